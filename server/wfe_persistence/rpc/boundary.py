@@ -1,0 +1,165 @@
+"""What stands around every handler: bytes to message, namespace, deadline, errors to statuses.
+
+Handlers are registered with raw bytes on both sides, because what gRPC itself says of undecodable
+bytes is UNKNOWN and shows internals, and because one wrapper per method is cheaper than a chain of
+interceptors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+
+from wfe_persistence.errors import PersistenceError
+from wfe_persistence.rpc.check import check_no_nul
+from wfe_persistence.rpc.status import DETAILS_KEY, STATUS_OF, details, reason_name
+from wfe_persistence.store.admin import Namespaces
+from wfe_persistence.store.db import Store
+
+log = logging.getLogger(__name__)
+
+NAMESPACE_KEY = "wfe-namespace"
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a handler knows of its call, beside the request."""
+
+    store: Store
+    """The store of the namespace the call goes to."""
+    size: int
+    """The request's size in bytes."""
+    max_message_bytes: int
+    """The largest request, and the largest aggregate to be stored."""
+
+
+class Boundary:
+    """Wraps the methods of servicers; one for the whole server."""
+
+    def __init__(
+        self, namespaces: Namespaces, *, max_message_bytes: int, default_deadline: float
+    ) -> None:
+        self._namespaces = namespaces
+        self._max_message_bytes = max_message_bytes
+        self._default_deadline = default_deadline
+
+    def handlers(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
+        """gRPC's handlers for a service."""
+        return grpc.method_handlers_generic_handler(
+            service.full_name,
+            {method.name: self._handler(method, servicer) for method in service.methods},
+        )
+
+    def _handler(
+        self, method: MethodDescriptor, servicer: object
+    ) -> grpc.RpcMethodHandler[bytes, bytes]:
+        request_class = GetMessageClass(method.input_type)
+        function = getattr(servicer, method.name)
+        if method.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(self._stream(function, request_class))
+        return grpc.unary_unary_rpc_method_handler(self._unary(function, request_class))
+
+    def _unary(
+        self, function: Callable[[Message, Call], Awaitable[Message]], request_class: type[Message]
+    ) -> Any:
+        async def handle(data: bytes, context: Context) -> bytes:
+            try:
+                async with asyncio.timeout(self._seconds(context)):
+                    request, call = await self._open(data, request_class, context)
+                    answer = await function(request, call)
+                return answer.SerializeToString()
+            except Exception as exc:
+                await _abort(context, exc)
+
+        return handle
+
+    def _stream(
+        self,
+        function: Callable[[Message, Call], AsyncIterator[Message]],
+        request_class: type[Message],
+    ) -> Any:
+        async def handle(data: bytes, context: Context) -> AsyncIterator[bytes]:
+            try:
+                async with asyncio.timeout(self._seconds(context)):
+                    request, call = await self._open(data, request_class, context)
+                    async with aclosing(function(request, call)) as answers:  # type: ignore[type-var]
+                        async for answer in answers:
+                            await context.write(answer.SerializeToString())
+            except Exception as exc:
+                await _abort(context, exc)
+            return
+            yield b""  # an async generator, to gRPC; but only write() can be timed from here
+
+        return handle
+
+    def _seconds(self, context: Context) -> float:
+        """How long the call may take."""
+        remaining = context.time_remaining()
+        if remaining is None:
+            return self._default_deadline
+        if remaining <= 0:
+            raise TimeoutError
+        return remaining
+
+    async def _open(
+        self, data: bytes, request_class: type[Message], context: Context
+    ) -> tuple[Message, Call]:
+        if len(data) > self._max_message_bytes:
+            raise PersistenceError(
+                ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE,
+                f"the request has {len(data)} bytes, the limit is {self._max_message_bytes}",
+                metadata={"limit_bytes": str(self._max_message_bytes)},
+            )
+        try:
+            request = request_class.FromString(data)
+        except DecodeError as exc:
+            raise PersistenceError(
+                ErrorReason.ERROR_REASON_MALFORMED_MESSAGE,
+                f"the request is no {request_class.DESCRIPTOR.full_name}, or has text that is "
+                "no UTF-8",
+            ) from exc
+        if b"\0" in data:
+            check_no_nul(request)
+        namespace = ""
+        for key, value in context.invocation_metadata() or ():
+            if key == NAMESPACE_KEY:
+                namespace = value if isinstance(value, str) else ""
+        store = await self._namespaces.get(namespace)
+        return request, Call(store, len(data), self._max_message_bytes)
+
+
+async def _abort(context: Context, exc: Exception) -> NoReturn:
+    """End the call with the status of what went wrong."""
+    if isinstance(exc, PersistenceError):
+        error = exc
+    elif isinstance(exc, TimeoutError):
+        error = PersistenceError(
+            ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED, "the deadline passed", retry_after=0.1
+        )
+    else:
+        reference = uuid.uuid4().hex[:12]
+        log.error("bug %s", reference, exc_info=exc)
+        error = PersistenceError(
+            ErrorReason.ERROR_REASON_INTERNAL,
+            f"internal error; the server's log has it under {reference}",
+        )
+    log.debug("%s: %s", reason_name(error.reason), error)
+    await context.abort(
+        STATUS_OF[error.reason],
+        str(error),
+        trailing_metadata=((DETAILS_KEY, details(error)),),
+    )
+    raise AssertionError("abort() raises")

@@ -1,0 +1,413 @@
+"""What a request must look like: one collector of bad fields, one function per message.
+
+A request is checked whole before anything is done, so that a caller learns of all its bad fields at
+once and nothing is half written. Paths of fields are put together only for the bad ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from json import JSONDecoder
+from typing import Any, Final, NoReturn
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from wfe.persistence.v1.command_pb2 import ScheduledCommand
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
+from wfe.persistence.v1.event_pb2 import Event
+from wfe.persistence.v1.store_pb2 import ExecutionError
+from wfe.persistence.v1.subscription_pb2 import EventSubscription
+from wfe.persistence.v1.workflow_pb2 import ExecutionPointer, WorkflowInstance
+
+from wfe_persistence.errors import PersistenceError, Violation
+from wfe_persistence.store.documents import COMMAND_NAME, POINTER_STATUS, WORKFLOW_STATUS
+
+MAX_ID_BYTES: Final = 512
+MAX_COMMAND_DATA_BYTES: Final = 2048
+MAX_INT4: Final = 2**31 - 1
+MAX_JSON_DEPTH: Final = 100
+MAX_JSON_EXPONENT: Final = 1000
+MAX_JSON_DIGITS: Final = 1000
+MAX_PAGE_SIZE: Final = 1000
+DEFAULT_PAGE_SIZE: Final = 100
+MAX_LEASE_SECONDS: Final = 24 * 3600
+
+_FIRST_SECOND: Final = -62_135_596_800  # 0001-01-01T00:00:00Z
+_LAST_SECOND: Final = 253_402_300_799  # 9999-12-31T23:59:59Z
+
+R = FieldViolationReason
+
+
+class Check:
+    """Collects what is wrong with a request; `done()` raises it."""
+
+    __slots__ = ("_json_texts", "_number_growth", "_violations")
+
+    def __init__(self) -> None:
+        self._violations: list[Violation] = []
+        self._json_texts: list[str] = []
+        self._number_growth = 0
+
+    def done(self) -> None:
+        """Raise all that was found; nothing if all is well."""
+        if self._violations:
+            first = self._violations[0]
+            raise PersistenceError(
+                ErrorReason.ERROR_REASON_INVALID_FIELD,
+                f"{first.field}: {first.description}"
+                + (f" (and {n} more)" if (n := len(self._violations) - 1) else ""),
+                violations=tuple(self._violations),
+            )
+
+    def fits(self, size: int, limit: int) -> None:
+        """Refuse to store what could not be read back in one message of `limit` bytes.
+
+        jsonb answers with a space behind each comma and colon and writes numbers without exponents,
+        so a document may come back larger than it went in.
+        """
+        if size * 1.5 + self._number_growth + 64 <= limit:
+            return
+        spaces = sum(text.count(",") + text.count(":") for text in self._json_texts)
+        if size + spaces + self._number_growth + 64 > limit:
+            raise PersistenceError(
+                ErrorReason.ERROR_REASON_ANSWER_TOO_LARGE,
+                f"what would be stored could not be read back in one message of {limit} bytes",
+                metadata={"limit_bytes": str(limit)},
+            )
+
+    def add(self, path: str, field: str, reason: R.ValueType, description: str) -> None:
+        """Note a bad field."""
+        self._violations.append(
+            Violation(f"{path}.{field}" if path else field, reason, description)
+        )
+
+    def present(self, message: Message, field: str, path: str = "") -> bool:
+        """A message field must be there."""
+        if message.HasField(field):
+            return True
+        self.add(path, field, R.FIELD_VIOLATION_REASON_REQUIRED, "is required")
+        return False
+
+    def id(self, path: str, field: str, value: str, *, required: bool = True) -> None:
+        """An id, name or key: at most 512 bytes, and not blank where it is required."""
+        if len(value) > 128 and len(value.encode()) > MAX_ID_BYTES:
+            self.add(
+                path, field, R.FIELD_VIOLATION_REASON_TOO_LONG, f"more than {MAX_ID_BYTES} bytes"
+            )
+        elif not value or value.isspace():
+            # An empty one may mean "none", a blank one is a mistake.
+            if required or value:
+                self.add(
+                    path, field, R.FIELD_VIOLATION_REASON_REQUIRED, "must not be empty or blank"
+                )
+
+    def ids(self, path: str, field: str, values: Sequence[str]) -> None:
+        """A list of ids, none of them empty."""
+        for i, value in enumerate(values):
+            self.id(path, f"{field}[{i}]", value)
+
+    def key(self, path: str, field: str, value: str) -> None:
+        """A text that is looked up by: at most 512 bytes, anything else goes."""
+        if len(value) > 128 and len(value.encode()) > MAX_ID_BYTES:
+            self.add(
+                path, field, R.FIELD_VIOLATION_REASON_TOO_LONG, f"more than {MAX_ID_BYTES} bytes"
+            )
+
+    def time(self, path: str, field: str, value: Timestamp) -> None:
+        """A time in the years 1 to 9999."""
+        if not (_FIRST_SECOND <= value.seconds <= _LAST_SECOND and 0 <= value.nanos < 10**9):
+            self.add(
+                path,
+                field,
+                R.FIELD_VIOLATION_REASON_TIME_RANGE,
+                "must be in the years 1 to 9999, with nanos from 0 to 999999999",
+            )
+
+    def required_time(self, path: str, field: str, message: Message) -> None:
+        """A time that must be given."""
+        if self.present(message, field, path):
+            self.time(path, field, getattr(message, field))
+
+    def number(
+        self, path: str, field: str, value: int, least: int = 0, most: int = MAX_INT4
+    ) -> None:
+        """A number within bounds."""
+        if not least <= value <= most:
+            self.add(
+                path,
+                field,
+                R.FIELD_VIOLATION_REASON_NUMBER_RANGE,
+                f"must be from {least} to {most}",
+            )
+
+    def enum(self, path: str, field: str, value: int, known: dict[Any, str]) -> None:
+        """An enum value that is known and not UNSPECIFIED."""
+        if value not in known:
+            self.add(
+                path,
+                field,
+                R.FIELD_VIOLATION_REASON_ENUM_VALUE,
+                "must be a known value other than UNSPECIFIED",
+            )
+
+    def json(self, path: str, field: str, text: str) -> None:
+        """A JSON document that PostgreSQL can store and give back."""
+        self._json_texts.append(text)
+        try:
+            self._number_growth += check_json(text)
+        except _BadJsonError as exc:
+            self.add(path, field, exc.reason, str(exc))
+
+    def distinct(self, path: str, list_field: str, field: str, values: Sequence[str]) -> None:
+        """No value twice in a list; empty ones don't count."""
+        if len(set(values)) == len(values):
+            return
+        seen: set[str] = set()
+        for i, value in enumerate(values):
+            if value and value in seen:
+                at = f"{list_field}[{i}]"
+                self.add(
+                    path,
+                    f"{at}.{field}" if field else at,
+                    R.FIELD_VIOLATION_REASON_DUPLICATE,
+                    "stands in the list twice",
+                )
+            seen.add(value)
+
+    def page_size(self, value: int, field: str = "page_size") -> int:
+        """A page size: 0 is the default, too large the maximum."""
+        if value < 0:
+            self.add("", field, R.FIELD_VIOLATION_REASON_NUMBER_RANGE, "must not be negative")
+        return min(value, MAX_PAGE_SIZE) or DEFAULT_PAGE_SIZE
+
+    def lease_ms(self, field: str, value: Duration, default: int, *, given: bool) -> int:
+        """A lease's duration in milliseconds."""
+        if not given:
+            return default
+        ms = value.seconds * 1000 + value.nanos // 1_000_000
+        if not (0 <= value.nanos < 10**9 and 1 <= ms <= MAX_LEASE_SECONDS * 1000):
+            self.add("", field, R.FIELD_VIOLATION_REASON_TIME_RANGE, "must be from 1 ms to 24 h")
+        return ms
+
+    # One function per message.
+
+    def instance(self, w: WorkflowInstance, path: str, *, new: bool) -> None:
+        """A workflow to be written; a new one may leave its id to the store."""
+        self.id(path, "id", w.id, required=not new)
+        self.id(path, "name", w.name, required=False)
+        if w.HasField("root_workflow_id"):
+            self.id(path, "root_workflow_id", w.root_workflow_id)
+        self.id(path, "workflow_definition_id", w.workflow_definition_id)
+        self.number(path, "version", w.version)
+        self.enum(path, "status", w.status, WORKFLOW_STATUS)
+        self.json(path, "data_json", w.data_json)
+        self.required_time(path, "create_time", w)
+        if w.HasField("complete_time"):
+            self.time(path, "complete_time", w.complete_time)
+        for i, p in enumerate(w.execution_pointers):
+            self._pointer(p, f"{path}.execution_pointers[{i}]")
+        self.distinct(path, "execution_pointers", "id", [p.id for p in w.execution_pointers])
+
+    def _pointer(self, p: ExecutionPointer, path: str) -> None:
+        self.id(path, "id", p.id)
+        self.number(path, "step_id", p.step_id)
+        self.enum(path, "status", p.status, POINTER_STATUS)
+        self.number(path, "retry_count", p.retry_count)
+        for field in ("sleep_until", "start_time", "end_time"):
+            if p.HasField(field):  # type: ignore[arg-type]
+                self.time(path, field, getattr(p, field))
+        if p.HasField("event_name"):
+            self.key(path, "event_name", p.event_name)
+        if p.HasField("event_key"):
+            self.key(path, "event_key", p.event_key)
+        if p.HasField("predecessor_id"):
+            self.id(path, "predecessor_id", p.predecessor_id)
+        if p.HasField("persistence_data_json"):
+            self.json(path, "persistence_data_json", p.persistence_data_json)
+        if p.HasField("event_data_json"):
+            self.json(path, "event_data_json", p.event_data_json)
+        if p.HasField("context_item_json"):
+            self.json(path, "context_item_json", p.context_item_json)
+        if p.HasField("outcome_json"):
+            self.json(path, "outcome_json", p.outcome_json)
+        if p.children:
+            self.ids(path, "children", p.children)
+        if p.scope:
+            self.ids(path, "scope", p.scope)
+        for name, text in p.extension_attributes_json.items():
+            self.json(path, f'extension_attributes_json["{name}"]', text)
+
+    def event(self, e: Event, path: str) -> None:
+        """An event to be written."""
+        self.id(path, "id", e.id, required=False)
+        self.id(path, "event_name", e.event_name)
+        self.key(path, "event_key", e.event_key)
+        self.json(path, "event_data_json", e.event_data_json)
+        self.required_time(path, "event_time", e)
+
+    def subscription(self, s: EventSubscription, path: str) -> None:
+        """A subscription to be written."""
+        self.id(path, "id", s.id, required=False)
+        self.id(path, "workflow_id", s.workflow_id)
+        self.number(path, "step_id", s.step_id)
+        self.key(path, "execution_pointer_id", s.execution_pointer_id)
+        self.id(path, "event_name", s.event_name)
+        self.key(path, "event_key", s.event_key)
+        self.required_time(path, "subscribe_as_of", s)
+        if s.HasField("subscription_data_json"):
+            self.json(path, "subscription_data_json", s.subscription_data_json)
+        if s.HasField("external_token"):
+            self.id(path, "external_token", s.external_token)
+        if s.HasField("external_worker_id"):
+            self.key(path, "external_worker_id", s.external_worker_id)
+        if s.HasField("external_token_expiry"):
+            self.time(path, "external_token_expiry", s.external_token_expiry)
+
+    def command(self, c: ScheduledCommand, path: str) -> None:
+        """A command to be scheduled."""
+        self.enum(path, "command_name", c.command_name, COMMAND_NAME)
+        if len(c.data.encode()) > MAX_COMMAND_DATA_BYTES:
+            self.add(
+                path,
+                "data",
+                R.FIELD_VIOLATION_REASON_TOO_LONG,
+                f"more than {MAX_COMMAND_DATA_BYTES} bytes",
+            )
+
+    def error(self, e: ExecutionError, path: str) -> None:
+        """An error to be logged."""
+        self.required_time(path, "error_time", e)
+        self.id(path, "workflow_id", e.workflow_id)
+        self.key(path, "execution_pointer_id", e.execution_pointer_id)
+
+
+class _BadJsonError(ValueError):
+    def __init__(self, reason: R.ValueType, description: str) -> None:
+        super().__init__(description)
+        self.reason = reason
+
+
+def _no_json_constant(_: str) -> NoReturn:
+    raise ValueError
+
+
+# Numbers are left as text: quick, and free of Python's own limits.
+_decode = JSONDecoder(
+    parse_float=str,
+    parse_int=str,
+    parse_constant=_no_json_constant,  # type: ignore[arg-type]
+).decode
+# What a quick look must find before numbers are looked at one by one: an exponent, or many digits.
+_UNUSUAL_NUMBER = re.compile(r"[0-9][eE]|[0-9.]{%d}" % MAX_JSON_DIGITS)
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+
+
+def check_json(text: str) -> int:
+    """Check a document; answer by how many bytes its numbers grow when they are read back.
+
+    Raises _BadJsonError.
+    """
+    if text.count("[") + text.count("{") > MAX_JSON_DEPTH and _depth(text) > MAX_JSON_DEPTH:
+        raise _BadJsonError(
+            R.FIELD_VIOLATION_REASON_JSON_TOO_DEEP, f"nested more than {MAX_JSON_DEPTH} levels deep"
+        )
+    try:
+        value = _decode(text)
+    except ValueError as exc:
+        raise _BadJsonError(
+            R.FIELD_VIOLATION_REASON_JSON_INVALID, "is no JSON document (RFC 8259)"
+        ) from exc
+    if "\\u" in text and any(map(_is_unstorable, _strings(value))):
+        raise _BadJsonError(
+            R.FIELD_VIOLATION_REASON_JSON_CHARACTER,
+            "contains U+0000 or a lone surrogate, which PostgreSQL can't store",
+        )
+    if _UNUSUAL_NUMBER.search(text) is None:
+        return 0
+    growth = 0
+
+    def grows(literal: str) -> None:
+        nonlocal growth
+        growth += _number_growth(literal)
+
+    JSONDecoder(parse_float=grows, parse_int=grows).decode(text)
+    return growth
+
+
+def _number_growth(literal: str) -> int:
+    mantissa, _, exponent = literal.lower().partition("e")
+    digits = sum(map(str.isdigit, mantissa))
+    if (
+        digits > MAX_JSON_DIGITS
+        or len(exponent) > 10
+        or abs(int(exponent or 0)) > MAX_JSON_EXPONENT
+    ):
+        raise _BadJsonError(
+            R.FIELD_VIOLATION_REASON_JSON_NUMBER,
+            f"a number has more than {MAX_JSON_DIGITS} digits or an exponent beyond "
+            f"{MAX_JSON_EXPONENT}",
+        )
+    return abs(int(exponent or 0)) + 2
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for character in _STRING.sub("", text):
+        if character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    return deepest
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from _strings(item)
+
+
+def _is_unstorable(text: str) -> bool:
+    return "\0" in text or any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def check_no_nul(message: Message) -> None:
+    """Refuse U+0000 in any text of a request. Called only for requests with a zero byte in them."""
+    check = Check()
+    for path in _fields_with_nul(message, ""):
+        check.add(
+            "",
+            path,
+            R.FIELD_VIOLATION_REASON_TEXT_HAS_NUL,
+            "contains U+0000, which PostgreSQL can't store",
+        )
+    check.done()
+
+
+def _fields_with_nul(message: Message, path: str) -> Iterator[str]:
+    for field, value in message.ListFields():
+        name = f"{path}.{field.name}" if path else field.name
+        if field.type == FieldDescriptor.TYPE_MESSAGE and field.message_type.GetOptions().map_entry:
+            for key, item in value.items():
+                if "\0" in key or (isinstance(item, str) and "\0" in item):
+                    # The key itself is the caller's value, and has the NUL in it.
+                    yield name
+        elif field.type not in (FieldDescriptor.TYPE_MESSAGE, FieldDescriptor.TYPE_STRING):
+            continue
+        else:
+            items = enumerate(value) if field.is_repeated else ((None, value),)
+            for i, item in items:
+                at = name if i is None else f"{name}[{i}]"
+                if isinstance(item, Message):
+                    yield from _fields_with_nul(item, at)
+                elif "\0" in item:
+                    yield at

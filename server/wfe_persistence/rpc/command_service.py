@@ -1,0 +1,94 @@
+"""ScheduledCommandService."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from wfe.persistence.v1.command_pb2 import (
+    ClaimCommandsRequest,
+    ClaimCommandsResponse,
+    CompleteCommandsRequest,
+    CompleteCommandsResponse,
+    ReleaseCommandsRequest,
+    ReleaseCommandsResponse,
+    ScheduleCommandRequest,
+    ScheduleCommandResponse,
+)
+
+from wfe_persistence.rpc.boundary import Call
+from wfe_persistence.rpc.check import MAX_PAGE_SIZE, Check, R
+from wfe_persistence.store import command
+from wfe_persistence.store.rows import epoch_ms
+
+DEFAULT_LEASE_MS: Final = 30_000
+
+
+class ScheduledCommandService:
+    """Work for later."""
+
+    async def ScheduleCommand(
+        self, request: ScheduleCommandRequest, call: Call
+    ) -> ScheduleCommandResponse:
+        """Schedule a command."""
+        check = Check()
+        if check.present(request, "command"):
+            check.command(request.command, "command")
+        check.done()
+        await command.schedule_command(call.store, request.command)
+        return ScheduleCommandResponse()
+
+    async def ClaimCommands(
+        self, request: ClaimCommandsRequest, call: Call
+    ) -> ClaimCommandsResponse:
+        """Claim due commands."""
+        check = Check()
+        check.time("", "as_of", request.as_of)
+        limit = check.page_size(request.limit, "limit")
+        lease_ms = check.lease_ms(
+            "lease_duration",
+            request.lease_duration,
+            DEFAULT_LEASE_MS,
+            given=request.HasField("lease_duration"),
+        )
+        check.key("", "worker_id", request.worker_id)
+        check.done()
+        claimed = await command.claim_commands(
+            call.store,
+            epoch_ms(request.as_of) if request.HasField("as_of") else None,
+            limit,
+            lease_ms,
+            request.worker_id,
+        )
+        return ClaimCommandsResponse(commands=claimed)
+
+    async def CompleteCommands(
+        self, request: CompleteCommandsRequest, call: Call
+    ) -> CompleteCommandsResponse:
+        """Remove handled commands."""
+        _check_tokens(request.lease_tokens)
+        await command.complete_commands(call.store, request.lease_tokens)
+        return CompleteCommandsResponse()
+
+    async def ReleaseCommands(
+        self, request: ReleaseCommandsRequest, call: Call
+    ) -> ReleaseCommandsResponse:
+        """Give claimed commands back."""
+        _check_tokens(request.lease_tokens)
+        await command.release_commands(call.store, request.lease_tokens)
+        return ReleaseCommandsResponse()
+
+
+def _check_tokens(lease_tokens: Sequence[str]) -> None:
+    check = Check()
+    if len(lease_tokens) > MAX_PAGE_SIZE:
+        check.add(
+            "",
+            "lease_tokens",
+            R.FIELD_VIOLATION_REASON_NUMBER_RANGE,
+            f"must be at most {MAX_PAGE_SIZE}",
+        )
+    else:
+        check.ids("", "lease_tokens", lease_tokens)
+        check.distinct("", "lease_tokens", "", lease_tokens)
+    check.done()

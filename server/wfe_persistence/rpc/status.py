@@ -1,0 +1,115 @@
+"""The one table from reasons to gRPC statuses, and the error details that go with a status."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import grpc
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
+
+from wfe_persistence.errors import PersistenceError
+
+DOMAIN: Final = "wfe.persistence"
+DETAILS_KEY: Final = "grpc-status-details-bin"
+
+# All of it travels in HTTP/2 headers, which peers bound at 8 kB: of very many bad fields, some.
+_MOST_VIOLATIONS = 20
+_LONGEST_PATH = 200
+
+_STATUS: Final[dict[grpc.StatusCode, tuple[str, ...]]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: (
+        "INVALID_FIELD",
+        "MALFORMED_MESSAGE",
+        "INVALID_PAGE_TOKEN",
+        "INVALID_NAMESPACE",
+    ),
+    grpc.StatusCode.NOT_FOUND: (
+        "WORKFLOW_NOT_FOUND",
+        "EVENT_NOT_FOUND",
+        "SUBSCRIPTION_NOT_FOUND",
+        "NAMESPACE_NOT_FOUND",
+    ),
+    grpc.StatusCode.ALREADY_EXISTS: (
+        "WORKFLOW_ALREADY_EXISTS",
+        "NAME_TAKEN",
+        "EVENT_ALREADY_EXISTS",
+        "SUBSCRIPTION_ALREADY_EXISTS",
+    ),
+    grpc.StatusCode.ABORTED: ("REVISION_MISMATCH", "TRANSACTION_CONFLICT"),
+    grpc.StatusCode.FAILED_PRECONDITION: (
+        "TOKEN_MISMATCH",
+        "LEASE_LOST",
+        "TRUNCATE_NOT_ALLOWED",
+        "SCHEMA_OUTDATED",
+        "SCHEMA_TOO_NEW",
+        "DATABASE_PERMISSION_DENIED",
+    ),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: (
+        "MESSAGE_TOO_LARGE",
+        "ANSWER_TOO_LARGE",
+        "POOL_EXHAUSTED",
+        "DATABASE_FULL",
+    ),
+    grpc.StatusCode.DEADLINE_EXCEEDED: ("DEADLINE_EXCEEDED",),
+    grpc.StatusCode.UNAVAILABLE: (
+        "DATABASE_UNAVAILABLE",
+        "COMMIT_OUTCOME_UNKNOWN",
+        "SHUTTING_DOWN",
+    ),
+    grpc.StatusCode.INTERNAL: ("INTERNAL",),
+}
+
+STATUS_OF: Final = {
+    ErrorReason.Value(f"ERROR_REASON_{name}"): code
+    for code, names in _STATUS.items()
+    for name in names
+}
+
+
+def reason_name(reason: ErrorReason.ValueType) -> str:
+    """A reason as ErrorInfo has it, without its prefix."""
+    return ErrorReason.Name(reason).removeprefix("ERROR_REASON_")
+
+
+def violation_name(reason: FieldViolationReason.ValueType) -> str:
+    """A field violation's reason as BadRequest has it, without its prefix."""
+    return FieldViolationReason.Name(reason).removeprefix("FIELD_VIOLATION_REASON_")
+
+
+def details(error: PersistenceError) -> bytes:
+    """The google.rpc.Status of an error, for the trailing metadata."""
+    info = error_details_pb2.ErrorInfo(
+        reason=reason_name(error.reason), domain=DOMAIN, metadata=error.metadata
+    )
+    packed = [_pack(info)]
+    if error.violations:
+        bad_request = error_details_pb2.BadRequest()
+        for violation in error.violations[:_MOST_VIOLATIONS]:
+            bad_request.field_violations.add(
+                field=violation.field[:_LONGEST_PATH],
+                description=violation.description,
+                reason=violation_name(violation.reason),
+            )
+        packed.append(_pack(bad_request))
+    if error.retry_after is not None:
+        nanos, seconds = math.modf(error.retry_after)
+        delay = Duration(seconds=int(seconds), nanos=int(nanos * 1e9))
+        packed.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
+    status = status_pb2.Status(
+        code=STATUS_OF[error.reason].value[0], message=str(error), details=packed
+    )
+    return status.SerializeToString()
+
+
+def _pack(
+    message: error_details_pb2.ErrorInfo
+    | error_details_pb2.BadRequest
+    | error_details_pb2.RetryInfo,
+) -> Any:
+    packed = Any()
+    packed.Pack(message)
+    return packed

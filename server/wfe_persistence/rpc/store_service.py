@@ -1,0 +1,107 @@
+"""StoreService."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe.persistence.v1.store_pb2 import (
+    Capabilities,
+    EnsureStoreExistsRequest,
+    EnsureStoreExistsResponse,
+    GetStoreInfoRequest,
+    GetStoreInfoResponse,
+    ListErrorsRequest,
+    ListErrorsResponse,
+    PersistErrorsRequest,
+    PersistErrorsResponse,
+    TruncateAllRequest,
+    TruncateAllResponse,
+)
+
+from wfe_persistence.errors import PersistenceError
+from wfe_persistence.rpc import paging
+from wfe_persistence.rpc.boundary import Call
+from wfe_persistence.rpc.check import Check
+from wfe_persistence.store import admin, error_log, migrate
+from wfe_persistence.store.db import Store
+
+
+class StoreService:
+    """The store as a whole, and the error log.
+
+    `ensure` brings a store up to date and answers the names of the migrations it applied.
+    """
+
+    def __init__(
+        self,
+        *,
+        server_version: str,
+        allow_truncate: bool,
+        ensure: Callable[[Store], Awaitable[list[str]]],
+    ) -> None:
+        self._server_version = server_version
+        self._allow_truncate = allow_truncate
+        self._ensure = ensure
+
+    async def EnsureStoreExists(
+        self, request: EnsureStoreExistsRequest, call: Call
+    ) -> EnsureStoreExistsResponse:
+        """Create the store or bring it up to date."""
+        applied = await self._ensure(call.store)
+        return EnsureStoreExistsResponse(
+            schema_version=migrate.latest_version(), applied_migrations=applied
+        )
+
+    async def PersistErrors(
+        self, request: PersistErrorsRequest, call: Call
+    ) -> PersistErrorsResponse:
+        """Log errors."""
+        check = Check()
+        for i, error in enumerate(request.errors):
+            check.error(error, f"errors[{i}]")
+        check.done()
+        check.fits(call.size, call.max_message_bytes)
+        await error_log.persist_errors(call.store, request.errors)
+        return PersistErrorsResponse()
+
+    async def ListErrors(self, request: ListErrorsRequest, call: Call) -> ListErrorsResponse:
+        """Answer logged errors."""
+        check = Check()
+        check.id("", "workflow_id", request.workflow_id, required=False)
+        page_size = check.page_size(request.page_size)
+        check.done()
+        page = await error_log.list_errors(
+            call.store,
+            request.workflow_id,
+            paging.decode(request, call.store, request.page_token, error_log.BEHIND_LAST),
+            page_size,
+            paging.page_bytes(call.max_message_bytes),
+        )
+        return ListErrorsResponse(
+            errors=page.items, next_page_token=paging.encode(request, call.store, page.next)
+        )
+
+    async def GetStoreInfo(self, request: GetStoreInfoRequest, call: Call) -> GetStoreInfoResponse:
+        """Answer what this server and its store are."""
+        database = await admin.database_info(call.store)
+        return GetStoreInfoResponse(
+            server_version=self._server_version,
+            postgres_version=database.version,
+            namespace=call.store.namespace,
+            schema=call.store.schema.name,
+            schema_version=await migrate.schema_version(call.store),
+            latest_schema_version=migrate.latest_version(),
+            capabilities=Capabilities(scheduled_commands=True, truncate_all=self._allow_truncate),
+            max_message_bytes=call.max_message_bytes,
+        )
+
+    async def TruncateAll(self, request: TruncateAllRequest, call: Call) -> TruncateAllResponse:
+        """Empty the store."""
+        if not self._allow_truncate:
+            raise PersistenceError(
+                ErrorReason.ERROR_REASON_TRUNCATE_NOT_ALLOWED,
+                "the server was started without --allow-truncate",
+            )
+        await admin.truncate_all(call.store)
+        return TruncateAllResponse()

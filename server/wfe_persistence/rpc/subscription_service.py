@@ -1,0 +1,139 @@
+"""SubscriptionService."""
+
+from __future__ import annotations
+
+import uuid
+
+from wfe.persistence.v1.subscription_pb2 import (
+    ClearSubscriptionTokenRequest,
+    ClearSubscriptionTokenResponse,
+    CreateEventSubscriptionRequest,
+    CreateEventSubscriptionResponse,
+    GetFirstOpenSubscriptionRequest,
+    GetFirstOpenSubscriptionResponse,
+    GetSubscriptionRequest,
+    GetSubscriptionResponse,
+    GetSubscriptionsRequest,
+    GetSubscriptionsResponse,
+    SetSubscriptionTokenRequest,
+    SetSubscriptionTokenResponse,
+    TerminateSubscriptionRequest,
+    TerminateSubscriptionResponse,
+)
+
+from wfe_persistence.rpc import paging
+from wfe_persistence.rpc.boundary import Call
+from wfe_persistence.rpc.check import Check
+from wfe_persistence.store import subscription
+from wfe_persistence.store.paging import START
+
+
+class SubscriptionService:
+    """Event subscriptions and their tokens."""
+
+    async def CreateEventSubscription(
+        self, request: CreateEventSubscriptionRequest, call: Call
+    ) -> CreateEventSubscriptionResponse:
+        """Store a new subscription."""
+        check = Check()
+        if check.present(request, "subscription"):
+            check.subscription(request.subscription, "subscription")
+        check.done()
+        check.fits(call.size, call.max_message_bytes)
+        request.subscription.id = request.subscription.id or str(uuid.uuid4())
+        await subscription.create_event_subscription(call.store, request.subscription)
+        return CreateEventSubscriptionResponse(id=request.subscription.id)
+
+    async def GetSubscription(
+        self, request: GetSubscriptionRequest, call: Call
+    ) -> GetSubscriptionResponse:
+        """Answer one subscription."""
+        check = Check()
+        check.id("", "id", request.id)
+        check.done()
+        found = await subscription.get_subscription(call.store, request.id)
+        return GetSubscriptionResponse(subscription=found)
+
+    async def GetSubscriptions(
+        self, request: GetSubscriptionsRequest, call: Call
+    ) -> GetSubscriptionsResponse:
+        """Answer open subscriptions."""
+        check = Check()
+        _check_query(request, check)
+        page_size = check.page_size(request.page_size)
+        check.done()
+        page = await subscription.get_subscriptions(
+            call.store,
+            request.event_name,
+            request.event_key,
+            request.as_of if request.HasField("as_of") else None,
+            paging.decode(request, call.store, request.page_token, START),
+            page_size,
+            paging.page_bytes(call.max_message_bytes),
+        )
+        return GetSubscriptionsResponse(
+            subscriptions=page.items, next_page_token=paging.encode(request, call.store, page.next)
+        )
+
+    async def GetFirstOpenSubscription(
+        self, request: GetFirstOpenSubscriptionRequest, call: Call
+    ) -> GetFirstOpenSubscriptionResponse:
+        """Answer the oldest open subscription, if there is one."""
+        check = Check()
+        _check_query(request, check)
+        check.done()
+        found = await subscription.get_first_open_subscription(
+            call.store,
+            request.event_name,
+            request.event_key,
+            request.as_of if request.HasField("as_of") else None,
+        )
+        return GetFirstOpenSubscriptionResponse(subscription=found)
+
+    async def TerminateSubscription(
+        self, request: TerminateSubscriptionRequest, call: Call
+    ) -> TerminateSubscriptionResponse:
+        """Remove a subscription."""
+        check = Check()
+        check.id("", "id", request.id)
+        check.done()
+        await subscription.terminate_subscription(call.store, request.id)
+        return TerminateSubscriptionResponse()
+
+    async def SetSubscriptionToken(
+        self, request: SetSubscriptionTokenRequest, call: Call
+    ) -> SetSubscriptionTokenResponse:
+        """Take hold of a subscription."""
+        check = Check()
+        check.id("", "id", request.id)
+        check.id("", "token", request.token)
+        check.key("", "worker_id", request.worker_id)
+        check.time("", "expiry", request.expiry)
+        check.done()
+        acquired = await subscription.set_subscription_token(
+            call.store,
+            request.id,
+            request.token,
+            request.worker_id,
+            request.expiry if request.HasField("expiry") else None,
+        )
+        return SetSubscriptionTokenResponse(acquired=acquired)
+
+    async def ClearSubscriptionToken(
+        self, request: ClearSubscriptionTokenRequest, call: Call
+    ) -> ClearSubscriptionTokenResponse:
+        """Let go of a subscription."""
+        check = Check()
+        check.id("", "id", request.id)
+        check.id("", "token", request.token)
+        check.done()
+        await subscription.clear_subscription_token(call.store, request.id, request.token)
+        return ClearSubscriptionTokenResponse()
+
+
+def _check_query(
+    request: GetSubscriptionsRequest | GetFirstOpenSubscriptionRequest, check: Check
+) -> None:
+    check.id("", "event_name", request.event_name)
+    check.key("", "event_key", request.event_key)
+    check.time("", "as_of", request.as_of)

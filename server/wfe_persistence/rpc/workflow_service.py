@@ -1,0 +1,160 @@
+"""WorkflowService."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from wfe.persistence.v1.workflow_pb2 import (
+    CreateNewWorkflowRequest,
+    CreateNewWorkflowResponse,
+    GetRunnableInstancesRequest,
+    GetRunnableInstancesResponse,
+    GetWorkflowInstanceByNameRequest,
+    GetWorkflowInstanceByNameResponse,
+    GetWorkflowInstanceRequest,
+    GetWorkflowInstanceResponse,
+    GetWorkflowInstancesRequest,
+    GetWorkflowInstancesResponse,
+    NextDefinitionSequenceRequest,
+    NextDefinitionSequenceResponse,
+    PersistWorkflowRequest,
+    PersistWorkflowResponse,
+    PersistWorkflowWithSubscriptionsRequest,
+    PersistWorkflowWithSubscriptionsResponse,
+)
+
+from wfe_persistence.rpc import paging
+from wfe_persistence.rpc.boundary import Call
+from wfe_persistence.rpc.check import Check
+from wfe_persistence.store import workflow
+from wfe_persistence.store.paging import START
+from wfe_persistence.store.rows import epoch_ms
+
+_FIRST_REVISION = 1
+_MAX_REVISION = 2**63 - 1
+
+
+class WorkflowService:
+    """Workflows with their execution pointers."""
+
+    async def CreateNewWorkflow(
+        self, request: CreateNewWorkflowRequest, call: Call
+    ) -> CreateNewWorkflowResponse:
+        """Store a new workflow."""
+        check = Check()
+        instance = request.instance
+        if check.present(request, "instance"):
+            check.instance(instance, "instance", new=True)
+        check.done()
+        check.fits(call.size, call.max_message_bytes)
+        instance.id = instance.id or str(uuid.uuid4())
+        instance.name = instance.name or instance.id
+        await workflow.create_new_workflow(call.store, instance)
+        return CreateNewWorkflowResponse(
+            id=instance.id, name=instance.name, revision=_FIRST_REVISION
+        )
+
+    async def PersistWorkflow(
+        self, request: PersistWorkflowRequest, call: Call
+    ) -> PersistWorkflowResponse:
+        """Replace a workflow's stored state."""
+        check = Check()
+        expected = _expected_revision(request, check)
+        if check.present(request, "instance"):
+            check.instance(request.instance, "instance", new=False)
+        check.done()
+        check.fits(call.size, call.max_message_bytes)
+        revision = await workflow.persist_workflow(call.store, request.instance, expected)
+        return PersistWorkflowResponse(revision=revision)
+
+    async def PersistWorkflowWithSubscriptions(
+        self, request: PersistWorkflowWithSubscriptionsRequest, call: Call
+    ) -> PersistWorkflowWithSubscriptionsResponse:
+        """Replace a workflow's stored state and create subscriptions, all or nothing."""
+        check = Check()
+        expected = _expected_revision(request, check)
+        if check.present(request, "instance"):
+            check.instance(request.instance, "instance", new=False)
+        for i, subscription in enumerate(request.subscriptions):
+            check.subscription(subscription, f"subscriptions[{i}]")
+        check.distinct("", "subscriptions", "id", [s.id for s in request.subscriptions])
+        check.done()
+        check.fits(call.size, call.max_message_bytes)
+        for subscription in request.subscriptions:
+            subscription.id = subscription.id or str(uuid.uuid4())
+        revision = await workflow.persist_workflow(
+            call.store, request.instance, expected, request.subscriptions
+        )
+        return PersistWorkflowWithSubscriptionsResponse(
+            revision=revision, subscription_ids=[s.id for s in request.subscriptions]
+        )
+
+    async def GetWorkflowInstance(
+        self, request: GetWorkflowInstanceRequest, call: Call
+    ) -> GetWorkflowInstanceResponse:
+        """Answer one workflow."""
+        check = Check()
+        check.id("", "id", request.id)
+        check.done()
+        instance = await workflow.get_workflow_instance(call.store, request.id)
+        return GetWorkflowInstanceResponse(instance=instance)
+
+    async def GetWorkflowInstanceByName(
+        self, request: GetWorkflowInstanceByNameRequest, call: Call
+    ) -> GetWorkflowInstanceByNameResponse:
+        """Answer one workflow, found by its name."""
+        check = Check()
+        check.id("", "name", request.name)
+        check.done()
+        instance = await workflow.get_workflow_instance_by_name(call.store, request.name)
+        return GetWorkflowInstanceByNameResponse(instance=instance)
+
+    async def GetWorkflowInstances(
+        self, request: GetWorkflowInstancesRequest, call: Call
+    ) -> AsyncIterator[GetWorkflowInstancesResponse]:
+        """Answer many workflows, one a message."""
+        check = Check()
+        check.ids("", "ids", request.ids)
+        check.done()
+        async with aclosing(workflow.get_workflow_instances(call.store, request.ids)) as instances:
+            async for instance in instances:
+                yield GetWorkflowInstancesResponse(instance=instance)
+
+    async def GetRunnableInstances(
+        self, request: GetRunnableInstancesRequest, call: Call
+    ) -> GetRunnableInstancesResponse:
+        """Answer the ids of due workflows."""
+        check = Check()
+        check.time("", "as_at", request.as_at)
+        page_size = check.page_size(request.page_size)
+        check.done()
+        page = await workflow.get_runnable_instances(
+            call.store,
+            epoch_ms(request.as_at) if request.HasField("as_at") else None,
+            paging.decode(request, call.store, request.page_token, START),
+            page_size,
+        )
+        return GetRunnableInstancesResponse(
+            instance_ids=page.items, next_page_token=paging.encode(request, call.store, page.next)
+        )
+
+    async def NextDefinitionSequence(
+        self, request: NextDefinitionSequenceRequest, call: Call
+    ) -> NextDefinitionSequenceResponse:
+        """Take the next number of a definition."""
+        check = Check()
+        check.id("", "definition_id", request.definition_id)
+        check.done()
+        number = await workflow.next_definition_sequence(call.store, request.definition_id)
+        return NextDefinitionSequenceResponse(number=number)
+
+
+def _expected_revision(
+    request: PersistWorkflowRequest | PersistWorkflowWithSubscriptionsRequest, check: Check
+) -> int | None:
+    if not request.HasField("expected_revision"):
+        return None
+    check.number("", "expected_revision", request.expected_revision, _FIRST_REVISION, _MAX_REVISION)
+    return request.expected_revision

@@ -1,0 +1,1 @@
+"""The store: every SQL statement, one file per aggregate, and the way to PostgreSQL (`db`)."""

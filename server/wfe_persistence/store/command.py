@@ -1,0 +1,187 @@
+"""Scheduled commands: one per (command_name, data), claimed under leases."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Sequence
+
+from wfe.persistence.v1.command_pb2 import ClaimedCommand, ScheduledCommand
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
+
+from wfe_persistence.errors import PersistenceError, invalid_field
+from wfe_persistence.store.db import Store
+from wfe_persistence.store.documents import COMMAND_NAME
+from wfe_persistence.store.rows import (
+    PGresult,
+    integer,
+    read_bool,
+    read_int8,
+    read_text,
+    read_time,
+    text,
+)
+
+_COMMAND_NAME_OF = {name.encode(): command for command, name in COMMAND_NAME.items()}
+
+# The update comes first because an INSERT ... ON CONFLICT takes a number from the sequence even
+# where it ends as an update. A trigger counts up the revision with every scheduling.
+SCHEDULE_COMMAND = """
+WITH rescheduled AS (
+    UPDATE wfc.scheduled_commands SET execute_time = $3
+    WHERE command_name = $1 AND data = $2
+    RETURNING id
+)
+INSERT INTO wfc.scheduled_commands (command_name, data, execute_time)
+SELECT $1, $2, $3 WHERE NOT EXISTS (SELECT FROM rescheduled)
+ON CONFLICT (command_name, data) DO UPDATE SET execute_time = excluded.execute_time
+"""
+
+
+async def schedule_command(store: Store, command: ScheduledCommand) -> None:
+    """Schedule a command, or give the one that exists a new time."""
+    await store.write(
+        SCHEDULE_COMMAND,
+        text(COMMAND_NAME[command.command_name]),
+        text(command.data),
+        integer(command.execute_time),
+    )
+
+
+CLAIM_COMMANDS = """
+WITH due AS (
+    SELECT id FROM wfc.scheduled_commands
+    WHERE execute_time <= coalesce($1::bigint, floor(extract(epoch FROM now()) * 1000)::bigint)
+        AND (lease_expiry IS NULL OR lease_expiry <= now())
+    ORDER BY execute_time, id
+    LIMIT $2
+    FOR UPDATE SKIP LOCKED
+), claimed AS (
+    UPDATE wfc.scheduled_commands c
+    SET lease_id = $3, lease_worker_id = $4, lease_expiry = now() + $5 * interval '1 millisecond'
+    FROM due WHERE c.id = due.id
+    RETURNING c.id, c.command_name, c.data, c.execute_time, c.revision, c.lease_expiry
+)
+SELECT id, command_name, data, execute_time, revision, lease_expiry
+FROM claimed ORDER BY execute_time, id
+"""
+
+
+async def claim_commands(
+    store: Store, as_of_ms: int | None, limit: int, lease_ms: int, worker_id: str
+) -> list[ClaimedCommand]:
+    """Claim due commands, soonest first. `as_of_ms` None: the database's clock."""
+    lease_id = uuid.uuid4().hex
+    rows = await store.write(
+        CLAIM_COMMANDS,
+        None if as_of_ms is None else integer(as_of_ms),
+        integer(limit),
+        text(lease_id),
+        text(worker_id),
+        integer(lease_ms),
+    )
+    return [_read_claim(rows, i, lease_id) for i in range(rows.ntuples)]
+
+
+# A lease token is `<row>.<revision>.<lease>`. The revision tells a command that was scheduled again
+# since its claim: that one stays, and only loses its lease. Everything hangs on all leases being
+# held, and the rows stay locked from that check to the end.
+COMPLETE_COMMANDS = """
+WITH given AS MATERIALIZED (
+    SELECT * FROM jsonb_to_recordset($1::jsonb) AS g(id bigint, revision bigint, lease_id text)
+), held AS MATERIALIZED (
+    SELECT c.id, c.revision = g.revision AS unchanged
+    FROM wfc.scheduled_commands c JOIN given g ON c.id = g.id AND c.lease_id = g.lease_id
+    ORDER BY c.id
+    FOR UPDATE OF c
+), every AS MATERIALIZED (
+    SELECT (SELECT count(*) FROM held) = (SELECT count(*) FROM given) AS is_held
+), removed AS (
+    DELETE FROM wfc.scheduled_commands c USING held, every
+    WHERE is_held AND c.id = held.id AND held.unchanged
+), kept AS (
+    UPDATE wfc.scheduled_commands c
+    SET lease_id = NULL, lease_worker_id = NULL, lease_expiry = NULL
+    FROM held, every
+    WHERE is_held AND c.id = held.id AND NOT held.unchanged
+)
+SELECT g.id, EXISTS (SELECT FROM held WHERE held.id = g.id) FROM given g
+"""
+
+
+async def complete_commands(store: Store, lease_tokens: Sequence[str]) -> None:
+    """Remove what was claimed under these lease tokens, all or nothing."""
+    rows = await store.write(COMPLETE_COMMANDS, _leases(lease_tokens))
+    _check_held(rows, lease_tokens)
+
+
+RELEASE_COMMANDS = """
+WITH given AS MATERIALIZED (
+    SELECT * FROM jsonb_to_recordset($1::jsonb) AS g(id bigint, revision bigint, lease_id text)
+), held AS MATERIALIZED (
+    SELECT c.id
+    FROM wfc.scheduled_commands c JOIN given g ON c.id = g.id AND c.lease_id = g.lease_id
+    ORDER BY c.id
+    FOR UPDATE OF c
+), released AS (
+    UPDATE wfc.scheduled_commands c
+    SET lease_id = NULL, lease_worker_id = NULL, lease_expiry = NULL
+    FROM held
+    WHERE c.id = held.id AND (SELECT count(*) FROM held) = (SELECT count(*) FROM given)
+)
+SELECT g.id, EXISTS (SELECT FROM held WHERE held.id = g.id) FROM given g
+"""
+
+
+async def release_commands(store: Store, lease_tokens: Sequence[str]) -> None:
+    """Make what was claimed under these lease tokens due again, all or nothing."""
+    rows = await store.write(RELEASE_COMMANDS, _leases(lease_tokens))
+    _check_held(rows, lease_tokens)
+
+
+_LEASE_TOKEN = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})\.([0-9a-f]{32})")
+
+
+def _leases(lease_tokens: Sequence[str]) -> bytes:
+    documents = []
+    for i, token in enumerate(lease_tokens):
+        match = _LEASE_TOKEN.fullmatch(token)
+        if match is None:
+            raise invalid_field(
+                f"lease_tokens[{i}]",
+                FieldViolationReason.FIELD_VIOLATION_REASON_FORMAT,
+                "is no lease token of ClaimCommands",
+            )
+        row, revision, lease = match.groups()
+        documents.append(f'{{"id":{int(row)},"revision":{int(revision)},"lease_id":"{lease}"}}')
+    return f"[{','.join(documents)}]".encode()
+
+
+def _check_held(rows: PGresult, lease_tokens: Sequence[str]) -> None:
+    held = {
+        read_int8(rows.get_value(i, 0)): read_bool(rows.get_value(i, 1))
+        for i in range(rows.ntuples)
+    }
+    lost = [token for token in lease_tokens if not held[int(token.partition(".")[0])]]
+    if lost:
+        raise PersistenceError(
+            ErrorReason.ERROR_REASON_LEASE_LOST,
+            f"{len(lost)} of {len(lease_tokens)} commands are no longer claimed under these leases",
+            # Metadata travels in HTTP/2 headers, which are bounded: some name the problem as well.
+            metadata={"lease_tokens": ",".join(lost[:20]), "lost": str(len(lost))},
+        )
+
+
+def _read_claim(rows: PGresult, i: int, lease_id: str) -> ClaimedCommand:
+    get = rows.get_value
+    row, revision = read_int8(get(i, 0)), read_int8(get(i, 4))
+    claim = ClaimedCommand(
+        command=ScheduledCommand(
+            command_name=_COMMAND_NAME_OF.get(get(i, 1) or b"", 0),
+            data=read_text(get(i, 2)),
+            execute_time=read_int8(get(i, 3)),
+        ),
+        lease_token=f"{row}.{revision}.{lease_id}",
+    )
+    read_time(get(i, 5), claim.lease_expiry)
+    return claim

@@ -1,0 +1,589 @@
+"""The way to PostgreSQL and back: pool, one round trip per call, retries, errors.
+
+psycopg's pool looks after the connections. On a connection taken from it, statements go out in
+libpq's pipeline mode, prepared once per connection, and the results are read on the event loop:
+a call is one message there and one back. This takes about half of the CPU that psycopg's cursors
+take (`./run bench --driver` measures both side by side).
+
+Parameters go out as text, results come back binary (`rows` reads them). Statements handed over
+together are one transaction, because PostgreSQL commits at the Sync that ends the batch. No
+session setting is made or relied on, so PgBouncer may stand in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, Final, NoReturn, Self
+
+import psycopg
+import psycopg_pool
+from psycopg import conninfo, pq
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+
+from wfe_persistence.errors import PersistenceError
+from wfe_persistence.store.rows import Param, read_bool
+from wfe_persistence.store.schema import Schema, Statement
+
+log = logging.getLogger(__name__)
+
+Command = tuple[Statement, Sequence[Param]]
+"""A statement, bound to a schema, and its parameters."""
+
+_BINARY: Final = 1
+_MAX_ATTEMPTS: Final = 5
+_CALL_OFF_SECONDS: Final = 2.0
+_ROWS_AHEAD: Final = 32
+
+# Defaults for the connection string; what it says itself wins. A peer that went away without a
+# word is noticed after tcp_user_timeout instead of minutes.
+_CONNECTION_DEFAULTS: Final = {
+    "application_name": "wfe-persistence",
+    "client_encoding": "utf8",
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+
+# SQLSTATEs after which the same statement may succeed at once: serialization failure, deadlock, a
+# cancel request meant for the call before, a prepared statement that PostgreSQL (or a PgBouncer in
+# between) forgot, a plan that a migration made invalid.
+_TRY_AGAIN: Final = frozenset({"40001", "40P01", "57014", "26000", "0A000"})
+_FORGOTTEN_PLAN: Final = frozenset({"26000", "0A000"})
+
+
+def conninfo_with_defaults(url: str) -> str:
+    """A connection string with our defaults for what it leaves open. Raises ValueError."""
+    try:
+        given = conninfo.conninfo_to_dict(url)
+    except psycopg.ProgrammingError as exc:
+        # The driver's message would repeat the string, and with it a password.
+        raise ValueError("db-url: is no PostgreSQL connection string or URL") from exc
+    defaults = {k: v for k, v in _CONNECTION_DEFAULTS.items() if k not in given}
+    return conninfo.make_conninfo(url, **defaults)
+
+
+class ConnectionLostError(Exception):
+    """The connection broke during a call. `unwritten`: nothing can have been committed."""
+
+    def __init__(self, cause: str, *, unwritten: bool) -> None:
+        super().__init__(cause)
+        self.unwritten = unwritten
+
+
+class UnexpectedDatabaseError(Exception):
+    """PostgreSQL refused a statement for a reason that only a bug explains."""
+
+
+class Connection(psycopg.AsyncConnection[Any]):
+    """A pooled connection that knows which statements are prepared on it."""
+
+    # Why the last attempt to connect failed; None: it did not. Tells "all connections are busy"
+    # from "there is no database" when a caller has waited in vain.
+    last_connect_error: str | None = None
+
+    def __init__(self, pgconn: pq.abc.PGconn) -> None:
+        super().__init__(pgconn)
+        self.prepared: OrderedDict[bytes, None] = OrderedDict()
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:  # type: ignore[override]
+        try:
+            connection = await super().connect(conninfo, **kwargs)
+        except Exception as exc:
+            Connection.last_connect_error = type(exc).__name__
+            raise
+        Connection.last_connect_error = None
+        connection.pgconn.nonblocking = 1
+        connection.pgconn.enter_pipeline_mode()
+        return connection
+
+    def is_alive(self) -> bool:
+        """Whether the server has not hung up. Costs no round trip: it would have said so."""
+        try:
+            self.pgconn.consume_input()
+        except psycopg.OperationalError:
+            return False
+        return self.pgconn.status == pq.ConnStatus.OK
+
+
+class Exchange:
+    """One batch of statements on one connection: sent at once, answered in order."""
+
+    def __init__(self, connection: Connection, *, prepare: bool, max_prepared: int) -> None:
+        self._connection = connection
+        self._pgconn = connection.pgconn
+        self._prepare = prepare
+        self._max_prepared = max_prepared
+        self._loop = asyncio.get_running_loop()
+        self._fd = self._pgconn.socket
+        # What was sent, in order: None for a statement whose result the caller wants, else what
+        # its success says about the prepared statements of the connection: (name, is prepared).
+        self._sent: list[tuple[bytes, bool] | None] = []
+        self._answered = 0
+        self._flushed = False
+        self._row_by_row = False
+        self._changed = asyncio.Event()
+        self.results: list[pq.abc.PGresult] = []
+        self.error: pq.abc.PGresult | None = None
+        self.finished = False
+        self.lost: ConnectionLostError | None = None
+
+    def send(self, batch: Sequence[Command]) -> None:
+        """Put the batch on its way and start listening for the answers."""
+        try:
+            for statement, params in batch:
+                self._queue(statement, params)
+            self._start()
+        except psycopg.OperationalError as exc:
+            self._lose(exc)
+
+    def send_row_by_row(self, command: Command) -> None:
+        """Put one statement on its way and listen for its rows. Prepare it first, elsewhere:
+        libpq lets only the statement that is answered next be read row by row."""
+        self._row_by_row = True
+        try:
+            self._queue(*command)
+            self._pgconn.set_single_row_mode()
+            self._start()
+        except psycopg.OperationalError as exc:
+            self._lose(exc)
+
+    def send_prepare(self, statement: Statement) -> None:
+        """Only prepare a statement, unless it is."""
+        try:
+            if self._prepare:
+                self._queue_prepare(statement)
+            self._start()
+        except psycopg.OperationalError as exc:
+            self._lose(exc)
+
+    def _start(self) -> None:
+        self._pgconn.pipeline_sync()
+        self._flush()
+        self._loop.add_reader(self._fd, self._readable)
+
+    def _queue(self, statement: Statement, params: Sequence[Param]) -> None:
+        if self._prepare:
+            self._queue_prepare(statement)
+            self._pgconn.send_query_prepared(statement.name, params, result_format=_BINARY)
+        else:
+            self._pgconn.send_query_params(statement.sql, params, result_format=_BINARY)
+        self._sent.append(None)
+
+    def _queue_prepare(self, statement: Statement) -> None:
+        prepared = self._connection.prepared
+        sql, name = statement
+        if name in prepared:
+            prepared.move_to_end(name)
+        elif (name, True) not in self._sent:
+            if len(prepared) >= self._max_prepared:
+                oldest = next(iter(prepared))
+                self._pgconn.send_query_params(b"DEALLOCATE " + oldest, None)
+                self._sent.append((oldest, False))
+            self._pgconn.send_prepare(name, sql)
+            self._sent.append((name, True))
+
+    def _flush(self) -> None:
+        if self._pgconn.flush() == 0:
+            self._flushed = True
+            self._loop.remove_writer(self._fd)
+        else:
+            self._loop.add_writer(self._fd, self._writable)
+
+    def _writable(self) -> None:
+        try:
+            self._flush()
+        except psycopg.OperationalError as exc:
+            self._lose(exc)
+
+    def _readable(self) -> None:
+        try:
+            self._pgconn.consume_input()
+            self._collect()
+        except psycopg.OperationalError as exc:
+            self._lose(exc)
+
+    def _collect(self) -> None:
+        pgconn = self._pgconn
+        ended = False
+        while not pgconn.is_busy():
+            if len(self.results) >= _ROWS_AHEAD and self._row_by_row:
+                self._loop.remove_reader(self._fd)  # until resume()
+                return
+            result = pgconn.get_result()
+            if result is None:
+                # The end of one statement's results. Twice in a row: nothing is under way any
+                # more although the Sync was not answered, so the connection is gone.
+                if ended:
+                    raise psycopg.OperationalError("the connection ended within a batch")
+                ended = True
+                self._answered += 1
+                continue
+            ended = False
+            status = result.status
+            if status == pq.ExecStatus.PIPELINE_SYNC:
+                self._stop_listening()
+                self.finished = True
+                self._changed.set()
+                return
+            if status == pq.ExecStatus.FATAL_ERROR:
+                self.error = self.error or result
+            elif status != pq.ExecStatus.PIPELINE_ABORTED:
+                self._succeeded(result)
+
+    def _succeeded(self, result: pq.abc.PGresult) -> None:
+        outcome = self._sent[self._answered]
+        if outcome is None:
+            self.results.append(result)
+            if self._row_by_row:
+                self._changed.set()
+            return
+        name, is_prepared = outcome
+        if is_prepared:
+            self._connection.prepared[name] = None
+        else:
+            self._connection.prepared.pop(name, None)
+
+    def _lose(self, exc: psycopg.OperationalError) -> None:
+        self._stop_listening()
+        # The commit happens at the Sync, so an unsent Sync, or an error that came before the last
+        # statement was done, means that nothing was written. Otherwise nobody can know.
+        unwritten = not self._flushed or (
+            self.error is not None and self._answered < len(self._sent)
+        )
+        self.lost = ConnectionLostError(type(exc).__name__, unwritten=unwritten)
+        self._changed.set()
+
+    def _stop_listening(self) -> None:
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+
+    async def more(self) -> None:
+        """Wait for the end of the batch, or with `row_by_row` for more rows."""
+        if not (self.finished or self.lost):
+            await self._changed.wait()
+            self._changed.clear()
+
+    async def complete(self) -> None:
+        """Wait for the end of the batch. Raises ConnectionLostError."""
+        while not (self.finished or self.lost):
+            await self.more()
+        if self.lost:
+            raise self.lost
+
+    def resume(self) -> None:
+        """Go on fetching rows after `results` was emptied."""
+        if not (self.finished or self.lost):
+            self._loop.add_reader(self._fd, self._readable)
+            self._readable()
+
+    def drop_rows(self) -> None:
+        """Fetch the rest of the rows only to throw it away."""
+        self._row_by_row = False
+        self.resume()
+
+    def give_up(self) -> None:
+        """Stop listening; for a connection that is about to be closed."""
+        self._stop_listening()
+
+
+class Database:
+    """A PostgreSQL server and the pool of connections to it.
+
+    `pool_size` connections at most; a call waits up to `pool_timeout` seconds for one.
+    `prepare=False` sends every statement unprepared, for a PgBouncer older than 1.21 in
+    transaction mode. Use it as a context manager.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool_size: int = 10,
+        pool_timeout: float = 5.0,
+        prepare: bool = True,
+        max_prepared: int = 250,
+    ) -> None:
+        self.conninfo = conninfo_with_defaults(url)
+        self._prepare = prepare
+        self._max_prepared = max_prepared
+        self._pool = psycopg_pool.AsyncConnectionPool(
+            self.conninfo,
+            connection_class=Connection,
+            kwargs={"autocommit": True},
+            min_size=min(2, pool_size),
+            max_size=pool_size,
+            timeout=pool_timeout,
+            max_waiting=pool_size * 100,
+            # Give up soon: the next call, or the health watch, starts a new attempt. The pool's
+            # own backoff would look away for as long as the outage has lasted.
+            reconnect_timeout=1.0,
+            open=False,
+        )
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        await self._pool.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_CALL_OFF_SECONDS)
+        await self._pool.close(timeout=_CALL_OFF_SECONDS)
+
+    async def run(self, batch: Sequence[Command], *, write: bool) -> list[pq.abc.PGresult]:
+        """Run a batch as one transaction, in one round trip; answer a result per statement.
+
+        What can't have been written is tried again here, and only here. Raises PersistenceError,
+        or UnexpectedDatabaseError for what only a bug explains.
+        """
+        attempt = 0
+        while True:
+            attempt += 1
+            connection = await self._connection()
+            exchange = self._exchange(connection)
+            exchange.send(batch)
+            try:
+                await exchange.complete()
+            except asyncio.CancelledError:
+                self._spawn(self._call_off(connection, exchange))
+                raise
+            except ConnectionLostError as exc:
+                self._spawn(self._discard(connection))
+                if write and not exc.unwritten:
+                    raise PersistenceError(
+                        ErrorReason.ERROR_REASON_COMMIT_OUTCOME_UNKNOWN,
+                        "the database connection broke before the write was confirmed",
+                        retry_after=0.1,
+                    ) from exc
+                if attempt >= _MAX_ATTEMPTS:
+                    raise _unavailable() from exc
+                continue
+            error = exchange.error
+            if error is None:
+                self._spawn(self._pool.putconn(connection))
+                return exchange.results
+            state = _sqlstate(error)
+            elsewhere = state in _TRY_ELSEWHERE
+            self._spawn(self._discard(connection) if elsewhere else self._pool.putconn(connection))
+            again = state in _TRY_AGAIN or (state == "23505" and not _is_name_taken(error))
+            if attempt >= _MAX_ATTEMPTS or not (again or elsewhere):
+                _raise_domain_error(error)
+            await asyncio.sleep(random.uniform(0.0, 0.005 * 2**attempt))
+
+    async def stream(self, command: Command) -> AsyncGenerator[pq.abc.PGresult, None]:
+        """Run one reading statement and answer its rows one by one, each as a result of one row.
+
+        Rows are fetched as fast as they are consumed, so a large answer never stands in memory.
+        The generator must be closed (`contextlib.aclosing`).
+        """
+        connection = await self._connection()
+        exchange = self._exchange(connection)
+        try:
+            exchange.send_prepare(command[0])
+            await exchange.complete()
+            if exchange.error is None:
+                exchange = self._exchange(connection)
+                exchange.send_row_by_row(command)
+            ended = exchange.finished
+            while not ended:
+                await exchange.more()
+                ended = exchange.finished or exchange.lost is not None
+                rows, exchange.results = exchange.results, []
+                for row in rows:
+                    if row.ntuples:
+                        yield row
+                exchange.resume()
+        finally:
+            if exchange.finished:
+                self._spawn(self._pool.putconn(connection))
+            elif exchange.lost:
+                self._spawn(self._discard(connection))
+            else:
+                self._spawn(self._call_off(connection, exchange))
+        if exchange.lost:
+            raise _unavailable() from exchange.lost
+        if exchange.error is not None:
+            _raise_domain_error(exchange.error)
+
+    def _exchange(self, connection: Connection) -> Exchange:
+        return Exchange(connection, prepare=self._prepare, max_prepared=self._max_prepared)
+
+    async def _connection(self) -> Connection:
+        while True:
+            try:
+                connection = await self._pool.getconn()
+            except psycopg_pool.TooManyRequests as exc:
+                raise _busy() from exc
+            except psycopg_pool.PoolTimeout as exc:
+                raise (_unavailable() if Connection.last_connect_error else _busy()) from exc
+            except psycopg_pool.PoolClosed as exc:
+                raise PersistenceError(
+                    ErrorReason.ERROR_REASON_SHUTTING_DOWN,
+                    "the server is shutting down",
+                    retry_after=1.0,
+                ) from exc
+            if connection.is_alive():
+                return connection
+            await self._discard(connection)
+
+    async def _discard(self, connection: Connection) -> None:
+        await connection.close()
+        await self._pool.putconn(connection)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do in a task of its own what must not end when the caller is cancelled."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _call_off(self, connection: Connection, exchange: Exchange) -> None:
+        """Cancel what a caller no longer waits for, and give the connection back after that."""
+        with suppress(TimeoutError, psycopg.Error, ConnectionLostError):
+            async with asyncio.timeout(_CALL_OFF_SECONDS):
+                # Answered meanwhile? Then a cancel request would only hit the next caller.
+                if not exchange.finished:
+                    await connection.cancel_safe(timeout=_CALL_OFF_SECONDS)
+                exchange.drop_rows()
+                await exchange.complete()
+        if exchange.finished:
+            await self._pool.putconn(connection)
+        else:
+            exchange.give_up()
+            await self._discard(connection)
+
+
+class Store:
+    """One namespace's tables in a database. What `store.*` functions run their SQL on."""
+
+    def __init__(self, database: Database, schema: Schema, namespace: str) -> None:
+        self.database = database
+        self.schema = schema
+        self.namespace = namespace
+
+    async def read(self, sql: str, *params: Param) -> pq.abc.PGresult:
+        """Run one reading statement; it is run again if the connection breaks."""
+        [result] = await self.database.run([(self.schema.bind(sql), params)], write=False)
+        return result
+
+    async def write(self, sql: str, *params: Param) -> pq.abc.PGresult:
+        """Run one writing statement, a transaction of its own."""
+        [result] = await self.database.run([(self.schema.bind(sql), params)], write=True)
+        return result
+
+    async def write_all(self, *commands: tuple[str, Sequence[Param]]) -> list[pq.abc.PGresult]:
+        """Run several statements as one transaction, in one round trip."""
+        batch = [(self.schema.bind(sql), params) for sql, params in commands]
+        return await self.database.run(batch, write=True)
+
+    async def create(self, sql: str, document: bytes, *, exists: PersistenceError) -> None:
+        """Run a create statement, whose answer is (created, exists with the same content or NULL).
+
+        Raises `exists` if there is one with other content.
+        """
+        for _ in range(_MAX_ATTEMPTS):
+            row = await self.write(sql, document)
+            if read_bool(row.get_value(0, 0)):
+                return
+            same = row.get_value(0, 1)
+            if same is not None:
+                if read_bool(same):
+                    return
+                raise exists
+            # In the way stood a row that the statement's snapshot does not show, because it was
+            # committed in between. The next snapshot shows it, unless it is gone again.
+        raise PersistenceError(
+            ErrorReason.ERROR_REASON_TRANSACTION_CONFLICT,
+            "the create kept colliding with others",
+            retry_after=0.1,
+        )
+
+    def stream(self, sql: str, *params: Param) -> AsyncGenerator[pq.abc.PGresult, None]:
+        """Run one reading statement and answer row by row; see Database.stream."""
+        return self.database.stream((self.schema.bind(sql), params))
+
+
+def _sqlstate(error: pq.abc.PGresult) -> str:
+    return (error.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
+
+
+def _is_name_taken(error: pq.abc.PGresult) -> bool:
+    """Whether a unique violation is that of a workflow's name. (Any other one is that of an id
+    created by somebody else at the same moment: the next attempt sees it and decides.)"""
+    constraint = error.error_field(pq.DiagnosticField.CONSTRAINT_NAME) or b""
+    return constraint.endswith(b"workflows_name_key")
+
+
+def _unavailable() -> PersistenceError:
+    return PersistenceError(
+        ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
+        "the database can't be reached",
+        retry_after=1.0,
+    )
+
+
+def _busy() -> PersistenceError:
+    return PersistenceError(
+        ErrorReason.ERROR_REASON_POOL_EXHAUSTED,
+        "all database connections are busy",
+        retry_after=0.5,
+    )
+
+
+# The driver's errors as the domain's: by SQLSTATE, or by its class (the first two characters).
+_DOMAIN_ERRORS: Final[dict[str, tuple[ErrorReason.ValueType, str, float | None]]] = {
+    "22": (ErrorReason.ERROR_REASON_INVALID_FIELD, "the database can't store a value", None),
+    "54": (ErrorReason.ERROR_REASON_INVALID_FIELD, "a value is too large to be stored", None),
+    "3F000": (ErrorReason.ERROR_REASON_SCHEMA_OUTDATED, "the store does not exist", None),
+    "42P01": (ErrorReason.ERROR_REASON_SCHEMA_OUTDATED, "the store is missing tables", None),
+    "42703": (ErrorReason.ERROR_REASON_SCHEMA_OUTDATED, "the store is missing columns", None),
+    "42501": (
+        ErrorReason.ERROR_REASON_DATABASE_PERMISSION_DENIED,
+        "the server's database role may not do this",
+        None,
+    ),
+    "40": (
+        ErrorReason.ERROR_REASON_TRANSACTION_CONFLICT,
+        "the transaction kept colliding with others",
+        0.1,
+    ),
+    "55P03": (ErrorReason.ERROR_REASON_TRANSACTION_CONFLICT, "a row stayed locked", 0.1),
+    "57014": (ErrorReason.ERROR_REASON_TRANSACTION_CONFLICT, "the statement was called off", 0.1),
+    "53": (ErrorReason.ERROR_REASON_DATABASE_FULL, "the database is out of resources", 5.0),
+    "08": (ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE, "the database can't be reached", 1.0),
+    "57": (ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE, "the database is going down", 1.0),
+    "58": (ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE, "the database has a system error", 5.0),
+    "25006": (
+        ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
+        "the database takes no writes now",
+        1.0,
+    ),
+}
+
+
+def _raise_domain_error(error: pq.abc.PGresult) -> NoReturn:
+    state = _sqlstate(error)
+    cause = UnexpectedDatabaseError(f"SQLSTATE {state}: {error.error_message.decode()}")
+    if state == "23505" and _is_name_taken(error):
+        raise PersistenceError(
+            ErrorReason.ERROR_REASON_NAME_TAKEN,
+            "another workflow has this name",
+            metadata={"field": "instance.name"},
+        ) from cause
+    known = _DOMAIN_ERRORS.get(state) or _DOMAIN_ERRORS.get(state[:2])
+    if known is None:
+        raise cause
+    reason, message, retry_after = known
+    if reason not in (
+        ErrorReason.ERROR_REASON_TRANSACTION_CONFLICT,
+        ErrorReason.ERROR_REASON_INVALID_FIELD,
+    ):
+        log.warning("the database refused a statement: %s", cause)
+    raise PersistenceError(reason, message, retry_after=retry_after) from cause

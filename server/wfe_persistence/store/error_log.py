@@ -1,0 +1,76 @@
+"""The log of execution errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import aclosing
+
+from wfe.persistence.v1.store_pb2 import ExecutionError
+
+from wfe_persistence.store.db import Store
+from wfe_persistence.store.documents import array, error_document
+from wfe_persistence.store.paging import Cursor, Page
+from wfe_persistence.store.rows import integer, read_int8, read_text, read_time, text
+
+PERSIST_ERRORS = """
+INSERT INTO wfc.execution_errors (error_time, workflow_id, execution_pointer_id, message)
+SELECT error_time, workflow_id, execution_pointer_id, message
+FROM ROWS FROM (jsonb_to_recordset($1::jsonb) AS (
+    error_time timestamptz, workflow_id text, execution_pointer_id text, message text
+)) WITH ORDINALITY AS e(error_time, workflow_id, execution_pointer_id, message, n)
+ORDER BY n
+"""
+
+
+async def persist_errors(store: Store, errors: Sequence[ExecutionError]) -> None:
+    """Add errors to the log, in this order, all or nothing."""
+    if errors:
+        await store.write(PERSIST_ERRORS, array(map(error_document, errors)))
+
+
+# Read row by row: a page ends early where it would not fit into one message.
+LIST_ERRORS = """
+SELECT id, error_time, workflow_id, execution_pointer_id, message FROM wfc.execution_errors
+WHERE id < $1
+ORDER BY id DESC
+LIMIT $2
+"""
+
+LIST_ERRORS_OF_WORKFLOW = """
+SELECT id, error_time, workflow_id, execution_pointer_id, message FROM wfc.execution_errors
+WHERE workflow_id = $3 AND id < $1
+ORDER BY id DESC
+LIMIT $2
+"""
+
+BEHIND_LAST: Cursor = (2**63 - 1, "")
+"""Where the list starts: it runs from the last logged error to the first."""
+
+
+async def list_errors(
+    store: Store, workflow_id: str, before: Cursor, page_size: int, page_bytes: int
+) -> Page[ExecutionError]:
+    """Logged errors, the last first; `workflow_id` empty: of all workflows."""
+    params = [integer(before[0]), integer(page_size + 1)]
+    if workflow_id:
+        stream = store.stream(LIST_ERRORS_OF_WORKFLOW, *params, text(workflow_id))
+    else:
+        stream = store.stream(LIST_ERRORS, *params)
+    page: list[ExecutionError] = []
+    size = 0
+    cursor = before
+    async with aclosing(stream) as rows:
+        async for row in rows:
+            get = row.get_value
+            error = ExecutionError(
+                workflow_id=read_text(get(0, 2)),
+                execution_pointer_id=read_text(get(0, 3)),
+                message=read_text(get(0, 4)),
+            )
+            read_time(get(0, 1), error.error_time)
+            size += error.ByteSize() + 8
+            if page and (len(page) == page_size or size > page_bytes):
+                return Page(page, cursor)
+            page.append(error)
+            cursor = (read_int8(get(0, 0)), "")
+    return Page(page, None)

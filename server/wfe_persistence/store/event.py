@@ -1,0 +1,166 @@
+"""Events."""
+
+from __future__ import annotations
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe.persistence.v1.event_pb2 import Event
+
+from wfe_persistence.errors import PersistenceError
+from wfe_persistence.store.db import Store
+from wfe_persistence.store.documents import event_document
+from wfe_persistence.store.paging import Cursor, Page, cut
+from wfe_persistence.store.rows import (
+    PGresult,
+    integer,
+    micros_param,
+    read_bool,
+    read_json,
+    read_micros,
+    read_text,
+    read_time,
+    text,
+    timestamp,
+)
+
+CREATE_EVENT = """
+WITH given AS MATERIALIZED (
+    SELECT e.*, sha256(convert_to($1::jsonb::text, 'UTF8')) AS content_hash
+    FROM jsonb_to_record($1::jsonb) AS e(
+        id text, event_name text, event_key text, event_data jsonb, event_time timestamptz,
+        is_processed boolean)
+), created AS (
+    INSERT INTO wfc.events
+        (id, event_name, event_key, event_data, event_time, is_processed, content_hash)
+    SELECT id, event_name, event_key, event_data -> 0, event_time, is_processed, content_hash
+    FROM given
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id
+)
+SELECT EXISTS (SELECT FROM created),
+    (SELECT coalesce(e.content_hash = g.content_hash, FALSE)
+        FROM wfc.events e JOIN given g ON e.id = g.id)
+"""
+
+
+async def create_event(store: Store, event: Event) -> None:
+    """Insert an event; its id must be set. The same again changes nothing."""
+    await store.create(
+        CREATE_EVENT,
+        event_document(event),
+        exists=PersistenceError(
+            ErrorReason.ERROR_REASON_EVENT_ALREADY_EXISTS,
+            "an event with this id and other content exists",
+            metadata={"field": "event.id"},
+        ),
+    )
+
+
+GET_EVENT = """
+SELECT id, event_name, event_key, event_data, event_time, is_processed
+FROM wfc.events WHERE id = $1
+"""
+
+
+async def get_event(store: Store, id_: str) -> Event:
+    """One event."""
+    rows = await store.read(GET_EVENT, text(id_))
+    if rows.ntuples == 0:
+        raise _not_found()
+    get = rows.get_value
+    event = Event(
+        id=read_text(get(0, 0)),
+        event_name=read_text(get(0, 1)),
+        event_key=read_text(get(0, 2)),
+        event_data_json=read_json(get(0, 3)),
+        is_processed=read_bool(get(0, 5)),
+    )
+    read_time(get(0, 4), event.event_time)
+    return event
+
+
+GET_RUNNABLE_EVENTS = """
+SELECT id, event_time FROM wfc.events
+WHERE NOT is_processed AND event_time <= coalesce($1::timestamptz, now())
+    AND (event_time, id) > ($2::timestamptz, $3::text)
+ORDER BY event_time, id
+LIMIT $4
+"""
+
+
+async def get_runnable_events(
+    store: Store, as_at: Timestamp | None, after: Cursor, page_size: int
+) -> Page[str]:
+    """The ids of events to be processed, oldest first. `as_at` None: the database's clock."""
+    rows = await store.read(
+        GET_RUNNABLE_EVENTS,
+        None if as_at is None else timestamp(as_at),
+        micros_param(after[0]),
+        text(after[1]),
+        integer(page_size + 1),
+    )
+    return _page_of_ids(rows, page_size)
+
+
+GET_EVENTS = """
+SELECT id, event_time FROM wfc.events
+WHERE event_name = $1 AND event_key = $2 AND event_time <= coalesce($3::timestamptz, now())
+    AND (event_time, id) > ($4::timestamptz, $5::text)
+ORDER BY event_time, id
+LIMIT $6
+"""
+
+
+async def get_events(
+    store: Store,
+    event_name: str,
+    event_key: str,
+    as_of: Timestamp | None,
+    after: Cursor,
+    page_size: int,
+) -> Page[str]:
+    """The ids of a name's and key's events, oldest first. `as_of` None: the database's clock."""
+    rows = await store.read(
+        GET_EVENTS,
+        text(event_name),
+        text(event_key),
+        None if as_of is None else timestamp(as_of),
+        micros_param(after[0]),
+        text(after[1]),
+        integer(page_size + 1),
+    )
+    return _page_of_ids(rows, page_size)
+
+
+MARK_EVENT_PROCESSED = """
+UPDATE wfc.events SET is_processed = TRUE WHERE id = $1 RETURNING id
+"""
+
+
+async def mark_event_processed(store: Store, id_: str) -> None:
+    """Mark an event as processed."""
+    rows = await store.write(MARK_EVENT_PROCESSED, text(id_))
+    if rows.ntuples == 0:
+        raise _not_found()
+
+
+MARK_EVENT_UNPROCESSED = """
+UPDATE wfc.events SET is_processed = FALSE WHERE id = $1 RETURNING id
+"""
+
+
+async def mark_event_unprocessed(store: Store, id_: str) -> None:
+    """Mark an event as still to be processed."""
+    rows = await store.write(MARK_EVENT_UNPROCESSED, text(id_))
+    if rows.ntuples == 0:
+        raise _not_found()
+
+
+def _page_of_ids(rows: PGresult, page_size: int) -> Page[str]:
+    ids = [read_text(rows.get_value(i, 0)) for i in range(rows.ntuples)]
+    cursors = [(read_micros(rows.get_value(i, 1)), id_) for i, id_ in enumerate(ids)]
+    return cut(ids, cursors, page_size)
+
+
+def _not_found() -> PersistenceError:
+    return PersistenceError(ErrorReason.ERROR_REASON_EVENT_NOT_FOUND, "no event has this id")

@@ -1,0 +1,224 @@
+"""Numbered SQL files that make and update a store's tables.
+
+Each file is applied once, in a transaction that first takes an advisory lock and then looks at what
+has been applied; so any number of servers may do it at once, and one that dies leaves nothing half
+done. The lock belongs to the transaction and is taken before the schema is made. (`CREATE ... IF
+NOT EXISTS` alone races.) Checksums tell a store that was migrated by other files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import psycopg
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+
+from wfe_persistence.errors import PersistenceError
+from wfe_persistence.store.db import Store
+from wfe_persistence.store.rows import read_int4
+from wfe_persistence.store.schema import Schema
+
+_FILE_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One file of `migrations/`."""
+
+    version: int
+    name: str
+    template: str
+
+    @property
+    def checksum(self) -> str:
+        """Of the file, before it is bound to a schema: the same for every store."""
+        return hashlib.sha256(self.template.encode()).hexdigest()
+
+    def sql(self, schema: Schema) -> str:
+        """The SQL for this schema."""
+        return schema.qualify(self.template.replace("{prefix}", schema.table_prefix))
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A row of the table of applied migrations."""
+
+    version: int
+    name: str
+    checksum: str
+    applied_at: datetime
+
+
+@cache
+def migrations() -> tuple[Migration, ...]:
+    """All migrations, in order; their numbers run from 1 without a gap."""
+    found = []
+    for file in resources.files("wfe_persistence.store").joinpath("migrations").iterdir():
+        if match := _FILE_NAME.fullmatch(file.name):
+            name = file.name.removesuffix(".sql")
+            found.append(Migration(int(match[1]), name, file.read_text("utf-8")))
+    found.sort(key=lambda migration: migration.version)
+    assert [m.version for m in found] == list(range(1, len(found) + 1))
+    return tuple(found)
+
+
+def latest_version() -> int:
+    """The schema version that this server works with."""
+    return len(migrations())
+
+
+SCHEMA_VERSION = """
+SELECT coalesce(max(version), 0) FROM wfc.wfe_migrations
+"""
+
+
+async def schema_version(store: Store) -> int:
+    """The version of a store; 0: not created yet."""
+    try:
+        row = await store.read(SCHEMA_VERSION)
+    except PersistenceError as exc:
+        if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED:
+            return 0
+        raise
+    return read_int4(row.get_value(0, 0))
+
+
+def check_not_newer(version: int) -> None:
+    """Refuse a store that a newer server has migrated."""
+    if version > latest_version():
+        raise PersistenceError(
+            ErrorReason.ERROR_REASON_SCHEMA_TOO_NEW,
+            f"the store has schema version {version}, this server knows {latest_version()}; "
+            "use a newer server",
+            metadata={"schema_version": str(version), "latest_version": str(latest_version())},
+        )
+
+
+LOCK_MIGRATIONS = """
+SELECT pg_advisory_xact_lock(hashtextextended('wfe-persistence ' || current_database() || %s, 0))
+"""
+
+SCHEMA_EXISTS = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %s)"
+
+CREATE_MIGRATIONS_TABLE = """
+CREATE TABLE IF NOT EXISTS wfc.wfe_migrations (
+    version int PRIMARY KEY,
+    name text NOT NULL,
+    checksum text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+)
+"""
+
+APPLIED_MIGRATIONS = """
+SELECT version, name, checksum, applied_at FROM wfc.wfe_migrations ORDER BY version
+"""
+
+RECORD_MIGRATION = """
+INSERT INTO wfc.wfe_migrations (version, name, checksum) VALUES (%s, %s, %s)
+"""
+
+
+async def migrate(conninfo: str, schema: Schema) -> list[str]:
+    """Apply what is missing, on a connection of its own; answer the names of what was applied."""
+    done: list[str] = []
+    async with _connect(conninfo) as connection:
+        while True:
+            async with connection.transaction():
+                await connection.execute(LOCK_MIGRATIONS, [schema.name])
+                await _create_schema(connection, schema)
+                applied = await _applied(connection, schema)
+                _check(applied)
+                if len(applied) == latest_version():
+                    return done
+                migration = migrations()[len(applied)]
+                await connection.execute(migration.sql(schema).encode())
+                await connection.execute(
+                    schema.qualify(RECORD_MIGRATION).encode(),
+                    [migration.version, migration.name, migration.checksum],
+                )
+            done.append(migration.name)
+
+
+def script(schema: Schema, first: int = 1) -> str:
+    """The migrations from number `first` on as one script, which also records them as applied."""
+    parts = []
+    if first <= 1:
+        parts.append(f'CREATE SCHEMA IF NOT EXISTS "{schema.name}";\n')
+    parts.append(schema.qualify(CREATE_MIGRATIONS_TABLE).strip() + ";\n")
+    for migration in migrations()[max(first, 1) - 1 :]:
+        parts.append(migration.sql(schema))
+        record = schema.qualify(RECORD_MIGRATION).strip()
+        values = (str(migration.version), f"'{migration.name}'", f"'{migration.checksum}'")
+        parts.append(record % values + ";\n")
+    return "\n".join(parts)
+
+
+async def applied_migrations(conninfo: str, schema: Schema) -> list[Applied]:
+    """What has been applied to a store; nothing is created."""
+    async with _connect(conninfo) as connection:
+        try:
+            return await _applied(connection, schema)
+        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+            return []
+
+
+async def _create_schema(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:
+    # Asked first, because CREATE SCHEMA IF NOT EXISTS needs the right to create even if it exists,
+    # and a careful administrator has made it beforehand.
+    cursor = await connection.execute(SCHEMA_EXISTS, [schema.name])
+    row = await cursor.fetchone()
+    if not (row and row[0]):
+        await connection.execute(f'CREATE SCHEMA "{schema.name}"'.encode())
+    await connection.execute(schema.qualify(CREATE_MIGRATIONS_TABLE).encode())
+
+
+async def _applied(connection: psycopg.AsyncConnection[Any], schema: Schema) -> list[Applied]:
+    cursor = await connection.execute(schema.qualify(APPLIED_MIGRATIONS).encode())
+    return [Applied(*row) for row in await cursor.fetchall()]
+
+
+def _check(applied: list[Applied]) -> None:
+    if applied:
+        check_not_newer(applied[-1].version)
+    for ours, theirs in zip(migrations(), applied, strict=False):
+        if (ours.version, ours.checksum) != (theirs.version, theirs.checksum):
+            raise PersistenceError(
+                ErrorReason.ERROR_REASON_SCHEMA_TOO_NEW,
+                f"migration {theirs.name} was applied by another build with other content",
+            )
+
+
+@asynccontextmanager
+async def _connect(conninfo: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    try:
+        connection = await psycopg.AsyncConnection.connect(
+            conninfo, autocommit=True, prepare_threshold=None
+        )
+    except psycopg.OperationalError as exc:
+        raise PersistenceError(
+            ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
+            "the database can't be reached",
+            retry_after=1.0,
+        ) from exc
+    async with connection:
+        try:
+            yield connection
+        except psycopg.errors.InsufficientPrivilege as exc:
+            raise PersistenceError(
+                ErrorReason.ERROR_REASON_DATABASE_PERMISSION_DENIED,
+                "the server's database role may not create or change the store",
+            ) from exc
+        except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as exc:
+            raise PersistenceError(
+                ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
+                "the database went away, or takes no writes now",
+                retry_after=1.0,
+            ) from exc

@@ -1,0 +1,81 @@
+"""Where a store's tables are: the one place that binds SQL to a schema.
+
+All SQL in this package names the default schema, `wfc`, so that it can be pasted into psql as it
+stands. A `Schema` rewrites each `wfc.NAME` to the schema and the table prefix it stands for.
+"""
+
+from __future__ import annotations
+
+import re
+from hashlib import blake2b
+from typing import NamedTuple
+
+MAX_IDENTIFIER_BYTES = 63
+DEFAULT_SCHEMA = "wfc"
+DEFAULT_NAMESPACE = "default"
+
+# The longest name that the migrations give to a table, index, function or trigger.
+LONGEST_NAME = "scheduled_commands_command_name_data_key"
+
+_IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]*")
+_NAMESPACE = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_QUALIFIED = re.compile(r"\bwfc\.([a-z_]+)")
+
+
+def is_namespace(name: str) -> bool:
+    """Whether `name` can be a namespace: `[a-z][a-z0-9_]{0,39}`."""
+    return _NAMESPACE.fullmatch(name) is not None
+
+
+class Statement(NamedTuple):
+    """SQL bound to a schema, and the name it is prepared under."""
+
+    sql: bytes
+    name: bytes
+
+
+class Schema:
+    """A PostgreSQL schema and a prefix for every name in it.
+
+    Raises ValueError unless both are plain identifiers (`[a-z_][a-z0-9_]*`), fit PostgreSQL's 63
+    bytes (beyond that it cuts names off without a word) and stay out of `pg_*`.
+    """
+
+    def __init__(self, name: str = DEFAULT_SCHEMA, table_prefix: str = "") -> None:
+        if not _IDENTIFIER.fullmatch(name):
+            raise ValueError(f"schema {name!r}: must match [a-z_][a-z0-9_]*")
+        if name.startswith("pg_") or name == "information_schema":
+            raise ValueError(f"schema {name!r}: the name is reserved by PostgreSQL")
+        if len(name) > MAX_IDENTIFIER_BYTES:
+            raise ValueError(f"schema {name!r}: longer than {MAX_IDENTIFIER_BYTES} bytes")
+        if table_prefix and not _IDENTIFIER.fullmatch(table_prefix):
+            raise ValueError(f"table prefix {table_prefix!r}: must match [a-z_][a-z0-9_]*")
+        if table_prefix.startswith("pg_"):
+            raise ValueError(f"table prefix {table_prefix!r}: pg_ is reserved by PostgreSQL")
+        if len(table_prefix) + len(LONGEST_NAME) > MAX_IDENTIFIER_BYTES:
+            raise ValueError(
+                f"table prefix {table_prefix!r}: longer than "
+                f"{MAX_IDENTIFIER_BYTES - len(LONGEST_NAME)} bytes, so names would be cut off"
+            )
+        self.name = name
+        self.table_prefix = table_prefix
+        self._bound: dict[str, Statement] = {}
+
+    def for_namespace(self, namespace: str) -> Schema:
+        """The schema of a namespace: this one for `default`, `<this>_<namespace>` for others."""
+        if namespace == DEFAULT_NAMESPACE:
+            return self
+        return Schema(f"{self.name}_{namespace}", self.table_prefix)
+
+    def bind(self, sql: str) -> Statement:
+        """`sql`, written for `wfc`, as it is sent for this schema."""
+        bound = self._bound.get(sql)
+        if bound is None:
+            text = self.qualify(sql).encode()
+            name = b"wfe_" + blake2b(text, digest_size=12).hexdigest().encode()
+            bound = self._bound[sql] = Statement(text, name)
+        return bound
+
+    def qualify(self, sql: str) -> str:
+        """`sql`, written for `wfc`, with the names of this schema."""
+        return _QUALIFIED.sub(rf'"{self.name}"."{self.table_prefix}\1"', sql)

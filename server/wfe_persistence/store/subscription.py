@@ -1,0 +1,257 @@
+"""Event subscriptions and the tokens by which one worker at a time holds one."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
+from wfe.persistence.v1.subscription_pb2 import EventSubscription
+
+from wfe_persistence.errors import PersistenceError, invalid_field
+from wfe_persistence.store.db import Store
+from wfe_persistence.store.documents import subscription_document
+from wfe_persistence.store.paging import Cursor, Page
+from wfe_persistence.store.rows import (
+    GetValue,
+    integer,
+    micros_param,
+    read_bool,
+    read_int4,
+    read_json,
+    read_micros,
+    read_text,
+    read_time,
+    text,
+    timestamp,
+)
+
+# The fields of a subscription document (see documents.py), and the row made of them.
+SUBSCRIPTION_RECORD = """(
+        id text, workflow_id text, step_id int, execution_pointer_id text, event_name text,
+        event_key text, subscribe_as_of timestamptz, subscription_data jsonb, external_token text,
+        external_worker_id text, external_token_expiry timestamptz)"""
+SUBSCRIPTION_COLUMNS = """id, workflow_id, step_id, execution_pointer_id, event_name, event_key,
+        subscribe_as_of, subscription_data, external_token, external_worker_id,
+        external_token_expiry"""
+SUBSCRIPTION_VALUES = """s.id, s.workflow_id, s.step_id, s.execution_pointer_id, s.event_name,
+        s.event_key, s.subscribe_as_of, s.subscription_data -> 0, s.external_token,
+        s.external_worker_id, s.external_token_expiry"""
+
+CREATE_EVENT_SUBSCRIPTION = f"""
+WITH given AS MATERIALIZED (
+    SELECT s.*, sha256(convert_to($1::jsonb::text, 'UTF8')) AS content_hash
+    FROM jsonb_to_record($1::jsonb) AS s{SUBSCRIPTION_RECORD}
+), created AS (
+    INSERT INTO wfc.event_subscriptions ({SUBSCRIPTION_COLUMNS}, content_hash)
+    SELECT {SUBSCRIPTION_VALUES}, s.content_hash FROM given s
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id
+)
+SELECT EXISTS (SELECT FROM created),
+    (SELECT coalesce(e.content_hash = g.content_hash, FALSE)
+        FROM wfc.event_subscriptions e JOIN given g ON e.id = g.id)
+"""
+
+
+async def create_event_subscription(store: Store, subscription: EventSubscription) -> None:
+    """Insert a subscription; its id must be set. The same again changes nothing."""
+    await store.create(
+        CREATE_EVENT_SUBSCRIPTION,
+        subscription_document(subscription).encode(),
+        exists=already_subscribed("subscription.id"),
+    )
+
+
+_COLUMNS = """id, workflow_id, step_id, execution_pointer_id, event_name, event_key,
+    subscribe_as_of, subscription_data, external_token, external_worker_id, external_token_expiry"""
+
+GET_SUBSCRIPTION = f"""
+SELECT {_COLUMNS} FROM wfc.event_subscriptions WHERE id = $1
+"""
+
+
+async def get_subscription(store: Store, id_: str) -> EventSubscription:
+    """One subscription, open or held."""
+    rows = await store.read(GET_SUBSCRIPTION, text(id_))
+    if rows.ntuples == 0:
+        raise _not_found()
+    return _read_subscription(rows.get_value)
+
+
+# Read row by row: a page ends early where it would not fit into one message.
+GET_SUBSCRIPTIONS = f"""
+SELECT {_COLUMNS} FROM wfc.event_subscriptions
+WHERE event_name = $1 AND event_key = $2 AND subscribe_as_of <= coalesce($3::timestamptz, now())
+    AND (external_token IS NULL OR external_token_expiry <= now())
+    AND (subscribe_as_of, id) > ($4::timestamptz, $5::text)
+ORDER BY subscribe_as_of, id
+LIMIT $6
+"""
+
+
+async def get_subscriptions(
+    store: Store,
+    event_name: str,
+    event_key: str,
+    as_of: Timestamp | None,
+    after: Cursor,
+    page_size: int,
+    page_bytes: int,
+) -> Page[EventSubscription]:
+    """Open subscriptions, oldest first. `as_of` None: the database's clock."""
+    page: list[EventSubscription] = []
+    size = 0
+    cursor = after
+    async with aclosing(
+        store.stream(
+            GET_SUBSCRIPTIONS,
+            text(event_name),
+            text(event_key),
+            None if as_of is None else timestamp(as_of),
+            micros_param(after[0]),
+            text(after[1]),
+            integer(page_size + 1),
+        )
+    ) as rows:
+        async for row in rows:
+            subscription = _read_subscription(row.get_value)
+            size += subscription.ByteSize() + 8
+            if page and (len(page) == page_size or size > page_bytes):
+                return Page(page, cursor)
+            page.append(subscription)
+            cursor = (read_micros(row.get_value(0, 6)), subscription.id)
+    return Page(page, None)
+
+
+GET_FIRST_OPEN_SUBSCRIPTION = f"""
+SELECT {_COLUMNS} FROM wfc.event_subscriptions
+WHERE event_name = $1 AND event_key = $2 AND subscribe_as_of <= coalesce($3::timestamptz, now())
+    AND (external_token IS NULL OR external_token_expiry <= now())
+ORDER BY subscribe_as_of, id
+LIMIT 1
+"""
+
+
+async def get_first_open_subscription(
+    store: Store, event_name: str, event_key: str, as_of: Timestamp | None
+) -> EventSubscription | None:
+    """The oldest open subscription, if there is one. `as_of` None: the database's clock."""
+    rows = await store.read(
+        GET_FIRST_OPEN_SUBSCRIPTION,
+        text(event_name),
+        text(event_key),
+        None if as_of is None else timestamp(as_of),
+    )
+    return _read_subscription(rows.get_value) if rows.ntuples else None
+
+
+TERMINATE_SUBSCRIPTION = """
+DELETE FROM wfc.event_subscriptions WHERE id = $1 RETURNING id
+"""
+
+
+async def terminate_subscription(store: Store, id_: str) -> None:
+    """Remove a subscription, open or held."""
+    rows = await store.write(TERMINATE_SUBSCRIPTION, text(id_))
+    if rows.ntuples == 0:
+        raise _not_found()
+
+
+SET_SUBSCRIPTION_TOKEN = """
+WITH taken AS (
+    UPDATE wfc.event_subscriptions
+    SET external_token = $2, external_worker_id = $3, external_token_expiry = $4
+    WHERE id = $1
+        AND ($4::timestamptz IS NULL OR $4 > now())
+        AND (external_token IS NULL OR external_token_expiry <= now()
+            OR (external_token = $2 AND external_worker_id IS NOT DISTINCT FROM $3))
+    RETURNING id
+)
+SELECT EXISTS (SELECT FROM taken),
+    EXISTS (SELECT FROM wfc.event_subscriptions WHERE id = $1),
+    $4 <= now()
+"""
+
+
+async def set_subscription_token(
+    store: Store, id_: str, token: str, worker_id: str, expiry: Timestamp | None
+) -> bool:
+    """Take hold of a subscription if it is open or ours; whether it is ours now."""
+    row = await store.write(
+        SET_SUBSCRIPTION_TOKEN,
+        text(id_),
+        text(token),
+        text(worker_id),
+        None if expiry is None else timestamp(expiry),
+    )
+    taken, exists, expired = (read_bool(row.get_value(0, column)) for column in range(3))
+    if not taken and expired:
+        raise invalid_field(
+            "expiry",
+            FieldViolationReason.FIELD_VIOLATION_REASON_TIME_RANGE,
+            "has passed already, by the database's clock",
+        )
+    if not exists:
+        raise _not_found()
+    return taken
+
+
+CLEAR_SUBSCRIPTION_TOKEN = """
+WITH cleared AS (
+    UPDATE wfc.event_subscriptions
+    SET external_token = NULL, external_worker_id = NULL, external_token_expiry = NULL
+    WHERE id = $1 AND external_token = $2
+    RETURNING id
+)
+SELECT EXISTS (SELECT FROM cleared), EXISTS (SELECT FROM wfc.event_subscriptions WHERE id = $1)
+"""
+
+
+async def clear_subscription_token(store: Store, id_: str, token: str) -> None:
+    """Let go of a subscription that is held with this token."""
+    row = await store.write(CLEAR_SUBSCRIPTION_TOKEN, text(id_), text(token))
+    cleared, exists = (read_bool(row.get_value(0, column)) for column in range(2))
+    if not exists:
+        raise _not_found()
+    if not cleared:
+        raise PersistenceError(
+            ErrorReason.ERROR_REASON_TOKEN_MISMATCH,
+            "the subscription is not held with this token",
+        )
+
+
+def _read_subscription(get: GetValue) -> EventSubscription:
+    s = EventSubscription(
+        id=read_text(get(0, 0)),
+        workflow_id=read_text(get(0, 1)),
+        step_id=read_int4(get(0, 2)),
+        execution_pointer_id=read_text(get(0, 3)),
+        event_name=read_text(get(0, 4)),
+        event_key=read_text(get(0, 5)),
+    )
+    read_time(get(0, 6), s.subscribe_as_of)
+    if (value := get(0, 7)) is not None:
+        s.subscription_data_json = read_json(value)
+    if (value := get(0, 8)) is not None:
+        s.external_token = value.decode()
+    if (value := get(0, 9)) is not None:
+        s.external_worker_id = value.decode()
+    if (value := get(0, 10)) is not None:
+        read_time(value, s.external_token_expiry)
+    return s
+
+
+def _not_found() -> PersistenceError:
+    return PersistenceError(
+        ErrorReason.ERROR_REASON_SUBSCRIPTION_NOT_FOUND, "no subscription has this id"
+    )
+
+
+def already_subscribed(field: str) -> PersistenceError:
+    """The error of a subscription id that is in use by other content."""
+    return PersistenceError(
+        ErrorReason.ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS,
+        "a subscription with this id and other content exists",
+        metadata={"field": field},
+    )

@@ -1,0 +1,1 @@
+"""What the tests share: servers to call, messages to send, errors to expect."""

@@ -1,0 +1,96 @@
+"""A server process of the tests' own, on a free port."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Self
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+_LISTENS = re.compile(r"listens on (\S+?)[\"\s]")
+
+
+class ServerProcess:
+    """`wfe-persistence serve` as its users start it. As a context manager it is SERVING inside."""
+
+    def __init__(self, log_file: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
+        self._log_file = log_file
+        self._arguments = arguments
+        self._env = env
+        self.process: subprocess.Popen[bytes]
+        self.address = ""
+
+    def __enter__(self) -> Self:
+        self.start()
+        self.wait_until_serving()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the process and wait until it listens."""
+        arguments = self._arguments
+        if "--listen" not in arguments:
+            arguments = ("--listen", "127.0.0.1:0", *arguments)
+        with self._log_file.open("ab") as log:
+            begin = log.tell()
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "wfe_persistence", "serve", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._env,
+            )
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            said = self._log_file.read_bytes()[begin:].decode()
+            if match := _LISTENS.search(said):
+                self.address = match[1]
+                return
+            if self.process.poll() is not None:
+                raise AssertionError(f"the server ended ({self.process.returncode}):\n{said}")
+            time.sleep(0.02)
+        raise AssertionError(f"the server does not listen:\n{self.log()}")
+
+    def wait_until_serving(self, seconds: float = 60) -> None:
+        """Wait for health to say SERVING."""
+        deadline = time.monotonic() + seconds
+        with grpc.insecure_channel(self.address) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            while time.monotonic() < deadline:
+                try:
+                    answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=1)
+                except grpc.RpcError:
+                    pass
+                else:
+                    if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                        return
+                time.sleep(0.02)
+        raise AssertionError(f"the server is not SERVING:\n{self.log()}")
+
+    def stop(self) -> int:
+        """SIGTERM, and wait; the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    def kill(self) -> None:
+        """SIGKILL, and wait."""
+        self.process.kill()
+        self.process.wait()
+
+    def log(self) -> str:
+        """What the process has said so far."""
+        return self._log_file.read_text()
