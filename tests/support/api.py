@@ -21,20 +21,16 @@ class Api:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
         self.workflows: workflow_pb2_grpc.WorkflowServiceAsyncStub = (
-            workflow_pb2_grpc.WorkflowServiceStub(channel)  # type: ignore[assignment]
+            workflow_pb2_grpc.WorkflowServiceStub(channel)
         )
-        self.events: event_pb2_grpc.EventServiceAsyncStub = (
-            event_pb2_grpc.EventServiceStub(channel)  # type: ignore[assignment]
-        )
+        self.events: event_pb2_grpc.EventServiceAsyncStub = event_pb2_grpc.EventServiceStub(channel)
         self.subscriptions: subscription_pb2_grpc.SubscriptionServiceAsyncStub = (
-            subscription_pb2_grpc.SubscriptionServiceStub(channel)  # type: ignore[assignment]
+            subscription_pb2_grpc.SubscriptionServiceStub(channel)
         )
         self.commands: command_pb2_grpc.ScheduledCommandServiceAsyncStub = (
-            command_pb2_grpc.ScheduledCommandServiceStub(channel)  # type: ignore[assignment]
+            command_pb2_grpc.ScheduledCommandServiceStub(channel)
         )
-        self.store: store_pb2_grpc.StoreServiceAsyncStub = (
-            store_pb2_grpc.StoreServiceStub(channel)  # type: ignore[assignment]
-        )
+        self.store: store_pb2_grpc.StoreServiceAsyncStub = store_pb2_grpc.StoreServiceStub(channel)
 
     def unary(self, method: str) -> Any:
         """A unary method by its full path, bytes in and bytes out."""

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -63,7 +63,7 @@ class ServerProcess:
         """Wait for health to say SERVING."""
         deadline = time.monotonic() + seconds
         with grpc.insecure_channel(self.address) as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
+            stub: Any = health_pb2_grpc.HealthStub(channel)
             while time.monotonic() < deadline:
                 try:
                     answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=1)

@@ -97,12 +97,9 @@ class Check:
             self.add(
                 path, field, R.FIELD_VIOLATION_REASON_TOO_LONG, f"more than {MAX_ID_BYTES} bytes"
             )
-        elif not value or value.isspace():
-            # An empty one may mean "none", a blank one is a mistake.
-            if required or value:
-                self.add(
-                    path, field, R.FIELD_VIOLATION_REASON_REQUIRED, "must not be empty or blank"
-                )
+        elif (value and value.isspace()) or (required and not value):
+            # An empty one may mean "none", a blank one is always a mistake.
+            self.add(path, field, R.FIELD_VIOLATION_REASON_REQUIRED, "must not be empty or blank")
 
     def ids(self, path: str, field: str, values: Sequence[str]) -> None:
         """A list of ids, none of them empty."""
@@ -217,7 +214,7 @@ class Check:
         self.enum(path, "status", p.status, POINTER_STATUS)
         self.number(path, "retry_count", p.retry_count)
         for field in ("sleep_until", "start_time", "end_time"):
-            if p.HasField(field):  # type: ignore[arg-type]
+            if p.HasField(field):
                 self.time(path, field, getattr(p, field))
         if p.HasField("event_name"):
             self.key(path, "event_name", p.event_name)
@@ -298,10 +295,10 @@ def _no_json_constant(_: str) -> NoReturn:
 _decode = JSONDecoder(
     parse_float=str,
     parse_int=str,
-    parse_constant=_no_json_constant,  # type: ignore[arg-type]
+    parse_constant=_no_json_constant,
 ).decode
 # What a quick look must find before numbers are looked at one by one: an exponent, or many digits.
-_UNUSUAL_NUMBER = re.compile(r"[0-9][eE]|[0-9.]{%d}" % MAX_JSON_DIGITS)
+_UNUSUAL_NUMBER = re.compile(rf"[0-9][eE]|[0-9.]{{{MAX_JSON_DIGITS}}}")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
@@ -396,7 +393,7 @@ def check_no_nul(message: Message) -> None:
 def _fields_with_nul(message: Message, path: str) -> Iterator[str]:
     for field, value in message.ListFields():
         name = f"{path}.{field.name}" if path else field.name
-        if field.type == FieldDescriptor.TYPE_MESSAGE and field.message_type.GetOptions().map_entry:
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
             for key, item in value.items():
                 if "\0" in key or (isinstance(item, str) and "\0" in item):
                     # The key itself is the caller's value, and has the NUL in it.

@@ -102,7 +102,8 @@ def details(error: PersistenceError) -> bytes:
     status = status_pb2.Status(
         code=STATUS_OF[error.reason].value[0], message=str(error), details=packed
     )
-    return status.SerializeToString()
+    serialized: bytes = status.SerializeToString()
+    return serialized
 
 
 def _pack(

@@ -6,7 +6,7 @@ import re
 import uuid
 from collections.abc import Sequence
 
-from wfe.persistence.v1.command_pb2 import ClaimedCommand, ScheduledCommand
+from wfe.persistence.v1.command_pb2 import ClaimedCommand, CommandName, ScheduledCommand
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
 
 from wfe_persistence.errors import PersistenceError, invalid_field
@@ -177,7 +177,9 @@ def _read_claim(rows: PGresult, i: int, lease_id: str) -> ClaimedCommand:
     row, revision = read_int8(get(i, 0)), read_int8(get(i, 4))
     claim = ClaimedCommand(
         command=ScheduledCommand(
-            command_name=_COMMAND_NAME_OF.get(get(i, 1) or b"", 0),
+            command_name=_COMMAND_NAME_OF.get(
+                get(i, 1) or b"", CommandName.COMMAND_NAME_UNSPECIFIED
+            ),
             data=read_text(get(i, 2)),
             execute_time=read_int8(get(i, 3)),
         ),

@@ -51,11 +51,12 @@ _CONNECTION_DEFAULTS: Final = {
     "tcp_user_timeout": 10_000,
 }
 
-# SQLSTATEs after which the same statement may succeed at once: serialization failure, deadlock, a
-# cancel request meant for the call before, a prepared statement that PostgreSQL (or a PgBouncer in
-# between) forgot, a plan that a migration made invalid.
-_TRY_AGAIN: Final = frozenset({"40001", "40P01", "57014", "26000", "0A000"})
-_FORGOTTEN_PLAN: Final = frozenset({"26000", "0A000"})
+# SQLSTATEs after which the same statement may succeed at once: serialization failure, deadlock, or
+# a cancel request that was meant for the call before on the same connection.
+_TRY_AGAIN: Final = frozenset({"40001", "40P01", "57014"})
+# The same on another connection: what is prepared on this one is not what we believe (a PgBouncer
+# in between), or no longer fits the tables (a migration).
+_TRY_ELSEWHERE: Final = frozenset({"26000", "42P05", "0A000"})
 
 
 def conninfo_with_defaults(url: str) -> str:
@@ -65,7 +66,7 @@ def conninfo_with_defaults(url: str) -> str:
     except psycopg.ProgrammingError as exc:
         # The driver's message would repeat the string, and with it a password.
         raise ValueError("db-url: is no PostgreSQL connection string or URL") from exc
-    defaults = {k: v for k, v in _CONNECTION_DEFAULTS.items() if k not in given}
+    defaults: dict[str, Any] = {k: v for k, v in _CONNECTION_DEFAULTS.items() if k not in given}
     return conninfo.make_conninfo(url, **defaults)
 
 
@@ -93,7 +94,8 @@ class Connection(psycopg.AsyncConnection[Any]):
         self.prepared: OrderedDict[bytes, None] = OrderedDict()
 
     @classmethod
-    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:  # type: ignore[override]
+    async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+        """Connect, and note on the class whether it worked."""
         try:
             connection = await super().connect(conninfo, **kwargs)
         except Exception as exc:

@@ -60,12 +60,13 @@ def array(documents: Iterable[str]) -> bytes:
 
 def workflow_document(w: WorkflowInstance) -> bytes:
     """A workflow with its pointers."""
-    parts = [
+    head = (
         f'{{"id":{quote(w.id)},"name":{quote(w.name)},'
         f'"definition_id":{quote(w.workflow_definition_id)},"version":{w.version},'
         f'"status":"{WORKFLOW_STATUS[w.status]}","data":[{w.data_json}],'
         f'"create_time":"{iso(w.create_time)}"'
-    ]
+    )
+    parts = [head]
     if w.HasField("root_workflow_id"):
         parts.append(f'"root_workflow_id":{quote(w.root_workflow_id)}')
     if w.HasField("description"):
@@ -84,10 +85,11 @@ def workflow_document(w: WorkflowInstance) -> bytes:
 
 
 def _pointer_document(ordinal: int, p: ExecutionPointer) -> str:
-    parts = [
+    head = (
         f'{{"ordinal":{ordinal},"id":{quote(p.id)},"step_id":{p.step_id},'
         f'"status":"{POINTER_STATUS[p.status]}"'
-    ]
+    )
+    parts = [head]
     if p.active:
         parts.append('"active":true')
     if p.event_published:
@@ -137,12 +139,13 @@ def event_document(e: Event) -> bytes:
 
 def subscription_document(s: EventSubscription) -> str:
     """A subscription."""
-    parts = [
+    head = (
         f'{{"id":{quote(s.id)},"workflow_id":{quote(s.workflow_id)},"step_id":{s.step_id},'
         f'"execution_pointer_id":{quote(s.execution_pointer_id)},'
         f'"event_name":{quote(s.event_name)},"event_key":{quote(s.event_key)},'
         f'"subscribe_as_of":"{iso(s.subscribe_as_of)}"'
-    ]
+    )
+    parts = [head]
     if s.HasField("subscription_data_json"):
         parts.append(f'"subscription_data":[{s.subscription_data_json}]')
     if s.HasField("external_token"):

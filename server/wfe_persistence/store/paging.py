@@ -23,7 +23,7 @@ class Page(Generic[Item]):
 
 
 def cut(items: list[Item], cursors: list[Cursor], page_size: int) -> Page[Item]:
-    """The page out of up to `page_size + 1` rows; the one too many only tells that there is more."""
+    """The page out of up to `page_size + 1` rows; the one too many tells that there is more."""
     if len(items) <= page_size:
         return Page(items, None)
     return Page(items[:page_size], cursors[page_size - 1])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from json import loads
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
-from wfe.persistence.v1.workflow_pb2 import ExecutionPointer, WorkflowInstance
+from wfe.persistence.v1.workflow_pb2 import (
+    ExecutionPointer,
+    PointerStatus,
+    WorkflowInstance,
+    WorkflowStatus,
+)
 
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store.db import Store
@@ -124,9 +129,9 @@ async def create_new_workflow(store: Store, instance: WorkflowInstance) -> None:
 
 
 # One statement reads one snapshot, so between reading the stored pointers and locking the row
-# somebody else may have persisted, and a mix of both states is what must never be stored. So the row
-# is updated only if it is still the one of the snapshot. If it is not, nothing is written, and the
-# statement is run again behind LOCK_WORKFLOW, where nobody can come in between.
+# somebody else may have persisted, and a mix of both states is what must never be stored. So the
+# row is updated only if it is still the one of the snapshot. If it is not, nothing is written, and
+# the statement is run again behind LOCK_WORKFLOW, where nobody can come in between.
 PERSIST_WORKFLOW = f"""
 WITH stored AS MATERIALIZED (
     SELECT id, revision FROM wfc.workflows WHERE id = $1
@@ -298,7 +303,7 @@ ORDER BY asked.n, p.ordinal
 
 async def get_workflow_instances(
     store: Store, ids: Sequence[str]
-) -> AsyncIterator[WorkflowInstance]:
+) -> AsyncGenerator[WorkflowInstance, None]:
     """Many workflows, in the order asked; absent ones are left out."""
     instance: WorkflowInstance | None = None
     current: bytes | None = None
@@ -373,7 +378,9 @@ def _read_header(get: GetValue) -> WorkflowInstance:
         name=read_text(get(0, 1)),
         workflow_definition_id=read_text(get(0, 3)),
         version=read_uint(get(0, 4)),
-        status=_WORKFLOW_STATUS_OF.get(get(0, 5) or b"", 0),
+        status=_WORKFLOW_STATUS_OF.get(
+            get(0, 5) or b"", WorkflowStatus.WORKFLOW_STATUS_UNSPECIFIED
+        ),
         revision=read_int8(get(0, 9)),
         data_json=read_json(get(0, 10)),
     )
@@ -395,7 +402,7 @@ def _read_pointer(get: GetValue, i: int, p: ExecutionPointer) -> None:
     p.id = read_text(get(i, 13))
     p.step_id = read_int4(get(i, 14))
     p.active = read_bool(get(i, 15))
-    p.status = _POINTER_STATUS_OF.get(get(i, 16) or b"", 0)
+    p.status = _POINTER_STATUS_OF.get(get(i, 16) or b"", PointerStatus.POINTER_STATUS_UNSPECIFIED)
     p.event_published = read_bool(get(i, 23))
     p.retry_count = read_uint(get(i, 26))
     if (value := get(i, 17)) is not None:
