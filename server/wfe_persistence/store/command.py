@@ -48,6 +48,7 @@ async def schedule_command(store: Store, command: ScheduledCommand) -> None:
     )
 
 
+# = ANY (ARRAY (...)) makes the planner look the few rows up, whatever it believes of their number.
 CLAIM_COMMANDS = """
 WITH due AS (
     SELECT id FROM wfc.scheduled_commands
@@ -59,7 +60,7 @@ WITH due AS (
 ), claimed AS (
     UPDATE wfc.scheduled_commands c
     SET lease_id = $3, lease_worker_id = $4, lease_expiry = now() + $5 * interval '1 millisecond'
-    FROM due WHERE c.id = due.id
+    WHERE c.id = ANY (ARRAY (SELECT id FROM due))
     RETURNING c.id, c.command_name, c.data, c.execute_time, c.revision, c.lease_expiry
 )
 SELECT id, command_name, data, execute_time, revision, lease_expiry
@@ -91,19 +92,19 @@ WITH given AS MATERIALIZED (
     SELECT * FROM jsonb_to_recordset($1::jsonb) AS g(id bigint, revision bigint, lease_id text)
 ), held AS MATERIALIZED (
     SELECT c.id, c.revision = g.revision AS unchanged
-    FROM wfc.scheduled_commands c JOIN given g ON c.id = g.id AND c.lease_id = g.lease_id
-    ORDER BY c.id
-    FOR UPDATE OF c
+    FROM (SELECT * FROM given ORDER BY id) g, LATERAL (
+        SELECT id, revision FROM wfc.scheduled_commands
+        WHERE id = g.id AND lease_id = g.lease_id FOR UPDATE
+    ) c
 ), every AS MATERIALIZED (
     SELECT (SELECT count(*) FROM held) = (SELECT count(*) FROM given) AS is_held
 ), removed AS (
-    DELETE FROM wfc.scheduled_commands c USING held, every
-    WHERE is_held AND c.id = held.id AND held.unchanged
+    DELETE FROM wfc.scheduled_commands
+    WHERE id = ANY (ARRAY (SELECT id FROM held, every WHERE is_held AND unchanged))
 ), kept AS (
-    UPDATE wfc.scheduled_commands c
+    UPDATE wfc.scheduled_commands
     SET lease_id = NULL, lease_worker_id = NULL, lease_expiry = NULL
-    FROM held, every
-    WHERE is_held AND c.id = held.id AND NOT held.unchanged
+    WHERE id = ANY (ARRAY (SELECT id FROM held, every WHERE is_held AND NOT unchanged))
 )
 SELECT g.id, EXISTS (SELECT FROM held WHERE held.id = g.id) FROM given g
 """
@@ -120,14 +121,15 @@ WITH given AS MATERIALIZED (
     SELECT * FROM jsonb_to_recordset($1::jsonb) AS g(id bigint, revision bigint, lease_id text)
 ), held AS MATERIALIZED (
     SELECT c.id
-    FROM wfc.scheduled_commands c JOIN given g ON c.id = g.id AND c.lease_id = g.lease_id
-    ORDER BY c.id
-    FOR UPDATE OF c
+    FROM (SELECT * FROM given ORDER BY id) g, LATERAL (
+        SELECT id FROM wfc.scheduled_commands
+        WHERE id = g.id AND lease_id = g.lease_id FOR UPDATE
+    ) c
 ), released AS (
-    UPDATE wfc.scheduled_commands c
+    UPDATE wfc.scheduled_commands
     SET lease_id = NULL, lease_worker_id = NULL, lease_expiry = NULL
-    FROM held
-    WHERE c.id = held.id AND (SELECT count(*) FROM held) = (SELECT count(*) FROM given)
+    WHERE id = ANY (ARRAY (SELECT id FROM held))
+        AND (SELECT count(*) FROM held) = (SELECT count(*) FROM given)
 )
 SELECT g.id, EXISTS (SELECT FROM held WHERE held.id = g.id) FROM given g
 """

@@ -130,6 +130,7 @@ class Exchange:
         self._sent: list[tuple[bytes, bool] | None] = []
         self._answered = 0
         self._flushed = False
+        self._rolled_back = False
         self._row_by_row = False
         self._changed = asyncio.Event()
         self.results: list[pq.abc.PGresult] = []
@@ -236,7 +237,11 @@ class Exchange:
                 self._changed.set()
                 return
             if status == pq.ExecStatus.FATAL_ERROR:
-                self.error = self.error or result
+                if not _sqlstate(result):
+                    raise psycopg.OperationalError("libpq gave the connection up")
+                if self.error is None:
+                    self.error = result
+                    self._rolled_back = self._answered < len(self._sent)
             elif status != pq.ExecStatus.PIPELINE_ABORTED:
                 self._succeeded(result)
 
@@ -254,12 +259,15 @@ class Exchange:
             self._connection.prepared.pop(name, None)
 
     def _lose(self, exc: psycopg.OperationalError) -> None:
+        # The server's last words may have come together with the end of the connection.
+        with suppress(psycopg.OperationalError):
+            self._collect()
+        if self.finished:  # all answered: the connection broke too late to matter
+            return
         self._stop_listening()
-        # The commit happens at the Sync, so an unsent Sync, or an error that came before the last
-        # statement was done, means that nothing was written. Otherwise nobody can know.
-        unwritten = not self._flushed or (
-            self.error is not None and self._answered < len(self._sent)
-        )
+        # The commit happens at the Sync. So if that was not sent, or if a statement failed before
+        # it, nothing was written. Otherwise nobody can know.
+        unwritten = self._rolled_back or not self._flushed
         self.lost = ConnectionLostError(type(exc).__name__, unwritten=unwritten)
         self._changed.set()
 

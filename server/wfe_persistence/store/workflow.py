@@ -142,8 +142,9 @@ WITH stored AS MATERIALIZED (
     FROM jsonb_array_elements($4::jsonb) AS documents(document),
         jsonb_to_record(document) AS s{SUBSCRIPTION_RECORD}
 ), existing AS MATERIALIZED (
-    SELECT e.id, e.content_hash IS NOT DISTINCT FROM s.content_hash AS same
-    FROM subscriptions s JOIN wfc.event_subscriptions e USING (id)
+    SELECT e.id, e.content_hash IS NOT DISTINCT FROM
+        (SELECT s.content_hash FROM subscriptions s WHERE s.id = e.id) AS same
+    FROM wfc.event_subscriptions e WHERE e.id = ANY (ARRAY (SELECT id FROM subscriptions))
 ), updated AS (
     UPDATE wfc.workflows w SET
         name = coalesce(nullif(g.name, ''), w.name),
@@ -291,10 +292,11 @@ async def get_workflow_instance_by_name(store: Store, name: str) -> WorkflowInst
     return _read_instance(rows, "name")
 
 
+# LATERAL ... LIMIT 1 makes it one look-up an id: the planner can't know how few are asked for.
 GET_WORKFLOW_INSTANCES = f"""
 SELECT {_INSTANCE_COLUMNS}, asked.n
 FROM jsonb_array_elements_text($1::jsonb) WITH ORDINALITY AS asked (id, n)
-JOIN wfc.workflows w ON w.id = asked.id
+JOIN LATERAL (SELECT * FROM wfc.workflows w WHERE w.id = asked.id LIMIT 1) w ON TRUE
 LEFT JOIN wfc.execution_pointers p ON p.workflow_id = w.id
 WINDOW pointers AS (PARTITION BY asked.n ORDER BY p.ordinal)
 ORDER BY asked.n, p.ordinal

@@ -1,0 +1,25 @@
+"""Fixtures: a store of the test's own, without a server in front."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from wfe_persistence.store.db import Database, Store
+from wfe_persistence.store.migrate import migrate
+from wfe_persistence.store.schema import Schema
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """An empty database with a pool on it."""
+    async with Database(database_url, pool_size=4, pool_timeout=1.0) as database:
+        yield database
+
+
+@pytest.fixture
+async def store(database: Database) -> Store:
+    """A migrated store."""
+    schema = Schema()
+    await migrate(database.conninfo, schema)
+    return Store(database, schema, "default")

@@ -1,0 +1,296 @@
+"""Making a store, adopting the original's, and leaving everything else alone."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe.persistence.v1.workflow_pb2 import PointerStatus
+from wfe_persistence.errors import PersistenceError
+from wfe_persistence.store import command, error_log, event, migrate, subscription, workflow
+from wfe_persistence.store.db import Database, Store, conninfo_with_defaults
+from wfe_persistence.store.error_log import BEHIND_LAST
+from wfe_persistence.store.paging import START
+from wfe_persistence.store.schema import Schema
+
+from tests.store.originals import DATA_TABLES, Original
+from tests.support import make
+
+OBJECTS = """
+SELECT 'relation', n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+UNION ALL SELECT 'function', n.nspname, p.proname FROM pg_proc p
+    JOIN pg_namespace n ON n.oid = pronamespace
+UNION ALL SELECT 'type', n.nspname, t.typname FROM pg_type t
+    JOIN pg_namespace n ON n.oid = typnamespace
+UNION ALL SELECT 'schema', nspname, '' FROM pg_namespace
+UNION ALL SELECT 'extension', '', extname FROM pg_extension
+UNION ALL SELECT 'role', '', rolname FROM pg_roles
+UNION ALL SELECT 'setting', '', setconfig::text FROM pg_db_role_setting
+"""
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+def objects(connection: psycopg.Connection[Any]) -> set[tuple[str, str, str]]:
+    found = connection.execute(OBJECTS.encode()).fetchall()
+    return {o for o in found if not o[1].startswith(("pg_temp", "pg_toast"))}
+
+
+async def test_everything_is_made_inside_the_schema(
+    database_url: str, connection: psycopg.Connection[Any]
+) -> None:
+    before = objects(connection)
+    await migrate.migrate(database_url, Schema("mine", "pre_"))
+    made = objects(connection) - before
+    assert {schema for _, schema, _ in made} == {"mine"}
+    names = {name for kind, _, name in made if kind in ("relation", "function") and name != ""}
+    assert names, "the query sees nothing"
+    assert all(name.startswith("pre_") for name in names), names
+
+
+async def test_a_second_run_changes_nothing(
+    database_url: str, connection: psycopg.Connection[Any]
+) -> None:
+    schema = Schema()
+    assert await migrate.migrate(database_url, schema) == [m.name for m in migrate.migrations()]
+    before = objects(connection)
+    assert await migrate.migrate(database_url, schema) == []
+    assert objects(connection) == before
+
+
+async def test_twenty_at_once_on_an_empty_database_all_succeed(database_url: str) -> None:
+    applied = await asyncio.gather(*(migrate.migrate(database_url, Schema()) for _ in range(20)))
+    names = [name for names in applied for name in names]
+    assert sorted(names) == [m.name for m in migrate.migrations()]
+
+
+async def test_stores_with_different_prefixes_share_a_schema(database_url: str) -> None:
+    async with Database(database_url, pool_size=2) as database:
+        stores = [Store(database, Schema("public", prefix), "default") for prefix in ("", "b_")]
+        for store in stores:
+            await migrate.migrate(database_url, store.schema)
+        instance = make.full_instance()
+        for store in stores:
+            await workflow.create_new_workflow(store, instance)
+            assert await workflow.persist_workflow(store, instance, 1) == 2
+        await subscription.create_event_subscription(stores[0], make.subscription(id="s"))
+        with pytest.raises(PersistenceError):
+            await subscription.get_subscription(stores[1], "s")
+
+
+async def test_no_session_setting_is_left_on_a_connection(store: Store) -> None:
+    changed = "SELECT name FROM pg_settings WHERE source = 'session'"
+    assert (await store.read(changed)).ntuples == 0
+    await workflow.create_new_workflow(store, make.full_instance())
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await store.read("SELECT pg_sleep(5)")
+    for _ in range(4):
+        assert (await store.read(changed)).ntuples == 0
+
+
+def test_a_script_for_administrators_does_the_same(
+    database_url: str, connection: psycopg.Connection[Any]
+) -> None:
+    schema = Schema("mine", "pre_")
+    connection.execute(migrate.script(schema).encode())
+    by_script = {o for o in objects(connection) if o[1] == "mine"}
+    conninfo = conninfo_with_defaults(database_url)
+    assert asyncio.run(migrate.migrate(conninfo, schema)) == []
+    connection.execute("DROP SCHEMA mine CASCADE")
+    asyncio.run(migrate.migrate(conninfo, schema))
+    assert {o for o in objects(connection) if o[1] == "mine"} == by_script
+
+
+def test_a_store_of_a_newer_server_is_refused(
+    database_url: str, connection: psycopg.Connection[Any]
+) -> None:
+    asyncio.run(migrate.migrate(database_url, Schema()))
+    connection.execute(
+        "INSERT INTO wfc.wfe_migrations (version, name, checksum) VALUES (999, '0999_x', '')"
+    )
+    with pytest.raises(PersistenceError) as caught:
+        asyncio.run(migrate.migrate(database_url, Schema()))
+    assert caught.value.reason == ErrorReason.ERROR_REASON_SCHEMA_TOO_NEW
+    serve = subprocess.run(
+        [sys.executable, "-m", "wfe_persistence", "serve", "--db-url", database_url,
+         "--listen", "127.0.0.1:0"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert serve.returncode == 1
+    assert "use a newer server" in serve.stderr
+
+
+async def test_a_changed_migration_is_noticed(
+    database_url: str, connection: psycopg.Connection[Any]
+) -> None:
+    await migrate.migrate(database_url, Schema())
+    connection.execute("UPDATE wfc.wfe_migrations SET checksum = 'other' WHERE version = 1")
+    with pytest.raises(PersistenceError):
+        await migrate.migrate(database_url, Schema())
+
+
+async def test_a_role_that_may_not_create_is_told_so(
+    database_url: str, connection: psycopg.Connection[Any]
+) -> None:
+    connection.execute("DROP ROLE IF EXISTS weak")
+    connection.execute("CREATE ROLE weak LOGIN")
+    with pytest.raises(PersistenceError) as caught:
+        await migrate.migrate(database_url.replace("postgres@", "weak@"), Schema())
+    assert caught.value.reason == ErrorReason.ERROR_REASON_DATABASE_PERMISSION_DENIED
+
+
+async def test_a_schema_made_beforehand_needs_no_right_on_the_database(
+    database_url: str, connection: psycopg.Connection[Any]
+) -> None:
+    connection.execute("DROP ROLE IF EXISTS owner")
+    connection.execute("CREATE ROLE owner LOGIN")
+    connection.execute("CREATE SCHEMA wfc AUTHORIZATION owner")
+    await migrate.migrate(database_url.replace("postgres@", "owner@"), Schema())
+
+
+@pytest.mark.parametrize(
+    ("schema", "prefix"),
+    [
+        ("", ""), ("Wfc", ""), ("1wfc", ""), ("w-fc", ""), ('w"; DROP TABLE x', ""), ("w\0", ""),
+        ("pg_wfc", ""), ("information_schema", ""), ("w" * 64, ""), ("wfc", "A"), ("wfc", "a b"),
+        ("wfc", "pg_"), ("wfc", "p" * 30), ("wfç", ""),
+    ],
+)  # fmt: skip
+def test_bad_names_are_refused(schema: str, prefix: str) -> None:
+    with pytest.raises(ValueError, match=r"schema|prefix"):
+        Schema(schema, prefix)
+
+
+async def test_the_longest_names_fit_uncut(
+    database_url: str, connection: psycopg.Connection[Any]
+) -> None:
+    prefix = "p" * 23
+    await migrate.migrate(database_url, Schema("s" * 63, prefix))
+    names = connection.execute(
+        "SELECT relname FROM pg_class WHERE relnamespace = %s::regnamespace", ["s" * 63]
+    ).fetchall()
+    assert max(len(name) for (name,) in names) == 63
+    assert f"{prefix}scheduled_commands_command_name_data_key" in {name for (name,) in names}
+    with pytest.raises(ValueError, match="prefix"):
+        Schema("s", prefix + "p")
+
+
+@pytest.fixture(params=[1, 2], ids=["first age", "second age"])
+def original(request: pytest.FixtureRequest, connection: psycopg.Connection[Any]) -> Original:
+    """The original's store, filled by it."""
+    original = Original(connection, request.param)
+    original.create_tables()
+    original.fill()
+    return original
+
+
+async def test_adoption_keeps_every_value(original: Original, database_url: str) -> None:
+    before = original.rows()
+    columns = {table: list(rows[0]) for table, rows in before.items()}
+    await migrate.migrate(database_url, Schema())
+    assert original.rows(columns) == before
+
+
+async def test_adopted_workflows_are_read_whole_and_in_order(
+    original: Original, database: Database, store: Store
+) -> None:
+    w1 = await workflow.get_workflow_instance(store, "w1")
+    assert (w1.name, w1.revision, w1.data_json) == ("w1", 1, "[1, null]")
+    assert [p.id for p in w1.execution_pointers] == [f"w1-{6 - i}" for i in range(6)]
+    assert [p.HasField("persistence_data_json") for p in w1.execution_pointers] == [True, False] * 3
+    assert w1.execution_pointers[5].outcome_json == f'{{"n": {2**60 + 5}}}'
+    assert w1.execution_pointers[0].extension_attributes_json == {"a": "null"}
+    due = await workflow.get_runnable_instances(store, 10, START, 10)
+    assert due.items == ["w0", "w2", "w1"]
+    assert (await event.get_runnable_events(store, None, START, 10)).items == ["e0"]
+    first = await subscription.get_first_open_subscription(store, "paid", "42", None)
+    assert first is not None
+    assert first.id == "s0"
+    claimed = await command.claim_commands(store, 50, 10, 1000, "")
+    assert [c.command.data for c in claimed] == ["c1", "c2"]
+    errors = await error_log.list_errors(store, "w", BEHIND_LAST, 10, 10_000)
+    assert [e.message for e in errors.items] == ["second", "first"]
+
+
+async def test_the_original_still_works_on_an_adopted_store(
+    original: Original, store: Store
+) -> None:
+    original.create_workflow("new", pointers=2, data=1)
+    assert (await workflow.get_workflow_instance(store, "new")).name == "new"
+    original.persist_workflow("new", pointers=3, data=2, name="")
+    persisted = await workflow.get_workflow_instance(store, "new")
+    # The empty name that the original writes would collide at the second workflow.
+    assert (persisted.name, persisted.data_json, persisted.revision) == ("new", "2", 2)
+    original.persist_workflow("w0", pointers=1, data=3, name="")
+    assert [p.id for p in persisted.execution_pointers] == ["new-3", "new-2", "new-1"]
+    original.create_event("new")
+    assert (await event.get_event(store, "new")).event_data_json == "null"
+    original.create_subscription("new")
+    original.schedule_command("new", 1)
+    original.schedule_command("new", 2)
+    original.persist_error("third")
+    errors = original.run("SELECT * FROM {s}.execution_errors ORDER BY id")
+    assert [row["message"] for row in errors] == ["first", "second", "third"]
+    number = await workflow.next_definition_sequence(store, "order")
+    assert number == original.age
+    if original.age >= 2:
+        assert original.next_definition_sequence("order") == number + 1
+
+
+async def test_original_and_server_take_turns_on_one_workflow(
+    original: Original, store: Store
+) -> None:
+    instance = await workflow.get_workflow_instance(store, "w0")
+    instance.execution_pointers[2].status = PointerStatus.POINTER_STATUS_FAILED
+    assert await workflow.persist_workflow(store, instance, instance.revision) == 2
+    original.persist_workflow("w0", pointers=2, data="theirs", name="w0")
+    with pytest.raises(PersistenceError) as caught:
+        await workflow.persist_workflow(store, instance, 2)
+    assert caught.value.metadata == {"revision": "3"}
+    assert await workflow.persist_workflow(store, instance, None) == 4
+    stored = await workflow.get_workflow_instance(store, "w0")
+    assert [p.id for p in stored.execution_pointers] == ["w0-4", "w0-3", "w0-2", "w0-1"]
+
+
+async def test_a_command_the_original_reschedules_survives_our_completion(
+    original: Original, store: Store
+) -> None:
+    [claim] = await command.claim_commands(store, 1, 1, 60_000, "")
+    original.schedule_command(claim.command.data, claim.command.execute_time)
+    await command.complete_commands(store, [claim.lease_token])
+    [again] = await command.claim_commands(store, 1, 1, 60_000, "")
+    assert again.command == claim.command
+
+
+async def test_scheduling_again_takes_no_number(store: Store) -> None:
+    again = make.command()
+    for _ in range(50):
+        await command.schedule_command(store, again)
+    await command.schedule_command(store, make.command())
+    rows = await store.read("SELECT max(id)::text FROM wfc.scheduled_commands")
+    assert rows.get_value(0, 0) == b"2"
+
+
+async def test_numbers_have_room_beyond_32_bits(store: Store) -> None:
+    for table in ("execution_errors", "scheduled_commands"):
+        await store.write(f"ALTER SEQUENCE wfc.{table}_id_seq RESTART WITH {2**31}")
+    await error_log.persist_errors(store, [make.error()])
+    await command.schedule_command(store, make.command())
+
+
+def test_the_test_data_covers_every_table() -> None:
+    assert set(DATA_TABLES) | {"definition_sequences"} == {
+        "workflows", "execution_pointers", "events", "event_subscriptions", "execution_errors",
+        "scheduled_commands", "definition_sequences",
+    }  # fmt: skip

@@ -1,0 +1,140 @@
+"""Every hot query runs on the index that was made for it, on tables large enough to matter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import psycopg
+import pytest
+from wfe_persistence.store import command, error_log, event, subscription, workflow
+from wfe_persistence.store.migrate import migrate
+from wfe_persistence.store.schema import Schema
+
+ROWS = 20_000
+
+FILL = f"""
+INSERT INTO wfc.workflows (id, name, definition_id, version, status, data, next_execution,
+        create_time)
+    SELECT 'w' || i, 'name' || i, 'd', 1,
+        CASE WHEN i % 100 = 0 THEN 'Runnable' ELSE 'Complete' END, '{{}}', i, now()
+    FROM generate_series(1, {ROWS}) i;
+INSERT INTO wfc.execution_pointers (workflow_id, id, ordinal, step_id, status, event_published,
+        retry_count, children, scope, extension_attributes)
+    SELECT 'w' || i, p::text, p, p, 'Complete', FALSE, 0, '[]', '[]', '{{}}'
+    FROM generate_series(1, {ROWS}) i, generate_series(1, 3) p;
+INSERT INTO wfc.events (id, event_name, event_key, event_data, event_time, is_processed)
+    SELECT 'e' || i, 'n', 'k' || i % 1000, '{{}}', now() - i * interval '1 second', i % 100 > 0
+    FROM generate_series(1, {ROWS}) i;
+INSERT INTO wfc.event_subscriptions (id, workflow_id, step_id, execution_pointer_id, event_name,
+        event_key, subscribe_as_of, external_token)
+    SELECT 's' || i, 'w' || i, 1, '1', 'n', 'k' || i % 1000, now() - i * interval '1 second',
+        CASE WHEN i % 2 = 0 THEN 't' END
+    FROM generate_series(1, {ROWS}) i;
+INSERT INTO wfc.scheduled_commands (command_name, data, execute_time)
+    SELECT 'ProcessWorkflow', 'w' || i, i FROM generate_series(1, {ROWS}) i;
+INSERT INTO wfc.execution_errors (error_time, workflow_id, execution_pointer_id, message)
+    SELECT now(), 'w' || i % 100, '1', 'm' FROM generate_series(1, {ROWS}) i;
+ANALYZE;
+"""
+
+DOCUMENT = json.dumps(
+    {
+        "id": "w7", "name": "", "definition_id": "d", "version": 1, "status": "Runnable",
+        "data": [{}], "create_time": "2026-01-01T00:00:00Z",
+        "execution_pointers": [{"ordinal": 0, "id": "1", "step_id": 1, "status": "Running"}],
+    }
+)  # fmt: skip
+LONG_AGO = "2000-01-01T00:00:00Z"
+NOW = "2100-01-01T00:00:00Z"
+LEASES = '[{"id": 7, "revision": 1, "lease_id": "x"}]'
+
+CASES: list[tuple[str, str, Sequence[object], set[str]]] = [
+    ("get_workflow_instance", workflow.GET_WORKFLOW_INSTANCE, ["w7"],
+     {"workflows_pkey", "execution_pointers_pkey"}),
+    ("get_workflow_instance_by_name", workflow.GET_WORKFLOW_INSTANCE_BY_NAME, ["name7"],
+     {"workflows_name_key", "execution_pointers_pkey"}),
+    ("get_workflow_instances", workflow.GET_WORKFLOW_INSTANCES, ['["w7", "w8"]'],
+     {"workflows_pkey", "execution_pointers_pkey"}),
+    ("persist_workflow", workflow.PERSIST_WORKFLOW, ["w7", DOCUMENT, None, "[]"],
+     {"workflows_pkey", "execution_pointers_pkey"}),
+    ("get_runnable_instances", workflow.GET_RUNNABLE_INSTANCES, [5000, 0, "", 100],
+     {"workflows_runnable"}),
+    ("get_runnable_events", event.GET_RUNNABLE_EVENTS, [NOW, LONG_AGO, "", 100],
+     {"events_runnable"}),
+    ("get_events", event.GET_EVENTS, ["n", "k7", NOW, LONG_AGO, "", 100], {"events_by_key"}),
+    ("mark_event_processed", event.MARK_EVENT_PROCESSED, ["e7"], {"events_pkey"}),
+    ("get_subscriptions", subscription.GET_SUBSCRIPTIONS, ["n", "k7", NOW, LONG_AGO, "", 100],
+     {"event_subscriptions_open"}),
+    ("get_first_open_subscription", subscription.GET_FIRST_OPEN_SUBSCRIPTION, ["n", "k7", NOW],
+     {"event_subscriptions_open"}),
+    ("set_subscription_token", subscription.SET_SUBSCRIPTION_TOKEN, ["s7", "t", "w", NOW],
+     {"event_subscriptions_pkey"}),
+    ("clear_subscription_token", subscription.CLEAR_SUBSCRIPTION_TOKEN, ["s7", "t"],
+     {"event_subscriptions_pkey"}),
+    ("release_commands", command.RELEASE_COMMANDS, [LEASES], {"scheduled_commands_pkey"}),
+    ("schedule_command", command.SCHEDULE_COMMAND, ["ProcessWorkflow", "w7", 7],
+     {"scheduled_commands_command_name_data_key"}),
+    ("claim_commands", command.CLAIM_COMMANDS, [5000, 10, "l", "w", 1000],
+     {"scheduled_commands_due", "scheduled_commands_pkey"}),
+    ("complete_commands", command.COMPLETE_COMMANDS, [LEASES], {"scheduled_commands_pkey"}),
+    ("list_errors", error_log.LIST_ERRORS, [5000, 100], {"execution_errors_pkey"}),
+    ("list_errors_of_workflow", error_log.LIST_ERRORS_OF_WORKFLOW, [5000, 100, "w7"],
+     {"execution_errors_by_workflow"}),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+async def filled(postgres_url: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as admin:
+        await admin.execute("CREATE DATABASE plans")
+        url = postgres_url.replace("/postgres?", "/plans?")
+        await migrate(url, Schema())
+        async with await psycopg.AsyncConnection.connect(
+            url, autocommit=True, prepare_threshold=None
+        ) as connection:
+            await connection.execute(FILL.encode())
+            yield connection
+        await admin.execute("DROP DATABASE plans WITH (FORCE)")
+
+
+@pytest.mark.parametrize(
+    ("sql", "params", "indexes"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
+@pytest.mark.parametrize("plan", ["custom", "generic"])
+async def test_query_uses_its_index(
+    filled: psycopg.AsyncConnection[Any],
+    sql: str,
+    params: Sequence[object],
+    indexes: set[str],
+    plan: str,
+) -> None:
+    """With the parameters known, and as the generic plan that a prepared statement ends up with."""
+    arguments = psycopg.sql.SQL(", ").join(psycopg.sql.Literal(p) for p in params)
+    async with filled.transaction(force_rollback=True):
+        await filled.execute(f"SET LOCAL plan_cache_mode = force_{plan}_plan".encode())
+        await filled.execute(f"PREPARE q AS {sql}".encode())
+        # Literals are 'unknown' or int4; EXECUTE casts them to the types of the parameters.
+        cursor = await filled.execute(
+            psycopg.sql.SQL("EXPLAIN (FORMAT JSON) EXECUTE q ({})").format(arguments)
+        )
+        await filled.execute("DEALLOCATE q")
+    row = await cursor.fetchone()
+    assert row is not None
+    nodes = list(walk(row[0][0]["Plan"]))
+    used = {node["Index Name"] for node in nodes if "Index Name" in node}
+    assert indexes <= used, row[0]
+    tables = {
+        node["Relation Name"]
+        for node in nodes
+        if node["Node Type"] == "Seq Scan" and node.get("Relation Name")
+    }
+    assert not tables, f"reads all of {tables}"
+
+
+def walk(node: dict[str, Any]) -> Any:
+    """A plan's node and all below it."""
+    yield node
+    for child in node.get("Plans", ()):
+        yield from walk(child)
