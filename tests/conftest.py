@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import os
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+# Before gRPC is loaded: its fork handlers complain of the processes that tests start.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
 import psycopg
 import pytest
-from wfe_persistence.embedded import EmbeddedPostgres
 
 from tests.support.api import Api, connect
 from tests.support.server import ServerProcess
+from wfe_persistence.embedded import EmbeddedPostgres
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,10 +39,21 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None
 
 
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A directory for an embedded PostgreSQL: a short path (there is a socket in it), and none of
+    pytest's own, which every other pytest on the machine closes to other users when it starts."""
+    with tempfile.TemporaryDirectory(prefix="wfe-") as path:
+        yield Path(path)
+
+
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_url() -> Iterator[str]:
     """A PostgreSQL server for the session; its maintenance database."""
-    with EmbeddedPostgres(tmp_path_factory.mktemp("postgres")) as postgres:
+    with (
+        tempfile.TemporaryDirectory(prefix="wfe-") as path,
+        EmbeddedPostgres(Path(path)) as postgres,
+    ):
         yield postgres.url
 
 

@@ -11,9 +11,9 @@ from typing import Final, Self
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+
 from wfe.persistence.v1 import command_pb2, event_pb2, store_pb2, subscription_pb2, workflow_pb2
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
-
 from wfe_persistence.config import Config
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.rpc.boundary import Boundary
@@ -43,6 +43,7 @@ SERVICES: Final = (
 LIVENESS: Final = "liveness"
 
 _WATCH_SECONDS = 1.0
+_LOOK_SECONDS = 2.0
 
 # Requests above our own limit are let in up to this factor, to be refused with a reason; beyond
 # it gRPC refuses them itself.
@@ -153,13 +154,17 @@ class Server:
         """
         while True:
             try:
-                await self._look()
+                async with asyncio.timeout(_LOOK_SECONDS if self._examined else None):
+                    await self._look()
             except PersistenceError as exc:
                 if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_TOO_NEW:
                     raise CannotServeError(str(exc)) from exc
-                if self._serving is not False:
-                    log.warning("not serving: %s", exc)
-                await self._report(serving=False)
+                if exc.reason != ErrorReason.ERROR_REASON_POOL_EXHAUSTED:
+                    await self._report(serving=False, why=str(exc))
+            except TimeoutError:
+                # A server that is only busy goes on being healthy.
+                if self._database.is_away:
+                    await self._report(serving=False, why="the database can't be reached")
             await asyncio.sleep(_WATCH_SECONDS)
 
     async def _look(self) -> None:
@@ -169,14 +174,11 @@ class Server:
             self._examined = True
         version = await migrate.schema_version(store)
         migrate.check_not_newer(version)
-        current = version == migrate.latest_version()
-        if not current and self._serving is not False:
-            log.warning(
-                "not serving: the store has schema version %d, %d is needed (migrate up)",
-                version,
-                migrate.latest_version(),
-            )
-        await self._report(serving=current)
+        await self._report(
+            serving=version == migrate.latest_version(),
+            why=f"the store has schema version {version}, {migrate.latest_version()} is needed "
+            "(wfe-persistence migrate up)",
+        )
 
     async def _examine(self, store: Store) -> None:
         """Once, as soon as the database answers: may we use it, and is the store there?"""
@@ -199,11 +201,13 @@ class Server:
             log.info("schema %s: applied %s", store.schema.name, name)
         return applied
 
-    async def _report(self, *, serving: bool) -> None:
+    async def _report(self, *, serving: bool, why: str = "") -> None:
         if serving == self._serving:
             return
         if serving:
             log.info("serving on %s", self.address)
+        elif why:
+            log.warning("not serving: %s", why)
         self._serving = serving
         status = (
             health_pb2.HealthCheckResponse.SERVING

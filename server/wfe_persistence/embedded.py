@@ -56,8 +56,7 @@ class EmbeddedPostgres:
             fcntl.flock(self._lock, fcntl.LOCK_SH)
             if not (self._pgdata / "PG_VERSION").exists():
                 self._initialize()
-            if not self._is_running():
-                self._start()
+            self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,7 +67,7 @@ class EmbeddedPostgres:
             except BlockingIOError:
                 log.info("the embedded PostgreSQL stays up: it has other users")
                 return
-            self._pg_ctl("stop", "--mode=fast", f"--timeout={_START_SECONDS}")
+            self.stop()
 
     @property
     def url(self) -> str:
@@ -93,15 +92,22 @@ class EmbeddedPostgres:
         )  # fmt: skip
         fresh.rename(self._pgdata)
 
-    def _is_running(self) -> bool:
-        return self._pg_ctl("status", check=False) == 0
-
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start PostgreSQL unless it is running."""
+        if self._pg_ctl("status", check=False) == 0:
+            return
         socket_dir = self._socket_dir()
         self._pg_ctl(
             "start", "--wait", f"--timeout={_START_SECONDS}", f"--log={self._pgdata / 'log'}",
             "--options", f"-c listen_addresses='' -c unix_socket_directories='{socket_dir}'",
         )  # fmt: skip
+
+    def stop(self) -> None:
+        """Stop PostgreSQL if it is running, whoever uses it."""
+        if self._pg_ctl("status", check=False) == 0:
+            self._pg_ctl("stop", "--mode=fast", f"--timeout={_START_SECONDS}")
+        if (socket_dir := self._socket_dir()) != self._pgdata:
+            shutil.rmtree(socket_dir)
 
     def _socket_dir(self) -> Path:
         if len(os.fsencode(self._pgdata)) <= _SOCKET_PATH_BYTES - len("/.s.PGSQL.5432.lock"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
+
 from wfe_persistence.store.db import Database, Store
 from wfe_persistence.store.migrate import migrate
 from wfe_persistence.store.schema import Schema

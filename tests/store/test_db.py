@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store.db import Database, Store, UnexpectedDatabaseError

@@ -10,6 +10,9 @@ from typing import Any
 
 import psycopg
 import pytest
+
+from tests.store.originals import DATA_TABLES, Original
+from tests.support import make
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.workflow_pb2 import PointerStatus
 from wfe_persistence.errors import PersistenceError
@@ -18,9 +21,6 @@ from wfe_persistence.store.db import Database, Store, conninfo_with_defaults
 from wfe_persistence.store.error_log import BEHIND_LAST
 from wfe_persistence.store.paging import START
 from wfe_persistence.store.schema import Schema
-
-from tests.store.originals import DATA_TABLES, Original
-from tests.support import make
 
 OBJECTS = """
 SELECT 'relation', n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace

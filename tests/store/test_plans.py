@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+
 from wfe_persistence.store import command, error_log, event, subscription, workflow
 from wfe_persistence.store.migrate import migrate
 from wfe_persistence.store.schema import Schema

@@ -19,8 +19,8 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
-from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.rpc.check import check_no_nul
 from wfe_persistence.rpc.status import DETAILS_KEY, STATUS_OF, details, reason_name

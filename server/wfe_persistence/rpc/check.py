@@ -15,13 +15,13 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+
 from wfe.persistence.v1.command_pb2 import ScheduledCommand
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
 from wfe.persistence.v1.event_pb2 import Event
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
 from wfe.persistence.v1.workflow_pb2 import ExecutionPointer, WorkflowInstance
-
 from wfe_persistence.errors import PersistenceError, Violation
 from wfe_persistence.store.documents import COMMAND_NAME, POINTER_STATUS, WORKFLOW_STATUS
 

@@ -15,7 +15,6 @@ from wfe.persistence.v1.command_pb2 import (
     ScheduleCommandRequest,
     ScheduleCommandResponse,
 )
-
 from wfe_persistence.rpc.boundary import Call
 from wfe_persistence.rpc.check import MAX_PAGE_SIZE, Check, R
 from wfe_persistence.store import command

@@ -18,7 +18,6 @@ from wfe.persistence.v1.event_pb2 import (
     MarkEventUnprocessedRequest,
     MarkEventUnprocessedResponse,
 )
-
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.boundary import Call
 from wfe_persistence.rpc.check import Check

@@ -8,8 +8,8 @@ import json
 from hashlib import blake2b
 
 from google.protobuf.message import Message
-from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store.db import Store
 from wfe_persistence.store.paging import Cursor

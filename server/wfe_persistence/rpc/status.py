@@ -9,8 +9,8 @@ import grpc
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
-from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
 
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
 from wfe_persistence.errors import PersistenceError
 
 DOMAIN: Final = "wfe.persistence"

@@ -18,7 +18,6 @@ from wfe.persistence.v1.store_pb2 import (
     TruncateAllRequest,
     TruncateAllResponse,
 )
-
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.boundary import Call

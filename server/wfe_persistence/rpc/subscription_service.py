@@ -20,7 +20,6 @@ from wfe.persistence.v1.subscription_pb2 import (
     TerminateSubscriptionRequest,
     TerminateSubscriptionResponse,
 )
-
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.boundary import Call
 from wfe_persistence.rpc.check import Check

@@ -24,7 +24,6 @@ from wfe.persistence.v1.workflow_pb2 import (
     PersistWorkflowWithSubscriptionsRequest,
     PersistWorkflowWithSubscriptionsResponse,
 )
-
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.boundary import Call
 from wfe_persistence.rpc.check import Check

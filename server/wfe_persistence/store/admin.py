@@ -6,7 +6,6 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
-
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store.db import Database, Store
 from wfe_persistence.store.rows import read_bool, read_int4, read_text

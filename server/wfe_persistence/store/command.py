@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from wfe.persistence.v1.command_pb2 import ClaimedCommand, CommandName, ScheduledCommand
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
-
 from wfe_persistence.errors import PersistenceError, invalid_field
 from wfe_persistence.store.db import Store
 from wfe_persistence.store.documents import COMMAND_NAME

@@ -23,8 +23,8 @@ from typing import Any, Final, NoReturn, Self
 import psycopg
 import psycopg_pool
 from psycopg import conninfo, pq
-from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store.rows import Param, read_bool
 from wfe_persistence.store.schema import Schema, Statement
@@ -95,13 +95,13 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
-        """Connect, and note on the class whether it worked."""
+        """Connect, and note on the class (each pool has its own) whether it worked."""
         try:
             connection = await super().connect(conninfo, **kwargs)
         except Exception as exc:
-            Connection.last_connect_error = type(exc).__name__
+            cls.last_connect_error = type(exc).__name__
             raise
-        Connection.last_connect_error = None
+        cls.last_connect_error = None
         connection.pgconn.nonblocking = 1
         connection.pgconn.enter_pipeline_mode()
         return connection
@@ -324,9 +324,14 @@ class Database:
         self.conninfo = conninfo_with_defaults(url)
         self._prepare = prepare
         self._max_prepared = max_prepared
+
+        class PoolConnection(Connection):
+            """The connections of this pool; it notes on the class whether connecting works."""
+
+        self._connection_class = PoolConnection
         self._pool = psycopg_pool.AsyncConnectionPool(
             self.conninfo,
-            connection_class=Connection,
+            connection_class=PoolConnection,
             kwargs={"autocommit": True},
             min_size=min(2, pool_size),
             max_size=pool_size,
@@ -347,6 +352,11 @@ class Database:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_CALL_OFF_SECONDS)
         await self._pool.close(timeout=_CALL_OFF_SECONDS)
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the last attempt to connect failed."""
+        return self._connection_class.last_connect_error is not None
 
     async def run(self, batch: Sequence[Command], *, write: bool) -> list[pq.abc.PGresult]:
         """Run a batch as one transaction, in one round trip; answer a result per statement.
@@ -433,7 +443,7 @@ class Database:
             except psycopg_pool.TooManyRequests as exc:
                 raise _busy() from exc
             except psycopg_pool.PoolTimeout as exc:
-                raise (_unavailable() if Connection.last_connect_error else _busy()) from exc
+                raise (_unavailable() if self.is_away else _busy()) from exc
             except psycopg_pool.PoolClosed as exc:
                 raise PersistenceError(
                     ErrorReason.ERROR_REASON_SHUTTING_DOWN,

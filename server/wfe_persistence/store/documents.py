@@ -22,7 +22,6 @@ from wfe.persistence.v1.workflow_pb2 import (
     WorkflowInstance,
     WorkflowStatus,
 )
-
 from wfe_persistence.store.rows import iso, quote
 
 WORKFLOW_STATUS: Final[dict[WorkflowStatus.ValueType, str]] = {

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import aclosing
 
 from wfe.persistence.v1.store_pb2 import ExecutionError
-
 from wfe_persistence.store.db import Store
 from wfe_persistence.store.documents import array, error_document
 from wfe_persistence.store.paging import Cursor, Page

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from google.protobuf.timestamp_pb2 import Timestamp
+
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.event_pb2 import Event
-
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store.db import Store
 from wfe_persistence.store.documents import event_document

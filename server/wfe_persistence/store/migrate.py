@@ -19,8 +19,8 @@ from importlib import resources
 from typing import Any
 
 import psycopg
-from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store.db import Store
 from wfe_persistence.store.rows import read_int4

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import aclosing
 
 from google.protobuf.timestamp_pb2 import Timestamp
+
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
-
 from wfe_persistence.errors import PersistenceError, invalid_field
 from wfe_persistence.store.db import Store
 from wfe_persistence.store.documents import subscription_document

@@ -14,7 +14,6 @@ from wfe.persistence.v1.workflow_pb2 import (
     WorkflowInstance,
     WorkflowStatus,
 )
-
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store.db import Store
 from wfe_persistence.store.documents import (
