@@ -2,8 +2,8 @@
 
 psycopg's pool looks after the connections. On a connection taken from it, statements go out in
 libpq's pipeline mode, prepared once per connection, and the results are read on the event loop:
-a call is one message there and one back. This takes about half of the CPU that psycopg's cursors
-take (`./run bench --driver` measures both side by side).
+a call is one message there and one back. This takes about two thirds of the CPU that psycopg's
+cursors take (`./run bench --driver` measures both side by side).
 
 Parameters go out as text, results come back binary (`rows` reads them). Statements handed over
 together are one transaction, because PostgreSQL commits at the Sync that ends the batch. No
@@ -13,10 +13,12 @@ session setting is made or relied on, so PgBouncer may stand in between.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
+import types
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Generator, Sequence
 from contextlib import suppress
 from typing import Any, Final, NoReturn, Self
 
@@ -132,7 +134,7 @@ class Exchange:
         self._flushed = False
         self._rolled_back = False
         self._row_by_row = False
-        self._changed = asyncio.Event()
+        self._changed = self._loop.create_future()
         self.results: list[pq.abc.PGresult] = []
         self.error: pq.abc.PGresult | None = None
         self.finished = False
@@ -196,11 +198,11 @@ class Exchange:
     def _flush(self) -> None:
         if self._pgconn.flush() == 0:
             self._flushed = True
-            self._loop.remove_writer(self._fd)
         else:
             self._loop.add_writer(self._fd, self._writable)
 
     def _writable(self) -> None:
+        self._loop.remove_writer(self._fd)
         try:
             self._flush()
         except psycopg.OperationalError as exc:
@@ -234,7 +236,7 @@ class Exchange:
             if status == pq.ExecStatus.PIPELINE_SYNC:
                 self._stop_listening()
                 self.finished = True
-                self._changed.set()
+                self._signal()
                 return
             if status == pq.ExecStatus.FATAL_ERROR:
                 if not _sqlstate(result):
@@ -250,7 +252,7 @@ class Exchange:
         if outcome is None:
             self.results.append(result)
             if self._row_by_row:
-                self._changed.set()
+                self._signal()
             return
         name, is_prepared = outcome
         if is_prepared:
@@ -269,17 +271,24 @@ class Exchange:
         # it, nothing was written. Otherwise nobody can know.
         unwritten = self._rolled_back or not self._flushed
         self.lost = ConnectionLostError(type(exc).__name__, unwritten=unwritten)
-        self._changed.set()
+        self._signal()
 
     def _stop_listening(self) -> None:
         self._loop.remove_reader(self._fd)
-        self._loop.remove_writer(self._fd)
+        if not self._flushed:
+            self._loop.remove_writer(self._fd)
+
+    def _signal(self) -> None:
+        if not self._changed.done():
+            self._changed.set_result(None)
 
     async def more(self) -> None:
         """Wait for the end of the batch, or with `row_by_row` for more rows."""
         if not (self.finished or self.lost):
-            await self._changed.wait()
-            self._changed.clear()
+            try:
+                await self._changed
+            finally:  # also of a caller who was cancelled: the exchange is waited for once more
+                self._changed = self._loop.create_future()
 
     async def complete(self) -> None:
         """Wait for the end of the batch. Raises ConnectionLostError."""
@@ -329,7 +338,7 @@ class Database:
             """The connections of this pool; it notes on the class whether connecting works."""
 
         self._connection_class = PoolConnection
-        self._pool = psycopg_pool.AsyncConnectionPool(
+        self._pool: psycopg_pool.AsyncConnectionPool[Any] = psycopg_pool.AsyncConnectionPool(
             self.conninfo,
             connection_class=PoolConnection,
             kwargs={"autocommit": True},
@@ -388,11 +397,14 @@ class Database:
                 continue
             error = exchange.error
             if error is None:
-                self._spawn(self._pool.putconn(connection))
+                self._give_back(connection)
                 return exchange.results
             state = _sqlstate(error)
             elsewhere = state in _TRY_ELSEWHERE
-            self._spawn(self._discard(connection) if elsewhere else self._pool.putconn(connection))
+            if elsewhere:
+                self._spawn(self._discard(connection))
+            else:
+                self._give_back(connection)
             again = state in _TRY_AGAIN or (state == "23505" and not _is_name_taken(error))
             if attempt >= _MAX_ATTEMPTS or not (again or elsewhere):
                 _raise_domain_error(error)
@@ -423,7 +435,7 @@ class Database:
                 exchange.resume()
         finally:
             if exchange.finished:
-                self._spawn(self._pool.putconn(connection))
+                self._give_back(connection)
             elif exchange.lost:
                 self._spawn(self._discard(connection))
             else:
@@ -439,7 +451,7 @@ class Database:
     async def _connection(self) -> Connection:
         while True:
             try:
-                connection = await self._pool.getconn()
+                connection: Connection = await self._pool.getconn()
             except psycopg_pool.TooManyRequests as exc:
                 raise _busy() from exc
             except psycopg_pool.PoolTimeout as exc:
@@ -457,6 +469,17 @@ class Database:
     async def _discard(self, connection: Connection) -> None:
         await connection.close()
         await self._pool.putconn(connection)
+
+    def _give_back(self, connection: Connection) -> None:
+        """Return a connection to the pool, which hardly ever has to wait. If it has to, that goes
+        on in a task of its own: were it awaited here, a cancelled caller would lose the connection.
+        """
+        returning = self._pool.putconn(connection)
+        try:
+            waiting_for = returning.send(None)
+        except StopIteration:
+            return
+        self._spawn(_go_on(returning, waiting_for))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Do in a task of its own what must not end when the caller is cancelled."""
@@ -478,6 +501,24 @@ class Database:
         else:
             exchange.give_up()
             await self._discard(connection)
+
+
+@types.coroutine
+def _go_on(
+    coroutine: Coroutine[Any, Any, None], waiting_for: object
+) -> Generator[object, Any, None]:
+    """The rest of a coroutine that has been started and waits for something."""
+    while True:
+        try:
+            value = yield waiting_for
+        except BaseException as exc:  # all of them are the coroutine's to handle
+            step = functools.partial(coroutine.throw, exc)
+        else:
+            step = functools.partial(coroutine.send, value)
+        try:
+            waiting_for = step()
+        except StopIteration:
+            return
 
 
 class Store:

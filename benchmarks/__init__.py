@@ -1,0 +1,1 @@
+"""Measurements: `./run bench`. Ratios of things measured side by side in one run."""

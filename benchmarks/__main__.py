@@ -1,0 +1,63 @@
+"""`./run bench`: every hot RPC at 1 and 32 callers, beside a bare echo in the same server.
+
+The server runs in a process of its own, on an embedded PostgreSQL, and serves one more service that
+only the bench registers: an echo, with nothing behind it. What an RPC costs above the echo is ours.
+`--driver` measures the way to PostgreSQL alone, beside psycopg's pool and cursors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import platform
+import tempfile
+from pathlib import Path
+
+from benchmarks import driver, rpcs
+from wfe_persistence.embedded import EmbeddedPostgres
+
+
+def main() -> None:
+    """Parse, run, print, keep."""
+    parser = argparse.ArgumentParser(prog="./run bench", description=__doc__)
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="how long each RPC is called (default 2)"
+    )
+    parser.add_argument(
+        "--callers", type=int, nargs="+", default=[1, 32], help="concurrent callers (default 1 32)"
+    )
+    parser.add_argument("--only", metavar="NAME", help="only the RPCs with this in their names")
+    parser.add_argument(
+        "--driver", action="store_true", help="the driver, beside psycopg's pool and cursors"
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="where to keep the figures (default benchmarks/results/latest.json)",
+    )
+    arguments = parser.parse_args()
+    with (
+        tempfile.TemporaryDirectory(prefix="wfe-") as directory,
+        EmbeddedPostgres(Path(directory)) as postgres,
+    ):
+        if arguments.driver:
+            figures = asyncio.run(driver.measure(postgres.url, arguments.callers))
+            print(driver.table(figures))
+        else:
+            figures = asyncio.run(
+                rpcs.measure(
+                    postgres.url, arguments.callers, arguments.seconds, arguments.only or ""
+                )
+            )
+            print(rpcs.table(figures))
+    name = "driver.json" if arguments.driver else "latest.json"
+    file: Path = arguments.json or Path(__file__).parent / "results" / name
+    file.parent.mkdir(exist_ok=True)
+    machine = {"python": platform.python_version(), "machine": platform.machine()}
+    file.write_text(json.dumps({**machine, "figures": figures}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""The server under measurement: ours, and an echo service beside it. Says its address."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from typing import Any
+
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
+import grpc
+
+from wfe_persistence.app import Server
+from wfe_persistence.config import Config
+
+ECHO = "/bench.Echo/Echo"
+
+
+async def _echo(request: bytes, _: object) -> bytes:
+    return request
+
+
+async def _main(url: str) -> None:
+    server = Server(Config(db_url=url, listen="127.0.0.1:0", allow_truncate=True))
+    behavior: Any = _echo
+    echo: dict[str, Any] = {"Echo": grpc.unary_unary_rpc_method_handler(behavior)}
+    server.add_service(grpc.method_handlers_generic_handler("bench.Echo", echo))
+    async with server:
+        print(server.address, flush=True)
+        watch = asyncio.create_task(server.watch())
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+        watch.cancel()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(sys.argv[1]))

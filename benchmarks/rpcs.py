@@ -1,0 +1,290 @@
+"""Each hot RPC: latency, and CPU of the server process per call, beside a bare echo."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import psutil
+
+from benchmarks.bench_server import ECHO
+from benchmarks.timing import Call, percentile, timed
+from tests.support import make
+from tests.support.api import Api, connect
+from wfe.persistence.v1 import command_pb2 as c
+from wfe.persistence.v1 import event_pb2 as e
+from wfe.persistence.v1 import store_pb2 as st
+from wfe.persistence.v1 import subscription_pb2 as s
+from wfe.persistence.v1 import workflow_pb2 as w
+
+Figures = list[dict[str, Any]]
+
+# Workflows to read and write: enough that callers meet on the same one only now and then.
+STORED = 200
+
+
+async def measure(url: str, callers: list[int], seconds: float, only: str) -> Figures:
+    """Measure every case with every number of callers."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "benchmarks.bench_server", url,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    address = (await process.stdout.readline()).decode().strip()
+    server = psutil.Process(process.pid)
+    figures: Figures = []
+    async with connect(address) as channel:
+        api = Api(channel)
+        await api.store.EnsureStoreExists(st.EnsureStoreExistsRequest())
+        for name, prepare in CASES.items():
+            if only.lower() not in name.lower() and name != "echo":
+                continue
+            call = await prepare(api)
+            await timed(call, 4, 0.3)  # connections, plans, caches
+            for count in callers:
+                before = sum(server.cpu_times()[:2])
+                took = await timed(_shifted(call), count, seconds)
+                cpu = sum(server.cpu_times()[:2]) - before
+                figures.append(
+                    {
+                        "rpc": name,
+                        "callers": count,
+                        "calls": len(took),
+                        "p50_ms": percentile(took, 50) * 1e3,
+                        "p99_ms": percentile(took, 99) * 1e3,
+                        "server_cpu_ms": cpu / len(took) * 1e3,
+                    }
+                )
+                print(".", end="", flush=True, file=sys.stderr)
+    print(file=sys.stderr)
+    process.stdin.close()
+    await process.wait()
+    echo = {f["callers"]: f["server_cpu_ms"] for f in figures if f["rpc"] == "echo"}
+    for figure in figures:
+        figure["cpu_vs_echo"] = figure["server_cpu_ms"] / echo[figure["callers"]]
+    return figures
+
+
+_shift = 0
+
+
+def _shifted(call: Call) -> Call:
+    """Numbers that the runs before did not use."""
+    global _shift
+    _shift += 10**6
+    offset = _shift
+    return lambda i: call(i + offset)
+
+
+def table(figures: Figures) -> str:
+    """The figures as a table for people."""
+    lines = [
+        f"{'RPC':<38}{'callers':>8}{'p50 ms':>9}{'p99 ms':>9}{'CPU ms':>9}{'x echo':>8}{'calls':>8}"
+    ]
+    lines += [
+        f"{f['rpc']:<38}{f['callers']:>8}{f['p50_ms']:>9.2f}{f['p99_ms']:>9.2f}"
+        f"{f['server_cpu_ms']:>9.3f}{f['cpu_vs_echo']:>8.2f}{f['calls']:>8}"
+        for f in figures
+    ]
+    return "\n".join(lines)
+
+
+def _echo(size: int) -> Callable[[Api], Awaitable[Call]]:
+    async def prepare(api: Api) -> Call:
+        echo = api.unary(ECHO)
+        payload = b"x" * size
+        return lambda _: echo(payload)
+
+    return prepare
+
+
+def _instance(pointers: int, tag: int = 0, id_: str = "") -> w.WorkflowInstance:
+    return make.instance(
+        id=id_ or make.new_id("workflow"),
+        execution_pointers=[
+            make.pointer(
+                str(i), step_name=f"step {i}", outcome_json=f'{{"tag": {tag if i == 0 else 0}}}'
+            )
+            for i in range(pointers)
+        ],
+    )
+
+
+async def _store_workflows(api: Api, pointers: int) -> list[str]:
+    ids = []
+    for _ in range(STORED):
+        instance = _instance(pointers)
+        ids.append(instance.id)
+        await api.workflows.CreateNewWorkflow(w.CreateNewWorkflowRequest(instance=instance))
+    return ids
+
+
+def _create(pointers: int) -> Callable[[Api], Awaitable[Call]]:
+    async def prepare(api: Api) -> Call:
+        return lambda _: api.workflows.CreateNewWorkflow(
+            w.CreateNewWorkflowRequest(instance=_instance(pointers))
+        )
+
+    return prepare
+
+
+def _get(pointers: int) -> Callable[[Api], Awaitable[Call]]:
+    async def prepare(api: Api) -> Call:
+        ids = await _store_workflows(api, pointers)
+        return lambda i: api.workflows.GetWorkflowInstance(
+            w.GetWorkflowInstanceRequest(id=ids[i % STORED])
+        )
+
+    return prepare
+
+
+def _persist(pointers: int) -> Callable[[Api], Awaitable[Call]]:
+    """One of the pointers changes with each call."""
+
+    async def prepare(api: Api) -> Call:
+        ids = await _store_workflows(api, pointers)
+        return lambda i: api.workflows.PersistWorkflow(
+            w.PersistWorkflowRequest(instance=_instance(pointers, i, ids[i % STORED]))
+        )
+
+    return prepare
+
+
+async def _persist_with_subscription(api: Api) -> Call:
+    ids = await _store_workflows(api, 10)
+    return lambda i: api.workflows.PersistWorkflowWithSubscriptions(
+        w.PersistWorkflowWithSubscriptionsRequest(
+            instance=_instance(10, i, ids[i % STORED]), subscriptions=[make.subscription()]
+        )
+    )
+
+
+async def _get_runnable_instances(api: Api) -> Call:
+    return lambda _: api.workflows.GetRunnableInstances(w.GetRunnableInstancesRequest())
+
+
+async def _next_definition_sequence(api: Api) -> Call:
+    return lambda i: api.workflows.NextDefinitionSequence(
+        w.NextDefinitionSequenceRequest(definition_id=f"d{i % 50}")
+    )
+
+
+async def _create_event(api: Api) -> Call:
+    return lambda _: api.events.CreateEvent(e.CreateEventRequest(event=make.event()))
+
+
+async def _store_events(api: Api) -> list[e.Event]:
+    events = [make.event() for _ in range(STORED)]
+    for event in events:
+        await api.events.CreateEvent(e.CreateEventRequest(event=event))
+    return events
+
+
+async def _get_event(api: Api) -> Call:
+    events = await _store_events(api)
+    return lambda i: api.events.GetEvent(e.GetEventRequest(id=events[i % STORED].id))
+
+
+async def _get_events(api: Api) -> Call:
+    events = await _store_events(api)
+    return lambda i: api.events.GetEvents(
+        e.GetEventsRequest(event_name="order.paid", event_key=events[i % STORED].event_key)
+    )
+
+
+async def _mark_event_processed(api: Api) -> Call:
+    events = await _store_events(api)
+    return lambda i: api.events.MarkEventProcessed(
+        e.MarkEventProcessedRequest(id=events[i % STORED].id)
+    )
+
+
+async def _create_subscription(api: Api) -> Call:
+    return lambda _: api.subscriptions.CreateEventSubscription(
+        s.CreateEventSubscriptionRequest(subscription=make.subscription())
+    )
+
+
+async def _store_subscriptions(api: Api) -> list[s.EventSubscription]:
+    subscriptions = [make.subscription() for _ in range(STORED)]
+    for subscription in subscriptions:
+        await api.subscriptions.CreateEventSubscription(
+            s.CreateEventSubscriptionRequest(subscription=subscription)
+        )
+    return subscriptions
+
+
+async def _get_subscriptions(api: Api) -> Call:
+    stored = await _store_subscriptions(api)
+    return lambda i: api.subscriptions.GetSubscriptions(
+        s.GetSubscriptionsRequest(event_name="order.paid", event_key=stored[i % STORED].event_key)
+    )
+
+
+async def _get_first_open_subscription(api: Api) -> Call:
+    stored = await _store_subscriptions(api)
+    return lambda i: api.subscriptions.GetFirstOpenSubscription(
+        s.GetFirstOpenSubscriptionRequest(
+            event_name="order.paid", event_key=stored[i % STORED].event_key
+        )
+    )
+
+
+async def _set_subscription_token(api: Api) -> Call:
+    stored = await _store_subscriptions(api)
+    return lambda i: api.subscriptions.SetSubscriptionToken(
+        s.SetSubscriptionTokenRequest(
+            id=stored[i % STORED].id, token="t", worker_id="w", expiry=make.from_now(60)
+        )
+    )
+
+
+async def _schedule_command(api: Api) -> Call:
+    return lambda i: api.commands.ScheduleCommand(
+        c.ScheduleCommandRequest(command=make.command(data=f"w{i % 1000}", execute_time=2**60))
+    )
+
+
+async def _claim_and_complete(api: Api) -> Call:
+    async def call(_: int) -> None:
+        await api.commands.ScheduleCommand(c.ScheduleCommandRequest(command=make.command()))
+        claimed = await api.commands.ClaimCommands(c.ClaimCommandsRequest(limit=1))
+        await api.commands.CompleteCommands(
+            c.CompleteCommandsRequest(lease_tokens=[x.lease_token for x in claimed.commands])
+        )
+
+    return call
+
+
+async def _persist_error(api: Api) -> Call:
+    return lambda _: api.store.PersistErrors(st.PersistErrorsRequest(errors=[make.error()]))
+
+
+CASES: dict[str, Callable[[Api], Awaitable[Call]]] = {
+    "echo": _echo(100),
+    "CreateNewWorkflow, 1 pointer": _create(1),
+    "CreateNewWorkflow, 50 pointers": _create(50),
+    "GetWorkflowInstance, 1 pointer": _get(1),
+    "GetWorkflowInstance, 50 pointers": _get(50),
+    "PersistWorkflow, 1 pointer": _persist(1),
+    "PersistWorkflow, 10 pointers": _persist(10),
+    "PersistWorkflow, 50 pointers": _persist(50),
+    "PersistWorkflow, 200 pointers": _persist(200),
+    "PersistWorkflowWithSubscriptions, 10+1": _persist_with_subscription,
+    "GetRunnableInstances, page of 100": _get_runnable_instances,
+    "NextDefinitionSequence": _next_definition_sequence,
+    "CreateEvent": _create_event,
+    "GetEvent": _get_event,
+    "GetEvents": _get_events,
+    "MarkEventProcessed": _mark_event_processed,
+    "CreateEventSubscription": _create_subscription,
+    "GetSubscriptions": _get_subscriptions,
+    "GetFirstOpenSubscription": _get_first_open_subscription,
+    "SetSubscriptionToken": _set_subscription_token,
+    "ScheduleCommand": _schedule_command,
+    "Schedule + Claim + CompleteCommands": _claim_and_complete,
+    "PersistErrors": _persist_error,
+}

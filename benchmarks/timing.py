@@ -1,0 +1,31 @@
+"""Calls in a loop, and what they took."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+Call = Callable[[int], Awaitable[object]]
+"""One call; its argument is a number that no other call gets."""
+
+
+async def timed(call: Call, callers: int, seconds: float) -> list[float]:
+    """Call from so many callers at once for so long; how long each call took, in seconds."""
+    took: list[float] = []
+    number = iter(range(10**9))
+    end = time.perf_counter() + seconds
+
+    async def caller() -> None:
+        while (begin := time.perf_counter()) < end:
+            await call(next(number))
+            took.append(time.perf_counter() - begin)
+
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    return took
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value that so many percent are not above."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
