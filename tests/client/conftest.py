@@ -2,9 +2,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from wfe_persistence_client import PersistenceProvider, RetryPolicy, connect
 
 from tests.client.fake_store import FakeStore
+from wfe_persistence_client import PersistenceProvider, RetryPolicy, connect
 
 #: Fast, so that tests do not wait; long enough to fail by itself and not by time.
 FAST = RetryPolicy(max_attempts=5, initial_backoff=0.001, max_backoff=0.002)

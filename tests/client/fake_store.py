@@ -12,7 +12,8 @@ import grpc
 import grpc.aio
 from google.protobuf import any_pb2, duration_pb2, message_factory
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2, status_pb2
+
 from wfe.persistence.v1 import command_pb2, event_pb2, store_pb2, subscription_pb2, workflow_pb2
 
 SERVICES = [
@@ -51,6 +52,11 @@ class FakeStore(grpc.GenericRpcHandler):
     def count(self, rpc: str) -> int:
         return len(self.requests.get(rpc, []))
 
+    async def called(self, *rpcs: str) -> None:
+        """Waits until each of them was called."""
+        while not all(self.count(rpc) for rpc in rpcs):
+            await asyncio.sleep(0.001)
+
     async def start(self, address: str) -> None:
         port = self._server.add_insecure_port(address)
         self.target = address if address.startswith("unix:") else f"127.0.0.1:{port}"
@@ -77,7 +83,7 @@ class FakeStore(grpc.GenericRpcHandler):
         request_class = message_factory.GetMessageClass(method.input_type)
         if name in STREAMING:
             return grpc.unary_stream_rpc_method_handler(
-                stream,  # type: ignore[arg-type]
+                stream,
                 request_deserializer=request_class.FromString,
                 response_serializer=lambda message: message.SerializeToString(),
             )

@@ -11,8 +11,10 @@ import pytest
 from google.protobuf.descriptor import Descriptor, EnumDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.client.test_json_text import JSON_VALUES, TEXT, same, unhurried
 from wfe.persistence.v1 import command_pb2, event_pb2, store_pb2, subscription_pb2, workflow_pb2
 from wfe_persistence_client import (
     ABSENT,
@@ -34,17 +36,15 @@ from wfe_persistence_client import (
     convert,
 )
 
-from tests.client.test_json_text import JSON_VALUES, TEXT, same
-
 NOW = datetime(2024, 2, 29, 12, 0, 0, 123456, tzinfo=UTC)
 
 INT31 = st.integers(0, 2**31 - 1)
 INT64 = st.integers(-(2**63), 2**63 - 1)
 # At both ends a zone's offset would leave the years 1-9999.
 TIMES = st.datetimes(
-    datetime(1, 1, 2),
-    datetime(9999, 12, 30),
-    timezones=st.just(UTC) | st.timezones(),  # noqa: DTZ001
+    datetime(1, 1, 2),  # noqa: DTZ001
+    datetime(9999, 12, 30),  # noqa: DTZ001
+    timezones=st.just(UTC) | st.timezones(),
 ) | st.sampled_from([datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)])
 MAYBE_TEXT = st.none() | TEXT
 MAYBE_TIME = st.none() | TIMES
@@ -152,12 +152,13 @@ def assert_survives(value: Any, out: Callable[[Any], Any], back: Callable[[Any],
             assert same(getattr(returned, field.name), getattr(expected, field.name)), field.name
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+@unhurried
 @given(WORKFLOWS)
 def test_workflow_round_trip(value: WorkflowInstance) -> None:
     assert_survives(value, convert.workflow_to_proto, convert.workflow_from_proto)
 
 
+@unhurried
 @given(POINTERS)
 def test_pointer_round_trip(value: ExecutionPointer) -> None:
     def out(pointer: ExecutionPointer) -> workflow_pb2.WorkflowInstance:
@@ -172,21 +173,25 @@ def test_pointer_round_trip(value: ExecutionPointer) -> None:
     assert_survives(value, out, back)
 
 
+@unhurried
 @given(EVENTS)
 def test_event_round_trip(value: Event) -> None:
     assert_survives(value, convert.event_to_proto, convert.event_from_proto)
 
 
+@unhurried
 @given(SUBSCRIPTIONS)
 def test_subscription_round_trip(value: EventSubscription) -> None:
     assert_survives(value, convert.subscription_to_proto, convert.subscription_from_proto)
 
 
+@unhurried
 @given(COMMANDS)
 def test_command_round_trip(value: ScheduledCommand) -> None:
     assert_survives(value, convert.command_to_proto, convert.command_from_proto)
 
 
+@unhurried
 @given(ERRORS)
 def test_error_round_trip(value: ExecutionError) -> None:
     assert_survives(
@@ -218,8 +223,11 @@ def test_absent_json_is_kept_apart_from_null(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPTIONAL_JSON)
 def test_absent_json_comes_back_apart_from_null(name: str) -> None:
-    def read(pointer: workflow_pb2.ExecutionPointer) -> Any:
-        pointer.status = workflow_pb2.POINTER_STATUS_PENDING
+    def read(text: str | None) -> Any:
+        fields: dict[str, Any] = {} if text is None else {f"{name}_json": text}
+        pointer = workflow_pb2.ExecutionPointer(
+            status=workflow_pb2.POINTER_STATUS_PENDING, **fields
+        )
         instance = workflow_pb2.WorkflowInstance(
             data_json="0",
             status=workflow_pb2.WORKFLOW_STATUS_RUNNABLE,
@@ -227,9 +235,9 @@ def test_absent_json_comes_back_apart_from_null(name: str) -> None:
         )
         return getattr(convert.workflow_from_proto(instance).execution_pointers[0], name)
 
-    assert read(workflow_pb2.ExecutionPointer()) is ABSENT
-    assert read(workflow_pb2.ExecutionPointer(**{f"{name}_json": "null"})) is None
-    assert read(workflow_pb2.ExecutionPointer(**{f"{name}_json": "{}"})) == {}
+    assert read(None) is ABSENT
+    assert read("null") is None
+    assert read("{}") == {}
 
 
 def test_null_data_is_sent() -> None:
@@ -278,7 +286,13 @@ def test_the_place_of_a_bad_value_is_told() -> None:
 
 
 class Undecided(tzinfo):
-    def utcoffset(self, dt: datetime | None) -> timedelta | None:
+    def utcoffset(self, _dt: datetime | None) -> timedelta | None:
+        return None
+
+    def dst(self, _dt: datetime | None) -> timedelta | None:
+        return None
+
+    def tzname(self, _dt: datetime | None) -> str | None:
         return None
 
 

@@ -63,8 +63,8 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_LEASE_LOST: _ErrorReason.ValueType  # 31
     """FAILED_PRECONDITION: a command is no longer claimed under the given lease:
     it was completed, released, or claimed by somebody else after the lease
-    expired. ErrorInfo's metadata lists the lost lease tokens, separated by
-    commas, as `lease_tokens`.
+    expired. ErrorInfo's metadata counts the lost leases as `lost` and lists
+    their tokens (at most 20), separated by commas, as `lease_tokens`.
     """
     ERROR_REASON_TRUNCATE_NOT_ALLOWED: _ErrorReason.ValueType  # 32
     """FAILED_PRECONDITION: the server was started without the flag that allows
@@ -183,8 +183,8 @@ ERROR_REASON_TOKEN_MISMATCH: ErrorReason.ValueType  # 30
 ERROR_REASON_LEASE_LOST: ErrorReason.ValueType  # 31
 """FAILED_PRECONDITION: a command is no longer claimed under the given lease:
 it was completed, released, or claimed by somebody else after the lease
-expired. ErrorInfo's metadata lists the lost lease tokens, separated by
-commas, as `lease_tokens`.
+expired. ErrorInfo's metadata counts the lost leases as `lost` and lists
+their tokens (at most 20), separated by commas, as `lease_tokens`.
 """
 ERROR_REASON_TRUNCATE_NOT_ALLOWED: ErrorReason.ValueType  # 32
 """FAILED_PRECONDITION: the server was started without the flag that allows

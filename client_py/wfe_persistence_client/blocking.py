@@ -1,0 +1,300 @@
+"""The same provider for code without an event loop.
+
+There is no second implementation: every method runs the async one on an event
+loop in a background thread and waits for it.
+"""
+
+import asyncio
+import concurrent.futures
+import functools
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+from wfe_persistence_client import provider
+from wfe_persistence_client.model import ScheduledCommand
+from wfe_persistence_client.provider import PersistenceProvider
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class _LoopThread:
+    """An event loop that runs in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(_report)
+        self._lock = threading.Lock()
+        self._closed = False
+        # A daemon: a provider that nobody closed must not keep the program alive.
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="wfe-persistence-client", daemon=True
+        )
+        self._thread.start()
+
+    def start(self, work: Coroutine[Any, Any, _T]) -> concurrent.futures.Future[_T]:
+        """Starts a coroutine on the loop."""
+        with self._lock:
+            if self._closed or threading.current_thread() is self._thread:
+                work.close()
+                raise RuntimeError(
+                    "the provider is closed"
+                    if self._closed
+                    else "a blocking provider cannot wait for its own event loop"
+                )
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Runs a coroutine on the loop and waits for its end."""
+        return self.wait(self.start(work))
+
+    def wait(self, running: concurrent.futures.Future[_T]) -> _T:
+        """Waits for the end of a started coroutine."""
+        try:
+            return running.result()
+        except concurrent.futures.CancelledError as exc:
+            raise RuntimeError("the provider was closed during the call") from exc
+        except BaseException:
+            # KeyboardInterrupt, for one, reaches the waiting thread only.
+            running.cancel()
+            raise
+
+    def close(self, last: Coroutine[Any, Any, None]) -> None:
+        """Runs a last coroutine, ends what still runs, and ends the thread."""
+        with self._lock:
+            if self._closed:
+                last.close()
+                return
+            self._closed = True
+        try:
+            asyncio.run_coroutine_threadsafe(self._end(last), self._loop).result()
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    async def _end(self, last: Coroutine[Any, Any, None]) -> None:
+        try:
+            await last
+        finally:
+            # Other threads may be waiting for calls under way. The closed channel
+            # ends them with an error that says what became of them; what has not
+            # ended soon after, a wait before another attempt for one, is cancelled.
+            under_way = asyncio.all_tasks() - {asyncio.current_task()}
+            if under_way:
+                _, late = await asyncio.wait(under_way, timeout=1)
+                for task in late:
+                    task.cancel()
+                await asyncio.gather(*late, return_exceptions=True)
+            await asyncio.get_running_loop().shutdown_asyncgens()
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    # grpc.aio wakes every event loop of the process for each of its events, and
+    # those that come too late log this (github.com/grpc/grpc/issues/25364).
+    if not isinstance(context.get("exception"), BlockingIOError):
+        loop.default_exception_handler(context)
+
+
+def _blocking(
+    method: Callable[Concatenate[PersistenceProvider, _P], Coroutine[Any, Any, _T]],
+) -> "Callable[Concatenate[BlockingPersistenceProvider, _P], _T]":
+    """The blocking form of an async method."""
+
+    @functools.wraps(method)
+    def call(self: "BlockingPersistenceProvider", /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return self._thread.run(method(self._provider, *args, **kwargs))
+
+    return call
+
+
+def _blocking_iterator(
+    method: Callable[Concatenate[PersistenceProvider, _P], AsyncIterator[_T]],
+) -> "Callable[Concatenate[BlockingPersistenceProvider, _P], Iterator[_T]]":
+    """The blocking form of a method that answers an async iterator."""
+
+    @functools.wraps(method)
+    def iterate(
+        self: "BlockingPersistenceProvider", /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> Iterator[_T]:
+        items = method(self._provider, *args, **kwargs)
+
+        async def following() -> list[_T]:
+            # In a list, since an iterator's end is no result.
+            try:
+                return [await anext(items)]
+            except StopAsyncIteration:
+                return []
+
+        while item := self._thread.run(following()):
+            yield item[0]
+
+    return iterate
+
+
+def _blocking_connect(
+    connect: Callable[_P, PersistenceProvider],
+) -> "Callable[_P, BlockingPersistenceProvider]":
+    """The blocking form of `connect`."""
+
+    @functools.wraps(connect)
+    def connect_blocking(*args: _P.args, **kwargs: _P.kwargs) -> BlockingPersistenceProvider:
+        async def make() -> PersistenceProvider:
+            return connect(*args, **kwargs)
+
+        thread = _LoopThread()
+        try:
+            return BlockingPersistenceProvider(thread.run(make()), thread)
+        except BaseException:
+            thread.close(asyncio.sleep(0))
+            raise
+
+    return connect_blocking
+
+
+class BlockingPersistenceProvider:
+    """`PersistenceProvider` with methods that block; `connect_blocking` makes one.
+
+    The methods, their arguments and their errors are those of
+    `PersistenceProvider`. It may be used by many threads at once. Close it, or use
+    it as a context manager:
+
+        with connect_blocking("localhost:50051") as provider:
+            provider.get_store_info()
+    """
+
+    def __init__(self, provider: PersistenceProvider, thread: _LoopThread) -> None:
+        self._provider = provider
+        self._thread = thread
+
+    def __enter__(self) -> Self:
+        """The provider itself."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Closes it."""
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection and ends the thread; calls under way end with an error.
+
+        Providers made from this one by `with_timeout` and `with_namespace` share
+        both and are closed too.
+        """
+        self._thread.close(self._provider.close())
+
+    def with_timeout(self, timeout: float) -> "BlockingPersistenceProvider":
+        """The same provider, on the same connection, with another timeout in seconds."""
+        return BlockingPersistenceProvider(self._provider.with_timeout(timeout), self._thread)
+
+    def with_namespace(self, namespace: str | None) -> "BlockingPersistenceProvider":
+        """The same provider, on the same connection, for another namespace."""
+        return BlockingPersistenceProvider(self._provider.with_namespace(namespace), self._thread)
+
+    create_new_workflow = _blocking(PersistenceProvider.create_new_workflow)
+    persist_workflow = _blocking(PersistenceProvider.persist_workflow)
+    persist_workflow_with_subscriptions = _blocking(
+        PersistenceProvider.persist_workflow_with_subscriptions
+    )
+    get_workflow_instance = _blocking(PersistenceProvider.get_workflow_instance)
+    get_workflow_instance_by_name = _blocking(PersistenceProvider.get_workflow_instance_by_name)
+    get_workflow_instances = _blocking(PersistenceProvider.get_workflow_instances)
+    get_runnable_instances = _blocking(PersistenceProvider.get_runnable_instances)
+    iter_runnable_instances = _blocking_iterator(PersistenceProvider.iter_runnable_instances)
+    next_definition_sequence = _blocking(PersistenceProvider.next_definition_sequence)
+
+    create_event_subscription = _blocking(PersistenceProvider.create_event_subscription)
+    get_subscription = _blocking(PersistenceProvider.get_subscription)
+    get_subscriptions = _blocking(PersistenceProvider.get_subscriptions)
+    iter_subscriptions = _blocking_iterator(PersistenceProvider.iter_subscriptions)
+    get_first_open_subscription = _blocking(PersistenceProvider.get_first_open_subscription)
+    terminate_subscription = _blocking(PersistenceProvider.terminate_subscription)
+    set_subscription_token = _blocking(PersistenceProvider.set_subscription_token)
+    clear_subscription_token = _blocking(PersistenceProvider.clear_subscription_token)
+
+    create_event = _blocking(PersistenceProvider.create_event)
+    get_event = _blocking(PersistenceProvider.get_event)
+    get_runnable_events = _blocking(PersistenceProvider.get_runnable_events)
+    iter_runnable_events = _blocking_iterator(PersistenceProvider.iter_runnable_events)
+    get_events = _blocking(PersistenceProvider.get_events)
+    iter_events = _blocking_iterator(PersistenceProvider.iter_events)
+    mark_event_processed = _blocking(PersistenceProvider.mark_event_processed)
+    mark_event_unprocessed = _blocking(PersistenceProvider.mark_event_unprocessed)
+
+    supports_scheduled_commands = _blocking(PersistenceProvider.supports_scheduled_commands)
+    schedule_command = _blocking(PersistenceProvider.schedule_command)
+    claim_commands = _blocking(PersistenceProvider.claim_commands)
+    complete_commands = _blocking(PersistenceProvider.complete_commands)
+    release_commands = _blocking(PersistenceProvider.release_commands)
+
+    def process_commands(
+        self,
+        as_of: datetime | None,
+        handler: Callable[[ScheduledCommand], object],
+        *,
+        worker_id: str = "",
+        batch_size: int = 10,
+        lease_duration: timedelta = timedelta(seconds=30),
+    ) -> int:
+        """`PersistenceProvider.process_commands` with a plain function as handler.
+
+        The handler runs in the calling thread and may use this provider.
+        """
+        # Each item: a command, and where to put what its handler raised.
+        todo: queue.SimpleQueue[
+            tuple[ScheduledCommand, concurrent.futures.Future[Exception | None]] | None
+        ] = queue.SimpleQueue()
+
+        async def hand_over(command: ScheduledCommand) -> None:
+            outcome: concurrent.futures.Future[Exception | None] = concurrent.futures.Future()
+            # Running futures cannot be cancelled, so setting the outcome never fails.
+            outcome.set_running_or_notify_cancel()
+            todo.put((command, outcome))
+            failure = await asyncio.wrap_future(outcome)
+            if failure is not None:
+                raise failure
+
+        running = self._thread.start(
+            self._provider.process_commands(
+                as_of,
+                hand_over,
+                worker_id=worker_id,
+                batch_size=batch_size,
+                lease_duration=lease_duration,
+            )
+        )
+        running.add_done_callback(lambda _running: todo.put(None))
+        try:
+            while (item := todo.get()) is not None:
+                command, outcome = item
+                try:
+                    handler(command)
+                except Exception as exc:
+                    outcome.set_result(exc)
+                else:
+                    outcome.set_result(None)
+        except BaseException:
+            running.cancel()
+            raise
+        return self._thread.wait(running)
+
+    persist_errors = _blocking(PersistenceProvider.persist_errors)
+    list_errors = _blocking(PersistenceProvider.list_errors)
+    iter_errors = _blocking_iterator(PersistenceProvider.iter_errors)
+    ensure_store_exists = _blocking(PersistenceProvider.ensure_store_exists)
+    get_store_info = _blocking(PersistenceProvider.get_store_info)
+    truncate_all = _blocking(PersistenceProvider.truncate_all)
+
+
+#: `connect` for code without an event loop: the same arguments, a
+#: `BlockingPersistenceProvider`.
+connect_blocking = _blocking_connect(provider.connect)

@@ -1,0 +1,326 @@
+"""One place for what every call has: a deadline, safe retries, typed errors."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from wfe_persistence_client.errors import (
+    CommitOutcomeUnknown,
+    DeadlineExceeded,
+    LeaseLost,
+    PersistenceError,
+    RevisionMismatch,
+    SubscriptionNotFound,
+    TokenMismatch,
+    Unavailable,
+    from_rpc_error,
+)
+
+_RequestT = TypeVar("_RequestT", bound=Message)
+_ResponseT = TypeVar("_ResponseT", bound=Message)
+_T = TypeVar("_T")
+
+
+class Safety(Enum):
+    """What may be done after an attempt that failed for a reason that passes."""
+
+    #: Writes nothing: always tried again.
+    READ = auto()
+    #: The same call again leaves the same behind: always tried again.
+    REPEATABLE = auto()
+    #: The same call again does it again: tried again only if nothing was written.
+    UNREPEATABLE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How a call may be retried."""
+
+    safety: Safety
+    #: The error that the call gets if an earlier attempt of it was applied. After
+    #: an attempt that may have been, it means that the work is done.
+    done: type[PersistenceError] | None = None
+    #: The field of the request that names the revision it may replace. After an
+    #: attempt that may have been applied, a stored revision beyond that one may be
+    #: that attempt's or somebody else's: nobody can tell.
+    guard: str | None = None
+
+
+#: One line for each RPC, by its name in the protos.
+RULES: Mapping[str, Rule] = {
+    # Creates carry an id chosen before the first attempt (see provider.py), and
+    # the same create again answers the same.
+    "CreateNewWorkflow": Rule(Safety.REPEATABLE),
+    "PersistWorkflow": Rule(Safety.REPEATABLE, guard="expected_revision"),
+    "PersistWorkflowWithSubscriptions": Rule(Safety.REPEATABLE, guard="expected_revision"),
+    "GetWorkflowInstance": Rule(Safety.READ),
+    "GetWorkflowInstanceByName": Rule(Safety.READ),
+    "GetWorkflowInstances": Rule(Safety.READ),
+    "GetRunnableInstances": Rule(Safety.READ),
+    # A number may be skipped, never given twice.
+    "NextDefinitionSequence": Rule(Safety.REPEATABLE),
+    "CreateEvent": Rule(Safety.REPEATABLE),
+    "GetEvent": Rule(Safety.READ),
+    "GetRunnableEvents": Rule(Safety.READ),
+    "GetEvents": Rule(Safety.READ),
+    "MarkEventProcessed": Rule(Safety.REPEATABLE),
+    "MarkEventUnprocessed": Rule(Safety.REPEATABLE),
+    "CreateEventSubscription": Rule(Safety.REPEATABLE),
+    "GetSubscription": Rule(Safety.READ),
+    "GetSubscriptions": Rule(Safety.READ),
+    "GetFirstOpenSubscription": Rule(Safety.READ),
+    "TerminateSubscription": Rule(Safety.REPEATABLE, done=SubscriptionNotFound),
+    # Acquires again what the same token and worker hold already.
+    "SetSubscriptionToken": Rule(Safety.REPEATABLE),
+    "ClearSubscriptionToken": Rule(Safety.REPEATABLE, done=TokenMismatch),
+    "ScheduleCommand": Rule(Safety.REPEATABLE),
+    # Again claims others; those of a lost answer stay claimed until they expire.
+    "ClaimCommands": Rule(Safety.UNREPEATABLE),
+    "CompleteCommands": Rule(Safety.REPEATABLE, done=LeaseLost),
+    "ReleaseCommands": Rule(Safety.REPEATABLE, done=LeaseLost),
+    "EnsureStoreExists": Rule(Safety.REPEATABLE),
+    "PersistErrors": Rule(Safety.UNREPEATABLE),
+    "ListErrors": Rule(Safety.READ),
+    "GetStoreInfo": Rule(Safety.READ),
+    # Again would also remove what others have stored since.
+    "TruncateAll": Rule(Safety.UNREPEATABLE),
+}
+
+# The reasons that pass by themselves. UNAVAILABLE always counts among them, with
+# whatever reason or none.
+_PASSING_REASONS = frozenset({"POOL_EXHAUSTED", "DATABASE_FULL", "TRANSACTION_CONFLICT"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often and how fast a call is tried again, where that is safe.
+
+    The wait before try n+1 is a random time between 0 and
+    `initial_backoff * multiplier**(n-1)` seconds, but at most `max_backoff`; if
+    the server asks for a wait, that much is added to it. Tries end with the call's
+    deadline in any case.
+
+    Attributes:
+        max_attempts: tries in all, from 1; 1: never again.
+        initial_backoff: seconds, from 0.
+        max_backoff: seconds, from 0.
+        multiplier: 1 to 10.
+    """
+
+    max_attempts: int = 10
+    initial_backoff: float = 0.1
+    max_backoff: float = 2.0
+    multiplier: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Checks the bounds."""
+        if self.max_attempts < 1:
+            raise ValueError("max_attempts must be at least 1")
+        if self.initial_backoff < 0 or self.max_backoff < 0:
+            raise ValueError("a backoff must not be negative")
+        if not 1 <= self.multiplier <= 10:
+            raise ValueError("multiplier must be 1 to 10")
+
+    def backoff(self, attempts: int) -> float:
+        """The wait in seconds after that many failed attempts, from 1."""
+        # The exponent is bounded because a power that is no float is an error.
+        ceiling = self.initial_backoff * self.multiplier ** min(attempts - 1, 100)
+        return random.uniform(0, min(ceiling, self.max_backoff))
+
+
+class Deadline:
+    """The moment, by the monotonic clock, when a call's time runs out."""
+
+    __slots__ = ("_end",)
+
+    def __init__(self, timeout: float) -> None:
+        self._end = time.monotonic() + timeout
+
+    def remaining(self) -> float:
+        """Seconds left; negative when it has passed."""
+        return self._end - time.monotonic()
+
+
+class Calls:
+    """Makes calls on one channel: with deadlines, retries and typed errors."""
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        *,
+        timeout: float,
+        retry: RetryPolicy,
+        metadata: Callable[[], list[tuple[str, str]]],
+    ) -> None:
+        if not timeout > 0:
+            raise ValueError("timeout must be positive")
+        self.channel = channel
+        self.timeout = timeout
+        self.retry = retry
+        self._metadata = metadata
+
+    def deadline(self) -> Deadline:
+        """The end of a method that begins now, for one that makes several calls."""
+        return Deadline(self.timeout)
+
+    async def unary(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[_RequestT, _ResponseT],
+        request: _RequestT,
+        deadline: Deadline | None = None,
+    ) -> _ResponseT:
+        """Makes a call with one answer."""
+
+        async def attempt(seconds: float) -> _ResponseT:
+            return await method(request, timeout=seconds, metadata=self._metadata())
+
+        return await self._with_retries(request, attempt, deadline)
+
+    async def collect(
+        self,
+        method: grpc.aio.UnaryStreamMultiCallable[_RequestT, _ResponseT],
+        request: _RequestT,
+    ) -> list[_ResponseT]:
+        """Makes a call with a stream of answers; a broken stream starts anew."""
+
+        async def attempt(seconds: float) -> list[_ResponseT]:
+            stream = method(request, timeout=seconds, metadata=self._metadata())
+            return [response async for response in stream]
+
+        return await self._with_retries(request, attempt, None)
+
+    async def settle(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[_RequestT, _ResponseT],
+        request: _RequestT,
+        already_done: Callable[[PersistenceError], bool] = lambda _error: True,
+    ) -> None:
+        """Makes a call that has no answer and fails if it is made again.
+
+        The error that its rule names counts as success after an attempt that may
+        have been applied, unless `already_done` sees from it that none was.
+        """
+        try:
+            await self.unary(method, request)
+        except PersistenceError as error:
+            done = _rule(request).done
+            if not (
+                done is not None
+                and isinstance(error, done)
+                and error.maybe_written
+                and already_done(error)
+            ):
+                raise
+
+    async def _with_retries(
+        self,
+        request: Message,
+        attempt: Callable[[float], Awaitable[_T]],
+        deadline: Deadline | None,
+    ) -> _T:
+        deadline = deadline or self.deadline()
+        rule = _rule(request)
+        maybe_written = False
+        attempts = 0
+        while True:
+            attempts += 1
+            try:
+                await self._connect(deadline)
+                return await attempt(_time_left(deadline))
+            except PersistenceError as exc:
+                error = exc
+            except grpc.aio.AioRpcError as exc:
+                error = from_rpc_error(exc)
+            except grpc.aio.UsageError as exc:
+                raise RuntimeError("the provider is closed") from exc
+            except asyncio.CancelledError as exc:
+                task = asyncio.current_task()
+                if not self._closed() or (task is not None and task.cancelling()):
+                    raise
+                # Nobody cancelled this task: so gRPC ends calls when it is closed.
+                error = Unavailable("the provider was closed during the call", maybe_written=True)
+                error.__cause__ = exc
+            maybe_written |= error.maybe_written and rule.safety is not Safety.READ
+            error.maybe_written = maybe_written
+            wait = self.retry.backoff(attempts) + (error.retry_after or 0.0)
+            if (
+                not _passes(error)
+                or (maybe_written and rule.safety is Safety.UNREPEATABLE)
+                or attempts >= self.retry.max_attempts
+                or wait >= deadline.remaining()
+                or self._closed()
+            ):
+                verdict = _verdict(rule, request, error)
+                raise verdict from verdict.__cause__
+            await asyncio.sleep(wait)
+
+    async def _connect(self, deadline: Deadline) -> None:
+        """Waits until there is a connection.
+
+        So a failure before the call is sent is told from one after it, when a write
+        may have been made: gRPC itself reports both as UNAVAILABLE.
+        """
+        state = self.channel.get_state(try_to_connect=True)
+        while state is not grpc.ChannelConnectivity.READY:
+            if state is grpc.ChannelConnectivity.SHUTDOWN:
+                raise RuntimeError("the provider is closed")
+            if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                raise Unavailable("no connection to the server")
+            try:
+                async with asyncio.timeout(_time_left(deadline)):
+                    await self.channel.wait_for_state_change(state)
+            except TimeoutError as exc:
+                raise DeadlineExceeded("no connection to the server in time") from exc
+            state = self.channel.get_state(try_to_connect=True)
+
+    def _closed(self) -> bool:
+        return self.channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
+
+
+def _time_left(deadline: Deadline) -> float:
+    remaining = deadline.remaining()
+    if remaining <= 0:
+        # Not left to gRPC, which may well serve a call that has no time at all.
+        raise DeadlineExceeded("no time was left to send the call")
+    return remaining
+
+
+def _rule(request: Message) -> Rule:
+    # The RPC is in the name of its request message, by buf's STANDARD rules.
+    return RULES[request.DESCRIPTOR.name.removesuffix("Request")]
+
+
+def _passes(error: PersistenceError) -> bool:
+    return isinstance(error, Unavailable) or error.reason in _PASSING_REASONS
+
+
+def _verdict(rule: Rule, request: Message, error: PersistenceError) -> PersistenceError:
+    """What to tell the caller, who does not see the earlier attempts."""
+    if not error.maybe_written or isinstance(error, CommitOutcomeUnknown):
+        return error
+    if isinstance(error, RevisionMismatch) and rule.guard is not None:
+        # An earlier attempt, had it been applied, would have raised the revision. 0 is
+        # a revision that the server did not name.
+        error.maybe_written = error.revision == 0 or error.revision > getattr(request, rule.guard)
+        unknown = error.maybe_written
+    else:
+        unknown = _passes(error)
+    if not unknown:
+        return error
+    verdict = CommitOutcomeUnknown(
+        f"the write may or may not have been made; the last attempt ended with: {error}",
+        reason="COMMIT_OUTCOME_UNKNOWN",
+        status=error.status,
+        metadata=error.metadata,
+        maybe_written=True,
+    )
+    verdict.__cause__ = error
+    return verdict
