@@ -177,8 +177,8 @@ def serve(
     """
     _log_to_stderr(log_level, log_format)
     try:
-        # Checked with a stand-in first: nothing is started for settings that can't work.
-        Config(db_url=db_url or "", **settings)
+        # Before anything is started.
+        Config(db_url=_conninfo(db_url or ""), **settings)
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
     with _database(db_url, data_dir) as url:
@@ -192,11 +192,10 @@ async def _serve(config: Config) -> int:
     stop = loop.create_future()
 
     def on_signal(number: signal.Signals) -> None:
-        if stop.done():
-            log.warning("%s again: stopping at once", number.name)
-            os._exit(128 + number)
-        log.info("%s: draining", number.name)
-        stop.set_result(None)
+        # Once is enough: the drain is bounded. (Supervisors often pass a signal on twice.)
+        if not stop.done():
+            log.info("%s: draining", number.name)
+            stop.set_result(None)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)

@@ -1,0 +1,241 @@
+"""The command line, as its users type it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.support.server import ServerProcess
+
+COMMANDS = ["serve", "migrate up", "migrate status", "migrate sql", "health", "version"]
+
+
+def run(
+    *arguments: str, env: dict[str, str] | None = None, stdin: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "wfe_persistence", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        input=stdin,
+        env={**os.environ, **(env or {})},
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: str) -> None:
+    done = run(*command.split(), "--help")
+    assert done.returncode == 0
+    assert "Example" in done.stdout
+    assert f"wfe-persistence {command.split()[0]}" in done.stdout
+
+
+def test_version_tells_all_versions() -> None:
+    done = run("version", "--json")
+    versions = json.loads(done.stdout)
+    assert set(versions) == {
+        "wfe-persistence",
+        "schema",
+        "python",
+        "grpcio",
+        "protobuf",
+        "psycopg",
+    }
+    assert run("version").stdout.splitlines()[0] == f"wfe-persistence {versions['wfe-persistence']}"
+
+
+def test_migrate_up_status_sql(database_url: str) -> None:
+    status = run("migrate", "status", "--db-url", database_url)
+    assert status.returncode == 1
+    assert "0001_original  pending" in status.stdout
+    up = run("migrate", "up", "--db-url", database_url)
+    assert up.stdout.splitlines() == ["applied 0001_original", "applied 0002_server"]
+    assert "up to date" in run("migrate", "up", "--db-url", database_url).stdout
+    status = run("migrate", "status", "--db-url", database_url)
+    assert (status.returncode, "pending" in status.stdout) == (0, False)
+
+
+def test_the_sql_that_is_printed_makes_a_current_store(database_url: str) -> None:
+    script = run("migrate", "sql", "--schema", "mine")
+    assert script.returncode == 0
+    with psycopg.connect(database_url) as connection:
+        connection.execute(script.stdout.encode())
+    status = run("migrate", "status", "--db-url", database_url, "--schema", "mine")
+    assert status.returncode == 0
+    later = run("migrate", "sql", "--from", "2")
+    assert "0001_original" not in later.stdout
+    assert "0002_server" in later.stdout
+
+
+def test_migrations_of_a_database_that_is_away() -> None:
+    done = run("migrate", "up", "--db-url", "postgresql://u:secret@127.0.0.1:1/x")
+    assert done.returncode == 1
+    assert "can't be reached" in done.stderr
+    assert "secret" not in done.stdout + done.stderr
+
+
+def test_health_of_a_server(tmp_path: Path, database_url: str) -> None:
+    with ServerProcess(tmp_path / "log", "--db-url", database_url) as server:
+        whole = run("health", "--target", server.address)
+        assert (whole.returncode, whole.stdout) == (0, "SERVING\n")
+        for service in ("liveness", "wfe.persistence.v1.EventService"):
+            assert run("health", "--target", server.address, "--service", service).returncode == 0
+        unknown = run("health", "--target", server.address, "--service", "nonsense")
+        assert (unknown.returncode, "NOT_FOUND" in unknown.stderr) == (1, True)
+    gone = run("health", "--target", server.address)
+    assert (gone.returncode, "UNAVAILABLE" in gone.stderr) == (1, True)
+
+
+def test_a_server_that_may_not_migrate_waits_until_it_is_done(
+    tmp_path: Path, database_url: str
+) -> None:
+    server = ServerProcess(tmp_path / "log", "--db-url", database_url, "--no-migrate")
+    server.start()
+    try:
+        assert run("health", "--target", server.address).stdout == "NOT_SERVING\n"
+        assert run("migrate", "up", "--db-url", database_url).returncode == 0
+        server.wait_until_serving()
+    finally:
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_embedded_server_ends_cleanly_and_keeps_its_data(
+    data_dir: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    for round_ in range(2):
+        server = ServerProcess(tmp_path / "log", "--data-dir", str(data_dir))
+        with server:
+            [pid_file] = data_dir.glob("*/postmaster.pid")
+            socket_dir = pid_file.read_text().splitlines()[4].strip()
+            with psycopg.connect(f"host={socket_dir} user=postgres dbname=postgres") as connection:
+                if round_ == 0:
+                    connection.execute("CREATE TABLE kept AS SELECT 42 AS n")
+                assert connection.execute("SELECT n FROM kept").fetchall() == [(42,)]
+            server.process.send_signal(number)
+            server.process.send_signal(number)  # as supervisors do that signal the group as well
+            assert server.process.wait(20) == 0
+        assert not list(data_dir.glob("*/postmaster.pid"))
+
+
+def test_two_servers_share_an_embedded_postgres(data_dir: Path, tmp_path: Path) -> None:
+    with ServerProcess(tmp_path / "second", "--data-dir", str(data_dir)) as second:
+        with ServerProcess(tmp_path / "first", "--data-dir", str(data_dir)):
+            pass
+        assert run("health", "--target", second.address).returncode == 0
+        assert list(data_dir.glob("*/postmaster.pid"))
+    assert not list(data_dir.glob("*/postmaster.pid"))
+
+
+def test_a_unix_socket(tmp_path: Path, data_dir: Path, database_url: str) -> None:
+    path = data_dir / "socket"
+    with ServerProcess(
+        tmp_path / "log", "--db-url", database_url, "--listen", f"unix:{path}"
+    ) as server:
+        assert server.address == f"unix:{path}"
+        assert run("health", "--target", f"unix:{path}").stdout == "SERVING\n"
+        assert stat.S_IMODE(path.stat().st_mode) & 0o022 == 0, "only the owner may connect"
+
+
+def test_listens_on_loopback_only_by_default() -> None:
+    assert "127.0.0.1:50052" in run("serve", "--help").stdout
+
+
+def test_flags_go_before_environment_before_file_before_default(
+    tmp_path: Path, database_url: str
+) -> None:
+    """Four schemas are named; the migration shows whose word counted."""
+    file = tmp_path / "settings.toml"
+    file.write_text(f"schema = 'by_file'\ndb-url = {json.dumps(database_url)}\npool-size = 2\n")
+    env = {"WFE_PERSISTENCE_SCHEMA": "by_env"}
+    with psycopg.connect(database_url, autocommit=True) as connection:
+
+        def schemas() -> set[str]:
+            found = connection.execute(
+                "SELECT nspname FROM pg_namespace WHERE nspname ~ '^(by_|wfc)'"
+            ).fetchall()
+            return {name for (name,) in found}
+
+        run("migrate", "up", "--db-url", database_url)
+        assert schemas() == {"wfc"}
+        assert run("migrate", "up", "--config", str(file)).returncode == 0
+        assert schemas() == {"wfc", "by_file"}
+        run("migrate", "up", env={**env, "WFE_PERSISTENCE_CONFIG": str(file)})
+        assert schemas() == {"wfc", "by_file", "by_env"}
+        run("migrate", "up", "--config", str(file), "--schema", "by_flag", env=env)
+        assert schemas() == {"wfc", "by_file", "by_env", "by_flag"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--schema", "pg_x"], "reserved"),
+        (["--schema", "X"], "must match"),
+        (["--table-prefix", "p" * 40], "longer than"),
+        (["--listen", "nonsense"], "neither HOST:PORT"),
+        (["--listen", "127.0.0.1:70000"], "neither HOST:PORT"),
+        (["--pool-size", "0"], "at least 1"),
+        (["--pool-timeout", "0"], "more than 0"),
+        (["--db-url", "postgresql://u:s3cret@h/x?nonsense=1"], "connection string"),
+        (["--config", "/does/not/exist.toml"], "No such file"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(arguments: list[str], said: str) -> None:
+    done = run("serve", *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "s3cret" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_setting_in_the_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("db-ulr = 'x'\n")
+    done = run("serve", "--config", str(file))
+    assert (done.returncode, "unknown setting 'db-ulr'" in done.stderr) == (2, True)
+
+
+def test_a_database_that_may_lose_data_is_refused(tmp_path: Path, database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        name = connection.info.dbname
+        connection.execute(f"ALTER DATABASE {name} SET synchronous_commit = off".encode())
+    done = run("serve", "--db-url", database_url, "--listen", "127.0.0.1:0")
+    assert (done.returncode, "--allow-data-loss" in done.stderr) == (1, True)
+    with ServerProcess(tmp_path / "log", "--db-url", database_url, "--allow-data-loss"):
+        pass
+
+
+def test_a_database_that_is_no_utf8_is_refused(postgres_url: str) -> None:
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    url = postgres_url.replace("/postgres?", "/latin?")
+    done = run("serve", "--db-url", url, "--listen", "127.0.0.1:0")
+    assert (done.returncode, "must be UTF8" in done.stderr) == (1, True)
+
+
+def test_logs_are_json_where_nobody_watches(tmp_path: Path, database_url: str) -> None:
+    with ServerProcess(tmp_path / "log", "--db-url", database_url) as server:
+        pass
+    entries = [json.loads(line) for line in server.log().splitlines()]
+    assert any(entry["message"].startswith("serving on ") for entry in entries)
+    assert {"time", "level", "logger", "message"} <= set(entries[0])
+
+
+def test_a_port_in_use_is_told(database_url: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run("serve", "--db-url", database_url, "--listen", f"127.0.0.1:{port}")
+    assert (done.returncode, "can't listen" in done.stderr) == (1, True)
