@@ -19,10 +19,17 @@ _LISTENS = re.compile(r"listens on (\S+?)[\"\s]")
 class ServerProcess:
     """`wfe-persistence serve` as its users start it. As a context manager it is SERVING inside."""
 
-    def __init__(self, log_file: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        log_file: Path,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        module: str = "wfe_persistence",
+    ) -> None:
         self._log_file = log_file
         self._arguments = arguments
         self._env = env
+        self._module = module
         self.process: subprocess.Popen[bytes]
         self.address = ""
 
@@ -42,7 +49,7 @@ class ServerProcess:
         with self._log_file.open("ab") as log:
             begin = log.tell()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "wfe_persistence", "serve", *arguments],
+                [sys.executable, "-m", self._module, "serve", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,0 +1,127 @@
+"""The server with one fault planted, named by $FAULT: `python -m tests.faults.faulty_server serve`.
+
+A fault is a piece of SQL, or a function, replaced by one that breaks a guarantee.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from types import ModuleType
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from wfe_persistence.cli import main
+from wfe_persistence.store import command, documents, event, rows, subscription, workflow
+
+
+def replace(module: ModuleType, constant: str, old: str, new: str) -> Callable[[], None]:
+    """A fault in a piece of SQL."""
+
+    def plant() -> None:
+        sql: str = getattr(module, constant)
+        assert old in sql, f"{constant} has changed: plant the fault anew"
+        setattr(module, constant, sql.replace(old, new))
+
+    return plant
+
+
+def rounded_iso(time: Timestamp) -> str:
+    """Times rounded to microseconds instead of truncated."""
+    rounded = Timestamp(seconds=time.seconds, nanos=time.nanos)
+    return (
+        rounded.ToDatetime(tzinfo=None) + timedelta(microseconds=round(time.nanos % 1000 / 1000))
+    ).isoformat() + "+00:00"
+
+
+def plant_rounding() -> None:
+    """Everywhere times are written."""
+    for module in (documents, rows):
+        setattr(module, "iso", rounded_iso)  # noqa: B010
+
+
+FAULTS: dict[str, tuple[Callable[[], None], str]] = {
+    # name: (how to plant it, the conformance test that must catch it)
+    "persist writes over what came in between": (
+        replace(workflow, "PERSIST_WORKFLOW", "AND w.revision = stored.revision", ""),
+        "test_concurrency.py::test_readers_never_see_a_mix_of_what_writers_persist",
+    ),
+    "persist does not look at expected_revision": (
+        replace(workflow, "PERSIST_WORKFLOW", "$3::bigint IS NULL OR", "TRUE OR $3::bigint > 0 OR"),
+        "test_concurrency.py::test_counter_kept_by_expected_revisions_loses_no_count",
+    ),
+    "persist keeps pointers that are no longer named": (
+        replace(workflow, "PERSIST_WORKFLOW", "p.workflow_id = updated.id AND", "FALSE AND"),
+        "test_persist_workflow.py::test_pointers_no_longer_named_are_gone",
+    ),
+    "persist creates subscriptions even if it fails": (
+        replace(
+            workflow, "PERSIST_WORKFLOW", "FROM updated, subscriptions s", "FROM subscriptions s",
+        ),
+        "test_persist_workflow.py::test_revision_mismatch_creates_no_subscription",
+    ),
+    "pointers come in any order": (
+        replace(workflow, "GET_WORKFLOW_INSTANCE", "ORDER BY p.ordinal\n", "ORDER BY p.id\n"),
+        "test_persist_workflow.py::test_order_of_pointers_is_kept_exactly",
+    ),
+    "a sequence that reads and writes apart": (
+        replace(
+            workflow, "NEXT_DEFINITION_SEQUENCE", "next_num = s.next_num + 1",
+            "next_num = 1 + (SELECT next_num FROM wfc.definition_sequences WHERE definition_id = $1)",
+        ),
+        "test_concurrency.py::test_sequence_gives_no_number_twice",
+    ),
+    "a create that does not compare": (
+        replace(event, "CREATE_EVENT", "coalesce(e.content_hash = g.content_hash, FALSE)", "TRUE"),
+        "test_events.py",
+    ),
+    "a claim that ignores leases": (
+        replace(command, "CLAIM_COMMANDS", "lease_expiry IS NULL OR lease_expiry <= now()", "TRUE"),
+        "test_commands.py::test_claimed_command_is_not_claimed_again",
+    ),
+    "a claim without row locks": (
+        replace(command, "CLAIM_COMMANDS", "FOR UPDATE SKIP LOCKED", ""),
+        "test_concurrency.py::test_each_command_is_claimed_by_exactly_one_of_eight",
+    ),
+    "completion by row alone": (
+        replace(
+            command, "COMPLETE_COMMANDS", "c.revision = g.revision AS unchanged",
+            "TRUE AS unchanged",
+        ),
+        "test_commands.py::test_rescheduled_while_claimed_stays_claimed_and_survives_its_completion",
+    ),
+    "completion of what is still held": (
+        replace(
+            command, "COMPLETE_COMMANDS",
+            "(SELECT count(*) FROM held) = (SELECT count(*) FROM given)", "TRUE",
+        ),
+        "test_commands.py::test_one_lost_lease_fails_the_batch_and_nothing_is_changed",
+    ),
+    "a token that anybody may replace": (
+        replace(
+            subscription, "SET_SUBSCRIPTION_TOKEN", "external_token IS NULL OR", "TRUE OR",
+        ),
+        "test_concurrency.py::test_exactly_one_worker_acquires_a_subscription",
+    ),
+    "held subscriptions handed out": (
+        replace(
+            subscription, "GET_FIRST_OPEN_SUBSCRIPTION",
+            "AND (external_token IS NULL OR external_token_expiry <= now())", "",
+        ),
+        "test_subscriptions.py",
+    ),
+    "tokens that never expire": (
+        replace(
+            subscription, "SET_SUBSCRIPTION_TOKEN", "OR external_token_expiry <= now()", "",
+        ),
+        "test_subscription_tokens.py::test_hold_that_expired_is_open_and_taken_by_another",
+    ),
+    "times that are rounded": (plant_rounding, "test_values.py"),
+}  # fmt: skip
+
+
+if __name__ == "__main__":
+    plant, _ = FAULTS[os.environ["FAULT"]]
+    plant()
+    main(prog_name="wfe-persistence")

@@ -1,0 +1,38 @@
+"""The conformance suite can fail: each planted fault is caught by the test that is meant for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.faulty_server import FAULTS
+from tests.support.server import ServerProcess
+
+CONFORMANCE = Path(__file__).parents[1] / "conformance"
+
+
+def run_conformance(address: str, test: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
+         "--target", address, str(CONFORMANCE / test)],
+        capture_output=True, text=True, timeout=100, check=False, cwd=CONFORMANCE.parents[1],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_fault_is_caught(fault: str, tmp_path: Path, database_url: str) -> None:
+    with ServerProcess(
+        tmp_path / "log",
+        "--db-url",
+        database_url,
+        module="tests.faults.faulty_server",
+        env={**os.environ, "FAULT": fault},
+    ) as server:
+        done = run_conformance(server.address, FAULTS[fault][1])
+    assert done.returncode == 1, done.stdout
+    assert "1 failed" in done.stdout, done.stdout
+    assert "AssertionError" in done.stdout or "AioRpcError" in done.stdout, done.stdout
