@@ -85,7 +85,9 @@ def target(
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("CREATE DATABASE conformance")
     url = url.replace("/postgres?", "/conformance?")
-    with ServerProcess(log, "--db-url", url, "--allow-truncate") as server:
+    with ServerProcess(
+        log, "--db-url", url, "--allow-truncate", "--allow-delete-namespace"
+    ) as server:
         yield server.address
         assert server.process.poll() is None, f"the server did not survive:\n{server.log()}"
     assert "bug" not in server.log(), server.log()

@@ -19,11 +19,13 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.rpc.boundary import Boundary
 from wfe_persistence.rpc.command_service import ScheduledCommandService
 from wfe_persistence.rpc.event_service import EventService
+from wfe_persistence.rpc.health import NamespaceHealth
 from wfe_persistence.rpc.store_service import StoreService
 from wfe_persistence.rpc.subscription_service import SubscriptionService
 from wfe_persistence.rpc.workflow_service import WorkflowService
 from wfe_persistence.store import admin, migrate
 from wfe_persistence.store.db import Database, Store
+from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.schema import Schema
 
 log = logging.getLogger(__name__)
@@ -76,16 +78,19 @@ class Server:
             pool_size=config.pool_size,
             pool_timeout=config.pool_timeout,
             prepare=config.prepare,
+            max_waiting=config.max_waiting,
         )
-        self._namespaces = admin.Namespaces(
-            self._database, Schema(config.schema, config.table_prefix)
+        self._namespaces = Namespaces(
+            self._database,
+            Schema(config.schema, config.table_prefix),
+            migrate_on_use=config.migrate,
         )
         self._boundary = Boundary(
             self._namespaces,
             max_message_bytes=config.max_message_bytes,
             default_deadline=config.default_deadline,
         )
-        self._health = health.aio.HealthServicer()
+        self._health = NamespaceHealth(self._namespaces, SERVICES)
         self._server = grpc.aio.server(
             options=[
                 *_SERVER_OPTIONS,
@@ -126,7 +131,9 @@ class Server:
             ScheduledCommandService(),
             StoreService(
                 server_version=VERSION,
+                namespaces=self._namespaces,
                 allow_truncate=self._config.allow_truncate,
+                allow_delete_namespace=self._config.allow_delete_namespace,
                 ensure=self._ensure,
             ),
         )

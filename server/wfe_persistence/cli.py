@@ -133,6 +133,9 @@ def main() -> None:
     "--pool-timeout", type=float, default=5.0, help="Seconds a call may wait for a connection."
 )
 @_option(
+    "--max-waiting", type=int, default=500, help="How many calls of one namespace may wait for one."
+)
+@_option(
     "--prepare/--no-prepare",
     default=True,
     help="Prepare statements; not behind a PgBouncer older than 1.21 in transaction mode.",
@@ -143,6 +146,11 @@ def main() -> None:
     help="Bring the store up to date at start; otherwise wait for `migrate up`.",
 )
 @_option("--allow-truncate/--no-allow-truncate", default=False, help="Allow TruncateAll.")
+@_option(
+    "--allow-delete-namespace/--no-allow-delete-namespace",
+    default=False,
+    help="Allow DeleteNamespace.",
+)
 @_option(
     "--allow-data-loss/--no-allow-data-loss",
     default=False,
@@ -233,21 +241,33 @@ def up(
     log_level: str,
     log_format: str,
 ) -> None:
-    """Apply the migrations that are missing. Safe to run at any time, by many at once.
+    """Apply the migrations that are missing, in every namespace. Safe at any time, by many at once.
+
+    A namespace that fails does not stop the others; the command exits 1 then.
 
     \b
     Example: wfe-persistence migrate up --db-url postgresql://wfe@db.example/wfe
     """
-    from wfe_persistence.store import migrate
+    from wfe_persistence.store import migrate, namespace
+    from wfe_persistence.store.db import Database, Store
 
     _log_to_stderr(log_level, log_format)
     where = _schema(schema, table_prefix)
-    with _database(db_url, data_dir) as url, _errors_told():
-        applied = asyncio.run(migrate.migrate(_conninfo(url), where))
-    for name in applied:
-        click.echo(f"applied {name}")
-    if not applied:
-        click.echo(f"up to date (version {migrate.latest_version()})")
+
+    async def bring_up(url: str) -> namespace.Outcomes:
+        async with Database(url, pool_size=1) as database:
+            return await namespace.migrate_all(Store(database, where, "default"))
+
+    with _database(db_url, data_dir) as url:
+        outcomes = asyncio.run(bring_up(url))
+    for name, outcome in outcomes.items():
+        if isinstance(outcome, Exception):
+            click.echo(f"{name}: failed: {outcome}", err=True)
+        elif outcome:
+            click.echo(f"{name}: applied {', '.join(outcome)}")
+        else:
+            click.echo(f"{name}: up to date (version {migrate.latest_version()})")
+    sys.exit(any(isinstance(outcome, Exception) for outcome in outcomes.values()))
 
 
 @migrate_group.command()

@@ -29,9 +29,11 @@ class Config:
     table_prefix: str = ""
     pool_size: int = 10
     pool_timeout: float = 5.0
+    max_waiting: int = 500
     prepare: bool = True
     migrate: bool = True
     allow_truncate: bool = False
+    allow_delete_namespace: bool = False
     allow_data_loss: bool = False
     reflection: bool = True
     max_message_bytes: int = 4 * 1024 * 1024
@@ -40,7 +42,7 @@ class Config:
 
     def __post_init__(self) -> None:
         Schema(self.schema, self.table_prefix)
-        for name, least in (("pool_size", 1), ("max_message_bytes", 1024)):
+        for name, least in (("pool_size", 1), ("max_waiting", 1), ("max_message_bytes", 1024)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name.replace('_', '-')}: must be at least {least}")
         for name in ("pool_timeout", "default_deadline", "drain_seconds"):

@@ -68,7 +68,8 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     "a sequence that reads and writes apart": (
         replace(
             workflow, "NEXT_DEFINITION_SEQUENCE", "next_num = s.next_num + 1",
-            "next_num = 1 + (SELECT next_num FROM wfc.definition_sequences WHERE definition_id = $1)",
+            "next_num = 1 + (SELECT next_num FROM wfc.definition_sequences"
+            " WHERE definition_id = $1)",
         ),
         "test_concurrency.py::test_sequence_gives_no_number_twice",
     ),

@@ -24,8 +24,8 @@ from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.rpc.check import check_no_nul
 from wfe_persistence.rpc.status import DETAILS_KEY, STATUS_OF, details, reason_name
-from wfe_persistence.store.admin import Namespaces
 from wfe_persistence.store.db import Store
+from wfe_persistence.store.namespace import Namespaces
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Boundary:
                     answer = await function(request, call)
                 return answer.SerializeToString()
             except Exception as exc:
-                await _abort(context, exc)
+                await self._abort(context, exc)
 
         return handle
 
@@ -99,7 +99,7 @@ class Boundary:
                         async for answer in answers:
                             await context.write(answer.SerializeToString())
             except Exception as exc:
-                await _abort(context, exc)
+                await self._abort(context, exc)
             return
             yield b""  # an async generator, to gRPC; but only write() can be timed from here
 
@@ -133,33 +133,46 @@ class Boundary:
             ) from exc
         if b"\0" in data:
             check_no_nul(request)
-        namespace = ""
-        for key, value in context.invocation_metadata() or ():
-            if key == NAMESPACE_KEY:
-                namespace = value if isinstance(value, str) else ""
-        store = await self._namespaces.get(namespace)
+        store = await self._namespaces.get(_namespace(context))
         return request, Call(store, len(data), self._max_message_bytes)
 
+    async def _abort(self, context: Context, exc: Exception) -> NoReturn:
+        """End the call with the status of what went wrong."""
+        if isinstance(exc, PersistenceError):
+            error = await self._explained(context, exc)
+        elif isinstance(exc, TimeoutError):
+            error = PersistenceError(
+                ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED, "the deadline passed", retry_after=0.1
+            )
+        else:
+            reference = uuid.uuid4().hex[:12]
+            log.error("bug %s", reference, exc_info=exc)
+            error = PersistenceError(
+                ErrorReason.ERROR_REASON_INTERNAL,
+                f"internal error; the server's log has it under {reference}",
+            )
+        log.debug("%s: %s", reason_name(error.reason), error)
+        await context.abort(
+            STATUS_OF[error.reason],
+            str(error),
+            trailing_metadata=((DETAILS_KEY, details(error)),),
+        )
+        raise AssertionError("abort() raises")
 
-async def _abort(context: Context, exc: Exception) -> NoReturn:
-    """End the call with the status of what went wrong."""
-    if isinstance(exc, PersistenceError):
-        error = exc
-    elif isinstance(exc, TimeoutError):
-        error = PersistenceError(
-            ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED, "the deadline passed", retry_after=0.1
-        )
-    else:
-        reference = uuid.uuid4().hex[:12]
-        log.error("bug %s", reference, exc_info=exc)
-        error = PersistenceError(
-            ErrorReason.ERROR_REASON_INTERNAL,
-            f"internal error; the server's log has it under {reference}",
-        )
-    log.debug("%s: %s", reason_name(error.reason), error)
-    await context.abort(
-        STATUS_OF[error.reason],
-        str(error),
-        trailing_metadata=((DETAILS_KEY, details(error)),),
-    )
-    raise AssertionError("abort() raises")
+    async def _explained(self, context: Context, error: PersistenceError) -> PersistenceError:
+        """Tables that are suddenly missing may mean that the whole namespace was deleted."""
+        namespace = _namespace(context)
+        if error.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED and namespace:
+            self._namespaces.forget(namespace)
+            try:
+                await self._namespaces.get(namespace)
+            except PersistenceError as exc:
+                return exc
+        return error
+
+
+def _namespace(context: Context) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == NAMESPACE_KEY:
+            return value if isinstance(value, str) else value.decode()
+    return ""

@@ -47,12 +47,15 @@ _STATUS: Final[dict[grpc.StatusCode, tuple[str, ...]]] = {
         "SCHEMA_OUTDATED",
         "SCHEMA_TOO_NEW",
         "DATABASE_PERMISSION_DENIED",
+        "NAMESPACE_NOT_EMPTY",
+        "DELETE_NAMESPACE_NOT_ALLOWED",
     ),
     grpc.StatusCode.RESOURCE_EXHAUSTED: (
         "MESSAGE_TOO_LARGE",
         "ANSWER_TOO_LARGE",
         "POOL_EXHAUSTED",
         "DATABASE_FULL",
+        "NAMESPACE_BUSY",
     ),
     grpc.StatusCode.DEADLINE_EXCEEDED: ("DEADLINE_EXCEEDED",),
     grpc.StatusCode.UNAVAILABLE: (

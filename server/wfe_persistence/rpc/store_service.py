@@ -7,12 +7,18 @@ from collections.abc import Awaitable, Callable
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.store_pb2 import (
     Capabilities,
+    CreateNamespaceRequest,
+    CreateNamespaceResponse,
+    DeleteNamespaceRequest,
+    DeleteNamespaceResponse,
     EnsureStoreExistsRequest,
     EnsureStoreExistsResponse,
     GetStoreInfoRequest,
     GetStoreInfoResponse,
     ListErrorsRequest,
     ListErrorsResponse,
+    ListNamespacesRequest,
+    ListNamespacesResponse,
     PersistErrorsRequest,
     PersistErrorsResponse,
     TruncateAllRequest,
@@ -22,8 +28,10 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.boundary import Call
 from wfe_persistence.rpc.check import Check
-from wfe_persistence.store import admin, error_log, migrate
+from wfe_persistence.store import admin, error_log, migrate, namespace
 from wfe_persistence.store.db import Store
+from wfe_persistence.store.namespace import Namespaces
+from wfe_persistence.store.paging import START
 
 
 class StoreService:
@@ -36,11 +44,15 @@ class StoreService:
         self,
         *,
         server_version: str,
+        namespaces: Namespaces,
         allow_truncate: bool,
+        allow_delete_namespace: bool,
         ensure: Callable[[Store], Awaitable[list[str]]],
     ) -> None:
         self._server_version = server_version
+        self._namespaces = namespaces
         self._allow_truncate = allow_truncate
+        self._allow_delete_namespace = allow_delete_namespace
         self._ensure = ensure
 
     async def EnsureStoreExists(
@@ -91,7 +103,11 @@ class StoreService:
             schema=call.store.schema.name,
             schema_version=await migrate.schema_version(call.store),
             latest_schema_version=migrate.latest_version(),
-            capabilities=Capabilities(scheduled_commands=True, truncate_all=self._allow_truncate),
+            capabilities=Capabilities(
+                scheduled_commands=True,
+                truncate_all=self._allow_truncate,
+                delete_namespace=self._allow_delete_namespace,
+            ),
             max_message_bytes=call.max_message_bytes,
         )
 
@@ -104,3 +120,40 @@ class StoreService:
             )
         await admin.truncate_all(call.store)
         return TruncateAllResponse()
+
+    async def CreateNamespace(
+        self, request: CreateNamespaceRequest, call: Call
+    ) -> CreateNamespaceResponse:
+        """Create a namespace or bring it up to date."""
+        applied = await self._namespaces.create_namespace(request.name)
+        return CreateNamespaceResponse(
+            schema_version=migrate.latest_version(), applied_migrations=applied
+        )
+
+    async def ListNamespaces(
+        self, request: ListNamespacesRequest, call: Call
+    ) -> ListNamespacesResponse:
+        """Answer the namespaces."""
+        check = Check()
+        page_size = check.page_size(request.page_size)
+        check.done()
+        page = await namespace.list_namespaces(
+            self._namespaces.default,
+            paging.decode(request, call.store, request.page_token, START),
+            page_size,
+        )
+        return ListNamespacesResponse(
+            namespaces=page.items, next_page_token=paging.encode(request, call.store, page.next)
+        )
+
+    async def DeleteNamespace(
+        self, request: DeleteNamespaceRequest, call: Call
+    ) -> DeleteNamespaceResponse:
+        """Delete a namespace with all that is in it."""
+        if not self._allow_delete_namespace:
+            raise PersistenceError(
+                ErrorReason.ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED,
+                "the server was started without --allow-delete-namespace",
+            )
+        await self._namespaces.delete_namespace(request.name, force=request.force)
+        return DeleteNamespaceResponse()

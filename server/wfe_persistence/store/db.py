@@ -28,6 +28,7 @@ from psycopg import conninfo, pq
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
+from wfe_persistence.store.fairness import FairGate
 from wfe_persistence.store.rows import Param, read_bool
 from wfe_persistence.store.schema import Schema, Statement
 
@@ -175,7 +176,7 @@ class Exchange:
         self._loop.add_reader(self._fd, self._readable)
 
     def _queue(self, statement: Statement, params: Sequence[Param]) -> None:
-        if self._prepare:
+        if self._prepare and statement.name:
             self._queue_prepare(statement)
             self._pgconn.send_query_prepared(statement.name, params, result_format=_BINARY)
         else:
@@ -316,7 +317,8 @@ class Exchange:
 class Database:
     """A PostgreSQL server and the pool of connections to it.
 
-    `pool_size` connections at most; a call waits up to `pool_timeout` seconds for one.
+    `pool_size` connections at most; a call waits up to `pool_timeout` seconds for one, in turns
+    with the calls of other namespaces, and with at most `max_waiting` of its own in front of it.
     `prepare=False` sends every statement unprepared, for a PgBouncer older than 1.21 in
     transaction mode. Use it as a context manager.
     """
@@ -329,10 +331,13 @@ class Database:
         pool_timeout: float = 5.0,
         prepare: bool = True,
         max_prepared: int = 250,
+        max_waiting: int = 500,
     ) -> None:
         self.conninfo = conninfo_with_defaults(url)
         self._prepare = prepare
         self._max_prepared = max_prepared
+        self._pool_timeout = pool_timeout
+        self._gate = FairGate(pool_size, max_waiting)
 
         class PoolConnection(Connection):
             """The connections of this pool; it notes on the class whether connecting works."""
@@ -345,7 +350,6 @@ class Database:
             min_size=min(2, pool_size),
             max_size=pool_size,
             timeout=pool_timeout,
-            max_waiting=pool_size * 100,
             # Give up soon: the next call, or the health watch, starts a new attempt. The pool's
             # own backoff would look away for as long as the outage has lasted.
             reconnect_timeout=1.0,
@@ -367,7 +371,9 @@ class Database:
         """Whether the last attempt to connect failed."""
         return self._connection_class.last_connect_error is not None
 
-    async def run(self, batch: Sequence[Command], *, write: bool) -> list[pq.abc.PGresult]:
+    async def run(
+        self, namespace: str, batch: Sequence[Command], *, write: bool
+    ) -> list[pq.abc.PGresult]:
         """Run a batch as one transaction, in one round trip; answer a result per statement.
 
         What can't have been written is tried again here, and only here. Raises PersistenceError,
@@ -376,7 +382,7 @@ class Database:
         attempt = 0
         while True:
             attempt += 1
-            connection = await self._connection()
+            connection = await self._connection(namespace)
             exchange = self._exchange(connection)
             exchange.send(batch)
             try:
@@ -410,13 +416,15 @@ class Database:
                 _raise_domain_error(error)
             await asyncio.sleep(random.uniform(0.0, 0.005 * 2**attempt))
 
-    async def stream(self, command: Command) -> AsyncGenerator[pq.abc.PGresult, None]:
+    async def stream(
+        self, namespace: str, command: Command
+    ) -> AsyncGenerator[pq.abc.PGresult, None]:
         """Run one reading statement and answer its rows one by one, each as a result of one row.
 
         Rows are fetched as fast as they are consumed, so a large answer never stands in memory.
         The generator must be closed (`contextlib.aclosing`).
         """
-        connection = await self._connection()
+        connection = await self._connection(namespace)
         exchange = self._exchange(connection)
         try:
             exchange.send_prepare(command[0])
@@ -448,25 +456,36 @@ class Database:
     def _exchange(self, connection: Connection) -> Exchange:
         return Exchange(connection, prepare=self._prepare, max_prepared=self._max_prepared)
 
-    async def _connection(self) -> Connection:
-        while True:
-            try:
+    async def _connection(self, namespace: str) -> Connection:
+        """A connection that works, and the right to use it, until `_give_back` or `_discard`."""
+        try:
+            async with asyncio.timeout(self._pool_timeout):
+                await self._gate.acquire(namespace)
+        except TimeoutError as exc:
+            raise _busy() from exc
+        try:
+            while True:
                 connection: Connection = await self._pool.getconn()
-            except psycopg_pool.TooManyRequests as exc:
-                raise _busy() from exc
-            except psycopg_pool.PoolTimeout as exc:
+                if connection.is_alive():
+                    return connection
+                self._spawn(self._replace(connection))
+        except BaseException as exc:
+            self._gate.release()
+            if isinstance(exc, psycopg_pool.PoolTimeout):
                 raise (_unavailable() if self.is_away else _busy()) from exc
-            except psycopg_pool.PoolClosed as exc:
+            if isinstance(exc, psycopg_pool.PoolClosed):
                 raise PersistenceError(
                     ErrorReason.ERROR_REASON_SHUTTING_DOWN,
                     "the server is shutting down",
                     retry_after=1.0,
                 ) from exc
-            if connection.is_alive():
-                return connection
-            await self._discard(connection)
+            raise
 
     async def _discard(self, connection: Connection) -> None:
+        self._gate.release()
+        await self._replace(connection)
+
+    async def _replace(self, connection: Connection) -> None:
         await connection.close()
         await self._pool.putconn(connection)
 
@@ -474,6 +493,7 @@ class Database:
         """Return a connection to the pool, which hardly ever has to wait. If it has to, that goes
         on in a task of its own: were it awaited here, a cancelled caller would lose the connection.
         """
+        self._gate.release()
         returning = self._pool.putconn(connection)
         try:
             waiting_for = returning.send(None)
@@ -497,7 +517,7 @@ class Database:
                 exchange.drop_rows()
                 await exchange.complete()
         if exchange.finished:
-            await self._pool.putconn(connection)
+            self._give_back(connection)
         else:
             exchange.give_up()
             await self._discard(connection)
@@ -531,18 +551,26 @@ class Store:
 
     async def read(self, sql: str, *params: Param) -> pq.abc.PGresult:
         """Run one reading statement; it is run again if the connection breaks."""
-        [result] = await self.database.run([(self.schema.bind(sql), params)], write=False)
+        batch = [(self.schema.bind(sql), params)]
+        [result] = await self.database.run(self.namespace, batch, write=False)
+        return result
+
+    async def read_once(self, sql: str) -> pq.abc.PGresult:
+        """Run a reading statement that is bound already and hardly ever comes again."""
+        statement = Statement(sql.encode(), b"")
+        [result] = await self.database.run(self.namespace, [(statement, ())], write=False)
         return result
 
     async def write(self, sql: str, *params: Param) -> pq.abc.PGresult:
         """Run one writing statement, a transaction of its own."""
-        [result] = await self.database.run([(self.schema.bind(sql), params)], write=True)
+        batch = [(self.schema.bind(sql), params)]
+        [result] = await self.database.run(self.namespace, batch, write=True)
         return result
 
     async def write_all(self, *commands: tuple[str, Sequence[Param]]) -> list[pq.abc.PGresult]:
         """Run several statements as one transaction, in one round trip."""
         batch = [(self.schema.bind(sql), params) for sql, params in commands]
-        return await self.database.run(batch, write=True)
+        return await self.database.run(self.namespace, batch, write=True)
 
     async def create(self, sql: str, document: bytes, *, exists: PersistenceError) -> None:
         """Run a create statement, whose answer is (created, exists with the same content or NULL).
@@ -568,7 +596,7 @@ class Store:
 
     def stream(self, sql: str, *params: Param) -> AsyncGenerator[pq.abc.PGresult, None]:
         """Run one reading statement and answer row by row; see Database.stream."""
-        return self.database.stream((self.schema.bind(sql), params))
+        return self.database.stream(self.namespace, (self.schema.bind(sql), params))
 
 
 def _sqlstate(error: pq.abc.PGresult) -> str:

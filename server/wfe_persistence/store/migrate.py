@@ -129,7 +129,7 @@ INSERT INTO wfc.wfe_migrations (version, name, checksum) VALUES (%s, %s, %s)
 async def migrate(conninfo: str, schema: Schema) -> list[str]:
     """Apply what is missing, on a connection of its own; answer the names of what was applied."""
     done: list[str] = []
-    async with _connect(conninfo) as connection:
+    async with connect(conninfo) as connection:
         while True:
             async with connection.transaction():
                 await connection.execute(LOCK_MIGRATIONS, [schema.name])
@@ -163,7 +163,7 @@ def script(schema: Schema, first: int = 1) -> str:
 
 async def applied_migrations(conninfo: str, schema: Schema) -> list[Applied]:
     """What has been applied to a store; nothing is created."""
-    async with _connect(conninfo) as connection:
+    async with connect(conninfo) as connection:
         try:
             return await _applied(connection, schema)
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
@@ -197,7 +197,8 @@ def _check(applied: list[Applied]) -> None:
 
 
 @asynccontextmanager
-async def _connect(conninfo: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+async def connect(conninfo: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    """A connection for administration, outside the pool. Raises PersistenceError, also inside."""
     try:
         connection = await psycopg.AsyncConnection.connect(
             conninfo, autocommit=True, prepare_threshold=None
@@ -214,7 +215,7 @@ async def _connect(conninfo: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]
         except psycopg.errors.InsufficientPrivilege as exc:
             raise PersistenceError(
                 ErrorReason.ERROR_REASON_DATABASE_PERMISSION_DENIED,
-                "the server's database role may not create or change the store",
+                "the server's database role may not do this",
             ) from exc
         except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as exc:
             raise PersistenceError(

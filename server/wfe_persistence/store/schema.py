@@ -28,7 +28,7 @@ def is_namespace(name: str) -> bool:
 
 
 class Statement(NamedTuple):
-    """SQL bound to a schema, and the name it is prepared under."""
+    """SQL bound to a schema, and the name it is prepared under; empty: it is not."""
 
     sql: bytes
     name: bytes

@@ -82,6 +82,14 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """FAILED_PRECONDITION: the database role of the server may not do this; the
     server's log says more.
     """
+    ERROR_REASON_NAMESPACE_NOT_EMPTY: _ErrorReason.ValueType  # 36
+    """FAILED_PRECONDITION: the namespace has rows, or tables that are not ours, and
+    `force` was not given or does not cover them.
+    """
+    ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED: _ErrorReason.ValueType  # 37
+    """FAILED_PRECONDITION: the server was started without the flag that allows
+    DeleteNamespace.
+    """
     ERROR_REASON_INVALID_FIELD: _ErrorReason.ValueType  # 40
     """INVALID_ARGUMENT: one or more fields are bad; `google.rpc.BadRequest` has
     the path of each and, as the violation's `reason`, a FieldViolationReason.
@@ -112,6 +120,11 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_DATABASE_FULL: _ErrorReason.ValueType  # 53
     """RESOURCE_EXHAUSTED: the database has no disk, memory or connections left.
     Nothing was written; try again later.
+    """
+    ERROR_REASON_NAMESPACE_BUSY: _ErrorReason.ValueType  # 54
+    """RESOURCE_EXHAUSTED: as many calls of this namespace are waiting as may wait
+    at once; other namespaces are served on. Nothing was written; try again
+    later, with fewer calls at once.
     """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 60
     """DEADLINE_EXCEEDED: the deadline passed, the client's own or the server's
@@ -202,6 +215,14 @@ ERROR_REASON_DATABASE_PERMISSION_DENIED: ErrorReason.ValueType  # 35
 """FAILED_PRECONDITION: the database role of the server may not do this; the
 server's log says more.
 """
+ERROR_REASON_NAMESPACE_NOT_EMPTY: ErrorReason.ValueType  # 36
+"""FAILED_PRECONDITION: the namespace has rows, or tables that are not ours, and
+`force` was not given or does not cover them.
+"""
+ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED: ErrorReason.ValueType  # 37
+"""FAILED_PRECONDITION: the server was started without the flag that allows
+DeleteNamespace.
+"""
 ERROR_REASON_INVALID_FIELD: ErrorReason.ValueType  # 40
 """INVALID_ARGUMENT: one or more fields are bad; `google.rpc.BadRequest` has
 the path of each and, as the violation's `reason`, a FieldViolationReason.
@@ -232,6 +253,11 @@ the call could wait. Nothing was written; try again later.
 ERROR_REASON_DATABASE_FULL: ErrorReason.ValueType  # 53
 """RESOURCE_EXHAUSTED: the database has no disk, memory or connections left.
 Nothing was written; try again later.
+"""
+ERROR_REASON_NAMESPACE_BUSY: ErrorReason.ValueType  # 54
+"""RESOURCE_EXHAUSTED: as many calls of this namespace are waiting as may wait
+at once; other namespaces are served on. Nothing was written; try again
+later, with fewer calls at once.
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 60
 """DEADLINE_EXCEEDED: the deadline passed, the client's own or the server's

@@ -53,6 +53,168 @@ class ExecutionError(google.protobuf.message.Message):
 Global___ExecutionError: typing_extensions.TypeAlias = ExecutionError
 
 @typing.final
+class Namespace(google.protobuf.message.Message):
+    """Namespace is a whole store of its own: its own schema, ids, names, sequences
+    and commands. The request metadata `wfe-namespace` picks it.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    SCHEMA_FIELD_NUMBER: builtins.int
+    SCHEMA_VERSION_FIELD_NUMBER: builtins.int
+    ESTIMATED_ROWS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its name, `[a-z][a-z0-9_]{0,39}`; the one without metadata is `default`."""
+    schema: builtins.str
+    """The PostgreSQL schema it lives in."""
+    schema_version: builtins.int
+    """The schema version it is at; see GetStoreInfo for the one the server needs."""
+    estimated_rows: builtins.int
+    """How many rows its tables have in all, as PostgreSQL estimates it (by the last
+    VACUUM or ANALYZE).
+    """
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        schema: builtins.str = ...,
+        schema_version: builtins.int = ...,
+        estimated_rows: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["estimated_rows", b"estimated_rows", "name", b"name", "schema", b"schema", "schema_version", b"schema_version"]) -> None: ...
+
+Global___Namespace: typing_extensions.TypeAlias = Namespace
+
+@typing.final
+class CreateNamespaceRequest(google.protobuf.message.Message):
+    """CreateNamespaceRequest is the request of CreateNamespace."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its name, `[a-z][a-z0-9_]{0,39}`, and short enough for the schema's name to
+    fit PostgreSQL's 63 bytes; required.
+    """
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___CreateNamespaceRequest: typing_extensions.TypeAlias = CreateNamespaceRequest
+
+@typing.final
+class CreateNamespaceResponse(google.protobuf.message.Message):
+    """CreateNamespaceResponse is the answer of CreateNamespace."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SCHEMA_VERSION_FIELD_NUMBER: builtins.int
+    APPLIED_MIGRATIONS_FIELD_NUMBER: builtins.int
+    schema_version: builtins.int
+    """The namespace's schema version after the call."""
+    @property
+    def applied_migrations(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The migrations this call applied, in order; empty: it existed and was up to
+        date.
+        """
+
+    def __init__(
+        self,
+        *,
+        schema_version: builtins.int = ...,
+        applied_migrations: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["applied_migrations", b"applied_migrations", "schema_version", b"schema_version"]) -> None: ...
+
+Global___CreateNamespaceResponse: typing_extensions.TypeAlias = CreateNamespaceResponse
+
+@typing.final
+class ListNamespacesRequest(google.protobuf.message.Message):
+    """ListNamespacesRequest is the request of ListNamespaces."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    page_size: builtins.int
+    """How many namespaces to answer at most. 0: 100; above 1000: 1000; negative:
+    INVALID_ARGUMENT.
+    """
+    page_token: builtins.str
+    """The `next_page_token` of the page before; empty: the first page."""
+    def __init__(
+        self,
+        *,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+
+Global___ListNamespacesRequest: typing_extensions.TypeAlias = ListNamespacesRequest
+
+@typing.final
+class ListNamespacesResponse(google.protobuf.message.Message):
+    """ListNamespacesResponse is the answer of ListNamespaces."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAMESPACES_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """The token of the next page; empty: this is the last one."""
+    @property
+    def namespaces(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Namespace]:
+        """The namespaces, by the name of their schemas, so `default` comes first."""
+
+    def __init__(
+        self,
+        *,
+        namespaces: collections.abc.Iterable[Global___Namespace] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["namespaces", b"namespaces", "next_page_token", b"next_page_token"]) -> None: ...
+
+Global___ListNamespacesResponse: typing_extensions.TypeAlias = ListNamespacesResponse
+
+@typing.final
+class DeleteNamespaceRequest(google.protobuf.message.Message):
+    """DeleteNamespaceRequest is the request of DeleteNamespace."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    FORCE_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its name; required, not `default`."""
+    force: builtins.bool
+    """Delete it even if something is stored in it."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        force: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["force", b"force", "name", b"name"]) -> None: ...
+
+Global___DeleteNamespaceRequest: typing_extensions.TypeAlias = DeleteNamespaceRequest
+
+@typing.final
+class DeleteNamespaceResponse(google.protobuf.message.Message):
+    """DeleteNamespaceResponse is the answer of DeleteNamespace."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___DeleteNamespaceResponse: typing_extensions.TypeAlias = DeleteNamespaceResponse
+
+@typing.final
 class EnsureStoreExistsRequest(google.protobuf.message.Message):
     """EnsureStoreExistsRequest is the request of EnsureStoreExists."""
 
@@ -246,17 +408,21 @@ class Capabilities(google.protobuf.message.Message):
 
     SCHEDULED_COMMANDS_FIELD_NUMBER: builtins.int
     TRUNCATE_ALL_FIELD_NUMBER: builtins.int
+    DELETE_NAMESPACE_FIELD_NUMBER: builtins.int
     scheduled_commands: builtins.bool
     """Scheduled commands, the trait's `supports_scheduled_commands`."""
     truncate_all: builtins.bool
     """The server was started with the flag that allows TruncateAll."""
+    delete_namespace: builtins.bool
+    """The server was started with the flag that allows DeleteNamespace."""
     def __init__(
         self,
         *,
         scheduled_commands: builtins.bool = ...,
         truncate_all: builtins.bool = ...,
+        delete_namespace: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["scheduled_commands", b"scheduled_commands", "truncate_all", b"truncate_all"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["delete_namespace", b"delete_namespace", "scheduled_commands", b"scheduled_commands", "truncate_all", b"truncate_all"]) -> None: ...
 
 Global___Capabilities: typing_extensions.TypeAlias = Capabilities
 

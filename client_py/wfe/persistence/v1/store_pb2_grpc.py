@@ -60,6 +60,21 @@ class StoreServiceStub(object):
                 request_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.TruncateAllRequest.SerializeToString,
                 response_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.TruncateAllResponse.FromString,
                 _registered_method=True)
+        self.CreateNamespace = channel.unary_unary(
+                '/wfe.persistence.v1.StoreService/CreateNamespace',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.CreateNamespaceRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.CreateNamespaceResponse.FromString,
+                _registered_method=True)
+        self.ListNamespaces = channel.unary_unary(
+                '/wfe.persistence.v1.StoreService/ListNamespaces',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.ListNamespacesRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.ListNamespacesResponse.FromString,
+                _registered_method=True)
+        self.DeleteNamespace = channel.unary_unary(
+                '/wfe.persistence.v1.StoreService/DeleteNamespace',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceResponse.FromString,
+                _registered_method=True)
 
 
 class StoreServiceServicer(object):
@@ -110,6 +125,38 @@ class StoreServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateNamespace(self, request, context):
+        """Creates a namespace: a schema of its own, with all migrations applied.
+        Idempotent, and safe when many do it at once; one that exists is brought up
+        to date. Like every call, it must not name an absent namespace in its
+        metadata, so call it without. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
+        DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListNamespaces(self, request, context):
+        """Answers the namespaces of this server's database, by name, in pages.
+        Errors: INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteNamespace(self, request, context):
+        """Deletes a namespace with all that is stored in it. One transaction; calls to
+        the namespace under way are waited for. The namespace `default` can't be
+        deleted. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED) unless
+        the server was started with `--allow-delete-namespace`, FAILED_PRECONDITION
+        (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is given; NOT_FOUND
+        (NAMESPACE_NOT_FOUND), also when the same call again finds it deleted;
+        INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StoreServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -137,6 +184,21 @@ def add_StoreServiceServicer_to_server(servicer, server):
                     servicer.TruncateAll,
                     request_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.TruncateAllRequest.FromString,
                     response_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.TruncateAllResponse.SerializeToString,
+            ),
+            'CreateNamespace': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateNamespace,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.CreateNamespaceRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.CreateNamespaceResponse.SerializeToString,
+            ),
+            'ListNamespaces': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNamespaces,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.ListNamespacesRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.ListNamespacesResponse.SerializeToString,
+            ),
+            'DeleteNamespace': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteNamespace,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -275,6 +337,87 @@ class StoreService(object):
             '/wfe.persistence.v1.StoreService/TruncateAll',
             wfe_dot_persistence_dot_v1_dot_store__pb2.TruncateAllRequest.SerializeToString,
             wfe_dot_persistence_dot_v1_dot_store__pb2.TruncateAllResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateNamespace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.StoreService/CreateNamespace',
+            wfe_dot_persistence_dot_v1_dot_store__pb2.CreateNamespaceRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_store__pb2.CreateNamespaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNamespaces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.StoreService/ListNamespaces',
+            wfe_dot_persistence_dot_v1_dot_store__pb2.ListNamespacesRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_store__pb2.ListNamespacesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteNamespace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.StoreService/DeleteNamespace',
+            wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceResponse.FromString,
             options,
             channel_credentials,
             insecure,

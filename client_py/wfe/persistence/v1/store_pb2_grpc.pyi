@@ -105,7 +105,55 @@ _StoreServiceTruncateAllType = typing_extensions.TypeVar(
     ],
 )
 
-class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _StoreServicePersistErrorsType, _StoreServiceListErrorsType, _StoreServiceGetStoreInfoType, _StoreServiceTruncateAllType]):
+_StoreServiceCreateNamespaceType = typing_extensions.TypeVar(
+    '_StoreServiceCreateNamespaceType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.CreateNamespaceRequest,
+        wfe.persistence.v1.store_pb2.CreateNamespaceResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.CreateNamespaceRequest,
+        wfe.persistence.v1.store_pb2.CreateNamespaceResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.CreateNamespaceRequest,
+        wfe.persistence.v1.store_pb2.CreateNamespaceResponse,
+    ],
+)
+
+_StoreServiceListNamespacesType = typing_extensions.TypeVar(
+    '_StoreServiceListNamespacesType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.ListNamespacesRequest,
+        wfe.persistence.v1.store_pb2.ListNamespacesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.ListNamespacesRequest,
+        wfe.persistence.v1.store_pb2.ListNamespacesResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.ListNamespacesRequest,
+        wfe.persistence.v1.store_pb2.ListNamespacesResponse,
+    ],
+)
+
+_StoreServiceDeleteNamespaceType = typing_extensions.TypeVar(
+    '_StoreServiceDeleteNamespaceType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.DeleteNamespaceRequest,
+        wfe.persistence.v1.store_pb2.DeleteNamespaceResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.DeleteNamespaceRequest,
+        wfe.persistence.v1.store_pb2.DeleteNamespaceResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.DeleteNamespaceRequest,
+        wfe.persistence.v1.store_pb2.DeleteNamespaceResponse,
+    ],
+)
+
+class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _StoreServicePersistErrorsType, _StoreServiceListErrorsType, _StoreServiceGetStoreInfoType, _StoreServiceTruncateAllType, _StoreServiceCreateNamespaceType, _StoreServiceListNamespacesType, _StoreServiceDeleteNamespaceType]):
     """StoreService looks after the store as a whole, and keeps the error log."""
 
     @typing.overload
@@ -130,6 +178,18 @@ class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _Store
             wfe.persistence.v1.store_pb2.TruncateAllRequest,
             wfe.persistence.v1.store_pb2.TruncateAllResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.CreateNamespaceRequest,
+            wfe.persistence.v1.store_pb2.CreateNamespaceResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.ListNamespacesRequest,
+            wfe.persistence.v1.store_pb2.ListNamespacesResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.DeleteNamespaceRequest,
+            wfe.persistence.v1.store_pb2.DeleteNamespaceResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -153,6 +213,18 @@ class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _Store
         grpc.aio.UnaryUnaryMultiCallable[
             wfe.persistence.v1.store_pb2.TruncateAllRequest,
             wfe.persistence.v1.store_pb2.TruncateAllResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.CreateNamespaceRequest,
+            wfe.persistence.v1.store_pb2.CreateNamespaceResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.ListNamespacesRequest,
+            wfe.persistence.v1.store_pb2.ListNamespacesResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.DeleteNamespaceRequest,
+            wfe.persistence.v1.store_pb2.DeleteNamespaceResponse,
         ],
     ], channel: grpc.aio.Channel) -> None: ...
 
@@ -184,6 +256,29 @@ class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _Store
     the server was started with `--allow-truncate`.
     """
 
+    CreateNamespace: _StoreServiceCreateNamespaceType
+    """Creates a namespace: a schema of its own, with all migrations applied.
+    Idempotent, and safe when many do it at once; one that exists is brought up
+    to date. Like every call, it must not name an absent namespace in its
+    metadata, so call it without. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
+    DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
+    """
+
+    ListNamespaces: _StoreServiceListNamespacesType
+    """Answers the namespaces of this server's database, by name, in pages.
+    Errors: INVALID_ARGUMENT.
+    """
+
+    DeleteNamespace: _StoreServiceDeleteNamespaceType
+    """Deletes a namespace with all that is stored in it. One transaction; calls to
+    the namespace under way are waited for. The namespace `default` can't be
+    deleted. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED) unless
+    the server was started with `--allow-delete-namespace`, FAILED_PRECONDITION
+    (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is given; NOT_FOUND
+    (NAMESPACE_NOT_FOUND), also when the same call again finds it deleted;
+    INVALID_ARGUMENT.
+    """
+
 StoreServiceAsyncStub: typing_extensions.TypeAlias = StoreServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.store_pb2.EnsureStoreExistsRequest,
@@ -204,6 +299,18 @@ StoreServiceAsyncStub: typing_extensions.TypeAlias = StoreServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.store_pb2.TruncateAllRequest,
         wfe.persistence.v1.store_pb2.TruncateAllResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.CreateNamespaceRequest,
+        wfe.persistence.v1.store_pb2.CreateNamespaceResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.ListNamespacesRequest,
+        wfe.persistence.v1.store_pb2.ListNamespacesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.DeleteNamespaceRequest,
+        wfe.persistence.v1.store_pb2.DeleteNamespaceResponse,
     ],
 ]
 
@@ -261,6 +368,44 @@ class StoreServiceServicer(metaclass=abc.ABCMeta):
         """Empties every table of the store in one transaction, definition sequences
         too; for tests. Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless
         the server was started with `--allow-truncate`.
+        """
+
+    @abc.abstractmethod
+    def CreateNamespace(
+        self,
+        request: wfe.persistence.v1.store_pb2.CreateNamespaceRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.store_pb2.CreateNamespaceResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.CreateNamespaceResponse]]:
+        """Creates a namespace: a schema of its own, with all migrations applied.
+        Idempotent, and safe when many do it at once; one that exists is brought up
+        to date. Like every call, it must not name an absent namespace in its
+        metadata, so call it without. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
+        DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def ListNamespaces(
+        self,
+        request: wfe.persistence.v1.store_pb2.ListNamespacesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.store_pb2.ListNamespacesResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.ListNamespacesResponse]]:
+        """Answers the namespaces of this server's database, by name, in pages.
+        Errors: INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def DeleteNamespace(
+        self,
+        request: wfe.persistence.v1.store_pb2.DeleteNamespaceRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.store_pb2.DeleteNamespaceResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.DeleteNamespaceResponse]]:
+        """Deletes a namespace with all that is stored in it. One transaction; calls to
+        the namespace under way are waited for. The namespace `default` can't be
+        deleted. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED) unless
+        the server was started with `--allow-delete-namespace`, FAILED_PRECONDITION
+        (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is given; NOT_FOUND
+        (NAMESPACE_NOT_FOUND), also when the same call again finds it deleted;
+        INVALID_ARGUMENT.
         """
 
 def add_StoreServiceServicer_to_server(servicer: StoreServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -1,0 +1,161 @@
+"""Namespaces: a whole store each, picked by the request metadata `wfe-namespace`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.support import make
+from tests.support.api import Api
+from tests.support.expect import fails, invalid
+from wfe.persistence.v1.event_pb2 import CreateEventRequest, GetEventRequest
+from wfe.persistence.v1.store_pb2 import (
+    CreateNamespaceRequest,
+    DeleteNamespaceRequest,
+    EnsureStoreExistsRequest,
+    GetStoreInfoRequest,
+    ListNamespacesRequest,
+    Namespace,
+)
+from wfe.persistence.v1.workflow_pb2 import NextDefinitionSequenceRequest
+
+
+@pytest.fixture
+async def name(api: Api) -> AsyncIterator[str]:
+    """A namespace of the test's own, deleted afterwards."""
+    info = await api.store.GetStoreInfo(GetStoreInfoRequest())
+    if not info.capabilities.delete_namespace:
+        pytest.skip("the target does not allow DeleteNamespace, so nothing could be cleaned up")
+    name = make.new_id("n").replace("-", "_")
+    await api.store.CreateNamespace(CreateNamespaceRequest(name=name))
+    yield name
+    try:
+        await api.store.DeleteNamespace(DeleteNamespaceRequest(name=name, force=True))
+    except grpc.aio.AioRpcError as exc:
+        assert exc.code() == grpc.StatusCode.NOT_FOUND  # noqa: PT017
+
+
+def within(name: str) -> tuple[tuple[str, str], ...]:
+    """The metadata that picks a namespace."""
+    return (("wfe-namespace", name),)
+
+
+async def listed(api: Api) -> dict[str, Namespace]:
+    found: dict[str, Namespace] = {}
+    token = ""
+    while True:
+        page = await api.store.ListNamespaces(ListNamespacesRequest(page_size=2, page_token=token))
+        assert len(page.namespaces) <= 2
+        found.update({n.name: n for n in page.namespaces})
+        token = page.next_page_token
+        if not token:
+            return found
+
+
+async def test_namespace_has_ids_sequences_and_schema_of_its_own(api: Api, name: str) -> None:
+    event = make.event()
+    await api.events.CreateEvent(CreateEventRequest(event=event))
+    with fails("NOT_FOUND", "EVENT_NOT_FOUND"):
+        await api.events.GetEvent(GetEventRequest(id=event.id), metadata=within(name))
+    other = make.event(id=event.id)
+    await api.events.CreateEvent(CreateEventRequest(event=other), metadata=within(name))
+    answer = await api.events.GetEvent(GetEventRequest(id=event.id), metadata=within(name))
+    assert answer.event == other
+    assert (await api.events.GetEvent(GetEventRequest(id=event.id))).event == event
+    sequence = NextDefinitionSequenceRequest(definition_id=make.new_id())
+    for number in (1, 2):
+        assert (await api.workflows.NextDefinitionSequence(sequence)).number == number
+    answer_there = await api.workflows.NextDefinitionSequence(sequence, metadata=within(name))
+    assert answer_there.number == 1
+    info = await api.store.GetStoreInfo(GetStoreInfoRequest(), metadata=within(name))
+    assert (info.namespace, info.schema.endswith(f"_{name}")) == (name, True)
+
+
+async def test_default_is_the_namespace_without_metadata(api: Api) -> None:
+    event = make.event()
+    await api.events.CreateEvent(CreateEventRequest(event=event), metadata=within("default"))
+    assert (await api.events.GetEvent(GetEventRequest(id=event.id))).event == event
+
+
+async def test_creating_again_changes_nothing(api: Api, name: str) -> None:
+    event = make.event()
+    await api.events.CreateEvent(CreateEventRequest(event=event), metadata=within(name))
+    again = await api.store.CreateNamespace(CreateNamespaceRequest(name=name))
+    info = await api.store.GetStoreInfo(GetStoreInfoRequest())
+    assert (again.schema_version, list(again.applied_migrations)) == (
+        info.latest_schema_version,
+        [],
+    )
+    answer = await api.events.GetEvent(GetEventRequest(id=event.id), metadata=within(name))
+    assert answer.event == event
+
+
+async def test_list_tells_every_namespace_with_its_version(api: Api, name: str) -> None:
+    found = await listed(api)
+    info = await api.store.GetStoreInfo(GetStoreInfoRequest())
+    assert {"default", name} <= set(found)
+    assert found[name].schema == f"{found['default'].schema}_{name}"
+    assert found[name].schema_version == info.latest_schema_version
+    assert found["default"].schema == info.schema
+
+
+async def test_absent_namespace_is_not_found_and_not_made(api: Api) -> None:
+    for request in (api.events.GetEvent(GetEventRequest(id="e"), metadata=within("absent")),):
+        with fails("NOT_FOUND", "NAMESPACE_NOT_FOUND") as failure:
+            await request
+        assert failure.metadata == {"namespace": "absent"}
+    with fails("NOT_FOUND", "NAMESPACE_NOT_FOUND"):
+        await api.store.EnsureStoreExists(EnsureStoreExistsRequest(), metadata=within("absent"))
+    assert "absent" not in await listed(api)
+
+
+@pytest.mark.parametrize("bad", ["", "default", "A", "1a", "a-b", "a" * 41, "a b", 'a"'])
+async def test_bad_names_are_refused(api: Api, bad: str) -> None:
+    with invalid("name"):
+        await api.store.CreateNamespace(CreateNamespaceRequest(name=bad))
+
+
+async def test_deleted_namespace_is_gone_with_all_that_was_in_it(api: Api, name: str) -> None:
+    event = make.event()
+    await api.events.CreateEvent(CreateEventRequest(event=event), metadata=within(name))
+    with fails("FAILED_PRECONDITION", "NAMESPACE_NOT_EMPTY"):
+        await api.store.DeleteNamespace(DeleteNamespaceRequest(name=name))
+    answer = await api.events.GetEvent(GetEventRequest(id=event.id), metadata=within(name))
+    assert answer.event == event
+    await api.store.DeleteNamespace(DeleteNamespaceRequest(name=name, force=True))
+    with fails("NOT_FOUND", "NAMESPACE_NOT_FOUND"):
+        await api.events.GetEvent(GetEventRequest(id=event.id), metadata=within(name))
+    with fails("NOT_FOUND", "NAMESPACE_NOT_FOUND"):
+        await api.store.DeleteNamespace(DeleteNamespaceRequest(name=name))
+    await api.store.CreateNamespace(CreateNamespaceRequest(name=name))
+    with fails("NOT_FOUND", "EVENT_NOT_FOUND"):
+        await api.events.GetEvent(GetEventRequest(id=event.id), metadata=within(name))
+
+
+async def test_empty_namespace_is_deleted_without_force(api: Api, name: str) -> None:
+    await api.store.DeleteNamespace(DeleteNamespaceRequest(name=name))
+    assert name not in await listed(api)
+
+
+async def test_default_is_never_deleted(api: Api, name: str) -> None:
+    with invalid("name"):
+        await api.store.DeleteNamespace(DeleteNamespaceRequest(name="default", force=True))
+
+
+async def test_health_of_each_namespace(api: Api, name: str) -> None:
+    stub: health_pb2_grpc.HealthStub = health_pb2_grpc.HealthStub(api.channel)
+
+    async def status(service: str) -> str:
+        request = health_pb2.HealthCheckRequest(service=service)
+        answer = await stub.Check(request)  # type: ignore[attr-defined]
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+
+    for namespace in (name, "default"):
+        assert await status(f"{namespace}/wfe.persistence.v1.WorkflowService") == "SERVING"
+    for unknown in (f"{name}/nonsense", "absent/wfe.persistence.v1.WorkflowService"):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await status(unknown)
+        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
