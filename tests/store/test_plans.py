@@ -49,7 +49,7 @@ DOCUMENT = json.dumps(
 )  # fmt: skip
 LONG_AGO = "2000-01-01T00:00:00Z"
 NOW = "2100-01-01T00:00:00Z"
-LEASES = '[{"id": 7, "revision": 1, "lease_id": "x"}]'
+LEASES = '[{"n": 0, "id": 7, "revision": 1, "lease_id": "x"}]'
 
 CASES: list[tuple[str, str, Sequence[object], set[str]]] = [
     ("get_workflow_instance", workflow.GET_WORKFLOW_INSTANCE, ["w7"],

@@ -31,6 +31,10 @@ log = logging.getLogger(__name__)
 
 NAMESPACE_KEY = "wfe-namespace"
 
+# A call whose deadline is closer than this can't be answered in time: nothing is begun for it.
+# (Clients round short timeouts up to whole milliseconds.)
+_LEAST_SECONDS = 0.005
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -110,7 +114,7 @@ class Boundary:
         remaining = context.time_remaining()
         if remaining is None:
             return self._default_deadline
-        if remaining <= 0:
+        if remaining < _LEAST_SECONDS:
             raise TimeoutError
         return remaining
 

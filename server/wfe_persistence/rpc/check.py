@@ -7,8 +7,9 @@ once and nothing is half written. Paths of fields are put together only for the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from json import JSONDecoder
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from decimal import Decimal
+from json import JSONDecoder, dumps, loads
 from typing import Any, Final, NoReturn
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -38,17 +39,19 @@ MAX_LEASE_SECONDS: Final = 24 * 3600
 _FIRST_SECOND: Final = -62_135_596_800  # 0001-01-01T00:00:00Z
 _LAST_SECOND: Final = 253_402_300_799  # 9999-12-31T23:59:59Z
 
+# More than an answer has beside what was in the request: a name, a revision, a page token.
+_ANSWER_MARGIN: Final = 4096
+
 R = FieldViolationReason
 
 
 class Check:
     """Collects what is wrong with a request; `done()` raises it."""
 
-    __slots__ = ("_json_texts", "_number_growth", "_violations")
+    __slots__ = ("_number_growth", "_violations")
 
     def __init__(self) -> None:
         self._violations: list[Violation] = []
-        self._json_texts: list[str] = []
         self._number_growth = 0
 
     def done(self) -> None:
@@ -62,21 +65,23 @@ class Check:
                 violations=tuple(self._violations),
             )
 
-    def fits(self, size: int, limit: int) -> None:
-        """Refuse to store what could not be read back in one message of `limit` bytes.
+    def fits(self, size: int, limit: int, answers: Callable[[], Iterable[Message]]) -> None:
+        """Refuse to store what could not be read back in messages of `limit` bytes.
 
-        jsonb answers with a space behind each comma and colon and writes numbers without exponents,
-        so a document may come back larger than it went in.
+        `size` is that of the request; `answers` makes the messages in which it would be read.
         """
-        if size * 1.5 + self._number_growth + 64 <= limit:
+        # jsonb puts a space behind each comma and colon and writes numbers out, and lengths need
+        # more bytes then. It can't be more than this, for all but very large requests.
+        if size * 2 + self._number_growth + _ANSWER_MARGIN <= limit:
             return
-        spaces = sum(text.count(",") + text.count(":") for text in self._json_texts)
-        if size + spaces + self._number_growth + 64 > limit:
-            raise PersistenceError(
-                ErrorReason.ERROR_REASON_ANSWER_TOO_LARGE,
-                f"what would be stored could not be read back in one message of {limit} bytes",
-                metadata={"limit_bytes": str(limit)},
-            )
+        for answer in answers():
+            _put_stored_json(answer)
+            if answer.ByteSize() > limit:
+                raise PersistenceError(
+                    ErrorReason.ERROR_REASON_ANSWER_TOO_LARGE,
+                    f"what would be stored could not be read back in one message of {limit} bytes",
+                    metadata={"limit_bytes": str(limit)},
+                )
 
     def add(self, path: str, field: str, reason: R.ValueType, description: str) -> None:
         """Note a bad field."""
@@ -152,7 +157,6 @@ class Check:
 
     def json(self, path: str, field: str, text: str) -> None:
         """A JSON document that PostgreSQL can store and give back."""
-        self._json_texts.append(text)
         try:
             self._number_growth += check_json(text)
         except _BadJsonError as exc:
@@ -347,7 +351,33 @@ def _number_growth(literal: str) -> int:
             f"a number has more than {MAX_JSON_DIGITS} digits or an exponent beyond "
             f"{MAX_JSON_EXPONENT}",
         )
-    return abs(int(exponent or 0)) + 2
+    return max(len(format(Decimal(literal), "f")) - len(literal), 0)
+
+
+def _put_stored_json(message: Message) -> None:
+    """Put in place of each JSON document of a message as many bytes as it has when stored."""
+    for field, value in message.ListFields():
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            for key, text in value.items():
+                value[key] = "x" * _stored_size(text)
+        elif field.message_type is not None:
+            for item in value if field.is_repeated else (value,):
+                _put_stored_json(item)
+        elif field.name.endswith("_json"):
+            setattr(message, field.name, "x" * _stored_size(value))
+
+
+def _stored_size(text: str) -> int:
+    """How many bytes a document has as PostgreSQL writes it out."""
+    size = len(text.encode()) + check_json(text)
+    if "\\" in text:
+        for literal in _STRING.findall(text):
+            if "\\" in literal:
+                stored = dumps(loads(literal), ensure_ascii=False)
+                size += len(stored.encode()) - len(literal.encode())
+    outside = _STRING.sub("", text)
+    spaces = len(outside) - len("".join(outside.split()))
+    return size - spaces + outside.count(",") + outside.count(":")
 
 
 def _depth(text: str) -> int:

@@ -34,8 +34,10 @@ class EventService:
         if check.present(request, "event"):
             check.event(request.event, "event")
         check.done()
-        check.fits(call.size, call.max_message_bytes)
         request.event.id = request.event.id or str(uuid.uuid4())
+        check.fits(
+            call.size, call.max_message_bytes, lambda: [GetEventResponse(event=request.event)]
+        )
         await event.create_event(call.store, request.event)
         return CreateEventResponse(id=request.event.id)
 

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
+import struct
 from hashlib import blake2b
+from typing import Final
 
 from google.protobuf.message import Message
 
-from wfe.persistence.v1.error_reason_pb2 import ErrorReason
-from wfe_persistence.errors import PersistenceError
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
+from wfe_persistence.errors import PersistenceError, Violation
 from wfe_persistence.store.db import Store
 from wfe_persistence.store.paging import Cursor
 
-_LEAST, _MOST = -(2**63), 2**63 - 1
+# A token is a hash of the query and the cursor, the cursor's number and its id, in base64.
+_HEAD = struct.Struct("!9sq")
+
+MAX_TOKEN_BYTES: Final = (_HEAD.size + 512 + 2) // 3 * 4
+"""The length of the longest token: that of an id of 512 bytes."""
 
 
 def encode(request: Message, store: Store, cursor: Cursor | None) -> str:
     """The token of the page behind `cursor`; empty if there is none."""
     if cursor is None:
         return ""
-    token = json.dumps([_query(request, store), *cursor], separators=(",", ":"))
-    return base64.urlsafe_b64encode(token.encode()).decode().rstrip("=")
+    number, id_ = cursor
+    token = _HEAD.pack(_hash(request, store, cursor), number) + id_.encode()
+    return base64.urlsafe_b64encode(token).decode().rstrip("=")
 
 
 def decode(request: Message, store: Store, token: str, start: Cursor) -> Cursor:
@@ -30,38 +36,41 @@ def decode(request: Message, store: Store, token: str, start: Cursor) -> Cursor:
     if not token:
         return start
     try:
-        padded = token + "=" * (-len(token) % 4)
-        query, number, id_ = json.loads(base64.b64decode(padded, b"-_", validate=True))
-    except (ValueError, TypeError, binascii.Error, RecursionError) as exc:
+        data = base64.b64decode(token + "=" * (-len(token) % 4), b"-_", validate=True)
+        found, number = _HEAD.unpack(data[: _HEAD.size])
+        id_ = data[_HEAD.size :].decode()
+    except (ValueError, binascii.Error, struct.error) as exc:
         raise _invalid() from exc
-    if (
-        query != _query(request, store)
-        or type(number) is not int
-        or not _LEAST <= number <= _MOST
-        or not isinstance(id_, str)
-        or any(c == "\0" or "\ud800" <= c <= "\udfff" for c in id_)
-    ):
+    if found != _hash(request, store, (number, id_)):
         raise _invalid()
     return number, id_
 
 
 def page_bytes(max_message_bytes: int) -> int:
     """How many bytes of items a page may hold, so that the token still fits into the message."""
-    return max_message_bytes - 2048
+    return max_message_bytes - MAX_TOKEN_BYTES - 16
 
 
-def _query(request: Message, store: Store) -> str:
-    """What makes a query: its kind, its namespace and every field but the paging ones."""
+def _hash(request: Message, store: Store, cursor: Cursor) -> bytes:
+    """Of what makes a query (its kind, its namespace, every field but the paging ones), and where
+    the page ended: a token of another query, or one that was cut off, does not fit."""
     query = type(request)()
     query.CopyFrom(request)
     query.ClearField("page_size")
     query.ClearField("page_token")
-    text = f"{query.DESCRIPTOR.full_name} {store.namespace} ".encode()
-    return blake2b(text + query.SerializeToString(deterministic=True), digest_size=9).hexdigest()
+    text = f"{query.DESCRIPTOR.full_name} {store.namespace} {cursor} ".encode()
+    return blake2b(text + query.SerializeToString(deterministic=True), digest_size=9).digest()
 
 
 def _invalid() -> PersistenceError:
     return PersistenceError(
         ErrorReason.ERROR_REASON_INVALID_PAGE_TOKEN,
         "page_token: was not given out for this query",
+        violations=(
+            Violation(
+                "page_token",
+                FieldViolationReason.FIELD_VIOLATION_REASON_FORMAT,
+                "was not given out for this query",
+            ),
+        ),
     )

@@ -13,6 +13,7 @@ from wfe.persistence.v1.store_pb2 import (
     DeleteNamespaceResponse,
     EnsureStoreExistsRequest,
     EnsureStoreExistsResponse,
+    ExecutionError,
     GetStoreInfoRequest,
     GetStoreInfoResponse,
     ListErrorsRequest,
@@ -72,7 +73,7 @@ class StoreService:
         for i, error in enumerate(request.errors):
             check.error(error, f"errors[{i}]")
         check.done()
-        check.fits(call.size, call.max_message_bytes)
+        check.fits(call.size, call.max_message_bytes, lambda: map(_page_of_one, request.errors))
         await error_log.persist_errors(call.store, request.errors)
         return PersistErrorsResponse()
 
@@ -157,3 +158,8 @@ class StoreService:
             )
         await self._namespaces.delete_namespace(request.name, force=request.force)
         return DeleteNamespaceResponse()
+
+
+def _page_of_one(error: ExecutionError) -> ListErrorsResponse:
+    """The largest answer in which an error must fit: a page of its own, with more to come."""
+    return ListErrorsResponse(errors=[error], next_page_token="x" * paging.MAX_TOKEN_BYTES)

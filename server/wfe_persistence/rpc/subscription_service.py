@@ -9,6 +9,7 @@ from wfe.persistence.v1.subscription_pb2 import (
     ClearSubscriptionTokenResponse,
     CreateEventSubscriptionRequest,
     CreateEventSubscriptionResponse,
+    EventSubscription,
     GetFirstOpenSubscriptionRequest,
     GetFirstOpenSubscriptionResponse,
     GetSubscriptionRequest,
@@ -38,8 +39,8 @@ class SubscriptionService:
         if check.present(request, "subscription"):
             check.subscription(request.subscription, "subscription")
         check.done()
-        check.fits(call.size, call.max_message_bytes)
         request.subscription.id = request.subscription.id or str(uuid.uuid4())
+        check.fits(call.size, call.max_message_bytes, lambda: [page_of_one(request.subscription)])
         await subscription.create_event_subscription(call.store, request.subscription)
         return CreateEventSubscriptionResponse(id=request.subscription.id)
 
@@ -128,6 +129,13 @@ class SubscriptionService:
         check.done()
         await subscription.clear_subscription_token(call.store, request.id, request.token)
         return ClearSubscriptionTokenResponse()
+
+
+def page_of_one(subscription: EventSubscription) -> GetSubscriptionsResponse:
+    """The largest answer in which a subscription must fit: a page of its own, with more to come."""
+    return GetSubscriptionsResponse(
+        subscriptions=[subscription], next_page_token="x" * paging.MAX_TOKEN_BYTES
+    )
 
 
 def _check_query(

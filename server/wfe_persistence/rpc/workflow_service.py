@@ -23,10 +23,12 @@ from wfe.persistence.v1.workflow_pb2 import (
     PersistWorkflowResponse,
     PersistWorkflowWithSubscriptionsRequest,
     PersistWorkflowWithSubscriptionsResponse,
+    WorkflowInstance,
 )
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.boundary import Call
-from wfe_persistence.rpc.check import Check
+from wfe_persistence.rpc.check import MAX_ID_BYTES, Check
+from wfe_persistence.rpc.subscription_service import page_of_one
 from wfe_persistence.store import workflow
 from wfe_persistence.store.paging import START
 from wfe_persistence.store.rows import epoch_ms
@@ -47,9 +49,9 @@ class WorkflowService:
         if check.present(request, "instance"):
             check.instance(instance, "instance", new=True)
         check.done()
-        check.fits(call.size, call.max_message_bytes)
         instance.id = instance.id or str(uuid.uuid4())
         instance.name = instance.name or instance.id
+        check.fits(call.size, call.max_message_bytes, lambda: [_read_back(instance)])
         await workflow.create_new_workflow(call.store, instance)
         return CreateNewWorkflowResponse(
             id=instance.id, name=instance.name, revision=_FIRST_REVISION
@@ -64,7 +66,7 @@ class WorkflowService:
         if check.present(request, "instance"):
             check.instance(request.instance, "instance", new=False)
         check.done()
-        check.fits(call.size, call.max_message_bytes)
+        check.fits(call.size, call.max_message_bytes, lambda: [_read_back(request.instance)])
         revision = await workflow.persist_workflow(call.store, request.instance, expected)
         return PersistWorkflowResponse(revision=revision)
 
@@ -80,9 +82,13 @@ class WorkflowService:
             check.subscription(subscription, f"subscriptions[{i}]")
         check.distinct("", "subscriptions", "id", [s.id for s in request.subscriptions])
         check.done()
-        check.fits(call.size, call.max_message_bytes)
         for subscription in request.subscriptions:
             subscription.id = subscription.id or str(uuid.uuid4())
+        check.fits(
+            call.size,
+            call.max_message_bytes,
+            lambda: [_read_back(request.instance), *map(page_of_one, request.subscriptions)],
+        )
         revision = await workflow.persist_workflow(
             call.store, request.instance, expected, request.subscriptions
         )
@@ -148,6 +154,14 @@ class WorkflowService:
         check.done()
         number = await workflow.next_definition_sequence(call.store, request.definition_id)
         return NextDefinitionSequenceResponse(number=number)
+
+
+def _read_back(instance: WorkflowInstance) -> GetWorkflowInstanceResponse:
+    """The answer in which a workflow would be read, with the largest revision and name."""
+    answer = GetWorkflowInstanceResponse(instance=instance)
+    answer.instance.revision = _MAX_REVISION
+    answer.instance.name = answer.instance.name or "x" * MAX_ID_BYTES
+    return answer
 
 
 def _expected_revision(

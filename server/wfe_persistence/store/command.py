@@ -15,6 +15,7 @@ from wfe_persistence.store.rows import (
     PGresult,
     integer,
     read_bool,
+    read_int4,
     read_int8,
     read_text,
     read_time,
@@ -88,9 +89,9 @@ async def claim_commands(
 # held, and the rows stay locked from that check to the end.
 COMPLETE_COMMANDS = """
 WITH given AS MATERIALIZED (
-    SELECT * FROM jsonb_to_recordset($1::jsonb) AS g(id bigint, revision bigint, lease_id text)
+    SELECT * FROM jsonb_to_recordset($1::jsonb) AS g(n int, id bigint, revision bigint, lease_id text)
 ), held AS MATERIALIZED (
-    SELECT c.id, c.revision = g.revision AS unchanged
+    SELECT c.id, g.lease_id, c.revision = g.revision AS unchanged
     FROM (SELECT * FROM given ORDER BY id) g, LATERAL (
         SELECT id, revision FROM wfc.scheduled_commands
         WHERE id = g.id AND lease_id = g.lease_id FOR UPDATE
@@ -105,7 +106,8 @@ WITH given AS MATERIALIZED (
     SET lease_id = NULL, lease_worker_id = NULL, lease_expiry = NULL
     WHERE id = ANY (ARRAY (SELECT id FROM held, every WHERE is_held AND NOT unchanged))
 )
-SELECT g.id, EXISTS (SELECT FROM held WHERE held.id = g.id) FROM given g
+SELECT n, EXISTS (SELECT FROM held h WHERE h.id = g.id AND h.lease_id = g.lease_id)
+FROM given g
 """
 
 
@@ -117,9 +119,9 @@ async def complete_commands(store: Store, lease_tokens: Sequence[str]) -> None:
 
 RELEASE_COMMANDS = """
 WITH given AS MATERIALIZED (
-    SELECT * FROM jsonb_to_recordset($1::jsonb) AS g(id bigint, revision bigint, lease_id text)
+    SELECT * FROM jsonb_to_recordset($1::jsonb) AS g(n int, id bigint, revision bigint, lease_id text)
 ), held AS MATERIALIZED (
-    SELECT c.id
+    SELECT c.id, g.lease_id
     FROM (SELECT * FROM given ORDER BY id) g, LATERAL (
         SELECT id FROM wfc.scheduled_commands
         WHERE id = g.id AND lease_id = g.lease_id FOR UPDATE
@@ -130,7 +132,8 @@ WITH given AS MATERIALIZED (
     WHERE id = ANY (ARRAY (SELECT id FROM held))
         AND (SELECT count(*) FROM held) = (SELECT count(*) FROM given)
 )
-SELECT g.id, EXISTS (SELECT FROM held WHERE held.id = g.id) FROM given g
+SELECT n, EXISTS (SELECT FROM held h WHERE h.id = g.id AND h.lease_id = g.lease_id)
+FROM given g
 """
 
 
@@ -154,16 +157,18 @@ def _leases(lease_tokens: Sequence[str]) -> bytes:
                 "is no lease token of ClaimCommands",
             )
         row, revision, lease = match.groups()
-        documents.append(f'{{"id":{int(row)},"revision":{int(revision)},"lease_id":"{lease}"}}')
+        documents.append(
+            f'{{"n":{i},"id":{int(row)},"revision":{int(revision)},"lease_id":"{lease}"}}'
+        )
     return f"[{','.join(documents)}]".encode()
 
 
 def _check_held(rows: PGresult, lease_tokens: Sequence[str]) -> None:
-    held = {
-        read_int8(rows.get_value(i, 0)): read_bool(rows.get_value(i, 1))
+    lost = [
+        lease_tokens[read_int4(rows.get_value(i, 0))]
         for i in range(rows.ntuples)
-    }
-    lost = [token for token in lease_tokens if not held[int(token.partition(".")[0])]]
+        if not read_bool(rows.get_value(i, 1))
+    ]
     if lost:
         raise PersistenceError(
             ErrorReason.ERROR_REASON_LEASE_LOST,

@@ -41,6 +41,7 @@ _BINARY: Final = 1
 _MAX_ATTEMPTS: Final = 5
 _CALL_OFF_SECONDS: Final = 2.0
 _ROWS_AHEAD: Final = 32
+_LARGE_BYTES: Final = 65_536
 
 # Defaults for the connection string; what it says itself wins. A peer that went away without a
 # word is noticed after tcp_user_timeout instead of minutes.
@@ -379,6 +380,10 @@ class Database:
         What can't have been written is tried again here, and only here. Raises PersistenceError,
         or UnexpectedDatabaseError for what only a bug explains.
         """
+        if sum(len(param) for _, params in batch for param in params if param) > _LARGE_BYTES:
+            # Checking and writing out so much has kept the loop busy. A deadline that passed
+            # meanwhile is noticed here, before anything is sent.
+            await asyncio.sleep(0)
         attempt = 0
         while True:
             attempt += 1
