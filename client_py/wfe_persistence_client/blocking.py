@@ -293,6 +293,9 @@ class BlockingPersistenceProvider:
     ensure_store_exists = _blocking(PersistenceProvider.ensure_store_exists)
     get_store_info = _blocking(PersistenceProvider.get_store_info)
     truncate_all = _blocking(PersistenceProvider.truncate_all)
+    create_namespace = _blocking(PersistenceProvider.create_namespace)
+    list_namespaces = _blocking(PersistenceProvider.list_namespaces)
+    delete_namespace = _blocking(PersistenceProvider.delete_namespace)
 
 
 #: `connect` for code without an event loop: the same arguments, a

@@ -92,11 +92,17 @@ RULES: Mapping[str, Rule] = {
     "GetStoreInfo": Rule(Safety.READ),
     # Again would also remove what others have stored since.
     "TruncateAll": Rule(Safety.UNREPEATABLE),
+    "CreateNamespace": Rule(Safety.REPEATABLE),
+    "ListNamespaces": Rule(Safety.READ),
+    # Again would also delete what others have created anew since.
+    "DeleteNamespace": Rule(Safety.UNREPEATABLE),
 }
 
 # The reasons that pass by themselves. UNAVAILABLE always counts among them, with
 # whatever reason or none.
-_PASSING_REASONS = frozenset({"POOL_EXHAUSTED", "DATABASE_FULL", "TRANSACTION_CONFLICT"})
+_PASSING_REASONS = frozenset(
+    {"POOL_EXHAUSTED", "NAMESPACE_BUSY", "DATABASE_FULL", "TRANSACTION_CONFLICT"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -372,6 +372,17 @@ def store_info_from_proto(message: store_pb2.GetStoreInfoResponse) -> model.Stor
         capabilities=model.Capabilities(
             scheduled_commands=message.capabilities.scheduled_commands,
             truncate_all=message.capabilities.truncate_all,
+            delete_namespace=message.capabilities.delete_namespace,
         ),
         max_message_bytes=message.max_message_bytes,
+    )
+
+
+def namespace_from_proto(message: store_pb2.Namespace) -> model.Namespace:
+    """A namespace, from its message."""
+    return model.Namespace(
+        name=message.name,
+        schema=message.schema,
+        schema_version=message.schema_version,
+        estimated_rows=message.estimated_rows,
     )

@@ -158,6 +158,14 @@ class TruncateNotAllowed(FailedPrecondition):
     """The server was started without the flag that allows `truncate_all`."""
 
 
+class NamespaceNotEmpty(FailedPrecondition):
+    """Something is stored in the namespace that was to be deleted."""
+
+
+class DeleteNamespaceNotAllowed(FailedPrecondition):
+    """The server was started without the flag that allows `delete_namespace`."""
+
+
 class SchemaOutdated(FailedPrecondition):
     """The store is missing or older than the server needs: `ensure_store_exists`."""
 
@@ -189,6 +197,10 @@ class TooLarge(ResourceExhausted):
 
 class PoolExhausted(ResourceExhausted):
     """Every database connection stayed busy; nothing was written."""
+
+
+class NamespaceBusy(ResourceExhausted):
+    """Too many calls of this namespace are waiting already; nothing was written."""
 
 
 class DatabaseFull(ResourceExhausted):
@@ -245,6 +257,8 @@ _BY_REASON: Mapping[str, type[PersistenceError]] = {
     "TOKEN_MISMATCH": TokenMismatch,
     "LEASE_LOST": LeaseLost,
     "TRUNCATE_NOT_ALLOWED": TruncateNotAllowed,
+    "NAMESPACE_NOT_EMPTY": NamespaceNotEmpty,
+    "DELETE_NAMESPACE_NOT_ALLOWED": DeleteNamespaceNotAllowed,
     "SCHEMA_OUTDATED": SchemaOutdated,
     "SCHEMA_TOO_NEW": SchemaTooNew,
     "DATABASE_PERMISSION_DENIED": DatabasePermissionDenied,
@@ -255,6 +269,7 @@ _BY_REASON: Mapping[str, type[PersistenceError]] = {
     "MESSAGE_TOO_LARGE": TooLarge,
     "ANSWER_TOO_LARGE": TooLarge,
     "POOL_EXHAUSTED": PoolExhausted,
+    "NAMESPACE_BUSY": NamespaceBusy,
     "DATABASE_FULL": DatabaseFull,
     "DEADLINE_EXCEEDED": DeadlineExceeded,
     "DATABASE_UNAVAILABLE": Unavailable,

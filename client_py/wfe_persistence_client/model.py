@@ -285,6 +285,22 @@ class Capabilities:
     scheduled_commands: bool
     #: The server was started with the flag that allows `truncate_all`.
     truncate_all: bool
+    #: The server was started with the flag that allows `delete_namespace`.
+    delete_namespace: bool
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class Namespace:
+    """A whole store of its own, picked by `connect(..., namespace=...)`."""
+
+    #: Its name; the one without a name in `connect` is `default`.
+    name: str
+    #: The PostgreSQL schema it lives in.
+    schema: str
+    #: The schema version it is at.
+    schema_version: int
+    #: How many rows it has in all, as PostgreSQL estimates it.
+    estimated_rows: int
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)

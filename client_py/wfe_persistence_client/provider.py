@@ -33,6 +33,7 @@ from wfe_persistence_client.model import (
     EventSubscription,
     ExecutionError,
     MigratedStore,
+    Namespace,
     PersistedWorkflow,
     ScheduledCommand,
     StoreInfo,
@@ -57,7 +58,8 @@ _PageRequestT = TypeVar(
     | event_pb2.GetRunnableEventsRequest
     | event_pb2.GetEventsRequest
     | subscription_pb2.GetSubscriptionsRequest
-    | store_pb2.ListErrorsRequest,
+    | store_pb2.ListErrorsRequest
+    | store_pb2.ListNamespacesRequest,
 )
 _PageT = TypeVar(
     "_PageT",
@@ -65,7 +67,8 @@ _PageT = TypeVar(
     | event_pb2.GetRunnableEventsResponse
     | event_pb2.GetEventsResponse
     | subscription_pb2.GetSubscriptionsResponse
-    | store_pb2.ListErrorsResponse,
+    | store_pb2.ListErrorsResponse
+    | store_pb2.ListNamespacesResponse,
 )
 
 
@@ -889,6 +892,58 @@ class PersistenceProvider:
             TruncateNotAllowed: the server was started without the flag for it.
         """
         await self._calls.unary(self._store.TruncateAll, store_pb2.TruncateAllRequest())
+
+    # Namespaces. These calls go to the server as a whole, whatever namespace the
+    # provider was connected to; so one may create its own.
+
+    async def create_namespace(self, name: str) -> MigratedStore:
+        """Creates a namespace, or brings it up to date.
+
+        Args:
+            name: `[a-z][a-z0-9_]{0,39}`, not `default`.
+
+        Raises:
+            InvalidArgument: the name is bad.
+            SchemaTooNew: it exists, and a newer server migrated it.
+            DatabasePermissionDenied: the server's database role may not.
+        """
+        whole = self.with_namespace(None)
+        answer = await whole._calls.unary(
+            whole._store.CreateNamespace, store_pb2.CreateNamespaceRequest(name=name)
+        )
+        return MigratedStore(
+            schema_version=answer.schema_version,
+            applied_migrations=list(answer.applied_migrations),
+        )
+
+    async def list_namespaces(self) -> list[Namespace]:
+        """All namespaces, `default` first."""
+        whole = self.with_namespace(None)
+        pages = whole._pages(
+            whole._store.ListNamespaces,
+            store_pb2.ListNamespacesRequest(),
+            lambda page: map(convert.namespace_from_proto, page.namespaces),
+            whole._calls.deadline(),
+        )
+        return [namespace async for namespace in pages]
+
+    async def delete_namespace(self, name: str, *, force: bool = False) -> None:
+        """Deletes a namespace with all that is stored in it.
+
+        Args:
+            name: not `default`.
+            force: even if something is stored in it.
+
+        Raises:
+            NamespaceNotFound: there is none.
+            NamespaceNotEmpty: something is stored in it, and `force` was not given.
+            DeleteNamespaceNotAllowed: the server was started without the flag for it.
+        """
+        whole = self.with_namespace(None)
+        await whole._calls.unary(
+            whole._store.DeleteNamespace,
+            store_pb2.DeleteNamespaceRequest(name=name, force=force),
+        )
 
     # What every call needs
 

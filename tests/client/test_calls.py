@@ -172,8 +172,14 @@ CALLS: dict[str, tuple[Call, Any]] = {
     "ListErrors": (lambda p: p.list_errors(), store_pb2.ListErrorsResponse()),
     "GetStoreInfo": (lambda p: p.get_store_info(), store_pb2.GetStoreInfoResponse()),
     "TruncateAll": (lambda p: p.truncate_all(), store_pb2.TruncateAllResponse()),
+    "CreateNamespace": (
+        lambda p: p.create_namespace("n"),
+        store_pb2.CreateNamespaceResponse(schema_version=1),
+    ),
+    "ListNamespaces": (lambda p: p.list_namespaces(), store_pb2.ListNamespacesResponse()),
+    "DeleteNamespace": (lambda p: p.delete_namespace("n"), store_pb2.DeleteNamespaceResponse()),
 }
-UNREPEATABLE = {"ClaimCommands", "PersistErrors", "TruncateAll"}
+UNREPEATABLE = {"ClaimCommands", "PersistErrors", "TruncateAll", "DeleteNamespace"}
 REPEATED = sorted(set(CALLS) - UNREPEATABLE)
 READS = {name for name, rule in RULES.items() if rule.safety is Safety.READ}
 
@@ -200,6 +206,7 @@ PASSES: list[tuple[Status, str]] = [
     (UNAVAILABLE, "SHUTTING_DOWN"),
     (Status.RESOURCE_EXHAUSTED, "POOL_EXHAUSTED"),
     (Status.RESOURCE_EXHAUSTED, "DATABASE_FULL"),
+    (Status.RESOURCE_EXHAUSTED, "NAMESPACE_BUSY"),
     (Status.ABORTED, "TRANSACTION_CONFLICT"),
 ]
 

@@ -420,7 +420,9 @@ def test_store_info() -> None:
         schema="wfc",
         schema_version=3,
         latest_schema_version=4,
-        capabilities=store_pb2.Capabilities(scheduled_commands=True, truncate_all=False),
+        capabilities=store_pb2.Capabilities(
+            scheduled_commands=True, truncate_all=False, delete_namespace=True
+        ),
         max_message_bytes=4194304,
     )
     assert convert.store_info_from_proto(over_the_wire(message)) == StoreInfo(
@@ -430,7 +432,9 @@ def test_store_info() -> None:
         schema="wfc",
         schema_version=3,
         latest_schema_version=4,
-        capabilities=Capabilities(scheduled_commands=True, truncate_all=False),
+        capabilities=Capabilities(
+            scheduled_commands=True, truncate_all=False, delete_namespace=True
+        ),
         max_message_bytes=4194304,
     )
 

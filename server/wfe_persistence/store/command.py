@@ -89,7 +89,8 @@ async def claim_commands(
 # held, and the rows stay locked from that check to the end.
 COMPLETE_COMMANDS = """
 WITH given AS MATERIALIZED (
-    SELECT * FROM jsonb_to_recordset($1::jsonb) AS g(n int, id bigint, revision bigint, lease_id text)
+    SELECT *
+    FROM jsonb_to_recordset($1::jsonb) AS g(n int, id bigint, revision bigint, lease_id text)
 ), held AS MATERIALIZED (
     SELECT c.id, g.lease_id, c.revision = g.revision AS unchanged
     FROM (SELECT * FROM given ORDER BY id) g, LATERAL (
@@ -119,7 +120,8 @@ async def complete_commands(store: Store, lease_tokens: Sequence[str]) -> None:
 
 RELEASE_COMMANDS = """
 WITH given AS MATERIALIZED (
-    SELECT * FROM jsonb_to_recordset($1::jsonb) AS g(n int, id bigint, revision bigint, lease_id text)
+    SELECT *
+    FROM jsonb_to_recordset($1::jsonb) AS g(n int, id bigint, revision bigint, lease_id text)
 ), held AS MATERIALIZED (
     SELECT c.id, g.lease_id
     FROM (SELECT * FROM given ORDER BY id) g, LATERAL (
