@@ -14,7 +14,7 @@ import platform
 import tempfile
 from pathlib import Path
 
-from benchmarks import driver, rpcs
+from benchmarks import driver, namespaces, rpcs
 from wfe_persistence.embedded import EmbeddedPostgres
 
 
@@ -32,6 +32,9 @@ def main() -> None:
         "--driver", action="store_true", help="the driver, beside psycopg's pool and cursors"
     )
     parser.add_argument(
+        "--namespaces", type=int, metavar="N", help="calls to one and to all of so many namespaces"
+    )
+    parser.add_argument(
         "--json",
         type=Path,
         metavar="FILE",
@@ -45,6 +48,9 @@ def main() -> None:
         if arguments.driver:
             figures = asyncio.run(driver.measure(postgres.url, arguments.callers))
             print(driver.table(figures))
+        elif arguments.namespaces:
+            figures = asyncio.run(namespaces.measure(postgres.url, arguments.namespaces))
+            print(namespaces.table(figures))
         else:
             figures = asyncio.run(
                 rpcs.measure(
@@ -52,7 +58,13 @@ def main() -> None:
                 )
             )
             print(rpcs.table(figures))
-    name = "driver.json" if arguments.driver else "latest.json"
+    name = (
+        "driver.json"
+        if arguments.driver
+        else "namespaces.json"
+        if arguments.namespaces
+        else "latest.json"
+    )
     file: Path = arguments.json or Path(__file__).parent / "results" / name
     file.parent.mkdir(exist_ok=True)
     machine = {"python": platform.python_version(), "machine": platform.machine()}

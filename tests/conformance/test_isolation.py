@@ -1,0 +1,218 @@
+"""Nothing gets from one namespace into another: every RPC, with the ids of another namespace."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.support import make
+from tests.support.api import Api
+from tests.support.expect import fails
+from wfe.persistence.v1 import (
+    command_pb2,
+    event_pb2,
+    store_pb2,
+    subscription_pb2,
+    workflow_pb2,
+)
+from wfe.persistence.v1 import command_pb2 as c
+from wfe.persistence.v1 import event_pb2 as e
+from wfe.persistence.v1 import store_pb2 as st
+from wfe.persistence.v1 import subscription_pb2 as s
+from wfe.persistence.v1 import workflow_pb2 as w
+
+
+class Namespace:
+    """A namespace with one of everything in it, all with ids that a second one may have too."""
+
+    def __init__(self, api: Api) -> None:
+        self.api = api
+        self.name = make.new_id("n").replace("-", "_")
+        self.metadata = (("wfe-namespace", self.name),)
+        self.workflow = make.full_instance(id="w", name="the one", next_execution=0)
+        self.event = make.event(id="e", event_key="k")
+        self.subscription = make.subscription(id="s", event_key="k")
+        self.command = make.command(data="w")
+        self.error = make.error(workflow_id="w")
+        self.lease_token = ""
+
+    async def create(self) -> None:
+        await self.api.store.CreateNamespace(st.CreateNamespaceRequest(name=self.name))
+
+    async def fill(self) -> None:
+        api, metadata = self.api, self.metadata
+        await api.workflows.CreateNewWorkflow(
+            w.CreateNewWorkflowRequest(instance=self.workflow), metadata=metadata
+        )
+        await api.events.CreateEvent(e.CreateEventRequest(event=self.event), metadata=metadata)
+        await api.subscriptions.CreateEventSubscription(
+            s.CreateEventSubscriptionRequest(subscription=self.subscription), metadata=metadata
+        )
+        await api.workflows.NextDefinitionSequence(
+            w.NextDefinitionSequenceRequest(definition_id="d"), metadata=metadata
+        )
+        await api.store.PersistErrors(
+            st.PersistErrorsRequest(errors=[self.error]), metadata=metadata
+        )
+        await api.commands.ScheduleCommand(
+            c.ScheduleCommandRequest(command=self.command), metadata=metadata
+        )
+        claimed = await api.commands.ClaimCommands(c.ClaimCommandsRequest(), metadata=metadata)
+        self.lease_token = claimed.commands[0].lease_token
+
+    async def state(self) -> list[Any]:
+        """All that is in it."""
+        api, metadata = self.api, self.metadata
+        return [
+            await api.workflows.GetWorkflowInstance(
+                w.GetWorkflowInstanceRequest(id="w"), metadata=metadata
+            ),
+            await api.events.GetEvent(e.GetEventRequest(id="e"), metadata=metadata),
+            await api.subscriptions.GetSubscription(
+                s.GetSubscriptionRequest(id="s"), metadata=metadata
+            ),
+            await api.store.ListErrors(st.ListErrorsRequest(), metadata=metadata),
+            await api.commands.ClaimCommands(c.ClaimCommandsRequest(), metadata=metadata),
+        ]
+
+    async def delete(self) -> None:
+        try:
+            await self.api.store.DeleteNamespace(
+                st.DeleteNamespaceRequest(name=self.name, force=True)
+            )
+        except grpc.aio.AioRpcError as exc:
+            assert exc.code() == grpc.StatusCode.NOT_FOUND  # noqa: PT017
+
+
+@pytest.fixture
+async def filled(api: Api) -> AsyncIterator[Namespace]:
+    """The namespace that must be left alone."""
+    info = await api.store.GetStoreInfo(st.GetStoreInfoRequest())
+    if not info.capabilities.delete_namespace:
+        pytest.skip("the target does not allow DeleteNamespace, so nothing could be cleaned up")
+    namespace = Namespace(api)
+    await namespace.create()
+    await namespace.fill()
+    yield namespace
+    await namespace.delete()
+
+
+@pytest.fixture
+async def other(api: Api) -> AsyncIterator[Namespace]:
+    """The namespace that is called, with nothing in it."""
+    namespace = Namespace(api)
+    await namespace.create()
+    yield namespace
+    await namespace.delete()
+
+
+NOTHING = object()
+W, E, S = "WORKFLOW_NOT_FOUND", "EVENT_NOT_FOUND", "SUBSCRIPTION_NOT_FOUND"
+KEY: dict[str, Any] = {"event_name": "order.paid", "event_key": "k"}
+
+# Each RPC: its request with the ids of the filled namespace, and what must come of it in the other
+# one: a reason why it fails, the fields that are empty in the answer, or NOTHING: it goes well.
+Case = tuple[Callable[[Namespace], Any], object]
+CASES: dict[str, Case] = {
+    "GetWorkflowInstance": (lambda n: w.GetWorkflowInstanceRequest(id="w"), W),
+    "GetWorkflowInstanceByName": (
+        lambda n: w.GetWorkflowInstanceByNameRequest(name="the one"), W),
+    "GetWorkflowInstances": (lambda n: w.GetWorkflowInstancesRequest(ids=["w"]), []),
+    "GetRunnableInstances": (lambda n: w.GetRunnableInstancesRequest(), ["instance_ids"]),
+    "PersistWorkflow": (lambda n: w.PersistWorkflowRequest(instance=n.workflow), W),
+    "PersistWorkflowWithSubscriptions": (
+        lambda n: w.PersistWorkflowWithSubscriptionsRequest(
+            instance=n.workflow, subscriptions=[n.subscription]), W),
+    "CreateNewWorkflow": (
+        lambda n: w.CreateNewWorkflowRequest(instance=make.instance(id="w", name="the one")),
+        NOTHING),
+    "NextDefinitionSequence": (
+        lambda n: w.NextDefinitionSequenceRequest(definition_id="d"), {"number": 1}),
+    "CreateEvent": (lambda n: e.CreateEventRequest(event=make.event(id="e")), NOTHING),
+    "GetEvent": (lambda n: e.GetEventRequest(id="e"), E),
+    "GetRunnableEvents": (lambda n: e.GetRunnableEventsRequest(), ["event_ids"]),
+    "GetEvents": (lambda n: e.GetEventsRequest(**KEY), ["event_ids"]),
+    "MarkEventProcessed": (lambda n: e.MarkEventProcessedRequest(id="e"), E),
+    "MarkEventUnprocessed": (lambda n: e.MarkEventUnprocessedRequest(id="e"), E),
+    "CreateEventSubscription": (
+        lambda n: s.CreateEventSubscriptionRequest(subscription=make.subscription(id="s")),
+        NOTHING),
+    "GetSubscription": (lambda n: s.GetSubscriptionRequest(id="s"), S),
+    "GetSubscriptions": (lambda n: s.GetSubscriptionsRequest(**KEY), ["subscriptions"]),
+    "GetFirstOpenSubscription": (
+        lambda n: s.GetFirstOpenSubscriptionRequest(**KEY), ["subscription"]),
+    "TerminateSubscription": (lambda n: s.TerminateSubscriptionRequest(id="s"), S),
+    "SetSubscriptionToken": (lambda n: s.SetSubscriptionTokenRequest(id="s", token="t"), S),
+    "ClearSubscriptionToken": (lambda n: s.ClearSubscriptionTokenRequest(id="s", token="t"), S),
+    "ScheduleCommand": (
+        lambda n: c.ScheduleCommandRequest(command=make.command(data="w", execute_time=9)),
+        NOTHING),
+    "ClaimCommands": (lambda n: c.ClaimCommandsRequest(), ["commands"]),
+    "CompleteCommands": (
+        lambda n: c.CompleteCommandsRequest(lease_tokens=[n.lease_token]), "LEASE_LOST"),
+    "ReleaseCommands": (
+        lambda n: c.ReleaseCommandsRequest(lease_tokens=[n.lease_token]), "LEASE_LOST"),
+    "EnsureStoreExists": (lambda n: st.EnsureStoreExistsRequest(), ["applied_migrations"]),
+    "PersistErrors": (lambda n: st.PersistErrorsRequest(errors=[n.error]), NOTHING),
+    "ListErrors": (lambda n: st.ListErrorsRequest(workflow_id="w"), ["errors"]),
+    "GetStoreInfo": (lambda n: st.GetStoreInfoRequest(), NOTHING),
+    "TruncateAll": (lambda n: st.TruncateAllRequest(), NOTHING),
+    "CreateNamespace": (lambda n: st.CreateNamespaceRequest(name=n.name), NOTHING),
+    "ListNamespaces": (lambda n: st.ListNamespacesRequest(), NOTHING),
+    "DeleteNamespace": (lambda n: st.DeleteNamespaceRequest(name="no_such"), "NAMESPACE_NOT_FOUND"),
+}  # fmt: skip
+
+METHODS = {
+    method.name: method
+    for file in (workflow_pb2, event_pb2, subscription_pb2, command_pb2, store_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+}
+
+
+def test_every_rpc_has_its_case() -> None:
+    assert set(CASES) == set(METHODS)
+
+
+@pytest.mark.parametrize("rpc", CASES)
+async def test_call_with_ids_of_another_namespace_sees_and_changes_nothing(
+    api: Api, filled: Namespace, other: Namespace, rpc: str
+) -> None:
+    before = await filled.state()
+    request, expected = CASES[rpc]
+    if isinstance(expected, str):
+        code = "FAILED_PRECONDITION" if expected == "LEASE_LOST" else "NOT_FOUND"
+        with fails(code, expected):
+            await call(api, rpc, request(filled), other)
+    else:
+        answers = await call(api, rpc, request(filled), other)
+        if expected == []:
+            assert answers == []
+        elif isinstance(expected, list):
+            set_fields = {field.name for field, _ in answers[0].ListFields()}
+            assert not set_fields & set(expected)
+        elif isinstance(expected, dict):
+            assert {name: getattr(answers[0], name) for name in expected} == expected
+    assert await filled.state() == before
+
+
+async def call(api: Api, rpc: str, request: Any, namespace: Namespace) -> list[Any]:
+    """Call an RPC by its name in a namespace; all its answers."""
+    method = METHODS[rpc]
+    stubs = {
+        "WorkflowService": api.workflows,
+        "EventService": api.events,
+        "SubscriptionService": api.subscriptions,
+        "ScheduledCommandService": api.commands,
+        "StoreService": api.store,
+    }
+    made: Any = getattr(stubs[method.containing_service.name], rpc)(
+        request, metadata=namespace.metadata
+    )
+    if method.server_streaming:
+        return [answer async for answer in made]
+    single: Awaitable[Any] = made
+    return [await single]
