@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from wfe.persistence.v1 import (
+    command_pb2,
     command_pb2_grpc,
+    event_pb2,
     event_pb2_grpc,
+    store_pb2,
     store_pb2_grpc,
+    subscription_pb2,
     subscription_pb2_grpc,
+    workflow_pb2,
     workflow_pb2_grpc,
 )
+from wfe.persistence.v1.command_pb2 import ClaimedCommand, ScheduledCommand
+from wfe.persistence.v1.event_pb2 import Event
+from wfe.persistence.v1.store_pb2 import ExecutionError
+from wfe.persistence.v1.subscription_pb2 import EventSubscription
+from wfe.persistence.v1.workflow_pb2 import WorkflowInstance
 
 
 class Api:
-    """All five services of a server, through the generated stubs and nothing else."""
+    """All five services of a server, through the generated stubs and nothing else.
+
+    The methods are the RPCs, each under its own name, without the wrapping: messages in, what the
+    answer is about out. Lists take the request's fields and answer the whole response (see pages).
+    """
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
@@ -35,6 +51,145 @@ class Api:
     def unary(self, method: str) -> Any:
         """A unary method by its full path, bytes in and bytes out."""
         return self.channel.unary_unary(method)
+
+    async def create_new_workflow(
+        self, instance: WorkflowInstance
+    ) -> workflow_pb2.CreateNewWorkflowResponse:
+        request = workflow_pb2.CreateNewWorkflowRequest(instance=instance)
+        return await self.workflows.CreateNewWorkflow(request)
+
+    async def persist_workflow(
+        self, instance: WorkflowInstance, expected_revision: int | None = None
+    ) -> int:
+        request = workflow_pb2.PersistWorkflowRequest(
+            instance=instance, expected_revision=expected_revision
+        )
+        return (await self.workflows.PersistWorkflow(request)).revision
+
+    async def persist_workflow_with_subscriptions(
+        self,
+        instance: WorkflowInstance,
+        subscriptions: Iterable[EventSubscription],
+        expected_revision: int | None = None,
+    ) -> workflow_pb2.PersistWorkflowWithSubscriptionsResponse:
+        request = workflow_pb2.PersistWorkflowWithSubscriptionsRequest(
+            instance=instance, subscriptions=subscriptions, expected_revision=expected_revision
+        )
+        return await self.workflows.PersistWorkflowWithSubscriptions(request)
+
+    async def get_workflow_instance(self, id_: str) -> WorkflowInstance:
+        request = workflow_pb2.GetWorkflowInstanceRequest(id=id_)
+        return (await self.workflows.GetWorkflowInstance(request)).instance
+
+    async def get_workflow_instance_by_name(self, name: str) -> WorkflowInstance:
+        request = workflow_pb2.GetWorkflowInstanceByNameRequest(name=name)
+        return (await self.workflows.GetWorkflowInstanceByName(request)).instance
+
+    async def get_workflow_instances(self, ids: Iterable[str]) -> list[WorkflowInstance]:
+        request = workflow_pb2.GetWorkflowInstancesRequest(ids=ids)
+        return [answer.instance async for answer in self.workflows.GetWorkflowInstances(request)]
+
+    async def get_runnable_instances(
+        self, **fields: Any
+    ) -> workflow_pb2.GetRunnableInstancesResponse:
+        request = workflow_pb2.GetRunnableInstancesRequest(**fields)
+        return await self.workflows.GetRunnableInstances(request)
+
+    async def next_definition_sequence(self, definition_id: str) -> int:
+        request = workflow_pb2.NextDefinitionSequenceRequest(definition_id=definition_id)
+        return (await self.workflows.NextDefinitionSequence(request)).number
+
+    async def create_event(self, event: Event) -> str:
+        return (await self.events.CreateEvent(event_pb2.CreateEventRequest(event=event))).id
+
+    async def get_event(self, id_: str) -> Event:
+        return (await self.events.GetEvent(event_pb2.GetEventRequest(id=id_))).event
+
+    async def get_runnable_events(self, **fields: Any) -> event_pb2.GetRunnableEventsResponse:
+        return await self.events.GetRunnableEvents(event_pb2.GetRunnableEventsRequest(**fields))
+
+    async def get_events(self, **fields: Any) -> event_pb2.GetEventsResponse:
+        return await self.events.GetEvents(event_pb2.GetEventsRequest(**fields))
+
+    async def mark_event_processed(self, id_: str) -> None:
+        await self.events.MarkEventProcessed(event_pb2.MarkEventProcessedRequest(id=id_))
+
+    async def mark_event_unprocessed(self, id_: str) -> None:
+        await self.events.MarkEventUnprocessed(event_pb2.MarkEventUnprocessedRequest(id=id_))
+
+    async def create_event_subscription(self, subscription: EventSubscription) -> str:
+        request = subscription_pb2.CreateEventSubscriptionRequest(subscription=subscription)
+        return (await self.subscriptions.CreateEventSubscription(request)).id
+
+    async def get_subscription(self, id_: str) -> EventSubscription:
+        request = subscription_pb2.GetSubscriptionRequest(id=id_)
+        return (await self.subscriptions.GetSubscription(request)).subscription
+
+    async def get_subscriptions(self, **fields: Any) -> subscription_pb2.GetSubscriptionsResponse:
+        request = subscription_pb2.GetSubscriptionsRequest(**fields)
+        return await self.subscriptions.GetSubscriptions(request)
+
+    async def get_first_open_subscription(self, **fields: Any) -> EventSubscription | None:
+        request = subscription_pb2.GetFirstOpenSubscriptionRequest(**fields)
+        answer = await self.subscriptions.GetFirstOpenSubscription(request)
+        return answer.subscription if answer.HasField("subscription") else None
+
+    async def terminate_subscription(self, id_: str) -> None:
+        request = subscription_pb2.TerminateSubscriptionRequest(id=id_)
+        await self.subscriptions.TerminateSubscription(request)
+
+    async def set_subscription_token(
+        self, id_: str, token: str, worker_id: str = "worker", expiry: Timestamp | None = None
+    ) -> bool:
+        request = subscription_pb2.SetSubscriptionTokenRequest(
+            id=id_, token=token, worker_id=worker_id, expiry=expiry
+        )
+        return (await self.subscriptions.SetSubscriptionToken(request)).acquired
+
+    async def clear_subscription_token(self, id_: str, token: str) -> None:
+        request = subscription_pb2.ClearSubscriptionTokenRequest(id=id_, token=token)
+        await self.subscriptions.ClearSubscriptionToken(request)
+
+    async def schedule_command(self, command: ScheduledCommand) -> None:
+        await self.commands.ScheduleCommand(command_pb2.ScheduleCommandRequest(command=command))
+
+    async def claim_commands(self, **fields: Any) -> list[ClaimedCommand]:
+        request = command_pb2.ClaimCommandsRequest(**fields)
+        return list((await self.commands.ClaimCommands(request)).commands)
+
+    async def complete_commands(self, *lease_tokens: str) -> None:
+        request = command_pb2.CompleteCommandsRequest(lease_tokens=lease_tokens)
+        await self.commands.CompleteCommands(request)
+
+    async def release_commands(self, *lease_tokens: str) -> None:
+        request = command_pb2.ReleaseCommandsRequest(lease_tokens=lease_tokens)
+        await self.commands.ReleaseCommands(request)
+
+    async def ensure_store_exists(self) -> store_pb2.EnsureStoreExistsResponse:
+        return await self.store.EnsureStoreExists(store_pb2.EnsureStoreExistsRequest())
+
+    async def persist_errors(self, *errors: ExecutionError) -> None:
+        await self.store.PersistErrors(store_pb2.PersistErrorsRequest(errors=errors))
+
+    async def list_errors(self, **fields: Any) -> store_pb2.ListErrorsResponse:
+        return await self.store.ListErrors(store_pb2.ListErrorsRequest(**fields))
+
+    async def get_store_info(self) -> store_pb2.GetStoreInfoResponse:
+        return await self.store.GetStoreInfo(store_pb2.GetStoreInfoRequest())
+
+    async def truncate_all(self) -> None:
+        await self.store.TruncateAll(store_pb2.TruncateAllRequest())
+
+
+async def pages(
+    list_rpc: Callable[..., Awaitable[Any]], page_token: str = "", **fields: Any
+) -> list[Any]:
+    """All pages of a list, as answered: `pages(api.get_events, event_name="x", page_size=3)`."""
+    answers = [await list_rpc(page_token=page_token, **fields)]
+    while token := answers[-1].next_page_token:
+        answers.append(await list_rpc(**fields, page_token=token))
+        assert len(answers) < 10_000, "the list does not end"
+    return answers
 
 
 def connect(address: str, options: Sequence[tuple[str, Any]] = ()) -> grpc.aio.Channel:

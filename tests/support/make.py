@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import uuid
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+
 from wfe.persistence.v1.command_pb2 import CommandName, ScheduledCommand
 from wfe.persistence.v1.event_pb2 import Event
 from wfe.persistence.v1.store_pb2 import ExecutionError
@@ -38,6 +41,53 @@ def from_now(seconds: float) -> Timestamp:
     stamp = Timestamp()
     stamp.FromDatetime(datetime.now(UTC) + timedelta(seconds=seconds))
     return stamp
+
+
+ALIKE = [
+    ("a", "A"),
+    ("a", "a "),
+    ("a", " a"),
+    ("\u00e9", "e\u0301"),
+    ("\u212b", "\u00c5"),
+    ("ss", "\u00df"),
+    ("i", "\u0131"),
+    ("1", "01"),
+    ("a", "a\u200b"),
+    ("a\\b", "a\\\\b"),
+    ("a%", "a_"),
+]
+"""Pairs of texts that are easily taken for each other."""
+
+
+def alike(first: str, second: str) -> tuple[str, str]:
+    """Two new ids that differ as these texts do, at both ends."""
+    middle = new_id()
+    return first + middle + first, second + middle + second
+
+
+FIRST_TIME = Timestamp(seconds=-62_135_596_800)
+LAST_TIME = Timestamp(seconds=253_402_300_799, nanos=999_999_000)
+"""The first and the last time that can be stored."""
+
+
+def long_ago() -> Timestamp:
+    """A time of no other test, at a whole millisecond between the years 2 and 1900: what is due by
+    then is not much beside what the test itself has stored."""
+    return Timestamp(
+        seconds=random.randint(-62_000_000_000, -2_200_000_000),
+        nanos=random.randrange(1000) * 1_000_000,
+    )
+
+
+def later(than: Timestamp, *, ms: int = 0, us: int = 0, ns: int = 0) -> Timestamp:
+    """The time so much later (or earlier, if negative)."""
+    total = than.seconds * 10**9 + than.nanos + ms * 10**6 + us * 1000 + ns
+    return Timestamp(seconds=total // 10**9, nanos=total % 10**9)
+
+
+def epoch_ms(at: Timestamp) -> int:
+    """A time in whole milliseconds since 1970."""
+    return at.seconds * 1000 + at.nanos // 10**6
 
 
 def pointer(id_: str = "1", **fields: Any) -> ExecutionPointer:
@@ -152,3 +202,44 @@ def error(**fields: Any) -> ExecutionError:
         "message": "it broke",
     }
     return ExecutionError(**(given | fields))
+
+
+M = TypeVar("M", bound=Message)
+
+
+def fields_of(message: type[Message], *, but: tuple[str, ...] = ()) -> list[str]:
+    """The names of a message's fields."""
+    return [field.name for field in message.DESCRIPTOR.fields if field.name not in but]
+
+
+def times_of(message: type[Message]) -> list[str]:
+    """The names of a message's fields that are times."""
+    return [
+        field.name
+        for field in message.DESCRIPTOR.fields
+        if field.message_type is Timestamp.DESCRIPTOR
+    ]
+
+
+def changed(message: M, field: str) -> M:
+    """A copy, still valid, in which this one field differs."""
+    copy = type(message)()
+    copy.CopyFrom(message)
+    value = getattr(copy, field)
+    if isinstance(value, Timestamp):
+        value.CopyFrom(later(value, us=1))
+    elif isinstance(value, bool):
+        setattr(copy, field, not value)
+    elif copy.DESCRIPTOR.fields_by_name[field].enum_type:
+        setattr(copy, field, 2 if value == 1 else 1)
+    elif isinstance(value, int):
+        setattr(copy, field, value - 1 if value else 1)
+    elif isinstance(value, str):
+        setattr(copy, field, '{"changed": true}' if field.endswith("_json") else new_id("changed"))
+    elif hasattr(value, "add"):
+        value.add().CopyFrom(pointer(new_id("added")))
+    elif hasattr(value, "append"):
+        value.append("added")
+    else:
+        value["added"] = "1"
+    return copy

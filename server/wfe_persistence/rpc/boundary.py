@@ -22,14 +22,26 @@ from google.protobuf.message_factory import GetMessageClass
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
-from wfe_persistence.rpc.check import check_no_nul
-from wfe_persistence.rpc.status import DETAILS_KEY, STATUS_OF, details, reason_name
+from wfe_persistence.rpc.check import Check
+from wfe_persistence.rpc.status import (
+    DETAILS_KEY,
+    MAX_MESSAGE_BYTES,
+    STATUS_OF,
+    details,
+    reason_name,
+    shortened,
+)
 from wfe_persistence.store.db import Store
 from wfe_persistence.store.namespace import Namespaces
 
 log = logging.getLogger(__name__)
 
 NAMESPACE_KEY = "wfe-namespace"
+
+# The requests of calls that go to the server as a whole, whatever namespace the client is set to.
+_WHOLE_SERVER = frozenset(
+    {"CreateNamespaceRequest", "ListNamespacesRequest", "DeleteNamespaceRequest"}
+)
 
 # A call whose deadline is closer than this can't be answered in time: nothing is begun for it.
 # (Clients round short timeouts up to whole milliseconds.)
@@ -48,6 +60,8 @@ class Call:
     """The request's size in bytes."""
     max_message_bytes: int
     """The largest request, and the largest aggregate to be stored."""
+    check: Check
+    """Collects what is wrong with the request; the handler adds to it and calls `done()`."""
 
 
 class Boundary:
@@ -135,10 +149,12 @@ class Boundary:
                 f"the request is no {request_class.DESCRIPTOR.full_name}, or has text that is "
                 "no UTF-8",
             ) from exc
+        check = Check()
         if b"\0" in data:
-            check_no_nul(request)
-        store = await self._namespaces.get(_namespace(context))
-        return request, Call(store, len(data), self._max_message_bytes)
+            check.no_nul(request)
+        namespace = None if request_class.DESCRIPTOR.name in _WHOLE_SERVER else _namespace(context)
+        store = await self._namespaces.get(namespace)
+        return request, Call(store, len(data), self._max_message_bytes, check)
 
     async def _abort(self, context: Context, exc: Exception) -> NoReturn:
         """End the call with the status of what went wrong."""
@@ -158,7 +174,7 @@ class Boundary:
         log.debug("%s: %s", reason_name(error.reason), error)
         await context.abort(
             STATUS_OF[error.reason],
-            str(error),
+            shortened(str(error), MAX_MESSAGE_BYTES),
             trailing_metadata=((DETAILS_KEY, details(error)),),
         )
         raise AssertionError("abort() raises")
@@ -175,8 +191,8 @@ class Boundary:
         return error
 
 
-def _namespace(context: Context) -> str:
+def _namespace(context: Context) -> str | None:
     for key, value in context.invocation_metadata() or ():
         if key == NAMESPACE_KEY:
             return value if isinstance(value, str) else value.decode()
-    return ""
+    return None

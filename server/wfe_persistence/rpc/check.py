@@ -25,6 +25,7 @@ from wfe.persistence.v1.subscription_pb2 import EventSubscription
 from wfe.persistence.v1.workflow_pb2 import ExecutionPointer, WorkflowInstance
 from wfe_persistence.errors import PersistenceError, Violation
 from wfe_persistence.store.documents import COMMAND_NAME, POINTER_STATUS, WORKFLOW_STATUS
+from wfe_persistence.store.schema import DEFAULT_NAMESPACE, is_namespace
 
 MAX_ID_BYTES: Final = 512
 MAX_COMMAND_DATA_BYTES: Final = 2048
@@ -42,6 +43,8 @@ _LAST_SECOND: Final = 253_402_300_799  # 9999-12-31T23:59:59Z
 # More than an answer has beside what was in the request: a name, a revision, a page token.
 _ANSWER_MARGIN: Final = 4096
 
+_MOST_VIOLATIONS: Final = 100
+
 R = FieldViolationReason
 
 
@@ -51,18 +54,18 @@ class Check:
     __slots__ = ("_number_growth", "_violations")
 
     def __init__(self) -> None:
-        self._violations: list[Violation] = []
+        self._violations: dict[str, Violation] = {}
         self._number_growth = 0
 
     def done(self) -> None:
         """Raise all that was found; nothing if all is well."""
         if self._violations:
-            first = self._violations[0]
+            first, *others = self._violations.values()
             raise PersistenceError(
                 ErrorReason.ERROR_REASON_INVALID_FIELD,
                 f"{first.field}: {first.description}"
-                + (f" (and {n} more)" if (n := len(self._violations) - 1) else ""),
-                violations=tuple(self._violations),
+                + (f" (and {len(others)} more)" if others else ""),
+                violations=(first, *others),
             )
 
     def fits(self, size: int, limit: int, answers: Callable[[], Iterable[Message]]) -> None:
@@ -84,10 +87,10 @@ class Check:
                 )
 
     def add(self, path: str, field: str, reason: R.ValueType, description: str) -> None:
-        """Note a bad field."""
-        self._violations.append(
-            Violation(f"{path}.{field}" if path else field, reason, description)
-        )
+        """Note a bad field. The first thing said of a field stands; a hundred fields are enough."""
+        full = f"{path}.{field}" if path else field
+        if len(self._violations) < _MOST_VIOLATIONS and full not in self._violations:
+            self._violations[full] = Violation(full, reason, description)
 
     def present(self, message: Message, field: str, path: str = "") -> bool:
         """A message field must be there."""
@@ -155,8 +158,11 @@ class Check:
                 "must be a known value other than UNSPECIFIED",
             )
 
-    def json(self, path: str, field: str, text: str) -> None:
+    def json(self, path: str, field: str, text: str, *, required: bool = False) -> None:
         """A JSON document that PostgreSQL can store and give back."""
+        if required and not text:
+            self.add(path, field, R.FIELD_VIOLATION_REASON_REQUIRED, "must be a JSON document")
+            return
         try:
             self._number_growth += check_json(text)
         except _BadJsonError as exc:
@@ -193,6 +199,28 @@ class Check:
             self.add("", field, R.FIELD_VIOLATION_REASON_TIME_RANGE, "must be from 1 ms to 24 h")
         return ms
 
+    def no_nul(self, message: Message) -> None:
+        """No U+0000 in any text. Only for messages with a zero byte in them: it looks at all."""
+        for path in _fields_with_nul(message, ""):
+            self.add(
+                "",
+                path,
+                R.FIELD_VIOLATION_REASON_TEXT_HAS_NUL,
+                "contains U+0000, which PostgreSQL can't store",
+            )
+
+    def namespace(self, field: str, value: str) -> None:
+        """The name of a namespace to be made or deleted."""
+        if not value:
+            self.add("", field, R.FIELD_VIOLATION_REASON_REQUIRED, "must not be empty or blank")
+        elif value == DEFAULT_NAMESPACE or not is_namespace(value):
+            self.add(
+                "",
+                field,
+                R.FIELD_VIOLATION_REASON_FORMAT,
+                "must match [a-z][a-z0-9_]{0,39} and not be 'default'",
+            )
+
     # One function per message.
 
     def instance(self, w: WorkflowInstance, path: str, *, new: bool) -> None:
@@ -200,11 +228,11 @@ class Check:
         self.id(path, "id", w.id, required=not new)
         self.id(path, "name", w.name, required=False)
         if w.HasField("root_workflow_id"):
-            self.id(path, "root_workflow_id", w.root_workflow_id)
+            self.key(path, "root_workflow_id", w.root_workflow_id)
         self.id(path, "workflow_definition_id", w.workflow_definition_id)
         self.number(path, "version", w.version)
         self.enum(path, "status", w.status, WORKFLOW_STATUS)
-        self.json(path, "data_json", w.data_json)
+        self.json(path, "data_json", w.data_json, required=True)
         self.required_time(path, "create_time", w)
         if w.HasField("complete_time"):
             self.time(path, "complete_time", w.complete_time)
@@ -225,7 +253,7 @@ class Check:
         if p.HasField("event_key"):
             self.key(path, "event_key", p.event_key)
         if p.HasField("predecessor_id"):
-            self.id(path, "predecessor_id", p.predecessor_id)
+            self.key(path, "predecessor_id", p.predecessor_id)
         if p.HasField("persistence_data_json"):
             self.json(path, "persistence_data_json", p.persistence_data_json)
         if p.HasField("event_data_json"):
@@ -246,7 +274,7 @@ class Check:
         self.id(path, "id", e.id, required=False)
         self.id(path, "event_name", e.event_name)
         self.key(path, "event_key", e.event_key)
-        self.json(path, "event_data_json", e.event_data_json)
+        self.json(path, "event_data_json", e.event_data_json, required=True)
         self.required_time(path, "event_time", e)
 
     def subscription(self, s: EventSubscription, path: str) -> None:
@@ -311,16 +339,17 @@ def check_json(text: str) -> int:
 
     Raises _BadJsonError.
     """
-    if text.count("[") + text.count("{") > MAX_JSON_DEPTH and _depth(text) > MAX_JSON_DEPTH:
-        raise _BadJsonError(
-            R.FIELD_VIOLATION_REASON_JSON_TOO_DEEP, f"nested more than {MAX_JSON_DEPTH} levels deep"
-        )
     try:
         value = _decode(text)
+    except RecursionError as exc:
+        raise _too_deep() from exc
     except ValueError as exc:
         raise _BadJsonError(
             R.FIELD_VIOLATION_REASON_JSON_INVALID, "is no JSON document (RFC 8259)"
         ) from exc
+    # Only now, because patterns for strings take very long on what is no JSON.
+    if text.count("[") + text.count("{") > MAX_JSON_DEPTH and _depth(text) > MAX_JSON_DEPTH:
+        raise _too_deep()
     if "\\u" in text and any(map(_is_unstorable, _strings(value))):
         raise _BadJsonError(
             R.FIELD_VIOLATION_REASON_JSON_CHARACTER,
@@ -336,6 +365,12 @@ def check_json(text: str) -> int:
 
     JSONDecoder(parse_float=grows, parse_int=grows).decode(text)
     return growth
+
+
+def _too_deep() -> _BadJsonError:
+    return _BadJsonError(
+        R.FIELD_VIOLATION_REASON_JSON_TOO_DEEP, f"nested more than {MAX_JSON_DEPTH} levels deep"
+    )
 
 
 def _number_growth(literal: str) -> int:
@@ -407,27 +442,15 @@ def _is_unstorable(text: str) -> bool:
     return "\0" in text or any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def check_no_nul(message: Message) -> None:
-    """Refuse U+0000 in any text of a request. Called only for requests with a zero byte in them."""
-    check = Check()
-    for path in _fields_with_nul(message, ""):
-        check.add(
-            "",
-            path,
-            R.FIELD_VIOLATION_REASON_TEXT_HAS_NUL,
-            "contains U+0000, which PostgreSQL can't store",
-        )
-    check.done()
-
-
 def _fields_with_nul(message: Message, path: str) -> Iterator[str]:
     for field, value in message.ListFields():
         name = f"{path}.{field.name}" if path else field.name
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             for key, item in value.items():
-                if "\0" in key or (isinstance(item, str) and "\0" in item):
-                    # The key itself is the caller's value, and has the NUL in it.
-                    yield name
+                if "\0" in key:
+                    yield name  # the key is no part of the path: it has the NUL in it
+                elif isinstance(item, str) and "\0" in item:
+                    yield f'{name}["{key}"]'
         elif field.type not in (FieldDescriptor.TYPE_MESSAGE, FieldDescriptor.TYPE_STRING):
             continue
         else:

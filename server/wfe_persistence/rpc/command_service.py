@@ -30,7 +30,7 @@ class ScheduledCommandService:
         self, request: ScheduleCommandRequest, call: Call
     ) -> ScheduleCommandResponse:
         """Schedule a command."""
-        check = Check()
+        check = call.check
         if check.present(request, "command"):
             check.command(request.command, "command")
         check.done()
@@ -41,7 +41,7 @@ class ScheduledCommandService:
         self, request: ClaimCommandsRequest, call: Call
     ) -> ClaimCommandsResponse:
         """Claim due commands."""
-        check = Check()
+        check = call.check
         check.time("", "as_of", request.as_of)
         limit = check.page_size(request.limit, "limit")
         lease_ms = check.lease_ms(
@@ -65,7 +65,7 @@ class ScheduledCommandService:
         self, request: CompleteCommandsRequest, call: Call
     ) -> CompleteCommandsResponse:
         """Remove handled commands."""
-        _check_tokens(request.lease_tokens)
+        _check_tokens(request.lease_tokens, call.check)
         await command.complete_commands(call.store, request.lease_tokens)
         return CompleteCommandsResponse()
 
@@ -73,13 +73,12 @@ class ScheduledCommandService:
         self, request: ReleaseCommandsRequest, call: Call
     ) -> ReleaseCommandsResponse:
         """Give claimed commands back."""
-        _check_tokens(request.lease_tokens)
+        _check_tokens(request.lease_tokens, call.check)
         await command.release_commands(call.store, request.lease_tokens)
         return ReleaseCommandsResponse()
 
 
-def _check_tokens(lease_tokens: Sequence[str]) -> None:
-    check = Check()
+def _check_tokens(lease_tokens: Sequence[str], check: Check) -> None:
     if len(lease_tokens) > MAX_PAGE_SIZE:
         check.add(
             "",

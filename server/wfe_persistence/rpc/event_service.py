@@ -20,7 +20,6 @@ from wfe.persistence.v1.event_pb2 import (
 )
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.boundary import Call
-from wfe_persistence.rpc.check import Check
 from wfe_persistence.store import event
 from wfe_persistence.store.paging import START
 
@@ -30,7 +29,7 @@ class EventService:
 
     async def CreateEvent(self, request: CreateEventRequest, call: Call) -> CreateEventResponse:
         """Store a new event."""
-        check = Check()
+        check = call.check
         if check.present(request, "event"):
             check.event(request.event, "event")
         check.done()
@@ -43,7 +42,7 @@ class EventService:
 
     async def GetEvent(self, request: GetEventRequest, call: Call) -> GetEventResponse:
         """Answer one event."""
-        check = Check()
+        check = call.check
         check.id("", "id", request.id)
         check.done()
         return GetEventResponse(event=await event.get_event(call.store, request.id))
@@ -52,7 +51,7 @@ class EventService:
         self, request: GetRunnableEventsRequest, call: Call
     ) -> GetRunnableEventsResponse:
         """Answer the ids of events to be processed."""
-        check = Check()
+        check = call.check
         check.time("", "as_at", request.as_at)
         page_size = check.page_size(request.page_size)
         check.done()
@@ -68,7 +67,7 @@ class EventService:
 
     async def GetEvents(self, request: GetEventsRequest, call: Call) -> GetEventsResponse:
         """Answer the ids of a name's and key's events."""
-        check = Check()
+        check = call.check
         check.id("", "event_name", request.event_name)
         check.key("", "event_key", request.event_key)
         check.time("", "as_of", request.as_of)
@@ -90,7 +89,7 @@ class EventService:
         self, request: MarkEventProcessedRequest, call: Call
     ) -> MarkEventProcessedResponse:
         """Mark an event as processed."""
-        check = Check()
+        check = call.check
         check.id("", "id", request.id)
         check.done()
         await event.mark_event_processed(call.store, request.id)
@@ -100,7 +99,7 @@ class EventService:
         self, request: MarkEventUnprocessedRequest, call: Call
     ) -> MarkEventUnprocessedResponse:
         """Mark an event as still to be processed."""
-        check = Check()
+        check = call.check
         check.id("", "id", request.id)
         check.done()
         await event.mark_event_unprocessed(call.store, request.id)

@@ -16,9 +16,11 @@ from wfe_persistence.errors import PersistenceError
 DOMAIN: Final = "wfe.persistence"
 DETAILS_KEY: Final = "grpc-status-details-bin"
 
-# All of it travels in HTTP/2 headers, which peers bound at 8 kB: of very many bad fields, some.
-_MOST_VIOLATIONS = 20
-_LONGEST_PATH = 200
+# All of it travels in HTTP/2 headers, which peers bound at 8 kB in all, the message with three
+# bytes for each one beyond ASCII, the details in base64: so of many bad fields, as many as fit.
+MAX_MESSAGE_BYTES: Final = 300
+_MAX_PATH_BYTES = 300
+_MAX_VIOLATIONS_BYTES = 3500
 
 _STATUS: Final[dict[grpc.StatusCode, tuple[str, ...]]] = {
     grpc.StatusCode.INVALID_ARGUMENT: (
@@ -83,6 +85,11 @@ def violation_name(reason: FieldViolationReason.ValueType) -> str:
     return FieldViolationReason.Name(reason).removeprefix("FIELD_VIOLATION_REASON_")
 
 
+def shortened(text: str, most_bytes: int) -> str:
+    """The beginning of a text, whole characters in so many bytes of UTF-8."""
+    return text.encode()[:most_bytes].decode(errors="ignore")
+
+
 def details(error: PersistenceError) -> bytes:
     """The google.rpc.Status of an error, for the trailing metadata."""
     info = error_details_pb2.ErrorInfo(
@@ -91,19 +98,23 @@ def details(error: PersistenceError) -> bytes:
     packed = [_pack(info)]
     if error.violations:
         bad_request = error_details_pb2.BadRequest()
-        for violation in error.violations[:_MOST_VIOLATIONS]:
+        for violation in error.violations:
             bad_request.field_violations.add(
-                field=violation.field[:_LONGEST_PATH],
+                field=shortened(violation.field, _MAX_PATH_BYTES),
                 description=violation.description,
                 reason=violation_name(violation.reason),
             )
+            if bad_request.ByteSize() > _MAX_VIOLATIONS_BYTES:
+                break
         packed.append(_pack(bad_request))
     if error.retry_after is not None:
         nanos, seconds = math.modf(error.retry_after)
         delay = Duration(seconds=int(seconds), nanos=int(nanos * 1e9))
         packed.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
     status = status_pb2.Status(
-        code=STATUS_OF[error.reason].value[0], message=str(error), details=packed
+        code=STATUS_OF[error.reason].value[0],
+        message=shortened(str(error), MAX_MESSAGE_BYTES),
+        details=packed,
     )
     serialized: bytes = status.SerializeToString()
     return serialized

@@ -28,7 +28,6 @@ from wfe.persistence.v1.store_pb2 import (
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.boundary import Call
-from wfe_persistence.rpc.check import Check
 from wfe_persistence.store import admin, error_log, migrate, namespace
 from wfe_persistence.store.db import Store
 from wfe_persistence.store.namespace import Namespaces
@@ -69,7 +68,7 @@ class StoreService:
         self, request: PersistErrorsRequest, call: Call
     ) -> PersistErrorsResponse:
         """Log errors."""
-        check = Check()
+        check = call.check
         for i, error in enumerate(request.errors):
             check.error(error, f"errors[{i}]")
         check.done()
@@ -79,7 +78,7 @@ class StoreService:
 
     async def ListErrors(self, request: ListErrorsRequest, call: Call) -> ListErrorsResponse:
         """Answer logged errors."""
-        check = Check()
+        check = call.check
         check.id("", "workflow_id", request.workflow_id, required=False)
         page_size = check.page_size(request.page_size)
         check.done()
@@ -126,6 +125,9 @@ class StoreService:
         self, request: CreateNamespaceRequest, call: Call
     ) -> CreateNamespaceResponse:
         """Create a namespace or bring it up to date."""
+        check = call.check
+        check.namespace("name", request.name)
+        check.done()
         applied = await self._namespaces.create_namespace(request.name)
         return CreateNamespaceResponse(
             schema_version=migrate.latest_version(), applied_migrations=applied
@@ -135,7 +137,7 @@ class StoreService:
         self, request: ListNamespacesRequest, call: Call
     ) -> ListNamespacesResponse:
         """Answer the namespaces."""
-        check = Check()
+        check = call.check
         page_size = check.page_size(request.page_size)
         check.done()
         page = await namespace.list_namespaces(
@@ -151,6 +153,9 @@ class StoreService:
         self, request: DeleteNamespaceRequest, call: Call
     ) -> DeleteNamespaceResponse:
         """Delete a namespace with all that is in it."""
+        check = call.check
+        check.namespace("name", request.name)
+        check.done()
         if not self._allow_delete_namespace:
             raise PersistenceError(
                 ErrorReason.ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED,

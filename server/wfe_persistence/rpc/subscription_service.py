@@ -35,7 +35,7 @@ class SubscriptionService:
         self, request: CreateEventSubscriptionRequest, call: Call
     ) -> CreateEventSubscriptionResponse:
         """Store a new subscription."""
-        check = Check()
+        check = call.check
         if check.present(request, "subscription"):
             check.subscription(request.subscription, "subscription")
         check.done()
@@ -48,7 +48,7 @@ class SubscriptionService:
         self, request: GetSubscriptionRequest, call: Call
     ) -> GetSubscriptionResponse:
         """Answer one subscription."""
-        check = Check()
+        check = call.check
         check.id("", "id", request.id)
         check.done()
         found = await subscription.get_subscription(call.store, request.id)
@@ -58,7 +58,7 @@ class SubscriptionService:
         self, request: GetSubscriptionsRequest, call: Call
     ) -> GetSubscriptionsResponse:
         """Answer open subscriptions."""
-        check = Check()
+        check = call.check
         _check_query(request, check)
         page_size = check.page_size(request.page_size)
         check.done()
@@ -79,7 +79,7 @@ class SubscriptionService:
         self, request: GetFirstOpenSubscriptionRequest, call: Call
     ) -> GetFirstOpenSubscriptionResponse:
         """Answer the oldest open subscription, if there is one."""
-        check = Check()
+        check = call.check
         _check_query(request, check)
         check.done()
         found = await subscription.get_first_open_subscription(
@@ -94,7 +94,7 @@ class SubscriptionService:
         self, request: TerminateSubscriptionRequest, call: Call
     ) -> TerminateSubscriptionResponse:
         """Remove a subscription."""
-        check = Check()
+        check = call.check
         check.id("", "id", request.id)
         check.done()
         await subscription.terminate_subscription(call.store, request.id)
@@ -104,7 +104,7 @@ class SubscriptionService:
         self, request: SetSubscriptionTokenRequest, call: Call
     ) -> SetSubscriptionTokenResponse:
         """Take hold of a subscription."""
-        check = Check()
+        check = call.check
         check.id("", "id", request.id)
         check.id("", "token", request.token)
         check.key("", "worker_id", request.worker_id)
@@ -123,7 +123,7 @@ class SubscriptionService:
         self, request: ClearSubscriptionTokenRequest, call: Call
     ) -> ClearSubscriptionTokenResponse:
         """Let go of a subscription."""
-        check = Check()
+        check = call.check
         check.id("", "id", request.id)
         check.id("", "token", request.token)
         check.done()

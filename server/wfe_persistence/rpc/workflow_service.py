@@ -44,7 +44,7 @@ class WorkflowService:
         self, request: CreateNewWorkflowRequest, call: Call
     ) -> CreateNewWorkflowResponse:
         """Store a new workflow."""
-        check = Check()
+        check = call.check
         instance = request.instance
         if check.present(request, "instance"):
             check.instance(instance, "instance", new=True)
@@ -61,7 +61,7 @@ class WorkflowService:
         self, request: PersistWorkflowRequest, call: Call
     ) -> PersistWorkflowResponse:
         """Replace a workflow's stored state."""
-        check = Check()
+        check = call.check
         expected = _expected_revision(request, check)
         if check.present(request, "instance"):
             check.instance(request.instance, "instance", new=False)
@@ -74,7 +74,7 @@ class WorkflowService:
         self, request: PersistWorkflowWithSubscriptionsRequest, call: Call
     ) -> PersistWorkflowWithSubscriptionsResponse:
         """Replace a workflow's stored state and create subscriptions, all or nothing."""
-        check = Check()
+        check = call.check
         expected = _expected_revision(request, check)
         if check.present(request, "instance"):
             check.instance(request.instance, "instance", new=False)
@@ -100,7 +100,7 @@ class WorkflowService:
         self, request: GetWorkflowInstanceRequest, call: Call
     ) -> GetWorkflowInstanceResponse:
         """Answer one workflow."""
-        check = Check()
+        check = call.check
         check.id("", "id", request.id)
         check.done()
         instance = await workflow.get_workflow_instance(call.store, request.id)
@@ -110,7 +110,7 @@ class WorkflowService:
         self, request: GetWorkflowInstanceByNameRequest, call: Call
     ) -> GetWorkflowInstanceByNameResponse:
         """Answer one workflow, found by its name."""
-        check = Check()
+        check = call.check
         check.id("", "name", request.name)
         check.done()
         instance = await workflow.get_workflow_instance_by_name(call.store, request.name)
@@ -120,7 +120,7 @@ class WorkflowService:
         self, request: GetWorkflowInstancesRequest, call: Call
     ) -> AsyncIterator[GetWorkflowInstancesResponse]:
         """Answer many workflows, one a message."""
-        check = Check()
+        check = call.check
         check.ids("", "ids", request.ids)
         check.done()
         async with aclosing(workflow.get_workflow_instances(call.store, request.ids)) as instances:
@@ -131,7 +131,7 @@ class WorkflowService:
         self, request: GetRunnableInstancesRequest, call: Call
     ) -> GetRunnableInstancesResponse:
         """Answer the ids of due workflows."""
-        check = Check()
+        check = call.check
         check.time("", "as_at", request.as_at)
         page_size = check.page_size(request.page_size)
         check.done()
@@ -149,7 +149,7 @@ class WorkflowService:
         self, request: NextDefinitionSequenceRequest, call: Call
     ) -> NextDefinitionSequenceResponse:
         """Take the next number of a definition."""
-        check = Check()
+        check = call.check
         check.id("", "definition_id", request.definition_id)
         check.done()
         number = await workflow.next_definition_sequence(call.store, request.definition_id)

@@ -34,9 +34,10 @@ class Namespaces:
         self._migrate_on_use = migrate_on_use
         self._known: OrderedDict[str, Store] = OrderedDict()
 
-    async def get(self, name: str) -> Store:
-        """The store of a namespace. Raises if there is none; nothing is created."""
-        if name in ("", DEFAULT_NAMESPACE):
+    async def get(self, name: str | None) -> Store:
+        """The store of a namespace; None: the default one. Raises if there is none; nothing is
+        created."""
+        if name is None or name == DEFAULT_NAMESPACE:
             return self.default
         store = self._known.get(name)
         if store is not None:
@@ -96,12 +97,6 @@ class Namespaces:
         await _drop(self.default.database.conninfo, schema, name, force=force)
 
     def _schema_to_change(self, name: str) -> Schema:
-        if name == DEFAULT_NAMESPACE or not is_namespace(name):
-            raise invalid_field(
-                "name",
-                FieldViolationReason.FIELD_VIOLATION_REASON_FORMAT,
-                "must match [a-z][a-z0-9_]{0,39} and not be 'default'",
-            )
         try:
             return self.default.schema.for_namespace(name)
         except ValueError as exc:

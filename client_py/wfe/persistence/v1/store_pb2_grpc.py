@@ -128,8 +128,8 @@ class StoreServiceServicer(object):
     def CreateNamespace(self, request, context):
         """Creates a namespace: a schema of its own, with all migrations applied.
         Idempotent, and safe when many do it at once; one that exists is brought up
-        to date. Like every call, it must not name an absent namespace in its
-        metadata, so call it without. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
+        to date. The metadata `wfe-namespace` plays no part here, nor in the next
+        two calls. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
         DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -259,8 +259,8 @@ class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _Store
     CreateNamespace: _StoreServiceCreateNamespaceType
     """Creates a namespace: a schema of its own, with all migrations applied.
     Idempotent, and safe when many do it at once; one that exists is brought up
-    to date. Like every call, it must not name an absent namespace in its
-    metadata, so call it without. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
+    to date. The metadata `wfe-namespace` plays no part here, nor in the next
+    two calls. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
     DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
     """
 
@@ -378,8 +378,8 @@ class StoreServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[wfe.persistence.v1.store_pb2.CreateNamespaceResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.CreateNamespaceResponse]]:
         """Creates a namespace: a schema of its own, with all migrations applied.
         Idempotent, and safe when many do it at once; one that exists is brought up
-        to date. Like every call, it must not name an absent namespace in its
-        metadata, so call it without. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
+        to date. The metadata `wfe-namespace` plays no part here, nor in the next
+        two calls. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
         DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
         """
 

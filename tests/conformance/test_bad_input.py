@@ -1,0 +1,743 @@
+"""Bad input: refused with the right status, reason and field, without a trace, on every RPC.
+
+The cases are made from the descriptors and the tables below. A field that is in no table fails
+`test_every_field_has_bad_values_or_a_reason_for_none`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tests.support import make
+from tests.support.api import Api
+from tests.support.expect import fails, failure_of, invalid
+from tests.support.rpcs import (
+    HARMLESS,
+    RPCS,
+    Rpc,
+    fields,
+    is_a,
+    is_map,
+    look,
+    name_of,
+    new_namespace,
+    put,
+    unknown_field,
+    valid_request,
+)
+from tests.support.scene import Scene, filled, found, in_namespace, never_due, refusal, with_values
+from wfe.persistence.v1.error_reason_pb2 import FieldViolationReason
+
+CANARY: Final = "canary-2b7e1516"
+"""Stands in every bad text, and must never be seen in an answer."""
+
+
+# The tables: what is bad for a field.
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A bad value, and the FieldViolationReason it is refused for."""
+
+    what: str
+    value: Any
+    reason: str
+
+
+REQUIRED_IDS: Final = {
+    # Neither empty nor blank, at most 512 bytes.
+    "WorkflowInstance.workflow_definition_id",
+    "ExecutionPointer.id",
+    "ExecutionPointer.children",
+    "ExecutionPointer.scope",
+    "GetWorkflowInstanceRequest.id",
+    "GetWorkflowInstanceByNameRequest.name",
+    "GetWorkflowInstancesRequest.ids",
+    "NextDefinitionSequenceRequest.definition_id",
+    "Event.event_name",
+    "GetEventRequest.id",
+    "GetEventsRequest.event_name",
+    "MarkEventProcessedRequest.id",
+    "MarkEventUnprocessedRequest.id",
+    "EventSubscription.workflow_id",
+    "EventSubscription.event_name",
+    "EventSubscription.external_token",
+    "GetSubscriptionRequest.id",
+    "GetSubscriptionsRequest.event_name",
+    "GetFirstOpenSubscriptionRequest.event_name",
+    "TerminateSubscriptionRequest.id",
+    "SetSubscriptionTokenRequest.id",
+    "SetSubscriptionTokenRequest.token",
+    "ClearSubscriptionTokenRequest.id",
+    "ClearSubscriptionTokenRequest.token",
+    "CompleteCommandsRequest.lease_tokens",
+    "ReleaseCommandsRequest.lease_tokens",
+    "ExecutionError.workflow_id",
+}
+OPTIONAL_IDS: Final = {
+    # Empty: the store chooses, or none. Blank is a mistake.
+    "WorkflowInstance.id",
+    "Event.id",
+    "EventSubscription.id",
+}
+KEYS: Final = {
+    # Anything of at most 512 bytes.
+    "WorkflowInstance.name",
+    "WorkflowInstance.root_workflow_id",
+    "ExecutionPointer.event_name",
+    "ExecutionPointer.event_key",
+    "ExecutionPointer.predecessor_id",
+    "Event.event_key",
+    "GetEventsRequest.event_key",
+    "EventSubscription.execution_pointer_id",
+    "EventSubscription.event_key",
+    "EventSubscription.external_worker_id",
+    "GetSubscriptionsRequest.event_key",
+    "GetFirstOpenSubscriptionRequest.event_key",
+    "SetSubscriptionTokenRequest.worker_id",
+    "ClaimCommandsRequest.worker_id",
+    "ExecutionError.execution_pointer_id",
+    "ListErrorsRequest.workflow_id",
+}
+LONG_KEYS: Final = {"ScheduledCommand.data": 2048}
+FREE_TEXTS: Final = {
+    # Without a bound: only NUL is bad. (Of page tokens more is said in tests of their own.)
+    "WorkflowInstance.description",
+    "WorkflowInstance.reference",
+    "ExecutionPointer.step_name",
+    "ExecutionError.message",
+    "GetRunnableInstancesRequest.page_token",
+    "GetRunnableEventsRequest.page_token",
+    "GetEventsRequest.page_token",
+    "GetSubscriptionsRequest.page_token",
+    "ListErrorsRequest.page_token",
+    "ListNamespacesRequest.page_token",
+}
+NAMESPACES: Final = {
+    # [a-z][a-z0-9_]{0,39}
+    "CreateNamespaceRequest.name",
+    "DeleteNamespaceRequest.name",
+}
+REQUIRED_JSON: Final = {"WorkflowInstance.data_json", "Event.event_data_json"}
+JSON: Final = REQUIRED_JSON | {
+    "ExecutionPointer.persistence_data_json",
+    "ExecutionPointer.event_data_json",
+    "ExecutionPointer.context_item_json",
+    "ExecutionPointer.outcome_json",
+    "ExecutionPointer.extension_attributes_json",
+    "EventSubscription.subscription_data_json",
+}
+REQUIRED_TIMES: Final = {
+    "WorkflowInstance.create_time",
+    "Event.event_time",
+    "EventSubscription.subscribe_as_of",
+    "ExecutionError.error_time",
+}
+OPTIONAL_TIMES: Final = {
+    "WorkflowInstance.complete_time",
+    "ExecutionPointer.sleep_until",
+    "ExecutionPointer.start_time",
+    "ExecutionPointer.end_time",
+    "GetRunnableInstancesRequest.as_at",
+    "GetRunnableEventsRequest.as_at",
+    "GetEventsRequest.as_of",
+    "EventSubscription.external_token_expiry",
+    "GetSubscriptionsRequest.as_of",
+    "GetFirstOpenSubscriptionRequest.as_of",
+    "SetSubscriptionTokenRequest.expiry",
+    "ClaimCommandsRequest.as_of",
+}
+NUMBERS: Final = {
+    "WorkflowInstance.version": (2**31, 2**32 - 1),
+    "ExecutionPointer.step_id": (-1, -(2**63), 2**31, 2**63 - 1),
+    "ExecutionPointer.retry_count": (2**31, 2**32 - 1),
+    "EventSubscription.step_id": (-1, -(2**63), 2**31, 2**63 - 1),
+    "PersistWorkflowRequest.expected_revision": (0, -1, -(2**63)),
+    "PersistWorkflowWithSubscriptionsRequest.expected_revision": (0, -1, -(2**63)),
+    "GetRunnableInstancesRequest.page_size": (-1, -(2**31)),
+    "GetRunnableEventsRequest.page_size": (-1, -(2**31)),
+    "GetEventsRequest.page_size": (-1, -(2**31)),
+    "GetSubscriptionsRequest.page_size": (-1, -(2**31)),
+    "ListErrorsRequest.page_size": (-1, -(2**31)),
+    "ListNamespacesRequest.page_size": (-1, -(2**31)),
+    "ClaimCommandsRequest.limit": (-1, -(2**31)),
+}
+NO_BAD_VALUE: Final = {
+    "WorkflowInstance.execution_pointers": "any number of them will do",
+    "WorkflowInstance.next_execution": "any int64",
+    "WorkflowInstance.revision": "is ignored on write",
+    "PersistWorkflowWithSubscriptionsRequest.subscriptions": "any number of them will do",
+    "ExecutionPointer.active": "a bool is good either way",
+    "ExecutionPointer.event_published": "a bool is good either way",
+    "Event.is_processed": "a bool is good either way",
+    "ScheduledCommand.execute_time": "any int64",
+    "PersistErrorsRequest.errors": "any number of them will do",
+    "DeleteNamespaceRequest.force": "a bool is good either way",
+}
+
+TOO_LONG: Final = {
+    # What to fill a text up with, so that its characters are few and its bytes one too many.
+    "ASCII": "x",
+    "2 bytes a character": "é",
+    "4 bytes a character": "😀",
+}
+BAD_JSON: Final = {
+    "JSON_INVALID": {
+        "a word": CANARY,
+        "broken off": f'{{"{CANARY}": [1, 2',
+        "a second document": f'"{CANARY}" 1',
+        "single quotes": f"'{CANARY}'",
+        "a comma too many": f'["{CANARY}",]',
+        "NaN": f'["{CANARY}", NaN]',
+        "Infinity": f'["{CANARY}", Infinity]',
+        "-Infinity": f'["{CANARY}", -Infinity]',
+    },
+    "JSON_CHARACTER": {
+        "escaped NUL": f'"{CANARY}\\u0000"',
+        "escaped NUL in a key": f'{{"{CANARY}\\u0000": 1}}',
+        "high surrogate": f'"{CANARY}\\ud83d"',
+        "low surrogate": f'"{CANARY}\\ude00"',
+        "surrogates the wrong way round": f'"{CANARY}\\ude00\\ud83d"',
+        "surrogate in a key": f'[{{"{CANARY}\\ud83d!": 1}}]',
+    },
+    "JSON_TOO_DEEP": {
+        "101 lists": "[" * 101 + f'"{CANARY}"' + "]" * 101,
+        "101 objects": '{"a":' * 101 + f'"{CANARY}"' + "}" * 101,
+        "100000 lists": "[" * 100_000 + f'"{CANARY}"' + "]" * 100_000,
+    },
+    "JSON_NUMBER": {
+        "exponent 1001": f'["{CANARY}", 1e1001]',
+        "exponent -1001": f'["{CANARY}", 1E-1001]',
+        "exponent 131071": f'["{CANARY}", 1e131071]',
+        "exponent of 30 digits": f'["{CANARY}", 1e+{"9" * 30}]',
+        "1001 digits": f'["{CANARY}", {"7" * 1001}]',
+        "1001 digits with a point": f'["{CANARY}", 0.{"7" * 1000}]',
+    },
+}
+# What else is no JSON; for one field.
+BAD_SYNTAX: Final = [
+    "", " ", "\n", "\ufeff{}", "{", "}", "[", "]", '"', "{]", "[}", "[1 2]", "[1,,2]", "[,]", "{,}",
+    '{"a"}', '{"a":}', '{"a" 1}', "{a:1}", "{1:1}", '{"a":1,}', "01", "-", "+1", "1.", ".5", "1e",
+    "1e+", "0x1", "1_000", "\u0661", "True", "nil", "undefined", "tru", "'a'", '"\t"', '"\n"',
+    '"\x1f"', '"\\x41"', '"\\u12"', '"\\u12G4"', '"\\', "// a\n1", "/* a */ 1", "1;", "1,", "1 1",
+    "{} {}", "[1]]", "\u00a01", "1\u2028", "nan", "-NaN", "infinity", "[Infinity]", '{"a": NaN}',
+]  # fmt: skip
+BAD_NAMESPACES: Final = [
+    f"{CANARY}", "Canary", "1a", "_a", "a-b", "a.b", "a b", "a/b", "x" * 41, "x" * 4000, "", "*",
+    'a"; DROP SCHEMA wfc CASCADE; --', "default,default", "DEFAULT",
+]  # fmt: skip
+BAD_TIMES: Final = {
+    "the year 0": Timestamp(seconds=make.FIRST_TIME.seconds - 1, nanos=123_456_789),
+    "the year 10000": Timestamp(seconds=make.LAST_TIME.seconds + 1),
+    "seconds 2^63-1": Timestamp(seconds=2**63 - 1),
+    "seconds -2^63": Timestamp(seconds=-(2**63)),
+    "nanos -1": Timestamp(seconds=1, nanos=-1),
+    "nanos 10^9": Timestamp(seconds=1, nanos=10**9),
+    "nanos 2^31-1": Timestamp(seconds=1, nanos=2**31 - 1),
+}
+BAD_LEASES: Final = {
+    "nothing": Duration(),
+    "less than 1 ms": Duration(nanos=999_999),
+    "-1 s": Duration(seconds=-1),
+    "-1 ns": Duration(nanos=-1),
+    "more than 24 h": Duration(seconds=24 * 3600, nanos=1_000_000),
+    "seconds 2^63-1": Duration(seconds=2**63 - 1),
+    "nanos 10^9": Duration(seconds=1, nanos=10**9),
+    "of two signs": Duration(seconds=1, nanos=-1),
+}
+
+
+def bad_values(rpc: Rpc, field: FieldDescriptor) -> Iterator[Bad]:
+    """What is bad for a field, according to the tables."""
+    name = name_of(field)
+    if field.enum_type is not None:
+        for number in (0, 99, -1):
+            yield Bad(f"{number}", number, "ENUM_VALUE")
+    elif is_a(field, Timestamp.DESCRIPTOR) and name in REQUIRED_TIMES | OPTIONAL_TIMES:
+        for what, at in BAD_TIMES.items():
+            yield Bad(what, at, "TIME_RANGE")
+        if name in REQUIRED_TIMES:
+            yield Bad("absent", None, "REQUIRED")
+    elif is_a(field, Duration.DESCRIPTOR):
+        for what, duration in BAD_LEASES.items():
+            yield Bad(what, duration, "TIME_RANGE")
+    elif field.type == FieldDescriptor.TYPE_STRING or is_map(field):
+        yield from _bad_texts(rpc, name)
+    elif field.message_type is not None and not field.is_repeated:
+        yield Bad("absent", None, "REQUIRED")
+    for number in NUMBERS.get(name, ()):
+        yield Bad(f"{number}", number, "NUMBER_RANGE")
+
+
+def _bad_texts(rpc: Rpc, name: str) -> Iterator[Bad]:
+    if name in JSON:
+        yield Bad("NUL", f'"{CANARY}\0"', "TEXT_HAS_NUL")
+        for reason, documents in BAD_JSON.items():
+            for what, document in documents.items():
+                yield Bad(what, document, reason)
+        if name in REQUIRED_JSON:
+            yield Bad("empty", "", "REQUIRED")
+        else:
+            yield Bad("empty", "", "JSON_INVALID")
+        return
+    if name in NAMESPACES:
+        yield Bad("empty", "", "REQUIRED")
+        yield Bad("NUL", f"{CANARY}\0", "TEXT_HAS_NUL")
+        for bad in BAD_NAMESPACES:
+            if bad:
+                yield Bad(f"{bad[:50]}", bad, "FORMAT")
+        return
+    ids = REQUIRED_IDS | OPTIONAL_IDS | KEYS
+    if name in ids | LONG_KEYS.keys():
+        most = LONG_KEYS.get(name, 512)
+        for what, filler in TOO_LONG.items():
+            yield Bad(f"too long, {what}", filled(CANARY, filler, most + 1), "TOO_LONG")
+        yield Bad("100 kB", "x" * 100_000, "TOO_LONG")
+    required = name in REQUIRED_IDS
+    if name == "WorkflowInstance.id":
+        required = rpc.name.startswith("Persist")
+    if required:
+        yield Bad("empty", "", "REQUIRED")
+    if name in REQUIRED_IDS | OPTIONAL_IDS:
+        yield Bad("blank", " \t\n\u3000", "REQUIRED")
+    if name in ids | LONG_KEYS.keys() | FREE_TEXTS:
+        yield Bad("NUL", f"{CANARY}\0{CANARY}", "TEXT_HAS_NUL")
+        yield Bad("only NUL", "\0", "TEXT_HAS_NUL")
+
+
+BAD_FIELDS: Final = [
+    pytest.param(rpc, path, bad, id=f"{rpc}-{path}")
+    for rpc in RPCS.values()
+    for path, field in fields(valid_request(rpc))
+    if (bad := list(bad_values(rpc, field)))
+]
+
+
+def test_every_field_has_bad_values_or_a_reason_for_none() -> None:
+    covered = {case.id for case in BAD_FIELDS}
+    for rpc in RPCS.values():
+        for path, field in fields(valid_request(rpc)):
+            excused = name_of(field) in NO_BAD_VALUE
+            assert (f"{rpc}-{path}" in covered) != excused, f"{rpc}: {path} ({name_of(field)})"
+
+
+def test_the_tables_name_fields_that_exist() -> None:
+    tables = (
+        REQUIRED_IDS, OPTIONAL_IDS, KEYS, LONG_KEYS, FREE_TEXTS, NAMESPACES, JSON, REQUIRED_TIMES,
+        OPTIONAL_TIMES, NUMBERS, NO_BAD_VALUE,
+    )  # fmt: skip
+    named = [name for table in tables for name in table]
+    known = {name_of(f) for rpc in RPCS.values() for _, f in fields(valid_request(rpc))}
+    assert set(named) <= known
+    assert len(named) == len(set(named)), "a field is in two tables"
+
+
+@pytest.mark.parametrize(("rpc", "path", "bad"), BAD_FIELDS)
+async def test_bad_values_are_refused(api: Api, rpc: Rpc, path: str, bad: list[Bad]) -> None:
+    seen = {}
+    async with Scene(api, rpc) as scene:
+        before = await scene.state()
+        for each in bad:
+            request = with_values(scene.request, (path, each.value))
+            failure, said = await refusal(rpc.call(api, request))
+            assert failure.code is not None
+            seen[each.what] = (failure.code.name, failure.reason, failure.violations)
+            assert failure.retry_after is None
+            assert not leaks(each.value, said), each.what
+        assert await scene.state() == before
+        await scene.succeed()
+    expected = {
+        each.what: ("INVALID_ARGUMENT", "INVALID_FIELD", {path: each.reason}) for each in bad
+    }
+    assert seen == expected
+
+
+def leaks(value: Any, said: str) -> bool:
+    """Whether an error shows a bad value."""
+    if isinstance(value, int):  # small ones may be anything
+        return abs(value) > 999 and str(value) in said
+    if isinstance(value, Timestamp | Duration):
+        return leaks(value.seconds, said) or leaks(value.nanos, said)
+    return CANARY in said
+
+
+@pytest.mark.parametrize("document", BAD_SYNTAX, ids=repr)
+async def test_what_is_no_json_is_refused(api: Api, document: str) -> None:
+    subscription = make.subscription(subscription_data_json=document)
+    with invalid("subscription.subscription_data_json", reason="JSON_INVALID"):
+        await api.create_event_subscription(subscription)
+    assert await found(api.get_subscription(subscription.id)) is None
+
+
+# What is just within the bounds is good.
+
+GOOD_JSON: Final = {
+    "100 levels": "[" * 50 + '{"a":' * 50 + "1" + "}" * 50 + "]" * 50,
+    "exponent 1000": "[1e1000, -1.5E-1000, 2e+1000]",
+    "1000 digits": f"[{'7' * 1000}, 0.{'7' * 999}, -{'7' * 500}.{'7' * 500}e-1000]",
+    "brackets in a string": f'"{"[" * 200}"',
+    "numbers in a string": f'"1e1001 {"7" * 1001} NaN"',
+    "backslashes before a u": '"\\\\u0000 \\\\ud800"',
+    "a surrogate pair": '"\\ud83d\\ude00"',
+    "whitespace": " \t\r\n{ }\n",
+}
+TOKENS: Final = {
+    # Their form is the store's own affair.
+    "CompleteCommandsRequest.lease_tokens",
+    "ReleaseCommandsRequest.lease_tokens",
+}
+
+
+def good_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
+    """What is just within the bounds of a field."""
+    name = name_of(field)
+    if name in (REQUIRED_IDS | OPTIONAL_IDS | KEYS | LONG_KEYS.keys()) - TOKENS:
+        for what, filler in TOO_LONG.items():
+            yield what, filled(make.new_id(), filler, LONG_KEYS.get(name, 512))
+    elif name in JSON:
+        yield from GOOD_JSON.items()
+    elif name in NAMESPACES:
+        yield "40 characters", f"{new_namespace()}_0"[:40]
+    elif name in REQUIRED_TIMES | OPTIONAL_TIMES:
+        if name != "SetSubscriptionTokenRequest.expiry":  # that one must not have passed
+            yield "first", make.FIRST_TIME
+        yield "last", Timestamp(seconds=make.LAST_TIME.seconds, nanos=999_999_999)
+    elif is_a(field, Duration.DESCRIPTOR):
+        yield "1 ms", Duration(nanos=1_000_000)
+        yield "24 h", Duration(seconds=24 * 3600)
+    elif name in NUMBERS and (-1 in NUMBERS[name] and 0 not in NUMBERS[name]):
+        yield "0", 0
+    if name in NUMBERS:
+        yield "2^31-1", 2**31 - 1
+
+
+EDGES: Final = [
+    pytest.param(rpc, path, good, id=f"{rpc}-{path}")
+    for rpc in HARMLESS
+    for path, field in fields(valid_request(rpc))
+    # What claims later than all others do would take their commands away.
+    if (good := list(good_values(field))) and (rpc.name, path) != ("ClaimCommands", "as_of")
+]
+
+
+@pytest.mark.parametrize(("rpc", "path", "good"), EDGES)
+async def test_values_just_within_bounds_are_accepted(
+    api: Api, rpc: Rpc, path: str, good: list[tuple[str, Any]]
+) -> None:
+    for what, value in good:
+        async with Scene(api, rpc) as scene:
+            put(scene.request, path, value)
+            if path == "command.data":
+                scene.request.command.CopyFrom(scene.own.new(data=value))
+            failure = await failure_of(scene.succeed())
+            # What is asked for need not be there.
+            assert failure is None or failure.reason.endswith(
+                ("_NOT_FOUND", "TOKEN_MISMATCH", "REVISION_MISMATCH")
+            ), what
+
+
+# Several fields, and fields in each other's way.
+
+
+async def test_all_bad_fields_are_told_at_once(api: Api) -> None:
+    request = with_values(
+        valid_request(RPCS["PersistWorkflowWithSubscriptions"]),
+        ("instance.id", ""),
+        ("instance.data_json", "{"),
+        ("instance.status", 99),
+        ("instance.create_time", None),
+        ("instance.execution_pointers[0].status", 0),
+        ("instance.execution_pointers[3].step_id", -1),
+        ("instance.execution_pointers[3].outcome_json", "[NaN]"),
+        ("instance.execution_pointers[3].children[1]", "x" * 513),
+        ('instance.execution_pointers[3].extension_attributes_json["n"]', "1e1001"),
+        ("subscriptions[0].event_name", ""),
+        ("subscriptions[1].subscribe_as_of", BAD_TIMES["the year 0"]),
+        ("expected_revision", 0),
+    )
+    failure, _ = await refusal(RPCS["PersistWorkflowWithSubscriptions"].call(api, request))
+    assert failure.reason == "INVALID_FIELD"
+    assert failure.violations == {
+        "instance.id": "REQUIRED",
+        "instance.data_json": "JSON_INVALID",
+        "instance.status": "ENUM_VALUE",
+        "instance.create_time": "REQUIRED",
+        "instance.execution_pointers[0].status": "ENUM_VALUE",
+        "instance.execution_pointers[3].step_id": "NUMBER_RANGE",
+        "instance.execution_pointers[3].outcome_json": "JSON_INVALID",
+        "instance.execution_pointers[3].children[1]": "TOO_LONG",
+        'instance.execution_pointers[3].extension_attributes_json["n"]': "JSON_NUMBER",
+        "subscriptions[0].event_name": "REQUIRED",
+        "subscriptions[1].subscribe_as_of": "TIME_RANGE",
+        "expected_revision": "NUMBER_RANGE",
+    }
+
+
+async def test_nul_and_other_bad_fields_are_told_at_once(api: Api) -> None:
+    event = make.event(event_key="a\0b", event_data_json="{")
+    with invalid("event.event_key", "event.event_data_json"):
+        await api.create_event(event)
+
+
+async def test_nul_in_a_map_key_is_refused(api: Api) -> None:
+    attributes = {f"{CANARY}\0": "1"}
+    instance = never_due(execution_pointers=[make.pointer(extension_attributes_json=attributes)])
+    failure, said = await refusal(api.create_new_workflow(instance))
+    path = "instance.execution_pointers[0].extension_attributes_json"
+    assert failure.violations == {path: "TEXT_HAS_NUL"}
+    assert CANARY not in said
+    assert await found(api.get_workflow_instance(instance.id)) is None
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        pytest.param("x" * 500_000, id="500 kB"),
+        pytest.param("😀" * 10_000, id="10000 emojis"),
+        pytest.param("\n\r\x01", id="control characters"),
+        pytest.param('"]', id="quote and bracket"),
+        pytest.param("%s%00", id="percent signs"),
+        pytest.param("", id="empty"),
+    ],
+)
+async def test_bad_json_under_an_odd_map_key_is_told(api: Api, key: str) -> None:
+    attributes = {key: "{"}
+    instance = never_due(execution_pointers=[make.pointer(extension_attributes_json=attributes)])
+    with fails("INVALID_ARGUMENT", "INVALID_FIELD") as failure:
+        await api.create_new_workflow(instance)
+    [path] = failure.violations
+    assert path.startswith("instance.execution_pointers[0].extension_attributes_json[")
+
+
+@pytest.mark.parametrize("filler", ["x", "é", "😀"])
+async def test_very_many_bad_fields_are_told_of_as_far_as_they_fit(api: Api, filler: str) -> None:
+    attributes = {f"{i}{filler * 300}": "{" for i in range(1000)}
+    instance = never_due(
+        execution_pointers=[
+            make.pointer(str(i), extension_attributes_json=attributes) for i in range(3)
+        ]
+    )
+    with fails("INVALID_ARGUMENT", "INVALID_FIELD") as failure:
+        await api.create_new_workflow(instance)
+    assert set(failure.violations.values()) == {"JSON_INVALID"}
+    assert len(failure.violations) > 1
+
+
+async def test_json_that_is_hard_to_read_does_not_hold_the_server_up(api: Api) -> None:
+    documents = {
+        "a string that does not end": "[" * 101 + '"' + '\\"' * 8000,
+        "numbers of 999 digits": f"[{','.join(['7' * 999] * 300)}]",
+        "a long string": "[" * 101 + '"' + "x" * 300_000 + '"' + "]" * 101,
+    }
+    for what, document in documents.items():
+        begin = time.perf_counter()
+        failure = await failure_of(api.create_event(make.event(event_data_json=document)))
+        assert failure is None or failure.reason == "INVALID_FIELD"
+        assert time.perf_counter() - begin < 1, what
+
+
+# What must be there once only.
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        *(
+            (name, "instance.execution_pointers[0].id", f"instance.execution_pointers[{i}].id")
+            for name in ("CreateNewWorkflow", "PersistWorkflow", "PersistWorkflowWithSubscriptions")
+            for i in (1, 3)
+        ),
+        ("PersistWorkflowWithSubscriptions", "subscriptions[0].id", "subscriptions[1].id"),
+        ("CompleteCommands", "lease_tokens[0]", "lease_tokens[2]"),
+        ("ReleaseCommands", "lease_tokens[0]", "lease_tokens[2]"),
+    ],
+)
+async def test_twice_the_same_id_is_refused(api: Api, name: str, first: str, second: str) -> None:
+    async with Scene(api, RPCS[name]) as scene:
+        before = await scene.state()
+        request = with_values(scene.request, (second, look(scene.request, first)))
+        with invalid(second, reason="DUPLICATE"):
+            await scene.rpc.call(api, request)
+        assert await scene.state() == before
+        await scene.succeed()
+
+
+async def test_subscriptions_without_ids_are_no_duplicates(api: Api) -> None:
+    async with Scene(api, RPCS["PersistWorkflowWithSubscriptions"]) as scene:
+        request = with_values(
+            scene.request, ("subscriptions[0].id", ""), ("subscriptions[1].id", "")
+        )
+        [answer] = await scene.rpc.call(api, request)
+        assert len(set(answer.subscription_ids)) == 2
+
+
+# Lease tokens.
+
+LEASES: Final = [RPCS["CompleteCommands"], RPCS["ReleaseCommands"]]
+
+
+@pytest.mark.parametrize("rpc", LEASES, ids=str)
+@pytest.mark.parametrize(
+    "token", [CANARY, f"{CANARY}; DROP TABLE x", "1", "..", "é", "1.1.1", "0" * 512, "-1.-1.-1"]
+)
+async def test_what_is_no_lease_token_is_refused(api: Api, rpc: Rpc, token: str) -> None:
+    async with Scene(api, rpc) as scene:
+        request = with_values(scene.request, ("lease_tokens[1]", token))
+        failure, said = await refusal(rpc.call(api, request))
+        assert failure.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert failure.violations == {"lease_tokens[1]": "FORMAT"}
+        assert CANARY not in said
+        assert await scene.state() == 0
+        await scene.succeed()
+
+
+@pytest.mark.parametrize("rpc", LEASES, ids=str)
+async def test_more_than_1000_lease_tokens_are_refused(api: Api, rpc: Rpc) -> None:
+    async with Scene(api, rpc) as scene:
+        request = with_values(scene.request)
+        request.lease_tokens[:] = [make.new_id() for _ in range(1001)]
+        with invalid("lease_tokens", reason="NUMBER_RANGE"):
+            await rpc.call(api, request)
+
+
+@pytest.mark.parametrize("rpc", LEASES, ids=str)
+async def test_altered_lease_tokens_remove_nothing(api: Api, rpc: Rpc) -> None:
+    async with Scene(api, rpc) as scene:
+        held = list(scene.request.lease_tokens)
+        for i, character in enumerate(held[1]):
+            altered = held[1][:i] + ("1" if character != "1" else "2") + held[1][i + 1 :]
+            if altered in held:  # what is claimed together may have tokens that are alike
+                continue
+            failure = await failure_of(rpc.call(api, rpc.request(lease_tokens=[altered])))
+            assert failure is None or failure.reason in ("LEASE_LOST", "INVALID_FIELD"), failure
+        for token in held:
+            await failure_of(api.release_commands(token))
+        assert await scene.state() == 3
+
+
+async def test_token_expiry_that_has_passed_is_refused(api: Api) -> None:
+    async with Scene(api, RPCS["SetSubscriptionToken"]) as scene:
+        before = await scene.state()
+        for at in (make.FIRST_TIME, Timestamp(), make.from_now(-60)):
+            with invalid("expiry", reason="TIME_RANGE"):
+                await scene.rpc.call(api, with_values(scene.request, ("expiry", at)))
+        assert await scene.state() == before
+        await scene.succeed()
+
+
+# Namespaces.
+
+
+# For these the metadata plays no part.
+UNBOUND: Final = ("CreateNamespace", "ListNamespaces", "DeleteNamespace")
+BOUND: Final = [rpc for rpc in RPCS.values() if rpc.name not in UNBOUND]
+
+
+@pytest.mark.parametrize("rpc", BOUND, ids=str)
+async def test_call_to_an_absent_namespace_is_refused(api: Api, rpc: Rpc) -> None:
+    name = new_namespace()
+    for _ in range(2):  # the first does not make the second one succeed
+        failure, _ = await refusal(rpc.call(api, valid_request(rpc), **in_namespace(name)))
+        assert failure.code is grpc.StatusCode.NOT_FOUND
+        assert failure.reason == "NAMESPACE_NOT_FOUND"
+
+
+@pytest.mark.parametrize("name", BAD_NAMESPACES)
+async def test_bad_namespace_is_refused(api: Api, name: str) -> None:
+    for rpc in (RPCS["GetStoreInfo"], RPCS["GetWorkflowInstances"], RPCS["NextDefinitionSequence"]):
+        failure, said = await refusal(rpc.call(api, valid_request(rpc), **in_namespace(name)))
+        assert failure.code is grpc.StatusCode.INVALID_ARGUMENT, rpc
+        assert failure.reason == "INVALID_NAMESPACE"
+        assert CANARY not in said
+    await api.get_store_info()
+
+
+@pytest.mark.parametrize("rpc", BOUND, ids=str)
+async def test_bad_namespace_is_refused_on_every_rpc(api: Api, rpc: Rpc) -> None:
+    with fails("INVALID_ARGUMENT", "INVALID_NAMESPACE"):
+        await rpc.call(api, valid_request(rpc), **in_namespace("No"))
+
+
+async def test_longest_namespace_and_names_of_postgres_are_only_absent(api: Api) -> None:
+    for name in ("x" * 40, "pg_catalog", "information_schema", "public", "wfc", "select"):
+        with fails("NOT_FOUND", "NAMESPACE_NOT_FOUND"):
+            await RPCS["GetStoreInfo"].call(api, b"", **in_namespace(name))
+
+
+@pytest.mark.parametrize("metadata", ["its own name", "absent", "No"])
+async def test_metadata_plays_no_part_in_the_creation_of_a_namespace(
+    api: Api, metadata: str
+) -> None:
+    async with Scene(api, RPCS["CreateNamespace"]) as scene:
+        name = scene.request.name if metadata == "its own name" else metadata
+        await scene.rpc.call(api, scene.request, **in_namespace(name))
+        assert await scene.state() is not None
+
+
+async def test_default_namespace_can_be_named(api: Api) -> None:
+    [named] = await RPCS["GetStoreInfo"].call(api, b"", **in_namespace("default"))
+    assert named == await api.get_store_info()
+    assert named.namespace == "default"
+
+
+# What is unknown.
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/wfe.persistence.v1.WorkflowService/PurgeWorkflows",
+        "/wfe.persistence.v1.WorkflowService/getWorkflowInstance",
+        "/wfe.persistence.v1.WorkflowService/",
+        "/wfe.persistence.v2.WorkflowService/GetWorkflowInstance",
+        "/wfe.persistence.v1.EventService/GetWorkflowInstance",
+        "/x",
+    ],
+)
+async def test_unknown_method_is_unimplemented(api: Api, path: str) -> None:
+    failure = await failure_of(api.unary(path)(b""))
+    assert failure is not None
+    assert failure.code is grpc.StatusCode.UNIMPLEMENTED
+    await api.get_store_info()
+
+
+def _messages(message: Message) -> Iterator[Message]:
+    """A message and all the messages in it."""
+    yield message
+    for path, field in fields(message):
+        if field.message_type is not None and not is_map(field):
+            yield look(message, path)
+
+
+@pytest.mark.parametrize("rpc", HARMLESS, ids=str)
+async def test_unknown_fields_are_ignored(api: Api, rpc: Rpc) -> None:
+    async with Scene(api, rpc) as scene:
+        for message in _messages(scene.request):
+            message.MergeFromString(unknown_field(10))
+        assert len(scene.request.SerializeToString()) > 10
+        await scene.succeed()
+        if rpc.name.startswith("Create"):  # and are no part of the content
+            scene.request.DiscardUnknownFields()
+            await scene.succeed()
+
+
+def test_every_reason_for_a_bad_field_is_expected_somewhere() -> None:
+    expected = {
+        bad.reason
+        for rpc in RPCS.values()
+        for _, field in fields(valid_request(rpc))
+        for bad in bad_values(rpc, field)
+    }
+    names = FieldViolationReason.DESCRIPTOR.values_by_name
+    known = {name.removeprefix("FIELD_VIOLATION_REASON_") for name in names}
+    assert expected | {"DUPLICATE", "FORMAT"} == known - {"UNSPECIFIED"}

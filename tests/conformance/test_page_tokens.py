@@ -1,0 +1,194 @@
+"""Page tokens: any but those that were given out for the query are refused."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tests.support import make
+from tests.support.api import Api
+from tests.support.expect import failure_of
+from tests.support.rpcs import RPCS, Rpc, new_namespace
+from tests.support.scene import create_namespace, delete_namespace, refusal, with_values
+from wfe.persistence.v1.workflow_pb2 import WorkflowStatus
+
+CANARY: Final = "canary-2b7e1516"
+
+LISTS: Final = sorted(
+    name for name, rpc in RPCS.items() if "page_token" in rpc.request.DESCRIPTOR.fields_by_name
+)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A list of more than one page, and the token of its second one."""
+
+    rpc: Rpc
+    query: Any
+    token: str
+
+
+@pytest.fixture(scope="module")
+async def listings(api: Api) -> AsyncIterator[dict[str, Listing]]:
+    """Each list that there is."""
+    at, key, workflow = make.long_ago(), make.new_id("key"), make.new_id("workflow")
+    due = [make.instance(next_execution=make.epoch_ms(at)) for _ in range(3)]
+    events = [make.event(event_time=at, event_key=key) for _ in range(3)]
+    namespace = new_namespace()
+    for instance in due:
+        await api.create_new_workflow(instance)
+    for event in events:
+        await api.create_event(event)
+    for _ in range(3):
+        await api.create_event_subscription(make.subscription(event_key=key))
+        await api.persist_errors(make.error(workflow_id=workflow))
+    await create_namespace(api, namespace)
+    queries: dict[str, dict[str, Any]] = {
+        "GetRunnableInstances": {"as_at": at},
+        "GetRunnableEvents": {"as_at": at},
+        "GetEvents": {"event_name": "order.paid", "event_key": key, "as_of": at},
+        "GetSubscriptions": {"event_name": "order.paid", "event_key": key, "as_of": make.time()},
+        "ListErrors": {"workflow_id": workflow},
+        "ListNamespaces": {},
+    }
+    listings = {}
+    for name, given in queries.items():
+        query = RPCS[name].request(page_size=1, **given)
+        [answer] = await RPCS[name].call(api, query)
+        assert answer.next_page_token
+        listings[name] = Listing(RPCS[name], query, answer.next_page_token)
+    yield listings
+    for instance in due:
+        instance.status = WorkflowStatus.WORKFLOW_STATUS_COMPLETE
+        await api.persist_workflow(instance)
+    for event in events:
+        await api.mark_event_processed(event.id)
+    await delete_namespace(api, namespace)
+
+
+def test_every_list_has_its_listing(listings: dict[str, Listing]) -> None:
+    assert sorted(listings) == LISTS
+
+
+async def _refuses_token(api: Api, listing: Listing, query: Any, token: str) -> None:
+    request = with_values(query, ("page_token", token))
+    failure, said = await refusal(listing.rpc.call(api, request))
+    assert failure.code is grpc.StatusCode.INVALID_ARGUMENT, failure
+    assert failure.reason == "INVALID_PAGE_TOKEN", failure
+    assert CANARY not in said
+    await listing.rpc.call(api, with_values(query, ("page_token", "")))
+
+
+@pytest.mark.parametrize("name", LISTS)
+async def test_refusal_names_the_field(api: Api, listings: dict[str, Listing], name: str) -> None:
+    request = with_values(listings[name].query, ("page_token", "x"))
+    failure, _ = await refusal(listings[name].rpc.call(api, request))
+    assert failure.violations == {"page_token": "FORMAT"}
+
+
+GARBLED: Final[dict[str, Callable[[str], str]]] = {
+    "a word": lambda _: CANARY,
+    "a space": lambda _: " ",
+    "no ASCII": lambda _: "é😀",
+    "base64 of nothing": lambda _: "====",
+    "100 kB": lambda _: "A" * 100_000,
+    "SQL": lambda _: "' OR 1=1 --",
+    "deep JSON": lambda _: base64.urlsafe_b64encode(b"[" * 100_000).decode(),
+    "null": lambda _: base64.urlsafe_b64encode(b"null").decode(),
+    "cut off at the end": lambda token: token[:-4],
+    "cut off at the start": lambda token: token[4:],
+    "twice": lambda token: token * 2,
+    "with more behind": lambda token: f"{token}AAAA",
+    "in other case": str.swapcase,
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("garble", GARBLED.values(), ids=list(GARBLED))
+async def test_garbled_page_token_is_refused(
+    api: Api, listings: dict[str, Listing], name: str, garble: Callable[[str], str]
+) -> None:
+    listing = listings[name]
+    await _refuses_token(api, listing, listing.query, garble(listing.token))
+
+
+def _altered(token: str) -> Iterator[tuple[str, str]]:
+    """Tokens that differ from this one in a single place, and what was altered."""
+    # The last character may have bits that mean nothing.
+    for i, character in enumerate(token[:-1]):
+        yield f"character {i}", token[:i] + ("A" if character != "A" else "B") + token[i + 1 :]
+    # Most tokens are something behind base64: bytes or text.
+    try:
+        data = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+    except ValueError:
+        return
+    forged = []
+    for i in range(len(data)):
+        for byte in b"\x00\x7f\xff":
+            forged.append((f"byte {i}: {byte}", data[:i] + bytes([byte]) + data[i + 1 :]))
+    for match in re.finditer(rb"-?\d+", data):
+        for number in (0, 1, 2**62, -(2**62), 2**63 - 1, -(2**63), 2**63, 10**30):
+            other = data[: match.start()] + b"%d" % number + data[match.end() :]
+            forged.append((f"number {match.start()}: {number}", other))
+    for what, other in forged:
+        if other != data:
+            yield what, base64.urlsafe_b64encode(other).decode().rstrip("=")
+
+
+@pytest.mark.parametrize("name", LISTS)
+async def test_page_token_altered_anywhere_is_refused(
+    api: Api, listings: dict[str, Listing], name: str
+) -> None:
+    listing, not_refused = listings[name], {}
+    for what, token in _altered(listing.token):
+        request = with_values(listing.query, ("page_token", token))
+        failure = await failure_of(listing.rpc.call(api, request))
+        if failure is None or failure.reason != "INVALID_PAGE_TOKEN":
+            not_refused[what] = failure and failure.reason
+    assert not not_refused
+
+
+@pytest.mark.parametrize("name", LISTS)
+async def test_page_token_of_another_list_is_refused(
+    api: Api, listings: dict[str, Listing], name: str
+) -> None:
+    for other in listings.keys() - {name}:
+        await _refuses_token(api, listings[name], listings[name].query, listings[other].token)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        (name, field.name)
+        for name in LISTS
+        for field in RPCS[name].request.DESCRIPTOR.fields
+        if field.name not in ("page_size", "page_token")
+    ],
+)
+async def test_page_token_of_another_query_is_refused(
+    api: Api, listings: dict[str, Listing], name: str, path: str
+) -> None:
+    listing = listings[name]
+    value = getattr(listing.query, path)
+    other = make.later(value, us=1) if isinstance(value, Timestamp) else value + "x"
+    await _refuses_token(api, listing, with_values(listing.query, (path, other)), listing.token)
+    if isinstance(value, Timestamp):
+        absent = with_values(listing.query, (path, None))
+        await _refuses_token(api, listing, absent, listing.token)
+
+
+@pytest.mark.parametrize("name", LISTS)
+async def test_page_token_is_good_for_another_page_size(
+    api: Api, listings: dict[str, Listing], name: str
+) -> None:
+    listing = listings[name]
+    for size in (0, 2, 2**31 - 1):
+        query = with_values(listing.query, ("page_token", listing.token), ("page_size", size))
+        await listing.rpc.call(api, query)

@@ -1,0 +1,275 @@
+"""Every RPC as the descriptors have it: path, messages, and a valid request of all fields."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tests.support import make
+from tests.support.api import Api
+from wfe.persistence.v1 import command_pb2, event_pb2, store_pb2, subscription_pb2, workflow_pb2
+from wfe.persistence.v1.subscription_pb2 import EventSubscription
+from wfe.persistence.v1.workflow_pb2 import WorkflowInstance, WorkflowStatus
+
+FILES: Final = (
+    workflow_pb2.DESCRIPTOR,
+    event_pb2.DESCRIPTOR,
+    subscription_pb2.DESCRIPTOR,
+    command_pb2.DESCRIPTOR,
+    store_pb2.DESCRIPTOR,
+)
+
+
+@dataclass(frozen=True)
+class Rpc:
+    """One method of one service."""
+
+    name: str
+    path: str
+    request: type[Message]
+    response: type[Message]
+    streams: bool
+    """Whether the answer is a stream."""
+
+    def __str__(self) -> str:
+        return self.name
+
+    async def call(self, api: Api, request: Message | bytes, **options: Any) -> list[Any]:
+        """Call it, with a message or with any bytes; all the messages of the answer."""
+        data = request if isinstance(request, bytes) else request.SerializeToString()
+        if not self.streams:
+            unary: Any = api.channel.unary_unary(self.path)
+            return [self.response.FromString(await unary(data, **options))]
+        stream: Any = api.channel.unary_stream(self.path)
+        return [self.response.FromString(answer) async for answer in stream(data, **options)]
+
+
+def _rpc(method: MethodDescriptor) -> Rpc:
+    return Rpc(
+        method.name,
+        f"/{method.containing_service.full_name}/{method.name}",
+        GetMessageClass(method.input_type),
+        GetMessageClass(method.output_type),
+        method.server_streaming,
+    )
+
+
+RPCS: Final[dict[str, Rpc]] = {
+    method.name: _rpc(method)
+    for file in FILES
+    for service in file.services_by_name.values()
+    for method in service.methods
+}
+
+# TruncateAll empties a store that is not the tests' alone: it is called only where it can't work.
+HARMLESS: Final = [rpc for rpc in RPCS.values() if rpc.name != "TruncateAll"]
+
+
+def _instance() -> WorkflowInstance:
+    """A workflow with every field set, that is never due."""
+    pointers = [*(make.pointer(id_) for id_ in "abc"), make.full_pointer()]
+    return make.full_instance(
+        execution_pointers=pointers,
+        status=WorkflowStatus.WORKFLOW_STATUS_SUSPENDED,
+        revision=1,
+    )
+
+
+def _subscription() -> EventSubscription:
+    """A subscription with every field set."""
+    return make.subscription(
+        subscription_data_json='{"why": "waits"}',
+        external_token=make.new_id("token"),
+        external_worker_id="worker",
+        external_token_expiry=make.time(3600),
+    )
+
+
+def new_namespace() -> str:
+    """The name of a namespace that no other test uses."""
+    return make.new_id("n").replace("-", "_")
+
+
+def _command() -> command_pb2.ScheduledCommand:
+    """A command that was due before any time that others claim for."""
+    return make.command(execute_time=-(2**62))
+
+
+_FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
+    "CreateNewWorkflow": lambda: {"instance": _instance()},
+    "PersistWorkflow": lambda: {"instance": _instance(), "expected_revision": 1},
+    "PersistWorkflowWithSubscriptions": lambda: {
+        "instance": _instance(),
+        "subscriptions": [make.subscription(), _subscription()],
+        "expected_revision": 1,
+    },
+    "GetWorkflowInstance": lambda: {"id": make.new_id("workflow")},
+    "GetWorkflowInstanceByName": lambda: {"name": make.new_id("workflow")},
+    "GetWorkflowInstances": lambda: {"ids": [make.new_id("workflow") for _ in range(3)]},
+    "GetRunnableInstances": lambda: {"as_at": make.FIRST_TIME, "page_size": 10},
+    "NextDefinitionSequence": lambda: {"definition_id": make.new_id("definition")},
+    "CreateEvent": lambda: {"event": make.event(is_processed=True)},
+    "GetEvent": lambda: {"id": make.new_id("event")},
+    "GetRunnableEvents": lambda: {"as_at": make.FIRST_TIME, "page_size": 10},
+    "GetEvents": lambda: {
+        "event_name": "order.paid",
+        "event_key": make.new_id("key"),
+        "as_of": make.time(),
+        "page_size": 10,
+    },
+    "MarkEventProcessed": lambda: {"id": make.new_id("event")},
+    "MarkEventUnprocessed": lambda: {"id": make.new_id("event")},
+    "CreateEventSubscription": lambda: {"subscription": _subscription()},
+    "GetSubscription": lambda: {"id": make.new_id("subscription")},
+    "GetSubscriptions": lambda: {
+        "event_name": "order.paid",
+        "event_key": make.new_id("key"),
+        "as_of": make.time(),
+        "page_size": 10,
+    },
+    "GetFirstOpenSubscription": lambda: {
+        "event_name": "order.paid",
+        "event_key": make.new_id("key"),
+        "as_of": make.time(),
+    },
+    "TerminateSubscription": lambda: {"id": make.new_id("subscription")},
+    "SetSubscriptionToken": lambda: {
+        "id": make.new_id("subscription"),
+        "token": make.new_id("token"),
+        "worker_id": "worker",
+        "expiry": make.LAST_TIME,
+    },
+    "ClearSubscriptionToken": lambda: {
+        "id": make.new_id("subscription"),
+        "token": make.new_id("token"),
+    },
+    "ScheduleCommand": lambda: {"command": _command()},
+    "ClaimCommands": lambda: {
+        "as_of": make.FIRST_TIME,
+        "limit": 10,
+        "lease_duration": Duration(seconds=60),
+        "worker_id": "worker",
+    },
+    "CompleteCommands": lambda: {"lease_tokens": ["1.1.00", "1.1.01", "1.1.02"]},
+    "ReleaseCommands": lambda: {"lease_tokens": ["1.1.00", "1.1.01", "1.1.02"]},
+    "EnsureStoreExists": dict,
+    "PersistErrors": lambda: {"errors": [make.error(), make.error()]},
+    "ListErrors": lambda: {"workflow_id": make.new_id("workflow"), "page_size": 10},
+    "GetStoreInfo": dict,
+    "TruncateAll": dict,
+    "CreateNamespace": lambda: {"name": new_namespace()},
+    "ListNamespaces": lambda: {"page_size": 10},
+    "DeleteNamespace": lambda: {"name": new_namespace(), "force": True},
+}
+
+
+def valid_request(rpc: Rpc) -> Any:
+    """A request with every field set (but page tokens), of new ids; what it names need not exist.
+
+    Workflows in it are never due and events processed, so that nobody comes across them.
+    """
+    return rpc.request(**_FIELDS[rpc.name]())
+
+
+def is_a(field: FieldDescriptor, *messages: Descriptor) -> bool:
+    """Whether a field holds one of these messages."""
+    return field.message_type is not None and field.message_type in messages
+
+
+def is_map(field: FieldDescriptor) -> bool:
+    """Whether a field is a map."""
+    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
+
+
+def is_time(field: FieldDescriptor) -> bool:
+    """Whether a field is a time or a duration: one value, although it is a message."""
+    return is_a(field, Timestamp.DESCRIPTOR, Duration.DESCRIPTOR)
+
+
+def fields(message: Message, path: str = "") -> Iterator[tuple[str, FieldDescriptor]]:
+    """Every field of a message at any depth, with the path that an error would name it by.
+
+    Of a list it is the last item, of a map the last key, so the message must have such ones.
+    """
+    field: Any
+    for field in message.DESCRIPTOR.fields:
+        at = f"{path}.{field.name}" if path else field.name
+        value = getattr(message, field.name)
+        if is_map(field):
+            assert value, f"{at} is empty: valid_request must fill it"
+            at += f'["{max(value)}"]'
+        elif field.is_repeated:
+            assert len(value), f"{at} is empty: valid_request must fill it"
+            at += f"[{len(value) - 1}]"
+            value = value[-1]
+        yield at, field
+        if isinstance(value, Message) and not is_time(field) and not is_map(field):
+            assert field.is_repeated or message.HasField(field.name), f"{at} is absent"
+            yield from fields(value, at)
+
+
+def name_of(field: FieldDescriptor) -> str:
+    """A field as `Message.field`."""
+    assert field.containing_type is not None
+    return f"{field.containing_type.name}.{field.name}"
+
+
+_SEGMENT: Final = re.compile(r'(\w+)(?:\[(?:(\d+)|"(.*?)")\])?(?:\.|$)')
+
+
+def _descend(message: Any, path: str) -> tuple[Any, str, int | str | None]:
+    """The message that has the last field of a path, that field's name, and its index or key."""
+    segments = [(m[1], m[3] if m[2] is None else int(m[2])) for m in _SEGMENT.finditer(path)]
+    for name, index in segments[:-1]:
+        message = getattr(message, name)
+        if index is not None:
+            message = message[index]
+    return message, *segments[-1]
+
+
+def put(message: Message, path: str, value: Any) -> None:
+    """Set the field of a path, as `fields` names it. None: clear it."""
+    holder, name, index = _descend(message, path)
+    if index is not None and not isinstance(value, Message):
+        getattr(holder, name)[index] = value
+    elif value is None:
+        holder.ClearField(name)
+    elif isinstance(value, Message):
+        target = getattr(holder, name)
+        (target if index is None else target[index]).CopyFrom(value)
+    else:
+        setattr(holder, name, value)
+
+
+def look(message: Message, path: str) -> Any:
+    """The value of the field of a path."""
+    holder, name, index = _descend(message, path)
+    value = getattr(holder, name)
+    return value if index is None else value[index]
+
+
+def unknown_field(size: int = 1) -> bytes:
+    """A field that nobody knows, with so many bytes in it."""
+    number, length_delimited = 20_999, 2
+    return _varint(number << 3 | length_delimited) + _varint(size) + bytes(size)
+
+
+def _varint(number: int) -> bytes:
+    if number < 0x80:
+        return bytes([number])
+    return bytes([number & 0x7F | 0x80]) + _varint(number >> 7)
+
+
+def of_size(request: Message, size: int) -> bytes:
+    """A request that an unknown field makes so many bytes long."""
+    data = request.SerializeToString()
+    rest = unknown_field(size - len(data))
+    return data + unknown_field(size - len(data) - (len(rest) - (size - len(data))))

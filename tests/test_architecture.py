@@ -1,0 +1,176 @@
+"""One name end to end: an RPC without its servicer, statement or test fails here."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from google.protobuf.descriptor import MethodDescriptor
+
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
+from wfe_persistence import app
+from wfe_persistence.rpc import (
+    check,
+    command_service,
+    event_service,
+    store_service,
+    subscription_service,
+    workflow_service,
+)
+from wfe_persistence.rpc.status import STATUS_OF, reason_name, violation_name
+from wfe_persistence.store import (
+    admin,
+    command,
+    error_log,
+    event,
+    namespace,
+    subscription,
+    workflow,
+)
+
+SERVICERS = {
+    "WorkflowService": workflow_service.WorkflowService,
+    "EventService": event_service.EventService,
+    "SubscriptionService": subscription_service.SubscriptionService,
+    "ScheduledCommandService": command_service.ScheduledCommandService,
+    "StoreService": store_service.StoreService,
+}
+STORE: tuple[ModuleType, ...] = (
+    admin,
+    command,
+    error_log,
+    event,
+    namespace,
+    subscription,
+    workflow,
+)
+# What has no function or no statement of its own, and why.
+WITHOUT_FUNCTION = {
+    "PersistWorkflowWithSubscriptions": "is persist_workflow with subscriptions",
+    "EnsureStoreExists": "is migrate.migrate",
+    "GetStoreInfo": "is put together from admin, migrate and the configuration",
+    "CreateNamespace": "is Namespaces.create_namespace, which migrates",
+    "DeleteNamespace": "is Namespaces.delete_namespace, which drops a schema",
+}
+METHODS = [method for service in app.SERVICES for method in service.methods]
+TESTS = Path(__file__).parent
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def _name(method: MethodDescriptor) -> str:
+    return str(method.name)
+
+
+def test_every_service_has_its_servicer() -> None:
+    assert {service.name for service in app.SERVICES} == set(SERVICERS)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=_name)
+def test_every_method_has_its_servicer_method(method: MethodDescriptor) -> None:
+    function = getattr(SERVICERS[method.containing_service.name], method.name)
+    is_right = (
+        inspect.isasyncgenfunction if method.server_streaming else inspect.iscoroutinefunction
+    )
+    assert is_right(function)
+
+
+@pytest.mark.parametrize("service", app.SERVICES, ids=lambda s: str(s.name))
+def test_no_servicer_has_more_than_its_methods(service: object) -> None:
+    servicer = SERVICERS[service.name]  # type: ignore[attr-defined]
+    public = {name for name in vars(servicer) if not name.startswith("_")}
+    assert public == {m.name for m in service.methods}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "method", [m for m in METHODS if m.name not in WITHOUT_FUNCTION], ids=_name
+)
+def test_every_method_has_its_store_function_and_statement(method: MethodDescriptor) -> None:
+    name = _snake(method.name)
+    [module] = [module for module in STORE if hasattr(module, name)]
+    assert inspect.isfunction(getattr(module, name))
+    assert isinstance(getattr(module, name.upper()), str)
+    # The statement stands above the function, and nothing but other statements in between.
+    body = ast.parse(inspect.getsource(module)).body
+    places = [_defined(node) for node in body]
+    at = places.index(name)
+    above = places[:at][::-1]
+    assert name.upper() in above
+    between = above[: above.index(name.upper())]
+    assert all(place.isupper() for place in between), between
+
+
+def _defined(node: ast.stmt) -> str:
+    """The name that a statement of a module defines; a docstring defines none."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return node.name
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+        return node.targets[0].id
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        return node.target.id
+    return "DOCSTRING"
+
+
+@cache
+def _called_in_conformance() -> set[str]:
+    """The names of all RPCs that conformance tests call: `api.get_event`, `api.events.GetEvent`."""
+    return {
+        node.attr
+        for path in (TESTS / "conformance").glob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).split(".")[0] == "api"
+    }
+
+
+@pytest.mark.parametrize("method", METHODS, ids=_name)
+def test_every_method_has_a_conformance_test(method: MethodDescriptor) -> None:
+    assert _called_in_conformance() & {method.name, _snake(method.name)}
+
+
+REASONS = [value for value in ErrorReason.values() if value]
+
+
+@pytest.mark.parametrize("reason", REASONS, ids=ErrorReason.Name)
+def test_every_reason_has_the_status_that_its_comment_names(
+    reason: ErrorReason.ValueType,
+) -> None:
+    assert STATUS_OF[reason].name == _status_in_comment(ErrorReason.Name(reason))
+
+
+def _status_in_comment(name: str) -> str:
+    """The word in front of the first colon of the comment right above this value."""
+    proto = TESTS.parent / "protos/wfe/persistence/v1/error_reason.proto"
+    lines = proto.read_text().splitlines()
+    at = next(n for n, line in enumerate(lines) if line.strip().startswith(f"{name} ="))
+    while lines[at - 1].strip().startswith("//"):
+        at -= 1
+    return lines[at].strip().removeprefix("// ").partition(":")[0]
+
+
+def test_no_status_is_for_a_reason_that_is_never_sent() -> None:
+    assert set(STATUS_OF) == set(REASONS)
+
+
+@pytest.mark.parametrize("reason", REASONS, ids=ErrorReason.Name)
+def test_every_reason_is_raised_somewhere(reason: ErrorReason.ValueType) -> None:
+    sources = (TESTS.parent / "server").rglob("*.py")
+    assert any(ErrorReason.Name(reason) in path.read_text() for path in sources)
+
+
+def test_every_field_violation_is_found_somewhere() -> None:
+    sources = inspect.getsource(check) + "".join(map(inspect.getsource, STORE))
+    for reason in FieldViolationReason.values():
+        assert not reason or FieldViolationReason.Name(reason) in sources
+
+
+def test_names_on_the_wire_have_no_prefix() -> None:
+    assert [reason_name(r) for r in REASONS if "REASON" in reason_name(r)] == []
+    for violation in FieldViolationReason.values():
+        assert "REASON" not in violation_name(violation)
