@@ -133,7 +133,10 @@ def main() -> None:
     "--pool-timeout", type=float, default=5.0, help="Seconds a call may wait for a connection."
 )
 @_option(
-    "--max-waiting", type=int, default=500, help="How many calls of one namespace may wait for one."
+    "--max-waiting",
+    type=int,
+    default=2000,
+    help="How many calls of one namespace may wait for one.",
 )
 @_option(
     "--prepare/--no-prepare",

@@ -29,7 +29,7 @@ class Config:
     table_prefix: str = ""
     pool_size: int = 10
     pool_timeout: float = 5.0
-    max_waiting: int = 500
+    max_waiting: int = 2000
     prepare: bool = True
     migrate: bool = True
     allow_truncate: bool = False

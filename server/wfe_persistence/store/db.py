@@ -332,7 +332,7 @@ class Database:
         pool_timeout: float = 5.0,
         prepare: bool = True,
         max_prepared: int = 250,
-        max_waiting: int = 500,
+        max_waiting: int = 2000,
     ) -> None:
         self.conninfo = conninfo_with_defaults(url)
         self._prepare = prepare

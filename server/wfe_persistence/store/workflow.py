@@ -74,6 +74,12 @@ _POINTER_VALUES = """p.ordinal, p.id, p.step_id, coalesce(p.active, FALSE), p.st
         p.predecessor_id, p.outcome -> 0, coalesce(p.scope, '[]'),
         coalesce(p.extension_attributes, '{}')"""
 
+# A pointer's row with its JSON as text, because jsonb holds 1.0 and 1.00 for equal.
+_POINTER_IDENTITY = """ordinal, id, step_id, active, status, sleep_until, persistence_data::text,
+                start_time, end_time, event_name, event_key, event_published, event_data::text,
+                step_name, retry_count, children, context_item::text, predecessor_id, outcome::text,
+                scope, extension_attributes::text"""
+
 # What exists already is compared by the hash of what was given at its creation, so that a repeated
 # create is recognized even after the workflow has moved on.
 CREATE_NEW_WORKFLOW = f"""
@@ -172,9 +178,13 @@ WITH stored AS MATERIALIZED (
     WHERE p.workflow_id = updated.id AND NOT EXISTS (SELECT FROM pointers g WHERE g.id = p.id)
 ), written AS (
     INSERT INTO wfc.execution_pointers ({_POINTER_COLUMNS})
-    SELECT * FROM pointers
-    EXCEPT
-    SELECT {_POINTER_COLUMNS} FROM wfc.execution_pointers WHERE workflow_id = $1
+    SELECT * FROM pointers WHERE id IN (
+        SELECT id FROM (
+            SELECT {_POINTER_IDENTITY} FROM pointers
+            EXCEPT
+            SELECT {_POINTER_IDENTITY} FROM wfc.execution_pointers WHERE workflow_id = $1
+        ) AS changed
+    )
     ON CONFLICT (workflow_id, id) DO UPDATE SET
         ordinal = excluded.ordinal,
         step_id = excluded.step_id,
