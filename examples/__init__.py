@@ -1,0 +1,1 @@
+"""Hosts that use the persistence server, one folder a language."""

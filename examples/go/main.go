@@ -1,0 +1,59 @@
+// A workflow host in Go: it takes an order from its creation to its end through every kind of call
+// the persistence server has. See README.md.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"log"
+	"os"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+func main() {
+	log.SetFlags(0)
+	log.SetOutput(os.Stdout)
+	target := flag.String("target", os.Getenv("WFE_TARGET"), "`HOST:PORT` of the server (or $WFE_TARGET)")
+	flag.Parse()
+	if *target == "" {
+		*target = "127.0.0.1:50052"
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	summary, err := run(ctx, *target)
+	if err == nil {
+		err = json.NewEncoder(os.Stdout).Encode(summary)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, target string) (*Summary, error) {
+	conn, err := grpc.NewClient(target,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithUnaryInterceptor(withDeadline))
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	if err := waitUntilServing(ctx, conn); err != nil {
+		return nil, err
+	}
+	return newHost(conn).run(ctx)
+}
+
+// withDeadline gives every call a deadline of its own: without one, the server's default counts.
+func withDeadline(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn,
+	invoke grpc.UnaryInvoker, opts ...grpc.CallOption,
+) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	return invoke(ctx, method, req, reply, conn, opts...)
+}
