@@ -1,0 +1,1 @@
+"""A small workflow engine on the Python provider adapter; see README.md."""

@@ -1,0 +1,174 @@
+"""A workflow host: starts orders, pays them, works on them until all are complete.
+
+    python -m examples.python.host --target 127.0.0.1:50052 --workers 2 --orders 5
+
+With `--role worker` it works on whatever there is until SIGTERM; any number of such
+hosts may run. With `--role client` it starts and pays the orders and waits for them.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from datetime import timedelta
+from pathlib import Path
+
+from examples.python.engine import Engine, log, start_workflow
+from examples.python.order import PAID, SHIPPED, OrderWorkflow, World
+from wfe_persistence_client import (
+    JSON,
+    Event,
+    EventAlreadyExists,
+    PersistenceProvider,
+    PointerStatus,
+    RetryPolicy,
+    WorkflowInstance,
+    WorkflowStatus,
+    connect,
+)
+
+_PRICES = {"kettle": 2995, "teapot": 1850, "cup": 650}
+
+
+class Client:
+    """Somebody who orders things, and pays half of them at once and half when asked.
+
+    The client may be started again with the same order numbers: it goes on then.
+    """
+
+    def __init__(self, store: PersistenceProvider, orders: OrderWorkflow, ids: list[str]) -> None:
+        self._store = store
+        self._orders = orders
+        self._ids = ids
+        self._paid: set[str] = set()
+
+    async def run(self, stop: asyncio.Event) -> bool:
+        """Orders, pays and waits; false if stopped before all is done."""
+        for number, order_id in enumerate(self._ids):
+            item, cents = list(_PRICES.items())[number % len(_PRICES)]
+            data: JSON = {"item": item, "cents": cents}
+            if await start_workflow(self._store, self._orders.definition, order_id, data):
+                log.info("client  %s  ordered a %s", order_id, item)
+            if number % 2 == 0:
+                await self._pay(order_id)  # long before the workflow waits for it
+        while not stop.is_set():
+            orders = await self._store.get_workflow_instances(self._ids)
+            for order in orders:
+                if order.execution_pointers[-1].status is PointerStatus.WAITING_FOR_EVENT:
+                    await self._pay(order.id)
+            if all([await self._over(order) for order in orders]):
+                return True
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), 0.1)
+        return False
+
+    async def _pay(self, order_id: str) -> None:
+        if order_id in self._paid:
+            return
+        self._paid.add(order_id)
+        event = Event(
+            id=f"payment-{order_id}",
+            event_name=PAID,
+            event_key=order_id,
+            event_data={"receipt": f"R-{order_id}"},
+        )
+        with suppress(EventAlreadyExists):
+            await self._store.create_event(event)
+            log.info("client  %s  paid", order_id)
+
+    async def _over(self, order: WorkflowInstance) -> bool:
+        """Whether the order is complete, and the mail about it is sent."""
+        if order.status is not WorkflowStatus.COMPLETE:
+            return order.status is WorkflowStatus.TERMINATED
+        mails = await self._store.get_events(SHIPPED, order.id)
+        return bool(mails) and (await self._store.get_event(mails[0])).is_processed
+
+
+async def print_table(store: PersistenceProvider, world: World, ids: list[str]) -> None:
+    """What has become of the orders, by the server and by the world outside."""
+    row = "{:14} {:10} {:>8} {:>7} {:>6}  {}"
+    print(row.format("order", "status", "revision", "retries", "errors", "effects"))
+    for order in await store.get_workflow_instances(ids):
+        print(
+            row.format(
+                order.id,
+                order.status.name.lower(),
+                order.revision,
+                sum(pointer.retry_count for pointer in order.execution_pointers),
+                len(await store.list_errors(order.id)),
+                " ".join(world.effects(order.id)),
+            ),
+            flush=True,
+        )
+
+
+async def host(options: argparse.Namespace) -> bool:
+    """Plays the role; false if the orders were not complete when it was stopped."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    ids = [f"order-{options.batch}-{number}" for number in range(1, options.orders + 1)]
+    # As many tries as fit in the time: a server that is started again is waited for.
+    patience = RetryPolicy(max_attempts=1000, max_backoff=0.5)
+    with closing(World(options.world)) as world:
+        orders = OrderWorkflow(world, work=timedelta(seconds=options.work))
+        async with connect(options.target, timeout=15, retry=patience) as store:
+            engine = Engine(
+                store,
+                [orders.definition],
+                orders.listeners,
+                name=f"{socket.gethostname()}-{os.getpid()}",
+                lease=timedelta(seconds=options.lease),
+            )
+            if options.role == "worker":
+                log.info("works until SIGTERM")
+                await engine.run(options.workers, stop)
+                return True
+            client = Client(store, orders, ids)
+            if options.role == "client":
+                complete = await client.run(stop)
+            else:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(engine.run(options.workers, stop))
+                    complete = await client.run(stop)
+                    stop.set()
+                if complete:
+                    await engine.drain()
+            await print_table(store, world, ids)
+            return complete
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m examples.python.host", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--target", default="127.0.0.1:50052", help="the server's address")
+    parser.add_argument("--role", choices=("worker", "client", "all"), default="all")
+    parser.add_argument("--workers", type=int, default=2, help="steps at a time")
+    parser.add_argument("--orders", type=int, default=5, help="how many to start")
+    parser.add_argument(
+        "--batch", default=str(os.getpid()), help="in the ids of the orders; the same again: go on"
+    )
+    parser.add_argument("--lease", type=float, default=10.0, help="seconds a claim holds")
+    parser.add_argument("--work", type=float, default=0.02, help="seconds a step takes")
+    parser.add_argument(
+        "--world",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "wfe-example-world.sqlite3",
+        help="the file with the effects",
+    )
+    options = parser.parse_args(arguments)
+    logging.basicConfig(
+        stream=sys.stdout, level=logging.INFO, format="%(relativeCreated)6d ms  %(message)s"
+    )
+    return 0 if asyncio.run(host(options)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

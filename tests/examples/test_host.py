@@ -1,0 +1,265 @@
+"""The example host: every effect once and everything complete, whatever dies in between."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import psycopg
+import pytest
+
+from examples.python.engine import (
+    Engine,
+    now,
+)
+from examples.python.order import OrderWorkflow, World
+from tests.support.server import ServerProcess
+from wfe_persistence_client import (
+    PointerStatus,
+    WorkflowStatus,
+    connect,
+)
+
+ROOT = Path(__file__).parents[2]
+STEPS = ["reserve_stock", "charge", "await_payment", "cool_off", "ship", "notify"]
+EFFECTS = ["reserved", "charged", "shipped", "notified"]
+
+#: Far more than any of it takes, also on a busy machine.
+PATIENCE = 60.0
+
+
+@dataclass
+class Scene:
+    """A server, the world outside, and the host processes of one test."""
+
+    server: ServerProcess
+    database_url: str
+    folder: Path
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def world(self) -> Path:
+        return self.folder / "world.sqlite3"
+
+    def ids(self, orders: int) -> list[str]:
+        return [f"order-test-{number}" for number in range(1, orders + 1)]
+
+    def host(self, role: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start `python -m examples.python.host`; its output goes to the scene's log."""
+        command = [sys.executable, "-m", "examples.python.host", "--role", role]
+        command += ["--target", self.server.address, "--batch", "test", "--world", str(self.world)]
+        with (self.folder / "log").open("ab") as log:
+            process = subprocess.Popen(
+                [*command, *arguments],
+                cwd=ROOT,
+                env={**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "0"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self.processes.append(process)
+        return process
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def runs(self) -> list[tuple[str, bool, str]]:
+        """What the steps noted: step key, whether it begins or ends, worker."""
+        if not self.world.exists():
+            return []
+        with closing(sqlite3.connect(self.world, timeout=20)) as db:
+            try:
+                rows = db.execute("SELECT step_key, begins, worker FROM runs ORDER BY seq")
+            except sqlite3.OperationalError:  # no such table, yet
+                return []
+            return [(key, bool(begins), worker) for key, begins, worker in rows]
+
+    def count(self, table: str) -> int:
+        with psycopg.connect(self.database_url) as connection:
+            row = connection.execute(f"SELECT count(*) FROM wfc.{table}".encode()).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    async def until(self, condition: Callable[[], object], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, f"waited in vain for: {what}\n{self.log()}"
+            await asyncio.sleep(0.005)
+
+    async def ends_well(self, process: subprocess.Popen[bytes]) -> None:
+        await self.until(lambda: process.poll() is not None, "the end of a host")
+        assert process.returncode == 0, self.log()
+
+    async def tidy(self, lease: float) -> None:
+        """What is left are commands to look once more, some under the leases of the dead."""
+        deadline = time.monotonic() + lease + 5
+        with closing(World(self.world)) as world:
+            async with connect(self.server.address) as store:
+                orders = OrderWorkflow(world)
+                while True:
+                    engine = Engine(store, [orders.definition], orders.listeners, name="tidy")
+                    await engine.drain()
+                    if not self.count("scheduled_commands"):
+                        return
+                    assert time.monotonic() < deadline
+                    await asyncio.sleep(0.1)
+
+
+@pytest.fixture
+def scene(database_url: str, tmp_path: Path) -> Iterator[Scene]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = ServerProcess(
+        tmp_path / "server-log", "--db-url", database_url, "--listen", f"127.0.0.1:{port}"
+    )
+    with server:
+        scene = Scene(server, database_url, tmp_path)
+        try:
+            yield scene
+        finally:
+            for process in scene.processes:
+                process.kill()
+                process.wait()
+    assert "Traceback" not in (scene.log() if scene.processes else "")
+    assert "bug" not in server.log(), server.log()
+
+
+def overlaps(scene: Scene, dead: list[int] = []) -> list[str]:  # noqa: B006
+    """The steps that were begun while a living worker ran them."""
+    found = []
+    running: dict[str, str] = {}
+    for key, begins, worker in scene.runs():
+        if not begins:
+            running.pop(key, None)
+            continue
+        holder = running.get(key)
+        if holder is not None and not any(f"-{pid}/" in holder for pid in dead):
+            found.append(f"{key}: {holder} and {worker}")
+        running[key] = worker
+    return found
+
+
+async def check(scene: Scene, ids: list[str], *, errors: bool = True) -> None:
+    """All complete, every effect once, and nothing left behind."""
+    with closing(World(scene.world)) as world:
+        for order_id in ids:
+            assert sorted(world.effects(order_id)) == sorted(EFFECTS)
+    async with connect(scene.server.address) as store:
+        orders = await store.get_workflow_instances(ids)
+        assert [order.id for order in orders] == ids
+        for order in orders:
+            pointers = order.execution_pointers
+            assert order.status is WorkflowStatus.COMPLETE
+            assert order.next_execution is None
+            assert order.complete_time is not None
+            assert [pointer.step_name for pointer in pointers] == STEPS
+            assert {pointer.status for pointer in pointers} == {PointerStatus.COMPLETE}
+            assert not any(pointer.active for pointer in pointers)
+            assert [pointer.retry_count for pointer in pointers] == [2, 0, 0, 0, 0, 0]
+            assert [pointer.predecessor_id for pointer in pointers] == [None, *"12345"]
+            assert pointers[2].event_published
+            assert pointers[2].event_data == {"receipt": f"R-{order.id}"}
+            assert cast(Any, order.data)["payment"] == {"receipt": f"R-{order.id}"}
+            assert cast(Any, pointers[1].outcome)["cents"] == cast(Any, order.data)["cents"]
+            if errors:
+                logged = await store.list_errors(order.id)
+                assert [error.execution_pointer_id for error in logged] == ["1", "1"]
+                assert logged[1].message.startswith("attempt 1: OutOfStockError")
+                assert logged[0].message.startswith("attempt 2: OutOfStockError")
+        assert await store.get_runnable_instances() == []
+        assert await store.get_runnable_events(now() + timedelta(days=1)) == []
+    assert scene.count("event_subscriptions") == 0
+    assert scene.count("scheduled_commands") == 0
+
+
+async def test_two_workers_complete_all_orders(scene: Scene) -> None:
+    await scene.ends_well(scene.host("all", "--workers", "2", "--orders", "5"))
+    await check(scene, scene.ids(5))
+    assert overlaps(scene) == []
+    # Nobody died, so nothing was done twice either.
+    begun = [key for key, begins, _ in scene.runs() if begins]
+    assert len(begun) == 5 * (len(STEPS) + 2 + 1 + 1)  # two retries, one wait, one sleep
+    assert scene.log().count("complete  ") == 5
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_a_host_killed_again_and_again(scene: Scene, seed: int) -> None:
+    chance = random.Random(seed)
+    moments = sorted(chance.sample(range(5, 85), 4))
+    arguments = ("--orders", "5", "--lease", "1.5")
+    for moment in moments:
+        host = scene.host("all", *arguments)
+        await scene.until(lambda m=moment: len(scene.runs()) >= m, f"{moment} notes")  # type: ignore[misc]
+        await asyncio.sleep(chance.uniform(0, 0.03))
+        assert host.poll() is None, "it was to be killed in the middle"
+        host.kill()
+        host.wait()
+    dead = [process.pid for process in scene.processes]
+    await scene.ends_well(scene.host("all", *arguments))
+    await scene.tidy(1.5)
+    await check(scene, scene.ids(5))
+    assert overlaps(scene, dead) == []
+
+
+async def test_the_server_killed_and_restarted(scene: Scene) -> None:
+    host = scene.host("all", "--orders", "5", "--lease", "1.5")
+    for moment in (12, 55):
+        await scene.until(lambda m=moment: len(scene.runs()) >= m, f"{moment} notes")  # type: ignore[misc]
+        assert host.poll() is None, "the server was to be killed in the middle"
+        scene.server.kill()
+        await asyncio.to_thread(scene.server.start)
+    await scene.ends_well(host)
+    await scene.tidy(1.5)
+    await check(scene, scene.ids(5))
+
+
+async def test_two_competing_processes_never_run_a_step_at_once(scene: Scene) -> None:
+    workers = [scene.host("worker", "--work", "0.05") for _ in range(2)]
+    await scene.ends_well(scene.host("client", "--orders", "6"))
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        await scene.ends_well(worker)
+    assert overlaps(scene) == []
+    by = {worker.split("/")[0] for _, _, worker in scene.runs()}
+    assert {f"{socket.gethostname()}-{worker.pid}" for worker in workers} == by, "both took part"
+    await scene.tidy(0)
+    await check(scene, scene.ids(6))
+
+
+async def test_a_worker_frozen_for_longer_than_its_lease_changes_nothing(scene: Scene) -> None:
+    arguments = ("--lease", "2", "--work", "0.3")
+    frozen = scene.host("worker", "--workers", "1", *arguments)
+    client = scene.host("client", "--orders", "1")
+
+    def charges() -> bool:
+        worker = f"{socket.gethostname()}-{frozen.pid}/1"
+        return scene.runs()[-1:] == [("order-test-1/2", True, worker)]
+
+    await scene.until(charges, "the step to be frozen in")
+    frozen.send_signal(signal.SIGSTOP)
+    assert charges(), "it was to be frozen in the middle of the step"
+    scene.host("worker", *arguments)
+    await scene.ends_well(client)
+    frozen.send_signal(signal.SIGCONT)
+    await scene.until(lambda: "REVISION_MISMATCH" in scene.log(), "its late result refused")
+    frozen.terminate()
+    await scene.ends_well(frozen)
+    # The one step that two workers ran at once is the one that was frozen in.
+    assert [overlap.partition(":")[0] for overlap in overlaps(scene)] == ["order-test-1/2"]
+    await scene.tidy(2)
+    await check(scene, scene.ids(1), errors=False)
