@@ -6,15 +6,32 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.support.api import Api
+from tests.support import make
+from tests.support.api import Api, connect
 from tests.support.commands import OwnCommands
+from wfe.persistence.v1.store_pb2 import CreateNamespaceRequest, DeleteNamespaceRequest
+
+
+@pytest.fixture(scope="session")
+async def command_api(api: Api, target: str, pytestconfig: pytest.Config) -> AsyncIterator[Api]:
+    """The API for commands: on a given target in a namespace of the session's own, if it can be
+    deleted afterwards, because a claim can't tell whose commands it wants."""
+    capabilities = (await api.get_store_info()).capabilities
+    if not pytestconfig.getoption("--target") or not capabilities.delete_namespace:
+        yield api
+        return
+    name = make.new_id("conformance")[:40].replace("-", "_")
+    await api.store.CreateNamespace(CreateNamespaceRequest(name=name))
+    async with connect(target, namespace=name) as channel:
+        yield Api(channel)
+    await api.store.DeleteNamespace(DeleteNamespaceRequest(name=name, force=True))
 
 
 @pytest.fixture
-async def own(api: Api) -> AsyncIterator[OwnCommands]:
+async def own(command_api: Api) -> AsyncIterator[OwnCommands]:
     """Commands of the test's own."""
-    if not (await api.get_store_info()).capabilities.scheduled_commands:
+    if not (await command_api.get_store_info()).capabilities.scheduled_commands:
         pytest.skip("the target has no scheduled commands")
-    commands = OwnCommands(api)
+    commands = OwnCommands(command_api)
     yield commands
     await commands.finish()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.support import make
-from tests.support.api import Api
+from tests.support.api import Api, for_each
 from tests.support.clock import database_time
 from tests.support.commands import OwnCommands, commands, tokens
 from tests.support.expect import eventually, fails
@@ -30,9 +29,9 @@ async def test_scheduled_command_is_handed_out_as_it_was_scheduled(
     assert commands(await own.claim()) == [command]
 
 
-async def test_scheduling_the_same_again_changes_nothing(api: Api, own: OwnCommands) -> None:
+async def test_scheduling_the_same_again_changes_nothing(own: OwnCommands) -> None:
     command = await own.schedule()
-    await api.schedule_command(command)
+    await own.api.schedule_command(command)
     assert commands(await own.claim()) == [command]
 
 
@@ -87,10 +86,10 @@ async def test_without_as_of_the_databases_clock_counts(api: Api, own: OwnComman
     past = await own.schedule(execute_time=now - 1000)
     await own.schedule(execute_time=now + 3_600_000)
     everything: list[ClaimedCommand] = []
-    while claims := await api.claim_commands(limit=1000):
+    while claims := await own.api.claim_commands(limit=1000):
         everything += claims
     for start in range(0, len(everything), 1000):
-        await api.release_commands(*tokens(everything[start : start + 1000]))
+        await own.api.release_commands(*tokens(everything[start : start + 1000]))
     assert [c for c in commands(everything) if c.execute_time >= past.execute_time] == [past]
 
 
@@ -107,12 +106,12 @@ async def test_limit_takes_the_soonest(own: OwnCommands) -> None:
     assert await own.claim(limit=2) == []
 
 
-async def test_default_and_maximum_limit(api: Api, own: OwnCommands) -> None:
-    await asyncio.gather(*map(own.schedule, range(1001)))
+async def test_default_and_maximum_limit(own: OwnCommands) -> None:
+    await for_each(own.schedule, range(1001))
     for limit, length in ((0, 100), (100, 100), (1000, 1000), (1001, 1000), (2**31 - 1, 1000)):
-        claims = await api.claim_commands(as_of=make.FIRST_TIME, limit=limit)
+        claims = await own.api.claim_commands(as_of=make.FIRST_TIME, limit=limit)
         assert len(claims) == length
-        await api.release_commands(*tokens(claims))
+        await own.api.release_commands(*tokens(claims))
 
 
 async def test_claimed_command_is_not_claimed_again(own: OwnCommands) -> None:
@@ -155,43 +154,41 @@ async def test_expired_lease_makes_the_command_due_again(own: OwnCommands) -> No
 # CompleteCommands, ReleaseCommands.
 
 
-async def test_completed_command_is_gone(api: Api, own: OwnCommands) -> None:
+async def test_completed_command_is_gone(own: OwnCommands) -> None:
     await own.schedule()
-    await api.complete_commands(*tokens(await own.claim()))
+    await own.api.complete_commands(*tokens(await own.claim()))
     assert await own.claim() == []
 
 
-async def test_completion_removes_nothing_but_what_was_claimed(api: Api, own: OwnCommands) -> None:
+async def test_completion_removes_nothing_but_what_was_claimed(own: OwnCommands) -> None:
     made = [await own.schedule(at) for at in range(4)]
     claims = await own.claim(limit=3)
-    await api.complete_commands(claims[0].lease_token, claims[2].lease_token)
+    await own.api.complete_commands(claims[0].lease_token, claims[2].lease_token)
     assert commands(await own.claim()) == [made[3]]
-    await api.release_commands(claims[1].lease_token)
+    await own.api.release_commands(claims[1].lease_token)
     assert commands(await own.claim()) == [made[1]]
 
 
-async def test_completed_command_can_be_scheduled_again(api: Api, own: OwnCommands) -> None:
+async def test_completed_command_can_be_scheduled_again(own: OwnCommands) -> None:
     command = await own.schedule()
-    await api.complete_commands(*tokens(await own.claim()))
-    await api.schedule_command(command)
+    await own.api.complete_commands(*tokens(await own.claim()))
+    await own.api.schedule_command(command)
     assert commands(await own.claim()) == [command]
 
 
-async def test_released_command_is_due_at_once(api: Api, own: OwnCommands) -> None:
+async def test_released_command_is_due_at_once(own: OwnCommands) -> None:
     made = [await own.schedule(at) for at in range(3)]
     claims = await own.claim()
-    await api.release_commands(*tokens(claims[1:]))
+    await own.api.release_commands(*tokens(claims[1:]))
     assert commands(await own.claim()) == made[1:]
 
 
 @pytest.mark.parametrize("first", ["complete", "release"])
 @pytest.mark.parametrize("then", ["complete", "release"])
-async def test_lease_that_has_ended_is_lost(
-    api: Api, own: OwnCommands, first: str, then: str
-) -> None:
+async def test_lease_that_has_ended_is_lost(own: OwnCommands, first: str, then: str) -> None:
     await own.schedule()
     [claim] = await own.claim()
-    call = {"complete": api.complete_commands, "release": api.release_commands}
+    call = {"complete": own.api.complete_commands, "release": own.api.release_commands}
     await call[first](claim.lease_token)
     with fails("FAILED_PRECONDITION", "LEASE_LOST") as failure:
         await call[then](claim.lease_token)
@@ -201,17 +198,17 @@ async def test_lease_that_has_ended_is_lost(
 
 @pytest.mark.parametrize("then", ["complete", "release"])
 async def test_lease_is_lost_to_the_next_claimer_after_its_expiry(
-    api: Api, own: OwnCommands, then: str
+    own: OwnCommands, then: str
 ) -> None:
     await own.schedule()
     [stale] = await own.claim(lease_duration=SHORT)
     current = await own.reclaim()
-    call = api.complete_commands if then == "complete" else api.release_commands
+    call = own.api.complete_commands if then == "complete" else own.api.release_commands
     with fails("FAILED_PRECONDITION", "LEASE_LOST") as failure:
         await call(stale.lease_token)
     assert failure.metadata["lease_tokens"] == stale.lease_token
     assert await own.claim() == []
-    await api.complete_commands(current.lease_token)
+    await own.api.complete_commands(current.lease_token)
 
 
 @pytest.mark.parametrize("then", ["complete", "release"])
@@ -226,7 +223,7 @@ async def test_expired_lease_is_not_lost_if_nobody_claimed_since(
         return now.ToNanoseconds() > claim.lease_expiry.ToNanoseconds()
 
     await eventually(expired)
-    call = api.complete_commands if then == "complete" else api.release_commands
+    call = own.api.complete_commands if then == "complete" else own.api.release_commands
     await call(claim.lease_token)
     assert len(await own.claim()) == (1 if then == "release" else 0)
 
@@ -234,48 +231,48 @@ async def test_expired_lease_is_not_lost_if_nobody_claimed_since(
 @pytest.mark.parametrize("then", ["complete", "release"])
 @pytest.mark.parametrize("lost", [0, 1, 2, 3])
 async def test_one_lost_lease_fails_the_batch_and_nothing_is_changed(
-    api: Api, own: OwnCommands, then: str, lost: int
+    own: OwnCommands, then: str, lost: int
 ) -> None:
     for at in range(4):
         await own.schedule(at)
     claims = await own.claim()
-    await api.complete_commands(claims[lost].lease_token)
-    call = api.complete_commands if then == "complete" else api.release_commands
+    await own.api.complete_commands(claims[lost].lease_token)
+    call = own.api.complete_commands if then == "complete" else own.api.release_commands
     with fails("FAILED_PRECONDITION", "LEASE_LOST") as failure:
         await call(*tokens(claims))
     assert failure.metadata["lease_tokens"] == claims[lost].lease_token
     del claims[lost]
     assert await own.claim() == []  # none was released
-    await api.release_commands(*tokens(claims))  # none was removed
+    await own.api.release_commands(*tokens(claims))  # none was removed
     assert commands(await own.claim()) == commands(claims)
 
 
-async def test_all_lost_leases_are_told(api: Api, own: OwnCommands) -> None:
+async def test_all_lost_leases_are_told(own: OwnCommands) -> None:
     for at in range(4):
         await own.schedule(at)
     claims = await own.claim()
     lost = tokens(claims[1:3])
-    await api.complete_commands(*lost)
+    await own.api.complete_commands(*lost)
     with fails("FAILED_PRECONDITION", "LEASE_LOST") as failure:
-        await api.complete_commands(*tokens(claims))
+        await own.api.complete_commands(*tokens(claims))
     assert failure.metadata["lease_tokens"].split(",") == lost
 
 
 @pytest.mark.parametrize("then", ["complete", "release"])
 @pytest.mark.parametrize("stale_first", [True, False])
 async def test_stale_lease_beside_the_current_one_of_the_same_command_is_lost(
-    api: Api, own: OwnCommands, then: str, stale_first: bool
+    own: OwnCommands, then: str, stale_first: bool
 ) -> None:
     """One worker that claimed the same command twice must not hear that both are completed."""
     command = await own.schedule()
     [stale] = await own.claim(lease_duration=SHORT)
     current = await own.reclaim()
-    call = api.complete_commands if then == "complete" else api.release_commands
+    call = own.api.complete_commands if then == "complete" else own.api.release_commands
     both = [stale.lease_token, current.lease_token]
     with fails("FAILED_PRECONDITION", "LEASE_LOST") as failure:
         await call(*(both if stale_first else both[::-1]))
     assert failure.metadata["lease_tokens"] == stale.lease_token
-    await api.release_commands(current.lease_token)
+    await own.api.release_commands(current.lease_token)
     assert commands(await own.claim()) == [command]
 
 
@@ -284,59 +281,53 @@ async def test_stale_lease_beside_the_current_one_of_the_same_command_is_lost(
 
 @pytest.mark.parametrize("ms", [-1000, 0, 1000])
 async def test_rescheduled_while_claimed_stays_claimed_and_survives_its_completion(
-    api: Api, own: OwnCommands, ms: int
+    own: OwnCommands, ms: int
 ) -> None:
     """Also if it is scheduled for the same time again."""
     first = await own.schedule()
     [claim] = await own.claim()
     again = await own.schedule(ms, data=first.data)
     assert await own.claim() == []
-    await api.complete_commands(claim.lease_token)
+    await own.api.complete_commands(claim.lease_token)
     claims = await own.claim()
     assert commands(claims) == [again]
-    await api.complete_commands(*tokens(claims))
+    await own.api.complete_commands(*tokens(claims))
     assert await own.claim() == []
 
 
-async def test_rescheduled_for_later_while_claimed_is_due_later(api: Api, own: OwnCommands) -> None:
+async def test_rescheduled_for_later_while_claimed_is_due_later(own: OwnCommands) -> None:
     at = make.long_ago()
     first = await own.schedule()
     [claim] = await own.claim()
     again = await own.schedule(data=first.data, execute_time=make.epoch_ms(at))
-    await api.complete_commands(claim.lease_token)
+    await own.api.complete_commands(claim.lease_token)
     assert await own.claim(as_of=make.later(at, ms=-1)) == []
     assert commands(await own.claim(as_of=at)) == [again]
 
 
-async def test_rescheduled_while_claimed_is_due_at_once_when_released(
-    api: Api, own: OwnCommands
-) -> None:
+async def test_rescheduled_while_claimed_is_due_at_once_when_released(own: OwnCommands) -> None:
     first = await own.schedule()
     [claim] = await own.claim()
     again = await own.schedule(5, data=first.data)
-    await api.release_commands(claim.lease_token)
+    await own.api.release_commands(claim.lease_token)
     assert commands(await own.claim()) == [again]
 
 
-async def test_rescheduled_while_claimed_is_due_when_the_lease_expires(
-    api: Api, own: OwnCommands
-) -> None:
+async def test_rescheduled_while_claimed_is_due_when_the_lease_expires(own: OwnCommands) -> None:
     first = await own.schedule()
     [stale] = await own.claim(lease_duration=SHORT)
     again = await own.schedule(5, data=first.data)
     current = await own.reclaim()
     assert current.command == again
     with fails("FAILED_PRECONDITION", "LEASE_LOST"):
-        await api.complete_commands(stale.lease_token)
-    await api.complete_commands(current.lease_token)
+        await own.api.complete_commands(stale.lease_token)
+    await own.api.complete_commands(current.lease_token)
     assert await own.claim() == []
 
 
-async def test_completion_of_a_batch_keeps_only_what_was_rescheduled(
-    api: Api, own: OwnCommands
-) -> None:
+async def test_completion_of_a_batch_keeps_only_what_was_rescheduled(own: OwnCommands) -> None:
     made = [await own.schedule(at) for at in range(4)]
     claims = await own.claim()
     again = [await own.schedule(n, data=made[n].data) for n in (1, 3)]
-    await api.complete_commands(*tokens(claims))
+    await own.api.complete_commands(*tokens(claims))
     assert commands(await own.claim()) == again

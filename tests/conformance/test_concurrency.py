@@ -142,10 +142,11 @@ async def test_readers_never_see_a_mix_of_what_writers_persist(api: Api) -> None
             _check_one_writers(instances[0])
             reads += 1
 
-    readers = [asyncio.create_task(read(reader)) for reader in range(4)]
-    revisions = await at_once(map(write, range(writers)))
-    writing = False
-    await asyncio.gather(*readers)
+    async with asyncio.TaskGroup() as readers:
+        for reader in range(4):
+            readers.create_task(read(reader))
+        revisions = await at_once(map(write, range(writers)))
+        writing = False
     assert reads > 4
     last = await api.get_workflow_instance(first.id)
     _check_one_writers(last)
@@ -234,6 +235,23 @@ async def test_sequence_gives_no_number_twice(api: Api) -> None:
     assert sorted(numbers) == list(range(1, 21))
 
 
+async def test_readers_see_all_of_the_errors_of_one_call_or_none(api: Api) -> None:
+    workflow, batch = make.new_id("workflow"), 150
+    writing = True
+
+    async def read() -> None:
+        while writing:
+            listed = await api.list_errors(workflow_id=workflow, page_size=1000)
+            assert len(listed.errors) % batch == 0
+
+    async with asyncio.TaskGroup() as readers:
+        for _ in range(3):
+            readers.create_task(read())
+        for _ in range(5):
+            await api.persist_errors(*(make.error(workflow_id=workflow) for _ in range(batch)))
+        writing = False
+
+
 # Tokens.
 
 
@@ -267,14 +285,14 @@ async def test_exactly_one_call_clears_and_exactly_one_terminates(api: Api) -> N
 # Commands.
 
 
-async def test_each_command_is_claimed_by_exactly_one_of_eight(api: Api, own: OwnCommands) -> None:
+async def test_each_command_is_claimed_by_exactly_one_of_eight(own: OwnCommands) -> None:
     made = await at_once(map(own.schedule, range(120)))
 
     async def claim() -> list[str]:
         claimed: list[str] = []
         while claims := await own.claim(limit=7):
             claimed += [claim.command.data for claim in claims]
-            await api.complete_commands(*tokens(claims))
+            await own.api.complete_commands(*tokens(claims))
         return claimed
 
     claimed = await at_once(claim() for _ in range(8))
@@ -283,10 +301,10 @@ async def test_each_command_is_claimed_by_exactly_one_of_eight(api: Api, own: Ow
     assert times == {command.data: 1 for command in made}
 
 
-async def test_exactly_one_call_completes_a_command(api: Api, own: OwnCommands) -> None:
+async def test_exactly_one_call_completes_a_command(own: OwnCommands) -> None:
     await own.schedule()
     [claim] = await own.claim()
-    winners, losers = await outcomes(api.complete_commands(claim.lease_token) for _ in range(8))
+    winners, losers = await outcomes(own.api.complete_commands(claim.lease_token) for _ in range(8))
     assert len(winners) == 1
     assert _reasons(losers) == {"LEASE_LOST"}
 
@@ -298,9 +316,7 @@ async def test_scheduling_one_command_at_once_leaves_one(own: OwnCommands) -> No
     assert claim.command in made
 
 
-async def test_no_scheduling_is_lost_between_claims_and_completions(
-    api: Api, own: OwnCommands
-) -> None:
+async def test_no_scheduling_is_lost_between_claims_and_completions(own: OwnCommands) -> None:
     """However they fall together: what was scheduled last is handed out after that."""
     data = make.new_id("command")
     scheduling = True
@@ -312,15 +328,16 @@ async def test_no_scheduling_is_lost_between_claims_and_completions(
             claims = await own.claim()
             handled.extend(claim.command.execute_time for claim in claims)
             if claims:
-                await api.complete_commands(*tokens(claims))
+                await own.api.complete_commands(*tokens(claims))
 
-    workers = [asyncio.create_task(work()) for _ in range(4)]
-    for at in range(60):
-        last = await own.schedule(at, data=data)
-    scheduling = False
-    await asyncio.gather(*workers)
+    async with asyncio.TaskGroup() as workers:
+        for _ in range(4):
+            workers.create_task(work())
+        for at in range(60):
+            last = await own.schedule(at, data=data)
+        scheduling = False
     while claims := await own.claim():
         handled += [claim.command.execute_time for claim in claims]
-        await api.complete_commands(*tokens(claims))
+        await own.api.complete_commands(*tokens(claims))
     assert handled.count(last.execute_time) == 1
     assert len(handled) == len(set(handled))

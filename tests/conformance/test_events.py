@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.support import make
-from tests.support.api import Api, pages
+from tests.support.api import Api, for_each, pages
 from tests.support.expect import fails
 from wfe.persistence.v1.event_pb2 import Event
 
@@ -34,7 +33,7 @@ class Events:
         return event
 
     async def finish(self) -> None:
-        await asyncio.gather(*map(self._api.mark_event_processed, self._made))
+        await for_each(self._api.mark_event_processed, self._made)
 
 
 @pytest.fixture
@@ -276,7 +275,7 @@ async def thousand_and_one(api: Api) -> AsyncIterator[Event]:
     """One of 1001 unprocessed events of the same time, name and key."""
     at, key = make.long_ago(), make.new_id("key")
     events = Events(api)
-    made = await asyncio.gather(*(events(at, event_key=key) for _ in range(1001)))
+    made = await for_each(lambda at: events(at, event_key=key), [at] * 1001)
     yield made[0]
     await events.finish()
 

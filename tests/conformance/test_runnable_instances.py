@@ -6,7 +6,6 @@ their own workflows only.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
 
@@ -14,7 +13,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.support import make
-from tests.support.api import Api, pages
+from tests.support.api import Api, for_each, pages
 from wfe.persistence.v1.workflow_pb2 import WorkflowInstance, WorkflowStatus
 
 
@@ -39,7 +38,7 @@ class Due:
         await self._api.persist_workflow(instance)
 
     async def stop_all(self) -> None:
-        await asyncio.gather(*map(self.stop, self._made))
+        await for_each(self.stop, self._made)
 
 
 @pytest.fixture
@@ -174,7 +173,7 @@ async def thousand_and_one(api: Api) -> AsyncIterator[Timestamp]:
     """When 1001 workflows, which are no longer runnable afterwards, are due."""
     at = make.long_ago()
     due = Due(api)
-    await asyncio.gather(*(due(at) for _ in range(1001)))
+    await for_each(due, [at] * 1001)
     yield at
     await due.stop_all()
 

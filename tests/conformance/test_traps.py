@@ -38,31 +38,29 @@ def tables(
 # and one handler's error stops all.
 
 
-async def test_command_scheduled_again_while_it_is_handled_is_not_lost(
-    api: Api, own: OwnCommands
-) -> None:
+async def test_command_scheduled_again_while_it_is_handled_is_not_lost(own: OwnCommands) -> None:
     command = await own.schedule()
     handled = await own.claim()
-    await api.schedule_command(command)  # by its own handler, for example
-    await api.complete_commands(*tokens(handled))
+    await own.api.schedule_command(command)  # by its own handler, for example
+    await own.api.complete_commands(*tokens(handled))
     assert commands(await own.claim()) == [command]
 
 
 async def test_command_that_becomes_due_while_others_are_handled_is_not_lost(
-    api: Api, own: OwnCommands
+    own: OwnCommands,
 ) -> None:
     await own.schedule()
     handled = await own.claim()
     late = await own.schedule(-1000)
-    await api.complete_commands(*tokens(handled))
+    await own.api.complete_commands(*tokens(handled))
     assert commands(await own.claim()) == [late]
 
 
-async def test_one_failing_handler_does_not_stop_the_others(api: Api, own: OwnCommands) -> None:
+async def test_one_failing_handler_does_not_stop_the_others(own: OwnCommands) -> None:
     made = [await own.schedule(at) for at in range(3)]
     good, bad, also_good = await own.claim(lease_duration=Duration(nanos=200_000_000))
     for claim in (good, also_good):
-        await api.complete_commands(claim.lease_token)
+        await own.api.complete_commands(claim.lease_token)
     # Nobody says a word about the bad one: it comes back when its lease expires.
     assert (await own.reclaim()).command == bad.command == made[1]
 
@@ -150,11 +148,12 @@ async def test_reader_sees_the_instance_and_the_pointers_of_one_write(api: Api) 
             expected = state(instance.version)
             assert instance.execution_pointers == expected.execution_pointers
 
-    readers = [asyncio.create_task(read()) for _ in range(3)]
-    for turn in range(1, 60):
-        await api.persist_workflow(state(turn))
-    writing = False
-    await asyncio.gather(*readers)
+    async with asyncio.TaskGroup() as readers:
+        for _ in range(3):
+            readers.create_task(read())
+        for turn in range(1, 60):
+            await api.persist_workflow(state(turn))
+        writing = False
 
 
 # Its tokens never expire: a dead worker holds a subscription for ever.
@@ -208,12 +207,12 @@ async def test_batch_comes_from_one_snapshot(api: Api) -> None:
                 instance.data_json = str(turn)
                 await api.persist_workflow(instance)
 
-    writer = asyncio.create_task(write())
-    for _ in range(15):
-        answers = await api.get_workflow_instances(asked)
-        assert 0 <= int(answers[0].data_json) - int(answers[-1].data_json) <= 1
-    writing = False
-    await writer
+    async with asyncio.TaskGroup() as group:
+        group.create_task(write())
+        for _ in range(15):
+            answers = await api.get_workflow_instances(asked)
+            assert 0 <= int(answers[0].data_json) - int(answers[-1].data_json) <= 1
+        writing = False
 
 
 async def test_runnable_queries_have_a_limit_and_an_order(api: Api) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -25,6 +26,9 @@ from wfe.persistence.v1.event_pb2 import Event
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
 from wfe.persistence.v1.workflow_pb2 import WorkflowInstance
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 
 
 class Api:
@@ -181,6 +185,19 @@ class Api:
         await self.store.TruncateAll(store_pb2.TruncateAllRequest())
 
 
+async def for_each(
+    call: Callable[[Item], Awaitable[Answer]], items: Iterable[Item]
+) -> list[Answer]:
+    """The answers to a call for each item; only some at once, a server may refuse a thousand."""
+    some = asyncio.Semaphore(20)
+
+    async def one(item: Item) -> Answer:
+        async with some:
+            return await call(item)
+
+    return list(await asyncio.gather(*map(one, items)))
+
+
 async def pages(
     list_rpc: Callable[..., Awaitable[Any]], page_token: str = "", **fields: Any
 ) -> list[Any]:
@@ -192,10 +209,32 @@ async def pages(
     return answers
 
 
-def connect(address: str, options: Sequence[tuple[str, Any]] = ()) -> grpc.aio.Channel:
-    """A channel that shows each failure as it is: no retries of its own."""
+class _InNamespace(grpc.aio.UnaryUnaryClientInterceptor):
+    """Sends unary calls to a namespace."""
+
+    def __init__(self, name: str) -> None:
+        self._metadata = grpc.aio.Metadata(("wfe-namespace", name))
+
+    async def intercept_unary_unary(
+        self,
+        continuation: Callable[[grpc.aio.ClientCallDetails, Any], Any],
+        client_call_details: grpc.aio.ClientCallDetails,
+        request: Any,
+    ) -> Any:
+        details: Any = client_call_details
+        return await continuation(details._replace(metadata=self._metadata), request)
+
+
+def connect(
+    address: str, options: Sequence[tuple[str, Any]] = (), *, namespace: str = ""
+) -> grpc.aio.Channel:
+    """A channel that shows each failure as it is: no retries of its own.
+
+    `namespace`: where its unary calls go, without metadata of their own.
+    """
     return grpc.aio.insecure_channel(
         address,
+        interceptors=[_InNamespace(namespace)] if namespace else None,
         options=[
             ("grpc.enable_retries", 0),
             ("grpc.max_receive_message_length", -1),

@@ -28,7 +28,7 @@ class OwnCommands:
     """
 
     def __init__(self, api: Api) -> None:
-        self._api = api
+        self.api = api
         self._base = random.randrange(-(2**63), -(2**62))
         self._data: set[str] = set()
         self._tokens: list[str] = []
@@ -42,18 +42,18 @@ class OwnCommands:
     async def schedule(self, at: int = 0, **fields: Any) -> ScheduledCommand:
         """A new command, scheduled."""
         command = self.new(at, **fields)
-        await self._api.schedule_command(command)
+        await self.api.schedule_command(command)
         return command
 
     async def claim(self, **fields: Any) -> list[ClaimedCommand]:
         """Claim what is due by the year 1."""
-        claims = await self._api.claim_commands(
+        claims = await self.api.claim_commands(
             **({"as_of": make.FIRST_TIME, "limit": 1000} | fields)
         )
         own = [claim for claim in claims if claim.command.data in self._data]
         self._tokens += tokens(own)
         if strange := [claim for claim in claims if claim.command.data not in self._data]:
-            await self._api.release_commands(*tokens(strange))
+            await self.api.release_commands(*tokens(strange))
         return own
 
     async def reclaim(self) -> ClaimedCommand:
@@ -70,6 +70,6 @@ class OwnCommands:
 
     async def finish(self) -> None:
         for token in self._tokens:
-            await failure_of(self._api.release_commands(token))
+            await failure_of(self.api.release_commands(token))
         while left := await self.claim():
-            await self._api.complete_commands(*tokens(left))
+            await self.api.complete_commands(*tokens(left))
