@@ -155,6 +155,12 @@ def _large(shape: str, size: int) -> Large:
 
 
 LARGE_SHAPES: Final = [*SHAPES, "small documents", "a name that is the id"]
+# Whose answers are larger than the requests.
+GROWING_SHAPES: Final = [
+    shape
+    for shape in LARGE_SHAPES
+    if shape not in ("a string", "a string of commas", "a list with spaces")
+]
 
 
 @pytest.mark.parametrize("shape", LARGE_SHAPES)
@@ -167,13 +173,12 @@ async def test_workflow_under_the_limit_is_stored_and_can_be_read(
     assert await reader.get_workflow_instance(large.given.id) == large.answer.instance
 
 
-@pytest.mark.parametrize("shape", LARGE_SHAPES)
+@pytest.mark.parametrize("shape", GROWING_SHAPES)
 async def test_workflow_that_could_not_be_read_is_not_created(
     api: Api, reader: Api, limit: int, shape: str
 ) -> None:
     large = _large(shape, limit + 1)
-    if CreateNewWorkflowRequest(instance=large.given).ByteSize() > limit:
-        pytest.skip("the request is too large, too")
+    assert CreateNewWorkflowRequest(instance=large.given).ByteSize() <= limit
     with fails("RESOURCE_EXHAUSTED", "ANSWER_TOO_LARGE") as failure:
         await api.create_new_workflow(large.given)
     assert failure.metadata["limit_bytes"] == str(limit)
@@ -314,7 +319,7 @@ async def test_deadline_that_passes_during_a_write_leaves_nothing(api: Api, limi
     rpc = RPCS["CreateNewWorkflow"]
 
     def large() -> Any:
-        given = _large("small documents", limit // 4).given
+        given = _large("small documents", limit // 8).given
         given.id = make.new_id("workflow")
         return rpc.request(instance=given)
 

@@ -165,7 +165,7 @@ WITH taken AS (
     WHERE id = $1
         AND ($4::timestamptz IS NULL OR $4 > now())
         AND (external_token IS NULL OR external_token_expiry <= now()
-            OR (external_token = $2 AND external_worker_id IS NOT DISTINCT FROM $3))
+            OR (external_token = $2 AND coalesce(external_worker_id, '') = $3))
     RETURNING id
 )
 SELECT EXISTS (SELECT FROM taken),

@@ -1,0 +1,230 @@
+"""What the server takes for JSON that it can store, and how large it is when it is read back."""
+
+from __future__ import annotations
+
+import json
+import time
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+
+from tests.support.strategies import json_documents
+from wfe.persistence.v1.event_pb2 import Event, GetEventResponse
+from wfe_persistence.errors import PersistenceError
+from wfe_persistence.rpc.check import Check
+from wfe_persistence.rpc.status import violation_name
+
+
+def objection(text: str) -> str:
+    """Why a document is refused; empty: it is not."""
+    check = Check()
+    check.json("", "data_json", text)
+    try:
+        check.done()
+    except PersistenceError as exc:
+        [violation] = exc.violations
+        assert violation.field == "data_json"
+        return violation_name(violation.reason)
+    return ""
+
+
+def nested(levels: int, inner: str = "", bracket: str = "[") -> str:
+    if bracket == "[":
+        return "[" * levels + inner + "]" * levels
+    return '{"a":' * levels + (inner or "1") + "}" * levels
+
+
+GOOD = {
+    "scalars": ["null", "true", "false", "0", "-0", "1.5", '""', '"x"'],
+    "containers": ["[]", "{}", "[[]]", '{"": {"": []}}', '[null, "a", 1, {"b": false}]'],
+    "whitespace": [" 1 ", "\t[\r\n1\n,\n2 ]\n", '{ "a" : 1 }'],
+    "escapes": ['"\\"\\\\\\/\\b\\f\\n\\r\\t"', '"\\u0041\\u00e9\\u20AC"', '{"\\u0061": 1}'],
+    "surrogate pairs": ['"\\ud83d\\ude00"', '"\\uD83D\\uDE00"', '"\\ud800\\udc00\\udbff\\udfff"'],
+    "what only looks like an escape": ['"\\\\u0000"', '"\\\\ud800"', '"\\\\\\\\u0000"'],
+    "any character": ['"\x7f"', '"\u2028\ufeff\uffff"', '"😀"', '"\U0010ffff"', '{"é": 1}'],
+    "the same key twice": ['{"a": 1, "a": 2}', '{"a": 1, "\\u0061": 2}'],
+    "exponents": ["1e1000", "1E+1000", "1e-1000", "-1.5e1000", "1e0001000", "0e1000", "1e-0"],
+    "digits": ["7" * 1000, "-" + "7" * 1000, "0." + "7" * 999, "7" * 500 + "." + "7" * 500],
+    "many numbers": [f"[{','.join(['7' * 999] * 3)}]", f"[{','.join(['1e1000'] * 3)}]"],
+    "numbers in strings": ['"1e1001"', f'"{"7" * 2000}"', '{"1e1001": "1e-9999"}'],
+    "words in strings": ['"NaN"', '["Infinity", "-Infinity"]'],
+    "100 levels": [nested(100), nested(100, "1"), nested(100, "", "{"), nested(50, nested(50))],
+    "more brackets than levels": [f"[{','.join(['[]'] * 500)}]", nested(100, f'"{"[" * 500}"')],
+    "brackets behind quotes": [f'["\\"{"[" * 200}"]', f'["\\\\", "{"[" * 200}"]', f'"{"]" * 200}"'],
+}
+
+
+@pytest.mark.parametrize("texts", GOOD.values(), ids=list(GOOD))
+def test_good_json(texts: list[str]) -> None:
+    assert {text: objection(text) for text in texts} == dict.fromkeys(texts, "")
+
+
+@given(text=json_documents())
+@settings(max_examples=150, deadline=None)
+def test_any_good_json(text: str) -> None:
+    assert objection(text) == ""
+
+
+BAD = {
+    "JSON_INVALID": [
+        "", " ", "x", "nul", "True", "None", "'a'", "{a: 1}", "[1,]", '{"a": 1,}', "[1 2]", "[",
+        "]", '"', '"a', '{"a"}', '{"a": }', '{1: 2}', "01", "-", "+1", ".5", "1.", "1e", "1e+",
+        "0x1", "1_0", "\u0661", "\uff11", "NaN", "Infinity", "-Infinity", "[NaN]", "1 1", "{} {}",
+        '{"a": -Infinity}', "[1]]", "\ufeff1", "\u00a01", "1\x00", '"\n"', '"\x1f"', '"\\x41"',
+        '"\\u12"', '"\\u12g4"', '"\\u+123"', '"\\"', "// 1", "/**/1", "[1]x", nested(200)[:-1],
+        nested(50) + "]",
+    ],
+    "JSON_CHARACTER": [
+        '"\\u0000"', '"a\\u0000b"', '{"\\u0000": 1}', '[[{"a": ["\\u0000"]}]]', '"\\\\\\u0000"',
+        '"\\ud800"', '"\\udfff"', '"\\ude00\\ud83d"', '"\\ud83d\\ud83d\\ude00"', '"\\ud83dx"',
+        '{"\\ud83d": 1}', '"\\ud83d\\n"', '"\\uD83D\\\\uDE00"',
+    ],
+    "JSON_TOO_DEEP": [
+        nested(101), nested(101, "1"), nested(101, "", "{"), nested(50, nested(51)),
+        f"[1, {nested(100)}]", f'{{"a": 1, "b": {nested(100)}}}', nested(100_000),
+        nested(100, f'["{"]" * 50}"]'),
+    ],
+    "JSON_NUMBER": [
+        "1e1001", "1E+1001", "1e-1001", "-1e1001", "1e131071", "0e1001", "1e" + "9" * 5000,
+        "1e-" + "0" * 20 + "1001", "[1, 1e1001]", '{"a": [1e1001]}', "7" * 1001,
+        "-" + "7" * 1001, "0." + "7" * 1000, "7" * 1001 + "e1", f"[{'1' * 5000}]",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_bad_json(reason: str) -> None:
+    seen = {text: objection(text) for text in BAD[reason]}
+    assert {text[:60]: found for text, found in seen.items() if found != reason} == {}
+
+
+def test_a_text_may_be_bad_in_two_ways_but_is_bad() -> None:
+    for text in (
+        '["\\u0000", 1e1001]',
+        nested(101, "1e1001"),
+        nested(101, '"\\ud800"'),
+        "[NaN, 1e1001",
+    ):
+        assert objection(text)
+
+
+# What takes long to read would hold up every other call: one server has one event loop.
+
+HARD = {
+    "a string that does not end": "[" * 101 + '"' + '\\"' * 100_000,
+    "strings that do not end": "[" * 101 + '"\\' * 100_000,
+    "a long string": nested(101, f'"{"x" * 200_000}"'),
+    "a long string of escapes": nested(101, '"' + "\\n" * 100_000 + '"'),
+    "a long string with one escape": f'"{"x" * 200_000}\\u0041"',
+    "numbers with exponents": f"[{','.join(['1e1'] * 50_000)}]",
+    "numbers with large exponents": f"[{','.join(['1e1000'] * 30_000)}]",
+    "many brackets": f"[{','.join(['[]'] * 65_000)}]",
+    "brackets that do not match": "]" * 100_000 + "[" * 100_000,
+    "brackets without end": "[" * 200_000,
+}
+
+
+def seconds(text: str) -> float:
+    begin = time.process_time()
+    objection(text)
+    return time.process_time() - begin
+
+
+@pytest.mark.parametrize("text", HARD.values(), ids=list(HARD))
+def test_no_json_takes_very_much_longer_than_another(text: str) -> None:
+    """200 kB of anything, compared with 200 kB of short numbers."""
+    plain = min(seconds(f"[{','.join(['1'] * 100_000)}]") for _ in range(2))
+    assert min(seconds(text) for _ in range(2)) < 20 * plain + 0.05
+
+
+@pytest.mark.parametrize("form", ["[{}]", '"{}"'])
+def test_long_numbers_take_no_longer_than_short_ones(form: str) -> None:
+    """200 kB of digits either way; just fewer than are too many in a row."""
+    short = form.format(",".join(["7" * 9] * 20_000))
+    long = form.format(",".join(["7" * 999] * 200))
+    plain = min(seconds(short) for _ in range(2))
+    assert min(seconds(long) for _ in range(2)) < 3 * plain + 0.05
+
+
+# How large a document is when it is read back.
+
+
+class _Members(list[tuple[str, Any]]):
+    """An object's members, also those that a later one replaces."""
+
+
+def as_stored(text: str, *, every_member: bool) -> str:
+    """A document as jsonb writes it out; with the members that it drops, if asked for."""
+    hook: Any = _Members if every_member else lambda members: _Members(dict(members).items())
+    return _written(
+        json.loads(text, parse_int=Decimal, parse_float=Decimal, object_pairs_hook=hook)
+    )
+
+
+def _written(value: Any) -> str:
+    match value:
+        case Decimal():
+            return format(value, "f") if value else "0"
+        case _Members():
+            members = (f"{_written(key)}: {_written(item)}" for key, item in value)
+            return f"{{{', '.join(members)}}}"
+        case list():
+            return f"[{', '.join(map(_written, value))}]"
+        case _:
+            return json.dumps(value, ensure_ascii=False)
+
+
+def fits(text: str, limit: int) -> bool:
+    """Whether the server would store an event with this content."""
+    check = Check()
+    check.json("", "data_json", text)
+    answer = GetEventResponse(event=Event(event_data_json=text))
+    try:
+        check.fits(10**9, limit, lambda: [answer])
+    except PersistenceError:
+        return False
+    return True
+
+
+def answer_size(text: str) -> int:
+    return GetEventResponse(event=Event(event_data_json=text)).ByteSize()
+
+
+@given(text=json_documents())
+@settings(max_examples=150, deadline=None)
+def test_size_of_the_answer(text: str) -> None:
+    """Never taken for smaller than it is; for larger only by what jsonb drops or shortens."""
+    assert not fits(text, answer_size(as_stored(text, every_member=False)) - 1)
+    assert fits(text, answer_size(as_stored(text, every_member=True)) + len(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "stored"),
+    [
+        ("[1,2,3]", "[1, 2, 3]"),
+        ("[1, 2, 3]", "[1, 2, 3]"),
+        ("[ 1 ,\n\n2 ]", "[1, 2]"),
+        ('{"a":1,"b":[]}', '{"a": 1, "b": []}'),
+        ('"a,b:c , d"', '"a,b:c , d"'),
+        ('"\\u0041\\u00e9\\ud83d\\ude00\\/"', '"Aé😀/"'),
+        ('"\\u000a\\u0001"', '"\\n\\u0001"'),
+        ("1e10", "10000000000"),
+        ("1e-5", "0.00001"),
+        ("-1.25E+10", "-12500000000"),
+        ('["1e10", ",", ":"]', '["1e10", ",", ":"]'),
+    ],
+)
+def test_size_of_the_answer_is_exact(text: str, stored: str) -> None:
+    assert fits(text, answer_size(stored))
+    assert not fits(text, answer_size(stored) - 1)
+
+
+def test_small_requests_are_not_measured() -> None:
+    """The exact size is worth its time only near the limit."""
+
+    def measured() -> list[GetEventResponse]:
+        raise AssertionError
+
+    Check().fits(1000, 10_000, measured)
