@@ -21,7 +21,7 @@ ENV PATH=/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     WFE_PERSISTENCE_LISTEN=0.0.0.0:50052 \
     WFE_PERSISTENCE_DATA_DIR=/var/lib/wfe-persistence
-USER wfe
+USER 1000
 EXPOSE 50052
 HEALTHCHECK --interval=5s --timeout=4s --start-period=10s \
     CMD ["wfe-persistence", "health", "--target", "127.0.0.1:50052"]

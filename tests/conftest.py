@@ -29,13 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """With --target only what speaks to a server over the wire makes sense."""
-    if config.getoption("--target") and collection_path.is_dir():
-        tests = Path(__file__).parent
-        if collection_path.parent == tests and collection_path.name not in (
-            "conformance",
-            "support",
-        ):
-            return True
+    if config.getoption("--target") and collection_path.parent == Path(__file__).parent:
+        return collection_path.name not in ("conformance", "support", "__init__.py")
     return None
 
 
