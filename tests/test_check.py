@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from decimal import Decimal
 from typing import Any
 
@@ -88,8 +87,8 @@ BAD = {
     ],
     "JSON_NUMBER": [
         "1e1001", "1E+1001", "1e-1001", "-1e1001", "1e131071", "0e1001", "1e" + "9" * 5000,
-        "1e-" + "0" * 20 + "1001", "[1, 1e1001]", '{"a": [1e1001]}', "7" * 1001,
-        "-" + "7" * 1001, "0." + "7" * 1000, "7" * 1001 + "e1", f"[{'1' * 5000}]",
+        "1e-" + "0" * 20 + "1001", "[1, 1e1001]", '{"a": [1e1001]}', "7" * 2001,
+        "-" + "7" * 2001, "0." + "7" * 2000, "7" * 2000 + "e1", f"[{'1' * 5000}]",
     ],
 }  # fmt: skip
 
@@ -126,26 +125,18 @@ HARD = {
 }
 
 
-def seconds(text: str) -> float:
-    begin = time.process_time()
-    objection(text)
-    return time.process_time() - begin
-
-
+# What is quadratic takes a day for these; what is linear, a moment.
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("text", HARD.values(), ids=list(HARD))
-def test_no_json_takes_very_much_longer_than_another(text: str) -> None:
-    """200 kB of anything, compared with 200 kB of short numbers."""
-    plain = min(seconds(f"[{','.join(['1'] * 100_000)}]") for _ in range(2))
-    assert min(seconds(text) for _ in range(2)) < 20 * plain + 0.05
+def test_text_that_is_hard_to_read_is_judged(text: str) -> None:
+    objection(text * 10)
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("form", ["[{}]", '"{}"'])
-def test_long_numbers_take_no_longer_than_short_ones(form: str) -> None:
-    """200 kB of digits either way; just fewer than are too many in a row."""
-    short = form.format(",".join(["7" * 9] * 20_000))
-    long = form.format(",".join(["7" * 999] * 200))
-    plain = min(seconds(short) for _ in range(2))
-    assert min(seconds(long) for _ in range(2)) < 3 * plain + 0.05
+def test_long_numbers_are_judged(form: str) -> None:
+    """4 MB of digits, just fewer than are too many in a row."""
+    assert objection(form.format(",".join(["7" * 1999] * 2000))) is None
 
 
 # How large a document is when it is read back.

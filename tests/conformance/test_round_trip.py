@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support import make, strategies
+from tests.support.scene import never_due
 from wfe.persistence.v1 import (
     command_pb2,
     command_pb2_grpc,
@@ -202,6 +203,20 @@ def test_persisted_workflow(
     expected = stored(second, name=name, revision=2)
     assert content(services.get(first.id)) == expected
     services.retire(second)
+
+
+@pytest.mark.parametrize("mantissa", ["1", "1.5", "7" * 1000, "0." + "7" * 999])
+@pytest.mark.parametrize("exponent", ["", "e1000", "e-1000"])
+def test_number_that_was_read_can_be_written(
+    services: Services, mantissa: str, exponent: str
+) -> None:
+    """Written out, as they are read, numbers have many more digits."""
+    instance = never_due(data_json=mantissa + exponent)
+    services.create(instance)
+    read = services.get(instance.id)
+    assert json_value(read.data_json) == json_value(instance.data_json)
+    services.persist(read)
+    assert services.get(instance.id).data_json == read.data_json
 
 
 @given(instance=strategies.workflow_instances())

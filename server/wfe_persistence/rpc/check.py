@@ -32,7 +32,7 @@ MAX_COMMAND_DATA_BYTES: Final = 2048
 MAX_INT4: Final = 2**31 - 1
 MAX_JSON_DEPTH: Final = 100
 MAX_JSON_EXPONENT: Final = 1000
-MAX_JSON_DIGITS: Final = 1000
+MAX_JSON_DIGITS: Final = 2000
 MAX_PAGE_SIZE: Final = 1000
 DEFAULT_PAGE_SIZE: Final = 100
 MAX_LEASE_SECONDS: Final = 24 * 3600
@@ -330,7 +330,7 @@ _decode = JSONDecoder(
     parse_constant=_no_json_constant,
 ).decode
 # What a quick look must find before numbers are looked at one by one: an exponent, or many digits.
-_UNUSUAL_NUMBER = re.compile(rf"[0-9][eE]|[0-9.]{{{MAX_JSON_DIGITS}}}")
+_UNUSUAL_NUMBER = re.compile(rf"[0-9][eE]|(?<![0-9.])[0-9.]{{{MAX_JSON_DIGITS}}}")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
@@ -374,19 +374,22 @@ def _too_deep() -> _BadJsonError:
 
 
 def _number_growth(literal: str) -> int:
+    """By how many bytes a number grows when it is written out, as it is when it is read back.
+
+    Refused is what would then have too many digits, so that what was read can always be written.
+    """
     mantissa, _, exponent = literal.lower().partition("e")
-    digits = sum(map(str.isdigit, mantissa))
-    if (
-        digits > MAX_JSON_DIGITS
-        or len(exponent) > 10
-        or abs(int(exponent or 0)) > MAX_JSON_EXPONENT
+    if len(mantissa) <= MAX_JSON_DIGITS + 2 and (
+        len(exponent) <= 10 and abs(int(exponent or 0)) <= MAX_JSON_EXPONENT
     ):
-        raise _BadJsonError(
-            R.FIELD_VIOLATION_REASON_JSON_NUMBER,
-            f"a number has more than {MAX_JSON_DIGITS} digits or an exponent beyond "
-            f"{MAX_JSON_EXPONENT}",
-        )
-    return max(len(format(Decimal(literal), "f")) - len(literal), 0)
+        written = format(Decimal(literal), "f")
+        if sum(map(str.isdigit, written)) <= MAX_JSON_DIGITS:
+            return max(len(written) - len(literal), 0)
+    raise _BadJsonError(
+        R.FIELD_VIOLATION_REASON_JSON_NUMBER,
+        f"a number has an exponent beyond {MAX_JSON_EXPONENT} or more than {MAX_JSON_DIGITS} "
+        "digits, written out",
+    )
 
 
 def _put_stored_json(message: Message) -> None:

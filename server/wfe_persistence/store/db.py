@@ -40,6 +40,7 @@ Command = tuple[Statement, Sequence[Param]]
 _BINARY: Final = 1
 _MAX_ATTEMPTS: Final = 5
 _CALL_OFF_SECONDS: Final = 2.0
+_CANCEL_AGAIN_SECONDS: Final = 0.05
 _ROWS_AHEAD: Final = 32
 _LARGE_BYTES: Final = 65_536
 
@@ -133,7 +134,7 @@ class Exchange:
         # its success says about the prepared statements of the connection: (name, is prepared).
         self._sent: list[tuple[bytes, bool] | None] = []
         self._answered = 0
-        self._flushed = False
+        self.flushed = False
         self._rolled_back = False
         self._row_by_row = False
         self._changed = self._loop.create_future()
@@ -199,7 +200,7 @@ class Exchange:
 
     def _flush(self) -> None:
         if self._pgconn.flush() == 0:
-            self._flushed = True
+            self.flushed = True
         else:
             self._loop.add_writer(self._fd, self._writable)
 
@@ -271,13 +272,13 @@ class Exchange:
         self._stop_listening()
         # The commit happens at the Sync. So if that was not sent, or if a statement failed before
         # it, nothing was written. Otherwise nobody can know.
-        unwritten = self._rolled_back or not self._flushed
+        unwritten = self._rolled_back or not self.flushed
         self.lost = ConnectionLostError(type(exc).__name__, unwritten=unwritten)
         self._signal()
 
     def _stop_listening(self) -> None:
         self._loop.remove_reader(self._fd)
-        if not self._flushed:
+        if not self.flushed:
             self._loop.remove_writer(self._fd)
 
     def _signal(self) -> None:
@@ -516,11 +517,15 @@ class Database:
         """Cancel what a caller no longer waits for, and give the connection back after that."""
         with suppress(TimeoutError, psycopg.Error, ConnectionLostError):
             async with asyncio.timeout(_CALL_OFF_SECONDS):
-                # Answered meanwhile? Then a cancel request would only hit the next caller.
-                if not exchange.finished:
-                    await connection.cancel_safe(timeout=_CALL_OFF_SECONDS)
                 exchange.drop_rows()
-                await exchange.complete()
+                # Not all sent: PostgreSQL commits nothing without the Sync, so just hang up.
+                while exchange.flushed and not exchange.finished:
+                    # Again and again, because a request that comes before the statement has begun
+                    # does nothing. (And none once it is answered: it would hit the next caller.)
+                    await connection.cancel_safe(timeout=_CALL_OFF_SECONDS)
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_CANCEL_AGAIN_SECONDS):
+                            await exchange.complete()
         if exchange.finished:
             self._give_back(connection)
         else:

@@ -303,8 +303,8 @@ class _FieldViolationReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wr
     FIELD_VIOLATION_REASON_JSON_TOO_DEEP: _FieldViolationReason.ValueType  # 6
     """The JSON document is nested more than 100 levels deep."""
     FIELD_VIOLATION_REASON_JSON_NUMBER: _FieldViolationReason.ValueType  # 7
-    """A number in the JSON document has an exponent beyond 1000 or more than
-    1000 digits.
+    """A number in the JSON document has an exponent beyond 1000 or, written out
+    without it, more than 2000 digits.
     """
     FIELD_VIOLATION_REASON_ENUM_VALUE: _FieldViolationReason.ValueType  # 8
     """The enum value is UNSPECIFIED or unknown to this server."""
@@ -341,8 +341,8 @@ FIELD_VIOLATION_REASON_JSON_CHARACTER: FieldViolationReason.ValueType  # 5
 FIELD_VIOLATION_REASON_JSON_TOO_DEEP: FieldViolationReason.ValueType  # 6
 """The JSON document is nested more than 100 levels deep."""
 FIELD_VIOLATION_REASON_JSON_NUMBER: FieldViolationReason.ValueType  # 7
-"""A number in the JSON document has an exponent beyond 1000 or more than
-1000 digits.
+"""A number in the JSON document has an exponent beyond 1000 or, written out
+without it, more than 2000 digits.
 """
 FIELD_VIOLATION_REASON_ENUM_VALUE: FieldViolationReason.ValueType  # 8
 """The enum value is UNSPECIFIED or unknown to this server."""

@@ -162,7 +162,8 @@ class WorkflowInstance(google.protobuf.message.Message):
     numbers keep every digit, the order and spacing of object members is not
     kept, and of duplicate members the last one counts. Refused: what is no JSON
     (NaN and Infinity too), U+0000 and lone surrogates even if escaped, more
-    than 100 levels, exponents beyond 1000, numbers of more than 1000 digits.
+    than 100 levels, exponents beyond 1000, numbers of more than 2000 digits
+    when written out without their exponents.
     """
     revision: builtins.int
     """Counts the writes: 1 after create, one more with each persist, also by hosts

@@ -250,8 +250,8 @@ const (
 	FieldViolationReason_FIELD_VIOLATION_REASON_JSON_CHARACTER FieldViolationReason = 5
 	// The JSON document is nested more than 100 levels deep.
 	FieldViolationReason_FIELD_VIOLATION_REASON_JSON_TOO_DEEP FieldViolationReason = 6
-	// A number in the JSON document has an exponent beyond 1000 or more than
-	// 1000 digits.
+	// A number in the JSON document has an exponent beyond 1000 or, written out
+	// without it, more than 2000 digits.
 	FieldViolationReason_FIELD_VIOLATION_REASON_JSON_NUMBER FieldViolationReason = 7
 	// The enum value is UNSPECIFIED or unknown to this server.
 	FieldViolationReason_FIELD_VIOLATION_REASON_ENUM_VALUE FieldViolationReason = 8

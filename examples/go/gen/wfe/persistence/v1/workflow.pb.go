@@ -200,7 +200,8 @@ type WorkflowInstance struct {
 	// numbers keep every digit, the order and spacing of object members is not
 	// kept, and of duplicate members the last one counts. Refused: what is no JSON
 	// (NaN and Infinity too), U+0000 and lone surrogates even if escaped, more
-	// than 100 levels, exponents beyond 1000, numbers of more than 1000 digits.
+	// than 100 levels, exponents beyond 1000, numbers of more than 2000 digits
+	// when written out without their exponents.
 	DataJson string `protobuf:"bytes,11,opt,name=data_json,json=dataJson,proto3" json:"data_json,omitempty"`
 	// When it was created; required. Years 1-9999, truncated to microseconds.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`

@@ -349,8 +349,8 @@ export enum FieldViolationReason {
   JSON_TOO_DEEP = 6,
 
   /**
-   * A number in the JSON document has an exponent beyond 1000 or more than
-   * 1000 digits.
+   * A number in the JSON document has an exponent beyond 1000 or, written out
+   * without it, more than 2000 digits.
    *
    * @generated from enum value: FIELD_VIOLATION_REASON_JSON_NUMBER = 7;
    */

@@ -102,7 +102,8 @@ export type WorkflowInstance = Message<"wfe.persistence.v1.WorkflowInstance"> & 
    * numbers keep every digit, the order and spacing of object members is not
    * kept, and of duplicate members the last one counts. Refused: what is no JSON
    * (NaN and Infinity too), U+0000 and lone surrogates even if escaped, more
-   * than 100 levels, exponents beyond 1000, numbers of more than 1000 digits.
+   * than 100 levels, exponents beyond 1000, numbers of more than 2000 digits
+   * when written out without their exponents.
    *
    * @generated from field: string data_json = 11;
    */
