@@ -1,0 +1,389 @@
+//! The original `wfe-postgres` and this crate with its server, side by side: the same
+//! host code, the same work, one PostgreSQL, one run.
+//!
+//! `cargo bench --bench compare`; with arguments: `cargo bench --bench compare -- --help`.
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+use serde_json::json;
+use sqlx::Executor;
+use wfe_core::models::{Event, EventSubscription, ExecutionPointer, WorkflowInstance};
+use wfe_core::traits::PersistenceProvider;
+use wfe_postgres::PostgresPersistenceProvider;
+
+const HELP: &str = "\
+cargo bench --bench compare -- [--rows N]… [--large] [--callers N]… [--seconds S] [--only TEXT]
+  --rows     workflows, events and subscriptions in the store beforehand (10000)
+  --large    the same as --rows 1000000
+  --callers  how many call at the same time (1 and 32)
+  --seconds  how long each is measured, for each side (2)
+  --only     only the workloads whose names contain this
+WFE_PERSISTENCE_TEST_POSTGRES: the URL of a PostgreSQL to use; else an embedded one.";
+
+struct Options {
+    rows: Vec<u64>,
+    callers: Vec<usize>,
+    seconds: f64,
+    only: String,
+}
+
+impl Options {
+    fn parse() -> Self {
+        let mut options = Self {
+            rows: Vec::new(),
+            callers: Vec::new(),
+            seconds: 2.0,
+            only: String::new(),
+        };
+        let mut arguments = std::env::args().skip(1);
+        while let Some(argument) = arguments.next() {
+            let mut value = || arguments.next().expect("a value belongs to this flag");
+            match argument.as_str() {
+                "--bench" => {} // cargo's own
+                "--rows" => options.rows.push(value().parse().expect("a number")),
+                "--large" => options.rows.push(1_000_000),
+                "--callers" => options.callers.push(value().parse().expect("a number")),
+                "--seconds" => options.seconds = value().parse().expect("a number"),
+                "--only" => options.only = value(),
+                _ => {
+                    println!("{HELP}");
+                    std::process::exit(if argument == "--help" { 0 } else { 2 });
+                }
+            }
+        }
+        if options.rows.is_empty() {
+            options.rows.push(10_000);
+        }
+        if options.callers.is_empty() {
+            options.callers = vec![1, 32];
+        }
+        options
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Work {
+    Create,
+    Load(usize),
+    Persist(usize),
+    CreateEvent,
+    GetEvent,
+    MarkEvent,
+    CreateSubscription,
+    FirstOpenSubscription,
+    TakeAndLetGo,
+    RunnableInstances,
+    RunnableEvents,
+}
+
+const ALL: [Work; 19] = [
+    Work::Create,
+    Work::Load(1),
+    Work::Load(10),
+    Work::Load(50),
+    Work::Load(200),
+    Work::Load(1000),
+    Work::Persist(1),
+    Work::Persist(10),
+    Work::Persist(50),
+    Work::Persist(200),
+    Work::Persist(1000),
+    Work::CreateEvent,
+    Work::GetEvent,
+    Work::MarkEvent,
+    Work::CreateSubscription,
+    Work::FirstOpenSubscription,
+    Work::TakeAndLetGo,
+    Work::RunnableInstances,
+    Work::RunnableEvents,
+];
+
+impl Work {
+    fn name(self) -> String {
+        match self {
+            Self::Create => "create workflow".into(),
+            Self::Load(pointers) => format!("load, {pointers} pointers"),
+            Self::Persist(pointers) => format!("persist, 1 of {pointers} pointers changed"),
+            Self::CreateEvent => "create event".into(),
+            Self::GetEvent => "get event".into(),
+            Self::MarkEvent => "mark event".into(),
+            Self::CreateSubscription => "create subscription".into(),
+            Self::FirstOpenSubscription => "first open subscription".into(),
+            Self::TakeAndLetGo => "take subscription and let go".into(),
+            Self::RunnableInstances => "runnable instances".into(),
+            Self::RunnableEvents => "runnable events".into(),
+        }
+    }
+}
+
+fn pointer(step: usize) -> ExecutionPointer {
+    let mut pointer = ExecutionPointer::new(step);
+    pointer.step_name = Some(format!("step {step}"));
+    pointer.persistence_data = Some(json!({"attempt": 1, "note": "the quick brown fox"}));
+    pointer.start_time = Some(Utc::now());
+    pointer
+}
+
+fn workflow(pointers: usize) -> WorkflowInstance {
+    let data = json!({"order": 4711, "customer": "c-0815", "items": [1, 2, 3]});
+    let mut instance = WorkflowInstance::new("compare", 1, data);
+    instance.name.clone_from(&instance.id);
+    instance.execution_pointers = (0..pointers).map(pointer).collect();
+    // Not due, so that the runnable queries answer the same all along.
+    instance.next_execution = None;
+    instance
+}
+
+/// What one caller works with.
+struct Caller {
+    store: Arc<dyn PersistenceProvider>,
+    instance: WorkflowInstance,
+    event: Event,
+    subscription: EventSubscription,
+    count: u64,
+}
+
+impl Caller {
+    async fn new(store: Arc<dyn PersistenceProvider>, work: Work) -> wfe_core::Result<Self> {
+        let pointers = match work {
+            Work::Load(pointers) | Work::Persist(pointers) => pointers,
+            _ => 1,
+        };
+        let instance = workflow(pointers);
+        store.create_new_workflow(&instance).await?;
+        let mut event = Event::new("kind", instance.id.as_str(), json!({"x": 1}));
+        event.is_processed = true;
+        store.create_event(&event).await?;
+        let subscription =
+            EventSubscription::new(&instance.id, 0, "p", "kind", &instance.id, Utc::now());
+        store.create_event_subscription(&subscription).await?;
+        Ok(Self {
+            store,
+            instance,
+            event,
+            subscription,
+            count: 0,
+        })
+    }
+
+    async fn once(&mut self, work: Work) -> wfe_core::Result<()> {
+        self.count += 1;
+        let store = self.store.as_ref();
+        let id = self.instance.id.as_str();
+        match work {
+            Work::Create => {
+                store.create_new_workflow(&workflow(1)).await?;
+            }
+            Work::Load(pointers) => {
+                let found = store.get_workflow_instance(id).await?;
+                assert_eq!(found.execution_pointers.len(), pointers);
+            }
+            Work::Persist(pointers) => {
+                let changed = self.count as usize % pointers;
+                self.instance.execution_pointers[changed].outcome = Some(json!(self.count));
+                store.persist_workflow(&self.instance).await?;
+            }
+            Work::CreateEvent => {
+                let mut event = Event::new("kind", id, json!({"x": self.count}));
+                event.is_processed = true;
+                store.create_event(&event).await?;
+            }
+            Work::GetEvent => {
+                store.get_event(&self.event.id).await?;
+            }
+            Work::MarkEvent if self.count.is_multiple_of(2) => {
+                store.mark_event_processed(&self.event.id).await?;
+            }
+            Work::MarkEvent => store.mark_event_unprocessed(&self.event.id).await?,
+            Work::CreateSubscription => {
+                let new = EventSubscription::new(id, 0, "p", "kind", "made", Utc::now());
+                store.create_event_subscription(&new).await?;
+            }
+            Work::FirstOpenSubscription => {
+                let found = store.get_first_open_subscription("kind", id, Utc::now());
+                assert!(found.await?.is_some());
+            }
+            Work::TakeAndLetGo => {
+                let id = self.subscription.id.as_str();
+                let expiry = Utc::now() + chrono::Duration::minutes(1);
+                assert!(store.set_subscription_token(id, "t", "w", expiry).await?);
+                store.clear_subscription_token(id, "t").await?;
+            }
+            Work::RunnableInstances => {
+                store.get_runnable_instances(Utc::now()).await?;
+            }
+            Work::RunnableEvents => {
+                store.get_runnable_events(Utc::now()).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One side of the comparison.
+struct Side {
+    store: Arc<dyn PersistenceProvider>,
+    times: Vec<Duration>,
+    measured: Duration,
+}
+
+impl Side {
+    fn new(store: Arc<dyn PersistenceProvider>) -> Self {
+        Self {
+            store,
+            times: Vec::new(),
+            measured: Duration::ZERO,
+        }
+    }
+
+    /// Works for some time with so many callers at once.
+    async fn measure(&mut self, work: Work, callers: usize, time: Duration) {
+        let mut all = Vec::new();
+        for _ in 0..callers {
+            let mut caller = Caller::new(self.store.clone(), work).await.unwrap();
+            caller.once(work).await.unwrap(); // warm: connections, statements
+            all.push(caller);
+        }
+        let begun = Instant::now();
+        let mut tasks = tokio::task::JoinSet::new();
+        for mut caller in all {
+            tasks.spawn(async move {
+                let mut times = Vec::new();
+                while begun.elapsed() < time {
+                    let now = Instant::now();
+                    caller.once(work).await.unwrap();
+                    times.push(now.elapsed());
+                }
+                times
+            });
+        }
+        while let Some(times) = tasks.join_next().await {
+            self.times.extend(times.unwrap());
+        }
+        self.measured += begun.elapsed();
+    }
+
+    /// What was measured since the last result.
+    fn result(&mut self) -> Numbers {
+        self.times.sort_unstable();
+        let at = |share: f64| {
+            let index = (self.times.len() - 1) as f64 * share;
+            self.times[index as usize].as_secs_f64() * 1e3
+        };
+        let numbers = Numbers {
+            median: at(0.5),
+            p99: at(0.99),
+            rate: self.times.len() as f64 / self.measured.as_secs_f64(),
+        };
+        self.times.clear();
+        self.measured = Duration::ZERO;
+        numbers
+    }
+}
+
+struct Numbers {
+    median: f64,
+    p99: f64,
+    rate: f64,
+}
+
+/// Fills a store, in the columns that both have: of each hundred workflows one is due,
+/// of each hundred events one is unprocessed, but at most a thousand.
+async fn fill(url: &str, rows: u64) {
+    let pool = sqlx::PgPool::connect(url).await.unwrap();
+    let due = (rows / 100).clamp(1, 1000);
+    let statements = [
+        format!(
+            "INSERT INTO wfc.workflows (id, name, definition_id, version, status, data,
+               next_execution, create_time)
+             SELECT 'fill-' || i, 'fill-' || i, 'compare', 1,
+               CASE WHEN i <= {due} THEN 'Runnable' ELSE 'Complete' END,
+               '{{\"order\": 1}}', CASE WHEN i <= {due} THEN i END, now()
+             FROM generate_series(1, {rows}) i"
+        ),
+        format!(
+            "INSERT INTO wfc.execution_pointers (id, workflow_id, step_id, status, step_name,
+               event_published, retry_count, children, scope, extension_attributes)
+             SELECT 'p-' || i || '-' || p, 'fill-' || i, p, 'Complete', 'step',
+               false, 0, '[]', '[]', '{{}}'
+             FROM generate_series(1, {rows}) i, generate_series(1, 3) p"
+        ),
+        format!(
+            "INSERT INTO wfc.events (id, event_name, event_key, event_data, event_time,
+               is_processed)
+             SELECT 'fill-' || i, 'kind', 'key-' || i, '1', now(), i > {due}
+             FROM generate_series(1, {rows}) i"
+        ),
+        format!(
+            "INSERT INTO wfc.event_subscriptions (id, workflow_id, step_id,
+               execution_pointer_id, event_name, event_key, subscribe_as_of)
+             SELECT 'fill-' || i, 'fill-' || i, 0, 'p', 'kind', 'key-' || i, now()
+             FROM generate_series(1, {rows}) i"
+        ),
+        "VACUUM ANALYZE".to_string(),
+    ];
+    for statement in statements {
+        pool.execute(statement.as_str()).await.unwrap();
+    }
+    pool.close().await;
+}
+
+#[tokio::main]
+async fn main() {
+    let options = Options::parse();
+    println!(
+        "wfe-postgres with its pool of 10 connections, and the server with its pool of 10, \
+         in front of one PostgreSQL; milliseconds for one operation as its caller sees it.\n"
+    );
+    for &rows in &options.rows {
+        let direct_url = common::new_database().await;
+        let direct = PostgresPersistenceProvider::new(&direct_url).await.unwrap();
+        direct.ensure_store_exists().await.unwrap();
+        let our_url = common::new_database().await;
+        let ours = common::connect(&common::start_server(&["--db-url", &our_url])).await;
+        ours.ensure_store_exists().await.unwrap();
+        fill(&direct_url, rows).await;
+        fill(&our_url, rows).await;
+        let mut direct = Side::new(Arc::new(direct));
+        let mut ours = Side::new(Arc::new(ours));
+
+        println!("## {rows} workflows, events and subscriptions in the store\n");
+        println!(
+            "| operation | callers | wfe-postgres: median | p99 | per second \
+             | through the server: median | p99 | per second | throughput, server / direct |"
+        );
+        println!("|---|--:|--:|--:|--:|--:|--:|--:|--:|");
+        for work in ALL {
+            if !work.name().contains(&options.only) {
+                continue;
+            }
+            for &callers in &options.callers {
+                // In turns, each side once first, so that what else the machine does
+                // hits both.
+                let turn = Duration::from_secs_f64(options.seconds / 2.0);
+                direct.measure(work, callers, turn).await;
+                ours.measure(work, callers, turn).await;
+                ours.measure(work, callers, turn).await;
+                direct.measure(work, callers, turn).await;
+                let (direct, ours) = (direct.result(), ours.result());
+                println!(
+                    "| {} | {callers} | {:.2} | {:.2} | {:.0} | {:.2} | {:.2} | {:.0} | {:.2} |",
+                    work.name(),
+                    direct.median,
+                    direct.p99,
+                    direct.rate,
+                    ours.median,
+                    ours.p99,
+                    ours.rate,
+                    ours.rate / direct.rate,
+                );
+            }
+        }
+        println!();
+    }
+}

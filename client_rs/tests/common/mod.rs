@@ -1,0 +1,182 @@
+//! The server under test: the one at `WFE_PERSISTENCE_TARGET`, or one that is started
+//! here, with an embedded PostgreSQL in a temporary directory, and stopped at the end.
+#![allow(dead_code)] // each test binary uses a part of it
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{mpsc, Mutex, Once, OnceLock};
+use std::time::Duration;
+
+use wfe_persistence_client::GrpcPersistenceProvider;
+
+/// The address of the server under test.
+pub fn target() -> String {
+    std::env::var("WFE_PERSISTENCE_TARGET").unwrap_or_else(|_| shared().target.clone())
+}
+
+/// A provider for the server under test.
+pub async fn provider() -> GrpcPersistenceProvider {
+    connect(&target()).await
+}
+
+/// A provider for a server.
+pub async fn connect(target: &str) -> GrpcPersistenceProvider {
+    GrpcPersistenceProvider::builder(target)
+        .timeout(Duration::from_secs(60))
+        .connect()
+        .await
+        .expect("the server answers")
+}
+
+/// The server with an embedded PostgreSQL, started by the first who needs it.
+pub fn shared() -> &'static Embedded {
+    static SHARED: OnceLock<Embedded> = OnceLock::new();
+    SHARED.get_or_init(|| {
+        let directory = temporary_directory();
+        let target = start_server(&["--data-dir", directory.to_str().unwrap()]);
+        Embedded { target, directory }
+    })
+}
+
+/// A server and its embedded PostgreSQL.
+pub struct Embedded {
+    pub target: String,
+    directory: PathBuf,
+}
+
+impl Embedded {
+    /// The connection string of a database in the embedded PostgreSQL, for sqlx.
+    pub fn database_url(&self, database: &str) -> String {
+        let socket = self.directory.join("postgres-18");
+        format!(
+            "postgres://postgres@localhost/{database}?host={}",
+            socket.display()
+        )
+    }
+}
+
+/// Runs a server for as long as the standard input is open, which it is until this
+/// process ends, however that happens; says the server's process id first.
+const WATCH: &str = r#"
+    "$@" </dev/null & server=$!
+    echo $server >&2
+    cat >/dev/null
+    kill -TERM $server 2>/dev/null
+    wait $server
+"#;
+
+/// Starts a server that is stopped when this process ends; answers its address.
+pub fn start_server(arguments: &[&str]) -> String {
+    start_server_process(arguments).0
+}
+
+/// The same; answers the process id too.
+pub fn start_server_process(arguments: &[&str]) -> (String, u32) {
+    let command = std::env::var_os("WFE_PERSISTENCE_COMMAND").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/wfe-persistence"),
+        PathBuf::from,
+    );
+    let mut child = Command::new("sh")
+        .args(["-c", WATCH, "sh"])
+        .arg(&command)
+        .args(["serve", "--listen", "127.0.0.1:0"])
+        .args(["--allow-truncate", "--allow-delete-namespace"])
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("there is a shell");
+    let log = BufReader::new(child.stderr.take().unwrap());
+    at_exit(Leftover::Process(child));
+
+    // The log is read to its end, so that the pipe never fills up.
+    let (send, receive) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in log.lines().map_while(Result::ok) {
+            if std::env::var_os("WFE_PERSISTENCE_LOG").is_some() {
+                eprintln!("server: {line}");
+            }
+            let _ = send.send(line);
+        }
+    });
+    let first = receive.recv_timeout(Duration::from_secs(60));
+    let pid = first.ok().and_then(|line| line.parse().ok());
+    let pid = pid.expect("the shell says the server's process id first");
+    let mut seen = Vec::new();
+    while let Ok(line) = receive.recv_timeout(Duration::from_secs(120)) {
+        if let Some((_, rest)) = line.split_once("listens on ") {
+            let end = rest.find([' ', '"']).unwrap_or(rest.len());
+            return (rest[..end].to_string(), pid);
+        }
+        seen.push(line);
+    }
+    panic!("the server does not start:\n{}", seen.join("\n"));
+}
+
+/// A directory that is removed when this process ends.
+pub fn temporary_directory() -> PathBuf {
+    let directory = tempfile::Builder::new()
+        .prefix("wfe-rs-")
+        .tempdir()
+        .unwrap()
+        .keep();
+    at_exit(Leftover::Directory(directory.clone()));
+    directory
+}
+
+enum Leftover {
+    Process(Child),
+    Directory(PathBuf),
+}
+
+static LEFTOVERS: Mutex<Vec<Leftover>> = Mutex::new(Vec::new());
+
+/// Has something removed when this process ends; statics are not dropped.
+fn at_exit(leftover: Leftover) {
+    static REGISTER: Once = Once::new();
+    REGISTER.call_once(|| {
+        // SAFETY: `clean_up` takes no arguments and unwinds into nobody: a panic in an
+        // `extern "C"` function aborts.
+        unsafe { libc::atexit(clean_up) };
+    });
+    LEFTOVERS.lock().unwrap().push(leftover);
+}
+
+extern "C" fn clean_up() {
+    let mut leftovers = std::mem::take(&mut *LEFTOVERS.lock().unwrap());
+    // The last comes first: servers before the directory their database lies in.
+    while let Some(leftover) = leftovers.pop() {
+        match leftover {
+            Leftover::Process(mut child) => {
+                drop(child.stdin.take());
+                let _ = child.wait();
+            }
+            Leftover::Directory(directory) => {
+                let _ = std::fs::remove_dir_all(directory);
+            }
+        }
+    }
+}
+
+/// Makes an empty database, in the PostgreSQL of `WFE_PERSISTENCE_TEST_POSTGRES` (the
+/// URL of any database there) or else in the embedded one; answers its URL, which is
+/// good for sqlx and for a server's `--db-url`.
+pub async fn new_database() -> String {
+    use sqlx::Connection;
+    let admin = std::env::var("WFE_PERSISTENCE_TEST_POSTGRES")
+        .unwrap_or_else(|_| shared().database_url("postgres"));
+    let name = format!("wfe_rs_{}", uuid::Uuid::new_v4().simple());
+    let mut connection = sqlx::PgConnection::connect(&admin).await.unwrap();
+    sqlx::query(&format!("CREATE DATABASE {name}"))
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    let (base, options) = admin
+        .split_once('?')
+        .map_or((admin.as_str(), String::new()), |(base, options)| {
+            (base, format!("?{options}"))
+        });
+    let (server, _) = base.rsplit_once('/').unwrap();
+    format!("{server}/{name}{options}")
+}
