@@ -200,6 +200,7 @@ async fn a_host_killed_in_the_middle() {
             .env("WFE_PERSISTENCE_TARGET", &target)
             .env("KILL_TEST_DEFINITION", &definition)
             .env("KILL_TEST_LOG", &log)
+            .env("KILL_TEST_IDS", ids.join(","))
             .stdout(Stdio::null())
             .spawn();
         Killed(child.unwrap())
@@ -234,16 +235,21 @@ async fn host_process() {
     let log = std::env::var("KILL_TEST_LOG").unwrap();
     let (host, queue) = host(&common::target(), &definition, Path::new(&log)).await;
     host.start().await.unwrap();
+    let ids = std::env::var("KILL_TEST_IDS").unwrap();
+    let ids: Vec<&str> = ids.split(',').collect();
     let store = host.persistence();
+    // The store may have rows of other tests.
     for id in store.get_runnable_instances(Utc::now()).await.unwrap() {
-        let of_this_test = store.get_workflow_instance(&id).await.unwrap();
-        if of_this_test.workflow_definition_id == definition {
+        if ids.contains(&id.as_str()) {
             queue.queue_work(&id, QueueType::Workflow).await.unwrap();
         }
     }
     loop {
         for id in store.get_runnable_events(Utc::now()).await.unwrap() {
-            queue.queue_work(&id, QueueType::Event).await.unwrap();
+            let of = id.strip_prefix("gate of ");
+            if of.is_some_and(|workflow| ids.contains(&workflow)) {
+                queue.queue_work(&id, QueueType::Event).await.unwrap();
+            }
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
