@@ -98,7 +98,7 @@ class Boundary:
                 async with asyncio.timeout(self._seconds(context)):
                     request, call = await self._open(data, request_class, context)
                     answer = await function(request, call)
-                return answer.SerializeToString()
+                return self._serialized(answer)
             except Exception as exc:
                 await self._abort(context, exc)
 
@@ -115,13 +115,23 @@ class Boundary:
                     request, call = await self._open(data, request_class, context)
                     async with aclosing(function(request, call)) as answers:  # type: ignore[type-var]
                         async for answer in answers:
-                            await context.write(answer.SerializeToString())
+                            await context.write(self._serialized(answer))
             except Exception as exc:
                 await self._abort(context, exc)
             return
             yield b""  # an async generator, to gRPC; but only write() can be timed from here
 
         return handle
+
+    def _serialized(self, answer: Message) -> bytes:
+        data = answer.SerializeToString()
+        if len(data) > self._max_message_bytes:
+            raise PersistenceError(
+                ErrorReason.ERROR_REASON_ANSWER_TOO_LARGE,
+                f"the answer has {len(data)} bytes, the limit is {self._max_message_bytes}",
+                metadata={"limit_bytes": str(self._max_message_bytes)},
+            )
+        return data
 
     def _seconds(self, context: Context) -> float:
         """How long the call may take."""

@@ -168,7 +168,8 @@ WHERE c.relnamespace = to_regnamespace(%s) AND c.relkind IN ('r', 'p', 'v', 'm',
 
 LOCK_NAMESPACE = """
 LOCK TABLE wfc.wfe_migrations, wfc.workflows, wfc.execution_pointers, wfc.events,
-    wfc.event_subscriptions, wfc.scheduled_commands, wfc.execution_errors, wfc.definition_sequences
+    wfc.event_subscriptions, wfc.scheduled_commands, wfc.execution_errors, wfc.definition_sequences,
+    wfc.requests
     IN ACCESS EXCLUSIVE MODE
 """
 
@@ -188,6 +189,7 @@ _OUR_TABLES = frozenset(
         "scheduled_commands",
         "execution_errors",
         "definition_sequences",
+        "requests",
     }
 )
 
