@@ -14,7 +14,9 @@ import platform
 import tempfile
 from pathlib import Path
 
-from benchmarks import driver, namespaces, rpcs
+import psutil
+
+from benchmarks import driver, namespaces, patches, rpcs
 from wfe_persistence.embedded import EmbeddedPostgres
 
 
@@ -35,6 +37,9 @@ def main() -> None:
         "--namespaces", type=int, metavar="N", help="calls to one and to all of so many namespaces"
     )
     parser.add_argument(
+        "--patches", action="store_true", help="one change in a short and in a long workflow"
+    )
+    parser.add_argument(
         "--json",
         type=Path,
         metavar="FILE",
@@ -48,6 +53,10 @@ def main() -> None:
         if arguments.driver:
             figures = asyncio.run(driver.measure(postgres.url, arguments.callers))
             print(driver.table(figures))
+        elif arguments.patches:
+            pid = int(next(Path(directory).glob("*/postmaster.pid")).read_text().split()[0])
+            figures = asyncio.run(patches.measure(postgres.url, psutil.Process(pid)))
+            print(patches.table(figures))
         elif arguments.namespaces:
             figures = asyncio.run(namespaces.measure(postgres.url, arguments.namespaces))
             print(namespaces.table(figures))
@@ -61,6 +70,8 @@ def main() -> None:
     name = (
         "driver.json"
         if arguments.driver
+        else "patches.json"
+        if arguments.patches
         else "namespaces.json"
         if arguments.namespaces
         else "latest.json"

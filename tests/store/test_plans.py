@@ -101,6 +101,8 @@ CASES: list[tuple[str, str, Sequence[object], set[str]]] = [
     ("commit_workflow_patch", commit.COMMIT_WORKFLOW_PATCH,
      ["w7", PATCH, 1, "[]", UUID, HASH, EFFECTS],
      EFFECTS_INDEXES | {"execution_pointers_ordered"}),
+    ("patch_workflow", commit.PATCH_WORKFLOW, ["w7", PATCH, 1, "[]", UUID, HASH],
+     {"workflows_pkey", "execution_pointers_pkey", "execution_pointers_ordered"}),
     ("list_execution_pointers", pointer.LIST_EXECUTION_POINTERS, ["w7", 0, "", 2],
      {"workflows_pkey", "execution_pointers_ordered"}),
     ("list_active_execution_pointers", pointer.LIST_ACTIVE_EXECUTION_POINTERS, ["w7", 0, "", 2],

@@ -63,6 +63,18 @@ from wfe_persistence.store.workflow import WORKFLOW_RECORD
 
 REQUEST_RETENTION_SECONDS: Final = 3600
 
+# What makes a commit more than a write of the workflow and of subscriptions.
+_EFFECT_FIELDS: Final = (
+    "held_subscriptions",
+    "held_lease_tokens",
+    "terminate_subscription_ids",
+    "create_events",
+    "processed_event_ids",
+    "errors",
+    "schedule_commands",
+    "complete_lease_tokens",
+)
+
 LOCK_WORKFLOW = "SELECT FROM wfc.workflows WHERE id = $1 FOR UPDATE"
 
 
@@ -354,6 +366,25 @@ _CONDITIONS_HOLD = """NOT EXISTS (SELECT FROM repeated)
             num_nonnulls(c.lost_claim, c.lost_lease, c.unknown_subscription, c.unknown_event,
                 c.existing_event, c.unknown_pointer) = 0)"""
 
+# A patch and nothing else: without the rest the statement takes about half the time to start.
+PATCH_WORKFLOW = f"""{_STORED_AND_GIVEN}
+{_REPEATED}
+, conditions AS MATERIALIZED (
+    SELECT {_UNKNOWN_POINTER} AS unknown_pointer
+)
+{
+    _UPDATED_PATCH.format(
+        conditions='''NOT EXISTS (SELECT FROM repeated)
+        AND EXISTS (SELECT FROM conditions c WHERE c.unknown_pointer IS NULL)'''
+    )
+}
+{_POINTERS_PATCH}
+{_SUBSCRIBED}
+{_REMEMBERED}
+{_ANSWER}{_REPEATED_ANSWER}, NULL, NULL, NULL, NULL, NULL, NULL, c.unknown_pointer
+FROM conditions c
+"""
+
 # A command that is completed and scheduled is given its new time, without the lease.
 _EFFECTS = """, terminated AS (
     DELETE FROM wfc.event_subscriptions
@@ -437,11 +468,12 @@ async def commit_workflow(store: Store, message: CommitWorkflowRequest, request:
 
     The ids of everything to be created must be set.
     """
+    alone = not any(getattr(message, field) for field in _EFFECT_FIELDS)
     if message.HasField("patch"):
-        state, sql = "patch", COMMIT_WORKFLOW_PATCH
+        state, sql = "patch", PATCH_WORKFLOW if alone else COMMIT_WORKFLOW_PATCH
         id_, document = message.patch.id, patch_document(message.patch)
     else:
-        state, sql = "instance", COMMIT_WORKFLOW
+        state, sql = "instance", PERSIST_WORKFLOW_ONCE if alone else COMMIT_WORKFLOW
         id_, document = message.instance.id, workflow_document(message.instance)
     expected = message.expected_revision if message.HasField("expected_revision") else None
     params: Sequence[Param] = (
@@ -450,8 +482,9 @@ async def commit_workflow(store: Store, message: CommitWorkflowRequest, request:
         None if expected is None else integer(expected),
         array(map(subscription_document, message.create_subscriptions)),
         *request.params,
-        effects_document(message, _lease_documents(message)),
     )
+    if not alone:
+        params = (*params, effects_document(message, _lease_documents(message)))
     try:
         row = await _write(store, text(id_), sql, params)
     except PersistenceError as exc:
@@ -462,7 +495,8 @@ async def commit_workflow(store: Store, message: CommitWorkflowRequest, request:
         return repeated
     if row.get_value(0, 0) is None and row.get_value(0, 1) is not None:
         _check_revision(row, expected)
-        _check_conditions(row, message)
+        if sql != PERSIST_WORKFLOW_ONCE:
+            _check_conditions(row, message)
     return _revision(row, expected, message.create_subscriptions, state, "create_subscriptions")
 
 
