@@ -9,20 +9,27 @@ import os
 from collections.abc import Callable
 from datetime import timedelta
 from types import ModuleType
+from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from wfe.persistence.v1.workflow_pb2 import CommitWorkflowRequest
 from wfe_persistence.cli import main
-from wfe_persistence.store import command, documents, event, rows, subscription, workflow
+from wfe_persistence.store import command, commit, documents, event, rows, subscription, workflow
+from wfe_persistence.store.db import Store
 
 
 def replace(module: ModuleType, constant: str, old: str, new: str) -> Callable[[], None]:
     """A fault in a piece of SQL."""
 
     def plant() -> None:
-        sql: str = getattr(module, constant)
-        assert old in sql, f"{constant} has changed: plant the fault anew"
-        setattr(module, constant, sql.replace(old, new))
+        sql: str | dict[object, str] = getattr(module, constant)
+        if isinstance(sql, dict):
+            planted: object = {key: text.replace(old, new) for key, text in sql.items()}
+        else:
+            planted = sql.replace(old, new)
+        assert planted != sql, f"{constant} has changed: plant the fault anew"
+        setattr(module, constant, planted)
 
     return plant
 
@@ -41,23 +48,43 @@ def plant_rounding() -> None:
         setattr(module, "iso", rounded_iso)  # noqa: B010
 
 
+def plant_two_transactions() -> None:
+    """The workflow first, and then everything else: a crash in between leaves half of it."""
+    commit_workflow = commit.commit_workflow
+
+    async def in_two(store: Store, message: CommitWorkflowRequest, request: Any) -> int:
+        state = CommitWorkflowRequest()
+        state.CopyFrom(message)
+        for field in commit._EFFECT_FIELDS:
+            state.ClearField(field)
+        revision = await commit_workflow(store, state, request)
+        rest = CommitWorkflowRequest()
+        rest.CopyFrom(message)
+        rest.patch.Clear()
+        rest.patch.id = message.patch.id
+        rest.expected_revision = revision
+        return await commit_workflow(store, rest, commit.Request(CommitWorkflowRequest()))
+
+    setattr(commit, "commit_workflow", in_two)  # noqa: B010
+
+
 FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     # name: (how to plant it, the conformance test that must catch it)
     "persist writes over what came in between": (
-        replace(workflow, "PERSIST_WORKFLOW", "AND w.revision = stored.revision", ""),
+        replace(commit, "PERSIST_WORKFLOW", "AND w.revision = stored.revision", ""),
         "test_concurrency.py::test_readers_never_see_a_mix_of_what_writers_persist",
     ),
     "persist does not look at expected_revision": (
-        replace(workflow, "PERSIST_WORKFLOW", "$3::bigint IS NULL OR", "TRUE OR $3::bigint > 0 OR"),
+        replace(commit, "PERSIST_WORKFLOW", "$3::bigint IS NULL OR", "TRUE OR $3::bigint > 0 OR"),
         "test_concurrency.py::test_counter_kept_by_expected_revisions_loses_no_count",
     ),
     "persist keeps pointers that are no longer named": (
-        replace(workflow, "PERSIST_WORKFLOW", "p.workflow_id = updated.id AND", "FALSE AND"),
+        replace(commit, "PERSIST_WORKFLOW", "p.workflow_id = updated.id AND", "FALSE AND"),
         "test_persist_workflow.py::test_pointers_no_longer_named_are_gone",
     ),
     "persist creates subscriptions even if it fails": (
         replace(
-            workflow, "PERSIST_WORKFLOW", "FROM updated, subscriptions s", "FROM subscriptions s",
+            commit, "PERSIST_WORKFLOW", "FROM updated, subscriptions s", "FROM subscriptions s",
         ),
         "test_persist_workflow.py::test_revision_mismatch_creates_no_subscription",
     ),
@@ -101,7 +128,7 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     ),
     "a token that anybody may replace": (
         replace(
-            subscription, "SET_SUBSCRIPTION_TOKEN", "external_token IS NULL OR", "TRUE OR",
+            subscription, "SET_SUBSCRIPTION_TOKEN", "s.external_token IS NULL OR", "TRUE OR",
         ),
         "test_concurrency.py::test_exactly_one_worker_acquires_a_subscription",
     ),
@@ -114,15 +141,61 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     ),
     "tokens that never expire": (
         replace(
-            subscription, "SET_SUBSCRIPTION_TOKEN", "OR external_token_expiry <= now()", "",
+            subscription, "SET_SUBSCRIPTION_TOKEN", "OR s.external_token_expiry <= now()", "",
         ),
         "test_subscription_tokens.py::test_hold_that_expired_is_open_and_taken_by_another",
+    ),
+    "a commit that does not look at claims": (
+        replace(commit, "COMMIT_WORKFLOW_PATCH", "s.external_token = g.token", "TRUE"),
+        "test_commit_workflow.py::test_nothing_changes_where_a_condition_does_not_hold",
+    ),
+    "a commit that does not look at epochs": (
+        replace(
+            commit, "COMMIT_WORKFLOW_PATCH", "g.epoch = s.external_token_epoch", "TRUE",
+        ),
+        "test_commit_workflow.py::test_a_host_whose_claim_was_taken_over_cannot_write",
+    ),
+    "a commit by a lease that is lost": (
+        replace(commit, "COMMIT_WORKFLOW_PATCH", "c.lease_id = g.lease_id", "TRUE"),
+        "test_commit_workflow.py::test_a_host_whose_lease_was_taken_over_cannot_write",
+    ),
+    "a commit by a claim that has expired": (
+        replace(commit, "COMMIT_WORKFLOW_PATCH", "AND s.unexpired", ""),
+        "test_commit_workflow.py::test_a_host_whose_claim_has_expired_cannot_write",
+    ),
+    "a commit that locks no lease": (
+        replace(commit, "COMMIT_WORKFLOW", "WHERE id = g.id FOR UPDATE", "WHERE id = g.id"),
+        "test_commit_workflow.py::test_one_lease_completes_one_commit",
+    ),
+    "effects of a commit that is refused": (
+        replace(commit, "COMMIT_WORKFLOW_PATCH", "FROM updated, processing p", "FROM processing p"),
+        "test_commit_workflow.py::test_nothing_changes_where_a_condition_does_not_hold",
+    ),
+    "a patch over what came in between": (
+        replace(
+            commit, "COMMIT_WORKFLOW_PATCH",
+            "w.revision = stored.revision AND w.revision = $3", "$3 = stored.revision",
+        ),
+        "test_commit_workflow.py::test_of_patches_of_one_revision_exactly_one_is_made",
+    ),
+    "a request that is not remembered": (
+        replace(
+            commit, "PERSIST_WORKFLOW_ONCE", "WHERE workflow_id = $1 AND request_id = $5::uuid",
+            "WHERE workflow_id = $1 AND request_id = $5::uuid AND FALSE",
+        ),
+        "test_request_id.py::test_the_second_arrival_changes_nothing_and_is_answered_the_same",
     ),
     "times that are rounded": (plant_rounding, "test_values.py"),
 }  # fmt: skip
 
+# Faults that other tests than those of conformance must catch.
+OTHER_FAULTS: dict[str, Callable[[], None]] = {
+    "a commit in two transactions": plant_two_transactions,
+}
+
 
 if __name__ == "__main__":
-    plant, _ = FAULTS[os.environ["FAULT"]]
+    fault = os.environ["FAULT"]
+    plant = OTHER_FAULTS[fault] if fault in OTHER_FAULTS else FAULTS[fault][0]
     plant()
     main(prog_name="wfe-persistence")
