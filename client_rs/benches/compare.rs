@@ -3,7 +3,7 @@
 //!
 //! `cargo bench --bench compare`; with arguments: `cargo bench --bench compare -- --help`.
 
-#[path = "../tests/common/mod.rs"]
+#[path = "../tests/all/common.rs"]
 mod common;
 
 use std::sync::Arc;
