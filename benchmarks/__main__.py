@@ -2,7 +2,8 @@
 
 The server runs in a process of its own, on an embedded PostgreSQL, and serves one more service that
 only the bench registers: an echo, with nothing behind it. What an RPC costs above the echo is ours.
-`--driver` measures the way to PostgreSQL alone, beside psycopg's pool and cursors.
+`--driver` measures the way to PostgreSQL alone, beside psycopg's pool and cursors; `--namespaces`
+what many namespaces cost; `--storage` what is on disk.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import platform
 import tempfile
 from pathlib import Path
 
-from benchmarks import driver, namespaces, rpcs
+from benchmarks import driver, namespaces, rpcs, storage
 from wfe_persistence.embedded import EmbeddedPostgres
 
 
@@ -35,6 +36,14 @@ def main() -> None:
         "--namespaces", type=int, metavar="N", help="calls to one and to all of so many namespaces"
     )
     parser.add_argument(
+        "--storage",
+        type=int,
+        metavar="N",
+        nargs="?",
+        const=100_000,
+        help="what so many pointers take on disk, and their steps in WAL (default 100000)",
+    )
+    parser.add_argument(
         "--json",
         type=Path,
         metavar="FILE",
@@ -51,6 +60,9 @@ def main() -> None:
         elif arguments.namespaces:
             figures = asyncio.run(namespaces.measure(postgres.url, arguments.namespaces))
             print(namespaces.table(figures))
+        elif arguments.storage:
+            figures = asyncio.run(storage.measure(postgres.url, arguments.storage))
+            print(storage.table(figures))
         else:
             figures = asyncio.run(
                 rpcs.measure(
@@ -63,6 +75,8 @@ def main() -> None:
         if arguments.driver
         else "namespaces.json"
         if arguments.namespaces
+        else "storage.json"
+        if arguments.storage
         else "latest.json"
     )
     file: Path = arguments.json or Path(__file__).parent / "results" / name
