@@ -1,8 +1,9 @@
 """What a store takes: bytes of each row with its indexes, WAL and dead rows of each step.
 
-Fills a store through a server with workflows of ten finished pointers, and as many events and
-subscriptions as half of the workflows. Then it lets every third workflow take two steps, the first
-right after a checkpoint (PostgreSQL writes whole pages then), the second without one in between.
+Fills a store through a server with workflows of ten pointers, the last one running, and as many
+events and subscriptions as half of the workflows. Then it lets every third workflow take two steps,
+the first right after a checkpoint (PostgreSQL writes whole pages then), the second without one in
+between. A step: the running pointer is done, a new one begins, and the workflow is due anew.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ async def _each(call: Callable[[Any], Any], messages: Iterable[Any]) -> None:
 
 
 def _workflow(number: int) -> WorkflowInstance:
-    """An order with half a kilobyte of data, all of whose steps so far are done."""
+    """An order with some 400 bytes of data, at the last of its steps so far."""
     order = {
         "order": f"order-{number}",
         "customer": {"id": number, "name": f"Customer {number}", "city": "Springfield"},
@@ -97,7 +98,10 @@ def _workflow(number: int) -> WorkflowInstance:
     return make.instance(
         name=f"order-{number}",
         data_json=json.dumps(order),
-        execution_pointers=[_done(_running(i)) for i in range(POINTERS)],
+        execution_pointers=[
+            *(_done(_running(i)) for i in range(POINTERS - 1)),
+            _running(POINTERS - 1),
+        ],
     )
 
 
