@@ -2,7 +2,8 @@
 
 The server runs in a process of its own, on an embedded PostgreSQL, and serves one more service that
 only the bench registers: an echo, with nothing behind it. What an RPC costs above the echo is ours.
-`--driver` measures the way to PostgreSQL alone, beside psycopg's pool and cursors.
+`--driver` measures the way to PostgreSQL alone, beside psycopg's pool and cursors; `--namespaces`
+what many namespaces cost; `--storage` what is on disk.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks import driver, namespaces, patches, rpcs
+from benchmarks import driver, namespaces, patches, rpcs, storage
 from wfe_persistence.embedded import EmbeddedPostgres
 
 
@@ -40,6 +41,14 @@ def main() -> None:
         "--patches", action="store_true", help="one change in a short and in a long workflow"
     )
     parser.add_argument(
+        "--storage",
+        type=int,
+        metavar="N",
+        nargs="?",
+        const=100_000,
+        help="what so many pointers take on disk, and their steps in WAL (default 100000)",
+    )
+    parser.add_argument(
         "--json",
         type=Path,
         metavar="FILE",
@@ -60,6 +69,9 @@ def main() -> None:
         elif arguments.namespaces:
             figures = asyncio.run(namespaces.measure(postgres.url, arguments.namespaces))
             print(namespaces.table(figures))
+        elif arguments.storage:
+            figures = asyncio.run(storage.measure(postgres.url, arguments.storage))
+            print(storage.table(figures))
         else:
             figures = asyncio.run(
                 rpcs.measure(
@@ -74,6 +86,8 @@ def main() -> None:
         if arguments.patches
         else "namespaces.json"
         if arguments.namespaces
+        else "storage.json"
+        if arguments.storage
         else "latest.json"
     )
     file: Path = arguments.json or Path(__file__).parent / "results" / name

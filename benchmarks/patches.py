@@ -194,8 +194,8 @@ def _pointers(begin: int, end: int) -> list[w.ExecutionPointer]:
 def table(figures: Figures) -> str:
     """The figures as a table for people."""
     lines = [
-        f"{'RPC':<36}{'pointers':>9}{'server ms':>11}{'PostgreSQL ms':>15}{'x of 1':>8}"
-        f"{'bytes':>10}{'x of 1':>8}"
+        f"{'RPC':<36}{'pointers':>9}{'server ms':>11}{'PostgreSQL ms':>15}{'x of 1':>8}{'bytes':>10}"
+        + f"{'x of 1':>8}"
     ]
     lines += [
         f"{f['rpc']:<36}{f['pointers']:>9}{f['server_ms']:>11.3f}{f['postgres_ms']:>15.3f}"

@@ -25,6 +25,21 @@ async def timed(call: Call, callers: int, seconds: float) -> list[float]:
     return took
 
 
+async def counted(call: Call, callers: int, calls: int) -> list[float]:
+    """Call so many times in all from so many callers at once; how long each call took."""
+    took: list[float] = []
+    number = iter(range(calls))
+
+    async def caller() -> None:
+        for each in number:
+            begin = time.perf_counter()
+            await call(each)
+            took.append(time.perf_counter() - begin)
+
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    return took
+
+
 def percentile(values: Sequence[float], percent: float) -> float:
     """The value that so many percent are not above."""
     ordered = sorted(values)

@@ -6,16 +6,21 @@ import itertools
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 # Before gRPC is loaded: its fork handlers complain of the processes that tests start.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
+import grpc
 import psycopg
 import pytest
 
-from tests.support.api import Api, connect
+from tests.support import make
+from tests.support.api import Api, all_channels_in, connect
 from tests.support.server import ServerProcess
+from wfe.persistence.v1.store_pb2 import CreateNamespaceRequest
+from wfe.persistence.v1.store_pb2_grpc import StoreServiceStub
 from wfe_persistence.embedded import EmbeddedPostgres
 
 
@@ -25,6 +30,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="HOST:PORT",
         help="run the conformance suite against this server instead of one of its own",
     )
+    parser.addoption(
+        "--namespace",
+        metavar="NAME",
+        help="run the conformance suite in this namespace, which a given target must have",
+    )
+    parser.addoption(
+        "--id-seed",
+        metavar="N",
+        type=int,
+        help="make the same ids and names as every run of the same tests with this number",
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Each test has ids of its own, so that how many the one before took does not matter."""
+    number: int | None = item.config.getoption("--id-seed")
+    if number is not None:
+        make.seed(f"{number} {item.nodeid}")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -70,10 +93,15 @@ def database_url(postgres_url: str) -> Iterator[str]:
 def target(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """The address of the server under test: that of --target, or one started for the session."""
+    """The address of the server under test: that of --target, or one started for the session.
+
+    With --namespace, all calls to it go there.
+    """
     address: str | None = request.config.getoption("--target")
+    namespace: str | None = request.config.getoption("--namespace")
     if address:
-        yield address
+        with all_channels_in(address, namespace) if namespace else nullcontext():
+            yield address
         return
     log = tmp_path_factory.mktemp("server") / "log"
     url = request.getfixturevalue("postgres_url")
@@ -83,7 +111,11 @@ def target(
     with ServerProcess(
         log, "--db-url", url, "--allow-truncate", "--allow-delete-namespace"
     ) as server:
-        yield server.address
+        if namespace:
+            with grpc.insecure_channel(server.address) as channel:
+                StoreServiceStub(channel).CreateNamespace(CreateNamespaceRequest(name=namespace))
+        with all_channels_in(server.address, namespace) if namespace else nullcontext():
+            yield server.address
         assert server.process.poll() is None, f"the server did not survive:\n{server.log()}"
     assert "bug" not in server.log(), server.log()
 

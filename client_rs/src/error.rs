@@ -33,6 +33,7 @@ struct Inner {
     violations: Vec<FieldViolation>,
     retry_after: Option<Duration>,
     maybe_written: bool,
+    tls: bool,
     subject: String,
 }
 
@@ -85,6 +86,14 @@ impl Error {
         self.0.maybe_written
     }
 
+    /// True if TLS failed: the server's certificate is not trusted or not for its name,
+    /// the server does not speak TLS, or it refuses this client's certificate. The code is
+    /// `UNAVAILABLE`, but the call is not tried again, because the next attempt would end
+    /// like this one. Always false without the feature `tls`.
+    pub fn is_tls(&self) -> bool {
+        self.0.tls
+    }
+
     /// An error of this side: what was asked for cannot be sent, or the answer not read.
     pub(crate) fn local(code: Code, message: impl Into<String>) -> Self {
         Self(Box::new(Inner {
@@ -95,6 +104,7 @@ impl Error {
             violations: Vec::new(),
             retry_after: None,
             maybe_written: false,
+            tls: false,
             subject: String::new(),
         }))
     }
@@ -124,6 +134,7 @@ impl Error {
             error.0.code = Code::Unavailable;
             error.0.message = chain(source);
             error.0.maybe_written = !has_cause::<tonic::ConnectError>(source);
+            error.0.tls = is_tls(source);
         } else {
             error.0.maybe_written = matches!(
                 error.0.code,
@@ -181,7 +192,7 @@ impl Error {
 
     /// Whether it may be otherwise in a moment.
     pub(crate) fn passes(&self) -> bool {
-        self.0.code == Code::Unavailable
+        (self.0.code == Code::Unavailable && !self.0.tls)
             || matches!(
                 self.0.reason,
                 Some(
@@ -251,6 +262,28 @@ fn has_cause<T: std::error::Error + 'static>(error: &(dyn std::error::Error + 's
         }
         next = error.source();
     }
+    false
+}
+
+/// Whether an error is, or was caused by, one of TLS.
+#[cfg(feature = "tls")]
+fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        // An `io::Error` that wraps another one passes over it when asked for its source.
+        let wrapped = error
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref);
+        if error.is::<rustls::Error>() || wrapped.is_some_and(|inner| is_tls(inner)) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+#[cfg(not(feature = "tls"))]
+fn is_tls(_: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 

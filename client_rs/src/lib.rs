@@ -22,7 +22,8 @@
 //!
 //! Every call has a deadline, over all its attempts ([`Builder::timeout`]). Within it,
 //! what failed with `UNAVAILABLE`, `TRANSACTION_CONFLICT`, `POOL_EXHAUSTED` or
-//! `NAMESPACE_BUSY` is tried again after a random, growing wait, plus the wait that the server asks for:
+//! `NAMESPACE_BUSY` is tried again after a random, growing wait, plus the wait that the
+//! server asks for (but not if TLS failed, see [`Error::is_tls`]):
 //!
 //! | call | tried again |
 //! |---|---|

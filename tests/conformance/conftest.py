@@ -15,9 +15,11 @@ from wfe.persistence.v1.store_pb2 import CreateNamespaceRequest, DeleteNamespace
 @pytest.fixture(scope="session")
 async def command_api(api: Api, target: str, pytestconfig: pytest.Config) -> AsyncIterator[Api]:
     """The API for commands: on a given target in a namespace of the session's own, if it can be
-    deleted afterwards, because a claim can't tell whose commands it wants."""
+    deleted afterwards, because a claim can't tell whose commands it wants. What --namespace names
+    is the session's own already."""
     capabilities = (await api.get_store_info()).capabilities
-    if not pytestconfig.getoption("--target") or not capabilities.delete_namespace:
+    shared = pytestconfig.getoption("--target") and not pytestconfig.getoption("--namespace")
+    if not shared or not capabilities.delete_namespace:
         yield api
         return
     name = make.new_id("conformance")[:40].replace("-", "_")

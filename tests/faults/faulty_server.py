@@ -6,17 +6,35 @@ A fault is a piece of SQL, or a function, replaced by one that breaks a guarante
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from types import ModuleType
 from typing import Any
 
+import psycopg
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.workflow_pb2 import CommitWorkflowRequest
+from wfe_persistence import app
 from wfe_persistence.cli import main
-from wfe_persistence.store import command, commit, documents, event, rows, subscription, workflow
+from wfe_persistence.errors import PersistenceError
+from wfe_persistence.store import (
+    command,
+    commit,
+    db,
+    documents,
+    event,
+    migrate,
+    namespace,
+    rows,
+    subscription,
+    workflow,
+)
 from wfe_persistence.store.db import Store
+from wfe_persistence.store.fairness import FairGate
+from wfe_persistence.store.schema import Schema
 
 
 def replace(module: ModuleType, constant: str, old: str, new: str) -> Callable[[], None]:
@@ -66,6 +84,91 @@ def plant_two_transactions() -> None:
         return await commit_workflow(store, rest, commit.Request(CommitWorkflowRequest()))
 
     setattr(commit, "commit_workflow", in_two)  # noqa: B010
+
+
+class OneQueueGate(FairGate):
+    """All calls in one queue, with one bound for all."""
+
+    async def acquire(self, namespace: str) -> None:  # noqa: ARG002
+        await super().acquire("all")
+
+
+class FirstComeGate(FairGate):
+    """Each namespace has its bound, but no turn: who came first is next."""
+
+    def __init__(self, slots: int, max_waiting: int) -> None:
+        super().__init__(slots, 10**9)
+        self._most = max_waiting
+        self._count: Counter[str] = Counter()
+
+    async def acquire(self, namespace: str) -> None:
+        self._count[namespace] += 1
+        try:
+            if self._count[namespace] > self._most:
+                raise PersistenceError(
+                    ErrorReason.ERROR_REASON_NAMESPACE_BUSY, "busy", retry_after=0.5
+                )
+            await super().acquire("all")
+        finally:
+            self._count[namespace] -= 1
+
+
+class EndlessGate(FairGate):
+    """Turns, but no bound."""
+
+    def __init__(self, slots: int, max_waiting: int) -> None:  # noqa: ARG002
+        super().__init__(slots, 10**9)
+
+
+def plant_gate(gate: type[FairGate]) -> Callable[[], None]:
+    """Another order of who may use a connection next."""
+
+    def plant() -> None:
+        setattr(db, "FairGate", gate)  # noqa: B010
+
+    return plant
+
+
+def plant_namespaces_not_kept_apart() -> None:
+    """Whatever the call says, it goes to the default one."""
+
+    async def get(self: namespace.Namespaces, name: str | None) -> db.Store:
+        return self.default
+
+    setattr(namespace.Namespaces, "get", get)  # noqa: B010
+
+
+def plant_start_that_migrates_all() -> None:
+    """At the start every namespace is brought up to date, as is often done."""
+    original = app.Server._examine
+
+    async def examine(self: app.Server, store: db.Store) -> None:
+        await original(self, store)
+        await namespace.migrate_all(store)
+
+    setattr(app.Server, "_examine", examine)  # noqa: B010
+
+
+def plant_migration_that_stops() -> None:
+    """`migrate up` goes from one namespace to the next until one fails."""
+    original = namespace.migrate_all
+
+    async def migrate_all(store: db.Store) -> namespace.Outcomes:
+        outcomes: namespace.Outcomes = {}
+        listed = await namespace.list_namespaces(store, (0, ""), 1000)
+        if not listed.items:
+            return await original(store)
+        for item in listed.items:
+            try:
+                outcomes[item.name] = await migrate.migrate(
+                    store.database.conninfo, Schema(item.schema)
+                )
+            except (PersistenceError, psycopg.Error) as exc:
+                outcomes[item.name] = exc
+                break
+        return outcomes
+
+    setattr(namespace, "migrate_all", migrate_all)  # noqa: B010
 
 
 FAULTS: dict[str, tuple[Callable[[], None], str]] = {
@@ -186,6 +289,10 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
         "test_request_id.py::test_the_second_arrival_changes_nothing_and_is_answered_the_same",
     ),
     "times that are rounded": (plant_rounding, "test_values.py"),
+    "a call that goes to another namespace": (
+        plant_namespaces_not_kept_apart,
+        "test_namespaces.py::test_absent_namespace_is_not_found_and_not_made",
+    ),
 }  # fmt: skip
 
 # Faults that other tests than those of conformance must catch.
@@ -193,9 +300,33 @@ OTHER_FAULTS: dict[str, Callable[[], None]] = {
     "a commit in two transactions": plant_two_transactions,
 }
 
+SERVER_FAULTS: dict[str, tuple[Callable[[], None], str]] = {
+    # The same for tests in this directory, which start their server themselves.
+    "connections first come, first served": (
+        plant_gate(FirstComeGate),
+        "test_fairness.py::test_calls_behind_a_full_queue_get_every_second_turn",
+    ),
+    "one queue for all namespaces": (
+        plant_gate(OneQueueGate),
+        "test_fairness.py::test_flood_is_refused_while_another_namespace_is_served",
+    ),
+    "nobody is refused": (
+        plant_gate(EndlessGate),
+        "test_fairness.py::test_calls_behind_a_full_queue_get_every_second_turn",
+    ),
+    "a start that looks into each namespace": (
+        plant_start_that_migrates_all,
+        "test_many_namespaces.py::test_start_does_not_touch_the_namespaces",
+    ),
+    "namespaces migrated until one fails": (
+        plant_migration_that_stops,
+        "test_many_namespaces.py::test_migrate_up_brings_all_but_the_failing_ones_up",
+    ),
+}
+
 
 if __name__ == "__main__":
     fault = os.environ["FAULT"]
-    plant = OTHER_FAULTS[fault] if fault in OTHER_FAULTS else FAULTS[fault][0]
+    plant = OTHER_FAULTS[fault] if fault in OTHER_FAULTS else (FAULTS | SERVER_FAULTS)[fault][0]
     plant()
     main(prog_name="wfe-persistence")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.faulty_server import FAULTS
+from tests.faults.faulty_server import FAULTS, SERVER_FAULTS
 from tests.support.server import ServerProcess
 
 CONFORMANCE = Path(__file__).parents[1] / "conformance"
@@ -36,3 +36,15 @@ def test_planted_fault_is_caught(fault: str, tmp_path: Path, database_url: str) 
     assert done.returncode == 1, done.stdout
     assert "1 failed" in done.stdout, done.stdout
     assert "AssertionError" in done.stdout or "AioRpcError" in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("fault", SERVER_FAULTS)
+def test_fault_planted_in_the_server_of_a_test_is_caught(fault: str) -> None:
+    test = Path(__file__).parent / SERVER_FAULTS[fault][1]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(test)],
+        capture_output=True, text=True, timeout=100, check=False, cwd=CONFORMANCE.parents[1],
+        env={**os.environ, "FAULT": fault},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout
+    assert "1 failed" in done.stdout or "1 error" in done.stdout, done.stdout

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import grpc
@@ -282,11 +283,22 @@ async def pages(
     return answers
 
 
+_NAMESPACE_KEY = "wfe-namespace"
+
+
+def _within(name: str, details: Any) -> Any:
+    """A call's details with the namespace added, unless the call itself says where it goes."""
+    given = tuple(details.metadata or ())
+    if any(key == _NAMESPACE_KEY for key, _ in given):
+        return details
+    return details._replace(metadata=grpc.aio.Metadata(*given, (_NAMESPACE_KEY, name)))
+
+
 class _InNamespace(grpc.aio.UnaryUnaryClientInterceptor):
     """Sends unary calls to a namespace."""
 
     def __init__(self, name: str) -> None:
-        self._metadata = grpc.aio.Metadata(("wfe-namespace", name))
+        self._name = name
 
     async def intercept_unary_unary(
         self,
@@ -294,8 +306,70 @@ class _InNamespace(grpc.aio.UnaryUnaryClientInterceptor):
         client_call_details: grpc.aio.ClientCallDetails,
         request: Any,
     ) -> Any:
-        details: Any = client_call_details
-        return await continuation(details._replace(metadata=self._metadata), request)
+        return await continuation(_within(self._name, client_call_details), request)
+
+
+class _StreamsInNamespace(grpc.aio.UnaryStreamClientInterceptor):
+    """Sends calls whose answer is a stream to a namespace. (gRPC sorts each interceptor into one
+    kind of calls only, so this must be a class of its own.)"""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    async def intercept_unary_stream(
+        self,
+        continuation: Callable[[grpc.aio.ClientCallDetails, Any], Any],
+        client_call_details: grpc.aio.ClientCallDetails,
+        request: Any,
+    ) -> Any:
+        return await continuation(_within(self._name, client_call_details), request)
+
+
+class _BlockingInNamespace(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
+    """Sends the calls of a blocking channel to a namespace."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def intercept_unary_unary(
+        self, continuation: Any, client_call_details: Any, request: Any
+    ) -> Any:
+        return continuation(_within(self._name, client_call_details), request)
+
+    def intercept_unary_stream(
+        self, continuation: Any, client_call_details: Any, request: Any
+    ) -> Any:
+        return continuation(_within(self._name, client_call_details), request)
+
+
+@contextmanager
+def all_channels_in(address: str, name: str) -> Iterator[None]:
+    """Inside, whatever goes to this address goes to a namespace, unless the call itself says where:
+    also through channels that a test opens by gRPC's own functions, so that none is forgotten.
+    """
+    blocking, asynchronous = grpc.insecure_channel, grpc.aio.insecure_channel
+
+    def open_blocking(target: str, *args: Any, **kwargs: Any) -> grpc.Channel:
+        channel = blocking(target, *args, **kwargs)
+        if target != address:
+            return channel
+        return grpc.intercept_channel(channel, _BlockingInNamespace(name))
+
+    def open_asynchronous(target: str, *args: Any, **kwargs: Any) -> grpc.aio.Channel:
+        if target == address:
+            given = kwargs.pop("interceptors", None) or []
+            kwargs["interceptors"] = [*given, *_interceptors(name)]
+        return asynchronous(target, *args, **kwargs)
+
+    grpc.insecure_channel, grpc.aio.insecure_channel = open_blocking, open_asynchronous
+    try:
+        yield
+    finally:
+        grpc.insecure_channel, grpc.aio.insecure_channel = blocking, asynchronous
+
+
+def _interceptors(namespace: str) -> list[grpc.aio.ClientInterceptor]:
+    return [_InNamespace(namespace), _StreamsInNamespace(namespace)]
 
 
 def connect(
@@ -303,11 +377,11 @@ def connect(
 ) -> grpc.aio.Channel:
     """A channel that shows each failure as it is: no retries of its own.
 
-    `namespace`: where its unary calls go, without metadata of their own.
+    `namespace`: where its calls go that do not say it themselves.
     """
     return grpc.aio.insecure_channel(
         address,
-        interceptors=[_InNamespace(namespace)] if namespace else None,
+        interceptors=_interceptors(namespace) if namespace else None,
         options=[
             ("grpc.enable_retries", 0),
             ("grpc.max_receive_message_length", -1),

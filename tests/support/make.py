@@ -22,10 +22,19 @@ from wfe.persistence.v1.workflow_pb2 import (
     WorkflowStatus,
 )
 
+_numbers: random.Random = random.SystemRandom()
+
+
+def seed(text: str) -> None:
+    """From now on make the same ids, in the same order, as after any other call with this text."""
+    global _numbers
+    _numbers = random.Random(text)
+    random.seed(text)
+
 
 def new_id(kind: str = "id") -> str:
     """An id that no other test uses, so that tests can share a store."""
-    return f"{kind}-{uuid.uuid4()}"
+    return f"{kind}-{uuid.UUID(int=_numbers.getrandbits(128), version=4)}"
 
 
 def time(seconds: float = 0.0) -> Timestamp:

@@ -40,20 +40,25 @@ class FairGate:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.cancelled():
+            if not turn.cancelled():  # it came in the same moment, and is somebody else's now
+                self.release()
+            elif turn in queue:  # release() may have come across it already
                 queue.remove(turn)
                 if not queue:
                     del self._queues[namespace]
-            else:  # it came in the same moment, and is somebody else's now
-                self.release()
             raise
 
     def release(self) -> None:
         """Give a slot back: to the next one in turn, if anybody waits."""
-        if not self._queues:
-            self._free += 1
-            return
-        namespace, queue = self._queues.popitem(last=False)
-        queue.popleft().set_result(None)
-        if queue:
-            self._queues[namespace] = queue
+        while self._queues:
+            namespace, queue = self._queues.popitem(last=False)
+            turn = queue.popleft()
+            # Whose call was cancelled a moment ago has not left the queue yet.
+            while turn.cancelled() and queue:
+                turn = queue.popleft()
+            if queue:
+                self._queues[namespace] = queue
+            if not turn.cancelled():
+                turn.set_result(None)
+                return
+        self._free += 1

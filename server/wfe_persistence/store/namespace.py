@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
+from typing import TypeVar
 
 import psycopg
 
@@ -19,8 +20,17 @@ from wfe_persistence.store.schema import DEFAULT_NAMESPACE, Schema, is_namespace
 
 log = logging.getLogger(__name__)
 
-# A store keeps the SQL bound to its schema, some 50 kB: enough of them for the busy ones.
-_MOST_KNOWN = 200
+T = TypeVar("T")
+
+# A store keeps the SQL bound to its schema, up to 50 kB; binding it anew takes longer than the rest
+# of a call. Of the others only the name is kept, which spares the question whether they are there.
+_MOST_BOUND = 2_000
+_MOST_KNOWN = 100_000
+
+# Namespaces are brought up to date on connections beside the pool's, so only a few at once; and
+# one that failed is not tried again by every single call to it.
+_MIGRATIONS_AT_ONCE = 4
+_TRY_AGAIN_SECONDS = 2.0
 
 
 class Namespaces:
@@ -32,32 +42,38 @@ class Namespaces:
     def __init__(self, database: Database, schema: Schema, *, migrate_on_use: bool) -> None:
         self.default = Store(database, schema, DEFAULT_NAMESPACE)
         self._migrate_on_use = migrate_on_use
-        self._known: OrderedDict[str, Store] = OrderedDict()
+        # The stores of those used last, and the names of all that were found to be current.
+        self._bound: OrderedDict[str, Store] = OrderedDict()
+        self._known: OrderedDict[str, None] = OrderedDict()
+        self._migrating: dict[str, asyncio.Task[PersistenceError | None]] = {}
+        self._slots = asyncio.Semaphore(_MIGRATIONS_AT_ONCE)
+        # When those may be tried again that could not be brought up to date.
+        self._failed: dict[str, float] = {}
 
     async def get(self, name: str | None) -> Store:
         """The store of a namespace; None: the default one. Raises if there is none; nothing is
         created."""
         if name is None or name == DEFAULT_NAMESPACE:
             return self.default
-        store = self._known.get(name)
+        store = self._bound.get(name)
         if store is not None:
-            self._known.move_to_end(name)
+            self._bound.move_to_end(name)
             return store
         store = self._store(name)
-        if await self._is_current(store):
-            self._known[name] = store
-            if len(self._known) > _MOST_KNOWN:
-                self._known.popitem(last=False)
+        if name in self._known or await self._is_current(store):
+            _remember(self._known, name, None, _MOST_KNOWN)
+            _remember(self._bound, name, store, _MOST_BOUND)
         return store
 
     def forget(self, name: str) -> None:
         """Look again at the next use; it may have been deleted, by another server perhaps."""
+        self._bound.pop(name, None)
         self._known.pop(name, None)
 
     async def is_current(self, name: str) -> bool:
         """Whether a namespace can be served. Raises if there is none."""
         try:
-            return await self._is_current(self._known.get(name) or self._store(name))
+            return await self._is_current(self._bound.get(name) or self._store(name))
         except PersistenceError:
             self.forget(name)
             raise
@@ -80,15 +96,44 @@ class Namespaces:
             raise _not_found(store.namespace)
         migrate.check_not_newer(version)
         if version < migrate.latest_version() and self._migrate_on_use:
-            await migrate.migrate(store.database.conninfo, store.schema)
-            log.info("namespace %s: brought up to date", store.namespace)
+            await self._bring_up(store)
             return True
         return version == migrate.latest_version()
+
+    async def _bring_up(self, store: Store) -> None:
+        """Migrate a namespace, once for all calls that need it now."""
+        name = store.namespace
+        if asyncio.get_running_loop().time() < self._failed.get(name, 0.0):
+            raise _not_migrated(name)
+        task = self._migrating.get(name)
+        if task is None:
+            task = asyncio.create_task(self._migrate(store))
+            self._migrating[name] = task
+            task.add_done_callback(lambda _: self._migrating.pop(name, None))
+        # It goes on when the call that happened to start it ends.
+        if error := await asyncio.shield(task):
+            raise error
+
+    async def _migrate(self, store: Store) -> PersistenceError | None:
+        """Bring a namespace up to date; what is in the way. (A task that raises would complain if
+        nobody waits for it any more.)"""
+        name = store.namespace
+        try:
+            async with self._slots:
+                await _migrated(store.database.conninfo, store.schema, name)
+        except PersistenceError as exc:
+            if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED:
+                now = asyncio.get_running_loop().time()
+                self._failed[name] = now + _TRY_AGAIN_SECONDS
+            return exc
+        self._failed.pop(name, None)
+        log.info("namespace %s: brought up to date", name)
+        return None
 
     async def create_namespace(self, name: str) -> list[str]:
         """Make a namespace, or bring it up to date; the names of the applied migrations."""
         schema = self._schema_to_change(name)
-        return await migrate.migrate(self.default.database.conninfo, schema)
+        return await _migrated(self.default.database.conninfo, schema, name)
 
     async def delete_namespace(self, name: str, *, force: bool) -> None:
         """Delete a namespace and all that is in it, if it is empty or `force` is given."""
@@ -105,6 +150,23 @@ class Namespaces:
                 FieldViolationReason.FIELD_VIOLATION_REASON_TOO_LONG,
                 "too long for a schema's name",
             ) from exc
+
+
+def _remember(cache: OrderedDict[str, T], name: str, value: T, most: int) -> None:
+    """Put it last; drop the first if there are too many."""
+    cache[name] = value
+    cache.move_to_end(name)
+    if len(cache) > most:
+        cache.popitem(last=False)
+
+
+async def _migrated(conninfo: str, schema: Schema, name: str) -> list[str]:
+    """Migrate; what PostgreSQL refuses (something is in the way, say) as the namespace's error."""
+    try:
+        return await migrate.migrate(conninfo, schema)
+    except psycopg.Error as exc:
+        log.error("namespace %s: can't be brought up to date: %s", name, exc)  # noqa: TRY400
+        raise _not_migrated(name) from exc
 
 
 # A namespace is where the table of applied migrations is. The rows are PostgreSQL's estimate.
@@ -249,6 +311,14 @@ async def migrate_all(store: Store, at_once: int = 4) -> Outcomes:
 
     results = await asyncio.gather(*(bring_up(schema) for _, schema in names))
     return {name: result for (name, _), result in zip(names, results, strict=True)}
+
+
+def _not_migrated(name: str) -> PersistenceError:
+    return PersistenceError(
+        ErrorReason.ERROR_REASON_SCHEMA_OUTDATED,
+        "the namespace can't be brought up to date; the server's log says why",
+        metadata={"namespace": name},
+    )
 
 
 def _not_found(name: str) -> PersistenceError:

@@ -1,7 +1,5 @@
 //! Hosts and servers killed with SIGKILL in the middle of the work, and started again.
 
-mod common;
-
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -18,6 +16,8 @@ use wfe::traits::step::{StepBody, StepExecutionContext};
 use wfe::traits::{PersistenceProvider, QueueProvider};
 use wfe::{WorkflowHost, WorkflowHostBuilder};
 use wfe_core::test_support::{InMemoryLockProvider, InMemoryQueueProvider};
+
+use crate::common;
 
 const WORKFLOWS: usize = 12;
 const STEPS: usize = 8;
@@ -187,6 +187,9 @@ impl Drop for Killed {
 
 #[tokio::test]
 async fn a_host_killed_in_the_middle() {
+    if std::env::var_os("KILL_TEST_DEFINITION").is_some() {
+        return host_process().await; // this is the process that is killed
+    }
     let target = common::target();
     let definition = format!("kill-{}", uuid::Uuid::new_v4().simple());
     let log = common::temporary_directory().join("log");
@@ -196,7 +199,11 @@ async fn a_host_killed_in_the_middle() {
 
     let spawn = || {
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "host_process", "--ignored", "--nocapture"])
+            .args([
+                "--exact",
+                "kill::a_host_killed_in_the_middle",
+                "--nocapture",
+            ])
             .env("WFE_PERSISTENCE_TARGET", &target)
             .env("KILL_TEST_DEFINITION", &definition)
             .env("KILL_TEST_LOG", &log)
@@ -226,12 +233,8 @@ async fn a_host_killed_in_the_middle() {
 }
 
 /// The host that is killed: takes up what is stored as runnable, and works on.
-#[tokio::test]
-#[ignore = "only for a_host_killed_in_the_middle, which runs it as a process"]
 async fn host_process() {
-    let Ok(definition) = std::env::var("KILL_TEST_DEFINITION") else {
-        return;
-    };
+    let definition = std::env::var("KILL_TEST_DEFINITION").unwrap();
     let log = std::env::var("KILL_TEST_LOG").unwrap();
     let (host, queue) = host(&common::target(), &definition, Path::new(&log)).await;
     host.start().await.unwrap();

@@ -20,10 +20,12 @@ pub async fn provider() -> GrpcPersistenceProvider {
     connect(&target()).await
 }
 
-/// A provider for a server.
+/// A provider for a server. It waits as long as its timeout for one that is killed and
+/// started again: on a busy machine that takes longer than the default attempts.
 pub async fn connect(target: &str) -> GrpcPersistenceProvider {
     GrpcPersistenceProvider::builder(target)
         .timeout(Duration::from_secs(60))
+        .max_attempts(u32::MAX)
         .connect()
         .await
         .expect("the server answers")

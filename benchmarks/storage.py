@@ -1,0 +1,197 @@
+"""What a store takes: bytes of each row with its indexes, WAL and dead rows of each step.
+
+Fills a store through a server with workflows of ten pointers, the last one running, and as many
+events and subscriptions as half of the workflows. Then it lets every third workflow take two steps,
+the first right after a checkpoint (PostgreSQL writes whole pages then), the second without one in
+between. A step: the running pointer is done, a new one begins, and the workflow is due anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+import psycopg
+
+from tests.support import make
+from tests.support.api import Api, connect
+from wfe.persistence.v1 import store_pb2 as st
+from wfe.persistence.v1.workflow_pb2 import ExecutionPointer, PointerStatus, WorkflowInstance
+
+Figures = list[dict[str, Any]]
+
+POINTERS = 10
+CALLERS = 16
+
+
+async def measure(url: str, pointers: int) -> Figures:
+    """Fill a store with so many pointers, then look at it from within PostgreSQL."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "benchmarks.bench_server", url,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    address = (await process.stdout.readline()).decode().strip()
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as database:
+        async with connect(address) as channel:
+            api = Api(channel)
+            await api.store.EnsureStoreExists(st.EnsureStoreExistsRequest())
+            figures = await _fill(api, database, pointers // POINTERS)
+        process.stdin.close()
+        await process.wait()  # its connections hand in their statistics at the latest now
+        figures += await _rows(database, UPDATES)
+        await database.execute("VACUUM ANALYZE")
+        figures += await _rows(database, SIZES)
+        figures += await _rows(database, INDEXES)
+    return figures
+
+
+async def _fill(api: Api, database: psycopg.AsyncConnection[Any], workflows: int) -> Figures:
+    figures: Figures = []
+
+    async def with_wal(
+        what: str, number: int, work: Coroutine[Any, Any, None], *, checkpoint: bool = True
+    ) -> None:
+        if checkpoint:
+            await database.execute("CHECKPOINT")
+        before = await _wal(database)
+        await work
+        written = await _wal(database) - before
+        figures.append({"WAL of": what, "number": number, "bytes": written / number})
+
+    instances = [_workflow(i) for i in range(workflows)]
+    half, third = instances[::2], instances[::3]
+    await with_wal("a workflow created", workflows, _each(api.create_new_workflow, instances))
+    events = [_event(each) for each in half]
+    await with_wal("an event created", len(half), _each(api.create_event, events))
+    subscriptions = [make.subscription(workflow_id=each.id) for each in half]
+    await with_wal(
+        "a subscription created", len(half), _each(api.create_event_subscription, subscriptions)
+    )
+    for what, checkpoint in (("the first step after a checkpoint", True), ("a step", False)):
+        steps = _each(api.persist_workflow, map(_step, third))
+        await with_wal(what, len(third), steps, checkpoint=checkpoint)
+    return figures
+
+
+async def _each(call: Callable[[Any], Any], messages: Iterable[Any]) -> None:
+    left = iter(messages)
+
+    async def caller() -> None:
+        for message in left:
+            await call(message)
+
+    await asyncio.gather(*(caller() for _ in range(CALLERS)))
+
+
+def _workflow(number: int) -> WorkflowInstance:
+    """An order with some 400 bytes of data, at the last of its steps so far."""
+    order = {
+        "order": f"order-{number}",
+        "customer": {"id": number, "name": f"Customer {number}", "city": "Springfield"},
+        "lines": [{"sku": f"sku-{number}-{i}", "count": i, "price": 9.99} for i in range(6)],
+    }
+    return make.instance(
+        name=f"order-{number}",
+        data_json=json.dumps(order),
+        execution_pointers=[
+            *(_done(_running(i)) for i in range(POINTERS - 1)),
+            _running(POINTERS - 1),
+        ],
+    )
+
+
+def _running(number: int) -> ExecutionPointer:
+    return make.pointer(
+        make.new_id()[3:],
+        step_id=number,
+        step_name=f"Step number {number}",
+        start_time=make.time(number),
+        predecessor_id=make.new_id()[3:] if number else "",
+    )
+
+
+def _done(pointer: ExecutionPointer) -> ExecutionPointer:
+    pointer.active = False
+    pointer.status = PointerStatus.POINTER_STATUS_COMPLETE
+    pointer.end_time.CopyFrom(make.time(pointer.step_id + 1))
+    pointer.outcome_json = json.dumps({"done": True, "by": f"worker-{pointer.step_id}", "took": 17})
+    return pointer
+
+
+def _step(instance: WorkflowInstance) -> WorkflowInstance:
+    """The last pointer is done, the next one begins, and the workflow is due anew."""
+    _done(instance.execution_pointers[-1])
+    instance.execution_pointers.append(_running(len(instance.execution_pointers)))
+    instance.next_execution += 1000
+    return instance
+
+
+def _event(instance: WorkflowInstance) -> Any:
+    return make.event(event_key=instance.id, event_data_json='{"amount": 12.5, "currency": "EUR"}')
+
+
+async def _wal(database: psycopg.AsyncConnection[Any]) -> float:
+    """How many bytes were written so far."""
+    [row] = await _rows(database, WAL)
+    written: float = row["bytes"]
+    return written
+
+
+async def _rows(database: psycopg.AsyncConnection[Any], sql: str) -> Figures:
+    cursor = await database.execute(sql.encode())
+    assert cursor.description
+    names = [column.name for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in await cursor.fetchall()]
+
+
+WAL = """
+SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::float8 AS bytes
+"""
+
+UPDATES = """
+SELECT relname AS updates_of, n_tup_ins::int AS inserted, n_tup_upd::int AS updated,
+    n_tup_hot_upd::int AS hot, n_dead_tup::int AS dead
+FROM pg_stat_user_tables WHERE schemaname = 'wfc' AND n_tup_ins > 0 AND relname <> 'wfe_migrations'
+ORDER BY relname
+"""
+
+# The table with its map of free space; the rest of the total is TOAST.
+SIZES = """
+SELECT relname AS size_of, reltuples::int AS rows,
+    pg_relation_size(oid)::float8 / reltuples AS heap, pg_indexes_size(oid) / reltuples AS indexes,
+    (pg_table_size(oid) - pg_relation_size(oid)) / reltuples AS toast_and_maps,
+    pg_total_relation_size(oid) / reltuples AS total
+FROM pg_class
+WHERE relnamespace = 'wfc'::regnamespace AND relkind = 'r' AND reltuples > 10 ORDER BY relname
+"""
+
+INDEXES = """
+SELECT relname AS index, pg_relation_size(c.oid) / (
+    SELECT t.reltuples FROM pg_class t WHERE t.oid = i.indrelid) AS bytes_of_each_row
+FROM pg_class c JOIN pg_index i ON i.indexrelid = c.oid
+WHERE c.relnamespace = 'wfc'::regnamespace AND (
+    SELECT t.reltuples FROM pg_class t WHERE t.oid = i.indrelid) > 10 ORDER BY relname
+"""
+
+
+def table(figures: Figures) -> str:
+    """One block for each kind of figures."""
+    lines = []
+    for kind in ("WAL of", "updates_of", "size_of", "index"):
+        of = [f for f in figures if kind in f]
+        if of:
+            lines.append("".join(f"{key:>{40 if key == kind else 18}}" for key in of[0]))
+        for figure in of:
+            lines.append(
+                "".join(
+                    f"{value:>40}" if key == kind else f"{value:>18,.1f}"
+                    for key, value in figure.items()
+                )
+            )
+        lines.append("")
+    return "\n".join(lines)

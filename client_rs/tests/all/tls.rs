@@ -1,0 +1,129 @@
+//! TLS, with certificates made for each test: whom the client trusts, how it says whom it
+//! does not, and the certificate and the token it shows.
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tonic::Code;
+use wfe_persistence_client::{Builder, Error, GrpcPersistenceProvider};
+
+use crate::stub::{self, Seen};
+
+/// A certificate authority.
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    /// A certificate for this name, and its key.
+    fn issue(&self, name: &str) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new([name.to_string()]).unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+}
+
+/// A server whose certificate is for this name, and who can call it: anybody, or only
+/// who has a certificate of that authority.
+async fn serve(authority: &Authority, name: &str, clients: Option<&Authority>) -> (String, Seen) {
+    let (certificate, key) = authority.issue(name);
+    let mut tls = ServerTlsConfig::new().identity(Identity::from_pem(certificate, key));
+    if let Some(clients) = clients {
+        tls = tls.client_ca_root(Certificate::from_pem(clients.0.pem()));
+    }
+    let (port, seen) = stub::on_tcp(Server::builder().tls_config(tls).unwrap()).await;
+    (format!("https://127.0.0.1:{port}"), seen)
+}
+
+fn trusting(authority: &Authority, address: &str) -> Builder {
+    GrpcPersistenceProvider::builder(address).ca_certificate(authority.0.pem())
+}
+
+async fn refused(builder: Builder) -> Error {
+    // With the default number of attempts: an answer at the deadline would be too late.
+    let error = builder.connect().await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable, "{error}");
+    assert!(error.is_tls(), "{error}");
+    assert!(!error.maybe_written());
+    error
+}
+
+#[tokio::test]
+async fn a_server_of_the_right_authority_gets_the_token() {
+    let authority = Authority::new();
+    let (address, seen) = serve(&authority, "127.0.0.1", None).await;
+    let provider = trusting(&authority, &address)
+        .bearer_token("s3cret-token")
+        .namespace("orders")
+        .connect()
+        .await
+        .unwrap();
+    provider.store_info().await.unwrap();
+    assert_eq!(seen.count(), 2);
+    assert_eq!(seen.last("authorization"), ["Bearer s3cret-token"]);
+    assert_eq!(seen.last("wfe-namespace"), ["orders"]);
+}
+
+#[tokio::test]
+async fn a_server_of_another_authority_gets_nothing() {
+    let (address, seen) = serve(&Authority::new(), "127.0.0.1", None).await;
+    let error = refused(trusting(&Authority::new(), &address).bearer_token("s3cret-token")).await;
+    assert!(error.message().contains("invalid peer certificate"));
+    assert!(!error.to_string().contains("s3cret-token"));
+    assert_eq!(seen.count(), 0);
+}
+
+#[tokio::test]
+async fn the_name_must_be_right() {
+    let authority = Authority::new();
+    let (address, seen) = serve(&authority, "store.example", None).await;
+    refused(trusting(&authority, &address)).await;
+    refused(trusting(&authority, &address).domain("other.example")).await;
+    assert_eq!(seen.count(), 0);
+    let builder = trusting(&authority, &address).domain("store.example");
+    builder.connect().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_may_ask_who_calls() {
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let (address, seen) = serve(&authority, "127.0.0.1", Some(&clients)).await;
+    let (certificate, key) = clients.issue("host-1");
+    let builder = trusting(&authority, &address).client_identity(certificate, key);
+    builder.connect().await.unwrap();
+    assert_eq!(seen.count(), 1);
+
+    // The server says no only after the client's side of the handshake is done, so what
+    // the client sees then depends on the moment; but it is not let in.
+    let (certificate, key) = Authority::new().issue("host-1");
+    for builder in [
+        trusting(&authority, &address),
+        trusting(&authority, &address).client_identity(certificate, key),
+    ] {
+        let error = builder.max_attempts(2).connect().await.unwrap_err();
+        assert_eq!(error.code(), Code::Unavailable, "{error}");
+    }
+    assert_eq!(seen.count(), 1);
+}
+
+#[tokio::test]
+async fn a_server_without_tls_is_told_apart() {
+    let (port, seen) = stub::on_tcp(Server::builder()).await;
+    let authority = Authority::new();
+    let builder = trusting(&authority, &format!("https://127.0.0.1:{port}"));
+    refused(builder.bearer_token("s3cret-token")).await;
+    assert_eq!(seen.count(), 0);
+}
+
+#[tokio::test]
+async fn a_server_with_tls_is_not_spoken_to_without() {
+    let (address, seen) = serve(&Authority::new(), "127.0.0.1", None).await;
+    let builder = GrpcPersistenceProvider::builder(address.replace("https:", "http:"));
+    let error = builder.max_attempts(1).connect().await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable, "{error}");
+    assert_eq!(seen.count(), 0);
+}
