@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks import driver, namespaces, patches, rpcs, storage
+from benchmarks import driver, namespaces, patches, purge, rpcs, storage
 from wfe_persistence.embedded import EmbeddedPostgres
 
 
@@ -41,6 +41,14 @@ def main() -> None:
         "--patches", action="store_true", help="one change in a short and in a long workflow"
     )
     parser.add_argument(
+        "--purge",
+        type=int,
+        metavar="N",
+        nargs="?",
+        const=1_000_000,
+        help="purge so many events while others write (default 1000000)",
+    )
+    parser.add_argument(
         "--storage",
         type=int,
         metavar="N",
@@ -62,6 +70,9 @@ def main() -> None:
         if arguments.driver:
             figures = asyncio.run(driver.measure(postgres.url, arguments.callers))
             print(driver.table(figures))
+        elif arguments.purge:
+            figures = asyncio.run(purge.measure(postgres.url, arguments.purge))
+            print(purge.table(figures))
         elif arguments.patches:
             pid = int(next(Path(directory).glob("*/postmaster.pid")).read_text().split()[0])
             figures = asyncio.run(patches.measure(postgres.url, psutil.Process(pid)))
@@ -82,6 +93,8 @@ def main() -> None:
     name = (
         "driver.json"
         if arguments.driver
+        else "purge.json"
+        if arguments.purge
         else "patches.json"
         if arguments.patches
         else "namespaces.json"

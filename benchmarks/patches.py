@@ -193,10 +193,9 @@ def _pointers(begin: int, end: int) -> list[w.ExecutionPointer]:
 
 def table(figures: Figures) -> str:
     """The figures as a table for people."""
-    lines = [
-        f"{'RPC':<36}{'pointers':>9}{'server ms':>11}{'PostgreSQL ms':>15}{'x of 1':>8}{'bytes':>10}"
-        + f"{'x of 1':>8}"
-    ]
+    columns = ("server ms", 11), ("PostgreSQL ms", 15), ("x of 1", 8), ("bytes", 10), ("x of 1", 8)
+    heads = "".join(f"{head:>{width}}" for head, width in columns)
+    lines = [f"{'RPC':<36}{'pointers':>9}{heads}"]
     lines += [
         f"{f['rpc']:<36}{f['pointers']:>9}{f['server_ms']:>11.3f}{f['postgres_ms']:>15.3f}"
         f"{f['time_ratio']:>8.2f}{f['bytes']:>10.0f}{f['bytes_ratio']:>8.2f}"

@@ -504,7 +504,8 @@ async def test_of_patches_of_one_revision_exactly_one_is_made(api: Api) -> None:
         return await failure_of(api.workflows.CommitWorkflow(request))
 
     failures = await asyncio.gather(*map(patch, range(20)))
-    [winner] = [n for n, failure in enumerate(failures) if failure is None]
+    assert failures.count(None) == 1
+    winner = failures.index(None)
     assert {f.reason for f in failures if f is not None} == {"REVISION_MISMATCH"}
     stored = await api.get_workflow_instance(instance.id)
     assert [p.id for p in stored.execution_pointers] == ["a", f"p{winner}"]
