@@ -76,10 +76,16 @@ class StepBuilder:
         token = command if isinstance(command, str) else command.lease_token
         self._open().complete_lease_tokens.append(token)
 
-    def hold(self, claim: SubscriptionClaim | ClaimedCommand) -> None:
-        """Stores the step only if this claim is still held, and has not expired."""
+    def hold(self, claim: SubscriptionClaim | ClaimedCommand | str) -> None:
+        """Stores the step only if this claim is still held, and has not expired.
+
+        Args:
+            claim: a subscription's, or a command's or its lease token.
+        """
         if isinstance(claim, ClaimedCommand):
             self._open().held_lease_tokens.append(claim.lease_token)
+        elif isinstance(claim, str):
+            self._open().held_lease_tokens.append(claim)
         else:
             self._open().held_subscriptions.append(convert.claim_to_proto(claim))
 
