@@ -61,6 +61,8 @@ async def measure(url: str, count: int, options: list[str] | None = None) -> Fig
             order = order[round_ % len(order) :] + order[: round_ % len(order)]
             for name in order:
                 (api, server), choose = cases[name]
+                # The case before may have taken the place of this one's prepared statements.
+                await counted(_into(api, choose), CALLERS, CALLS // 2)
                 before = _cpu([server]), _cpu(_postgres(url))
                 took = await counted(_into(api, choose), CALLERS, CALLS)
                 figures.append(
