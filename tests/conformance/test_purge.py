@@ -63,7 +63,7 @@ async def left(api: Api, *instances: WorkflowInstance) -> list[bool]:
 
 async def purge(api: Api, definition: str, **fields: Any) -> PurgeWorkflowsResponse:
     """A purge to its end; the sum of what its calls answered."""
-    given = {"ended_before": END, "workflow_definition_id": definition}
+    given: dict[str, Any] = {"ended_before": END, "workflow_definition_id": definition}
     total = PurgeWorkflowsResponse()
     for answer in await pages(api.purge_workflows, **(given | fields)):
         for name in ("workflows", "execution_pointers", "subscriptions", "errors", "events"):
@@ -406,7 +406,7 @@ async def stored_events(api: Api, name: str) -> list[Event]:
 
 async def purge_events(api: Api, name: str, **fields: Any) -> list[PurgeEventsResponse]:
     """All answers of a purge to its end."""
-    given = {"event_time_before": END, "event_name": name}
+    given: dict[str, Any] = {"event_time_before": END, "event_name": name}
     return await pages(api.purge_events, **(given | fields))
 
 
