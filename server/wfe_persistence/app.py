@@ -89,6 +89,7 @@ class Server:
             self._namespaces,
             max_message_bytes=config.max_message_bytes,
             default_deadline=config.default_deadline,
+            is_starting=lambda: config.migrate and not self._examined,
         )
         self._health = NamespaceHealth(self._namespaces, SERVICES)
         self._server = grpc.aio.server(

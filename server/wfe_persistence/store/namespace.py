@@ -164,9 +164,10 @@ async def _migrated(conninfo: str, schema: Schema, name: str) -> list[str]:
     """Migrate; what PostgreSQL refuses (something is in the way, say) as the namespace's error."""
     try:
         return await migrate.migrate(conninfo, schema)
-    except psycopg.Error as exc:
-        log.error("namespace %s: can't be brought up to date: %s", name, exc)  # noqa: TRY400
-        raise _not_migrated(name) from exc
+    except PersistenceError as exc:
+        if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED:
+            raise _not_migrated(name) from exc
+        raise
 
 
 # A namespace is where the table of applied migrations is. The rows are PostgreSQL's estimate.
@@ -306,8 +307,9 @@ async def migrate_all(store: Store, at_once: int = 4) -> Outcomes:
         async with slots:
             try:
                 return await migrate.migrate(store.database.conninfo, schema)
-            except (PersistenceError, psycopg.Error) as exc:
-                return exc
+            except PersistenceError as exc:
+                # Who migrates by hand wants to know what PostgreSQL said.
+                return exc.__cause__ if isinstance(exc.__cause__, psycopg.Error) else exc
 
     results = await asyncio.gather(*(bring_up(schema) for _, schema in names))
     return {name: result for (name, _), result in zip(names, results, strict=True)}
