@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.support import make
 from tests.support.api import Api, connect
-from tests.support.expect import eventually, failure_of, fails
+from tests.support.expect import eventually, fails, failure_of
 from tests.support.server import ServerProcess
 from wfe.persistence.v1.event_pb2 import CreateEventRequest
 from wfe.persistence.v1.store_pb2 import (
