@@ -40,7 +40,8 @@ they are tried again after a broken connection and still made once. What is rais
 
 **Ids that are used again.** A change is made against a revision, and a workflow deleted
 by somebody else and created anew under the same id starts over with 1. The provider
-tells them apart by `create_time`.
+tells them apart by `create_time`. A database put back to an earlier state uses revisions
+again that were given out before: start the hosts anew then, or connect with `remember=0`.
 """
 
 from wfe_persistence_client.blocking import (

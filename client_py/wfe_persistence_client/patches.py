@@ -6,7 +6,6 @@ sent with that revision as `expected_revision`, makes exactly the state it was m
 from, or is refused. So it does not matter who else wrote, nor how old the memory is.
 """
 
-import dataclasses
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,8 +13,7 @@ from hashlib import blake2b
 from typing import Final
 
 from wfe.persistence.v1 import workflow_pb2
-from wfe_persistence_client.json_text import write_json
-from wfe_persistence_client.model import ABSENT, WorkflowInstance, WorkflowView
+from wfe_persistence_client.model import WorkflowView
 
 #: How much is remembered unless `connect` says otherwise, in execution pointers; a
 #: workflow counts as one more. About 250 bytes each.
@@ -49,11 +47,15 @@ class Snapshot:
         if not header["name"] and base is not None:
             # An empty name leaves the stored one.
             header = {**header, "name": base.header["name"]}
-        return dataclasses.replace(self, revision=revision, header=header)
+        return Snapshot(revision, header, self.pointers, self.distinct)
 
 
-def snapshot(message: workflow_pb2.WorkflowInstance) -> Snapshot:
-    """What a message says that is about to be sent."""
+def snapshot(message: workflow_pb2.WorkflowInstance, revision: int = 0) -> Snapshot:
+    """What a message says that was answered, or that is about to be sent.
+
+    An answered one compares with one to be sent, because JSON is written as the store
+    writes it (see json_text). Where it is not, more is taken for changed than is.
+    """
     header: dict[str, object] = {name: _short(getattr(message, name)) for name in _PLAIN}
     for optional in _OPTIONAL:
         present = message.HasField(optional)
@@ -63,32 +65,11 @@ def snapshot(message: workflow_pb2.WorkflowInstance) -> Snapshot:
         header[moment] = (time.seconds, time.nanos) if message.HasField(moment) else None
     pointers = {pointer.id: _digest(pointer) for pointer in message.execution_pointers}
     return Snapshot(
-        revision=0,
+        revision=revision,
         header=header,
         pointers=pointers,
         distinct=len(pointers) == len(message.execution_pointers),
     )
-
-
-def loaded(message: workflow_pb2.WorkflowInstance, instance: WorkflowInstance) -> Snapshot:
-    """What a message says that was answered, and that was read as `instance`.
-
-    Changes the message: its JSON texts become those that this client would write.
-    """
-    # JSON has many texts for one value, and the digests are of texts.
-    message.data_json = write_json(instance.data)
-    for pointer, value in zip(message.execution_pointers, instance.execution_pointers, strict=True):
-        if value.persistence_data is not ABSENT:
-            pointer.persistence_data_json = write_json(value.persistence_data)
-        if value.event_data is not ABSENT:
-            pointer.event_data_json = write_json(value.event_data)
-        if value.context_item is not ABSENT:
-            pointer.context_item_json = write_json(value.context_item)
-        if value.outcome is not ABSENT:
-            pointer.outcome_json = write_json(value.outcome)
-        for name, attribute in value.extension_attributes.items():
-            pointer.extension_attributes_json[name] = write_json(attribute)
-    return dataclasses.replace(snapshot(message), revision=message.revision)
 
 
 def patch(

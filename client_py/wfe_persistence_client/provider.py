@@ -206,8 +206,9 @@ class PersistenceProvider:
     - It ends within `timeout` seconds, all attempts and pages together, with
       `DeadlineExceeded` at the latest (`with_timeout` sets another time).
     - It tries again by itself after failures that pass (`RetryPolicy`), but only
-      where that is safe: reads; writes that are the same when made twice; and any
-      write if it is certain that the attempt before wrote nothing.
+      where that is safe: reads; writes that are the same when made twice, or that the
+      server knows again; and any write if it is certain that the attempt before wrote
+      nothing.
     - It raises `PersistenceError`, besides those named with the method:
       `InvalidArgument` for what the store refuses, `Unavailable`,
       `CommitOutcomeUnknown` for a write that may or may not have been made,
@@ -824,7 +825,7 @@ class PersistenceProvider:
         """Reads an answered workflow, and remembers it."""
         instance = convert.workflow_from_proto(message)
         if self._shared.memory.capacity:
-            self._remember(instance.id, patches.loaded(message, instance), instance.view)
+            self._remember(instance.id, patches.snapshot(message, message.revision), instance.view)
         return instance
 
     async def get_runnable_instances(self, as_at: datetime | None = None) -> list[str]:

@@ -294,10 +294,11 @@ async def test_a_workflow_deleted_and_created_anew(scene: Scene) -> None:
     for p in new.execution_pointers:
         p.step_name = "new"
     await scene.witness.create_new_workflow(new)
-    # Both are at revision 1. What we hold now is the new one, with a change.
-    new.execution_pointers[0] = replace(old.execution_pointers[0], active=True)
-    await scene.provider.persist_workflow(new)
-    await scene.holds(new)
+    # Both are at revision 1, and what is given now resembles the old one.
+    given = replace(new, execution_pointers=copy.deepcopy(old.execution_pointers))
+    given.execution_pointers[0].active = True
+    await scene.provider.persist_workflow(given)
+    await scene.holds(given)
 
 
 async def test_a_deleted_workflow_is_forgotten(scene: Scene) -> None:
@@ -475,6 +476,21 @@ async def _close_others() -> AsyncIterator[None]:
     yield
     for provider in _others.values():
         await provider.close()
+
+
+async def test_what_was_only_loaded_and_written_again_is_not_sent(scene: Scene) -> None:
+    every: list[Any] = [
+        "".join(map(chr, range(1, 256))),
+        "\u2028\ufeff\U0010ffff",
+        {"a" * 9: 1, "b": [[], {}]},
+    ]
+    every += [-0.0, 1e-7, 5e300, Decimal("-1.000"), Decimal("1E-20"), 10**400, [1.5, True]]
+    for data in JSONS[1:] + every:
+        first = workflow(0, data=data, execution_pointers=[pointer("a", outcome=data)])
+        first.execution_pointers[0].extension_attributes = {"a": data, "": {"x": data}}
+        instance = await scene.created(first)
+        await scene.provider.persist_workflow(instance)
+        assert scene.wire.last.patch == workflow_pb2.WorkflowPatch(id=instance.id), data
 
 
 # Writers at the same time
