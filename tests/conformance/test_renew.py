@@ -369,6 +369,31 @@ async def test_renewal_of_what_is_not_held_so_is_refused_and_changes_nothing(api
     assert await is_open(api, subscription)
 
 
+async def test_of_a_renewal_and_a_takeover_at_once_only_one_succeeds(api: Api) -> None:
+    """Around the moment at which the hold ends, whenever that is."""
+
+    async def both_at_once(ms: int) -> tuple[bool, bool]:
+        subscription = await created(api)
+        epoch = await claimed(api, subscription.id, duration=Duration(nanos=ms * 1_000_000))
+        while True:
+            taken, lost = await asyncio.gather(
+                set_token(api, subscription.id, worker="another", duration=HOUR),
+                failure_of(
+                    api.renew_subscription_token(
+                        subscription.id, "token", epoch=epoch, duration=HOUR
+                    )
+                ),
+            )
+            assert lost is None or lost.reason == "TOKEN_MISMATCH"
+            if taken.acquired or lost is None:
+                stored = await api.get_subscription(subscription.id)
+                assert stored.external_token_epoch == (taken.epoch if taken.acquired else epoch)
+                return taken.acquired, lost is None
+
+    outcomes = [await both_at_once(ms) for ms in range(1, 21)]
+    assert (True, True) not in outcomes
+
+
 async def test_expired_hold_can_not_be_renewed_without_an_epoch_either(api: Api) -> None:
     subscription = await created(api)
     await claimed_and_expired(api, subscription)

@@ -25,6 +25,9 @@ from wfe_persistence.store.paging import START
 COMPLETE: Final = WorkflowStatus.WORKFLOW_STATUS_COMPLETE
 END: Final = make.time(1000)
 
+# A purge that has not ended by then waits for somebody: it never should.
+_LONG: Final = 30
+
 # A statement that is held up behind its snapshot, before it looks at any row.
 GATE: Final = 4
 HELD_UP: Final = f"""
@@ -60,7 +63,10 @@ async def created(store: Store, id_: str, **fields: Any) -> WorkflowInstance:
 
 
 async def purged(store: Store, *, dry_run: bool = False) -> PurgeWorkflowsResponse:
-    answer, after = await purge.purge_workflows(store, (), END, "", START, 10_000, dry_run=dry_run)
+    async with asyncio.timeout(_LONG):
+        answer, after = await purge.purge_workflows(
+            store, (), END, "", START, 10_000, dry_run=dry_run
+        )
     assert after is None
     return answer
 
@@ -113,9 +119,10 @@ async def test_event_that_somebody_writes_is_passed_over(
 
 
 async def _purged_events(store: Store, *, include_unprocessed: bool = False) -> tuple[int, object]:
-    return await purge.purge_events(
-        store, END, "", START, 10_000, include_unprocessed=include_unprocessed, dry_run=False
-    )
+    async with asyncio.timeout(_LONG):
+        return await purge.purge_events(
+            store, END, "", START, 10_000, include_unprocessed=include_unprocessed, dry_run=False
+        )
 
 
 async def test_delete_waits_for_who_writes_and_takes_all_that_was_written(
