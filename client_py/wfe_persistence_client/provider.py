@@ -374,7 +374,8 @@ class PersistenceProvider:
             PartialWorkflow: a part whose pointers are in another order than they were,
                 or that the provider does not remember.
             NameTaken: another workflow has the name.
-            TooLarge: it is over the server's message limit.
+            TooLarge: it is over the server's message limit, and there is no change to
+                be sent instead, because of what others wrote for one.
             ValueError: strict, and the revision is not known.
         """
 

@@ -30,6 +30,7 @@ from wfe_persistence_client import (
     PointerNotFound,
     PointerStatus,
     RevisionMismatch,
+    TooLarge,
     Unimplemented,
     WorkflowInstance,
     WorkflowNotFound,
@@ -800,6 +801,31 @@ async def test_one_too_large_for_a_message_is_read_in_pages(
     assert loaded == replace(whole, revision=4)
     # Written once meanwhile: read again from the start.
     assert (reads, store.count("ListExecutionPointers")) == (3, 5)
+
+
+async def test_one_that_grew_too_large_for_a_message(scene: Scene) -> None:
+    limit = (await scene.provider.get_store_info()).max_message_bytes
+    large = [pointer(str(n), outcome="x" * (limit // 8), active=n == 9) for n in range(10)]
+    instance = workflow(0, execution_pointers=large[:5])
+    await scene.provider.create_new_workflow(instance)
+    instance.execution_pointers += large[5:]
+    assert await scene.provider.persist_workflow(instance) == 2
+    for loaded in (
+        await scene.provider.get_workflow_instance(instance.id),
+        await scene.provider.get_workflow_instance_by_name(instance.id),
+    ):
+        assert loaded == replace(instance, name=instance.id)
+    scene.wire.take()
+    loaded.execution_pointers[0].active = True
+    await scene.provider.persist_workflow(loaded)
+    assert [p.id for p in scene.wire.last.patch.execution_pointers] == ["0"]
+    part = await scene.provider.get_workflow_instance(instance.id, view=WorkflowView.ACTIVE)
+    assert [p.id for p in part.execution_pointers] == ["0", "9"]
+    # By others it can be written as a whole only.
+    await scene.witness.commit_workflow(WorkflowPatch(id=instance.id), expected_revision=3)
+    with pytest.raises(TooLarge):
+        await scene.provider.persist_workflow(loaded)
+    await scene.provider.delete_workflow(instance.id)
 
 
 # Lost answers
