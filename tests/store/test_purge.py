@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import psycopg
 import pytest
@@ -14,6 +14,7 @@ from tests.support.expect import eventually
 from wfe.persistence.v1.event_pb2 import Event
 from wfe.persistence.v1.workflow_pb2 import (
     PersistWorkflowRequest,
+    PersistWorkflowWithSubscriptionsRequest,
     PurgeWorkflowsResponse,
     WorkflowInstance,
     WorkflowStatus,
@@ -125,23 +126,33 @@ async def _purged_events(store: Store, *, include_unprocessed: bool = False) -> 
         )
 
 
+NEW_POINTER: Final = """
+INSERT INTO wfc.execution_pointers (workflow_id, id, step_id, status, event_published, retry_count,
+    children, scope, extension_attributes)
+VALUES ('a', 'new', 1, 'Running', FALSE, 0, '[]', '[]', '{}')
+"""
+NEW_SUBSCRIPTION: Final = """
+INSERT INTO wfc.event_subscriptions (id, workflow_id, step_id, execution_pointer_id, event_name,
+    event_key, subscribe_as_of)
+VALUES ('new', 'a', 1, '1', 'n', 'k', now())
+"""
+
+
+@pytest.mark.parametrize("insert", [NEW_POINTER, NEW_SUBSCRIPTION], ids=["pointer", "subscription"])
 async def test_delete_waits_for_who_writes_and_takes_all_that_was_written(
-    store: Store, other: psycopg.AsyncConnection[Any]
+    store: Store, other: psycopg.AsyncConnection[Any], insert: LiteralString
 ) -> None:
-    """Also the pointers that came in meanwhile."""
+    """Also what came in meanwhile."""
     await created(store, "a")
     async with other.transaction():
         await other.execute("UPDATE wfc.workflows SET reference = 'x' WHERE id = 'a'")
-        await other.execute(
-            "INSERT INTO wfc.execution_pointers (workflow_id, id, step_id, status, event_published,"
-            " retry_count, children, scope, extension_attributes)"
-            " VALUES ('a', 'new', 1, 'Running', FALSE, 0, '[]', '[]', '{}')"
-        )
+        await other.execute(insert)
         deleting = asyncio.create_task(purge.delete_workflow(store, "a", None))
         await eventually(lambda: _somebody_waits(store))
     await deleting
     assert await number(other, "SELECT count(*) FROM wfc.workflows") == 0
     assert await number(other, "SELECT count(*) FROM wfc.execution_pointers") == 0
+    assert await number(other, "SELECT count(*) FROM wfc.event_subscriptions") == 0
 
 
 async def _somebody_waits(store: Store) -> bool:
@@ -232,6 +243,37 @@ async def test_child_written_behind_the_snapshot_is_whole_or_gone(
     stored = await number(other, "SELECT count(*) FROM wfc.workflows")
     pointers = await number(other, "SELECT count(*) FROM wfc.execution_pointers")
     assert (stored, pointers) in ((0, 0), (2, 5))
+
+
+@pytest.mark.parametrize("ids", [("a",), ("a", "b")], ids=["alone", "with its root"])
+async def test_subscription_written_behind_the_snapshot_goes_with_its_workflow(
+    store: Store,
+    other: psycopg.AsyncConnection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    ids: tuple[str, ...],
+) -> None:
+    for id_ in ids:
+        root = None if id_ == ids[-1] else ids[-1]
+        await created(store, id_, root_workflow_id=root)
+    subscribed = make.subscription(workflow_id="a")
+    request = PersistWorkflowWithSubscriptionsRequest(
+        instance=make.instance(
+            id="a",
+            status=COMPLETE,
+            complete_time=make.time(),
+            root_workflow_id=ids[-1] if len(ids) > 1 else None,
+            execution_pointers=[make.pointer("1"), make.pointer("2")],
+        ),
+        subscriptions=[subscribed],
+    )
+    await _meanwhile(
+        store, other, monkeypatch, "PURGE_WORKFLOWS", "workflows",
+        lambda: commit.persist_workflow(store, request, [subscribed], commit.Request(request)),
+        lambda: purged(store),
+    )  # fmt: skip
+    stored = await number(other, "SELECT count(*) FROM wfc.workflows")
+    subscriptions = await number(other, "SELECT count(*) FROM wfc.event_subscriptions")
+    assert (stored, subscriptions) in ((0, 0), (len(ids), 1))
 
 
 async def test_child_revived_behind_the_snapshot_keeps_its_tree(

@@ -40,11 +40,20 @@ CREATE TRIGGER {prefix}event_subscriptions_claimed
         AND NEW.external_token_epoch = OLD.external_token_epoch)
     EXECUTE FUNCTION wfc.event_subscriptions_claimed();
 
--- Lists, and what ended or happened first for the purges.
-CREATE INDEX {prefix}workflows_by_time ON wfc.workflows (create_time, id);
+-- Lists, and what ended or happened first for the purges. Every index here costs each persist, so
+-- there are few: lists go by status, all four of them if none is asked for, and the index of the
+-- names serves prefixes once it is in the order of bytes.
+DROP TRIGGER {prefix}workflows_default_name ON wfc.workflows;
+DROP TRIGGER {prefix}workflows_foreign_update ON wfc.workflows;
+ALTER TABLE wfc.workflows ALTER COLUMN name TYPE text COLLATE "C";
+CREATE TRIGGER {prefix}workflows_default_name BEFORE INSERT ON wfc.workflows
+    FOR EACH ROW WHEN (NEW.name IS NULL OR NEW.name = '')
+    EXECUTE FUNCTION wfc.workflows_default_name();
+CREATE TRIGGER {prefix}workflows_foreign_update BEFORE UPDATE ON wfc.workflows
+    FOR EACH ROW WHEN (NEW.revision = OLD.revision OR NEW.name IS NULL OR NEW.name = '')
+    EXECUTE FUNCTION wfc.workflows_foreign_update();
 CREATE INDEX {prefix}workflows_by_status ON wfc.workflows (status, create_time, id);
 CREATE INDEX {prefix}workflows_by_definition ON wfc.workflows (definition_id, create_time, id);
-CREATE INDEX {prefix}workflows_by_name ON wfc.workflows (name text_pattern_ops);
 CREATE INDEX {prefix}workflows_by_reference ON wfc.workflows (reference)
     WHERE reference IS NOT NULL;
 CREATE INDEX {prefix}workflows_by_root ON wfc.workflows (root_workflow_id)
