@@ -73,6 +73,8 @@ async def delete_workflow(store: Store, id_: str, expected_revision: int | None)
         raise revision_mismatch(read_int8(row.get_value(0, 0)), expected_revision)
 
 
+# A row that was written between the statement's snapshot and its lock is passed over, by its
+# revision: what else that write has brought, the snapshot does not show.
 # $1 statuses, $2 the end before which, $3 and $4 where to begin, $5 the definition, $6 how many
 # roots to look at, $7 how many rows are enough.
 _DOOMED = """
@@ -85,6 +87,7 @@ WITH roots AS MATERIALIZED (
         AND ($5::text IS NULL OR w.definition_id = $5)
         AND (w.root_workflow_id IS NULL OR w.root_workflow_id = w.id
             OR NOT EXISTS (SELECT FROM wfc.workflows r WHERE r.id = w.root_workflow_id))
+        AND w.revision = (SELECT s.revision FROM wfc.workflows s WHERE s.id = w.id)
     ORDER BY coalesce(w.complete_time, w.create_time), w.id
     LIMIT $6
     FOR UPDATE OF w SKIP LOCKED
@@ -93,7 +96,8 @@ WITH roots AS MATERIALIZED (
     FROM roots r, LATERAL (
         SELECT id, status IN ('Complete', 'Terminated')
             AND coalesce(complete_time, create_time) < $2 AS has_ended
-        FROM wfc.workflows WHERE root_workflow_id = r.id AND id <> r.id
+        FROM wfc.workflows b WHERE root_workflow_id = r.id AND id <> r.id
+            AND b.revision = (SELECT s.revision FROM wfc.workflows s WHERE s.id = b.id)
         FOR UPDATE SKIP LOCKED
     ) c
 ), trees AS MATERIALIZED (
