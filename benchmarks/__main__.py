@@ -15,7 +15,9 @@ import platform
 import tempfile
 from pathlib import Path
 
-from benchmarks import driver, namespaces, rpcs, storage
+import psutil
+
+from benchmarks import driver, namespaces, patches, purge, rpcs, storage
 from wfe_persistence.embedded import EmbeddedPostgres
 
 
@@ -34,6 +36,17 @@ def main() -> None:
     )
     parser.add_argument(
         "--namespaces", type=int, metavar="N", help="calls to one and to all of so many namespaces"
+    )
+    parser.add_argument(
+        "--patches", action="store_true", help="one change in a short and in a long workflow"
+    )
+    parser.add_argument(
+        "--purge",
+        type=int,
+        metavar="N",
+        nargs="?",
+        const=1_000_000,
+        help="purge so many events while others write (default 1000000)",
     )
     parser.add_argument(
         "--storage",
@@ -57,6 +70,13 @@ def main() -> None:
         if arguments.driver:
             figures = asyncio.run(driver.measure(postgres.url, arguments.callers))
             print(driver.table(figures))
+        elif arguments.purge:
+            figures = asyncio.run(purge.measure(postgres.url, arguments.purge))
+            print(purge.table(figures))
+        elif arguments.patches:
+            pid = int(next(Path(directory).glob("*/postmaster.pid")).read_text().split()[0])
+            figures = asyncio.run(patches.measure(postgres.url, psutil.Process(pid)))
+            print(patches.table(figures))
         elif arguments.namespaces:
             figures = asyncio.run(namespaces.measure(postgres.url, arguments.namespaces))
             print(namespaces.table(figures))
@@ -73,6 +93,10 @@ def main() -> None:
     name = (
         "driver.json"
         if arguments.driver
+        else "purge.json"
+        if arguments.purge
+        else "patches.json"
+        if arguments.patches
         else "namespaces.json"
         if arguments.namespaces
         else "storage.json"

@@ -60,7 +60,7 @@ def test_migrate_up_status_sql(database_url: str) -> None:
     assert status.returncode == 1
     assert "0001_original  pending" in status.stdout
     up = run("migrate", "up", "--db-url", database_url)
-    assert up.stdout.splitlines() == ["default: applied 0001_original, 0002_server"]
+    assert up.stdout.splitlines() == ["default: applied 0001_original, 0002_server, 0003_commit"]
     assert "up to date" in run("migrate", "up", "--db-url", database_url).stdout
     status = run("migrate", "status", "--db-url", database_url)
     assert (status.returncode, "pending" in status.stdout) == (0, False)

@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from wfe_persistence_client import provider
-from wfe_persistence_client.model import ScheduledCommand
+from wfe_persistence_client.model import ScheduledCommand, WorkflowInstance
 from wfe_persistence_client.provider import PersistenceProvider
+from wfe_persistence_client.step import Step, StepBuilder
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -156,6 +157,32 @@ def _blocking_connect(
     return connect_blocking
 
 
+class BlockingStep(StepBuilder):
+    """A step as a plain context manager; `BlockingPersistenceProvider.step` makes one."""
+
+    def __init__(self, step: Step, thread: _LoopThread) -> None:
+        super().__init__(step.workflow)
+        self._commit = step._commit
+        self._thread = thread
+
+    def __enter__(self) -> Self:
+        """The step itself; nothing is sent yet. RuntimeError if it was used already."""
+        self._open()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stores the step, unless the block raised."""
+        effects = self._open()
+        self._ended = True
+        if exc_type is None:
+            self._committed = self._thread.run(self._commit(self.workflow, effects))
+
+
 class BlockingPersistenceProvider:
     """`PersistenceProvider` with methods that block; `connect_blocking` makes one.
 
@@ -211,6 +238,26 @@ class BlockingPersistenceProvider:
     get_runnable_instances = _blocking(PersistenceProvider.get_runnable_instances)
     iter_runnable_instances = _blocking_iterator(PersistenceProvider.iter_runnable_instances)
     next_definition_sequence = _blocking(PersistenceProvider.next_definition_sequence)
+    commit_workflow = _blocking(PersistenceProvider.commit_workflow)
+    list_execution_pointers = _blocking(PersistenceProvider.list_execution_pointers)
+    iter_execution_pointers = _blocking_iterator(PersistenceProvider.iter_execution_pointers)
+    list_workflows = _blocking(PersistenceProvider.list_workflows)
+    iter_workflows = _blocking_iterator(PersistenceProvider.iter_workflows)
+    count_workflows = _blocking(PersistenceProvider.count_workflows)
+    delete_workflow = _blocking(PersistenceProvider.delete_workflow)
+    purge_workflows = _blocking(PersistenceProvider.purge_workflows)
+    iter_purge_workflows = _blocking_iterator(PersistenceProvider.iter_purge_workflows)
+
+    def step(
+        self,
+        workflow: WorkflowInstance,
+        *,
+        expected_revision: int | None = None,
+        strict: bool | None = None,
+    ) -> BlockingStep:
+        """`PersistenceProvider.step` as a plain context manager (`with`)."""
+        step = self._provider.step(workflow, expected_revision=expected_revision, strict=strict)
+        return BlockingStep(step, self._thread)
 
     create_event_subscription = _blocking(PersistenceProvider.create_event_subscription)
     get_subscription = _blocking(PersistenceProvider.get_subscription)
@@ -220,6 +267,11 @@ class BlockingPersistenceProvider:
     terminate_subscription = _blocking(PersistenceProvider.terminate_subscription)
     set_subscription_token = _blocking(PersistenceProvider.set_subscription_token)
     clear_subscription_token = _blocking(PersistenceProvider.clear_subscription_token)
+    claim_subscription = _blocking(PersistenceProvider.claim_subscription)
+    renew_subscription_token = _blocking(PersistenceProvider.renew_subscription_token)
+    release_subscription = _blocking(PersistenceProvider.release_subscription)
+    list_subscriptions = _blocking(PersistenceProvider.list_subscriptions)
+    iter_all_subscriptions = _blocking_iterator(PersistenceProvider.iter_all_subscriptions)
 
     create_event = _blocking(PersistenceProvider.create_event)
     get_event = _blocking(PersistenceProvider.get_event)
@@ -227,6 +279,10 @@ class BlockingPersistenceProvider:
     iter_runnable_events = _blocking_iterator(PersistenceProvider.iter_runnable_events)
     get_events = _blocking(PersistenceProvider.get_events)
     iter_events = _blocking_iterator(PersistenceProvider.iter_events)
+    list_events = _blocking(PersistenceProvider.list_events)
+    iter_all_events = _blocking_iterator(PersistenceProvider.iter_all_events)
+    purge_events = _blocking(PersistenceProvider.purge_events)
+    iter_purge_events = _blocking_iterator(PersistenceProvider.iter_purge_events)
     mark_event_processed = _blocking(PersistenceProvider.mark_event_processed)
     mark_event_unprocessed = _blocking(PersistenceProvider.mark_event_unprocessed)
 
@@ -235,6 +291,7 @@ class BlockingPersistenceProvider:
     claim_commands = _blocking(PersistenceProvider.claim_commands)
     complete_commands = _blocking(PersistenceProvider.complete_commands)
     release_commands = _blocking(PersistenceProvider.release_commands)
+    renew_commands = _blocking(PersistenceProvider.renew_commands)
 
     def process_commands(
         self,

@@ -13,10 +13,14 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from wfe_persistence_client.errors import (
+    AlreadyExists,
     CommitOutcomeUnknown,
     DeadlineExceeded,
+    EventNotFound,
+    FailedPrecondition,
     LeaseLost,
     PersistenceError,
+    PointerNotFound,
     RevisionMismatch,
     SubscriptionNotFound,
     TokenMismatch,
@@ -52,6 +56,9 @@ class Rule:
     #: attempt that may have been applied, a stored revision beyond that one may be
     #: that attempt's or somebody else's: nobody can tell.
     guard: str | None = None
+    #: The request carries a request_id, and the server knows it again: what it refuses
+    #: after an attempt that may have been applied, it has not written.
+    once: bool = False
 
 
 #: One line for each RPC, by its name in the protos.
@@ -59,20 +66,32 @@ RULES: Mapping[str, Rule] = {
     # Creates carry an id chosen before the first attempt (see provider.py), and
     # the same create again answers the same.
     "CreateNewWorkflow": Rule(Safety.REPEATABLE),
+    # Persists and commits carry a request_id. A server too old for it still stores the
+    # same, but does not know its own write again: so the guard (see provider.py).
     "PersistWorkflow": Rule(Safety.REPEATABLE, guard="expected_revision"),
     "PersistWorkflowWithSubscriptions": Rule(Safety.REPEATABLE, guard="expected_revision"),
+    "CommitWorkflow": Rule(Safety.REPEATABLE, once=True),
     "GetWorkflowInstance": Rule(Safety.READ),
     "GetWorkflowInstanceByName": Rule(Safety.READ),
     "GetWorkflowInstances": Rule(Safety.READ),
     "GetRunnableInstances": Rule(Safety.READ),
     # A number may be skipped, never given twice.
     "NextDefinitionSequence": Rule(Safety.REPEATABLE),
+    "ListExecutionPointers": Rule(Safety.READ),
+    "ListWorkflows": Rule(Safety.READ),
+    "CountWorkflows": Rule(Safety.READ),
+    # Again would also delete what others have created anew since.
+    "DeleteWorkflow": Rule(Safety.UNREPEATABLE),
+    # What is deleted by now is not counted again.
+    "PurgeWorkflows": Rule(Safety.REPEATABLE),
     "CreateEvent": Rule(Safety.REPEATABLE),
     "GetEvent": Rule(Safety.READ),
     "GetRunnableEvents": Rule(Safety.READ),
     "GetEvents": Rule(Safety.READ),
     "MarkEventProcessed": Rule(Safety.REPEATABLE),
     "MarkEventUnprocessed": Rule(Safety.REPEATABLE),
+    "ListEvents": Rule(Safety.READ),
+    "PurgeEvents": Rule(Safety.REPEATABLE),
     "CreateEventSubscription": Rule(Safety.REPEATABLE),
     "GetSubscription": Rule(Safety.READ),
     "GetSubscriptions": Rule(Safety.READ),
@@ -81,11 +100,14 @@ RULES: Mapping[str, Rule] = {
     # Acquires again what the same token and worker hold already.
     "SetSubscriptionToken": Rule(Safety.REPEATABLE),
     "ClearSubscriptionToken": Rule(Safety.REPEATABLE, done=TokenMismatch),
+    "RenewSubscriptionToken": Rule(Safety.REPEATABLE),
+    "ListSubscriptions": Rule(Safety.READ),
     "ScheduleCommand": Rule(Safety.REPEATABLE),
     # Again claims others; those of a lost answer stay claimed until they expire.
     "ClaimCommands": Rule(Safety.UNREPEATABLE),
     "CompleteCommands": Rule(Safety.REPEATABLE, done=LeaseLost),
     "ReleaseCommands": Rule(Safety.REPEATABLE, done=LeaseLost),
+    "RenewCommands": Rule(Safety.REPEATABLE),
     "EnsureStoreExists": Rule(Safety.REPEATABLE),
     "PersistErrors": Rule(Safety.UNREPEATABLE),
     "ListErrors": Rule(Safety.READ),
@@ -102,6 +124,18 @@ RULES: Mapping[str, Rule] = {
 # whatever reason or none.
 _PASSING_REASONS = frozenset(
     {"POOL_EXHAUSTED", "NAMESPACE_BUSY", "DATABASE_FULL", "TRANSACTION_CONFLICT"}
+)
+
+
+# What a server that knows a request_id again answers only if it has not written under
+# it. (Not so WorkflowNotFound: a workflow deleted since takes its request_ids along.)
+_REFUSALS = (
+    RevisionMismatch,
+    FailedPrecondition,
+    AlreadyExists,
+    PointerNotFound,
+    SubscriptionNotFound,
+    EventNotFound,
 )
 
 
@@ -254,7 +288,8 @@ class Calls:
                 # Nobody cancelled this task: so gRPC ends calls when it is closed.
                 error = Unavailable("the provider was closed during the call", maybe_written=True)
                 error.__cause__ = exc
-            maybe_written |= error.maybe_written and rule.safety is not Safety.READ
+            this_one = error.maybe_written and rule.safety is not Safety.READ
+            maybe_written |= this_one
             error.maybe_written = maybe_written
             wait = self.retry.backoff(attempts) + (error.retry_after or 0.0)
             if (
@@ -264,6 +299,8 @@ class Calls:
                 or wait >= deadline.remaining()
                 or self._closed()
             ):
+                if rule.once and isinstance(error, _REFUSALS):
+                    error.maybe_written = this_one
                 verdict = _verdict(rule, request, error)
                 raise verdict from verdict.__cause__
             await asyncio.sleep(wait)

@@ -4,11 +4,11 @@ What cannot be sent raises ValueError or TypeError that names the field; what
 cannot be read raises `MalformedAnswer`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -16,6 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from wfe.persistence.v1 import (
     command_pb2,
     event_pb2,
+    list_order_pb2,
     store_pb2,
     subscription_pb2,
     workflow_pb2,
@@ -63,6 +64,18 @@ def duration(value: timedelta) -> Duration:
     seconds, rest = divmod(abs(microseconds), 1_000_000)
     sign = -1 if microseconds < 0 else 1
     return Duration(seconds=sign * seconds, nanos=sign * rest * 1000)
+
+
+def optional_duration(value: timedelta | None) -> Duration | None:
+    """The same for a duration that may be absent."""
+    return None if value is None else duration(value)
+
+
+def _timedelta(value: Duration) -> timedelta:
+    try:
+        return timedelta(seconds=value.seconds, microseconds=value.nanos // 1000)
+    except OverflowError as exc:
+        raise MalformedAnswer("a duration is too long") from exc
 
 
 def _time(value: Timestamp) -> datetime:
@@ -133,6 +146,14 @@ def workflow_to_proto(value: model.WorkflowInstance) -> workflow_pb2.WorkflowIns
         create_time=timestamp("create_time", value.create_time),
         complete_time=optional_timestamp("complete_time", value.complete_time),
         revision=value.revision,
+        view=view(value.view),
+    )
+
+
+def view(value: model.WorkflowView) -> workflow_pb2.WorkflowView.ValueType:
+    """A view as in a request for one workflow, or on it: FULL is what needs no saying."""
+    return workflow_pb2.WorkflowView.ValueType(
+        0 if value is model.WorkflowView.FULL else value.value
     )
 
 
@@ -141,7 +162,7 @@ def workflow_from_proto(message: workflow_pb2.WorkflowInstance) -> model.Workflo
     pointers = []
     for index, pointer in enumerate(message.execution_pointers):
         with _within(f"execution_pointers[{index}]"):
-            pointers.append(_pointer_from_proto(pointer))
+            pointers.append(pointer_from_proto(pointer))
     return model.WorkflowInstance(
         id=message.id,
         name=message.name,
@@ -157,6 +178,82 @@ def workflow_from_proto(message: workflow_pb2.WorkflowInstance) -> model.Workflo
         create_time=_time(message.create_time),
         complete_time=_time(message.complete_time) if message.HasField("complete_time") else None,
         revision=message.revision,
+        view=_enum(model.WorkflowView, message.view or model.WorkflowView.FULL.value),
+    )
+
+
+def patch_to_proto(value: model.WorkflowPatch) -> workflow_pb2.WorkflowPatch:
+    """A patch as a message."""
+    message = workflow_pb2.WorkflowPatch(id=value.id, removed_pointer_ids=value.removed_pointer_ids)
+    with _within("header"):
+        for name, new in value.header.items():
+            message.header_mask.paths.append(_set_header(message.header, name, new))
+    for index, pointer in enumerate(value.execution_pointers):
+        with _within(f"execution_pointers[{index}]"):
+            message.execution_pointers.append(_pointer_to_proto(pointer))
+    return message
+
+
+def _set_header(header: workflow_pb2.WorkflowInstance, name: str, new: Any) -> str:
+    """Sets one header field, and answers its name in the protos."""
+    if name not in model.HeaderChanges.__annotations__:
+        raise ValueError(f"{name} is no field of the header that can change")
+    if name == "data":
+        header.data_json = _write("data", new)
+        return "data_json"
+    if name in {"create_time", "complete_time"}:
+        if new is not None:
+            getattr(header, name).CopyFrom(timestamp(name, new))
+    elif name == "status":
+        header.status = workflow_pb2.WorkflowStatus.ValueType(new.value)
+    elif new is not None:
+        setattr(header, name, new)
+    return name
+
+
+def filter_to_proto(value: model.WorkflowFilter) -> workflow_pb2.WorkflowFilter:
+    """A filter of workflows as a message."""
+    return workflow_pb2.WorkflowFilter(
+        statuses=statuses_to_proto(value.statuses),
+        workflow_definition_id=value.workflow_definition_id,
+        version=value.version,
+        reference=value.reference,
+        name_prefix=value.name_prefix,
+        root_workflow_id=value.root_workflow_id,
+        create_time_from=optional_timestamp("create_time_from", value.create_time_from),
+        create_time_before=optional_timestamp("create_time_before", value.create_time_before),
+        complete_time_from=optional_timestamp("complete_time_from", value.complete_time_from),
+        complete_time_before=optional_timestamp("complete_time_before", value.complete_time_before),
+    )
+
+
+def statuses_to_proto(
+    values: Iterable[model.WorkflowStatus],
+) -> list[workflow_pb2.WorkflowStatus.ValueType]:
+    """Statuses as the numbers in a message."""
+    return [workflow_pb2.WorkflowStatus.ValueType(value.value) for value in values]
+
+
+def order_to_proto(value: model.ListOrder) -> list_order_pb2.ListOrder.ValueType:
+    """The order of a list as in a message."""
+    return list_order_pb2.ListOrder.ValueType(value.value)
+
+
+def counts_from_proto(
+    message: workflow_pb2.CountWorkflowsResponse,
+) -> dict[model.WorkflowStatus, int]:
+    """How many workflows have each status."""
+    return {_enum(model.WorkflowStatus, count.status): count.count for count in message.counts}
+
+
+def purged_from_proto(message: workflow_pb2.PurgeWorkflowsResponse) -> model.PurgedWorkflows:
+    """What one call of a purge deleted."""
+    return model.PurgedWorkflows(
+        workflows=message.workflows,
+        execution_pointers=message.execution_pointers,
+        subscriptions=message.subscriptions,
+        errors=message.errors,
+        events=message.events,
     )
 
 
@@ -188,7 +285,8 @@ def _pointer_to_proto(value: model.ExecutionPointer) -> workflow_pb2.ExecutionPo
     )
 
 
-def _pointer_from_proto(message: workflow_pb2.ExecutionPointer) -> model.ExecutionPointer:
+def pointer_from_proto(message: workflow_pb2.ExecutionPointer) -> model.ExecutionPointer:
+    """An execution pointer from a message."""
     has = message.HasField
     return model.ExecutionPointer(
         id=message.id,
@@ -225,6 +323,15 @@ def _pointer_from_proto(message: workflow_pb2.ExecutionPointer) -> model.Executi
             for name, text in message.extension_attributes_json.items()
         },
     )
+
+
+def events_to_proto(values: Sequence[model.Event]) -> list[event_pb2.Event]:
+    """Events as messages."""
+    messages = []
+    for index, value in enumerate(values):
+        with _within(f"events[{index}]"):
+            messages.append(event_to_proto(value))
+    return messages
 
 
 def event_to_proto(value: model.Event) -> event_pb2.Event:
@@ -267,6 +374,7 @@ def subscription_to_proto(value: model.EventSubscription) -> subscription_pb2.Ev
         external_token_expiry=optional_timestamp(
             "external_token_expiry", value.external_token_expiry
         ),
+        external_token_epoch=value.external_token_epoch,
     )
 
 
@@ -293,6 +401,30 @@ def subscription_from_proto(
         external_token_expiry=(
             _time(message.external_token_expiry) if has("external_token_expiry") else None
         ),
+        external_token_epoch=message.external_token_epoch,
+    )
+
+
+def claim_to_proto(value: model.SubscriptionClaim) -> workflow_pb2.SubscriptionClaim:
+    """A claim on a subscription as a message."""
+    return workflow_pb2.SubscriptionClaim(
+        subscription_id=value.subscription_id, token=value.token, epoch=value.epoch
+    )
+
+
+def claim_from_proto(
+    subscription_id: str,
+    token: str,
+    message: subscription_pb2.SetSubscriptionTokenResponse
+    | subscription_pb2.RenewSubscriptionTokenResponse,
+) -> model.SubscriptionClaim:
+    """A claim on a subscription from the answer to it."""
+    return model.SubscriptionClaim(
+        subscription_id=subscription_id,
+        token=token,
+        # A server that is older than epochs sends none.
+        epoch=message.epoch or None,
+        expiry=_time(message.expiry) if message.HasField("expiry") else None,
     )
 
 
@@ -331,7 +463,13 @@ def claimed_command_from_proto(message: command_pb2.ClaimedCommand) -> model.Cla
         command=command_from_proto(message.command),
         lease_token=message.lease_token,
         lease_expiry=_time(message.lease_expiry),
+        epoch=message.epoch,
     )
+
+
+def lease_expiry_from_proto(message: command_pb2.RenewCommandsResponse) -> datetime | None:
+    """When renewed leases end."""
+    return _time(message.lease_expiry) if message.HasField("lease_expiry") else None
 
 
 def errors_to_proto(values: Sequence[model.ExecutionError]) -> list[store_pb2.ExecutionError]:
@@ -375,6 +513,7 @@ def store_info_from_proto(message: store_pb2.GetStoreInfoResponse) -> model.Stor
             delete_namespace=message.capabilities.delete_namespace,
         ),
         max_message_bytes=message.max_message_bytes,
+        request_retention=_timedelta(message.request_retention),
     )
 
 

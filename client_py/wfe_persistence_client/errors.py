@@ -95,6 +95,15 @@ class SubscriptionNotFound(NotFound):
     """No subscription has this id."""
 
 
+class PointerNotFound(NotFound):
+    """The workflow has no execution pointer of an id that a patch removes."""
+
+    @property
+    def field(self) -> str:
+        """The path of that id in the request."""
+        return self.metadata.get("field", "")
+
+
 class NamespaceNotFound(NotFound):
     """The namespace does not exist; none is created by naming it."""
 
@@ -122,6 +131,18 @@ class EventAlreadyExists(AlreadyExists):
 
 class SubscriptionAlreadyExists(AlreadyExists):
     """The id is in use by a subscription that was created with other content."""
+
+
+class RequestIdReused(AlreadyExists):
+    """This `request_id` named another write to the same workflow."""
+
+
+class PartialWorkflow(PersistenceError):
+    """A part of a workflow cannot be stored as it is; nothing was sent.
+
+    It was loaded with a view, and either its pointers were put into another order, or
+    the provider no longer remembers what it loaded. Load it anew.
+    """
 
 
 class RevisionMismatch(PersistenceError):
@@ -248,10 +269,12 @@ _BY_REASON: Mapping[str, type[PersistenceError]] = {
     "EVENT_NOT_FOUND": EventNotFound,
     "SUBSCRIPTION_NOT_FOUND": SubscriptionNotFound,
     "NAMESPACE_NOT_FOUND": NamespaceNotFound,
+    "POINTER_NOT_FOUND": PointerNotFound,
     "WORKFLOW_ALREADY_EXISTS": WorkflowAlreadyExists,
     "NAME_TAKEN": NameTaken,
     "EVENT_ALREADY_EXISTS": EventAlreadyExists,
     "SUBSCRIPTION_ALREADY_EXISTS": SubscriptionAlreadyExists,
+    "REQUEST_ID_REUSED": RequestIdReused,
     "REVISION_MISMATCH": RevisionMismatch,
     "TRANSACTION_CONFLICT": TransactionConflict,
     "TOKEN_MISMATCH": TokenMismatch,

@@ -24,6 +24,9 @@ JSON: TypeAlias = (
 _SHORT_DIGITS = 600
 _SHORT_BITS = 1900
 
+# The store takes none beyond it, and such a number written out would be long.
+_LEAST_EXPONENT = -1000
+
 
 def _read_int(text: str) -> int:
     return int(text) if len(text) <= _SHORT_DIGITS else int(Decimal(text))
@@ -48,7 +51,10 @@ def read_json(text: str) -> JSON:
 
 
 def write_json(value: JSON) -> str:
-    """Writes a JSON document.
+    """Writes a JSON document, spaced as PostgreSQL does.
+
+    So what the store answered is, once read and written again, the same text, unless
+    somebody changed it; `patches` finds out by that what changed.
 
     Raises ValueError for what JSON cannot express (NaN, Infinity, lone
     surrogates, a structure that contains itself), TypeError for other types and
@@ -88,16 +94,16 @@ def _write(value: JSON, parts: list[str]) -> None:
                 raise TypeError(f"a JSON object has text as keys, not {type(key).__name__}")
             parts.append(opening)
             parts.append(encode_basestring(key))
-            parts.append(":")
+            parts.append(": ")
             _write(member, parts)
-            opening = ","
+            opening = ", "
         parts.append("{}" if opening == "{" else "}")
     elif isinstance(value, (list, tuple)):
         opening = "["
         for item in value:
             parts.append(opening)
             _write(item, parts)
-            opening = ","
+            opening = ", "
         parts.append("[]" if opening == "[" else "]")
     elif isinstance(value, float):
         if not math.isfinite(value):
@@ -106,7 +112,15 @@ def _write(value: JSON, parts: list[str]) -> None:
     elif isinstance(value, Decimal):
         if not value.is_finite():
             raise ValueError("JSON has no NaN and no Infinity")
-        # Decimal's own text, exponent form included, is always a JSON number.
-        parts.append(Decimal.__str__(value))
+        parts.append(_decimal(value))
     else:
         raise TypeError(f"JSON has no type for {type(value).__name__}")
+
+
+def _decimal(value: Decimal) -> str:
+    # Decimal's own text, exponent form included, is always a JSON number.
+    text = Decimal.__str__(value)
+    if "E-" in text and value.adjusted() >= _LEAST_EXPONENT:
+        # As PostgreSQL writes it.
+        return format(value, "f")
+    return text

@@ -10,10 +10,11 @@ Three things hold for all of them:
 - Ids are text of at most 512 bytes in UTF-8, compared byte by byte.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum
-from typing import Final, Literal
+from typing import Final, Literal, TypedDict
 
 from wfe_persistence_client.json_text import JSON
 
@@ -48,6 +49,28 @@ class WorkflowStatus(Enum):
     COMPLETE = 3
     #: Ended before its end.
     TERMINATED = 4
+
+
+class WorkflowView(Enum):
+    """How much of a workflow is answered; the values are those of the protos."""
+
+    #: The header and every execution pointer.
+    FULL = 1
+    #: The header and the execution pointers that can still run: those that are
+    #: `active`, and those with status PENDING, RUNNING, SLEEPING, WAITING_FOR_EVENT or
+    #: PENDING_PREDECESSOR.
+    ACTIVE = 2
+    #: The header only.
+    HEADER = 3
+
+
+class ListOrder(Enum):
+    """At which end a list begins; the values are those of the protos."""
+
+    #: The latest time first.
+    NEWEST_FIRST = 1
+    #: The earliest time first.
+    OLDEST_FIRST = 2
 
 
 class PointerStatus(Enum):
@@ -165,8 +188,73 @@ class WorkflowInstance:
     create_time: datetime = field(default_factory=_now)
     #: When it ended; None: it has not.
     complete_time: datetime | None = None
-    #: Counts the writes, from 1. Set by the store, ignored on write.
+    #: Counts the writes, from 1; 0: not known. Set by the store: on what is loaded, and
+    #: on the object that a provider has written. In strict mode it is the revision that
+    #: this object may replace; otherwise it is ignored on write.
     revision: int = 0
+    #: How much of the stored workflow this is. What is not FULL can be stored as a
+    #: change only, never as a whole.
+    view: WorkflowView = WorkflowView.FULL
+
+
+class HeaderChanges(TypedDict, total=False):
+    """New values of header fields of a workflow; what is not named stays as it is."""
+
+    name: str
+    root_workflow_id: str | None
+    workflow_definition_id: str
+    version: int
+    description: str | None
+    reference: str | None
+    next_execution: int | None
+    status: WorkflowStatus
+    data: JSON
+    create_time: datetime
+    complete_time: datetime | None
+
+
+@dataclass(slots=True, kw_only=True)
+class WorkflowPatch:
+    """What changes in a workflow, for `commit_workflow`.
+
+    `persist_workflow` and `step` make their own; nobody has to write one by hand.
+    """
+
+    #: The workflow's id; required.
+    id: str
+    #: The header fields that change, with their new values. None: becomes absent.
+    header: HeaderChanges = field(default_factory=HeaderChanges)
+    #: Pointers to change or to add, each with all its fields. One that exists keeps its
+    #: place in the order; new ones come behind the last, in the order given here.
+    execution_pointers: list[ExecutionPointer] = field(default_factory=list)
+    #: Pointers to remove, by id; each must exist.
+    removed_pointer_ids: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class WorkflowFilter:
+    """Picks workflows: those for which all that is given holds."""
+
+    #: With one of these; empty: with any.
+    statuses: Collection[WorkflowStatus] = ()
+    #: Of this definition; empty: of any.
+    workflow_definition_id: str = ""
+    #: Of this version of the definition; None: of any.
+    version: int | None = None
+    #: With this reference; None: with any, or none.
+    reference: str | None = None
+    #: With a name that begins so; empty: with any.
+    name_prefix: str = ""
+    #: Below this workflow in its tree; empty: anywhere.
+    root_workflow_id: str = ""
+    #: Created at this time or later; None: at any.
+    create_time_from: datetime | None = None
+    #: Created before this time; None: at any.
+    create_time_before: datetime | None = None
+    #: Completed at this time or later; None: at any, or not at all.
+    complete_time_from: datetime | None = None
+    #: Completed before this time; None: at any, or not at all.
+    complete_time_before: datetime | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -217,6 +305,28 @@ class EventSubscription:
     external_worker_id: str | None = None
     #: When the hold ends by itself, by the database's clock; None: not until cleared.
     external_token_expiry: datetime | None = None
+    #: Which claim this is, while it is held: each claim of a store has a higher number
+    #: than all before it. 0: never claimed. Set by the store, ignored on write.
+    external_token_epoch: int = 0
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class SubscriptionClaim:
+    """The hold of one worker on a subscription; `claim_subscription` makes one.
+
+    Whoever took the subscription later has a higher `epoch`, so this hold, once lost, is
+    refused everywhere, even if the later one was made with the same token.
+    """
+
+    #: The subscription that is held.
+    subscription_id: str
+    #: The token it is held with.
+    token: str
+    #: The number of the claim, higher than that of every claim before it; None: the
+    #: token alone counts.
+    epoch: int | None = None
+    #: When the hold ends by itself, by the database's clock; None: not until cleared.
+    expiry: datetime | None = None
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
@@ -237,10 +347,13 @@ class ClaimedCommand:
 
     #: The command as it was when it was claimed.
     command: ScheduledCommand
-    #: Proof of the claim, for `complete_commands` and `release_commands`.
+    #: Proof of the claim, for `complete_commands`, `release_commands`, `renew_commands`.
     lease_token: str
     #: When the lease ends by itself, by the database's clock.
     lease_expiry: datetime
+    #: The number of the claim: each claim of a store has a higher one than all before
+    #: it. To fence off, in other systems, those who held the command earlier.
+    epoch: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -265,6 +378,34 @@ class PersistedWorkflow:
     revision: int
     #: The ids of the subscriptions, in the order they were given.
     subscription_ids: list[str]
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class CommittedWorkflow:
+    """What `commit_workflow` answers."""
+
+    #: The workflow's revision after the write.
+    revision: int
+    #: The ids of the created subscriptions, in the order they were given.
+    subscription_ids: list[str]
+    #: The ids of the created events, in the order they were given.
+    event_ids: list[str]
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class PurgedWorkflows:
+    """How much a purge of workflows deleted, or would delete."""
+
+    #: Workflows.
+    workflows: int = 0
+    #: Their execution pointers.
+    execution_pointers: int = 0
+    #: Their subscriptions.
+    subscriptions: int = 0
+    #: Their logged errors.
+    errors: int = 0
+    #: Their processed completion events.
+    events: int = 0
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
@@ -323,3 +464,5 @@ class StoreInfo:
     capabilities: Capabilities
     #: The largest request, and the largest stored aggregate, in bytes.
     max_message_bytes: int
+    #: How long the server remembers a `request_id` at least; 0: it knows none.
+    request_retention: timedelta = timedelta(0)

@@ -3,7 +3,8 @@
 import asyncio
 import copy
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self, TypeVar
@@ -23,22 +24,41 @@ from wfe.persistence.v1 import (
     workflow_pb2,
     workflow_pb2_grpc,
 )
-from wfe_persistence_client import convert
+from wfe_persistence_client import convert, patches
 from wfe_persistence_client.calls import Calls, Deadline, RetryPolicy
-from wfe_persistence_client.errors import LeaseLost, PersistenceError
+from wfe_persistence_client.errors import (
+    CommitOutcomeUnknown,
+    LeaseLost,
+    PartialWorkflow,
+    PersistenceError,
+    PointerNotFound,
+    RevisionMismatch,
+    TooLarge,
+    Unimplemented,
+)
 from wfe_persistence_client.model import (
     ClaimedCommand,
     CommandName,
+    CommittedWorkflow,
     Event,
     EventSubscription,
     ExecutionError,
+    ExecutionPointer,
+    ListOrder,
     MigratedStore,
     Namespace,
     PersistedWorkflow,
+    PurgedWorkflows,
     ScheduledCommand,
     StoreInfo,
+    SubscriptionClaim,
+    WorkflowFilter,
     WorkflowInstance,
+    WorkflowPatch,
+    WorkflowStatus,
+    WorkflowView,
 )
+from wfe_persistence_client.step import Step
 
 #: Takes one due command; what it raises gives the command back.
 CommandHandler = Callable[[ScheduledCommand], Awaitable[object]]
@@ -48,13 +68,37 @@ CommandHandler = Callable[[ScheduledCommand], Awaitable[object]]
 Token = str | Callable[[], str]
 
 _DEFAULT_TIMEOUT = 30.0
+_DEFAULT_NAMESPACE = "default"
 _LARGEST_PAGE = 1000
 _DEFAULT_LEASE = timedelta(seconds=30)
+#: Items in each list of a commit, at most.
+_LARGEST_COMMIT = 1000
 
 _T = TypeVar("_T")
+#: Stores a workflow as a whole: its state, the revision it may replace, the deadline.
+_Whole = Callable[
+    [workflow_pb2.WorkflowInstance, int | None, Deadline], Awaitable[CommittedWorkflow]
+]
+
+_PersistT = TypeVar(
+    "_PersistT",
+    workflow_pb2.PersistWorkflowRequest,
+    workflow_pb2.PersistWorkflowWithSubscriptionsRequest,
+)
+_PersistedT = TypeVar(
+    "_PersistedT",
+    workflow_pb2.PersistWorkflowResponse,
+    workflow_pb2.PersistWorkflowWithSubscriptionsResponse,
+)
 _PageRequestT = TypeVar(
     "_PageRequestT",
     bound=workflow_pb2.GetRunnableInstancesRequest
+    | workflow_pb2.ListExecutionPointersRequest
+    | workflow_pb2.ListWorkflowsRequest
+    | workflow_pb2.PurgeWorkflowsRequest
+    | event_pb2.ListEventsRequest
+    | event_pb2.PurgeEventsRequest
+    | subscription_pb2.ListSubscriptionsRequest
     | event_pb2.GetRunnableEventsRequest
     | event_pb2.GetEventsRequest
     | subscription_pb2.GetSubscriptionsRequest
@@ -64,6 +108,12 @@ _PageRequestT = TypeVar(
 _PageT = TypeVar(
     "_PageT",
     bound=workflow_pb2.GetRunnableInstancesResponse
+    | workflow_pb2.ListExecutionPointersResponse
+    | workflow_pb2.ListWorkflowsResponse
+    | workflow_pb2.PurgeWorkflowsResponse
+    | event_pb2.ListEventsResponse
+    | event_pb2.PurgeEventsResponse
+    | subscription_pb2.ListSubscriptionsResponse
     | event_pb2.GetRunnableEventsResponse
     | event_pb2.GetEventsResponse
     | subscription_pb2.GetSubscriptionsResponse
@@ -81,6 +131,8 @@ def connect(
     credentials: grpc.ChannelCredentials | None = None,
     max_message_bytes: int | None = None,
     retry: RetryPolicy | None = None,
+    strict: bool = False,
+    remember: int = patches.DEFAULT_CAPACITY,
 ) -> "PersistenceProvider":
     """A provider on a connection of its own.
 
@@ -101,6 +153,11 @@ def connect(
             `grpc.ssl_channel_credentials(...)`; None: no TLS.
         max_message_bytes: the largest answer to take; None: any size.
         retry: how often and how fast to try again; None: the defaults.
+        strict: whether a workflow may replace only the revision that it was loaded or
+            last written with; otherwise the last writer wins. See `persist_workflow`.
+        remember: of how many execution pointers to remember what was loaded or written
+            last, so that only what changes has to be sent; about 250 bytes each; the
+            workflow used longest ago is forgotten first. 0: always send everything.
     """
     # A channel belongs to the loop it is made on; without one gRPC would pick some other.
     asyncio.get_running_loop()
@@ -122,8 +179,23 @@ def connect(
     else:
         channel = grpc.aio.secure_channel(target, credentials, options)
     return PersistenceProvider(
-        channel, namespace=namespace, timeout=timeout, token=token, retry=retry
+        channel,
+        namespace=namespace,
+        timeout=timeout,
+        token=token,
+        retry=retry,
+        strict=strict,
+        remember=remember,
     )
+
+
+@dataclass(slots=True)
+class _Shared:
+    """What all copies of a provider know of the server behind their connection."""
+
+    memory: patches.Memory
+    #: False: the server is too old for CommitWorkflow.
+    commits: bool = True
 
 
 class PersistenceProvider:
@@ -134,13 +206,16 @@ class PersistenceProvider:
     - It ends within `timeout` seconds, all attempts and pages together, with
       `DeadlineExceeded` at the latest (`with_timeout` sets another time).
     - It tries again by itself after failures that pass (`RetryPolicy`), but only
-      where that is safe: reads; writes that are the same when made twice; and any
-      write if it is certain that the attempt before wrote nothing.
+      where that is safe: reads; writes that are the same when made twice, or that the
+      server knows again; and any write if it is certain that the attempt before wrote
+      nothing.
     - It raises `PersistenceError`, besides those named with the method:
       `InvalidArgument` for what the store refuses, `Unavailable`,
       `CommitOutcomeUnknown` for a write that may or may not have been made,
       `ResourceExhausted`, `DeadlineExceeded`, `TransactionConflict`. What cannot
       be sent at all raises ValueError or TypeError.
+    - It remembers digests of the workflows that it loaded or wrote last, and writes only
+      what changed where it can; what is stored is the same as if it had sent all.
     - `as_at` and `as_of` of None mean now, by the database's clock; every datetime
       must have a timezone.
     - Cancelling it abandons the call; a write may have been made.
@@ -154,6 +229,8 @@ class PersistenceProvider:
         timeout: float = _DEFAULT_TIMEOUT,
         token: Token | None = None,
         retry: RetryPolicy | None = None,
+        strict: bool = False,
+        remember: int = patches.DEFAULT_CAPACITY,
     ) -> None:
         """A provider on a channel of the caller's; `connect` makes one with its own.
 
@@ -162,6 +239,8 @@ class PersistenceProvider:
         """
         self._channel = channel
         self._token = token
+        self._strict = strict
+        self._shared = _Shared(patches.Memory(remember))
         self._bind(namespace, timeout, retry or RetryPolicy())
         # The generated stubs' types are for the blocking kind of channel by default.
         self._workflows: workflow_pb2_grpc.WorkflowServiceAsyncStub = (
@@ -240,48 +319,80 @@ class PersistenceProvider:
         or `DeadlineExceeded` gives the id.
 
         Raises:
+            PartialWorkflow: it was loaded with a view.
             WorkflowAlreadyExists: the id is in use by other content.
             NameTaken: another workflow has the name.
             TooLarge: it is over the server's message limit.
         """
+        _check_whole(instance)
         message = convert.workflow_to_proto(instance)
+        message.revision = 0
         # Chosen here and not by the store, so that another attempt is the same create.
         message.id = message.id or _new_id()
         answer = await self._calls.unary(
             self._workflows.CreateNewWorkflow,
             workflow_pb2.CreateNewWorkflowRequest(instance=message),
         )
+        if self._shared.memory.capacity:
+            message.id, message.name = answer.id, answer.name
+            self._remember(answer.id, patches.snapshot(message).stored(answer.revision, None))
         return answer.id
 
     async def persist_workflow(
-        self, instance: WorkflowInstance, *, expected_revision: int | None = None
+        self,
+        instance: WorkflowInstance,
+        *,
+        expected_revision: int | None = None,
+        strict: bool | None = None,
     ) -> int:
         """Replaces the stored state of a workflow, and answers its new revision.
 
         Pointers no longer in it are removed; the order is kept; an empty name leaves
-        the stored one. `instance` itself is not changed.
+        the stored one. Of `instance` only `revision` is changed, to the new one.
+
+        It sends only what changed since the provider loaded or wrote the workflow last,
+        where that is less. If somebody else has written since, it sends everything: the
+        last writer wins, whole. In strict mode it raises `RevisionMismatch` instead.
+
+        One that was loaded as a part (`view`) can be stored as a change only, and only
+        to the revision it was loaded or last written with, in any mode.
 
         Args:
-            instance: the whole new state, with its id.
+            instance: the whole new state, with its id; or a part as it was loaded, with
+                its changes.
             expected_revision: write only if this is the stored revision, from 1;
-                None: the last writer wins.
+                None: as `strict` says.
+            strict: whether to write only if the stored revision is `instance.revision`,
+                or, if that is 0, the one that this provider saw last; None: as said to
+                `connect`.
 
         Raises:
             WorkflowNotFound: it does not exist.
             RevisionMismatch: it has another revision; nothing was written.
-            CommitOutcomeUnknown: also if an answer was lost and the revision has
-                grown since, be it by this write or by another.
+            CommitOutcomeUnknown: also if an answer was lost, the server is too old to
+                know a call again, and the revision has grown since.
+            PartialWorkflow: a part whose pointers are in another order than they were,
+                or that the provider does not remember.
             NameTaken: another workflow has the name.
-            TooLarge: it is over the server's message limit.
+            TooLarge: it is over the server's message limit, and there is no change to
+                be sent instead, because of what others wrote for one.
+            ValueError: strict, and the revision is not known.
         """
-        answer = await self._calls.unary(
-            self._workflows.PersistWorkflow,
-            workflow_pb2.PersistWorkflowRequest(
-                instance=convert.workflow_to_proto(instance),
-                expected_revision=expected_revision,
-            ),
-        )
-        return answer.revision
+
+        async def whole(
+            message: workflow_pb2.WorkflowInstance, expected: int | None, deadline: Deadline
+        ) -> CommittedWorkflow:
+            answer = await self._persist(
+                self._workflows.PersistWorkflow,
+                workflow_pb2.PersistWorkflowRequest(
+                    instance=message, expected_revision=expected, request_id=_new_id()
+                ),
+                deadline,
+            )
+            return CommittedWorkflow(revision=answer.revision, subscription_ids=[], event_ids=[])
+
+        effects = workflow_pb2.CommitWorkflowRequest()
+        return (await self._save(instance, effects, whole, expected_revision, strict)).revision
 
     async def persist_workflow_with_subscriptions(
         self,
@@ -289,6 +400,7 @@ class PersistenceProvider:
         subscriptions: Sequence[EventSubscription],
         *,
         expected_revision: int | None = None,
+        strict: bool | None = None,
     ) -> PersistedWorkflow:
         """`persist_workflow` and the creation of subscriptions, all or nothing.
 
@@ -297,58 +409,425 @@ class PersistenceProvider:
 
         Raises:
             SubscriptionAlreadyExists: an id is in use by other content.
-            WorkflowNotFound, RevisionMismatch, CommitOutcomeUnknown, NameTaken,
-            TooLarge: as for `persist_workflow`.
+            WorkflowNotFound, RevisionMismatch, CommitOutcomeUnknown, PartialWorkflow,
+            NameTaken, TooLarge, ValueError: as for `persist_workflow`.
         """
         messages = convert.subscriptions_to_proto(subscriptions)
         for message in messages:
             message.id = message.id or _new_id()
-        answer = await self._calls.unary(
-            self._workflows.PersistWorkflowWithSubscriptions,
-            workflow_pb2.PersistWorkflowWithSubscriptionsRequest(
-                instance=convert.workflow_to_proto(instance),
-                subscriptions=messages,
-                expected_revision=expected_revision,
-            ),
+
+        async def whole(
+            message: workflow_pb2.WorkflowInstance, expected: int | None, deadline: Deadline
+        ) -> CommittedWorkflow:
+            answer = await self._persist(
+                self._workflows.PersistWorkflowWithSubscriptions,
+                workflow_pb2.PersistWorkflowWithSubscriptionsRequest(
+                    instance=message,
+                    subscriptions=messages,
+                    expected_revision=expected,
+                    request_id=_new_id(),
+                ),
+                deadline,
+            )
+            return CommittedWorkflow(
+                revision=answer.revision,
+                subscription_ids=list(answer.subscription_ids),
+                event_ids=[],
+            )
+
+        effects = workflow_pb2.CommitWorkflowRequest(create_subscriptions=messages)
+        answer = await self._save(instance, effects, whole, expected_revision, strict)
+        return PersistedWorkflow(revision=answer.revision, subscription_ids=answer.subscription_ids)
+
+    async def commit_workflow(
+        self,
+        state: WorkflowInstance | WorkflowPatch,
+        *,
+        expected_revision: int | None = None,
+        held_subscriptions: Iterable[SubscriptionClaim] = (),
+        held_lease_tokens: Iterable[str] = (),
+        create_subscriptions: Sequence[EventSubscription] = (),
+        terminate_subscription_ids: Iterable[str] = (),
+        create_events: Sequence[Event] = (),
+        processed_event_ids: Iterable[str] = (),
+        errors: Sequence[ExecutionError] = (),
+        schedule_commands: Iterable[ScheduledCommand] = (),
+        complete_lease_tokens: Iterable[str] = (),
+        request_id: str | None = None,
+    ) -> CommittedWorkflow:
+        """Stores one step of an engine, all or nothing, exactly as it is given.
+
+        `step` is the same with a new state that finds out by itself what changed. Of
+        each list at most 1000 items. Empty ids of what is created are replaced by new
+        UUIDs. What is created or scheduled twice is as in the calls of its own.
+
+        Args:
+            state: the workflow's new state as a whole, or what changes in it. Of an
+                instance only `revision` is changed, to the new one.
+            expected_revision: write only if this is the stored revision, from 1; needed
+                with a patch. None: write whatever is stored.
+            held_subscriptions: write only if each of these claims is still held.
+            held_lease_tokens: write only if each of these leases is still held.
+            create_subscriptions: subscriptions to create.
+            terminate_subscription_ids: subscriptions to remove; each must exist.
+            create_events: events to create.
+            processed_event_ids: events to mark as processed; each must exist.
+            errors: errors to log, in this order.
+            schedule_commands: commands to schedule; none twice.
+            complete_lease_tokens: claimed commands to remove, as in `complete_commands`.
+            request_id: a UUID that names this write: called again with the same one and
+                the same arguments, it changes nothing and answers what it answered. The
+                server keeps it for `StoreInfo.request_retention`. None: a new one, for
+                the attempts that this call makes by itself.
+
+        Raises:
+            WorkflowNotFound, PointerNotFound, SubscriptionNotFound, EventNotFound:
+                what must exist does not.
+            RevisionMismatch: the workflow has another revision.
+            TokenMismatch, LeaseLost: a claim is no longer held.
+            NameTaken, SubscriptionAlreadyExists, EventAlreadyExists: as in the calls of
+                their own.
+            RequestIdReused: the `request_id` named another write to this workflow.
+            PartialWorkflow: the instance is a part of a workflow only.
+            TooLarge: it is over the server's message limit.
+            Unimplemented: the server is too old for it.
+        """
+        new_events = convert.events_to_proto(create_events)
+        new_subscriptions = convert.subscriptions_to_proto(create_subscriptions)
+        for event in new_events:
+            event.id = event.id or _new_id()
+        for subscription in new_subscriptions:
+            subscription.id = subscription.id or _new_id()
+        request = workflow_pb2.CommitWorkflowRequest(
+            expected_revision=expected_revision,
+            held_subscriptions=map(convert.claim_to_proto, held_subscriptions),
+            held_lease_tokens=held_lease_tokens,
+            create_subscriptions=new_subscriptions,
+            terminate_subscription_ids=terminate_subscription_ids,
+            create_events=new_events,
+            processed_event_ids=processed_event_ids,
+            errors=convert.errors_to_proto(errors),
+            schedule_commands=map(convert.command_to_proto, schedule_commands),
+            complete_lease_tokens=complete_lease_tokens,
+            request_id=_new_id() if request_id is None else request_id,
         )
-        return PersistedWorkflow(
-            revision=answer.revision, subscription_ids=list(answer.subscription_ids)
+        taken: patches.Snapshot | None = None
+        if isinstance(state, WorkflowPatch):
+            request.patch.CopyFrom(convert.patch_to_proto(state))
+        else:
+            _check_whole(state)
+            message = convert.workflow_to_proto(state)
+            message.revision = 0
+            request.instance.CopyFrom(message)
+            if self._shared.memory.capacity:
+                taken = patches.snapshot(message)
+        committed = _committed(await self._calls.unary(self._workflows.CommitWorkflow, request))
+        if isinstance(state, WorkflowPatch):
+            # Its next patch would be refused, and that after a call more.
+            self._shared.memory.forget(self._namespace or _DEFAULT_NAMESPACE, state.id)
+        else:
+            if taken is not None:
+                self._remember(state.id, taken.stored(committed.revision, None))
+            state.revision = committed.revision
+        return committed
+
+    def step(
+        self,
+        workflow: WorkflowInstance,
+        *,
+        expected_revision: int | None = None,
+        strict: bool | None = None,
+    ) -> Step:
+        """One step of an engine, to be stored as one.
+
+            async with provider.step(workflow) as step:
+                workflow.status = WorkflowStatus.COMPLETE
+                step.create_event(completed)
+                step.terminate_subscription(subscription_id)
+                step.schedule_command(command)
+                step.complete(claimed_command)
+                step.hold(claim)
+            print(step.revision)
+
+        When the block ends well, everything is stored in one transaction, with the
+        workflow as it is then; if the block raises, nothing is. Like `persist_workflow`
+        it sends only what changed where that is less, with the same modes and errors;
+        besides, it raises what `commit_workflow` raises. After an error nothing of it
+        is stored, unless `maybe_written` says otherwise.
+
+        Args:
+            workflow: the workflow, loaded or made by hand, with its id.
+            expected_revision: as for `persist_workflow`.
+            strict: as for `persist_workflow`.
+        """
+
+        async def commit(
+            instance: WorkflowInstance, effects: workflow_pb2.CommitWorkflowRequest
+        ) -> CommittedWorkflow:
+            async def whole(
+                message: workflow_pb2.WorkflowInstance, expected: int | None, deadline: Deadline
+            ) -> CommittedWorkflow:
+                request = workflow_pb2.CommitWorkflowRequest(
+                    instance=message, expected_revision=expected
+                )
+                request.MergeFrom(effects)
+                request.request_id = _new_id()
+                return _committed(
+                    await self._calls.unary(self._workflows.CommitWorkflow, request, deadline)
+                )
+
+            return await self._save(instance, effects, whole, expected_revision, strict)
+
+        return Step(workflow, commit)
+
+    async def _save(
+        self,
+        instance: WorkflowInstance,
+        effects: workflow_pb2.CommitWorkflowRequest,
+        whole: _Whole,
+        expected_revision: int | None,
+        strict: bool | None,
+    ) -> CommittedWorkflow:
+        """Stores a workflow with the effects of a step, as a patch if that is less.
+
+        `whole` stores it as a whole, with the same effects.
+        """
+        deadline = self._calls.deadline()
+        expected: int | None = None
+        remembers = self._shared.memory.capacity > 0
+        # Everything of the instance is read before the first await: another task may
+        # change it during the call.
+        message = convert.workflow_to_proto(instance)
+        message.revision = 0
+        new = patches.snapshot(message) if remembers else None
+        base = self._remembered(instance.id, instance.view)
+        answer = None
+        if instance.view is not WorkflowView.FULL:
+            patch = _patch_of_part(instance, message, base, new, expected_revision)
+            answer = await self._commit_patch(patch, instance.revision, effects, deadline)
+        else:
+            expected = expected_revision
+            if expected is None and (self._strict if strict is None else strict):
+                expected = instance.revision or (base.revision if base is not None else 0)
+                if not expected:
+                    raise ValueError(
+                        "the workflow's revision is not known: load it, or give expected_revision"
+                    )
+            if base is not None and new is not None:
+                answer = await self._save_patch(message, base, new, effects, expected, deadline)
+        if answer is None:
+            # What was remembered need not be what this replaces.
+            base = None
+            answer = await whole(message, expected, deadline)
+        if new is not None:
+            self._remember(instance.id, new.stored(answer.revision, base), instance.view)
+        instance.revision = answer.revision
+        return answer
+
+    async def _save_patch(
+        self,
+        message: workflow_pb2.WorkflowInstance,
+        base: patches.Snapshot,
+        new: patches.Snapshot,
+        effects: workflow_pb2.CommitWorkflowRequest,
+        expected: int | None,
+        deadline: Deadline,
+    ) -> CommittedWorkflow | None:
+        """Stores a workflow as a patch; None: it is to be stored as a whole."""
+        if (
+            not self._shared.commits
+            or expected not in (None, base.revision)
+            or len(effects.create_subscriptions) > _LARGEST_COMMIT
+            # Another workflow that had the same id before: its revisions mean nothing.
+            or new.header["create_time"] != base.header["create_time"]
+        ):
+            return None
+        patch = patches.patch(base, new, message)
+        if patch is None or patch.ByteSize() >= message.ByteSize():
+            return None
+        try:
+            return await self._commit_patch(patch, base.revision, effects, deadline)
+        except Unimplemented:
+            self._shared.commits = False
+        except RevisionMismatch:
+            if expected is not None:
+                raise
+        except PointerNotFound:
+            # The memory is wrong, whatever the reason; the state as a whole is right.
+            pass
+        return None
+
+    async def _commit_patch(
+        self,
+        patch: workflow_pb2.WorkflowPatch,
+        revision: int,
+        effects: workflow_pb2.CommitWorkflowRequest,
+        deadline: Deadline,
+    ) -> CommittedWorkflow:
+        request = workflow_pb2.CommitWorkflowRequest(patch=patch, expected_revision=revision)
+        request.MergeFrom(effects)
+        request.request_id = _new_id()
+        return _committed(
+            await self._calls.unary(self._workflows.CommitWorkflow, request, deadline)
         )
 
-    async def get_workflow_instance(self, workflow_id: str) -> WorkflowInstance:
+    async def _persist(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[_PersistT, _PersistedT],
+        request: _PersistT,
+        deadline: Deadline,
+    ) -> _PersistedT:
+        try:
+            return await self._calls.unary(method, request, deadline)
+        except CommitOutcomeUnknown as unknown:
+            mismatch = unknown.__cause__
+            if not isinstance(mismatch, RevisionMismatch):
+                raise
+            # Refused after a lost answer. A server that knows request ids would have
+            # known its own write again; an older one would not.
+            if not await self._knows_requests(deadline):
+                raise
+        mismatch.maybe_written = False
+        raise mismatch from mismatch.__cause__
+
+    async def _knows_requests(self, deadline: Deadline) -> bool:
+        try:
+            info = await self._calls.unary(
+                self._store.GetStoreInfo, store_pb2.GetStoreInfoRequest(), deadline
+            )
+        except PersistenceError:
+            return False
+        return info.HasField("request_retention")
+
+    def _remembered(self, workflow_id: str, view: WorkflowView) -> patches.Snapshot | None:
+        return self._shared.memory.get((self._namespace or _DEFAULT_NAMESPACE, workflow_id, view))
+
+    def _remember(
+        self,
+        workflow_id: str,
+        snapshot: patches.Snapshot,
+        view: WorkflowView = WorkflowView.FULL,
+    ) -> None:
+        # Without a revision nothing can be patched.
+        if workflow_id and snapshot.revision:
+            key = (self._namespace or _DEFAULT_NAMESPACE, workflow_id, view)
+            self._shared.memory.put(key, snapshot)
+
+    async def get_workflow_instance(
+        self, workflow_id: str, *, view: WorkflowView = WorkflowView.FULL
+    ) -> WorkflowInstance:
         """Answers a workflow with its pointers, as of one moment.
+
+        One that is too large for one message is read in pages, all of one revision.
+
+        Args:
+            workflow_id: its id.
+            view: how much of it to answer.
 
         Raises:
             WorkflowNotFound: it does not exist.
+            RevisionMismatch: it is read in pages, and was written each time meanwhile.
         """
-        answer = await self._calls.unary(
-            self._workflows.GetWorkflowInstance,
-            workflow_pb2.GetWorkflowInstanceRequest(id=workflow_id),
-        )
-        return convert.workflow_from_proto(answer.instance)
 
-    async def get_workflow_instance_by_name(self, name: str) -> WorkflowInstance:
+        async def read(view: WorkflowView, deadline: Deadline) -> workflow_pb2.WorkflowInstance:
+            answer = await self._calls.unary(
+                self._workflows.GetWorkflowInstance,
+                workflow_pb2.GetWorkflowInstanceRequest(id=workflow_id, view=convert.view(view)),
+                deadline,
+            )
+            return answer.instance
+
+        return self._read(await self._load(read, view))
+
+    async def get_workflow_instance_by_name(
+        self, name: str, *, view: WorkflowView = WorkflowView.FULL
+    ) -> WorkflowInstance:
         """Answers the workflow of a name with its pointers, as of one moment.
+
+        One that is too large for one message is read in pages, all of one revision.
+
+        Args:
+            name: its name.
+            view: how much of it to answer.
 
         Raises:
             WorkflowNotFound: no workflow has the name.
+            RevisionMismatch: it is read in pages, and was written each time meanwhile.
         """
-        answer = await self._calls.unary(
-            self._workflows.GetWorkflowInstanceByName,
-            workflow_pb2.GetWorkflowInstanceByNameRequest(name=name),
-        )
-        return convert.workflow_from_proto(answer.instance)
 
-    async def get_workflow_instances(self, workflow_ids: Iterable[str]) -> list[WorkflowInstance]:
+        async def read(view: WorkflowView, deadline: Deadline) -> workflow_pb2.WorkflowInstance:
+            answer = await self._calls.unary(
+                self._workflows.GetWorkflowInstanceByName,
+                workflow_pb2.GetWorkflowInstanceByNameRequest(name=name, view=convert.view(view)),
+                deadline,
+            )
+            return answer.instance
+
+        return self._read(await self._load(read, view))
+
+    async def get_workflow_instances(
+        self, workflow_ids: Iterable[str], *, view: WorkflowView = WorkflowView.FULL
+    ) -> list[WorkflowInstance]:
         """Answers many workflows as of one moment, in the order asked.
 
         Ids that do not exist are left out; an id asked for twice is answered twice.
+
+        Args:
+            workflow_ids: their ids.
+            view: how much of each to answer.
+
+        Raises:
+            TooLarge: one of them is too large for one message: `get_workflow_instance`.
         """
         answers = await self._calls.collect(
             self._workflows.GetWorkflowInstances,
-            workflow_pb2.GetWorkflowInstancesRequest(ids=list(workflow_ids)),
+            workflow_pb2.GetWorkflowInstancesRequest(
+                ids=list(workflow_ids), view=convert.view(view)
+            ),
         )
-        return [convert.workflow_from_proto(answer.instance) for answer in answers]
+        return [self._read(answer.instance) for answer in answers]
+
+    async def _load(
+        self,
+        read: Callable[[WorkflowView, Deadline], Awaitable[workflow_pb2.WorkflowInstance]],
+        view: WorkflowView,
+    ) -> workflow_pb2.WorkflowInstance:
+        deadline = self._calls.deadline()
+        try:
+            return await read(view, deadline)
+        except TooLarge as error:
+            if error.reason != "ANSWER_TOO_LARGE" or view is WorkflowView.HEADER:
+                raise
+        attempts = 0
+        while True:
+            attempts += 1
+            instance = await read(WorkflowView.HEADER, deadline)
+            pages = self._pages(
+                self._workflows.ListExecutionPointers,
+                workflow_pb2.ListExecutionPointersRequest(
+                    workflow_id=instance.id,
+                    active_only=view is WorkflowView.ACTIVE,
+                    expected_revision=instance.revision,
+                    page_size=_LARGEST_PAGE,
+                ),
+                lambda page: page.execution_pointers,
+                deadline,
+            )
+            try:
+                instance.execution_pointers.extend([pointer async for pointer in pages])
+            except RevisionMismatch:
+                if attempts >= self._calls.retry.max_attempts:
+                    raise
+                continue
+            instance.view = convert.view(view)
+            return instance
+
+    def _read(self, message: workflow_pb2.WorkflowInstance) -> WorkflowInstance:
+        """Reads an answered workflow, and remembers it."""
+        instance = convert.workflow_from_proto(message)
+        if self._shared.memory.capacity:
+            self._remember(instance.id, patches.snapshot(message, message.revision), instance.view)
+        return instance
 
     async def get_runnable_instances(self, as_at: datetime | None = None) -> list[str]:
         """Answers the ids of all runnable workflows that are due, soonest first.
@@ -393,6 +872,246 @@ class PersistenceProvider:
             workflow_pb2.NextDefinitionSequenceRequest(definition_id=definition_id),
         )
         return answer.number
+
+    async def list_execution_pointers(
+        self,
+        workflow_id: str,
+        *,
+        active_only: bool = False,
+        expected_revision: int | None = None,
+    ) -> list[ExecutionPointer]:
+        """Answers the pointers of a workflow, in their order.
+
+        It reads page by page: without `expected_revision` the pages may be of different
+        revisions.
+
+        Args:
+            workflow_id: its id.
+            active_only: only those that can still run (`WorkflowView.ACTIVE`).
+            expected_revision: answer only if the workflow's revision is this one, from
+                1; None: whatever it is.
+
+        Raises:
+            WorkflowNotFound: it does not exist.
+            RevisionMismatch: it has another revision.
+        """
+        pages = self._execution_pointers(
+            workflow_id, active_only, expected_revision, _LARGEST_PAGE, self._calls.deadline()
+        )
+        return [pointer async for pointer in pages]
+
+    def iter_execution_pointers(
+        self,
+        workflow_id: str,
+        *,
+        active_only: bool = False,
+        expected_revision: int | None = None,
+        page_size: int = 0,
+    ) -> AsyncIterator[ExecutionPointer]:
+        """`list_execution_pointers`, page by page as they are wanted.
+
+        Args:
+            workflow_id: as there.
+            active_only: as there.
+            expected_revision: as there.
+            page_size: pointers a page, up to 1000; 0: 100. The timeout is for one page.
+        """
+        return self._execution_pointers(
+            workflow_id, active_only, expected_revision, page_size, None
+        )
+
+    def _execution_pointers(
+        self,
+        workflow_id: str,
+        active_only: bool,
+        expected_revision: int | None,
+        page_size: int,
+        deadline: Deadline | None,
+    ) -> AsyncIterator[ExecutionPointer]:
+        return self._pages(
+            self._workflows.ListExecutionPointers,
+            workflow_pb2.ListExecutionPointersRequest(
+                workflow_id=workflow_id,
+                active_only=active_only,
+                expected_revision=expected_revision,
+                page_size=page_size,
+            ),
+            lambda page: map(convert.pointer_from_proto, page.execution_pointers),
+            deadline,
+        )
+
+    async def list_workflows(
+        self,
+        filter: WorkflowFilter | None = None,  # noqa: A002 - the request's name for it
+        *,
+        order: ListOrder = ListOrder.NEWEST_FIRST,
+        view: WorkflowView = WorkflowView.HEADER,
+    ) -> list[WorkflowInstance]:
+        """Answers all workflows of a filter, by their create_time.
+
+        They are for looking at: those that are not FULL cannot be persisted
+        (`get_workflow_instance` loads one that can). It reads page by page; workflows
+        that come and go meanwhile shift nothing, and none is answered twice.
+
+        Args:
+            filter: which workflows; None: all.
+            order: by create_time; equal times by id, or in the reverse.
+            view: how much of each to answer. One that alone is too large for a message
+                comes as HEADER.
+        """
+        pages = self._listed_workflows(filter, order, view, _LARGEST_PAGE, self._calls.deadline())
+        return [instance async for instance in pages]
+
+    def iter_workflows(
+        self,
+        filter: WorkflowFilter | None = None,  # noqa: A002 - the request's name for it
+        *,
+        order: ListOrder = ListOrder.NEWEST_FIRST,
+        view: WorkflowView = WorkflowView.HEADER,
+        page_size: int = 0,
+    ) -> AsyncIterator[WorkflowInstance]:
+        """`list_workflows`, page by page as they are wanted.
+
+        Args:
+            filter: as there.
+            order: as there.
+            view: as there.
+            page_size: workflows a page, up to 1000; 0: 100. The timeout is for one page.
+        """
+        return self._listed_workflows(filter, order, view, page_size, None)
+
+    def _listed_workflows(
+        self,
+        filter_: WorkflowFilter | None,
+        order: ListOrder,
+        view: WorkflowView,
+        page_size: int,
+        deadline: Deadline | None,
+    ) -> AsyncIterator[WorkflowInstance]:
+        return self._pages(
+            self._workflows.ListWorkflows,
+            workflow_pb2.ListWorkflowsRequest(
+                filter=None if filter_ is None else convert.filter_to_proto(filter_),
+                order=convert.order_to_proto(order),
+                view=workflow_pb2.WorkflowView.ValueType(view.value),
+                page_size=page_size,
+            ),
+            # Not remembered: a long list would push out what is worked on.
+            lambda page: map(convert.workflow_from_proto, page.instances),
+            deadline,
+        )
+
+    async def count_workflows(
+        self,
+        filter: WorkflowFilter | None = None,  # noqa: A002 - the request's name for it
+    ) -> dict[WorkflowStatus, int]:
+        """Counts the workflows of a filter by status; a status that none has is left out.
+
+        Args:
+            filter: which workflows; None: all.
+        """
+        answer = await self._calls.unary(
+            self._workflows.CountWorkflows,
+            workflow_pb2.CountWorkflowsRequest(
+                filter=None if filter is None else convert.filter_to_proto(filter)
+            ),
+        )
+        return convert.counts_from_proto(answer)
+
+    async def delete_workflow(
+        self, workflow_id: str, *, expected_revision: int | None = None
+    ) -> None:
+        """Deletes a workflow, whatever its status.
+
+        Its pointers, subscriptions and logged errors go with it; workflows below it,
+        events and commands stay. Not repeated after an attempt that may have been made.
+
+        Args:
+            workflow_id: its id.
+            expected_revision: delete only if this is the stored revision, from 1; None:
+                whatever is stored.
+
+        Raises:
+            WorkflowNotFound: it does not exist.
+            RevisionMismatch: it has another revision.
+        """
+        # Also if the call fails: it may have been done.
+        self._shared.memory.forget(self._namespace or _DEFAULT_NAMESPACE, workflow_id)
+        await self._calls.unary(
+            self._workflows.DeleteWorkflow,
+            workflow_pb2.DeleteWorkflowRequest(id=workflow_id, expected_revision=expected_revision),
+        )
+
+    async def purge_workflows(
+        self,
+        ended_before: datetime,
+        *,
+        statuses: Collection[WorkflowStatus] = (),
+        workflow_definition_id: str = "",
+        dry_run: bool = False,
+        max_rows: int = 0,
+    ) -> PurgedWorkflows:
+        """Deletes all workflows that ended before a time, and answers how many.
+
+        Those that ended first go first, each with its pointers, subscriptions, logged
+        errors and processed completion events, and only together with all workflows
+        below it in its tree, when those have ended before that time too.
+
+        It makes as many calls as it takes, each with the timeout of its own: it may take
+        long. Stopped in the middle it has deleted some; calling again goes on. After
+        lost answers the count may be too low. `iter_purge_workflows` tells how far it is.
+
+        Args:
+            ended_before: the end is complete_time, or create_time where there is none.
+            statuses: of COMPLETE and TERMINATED; empty: both.
+            workflow_definition_id: only of this definition; empty: of any. Those below
+                them in their trees go whatever their definition.
+            dry_run: only count what would be deleted.
+            max_rows: how many rows to delete a call, up to 100000; 0: 10000.
+        """
+        total = PurgedWorkflows()
+        async for done in self.iter_purge_workflows(
+            ended_before,
+            statuses=statuses,
+            workflow_definition_id=workflow_definition_id,
+            dry_run=dry_run,
+            max_rows=max_rows,
+        ):
+            total = PurgedWorkflows(
+                workflows=total.workflows + done.workflows,
+                execution_pointers=total.execution_pointers + done.execution_pointers,
+                subscriptions=total.subscriptions + done.subscriptions,
+                errors=total.errors + done.errors,
+                events=total.events + done.events,
+            )
+        return total
+
+    def iter_purge_workflows(
+        self,
+        ended_before: datetime,
+        *,
+        statuses: Collection[WorkflowStatus] = (),
+        workflow_definition_id: str = "",
+        dry_run: bool = False,
+        max_rows: int = 0,
+    ) -> AsyncIterator[PurgedWorkflows]:
+        """`purge_workflows`, call by call as they are wanted: what each call deleted.
+
+        The arguments are as there; the timeout is for one call. Who stops asking stops
+        the purge.
+        """
+        return self._pages(
+            self._workflows.PurgeWorkflows,
+            workflow_pb2.PurgeWorkflowsRequest(
+                ended_before=convert.timestamp("ended_before", ended_before),
+                statuses=convert.statuses_to_proto(statuses),
+                workflow_definition_id=workflow_definition_id,
+                dry_run=dry_run,
+                max_rows=max_rows,
+            ),
+            lambda page: [convert.purged_from_proto(page)],
+            None,
+        )
 
     # Subscriptions
 
@@ -541,9 +1260,148 @@ class PersistenceProvider:
             TokenMismatch: it is not held with this token; nothing was changed.
             SubscriptionNotFound: it does not exist.
         """
+        await self._clear_token(SubscriptionClaim(subscription_id=subscription_id, token=token))
+
+    async def claim_subscription(
+        self,
+        subscription_id: str,
+        *,
+        duration: timedelta | None = _DEFAULT_LEASE,
+        worker_id: str = "",
+    ) -> SubscriptionClaim | None:
+        """Takes hold of a subscription; None: somebody else holds it.
+
+        It is `set_subscription_token` with a token of its own, an end by the database's
+        clock, and an epoch that later holders of the subscription do not have.
+
+        Args:
+            subscription_id: its id.
+            duration: how long the hold lasts from now on, by the database's clock, 1 ms
+                to 24 h; None: until it is cleared.
+            worker_id: who takes it, for people who look.
+
+        Raises:
+            SubscriptionNotFound: it does not exist.
+        """
+        token = _new_id()
+        answer = await self._calls.unary(
+            self._subscriptions.SetSubscriptionToken,
+            subscription_pb2.SetSubscriptionTokenRequest(
+                id=subscription_id,
+                token=token,
+                worker_id=worker_id,
+                duration=convert.optional_duration(duration),
+            ),
+        )
+        if not answer.acquired:
+            return None
+        return convert.claim_from_proto(subscription_id, token, answer)
+
+    async def renew_subscription_token(
+        self, claim: SubscriptionClaim, *, duration: timedelta | None = None
+    ) -> SubscriptionClaim:
+        """Holds a subscription for longer, and answers the claim with its new expiry.
+
+        Args:
+            claim: the hold, from `claim_subscription` or an earlier renewal, or made of
+                a token given to `set_subscription_token`.
+            duration: how long the hold lasts from now on, by the database's clock, 1 ms
+                to 24 h; None: 30 s.
+
+        Raises:
+            TokenMismatch: it is not held so any more, or the hold has expired.
+            SubscriptionNotFound: it does not exist.
+        """
+        answer = await self._calls.unary(
+            self._subscriptions.RenewSubscriptionToken,
+            subscription_pb2.RenewSubscriptionTokenRequest(
+                id=claim.subscription_id,
+                token=claim.token,
+                epoch=claim.epoch,
+                duration=convert.optional_duration(duration),
+            ),
+        )
+        return convert.claim_from_proto(claim.subscription_id, claim.token, answer)
+
+    async def release_subscription(self, claim: SubscriptionClaim) -> None:
+        """Lets go of a claimed subscription, so that it is open again.
+
+        Raises:
+            TokenMismatch: it is not held by this claim any more; nothing was changed.
+            SubscriptionNotFound: it does not exist.
+        """
+        await self._clear_token(claim)
+
+    async def _clear_token(self, claim: SubscriptionClaim) -> None:
         await self._calls.settle(
             self._subscriptions.ClearSubscriptionToken,
-            subscription_pb2.ClearSubscriptionTokenRequest(id=subscription_id, token=token),
+            subscription_pb2.ClearSubscriptionTokenRequest(
+                id=claim.subscription_id, token=claim.token, epoch=claim.epoch
+            ),
+        )
+
+    async def list_subscriptions(
+        self,
+        *,
+        workflow_id: str = "",
+        event_name: str = "",
+        event_key: str | None = None,
+        held: bool | None = None,
+    ) -> list[EventSubscription]:
+        """Answers subscriptions, open and held, by their ids.
+
+        Args:
+            workflow_id: of this workflow; empty: of any.
+            event_name: waiting for this kind of event; empty: for any.
+            event_key: waiting for this event key, with an `event_name`; None: for any.
+            held: True: those that somebody holds; False: open ones; None: both.
+        """
+        pages = self._listed_subscriptions(
+            workflow_id, event_name, event_key, held, _LARGEST_PAGE, self._calls.deadline()
+        )
+        return [subscription async for subscription in pages]
+
+    def iter_all_subscriptions(
+        self,
+        *,
+        workflow_id: str = "",
+        event_name: str = "",
+        event_key: str | None = None,
+        held: bool | None = None,
+        page_size: int = 0,
+    ) -> AsyncIterator[EventSubscription]:
+        """`list_subscriptions`, page by page as they are wanted.
+
+        Args:
+            workflow_id: as there.
+            event_name: as there.
+            event_key: as there.
+            held: as there.
+            page_size: subscriptions a page, up to 1000; 0: 100. The timeout is for one
+                page.
+        """
+        return self._listed_subscriptions(workflow_id, event_name, event_key, held, page_size, None)
+
+    def _listed_subscriptions(
+        self,
+        workflow_id: str,
+        event_name: str,
+        event_key: str | None,
+        held: bool | None,
+        page_size: int,
+        deadline: Deadline | None,
+    ) -> AsyncIterator[EventSubscription]:
+        return self._pages(
+            self._subscriptions.ListSubscriptions,
+            subscription_pb2.ListSubscriptionsRequest(
+                workflow_id=workflow_id,
+                event_name=event_name,
+                event_key=event_key,
+                held=held,
+                page_size=page_size,
+            ),
+            lambda page: map(convert.subscription_from_proto, page.subscriptions),
+            deadline,
         )
 
     # Events
@@ -655,6 +1513,158 @@ class PersistenceProvider:
             deadline,
         )
 
+    async def list_events(
+        self,
+        *,
+        event_name: str = "",
+        event_key: str | None = None,
+        is_processed: bool | None = None,
+        event_time_from: datetime | None = None,
+        event_time_before: datetime | None = None,
+        order: ListOrder = ListOrder.NEWEST_FIRST,
+    ) -> list[Event]:
+        """Answers events by their event_time, whole ones, for looking into a store.
+
+        Args:
+            event_name: of this kind; empty: of any.
+            event_key: with this event key, with an `event_name`; None: with any.
+            is_processed: True: processed ones; False: those still to be processed;
+                None: both.
+            event_time_from: at this time or later; None: at any.
+            event_time_before: before this time; None: at any.
+            order: by event_time; equal times by id, or in the reverse.
+        """
+        pages = self._listed_events(
+            event_name,
+            event_key,
+            is_processed,
+            event_time_from,
+            event_time_before,
+            order,
+            _LARGEST_PAGE,
+            self._calls.deadline(),
+        )
+        return [event async for event in pages]
+
+    def iter_all_events(
+        self,
+        *,
+        event_name: str = "",
+        event_key: str | None = None,
+        is_processed: bool | None = None,
+        event_time_from: datetime | None = None,
+        event_time_before: datetime | None = None,
+        order: ListOrder = ListOrder.NEWEST_FIRST,
+        page_size: int = 0,
+    ) -> AsyncIterator[Event]:
+        """`list_events`, page by page as they are wanted.
+
+        Args:
+            event_name: as there.
+            event_key: as there.
+            is_processed: as there.
+            event_time_from: as there.
+            event_time_before: as there.
+            order: as there.
+            page_size: events a page, up to 1000; 0: 100. The timeout is for one page.
+        """
+        return self._listed_events(
+            event_name,
+            event_key,
+            is_processed,
+            event_time_from,
+            event_time_before,
+            order,
+            page_size,
+            None,
+        )
+
+    def _listed_events(
+        self,
+        event_name: str,
+        event_key: str | None,
+        is_processed: bool | None,
+        event_time_from: datetime | None,
+        event_time_before: datetime | None,
+        order: ListOrder,
+        page_size: int,
+        deadline: Deadline | None,
+    ) -> AsyncIterator[Event]:
+        return self._pages(
+            self._events.ListEvents,
+            event_pb2.ListEventsRequest(
+                event_name=event_name,
+                event_key=event_key,
+                is_processed=is_processed,
+                event_time_from=convert.optional_timestamp("event_time_from", event_time_from),
+                event_time_before=convert.optional_timestamp(
+                    "event_time_before", event_time_before
+                ),
+                order=convert.order_to_proto(order),
+                page_size=page_size,
+            ),
+            lambda page: map(convert.event_from_proto, page.events),
+            deadline,
+        )
+
+    async def purge_events(
+        self,
+        event_time_before: datetime,
+        *,
+        event_name: str = "",
+        include_unprocessed: bool = False,
+        dry_run: bool = False,
+        max_rows: int = 0,
+    ) -> int:
+        """Deletes all events before a time, the oldest first, and answers how many.
+
+        It makes as many calls as it takes, each with the timeout of its own: it may take
+        long. Stopped in the middle it has deleted some; calling again goes on. After
+        lost answers the count may be too low. `iter_purge_events` tells how far it is.
+
+        Args:
+            event_time_before: only events before this time.
+            event_name: only of this kind; empty: of any.
+            include_unprocessed: also events that were never processed.
+            dry_run: only count what would be deleted.
+            max_rows: how many events to delete a call, up to 100000; 0: 10000.
+        """
+        calls = self.iter_purge_events(
+            event_time_before,
+            event_name=event_name,
+            include_unprocessed=include_unprocessed,
+            dry_run=dry_run,
+            max_rows=max_rows,
+        )
+        return sum([events async for events in calls])
+
+    def iter_purge_events(
+        self,
+        event_time_before: datetime,
+        *,
+        event_name: str = "",
+        include_unprocessed: bool = False,
+        dry_run: bool = False,
+        max_rows: int = 0,
+    ) -> AsyncIterator[int]:
+        """`purge_events`, call by call as they are wanted: how many each call deleted.
+
+        The arguments are as there; the timeout is for one call. Who stops asking stops
+        the purge.
+        """
+        return self._pages(
+            self._events.PurgeEvents,
+            event_pb2.PurgeEventsRequest(
+                event_time_before=convert.timestamp("event_time_before", event_time_before),
+                event_name=event_name,
+                include_unprocessed=include_unprocessed,
+                dry_run=dry_run,
+                max_rows=max_rows,
+            ),
+            lambda page: [page.events],
+            None,
+        )
+
     async def mark_event_processed(self, event_id: str) -> None:
         """Marks an event as processed.
 
@@ -717,7 +1727,7 @@ class PersistenceProvider:
             command_pb2.ClaimCommandsRequest(
                 as_of=convert.optional_timestamp("as_of", as_of),
                 limit=limit,
-                lease_duration=None if lease_duration is None else convert.duration(lease_duration),
+                lease_duration=convert.optional_duration(lease_duration),
                 worker_id=worker_id,
             ),
         )
@@ -760,6 +1770,33 @@ class PersistenceProvider:
             command_pb2.ReleaseCommandsRequest(lease_tokens=tokens),
             _all_lost(tokens),
         )
+
+    async def renew_commands(
+        self, lease_tokens: Iterable[str], *, lease_duration: timedelta | None = None
+    ) -> datetime | None:
+        """Holds claimed commands for longer, and answers until when; all or nothing.
+
+        Args:
+            lease_tokens: those of the claims; at most 1000, none twice. They stay valid.
+            lease_duration: how long the leases last from now on, by the database's
+                clock, 1 ms to 24 h; None: 30 s.
+
+        Returns:
+            When all these leases end by themselves, by the database's clock; None: no
+            lease was named.
+
+        Raises:
+            LeaseLost: some are no longer claimed so, or have expired; nothing was
+                changed.
+        """
+        answer = await self._calls.unary(
+            self._commands.RenewCommands,
+            command_pb2.RenewCommandsRequest(
+                lease_tokens=list(lease_tokens),
+                lease_duration=convert.optional_duration(lease_duration),
+            ),
+        )
+        return convert.lease_expiry_from_proto(answer)
 
     async def process_commands(
         self,
@@ -835,32 +1872,61 @@ class PersistenceProvider:
             store_pb2.PersistErrorsRequest(errors=convert.errors_to_proto(errors)),
         )
 
-    async def list_errors(self, workflow_id: str = "") -> list[ExecutionError]:
+    async def list_errors(
+        self,
+        workflow_id: str = "",
+        *,
+        error_time_from: datetime | None = None,
+        error_time_before: datetime | None = None,
+    ) -> list[ExecutionError]:
         """Answers all logged errors, the last logged first.
 
         Args:
             workflow_id: only those of this workflow; empty: of all.
+            error_time_from: only those that happened then or later; None: at any time.
+            error_time_before: only those that happened before; None: at any time.
         """
-        pages = self._logged_errors(workflow_id, _LARGEST_PAGE, self._calls.deadline())
+        pages = self._logged_errors(
+            workflow_id, error_time_from, error_time_before, _LARGEST_PAGE, self._calls.deadline()
+        )
         return [error async for error in pages]
 
     def iter_errors(
-        self, workflow_id: str = "", *, page_size: int = 0
+        self,
+        workflow_id: str = "",
+        *,
+        error_time_from: datetime | None = None,
+        error_time_before: datetime | None = None,
+        page_size: int = 0,
     ) -> AsyncIterator[ExecutionError]:
         """`list_errors`, page by page as they are wanted.
 
         Args:
             workflow_id: as there.
+            error_time_from: as there.
+            error_time_before: as there.
             page_size: errors a page, up to 1000; 0: 100. The timeout is for one page.
         """
-        return self._logged_errors(workflow_id, page_size, None)
+        return self._logged_errors(workflow_id, error_time_from, error_time_before, page_size, None)
 
     def _logged_errors(
-        self, workflow_id: str, page_size: int, deadline: Deadline | None
+        self,
+        workflow_id: str,
+        error_time_from: datetime | None,
+        error_time_before: datetime | None,
+        page_size: int,
+        deadline: Deadline | None,
     ) -> AsyncIterator[ExecutionError]:
         return self._pages(
             self._store.ListErrors,
-            store_pb2.ListErrorsRequest(workflow_id=workflow_id, page_size=page_size),
+            store_pb2.ListErrorsRequest(
+                workflow_id=workflow_id,
+                error_time_from=convert.optional_timestamp("error_time_from", error_time_from),
+                error_time_before=convert.optional_timestamp(
+                    "error_time_before", error_time_before
+                ),
+                page_size=page_size,
+            ),
             lambda page: map(convert.error_from_proto, page.errors),
             deadline,
         )
@@ -891,6 +1957,8 @@ class PersistenceProvider:
         Raises:
             TruncateNotAllowed: the server was started without the flag for it.
         """
+        # Also if the call fails: it may have been done.
+        self._shared.memory.forget_namespace(self._namespace or _DEFAULT_NAMESPACE)
         await self._calls.unary(self._store.TruncateAll, store_pb2.TruncateAllRequest())
 
     # Namespaces. These calls go to the server as a whole, whatever namespace the
@@ -940,6 +2008,7 @@ class PersistenceProvider:
             DeleteNamespaceNotAllowed: the server was started without the flag for it.
         """
         whole = self.with_namespace(None)
+        self._shared.memory.forget_namespace(name)
         await whole._calls.unary(
             whole._store.DeleteNamespace,
             store_pb2.DeleteNamespaceRequest(name=name, force=force),
@@ -1066,6 +2135,56 @@ class _CommandRound:
             except PersistenceError as exc:
                 self.failures.append(exc)
                 return
+
+
+def _check_whole(instance: WorkflowInstance) -> None:
+    if instance.view is not WorkflowView.FULL:
+        raise PartialWorkflow(
+            f"this is a part of a workflow only (view {instance.view.name}): stored as a whole "
+            "it would remove the rest"
+        )
+
+
+def _patch_of_part(
+    instance: WorkflowInstance,
+    message: workflow_pb2.WorkflowInstance,
+    base: patches.Snapshot | None,
+    new: patches.Snapshot | None,
+    expected_revision: int | None,
+) -> workflow_pb2.WorkflowPatch:
+    """What changed in a part of a workflow since it was loaded.
+
+    Only what that very part was at that very revision can tell what is gone from it.
+    """
+    if new is None or base is None or not instance.revision:
+        raise PartialWorkflow(
+            "the provider does not remember what it loaded of this workflow: load it anew"
+        )
+    if base.revision > instance.revision:
+        raise RevisionMismatch(
+            "this part of the workflow was written since it was loaded",
+            reason="REVISION_MISMATCH",
+            metadata={"revision": str(base.revision)},
+        )
+    if base.revision != instance.revision or expected_revision not in (None, base.revision):
+        raise PartialWorkflow(
+            "a part of a workflow can be stored to the revision only that it was loaded with"
+        )
+    patch = patches.patch(base, new, message)
+    if patch is None:
+        raise PartialWorkflow(
+            "the pointers of a part of a workflow must stay in their order, new ones behind "
+            "them, none twice"
+        )
+    return patch
+
+
+def _committed(answer: workflow_pb2.CommitWorkflowResponse) -> CommittedWorkflow:
+    return CommittedWorkflow(
+        revision=answer.revision,
+        subscription_ids=list(answer.subscription_ids),
+        event_ids=list(answer.event_ids),
+    )
 
 
 def _new_id() -> str:

@@ -3,12 +3,14 @@
 Any number of engines may work on one store, and any of them may die at any moment.
 
 - The workflow's row says what is to be done. A worker changes it only with
-  `expected_revision`: what a worker decides on an outdated state is refused.
+  `step(..., strict=True)`: what a worker decides on an outdated state is refused. With
+  the state the step stores all that came about with it, in one transaction:
+  subscriptions, errors, the end of a wait.
 - A scheduled command is the turn to do it: one for each workflow and each event,
   and claiming it gives the turn to one worker for the time of a lease. A step is
   started only if it must end (by timeout) before the lease does. So two workers
   never run a step at the same time, unless one is frozen for longer than its lease;
-  then the revision keeps its late result out.
+  then the lease that the step must hold, or the revision, keeps its late result out.
 
 What a crash between any two calls leaves behind:
 
@@ -21,7 +23,7 @@ What a crash between any two calls leaves behind:
   command; who claims it finds the step waiting and looks again.
 - while an event is being delivered: a subscription held by nobody alive. Its token
   ends with the lease of the event's command, so who claims that next finds it open.
-  If the workflow has the event already, only the subscription is removed.
+  The workflow has the event if and only if the subscription is gone.
 - between finding work and scheduling it: nothing. The next poll finds it again.
 """
 
@@ -55,6 +57,7 @@ from wfe_persistence_client import (
     PointerStatus,
     RevisionMismatch,
     ScheduledCommand,
+    SubscriptionClaim,
     SubscriptionNotFound,
     WorkflowAlreadyExists,
     WorkflowInstance,
@@ -306,6 +309,9 @@ class Engine:
                 return  # it stays runnable: the next poll finds it
             try:
                 await self._run_step(workflow, pointer, lease)
+            except LeaseLost as error:
+                log.info("%s: dropped, it is somebody else's turn: %s", workflow_id, error.reason)
+                return
             except (RevisionMismatch, CommitOutcomeUnknown) as error:
                 # Somebody was faster, or it was us: what is stored counts.
                 log.info("%s: dropped and loaded anew: %s", workflow_id, error.reason)
@@ -329,6 +335,7 @@ class Engine:
         )
         pointer.start_time = pointer.start_time or now()
         subscriptions: list[EventSubscription] = []
+        errors: list[ExecutionError] = []
         try:
             async with asyncio.timeout(self._step_timeout):
                 result = await step(context)
@@ -336,28 +343,23 @@ class Engine:
             raise  # the store's trouble, not the step's
         except Exception as error:
             said = f"attempt {pointer.retry_count + 1}: {type(error).__name__}: {error}"
-            await self._record_error(workflow.id, pointer.id, said)
+            errors = [
+                ExecutionError(
+                    workflow_id=workflow.id, execution_pointer_id=pointer.id, message=said
+                )
+            ]
             _fail(definition, workflow, pointer)
         else:
             said = _said(result)
             workflow.data = context.data
             subscriptions = _advance(definition, workflow, pointer, result)
-        if subscriptions:
-            await self._store.persist_workflow_with_subscriptions(
-                workflow, subscriptions, expected_revision=workflow.revision
-            )
-        else:
-            await self._store.persist_workflow(workflow, expected_revision=workflow.revision)
+        async with self._store.step(workflow, strict=True) as stored:
+            stored.hold(lease.token)
+            for subscription in subscriptions:
+                stored.create_subscription(subscription)
+            for logged in errors:
+                stored.log_error(logged)
         log.info("%s  %s  %s: %s", lease.worker, workflow.id, name, said)
-
-    async def _record_error(self, workflow_id: str, pointer_id: str, message: str) -> None:
-        """Logs a failure once, also if the same attempt is made again after a crash."""
-        logged = await self._store.list_errors(workflow_id)
-        if (pointer_id, message) not in ((e.execution_pointer_id, e.message) for e in logged):
-            error = ExecutionError(
-                workflow_id=workflow_id, execution_pointer_id=pointer_id, message=message
-            )
-            await self._store.persist_errors([error])
 
     async def _find_earlier_events(
         self, workflow: WorkflowInstance, pointer: ExecutionPointer
@@ -390,28 +392,32 @@ class Engine:
                 if await self._store.set_subscription_token(
                     subscription.id, lease.token, lease.worker, lease.expiry
                 ):
-                    await self._wake(subscription, event)
-                    await self._store.terminate_subscription(subscription.id)
+                    await self._wake(subscription, event, lease)
                     delivered += 1
         await self._store.mark_event_processed(event_id)
         log.info("%s  %s  delivered to %d waiting", lease.worker, event_id, delivered)
 
-    async def _wake(self, subscription: EventSubscription, event: Event) -> None:
-        """Puts the event into the workflow that waits, unless it is there already."""
+    async def _wake(self, subscription: EventSubscription, event: Event, lease: Lease) -> None:
+        """Puts the event into the workflow that waits, and ends the wait."""
         while True:
             try:
                 workflow = await self._store.get_workflow_instance(subscription.workflow_id)
             except WorkflowNotFound:
-                return
-            pointer = _waiting(workflow, subscription)
+                pointer = None
+            else:
+                pointer = _waiting(workflow, subscription)
             if pointer is None:
+                await self._store.terminate_subscription(subscription.id)
                 return
             pointer.status = PointerStatus.PENDING
             pointer.event_published = True
             pointer.event_data = event.event_data
             workflow.next_execution = millis(now())
+            claim = SubscriptionClaim(subscription_id=subscription.id, token=lease.token)
             try:
-                await self._store.persist_workflow(workflow, expected_revision=workflow.revision)
+                async with self._store.step(workflow, strict=True) as stored:
+                    stored.hold(claim)
+                    stored.terminate_subscription(subscription.id)
             except RevisionMismatch:
                 continue
             return

@@ -89,6 +89,7 @@ class Server:
             self._namespaces,
             max_message_bytes=config.max_message_bytes,
             default_deadline=config.default_deadline,
+            is_starting=lambda: self._starting,
         )
         self._health = NamespaceHealth(self._namespaces, SERVICES)
         self._server = grpc.aio.server(
@@ -99,6 +100,8 @@ class Server:
         )
         self._stack = AsyncExitStack()
         self._examined = False
+        # Until the store was brought up to date for the first time, or could not be.
+        self._starting = config.migrate
         self._serving: bool | None = None
         self.address = config.listen
         """Where the server listens; with the real port once it does."""
@@ -166,6 +169,8 @@ class Server:
             except PersistenceError as exc:
                 if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_TOO_NEW:
                     raise CannotServeError(str(exc)) from exc
+                if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED:
+                    self._starting = False
                 if exc.reason != ErrorReason.ERROR_REASON_POOL_EXHAUSTED:
                     await self._report(serving=False, why=str(exc))
             except TimeoutError:
@@ -179,6 +184,7 @@ class Server:
         if not self._examined:
             await self._examine(store)
             self._examined = True
+            self._starting = False
         version = await migrate.schema_version(store)
         migrate.check_not_newer(version)
         await self._report(

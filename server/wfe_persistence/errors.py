@@ -53,3 +53,21 @@ def invalid_field(
         f"{field}: {description}",
         violations=(Violation(field, reason, description),),
     )
+
+
+def workflow_not_found(asked_by: str) -> PersistenceError:
+    """The error of a workflow that is not stored; `asked_by` is the request's field."""
+    return PersistenceError(
+        ErrorReason.ERROR_REASON_WORKFLOW_NOT_FOUND,
+        "no such workflow",
+        metadata={"field": asked_by},
+    )
+
+
+def revision_mismatch(stored: int, expected: int) -> PersistenceError:
+    """The error of an `expected_revision` that is not the stored one."""
+    return PersistenceError(
+        ErrorReason.ERROR_REASON_REVISION_MISMATCH,
+        f"the stored revision is {stored}, not {expected}",
+        metadata={"revision": str(stored), "field": "expected_revision"},
+    )

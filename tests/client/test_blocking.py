@@ -58,6 +58,7 @@ OWN: dict[str, set[str]] = {
     "with_timeout": set(),
     "with_namespace": set(),
     "process_commands": {"handler"},
+    "step": set(),
 }
 
 

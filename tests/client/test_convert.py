@@ -15,7 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.client.test_json_text import JSON_VALUES, TEXT, same, unhurried
-from wfe.persistence.v1 import command_pb2, event_pb2, store_pb2, subscription_pb2, workflow_pb2
+from wfe.persistence.v1 import (
+    command_pb2,
+    event_pb2,
+    list_order_pb2,
+    store_pb2,
+    subscription_pb2,
+    workflow_pb2,
+)
 from wfe_persistence_client import (
     ABSENT,
     JSON,
@@ -27,12 +34,17 @@ from wfe_persistence_client import (
     EventSubscription,
     ExecutionError,
     ExecutionPointer,
+    HeaderChanges,
+    ListOrder,
     MalformedAnswer,
     PointerStatus,
     ScheduledCommand,
     StoreInfo,
+    WorkflowFilter,
     WorkflowInstance,
+    WorkflowPatch,
     WorkflowStatus,
+    WorkflowView,
     convert,
 )
 
@@ -89,6 +101,7 @@ WORKFLOWS = st.builds(
     create_time=TIMES,
     complete_time=MAYBE_TIME,
     revision=INT64,
+    view=st.sampled_from(WorkflowView),
 )
 EVENTS = st.builds(
     Event,
@@ -112,6 +125,7 @@ SUBSCRIPTIONS = st.builds(
     external_token=MAYBE_TEXT,
     external_worker_id=MAYBE_TEXT,
     external_token_expiry=MAYBE_TIME,
+    external_token_epoch=INT64,
 )
 COMMANDS = st.builds(
     ScheduledCommand, command_name=st.sampled_from(CommandName), data=TEXT, execute_time=INT64
@@ -171,6 +185,38 @@ def test_pointer_round_trip(value: ExecutionPointer) -> None:
         return convert.workflow_from_proto(message).execution_pointers[0]
 
     assert_survives(value, out, back)
+
+
+def test_the_header_changes_are_those_a_patch_can_name() -> None:
+    names = {"data_json" if n == "data" else n for n in HeaderChanges.__annotations__}
+    fields = {field.name for field in workflow_pb2.WorkflowInstance.DESCRIPTOR.fields}
+    assert names == fields - {"id", "execution_pointers", "revision", "view"}
+
+
+@unhurried
+@given(WORKFLOWS)
+def test_a_patch_of_every_header_field(value: WorkflowInstance) -> None:
+    changes: Any = {name: getattr(value, name) for name in HeaderChanges.__annotations__}
+    pointers = [ExecutionPointer(id="p", step_id=1)]
+    patch = convert.patch_to_proto(
+        WorkflowPatch(
+            id="w", header=changes, execution_pointers=pointers, removed_pointer_ids=["q"]
+        )
+    )
+    expected = convert.workflow_to_proto(
+        dataclasses.replace(value, id="", execution_pointers=[], revision=0, view=WorkflowView.FULL)
+    )
+    assert patch.header == expected
+    assert patch.id == "w"
+    assert list(patch.removed_pointer_ids) == ["q"]
+    assert len(patch.header_mask.paths) == len(changes)
+    assert [convert.pointer_from_proto(p) for p in patch.execution_pointers] == pointers
+
+
+def test_a_patch_of_no_header_field() -> None:
+    changes: Any = {"revision": 3}
+    with pytest.raises(ValueError, match="revision is no field"):
+        convert.patch_to_proto(WorkflowPatch(id="w", header=changes))
 
 
 @unhurried
@@ -383,6 +429,7 @@ MESSAGES: Pairs = [
     (ScheduledCommand, command_pb2.ScheduledCommand.DESCRIPTOR),
     (ClaimedCommand, command_pb2.ClaimedCommand.DESCRIPTOR),
     (ExecutionError, store_pb2.ExecutionError.DESCRIPTOR),
+    (WorkflowFilter, workflow_pb2.WorkflowFilter.DESCRIPTOR),
     (StoreInfo, store_pb2.GetStoreInfoResponse.DESCRIPTOR),
     (Capabilities, store_pb2.Capabilities.DESCRIPTOR),
 ]
@@ -400,6 +447,8 @@ ENUMS: list[tuple[type[Enum], EnumDescriptor, str]] = [
     (WorkflowStatus, workflow_pb2.WorkflowStatus.DESCRIPTOR, "WORKFLOW_STATUS_"),
     (PointerStatus, workflow_pb2.PointerStatus.DESCRIPTOR, "POINTER_STATUS_"),
     (CommandName, command_pb2.CommandName.DESCRIPTOR, "COMMAND_NAME_"),
+    (WorkflowView, workflow_pb2.WorkflowView.DESCRIPTOR, "WORKFLOW_VIEW_"),
+    (ListOrder, list_order_pb2.ListOrder.DESCRIPTOR, "LIST_ORDER_"),
 ]
 
 
@@ -424,6 +473,7 @@ def test_store_info() -> None:
             scheduled_commands=True, truncate_all=False, delete_namespace=True
         ),
         max_message_bytes=4194304,
+        request_retention=convert.duration(timedelta(hours=1)),
     )
     assert convert.store_info_from_proto(over_the_wire(message)) == StoreInfo(
         server_version="0.1.0",
@@ -436,6 +486,7 @@ def test_store_info() -> None:
             scheduled_commands=True, truncate_all=False, delete_namespace=True
         ),
         max_message_bytes=4194304,
+        request_retention=timedelta(hours=1),
     )
 
 
@@ -444,9 +495,11 @@ def test_claimed_command() -> None:
         command=command_pb2.ScheduledCommand(command_name=2, data="e", execute_time=-5),  # type: ignore[arg-type]
         lease_token="t",
         lease_expiry=convert.timestamp("t", NOW),
+        epoch=7,
     )
     assert convert.claimed_command_from_proto(over_the_wire(message)) == ClaimedCommand(
         command=ScheduledCommand(command_name=CommandName.PROCESS_EVENT, data="e", execute_time=-5),
         lease_token="t",
         lease_expiry=NOW,
+        epoch=7,
     )

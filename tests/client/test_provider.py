@@ -5,6 +5,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -65,10 +66,14 @@ async def test_persist_workflow(store: FakeStore, provider: PersistenceProvider)
     assert await provider.persist_workflow(instance) == 7
     assert await provider.persist_workflow(instance, expected_revision=6) == 7
     last_wins, guarded = store.requests["PersistWorkflow"]
-    assert last_wins.instance == guarded.instance == convert.workflow_to_proto(instance)
+    assert last_wins.instance == guarded.instance
+    assert convert.workflow_from_proto(guarded.instance) == replace(instance, revision=0)
     assert not last_wins.HasField("expected_revision")
     assert guarded.expected_revision == 6
-    assert instance.revision == 0
+    assert is_uuid(last_wins.request_id)
+    assert is_uuid(guarded.request_id)
+    assert last_wins.request_id != guarded.request_id
+    assert instance.revision == 7
 
 
 async def test_persist_workflow_sends_an_expected_revision_of_zero(
@@ -104,7 +109,7 @@ async def test_persist_workflow_with_subscriptions(
     )
     assert answer == PersistedWorkflow(revision=3, subscription_ids=["a", "b"])
     request = only(store, "PersistWorkflowWithSubscriptions")
-    assert request.instance == convert.workflow_to_proto(WORKFLOW)
+    assert request.instance == convert.workflow_to_proto(replace(WORKFLOW, revision=0))
     assert request.expected_revision == 2
     assert request.subscriptions[0] == convert.subscription_to_proto(given)
     assert is_uuid(request.subscriptions[1].id)

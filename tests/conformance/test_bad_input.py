@@ -63,6 +63,16 @@ REQUIRED_IDS: Final = {
     "GetWorkflowInstanceByNameRequest.name",
     "GetWorkflowInstancesRequest.ids",
     "NextDefinitionSequenceRequest.definition_id",
+    "WorkflowPatch.id",
+    "WorkflowPatch.removed_pointer_ids",
+    "SubscriptionClaim.subscription_id",
+    "SubscriptionClaim.token",
+    "CommitWorkflowRequest.held_lease_tokens",
+    "CommitWorkflowRequest.terminate_subscription_ids",
+    "CommitWorkflowRequest.processed_event_ids",
+    "CommitWorkflowRequest.complete_lease_tokens",
+    "ListExecutionPointersRequest.workflow_id",
+    "DeleteWorkflowRequest.id",
     "Event.event_name",
     "GetEventRequest.id",
     "GetEventsRequest.event_name",
@@ -75,12 +85,16 @@ REQUIRED_IDS: Final = {
     "GetSubscriptionsRequest.event_name",
     "GetFirstOpenSubscriptionRequest.event_name",
     "TerminateSubscriptionRequest.id",
+    "TerminateSubscriptionRequest.token",
+    "RenewSubscriptionTokenRequest.id",
+    "RenewSubscriptionTokenRequest.token",
     "SetSubscriptionTokenRequest.id",
     "SetSubscriptionTokenRequest.token",
     "ClearSubscriptionTokenRequest.id",
     "ClearSubscriptionTokenRequest.token",
     "CompleteCommandsRequest.lease_tokens",
     "ReleaseCommandsRequest.lease_tokens",
+    "RenewCommandsRequest.lease_tokens",
     "ExecutionError.workflow_id",
 }
 OPTIONAL_IDS: Final = {
@@ -107,6 +121,16 @@ KEYS: Final = {
     "ClaimCommandsRequest.worker_id",
     "ExecutionError.execution_pointer_id",
     "ListErrorsRequest.workflow_id",
+    "WorkflowFilter.workflow_definition_id",
+    "WorkflowFilter.name_prefix",
+    "WorkflowFilter.root_workflow_id",
+    "PurgeWorkflowsRequest.workflow_definition_id",
+    "ListEventsRequest.event_name",
+    "ListEventsRequest.event_key",
+    "PurgeEventsRequest.event_name",
+    "ListSubscriptionsRequest.workflow_id",
+    "ListSubscriptionsRequest.event_name",
+    "ListSubscriptionsRequest.event_key",
 }
 LONG_KEYS: Final = {"ScheduledCommand.data": 2048}
 FREE_TEXTS: Final = {
@@ -115,12 +139,28 @@ FREE_TEXTS: Final = {
     "WorkflowInstance.reference",
     "ExecutionPointer.step_name",
     "ExecutionError.message",
+    "WorkflowFilter.reference",
     "GetRunnableInstancesRequest.page_token",
     "GetRunnableEventsRequest.page_token",
     "GetEventsRequest.page_token",
     "GetSubscriptionsRequest.page_token",
     "ListErrorsRequest.page_token",
     "ListNamespacesRequest.page_token",
+    "ListExecutionPointersRequest.page_token",
+    "ListWorkflowsRequest.page_token",
+    "PurgeWorkflowsRequest.page_token",
+    "ListEventsRequest.page_token",
+    "PurgeEventsRequest.page_token",
+    "ListSubscriptionsRequest.page_token",
+}
+UUIDS: Final = {
+    "PersistWorkflowRequest.request_id",
+    "PersistWorkflowWithSubscriptionsRequest.request_id",
+    "CommitWorkflowRequest.request_id",
+}
+MASKS: Final = {
+    # Names of header fields.
+    "FieldMask.paths",
 }
 NAMESPACES: Final = {
     # [a-z][a-z0-9_]{0,39}
@@ -141,6 +181,8 @@ REQUIRED_TIMES: Final = {
     "Event.event_time",
     "EventSubscription.subscribe_as_of",
     "ExecutionError.error_time",
+    "PurgeWorkflowsRequest.ended_before",
+    "PurgeEventsRequest.event_time_before",
 }
 OPTIONAL_TIMES: Final = {
     "WorkflowInstance.complete_time",
@@ -155,6 +197,25 @@ OPTIONAL_TIMES: Final = {
     "GetFirstOpenSubscriptionRequest.as_of",
     "SetSubscriptionTokenRequest.expiry",
     "ClaimCommandsRequest.as_of",
+    "WorkflowFilter.create_time_from",
+    "WorkflowFilter.create_time_before",
+    "WorkflowFilter.complete_time_from",
+    "WorkflowFilter.complete_time_before",
+    "ListEventsRequest.event_time_from",
+    "ListEventsRequest.event_time_before",
+    "ListErrorsRequest.error_time_from",
+    "ListErrorsRequest.error_time_before",
+}
+ENUMS: Final = {
+    # What is bad where it is not 0 and the unknown.
+    "WorkflowInstance.view": (2, 3, 99, -1),  # a part of a workflow is no state
+    "GetWorkflowInstanceRequest.view": (4, 99, -1),
+    "GetWorkflowInstanceByNameRequest.view": (4, 99, -1),
+    "GetWorkflowInstancesRequest.view": (4, 99, -1),
+    "ListWorkflowsRequest.view": (4, 99, -1),
+    "ListWorkflowsRequest.order": (3, 99, -1),
+    "ListEventsRequest.order": (3, 99, -1),
+    "PurgeWorkflowsRequest.statuses": (0, 1, 2, 99, -1),  # only what has ended
 }
 NUMBERS: Final = {
     "WorkflowInstance.version": (2**31, 2**32 - 1),
@@ -170,6 +231,21 @@ NUMBERS: Final = {
     "ListErrorsRequest.page_size": (-1, -(2**31)),
     "ListNamespacesRequest.page_size": (-1, -(2**31)),
     "ClaimCommandsRequest.limit": (-1, -(2**31)),
+    "CommitWorkflowRequest.expected_revision": (0, -1, -(2**63)),
+    "ListExecutionPointersRequest.expected_revision": (0, -1, -(2**63)),
+    "DeleteWorkflowRequest.expected_revision": (0, -1, -(2**63)),
+    "SubscriptionClaim.epoch": (0, -1, -(2**63)),
+    "TerminateSubscriptionRequest.epoch": (0, -1, -(2**63)),
+    "SetSubscriptionTokenRequest.epoch": (0, -1, -(2**63)),
+    "ClearSubscriptionTokenRequest.epoch": (0, -1, -(2**63)),
+    "RenewSubscriptionTokenRequest.epoch": (0, -1, -(2**63)),
+    "WorkflowFilter.version": (2**31, 2**32 - 1),
+    "ListExecutionPointersRequest.page_size": (-1, -(2**31)),
+    "ListWorkflowsRequest.page_size": (-1, -(2**31)),
+    "ListEventsRequest.page_size": (-1, -(2**31)),
+    "ListSubscriptionsRequest.page_size": (-1, -(2**31)),
+    "PurgeWorkflowsRequest.max_rows": (-1, -(2**31)),
+    "PurgeEventsRequest.max_rows": (-1, -(2**31)),
 }
 NO_BAD_VALUE: Final = {
     "WorkflowInstance.execution_pointers": "any number of them will do",
@@ -182,6 +258,25 @@ NO_BAD_VALUE: Final = {
     "ScheduledCommand.execute_time": "any int64",
     "PersistErrorsRequest.errors": "any number of them will do",
     "DeleteNamespaceRequest.force": "a bool is good either way",
+    "CommitWorkflowRequest.instance": "one of the two; see the tests of a commit's state",
+    "CommitWorkflowRequest.patch": "one of the two; see the tests of a commit's state",
+    "CommitWorkflowRequest.held_subscriptions": "see MOST_ITEMS",
+    "CommitWorkflowRequest.create_subscriptions": "see MOST_ITEMS",
+    "CommitWorkflowRequest.create_events": "see MOST_ITEMS",
+    "CommitWorkflowRequest.errors": "see MOST_ITEMS",
+    "CommitWorkflowRequest.schedule_commands": "see MOST_ITEMS",
+    "WorkflowPatch.header": "absent: what the mask names becomes absent",
+    "WorkflowPatch.header_mask": "absent: the header stays as it is",
+    "WorkflowPatch.execution_pointers": "any number of them will do",
+    "EventSubscription.external_token_epoch": "is ignored on write",
+    "ListExecutionPointersRequest.active_only": "a bool is good either way",
+    "ListWorkflowsRequest.filter": "absent: any workflow",
+    "CountWorkflowsRequest.filter": "absent: any workflow",
+    "PurgeWorkflowsRequest.dry_run": "a bool is good either way",
+    "ListEventsRequest.is_processed": "a bool is good either way",
+    "PurgeEventsRequest.include_unprocessed": "a bool is good either way",
+    "PurgeEventsRequest.dry_run": "a bool is good either way",
+    "ListSubscriptionsRequest.held": "a bool is good either way",
 }
 
 TOO_LONG: Final = {
@@ -235,6 +330,17 @@ BAD_NAMESPACES: Final = [
     f"{CANARY}", "Canary", "1a", "_a", "a-b", "a.b", "a b", "a/b", "x" * 41, "x" * 4000, "", "*",
     'a"; DROP SCHEMA wfc CASCADE; --', "default,default", "DEFAULT",
 ]  # fmt: skip
+BAD_UUIDS: Final = [
+    CANARY, "1", " ", "x" * 10_000, "00000000000000000000000000000001",
+    "{00000000-0000-0000-0000-000000000001}", "urn:uuid:00000000-0000-0000-0000-000000000001",
+    "00000000-0000-0000-0000-00000000000g", "00000000-0000-0000-0000-000000000001\n",
+    " 00000000-0000-0000-0000-000000000001", "00000000-0000-0000-0000-0000000000001",
+    "0000000-00000-0000-0000-000000000001", "\u0661" * 8 + "-0000-0000-0000-000000000001",
+]  # fmt: skip
+BAD_PATHS: Final = [
+    CANARY, "", " ", "id", "execution_pointers", "revision", "view", "header", "header.name",
+    "Name", "name ", "dataJson", "data", "definition_id", "*", "name,status", "x" * 10_000,
+]  # fmt: skip
 BAD_TIMES: Final = {
     "the year 0": Timestamp(seconds=make.FIRST_TIME.seconds - 1, nanos=123_456_789),
     "the year 10000": Timestamp(seconds=make.LAST_TIME.seconds + 1),
@@ -259,8 +365,10 @@ BAD_LEASES: Final = {
 def bad_values(rpc: Rpc, field: FieldDescriptor) -> Iterator[Bad]:
     """What is bad for a field, according to the tables."""
     name = name_of(field)
+    if name in NO_BAD_VALUE:
+        return
     if field.enum_type is not None:
-        for number in (0, 99, -1):
+        for number in ENUMS.get(name, (0, 99, -1)):
             yield Bad(f"{number}", number, "ENUM_VALUE")
     elif is_a(field, Timestamp.DESCRIPTOR) and name in REQUIRED_TIMES | OPTIONAL_TIMES:
         for what, at in BAD_TIMES.items():
@@ -296,6 +404,11 @@ def _bad_texts(rpc: Rpc, name: str) -> Iterator[Bad]:
             if bad:
                 yield Bad(f"{bad[:50]}", bad, "FORMAT")
         return
+    for table, texts in ((UUIDS, BAD_UUIDS), (MASKS, BAD_PATHS)):
+        if name in table:
+            yield Bad("NUL", f"{CANARY}\0", "TEXT_HAS_NUL")
+            for bad in texts:
+                yield Bad(f"{bad[:50]!r}", bad, "FORMAT")
     ids = REQUIRED_IDS | OPTIONAL_IDS | KEYS
     if name in ids | LONG_KEYS.keys():
         most = LONG_KEYS.get(name, 512)
@@ -304,7 +417,7 @@ def _bad_texts(rpc: Rpc, name: str) -> Iterator[Bad]:
         yield Bad("100 kB", "x" * 100_000, "TOO_LONG")
     required = name in REQUIRED_IDS
     if name == "WorkflowInstance.id":
-        required = rpc.name.startswith("Persist")
+        required = rpc.name != "CreateNewWorkflow"
     if required:
         yield Bad("empty", "", "REQUIRED")
     if name in REQUIRED_IDS | OPTIONAL_IDS:
@@ -333,7 +446,7 @@ def test_every_field_has_bad_values_or_a_reason_for_none() -> None:
 def test_the_tables_name_fields_that_exist() -> None:
     tables = (
         REQUIRED_IDS, OPTIONAL_IDS, KEYS, LONG_KEYS, FREE_TEXTS, NAMESPACES, JSON, REQUIRED_TIMES,
-        OPTIONAL_TIMES, NUMBERS, NO_BAD_VALUE,
+        OPTIONAL_TIMES, ENUMS, NUMBERS, UUIDS, MASKS, NO_BAD_VALUE,
     )  # fmt: skip
     named = [name for table in tables for name in table]
     known = {name_of(f) for rpc in RPCS.values() for _, f in fields(valid_request(rpc))}
@@ -394,6 +507,9 @@ TOKENS: Final = {
     # Their form is the store's own affair.
     "CompleteCommandsRequest.lease_tokens",
     "ReleaseCommandsRequest.lease_tokens",
+    "RenewCommandsRequest.lease_tokens",
+    "CommitWorkflowRequest.held_lease_tokens",
+    "CommitWorkflowRequest.complete_lease_tokens",
 }
 
 
@@ -418,6 +534,12 @@ def good_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
         yield "0", 0
     if name in NUMBERS:
         yield "2^31-1", 2**31 - 1
+    if name in UUIDS:
+        yield "none", ""
+        yield "capitals", make.request_id().upper()
+        yield "all zeros", "00000000-0000-0000-0000-000000000000"
+    if field.enum_type is not None and 0 not in ENUMS.get(name, (0,)):
+        yield "0", 0
 
 
 EDGES: Final = [
@@ -436,8 +558,8 @@ async def test_values_just_within_bounds_are_accepted(
     for what, value in good:
         async with Scene(api, rpc) as scene:
             put(scene.request, path, value)
-            if path == "command.data":
-                scene.request.command.CopyFrom(scene.own.new(data=value))
+            if path.endswith(".data"):  # a command
+                put(scene.request, path.removesuffix(".data"), scene.own.new(data=value))
             failure = await failure_of(scene.succeed())
             # What is asked for need not be there.
             assert failure is None or failure.reason.endswith(
@@ -551,9 +673,36 @@ async def test_json_that_is_hard_to_read_does_not_hold_the_server_up(api: Api) -
     [
         *(
             (name, "instance.execution_pointers[0].id", f"instance.execution_pointers[{i}].id")
-            for name in ("CreateNewWorkflow", "PersistWorkflow", "PersistWorkflowWithSubscriptions")
+            for name in (
+                "CreateNewWorkflow",
+                "PersistWorkflow",
+                "PersistWorkflowWithSubscriptions",
+                "CommitWorkflow",
+            )
             for i in (1, 3)
         ),
+        (
+            "CommitWorkflow-patch",
+            "patch.execution_pointers[0].id",
+            "patch.execution_pointers[3].id",
+        ),
+        ("CommitWorkflow-patch", "patch.removed_pointer_ids[0]", "patch.removed_pointer_ids[1]"),
+        ("CommitWorkflow-patch", "patch.execution_pointers[3].id", "patch.removed_pointer_ids[1]"),
+        ("CommitWorkflow-patch", "patch.header_mask.paths[0]", "patch.header_mask.paths[10]"),
+        *(
+            ("CommitWorkflow", f"{first}[0]{field}", f"{second}[1]{field}")
+            for first, second, field in (
+                ("create_subscriptions", "create_subscriptions", ".id"),
+                ("terminate_subscription_ids", "terminate_subscription_ids", ""),
+                ("create_events", "create_events", ".id"),
+                ("processed_event_ids", "processed_event_ids", ""),
+                ("schedule_commands", "schedule_commands", ""),
+                ("held_lease_tokens", "held_lease_tokens", ""),
+                ("complete_lease_tokens", "complete_lease_tokens", ""),
+            )
+        ),
+        ("CommitWorkflow", "create_subscriptions[0].id", "terminate_subscription_ids[1]"),
+        ("RenewCommands", "lease_tokens[0]", "lease_tokens[2]"),
         ("PersistWorkflowWithSubscriptions", "subscriptions[0].id", "subscriptions[1].id"),
         ("CompleteCommands", "lease_tokens[0]", "lease_tokens[2]"),
         ("ReleaseCommands", "lease_tokens[0]", "lease_tokens[2]"),
@@ -578,9 +727,136 @@ async def test_subscriptions_without_ids_are_no_duplicates(api: Api) -> None:
         assert len(set(answer.subscription_ids)) == 2
 
 
+# A commit's state: an instance or a patch.
+
+
+async def test_commit_without_a_state_is_refused(api: Api) -> None:
+    async with Scene(api, RPCS["CommitWorkflow"]) as scene:
+        before = await scene.state()
+        with invalid("state", reason="REQUIRED"):
+            await scene.rpc.call(api, with_values(scene.request, ("instance", None)))
+        assert await scene.state() == before
+
+
+async def test_patch_without_a_revision_is_refused(api: Api) -> None:
+    async with Scene(api, RPCS["CommitWorkflow-patch"]) as scene:
+        before = await scene.state()
+        with invalid("expected_revision", reason="REQUIRED"):
+            await scene.rpc.call(api, with_values(scene.request, ("expected_revision", None)))
+        assert await scene.state() == before
+        await scene.succeed()
+
+
+async def test_instance_without_a_revision_is_committed(api: Api) -> None:
+    async with Scene(api, RPCS["CommitWorkflow"]) as scene:
+        [answer] = await scene.rpc.call(
+            api, with_values(scene.request, ("expected_revision", None))
+        )
+        assert answer.revision == 2
+
+
+async def test_required_field_that_a_patch_names_and_leaves_out_is_refused(api: Api) -> None:
+    required = ("workflow_definition_id", "status", "data_json", "create_time")
+    async with Scene(api, RPCS["CommitWorkflow-patch"]) as scene:
+        before = await scene.state()
+        with fails("INVALID_ARGUMENT", "INVALID_FIELD") as failure:
+            await scene.rpc.call(api, with_values(scene.request, ("patch.header", None)))
+        assert failure.violations == {
+            f"patch.header.{field}": "ENUM_VALUE" if field == "status" else "REQUIRED"
+            for field in required
+        }
+        assert await scene.state() == before
+
+
+async def test_what_a_patch_does_not_name_may_be_anything_but_nul(api: Api) -> None:
+    async with Scene(api, RPCS["CommitWorkflow-patch"]) as scene:
+        bad = with_values(
+            scene.request,
+            ("patch.header.id", "x" * 513),
+            ("patch.header.data_json", "{"),
+            ("patch.header.create_time", None),
+            ("patch.header.status", 99),
+            ("patch.header.view", 3),
+            ("patch.header.execution_pointers[0].id", ""),
+        )
+        bad.patch.header_mask.paths[:] = ["reference"]
+        with invalid("patch.header.description", reason="TEXT_HAS_NUL"):
+            await scene.rpc.call(api, with_values(bad, ("patch.header.description", "\0")))
+        await scene.rpc.call(api, bad)
+
+
+# Fields that need each other, or rule each other out.
+
+
+@pytest.mark.parametrize(
+    ("name", "absent"), [("ListEvents", "event_name"), ("ListSubscriptions", "event_name")]
+)
+async def test_event_key_without_its_name_is_refused(api: Api, name: str, absent: str) -> None:
+    for key in ("key", ""):
+        request = with_values(valid_request(RPCS[name]), (absent, None), ("event_key", key))
+        with invalid(absent, reason="REQUIRED"):
+            await RPCS[name].call(api, request)
+
+
+async def test_epoch_without_its_token_is_refused(api: Api) -> None:
+    async with Scene(api, RPCS["TerminateSubscription"]) as scene:
+        with invalid("token", reason="REQUIRED"):
+            await scene.rpc.call(api, with_values(scene.request, ("token", None)))
+        await scene.succeed()
+
+
+async def test_expiry_and_duration_are_refused(api: Api) -> None:
+    async with Scene(api, RPCS["SetSubscriptionToken-duration"]) as scene:
+        before = await scene.state()
+        with invalid("duration", reason="DUPLICATE"):
+            await scene.rpc.call(api, with_values(scene.request, ("expiry", make.LAST_TIME)))
+        assert await scene.state() == before
+        await scene.succeed()
+
+
+# Lists that may not be too long.
+
+MOST_ITEMS: Final = [
+    "held_subscriptions",
+    "held_lease_tokens",
+    "create_subscriptions",
+    "terminate_subscription_ids",
+    "create_events",
+    "processed_event_ids",
+    "errors",
+    "schedule_commands",
+    "complete_lease_tokens",
+]
+
+
+def test_every_list_of_a_commit_has_a_most() -> None:
+    lists = {f.name for f in RPCS["CommitWorkflow"].request.DESCRIPTOR.fields if f.is_repeated}
+    assert set(MOST_ITEMS) == lists
+
+
+@pytest.mark.parametrize("field", MOST_ITEMS)
+async def test_more_than_1000_items_of_a_commit_are_refused(api: Api, field: str) -> None:
+    request = valid_request(RPCS["CommitWorkflow"])
+    items = getattr(request, field)
+    items.extend([items[0]] * 999)
+    assert len(items) == 1001
+    with invalid(field, reason="NUMBER_RANGE"):
+        await RPCS["CommitWorkflow"].call(api, request)
+
+
 # Lease tokens.
 
-LEASES: Final = [RPCS["CompleteCommands"], RPCS["ReleaseCommands"]]
+LEASES: Final = [RPCS["CompleteCommands"], RPCS["ReleaseCommands"], RPCS["RenewCommands"]]
+
+
+@pytest.mark.parametrize("field", ["held_lease_tokens", "complete_lease_tokens"])
+async def test_what_is_no_lease_token_is_refused_in_a_commit(api: Api, field: str) -> None:
+    async with Scene(api, RPCS["CommitWorkflow"]) as scene:
+        before = await scene.state()
+        with invalid(f"{field}[1]", reason="FORMAT"):
+            await scene.rpc.call(api, with_values(scene.request, (f"{field}[1]", CANARY)))
+        assert await scene.state() == before
+        await scene.succeed()
 
 
 @pytest.mark.parametrize("rpc", LEASES, ids=str)
@@ -693,7 +969,7 @@ async def test_default_namespace_can_be_named(api: Api) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/wfe.persistence.v1.WorkflowService/PurgeWorkflows",
+        "/wfe.persistence.v1.WorkflowService/PurgeEverything",
         "/wfe.persistence.v1.WorkflowService/getWorkflowInstance",
         "/wfe.persistence.v1.WorkflowService/",
         "/wfe.persistence.v2.WorkflowService/GetWorkflowInstance",

@@ -33,24 +33,35 @@ class Namespace:
         self.name = make.new_id("n").replace("-", "_")
         self.metadata = (("wfe-namespace", self.name),)
         self.workflow = make.full_instance(id="w", name="the one", next_execution=0)
+        self.ended = make.instance(
+            id="ended", status=w.WorkflowStatus.WORKFLOW_STATUS_COMPLETE, complete_time=make.time()
+        )
         self.event = make.event(id="e", event_key="k")
         self.subscription = make.subscription(id="s", event_key="k")
         self.command = make.command(data="w")
         self.error = make.error(workflow_id="w")
         self.lease_token = ""
+        self.epoch = 0
 
     async def create(self) -> None:
         await self.api.store.CreateNamespace(st.CreateNamespaceRequest(name=self.name))
 
     async def fill(self) -> None:
         api, metadata = self.api, self.metadata
-        await api.workflows.CreateNewWorkflow(
-            w.CreateNewWorkflowRequest(instance=self.workflow), metadata=metadata
-        )
+        for instance in (self.workflow, self.ended):
+            await api.workflows.CreateNewWorkflow(
+                w.CreateNewWorkflowRequest(instance=instance), metadata=metadata
+            )
         await api.events.CreateEvent(e.CreateEventRequest(event=self.event), metadata=metadata)
-        await api.subscriptions.CreateEventSubscription(
-            s.CreateEventSubscriptionRequest(subscription=self.subscription), metadata=metadata
+        for id_ in ("s", "held"):
+            self.subscription.id = id_
+            await api.subscriptions.CreateEventSubscription(
+                s.CreateEventSubscriptionRequest(subscription=self.subscription), metadata=metadata
+            )
+        held = await api.subscriptions.SetSubscriptionToken(
+            s.SetSubscriptionTokenRequest(id="held", token="t"), metadata=metadata
         )
+        self.epoch = held.epoch
         await api.workflows.NextDefinitionSequence(
             w.NextDefinitionSequenceRequest(definition_id="d"), metadata=metadata
         )
@@ -67,12 +78,12 @@ class Namespace:
         """All that is in it."""
         api, metadata = self.api, self.metadata
         return [
-            await api.workflows.GetWorkflowInstance(
-                w.GetWorkflowInstanceRequest(id="w"), metadata=metadata
+            await api.workflows.ListWorkflows(
+                w.ListWorkflowsRequest(view=w.WorkflowView.WORKFLOW_VIEW_FULL), metadata=metadata
             ),
-            await api.events.GetEvent(e.GetEventRequest(id="e"), metadata=metadata),
-            await api.subscriptions.GetSubscription(
-                s.GetSubscriptionRequest(id="s"), metadata=metadata
+            await api.events.ListEvents(e.ListEventsRequest(), metadata=metadata),
+            await api.subscriptions.ListSubscriptions(
+                s.ListSubscriptionsRequest(), metadata=metadata
             ),
             await api.store.ListErrors(st.ListErrorsRequest(), metadata=metadata),
             await api.commands.ClaimCommands(c.ClaimCommandsRequest(), metadata=metadata),
@@ -113,6 +124,14 @@ NOTHING = object()
 W, E, S = "WORKFLOW_NOT_FOUND", "EVENT_NOT_FOUND", "SUBSCRIPTION_NOT_FOUND"
 KEY: dict[str, Any] = {"event_name": "order.paid", "event_key": "k"}
 
+
+def commit(n: Namespace, **effects: Any) -> w.CommitWorkflowRequest:
+    """A commit to the workflow of both namespaces, with effects on what only one of them has."""
+    return w.CommitWorkflowRequest(
+        patch=make.patch("w", reference="x"), expected_revision=1, **effects
+    )
+
+
 # Each RPC: its request with the ids of the filled namespace, and what must come of it in the other
 # one: a reason why it fails, the fields that are empty in the answer, or NOTHING: it goes well.
 Case = tuple[Callable[[Namespace], Any], object]
@@ -126,6 +145,14 @@ CASES: dict[str, Case] = {
     "PersistWorkflowWithSubscriptions": (
         lambda n: w.PersistWorkflowWithSubscriptionsRequest(
             instance=n.workflow, subscriptions=[n.subscription]), W),
+    "CommitWorkflow": (lambda n: commit(n), W),
+    "ListExecutionPointers": (lambda n: w.ListExecutionPointersRequest(workflow_id="w"), W),
+    "ListWorkflows": (lambda n: w.ListWorkflowsRequest(), ["instances"]),
+    "CountWorkflows": (lambda n: w.CountWorkflowsRequest(), ["counts"]),
+    "DeleteWorkflow": (lambda n: w.DeleteWorkflowRequest(id="w"), W),
+    "PurgeWorkflows": (
+        lambda n: w.PurgeWorkflowsRequest(ended_before=make.LAST_TIME),
+        ["workflows", "execution_pointers", "subscriptions", "errors", "events"]),
     "CreateNewWorkflow": (
         lambda n: w.CreateNewWorkflowRequest(instance=make.instance(id="w", name="the one")),
         NOTHING),
@@ -137,6 +164,10 @@ CASES: dict[str, Case] = {
     "GetEvents": (lambda n: e.GetEventsRequest(**KEY), ["event_ids"]),
     "MarkEventProcessed": (lambda n: e.MarkEventProcessedRequest(id="e"), E),
     "MarkEventUnprocessed": (lambda n: e.MarkEventUnprocessedRequest(id="e"), E),
+    "ListEvents": (lambda n: e.ListEventsRequest(), ["events"]),
+    "PurgeEvents": (
+        lambda n: e.PurgeEventsRequest(event_time_before=make.LAST_TIME, include_unprocessed=True),
+        ["events"]),
     "CreateEventSubscription": (
         lambda n: s.CreateEventSubscriptionRequest(subscription=make.subscription(id="s")),
         NOTHING),
@@ -146,7 +177,10 @@ CASES: dict[str, Case] = {
         lambda n: s.GetFirstOpenSubscriptionRequest(**KEY), ["subscription"]),
     "TerminateSubscription": (lambda n: s.TerminateSubscriptionRequest(id="s"), S),
     "SetSubscriptionToken": (lambda n: s.SetSubscriptionTokenRequest(id="s", token="t"), S),
-    "ClearSubscriptionToken": (lambda n: s.ClearSubscriptionTokenRequest(id="s", token="t"), S),
+    "ClearSubscriptionToken": (lambda n: s.ClearSubscriptionTokenRequest(id="held", token="t"), S),
+    "RenewSubscriptionToken": (
+        lambda n: s.RenewSubscriptionTokenRequest(id="held", token="t", epoch=n.epoch), S),
+    "ListSubscriptions": (lambda n: s.ListSubscriptionsRequest(), ["subscriptions"]),
     "ScheduleCommand": (
         lambda n: c.ScheduleCommandRequest(command=make.command(data="w", execute_time=9)),
         NOTHING),
@@ -155,6 +189,8 @@ CASES: dict[str, Case] = {
         lambda n: c.CompleteCommandsRequest(lease_tokens=[n.lease_token]), "LEASE_LOST"),
     "ReleaseCommands": (
         lambda n: c.ReleaseCommandsRequest(lease_tokens=[n.lease_token]), "LEASE_LOST"),
+    "RenewCommands": (
+        lambda n: c.RenewCommandsRequest(lease_tokens=[n.lease_token]), "LEASE_LOST"),
     "EnsureStoreExists": (lambda n: st.EnsureStoreExistsRequest(), ["applied_migrations"]),
     "PersistErrors": (lambda n: st.PersistErrorsRequest(errors=[n.error]), NOTHING),
     "ListErrors": (lambda n: st.ListErrorsRequest(workflow_id="w"), ["errors"]),
@@ -197,6 +233,36 @@ async def test_call_with_ids_of_another_namespace_sees_and_changes_nothing(
         elif isinstance(expected, dict):
             assert {name: getattr(answers[0], name) for name in expected} == expected
     assert await filled.state() == before
+
+
+# What a commit may hang on or touch: the field with the ids of the filled namespace, and why that
+# fails in the other one.
+EFFECTS: dict[str, tuple[Callable[[Namespace], Any], str]] = {
+    "held_subscriptions": (
+        lambda n: [w.SubscriptionClaim(subscription_id="held", token="t", epoch=n.epoch)], S),
+    "held_lease_tokens": (lambda n: [n.lease_token], "LEASE_LOST"),
+    "terminate_subscription_ids": (lambda n: ["s"], S),
+    "processed_event_ids": (lambda n: ["e"], E),
+    "complete_lease_tokens": (lambda n: [n.lease_token], "LEASE_LOST"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", EFFECTS)
+async def test_commit_can_not_hang_on_or_touch_what_is_in_another_namespace(
+    api: Api, filled: Namespace, other: Namespace, field: str
+) -> None:
+    await api.workflows.CreateNewWorkflow(
+        w.CreateNewWorkflowRequest(instance=make.instance(id="w")), metadata=other.metadata
+    )
+    before = await filled.state()
+    value, reason = EFFECTS[field]
+    request = commit(filled, **{field: value(filled)})
+    code = "FAILED_PRECONDITION" if reason == "LEASE_LOST" else "NOT_FOUND"
+    with fails(code, reason):
+        await api.workflows.CommitWorkflow(request, metadata=other.metadata)
+    assert await filled.state() == before
+    # Where they are, it goes well.
+    await api.workflows.CommitWorkflow(request, metadata=filled.metadata)
 
 
 async def call(api: Api, rpc: str, request: Any, namespace: Namespace) -> list[Any]:

@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from tests.support import make
-from tests.support.api import Api
+from tests.support.api import Api, pages
 from tests.support.expect import fails, failure_of
 from tests.support.rpcs import HARMLESS, RPCS, Rpc, look, of_size, put
 from tests.support.scene import Scene, filled, found, never_due
@@ -23,10 +23,15 @@ from wfe.persistence.v1.subscription_pb2 import (
     GetSubscriptionResponse,
 )
 from wfe.persistence.v1.workflow_pb2 import (
+    CommitWorkflowRequest,
     CreateNewWorkflowRequest,
+    ExecutionPointer,
     GetWorkflowInstanceResponse,
     PersistWorkflowRequest,
+    PointerStatus,
+    WorkflowFilter,
     WorkflowInstance,
+    WorkflowView,
 )
 
 # Too large.
@@ -296,6 +301,196 @@ async def test_page_with_a_large_subscription_and_a_token_can_be_read(
         assert failure is None or failure.reason == "ANSWER_TOO_LARGE"
     for size in (1, 2):
         await reader.get_subscriptions(event_name="order.paid", event_key=key, page_size=size)
+
+
+# Commits: what they store is read in parts.
+
+
+@pytest.mark.parametrize("part", ["header", "pointer", "event", "subscription"])
+async def test_commit_of_what_could_not_be_read_writes_nothing(
+    api: Api, limit: int, part: str
+) -> None:
+    document, _ = SHAPES["a list without spaces"](limit)
+    instance, event, subscription = never_due(), make.event(), make.subscription()
+    await api.create_new_workflow(instance)
+    patch = make.patch(instance.id, reference="changed")
+    request = CommitWorkflowRequest(patch=patch, expected_revision=1)
+    match part:
+        case "header":
+            request.patch.header.data_json = document
+            request.patch.header_mask.paths.append("data_json")
+        case "pointer":
+            request.patch.execution_pointers.append(make.pointer(outcome_json=document))
+        case "event":
+            event.event_data_json = document
+            request.create_events.append(event)
+        case "subscription":
+            subscription.subscription_data_json = document
+            request.create_subscriptions.append(subscription)
+    assert request.ByteSize() < limit
+    with fails("RESOURCE_EXHAUSTED", "ANSWER_TOO_LARGE") as failure:
+        await api.workflows.CommitWorkflow(request)
+    assert failure.metadata["limit_bytes"] == str(limit)
+    instance.name, instance.revision = instance.id, 1
+    assert await api.get_workflow_instance(instance.id) == instance
+    assert await found(api.get_event(event.id)) is None
+    assert await found(api.get_subscription(subscription.id)) is None
+
+
+@pytest.fixture(scope="module")
+async def grown(api: Api, limit: int) -> WorkflowInstance:
+    """A workflow that patches have made too large for a message; most of it can't run any more."""
+    definition = make.new_id("definition")
+    instance = never_due(
+        workflow_definition_id=definition, execution_pointers=[make.pointer("active")]
+    )
+    await api.create_new_workflow(instance)
+    for revision in range(1, 6):
+        pointer = make.pointer(
+            f"{revision}",
+            active=False,
+            status=PointerStatus.POINTER_STATUS_COMPLETE,
+            outcome_json=f'"{"x" * (limit // 4)}"',
+        )
+        patch = make.patch(instance.id, execution_pointers=[pointer])
+        await api.commit_workflow(patch=patch, expected_revision=revision)
+        instance.execution_pointers.append(pointer)
+    instance.name, instance.revision = instance.id, 6
+    return instance
+
+
+async def test_workflow_beyond_a_message_is_not_read_at_once(
+    reader: Api, grown: WorkflowInstance, limit: int
+) -> None:
+    for view in (WorkflowView.WORKFLOW_VIEW_UNSPECIFIED, WorkflowView.WORKFLOW_VIEW_FULL):
+        for read in (
+            lambda view=view: reader.get_workflow_instance(grown.id, view),
+            lambda view=view: reader.get_workflow_instance_by_name(grown.name, view),
+            lambda view=view: reader.get_workflow_instances([grown.id], view),
+        ):
+            with fails("RESOURCE_EXHAUSTED", "ANSWER_TOO_LARGE") as failure:
+                await read()
+            assert failure.metadata["limit_bytes"] == str(limit)
+            assert failure.retry_after is None
+
+
+async def test_workflow_beyond_a_message_is_read_in_parts(
+    reader: Api, grown: WorkflowInstance
+) -> None:
+    header = WorkflowInstance()
+    header.CopyFrom(grown)
+    header.ClearField("execution_pointers")
+    header.view = WorkflowView.WORKFLOW_VIEW_HEADER
+    assert await reader.get_workflow_instance(grown.id, header.view) == header
+    active = WorkflowInstance()
+    active.CopyFrom(header)
+    active.execution_pointers.append(grown.execution_pointers[0])
+    active.view = WorkflowView.WORKFLOW_VIEW_ACTIVE
+    assert await reader.get_workflow_instance(grown.id, active.view) == active
+    assert await reader.get_workflow_instances([grown.id], active.view) == [active]
+    answers = await pages(
+        reader.list_execution_pointers,
+        workflow_id=grown.id,
+        page_size=1000,
+        expected_revision=grown.revision,
+    )
+    pointers = [pointer for answer in answers for pointer in answer.execution_pointers]
+    assert pointers == list(grown.execution_pointers)
+    assert len(answers) > 1
+
+
+async def test_workflow_beyond_a_message_goes_on(
+    api: Api, reader: Api, grown: WorkflowInstance
+) -> None:
+    """It can be patched, and is listed: without its pointers where they don't fit."""
+    small = never_due(workflow_definition_id=grown.workflow_definition_id)
+    small.create_time.CopyFrom(make.time(1))
+    await api.create_new_workflow(small)
+    filter_ = WorkflowFilter(workflow_definition_id=grown.workflow_definition_id)
+    [answer] = await pages(
+        reader.list_workflows, filter=filter_, view=WorkflowView.WORKFLOW_VIEW_FULL
+    )
+    assert [(w.id, w.view, len(w.execution_pointers)) for w in answer.instances] == [
+        (small.id, WorkflowView.WORKFLOW_VIEW_UNSPECIFIED, 0),
+        (grown.id, WorkflowView.WORKFLOW_VIEW_HEADER, 0),
+    ]
+
+
+# Lists: a page ends where the next item would not fit.
+
+
+async def test_pages_of_large_workflows_fit(api: Api, reader: Api, limit: int) -> None:
+    definition = make.new_id("definition")
+    ids = []
+    for n in range(5):
+        instance = never_due(
+            workflow_definition_id=definition,
+            create_time=make.time(-n),
+            execution_pointers=[make.pointer(outcome_json=f'"{"x" * (limit // 3)}"')],
+        )
+        await api.create_new_workflow(instance)
+        ids.append(instance.id)
+    answers = await pages(
+        reader.list_workflows,
+        filter=WorkflowFilter(workflow_definition_id=definition),
+        view=WorkflowView.WORKFLOW_VIEW_FULL,
+    )
+    assert [w.id for answer in answers for w in answer.instances] == ids
+    assert all(len(w.execution_pointers) == 1 for answer in answers for w in answer.instances)
+    assert len(answers) == 3
+    # Without the pointers they all fit into one.
+    [_] = await pages(
+        reader.list_workflows, filter=WorkflowFilter(workflow_definition_id=definition)
+    )
+
+
+async def test_pages_of_large_events_fit(api: Api, reader: Api, limit: int) -> None:
+    name = make.new_id("name")
+    document = f'"{"x" * (limit // 3)}"'
+    for n in range(5):
+        await api.create_event(
+            make.event(
+                event_name=name, event_time=make.time(n), event_data_json=document,
+                is_processed=True,
+            )
+        )  # fmt: skip
+    answers = await pages(reader.list_events, event_name=name)
+    assert [len(answer.events) for answer in answers] == [2, 2, 1]
+
+
+async def test_pages_of_large_subscriptions_fit(api: Api, reader: Api, limit: int) -> None:
+    name = make.new_id("name")
+    document = f'"{"x" * (limit // 3)}"'
+    for _ in range(5):
+        await api.create_event_subscription(
+            make.subscription(event_name=name, subscription_data_json=document)
+        )
+    answers = await pages(reader.list_subscriptions, event_name=name)
+    assert [len(answer.subscriptions) for answer in answers] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("over", [False, True])
+async def test_pointer_just_within_a_message_fits_a_page_of_its_own(
+    api: Api, reader: Api, limit: int, over: bool
+) -> None:
+    """With a page token behind it, however long its id."""
+    instance = never_due()
+    await api.create_new_workflow(instance)
+    large: ExecutionPointer = make.pointer(filled("large", "\x01", 512), outcome_json='"x"')
+    room = limit - 1000 - (0 if over else 2000)
+    large.outcome_json = f'"{"x" * (room - large.ByteSize())}"'
+    after = make.pointer("after")
+    failure = await failure_of(
+        api.commit_workflow(
+            patch=make.patch(instance.id, execution_pointers=[large, after]), expected_revision=1
+        )
+    )
+    if over and failure is not None:
+        assert failure.reason == "ANSWER_TOO_LARGE"
+        return
+    assert failure is None
+    answers = await pages(reader.list_execution_pointers, workflow_id=instance.id)
+    assert [p for answer in answers for p in answer.execution_pointers] == [large, after]
 
 
 # Deadlines.

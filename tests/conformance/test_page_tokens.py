@@ -15,9 +15,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tests.support import make
 from tests.support.api import Api
 from tests.support.expect import failure_of
-from tests.support.rpcs import RPCS, Rpc, new_namespace
+from tests.support.rpcs import RPCS, Rpc, fields, look, new_namespace, valid_request
 from tests.support.scene import create_namespace, delete_namespace, refusal, with_values
-from wfe.persistence.v1.workflow_pb2 import WorkflowStatus
+from wfe.persistence.v1.workflow_pb2 import WorkflowFilter, WorkflowStatus, WorkflowView
 
 CANARY: Final = "canary-2b7e1516"
 
@@ -42,12 +42,23 @@ async def listings(api: Api) -> AsyncIterator[dict[str, Listing]]:
     due = [make.instance(next_execution=make.epoch_ms(at)) for _ in range(3)]
     events = [make.event(event_time=at, event_key=key) for _ in range(3)]
     namespace = new_namespace()
-    for instance in due:
+    definition, name = make.new_id("definition"), make.new_id("name")
+    ended = [
+        make.full_instance(
+            workflow_definition_id=definition, status=WorkflowStatus.WORKFLOW_STATUS_COMPLETE
+        )
+        for _ in range(3)
+    ]
+    for instance in ended:
+        instance.ClearField("root_workflow_id")  # with it, a workflow is looked at with its root
+    with_pointers = make.full_instance(status=WorkflowStatus.WORKFLOW_STATUS_SUSPENDED)
+    for instance in (*due, *ended, with_pointers):
         await api.create_new_workflow(instance)
-    for event in events:
+    processed = [make.event(event_name=name, event_key=key, is_processed=True) for _ in range(3)]
+    for event in (*events, *processed):
         await api.create_event(event)
     for _ in range(3):
-        await api.create_event_subscription(make.subscription(event_key=key))
+        await api.create_event_subscription(make.subscription(event_key=key, workflow_id=workflow))
         await api.persist_errors(make.error(workflow_id=workflow))
     await create_namespace(api, namespace)
     queries: dict[str, dict[str, Any]] = {
@@ -56,11 +67,37 @@ async def listings(api: Api) -> AsyncIterator[dict[str, Listing]]:
         "GetEvents": {"event_name": "order.paid", "event_key": key, "as_of": at},
         "GetSubscriptions": {"event_name": "order.paid", "event_key": key, "as_of": make.time()},
         "ListErrors": {"workflow_id": workflow},
+        "ListExecutionPointers": {"workflow_id": with_pointers.id},
+        "ListWorkflows": {
+            "filter": WorkflowFilter(
+                statuses=[WorkflowStatus.WORKFLOW_STATUS_COMPLETE],
+                workflow_definition_id=definition,
+            ),
+            "view": WorkflowView.WORKFLOW_VIEW_HEADER,
+        },
+        # Such a purge finds the same each time.
+        "PurgeWorkflows": {
+            "ended_before": make.time(3600),
+            "statuses": [WorkflowStatus.WORKFLOW_STATUS_COMPLETE],
+            "workflow_definition_id": definition,
+            "dry_run": True,
+        },
+        "ListEvents": {"event_name": name, "event_key": key},
+        "PurgeEvents": {
+            "event_time_before": make.time(3600),
+            "event_name": name,
+            "dry_run": True,
+        },
+        "ListSubscriptions": {
+            "workflow_id": workflow,
+            "event_name": "order.paid",
+            "event_key": key,
+        },
         "ListNamespaces": {},
     }
     listings = {}
     for name, given in queries.items():
-        query = RPCS[name].request(page_size=1, **given)
+        query = RPCS[name].request(**given, **{_size_field(name): 1})
         [answer] = await RPCS[name].call(api, query)
         assert answer.next_page_token
         listings[name] = Listing(RPCS[name], query, answer.next_page_token)
@@ -73,6 +110,11 @@ async def listings(api: Api) -> AsyncIterator[dict[str, Listing]]:
     await delete_namespace(api, namespace)
 
 
+def _size_field(name: str) -> str:
+    """The field that says how large a page is: a purge's page is its budget."""
+    return "max_rows" if name.startswith("Purge") else "page_size"
+
+
 def test_every_list_has_its_listing(listings: dict[str, Listing]) -> None:
     assert sorted(listings) == LISTS
 
@@ -83,7 +125,8 @@ async def _refuses_token(api: Api, listing: Listing, query: Any, token: str) -> 
     assert failure.code is grpc.StatusCode.INVALID_ARGUMENT, failure
     assert failure.reason == "INVALID_PAGE_TOKEN", failure
     assert CANARY not in said
-    await listing.rpc.call(api, with_values(query, ("page_token", "")))
+    without = await failure_of(listing.rpc.call(api, with_values(query, ("page_token", ""))))
+    assert without is None or without.code is grpc.StatusCode.NOT_FOUND, without
 
 
 @pytest.mark.parametrize("name", LISTS)
@@ -163,24 +206,46 @@ async def test_page_token_of_another_list_is_refused(
         await _refuses_token(api, listings[name], listings[name].query, listings[other].token)
 
 
+# What may differ from page to page.
+NOT_OF_THE_QUERY: Final = ("page_size", "page_token", "max_rows", "expected_revision")
+REQUIRED: Final = (("PurgeWorkflows", "ended_before"), ("PurgeEvents", "event_time_before"))
+_TERMINATED: Final = WorkflowStatus.WORKFLOW_STATUS_TERMINATED
+
+
+def _other(value: Any) -> Any:
+    """Another value of the same kind."""
+    if isinstance(value, Timestamp):
+        return make.later(value, us=1)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value - 1 if value else 1
+    return value + "x"
+
+
 @pytest.mark.parametrize(
     ("name", "path"),
     [
-        (name, field.name)
+        # A list stands for itself: its items are altered, and it is emptied.
+        (name, path.removesuffix("[1]"))
         for name in LISTS
-        for field in RPCS[name].request.DESCRIPTOR.fields
-        if field.name not in ("page_size", "page_token")
+        for path, field in fields(valid_request(RPCS[name]))
+        if field.name not in NOT_OF_THE_QUERY and field.name != "filter"
     ],
 )
 async def test_page_token_of_another_query_is_refused(
     api: Api, listings: dict[str, Listing], name: str, path: str
 ) -> None:
     listing = listings[name]
-    value = getattr(listing.query, path)
-    other = make.later(value, us=1) if isinstance(value, Timestamp) else value + "x"
-    await _refuses_token(api, listing, with_values(listing.query, (path, other)), listing.token)
-    if isinstance(value, Timestamp):
-        absent = with_values(listing.query, (path, None))
+    value = look(listing.query, path)
+    if path.endswith("statuses"):
+        altered = with_values(listing.query, (f"{path}[0]", _TERMINATED))
+    else:
+        altered = with_values(listing.query, (path, _other(value)))
+    await _refuses_token(api, listing, altered, listing.token)
+    absent = with_values(listing.query, (path, None))
+    is_given = isinstance(value, Timestamp) and absent != listing.query
+    if is_given and (name, path) not in REQUIRED:
         await _refuses_token(api, listing, absent, listing.token)
 
 
@@ -190,5 +255,14 @@ async def test_page_token_is_good_for_another_page_size(
 ) -> None:
     listing = listings[name]
     for size in (0, 2, 2**31 - 1):
-        query = with_values(listing.query, ("page_token", listing.token), ("page_size", size))
+        query = with_values(listing.query, ("page_token", listing.token), (_size_field(name), size))
         await listing.rpc.call(api, query)
+
+
+async def test_page_token_is_good_for_another_expected_revision(
+    api: Api, listings: dict[str, Listing]
+) -> None:
+    listing = listings["ListExecutionPointers"]
+    second = with_values(listing.query, ("page_token", listing.token), ("expected_revision", 1))
+    [answer] = await listing.rpc.call(api, second)
+    assert len(answer.execution_pointers) == 1

@@ -32,12 +32,18 @@ pytestmark = pytest.mark.timeout(600)
 # What bytes can bring about: the statuses, and the reasons for each.
 DOCUMENTED: Final = {
     "INVALID_ARGUMENT": {"INVALID_FIELD", "MALFORMED_MESSAGE", "INVALID_PAGE_TOKEN"},
-    "NOT_FOUND": {"WORKFLOW_NOT_FOUND", "EVENT_NOT_FOUND", "SUBSCRIPTION_NOT_FOUND"},
+    "NOT_FOUND": {
+        "WORKFLOW_NOT_FOUND",
+        "EVENT_NOT_FOUND",
+        "SUBSCRIPTION_NOT_FOUND",
+        "POINTER_NOT_FOUND",
+    },
     "ALREADY_EXISTS": {
         "WORKFLOW_ALREADY_EXISTS",
         "NAME_TAKEN",
         "EVENT_ALREADY_EXISTS",
         "SUBSCRIPTION_ALREADY_EXISTS",
+        "REQUEST_ID_REUSED",
     },
     "ABORTED": {"REVISION_MISMATCH"},
     "FAILED_PRECONDITION": {"TOKEN_MISMATCH", "LEASE_LOST"},
@@ -46,7 +52,13 @@ DOCUMENTED: Final = {
 
 # What bytes that are a message by chance could do harm with, in a store that others use too. These
 # get only bytes that are none.
-HARMFUL: Final = {"TruncateAll", "CreateNamespace", "DeleteNamespace"}
+HARMFUL: Final = {
+    "TruncateAll",
+    "CreateNamespace",
+    "DeleteNamespace",
+    "PurgeWorkflows",
+    "PurgeEvents",
+}
 FUZZED: Final = [rpc for rpc in RPCS.values() if rpc.name not in HARMFUL]
 
 
@@ -79,9 +91,15 @@ def requests(call: Call) -> dict[Rpc, Any]:
     """A valid request of each method, about what is in the store."""
     requests = {rpc: valid_request(rpc) for rpc in RPCS.values()}
     for rpc, request in requests.items():
-        if rpc.name.startswith("PersistWorkflow"):
+        if rpc.name.startswith("PersistWorkflow") or str(rpc) == "CommitWorkflow":
             create(call, "CreateNewWorkflow", instance=never_due(id=request.instance.id))
-        elif rpc.name == "GetWorkflowInstance":
+        elif str(rpc) == "CommitWorkflow-patch":
+            pointers = [make.pointer(id_) for id_ in request.patch.removed_pointer_ids]
+            instance = never_due(id=request.patch.id, execution_pointers=pointers)
+            create(call, "CreateNewWorkflow", instance=instance)
+        elif rpc.name == "ListExecutionPointers":
+            create(call, "CreateNewWorkflow", instance=never_due(id=request.workflow_id))
+        elif rpc.name in ("GetWorkflowInstance", "DeleteWorkflow"):
             create(call, "CreateNewWorkflow", instance=never_due(id=request.id))
         elif rpc.name == "GetWorkflowInstanceByName":
             create(call, "CreateNewWorkflow", instance=never_due(id=request.name))

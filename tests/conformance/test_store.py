@@ -139,7 +139,7 @@ async def test_store_info(api: Api, pytestconfig: pytest.Config) -> None:
         assert info.capabilities.scheduled_commands
     assert re.match(r"\d+\.\d+\.\d+", info.server_version)
     assert int(info.postgres_version.split(".")[0]) >= 14
-    assert info.namespace == "default"
+    assert info.namespace == (pytestconfig.getoption("--namespace") or "default")
     assert info.schema
     assert info.schema_version == info.latest_schema_version > 0
     assert info.max_message_bytes >= 4 * MIB

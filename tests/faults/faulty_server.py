@@ -10,16 +10,19 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from types import ModuleType
+from typing import Any
 
 import psycopg
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe.persistence.v1.workflow_pb2 import CommitWorkflowRequest
 from wfe_persistence import app
 from wfe_persistence.cli import main
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store import (
     command,
+    commit,
     db,
     documents,
     event,
@@ -29,6 +32,7 @@ from wfe_persistence.store import (
     subscription,
     workflow,
 )
+from wfe_persistence.store.db import Store
 from wfe_persistence.store.fairness import FairGate
 from wfe_persistence.store.schema import Schema
 
@@ -37,9 +41,13 @@ def replace(module: ModuleType, constant: str, old: str, new: str) -> Callable[[
     """A fault in a piece of SQL."""
 
     def plant() -> None:
-        sql: str = getattr(module, constant)
-        assert old in sql, f"{constant} has changed: plant the fault anew"
-        setattr(module, constant, sql.replace(old, new))
+        sql: str | dict[object, str] = getattr(module, constant)
+        if isinstance(sql, dict):
+            planted: object = {key: text.replace(old, new) for key, text in sql.items()}
+        else:
+            planted = sql.replace(old, new)
+        assert planted != sql, f"{constant} has changed: plant the fault anew"
+        setattr(module, constant, planted)
 
     return plant
 
@@ -56,6 +64,26 @@ def plant_rounding() -> None:
     """Everywhere times are written."""
     for module in (documents, rows):
         setattr(module, "iso", rounded_iso)  # noqa: B010
+
+
+def plant_two_transactions() -> None:
+    """The workflow first, and then everything else: a crash in between leaves half of it."""
+    commit_workflow = commit.commit_workflow
+
+    async def in_two(store: Store, message: CommitWorkflowRequest, request: Any) -> int:
+        state = CommitWorkflowRequest()
+        state.CopyFrom(message)
+        for field in commit._EFFECT_FIELDS:
+            state.ClearField(field)
+        revision = await commit_workflow(store, state, request)
+        rest = CommitWorkflowRequest()
+        rest.CopyFrom(message)
+        rest.patch.Clear()
+        rest.patch.id = message.patch.id
+        rest.expected_revision = revision
+        return await commit_workflow(store, rest, commit.Request(CommitWorkflowRequest()))
+
+    setattr(commit, "commit_workflow", in_two)  # noqa: B010
 
 
 class OneQueueGate(FairGate):
@@ -146,20 +174,20 @@ def plant_migration_that_stops() -> None:
 FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     # name: (how to plant it, the conformance test that must catch it)
     "persist writes over what came in between": (
-        replace(workflow, "PERSIST_WORKFLOW", "AND w.revision = stored.revision", ""),
+        replace(commit, "PERSIST_WORKFLOW", "AND w.revision = stored.revision", ""),
         "test_concurrency.py::test_readers_never_see_a_mix_of_what_writers_persist",
     ),
     "persist does not look at expected_revision": (
-        replace(workflow, "PERSIST_WORKFLOW", "$3::bigint IS NULL OR", "TRUE OR $3::bigint > 0 OR"),
+        replace(commit, "PERSIST_WORKFLOW", "$3::bigint IS NULL OR", "TRUE OR $3::bigint > 0 OR"),
         "test_concurrency.py::test_counter_kept_by_expected_revisions_loses_no_count",
     ),
     "persist keeps pointers that are no longer named": (
-        replace(workflow, "PERSIST_WORKFLOW", "p.workflow_id = updated.id AND", "FALSE AND"),
+        replace(commit, "PERSIST_WORKFLOW", "p.workflow_id = updated.id AND", "FALSE AND"),
         "test_persist_workflow.py::test_pointers_no_longer_named_are_gone",
     ),
     "persist creates subscriptions even if it fails": (
         replace(
-            workflow, "PERSIST_WORKFLOW", "FROM updated, subscriptions s", "FROM subscriptions s",
+            commit, "PERSIST_WORKFLOW", "FROM updated, subscriptions s", "FROM subscriptions s",
         ),
         "test_persist_workflow.py::test_revision_mismatch_creates_no_subscription",
     ),
@@ -203,7 +231,7 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     ),
     "a token that anybody may replace": (
         replace(
-            subscription, "SET_SUBSCRIPTION_TOKEN", "external_token IS NULL OR", "TRUE OR",
+            subscription, "SET_SUBSCRIPTION_TOKEN", "s.external_token IS NULL OR", "TRUE OR",
         ),
         "test_concurrency.py::test_exactly_one_worker_acquires_a_subscription",
     ),
@@ -216,9 +244,49 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     ),
     "tokens that never expire": (
         replace(
-            subscription, "SET_SUBSCRIPTION_TOKEN", "OR external_token_expiry <= now()", "",
+            subscription, "SET_SUBSCRIPTION_TOKEN", "OR s.external_token_expiry <= now()", "",
         ),
         "test_subscription_tokens.py::test_hold_that_expired_is_open_and_taken_by_another",
+    ),
+    "a commit that does not look at claims": (
+        replace(commit, "COMMIT_WORKFLOW_PATCH", "s.external_token = g.token", "TRUE"),
+        "test_commit_workflow.py::test_nothing_changes_where_a_condition_does_not_hold",
+    ),
+    "a commit that does not look at epochs": (
+        replace(
+            commit, "COMMIT_WORKFLOW_PATCH", "g.epoch = s.external_token_epoch", "TRUE",
+        ),
+        "test_commit_workflow.py::test_a_host_whose_claim_was_taken_over_cannot_write",
+    ),
+    "a commit by a lease that is lost": (
+        replace(commit, "COMMIT_WORKFLOW_PATCH", "c.lease_id = g.lease_id", "TRUE"),
+        "test_commit_workflow.py::test_a_host_whose_lease_was_taken_over_cannot_write",
+    ),
+    "a commit by a claim that has expired": (
+        replace(commit, "COMMIT_WORKFLOW_PATCH", "AND s.unexpired", ""),
+        "test_commit_workflow.py::test_a_host_whose_claim_has_expired_cannot_write",
+    ),
+    "a commit that locks no lease": (
+        replace(commit, "COMMIT_WORKFLOW", "WHERE id = g.id FOR UPDATE", "WHERE id = g.id"),
+        "test_commit_workflow.py::test_one_lease_completes_one_commit",
+    ),
+    "effects of a commit that is refused": (
+        replace(commit, "COMMIT_WORKFLOW_PATCH", "FROM updated, processing p", "FROM processing p"),
+        "test_commit_workflow.py::test_nothing_changes_where_a_condition_does_not_hold",
+    ),
+    "a patch over what came in between": (
+        replace(
+            commit, "COMMIT_WORKFLOW_PATCH",
+            "w.revision = stored.revision AND w.revision = $3", "$3 = stored.revision",
+        ),
+        "test_commit_workflow.py::test_of_patches_of_one_revision_exactly_one_is_made",
+    ),
+    "a request that is not remembered": (
+        replace(
+            commit, "PERSIST_WORKFLOW_ONCE", "WHERE workflow_id = $1 AND request_id = $5::uuid",
+            "WHERE workflow_id = $1 AND request_id = $5::uuid AND FALSE",
+        ),
+        "test_request_id.py::test_the_second_arrival_changes_nothing_and_is_answered_the_same",
     ),
     "times that are rounded": (plant_rounding, "test_values.py"),
     "a call that goes to another namespace": (
@@ -226,6 +294,11 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
         "test_namespaces.py::test_absent_namespace_is_not_found_and_not_made",
     ),
 }  # fmt: skip
+
+# Faults that other tests than those of conformance must catch.
+OTHER_FAULTS: dict[str, Callable[[], None]] = {
+    "a commit in two transactions": plant_two_transactions,
+}
 
 SERVER_FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     # The same for tests in this directory, which start their server themselves.
@@ -253,6 +326,7 @@ SERVER_FAULTS: dict[str, tuple[Callable[[], None], str]] = {
 
 
 if __name__ == "__main__":
-    plant, _ = (FAULTS | SERVER_FAULTS)[os.environ["FAULT"]]
+    fault = os.environ["FAULT"]
+    plant = OTHER_FAULTS[fault] if fault in OTHER_FAULTS else (FAULTS | SERVER_FAULTS)[fault][0]
     plant()
     main(prog_name="wfe-persistence")

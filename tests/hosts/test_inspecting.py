@@ -33,7 +33,7 @@ PAGE = ROOT / "docs" / "inspecting.md"
 # What differs from server to server and from call to call, in buf's spelling and in grpcurl's.
 _VARIES = re.compile(
     r'"(leaseToken|lease_token|leaseExpiry|lease_expiry|nextPageToken|serverVersion'
-    r'|postgresVersion|schemaVersion|latestSchemaVersion)": *("[^"]*"|\d+)'
+    r'|postgresVersion|schemaVersion|latestSchemaVersion|epoch|external_token_epoch)": *("[^"]*"|\d+)'
 )
 
 

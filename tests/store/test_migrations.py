@@ -14,12 +14,17 @@ import pytest
 from tests.store.originals import DATA_TABLES, Original
 from tests.support import make
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
-from wfe.persistence.v1.workflow_pb2 import PointerStatus
+from wfe.persistence.v1.store_pb2 import ListErrorsRequest
+from wfe.persistence.v1.workflow_pb2 import (
+    PersistWorkflowRequest,
+    PointerStatus,
+    WorkflowInstance,
+    WorkflowView,
+)
 from wfe_persistence.errors import PersistenceError
-from wfe_persistence.store import command, error_log, event, migrate, subscription, workflow
+from wfe_persistence.store import command, commit, error_log, event, migrate, subscription, workflow
 from wfe_persistence.store.db import Database, Store, conninfo_with_defaults
-from wfe_persistence.store.error_log import BEHIND_LAST
-from wfe_persistence.store.paging import START
+from wfe_persistence.store.paging import END, START
 from wfe_persistence.store.schema import Schema
 
 OBJECTS = """
@@ -39,6 +44,15 @@ UNION ALL SELECT 'setting', '', setconfig::text FROM pg_db_role_setting
 def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
     with psycopg.connect(database_url, autocommit=True) as connection:
         yield connection
+
+
+async def get_instance(store: Store, id_: str) -> WorkflowInstance:
+    return await workflow.get_workflow_instance(store, id_, WorkflowView.WORKFLOW_VIEW_FULL)
+
+
+async def persist(store: Store, instance: WorkflowInstance, expected: int | None) -> int:
+    request = PersistWorkflowRequest(instance=instance, expected_revision=expected)
+    return await commit.persist_workflow(store, request, (), commit.Request(request))
 
 
 def objects(connection: psycopg.Connection[Any]) -> set[tuple[str, str, str]]:
@@ -82,7 +96,7 @@ async def test_stores_with_different_prefixes_share_a_schema(database_url: str) 
         instance = make.full_instance()
         for store in stores:
             await workflow.create_new_workflow(store, instance)
-            assert await workflow.persist_workflow(store, instance, 1) == 2
+            assert await persist(store, instance, 1) == 2
         await subscription.create_event_subscription(stores[0], make.subscription(id="s"))
         with pytest.raises(PersistenceError):
             await subscription.get_subscription(stores[1], "s")
@@ -205,7 +219,7 @@ async def test_adoption_keeps_every_value(original: Original, database_url: str)
 async def test_adopted_workflows_are_read_whole_and_in_order(
     original: Original, database: Database, store: Store
 ) -> None:
-    w1 = await workflow.get_workflow_instance(store, "w1")
+    w1 = await get_instance(store, "w1")
     assert (w1.name, w1.revision, w1.data_json) == ("w1", 1, "[1, null]")
     assert [p.id for p in w1.execution_pointers] == [f"w1-{6 - i}" for i in range(6)]
     assert [p.HasField("persistence_data_json") for p in w1.execution_pointers] == [True, False] * 3
@@ -219,7 +233,7 @@ async def test_adopted_workflows_are_read_whole_and_in_order(
     assert first.id == "s0"
     claimed = await command.claim_commands(store, 50, 10, 1000, "")
     assert [c.command.data for c in claimed] == ["c1", "c2"]
-    errors = await error_log.list_errors(store, "w", BEHIND_LAST, 10, 10_000)
+    errors = await error_log.list_errors(store, ListErrorsRequest(workflow_id="w"), END, 10, 10_000)
     assert [e.message for e in errors.items] == ["second", "first"]
 
 
@@ -227,9 +241,9 @@ async def test_the_original_still_works_on_an_adopted_store(
     original: Original, store: Store
 ) -> None:
     original.create_workflow("new", pointers=2, data=1)
-    assert (await workflow.get_workflow_instance(store, "new")).name == "new"
+    assert (await get_instance(store, "new")).name == "new"
     original.persist_workflow("new", pointers=3, data=2, name="")
-    persisted = await workflow.get_workflow_instance(store, "new")
+    persisted = await get_instance(store, "new")
     # The empty name that the original writes would collide at the second workflow.
     assert (persisted.name, persisted.data_json, persisted.revision) == ("new", "2", 2)
     original.persist_workflow("w0", pointers=1, data=3, name="")
@@ -251,15 +265,15 @@ async def test_the_original_still_works_on_an_adopted_store(
 async def test_original_and_server_take_turns_on_one_workflow(
     original: Original, store: Store
 ) -> None:
-    instance = await workflow.get_workflow_instance(store, "w0")
+    instance = await get_instance(store, "w0")
     instance.execution_pointers[2].status = PointerStatus.POINTER_STATUS_FAILED
-    assert await workflow.persist_workflow(store, instance, instance.revision) == 2
+    assert await persist(store, instance, instance.revision) == 2
     original.persist_workflow("w0", pointers=2, data="theirs", name="w0")
     with pytest.raises(PersistenceError) as caught:
-        await workflow.persist_workflow(store, instance, 2)
-    assert caught.value.metadata == {"revision": "3"}
-    assert await workflow.persist_workflow(store, instance, None) == 4
-    stored = await workflow.get_workflow_instance(store, "w0")
+        await persist(store, instance, 2)
+    assert caught.value.metadata["revision"] == "3"
+    assert await persist(store, instance, None) == 4
+    stored = await get_instance(store, "w0")
     assert [p.id for p in stored.execution_pointers] == ["w0-4", "w0-3", "w0-2", "w0-1"]
 
 

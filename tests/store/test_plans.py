@@ -9,7 +9,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from wfe_persistence.store import command, error_log, event, subscription, workflow
+from wfe.persistence.v1.workflow_pb2 import WorkflowView
+from wfe_persistence.store import command, commit, event, pointer, purge, subscription, workflow
 from wfe_persistence.store.migrate import migrate
 from wfe_persistence.store.schema import Schema
 
@@ -37,6 +38,9 @@ INSERT INTO wfc.scheduled_commands (command_name, data, execute_time)
     SELECT 'ProcessWorkflow', 'w' || i, i FROM generate_series(1, {ROWS}) i;
 INSERT INTO wfc.execution_errors (error_time, workflow_id, execution_pointer_id, message)
     SELECT now(), 'w' || i % 100, '1', 'm' FROM generate_series(1, {ROWS}) i;
+INSERT INTO wfc.requests (workflow_id, request_id, content_hash, revision, create_time)
+    SELECT 'w' || i % 1000, gen_random_uuid(), '', 1, now() - i * interval '1 second'
+    FROM generate_series(1, {ROWS}) i;
 ANALYZE;
 """
 
@@ -49,17 +53,63 @@ DOCUMENT = json.dumps(
 )  # fmt: skip
 LONG_AGO = "2000-01-01T00:00:00Z"
 NOW = "2100-01-01T00:00:00Z"
+UUID = "00000000-0000-0000-0000-000000000001"
+HASH = r"\x00"
 LEASES = '[{"n": 0, "id": 7, "revision": 1, "lease_id": "x"}]'
 
+FULL = WorkflowView.WORKFLOW_VIEW_FULL
+ACTIVE = WorkflowView.WORKFLOW_VIEW_ACTIVE
+EFFECTS = json.dumps(
+    {
+        "claims": [{"n": 0, "id": "s7", "token": "t"}], "terminated": ["s8"],
+        "leases": [
+            {"n": 0, "id": 7, "revision": 1, "lease_id": "x", "completes": True},
+        ],
+        "events": [{"id": "e7", "event_name": "n", "event_key": "k", "event_data": [1],
+                    "event_time": "2026-01-01T00:00:00Z", "is_processed": False}],
+        "processed": ["e8"], "errors": [],
+        "commands": [{"command_name": "ProcessWorkflow", "data": "w7", "execute_time": 1}],
+    }
+)  # fmt: skip
+PATCH = json.dumps(
+    {
+        "status": "Runnable", "removed": ["3"],
+        "execution_pointers": [{"ordinal": 0, "id": "1", "step_id": 1, "status": "Running"}],
+    }
+)  # fmt: skip
+EFFECTS_INDEXES = {
+    "workflows_pkey", "event_subscriptions_pkey", "events_pkey",
+    "scheduled_commands_pkey", "scheduled_commands_command_name_data_key",
+}  # fmt: skip
+
 CASES: list[tuple[str, str, Sequence[object], set[str]]] = [
-    ("get_workflow_instance", workflow.GET_WORKFLOW_INSTANCE, ["w7"],
-     {"workflows_pkey", "execution_pointers_pkey"}),
-    ("get_workflow_instance_by_name", workflow.GET_WORKFLOW_INSTANCE_BY_NAME, ["name7"],
-     {"workflows_name_key", "execution_pointers_pkey"}),
-    ("get_workflow_instances", workflow.GET_WORKFLOW_INSTANCES, ['["w7", "w8"]'],
-     {"workflows_pkey", "execution_pointers_pkey"}),
-    ("persist_workflow", workflow.PERSIST_WORKFLOW, ["w7", DOCUMENT, None, "[]"],
-     {"workflows_pkey", "execution_pointers_pkey"}),
+    ("get_workflow_instance", workflow.GET_WORKFLOW_INSTANCE[FULL], ["w7"],
+     {"workflows_pkey", "execution_pointers_ordered"}),
+    ("get_workflow_instance_active", workflow.GET_WORKFLOW_INSTANCE[ACTIVE], ["w7"],
+     {"workflows_pkey"}),
+    ("get_workflow_instance_by_name", workflow.GET_WORKFLOW_INSTANCE_BY_NAME[FULL], ["name7"],
+     {"workflows_name_key", "execution_pointers_ordered"}),
+    ("get_workflow_instances", workflow.GET_WORKFLOW_INSTANCES[FULL], ['["w7", "w8"]'],
+     {"workflows_pkey", "execution_pointers_ordered"}),
+    ("persist_workflow", commit.PERSIST_WORKFLOW, ["w7", DOCUMENT, None, "[]"],
+     {"workflows_pkey", "execution_pointers_ordered"}),
+    ("persist_workflow_once", commit.PERSIST_WORKFLOW_ONCE,
+     ["w7", DOCUMENT, None, "[]", UUID, HASH],
+     {"workflows_pkey", "execution_pointers_ordered", "requests_pkey", "requests_by_time"}),
+    ("commit_workflow", commit.COMMIT_WORKFLOW,
+     ["w7", DOCUMENT, None, "[]", UUID, HASH, EFFECTS], EFFECTS_INDEXES),
+    ("commit_workflow_patch", commit.COMMIT_WORKFLOW_PATCH,
+     ["w7", PATCH, 1, "[]", UUID, HASH, EFFECTS],
+     EFFECTS_INDEXES | {"execution_pointers_ordered"}),
+    ("patch_workflow", commit.PATCH_WORKFLOW, ["w7", PATCH, 1, "[]", UUID, HASH],
+     {"workflows_pkey", "execution_pointers_pkey", "execution_pointers_ordered"}),
+    ("list_execution_pointers", pointer.LIST_EXECUTION_POINTERS, ["w7", 0, "", 2],
+     {"workflows_pkey", "execution_pointers_ordered"}),
+    ("list_active_execution_pointers", pointer.LIST_ACTIVE_EXECUTION_POINTERS, ["w7", 0, "", 2],
+     {"workflows_pkey"}),
+    ("delete_workflow", purge.DELETE_WORKFLOW, ["w7", None],
+     {"workflows_pkey", "execution_pointers_ordered", "event_subscriptions_by_workflow",
+      "execution_errors_by_workflow"}),
     ("get_runnable_instances", workflow.GET_RUNNABLE_INSTANCES, [5000, 0, "", 100],
      {"workflows_runnable"}),
     ("get_runnable_events", event.GET_RUNNABLE_EVENTS, [NOW, LONG_AGO, "", 100],
@@ -70,9 +120,10 @@ CASES: list[tuple[str, str, Sequence[object], set[str]]] = [
      {"event_subscriptions_open"}),
     ("get_first_open_subscription", subscription.GET_FIRST_OPEN_SUBSCRIPTION, ["n", "k7", NOW],
      {"event_subscriptions_open"}),
-    ("set_subscription_token", subscription.SET_SUBSCRIPTION_TOKEN, ["s7", "t", "w", NOW],
+    ("set_subscription_token", subscription.SET_SUBSCRIPTION_TOKEN,
+     ["s7", "t", "w", NOW, None, None],
      {"event_subscriptions_pkey"}),
-    ("clear_subscription_token", subscription.CLEAR_SUBSCRIPTION_TOKEN, ["s7", "t"],
+    ("clear_subscription_token", subscription.CLEAR_SUBSCRIPTION_TOKEN, ["s7", "t", None],
      {"event_subscriptions_pkey"}),
     ("release_commands", command.RELEASE_COMMANDS, [LEASES], {"scheduled_commands_pkey"}),
     ("schedule_command", command.SCHEDULE_COMMAND, ["ProcessWorkflow", "w7", 7],
@@ -80,9 +131,11 @@ CASES: list[tuple[str, str, Sequence[object], set[str]]] = [
     ("claim_commands", command.CLAIM_COMMANDS, [5000, 10, "l", "w", 1000],
      {"scheduled_commands_due", "scheduled_commands_pkey"}),
     ("complete_commands", command.COMPLETE_COMMANDS, [LEASES], {"scheduled_commands_pkey"}),
-    ("list_errors", error_log.LIST_ERRORS, [5000, 100], {"execution_errors_pkey"}),
-    ("list_errors_of_workflow", error_log.LIST_ERRORS_OF_WORKFLOW, [5000, 100, "w7"],
-     {"execution_errors_by_workflow"}),
+    ("terminate_subscription", subscription.TERMINATE_SUBSCRIPTION, ["s7", None, None],
+     {"event_subscriptions_pkey"}),
+    ("renew_subscription_token", subscription.RENEW_SUBSCRIPTION_TOKEN, ["s7", "t", None, 1000],
+     {"event_subscriptions_pkey"}),
+    ("renew_commands", command.RENEW_COMMANDS, [LEASES, 1000], {"scheduled_commands_pkey"}),
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from wfe.persistence.v1 import (
@@ -26,7 +27,12 @@ from wfe.persistence.v1.command_pb2 import ClaimedCommand, ScheduledCommand
 from wfe.persistence.v1.event_pb2 import Event
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
-from wfe.persistence.v1.workflow_pb2 import WorkflowInstance
+from wfe.persistence.v1.workflow_pb2 import (
+    WorkflowCount,
+    WorkflowFilter,
+    WorkflowInstance,
+    WorkflowView,
+)
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -64,10 +70,13 @@ class Api:
         return await self.workflows.CreateNewWorkflow(request)
 
     async def persist_workflow(
-        self, instance: WorkflowInstance, expected_revision: int | None = None
+        self,
+        instance: WorkflowInstance,
+        expected_revision: int | None = None,
+        request_id: str = "",
     ) -> int:
         request = workflow_pb2.PersistWorkflowRequest(
-            instance=instance, expected_revision=expected_revision
+            instance=instance, expected_revision=expected_revision, request_id=request_id
         )
         return (await self.workflows.PersistWorkflow(request)).revision
 
@@ -76,22 +85,38 @@ class Api:
         instance: WorkflowInstance,
         subscriptions: Iterable[EventSubscription],
         expected_revision: int | None = None,
+        request_id: str = "",
     ) -> workflow_pb2.PersistWorkflowWithSubscriptionsResponse:
         request = workflow_pb2.PersistWorkflowWithSubscriptionsRequest(
-            instance=instance, subscriptions=subscriptions, expected_revision=expected_revision
+            instance=instance,
+            subscriptions=subscriptions,
+            expected_revision=expected_revision,
+            request_id=request_id,
         )
         return await self.workflows.PersistWorkflowWithSubscriptions(request)
 
-    async def get_workflow_instance(self, id_: str) -> WorkflowInstance:
-        request = workflow_pb2.GetWorkflowInstanceRequest(id=id_)
+    async def commit_workflow(self, **fields: Any) -> workflow_pb2.CommitWorkflowResponse:
+        request = workflow_pb2.CommitWorkflowRequest(**fields)
+        return await self.workflows.CommitWorkflow(request)
+
+    async def get_workflow_instance(
+        self, id_: str, view: WorkflowView.ValueType = WorkflowView.WORKFLOW_VIEW_UNSPECIFIED
+    ) -> WorkflowInstance:
+        request = workflow_pb2.GetWorkflowInstanceRequest(id=id_, view=view)
         return (await self.workflows.GetWorkflowInstance(request)).instance
 
-    async def get_workflow_instance_by_name(self, name: str) -> WorkflowInstance:
-        request = workflow_pb2.GetWorkflowInstanceByNameRequest(name=name)
+    async def get_workflow_instance_by_name(
+        self, name: str, view: WorkflowView.ValueType = WorkflowView.WORKFLOW_VIEW_UNSPECIFIED
+    ) -> WorkflowInstance:
+        request = workflow_pb2.GetWorkflowInstanceByNameRequest(name=name, view=view)
         return (await self.workflows.GetWorkflowInstanceByName(request)).instance
 
-    async def get_workflow_instances(self, ids: Iterable[str]) -> list[WorkflowInstance]:
-        request = workflow_pb2.GetWorkflowInstancesRequest(ids=ids)
+    async def get_workflow_instances(
+        self,
+        ids: Iterable[str],
+        view: WorkflowView.ValueType = WorkflowView.WORKFLOW_VIEW_UNSPECIFIED,
+    ) -> list[WorkflowInstance]:
+        request = workflow_pb2.GetWorkflowInstancesRequest(ids=ids, view=view)
         return [answer.instance async for answer in self.workflows.GetWorkflowInstances(request)]
 
     async def get_runnable_instances(
@@ -103,6 +128,26 @@ class Api:
     async def next_definition_sequence(self, definition_id: str) -> int:
         request = workflow_pb2.NextDefinitionSequenceRequest(definition_id=definition_id)
         return (await self.workflows.NextDefinitionSequence(request)).number
+
+    async def list_execution_pointers(
+        self, **fields: Any
+    ) -> workflow_pb2.ListExecutionPointersResponse:
+        request = workflow_pb2.ListExecutionPointersRequest(**fields)
+        return await self.workflows.ListExecutionPointers(request)
+
+    async def list_workflows(self, **fields: Any) -> workflow_pb2.ListWorkflowsResponse:
+        return await self.workflows.ListWorkflows(workflow_pb2.ListWorkflowsRequest(**fields))
+
+    async def count_workflows(self, **filter_: Any) -> list[WorkflowCount]:
+        request = workflow_pb2.CountWorkflowsRequest(filter=WorkflowFilter(**filter_))
+        return list((await self.workflows.CountWorkflows(request)).counts)
+
+    async def delete_workflow(self, id_: str, expected_revision: int | None = None) -> None:
+        request = workflow_pb2.DeleteWorkflowRequest(id=id_, expected_revision=expected_revision)
+        await self.workflows.DeleteWorkflow(request)
+
+    async def purge_workflows(self, **fields: Any) -> workflow_pb2.PurgeWorkflowsResponse:
+        return await self.workflows.PurgeWorkflows(workflow_pb2.PurgeWorkflowsRequest(**fields))
 
     async def create_event(self, event: Event) -> str:
         return (await self.events.CreateEvent(event_pb2.CreateEventRequest(event=event))).id
@@ -122,6 +167,12 @@ class Api:
     async def mark_event_unprocessed(self, id_: str) -> None:
         await self.events.MarkEventUnprocessed(event_pb2.MarkEventUnprocessedRequest(id=id_))
 
+    async def list_events(self, **fields: Any) -> event_pb2.ListEventsResponse:
+        return await self.events.ListEvents(event_pb2.ListEventsRequest(**fields))
+
+    async def purge_events(self, **fields: Any) -> event_pb2.PurgeEventsResponse:
+        return await self.events.PurgeEvents(event_pb2.PurgeEventsRequest(**fields))
+
     async def create_event_subscription(self, subscription: EventSubscription) -> str:
         request = subscription_pb2.CreateEventSubscriptionRequest(subscription=subscription)
         return (await self.subscriptions.CreateEventSubscription(request)).id
@@ -139,8 +190,10 @@ class Api:
         answer = await self.subscriptions.GetFirstOpenSubscription(request)
         return answer.subscription if answer.HasField("subscription") else None
 
-    async def terminate_subscription(self, id_: str) -> None:
-        request = subscription_pb2.TerminateSubscriptionRequest(id=id_)
+    async def terminate_subscription(
+        self, id_: str, token: str | None = None, epoch: int | None = None
+    ) -> None:
+        request = subscription_pb2.TerminateSubscriptionRequest(id=id_, token=token, epoch=epoch)
         await self.subscriptions.TerminateSubscription(request)
 
     async def set_subscription_token(
@@ -151,9 +204,21 @@ class Api:
         )
         return (await self.subscriptions.SetSubscriptionToken(request)).acquired
 
-    async def clear_subscription_token(self, id_: str, token: str) -> None:
-        request = subscription_pb2.ClearSubscriptionTokenRequest(id=id_, token=token)
+    async def clear_subscription_token(
+        self, id_: str, token: str, epoch: int | None = None
+    ) -> None:
+        request = subscription_pb2.ClearSubscriptionTokenRequest(id=id_, token=token, epoch=epoch)
         await self.subscriptions.ClearSubscriptionToken(request)
+
+    async def renew_subscription_token(
+        self, id_: str, token: str, **fields: Any
+    ) -> subscription_pb2.RenewSubscriptionTokenResponse:
+        request = subscription_pb2.RenewSubscriptionTokenRequest(id=id_, token=token, **fields)
+        return await self.subscriptions.RenewSubscriptionToken(request)
+
+    async def list_subscriptions(self, **fields: Any) -> subscription_pb2.ListSubscriptionsResponse:
+        request = subscription_pb2.ListSubscriptionsRequest(**fields)
+        return await self.subscriptions.ListSubscriptions(request)
 
     async def schedule_command(self, command: ScheduledCommand) -> None:
         await self.commands.ScheduleCommand(command_pb2.ScheduleCommandRequest(command=command))
@@ -169,6 +234,14 @@ class Api:
     async def release_commands(self, *lease_tokens: str) -> None:
         request = command_pb2.ReleaseCommandsRequest(lease_tokens=lease_tokens)
         await self.commands.ReleaseCommands(request)
+
+    async def renew_commands(
+        self, *lease_tokens: str, lease_duration: Duration | None = None
+    ) -> command_pb2.RenewCommandsResponse:
+        request = command_pb2.RenewCommandsRequest(
+            lease_tokens=lease_tokens, lease_duration=lease_duration
+        )
+        return await self.commands.RenewCommands(request)
 
     async def ensure_store_exists(self) -> store_pb2.EnsureStoreExistsResponse:
         return await self.store.EnsureStoreExists(store_pb2.EnsureStoreExistsRequest())

@@ -6,10 +6,16 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
+
 from tests.support import make
 from tests.support.api import Api
 from tests.support.expect import eventually, failure_of
-from wfe.persistence.v1.command_pb2 import ClaimedCommand, ScheduledCommand
+from wfe.persistence.v1.command_pb2 import (
+    ClaimedCommand,
+    RenewCommandsRequest,
+    ScheduledCommand,
+)
 
 
 def tokens(claims: Iterable[ClaimedCommand]) -> list[str]:
@@ -67,6 +73,13 @@ class OwnCommands:
         await eventually(claimed)
         [claim] = claims
         return claim
+
+    async def renew(self, *lease_tokens: str) -> bool:
+        """Whether all of these are still held; renewed for an hour then."""
+        request = RenewCommandsRequest(
+            lease_tokens=lease_tokens, lease_duration=Duration(seconds=3600)
+        )
+        return (await self.api.commands.RenewCommands(request)).HasField("lease_expiry")
 
     async def finish(self) -> None:
         for token in self._tokens:

@@ -18,6 +18,7 @@ from wfe.persistence.v1.workflow_pb2 import (
     ExecutionPointer,
     PointerStatus,
     WorkflowInstance,
+    WorkflowPatch,
     WorkflowStatus,
 )
 
@@ -164,6 +165,24 @@ def full_instance(**fields: Any) -> WorkflowInstance:
         "complete_time": time(60),
     }
     return instance(**(given | fields))
+
+
+def patch(id_: str, **fields: Any) -> WorkflowPatch:
+    """A patch of a workflow that changes these header fields, `execution_pointers` and
+    `removed_pointer_ids`; a header field of None becomes absent."""
+    given = WorkflowPatch(
+        id=id_,
+        execution_pointers=fields.pop("execution_pointers", ()),
+        removed_pointer_ids=fields.pop("removed_pointer_ids", ()),
+    )
+    given.header.MergeFrom(WorkflowInstance(**fields))
+    given.header_mask.paths[:] = fields
+    return given
+
+
+def request_id() -> str:
+    """A new UUID for a write."""
+    return str(uuid.uuid4())
 
 
 def event(**fields: Any) -> Event:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -16,8 +17,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tests.support import make
 from tests.support.api import Api
 from wfe.persistence.v1 import command_pb2, event_pb2, store_pb2, subscription_pb2, workflow_pb2
+from wfe.persistence.v1.list_order_pb2 import ListOrder
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
-from wfe.persistence.v1.workflow_pb2 import WorkflowInstance, WorkflowStatus
+from wfe.persistence.v1.workflow_pb2 import (
+    SubscriptionClaim,
+    WorkflowFilter,
+    WorkflowInstance,
+    WorkflowPatch,
+    WorkflowStatus,
+    WorkflowView,
+)
 
 FILES: Final = (
     workflow_pb2.DESCRIPTOR,
@@ -30,7 +39,7 @@ FILES: Final = (
 
 @dataclass(frozen=True)
 class Rpc:
-    """One method of one service."""
+    """One method of one service, and one of the ways to ask for it."""
 
     name: str
     path: str
@@ -38,9 +47,11 @@ class Rpc:
     response: type[Message]
     streams: bool
     """Whether the answer is a stream."""
+    variant: str = ""
+    """Which of the fields that rule each other out a valid request of it has; see VARIANTS."""
 
     def __str__(self) -> str:
-        return self.name
+        return f"{self.name}-{self.variant}" if self.variant else self.name
 
     async def call(self, api: Api, request: Message | bytes, **options: Any) -> list[Any]:
         """Call it, with a message or with any bytes; all the messages of the answer."""
@@ -62,11 +73,24 @@ def _rpc(method: MethodDescriptor) -> Rpc:
     )
 
 
-RPCS: Final[dict[str, Rpc]] = {
-    method.name: _rpc(method)
+_METHODS: Final = [
+    _rpc(method)
     for file in FILES
     for service in file.services_by_name.values()
     for method in service.methods
+]
+
+VARIANTS: Final = {"CommitWorkflow": "patch", "SetSubscriptionToken": "duration"}
+"""Methods with fields of which a request has one or the other, and the one that a second entry in
+RPCS has: `CommitWorkflow` is with an instance, `CommitWorkflow-patch` with a patch."""
+
+RPCS: Final[dict[str, Rpc]] = {
+    str(rpc): rpc
+    for method in _METHODS
+    for rpc in (
+        method,
+        *(replace(method, variant=VARIANTS[name]) for name in VARIANTS if name == method.name),
+    )
 }
 
 # TruncateAll empties a store that is not the tests' alone: it is called only where it can't work.
@@ -80,6 +104,69 @@ def _instance() -> WorkflowInstance:
         execution_pointers=pointers,
         status=WorkflowStatus.WORKFLOW_STATUS_SUSPENDED,
         revision=1,
+        view=WorkflowView.WORKFLOW_VIEW_FULL,
+    )
+
+
+HEADER_FIELDS: Final = (
+    "name", "root_workflow_id", "workflow_definition_id", "version", "description", "reference",
+    "next_execution", "status", "data_json", "create_time", "complete_time",
+)  # fmt: skip
+"""The fields of a workflow that a patch's header_mask can name."""
+
+
+def _patch() -> WorkflowPatch:
+    """A patch of every field that there is, for a workflow with pointers "x" and "y"."""
+    header = _instance()
+    pointers = [*(make.pointer(id_) for id_ in "abc"), make.full_pointer()]
+    return WorkflowPatch(
+        id=make.new_id("workflow"),
+        header=header,
+        header_mask=FieldMask(paths=HEADER_FIELDS),
+        execution_pointers=pointers,
+        removed_pointer_ids=["x", "y"],
+    )
+
+
+def _commit(**state: WorkflowInstance | WorkflowPatch) -> dict[str, Any]:
+    """The fields of a commit, two items in each list."""
+    return {
+        **state,
+        "expected_revision": 1,
+        "held_subscriptions": [
+            SubscriptionClaim(
+                subscription_id=make.new_id("subscription"), token=make.new_id("token"), epoch=1
+            )
+            for _ in range(2)
+        ],
+        "held_lease_tokens": ["1.1.00", "1.1.01"],
+        "create_subscriptions": [make.subscription(), _subscription()],
+        "terminate_subscription_ids": [make.new_id("subscription") for _ in range(2)],
+        "create_events": [make.event(is_processed=True), make.event(is_processed=True)],
+        "processed_event_ids": [make.new_id("event") for _ in range(2)],
+        "errors": [make.error(), make.error()],
+        "schedule_commands": [_command(), _command()],
+        "complete_lease_tokens": ["1.1.02", "1.1.03"],
+        "request_id": make.request_id(),
+    }
+
+
+def _filter() -> WorkflowFilter:
+    """A filter of every field, which no workflow passes."""
+    return WorkflowFilter(
+        statuses=[
+            WorkflowStatus.WORKFLOW_STATUS_COMPLETE,
+            WorkflowStatus.WORKFLOW_STATUS_TERMINATED,
+        ],
+        workflow_definition_id=make.new_id("definition"),
+        version=1,
+        reference="reference",
+        name_prefix="name",
+        root_workflow_id=make.new_id("root"),
+        create_time_from=make.time(),
+        create_time_before=make.time(1),
+        complete_time_from=make.time(),
+        complete_time_before=make.time(1),
     )
 
 
@@ -103,19 +190,62 @@ def _command() -> command_pb2.ScheduledCommand:
     return make.command(execute_time=-(2**62))
 
 
+def _claim() -> dict[str, Any]:
+    """A claim of a subscription."""
+    return {"id": make.new_id("subscription"), "token": make.new_id("token"), "epoch": 1}
+
+
+_ACTIVE: Final = WorkflowView.WORKFLOW_VIEW_ACTIVE
+_OLDEST_FIRST: Final = ListOrder.LIST_ORDER_OLDEST_FIRST
+
 _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "CreateNewWorkflow": lambda: {"instance": _instance()},
-    "PersistWorkflow": lambda: {"instance": _instance(), "expected_revision": 1},
+    "PersistWorkflow": lambda: {
+        "instance": _instance(),
+        "expected_revision": 1,
+        "request_id": make.request_id(),
+    },
     "PersistWorkflowWithSubscriptions": lambda: {
         "instance": _instance(),
         "subscriptions": [make.subscription(), _subscription()],
         "expected_revision": 1,
+        "request_id": make.request_id(),
     },
-    "GetWorkflowInstance": lambda: {"id": make.new_id("workflow")},
-    "GetWorkflowInstanceByName": lambda: {"name": make.new_id("workflow")},
-    "GetWorkflowInstances": lambda: {"ids": [make.new_id("workflow") for _ in range(3)]},
+    "CommitWorkflow": lambda: _commit(instance=_instance()),
+    "CommitWorkflow-patch": lambda: _commit(patch=_patch()),
+    "GetWorkflowInstance": lambda: {"id": make.new_id("workflow"), "view": _ACTIVE},
+    "GetWorkflowInstanceByName": lambda: {"name": make.new_id("workflow"), "view": _ACTIVE},
+    "GetWorkflowInstances": lambda: {
+        "ids": [make.new_id("workflow") for _ in range(3)],
+        "view": _ACTIVE,
+    },
     "GetRunnableInstances": lambda: {"as_at": make.FIRST_TIME, "page_size": 10},
     "NextDefinitionSequence": lambda: {"definition_id": make.new_id("definition")},
+    "ListExecutionPointers": lambda: {
+        "workflow_id": make.new_id("workflow"),
+        "active_only": True,
+        "expected_revision": 1,
+        "page_size": 10,
+    },
+    "ListWorkflows": lambda: {
+        "filter": _filter(),
+        "order": _OLDEST_FIRST,
+        "view": _ACTIVE,
+        "page_size": 10,
+    },
+    "CountWorkflows": lambda: {"filter": _filter()},
+    "DeleteWorkflow": lambda: {"id": make.new_id("workflow"), "expected_revision": 1},
+    "PurgeWorkflows": lambda: {
+        "ended_before": make.time(),
+        "statuses": [
+            WorkflowStatus.WORKFLOW_STATUS_COMPLETE,
+            WorkflowStatus.WORKFLOW_STATUS_TERMINATED,
+        ],
+        # A purge must never be one of anybody else's: it always says whose.
+        "workflow_definition_id": make.new_id("definition"),
+        "dry_run": True,
+        "max_rows": 10,
+    },
     "CreateEvent": lambda: {"event": make.event(is_processed=True)},
     "GetEvent": lambda: {"id": make.new_id("event")},
     "GetRunnableEvents": lambda: {"as_at": make.FIRST_TIME, "page_size": 10},
@@ -127,6 +257,22 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     },
     "MarkEventProcessed": lambda: {"id": make.new_id("event")},
     "MarkEventUnprocessed": lambda: {"id": make.new_id("event")},
+    "ListEvents": lambda: {
+        "event_name": make.new_id("name"),
+        "event_key": make.new_id("key"),
+        "is_processed": True,
+        "event_time_from": make.time(),
+        "event_time_before": make.time(1),
+        "order": _OLDEST_FIRST,
+        "page_size": 10,
+    },
+    "PurgeEvents": lambda: {
+        "event_time_before": make.time(),
+        "event_name": make.new_id("name"),
+        "include_unprocessed": True,
+        "dry_run": True,
+        "max_rows": 10,
+    },
     "CreateEventSubscription": lambda: {"subscription": _subscription()},
     "GetSubscription": lambda: {"id": make.new_id("subscription")},
     "GetSubscriptions": lambda: {
@@ -140,16 +286,19 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
         "event_key": make.new_id("key"),
         "as_of": make.time(),
     },
-    "TerminateSubscription": lambda: {"id": make.new_id("subscription")},
-    "SetSubscriptionToken": lambda: {
-        "id": make.new_id("subscription"),
-        "token": make.new_id("token"),
-        "worker_id": "worker",
-        "expiry": make.LAST_TIME,
-    },
-    "ClearSubscriptionToken": lambda: {
-        "id": make.new_id("subscription"),
-        "token": make.new_id("token"),
+    "TerminateSubscription": lambda: _claim(),
+    "SetSubscriptionToken": lambda: _claim() | {"worker_id": "worker", "expiry": make.LAST_TIME},
+    "SetSubscriptionToken-duration": lambda: (
+        _claim() | {"worker_id": "worker", "duration": Duration(seconds=60)}
+    ),
+    "ClearSubscriptionToken": lambda: _claim(),
+    "RenewSubscriptionToken": lambda: _claim() | {"duration": Duration(seconds=60)},
+    "ListSubscriptions": lambda: {
+        "workflow_id": make.new_id("workflow"),
+        "event_name": "order.paid",
+        "event_key": make.new_id("key"),
+        "held": True,
+        "page_size": 10,
     },
     "ScheduleCommand": lambda: {"command": _command()},
     "ClaimCommands": lambda: {
@@ -160,9 +309,18 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     },
     "CompleteCommands": lambda: {"lease_tokens": ["1.1.00", "1.1.01", "1.1.02"]},
     "ReleaseCommands": lambda: {"lease_tokens": ["1.1.00", "1.1.01", "1.1.02"]},
+    "RenewCommands": lambda: {
+        "lease_tokens": ["1.1.00", "1.1.01", "1.1.02"],
+        "lease_duration": Duration(seconds=60),
+    },
     "EnsureStoreExists": dict,
     "PersistErrors": lambda: {"errors": [make.error(), make.error()]},
-    "ListErrors": lambda: {"workflow_id": make.new_id("workflow"), "page_size": 10},
+    "ListErrors": lambda: {
+        "workflow_id": make.new_id("workflow"),
+        "error_time_from": make.time(),
+        "error_time_before": make.time(1),
+        "page_size": 10,
+    },
     "GetStoreInfo": dict,
     "TruncateAll": dict,
     "CreateNamespace": lambda: {"name": new_namespace()},
@@ -176,7 +334,7 @@ def valid_request(rpc: Rpc) -> Any:
 
     Workflows in it are never due and events processed, so that nobody comes across them.
     """
-    return rpc.request(**_FIELDS[rpc.name]())
+    return rpc.request(**_FIELDS[str(rpc)]())
 
 
 def is_a(field: FieldDescriptor, *messages: Descriptor) -> bool:
@@ -197,10 +355,14 @@ def is_time(field: FieldDescriptor) -> bool:
 def fields(message: Message, path: str = "") -> Iterator[tuple[str, FieldDescriptor]]:
     """Every field of a message at any depth, with the path that an error would name it by.
 
-    Of a list it is the last item, of a map the last key, so the message must have such ones.
+    Of a list it is the last item, of a map the last key, so the message must have such ones. Of
+    fields that rule each other out it is the one that is there, of a patch's header only what its
+    mask names: nothing else in there counts.
     """
     field: Any
     for field in message.DESCRIPTOR.fields:
+        if _has_alternative(field) and not message.HasField(field.name):
+            continue
         at = f"{path}.{field.name}" if path else field.name
         value = getattr(message, field.name)
         if is_map(field):
@@ -213,7 +375,20 @@ def fields(message: Message, path: str = "") -> Iterator[tuple[str, FieldDescrip
         yield at, field
         if isinstance(value, Message) and not is_time(field) and not is_map(field):
             assert field.is_repeated or message.HasField(field.name), f"{at} is absent"
-            yield from fields(value, at)
+            for below, each in fields(value, at):
+                if name_of(field) != "WorkflowPatch.header" or (
+                    below.removeprefix(f"{at}.") in look(message, "header_mask").paths
+                ):
+                    yield below, each
+
+
+def _has_alternative(field: FieldDescriptor) -> bool:
+    """Whether a request has this field or another one."""
+    oneof = field.containing_oneof  # every `optional` field is in one, too, by itself
+    return (oneof is not None and len(oneof.fields) > 1) or name_of(field) in (
+        "SetSubscriptionTokenRequest.expiry",
+        "SetSubscriptionTokenRequest.duration",
+    )
 
 
 def name_of(field: FieldDescriptor) -> str:

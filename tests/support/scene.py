@@ -18,6 +18,7 @@ from wfe.persistence.v1.store_pb2 import (
     DeleteNamespaceRequest,
     GetStoreInfoRequest,
 )
+from wfe.persistence.v1.subscription_pb2 import SetSubscriptionTokenRequest
 from wfe.persistence.v1.workflow_pb2 import WorkflowInstance, WorkflowStatus
 
 
@@ -102,8 +103,12 @@ class Scene:
         match self.rpc.name:
             case "PersistWorkflow" | "PersistWorkflowWithSubscriptions":
                 await api.create_new_workflow(never_due(id=request.instance.id))
-            case "GetWorkflowInstance":
+            case "CommitWorkflow":
+                await self._set_up_commit()
+            case "GetWorkflowInstance" | "DeleteWorkflow":
                 await api.create_new_workflow(never_due(id=request.id))
+            case "ListExecutionPointers":
+                await api.create_new_workflow(never_due(id=request.workflow_id))
             case "GetWorkflowInstanceByName":
                 await api.create_new_workflow(never_due(name=request.name))
             case "GetWorkflowInstances":
@@ -111,16 +116,20 @@ class Scene:
                     await api.create_new_workflow(never_due(id=id_))
             case "GetEvent" | "MarkEventProcessed" | "MarkEventUnprocessed":
                 await api.create_event(make.event(id=request.id, is_processed=True))
-            case "GetSubscription" | "TerminateSubscription" | "SetSubscriptionToken":
+            case "GetSubscription":
                 await api.create_event_subscription(make.subscription(id=request.id))
-            case "ClearSubscriptionToken":
-                await api.create_event_subscription(make.subscription(id=request.id))
-                await api.set_subscription_token(request.id, request.token)
+            case (
+                "TerminateSubscription"
+                | "SetSubscriptionToken"
+                | "ClearSubscriptionToken"
+                | "RenewSubscriptionToken"
+            ):
+                request.epoch = await self._held(request.id, request.token)
             case "ScheduleCommand":
                 request.command.CopyFrom(self.own.new())
             case "ClaimCommands":
                 await self.own.schedule()
-            case "CompleteCommands" | "ReleaseCommands":
+            case "CompleteCommands" | "ReleaseCommands" | "RenewCommands":
                 for _ in request.lease_tokens:
                     await self.own.schedule()
                 request.lease_tokens[:] = tokens(await self.own.claim())
@@ -129,6 +138,34 @@ class Scene:
             case "DeleteNamespace":
                 await create_namespace(api, request.name)
         return self
+
+    async def _held(self, id_: str, token: str) -> int:
+        """Create a subscription and take hold of it; the epoch of the claim."""
+        await self.api.create_event_subscription(make.subscription(id=id_))
+        answer = await self.api.subscriptions.SetSubscriptionToken(
+            SetSubscriptionTokenRequest(id=id_, token=token, worker_id="worker")
+        )
+        assert answer.acquired
+        return answer.epoch
+
+    async def _set_up_commit(self) -> None:
+        api, request = self.api, self.request
+        pointers = [make.pointer(id_) for id_ in request.patch.removed_pointer_ids]
+        await api.create_new_workflow(
+            never_due(id=request.patch.id or request.instance.id, execution_pointers=pointers)
+        )
+        for claim in request.held_subscriptions:
+            claim.epoch = await self._held(claim.subscription_id, claim.token)
+        for id_ in request.terminate_subscription_ids:
+            await api.create_event_subscription(make.subscription(id=id_))
+        for id_ in request.processed_event_ids:
+            await api.create_event(make.event(id=id_))
+        for command in request.schedule_commands:
+            command.CopyFrom(self.own.new())
+        for leases in (request.held_lease_tokens, request.complete_lease_tokens):
+            for _ in leases:
+                await self.own.schedule()
+            leases[:] = tokens(await self.own.claim())
 
     async def state(self) -> object:
         """What is stored of all that the request could change."""
@@ -141,18 +178,31 @@ class Scene:
                     await found(api.get_workflow_instance_by_name(request.instance.name)),
                     [await found(api.get_subscription(each.id)) for each in subscriptions],
                 )
+            case "CommitWorkflow":
+                return await self._state_of_commit()
+            case "DeleteWorkflow":
+                return await found(api.get_workflow_instance(request.id))
             case "CreateEvent":
                 return await found(api.get_event(request.event.id))
             case "MarkEventProcessed" | "MarkEventUnprocessed":
                 return await api.get_event(request.id)
             case "CreateEventSubscription":
                 return await found(api.get_subscription(request.subscription.id))
-            case "TerminateSubscription" | "SetSubscriptionToken" | "ClearSubscriptionToken":
+            case (
+                "TerminateSubscription"
+                | "SetSubscriptionToken"
+                | "ClearSubscriptionToken"
+                | "RenewSubscriptionToken"
+            ):
                 return await api.get_subscription(request.id)
-            case "ScheduleCommand" | "ClaimCommands" | "CompleteCommands" | "ReleaseCommands":
-                due = tokens(await self.own.claim())
-                await api.release_commands(*due)
-                return len(due)
+            case (
+                "ScheduleCommand"
+                | "ClaimCommands"
+                | "CompleteCommands"
+                | "ReleaseCommands"
+                | "RenewCommands"
+            ):
+                return await self._due_commands()
             case "PersistErrors":
                 ids = [error.workflow_id for error in request.errors]
                 return [list((await api.list_errors(workflow_id=id_)).errors) for id_ in ids]
@@ -160,6 +210,27 @@ class Scene:
                 ask = GetStoreInfoRequest()
                 return await found(api.store.GetStoreInfo(ask, **in_namespace(request.name)))
         return None
+
+    async def _due_commands(self) -> int:
+        due = tokens(await self.own.claim())
+        await self.api.release_commands(*due)
+        return len(due)
+
+    async def _state_of_commit(self) -> object:
+        api, request = self.api, self.request
+        subscriptions = [
+            *(claim.subscription_id for claim in request.held_subscriptions),
+            *(each.id for each in request.create_subscriptions),
+            *request.terminate_subscription_ids,
+        ]
+        events = [*(each.id for each in request.create_events), *request.processed_event_ids]
+        return (
+            await api.get_workflow_instance(request.patch.id or request.instance.id),
+            [await found(api.get_subscription(id_)) for id_ in subscriptions],
+            [await found(api.get_event(id_)) for id_ in events],
+            [await api.list_errors(workflow_id=error.workflow_id) for error in request.errors],
+            await self._due_commands(),
+        )
 
     async def succeed(self) -> None:
         """Send the good request."""
@@ -170,7 +241,10 @@ class Scene:
     async def __aexit__(self, *_: object) -> None:
         if self.rpc.name == "MarkEventUnprocessed":
             await found(self.api.mark_event_processed(self.request.id))
-        if "Command" in self.rpc.name:
+        if self.rpc.name == "CommitWorkflow":
+            for id_ in self.request.processed_event_ids:
+                await found(self.api.mark_event_processed(id_))
+        if "Command" in self.rpc.name or self.rpc.name == "CommitWorkflow":
             await self.own.finish()
         if self.rpc.name in ("CreateNamespace", "DeleteNamespace"):
             await delete_namespace(self.api, self.request.name)

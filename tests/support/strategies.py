@@ -23,6 +23,7 @@ from wfe.persistence.v1.workflow_pb2 import (
     PointerStatus,
     WorkflowInstance,
     WorkflowStatus,
+    WorkflowView,
 )
 
 T = TypeVar("T")
@@ -233,6 +234,9 @@ def workflow_instances() -> SearchStrategy[WorkflowInstance]:
         create_time=times(),
         complete_time=maybe(times()),
         revision=int8s(),
+        view=st.sampled_from(
+            (WorkflowView.WORKFLOW_VIEW_UNSPECIFIED, WorkflowView.WORKFLOW_VIEW_FULL)
+        ),
     )
 
 
@@ -264,6 +268,7 @@ def event_subscriptions() -> SearchStrategy[EventSubscription]:
         external_token=maybe(names()),
         external_worker_id=maybe(keys()),
         external_token_expiry=maybe(times()),
+        external_token_epoch=int8s(),
     )
 
 

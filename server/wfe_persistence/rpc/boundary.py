@@ -68,11 +68,17 @@ class Boundary:
     """Wraps the methods of servicers; one for the whole server."""
 
     def __init__(
-        self, namespaces: Namespaces, *, max_message_bytes: int, default_deadline: float
+        self,
+        namespaces: Namespaces,
+        *,
+        max_message_bytes: int,
+        default_deadline: float,
+        is_starting: Callable[[], bool],
     ) -> None:
         self._namespaces = namespaces
         self._max_message_bytes = max_message_bytes
         self._default_deadline = default_deadline
+        self._is_starting = is_starting
 
     def handlers(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
         """gRPC's handlers for a service."""
@@ -98,7 +104,7 @@ class Boundary:
                 async with asyncio.timeout(self._seconds(context)):
                     request, call = await self._open(data, request_class, context)
                     answer = await function(request, call)
-                return answer.SerializeToString()
+                return self._serialized(answer)
             except Exception as exc:
                 await self._abort(context, exc)
 
@@ -115,13 +121,23 @@ class Boundary:
                     request, call = await self._open(data, request_class, context)
                     async with aclosing(function(request, call)) as answers:  # type: ignore[type-var]
                         async for answer in answers:
-                            await context.write(answer.SerializeToString())
+                            await context.write(self._serialized(answer))
             except Exception as exc:
                 await self._abort(context, exc)
             return
             yield b""  # an async generator, to gRPC; but only write() can be timed from here
 
         return handle
+
+    def _serialized(self, answer: Message) -> bytes:
+        data = answer.SerializeToString()
+        if len(data) > self._max_message_bytes:
+            raise PersistenceError(
+                ErrorReason.ERROR_REASON_ANSWER_TOO_LARGE,
+                f"the answer has {len(data)} bytes, the limit is {self._max_message_bytes}",
+                metadata={"limit_bytes": str(self._max_message_bytes)},
+            )
+        return data
 
     def _seconds(self, context: Context) -> float:
         """How long the call may take."""
@@ -180,8 +196,15 @@ class Boundary:
         raise AssertionError("abort() raises")
 
     async def _explained(self, context: Context, error: PersistenceError) -> PersistenceError:
-        """Tables that are suddenly missing may mean that the whole namespace was deleted."""
+        """Tables that are missing will come soon, while the server starts and migrates; later they
+        may mean that the whole namespace was deleted."""
         namespace = _namespace(context)
+        if error.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED and self._is_starting():
+            return PersistenceError(
+                ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
+                "the server is starting and brings the store up to date",
+                retry_after=0.5,
+            )
         if error.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED and namespace:
             self._namespaces.forget(namespace)
             try:

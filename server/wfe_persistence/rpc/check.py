@@ -20,11 +20,24 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from wfe.persistence.v1.command_pb2 import ScheduledCommand
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
 from wfe.persistence.v1.event_pb2 import Event
+from wfe.persistence.v1.list_order_pb2 import ListOrder
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
-from wfe.persistence.v1.workflow_pb2 import ExecutionPointer, WorkflowInstance
+from wfe.persistence.v1.workflow_pb2 import (
+    CommitWorkflowRequest,
+    ExecutionPointer,
+    WorkflowFilter,
+    WorkflowInstance,
+    WorkflowPatch,
+    WorkflowView,
+)
 from wfe_persistence.errors import PersistenceError, Violation
-from wfe_persistence.store.documents import COMMAND_NAME, POINTER_STATUS, WORKFLOW_STATUS
+from wfe_persistence.store.documents import (
+    COMMAND_NAME,
+    HEADER_FIELDS,
+    POINTER_STATUS,
+    WORKFLOW_STATUS,
+)
 from wfe_persistence.store.schema import DEFAULT_NAMESPACE, is_namespace
 
 MAX_ID_BYTES: Final = 512
@@ -36,6 +49,11 @@ MAX_JSON_DIGITS: Final = 2000
 MAX_PAGE_SIZE: Final = 1000
 DEFAULT_PAGE_SIZE: Final = 100
 MAX_LEASE_SECONDS: Final = 24 * 3600
+DEFAULT_LEASE_MS: Final = 30_000
+MAX_LIST_ITEMS: Final = 1000
+MAX_REVISION: Final = 2**63 - 1
+MAX_PURGED_ROWS: Final = 100_000
+DEFAULT_PURGED_ROWS: Final = 10_000
 
 _FIRST_SECOND: Final = -62_135_596_800  # 0001-01-01T00:00:00Z
 _LAST_SECOND: Final = 253_402_300_799  # 9999-12-31T23:59:59Z
@@ -44,6 +62,8 @@ _LAST_SECOND: Final = 253_402_300_799  # 9999-12-31T23:59:59Z
 _ANSWER_MARGIN: Final = 4096
 
 _MOST_VIOLATIONS: Final = 100
+
+_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 R = FieldViolationReason
 
@@ -190,7 +210,63 @@ class Check:
             self.add("", field, R.FIELD_VIOLATION_REASON_NUMBER_RANGE, "must not be negative")
         return min(value, MAX_PAGE_SIZE) or DEFAULT_PAGE_SIZE
 
-    def lease_ms(self, field: str, value: Duration, default: int, *, given: bool) -> int:
+    def purged_rows(self, value: int) -> int:
+        """A purge's budget: 0 is the default, too large the maximum."""
+        if value < 0:
+            self.add("", "max_rows", R.FIELD_VIOLATION_REASON_NUMBER_RANGE, "must not be negative")
+        return min(value, MAX_PURGED_ROWS) or DEFAULT_PURGED_ROWS
+
+    def revision(self, request: Any, field: str = "expected_revision") -> int | None:
+        """A revision or an epoch, from 1 on; None: it was not given."""
+        if not request.HasField(field):
+            return None
+        value: int = getattr(request, field)
+        self.number("", field, value, 1, MAX_REVISION)
+        return value
+
+    def request_id(self, value: str) -> None:
+        """A UUID, or nothing."""
+        if value and not _UUID.fullmatch(value):
+            self.add("", "request_id", R.FIELD_VIOLATION_REASON_FORMAT, "must be a UUID")
+
+    def view(
+        self,
+        value: WorkflowView.ValueType,
+        default: WorkflowView.ValueType = WorkflowView.WORKFLOW_VIEW_FULL,
+    ) -> WorkflowView.ValueType:
+        """A view; UNSPECIFIED is the default."""
+        if value not in WorkflowView.values():
+            self.add("", "view", R.FIELD_VIOLATION_REASON_ENUM_VALUE, "must be a known value")
+        return value or default
+
+    def order(self, value: ListOrder.ValueType) -> ListOrder.ValueType:
+        """A list's order; UNSPECIFIED is the newest first."""
+        if value not in ListOrder.values():
+            self.add("", "order", R.FIELD_VIOLATION_REASON_ENUM_VALUE, "must be a known value")
+        return value or ListOrder.LIST_ORDER_NEWEST_FIRST
+
+    def times(self, message: Message, path: str, *fields: str) -> None:
+        """Times that may be given."""
+        for field in fields:
+            if message.HasField(field):
+                self.time(path, field, getattr(message, field))
+
+    def at_most(self, field: str, values: Sequence[object], most: int = MAX_LIST_ITEMS) -> bool:
+        """A list that is not too long to be looked at."""
+        if len(values) <= most:
+            return True
+        self.add("", field, R.FIELD_VIOLATION_REASON_NUMBER_RANGE, f"must be at most {most}")
+        return False
+
+    def lease_tokens(self, field: str, values: Sequence[str]) -> None:
+        """Lease tokens, none of them twice."""
+        if self.at_most(field, values):
+            self.ids("", field, values)
+            self.distinct("", field, "", values)
+
+    def lease_ms(
+        self, field: str, value: Duration, default: int = DEFAULT_LEASE_MS, *, given: bool
+    ) -> int:
         """A lease's duration in milliseconds."""
         if not given:
             return default
@@ -236,9 +312,145 @@ class Check:
         self.required_time(path, "create_time", w)
         if w.HasField("complete_time"):
             self.time(path, "complete_time", w.complete_time)
-        for i, p in enumerate(w.execution_pointers):
+        if w.view not in (
+            WorkflowView.WORKFLOW_VIEW_UNSPECIFIED,
+            WorkflowView.WORKFLOW_VIEW_FULL,
+        ):
+            self.add(
+                path,
+                "view",
+                R.FIELD_VIOLATION_REASON_ENUM_VALUE,
+                "is a part of a workflow only: to store it would remove the rest; send a patch",
+            )
+        self._pointers(w.execution_pointers, path)
+
+    def _pointers(self, pointers: Sequence[ExecutionPointer], path: str) -> None:
+        for i, p in enumerate(pointers):
             self._pointer(p, f"{path}.execution_pointers[{i}]")
-        self.distinct(path, "execution_pointers", "id", [p.id for p in w.execution_pointers])
+        self.distinct(path, "execution_pointers", "id", [p.id for p in pointers])
+
+    def patch(self, patch: WorkflowPatch) -> None:
+        """What changes in a workflow."""
+        path = "patch"
+        self.id(path, "id", patch.id)
+        mask, w = patch.header_mask.paths, patch.header
+        for i, name in enumerate(mask):
+            if name not in HEADER_FIELDS:
+                self.add(
+                    path,
+                    f"header_mask.paths[{i}]",
+                    R.FIELD_VIOLATION_REASON_FORMAT,
+                    "is no field of the header that can change",
+                )
+        self.distinct(path, "header_mask.paths", "", mask)
+        head = f"{path}.header"
+        if "name" in mask:
+            self.id(head, "name", w.name, required=False)
+        if "root_workflow_id" in mask:
+            self.key(head, "root_workflow_id", w.root_workflow_id)
+        if "workflow_definition_id" in mask:
+            self.id(head, "workflow_definition_id", w.workflow_definition_id)
+        if "version" in mask:
+            self.number(head, "version", w.version)
+        if "status" in mask:
+            self.enum(head, "status", w.status, WORKFLOW_STATUS)
+        if "data_json" in mask:
+            self.json(head, "data_json", w.data_json, required=True)
+        if "create_time" in mask:
+            self.required_time(head, "create_time", w)
+        if "complete_time" in mask:
+            self.times(w, head, "complete_time")
+        self._pointers(patch.execution_pointers, path)
+        self.ids(path, "removed_pointer_ids", patch.removed_pointer_ids)
+        self.distinct(path, "removed_pointer_ids", "", patch.removed_pointer_ids)
+        given = {p.id for p in patch.execution_pointers}
+        for i, id_ in enumerate(patch.removed_pointer_ids):
+            if id_ in given:
+                self.add(
+                    path,
+                    f"removed_pointer_ids[{i}]",
+                    R.FIELD_VIOLATION_REASON_DUPLICATE,
+                    "stands in execution_pointers too",
+                )
+
+    def commit(self, request: CommitWorkflowRequest) -> None:
+        """One step of an engine."""
+        if request.HasField("instance"):
+            self.instance(request.instance, "instance", new=False)
+        elif request.HasField("patch"):
+            self.patch(request.patch)
+            if not request.HasField("expected_revision"):
+                self.add(
+                    "",
+                    "expected_revision",
+                    R.FIELD_VIOLATION_REASON_REQUIRED,
+                    "is required with a patch",
+                )
+        else:
+            self.add(
+                "", "state", R.FIELD_VIOLATION_REASON_REQUIRED, "instance or patch is required"
+            )
+        self.revision(request)
+        self.request_id(request.request_id)
+        if self.at_most("held_subscriptions", request.held_subscriptions):
+            for i, claim in enumerate(request.held_subscriptions):
+                path = f"held_subscriptions[{i}]"
+                self.id(path, "subscription_id", claim.subscription_id)
+                self.id(path, "token", claim.token)
+                if claim.HasField("epoch"):
+                    self.number(path, "epoch", claim.epoch, 1, MAX_REVISION)
+        self.lease_tokens("held_lease_tokens", request.held_lease_tokens)
+        self.lease_tokens("complete_lease_tokens", request.complete_lease_tokens)
+        if self.at_most("create_subscriptions", request.create_subscriptions):
+            for i, s in enumerate(request.create_subscriptions):
+                self.subscription(s, f"create_subscriptions[{i}]")
+            ids = [s.id for s in request.create_subscriptions]
+            self.distinct("", "create_subscriptions", "id", ids)
+        if self.at_most("terminate_subscription_ids", request.terminate_subscription_ids):
+            self.ids("", "terminate_subscription_ids", request.terminate_subscription_ids)
+            created = {s.id for s in request.create_subscriptions}
+            for i, id_ in enumerate(request.terminate_subscription_ids):
+                if id_ in created:
+                    self.add(
+                        "",
+                        f"terminate_subscription_ids[{i}]",
+                        R.FIELD_VIOLATION_REASON_DUPLICATE,
+                        "stands in create_subscriptions too",
+                    )
+            self.distinct("", "terminate_subscription_ids", "", request.terminate_subscription_ids)
+        if self.at_most("create_events", request.create_events):
+            for i, e in enumerate(request.create_events):
+                self.event(e, f"create_events[{i}]")
+            self.distinct("", "create_events", "id", [e.id for e in request.create_events])
+        if self.at_most("processed_event_ids", request.processed_event_ids):
+            self.ids("", "processed_event_ids", request.processed_event_ids)
+            self.distinct("", "processed_event_ids", "", request.processed_event_ids)
+        if self.at_most("errors", request.errors):
+            for i, error in enumerate(request.errors):
+                self.error(error, f"errors[{i}]")
+        if self.at_most("schedule_commands", request.schedule_commands):
+            for i, c in enumerate(request.schedule_commands):
+                self.command(c, f"schedule_commands[{i}]")
+            names = [f"{c.command_name} {c.data}" for c in request.schedule_commands]
+            self.distinct("", "schedule_commands", "", names)
+
+    def filter(self, f: WorkflowFilter, path: str = "filter") -> None:
+        """Which workflows."""
+        for i, status in enumerate(f.statuses):
+            self.enum(path, f"statuses[{i}]", status, WORKFLOW_STATUS)
+        self.key(path, "workflow_definition_id", f.workflow_definition_id)
+        if f.HasField("version"):
+            self.number(path, "version", f.version)
+        self.key(path, "name_prefix", f.name_prefix)
+        self.key(path, "root_workflow_id", f.root_workflow_id)
+        self.times(
+            f,
+            path,
+            "create_time_from",
+            "create_time_before",
+            "complete_time_from",
+            "complete_time_before",
+        )
 
     def _pointer(self, p: ExecutionPointer, path: str) -> None:
         self.id(path, "id", p.id)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
-
 from wfe.persistence.v1.command_pb2 import (
     ClaimCommandsRequest,
     ClaimCommandsResponse,
@@ -12,15 +9,14 @@ from wfe.persistence.v1.command_pb2 import (
     CompleteCommandsResponse,
     ReleaseCommandsRequest,
     ReleaseCommandsResponse,
+    RenewCommandsRequest,
+    RenewCommandsResponse,
     ScheduleCommandRequest,
     ScheduleCommandResponse,
 )
 from wfe_persistence.rpc.boundary import Call
-from wfe_persistence.rpc.check import MAX_PAGE_SIZE, Check, R
 from wfe_persistence.store import command
 from wfe_persistence.store.rows import epoch_ms
-
-DEFAULT_LEASE_MS: Final = 30_000
 
 
 class ScheduledCommandService:
@@ -45,10 +41,7 @@ class ScheduledCommandService:
         check.time("", "as_of", request.as_of)
         limit = check.page_size(request.limit, "limit")
         lease_ms = check.lease_ms(
-            "lease_duration",
-            request.lease_duration,
-            DEFAULT_LEASE_MS,
-            given=request.HasField("lease_duration"),
+            "lease_duration", request.lease_duration, given=request.HasField("lease_duration")
         )
         check.key("", "worker_id", request.worker_id)
         check.done()
@@ -65,7 +58,9 @@ class ScheduledCommandService:
         self, request: CompleteCommandsRequest, call: Call
     ) -> CompleteCommandsResponse:
         """Remove handled commands."""
-        _check_tokens(request.lease_tokens, call.check)
+        check = call.check
+        check.lease_tokens("lease_tokens", request.lease_tokens)
+        check.done()
         await command.complete_commands(call.store, request.lease_tokens)
         return CompleteCommandsResponse()
 
@@ -73,20 +68,24 @@ class ScheduledCommandService:
         self, request: ReleaseCommandsRequest, call: Call
     ) -> ReleaseCommandsResponse:
         """Give claimed commands back."""
-        _check_tokens(request.lease_tokens, call.check)
+        check = call.check
+        check.lease_tokens("lease_tokens", request.lease_tokens)
+        check.done()
         await command.release_commands(call.store, request.lease_tokens)
         return ReleaseCommandsResponse()
 
-
-def _check_tokens(lease_tokens: Sequence[str], check: Check) -> None:
-    if len(lease_tokens) > MAX_PAGE_SIZE:
-        check.add(
-            "",
-            "lease_tokens",
-            R.FIELD_VIOLATION_REASON_NUMBER_RANGE,
-            f"must be at most {MAX_PAGE_SIZE}",
+    async def RenewCommands(
+        self, request: RenewCommandsRequest, call: Call
+    ) -> RenewCommandsResponse:
+        """Hold claimed commands for longer."""
+        check = call.check
+        check.lease_tokens("lease_tokens", request.lease_tokens)
+        lease_ms = check.lease_ms(
+            "lease_duration", request.lease_duration, given=request.HasField("lease_duration")
         )
-    else:
-        check.ids("", "lease_tokens", lease_tokens)
-        check.distinct("", "lease_tokens", "", lease_tokens)
-    check.done()
+        check.done()
+        answer = RenewCommandsResponse()
+        await command.renew_commands(
+            call.store, request.lease_tokens, lease_ms, answer.lease_expiry
+        )
+        return answer

@@ -18,6 +18,9 @@ from wfe_persistence.store.paging import Cursor
 # A token is a hash of the query and the cursor, the cursor's number and its id, in base64.
 _HEAD = struct.Struct("!9sq")
 
+# What may differ from page to page.
+_NOT_OF_THE_QUERY: Final = ("page_size", "page_token", "max_rows", "expected_revision")
+
 MAX_TOKEN_BYTES: Final = (_HEAD.size + 512 + 2) // 3 * 4
 """The length of the longest token: that of an id of 512 bytes."""
 
@@ -56,8 +59,9 @@ def _hash(request: Message, store: Store, cursor: Cursor) -> bytes:
     the page ended: a token of another query, or one that was cut off, does not fit."""
     query = type(request)()
     query.CopyFrom(request)
-    query.ClearField("page_size")
-    query.ClearField("page_token")
+    for field in _NOT_OF_THE_QUERY:
+        if field in query.DESCRIPTOR.fields_by_name:
+            query.ClearField(field)
     text = f"{query.DESCRIPTOR.full_name} {store.namespace} {cursor} ".encode()
     return blake2b(text + query.SerializeToString(deterministic=True), digest_size=9).digest()
 

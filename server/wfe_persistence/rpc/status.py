@@ -34,12 +34,14 @@ _STATUS: Final[dict[grpc.StatusCode, tuple[str, ...]]] = {
         "EVENT_NOT_FOUND",
         "SUBSCRIPTION_NOT_FOUND",
         "NAMESPACE_NOT_FOUND",
+        "POINTER_NOT_FOUND",
     ),
     grpc.StatusCode.ALREADY_EXISTS: (
         "WORKFLOW_ALREADY_EXISTS",
         "NAME_TAKEN",
         "EVENT_ALREADY_EXISTS",
         "SUBSCRIPTION_ALREADY_EXISTS",
+        "REQUEST_ID_REUSED",
     ),
     grpc.StatusCode.ABORTED: ("REVISION_MISMATCH", "TRANSACTION_CONFLICT"),
     grpc.StatusCode.FAILED_PRECONDITION: (

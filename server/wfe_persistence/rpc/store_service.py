@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from google.protobuf.duration_pb2 import Duration
+
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.store_pb2 import (
     Capabilities,
@@ -28,10 +30,10 @@ from wfe.persistence.v1.store_pb2 import (
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.boundary import Call
-from wfe_persistence.store import admin, error_log, migrate, namespace
+from wfe_persistence.store import admin, commit, error_log, migrate, namespace
 from wfe_persistence.store.db import Store
 from wfe_persistence.store.namespace import Namespaces
-from wfe_persistence.store.paging import START
+from wfe_persistence.store.paging import END, START
 
 
 class StoreService:
@@ -72,7 +74,7 @@ class StoreService:
         for i, error in enumerate(request.errors):
             check.error(error, f"errors[{i}]")
         check.done()
-        check.fits(call.size, call.max_message_bytes, lambda: map(_page_of_one, request.errors))
+        check.fits(call.size, call.max_message_bytes, lambda: map(page_of_one, request.errors))
         await error_log.persist_errors(call.store, request.errors)
         return PersistErrorsResponse()
 
@@ -80,12 +82,13 @@ class StoreService:
         """Answer logged errors."""
         check = call.check
         check.id("", "workflow_id", request.workflow_id, required=False)
+        check.times(request, "", "error_time_from", "error_time_before")
         page_size = check.page_size(request.page_size)
         check.done()
         page = await error_log.list_errors(
             call.store,
-            request.workflow_id,
-            paging.decode(request, call.store, request.page_token, error_log.BEHIND_LAST),
+            request,
+            paging.decode(request, call.store, request.page_token, END),
             page_size,
             paging.page_bytes(call.max_message_bytes),
         )
@@ -109,6 +112,7 @@ class StoreService:
                 delete_namespace=self._allow_delete_namespace,
             ),
             max_message_bytes=call.max_message_bytes,
+            request_retention=Duration(seconds=commit.REQUEST_RETENTION_SECONDS),
         )
 
     async def TruncateAll(self, request: TruncateAllRequest, call: Call) -> TruncateAllResponse:
@@ -165,6 +169,6 @@ class StoreService:
         return DeleteNamespaceResponse()
 
 
-def _page_of_one(error: ExecutionError) -> ListErrorsResponse:
+def page_of_one(error: ExecutionError) -> ListErrorsResponse:
     """The largest answer in which an error must fit: a page of its own, with more to come."""
     return ListErrorsResponse(errors=[error], next_page_token="x" * paging.MAX_TOKEN_BYTES)

@@ -16,6 +16,10 @@ from wfe.persistence.v1.subscription_pb2 import (
     GetSubscriptionResponse,
     GetSubscriptionsRequest,
     GetSubscriptionsResponse,
+    ListSubscriptionsRequest,
+    ListSubscriptionsResponse,
+    RenewSubscriptionTokenRequest,
+    RenewSubscriptionTokenResponse,
     SetSubscriptionTokenRequest,
     SetSubscriptionTokenResponse,
     TerminateSubscriptionRequest,
@@ -23,7 +27,7 @@ from wfe.persistence.v1.subscription_pb2 import (
 )
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.boundary import Call
-from wfe_persistence.rpc.check import Check
+from wfe_persistence.rpc.check import Check, R
 from wfe_persistence.store import subscription
 from wfe_persistence.store.paging import START
 
@@ -96,8 +100,14 @@ class SubscriptionService:
         """Remove a subscription."""
         check = call.check
         check.id("", "id", request.id)
+        token = request.token if request.HasField("token") else None
+        if token is not None:
+            check.id("", "token", token)
+        epoch = check.revision(request, "epoch")
+        if epoch is not None and token is None:
+            check.add("", "token", R.FIELD_VIOLATION_REASON_REQUIRED, "is required with an epoch")
         check.done()
-        await subscription.terminate_subscription(call.store, request.id)
+        await subscription.terminate_subscription(call.store, request.id, token, epoch)
         return TerminateSubscriptionResponse()
 
     async def SetSubscriptionToken(
@@ -109,15 +119,14 @@ class SubscriptionService:
         check.id("", "token", request.token)
         check.key("", "worker_id", request.worker_id)
         check.time("", "expiry", request.expiry)
+        duration_ms = None
+        if request.HasField("duration"):
+            duration_ms = check.lease_ms("duration", request.duration, given=True)
+            if request.HasField("expiry"):
+                check.add("", "duration", R.FIELD_VIOLATION_REASON_DUPLICATE, "expiry is given too")
+        check.revision(request, "epoch")
         check.done()
-        acquired = await subscription.set_subscription_token(
-            call.store,
-            request.id,
-            request.token,
-            request.worker_id,
-            request.expiry if request.HasField("expiry") else None,
-        )
-        return SetSubscriptionTokenResponse(acquired=acquired)
+        return await subscription.set_subscription_token(call.store, request, duration_ms)
 
     async def ClearSubscriptionToken(
         self, request: ClearSubscriptionTokenRequest, call: Call
@@ -126,9 +135,51 @@ class SubscriptionService:
         check = call.check
         check.id("", "id", request.id)
         check.id("", "token", request.token)
+        epoch = check.revision(request, "epoch")
         check.done()
-        await subscription.clear_subscription_token(call.store, request.id, request.token)
+        await subscription.clear_subscription_token(call.store, request.id, request.token, epoch)
         return ClearSubscriptionTokenResponse()
+
+    async def RenewSubscriptionToken(
+        self, request: RenewSubscriptionTokenRequest, call: Call
+    ) -> RenewSubscriptionTokenResponse:
+        """Hold a subscription for longer."""
+        check = call.check
+        check.id("", "id", request.id)
+        check.id("", "token", request.token)
+        epoch = check.revision(request, "epoch")
+        duration_ms = check.lease_ms(
+            "duration", request.duration, given=request.HasField("duration")
+        )
+        check.done()
+        return await subscription.renew_subscription_token(
+            call.store, request.id, request.token, epoch, duration_ms
+        )
+
+    async def ListSubscriptions(
+        self, request: ListSubscriptionsRequest, call: Call
+    ) -> ListSubscriptionsResponse:
+        """Answer subscriptions, open and held."""
+        check = call.check
+        check.key("", "workflow_id", request.workflow_id)
+        check.key("", "event_name", request.event_name)
+        check.key("", "event_key", request.event_key)
+        if request.HasField("event_key") and not request.event_name:
+            check.add(
+                "", "event_name", R.FIELD_VIOLATION_REASON_REQUIRED, "is required with an event_key"
+            )
+        page_size = check.page_size(request.page_size)
+        check.done()
+        page = await subscription.list_subscriptions(
+            call.store,
+            request,
+            paging.decode(request, call.store, request.page_token, START),
+            page_size,
+            paging.page_bytes(call.max_message_bytes),
+        )
+        return ListSubscriptionsResponse(
+            subscriptions=page.items, next_page_token=paging.encode(request, call.store, page.next)
+        )
 
 
 def page_of_one(subscription: EventSubscription) -> GetSubscriptionsResponse:

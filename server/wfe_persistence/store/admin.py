@@ -49,7 +49,7 @@ async def database_info(store: Store) -> DatabaseInfo:
 
 TRUNCATE_ALL = """
 TRUNCATE wfc.execution_errors, wfc.execution_pointers, wfc.event_subscriptions, wfc.events,
-    wfc.scheduled_commands, wfc.definition_sequences, wfc.workflows CASCADE
+    wfc.scheduled_commands, wfc.definition_sequences, wfc.requests, wfc.workflows CASCADE
 """
 
 

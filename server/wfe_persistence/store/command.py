@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from wfe.persistence.v1.command_pb2 import ClaimedCommand, CommandName, ScheduledCommand
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
 from wfe_persistence.errors import PersistenceError, invalid_field
 from wfe_persistence.store.db import Store
-from wfe_persistence.store.documents import COMMAND_NAME
+from wfe_persistence.store.documents import COMMAND_NAME, array
 from wfe_persistence.store.rows import (
     PGresult,
     integer,
@@ -59,11 +61,13 @@ WITH due AS (
     FOR UPDATE SKIP LOCKED
 ), claimed AS (
     UPDATE wfc.scheduled_commands c
-    SET lease_id = $3, lease_worker_id = $4, lease_expiry = now() + $5 * interval '1 millisecond'
+    SET lease_id = $3, lease_worker_id = $4, lease_expiry = now() + $5 * interval '1 millisecond',
+        lease_epoch = nextval('wfc.claim_epochs')
     WHERE c.id = ANY (ARRAY (SELECT id FROM due))
-    RETURNING c.id, c.command_name, c.data, c.execute_time, c.revision, c.lease_expiry
+    RETURNING c.id, c.command_name, c.data, c.execute_time, c.revision, c.lease_expiry,
+        c.lease_epoch
 )
-SELECT id, command_name, data, execute_time, revision, lease_expiry
+SELECT id, command_name, data, execute_time, revision, lease_expiry, lease_epoch
 FROM claimed ORDER BY execute_time, id
 """
 
@@ -145,24 +149,64 @@ async def release_commands(store: Store, lease_tokens: Sequence[str]) -> None:
     _check_held(rows, lease_tokens)
 
 
+RENEW_COMMANDS = """
+WITH given AS MATERIALIZED (
+    SELECT *
+    FROM jsonb_to_recordset($1::jsonb) AS g(n int, id bigint, revision bigint, lease_id text)
+), held AS MATERIALIZED (
+    SELECT c.id, g.lease_id
+    FROM (SELECT * FROM given ORDER BY id) g, LATERAL (
+        SELECT id FROM wfc.scheduled_commands
+        WHERE id = g.id AND lease_id = g.lease_id AND lease_expiry > now() FOR UPDATE
+    ) c
+), renewed AS (
+    UPDATE wfc.scheduled_commands
+    SET lease_expiry = now() + $2 * interval '1 millisecond'
+    WHERE id = ANY (ARRAY (SELECT id FROM held))
+        AND (SELECT count(*) FROM held) = (SELECT count(*) FROM given)
+)
+SELECT n, EXISTS (SELECT FROM held h WHERE h.id = g.id AND h.lease_id = g.lease_id),
+    now() + $2 * interval '1 millisecond'
+FROM given g
+"""
+
+
+async def renew_commands(
+    store: Store, lease_tokens: Sequence[str], lease_ms: int, expiry: Timestamp
+) -> None:
+    """Hold what was claimed under these lease tokens for longer, all or nothing; until `expiry`,
+    which is set if there are any."""
+    rows = await store.write(RENEW_COMMANDS, _leases(lease_tokens), integer(lease_ms))
+    _check_held(rows, lease_tokens)
+    if rows.ntuples:
+        read_time(rows.get_value(0, 2), expiry)
+
+
 _LEASE_TOKEN = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})\.([0-9a-f]{32})")
 
 
 def _leases(lease_tokens: Sequence[str]) -> bytes:
-    documents = []
+    return array(lease_documents(lease_tokens, "lease_tokens"))
+
+
+def lease_documents(
+    lease_tokens: Sequence[str], field: str, *, first: int = 0, completes: bool = False
+) -> Iterator[str]:
+    """Lease tokens taken apart, as JSON documents numbered from `first` on. `field` is the
+    request's, `completes` goes along for commits."""
     for i, token in enumerate(lease_tokens):
         match = _LEASE_TOKEN.fullmatch(token)
         if match is None:
             raise invalid_field(
-                f"lease_tokens[{i}]",
+                f"{field}[{i}]",
                 FieldViolationReason.FIELD_VIOLATION_REASON_FORMAT,
                 "is no lease token of ClaimCommands",
             )
         row, revision, lease = match.groups()
-        documents.append(
-            f'{{"n":{i},"id":{int(row)},"revision":{int(revision)},"lease_id":"{lease}"}}'
+        yield (
+            f'{{"n":{first + i},"id":{int(row)},"revision":{int(revision)},'
+            f'"lease_id":"{lease}","completes":{"true" if completes else "false"}}}'
         )
-    return f"[{','.join(documents)}]".encode()
 
 
 def _check_held(rows: PGresult, lease_tokens: Sequence[str]) -> None:
@@ -172,12 +216,23 @@ def _check_held(rows: PGresult, lease_tokens: Sequence[str]) -> None:
         if not read_bool(rows.get_value(i, 1))
     ]
     if lost:
-        raise PersistenceError(
-            ErrorReason.ERROR_REASON_LEASE_LOST,
-            f"{len(lost)} of {len(lease_tokens)} commands are no longer claimed under these leases",
-            # Metadata travels in HTTP/2 headers, which are bounded: some name the problem as well.
-            metadata={"lease_tokens": ",".join(lost[:20]), "lost": str(len(lost))},
-        )
+        raise lease_lost(lost, of=len(lease_tokens))
+
+
+def lease_lost(
+    lost: Sequence[str], *, of: int = 1, field: str = "lease_tokens"
+) -> PersistenceError:
+    """The error of commands that are no longer claimed under these leases."""
+    return PersistenceError(
+        ErrorReason.ERROR_REASON_LEASE_LOST,
+        f"{len(lost)} of {of} commands are no longer claimed under these leases",
+        # Metadata travels in HTTP/2 headers, which are bounded: some name the problem as well.
+        metadata={
+            "lease_tokens": ",".join(lost[:20]),
+            "lost": str(len(lost)),
+            "field": field,
+        },
+    )
 
 
 def _read_claim(rows: PGresult, i: int, lease_id: str) -> ClaimedCommand:
@@ -192,6 +247,7 @@ def _read_claim(rows: PGresult, i: int, lease_id: str) -> ClaimedCommand:
             execute_time=read_int8(get(i, 3)),
         ),
         lease_token=f"{row}.{revision}.{lease_id}",
+        epoch=read_int8(get(i, 6)),
     )
     read_time(get(i, 5), claim.lease_expiry)
     return claim

@@ -58,7 +58,9 @@ _CONNECTION_DEFAULTS: Final = {
 
 # SQLSTATEs after which the same statement may succeed at once: serialization failure, deadlock, or
 # a cancel request that was meant for the call before on the same connection.
-_TRY_AGAIN: Final = frozenset({"40001", "40P01", "57014"})
+# A pointer whose workflow is gone (23503), or is still there, was written while the workflow was
+# being deleted: the next snapshot shows it.
+_TRY_AGAIN: Final = frozenset({"40001", "40P01", "57014", "23503"})
 # The same on another connection: what is prepared on this one is not what we believe (a PgBouncer
 # in between), or no longer fits the tables (a migration).
 _TRY_ELSEWHERE: Final = frozenset({"26000", "42P05", "0A000"})
@@ -166,7 +168,7 @@ class Exchange:
     def send_prepare(self, statement: Statement) -> None:
         """Only prepare a statement, unless it is."""
         try:
-            if self._prepare:
+            if self._prepare and statement.name:
                 self._queue_prepare(statement)
             self._start()
         except psycopg.OperationalError as exc:
@@ -565,10 +567,17 @@ class Store:
         [result] = await self.database.run(self.namespace, batch, write=False)
         return result
 
-    async def read_once(self, sql: str) -> pq.abc.PGresult:
-        """Run a reading statement that is bound already and hardly ever comes again."""
-        statement = Statement(sql.encode(), b"")
-        [result] = await self.database.run(self.namespace, [(statement, ())], write=False)
+    async def read_once(self, sql: str, *params: Param) -> pq.abc.PGresult:
+        """Run a reading statement that is not worth preparing, because it hardly ever comes again,
+        or is planned better with its parameters at hand."""
+        batch = [(self._unprepared(sql), params)]
+        [result] = await self.database.run(self.namespace, batch, write=False)
+        return result
+
+    async def write_once(self, sql: str, *params: Param) -> pq.abc.PGresult:
+        """Run a writing statement that is not worth preparing, a transaction of its own."""
+        batch = [(self._unprepared(sql), params)]
+        [result] = await self.database.run(self.namespace, batch, write=True)
         return result
 
     async def write(self, sql: str, *params: Param) -> pq.abc.PGresult:
@@ -607,6 +616,13 @@ class Store:
     def stream(self, sql: str, *params: Param) -> AsyncGenerator[pq.abc.PGresult, None]:
         """Run one reading statement and answer row by row; see Database.stream."""
         return self.database.stream(self.namespace, (self.schema.bind(sql), params))
+
+    def stream_once(self, sql: str, *params: Param) -> AsyncGenerator[pq.abc.PGresult, None]:
+        """The same for a statement that is not worth preparing."""
+        return self.database.stream(self.namespace, (self._unprepared(sql), params))
+
+    def _unprepared(self, sql: str) -> Statement:
+        return Statement(self.schema.qualify(sql).encode(), b"")
 
 
 def _sqlstate(error: pq.abc.PGresult) -> str:
@@ -647,6 +663,11 @@ _DOMAIN_ERRORS: Final[dict[str, tuple[ErrorReason.ValueType, str, float | None]]
         ErrorReason.ERROR_REASON_DATABASE_PERMISSION_DENIED,
         "the server's database role may not do this",
         None,
+    ),
+    "23503": (
+        ErrorReason.ERROR_REASON_TRANSACTION_CONFLICT,
+        "the workflow kept colliding with other writes",
+        0.1,
     ),
     "40": (
         ErrorReason.ERROR_REASON_TRANSACTION_CONFLICT,

@@ -9,17 +9,19 @@ and be absent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Any, Final
 
-from wfe.persistence.v1.command_pb2 import CommandName
+from wfe.persistence.v1.command_pb2 import CommandName, ScheduledCommand
 from wfe.persistence.v1.event_pb2 import Event
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
 from wfe.persistence.v1.workflow_pb2 import (
+    CommitWorkflowRequest,
     ExecutionPointer,
     PointerStatus,
     WorkflowInstance,
+    WorkflowPatch,
     WorkflowStatus,
 )
 from wfe_persistence.store.rows import iso, quote
@@ -127,13 +129,78 @@ def _pointer_document(ordinal: int, p: ExecutionPointer) -> str:
     return ",".join(parts) + "}"
 
 
+# The header fields that a patch can name, and how each gets into its document.
+HEADER_FIELDS: Final[dict[str, Callable[[WorkflowInstance], str]]] = {
+    "name": lambda w: f'"name":{quote(w.name)}',
+    "root_workflow_id": lambda w: f'"root_workflow_id":{_text_or_null(w, "root_workflow_id")}',
+    "workflow_definition_id": lambda w: f'"definition_id":{quote(w.workflow_definition_id)}',
+    "version": lambda w: f'"version":{w.version}',
+    "description": lambda w: f'"description":{_text_or_null(w, "description")}',
+    "reference": lambda w: f'"reference":{_text_or_null(w, "reference")}',
+    "next_execution": lambda w: (
+        f'"next_execution":{w.next_execution if w.HasField("next_execution") else "null"}'
+    ),
+    "status": lambda w: f'"status":"{WORKFLOW_STATUS[w.status]}"',
+    "data_json": lambda w: f'"data":[{w.data_json}]',
+    "create_time": lambda w: f'"create_time":"{iso(w.create_time)}"',
+    "complete_time": lambda w: (
+        f'"complete_time":"{iso(w.complete_time)}"'
+        if w.HasField("complete_time")
+        else '"complete_time":null'
+    ),
+}
+
+
+def _text_or_null(w: WorkflowInstance, field: Any) -> str:
+    return quote(getattr(w, field)) if w.HasField(field) else "null"
+
+
+def patch_document(patch: WorkflowPatch) -> bytes:
+    """A patch: only the header fields to change, `null` for those that become absent."""
+    parts = [HEADER_FIELDS[name](patch.header) for name in patch.header_mask.paths]
+    pointers = ",".join(
+        map(_pointer_document, range(len(patch.execution_pointers)), patch.execution_pointers)
+    )
+    parts.append(f'"execution_pointers":[{pointers}]')
+    parts.append(f'"removed":{_strings(patch.removed_pointer_ids)}')
+    return f"{{{','.join(parts)}}}".encode()
+
+
+def effects_document(request: CommitWorkflowRequest, leases: Iterable[str]) -> bytes:
+    """What a commit does beside the workflow's own state. `leases`: documents of lease tokens."""
+    claims = ",".join(
+        f'{{"n":{n},"id":{quote(claim.subscription_id)},"token":{quote(claim.token)}'
+        + (f',"epoch":{claim.epoch}}}' if claim.HasField("epoch") else "}")
+        for n, claim in enumerate(request.held_subscriptions)
+    )
+    return (
+        f'{{"claims":[{claims}],"leases":[{",".join(leases)}],'
+        f'"terminated":{_strings(request.terminate_subscription_ids)},'
+        f'"events":[{",".join(map(_event_document, request.create_events))}],'
+        f'"processed":{_strings(request.processed_event_ids)},'
+        f'"errors":[{",".join(map(error_document, request.errors))}],'
+        f'"commands":[{",".join(map(_command_document, request.schedule_commands))}]}}'
+    ).encode()
+
+
+def _command_document(c: ScheduledCommand) -> str:
+    return (
+        f'{{"command_name":"{COMMAND_NAME[c.command_name]}","data":{quote(c.data)},'
+        f'"execute_time":{c.execute_time}}}'
+    )
+
+
 def event_document(e: Event) -> bytes:
     """An event."""
+    return _event_document(e).encode()
+
+
+def _event_document(e: Event) -> str:
     return (
         f'{{"id":{quote(e.id)},"event_name":{quote(e.event_name)},"event_key":{quote(e.event_key)},'
         f'"event_data":[{e.event_data_json}],"event_time":"{iso(e.event_time)}",'
         f'"is_processed":{"true" if e.is_processed else "false"}}}'
-    ).encode()
+    )
 
 
 def subscription_document(s: EventSubscription) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import aclosing
 
-from wfe.persistence.v1.store_pb2 import ExecutionError
+from wfe.persistence.v1.store_pb2 import ExecutionError, ListErrorsRequest
 from wfe_persistence.store.db import Store
 from wfe_persistence.store.documents import array, error_document
 from wfe_persistence.store.paging import Cursor, Page
-from wfe_persistence.store.rows import integer, read_int8, read_text, read_time, text
+from wfe_persistence.store.rows import integer, read_int8, read_text, read_time, text, timestamp
 
 PERSIST_ERRORS = """
 INSERT INTO wfc.execution_errors (error_time, workflow_id, execution_pointer_id, message)
@@ -27,34 +27,31 @@ async def persist_errors(store: Store, errors: Sequence[ExecutionError]) -> None
         await store.write(PERSIST_ERRORS, array(map(error_document, errors)))
 
 
+# What is not given is NULL and falls away when the statement is planned, with the values at hand.
 # Read row by row: a page ends early where it would not fit into one message.
 LIST_ERRORS = """
 SELECT id, error_time, workflow_id, execution_pointer_id, message FROM wfc.execution_errors
-WHERE id < $1
+WHERE ($1::text IS NULL OR workflow_id = $1)
+    AND ($2::timestamptz IS NULL OR error_time >= $2)
+    AND ($3::timestamptz IS NULL OR error_time < $3)
+    AND id < $4::bigint
 ORDER BY id DESC
-LIMIT $2
+LIMIT $5
 """
-
-LIST_ERRORS_OF_WORKFLOW = """
-SELECT id, error_time, workflow_id, execution_pointer_id, message FROM wfc.execution_errors
-WHERE workflow_id = $3 AND id < $1
-ORDER BY id DESC
-LIMIT $2
-"""
-
-BEHIND_LAST: Cursor = (2**63 - 1, "")
-"""Where the list starts: it runs from the last logged error to the first."""
 
 
 async def list_errors(
-    store: Store, workflow_id: str, before: Cursor, page_size: int, page_bytes: int
+    store: Store, request: ListErrorsRequest, before: Cursor, page_size: int, page_bytes: int
 ) -> Page[ExecutionError]:
-    """Logged errors, the last first; `workflow_id` empty: of all workflows."""
-    params = [integer(before[0]), integer(page_size + 1)]
-    if workflow_id:
-        stream = store.stream(LIST_ERRORS_OF_WORKFLOW, *params, text(workflow_id))
-    else:
-        stream = store.stream(LIST_ERRORS, *params)
+    """Logged errors, the last one logged first."""
+    stream = store.stream_once(
+        LIST_ERRORS,
+        text(request.workflow_id) if request.workflow_id else None,
+        timestamp(request.error_time_from) if request.HasField("error_time_from") else None,
+        timestamp(request.error_time_before) if request.HasField("error_time_before") else None,
+        integer(before[0]),
+        integer(page_size + 1),
+    )
     page: list[ExecutionError] = []
     size = 0
     cursor = before

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
-from wfe.persistence.v1.event_pb2 import Event
+from wfe.persistence.v1.event_pb2 import Event, ListEventsRequest
+from wfe.persistence.v1.list_order_pb2 import ListOrder
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store.db import Store
 from wfe_persistence.store.documents import event_document
 from wfe_persistence.store.paging import Cursor, Page, cut
 from wfe_persistence.store.rows import (
+    GetValue,
     PGresult,
+    boolean,
     integer,
     micros_param,
     read_bool,
@@ -23,12 +28,15 @@ from wfe_persistence.store.rows import (
     timestamp,
 )
 
-CREATE_EVENT = """
+# The fields of an event document (see documents.py).
+EVENT_RECORD = """(
+        id text, event_name text, event_key text, event_data jsonb, event_time timestamptz,
+        is_processed boolean)"""
+
+CREATE_EVENT = f"""
 WITH given AS MATERIALIZED (
     SELECT e.*, sha256(convert_to($1::jsonb::text, 'UTF8')) AS content_hash
-    FROM jsonb_to_record($1::jsonb) AS e(
-        id text, event_name text, event_key text, event_data jsonb, event_time timestamptz,
-        is_processed boolean)
+    FROM jsonb_to_record($1::jsonb) AS e{EVENT_RECORD}
 ), created AS (
     INSERT INTO wfc.events
         (id, event_name, event_key, event_data, event_time, is_processed, content_hash)
@@ -48,11 +56,7 @@ async def create_event(store: Store, event: Event) -> None:
     await store.create(
         CREATE_EVENT,
         event_document(event),
-        exists=PersistenceError(
-            ErrorReason.ERROR_REASON_EVENT_ALREADY_EXISTS,
-            "an event with this id and other content exists",
-            metadata={"field": "event.id"},
-        ),
+        exists=event_exists("event.id"),
     )
 
 
@@ -66,8 +70,11 @@ async def get_event(store: Store, id_: str) -> Event:
     """One event."""
     rows = await store.read(GET_EVENT, text(id_))
     if rows.ntuples == 0:
-        raise _not_found()
-    get = rows.get_value
+        raise event_not_found("id")
+    return _read_event(rows.get_value)
+
+
+def _read_event(get: GetValue) -> Event:
     event = Event(
         id=read_text(get(0, 0)),
         event_name=read_text(get(0, 1)),
@@ -141,7 +148,7 @@ async def mark_event_processed(store: Store, id_: str) -> None:
     """Mark an event as processed."""
     rows = await store.write(MARK_EVENT_PROCESSED, text(id_))
     if rows.ntuples == 0:
-        raise _not_found()
+        raise event_not_found("id")
 
 
 MARK_EVENT_UNPROCESSED = """
@@ -153,7 +160,61 @@ async def mark_event_unprocessed(store: Store, id_: str) -> None:
     """Mark an event as still to be processed."""
     rows = await store.write(MARK_EVENT_UNPROCESSED, text(id_))
     if rows.ntuples == 0:
-        raise _not_found()
+        raise event_not_found("id")
+
+
+# What is not given is NULL and falls away when the statement is planned, with the values at hand.
+# Read row by row: a page ends early where it would not fit into one message.
+_PAGE_OF_EVENTS = """
+SELECT id, event_name, event_key, event_data, event_time, is_processed
+FROM wfc.events
+WHERE ($1::text IS NULL OR event_name = $1) AND ($2::text IS NULL OR event_key = $2)
+    AND ($3::boolean IS NULL OR is_processed = $3)
+    AND ($4::timestamptz IS NULL OR event_time >= $4)
+    AND ($5::timestamptz IS NULL OR event_time < $5)
+    AND (event_time, id) {after} ($6::timestamptz, $7::text)
+ORDER BY event_time {direction}, id {direction}
+LIMIT $8
+"""
+LIST_EVENTS = {
+    ListOrder.LIST_ORDER_NEWEST_FIRST: _PAGE_OF_EVENTS.format(after="<", direction="DESC"),
+    ListOrder.LIST_ORDER_OLDEST_FIRST: _PAGE_OF_EVENTS.format(after=">", direction="ASC"),
+}
+
+
+async def list_events(
+    store: Store,
+    request: ListEventsRequest,
+    order: ListOrder.ValueType,
+    after: Cursor,
+    page_size: int,
+    page_bytes: int,
+) -> Page[Event]:
+    """Events by event_time."""
+    page: list[Event] = []
+    size = 0
+    cursor = after
+    async with aclosing(
+        store.stream_once(
+            LIST_EVENTS[order],
+            text(request.event_name) if request.event_name else None,
+            text(request.event_key) if request.HasField("event_key") else None,
+            boolean(request.is_processed) if request.HasField("is_processed") else None,
+            timestamp(request.event_time_from) if request.HasField("event_time_from") else None,
+            timestamp(request.event_time_before) if request.HasField("event_time_before") else None,
+            micros_param(after[0]),
+            text(after[1]),
+            integer(page_size + 1),
+        )
+    ) as rows:
+        async for row in rows:
+            event = _read_event(row.get_value)
+            size += event.ByteSize() + 8
+            if page and (len(page) == page_size or size > page_bytes):
+                return Page(page, cursor)
+            page.append(event)
+            cursor = (read_micros(row.get_value(0, 4)), event.id)
+    return Page(page, None)
 
 
 def _page_of_ids(rows: PGresult, page_size: int) -> Page[str]:
@@ -162,5 +223,19 @@ def _page_of_ids(rows: PGresult, page_size: int) -> Page[str]:
     return cut(ids, cursors, page_size)
 
 
-def _not_found() -> PersistenceError:
-    return PersistenceError(ErrorReason.ERROR_REASON_EVENT_NOT_FOUND, "no event has this id")
+def event_not_found(field: str) -> PersistenceError:
+    """The error of an event that is not stored; `field` is the request's."""
+    return PersistenceError(
+        ErrorReason.ERROR_REASON_EVENT_NOT_FOUND,
+        "no event has this id",
+        metadata={"field": field},
+    )
+
+
+def event_exists(field: str) -> PersistenceError:
+    """The error of an event id that is in use by other content."""
+    return PersistenceError(
+        ErrorReason.ERROR_REASON_EVENT_ALREADY_EXISTS,
+        "an event with this id and other content exists",
+        metadata={"field": field},
+    )

@@ -9,6 +9,7 @@ NOT EXISTS` alone races.) Checksums tell a store that was migrated by other file
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,6 +26,8 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store.db import Store
 from wfe_persistence.store.rows import read_int4
 from wfe_persistence.store.schema import Schema
+
+log = logging.getLogger(__name__)
 
 _FILE_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 
@@ -127,7 +130,23 @@ INSERT INTO wfc.wfe_migrations (version, name, checksum) VALUES (%s, %s, %s)
 
 
 async def migrate(conninfo: str, schema: Schema) -> list[str]:
-    """Apply what is missing, on a connection of its own; answer the names of what was applied."""
+    """Apply what is missing, on a connection of its own; answer the names of what was applied.
+
+    What PostgreSQL refuses is the error SCHEMA_OUTDATED: something that is not ours is in the way.
+    """
+    try:
+        return await _migrate(conninfo, schema)
+    except psycopg.Error as exc:
+        log.error(  # noqa: TRY400
+            "schema %s: can't be brought up to date: %s", schema.name, exc
+        )
+        raise PersistenceError(
+            ErrorReason.ERROR_REASON_SCHEMA_OUTDATED,
+            "the store can't be brought up to date; the server's log says why",
+        ) from exc
+
+
+async def _migrate(conninfo: str, schema: Schema) -> list[str]:
     done: list[str] = []
     async with connect(conninfo) as connection:
         while True:

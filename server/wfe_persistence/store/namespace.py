@@ -164,9 +164,10 @@ async def _migrated(conninfo: str, schema: Schema, name: str) -> list[str]:
     """Migrate; what PostgreSQL refuses (something is in the way, say) as the namespace's error."""
     try:
         return await migrate.migrate(conninfo, schema)
-    except psycopg.Error as exc:
-        log.error("namespace %s: can't be brought up to date: %s", name, exc)  # noqa: TRY400
-        raise _not_migrated(name) from exc
+    except PersistenceError as exc:
+        if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED:
+            raise _not_migrated(name) from exc
+        raise
 
 
 # A namespace is where the table of applied migrations is. The rows are PostgreSQL's estimate.
@@ -230,7 +231,8 @@ WHERE c.relnamespace = to_regnamespace(%s) AND c.relkind IN ('r', 'p', 'v', 'm',
 
 LOCK_NAMESPACE = """
 LOCK TABLE wfc.wfe_migrations, wfc.workflows, wfc.execution_pointers, wfc.events,
-    wfc.event_subscriptions, wfc.scheduled_commands, wfc.execution_errors, wfc.definition_sequences
+    wfc.event_subscriptions, wfc.scheduled_commands, wfc.execution_errors, wfc.definition_sequences,
+    wfc.requests
     IN ACCESS EXCLUSIVE MODE
 """
 
@@ -250,6 +252,7 @@ _OUR_TABLES = frozenset(
         "scheduled_commands",
         "execution_errors",
         "definition_sequences",
+        "requests",
     }
 )
 
@@ -304,8 +307,9 @@ async def migrate_all(store: Store, at_once: int = 4) -> Outcomes:
         async with slots:
             try:
                 return await migrate.migrate(store.database.conninfo, schema)
-            except (PersistenceError, psycopg.Error) as exc:
-                return exc
+            except PersistenceError as exc:
+                # Who migrates by hand wants to know what PostgreSQL said.
+                return exc.__cause__ if isinstance(exc.__cause__, psycopg.Error) else exc
 
     results = await asyncio.gather(*(bring_up(schema) for _, schema in names))
     return {name: result for (name, _), result in zip(names, results, strict=True)}

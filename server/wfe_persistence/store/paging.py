@@ -12,6 +12,8 @@ Cursor = tuple[int, str]
 
 START: Final[Cursor] = (-(2**63), "")
 """Before the first row of any ascending list."""
+END: Final[Cursor] = (2**63 - 1, "")
+"""Before the first row of any descending list."""
 
 
 @dataclass(frozen=True, slots=True)

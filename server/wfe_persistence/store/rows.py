@@ -116,7 +116,9 @@ def read_time(value: bytes | None, into: Timestamp) -> None:
 
 
 def micros_param(micros: int) -> bytes:
-    """Microseconds since 1970 as a time parameter; before year 1: PostgreSQL's -infinity."""
+    """Microseconds since 1970 as a time parameter; outside the years 1-9999: ±infinity."""
     if micros < _FIRST_MICROS:
         return b"-infinity"
+    if micros > _LAST_MICROS:
+        return b"infinity"
     return (_EPOCH + timedelta(microseconds=micros)).isoformat().encode()

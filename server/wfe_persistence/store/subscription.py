@@ -7,17 +7,25 @@ from contextlib import aclosing
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
-from wfe.persistence.v1.subscription_pb2 import EventSubscription
+from wfe.persistence.v1.subscription_pb2 import (
+    EventSubscription,
+    ListSubscriptionsRequest,
+    RenewSubscriptionTokenResponse,
+    SetSubscriptionTokenRequest,
+    SetSubscriptionTokenResponse,
+)
 from wfe_persistence.errors import PersistenceError, invalid_field
 from wfe_persistence.store.db import Store
 from wfe_persistence.store.documents import subscription_document
 from wfe_persistence.store.paging import Cursor, Page
 from wfe_persistence.store.rows import (
     GetValue,
+    boolean,
     integer,
     micros_param,
     read_bool,
     read_int4,
+    read_int8,
     read_json,
     read_micros,
     read_text,
@@ -64,7 +72,8 @@ async def create_event_subscription(store: Store, subscription: EventSubscriptio
 
 
 _COLUMNS = """id, workflow_id, step_id, execution_pointer_id, event_name, event_key,
-    subscribe_as_of, subscription_data, external_token, external_worker_id, external_token_expiry"""
+    subscribe_as_of, subscription_data, external_token, external_worker_id, external_token_expiry,
+    external_token_epoch"""
 
 GET_SUBSCRIPTION = f"""
 SELECT {_COLUMNS} FROM wfc.event_subscriptions WHERE id = $1
@@ -75,7 +84,7 @@ async def get_subscription(store: Store, id_: str) -> EventSubscription:
     """One subscription, open or held."""
     rows = await store.read(GET_SUBSCRIPTION, text(id_))
     if rows.ntuples == 0:
-        raise _not_found()
+        raise subscription_not_found("id")
     return _read_subscription(rows.get_value)
 
 
@@ -146,44 +155,80 @@ async def get_first_open_subscription(
     return _read_subscription(rows.get_value) if rows.ntuples else None
 
 
+# The rows say whether the subscription is there, held with the token and removed.
 TERMINATE_SUBSCRIPTION = """
-DELETE FROM wfc.event_subscriptions WHERE id = $1 RETURNING id
+WITH found AS MATERIALIZED (
+    SELECT id, $2::text IS NULL OR (external_token = $2
+            AND (external_token_expiry IS NULL OR external_token_expiry > now())
+            AND ($3::bigint IS NULL OR external_token_epoch = $3)) IS TRUE AS fits
+    FROM wfc.event_subscriptions WHERE id = $1 FOR UPDATE
+), removed AS (
+    DELETE FROM wfc.event_subscriptions
+    WHERE id = ANY (ARRAY (SELECT id FROM found WHERE fits))
+)
+SELECT fits FROM found
 """
 
 
-async def terminate_subscription(store: Store, id_: str) -> None:
-    """Remove a subscription, open or held."""
-    rows = await store.write(TERMINATE_SUBSCRIPTION, text(id_))
+async def terminate_subscription(
+    store: Store, id_: str, token: str | None, epoch: int | None
+) -> None:
+    """Remove a subscription; with a token only if it is held with that."""
+    rows = await store.write(
+        TERMINATE_SUBSCRIPTION,
+        text(id_),
+        None if token is None else text(token),
+        None if epoch is None else integer(epoch),
+    )
     if rows.ntuples == 0:
-        raise _not_found()
+        raise subscription_not_found("id")
+    if not read_bool(rows.get_value(0, 0)):
+        raise token_mismatch("token")
 
 
+# A claim that is still held keeps its epoch, and only its end moves; any other one is a new claim.
+# $5 is a duration in place of the expiry in $4.
 SET_SUBSCRIPTION_TOKEN = """
-WITH taken AS (
-    UPDATE wfc.event_subscriptions
-    SET external_token = $2, external_worker_id = $3, external_token_expiry = $4
-    WHERE id = $1
-        AND ($4::timestamptz IS NULL OR $4 > now())
-        AND (external_token IS NULL OR external_token_expiry <= now()
-            OR (external_token = $2 AND coalesce(external_worker_id, '') = $3))
-    RETURNING id
+WITH given AS MATERIALIZED (
+    SELECT coalesce($4::timestamptz, now() + $5::bigint * interval '1 millisecond') AS expiry
+), taken AS (
+    UPDATE wfc.event_subscriptions s
+    SET external_token = $2, external_worker_id = $3, external_token_expiry = g.expiry,
+        external_token_epoch = CASE
+            WHEN s.external_token = $2 AND coalesce(s.external_worker_id, '') = $3
+                AND s.external_token_epoch > 0
+                AND (s.external_token_expiry IS NULL OR s.external_token_expiry > now())
+            THEN s.external_token_epoch ELSE nextval('wfc.claim_epochs') END
+    FROM given g
+    WHERE s.id = $1
+        AND (g.expiry IS NULL OR g.expiry > now())
+        AND (($6::bigint IS NULL
+                AND (s.external_token IS NULL OR s.external_token_expiry <= now()))
+            OR (s.external_token = $2 AND coalesce(s.external_worker_id, '') = $3
+                AND ($6 IS NULL OR (s.external_token_epoch = $6
+                    AND (s.external_token_expiry IS NULL OR s.external_token_expiry > now())))))
+    RETURNING s.external_token_epoch, s.external_token_expiry
 )
 SELECT EXISTS (SELECT FROM taken),
     EXISTS (SELECT FROM wfc.event_subscriptions WHERE id = $1),
-    $4 <= now()
+    $4 <= now(),
+    (SELECT external_token_epoch FROM taken),
+    (SELECT external_token_expiry FROM taken)
 """
 
 
 async def set_subscription_token(
-    store: Store, id_: str, token: str, worker_id: str, expiry: Timestamp | None
-) -> bool:
-    """Take hold of a subscription if it is open or ours; whether it is ours now."""
+    store: Store, request: SetSubscriptionTokenRequest, duration_ms: int | None
+) -> SetSubscriptionTokenResponse:
+    """Take hold of a subscription if it is open or ours; whether it is ours now, and as what."""
     row = await store.write(
         SET_SUBSCRIPTION_TOKEN,
-        text(id_),
-        text(token),
-        text(worker_id),
-        None if expiry is None else timestamp(expiry),
+        text(request.id),
+        text(request.token),
+        text(request.worker_id),
+        timestamp(request.expiry) if request.HasField("expiry") else None,
+        None if duration_ms is None else integer(duration_ms),
+        integer(request.epoch) if request.HasField("epoch") else None,
     )
     taken, exists, expired = (read_bool(row.get_value(0, column)) for column in range(3))
     if not taken and expired:
@@ -193,32 +238,116 @@ async def set_subscription_token(
             "has passed already, by the database's clock",
         )
     if not exists:
-        raise _not_found()
-    return taken
+        raise subscription_not_found("id")
+    answer = SetSubscriptionTokenResponse(acquired=taken)
+    if taken:
+        answer.epoch = read_int8(row.get_value(0, 3))
+        if (expiry := row.get_value(0, 4)) is not None:
+            read_time(expiry, answer.expiry)
+    return answer
+
+
+RENEW_SUBSCRIPTION_TOKEN = """
+WITH renewed AS (
+    UPDATE wfc.event_subscriptions
+    SET external_token_expiry = now() + $4::bigint * interval '1 millisecond'
+    WHERE id = $1 AND external_token = $2
+        AND (external_token_expiry IS NULL OR external_token_expiry > now())
+        AND ($3::bigint IS NULL OR external_token_epoch = $3)
+    RETURNING external_token_expiry, external_token_epoch
+)
+SELECT (SELECT external_token_expiry FROM renewed), (SELECT external_token_epoch FROM renewed),
+    EXISTS (SELECT FROM wfc.event_subscriptions WHERE id = $1)
+"""
+
+
+async def renew_subscription_token(
+    store: Store, id_: str, token: str, epoch: int | None, duration_ms: int
+) -> RenewSubscriptionTokenResponse:
+    """Hold a subscription for longer."""
+    row = await store.write(
+        RENEW_SUBSCRIPTION_TOKEN,
+        text(id_),
+        text(token),
+        None if epoch is None else integer(epoch),
+        integer(duration_ms),
+    )
+    if not read_bool(row.get_value(0, 2)):
+        raise subscription_not_found("id")
+    expiry = row.get_value(0, 0)
+    if expiry is None:
+        raise token_mismatch("token")
+    answer = RenewSubscriptionTokenResponse(epoch=read_int8(row.get_value(0, 1)))
+    read_time(expiry, answer.expiry)
+    return answer
 
 
 CLEAR_SUBSCRIPTION_TOKEN = """
 WITH cleared AS (
     UPDATE wfc.event_subscriptions
     SET external_token = NULL, external_worker_id = NULL, external_token_expiry = NULL
-    WHERE id = $1 AND external_token = $2
+    WHERE id = $1 AND external_token = $2 AND ($3::bigint IS NULL OR external_token_epoch = $3)
     RETURNING id
 )
 SELECT EXISTS (SELECT FROM cleared), EXISTS (SELECT FROM wfc.event_subscriptions WHERE id = $1)
 """
 
 
-async def clear_subscription_token(store: Store, id_: str, token: str) -> None:
+async def clear_subscription_token(store: Store, id_: str, token: str, epoch: int | None) -> None:
     """Let go of a subscription that is held with this token."""
-    row = await store.write(CLEAR_SUBSCRIPTION_TOKEN, text(id_), text(token))
+    row = await store.write(
+        CLEAR_SUBSCRIPTION_TOKEN,
+        text(id_),
+        text(token),
+        None if epoch is None else integer(epoch),
+    )
     cleared, exists = (read_bool(row.get_value(0, column)) for column in range(2))
     if not exists:
-        raise _not_found()
+        raise subscription_not_found("id")
     if not cleared:
-        raise PersistenceError(
-            ErrorReason.ERROR_REASON_TOKEN_MISMATCH,
-            "the subscription is not held with this token",
+        raise token_mismatch("token")
+
+
+# What is not given is NULL and falls away when the statement is planned, with the values at hand.
+# Read row by row: a page ends early where it would not fit into one message.
+LIST_SUBSCRIPTIONS = f"""
+SELECT {_COLUMNS} FROM wfc.event_subscriptions
+WHERE ($1::text IS NULL OR workflow_id = $1) AND ($2::text IS NULL OR event_name = $2)
+    AND ($3::text IS NULL OR event_key = $3)
+    AND ($4::boolean IS NULL OR $4 = (external_token IS NOT NULL
+        AND (external_token_expiry IS NULL OR external_token_expiry > now())))
+    AND id > $5::text
+ORDER BY id
+LIMIT $6
+"""
+
+
+async def list_subscriptions(
+    store: Store, request: ListSubscriptionsRequest, after: Cursor, page_size: int, page_bytes: int
+) -> Page[EventSubscription]:
+    """Subscriptions, open and held, by id."""
+    page: list[EventSubscription] = []
+    size = 0
+    cursor = after
+    async with aclosing(
+        store.stream_once(
+            LIST_SUBSCRIPTIONS,
+            text(request.workflow_id) if request.workflow_id else None,
+            text(request.event_name) if request.event_name else None,
+            text(request.event_key) if request.HasField("event_key") else None,
+            boolean(request.held) if request.HasField("held") else None,
+            text(after[1]),
+            integer(page_size + 1),
         )
+    ) as rows:
+        async for row in rows:
+            subscription = _read_subscription(row.get_value)
+            size += subscription.ByteSize() + 8
+            if page and (len(page) == page_size or size > page_bytes):
+                return Page(page, cursor)
+            page.append(subscription)
+            cursor = (0, subscription.id)
+    return Page(page, None)
 
 
 def _read_subscription(get: GetValue) -> EventSubscription:
@@ -239,12 +368,25 @@ def _read_subscription(get: GetValue) -> EventSubscription:
         s.external_worker_id = value.decode()
     if (value := get(0, 10)) is not None:
         read_time(value, s.external_token_expiry)
+    s.external_token_epoch = read_int8(get(0, 11))
     return s
 
 
-def _not_found() -> PersistenceError:
+def subscription_not_found(field: str) -> PersistenceError:
+    """The error of a subscription that is not stored; `field` is the request's."""
     return PersistenceError(
-        ErrorReason.ERROR_REASON_SUBSCRIPTION_NOT_FOUND, "no subscription has this id"
+        ErrorReason.ERROR_REASON_SUBSCRIPTION_NOT_FOUND,
+        "no subscription has this id",
+        metadata={"field": field},
+    )
+
+
+def token_mismatch(field: str) -> PersistenceError:
+    """The error of a subscription that is not held with the given token and epoch."""
+    return PersistenceError(
+        ErrorReason.ERROR_REASON_TOKEN_MISMATCH,
+        "the subscription is not held with this token",
+        metadata={"field": field},
     )
 
 

@@ -82,8 +82,13 @@ class ClaimedCommand(google.protobuf.message.Message):
     COMMAND_FIELD_NUMBER: builtins.int
     LEASE_TOKEN_FIELD_NUMBER: builtins.int
     LEASE_EXPIRY_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
     lease_token: builtins.str
     """Proof of the claim, for CompleteCommands and ReleaseCommands. Opaque."""
+    epoch: builtins.int
+    """The number of the claim: each claim of a store has a higher one than all
+    before it. To fence off, in other systems, those who held it earlier.
+    """
     @property
     def command(self) -> Global___ScheduledCommand:
         """The command as it was when it was claimed."""
@@ -100,9 +105,10 @@ class ClaimedCommand(google.protobuf.message.Message):
         command: Global___ScheduledCommand | None = ...,
         lease_token: builtins.str = ...,
         lease_expiry: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        epoch: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["command", b"command", "lease_expiry", b"lease_expiry"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["command", b"command", "lease_expiry", b"lease_expiry", "lease_token", b"lease_token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["command", b"command", "epoch", b"epoch", "lease_expiry", b"lease_expiry", "lease_token", b"lease_token"]) -> None: ...
 
 Global___ClaimedCommand: typing_extensions.TypeAlias = ClaimedCommand
 
@@ -263,3 +269,57 @@ class ReleaseCommandsResponse(google.protobuf.message.Message):
     ) -> None: ...
 
 Global___ReleaseCommandsResponse: typing_extensions.TypeAlias = ReleaseCommandsResponse
+
+@typing.final
+class RenewCommandsRequest(google.protobuf.message.Message):
+    """RenewCommandsRequest is the request of RenewCommands."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LEASE_TOKENS_FIELD_NUMBER: builtins.int
+    LEASE_DURATION_FIELD_NUMBER: builtins.int
+    @property
+    def lease_tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The lease tokens of the claims to hold on to; at most 1000, none twice. They
+        stay valid.
+        """
+
+    @property
+    def lease_duration(self) -> google.protobuf.duration_pb2.Duration:
+        """How long the leases last from now on; absent: 30 s. 1 ms to 24 h, truncated
+        to milliseconds.
+        """
+
+    def __init__(
+        self,
+        *,
+        lease_tokens: collections.abc.Iterable[builtins.str] | None = ...,
+        lease_duration: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["lease_duration", b"lease_duration"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["lease_duration", b"lease_duration", "lease_tokens", b"lease_tokens"]) -> None: ...
+
+Global___RenewCommandsRequest: typing_extensions.TypeAlias = RenewCommandsRequest
+
+@typing.final
+class RenewCommandsResponse(google.protobuf.message.Message):
+    """RenewCommandsResponse is the answer of RenewCommands."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LEASE_EXPIRY_FIELD_NUMBER: builtins.int
+    @property
+    def lease_expiry(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When all these leases end by themselves, by the database's clock; absent: no
+        lease was named.
+        """
+
+    def __init__(
+        self,
+        *,
+        lease_expiry: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["lease_expiry", b"lease_expiry"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["lease_expiry", b"lease_expiry"]) -> None: ...
+
+Global___RenewCommandsResponse: typing_extensions.TypeAlias = RenewCommandsResponse

@@ -56,6 +56,11 @@ class ScheduledCommandServiceStub(object):
                 request_serializer=wfe_dot_persistence_dot_v1_dot_command__pb2.ReleaseCommandsRequest.SerializeToString,
                 response_deserializer=wfe_dot_persistence_dot_v1_dot_command__pb2.ReleaseCommandsResponse.FromString,
                 _registered_method=True)
+        self.RenewCommands = channel.unary_unary(
+                '/wfe.persistence.v1.ScheduledCommandService/RenewCommands',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_command__pb2.RenewCommandsRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_command__pb2.RenewCommandsResponse.FromString,
+                _registered_method=True)
 
 
 class ScheduledCommandServiceServicer(object):
@@ -104,6 +109,16 @@ class ScheduledCommandServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RenewCommands(self, request, context):
+        """Holds claimed commands for longer: for `lease_duration` from now on, by the
+        database's clock. A lease that has expired can't be renewed, even if nobody
+        else claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
+        (LEASE_LOST); INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ScheduledCommandServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -126,6 +141,11 @@ def add_ScheduledCommandServiceServicer_to_server(servicer, server):
                     servicer.ReleaseCommands,
                     request_deserializer=wfe_dot_persistence_dot_v1_dot_command__pb2.ReleaseCommandsRequest.FromString,
                     response_serializer=wfe_dot_persistence_dot_v1_dot_command__pb2.ReleaseCommandsResponse.SerializeToString,
+            ),
+            'RenewCommands': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewCommands,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_command__pb2.RenewCommandsRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_command__pb2.RenewCommandsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -238,6 +258,33 @@ class ScheduledCommandService(object):
             '/wfe.persistence.v1.ScheduledCommandService/ReleaseCommands',
             wfe_dot_persistence_dot_v1_dot_command__pb2.ReleaseCommandsRequest.SerializeToString,
             wfe_dot_persistence_dot_v1_dot_command__pb2.ReleaseCommandsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewCommands(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.ScheduledCommandService/RenewCommands',
+            wfe_dot_persistence_dot_v1_dot_command__pb2.RenewCommandsRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_command__pb2.RenewCommandsResponse.FromString,
             options,
             channel_credentials,
             insecure,

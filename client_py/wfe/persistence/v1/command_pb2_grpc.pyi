@@ -89,7 +89,23 @@ _ScheduledCommandServiceReleaseCommandsType = typing_extensions.TypeVar(
     ],
 )
 
-class ScheduledCommandServiceStub(typing.Generic[_ScheduledCommandServiceScheduleCommandType, _ScheduledCommandServiceClaimCommandsType, _ScheduledCommandServiceCompleteCommandsType, _ScheduledCommandServiceReleaseCommandsType]):
+_ScheduledCommandServiceRenewCommandsType = typing_extensions.TypeVar(
+    '_ScheduledCommandServiceRenewCommandsType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.command_pb2.RenewCommandsRequest,
+        wfe.persistence.v1.command_pb2.RenewCommandsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.command_pb2.RenewCommandsRequest,
+        wfe.persistence.v1.command_pb2.RenewCommandsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.command_pb2.RenewCommandsRequest,
+        wfe.persistence.v1.command_pb2.RenewCommandsResponse,
+    ],
+)
+
+class ScheduledCommandServiceStub(typing.Generic[_ScheduledCommandServiceScheduleCommandType, _ScheduledCommandServiceClaimCommandsType, _ScheduledCommandServiceCompleteCommandsType, _ScheduledCommandServiceReleaseCommandsType, _ScheduledCommandServiceRenewCommandsType]):
     """ScheduledCommandService keeps work for later and hands out what is due:
     claim, handle, complete. Every call is one transaction.
     """
@@ -112,6 +128,10 @@ class ScheduledCommandServiceStub(typing.Generic[_ScheduledCommandServiceSchedul
             wfe.persistence.v1.command_pb2.ReleaseCommandsRequest,
             wfe.persistence.v1.command_pb2.ReleaseCommandsResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.command_pb2.RenewCommandsRequest,
+            wfe.persistence.v1.command_pb2.RenewCommandsResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -131,6 +151,10 @@ class ScheduledCommandServiceStub(typing.Generic[_ScheduledCommandServiceSchedul
         grpc.aio.UnaryUnaryMultiCallable[
             wfe.persistence.v1.command_pb2.ReleaseCommandsRequest,
             wfe.persistence.v1.command_pb2.ReleaseCommandsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.command_pb2.RenewCommandsRequest,
+            wfe.persistence.v1.command_pb2.RenewCommandsResponse,
         ],
     ], channel: grpc.aio.Channel) -> None: ...
 
@@ -163,6 +187,13 @@ class ScheduledCommandServiceStub(typing.Generic[_ScheduledCommandServiceSchedul
     INVALID_ARGUMENT.
     """
 
+    RenewCommands: _ScheduledCommandServiceRenewCommandsType
+    """Holds claimed commands for longer: for `lease_duration` from now on, by the
+    database's clock. A lease that has expired can't be renewed, even if nobody
+    else claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
+    (LEASE_LOST); INVALID_ARGUMENT.
+    """
+
 ScheduledCommandServiceAsyncStub: typing_extensions.TypeAlias = ScheduledCommandServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.command_pb2.ScheduleCommandRequest,
@@ -179,6 +210,10 @@ ScheduledCommandServiceAsyncStub: typing_extensions.TypeAlias = ScheduledCommand
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.command_pb2.ReleaseCommandsRequest,
         wfe.persistence.v1.command_pb2.ReleaseCommandsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.command_pb2.RenewCommandsRequest,
+        wfe.persistence.v1.command_pb2.RenewCommandsResponse,
     ],
 ]
 
@@ -234,6 +269,18 @@ class ScheduledCommandServiceServicer(metaclass=abc.ABCMeta):
         """Gives claimed commands back unhandled: they are due again at once. All or
         nothing. Errors: FAILED_PRECONDITION (LEASE_LOST), as for CompleteCommands;
         INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def RenewCommands(
+        self,
+        request: wfe.persistence.v1.command_pb2.RenewCommandsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.command_pb2.RenewCommandsResponse, collections.abc.Awaitable[wfe.persistence.v1.command_pb2.RenewCommandsResponse]]:
+        """Holds claimed commands for longer: for `lease_duration` from now on, by the
+        database's clock. A lease that has expired can't be renewed, even if nobody
+        else claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
+        (LEASE_LOST); INVALID_ARGUMENT.
         """
 
 def add_ScheduledCommandServiceServicer_to_server(servicer: ScheduledCommandServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

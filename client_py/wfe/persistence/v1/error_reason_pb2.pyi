@@ -34,6 +34,10 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """NOT_FOUND: the namespace named by the metadata `wfe-namespace` does not
     exist. Nothing is created by naming it.
     """
+    ERROR_REASON_POINTER_NOT_FOUND: _ErrorReason.ValueType  # 5
+    """NOT_FOUND: the workflow has no execution pointer of an id that a patch
+    removes; ErrorInfo's metadata names the `field`.
+    """
     ERROR_REASON_WORKFLOW_ALREADY_EXISTS: _ErrorReason.ValueType  # 10
     """ALREADY_EXISTS: the workflow id is in use by a workflow that was created
     with other content.
@@ -50,6 +54,8 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """ALREADY_EXISTS: the subscription id is in use by a subscription created
     with other content.
     """
+    ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 14
+    """ALREADY_EXISTS: this `request_id` named another write to the same workflow."""
     ERROR_REASON_REVISION_MISMATCH: _ErrorReason.ValueType  # 20
     """ABORTED: `expected_revision` is not the stored revision; ErrorInfo's
     metadata has the stored one as `revision`. Load, decide, persist again.
@@ -167,6 +173,10 @@ ERROR_REASON_NAMESPACE_NOT_FOUND: ErrorReason.ValueType  # 4
 """NOT_FOUND: the namespace named by the metadata `wfe-namespace` does not
 exist. Nothing is created by naming it.
 """
+ERROR_REASON_POINTER_NOT_FOUND: ErrorReason.ValueType  # 5
+"""NOT_FOUND: the workflow has no execution pointer of an id that a patch
+removes; ErrorInfo's metadata names the `field`.
+"""
 ERROR_REASON_WORKFLOW_ALREADY_EXISTS: ErrorReason.ValueType  # 10
 """ALREADY_EXISTS: the workflow id is in use by a workflow that was created
 with other content.
@@ -183,6 +193,8 @@ ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS: ErrorReason.ValueType  # 13
 """ALREADY_EXISTS: the subscription id is in use by a subscription created
 with other content.
 """
+ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 14
+"""ALREADY_EXISTS: this `request_id` named another write to the same workflow."""
 ERROR_REASON_REVISION_MISMATCH: ErrorReason.ValueType  # 20
 """ABORTED: `expected_revision` is not the stored revision; ErrorInfo's
 metadata has the stored one as `revision`. Load, decide, persist again.

@@ -11,6 +11,7 @@ import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import sys
 import typing
+import wfe.persistence.v1.list_order_pb2
 
 if sys.version_info >= (3, 10):
     import typing as typing_extensions
@@ -331,3 +332,158 @@ class MarkEventUnprocessedResponse(google.protobuf.message.Message):
     ) -> None: ...
 
 Global___MarkEventUnprocessedResponse: typing_extensions.TypeAlias = MarkEventUnprocessedResponse
+
+@typing.final
+class ListEventsRequest(google.protobuf.message.Message):
+    """ListEventsRequest is the request of ListEvents."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVENT_NAME_FIELD_NUMBER: builtins.int
+    EVENT_KEY_FIELD_NUMBER: builtins.int
+    IS_PROCESSED_FIELD_NUMBER: builtins.int
+    EVENT_TIME_FROM_FIELD_NUMBER: builtins.int
+    EVENT_TIME_BEFORE_FIELD_NUMBER: builtins.int
+    ORDER_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    event_name: builtins.str
+    """Of this kind, at most 512 bytes; empty: of any."""
+    event_key: builtins.str
+    """With this event key, at most 512 bytes; absent: with any. Needs `event_name`."""
+    is_processed: builtins.bool
+    """True: only processed ones; false: only those still to be processed; absent:
+    both.
+    """
+    order: wfe.persistence.v1.list_order_pb2.ListOrder.ValueType
+    """By event_time; equal times in the order of their ids, or in the reverse."""
+    page_size: builtins.int
+    """How many events to answer at most; a page is shorter where the next
+    one would not fit into one message. 0: 100; above 1000: 1000; negative:
+    INVALID_ARGUMENT.
+    """
+    page_token: builtins.str
+    """The `next_page_token` of the page before; empty: the first page. The other
+    fields must be those of the first page.
+    """
+    @property
+    def event_time_from(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """At this time or later; absent: at any. Years 1-9999, truncated to
+        microseconds.
+        """
+
+    @property
+    def event_time_before(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Before this time; absent: at any. Years 1-9999, truncated to microseconds."""
+
+    def __init__(
+        self,
+        *,
+        event_name: builtins.str = ...,
+        event_key: builtins.str | None = ...,
+        is_processed: builtins.bool | None = ...,
+        event_time_from: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        event_time_before: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        order: wfe.persistence.v1.list_order_pb2.ListOrder.ValueType = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_event_key", b"_event_key", "_is_processed", b"_is_processed", "event_key", b"event_key", "event_time_before", b"event_time_before", "event_time_from", b"event_time_from", "is_processed", b"is_processed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_event_key", b"_event_key", "_is_processed", b"_is_processed", "event_key", b"event_key", "event_name", b"event_name", "event_time_before", b"event_time_before", "event_time_from", b"event_time_from", "is_processed", b"is_processed", "order", b"order", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_event_key", b"_event_key"]) -> typing.Literal["event_key"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_is_processed", b"_is_processed"]) -> typing.Literal["is_processed"] | None: ...
+
+Global___ListEventsRequest: typing_extensions.TypeAlias = ListEventsRequest
+
+@typing.final
+class ListEventsResponse(google.protobuf.message.Message):
+    """ListEventsResponse is the answer of ListEvents."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """The token of the next page; empty: this is the last one."""
+    @property
+    def events(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Event]:
+        """The events."""
+
+    def __init__(
+        self,
+        *,
+        events: collections.abc.Iterable[Global___Event] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["events", b"events", "next_page_token", b"next_page_token"]) -> None: ...
+
+Global___ListEventsResponse: typing_extensions.TypeAlias = ListEventsResponse
+
+@typing.final
+class PurgeEventsRequest(google.protobuf.message.Message):
+    """PurgeEventsRequest is the request of PurgeEvents."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVENT_TIME_BEFORE_FIELD_NUMBER: builtins.int
+    EVENT_NAME_FIELD_NUMBER: builtins.int
+    INCLUDE_UNPROCESSED_FIELD_NUMBER: builtins.int
+    DRY_RUN_FIELD_NUMBER: builtins.int
+    MAX_ROWS_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    event_name: builtins.str
+    """Of this kind, at most 512 bytes; empty: of any."""
+    include_unprocessed: builtins.bool
+    """Also events that were never processed; zero value: only processed ones."""
+    dry_run: builtins.bool
+    """Only count what would be deleted."""
+    max_rows: builtins.int
+    """How many events to delete at most. 0: 10000; above 100000: 100000; negative:
+    INVALID_ARGUMENT.
+    """
+    page_token: builtins.str
+    """The `next_page_token` of the call before; empty: from the start. The other
+    fields must be those of the first call, `max_rows` aside.
+    """
+    @property
+    def event_time_before(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Events before this time; required. Years 1-9999, truncated to microseconds."""
+
+    def __init__(
+        self,
+        *,
+        event_time_before: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        event_name: builtins.str = ...,
+        include_unprocessed: builtins.bool = ...,
+        dry_run: builtins.bool = ...,
+        max_rows: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["event_time_before", b"event_time_before"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["dry_run", b"dry_run", "event_name", b"event_name", "event_time_before", b"event_time_before", "include_unprocessed", b"include_unprocessed", "max_rows", b"max_rows", "page_token", b"page_token"]) -> None: ...
+
+Global___PurgeEventsRequest: typing_extensions.TypeAlias = PurgeEventsRequest
+
+@typing.final
+class PurgeEventsResponse(google.protobuf.message.Message):
+    """PurgeEventsResponse is the answer of PurgeEvents."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    events: builtins.int
+    """How many events were deleted (or would be)."""
+    next_page_token: builtins.str
+    """To go on with; empty: nothing is left to be deleted."""
+    def __init__(
+        self,
+        *,
+        events: builtins.int = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["events", b"events", "next_page_token", b"next_page_token"]) -> None: ...
+
+Global___PurgeEventsResponse: typing_extensions.TypeAlias = PurgeEventsResponse

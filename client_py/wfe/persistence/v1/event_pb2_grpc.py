@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class EventServiceStub(object):
     """EventService stores events and finds those that still have to be processed.
-    Every call is one transaction.
+    Every call is one transaction (a purge: several).
     """
 
     def __init__(self, channel):
@@ -66,11 +66,21 @@ class EventServiceStub(object):
                 request_serializer=wfe_dot_persistence_dot_v1_dot_event__pb2.MarkEventUnprocessedRequest.SerializeToString,
                 response_deserializer=wfe_dot_persistence_dot_v1_dot_event__pb2.MarkEventUnprocessedResponse.FromString,
                 _registered_method=True)
+        self.ListEvents = channel.unary_unary(
+                '/wfe.persistence.v1.EventService/ListEvents',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_event__pb2.ListEventsRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_event__pb2.ListEventsResponse.FromString,
+                _registered_method=True)
+        self.PurgeEvents = channel.unary_unary(
+                '/wfe.persistence.v1.EventService/PurgeEvents',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_event__pb2.PurgeEventsRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_event__pb2.PurgeEventsResponse.FromString,
+                _registered_method=True)
 
 
 class EventServiceServicer(object):
     """EventService stores events and finds those that still have to be processed.
-    Every call is one transaction.
+    Every call is one transaction (a purge: several).
     """
 
     def CreateEvent(self, request, context):
@@ -125,6 +135,25 @@ class EventServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListEvents(self, request, context):
+        """Answers events by their event_time, in pages, for people and tools that look
+        into a store. The place in the list is kept by event_time and id. Errors:
+        INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeEvents(self, request, context):
+        """Deletes events, the oldest first. What somebody else is writing at that
+        moment is passed over. One call makes several short transactions and stops
+        when its budget is used up: call again with `next_page_token` until that is
+        empty. Repeating a call is safe. Errors: INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EventServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -158,6 +187,16 @@ def add_EventServiceServicer_to_server(servicer, server):
                     request_deserializer=wfe_dot_persistence_dot_v1_dot_event__pb2.MarkEventUnprocessedRequest.FromString,
                     response_serializer=wfe_dot_persistence_dot_v1_dot_event__pb2.MarkEventUnprocessedResponse.SerializeToString,
             ),
+            'ListEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvents,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_event__pb2.ListEventsRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_event__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'PurgeEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeEvents,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_event__pb2.PurgeEventsRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_event__pb2.PurgeEventsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'wfe.persistence.v1.EventService', rpc_method_handlers)
@@ -168,7 +207,7 @@ def add_EventServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class EventService(object):
     """EventService stores events and finds those that still have to be processed.
-    Every call is one transaction.
+    Every call is one transaction (a purge: several).
     """
 
     @staticmethod
@@ -323,6 +362,60 @@ class EventService(object):
             '/wfe.persistence.v1.EventService/MarkEventUnprocessed',
             wfe_dot_persistence_dot_v1_dot_event__pb2.MarkEventUnprocessedRequest.SerializeToString,
             wfe_dot_persistence_dot_v1_dot_event__pb2.MarkEventUnprocessedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.EventService/ListEvents',
+            wfe_dot_persistence_dot_v1_dot_event__pb2.ListEventsRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_event__pb2.ListEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.EventService/PurgeEvents',
+            wfe_dot_persistence_dot_v1_dot_event__pb2.PurgeEventsRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_event__pb2.PurgeEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -121,9 +121,41 @@ _EventServiceMarkEventUnprocessedType = typing_extensions.TypeVar(
     ],
 )
 
-class EventServiceStub(typing.Generic[_EventServiceCreateEventType, _EventServiceGetEventType, _EventServiceGetRunnableEventsType, _EventServiceGetEventsType, _EventServiceMarkEventProcessedType, _EventServiceMarkEventUnprocessedType]):
+_EventServiceListEventsType = typing_extensions.TypeVar(
+    '_EventServiceListEventsType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.event_pb2.ListEventsRequest,
+        wfe.persistence.v1.event_pb2.ListEventsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.event_pb2.ListEventsRequest,
+        wfe.persistence.v1.event_pb2.ListEventsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.event_pb2.ListEventsRequest,
+        wfe.persistence.v1.event_pb2.ListEventsResponse,
+    ],
+)
+
+_EventServicePurgeEventsType = typing_extensions.TypeVar(
+    '_EventServicePurgeEventsType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.event_pb2.PurgeEventsRequest,
+        wfe.persistence.v1.event_pb2.PurgeEventsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.event_pb2.PurgeEventsRequest,
+        wfe.persistence.v1.event_pb2.PurgeEventsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.event_pb2.PurgeEventsRequest,
+        wfe.persistence.v1.event_pb2.PurgeEventsResponse,
+    ],
+)
+
+class EventServiceStub(typing.Generic[_EventServiceCreateEventType, _EventServiceGetEventType, _EventServiceGetRunnableEventsType, _EventServiceGetEventsType, _EventServiceMarkEventProcessedType, _EventServiceMarkEventUnprocessedType, _EventServiceListEventsType, _EventServicePurgeEventsType]):
     """EventService stores events and finds those that still have to be processed.
-    Every call is one transaction.
+    Every call is one transaction (a purge: several).
     """
 
     @typing.overload
@@ -152,6 +184,14 @@ class EventServiceStub(typing.Generic[_EventServiceCreateEventType, _EventServic
             wfe.persistence.v1.event_pb2.MarkEventUnprocessedRequest,
             wfe.persistence.v1.event_pb2.MarkEventUnprocessedResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.event_pb2.ListEventsRequest,
+            wfe.persistence.v1.event_pb2.ListEventsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.event_pb2.PurgeEventsRequest,
+            wfe.persistence.v1.event_pb2.PurgeEventsResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -179,6 +219,14 @@ class EventServiceStub(typing.Generic[_EventServiceCreateEventType, _EventServic
         grpc.aio.UnaryUnaryMultiCallable[
             wfe.persistence.v1.event_pb2.MarkEventUnprocessedRequest,
             wfe.persistence.v1.event_pb2.MarkEventUnprocessedResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.event_pb2.ListEventsRequest,
+            wfe.persistence.v1.event_pb2.ListEventsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.event_pb2.PurgeEventsRequest,
+            wfe.persistence.v1.event_pb2.PurgeEventsResponse,
         ],
     ], channel: grpc.aio.Channel) -> None: ...
 
@@ -215,6 +263,19 @@ class EventServiceStub(typing.Generic[_EventServiceCreateEventType, _EventServic
     Idempotent. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
     """
 
+    ListEvents: _EventServiceListEventsType
+    """Answers events by their event_time, in pages, for people and tools that look
+    into a store. The place in the list is kept by event_time and id. Errors:
+    INVALID_ARGUMENT.
+    """
+
+    PurgeEvents: _EventServicePurgeEventsType
+    """Deletes events, the oldest first. What somebody else is writing at that
+    moment is passed over. One call makes several short transactions and stops
+    when its budget is used up: call again with `next_page_token` until that is
+    empty. Repeating a call is safe. Errors: INVALID_ARGUMENT.
+    """
+
 EventServiceAsyncStub: typing_extensions.TypeAlias = EventServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.event_pb2.CreateEventRequest,
@@ -240,11 +301,19 @@ EventServiceAsyncStub: typing_extensions.TypeAlias = EventServiceStub[
         wfe.persistence.v1.event_pb2.MarkEventUnprocessedRequest,
         wfe.persistence.v1.event_pb2.MarkEventUnprocessedResponse,
     ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.event_pb2.ListEventsRequest,
+        wfe.persistence.v1.event_pb2.ListEventsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.event_pb2.PurgeEventsRequest,
+        wfe.persistence.v1.event_pb2.PurgeEventsResponse,
+    ],
 ]
 
 class EventServiceServicer(metaclass=abc.ABCMeta):
     """EventService stores events and finds those that still have to be processed.
-    Every call is one transaction.
+    Every call is one transaction (a purge: several).
     """
 
     @abc.abstractmethod
@@ -308,6 +377,29 @@ class EventServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[wfe.persistence.v1.event_pb2.MarkEventUnprocessedResponse, collections.abc.Awaitable[wfe.persistence.v1.event_pb2.MarkEventUnprocessedResponse]]:
         """Marks an event as not processed, so that it is handed out again.
         Idempotent. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def ListEvents(
+        self,
+        request: wfe.persistence.v1.event_pb2.ListEventsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.event_pb2.ListEventsResponse, collections.abc.Awaitable[wfe.persistence.v1.event_pb2.ListEventsResponse]]:
+        """Answers events by their event_time, in pages, for people and tools that look
+        into a store. The place in the list is kept by event_time and id. Errors:
+        INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def PurgeEvents(
+        self,
+        request: wfe.persistence.v1.event_pb2.PurgeEventsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.event_pb2.PurgeEventsResponse, collections.abc.Awaitable[wfe.persistence.v1.event_pb2.PurgeEventsResponse]]:
+        """Deletes events, the oldest first. What somebody else is writing at that
+        moment is passed over. One call makes several short transactions and stops
+        when its budget is used up: call again with `next_page_token` until that is
+        empty. Repeating a call is safe. Errors: INVALID_ARGUMENT.
         """
 
 def add_EventServiceServicer_to_server(servicer: EventServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

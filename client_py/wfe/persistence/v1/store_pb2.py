@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ewfe/persistence/v1/store.proto\x12\x12wfe.persistence.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x84\x01\n\x0e\x45xecutionError\x12.\n\nerror_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x1c\n\x14\x65xecution_pointer_id\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"Y\n\tNamespace\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06schema\x18\x02 \x01(\t\x12\x16\n\x0eschema_version\x18\x03 \x01(\x05\x12\x16\n\x0e\x65stimated_rows\x18\x04 \x01(\x03\"&\n\x16\x43reateNamespaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"M\n\x17\x43reateNamespaceResponse\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\x1a\n\x12\x61pplied_migrations\x18\x02 \x03(\t\">\n\x15ListNamespacesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"d\n\x16ListNamespacesResponse\x12\x31\n\nnamespaces\x18\x01 \x03(\x0b\x32\x1d.wfe.persistence.v1.Namespace\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"5\n\x16\x44\x65leteNamespaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x19\n\x17\x44\x65leteNamespaceResponse\"\x1a\n\x18\x45nsureStoreExistsRequest\"O\n\x19\x45nsureStoreExistsResponse\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\x1a\n\x12\x61pplied_migrations\x18\x02 \x03(\t\"J\n\x14PersistErrorsRequest\x12\x32\n\x06\x65rrors\x18\x01 \x03(\x0b\x32\".wfe.persistence.v1.ExecutionError\"\x17\n\x15PersistErrorsResponse\"O\n\x11ListErrorsRequest\x12\x13\n\x0bworkflow_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"a\n\x12ListErrorsResponse\x12\x32\n\x06\x65rrors\x18\x01 \x03(\x0b\x32\".wfe.persistence.v1.ExecutionError\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x15\n\x13GetStoreInfoRequest\"\xf5\x01\n\x14GetStoreInfoResponse\x12\x16\n\x0eserver_version\x18\x01 \x01(\t\x12\x18\n\x10postgres_version\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0e\n\x06schema\x18\x04 \x01(\t\x12\x16\n\x0eschema_version\x18\x05 \x01(\x05\x12\x1d\n\x15latest_schema_version\x18\x06 \x01(\x05\x12\x36\n\x0c\x63\x61pabilities\x18\x07 \x01(\x0b\x32 .wfe.persistence.v1.Capabilities\x12\x19\n\x11max_message_bytes\x18\x08 \x01(\x03\"Z\n\x0c\x43\x61pabilities\x12\x1a\n\x12scheduled_commands\x18\x01 \x01(\x08\x12\x14\n\x0ctruncate_all\x18\x02 \x01(\x08\x12\x18\n\x10\x64\x65lete_namespace\x18\x03 \x01(\x08\"\x14\n\x12TruncateAllRequest\"\x15\n\x13TruncateAllResponse2\xc7\x06\n\x0cStoreService\x12p\n\x11\x45nsureStoreExists\x12,.wfe.persistence.v1.EnsureStoreExistsRequest\x1a-.wfe.persistence.v1.EnsureStoreExistsResponse\x12\x64\n\rPersistErrors\x12(.wfe.persistence.v1.PersistErrorsRequest\x1a).wfe.persistence.v1.PersistErrorsResponse\x12[\n\nListErrors\x12%.wfe.persistence.v1.ListErrorsRequest\x1a&.wfe.persistence.v1.ListErrorsResponse\x12\x61\n\x0cGetStoreInfo\x12\'.wfe.persistence.v1.GetStoreInfoRequest\x1a(.wfe.persistence.v1.GetStoreInfoResponse\x12^\n\x0bTruncateAll\x12&.wfe.persistence.v1.TruncateAllRequest\x1a\'.wfe.persistence.v1.TruncateAllResponse\x12j\n\x0f\x43reateNamespace\x12*.wfe.persistence.v1.CreateNamespaceRequest\x1a+.wfe.persistence.v1.CreateNamespaceResponse\x12g\n\x0eListNamespaces\x12).wfe.persistence.v1.ListNamespacesRequest\x1a*.wfe.persistence.v1.ListNamespacesResponse\x12j\n\x0f\x44\x65leteNamespace\x12*.wfe.persistence.v1.DeleteNamespaceRequest\x1a+.wfe.persistence.v1.DeleteNamespaceResponseBO\n\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ewfe/persistence/v1/store.proto\x12\x12wfe.persistence.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x84\x01\n\x0e\x45xecutionError\x12.\n\nerror_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x1c\n\x14\x65xecution_pointer_id\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"Y\n\tNamespace\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06schema\x18\x02 \x01(\t\x12\x16\n\x0eschema_version\x18\x03 \x01(\x05\x12\x16\n\x0e\x65stimated_rows\x18\x04 \x01(\x03\"&\n\x16\x43reateNamespaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"M\n\x17\x43reateNamespaceResponse\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\x1a\n\x12\x61pplied_migrations\x18\x02 \x03(\t\">\n\x15ListNamespacesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"d\n\x16ListNamespacesResponse\x12\x31\n\nnamespaces\x18\x01 \x03(\x0b\x32\x1d.wfe.persistence.v1.Namespace\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"5\n\x16\x44\x65leteNamespaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x19\n\x17\x44\x65leteNamespaceResponse\"\x1a\n\x18\x45nsureStoreExistsRequest\"O\n\x19\x45nsureStoreExistsResponse\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\x1a\n\x12\x61pplied_migrations\x18\x02 \x03(\t\"J\n\x14PersistErrorsRequest\x12\x32\n\x06\x65rrors\x18\x01 \x03(\x0b\x32\".wfe.persistence.v1.ExecutionError\"\x17\n\x15PersistErrorsResponse\"\xbb\x01\n\x11ListErrorsRequest\x12\x13\n\x0bworkflow_id\x18\x01 \x01(\t\x12\x33\n\x0f\x65rror_time_from\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11\x65rror_time_before\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"a\n\x12ListErrorsResponse\x12\x32\n\x06\x65rrors\x18\x01 \x03(\x0b\x32\".wfe.persistence.v1.ExecutionError\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x15\n\x13GetStoreInfoRequest\"\xab\x02\n\x14GetStoreInfoResponse\x12\x16\n\x0eserver_version\x18\x01 \x01(\t\x12\x18\n\x10postgres_version\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0e\n\x06schema\x18\x04 \x01(\t\x12\x16\n\x0eschema_version\x18\x05 \x01(\x05\x12\x1d\n\x15latest_schema_version\x18\x06 \x01(\x05\x12\x36\n\x0c\x63\x61pabilities\x18\x07 \x01(\x0b\x32 .wfe.persistence.v1.Capabilities\x12\x19\n\x11max_message_bytes\x18\x08 \x01(\x03\x12\x34\n\x11request_retention\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\"Z\n\x0c\x43\x61pabilities\x12\x1a\n\x12scheduled_commands\x18\x01 \x01(\x08\x12\x14\n\x0ctruncate_all\x18\x02 \x01(\x08\x12\x18\n\x10\x64\x65lete_namespace\x18\x03 \x01(\x08\"\x14\n\x12TruncateAllRequest\"\x15\n\x13TruncateAllResponse2\xc7\x06\n\x0cStoreService\x12p\n\x11\x45nsureStoreExists\x12,.wfe.persistence.v1.EnsureStoreExistsRequest\x1a-.wfe.persistence.v1.EnsureStoreExistsResponse\x12\x64\n\rPersistErrors\x12(.wfe.persistence.v1.PersistErrorsRequest\x1a).wfe.persistence.v1.PersistErrorsResponse\x12[\n\nListErrors\x12%.wfe.persistence.v1.ListErrorsRequest\x1a&.wfe.persistence.v1.ListErrorsResponse\x12\x61\n\x0cGetStoreInfo\x12\'.wfe.persistence.v1.GetStoreInfoRequest\x1a(.wfe.persistence.v1.GetStoreInfoResponse\x12^\n\x0bTruncateAll\x12&.wfe.persistence.v1.TruncateAllRequest\x1a\'.wfe.persistence.v1.TruncateAllResponse\x12j\n\x0f\x43reateNamespace\x12*.wfe.persistence.v1.CreateNamespaceRequest\x1a+.wfe.persistence.v1.CreateNamespaceResponse\x12g\n\x0eListNamespaces\x12).wfe.persistence.v1.ListNamespacesRequest\x1a*.wfe.persistence.v1.ListNamespacesResponse\x12j\n\x0f\x44\x65leteNamespace\x12*.wfe.persistence.v1.DeleteNamespaceRequest\x1a+.wfe.persistence.v1.DeleteNamespaceResponseBO\n\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,44 +34,44 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'wfe.persistence.v1.store_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\022wfe.persistence.v1P\001Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1'
-  _globals['_EXECUTIONERROR']._serialized_start=88
-  _globals['_EXECUTIONERROR']._serialized_end=220
-  _globals['_NAMESPACE']._serialized_start=222
-  _globals['_NAMESPACE']._serialized_end=311
-  _globals['_CREATENAMESPACEREQUEST']._serialized_start=313
-  _globals['_CREATENAMESPACEREQUEST']._serialized_end=351
-  _globals['_CREATENAMESPACERESPONSE']._serialized_start=353
-  _globals['_CREATENAMESPACERESPONSE']._serialized_end=430
-  _globals['_LISTNAMESPACESREQUEST']._serialized_start=432
-  _globals['_LISTNAMESPACESREQUEST']._serialized_end=494
-  _globals['_LISTNAMESPACESRESPONSE']._serialized_start=496
-  _globals['_LISTNAMESPACESRESPONSE']._serialized_end=596
-  _globals['_DELETENAMESPACEREQUEST']._serialized_start=598
-  _globals['_DELETENAMESPACEREQUEST']._serialized_end=651
-  _globals['_DELETENAMESPACERESPONSE']._serialized_start=653
-  _globals['_DELETENAMESPACERESPONSE']._serialized_end=678
-  _globals['_ENSURESTOREEXISTSREQUEST']._serialized_start=680
-  _globals['_ENSURESTOREEXISTSREQUEST']._serialized_end=706
-  _globals['_ENSURESTOREEXISTSRESPONSE']._serialized_start=708
-  _globals['_ENSURESTOREEXISTSRESPONSE']._serialized_end=787
-  _globals['_PERSISTERRORSREQUEST']._serialized_start=789
-  _globals['_PERSISTERRORSREQUEST']._serialized_end=863
-  _globals['_PERSISTERRORSRESPONSE']._serialized_start=865
-  _globals['_PERSISTERRORSRESPONSE']._serialized_end=888
-  _globals['_LISTERRORSREQUEST']._serialized_start=890
-  _globals['_LISTERRORSREQUEST']._serialized_end=969
-  _globals['_LISTERRORSRESPONSE']._serialized_start=971
-  _globals['_LISTERRORSRESPONSE']._serialized_end=1068
-  _globals['_GETSTOREINFOREQUEST']._serialized_start=1070
-  _globals['_GETSTOREINFOREQUEST']._serialized_end=1091
-  _globals['_GETSTOREINFORESPONSE']._serialized_start=1094
-  _globals['_GETSTOREINFORESPONSE']._serialized_end=1339
-  _globals['_CAPABILITIES']._serialized_start=1341
-  _globals['_CAPABILITIES']._serialized_end=1431
-  _globals['_TRUNCATEALLREQUEST']._serialized_start=1433
-  _globals['_TRUNCATEALLREQUEST']._serialized_end=1453
-  _globals['_TRUNCATEALLRESPONSE']._serialized_start=1455
-  _globals['_TRUNCATEALLRESPONSE']._serialized_end=1476
-  _globals['_STORESERVICE']._serialized_start=1479
-  _globals['_STORESERVICE']._serialized_end=2318
+  _globals['_EXECUTIONERROR']._serialized_start=120
+  _globals['_EXECUTIONERROR']._serialized_end=252
+  _globals['_NAMESPACE']._serialized_start=254
+  _globals['_NAMESPACE']._serialized_end=343
+  _globals['_CREATENAMESPACEREQUEST']._serialized_start=345
+  _globals['_CREATENAMESPACEREQUEST']._serialized_end=383
+  _globals['_CREATENAMESPACERESPONSE']._serialized_start=385
+  _globals['_CREATENAMESPACERESPONSE']._serialized_end=462
+  _globals['_LISTNAMESPACESREQUEST']._serialized_start=464
+  _globals['_LISTNAMESPACESREQUEST']._serialized_end=526
+  _globals['_LISTNAMESPACESRESPONSE']._serialized_start=528
+  _globals['_LISTNAMESPACESRESPONSE']._serialized_end=628
+  _globals['_DELETENAMESPACEREQUEST']._serialized_start=630
+  _globals['_DELETENAMESPACEREQUEST']._serialized_end=683
+  _globals['_DELETENAMESPACERESPONSE']._serialized_start=685
+  _globals['_DELETENAMESPACERESPONSE']._serialized_end=710
+  _globals['_ENSURESTOREEXISTSREQUEST']._serialized_start=712
+  _globals['_ENSURESTOREEXISTSREQUEST']._serialized_end=738
+  _globals['_ENSURESTOREEXISTSRESPONSE']._serialized_start=740
+  _globals['_ENSURESTOREEXISTSRESPONSE']._serialized_end=819
+  _globals['_PERSISTERRORSREQUEST']._serialized_start=821
+  _globals['_PERSISTERRORSREQUEST']._serialized_end=895
+  _globals['_PERSISTERRORSRESPONSE']._serialized_start=897
+  _globals['_PERSISTERRORSRESPONSE']._serialized_end=920
+  _globals['_LISTERRORSREQUEST']._serialized_start=923
+  _globals['_LISTERRORSREQUEST']._serialized_end=1110
+  _globals['_LISTERRORSRESPONSE']._serialized_start=1112
+  _globals['_LISTERRORSRESPONSE']._serialized_end=1209
+  _globals['_GETSTOREINFOREQUEST']._serialized_start=1211
+  _globals['_GETSTOREINFOREQUEST']._serialized_end=1232
+  _globals['_GETSTOREINFORESPONSE']._serialized_start=1235
+  _globals['_GETSTOREINFORESPONSE']._serialized_end=1534
+  _globals['_CAPABILITIES']._serialized_start=1536
+  _globals['_CAPABILITIES']._serialized_end=1626
+  _globals['_TRUNCATEALLREQUEST']._serialized_start=1628
+  _globals['_TRUNCATEALLREQUEST']._serialized_end=1648
+  _globals['_TRUNCATEALLRESPONSE']._serialized_start=1650
+  _globals['_TRUNCATEALLRESPONSE']._serialized_end=1671
+  _globals['_STORESERVICE']._serialized_start=1674
+  _globals['_STORESERVICE']._serialized_end=2513
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ isort:skip_file
 import builtins
 import collections.abc
 import google.protobuf.descriptor
+import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
@@ -289,6 +290,8 @@ class ListErrorsRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     WORKFLOW_ID_FIELD_NUMBER: builtins.int
+    ERROR_TIME_FROM_FIELD_NUMBER: builtins.int
+    ERROR_TIME_BEFORE_FIELD_NUMBER: builtins.int
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     workflow_id: builtins.str
@@ -302,14 +305,29 @@ class ListErrorsRequest(google.protobuf.message.Message):
     """The `next_page_token` of the page before; empty: the first page. The other
     fields must be those of the first page.
     """
+    @property
+    def error_time_from(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Only errors that happened at this time or later; absent: at any. Years
+        1-9999, truncated to microseconds.
+        """
+
+    @property
+    def error_time_before(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Only errors that happened before this time; absent: at any. Years 1-9999,
+        truncated to microseconds.
+        """
+
     def __init__(
         self,
         *,
         workflow_id: builtins.str = ...,
+        error_time_from: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        error_time_before: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token", "workflow_id", b"workflow_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["error_time_before", b"error_time_before", "error_time_from", b"error_time_from"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["error_time_before", b"error_time_before", "error_time_from", b"error_time_from", "page_size", b"page_size", "page_token", b"page_token", "workflow_id", b"workflow_id"]) -> None: ...
 
 Global___ListErrorsRequest: typing_extensions.TypeAlias = ListErrorsRequest
 
@@ -363,6 +381,7 @@ class GetStoreInfoResponse(google.protobuf.message.Message):
     LATEST_SCHEMA_VERSION_FIELD_NUMBER: builtins.int
     CAPABILITIES_FIELD_NUMBER: builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: builtins.int
+    REQUEST_RETENTION_FIELD_NUMBER: builtins.int
     server_version: builtins.str
     """The server's version, for example `0.1.0`."""
     postgres_version: builtins.str
@@ -381,6 +400,10 @@ class GetStoreInfoResponse(google.protobuf.message.Message):
     def capabilities(self) -> Global___Capabilities:
         """What the store can do."""
 
+    @property
+    def request_retention(self) -> google.protobuf.duration_pb2.Duration:
+        """How long a `request_id` is remembered at least."""
+
     def __init__(
         self,
         *,
@@ -392,9 +415,10 @@ class GetStoreInfoResponse(google.protobuf.message.Message):
         latest_schema_version: builtins.int = ...,
         capabilities: Global___Capabilities | None = ...,
         max_message_bytes: builtins.int = ...,
+        request_retention: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["capabilities", b"capabilities"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["capabilities", b"capabilities", "latest_schema_version", b"latest_schema_version", "max_message_bytes", b"max_message_bytes", "namespace", b"namespace", "postgres_version", b"postgres_version", "schema", b"schema", "schema_version", b"schema_version", "server_version", b"server_version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["capabilities", b"capabilities", "request_retention", b"request_retention"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["capabilities", b"capabilities", "latest_schema_version", b"latest_schema_version", "max_message_bytes", b"max_message_bytes", "namespace", b"namespace", "postgres_version", b"postgres_version", "request_retention", b"request_retention", "schema", b"schema", "schema_version", b"schema_version", "server_version", b"server_version"]) -> None: ...
 
 Global___GetStoreInfoResponse: typing_extensions.TypeAlias = GetStoreInfoResponse
 

@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%wfe/persistence/v1/subscription.proto\x12\x12wfe.persistence.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa2\x03\n\x11\x45ventSubscription\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0f\n\x07step_id\x18\x03 \x01(\x03\x12\x1c\n\x14\x65xecution_pointer_id\x18\x04 \x01(\t\x12\x12\n\nevent_name\x18\x05 \x01(\t\x12\x11\n\tevent_key\x18\x06 \x01(\t\x12\x33\n\x0fsubscribe_as_of\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x16subscription_data_json\x18\x08 \x01(\tH\x00\x88\x01\x01\x12\x1b\n\x0e\x65xternal_token\x18\t \x01(\tH\x01\x88\x01\x01\x12\x1f\n\x12\x65xternal_worker_id\x18\n \x01(\tH\x02\x88\x01\x01\x12\x39\n\x15\x65xternal_token_expiry\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x19\n\x17_subscription_data_jsonB\x11\n\x0f_external_tokenB\x15\n\x13_external_worker_id\"]\n\x1e\x43reateEventSubscriptionRequest\x12;\n\x0csubscription\x18\x01 \x01(\x0b\x32%.wfe.persistence.v1.EventSubscription\"-\n\x1f\x43reateEventSubscriptionResponse\x12\n\n\x02id\x18\x01 \x01(\t\"$\n\x16GetSubscriptionRequest\x12\n\n\x02id\x18\x01 \x01(\t\"V\n\x17GetSubscriptionResponse\x12;\n\x0csubscription\x18\x01 \x01(\x0b\x32%.wfe.persistence.v1.EventSubscription\"\x92\x01\n\x17GetSubscriptionsRequest\x12\x12\n\nevent_name\x18\x01 \x01(\t\x12\x11\n\tevent_key\x18\x02 \x01(\t\x12)\n\x05\x61s_of\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"q\n\x18GetSubscriptionsResponse\x12<\n\rsubscriptions\x18\x01 \x03(\x0b\x32%.wfe.persistence.v1.EventSubscription\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"s\n\x1fGetFirstOpenSubscriptionRequest\x12\x12\n\nevent_name\x18\x01 \x01(\t\x12\x11\n\tevent_key\x18\x02 \x01(\t\x12)\n\x05\x61s_of\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"_\n GetFirstOpenSubscriptionResponse\x12;\n\x0csubscription\x18\x01 \x01(\x0b\x32%.wfe.persistence.v1.EventSubscription\"*\n\x1cTerminateSubscriptionRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1f\n\x1dTerminateSubscriptionResponse\"w\n\x1bSetSubscriptionTokenRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\x12\x11\n\tworker_id\x18\x03 \x01(\t\x12*\n\x06\x65xpiry\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"0\n\x1cSetSubscriptionTokenResponse\x12\x10\n\x08\x61\x63quired\x18\x01 \x01(\x08\":\n\x1d\x43learSubscriptionTokenRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\" \n\x1e\x43learSubscriptionTokenResponse2\xf7\x06\n\x13SubscriptionService\x12\x82\x01\n\x17\x43reateEventSubscription\x12\x32.wfe.persistence.v1.CreateEventSubscriptionRequest\x1a\x33.wfe.persistence.v1.CreateEventSubscriptionResponse\x12j\n\x0fGetSubscription\x12*.wfe.persistence.v1.GetSubscriptionRequest\x1a+.wfe.persistence.v1.GetSubscriptionResponse\x12m\n\x10GetSubscriptions\x12+.wfe.persistence.v1.GetSubscriptionsRequest\x1a,.wfe.persistence.v1.GetSubscriptionsResponse\x12\x85\x01\n\x18GetFirstOpenSubscription\x12\x33.wfe.persistence.v1.GetFirstOpenSubscriptionRequest\x1a\x34.wfe.persistence.v1.GetFirstOpenSubscriptionResponse\x12|\n\x15TerminateSubscription\x12\x30.wfe.persistence.v1.TerminateSubscriptionRequest\x1a\x31.wfe.persistence.v1.TerminateSubscriptionResponse\x12y\n\x14SetSubscriptionToken\x12/.wfe.persistence.v1.SetSubscriptionTokenRequest\x1a\x30.wfe.persistence.v1.SetSubscriptionTokenResponse\x12\x7f\n\x16\x43learSubscriptionToken\x12\x31.wfe.persistence.v1.ClearSubscriptionTokenRequest\x1a\x32.wfe.persistence.v1.ClearSubscriptionTokenResponseBO\n\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%wfe/persistence/v1/subscription.proto\x12\x12wfe.persistence.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc0\x03\n\x11\x45ventSubscription\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0f\n\x07step_id\x18\x03 \x01(\x03\x12\x1c\n\x14\x65xecution_pointer_id\x18\x04 \x01(\t\x12\x12\n\nevent_name\x18\x05 \x01(\t\x12\x11\n\tevent_key\x18\x06 \x01(\t\x12\x33\n\x0fsubscribe_as_of\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x16subscription_data_json\x18\x08 \x01(\tH\x00\x88\x01\x01\x12\x1b\n\x0e\x65xternal_token\x18\t \x01(\tH\x01\x88\x01\x01\x12\x1f\n\x12\x65xternal_worker_id\x18\n \x01(\tH\x02\x88\x01\x01\x12\x39\n\x15\x65xternal_token_expiry\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1c\n\x14\x65xternal_token_epoch\x18\x0c \x01(\x03\x42\x19\n\x17_subscription_data_jsonB\x11\n\x0f_external_tokenB\x15\n\x13_external_worker_id\"]\n\x1e\x43reateEventSubscriptionRequest\x12;\n\x0csubscription\x18\x01 \x01(\x0b\x32%.wfe.persistence.v1.EventSubscription\"-\n\x1f\x43reateEventSubscriptionResponse\x12\n\n\x02id\x18\x01 \x01(\t\"$\n\x16GetSubscriptionRequest\x12\n\n\x02id\x18\x01 \x01(\t\"V\n\x17GetSubscriptionResponse\x12;\n\x0csubscription\x18\x01 \x01(\x0b\x32%.wfe.persistence.v1.EventSubscription\"\x92\x01\n\x17GetSubscriptionsRequest\x12\x12\n\nevent_name\x18\x01 \x01(\t\x12\x11\n\tevent_key\x18\x02 \x01(\t\x12)\n\x05\x61s_of\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"q\n\x18GetSubscriptionsResponse\x12<\n\rsubscriptions\x18\x01 \x03(\x0b\x32%.wfe.persistence.v1.EventSubscription\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"s\n\x1fGetFirstOpenSubscriptionRequest\x12\x12\n\nevent_name\x18\x01 \x01(\t\x12\x11\n\tevent_key\x18\x02 \x01(\t\x12)\n\x05\x61s_of\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"_\n GetFirstOpenSubscriptionResponse\x12;\n\x0csubscription\x18\x01 \x01(\x0b\x32%.wfe.persistence.v1.EventSubscription\"f\n\x1cTerminateSubscriptionRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\x05token\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05\x65poch\x18\x03 \x01(\x03H\x01\x88\x01\x01\x42\x08\n\x06_tokenB\x08\n\x06_epoch\"\x1f\n\x1dTerminateSubscriptionResponse\"\xc2\x01\n\x1bSetSubscriptionTokenRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\x12\x11\n\tworker_id\x18\x03 \x01(\t\x12*\n\x06\x65xpiry\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08\x64uration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\x05\x65poch\x18\x06 \x01(\x03H\x00\x88\x01\x01\x42\x08\n\x06_epoch\"k\n\x1cSetSubscriptionTokenResponse\x12\x10\n\x08\x61\x63quired\x18\x01 \x01(\x08\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12*\n\x06\x65xpiry\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"X\n\x1d\x43learSubscriptionTokenRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\x12\x12\n\x05\x65poch\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x08\n\x06_epoch\" \n\x1e\x43learSubscriptionTokenResponse\"\x85\x01\n\x1dRenewSubscriptionTokenRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\x12\x12\n\x05\x65poch\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12+\n\x08\x64uration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\n\x06_epoch\"[\n\x1eRenewSubscriptionTokenResponse\x12*\n\x06\x65xpiry\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\"\xac\x01\n\x18ListSubscriptionsRequest\x12\x13\n\x0bworkflow_id\x18\x01 \x01(\t\x12\x12\n\nevent_name\x18\x02 \x01(\t\x12\x16\n\tevent_key\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x11\n\x04held\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\tB\x0c\n\n_event_keyB\x07\n\x05_held\"r\n\x19ListSubscriptionsResponse\x12<\n\rsubscriptions\x18\x01 \x03(\x0b\x32%.wfe.persistence.v1.EventSubscription\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xea\x08\n\x13SubscriptionService\x12\x82\x01\n\x17\x43reateEventSubscription\x12\x32.wfe.persistence.v1.CreateEventSubscriptionRequest\x1a\x33.wfe.persistence.v1.CreateEventSubscriptionResponse\x12j\n\x0fGetSubscription\x12*.wfe.persistence.v1.GetSubscriptionRequest\x1a+.wfe.persistence.v1.GetSubscriptionResponse\x12m\n\x10GetSubscriptions\x12+.wfe.persistence.v1.GetSubscriptionsRequest\x1a,.wfe.persistence.v1.GetSubscriptionsResponse\x12\x85\x01\n\x18GetFirstOpenSubscription\x12\x33.wfe.persistence.v1.GetFirstOpenSubscriptionRequest\x1a\x34.wfe.persistence.v1.GetFirstOpenSubscriptionResponse\x12|\n\x15TerminateSubscription\x12\x30.wfe.persistence.v1.TerminateSubscriptionRequest\x1a\x31.wfe.persistence.v1.TerminateSubscriptionResponse\x12y\n\x14SetSubscriptionToken\x12/.wfe.persistence.v1.SetSubscriptionTokenRequest\x1a\x30.wfe.persistence.v1.SetSubscriptionTokenResponse\x12\x7f\n\x16\x43learSubscriptionToken\x12\x31.wfe.persistence.v1.ClearSubscriptionTokenRequest\x1a\x32.wfe.persistence.v1.ClearSubscriptionTokenResponse\x12\x7f\n\x16RenewSubscriptionToken\x12\x31.wfe.persistence.v1.RenewSubscriptionTokenRequest\x1a\x32.wfe.persistence.v1.RenewSubscriptionTokenResponse\x12p\n\x11ListSubscriptions\x12,.wfe.persistence.v1.ListSubscriptionsRequest\x1a-.wfe.persistence.v1.ListSubscriptionsResponseBO\n\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,36 +34,44 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'wfe.persistence.v1.subscrip
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\022wfe.persistence.v1P\001Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1'
-  _globals['_EVENTSUBSCRIPTION']._serialized_start=95
-  _globals['_EVENTSUBSCRIPTION']._serialized_end=513
-  _globals['_CREATEEVENTSUBSCRIPTIONREQUEST']._serialized_start=515
-  _globals['_CREATEEVENTSUBSCRIPTIONREQUEST']._serialized_end=608
-  _globals['_CREATEEVENTSUBSCRIPTIONRESPONSE']._serialized_start=610
-  _globals['_CREATEEVENTSUBSCRIPTIONRESPONSE']._serialized_end=655
-  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_start=657
-  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_end=693
-  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_start=695
-  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_end=781
-  _globals['_GETSUBSCRIPTIONSREQUEST']._serialized_start=784
-  _globals['_GETSUBSCRIPTIONSREQUEST']._serialized_end=930
-  _globals['_GETSUBSCRIPTIONSRESPONSE']._serialized_start=932
-  _globals['_GETSUBSCRIPTIONSRESPONSE']._serialized_end=1045
-  _globals['_GETFIRSTOPENSUBSCRIPTIONREQUEST']._serialized_start=1047
-  _globals['_GETFIRSTOPENSUBSCRIPTIONREQUEST']._serialized_end=1162
-  _globals['_GETFIRSTOPENSUBSCRIPTIONRESPONSE']._serialized_start=1164
-  _globals['_GETFIRSTOPENSUBSCRIPTIONRESPONSE']._serialized_end=1259
-  _globals['_TERMINATESUBSCRIPTIONREQUEST']._serialized_start=1261
-  _globals['_TERMINATESUBSCRIPTIONREQUEST']._serialized_end=1303
-  _globals['_TERMINATESUBSCRIPTIONRESPONSE']._serialized_start=1305
-  _globals['_TERMINATESUBSCRIPTIONRESPONSE']._serialized_end=1336
-  _globals['_SETSUBSCRIPTIONTOKENREQUEST']._serialized_start=1338
-  _globals['_SETSUBSCRIPTIONTOKENREQUEST']._serialized_end=1457
-  _globals['_SETSUBSCRIPTIONTOKENRESPONSE']._serialized_start=1459
-  _globals['_SETSUBSCRIPTIONTOKENRESPONSE']._serialized_end=1507
-  _globals['_CLEARSUBSCRIPTIONTOKENREQUEST']._serialized_start=1509
-  _globals['_CLEARSUBSCRIPTIONTOKENREQUEST']._serialized_end=1567
-  _globals['_CLEARSUBSCRIPTIONTOKENRESPONSE']._serialized_start=1569
-  _globals['_CLEARSUBSCRIPTIONTOKENRESPONSE']._serialized_end=1601
-  _globals['_SUBSCRIPTIONSERVICE']._serialized_start=1604
-  _globals['_SUBSCRIPTIONSERVICE']._serialized_end=2491
+  _globals['_EVENTSUBSCRIPTION']._serialized_start=127
+  _globals['_EVENTSUBSCRIPTION']._serialized_end=575
+  _globals['_CREATEEVENTSUBSCRIPTIONREQUEST']._serialized_start=577
+  _globals['_CREATEEVENTSUBSCRIPTIONREQUEST']._serialized_end=670
+  _globals['_CREATEEVENTSUBSCRIPTIONRESPONSE']._serialized_start=672
+  _globals['_CREATEEVENTSUBSCRIPTIONRESPONSE']._serialized_end=717
+  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_start=719
+  _globals['_GETSUBSCRIPTIONREQUEST']._serialized_end=755
+  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_start=757
+  _globals['_GETSUBSCRIPTIONRESPONSE']._serialized_end=843
+  _globals['_GETSUBSCRIPTIONSREQUEST']._serialized_start=846
+  _globals['_GETSUBSCRIPTIONSREQUEST']._serialized_end=992
+  _globals['_GETSUBSCRIPTIONSRESPONSE']._serialized_start=994
+  _globals['_GETSUBSCRIPTIONSRESPONSE']._serialized_end=1107
+  _globals['_GETFIRSTOPENSUBSCRIPTIONREQUEST']._serialized_start=1109
+  _globals['_GETFIRSTOPENSUBSCRIPTIONREQUEST']._serialized_end=1224
+  _globals['_GETFIRSTOPENSUBSCRIPTIONRESPONSE']._serialized_start=1226
+  _globals['_GETFIRSTOPENSUBSCRIPTIONRESPONSE']._serialized_end=1321
+  _globals['_TERMINATESUBSCRIPTIONREQUEST']._serialized_start=1323
+  _globals['_TERMINATESUBSCRIPTIONREQUEST']._serialized_end=1425
+  _globals['_TERMINATESUBSCRIPTIONRESPONSE']._serialized_start=1427
+  _globals['_TERMINATESUBSCRIPTIONRESPONSE']._serialized_end=1458
+  _globals['_SETSUBSCRIPTIONTOKENREQUEST']._serialized_start=1461
+  _globals['_SETSUBSCRIPTIONTOKENREQUEST']._serialized_end=1655
+  _globals['_SETSUBSCRIPTIONTOKENRESPONSE']._serialized_start=1657
+  _globals['_SETSUBSCRIPTIONTOKENRESPONSE']._serialized_end=1764
+  _globals['_CLEARSUBSCRIPTIONTOKENREQUEST']._serialized_start=1766
+  _globals['_CLEARSUBSCRIPTIONTOKENREQUEST']._serialized_end=1854
+  _globals['_CLEARSUBSCRIPTIONTOKENRESPONSE']._serialized_start=1856
+  _globals['_CLEARSUBSCRIPTIONTOKENRESPONSE']._serialized_end=1888
+  _globals['_RENEWSUBSCRIPTIONTOKENREQUEST']._serialized_start=1891
+  _globals['_RENEWSUBSCRIPTIONTOKENREQUEST']._serialized_end=2024
+  _globals['_RENEWSUBSCRIPTIONTOKENRESPONSE']._serialized_start=2026
+  _globals['_RENEWSUBSCRIPTIONTOKENRESPONSE']._serialized_end=2117
+  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_start=2120
+  _globals['_LISTSUBSCRIPTIONSREQUEST']._serialized_end=2292
+  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_start=2294
+  _globals['_LISTSUBSCRIPTIONSRESPONSE']._serialized_end=2408
+  _globals['_SUBSCRIPTIONSERVICE']._serialized_start=2411
+  _globals['_SUBSCRIPTIONSERVICE']._serialized_end=3541
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ isort:skip_file
 import builtins
 import collections.abc
 import google.protobuf.descriptor
+import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
@@ -39,6 +40,7 @@ class EventSubscription(google.protobuf.message.Message):
     EXTERNAL_TOKEN_FIELD_NUMBER: builtins.int
     EXTERNAL_WORKER_ID_FIELD_NUMBER: builtins.int
     EXTERNAL_TOKEN_EXPIRY_FIELD_NUMBER: builtins.int
+    EXTERNAL_TOKEN_EPOCH_FIELD_NUMBER: builtins.int
     id: builtins.str
     """Chosen by the host, at most 512 bytes, compared byte by byte. Empty on
     create: the store chooses a UUID.
@@ -63,6 +65,11 @@ class EventSubscription(google.protobuf.message.Message):
     """
     external_worker_id: builtins.str
     """The worker that holds the subscription, at most 512 bytes."""
+    external_token_epoch: builtins.int
+    """Which claim this is, while it is held: each claim of a store has a higher
+    number than all before it. 0: never claimed by SetSubscriptionToken. Set by
+    the store, ignored on write.
+    """
     @property
     def subscribe_as_of(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Events from this time on count; required. Years 1-9999, truncated to
@@ -89,9 +96,10 @@ class EventSubscription(google.protobuf.message.Message):
         external_token: builtins.str | None = ...,
         external_worker_id: builtins.str | None = ...,
         external_token_expiry: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        external_token_epoch: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_external_token", b"_external_token", "_external_worker_id", b"_external_worker_id", "_subscription_data_json", b"_subscription_data_json", "external_token", b"external_token", "external_token_expiry", b"external_token_expiry", "external_worker_id", b"external_worker_id", "subscribe_as_of", b"subscribe_as_of", "subscription_data_json", b"subscription_data_json"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_external_token", b"_external_token", "_external_worker_id", b"_external_worker_id", "_subscription_data_json", b"_subscription_data_json", "event_key", b"event_key", "event_name", b"event_name", "execution_pointer_id", b"execution_pointer_id", "external_token", b"external_token", "external_token_expiry", b"external_token_expiry", "external_worker_id", b"external_worker_id", "id", b"id", "step_id", b"step_id", "subscribe_as_of", b"subscribe_as_of", "subscription_data_json", b"subscription_data_json", "workflow_id", b"workflow_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_external_token", b"_external_token", "_external_worker_id", b"_external_worker_id", "_subscription_data_json", b"_subscription_data_json", "event_key", b"event_key", "event_name", b"event_name", "execution_pointer_id", b"execution_pointer_id", "external_token", b"external_token", "external_token_epoch", b"external_token_epoch", "external_token_expiry", b"external_token_expiry", "external_worker_id", b"external_worker_id", "id", b"id", "step_id", b"step_id", "subscribe_as_of", b"subscribe_as_of", "subscription_data_json", b"subscription_data_json", "workflow_id", b"workflow_id"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_external_token", b"_external_token"]) -> typing.Literal["external_token"] | None: ...
     @typing.overload
@@ -308,14 +316,31 @@ class TerminateSubscriptionRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ID_FIELD_NUMBER: builtins.int
+    TOKEN_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
     id: builtins.str
     """The subscription's id; required, at most 512 bytes."""
+    token: builtins.str
+    """Only if it is held with this token and that has not expired, 1 to 512 bytes;
+    absent: whoever holds it.
+    """
+    epoch: builtins.int
+    """Only if the claim's epoch is this one, from 1 on; needs `token`. Absent: the
+    token alone counts.
+    """
     def __init__(
         self,
         *,
         id: builtins.str = ...,
+        token: builtins.str | None = ...,
+        epoch: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_epoch", b"_epoch", "_token", b"_token", "epoch", b"epoch", "token", b"token"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_epoch", b"_epoch", "_token", b"_token", "epoch", b"epoch", "id", b"id", "token", b"token"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_epoch", b"_epoch"]) -> typing.Literal["epoch"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_token", b"_token"]) -> typing.Literal["token"] | None: ...
 
 Global___TerminateSubscriptionRequest: typing_extensions.TypeAlias = TerminateSubscriptionRequest
 
@@ -341,6 +366,8 @@ class SetSubscriptionTokenRequest(google.protobuf.message.Message):
     TOKEN_FIELD_NUMBER: builtins.int
     WORKER_ID_FIELD_NUMBER: builtins.int
     EXPIRY_FIELD_NUMBER: builtins.int
+    DURATION_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
     id: builtins.str
     """The subscription's id; required, at most 512 bytes."""
     token: builtins.str
@@ -349,10 +376,22 @@ class SetSubscriptionTokenRequest(google.protobuf.message.Message):
     """
     worker_id: builtins.str
     """Who takes it, for people who look; at most 512 bytes."""
+    epoch: builtins.int
+    """Only prolong the claim of this epoch, from 1 on: with it, `acquired` is false
+    if that claim has ended, even if the subscription is open. Absent: claim it
+    if it is open.
+    """
     @property
     def expiry(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When the hold ends by itself, by the database's clock; absent: held until
         cleared. Years 1-9999, truncated to microseconds; must not have passed.
+        """
+
+    @property
+    def duration(self) -> google.protobuf.duration_pb2.Duration:
+        """How long the hold lasts from now on, by the database's clock, instead of an
+        `expiry` by the caller's. 1 ms to 24 h, truncated to milliseconds; absent:
+        see `expiry`.
         """
 
     def __init__(
@@ -362,9 +401,12 @@ class SetSubscriptionTokenRequest(google.protobuf.message.Message):
         token: builtins.str = ...,
         worker_id: builtins.str = ...,
         expiry: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        duration: google.protobuf.duration_pb2.Duration | None = ...,
+        epoch: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["expiry", b"expiry"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["expiry", b"expiry", "id", b"id", "token", b"token", "worker_id", b"worker_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_epoch", b"_epoch", "duration", b"duration", "epoch", b"epoch", "expiry", b"expiry"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_epoch", b"_epoch", "duration", b"duration", "epoch", b"epoch", "expiry", b"expiry", "id", b"id", "token", b"token", "worker_id", b"worker_id"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_epoch", b"_epoch"]) -> typing.Literal["epoch"] | None: ...
 
 Global___SetSubscriptionTokenRequest: typing_extensions.TypeAlias = SetSubscriptionTokenRequest
 
@@ -375,16 +417,29 @@ class SetSubscriptionTokenResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ACQUIRED_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    EXPIRY_FIELD_NUMBER: builtins.int
     acquired: builtins.bool
     """True: this worker holds the subscription now. False: another one does, and
     nothing was changed.
     """
+    epoch: builtins.int
+    """The number of this worker's claim, if acquired: higher than that of every
+    claim before it. The same again while it is held keeps it.
+    """
+    @property
+    def expiry(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When the hold ends by itself, if acquired; absent: held until cleared."""
+
     def __init__(
         self,
         *,
         acquired: builtins.bool = ...,
+        epoch: builtins.int = ...,
+        expiry: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["acquired", b"acquired"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["expiry", b"expiry"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["acquired", b"acquired", "epoch", b"epoch", "expiry", b"expiry"]) -> None: ...
 
 Global___SetSubscriptionTokenResponse: typing_extensions.TypeAlias = SetSubscriptionTokenResponse
 
@@ -396,17 +451,25 @@ class ClearSubscriptionTokenRequest(google.protobuf.message.Message):
 
     ID_FIELD_NUMBER: builtins.int
     TOKEN_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
     id: builtins.str
     """The subscription's id; required, at most 512 bytes."""
     token: builtins.str
     """The token it is held with; required, at most 512 bytes."""
+    epoch: builtins.int
+    """Only if the claim's epoch is this one, from 1 on; absent: the token alone
+    counts.
+    """
     def __init__(
         self,
         *,
         id: builtins.str = ...,
         token: builtins.str = ...,
+        epoch: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "token", b"token"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_epoch", b"_epoch", "epoch", b"epoch"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_epoch", b"_epoch", "epoch", b"epoch", "id", b"id", "token", b"token"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_epoch", b"_epoch"]) -> typing.Literal["epoch"] | None: ...
 
 Global___ClearSubscriptionTokenRequest: typing_extensions.TypeAlias = ClearSubscriptionTokenRequest
 
@@ -421,3 +484,140 @@ class ClearSubscriptionTokenResponse(google.protobuf.message.Message):
     ) -> None: ...
 
 Global___ClearSubscriptionTokenResponse: typing_extensions.TypeAlias = ClearSubscriptionTokenResponse
+
+@typing.final
+class RenewSubscriptionTokenRequest(google.protobuf.message.Message):
+    """RenewSubscriptionTokenRequest is the request of RenewSubscriptionToken."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    TOKEN_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    DURATION_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    """The subscription's id; required, at most 512 bytes."""
+    token: builtins.str
+    """The token it is held with; required, at most 512 bytes."""
+    epoch: builtins.int
+    """Only if the claim's epoch is this one, from 1 on; absent: the token alone
+    counts.
+    """
+    @property
+    def duration(self) -> google.protobuf.duration_pb2.Duration:
+        """How long the hold lasts from now on; absent: 30 s. 1 ms to 24 h, truncated
+        to milliseconds.
+        """
+
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        token: builtins.str = ...,
+        epoch: builtins.int | None = ...,
+        duration: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_epoch", b"_epoch", "duration", b"duration", "epoch", b"epoch"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_epoch", b"_epoch", "duration", b"duration", "epoch", b"epoch", "id", b"id", "token", b"token"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_epoch", b"_epoch"]) -> typing.Literal["epoch"] | None: ...
+
+Global___RenewSubscriptionTokenRequest: typing_extensions.TypeAlias = RenewSubscriptionTokenRequest
+
+@typing.final
+class RenewSubscriptionTokenResponse(google.protobuf.message.Message):
+    """RenewSubscriptionTokenResponse is the answer of RenewSubscriptionToken."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EXPIRY_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    epoch: builtins.int
+    """The number of the claim; renewing keeps it."""
+    @property
+    def expiry(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When the hold ends by itself, by the database's clock."""
+
+    def __init__(
+        self,
+        *,
+        expiry: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        epoch: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["expiry", b"expiry"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "expiry", b"expiry"]) -> None: ...
+
+Global___RenewSubscriptionTokenResponse: typing_extensions.TypeAlias = RenewSubscriptionTokenResponse
+
+@typing.final
+class ListSubscriptionsRequest(google.protobuf.message.Message):
+    """ListSubscriptionsRequest is the request of ListSubscriptions."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKFLOW_ID_FIELD_NUMBER: builtins.int
+    EVENT_NAME_FIELD_NUMBER: builtins.int
+    EVENT_KEY_FIELD_NUMBER: builtins.int
+    HELD_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    workflow_id: builtins.str
+    """Of this workflow, at most 512 bytes; empty: of any."""
+    event_name: builtins.str
+    """Waiting for this kind of event, at most 512 bytes; empty: for any."""
+    event_key: builtins.str
+    """Waiting for this event key, at most 512 bytes; absent: for any. Needs
+    `event_name`.
+    """
+    held: builtins.bool
+    """True: only those that somebody holds; false: only open ones; absent: both."""
+    page_size: builtins.int
+    """How many subscriptions to answer at most; a page is shorter where the next
+    one would not fit into one message. 0: 100; above 1000: 1000; negative:
+    INVALID_ARGUMENT.
+    """
+    page_token: builtins.str
+    """The `next_page_token` of the page before; empty: the first page. The other
+    fields must be those of the first page.
+    """
+    def __init__(
+        self,
+        *,
+        workflow_id: builtins.str = ...,
+        event_name: builtins.str = ...,
+        event_key: builtins.str | None = ...,
+        held: builtins.bool | None = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_event_key", b"_event_key", "_held", b"_held", "event_key", b"event_key", "held", b"held"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_event_key", b"_event_key", "_held", b"_held", "event_key", b"event_key", "event_name", b"event_name", "held", b"held", "page_size", b"page_size", "page_token", b"page_token", "workflow_id", b"workflow_id"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_event_key", b"_event_key"]) -> typing.Literal["event_key"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_held", b"_held"]) -> typing.Literal["held"] | None: ...
+
+Global___ListSubscriptionsRequest: typing_extensions.TypeAlias = ListSubscriptionsRequest
+
+@typing.final
+class ListSubscriptionsResponse(google.protobuf.message.Message):
+    """ListSubscriptionsResponse is the answer of ListSubscriptions."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SUBSCRIPTIONS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """The token of the next page; empty: this is the last one."""
+    @property
+    def subscriptions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___EventSubscription]:
+        """The subscriptions."""
+
+    def __init__(
+        self,
+        *,
+        subscriptions: collections.abc.Iterable[Global___EventSubscription] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["next_page_token", b"next_page_token", "subscriptions", b"subscriptions"]) -> None: ...
+
+Global___ListSubscriptionsResponse: typing_extensions.TypeAlias = ListSubscriptionsResponse

@@ -71,6 +71,16 @@ class SubscriptionServiceStub(object):
                 request_serializer=wfe_dot_persistence_dot_v1_dot_subscription__pb2.ClearSubscriptionTokenRequest.SerializeToString,
                 response_deserializer=wfe_dot_persistence_dot_v1_dot_subscription__pb2.ClearSubscriptionTokenResponse.FromString,
                 _registered_method=True)
+        self.RenewSubscriptionToken = channel.unary_unary(
+                '/wfe.persistence.v1.SubscriptionService/RenewSubscriptionToken',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_subscription__pb2.RenewSubscriptionTokenRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_subscription__pb2.RenewSubscriptionTokenResponse.FromString,
+                _registered_method=True)
+        self.ListSubscriptions = channel.unary_unary(
+                '/wfe.persistence.v1.SubscriptionService/ListSubscriptions',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_subscription__pb2.ListSubscriptionsRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_subscription__pb2.ListSubscriptionsResponse.FromString,
+                _registered_method=True)
 
 
 class SubscriptionServiceServicer(object):
@@ -117,8 +127,9 @@ class SubscriptionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def TerminateSubscription(self, request, context):
-        """Removes a subscription, open or held. Errors: NOT_FOUND
-        (SUBSCRIPTION_NOT_FOUND), also when the same call again finds it removed;
+        """Removes a subscription, open or held; with `token` only if it is held with
+        that. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND), also when the same call
+        again finds it removed; FAILED_PRECONDITION (TOKEN_MISMATCH);
         INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -129,7 +140,8 @@ class SubscriptionServiceServicer(object):
         """Takes hold of a subscription (compare-and-set): succeeds if it is open, or
         already held with the same token and worker, in which case the expiry
         becomes the given one. So the same call again is safe, and a later expiry
-        extends the hold. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
+        extends the hold. Each new claim gets a higher epoch than all before it, by
+        which a claim can be told from a later one with the same token. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
         INVALID_ARGUMENT, also for an expiry that has passed already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -141,6 +153,25 @@ class SubscriptionServiceServicer(object):
         is held with (also after that token's expiry, if nobody took it since).
         Errors: FAILED_PRECONDITION (TOKEN_MISMATCH) if it is open or held with
         another token; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewSubscriptionToken(self, request, context):
+        """Holds a subscription for longer: for `duration` from now on, by the
+        database's clock. A hold that has expired can't be renewed, even if nobody
+        else took the subscription yet. Errors: FAILED_PRECONDITION
+        (TOKEN_MISMATCH) if it is open, has expired or is held with another token or
+        epoch; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSubscriptions(self, request, context):
+        """Answers subscriptions, open and held, in the order of their ids, in pages,
+        for people and tools that look into a store. Errors: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,6 +214,16 @@ def add_SubscriptionServiceServicer_to_server(servicer, server):
                     servicer.ClearSubscriptionToken,
                     request_deserializer=wfe_dot_persistence_dot_v1_dot_subscription__pb2.ClearSubscriptionTokenRequest.FromString,
                     response_serializer=wfe_dot_persistence_dot_v1_dot_subscription__pb2.ClearSubscriptionTokenResponse.SerializeToString,
+            ),
+            'RenewSubscriptionToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewSubscriptionToken,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_subscription__pb2.RenewSubscriptionTokenRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_subscription__pb2.RenewSubscriptionTokenResponse.SerializeToString,
+            ),
+            'ListSubscriptions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSubscriptions,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_subscription__pb2.ListSubscriptionsRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_subscription__pb2.ListSubscriptionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -376,6 +417,60 @@ class SubscriptionService(object):
             '/wfe.persistence.v1.SubscriptionService/ClearSubscriptionToken',
             wfe_dot_persistence_dot_v1_dot_subscription__pb2.ClearSubscriptionTokenRequest.SerializeToString,
             wfe_dot_persistence_dot_v1_dot_subscription__pb2.ClearSubscriptionTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewSubscriptionToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.SubscriptionService/RenewSubscriptionToken',
+            wfe_dot_persistence_dot_v1_dot_subscription__pb2.RenewSubscriptionTokenRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_subscription__pb2.RenewSubscriptionTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSubscriptions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.SubscriptionService/ListSubscriptions',
+            wfe_dot_persistence_dot_v1_dot_subscription__pb2.ListSubscriptionsRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_subscription__pb2.ListSubscriptionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -137,7 +137,39 @@ _SubscriptionServiceClearSubscriptionTokenType = typing_extensions.TypeVar(
     ],
 )
 
-class SubscriptionServiceStub(typing.Generic[_SubscriptionServiceCreateEventSubscriptionType, _SubscriptionServiceGetSubscriptionType, _SubscriptionServiceGetSubscriptionsType, _SubscriptionServiceGetFirstOpenSubscriptionType, _SubscriptionServiceTerminateSubscriptionType, _SubscriptionServiceSetSubscriptionTokenType, _SubscriptionServiceClearSubscriptionTokenType]):
+_SubscriptionServiceRenewSubscriptionTokenType = typing_extensions.TypeVar(
+    '_SubscriptionServiceRenewSubscriptionTokenType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.subscription_pb2.RenewSubscriptionTokenRequest,
+        wfe.persistence.v1.subscription_pb2.RenewSubscriptionTokenResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.subscription_pb2.RenewSubscriptionTokenRequest,
+        wfe.persistence.v1.subscription_pb2.RenewSubscriptionTokenResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.subscription_pb2.RenewSubscriptionTokenRequest,
+        wfe.persistence.v1.subscription_pb2.RenewSubscriptionTokenResponse,
+    ],
+)
+
+_SubscriptionServiceListSubscriptionsType = typing_extensions.TypeVar(
+    '_SubscriptionServiceListSubscriptionsType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.subscription_pb2.ListSubscriptionsRequest,
+        wfe.persistence.v1.subscription_pb2.ListSubscriptionsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.subscription_pb2.ListSubscriptionsRequest,
+        wfe.persistence.v1.subscription_pb2.ListSubscriptionsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.subscription_pb2.ListSubscriptionsRequest,
+        wfe.persistence.v1.subscription_pb2.ListSubscriptionsResponse,
+    ],
+)
+
+class SubscriptionServiceStub(typing.Generic[_SubscriptionServiceCreateEventSubscriptionType, _SubscriptionServiceGetSubscriptionType, _SubscriptionServiceGetSubscriptionsType, _SubscriptionServiceGetFirstOpenSubscriptionType, _SubscriptionServiceTerminateSubscriptionType, _SubscriptionServiceSetSubscriptionTokenType, _SubscriptionServiceClearSubscriptionTokenType, _SubscriptionServiceRenewSubscriptionTokenType, _SubscriptionServiceListSubscriptionsType]):
     """SubscriptionService stores who waits for which event, and lets one worker at a
     time hold a subscription. Every call is one transaction.
     """
@@ -172,6 +204,14 @@ class SubscriptionServiceStub(typing.Generic[_SubscriptionServiceCreateEventSubs
             wfe.persistence.v1.subscription_pb2.ClearSubscriptionTokenRequest,
             wfe.persistence.v1.subscription_pb2.ClearSubscriptionTokenResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.subscription_pb2.RenewSubscriptionTokenRequest,
+            wfe.persistence.v1.subscription_pb2.RenewSubscriptionTokenResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.subscription_pb2.ListSubscriptionsRequest,
+            wfe.persistence.v1.subscription_pb2.ListSubscriptionsResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -204,6 +244,14 @@ class SubscriptionServiceStub(typing.Generic[_SubscriptionServiceCreateEventSubs
             wfe.persistence.v1.subscription_pb2.ClearSubscriptionTokenRequest,
             wfe.persistence.v1.subscription_pb2.ClearSubscriptionTokenResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.subscription_pb2.RenewSubscriptionTokenRequest,
+            wfe.persistence.v1.subscription_pb2.RenewSubscriptionTokenResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.subscription_pb2.ListSubscriptionsRequest,
+            wfe.persistence.v1.subscription_pb2.ListSubscriptionsResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     CreateEventSubscription: _SubscriptionServiceCreateEventSubscriptionType
@@ -233,8 +281,9 @@ class SubscriptionServiceStub(typing.Generic[_SubscriptionServiceCreateEventSubs
     """
 
     TerminateSubscription: _SubscriptionServiceTerminateSubscriptionType
-    """Removes a subscription, open or held. Errors: NOT_FOUND
-    (SUBSCRIPTION_NOT_FOUND), also when the same call again finds it removed;
+    """Removes a subscription, open or held; with `token` only if it is held with
+    that. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND), also when the same call
+    again finds it removed; FAILED_PRECONDITION (TOKEN_MISMATCH);
     INVALID_ARGUMENT.
     """
 
@@ -242,7 +291,8 @@ class SubscriptionServiceStub(typing.Generic[_SubscriptionServiceCreateEventSubs
     """Takes hold of a subscription (compare-and-set): succeeds if it is open, or
     already held with the same token and worker, in which case the expiry
     becomes the given one. So the same call again is safe, and a later expiry
-    extends the hold. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
+    extends the hold. Each new claim gets a higher epoch than all before it, by
+    which a claim can be told from a later one with the same token. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
     INVALID_ARGUMENT, also for an expiry that has passed already.
     """
 
@@ -251,6 +301,19 @@ class SubscriptionServiceStub(typing.Generic[_SubscriptionServiceCreateEventSubs
     is held with (also after that token's expiry, if nobody took it since).
     Errors: FAILED_PRECONDITION (TOKEN_MISMATCH) if it is open or held with
     another token; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
+    """
+
+    RenewSubscriptionToken: _SubscriptionServiceRenewSubscriptionTokenType
+    """Holds a subscription for longer: for `duration` from now on, by the
+    database's clock. A hold that has expired can't be renewed, even if nobody
+    else took the subscription yet. Errors: FAILED_PRECONDITION
+    (TOKEN_MISMATCH) if it is open, has expired or is held with another token or
+    epoch; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
+    """
+
+    ListSubscriptions: _SubscriptionServiceListSubscriptionsType
+    """Answers subscriptions, open and held, in the order of their ids, in pages,
+    for people and tools that look into a store. Errors: INVALID_ARGUMENT.
     """
 
 SubscriptionServiceAsyncStub: typing_extensions.TypeAlias = SubscriptionServiceStub[
@@ -281,6 +344,14 @@ SubscriptionServiceAsyncStub: typing_extensions.TypeAlias = SubscriptionServiceS
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.subscription_pb2.ClearSubscriptionTokenRequest,
         wfe.persistence.v1.subscription_pb2.ClearSubscriptionTokenResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.subscription_pb2.RenewSubscriptionTokenRequest,
+        wfe.persistence.v1.subscription_pb2.RenewSubscriptionTokenResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.subscription_pb2.ListSubscriptionsRequest,
+        wfe.persistence.v1.subscription_pb2.ListSubscriptionsResponse,
     ],
 ]
 
@@ -341,8 +412,9 @@ class SubscriptionServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.subscription_pb2.TerminateSubscriptionRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.subscription_pb2.TerminateSubscriptionResponse, collections.abc.Awaitable[wfe.persistence.v1.subscription_pb2.TerminateSubscriptionResponse]]:
-        """Removes a subscription, open or held. Errors: NOT_FOUND
-        (SUBSCRIPTION_NOT_FOUND), also when the same call again finds it removed;
+        """Removes a subscription, open or held; with `token` only if it is held with
+        that. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND), also when the same call
+        again finds it removed; FAILED_PRECONDITION (TOKEN_MISMATCH);
         INVALID_ARGUMENT.
         """
 
@@ -355,7 +427,8 @@ class SubscriptionServiceServicer(metaclass=abc.ABCMeta):
         """Takes hold of a subscription (compare-and-set): succeeds if it is open, or
         already held with the same token and worker, in which case the expiry
         becomes the given one. So the same call again is safe, and a later expiry
-        extends the hold. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
+        extends the hold. Each new claim gets a higher epoch than all before it, by
+        which a claim can be told from a later one with the same token. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
         INVALID_ARGUMENT, also for an expiry that has passed already.
         """
 
@@ -369,6 +442,29 @@ class SubscriptionServiceServicer(metaclass=abc.ABCMeta):
         is held with (also after that token's expiry, if nobody took it since).
         Errors: FAILED_PRECONDITION (TOKEN_MISMATCH) if it is open or held with
         another token; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def RenewSubscriptionToken(
+        self,
+        request: wfe.persistence.v1.subscription_pb2.RenewSubscriptionTokenRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.subscription_pb2.RenewSubscriptionTokenResponse, collections.abc.Awaitable[wfe.persistence.v1.subscription_pb2.RenewSubscriptionTokenResponse]]:
+        """Holds a subscription for longer: for `duration` from now on, by the
+        database's clock. A hold that has expired can't be renewed, even if nobody
+        else took the subscription yet. Errors: FAILED_PRECONDITION
+        (TOKEN_MISMATCH) if it is open, has expired or is held with another token or
+        epoch; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def ListSubscriptions(
+        self,
+        request: wfe.persistence.v1.subscription_pb2.ListSubscriptionsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.subscription_pb2.ListSubscriptionsResponse, collections.abc.Awaitable[wfe.persistence.v1.subscription_pb2.ListSubscriptionsResponse]]:
+        """Answers subscriptions, open and held, in the order of their ids, in pages,
+        for people and tools that look into a store. Errors: INVALID_ARGUMENT.
         """
 
 def add_SubscriptionServiceServicer_to_server(servicer: SubscriptionServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

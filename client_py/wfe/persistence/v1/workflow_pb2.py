@@ -22,11 +22,16 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from wfe.persistence.v1 import command_pb2 as wfe_dot_persistence_dot_v1_dot_command__pb2
+from wfe.persistence.v1 import event_pb2 as wfe_dot_persistence_dot_v1_dot_event__pb2
+from wfe.persistence.v1 import list_order_pb2 as wfe_dot_persistence_dot_v1_dot_list__order__pb2
+from wfe.persistence.v1 import store_pb2 as wfe_dot_persistence_dot_v1_dot_store__pb2
 from wfe.persistence.v1 import subscription_pb2 as wfe_dot_persistence_dot_v1_dot_subscription__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!wfe/persistence/v1/workflow.proto\x12\x12wfe.persistence.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%wfe/persistence/v1/subscription.proto\"\x90\x04\n\x10WorkflowInstance\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1d\n\x10root_workflow_id\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x1e\n\x16workflow_definition_id\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\r\x12\x18\n\x0b\x64\x65scription\x18\x06 \x01(\tH\x01\x88\x01\x01\x12\x16\n\treference\x18\x07 \x01(\tH\x02\x88\x01\x01\x12@\n\x12\x65xecution_pointers\x18\x08 \x03(\x0b\x32$.wfe.persistence.v1.ExecutionPointer\x12\x1b\n\x0enext_execution\x18\t \x01(\x03H\x03\x88\x01\x01\x12\x32\n\x06status\x18\n \x01(\x0e\x32\".wfe.persistence.v1.WorkflowStatus\x12\x11\n\tdata_json\x18\x0b \x01(\t\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rcomplete_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x0e \x01(\x03\x42\x13\n\x11_root_workflow_idB\x0e\n\x0c_descriptionB\x0c\n\n_referenceB\x11\n\x0f_next_execution\"\xec\x06\n\x10\x45xecutionPointer\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07step_id\x18\x02 \x01(\x03\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x08\x12\x31\n\x06status\x18\x04 \x01(\x0e\x32!.wfe.persistence.v1.PointerStatus\x12/\n\x0bsleep_until\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x15persistence_data_json\x18\x06 \x01(\tH\x00\x88\x01\x01\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\nevent_name\x18\t \x01(\tH\x01\x88\x01\x01\x12\x16\n\tevent_key\x18\n \x01(\tH\x02\x88\x01\x01\x12\x17\n\x0f\x65vent_published\x18\x0b \x01(\x08\x12\x1c\n\x0f\x65vent_data_json\x18\x0c \x01(\tH\x03\x88\x01\x01\x12\x16\n\tstep_name\x18\r \x01(\tH\x04\x88\x01\x01\x12\x13\n\x0bretry_count\x18\x0e \x01(\r\x12\x10\n\x08\x63hildren\x18\x0f \x03(\t\x12\x1e\n\x11\x63ontext_item_json\x18\x10 \x01(\tH\x05\x88\x01\x01\x12\x1b\n\x0epredecessor_id\x18\x11 \x01(\tH\x06\x88\x01\x01\x12\x19\n\x0coutcome_json\x18\x12 \x01(\tH\x07\x88\x01\x01\x12\r\n\x05scope\x18\x13 \x03(\t\x12\x64\n\x19\x65xtension_attributes_json\x18\x14 \x03(\x0b\x32\x41.wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry\x1a>\n\x1c\x45xtensionAttributesJsonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x18\n\x16_persistence_data_jsonB\r\n\x0b_event_nameB\x0c\n\n_event_keyB\x12\n\x10_event_data_jsonB\x0c\n\n_step_nameB\x14\n\x12_context_item_jsonB\x11\n\x0f_predecessor_idB\x0f\n\r_outcome_json\"R\n\x18\x43reateNewWorkflowRequest\x12\x36\n\x08instance\x18\x01 \x01(\x0b\x32$.wfe.persistence.v1.WorkflowInstance\"G\n\x19\x43reateNewWorkflowResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\x86\x01\n\x16PersistWorkflowRequest\x12\x36\n\x08instance\x18\x01 \x01(\x0b\x32$.wfe.persistence.v1.WorkflowInstance\x12\x1e\n\x11\x65xpected_revision\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x14\n\x12_expected_revision\"+\n\x17PersistWorkflowResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\"\xd5\x01\n\'PersistWorkflowWithSubscriptionsRequest\x12\x36\n\x08instance\x18\x01 \x01(\x0b\x32$.wfe.persistence.v1.WorkflowInstance\x12<\n\rsubscriptions\x18\x02 \x03(\x0b\x32%.wfe.persistence.v1.EventSubscription\x12\x1e\n\x11\x65xpected_revision\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x14\n\x12_expected_revision\"V\n(PersistWorkflowWithSubscriptionsResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x18\n\x10subscription_ids\x18\x02 \x03(\t\"(\n\x1aGetWorkflowInstanceRequest\x12\n\n\x02id\x18\x01 \x01(\t\"U\n\x1bGetWorkflowInstanceResponse\x12\x36\n\x08instance\x18\x01 \x01(\x0b\x32$.wfe.persistence.v1.WorkflowInstance\"0\n GetWorkflowInstanceByNameRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"[\n!GetWorkflowInstanceByNameResponse\x12\x36\n\x08instance\x18\x01 \x01(\x0b\x32$.wfe.persistence.v1.WorkflowInstance\"*\n\x1bGetWorkflowInstancesRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\"V\n\x1cGetWorkflowInstancesResponse\x12\x36\n\x08instance\x18\x01 \x01(\x0b\x32$.wfe.persistence.v1.WorkflowInstance\"o\n\x1bGetRunnableInstancesRequest\x12)\n\x05\x61s_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"M\n\x1cGetRunnableInstancesResponse\x12\x14\n\x0cinstance_ids\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"6\n\x1dNextDefinitionSequenceRequest\x12\x15\n\rdefinition_id\x18\x01 \x01(\t\"0\n\x1eNextDefinitionSequenceResponse\x12\x0e\n\x06number\x18\x01 \x01(\x03*\xac\x01\n\x0eWorkflowStatus\x12\x1f\n\x1bWORKFLOW_STATUS_UNSPECIFIED\x10\x00\x12\x1c\n\x18WORKFLOW_STATUS_RUNNABLE\x10\x01\x12\x1d\n\x19WORKFLOW_STATUS_SUSPENDED\x10\x02\x12\x1c\n\x18WORKFLOW_STATUS_COMPLETE\x10\x03\x12\x1e\n\x1aWORKFLOW_STATUS_TERMINATED\x10\x04*\xe4\x02\n\rPointerStatus\x12\x1e\n\x1aPOINTER_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n\x16POINTER_STATUS_PENDING\x10\x01\x12\x1a\n\x16POINTER_STATUS_RUNNING\x10\x02\x12\x1b\n\x17POINTER_STATUS_COMPLETE\x10\x03\x12\x1a\n\x16POINTER_STATUS_SKIPPED\x10\x04\x12\x1b\n\x17POINTER_STATUS_SLEEPING\x10\x05\x12$\n POINTER_STATUS_WAITING_FOR_EVENT\x10\x06\x12\x19\n\x15POINTER_STATUS_FAILED\x10\x07\x12\x1e\n\x1aPOINTER_STATUS_COMPENSATED\x10\x08\x12\x1c\n\x18POINTER_STATUS_CANCELLED\x10\t\x12&\n\"POINTER_STATUS_PENDING_PREDECESSOR\x10\n2\x8b\x08\n\x0fWorkflowService\x12p\n\x11\x43reateNewWorkflow\x12,.wfe.persistence.v1.CreateNewWorkflowRequest\x1a-.wfe.persistence.v1.CreateNewWorkflowResponse\x12j\n\x0fPersistWorkflow\x12*.wfe.persistence.v1.PersistWorkflowRequest\x1a+.wfe.persistence.v1.PersistWorkflowResponse\x12\x9d\x01\n PersistWorkflowWithSubscriptions\x12;.wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest\x1a<.wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse\x12v\n\x13GetWorkflowInstance\x12..wfe.persistence.v1.GetWorkflowInstanceRequest\x1a/.wfe.persistence.v1.GetWorkflowInstanceResponse\x12\x88\x01\n\x19GetWorkflowInstanceByName\x12\x34.wfe.persistence.v1.GetWorkflowInstanceByNameRequest\x1a\x35.wfe.persistence.v1.GetWorkflowInstanceByNameResponse\x12{\n\x14GetWorkflowInstances\x12/.wfe.persistence.v1.GetWorkflowInstancesRequest\x1a\x30.wfe.persistence.v1.GetWorkflowInstancesResponse0\x01\x12y\n\x14GetRunnableInstances\x12/.wfe.persistence.v1.GetRunnableInstancesRequest\x1a\x30.wfe.persistence.v1.GetRunnableInstancesResponse\x12\x7f\n\x16NextDefinitionSequence\x12\x31.wfe.persistence.v1.NextDefinitionSequenceRequest\x1a\x32.wfe.persistence.v1.NextDefinitionSequenceResponseBO\n\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!wfe/persistence/v1/workflow.proto\x12\x12wfe.persistence.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a wfe/persistence/v1/command.proto\x1a\x1ewfe/persistence/v1/event.proto\x1a#wfe/persistence/v1/list_order.proto\x1a\x1ewfe/persistence/v1/store.proto\x1a%wfe/persistence/v1/subscription.proto\"\xc0\x04\n\x10WorkflowInstance\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1d\n\x10root_workflow_id\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x1e\n\x16workflow_definition_id\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\r\x12\x18\n\x0b\x64\x65scription\x18\x06 \x01(\tH\x01\x88\x01\x01\x12\x16\n\treference\x18\x07 \x01(\tH\x02\x88\x01\x01\x12@\n\x12\x65xecution_pointers\x18\x08 \x03(\x0b\x32$.wfe.persistence.v1.ExecutionPointer\x12\x1b\n\x0enext_execution\x18\t \x01(\x03H\x03\x88\x01\x01\x12\x32\n\x06status\x18\n \x01(\x0e\x32\".wfe.persistence.v1.WorkflowStatus\x12\x11\n\tdata_json\x18\x0b \x01(\t\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rcomplete_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x0e \x01(\x03\x12.\n\x04view\x18\x0f \x01(\x0e\x32 .wfe.persistence.v1.WorkflowViewB\x13\n\x11_root_workflow_idB\x0e\n\x0c_descriptionB\x0c\n\n_referenceB\x11\n\x0f_next_execution\"\xec\x06\n\x10\x45xecutionPointer\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07step_id\x18\x02 \x01(\x03\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x08\x12\x31\n\x06status\x18\x04 \x01(\x0e\x32!.wfe.persistence.v1.PointerStatus\x12/\n\x0bsleep_until\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x15persistence_data_json\x18\x06 \x01(\tH\x00\x88\x01\x01\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\nevent_name\x18\t \x01(\tH\x01\x88\x01\x01\x12\x16\n\tevent_key\x18\n \x01(\tH\x02\x88\x01\x01\x12\x17\n\x0f\x65vent_published\x18\x0b \x01(\x08\x12\x1c\n\x0f\x65vent_data_json\x18\x0c \x01(\tH\x03\x88\x01\x01\x12\x16\n\tstep_name\x18\r \x01(\tH\x04\x88\x01\x01\x12\x13\n\x0bretry_count\x18\x0e \x01(\r\x12\x10\n\x08\x63hildren\x18\x0f \x03(\t\x12\x1e\n\x11\x63ontext_item_json\x18\x10 \x01(\tH\x05\x88\x01\x01\x12\x1b\n\x0epredecessor_id\x18\x11 \x01(\tH\x06\x88\x01\x01\x12\x19\n\x0coutcome_json\x18\x12 \x01(\tH\x07\x88\x01\x01\x12\r\n\x05scope\x18\x13 \x03(\t\x12\x64\n\x19\x65xtension_attributes_json\x18\x14 \x03(\x0b\x32\x41.wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry\x1a>\n\x1c\x45xtensionAttributesJsonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x18\n\x16_persistence_data_jsonB\r\n\x0b_event_nameB\x0c\n\n_event_keyB\x12\n\x10_event_data_jsonB\x0c\n\n_step_nameB\x14\n\x12_context_item_jsonB\x11\n\x0f_predecessor_idB\x0f\n\r_outcome_json\"\xe1\x01\n\rWorkflowPatch\x12\n\n\x02id\x18\x01 \x01(\t\x12\x34\n\x06header\x18\x02 \x01(\x0b\x32$.wfe.persistence.v1.WorkflowInstance\x12/\n\x0bheader_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12@\n\x12\x65xecution_pointers\x18\x04 \x03(\x0b\x32$.wfe.persistence.v1.ExecutionPointer\x12\x1b\n\x13removed_pointer_ids\x18\x05 \x03(\t\"Y\n\x11SubscriptionClaim\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\x12\x12\n\x05\x65poch\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x08\n\x06_epoch\"\xbd\x03\n\x0eWorkflowFilter\x12\x34\n\x08statuses\x18\x01 \x03(\x0e\x32\".wfe.persistence.v1.WorkflowStatus\x12\x1e\n\x16workflow_definition_id\x18\x02 \x01(\t\x12\x14\n\x07version\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x16\n\treference\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x13\n\x0bname_prefix\x18\x05 \x01(\t\x12\x18\n\x10root_workflow_id\x18\x06 \x01(\t\x12\x34\n\x10\x63reate_time_from\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x12\x63reate_time_before\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x12\x63omplete_time_from\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x14\x63omplete_time_before\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\n\n\x08_versionB\x0c\n\n_reference\"R\n\x18\x43reateNewWorkflowRequest\x12\x36\n\x08instance\x18\x01 \x01(\x0b\x32$.wfe.persistence.v1.WorkflowInstance\"G\n\x19\x43reateNewWorkflowResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\x9a\x01\n\x16PersistWorkflowRequest\x12\x36\n\x08instance\x18\x01 \x01(\x0b\x32$.wfe.persistence.v1.WorkflowInstance\x12\x1e\n\x11\x65xpected_revision\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x03 \x01(\tB\x14\n\x12_expected_revision\"+\n\x17PersistWorkflowResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\"\xe9\x01\n\'PersistWorkflowWithSubscriptionsRequest\x12\x36\n\x08instance\x18\x01 \x01(\x0b\x32$.wfe.persistence.v1.WorkflowInstance\x12<\n\rsubscriptions\x18\x02 \x03(\x0b\x32%.wfe.persistence.v1.EventSubscription\x12\x1e\n\x11\x65xpected_revision\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x12\n\nrequest_id\x18\x04 \x01(\tB\x14\n\x12_expected_revision\"V\n(PersistWorkflowWithSubscriptionsResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x18\n\x10subscription_ids\x18\x02 \x03(\t\"\x82\x05\n\x15\x43ommitWorkflowRequest\x12\x38\n\x08instance\x18\x01 \x01(\x0b\x32$.wfe.persistence.v1.WorkflowInstanceH\x00\x12\x32\n\x05patch\x18\x02 \x01(\x0b\x32!.wfe.persistence.v1.WorkflowPatchH\x00\x12\x1e\n\x11\x65xpected_revision\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12\x41\n\x12held_subscriptions\x18\x04 \x03(\x0b\x32%.wfe.persistence.v1.SubscriptionClaim\x12\x19\n\x11held_lease_tokens\x18\x05 \x03(\t\x12\x43\n\x14\x63reate_subscriptions\x18\x06 \x03(\x0b\x32%.wfe.persistence.v1.EventSubscription\x12\"\n\x1aterminate_subscription_ids\x18\x07 \x03(\t\x12\x30\n\rcreate_events\x18\x08 \x03(\x0b\x32\x19.wfe.persistence.v1.Event\x12\x1b\n\x13processed_event_ids\x18\t \x03(\t\x12\x32\n\x06\x65rrors\x18\n \x03(\x0b\x32\".wfe.persistence.v1.ExecutionError\x12?\n\x11schedule_commands\x18\x0b \x03(\x0b\x32$.wfe.persistence.v1.ScheduledCommand\x12\x1d\n\x15\x63omplete_lease_tokens\x18\x0c \x03(\t\x12\x12\n\nrequest_id\x18\r \x01(\tB\x07\n\x05stateB\x14\n\x12_expected_revision\"W\n\x16\x43ommitWorkflowResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x18\n\x10subscription_ids\x18\x02 \x03(\t\x12\x11\n\tevent_ids\x18\x03 \x03(\t\"X\n\x1aGetWorkflowInstanceRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12.\n\x04view\x18\x02 \x01(\x0e\x32 .wfe.persistence.v1.WorkflowView\"U\n\x1bGetWorkflowInstanceResponse\x12\x36\n\x08instance\x18\x01 \x01(\x0b\x32$.wfe.persistence.v1.WorkflowInstance\"`\n GetWorkflowInstanceByNameRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x04view\x18\x02 \x01(\x0e\x32 .wfe.persistence.v1.WorkflowView\"[\n!GetWorkflowInstanceByNameResponse\x12\x36\n\x08instance\x18\x01 \x01(\x0b\x32$.wfe.persistence.v1.WorkflowInstance\"Z\n\x1bGetWorkflowInstancesRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12.\n\x04view\x18\x02 \x01(\x0e\x32 .wfe.persistence.v1.WorkflowView\"V\n\x1cGetWorkflowInstancesResponse\x12\x36\n\x08instance\x18\x01 \x01(\x0b\x32$.wfe.persistence.v1.WorkflowInstance\"o\n\x1bGetRunnableInstancesRequest\x12)\n\x05\x61s_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"M\n\x1cGetRunnableInstancesResponse\x12\x14\n\x0cinstance_ids\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"6\n\x1dNextDefinitionSequenceRequest\x12\x15\n\rdefinition_id\x18\x01 \x01(\t\"0\n\x1eNextDefinitionSequenceResponse\x12\x0e\n\x06number\x18\x01 \x01(\x03\"\xa5\x01\n\x1cListExecutionPointersRequest\x12\x13\n\x0bworkflow_id\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x63tive_only\x18\x02 \x01(\x08\x12\x1e\n\x11\x65xpected_revision\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\tB\x14\n\x12_expected_revision\"\x8c\x01\n\x1dListExecutionPointersResponse\x12@\n\x12\x65xecution_pointers\x18\x01 \x03(\x0b\x32$.wfe.persistence.v1.ExecutionPointer\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xcf\x01\n\x14ListWorkflowsRequest\x12\x32\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\".wfe.persistence.v1.WorkflowFilter\x12,\n\x05order\x18\x02 \x01(\x0e\x32\x1d.wfe.persistence.v1.ListOrder\x12.\n\x04view\x18\x03 \x01(\x0e\x32 .wfe.persistence.v1.WorkflowView\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"i\n\x15ListWorkflowsResponse\x12\x37\n\tinstances\x18\x01 \x03(\x0b\x32$.wfe.persistence.v1.WorkflowInstance\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"K\n\x15\x43ountWorkflowsRequest\x12\x32\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\".wfe.persistence.v1.WorkflowFilter\"R\n\rWorkflowCount\x12\x32\n\x06status\x18\x01 \x01(\x0e\x32\".wfe.persistence.v1.WorkflowStatus\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\"K\n\x16\x43ountWorkflowsResponse\x12\x31\n\x06\x63ounts\x18\x01 \x03(\x0b\x32!.wfe.persistence.v1.WorkflowCount\"Y\n\x15\x44\x65leteWorkflowRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1e\n\x11\x65xpected_revision\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x14\n\x12_expected_revision\"\x18\n\x16\x44\x65leteWorkflowResponse\"\xd6\x01\n\x15PurgeWorkflowsRequest\x12\x30\n\x0c\x65nded_before\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x08statuses\x18\x02 \x03(\x0e\x32\".wfe.persistence.v1.WorkflowStatus\x12\x1e\n\x16workflow_definition_id\x18\x03 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\x12\x10\n\x08max_rows\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"\x97\x01\n\x16PurgeWorkflowsResponse\x12\x11\n\tworkflows\x18\x01 \x01(\x03\x12\x1a\n\x12\x65xecution_pointers\x18\x02 \x01(\x03\x12\x15\n\rsubscriptions\x18\x03 \x01(\x03\x12\x0e\n\x06\x65rrors\x18\x04 \x01(\x03\x12\x0e\n\x06\x65vents\x18\x05 \x01(\x03\x12\x17\n\x0fnext_page_token\x18\x06 \x01(\t*\xac\x01\n\x0eWorkflowStatus\x12\x1f\n\x1bWORKFLOW_STATUS_UNSPECIFIED\x10\x00\x12\x1c\n\x18WORKFLOW_STATUS_RUNNABLE\x10\x01\x12\x1d\n\x19WORKFLOW_STATUS_SUSPENDED\x10\x02\x12\x1c\n\x18WORKFLOW_STATUS_COMPLETE\x10\x03\x12\x1e\n\x1aWORKFLOW_STATUS_TERMINATED\x10\x04*\xe4\x02\n\rPointerStatus\x12\x1e\n\x1aPOINTER_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n\x16POINTER_STATUS_PENDING\x10\x01\x12\x1a\n\x16POINTER_STATUS_RUNNING\x10\x02\x12\x1b\n\x17POINTER_STATUS_COMPLETE\x10\x03\x12\x1a\n\x16POINTER_STATUS_SKIPPED\x10\x04\x12\x1b\n\x17POINTER_STATUS_SLEEPING\x10\x05\x12$\n POINTER_STATUS_WAITING_FOR_EVENT\x10\x06\x12\x19\n\x15POINTER_STATUS_FAILED\x10\x07\x12\x1e\n\x1aPOINTER_STATUS_COMPENSATED\x10\x08\x12\x1c\n\x18POINTER_STATUS_CANCELLED\x10\t\x12&\n\"POINTER_STATUS_PENDING_PREDECESSOR\x10\n*y\n\x0cWorkflowView\x12\x1d\n\x19WORKFLOW_VIEW_UNSPECIFIED\x10\x00\x12\x16\n\x12WORKFLOW_VIEW_FULL\x10\x01\x12\x18\n\x14WORKFLOW_VIEW_ACTIVE\x10\x02\x12\x18\n\x14WORKFLOW_VIEW_HEADER\x10\x03\x32\x93\r\n\x0fWorkflowService\x12p\n\x11\x43reateNewWorkflow\x12,.wfe.persistence.v1.CreateNewWorkflowRequest\x1a-.wfe.persistence.v1.CreateNewWorkflowResponse\x12j\n\x0fPersistWorkflow\x12*.wfe.persistence.v1.PersistWorkflowRequest\x1a+.wfe.persistence.v1.PersistWorkflowResponse\x12\x9d\x01\n PersistWorkflowWithSubscriptions\x12;.wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest\x1a<.wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse\x12g\n\x0e\x43ommitWorkflow\x12).wfe.persistence.v1.CommitWorkflowRequest\x1a*.wfe.persistence.v1.CommitWorkflowResponse\x12v\n\x13GetWorkflowInstance\x12..wfe.persistence.v1.GetWorkflowInstanceRequest\x1a/.wfe.persistence.v1.GetWorkflowInstanceResponse\x12\x88\x01\n\x19GetWorkflowInstanceByName\x12\x34.wfe.persistence.v1.GetWorkflowInstanceByNameRequest\x1a\x35.wfe.persistence.v1.GetWorkflowInstanceByNameResponse\x12{\n\x14GetWorkflowInstances\x12/.wfe.persistence.v1.GetWorkflowInstancesRequest\x1a\x30.wfe.persistence.v1.GetWorkflowInstancesResponse0\x01\x12y\n\x14GetRunnableInstances\x12/.wfe.persistence.v1.GetRunnableInstancesRequest\x1a\x30.wfe.persistence.v1.GetRunnableInstancesResponse\x12\x7f\n\x16NextDefinitionSequence\x12\x31.wfe.persistence.v1.NextDefinitionSequenceRequest\x1a\x32.wfe.persistence.v1.NextDefinitionSequenceResponse\x12|\n\x15ListExecutionPointers\x12\x30.wfe.persistence.v1.ListExecutionPointersRequest\x1a\x31.wfe.persistence.v1.ListExecutionPointersResponse\x12\x64\n\rListWorkflows\x12(.wfe.persistence.v1.ListWorkflowsRequest\x1a).wfe.persistence.v1.ListWorkflowsResponse\x12g\n\x0e\x43ountWorkflows\x12).wfe.persistence.v1.CountWorkflowsRequest\x1a*.wfe.persistence.v1.CountWorkflowsResponse\x12g\n\x0e\x44\x65leteWorkflow\x12).wfe.persistence.v1.DeleteWorkflowRequest\x1a*.wfe.persistence.v1.DeleteWorkflowResponse\x12g\n\x0ePurgeWorkflows\x12).wfe.persistence.v1.PurgeWorkflowsRequest\x1a*.wfe.persistence.v1.PurgeWorkflowsResponseBO\n\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,48 +41,82 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\022wfe.persistence.v1P\001Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1'
   _globals['_EXECUTIONPOINTER_EXTENSIONATTRIBUTESJSONENTRY']._loaded_options = None
   _globals['_EXECUTIONPOINTER_EXTENSIONATTRIBUTESJSONENTRY']._serialized_options = b'8\001'
-  _globals['_WORKFLOWSTATUS']._serialized_start=2885
-  _globals['_WORKFLOWSTATUS']._serialized_end=3057
-  _globals['_POINTERSTATUS']._serialized_start=3060
-  _globals['_POINTERSTATUS']._serialized_end=3416
-  _globals['_WORKFLOWINSTANCE']._serialized_start=130
-  _globals['_WORKFLOWINSTANCE']._serialized_end=658
-  _globals['_EXECUTIONPOINTER']._serialized_start=661
-  _globals['_EXECUTIONPOINTER']._serialized_end=1537
-  _globals['_EXECUTIONPOINTER_EXTENSIONATTRIBUTESJSONENTRY']._serialized_start=1328
-  _globals['_EXECUTIONPOINTER_EXTENSIONATTRIBUTESJSONENTRY']._serialized_end=1390
-  _globals['_CREATENEWWORKFLOWREQUEST']._serialized_start=1539
-  _globals['_CREATENEWWORKFLOWREQUEST']._serialized_end=1621
-  _globals['_CREATENEWWORKFLOWRESPONSE']._serialized_start=1623
-  _globals['_CREATENEWWORKFLOWRESPONSE']._serialized_end=1694
-  _globals['_PERSISTWORKFLOWREQUEST']._serialized_start=1697
-  _globals['_PERSISTWORKFLOWREQUEST']._serialized_end=1831
-  _globals['_PERSISTWORKFLOWRESPONSE']._serialized_start=1833
-  _globals['_PERSISTWORKFLOWRESPONSE']._serialized_end=1876
-  _globals['_PERSISTWORKFLOWWITHSUBSCRIPTIONSREQUEST']._serialized_start=1879
-  _globals['_PERSISTWORKFLOWWITHSUBSCRIPTIONSREQUEST']._serialized_end=2092
-  _globals['_PERSISTWORKFLOWWITHSUBSCRIPTIONSRESPONSE']._serialized_start=2094
-  _globals['_PERSISTWORKFLOWWITHSUBSCRIPTIONSRESPONSE']._serialized_end=2180
-  _globals['_GETWORKFLOWINSTANCEREQUEST']._serialized_start=2182
-  _globals['_GETWORKFLOWINSTANCEREQUEST']._serialized_end=2222
-  _globals['_GETWORKFLOWINSTANCERESPONSE']._serialized_start=2224
-  _globals['_GETWORKFLOWINSTANCERESPONSE']._serialized_end=2309
-  _globals['_GETWORKFLOWINSTANCEBYNAMEREQUEST']._serialized_start=2311
-  _globals['_GETWORKFLOWINSTANCEBYNAMEREQUEST']._serialized_end=2359
-  _globals['_GETWORKFLOWINSTANCEBYNAMERESPONSE']._serialized_start=2361
-  _globals['_GETWORKFLOWINSTANCEBYNAMERESPONSE']._serialized_end=2452
-  _globals['_GETWORKFLOWINSTANCESREQUEST']._serialized_start=2454
-  _globals['_GETWORKFLOWINSTANCESREQUEST']._serialized_end=2496
-  _globals['_GETWORKFLOWINSTANCESRESPONSE']._serialized_start=2498
-  _globals['_GETWORKFLOWINSTANCESRESPONSE']._serialized_end=2584
-  _globals['_GETRUNNABLEINSTANCESREQUEST']._serialized_start=2586
-  _globals['_GETRUNNABLEINSTANCESREQUEST']._serialized_end=2697
-  _globals['_GETRUNNABLEINSTANCESRESPONSE']._serialized_start=2699
-  _globals['_GETRUNNABLEINSTANCESRESPONSE']._serialized_end=2776
-  _globals['_NEXTDEFINITIONSEQUENCEREQUEST']._serialized_start=2778
-  _globals['_NEXTDEFINITIONSEQUENCEREQUEST']._serialized_end=2832
-  _globals['_NEXTDEFINITIONSEQUENCERESPONSE']._serialized_start=2834
-  _globals['_NEXTDEFINITIONSEQUENCERESPONSE']._serialized_end=2882
-  _globals['_WORKFLOWSERVICE']._serialized_start=3419
-  _globals['_WORKFLOWSERVICE']._serialized_end=4454
+  _globals['_WORKFLOWSTATUS']._serialized_start=6141
+  _globals['_WORKFLOWSTATUS']._serialized_end=6313
+  _globals['_POINTERSTATUS']._serialized_start=6316
+  _globals['_POINTERSTATUS']._serialized_end=6672
+  _globals['_WORKFLOWVIEW']._serialized_start=6674
+  _globals['_WORKFLOWVIEW']._serialized_end=6795
+  _globals['_WORKFLOWINSTANCE']._serialized_start=299
+  _globals['_WORKFLOWINSTANCE']._serialized_end=875
+  _globals['_EXECUTIONPOINTER']._serialized_start=878
+  _globals['_EXECUTIONPOINTER']._serialized_end=1754
+  _globals['_EXECUTIONPOINTER_EXTENSIONATTRIBUTESJSONENTRY']._serialized_start=1545
+  _globals['_EXECUTIONPOINTER_EXTENSIONATTRIBUTESJSONENTRY']._serialized_end=1607
+  _globals['_WORKFLOWPATCH']._serialized_start=1757
+  _globals['_WORKFLOWPATCH']._serialized_end=1982
+  _globals['_SUBSCRIPTIONCLAIM']._serialized_start=1984
+  _globals['_SUBSCRIPTIONCLAIM']._serialized_end=2073
+  _globals['_WORKFLOWFILTER']._serialized_start=2076
+  _globals['_WORKFLOWFILTER']._serialized_end=2521
+  _globals['_CREATENEWWORKFLOWREQUEST']._serialized_start=2523
+  _globals['_CREATENEWWORKFLOWREQUEST']._serialized_end=2605
+  _globals['_CREATENEWWORKFLOWRESPONSE']._serialized_start=2607
+  _globals['_CREATENEWWORKFLOWRESPONSE']._serialized_end=2678
+  _globals['_PERSISTWORKFLOWREQUEST']._serialized_start=2681
+  _globals['_PERSISTWORKFLOWREQUEST']._serialized_end=2835
+  _globals['_PERSISTWORKFLOWRESPONSE']._serialized_start=2837
+  _globals['_PERSISTWORKFLOWRESPONSE']._serialized_end=2880
+  _globals['_PERSISTWORKFLOWWITHSUBSCRIPTIONSREQUEST']._serialized_start=2883
+  _globals['_PERSISTWORKFLOWWITHSUBSCRIPTIONSREQUEST']._serialized_end=3116
+  _globals['_PERSISTWORKFLOWWITHSUBSCRIPTIONSRESPONSE']._serialized_start=3118
+  _globals['_PERSISTWORKFLOWWITHSUBSCRIPTIONSRESPONSE']._serialized_end=3204
+  _globals['_COMMITWORKFLOWREQUEST']._serialized_start=3207
+  _globals['_COMMITWORKFLOWREQUEST']._serialized_end=3849
+  _globals['_COMMITWORKFLOWRESPONSE']._serialized_start=3851
+  _globals['_COMMITWORKFLOWRESPONSE']._serialized_end=3938
+  _globals['_GETWORKFLOWINSTANCEREQUEST']._serialized_start=3940
+  _globals['_GETWORKFLOWINSTANCEREQUEST']._serialized_end=4028
+  _globals['_GETWORKFLOWINSTANCERESPONSE']._serialized_start=4030
+  _globals['_GETWORKFLOWINSTANCERESPONSE']._serialized_end=4115
+  _globals['_GETWORKFLOWINSTANCEBYNAMEREQUEST']._serialized_start=4117
+  _globals['_GETWORKFLOWINSTANCEBYNAMEREQUEST']._serialized_end=4213
+  _globals['_GETWORKFLOWINSTANCEBYNAMERESPONSE']._serialized_start=4215
+  _globals['_GETWORKFLOWINSTANCEBYNAMERESPONSE']._serialized_end=4306
+  _globals['_GETWORKFLOWINSTANCESREQUEST']._serialized_start=4308
+  _globals['_GETWORKFLOWINSTANCESREQUEST']._serialized_end=4398
+  _globals['_GETWORKFLOWINSTANCESRESPONSE']._serialized_start=4400
+  _globals['_GETWORKFLOWINSTANCESRESPONSE']._serialized_end=4486
+  _globals['_GETRUNNABLEINSTANCESREQUEST']._serialized_start=4488
+  _globals['_GETRUNNABLEINSTANCESREQUEST']._serialized_end=4599
+  _globals['_GETRUNNABLEINSTANCESRESPONSE']._serialized_start=4601
+  _globals['_GETRUNNABLEINSTANCESRESPONSE']._serialized_end=4678
+  _globals['_NEXTDEFINITIONSEQUENCEREQUEST']._serialized_start=4680
+  _globals['_NEXTDEFINITIONSEQUENCEREQUEST']._serialized_end=4734
+  _globals['_NEXTDEFINITIONSEQUENCERESPONSE']._serialized_start=4736
+  _globals['_NEXTDEFINITIONSEQUENCERESPONSE']._serialized_end=4784
+  _globals['_LISTEXECUTIONPOINTERSREQUEST']._serialized_start=4787
+  _globals['_LISTEXECUTIONPOINTERSREQUEST']._serialized_end=4952
+  _globals['_LISTEXECUTIONPOINTERSRESPONSE']._serialized_start=4955
+  _globals['_LISTEXECUTIONPOINTERSRESPONSE']._serialized_end=5095
+  _globals['_LISTWORKFLOWSREQUEST']._serialized_start=5098
+  _globals['_LISTWORKFLOWSREQUEST']._serialized_end=5305
+  _globals['_LISTWORKFLOWSRESPONSE']._serialized_start=5307
+  _globals['_LISTWORKFLOWSRESPONSE']._serialized_end=5412
+  _globals['_COUNTWORKFLOWSREQUEST']._serialized_start=5414
+  _globals['_COUNTWORKFLOWSREQUEST']._serialized_end=5489
+  _globals['_WORKFLOWCOUNT']._serialized_start=5491
+  _globals['_WORKFLOWCOUNT']._serialized_end=5573
+  _globals['_COUNTWORKFLOWSRESPONSE']._serialized_start=5575
+  _globals['_COUNTWORKFLOWSRESPONSE']._serialized_end=5650
+  _globals['_DELETEWORKFLOWREQUEST']._serialized_start=5652
+  _globals['_DELETEWORKFLOWREQUEST']._serialized_end=5741
+  _globals['_DELETEWORKFLOWRESPONSE']._serialized_start=5743
+  _globals['_DELETEWORKFLOWRESPONSE']._serialized_end=5767
+  _globals['_PURGEWORKFLOWSREQUEST']._serialized_start=5770
+  _globals['_PURGEWORKFLOWSREQUEST']._serialized_end=5984
+  _globals['_PURGEWORKFLOWSRESPONSE']._serialized_start=5987
+  _globals['_PURGEWORKFLOWSRESPONSE']._serialized_end=6138
+  _globals['_WORKFLOWSERVICE']._serialized_start=6798
+  _globals['_WORKFLOWSERVICE']._serialized_end=8481
 # @@protoc_insertion_point(module_scope)

@@ -6,12 +6,17 @@ isort:skip_file
 import builtins
 import collections.abc
 import google.protobuf.descriptor
+import google.protobuf.field_mask_pb2
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import sys
 import typing
+import wfe.persistence.v1.command_pb2
+import wfe.persistence.v1.event_pb2
+import wfe.persistence.v1.list_order_pb2
+import wfe.persistence.v1.store_pb2
 import wfe.persistence.v1.subscription_pb2
 
 if sys.version_info >= (3, 10):
@@ -109,6 +114,40 @@ POINTER_STATUS_PENDING_PREDECESSOR: PointerStatus.ValueType  # 10
 """Waits for the pointer `predecessor_id`."""
 Global___PointerStatus: typing_extensions.TypeAlias = PointerStatus
 
+class _WorkflowView:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _WorkflowViewEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_WorkflowView.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    WORKFLOW_VIEW_UNSPECIFIED: _WorkflowView.ValueType  # 0
+    """In a request: FULL, in ListWorkflows HEADER. On a workflow: FULL."""
+    WORKFLOW_VIEW_FULL: _WorkflowView.ValueType  # 1
+    """The header and every execution pointer."""
+    WORKFLOW_VIEW_ACTIVE: _WorkflowView.ValueType  # 2
+    """The header and the execution pointers that can still run: those that are
+    `active`, and those with status PENDING, RUNNING, SLEEPING,
+    WAITING_FOR_EVENT or PENDING_PREDECESSOR.
+    """
+    WORKFLOW_VIEW_HEADER: _WorkflowView.ValueType  # 3
+    """The header only."""
+
+class WorkflowView(_WorkflowView, metaclass=_WorkflowViewEnumTypeWrapper):
+    """WorkflowView says how much of a workflow is answered."""
+
+WORKFLOW_VIEW_UNSPECIFIED: WorkflowView.ValueType  # 0
+"""In a request: FULL, in ListWorkflows HEADER. On a workflow: FULL."""
+WORKFLOW_VIEW_FULL: WorkflowView.ValueType  # 1
+"""The header and every execution pointer."""
+WORKFLOW_VIEW_ACTIVE: WorkflowView.ValueType  # 2
+"""The header and the execution pointers that can still run: those that are
+`active`, and those with status PENDING, RUNNING, SLEEPING,
+WAITING_FOR_EVENT or PENDING_PREDECESSOR.
+"""
+WORKFLOW_VIEW_HEADER: WorkflowView.ValueType  # 3
+"""The header only."""
+Global___WorkflowView: typing_extensions.TypeAlias = WorkflowView
+
 @typing.final
 class WorkflowInstance(google.protobuf.message.Message):
     """WorkflowInstance is a running or ended workflow: its header and its execution
@@ -131,6 +170,7 @@ class WorkflowInstance(google.protobuf.message.Message):
     CREATE_TIME_FIELD_NUMBER: builtins.int
     COMPLETE_TIME_FIELD_NUMBER: builtins.int
     REVISION_FIELD_NUMBER: builtins.int
+    VIEW_FIELD_NUMBER: builtins.int
     id: builtins.str
     """Chosen by the host, at most 512 bytes, compared byte by byte. Empty on
     create: the store chooses a UUID. Never changes.
@@ -169,6 +209,11 @@ class WorkflowInstance(google.protobuf.message.Message):
     """Counts the writes: 1 after create, one more with each persist, also by hosts
     that share the database. Set by the store, ignored on write.
     """
+    view: Global___WorkflowView.ValueType
+    """How much of the stored workflow this is. Set by the store where it is not
+    all of it, that is to ACTIVE or HEADER; such an instance is refused as a new
+    state, because the pointers left out would be removed: use a patch.
+    """
     @property
     def execution_pointers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ExecutionPointer]:
         """The execution pointers; their order is kept exactly."""
@@ -198,9 +243,10 @@ class WorkflowInstance(google.protobuf.message.Message):
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         complete_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         revision: builtins.int = ...,
+        view: Global___WorkflowView.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_description", b"_description", "_next_execution", b"_next_execution", "_reference", b"_reference", "_root_workflow_id", b"_root_workflow_id", "complete_time", b"complete_time", "create_time", b"create_time", "description", b"description", "next_execution", b"next_execution", "reference", b"reference", "root_workflow_id", b"root_workflow_id"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_description", b"_description", "_next_execution", b"_next_execution", "_reference", b"_reference", "_root_workflow_id", b"_root_workflow_id", "complete_time", b"complete_time", "create_time", b"create_time", "data_json", b"data_json", "description", b"description", "execution_pointers", b"execution_pointers", "id", b"id", "name", b"name", "next_execution", b"next_execution", "reference", b"reference", "revision", b"revision", "root_workflow_id", b"root_workflow_id", "status", b"status", "version", b"version", "workflow_definition_id", b"workflow_definition_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_description", b"_description", "_next_execution", b"_next_execution", "_reference", b"_reference", "_root_workflow_id", b"_root_workflow_id", "complete_time", b"complete_time", "create_time", b"create_time", "data_json", b"data_json", "description", b"description", "execution_pointers", b"execution_pointers", "id", b"id", "name", b"name", "next_execution", b"next_execution", "reference", b"reference", "revision", b"revision", "root_workflow_id", b"root_workflow_id", "status", b"status", "version", b"version", "view", b"view", "workflow_definition_id", b"workflow_definition_id"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_description", b"_description"]) -> typing.Literal["description"] | None: ...
     @typing.overload
@@ -372,6 +418,171 @@ class ExecutionPointer(google.protobuf.message.Message):
 Global___ExecutionPointer: typing_extensions.TypeAlias = ExecutionPointer
 
 @typing.final
+class WorkflowPatch(google.protobuf.message.Message):
+    """WorkflowPatch is what changes in a workflow: its cost is that of the change,
+    however many pointers the workflow has.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    HEADER_FIELD_NUMBER: builtins.int
+    HEADER_MASK_FIELD_NUMBER: builtins.int
+    EXECUTION_POINTERS_FIELD_NUMBER: builtins.int
+    REMOVED_POINTER_IDS_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    """The workflow's id; required, at most 512 bytes."""
+    @property
+    def header(self) -> Global___WorkflowInstance:
+        """New values of header fields, those that `header_mask` names; others are
+        ignored. Their bounds are those of WorkflowInstance.
+        """
+
+    @property
+    def header_mask(self) -> google.protobuf.field_mask_pb2.FieldMask:
+        """The header fields to change, by name: name (empty: unchanged),
+        root_workflow_id, workflow_definition_id, version, description, reference,
+        next_execution, status, data_json, create_time, complete_time. A named field
+        that `header` leaves out becomes absent. No name twice.
+        """
+
+    @property
+    def execution_pointers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ExecutionPointer]:
+        """Pointers to change or to add, each with all its fields, no id twice. One that
+        exists keeps its place in the order; new ones come behind the last, in the
+        order given here.
+        """
+
+    @property
+    def removed_pointer_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Pointers to remove, by id; each must exist, and not stand in
+        `execution_pointers` too.
+        """
+
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        header: Global___WorkflowInstance | None = ...,
+        header_mask: google.protobuf.field_mask_pb2.FieldMask | None = ...,
+        execution_pointers: collections.abc.Iterable[Global___ExecutionPointer] | None = ...,
+        removed_pointer_ids: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["header", b"header", "header_mask", b"header_mask"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["execution_pointers", b"execution_pointers", "header", b"header", "header_mask", b"header_mask", "id", b"id", "removed_pointer_ids", b"removed_pointer_ids"]) -> None: ...
+
+Global___WorkflowPatch: typing_extensions.TypeAlias = WorkflowPatch
+
+@typing.final
+class SubscriptionClaim(google.protobuf.message.Message):
+    """SubscriptionClaim says that its sender still holds a subscription."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SUBSCRIPTION_ID_FIELD_NUMBER: builtins.int
+    TOKEN_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    subscription_id: builtins.str
+    """The subscription's id; required, at most 512 bytes."""
+    token: builtins.str
+    """The token it is held with; required, at most 512 bytes."""
+    epoch: builtins.int
+    """The epoch of the claim, from SetSubscriptionToken; absent: the token alone
+    counts. From 1 on.
+    """
+    def __init__(
+        self,
+        *,
+        subscription_id: builtins.str = ...,
+        token: builtins.str = ...,
+        epoch: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_epoch", b"_epoch", "epoch", b"epoch"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_epoch", b"_epoch", "epoch", b"epoch", "subscription_id", b"subscription_id", "token", b"token"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_epoch", b"_epoch"]) -> typing.Literal["epoch"] | None: ...
+
+Global___SubscriptionClaim: typing_extensions.TypeAlias = SubscriptionClaim
+
+@typing.final
+class WorkflowFilter(google.protobuf.message.Message):
+    """WorkflowFilter picks workflows: those for which all that is given holds."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STATUSES_FIELD_NUMBER: builtins.int
+    WORKFLOW_DEFINITION_ID_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    REFERENCE_FIELD_NUMBER: builtins.int
+    NAME_PREFIX_FIELD_NUMBER: builtins.int
+    ROOT_WORKFLOW_ID_FIELD_NUMBER: builtins.int
+    CREATE_TIME_FROM_FIELD_NUMBER: builtins.int
+    CREATE_TIME_BEFORE_FIELD_NUMBER: builtins.int
+    COMPLETE_TIME_FROM_FIELD_NUMBER: builtins.int
+    COMPLETE_TIME_BEFORE_FIELD_NUMBER: builtins.int
+    workflow_definition_id: builtins.str
+    """This definition, at most 512 bytes; empty: any."""
+    version: builtins.int
+    """This version of the definition, 0 to 2^31-1; absent: any."""
+    reference: builtins.str
+    """This reference; absent: any."""
+    name_prefix: builtins.str
+    """A name that begins with this, at most 512 bytes; empty: any."""
+    root_workflow_id: builtins.str
+    """This workflow at the top of the tree, at most 512 bytes; empty: any. (The one
+    at the top is not among them: it has no root.)
+    """
+    @property
+    def statuses(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[Global___WorkflowStatus.ValueType]:
+        """One of these; none: any."""
+
+    @property
+    def create_time_from(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Created at this time or later; absent: any time. Years 1-9999, truncated to
+        microseconds.
+        """
+
+    @property
+    def create_time_before(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Created before this time; absent: any time. Years 1-9999, truncated to
+        microseconds.
+        """
+
+    @property
+    def complete_time_from(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Completed at this time or later; absent: any time, or not at all. Years
+        1-9999, truncated to microseconds.
+        """
+
+    @property
+    def complete_time_before(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Completed before this time; absent: any time, or not at all. Years 1-9999,
+        truncated to microseconds.
+        """
+
+    def __init__(
+        self,
+        *,
+        statuses: collections.abc.Iterable[Global___WorkflowStatus.ValueType] | None = ...,
+        workflow_definition_id: builtins.str = ...,
+        version: builtins.int | None = ...,
+        reference: builtins.str | None = ...,
+        name_prefix: builtins.str = ...,
+        root_workflow_id: builtins.str = ...,
+        create_time_from: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        create_time_before: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        complete_time_from: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        complete_time_before: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_reference", b"_reference", "_version", b"_version", "complete_time_before", b"complete_time_before", "complete_time_from", b"complete_time_from", "create_time_before", b"create_time_before", "create_time_from", b"create_time_from", "reference", b"reference", "version", b"version"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_reference", b"_reference", "_version", b"_version", "complete_time_before", b"complete_time_before", "complete_time_from", b"complete_time_from", "create_time_before", b"create_time_before", "create_time_from", b"create_time_from", "name_prefix", b"name_prefix", "reference", b"reference", "root_workflow_id", b"root_workflow_id", "statuses", b"statuses", "version", b"version", "workflow_definition_id", b"workflow_definition_id"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_reference", b"_reference"]) -> typing.Literal["reference"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_version", b"_version"]) -> typing.Literal["version"] | None: ...
+
+Global___WorkflowFilter: typing_extensions.TypeAlias = WorkflowFilter
+
+@typing.final
 class CreateNewWorkflowRequest(google.protobuf.message.Message):
     """CreateNewWorkflowRequest is the request of CreateNewWorkflow."""
 
@@ -426,9 +637,17 @@ class PersistWorkflowRequest(google.protobuf.message.Message):
 
     INSTANCE_FIELD_NUMBER: builtins.int
     EXPECTED_REVISION_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
     expected_revision: builtins.int
     """Write only if the stored revision is this one, from 1 on; absent: write
     whatever is stored.
+    """
+    request_id: builtins.str
+    """A UUID that names this attempt to write, so that it can be sent again after a
+    lost answer: the second arrival changes nothing and answers what the first
+    did. Remembered per workflow for at least as long as GetStoreInfo's
+    `request_retention`; empty: none. The same UUID with another content is
+    refused: ALREADY_EXISTS (REQUEST_ID_REUSED).
     """
     @property
     def instance(self) -> Global___WorkflowInstance:
@@ -439,9 +658,10 @@ class PersistWorkflowRequest(google.protobuf.message.Message):
         *,
         instance: Global___WorkflowInstance | None = ...,
         expected_revision: builtins.int | None = ...,
+        request_id: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "instance", b"instance"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "instance", b"instance"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "instance", b"instance", "request_id", b"request_id"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_expected_revision", b"_expected_revision"]) -> typing.Literal["expected_revision"] | None: ...
 
 Global___PersistWorkflowRequest: typing_extensions.TypeAlias = PersistWorkflowRequest
@@ -475,10 +695,13 @@ class PersistWorkflowWithSubscriptionsRequest(google.protobuf.message.Message):
     INSTANCE_FIELD_NUMBER: builtins.int
     SUBSCRIPTIONS_FIELD_NUMBER: builtins.int
     EXPECTED_REVISION_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
     expected_revision: builtins.int
     """Write only if the stored revision is this one, from 1 on; absent: write
     whatever is stored.
     """
+    request_id: builtins.str
+    """See PersistWorkflowRequest.request_id."""
     @property
     def instance(self) -> Global___WorkflowInstance:
         """The whole new state; required, with its id."""
@@ -493,9 +716,10 @@ class PersistWorkflowWithSubscriptionsRequest(google.protobuf.message.Message):
         instance: Global___WorkflowInstance | None = ...,
         subscriptions: collections.abc.Iterable[wfe.persistence.v1.subscription_pb2.EventSubscription] | None = ...,
         expected_revision: builtins.int | None = ...,
+        request_id: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "instance", b"instance"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "instance", b"instance", "subscriptions", b"subscriptions"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "instance", b"instance", "request_id", b"request_id", "subscriptions", b"subscriptions"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_expected_revision", b"_expected_revision"]) -> typing.Literal["expected_revision"] | None: ...
 
 Global___PersistWorkflowWithSubscriptionsRequest: typing_extensions.TypeAlias = PersistWorkflowWithSubscriptionsRequest
@@ -527,20 +751,157 @@ class PersistWorkflowWithSubscriptionsResponse(google.protobuf.message.Message):
 Global___PersistWorkflowWithSubscriptionsResponse: typing_extensions.TypeAlias = PersistWorkflowWithSubscriptionsResponse
 
 @typing.final
+class CommitWorkflowRequest(google.protobuf.message.Message):
+    """CommitWorkflowRequest is the request of CommitWorkflow. Of each list at most
+    1000 items, pointers aside.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: builtins.int
+    PATCH_FIELD_NUMBER: builtins.int
+    EXPECTED_REVISION_FIELD_NUMBER: builtins.int
+    HELD_SUBSCRIPTIONS_FIELD_NUMBER: builtins.int
+    HELD_LEASE_TOKENS_FIELD_NUMBER: builtins.int
+    CREATE_SUBSCRIPTIONS_FIELD_NUMBER: builtins.int
+    TERMINATE_SUBSCRIPTION_IDS_FIELD_NUMBER: builtins.int
+    CREATE_EVENTS_FIELD_NUMBER: builtins.int
+    PROCESSED_EVENT_IDS_FIELD_NUMBER: builtins.int
+    ERRORS_FIELD_NUMBER: builtins.int
+    SCHEDULE_COMMANDS_FIELD_NUMBER: builtins.int
+    COMPLETE_LEASE_TOKENS_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    expected_revision: builtins.int
+    """Write only if the stored revision is this one, from 1 on; absent: write
+    whatever is stored.
+    """
+    request_id: builtins.str
+    """See PersistWorkflowRequest.request_id."""
+    @property
+    def instance(self) -> Global___WorkflowInstance:
+        """The whole new state, as in PersistWorkflow."""
+
+    @property
+    def patch(self) -> Global___WorkflowPatch:
+        """What changes; requires `expected_revision`."""
+
+    @property
+    def held_subscriptions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SubscriptionClaim]:
+        """Write only if each of these subscriptions is held with this token, and that
+        has not expired.
+        """
+
+    @property
+    def held_lease_tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Write only if each of these commands is claimed under this lease, and that
+        has not expired.
+        """
+
+    @property
+    def create_subscriptions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.subscription_pb2.EventSubscription]:
+        """Subscriptions to create; no id twice."""
+
+    @property
+    def terminate_subscription_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Subscriptions to remove, open or held, by id; each must exist; none twice."""
+
+    @property
+    def create_events(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.event_pb2.Event]:
+        """Events to create; no id twice."""
+
+    @property
+    def processed_event_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Events to mark as processed, by id; each must exist; none twice."""
+
+    @property
+    def errors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.store_pb2.ExecutionError]:
+        """Errors to log, in this order."""
+
+    @property
+    def schedule_commands(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.command_pb2.ScheduledCommand]:
+        """Commands to schedule; none twice."""
+
+    @property
+    def complete_lease_tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Claimed commands to remove, by their lease tokens, as in CompleteCommands;
+        none twice.
+        """
+
+    def __init__(
+        self,
+        *,
+        instance: Global___WorkflowInstance | None = ...,
+        patch: Global___WorkflowPatch | None = ...,
+        expected_revision: builtins.int | None = ...,
+        held_subscriptions: collections.abc.Iterable[Global___SubscriptionClaim] | None = ...,
+        held_lease_tokens: collections.abc.Iterable[builtins.str] | None = ...,
+        create_subscriptions: collections.abc.Iterable[wfe.persistence.v1.subscription_pb2.EventSubscription] | None = ...,
+        terminate_subscription_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        create_events: collections.abc.Iterable[wfe.persistence.v1.event_pb2.Event] | None = ...,
+        processed_event_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        errors: collections.abc.Iterable[wfe.persistence.v1.store_pb2.ExecutionError] | None = ...,
+        schedule_commands: collections.abc.Iterable[wfe.persistence.v1.command_pb2.ScheduledCommand] | None = ...,
+        complete_lease_tokens: collections.abc.Iterable[builtins.str] | None = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "instance", b"instance", "patch", b"patch", "state", b"state"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "complete_lease_tokens", b"complete_lease_tokens", "create_events", b"create_events", "create_subscriptions", b"create_subscriptions", "errors", b"errors", "expected_revision", b"expected_revision", "held_lease_tokens", b"held_lease_tokens", "held_subscriptions", b"held_subscriptions", "instance", b"instance", "patch", b"patch", "processed_event_ids", b"processed_event_ids", "request_id", b"request_id", "schedule_commands", b"schedule_commands", "state", b"state", "terminate_subscription_ids", b"terminate_subscription_ids"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_expected_revision", b"_expected_revision"]) -> typing.Literal["expected_revision"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["state", b"state"]) -> typing.Literal["instance", "patch"] | None: ...
+
+Global___CommitWorkflowRequest: typing_extensions.TypeAlias = CommitWorkflowRequest
+
+@typing.final
+class CommitWorkflowResponse(google.protobuf.message.Message):
+    """CommitWorkflowResponse is the answer of CommitWorkflow."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: builtins.int
+    SUBSCRIPTION_IDS_FIELD_NUMBER: builtins.int
+    EVENT_IDS_FIELD_NUMBER: builtins.int
+    revision: builtins.int
+    """The workflow's revision after this write."""
+    @property
+    def subscription_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The ids of `create_subscriptions`, in the order of the request."""
+
+    @property
+    def event_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The ids of `create_events`, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        revision: builtins.int = ...,
+        subscription_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        event_ids: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["event_ids", b"event_ids", "revision", b"revision", "subscription_ids", b"subscription_ids"]) -> None: ...
+
+Global___CommitWorkflowResponse: typing_extensions.TypeAlias = CommitWorkflowResponse
+
+@typing.final
 class GetWorkflowInstanceRequest(google.protobuf.message.Message):
     """GetWorkflowInstanceRequest is the request of GetWorkflowInstance."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ID_FIELD_NUMBER: builtins.int
+    VIEW_FIELD_NUMBER: builtins.int
     id: builtins.str
     """The workflow's id; required, at most 512 bytes."""
+    view: Global___WorkflowView.ValueType
+    """How much of it to answer."""
     def __init__(
         self,
         *,
         id: builtins.str = ...,
+        view: Global___WorkflowView.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "view", b"view"]) -> None: ...
 
 Global___GetWorkflowInstanceRequest: typing_extensions.TypeAlias = GetWorkflowInstanceRequest
 
@@ -572,14 +933,18 @@ class GetWorkflowInstanceByNameRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     NAME_FIELD_NUMBER: builtins.int
+    VIEW_FIELD_NUMBER: builtins.int
     name: builtins.str
     """The workflow's name; required, at most 512 bytes."""
+    view: Global___WorkflowView.ValueType
+    """How much of it to answer."""
     def __init__(
         self,
         *,
         name: builtins.str = ...,
+        view: Global___WorkflowView.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "view", b"view"]) -> None: ...
 
 Global___GetWorkflowInstanceByNameRequest: typing_extensions.TypeAlias = GetWorkflowInstanceByNameRequest
 
@@ -611,6 +976,9 @@ class GetWorkflowInstancesRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     IDS_FIELD_NUMBER: builtins.int
+    VIEW_FIELD_NUMBER: builtins.int
+    view: Global___WorkflowView.ValueType
+    """How much of each to answer."""
     @property
     def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The ids asked for, each at most 512 bytes; none is fine."""
@@ -619,8 +987,9 @@ class GetWorkflowInstancesRequest(google.protobuf.message.Message):
         self,
         *,
         ids: collections.abc.Iterable[builtins.str] | None = ...,
+        view: Global___WorkflowView.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["ids", b"ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["ids", b"ids", "view", b"view"]) -> None: ...
 
 Global___GetWorkflowInstancesRequest: typing_extensions.TypeAlias = GetWorkflowInstancesRequest
 
@@ -743,3 +1112,336 @@ class NextDefinitionSequenceResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["number", b"number"]) -> None: ...
 
 Global___NextDefinitionSequenceResponse: typing_extensions.TypeAlias = NextDefinitionSequenceResponse
+
+@typing.final
+class ListExecutionPointersRequest(google.protobuf.message.Message):
+    """ListExecutionPointersRequest is the request of ListExecutionPointers."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKFLOW_ID_FIELD_NUMBER: builtins.int
+    ACTIVE_ONLY_FIELD_NUMBER: builtins.int
+    EXPECTED_REVISION_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    workflow_id: builtins.str
+    """The workflow; required, at most 512 bytes."""
+    active_only: builtins.bool
+    """Only pointers that can still run (see WorkflowView ACTIVE)."""
+    expected_revision: builtins.int
+    """Answer only if the workflow's revision is this one, from 1 on; absent:
+    whatever it is. May differ from page to page.
+    """
+    page_size: builtins.int
+    """How many pointers to answer at most; a page is shorter where the next
+    one would not fit into one message. 0: 100; above 1000: 1000; negative:
+    INVALID_ARGUMENT.
+    """
+    page_token: builtins.str
+    """The `next_page_token` of the page before; empty: the first page. The other
+    fields must be those of the first page.
+    """
+    def __init__(
+        self,
+        *,
+        workflow_id: builtins.str = ...,
+        active_only: builtins.bool = ...,
+        expected_revision: builtins.int | None = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "active_only", b"active_only", "expected_revision", b"expected_revision", "page_size", b"page_size", "page_token", b"page_token", "workflow_id", b"workflow_id"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_expected_revision", b"_expected_revision"]) -> typing.Literal["expected_revision"] | None: ...
+
+Global___ListExecutionPointersRequest: typing_extensions.TypeAlias = ListExecutionPointersRequest
+
+@typing.final
+class ListExecutionPointersResponse(google.protobuf.message.Message):
+    """ListExecutionPointersResponse is the answer of ListExecutionPointers."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EXECUTION_POINTERS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """The token of the next page; empty: this is the last one."""
+    revision: builtins.int
+    """The workflow's revision when the page was read."""
+    @property
+    def execution_pointers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ExecutionPointer]:
+        """The pointers, in the workflow's order."""
+
+    def __init__(
+        self,
+        *,
+        execution_pointers: collections.abc.Iterable[Global___ExecutionPointer] | None = ...,
+        next_page_token: builtins.str = ...,
+        revision: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["execution_pointers", b"execution_pointers", "next_page_token", b"next_page_token", "revision", b"revision"]) -> None: ...
+
+Global___ListExecutionPointersResponse: typing_extensions.TypeAlias = ListExecutionPointersResponse
+
+@typing.final
+class ListWorkflowsRequest(google.protobuf.message.Message):
+    """ListWorkflowsRequest is the request of ListWorkflows."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: builtins.int
+    ORDER_FIELD_NUMBER: builtins.int
+    VIEW_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    order: wfe.persistence.v1.list_order_pb2.ListOrder.ValueType
+    """By create_time; equal times in the order of their ids, or in the reverse."""
+    view: Global___WorkflowView.ValueType
+    """How much of each to answer; UNSPECIFIED: HEADER."""
+    page_size: builtins.int
+    """How many workflows to answer at most; a page is shorter where the next
+    one would not fit into one message. 0: 100; above 1000: 1000; negative:
+    INVALID_ARGUMENT.
+    """
+    page_token: builtins.str
+    """The `next_page_token` of the page before; empty: the first page. The other
+    fields must be those of the first page.
+    """
+    @property
+    def filter(self) -> Global___WorkflowFilter:
+        """Which workflows; absent: all."""
+
+    def __init__(
+        self,
+        *,
+        filter: Global___WorkflowFilter | None = ...,
+        order: wfe.persistence.v1.list_order_pb2.ListOrder.ValueType = ...,
+        view: Global___WorkflowView.ValueType = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["filter", b"filter"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["filter", b"filter", "order", b"order", "page_size", b"page_size", "page_token", b"page_token", "view", b"view"]) -> None: ...
+
+Global___ListWorkflowsRequest: typing_extensions.TypeAlias = ListWorkflowsRequest
+
+@typing.final
+class ListWorkflowsResponse(google.protobuf.message.Message):
+    """ListWorkflowsResponse is the answer of ListWorkflows."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INSTANCES_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """The token of the next page; empty: this is the last one."""
+    @property
+    def instances(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WorkflowInstance]:
+        """The workflows. One that alone is too large for a message is answered without
+        its pointers, with `view` HEADER.
+        """
+
+    def __init__(
+        self,
+        *,
+        instances: collections.abc.Iterable[Global___WorkflowInstance] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["instances", b"instances", "next_page_token", b"next_page_token"]) -> None: ...
+
+Global___ListWorkflowsResponse: typing_extensions.TypeAlias = ListWorkflowsResponse
+
+@typing.final
+class CountWorkflowsRequest(google.protobuf.message.Message):
+    """CountWorkflowsRequest is the request of CountWorkflows."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: builtins.int
+    @property
+    def filter(self) -> Global___WorkflowFilter:
+        """Which workflows; absent: all."""
+
+    def __init__(
+        self,
+        *,
+        filter: Global___WorkflowFilter | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["filter", b"filter"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["filter", b"filter"]) -> None: ...
+
+Global___CountWorkflowsRequest: typing_extensions.TypeAlias = CountWorkflowsRequest
+
+@typing.final
+class WorkflowCount(google.protobuf.message.Message):
+    """WorkflowCount is how many workflows have a status."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    status: Global___WorkflowStatus.ValueType
+    """The status."""
+    count: builtins.int
+    """How many have it; never 0."""
+    def __init__(
+        self,
+        *,
+        status: Global___WorkflowStatus.ValueType = ...,
+        count: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["count", b"count", "status", b"status"]) -> None: ...
+
+Global___WorkflowCount: typing_extensions.TypeAlias = WorkflowCount
+
+@typing.final
+class CountWorkflowsResponse(google.protobuf.message.Message):
+    """CountWorkflowsResponse is the answer of CountWorkflows."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COUNTS_FIELD_NUMBER: builtins.int
+    @property
+    def counts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WorkflowCount]:
+        """The counts, in the order of the statuses' numbers; statuses that no workflow
+        has are left out.
+        """
+
+    def __init__(
+        self,
+        *,
+        counts: collections.abc.Iterable[Global___WorkflowCount] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["counts", b"counts"]) -> None: ...
+
+Global___CountWorkflowsResponse: typing_extensions.TypeAlias = CountWorkflowsResponse
+
+@typing.final
+class DeleteWorkflowRequest(google.protobuf.message.Message):
+    """DeleteWorkflowRequest is the request of DeleteWorkflow."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    EXPECTED_REVISION_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    """The workflow's id; required, at most 512 bytes."""
+    expected_revision: builtins.int
+    """Delete only if the stored revision is this one, from 1 on; absent: whatever
+    is stored.
+    """
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        expected_revision: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "id", b"id"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_expected_revision", b"_expected_revision"]) -> typing.Literal["expected_revision"] | None: ...
+
+Global___DeleteWorkflowRequest: typing_extensions.TypeAlias = DeleteWorkflowRequest
+
+@typing.final
+class DeleteWorkflowResponse(google.protobuf.message.Message):
+    """DeleteWorkflowResponse is the answer of DeleteWorkflow."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___DeleteWorkflowResponse: typing_extensions.TypeAlias = DeleteWorkflowResponse
+
+@typing.final
+class PurgeWorkflowsRequest(google.protobuf.message.Message):
+    """PurgeWorkflowsRequest is the request of PurgeWorkflows."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENDED_BEFORE_FIELD_NUMBER: builtins.int
+    STATUSES_FIELD_NUMBER: builtins.int
+    WORKFLOW_DEFINITION_ID_FIELD_NUMBER: builtins.int
+    DRY_RUN_FIELD_NUMBER: builtins.int
+    MAX_ROWS_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    workflow_definition_id: builtins.str
+    """Of this definition, at most 512 bytes; empty: any. Those below them in their
+    trees go whatever their definition.
+    """
+    dry_run: builtins.bool
+    """Only count what would be deleted."""
+    max_rows: builtins.int
+    """How many rows to delete at most, pointers, subscriptions, errors and events
+    counted too; the last workflow's tree may go beyond. 0: 10000; above 100000:
+    100000; negative: INVALID_ARGUMENT.
+    """
+    page_token: builtins.str
+    """The `next_page_token` of the call before; empty: from the start. The other
+    fields must be those of the first call, `max_rows` aside.
+    """
+    @property
+    def ended_before(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Workflows that ended before this time; required. The end is complete_time,
+        or create_time where that is absent. Years 1-9999, truncated to
+        microseconds.
+        """
+
+    @property
+    def statuses(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[Global___WorkflowStatus.ValueType]:
+        """With one of these statuses, COMPLETE and TERMINATED; none: both."""
+
+    def __init__(
+        self,
+        *,
+        ended_before: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        statuses: collections.abc.Iterable[Global___WorkflowStatus.ValueType] | None = ...,
+        workflow_definition_id: builtins.str = ...,
+        dry_run: builtins.bool = ...,
+        max_rows: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["ended_before", b"ended_before"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["dry_run", b"dry_run", "ended_before", b"ended_before", "max_rows", b"max_rows", "page_token", b"page_token", "statuses", b"statuses", "workflow_definition_id", b"workflow_definition_id"]) -> None: ...
+
+Global___PurgeWorkflowsRequest: typing_extensions.TypeAlias = PurgeWorkflowsRequest
+
+@typing.final
+class PurgeWorkflowsResponse(google.protobuf.message.Message):
+    """PurgeWorkflowsResponse is the answer of PurgeWorkflows."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKFLOWS_FIELD_NUMBER: builtins.int
+    EXECUTION_POINTERS_FIELD_NUMBER: builtins.int
+    SUBSCRIPTIONS_FIELD_NUMBER: builtins.int
+    ERRORS_FIELD_NUMBER: builtins.int
+    EVENTS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    workflows: builtins.int
+    """How many workflows were deleted (or would be)."""
+    execution_pointers: builtins.int
+    """How many execution pointers."""
+    subscriptions: builtins.int
+    """How many subscriptions."""
+    errors: builtins.int
+    """How many logged errors."""
+    events: builtins.int
+    """How many processed events."""
+    next_page_token: builtins.str
+    """To go on with; empty: nothing is left to be deleted."""
+    def __init__(
+        self,
+        *,
+        workflows: builtins.int = ...,
+        execution_pointers: builtins.int = ...,
+        subscriptions: builtins.int = ...,
+        errors: builtins.int = ...,
+        events: builtins.int = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["errors", b"errors", "events", b"events", "execution_pointers", b"execution_pointers", "next_page_token", b"next_page_token", "subscriptions", b"subscriptions", "workflows", b"workflows"]) -> None: ...
+
+Global___PurgeWorkflowsResponse: typing_extensions.TypeAlias = PurgeWorkflowsResponse

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class WorkflowServiceStub(object):
     """WorkflowService stores workflows with their execution pointers. Every call is
-    one transaction; every read is one consistent snapshot.
+    one transaction (a purge: several); every read is one consistent snapshot.
     """
 
     def __init__(self, channel):
@@ -50,6 +50,11 @@ class WorkflowServiceStub(object):
                 '/wfe.persistence.v1.WorkflowService/PersistWorkflowWithSubscriptions',
                 request_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.PersistWorkflowWithSubscriptionsRequest.SerializeToString,
                 response_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.PersistWorkflowWithSubscriptionsResponse.FromString,
+                _registered_method=True)
+        self.CommitWorkflow = channel.unary_unary(
+                '/wfe.persistence.v1.WorkflowService/CommitWorkflow',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.CommitWorkflowRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.CommitWorkflowResponse.FromString,
                 _registered_method=True)
         self.GetWorkflowInstance = channel.unary_unary(
                 '/wfe.persistence.v1.WorkflowService/GetWorkflowInstance',
@@ -76,11 +81,36 @@ class WorkflowServiceStub(object):
                 request_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.NextDefinitionSequenceRequest.SerializeToString,
                 response_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.NextDefinitionSequenceResponse.FromString,
                 _registered_method=True)
+        self.ListExecutionPointers = channel.unary_unary(
+                '/wfe.persistence.v1.WorkflowService/ListExecutionPointers',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.ListExecutionPointersRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.ListExecutionPointersResponse.FromString,
+                _registered_method=True)
+        self.ListWorkflows = channel.unary_unary(
+                '/wfe.persistence.v1.WorkflowService/ListWorkflows',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.ListWorkflowsRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.ListWorkflowsResponse.FromString,
+                _registered_method=True)
+        self.CountWorkflows = channel.unary_unary(
+                '/wfe.persistence.v1.WorkflowService/CountWorkflows',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.CountWorkflowsRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.CountWorkflowsResponse.FromString,
+                _registered_method=True)
+        self.DeleteWorkflow = channel.unary_unary(
+                '/wfe.persistence.v1.WorkflowService/DeleteWorkflow',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.DeleteWorkflowRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.DeleteWorkflowResponse.FromString,
+                _registered_method=True)
+        self.PurgeWorkflows = channel.unary_unary(
+                '/wfe.persistence.v1.WorkflowService/PurgeWorkflows',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.PurgeWorkflowsRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.PurgeWorkflowsResponse.FromString,
+                _registered_method=True)
 
 
 class WorkflowServiceServicer(object):
     """WorkflowService stores workflows with their execution pointers. Every call is
-    one transaction; every read is one consistent snapshot.
+    one transaction (a purge: several); every read is one consistent snapshot.
     """
 
     def CreateNewWorkflow(self, request, context):
@@ -119,9 +149,29 @@ class WorkflowServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CommitWorkflow(self, request, context):
+        """Stores one step of an engine, all or nothing: the workflow's new state, whole
+        or as a patch, together with everything the step brought about. What is
+        created twice with the same content, or scheduled twice, is as in the calls
+        of its own (CreateEventSubscription, CreateEvent, ScheduleCommand). Sets the
+        column last_heartbeat_at to the database's time. A command both completed
+        and scheduled is scheduled, without the lease. After a lost answer the same
+        call again is safe with a `request_id`. Errors, each with the request's
+        `field` in ErrorInfo's metadata: NOT_FOUND (WORKFLOW_NOT_FOUND,
+        POINTER_NOT_FOUND, SUBSCRIPTION_NOT_FOUND, EVENT_NOT_FOUND); ABORTED
+        (REVISION_MISMATCH); FAILED_PRECONDITION (TOKEN_MISMATCH, LEASE_LOST);
+        ALREADY_EXISTS (NAME_TAKEN, SUBSCRIPTION_ALREADY_EXISTS,
+        EVENT_ALREADY_EXISTS, REQUEST_ID_REUSED); RESOURCE_EXHAUSTED
+        (ANSWER_TOO_LARGE); INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetWorkflowInstance(self, request, context):
         """Answers one workflow with its pointers. Errors: NOT_FOUND
-        (WORKFLOW_NOT_FOUND); INVALID_ARGUMENT.
+        (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if it does not
+        fit into one message: see ListExecutionPointers; INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,7 +179,8 @@ class WorkflowServiceServicer(object):
 
     def GetWorkflowInstanceByName(self, request, context):
         """Answers one workflow with its pointers, found by its name. Errors: NOT_FOUND
-        (WORKFLOW_NOT_FOUND); INVALID_ARGUMENT.
+        (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
+        INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,7 +189,8 @@ class WorkflowServiceServicer(object):
     def GetWorkflowInstances(self, request, context):
         """Answers many workflows, one a message, in the order asked; ids that do not
         exist are left out, an id asked for twice is answered twice. All of them
-        come from one snapshot. Errors: INVALID_ARGUMENT.
+        come from one snapshot. Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if one
+        of them does not fit into one message; INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -163,6 +215,60 @@ class WorkflowServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListExecutionPointers(self, request, context):
+        """Answers the pointers of one workflow in their order, in pages, so that a
+        workflow of any length can be read. Each page is read by itself; a page with
+        `expected_revision` is refused if the workflow has changed since. Errors:
+        NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED (REVISION_MISMATCH);
+        INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWorkflows(self, request, context):
+        """Answers workflows by their create_time, in pages. The place in the list is
+        kept by create_time and id, so workflows that come and go between two pages
+        neither shift it nor are answered twice. Errors: INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountWorkflows(self, request, context):
+        """Counts workflows by status. It looks at every workflow of the filter, or at
+        an index of them. Errors: INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteWorkflow(self, request, context):
+        """Deletes one workflow, whatever its status, with its pointers, subscriptions
+        and logged errors. Workflows below it in its tree, events and commands stay.
+        Errors: NOT_FOUND (WORKFLOW_NOT_FOUND), also when the same call again finds
+        it deleted; ABORTED (REVISION_MISMATCH); INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeWorkflows(self, request, context):
+        """Deletes ended workflows, the ones that ended first before the others, with
+        their pointers, subscriptions, logged errors and processed completion events
+        (those named `wfe.workflow.completed` whose key is the workflow's id). A
+        workflow goes together with all those below it in its tree, in one
+        transaction, and only when all of them have ended before the given time;
+        one whose root is still stored goes with that. What somebody else is
+        writing at that moment is passed over. One call makes several short
+        transactions and stops when its budget is used up: call again with
+        `next_page_token` until that is empty. Repeating a call is safe.
+        Errors: INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkflowServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -180,6 +286,11 @@ def add_WorkflowServiceServicer_to_server(servicer, server):
                     servicer.PersistWorkflowWithSubscriptions,
                     request_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.PersistWorkflowWithSubscriptionsRequest.FromString,
                     response_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.PersistWorkflowWithSubscriptionsResponse.SerializeToString,
+            ),
+            'CommitWorkflow': grpc.unary_unary_rpc_method_handler(
+                    servicer.CommitWorkflow,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.CommitWorkflowRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.CommitWorkflowResponse.SerializeToString,
             ),
             'GetWorkflowInstance': grpc.unary_unary_rpc_method_handler(
                     servicer.GetWorkflowInstance,
@@ -206,6 +317,31 @@ def add_WorkflowServiceServicer_to_server(servicer, server):
                     request_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.NextDefinitionSequenceRequest.FromString,
                     response_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.NextDefinitionSequenceResponse.SerializeToString,
             ),
+            'ListExecutionPointers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExecutionPointers,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.ListExecutionPointersRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.ListExecutionPointersResponse.SerializeToString,
+            ),
+            'ListWorkflows': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWorkflows,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.ListWorkflowsRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.ListWorkflowsResponse.SerializeToString,
+            ),
+            'CountWorkflows': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountWorkflows,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.CountWorkflowsRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.CountWorkflowsResponse.SerializeToString,
+            ),
+            'DeleteWorkflow': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteWorkflow,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.DeleteWorkflowRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.DeleteWorkflowResponse.SerializeToString,
+            ),
+            'PurgeWorkflows': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeWorkflows,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.PurgeWorkflowsRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.PurgeWorkflowsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'wfe.persistence.v1.WorkflowService', rpc_method_handlers)
@@ -216,7 +352,7 @@ def add_WorkflowServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class WorkflowService(object):
     """WorkflowService stores workflows with their execution pointers. Every call is
-    one transaction; every read is one consistent snapshot.
+    one transaction (a purge: several); every read is one consistent snapshot.
     """
 
     @staticmethod
@@ -290,6 +426,33 @@ class WorkflowService(object):
             '/wfe.persistence.v1.WorkflowService/PersistWorkflowWithSubscriptions',
             wfe_dot_persistence_dot_v1_dot_workflow__pb2.PersistWorkflowWithSubscriptionsRequest.SerializeToString,
             wfe_dot_persistence_dot_v1_dot_workflow__pb2.PersistWorkflowWithSubscriptionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CommitWorkflow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.WorkflowService/CommitWorkflow',
+            wfe_dot_persistence_dot_v1_dot_workflow__pb2.CommitWorkflowRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_workflow__pb2.CommitWorkflowResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -425,6 +588,141 @@ class WorkflowService(object):
             '/wfe.persistence.v1.WorkflowService/NextDefinitionSequence',
             wfe_dot_persistence_dot_v1_dot_workflow__pb2.NextDefinitionSequenceRequest.SerializeToString,
             wfe_dot_persistence_dot_v1_dot_workflow__pb2.NextDefinitionSequenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExecutionPointers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.WorkflowService/ListExecutionPointers',
+            wfe_dot_persistence_dot_v1_dot_workflow__pb2.ListExecutionPointersRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_workflow__pb2.ListExecutionPointersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWorkflows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.WorkflowService/ListWorkflows',
+            wfe_dot_persistence_dot_v1_dot_workflow__pb2.ListWorkflowsRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_workflow__pb2.ListWorkflowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountWorkflows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.WorkflowService/CountWorkflows',
+            wfe_dot_persistence_dot_v1_dot_workflow__pb2.CountWorkflowsRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_workflow__pb2.CountWorkflowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteWorkflow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.WorkflowService/DeleteWorkflow',
+            wfe_dot_persistence_dot_v1_dot_workflow__pb2.DeleteWorkflowRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_workflow__pb2.DeleteWorkflowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeWorkflows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.WorkflowService/PurgeWorkflows',
+            wfe_dot_persistence_dot_v1_dot_workflow__pb2.PurgeWorkflowsRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_workflow__pb2.PurgeWorkflowsResponse.FromString,
             options,
             channel_credentials,
             insecure,

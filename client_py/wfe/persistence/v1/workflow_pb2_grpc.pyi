@@ -73,6 +73,22 @@ _WorkflowServicePersistWorkflowWithSubscriptionsType = typing_extensions.TypeVar
     ],
 )
 
+_WorkflowServiceCommitWorkflowType = typing_extensions.TypeVar(
+    '_WorkflowServiceCommitWorkflowType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.CommitWorkflowRequest,
+        wfe.persistence.v1.workflow_pb2.CommitWorkflowResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.CommitWorkflowRequest,
+        wfe.persistence.v1.workflow_pb2.CommitWorkflowResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.CommitWorkflowRequest,
+        wfe.persistence.v1.workflow_pb2.CommitWorkflowResponse,
+    ],
+)
+
 _WorkflowServiceGetWorkflowInstanceType = typing_extensions.TypeVar(
     '_WorkflowServiceGetWorkflowInstanceType',
     grpc.UnaryUnaryMultiCallable[
@@ -153,9 +169,89 @@ _WorkflowServiceNextDefinitionSequenceType = typing_extensions.TypeVar(
     ],
 )
 
-class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, _WorkflowServicePersistWorkflowType, _WorkflowServicePersistWorkflowWithSubscriptionsType, _WorkflowServiceGetWorkflowInstanceType, _WorkflowServiceGetWorkflowInstanceByNameType, _WorkflowServiceGetWorkflowInstancesType, _WorkflowServiceGetRunnableInstancesType, _WorkflowServiceNextDefinitionSequenceType]):
+_WorkflowServiceListExecutionPointersType = typing_extensions.TypeVar(
+    '_WorkflowServiceListExecutionPointersType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.ListExecutionPointersRequest,
+        wfe.persistence.v1.workflow_pb2.ListExecutionPointersResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.ListExecutionPointersRequest,
+        wfe.persistence.v1.workflow_pb2.ListExecutionPointersResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.ListExecutionPointersRequest,
+        wfe.persistence.v1.workflow_pb2.ListExecutionPointersResponse,
+    ],
+)
+
+_WorkflowServiceListWorkflowsType = typing_extensions.TypeVar(
+    '_WorkflowServiceListWorkflowsType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.ListWorkflowsRequest,
+        wfe.persistence.v1.workflow_pb2.ListWorkflowsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.ListWorkflowsRequest,
+        wfe.persistence.v1.workflow_pb2.ListWorkflowsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.ListWorkflowsRequest,
+        wfe.persistence.v1.workflow_pb2.ListWorkflowsResponse,
+    ],
+)
+
+_WorkflowServiceCountWorkflowsType = typing_extensions.TypeVar(
+    '_WorkflowServiceCountWorkflowsType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.CountWorkflowsRequest,
+        wfe.persistence.v1.workflow_pb2.CountWorkflowsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.CountWorkflowsRequest,
+        wfe.persistence.v1.workflow_pb2.CountWorkflowsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.CountWorkflowsRequest,
+        wfe.persistence.v1.workflow_pb2.CountWorkflowsResponse,
+    ],
+)
+
+_WorkflowServiceDeleteWorkflowType = typing_extensions.TypeVar(
+    '_WorkflowServiceDeleteWorkflowType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.DeleteWorkflowRequest,
+        wfe.persistence.v1.workflow_pb2.DeleteWorkflowResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.DeleteWorkflowRequest,
+        wfe.persistence.v1.workflow_pb2.DeleteWorkflowResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.DeleteWorkflowRequest,
+        wfe.persistence.v1.workflow_pb2.DeleteWorkflowResponse,
+    ],
+)
+
+_WorkflowServicePurgeWorkflowsType = typing_extensions.TypeVar(
+    '_WorkflowServicePurgeWorkflowsType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.PurgeWorkflowsRequest,
+        wfe.persistence.v1.workflow_pb2.PurgeWorkflowsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.PurgeWorkflowsRequest,
+        wfe.persistence.v1.workflow_pb2.PurgeWorkflowsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.PurgeWorkflowsRequest,
+        wfe.persistence.v1.workflow_pb2.PurgeWorkflowsResponse,
+    ],
+)
+
+class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, _WorkflowServicePersistWorkflowType, _WorkflowServicePersistWorkflowWithSubscriptionsType, _WorkflowServiceCommitWorkflowType, _WorkflowServiceGetWorkflowInstanceType, _WorkflowServiceGetWorkflowInstanceByNameType, _WorkflowServiceGetWorkflowInstancesType, _WorkflowServiceGetRunnableInstancesType, _WorkflowServiceNextDefinitionSequenceType, _WorkflowServiceListExecutionPointersType, _WorkflowServiceListWorkflowsType, _WorkflowServiceCountWorkflowsType, _WorkflowServiceDeleteWorkflowType, _WorkflowServicePurgeWorkflowsType]):
     """WorkflowService stores workflows with their execution pointers. Every call is
-    one transaction; every read is one consistent snapshot.
+    one transaction (a purge: several); every read is one consistent snapshot.
     """
 
     @typing.overload
@@ -171,6 +267,10 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
         grpc.UnaryUnaryMultiCallable[
             wfe.persistence.v1.workflow_pb2.PersistWorkflowWithSubscriptionsRequest,
             wfe.persistence.v1.workflow_pb2.PersistWorkflowWithSubscriptionsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.workflow_pb2.CommitWorkflowRequest,
+            wfe.persistence.v1.workflow_pb2.CommitWorkflowResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             wfe.persistence.v1.workflow_pb2.GetWorkflowInstanceRequest,
@@ -192,6 +292,26 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
             wfe.persistence.v1.workflow_pb2.NextDefinitionSequenceRequest,
             wfe.persistence.v1.workflow_pb2.NextDefinitionSequenceResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.workflow_pb2.ListExecutionPointersRequest,
+            wfe.persistence.v1.workflow_pb2.ListExecutionPointersResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.workflow_pb2.ListWorkflowsRequest,
+            wfe.persistence.v1.workflow_pb2.ListWorkflowsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.workflow_pb2.CountWorkflowsRequest,
+            wfe.persistence.v1.workflow_pb2.CountWorkflowsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.workflow_pb2.DeleteWorkflowRequest,
+            wfe.persistence.v1.workflow_pb2.DeleteWorkflowResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.workflow_pb2.PurgeWorkflowsRequest,
+            wfe.persistence.v1.workflow_pb2.PurgeWorkflowsResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -207,6 +327,10 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
         grpc.aio.UnaryUnaryMultiCallable[
             wfe.persistence.v1.workflow_pb2.PersistWorkflowWithSubscriptionsRequest,
             wfe.persistence.v1.workflow_pb2.PersistWorkflowWithSubscriptionsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.workflow_pb2.CommitWorkflowRequest,
+            wfe.persistence.v1.workflow_pb2.CommitWorkflowResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             wfe.persistence.v1.workflow_pb2.GetWorkflowInstanceRequest,
@@ -227,6 +351,26 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
         grpc.aio.UnaryUnaryMultiCallable[
             wfe.persistence.v1.workflow_pb2.NextDefinitionSequenceRequest,
             wfe.persistence.v1.workflow_pb2.NextDefinitionSequenceResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.workflow_pb2.ListExecutionPointersRequest,
+            wfe.persistence.v1.workflow_pb2.ListExecutionPointersResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.workflow_pb2.ListWorkflowsRequest,
+            wfe.persistence.v1.workflow_pb2.ListWorkflowsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.workflow_pb2.CountWorkflowsRequest,
+            wfe.persistence.v1.workflow_pb2.CountWorkflowsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.workflow_pb2.DeleteWorkflowRequest,
+            wfe.persistence.v1.workflow_pb2.DeleteWorkflowResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.workflow_pb2.PurgeWorkflowsRequest,
+            wfe.persistence.v1.workflow_pb2.PurgeWorkflowsResponse,
         ],
     ], channel: grpc.aio.Channel) -> None: ...
 
@@ -257,20 +401,39 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
     (SUBSCRIPTION_ALREADY_EXISTS).
     """
 
+    CommitWorkflow: _WorkflowServiceCommitWorkflowType
+    """Stores one step of an engine, all or nothing: the workflow's new state, whole
+    or as a patch, together with everything the step brought about. What is
+    created twice with the same content, or scheduled twice, is as in the calls
+    of its own (CreateEventSubscription, CreateEvent, ScheduleCommand). Sets the
+    column last_heartbeat_at to the database's time. A command both completed
+    and scheduled is scheduled, without the lease. After a lost answer the same
+    call again is safe with a `request_id`. Errors, each with the request's
+    `field` in ErrorInfo's metadata: NOT_FOUND (WORKFLOW_NOT_FOUND,
+    POINTER_NOT_FOUND, SUBSCRIPTION_NOT_FOUND, EVENT_NOT_FOUND); ABORTED
+    (REVISION_MISMATCH); FAILED_PRECONDITION (TOKEN_MISMATCH, LEASE_LOST);
+    ALREADY_EXISTS (NAME_TAKEN, SUBSCRIPTION_ALREADY_EXISTS,
+    EVENT_ALREADY_EXISTS, REQUEST_ID_REUSED); RESOURCE_EXHAUSTED
+    (ANSWER_TOO_LARGE); INVALID_ARGUMENT.
+    """
+
     GetWorkflowInstance: _WorkflowServiceGetWorkflowInstanceType
     """Answers one workflow with its pointers. Errors: NOT_FOUND
-    (WORKFLOW_NOT_FOUND); INVALID_ARGUMENT.
+    (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if it does not
+    fit into one message: see ListExecutionPointers; INVALID_ARGUMENT.
     """
 
     GetWorkflowInstanceByName: _WorkflowServiceGetWorkflowInstanceByNameType
     """Answers one workflow with its pointers, found by its name. Errors: NOT_FOUND
-    (WORKFLOW_NOT_FOUND); INVALID_ARGUMENT.
+    (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
+    INVALID_ARGUMENT.
     """
 
     GetWorkflowInstances: _WorkflowServiceGetWorkflowInstancesType
     """Answers many workflows, one a message, in the order asked; ids that do not
     exist are left out, an id asked for twice is answered twice. All of them
-    come from one snapshot. Errors: INVALID_ARGUMENT.
+    come from one snapshot. Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if one
+    of them does not fit into one message; INVALID_ARGUMENT.
     """
 
     GetRunnableInstances: _WorkflowServiceGetRunnableInstancesType
@@ -286,6 +449,45 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
     INVALID_ARGUMENT.
     """
 
+    ListExecutionPointers: _WorkflowServiceListExecutionPointersType
+    """Answers the pointers of one workflow in their order, in pages, so that a
+    workflow of any length can be read. Each page is read by itself; a page with
+    `expected_revision` is refused if the workflow has changed since. Errors:
+    NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED (REVISION_MISMATCH);
+    INVALID_ARGUMENT.
+    """
+
+    ListWorkflows: _WorkflowServiceListWorkflowsType
+    """Answers workflows by their create_time, in pages. The place in the list is
+    kept by create_time and id, so workflows that come and go between two pages
+    neither shift it nor are answered twice. Errors: INVALID_ARGUMENT.
+    """
+
+    CountWorkflows: _WorkflowServiceCountWorkflowsType
+    """Counts workflows by status. It looks at every workflow of the filter, or at
+    an index of them. Errors: INVALID_ARGUMENT.
+    """
+
+    DeleteWorkflow: _WorkflowServiceDeleteWorkflowType
+    """Deletes one workflow, whatever its status, with its pointers, subscriptions
+    and logged errors. Workflows below it in its tree, events and commands stay.
+    Errors: NOT_FOUND (WORKFLOW_NOT_FOUND), also when the same call again finds
+    it deleted; ABORTED (REVISION_MISMATCH); INVALID_ARGUMENT.
+    """
+
+    PurgeWorkflows: _WorkflowServicePurgeWorkflowsType
+    """Deletes ended workflows, the ones that ended first before the others, with
+    their pointers, subscriptions, logged errors and processed completion events
+    (those named `wfe.workflow.completed` whose key is the workflow's id). A
+    workflow goes together with all those below it in its tree, in one
+    transaction, and only when all of them have ended before the given time;
+    one whose root is still stored goes with that. What somebody else is
+    writing at that moment is passed over. One call makes several short
+    transactions and stops when its budget is used up: call again with
+    `next_page_token` until that is empty. Repeating a call is safe.
+    Errors: INVALID_ARGUMENT.
+    """
+
 WorkflowServiceAsyncStub: typing_extensions.TypeAlias = WorkflowServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.workflow_pb2.CreateNewWorkflowRequest,
@@ -298,6 +500,10 @@ WorkflowServiceAsyncStub: typing_extensions.TypeAlias = WorkflowServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.workflow_pb2.PersistWorkflowWithSubscriptionsRequest,
         wfe.persistence.v1.workflow_pb2.PersistWorkflowWithSubscriptionsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.CommitWorkflowRequest,
+        wfe.persistence.v1.workflow_pb2.CommitWorkflowResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.workflow_pb2.GetWorkflowInstanceRequest,
@@ -319,11 +525,31 @@ WorkflowServiceAsyncStub: typing_extensions.TypeAlias = WorkflowServiceStub[
         wfe.persistence.v1.workflow_pb2.NextDefinitionSequenceRequest,
         wfe.persistence.v1.workflow_pb2.NextDefinitionSequenceResponse,
     ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.ListExecutionPointersRequest,
+        wfe.persistence.v1.workflow_pb2.ListExecutionPointersResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.ListWorkflowsRequest,
+        wfe.persistence.v1.workflow_pb2.ListWorkflowsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.CountWorkflowsRequest,
+        wfe.persistence.v1.workflow_pb2.CountWorkflowsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.DeleteWorkflowRequest,
+        wfe.persistence.v1.workflow_pb2.DeleteWorkflowResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.PurgeWorkflowsRequest,
+        wfe.persistence.v1.workflow_pb2.PurgeWorkflowsResponse,
+    ],
 ]
 
 class WorkflowServiceServicer(metaclass=abc.ABCMeta):
     """WorkflowService stores workflows with their execution pointers. Every call is
-    one transaction; every read is one consistent snapshot.
+    one transaction (a purge: several); every read is one consistent snapshot.
     """
 
     @abc.abstractmethod
@@ -369,13 +595,35 @@ class WorkflowServiceServicer(metaclass=abc.ABCMeta):
         """
 
     @abc.abstractmethod
+    def CommitWorkflow(
+        self,
+        request: wfe.persistence.v1.workflow_pb2.CommitWorkflowRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.workflow_pb2.CommitWorkflowResponse, collections.abc.Awaitable[wfe.persistence.v1.workflow_pb2.CommitWorkflowResponse]]:
+        """Stores one step of an engine, all or nothing: the workflow's new state, whole
+        or as a patch, together with everything the step brought about. What is
+        created twice with the same content, or scheduled twice, is as in the calls
+        of its own (CreateEventSubscription, CreateEvent, ScheduleCommand). Sets the
+        column last_heartbeat_at to the database's time. A command both completed
+        and scheduled is scheduled, without the lease. After a lost answer the same
+        call again is safe with a `request_id`. Errors, each with the request's
+        `field` in ErrorInfo's metadata: NOT_FOUND (WORKFLOW_NOT_FOUND,
+        POINTER_NOT_FOUND, SUBSCRIPTION_NOT_FOUND, EVENT_NOT_FOUND); ABORTED
+        (REVISION_MISMATCH); FAILED_PRECONDITION (TOKEN_MISMATCH, LEASE_LOST);
+        ALREADY_EXISTS (NAME_TAKEN, SUBSCRIPTION_ALREADY_EXISTS,
+        EVENT_ALREADY_EXISTS, REQUEST_ID_REUSED); RESOURCE_EXHAUSTED
+        (ANSWER_TOO_LARGE); INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
     def GetWorkflowInstance(
         self,
         request: wfe.persistence.v1.workflow_pb2.GetWorkflowInstanceRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.workflow_pb2.GetWorkflowInstanceResponse, collections.abc.Awaitable[wfe.persistence.v1.workflow_pb2.GetWorkflowInstanceResponse]]:
         """Answers one workflow with its pointers. Errors: NOT_FOUND
-        (WORKFLOW_NOT_FOUND); INVALID_ARGUMENT.
+        (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if it does not
+        fit into one message: see ListExecutionPointers; INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod
@@ -385,7 +633,8 @@ class WorkflowServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.workflow_pb2.GetWorkflowInstanceByNameResponse, collections.abc.Awaitable[wfe.persistence.v1.workflow_pb2.GetWorkflowInstanceByNameResponse]]:
         """Answers one workflow with its pointers, found by its name. Errors: NOT_FOUND
-        (WORKFLOW_NOT_FOUND); INVALID_ARGUMENT.
+        (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
+        INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod
@@ -396,7 +645,8 @@ class WorkflowServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[wfe.persistence.v1.workflow_pb2.GetWorkflowInstancesResponse], collections.abc.AsyncIterator[wfe.persistence.v1.workflow_pb2.GetWorkflowInstancesResponse]]:
         """Answers many workflows, one a message, in the order asked; ids that do not
         exist are left out, an id asked for twice is answered twice. All of them
-        come from one snapshot. Errors: INVALID_ARGUMENT.
+        come from one snapshot. Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if one
+        of them does not fit into one message; INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod
@@ -420,6 +670,70 @@ class WorkflowServiceServicer(metaclass=abc.ABCMeta):
         """Takes the next number of a definition, from 1 on. Atomic: no number is ever
         given twice; after a lost answer one may be skipped. Errors:
         INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def ListExecutionPointers(
+        self,
+        request: wfe.persistence.v1.workflow_pb2.ListExecutionPointersRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.workflow_pb2.ListExecutionPointersResponse, collections.abc.Awaitable[wfe.persistence.v1.workflow_pb2.ListExecutionPointersResponse]]:
+        """Answers the pointers of one workflow in their order, in pages, so that a
+        workflow of any length can be read. Each page is read by itself; a page with
+        `expected_revision` is refused if the workflow has changed since. Errors:
+        NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED (REVISION_MISMATCH);
+        INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def ListWorkflows(
+        self,
+        request: wfe.persistence.v1.workflow_pb2.ListWorkflowsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.workflow_pb2.ListWorkflowsResponse, collections.abc.Awaitable[wfe.persistence.v1.workflow_pb2.ListWorkflowsResponse]]:
+        """Answers workflows by their create_time, in pages. The place in the list is
+        kept by create_time and id, so workflows that come and go between two pages
+        neither shift it nor are answered twice. Errors: INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def CountWorkflows(
+        self,
+        request: wfe.persistence.v1.workflow_pb2.CountWorkflowsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.workflow_pb2.CountWorkflowsResponse, collections.abc.Awaitable[wfe.persistence.v1.workflow_pb2.CountWorkflowsResponse]]:
+        """Counts workflows by status. It looks at every workflow of the filter, or at
+        an index of them. Errors: INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def DeleteWorkflow(
+        self,
+        request: wfe.persistence.v1.workflow_pb2.DeleteWorkflowRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.workflow_pb2.DeleteWorkflowResponse, collections.abc.Awaitable[wfe.persistence.v1.workflow_pb2.DeleteWorkflowResponse]]:
+        """Deletes one workflow, whatever its status, with its pointers, subscriptions
+        and logged errors. Workflows below it in its tree, events and commands stay.
+        Errors: NOT_FOUND (WORKFLOW_NOT_FOUND), also when the same call again finds
+        it deleted; ABORTED (REVISION_MISMATCH); INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def PurgeWorkflows(
+        self,
+        request: wfe.persistence.v1.workflow_pb2.PurgeWorkflowsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.workflow_pb2.PurgeWorkflowsResponse, collections.abc.Awaitable[wfe.persistence.v1.workflow_pb2.PurgeWorkflowsResponse]]:
+        """Deletes ended workflows, the ones that ended first before the others, with
+        their pointers, subscriptions, logged errors and processed completion events
+        (those named `wfe.workflow.completed` whose key is the workflow's id). A
+        workflow goes together with all those below it in its tree, in one
+        transaction, and only when all of them have ended before the given time;
+        one whose root is still stored goes with that. What somebody else is
+        writing at that moment is passed over. One call makes several short
+        transactions and stops when its budget is used up: call again with
+        `next_page_token` until that is empty. Repeating a call is safe.
+        Errors: INVALID_ARGUMENT.
         """
 
 def add_WorkflowServiceServicer_to_server(servicer: WorkflowServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -150,7 +150,10 @@ type ClaimedCommand struct {
 	LeaseToken string `protobuf:"bytes,2,opt,name=lease_token,json=leaseToken,proto3" json:"lease_token,omitempty"`
 	// When the lease ends by itself, by the database's clock. From then on the
 	// command is due again and may be claimed by others.
-	LeaseExpiry   *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=lease_expiry,json=leaseExpiry,proto3" json:"lease_expiry,omitempty"`
+	LeaseExpiry *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=lease_expiry,json=leaseExpiry,proto3" json:"lease_expiry,omitempty"`
+	// The number of the claim: each claim of a store has a higher one than all
+	// before it. To fence off, in other systems, those who held it earlier.
+	Epoch         int64 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -204,6 +207,13 @@ func (x *ClaimedCommand) GetLeaseExpiry() *timestamppb.Timestamp {
 		return x.LeaseExpiry
 	}
 	return nil
+}
+
+func (x *ClaimedCommand) GetEpoch() int64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
 }
 
 // ScheduleCommandRequest is the request of ScheduleCommand.
@@ -577,6 +587,110 @@ func (*ReleaseCommandsResponse) Descriptor() ([]byte, []int) {
 	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{9}
 }
 
+// RenewCommandsRequest is the request of RenewCommands.
+type RenewCommandsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The lease tokens of the claims to hold on to; at most 1000, none twice. They
+	// stay valid.
+	LeaseTokens []string `protobuf:"bytes,1,rep,name=lease_tokens,json=leaseTokens,proto3" json:"lease_tokens,omitempty"`
+	// How long the leases last from now on; absent: 30 s. 1 ms to 24 h, truncated
+	// to milliseconds.
+	LeaseDuration *durationpb.Duration `protobuf:"bytes,2,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewCommandsRequest) Reset() {
+	*x = RenewCommandsRequest{}
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewCommandsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewCommandsRequest) ProtoMessage() {}
+
+func (x *RenewCommandsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewCommandsRequest.ProtoReflect.Descriptor instead.
+func (*RenewCommandsRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RenewCommandsRequest) GetLeaseTokens() []string {
+	if x != nil {
+		return x.LeaseTokens
+	}
+	return nil
+}
+
+func (x *RenewCommandsRequest) GetLeaseDuration() *durationpb.Duration {
+	if x != nil {
+		return x.LeaseDuration
+	}
+	return nil
+}
+
+// RenewCommandsResponse is the answer of RenewCommands.
+type RenewCommandsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When all these leases end by themselves, by the database's clock; absent: no
+	// lease was named.
+	LeaseExpiry   *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=lease_expiry,json=leaseExpiry,proto3" json:"lease_expiry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewCommandsResponse) Reset() {
+	*x = RenewCommandsResponse{}
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewCommandsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewCommandsResponse) ProtoMessage() {}
+
+func (x *RenewCommandsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewCommandsResponse.ProtoReflect.Descriptor instead.
+func (*RenewCommandsResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *RenewCommandsResponse) GetLeaseExpiry() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LeaseExpiry
+	}
+	return nil
+}
+
 var File_wfe_persistence_v1_command_proto protoreflect.FileDescriptor
 
 const file_wfe_persistence_v1_command_proto_rawDesc = "" +
@@ -585,12 +699,13 @@ const file_wfe_persistence_v1_command_proto_rawDesc = "" +
 	"\x10ScheduledCommand\x12B\n" +
 	"\fcommand_name\x18\x01 \x01(\x0e2\x1f.wfe.persistence.v1.CommandNameR\vcommandName\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\tR\x04data\x12!\n" +
-	"\fexecute_time\x18\x03 \x01(\x03R\vexecuteTime\"\xb0\x01\n" +
+	"\fexecute_time\x18\x03 \x01(\x03R\vexecuteTime\"\xc6\x01\n" +
 	"\x0eClaimedCommand\x12>\n" +
 	"\acommand\x18\x01 \x01(\v2$.wfe.persistence.v1.ScheduledCommandR\acommand\x12\x1f\n" +
 	"\vlease_token\x18\x02 \x01(\tR\n" +
 	"leaseToken\x12=\n" +
-	"\flease_expiry\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\vleaseExpiry\"X\n" +
+	"\flease_expiry\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\vleaseExpiry\x12\x14\n" +
+	"\x05epoch\x18\x04 \x01(\x03R\x05epoch\"X\n" +
 	"\x16ScheduleCommandRequest\x12>\n" +
 	"\acommand\x18\x01 \x01(\v2$.wfe.persistence.v1.ScheduledCommandR\acommand\"\x19\n" +
 	"\x17ScheduleCommandResponse\"\xbc\x01\n" +
@@ -606,16 +721,22 @@ const file_wfe_persistence_v1_command_proto_rawDesc = "" +
 	"\x18CompleteCommandsResponse\";\n" +
 	"\x16ReleaseCommandsRequest\x12!\n" +
 	"\flease_tokens\x18\x01 \x03(\tR\vleaseTokens\"\x19\n" +
-	"\x17ReleaseCommandsResponse*n\n" +
+	"\x17ReleaseCommandsResponse\"{\n" +
+	"\x14RenewCommandsRequest\x12!\n" +
+	"\flease_tokens\x18\x01 \x03(\tR\vleaseTokens\x12@\n" +
+	"\x0elease_duration\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\rleaseDuration\"V\n" +
+	"\x15RenewCommandsResponse\x12=\n" +
+	"\flease_expiry\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\vleaseExpiry*n\n" +
 	"\vCommandName\x12\x1c\n" +
 	"\x18COMMAND_NAME_UNSPECIFIED\x10\x00\x12!\n" +
 	"\x1dCOMMAND_NAME_PROCESS_WORKFLOW\x10\x01\x12\x1e\n" +
-	"\x1aCOMMAND_NAME_PROCESS_EVENT\x10\x022\xc6\x03\n" +
+	"\x1aCOMMAND_NAME_PROCESS_EVENT\x10\x022\xac\x04\n" +
 	"\x17ScheduledCommandService\x12j\n" +
 	"\x0fScheduleCommand\x12*.wfe.persistence.v1.ScheduleCommandRequest\x1a+.wfe.persistence.v1.ScheduleCommandResponse\x12d\n" +
 	"\rClaimCommands\x12(.wfe.persistence.v1.ClaimCommandsRequest\x1a).wfe.persistence.v1.ClaimCommandsResponse\x12m\n" +
 	"\x10CompleteCommands\x12+.wfe.persistence.v1.CompleteCommandsRequest\x1a,.wfe.persistence.v1.CompleteCommandsResponse\x12j\n" +
-	"\x0fReleaseCommands\x12*.wfe.persistence.v1.ReleaseCommandsRequest\x1a+.wfe.persistence.v1.ReleaseCommandsResponseBO\n" +
+	"\x0fReleaseCommands\x12*.wfe.persistence.v1.ReleaseCommandsRequest\x1a+.wfe.persistence.v1.ReleaseCommandsResponse\x12d\n" +
+	"\rRenewCommands\x12(.wfe.persistence.v1.RenewCommandsRequest\x1a).wfe.persistence.v1.RenewCommandsResponseBO\n" +
 	"\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3"
 
 var (
@@ -631,7 +752,7 @@ func file_wfe_persistence_v1_command_proto_rawDescGZIP() []byte {
 }
 
 var file_wfe_persistence_v1_command_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_wfe_persistence_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_wfe_persistence_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_wfe_persistence_v1_command_proto_goTypes = []any{
 	(CommandName)(0),                 // 0: wfe.persistence.v1.CommandName
 	(*ScheduledCommand)(nil),         // 1: wfe.persistence.v1.ScheduledCommand
@@ -644,30 +765,36 @@ var file_wfe_persistence_v1_command_proto_goTypes = []any{
 	(*CompleteCommandsResponse)(nil), // 8: wfe.persistence.v1.CompleteCommandsResponse
 	(*ReleaseCommandsRequest)(nil),   // 9: wfe.persistence.v1.ReleaseCommandsRequest
 	(*ReleaseCommandsResponse)(nil),  // 10: wfe.persistence.v1.ReleaseCommandsResponse
-	(*timestamppb.Timestamp)(nil),    // 11: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 12: google.protobuf.Duration
+	(*RenewCommandsRequest)(nil),     // 11: wfe.persistence.v1.RenewCommandsRequest
+	(*RenewCommandsResponse)(nil),    // 12: wfe.persistence.v1.RenewCommandsResponse
+	(*timestamppb.Timestamp)(nil),    // 13: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 14: google.protobuf.Duration
 }
 var file_wfe_persistence_v1_command_proto_depIdxs = []int32{
 	0,  // 0: wfe.persistence.v1.ScheduledCommand.command_name:type_name -> wfe.persistence.v1.CommandName
 	1,  // 1: wfe.persistence.v1.ClaimedCommand.command:type_name -> wfe.persistence.v1.ScheduledCommand
-	11, // 2: wfe.persistence.v1.ClaimedCommand.lease_expiry:type_name -> google.protobuf.Timestamp
+	13, // 2: wfe.persistence.v1.ClaimedCommand.lease_expiry:type_name -> google.protobuf.Timestamp
 	1,  // 3: wfe.persistence.v1.ScheduleCommandRequest.command:type_name -> wfe.persistence.v1.ScheduledCommand
-	11, // 4: wfe.persistence.v1.ClaimCommandsRequest.as_of:type_name -> google.protobuf.Timestamp
-	12, // 5: wfe.persistence.v1.ClaimCommandsRequest.lease_duration:type_name -> google.protobuf.Duration
+	13, // 4: wfe.persistence.v1.ClaimCommandsRequest.as_of:type_name -> google.protobuf.Timestamp
+	14, // 5: wfe.persistence.v1.ClaimCommandsRequest.lease_duration:type_name -> google.protobuf.Duration
 	2,  // 6: wfe.persistence.v1.ClaimCommandsResponse.commands:type_name -> wfe.persistence.v1.ClaimedCommand
-	3,  // 7: wfe.persistence.v1.ScheduledCommandService.ScheduleCommand:input_type -> wfe.persistence.v1.ScheduleCommandRequest
-	5,  // 8: wfe.persistence.v1.ScheduledCommandService.ClaimCommands:input_type -> wfe.persistence.v1.ClaimCommandsRequest
-	7,  // 9: wfe.persistence.v1.ScheduledCommandService.CompleteCommands:input_type -> wfe.persistence.v1.CompleteCommandsRequest
-	9,  // 10: wfe.persistence.v1.ScheduledCommandService.ReleaseCommands:input_type -> wfe.persistence.v1.ReleaseCommandsRequest
-	4,  // 11: wfe.persistence.v1.ScheduledCommandService.ScheduleCommand:output_type -> wfe.persistence.v1.ScheduleCommandResponse
-	6,  // 12: wfe.persistence.v1.ScheduledCommandService.ClaimCommands:output_type -> wfe.persistence.v1.ClaimCommandsResponse
-	8,  // 13: wfe.persistence.v1.ScheduledCommandService.CompleteCommands:output_type -> wfe.persistence.v1.CompleteCommandsResponse
-	10, // 14: wfe.persistence.v1.ScheduledCommandService.ReleaseCommands:output_type -> wfe.persistence.v1.ReleaseCommandsResponse
-	11, // [11:15] is the sub-list for method output_type
-	7,  // [7:11] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	14, // 7: wfe.persistence.v1.RenewCommandsRequest.lease_duration:type_name -> google.protobuf.Duration
+	13, // 8: wfe.persistence.v1.RenewCommandsResponse.lease_expiry:type_name -> google.protobuf.Timestamp
+	3,  // 9: wfe.persistence.v1.ScheduledCommandService.ScheduleCommand:input_type -> wfe.persistence.v1.ScheduleCommandRequest
+	5,  // 10: wfe.persistence.v1.ScheduledCommandService.ClaimCommands:input_type -> wfe.persistence.v1.ClaimCommandsRequest
+	7,  // 11: wfe.persistence.v1.ScheduledCommandService.CompleteCommands:input_type -> wfe.persistence.v1.CompleteCommandsRequest
+	9,  // 12: wfe.persistence.v1.ScheduledCommandService.ReleaseCommands:input_type -> wfe.persistence.v1.ReleaseCommandsRequest
+	11, // 13: wfe.persistence.v1.ScheduledCommandService.RenewCommands:input_type -> wfe.persistence.v1.RenewCommandsRequest
+	4,  // 14: wfe.persistence.v1.ScheduledCommandService.ScheduleCommand:output_type -> wfe.persistence.v1.ScheduleCommandResponse
+	6,  // 15: wfe.persistence.v1.ScheduledCommandService.ClaimCommands:output_type -> wfe.persistence.v1.ClaimCommandsResponse
+	8,  // 16: wfe.persistence.v1.ScheduledCommandService.CompleteCommands:output_type -> wfe.persistence.v1.CompleteCommandsResponse
+	10, // 17: wfe.persistence.v1.ScheduledCommandService.ReleaseCommands:output_type -> wfe.persistence.v1.ReleaseCommandsResponse
+	12, // 18: wfe.persistence.v1.ScheduledCommandService.RenewCommands:output_type -> wfe.persistence.v1.RenewCommandsResponse
+	14, // [14:19] is the sub-list for method output_type
+	9,  // [9:14] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_command_proto_init() }
@@ -681,7 +808,7 @@ func file_wfe_persistence_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wfe_persistence_v1_command_proto_rawDesc), len(file_wfe_persistence_v1_command_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   10,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,6 +23,7 @@ const (
 	ScheduledCommandService_ClaimCommands_FullMethodName    = "/wfe.persistence.v1.ScheduledCommandService/ClaimCommands"
 	ScheduledCommandService_CompleteCommands_FullMethodName = "/wfe.persistence.v1.ScheduledCommandService/CompleteCommands"
 	ScheduledCommandService_ReleaseCommands_FullMethodName  = "/wfe.persistence.v1.ScheduledCommandService/ReleaseCommands"
+	ScheduledCommandService_RenewCommands_FullMethodName    = "/wfe.persistence.v1.ScheduledCommandService/RenewCommands"
 )
 
 // ScheduledCommandServiceClient is the client API for ScheduledCommandService service.
@@ -53,6 +54,11 @@ type ScheduledCommandServiceClient interface {
 	// nothing. Errors: FAILED_PRECONDITION (LEASE_LOST), as for CompleteCommands;
 	// INVALID_ARGUMENT.
 	ReleaseCommands(ctx context.Context, in *ReleaseCommandsRequest, opts ...grpc.CallOption) (*ReleaseCommandsResponse, error)
+	// Holds claimed commands for longer: for `lease_duration` from now on, by the
+	// database's clock. A lease that has expired can't be renewed, even if nobody
+	// else claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
+	// (LEASE_LOST); INVALID_ARGUMENT.
+	RenewCommands(ctx context.Context, in *RenewCommandsRequest, opts ...grpc.CallOption) (*RenewCommandsResponse, error)
 }
 
 type scheduledCommandServiceClient struct {
@@ -103,6 +109,16 @@ func (c *scheduledCommandServiceClient) ReleaseCommands(ctx context.Context, in 
 	return out, nil
 }
 
+func (c *scheduledCommandServiceClient) RenewCommands(ctx context.Context, in *RenewCommandsRequest, opts ...grpc.CallOption) (*RenewCommandsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RenewCommandsResponse)
+	err := c.cc.Invoke(ctx, ScheduledCommandService_RenewCommands_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ScheduledCommandServiceServer is the server API for ScheduledCommandService service.
 // All implementations must embed UnimplementedScheduledCommandServiceServer
 // for forward compatibility.
@@ -131,6 +147,11 @@ type ScheduledCommandServiceServer interface {
 	// nothing. Errors: FAILED_PRECONDITION (LEASE_LOST), as for CompleteCommands;
 	// INVALID_ARGUMENT.
 	ReleaseCommands(context.Context, *ReleaseCommandsRequest) (*ReleaseCommandsResponse, error)
+	// Holds claimed commands for longer: for `lease_duration` from now on, by the
+	// database's clock. A lease that has expired can't be renewed, even if nobody
+	// else claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
+	// (LEASE_LOST); INVALID_ARGUMENT.
+	RenewCommands(context.Context, *RenewCommandsRequest) (*RenewCommandsResponse, error)
 	mustEmbedUnimplementedScheduledCommandServiceServer()
 }
 
@@ -152,6 +173,9 @@ func (UnimplementedScheduledCommandServiceServer) CompleteCommands(context.Conte
 }
 func (UnimplementedScheduledCommandServiceServer) ReleaseCommands(context.Context, *ReleaseCommandsRequest) (*ReleaseCommandsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReleaseCommands not implemented")
+}
+func (UnimplementedScheduledCommandServiceServer) RenewCommands(context.Context, *RenewCommandsRequest) (*RenewCommandsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RenewCommands not implemented")
 }
 func (UnimplementedScheduledCommandServiceServer) mustEmbedUnimplementedScheduledCommandServiceServer() {
 }
@@ -247,6 +271,24 @@ func _ScheduledCommandService_ReleaseCommands_Handler(srv interface{}, ctx conte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ScheduledCommandService_RenewCommands_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenewCommandsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ScheduledCommandServiceServer).RenewCommands(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ScheduledCommandService_RenewCommands_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ScheduledCommandServiceServer).RenewCommands(ctx, req.(*RenewCommandsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ScheduledCommandService_ServiceDesc is the grpc.ServiceDesc for ScheduledCommandService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -269,6 +311,10 @@ var ScheduledCommandService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReleaseCommands",
 			Handler:    _ScheduledCommandService_ReleaseCommands_Handler,
+		},
+		{
+			MethodName: "RenewCommands",
+			Handler:    _ScheduledCommandService_RenewCommands_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

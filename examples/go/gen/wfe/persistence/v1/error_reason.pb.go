@@ -41,6 +41,9 @@ const (
 	// NOT_FOUND: the namespace named by the metadata `wfe-namespace` does not
 	// exist. Nothing is created by naming it.
 	ErrorReason_ERROR_REASON_NAMESPACE_NOT_FOUND ErrorReason = 4
+	// NOT_FOUND: the workflow has no execution pointer of an id that a patch
+	// removes; ErrorInfo's metadata names the `field`.
+	ErrorReason_ERROR_REASON_POINTER_NOT_FOUND ErrorReason = 5
 	// ALREADY_EXISTS: the workflow id is in use by a workflow that was created
 	// with other content.
 	ErrorReason_ERROR_REASON_WORKFLOW_ALREADY_EXISTS ErrorReason = 10
@@ -53,6 +56,8 @@ const (
 	// ALREADY_EXISTS: the subscription id is in use by a subscription created
 	// with other content.
 	ErrorReason_ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS ErrorReason = 13
+	// ALREADY_EXISTS: this `request_id` named another write to the same workflow.
+	ErrorReason_ERROR_REASON_REQUEST_ID_REUSED ErrorReason = 14
 	// ABORTED: `expected_revision` is not the stored revision; ErrorInfo's
 	// metadata has the stored one as `revision`. Load, decide, persist again.
 	ErrorReason_ERROR_REASON_REVISION_MISMATCH ErrorReason = 20
@@ -137,10 +142,12 @@ var (
 		2:  "ERROR_REASON_EVENT_NOT_FOUND",
 		3:  "ERROR_REASON_SUBSCRIPTION_NOT_FOUND",
 		4:  "ERROR_REASON_NAMESPACE_NOT_FOUND",
+		5:  "ERROR_REASON_POINTER_NOT_FOUND",
 		10: "ERROR_REASON_WORKFLOW_ALREADY_EXISTS",
 		11: "ERROR_REASON_NAME_TAKEN",
 		12: "ERROR_REASON_EVENT_ALREADY_EXISTS",
 		13: "ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS",
+		14: "ERROR_REASON_REQUEST_ID_REUSED",
 		20: "ERROR_REASON_REVISION_MISMATCH",
 		21: "ERROR_REASON_TRANSACTION_CONFLICT",
 		30: "ERROR_REASON_TOKEN_MISMATCH",
@@ -172,10 +179,12 @@ var (
 		"ERROR_REASON_EVENT_NOT_FOUND":              2,
 		"ERROR_REASON_SUBSCRIPTION_NOT_FOUND":       3,
 		"ERROR_REASON_NAMESPACE_NOT_FOUND":          4,
+		"ERROR_REASON_POINTER_NOT_FOUND":            5,
 		"ERROR_REASON_WORKFLOW_ALREADY_EXISTS":      10,
 		"ERROR_REASON_NAME_TAKEN":                   11,
 		"ERROR_REASON_EVENT_ALREADY_EXISTS":         12,
 		"ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS":  13,
+		"ERROR_REASON_REQUEST_ID_REUSED":            14,
 		"ERROR_REASON_REVISION_MISMATCH":            20,
 		"ERROR_REASON_TRANSACTION_CONFLICT":         21,
 		"ERROR_REASON_TOKEN_MISMATCH":               30,
@@ -331,18 +340,20 @@ var File_wfe_persistence_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"%wfe/persistence/v1/error_reason.proto\x12\x12wfe.persistence.v1*\xb7\t\n" +
+	"%wfe/persistence/v1/error_reason.proto\x12\x12wfe.persistence.v1*\xff\t\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12#\n" +
 	"\x1fERROR_REASON_WORKFLOW_NOT_FOUND\x10\x01\x12 \n" +
 	"\x1cERROR_REASON_EVENT_NOT_FOUND\x10\x02\x12'\n" +
 	"#ERROR_REASON_SUBSCRIPTION_NOT_FOUND\x10\x03\x12$\n" +
-	" ERROR_REASON_NAMESPACE_NOT_FOUND\x10\x04\x12(\n" +
+	" ERROR_REASON_NAMESPACE_NOT_FOUND\x10\x04\x12\"\n" +
+	"\x1eERROR_REASON_POINTER_NOT_FOUND\x10\x05\x12(\n" +
 	"$ERROR_REASON_WORKFLOW_ALREADY_EXISTS\x10\n" +
 	"\x12\x1b\n" +
 	"\x17ERROR_REASON_NAME_TAKEN\x10\v\x12%\n" +
 	"!ERROR_REASON_EVENT_ALREADY_EXISTS\x10\f\x12,\n" +
 	"(ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS\x10\r\x12\"\n" +
+	"\x1eERROR_REASON_REQUEST_ID_REUSED\x10\x0e\x12\"\n" +
 	"\x1eERROR_REASON_REVISION_MISMATCH\x10\x14\x12%\n" +
 	"!ERROR_REASON_TRANSACTION_CONFLICT\x10\x15\x12\x1f\n" +
 	"\x1bERROR_REASON_TOKEN_MISMATCH\x10\x1e\x12\x1b\n" +

@@ -729,11 +729,328 @@ func (*MarkEventUnprocessedResponse) Descriptor() ([]byte, []int) {
 	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{12}
 }
 
+// ListEventsRequest is the request of ListEvents.
+type ListEventsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of this kind, at most 512 bytes; empty: of any.
+	EventName string `protobuf:"bytes,1,opt,name=event_name,json=eventName,proto3" json:"event_name,omitempty"`
+	// With this event key, at most 512 bytes; absent: with any. Needs `event_name`.
+	EventKey *string `protobuf:"bytes,2,opt,name=event_key,json=eventKey,proto3,oneof" json:"event_key,omitempty"`
+	// True: only processed ones; false: only those still to be processed; absent:
+	// both.
+	IsProcessed *bool `protobuf:"varint,3,opt,name=is_processed,json=isProcessed,proto3,oneof" json:"is_processed,omitempty"`
+	// At this time or later; absent: at any. Years 1-9999, truncated to
+	// microseconds.
+	EventTimeFrom *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=event_time_from,json=eventTimeFrom,proto3" json:"event_time_from,omitempty"`
+	// Before this time; absent: at any. Years 1-9999, truncated to microseconds.
+	EventTimeBefore *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=event_time_before,json=eventTimeBefore,proto3" json:"event_time_before,omitempty"`
+	// By event_time; equal times in the order of their ids, or in the reverse.
+	Order ListOrder `protobuf:"varint,6,opt,name=order,proto3,enum=wfe.persistence.v1.ListOrder" json:"order,omitempty"`
+	// How many events to answer at most; a page is shorter where the next
+	// one would not fit into one message. 0: 100; above 1000: 1000; negative:
+	// INVALID_ARGUMENT.
+	PageSize int32 `protobuf:"varint,7,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The `next_page_token` of the page before; empty: the first page. The other
+	// fields must be those of the first page.
+	PageToken     string `protobuf:"bytes,8,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEventsRequest) Reset() {
+	*x = ListEventsRequest{}
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEventsRequest) ProtoMessage() {}
+
+func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
+func (*ListEventsRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ListEventsRequest) GetEventName() string {
+	if x != nil {
+		return x.EventName
+	}
+	return ""
+}
+
+func (x *ListEventsRequest) GetEventKey() string {
+	if x != nil && x.EventKey != nil {
+		return *x.EventKey
+	}
+	return ""
+}
+
+func (x *ListEventsRequest) GetIsProcessed() bool {
+	if x != nil && x.IsProcessed != nil {
+		return *x.IsProcessed
+	}
+	return false
+}
+
+func (x *ListEventsRequest) GetEventTimeFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EventTimeFrom
+	}
+	return nil
+}
+
+func (x *ListEventsRequest) GetEventTimeBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EventTimeBefore
+	}
+	return nil
+}
+
+func (x *ListEventsRequest) GetOrder() ListOrder {
+	if x != nil {
+		return x.Order
+	}
+	return ListOrder_LIST_ORDER_UNSPECIFIED
+}
+
+func (x *ListEventsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListEventsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListEventsResponse is the answer of ListEvents.
+type ListEventsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The events.
+	Events []*Event `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	// The token of the next page; empty: this is the last one.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEventsResponse) Reset() {
+	*x = ListEventsResponse{}
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEventsResponse) ProtoMessage() {}
+
+func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
+func (*ListEventsResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ListEventsResponse) GetEvents() []*Event {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *ListEventsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// PurgeEventsRequest is the request of PurgeEvents.
+type PurgeEventsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Events before this time; required. Years 1-9999, truncated to microseconds.
+	EventTimeBefore *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=event_time_before,json=eventTimeBefore,proto3" json:"event_time_before,omitempty"`
+	// Of this kind, at most 512 bytes; empty: of any.
+	EventName string `protobuf:"bytes,2,opt,name=event_name,json=eventName,proto3" json:"event_name,omitempty"`
+	// Also events that were never processed; zero value: only processed ones.
+	IncludeUnprocessed bool `protobuf:"varint,3,opt,name=include_unprocessed,json=includeUnprocessed,proto3" json:"include_unprocessed,omitempty"`
+	// Only count what would be deleted.
+	DryRun bool `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// How many events to delete at most. 0: 10000; above 100000: 100000; negative:
+	// INVALID_ARGUMENT.
+	MaxRows int32 `protobuf:"varint,5,opt,name=max_rows,json=maxRows,proto3" json:"max_rows,omitempty"`
+	// The `next_page_token` of the call before; empty: from the start. The other
+	// fields must be those of the first call, `max_rows` aside.
+	PageToken     string `protobuf:"bytes,6,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PurgeEventsRequest) Reset() {
+	*x = PurgeEventsRequest{}
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PurgeEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PurgeEventsRequest) ProtoMessage() {}
+
+func (x *PurgeEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PurgeEventsRequest.ProtoReflect.Descriptor instead.
+func (*PurgeEventsRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *PurgeEventsRequest) GetEventTimeBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EventTimeBefore
+	}
+	return nil
+}
+
+func (x *PurgeEventsRequest) GetEventName() string {
+	if x != nil {
+		return x.EventName
+	}
+	return ""
+}
+
+func (x *PurgeEventsRequest) GetIncludeUnprocessed() bool {
+	if x != nil {
+		return x.IncludeUnprocessed
+	}
+	return false
+}
+
+func (x *PurgeEventsRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *PurgeEventsRequest) GetMaxRows() int32 {
+	if x != nil {
+		return x.MaxRows
+	}
+	return 0
+}
+
+func (x *PurgeEventsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// PurgeEventsResponse is the answer of PurgeEvents.
+type PurgeEventsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many events were deleted (or would be).
+	Events int64 `protobuf:"varint,1,opt,name=events,proto3" json:"events,omitempty"`
+	// To go on with; empty: nothing is left to be deleted.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PurgeEventsResponse) Reset() {
+	*x = PurgeEventsResponse{}
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PurgeEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PurgeEventsResponse) ProtoMessage() {}
+
+func (x *PurgeEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PurgeEventsResponse.ProtoReflect.Descriptor instead.
+func (*PurgeEventsResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *PurgeEventsResponse) GetEvents() int64 {
+	if x != nil {
+		return x.Events
+	}
+	return 0
+}
+
+func (x *PurgeEventsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 var File_wfe_persistence_v1_event_proto protoreflect.FileDescriptor
 
 const file_wfe_persistence_v1_event_proto_rawDesc = "" +
 	"\n" +
-	"\x1ewfe/persistence/v1/event.proto\x12\x12wfe.persistence.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd9\x01\n" +
+	"\x1ewfe/persistence/v1/event.proto\x12\x12wfe.persistence.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#wfe/persistence/v1/list_order.proto\"\xd9\x01\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -775,14 +1092,46 @@ const file_wfe_persistence_v1_event_proto_rawDesc = "" +
 	"\x1aMarkEventProcessedResponse\"-\n" +
 	"\x1bMarkEventUnprocessedRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x1e\n" +
-	"\x1cMarkEventUnprocessedResponse2\x81\x05\n" +
+	"\x1cMarkEventUnprocessedResponse\"\x98\x03\n" +
+	"\x11ListEventsRequest\x12\x1d\n" +
+	"\n" +
+	"event_name\x18\x01 \x01(\tR\teventName\x12 \n" +
+	"\tevent_key\x18\x02 \x01(\tH\x00R\beventKey\x88\x01\x01\x12&\n" +
+	"\fis_processed\x18\x03 \x01(\bH\x01R\visProcessed\x88\x01\x01\x12B\n" +
+	"\x0fevent_time_from\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\reventTimeFrom\x12F\n" +
+	"\x11event_time_before\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x0feventTimeBefore\x123\n" +
+	"\x05order\x18\x06 \x01(\x0e2\x1d.wfe.persistence.v1.ListOrderR\x05order\x12\x1b\n" +
+	"\tpage_size\x18\a \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\b \x01(\tR\tpageTokenB\f\n" +
+	"\n" +
+	"_event_keyB\x0f\n" +
+	"\r_is_processed\"o\n" +
+	"\x12ListEventsResponse\x121\n" +
+	"\x06events\x18\x01 \x03(\v2\x19.wfe.persistence.v1.EventR\x06events\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xff\x01\n" +
+	"\x12PurgeEventsRequest\x12F\n" +
+	"\x11event_time_before\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x0feventTimeBefore\x12\x1d\n" +
+	"\n" +
+	"event_name\x18\x02 \x01(\tR\teventName\x12/\n" +
+	"\x13include_unprocessed\x18\x03 \x01(\bR\x12includeUnprocessed\x12\x17\n" +
+	"\adry_run\x18\x04 \x01(\bR\x06dryRun\x12\x19\n" +
+	"\bmax_rows\x18\x05 \x01(\x05R\amaxRows\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x06 \x01(\tR\tpageToken\"U\n" +
+	"\x13PurgeEventsResponse\x12\x16\n" +
+	"\x06events\x18\x01 \x01(\x03R\x06events\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\xbe\x06\n" +
 	"\fEventService\x12^\n" +
 	"\vCreateEvent\x12&.wfe.persistence.v1.CreateEventRequest\x1a'.wfe.persistence.v1.CreateEventResponse\x12U\n" +
 	"\bGetEvent\x12#.wfe.persistence.v1.GetEventRequest\x1a$.wfe.persistence.v1.GetEventResponse\x12p\n" +
 	"\x11GetRunnableEvents\x12,.wfe.persistence.v1.GetRunnableEventsRequest\x1a-.wfe.persistence.v1.GetRunnableEventsResponse\x12X\n" +
 	"\tGetEvents\x12$.wfe.persistence.v1.GetEventsRequest\x1a%.wfe.persistence.v1.GetEventsResponse\x12s\n" +
 	"\x12MarkEventProcessed\x12-.wfe.persistence.v1.MarkEventProcessedRequest\x1a..wfe.persistence.v1.MarkEventProcessedResponse\x12y\n" +
-	"\x14MarkEventUnprocessed\x12/.wfe.persistence.v1.MarkEventUnprocessedRequest\x1a0.wfe.persistence.v1.MarkEventUnprocessedResponseBO\n" +
+	"\x14MarkEventUnprocessed\x12/.wfe.persistence.v1.MarkEventUnprocessedRequest\x1a0.wfe.persistence.v1.MarkEventUnprocessedResponse\x12[\n" +
+	"\n" +
+	"ListEvents\x12%.wfe.persistence.v1.ListEventsRequest\x1a&.wfe.persistence.v1.ListEventsResponse\x12^\n" +
+	"\vPurgeEvents\x12&.wfe.persistence.v1.PurgeEventsRequest\x1a'.wfe.persistence.v1.PurgeEventsResponseBO\n" +
 	"\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3"
 
 var (
@@ -797,7 +1146,7 @@ func file_wfe_persistence_v1_event_proto_rawDescGZIP() []byte {
 	return file_wfe_persistence_v1_event_proto_rawDescData
 }
 
-var file_wfe_persistence_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_wfe_persistence_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_wfe_persistence_v1_event_proto_goTypes = []any{
 	(*Event)(nil),                        // 0: wfe.persistence.v1.Event
 	(*CreateEventRequest)(nil),           // 1: wfe.persistence.v1.CreateEventRequest
@@ -812,31 +1161,45 @@ var file_wfe_persistence_v1_event_proto_goTypes = []any{
 	(*MarkEventProcessedResponse)(nil),   // 10: wfe.persistence.v1.MarkEventProcessedResponse
 	(*MarkEventUnprocessedRequest)(nil),  // 11: wfe.persistence.v1.MarkEventUnprocessedRequest
 	(*MarkEventUnprocessedResponse)(nil), // 12: wfe.persistence.v1.MarkEventUnprocessedResponse
-	(*timestamppb.Timestamp)(nil),        // 13: google.protobuf.Timestamp
+	(*ListEventsRequest)(nil),            // 13: wfe.persistence.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),           // 14: wfe.persistence.v1.ListEventsResponse
+	(*PurgeEventsRequest)(nil),           // 15: wfe.persistence.v1.PurgeEventsRequest
+	(*PurgeEventsResponse)(nil),          // 16: wfe.persistence.v1.PurgeEventsResponse
+	(*timestamppb.Timestamp)(nil),        // 17: google.protobuf.Timestamp
+	(ListOrder)(0),                       // 18: wfe.persistence.v1.ListOrder
 }
 var file_wfe_persistence_v1_event_proto_depIdxs = []int32{
-	13, // 0: wfe.persistence.v1.Event.event_time:type_name -> google.protobuf.Timestamp
+	17, // 0: wfe.persistence.v1.Event.event_time:type_name -> google.protobuf.Timestamp
 	0,  // 1: wfe.persistence.v1.CreateEventRequest.event:type_name -> wfe.persistence.v1.Event
 	0,  // 2: wfe.persistence.v1.GetEventResponse.event:type_name -> wfe.persistence.v1.Event
-	13, // 3: wfe.persistence.v1.GetRunnableEventsRequest.as_at:type_name -> google.protobuf.Timestamp
-	13, // 4: wfe.persistence.v1.GetEventsRequest.as_of:type_name -> google.protobuf.Timestamp
-	1,  // 5: wfe.persistence.v1.EventService.CreateEvent:input_type -> wfe.persistence.v1.CreateEventRequest
-	3,  // 6: wfe.persistence.v1.EventService.GetEvent:input_type -> wfe.persistence.v1.GetEventRequest
-	5,  // 7: wfe.persistence.v1.EventService.GetRunnableEvents:input_type -> wfe.persistence.v1.GetRunnableEventsRequest
-	7,  // 8: wfe.persistence.v1.EventService.GetEvents:input_type -> wfe.persistence.v1.GetEventsRequest
-	9,  // 9: wfe.persistence.v1.EventService.MarkEventProcessed:input_type -> wfe.persistence.v1.MarkEventProcessedRequest
-	11, // 10: wfe.persistence.v1.EventService.MarkEventUnprocessed:input_type -> wfe.persistence.v1.MarkEventUnprocessedRequest
-	2,  // 11: wfe.persistence.v1.EventService.CreateEvent:output_type -> wfe.persistence.v1.CreateEventResponse
-	4,  // 12: wfe.persistence.v1.EventService.GetEvent:output_type -> wfe.persistence.v1.GetEventResponse
-	6,  // 13: wfe.persistence.v1.EventService.GetRunnableEvents:output_type -> wfe.persistence.v1.GetRunnableEventsResponse
-	8,  // 14: wfe.persistence.v1.EventService.GetEvents:output_type -> wfe.persistence.v1.GetEventsResponse
-	10, // 15: wfe.persistence.v1.EventService.MarkEventProcessed:output_type -> wfe.persistence.v1.MarkEventProcessedResponse
-	12, // 16: wfe.persistence.v1.EventService.MarkEventUnprocessed:output_type -> wfe.persistence.v1.MarkEventUnprocessedResponse
-	11, // [11:17] is the sub-list for method output_type
-	5,  // [5:11] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	17, // 3: wfe.persistence.v1.GetRunnableEventsRequest.as_at:type_name -> google.protobuf.Timestamp
+	17, // 4: wfe.persistence.v1.GetEventsRequest.as_of:type_name -> google.protobuf.Timestamp
+	17, // 5: wfe.persistence.v1.ListEventsRequest.event_time_from:type_name -> google.protobuf.Timestamp
+	17, // 6: wfe.persistence.v1.ListEventsRequest.event_time_before:type_name -> google.protobuf.Timestamp
+	18, // 7: wfe.persistence.v1.ListEventsRequest.order:type_name -> wfe.persistence.v1.ListOrder
+	0,  // 8: wfe.persistence.v1.ListEventsResponse.events:type_name -> wfe.persistence.v1.Event
+	17, // 9: wfe.persistence.v1.PurgeEventsRequest.event_time_before:type_name -> google.protobuf.Timestamp
+	1,  // 10: wfe.persistence.v1.EventService.CreateEvent:input_type -> wfe.persistence.v1.CreateEventRequest
+	3,  // 11: wfe.persistence.v1.EventService.GetEvent:input_type -> wfe.persistence.v1.GetEventRequest
+	5,  // 12: wfe.persistence.v1.EventService.GetRunnableEvents:input_type -> wfe.persistence.v1.GetRunnableEventsRequest
+	7,  // 13: wfe.persistence.v1.EventService.GetEvents:input_type -> wfe.persistence.v1.GetEventsRequest
+	9,  // 14: wfe.persistence.v1.EventService.MarkEventProcessed:input_type -> wfe.persistence.v1.MarkEventProcessedRequest
+	11, // 15: wfe.persistence.v1.EventService.MarkEventUnprocessed:input_type -> wfe.persistence.v1.MarkEventUnprocessedRequest
+	13, // 16: wfe.persistence.v1.EventService.ListEvents:input_type -> wfe.persistence.v1.ListEventsRequest
+	15, // 17: wfe.persistence.v1.EventService.PurgeEvents:input_type -> wfe.persistence.v1.PurgeEventsRequest
+	2,  // 18: wfe.persistence.v1.EventService.CreateEvent:output_type -> wfe.persistence.v1.CreateEventResponse
+	4,  // 19: wfe.persistence.v1.EventService.GetEvent:output_type -> wfe.persistence.v1.GetEventResponse
+	6,  // 20: wfe.persistence.v1.EventService.GetRunnableEvents:output_type -> wfe.persistence.v1.GetRunnableEventsResponse
+	8,  // 21: wfe.persistence.v1.EventService.GetEvents:output_type -> wfe.persistence.v1.GetEventsResponse
+	10, // 22: wfe.persistence.v1.EventService.MarkEventProcessed:output_type -> wfe.persistence.v1.MarkEventProcessedResponse
+	12, // 23: wfe.persistence.v1.EventService.MarkEventUnprocessed:output_type -> wfe.persistence.v1.MarkEventUnprocessedResponse
+	14, // 24: wfe.persistence.v1.EventService.ListEvents:output_type -> wfe.persistence.v1.ListEventsResponse
+	16, // 25: wfe.persistence.v1.EventService.PurgeEvents:output_type -> wfe.persistence.v1.PurgeEventsResponse
+	18, // [18:26] is the sub-list for method output_type
+	10, // [10:18] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_event_proto_init() }
@@ -844,13 +1207,15 @@ func file_wfe_persistence_v1_event_proto_init() {
 	if File_wfe_persistence_v1_event_proto != nil {
 		return
 	}
+	file_wfe_persistence_v1_list_order_proto_init()
+	file_wfe_persistence_v1_event_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wfe_persistence_v1_event_proto_rawDesc), len(file_wfe_persistence_v1_event_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,6 +25,8 @@ const (
 	EventService_GetEvents_FullMethodName            = "/wfe.persistence.v1.EventService/GetEvents"
 	EventService_MarkEventProcessed_FullMethodName   = "/wfe.persistence.v1.EventService/MarkEventProcessed"
 	EventService_MarkEventUnprocessed_FullMethodName = "/wfe.persistence.v1.EventService/MarkEventUnprocessed"
+	EventService_ListEvents_FullMethodName           = "/wfe.persistence.v1.EventService/ListEvents"
+	EventService_PurgeEvents_FullMethodName          = "/wfe.persistence.v1.EventService/PurgeEvents"
 )
 
 // EventServiceClient is the client API for EventService service.
@@ -32,7 +34,7 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
 // EventService stores events and finds those that still have to be processed.
-// Every call is one transaction.
+// Every call is one transaction (a purge: several).
 type EventServiceClient interface {
 	// Stores a new event. The same request again (same id, same content) answers
 	// the same and changes nothing, even if the event was marked processed since.
@@ -56,6 +58,15 @@ type EventServiceClient interface {
 	// Marks an event as not processed, so that it is handed out again.
 	// Idempotent. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
 	MarkEventUnprocessed(ctx context.Context, in *MarkEventUnprocessedRequest, opts ...grpc.CallOption) (*MarkEventUnprocessedResponse, error)
+	// Answers events by their event_time, in pages, for people and tools that look
+	// into a store. The place in the list is kept by event_time and id. Errors:
+	// INVALID_ARGUMENT.
+	ListEvents(ctx context.Context, in *ListEventsRequest, opts ...grpc.CallOption) (*ListEventsResponse, error)
+	// Deletes events, the oldest first. What somebody else is writing at that
+	// moment is passed over. One call makes several short transactions and stops
+	// when its budget is used up: call again with `next_page_token` until that is
+	// empty. Repeating a call is safe. Errors: INVALID_ARGUMENT.
+	PurgeEvents(ctx context.Context, in *PurgeEventsRequest, opts ...grpc.CallOption) (*PurgeEventsResponse, error)
 }
 
 type eventServiceClient struct {
@@ -126,12 +137,32 @@ func (c *eventServiceClient) MarkEventUnprocessed(ctx context.Context, in *MarkE
 	return out, nil
 }
 
+func (c *eventServiceClient) ListEvents(ctx context.Context, in *ListEventsRequest, opts ...grpc.CallOption) (*ListEventsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListEventsResponse)
+	err := c.cc.Invoke(ctx, EventService_ListEvents_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *eventServiceClient) PurgeEvents(ctx context.Context, in *PurgeEventsRequest, opts ...grpc.CallOption) (*PurgeEventsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PurgeEventsResponse)
+	err := c.cc.Invoke(ctx, EventService_PurgeEvents_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // EventServiceServer is the server API for EventService service.
 // All implementations must embed UnimplementedEventServiceServer
 // for forward compatibility.
 //
 // EventService stores events and finds those that still have to be processed.
-// Every call is one transaction.
+// Every call is one transaction (a purge: several).
 type EventServiceServer interface {
 	// Stores a new event. The same request again (same id, same content) answers
 	// the same and changes nothing, even if the event was marked processed since.
@@ -155,6 +186,15 @@ type EventServiceServer interface {
 	// Marks an event as not processed, so that it is handed out again.
 	// Idempotent. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
 	MarkEventUnprocessed(context.Context, *MarkEventUnprocessedRequest) (*MarkEventUnprocessedResponse, error)
+	// Answers events by their event_time, in pages, for people and tools that look
+	// into a store. The place in the list is kept by event_time and id. Errors:
+	// INVALID_ARGUMENT.
+	ListEvents(context.Context, *ListEventsRequest) (*ListEventsResponse, error)
+	// Deletes events, the oldest first. What somebody else is writing at that
+	// moment is passed over. One call makes several short transactions and stops
+	// when its budget is used up: call again with `next_page_token` until that is
+	// empty. Repeating a call is safe. Errors: INVALID_ARGUMENT.
+	PurgeEvents(context.Context, *PurgeEventsRequest) (*PurgeEventsResponse, error)
 	mustEmbedUnimplementedEventServiceServer()
 }
 
@@ -182,6 +222,12 @@ func (UnimplementedEventServiceServer) MarkEventProcessed(context.Context, *Mark
 }
 func (UnimplementedEventServiceServer) MarkEventUnprocessed(context.Context, *MarkEventUnprocessedRequest) (*MarkEventUnprocessedResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method MarkEventUnprocessed not implemented")
+}
+func (UnimplementedEventServiceServer) ListEvents(context.Context, *ListEventsRequest) (*ListEventsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListEvents not implemented")
+}
+func (UnimplementedEventServiceServer) PurgeEvents(context.Context, *PurgeEventsRequest) (*PurgeEventsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PurgeEvents not implemented")
 }
 func (UnimplementedEventServiceServer) mustEmbedUnimplementedEventServiceServer() {}
 func (UnimplementedEventServiceServer) testEmbeddedByValue()                      {}
@@ -312,6 +358,42 @@ func _EventService_MarkEventUnprocessed_Handler(srv interface{}, ctx context.Con
 	return interceptor(ctx, in, info, handler)
 }
 
+func _EventService_ListEvents_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListEventsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EventServiceServer).ListEvents(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EventService_ListEvents_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EventServiceServer).ListEvents(ctx, req.(*ListEventsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _EventService_PurgeEvents_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PurgeEventsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(EventServiceServer).PurgeEvents(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: EventService_PurgeEvents_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(EventServiceServer).PurgeEvents(ctx, req.(*PurgeEventsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // EventService_ServiceDesc is the grpc.ServiceDesc for EventService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -342,6 +424,14 @@ var EventService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "MarkEventUnprocessed",
 			Handler:    _EventService_MarkEventUnprocessed_Handler,
+		},
+		{
+			MethodName: "ListEvents",
+			Handler:    _EventService_ListEvents_Handler,
+		},
+		{
+			MethodName: "PurgeEvents",
+			Handler:    _EventService_PurgeEvents_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -9,6 +9,7 @@ package persistencev1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -656,6 +657,12 @@ type ListErrorsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only the errors of this workflow, at most 512 bytes; empty: of all.
 	WorkflowId string `protobuf:"bytes,1,opt,name=workflow_id,json=workflowId,proto3" json:"workflow_id,omitempty"`
+	// Only errors that happened at this time or later; absent: at any. Years
+	// 1-9999, truncated to microseconds.
+	ErrorTimeFrom *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=error_time_from,json=errorTimeFrom,proto3" json:"error_time_from,omitempty"`
+	// Only errors that happened before this time; absent: at any. Years 1-9999,
+	// truncated to microseconds.
+	ErrorTimeBefore *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=error_time_before,json=errorTimeBefore,proto3" json:"error_time_before,omitempty"`
 	// How many errors to answer at most; a page is shorter where the next one
 	// would not fit into one message. 0: 100; above 1000: 1000; negative:
 	// INVALID_ARGUMENT.
@@ -702,6 +709,20 @@ func (x *ListErrorsRequest) GetWorkflowId() string {
 		return x.WorkflowId
 	}
 	return ""
+}
+
+func (x *ListErrorsRequest) GetErrorTimeFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ErrorTimeFrom
+	}
+	return nil
+}
+
+func (x *ListErrorsRequest) GetErrorTimeBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ErrorTimeBefore
+	}
+	return nil
 }
 
 func (x *ListErrorsRequest) GetPageSize() int32 {
@@ -829,8 +850,10 @@ type GetStoreInfoResponse struct {
 	Capabilities *Capabilities `protobuf:"bytes,7,opt,name=capabilities,proto3" json:"capabilities,omitempty"`
 	// The largest request, and the largest stored aggregate, in bytes.
 	MaxMessageBytes int64 `protobuf:"varint,8,opt,name=max_message_bytes,json=maxMessageBytes,proto3" json:"max_message_bytes,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// How long a `request_id` is remembered at least.
+	RequestRetention *durationpb.Duration `protobuf:"bytes,9,opt,name=request_retention,json=requestRetention,proto3" json:"request_retention,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *GetStoreInfoResponse) Reset() {
@@ -917,6 +940,13 @@ func (x *GetStoreInfoResponse) GetMaxMessageBytes() int64 {
 		return x.MaxMessageBytes
 	}
 	return 0
+}
+
+func (x *GetStoreInfoResponse) GetRequestRetention() *durationpb.Duration {
+	if x != nil {
+		return x.RequestRetention
+	}
+	return nil
 }
 
 // Capabilities says which optional parts of the engine's persistence trait a
@@ -1062,7 +1092,7 @@ var File_wfe_persistence_v1_store_proto protoreflect.FileDescriptor
 
 const file_wfe_persistence_v1_store_proto_rawDesc = "" +
 	"\n" +
-	"\x1ewfe/persistence/v1/store.proto\x12\x12wfe.persistence.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb8\x01\n" +
+	"\x1ewfe/persistence/v1/store.proto\x12\x12wfe.persistence.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb8\x01\n" +
 	"\x0eExecutionError\x129\n" +
 	"\n" +
 	"error_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\terrorTime\x12\x1f\n" +
@@ -1099,17 +1129,19 @@ const file_wfe_persistence_v1_store_proto_rawDesc = "" +
 	"\x12applied_migrations\x18\x02 \x03(\tR\x11appliedMigrations\"R\n" +
 	"\x14PersistErrorsRequest\x12:\n" +
 	"\x06errors\x18\x01 \x03(\v2\".wfe.persistence.v1.ExecutionErrorR\x06errors\"\x17\n" +
-	"\x15PersistErrorsResponse\"p\n" +
+	"\x15PersistErrorsResponse\"\xfc\x01\n" +
 	"\x11ListErrorsRequest\x12\x1f\n" +
 	"\vworkflow_id\x18\x01 \x01(\tR\n" +
-	"workflowId\x12\x1b\n" +
+	"workflowId\x12B\n" +
+	"\x0ferror_time_from\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\rerrorTimeFrom\x12F\n" +
+	"\x11error_time_before\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x0ferrorTimeBefore\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
 	"page_token\x18\x03 \x01(\tR\tpageToken\"x\n" +
 	"\x12ListErrorsResponse\x12:\n" +
 	"\x06errors\x18\x01 \x03(\v2\".wfe.persistence.v1.ExecutionErrorR\x06errors\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x15\n" +
-	"\x13GetStoreInfoRequest\"\xeb\x02\n" +
+	"\x13GetStoreInfoRequest\"\xb3\x03\n" +
 	"\x14GetStoreInfoResponse\x12%\n" +
 	"\x0eserver_version\x18\x01 \x01(\tR\rserverVersion\x12)\n" +
 	"\x10postgres_version\x18\x02 \x01(\tR\x0fpostgresVersion\x12\x1c\n" +
@@ -1118,7 +1150,8 @@ const file_wfe_persistence_v1_store_proto_rawDesc = "" +
 	"\x0eschema_version\x18\x05 \x01(\x05R\rschemaVersion\x122\n" +
 	"\x15latest_schema_version\x18\x06 \x01(\x05R\x13latestSchemaVersion\x12D\n" +
 	"\fcapabilities\x18\a \x01(\v2 .wfe.persistence.v1.CapabilitiesR\fcapabilities\x12*\n" +
-	"\x11max_message_bytes\x18\b \x01(\x03R\x0fmaxMessageBytes\"\x8b\x01\n" +
+	"\x11max_message_bytes\x18\b \x01(\x03R\x0fmaxMessageBytes\x12F\n" +
+	"\x11request_retention\x18\t \x01(\v2\x19.google.protobuf.DurationR\x10requestRetention\"\x8b\x01\n" +
 	"\fCapabilities\x12-\n" +
 	"\x12scheduled_commands\x18\x01 \x01(\bR\x11scheduledCommands\x12!\n" +
 	"\ftruncate_all\x18\x02 \x01(\bR\vtruncateAll\x12)\n" +
@@ -1171,34 +1204,38 @@ var file_wfe_persistence_v1_store_proto_goTypes = []any{
 	(*TruncateAllRequest)(nil),        // 17: wfe.persistence.v1.TruncateAllRequest
 	(*TruncateAllResponse)(nil),       // 18: wfe.persistence.v1.TruncateAllResponse
 	(*timestamppb.Timestamp)(nil),     // 19: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 20: google.protobuf.Duration
 }
 var file_wfe_persistence_v1_store_proto_depIdxs = []int32{
 	19, // 0: wfe.persistence.v1.ExecutionError.error_time:type_name -> google.protobuf.Timestamp
 	1,  // 1: wfe.persistence.v1.ListNamespacesResponse.namespaces:type_name -> wfe.persistence.v1.Namespace
 	0,  // 2: wfe.persistence.v1.PersistErrorsRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
-	0,  // 3: wfe.persistence.v1.ListErrorsResponse.errors:type_name -> wfe.persistence.v1.ExecutionError
-	16, // 4: wfe.persistence.v1.GetStoreInfoResponse.capabilities:type_name -> wfe.persistence.v1.Capabilities
-	8,  // 5: wfe.persistence.v1.StoreService.EnsureStoreExists:input_type -> wfe.persistence.v1.EnsureStoreExistsRequest
-	10, // 6: wfe.persistence.v1.StoreService.PersistErrors:input_type -> wfe.persistence.v1.PersistErrorsRequest
-	12, // 7: wfe.persistence.v1.StoreService.ListErrors:input_type -> wfe.persistence.v1.ListErrorsRequest
-	14, // 8: wfe.persistence.v1.StoreService.GetStoreInfo:input_type -> wfe.persistence.v1.GetStoreInfoRequest
-	17, // 9: wfe.persistence.v1.StoreService.TruncateAll:input_type -> wfe.persistence.v1.TruncateAllRequest
-	2,  // 10: wfe.persistence.v1.StoreService.CreateNamespace:input_type -> wfe.persistence.v1.CreateNamespaceRequest
-	4,  // 11: wfe.persistence.v1.StoreService.ListNamespaces:input_type -> wfe.persistence.v1.ListNamespacesRequest
-	6,  // 12: wfe.persistence.v1.StoreService.DeleteNamespace:input_type -> wfe.persistence.v1.DeleteNamespaceRequest
-	9,  // 13: wfe.persistence.v1.StoreService.EnsureStoreExists:output_type -> wfe.persistence.v1.EnsureStoreExistsResponse
-	11, // 14: wfe.persistence.v1.StoreService.PersistErrors:output_type -> wfe.persistence.v1.PersistErrorsResponse
-	13, // 15: wfe.persistence.v1.StoreService.ListErrors:output_type -> wfe.persistence.v1.ListErrorsResponse
-	15, // 16: wfe.persistence.v1.StoreService.GetStoreInfo:output_type -> wfe.persistence.v1.GetStoreInfoResponse
-	18, // 17: wfe.persistence.v1.StoreService.TruncateAll:output_type -> wfe.persistence.v1.TruncateAllResponse
-	3,  // 18: wfe.persistence.v1.StoreService.CreateNamespace:output_type -> wfe.persistence.v1.CreateNamespaceResponse
-	5,  // 19: wfe.persistence.v1.StoreService.ListNamespaces:output_type -> wfe.persistence.v1.ListNamespacesResponse
-	7,  // 20: wfe.persistence.v1.StoreService.DeleteNamespace:output_type -> wfe.persistence.v1.DeleteNamespaceResponse
-	13, // [13:21] is the sub-list for method output_type
-	5,  // [5:13] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	19, // 3: wfe.persistence.v1.ListErrorsRequest.error_time_from:type_name -> google.protobuf.Timestamp
+	19, // 4: wfe.persistence.v1.ListErrorsRequest.error_time_before:type_name -> google.protobuf.Timestamp
+	0,  // 5: wfe.persistence.v1.ListErrorsResponse.errors:type_name -> wfe.persistence.v1.ExecutionError
+	16, // 6: wfe.persistence.v1.GetStoreInfoResponse.capabilities:type_name -> wfe.persistence.v1.Capabilities
+	20, // 7: wfe.persistence.v1.GetStoreInfoResponse.request_retention:type_name -> google.protobuf.Duration
+	8,  // 8: wfe.persistence.v1.StoreService.EnsureStoreExists:input_type -> wfe.persistence.v1.EnsureStoreExistsRequest
+	10, // 9: wfe.persistence.v1.StoreService.PersistErrors:input_type -> wfe.persistence.v1.PersistErrorsRequest
+	12, // 10: wfe.persistence.v1.StoreService.ListErrors:input_type -> wfe.persistence.v1.ListErrorsRequest
+	14, // 11: wfe.persistence.v1.StoreService.GetStoreInfo:input_type -> wfe.persistence.v1.GetStoreInfoRequest
+	17, // 12: wfe.persistence.v1.StoreService.TruncateAll:input_type -> wfe.persistence.v1.TruncateAllRequest
+	2,  // 13: wfe.persistence.v1.StoreService.CreateNamespace:input_type -> wfe.persistence.v1.CreateNamespaceRequest
+	4,  // 14: wfe.persistence.v1.StoreService.ListNamespaces:input_type -> wfe.persistence.v1.ListNamespacesRequest
+	6,  // 15: wfe.persistence.v1.StoreService.DeleteNamespace:input_type -> wfe.persistence.v1.DeleteNamespaceRequest
+	9,  // 16: wfe.persistence.v1.StoreService.EnsureStoreExists:output_type -> wfe.persistence.v1.EnsureStoreExistsResponse
+	11, // 17: wfe.persistence.v1.StoreService.PersistErrors:output_type -> wfe.persistence.v1.PersistErrorsResponse
+	13, // 18: wfe.persistence.v1.StoreService.ListErrors:output_type -> wfe.persistence.v1.ListErrorsResponse
+	15, // 19: wfe.persistence.v1.StoreService.GetStoreInfo:output_type -> wfe.persistence.v1.GetStoreInfoResponse
+	18, // 20: wfe.persistence.v1.StoreService.TruncateAll:output_type -> wfe.persistence.v1.TruncateAllResponse
+	3,  // 21: wfe.persistence.v1.StoreService.CreateNamespace:output_type -> wfe.persistence.v1.CreateNamespaceResponse
+	5,  // 22: wfe.persistence.v1.StoreService.ListNamespaces:output_type -> wfe.persistence.v1.ListNamespacesResponse
+	7,  // 23: wfe.persistence.v1.StoreService.DeleteNamespace:output_type -> wfe.persistence.v1.DeleteNamespaceResponse
+	16, // [16:24] is the sub-list for method output_type
+	8,  // [8:16] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_store_proto_init() }

@@ -9,6 +9,7 @@ package persistencev1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -54,8 +55,12 @@ type EventSubscription struct {
 	// When the hold ends by itself, by the database's clock; absent: held until
 	// cleared. Years 1-9999, truncated to microseconds.
 	ExternalTokenExpiry *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=external_token_expiry,json=externalTokenExpiry,proto3" json:"external_token_expiry,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// Which claim this is, while it is held: each claim of a store has a higher
+	// number than all before it. 0: never claimed by SetSubscriptionToken. Set by
+	// the store, ignored on write.
+	ExternalTokenEpoch int64 `protobuf:"varint,12,opt,name=external_token_epoch,json=externalTokenEpoch,proto3" json:"external_token_epoch,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *EventSubscription) Reset() {
@@ -163,6 +168,13 @@ func (x *EventSubscription) GetExternalTokenExpiry() *timestamppb.Timestamp {
 		return x.ExternalTokenExpiry
 	}
 	return nil
+}
+
+func (x *EventSubscription) GetExternalTokenEpoch() int64 {
+	if x != nil {
+		return x.ExternalTokenEpoch
+	}
+	return 0
 }
 
 // CreateEventSubscriptionRequest is the request of CreateEventSubscription.
@@ -606,7 +618,13 @@ func (x *GetFirstOpenSubscriptionResponse) GetSubscription() *EventSubscription 
 type TerminateSubscriptionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The subscription's id; required, at most 512 bytes.
-	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Only if it is held with this token and that has not expired, 1 to 512 bytes;
+	// absent: whoever holds it.
+	Token *string `protobuf:"bytes,2,opt,name=token,proto3,oneof" json:"token,omitempty"`
+	// Only if the claim's epoch is this one, from 1 on; needs `token`. Absent: the
+	// token alone counts.
+	Epoch         *int64 `protobuf:"varint,3,opt,name=epoch,proto3,oneof" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -646,6 +664,20 @@ func (x *TerminateSubscriptionRequest) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+func (x *TerminateSubscriptionRequest) GetToken() string {
+	if x != nil && x.Token != nil {
+		return *x.Token
+	}
+	return ""
+}
+
+func (x *TerminateSubscriptionRequest) GetEpoch() int64 {
+	if x != nil && x.Epoch != nil {
+		return *x.Epoch
+	}
+	return 0
 }
 
 // TerminateSubscriptionResponse is the answer of TerminateSubscription.
@@ -697,7 +729,15 @@ type SetSubscriptionTokenRequest struct {
 	WorkerId string `protobuf:"bytes,3,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
 	// When the hold ends by itself, by the database's clock; absent: held until
 	// cleared. Years 1-9999, truncated to microseconds; must not have passed.
-	Expiry        *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expiry,proto3" json:"expiry,omitempty"`
+	Expiry *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expiry,proto3" json:"expiry,omitempty"`
+	// How long the hold lasts from now on, by the database's clock, instead of an
+	// `expiry` by the caller's. 1 ms to 24 h, truncated to milliseconds; absent:
+	// see `expiry`.
+	Duration *durationpb.Duration `protobuf:"bytes,5,opt,name=duration,proto3" json:"duration,omitempty"`
+	// Only prolong the claim of this epoch, from 1 on: with it, `acquired` is false
+	// if that claim has ended, even if the subscription is open. Absent: claim it
+	// if it is open.
+	Epoch         *int64 `protobuf:"varint,6,opt,name=epoch,proto3,oneof" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -760,12 +800,31 @@ func (x *SetSubscriptionTokenRequest) GetExpiry() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *SetSubscriptionTokenRequest) GetDuration() *durationpb.Duration {
+	if x != nil {
+		return x.Duration
+	}
+	return nil
+}
+
+func (x *SetSubscriptionTokenRequest) GetEpoch() int64 {
+	if x != nil && x.Epoch != nil {
+		return *x.Epoch
+	}
+	return 0
+}
+
 // SetSubscriptionTokenResponse is the answer of SetSubscriptionToken.
 type SetSubscriptionTokenResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// True: this worker holds the subscription now. False: another one does, and
 	// nothing was changed.
-	Acquired      bool `protobuf:"varint,1,opt,name=acquired,proto3" json:"acquired,omitempty"`
+	Acquired bool `protobuf:"varint,1,opt,name=acquired,proto3" json:"acquired,omitempty"`
+	// The number of this worker's claim, if acquired: higher than that of every
+	// claim before it. The same again while it is held keeps it.
+	Epoch int64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// When the hold ends by itself, if acquired; absent: held until cleared.
+	Expiry        *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expiry,proto3" json:"expiry,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -807,13 +866,30 @@ func (x *SetSubscriptionTokenResponse) GetAcquired() bool {
 	return false
 }
 
+func (x *SetSubscriptionTokenResponse) GetEpoch() int64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *SetSubscriptionTokenResponse) GetExpiry() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expiry
+	}
+	return nil
+}
+
 // ClearSubscriptionTokenRequest is the request of ClearSubscriptionToken.
 type ClearSubscriptionTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The subscription's id; required, at most 512 bytes.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The token it is held with; required, at most 512 bytes.
-	Token         string `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	Token string `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	// Only if the claim's epoch is this one, from 1 on; absent: the token alone
+	// counts.
+	Epoch         *int64 `protobuf:"varint,3,opt,name=epoch,proto3,oneof" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -862,6 +938,13 @@ func (x *ClearSubscriptionTokenRequest) GetToken() string {
 	return ""
 }
 
+func (x *ClearSubscriptionTokenRequest) GetEpoch() int64 {
+	if x != nil && x.Epoch != nil {
+		return *x.Epoch
+	}
+	return 0
+}
+
 // ClearSubscriptionTokenResponse is the answer of ClearSubscriptionToken.
 type ClearSubscriptionTokenResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -899,11 +982,291 @@ func (*ClearSubscriptionTokenResponse) Descriptor() ([]byte, []int) {
 	return file_wfe_persistence_v1_subscription_proto_rawDescGZIP(), []int{14}
 }
 
+// RenewSubscriptionTokenRequest is the request of RenewSubscriptionToken.
+type RenewSubscriptionTokenRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The subscription's id; required, at most 512 bytes.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The token it is held with; required, at most 512 bytes.
+	Token string `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	// Only if the claim's epoch is this one, from 1 on; absent: the token alone
+	// counts.
+	Epoch *int64 `protobuf:"varint,3,opt,name=epoch,proto3,oneof" json:"epoch,omitempty"`
+	// How long the hold lasts from now on; absent: 30 s. 1 ms to 24 h, truncated
+	// to milliseconds.
+	Duration      *durationpb.Duration `protobuf:"bytes,4,opt,name=duration,proto3" json:"duration,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewSubscriptionTokenRequest) Reset() {
+	*x = RenewSubscriptionTokenRequest{}
+	mi := &file_wfe_persistence_v1_subscription_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewSubscriptionTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewSubscriptionTokenRequest) ProtoMessage() {}
+
+func (x *RenewSubscriptionTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_subscription_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewSubscriptionTokenRequest.ProtoReflect.Descriptor instead.
+func (*RenewSubscriptionTokenRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_subscription_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *RenewSubscriptionTokenRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RenewSubscriptionTokenRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *RenewSubscriptionTokenRequest) GetEpoch() int64 {
+	if x != nil && x.Epoch != nil {
+		return *x.Epoch
+	}
+	return 0
+}
+
+func (x *RenewSubscriptionTokenRequest) GetDuration() *durationpb.Duration {
+	if x != nil {
+		return x.Duration
+	}
+	return nil
+}
+
+// RenewSubscriptionTokenResponse is the answer of RenewSubscriptionToken.
+type RenewSubscriptionTokenResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When the hold ends by itself, by the database's clock.
+	Expiry *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=expiry,proto3" json:"expiry,omitempty"`
+	// The number of the claim; renewing keeps it.
+	Epoch         int64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewSubscriptionTokenResponse) Reset() {
+	*x = RenewSubscriptionTokenResponse{}
+	mi := &file_wfe_persistence_v1_subscription_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewSubscriptionTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewSubscriptionTokenResponse) ProtoMessage() {}
+
+func (x *RenewSubscriptionTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_subscription_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewSubscriptionTokenResponse.ProtoReflect.Descriptor instead.
+func (*RenewSubscriptionTokenResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_subscription_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *RenewSubscriptionTokenResponse) GetExpiry() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expiry
+	}
+	return nil
+}
+
+func (x *RenewSubscriptionTokenResponse) GetEpoch() int64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+// ListSubscriptionsRequest is the request of ListSubscriptions.
+type ListSubscriptionsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of this workflow, at most 512 bytes; empty: of any.
+	WorkflowId string `protobuf:"bytes,1,opt,name=workflow_id,json=workflowId,proto3" json:"workflow_id,omitempty"`
+	// Waiting for this kind of event, at most 512 bytes; empty: for any.
+	EventName string `protobuf:"bytes,2,opt,name=event_name,json=eventName,proto3" json:"event_name,omitempty"`
+	// Waiting for this event key, at most 512 bytes; absent: for any. Needs
+	// `event_name`.
+	EventKey *string `protobuf:"bytes,3,opt,name=event_key,json=eventKey,proto3,oneof" json:"event_key,omitempty"`
+	// True: only those that somebody holds; false: only open ones; absent: both.
+	Held *bool `protobuf:"varint,4,opt,name=held,proto3,oneof" json:"held,omitempty"`
+	// How many subscriptions to answer at most; a page is shorter where the next
+	// one would not fit into one message. 0: 100; above 1000: 1000; negative:
+	// INVALID_ARGUMENT.
+	PageSize int32 `protobuf:"varint,5,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The `next_page_token` of the page before; empty: the first page. The other
+	// fields must be those of the first page.
+	PageToken     string `protobuf:"bytes,6,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSubscriptionsRequest) Reset() {
+	*x = ListSubscriptionsRequest{}
+	mi := &file_wfe_persistence_v1_subscription_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSubscriptionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSubscriptionsRequest) ProtoMessage() {}
+
+func (x *ListSubscriptionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_subscription_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSubscriptionsRequest.ProtoReflect.Descriptor instead.
+func (*ListSubscriptionsRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_subscription_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ListSubscriptionsRequest) GetWorkflowId() string {
+	if x != nil {
+		return x.WorkflowId
+	}
+	return ""
+}
+
+func (x *ListSubscriptionsRequest) GetEventName() string {
+	if x != nil {
+		return x.EventName
+	}
+	return ""
+}
+
+func (x *ListSubscriptionsRequest) GetEventKey() string {
+	if x != nil && x.EventKey != nil {
+		return *x.EventKey
+	}
+	return ""
+}
+
+func (x *ListSubscriptionsRequest) GetHeld() bool {
+	if x != nil && x.Held != nil {
+		return *x.Held
+	}
+	return false
+}
+
+func (x *ListSubscriptionsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListSubscriptionsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListSubscriptionsResponse is the answer of ListSubscriptions.
+type ListSubscriptionsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The subscriptions.
+	Subscriptions []*EventSubscription `protobuf:"bytes,1,rep,name=subscriptions,proto3" json:"subscriptions,omitempty"`
+	// The token of the next page; empty: this is the last one.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSubscriptionsResponse) Reset() {
+	*x = ListSubscriptionsResponse{}
+	mi := &file_wfe_persistence_v1_subscription_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSubscriptionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSubscriptionsResponse) ProtoMessage() {}
+
+func (x *ListSubscriptionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_subscription_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSubscriptionsResponse.ProtoReflect.Descriptor instead.
+func (*ListSubscriptionsResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_subscription_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ListSubscriptionsResponse) GetSubscriptions() []*EventSubscription {
+	if x != nil {
+		return x.Subscriptions
+	}
+	return nil
+}
+
+func (x *ListSubscriptionsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 var File_wfe_persistence_v1_subscription_proto protoreflect.FileDescriptor
 
 const file_wfe_persistence_v1_subscription_proto_rawDesc = "" +
 	"\n" +
-	"%wfe/persistence/v1/subscription.proto\x12\x12wfe.persistence.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbe\x04\n" +
+	"%wfe/persistence/v1/subscription.proto\x12\x12wfe.persistence.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf0\x04\n" +
 	"\x11EventSubscription\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vworkflow_id\x18\x02 \x01(\tR\n" +
@@ -918,7 +1281,8 @@ const file_wfe_persistence_v1_subscription_proto_rawDesc = "" +
 	"\x0eexternal_token\x18\t \x01(\tH\x01R\rexternalToken\x88\x01\x01\x121\n" +
 	"\x12external_worker_id\x18\n" +
 	" \x01(\tH\x02R\x10externalWorkerId\x88\x01\x01\x12N\n" +
-	"\x15external_token_expiry\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x13externalTokenExpiryB\x19\n" +
+	"\x15external_token_expiry\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x13externalTokenExpiry\x120\n" +
+	"\x14external_token_epoch\x18\f \x01(\x03R\x12externalTokenEpochB\x19\n" +
 	"\x17_subscription_data_jsonB\x11\n" +
 	"\x0f_external_tokenB\x15\n" +
 	"\x13_external_worker_id\"k\n" +
@@ -947,21 +1311,57 @@ const file_wfe_persistence_v1_subscription_proto_rawDesc = "" +
 	"\tevent_key\x18\x02 \x01(\tR\beventKey\x12/\n" +
 	"\x05as_of\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04asOf\"m\n" +
 	" GetFirstOpenSubscriptionResponse\x12I\n" +
-	"\fsubscription\x18\x01 \x01(\v2%.wfe.persistence.v1.EventSubscriptionR\fsubscription\".\n" +
+	"\fsubscription\x18\x01 \x01(\v2%.wfe.persistence.v1.EventSubscriptionR\fsubscription\"x\n" +
 	"\x1cTerminateSubscriptionRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x1f\n" +
-	"\x1dTerminateSubscriptionResponse\"\x94\x01\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x19\n" +
+	"\x05token\x18\x02 \x01(\tH\x00R\x05token\x88\x01\x01\x12\x19\n" +
+	"\x05epoch\x18\x03 \x01(\x03H\x01R\x05epoch\x88\x01\x01B\b\n" +
+	"\x06_tokenB\b\n" +
+	"\x06_epoch\"\x1f\n" +
+	"\x1dTerminateSubscriptionResponse\"\xf0\x01\n" +
 	"\x1bSetSubscriptionTokenRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\tR\x05token\x12\x1b\n" +
 	"\tworker_id\x18\x03 \x01(\tR\bworkerId\x122\n" +
-	"\x06expiry\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x06expiry\":\n" +
+	"\x06expiry\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x06expiry\x125\n" +
+	"\bduration\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\bduration\x12\x19\n" +
+	"\x05epoch\x18\x06 \x01(\x03H\x00R\x05epoch\x88\x01\x01B\b\n" +
+	"\x06_epoch\"\x84\x01\n" +
 	"\x1cSetSubscriptionTokenResponse\x12\x1a\n" +
-	"\bacquired\x18\x01 \x01(\bR\bacquired\"E\n" +
+	"\bacquired\x18\x01 \x01(\bR\bacquired\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x03R\x05epoch\x122\n" +
+	"\x06expiry\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x06expiry\"j\n" +
 	"\x1dClearSubscriptionTokenRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
-	"\x05token\x18\x02 \x01(\tR\x05token\" \n" +
-	"\x1eClearSubscriptionTokenResponse2\xf7\x06\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\x12\x19\n" +
+	"\x05epoch\x18\x03 \x01(\x03H\x00R\x05epoch\x88\x01\x01B\b\n" +
+	"\x06_epoch\" \n" +
+	"\x1eClearSubscriptionTokenResponse\"\xa1\x01\n" +
+	"\x1dRenewSubscriptionTokenRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\x12\x19\n" +
+	"\x05epoch\x18\x03 \x01(\x03H\x00R\x05epoch\x88\x01\x01\x125\n" +
+	"\bduration\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\bdurationB\b\n" +
+	"\x06_epoch\"j\n" +
+	"\x1eRenewSubscriptionTokenResponse\x122\n" +
+	"\x06expiry\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x06expiry\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x03R\x05epoch\"\xe8\x01\n" +
+	"\x18ListSubscriptionsRequest\x12\x1f\n" +
+	"\vworkflow_id\x18\x01 \x01(\tR\n" +
+	"workflowId\x12\x1d\n" +
+	"\n" +
+	"event_name\x18\x02 \x01(\tR\teventName\x12 \n" +
+	"\tevent_key\x18\x03 \x01(\tH\x00R\beventKey\x88\x01\x01\x12\x17\n" +
+	"\x04held\x18\x04 \x01(\bH\x01R\x04held\x88\x01\x01\x12\x1b\n" +
+	"\tpage_size\x18\x05 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x06 \x01(\tR\tpageTokenB\f\n" +
+	"\n" +
+	"_event_keyB\a\n" +
+	"\x05_held\"\x90\x01\n" +
+	"\x19ListSubscriptionsResponse\x12K\n" +
+	"\rsubscriptions\x18\x01 \x03(\v2%.wfe.persistence.v1.EventSubscriptionR\rsubscriptions\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\xea\b\n" +
 	"\x13SubscriptionService\x12\x82\x01\n" +
 	"\x17CreateEventSubscription\x122.wfe.persistence.v1.CreateEventSubscriptionRequest\x1a3.wfe.persistence.v1.CreateEventSubscriptionResponse\x12j\n" +
 	"\x0fGetSubscription\x12*.wfe.persistence.v1.GetSubscriptionRequest\x1a+.wfe.persistence.v1.GetSubscriptionResponse\x12m\n" +
@@ -969,7 +1369,9 @@ const file_wfe_persistence_v1_subscription_proto_rawDesc = "" +
 	"\x18GetFirstOpenSubscription\x123.wfe.persistence.v1.GetFirstOpenSubscriptionRequest\x1a4.wfe.persistence.v1.GetFirstOpenSubscriptionResponse\x12|\n" +
 	"\x15TerminateSubscription\x120.wfe.persistence.v1.TerminateSubscriptionRequest\x1a1.wfe.persistence.v1.TerminateSubscriptionResponse\x12y\n" +
 	"\x14SetSubscriptionToken\x12/.wfe.persistence.v1.SetSubscriptionTokenRequest\x1a0.wfe.persistence.v1.SetSubscriptionTokenResponse\x12\x7f\n" +
-	"\x16ClearSubscriptionToken\x121.wfe.persistence.v1.ClearSubscriptionTokenRequest\x1a2.wfe.persistence.v1.ClearSubscriptionTokenResponseBO\n" +
+	"\x16ClearSubscriptionToken\x121.wfe.persistence.v1.ClearSubscriptionTokenRequest\x1a2.wfe.persistence.v1.ClearSubscriptionTokenResponse\x12\x7f\n" +
+	"\x16RenewSubscriptionToken\x121.wfe.persistence.v1.RenewSubscriptionTokenRequest\x1a2.wfe.persistence.v1.RenewSubscriptionTokenResponse\x12p\n" +
+	"\x11ListSubscriptions\x12,.wfe.persistence.v1.ListSubscriptionsRequest\x1a-.wfe.persistence.v1.ListSubscriptionsResponseBO\n" +
 	"\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3"
 
 var (
@@ -984,7 +1386,7 @@ func file_wfe_persistence_v1_subscription_proto_rawDescGZIP() []byte {
 	return file_wfe_persistence_v1_subscription_proto_rawDescData
 }
 
-var file_wfe_persistence_v1_subscription_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_wfe_persistence_v1_subscription_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_wfe_persistence_v1_subscription_proto_goTypes = []any{
 	(*EventSubscription)(nil),                // 0: wfe.persistence.v1.EventSubscription
 	(*CreateEventSubscriptionRequest)(nil),   // 1: wfe.persistence.v1.CreateEventSubscriptionRequest
@@ -1001,37 +1403,51 @@ var file_wfe_persistence_v1_subscription_proto_goTypes = []any{
 	(*SetSubscriptionTokenResponse)(nil),     // 12: wfe.persistence.v1.SetSubscriptionTokenResponse
 	(*ClearSubscriptionTokenRequest)(nil),    // 13: wfe.persistence.v1.ClearSubscriptionTokenRequest
 	(*ClearSubscriptionTokenResponse)(nil),   // 14: wfe.persistence.v1.ClearSubscriptionTokenResponse
-	(*timestamppb.Timestamp)(nil),            // 15: google.protobuf.Timestamp
+	(*RenewSubscriptionTokenRequest)(nil),    // 15: wfe.persistence.v1.RenewSubscriptionTokenRequest
+	(*RenewSubscriptionTokenResponse)(nil),   // 16: wfe.persistence.v1.RenewSubscriptionTokenResponse
+	(*ListSubscriptionsRequest)(nil),         // 17: wfe.persistence.v1.ListSubscriptionsRequest
+	(*ListSubscriptionsResponse)(nil),        // 18: wfe.persistence.v1.ListSubscriptionsResponse
+	(*timestamppb.Timestamp)(nil),            // 19: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),              // 20: google.protobuf.Duration
 }
 var file_wfe_persistence_v1_subscription_proto_depIdxs = []int32{
-	15, // 0: wfe.persistence.v1.EventSubscription.subscribe_as_of:type_name -> google.protobuf.Timestamp
-	15, // 1: wfe.persistence.v1.EventSubscription.external_token_expiry:type_name -> google.protobuf.Timestamp
+	19, // 0: wfe.persistence.v1.EventSubscription.subscribe_as_of:type_name -> google.protobuf.Timestamp
+	19, // 1: wfe.persistence.v1.EventSubscription.external_token_expiry:type_name -> google.protobuf.Timestamp
 	0,  // 2: wfe.persistence.v1.CreateEventSubscriptionRequest.subscription:type_name -> wfe.persistence.v1.EventSubscription
 	0,  // 3: wfe.persistence.v1.GetSubscriptionResponse.subscription:type_name -> wfe.persistence.v1.EventSubscription
-	15, // 4: wfe.persistence.v1.GetSubscriptionsRequest.as_of:type_name -> google.protobuf.Timestamp
+	19, // 4: wfe.persistence.v1.GetSubscriptionsRequest.as_of:type_name -> google.protobuf.Timestamp
 	0,  // 5: wfe.persistence.v1.GetSubscriptionsResponse.subscriptions:type_name -> wfe.persistence.v1.EventSubscription
-	15, // 6: wfe.persistence.v1.GetFirstOpenSubscriptionRequest.as_of:type_name -> google.protobuf.Timestamp
+	19, // 6: wfe.persistence.v1.GetFirstOpenSubscriptionRequest.as_of:type_name -> google.protobuf.Timestamp
 	0,  // 7: wfe.persistence.v1.GetFirstOpenSubscriptionResponse.subscription:type_name -> wfe.persistence.v1.EventSubscription
-	15, // 8: wfe.persistence.v1.SetSubscriptionTokenRequest.expiry:type_name -> google.protobuf.Timestamp
-	1,  // 9: wfe.persistence.v1.SubscriptionService.CreateEventSubscription:input_type -> wfe.persistence.v1.CreateEventSubscriptionRequest
-	3,  // 10: wfe.persistence.v1.SubscriptionService.GetSubscription:input_type -> wfe.persistence.v1.GetSubscriptionRequest
-	5,  // 11: wfe.persistence.v1.SubscriptionService.GetSubscriptions:input_type -> wfe.persistence.v1.GetSubscriptionsRequest
-	7,  // 12: wfe.persistence.v1.SubscriptionService.GetFirstOpenSubscription:input_type -> wfe.persistence.v1.GetFirstOpenSubscriptionRequest
-	9,  // 13: wfe.persistence.v1.SubscriptionService.TerminateSubscription:input_type -> wfe.persistence.v1.TerminateSubscriptionRequest
-	11, // 14: wfe.persistence.v1.SubscriptionService.SetSubscriptionToken:input_type -> wfe.persistence.v1.SetSubscriptionTokenRequest
-	13, // 15: wfe.persistence.v1.SubscriptionService.ClearSubscriptionToken:input_type -> wfe.persistence.v1.ClearSubscriptionTokenRequest
-	2,  // 16: wfe.persistence.v1.SubscriptionService.CreateEventSubscription:output_type -> wfe.persistence.v1.CreateEventSubscriptionResponse
-	4,  // 17: wfe.persistence.v1.SubscriptionService.GetSubscription:output_type -> wfe.persistence.v1.GetSubscriptionResponse
-	6,  // 18: wfe.persistence.v1.SubscriptionService.GetSubscriptions:output_type -> wfe.persistence.v1.GetSubscriptionsResponse
-	8,  // 19: wfe.persistence.v1.SubscriptionService.GetFirstOpenSubscription:output_type -> wfe.persistence.v1.GetFirstOpenSubscriptionResponse
-	10, // 20: wfe.persistence.v1.SubscriptionService.TerminateSubscription:output_type -> wfe.persistence.v1.TerminateSubscriptionResponse
-	12, // 21: wfe.persistence.v1.SubscriptionService.SetSubscriptionToken:output_type -> wfe.persistence.v1.SetSubscriptionTokenResponse
-	14, // 22: wfe.persistence.v1.SubscriptionService.ClearSubscriptionToken:output_type -> wfe.persistence.v1.ClearSubscriptionTokenResponse
-	16, // [16:23] is the sub-list for method output_type
-	9,  // [9:16] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	19, // 8: wfe.persistence.v1.SetSubscriptionTokenRequest.expiry:type_name -> google.protobuf.Timestamp
+	20, // 9: wfe.persistence.v1.SetSubscriptionTokenRequest.duration:type_name -> google.protobuf.Duration
+	19, // 10: wfe.persistence.v1.SetSubscriptionTokenResponse.expiry:type_name -> google.protobuf.Timestamp
+	20, // 11: wfe.persistence.v1.RenewSubscriptionTokenRequest.duration:type_name -> google.protobuf.Duration
+	19, // 12: wfe.persistence.v1.RenewSubscriptionTokenResponse.expiry:type_name -> google.protobuf.Timestamp
+	0,  // 13: wfe.persistence.v1.ListSubscriptionsResponse.subscriptions:type_name -> wfe.persistence.v1.EventSubscription
+	1,  // 14: wfe.persistence.v1.SubscriptionService.CreateEventSubscription:input_type -> wfe.persistence.v1.CreateEventSubscriptionRequest
+	3,  // 15: wfe.persistence.v1.SubscriptionService.GetSubscription:input_type -> wfe.persistence.v1.GetSubscriptionRequest
+	5,  // 16: wfe.persistence.v1.SubscriptionService.GetSubscriptions:input_type -> wfe.persistence.v1.GetSubscriptionsRequest
+	7,  // 17: wfe.persistence.v1.SubscriptionService.GetFirstOpenSubscription:input_type -> wfe.persistence.v1.GetFirstOpenSubscriptionRequest
+	9,  // 18: wfe.persistence.v1.SubscriptionService.TerminateSubscription:input_type -> wfe.persistence.v1.TerminateSubscriptionRequest
+	11, // 19: wfe.persistence.v1.SubscriptionService.SetSubscriptionToken:input_type -> wfe.persistence.v1.SetSubscriptionTokenRequest
+	13, // 20: wfe.persistence.v1.SubscriptionService.ClearSubscriptionToken:input_type -> wfe.persistence.v1.ClearSubscriptionTokenRequest
+	15, // 21: wfe.persistence.v1.SubscriptionService.RenewSubscriptionToken:input_type -> wfe.persistence.v1.RenewSubscriptionTokenRequest
+	17, // 22: wfe.persistence.v1.SubscriptionService.ListSubscriptions:input_type -> wfe.persistence.v1.ListSubscriptionsRequest
+	2,  // 23: wfe.persistence.v1.SubscriptionService.CreateEventSubscription:output_type -> wfe.persistence.v1.CreateEventSubscriptionResponse
+	4,  // 24: wfe.persistence.v1.SubscriptionService.GetSubscription:output_type -> wfe.persistence.v1.GetSubscriptionResponse
+	6,  // 25: wfe.persistence.v1.SubscriptionService.GetSubscriptions:output_type -> wfe.persistence.v1.GetSubscriptionsResponse
+	8,  // 26: wfe.persistence.v1.SubscriptionService.GetFirstOpenSubscription:output_type -> wfe.persistence.v1.GetFirstOpenSubscriptionResponse
+	10, // 27: wfe.persistence.v1.SubscriptionService.TerminateSubscription:output_type -> wfe.persistence.v1.TerminateSubscriptionResponse
+	12, // 28: wfe.persistence.v1.SubscriptionService.SetSubscriptionToken:output_type -> wfe.persistence.v1.SetSubscriptionTokenResponse
+	14, // 29: wfe.persistence.v1.SubscriptionService.ClearSubscriptionToken:output_type -> wfe.persistence.v1.ClearSubscriptionTokenResponse
+	16, // 30: wfe.persistence.v1.SubscriptionService.RenewSubscriptionToken:output_type -> wfe.persistence.v1.RenewSubscriptionTokenResponse
+	18, // 31: wfe.persistence.v1.SubscriptionService.ListSubscriptions:output_type -> wfe.persistence.v1.ListSubscriptionsResponse
+	23, // [23:32] is the sub-list for method output_type
+	14, // [14:23] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_subscription_proto_init() }
@@ -1040,13 +1456,18 @@ func file_wfe_persistence_v1_subscription_proto_init() {
 		return
 	}
 	file_wfe_persistence_v1_subscription_proto_msgTypes[0].OneofWrappers = []any{}
+	file_wfe_persistence_v1_subscription_proto_msgTypes[9].OneofWrappers = []any{}
+	file_wfe_persistence_v1_subscription_proto_msgTypes[11].OneofWrappers = []any{}
+	file_wfe_persistence_v1_subscription_proto_msgTypes[13].OneofWrappers = []any{}
+	file_wfe_persistence_v1_subscription_proto_msgTypes[15].OneofWrappers = []any{}
+	file_wfe_persistence_v1_subscription_proto_msgTypes[17].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wfe_persistence_v1_subscription_proto_rawDesc), len(file_wfe_persistence_v1_subscription_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

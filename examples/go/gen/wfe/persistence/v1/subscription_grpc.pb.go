@@ -26,6 +26,8 @@ const (
 	SubscriptionService_TerminateSubscription_FullMethodName    = "/wfe.persistence.v1.SubscriptionService/TerminateSubscription"
 	SubscriptionService_SetSubscriptionToken_FullMethodName     = "/wfe.persistence.v1.SubscriptionService/SetSubscriptionToken"
 	SubscriptionService_ClearSubscriptionToken_FullMethodName   = "/wfe.persistence.v1.SubscriptionService/ClearSubscriptionToken"
+	SubscriptionService_RenewSubscriptionToken_FullMethodName   = "/wfe.persistence.v1.SubscriptionService/RenewSubscriptionToken"
+	SubscriptionService_ListSubscriptions_FullMethodName        = "/wfe.persistence.v1.SubscriptionService/ListSubscriptions"
 )
 
 // SubscriptionServiceClient is the client API for SubscriptionService service.
@@ -53,14 +55,16 @@ type SubscriptionServiceClient interface {
 	// `subscribe_as_of <= as_of`, or none. It does not claim it: see
 	// SetSubscriptionToken. Errors: INVALID_ARGUMENT.
 	GetFirstOpenSubscription(ctx context.Context, in *GetFirstOpenSubscriptionRequest, opts ...grpc.CallOption) (*GetFirstOpenSubscriptionResponse, error)
-	// Removes a subscription, open or held. Errors: NOT_FOUND
-	// (SUBSCRIPTION_NOT_FOUND), also when the same call again finds it removed;
+	// Removes a subscription, open or held; with `token` only if it is held with
+	// that. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND), also when the same call
+	// again finds it removed; FAILED_PRECONDITION (TOKEN_MISMATCH);
 	// INVALID_ARGUMENT.
 	TerminateSubscription(ctx context.Context, in *TerminateSubscriptionRequest, opts ...grpc.CallOption) (*TerminateSubscriptionResponse, error)
 	// Takes hold of a subscription (compare-and-set): succeeds if it is open, or
 	// already held with the same token and worker, in which case the expiry
 	// becomes the given one. So the same call again is safe, and a later expiry
-	// extends the hold. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
+	// extends the hold. Each new claim gets a higher epoch than all before it, by
+	// which a claim can be told from a later one with the same token. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
 	// INVALID_ARGUMENT, also for an expiry that has passed already.
 	SetSubscriptionToken(ctx context.Context, in *SetSubscriptionTokenRequest, opts ...grpc.CallOption) (*SetSubscriptionTokenResponse, error)
 	// Lets go of a subscription, so that it is open again; only with the token it
@@ -68,6 +72,15 @@ type SubscriptionServiceClient interface {
 	// Errors: FAILED_PRECONDITION (TOKEN_MISMATCH) if it is open or held with
 	// another token; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
 	ClearSubscriptionToken(ctx context.Context, in *ClearSubscriptionTokenRequest, opts ...grpc.CallOption) (*ClearSubscriptionTokenResponse, error)
+	// Holds a subscription for longer: for `duration` from now on, by the
+	// database's clock. A hold that has expired can't be renewed, even if nobody
+	// else took the subscription yet. Errors: FAILED_PRECONDITION
+	// (TOKEN_MISMATCH) if it is open, has expired or is held with another token or
+	// epoch; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
+	RenewSubscriptionToken(ctx context.Context, in *RenewSubscriptionTokenRequest, opts ...grpc.CallOption) (*RenewSubscriptionTokenResponse, error)
+	// Answers subscriptions, open and held, in the order of their ids, in pages,
+	// for people and tools that look into a store. Errors: INVALID_ARGUMENT.
+	ListSubscriptions(ctx context.Context, in *ListSubscriptionsRequest, opts ...grpc.CallOption) (*ListSubscriptionsResponse, error)
 }
 
 type subscriptionServiceClient struct {
@@ -148,6 +161,26 @@ func (c *subscriptionServiceClient) ClearSubscriptionToken(ctx context.Context, 
 	return out, nil
 }
 
+func (c *subscriptionServiceClient) RenewSubscriptionToken(ctx context.Context, in *RenewSubscriptionTokenRequest, opts ...grpc.CallOption) (*RenewSubscriptionTokenResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RenewSubscriptionTokenResponse)
+	err := c.cc.Invoke(ctx, SubscriptionService_RenewSubscriptionToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *subscriptionServiceClient) ListSubscriptions(ctx context.Context, in *ListSubscriptionsRequest, opts ...grpc.CallOption) (*ListSubscriptionsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListSubscriptionsResponse)
+	err := c.cc.Invoke(ctx, SubscriptionService_ListSubscriptions_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // SubscriptionServiceServer is the server API for SubscriptionService service.
 // All implementations must embed UnimplementedSubscriptionServiceServer
 // for forward compatibility.
@@ -173,14 +206,16 @@ type SubscriptionServiceServer interface {
 	// `subscribe_as_of <= as_of`, or none. It does not claim it: see
 	// SetSubscriptionToken. Errors: INVALID_ARGUMENT.
 	GetFirstOpenSubscription(context.Context, *GetFirstOpenSubscriptionRequest) (*GetFirstOpenSubscriptionResponse, error)
-	// Removes a subscription, open or held. Errors: NOT_FOUND
-	// (SUBSCRIPTION_NOT_FOUND), also when the same call again finds it removed;
+	// Removes a subscription, open or held; with `token` only if it is held with
+	// that. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND), also when the same call
+	// again finds it removed; FAILED_PRECONDITION (TOKEN_MISMATCH);
 	// INVALID_ARGUMENT.
 	TerminateSubscription(context.Context, *TerminateSubscriptionRequest) (*TerminateSubscriptionResponse, error)
 	// Takes hold of a subscription (compare-and-set): succeeds if it is open, or
 	// already held with the same token and worker, in which case the expiry
 	// becomes the given one. So the same call again is safe, and a later expiry
-	// extends the hold. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
+	// extends the hold. Each new claim gets a higher epoch than all before it, by
+	// which a claim can be told from a later one with the same token. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
 	// INVALID_ARGUMENT, also for an expiry that has passed already.
 	SetSubscriptionToken(context.Context, *SetSubscriptionTokenRequest) (*SetSubscriptionTokenResponse, error)
 	// Lets go of a subscription, so that it is open again; only with the token it
@@ -188,6 +223,15 @@ type SubscriptionServiceServer interface {
 	// Errors: FAILED_PRECONDITION (TOKEN_MISMATCH) if it is open or held with
 	// another token; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
 	ClearSubscriptionToken(context.Context, *ClearSubscriptionTokenRequest) (*ClearSubscriptionTokenResponse, error)
+	// Holds a subscription for longer: for `duration` from now on, by the
+	// database's clock. A hold that has expired can't be renewed, even if nobody
+	// else took the subscription yet. Errors: FAILED_PRECONDITION
+	// (TOKEN_MISMATCH) if it is open, has expired or is held with another token or
+	// epoch; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
+	RenewSubscriptionToken(context.Context, *RenewSubscriptionTokenRequest) (*RenewSubscriptionTokenResponse, error)
+	// Answers subscriptions, open and held, in the order of their ids, in pages,
+	// for people and tools that look into a store. Errors: INVALID_ARGUMENT.
+	ListSubscriptions(context.Context, *ListSubscriptionsRequest) (*ListSubscriptionsResponse, error)
 	mustEmbedUnimplementedSubscriptionServiceServer()
 }
 
@@ -218,6 +262,12 @@ func (UnimplementedSubscriptionServiceServer) SetSubscriptionToken(context.Conte
 }
 func (UnimplementedSubscriptionServiceServer) ClearSubscriptionToken(context.Context, *ClearSubscriptionTokenRequest) (*ClearSubscriptionTokenResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ClearSubscriptionToken not implemented")
+}
+func (UnimplementedSubscriptionServiceServer) RenewSubscriptionToken(context.Context, *RenewSubscriptionTokenRequest) (*RenewSubscriptionTokenResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RenewSubscriptionToken not implemented")
+}
+func (UnimplementedSubscriptionServiceServer) ListSubscriptions(context.Context, *ListSubscriptionsRequest) (*ListSubscriptionsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListSubscriptions not implemented")
 }
 func (UnimplementedSubscriptionServiceServer) mustEmbedUnimplementedSubscriptionServiceServer() {}
 func (UnimplementedSubscriptionServiceServer) testEmbeddedByValue()                             {}
@@ -366,6 +416,42 @@ func _SubscriptionService_ClearSubscriptionToken_Handler(srv interface{}, ctx co
 	return interceptor(ctx, in, info, handler)
 }
 
+func _SubscriptionService_RenewSubscriptionToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenewSubscriptionTokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SubscriptionServiceServer).RenewSubscriptionToken(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SubscriptionService_RenewSubscriptionToken_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SubscriptionServiceServer).RenewSubscriptionToken(ctx, req.(*RenewSubscriptionTokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SubscriptionService_ListSubscriptions_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListSubscriptionsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SubscriptionServiceServer).ListSubscriptions(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SubscriptionService_ListSubscriptions_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SubscriptionServiceServer).ListSubscriptions(ctx, req.(*ListSubscriptionsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // SubscriptionService_ServiceDesc is the grpc.ServiceDesc for SubscriptionService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -400,6 +486,14 @@ var SubscriptionService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ClearSubscriptionToken",
 			Handler:    _SubscriptionService_ClearSubscriptionToken_Handler,
+		},
+		{
+			MethodName: "RenewSubscriptionToken",
+			Handler:    _SubscriptionService_RenewSubscriptionToken_Handler,
+		},
+		{
+			MethodName: "ListSubscriptions",
+			Handler:    _SubscriptionService_ListSubscriptions_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

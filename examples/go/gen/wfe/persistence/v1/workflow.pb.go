@@ -9,6 +9,7 @@ package persistencev1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -168,6 +169,65 @@ func (PointerStatus) EnumDescriptor() ([]byte, []int) {
 	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{1}
 }
 
+// WorkflowView says how much of a workflow is answered.
+type WorkflowView int32
+
+const (
+	// In a request: FULL, in ListWorkflows HEADER. On a workflow: FULL.
+	WorkflowView_WORKFLOW_VIEW_UNSPECIFIED WorkflowView = 0
+	// The header and every execution pointer.
+	WorkflowView_WORKFLOW_VIEW_FULL WorkflowView = 1
+	// The header and the execution pointers that can still run: those that are
+	// `active`, and those with status PENDING, RUNNING, SLEEPING,
+	// WAITING_FOR_EVENT or PENDING_PREDECESSOR.
+	WorkflowView_WORKFLOW_VIEW_ACTIVE WorkflowView = 2
+	// The header only.
+	WorkflowView_WORKFLOW_VIEW_HEADER WorkflowView = 3
+)
+
+// Enum value maps for WorkflowView.
+var (
+	WorkflowView_name = map[int32]string{
+		0: "WORKFLOW_VIEW_UNSPECIFIED",
+		1: "WORKFLOW_VIEW_FULL",
+		2: "WORKFLOW_VIEW_ACTIVE",
+		3: "WORKFLOW_VIEW_HEADER",
+	}
+	WorkflowView_value = map[string]int32{
+		"WORKFLOW_VIEW_UNSPECIFIED": 0,
+		"WORKFLOW_VIEW_FULL":        1,
+		"WORKFLOW_VIEW_ACTIVE":      2,
+		"WORKFLOW_VIEW_HEADER":      3,
+	}
+)
+
+func (x WorkflowView) Enum() *WorkflowView {
+	p := new(WorkflowView)
+	*p = x
+	return p
+}
+
+func (x WorkflowView) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (WorkflowView) Descriptor() protoreflect.EnumDescriptor {
+	return file_wfe_persistence_v1_workflow_proto_enumTypes[2].Descriptor()
+}
+
+func (WorkflowView) Type() protoreflect.EnumType {
+	return &file_wfe_persistence_v1_workflow_proto_enumTypes[2]
+}
+
+func (x WorkflowView) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use WorkflowView.Descriptor instead.
+func (WorkflowView) EnumDescriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{2}
+}
+
 // WorkflowInstance is a running or ended workflow: its header and its execution
 // pointers, stored and loaded as one.
 type WorkflowInstance struct {
@@ -209,7 +269,11 @@ type WorkflowInstance struct {
 	CompleteTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=complete_time,json=completeTime,proto3" json:"complete_time,omitempty"`
 	// Counts the writes: 1 after create, one more with each persist, also by hosts
 	// that share the database. Set by the store, ignored on write.
-	Revision      int64 `protobuf:"varint,14,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision int64 `protobuf:"varint,14,opt,name=revision,proto3" json:"revision,omitempty"`
+	// How much of the stored workflow this is. Set by the store where it is not
+	// all of it, that is to ACTIVE or HEADER; such an instance is refused as a new
+	// state, because the pointers left out would be removed: use a patch.
+	View          WorkflowView `protobuf:"varint,15,opt,name=view,proto3,enum=wfe.persistence.v1.WorkflowView" json:"view,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -340,6 +404,13 @@ func (x *WorkflowInstance) GetRevision() int64 {
 		return x.Revision
 	}
 	return 0
+}
+
+func (x *WorkflowInstance) GetView() WorkflowView {
+	if x != nil {
+		return x.View
+	}
+	return WorkflowView_WORKFLOW_VIEW_UNSPECIFIED
 }
 
 // ExecutionPointer is the state of one step of one workflow.
@@ -569,6 +640,293 @@ func (x *ExecutionPointer) GetExtensionAttributesJson() map[string]string {
 	return nil
 }
 
+// WorkflowPatch is what changes in a workflow: its cost is that of the change,
+// however many pointers the workflow has.
+type WorkflowPatch struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The workflow's id; required, at most 512 bytes.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// New values of header fields, those that `header_mask` names; others are
+	// ignored. Their bounds are those of WorkflowInstance.
+	Header *WorkflowInstance `protobuf:"bytes,2,opt,name=header,proto3" json:"header,omitempty"`
+	// The header fields to change, by name: name (empty: unchanged),
+	// root_workflow_id, workflow_definition_id, version, description, reference,
+	// next_execution, status, data_json, create_time, complete_time. A named field
+	// that `header` leaves out becomes absent. No name twice.
+	HeaderMask *fieldmaskpb.FieldMask `protobuf:"bytes,3,opt,name=header_mask,json=headerMask,proto3" json:"header_mask,omitempty"`
+	// Pointers to change or to add, each with all its fields, no id twice. One that
+	// exists keeps its place in the order; new ones come behind the last, in the
+	// order given here.
+	ExecutionPointers []*ExecutionPointer `protobuf:"bytes,4,rep,name=execution_pointers,json=executionPointers,proto3" json:"execution_pointers,omitempty"`
+	// Pointers to remove, by id; each must exist, and not stand in
+	// `execution_pointers` too.
+	RemovedPointerIds []string `protobuf:"bytes,5,rep,name=removed_pointer_ids,json=removedPointerIds,proto3" json:"removed_pointer_ids,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *WorkflowPatch) Reset() {
+	*x = WorkflowPatch{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkflowPatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkflowPatch) ProtoMessage() {}
+
+func (x *WorkflowPatch) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkflowPatch.ProtoReflect.Descriptor instead.
+func (*WorkflowPatch) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *WorkflowPatch) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *WorkflowPatch) GetHeader() *WorkflowInstance {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *WorkflowPatch) GetHeaderMask() *fieldmaskpb.FieldMask {
+	if x != nil {
+		return x.HeaderMask
+	}
+	return nil
+}
+
+func (x *WorkflowPatch) GetExecutionPointers() []*ExecutionPointer {
+	if x != nil {
+		return x.ExecutionPointers
+	}
+	return nil
+}
+
+func (x *WorkflowPatch) GetRemovedPointerIds() []string {
+	if x != nil {
+		return x.RemovedPointerIds
+	}
+	return nil
+}
+
+// SubscriptionClaim says that its sender still holds a subscription.
+type SubscriptionClaim struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The subscription's id; required, at most 512 bytes.
+	SubscriptionId string `protobuf:"bytes,1,opt,name=subscription_id,json=subscriptionId,proto3" json:"subscription_id,omitempty"`
+	// The token it is held with; required, at most 512 bytes.
+	Token string `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	// The epoch of the claim, from SetSubscriptionToken; absent: the token alone
+	// counts. From 1 on.
+	Epoch         *int64 `protobuf:"varint,3,opt,name=epoch,proto3,oneof" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SubscriptionClaim) Reset() {
+	*x = SubscriptionClaim{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubscriptionClaim) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubscriptionClaim) ProtoMessage() {}
+
+func (x *SubscriptionClaim) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubscriptionClaim.ProtoReflect.Descriptor instead.
+func (*SubscriptionClaim) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *SubscriptionClaim) GetSubscriptionId() string {
+	if x != nil {
+		return x.SubscriptionId
+	}
+	return ""
+}
+
+func (x *SubscriptionClaim) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *SubscriptionClaim) GetEpoch() int64 {
+	if x != nil && x.Epoch != nil {
+		return *x.Epoch
+	}
+	return 0
+}
+
+// WorkflowFilter picks workflows: those for which all that is given holds.
+type WorkflowFilter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One of these; none: any.
+	Statuses []WorkflowStatus `protobuf:"varint,1,rep,packed,name=statuses,proto3,enum=wfe.persistence.v1.WorkflowStatus" json:"statuses,omitempty"`
+	// This definition, at most 512 bytes; empty: any.
+	WorkflowDefinitionId string `protobuf:"bytes,2,opt,name=workflow_definition_id,json=workflowDefinitionId,proto3" json:"workflow_definition_id,omitempty"`
+	// This version of the definition, 0 to 2^31-1; absent: any.
+	Version *uint32 `protobuf:"varint,3,opt,name=version,proto3,oneof" json:"version,omitempty"`
+	// This reference; absent: any.
+	Reference *string `protobuf:"bytes,4,opt,name=reference,proto3,oneof" json:"reference,omitempty"`
+	// A name that begins with this, at most 512 bytes; empty: any.
+	NamePrefix string `protobuf:"bytes,5,opt,name=name_prefix,json=namePrefix,proto3" json:"name_prefix,omitempty"`
+	// This workflow at the top of the tree, at most 512 bytes; empty: any. (The one
+	// at the top is not among them: it has no root.)
+	RootWorkflowId string `protobuf:"bytes,6,opt,name=root_workflow_id,json=rootWorkflowId,proto3" json:"root_workflow_id,omitempty"`
+	// Created at this time or later; absent: any time. Years 1-9999, truncated to
+	// microseconds.
+	CreateTimeFrom *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=create_time_from,json=createTimeFrom,proto3" json:"create_time_from,omitempty"`
+	// Created before this time; absent: any time. Years 1-9999, truncated to
+	// microseconds.
+	CreateTimeBefore *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=create_time_before,json=createTimeBefore,proto3" json:"create_time_before,omitempty"`
+	// Completed at this time or later; absent: any time, or not at all. Years
+	// 1-9999, truncated to microseconds.
+	CompleteTimeFrom *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=complete_time_from,json=completeTimeFrom,proto3" json:"complete_time_from,omitempty"`
+	// Completed before this time; absent: any time, or not at all. Years 1-9999,
+	// truncated to microseconds.
+	CompleteTimeBefore *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=complete_time_before,json=completeTimeBefore,proto3" json:"complete_time_before,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *WorkflowFilter) Reset() {
+	*x = WorkflowFilter{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkflowFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkflowFilter) ProtoMessage() {}
+
+func (x *WorkflowFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkflowFilter.ProtoReflect.Descriptor instead.
+func (*WorkflowFilter) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *WorkflowFilter) GetStatuses() []WorkflowStatus {
+	if x != nil {
+		return x.Statuses
+	}
+	return nil
+}
+
+func (x *WorkflowFilter) GetWorkflowDefinitionId() string {
+	if x != nil {
+		return x.WorkflowDefinitionId
+	}
+	return ""
+}
+
+func (x *WorkflowFilter) GetVersion() uint32 {
+	if x != nil && x.Version != nil {
+		return *x.Version
+	}
+	return 0
+}
+
+func (x *WorkflowFilter) GetReference() string {
+	if x != nil && x.Reference != nil {
+		return *x.Reference
+	}
+	return ""
+}
+
+func (x *WorkflowFilter) GetNamePrefix() string {
+	if x != nil {
+		return x.NamePrefix
+	}
+	return ""
+}
+
+func (x *WorkflowFilter) GetRootWorkflowId() string {
+	if x != nil {
+		return x.RootWorkflowId
+	}
+	return ""
+}
+
+func (x *WorkflowFilter) GetCreateTimeFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTimeFrom
+	}
+	return nil
+}
+
+func (x *WorkflowFilter) GetCreateTimeBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTimeBefore
+	}
+	return nil
+}
+
+func (x *WorkflowFilter) GetCompleteTimeFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CompleteTimeFrom
+	}
+	return nil
+}
+
+func (x *WorkflowFilter) GetCompleteTimeBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CompleteTimeBefore
+	}
+	return nil
+}
+
 // CreateNewWorkflowRequest is the request of CreateNewWorkflow.
 type CreateNewWorkflowRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -580,7 +938,7 @@ type CreateNewWorkflowRequest struct {
 
 func (x *CreateNewWorkflowRequest) Reset() {
 	*x = CreateNewWorkflowRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[2]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -592,7 +950,7 @@ func (x *CreateNewWorkflowRequest) String() string {
 func (*CreateNewWorkflowRequest) ProtoMessage() {}
 
 func (x *CreateNewWorkflowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[2]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -605,7 +963,7 @@ func (x *CreateNewWorkflowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNewWorkflowRequest.ProtoReflect.Descriptor instead.
 func (*CreateNewWorkflowRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{2}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *CreateNewWorkflowRequest) GetInstance() *WorkflowInstance {
@@ -630,7 +988,7 @@ type CreateNewWorkflowResponse struct {
 
 func (x *CreateNewWorkflowResponse) Reset() {
 	*x = CreateNewWorkflowResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[3]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -642,7 +1000,7 @@ func (x *CreateNewWorkflowResponse) String() string {
 func (*CreateNewWorkflowResponse) ProtoMessage() {}
 
 func (x *CreateNewWorkflowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[3]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -655,7 +1013,7 @@ func (x *CreateNewWorkflowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNewWorkflowResponse.ProtoReflect.Descriptor instead.
 func (*CreateNewWorkflowResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{3}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CreateNewWorkflowResponse) GetId() string {
@@ -687,13 +1045,19 @@ type PersistWorkflowRequest struct {
 	// Write only if the stored revision is this one, from 1 on; absent: write
 	// whatever is stored.
 	ExpectedRevision *int64 `protobuf:"varint,2,opt,name=expected_revision,json=expectedRevision,proto3,oneof" json:"expected_revision,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// A UUID that names this attempt to write, so that it can be sent again after a
+	// lost answer: the second arrival changes nothing and answers what the first
+	// did. Remembered per workflow for at least as long as GetStoreInfo's
+	// `request_retention`; empty: none. The same UUID with another content is
+	// refused: ALREADY_EXISTS (REQUEST_ID_REUSED).
+	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PersistWorkflowRequest) Reset() {
 	*x = PersistWorkflowRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[4]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -705,7 +1069,7 @@ func (x *PersistWorkflowRequest) String() string {
 func (*PersistWorkflowRequest) ProtoMessage() {}
 
 func (x *PersistWorkflowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[4]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -718,7 +1082,7 @@ func (x *PersistWorkflowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistWorkflowRequest.ProtoReflect.Descriptor instead.
 func (*PersistWorkflowRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{4}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PersistWorkflowRequest) GetInstance() *WorkflowInstance {
@@ -735,6 +1099,13 @@ func (x *PersistWorkflowRequest) GetExpectedRevision() int64 {
 	return 0
 }
 
+func (x *PersistWorkflowRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
 // PersistWorkflowResponse is the answer of PersistWorkflow.
 type PersistWorkflowResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -746,7 +1117,7 @@ type PersistWorkflowResponse struct {
 
 func (x *PersistWorkflowResponse) Reset() {
 	*x = PersistWorkflowResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[5]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -758,7 +1129,7 @@ func (x *PersistWorkflowResponse) String() string {
 func (*PersistWorkflowResponse) ProtoMessage() {}
 
 func (x *PersistWorkflowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[5]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -771,7 +1142,7 @@ func (x *PersistWorkflowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistWorkflowResponse.ProtoReflect.Descriptor instead.
 func (*PersistWorkflowResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{5}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PersistWorkflowResponse) GetRevision() int64 {
@@ -792,13 +1163,15 @@ type PersistWorkflowWithSubscriptionsRequest struct {
 	// Write only if the stored revision is this one, from 1 on; absent: write
 	// whatever is stored.
 	ExpectedRevision *int64 `protobuf:"varint,3,opt,name=expected_revision,json=expectedRevision,proto3,oneof" json:"expected_revision,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// See PersistWorkflowRequest.request_id.
+	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PersistWorkflowWithSubscriptionsRequest) Reset() {
 	*x = PersistWorkflowWithSubscriptionsRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[6]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +1183,7 @@ func (x *PersistWorkflowWithSubscriptionsRequest) String() string {
 func (*PersistWorkflowWithSubscriptionsRequest) ProtoMessage() {}
 
 func (x *PersistWorkflowWithSubscriptionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[6]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +1196,7 @@ func (x *PersistWorkflowWithSubscriptionsRequest) ProtoReflect() protoreflect.Me
 
 // Deprecated: Use PersistWorkflowWithSubscriptionsRequest.ProtoReflect.Descriptor instead.
 func (*PersistWorkflowWithSubscriptionsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{6}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PersistWorkflowWithSubscriptionsRequest) GetInstance() *WorkflowInstance {
@@ -847,6 +1220,13 @@ func (x *PersistWorkflowWithSubscriptionsRequest) GetExpectedRevision() int64 {
 	return 0
 }
 
+func (x *PersistWorkflowWithSubscriptionsRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
 // PersistWorkflowWithSubscriptionsResponse is the answer of
 // PersistWorkflowWithSubscriptions.
 type PersistWorkflowWithSubscriptionsResponse struct {
@@ -861,7 +1241,7 @@ type PersistWorkflowWithSubscriptionsResponse struct {
 
 func (x *PersistWorkflowWithSubscriptionsResponse) Reset() {
 	*x = PersistWorkflowWithSubscriptionsResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[7]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -873,7 +1253,7 @@ func (x *PersistWorkflowWithSubscriptionsResponse) String() string {
 func (*PersistWorkflowWithSubscriptionsResponse) ProtoMessage() {}
 
 func (x *PersistWorkflowWithSubscriptionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[7]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -886,7 +1266,7 @@ func (x *PersistWorkflowWithSubscriptionsResponse) ProtoReflect() protoreflect.M
 
 // Deprecated: Use PersistWorkflowWithSubscriptionsResponse.ProtoReflect.Descriptor instead.
 func (*PersistWorkflowWithSubscriptionsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{7}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PersistWorkflowWithSubscriptionsResponse) GetRevision() int64 {
@@ -903,18 +1283,275 @@ func (x *PersistWorkflowWithSubscriptionsResponse) GetSubscriptionIds() []string
 	return nil
 }
 
+// CommitWorkflowRequest is the request of CommitWorkflow. Of each list at most
+// 1000 items, pointers aside.
+type CommitWorkflowRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The workflow's new state; one of the two is required.
+	//
+	// Types that are valid to be assigned to State:
+	//
+	//	*CommitWorkflowRequest_Instance
+	//	*CommitWorkflowRequest_Patch
+	State isCommitWorkflowRequest_State `protobuf_oneof:"state"`
+	// Write only if the stored revision is this one, from 1 on; absent: write
+	// whatever is stored.
+	ExpectedRevision *int64 `protobuf:"varint,3,opt,name=expected_revision,json=expectedRevision,proto3,oneof" json:"expected_revision,omitempty"`
+	// Write only if each of these subscriptions is held with this token, and that
+	// has not expired.
+	HeldSubscriptions []*SubscriptionClaim `protobuf:"bytes,4,rep,name=held_subscriptions,json=heldSubscriptions,proto3" json:"held_subscriptions,omitempty"`
+	// Write only if each of these commands is claimed under this lease, and that
+	// has not expired.
+	HeldLeaseTokens []string `protobuf:"bytes,5,rep,name=held_lease_tokens,json=heldLeaseTokens,proto3" json:"held_lease_tokens,omitempty"`
+	// Subscriptions to create; no id twice.
+	CreateSubscriptions []*EventSubscription `protobuf:"bytes,6,rep,name=create_subscriptions,json=createSubscriptions,proto3" json:"create_subscriptions,omitempty"`
+	// Subscriptions to remove, open or held, by id; each must exist; none twice.
+	TerminateSubscriptionIds []string `protobuf:"bytes,7,rep,name=terminate_subscription_ids,json=terminateSubscriptionIds,proto3" json:"terminate_subscription_ids,omitempty"`
+	// Events to create; no id twice.
+	CreateEvents []*Event `protobuf:"bytes,8,rep,name=create_events,json=createEvents,proto3" json:"create_events,omitempty"`
+	// Events to mark as processed, by id; each must exist; none twice.
+	ProcessedEventIds []string `protobuf:"bytes,9,rep,name=processed_event_ids,json=processedEventIds,proto3" json:"processed_event_ids,omitempty"`
+	// Errors to log, in this order.
+	Errors []*ExecutionError `protobuf:"bytes,10,rep,name=errors,proto3" json:"errors,omitempty"`
+	// Commands to schedule; none twice.
+	ScheduleCommands []*ScheduledCommand `protobuf:"bytes,11,rep,name=schedule_commands,json=scheduleCommands,proto3" json:"schedule_commands,omitempty"`
+	// Claimed commands to remove, by their lease tokens, as in CompleteCommands;
+	// none twice.
+	CompleteLeaseTokens []string `protobuf:"bytes,12,rep,name=complete_lease_tokens,json=completeLeaseTokens,proto3" json:"complete_lease_tokens,omitempty"`
+	// See PersistWorkflowRequest.request_id.
+	RequestId     string `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommitWorkflowRequest) Reset() {
+	*x = CommitWorkflowRequest{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommitWorkflowRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommitWorkflowRequest) ProtoMessage() {}
+
+func (x *CommitWorkflowRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommitWorkflowRequest.ProtoReflect.Descriptor instead.
+func (*CommitWorkflowRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *CommitWorkflowRequest) GetState() isCommitWorkflowRequest_State {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+func (x *CommitWorkflowRequest) GetInstance() *WorkflowInstance {
+	if x != nil {
+		if x, ok := x.State.(*CommitWorkflowRequest_Instance); ok {
+			return x.Instance
+		}
+	}
+	return nil
+}
+
+func (x *CommitWorkflowRequest) GetPatch() *WorkflowPatch {
+	if x != nil {
+		if x, ok := x.State.(*CommitWorkflowRequest_Patch); ok {
+			return x.Patch
+		}
+	}
+	return nil
+}
+
+func (x *CommitWorkflowRequest) GetExpectedRevision() int64 {
+	if x != nil && x.ExpectedRevision != nil {
+		return *x.ExpectedRevision
+	}
+	return 0
+}
+
+func (x *CommitWorkflowRequest) GetHeldSubscriptions() []*SubscriptionClaim {
+	if x != nil {
+		return x.HeldSubscriptions
+	}
+	return nil
+}
+
+func (x *CommitWorkflowRequest) GetHeldLeaseTokens() []string {
+	if x != nil {
+		return x.HeldLeaseTokens
+	}
+	return nil
+}
+
+func (x *CommitWorkflowRequest) GetCreateSubscriptions() []*EventSubscription {
+	if x != nil {
+		return x.CreateSubscriptions
+	}
+	return nil
+}
+
+func (x *CommitWorkflowRequest) GetTerminateSubscriptionIds() []string {
+	if x != nil {
+		return x.TerminateSubscriptionIds
+	}
+	return nil
+}
+
+func (x *CommitWorkflowRequest) GetCreateEvents() []*Event {
+	if x != nil {
+		return x.CreateEvents
+	}
+	return nil
+}
+
+func (x *CommitWorkflowRequest) GetProcessedEventIds() []string {
+	if x != nil {
+		return x.ProcessedEventIds
+	}
+	return nil
+}
+
+func (x *CommitWorkflowRequest) GetErrors() []*ExecutionError {
+	if x != nil {
+		return x.Errors
+	}
+	return nil
+}
+
+func (x *CommitWorkflowRequest) GetScheduleCommands() []*ScheduledCommand {
+	if x != nil {
+		return x.ScheduleCommands
+	}
+	return nil
+}
+
+func (x *CommitWorkflowRequest) GetCompleteLeaseTokens() []string {
+	if x != nil {
+		return x.CompleteLeaseTokens
+	}
+	return nil
+}
+
+func (x *CommitWorkflowRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type isCommitWorkflowRequest_State interface {
+	isCommitWorkflowRequest_State()
+}
+
+type CommitWorkflowRequest_Instance struct {
+	// The whole new state, as in PersistWorkflow.
+	Instance *WorkflowInstance `protobuf:"bytes,1,opt,name=instance,proto3,oneof"`
+}
+
+type CommitWorkflowRequest_Patch struct {
+	// What changes; requires `expected_revision`.
+	Patch *WorkflowPatch `protobuf:"bytes,2,opt,name=patch,proto3,oneof"`
+}
+
+func (*CommitWorkflowRequest_Instance) isCommitWorkflowRequest_State() {}
+
+func (*CommitWorkflowRequest_Patch) isCommitWorkflowRequest_State() {}
+
+// CommitWorkflowResponse is the answer of CommitWorkflow.
+type CommitWorkflowResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The workflow's revision after this write.
+	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// The ids of `create_subscriptions`, in the order of the request.
+	SubscriptionIds []string `protobuf:"bytes,2,rep,name=subscription_ids,json=subscriptionIds,proto3" json:"subscription_ids,omitempty"`
+	// The ids of `create_events`, in the order of the request.
+	EventIds      []string `protobuf:"bytes,3,rep,name=event_ids,json=eventIds,proto3" json:"event_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommitWorkflowResponse) Reset() {
+	*x = CommitWorkflowResponse{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommitWorkflowResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommitWorkflowResponse) ProtoMessage() {}
+
+func (x *CommitWorkflowResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommitWorkflowResponse.ProtoReflect.Descriptor instead.
+func (*CommitWorkflowResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *CommitWorkflowResponse) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *CommitWorkflowResponse) GetSubscriptionIds() []string {
+	if x != nil {
+		return x.SubscriptionIds
+	}
+	return nil
+}
+
+func (x *CommitWorkflowResponse) GetEventIds() []string {
+	if x != nil {
+		return x.EventIds
+	}
+	return nil
+}
+
 // GetWorkflowInstanceRequest is the request of GetWorkflowInstance.
 type GetWorkflowInstanceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The workflow's id; required, at most 512 bytes.
-	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// How much of it to answer.
+	View          WorkflowView `protobuf:"varint,2,opt,name=view,proto3,enum=wfe.persistence.v1.WorkflowView" json:"view,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetWorkflowInstanceRequest) Reset() {
 	*x = GetWorkflowInstanceRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[8]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -926,7 +1563,7 @@ func (x *GetWorkflowInstanceRequest) String() string {
 func (*GetWorkflowInstanceRequest) ProtoMessage() {}
 
 func (x *GetWorkflowInstanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[8]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -939,7 +1576,7 @@ func (x *GetWorkflowInstanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkflowInstanceRequest.ProtoReflect.Descriptor instead.
 func (*GetWorkflowInstanceRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{8}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetWorkflowInstanceRequest) GetId() string {
@@ -947,6 +1584,13 @@ func (x *GetWorkflowInstanceRequest) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+func (x *GetWorkflowInstanceRequest) GetView() WorkflowView {
+	if x != nil {
+		return x.View
+	}
+	return WorkflowView_WORKFLOW_VIEW_UNSPECIFIED
 }
 
 // GetWorkflowInstanceResponse is the answer of GetWorkflowInstance.
@@ -960,7 +1604,7 @@ type GetWorkflowInstanceResponse struct {
 
 func (x *GetWorkflowInstanceResponse) Reset() {
 	*x = GetWorkflowInstanceResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[9]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -972,7 +1616,7 @@ func (x *GetWorkflowInstanceResponse) String() string {
 func (*GetWorkflowInstanceResponse) ProtoMessage() {}
 
 func (x *GetWorkflowInstanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[9]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -985,7 +1629,7 @@ func (x *GetWorkflowInstanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkflowInstanceResponse.ProtoReflect.Descriptor instead.
 func (*GetWorkflowInstanceResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{9}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetWorkflowInstanceResponse) GetInstance() *WorkflowInstance {
@@ -999,14 +1643,16 @@ func (x *GetWorkflowInstanceResponse) GetInstance() *WorkflowInstance {
 type GetWorkflowInstanceByNameRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The workflow's name; required, at most 512 bytes.
-	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// How much of it to answer.
+	View          WorkflowView `protobuf:"varint,2,opt,name=view,proto3,enum=wfe.persistence.v1.WorkflowView" json:"view,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetWorkflowInstanceByNameRequest) Reset() {
 	*x = GetWorkflowInstanceByNameRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[10]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1018,7 +1664,7 @@ func (x *GetWorkflowInstanceByNameRequest) String() string {
 func (*GetWorkflowInstanceByNameRequest) ProtoMessage() {}
 
 func (x *GetWorkflowInstanceByNameRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[10]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1031,7 +1677,7 @@ func (x *GetWorkflowInstanceByNameRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkflowInstanceByNameRequest.ProtoReflect.Descriptor instead.
 func (*GetWorkflowInstanceByNameRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{10}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetWorkflowInstanceByNameRequest) GetName() string {
@@ -1039,6 +1685,13 @@ func (x *GetWorkflowInstanceByNameRequest) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+func (x *GetWorkflowInstanceByNameRequest) GetView() WorkflowView {
+	if x != nil {
+		return x.View
+	}
+	return WorkflowView_WORKFLOW_VIEW_UNSPECIFIED
 }
 
 // GetWorkflowInstanceByNameResponse is the answer of GetWorkflowInstanceByName.
@@ -1052,7 +1705,7 @@ type GetWorkflowInstanceByNameResponse struct {
 
 func (x *GetWorkflowInstanceByNameResponse) Reset() {
 	*x = GetWorkflowInstanceByNameResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[11]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1717,7 @@ func (x *GetWorkflowInstanceByNameResponse) String() string {
 func (*GetWorkflowInstanceByNameResponse) ProtoMessage() {}
 
 func (x *GetWorkflowInstanceByNameResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[11]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1730,7 @@ func (x *GetWorkflowInstanceByNameResponse) ProtoReflect() protoreflect.Message 
 
 // Deprecated: Use GetWorkflowInstanceByNameResponse.ProtoReflect.Descriptor instead.
 func (*GetWorkflowInstanceByNameResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{11}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetWorkflowInstanceByNameResponse) GetInstance() *WorkflowInstance {
@@ -1091,14 +1744,16 @@ func (x *GetWorkflowInstanceByNameResponse) GetInstance() *WorkflowInstance {
 type GetWorkflowInstancesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The ids asked for, each at most 512 bytes; none is fine.
-	Ids           []string `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
+	Ids []string `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
+	// How much of each to answer.
+	View          WorkflowView `protobuf:"varint,2,opt,name=view,proto3,enum=wfe.persistence.v1.WorkflowView" json:"view,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetWorkflowInstancesRequest) Reset() {
 	*x = GetWorkflowInstancesRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[12]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1110,7 +1765,7 @@ func (x *GetWorkflowInstancesRequest) String() string {
 func (*GetWorkflowInstancesRequest) ProtoMessage() {}
 
 func (x *GetWorkflowInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[12]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1123,7 +1778,7 @@ func (x *GetWorkflowInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkflowInstancesRequest.ProtoReflect.Descriptor instead.
 func (*GetWorkflowInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{12}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetWorkflowInstancesRequest) GetIds() []string {
@@ -1131,6 +1786,13 @@ func (x *GetWorkflowInstancesRequest) GetIds() []string {
 		return x.Ids
 	}
 	return nil
+}
+
+func (x *GetWorkflowInstancesRequest) GetView() WorkflowView {
+	if x != nil {
+		return x.View
+	}
+	return WorkflowView_WORKFLOW_VIEW_UNSPECIFIED
 }
 
 // GetWorkflowInstancesResponse is one message of the answer of
@@ -1145,7 +1807,7 @@ type GetWorkflowInstancesResponse struct {
 
 func (x *GetWorkflowInstancesResponse) Reset() {
 	*x = GetWorkflowInstancesResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[13]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1157,7 +1819,7 @@ func (x *GetWorkflowInstancesResponse) String() string {
 func (*GetWorkflowInstancesResponse) ProtoMessage() {}
 
 func (x *GetWorkflowInstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[13]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1170,7 +1832,7 @@ func (x *GetWorkflowInstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkflowInstancesResponse.ProtoReflect.Descriptor instead.
 func (*GetWorkflowInstancesResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{13}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetWorkflowInstancesResponse) GetInstance() *WorkflowInstance {
@@ -1198,7 +1860,7 @@ type GetRunnableInstancesRequest struct {
 
 func (x *GetRunnableInstancesRequest) Reset() {
 	*x = GetRunnableInstancesRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[14]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1210,7 +1872,7 @@ func (x *GetRunnableInstancesRequest) String() string {
 func (*GetRunnableInstancesRequest) ProtoMessage() {}
 
 func (x *GetRunnableInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[14]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1223,7 +1885,7 @@ func (x *GetRunnableInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRunnableInstancesRequest.ProtoReflect.Descriptor instead.
 func (*GetRunnableInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{14}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetRunnableInstancesRequest) GetAsAt() *timestamppb.Timestamp {
@@ -1261,7 +1923,7 @@ type GetRunnableInstancesResponse struct {
 
 func (x *GetRunnableInstancesResponse) Reset() {
 	*x = GetRunnableInstancesResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[15]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1935,7 @@ func (x *GetRunnableInstancesResponse) String() string {
 func (*GetRunnableInstancesResponse) ProtoMessage() {}
 
 func (x *GetRunnableInstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[15]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1948,7 @@ func (x *GetRunnableInstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRunnableInstancesResponse.ProtoReflect.Descriptor instead.
 func (*GetRunnableInstancesResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{15}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetRunnableInstancesResponse) GetInstanceIds() []string {
@@ -1314,7 +1976,7 @@ type NextDefinitionSequenceRequest struct {
 
 func (x *NextDefinitionSequenceRequest) Reset() {
 	*x = NextDefinitionSequenceRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[16]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1326,7 +1988,7 @@ func (x *NextDefinitionSequenceRequest) String() string {
 func (*NextDefinitionSequenceRequest) ProtoMessage() {}
 
 func (x *NextDefinitionSequenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[16]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1339,7 +2001,7 @@ func (x *NextDefinitionSequenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextDefinitionSequenceRequest.ProtoReflect.Descriptor instead.
 func (*NextDefinitionSequenceRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{16}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *NextDefinitionSequenceRequest) GetDefinitionId() string {
@@ -1360,7 +2022,7 @@ type NextDefinitionSequenceResponse struct {
 
 func (x *NextDefinitionSequenceResponse) Reset() {
 	*x = NextDefinitionSequenceResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[17]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1372,7 +2034,7 @@ func (x *NextDefinitionSequenceResponse) String() string {
 func (*NextDefinitionSequenceResponse) ProtoMessage() {}
 
 func (x *NextDefinitionSequenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[17]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1385,7 +2047,7 @@ func (x *NextDefinitionSequenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextDefinitionSequenceResponse.ProtoReflect.Descriptor instead.
 func (*NextDefinitionSequenceResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{17}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *NextDefinitionSequenceResponse) GetNumber() int64 {
@@ -1395,11 +2057,731 @@ func (x *NextDefinitionSequenceResponse) GetNumber() int64 {
 	return 0
 }
 
+// ListExecutionPointersRequest is the request of ListExecutionPointers.
+type ListExecutionPointersRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The workflow; required, at most 512 bytes.
+	WorkflowId string `protobuf:"bytes,1,opt,name=workflow_id,json=workflowId,proto3" json:"workflow_id,omitempty"`
+	// Only pointers that can still run (see WorkflowView ACTIVE).
+	ActiveOnly bool `protobuf:"varint,2,opt,name=active_only,json=activeOnly,proto3" json:"active_only,omitempty"`
+	// Answer only if the workflow's revision is this one, from 1 on; absent:
+	// whatever it is. May differ from page to page.
+	ExpectedRevision *int64 `protobuf:"varint,3,opt,name=expected_revision,json=expectedRevision,proto3,oneof" json:"expected_revision,omitempty"`
+	// How many pointers to answer at most; a page is shorter where the next
+	// one would not fit into one message. 0: 100; above 1000: 1000; negative:
+	// INVALID_ARGUMENT.
+	PageSize int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The `next_page_token` of the page before; empty: the first page. The other
+	// fields must be those of the first page.
+	PageToken     string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListExecutionPointersRequest) Reset() {
+	*x = ListExecutionPointersRequest{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListExecutionPointersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListExecutionPointersRequest) ProtoMessage() {}
+
+func (x *ListExecutionPointersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListExecutionPointersRequest.ProtoReflect.Descriptor instead.
+func (*ListExecutionPointersRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ListExecutionPointersRequest) GetWorkflowId() string {
+	if x != nil {
+		return x.WorkflowId
+	}
+	return ""
+}
+
+func (x *ListExecutionPointersRequest) GetActiveOnly() bool {
+	if x != nil {
+		return x.ActiveOnly
+	}
+	return false
+}
+
+func (x *ListExecutionPointersRequest) GetExpectedRevision() int64 {
+	if x != nil && x.ExpectedRevision != nil {
+		return *x.ExpectedRevision
+	}
+	return 0
+}
+
+func (x *ListExecutionPointersRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListExecutionPointersRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListExecutionPointersResponse is the answer of ListExecutionPointers.
+type ListExecutionPointersResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The pointers, in the workflow's order.
+	ExecutionPointers []*ExecutionPointer `protobuf:"bytes,1,rep,name=execution_pointers,json=executionPointers,proto3" json:"execution_pointers,omitempty"`
+	// The token of the next page; empty: this is the last one.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// The workflow's revision when the page was read.
+	Revision      int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListExecutionPointersResponse) Reset() {
+	*x = ListExecutionPointersResponse{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListExecutionPointersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListExecutionPointersResponse) ProtoMessage() {}
+
+func (x *ListExecutionPointersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListExecutionPointersResponse.ProtoReflect.Descriptor instead.
+func (*ListExecutionPointersResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ListExecutionPointersResponse) GetExecutionPointers() []*ExecutionPointer {
+	if x != nil {
+		return x.ExecutionPointers
+	}
+	return nil
+}
+
+func (x *ListExecutionPointersResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListExecutionPointersResponse) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+// ListWorkflowsRequest is the request of ListWorkflows.
+type ListWorkflowsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which workflows; absent: all.
+	Filter *WorkflowFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	// By create_time; equal times in the order of their ids, or in the reverse.
+	Order ListOrder `protobuf:"varint,2,opt,name=order,proto3,enum=wfe.persistence.v1.ListOrder" json:"order,omitempty"`
+	// How much of each to answer; UNSPECIFIED: HEADER.
+	View WorkflowView `protobuf:"varint,3,opt,name=view,proto3,enum=wfe.persistence.v1.WorkflowView" json:"view,omitempty"`
+	// How many workflows to answer at most; a page is shorter where the next
+	// one would not fit into one message. 0: 100; above 1000: 1000; negative:
+	// INVALID_ARGUMENT.
+	PageSize int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The `next_page_token` of the page before; empty: the first page. The other
+	// fields must be those of the first page.
+	PageToken     string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListWorkflowsRequest) Reset() {
+	*x = ListWorkflowsRequest{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListWorkflowsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListWorkflowsRequest) ProtoMessage() {}
+
+func (x *ListWorkflowsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListWorkflowsRequest.ProtoReflect.Descriptor instead.
+func (*ListWorkflowsRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ListWorkflowsRequest) GetFilter() *WorkflowFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *ListWorkflowsRequest) GetOrder() ListOrder {
+	if x != nil {
+		return x.Order
+	}
+	return ListOrder_LIST_ORDER_UNSPECIFIED
+}
+
+func (x *ListWorkflowsRequest) GetView() WorkflowView {
+	if x != nil {
+		return x.View
+	}
+	return WorkflowView_WORKFLOW_VIEW_UNSPECIFIED
+}
+
+func (x *ListWorkflowsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListWorkflowsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListWorkflowsResponse is the answer of ListWorkflows.
+type ListWorkflowsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The workflows. One that alone is too large for a message is answered without
+	// its pointers, with `view` HEADER.
+	Instances []*WorkflowInstance `protobuf:"bytes,1,rep,name=instances,proto3" json:"instances,omitempty"`
+	// The token of the next page; empty: this is the last one.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListWorkflowsResponse) Reset() {
+	*x = ListWorkflowsResponse{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListWorkflowsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListWorkflowsResponse) ProtoMessage() {}
+
+func (x *ListWorkflowsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListWorkflowsResponse.ProtoReflect.Descriptor instead.
+func (*ListWorkflowsResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ListWorkflowsResponse) GetInstances() []*WorkflowInstance {
+	if x != nil {
+		return x.Instances
+	}
+	return nil
+}
+
+func (x *ListWorkflowsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// CountWorkflowsRequest is the request of CountWorkflows.
+type CountWorkflowsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which workflows; absent: all.
+	Filter        *WorkflowFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CountWorkflowsRequest) Reset() {
+	*x = CountWorkflowsRequest{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CountWorkflowsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CountWorkflowsRequest) ProtoMessage() {}
+
+func (x *CountWorkflowsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CountWorkflowsRequest.ProtoReflect.Descriptor instead.
+func (*CountWorkflowsRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *CountWorkflowsRequest) GetFilter() *WorkflowFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+// WorkflowCount is how many workflows have a status.
+type WorkflowCount struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The status.
+	Status WorkflowStatus `protobuf:"varint,1,opt,name=status,proto3,enum=wfe.persistence.v1.WorkflowStatus" json:"status,omitempty"`
+	// How many have it; never 0.
+	Count         int64 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkflowCount) Reset() {
+	*x = WorkflowCount{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkflowCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkflowCount) ProtoMessage() {}
+
+func (x *WorkflowCount) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkflowCount.ProtoReflect.Descriptor instead.
+func (*WorkflowCount) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *WorkflowCount) GetStatus() WorkflowStatus {
+	if x != nil {
+		return x.Status
+	}
+	return WorkflowStatus_WORKFLOW_STATUS_UNSPECIFIED
+}
+
+func (x *WorkflowCount) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+// CountWorkflowsResponse is the answer of CountWorkflows.
+type CountWorkflowsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The counts, in the order of the statuses' numbers; statuses that no workflow
+	// has are left out.
+	Counts        []*WorkflowCount `protobuf:"bytes,1,rep,name=counts,proto3" json:"counts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CountWorkflowsResponse) Reset() {
+	*x = CountWorkflowsResponse{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CountWorkflowsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CountWorkflowsResponse) ProtoMessage() {}
+
+func (x *CountWorkflowsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CountWorkflowsResponse.ProtoReflect.Descriptor instead.
+func (*CountWorkflowsResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *CountWorkflowsResponse) GetCounts() []*WorkflowCount {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+// DeleteWorkflowRequest is the request of DeleteWorkflow.
+type DeleteWorkflowRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The workflow's id; required, at most 512 bytes.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Delete only if the stored revision is this one, from 1 on; absent: whatever
+	// is stored.
+	ExpectedRevision *int64 `protobuf:"varint,2,opt,name=expected_revision,json=expectedRevision,proto3,oneof" json:"expected_revision,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *DeleteWorkflowRequest) Reset() {
+	*x = DeleteWorkflowRequest{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteWorkflowRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteWorkflowRequest) ProtoMessage() {}
+
+func (x *DeleteWorkflowRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteWorkflowRequest.ProtoReflect.Descriptor instead.
+func (*DeleteWorkflowRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *DeleteWorkflowRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *DeleteWorkflowRequest) GetExpectedRevision() int64 {
+	if x != nil && x.ExpectedRevision != nil {
+		return *x.ExpectedRevision
+	}
+	return 0
+}
+
+// DeleteWorkflowResponse is the answer of DeleteWorkflow.
+type DeleteWorkflowResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteWorkflowResponse) Reset() {
+	*x = DeleteWorkflowResponse{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteWorkflowResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteWorkflowResponse) ProtoMessage() {}
+
+func (x *DeleteWorkflowResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteWorkflowResponse.ProtoReflect.Descriptor instead.
+func (*DeleteWorkflowResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{31}
+}
+
+// PurgeWorkflowsRequest is the request of PurgeWorkflows.
+type PurgeWorkflowsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Workflows that ended before this time; required. The end is complete_time,
+	// or create_time where that is absent. Years 1-9999, truncated to
+	// microseconds.
+	EndedBefore *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=ended_before,json=endedBefore,proto3" json:"ended_before,omitempty"`
+	// With one of these statuses, COMPLETE and TERMINATED; none: both.
+	Statuses []WorkflowStatus `protobuf:"varint,2,rep,packed,name=statuses,proto3,enum=wfe.persistence.v1.WorkflowStatus" json:"statuses,omitempty"`
+	// Of this definition, at most 512 bytes; empty: any. Those below them in their
+	// trees go whatever their definition.
+	WorkflowDefinitionId string `protobuf:"bytes,3,opt,name=workflow_definition_id,json=workflowDefinitionId,proto3" json:"workflow_definition_id,omitempty"`
+	// Only count what would be deleted.
+	DryRun bool `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// How many rows to delete at most, pointers, subscriptions, errors and events
+	// counted too; the last workflow's tree may go beyond. 0: 10000; above 100000:
+	// 100000; negative: INVALID_ARGUMENT.
+	MaxRows int32 `protobuf:"varint,5,opt,name=max_rows,json=maxRows,proto3" json:"max_rows,omitempty"`
+	// The `next_page_token` of the call before; empty: from the start. The other
+	// fields must be those of the first call, `max_rows` aside.
+	PageToken     string `protobuf:"bytes,6,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PurgeWorkflowsRequest) Reset() {
+	*x = PurgeWorkflowsRequest{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PurgeWorkflowsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PurgeWorkflowsRequest) ProtoMessage() {}
+
+func (x *PurgeWorkflowsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PurgeWorkflowsRequest.ProtoReflect.Descriptor instead.
+func (*PurgeWorkflowsRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *PurgeWorkflowsRequest) GetEndedBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndedBefore
+	}
+	return nil
+}
+
+func (x *PurgeWorkflowsRequest) GetStatuses() []WorkflowStatus {
+	if x != nil {
+		return x.Statuses
+	}
+	return nil
+}
+
+func (x *PurgeWorkflowsRequest) GetWorkflowDefinitionId() string {
+	if x != nil {
+		return x.WorkflowDefinitionId
+	}
+	return ""
+}
+
+func (x *PurgeWorkflowsRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *PurgeWorkflowsRequest) GetMaxRows() int32 {
+	if x != nil {
+		return x.MaxRows
+	}
+	return 0
+}
+
+func (x *PurgeWorkflowsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// PurgeWorkflowsResponse is the answer of PurgeWorkflows.
+type PurgeWorkflowsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many workflows were deleted (or would be).
+	Workflows int64 `protobuf:"varint,1,opt,name=workflows,proto3" json:"workflows,omitempty"`
+	// How many execution pointers.
+	ExecutionPointers int64 `protobuf:"varint,2,opt,name=execution_pointers,json=executionPointers,proto3" json:"execution_pointers,omitempty"`
+	// How many subscriptions.
+	Subscriptions int64 `protobuf:"varint,3,opt,name=subscriptions,proto3" json:"subscriptions,omitempty"`
+	// How many logged errors.
+	Errors int64 `protobuf:"varint,4,opt,name=errors,proto3" json:"errors,omitempty"`
+	// How many processed events.
+	Events int64 `protobuf:"varint,5,opt,name=events,proto3" json:"events,omitempty"`
+	// To go on with; empty: nothing is left to be deleted.
+	NextPageToken string `protobuf:"bytes,6,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PurgeWorkflowsResponse) Reset() {
+	*x = PurgeWorkflowsResponse{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PurgeWorkflowsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PurgeWorkflowsResponse) ProtoMessage() {}
+
+func (x *PurgeWorkflowsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PurgeWorkflowsResponse.ProtoReflect.Descriptor instead.
+func (*PurgeWorkflowsResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *PurgeWorkflowsResponse) GetWorkflows() int64 {
+	if x != nil {
+		return x.Workflows
+	}
+	return 0
+}
+
+func (x *PurgeWorkflowsResponse) GetExecutionPointers() int64 {
+	if x != nil {
+		return x.ExecutionPointers
+	}
+	return 0
+}
+
+func (x *PurgeWorkflowsResponse) GetSubscriptions() int64 {
+	if x != nil {
+		return x.Subscriptions
+	}
+	return 0
+}
+
+func (x *PurgeWorkflowsResponse) GetErrors() int64 {
+	if x != nil {
+		return x.Errors
+	}
+	return 0
+}
+
+func (x *PurgeWorkflowsResponse) GetEvents() int64 {
+	if x != nil {
+		return x.Events
+	}
+	return 0
+}
+
+func (x *PurgeWorkflowsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 var File_wfe_persistence_v1_workflow_proto protoreflect.FileDescriptor
 
 const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\n" +
-	"!wfe/persistence/v1/workflow.proto\x12\x12wfe.persistence.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%wfe/persistence/v1/subscription.proto\"\xb9\x05\n" +
+	"!wfe/persistence/v1/workflow.proto\x12\x12wfe.persistence.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a wfe/persistence/v1/command.proto\x1a\x1ewfe/persistence/v1/event.proto\x1a#wfe/persistence/v1/list_order.proto\x1a\x1ewfe/persistence/v1/store.proto\x1a%wfe/persistence/v1/subscription.proto\"\xef\x05\n" +
 	"\x10WorkflowInstance\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12-\n" +
@@ -1416,7 +2798,8 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\vcreate_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12?\n" +
 	"\rcomplete_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\fcompleteTime\x12\x1a\n" +
-	"\brevision\x18\x0e \x01(\x03R\brevisionB\x13\n" +
+	"\brevision\x18\x0e \x01(\x03R\brevision\x124\n" +
+	"\x04view\x18\x0f \x01(\x0e2 .wfe.persistence.v1.WorkflowViewR\x04viewB\x13\n" +
 	"\x11_root_workflow_idB\x0e\n" +
 	"\f_descriptionB\f\n" +
 	"\n" +
@@ -1460,37 +2843,95 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"_step_nameB\x14\n" +
 	"\x12_context_item_jsonB\x11\n" +
 	"\x0f_predecessor_idB\x0f\n" +
-	"\r_outcome_json\"\\\n" +
+	"\r_outcome_json\"\x9f\x02\n" +
+	"\rWorkflowPatch\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12<\n" +
+	"\x06header\x18\x02 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\x06header\x12;\n" +
+	"\vheader_mask\x18\x03 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
+	"headerMask\x12S\n" +
+	"\x12execution_pointers\x18\x04 \x03(\v2$.wfe.persistence.v1.ExecutionPointerR\x11executionPointers\x12.\n" +
+	"\x13removed_pointer_ids\x18\x05 \x03(\tR\x11removedPointerIds\"w\n" +
+	"\x11SubscriptionClaim\x12'\n" +
+	"\x0fsubscription_id\x18\x01 \x01(\tR\x0esubscriptionId\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\x12\x19\n" +
+	"\x05epoch\x18\x03 \x01(\x03H\x00R\x05epoch\x88\x01\x01B\b\n" +
+	"\x06_epoch\"\xd5\x04\n" +
+	"\x0eWorkflowFilter\x12>\n" +
+	"\bstatuses\x18\x01 \x03(\x0e2\".wfe.persistence.v1.WorkflowStatusR\bstatuses\x124\n" +
+	"\x16workflow_definition_id\x18\x02 \x01(\tR\x14workflowDefinitionId\x12\x1d\n" +
+	"\aversion\x18\x03 \x01(\rH\x00R\aversion\x88\x01\x01\x12!\n" +
+	"\treference\x18\x04 \x01(\tH\x01R\treference\x88\x01\x01\x12\x1f\n" +
+	"\vname_prefix\x18\x05 \x01(\tR\n" +
+	"namePrefix\x12(\n" +
+	"\x10root_workflow_id\x18\x06 \x01(\tR\x0erootWorkflowId\x12D\n" +
+	"\x10create_time_from\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x0ecreateTimeFrom\x12H\n" +
+	"\x12create_time_before\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x10createTimeBefore\x12H\n" +
+	"\x12complete_time_from\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x10completeTimeFrom\x12L\n" +
+	"\x14complete_time_before\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x12completeTimeBeforeB\n" +
+	"\n" +
+	"\b_versionB\f\n" +
+	"\n" +
+	"_reference\"\\\n" +
 	"\x18CreateNewWorkflowRequest\x12@\n" +
 	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\"[\n" +
 	"\x19CreateNewWorkflowResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x03R\brevision\"\xa2\x01\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\"\xc1\x01\n" +
 	"\x16PersistWorkflowRequest\x12@\n" +
 	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\x120\n" +
-	"\x11expected_revision\x18\x02 \x01(\x03H\x00R\x10expectedRevision\x88\x01\x01B\x14\n" +
+	"\x11expected_revision\x18\x02 \x01(\x03H\x00R\x10expectedRevision\x88\x01\x01\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tR\trequestIdB\x14\n" +
 	"\x12_expected_revision\"5\n" +
 	"\x17PersistWorkflowResponse\x12\x1a\n" +
-	"\brevision\x18\x01 \x01(\x03R\brevision\"\x80\x02\n" +
+	"\brevision\x18\x01 \x01(\x03R\brevision\"\x9f\x02\n" +
 	"'PersistWorkflowWithSubscriptionsRequest\x12@\n" +
 	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\x12K\n" +
 	"\rsubscriptions\x18\x02 \x03(\v2%.wfe.persistence.v1.EventSubscriptionR\rsubscriptions\x120\n" +
-	"\x11expected_revision\x18\x03 \x01(\x03H\x00R\x10expectedRevision\x88\x01\x01B\x14\n" +
+	"\x11expected_revision\x18\x03 \x01(\x03H\x00R\x10expectedRevision\x88\x01\x01\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tR\trequestIdB\x14\n" +
 	"\x12_expected_revision\"q\n" +
 	"(PersistWorkflowWithSubscriptionsResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12)\n" +
-	"\x10subscription_ids\x18\x02 \x03(\tR\x0fsubscriptionIds\",\n" +
+	"\x10subscription_ids\x18\x02 \x03(\tR\x0fsubscriptionIds\"\xd3\x06\n" +
+	"\x15CommitWorkflowRequest\x12B\n" +
+	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceH\x00R\binstance\x129\n" +
+	"\x05patch\x18\x02 \x01(\v2!.wfe.persistence.v1.WorkflowPatchH\x00R\x05patch\x120\n" +
+	"\x11expected_revision\x18\x03 \x01(\x03H\x01R\x10expectedRevision\x88\x01\x01\x12T\n" +
+	"\x12held_subscriptions\x18\x04 \x03(\v2%.wfe.persistence.v1.SubscriptionClaimR\x11heldSubscriptions\x12*\n" +
+	"\x11held_lease_tokens\x18\x05 \x03(\tR\x0fheldLeaseTokens\x12X\n" +
+	"\x14create_subscriptions\x18\x06 \x03(\v2%.wfe.persistence.v1.EventSubscriptionR\x13createSubscriptions\x12<\n" +
+	"\x1aterminate_subscription_ids\x18\a \x03(\tR\x18terminateSubscriptionIds\x12>\n" +
+	"\rcreate_events\x18\b \x03(\v2\x19.wfe.persistence.v1.EventR\fcreateEvents\x12.\n" +
+	"\x13processed_event_ids\x18\t \x03(\tR\x11processedEventIds\x12:\n" +
+	"\x06errors\x18\n" +
+	" \x03(\v2\".wfe.persistence.v1.ExecutionErrorR\x06errors\x12Q\n" +
+	"\x11schedule_commands\x18\v \x03(\v2$.wfe.persistence.v1.ScheduledCommandR\x10scheduleCommands\x122\n" +
+	"\x15complete_lease_tokens\x18\f \x03(\tR\x13completeLeaseTokens\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\r \x01(\tR\trequestIdB\a\n" +
+	"\x05stateB\x14\n" +
+	"\x12_expected_revision\"|\n" +
+	"\x16CommitWorkflowResponse\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x03R\brevision\x12)\n" +
+	"\x10subscription_ids\x18\x02 \x03(\tR\x0fsubscriptionIds\x12\x1b\n" +
+	"\tevent_ids\x18\x03 \x03(\tR\beventIds\"b\n" +
 	"\x1aGetWorkflowInstanceRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"_\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x124\n" +
+	"\x04view\x18\x02 \x01(\x0e2 .wfe.persistence.v1.WorkflowViewR\x04view\"_\n" +
 	"\x1bGetWorkflowInstanceResponse\x12@\n" +
-	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\"6\n" +
+	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\"l\n" +
 	" GetWorkflowInstanceByNameRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"e\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x124\n" +
+	"\x04view\x18\x02 \x01(\x0e2 .wfe.persistence.v1.WorkflowViewR\x04view\"e\n" +
 	"!GetWorkflowInstanceByNameResponse\x12@\n" +
-	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\"/\n" +
+	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\"e\n" +
 	"\x1bGetWorkflowInstancesRequest\x12\x10\n" +
-	"\x03ids\x18\x01 \x03(\tR\x03ids\"`\n" +
+	"\x03ids\x18\x01 \x03(\tR\x03ids\x124\n" +
+	"\x04view\x18\x02 \x01(\x0e2 .wfe.persistence.v1.WorkflowViewR\x04view\"`\n" +
 	"\x1cGetWorkflowInstancesResponse\x12@\n" +
 	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\"\x8a\x01\n" +
 	"\x1bGetRunnableInstancesRequest\x12/\n" +
@@ -1504,7 +2945,58 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\x1dNextDefinitionSequenceRequest\x12#\n" +
 	"\rdefinition_id\x18\x01 \x01(\tR\fdefinitionId\"8\n" +
 	"\x1eNextDefinitionSequenceResponse\x12\x16\n" +
-	"\x06number\x18\x01 \x01(\x03R\x06number*\xac\x01\n" +
+	"\x06number\x18\x01 \x01(\x03R\x06number\"\xe4\x01\n" +
+	"\x1cListExecutionPointersRequest\x12\x1f\n" +
+	"\vworkflow_id\x18\x01 \x01(\tR\n" +
+	"workflowId\x12\x1f\n" +
+	"\vactive_only\x18\x02 \x01(\bR\n" +
+	"activeOnly\x120\n" +
+	"\x11expected_revision\x18\x03 \x01(\x03H\x00R\x10expectedRevision\x88\x01\x01\x12\x1b\n" +
+	"\tpage_size\x18\x04 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x05 \x01(\tR\tpageTokenB\x14\n" +
+	"\x12_expected_revision\"\xb8\x01\n" +
+	"\x1dListExecutionPointersResponse\x12S\n" +
+	"\x12execution_pointers\x18\x01 \x03(\v2$.wfe.persistence.v1.ExecutionPointerR\x11executionPointers\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\"\xf9\x01\n" +
+	"\x14ListWorkflowsRequest\x12:\n" +
+	"\x06filter\x18\x01 \x01(\v2\".wfe.persistence.v1.WorkflowFilterR\x06filter\x123\n" +
+	"\x05order\x18\x02 \x01(\x0e2\x1d.wfe.persistence.v1.ListOrderR\x05order\x124\n" +
+	"\x04view\x18\x03 \x01(\x0e2 .wfe.persistence.v1.WorkflowViewR\x04view\x12\x1b\n" +
+	"\tpage_size\x18\x04 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x05 \x01(\tR\tpageToken\"\x83\x01\n" +
+	"\x15ListWorkflowsResponse\x12B\n" +
+	"\tinstances\x18\x01 \x03(\v2$.wfe.persistence.v1.WorkflowInstanceR\tinstances\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"S\n" +
+	"\x15CountWorkflowsRequest\x12:\n" +
+	"\x06filter\x18\x01 \x01(\v2\".wfe.persistence.v1.WorkflowFilterR\x06filter\"a\n" +
+	"\rWorkflowCount\x12:\n" +
+	"\x06status\x18\x01 \x01(\x0e2\".wfe.persistence.v1.WorkflowStatusR\x06status\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x03R\x05count\"S\n" +
+	"\x16CountWorkflowsResponse\x129\n" +
+	"\x06counts\x18\x01 \x03(\v2!.wfe.persistence.v1.WorkflowCountR\x06counts\"o\n" +
+	"\x15DeleteWorkflowRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x120\n" +
+	"\x11expected_revision\x18\x02 \x01(\x03H\x00R\x10expectedRevision\x88\x01\x01B\x14\n" +
+	"\x12_expected_revision\"\x18\n" +
+	"\x16DeleteWorkflowResponse\"\x9f\x02\n" +
+	"\x15PurgeWorkflowsRequest\x12=\n" +
+	"\fended_before\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\vendedBefore\x12>\n" +
+	"\bstatuses\x18\x02 \x03(\x0e2\".wfe.persistence.v1.WorkflowStatusR\bstatuses\x124\n" +
+	"\x16workflow_definition_id\x18\x03 \x01(\tR\x14workflowDefinitionId\x12\x17\n" +
+	"\adry_run\x18\x04 \x01(\bR\x06dryRun\x12\x19\n" +
+	"\bmax_rows\x18\x05 \x01(\x05R\amaxRows\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x06 \x01(\tR\tpageToken\"\xe3\x01\n" +
+	"\x16PurgeWorkflowsResponse\x12\x1c\n" +
+	"\tworkflows\x18\x01 \x01(\x03R\tworkflows\x12-\n" +
+	"\x12execution_pointers\x18\x02 \x01(\x03R\x11executionPointers\x12$\n" +
+	"\rsubscriptions\x18\x03 \x01(\x03R\rsubscriptions\x12\x16\n" +
+	"\x06errors\x18\x04 \x01(\x03R\x06errors\x12\x16\n" +
+	"\x06events\x18\x05 \x01(\x03R\x06events\x12&\n" +
+	"\x0fnext_page_token\x18\x06 \x01(\tR\rnextPageToken*\xac\x01\n" +
 	"\x0eWorkflowStatus\x12\x1f\n" +
 	"\x1bWORKFLOW_STATUS_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18WORKFLOW_STATUS_RUNNABLE\x10\x01\x12\x1d\n" +
@@ -1523,16 +3015,27 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\x1aPOINTER_STATUS_COMPENSATED\x10\b\x12\x1c\n" +
 	"\x18POINTER_STATUS_CANCELLED\x10\t\x12&\n" +
 	"\"POINTER_STATUS_PENDING_PREDECESSOR\x10\n" +
-	"2\x8b\b\n" +
+	"*y\n" +
+	"\fWorkflowView\x12\x1d\n" +
+	"\x19WORKFLOW_VIEW_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12WORKFLOW_VIEW_FULL\x10\x01\x12\x18\n" +
+	"\x14WORKFLOW_VIEW_ACTIVE\x10\x02\x12\x18\n" +
+	"\x14WORKFLOW_VIEW_HEADER\x10\x032\x93\r\n" +
 	"\x0fWorkflowService\x12p\n" +
 	"\x11CreateNewWorkflow\x12,.wfe.persistence.v1.CreateNewWorkflowRequest\x1a-.wfe.persistence.v1.CreateNewWorkflowResponse\x12j\n" +
 	"\x0fPersistWorkflow\x12*.wfe.persistence.v1.PersistWorkflowRequest\x1a+.wfe.persistence.v1.PersistWorkflowResponse\x12\x9d\x01\n" +
-	" PersistWorkflowWithSubscriptions\x12;.wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest\x1a<.wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse\x12v\n" +
+	" PersistWorkflowWithSubscriptions\x12;.wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest\x1a<.wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse\x12g\n" +
+	"\x0eCommitWorkflow\x12).wfe.persistence.v1.CommitWorkflowRequest\x1a*.wfe.persistence.v1.CommitWorkflowResponse\x12v\n" +
 	"\x13GetWorkflowInstance\x12..wfe.persistence.v1.GetWorkflowInstanceRequest\x1a/.wfe.persistence.v1.GetWorkflowInstanceResponse\x12\x88\x01\n" +
 	"\x19GetWorkflowInstanceByName\x124.wfe.persistence.v1.GetWorkflowInstanceByNameRequest\x1a5.wfe.persistence.v1.GetWorkflowInstanceByNameResponse\x12{\n" +
 	"\x14GetWorkflowInstances\x12/.wfe.persistence.v1.GetWorkflowInstancesRequest\x1a0.wfe.persistence.v1.GetWorkflowInstancesResponse0\x01\x12y\n" +
 	"\x14GetRunnableInstances\x12/.wfe.persistence.v1.GetRunnableInstancesRequest\x1a0.wfe.persistence.v1.GetRunnableInstancesResponse\x12\x7f\n" +
-	"\x16NextDefinitionSequence\x121.wfe.persistence.v1.NextDefinitionSequenceRequest\x1a2.wfe.persistence.v1.NextDefinitionSequenceResponseBO\n" +
+	"\x16NextDefinitionSequence\x121.wfe.persistence.v1.NextDefinitionSequenceRequest\x1a2.wfe.persistence.v1.NextDefinitionSequenceResponse\x12|\n" +
+	"\x15ListExecutionPointers\x120.wfe.persistence.v1.ListExecutionPointersRequest\x1a1.wfe.persistence.v1.ListExecutionPointersResponse\x12d\n" +
+	"\rListWorkflows\x12(.wfe.persistence.v1.ListWorkflowsRequest\x1a).wfe.persistence.v1.ListWorkflowsResponse\x12g\n" +
+	"\x0eCountWorkflows\x12).wfe.persistence.v1.CountWorkflowsRequest\x1a*.wfe.persistence.v1.CountWorkflowsResponse\x12g\n" +
+	"\x0eDeleteWorkflow\x12).wfe.persistence.v1.DeleteWorkflowRequest\x1a*.wfe.persistence.v1.DeleteWorkflowResponse\x12g\n" +
+	"\x0ePurgeWorkflows\x12).wfe.persistence.v1.PurgeWorkflowsRequest\x1a*.wfe.persistence.v1.PurgeWorkflowsResponseBO\n" +
 	"\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3"
 
 var (
@@ -1547,72 +3050,135 @@ func file_wfe_persistence_v1_workflow_proto_rawDescGZIP() []byte {
 	return file_wfe_persistence_v1_workflow_proto_rawDescData
 }
 
-var file_wfe_persistence_v1_workflow_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_wfe_persistence_v1_workflow_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_wfe_persistence_v1_workflow_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_wfe_persistence_v1_workflow_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_wfe_persistence_v1_workflow_proto_goTypes = []any{
 	(WorkflowStatus)(0),                              // 0: wfe.persistence.v1.WorkflowStatus
 	(PointerStatus)(0),                               // 1: wfe.persistence.v1.PointerStatus
-	(*WorkflowInstance)(nil),                         // 2: wfe.persistence.v1.WorkflowInstance
-	(*ExecutionPointer)(nil),                         // 3: wfe.persistence.v1.ExecutionPointer
-	(*CreateNewWorkflowRequest)(nil),                 // 4: wfe.persistence.v1.CreateNewWorkflowRequest
-	(*CreateNewWorkflowResponse)(nil),                // 5: wfe.persistence.v1.CreateNewWorkflowResponse
-	(*PersistWorkflowRequest)(nil),                   // 6: wfe.persistence.v1.PersistWorkflowRequest
-	(*PersistWorkflowResponse)(nil),                  // 7: wfe.persistence.v1.PersistWorkflowResponse
-	(*PersistWorkflowWithSubscriptionsRequest)(nil),  // 8: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest
-	(*PersistWorkflowWithSubscriptionsResponse)(nil), // 9: wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse
-	(*GetWorkflowInstanceRequest)(nil),               // 10: wfe.persistence.v1.GetWorkflowInstanceRequest
-	(*GetWorkflowInstanceResponse)(nil),              // 11: wfe.persistence.v1.GetWorkflowInstanceResponse
-	(*GetWorkflowInstanceByNameRequest)(nil),         // 12: wfe.persistence.v1.GetWorkflowInstanceByNameRequest
-	(*GetWorkflowInstanceByNameResponse)(nil),        // 13: wfe.persistence.v1.GetWorkflowInstanceByNameResponse
-	(*GetWorkflowInstancesRequest)(nil),              // 14: wfe.persistence.v1.GetWorkflowInstancesRequest
-	(*GetWorkflowInstancesResponse)(nil),             // 15: wfe.persistence.v1.GetWorkflowInstancesResponse
-	(*GetRunnableInstancesRequest)(nil),              // 16: wfe.persistence.v1.GetRunnableInstancesRequest
-	(*GetRunnableInstancesResponse)(nil),             // 17: wfe.persistence.v1.GetRunnableInstancesResponse
-	(*NextDefinitionSequenceRequest)(nil),            // 18: wfe.persistence.v1.NextDefinitionSequenceRequest
-	(*NextDefinitionSequenceResponse)(nil),           // 19: wfe.persistence.v1.NextDefinitionSequenceResponse
-	nil,                                              // 20: wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
-	(*timestamppb.Timestamp)(nil),                    // 21: google.protobuf.Timestamp
-	(*EventSubscription)(nil),                        // 22: wfe.persistence.v1.EventSubscription
+	(WorkflowView)(0),                                // 2: wfe.persistence.v1.WorkflowView
+	(*WorkflowInstance)(nil),                         // 3: wfe.persistence.v1.WorkflowInstance
+	(*ExecutionPointer)(nil),                         // 4: wfe.persistence.v1.ExecutionPointer
+	(*WorkflowPatch)(nil),                            // 5: wfe.persistence.v1.WorkflowPatch
+	(*SubscriptionClaim)(nil),                        // 6: wfe.persistence.v1.SubscriptionClaim
+	(*WorkflowFilter)(nil),                           // 7: wfe.persistence.v1.WorkflowFilter
+	(*CreateNewWorkflowRequest)(nil),                 // 8: wfe.persistence.v1.CreateNewWorkflowRequest
+	(*CreateNewWorkflowResponse)(nil),                // 9: wfe.persistence.v1.CreateNewWorkflowResponse
+	(*PersistWorkflowRequest)(nil),                   // 10: wfe.persistence.v1.PersistWorkflowRequest
+	(*PersistWorkflowResponse)(nil),                  // 11: wfe.persistence.v1.PersistWorkflowResponse
+	(*PersistWorkflowWithSubscriptionsRequest)(nil),  // 12: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest
+	(*PersistWorkflowWithSubscriptionsResponse)(nil), // 13: wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse
+	(*CommitWorkflowRequest)(nil),                    // 14: wfe.persistence.v1.CommitWorkflowRequest
+	(*CommitWorkflowResponse)(nil),                   // 15: wfe.persistence.v1.CommitWorkflowResponse
+	(*GetWorkflowInstanceRequest)(nil),               // 16: wfe.persistence.v1.GetWorkflowInstanceRequest
+	(*GetWorkflowInstanceResponse)(nil),              // 17: wfe.persistence.v1.GetWorkflowInstanceResponse
+	(*GetWorkflowInstanceByNameRequest)(nil),         // 18: wfe.persistence.v1.GetWorkflowInstanceByNameRequest
+	(*GetWorkflowInstanceByNameResponse)(nil),        // 19: wfe.persistence.v1.GetWorkflowInstanceByNameResponse
+	(*GetWorkflowInstancesRequest)(nil),              // 20: wfe.persistence.v1.GetWorkflowInstancesRequest
+	(*GetWorkflowInstancesResponse)(nil),             // 21: wfe.persistence.v1.GetWorkflowInstancesResponse
+	(*GetRunnableInstancesRequest)(nil),              // 22: wfe.persistence.v1.GetRunnableInstancesRequest
+	(*GetRunnableInstancesResponse)(nil),             // 23: wfe.persistence.v1.GetRunnableInstancesResponse
+	(*NextDefinitionSequenceRequest)(nil),            // 24: wfe.persistence.v1.NextDefinitionSequenceRequest
+	(*NextDefinitionSequenceResponse)(nil),           // 25: wfe.persistence.v1.NextDefinitionSequenceResponse
+	(*ListExecutionPointersRequest)(nil),             // 26: wfe.persistence.v1.ListExecutionPointersRequest
+	(*ListExecutionPointersResponse)(nil),            // 27: wfe.persistence.v1.ListExecutionPointersResponse
+	(*ListWorkflowsRequest)(nil),                     // 28: wfe.persistence.v1.ListWorkflowsRequest
+	(*ListWorkflowsResponse)(nil),                    // 29: wfe.persistence.v1.ListWorkflowsResponse
+	(*CountWorkflowsRequest)(nil),                    // 30: wfe.persistence.v1.CountWorkflowsRequest
+	(*WorkflowCount)(nil),                            // 31: wfe.persistence.v1.WorkflowCount
+	(*CountWorkflowsResponse)(nil),                   // 32: wfe.persistence.v1.CountWorkflowsResponse
+	(*DeleteWorkflowRequest)(nil),                    // 33: wfe.persistence.v1.DeleteWorkflowRequest
+	(*DeleteWorkflowResponse)(nil),                   // 34: wfe.persistence.v1.DeleteWorkflowResponse
+	(*PurgeWorkflowsRequest)(nil),                    // 35: wfe.persistence.v1.PurgeWorkflowsRequest
+	(*PurgeWorkflowsResponse)(nil),                   // 36: wfe.persistence.v1.PurgeWorkflowsResponse
+	nil,                                              // 37: wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
+	(*timestamppb.Timestamp)(nil),                    // 38: google.protobuf.Timestamp
+	(*fieldmaskpb.FieldMask)(nil),                    // 39: google.protobuf.FieldMask
+	(*EventSubscription)(nil),                        // 40: wfe.persistence.v1.EventSubscription
+	(*Event)(nil),                                    // 41: wfe.persistence.v1.Event
+	(*ExecutionError)(nil),                           // 42: wfe.persistence.v1.ExecutionError
+	(*ScheduledCommand)(nil),                         // 43: wfe.persistence.v1.ScheduledCommand
+	(ListOrder)(0),                                   // 44: wfe.persistence.v1.ListOrder
 }
 var file_wfe_persistence_v1_workflow_proto_depIdxs = []int32{
-	3,  // 0: wfe.persistence.v1.WorkflowInstance.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
+	4,  // 0: wfe.persistence.v1.WorkflowInstance.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
 	0,  // 1: wfe.persistence.v1.WorkflowInstance.status:type_name -> wfe.persistence.v1.WorkflowStatus
-	21, // 2: wfe.persistence.v1.WorkflowInstance.create_time:type_name -> google.protobuf.Timestamp
-	21, // 3: wfe.persistence.v1.WorkflowInstance.complete_time:type_name -> google.protobuf.Timestamp
-	1,  // 4: wfe.persistence.v1.ExecutionPointer.status:type_name -> wfe.persistence.v1.PointerStatus
-	21, // 5: wfe.persistence.v1.ExecutionPointer.sleep_until:type_name -> google.protobuf.Timestamp
-	21, // 6: wfe.persistence.v1.ExecutionPointer.start_time:type_name -> google.protobuf.Timestamp
-	21, // 7: wfe.persistence.v1.ExecutionPointer.end_time:type_name -> google.protobuf.Timestamp
-	20, // 8: wfe.persistence.v1.ExecutionPointer.extension_attributes_json:type_name -> wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
-	2,  // 9: wfe.persistence.v1.CreateNewWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	2,  // 10: wfe.persistence.v1.PersistWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	2,  // 11: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	22, // 12: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.subscriptions:type_name -> wfe.persistence.v1.EventSubscription
-	2,  // 13: wfe.persistence.v1.GetWorkflowInstanceResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	2,  // 14: wfe.persistence.v1.GetWorkflowInstanceByNameResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	2,  // 15: wfe.persistence.v1.GetWorkflowInstancesResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	21, // 16: wfe.persistence.v1.GetRunnableInstancesRequest.as_at:type_name -> google.protobuf.Timestamp
-	4,  // 17: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:input_type -> wfe.persistence.v1.CreateNewWorkflowRequest
-	6,  // 18: wfe.persistence.v1.WorkflowService.PersistWorkflow:input_type -> wfe.persistence.v1.PersistWorkflowRequest
-	8,  // 19: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:input_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest
-	10, // 20: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:input_type -> wfe.persistence.v1.GetWorkflowInstanceRequest
-	12, // 21: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:input_type -> wfe.persistence.v1.GetWorkflowInstanceByNameRequest
-	14, // 22: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:input_type -> wfe.persistence.v1.GetWorkflowInstancesRequest
-	16, // 23: wfe.persistence.v1.WorkflowService.GetRunnableInstances:input_type -> wfe.persistence.v1.GetRunnableInstancesRequest
-	18, // 24: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:input_type -> wfe.persistence.v1.NextDefinitionSequenceRequest
-	5,  // 25: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:output_type -> wfe.persistence.v1.CreateNewWorkflowResponse
-	7,  // 26: wfe.persistence.v1.WorkflowService.PersistWorkflow:output_type -> wfe.persistence.v1.PersistWorkflowResponse
-	9,  // 27: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:output_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse
-	11, // 28: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:output_type -> wfe.persistence.v1.GetWorkflowInstanceResponse
-	13, // 29: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:output_type -> wfe.persistence.v1.GetWorkflowInstanceByNameResponse
-	15, // 30: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:output_type -> wfe.persistence.v1.GetWorkflowInstancesResponse
-	17, // 31: wfe.persistence.v1.WorkflowService.GetRunnableInstances:output_type -> wfe.persistence.v1.GetRunnableInstancesResponse
-	19, // 32: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:output_type -> wfe.persistence.v1.NextDefinitionSequenceResponse
-	25, // [25:33] is the sub-list for method output_type
-	17, // [17:25] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	38, // 2: wfe.persistence.v1.WorkflowInstance.create_time:type_name -> google.protobuf.Timestamp
+	38, // 3: wfe.persistence.v1.WorkflowInstance.complete_time:type_name -> google.protobuf.Timestamp
+	2,  // 4: wfe.persistence.v1.WorkflowInstance.view:type_name -> wfe.persistence.v1.WorkflowView
+	1,  // 5: wfe.persistence.v1.ExecutionPointer.status:type_name -> wfe.persistence.v1.PointerStatus
+	38, // 6: wfe.persistence.v1.ExecutionPointer.sleep_until:type_name -> google.protobuf.Timestamp
+	38, // 7: wfe.persistence.v1.ExecutionPointer.start_time:type_name -> google.protobuf.Timestamp
+	38, // 8: wfe.persistence.v1.ExecutionPointer.end_time:type_name -> google.protobuf.Timestamp
+	37, // 9: wfe.persistence.v1.ExecutionPointer.extension_attributes_json:type_name -> wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
+	3,  // 10: wfe.persistence.v1.WorkflowPatch.header:type_name -> wfe.persistence.v1.WorkflowInstance
+	39, // 11: wfe.persistence.v1.WorkflowPatch.header_mask:type_name -> google.protobuf.FieldMask
+	4,  // 12: wfe.persistence.v1.WorkflowPatch.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
+	0,  // 13: wfe.persistence.v1.WorkflowFilter.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
+	38, // 14: wfe.persistence.v1.WorkflowFilter.create_time_from:type_name -> google.protobuf.Timestamp
+	38, // 15: wfe.persistence.v1.WorkflowFilter.create_time_before:type_name -> google.protobuf.Timestamp
+	38, // 16: wfe.persistence.v1.WorkflowFilter.complete_time_from:type_name -> google.protobuf.Timestamp
+	38, // 17: wfe.persistence.v1.WorkflowFilter.complete_time_before:type_name -> google.protobuf.Timestamp
+	3,  // 18: wfe.persistence.v1.CreateNewWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	3,  // 19: wfe.persistence.v1.PersistWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	3,  // 20: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	40, // 21: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.subscriptions:type_name -> wfe.persistence.v1.EventSubscription
+	3,  // 22: wfe.persistence.v1.CommitWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	5,  // 23: wfe.persistence.v1.CommitWorkflowRequest.patch:type_name -> wfe.persistence.v1.WorkflowPatch
+	6,  // 24: wfe.persistence.v1.CommitWorkflowRequest.held_subscriptions:type_name -> wfe.persistence.v1.SubscriptionClaim
+	40, // 25: wfe.persistence.v1.CommitWorkflowRequest.create_subscriptions:type_name -> wfe.persistence.v1.EventSubscription
+	41, // 26: wfe.persistence.v1.CommitWorkflowRequest.create_events:type_name -> wfe.persistence.v1.Event
+	42, // 27: wfe.persistence.v1.CommitWorkflowRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
+	43, // 28: wfe.persistence.v1.CommitWorkflowRequest.schedule_commands:type_name -> wfe.persistence.v1.ScheduledCommand
+	2,  // 29: wfe.persistence.v1.GetWorkflowInstanceRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 30: wfe.persistence.v1.GetWorkflowInstanceResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	2,  // 31: wfe.persistence.v1.GetWorkflowInstanceByNameRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 32: wfe.persistence.v1.GetWorkflowInstanceByNameResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	2,  // 33: wfe.persistence.v1.GetWorkflowInstancesRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 34: wfe.persistence.v1.GetWorkflowInstancesResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	38, // 35: wfe.persistence.v1.GetRunnableInstancesRequest.as_at:type_name -> google.protobuf.Timestamp
+	4,  // 36: wfe.persistence.v1.ListExecutionPointersResponse.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
+	7,  // 37: wfe.persistence.v1.ListWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
+	44, // 38: wfe.persistence.v1.ListWorkflowsRequest.order:type_name -> wfe.persistence.v1.ListOrder
+	2,  // 39: wfe.persistence.v1.ListWorkflowsRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 40: wfe.persistence.v1.ListWorkflowsResponse.instances:type_name -> wfe.persistence.v1.WorkflowInstance
+	7,  // 41: wfe.persistence.v1.CountWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
+	0,  // 42: wfe.persistence.v1.WorkflowCount.status:type_name -> wfe.persistence.v1.WorkflowStatus
+	31, // 43: wfe.persistence.v1.CountWorkflowsResponse.counts:type_name -> wfe.persistence.v1.WorkflowCount
+	38, // 44: wfe.persistence.v1.PurgeWorkflowsRequest.ended_before:type_name -> google.protobuf.Timestamp
+	0,  // 45: wfe.persistence.v1.PurgeWorkflowsRequest.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
+	8,  // 46: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:input_type -> wfe.persistence.v1.CreateNewWorkflowRequest
+	10, // 47: wfe.persistence.v1.WorkflowService.PersistWorkflow:input_type -> wfe.persistence.v1.PersistWorkflowRequest
+	12, // 48: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:input_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest
+	14, // 49: wfe.persistence.v1.WorkflowService.CommitWorkflow:input_type -> wfe.persistence.v1.CommitWorkflowRequest
+	16, // 50: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:input_type -> wfe.persistence.v1.GetWorkflowInstanceRequest
+	18, // 51: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:input_type -> wfe.persistence.v1.GetWorkflowInstanceByNameRequest
+	20, // 52: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:input_type -> wfe.persistence.v1.GetWorkflowInstancesRequest
+	22, // 53: wfe.persistence.v1.WorkflowService.GetRunnableInstances:input_type -> wfe.persistence.v1.GetRunnableInstancesRequest
+	24, // 54: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:input_type -> wfe.persistence.v1.NextDefinitionSequenceRequest
+	26, // 55: wfe.persistence.v1.WorkflowService.ListExecutionPointers:input_type -> wfe.persistence.v1.ListExecutionPointersRequest
+	28, // 56: wfe.persistence.v1.WorkflowService.ListWorkflows:input_type -> wfe.persistence.v1.ListWorkflowsRequest
+	30, // 57: wfe.persistence.v1.WorkflowService.CountWorkflows:input_type -> wfe.persistence.v1.CountWorkflowsRequest
+	33, // 58: wfe.persistence.v1.WorkflowService.DeleteWorkflow:input_type -> wfe.persistence.v1.DeleteWorkflowRequest
+	35, // 59: wfe.persistence.v1.WorkflowService.PurgeWorkflows:input_type -> wfe.persistence.v1.PurgeWorkflowsRequest
+	9,  // 60: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:output_type -> wfe.persistence.v1.CreateNewWorkflowResponse
+	11, // 61: wfe.persistence.v1.WorkflowService.PersistWorkflow:output_type -> wfe.persistence.v1.PersistWorkflowResponse
+	13, // 62: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:output_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse
+	15, // 63: wfe.persistence.v1.WorkflowService.CommitWorkflow:output_type -> wfe.persistence.v1.CommitWorkflowResponse
+	17, // 64: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:output_type -> wfe.persistence.v1.GetWorkflowInstanceResponse
+	19, // 65: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:output_type -> wfe.persistence.v1.GetWorkflowInstanceByNameResponse
+	21, // 66: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:output_type -> wfe.persistence.v1.GetWorkflowInstancesResponse
+	23, // 67: wfe.persistence.v1.WorkflowService.GetRunnableInstances:output_type -> wfe.persistence.v1.GetRunnableInstancesResponse
+	25, // 68: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:output_type -> wfe.persistence.v1.NextDefinitionSequenceResponse
+	27, // 69: wfe.persistence.v1.WorkflowService.ListExecutionPointers:output_type -> wfe.persistence.v1.ListExecutionPointersResponse
+	29, // 70: wfe.persistence.v1.WorkflowService.ListWorkflows:output_type -> wfe.persistence.v1.ListWorkflowsResponse
+	32, // 71: wfe.persistence.v1.WorkflowService.CountWorkflows:output_type -> wfe.persistence.v1.CountWorkflowsResponse
+	34, // 72: wfe.persistence.v1.WorkflowService.DeleteWorkflow:output_type -> wfe.persistence.v1.DeleteWorkflowResponse
+	36, // 73: wfe.persistence.v1.WorkflowService.PurgeWorkflows:output_type -> wfe.persistence.v1.PurgeWorkflowsResponse
+	60, // [60:74] is the sub-list for method output_type
+	46, // [46:60] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_workflow_proto_init() }
@@ -1620,18 +3186,30 @@ func file_wfe_persistence_v1_workflow_proto_init() {
 	if File_wfe_persistence_v1_workflow_proto != nil {
 		return
 	}
+	file_wfe_persistence_v1_command_proto_init()
+	file_wfe_persistence_v1_event_proto_init()
+	file_wfe_persistence_v1_list_order_proto_init()
+	file_wfe_persistence_v1_store_proto_init()
 	file_wfe_persistence_v1_subscription_proto_init()
 	file_wfe_persistence_v1_workflow_proto_msgTypes[0].OneofWrappers = []any{}
 	file_wfe_persistence_v1_workflow_proto_msgTypes[1].OneofWrappers = []any{}
+	file_wfe_persistence_v1_workflow_proto_msgTypes[3].OneofWrappers = []any{}
 	file_wfe_persistence_v1_workflow_proto_msgTypes[4].OneofWrappers = []any{}
-	file_wfe_persistence_v1_workflow_proto_msgTypes[6].OneofWrappers = []any{}
+	file_wfe_persistence_v1_workflow_proto_msgTypes[7].OneofWrappers = []any{}
+	file_wfe_persistence_v1_workflow_proto_msgTypes[9].OneofWrappers = []any{}
+	file_wfe_persistence_v1_workflow_proto_msgTypes[11].OneofWrappers = []any{
+		(*CommitWorkflowRequest_Instance)(nil),
+		(*CommitWorkflowRequest_Patch)(nil),
+	}
+	file_wfe_persistence_v1_workflow_proto_msgTypes[23].OneofWrappers = []any{}
+	file_wfe_persistence_v1_workflow_proto_msgTypes[30].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wfe_persistence_v1_workflow_proto_rawDesc), len(file_wfe_persistence_v1_workflow_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   19,
+			NumEnums:      3,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

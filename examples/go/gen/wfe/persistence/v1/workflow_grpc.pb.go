@@ -22,11 +22,17 @@ const (
 	WorkflowService_CreateNewWorkflow_FullMethodName                = "/wfe.persistence.v1.WorkflowService/CreateNewWorkflow"
 	WorkflowService_PersistWorkflow_FullMethodName                  = "/wfe.persistence.v1.WorkflowService/PersistWorkflow"
 	WorkflowService_PersistWorkflowWithSubscriptions_FullMethodName = "/wfe.persistence.v1.WorkflowService/PersistWorkflowWithSubscriptions"
+	WorkflowService_CommitWorkflow_FullMethodName                   = "/wfe.persistence.v1.WorkflowService/CommitWorkflow"
 	WorkflowService_GetWorkflowInstance_FullMethodName              = "/wfe.persistence.v1.WorkflowService/GetWorkflowInstance"
 	WorkflowService_GetWorkflowInstanceByName_FullMethodName        = "/wfe.persistence.v1.WorkflowService/GetWorkflowInstanceByName"
 	WorkflowService_GetWorkflowInstances_FullMethodName             = "/wfe.persistence.v1.WorkflowService/GetWorkflowInstances"
 	WorkflowService_GetRunnableInstances_FullMethodName             = "/wfe.persistence.v1.WorkflowService/GetRunnableInstances"
 	WorkflowService_NextDefinitionSequence_FullMethodName           = "/wfe.persistence.v1.WorkflowService/NextDefinitionSequence"
+	WorkflowService_ListExecutionPointers_FullMethodName            = "/wfe.persistence.v1.WorkflowService/ListExecutionPointers"
+	WorkflowService_ListWorkflows_FullMethodName                    = "/wfe.persistence.v1.WorkflowService/ListWorkflows"
+	WorkflowService_CountWorkflows_FullMethodName                   = "/wfe.persistence.v1.WorkflowService/CountWorkflows"
+	WorkflowService_DeleteWorkflow_FullMethodName                   = "/wfe.persistence.v1.WorkflowService/DeleteWorkflow"
+	WorkflowService_PurgeWorkflows_FullMethodName                   = "/wfe.persistence.v1.WorkflowService/PurgeWorkflows"
 )
 
 // WorkflowServiceClient is the client API for WorkflowService service.
@@ -34,7 +40,7 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
 // WorkflowService stores workflows with their execution pointers. Every call is
-// one transaction; every read is one consistent snapshot.
+// one transaction (a purge: several); every read is one consistent snapshot.
 type WorkflowServiceClient interface {
 	// Stores a new workflow with all its pointers. The same request again (same
 	// id, same content) answers the same and changes nothing, even if the workflow
@@ -57,15 +63,32 @@ type WorkflowServiceClient interface {
 	// Errors: those of PersistWorkflow, and ALREADY_EXISTS
 	// (SUBSCRIPTION_ALREADY_EXISTS).
 	PersistWorkflowWithSubscriptions(ctx context.Context, in *PersistWorkflowWithSubscriptionsRequest, opts ...grpc.CallOption) (*PersistWorkflowWithSubscriptionsResponse, error)
+	// Stores one step of an engine, all or nothing: the workflow's new state, whole
+	// or as a patch, together with everything the step brought about. What is
+	// created twice with the same content, or scheduled twice, is as in the calls
+	// of its own (CreateEventSubscription, CreateEvent, ScheduleCommand). Sets the
+	// column last_heartbeat_at to the database's time. A command both completed
+	// and scheduled is scheduled, without the lease. After a lost answer the same
+	// call again is safe with a `request_id`. Errors, each with the request's
+	// `field` in ErrorInfo's metadata: NOT_FOUND (WORKFLOW_NOT_FOUND,
+	// POINTER_NOT_FOUND, SUBSCRIPTION_NOT_FOUND, EVENT_NOT_FOUND); ABORTED
+	// (REVISION_MISMATCH); FAILED_PRECONDITION (TOKEN_MISMATCH, LEASE_LOST);
+	// ALREADY_EXISTS (NAME_TAKEN, SUBSCRIPTION_ALREADY_EXISTS,
+	// EVENT_ALREADY_EXISTS, REQUEST_ID_REUSED); RESOURCE_EXHAUSTED
+	// (ANSWER_TOO_LARGE); INVALID_ARGUMENT.
+	CommitWorkflow(ctx context.Context, in *CommitWorkflowRequest, opts ...grpc.CallOption) (*CommitWorkflowResponse, error)
 	// Answers one workflow with its pointers. Errors: NOT_FOUND
-	// (WORKFLOW_NOT_FOUND); INVALID_ARGUMENT.
+	// (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if it does not
+	// fit into one message: see ListExecutionPointers; INVALID_ARGUMENT.
 	GetWorkflowInstance(ctx context.Context, in *GetWorkflowInstanceRequest, opts ...grpc.CallOption) (*GetWorkflowInstanceResponse, error)
 	// Answers one workflow with its pointers, found by its name. Errors: NOT_FOUND
-	// (WORKFLOW_NOT_FOUND); INVALID_ARGUMENT.
+	// (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
+	// INVALID_ARGUMENT.
 	GetWorkflowInstanceByName(ctx context.Context, in *GetWorkflowInstanceByNameRequest, opts ...grpc.CallOption) (*GetWorkflowInstanceByNameResponse, error)
 	// Answers many workflows, one a message, in the order asked; ids that do not
 	// exist are left out, an id asked for twice is answered twice. All of them
-	// come from one snapshot. Errors: INVALID_ARGUMENT.
+	// come from one snapshot. Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if one
+	// of them does not fit into one message; INVALID_ARGUMENT.
 	GetWorkflowInstances(ctx context.Context, in *GetWorkflowInstancesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GetWorkflowInstancesResponse], error)
 	// Answers the ids of workflows with status RUNNABLE and
 	// `next_execution <= as_at`, soonest first, in pages. Each page is read by
@@ -76,6 +99,35 @@ type WorkflowServiceClient interface {
 	// given twice; after a lost answer one may be skipped. Errors:
 	// INVALID_ARGUMENT.
 	NextDefinitionSequence(ctx context.Context, in *NextDefinitionSequenceRequest, opts ...grpc.CallOption) (*NextDefinitionSequenceResponse, error)
+	// Answers the pointers of one workflow in their order, in pages, so that a
+	// workflow of any length can be read. Each page is read by itself; a page with
+	// `expected_revision` is refused if the workflow has changed since. Errors:
+	// NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED (REVISION_MISMATCH);
+	// INVALID_ARGUMENT.
+	ListExecutionPointers(ctx context.Context, in *ListExecutionPointersRequest, opts ...grpc.CallOption) (*ListExecutionPointersResponse, error)
+	// Answers workflows by their create_time, in pages. The place in the list is
+	// kept by create_time and id, so workflows that come and go between two pages
+	// neither shift it nor are answered twice. Errors: INVALID_ARGUMENT.
+	ListWorkflows(ctx context.Context, in *ListWorkflowsRequest, opts ...grpc.CallOption) (*ListWorkflowsResponse, error)
+	// Counts workflows by status. It looks at every workflow of the filter, or at
+	// an index of them. Errors: INVALID_ARGUMENT.
+	CountWorkflows(ctx context.Context, in *CountWorkflowsRequest, opts ...grpc.CallOption) (*CountWorkflowsResponse, error)
+	// Deletes one workflow, whatever its status, with its pointers, subscriptions
+	// and logged errors. Workflows below it in its tree, events and commands stay.
+	// Errors: NOT_FOUND (WORKFLOW_NOT_FOUND), also when the same call again finds
+	// it deleted; ABORTED (REVISION_MISMATCH); INVALID_ARGUMENT.
+	DeleteWorkflow(ctx context.Context, in *DeleteWorkflowRequest, opts ...grpc.CallOption) (*DeleteWorkflowResponse, error)
+	// Deletes ended workflows, the ones that ended first before the others, with
+	// their pointers, subscriptions, logged errors and processed completion events
+	// (those named `wfe.workflow.completed` whose key is the workflow's id). A
+	// workflow goes together with all those below it in its tree, in one
+	// transaction, and only when all of them have ended before the given time;
+	// one whose root is still stored goes with that. What somebody else is
+	// writing at that moment is passed over. One call makes several short
+	// transactions and stops when its budget is used up: call again with
+	// `next_page_token` until that is empty. Repeating a call is safe.
+	// Errors: INVALID_ARGUMENT.
+	PurgeWorkflows(ctx context.Context, in *PurgeWorkflowsRequest, opts ...grpc.CallOption) (*PurgeWorkflowsResponse, error)
 }
 
 type workflowServiceClient struct {
@@ -110,6 +162,16 @@ func (c *workflowServiceClient) PersistWorkflowWithSubscriptions(ctx context.Con
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(PersistWorkflowWithSubscriptionsResponse)
 	err := c.cc.Invoke(ctx, WorkflowService_PersistWorkflowWithSubscriptions_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *workflowServiceClient) CommitWorkflow(ctx context.Context, in *CommitWorkflowRequest, opts ...grpc.CallOption) (*CommitWorkflowResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CommitWorkflowResponse)
+	err := c.cc.Invoke(ctx, WorkflowService_CommitWorkflow_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -175,12 +237,62 @@ func (c *workflowServiceClient) NextDefinitionSequence(ctx context.Context, in *
 	return out, nil
 }
 
+func (c *workflowServiceClient) ListExecutionPointers(ctx context.Context, in *ListExecutionPointersRequest, opts ...grpc.CallOption) (*ListExecutionPointersResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListExecutionPointersResponse)
+	err := c.cc.Invoke(ctx, WorkflowService_ListExecutionPointers_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *workflowServiceClient) ListWorkflows(ctx context.Context, in *ListWorkflowsRequest, opts ...grpc.CallOption) (*ListWorkflowsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListWorkflowsResponse)
+	err := c.cc.Invoke(ctx, WorkflowService_ListWorkflows_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *workflowServiceClient) CountWorkflows(ctx context.Context, in *CountWorkflowsRequest, opts ...grpc.CallOption) (*CountWorkflowsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CountWorkflowsResponse)
+	err := c.cc.Invoke(ctx, WorkflowService_CountWorkflows_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *workflowServiceClient) DeleteWorkflow(ctx context.Context, in *DeleteWorkflowRequest, opts ...grpc.CallOption) (*DeleteWorkflowResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteWorkflowResponse)
+	err := c.cc.Invoke(ctx, WorkflowService_DeleteWorkflow_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *workflowServiceClient) PurgeWorkflows(ctx context.Context, in *PurgeWorkflowsRequest, opts ...grpc.CallOption) (*PurgeWorkflowsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PurgeWorkflowsResponse)
+	err := c.cc.Invoke(ctx, WorkflowService_PurgeWorkflows_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // WorkflowServiceServer is the server API for WorkflowService service.
 // All implementations must embed UnimplementedWorkflowServiceServer
 // for forward compatibility.
 //
 // WorkflowService stores workflows with their execution pointers. Every call is
-// one transaction; every read is one consistent snapshot.
+// one transaction (a purge: several); every read is one consistent snapshot.
 type WorkflowServiceServer interface {
 	// Stores a new workflow with all its pointers. The same request again (same
 	// id, same content) answers the same and changes nothing, even if the workflow
@@ -203,15 +315,32 @@ type WorkflowServiceServer interface {
 	// Errors: those of PersistWorkflow, and ALREADY_EXISTS
 	// (SUBSCRIPTION_ALREADY_EXISTS).
 	PersistWorkflowWithSubscriptions(context.Context, *PersistWorkflowWithSubscriptionsRequest) (*PersistWorkflowWithSubscriptionsResponse, error)
+	// Stores one step of an engine, all or nothing: the workflow's new state, whole
+	// or as a patch, together with everything the step brought about. What is
+	// created twice with the same content, or scheduled twice, is as in the calls
+	// of its own (CreateEventSubscription, CreateEvent, ScheduleCommand). Sets the
+	// column last_heartbeat_at to the database's time. A command both completed
+	// and scheduled is scheduled, without the lease. After a lost answer the same
+	// call again is safe with a `request_id`. Errors, each with the request's
+	// `field` in ErrorInfo's metadata: NOT_FOUND (WORKFLOW_NOT_FOUND,
+	// POINTER_NOT_FOUND, SUBSCRIPTION_NOT_FOUND, EVENT_NOT_FOUND); ABORTED
+	// (REVISION_MISMATCH); FAILED_PRECONDITION (TOKEN_MISMATCH, LEASE_LOST);
+	// ALREADY_EXISTS (NAME_TAKEN, SUBSCRIPTION_ALREADY_EXISTS,
+	// EVENT_ALREADY_EXISTS, REQUEST_ID_REUSED); RESOURCE_EXHAUSTED
+	// (ANSWER_TOO_LARGE); INVALID_ARGUMENT.
+	CommitWorkflow(context.Context, *CommitWorkflowRequest) (*CommitWorkflowResponse, error)
 	// Answers one workflow with its pointers. Errors: NOT_FOUND
-	// (WORKFLOW_NOT_FOUND); INVALID_ARGUMENT.
+	// (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if it does not
+	// fit into one message: see ListExecutionPointers; INVALID_ARGUMENT.
 	GetWorkflowInstance(context.Context, *GetWorkflowInstanceRequest) (*GetWorkflowInstanceResponse, error)
 	// Answers one workflow with its pointers, found by its name. Errors: NOT_FOUND
-	// (WORKFLOW_NOT_FOUND); INVALID_ARGUMENT.
+	// (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
+	// INVALID_ARGUMENT.
 	GetWorkflowInstanceByName(context.Context, *GetWorkflowInstanceByNameRequest) (*GetWorkflowInstanceByNameResponse, error)
 	// Answers many workflows, one a message, in the order asked; ids that do not
 	// exist are left out, an id asked for twice is answered twice. All of them
-	// come from one snapshot. Errors: INVALID_ARGUMENT.
+	// come from one snapshot. Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if one
+	// of them does not fit into one message; INVALID_ARGUMENT.
 	GetWorkflowInstances(*GetWorkflowInstancesRequest, grpc.ServerStreamingServer[GetWorkflowInstancesResponse]) error
 	// Answers the ids of workflows with status RUNNABLE and
 	// `next_execution <= as_at`, soonest first, in pages. Each page is read by
@@ -222,6 +351,35 @@ type WorkflowServiceServer interface {
 	// given twice; after a lost answer one may be skipped. Errors:
 	// INVALID_ARGUMENT.
 	NextDefinitionSequence(context.Context, *NextDefinitionSequenceRequest) (*NextDefinitionSequenceResponse, error)
+	// Answers the pointers of one workflow in their order, in pages, so that a
+	// workflow of any length can be read. Each page is read by itself; a page with
+	// `expected_revision` is refused if the workflow has changed since. Errors:
+	// NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED (REVISION_MISMATCH);
+	// INVALID_ARGUMENT.
+	ListExecutionPointers(context.Context, *ListExecutionPointersRequest) (*ListExecutionPointersResponse, error)
+	// Answers workflows by their create_time, in pages. The place in the list is
+	// kept by create_time and id, so workflows that come and go between two pages
+	// neither shift it nor are answered twice. Errors: INVALID_ARGUMENT.
+	ListWorkflows(context.Context, *ListWorkflowsRequest) (*ListWorkflowsResponse, error)
+	// Counts workflows by status. It looks at every workflow of the filter, or at
+	// an index of them. Errors: INVALID_ARGUMENT.
+	CountWorkflows(context.Context, *CountWorkflowsRequest) (*CountWorkflowsResponse, error)
+	// Deletes one workflow, whatever its status, with its pointers, subscriptions
+	// and logged errors. Workflows below it in its tree, events and commands stay.
+	// Errors: NOT_FOUND (WORKFLOW_NOT_FOUND), also when the same call again finds
+	// it deleted; ABORTED (REVISION_MISMATCH); INVALID_ARGUMENT.
+	DeleteWorkflow(context.Context, *DeleteWorkflowRequest) (*DeleteWorkflowResponse, error)
+	// Deletes ended workflows, the ones that ended first before the others, with
+	// their pointers, subscriptions, logged errors and processed completion events
+	// (those named `wfe.workflow.completed` whose key is the workflow's id). A
+	// workflow goes together with all those below it in its tree, in one
+	// transaction, and only when all of them have ended before the given time;
+	// one whose root is still stored goes with that. What somebody else is
+	// writing at that moment is passed over. One call makes several short
+	// transactions and stops when its budget is used up: call again with
+	// `next_page_token` until that is empty. Repeating a call is safe.
+	// Errors: INVALID_ARGUMENT.
+	PurgeWorkflows(context.Context, *PurgeWorkflowsRequest) (*PurgeWorkflowsResponse, error)
 	mustEmbedUnimplementedWorkflowServiceServer()
 }
 
@@ -241,6 +399,9 @@ func (UnimplementedWorkflowServiceServer) PersistWorkflow(context.Context, *Pers
 func (UnimplementedWorkflowServiceServer) PersistWorkflowWithSubscriptions(context.Context, *PersistWorkflowWithSubscriptionsRequest) (*PersistWorkflowWithSubscriptionsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method PersistWorkflowWithSubscriptions not implemented")
 }
+func (UnimplementedWorkflowServiceServer) CommitWorkflow(context.Context, *CommitWorkflowRequest) (*CommitWorkflowResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CommitWorkflow not implemented")
+}
 func (UnimplementedWorkflowServiceServer) GetWorkflowInstance(context.Context, *GetWorkflowInstanceRequest) (*GetWorkflowInstanceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetWorkflowInstance not implemented")
 }
@@ -255,6 +416,21 @@ func (UnimplementedWorkflowServiceServer) GetRunnableInstances(context.Context, 
 }
 func (UnimplementedWorkflowServiceServer) NextDefinitionSequence(context.Context, *NextDefinitionSequenceRequest) (*NextDefinitionSequenceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method NextDefinitionSequence not implemented")
+}
+func (UnimplementedWorkflowServiceServer) ListExecutionPointers(context.Context, *ListExecutionPointersRequest) (*ListExecutionPointersResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListExecutionPointers not implemented")
+}
+func (UnimplementedWorkflowServiceServer) ListWorkflows(context.Context, *ListWorkflowsRequest) (*ListWorkflowsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListWorkflows not implemented")
+}
+func (UnimplementedWorkflowServiceServer) CountWorkflows(context.Context, *CountWorkflowsRequest) (*CountWorkflowsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CountWorkflows not implemented")
+}
+func (UnimplementedWorkflowServiceServer) DeleteWorkflow(context.Context, *DeleteWorkflowRequest) (*DeleteWorkflowResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteWorkflow not implemented")
+}
+func (UnimplementedWorkflowServiceServer) PurgeWorkflows(context.Context, *PurgeWorkflowsRequest) (*PurgeWorkflowsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PurgeWorkflows not implemented")
 }
 func (UnimplementedWorkflowServiceServer) mustEmbedUnimplementedWorkflowServiceServer() {}
 func (UnimplementedWorkflowServiceServer) testEmbeddedByValue()                         {}
@@ -327,6 +503,24 @@ func _WorkflowService_PersistWorkflowWithSubscriptions_Handler(srv interface{}, 
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(WorkflowServiceServer).PersistWorkflowWithSubscriptions(ctx, req.(*PersistWorkflowWithSubscriptionsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _WorkflowService_CommitWorkflow_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CommitWorkflowRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkflowServiceServer).CommitWorkflow(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: WorkflowService_CommitWorkflow_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkflowServiceServer).CommitWorkflow(ctx, req.(*CommitWorkflowRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -414,6 +608,96 @@ func _WorkflowService_NextDefinitionSequence_Handler(srv interface{}, ctx contex
 	return interceptor(ctx, in, info, handler)
 }
 
+func _WorkflowService_ListExecutionPointers_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListExecutionPointersRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkflowServiceServer).ListExecutionPointers(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: WorkflowService_ListExecutionPointers_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkflowServiceServer).ListExecutionPointers(ctx, req.(*ListExecutionPointersRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _WorkflowService_ListWorkflows_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListWorkflowsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkflowServiceServer).ListWorkflows(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: WorkflowService_ListWorkflows_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkflowServiceServer).ListWorkflows(ctx, req.(*ListWorkflowsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _WorkflowService_CountWorkflows_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CountWorkflowsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkflowServiceServer).CountWorkflows(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: WorkflowService_CountWorkflows_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkflowServiceServer).CountWorkflows(ctx, req.(*CountWorkflowsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _WorkflowService_DeleteWorkflow_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteWorkflowRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkflowServiceServer).DeleteWorkflow(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: WorkflowService_DeleteWorkflow_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkflowServiceServer).DeleteWorkflow(ctx, req.(*DeleteWorkflowRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _WorkflowService_PurgeWorkflows_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PurgeWorkflowsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkflowServiceServer).PurgeWorkflows(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: WorkflowService_PurgeWorkflows_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkflowServiceServer).PurgeWorkflows(ctx, req.(*PurgeWorkflowsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // WorkflowService_ServiceDesc is the grpc.ServiceDesc for WorkflowService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -434,6 +718,10 @@ var WorkflowService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _WorkflowService_PersistWorkflowWithSubscriptions_Handler,
 		},
 		{
+			MethodName: "CommitWorkflow",
+			Handler:    _WorkflowService_CommitWorkflow_Handler,
+		},
+		{
 			MethodName: "GetWorkflowInstance",
 			Handler:    _WorkflowService_GetWorkflowInstance_Handler,
 		},
@@ -448,6 +736,26 @@ var WorkflowService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "NextDefinitionSequence",
 			Handler:    _WorkflowService_NextDefinitionSequence_Handler,
+		},
+		{
+			MethodName: "ListExecutionPointers",
+			Handler:    _WorkflowService_ListExecutionPointers_Handler,
+		},
+		{
+			MethodName: "ListWorkflows",
+			Handler:    _WorkflowService_ListWorkflows_Handler,
+		},
+		{
+			MethodName: "CountWorkflows",
+			Handler:    _WorkflowService_CountWorkflows_Handler,
+		},
+		{
+			MethodName: "DeleteWorkflow",
+			Handler:    _WorkflowService_DeleteWorkflow_Handler,
+		},
+		{
+			MethodName: "PurgeWorkflows",
+			Handler:    _WorkflowService_PurgeWorkflows_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

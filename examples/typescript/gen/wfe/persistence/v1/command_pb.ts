@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file wfe/persistence/v1/command.proto.
  */
 export const file_wfe_persistence_v1_command: GenFile = /*@__PURE__*/
-  fileDesc("CiB3ZmUvcGVyc2lzdGVuY2UvdjEvY29tbWFuZC5wcm90bxISd2ZlLnBlcnNpc3RlbmNlLnYxIm0KEFNjaGVkdWxlZENvbW1hbmQSNQoMY29tbWFuZF9uYW1lGAEgASgOMh8ud2ZlLnBlcnNpc3RlbmNlLnYxLkNvbW1hbmROYW1lEgwKBGRhdGEYAiABKAkSFAoMZXhlY3V0ZV90aW1lGAMgASgDIo4BCg5DbGFpbWVkQ29tbWFuZBI1Cgdjb21tYW5kGAEgASgLMiQud2ZlLnBlcnNpc3RlbmNlLnYxLlNjaGVkdWxlZENvbW1hbmQSEwoLbGVhc2VfdG9rZW4YAiABKAkSMAoMbGVhc2VfZXhwaXJ5GAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJPChZTY2hlZHVsZUNvbW1hbmRSZXF1ZXN0EjUKB2NvbW1hbmQYASABKAsyJC53ZmUucGVyc2lzdGVuY2UudjEuU2NoZWR1bGVkQ29tbWFuZCIZChdTY2hlZHVsZUNvbW1hbmRSZXNwb25zZSKWAQoUQ2xhaW1Db21tYW5kc1JlcXVlc3QSKQoFYXNfb2YYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg0KBWxpbWl0GAIgASgFEjEKDmxlYXNlX2R1cmF0aW9uGAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhEKCXdvcmtlcl9pZBgEIAEoCSJNChVDbGFpbUNvbW1hbmRzUmVzcG9uc2USNAoIY29tbWFuZHMYASADKAsyIi53ZmUucGVyc2lzdGVuY2UudjEuQ2xhaW1lZENvbW1hbmQiLwoXQ29tcGxldGVDb21tYW5kc1JlcXVlc3QSFAoMbGVhc2VfdG9rZW5zGAEgAygJIhoKGENvbXBsZXRlQ29tbWFuZHNSZXNwb25zZSIuChZSZWxlYXNlQ29tbWFuZHNSZXF1ZXN0EhQKDGxlYXNlX3Rva2VucxgBIAMoCSIZChdSZWxlYXNlQ29tbWFuZHNSZXNwb25zZSpuCgtDb21tYW5kTmFtZRIcChhDT01NQU5EX05BTUVfVU5TUEVDSUZJRUQQABIhCh1DT01NQU5EX05BTUVfUFJPQ0VTU19XT1JLRkxPVxABEh4KGkNPTU1BTkRfTkFNRV9QUk9DRVNTX0VWRU5UEAIyxgMKF1NjaGVkdWxlZENvbW1hbmRTZXJ2aWNlEmoKD1NjaGVkdWxlQ29tbWFuZBIqLndmZS5wZXJzaXN0ZW5jZS52MS5TY2hlZHVsZUNvbW1hbmRSZXF1ZXN0Gisud2ZlLnBlcnNpc3RlbmNlLnYxLlNjaGVkdWxlQ29tbWFuZFJlc3BvbnNlEmQKDUNsYWltQ29tbWFuZHMSKC53ZmUucGVyc2lzdGVuY2UudjEuQ2xhaW1Db21tYW5kc1JlcXVlc3QaKS53ZmUucGVyc2lzdGVuY2UudjEuQ2xhaW1Db21tYW5kc1Jlc3BvbnNlEm0KEENvbXBsZXRlQ29tbWFuZHMSKy53ZmUucGVyc2lzdGVuY2UudjEuQ29tcGxldGVDb21tYW5kc1JlcXVlc3QaLC53ZmUucGVyc2lzdGVuY2UudjEuQ29tcGxldGVDb21tYW5kc1Jlc3BvbnNlEmoKD1JlbGVhc2VDb21tYW5kcxIqLndmZS5wZXJzaXN0ZW5jZS52MS5SZWxlYXNlQ29tbWFuZHNSZXF1ZXN0Gisud2ZlLnBlcnNpc3RlbmNlLnYxLlJlbGVhc2VDb21tYW5kc1Jlc3BvbnNlQk8KEndmZS5wZXJzaXN0ZW5jZS52MVABWjd3ZmUtcGVyc2lzdGVuY2UvZ2VuL2dvL3dmZS9wZXJzaXN0ZW5jZS92MTtwZXJzaXN0ZW5jZXYxYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
+  fileDesc("CiB3ZmUvcGVyc2lzdGVuY2UvdjEvY29tbWFuZC5wcm90bxISd2ZlLnBlcnNpc3RlbmNlLnYxIm0KEFNjaGVkdWxlZENvbW1hbmQSNQoMY29tbWFuZF9uYW1lGAEgASgOMh8ud2ZlLnBlcnNpc3RlbmNlLnYxLkNvbW1hbmROYW1lEgwKBGRhdGEYAiABKAkSFAoMZXhlY3V0ZV90aW1lGAMgASgDIp0BCg5DbGFpbWVkQ29tbWFuZBI1Cgdjb21tYW5kGAEgASgLMiQud2ZlLnBlcnNpc3RlbmNlLnYxLlNjaGVkdWxlZENvbW1hbmQSEwoLbGVhc2VfdG9rZW4YAiABKAkSMAoMbGVhc2VfZXhwaXJ5GAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBINCgVlcG9jaBgEIAEoAyJPChZTY2hlZHVsZUNvbW1hbmRSZXF1ZXN0EjUKB2NvbW1hbmQYASABKAsyJC53ZmUucGVyc2lzdGVuY2UudjEuU2NoZWR1bGVkQ29tbWFuZCIZChdTY2hlZHVsZUNvbW1hbmRSZXNwb25zZSKWAQoUQ2xhaW1Db21tYW5kc1JlcXVlc3QSKQoFYXNfb2YYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg0KBWxpbWl0GAIgASgFEjEKDmxlYXNlX2R1cmF0aW9uGAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhEKCXdvcmtlcl9pZBgEIAEoCSJNChVDbGFpbUNvbW1hbmRzUmVzcG9uc2USNAoIY29tbWFuZHMYASADKAsyIi53ZmUucGVyc2lzdGVuY2UudjEuQ2xhaW1lZENvbW1hbmQiLwoXQ29tcGxldGVDb21tYW5kc1JlcXVlc3QSFAoMbGVhc2VfdG9rZW5zGAEgAygJIhoKGENvbXBsZXRlQ29tbWFuZHNSZXNwb25zZSIuChZSZWxlYXNlQ29tbWFuZHNSZXF1ZXN0EhQKDGxlYXNlX3Rva2VucxgBIAMoCSIZChdSZWxlYXNlQ29tbWFuZHNSZXNwb25zZSJfChRSZW5ld0NvbW1hbmRzUmVxdWVzdBIUCgxsZWFzZV90b2tlbnMYASADKAkSMQoObGVhc2VfZHVyYXRpb24YAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iSQoVUmVuZXdDb21tYW5kc1Jlc3BvbnNlEjAKDGxlYXNlX2V4cGlyeRgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAqbgoLQ29tbWFuZE5hbWUSHAoYQ09NTUFORF9OQU1FX1VOU1BFQ0lGSUVEEAASIQodQ09NTUFORF9OQU1FX1BST0NFU1NfV09SS0ZMT1cQARIeChpDT01NQU5EX05BTUVfUFJPQ0VTU19FVkVOVBACMqwEChdTY2hlZHVsZWRDb21tYW5kU2VydmljZRJqCg9TY2hlZHVsZUNvbW1hbmQSKi53ZmUucGVyc2lzdGVuY2UudjEuU2NoZWR1bGVDb21tYW5kUmVxdWVzdBorLndmZS5wZXJzaXN0ZW5jZS52MS5TY2hlZHVsZUNvbW1hbmRSZXNwb25zZRJkCg1DbGFpbUNvbW1hbmRzEigud2ZlLnBlcnNpc3RlbmNlLnYxLkNsYWltQ29tbWFuZHNSZXF1ZXN0Gikud2ZlLnBlcnNpc3RlbmNlLnYxLkNsYWltQ29tbWFuZHNSZXNwb25zZRJtChBDb21wbGV0ZUNvbW1hbmRzEisud2ZlLnBlcnNpc3RlbmNlLnYxLkNvbXBsZXRlQ29tbWFuZHNSZXF1ZXN0Giwud2ZlLnBlcnNpc3RlbmNlLnYxLkNvbXBsZXRlQ29tbWFuZHNSZXNwb25zZRJqCg9SZWxlYXNlQ29tbWFuZHMSKi53ZmUucGVyc2lzdGVuY2UudjEuUmVsZWFzZUNvbW1hbmRzUmVxdWVzdBorLndmZS5wZXJzaXN0ZW5jZS52MS5SZWxlYXNlQ29tbWFuZHNSZXNwb25zZRJkCg1SZW5ld0NvbW1hbmRzEigud2ZlLnBlcnNpc3RlbmNlLnYxLlJlbmV3Q29tbWFuZHNSZXF1ZXN0Gikud2ZlLnBlcnNpc3RlbmNlLnYxLlJlbmV3Q29tbWFuZHNSZXNwb25zZUJPChJ3ZmUucGVyc2lzdGVuY2UudjFQAVo3d2ZlLXBlcnNpc3RlbmNlL2dlbi9nby93ZmUvcGVyc2lzdGVuY2UvdjE7cGVyc2lzdGVuY2V2MWIGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * ScheduledCommand is work for later. There is at most one for each
@@ -77,6 +77,14 @@ export type ClaimedCommand = Message<"wfe.persistence.v1.ClaimedCommand"> & {
    * @generated from field: google.protobuf.Timestamp lease_expiry = 3;
    */
   leaseExpiry?: Timestamp | undefined;
+
+  /**
+   * The number of the claim: each claim of a store has a higher one than all
+   * before it. To fence off, in other systems, those who held it earlier.
+   *
+   * @generated from field: int64 epoch = 4;
+   */
+  epoch: bigint;
 };
 
 /**
@@ -261,6 +269,58 @@ export const ReleaseCommandsResponseSchema: GenMessage<ReleaseCommandsResponse> 
   messageDesc(file_wfe_persistence_v1_command, 9);
 
 /**
+ * RenewCommandsRequest is the request of RenewCommands.
+ *
+ * @generated from message wfe.persistence.v1.RenewCommandsRequest
+ */
+export type RenewCommandsRequest = Message<"wfe.persistence.v1.RenewCommandsRequest"> & {
+  /**
+   * The lease tokens of the claims to hold on to; at most 1000, none twice. They
+   * stay valid.
+   *
+   * @generated from field: repeated string lease_tokens = 1;
+   */
+  leaseTokens: string[];
+
+  /**
+   * How long the leases last from now on; absent: 30 s. 1 ms to 24 h, truncated
+   * to milliseconds.
+   *
+   * @generated from field: google.protobuf.Duration lease_duration = 2;
+   */
+  leaseDuration?: Duration | undefined;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.RenewCommandsRequest.
+ * Use `create(RenewCommandsRequestSchema)` to create a new message.
+ */
+export const RenewCommandsRequestSchema: GenMessage<RenewCommandsRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_command, 10);
+
+/**
+ * RenewCommandsResponse is the answer of RenewCommands.
+ *
+ * @generated from message wfe.persistence.v1.RenewCommandsResponse
+ */
+export type RenewCommandsResponse = Message<"wfe.persistence.v1.RenewCommandsResponse"> & {
+  /**
+   * When all these leases end by themselves, by the database's clock; absent: no
+   * lease was named.
+   *
+   * @generated from field: google.protobuf.Timestamp lease_expiry = 1;
+   */
+  leaseExpiry?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.RenewCommandsResponse.
+ * Use `create(RenewCommandsResponseSchema)` to create a new message.
+ */
+export const RenewCommandsResponseSchema: GenMessage<RenewCommandsResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_command, 11);
+
+/**
  * CommandName is what a scheduled command asks the engine to do.
  *
  * @generated from enum wfe.persistence.v1.CommandName
@@ -353,6 +413,19 @@ export const ScheduledCommandService: GenService<{
     methodKind: "unary";
     input: typeof ReleaseCommandsRequestSchema;
     output: typeof ReleaseCommandsResponseSchema;
+  },
+  /**
+   * Holds claimed commands for longer: for `lease_duration` from now on, by the
+   * database's clock. A lease that has expired can't be renewed, even if nobody
+   * else claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
+   * (LEASE_LOST); INVALID_ARGUMENT.
+   *
+   * @generated from rpc wfe.persistence.v1.ScheduledCommandService.RenewCommands
+   */
+  renewCommands: {
+    methodKind: "unary";
+    input: typeof RenewCommandsRequestSchema;
+    output: typeof RenewCommandsResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_wfe_persistence_v1_command, 0);

@@ -6,13 +6,15 @@ import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegen
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
+import type { ListOrder } from "./list_order_pb.js";
+import { file_wfe_persistence_v1_list_order } from "./list_order_pb.js";
 import type { Message } from "@bufbuild/protobuf";
 
 /**
  * Describes the file wfe/persistence/v1/event.proto.
  */
 export const file_wfe_persistence_v1_event: GenFile = /*@__PURE__*/
-  fileDesc("Ch53ZmUvcGVyc2lzdGVuY2UvdjEvZXZlbnQucHJvdG8SEndmZS5wZXJzaXN0ZW5jZS52MSKZAQoFRXZlbnQSCgoCaWQYASABKAkSEgoKZXZlbnRfbmFtZRgCIAEoCRIRCglldmVudF9rZXkYAyABKAkSFwoPZXZlbnRfZGF0YV9qc29uGAQgASgJEi4KCmV2ZW50X3RpbWUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhQKDGlzX3Byb2Nlc3NlZBgGIAEoCCI+ChJDcmVhdGVFdmVudFJlcXVlc3QSKAoFZXZlbnQYASABKAsyGS53ZmUucGVyc2lzdGVuY2UudjEuRXZlbnQiIQoTQ3JlYXRlRXZlbnRSZXNwb25zZRIKCgJpZBgBIAEoCSIdCg9HZXRFdmVudFJlcXVlc3QSCgoCaWQYASABKAkiPAoQR2V0RXZlbnRSZXNwb25zZRIoCgVldmVudBgBIAEoCzIZLndmZS5wZXJzaXN0ZW5jZS52MS5FdmVudCJsChhHZXRSdW5uYWJsZUV2ZW50c1JlcXVlc3QSKQoFYXNfYXQYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJIkcKGUdldFJ1bm5hYmxlRXZlbnRzUmVzcG9uc2USEQoJZXZlbnRfaWRzGAEgAygJEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSKLAQoQR2V0RXZlbnRzUmVxdWVzdBISCgpldmVudF9uYW1lGAEgASgJEhEKCWV2ZW50X2tleRgCIAEoCRIpCgVhc19vZhgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoJcGFnZV9zaXplGAQgASgFEhIKCnBhZ2VfdG9rZW4YBSABKAkiPwoRR2V0RXZlbnRzUmVzcG9uc2USEQoJZXZlbnRfaWRzGAEgAygJEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSInChlNYXJrRXZlbnRQcm9jZXNzZWRSZXF1ZXN0EgoKAmlkGAEgASgJIhwKGk1hcmtFdmVudFByb2Nlc3NlZFJlc3BvbnNlIikKG01hcmtFdmVudFVucHJvY2Vzc2VkUmVxdWVzdBIKCgJpZBgBIAEoCSIeChxNYXJrRXZlbnRVbnByb2Nlc3NlZFJlc3BvbnNlMoEFCgxFdmVudFNlcnZpY2USXgoLQ3JlYXRlRXZlbnQSJi53ZmUucGVyc2lzdGVuY2UudjEuQ3JlYXRlRXZlbnRSZXF1ZXN0Gicud2ZlLnBlcnNpc3RlbmNlLnYxLkNyZWF0ZUV2ZW50UmVzcG9uc2USVQoIR2V0RXZlbnQSIy53ZmUucGVyc2lzdGVuY2UudjEuR2V0RXZlbnRSZXF1ZXN0GiQud2ZlLnBlcnNpc3RlbmNlLnYxLkdldEV2ZW50UmVzcG9uc2UScAoRR2V0UnVubmFibGVFdmVudHMSLC53ZmUucGVyc2lzdGVuY2UudjEuR2V0UnVubmFibGVFdmVudHNSZXF1ZXN0Gi0ud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFJ1bm5hYmxlRXZlbnRzUmVzcG9uc2USWAoJR2V0RXZlbnRzEiQud2ZlLnBlcnNpc3RlbmNlLnYxLkdldEV2ZW50c1JlcXVlc3QaJS53ZmUucGVyc2lzdGVuY2UudjEuR2V0RXZlbnRzUmVzcG9uc2UScwoSTWFya0V2ZW50UHJvY2Vzc2VkEi0ud2ZlLnBlcnNpc3RlbmNlLnYxLk1hcmtFdmVudFByb2Nlc3NlZFJlcXVlc3QaLi53ZmUucGVyc2lzdGVuY2UudjEuTWFya0V2ZW50UHJvY2Vzc2VkUmVzcG9uc2USeQoUTWFya0V2ZW50VW5wcm9jZXNzZWQSLy53ZmUucGVyc2lzdGVuY2UudjEuTWFya0V2ZW50VW5wcm9jZXNzZWRSZXF1ZXN0GjAud2ZlLnBlcnNpc3RlbmNlLnYxLk1hcmtFdmVudFVucHJvY2Vzc2VkUmVzcG9uc2VCTwoSd2ZlLnBlcnNpc3RlbmNlLnYxUAFaN3dmZS1wZXJzaXN0ZW5jZS9nZW4vZ28vd2ZlL3BlcnNpc3RlbmNlL3YxO3BlcnNpc3RlbmNldjFiBnByb3RvMw", [file_google_protobuf_timestamp]);
+  fileDesc("Ch53ZmUvcGVyc2lzdGVuY2UvdjEvZXZlbnQucHJvdG8SEndmZS5wZXJzaXN0ZW5jZS52MSKZAQoFRXZlbnQSCgoCaWQYASABKAkSEgoKZXZlbnRfbmFtZRgCIAEoCRIRCglldmVudF9rZXkYAyABKAkSFwoPZXZlbnRfZGF0YV9qc29uGAQgASgJEi4KCmV2ZW50X3RpbWUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhQKDGlzX3Byb2Nlc3NlZBgGIAEoCCI+ChJDcmVhdGVFdmVudFJlcXVlc3QSKAoFZXZlbnQYASABKAsyGS53ZmUucGVyc2lzdGVuY2UudjEuRXZlbnQiIQoTQ3JlYXRlRXZlbnRSZXNwb25zZRIKCgJpZBgBIAEoCSIdCg9HZXRFdmVudFJlcXVlc3QSCgoCaWQYASABKAkiPAoQR2V0RXZlbnRSZXNwb25zZRIoCgVldmVudBgBIAEoCzIZLndmZS5wZXJzaXN0ZW5jZS52MS5FdmVudCJsChhHZXRSdW5uYWJsZUV2ZW50c1JlcXVlc3QSKQoFYXNfYXQYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJIkcKGUdldFJ1bm5hYmxlRXZlbnRzUmVzcG9uc2USEQoJZXZlbnRfaWRzGAEgAygJEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSKLAQoQR2V0RXZlbnRzUmVxdWVzdBISCgpldmVudF9uYW1lGAEgASgJEhEKCWV2ZW50X2tleRgCIAEoCRIpCgVhc19vZhgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoJcGFnZV9zaXplGAQgASgFEhIKCnBhZ2VfdG9rZW4YBSABKAkiPwoRR2V0RXZlbnRzUmVzcG9uc2USEQoJZXZlbnRfaWRzGAEgAygJEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSInChlNYXJrRXZlbnRQcm9jZXNzZWRSZXF1ZXN0EgoKAmlkGAEgASgJIhwKGk1hcmtFdmVudFByb2Nlc3NlZFJlc3BvbnNlIikKG01hcmtFdmVudFVucHJvY2Vzc2VkUmVxdWVzdBIKCgJpZBgBIAEoCSIeChxNYXJrRXZlbnRVbnByb2Nlc3NlZFJlc3BvbnNlIroCChFMaXN0RXZlbnRzUmVxdWVzdBISCgpldmVudF9uYW1lGAEgASgJEhYKCWV2ZW50X2tleRgCIAEoCUgAiAEBEhkKDGlzX3Byb2Nlc3NlZBgDIAEoCEgBiAEBEjMKD2V2ZW50X3RpbWVfZnJvbRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASNQoRZXZlbnRfdGltZV9iZWZvcmUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiwKBW9yZGVyGAYgASgOMh0ud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RPcmRlchIRCglwYWdlX3NpemUYByABKAUSEgoKcGFnZV90b2tlbhgIIAEoCUIMCgpfZXZlbnRfa2V5Qg8KDV9pc19wcm9jZXNzZWQiWAoSTGlzdEV2ZW50c1Jlc3BvbnNlEikKBmV2ZW50cxgBIAMoCzIZLndmZS5wZXJzaXN0ZW5jZS52MS5FdmVudBIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiswEKElB1cmdlRXZlbnRzUmVxdWVzdBI1ChFldmVudF90aW1lX2JlZm9yZRgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEgoKZXZlbnRfbmFtZRgCIAEoCRIbChNpbmNsdWRlX3VucHJvY2Vzc2VkGAMgASgIEg8KB2RyeV9ydW4YBCABKAgSEAoIbWF4X3Jvd3MYBSABKAUSEgoKcGFnZV90b2tlbhgGIAEoCSI+ChNQdXJnZUV2ZW50c1Jlc3BvbnNlEg4KBmV2ZW50cxgBIAEoAxIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkyvgYKDEV2ZW50U2VydmljZRJeCgtDcmVhdGVFdmVudBImLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVFdmVudFJlcXVlc3QaJy53ZmUucGVyc2lzdGVuY2UudjEuQ3JlYXRlRXZlbnRSZXNwb25zZRJVCghHZXRFdmVudBIjLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRFdmVudFJlcXVlc3QaJC53ZmUucGVyc2lzdGVuY2UudjEuR2V0RXZlbnRSZXNwb25zZRJwChFHZXRSdW5uYWJsZUV2ZW50cxIsLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRSdW5uYWJsZUV2ZW50c1JlcXVlc3QaLS53ZmUucGVyc2lzdGVuY2UudjEuR2V0UnVubmFibGVFdmVudHNSZXNwb25zZRJYCglHZXRFdmVudHMSJC53ZmUucGVyc2lzdGVuY2UudjEuR2V0RXZlbnRzUmVxdWVzdBolLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRFdmVudHNSZXNwb25zZRJzChJNYXJrRXZlbnRQcm9jZXNzZWQSLS53ZmUucGVyc2lzdGVuY2UudjEuTWFya0V2ZW50UHJvY2Vzc2VkUmVxdWVzdBouLndmZS5wZXJzaXN0ZW5jZS52MS5NYXJrRXZlbnRQcm9jZXNzZWRSZXNwb25zZRJ5ChRNYXJrRXZlbnRVbnByb2Nlc3NlZBIvLndmZS5wZXJzaXN0ZW5jZS52MS5NYXJrRXZlbnRVbnByb2Nlc3NlZFJlcXVlc3QaMC53ZmUucGVyc2lzdGVuY2UudjEuTWFya0V2ZW50VW5wcm9jZXNzZWRSZXNwb25zZRJbCgpMaXN0RXZlbnRzEiUud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RFdmVudHNSZXF1ZXN0GiYud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RFdmVudHNSZXNwb25zZRJeCgtQdXJnZUV2ZW50cxImLndmZS5wZXJzaXN0ZW5jZS52MS5QdXJnZUV2ZW50c1JlcXVlc3QaJy53ZmUucGVyc2lzdGVuY2UudjEuUHVyZ2VFdmVudHNSZXNwb25zZUJPChJ3ZmUucGVyc2lzdGVuY2UudjFQAVo3d2ZlLXBlcnNpc3RlbmNlL2dlbi9nby93ZmUvcGVyc2lzdGVuY2UvdjE7cGVyc2lzdGVuY2V2MWIGcHJvdG8z", [file_google_protobuf_timestamp, file_wfe_persistence_v1_list_order]);
 
 /**
  * Event is something that happened and that workflows may be waiting for.
@@ -377,8 +379,197 @@ export const MarkEventUnprocessedResponseSchema: GenMessage<MarkEventUnprocessed
   messageDesc(file_wfe_persistence_v1_event, 12);
 
 /**
+ * ListEventsRequest is the request of ListEvents.
+ *
+ * @generated from message wfe.persistence.v1.ListEventsRequest
+ */
+export type ListEventsRequest = Message<"wfe.persistence.v1.ListEventsRequest"> & {
+  /**
+   * Of this kind, at most 512 bytes; empty: of any.
+   *
+   * @generated from field: string event_name = 1;
+   */
+  eventName: string;
+
+  /**
+   * With this event key, at most 512 bytes; absent: with any. Needs `event_name`.
+   *
+   * @generated from field: optional string event_key = 2;
+   */
+  eventKey?: string | undefined;
+
+  /**
+   * True: only processed ones; false: only those still to be processed; absent:
+   * both.
+   *
+   * @generated from field: optional bool is_processed = 3;
+   */
+  isProcessed?: boolean | undefined;
+
+  /**
+   * At this time or later; absent: at any. Years 1-9999, truncated to
+   * microseconds.
+   *
+   * @generated from field: google.protobuf.Timestamp event_time_from = 4;
+   */
+  eventTimeFrom?: Timestamp | undefined;
+
+  /**
+   * Before this time; absent: at any. Years 1-9999, truncated to microseconds.
+   *
+   * @generated from field: google.protobuf.Timestamp event_time_before = 5;
+   */
+  eventTimeBefore?: Timestamp | undefined;
+
+  /**
+   * By event_time; equal times in the order of their ids, or in the reverse.
+   *
+   * @generated from field: wfe.persistence.v1.ListOrder order = 6;
+   */
+  order: ListOrder;
+
+  /**
+   * How many events to answer at most; a page is shorter where the next
+   * one would not fit into one message. 0: 100; above 1000: 1000; negative:
+   * INVALID_ARGUMENT.
+   *
+   * @generated from field: int32 page_size = 7;
+   */
+  pageSize: number;
+
+  /**
+   * The `next_page_token` of the page before; empty: the first page. The other
+   * fields must be those of the first page.
+   *
+   * @generated from field: string page_token = 8;
+   */
+  pageToken: string;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.ListEventsRequest.
+ * Use `create(ListEventsRequestSchema)` to create a new message.
+ */
+export const ListEventsRequestSchema: GenMessage<ListEventsRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_event, 13);
+
+/**
+ * ListEventsResponse is the answer of ListEvents.
+ *
+ * @generated from message wfe.persistence.v1.ListEventsResponse
+ */
+export type ListEventsResponse = Message<"wfe.persistence.v1.ListEventsResponse"> & {
+  /**
+   * The events.
+   *
+   * @generated from field: repeated wfe.persistence.v1.Event events = 1;
+   */
+  events: Event[];
+
+  /**
+   * The token of the next page; empty: this is the last one.
+   *
+   * @generated from field: string next_page_token = 2;
+   */
+  nextPageToken: string;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.ListEventsResponse.
+ * Use `create(ListEventsResponseSchema)` to create a new message.
+ */
+export const ListEventsResponseSchema: GenMessage<ListEventsResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_event, 14);
+
+/**
+ * PurgeEventsRequest is the request of PurgeEvents.
+ *
+ * @generated from message wfe.persistence.v1.PurgeEventsRequest
+ */
+export type PurgeEventsRequest = Message<"wfe.persistence.v1.PurgeEventsRequest"> & {
+  /**
+   * Events before this time; required. Years 1-9999, truncated to microseconds.
+   *
+   * @generated from field: google.protobuf.Timestamp event_time_before = 1;
+   */
+  eventTimeBefore?: Timestamp | undefined;
+
+  /**
+   * Of this kind, at most 512 bytes; empty: of any.
+   *
+   * @generated from field: string event_name = 2;
+   */
+  eventName: string;
+
+  /**
+   * Also events that were never processed; zero value: only processed ones.
+   *
+   * @generated from field: bool include_unprocessed = 3;
+   */
+  includeUnprocessed: boolean;
+
+  /**
+   * Only count what would be deleted.
+   *
+   * @generated from field: bool dry_run = 4;
+   */
+  dryRun: boolean;
+
+  /**
+   * How many events to delete at most. 0: 10000; above 100000: 100000; negative:
+   * INVALID_ARGUMENT.
+   *
+   * @generated from field: int32 max_rows = 5;
+   */
+  maxRows: number;
+
+  /**
+   * The `next_page_token` of the call before; empty: from the start. The other
+   * fields must be those of the first call, `max_rows` aside.
+   *
+   * @generated from field: string page_token = 6;
+   */
+  pageToken: string;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.PurgeEventsRequest.
+ * Use `create(PurgeEventsRequestSchema)` to create a new message.
+ */
+export const PurgeEventsRequestSchema: GenMessage<PurgeEventsRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_event, 15);
+
+/**
+ * PurgeEventsResponse is the answer of PurgeEvents.
+ *
+ * @generated from message wfe.persistence.v1.PurgeEventsResponse
+ */
+export type PurgeEventsResponse = Message<"wfe.persistence.v1.PurgeEventsResponse"> & {
+  /**
+   * How many events were deleted (or would be).
+   *
+   * @generated from field: int64 events = 1;
+   */
+  events: bigint;
+
+  /**
+   * To go on with; empty: nothing is left to be deleted.
+   *
+   * @generated from field: string next_page_token = 2;
+   */
+  nextPageToken: string;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.PurgeEventsResponse.
+ * Use `create(PurgeEventsResponseSchema)` to create a new message.
+ */
+export const PurgeEventsResponseSchema: GenMessage<PurgeEventsResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_event, 16);
+
+/**
  * EventService stores events and finds those that still have to be processed.
- * Every call is one transaction.
+ * Every call is one transaction (a purge: several).
  *
  * @generated from service wfe.persistence.v1.EventService
  */
@@ -452,6 +643,31 @@ export const EventService: GenService<{
     methodKind: "unary";
     input: typeof MarkEventUnprocessedRequestSchema;
     output: typeof MarkEventUnprocessedResponseSchema;
+  },
+  /**
+   * Answers events by their event_time, in pages, for people and tools that look
+   * into a store. The place in the list is kept by event_time and id. Errors:
+   * INVALID_ARGUMENT.
+   *
+   * @generated from rpc wfe.persistence.v1.EventService.ListEvents
+   */
+  listEvents: {
+    methodKind: "unary";
+    input: typeof ListEventsRequestSchema;
+    output: typeof ListEventsResponseSchema;
+  },
+  /**
+   * Deletes events, the oldest first. What somebody else is writing at that
+   * moment is passed over. One call makes several short transactions and stops
+   * when its budget is used up: call again with `next_page_token` until that is
+   * empty. Repeating a call is safe. Errors: INVALID_ARGUMENT.
+   *
+   * @generated from rpc wfe.persistence.v1.EventService.PurgeEvents
+   */
+  purgeEvents: {
+    methodKind: "unary";
+    input: typeof PurgeEventsRequestSchema;
+    output: typeof PurgeEventsResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_wfe_persistence_v1_event, 0);

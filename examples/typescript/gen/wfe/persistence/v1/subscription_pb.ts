@@ -4,15 +4,15 @@
 
 import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
-import type { Timestamp } from "@bufbuild/protobuf/wkt";
-import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
+import type { Duration, Timestamp } from "@bufbuild/protobuf/wkt";
+import { file_google_protobuf_duration, file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
 import type { Message } from "@bufbuild/protobuf";
 
 /**
  * Describes the file wfe/persistence/v1/subscription.proto.
  */
 export const file_wfe_persistence_v1_subscription: GenFile = /*@__PURE__*/
-  fileDesc("CiV3ZmUvcGVyc2lzdGVuY2UvdjEvc3Vic2NyaXB0aW9uLnByb3RvEhJ3ZmUucGVyc2lzdGVuY2UudjEiogMKEUV2ZW50U3Vic2NyaXB0aW9uEgoKAmlkGAEgASgJEhMKC3dvcmtmbG93X2lkGAIgASgJEg8KB3N0ZXBfaWQYAyABKAMSHAoUZXhlY3V0aW9uX3BvaW50ZXJfaWQYBCABKAkSEgoKZXZlbnRfbmFtZRgFIAEoCRIRCglldmVudF9rZXkYBiABKAkSMwoPc3Vic2NyaWJlX2FzX29mGAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIjChZzdWJzY3JpcHRpb25fZGF0YV9qc29uGAggASgJSACIAQESGwoOZXh0ZXJuYWxfdG9rZW4YCSABKAlIAYgBARIfChJleHRlcm5hbF93b3JrZXJfaWQYCiABKAlIAogBARI5ChVleHRlcm5hbF90b2tlbl9leHBpcnkYCyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wQhkKF19zdWJzY3JpcHRpb25fZGF0YV9qc29uQhEKD19leHRlcm5hbF90b2tlbkIVChNfZXh0ZXJuYWxfd29ya2VyX2lkIl0KHkNyZWF0ZUV2ZW50U3Vic2NyaXB0aW9uUmVxdWVzdBI7CgxzdWJzY3JpcHRpb24YASABKAsyJS53ZmUucGVyc2lzdGVuY2UudjEuRXZlbnRTdWJzY3JpcHRpb24iLQofQ3JlYXRlRXZlbnRTdWJzY3JpcHRpb25SZXNwb25zZRIKCgJpZBgBIAEoCSIkChZHZXRTdWJzY3JpcHRpb25SZXF1ZXN0EgoKAmlkGAEgASgJIlYKF0dldFN1YnNjcmlwdGlvblJlc3BvbnNlEjsKDHN1YnNjcmlwdGlvbhgBIAEoCzIlLndmZS5wZXJzaXN0ZW5jZS52MS5FdmVudFN1YnNjcmlwdGlvbiKSAQoXR2V0U3Vic2NyaXB0aW9uc1JlcXVlc3QSEgoKZXZlbnRfbmFtZRgBIAEoCRIRCglldmVudF9rZXkYAiABKAkSKQoFYXNfb2YYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhEKCXBhZ2Vfc2l6ZRgEIAEoBRISCgpwYWdlX3Rva2VuGAUgASgJInEKGEdldFN1YnNjcmlwdGlvbnNSZXNwb25zZRI8Cg1zdWJzY3JpcHRpb25zGAEgAygLMiUud2ZlLnBlcnNpc3RlbmNlLnYxLkV2ZW50U3Vic2NyaXB0aW9uEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSJzCh9HZXRGaXJzdE9wZW5TdWJzY3JpcHRpb25SZXF1ZXN0EhIKCmV2ZW50X25hbWUYASABKAkSEQoJZXZlbnRfa2V5GAIgASgJEikKBWFzX29mGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJfCiBHZXRGaXJzdE9wZW5TdWJzY3JpcHRpb25SZXNwb25zZRI7CgxzdWJzY3JpcHRpb24YASABKAsyJS53ZmUucGVyc2lzdGVuY2UudjEuRXZlbnRTdWJzY3JpcHRpb24iKgocVGVybWluYXRlU3Vic2NyaXB0aW9uUmVxdWVzdBIKCgJpZBgBIAEoCSIfCh1UZXJtaW5hdGVTdWJzY3JpcHRpb25SZXNwb25zZSJ3ChtTZXRTdWJzY3JpcHRpb25Ub2tlblJlcXVlc3QSCgoCaWQYASABKAkSDQoFdG9rZW4YAiABKAkSEQoJd29ya2VyX2lkGAMgASgJEioKBmV4cGlyeRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiMAocU2V0U3Vic2NyaXB0aW9uVG9rZW5SZXNwb25zZRIQCghhY3F1aXJlZBgBIAEoCCI6Ch1DbGVhclN1YnNjcmlwdGlvblRva2VuUmVxdWVzdBIKCgJpZBgBIAEoCRINCgV0b2tlbhgCIAEoCSIgCh5DbGVhclN1YnNjcmlwdGlvblRva2VuUmVzcG9uc2Uy9wYKE1N1YnNjcmlwdGlvblNlcnZpY2USggEKF0NyZWF0ZUV2ZW50U3Vic2NyaXB0aW9uEjIud2ZlLnBlcnNpc3RlbmNlLnYxLkNyZWF0ZUV2ZW50U3Vic2NyaXB0aW9uUmVxdWVzdBozLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVFdmVudFN1YnNjcmlwdGlvblJlc3BvbnNlEmoKD0dldFN1YnNjcmlwdGlvbhIqLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRTdWJzY3JpcHRpb25SZXF1ZXN0Gisud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFN1YnNjcmlwdGlvblJlc3BvbnNlEm0KEEdldFN1YnNjcmlwdGlvbnMSKy53ZmUucGVyc2lzdGVuY2UudjEuR2V0U3Vic2NyaXB0aW9uc1JlcXVlc3QaLC53ZmUucGVyc2lzdGVuY2UudjEuR2V0U3Vic2NyaXB0aW9uc1Jlc3BvbnNlEoUBChhHZXRGaXJzdE9wZW5TdWJzY3JpcHRpb24SMy53ZmUucGVyc2lzdGVuY2UudjEuR2V0Rmlyc3RPcGVuU3Vic2NyaXB0aW9uUmVxdWVzdBo0LndmZS5wZXJzaXN0ZW5jZS52MS5HZXRGaXJzdE9wZW5TdWJzY3JpcHRpb25SZXNwb25zZRJ8ChVUZXJtaW5hdGVTdWJzY3JpcHRpb24SMC53ZmUucGVyc2lzdGVuY2UudjEuVGVybWluYXRlU3Vic2NyaXB0aW9uUmVxdWVzdBoxLndmZS5wZXJzaXN0ZW5jZS52MS5UZXJtaW5hdGVTdWJzY3JpcHRpb25SZXNwb25zZRJ5ChRTZXRTdWJzY3JpcHRpb25Ub2tlbhIvLndmZS5wZXJzaXN0ZW5jZS52MS5TZXRTdWJzY3JpcHRpb25Ub2tlblJlcXVlc3QaMC53ZmUucGVyc2lzdGVuY2UudjEuU2V0U3Vic2NyaXB0aW9uVG9rZW5SZXNwb25zZRJ/ChZDbGVhclN1YnNjcmlwdGlvblRva2VuEjEud2ZlLnBlcnNpc3RlbmNlLnYxLkNsZWFyU3Vic2NyaXB0aW9uVG9rZW5SZXF1ZXN0GjIud2ZlLnBlcnNpc3RlbmNlLnYxLkNsZWFyU3Vic2NyaXB0aW9uVG9rZW5SZXNwb25zZUJPChJ3ZmUucGVyc2lzdGVuY2UudjFQAVo3d2ZlLXBlcnNpc3RlbmNlL2dlbi9nby93ZmUvcGVyc2lzdGVuY2UvdjE7cGVyc2lzdGVuY2V2MWIGcHJvdG8z", [file_google_protobuf_timestamp]);
+  fileDesc("CiV3ZmUvcGVyc2lzdGVuY2UvdjEvc3Vic2NyaXB0aW9uLnByb3RvEhJ3ZmUucGVyc2lzdGVuY2UudjEiwAMKEUV2ZW50U3Vic2NyaXB0aW9uEgoKAmlkGAEgASgJEhMKC3dvcmtmbG93X2lkGAIgASgJEg8KB3N0ZXBfaWQYAyABKAMSHAoUZXhlY3V0aW9uX3BvaW50ZXJfaWQYBCABKAkSEgoKZXZlbnRfbmFtZRgFIAEoCRIRCglldmVudF9rZXkYBiABKAkSMwoPc3Vic2NyaWJlX2FzX29mGAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIjChZzdWJzY3JpcHRpb25fZGF0YV9qc29uGAggASgJSACIAQESGwoOZXh0ZXJuYWxfdG9rZW4YCSABKAlIAYgBARIfChJleHRlcm5hbF93b3JrZXJfaWQYCiABKAlIAogBARI5ChVleHRlcm5hbF90b2tlbl9leHBpcnkYCyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhwKFGV4dGVybmFsX3Rva2VuX2Vwb2NoGAwgASgDQhkKF19zdWJzY3JpcHRpb25fZGF0YV9qc29uQhEKD19leHRlcm5hbF90b2tlbkIVChNfZXh0ZXJuYWxfd29ya2VyX2lkIl0KHkNyZWF0ZUV2ZW50U3Vic2NyaXB0aW9uUmVxdWVzdBI7CgxzdWJzY3JpcHRpb24YASABKAsyJS53ZmUucGVyc2lzdGVuY2UudjEuRXZlbnRTdWJzY3JpcHRpb24iLQofQ3JlYXRlRXZlbnRTdWJzY3JpcHRpb25SZXNwb25zZRIKCgJpZBgBIAEoCSIkChZHZXRTdWJzY3JpcHRpb25SZXF1ZXN0EgoKAmlkGAEgASgJIlYKF0dldFN1YnNjcmlwdGlvblJlc3BvbnNlEjsKDHN1YnNjcmlwdGlvbhgBIAEoCzIlLndmZS5wZXJzaXN0ZW5jZS52MS5FdmVudFN1YnNjcmlwdGlvbiKSAQoXR2V0U3Vic2NyaXB0aW9uc1JlcXVlc3QSEgoKZXZlbnRfbmFtZRgBIAEoCRIRCglldmVudF9rZXkYAiABKAkSKQoFYXNfb2YYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhEKCXBhZ2Vfc2l6ZRgEIAEoBRISCgpwYWdlX3Rva2VuGAUgASgJInEKGEdldFN1YnNjcmlwdGlvbnNSZXNwb25zZRI8Cg1zdWJzY3JpcHRpb25zGAEgAygLMiUud2ZlLnBlcnNpc3RlbmNlLnYxLkV2ZW50U3Vic2NyaXB0aW9uEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSJzCh9HZXRGaXJzdE9wZW5TdWJzY3JpcHRpb25SZXF1ZXN0EhIKCmV2ZW50X25hbWUYASABKAkSEQoJZXZlbnRfa2V5GAIgASgJEikKBWFzX29mGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJfCiBHZXRGaXJzdE9wZW5TdWJzY3JpcHRpb25SZXNwb25zZRI7CgxzdWJzY3JpcHRpb24YASABKAsyJS53ZmUucGVyc2lzdGVuY2UudjEuRXZlbnRTdWJzY3JpcHRpb24iZgocVGVybWluYXRlU3Vic2NyaXB0aW9uUmVxdWVzdBIKCgJpZBgBIAEoCRISCgV0b2tlbhgCIAEoCUgAiAEBEhIKBWVwb2NoGAMgASgDSAGIAQFCCAoGX3Rva2VuQggKBl9lcG9jaCIfCh1UZXJtaW5hdGVTdWJzY3JpcHRpb25SZXNwb25zZSLCAQobU2V0U3Vic2NyaXB0aW9uVG9rZW5SZXF1ZXN0EgoKAmlkGAEgASgJEg0KBXRva2VuGAIgASgJEhEKCXdvcmtlcl9pZBgDIAEoCRIqCgZleHBpcnkYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEisKCGR1cmF0aW9uGAUgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhIKBWVwb2NoGAYgASgDSACIAQFCCAoGX2Vwb2NoImsKHFNldFN1YnNjcmlwdGlvblRva2VuUmVzcG9uc2USEAoIYWNxdWlyZWQYASABKAgSDQoFZXBvY2gYAiABKAMSKgoGZXhwaXJ5GAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJYCh1DbGVhclN1YnNjcmlwdGlvblRva2VuUmVxdWVzdBIKCgJpZBgBIAEoCRINCgV0b2tlbhgCIAEoCRISCgVlcG9jaBgDIAEoA0gAiAEBQggKBl9lcG9jaCIgCh5DbGVhclN1YnNjcmlwdGlvblRva2VuUmVzcG9uc2UihQEKHVJlbmV3U3Vic2NyaXB0aW9uVG9rZW5SZXF1ZXN0EgoKAmlkGAEgASgJEg0KBXRva2VuGAIgASgJEhIKBWVwb2NoGAMgASgDSACIAQESKwoIZHVyYXRpb24YBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25CCAoGX2Vwb2NoIlsKHlJlbmV3U3Vic2NyaXB0aW9uVG9rZW5SZXNwb25zZRIqCgZleHBpcnkYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg0KBWVwb2NoGAIgASgDIqwBChhMaXN0U3Vic2NyaXB0aW9uc1JlcXVlc3QSEwoLd29ya2Zsb3dfaWQYASABKAkSEgoKZXZlbnRfbmFtZRgCIAEoCRIWCglldmVudF9rZXkYAyABKAlIAIgBARIRCgRoZWxkGAQgASgISAGIAQESEQoJcGFnZV9zaXplGAUgASgFEhIKCnBhZ2VfdG9rZW4YBiABKAlCDAoKX2V2ZW50X2tleUIHCgVfaGVsZCJyChlMaXN0U3Vic2NyaXB0aW9uc1Jlc3BvbnNlEjwKDXN1YnNjcmlwdGlvbnMYASADKAsyJS53ZmUucGVyc2lzdGVuY2UudjEuRXZlbnRTdWJzY3JpcHRpb24SFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJMuoIChNTdWJzY3JpcHRpb25TZXJ2aWNlEoIBChdDcmVhdGVFdmVudFN1YnNjcmlwdGlvbhIyLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVFdmVudFN1YnNjcmlwdGlvblJlcXVlc3QaMy53ZmUucGVyc2lzdGVuY2UudjEuQ3JlYXRlRXZlbnRTdWJzY3JpcHRpb25SZXNwb25zZRJqCg9HZXRTdWJzY3JpcHRpb24SKi53ZmUucGVyc2lzdGVuY2UudjEuR2V0U3Vic2NyaXB0aW9uUmVxdWVzdBorLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRTdWJzY3JpcHRpb25SZXNwb25zZRJtChBHZXRTdWJzY3JpcHRpb25zEisud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFN1YnNjcmlwdGlvbnNSZXF1ZXN0Giwud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFN1YnNjcmlwdGlvbnNSZXNwb25zZRKFAQoYR2V0Rmlyc3RPcGVuU3Vic2NyaXB0aW9uEjMud2ZlLnBlcnNpc3RlbmNlLnYxLkdldEZpcnN0T3BlblN1YnNjcmlwdGlvblJlcXVlc3QaNC53ZmUucGVyc2lzdGVuY2UudjEuR2V0Rmlyc3RPcGVuU3Vic2NyaXB0aW9uUmVzcG9uc2USfAoVVGVybWluYXRlU3Vic2NyaXB0aW9uEjAud2ZlLnBlcnNpc3RlbmNlLnYxLlRlcm1pbmF0ZVN1YnNjcmlwdGlvblJlcXVlc3QaMS53ZmUucGVyc2lzdGVuY2UudjEuVGVybWluYXRlU3Vic2NyaXB0aW9uUmVzcG9uc2USeQoUU2V0U3Vic2NyaXB0aW9uVG9rZW4SLy53ZmUucGVyc2lzdGVuY2UudjEuU2V0U3Vic2NyaXB0aW9uVG9rZW5SZXF1ZXN0GjAud2ZlLnBlcnNpc3RlbmNlLnYxLlNldFN1YnNjcmlwdGlvblRva2VuUmVzcG9uc2USfwoWQ2xlYXJTdWJzY3JpcHRpb25Ub2tlbhIxLndmZS5wZXJzaXN0ZW5jZS52MS5DbGVhclN1YnNjcmlwdGlvblRva2VuUmVxdWVzdBoyLndmZS5wZXJzaXN0ZW5jZS52MS5DbGVhclN1YnNjcmlwdGlvblRva2VuUmVzcG9uc2USfwoWUmVuZXdTdWJzY3JpcHRpb25Ub2tlbhIxLndmZS5wZXJzaXN0ZW5jZS52MS5SZW5ld1N1YnNjcmlwdGlvblRva2VuUmVxdWVzdBoyLndmZS5wZXJzaXN0ZW5jZS52MS5SZW5ld1N1YnNjcmlwdGlvblRva2VuUmVzcG9uc2UScAoRTGlzdFN1YnNjcmlwdGlvbnMSLC53ZmUucGVyc2lzdGVuY2UudjEuTGlzdFN1YnNjcmlwdGlvbnNSZXF1ZXN0Gi0ud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RTdWJzY3JpcHRpb25zUmVzcG9uc2VCTwoSd2ZlLnBlcnNpc3RlbmNlLnYxUAFaN3dmZS1wZXJzaXN0ZW5jZS9nZW4vZ28vd2ZlL3BlcnNpc3RlbmNlL3YxO3BlcnNpc3RlbmNldjFiBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * EventSubscription says that a step of a workflow waits for an event. It is
@@ -103,6 +103,15 @@ export type EventSubscription = Message<"wfe.persistence.v1.EventSubscription"> 
    * @generated from field: google.protobuf.Timestamp external_token_expiry = 11;
    */
   externalTokenExpiry?: Timestamp | undefined;
+
+  /**
+   * Which claim this is, while it is held: each claim of a store has a higher
+   * number than all before it. 0: never claimed by SetSubscriptionToken. Set by
+   * the store, ignored on write.
+   *
+   * @generated from field: int64 external_token_epoch = 12;
+   */
+  externalTokenEpoch: bigint;
 };
 
 /**
@@ -347,6 +356,22 @@ export type TerminateSubscriptionRequest = Message<"wfe.persistence.v1.Terminate
    * @generated from field: string id = 1;
    */
   id: string;
+
+  /**
+   * Only if it is held with this token and that has not expired, 1 to 512 bytes;
+   * absent: whoever holds it.
+   *
+   * @generated from field: optional string token = 2;
+   */
+  token?: string | undefined;
+
+  /**
+   * Only if the claim's epoch is this one, from 1 on; needs `token`. Absent: the
+   * token alone counts.
+   *
+   * @generated from field: optional int64 epoch = 3;
+   */
+  epoch?: bigint | undefined;
 };
 
 /**
@@ -406,6 +431,24 @@ export type SetSubscriptionTokenRequest = Message<"wfe.persistence.v1.SetSubscri
    * @generated from field: google.protobuf.Timestamp expiry = 4;
    */
   expiry?: Timestamp | undefined;
+
+  /**
+   * How long the hold lasts from now on, by the database's clock, instead of an
+   * `expiry` by the caller's. 1 ms to 24 h, truncated to milliseconds; absent:
+   * see `expiry`.
+   *
+   * @generated from field: google.protobuf.Duration duration = 5;
+   */
+  duration?: Duration | undefined;
+
+  /**
+   * Only prolong the claim of this epoch, from 1 on: with it, `acquired` is false
+   * if that claim has ended, even if the subscription is open. Absent: claim it
+   * if it is open.
+   *
+   * @generated from field: optional int64 epoch = 6;
+   */
+  epoch?: bigint | undefined;
 };
 
 /**
@@ -428,6 +471,21 @@ export type SetSubscriptionTokenResponse = Message<"wfe.persistence.v1.SetSubscr
    * @generated from field: bool acquired = 1;
    */
   acquired: boolean;
+
+  /**
+   * The number of this worker's claim, if acquired: higher than that of every
+   * claim before it. The same again while it is held keeps it.
+   *
+   * @generated from field: int64 epoch = 2;
+   */
+  epoch: bigint;
+
+  /**
+   * When the hold ends by itself, if acquired; absent: held until cleared.
+   *
+   * @generated from field: google.protobuf.Timestamp expiry = 3;
+   */
+  expiry?: Timestamp | undefined;
 };
 
 /**
@@ -456,6 +514,14 @@ export type ClearSubscriptionTokenRequest = Message<"wfe.persistence.v1.ClearSub
    * @generated from field: string token = 2;
    */
   token: string;
+
+  /**
+   * Only if the claim's epoch is this one, from 1 on; absent: the token alone
+   * counts.
+   *
+   * @generated from field: optional int64 epoch = 3;
+   */
+  epoch?: bigint | undefined;
 };
 
 /**
@@ -479,6 +545,166 @@ export type ClearSubscriptionTokenResponse = Message<"wfe.persistence.v1.ClearSu
  */
 export const ClearSubscriptionTokenResponseSchema: GenMessage<ClearSubscriptionTokenResponse> = /*@__PURE__*/
   messageDesc(file_wfe_persistence_v1_subscription, 14);
+
+/**
+ * RenewSubscriptionTokenRequest is the request of RenewSubscriptionToken.
+ *
+ * @generated from message wfe.persistence.v1.RenewSubscriptionTokenRequest
+ */
+export type RenewSubscriptionTokenRequest = Message<"wfe.persistence.v1.RenewSubscriptionTokenRequest"> & {
+  /**
+   * The subscription's id; required, at most 512 bytes.
+   *
+   * @generated from field: string id = 1;
+   */
+  id: string;
+
+  /**
+   * The token it is held with; required, at most 512 bytes.
+   *
+   * @generated from field: string token = 2;
+   */
+  token: string;
+
+  /**
+   * Only if the claim's epoch is this one, from 1 on; absent: the token alone
+   * counts.
+   *
+   * @generated from field: optional int64 epoch = 3;
+   */
+  epoch?: bigint | undefined;
+
+  /**
+   * How long the hold lasts from now on; absent: 30 s. 1 ms to 24 h, truncated
+   * to milliseconds.
+   *
+   * @generated from field: google.protobuf.Duration duration = 4;
+   */
+  duration?: Duration | undefined;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.RenewSubscriptionTokenRequest.
+ * Use `create(RenewSubscriptionTokenRequestSchema)` to create a new message.
+ */
+export const RenewSubscriptionTokenRequestSchema: GenMessage<RenewSubscriptionTokenRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_subscription, 15);
+
+/**
+ * RenewSubscriptionTokenResponse is the answer of RenewSubscriptionToken.
+ *
+ * @generated from message wfe.persistence.v1.RenewSubscriptionTokenResponse
+ */
+export type RenewSubscriptionTokenResponse = Message<"wfe.persistence.v1.RenewSubscriptionTokenResponse"> & {
+  /**
+   * When the hold ends by itself, by the database's clock.
+   *
+   * @generated from field: google.protobuf.Timestamp expiry = 1;
+   */
+  expiry?: Timestamp | undefined;
+
+  /**
+   * The number of the claim; renewing keeps it.
+   *
+   * @generated from field: int64 epoch = 2;
+   */
+  epoch: bigint;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.RenewSubscriptionTokenResponse.
+ * Use `create(RenewSubscriptionTokenResponseSchema)` to create a new message.
+ */
+export const RenewSubscriptionTokenResponseSchema: GenMessage<RenewSubscriptionTokenResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_subscription, 16);
+
+/**
+ * ListSubscriptionsRequest is the request of ListSubscriptions.
+ *
+ * @generated from message wfe.persistence.v1.ListSubscriptionsRequest
+ */
+export type ListSubscriptionsRequest = Message<"wfe.persistence.v1.ListSubscriptionsRequest"> & {
+  /**
+   * Of this workflow, at most 512 bytes; empty: of any.
+   *
+   * @generated from field: string workflow_id = 1;
+   */
+  workflowId: string;
+
+  /**
+   * Waiting for this kind of event, at most 512 bytes; empty: for any.
+   *
+   * @generated from field: string event_name = 2;
+   */
+  eventName: string;
+
+  /**
+   * Waiting for this event key, at most 512 bytes; absent: for any. Needs
+   * `event_name`.
+   *
+   * @generated from field: optional string event_key = 3;
+   */
+  eventKey?: string | undefined;
+
+  /**
+   * True: only those that somebody holds; false: only open ones; absent: both.
+   *
+   * @generated from field: optional bool held = 4;
+   */
+  held?: boolean | undefined;
+
+  /**
+   * How many subscriptions to answer at most; a page is shorter where the next
+   * one would not fit into one message. 0: 100; above 1000: 1000; negative:
+   * INVALID_ARGUMENT.
+   *
+   * @generated from field: int32 page_size = 5;
+   */
+  pageSize: number;
+
+  /**
+   * The `next_page_token` of the page before; empty: the first page. The other
+   * fields must be those of the first page.
+   *
+   * @generated from field: string page_token = 6;
+   */
+  pageToken: string;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.ListSubscriptionsRequest.
+ * Use `create(ListSubscriptionsRequestSchema)` to create a new message.
+ */
+export const ListSubscriptionsRequestSchema: GenMessage<ListSubscriptionsRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_subscription, 17);
+
+/**
+ * ListSubscriptionsResponse is the answer of ListSubscriptions.
+ *
+ * @generated from message wfe.persistence.v1.ListSubscriptionsResponse
+ */
+export type ListSubscriptionsResponse = Message<"wfe.persistence.v1.ListSubscriptionsResponse"> & {
+  /**
+   * The subscriptions.
+   *
+   * @generated from field: repeated wfe.persistence.v1.EventSubscription subscriptions = 1;
+   */
+  subscriptions: EventSubscription[];
+
+  /**
+   * The token of the next page; empty: this is the last one.
+   *
+   * @generated from field: string next_page_token = 2;
+   */
+  nextPageToken: string;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.ListSubscriptionsResponse.
+ * Use `create(ListSubscriptionsResponseSchema)` to create a new message.
+ */
+export const ListSubscriptionsResponseSchema: GenMessage<ListSubscriptionsResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_subscription, 18);
 
 /**
  * SubscriptionService stores who waits for which event, and lets one worker at a
@@ -538,8 +764,9 @@ export const SubscriptionService: GenService<{
     output: typeof GetFirstOpenSubscriptionResponseSchema;
   },
   /**
-   * Removes a subscription, open or held. Errors: NOT_FOUND
-   * (SUBSCRIPTION_NOT_FOUND), also when the same call again finds it removed;
+   * Removes a subscription, open or held; with `token` only if it is held with
+   * that. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND), also when the same call
+   * again finds it removed; FAILED_PRECONDITION (TOKEN_MISMATCH);
    * INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.SubscriptionService.TerminateSubscription
@@ -553,7 +780,8 @@ export const SubscriptionService: GenService<{
    * Takes hold of a subscription (compare-and-set): succeeds if it is open, or
    * already held with the same token and worker, in which case the expiry
    * becomes the given one. So the same call again is safe, and a later expiry
-   * extends the hold. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
+   * extends the hold. Each new claim gets a higher epoch than all before it, by
+   * which a claim can be told from a later one with the same token. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
    * INVALID_ARGUMENT, also for an expiry that has passed already.
    *
    * @generated from rpc wfe.persistence.v1.SubscriptionService.SetSubscriptionToken
@@ -575,6 +803,31 @@ export const SubscriptionService: GenService<{
     methodKind: "unary";
     input: typeof ClearSubscriptionTokenRequestSchema;
     output: typeof ClearSubscriptionTokenResponseSchema;
+  },
+  /**
+   * Holds a subscription for longer: for `duration` from now on, by the
+   * database's clock. A hold that has expired can't be renewed, even if nobody
+   * else took the subscription yet. Errors: FAILED_PRECONDITION
+   * (TOKEN_MISMATCH) if it is open, has expired or is held with another token or
+   * epoch; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
+   *
+   * @generated from rpc wfe.persistence.v1.SubscriptionService.RenewSubscriptionToken
+   */
+  renewSubscriptionToken: {
+    methodKind: "unary";
+    input: typeof RenewSubscriptionTokenRequestSchema;
+    output: typeof RenewSubscriptionTokenResponseSchema;
+  },
+  /**
+   * Answers subscriptions, open and held, in the order of their ids, in pages,
+   * for people and tools that look into a store. Errors: INVALID_ARGUMENT.
+   *
+   * @generated from rpc wfe.persistence.v1.SubscriptionService.ListSubscriptions
+   */
+  listSubscriptions: {
+    methodKind: "unary";
+    input: typeof ListSubscriptionsRequestSchema;
+    output: typeof ListSubscriptionsResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_wfe_persistence_v1_subscription, 0);

@@ -4,8 +4,16 @@
 
 import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
-import type { Timestamp } from "@bufbuild/protobuf/wkt";
-import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
+import type { FieldMask, Timestamp } from "@bufbuild/protobuf/wkt";
+import { file_google_protobuf_field_mask, file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
+import type { ScheduledCommand } from "./command_pb.js";
+import { file_wfe_persistence_v1_command } from "./command_pb.js";
+import type { Event } from "./event_pb.js";
+import { file_wfe_persistence_v1_event } from "./event_pb.js";
+import type { ListOrder } from "./list_order_pb.js";
+import { file_wfe_persistence_v1_list_order } from "./list_order_pb.js";
+import type { ExecutionError } from "./store_pb.js";
+import { file_wfe_persistence_v1_store } from "./store_pb.js";
 import type { EventSubscription } from "./subscription_pb.js";
 import { file_wfe_persistence_v1_subscription } from "./subscription_pb.js";
 import type { Message } from "@bufbuild/protobuf";
@@ -14,7 +22,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file wfe/persistence/v1/workflow.proto.
  */
 export const file_wfe_persistence_v1_workflow: GenFile = /*@__PURE__*/
-  fileDesc("CiF3ZmUvcGVyc2lzdGVuY2UvdjEvd29ya2Zsb3cucHJvdG8SEndmZS5wZXJzaXN0ZW5jZS52MSKQBAoQV29ya2Zsb3dJbnN0YW5jZRIKCgJpZBgBIAEoCRIMCgRuYW1lGAIgASgJEh0KEHJvb3Rfd29ya2Zsb3dfaWQYAyABKAlIAIgBARIeChZ3b3JrZmxvd19kZWZpbml0aW9uX2lkGAQgASgJEg8KB3ZlcnNpb24YBSABKA0SGAoLZGVzY3JpcHRpb24YBiABKAlIAYgBARIWCglyZWZlcmVuY2UYByABKAlIAogBARJAChJleGVjdXRpb25fcG9pbnRlcnMYCCADKAsyJC53ZmUucGVyc2lzdGVuY2UudjEuRXhlY3V0aW9uUG9pbnRlchIbCg5uZXh0X2V4ZWN1dGlvbhgJIAEoA0gDiAEBEjIKBnN0YXR1cxgKIAEoDjIiLndmZS5wZXJzaXN0ZW5jZS52MS5Xb3JrZmxvd1N0YXR1cxIRCglkYXRhX2pzb24YCyABKAkSLwoLY3JlYXRlX3RpbWUYDCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjEKDWNvbXBsZXRlX3RpbWUYDSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhAKCHJldmlzaW9uGA4gASgDQhMKEV9yb290X3dvcmtmbG93X2lkQg4KDF9kZXNjcmlwdGlvbkIMCgpfcmVmZXJlbmNlQhEKD19uZXh0X2V4ZWN1dGlvbiLsBgoQRXhlY3V0aW9uUG9pbnRlchIKCgJpZBgBIAEoCRIPCgdzdGVwX2lkGAIgASgDEg4KBmFjdGl2ZRgDIAEoCBIxCgZzdGF0dXMYBCABKA4yIS53ZmUucGVyc2lzdGVuY2UudjEuUG9pbnRlclN0YXR1cxIvCgtzbGVlcF91bnRpbBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASIgoVcGVyc2lzdGVuY2VfZGF0YV9qc29uGAYgASgJSACIAQESLgoKc3RhcnRfdGltZRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZW5kX3RpbWUYCCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhcKCmV2ZW50X25hbWUYCSABKAlIAYgBARIWCglldmVudF9rZXkYCiABKAlIAogBARIXCg9ldmVudF9wdWJsaXNoZWQYCyABKAgSHAoPZXZlbnRfZGF0YV9qc29uGAwgASgJSAOIAQESFgoJc3RlcF9uYW1lGA0gASgJSASIAQESEwoLcmV0cnlfY291bnQYDiABKA0SEAoIY2hpbGRyZW4YDyADKAkSHgoRY29udGV4dF9pdGVtX2pzb24YECABKAlIBYgBARIbCg5wcmVkZWNlc3Nvcl9pZBgRIAEoCUgGiAEBEhkKDG91dGNvbWVfanNvbhgSIAEoCUgHiAEBEg0KBXNjb3BlGBMgAygJEmQKGWV4dGVuc2lvbl9hdHRyaWJ1dGVzX2pzb24YFCADKAsyQS53ZmUucGVyc2lzdGVuY2UudjEuRXhlY3V0aW9uUG9pbnRlci5FeHRlbnNpb25BdHRyaWJ1dGVzSnNvbkVudHJ5Gj4KHEV4dGVuc2lvbkF0dHJpYnV0ZXNKc29uRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4AUIYChZfcGVyc2lzdGVuY2VfZGF0YV9qc29uQg0KC19ldmVudF9uYW1lQgwKCl9ldmVudF9rZXlCEgoQX2V2ZW50X2RhdGFfanNvbkIMCgpfc3RlcF9uYW1lQhQKEl9jb250ZXh0X2l0ZW1fanNvbkIRCg9fcHJlZGVjZXNzb3JfaWRCDwoNX291dGNvbWVfanNvbiJSChhDcmVhdGVOZXdXb3JrZmxvd1JlcXVlc3QSNgoIaW5zdGFuY2UYASABKAsyJC53ZmUucGVyc2lzdGVuY2UudjEuV29ya2Zsb3dJbnN0YW5jZSJHChlDcmVhdGVOZXdXb3JrZmxvd1Jlc3BvbnNlEgoKAmlkGAEgASgJEgwKBG5hbWUYAiABKAkSEAoIcmV2aXNpb24YAyABKAMihgEKFlBlcnNpc3RXb3JrZmxvd1JlcXVlc3QSNgoIaW5zdGFuY2UYASABKAsyJC53ZmUucGVyc2lzdGVuY2UudjEuV29ya2Zsb3dJbnN0YW5jZRIeChFleHBlY3RlZF9yZXZpc2lvbhgCIAEoA0gAiAEBQhQKEl9leHBlY3RlZF9yZXZpc2lvbiIrChdQZXJzaXN0V29ya2Zsb3dSZXNwb25zZRIQCghyZXZpc2lvbhgBIAEoAyLVAQonUGVyc2lzdFdvcmtmbG93V2l0aFN1YnNjcmlwdGlvbnNSZXF1ZXN0EjYKCGluc3RhbmNlGAEgASgLMiQud2ZlLnBlcnNpc3RlbmNlLnYxLldvcmtmbG93SW5zdGFuY2USPAoNc3Vic2NyaXB0aW9ucxgCIAMoCzIlLndmZS5wZXJzaXN0ZW5jZS52MS5FdmVudFN1YnNjcmlwdGlvbhIeChFleHBlY3RlZF9yZXZpc2lvbhgDIAEoA0gAiAEBQhQKEl9leHBlY3RlZF9yZXZpc2lvbiJWCihQZXJzaXN0V29ya2Zsb3dXaXRoU3Vic2NyaXB0aW9uc1Jlc3BvbnNlEhAKCHJldmlzaW9uGAEgASgDEhgKEHN1YnNjcmlwdGlvbl9pZHMYAiADKAkiKAoaR2V0V29ya2Zsb3dJbnN0YW5jZVJlcXVlc3QSCgoCaWQYASABKAkiVQobR2V0V29ya2Zsb3dJbnN0YW5jZVJlc3BvbnNlEjYKCGluc3RhbmNlGAEgASgLMiQud2ZlLnBlcnNpc3RlbmNlLnYxLldvcmtmbG93SW5zdGFuY2UiMAogR2V0V29ya2Zsb3dJbnN0YW5jZUJ5TmFtZVJlcXVlc3QSDAoEbmFtZRgBIAEoCSJbCiFHZXRXb3JrZmxvd0luc3RhbmNlQnlOYW1lUmVzcG9uc2USNgoIaW5zdGFuY2UYASABKAsyJC53ZmUucGVyc2lzdGVuY2UudjEuV29ya2Zsb3dJbnN0YW5jZSIqChtHZXRXb3JrZmxvd0luc3RhbmNlc1JlcXVlc3QSCwoDaWRzGAEgAygJIlYKHEdldFdvcmtmbG93SW5zdGFuY2VzUmVzcG9uc2USNgoIaW5zdGFuY2UYASABKAsyJC53ZmUucGVyc2lzdGVuY2UudjEuV29ya2Zsb3dJbnN0YW5jZSJvChtHZXRSdW5uYWJsZUluc3RhbmNlc1JlcXVlc3QSKQoFYXNfYXQYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJIk0KHEdldFJ1bm5hYmxlSW5zdGFuY2VzUmVzcG9uc2USFAoMaW5zdGFuY2VfaWRzGAEgAygJEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSI2Ch1OZXh0RGVmaW5pdGlvblNlcXVlbmNlUmVxdWVzdBIVCg1kZWZpbml0aW9uX2lkGAEgASgJIjAKHk5leHREZWZpbml0aW9uU2VxdWVuY2VSZXNwb25zZRIOCgZudW1iZXIYASABKAMqrAEKDldvcmtmbG93U3RhdHVzEh8KG1dPUktGTE9XX1NUQVRVU19VTlNQRUNJRklFRBAAEhwKGFdPUktGTE9XX1NUQVRVU19SVU5OQUJMRRABEh0KGVdPUktGTE9XX1NUQVRVU19TVVNQRU5ERUQQAhIcChhXT1JLRkxPV19TVEFUVVNfQ09NUExFVEUQAxIeChpXT1JLRkxPV19TVEFUVVNfVEVSTUlOQVRFRBAEKuQCCg1Qb2ludGVyU3RhdHVzEh4KGlBPSU5URVJfU1RBVFVTX1VOU1BFQ0lGSUVEEAASGgoWUE9JTlRFUl9TVEFUVVNfUEVORElORxABEhoKFlBPSU5URVJfU1RBVFVTX1JVTk5JTkcQAhIbChdQT0lOVEVSX1NUQVRVU19DT01QTEVURRADEhoKFlBPSU5URVJfU1RBVFVTX1NLSVBQRUQQBBIbChdQT0lOVEVSX1NUQVRVU19TTEVFUElORxAFEiQKIFBPSU5URVJfU1RBVFVTX1dBSVRJTkdfRk9SX0VWRU5UEAYSGQoVUE9JTlRFUl9TVEFUVVNfRkFJTEVEEAcSHgoaUE9JTlRFUl9TVEFUVVNfQ09NUEVOU0FURUQQCBIcChhQT0lOVEVSX1NUQVRVU19DQU5DRUxMRUQQCRImCiJQT0lOVEVSX1NUQVRVU19QRU5ESU5HX1BSRURFQ0VTU09SEAoyiwgKD1dvcmtmbG93U2VydmljZRJwChFDcmVhdGVOZXdXb3JrZmxvdxIsLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVOZXdXb3JrZmxvd1JlcXVlc3QaLS53ZmUucGVyc2lzdGVuY2UudjEuQ3JlYXRlTmV3V29ya2Zsb3dSZXNwb25zZRJqCg9QZXJzaXN0V29ya2Zsb3cSKi53ZmUucGVyc2lzdGVuY2UudjEuUGVyc2lzdFdvcmtmbG93UmVxdWVzdBorLndmZS5wZXJzaXN0ZW5jZS52MS5QZXJzaXN0V29ya2Zsb3dSZXNwb25zZRKdAQogUGVyc2lzdFdvcmtmbG93V2l0aFN1YnNjcmlwdGlvbnMSOy53ZmUucGVyc2lzdGVuY2UudjEuUGVyc2lzdFdvcmtmbG93V2l0aFN1YnNjcmlwdGlvbnNSZXF1ZXN0Gjwud2ZlLnBlcnNpc3RlbmNlLnYxLlBlcnNpc3RXb3JrZmxvd1dpdGhTdWJzY3JpcHRpb25zUmVzcG9uc2USdgoTR2V0V29ya2Zsb3dJbnN0YW5jZRIuLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRXb3JrZmxvd0luc3RhbmNlUmVxdWVzdBovLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRXb3JrZmxvd0luc3RhbmNlUmVzcG9uc2USiAEKGUdldFdvcmtmbG93SW5zdGFuY2VCeU5hbWUSNC53ZmUucGVyc2lzdGVuY2UudjEuR2V0V29ya2Zsb3dJbnN0YW5jZUJ5TmFtZVJlcXVlc3QaNS53ZmUucGVyc2lzdGVuY2UudjEuR2V0V29ya2Zsb3dJbnN0YW5jZUJ5TmFtZVJlc3BvbnNlEnsKFEdldFdvcmtmbG93SW5zdGFuY2VzEi8ud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFdvcmtmbG93SW5zdGFuY2VzUmVxdWVzdBowLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRXb3JrZmxvd0luc3RhbmNlc1Jlc3BvbnNlMAESeQoUR2V0UnVubmFibGVJbnN0YW5jZXMSLy53ZmUucGVyc2lzdGVuY2UudjEuR2V0UnVubmFibGVJbnN0YW5jZXNSZXF1ZXN0GjAud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFJ1bm5hYmxlSW5zdGFuY2VzUmVzcG9uc2USfwoWTmV4dERlZmluaXRpb25TZXF1ZW5jZRIxLndmZS5wZXJzaXN0ZW5jZS52MS5OZXh0RGVmaW5pdGlvblNlcXVlbmNlUmVxdWVzdBoyLndmZS5wZXJzaXN0ZW5jZS52MS5OZXh0RGVmaW5pdGlvblNlcXVlbmNlUmVzcG9uc2VCTwoSd2ZlLnBlcnNpc3RlbmNlLnYxUAFaN3dmZS1wZXJzaXN0ZW5jZS9nZW4vZ28vd2ZlL3BlcnNpc3RlbmNlL3YxO3BlcnNpc3RlbmNldjFiBnByb3RvMw", [file_google_protobuf_timestamp, file_wfe_persistence_v1_subscription]);
+  fileDesc("CiF3ZmUvcGVyc2lzdGVuY2UvdjEvd29ya2Zsb3cucHJvdG8SEndmZS5wZXJzaXN0ZW5jZS52MSLABAoQV29ya2Zsb3dJbnN0YW5jZRIKCgJpZBgBIAEoCRIMCgRuYW1lGAIgASgJEh0KEHJvb3Rfd29ya2Zsb3dfaWQYAyABKAlIAIgBARIeChZ3b3JrZmxvd19kZWZpbml0aW9uX2lkGAQgASgJEg8KB3ZlcnNpb24YBSABKA0SGAoLZGVzY3JpcHRpb24YBiABKAlIAYgBARIWCglyZWZlcmVuY2UYByABKAlIAogBARJAChJleGVjdXRpb25fcG9pbnRlcnMYCCADKAsyJC53ZmUucGVyc2lzdGVuY2UudjEuRXhlY3V0aW9uUG9pbnRlchIbCg5uZXh0X2V4ZWN1dGlvbhgJIAEoA0gDiAEBEjIKBnN0YXR1cxgKIAEoDjIiLndmZS5wZXJzaXN0ZW5jZS52MS5Xb3JrZmxvd1N0YXR1cxIRCglkYXRhX2pzb24YCyABKAkSLwoLY3JlYXRlX3RpbWUYDCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjEKDWNvbXBsZXRlX3RpbWUYDSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhAKCHJldmlzaW9uGA4gASgDEi4KBHZpZXcYDyABKA4yIC53ZmUucGVyc2lzdGVuY2UudjEuV29ya2Zsb3dWaWV3QhMKEV9yb290X3dvcmtmbG93X2lkQg4KDF9kZXNjcmlwdGlvbkIMCgpfcmVmZXJlbmNlQhEKD19uZXh0X2V4ZWN1dGlvbiLsBgoQRXhlY3V0aW9uUG9pbnRlchIKCgJpZBgBIAEoCRIPCgdzdGVwX2lkGAIgASgDEg4KBmFjdGl2ZRgDIAEoCBIxCgZzdGF0dXMYBCABKA4yIS53ZmUucGVyc2lzdGVuY2UudjEuUG9pbnRlclN0YXR1cxIvCgtzbGVlcF91bnRpbBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASIgoVcGVyc2lzdGVuY2VfZGF0YV9qc29uGAYgASgJSACIAQESLgoKc3RhcnRfdGltZRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZW5kX3RpbWUYCCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhcKCmV2ZW50X25hbWUYCSABKAlIAYgBARIWCglldmVudF9rZXkYCiABKAlIAogBARIXCg9ldmVudF9wdWJsaXNoZWQYCyABKAgSHAoPZXZlbnRfZGF0YV9qc29uGAwgASgJSAOIAQESFgoJc3RlcF9uYW1lGA0gASgJSASIAQESEwoLcmV0cnlfY291bnQYDiABKA0SEAoIY2hpbGRyZW4YDyADKAkSHgoRY29udGV4dF9pdGVtX2pzb24YECABKAlIBYgBARIbCg5wcmVkZWNlc3Nvcl9pZBgRIAEoCUgGiAEBEhkKDG91dGNvbWVfanNvbhgSIAEoCUgHiAEBEg0KBXNjb3BlGBMgAygJEmQKGWV4dGVuc2lvbl9hdHRyaWJ1dGVzX2pzb24YFCADKAsyQS53ZmUucGVyc2lzdGVuY2UudjEuRXhlY3V0aW9uUG9pbnRlci5FeHRlbnNpb25BdHRyaWJ1dGVzSnNvbkVudHJ5Gj4KHEV4dGVuc2lvbkF0dHJpYnV0ZXNKc29uRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4AUIYChZfcGVyc2lzdGVuY2VfZGF0YV9qc29uQg0KC19ldmVudF9uYW1lQgwKCl9ldmVudF9rZXlCEgoQX2V2ZW50X2RhdGFfanNvbkIMCgpfc3RlcF9uYW1lQhQKEl9jb250ZXh0X2l0ZW1fanNvbkIRCg9fcHJlZGVjZXNzb3JfaWRCDwoNX291dGNvbWVfanNvbiLhAQoNV29ya2Zsb3dQYXRjaBIKCgJpZBgBIAEoCRI0CgZoZWFkZXIYAiABKAsyJC53ZmUucGVyc2lzdGVuY2UudjEuV29ya2Zsb3dJbnN0YW5jZRIvCgtoZWFkZXJfbWFzaxgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5GaWVsZE1hc2sSQAoSZXhlY3V0aW9uX3BvaW50ZXJzGAQgAygLMiQud2ZlLnBlcnNpc3RlbmNlLnYxLkV4ZWN1dGlvblBvaW50ZXISGwoTcmVtb3ZlZF9wb2ludGVyX2lkcxgFIAMoCSJZChFTdWJzY3JpcHRpb25DbGFpbRIXCg9zdWJzY3JpcHRpb25faWQYASABKAkSDQoFdG9rZW4YAiABKAkSEgoFZXBvY2gYAyABKANIAIgBAUIICgZfZXBvY2givQMKDldvcmtmbG93RmlsdGVyEjQKCHN0YXR1c2VzGAEgAygOMiIud2ZlLnBlcnNpc3RlbmNlLnYxLldvcmtmbG93U3RhdHVzEh4KFndvcmtmbG93X2RlZmluaXRpb25faWQYAiABKAkSFAoHdmVyc2lvbhgDIAEoDUgAiAEBEhYKCXJlZmVyZW5jZRgEIAEoCUgBiAEBEhMKC25hbWVfcHJlZml4GAUgASgJEhgKEHJvb3Rfd29ya2Zsb3dfaWQYBiABKAkSNAoQY3JlYXRlX3RpbWVfZnJvbRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASNgoSY3JlYXRlX3RpbWVfYmVmb3JlGAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI2ChJjb21wbGV0ZV90aW1lX2Zyb20YCSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjgKFGNvbXBsZXRlX3RpbWVfYmVmb3JlGAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcEIKCghfdmVyc2lvbkIMCgpfcmVmZXJlbmNlIlIKGENyZWF0ZU5ld1dvcmtmbG93UmVxdWVzdBI2CghpbnN0YW5jZRgBIAEoCzIkLndmZS5wZXJzaXN0ZW5jZS52MS5Xb3JrZmxvd0luc3RhbmNlIkcKGUNyZWF0ZU5ld1dvcmtmbG93UmVzcG9uc2USCgoCaWQYASABKAkSDAoEbmFtZRgCIAEoCRIQCghyZXZpc2lvbhgDIAEoAyKaAQoWUGVyc2lzdFdvcmtmbG93UmVxdWVzdBI2CghpbnN0YW5jZRgBIAEoCzIkLndmZS5wZXJzaXN0ZW5jZS52MS5Xb3JrZmxvd0luc3RhbmNlEh4KEWV4cGVjdGVkX3JldmlzaW9uGAIgASgDSACIAQESEgoKcmVxdWVzdF9pZBgDIAEoCUIUChJfZXhwZWN0ZWRfcmV2aXNpb24iKwoXUGVyc2lzdFdvcmtmbG93UmVzcG9uc2USEAoIcmV2aXNpb24YASABKAMi6QEKJ1BlcnNpc3RXb3JrZmxvd1dpdGhTdWJzY3JpcHRpb25zUmVxdWVzdBI2CghpbnN0YW5jZRgBIAEoCzIkLndmZS5wZXJzaXN0ZW5jZS52MS5Xb3JrZmxvd0luc3RhbmNlEjwKDXN1YnNjcmlwdGlvbnMYAiADKAsyJS53ZmUucGVyc2lzdGVuY2UudjEuRXZlbnRTdWJzY3JpcHRpb24SHgoRZXhwZWN0ZWRfcmV2aXNpb24YAyABKANIAIgBARISCgpyZXF1ZXN0X2lkGAQgASgJQhQKEl9leHBlY3RlZF9yZXZpc2lvbiJWCihQZXJzaXN0V29ya2Zsb3dXaXRoU3Vic2NyaXB0aW9uc1Jlc3BvbnNlEhAKCHJldmlzaW9uGAEgASgDEhgKEHN1YnNjcmlwdGlvbl9pZHMYAiADKAkiggUKFUNvbW1pdFdvcmtmbG93UmVxdWVzdBI4CghpbnN0YW5jZRgBIAEoCzIkLndmZS5wZXJzaXN0ZW5jZS52MS5Xb3JrZmxvd0luc3RhbmNlSAASMgoFcGF0Y2gYAiABKAsyIS53ZmUucGVyc2lzdGVuY2UudjEuV29ya2Zsb3dQYXRjaEgAEh4KEWV4cGVjdGVkX3JldmlzaW9uGAMgASgDSAGIAQESQQoSaGVsZF9zdWJzY3JpcHRpb25zGAQgAygLMiUud2ZlLnBlcnNpc3RlbmNlLnYxLlN1YnNjcmlwdGlvbkNsYWltEhkKEWhlbGRfbGVhc2VfdG9rZW5zGAUgAygJEkMKFGNyZWF0ZV9zdWJzY3JpcHRpb25zGAYgAygLMiUud2ZlLnBlcnNpc3RlbmNlLnYxLkV2ZW50U3Vic2NyaXB0aW9uEiIKGnRlcm1pbmF0ZV9zdWJzY3JpcHRpb25faWRzGAcgAygJEjAKDWNyZWF0ZV9ldmVudHMYCCADKAsyGS53ZmUucGVyc2lzdGVuY2UudjEuRXZlbnQSGwoTcHJvY2Vzc2VkX2V2ZW50X2lkcxgJIAMoCRIyCgZlcnJvcnMYCiADKAsyIi53ZmUucGVyc2lzdGVuY2UudjEuRXhlY3V0aW9uRXJyb3ISPwoRc2NoZWR1bGVfY29tbWFuZHMYCyADKAsyJC53ZmUucGVyc2lzdGVuY2UudjEuU2NoZWR1bGVkQ29tbWFuZBIdChVjb21wbGV0ZV9sZWFzZV90b2tlbnMYDCADKAkSEgoKcmVxdWVzdF9pZBgNIAEoCUIHCgVzdGF0ZUIUChJfZXhwZWN0ZWRfcmV2aXNpb24iVwoWQ29tbWl0V29ya2Zsb3dSZXNwb25zZRIQCghyZXZpc2lvbhgBIAEoAxIYChBzdWJzY3JpcHRpb25faWRzGAIgAygJEhEKCWV2ZW50X2lkcxgDIAMoCSJYChpHZXRXb3JrZmxvd0luc3RhbmNlUmVxdWVzdBIKCgJpZBgBIAEoCRIuCgR2aWV3GAIgASgOMiAud2ZlLnBlcnNpc3RlbmNlLnYxLldvcmtmbG93VmlldyJVChtHZXRXb3JrZmxvd0luc3RhbmNlUmVzcG9uc2USNgoIaW5zdGFuY2UYASABKAsyJC53ZmUucGVyc2lzdGVuY2UudjEuV29ya2Zsb3dJbnN0YW5jZSJgCiBHZXRXb3JrZmxvd0luc3RhbmNlQnlOYW1lUmVxdWVzdBIMCgRuYW1lGAEgASgJEi4KBHZpZXcYAiABKA4yIC53ZmUucGVyc2lzdGVuY2UudjEuV29ya2Zsb3dWaWV3IlsKIUdldFdvcmtmbG93SW5zdGFuY2VCeU5hbWVSZXNwb25zZRI2CghpbnN0YW5jZRgBIAEoCzIkLndmZS5wZXJzaXN0ZW5jZS52MS5Xb3JrZmxvd0luc3RhbmNlIloKG0dldFdvcmtmbG93SW5zdGFuY2VzUmVxdWVzdBILCgNpZHMYASADKAkSLgoEdmlldxgCIAEoDjIgLndmZS5wZXJzaXN0ZW5jZS52MS5Xb3JrZmxvd1ZpZXciVgocR2V0V29ya2Zsb3dJbnN0YW5jZXNSZXNwb25zZRI2CghpbnN0YW5jZRgBIAEoCzIkLndmZS5wZXJzaXN0ZW5jZS52MS5Xb3JrZmxvd0luc3RhbmNlIm8KG0dldFJ1bm5hYmxlSW5zdGFuY2VzUmVxdWVzdBIpCgVhc19hdBgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoJcGFnZV9zaXplGAIgASgFEhIKCnBhZ2VfdG9rZW4YAyABKAkiTQocR2V0UnVubmFibGVJbnN0YW5jZXNSZXNwb25zZRIUCgxpbnN0YW5jZV9pZHMYASADKAkSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIjYKHU5leHREZWZpbml0aW9uU2VxdWVuY2VSZXF1ZXN0EhUKDWRlZmluaXRpb25faWQYASABKAkiMAoeTmV4dERlZmluaXRpb25TZXF1ZW5jZVJlc3BvbnNlEg4KBm51bWJlchgBIAEoAyKlAQocTGlzdEV4ZWN1dGlvblBvaW50ZXJzUmVxdWVzdBITCgt3b3JrZmxvd19pZBgBIAEoCRITCgthY3RpdmVfb25seRgCIAEoCBIeChFleHBlY3RlZF9yZXZpc2lvbhgDIAEoA0gAiAEBEhEKCXBhZ2Vfc2l6ZRgEIAEoBRISCgpwYWdlX3Rva2VuGAUgASgJQhQKEl9leHBlY3RlZF9yZXZpc2lvbiKMAQodTGlzdEV4ZWN1dGlvblBvaW50ZXJzUmVzcG9uc2USQAoSZXhlY3V0aW9uX3BvaW50ZXJzGAEgAygLMiQud2ZlLnBlcnNpc3RlbmNlLnYxLkV4ZWN1dGlvblBvaW50ZXISFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJEhAKCHJldmlzaW9uGAMgASgDIs8BChRMaXN0V29ya2Zsb3dzUmVxdWVzdBIyCgZmaWx0ZXIYASABKAsyIi53ZmUucGVyc2lzdGVuY2UudjEuV29ya2Zsb3dGaWx0ZXISLAoFb3JkZXIYAiABKA4yHS53ZmUucGVyc2lzdGVuY2UudjEuTGlzdE9yZGVyEi4KBHZpZXcYAyABKA4yIC53ZmUucGVyc2lzdGVuY2UudjEuV29ya2Zsb3dWaWV3EhEKCXBhZ2Vfc2l6ZRgEIAEoBRISCgpwYWdlX3Rva2VuGAUgASgJImkKFUxpc3RXb3JrZmxvd3NSZXNwb25zZRI3CglpbnN0YW5jZXMYASADKAsyJC53ZmUucGVyc2lzdGVuY2UudjEuV29ya2Zsb3dJbnN0YW5jZRIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiSwoVQ291bnRXb3JrZmxvd3NSZXF1ZXN0EjIKBmZpbHRlchgBIAEoCzIiLndmZS5wZXJzaXN0ZW5jZS52MS5Xb3JrZmxvd0ZpbHRlciJSCg1Xb3JrZmxvd0NvdW50EjIKBnN0YXR1cxgBIAEoDjIiLndmZS5wZXJzaXN0ZW5jZS52MS5Xb3JrZmxvd1N0YXR1cxINCgVjb3VudBgCIAEoAyJLChZDb3VudFdvcmtmbG93c1Jlc3BvbnNlEjEKBmNvdW50cxgBIAMoCzIhLndmZS5wZXJzaXN0ZW5jZS52MS5Xb3JrZmxvd0NvdW50IlkKFURlbGV0ZVdvcmtmbG93UmVxdWVzdBIKCgJpZBgBIAEoCRIeChFleHBlY3RlZF9yZXZpc2lvbhgCIAEoA0gAiAEBQhQKEl9leHBlY3RlZF9yZXZpc2lvbiIYChZEZWxldGVXb3JrZmxvd1Jlc3BvbnNlItYBChVQdXJnZVdvcmtmbG93c1JlcXVlc3QSMAoMZW5kZWRfYmVmb3JlGAEgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI0CghzdGF0dXNlcxgCIAMoDjIiLndmZS5wZXJzaXN0ZW5jZS52MS5Xb3JrZmxvd1N0YXR1cxIeChZ3b3JrZmxvd19kZWZpbml0aW9uX2lkGAMgASgJEg8KB2RyeV9ydW4YBCABKAgSEAoIbWF4X3Jvd3MYBSABKAUSEgoKcGFnZV90b2tlbhgGIAEoCSKXAQoWUHVyZ2VXb3JrZmxvd3NSZXNwb25zZRIRCgl3b3JrZmxvd3MYASABKAMSGgoSZXhlY3V0aW9uX3BvaW50ZXJzGAIgASgDEhUKDXN1YnNjcmlwdGlvbnMYAyABKAMSDgoGZXJyb3JzGAQgASgDEg4KBmV2ZW50cxgFIAEoAxIXCg9uZXh0X3BhZ2VfdG9rZW4YBiABKAkqrAEKDldvcmtmbG93U3RhdHVzEh8KG1dPUktGTE9XX1NUQVRVU19VTlNQRUNJRklFRBAAEhwKGFdPUktGTE9XX1NUQVRVU19SVU5OQUJMRRABEh0KGVdPUktGTE9XX1NUQVRVU19TVVNQRU5ERUQQAhIcChhXT1JLRkxPV19TVEFUVVNfQ09NUExFVEUQAxIeChpXT1JLRkxPV19TVEFUVVNfVEVSTUlOQVRFRBAEKuQCCg1Qb2ludGVyU3RhdHVzEh4KGlBPSU5URVJfU1RBVFVTX1VOU1BFQ0lGSUVEEAASGgoWUE9JTlRFUl9TVEFUVVNfUEVORElORxABEhoKFlBPSU5URVJfU1RBVFVTX1JVTk5JTkcQAhIbChdQT0lOVEVSX1NUQVRVU19DT01QTEVURRADEhoKFlBPSU5URVJfU1RBVFVTX1NLSVBQRUQQBBIbChdQT0lOVEVSX1NUQVRVU19TTEVFUElORxAFEiQKIFBPSU5URVJfU1RBVFVTX1dBSVRJTkdfRk9SX0VWRU5UEAYSGQoVUE9JTlRFUl9TVEFUVVNfRkFJTEVEEAcSHgoaUE9JTlRFUl9TVEFUVVNfQ09NUEVOU0FURUQQCBIcChhQT0lOVEVSX1NUQVRVU19DQU5DRUxMRUQQCRImCiJQT0lOVEVSX1NUQVRVU19QRU5ESU5HX1BSRURFQ0VTU09SEAoqeQoMV29ya2Zsb3dWaWV3Eh0KGVdPUktGTE9XX1ZJRVdfVU5TUEVDSUZJRUQQABIWChJXT1JLRkxPV19WSUVXX0ZVTEwQARIYChRXT1JLRkxPV19WSUVXX0FDVElWRRACEhgKFFdPUktGTE9XX1ZJRVdfSEVBREVSEAMykw0KD1dvcmtmbG93U2VydmljZRJwChFDcmVhdGVOZXdXb3JrZmxvdxIsLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVOZXdXb3JrZmxvd1JlcXVlc3QaLS53ZmUucGVyc2lzdGVuY2UudjEuQ3JlYXRlTmV3V29ya2Zsb3dSZXNwb25zZRJqCg9QZXJzaXN0V29ya2Zsb3cSKi53ZmUucGVyc2lzdGVuY2UudjEuUGVyc2lzdFdvcmtmbG93UmVxdWVzdBorLndmZS5wZXJzaXN0ZW5jZS52MS5QZXJzaXN0V29ya2Zsb3dSZXNwb25zZRKdAQogUGVyc2lzdFdvcmtmbG93V2l0aFN1YnNjcmlwdGlvbnMSOy53ZmUucGVyc2lzdGVuY2UudjEuUGVyc2lzdFdvcmtmbG93V2l0aFN1YnNjcmlwdGlvbnNSZXF1ZXN0Gjwud2ZlLnBlcnNpc3RlbmNlLnYxLlBlcnNpc3RXb3JrZmxvd1dpdGhTdWJzY3JpcHRpb25zUmVzcG9uc2USZwoOQ29tbWl0V29ya2Zsb3cSKS53ZmUucGVyc2lzdGVuY2UudjEuQ29tbWl0V29ya2Zsb3dSZXF1ZXN0Gioud2ZlLnBlcnNpc3RlbmNlLnYxLkNvbW1pdFdvcmtmbG93UmVzcG9uc2USdgoTR2V0V29ya2Zsb3dJbnN0YW5jZRIuLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRXb3JrZmxvd0luc3RhbmNlUmVxdWVzdBovLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRXb3JrZmxvd0luc3RhbmNlUmVzcG9uc2USiAEKGUdldFdvcmtmbG93SW5zdGFuY2VCeU5hbWUSNC53ZmUucGVyc2lzdGVuY2UudjEuR2V0V29ya2Zsb3dJbnN0YW5jZUJ5TmFtZVJlcXVlc3QaNS53ZmUucGVyc2lzdGVuY2UudjEuR2V0V29ya2Zsb3dJbnN0YW5jZUJ5TmFtZVJlc3BvbnNlEnsKFEdldFdvcmtmbG93SW5zdGFuY2VzEi8ud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFdvcmtmbG93SW5zdGFuY2VzUmVxdWVzdBowLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRXb3JrZmxvd0luc3RhbmNlc1Jlc3BvbnNlMAESeQoUR2V0UnVubmFibGVJbnN0YW5jZXMSLy53ZmUucGVyc2lzdGVuY2UudjEuR2V0UnVubmFibGVJbnN0YW5jZXNSZXF1ZXN0GjAud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFJ1bm5hYmxlSW5zdGFuY2VzUmVzcG9uc2USfwoWTmV4dERlZmluaXRpb25TZXF1ZW5jZRIxLndmZS5wZXJzaXN0ZW5jZS52MS5OZXh0RGVmaW5pdGlvblNlcXVlbmNlUmVxdWVzdBoyLndmZS5wZXJzaXN0ZW5jZS52MS5OZXh0RGVmaW5pdGlvblNlcXVlbmNlUmVzcG9uc2USfAoVTGlzdEV4ZWN1dGlvblBvaW50ZXJzEjAud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RFeGVjdXRpb25Qb2ludGVyc1JlcXVlc3QaMS53ZmUucGVyc2lzdGVuY2UudjEuTGlzdEV4ZWN1dGlvblBvaW50ZXJzUmVzcG9uc2USZAoNTGlzdFdvcmtmbG93cxIoLndmZS5wZXJzaXN0ZW5jZS52MS5MaXN0V29ya2Zsb3dzUmVxdWVzdBopLndmZS5wZXJzaXN0ZW5jZS52MS5MaXN0V29ya2Zsb3dzUmVzcG9uc2USZwoOQ291bnRXb3JrZmxvd3MSKS53ZmUucGVyc2lzdGVuY2UudjEuQ291bnRXb3JrZmxvd3NSZXF1ZXN0Gioud2ZlLnBlcnNpc3RlbmNlLnYxLkNvdW50V29ya2Zsb3dzUmVzcG9uc2USZwoORGVsZXRlV29ya2Zsb3cSKS53ZmUucGVyc2lzdGVuY2UudjEuRGVsZXRlV29ya2Zsb3dSZXF1ZXN0Gioud2ZlLnBlcnNpc3RlbmNlLnYxLkRlbGV0ZVdvcmtmbG93UmVzcG9uc2USZwoOUHVyZ2VXb3JrZmxvd3MSKS53ZmUucGVyc2lzdGVuY2UudjEuUHVyZ2VXb3JrZmxvd3NSZXF1ZXN0Gioud2ZlLnBlcnNpc3RlbmNlLnYxLlB1cmdlV29ya2Zsb3dzUmVzcG9uc2VCTwoSd2ZlLnBlcnNpc3RlbmNlLnYxUAFaN3dmZS1wZXJzaXN0ZW5jZS9nZW4vZ28vd2ZlL3BlcnNpc3RlbmNlL3YxO3BlcnNpc3RlbmNldjFiBnByb3RvMw", [file_google_protobuf_field_mask, file_google_protobuf_timestamp, file_wfe_persistence_v1_command, file_wfe_persistence_v1_event, file_wfe_persistence_v1_list_order, file_wfe_persistence_v1_store, file_wfe_persistence_v1_subscription]);
 
 /**
  * WorkflowInstance is a running or ended workflow: its header and its execution
@@ -130,6 +138,15 @@ export type WorkflowInstance = Message<"wfe.persistence.v1.WorkflowInstance"> & 
    * @generated from field: int64 revision = 14;
    */
   revision: bigint;
+
+  /**
+   * How much of the stored workflow this is. Set by the store where it is not
+   * all of it, that is to ACTIVE or HEADER; such an instance is refused as a new
+   * state, because the pointers left out would be removed: use a patch.
+   *
+   * @generated from field: wfe.persistence.v1.WorkflowView view = 15;
+   */
+  view: WorkflowView;
 };
 
 /**
@@ -304,6 +321,188 @@ export const ExecutionPointerSchema: GenMessage<ExecutionPointer> = /*@__PURE__*
   messageDesc(file_wfe_persistence_v1_workflow, 1);
 
 /**
+ * WorkflowPatch is what changes in a workflow: its cost is that of the change,
+ * however many pointers the workflow has.
+ *
+ * @generated from message wfe.persistence.v1.WorkflowPatch
+ */
+export type WorkflowPatch = Message<"wfe.persistence.v1.WorkflowPatch"> & {
+  /**
+   * The workflow's id; required, at most 512 bytes.
+   *
+   * @generated from field: string id = 1;
+   */
+  id: string;
+
+  /**
+   * New values of header fields, those that `header_mask` names; others are
+   * ignored. Their bounds are those of WorkflowInstance.
+   *
+   * @generated from field: wfe.persistence.v1.WorkflowInstance header = 2;
+   */
+  header?: WorkflowInstance | undefined;
+
+  /**
+   * The header fields to change, by name: name (empty: unchanged),
+   * root_workflow_id, workflow_definition_id, version, description, reference,
+   * next_execution, status, data_json, create_time, complete_time. A named field
+   * that `header` leaves out becomes absent. No name twice.
+   *
+   * @generated from field: google.protobuf.FieldMask header_mask = 3;
+   */
+  headerMask?: FieldMask | undefined;
+
+  /**
+   * Pointers to change or to add, each with all its fields, no id twice. One that
+   * exists keeps its place in the order; new ones come behind the last, in the
+   * order given here.
+   *
+   * @generated from field: repeated wfe.persistence.v1.ExecutionPointer execution_pointers = 4;
+   */
+  executionPointers: ExecutionPointer[];
+
+  /**
+   * Pointers to remove, by id; each must exist, and not stand in
+   * `execution_pointers` too.
+   *
+   * @generated from field: repeated string removed_pointer_ids = 5;
+   */
+  removedPointerIds: string[];
+};
+
+/**
+ * Describes the message wfe.persistence.v1.WorkflowPatch.
+ * Use `create(WorkflowPatchSchema)` to create a new message.
+ */
+export const WorkflowPatchSchema: GenMessage<WorkflowPatch> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_workflow, 2);
+
+/**
+ * SubscriptionClaim says that its sender still holds a subscription.
+ *
+ * @generated from message wfe.persistence.v1.SubscriptionClaim
+ */
+export type SubscriptionClaim = Message<"wfe.persistence.v1.SubscriptionClaim"> & {
+  /**
+   * The subscription's id; required, at most 512 bytes.
+   *
+   * @generated from field: string subscription_id = 1;
+   */
+  subscriptionId: string;
+
+  /**
+   * The token it is held with; required, at most 512 bytes.
+   *
+   * @generated from field: string token = 2;
+   */
+  token: string;
+
+  /**
+   * The epoch of the claim, from SetSubscriptionToken; absent: the token alone
+   * counts. From 1 on.
+   *
+   * @generated from field: optional int64 epoch = 3;
+   */
+  epoch?: bigint | undefined;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.SubscriptionClaim.
+ * Use `create(SubscriptionClaimSchema)` to create a new message.
+ */
+export const SubscriptionClaimSchema: GenMessage<SubscriptionClaim> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_workflow, 3);
+
+/**
+ * WorkflowFilter picks workflows: those for which all that is given holds.
+ *
+ * @generated from message wfe.persistence.v1.WorkflowFilter
+ */
+export type WorkflowFilter = Message<"wfe.persistence.v1.WorkflowFilter"> & {
+  /**
+   * One of these; none: any.
+   *
+   * @generated from field: repeated wfe.persistence.v1.WorkflowStatus statuses = 1;
+   */
+  statuses: WorkflowStatus[];
+
+  /**
+   * This definition, at most 512 bytes; empty: any.
+   *
+   * @generated from field: string workflow_definition_id = 2;
+   */
+  workflowDefinitionId: string;
+
+  /**
+   * This version of the definition, 0 to 2^31-1; absent: any.
+   *
+   * @generated from field: optional uint32 version = 3;
+   */
+  version?: number | undefined;
+
+  /**
+   * This reference; absent: any.
+   *
+   * @generated from field: optional string reference = 4;
+   */
+  reference?: string | undefined;
+
+  /**
+   * A name that begins with this, at most 512 bytes; empty: any.
+   *
+   * @generated from field: string name_prefix = 5;
+   */
+  namePrefix: string;
+
+  /**
+   * This workflow at the top of the tree, at most 512 bytes; empty: any. (The one
+   * at the top is not among them: it has no root.)
+   *
+   * @generated from field: string root_workflow_id = 6;
+   */
+  rootWorkflowId: string;
+
+  /**
+   * Created at this time or later; absent: any time. Years 1-9999, truncated to
+   * microseconds.
+   *
+   * @generated from field: google.protobuf.Timestamp create_time_from = 7;
+   */
+  createTimeFrom?: Timestamp | undefined;
+
+  /**
+   * Created before this time; absent: any time. Years 1-9999, truncated to
+   * microseconds.
+   *
+   * @generated from field: google.protobuf.Timestamp create_time_before = 8;
+   */
+  createTimeBefore?: Timestamp | undefined;
+
+  /**
+   * Completed at this time or later; absent: any time, or not at all. Years
+   * 1-9999, truncated to microseconds.
+   *
+   * @generated from field: google.protobuf.Timestamp complete_time_from = 9;
+   */
+  completeTimeFrom?: Timestamp | undefined;
+
+  /**
+   * Completed before this time; absent: any time, or not at all. Years 1-9999,
+   * truncated to microseconds.
+   *
+   * @generated from field: google.protobuf.Timestamp complete_time_before = 10;
+   */
+  completeTimeBefore?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.WorkflowFilter.
+ * Use `create(WorkflowFilterSchema)` to create a new message.
+ */
+export const WorkflowFilterSchema: GenMessage<WorkflowFilter> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_workflow, 4);
+
+/**
  * CreateNewWorkflowRequest is the request of CreateNewWorkflow.
  *
  * @generated from message wfe.persistence.v1.CreateNewWorkflowRequest
@@ -322,7 +521,7 @@ export type CreateNewWorkflowRequest = Message<"wfe.persistence.v1.CreateNewWork
  * Use `create(CreateNewWorkflowRequestSchema)` to create a new message.
  */
 export const CreateNewWorkflowRequestSchema: GenMessage<CreateNewWorkflowRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_workflow, 2);
+  messageDesc(file_wfe_persistence_v1_workflow, 5);
 
 /**
  * CreateNewWorkflowResponse is the answer of CreateNewWorkflow.
@@ -357,7 +556,7 @@ export type CreateNewWorkflowResponse = Message<"wfe.persistence.v1.CreateNewWor
  * Use `create(CreateNewWorkflowResponseSchema)` to create a new message.
  */
 export const CreateNewWorkflowResponseSchema: GenMessage<CreateNewWorkflowResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_workflow, 3);
+  messageDesc(file_wfe_persistence_v1_workflow, 6);
 
 /**
  * PersistWorkflowRequest is the request of PersistWorkflow.
@@ -379,6 +578,17 @@ export type PersistWorkflowRequest = Message<"wfe.persistence.v1.PersistWorkflow
    * @generated from field: optional int64 expected_revision = 2;
    */
   expectedRevision?: bigint | undefined;
+
+  /**
+   * A UUID that names this attempt to write, so that it can be sent again after a
+   * lost answer: the second arrival changes nothing and answers what the first
+   * did. Remembered per workflow for at least as long as GetStoreInfo's
+   * `request_retention`; empty: none. The same UUID with another content is
+   * refused: ALREADY_EXISTS (REQUEST_ID_REUSED).
+   *
+   * @generated from field: string request_id = 3;
+   */
+  requestId: string;
 };
 
 /**
@@ -386,7 +596,7 @@ export type PersistWorkflowRequest = Message<"wfe.persistence.v1.PersistWorkflow
  * Use `create(PersistWorkflowRequestSchema)` to create a new message.
  */
 export const PersistWorkflowRequestSchema: GenMessage<PersistWorkflowRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_workflow, 4);
+  messageDesc(file_wfe_persistence_v1_workflow, 7);
 
 /**
  * PersistWorkflowResponse is the answer of PersistWorkflow.
@@ -407,7 +617,7 @@ export type PersistWorkflowResponse = Message<"wfe.persistence.v1.PersistWorkflo
  * Use `create(PersistWorkflowResponseSchema)` to create a new message.
  */
 export const PersistWorkflowResponseSchema: GenMessage<PersistWorkflowResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_workflow, 5);
+  messageDesc(file_wfe_persistence_v1_workflow, 8);
 
 /**
  * PersistWorkflowWithSubscriptionsRequest is the request of
@@ -437,6 +647,13 @@ export type PersistWorkflowWithSubscriptionsRequest = Message<"wfe.persistence.v
    * @generated from field: optional int64 expected_revision = 3;
    */
   expectedRevision?: bigint | undefined;
+
+  /**
+   * See PersistWorkflowRequest.request_id.
+   *
+   * @generated from field: string request_id = 4;
+   */
+  requestId: string;
 };
 
 /**
@@ -444,7 +661,7 @@ export type PersistWorkflowWithSubscriptionsRequest = Message<"wfe.persistence.v
  * Use `create(PersistWorkflowWithSubscriptionsRequestSchema)` to create a new message.
  */
 export const PersistWorkflowWithSubscriptionsRequestSchema: GenMessage<PersistWorkflowWithSubscriptionsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_workflow, 6);
+  messageDesc(file_wfe_persistence_v1_workflow, 9);
 
 /**
  * PersistWorkflowWithSubscriptionsResponse is the answer of
@@ -473,7 +690,161 @@ export type PersistWorkflowWithSubscriptionsResponse = Message<"wfe.persistence.
  * Use `create(PersistWorkflowWithSubscriptionsResponseSchema)` to create a new message.
  */
 export const PersistWorkflowWithSubscriptionsResponseSchema: GenMessage<PersistWorkflowWithSubscriptionsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_workflow, 7);
+  messageDesc(file_wfe_persistence_v1_workflow, 10);
+
+/**
+ * CommitWorkflowRequest is the request of CommitWorkflow. Of each list at most
+ * 1000 items, pointers aside.
+ *
+ * @generated from message wfe.persistence.v1.CommitWorkflowRequest
+ */
+export type CommitWorkflowRequest = Message<"wfe.persistence.v1.CommitWorkflowRequest"> & {
+  /**
+   * The workflow's new state; one of the two is required.
+   *
+   * @generated from oneof wfe.persistence.v1.CommitWorkflowRequest.state
+   */
+  state: {
+    /**
+     * The whole new state, as in PersistWorkflow.
+     *
+     * @generated from field: wfe.persistence.v1.WorkflowInstance instance = 1;
+     */
+    value: WorkflowInstance;
+    case: "instance";
+  } | {
+    /**
+     * What changes; requires `expected_revision`.
+     *
+     * @generated from field: wfe.persistence.v1.WorkflowPatch patch = 2;
+     */
+    value: WorkflowPatch;
+    case: "patch";
+  } | { case: undefined; value?: undefined };
+
+  /**
+   * Write only if the stored revision is this one, from 1 on; absent: write
+   * whatever is stored.
+   *
+   * @generated from field: optional int64 expected_revision = 3;
+   */
+  expectedRevision?: bigint | undefined;
+
+  /**
+   * Write only if each of these subscriptions is held with this token, and that
+   * has not expired.
+   *
+   * @generated from field: repeated wfe.persistence.v1.SubscriptionClaim held_subscriptions = 4;
+   */
+  heldSubscriptions: SubscriptionClaim[];
+
+  /**
+   * Write only if each of these commands is claimed under this lease, and that
+   * has not expired.
+   *
+   * @generated from field: repeated string held_lease_tokens = 5;
+   */
+  heldLeaseTokens: string[];
+
+  /**
+   * Subscriptions to create; no id twice.
+   *
+   * @generated from field: repeated wfe.persistence.v1.EventSubscription create_subscriptions = 6;
+   */
+  createSubscriptions: EventSubscription[];
+
+  /**
+   * Subscriptions to remove, open or held, by id; each must exist; none twice.
+   *
+   * @generated from field: repeated string terminate_subscription_ids = 7;
+   */
+  terminateSubscriptionIds: string[];
+
+  /**
+   * Events to create; no id twice.
+   *
+   * @generated from field: repeated wfe.persistence.v1.Event create_events = 8;
+   */
+  createEvents: Event[];
+
+  /**
+   * Events to mark as processed, by id; each must exist; none twice.
+   *
+   * @generated from field: repeated string processed_event_ids = 9;
+   */
+  processedEventIds: string[];
+
+  /**
+   * Errors to log, in this order.
+   *
+   * @generated from field: repeated wfe.persistence.v1.ExecutionError errors = 10;
+   */
+  errors: ExecutionError[];
+
+  /**
+   * Commands to schedule; none twice.
+   *
+   * @generated from field: repeated wfe.persistence.v1.ScheduledCommand schedule_commands = 11;
+   */
+  scheduleCommands: ScheduledCommand[];
+
+  /**
+   * Claimed commands to remove, by their lease tokens, as in CompleteCommands;
+   * none twice.
+   *
+   * @generated from field: repeated string complete_lease_tokens = 12;
+   */
+  completeLeaseTokens: string[];
+
+  /**
+   * See PersistWorkflowRequest.request_id.
+   *
+   * @generated from field: string request_id = 13;
+   */
+  requestId: string;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.CommitWorkflowRequest.
+ * Use `create(CommitWorkflowRequestSchema)` to create a new message.
+ */
+export const CommitWorkflowRequestSchema: GenMessage<CommitWorkflowRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_workflow, 11);
+
+/**
+ * CommitWorkflowResponse is the answer of CommitWorkflow.
+ *
+ * @generated from message wfe.persistence.v1.CommitWorkflowResponse
+ */
+export type CommitWorkflowResponse = Message<"wfe.persistence.v1.CommitWorkflowResponse"> & {
+  /**
+   * The workflow's revision after this write.
+   *
+   * @generated from field: int64 revision = 1;
+   */
+  revision: bigint;
+
+  /**
+   * The ids of `create_subscriptions`, in the order of the request.
+   *
+   * @generated from field: repeated string subscription_ids = 2;
+   */
+  subscriptionIds: string[];
+
+  /**
+   * The ids of `create_events`, in the order of the request.
+   *
+   * @generated from field: repeated string event_ids = 3;
+   */
+  eventIds: string[];
+};
+
+/**
+ * Describes the message wfe.persistence.v1.CommitWorkflowResponse.
+ * Use `create(CommitWorkflowResponseSchema)` to create a new message.
+ */
+export const CommitWorkflowResponseSchema: GenMessage<CommitWorkflowResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_workflow, 12);
 
 /**
  * GetWorkflowInstanceRequest is the request of GetWorkflowInstance.
@@ -487,6 +858,13 @@ export type GetWorkflowInstanceRequest = Message<"wfe.persistence.v1.GetWorkflow
    * @generated from field: string id = 1;
    */
   id: string;
+
+  /**
+   * How much of it to answer.
+   *
+   * @generated from field: wfe.persistence.v1.WorkflowView view = 2;
+   */
+  view: WorkflowView;
 };
 
 /**
@@ -494,7 +872,7 @@ export type GetWorkflowInstanceRequest = Message<"wfe.persistence.v1.GetWorkflow
  * Use `create(GetWorkflowInstanceRequestSchema)` to create a new message.
  */
 export const GetWorkflowInstanceRequestSchema: GenMessage<GetWorkflowInstanceRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_workflow, 8);
+  messageDesc(file_wfe_persistence_v1_workflow, 13);
 
 /**
  * GetWorkflowInstanceResponse is the answer of GetWorkflowInstance.
@@ -515,7 +893,7 @@ export type GetWorkflowInstanceResponse = Message<"wfe.persistence.v1.GetWorkflo
  * Use `create(GetWorkflowInstanceResponseSchema)` to create a new message.
  */
 export const GetWorkflowInstanceResponseSchema: GenMessage<GetWorkflowInstanceResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_workflow, 9);
+  messageDesc(file_wfe_persistence_v1_workflow, 14);
 
 /**
  * GetWorkflowInstanceByNameRequest is the request of GetWorkflowInstanceByName.
@@ -529,6 +907,13 @@ export type GetWorkflowInstanceByNameRequest = Message<"wfe.persistence.v1.GetWo
    * @generated from field: string name = 1;
    */
   name: string;
+
+  /**
+   * How much of it to answer.
+   *
+   * @generated from field: wfe.persistence.v1.WorkflowView view = 2;
+   */
+  view: WorkflowView;
 };
 
 /**
@@ -536,7 +921,7 @@ export type GetWorkflowInstanceByNameRequest = Message<"wfe.persistence.v1.GetWo
  * Use `create(GetWorkflowInstanceByNameRequestSchema)` to create a new message.
  */
 export const GetWorkflowInstanceByNameRequestSchema: GenMessage<GetWorkflowInstanceByNameRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_workflow, 10);
+  messageDesc(file_wfe_persistence_v1_workflow, 15);
 
 /**
  * GetWorkflowInstanceByNameResponse is the answer of GetWorkflowInstanceByName.
@@ -557,7 +942,7 @@ export type GetWorkflowInstanceByNameResponse = Message<"wfe.persistence.v1.GetW
  * Use `create(GetWorkflowInstanceByNameResponseSchema)` to create a new message.
  */
 export const GetWorkflowInstanceByNameResponseSchema: GenMessage<GetWorkflowInstanceByNameResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_workflow, 11);
+  messageDesc(file_wfe_persistence_v1_workflow, 16);
 
 /**
  * GetWorkflowInstancesRequest is the request of GetWorkflowInstances.
@@ -571,6 +956,13 @@ export type GetWorkflowInstancesRequest = Message<"wfe.persistence.v1.GetWorkflo
    * @generated from field: repeated string ids = 1;
    */
   ids: string[];
+
+  /**
+   * How much of each to answer.
+   *
+   * @generated from field: wfe.persistence.v1.WorkflowView view = 2;
+   */
+  view: WorkflowView;
 };
 
 /**
@@ -578,7 +970,7 @@ export type GetWorkflowInstancesRequest = Message<"wfe.persistence.v1.GetWorkflo
  * Use `create(GetWorkflowInstancesRequestSchema)` to create a new message.
  */
 export const GetWorkflowInstancesRequestSchema: GenMessage<GetWorkflowInstancesRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_workflow, 12);
+  messageDesc(file_wfe_persistence_v1_workflow, 17);
 
 /**
  * GetWorkflowInstancesResponse is one message of the answer of
@@ -600,7 +992,7 @@ export type GetWorkflowInstancesResponse = Message<"wfe.persistence.v1.GetWorkfl
  * Use `create(GetWorkflowInstancesResponseSchema)` to create a new message.
  */
 export const GetWorkflowInstancesResponseSchema: GenMessage<GetWorkflowInstancesResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_workflow, 13);
+  messageDesc(file_wfe_persistence_v1_workflow, 18);
 
 /**
  * GetRunnableInstancesRequest is the request of GetRunnableInstances.
@@ -638,7 +1030,7 @@ export type GetRunnableInstancesRequest = Message<"wfe.persistence.v1.GetRunnabl
  * Use `create(GetRunnableInstancesRequestSchema)` to create a new message.
  */
 export const GetRunnableInstancesRequestSchema: GenMessage<GetRunnableInstancesRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_workflow, 14);
+  messageDesc(file_wfe_persistence_v1_workflow, 19);
 
 /**
  * GetRunnableInstancesResponse is the answer of GetRunnableInstances.
@@ -667,7 +1059,7 @@ export type GetRunnableInstancesResponse = Message<"wfe.persistence.v1.GetRunnab
  * Use `create(GetRunnableInstancesResponseSchema)` to create a new message.
  */
 export const GetRunnableInstancesResponseSchema: GenMessage<GetRunnableInstancesResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_workflow, 15);
+  messageDesc(file_wfe_persistence_v1_workflow, 20);
 
 /**
  * NextDefinitionSequenceRequest is the request of NextDefinitionSequence.
@@ -688,7 +1080,7 @@ export type NextDefinitionSequenceRequest = Message<"wfe.persistence.v1.NextDefi
  * Use `create(NextDefinitionSequenceRequestSchema)` to create a new message.
  */
 export const NextDefinitionSequenceRequestSchema: GenMessage<NextDefinitionSequenceRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_workflow, 16);
+  messageDesc(file_wfe_persistence_v1_workflow, 21);
 
 /**
  * NextDefinitionSequenceResponse is the answer of NextDefinitionSequence.
@@ -709,7 +1101,409 @@ export type NextDefinitionSequenceResponse = Message<"wfe.persistence.v1.NextDef
  * Use `create(NextDefinitionSequenceResponseSchema)` to create a new message.
  */
 export const NextDefinitionSequenceResponseSchema: GenMessage<NextDefinitionSequenceResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_workflow, 17);
+  messageDesc(file_wfe_persistence_v1_workflow, 22);
+
+/**
+ * ListExecutionPointersRequest is the request of ListExecutionPointers.
+ *
+ * @generated from message wfe.persistence.v1.ListExecutionPointersRequest
+ */
+export type ListExecutionPointersRequest = Message<"wfe.persistence.v1.ListExecutionPointersRequest"> & {
+  /**
+   * The workflow; required, at most 512 bytes.
+   *
+   * @generated from field: string workflow_id = 1;
+   */
+  workflowId: string;
+
+  /**
+   * Only pointers that can still run (see WorkflowView ACTIVE).
+   *
+   * @generated from field: bool active_only = 2;
+   */
+  activeOnly: boolean;
+
+  /**
+   * Answer only if the workflow's revision is this one, from 1 on; absent:
+   * whatever it is. May differ from page to page.
+   *
+   * @generated from field: optional int64 expected_revision = 3;
+   */
+  expectedRevision?: bigint | undefined;
+
+  /**
+   * How many pointers to answer at most; a page is shorter where the next
+   * one would not fit into one message. 0: 100; above 1000: 1000; negative:
+   * INVALID_ARGUMENT.
+   *
+   * @generated from field: int32 page_size = 4;
+   */
+  pageSize: number;
+
+  /**
+   * The `next_page_token` of the page before; empty: the first page. The other
+   * fields must be those of the first page.
+   *
+   * @generated from field: string page_token = 5;
+   */
+  pageToken: string;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.ListExecutionPointersRequest.
+ * Use `create(ListExecutionPointersRequestSchema)` to create a new message.
+ */
+export const ListExecutionPointersRequestSchema: GenMessage<ListExecutionPointersRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_workflow, 23);
+
+/**
+ * ListExecutionPointersResponse is the answer of ListExecutionPointers.
+ *
+ * @generated from message wfe.persistence.v1.ListExecutionPointersResponse
+ */
+export type ListExecutionPointersResponse = Message<"wfe.persistence.v1.ListExecutionPointersResponse"> & {
+  /**
+   * The pointers, in the workflow's order.
+   *
+   * @generated from field: repeated wfe.persistence.v1.ExecutionPointer execution_pointers = 1;
+   */
+  executionPointers: ExecutionPointer[];
+
+  /**
+   * The token of the next page; empty: this is the last one.
+   *
+   * @generated from field: string next_page_token = 2;
+   */
+  nextPageToken: string;
+
+  /**
+   * The workflow's revision when the page was read.
+   *
+   * @generated from field: int64 revision = 3;
+   */
+  revision: bigint;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.ListExecutionPointersResponse.
+ * Use `create(ListExecutionPointersResponseSchema)` to create a new message.
+ */
+export const ListExecutionPointersResponseSchema: GenMessage<ListExecutionPointersResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_workflow, 24);
+
+/**
+ * ListWorkflowsRequest is the request of ListWorkflows.
+ *
+ * @generated from message wfe.persistence.v1.ListWorkflowsRequest
+ */
+export type ListWorkflowsRequest = Message<"wfe.persistence.v1.ListWorkflowsRequest"> & {
+  /**
+   * Which workflows; absent: all.
+   *
+   * @generated from field: wfe.persistence.v1.WorkflowFilter filter = 1;
+   */
+  filter?: WorkflowFilter | undefined;
+
+  /**
+   * By create_time; equal times in the order of their ids, or in the reverse.
+   *
+   * @generated from field: wfe.persistence.v1.ListOrder order = 2;
+   */
+  order: ListOrder;
+
+  /**
+   * How much of each to answer; UNSPECIFIED: HEADER.
+   *
+   * @generated from field: wfe.persistence.v1.WorkflowView view = 3;
+   */
+  view: WorkflowView;
+
+  /**
+   * How many workflows to answer at most; a page is shorter where the next
+   * one would not fit into one message. 0: 100; above 1000: 1000; negative:
+   * INVALID_ARGUMENT.
+   *
+   * @generated from field: int32 page_size = 4;
+   */
+  pageSize: number;
+
+  /**
+   * The `next_page_token` of the page before; empty: the first page. The other
+   * fields must be those of the first page.
+   *
+   * @generated from field: string page_token = 5;
+   */
+  pageToken: string;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.ListWorkflowsRequest.
+ * Use `create(ListWorkflowsRequestSchema)` to create a new message.
+ */
+export const ListWorkflowsRequestSchema: GenMessage<ListWorkflowsRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_workflow, 25);
+
+/**
+ * ListWorkflowsResponse is the answer of ListWorkflows.
+ *
+ * @generated from message wfe.persistence.v1.ListWorkflowsResponse
+ */
+export type ListWorkflowsResponse = Message<"wfe.persistence.v1.ListWorkflowsResponse"> & {
+  /**
+   * The workflows. One that alone is too large for a message is answered without
+   * its pointers, with `view` HEADER.
+   *
+   * @generated from field: repeated wfe.persistence.v1.WorkflowInstance instances = 1;
+   */
+  instances: WorkflowInstance[];
+
+  /**
+   * The token of the next page; empty: this is the last one.
+   *
+   * @generated from field: string next_page_token = 2;
+   */
+  nextPageToken: string;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.ListWorkflowsResponse.
+ * Use `create(ListWorkflowsResponseSchema)` to create a new message.
+ */
+export const ListWorkflowsResponseSchema: GenMessage<ListWorkflowsResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_workflow, 26);
+
+/**
+ * CountWorkflowsRequest is the request of CountWorkflows.
+ *
+ * @generated from message wfe.persistence.v1.CountWorkflowsRequest
+ */
+export type CountWorkflowsRequest = Message<"wfe.persistence.v1.CountWorkflowsRequest"> & {
+  /**
+   * Which workflows; absent: all.
+   *
+   * @generated from field: wfe.persistence.v1.WorkflowFilter filter = 1;
+   */
+  filter?: WorkflowFilter | undefined;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.CountWorkflowsRequest.
+ * Use `create(CountWorkflowsRequestSchema)` to create a new message.
+ */
+export const CountWorkflowsRequestSchema: GenMessage<CountWorkflowsRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_workflow, 27);
+
+/**
+ * WorkflowCount is how many workflows have a status.
+ *
+ * @generated from message wfe.persistence.v1.WorkflowCount
+ */
+export type WorkflowCount = Message<"wfe.persistence.v1.WorkflowCount"> & {
+  /**
+   * The status.
+   *
+   * @generated from field: wfe.persistence.v1.WorkflowStatus status = 1;
+   */
+  status: WorkflowStatus;
+
+  /**
+   * How many have it; never 0.
+   *
+   * @generated from field: int64 count = 2;
+   */
+  count: bigint;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.WorkflowCount.
+ * Use `create(WorkflowCountSchema)` to create a new message.
+ */
+export const WorkflowCountSchema: GenMessage<WorkflowCount> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_workflow, 28);
+
+/**
+ * CountWorkflowsResponse is the answer of CountWorkflows.
+ *
+ * @generated from message wfe.persistence.v1.CountWorkflowsResponse
+ */
+export type CountWorkflowsResponse = Message<"wfe.persistence.v1.CountWorkflowsResponse"> & {
+  /**
+   * The counts, in the order of the statuses' numbers; statuses that no workflow
+   * has are left out.
+   *
+   * @generated from field: repeated wfe.persistence.v1.WorkflowCount counts = 1;
+   */
+  counts: WorkflowCount[];
+};
+
+/**
+ * Describes the message wfe.persistence.v1.CountWorkflowsResponse.
+ * Use `create(CountWorkflowsResponseSchema)` to create a new message.
+ */
+export const CountWorkflowsResponseSchema: GenMessage<CountWorkflowsResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_workflow, 29);
+
+/**
+ * DeleteWorkflowRequest is the request of DeleteWorkflow.
+ *
+ * @generated from message wfe.persistence.v1.DeleteWorkflowRequest
+ */
+export type DeleteWorkflowRequest = Message<"wfe.persistence.v1.DeleteWorkflowRequest"> & {
+  /**
+   * The workflow's id; required, at most 512 bytes.
+   *
+   * @generated from field: string id = 1;
+   */
+  id: string;
+
+  /**
+   * Delete only if the stored revision is this one, from 1 on; absent: whatever
+   * is stored.
+   *
+   * @generated from field: optional int64 expected_revision = 2;
+   */
+  expectedRevision?: bigint | undefined;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.DeleteWorkflowRequest.
+ * Use `create(DeleteWorkflowRequestSchema)` to create a new message.
+ */
+export const DeleteWorkflowRequestSchema: GenMessage<DeleteWorkflowRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_workflow, 30);
+
+/**
+ * DeleteWorkflowResponse is the answer of DeleteWorkflow.
+ *
+ * @generated from message wfe.persistence.v1.DeleteWorkflowResponse
+ */
+export type DeleteWorkflowResponse = Message<"wfe.persistence.v1.DeleteWorkflowResponse"> & {
+};
+
+/**
+ * Describes the message wfe.persistence.v1.DeleteWorkflowResponse.
+ * Use `create(DeleteWorkflowResponseSchema)` to create a new message.
+ */
+export const DeleteWorkflowResponseSchema: GenMessage<DeleteWorkflowResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_workflow, 31);
+
+/**
+ * PurgeWorkflowsRequest is the request of PurgeWorkflows.
+ *
+ * @generated from message wfe.persistence.v1.PurgeWorkflowsRequest
+ */
+export type PurgeWorkflowsRequest = Message<"wfe.persistence.v1.PurgeWorkflowsRequest"> & {
+  /**
+   * Workflows that ended before this time; required. The end is complete_time,
+   * or create_time where that is absent. Years 1-9999, truncated to
+   * microseconds.
+   *
+   * @generated from field: google.protobuf.Timestamp ended_before = 1;
+   */
+  endedBefore?: Timestamp | undefined;
+
+  /**
+   * With one of these statuses, COMPLETE and TERMINATED; none: both.
+   *
+   * @generated from field: repeated wfe.persistence.v1.WorkflowStatus statuses = 2;
+   */
+  statuses: WorkflowStatus[];
+
+  /**
+   * Of this definition, at most 512 bytes; empty: any. Those below them in their
+   * trees go whatever their definition.
+   *
+   * @generated from field: string workflow_definition_id = 3;
+   */
+  workflowDefinitionId: string;
+
+  /**
+   * Only count what would be deleted.
+   *
+   * @generated from field: bool dry_run = 4;
+   */
+  dryRun: boolean;
+
+  /**
+   * How many rows to delete at most, pointers, subscriptions, errors and events
+   * counted too; the last workflow's tree may go beyond. 0: 10000; above 100000:
+   * 100000; negative: INVALID_ARGUMENT.
+   *
+   * @generated from field: int32 max_rows = 5;
+   */
+  maxRows: number;
+
+  /**
+   * The `next_page_token` of the call before; empty: from the start. The other
+   * fields must be those of the first call, `max_rows` aside.
+   *
+   * @generated from field: string page_token = 6;
+   */
+  pageToken: string;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.PurgeWorkflowsRequest.
+ * Use `create(PurgeWorkflowsRequestSchema)` to create a new message.
+ */
+export const PurgeWorkflowsRequestSchema: GenMessage<PurgeWorkflowsRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_workflow, 32);
+
+/**
+ * PurgeWorkflowsResponse is the answer of PurgeWorkflows.
+ *
+ * @generated from message wfe.persistence.v1.PurgeWorkflowsResponse
+ */
+export type PurgeWorkflowsResponse = Message<"wfe.persistence.v1.PurgeWorkflowsResponse"> & {
+  /**
+   * How many workflows were deleted (or would be).
+   *
+   * @generated from field: int64 workflows = 1;
+   */
+  workflows: bigint;
+
+  /**
+   * How many execution pointers.
+   *
+   * @generated from field: int64 execution_pointers = 2;
+   */
+  executionPointers: bigint;
+
+  /**
+   * How many subscriptions.
+   *
+   * @generated from field: int64 subscriptions = 3;
+   */
+  subscriptions: bigint;
+
+  /**
+   * How many logged errors.
+   *
+   * @generated from field: int64 errors = 4;
+   */
+  errors: bigint;
+
+  /**
+   * How many processed events.
+   *
+   * @generated from field: int64 events = 5;
+   */
+  events: bigint;
+
+  /**
+   * To go on with; empty: nothing is left to be deleted.
+   *
+   * @generated from field: string next_page_token = 6;
+   */
+  nextPageToken: string;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.PurgeWorkflowsResponse.
+ * Use `create(PurgeWorkflowsResponseSchema)` to create a new message.
+ */
+export const PurgeWorkflowsResponseSchema: GenMessage<PurgeWorkflowsResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_workflow, 33);
 
 /**
  * WorkflowStatus is the state of a workflow as a whole.
@@ -850,8 +1644,51 @@ export const PointerStatusSchema: GenEnum<PointerStatus> = /*@__PURE__*/
   enumDesc(file_wfe_persistence_v1_workflow, 1);
 
 /**
+ * WorkflowView says how much of a workflow is answered.
+ *
+ * @generated from enum wfe.persistence.v1.WorkflowView
+ */
+export enum WorkflowView {
+  /**
+   * In a request: FULL, in ListWorkflows HEADER. On a workflow: FULL.
+   *
+   * @generated from enum value: WORKFLOW_VIEW_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * The header and every execution pointer.
+   *
+   * @generated from enum value: WORKFLOW_VIEW_FULL = 1;
+   */
+  FULL = 1,
+
+  /**
+   * The header and the execution pointers that can still run: those that are
+   * `active`, and those with status PENDING, RUNNING, SLEEPING,
+   * WAITING_FOR_EVENT or PENDING_PREDECESSOR.
+   *
+   * @generated from enum value: WORKFLOW_VIEW_ACTIVE = 2;
+   */
+  ACTIVE = 2,
+
+  /**
+   * The header only.
+   *
+   * @generated from enum value: WORKFLOW_VIEW_HEADER = 3;
+   */
+  HEADER = 3,
+}
+
+/**
+ * Describes the enum wfe.persistence.v1.WorkflowView.
+ */
+export const WorkflowViewSchema: GenEnum<WorkflowView> = /*@__PURE__*/
+  enumDesc(file_wfe_persistence_v1_workflow, 2);
+
+/**
  * WorkflowService stores workflows with their execution pointers. Every call is
- * one transaction; every read is one consistent snapshot.
+ * one transaction (a purge: several); every read is one consistent snapshot.
  *
  * @generated from service wfe.persistence.v1.WorkflowService
  */
@@ -902,8 +1739,31 @@ export const WorkflowService: GenService<{
     output: typeof PersistWorkflowWithSubscriptionsResponseSchema;
   },
   /**
+   * Stores one step of an engine, all or nothing: the workflow's new state, whole
+   * or as a patch, together with everything the step brought about. What is
+   * created twice with the same content, or scheduled twice, is as in the calls
+   * of its own (CreateEventSubscription, CreateEvent, ScheduleCommand). Sets the
+   * column last_heartbeat_at to the database's time. A command both completed
+   * and scheduled is scheduled, without the lease. After a lost answer the same
+   * call again is safe with a `request_id`. Errors, each with the request's
+   * `field` in ErrorInfo's metadata: NOT_FOUND (WORKFLOW_NOT_FOUND,
+   * POINTER_NOT_FOUND, SUBSCRIPTION_NOT_FOUND, EVENT_NOT_FOUND); ABORTED
+   * (REVISION_MISMATCH); FAILED_PRECONDITION (TOKEN_MISMATCH, LEASE_LOST);
+   * ALREADY_EXISTS (NAME_TAKEN, SUBSCRIPTION_ALREADY_EXISTS,
+   * EVENT_ALREADY_EXISTS, REQUEST_ID_REUSED); RESOURCE_EXHAUSTED
+   * (ANSWER_TOO_LARGE); INVALID_ARGUMENT.
+   *
+   * @generated from rpc wfe.persistence.v1.WorkflowService.CommitWorkflow
+   */
+  commitWorkflow: {
+    methodKind: "unary";
+    input: typeof CommitWorkflowRequestSchema;
+    output: typeof CommitWorkflowResponseSchema;
+  },
+  /**
    * Answers one workflow with its pointers. Errors: NOT_FOUND
-   * (WORKFLOW_NOT_FOUND); INVALID_ARGUMENT.
+   * (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if it does not
+   * fit into one message: see ListExecutionPointers; INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.WorkflowService.GetWorkflowInstance
    */
@@ -914,7 +1774,8 @@ export const WorkflowService: GenService<{
   },
   /**
    * Answers one workflow with its pointers, found by its name. Errors: NOT_FOUND
-   * (WORKFLOW_NOT_FOUND); INVALID_ARGUMENT.
+   * (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
+   * INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName
    */
@@ -926,7 +1787,8 @@ export const WorkflowService: GenService<{
   /**
    * Answers many workflows, one a message, in the order asked; ids that do not
    * exist are left out, an id asked for twice is answered twice. All of them
-   * come from one snapshot. Errors: INVALID_ARGUMENT.
+   * come from one snapshot. Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if one
+   * of them does not fit into one message; INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.WorkflowService.GetWorkflowInstances
    */
@@ -959,6 +1821,75 @@ export const WorkflowService: GenService<{
     methodKind: "unary";
     input: typeof NextDefinitionSequenceRequestSchema;
     output: typeof NextDefinitionSequenceResponseSchema;
+  },
+  /**
+   * Answers the pointers of one workflow in their order, in pages, so that a
+   * workflow of any length can be read. Each page is read by itself; a page with
+   * `expected_revision` is refused if the workflow has changed since. Errors:
+   * NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED (REVISION_MISMATCH);
+   * INVALID_ARGUMENT.
+   *
+   * @generated from rpc wfe.persistence.v1.WorkflowService.ListExecutionPointers
+   */
+  listExecutionPointers: {
+    methodKind: "unary";
+    input: typeof ListExecutionPointersRequestSchema;
+    output: typeof ListExecutionPointersResponseSchema;
+  },
+  /**
+   * Answers workflows by their create_time, in pages. The place in the list is
+   * kept by create_time and id, so workflows that come and go between two pages
+   * neither shift it nor are answered twice. Errors: INVALID_ARGUMENT.
+   *
+   * @generated from rpc wfe.persistence.v1.WorkflowService.ListWorkflows
+   */
+  listWorkflows: {
+    methodKind: "unary";
+    input: typeof ListWorkflowsRequestSchema;
+    output: typeof ListWorkflowsResponseSchema;
+  },
+  /**
+   * Counts workflows by status. It looks at every workflow of the filter, or at
+   * an index of them. Errors: INVALID_ARGUMENT.
+   *
+   * @generated from rpc wfe.persistence.v1.WorkflowService.CountWorkflows
+   */
+  countWorkflows: {
+    methodKind: "unary";
+    input: typeof CountWorkflowsRequestSchema;
+    output: typeof CountWorkflowsResponseSchema;
+  },
+  /**
+   * Deletes one workflow, whatever its status, with its pointers, subscriptions
+   * and logged errors. Workflows below it in its tree, events and commands stay.
+   * Errors: NOT_FOUND (WORKFLOW_NOT_FOUND), also when the same call again finds
+   * it deleted; ABORTED (REVISION_MISMATCH); INVALID_ARGUMENT.
+   *
+   * @generated from rpc wfe.persistence.v1.WorkflowService.DeleteWorkflow
+   */
+  deleteWorkflow: {
+    methodKind: "unary";
+    input: typeof DeleteWorkflowRequestSchema;
+    output: typeof DeleteWorkflowResponseSchema;
+  },
+  /**
+   * Deletes ended workflows, the ones that ended first before the others, with
+   * their pointers, subscriptions, logged errors and processed completion events
+   * (those named `wfe.workflow.completed` whose key is the workflow's id). A
+   * workflow goes together with all those below it in its tree, in one
+   * transaction, and only when all of them have ended before the given time;
+   * one whose root is still stored goes with that. What somebody else is
+   * writing at that moment is passed over. One call makes several short
+   * transactions and stops when its budget is used up: call again with
+   * `next_page_token` until that is empty. Repeating a call is safe.
+   * Errors: INVALID_ARGUMENT.
+   *
+   * @generated from rpc wfe.persistence.v1.WorkflowService.PurgeWorkflows
+   */
+  purgeWorkflows: {
+    methodKind: "unary";
+    input: typeof PurgeWorkflowsRequestSchema;
+    output: typeof PurgeWorkflowsResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_wfe_persistence_v1_workflow, 0);

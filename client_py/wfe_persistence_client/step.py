@@ -1,0 +1,147 @@
+"""One step of an engine, gathered to be committed as one.
+
+A step is a workflow's new state and everything that came about with it. It is stored
+in one transaction when its `with` block ends well, and not at all if the block raises.
+"""
+
+import uuid
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, Self
+
+from wfe.persistence.v1 import workflow_pb2
+from wfe_persistence_client import convert
+from wfe_persistence_client.model import (
+    ClaimedCommand,
+    CommittedWorkflow,
+    Event,
+    EventSubscription,
+    ExecutionError,
+    ScheduledCommand,
+    SubscriptionClaim,
+    WorkflowInstance,
+)
+
+
+class StepBuilder:
+    """What goes into one step beside the workflow's own state.
+
+    Nothing is sent before the end, but every argument is read at once: what is changed
+    in it later is not stored. What is no argument to send raises ValueError or TypeError.
+    """
+
+    def __init__(self, workflow: WorkflowInstance) -> None:
+        #: The workflow that is stored, as it is when the block ends.
+        self.workflow = workflow
+        self._effects = workflow_pb2.CommitWorkflowRequest()
+        self._committed: CommittedWorkflow | None = None
+        self._ended = False
+
+    def create_subscription(self, subscription: EventSubscription) -> str:
+        """Creates a subscription, and answers its id: a new UUID if it has none."""
+        message = convert.subscription_to_proto(subscription)
+        message.id = message.id or str(uuid.uuid4())
+        self._open().create_subscriptions.append(message)
+        return message.id
+
+    def terminate_subscription(self, subscription_id: str) -> None:
+        """Removes a subscription, open or held; it must exist."""
+        self._open().terminate_subscription_ids.append(subscription_id)
+
+    def create_event(self, event: Event) -> str:
+        """Creates an event, and answers its id: a new UUID if it has none."""
+        message = convert.event_to_proto(event)
+        message.id = message.id or str(uuid.uuid4())
+        self._open().create_events.append(message)
+        return message.id
+
+    def mark_event_processed(self, event_id: str) -> None:
+        """Marks an event as processed; it must exist."""
+        self._open().processed_event_ids.append(event_id)
+
+    def log_error(self, error: ExecutionError) -> None:
+        """Adds an error to the log."""
+        self._open().errors.extend(convert.errors_to_proto([error]))
+
+    def schedule_command(self, command: ScheduledCommand) -> None:
+        """Schedules a command; one of the same name and data gets the new time."""
+        self._open().schedule_commands.append(convert.command_to_proto(command))
+
+    def complete(self, command: ClaimedCommand | str) -> None:
+        """Removes a claimed command (or its lease token) that this step has handled.
+
+        The step is stored only if the command is still claimed so. Scheduled again,
+        also by this step, it stays with its new time.
+        """
+        token = command if isinstance(command, str) else command.lease_token
+        self._open().complete_lease_tokens.append(token)
+
+    def hold(self, claim: SubscriptionClaim | ClaimedCommand | str) -> None:
+        """Stores the step only if this claim is still held, and has not expired.
+
+        Args:
+            claim: a subscription's, or a command's or its lease token.
+        """
+        if isinstance(claim, ClaimedCommand):
+            self._open().held_lease_tokens.append(claim.lease_token)
+        elif isinstance(claim, str):
+            self._open().held_lease_tokens.append(claim)
+        else:
+            self._open().held_subscriptions.append(convert.claim_to_proto(claim))
+
+    @property
+    def revision(self) -> int:
+        """The workflow's revision after the step; RuntimeError before it is stored."""
+        return self._answer().revision
+
+    @property
+    def subscription_ids(self) -> list[str]:
+        """The ids of the created subscriptions, in order; as for `revision`."""
+        return self._answer().subscription_ids
+
+    @property
+    def event_ids(self) -> list[str]:
+        """The ids of the created events, in order; as for `revision`."""
+        return self._answer().event_ids
+
+    def _answer(self) -> CommittedWorkflow:
+        if self._committed is None:
+            raise RuntimeError("the step is not stored")
+        return self._committed
+
+    def _open(self) -> workflow_pb2.CommitWorkflowRequest:
+        if self._ended:
+            raise RuntimeError("the step has ended")
+        return self._effects
+
+
+#: Stores a workflow with the effects of a step.
+Commit = Callable[
+    [WorkflowInstance, workflow_pb2.CommitWorkflowRequest],
+    Coroutine[Any, Any, CommittedWorkflow],
+]
+
+
+class Step(StepBuilder):
+    """A step as an async context manager; `PersistenceProvider.step` makes one."""
+
+    def __init__(self, workflow: WorkflowInstance, commit: Commit) -> None:
+        super().__init__(workflow)
+        self._commit = commit
+
+    async def __aenter__(self) -> Self:
+        """The step itself; nothing is sent yet. RuntimeError if it was used already."""
+        self._open()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stores the step, unless the block raised."""
+        effects = self._open()
+        self._ended = True
+        if exc_type is None:
+            self._committed = await self._commit(self.workflow, effects)

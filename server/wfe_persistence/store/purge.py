@@ -1,0 +1,262 @@
+"""Deleting: one workflow, and by the batch what ended or happened long ago.
+
+A batch is one short transaction. It locks only rows that nobody is writing (SKIP LOCKED) and
+deletes some thousand rows at most, so that writers are never kept waiting for long; the purge as a
+whole stands in nobody's way. Where a batch ended is where the next one begins, so that none has to
+step over the dead index entries of those before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from wfe.persistence.v1.workflow_pb2 import PurgeWorkflowsResponse, WorkflowStatus
+from wfe_persistence.errors import revision_mismatch, workflow_not_found
+from wfe_persistence.store.commit import LOCK_WORKFLOW
+from wfe_persistence.store.db import Store
+from wfe_persistence.store.paging import Cursor
+from wfe_persistence.store.rows import (
+    boolean,
+    integer,
+    micros_param,
+    read_bool,
+    read_int8,
+    read_micros,
+    read_text,
+    text,
+    timestamp,
+)
+from wfe_persistence.store.workflow import status_array
+
+ENDED: Final = (
+    WorkflowStatus.WORKFLOW_STATUS_COMPLETE,
+    WorkflowStatus.WORKFLOW_STATUS_TERMINATED,
+)
+_BATCH_ROWS: Final = 2000
+_BATCH_ROOTS: Final = 100
+
+DELETE_WORKFLOW = """
+WITH found AS MATERIALIZED (
+    SELECT id, revision, $2::bigint IS NULL OR revision = $2 AS fits
+    FROM wfc.workflows WHERE id = $1
+), doomed AS MATERIALIZED (
+    SELECT id FROM found WHERE fits
+), pointers AS (
+    DELETE FROM wfc.execution_pointers WHERE workflow_id = ANY (ARRAY (SELECT id FROM doomed))
+), subscriptions AS (
+    DELETE FROM wfc.event_subscriptions WHERE workflow_id = ANY (ARRAY (SELECT id FROM doomed))
+), errors AS (
+    DELETE FROM wfc.execution_errors WHERE workflow_id = ANY (ARRAY (SELECT id FROM doomed))
+), requests AS (
+    DELETE FROM wfc.requests WHERE workflow_id = ANY (ARRAY (SELECT id FROM doomed))
+), deleted AS (
+    DELETE FROM wfc.workflows WHERE id = ANY (ARRAY (SELECT id FROM doomed))
+)
+SELECT revision, fits FROM found
+"""
+
+
+async def delete_workflow(store: Store, id_: str, expected_revision: int | None) -> None:
+    """Delete one workflow with its pointers, subscriptions, errors and remembered requests."""
+    expected = None if expected_revision is None else integer(expected_revision)
+    # Behind the lock, so that the snapshot has every pointer.
+    _, row = await store.write_all(
+        (LOCK_WORKFLOW, (text(id_),)), (DELETE_WORKFLOW, (text(id_), expected))
+    )
+    if row.ntuples == 0:
+        raise workflow_not_found("id")
+    if not read_bool(row.get_value(0, 1)):
+        assert expected_revision is not None
+        raise revision_mismatch(read_int8(row.get_value(0, 0)), expected_revision)
+
+
+# A row that was written between the statement's snapshot and its lock is passed over, by its
+# revision: what else that write has brought, the snapshot does not show.
+# $1 statuses, $2 the end before which, $3 and $4 where to begin, $5 the definition, $6 how many
+# roots to look at, $7 how many rows are enough.
+_DOOMED = """
+WITH roots AS MATERIALIZED (
+    SELECT w.id, coalesce(w.complete_time, w.create_time) AS ended
+    FROM wfc.workflows w
+    WHERE w.status IN ('Complete', 'Terminated') AND w.status = ANY ($1::text[])
+        AND coalesce(w.complete_time, w.create_time) < $2::timestamptz
+        AND (coalesce(w.complete_time, w.create_time), w.id) > ($3::timestamptz, $4::text)
+        AND ($5::text IS NULL OR w.definition_id = $5)
+        AND (w.root_workflow_id IS NULL OR w.root_workflow_id = w.id
+            OR NOT EXISTS (SELECT FROM wfc.workflows r WHERE r.id = w.root_workflow_id))
+        AND w.revision = (SELECT s.revision FROM wfc.workflows s WHERE s.id = w.id)
+    ORDER BY coalesce(w.complete_time, w.create_time), w.id
+    LIMIT $6
+    FOR UPDATE OF w SKIP LOCKED
+), below AS MATERIALIZED (
+    SELECT r.id AS root, c.id, c.has_ended
+    FROM roots r, LATERAL (
+        SELECT id, status IN ('Complete', 'Terminated')
+            AND coalesce(complete_time, create_time) < $2 AS has_ended
+        FROM wfc.workflows b WHERE root_workflow_id = r.id AND id <> r.id
+            AND b.revision = (SELECT s.revision FROM wfc.workflows s WHERE s.id = b.id)
+        FOR UPDATE SKIP LOCKED
+    ) c
+), trees AS MATERIALIZED (
+    SELECT r.id, r.ended, sizes.pointers
+    FROM roots r, LATERAL (
+        SELECT count(*) AS pointers FROM wfc.execution_pointers p
+        WHERE p.workflow_id = r.id
+            OR p.workflow_id = ANY (ARRAY (SELECT b.id FROM below b WHERE b.root = r.id))
+    ) sizes
+), considered AS MATERIALIZED (
+    SELECT id, ended FROM (
+        SELECT id, ended, sum(pointers + 1) OVER (ORDER BY ended, id) - pointers - 1 AS before
+        FROM trees
+    ) t WHERE before < $7::bigint
+), doomed_roots AS MATERIALIZED (
+    SELECT id FROM considered c
+    WHERE NOT EXISTS (SELECT FROM below b WHERE b.root = c.id AND NOT b.has_ended)
+        AND (SELECT count(*) FROM below b WHERE b.root = c.id)
+            = (SELECT count(*) FROM wfc.workflows w
+                WHERE w.root_workflow_id = c.id AND w.id <> c.id)
+), doomed AS MATERIALIZED (
+    SELECT id FROM doomed_roots
+    UNION
+    SELECT b.id FROM below b JOIN doomed_roots d ON d.id = b.root
+)"""
+_LAST_CONSIDERED = """
+    (SELECT count(*) FROM considered),
+    (SELECT count(*) FROM roots),
+    (SELECT ended FROM considered ORDER BY ended DESC, id DESC LIMIT 1),
+    (SELECT id FROM considered ORDER BY ended DESC, id DESC LIMIT 1)"""
+_OF_DOOMED = "= ANY (ARRAY (SELECT id FROM doomed))"
+_COMPLETION_EVENTS = f"""wfc.events
+    WHERE event_name = 'wfe.workflow.completed' AND event_key {_OF_DOOMED} AND is_processed"""
+
+PURGE_WORKFLOWS = f"""{_DOOMED}, pointers AS (
+    DELETE FROM wfc.execution_pointers WHERE workflow_id {_OF_DOOMED} RETURNING 1
+), subscriptions AS (
+    DELETE FROM wfc.event_subscriptions WHERE workflow_id {_OF_DOOMED} RETURNING 1
+), errors AS (
+    DELETE FROM wfc.execution_errors WHERE workflow_id {_OF_DOOMED} RETURNING 1
+), events AS (
+    DELETE FROM {_COMPLETION_EVENTS} RETURNING 1
+), requests AS (
+    DELETE FROM wfc.requests WHERE workflow_id {_OF_DOOMED}
+), workflows AS (
+    DELETE FROM wfc.workflows WHERE id {_OF_DOOMED} RETURNING 1
+)
+SELECT (SELECT count(*) FROM workflows), (SELECT count(*) FROM pointers),
+    (SELECT count(*) FROM subscriptions), (SELECT count(*) FROM errors),
+    (SELECT count(*) FROM events), {_LAST_CONSIDERED}
+"""
+
+COUNT_DOOMED_WORKFLOWS = f"""{_DOOMED}
+SELECT (SELECT count(*) FROM doomed),
+    (SELECT count(*) FROM wfc.execution_pointers WHERE workflow_id {_OF_DOOMED}),
+    (SELECT count(*) FROM wfc.event_subscriptions WHERE workflow_id {_OF_DOOMED}),
+    (SELECT count(*) FROM wfc.execution_errors WHERE workflow_id {_OF_DOOMED}),
+    (SELECT count(*) FROM {_COMPLETION_EVENTS}), {_LAST_CONSIDERED}
+"""
+
+
+async def purge_workflows(
+    store: Store,
+    statuses: Sequence[WorkflowStatus.ValueType],
+    ended_before: Timestamp,
+    definition_id: str,
+    after: Cursor,
+    max_rows: int,
+    *,
+    dry_run: bool,
+) -> tuple[PurgeWorkflowsResponse, Cursor | None]:
+    """Delete (or count) ended workflows, the first to end first; where to go on."""
+    done = PurgeWorkflowsResponse()
+    rows = 0
+    while rows < max_rows:
+        row = await store.write_once(
+            COUNT_DOOMED_WORKFLOWS if dry_run else PURGE_WORKFLOWS,
+            status_array(statuses or ENDED),
+            timestamp(ended_before),
+            micros_param(after[0]),
+            text(after[1]),
+            text(definition_id) if definition_id else None,
+            integer(_BATCH_ROOTS),
+            integer(min(_BATCH_ROWS, max_rows - rows)),
+        )
+        get = row.get_value
+        counts = [read_int8(get(0, column)) for column in range(7)]
+        done.workflows += counts[0]
+        done.execution_pointers += counts[1]
+        done.subscriptions += counts[2]
+        done.errors += counts[3]
+        done.events += counts[4]
+        rows += sum(counts[:5])
+        considered, found = counts[5:]
+        if found:
+            after = (read_micros(get(0, 7)), read_text(get(0, 8)))
+        if considered == found < _BATCH_ROOTS:
+            return done, None
+    return done, after
+
+
+PURGE_EVENTS = """
+WITH doomed AS MATERIALIZED (
+    SELECT id, event_time FROM wfc.events
+    WHERE event_time < $1::timestamptz AND (event_time, id) > ($2::timestamptz, $3::text)
+        AND ($4::boolean OR is_processed) AND ($5::text IS NULL OR event_name = $5)
+    ORDER BY event_time, id
+    LIMIT $6
+    FOR UPDATE SKIP LOCKED
+), deleted AS (
+    DELETE FROM wfc.events WHERE id = ANY (ARRAY (SELECT id FROM doomed)) RETURNING 1
+)
+SELECT (SELECT count(*) FROM deleted), (SELECT count(*) FROM doomed),
+    (SELECT event_time FROM doomed ORDER BY event_time DESC, id DESC LIMIT 1),
+    (SELECT id FROM doomed ORDER BY event_time DESC, id DESC LIMIT 1)
+"""
+
+COUNT_DOOMED_EVENTS = """
+WITH doomed AS MATERIALIZED (
+    SELECT id, event_time FROM wfc.events
+    WHERE event_time < $1::timestamptz AND (event_time, id) > ($2::timestamptz, $3::text)
+        AND ($4::boolean OR is_processed) AND ($5::text IS NULL OR event_name = $5)
+    ORDER BY event_time, id
+    LIMIT $6
+)
+SELECT (SELECT count(*) FROM doomed), (SELECT count(*) FROM doomed),
+    (SELECT event_time FROM doomed ORDER BY event_time DESC, id DESC LIMIT 1),
+    (SELECT id FROM doomed ORDER BY event_time DESC, id DESC LIMIT 1)
+"""
+
+
+async def purge_events(
+    store: Store,
+    event_time_before: Timestamp,
+    event_name: str,
+    after: Cursor,
+    max_rows: int,
+    *,
+    include_unprocessed: bool,
+    dry_run: bool,
+) -> tuple[int, Cursor | None]:
+    """Delete (or count) events, the oldest first; how many, and where to go on."""
+    events = 0
+    while events < max_rows:
+        batch = min(_BATCH_ROWS, max_rows - events)
+        row = await store.write_once(
+            COUNT_DOOMED_EVENTS if dry_run else PURGE_EVENTS,
+            timestamp(event_time_before),
+            micros_param(after[0]),
+            text(after[1]),
+            boolean(include_unprocessed),
+            text(event_name) if event_name else None,
+            integer(batch),
+        )
+        get = row.get_value
+        events += read_int8(get(0, 0))
+        found = read_int8(get(0, 1))
+        if found:
+            after = (read_micros(get(0, 2)), read_text(get(0, 3)))
+        if found < batch:
+            return events, None
+    return events, after

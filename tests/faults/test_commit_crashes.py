@@ -1,0 +1,305 @@
+"""A commit whose process is killed between any two of its effects, or before its answer: it has
+happened whole or not at all, and sent again with its request_id it has happened once.
+
+A trigger of the test stops the statement right before one effect, so that whoever is to be killed
+can be killed in the middle of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psycopg
+import pytest
+
+from tests.faults.failpoint_server import POINTS
+from tests.faults.proxy import Proxy
+from tests.faults.test_crashes import socket_dir
+from tests.support import make
+from tests.support.api import Api, connect
+from tests.support.expect import eventually, fails, failure_of
+from tests.support.server import ServerProcess
+from wfe.persistence.v1.workflow_pb2 import (
+    CommitWorkflowRequest,
+    CommitWorkflowResponse,
+    SubscriptionClaim,
+    WorkflowPatch,
+)
+from wfe_persistence.embedded import EmbeddedPostgres
+
+# The effects of a commit: the table and what is done to it.
+EFFECTS = [
+    ("workflows", "UPDATE"),
+    ("execution_pointers", "INSERT"),
+    ("execution_pointers", "DELETE"),
+    ("event_subscriptions", "INSERT"),
+    ("event_subscriptions", "DELETE"),
+    ("events", "INSERT"),
+    ("events", "UPDATE"),
+    ("execution_errors", "INSERT"),
+    ("scheduled_commands", "INSERT"),
+    ("scheduled_commands", "UPDATE"),
+    ("scheduled_commands", "DELETE"),
+    ("requests", "INSERT"),
+]
+LOCK = 20_261_123
+
+
+@pytest.fixture
+def postgres(data_dir: Path) -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL that the test may kill."""
+    with EmbeddedPostgres(data_dir) as postgres:
+        yield postgres
+
+
+async def new_step(api: Api) -> CommitWorkflowRequest:
+    """A commit with every kind of effect, and what it starts from, stored."""
+    instance = make.instance(execution_pointers=[make.pointer(i) for i in "ab"])
+    await api.create_new_workflow(instance)
+    subscription = await api.create_event_subscription(make.subscription())
+    assert await api.set_subscription_token(subscription, "mine")
+    event = await api.create_event(make.event())
+    completed, rescheduled = (make.command(execute_time=-(2**62)) for _ in range(2))
+    await api.schedule_command(completed)
+    [claim] = await api.claim_commands(as_of=make.FIRST_TIME)
+    assert claim.command == completed
+    await api.schedule_command(rescheduled)
+    rescheduled.execute_time = 2**62
+    return CommitWorkflowRequest(
+        patch=WorkflowPatch(
+            id=instance.id,
+            execution_pointers=[make.pointer("c")],
+            removed_pointer_ids=["a"],
+        ),
+        expected_revision=1,
+        held_subscriptions=[SubscriptionClaim(subscription_id=subscription, token="mine")],
+        create_subscriptions=[make.subscription()],
+        terminate_subscription_ids=[subscription],
+        create_events=[make.event()],
+        processed_event_ids=[event],
+        errors=[make.error(workflow_id=instance.id)],
+        schedule_commands=[make.command(execute_time=2**62), rescheduled],
+        complete_lease_tokens=[claim.lease_token],
+        request_id=str(uuid.uuid4()),
+    )
+
+
+async def effects_of(api: Api, step: CommitWorkflowRequest) -> set[str]:
+    """Which effects of a commit are there; one that is there twice fails."""
+    stored = await api.get_workflow_instance(step.patch.id)
+    ids = [p.id for p in stored.execution_pointers]
+    errors = await api.list_errors(workflow_id=step.patch.id)
+    assert len(errors.errors) <= 1
+    there = {
+        "revision": stored.revision == 2,
+        "pointer added": "c" in ids,
+        "pointer removed": "a" not in ids,
+        "subscription created": await exists(api.get_subscription(step.create_subscriptions[0].id)),
+        "subscription terminated": not await exists(
+            api.get_subscription(step.terminate_subscription_ids[0])
+        ),
+        "event created": await exists(api.get_event(step.create_events[0].id)),
+        "event processed": (await api.get_event(step.processed_event_ids[0])).is_processed,
+        "error logged": bool(errors.errors),
+        "command completed": await failure_of(
+            api.release_commands(*step.complete_lease_tokens)
+        ) is not None,
+    }  # fmt: skip
+    assert stored.revision <= 2
+    return {effect for effect, is_there in there.items() if is_there}
+
+
+ALL = 9
+"""How many effects effects_of() looks at."""
+
+
+async def exists(call: Any) -> bool:
+    """Whether what a call asks for is stored."""
+    failure = await failure_of(call)
+    assert failure is None or failure.reason.endswith("_NOT_FOUND"), failure
+    return failure is None
+
+
+def stop_before(connection: psycopg.Connection[Any], table: str, operation: str) -> None:
+    """Let the next statement that does this wait for the test's advisory lock."""
+    connection.execute(
+        f"""
+        CREATE OR REPLACE FUNCTION stop_here() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM pg_advisory_xact_lock({LOCK});
+            RETURN coalesce(NEW, OLD);
+        END $$;
+        CREATE TRIGGER stop_here BEFORE {operation} ON wfc.{table}
+            FOR EACH ROW EXECUTE FUNCTION stop_here();
+        """.encode()
+    )
+
+
+async def the_stopped_backend(url: str) -> int:
+    """The process of PostgreSQL that waits for the lock."""
+    found: list[int] = []
+
+    async def waits() -> bool:
+        with psycopg.connect(url, autocommit=True) as connection:
+            rows = connection.execute(
+                "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            ).fetchall()
+        found.extend(pid for (pid,) in rows)
+        return bool(found)
+
+    await eventually(waits)
+    return found[0]
+
+
+async def crash_within(
+    server: ServerProcess, url: str, table: str, operation: str, victim: str
+) -> set[str]:
+    """Kill the server, or PostgreSQL, right before an effect of a commit. Which effects are there
+    when both are back; if none, the commit sent again must bring all of them."""
+    channel: grpc.aio.Channel
+    async with connect(server.address) as channel:
+        step = await new_step(Api(channel))
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("SELECT pg_advisory_lock(%s)", [LOCK])
+            stop_before(connection, table, operation)
+            call = asyncio.create_task(failure_of(Api(channel).workflows.CommitWorkflow(step)))
+            backend = await the_stopped_backend(url)
+            if victim == "server":
+                await asyncio.to_thread(server.kill)
+            else:
+                os.kill(backend, signal.SIGKILL)
+            failure = await call
+            assert failure is not None
+            assert failure.code == grpc.StatusCode.UNAVAILABLE, failure
+    # Gone, or about to see that nobody waits for it any more and to commit.
+    await eventually(lambda: _ended(url, backend))
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"DROP TRIGGER stop_here ON wfc.{table}".encode())
+    if victim == "server":
+        await asyncio.to_thread(server.start)
+    await asyncio.to_thread(server.wait_until_serving)
+    async with connect(server.address) as channel:
+        api = Api(channel)
+        effects = await effects_of(api, step)
+        if not effects:
+            # Sent again, all of it happens. (effects_of has given the lease back.)
+            step.complete_lease_tokens[:] = [await _claimed_again(api)]
+            assert (await api.workflows.CommitWorkflow(step)).revision == 2
+            assert len(await effects_of(api, step)) == ALL
+    return effects
+
+
+async def _claimed_again(api: Api) -> str:
+    claims = await api.claim_commands(as_of=make.FIRST_TIME)
+    return claims[0].lease_token
+
+
+async def _ended(url: str, backend: int) -> bool:
+    try:
+        with psycopg.connect(url, autocommit=True) as connection:
+            row = connection.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE pid = %s", [backend]
+            ).fetchone()
+    except psycopg.OperationalError:
+        return False
+    return row == (0,)
+
+
+@pytest.mark.parametrize("victim", ["server", "postgres"])
+async def test_killed_between_any_two_effects(
+    tmp_path: Path, postgres: EmbeddedPostgres, victim: str
+) -> None:
+    with ServerProcess(tmp_path / "log", "--db-url", postgres.url) as server:
+        for table, operation in EFFECTS:
+            effects = await crash_within(server, postgres.url, table, operation, victim)
+            assert len(effects) in (0, ALL), (table, operation, effects)
+            if victim == "postgres":
+                assert not effects, (table, operation)
+
+
+async def test_a_commit_in_two_transactions_is_caught(
+    tmp_path: Path, postgres: EmbeddedPostgres
+) -> None:
+    """That the test above can fail: with this planted fault a part is there."""
+    with ServerProcess(
+        tmp_path / "log",
+        "--db-url",
+        postgres.url,
+        module="tests.faults.faulty_server",
+        env={**os.environ, "FAULT": "a commit in two transactions"},
+    ) as server:
+        effects = await crash_within(server, postgres.url, "execution_errors", "INSERT", "postgres")
+    assert 0 < len(effects) < ALL, effects
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_killed_before_or_after_the_commit(
+    tmp_path: Path, postgres: EmbeddedPostgres, point: str
+) -> None:
+    """The answer never comes. Sent again, the step has happened once, and is answered as it was."""
+    passed = tmp_path / "passed"
+    server = ServerProcess(
+        tmp_path / "log",
+        "--db-url",
+        postgres.url,
+        module="tests.faults.failpoint_server",
+        env={**os.environ, "FAILPOINT": point, "FAILPOINT_PASSED": str(passed)},
+    )
+    with server:
+        async with connect(server.address) as channel:
+            api = Api(channel)
+            step = await new_step(api)
+            failure = await failure_of(api.workflows.CommitWorkflow(step))
+            assert failure is not None
+            assert failure.code == grpc.StatusCode.UNAVAILABLE
+        assert passed.exists(), "the server did not come by the point"
+        await asyncio.to_thread(server.process.wait)
+        await asyncio.to_thread(server.start)
+        await asyncio.to_thread(server.wait_until_serving)
+        async with connect(server.address) as channel:
+            api = Api(channel)
+            stored = await api.get_workflow_instance(step.patch.id)
+            assert stored.revision == (2 if point == "after commit" else 1)
+            expected = CommitWorkflowResponse(
+                revision=2,
+                subscription_ids=[step.create_subscriptions[0].id],
+                event_ids=[step.create_events[0].id],
+            )
+            for _ in range(2):
+                assert await api.workflows.CommitWorkflow(step) == expected
+            assert len(await effects_of(api, step)) == ALL
+
+
+async def test_database_answer_lost_after_the_commit(tmp_path: Path, database_url: str) -> None:
+    """The server can't know, and says so; sent again, the step has happened once."""
+    directory = tmp_path / "proxy"
+    directory.mkdir()
+    behind = socket_dir(database_url)
+    url = database_url.replace(str(behind), str(directory))
+    async with Proxy(directory, behind) as proxy:
+        server = ServerProcess(tmp_path / "log", "--db-url", url, "--pool-size", "1")
+        await asyncio.to_thread(server.__enter__)  # the proxy needs the loop
+        try:
+            async with connect(server.address) as channel:
+                api = Api(channel)
+                step = await new_step(api)
+                proxy.drop_answers = True
+                with fails("UNAVAILABLE", "COMMIT_OUTCOME_UNKNOWN"):
+                    await api.workflows.CommitWorkflow(step)
+                proxy.drop_answers = False
+
+                async def answered() -> bool:
+                    return await failure_of(api.workflows.CommitWorkflow(step)) is None
+
+                await eventually(answered)
+                assert (await api.workflows.CommitWorkflow(step)).revision == 2
+                assert len(await effects_of(api, step)) == ALL
+        finally:
+            await asyncio.to_thread(server.stop)
