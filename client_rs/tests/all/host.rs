@@ -379,20 +379,28 @@ async fn suspended_resumed_and_terminated() {
         .wait_for("never", &name)
         .build(&name, 1);
     let (host, _) = host(vec![definition]).await;
-    let id = host.start_workflow(&name, 1, json!({})).await.unwrap();
     let waiting = |w: &WorkflowInstance| {
         w.execution_pointers
             .iter()
             .any(|p| p.status == PointerStatus::WaitingForEvent)
     };
+    // Another one for each: after `resume` the engine is at work on it, and what it
+    // persists at the end of that would undo `terminate`.
+    let id = host.start_workflow(&name, 1, json!({})).await.unwrap();
     wait_for(&host, &id, waiting).await;
     assert!(host.suspend_workflow(&id).await.unwrap());
     let status = host.get_workflow(&id).await.unwrap().status;
     assert_eq!(status, WorkflowStatus::Suspended);
     assert!(host.resume_workflow(&id).await.unwrap());
+    let status = host.get_workflow(&id).await.unwrap().status;
+    assert_eq!(status, WorkflowStatus::Runnable);
+
+    let id = host.start_workflow(&name, 1, json!({})).await.unwrap();
+    wait_for(&host, &id, waiting).await;
     assert!(host.terminate_workflow(&id).await.unwrap());
     let ended = host.get_workflow(&id).await.unwrap();
     assert_eq!(ended.status, WorkflowStatus::Terminated);
+    assert!(ended.complete_time.is_some());
     assert!(matches!(
         host.get_workflow("no such workflow").await,
         Err(WfeError::WorkflowNotFound(_))
