@@ -28,6 +28,7 @@ from wfe_persistence.store import (
     event,
     migrate,
     namespace,
+    purge,
     rows,
     subscription,
     workflow,
@@ -295,9 +296,22 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     ),
 }  # fmt: skip
 
+
+def plant_purge_in_two() -> None:
+    """The pointers first, and then the workflow: a crash in between leaves a workflow without."""
+    delete_workflow = purge.delete_workflow
+
+    async def in_two(store: Store, id_: str, expected_revision: int | None) -> None:
+        await store.write("DELETE FROM wfc.execution_pointers WHERE workflow_id = $1", id_.encode())
+        await delete_workflow(store, id_, expected_revision)
+
+    setattr(purge, "delete_workflow", in_two)  # noqa: B010
+
+
 # Faults that other tests than those of conformance must catch.
 OTHER_FAULTS: dict[str, Callable[[], None]] = {
     "a commit in two transactions": plant_two_transactions,
+    "a delete in two transactions": plant_purge_in_two,
 }
 
 SERVER_FAULTS: dict[str, tuple[Callable[[], None], str]] = {

@@ -1,26 +1,24 @@
 """A commit whose process is killed between any two of its effects, or before its answer: it has
 happened whole or not at all, and sent again with its request_id it has happened once.
 
-A trigger of the test stops the statement right before one effect, so that whoever is to be killed
-can be killed in the middle of it.
+A trigger of the test stops the statement right before one effect (see stopping.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
-import psycopg
 import pytest
 
 from tests.faults.failpoint_server import POINTS
 from tests.faults.proxy import Proxy
+from tests.faults.stopping import kill_before
 from tests.faults.test_crashes import socket_dir
 from tests.support import make
 from tests.support.api import Api, connect
@@ -49,7 +47,6 @@ EFFECTS = [
     ("scheduled_commands", "DELETE"),
     ("requests", "INSERT"),
 ]
-LOCK = 20_261_123
 
 
 @pytest.fixture
@@ -127,64 +124,14 @@ async def exists(call: Any) -> bool:
     return failure is None
 
 
-def stop_before(connection: psycopg.Connection[Any], table: str, operation: str) -> None:
-    """Let the next statement that does this wait for the test's advisory lock."""
-    connection.execute(
-        f"""
-        CREATE OR REPLACE FUNCTION stop_here() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN
-            PERFORM pg_advisory_xact_lock({LOCK});
-            RETURN coalesce(NEW, OLD);
-        END $$;
-        CREATE TRIGGER stop_here BEFORE {operation} ON wfc.{table}
-            FOR EACH ROW EXECUTE FUNCTION stop_here();
-        """.encode()
-    )
-
-
-async def the_stopped_backend(url: str) -> int:
-    """The process of PostgreSQL that waits for the lock."""
-    found: list[int] = []
-
-    async def waits() -> bool:
-        with psycopg.connect(url, autocommit=True) as connection:
-            rows = connection.execute(
-                "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-            ).fetchall()
-        found.extend(pid for (pid,) in rows)
-        return bool(found)
-
-    await eventually(waits)
-    return found[0]
-
-
 async def crash_within(
-    server: ServerProcess, url: str, table: str, operation: str, victim: str
+    server: ServerProcess, url: str, effect: tuple[str, str], victim: str
 ) -> set[str]:
     """Kill the server, or PostgreSQL, right before an effect of a commit. Which effects are there
     when both are back; if none, the commit sent again must bring all of them."""
-    channel: grpc.aio.Channel
     async with connect(server.address) as channel:
         step = await new_step(Api(channel))
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("SELECT pg_advisory_lock(%s)", [LOCK])
-            stop_before(connection, table, operation)
-            call = asyncio.create_task(failure_of(Api(channel).workflows.CommitWorkflow(step)))
-            backend = await the_stopped_backend(url)
-            if victim == "server":
-                await asyncio.to_thread(server.kill)
-            else:
-                os.kill(backend, signal.SIGKILL)
-            failure = await call
-            assert failure is not None
-            assert failure.code == grpc.StatusCode.UNAVAILABLE, failure
-    # Gone, or about to see that nobody waits for it any more and to commit.
-    await eventually(lambda: _ended(url, backend))
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f"DROP TRIGGER stop_here ON wfc.{table}".encode())
-    if victim == "server":
-        await asyncio.to_thread(server.start)
-    await asyncio.to_thread(server.wait_until_serving)
+    await kill_before(server, url, effect, victim, lambda api: api.workflows.CommitWorkflow(step))
     async with connect(server.address) as channel:
         api = Api(channel)
         effects = await effects_of(api, step)
@@ -201,27 +148,16 @@ async def _claimed_again(api: Api) -> str:
     return claims[0].lease_token
 
 
-async def _ended(url: str, backend: int) -> bool:
-    try:
-        with psycopg.connect(url, autocommit=True) as connection:
-            row = connection.execute(
-                "SELECT count(*) FROM pg_stat_activity WHERE pid = %s", [backend]
-            ).fetchone()
-    except psycopg.OperationalError:
-        return False
-    return row == (0,)
-
-
 @pytest.mark.parametrize("victim", ["server", "postgres"])
 async def test_killed_between_any_two_effects(
     tmp_path: Path, postgres: EmbeddedPostgres, victim: str
 ) -> None:
     with ServerProcess(tmp_path / "log", "--db-url", postgres.url) as server:
-        for table, operation in EFFECTS:
-            effects = await crash_within(server, postgres.url, table, operation, victim)
-            assert len(effects) in (0, ALL), (table, operation, effects)
+        for effect in EFFECTS:
+            effects = await crash_within(server, postgres.url, effect, victim)
+            assert len(effects) in (0, ALL), (effect, effects)
             if victim == "postgres":
-                assert not effects, (table, operation)
+                assert not effects, effect
 
 
 async def test_a_commit_in_two_transactions_is_caught(
@@ -235,7 +171,8 @@ async def test_a_commit_in_two_transactions_is_caught(
         module="tests.faults.faulty_server",
         env={**os.environ, "FAULT": "a commit in two transactions"},
     ) as server:
-        effects = await crash_within(server, postgres.url, "execution_errors", "INSERT", "postgres")
+        effect = ("execution_errors", "INSERT")
+        effects = await crash_within(server, postgres.url, effect, "postgres")
     assert 0 < len(effects) < ALL, effects
 
 

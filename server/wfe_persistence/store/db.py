@@ -116,6 +116,8 @@ class Connection(psycopg.AsyncConnection[Any]):
     def is_alive(self) -> bool:
         """Whether the server has not hung up. Costs no round trip: it would have said so."""
         try:
+            # Twice, because its last words hide from the first look that it has hung up.
+            self.pgconn.consume_input()
             self.pgconn.consume_input()
         except psycopg.OperationalError:
             return False
@@ -432,11 +434,8 @@ class Database:
         Rows are fetched as fast as they are consumed, so a large answer never stands in memory.
         The generator must be closed (`contextlib.aclosing`).
         """
-        connection = await self._connection(namespace)
-        exchange = self._exchange(connection)
+        connection, exchange = await self._prepared(namespace, command[0])
         try:
-            exchange.send_prepare(command[0])
-            await exchange.complete()
             if exchange.error is None:
                 exchange = self._exchange(connection)
                 exchange.send_row_by_row(command)
@@ -460,6 +459,26 @@ class Database:
             raise _unavailable() from exchange.lost
         if exchange.error is not None:
             _raise_domain_error(exchange.error)
+
+    async def _prepared(self, namespace: str, statement: Statement) -> tuple[Connection, Exchange]:
+        """A connection on which a statement is prepared, or could not be; see `error`."""
+        attempt = 0
+        while True:
+            attempt += 1
+            connection = await self._connection(namespace)
+            exchange = self._exchange(connection)
+            exchange.send_prepare(statement)
+            try:
+                await exchange.complete()
+            except asyncio.CancelledError:
+                self._spawn(self._call_off(connection, exchange))
+                raise
+            except ConnectionLostError as exc:
+                self._spawn(self._discard(connection))
+                if attempt >= _MAX_ATTEMPTS:
+                    raise _unavailable() from exc
+            else:
+                return connection, exchange
 
     def _exchange(self, connection: Connection) -> Exchange:
         return Exchange(connection, prepare=self._prepare, max_prepared=self._max_prepared)
