@@ -1,16 +1,17 @@
 """One place for what every call has: a deadline, safe retries, typed errors."""
 
 import asyncio
+import copy
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TypeVar
+from typing import Protocol, Self, TypeVar
 
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
+from google.protobuf.descriptor import Descriptor
 
 from wfe_persistence_client.errors import (
     AlreadyExists,
@@ -28,8 +29,23 @@ from wfe_persistence_client.errors import (
     from_rpc_error,
 )
 
-_RequestT = TypeVar("_RequestT", bound=Message)
-_ResponseT = TypeVar("_ResponseT", bound=Message)
+
+class _Request(Protocol):
+    DESCRIPTOR: Descriptor
+
+
+class _PageRequest(_Request, Protocol):
+    page_token: str
+
+
+class _Page(Protocol):
+    next_page_token: str
+
+
+_RequestT = TypeVar("_RequestT", bound=_Request)
+_ResponseT = TypeVar("_ResponseT")
+_PageRequestT = TypeVar("_PageRequestT", bound=_PageRequest)
+_PageT = TypeVar("_PageT", bound=_Page)
 _T = TypeVar("_T")
 
 
@@ -63,11 +79,11 @@ class Rule:
 
 #: One line for each RPC, by its name in the protos.
 RULES: Mapping[str, Rule] = {
-    # Creates carry an id chosen before the first attempt (see provider.py), and
+    # Creates carry an id chosen before the first attempt (see new_id), and
     # the same create again answers the same.
     "CreateNewWorkflow": Rule(Safety.REPEATABLE),
     # Persists and commits carry a request_id. A server too old for it still stores the
-    # same, but does not know its own write again: so the guard (see provider.py).
+    # same, but does not know its own write again: so the guard (see saving.py).
     "PersistWorkflow": Rule(Safety.REPEATABLE, guard="expected_revision"),
     "PersistWorkflowWithSubscriptions": Rule(Safety.REPEATABLE, guard="expected_revision"),
     "CommitWorkflow": Rule(Safety.REPEATABLE, once=True),
@@ -206,10 +222,17 @@ class Calls:
         self.timeout = timeout
         self.retry = retry
         self._metadata = metadata
+        self._deadline: Deadline | None = None
+
+    def in_one_go(self) -> Self:
+        """The same, but with one deadline, from now on, for all calls together."""
+        other = copy.copy(self)
+        other._deadline = self.deadline()
+        return other
 
     def deadline(self) -> Deadline:
         """The end of a method that begins now, for one that makes several calls."""
-        return Deadline(self.timeout)
+        return self._deadline or Deadline(self.timeout)
 
     async def unary(
         self,
@@ -223,6 +246,25 @@ class Calls:
             return await method(request, timeout=seconds, metadata=self._metadata())
 
         return await self._with_retries(request, attempt, deadline)
+
+    async def pages(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[_PageRequestT, _PageT],
+        request: _PageRequestT,
+        items: Callable[[_PageT], Iterable[_T]],
+        deadline: Deadline | None = None,
+    ) -> AsyncIterator[_T]:
+        """The items of all pages, each asked for when it is wanted.
+
+        Without a deadline each page has its own.
+        """
+        while True:
+            page = await self.unary(method, request, deadline)
+            for item in items(page):
+                yield item
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
 
     async def collect(
         self,
@@ -262,7 +304,7 @@ class Calls:
 
     async def _with_retries(
         self,
-        request: Message,
+        request: _Request,
         attempt: Callable[[float], Awaitable[_T]],
         deadline: Deadline | None,
     ) -> _T:
@@ -336,7 +378,7 @@ def _time_left(deadline: Deadline) -> float:
     return remaining
 
 
-def _rule(request: Message) -> Rule:
+def _rule(request: _Request) -> Rule:
     # The RPC is in the name of its request message, by buf's STANDARD rules.
     return RULES[request.DESCRIPTOR.name.removesuffix("Request")]
 
@@ -345,7 +387,7 @@ def _passes(error: PersistenceError) -> bool:
     return isinstance(error, Unavailable) or error.reason in _PASSING_REASONS
 
 
-def _verdict(rule: Rule, request: Message, error: PersistenceError) -> PersistenceError:
+def _verdict(rule: Rule, request: _Request, error: PersistenceError) -> PersistenceError:
     """What to tell the caller, who does not see the earlier attempts."""
     if not error.maybe_written or isinstance(error, CommitOutcomeUnknown):
         return error

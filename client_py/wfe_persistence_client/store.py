@@ -1,0 +1,152 @@
+"""The store as a whole: its errors' log, its schema, its namespaces."""
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+
+from wfe.persistence.v1 import store_pb2
+from wfe_persistence_client import convert
+from wfe_persistence_client.connection import LARGEST_PAGE, Connection
+from wfe_persistence_client.model import ExecutionError, MigratedStore, Namespace, StoreInfo
+
+
+class Store(Connection):
+    """The operations on the store as a whole, and on its namespaces."""
+
+    async def persist_errors(self, errors: Sequence[ExecutionError]) -> None:
+        """Adds errors to the log, all or none; the workflows need not exist.
+
+        Not repeated after an attempt that may have been made: then it raises
+        `CommitOutcomeUnknown`, and calling again may log the errors twice.
+        """
+        await self._calls.unary(
+            self._store.PersistErrors,
+            store_pb2.PersistErrorsRequest(errors=convert.errors_to_proto(errors)),
+        )
+
+    async def list_errors(
+        self,
+        workflow_id: str = "",
+        *,
+        error_time_from: datetime | None = None,
+        error_time_before: datetime | None = None,
+    ) -> list[ExecutionError]:
+        """Answers all logged errors, the last logged first.
+
+        Args:
+            workflow_id: only those of this workflow; empty: of all.
+            error_time_from: only those that happened then or later; None: at any time.
+            error_time_before: only those that happened before; None: at any time.
+        """
+        pages = self._in_one_go().iter_errors(
+            workflow_id,
+            error_time_from=error_time_from,
+            error_time_before=error_time_before,
+            page_size=LARGEST_PAGE,
+        )
+        return [error async for error in pages]
+
+    def iter_errors(
+        self,
+        workflow_id: str = "",
+        *,
+        error_time_from: datetime | None = None,
+        error_time_before: datetime | None = None,
+        page_size: int = 0,
+    ) -> AsyncIterator[ExecutionError]:
+        """`list_errors`, with its arguments, page by page as they are wanted.
+
+        Args:
+            page_size: errors a page, up to 1000; 0: 100. The timeout is for one page.
+        """
+        return self._calls.pages(
+            self._store.ListErrors,
+            store_pb2.ListErrorsRequest(
+                workflow_id=workflow_id,
+                error_time_from=convert.optional_timestamp("error_time_from", error_time_from),
+                error_time_before=convert.optional_timestamp(
+                    "error_time_before", error_time_before
+                ),
+                page_size=page_size,
+            ),
+            lambda page: map(convert.error_from_proto, page.errors),
+        )
+
+    async def ensure_store_exists(self) -> MigratedStore:
+        """Creates the store or brings it up to date.
+
+        Raises:
+            SchemaTooNew: a newer server migrated it.
+            DatabasePermissionDenied: the server's database role may not.
+        """
+        answer = await self._calls.unary(
+            self._store.EnsureStoreExists, store_pb2.EnsureStoreExistsRequest()
+        )
+        return MigratedStore(
+            schema_version=answer.schema_version,
+            applied_migrations=list(answer.applied_migrations),
+        )
+
+    async def get_store_info(self) -> StoreInfo:
+        """Answers what the server and its store are and can do."""
+        answer = await self._calls.unary(self._store.GetStoreInfo, store_pb2.GetStoreInfoRequest())
+        return convert.store_info_from_proto(answer)
+
+    async def truncate_all(self) -> None:
+        """Empties every table of the store, for tests.
+
+        Raises:
+            TruncateNotAllowed: the server was started without the flag for it.
+        """
+        # Also if the call fails: it may have been done.
+        self._shared.memory.forget_namespace(self._space)
+        await self._calls.unary(self._store.TruncateAll, store_pb2.TruncateAllRequest())
+
+    async def create_namespace(self, name: str) -> MigratedStore:
+        """Creates a namespace, or brings it up to date.
+
+        Args:
+            name: `[a-z][a-z0-9_]{0,39}`, not `default`.
+
+        Raises:
+            InvalidArgument: the name is bad.
+            SchemaTooNew: it exists, and a newer server migrated it.
+            DatabasePermissionDenied: the server's database role may not.
+        """
+        whole = self.with_namespace(None)
+        answer = await whole._calls.unary(
+            whole._store.CreateNamespace, store_pb2.CreateNamespaceRequest(name=name)
+        )
+        return MigratedStore(
+            schema_version=answer.schema_version,
+            applied_migrations=list(answer.applied_migrations),
+        )
+
+    async def list_namespaces(self) -> list[Namespace]:
+        """All namespaces, `default` first."""
+        whole = self.with_namespace(None)
+        pages = whole._calls.pages(
+            whole._store.ListNamespaces,
+            store_pb2.ListNamespacesRequest(),
+            lambda page: map(convert.namespace_from_proto, page.namespaces),
+            whole._calls.deadline(),
+        )
+        return [namespace async for namespace in pages]
+
+    async def delete_namespace(self, name: str, *, force: bool = False) -> None:
+        """Deletes a namespace with all that is stored in it.
+
+        Args:
+            name: not `default`.
+            force: even if something is stored in it.
+
+        Raises:
+            NamespaceNotFound: there is none.
+            NamespaceNotEmpty: something is stored in it, and `force` was not given.
+            DeleteNamespaceNotAllowed: the server was started without the flag for it.
+        """
+        whole = self.with_namespace(None)
+        self._shared.memory.forget_namespace(name)
+        await whole._calls.unary(
+            whole._store.DeleteNamespace,
+            store_pb2.DeleteNamespaceRequest(name=name, force=force),
+        )
