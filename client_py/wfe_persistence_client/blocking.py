@@ -304,7 +304,8 @@ class BlockingPersistenceProvider:
     ) -> int:
         """`PersistenceProvider.process_commands` with a plain function as handler.
 
-        The handler runs in the calling thread and may use this provider.
+        The handler runs in the calling thread and may use this provider; however long
+        it blocks, the claim of its command is renewed.
         """
         # Each item: a command, and where to put what its handler raised.
         todo: queue.SimpleQueue[

@@ -1,17 +1,27 @@
 """Scheduled commands: claim, handle, complete."""
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from typing import Final
 
 from wfe.persistence.v1 import command_pb2, store_pb2
 from wfe_persistence_client import convert
 from wfe_persistence_client.calls import Deadline
 from wfe_persistence_client.connection import LARGEST_PAGE, Connection
-from wfe_persistence_client.errors import LeaseLost, PersistenceError
+from wfe_persistence_client.errors import LeaseLost, PersistenceError, Unimplemented
 from wfe_persistence_client.model import ClaimedCommand, CommandName, ScheduledCommand
 
 #: Takes one due command; what it raises gives the command back.
 CommandHandler = Callable[[ScheduledCommand], Awaitable[object]]
+
+#: How often a claim is renewed while its lease would last.
+_RENEWALS: Final = 3
+#: Seconds between two renewals, at least.
+_RENEWAL_PAUSE: Final = 0.1
+#: Seconds that a renewal may take, at least.
+_RENEWAL_TIMEOUT: Final = 1.0
 
 
 class Commands(Connection):
@@ -151,10 +161,14 @@ class Commands(Connection):
           raised together.
         - No command (name and data) is handled twice within one call, even if it is
           scheduled again meanwhile; that is left to the next call.
-        - A command whose lease ran out while it waited in its batch is not handled;
-          it is claimed anew. One whose handler takes longer than the lease may be
-          handed to somebody else meanwhile: then it counts as failed, with
-          `LeaseLost`.
+        - While a handler runs, the claim of its command is renewed, from a third of the
+          lease on, so that it may take longer than the lease. If the claim is lost all
+          the same (the store could not be reached for so long, the handler blocked the
+          event loop, the server is too old to renew), the handler goes on, but the
+          command may be handed to somebody else meanwhile: then it counts as failed,
+          with `LeaseLost`.
+        - The others of its batch are not renewed. A command whose lease ran out while it
+          waited is not handled; it is claimed anew, here or by another host.
         - When the store cannot be reached, or this call is cancelled, it ends at
           once; what it still has claimed becomes due when the leases expire.
 
@@ -163,8 +177,9 @@ class Commands(Connection):
             handler: an async function of one command.
             worker_id: who handles them, for people who look.
             batch_size: how many to claim at once, 1 to 1000.
-            lease_duration: how long a claim holds, 1 ms to 24 h: enough for the
-                handlers of a whole batch.
+            lease_duration: how long a claim holds unless it is renewed, 1 ms to 24 h:
+                enough for the handlers of a whole batch. Under 1 s, too short to be
+                renewed with certainty.
 
         Raises:
             ExceptionGroup: of what the handlers raised, each with a note naming the
@@ -173,7 +188,7 @@ class Commands(Connection):
         """
         if not 1 <= batch_size <= LARGEST_PAGE:
             raise ValueError("batch_size must be 1 to 1000")
-        round_ = _CommandRound(self, handler)
+        round_ = _CommandRound(self, handler, lease_duration)
         more = True
         while more:
             # Begun before the claim is sent, so it never ends after the real one.
@@ -194,9 +209,14 @@ class Commands(Connection):
 class _CommandRound:
     """What one `process_commands` has done so far."""
 
-    def __init__(self, provider: Commands, handler: CommandHandler) -> None:
+    def __init__(
+        self, provider: Commands, handler: CommandHandler, lease_duration: timedelta
+    ) -> None:
         self._provider = provider
         self._handler = handler
+        self._lease_duration = lease_duration
+        #: False: the server is too old for RenewCommands.
+        self._renews = True
         self.handled: set[tuple[CommandName, str]] = set()
         self.failures: list[Exception] = []
         self._completed = 0
@@ -230,16 +250,17 @@ class _CommandRound:
                 break
             self.handled.add(key)
             progress = True
-            await self._handle_one(claimed)
+            await self._handle_one(claimed, lease)
             if self._store_failed:
                 return False
         return progress
 
-    async def _handle_one(self, claimed: ClaimedCommand) -> None:
+    async def _handle_one(self, claimed: ClaimedCommand, lease: Deadline) -> None:
         command = claimed.command
         note = f"command: {command.command_name.name} {command.data!r}"
         try:
-            await self._handler(command)
+            async with self._renewed(claimed.lease_token, lease):
+                await self._handler(command)
         except Exception as exc:
             exc.add_note(note)
             self.failures.append(exc)
@@ -255,6 +276,41 @@ class _CommandRound:
                 self.abandon(exc)
         else:
             self._completed += 1
+
+    @asynccontextmanager
+    async def _renewed(self, token: str, lease: Deadline) -> AsyncIterator[None]:
+        """Renews a claim as long as the block runs, whatever comes of the renewals."""
+        if not self._renews:
+            yield
+            return
+        renewing = asyncio.create_task(self._renew(token, lease))
+        try:
+            yield
+        finally:
+            renewing.cancel()
+            # Its errors are left to the completion, which meets them too.
+            await asyncio.gather(renewing, return_exceptions=True)
+
+    async def _renew(self, token: str, lease: Deadline) -> None:
+        every = max(self._lease_duration.total_seconds() / _RENEWALS, _RENEWAL_PAUSE)
+        # A call that hangs must not take the time of those after it.
+        timeout = min(max(every, _RENEWAL_TIMEOUT), self._provider._calls.timeout)
+        provider = self._provider.with_timeout(timeout)
+        # Some of the lease may be gone already: the command waited in its batch.
+        await asyncio.sleep(lease.remaining() / _RENEWALS)
+        while True:
+            pause = Deadline(every)
+            try:
+                await provider.renew_commands([token], lease_duration=self._lease_duration)
+            except LeaseLost:
+                return
+            except Unimplemented:
+                self._renews = False
+                return
+            except PersistenceError:
+                # The store is away, for example; it may be back in time.
+                pass
+            await asyncio.sleep(pause.remaining())
 
     def abandon(self, failure: PersistenceError) -> None:
         """Ends the round because the store fails; the leases end by themselves."""

@@ -9,6 +9,7 @@ import inspect
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ from wfe_persistence_client import (
     PersistenceProvider,
     ScheduledCommand,
     Unavailable,
+    command,
     connect,
     connect_blocking,
 )
@@ -306,6 +308,25 @@ async def test_process_commands_answers_how_many(
     assert [given.data for given in seen] == ["a", "b"]
     request = store.requests["ClaimCommands"][0]
     assert (request.worker_id, request.limit, request.lease_duration.seconds) == ("me", 3, 9)
+
+
+async def test_a_claim_is_renewed_while_a_plain_handler_blocks(
+    table: CommandTable,
+    blocking: BlockingPersistenceProvider,
+    store: FakeStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(command, "_RENEWALS", 100_000)
+    table.add("a")
+
+    def handler(given: ScheduledCommand) -> None:
+        while store.count("RenewCommands") < 2:
+            time.sleep(0.001)
+
+    def work() -> int:
+        return blocking.process_commands(NOW, handler, lease_duration=timedelta(hours=1))
+
+    assert await asyncio.to_thread(work) == 1
 
 
 async def test_an_interrupt_in_a_handler_ends_it_all(

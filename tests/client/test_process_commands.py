@@ -1,15 +1,22 @@
-"""claim → handle → complete, over a table of commands as the store keeps it."""
+"""claim → handle → complete, over a table of commands as the store keeps it.
+
+That leases are renewed meanwhile is tested against the real server too.
+"""
 
 import asyncio
+import random
+import uuid
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
 import pytest
 
-from tests.client.fake_store import UNAVAILABLE, FakeStore, Step, broken, fails
+from tests.client.fake_store import UNAVAILABLE, FakeStore, Step, broken, fails, hangs
 from tests.client.test_calls import NOW, Clock
+from tests.client.wire import provider_on
 from wfe.persistence.v1 import command_pb2
 from wfe_persistence_client import (
     CommandName,
@@ -17,9 +24,11 @@ from wfe_persistence_client import (
     PersistenceProvider,
     ScheduledCommand,
     Unavailable,
+    Unimplemented,
     calls,
     convert,
 )
+from wfe_persistence_client import command as command_module
 
 NOW_MS = int(NOW.timestamp() * 1000)
 
@@ -47,6 +56,7 @@ class CommandTable:
         store.on("ClaimCommands", self.claim)
         store.on("CompleteCommands", self.complete)
         store.on("ReleaseCommands", self.release)
+        store.on("RenewCommands", self.renew)
 
     def add(self, *names: str) -> None:
         for position, name in enumerate(names):
@@ -79,9 +89,7 @@ class CommandTable:
             self.claims += 1
             row.token = f"t{self.claims}"
             row.rescheduled = False
-            given = request.lease_duration
-            seconds = given.seconds + given.nanos / 1e9
-            row.lease_end = self.clock.monotonic() + (seconds or 30)
+            row.lease_end = self._lease_end(request)
             claimed.append(
                 command_pb2.ClaimedCommand(
                     command=convert.command_to_proto(row.command),
@@ -108,6 +116,19 @@ class CommandTable:
             self.rows[name].token = None
         return command_pb2.ReleaseCommandsResponse()
 
+    async def renew(self, request: Any, context: Any) -> Any:
+        names = await self._by_token(request, context)
+        if not self.held().issuperset(names):
+            await LOST(request, context)
+        for name in names:
+            self.log.append(f"renew {name}")
+            self.rows[name].lease_end = self._lease_end(request)
+        return command_pb2.RenewCommandsResponse()
+
+    def _lease_end(self, request: Any) -> float:
+        given = request.lease_duration
+        return self.clock.monotonic() + (given.seconds + given.nanos / 1e9 or 30)
+
     async def _by_token(self, request: Any, context: Any) -> list[str]:
         by_token = {row.token: name for name, row in self.rows.items()}
         lost = [token for token in request.lease_tokens if token not in by_token]
@@ -116,6 +137,9 @@ class CommandTable:
             step = fails(grpc.StatusCode.FAILED_PRECONDITION, "LEASE_LOST", metadata=metadata)
             await step(request, context)
         return [by_token[token] for token in request.lease_tokens]
+
+
+LOST: Step = fails(grpc.StatusCode.FAILED_PRECONDITION, "LEASE_LOST")
 
 
 def command(name: str, execute_time: int = 0) -> ScheduledCommand:
@@ -396,3 +420,262 @@ async def test_the_batch_size_has_bounds(
 ) -> None:
     with pytest.raises(ValueError, match="batch_size"):
         await provider.process_commands(NOW, Handler(table), batch_size=batch_size)
+
+
+# Renewing
+
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renewals follow each other at once: so leases can be too long to end in a test."""
+    monkeypatch.setattr(command_module, "_RENEWALS", 1_000_000)
+    monkeypatch.setattr(command_module, "_RENEWAL_PAUSE", 0.01)
+
+
+def renewing() -> list[str]:
+    """The tasks that renew a claim."""
+    names = [getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()]
+    return [name for name in names if name.endswith("._renew")]
+
+
+async def renewed(store: FakeStore, times: int) -> None:
+    async with asyncio.timeout(30):
+        while store.count("RenewCommands") < times:
+            await asyncio.sleep(0.001)
+
+
+async def renewing_ended() -> None:
+    async with asyncio.timeout(30):
+        while renewing():
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.usefixtures("often")
+async def test_a_claim_is_renewed_while_its_handler_runs(
+    table: CommandTable, provider: PersistenceProvider, store: FakeStore
+) -> None:
+    table.add("slow", "b")
+    tasks: list[str] = []
+
+    async def handler(given: ScheduledCommand) -> None:
+        if given.data == "slow":
+            await renewed(store, 2)
+            tasks.extend(renewing())
+
+    assert await provider.process_commands(NOW, handler, lease_duration=HOUR, batch_size=1) == 2
+    assert len(tasks) == 1
+    assert renewing() == []
+    for request in store.requests["RenewCommands"]:
+        assert request.lease_tokens == ["t1"]
+        assert request.lease_duration.seconds == 3600
+    count = table.log.count("renew slow")
+    assert count >= 2
+    assert table.log[: count + 2] == ["claim slow", *["renew slow"] * count, "complete slow"]
+
+
+async def test_the_first_renewal_reckons_with_what_is_gone_of_the_lease(
+    table: CommandTable,
+    provider: PersistenceProvider,
+    store: FakeStore,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(command_module, "_RENEWALS", 100)
+    table.add("a", "late")
+
+    async def handler(given: ScheduledCommand) -> None:
+        if given.data == "a":
+            clock.ahead += 24 * 3600 - 30
+        else:
+            # A hundredth of the whole lease would be beyond this test's time.
+            await renewed(store, 1)
+
+    assert await provider.process_commands(NOW, handler, lease_duration=24 * HOUR) == 2
+    assert "renew late" in table.log
+
+
+@pytest.mark.usefixtures("often")
+async def test_a_lost_lease_ends_the_renewals_and_not_the_handler(
+    table: CommandTable, provider: PersistenceProvider, store: FakeStore
+) -> None:
+    table.add("taken", "b")
+    ended: list[str] = []
+
+    async def handler(given: ScheduledCommand) -> None:
+        if given.data == "taken":
+            table.rows["taken"].token = "another's"
+            await renewed(store, 1)
+            await renewing_ended()
+        ended.append(given.data)
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await provider.process_commands(NOW, handler, lease_duration=HOUR, batch_size=1)
+    (failure,) = caught.value.exceptions
+    assert isinstance(failure, LeaseLost)
+    assert failure.__notes__ == ["command: PROCESS_WORKFLOW 'taken'"]
+    assert ended == ["taken", "b"]
+    assert set(table.rows) == {"taken"}
+
+
+@pytest.mark.usefixtures("often")
+async def test_a_server_too_old_to_renew_is_asked_once(
+    table: CommandTable, provider: PersistenceProvider, store: FakeStore
+) -> None:
+    table.add("a", "b")
+    store.on("RenewCommands", fails(grpc.StatusCode.UNIMPLEMENTED))
+
+    async def handler(given: ScheduledCommand) -> None:
+        if given.data == "a":
+            await renewed(store, 1)
+            await renewing_ended()
+        else:
+            assert renewing() == []
+
+    assert await provider.process_commands(NOW, handler, lease_duration=HOUR, batch_size=1) == 2
+    assert store.count("RenewCommands") == 1
+
+
+@pytest.mark.usefixtures("often")
+async def test_a_renewal_that_fails_is_followed_by_others(
+    table: CommandTable, provider: PersistenceProvider, store: FakeStore
+) -> None:
+    table.add("a")
+    # One more than the attempts of a call.
+    store.on("RenewCommands", *[GONE] * 6, table.renew)
+
+    async def handler(given: ScheduledCommand) -> None:
+        await renewed(store, 7)
+
+    assert await provider.process_commands(NOW, handler, lease_duration=HOUR) == 1
+
+
+@pytest.mark.usefixtures("often")
+async def test_a_renewal_that_hangs_holds_up_nothing(
+    table: CommandTable, provider: PersistenceProvider, store: FakeStore
+) -> None:
+    table.add("a", "b")
+    store.on("RenewCommands", hangs())
+
+    async def handler(given: ScheduledCommand) -> None:
+        if given.data == "a":
+            # The second comes though the first was never answered.
+            await renewed(store, 2)
+
+    completed = await provider.process_commands(NOW, handler, lease_duration=HOUR, batch_size=1)
+    assert completed == 2
+    assert renewing() == []
+
+
+@pytest.mark.parametrize("how", ["raises", "is cancelled", "is cancelled twice"])
+@pytest.mark.parametrize("step", ["answered", "hanging"])
+@pytest.mark.usefixtures("often")
+async def test_no_renewal_outlives_its_handler(
+    table: CommandTable, provider: PersistenceProvider, store: FakeStore, how: str, step: str
+) -> None:
+    table.add("a")
+    if step == "hanging":
+        store.on("RenewCommands", hangs())
+
+    async def handler(given: ScheduledCommand) -> None:
+        await renewed(store, 1)
+        if how == "raises":
+            raise LookupError
+        await asyncio.Event().wait()
+
+    work = asyncio.create_task(provider.process_commands(NOW, handler, lease_duration=HOUR))
+    await renewed(store, 1)
+    assert len(renewing()) == 1
+    if how == "raises":
+        with pytest.raises(ExceptionGroup):
+            await work
+    else:
+        work.cancel()
+        if how == "is cancelled twice":
+            await asyncio.sleep(0)
+            work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        if how == "is cancelled twice":
+            await asyncio.sleep(0)
+    assert renewing() == []
+
+
+@pytest.mark.usefixtures("often")
+async def test_a_provider_closed_meanwhile(
+    table: CommandTable, provider: PersistenceProvider, store: FakeStore
+) -> None:
+    table.add("a")
+
+    async def handler(given: ScheduledCommand) -> None:
+        await provider.close()
+        await renewing_ended()
+
+    # The completion says so, and not the renewal.
+    with pytest.raises(RuntimeError, match="closed"):
+        await provider.process_commands(NOW, handler, lease_duration=HOUR)
+
+
+# Against the real server
+
+
+@pytest.fixture
+async def other(target: str) -> AsyncIterator[PersistenceProvider]:
+    async with provider_on(target) as provider:
+        yield provider
+
+
+async def taken_meanwhile(
+    provider: PersistenceProvider, other: PersistenceProvider, lease: timedelta
+) -> tuple[set[str], list[Exception]]:
+    """What another host gets while a handler takes longer than its lease; and the failures.
+
+    No clock is looked at: the other host claims a second command under a lease as long,
+    later, and when that lease has ended, the handler's has too unless it was renewed.
+    """
+    # Due long before what anybody else's test can claim.
+    first, base = datetime(1, 1, 1, tzinfo=UTC), random.randrange(-(2**63), -(2**62))
+    slow, second = (command(str(uuid.uuid4()), base + n) for n in range(2))
+    await other.schedule_command(slow)
+    got: set[str] = set()
+
+    async def claim(lease_duration: timedelta) -> set[str]:
+        claims = await other.claim_commands(first, lease_duration=lease_duration)
+        return {claimed.command.data for claimed in claims} & {slow.data, second.data}
+
+    async def handler(given: ScheduledCommand) -> None:
+        assert given == slow
+        await other.schedule_command(second)
+        assert await claim(lease) == {second.data}
+        while second.data not in got:
+            got.update(await claim(timedelta(hours=1)))
+            await asyncio.sleep(0.02)
+
+    failures: list[Exception] = []
+    try:
+        await provider.process_commands(first, handler, lease_duration=lease, batch_size=1)
+    except ExceptionGroup as group:
+        failures.extend(group.exceptions)
+    return {"slow" if data == slow.data else "second" for data in got}, failures
+
+
+async def test_a_handler_longer_than_its_lease_keeps_its_command(
+    target: str, other: PersistenceProvider
+) -> None:
+    async with provider_on(target) as provider:
+        taken, failures = await taken_meanwhile(provider, other, timedelta(seconds=5))
+    assert (taken, failures) == ({"second"}, [])
+
+
+async def test_without_renewals_it_would_be_taken(
+    target: str, other: PersistenceProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def too_old(*_args: Any, **_options: Any) -> None:
+        raise Unimplemented("too old")
+
+    monkeypatch.setattr(PersistenceProvider, "renew_commands", too_old)
+    async with provider_on(target) as provider:
+        taken, failures = await taken_meanwhile(provider, other, timedelta(seconds=2))
+    assert taken == {"slow", "second"}
+    assert [type(failure) for failure in failures] == [LeaseLost]
