@@ -638,16 +638,16 @@ async def taken_meanwhile(
     first, base = datetime(1, 1, 1, tzinfo=UTC), random.randrange(-(2**63), -(2**62))
     slow, second = (command(str(uuid.uuid4()), base + n) for n in range(2))
     await other.schedule_command(slow)
-    got: set[str] = set()
+    got: dict[str, str] = {}
 
-    async def claim(lease_duration: timedelta) -> set[str]:
+    async def claim(lease_duration: timedelta) -> dict[str, str]:
         claims = await other.claim_commands(first, lease_duration=lease_duration)
-        return {claimed.command.data for claimed in claims} & {slow.data, second.data}
+        return {claimed.command.data: claimed.lease_token for claimed in claims}
 
     async def handler(given: ScheduledCommand) -> None:
         assert given == slow
         await other.schedule_command(second)
-        assert await claim(lease) == {second.data}
+        assert set(await claim(lease)) == {second.data}
         while second.data not in got:
             got.update(await claim(timedelta(hours=1)))
             await asyncio.sleep(0.02)
@@ -657,6 +657,7 @@ async def taken_meanwhile(
         await provider.process_commands(first, handler, lease_duration=lease, batch_size=1)
     except ExceptionGroup as group:
         failures.extend(group.exceptions)
+    await other.complete_commands(got.values())
     return {"slow" if data == slow.data else "second" for data in got}, failures
 
 
