@@ -1,0 +1,58 @@
+"""Requests are remembered for as long as promised, and not for ever."""
+
+from __future__ import annotations
+
+import uuid
+
+import psycopg
+
+from tests.support import make
+from wfe.persistence.v1.workflow_pb2 import PersistWorkflowRequest
+from wfe_persistence.store import commit, workflow
+from wfe_persistence.store.commit import REQUEST_RETENTION_SECONDS
+from wfe_persistence.store.db import Store
+
+REMEMBER = """
+INSERT INTO wfc.requests (workflow_id, request_id, content_hash, revision, create_time)
+SELECT 'another', gen_random_uuid(), '', 1, now() - %s * interval '1 second'
+FROM generate_series(1, 10)
+"""
+
+
+def remembered(url: str) -> int:
+    with psycopg.connect(url) as connection:
+        row = connection.execute("SELECT count(*) FROM wfc.requests").fetchone()
+    assert row
+    count: int = row[0]
+    return count
+
+
+async def persist(store: Store, id_: str) -> None:
+    request = PersistWorkflowRequest(instance=make.instance(id=id_), request_id=str(uuid.uuid4()))
+    await commit.persist_workflow(store, request, (), commit.Request(request))
+
+
+async def test_old_requests_are_forgotten_faster_than_new_ones_come(
+    store: Store, database_url: str
+) -> None:
+    instance = make.instance()
+    await workflow.create_new_workflow(store, instance)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(REMEMBER.encode(), [REQUEST_RETENTION_SECONDS + 1])
+    for _ in range(5):
+        await persist(store, instance.id)
+    assert remembered(database_url) == 5
+    await persist(store, instance.id)
+    assert remembered(database_url) == 6
+
+
+async def test_requests_of_the_promised_time_are_remembered(
+    store: Store, database_url: str
+) -> None:
+    instance = make.instance()
+    await workflow.create_new_workflow(store, instance)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(REMEMBER.encode(), [REQUEST_RETENTION_SECONDS - 60])
+    for _ in range(5):
+        await persist(store, instance.id)
+    assert remembered(database_url) == 15
