@@ -21,7 +21,9 @@ pub(crate) enum Safety {
     Unrepeatable,
 }
 
-/// The rpcs, by their names in the protos.
+/// The rpcs, by their names in the protos; all of them, also those that only a host's own
+/// stubs call.
+#[allow(dead_code)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rpc {
     CreateNewWorkflow,
@@ -57,6 +59,17 @@ pub(crate) enum Rpc {
     CreateNamespace,
     ListNamespaces,
     DeleteNamespace,
+    CommitWorkflow,
+    ListExecutionPointers,
+    ListWorkflows,
+    CountWorkflows,
+    DeleteWorkflow,
+    PurgeWorkflows,
+    ListEvents,
+    PurgeEvents,
+    RenewSubscriptionToken,
+    ListSubscriptions,
+    RenewCommands,
 }
 
 impl Rpc {
@@ -77,13 +90,25 @@ impl Rpc {
             | Self::GetFirstOpenSubscription
             | Self::ListErrors
             | Self::ListNamespaces
+            | Self::ListExecutionPointers
+            | Self::ListWorkflows
+            | Self::CountWorkflows
+            | Self::ListEvents
+            | Self::ListSubscriptions
             | Self::GetStoreInfo => (Read, None),
             // The id is chosen before the first attempt; the same again answers the same.
             Self::CreateNewWorkflow | Self::CreateEvent | Self::CreateEventSubscription => {
                 (Repeatable, None)
             }
-            // Always without an expected revision.
-            Self::PersistWorkflow | Self::PersistWorkflowWithSubscriptions => (Repeatable, None),
+            // By its request id it is made once, however often it arrives.
+            Self::PersistWorkflow
+            | Self::PersistWorkflowWithSubscriptions
+            | Self::CommitWorkflow => (Repeatable, None),
+            // What is gone is gone; a lease or a hold only ends later.
+            Self::PurgeWorkflows
+            | Self::PurgeEvents
+            | Self::RenewCommands
+            | Self::RenewSubscriptionToken => (Repeatable, None),
             // A number may be skipped, never given twice.
             Self::NextDefinitionSequence => (Repeatable, None),
             Self::MarkEventProcessed | Self::MarkEventUnprocessed => (Repeatable, None),
@@ -102,7 +127,9 @@ impl Rpc {
             // Again logs them again.
             Self::PersistErrors => (Unrepeatable, None),
             // Again removes what others have stored since.
-            Self::TruncateAll | Self::DeleteNamespace => (Unrepeatable, None),
+            Self::TruncateAll | Self::DeleteNamespace | Self::DeleteWorkflow => {
+                (Unrepeatable, None)
+            }
         }
     }
 }

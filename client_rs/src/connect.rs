@@ -9,7 +9,8 @@ use tonic::Code;
 
 use crate::call::{Caller, Retry};
 use crate::error::Error;
-use crate::provider::{Claims, GrpcPersistenceProvider};
+use crate::provider::{Claims, GrpcPersistenceProvider, Saving};
+use crate::saving::Memory;
 
 /// Sets up a [`GrpcPersistenceProvider`].
 ///
@@ -37,6 +38,8 @@ pub struct Builder {
     max_message_bytes: usize,
     retry: Retry,
     claims: Claims,
+    remember: usize,
+    strict: bool,
     #[cfg(feature = "tls")]
     tls: Tls,
 }
@@ -62,6 +65,8 @@ impl Builder {
             namespace: None,
             bearer_token: None,
             max_message_bytes: 64 * 1024 * 1024,
+            remember: 200_000,
+            strict: false,
             retry: Retry {
                 max_attempts: 10,
                 initial_backoff: Duration::from_millis(100),
@@ -184,6 +189,23 @@ impl Builder {
         self
     }
 
+    /// How much to remember of what was loaded or stored last, in execution pointers, plus
+    /// one for each workflow (some 60 bytes each, and the workflows' own data); the default
+    /// is 200,000. A persist of a remembered workflow sends only what has changed. 0: always
+    /// send everything.
+    pub fn remember(mut self, pointers: usize) -> Self {
+        self.remember = pointers;
+        self
+    }
+
+    /// A persist of a workflow that somebody else has written, since this provider loaded or
+    /// stored it last, fails with `REVISION_MISMATCH`, instead of the last writer winning.
+    /// By memory: what is not remembered (see [`Builder::remember`]) is not compared.
+    pub fn strict(mut self, strict: bool) -> Self {
+        self.strict = strict;
+        self
+    }
+
     /// Connects, and asks the server what it is, so that a wrong address, token or
     /// namespace is an error now. Tries again like any read, for a server that is just
     /// starting.
@@ -220,6 +242,10 @@ impl Builder {
             caller,
             self.claims,
             self.max_message_bytes,
+            Saving {
+                memory: Memory::new(self.remember),
+                strict: self.strict,
+            },
         ))
     }
 

@@ -42,7 +42,7 @@ pub(crate) fn to_workflow(instance: &engine::WorkflowInstance) -> Result<v1::Wor
         data_json: to_json(&instance.data),
         create_time: Some(to_time(instance.create_time)),
         complete_time: instance.complete_time.map(to_time),
-        revision: 0,
+        ..Default::default()
     })
 }
 
@@ -200,6 +200,7 @@ pub(crate) fn to_subscription(
         external_token: subscription.external_token.clone(),
         external_worker_id: subscription.external_worker_id.clone(),
         external_token_expiry: subscription.external_token_expiry.map(to_time),
+        ..Default::default()
     })
 }
 

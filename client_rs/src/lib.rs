@@ -29,12 +29,21 @@
 //! |---|---|
 //! | every read, `store_info`, `list_errors`, `list_namespaces` | yes |
 //! | `create_new_workflow`, `create_event`, `create_event_subscription` | yes: the id is set before the first attempt, and the same create again answers the same |
-//! | `persist_workflow`, `persist_workflow_with_subscriptions` | yes: the same state again |
+//! | `persist_workflow`, `persist_workflow_with_subscriptions`, `commit` | yes: by its request id a write is made once, however often it arrives |
 //! | `mark_event_processed`, `mark_event_unprocessed`, `schedule_command`, `ensure_store_exists`, `create_namespace` | yes |
 //! | `set_subscription_token` | yes: the same token and worker again acquires again |
 //! | `next_definition_sequence` | yes: a number may be skipped, never given twice |
 //! | `terminate_subscription`, `clear_subscription_token`, completing and releasing commands | yes; if an attempt may have been made, the answer that it had been (not found, token mismatch, lease lost) counts as success |
 //! | `persist_errors`, claiming commands, `truncate_all`, `delete_namespace` | only if no attempt can have been made: no connection, or the server says so |
+//!
+//! # What is sent
+//!
+//! The provider remembers what it loaded or stored last and sends a patch: the header
+//! fields and execution pointers that have changed since, so that a step of a workflow of
+//! thousands of pointers costs what one of a short workflow costs. Where somebody else has
+//! written meanwhile, the whole state is sent, so that the last writer wins as the trait
+//! has it; with [`Builder::strict`] that is an error instead. A [`Step`] stores a workflow
+//! together with subscriptions, events, errors and commands in one transaction.
 //!
 //! # Values
 //!
@@ -55,6 +64,7 @@ mod connect;
 mod convert;
 mod error;
 mod provider;
+mod saving;
 
 /// The messages and clients of the API, generated from its protos; their comments are
 /// the contract.
@@ -66,3 +76,4 @@ pub mod v1;
 pub use connect::Builder;
 pub use error::{Error, FieldViolation};
 pub use provider::GrpcPersistenceProvider;
+pub use saving::{Committed, Step};

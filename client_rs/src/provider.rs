@@ -27,12 +27,14 @@ use crate::convert::{
     to_event, to_execution_error, to_subscription, to_time, to_workflow,
 };
 use crate::error::Error;
+use crate::saving::{Committed, Memory, Step};
 use crate::v1;
 use crate::v1::event_service_client::EventServiceClient;
 use crate::v1::scheduled_command_service_client::ScheduledCommandServiceClient;
 use crate::v1::store_service_client::StoreServiceClient;
 use crate::v1::subscription_service_client::SubscriptionServiceClient;
 use crate::v1::workflow_service_client::WorkflowServiceClient;
+use crate::v1::ErrorReason;
 
 /// The largest page that the server gives.
 const PAGE_SIZE: i32 = 1000;
@@ -59,7 +61,16 @@ pub struct GrpcPersistenceProvider {
     store: StoreServiceClient<Channel>,
     caller: Caller,
     claims: Claims,
+    saving: Saving,
     scheduled_commands: bool,
+}
+
+/// How workflows are stored.
+#[derive(Clone)]
+pub(crate) struct Saving {
+    pub(crate) memory: Memory,
+    /// Whether somebody else's write in between is an error.
+    pub(crate) strict: bool,
 }
 
 /// How `process_commands` claims.
@@ -90,6 +101,7 @@ impl GrpcPersistenceProvider {
         caller: Caller,
         claims: Claims,
         max_bytes: usize,
+        saving: Saving,
     ) -> Self {
         Self {
             workflows: WorkflowServiceClient::new(channel.clone())
@@ -102,6 +114,7 @@ impl GrpcPersistenceProvider {
             store: StoreServiceClient::new(channel).max_decoding_message_size(max_bytes),
             caller,
             claims,
+            saving,
             scheduled_commands: true,
         }
     }
@@ -150,6 +163,7 @@ impl GrpcPersistenceProvider {
                     workflow_id: workflow_id.unwrap_or_default().into(),
                     page_size: PAGE_SIZE,
                     page_token: page_token.clone(),
+                    ..Default::default()
                 })
             };
             let answer = self
@@ -270,7 +284,12 @@ impl GrpcPersistenceProvider {
     }
 
     async fn workflows_of(&self, ids: &[String]) -> Result<Vec<WorkflowInstance>, Error> {
-        let build = || Ok(v1::GetWorkflowInstancesRequest { ids: ids.to_vec() });
+        let build = || {
+            Ok(v1::GetWorkflowInstancesRequest {
+                ids: ids.to_vec(),
+                ..Default::default()
+            })
+        };
         self.caller
             .call(Rpc::GetWorkflowInstances, build, |request| {
                 let mut client = self.workflows.clone();
@@ -285,8 +304,203 @@ impl GrpcPersistenceProvider {
             })
             .await?
             .into_iter()
-            .map(from_workflow)
+            .map(|message| self.loaded(message))
             .collect()
+    }
+
+    /// A workflow that was answered, remembered.
+    fn loaded(&self, message: v1::WorkflowInstance) -> Result<WorkflowInstance, Error> {
+        let revision = message.revision;
+        let instance = from_workflow(message)?;
+        // As it would be sent, so that the same again is no change.
+        self.saving.memory.put(&to_workflow(&instance)?, revision);
+        Ok(instance)
+    }
+
+    /// Stores one step of an engine in one transaction: the workflow's new state, sent as a
+    /// patch where it is remembered, and all that the [`Step`] says. Made once, however often
+    /// it must be sent.
+    ///
+    /// # Errors
+    ///
+    /// Nothing is stored with `WORKFLOW_NOT_FOUND`, `SUBSCRIPTION_NOT_FOUND`,
+    /// `EVENT_NOT_FOUND`; `REVISION_MISMATCH`; `TOKEN_MISMATCH`, `LEASE_LOST`: a claim is no
+    /// longer held; `NAME_TAKEN`, `SUBSCRIPTION_ALREADY_EXISTS`, `EVENT_ALREADY_EXISTS`;
+    /// `INVALID_FIELD`.
+    pub async fn commit(&self, step: Step) -> Result<Committed, Error> {
+        let Step { workflow, effects } = step;
+        let expected = effects.expected_revision;
+        let stored = self.saving.memory.get(&workflow.id);
+        let base = stored.filter(|s| expected.is_none_or(|revision| revision == s.revision));
+        if let Some(patch) = base.as_ref().and_then(|stored| stored.patch(&workflow)) {
+            let revision = base.as_ref().map(|stored| stored.revision);
+            let request = v1::CommitWorkflowRequest {
+                state: Some(v1::commit_workflow_request::State::Patch(patch)),
+                expected_revision: revision,
+                ..effects.clone()
+            };
+            match self.commit_once(&workflow, request).await {
+                Err(error) if self.falls_back(&error, expected.is_some()) => {}
+                ended => return ended,
+            }
+        }
+        let strict = self.saving.strict.then_some(base).flatten();
+        let request = v1::CommitWorkflowRequest {
+            state: Some(v1::commit_workflow_request::State::Instance(
+                workflow.clone(),
+            )),
+            expected_revision: expected.or(strict.map(|stored| stored.revision)),
+            // Another request than the patch that was refused.
+            request_id: Uuid::new_v4().to_string(),
+            ..effects
+        };
+        self.commit_once(&workflow, request).await
+    }
+
+    async fn commit_once(
+        &self,
+        workflow: &v1::WorkflowInstance,
+        request: v1::CommitWorkflowRequest,
+    ) -> Result<Committed, Error> {
+        let answer = self
+            .caller
+            .call(
+                Rpc::CommitWorkflow,
+                || Ok(request.clone()),
+                |request| {
+                    let mut client = self.workflows.clone();
+                    async move {
+                        client
+                            .commit_workflow(request)
+                            .await
+                            .map(Response::into_inner)
+                    }
+                },
+            )
+            .await;
+        match answer {
+            Ok(answer) => {
+                self.saving.memory.put(workflow, answer.revision);
+                Ok(Committed {
+                    revision: answer.revision,
+                    subscription_ids: answer.subscription_ids,
+                    event_ids: answer.event_ids,
+                })
+            }
+            Err(error) => {
+                self.saving.memory.forget(&workflow.id);
+                Err(error.about(&workflow.id))
+            }
+        }
+    }
+
+    /// Whether the whole state is to be sent after a patch was refused.
+    fn falls_back(&self, error: &Error, revision_given: bool) -> bool {
+        if error.code() == Code::Unimplemented {
+            self.saving.memory.disable();
+            return true;
+        }
+        let raced = matches!(
+            error.reason(),
+            Some(ErrorReason::RevisionMismatch | ErrorReason::PointerNotFound)
+        );
+        raced && !self.saving.strict && !revision_given
+    }
+
+    /// A persist: as a patch where that can be, else as a whole.
+    async fn save(
+        &self,
+        instance: &WorkflowInstance,
+        subscriptions: Vec<v1::EventSubscription>,
+    ) -> Result<(), Error> {
+        let workflow = to_workflow(instance)?;
+        let stored = self.saving.memory.get(&workflow.id);
+        if let Some((stored, patch)) = stored
+            .as_ref()
+            .and_then(|stored| Some((stored, stored.patch(&workflow)?)))
+        {
+            let request = v1::CommitWorkflowRequest {
+                state: Some(v1::commit_workflow_request::State::Patch(patch)),
+                expected_revision: Some(stored.revision),
+                create_subscriptions: subscriptions.clone(),
+                request_id: Uuid::new_v4().to_string(),
+                ..Default::default()
+            };
+            match self.commit_once(&workflow, request).await {
+                Ok(_) => return Ok(()),
+                Err(error) if self.falls_back(&error, false) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let strict = self.saving.strict.then_some(stored).flatten();
+        let request = v1::PersistWorkflowWithSubscriptionsRequest {
+            instance: Some(workflow),
+            subscriptions,
+            expected_revision: strict.map(|stored| stored.revision),
+            request_id: Uuid::new_v4().to_string(),
+        };
+        let answer = if request.subscriptions.is_empty() {
+            self.persist_alone(&request).await
+        } else {
+            self.persist_with_subscriptions(&request).await
+        };
+        let workflow = request.instance.unwrap_or_default();
+        match answer {
+            Ok(revision) => {
+                self.saving.memory.put(&workflow, revision);
+                Ok(())
+            }
+            Err(error) => {
+                self.saving.memory.forget(&workflow.id);
+                Err(error.about(&workflow.id))
+            }
+        }
+    }
+
+    async fn persist_alone(
+        &self,
+        request: &v1::PersistWorkflowWithSubscriptionsRequest,
+    ) -> Result<i64, Error> {
+        let build = || {
+            Ok(v1::PersistWorkflowRequest {
+                instance: request.instance.clone(),
+                expected_revision: request.expected_revision,
+                request_id: request.request_id.clone(),
+            })
+        };
+        let answer = self
+            .caller
+            .call(Rpc::PersistWorkflow, build, |request| {
+                let mut client = self.workflows.clone();
+                async move {
+                    client
+                        .persist_workflow(request)
+                        .await
+                        .map(Response::into_inner)
+                }
+            })
+            .await?;
+        Ok(answer.revision)
+    }
+
+    async fn persist_with_subscriptions(
+        &self,
+        request: &v1::PersistWorkflowWithSubscriptionsRequest,
+    ) -> Result<i64, Error> {
+        let build = || Ok(request.clone());
+        let answer = self
+            .caller
+            .call(Rpc::PersistWorkflowWithSubscriptions, build, |request| {
+                let mut client = self.workflows.clone();
+                async move {
+                    client
+                        .persist_workflow_with_subscriptions(request)
+                        .await
+                        .map(Response::into_inner)
+                }
+            })
+            .await?;
+        Ok(answer.revision)
     }
 
     async fn claim_commands(
@@ -446,6 +660,10 @@ impl WorkflowRepository for GrpcPersistenceProvider {
                 }
             })
             .await?;
+        let mut message = to_workflow(instance)?;
+        message.id.clone_from(&answer.id);
+        message.name.clone_from(&answer.name);
+        self.saving.memory.put(&message, answer.revision);
         Ok(answer.id)
     }
 
@@ -455,25 +673,7 @@ impl WorkflowRepository for GrpcPersistenceProvider {
     ///
     /// `WorkflowNotFound`; `Persistence` with `NAME_TAKEN`, `INVALID_FIELD`, …
     async fn persist_workflow(&self, instance: &WorkflowInstance) -> wfe_core::Result<()> {
-        let build = || {
-            Ok(v1::PersistWorkflowRequest {
-                instance: Some(to_workflow(instance)?),
-                expected_revision: None,
-            })
-        };
-        self.caller
-            .call(Rpc::PersistWorkflow, build, |request| {
-                let mut client = self.workflows.clone();
-                async move {
-                    client
-                        .persist_workflow(request)
-                        .await
-                        .map(Response::into_inner)
-                }
-            })
-            .await
-            .map_err(|error| error.about(&instance.id))?;
-        Ok(())
+        Ok(self.save(instance, Vec::new()).await?)
     }
 
     /// Replaces the stored state and stores the subscriptions, all or nothing.
@@ -486,36 +686,15 @@ impl WorkflowRepository for GrpcPersistenceProvider {
         instance: &WorkflowInstance,
         subscriptions: &[EventSubscription],
     ) -> wfe_core::Result<()> {
-        let ids: Vec<String> = subscriptions.iter().map(|s| id_or_new(&s.id)).collect();
-        let build = || {
-            let subscriptions = subscriptions
-                .iter()
-                .zip(&ids)
-                .map(|(subscription, id)| {
-                    let mut message = to_subscription(subscription)?;
-                    message.id.clone_from(id);
-                    Ok(message)
-                })
-                .collect::<Result<_, Error>>()?;
-            Ok(v1::PersistWorkflowWithSubscriptionsRequest {
-                instance: Some(to_workflow(instance)?),
-                subscriptions,
-                expected_revision: None,
+        let subscriptions = subscriptions
+            .iter()
+            .map(|subscription| {
+                let mut message = to_subscription(subscription)?;
+                message.id = id_or_new(&subscription.id);
+                Ok(message)
             })
-        };
-        self.caller
-            .call(Rpc::PersistWorkflowWithSubscriptions, build, |request| {
-                let mut client = self.workflows.clone();
-                async move {
-                    client
-                        .persist_workflow_with_subscriptions(request)
-                        .await
-                        .map(Response::into_inner)
-                }
-            })
-            .await
-            .map_err(|error| error.about(&instance.id))?;
-        Ok(())
+            .collect::<Result<_, Error>>()?;
+        Ok(self.save(instance, subscriptions).await?)
     }
 
     /// All workflows that are to be run by then, soonest first.
@@ -556,7 +735,12 @@ impl WorkflowRepository for GrpcPersistenceProvider {
             .caller
             .call(
                 Rpc::GetWorkflowInstance,
-                || Ok(v1::GetWorkflowInstanceRequest { id: id.into() }),
+                || {
+                    Ok(v1::GetWorkflowInstanceRequest {
+                        id: id.into(),
+                        ..Default::default()
+                    })
+                },
                 |request| {
                     let mut client = self.workflows.clone();
                     async move {
@@ -569,7 +753,7 @@ impl WorkflowRepository for GrpcPersistenceProvider {
             )
             .await
             .map_err(|error| error.about(id))?;
-        Ok(from_workflow(answer.instance.unwrap_or_default())?)
+        Ok(self.loaded(answer.instance.unwrap_or_default())?)
     }
 
     /// One workflow, found by its name.
@@ -585,7 +769,12 @@ impl WorkflowRepository for GrpcPersistenceProvider {
             .caller
             .call(
                 Rpc::GetWorkflowInstanceByName,
-                || Ok(v1::GetWorkflowInstanceByNameRequest { name: name.into() }),
+                || {
+                    Ok(v1::GetWorkflowInstanceByNameRequest {
+                        name: name.into(),
+                        ..Default::default()
+                    })
+                },
                 |request| {
                     let mut client = self.workflows.clone();
                     async move {
@@ -598,7 +787,7 @@ impl WorkflowRepository for GrpcPersistenceProvider {
             )
             .await
             .map_err(|error| error.about(name))?;
-        Ok(from_workflow(answer.instance.unwrap_or_default())?)
+        Ok(self.loaded(answer.instance.unwrap_or_default())?)
     }
 
     /// The workflows of these ids that exist, in the order asked.
@@ -878,6 +1067,7 @@ impl SubscriptionRepository for GrpcPersistenceProvider {
         let build = || {
             Ok(v1::TerminateSubscriptionRequest {
                 id: subscription_id.into(),
+                ..Default::default()
             })
         };
         self.caller
@@ -971,6 +1161,7 @@ impl SubscriptionRepository for GrpcPersistenceProvider {
                 token: token.into(),
                 worker_id: worker_id.into(),
                 expiry: Some(to_time(expiry)),
+                ..Default::default()
             })
         };
         let answer = self
@@ -1004,6 +1195,7 @@ impl SubscriptionRepository for GrpcPersistenceProvider {
             Ok(v1::ClearSubscriptionTokenRequest {
                 id: subscription_id.into(),
                 token: token.into(),
+                ..Default::default()
             })
         };
         self.caller

@@ -26,6 +26,10 @@ pub struct ClaimedCommand {
     /// command is due again and may be claimed by others.
     #[prost(message, optional, tag = "3")]
     pub lease_expiry: ::core::option::Option<::prost_types::Timestamp>,
+    /// The number of the claim: each claim of a store has a higher one than all
+    /// before it. To fence off, in other systems, those who held it earlier.
+    #[prost(int64, tag = "4")]
+    pub epoch: i64,
 }
 /// ScheduleCommandRequest is the request of ScheduleCommand.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -83,6 +87,26 @@ pub struct ReleaseCommandsRequest {
 /// ReleaseCommandsResponse is the answer of ReleaseCommands.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReleaseCommandsResponse {}
+/// RenewCommandsRequest is the request of RenewCommands.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewCommandsRequest {
+    /// The lease tokens of the claims to hold on to; at most 1000, none twice. They
+    /// stay valid.
+    #[prost(string, repeated, tag = "1")]
+    pub lease_tokens: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// How long the leases last from now on; absent: 30 s. 1 ms to 24 h, truncated
+    /// to milliseconds.
+    #[prost(message, optional, tag = "2")]
+    pub lease_duration: ::core::option::Option<::prost_types::Duration>,
+}
+/// RenewCommandsResponse is the answer of RenewCommands.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewCommandsResponse {
+    /// When all these leases end by themselves, by the database's clock; absent: no
+    /// lease was named.
+    #[prost(message, optional, tag = "1")]
+    pub lease_expiry: ::core::option::Option<::prost_types::Timestamp>,
+}
 /// CommandName is what a scheduled command asks the engine to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -333,6 +357,39 @@ pub mod scheduled_command_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Holds claimed commands for longer: for `lease_duration` from now on, by the
+        /// database's clock. A lease that has expired can't be renewed, even if nobody
+        /// else claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
+        /// (LEASE_LOST); INVALID_ARGUMENT.
+        pub async fn renew_commands(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RenewCommandsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RenewCommandsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.ScheduledCommandService/RenewCommands",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "wfe.persistence.v1.ScheduledCommandService",
+                        "RenewCommands",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// ErrorReason says why a call failed. Every error status carries a
@@ -355,6 +412,9 @@ pub enum ErrorReason {
     /// NOT_FOUND: the namespace named by the metadata `wfe-namespace` does not
     /// exist. Nothing is created by naming it.
     NamespaceNotFound = 4,
+    /// NOT_FOUND: the workflow has no execution pointer of an id that a patch
+    /// removes; ErrorInfo's metadata names the `field`.
+    PointerNotFound = 5,
     /// ALREADY_EXISTS: the workflow id is in use by a workflow that was created
     /// with other content.
     WorkflowAlreadyExists = 10,
@@ -367,6 +427,8 @@ pub enum ErrorReason {
     /// ALREADY_EXISTS: the subscription id is in use by a subscription created
     /// with other content.
     SubscriptionAlreadyExists = 13,
+    /// ALREADY_EXISTS: this `request_id` named another write to the same workflow.
+    RequestIdReused = 14,
     /// ABORTED: `expected_revision` is not the stored revision; ErrorInfo's
     /// metadata has the stored one as `revision`. Load, decide, persist again.
     RevisionMismatch = 20,
@@ -454,10 +516,12 @@ impl ErrorReason {
             Self::EventNotFound => "ERROR_REASON_EVENT_NOT_FOUND",
             Self::SubscriptionNotFound => "ERROR_REASON_SUBSCRIPTION_NOT_FOUND",
             Self::NamespaceNotFound => "ERROR_REASON_NAMESPACE_NOT_FOUND",
+            Self::PointerNotFound => "ERROR_REASON_POINTER_NOT_FOUND",
             Self::WorkflowAlreadyExists => "ERROR_REASON_WORKFLOW_ALREADY_EXISTS",
             Self::NameTaken => "ERROR_REASON_NAME_TAKEN",
             Self::EventAlreadyExists => "ERROR_REASON_EVENT_ALREADY_EXISTS",
             Self::SubscriptionAlreadyExists => "ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS",
+            Self::RequestIdReused => "ERROR_REASON_REQUEST_ID_REUSED",
             Self::RevisionMismatch => "ERROR_REASON_REVISION_MISMATCH",
             Self::TransactionConflict => "ERROR_REASON_TRANSACTION_CONFLICT",
             Self::TokenMismatch => "ERROR_REASON_TOKEN_MISMATCH",
@@ -494,12 +558,14 @@ impl ErrorReason {
             "ERROR_REASON_EVENT_NOT_FOUND" => Some(Self::EventNotFound),
             "ERROR_REASON_SUBSCRIPTION_NOT_FOUND" => Some(Self::SubscriptionNotFound),
             "ERROR_REASON_NAMESPACE_NOT_FOUND" => Some(Self::NamespaceNotFound),
+            "ERROR_REASON_POINTER_NOT_FOUND" => Some(Self::PointerNotFound),
             "ERROR_REASON_WORKFLOW_ALREADY_EXISTS" => Some(Self::WorkflowAlreadyExists),
             "ERROR_REASON_NAME_TAKEN" => Some(Self::NameTaken),
             "ERROR_REASON_EVENT_ALREADY_EXISTS" => Some(Self::EventAlreadyExists),
             "ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS" => {
                 Some(Self::SubscriptionAlreadyExists)
             }
+            "ERROR_REASON_REQUEST_ID_REUSED" => Some(Self::RequestIdReused),
             "ERROR_REASON_REVISION_MISMATCH" => Some(Self::RevisionMismatch),
             "ERROR_REASON_TRANSACTION_CONFLICT" => Some(Self::TransactionConflict),
             "ERROR_REASON_TOKEN_MISMATCH" => Some(Self::TokenMismatch),
@@ -605,6 +671,39 @@ impl FieldViolationReason {
             "FIELD_VIOLATION_REASON_NUMBER_RANGE" => Some(Self::NumberRange),
             "FIELD_VIOLATION_REASON_DUPLICATE" => Some(Self::Duplicate),
             "FIELD_VIOLATION_REASON_FORMAT" => Some(Self::Format),
+            _ => None,
+        }
+    }
+}
+/// ListOrder says at which end a list begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ListOrder {
+    /// NEWEST_FIRST.
+    Unspecified = 0,
+    /// The latest time first.
+    NewestFirst = 1,
+    /// The earliest time first.
+    OldestFirst = 2,
+}
+impl ListOrder {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "LIST_ORDER_UNSPECIFIED",
+            Self::NewestFirst => "LIST_ORDER_NEWEST_FIRST",
+            Self::OldestFirst => "LIST_ORDER_OLDEST_FIRST",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "LIST_ORDER_UNSPECIFIED" => Some(Self::Unspecified),
+            "LIST_ORDER_NEWEST_FIRST" => Some(Self::NewestFirst),
+            "LIST_ORDER_OLDEST_FIRST" => Some(Self::OldestFirst),
             _ => None,
         }
     }
@@ -741,6 +840,83 @@ pub struct MarkEventUnprocessedRequest {
 /// MarkEventUnprocessedResponse is the answer of MarkEventUnprocessed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MarkEventUnprocessedResponse {}
+/// ListEventsRequest is the request of ListEvents.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListEventsRequest {
+    /// Of this kind, at most 512 bytes; empty: of any.
+    #[prost(string, tag = "1")]
+    pub event_name: ::prost::alloc::string::String,
+    /// With this event key, at most 512 bytes; absent: with any. Needs `event_name`.
+    #[prost(string, optional, tag = "2")]
+    pub event_key: ::core::option::Option<::prost::alloc::string::String>,
+    /// True: only processed ones; false: only those still to be processed; absent:
+    /// both.
+    #[prost(bool, optional, tag = "3")]
+    pub is_processed: ::core::option::Option<bool>,
+    /// At this time or later; absent: at any. Years 1-9999, truncated to
+    /// microseconds.
+    #[prost(message, optional, tag = "4")]
+    pub event_time_from: ::core::option::Option<::prost_types::Timestamp>,
+    /// Before this time; absent: at any. Years 1-9999, truncated to microseconds.
+    #[prost(message, optional, tag = "5")]
+    pub event_time_before: ::core::option::Option<::prost_types::Timestamp>,
+    /// By event_time; equal times in the order of their ids, or in the reverse.
+    #[prost(enumeration = "ListOrder", tag = "6")]
+    pub order: i32,
+    /// How many events to answer at most; a page is shorter where the next
+    /// one would not fit into one message. 0: 100; above 1000: 1000; negative:
+    /// INVALID_ARGUMENT.
+    #[prost(int32, tag = "7")]
+    pub page_size: i32,
+    /// The `next_page_token` of the page before; empty: the first page. The other
+    /// fields must be those of the first page.
+    #[prost(string, tag = "8")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// ListEventsResponse is the answer of ListEvents.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListEventsResponse {
+    /// The events.
+    #[prost(message, repeated, tag = "1")]
+    pub events: ::prost::alloc::vec::Vec<Event>,
+    /// The token of the next page; empty: this is the last one.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+/// PurgeEventsRequest is the request of PurgeEvents.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PurgeEventsRequest {
+    /// Events before this time; required. Years 1-9999, truncated to microseconds.
+    #[prost(message, optional, tag = "1")]
+    pub event_time_before: ::core::option::Option<::prost_types::Timestamp>,
+    /// Of this kind, at most 512 bytes; empty: of any.
+    #[prost(string, tag = "2")]
+    pub event_name: ::prost::alloc::string::String,
+    /// Also events that were never processed; zero value: only processed ones.
+    #[prost(bool, tag = "3")]
+    pub include_unprocessed: bool,
+    /// Only count what would be deleted.
+    #[prost(bool, tag = "4")]
+    pub dry_run: bool,
+    /// How many events to delete at most. 0: 10000; above 100000: 100000; negative:
+    /// INVALID_ARGUMENT.
+    #[prost(int32, tag = "5")]
+    pub max_rows: i32,
+    /// The `next_page_token` of the call before; empty: from the start. The other
+    /// fields must be those of the first call, `max_rows` aside.
+    #[prost(string, tag = "6")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// PurgeEventsResponse is the answer of PurgeEvents.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PurgeEventsResponse {
+    /// How many events were deleted (or would be).
+    #[prost(int64, tag = "1")]
+    pub events: i64,
+    /// To go on with; empty: nothing is left to be deleted.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
 /// Generated client implementations.
 pub mod event_service_client {
     #![allow(
@@ -753,7 +929,7 @@ pub mod event_service_client {
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
     /// EventService stores events and finds those that still have to be processed.
-    /// Every call is one transaction.
+    /// Every call is one transaction (a purge: several).
     #[derive(Debug, Clone)]
     pub struct EventServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -1000,6 +1176,65 @@ pub mod event_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Answers events by their event_time, in pages, for people and tools that look
+        /// into a store. The place in the list is kept by event_time and id. Errors:
+        /// INVALID_ARGUMENT.
+        pub async fn list_events(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListEventsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListEventsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.EventService/ListEvents",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("wfe.persistence.v1.EventService", "ListEvents"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Deletes events, the oldest first. What somebody else is writing at that
+        /// moment is passed over. One call makes several short transactions and stops
+        /// when its budget is used up: call again with `next_page_token` until that is
+        /// empty. Repeating a call is safe. Errors: INVALID_ARGUMENT.
+        pub async fn purge_events(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PurgeEventsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PurgeEventsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.EventService/PurgeEvents",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("wfe.persistence.v1.EventService", "PurgeEvents"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// ExecutionError is a failure of a step that a host wants on record.
@@ -1118,6 +1353,14 @@ pub struct ListErrorsRequest {
     /// Only the errors of this workflow, at most 512 bytes; empty: of all.
     #[prost(string, tag = "1")]
     pub workflow_id: ::prost::alloc::string::String,
+    /// Only errors that happened at this time or later; absent: at any. Years
+    /// 1-9999, truncated to microseconds.
+    #[prost(message, optional, tag = "4")]
+    pub error_time_from: ::core::option::Option<::prost_types::Timestamp>,
+    /// Only errors that happened before this time; absent: at any. Years 1-9999,
+    /// truncated to microseconds.
+    #[prost(message, optional, tag = "5")]
+    pub error_time_before: ::core::option::Option<::prost_types::Timestamp>,
     /// How many errors to answer at most; a page is shorter where the next one
     /// would not fit into one message. 0: 100; above 1000: 1000; negative:
     /// INVALID_ARGUMENT.
@@ -1168,6 +1411,9 @@ pub struct GetStoreInfoResponse {
     /// The largest request, and the largest stored aggregate, in bytes.
     #[prost(int64, tag = "8")]
     pub max_message_bytes: i64,
+    /// How long a `request_id` is remembered at least.
+    #[prost(message, optional, tag = "9")]
+    pub request_retention: ::core::option::Option<::prost_types::Duration>,
 }
 /// Capabilities says which optional parts of the engine's persistence trait a
 /// store has.
@@ -1554,6 +1800,11 @@ pub struct EventSubscription {
     /// cleared. Years 1-9999, truncated to microseconds.
     #[prost(message, optional, tag = "11")]
     pub external_token_expiry: ::core::option::Option<::prost_types::Timestamp>,
+    /// Which claim this is, while it is held: each claim of a store has a higher
+    /// number than all before it. 0: never claimed by SetSubscriptionToken. Set by
+    /// the store, ignored on write.
+    #[prost(int64, tag = "12")]
+    pub external_token_epoch: i64,
 }
 /// CreateEventSubscriptionRequest is the request of CreateEventSubscription.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1644,6 +1895,14 @@ pub struct TerminateSubscriptionRequest {
     /// The subscription's id; required, at most 512 bytes.
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
+    /// Only if it is held with this token and that has not expired, 1 to 512 bytes;
+    /// absent: whoever holds it.
+    #[prost(string, optional, tag = "2")]
+    pub token: ::core::option::Option<::prost::alloc::string::String>,
+    /// Only if the claim's epoch is this one, from 1 on; needs `token`. Absent: the
+    /// token alone counts.
+    #[prost(int64, optional, tag = "3")]
+    pub epoch: ::core::option::Option<i64>,
 }
 /// TerminateSubscriptionResponse is the answer of TerminateSubscription.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1665,6 +1924,16 @@ pub struct SetSubscriptionTokenRequest {
     /// cleared. Years 1-9999, truncated to microseconds; must not have passed.
     #[prost(message, optional, tag = "4")]
     pub expiry: ::core::option::Option<::prost_types::Timestamp>,
+    /// How long the hold lasts from now on, by the database's clock, instead of an
+    /// `expiry` by the caller's. 1 ms to 24 h, truncated to milliseconds; absent:
+    /// see `expiry`.
+    #[prost(message, optional, tag = "5")]
+    pub duration: ::core::option::Option<::prost_types::Duration>,
+    /// Only prolong the claim of this epoch, from 1 on: with it, `acquired` is false
+    /// if that claim has ended, even if the subscription is open. Absent: claim it
+    /// if it is open.
+    #[prost(int64, optional, tag = "6")]
+    pub epoch: ::core::option::Option<i64>,
 }
 /// SetSubscriptionTokenResponse is the answer of SetSubscriptionToken.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1673,6 +1942,13 @@ pub struct SetSubscriptionTokenResponse {
     /// nothing was changed.
     #[prost(bool, tag = "1")]
     pub acquired: bool,
+    /// The number of this worker's claim, if acquired: higher than that of every
+    /// claim before it. The same again while it is held keeps it.
+    #[prost(int64, tag = "2")]
+    pub epoch: i64,
+    /// When the hold ends by itself, if acquired; absent: held until cleared.
+    #[prost(message, optional, tag = "3")]
+    pub expiry: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// ClearSubscriptionTokenRequest is the request of ClearSubscriptionToken.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1683,10 +1959,78 @@ pub struct ClearSubscriptionTokenRequest {
     /// The token it is held with; required, at most 512 bytes.
     #[prost(string, tag = "2")]
     pub token: ::prost::alloc::string::String,
+    /// Only if the claim's epoch is this one, from 1 on; absent: the token alone
+    /// counts.
+    #[prost(int64, optional, tag = "3")]
+    pub epoch: ::core::option::Option<i64>,
 }
 /// ClearSubscriptionTokenResponse is the answer of ClearSubscriptionToken.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ClearSubscriptionTokenResponse {}
+/// RenewSubscriptionTokenRequest is the request of RenewSubscriptionToken.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewSubscriptionTokenRequest {
+    /// The subscription's id; required, at most 512 bytes.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// The token it is held with; required, at most 512 bytes.
+    #[prost(string, tag = "2")]
+    pub token: ::prost::alloc::string::String,
+    /// Only if the claim's epoch is this one, from 1 on; absent: the token alone
+    /// counts.
+    #[prost(int64, optional, tag = "3")]
+    pub epoch: ::core::option::Option<i64>,
+    /// How long the hold lasts from now on; absent: 30 s. 1 ms to 24 h, truncated
+    /// to milliseconds.
+    #[prost(message, optional, tag = "4")]
+    pub duration: ::core::option::Option<::prost_types::Duration>,
+}
+/// RenewSubscriptionTokenResponse is the answer of RenewSubscriptionToken.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewSubscriptionTokenResponse {
+    /// When the hold ends by itself, by the database's clock.
+    #[prost(message, optional, tag = "1")]
+    pub expiry: ::core::option::Option<::prost_types::Timestamp>,
+    /// The number of the claim; renewing keeps it.
+    #[prost(int64, tag = "2")]
+    pub epoch: i64,
+}
+/// ListSubscriptionsRequest is the request of ListSubscriptions.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListSubscriptionsRequest {
+    /// Of this workflow, at most 512 bytes; empty: of any.
+    #[prost(string, tag = "1")]
+    pub workflow_id: ::prost::alloc::string::String,
+    /// Waiting for this kind of event, at most 512 bytes; empty: for any.
+    #[prost(string, tag = "2")]
+    pub event_name: ::prost::alloc::string::String,
+    /// Waiting for this event key, at most 512 bytes; absent: for any. Needs
+    /// `event_name`.
+    #[prost(string, optional, tag = "3")]
+    pub event_key: ::core::option::Option<::prost::alloc::string::String>,
+    /// True: only those that somebody holds; false: only open ones; absent: both.
+    #[prost(bool, optional, tag = "4")]
+    pub held: ::core::option::Option<bool>,
+    /// How many subscriptions to answer at most; a page is shorter where the next
+    /// one would not fit into one message. 0: 100; above 1000: 1000; negative:
+    /// INVALID_ARGUMENT.
+    #[prost(int32, tag = "5")]
+    pub page_size: i32,
+    /// The `next_page_token` of the page before; empty: the first page. The other
+    /// fields must be those of the first page.
+    #[prost(string, tag = "6")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// ListSubscriptionsResponse is the answer of ListSubscriptions.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListSubscriptionsResponse {
+    /// The subscriptions.
+    #[prost(message, repeated, tag = "1")]
+    pub subscriptions: ::prost::alloc::vec::Vec<EventSubscription>,
+    /// The token of the next page; empty: this is the last one.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
 /// Generated client implementations.
 pub mod subscription_service_client {
     #![allow(
@@ -1899,8 +2243,9 @@ pub mod subscription_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Removes a subscription, open or held. Errors: NOT_FOUND
-        /// (SUBSCRIPTION_NOT_FOUND), also when the same call again finds it removed;
+        /// Removes a subscription, open or held; with `token` only if it is held with
+        /// that. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND), also when the same call
+        /// again finds it removed; FAILED_PRECONDITION (TOKEN_MISMATCH);
         /// INVALID_ARGUMENT.
         pub async fn terminate_subscription(
             &mut self,
@@ -1934,7 +2279,8 @@ pub mod subscription_service_client {
         /// Takes hold of a subscription (compare-and-set): succeeds if it is open, or
         /// already held with the same token and worker, in which case the expiry
         /// becomes the given one. So the same call again is safe, and a later expiry
-        /// extends the hold. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
+        /// extends the hold. Each new claim gets a higher epoch than all before it, by
+        /// which a claim can be told from a later one with the same token. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
         /// INVALID_ARGUMENT, also for an expiry that has passed already.
         pub async fn set_subscription_token(
             &mut self,
@@ -1998,6 +2344,71 @@ pub mod subscription_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Holds a subscription for longer: for `duration` from now on, by the
+        /// database's clock. A hold that has expired can't be renewed, even if nobody
+        /// else took the subscription yet. Errors: FAILED_PRECONDITION
+        /// (TOKEN_MISMATCH) if it is open, has expired or is held with another token or
+        /// epoch; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
+        pub async fn renew_subscription_token(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RenewSubscriptionTokenRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RenewSubscriptionTokenResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.SubscriptionService/RenewSubscriptionToken",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "wfe.persistence.v1.SubscriptionService",
+                        "RenewSubscriptionToken",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Answers subscriptions, open and held, in the order of their ids, in pages,
+        /// for people and tools that look into a store. Errors: INVALID_ARGUMENT.
+        pub async fn list_subscriptions(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListSubscriptionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListSubscriptionsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.SubscriptionService/ListSubscriptions",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "wfe.persistence.v1.SubscriptionService",
+                        "ListSubscriptions",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// WorkflowInstance is a running or ended workflow: its header and its execution
@@ -2056,6 +2467,11 @@ pub struct WorkflowInstance {
     /// that share the database. Set by the store, ignored on write.
     #[prost(int64, tag = "14")]
     pub revision: i64,
+    /// How much of the stored workflow this is. Set by the store where it is not
+    /// all of it, that is to ACTIVE or HEADER; such an instance is refused as a new
+    /// state, because the pointers left out would be removed: use a patch.
+    #[prost(enumeration = "WorkflowView", tag = "15")]
+    pub view: i32,
 }
 /// ExecutionPointer is the state of one step of one workflow.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2134,6 +2550,86 @@ pub struct ExecutionPointer {
         ::prost::alloc::string::String,
     >,
 }
+/// WorkflowPatch is what changes in a workflow: its cost is that of the change,
+/// however many pointers the workflow has.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WorkflowPatch {
+    /// The workflow's id; required, at most 512 bytes.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// New values of header fields, those that `header_mask` names; others are
+    /// ignored. Their bounds are those of WorkflowInstance.
+    #[prost(message, optional, tag = "2")]
+    pub header: ::core::option::Option<WorkflowInstance>,
+    /// The header fields to change, by name: name (empty: unchanged),
+    /// root_workflow_id, workflow_definition_id, version, description, reference,
+    /// next_execution, status, data_json, create_time, complete_time. A named field
+    /// that `header` leaves out becomes absent. No name twice.
+    #[prost(message, optional, tag = "3")]
+    pub header_mask: ::core::option::Option<::prost_types::FieldMask>,
+    /// Pointers to change or to add, each with all its fields, no id twice. One that
+    /// exists keeps its place in the order; new ones come behind the last, in the
+    /// order given here.
+    #[prost(message, repeated, tag = "4")]
+    pub execution_pointers: ::prost::alloc::vec::Vec<ExecutionPointer>,
+    /// Pointers to remove, by id; each must exist, and not stand in
+    /// `execution_pointers` too.
+    #[prost(string, repeated, tag = "5")]
+    pub removed_pointer_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// SubscriptionClaim says that its sender still holds a subscription.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SubscriptionClaim {
+    /// The subscription's id; required, at most 512 bytes.
+    #[prost(string, tag = "1")]
+    pub subscription_id: ::prost::alloc::string::String,
+    /// The token it is held with; required, at most 512 bytes.
+    #[prost(string, tag = "2")]
+    pub token: ::prost::alloc::string::String,
+    /// The epoch of the claim, from SetSubscriptionToken; absent: the token alone
+    /// counts. From 1 on.
+    #[prost(int64, optional, tag = "3")]
+    pub epoch: ::core::option::Option<i64>,
+}
+/// WorkflowFilter picks workflows: those for which all that is given holds.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WorkflowFilter {
+    /// One of these; none: any.
+    #[prost(enumeration = "WorkflowStatus", repeated, tag = "1")]
+    pub statuses: ::prost::alloc::vec::Vec<i32>,
+    /// This definition, at most 512 bytes; empty: any.
+    #[prost(string, tag = "2")]
+    pub workflow_definition_id: ::prost::alloc::string::String,
+    /// This version of the definition, 0 to 2^31-1; absent: any.
+    #[prost(uint32, optional, tag = "3")]
+    pub version: ::core::option::Option<u32>,
+    /// This reference; absent: any.
+    #[prost(string, optional, tag = "4")]
+    pub reference: ::core::option::Option<::prost::alloc::string::String>,
+    /// A name that begins with this, at most 512 bytes; empty: any.
+    #[prost(string, tag = "5")]
+    pub name_prefix: ::prost::alloc::string::String,
+    /// This workflow at the top of the tree, at most 512 bytes; empty: any. (The one
+    /// at the top is not among them: it has no root.)
+    #[prost(string, tag = "6")]
+    pub root_workflow_id: ::prost::alloc::string::String,
+    /// Created at this time or later; absent: any time. Years 1-9999, truncated to
+    /// microseconds.
+    #[prost(message, optional, tag = "7")]
+    pub create_time_from: ::core::option::Option<::prost_types::Timestamp>,
+    /// Created before this time; absent: any time. Years 1-9999, truncated to
+    /// microseconds.
+    #[prost(message, optional, tag = "8")]
+    pub create_time_before: ::core::option::Option<::prost_types::Timestamp>,
+    /// Completed at this time or later; absent: any time, or not at all. Years
+    /// 1-9999, truncated to microseconds.
+    #[prost(message, optional, tag = "9")]
+    pub complete_time_from: ::core::option::Option<::prost_types::Timestamp>,
+    /// Completed before this time; absent: any time, or not at all. Years 1-9999,
+    /// truncated to microseconds.
+    #[prost(message, optional, tag = "10")]
+    pub complete_time_before: ::core::option::Option<::prost_types::Timestamp>,
+}
 /// CreateNewWorkflowRequest is the request of CreateNewWorkflow.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateNewWorkflowRequest {
@@ -2164,6 +2660,13 @@ pub struct PersistWorkflowRequest {
     /// whatever is stored.
     #[prost(int64, optional, tag = "2")]
     pub expected_revision: ::core::option::Option<i64>,
+    /// A UUID that names this attempt to write, so that it can be sent again after a
+    /// lost answer: the second arrival changes nothing and answers what the first
+    /// did. Remembered per workflow for at least as long as GetStoreInfo's
+    /// `request_retention`; empty: none. The same UUID with another content is
+    /// refused: ALREADY_EXISTS (REQUEST_ID_REUSED).
+    #[prost(string, tag = "3")]
+    pub request_id: ::prost::alloc::string::String,
 }
 /// PersistWorkflowResponse is the answer of PersistWorkflow.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2186,6 +2689,9 @@ pub struct PersistWorkflowWithSubscriptionsRequest {
     /// whatever is stored.
     #[prost(int64, optional, tag = "3")]
     pub expected_revision: ::core::option::Option<i64>,
+    /// See PersistWorkflowRequest.request_id.
+    #[prost(string, tag = "4")]
+    pub request_id: ::prost::alloc::string::String,
 }
 /// PersistWorkflowWithSubscriptionsResponse is the answer of
 /// PersistWorkflowWithSubscriptions.
@@ -2198,12 +2704,88 @@ pub struct PersistWorkflowWithSubscriptionsResponse {
     #[prost(string, repeated, tag = "2")]
     pub subscription_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+/// CommitWorkflowRequest is the request of CommitWorkflow. Of each list at most
+/// 1000 items, pointers aside.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CommitWorkflowRequest {
+    /// Write only if the stored revision is this one, from 1 on; absent: write
+    /// whatever is stored.
+    #[prost(int64, optional, tag = "3")]
+    pub expected_revision: ::core::option::Option<i64>,
+    /// Write only if each of these subscriptions is held with this token, and that
+    /// has not expired.
+    #[prost(message, repeated, tag = "4")]
+    pub held_subscriptions: ::prost::alloc::vec::Vec<SubscriptionClaim>,
+    /// Write only if each of these commands is claimed under this lease, and that
+    /// has not expired.
+    #[prost(string, repeated, tag = "5")]
+    pub held_lease_tokens: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Subscriptions to create; no id twice.
+    #[prost(message, repeated, tag = "6")]
+    pub create_subscriptions: ::prost::alloc::vec::Vec<EventSubscription>,
+    /// Subscriptions to remove, open or held, by id; each must exist; none twice.
+    #[prost(string, repeated, tag = "7")]
+    pub terminate_subscription_ids: ::prost::alloc::vec::Vec<
+        ::prost::alloc::string::String,
+    >,
+    /// Events to create; no id twice.
+    #[prost(message, repeated, tag = "8")]
+    pub create_events: ::prost::alloc::vec::Vec<Event>,
+    /// Events to mark as processed, by id; each must exist; none twice.
+    #[prost(string, repeated, tag = "9")]
+    pub processed_event_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Errors to log, in this order.
+    #[prost(message, repeated, tag = "10")]
+    pub errors: ::prost::alloc::vec::Vec<ExecutionError>,
+    /// Commands to schedule; none twice.
+    #[prost(message, repeated, tag = "11")]
+    pub schedule_commands: ::prost::alloc::vec::Vec<ScheduledCommand>,
+    /// Claimed commands to remove, by their lease tokens, as in CompleteCommands;
+    /// none twice.
+    #[prost(string, repeated, tag = "12")]
+    pub complete_lease_tokens: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// See PersistWorkflowRequest.request_id.
+    #[prost(string, tag = "13")]
+    pub request_id: ::prost::alloc::string::String,
+    /// The workflow's new state; one of the two is required.
+    #[prost(oneof = "commit_workflow_request::State", tags = "1, 2")]
+    pub state: ::core::option::Option<commit_workflow_request::State>,
+}
+/// Nested message and enum types in `CommitWorkflowRequest`.
+pub mod commit_workflow_request {
+    /// The workflow's new state; one of the two is required.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum State {
+        /// The whole new state, as in PersistWorkflow.
+        #[prost(message, tag = "1")]
+        Instance(super::WorkflowInstance),
+        /// What changes; requires `expected_revision`.
+        #[prost(message, tag = "2")]
+        Patch(super::WorkflowPatch),
+    }
+}
+/// CommitWorkflowResponse is the answer of CommitWorkflow.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CommitWorkflowResponse {
+    /// The workflow's revision after this write.
+    #[prost(int64, tag = "1")]
+    pub revision: i64,
+    /// The ids of `create_subscriptions`, in the order of the request.
+    #[prost(string, repeated, tag = "2")]
+    pub subscription_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The ids of `create_events`, in the order of the request.
+    #[prost(string, repeated, tag = "3")]
+    pub event_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 /// GetWorkflowInstanceRequest is the request of GetWorkflowInstance.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetWorkflowInstanceRequest {
     /// The workflow's id; required, at most 512 bytes.
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
+    /// How much of it to answer.
+    #[prost(enumeration = "WorkflowView", tag = "2")]
+    pub view: i32,
 }
 /// GetWorkflowInstanceResponse is the answer of GetWorkflowInstance.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2218,6 +2800,9 @@ pub struct GetWorkflowInstanceByNameRequest {
     /// The workflow's name; required, at most 512 bytes.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
+    /// How much of it to answer.
+    #[prost(enumeration = "WorkflowView", tag = "2")]
+    pub view: i32,
 }
 /// GetWorkflowInstanceByNameResponse is the answer of GetWorkflowInstanceByName.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2232,6 +2817,9 @@ pub struct GetWorkflowInstancesRequest {
     /// The ids asked for, each at most 512 bytes; none is fine.
     #[prost(string, repeated, tag = "1")]
     pub ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// How much of each to answer.
+    #[prost(enumeration = "WorkflowView", tag = "2")]
+    pub view: i32,
 }
 /// GetWorkflowInstancesResponse is one message of the answer of
 /// GetWorkflowInstances.
@@ -2281,6 +2869,164 @@ pub struct NextDefinitionSequenceResponse {
     /// The number taken.
     #[prost(int64, tag = "1")]
     pub number: i64,
+}
+/// ListExecutionPointersRequest is the request of ListExecutionPointers.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListExecutionPointersRequest {
+    /// The workflow; required, at most 512 bytes.
+    #[prost(string, tag = "1")]
+    pub workflow_id: ::prost::alloc::string::String,
+    /// Only pointers that can still run (see WorkflowView ACTIVE).
+    #[prost(bool, tag = "2")]
+    pub active_only: bool,
+    /// Answer only if the workflow's revision is this one, from 1 on; absent:
+    /// whatever it is. May differ from page to page.
+    #[prost(int64, optional, tag = "3")]
+    pub expected_revision: ::core::option::Option<i64>,
+    /// How many pointers to answer at most; a page is shorter where the next
+    /// one would not fit into one message. 0: 100; above 1000: 1000; negative:
+    /// INVALID_ARGUMENT.
+    #[prost(int32, tag = "4")]
+    pub page_size: i32,
+    /// The `next_page_token` of the page before; empty: the first page. The other
+    /// fields must be those of the first page.
+    #[prost(string, tag = "5")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// ListExecutionPointersResponse is the answer of ListExecutionPointers.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListExecutionPointersResponse {
+    /// The pointers, in the workflow's order.
+    #[prost(message, repeated, tag = "1")]
+    pub execution_pointers: ::prost::alloc::vec::Vec<ExecutionPointer>,
+    /// The token of the next page; empty: this is the last one.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+    /// The workflow's revision when the page was read.
+    #[prost(int64, tag = "3")]
+    pub revision: i64,
+}
+/// ListWorkflowsRequest is the request of ListWorkflows.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListWorkflowsRequest {
+    /// Which workflows; absent: all.
+    #[prost(message, optional, tag = "1")]
+    pub filter: ::core::option::Option<WorkflowFilter>,
+    /// By create_time; equal times in the order of their ids, or in the reverse.
+    #[prost(enumeration = "ListOrder", tag = "2")]
+    pub order: i32,
+    /// How much of each to answer; UNSPECIFIED: HEADER.
+    #[prost(enumeration = "WorkflowView", tag = "3")]
+    pub view: i32,
+    /// How many workflows to answer at most; a page is shorter where the next
+    /// one would not fit into one message. 0: 100; above 1000: 1000; negative:
+    /// INVALID_ARGUMENT.
+    #[prost(int32, tag = "4")]
+    pub page_size: i32,
+    /// The `next_page_token` of the page before; empty: the first page. The other
+    /// fields must be those of the first page.
+    #[prost(string, tag = "5")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// ListWorkflowsResponse is the answer of ListWorkflows.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListWorkflowsResponse {
+    /// The workflows. One that alone is too large for a message is answered without
+    /// its pointers, with `view` HEADER.
+    #[prost(message, repeated, tag = "1")]
+    pub instances: ::prost::alloc::vec::Vec<WorkflowInstance>,
+    /// The token of the next page; empty: this is the last one.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+/// CountWorkflowsRequest is the request of CountWorkflows.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CountWorkflowsRequest {
+    /// Which workflows; absent: all.
+    #[prost(message, optional, tag = "1")]
+    pub filter: ::core::option::Option<WorkflowFilter>,
+}
+/// WorkflowCount is how many workflows have a status.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WorkflowCount {
+    /// The status.
+    #[prost(enumeration = "WorkflowStatus", tag = "1")]
+    pub status: i32,
+    /// How many have it; never 0.
+    #[prost(int64, tag = "2")]
+    pub count: i64,
+}
+/// CountWorkflowsResponse is the answer of CountWorkflows.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CountWorkflowsResponse {
+    /// The counts, in the order of the statuses' numbers; statuses that no workflow
+    /// has are left out.
+    #[prost(message, repeated, tag = "1")]
+    pub counts: ::prost::alloc::vec::Vec<WorkflowCount>,
+}
+/// DeleteWorkflowRequest is the request of DeleteWorkflow.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteWorkflowRequest {
+    /// The workflow's id; required, at most 512 bytes.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// Delete only if the stored revision is this one, from 1 on; absent: whatever
+    /// is stored.
+    #[prost(int64, optional, tag = "2")]
+    pub expected_revision: ::core::option::Option<i64>,
+}
+/// DeleteWorkflowResponse is the answer of DeleteWorkflow.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteWorkflowResponse {}
+/// PurgeWorkflowsRequest is the request of PurgeWorkflows.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PurgeWorkflowsRequest {
+    /// Workflows that ended before this time; required. The end is complete_time,
+    /// or create_time where that is absent. Years 1-9999, truncated to
+    /// microseconds.
+    #[prost(message, optional, tag = "1")]
+    pub ended_before: ::core::option::Option<::prost_types::Timestamp>,
+    /// With one of these statuses, COMPLETE and TERMINATED; none: both.
+    #[prost(enumeration = "WorkflowStatus", repeated, tag = "2")]
+    pub statuses: ::prost::alloc::vec::Vec<i32>,
+    /// Of this definition, at most 512 bytes; empty: any. Those below them in their
+    /// trees go whatever their definition.
+    #[prost(string, tag = "3")]
+    pub workflow_definition_id: ::prost::alloc::string::String,
+    /// Only count what would be deleted.
+    #[prost(bool, tag = "4")]
+    pub dry_run: bool,
+    /// How many rows to delete at most, pointers, subscriptions, errors and events
+    /// counted too; the last workflow's tree may go beyond. 0: 10000; above 100000:
+    /// 100000; negative: INVALID_ARGUMENT.
+    #[prost(int32, tag = "5")]
+    pub max_rows: i32,
+    /// The `next_page_token` of the call before; empty: from the start. The other
+    /// fields must be those of the first call, `max_rows` aside.
+    #[prost(string, tag = "6")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// PurgeWorkflowsResponse is the answer of PurgeWorkflows.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PurgeWorkflowsResponse {
+    /// How many workflows were deleted (or would be).
+    #[prost(int64, tag = "1")]
+    pub workflows: i64,
+    /// How many execution pointers.
+    #[prost(int64, tag = "2")]
+    pub execution_pointers: i64,
+    /// How many subscriptions.
+    #[prost(int64, tag = "3")]
+    pub subscriptions: i64,
+    /// How many logged errors.
+    #[prost(int64, tag = "4")]
+    pub errors: i64,
+    /// How many processed events.
+    #[prost(int64, tag = "5")]
+    pub events: i64,
+    /// To go on with; empty: nothing is left to be deleted.
+    #[prost(string, tag = "6")]
+    pub next_page_token: ::prost::alloc::string::String,
 }
 /// WorkflowStatus is the state of a workflow as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -2388,6 +3134,45 @@ impl PointerStatus {
         }
     }
 }
+/// WorkflowView says how much of a workflow is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum WorkflowView {
+    /// In a request: FULL, in ListWorkflows HEADER. On a workflow: FULL.
+    Unspecified = 0,
+    /// The header and every execution pointer.
+    Full = 1,
+    /// The header and the execution pointers that can still run: those that are
+    /// `active`, and those with status PENDING, RUNNING, SLEEPING,
+    /// WAITING_FOR_EVENT or PENDING_PREDECESSOR.
+    Active = 2,
+    /// The header only.
+    Header = 3,
+}
+impl WorkflowView {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "WORKFLOW_VIEW_UNSPECIFIED",
+            Self::Full => "WORKFLOW_VIEW_FULL",
+            Self::Active => "WORKFLOW_VIEW_ACTIVE",
+            Self::Header => "WORKFLOW_VIEW_HEADER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "WORKFLOW_VIEW_UNSPECIFIED" => Some(Self::Unspecified),
+            "WORKFLOW_VIEW_FULL" => Some(Self::Full),
+            "WORKFLOW_VIEW_ACTIVE" => Some(Self::Active),
+            "WORKFLOW_VIEW_HEADER" => Some(Self::Header),
+            _ => None,
+        }
+    }
+}
 /// Generated client implementations.
 pub mod workflow_service_client {
     #![allow(
@@ -2400,7 +3185,7 @@ pub mod workflow_service_client {
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
     /// WorkflowService stores workflows with their execution pointers. Every call is
-    /// one transaction; every read is one consistent snapshot.
+    /// one transaction (a purge: several); every read is one consistent snapshot.
     #[derive(Debug, Clone)]
     pub struct WorkflowServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -2577,8 +3362,51 @@ pub mod workflow_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Stores one step of an engine, all or nothing: the workflow's new state, whole
+        /// or as a patch, together with everything the step brought about. What is
+        /// created twice with the same content, or scheduled twice, is as in the calls
+        /// of its own (CreateEventSubscription, CreateEvent, ScheduleCommand). Sets the
+        /// column last_heartbeat_at to the database's time. A command both completed
+        /// and scheduled is scheduled, without the lease. After a lost answer the same
+        /// call again is safe with a `request_id`. Errors, each with the request's
+        /// `field` in ErrorInfo's metadata: NOT_FOUND (WORKFLOW_NOT_FOUND,
+        /// POINTER_NOT_FOUND, SUBSCRIPTION_NOT_FOUND, EVENT_NOT_FOUND); ABORTED
+        /// (REVISION_MISMATCH); FAILED_PRECONDITION (TOKEN_MISMATCH, LEASE_LOST);
+        /// ALREADY_EXISTS (NAME_TAKEN, SUBSCRIPTION_ALREADY_EXISTS,
+        /// EVENT_ALREADY_EXISTS, REQUEST_ID_REUSED); RESOURCE_EXHAUSTED
+        /// (ANSWER_TOO_LARGE); INVALID_ARGUMENT.
+        pub async fn commit_workflow(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CommitWorkflowRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CommitWorkflowResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.WorkflowService/CommitWorkflow",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "wfe.persistence.v1.WorkflowService",
+                        "CommitWorkflow",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
         /// Answers one workflow with its pointers. Errors: NOT_FOUND
-        /// (WORKFLOW_NOT_FOUND); INVALID_ARGUMENT.
+        /// (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if it does not
+        /// fit into one message: see ListExecutionPointers; INVALID_ARGUMENT.
         pub async fn get_workflow_instance(
             &mut self,
             request: impl tonic::IntoRequest<super::GetWorkflowInstanceRequest>,
@@ -2609,7 +3437,8 @@ pub mod workflow_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// Answers one workflow with its pointers, found by its name. Errors: NOT_FOUND
-        /// (WORKFLOW_NOT_FOUND); INVALID_ARGUMENT.
+        /// (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
+        /// INVALID_ARGUMENT.
         pub async fn get_workflow_instance_by_name(
             &mut self,
             request: impl tonic::IntoRequest<super::GetWorkflowInstanceByNameRequest>,
@@ -2641,7 +3470,8 @@ pub mod workflow_service_client {
         }
         /// Answers many workflows, one a message, in the order asked; ids that do not
         /// exist are left out, an id asked for twice is answered twice. All of them
-        /// come from one snapshot. Errors: INVALID_ARGUMENT.
+        /// come from one snapshot. Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if one
+        /// of them does not fit into one message; INVALID_ARGUMENT.
         pub async fn get_workflow_instances(
             &mut self,
             request: impl tonic::IntoRequest<super::GetWorkflowInstancesRequest>,
@@ -2734,6 +3564,175 @@ pub mod workflow_service_client {
                     GrpcMethod::new(
                         "wfe.persistence.v1.WorkflowService",
                         "NextDefinitionSequence",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Answers the pointers of one workflow in their order, in pages, so that a
+        /// workflow of any length can be read. Each page is read by itself; a page with
+        /// `expected_revision` is refused if the workflow has changed since. Errors:
+        /// NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED (REVISION_MISMATCH);
+        /// INVALID_ARGUMENT.
+        pub async fn list_execution_pointers(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListExecutionPointersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListExecutionPointersResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.WorkflowService/ListExecutionPointers",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "wfe.persistence.v1.WorkflowService",
+                        "ListExecutionPointers",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Answers workflows by their create_time, in pages. The place in the list is
+        /// kept by create_time and id, so workflows that come and go between two pages
+        /// neither shift it nor are answered twice. Errors: INVALID_ARGUMENT.
+        pub async fn list_workflows(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListWorkflowsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListWorkflowsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.WorkflowService/ListWorkflows",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "wfe.persistence.v1.WorkflowService",
+                        "ListWorkflows",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Counts workflows by status. It looks at every workflow of the filter, or at
+        /// an index of them. Errors: INVALID_ARGUMENT.
+        pub async fn count_workflows(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CountWorkflowsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CountWorkflowsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.WorkflowService/CountWorkflows",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "wfe.persistence.v1.WorkflowService",
+                        "CountWorkflows",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Deletes one workflow, whatever its status, with its pointers, subscriptions
+        /// and logged errors. Workflows below it in its tree, events and commands stay.
+        /// Errors: NOT_FOUND (WORKFLOW_NOT_FOUND), also when the same call again finds
+        /// it deleted; ABORTED (REVISION_MISMATCH); INVALID_ARGUMENT.
+        pub async fn delete_workflow(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteWorkflowRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteWorkflowResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.WorkflowService/DeleteWorkflow",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "wfe.persistence.v1.WorkflowService",
+                        "DeleteWorkflow",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Deletes ended workflows, the ones that ended first before the others, with
+        /// their pointers, subscriptions, logged errors and processed completion events
+        /// (those named `wfe.workflow.completed` whose key is the workflow's id). A
+        /// workflow goes together with all those below it in its tree, in one
+        /// transaction, and only when all of them have ended before the given time;
+        /// one whose root is still stored goes with that. What somebody else is
+        /// writing at that moment is passed over. One call makes several short
+        /// transactions and stops when its budget is used up: call again with
+        /// `next_page_token` until that is empty. Repeating a call is safe.
+        /// Errors: INVALID_ARGUMENT.
+        pub async fn purge_workflows(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PurgeWorkflowsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PurgeWorkflowsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.WorkflowService/PurgeWorkflows",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "wfe.persistence.v1.WorkflowService",
+                        "PurgeWorkflows",
                     ),
                 );
             self.inner.unary(req, path, codec).await

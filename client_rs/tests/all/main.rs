@@ -7,6 +7,7 @@ mod host;
 mod kill;
 mod mixed_fleet;
 mod persistence;
+mod saving;
 mod stub;
 #[cfg(feature = "tls")]
 mod tls;
