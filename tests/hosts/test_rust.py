@@ -28,13 +28,14 @@ pytestmark = pytest.mark.timeout(1800)
 #: that is not compiled, would pass unnoticed. Those of `persistence` are the engine's own suite
 #: (`wfe_core::persistence_suite!`) and some more.
 AT_LEAST = {
-    "lib": {"call": 11, "connect": 4, "convert": 10, "error": 7, "provider": 1},
+    "lib": {"call": 11, "connect": 4, "convert": 10, "error": 7, "provider": 1, "saving": 5},
     "all": {
         "codegen": 1,
         "host": 8,
         "kill": 2,
         "mixed_fleet": 5,
         "persistence": 41,
+        "saving": 5,
         "tls": 6,
         "token": 3,
     },

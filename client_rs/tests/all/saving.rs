@@ -209,7 +209,7 @@ async fn a_step_is_stored_whole_or_not_at_all() {
         let (mut good, event_id) = step();
         good.hold_subscription(&subscription.id, "mine", None);
         let committed = ours.commit(good.clone()).await.unwrap();
-        assert_eq!(committed.event_ids, [event_id.clone()]);
+        assert_eq!(committed.event_ids, std::slice::from_ref(&event_id));
         same(&load(&instance.id, &ours).await, &instance);
         assert!(ours.get_event(&event_id).await.is_ok());
         assert!(ours.get_subscription(&subscription.id).await.is_err());
