@@ -53,6 +53,20 @@ def replace(module: ModuleType, constant: str, old: str, new: str) -> Callable[[
     return plant
 
 
+def paused(
+    plant_fault: Callable[[], None], module: ModuleType, constant: str, table: str
+) -> Callable[[], None]:
+    """A fault that shows only where statements overlap. So that they do, each takes its snapshot
+    and then its time before it reads `table`."""
+    plant_pause = replace(module, constant, f"FROM {table}", f"FROM pg_sleep(0.05), {table}")
+
+    def plant() -> None:
+        plant_fault()
+        plant_pause()
+
+    return plant
+
+
 def rounded_iso(time: Timestamp) -> str:
     """Times rounded to microseconds instead of truncated."""
     rounded = Timestamp(seconds=time.seconds, nanos=time.nanos)
@@ -175,12 +189,15 @@ def plant_migration_that_stops() -> None:
 FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     # name: (how to plant it, the conformance test that must catch it)
     "persist writes over what came in between": (
-        replace(commit, "PERSIST_WORKFLOW", "AND w.revision = stored.revision", ""),
+        paused(
+            replace(commit, "PERSIST_WORKFLOW", "AND w.revision = stored.revision", ""),
+            commit, "PERSIST_WORKFLOW", "wfc.workflows WHERE",
+        ),
         "test_concurrency.py::test_readers_never_see_a_mix_of_what_writers_persist",
     ),
     "persist does not look at expected_revision": (
         replace(commit, "PERSIST_WORKFLOW", "$3::bigint IS NULL OR", "TRUE OR $3::bigint > 0 OR"),
-        "test_concurrency.py::test_counter_kept_by_expected_revisions_loses_no_count",
+        "test_persist_workflow.py::test_other_expected_revision_is_aborted_telling_the_stored_one",
     ),
     "persist keeps pointers that are no longer named": (
         replace(commit, "PERSIST_WORKFLOW", "p.workflow_id = updated.id AND", "FALSE AND"),
@@ -197,10 +214,13 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
         "test_persist_workflow.py::test_order_of_pointers_is_kept_exactly",
     ),
     "a sequence that reads and writes apart": (
-        replace(
-            workflow, "NEXT_DEFINITION_SEQUENCE", "next_num = s.next_num + 1",
-            "next_num = 1 + (SELECT next_num FROM wfc.definition_sequences"
-            " WHERE definition_id = $1)",
+        paused(
+            replace(
+                workflow, "NEXT_DEFINITION_SEQUENCE", "next_num = s.next_num + 1",
+                "next_num = 1 + (SELECT next_num FROM wfc.definition_sequences"
+                " WHERE definition_id = $1)",
+            ),
+            workflow, "NEXT_DEFINITION_SEQUENCE", "wfc.definition_sequences WHERE",
         ),
         "test_concurrency.py::test_sequence_gives_no_number_twice",
     ),
@@ -213,7 +233,10 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
         "test_commands.py::test_claimed_command_is_not_claimed_again",
     ),
     "a claim without row locks": (
-        replace(command, "CLAIM_COMMANDS", "FOR UPDATE SKIP LOCKED", ""),
+        paused(
+            replace(command, "CLAIM_COMMANDS", "FOR UPDATE SKIP LOCKED", ""),
+            command, "CLAIM_COMMANDS", "wfc.scheduled_commands",
+        ),
         "test_concurrency.py::test_each_command_is_claimed_by_exactly_one_of_eight",
     ),
     "completion by row alone": (
@@ -268,7 +291,10 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
         "test_commit_workflow.py::test_a_host_whose_claim_has_expired_cannot_write",
     ),
     "a commit that locks no lease": (
-        replace(commit, "COMMIT_WORKFLOW", "WHERE id = g.id FOR UPDATE", "WHERE id = g.id"),
+        paused(
+            replace(commit, "COMMIT_WORKFLOW", "WHERE id = g.id FOR UPDATE", "WHERE id = g.id"),
+            commit, "COMMIT_WORKFLOW", "wfc.workflows WHERE",
+        ),
         "test_commit_workflow.py::test_one_lease_completes_one_commit",
     ),
     "effects of a commit that is refused": (
@@ -276,9 +302,12 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
         "test_commit_workflow.py::test_nothing_changes_where_a_condition_does_not_hold",
     ),
     "a patch over what came in between": (
-        replace(
-            commit, "COMMIT_WORKFLOW_PATCH",
-            "w.revision = stored.revision AND w.revision = $3", "$3 = stored.revision",
+        paused(
+            replace(
+                commit, "COMMIT_WORKFLOW_PATCH",
+                "w.revision = stored.revision AND w.revision = $3", "$3 = stored.revision",
+            ),
+            commit, "COMMIT_WORKFLOW_PATCH", "wfc.workflows WHERE",
         ),
         "test_commit_workflow.py::test_of_patches_of_one_revision_exactly_one_is_made",
     ),
