@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import sys
@@ -21,8 +22,11 @@ async def _echo(request: bytes, _: object) -> bytes:
     return request
 
 
-async def _main(url: str) -> None:
-    server = Server(Config(db_url=url, listen="127.0.0.1:0", allow_truncate=True))
+async def _main(url: str, max_prepared_mb: int) -> None:
+    config = Config(
+        db_url=url, listen="127.0.0.1:0", allow_truncate=True, max_prepared_mb=max_prepared_mb
+    )
+    server = Server(config)
     behavior: Any = _echo
     echo: dict[str, Any] = {"Echo": grpc.unary_unary_rpc_method_handler(behavior)}
     server.add_service(grpc.method_handlers_generic_handler("bench.Echo", echo))
@@ -34,4 +38,8 @@ async def _main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(sys.argv[1]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("url")
+    parser.add_argument("--max-prepared-mb", type=int, default=100)
+    arguments = parser.parse_args()
+    asyncio.run(_main(arguments.url, arguments.max_prepared_mb))

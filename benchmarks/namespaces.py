@@ -1,8 +1,10 @@
 """What a call costs where there are many namespaces, beside one where there is one.
 
-Two servers on two databases of one PostgreSQL: one with a single namespace, one with many. The same
-call goes in turns to the first; to one namespace of the many; to ten, to a hundred, and to all of
-them. Each is compared with the first in the same round.
+Two databases of one PostgreSQL, one with a single namespace, one with many, and a server for each
+case: the single one, twice, which shows the noise of the machine; one namespace of the many, ten, a
+hundred, and all of them, by chance; and all of them through a server that may not keep all of their
+statements prepared. A case's server has met its namespaces before, and never meets another. In each
+round all have their turn, and each is compared with the first.
 """
 
 from __future__ import annotations
@@ -28,41 +30,45 @@ Figures = list[dict[str, Any]]
 AT_ONCE = 4
 CALLERS = 16
 CALLS = 500
-ROUNDS = 30
+ROUNDS = 60
+FEW_MB = "20"
 
 
-async def measure(url: str, count: int, options: list[str] | None = None) -> Figures:
+async def measure(url: str, count: int) -> Figures:
     """All cases in every round, each round beginning with another one."""
     figures: Figures = []
     async with AsyncExitStack() as stack:
-        servers = {}
-        for database in ("single", "many"):
-            with psycopg.connect(url, autocommit=True) as connection:
-                connection.execute(f"CREATE DATABASE {database}".encode())
-            servers[database] = await stack.enter_async_context(
-                _server(url.replace("/postgres?", f"/{database}?"), options or [])
-            )
-        single, many = servers["single"], servers["many"]
         names = [f"n{i}" for i in range(count)]
-        await _create(single[0], names[:1])
-        await _create(many[0], names)
         cases = {
-            "one of one": (single, names[:1]),
-            f"one of {count}": (many, names[:1]),
-            f"ten of {count}": (many, names[:10]),
-            f"a hundred of {count}": (many, names[:100]),
-            f"all of {count}": (many, names),
+            "one of one": ("single", names[:1]),
+            "one of one, again": ("single", names[:1]),
+            f"one of {count}": ("many", names[:1]),
+            f"ten of {count}": ("many", names[:10]),
+            f"a hundred of {count}": ("many", names[:100]),
+            f"all of {count}": ("many", names),
+            "all, not all prepared": ("many", names),
         }
-        for (api, _), choose in cases.values():  # every server has met every namespace it is asked
-            await asyncio.gather(*(_into(api, [name])(0) for name in choose))
-            await counted(_into(api, choose), CALLERS, CALLS)
+        servers = {}
+        with psycopg.connect(url, autocommit=True) as connection:
+            for database, present in (("single", names[:1]), ("many", names)):
+                connection.execute(f"CREATE DATABASE {database}".encode())
+                to_database = url.replace("/postgres?", f"/{database}?")
+                async with _server(to_database) as (api, _):
+                    await _create(api, present)
+        for case, (database, choose) in cases.items():
+            to_database = url.replace("/postgres?", f"/{database}?")
+            options = ["--max-prepared-mb", FEW_MB] if "not" in case else []
+            servers[case] = await stack.enter_async_context(_server(to_database, *options))
+            # Until nearly every connection has met nearly every namespace more than five times: up
+            # to the fifth PostgreSQL plans a prepared statement anew each time.
+            calls = CALLS + (10 if options else 100) * len(choose)
+            await counted(_into(servers[case][0], choose), CALLERS, calls)
         for round_ in range(ROUNDS):
             order = list(cases)
             order = order[round_ % len(order) :] + order[: round_ % len(order)]
             for name in order:
-                (api, server), choose = cases[name]
-                # The case before may have taken the place of this one's prepared statements.
-                await counted(_into(api, choose), CALLERS, CALLS // 2)
+                api, server = servers[name]
+                choose = cases[name][1]
                 before = _cpu([server]), _cpu(_postgres(url))
                 took = await counted(_into(api, choose), CALLERS, CALLS)
                 figures.append(
@@ -79,7 +85,7 @@ async def measure(url: str, count: int, options: list[str] | None = None) -> Fig
 
 
 @asynccontextmanager
-async def _server(url: str, options: list[str]) -> AsyncIterator[tuple[Api, psutil.Process]]:
+async def _server(url: str, *options: str) -> AsyncIterator[tuple[Api, psutil.Process]]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "benchmarks.bench_server", url, *options,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
@@ -142,22 +148,27 @@ def table(figures: Figures) -> str:
     """The medians, and the median of each round's ratio to its first case (and its quartiles)."""
     names = list(dict.fromkeys(f["calls to"] for f in figures))
     first = {f["round"]: f for f in figures if f["calls to"] == names[0]}
-    heads = ("p50 ms", "server CPU ms", "ratio (quartiles)", "PostgreSQL CPU ms", "ratio")
-    lines = ["{:<20}{:>8}{:>15}{:>23}{:>19}{:>7}{:>11}".format("calls to", *heads, "server MB")]
+    heads = ("server CPU ms", "ratio (quartiles)", "PostgreSQL CPU ms", "ratio (quartiles)")
+    lines = ["{:<23}{:>15}{:>23}{:>19}{:>23}{:>9}{:>7}{:>11}".format(
+        "calls to", *heads, "p50 ms", "ratio", "server MB",
+    )]  # fmt: skip
     for name in names:
         of = [f for f in figures if f["calls to"] == name]
 
         def middle(key: str, of: Figures = of) -> float:
             return percentile([f[key] for f in of], 50)
 
-        def ratio(key: str, percent: float, of: Figures = of) -> float:
-            return percentile([f[key] / first[f["round"]][key] for f in of], percent)
+        def quartiles(key: str, of: Figures = of) -> list[float]:
+            ratios = [f[key] / first[f["round"]][key] for f in of]
+            return [percentile(ratios, percent) for percent in (25, 50, 75)]
 
-        low, half, high = (ratio("server_cpu_ms", percent) for percent in (25, 50, 75))
+        def ratio(key: str, of: Figures = of) -> str:
+            low, half, high = quartiles(key, of)
+            return f"{half:.2f} ({low:.2f} to {high:.2f})"
+
         lines.append(
-            f"{name:<20}{middle('p50_ms'):>8.2f}{middle('server_cpu_ms'):>15.3f}"
-            f"{f'{half:.2f} ({low:.2f} to {high:.2f})':>23}"
-            f"{middle('postgres_cpu_ms'):>19.3f}{ratio('postgres_cpu_ms', 50):>7.2f}"
-            f"{of[-1]['server_mb']:>11.1f}"
+            f"{name:<23}{middle('server_cpu_ms'):>15.3f}{ratio('server_cpu_ms'):>23}"
+            f"{middle('postgres_cpu_ms'):>19.3f}{ratio('postgres_cpu_ms'):>23}"
+            f"{middle('p50_ms'):>9.2f}{quartiles('p50_ms')[1]:>7.2f}{of[-1]['server_mb']:>11.1f}"
         )
     return "\n".join(lines)

@@ -186,6 +186,7 @@ def test_flags_go_before_environment_before_file_before_default(
         (["--listen", "nonsense"], "neither HOST:PORT"),
         (["--listen", "127.0.0.1:70000"], "neither HOST:PORT"),
         (["--pool-size", "0"], "at least 1"),
+        (["--max-prepared-mb", "0"], "at least 1"),
         (["--pool-timeout", "0"], "more than 0"),
         (["--db-url", "postgresql://u:s3cret@h/x?nonsense=1"], "connection string"),
         (["--config", "/does/not/exist.toml"], "No such file"),

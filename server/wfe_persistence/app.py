@@ -78,6 +78,7 @@ class Server:
             pool_size=config.pool_size,
             pool_timeout=config.pool_timeout,
             prepare=config.prepare,
+            max_prepared_bytes=config.max_prepared_mb * 1_000_000,
             max_waiting=config.max_waiting,
         )
         self._namespaces = Namespaces(

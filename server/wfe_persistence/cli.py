@@ -144,6 +144,12 @@ def main() -> None:
     help="Prepare statements; not behind a PgBouncer older than 1.21 in transaction mode.",
 )
 @_option(
+    "--max-prepared-mb",
+    type=int,
+    default=100,
+    help="What they may take of PostgreSQL's memory on each connection; more for many namespaces.",
+)
+@_option(
     "--migrate/--no-migrate",
     default=True,
     help="Bring the store up to date at start; otherwise wait for `migrate up`.",

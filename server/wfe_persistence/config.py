@@ -31,6 +31,7 @@ class Config:
     pool_timeout: float = 5.0
     max_waiting: int = 2000
     prepare: bool = True
+    max_prepared_mb: int = 100
     migrate: bool = True
     allow_truncate: bool = False
     allow_delete_namespace: bool = False
@@ -42,7 +43,12 @@ class Config:
 
     def __post_init__(self) -> None:
         Schema(self.schema, self.table_prefix)
-        for name, least in (("pool_size", 1), ("max_waiting", 1), ("max_message_bytes", 1024)):
+        for name, least in (
+            ("pool_size", 1),
+            ("max_waiting", 1),
+            ("max_prepared_mb", 1),
+            ("max_message_bytes", 1024),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name.replace('_', '-')}: must be at least {least}")
         for name in ("pool_timeout", "default_deadline", "drain_seconds"):

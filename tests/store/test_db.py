@@ -182,17 +182,6 @@ async def test_what_only_a_bug_explains_is_no_domain_error(store: Store) -> None
         await store.read("SELEKT")
 
 
-async def test_prepared_statements_stay_bounded(database_url: str) -> None:
-    async with Database(database_url, pool_size=1, max_prepared=5) as database:
-        store = Store(database, Schema(), "default")
-        for round_ in range(3):
-            for i in range(20):
-                row = await store.read(f"SELECT {i}")
-                assert read_int4(row.get_value(0, 0)) == i, round_
-        row = await store.read("SELECT count(*) FROM pg_prepared_statements")
-        assert read_int8(row.get_value(0, 0)) <= 5
-
-
 async def test_failed_statement_does_not_confuse_what_is_prepared(counter: Store) -> None:
     for _ in range(3):
         with pytest.raises(PersistenceError):

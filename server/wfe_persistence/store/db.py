@@ -43,6 +43,10 @@ _CALL_OFF_SECONDS: Final = 2.0
 _CANCEL_AGAIN_SECONDS: Final = 0.05
 _ROWS_AHEAD: Final = 32
 _LARGE_BYTES: Final = 65_536
+# What a prepared statement takes of PostgreSQL's memory, on each connection: about this much, plus
+# this for each byte of its SQL (measured on 18; tests/store/test_prepared.py).
+_KEPT_BYTES: Final = 8_192
+_KEPT_BYTES_PER_BYTE: Final = 110
 
 # Defaults for the connection string; what it says itself wins. A peer that went away without a
 # word is noticed after tcp_user_timeout instead of minutes.
@@ -98,7 +102,8 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     def __init__(self, pgconn: pq.abc.PGconn) -> None:
         super().__init__(pgconn)
-        self.prepared: OrderedDict[bytes, None] = OrderedDict()
+        # By name, the one used longest ago first: what it takes of PostgreSQL's memory, in bytes.
+        self.prepared: OrderedDict[bytes, int] = OrderedDict()
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
@@ -127,16 +132,17 @@ class Connection(psycopg.AsyncConnection[Any]):
 class Exchange:
     """One batch of statements on one connection: sent at once, answered in order."""
 
-    def __init__(self, connection: Connection, *, prepare: bool, max_prepared: int) -> None:
+    def __init__(self, connection: Connection, *, prepare: bool, max_prepared_bytes: int) -> None:
         self._connection = connection
         self._pgconn = connection.pgconn
         self._prepare = prepare
-        self._max_prepared = max_prepared
+        self._max_prepared_bytes = max_prepared_bytes
         self._loop = asyncio.get_running_loop()
         self._fd = self._pgconn.socket
         # What was sent, in order: None for a statement whose result the caller wants, else what
-        # its success says about the prepared statements of the connection: (name, is prepared).
-        self._sent: list[tuple[bytes, bool] | None] = []
+        # its success says about the prepared statements of the connection: (name, what it takes
+        # now; 0: it was closed).
+        self._sent: list[tuple[bytes, int] | None] = []
         self._answered = 0
         self.flushed = False
         self._rolled_back = False
@@ -150,6 +156,7 @@ class Exchange:
     def send(self, batch: Sequence[Command]) -> None:
         """Put the batch on its way and start listening for the answers."""
         try:
+            self._queue_prepares([statement for statement, _ in batch])
             for statement, params in batch:
                 self._queue(statement, params)
             self._start()
@@ -161,6 +168,7 @@ class Exchange:
         libpq lets only the statement that is answered next be read row by row."""
         self._row_by_row = True
         try:
+            self._queue_prepares([command[0]])
             self._queue(*command)
             self._pgconn.set_single_row_mode()
             self._start()
@@ -170,8 +178,7 @@ class Exchange:
     def send_prepare(self, statement: Statement) -> None:
         """Only prepare a statement, unless it is."""
         try:
-            if self._prepare and statement.name:
-                self._queue_prepare(statement)
+            self._queue_prepares([statement])
             self._start()
         except psycopg.OperationalError as exc:
             self._lose(exc)
@@ -183,24 +190,34 @@ class Exchange:
 
     def _queue(self, statement: Statement, params: Sequence[Param]) -> None:
         if self._prepare and statement.name:
-            self._queue_prepare(statement)
             self._pgconn.send_query_prepared(statement.name, params, result_format=_BINARY)
         else:
             self._pgconn.send_query_params(statement.sql, params, result_format=_BINARY)
         self._sent.append(None)
 
-    def _queue_prepare(self, statement: Statement) -> None:
+    def _queue_prepares(self, statements: Sequence[Statement]) -> None:
+        """Prepare those that are not, and close what has not been used for longest to make room."""
         prepared = self._connection.prepared
-        sql, name = statement
-        if name in prepared:
-            prepared.move_to_end(name)
-        elif (name, True) not in self._sent:
-            if len(prepared) >= self._max_prepared:
-                oldest = next(iter(prepared))
-                self._pgconn.send_query_params(b"DEALLOCATE " + oldest, None)
-                self._sent.append((oldest, False))
-            self._pgconn.send_prepare(name, sql)
-            self._sent.append((name, True))
+        new: dict[bytes, Statement] = {}
+        for statement in statements:
+            if statement.name in prepared:
+                prepared.move_to_end(statement.name)
+            elif self._prepare and statement.name:
+                new[statement.name] = statement
+        if not new:
+            return
+        needed = {name: _kept_bytes(statement) for name, statement in new.items()}
+        excess = sum(prepared.values()) + sum(needed.values()) - self._max_prepared_bytes
+        in_use = {statement.name for statement in statements}
+        for name, kept in prepared.items():
+            if excess <= 0 or name in in_use:
+                break
+            self._pgconn.send_close_prepared(name)
+            self._sent.append((name, 0))
+            excess -= kept
+        for name, statement in new.items():
+            self._pgconn.send_prepare(name, statement.sql)
+            self._sent.append((name, needed[name]))
 
     def _flush(self) -> None:
         if self._pgconn.flush() == 0:
@@ -261,9 +278,9 @@ class Exchange:
             if self._row_by_row:
                 self._signal()
             return
-        name, is_prepared = outcome
-        if is_prepared:
-            self._connection.prepared[name] = None
+        name, kept = outcome
+        if kept:
+            self._connection.prepared[name] = kept
         else:
             self._connection.prepared.pop(name, None)
 
@@ -325,8 +342,9 @@ class Database:
 
     `pool_size` connections at most; a call waits up to `pool_timeout` seconds for one, in turns
     with the calls of other namespaces, and with at most `max_waiting` of its own in front of it.
-    `prepare=False` sends every statement unprepared, for a PgBouncer older than 1.21 in
-    transaction mode. Use it as a context manager.
+    Prepared statements may take about `max_prepared_bytes` of PostgreSQL's memory on each
+    connection; `prepare=False` sends every statement unprepared, for a PgBouncer older than 1.21
+    in transaction mode. Use it as a context manager.
     """
 
     def __init__(
@@ -336,12 +354,12 @@ class Database:
         pool_size: int = 10,
         pool_timeout: float = 5.0,
         prepare: bool = True,
-        max_prepared: int = 250,
+        max_prepared_bytes: int = 100_000_000,
         max_waiting: int = 2000,
     ) -> None:
         self.conninfo = conninfo_with_defaults(url)
         self._prepare = prepare
-        self._max_prepared = max_prepared
+        self._max_prepared_bytes = max_prepared_bytes
         self._pool_timeout = pool_timeout
         self._gate = FairGate(pool_size, max_waiting)
 
@@ -481,7 +499,9 @@ class Database:
                 return connection, exchange
 
     def _exchange(self, connection: Connection) -> Exchange:
-        return Exchange(connection, prepare=self._prepare, max_prepared=self._max_prepared)
+        return Exchange(
+            connection, prepare=self._prepare, max_prepared_bytes=self._max_prepared_bytes
+        )
 
     async def _connection(self, namespace: str) -> Connection:
         """A connection that works, and the right to use it, until `_give_back` or `_discard`."""
@@ -642,6 +662,10 @@ class Store:
 
     def _unprepared(self, sql: str) -> Statement:
         return Statement(self.schema.qualify(sql).encode(), b"")
+
+
+def _kept_bytes(statement: Statement) -> int:
+    return _KEPT_BYTES + _KEPT_BYTES_PER_BYTE * len(statement.sql)
 
 
 def _sqlstate(error: pq.abc.PGresult) -> str:
