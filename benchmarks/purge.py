@@ -1,6 +1,7 @@
 """Purging a large store while it serves: how fast it goes, and how long writers are kept waiting.
 
-Writers persist workflows and create events all the time, first alone, then beside the purge.
+Writers persist workflows and create events all the time, first alone, then beside the purge. A
+write can take long for many reasons; how long anybody waits for a lock is asked of PostgreSQL.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ WRITERS = 4
 ALONE_SECONDS = 10.0
 LONG = 100_000
 """Pointers of the one long workflow among those to be purged."""
+
+LOOK_EVERY_SECONDS = 0.02
+LOCK_WAITS = """
+SELECT coalesce(max(extract(epoch FROM clock_timestamp() - waitstart)), 0)::float8
+FROM pg_locks WHERE NOT granted
+"""
 
 FILL_EVENTS = """
 INSERT INTO wfc.events (id, event_name, event_key, event_data, event_time, is_processed)
@@ -61,13 +68,13 @@ async def measure(url: str, count: int) -> Figures:
         await api.store.EnsureStoreExists(st.EnsureStoreExistsRequest())
         await asyncio.to_thread(_fill, url, count)
         stop = asyncio.Event()
-        writing = asyncio.create_task(_write(api, stop))
+        writing = asyncio.create_task(_write(url, api, stop))
         await asyncio.sleep(ALONE_SECONDS)
         stop.set()
         figures.append({"what": "writers alone", **await writing})
         for what, purge in (("events", _purge_events), ("workflows", _purge_workflows)):
             stop = asyncio.Event()
-            writing = asyncio.create_task(_write(api, stop))
+            writing = asyncio.create_task(_write(url, api, stop))
             begin = time.perf_counter()
             rows, calls, slowest = await purge(api)
             seconds = time.perf_counter() - begin
@@ -101,9 +108,20 @@ def _fill(url: str, count: int) -> None:
         connection.execute("VACUUM ANALYZE")
 
 
-async def _write(api: Api, stop: asyncio.Event) -> dict[str, float]:
-    """Write until told to stop; how long the writes took."""
+async def _write(url: str, api: Api, stop: asyncio.Event) -> dict[str, float]:
+    """Write until told to stop; how long the writes took, and the longest that anybody was seen
+    waiting for a lock."""
     took: list[float] = []
+    lock_wait = 0.0
+
+    async def look() -> None:
+        nonlocal lock_wait
+        async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+            while not stop.is_set():
+                row = await (await connection.execute(LOCK_WAITS)).fetchone()
+                assert row
+                lock_wait = max(lock_wait, row[0])
+                await asyncio.sleep(LOOK_EVERY_SECONDS)
 
     async def writer() -> None:
         instance = make.instance(execution_pointers=[make.pointer(str(i)) for i in range(5)])
@@ -117,12 +135,13 @@ async def _write(api: Api, stop: asyncio.Event) -> dict[str, float]:
                 await write
                 took.append(time.perf_counter() - begin)
 
-    await asyncio.gather(*(writer() for _ in range(WRITERS)))
+    await asyncio.gather(look(), *(writer() for _ in range(WRITERS)))
     return {
         "writes": len(took),
         "p50_ms": percentile(took, 50) * 1e3,
         "p99_ms": percentile(took, 99) * 1e3,
         "longest_ms": max(took) * 1e3,
+        "lock_wait_ms": lock_wait * 1e3,
     }
 
 
@@ -157,12 +176,12 @@ async def _purge_workflows(api: Api) -> tuple[int, int, float]:
 
 def table(figures: Figures) -> str:
     """The figures as a table for people."""
-    lines = [
-        f"{'':<36}{'writes':>8}{'p50 ms':>9}{'p99 ms':>9}{'longest':>9}{'rows':>12}{'rows/s':>9}"
-    ]
+    heads = ("writes", "p50 ms", "p99 ms", "longest", "for locks", "rows", "rows/s")
+    lines = ["{:<36}{:>8}{:>9}{:>9}{:>9}{:>11}{:>12}{:>9}".format("", *heads)]
     lines += [
         f"{f['what']:<36}{f['writes']:>8}{f['p50_ms']:>9.1f}{f['p99_ms']:>9.1f}"
-        f"{f['longest_ms']:>9.1f}{f.get('rows', 0):>12,}{f.get('rows_per_second', 0):>9,.0f}"
+        f"{f['longest_ms']:>9.1f}{f['lock_wait_ms']:>11.1f}"
+        f"{f.get('rows', 0):>12,}{f.get('rows_per_second', 0):>9,.0f}"
         for f in figures
     ]
     return "\n".join(lines)
