@@ -10,9 +10,10 @@ from typing import Any
 import psycopg_pool
 
 from benchmarks.timing import percentile, timed
-from wfe_persistence.store.db import Database, Store
+from wfe_persistence.store.db import Database
 from wfe_persistence.store.rows import text
 from wfe_persistence.store.schema import Schema
+from wfe_persistence.store.tables import Store
 
 Figures = list[dict[str, Any]]
 

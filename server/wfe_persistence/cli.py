@@ -258,7 +258,8 @@ def up(
     Example: wfe-persistence migrate up --db-url postgresql://wfe@db.example/wfe
     """
     from wfe_persistence.store import migrate, namespace
-    from wfe_persistence.store.db import Database, Store
+    from wfe_persistence.store.db import Database
+    from wfe_persistence.store.tables import Store
 
     _log_to_stderr(log_level, log_format)
     where = _schema(schema, table_prefix)

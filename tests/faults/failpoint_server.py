@@ -13,8 +13,8 @@ from pathlib import Path
 
 from wfe_persistence.cli import main
 from wfe_persistence.store import commit
-from wfe_persistence.store.db import Store
 from wfe_persistence.store.rows import Param, PGresult
+from wfe_persistence.store.tables import Store
 
 POINTS = ("before commit", "after commit")
 

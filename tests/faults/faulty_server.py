@@ -31,11 +31,12 @@ from wfe_persistence.store import (
     purge,
     rows,
     subscription,
+    tables,
     workflow,
 )
-from wfe_persistence.store.db import Store
 from wfe_persistence.store.fairness import FairGate
 from wfe_persistence.store.schema import Schema
+from wfe_persistence.store.tables import Store
 
 
 def replace(module: ModuleType, constant: str, old: str, new: str) -> Callable[[], None]:
@@ -147,7 +148,7 @@ def plant_gate(gate: type[FairGate]) -> Callable[[], None]:
 def plant_namespaces_not_kept_apart() -> None:
     """Whatever the call says, it goes to the default one."""
 
-    async def get(self: namespace.Namespaces, name: str | None) -> db.Store:
+    async def get(self: namespace.Namespaces, name: str | None) -> tables.Store:
         return self.default
 
     setattr(namespace.Namespaces, "get", get)  # noqa: B010
@@ -157,7 +158,7 @@ def plant_start_that_migrates_all() -> None:
     """At the start every namespace is brought up to date, as is often done."""
     original = app.Server._examine
 
-    async def examine(self: app.Server, store: db.Store) -> None:
+    async def examine(self: app.Server, store: tables.Store) -> None:
         await original(self, store)
         await namespace.migrate_all(store)
 
@@ -168,7 +169,7 @@ def plant_migration_that_stops() -> None:
     """`migrate up` goes from one namespace to the next until one fails."""
     original = namespace.migrate_all
 
-    async def migrate_all(store: db.Store) -> namespace.Outcomes:
+    async def migrate_all(store: tables.Store) -> namespace.Outcomes:
         outcomes: namespace.Outcomes = {}
         listed = await namespace.list_namespaces(store, (0, ""), 1000)
         if not listed.items:

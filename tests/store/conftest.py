@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from wfe_persistence.store.db import Database, Store
+from wfe_persistence.store.db import Database
 from wfe_persistence.store.migrate import migrate
 from wfe_persistence.store.schema import Schema
+from wfe_persistence.store.tables import Store
 
 
 @pytest.fixture

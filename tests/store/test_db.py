@@ -12,9 +12,10 @@ import pytest
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
-from wfe_persistence.store.db import Database, Store, UnexpectedDatabaseError
+from wfe_persistence.store.db import Database, UnexpectedDatabaseError
 from wfe_persistence.store.rows import integer, read_int4, read_int8, read_text, text
 from wfe_persistence.store.schema import Schema
+from wfe_persistence.store.tables import Store
 
 ONE = "SELECT 1"
 BACKENDS = """

@@ -9,10 +9,11 @@ import pytest
 from psycopg import sql
 
 from tests.store.test_plans import CASES
-from wfe_persistence.store.db import Database, Store, UnexpectedDatabaseError, _kept_bytes
+from wfe_persistence.store.db import Database, UnexpectedDatabaseError, _kept_bytes
 from wfe_persistence.store.migrate import migrate
 from wfe_persistence.store.rows import read_int4, read_int8, read_text
 from wfe_persistence.store.schema import Schema
+from wfe_persistence.store.tables import Store
 
 MEMORY = """
 SELECT sum(total_bytes)::bigint FROM pg_backend_memory_contexts WHERE name LIKE 'CachedPlan%'

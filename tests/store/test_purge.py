@@ -20,8 +20,8 @@ from wfe.persistence.v1.workflow_pb2 import (
     WorkflowStatus,
 )
 from wfe_persistence.store import commit, event, purge, subscription, workflow
-from wfe_persistence.store.db import Store
 from wfe_persistence.store.paging import START
+from wfe_persistence.store.tables import Store
 
 COMPLETE: Final = WorkflowStatus.WORKFLOW_STATUS_COMPLETE
 END: Final = make.time(1000)

@@ -10,7 +10,7 @@ from tests.support import make
 from wfe.persistence.v1.workflow_pb2 import PersistWorkflowRequest
 from wfe_persistence.store import commit, workflow
 from wfe_persistence.store.commit import REQUEST_RETENTION_SECONDS
-from wfe_persistence.store.db import Store
+from wfe_persistence.store.tables import Store
 
 REMEMBER = """
 INSERT INTO wfc.requests (workflow_id, request_id, content_hash, revision, create_time)

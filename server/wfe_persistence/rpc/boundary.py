@@ -31,8 +31,8 @@ from wfe_persistence.rpc.status import (
     reason_name,
     shortened,
 )
-from wfe_persistence.store.db import Store
 from wfe_persistence.store.namespace import Namespaces
+from wfe_persistence.store.tables import Store
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from google.protobuf.message import Message
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
 from wfe_persistence.errors import PersistenceError, Violation
-from wfe_persistence.store.db import Store
 from wfe_persistence.store.paging import Cursor
+from wfe_persistence.store.tables import Store
 
 # A token is a hash of the query and the cursor, the cursor's number and its id, in base64.
 _HEAD = struct.Struct("!9sq")

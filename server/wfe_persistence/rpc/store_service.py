@@ -31,9 +31,9 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.boundary import Call
 from wfe_persistence.store import admin, commit, error_log, migrate, namespace
-from wfe_persistence.store.db import Store
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.paging import END, START
+from wfe_persistence.store.tables import Store
 
 
 class StoreService:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wfe_persistence.store.db import Store
 from wfe_persistence.store.rows import read_bool, read_int4, read_text
+from wfe_persistence.store.tables import Store
 
 OLDEST_POSTGRES = 14
 

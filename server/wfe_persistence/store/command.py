@@ -11,7 +11,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from wfe.persistence.v1.command_pb2 import ClaimedCommand, CommandName, ScheduledCommand
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
 from wfe_persistence.errors import PersistenceError, invalid_field
-from wfe_persistence.store.db import Store
 from wfe_persistence.store.documents import COMMAND_NAME, array
 from wfe_persistence.store.rows import (
     PGresult,
@@ -23,6 +22,7 @@ from wfe_persistence.store.rows import (
     read_time,
     text,
 )
+from wfe_persistence.store.tables import Store
 
 _COMMAND_NAME_OF = {name.encode(): command for command, name in COMMAND_NAME.items()}
 

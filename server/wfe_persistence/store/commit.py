@@ -26,7 +26,6 @@ from wfe.persistence.v1.workflow_pb2 import (
 )
 from wfe_persistence.errors import PersistenceError, revision_mismatch, workflow_not_found
 from wfe_persistence.store.command import lease_documents, lease_lost
-from wfe_persistence.store.db import Store
 from wfe_persistence.store.documents import (
     array,
     effects_document,
@@ -59,6 +58,7 @@ from wfe_persistence.store.subscription import (
     subscription_not_found,
     token_mismatch,
 )
+from wfe_persistence.store.tables import Store
 from wfe_persistence.store.workflow import WORKFLOW_RECORD
 
 REQUEST_RETENTION_SECONDS: Final = 3600

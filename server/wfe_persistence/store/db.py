@@ -29,8 +29,8 @@ from psycopg import conninfo, pq
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store.fairness import FairGate
-from wfe_persistence.store.rows import Param, read_bool
-from wfe_persistence.store.schema import Schema, Statement
+from wfe_persistence.store.rows import Param
+from wfe_persistence.store.schema import Statement
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ Command = tuple[Statement, Sequence[Param]]
 """A statement, bound to a schema, and its parameters."""
 
 _BINARY: Final = 1
-_MAX_ATTEMPTS: Final = 5
+MAX_ATTEMPTS: Final = 5
 _CALL_OFF_SECONDS: Final = 2.0
 _CANCEL_AGAIN_SECONDS: Final = 0.05
 _ROWS_AHEAD: Final = 32
@@ -426,7 +426,7 @@ class Database:
                         "the database connection broke before the write was confirmed",
                         retry_after=0.1,
                     ) from exc
-                if attempt >= _MAX_ATTEMPTS:
+                if attempt >= MAX_ATTEMPTS:
                     raise _unavailable() from exc
                 continue
             error = exchange.error
@@ -440,7 +440,7 @@ class Database:
             else:
                 self._give_back(connection)
             again = state in _TRY_AGAIN or (state == "23505" and not _is_name_taken(error))
-            if attempt >= _MAX_ATTEMPTS or not (again or elsewhere):
+            if attempt >= MAX_ATTEMPTS or not (again or elsewhere):
                 _raise_domain_error(error)
             await asyncio.sleep(random.uniform(0.0, 0.005 * 2**attempt))
 
@@ -493,7 +493,7 @@ class Database:
                 raise
             except ConnectionLostError as exc:
                 self._spawn(self._discard(connection))
-                if attempt >= _MAX_ATTEMPTS:
+                if attempt >= MAX_ATTEMPTS:
                     raise _unavailable() from exc
             else:
                 return connection, exchange
@@ -590,78 +590,6 @@ def _go_on(
             waiting_for = step()
         except StopIteration:
             return
-
-
-class Store:
-    """One namespace's tables in a database. What `store.*` functions run their SQL on."""
-
-    def __init__(self, database: Database, schema: Schema, namespace: str) -> None:
-        self.database = database
-        self.schema = schema
-        self.namespace = namespace
-
-    async def read(self, sql: str, *params: Param) -> pq.abc.PGresult:
-        """Run one reading statement; it is run again if the connection breaks."""
-        batch = [(self.schema.bind(sql), params)]
-        [result] = await self.database.run(self.namespace, batch, write=False)
-        return result
-
-    async def read_once(self, sql: str, *params: Param) -> pq.abc.PGresult:
-        """Run a reading statement that is not worth preparing, because it hardly ever comes again,
-        or is planned better with its parameters at hand."""
-        batch = [(self._unprepared(sql), params)]
-        [result] = await self.database.run(self.namespace, batch, write=False)
-        return result
-
-    async def write_once(self, sql: str, *params: Param) -> pq.abc.PGresult:
-        """Run a writing statement that is not worth preparing, a transaction of its own."""
-        batch = [(self._unprepared(sql), params)]
-        [result] = await self.database.run(self.namespace, batch, write=True)
-        return result
-
-    async def write(self, sql: str, *params: Param) -> pq.abc.PGresult:
-        """Run one writing statement, a transaction of its own."""
-        batch = [(self.schema.bind(sql), params)]
-        [result] = await self.database.run(self.namespace, batch, write=True)
-        return result
-
-    async def write_all(self, *commands: tuple[str, Sequence[Param]]) -> list[pq.abc.PGresult]:
-        """Run several statements as one transaction, in one round trip."""
-        batch = [(self.schema.bind(sql), params) for sql, params in commands]
-        return await self.database.run(self.namespace, batch, write=True)
-
-    async def create(self, sql: str, document: bytes, *, exists: PersistenceError) -> None:
-        """Run a create statement, whose answer is (created, exists with the same content or NULL).
-
-        Raises `exists` if there is one with other content.
-        """
-        for _ in range(_MAX_ATTEMPTS):
-            row = await self.write(sql, document)
-            if read_bool(row.get_value(0, 0)):
-                return
-            same = row.get_value(0, 1)
-            if same is not None:
-                if read_bool(same):
-                    return
-                raise exists
-            # In the way stood a row that the statement's snapshot does not show, because it was
-            # committed in between. The next snapshot shows it, unless it is gone again.
-        raise PersistenceError(
-            ErrorReason.ERROR_REASON_TRANSACTION_CONFLICT,
-            "the create kept colliding with others",
-            retry_after=0.1,
-        )
-
-    def stream(self, sql: str, *params: Param) -> AsyncGenerator[pq.abc.PGresult, None]:
-        """Run one reading statement and answer row by row; see Database.stream."""
-        return self.database.stream(self.namespace, (self.schema.bind(sql), params))
-
-    def stream_once(self, sql: str, *params: Param) -> AsyncGenerator[pq.abc.PGresult, None]:
-        """The same for a statement that is not worth preparing."""
-        return self.database.stream(self.namespace, (self._unprepared(sql), params))
-
-    def _unprepared(self, sql: str) -> Statement:
-        return Statement(self.schema.qualify(sql).encode(), b"")
 
 
 def _kept_bytes(statement: Statement) -> int:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from contextlib import aclosing
 
 from wfe.persistence.v1.store_pb2 import ExecutionError, ListErrorsRequest
-from wfe_persistence.store.db import Store
 from wfe_persistence.store.documents import array, error_document
 from wfe_persistence.store.paging import Cursor, Page
 from wfe_persistence.store.rows import integer, read_int8, read_text, read_time, text, timestamp
+from wfe_persistence.store.tables import Store
 
 PERSIST_ERRORS = """
 INSERT INTO wfc.execution_errors (error_time, workflow_id, execution_pointer_id, message)

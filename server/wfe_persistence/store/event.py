@@ -10,7 +10,6 @@ from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.event_pb2 import Event, ListEventsRequest
 from wfe.persistence.v1.list_order_pb2 import ListOrder
 from wfe_persistence.errors import PersistenceError
-from wfe_persistence.store.db import Store
 from wfe_persistence.store.documents import event_document
 from wfe_persistence.store.paging import Cursor, Page, cut
 from wfe_persistence.store.rows import (
@@ -27,6 +26,7 @@ from wfe_persistence.store.rows import (
     text,
     timestamp,
 )
+from wfe_persistence.store.tables import Store
 
 # The fields of an event document (see documents.py).
 EVENT_RECORD = """(

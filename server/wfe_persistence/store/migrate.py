@@ -23,9 +23,9 @@ import psycopg
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
-from wfe_persistence.store.db import Store
 from wfe_persistence.store.rows import read_int4
 from wfe_persistence.store.schema import Schema
+from wfe_persistence.store.tables import Store
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ from json import loads
 
 from wfe.persistence.v1.workflow_pb2 import ExecutionPointer, PointerStatus
 from wfe_persistence.errors import revision_mismatch, workflow_not_found
-from wfe_persistence.store.db import Store
 from wfe_persistence.store.documents import POINTER_STATUS
 from wfe_persistence.store.paging import Cursor, Page
 from wfe_persistence.store.rows import (
@@ -22,6 +21,7 @@ from wfe_persistence.store.rows import (
     read_uint,
     text,
 )
+from wfe_persistence.store.tables import Store
 
 _POINTER_STATUS_OF = {name.encode(): status for status, name in POINTER_STATUS.items()}
 _EMPTY_LIST = b"\x01[]"

@@ -16,7 +16,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from wfe.persistence.v1.workflow_pb2 import PurgeWorkflowsResponse, WorkflowStatus
 from wfe_persistence.errors import revision_mismatch, workflow_not_found
 from wfe_persistence.store.commit import LOCK_WORKFLOW
-from wfe_persistence.store.db import Store
 from wfe_persistence.store.paging import Cursor
 from wfe_persistence.store.rows import (
     boolean,
@@ -29,6 +28,7 @@ from wfe_persistence.store.rows import (
     text,
     timestamp,
 )
+from wfe_persistence.store.tables import Store
 from wfe_persistence.store.workflow import status_array
 
 ENDED: Final = (

@@ -15,7 +15,6 @@ from wfe.persistence.v1.subscription_pb2 import (
     SetSubscriptionTokenResponse,
 )
 from wfe_persistence.errors import PersistenceError, invalid_field
-from wfe_persistence.store.db import Store
 from wfe_persistence.store.documents import subscription_document
 from wfe_persistence.store.paging import Cursor, Page
 from wfe_persistence.store.rows import (
@@ -33,6 +32,7 @@ from wfe_persistence.store.rows import (
     text,
     timestamp,
 )
+from wfe_persistence.store.tables import Store
 
 # The fields of a subscription document (see documents.py), and the row made of them.
 SUBSCRIPTION_RECORD = """(

@@ -16,7 +16,6 @@ from wfe.persistence.v1.workflow_pb2 import (
     WorkflowView,
 )
 from wfe_persistence.errors import PersistenceError, workflow_not_found
-from wfe_persistence.store.db import Store
 from wfe_persistence.store.documents import WORKFLOW_STATUS, workflow_document
 from wfe_persistence.store.paging import Cursor, Page, cut
 from wfe_persistence.store.pointer import (
@@ -43,6 +42,7 @@ from wfe_persistence.store.rows import (
     text_list,
     timestamp,
 )
+from wfe_persistence.store.tables import Store
 
 _WORKFLOW_STATUS_OF = {name.encode(): status for status, name in WORKFLOW_STATUS.items()}
 _RACES_BEFORE_GIVING_UP = 5
