@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import aclosing
 
 from wfe.persistence.v1.store_pb2 import ExecutionError, ListErrorsRequest
 from wfe_persistence.store.documents import array, error_document
-from wfe_persistence.store.paging import Cursor, Page
-from wfe_persistence.store.rows import integer, read_int8, read_text, read_time, text, timestamp
+from wfe_persistence.store.paging import Cursor, Page, fill_page
+from wfe_persistence.store.rows import (
+    PGresult,
+    integer,
+    read_int8,
+    read_text,
+    read_time,
+    text,
+    timestamp,
+)
 from wfe_persistence.store.tables import Store
 
 PERSIST_ERRORS = """
@@ -44,7 +51,7 @@ async def list_errors(
     store: Store, request: ListErrorsRequest, before: Cursor, page_size: int, page_bytes: int
 ) -> Page[ExecutionError]:
     """Logged errors, the last one logged first."""
-    stream = store.stream_once(
+    rows = store.stream_once(
         LIST_ERRORS,
         text(request.workflow_id) if request.workflow_id else None,
         timestamp(request.error_time_from) if request.HasField("error_time_from") else None,
@@ -52,21 +59,21 @@ async def list_errors(
         integer(before[0]),
         integer(page_size + 1),
     )
-    page: list[ExecutionError] = []
-    size = 0
-    cursor = before
-    async with aclosing(stream) as rows:
-        async for row in rows:
-            get = row.get_value
-            error = ExecutionError(
-                workflow_id=read_text(get(0, 2)),
-                execution_pointer_id=read_text(get(0, 3)),
-                message=read_text(get(0, 4)),
-            )
-            read_time(get(0, 1), error.error_time)
-            size += error.ByteSize() + 8
-            if page and (len(page) == page_size or size > page_bytes):
-                return Page(page, cursor)
-            page.append(error)
-            cursor = (read_int8(get(0, 0)), "")
-    return Page(page, None)
+    return await fill_page(
+        rows,
+        _read_error,
+        lambda row, _: (read_int8(row.get_value(0, 0)), ""),
+        page_size,
+        page_bytes,
+    )
+
+
+def _read_error(row: PGresult) -> ExecutionError:
+    get = row.get_value
+    error = ExecutionError(
+        workflow_id=read_text(get(0, 2)),
+        execution_pointer_id=read_text(get(0, 3)),
+        message=read_text(get(0, 4)),
+    )
+    read_time(get(0, 1), error.error_time)
+    return error

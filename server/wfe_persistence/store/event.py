@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
-
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
@@ -11,10 +9,9 @@ from wfe.persistence.v1.event_pb2 import Event, ListEventsRequest
 from wfe.persistence.v1.list_order_pb2 import ListOrder
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store.documents import event_document
-from wfe_persistence.store.paging import Cursor, Page, cut
+from wfe_persistence.store.paging import Cursor, Page, fill_page, page_of_ids
 from wfe_persistence.store.rows import (
     GetValue,
-    PGresult,
     boolean,
     integer,
     micros_param,
@@ -106,7 +103,7 @@ async def get_runnable_events(
         text(after[1]),
         integer(page_size + 1),
     )
-    return _page_of_ids(rows, page_size)
+    return page_of_ids(rows, page_size, read_micros)
 
 
 GET_EVENTS = """
@@ -136,7 +133,7 @@ async def get_events(
         text(after[1]),
         integer(page_size + 1),
     )
-    return _page_of_ids(rows, page_size)
+    return page_of_ids(rows, page_size, read_micros)
 
 
 MARK_EVENT_PROCESSED = """
@@ -191,36 +188,24 @@ async def list_events(
     page_bytes: int,
 ) -> Page[Event]:
     """Events by event_time."""
-    page: list[Event] = []
-    size = 0
-    cursor = after
-    async with aclosing(
-        store.stream_once(
-            LIST_EVENTS[order],
-            text(request.event_name) if request.event_name else None,
-            text(request.event_key) if request.HasField("event_key") else None,
-            boolean(request.is_processed) if request.HasField("is_processed") else None,
-            timestamp(request.event_time_from) if request.HasField("event_time_from") else None,
-            timestamp(request.event_time_before) if request.HasField("event_time_before") else None,
-            micros_param(after[0]),
-            text(after[1]),
-            integer(page_size + 1),
-        )
-    ) as rows:
-        async for row in rows:
-            event = _read_event(row.get_value)
-            size += event.ByteSize() + 8
-            if page and (len(page) == page_size or size > page_bytes):
-                return Page(page, cursor)
-            page.append(event)
-            cursor = (read_micros(row.get_value(0, 4)), event.id)
-    return Page(page, None)
-
-
-def _page_of_ids(rows: PGresult, page_size: int) -> Page[str]:
-    ids = [read_text(rows.get_value(i, 0)) for i in range(rows.ntuples)]
-    cursors = [(read_micros(rows.get_value(i, 1)), id_) for i, id_ in enumerate(ids)]
-    return cut(ids, cursors, page_size)
+    rows = store.stream_once(
+        LIST_EVENTS[order],
+        text(request.event_name) if request.event_name else None,
+        text(request.event_key) if request.HasField("event_key") else None,
+        boolean(request.is_processed) if request.HasField("is_processed") else None,
+        timestamp(request.event_time_from) if request.HasField("event_time_from") else None,
+        timestamp(request.event_time_before) if request.HasField("event_time_before") else None,
+        micros_param(after[0]),
+        text(after[1]),
+        integer(page_size + 1),
+    )
+    return await fill_page(
+        rows,
+        lambda row: _read_event(row.get_value),
+        lambda row, event: (read_micros(row.get_value(0, 4)), event.id),
+        page_size,
+        page_bytes,
+    )
 
 
 def event_not_found(field: str) -> PersistenceError:

@@ -1,11 +1,19 @@
-"""Keyset paging: a page ends with the key of its last row, and the next one starts after it."""
+"""Keyset paging: a page ends with the key of its last row, and the next page starts after it."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
+from google.protobuf.message import Message
+
+from wfe_persistence.store.rows import PGresult, read_text
+
 Item = TypeVar("Item")
+Row = TypeVar("Row")
+Stored = TypeVar("Stored", bound=Message)
 
 Cursor = tuple[int, str]
 """The key of the last row of a page: a number (time in ms or µs, or a row's number) and an id."""
@@ -15,17 +23,59 @@ START: Final[Cursor] = (-(2**63), "")
 END: Final[Cursor] = (2**63 - 1, "")
 """Before the first row of any descending list."""
 
+# An item's tag and length take at most this many bytes in the response.
+_FRAMING_BYTES: Final = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[Item]):
-    """Some rows of a list, and the cursor behind them; None: these were the last."""
+    """Some rows of a list, and the cursor of the last one; None: there are no more rows."""
 
     items: list[Item]
     next: Cursor | None
 
 
 def cut(items: list[Item], cursors: list[Cursor], page_size: int) -> Page[Item]:
-    """The page out of up to `page_size + 1` rows; the one too many tells that there is more."""
+    """The page out of up to `page_size + 1` rows; the extra one shows that there are more."""
     if len(items) <= page_size:
         return Page(items, None)
     return Page(items[:page_size], cursors[page_size - 1])
+
+
+def page_of_ids(rows: PGresult, page_size: int, key: Callable[[bytes | None], int]) -> Page[str]:
+    """The page of ids out of up to `page_size + 1` rows of (id, key); `key` decodes the latter."""
+    get = rows.get_value
+    ids = [read_text(get(i, 0)) for i in range(min(rows.ntuples, page_size))]
+    if rows.ntuples <= page_size:
+        return Page(ids, None)
+    return Page(ids, (key(get(page_size - 1, 1)), ids[-1]))
+
+
+async def fill_page(
+    rows: AsyncGenerator[Row, None],
+    decode: Callable[[Row], Stored | None],
+    cursor: Callable[[Row, Stored], Cursor],
+    page_size: int,
+    page_bytes: int,
+) -> Page[Stored]:
+    """A page of what `decode` makes of streamed rows; None: a row without an item.
+
+    It ends at `page_size` items, or before the item that would make it larger than `page_bytes`
+    (encoded, as part of a response); but it holds at least one item, however large that is. The
+    query must return `page_size + 1` rows at most: the extra one shows that there are more. Closes
+    `rows`.
+    """
+    items: list[Stored] = []
+    size = 0
+    last: Row | None = None
+    async with aclosing(rows):
+        async for row in rows:
+            item = decode(row)
+            if item is None:
+                continue
+            size += item.ByteSize() + _FRAMING_BYTES
+            if last is not None and (len(items) == page_size or size > page_bytes):
+                return Page(items, cursor(last, items[-1]))
+            items.append(item)
+            last = row
+    return Page(items, None)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
-
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
@@ -16,7 +14,7 @@ from wfe.persistence.v1.subscription_pb2 import (
 )
 from wfe_persistence.errors import PersistenceError, invalid_field
 from wfe_persistence.store.documents import subscription_document
-from wfe_persistence.store.paging import Cursor, Page
+from wfe_persistence.store.paging import Cursor, Page, fill_page
 from wfe_persistence.store.rows import (
     GetValue,
     boolean,
@@ -109,28 +107,22 @@ async def get_subscriptions(
     page_bytes: int,
 ) -> Page[EventSubscription]:
     """Open subscriptions, oldest first. `as_of` None: the database's clock."""
-    page: list[EventSubscription] = []
-    size = 0
-    cursor = after
-    async with aclosing(
-        store.stream(
-            GET_SUBSCRIPTIONS,
-            text(event_name),
-            text(event_key),
-            None if as_of is None else timestamp(as_of),
-            micros_param(after[0]),
-            text(after[1]),
-            integer(page_size + 1),
-        )
-    ) as rows:
-        async for row in rows:
-            subscription = _read_subscription(row.get_value)
-            size += subscription.ByteSize() + 8
-            if page and (len(page) == page_size or size > page_bytes):
-                return Page(page, cursor)
-            page.append(subscription)
-            cursor = (read_micros(row.get_value(0, 6)), subscription.id)
-    return Page(page, None)
+    rows = store.stream(
+        GET_SUBSCRIPTIONS,
+        text(event_name),
+        text(event_key),
+        None if as_of is None else timestamp(as_of),
+        micros_param(after[0]),
+        text(after[1]),
+        integer(page_size + 1),
+    )
+    return await fill_page(
+        rows,
+        lambda row: _read_subscription(row.get_value),
+        lambda row, subscription: (read_micros(row.get_value(0, 6)), subscription.id),
+        page_size,
+        page_bytes,
+    )
 
 
 GET_FIRST_OPEN_SUBSCRIPTION = f"""
@@ -326,28 +318,22 @@ async def list_subscriptions(
     store: Store, request: ListSubscriptionsRequest, after: Cursor, page_size: int, page_bytes: int
 ) -> Page[EventSubscription]:
     """Subscriptions, open and held, by id."""
-    page: list[EventSubscription] = []
-    size = 0
-    cursor = after
-    async with aclosing(
-        store.stream_once(
-            LIST_SUBSCRIPTIONS,
-            text(request.workflow_id) if request.workflow_id else None,
-            text(request.event_name) if request.event_name else None,
-            text(request.event_key) if request.HasField("event_key") else None,
-            boolean(request.held) if request.HasField("held") else None,
-            text(after[1]),
-            integer(page_size + 1),
-        )
-    ) as rows:
-        async for row in rows:
-            subscription = _read_subscription(row.get_value)
-            size += subscription.ByteSize() + 8
-            if page and (len(page) == page_size or size > page_bytes):
-                return Page(page, cursor)
-            page.append(subscription)
-            cursor = (0, subscription.id)
-    return Page(page, None)
+    rows = store.stream_once(
+        LIST_SUBSCRIPTIONS,
+        text(request.workflow_id) if request.workflow_id else None,
+        text(request.event_name) if request.event_name else None,
+        text(request.event_key) if request.HasField("event_key") else None,
+        boolean(request.held) if request.HasField("held") else None,
+        text(after[1]),
+        integer(page_size + 1),
+    )
+    return await fill_page(
+        rows,
+        lambda row: _read_subscription(row.get_value),
+        lambda _, subscription: (0, subscription.id),
+        page_size,
+        page_bytes,
+    )
 
 
 def _read_subscription(get: GetValue) -> EventSubscription:

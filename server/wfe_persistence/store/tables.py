@@ -51,10 +51,19 @@ class Store:
         batch = [(self.schema.bind(sql), params) for sql, params in commands]
         return await self.database.run(self.namespace, batch, write=True)
 
-    async def create(self, sql: str, document: bytes, *, exists: PersistenceError) -> None:
-        """Run a create statement, whose answer is (created, exists with the same content or NULL).
+    async def create(
+        self,
+        sql: str,
+        document: bytes,
+        *,
+        exists: PersistenceError,
+        taken: PersistenceError | None = None,
+    ) -> None:
+        """Run a create statement; it returns whether the row was created, whether the one that
+        exists has the same content (NULL: none exists) and, with `taken`, whether another row has
+        a value that must be unique.
 
-        Raises `exists` if there is one with other content.
+        Raises `exists` if there is a row of other content, `taken` if another row has the value.
         """
         for _ in range(MAX_ATTEMPTS):
             row = await self.write(sql, document)
@@ -65,11 +74,13 @@ class Store:
                 if read_bool(same):
                     return
                 raise exists
-            # In the way stood a row that the statement's snapshot does not show, because it was
-            # committed in between. The next snapshot shows it, unless it is gone again.
+            if taken is not None and read_bool(row.get_value(0, 2)):
+                raise taken
+            # The conflicting row was committed after the statement took its snapshot. The next
+            # snapshot shows it, unless it has been deleted since.
         raise PersistenceError(
             ErrorReason.ERROR_REASON_TRANSACTION_CONFLICT,
-            "the create kept colliding with others",
+            "the create conflicted with concurrent transactions repeatedly",
             retry_after=0.1,
         )
 

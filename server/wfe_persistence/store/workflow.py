@@ -17,7 +17,7 @@ from wfe.persistence.v1.workflow_pb2 import (
 )
 from wfe_persistence.errors import PersistenceError, workflow_not_found
 from wfe_persistence.store.documents import WORKFLOW_STATUS, workflow_document
-from wfe_persistence.store.paging import Cursor, Page, cut
+from wfe_persistence.store.paging import Cursor, Page, page_of_ids
 from wfe_persistence.store.pointer import (
     IS_ACTIVE,
     POINTER_COLUMNS,
@@ -32,7 +32,6 @@ from wfe_persistence.store.rows import (
     PGresult,
     integer,
     micros_param,
-    read_bool,
     read_int8,
     read_json,
     read_text,
@@ -45,7 +44,6 @@ from wfe_persistence.store.rows import (
 from wfe_persistence.store.tables import Store
 
 _WORKFLOW_STATUS_OF = {name.encode(): status for status, name in WORKFLOW_STATUS.items()}
-_RACES_BEFORE_GIVING_UP = 5
 
 # The fields of a workflow document (see documents.py).
 WORKFLOW_RECORD = """(
@@ -81,32 +79,19 @@ SELECT EXISTS (SELECT FROM created),
 
 async def create_new_workflow(store: Store, instance: WorkflowInstance) -> None:
     """Insert a workflow; its id and name must be set. The same again changes nothing."""
-    document = workflow_document(instance)
-    for _ in range(_RACES_BEFORE_GIVING_UP):
-        row = await store.write(CREATE_NEW_WORKFLOW, document)
-        if read_bool(row.get_value(0, 0)):
-            return
-        same = row.get_value(0, 1)
-        if same is not None:
-            if read_bool(same):
-                return
-            raise PersistenceError(
-                ErrorReason.ERROR_REASON_WORKFLOW_ALREADY_EXISTS,
-                "a workflow with this id and other content exists",
-                metadata={"field": "instance.id"},
-            )
-        if read_bool(row.get_value(0, 2)):
-            raise PersistenceError(
-                ErrorReason.ERROR_REASON_NAME_TAKEN,
-                "another workflow has this name",
-                metadata={"field": "instance.name"},
-            )
-        # Something was in the way that the statement's snapshot does not show: another create of
-        # the same id or name has committed in between. The next snapshot shows it.
-    raise PersistenceError(
-        ErrorReason.ERROR_REASON_TRANSACTION_CONFLICT,
-        "the create kept colliding with others",
-        retry_after=0.1,
+    await store.create(
+        CREATE_NEW_WORKFLOW,
+        workflow_document(instance),
+        exists=PersistenceError(
+            ErrorReason.ERROR_REASON_WORKFLOW_ALREADY_EXISTS,
+            "a workflow with this id and other content exists",
+            metadata={"field": "instance.id"},
+        ),
+        taken=PersistenceError(
+            ErrorReason.ERROR_REASON_NAME_TAKEN,
+            "another workflow has this name",
+            metadata={"field": "instance.name"},
+        ),
     )
 
 
@@ -229,9 +214,7 @@ async def get_runnable_instances(
         text(after[1]),
         integer(page_size + 1),
     )
-    ids = [read_text(rows.get_value(i, 0)) for i in range(rows.ntuples)]
-    cursors = [(read_int8(rows.get_value(i, 1)), id_) for i, id_ in enumerate(ids)]
-    return cut(ids, cursors, page_size)
+    return page_of_ids(rows, page_size, read_int8)
 
 
 NEXT_DEFINITION_SEQUENCE = """
