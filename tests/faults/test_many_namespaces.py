@@ -169,7 +169,7 @@ async def test_old_namespace_used_by_many_calls_at_once_is_migrated_once(
             await asyncio.gather(*(create_event(api, name) for name in names * 20))
     assert [version(database, name) for name in names] == [LATEST] * 8
     for name in names:
-        assert server.log().count(f"namespace {name}: brought up to date") == 1
+        assert server.log().count(f"namespace {name}: migrated") == 1
 
 
 def test_migrate_up_brings_all_but_the_failing_ones_up(

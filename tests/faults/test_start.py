@@ -60,5 +60,5 @@ async def test_a_store_that_cannot_be_made_says_so_and_comes_when_it_can(
                 await api.create_event(make.event())
         finally:
             await asyncio.to_thread(server.stop)
-    assert "can't be brought up to date" in server.log()
+    assert "migration failed" in server.log()
     assert "bug" not in server.log(), server.log()

@@ -1,18 +1,18 @@
-"""The store as a whole: is the database fit, and empty the store."""
+"""The store as a whole: whether the database can be used, and truncating the store."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from wfe_persistence.store.rows import read_bool, read_int4, read_text
-from wfe_persistence.store.tables import Store
+from wfe_persistence.store.tables import TABLES, Store, qualified
 
 OLDEST_POSTGRES = 14
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseInfo:
-    """What matters of a PostgreSQL server."""
+    """The properties of a PostgreSQL server that matter to the store."""
 
     version: str
     version_number: int
@@ -20,12 +20,12 @@ class DatabaseInfo:
     durable: bool
 
     def objections(self) -> list[str]:
-        """Why this server can't use it: what would break, and what would lose acknowledged data."""
+        """The reasons why the store can't use this PostgreSQL server; empty: it can."""
         found = []
         if self.version_number < OLDEST_POSTGRES * 10_000:
             found.append(f"PostgreSQL {self.version} is older than {OLDEST_POSTGRES}")
         if self.encoding != "UTF8":
-            found.append(f"the database's encoding is {self.encoding}, it must be UTF8")
+            found.append(f"the database's encoding is {self.encoding}; it must be UTF8")
         return found
 
 
@@ -37,7 +37,7 @@ SELECT current_setting('server_version'), current_setting('server_version_num'):
 
 
 async def database_info(store: Store) -> DatabaseInfo:
-    """Ask the database what it is."""
+    """Read the properties of the database."""
     row = await store.read(DATABASE_INFO)
     return DatabaseInfo(
         read_text(row.get_value(0, 0)).split()[0],
@@ -47,12 +47,9 @@ async def database_info(store: Store) -> DatabaseInfo:
     )
 
 
-TRUNCATE_ALL = """
-TRUNCATE wfc.execution_errors, wfc.execution_pointers, wfc.event_subscriptions, wfc.events,
-    wfc.scheduled_commands, wfc.definition_sequences, wfc.requests, wfc.workflows CASCADE
-"""
+TRUNCATE_ALL = f"TRUNCATE {qualified(*TABLES)} CASCADE"
 
 
 async def truncate_all(store: Store) -> None:
-    """Empty every table of the store."""
+    """Truncate every table of the store."""
     await store.write(TRUNCATE_ALL)

@@ -1,9 +1,10 @@
-"""Numbered SQL files that make and update a store's tables.
+"""Numbered SQL files that create and update a store's tables.
 
-Each file is applied once, in a transaction that first takes an advisory lock and then looks at what
-has been applied; so any number of servers may do it at once, and one that dies leaves nothing half
-done. The lock belongs to the transaction and is taken before the schema is made. (`CREATE ... IF
-NOT EXISTS` alone races.) Checksums tell a store that was migrated by other files.
+Each file is applied once, in a transaction that first takes an advisory lock and then reads which
+files have been applied; so any number of servers may migrate concurrently, and one that crashes
+leaves nothing half done. The lock is held until the transaction ends and is taken before the schema
+is created (`CREATE ... IF NOT EXISTS` alone is subject to races). Checksums detect a store that was
+migrated by other files.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Migration:
 
     @property
     def checksum(self) -> str:
-        """Of the file, before it is bound to a schema: the same for every store."""
+        """The checksum of the file before it is bound to a schema: the same for every store."""
         return hashlib.sha256(self.template.encode()).hexdigest()
 
     def sql(self, schema: Schema) -> str:
@@ -62,7 +63,7 @@ class Applied:
 
 @cache
 def migrations() -> tuple[Migration, ...]:
-    """All migrations, in order; their numbers run from 1 without a gap."""
+    """All migrations in order; they are numbered from 1 without gaps."""
     found = []
     for file in resources.files("wfe_persistence.store").joinpath("migrations").iterdir():
         if match := _FILE_NAME.fullmatch(file.name):
@@ -74,7 +75,7 @@ def migrations() -> tuple[Migration, ...]:
 
 
 def latest_version() -> int:
-    """The schema version that this server works with."""
+    """The schema version that this server needs."""
     return len(migrations())
 
 
@@ -84,7 +85,7 @@ SELECT coalesce(max(version), 0) FROM wfc.wfe_migrations
 
 
 async def schema_version(store: Store) -> int:
-    """The version of a store; 0: not created yet."""
+    """The schema version of a store; 0: not created yet."""
     try:
         row = await store.read(SCHEMA_VERSION)
     except PersistenceError as exc:
@@ -95,12 +96,12 @@ async def schema_version(store: Store) -> int:
 
 
 def check_not_newer(version: int) -> None:
-    """Refuse a store that a newer server has migrated."""
+    """Raise SCHEMA_TOO_NEW for a store that a newer server has migrated."""
     if version > latest_version():
         raise PersistenceError(
             ErrorReason.ERROR_REASON_SCHEMA_TOO_NEW,
-            f"the store has schema version {version}, this server knows {latest_version()}; "
-            "use a newer server",
+            f"the store has schema version {version}, this server supports up to "
+            f"{latest_version()}; use a newer server",
             metadata={"schema_version": str(version), "latest_version": str(latest_version())},
         )
 
@@ -130,19 +131,19 @@ INSERT INTO wfc.wfe_migrations (version, name, checksum) VALUES (%s, %s, %s)
 
 
 async def migrate(conninfo: str, schema: Schema) -> list[str]:
-    """Apply what is missing, on a connection of its own; answer the names of what was applied.
+    """Apply the missing migrations on a separate connection; returns the names of those applied.
 
-    What PostgreSQL refuses is the error SCHEMA_OUTDATED: something that is not ours is in the way.
+    Raises SCHEMA_OUTDATED if PostgreSQL rejects one, because of a conflicting object for example.
     """
     try:
         return await _migrate(conninfo, schema)
     except psycopg.Error as exc:
         log.error(  # noqa: TRY400
-            "schema %s: can't be brought up to date: %s", schema.name, exc
+            "schema %s: migration failed: %s", schema.name, exc
         )
         raise PersistenceError(
             ErrorReason.ERROR_REASON_SCHEMA_OUTDATED,
-            "the store can't be brought up to date; the server's log says why",
+            "the store's migration failed; see the server's log",
         ) from exc
 
 
@@ -167,7 +168,7 @@ async def _migrate(conninfo: str, schema: Schema) -> list[str]:
 
 
 def script(schema: Schema, first: int = 1) -> str:
-    """The migrations from number `first` on as one script, which also records them as applied."""
+    """The migrations from number `first` on as one script that also records them as applied."""
     parts = []
     if first <= 1:
         parts.append(f'CREATE SCHEMA IF NOT EXISTS "{schema.name}";\n')
@@ -181,7 +182,7 @@ def script(schema: Schema, first: int = 1) -> str:
 
 
 async def applied_migrations(conninfo: str, schema: Schema) -> list[Applied]:
-    """What has been applied to a store; nothing is created."""
+    """The migrations applied to a store; creates nothing."""
     async with connect(conninfo) as connection:
         try:
             return await _applied(connection, schema)
@@ -190,8 +191,8 @@ async def applied_migrations(conninfo: str, schema: Schema) -> list[Applied]:
 
 
 async def _create_schema(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:
-    # Asked first, because CREATE SCHEMA IF NOT EXISTS needs the right to create even if it exists,
-    # and a careful administrator has made it beforehand.
+    # CREATE SCHEMA IF NOT EXISTS needs the CREATE privilege even if the schema exists, which the
+    # role may lack where an administrator has created the schema beforehand.
     cursor = await connection.execute(SCHEMA_EXISTS, [schema.name])
     row = await cursor.fetchone()
     if not (row and row[0]):
@@ -211,13 +212,16 @@ def _check(applied: list[Applied]) -> None:
         if (ours.version, ours.checksum) != (theirs.version, theirs.checksum):
             raise PersistenceError(
                 ErrorReason.ERROR_REASON_SCHEMA_TOO_NEW,
-                f"migration {theirs.name} was applied by another build with other content",
+                f"migration {theirs.name} was applied by another build with different content",
             )
 
 
 @asynccontextmanager
 async def connect(conninfo: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-    """A connection for administration, outside the pool. Raises PersistenceError, also inside."""
+    """A connection for administration, outside the pool.
+
+    PostgreSQL's errors on connecting and within the block become PersistenceErrors.
+    """
     try:
         connection = await psycopg.AsyncConnection.connect(
             conninfo, autocommit=True, prepare_threshold=None
@@ -234,11 +238,11 @@ async def connect(conninfo: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         except psycopg.errors.InsufficientPrivilege as exc:
             raise PersistenceError(
                 ErrorReason.ERROR_REASON_DATABASE_PERMISSION_DENIED,
-                "the server's database role may not do this",
+                "the server's database role lacks the privilege",
             ) from exc
         except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as exc:
             raise PersistenceError(
                 ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
-                "the database went away, or takes no writes now",
+                "the connection to the database was lost, or it does not accept writes",
                 retry_after=1.0,
             ) from exc

@@ -1,7 +1,7 @@
-"""Where a store's tables are: the one place that binds SQL to a schema.
+"""The schema of a store's tables: the only place that binds SQL to a schema.
 
-All SQL in this package names the default schema, `wfc`, so that it can be pasted into psql as it
-stands. A `Schema` rewrites each `wfc.NAME` to the schema and the table prefix it stands for.
+All SQL in this package names the default schema, `wfc`, so that it can be pasted into psql
+unchanged. A `Schema` rewrites each `wfc.NAME` to its own schema and table prefix.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ MAX_IDENTIFIER_BYTES = 63
 DEFAULT_SCHEMA = "wfc"
 DEFAULT_NAMESPACE = "default"
 
-# The longest name that the migrations give to a table, index, function or trigger.
+# The longest name of a table, index, function or trigger in the migrations.
 LONGEST_NAME = "scheduled_commands_command_name_data_key"
 
 _IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]*")
@@ -23,12 +23,12 @@ _QUALIFIED = re.compile(r"\bwfc\.([a-z_]+)")
 
 
 def is_namespace(name: str) -> bool:
-    """Whether `name` can be a namespace: `[a-z][a-z0-9_]{0,39}`."""
+    """Whether `name` is a valid name of a namespace: `[a-z][a-z0-9_]{0,39}`."""
     return _NAMESPACE.fullmatch(name) is not None
 
 
 class Statement(NamedTuple):
-    """SQL bound to a schema, and the name it is prepared under; empty: it is not."""
+    """SQL bound to a schema, and the name of its prepared statement; empty: not prepared."""
 
     sql: bytes
     name: bytes
@@ -37,8 +37,8 @@ class Statement(NamedTuple):
 class Schema:
     """A PostgreSQL schema and a prefix for every name in it.
 
-    Raises ValueError unless both are plain identifiers (`[a-z_][a-z0-9_]*`), fit PostgreSQL's 63
-    bytes (beyond that it cuts names off without a word) and stay out of `pg_*`.
+    Raises ValueError unless both are plain identifiers (`[a-z_][a-z0-9_]*`), do not start with
+    `pg_`, and fit into 63 bytes (PostgreSQL silently truncates longer names).
     """
 
     def __init__(self, name: str = DEFAULT_SCHEMA, table_prefix: str = "") -> None:
@@ -55,7 +55,7 @@ class Schema:
         if len(table_prefix) + len(LONGEST_NAME) > MAX_IDENTIFIER_BYTES:
             raise ValueError(
                 f"table prefix {table_prefix!r}: longer than "
-                f"{MAX_IDENTIFIER_BYTES - len(LONGEST_NAME)} bytes, so names would be cut off"
+                f"{MAX_IDENTIFIER_BYTES - len(LONGEST_NAME)} bytes; names would be truncated"
             )
         self.name = name
         self.table_prefix = table_prefix
@@ -68,7 +68,7 @@ class Schema:
         return Schema(f"{self.name}_{namespace}", self.table_prefix)
 
     def bind(self, sql: str) -> Statement:
-        """`sql`, written for `wfc`, as it is sent for this schema."""
+        """`sql`, written for `wfc`, as the statement for this schema."""
         bound = self._bound.get(sql)
         if bound is None:
             text = self.qualify(sql).encode()

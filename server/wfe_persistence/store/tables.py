@@ -1,8 +1,9 @@
-"""One namespace's tables in a database: what every function of the store runs its SQL on."""
+"""A namespace's tables in a database: their list, and the `Store` that runs SQL on them."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from typing import Final
 
 from psycopg import pq
 
@@ -12,9 +13,30 @@ from wfe_persistence.store.db import MAX_ATTEMPTS, Database
 from wfe_persistence.store.rows import Param, read_bool
 from wfe_persistence.store.schema import Schema, Statement
 
+MIGRATIONS_TABLE: Final = "wfe_migrations"
+"""The table of applied migrations; a schema that has it is a namespace."""
+
+TABLES: Final = (
+    "workflows",
+    "execution_pointers",
+    "events",
+    "event_subscriptions",
+    "scheduled_commands",
+    "execution_errors",
+    "definition_sequences",
+    "requests",
+)
+"""Every table that holds data, in the order in which they are locked: the same as writes lock them,
+a workflow before its pointers."""
+
+
+def qualified(*tables: str) -> str:
+    """A list of tables in SQL, qualified with the default schema."""
+    return ", ".join(f"wfc.{table}" for table in tables)
+
 
 class Store:
-    """One namespace's tables in a database. What `store.*` functions run their SQL on."""
+    """A namespace's tables in a database; the functions of `store.*` run their SQL on it."""
 
     def __init__(self, database: Database, schema: Schema, namespace: str) -> None:
         self.database = database
@@ -22,32 +44,32 @@ class Store:
         self.namespace = namespace
 
     async def read(self, sql: str, *params: Param) -> pq.abc.PGresult:
-        """Run one reading statement; it is run again if the connection breaks."""
+        """Run one statement that reads; it is run again if the connection breaks."""
         batch = [(self.schema.bind(sql), params)]
         [result] = await self.database.run(self.namespace, batch, write=False)
         return result
 
     async def read_once(self, sql: str, *params: Param) -> pq.abc.PGresult:
-        """Run a reading statement that is not worth preparing, because it hardly ever comes again,
-        or is planned better with its parameters at hand."""
+        """Run a statement that reads without preparing it: it is seldom repeated, or its plan is
+        better when the parameters are known."""
         batch = [(self._unprepared(sql), params)]
         [result] = await self.database.run(self.namespace, batch, write=False)
         return result
 
     async def write_once(self, sql: str, *params: Param) -> pq.abc.PGresult:
-        """Run a writing statement that is not worth preparing, a transaction of its own."""
+        """Run one statement that writes in its own transaction, without preparing it."""
         batch = [(self._unprepared(sql), params)]
         [result] = await self.database.run(self.namespace, batch, write=True)
         return result
 
     async def write(self, sql: str, *params: Param) -> pq.abc.PGresult:
-        """Run one writing statement, a transaction of its own."""
+        """Run one statement that writes in its own transaction."""
         batch = [(self.schema.bind(sql), params)]
         [result] = await self.database.run(self.namespace, batch, write=True)
         return result
 
     async def write_all(self, *commands: tuple[str, Sequence[Param]]) -> list[pq.abc.PGresult]:
-        """Run several statements as one transaction, in one round trip."""
+        """Run several statements in one transaction and one round trip."""
         batch = [(self.schema.bind(sql), params) for sql, params in commands]
         return await self.database.run(self.namespace, batch, write=True)
 
@@ -85,11 +107,11 @@ class Store:
         )
 
     def stream(self, sql: str, *params: Param) -> AsyncGenerator[pq.abc.PGresult, None]:
-        """Run one reading statement and answer row by row; see Database.stream."""
+        """Run one statement that reads and yield its rows one by one; see Database.stream."""
         return self.database.stream(self.namespace, (self.schema.bind(sql), params))
 
     def stream_once(self, sql: str, *params: Param) -> AsyncGenerator[pq.abc.PGresult, None]:
-        """The same for a statement that is not worth preparing."""
+        """The same, without preparing the statement."""
         return self.database.stream(self.namespace, (self._unprepared(sql), params))
 
     def _unprepared(self, sql: str) -> Statement:
