@@ -28,17 +28,19 @@ class _CommandName:
 class _CommandNameEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_CommandName.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     COMMAND_NAME_UNSPECIFIED: _CommandName.ValueType  # 0
-    """Refused on write."""
+    """Rejected on write."""
     COMMAND_NAME_PROCESS_WORKFLOW: _CommandName.ValueType  # 1
     """Run the workflow whose id is the command's data."""
     COMMAND_NAME_PROCESS_EVENT: _CommandName.ValueType  # 2
     """Process the event whose id is the command's data."""
 
 class CommandName(_CommandName, metaclass=_CommandNameEnumTypeWrapper):
-    """CommandName is what a scheduled command asks the engine to do."""
+    """CommandName is the kind of work that a scheduled command asks the engine to
+    do.
+    """
 
 COMMAND_NAME_UNSPECIFIED: CommandName.ValueType  # 0
-"""Refused on write."""
+"""Rejected on write."""
 COMMAND_NAME_PROCESS_WORKFLOW: CommandName.ValueType  # 1
 """Run the workflow whose id is the command's data."""
 COMMAND_NAME_PROCESS_EVENT: CommandName.ValueType  # 2
@@ -47,8 +49,8 @@ Global___CommandName: typing_extensions.TypeAlias = CommandName
 
 @typing.final
 class ScheduledCommand(google.protobuf.message.Message):
-    """ScheduledCommand is work for later. There is at most one for each
-    (command_name, data).
+    """ScheduledCommand is work to be done at a later time. There is at most one for
+    each (command_name, data).
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -59,7 +61,7 @@ class ScheduledCommand(google.protobuf.message.Message):
     command_name: Global___CommandName.ValueType
     """What to do; required."""
     data: builtins.str
-    """What to do it with, a workflow's or an event's id; at most 2048 bytes."""
+    """The id of the workflow or event to process; at most 2048 bytes."""
     execute_time: builtins.int
     """When it is due, in milliseconds since 1970-01-01T00:00:00Z; any int64."""
     def __init__(
@@ -75,7 +77,7 @@ Global___ScheduledCommand: typing_extensions.TypeAlias = ScheduledCommand
 
 @typing.final
 class ClaimedCommand(google.protobuf.message.Message):
-    """ClaimedCommand is a due command that one claimer holds under a lease."""
+    """ClaimedCommand is a due command that one worker holds under a lease."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -86,17 +88,18 @@ class ClaimedCommand(google.protobuf.message.Message):
     lease_token: builtins.str
     """Proof of the claim, for CompleteCommands and ReleaseCommands. Opaque."""
     epoch: builtins.int
-    """The number of the claim: each claim of a store has a higher one than all
-    before it. To fence off, in other systems, those who held it earlier.
+    """The fencing token: every claim in a store has a higher epoch than all
+    claims before it. Pass it to other systems so that they can reject writes
+    from earlier holders.
     """
     @property
     def command(self) -> Global___ScheduledCommand:
-        """The command as it was when it was claimed."""
+        """The command at the time of the claim."""
 
     @property
     def lease_expiry(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When the lease ends by itself, by the database's clock. From then on the
-        command is due again and may be claimed by others.
+        """When the lease expires, by the database's clock. From then on the command
+        is due again and other workers may claim it.
         """
 
     def __init__(
@@ -135,7 +138,7 @@ Global___ScheduleCommandRequest: typing_extensions.TypeAlias = ScheduleCommandRe
 
 @typing.final
 class ScheduleCommandResponse(google.protobuf.message.Message):
-    """ScheduleCommandResponse is the answer of ScheduleCommand."""
+    """ScheduleCommandResponse is the response of ScheduleCommand."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -156,11 +159,11 @@ class ClaimCommandsRequest(google.protobuf.message.Message):
     LEASE_DURATION_FIELD_NUMBER: builtins.int
     WORKER_ID_FIELD_NUMBER: builtins.int
     limit: builtins.int
-    """How many commands to claim at most. 0: 100; above 1000: 1000; negative:
-    INVALID_ARGUMENT.
+    """Maximum number of commands to claim. 0 means 100; values above 1000 mean
+    1000; negative: INVALID_ARGUMENT.
     """
     worker_id: builtins.str
-    """Who claims, for people who look; at most 512 bytes."""
+    """The worker that claims, for information only; at most 512 bytes."""
     @property
     def as_of(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Commands due up to and including this time, truncated to milliseconds;
@@ -169,7 +172,7 @@ class ClaimCommandsRequest(google.protobuf.message.Message):
 
     @property
     def lease_duration(self) -> google.protobuf.duration_pb2.Duration:
-        """How long the claim holds; absent: 30 s. 1 ms to 24 h."""
+        """How long the lease lasts; absent: 30 s. 1 ms to 24 h."""
 
     def __init__(
         self,
@@ -186,14 +189,14 @@ Global___ClaimCommandsRequest: typing_extensions.TypeAlias = ClaimCommandsReques
 
 @typing.final
 class ClaimCommandsResponse(google.protobuf.message.Message):
-    """ClaimCommandsResponse is the answer of ClaimCommands."""
+    """ClaimCommandsResponse is the response of ClaimCommands."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     COMMANDS_FIELD_NUMBER: builtins.int
     @property
     def commands(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ClaimedCommand]:
-        """The claimed commands, soonest execute_time first; fewer than the limit, or
+        """The claimed commands, soonest execute_time first; fewer than `limit`, or
         none, if no more are due.
         """
 
@@ -215,7 +218,7 @@ class CompleteCommandsRequest(google.protobuf.message.Message):
     LEASE_TOKENS_FIELD_NUMBER: builtins.int
     @property
     def lease_tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The lease tokens of the handled commands; at most 1000, none twice."""
+        """The lease tokens of the handled commands; at most 1000, no duplicates."""
 
     def __init__(
         self,
@@ -228,7 +231,7 @@ Global___CompleteCommandsRequest: typing_extensions.TypeAlias = CompleteCommands
 
 @typing.final
 class CompleteCommandsResponse(google.protobuf.message.Message):
-    """CompleteCommandsResponse is the answer of CompleteCommands."""
+    """CompleteCommandsResponse is the response of CompleteCommands."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -247,7 +250,7 @@ class ReleaseCommandsRequest(google.protobuf.message.Message):
     LEASE_TOKENS_FIELD_NUMBER: builtins.int
     @property
     def lease_tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The lease tokens of the commands to give back; at most 1000, none twice."""
+        """The lease tokens of the commands to release; at most 1000, no duplicates."""
 
     def __init__(
         self,
@@ -260,7 +263,7 @@ Global___ReleaseCommandsRequest: typing_extensions.TypeAlias = ReleaseCommandsRe
 
 @typing.final
 class ReleaseCommandsResponse(google.protobuf.message.Message):
-    """ReleaseCommandsResponse is the answer of ReleaseCommands."""
+    """ReleaseCommandsResponse is the response of ReleaseCommands."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -280,14 +283,12 @@ class RenewCommandsRequest(google.protobuf.message.Message):
     LEASE_DURATION_FIELD_NUMBER: builtins.int
     @property
     def lease_tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The lease tokens of the claims to hold on to; at most 1000, none twice. They
-        stay valid.
-        """
+        """The lease tokens to renew; at most 1000, no duplicates. They stay valid."""
 
     @property
     def lease_duration(self) -> google.protobuf.duration_pb2.Duration:
-        """How long the leases last from now on; absent: 30 s. 1 ms to 24 h, truncated
-        to milliseconds.
+        """How long the leases last from now; absent: 30 s. 1 ms to 24 h, truncated to
+        milliseconds.
         """
 
     def __init__(
@@ -303,15 +304,15 @@ Global___RenewCommandsRequest: typing_extensions.TypeAlias = RenewCommandsReques
 
 @typing.final
 class RenewCommandsResponse(google.protobuf.message.Message):
-    """RenewCommandsResponse is the answer of RenewCommands."""
+    """RenewCommandsResponse is the response of RenewCommands."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     LEASE_EXPIRY_FIELD_NUMBER: builtins.int
     @property
     def lease_expiry(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When all these leases end by themselves, by the database's clock; absent: no
-        lease was named.
+        """When all these leases expire, by the database's clock; absent: the request
+        named no lease.
         """
 
     def __init__(

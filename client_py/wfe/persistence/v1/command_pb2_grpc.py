@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class ScheduledCommandServiceStub(object):
-    """ScheduledCommandService keeps work for later and hands out what is due:
-    claim, handle, complete. Every call is one transaction.
+    """ScheduledCommandService stores scheduled work and lets workers claim what is
+    due: claim, handle, complete. Every call is one transaction.
     """
 
     def __init__(self, channel):
@@ -64,44 +64,44 @@ class ScheduledCommandServiceStub(object):
 
 
 class ScheduledCommandServiceServicer(object):
-    """ScheduledCommandService keeps work for later and hands out what is due:
-    claim, handle, complete. Every call is one transaction.
+    """ScheduledCommandService stores scheduled work and lets workers claim what is
+    due: claim, handle, complete. Every call is one transaction.
     """
 
     def ScheduleCommand(self, request, context):
-        """Schedules a command, or, if there is one of the same name and data already,
-        replaces its execute_time. A command that is claimed at that moment stays
-        claimed, and its completion then leaves it scheduled. Idempotent.
-        Errors: INVALID_ARGUMENT.
+        """Schedules a command (an upsert: if there is one with the same name and
+        data, its execute_time is replaced). A command that is claimed at the time
+        stays claimed, and remains scheduled when that claim is completed.
+        Idempotent. Errors: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ClaimCommands(self, request, context):
-        """Hands out due commands (`execute_time <= as_of`, not under somebody's lease),
-        soonest first, each to one claimer at a time. Callers never wait for each
-        other: what another call is claiming at that moment is passed over. After a
-        lost answer the claimed commands become due again when their leases expire.
-        Errors: INVALID_ARGUMENT.
+        """Claims due commands (`execute_time <= as_of`, not under a lease), soonest
+        first, each for one worker at a time. Callers never block each other:
+        commands that a concurrent call is claiming are skipped. Not idempotent: if
+        the response is lost, the claimed commands become due again when their
+        leases expire. Errors: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CompleteCommands(self, request, context):
-        """Removes what was claimed and handled. A command scheduled again since its
-        claim stays, with its new time and without the lease. All or nothing.
-        Errors: FAILED_PRECONDITION (LEASE_LOST) if a command is no longer claimed
-        under its token, which a second call after a lost answer sees too: nothing
-        is changed then; INVALID_ARGUMENT.
+        """Removes claimed commands that have been handled. A command rescheduled
+        since its claim stays, with its new time and without the lease. All or
+        nothing. Errors: FAILED_PRECONDITION (LEASE_LOST) if a command is no longer
+        claimed under its token (a retry after a lost response gets this too);
+        nothing is changed then; INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseCommands(self, request, context):
-        """Gives claimed commands back unhandled: they are due again at once. All or
+        """Releases claimed commands unhandled: they are due again immediately. All or
         nothing. Errors: FAILED_PRECONDITION (LEASE_LOST), as for CompleteCommands;
         INVALID_ARGUMENT.
         """
@@ -110,9 +110,9 @@ class ScheduledCommandServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RenewCommands(self, request, context):
-        """Holds claimed commands for longer: for `lease_duration` from now on, by the
-        database's clock. A lease that has expired can't be renewed, even if nobody
-        else claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
+        """Renews leases: they expire `lease_duration` from now, by the database's
+        clock. A lease that has expired cannot be renewed, even if no other worker
+        has claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
         (LEASE_LOST); INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -156,8 +156,8 @@ def add_ScheduledCommandServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ScheduledCommandService(object):
-    """ScheduledCommandService keeps work for later and hands out what is due:
-    claim, handle, complete. Every call is one transaction.
+    """ScheduledCommandService stores scheduled work and lets workers claim what is
+    due: claim, handle, complete. Every call is one transaction.
     """
 
     @staticmethod

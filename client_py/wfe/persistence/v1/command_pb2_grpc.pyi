@@ -106,8 +106,8 @@ _ScheduledCommandServiceRenewCommandsType = typing_extensions.TypeVar(
 )
 
 class ScheduledCommandServiceStub(typing.Generic[_ScheduledCommandServiceScheduleCommandType, _ScheduledCommandServiceClaimCommandsType, _ScheduledCommandServiceCompleteCommandsType, _ScheduledCommandServiceReleaseCommandsType, _ScheduledCommandServiceRenewCommandsType]):
-    """ScheduledCommandService keeps work for later and hands out what is due:
-    claim, handle, complete. Every call is one transaction.
+    """ScheduledCommandService stores scheduled work and lets workers claim what is
+    due: claim, handle, complete. Every call is one transaction.
     """
 
     @typing.overload
@@ -159,38 +159,38 @@ class ScheduledCommandServiceStub(typing.Generic[_ScheduledCommandServiceSchedul
     ], channel: grpc.aio.Channel) -> None: ...
 
     ScheduleCommand: _ScheduledCommandServiceScheduleCommandType
-    """Schedules a command, or, if there is one of the same name and data already,
-    replaces its execute_time. A command that is claimed at that moment stays
-    claimed, and its completion then leaves it scheduled. Idempotent.
-    Errors: INVALID_ARGUMENT.
+    """Schedules a command (an upsert: if there is one with the same name and
+    data, its execute_time is replaced). A command that is claimed at the time
+    stays claimed, and remains scheduled when that claim is completed.
+    Idempotent. Errors: INVALID_ARGUMENT.
     """
 
     ClaimCommands: _ScheduledCommandServiceClaimCommandsType
-    """Hands out due commands (`execute_time <= as_of`, not under somebody's lease),
-    soonest first, each to one claimer at a time. Callers never wait for each
-    other: what another call is claiming at that moment is passed over. After a
-    lost answer the claimed commands become due again when their leases expire.
-    Errors: INVALID_ARGUMENT.
+    """Claims due commands (`execute_time <= as_of`, not under a lease), soonest
+    first, each for one worker at a time. Callers never block each other:
+    commands that a concurrent call is claiming are skipped. Not idempotent: if
+    the response is lost, the claimed commands become due again when their
+    leases expire. Errors: INVALID_ARGUMENT.
     """
 
     CompleteCommands: _ScheduledCommandServiceCompleteCommandsType
-    """Removes what was claimed and handled. A command scheduled again since its
-    claim stays, with its new time and without the lease. All or nothing.
-    Errors: FAILED_PRECONDITION (LEASE_LOST) if a command is no longer claimed
-    under its token, which a second call after a lost answer sees too: nothing
-    is changed then; INVALID_ARGUMENT.
+    """Removes claimed commands that have been handled. A command rescheduled
+    since its claim stays, with its new time and without the lease. All or
+    nothing. Errors: FAILED_PRECONDITION (LEASE_LOST) if a command is no longer
+    claimed under its token (a retry after a lost response gets this too);
+    nothing is changed then; INVALID_ARGUMENT.
     """
 
     ReleaseCommands: _ScheduledCommandServiceReleaseCommandsType
-    """Gives claimed commands back unhandled: they are due again at once. All or
+    """Releases claimed commands unhandled: they are due again immediately. All or
     nothing. Errors: FAILED_PRECONDITION (LEASE_LOST), as for CompleteCommands;
     INVALID_ARGUMENT.
     """
 
     RenewCommands: _ScheduledCommandServiceRenewCommandsType
-    """Holds claimed commands for longer: for `lease_duration` from now on, by the
-    database's clock. A lease that has expired can't be renewed, even if nobody
-    else claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
+    """Renews leases: they expire `lease_duration` from now, by the database's
+    clock. A lease that has expired cannot be renewed, even if no other worker
+    has claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
     (LEASE_LOST); INVALID_ARGUMENT.
     """
 
@@ -218,8 +218,8 @@ ScheduledCommandServiceAsyncStub: typing_extensions.TypeAlias = ScheduledCommand
 ]
 
 class ScheduledCommandServiceServicer(metaclass=abc.ABCMeta):
-    """ScheduledCommandService keeps work for later and hands out what is due:
-    claim, handle, complete. Every call is one transaction.
+    """ScheduledCommandService stores scheduled work and lets workers claim what is
+    due: claim, handle, complete. Every call is one transaction.
     """
 
     @abc.abstractmethod
@@ -228,10 +228,10 @@ class ScheduledCommandServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.command_pb2.ScheduleCommandRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.command_pb2.ScheduleCommandResponse, collections.abc.Awaitable[wfe.persistence.v1.command_pb2.ScheduleCommandResponse]]:
-        """Schedules a command, or, if there is one of the same name and data already,
-        replaces its execute_time. A command that is claimed at that moment stays
-        claimed, and its completion then leaves it scheduled. Idempotent.
-        Errors: INVALID_ARGUMENT.
+        """Schedules a command (an upsert: if there is one with the same name and
+        data, its execute_time is replaced). A command that is claimed at the time
+        stays claimed, and remains scheduled when that claim is completed.
+        Idempotent. Errors: INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod
@@ -240,11 +240,11 @@ class ScheduledCommandServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.command_pb2.ClaimCommandsRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.command_pb2.ClaimCommandsResponse, collections.abc.Awaitable[wfe.persistence.v1.command_pb2.ClaimCommandsResponse]]:
-        """Hands out due commands (`execute_time <= as_of`, not under somebody's lease),
-        soonest first, each to one claimer at a time. Callers never wait for each
-        other: what another call is claiming at that moment is passed over. After a
-        lost answer the claimed commands become due again when their leases expire.
-        Errors: INVALID_ARGUMENT.
+        """Claims due commands (`execute_time <= as_of`, not under a lease), soonest
+        first, each for one worker at a time. Callers never block each other:
+        commands that a concurrent call is claiming are skipped. Not idempotent: if
+        the response is lost, the claimed commands become due again when their
+        leases expire. Errors: INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod
@@ -253,11 +253,11 @@ class ScheduledCommandServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.command_pb2.CompleteCommandsRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.command_pb2.CompleteCommandsResponse, collections.abc.Awaitable[wfe.persistence.v1.command_pb2.CompleteCommandsResponse]]:
-        """Removes what was claimed and handled. A command scheduled again since its
-        claim stays, with its new time and without the lease. All or nothing.
-        Errors: FAILED_PRECONDITION (LEASE_LOST) if a command is no longer claimed
-        under its token, which a second call after a lost answer sees too: nothing
-        is changed then; INVALID_ARGUMENT.
+        """Removes claimed commands that have been handled. A command rescheduled
+        since its claim stays, with its new time and without the lease. All or
+        nothing. Errors: FAILED_PRECONDITION (LEASE_LOST) if a command is no longer
+        claimed under its token (a retry after a lost response gets this too);
+        nothing is changed then; INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod
@@ -266,7 +266,7 @@ class ScheduledCommandServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.command_pb2.ReleaseCommandsRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.command_pb2.ReleaseCommandsResponse, collections.abc.Awaitable[wfe.persistence.v1.command_pb2.ReleaseCommandsResponse]]:
-        """Gives claimed commands back unhandled: they are due again at once. All or
+        """Releases claimed commands unhandled: they are due again immediately. All or
         nothing. Errors: FAILED_PRECONDITION (LEASE_LOST), as for CompleteCommands;
         INVALID_ARGUMENT.
         """
@@ -277,9 +277,9 @@ class ScheduledCommandServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.command_pb2.RenewCommandsRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.command_pb2.RenewCommandsResponse, collections.abc.Awaitable[wfe.persistence.v1.command_pb2.RenewCommandsResponse]]:
-        """Holds claimed commands for longer: for `lease_duration` from now on, by the
-        database's clock. A lease that has expired can't be renewed, even if nobody
-        else claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
+        """Renews leases: they expire `lease_duration` from now, by the database's
+        clock. A lease that has expired cannot be renewed, even if no other worker
+        has claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
         (LEASE_LOST); INVALID_ARGUMENT.
         """
 

@@ -32,45 +32,50 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """NOT_FOUND: no subscription has this id."""
     ERROR_REASON_NAMESPACE_NOT_FOUND: _ErrorReason.ValueType  # 4
     """NOT_FOUND: the namespace named by the metadata `wfe-namespace` does not
-    exist. Nothing is created by naming it.
+    exist. Namespaces are never created implicitly.
     """
     ERROR_REASON_POINTER_NOT_FOUND: _ErrorReason.ValueType  # 5
-    """NOT_FOUND: the workflow has no execution pointer of an id that a patch
-    removes; ErrorInfo's metadata names the `field`.
+    """NOT_FOUND: a patch removes an execution pointer that the workflow does not
+    have; ErrorInfo's metadata has the `field`.
     """
     ERROR_REASON_WORKFLOW_ALREADY_EXISTS: _ErrorReason.ValueType  # 10
-    """ALREADY_EXISTS: the workflow id is in use by a workflow that was created
-    with other content.
+    """ALREADY_EXISTS: the workflow id is in use by a workflow created with
+    different content.
     """
     ERROR_REASON_NAME_TAKEN: _ErrorReason.ValueType  # 11
-    """ALREADY_EXISTS: another workflow has this name; ErrorInfo's metadata names
+    """ALREADY_EXISTS: another workflow has this name; ErrorInfo's metadata has
     the `field`.
     """
     ERROR_REASON_EVENT_ALREADY_EXISTS: _ErrorReason.ValueType  # 12
-    """ALREADY_EXISTS: the event id is in use by an event created with other
+    """ALREADY_EXISTS: the event id is in use by an event created with different
     content.
     """
     ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS: _ErrorReason.ValueType  # 13
     """ALREADY_EXISTS: the subscription id is in use by a subscription created
-    with other content.
+    with different content.
     """
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 14
-    """ALREADY_EXISTS: this `request_id` named another write to the same workflow."""
+    """ALREADY_EXISTS: this `request_id` (idempotency key) was used for a
+    different write to the same workflow.
+    """
     ERROR_REASON_REVISION_MISMATCH: _ErrorReason.ValueType  # 20
     """ABORTED: `expected_revision` is not the stored revision; ErrorInfo's
-    metadata has the stored one as `revision`. Load, decide, persist again.
+    metadata has the stored one as `revision`. Load the workflow again, reapply
+    the change, and persist again.
     """
     ERROR_REASON_TRANSACTION_CONFLICT: _ErrorReason.ValueType  # 21
-    """ABORTED: the database broke off the transaction (deadlock or serialization
+    """ABORTED: the database aborted the transaction (deadlock or serialization
     failure) more often than the server retries. Nothing was written.
     """
     ERROR_REASON_TOKEN_MISMATCH: _ErrorReason.ValueType  # 30
-    """FAILED_PRECONDITION: the subscription is not held with the given token."""
+    """FAILED_PRECONDITION: the subscription is not held with the given token and
+    epoch.
+    """
     ERROR_REASON_LEASE_LOST: _ErrorReason.ValueType  # 31
     """FAILED_PRECONDITION: a command is no longer claimed under the given lease:
-    it was completed, released, or claimed by somebody else after the lease
-    expired. ErrorInfo's metadata counts the lost leases as `lost` and lists
-    their tokens (at most 20), separated by commas, as `lease_tokens`.
+    it was completed, released, or claimed by another worker after the lease
+    expired. ErrorInfo's metadata has the number of lost leases as `lost` and
+    their tokens (at most 20, comma-separated) as `lease_tokens`.
     """
     ERROR_REASON_TRUNCATE_NOT_ALLOWED: _ErrorReason.ValueType  # 32
     """FAILED_PRECONDITION: the server was started without the flag that allows
@@ -78,86 +83,90 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """
     ERROR_REASON_SCHEMA_OUTDATED: _ErrorReason.ValueType  # 33
     """FAILED_PRECONDITION: the store's tables are missing or older than this
-    server needs. EnsureStoreExists brings them up to date.
+    server requires. EnsureStoreExists migrates them.
     """
     ERROR_REASON_SCHEMA_TOO_NEW: _ErrorReason.ValueType  # 34
     """FAILED_PRECONDITION: the store was migrated by a newer server; this one
-    refuses to touch it.
+    refuses to use it.
     """
     ERROR_REASON_DATABASE_PERMISSION_DENIED: _ErrorReason.ValueType  # 35
-    """FAILED_PRECONDITION: the database role of the server may not do this; the
-    server's log says more.
+    """FAILED_PRECONDITION: the server's database role lacks the required
+    privilege; see the server's log for details.
     """
     ERROR_REASON_NAMESPACE_NOT_EMPTY: _ErrorReason.ValueType  # 36
-    """FAILED_PRECONDITION: the namespace has rows, or tables that are not ours, and
-    `force` was not given or does not cover them.
+    """FAILED_PRECONDITION: the namespace has rows and `force` was not set, or it
+    has tables that do not belong to this server, which `force` does not cover.
     """
     ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED: _ErrorReason.ValueType  # 37
     """FAILED_PRECONDITION: the server was started without the flag that allows
     DeleteNamespace.
     """
     ERROR_REASON_INVALID_FIELD: _ErrorReason.ValueType  # 40
-    """INVALID_ARGUMENT: one or more fields are bad; `google.rpc.BadRequest` has
-    the path of each and, as the violation's `reason`, a FieldViolationReason.
+    """INVALID_ARGUMENT: one or more fields are invalid; `google.rpc.BadRequest`
+    has the path of each and, as the violation's `reason`, a
+    FieldViolationReason.
     """
     ERROR_REASON_MALFORMED_MESSAGE: _ErrorReason.ValueType  # 41
-    """INVALID_ARGUMENT: the bytes are no message of the request's type, or text
-    in it is no UTF-8.
+    """INVALID_ARGUMENT: the bytes cannot be decoded as the request's message
+    type, or contain text that is not valid UTF-8.
     """
     ERROR_REASON_INVALID_PAGE_TOKEN: _ErrorReason.ValueType  # 42
-    """INVALID_ARGUMENT: the page token was not given out for this query."""
+    """INVALID_ARGUMENT: the page token was not issued for this query."""
     ERROR_REASON_INVALID_NAMESPACE: _ErrorReason.ValueType  # 43
     """INVALID_ARGUMENT: the metadata `wfe-namespace` does not match
     `[a-z][a-z0-9_]{0,39}`.
     """
     ERROR_REASON_MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 50
     """RESOURCE_EXHAUSTED: the request is larger than the server's message limit;
-    ErrorInfo's metadata has it as `limit_bytes`.
+    ErrorInfo's metadata has the limit as `limit_bytes`.
     """
     ERROR_REASON_ANSWER_TOO_LARGE: _ErrorReason.ValueType  # 51
-    """RESOURCE_EXHAUSTED: what would be stored could not be read back in one
-    message, or the answer is over the limit; ErrorInfo's metadata has it as
-    `limit_bytes`. A write refused so has written nothing.
+    """RESOURCE_EXHAUSTED: the state to be stored could not be read back in one
+    message, or the response exceeds the limit; ErrorInfo's metadata has the
+    limit as `limit_bytes`. A write rejected for this reason has written
+    nothing.
     """
     ERROR_REASON_POOL_EXHAUSTED: _ErrorReason.ValueType  # 52
-    """RESOURCE_EXHAUSTED: every database connection stayed busy for as long as
-    the call could wait. Nothing was written; try again later.
+    """RESOURCE_EXHAUSTED: no connection of the pool became free before the call's
+    wait limit. Nothing was written; retry later.
     """
     ERROR_REASON_DATABASE_FULL: _ErrorReason.ValueType  # 53
-    """RESOURCE_EXHAUSTED: the database has no disk, memory or connections left.
-    Nothing was written; try again later.
+    """RESOURCE_EXHAUSTED: the database is out of disk space, memory or
+    connections. Nothing was written; retry later.
     """
     ERROR_REASON_NAMESPACE_BUSY: _ErrorReason.ValueType  # 54
-    """RESOURCE_EXHAUSTED: as many calls of this namespace are waiting as may wait
-    at once; other namespaces are served on. Nothing was written; try again
-    later, with fewer calls at once.
+    """RESOURCE_EXHAUSTED: the maximum number of calls of this namespace are
+    already waiting for a connection; other namespaces are not affected.
+    Nothing was written; retry later, with fewer concurrent calls.
     """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 60
-    """DEADLINE_EXCEEDED: the deadline passed, the client's own or the server's
-    default of 30 s, and the statement was called off.
+    """DEADLINE_EXCEEDED: the deadline (the client's, or the server's default of
+    30 s) passed, and the statement was cancelled.
     """
     ERROR_REASON_DATABASE_UNAVAILABLE: _ErrorReason.ValueType  # 70
-    """UNAVAILABLE: the database can't be reached or takes no writes now. Nothing
-    was written; try again.
+    """UNAVAILABLE: the database cannot be reached or does not accept writes at
+    present. Nothing was written; retry.
     """
     ERROR_REASON_COMMIT_OUTCOME_UNKNOWN: _ErrorReason.ValueType  # 71
-    """UNAVAILABLE: the connection broke after the write was sent and before the
-    database confirmed it, so it may or may not have been made. The same call
-    again is safe.
+    """UNAVAILABLE: the connection was lost after the write was sent and before
+    the database confirmed it, so it may or may not have been applied. Repeat
+    the same call only where the RPC's comment says that this is safe.
     """
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 72
-    """UNAVAILABLE: the server is shutting down; another one may answer."""
+    """UNAVAILABLE: the server is shutting down; retry, possibly on another
+    server.
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 90
-    """INTERNAL: a bug in the server. The message has a number under which the
+    """INTERNAL: a bug in the server. The message has an id under which the
     server's log has the details.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """ErrorReason says why a call failed. Every error status carries a
+    """ErrorReason is the reason why a call failed. Every error status carries a
     `google.rpc.ErrorInfo` whose `domain` is `wfe.persistence` and whose `reason`
     is the name of one of these values without its `ERROR_REASON_` prefix, for
-    example `WORKFLOW_NOT_FOUND`. Programs decide by the reason; the message text
-    is for people and may change. What may be tried again also carries a
+    example `WORKFLOW_NOT_FOUND`. Programs must use the reason; the message text
+    is for people and may change. Errors worth retrying also carry a
     `google.rpc.RetryInfo`.
     """
 
@@ -171,45 +180,50 @@ ERROR_REASON_SUBSCRIPTION_NOT_FOUND: ErrorReason.ValueType  # 3
 """NOT_FOUND: no subscription has this id."""
 ERROR_REASON_NAMESPACE_NOT_FOUND: ErrorReason.ValueType  # 4
 """NOT_FOUND: the namespace named by the metadata `wfe-namespace` does not
-exist. Nothing is created by naming it.
+exist. Namespaces are never created implicitly.
 """
 ERROR_REASON_POINTER_NOT_FOUND: ErrorReason.ValueType  # 5
-"""NOT_FOUND: the workflow has no execution pointer of an id that a patch
-removes; ErrorInfo's metadata names the `field`.
+"""NOT_FOUND: a patch removes an execution pointer that the workflow does not
+have; ErrorInfo's metadata has the `field`.
 """
 ERROR_REASON_WORKFLOW_ALREADY_EXISTS: ErrorReason.ValueType  # 10
-"""ALREADY_EXISTS: the workflow id is in use by a workflow that was created
-with other content.
+"""ALREADY_EXISTS: the workflow id is in use by a workflow created with
+different content.
 """
 ERROR_REASON_NAME_TAKEN: ErrorReason.ValueType  # 11
-"""ALREADY_EXISTS: another workflow has this name; ErrorInfo's metadata names
+"""ALREADY_EXISTS: another workflow has this name; ErrorInfo's metadata has
 the `field`.
 """
 ERROR_REASON_EVENT_ALREADY_EXISTS: ErrorReason.ValueType  # 12
-"""ALREADY_EXISTS: the event id is in use by an event created with other
+"""ALREADY_EXISTS: the event id is in use by an event created with different
 content.
 """
 ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS: ErrorReason.ValueType  # 13
 """ALREADY_EXISTS: the subscription id is in use by a subscription created
-with other content.
+with different content.
 """
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 14
-"""ALREADY_EXISTS: this `request_id` named another write to the same workflow."""
+"""ALREADY_EXISTS: this `request_id` (idempotency key) was used for a
+different write to the same workflow.
+"""
 ERROR_REASON_REVISION_MISMATCH: ErrorReason.ValueType  # 20
 """ABORTED: `expected_revision` is not the stored revision; ErrorInfo's
-metadata has the stored one as `revision`. Load, decide, persist again.
+metadata has the stored one as `revision`. Load the workflow again, reapply
+the change, and persist again.
 """
 ERROR_REASON_TRANSACTION_CONFLICT: ErrorReason.ValueType  # 21
-"""ABORTED: the database broke off the transaction (deadlock or serialization
+"""ABORTED: the database aborted the transaction (deadlock or serialization
 failure) more often than the server retries. Nothing was written.
 """
 ERROR_REASON_TOKEN_MISMATCH: ErrorReason.ValueType  # 30
-"""FAILED_PRECONDITION: the subscription is not held with the given token."""
+"""FAILED_PRECONDITION: the subscription is not held with the given token and
+epoch.
+"""
 ERROR_REASON_LEASE_LOST: ErrorReason.ValueType  # 31
 """FAILED_PRECONDITION: a command is no longer claimed under the given lease:
-it was completed, released, or claimed by somebody else after the lease
-expired. ErrorInfo's metadata counts the lost leases as `lost` and lists
-their tokens (at most 20), separated by commas, as `lease_tokens`.
+it was completed, released, or claimed by another worker after the lease
+expired. ErrorInfo's metadata has the number of lost leases as `lost` and
+their tokens (at most 20, comma-separated) as `lease_tokens`.
 """
 ERROR_REASON_TRUNCATE_NOT_ALLOWED: ErrorReason.ValueType  # 32
 """FAILED_PRECONDITION: the server was started without the flag that allows
@@ -217,77 +231,81 @@ TruncateAll.
 """
 ERROR_REASON_SCHEMA_OUTDATED: ErrorReason.ValueType  # 33
 """FAILED_PRECONDITION: the store's tables are missing or older than this
-server needs. EnsureStoreExists brings them up to date.
+server requires. EnsureStoreExists migrates them.
 """
 ERROR_REASON_SCHEMA_TOO_NEW: ErrorReason.ValueType  # 34
 """FAILED_PRECONDITION: the store was migrated by a newer server; this one
-refuses to touch it.
+refuses to use it.
 """
 ERROR_REASON_DATABASE_PERMISSION_DENIED: ErrorReason.ValueType  # 35
-"""FAILED_PRECONDITION: the database role of the server may not do this; the
-server's log says more.
+"""FAILED_PRECONDITION: the server's database role lacks the required
+privilege; see the server's log for details.
 """
 ERROR_REASON_NAMESPACE_NOT_EMPTY: ErrorReason.ValueType  # 36
-"""FAILED_PRECONDITION: the namespace has rows, or tables that are not ours, and
-`force` was not given or does not cover them.
+"""FAILED_PRECONDITION: the namespace has rows and `force` was not set, or it
+has tables that do not belong to this server, which `force` does not cover.
 """
 ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED: ErrorReason.ValueType  # 37
 """FAILED_PRECONDITION: the server was started without the flag that allows
 DeleteNamespace.
 """
 ERROR_REASON_INVALID_FIELD: ErrorReason.ValueType  # 40
-"""INVALID_ARGUMENT: one or more fields are bad; `google.rpc.BadRequest` has
-the path of each and, as the violation's `reason`, a FieldViolationReason.
+"""INVALID_ARGUMENT: one or more fields are invalid; `google.rpc.BadRequest`
+has the path of each and, as the violation's `reason`, a
+FieldViolationReason.
 """
 ERROR_REASON_MALFORMED_MESSAGE: ErrorReason.ValueType  # 41
-"""INVALID_ARGUMENT: the bytes are no message of the request's type, or text
-in it is no UTF-8.
+"""INVALID_ARGUMENT: the bytes cannot be decoded as the request's message
+type, or contain text that is not valid UTF-8.
 """
 ERROR_REASON_INVALID_PAGE_TOKEN: ErrorReason.ValueType  # 42
-"""INVALID_ARGUMENT: the page token was not given out for this query."""
+"""INVALID_ARGUMENT: the page token was not issued for this query."""
 ERROR_REASON_INVALID_NAMESPACE: ErrorReason.ValueType  # 43
 """INVALID_ARGUMENT: the metadata `wfe-namespace` does not match
 `[a-z][a-z0-9_]{0,39}`.
 """
 ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 50
 """RESOURCE_EXHAUSTED: the request is larger than the server's message limit;
-ErrorInfo's metadata has it as `limit_bytes`.
+ErrorInfo's metadata has the limit as `limit_bytes`.
 """
 ERROR_REASON_ANSWER_TOO_LARGE: ErrorReason.ValueType  # 51
-"""RESOURCE_EXHAUSTED: what would be stored could not be read back in one
-message, or the answer is over the limit; ErrorInfo's metadata has it as
-`limit_bytes`. A write refused so has written nothing.
+"""RESOURCE_EXHAUSTED: the state to be stored could not be read back in one
+message, or the response exceeds the limit; ErrorInfo's metadata has the
+limit as `limit_bytes`. A write rejected for this reason has written
+nothing.
 """
 ERROR_REASON_POOL_EXHAUSTED: ErrorReason.ValueType  # 52
-"""RESOURCE_EXHAUSTED: every database connection stayed busy for as long as
-the call could wait. Nothing was written; try again later.
+"""RESOURCE_EXHAUSTED: no connection of the pool became free before the call's
+wait limit. Nothing was written; retry later.
 """
 ERROR_REASON_DATABASE_FULL: ErrorReason.ValueType  # 53
-"""RESOURCE_EXHAUSTED: the database has no disk, memory or connections left.
-Nothing was written; try again later.
+"""RESOURCE_EXHAUSTED: the database is out of disk space, memory or
+connections. Nothing was written; retry later.
 """
 ERROR_REASON_NAMESPACE_BUSY: ErrorReason.ValueType  # 54
-"""RESOURCE_EXHAUSTED: as many calls of this namespace are waiting as may wait
-at once; other namespaces are served on. Nothing was written; try again
-later, with fewer calls at once.
+"""RESOURCE_EXHAUSTED: the maximum number of calls of this namespace are
+already waiting for a connection; other namespaces are not affected.
+Nothing was written; retry later, with fewer concurrent calls.
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 60
-"""DEADLINE_EXCEEDED: the deadline passed, the client's own or the server's
-default of 30 s, and the statement was called off.
+"""DEADLINE_EXCEEDED: the deadline (the client's, or the server's default of
+30 s) passed, and the statement was cancelled.
 """
 ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 70
-"""UNAVAILABLE: the database can't be reached or takes no writes now. Nothing
-was written; try again.
+"""UNAVAILABLE: the database cannot be reached or does not accept writes at
+present. Nothing was written; retry.
 """
 ERROR_REASON_COMMIT_OUTCOME_UNKNOWN: ErrorReason.ValueType  # 71
-"""UNAVAILABLE: the connection broke after the write was sent and before the
-database confirmed it, so it may or may not have been made. The same call
-again is safe.
+"""UNAVAILABLE: the connection was lost after the write was sent and before
+the database confirmed it, so it may or may not have been applied. Repeat
+the same call only where the RPC's comment says that this is safe.
 """
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 72
-"""UNAVAILABLE: the server is shutting down; another one may answer."""
+"""UNAVAILABLE: the server is shutting down; retry, possibly on another
+server.
+"""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 90
-"""INTERNAL: a bug in the server. The message has a number under which the
+"""INTERNAL: a bug in the server. The message has an id under which the
 server's log has the details.
 """
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason
@@ -301,71 +319,72 @@ class _FieldViolationReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wr
     FIELD_VIOLATION_REASON_UNSPECIFIED: _FieldViolationReason.ValueType  # 0
     """Never sent."""
     FIELD_VIOLATION_REASON_REQUIRED: _FieldViolationReason.ValueType  # 1
-    """The field must be given and is absent, empty or blank."""
+    """The field is required, and is absent, empty or blank."""
     FIELD_VIOLATION_REASON_TEXT_HAS_NUL: _FieldViolationReason.ValueType  # 2
-    """Text contains U+0000, which PostgreSQL can't store."""
+    """Text contains U+0000, which PostgreSQL cannot store."""
     FIELD_VIOLATION_REASON_TOO_LONG: _FieldViolationReason.ValueType  # 3
     """Text is longer than the bound in the field's comment."""
     FIELD_VIOLATION_REASON_JSON_INVALID: _FieldViolationReason.ValueType  # 4
-    """The text is no JSON document as RFC 8259 defines it (so no NaN and no
+    """The text is not valid JSON as defined by RFC 8259 (which has no NaN or
     Infinity).
     """
     FIELD_VIOLATION_REASON_JSON_CHARACTER: _FieldViolationReason.ValueType  # 5
-    """The JSON document contains the escape of U+0000 or of a lone surrogate."""
+    """The JSON document contains an escaped U+0000 or an escaped lone surrogate."""
     FIELD_VIOLATION_REASON_JSON_TOO_DEEP: _FieldViolationReason.ValueType  # 6
     """The JSON document is nested more than 100 levels deep."""
     FIELD_VIOLATION_REASON_JSON_NUMBER: _FieldViolationReason.ValueType  # 7
-    """A number in the JSON document has an exponent beyond 1000 or, written out
-    without it, more than 2000 digits.
+    """A number in the JSON document has an exponent beyond 1000 or, written
+    without an exponent, more than 2000 digits.
     """
     FIELD_VIOLATION_REASON_ENUM_VALUE: _FieldViolationReason.ValueType  # 8
     """The enum value is UNSPECIFIED or unknown to this server."""
     FIELD_VIOLATION_REASON_TIME_RANGE: _FieldViolationReason.ValueType  # 9
     """The time or duration is outside the bounds in the field's comment, or its
-    nanos are.
+    `nanos` are.
     """
     FIELD_VIOLATION_REASON_NUMBER_RANGE: _FieldViolationReason.ValueType  # 10
     """The number is outside the bounds in the field's comment."""
     FIELD_VIOLATION_REASON_DUPLICATE: _FieldViolationReason.ValueType  # 11
-    """An id that must be unique in its list stands there twice."""
+    """A value that must be unique is duplicated in the list."""
     FIELD_VIOLATION_REASON_FORMAT: _FieldViolationReason.ValueType  # 12
-    """The field has not the form its comment describes."""
+    """The field does not have the format that its comment describes."""
 
 class FieldViolationReason(_FieldViolationReason, metaclass=_FieldViolationReasonEnumTypeWrapper):
-    """FieldViolationReason says what is wrong with one field of a request; its name
-    without the prefix is the `reason` of a `google.rpc.BadRequest.FieldViolation`.
+    """FieldViolationReason is what is wrong with one field of a request; its name
+    without the prefix is the `reason` of a
+    `google.rpc.BadRequest.FieldViolation`.
     """
 
 FIELD_VIOLATION_REASON_UNSPECIFIED: FieldViolationReason.ValueType  # 0
 """Never sent."""
 FIELD_VIOLATION_REASON_REQUIRED: FieldViolationReason.ValueType  # 1
-"""The field must be given and is absent, empty or blank."""
+"""The field is required, and is absent, empty or blank."""
 FIELD_VIOLATION_REASON_TEXT_HAS_NUL: FieldViolationReason.ValueType  # 2
-"""Text contains U+0000, which PostgreSQL can't store."""
+"""Text contains U+0000, which PostgreSQL cannot store."""
 FIELD_VIOLATION_REASON_TOO_LONG: FieldViolationReason.ValueType  # 3
 """Text is longer than the bound in the field's comment."""
 FIELD_VIOLATION_REASON_JSON_INVALID: FieldViolationReason.ValueType  # 4
-"""The text is no JSON document as RFC 8259 defines it (so no NaN and no
+"""The text is not valid JSON as defined by RFC 8259 (which has no NaN or
 Infinity).
 """
 FIELD_VIOLATION_REASON_JSON_CHARACTER: FieldViolationReason.ValueType  # 5
-"""The JSON document contains the escape of U+0000 or of a lone surrogate."""
+"""The JSON document contains an escaped U+0000 or an escaped lone surrogate."""
 FIELD_VIOLATION_REASON_JSON_TOO_DEEP: FieldViolationReason.ValueType  # 6
 """The JSON document is nested more than 100 levels deep."""
 FIELD_VIOLATION_REASON_JSON_NUMBER: FieldViolationReason.ValueType  # 7
-"""A number in the JSON document has an exponent beyond 1000 or, written out
-without it, more than 2000 digits.
+"""A number in the JSON document has an exponent beyond 1000 or, written
+without an exponent, more than 2000 digits.
 """
 FIELD_VIOLATION_REASON_ENUM_VALUE: FieldViolationReason.ValueType  # 8
 """The enum value is UNSPECIFIED or unknown to this server."""
 FIELD_VIOLATION_REASON_TIME_RANGE: FieldViolationReason.ValueType  # 9
 """The time or duration is outside the bounds in the field's comment, or its
-nanos are.
+`nanos` are.
 """
 FIELD_VIOLATION_REASON_NUMBER_RANGE: FieldViolationReason.ValueType  # 10
 """The number is outside the bounds in the field's comment."""
 FIELD_VIOLATION_REASON_DUPLICATE: FieldViolationReason.ValueType  # 11
-"""An id that must be unique in its list stands there twice."""
+"""A value that must be unique is duplicated in the list."""
 FIELD_VIOLATION_REASON_FORMAT: FieldViolationReason.ValueType  # 12
-"""The field has not the form its comment describes."""
+"""The field does not have the format that its comment describes."""
 Global___FieldViolationReason: typing_extensions.TypeAlias = FieldViolationReason

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class EventServiceStub(object):
-    """EventService stores events and finds those that still have to be processed.
-    Every call is one transaction (a purge: several).
+    """EventService stores events and finds those that have not been processed yet.
+    Every call is one transaction (a purge runs several).
     """
 
     def __init__(self, channel):
@@ -79,41 +79,42 @@ class EventServiceStub(object):
 
 
 class EventServiceServicer(object):
-    """EventService stores events and finds those that still have to be processed.
-    Every call is one transaction (a purge: several).
+    """EventService stores events and finds those that have not been processed yet.
+    Every call is one transaction (a purge runs several).
     """
 
     def CreateEvent(self, request, context):
-        """Stores a new event. The same request again (same id, same content) answers
-        the same and changes nothing, even if the event was marked processed since.
-        Errors: ALREADY_EXISTS (EVENT_ALREADY_EXISTS) if the id is in use by other
-        content; INVALID_ARGUMENT.
+        """Stores a new event. Idempotent: repeating the request (same id, same
+        content) returns the same response and changes nothing, even if the event
+        has been marked as processed since. Errors: ALREADY_EXISTS
+        (EVENT_ALREADY_EXISTS) if the id is in use with different content;
+        INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetEvent(self, request, context):
-        """Answers one event. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
+        """Returns one event. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetRunnableEvents(self, request, context):
-        """Answers the ids of unprocessed events with `event_time <= as_at`, oldest
-        first, in pages. Each page is read by itself: an event marked processed
-        between two pages is left out. Errors: INVALID_ARGUMENT.
+        """Returns the ids of unprocessed events with `event_time <= as_at`, oldest
+        first, in pages. Each page is read from its own snapshot: an event marked
+        as processed between two pages is omitted. Errors: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetEvents(self, request, context):
-        """Answers the ids of events of a name and key with `event_time <= as_of`,
-        processed or not, oldest first, in pages. (The direction is the WFE
-        engine's own; the .NET engine of the same family asks for `>=`.)
-        Errors: INVALID_ARGUMENT.
+        """Returns the ids of events of a name and key with `event_time <= as_of`,
+        processed or not, oldest first, in pages. (This is the comparison that the
+        WFE engine uses; the related .NET engine uses `>=`.) Errors:
+        INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -128,27 +129,26 @@ class EventServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def MarkEventUnprocessed(self, request, context):
-        """Marks an event as not processed, so that it is handed out again.
-        Idempotent. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
+        """Marks an event as not processed, so that GetRunnableEvents returns it
+        again. Idempotent. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListEvents(self, request, context):
-        """Answers events by their event_time, in pages, for people and tools that look
-        into a store. The place in the list is kept by event_time and id. Errors:
-        INVALID_ARGUMENT.
+        """Lists events by event_time, in pages, for inspection by people and tools. A
+        page token records event_time and id. Errors: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PurgeEvents(self, request, context):
-        """Deletes events, the oldest first. What somebody else is writing at that
-        moment is passed over. One call makes several short transactions and stops
-        when its budget is used up: call again with `next_page_token` until that is
-        empty. Repeating a call is safe. Errors: INVALID_ARGUMENT.
+        """Deletes events, oldest first. Rows locked by concurrent writers are
+        skipped. One call runs several short transactions and stops when `max_rows`
+        is used up: call again with `next_page_token` until it is empty. Repeating
+        a call is safe. Errors: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -206,8 +206,8 @@ def add_EventServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EventService(object):
-    """EventService stores events and finds those that still have to be processed.
-    Every call is one transaction (a purge: several).
+    """EventService stores events and finds those that have not been processed yet.
+    Every call is one transaction (a purge runs several).
     """
 
     @staticmethod

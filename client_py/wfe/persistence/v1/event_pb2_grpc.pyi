@@ -154,8 +154,8 @@ _EventServicePurgeEventsType = typing_extensions.TypeVar(
 )
 
 class EventServiceStub(typing.Generic[_EventServiceCreateEventType, _EventServiceGetEventType, _EventServiceGetRunnableEventsType, _EventServiceGetEventsType, _EventServiceMarkEventProcessedType, _EventServiceMarkEventUnprocessedType, _EventServiceListEventsType, _EventServicePurgeEventsType]):
-    """EventService stores events and finds those that still have to be processed.
-    Every call is one transaction (a purge: several).
+    """EventService stores events and finds those that have not been processed yet.
+    Every call is one transaction (a purge runs several).
     """
 
     @typing.overload
@@ -231,26 +231,27 @@ class EventServiceStub(typing.Generic[_EventServiceCreateEventType, _EventServic
     ], channel: grpc.aio.Channel) -> None: ...
 
     CreateEvent: _EventServiceCreateEventType
-    """Stores a new event. The same request again (same id, same content) answers
-    the same and changes nothing, even if the event was marked processed since.
-    Errors: ALREADY_EXISTS (EVENT_ALREADY_EXISTS) if the id is in use by other
-    content; INVALID_ARGUMENT.
+    """Stores a new event. Idempotent: repeating the request (same id, same
+    content) returns the same response and changes nothing, even if the event
+    has been marked as processed since. Errors: ALREADY_EXISTS
+    (EVENT_ALREADY_EXISTS) if the id is in use with different content;
+    INVALID_ARGUMENT.
     """
 
     GetEvent: _EventServiceGetEventType
-    """Answers one event. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT."""
+    """Returns one event. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT."""
 
     GetRunnableEvents: _EventServiceGetRunnableEventsType
-    """Answers the ids of unprocessed events with `event_time <= as_at`, oldest
-    first, in pages. Each page is read by itself: an event marked processed
-    between two pages is left out. Errors: INVALID_ARGUMENT.
+    """Returns the ids of unprocessed events with `event_time <= as_at`, oldest
+    first, in pages. Each page is read from its own snapshot: an event marked
+    as processed between two pages is omitted. Errors: INVALID_ARGUMENT.
     """
 
     GetEvents: _EventServiceGetEventsType
-    """Answers the ids of events of a name and key with `event_time <= as_of`,
-    processed or not, oldest first, in pages. (The direction is the WFE
-    engine's own; the .NET engine of the same family asks for `>=`.)
-    Errors: INVALID_ARGUMENT.
+    """Returns the ids of events of a name and key with `event_time <= as_of`,
+    processed or not, oldest first, in pages. (This is the comparison that the
+    WFE engine uses; the related .NET engine uses `>=`.) Errors:
+    INVALID_ARGUMENT.
     """
 
     MarkEventProcessed: _EventServiceMarkEventProcessedType
@@ -259,21 +260,20 @@ class EventServiceStub(typing.Generic[_EventServiceCreateEventType, _EventServic
     """
 
     MarkEventUnprocessed: _EventServiceMarkEventUnprocessedType
-    """Marks an event as not processed, so that it is handed out again.
-    Idempotent. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
+    """Marks an event as not processed, so that GetRunnableEvents returns it
+    again. Idempotent. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
     """
 
     ListEvents: _EventServiceListEventsType
-    """Answers events by their event_time, in pages, for people and tools that look
-    into a store. The place in the list is kept by event_time and id. Errors:
-    INVALID_ARGUMENT.
+    """Lists events by event_time, in pages, for inspection by people and tools. A
+    page token records event_time and id. Errors: INVALID_ARGUMENT.
     """
 
     PurgeEvents: _EventServicePurgeEventsType
-    """Deletes events, the oldest first. What somebody else is writing at that
-    moment is passed over. One call makes several short transactions and stops
-    when its budget is used up: call again with `next_page_token` until that is
-    empty. Repeating a call is safe. Errors: INVALID_ARGUMENT.
+    """Deletes events, oldest first. Rows locked by concurrent writers are
+    skipped. One call runs several short transactions and stops when `max_rows`
+    is used up: call again with `next_page_token` until it is empty. Repeating
+    a call is safe. Errors: INVALID_ARGUMENT.
     """
 
 EventServiceAsyncStub: typing_extensions.TypeAlias = EventServiceStub[
@@ -312,8 +312,8 @@ EventServiceAsyncStub: typing_extensions.TypeAlias = EventServiceStub[
 ]
 
 class EventServiceServicer(metaclass=abc.ABCMeta):
-    """EventService stores events and finds those that still have to be processed.
-    Every call is one transaction (a purge: several).
+    """EventService stores events and finds those that have not been processed yet.
+    Every call is one transaction (a purge runs several).
     """
 
     @abc.abstractmethod
@@ -322,10 +322,11 @@ class EventServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.event_pb2.CreateEventRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.event_pb2.CreateEventResponse, collections.abc.Awaitable[wfe.persistence.v1.event_pb2.CreateEventResponse]]:
-        """Stores a new event. The same request again (same id, same content) answers
-        the same and changes nothing, even if the event was marked processed since.
-        Errors: ALREADY_EXISTS (EVENT_ALREADY_EXISTS) if the id is in use by other
-        content; INVALID_ARGUMENT.
+        """Stores a new event. Idempotent: repeating the request (same id, same
+        content) returns the same response and changes nothing, even if the event
+        has been marked as processed since. Errors: ALREADY_EXISTS
+        (EVENT_ALREADY_EXISTS) if the id is in use with different content;
+        INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod
@@ -334,7 +335,7 @@ class EventServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.event_pb2.GetEventRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.event_pb2.GetEventResponse, collections.abc.Awaitable[wfe.persistence.v1.event_pb2.GetEventResponse]]:
-        """Answers one event. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT."""
+        """Returns one event. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT."""
 
     @abc.abstractmethod
     def GetRunnableEvents(
@@ -342,9 +343,9 @@ class EventServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.event_pb2.GetRunnableEventsRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.event_pb2.GetRunnableEventsResponse, collections.abc.Awaitable[wfe.persistence.v1.event_pb2.GetRunnableEventsResponse]]:
-        """Answers the ids of unprocessed events with `event_time <= as_at`, oldest
-        first, in pages. Each page is read by itself: an event marked processed
-        between two pages is left out. Errors: INVALID_ARGUMENT.
+        """Returns the ids of unprocessed events with `event_time <= as_at`, oldest
+        first, in pages. Each page is read from its own snapshot: an event marked
+        as processed between two pages is omitted. Errors: INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod
@@ -353,10 +354,10 @@ class EventServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.event_pb2.GetEventsRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.event_pb2.GetEventsResponse, collections.abc.Awaitable[wfe.persistence.v1.event_pb2.GetEventsResponse]]:
-        """Answers the ids of events of a name and key with `event_time <= as_of`,
-        processed or not, oldest first, in pages. (The direction is the WFE
-        engine's own; the .NET engine of the same family asks for `>=`.)
-        Errors: INVALID_ARGUMENT.
+        """Returns the ids of events of a name and key with `event_time <= as_of`,
+        processed or not, oldest first, in pages. (This is the comparison that the
+        WFE engine uses; the related .NET engine uses `>=`.) Errors:
+        INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod
@@ -375,8 +376,8 @@ class EventServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.event_pb2.MarkEventUnprocessedRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.event_pb2.MarkEventUnprocessedResponse, collections.abc.Awaitable[wfe.persistence.v1.event_pb2.MarkEventUnprocessedResponse]]:
-        """Marks an event as not processed, so that it is handed out again.
-        Idempotent. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
+        """Marks an event as not processed, so that GetRunnableEvents returns it
+        again. Idempotent. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod
@@ -385,9 +386,8 @@ class EventServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.event_pb2.ListEventsRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.event_pb2.ListEventsResponse, collections.abc.Awaitable[wfe.persistence.v1.event_pb2.ListEventsResponse]]:
-        """Answers events by their event_time, in pages, for people and tools that look
-        into a store. The place in the list is kept by event_time and id. Errors:
-        INVALID_ARGUMENT.
+        """Lists events by event_time, in pages, for inspection by people and tools. A
+        page token records event_time and id. Errors: INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod
@@ -396,10 +396,10 @@ class EventServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.event_pb2.PurgeEventsRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.event_pb2.PurgeEventsResponse, collections.abc.Awaitable[wfe.persistence.v1.event_pb2.PurgeEventsResponse]]:
-        """Deletes events, the oldest first. What somebody else is writing at that
-        moment is passed over. One call makes several short transactions and stops
-        when its budget is used up: call again with `next_page_token` until that is
-        empty. Repeating a call is safe. Errors: INVALID_ARGUMENT.
+        """Deletes events, oldest first. Rows locked by concurrent writers are
+        skipped. One call runs several short transactions and stops when `max_rows`
+        is used up: call again with `next_page_token` until it is empty. Repeating
+        a call is safe. Errors: INVALID_ARGUMENT.
         """
 
 def add_EventServiceServicer_to_server(servicer: EventServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

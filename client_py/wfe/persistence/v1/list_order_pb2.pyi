@@ -23,19 +23,19 @@ class _ListOrder:
 class _ListOrderEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ListOrder.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     LIST_ORDER_UNSPECIFIED: _ListOrder.ValueType  # 0
-    """NEWEST_FIRST."""
+    """Same as NEWEST_FIRST."""
     LIST_ORDER_NEWEST_FIRST: _ListOrder.ValueType  # 1
-    """The latest time first."""
+    """Latest time first."""
     LIST_ORDER_OLDEST_FIRST: _ListOrder.ValueType  # 2
-    """The earliest time first."""
+    """Earliest time first."""
 
 class ListOrder(_ListOrder, metaclass=_ListOrderEnumTypeWrapper):
-    """ListOrder says at which end a list begins."""
+    """ListOrder is the direction in which a list is sorted."""
 
 LIST_ORDER_UNSPECIFIED: ListOrder.ValueType  # 0
-"""NEWEST_FIRST."""
+"""Same as NEWEST_FIRST."""
 LIST_ORDER_NEWEST_FIRST: ListOrder.ValueType  # 1
-"""The latest time first."""
+"""Latest time first."""
 LIST_ORDER_OLDEST_FIRST: ListOrder.ValueType  # 2
-"""The earliest time first."""
+"""Earliest time first."""
 Global___ListOrder: typing_extensions.TypeAlias = ListOrder

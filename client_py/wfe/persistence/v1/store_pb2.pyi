@@ -22,7 +22,7 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
 class ExecutionError(google.protobuf.message.Message):
-    """ExecutionError is a failure of a step that a host wants on record."""
+    """ExecutionError is a failure of a step, recorded in the error log."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -31,14 +31,18 @@ class ExecutionError(google.protobuf.message.Message):
     EXECUTION_POINTER_ID_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
     workflow_id: builtins.str
-    """The workflow it happened in; required, at most 512 bytes. It need not exist."""
+    """The workflow in which it occurred; required, at most 512 bytes. It need not
+    exist.
+    """
     execution_pointer_id: builtins.str
-    """The execution pointer it happened at; at most 512 bytes, may be empty."""
+    """The execution pointer at which it occurred; at most 512 bytes; may be
+    empty.
+    """
     message: builtins.str
-    """What went wrong, in words; may be empty."""
+    """The error message; may be empty."""
     @property
     def error_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When it happened; required. Years 1-9999, truncated to microseconds."""
+        """When it occurred; required. Years 1-9999, truncated to microseconds."""
 
     def __init__(
         self,
@@ -55,8 +59,8 @@ Global___ExecutionError: typing_extensions.TypeAlias = ExecutionError
 
 @typing.final
 class Namespace(google.protobuf.message.Message):
-    """Namespace is a whole store of its own: its own schema, ids, names, sequences
-    and commands. The request metadata `wfe-namespace` picks it.
+    """Namespace is a separate store: it has its own schema, ids, names, sequences
+    and commands. The request metadata `wfe-namespace` selects it.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -66,14 +70,14 @@ class Namespace(google.protobuf.message.Message):
     SCHEMA_VERSION_FIELD_NUMBER: builtins.int
     ESTIMATED_ROWS_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """Its name, `[a-z][a-z0-9_]{0,39}`; the one without metadata is `default`."""
+    """Its name, `[a-z][a-z0-9_]{0,39}`; without the metadata, `default` is used."""
     schema: builtins.str
-    """The PostgreSQL schema it lives in."""
+    """The PostgreSQL schema that contains it."""
     schema_version: builtins.int
-    """The schema version it is at; see GetStoreInfo for the one the server needs."""
+    """Its schema version; GetStoreInfo returns the one that the server requires."""
     estimated_rows: builtins.int
-    """How many rows its tables have in all, as PostgreSQL estimates it (by the last
-    VACUUM or ANALYZE).
+    """The total number of rows in its tables, as estimated by PostgreSQL (as of
+    the last VACUUM or ANALYZE).
     """
     def __init__(
         self,
@@ -96,7 +100,7 @@ class CreateNamespaceRequest(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Its name, `[a-z][a-z0-9_]{0,39}`, and short enough for the schema's name to
-    fit PostgreSQL's 63 bytes; required.
+    fit in PostgreSQL's limit of 63 bytes; required.
     """
     def __init__(
         self,
@@ -109,7 +113,7 @@ Global___CreateNamespaceRequest: typing_extensions.TypeAlias = CreateNamespaceRe
 
 @typing.final
 class CreateNamespaceResponse(google.protobuf.message.Message):
-    """CreateNamespaceResponse is the answer of CreateNamespace."""
+    """CreateNamespaceResponse is the response of CreateNamespace."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -119,8 +123,8 @@ class CreateNamespaceResponse(google.protobuf.message.Message):
     """The namespace's schema version after the call."""
     @property
     def applied_migrations(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The migrations this call applied, in order; empty: it existed and was up to
-        date.
+        """The migrations that this call applied, in order; empty: it existed and was
+        up to date.
         """
 
     def __init__(
@@ -142,11 +146,11 @@ class ListNamespacesRequest(google.protobuf.message.Message):
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     page_size: builtins.int
-    """How many namespaces to answer at most. 0: 100; above 1000: 1000; negative:
-    INVALID_ARGUMENT.
+    """Maximum number of namespaces to return. 0 means 100; values above 1000 mean
+    1000; negative: INVALID_ARGUMENT.
     """
     page_token: builtins.str
-    """The `next_page_token` of the page before; empty: the first page."""
+    """The `next_page_token` of the previous page; empty: the first page."""
     def __init__(
         self,
         *,
@@ -159,17 +163,17 @@ Global___ListNamespacesRequest: typing_extensions.TypeAlias = ListNamespacesRequ
 
 @typing.final
 class ListNamespacesResponse(google.protobuf.message.Message):
-    """ListNamespacesResponse is the answer of ListNamespaces."""
+    """ListNamespacesResponse is the response of ListNamespaces."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     NAMESPACES_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
-    """The token of the next page; empty: this is the last one."""
+    """The token of the next page; empty: this is the last page."""
     @property
     def namespaces(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Namespace]:
-        """The namespaces, by the name of their schemas, so `default` comes first."""
+        """The namespaces, ordered by schema name, so `default` comes first."""
 
     def __init__(
         self,
@@ -192,7 +196,7 @@ class DeleteNamespaceRequest(google.protobuf.message.Message):
     name: builtins.str
     """Its name; required, not `default`."""
     force: builtins.bool
-    """Delete it even if something is stored in it."""
+    """Delete it even if it is not empty."""
     def __init__(
         self,
         *,
@@ -205,7 +209,7 @@ Global___DeleteNamespaceRequest: typing_extensions.TypeAlias = DeleteNamespaceRe
 
 @typing.final
 class DeleteNamespaceResponse(google.protobuf.message.Message):
-    """DeleteNamespaceResponse is the answer of DeleteNamespace."""
+    """DeleteNamespaceResponse is the response of DeleteNamespace."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -229,7 +233,7 @@ Global___EnsureStoreExistsRequest: typing_extensions.TypeAlias = EnsureStoreExis
 
 @typing.final
 class EnsureStoreExistsResponse(google.protobuf.message.Message):
-    """EnsureStoreExistsResponse is the answer of EnsureStoreExists."""
+    """EnsureStoreExistsResponse is the response of EnsureStoreExists."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -239,7 +243,7 @@ class EnsureStoreExistsResponse(google.protobuf.message.Message):
     """The store's schema version after the call."""
     @property
     def applied_migrations(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The migrations this call applied, in order; empty: it was up to date."""
+        """The migrations that this call applied, in order; empty: it was up to date."""
 
     def __init__(
         self,
@@ -260,7 +264,7 @@ class PersistErrorsRequest(google.protobuf.message.Message):
     ERRORS_FIELD_NUMBER: builtins.int
     @property
     def errors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ExecutionError]:
-        """The errors to log, in this order; none is fine."""
+        """The errors to log, in this order; may be empty."""
 
     def __init__(
         self,
@@ -273,7 +277,7 @@ Global___PersistErrorsRequest: typing_extensions.TypeAlias = PersistErrorsReques
 
 @typing.final
 class PersistErrorsResponse(google.protobuf.message.Message):
-    """PersistErrorsResponse is the answer of PersistErrors."""
+    """PersistErrorsResponse is the response of PersistErrors."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -295,26 +299,26 @@ class ListErrorsRequest(google.protobuf.message.Message):
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     workflow_id: builtins.str
-    """Only the errors of this workflow, at most 512 bytes; empty: of all."""
+    """Only errors of this workflow, at most 512 bytes; empty: any workflow."""
     page_size: builtins.int
-    """How many errors to answer at most; a page is shorter where the next one
-    would not fit into one message. 0: 100; above 1000: 1000; negative:
-    INVALID_ARGUMENT.
+    """Maximum number of errors to return; a page is shorter if the next one would
+    not fit in the same message. 0 means 100; values above 1000 mean 1000;
+    negative: INVALID_ARGUMENT.
     """
     page_token: builtins.str
-    """The `next_page_token` of the page before; empty: the first page. The other
-    fields must be those of the first page.
+    """The `next_page_token` of the previous page; empty: the first page. All
+    other fields must be the same as for the first page.
     """
     @property
     def error_time_from(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """Only errors that happened at this time or later; absent: at any. Years
-        1-9999, truncated to microseconds.
+        """Only errors that occurred at or after this time; absent: no lower bound.
+        Years 1-9999, truncated to microseconds.
         """
 
     @property
     def error_time_before(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """Only errors that happened before this time; absent: at any. Years 1-9999,
-        truncated to microseconds.
+        """Only errors that occurred before this time; absent: no upper bound. Years
+        1-9999, truncated to microseconds.
         """
 
     def __init__(
@@ -333,17 +337,17 @@ Global___ListErrorsRequest: typing_extensions.TypeAlias = ListErrorsRequest
 
 @typing.final
 class ListErrorsResponse(google.protobuf.message.Message):
-    """ListErrorsResponse is the answer of ListErrors."""
+    """ListErrorsResponse is the response of ListErrors."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ERRORS_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
-    """The token of the next page; empty: this is the last one."""
+    """The token of the next page; empty: this is the last page."""
     @property
     def errors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ExecutionError]:
-        """The errors, the last logged first."""
+        """The errors, most recently logged first."""
 
     def __init__(
         self,
@@ -369,7 +373,7 @@ Global___GetStoreInfoRequest: typing_extensions.TypeAlias = GetStoreInfoRequest
 
 @typing.final
 class GetStoreInfoResponse(google.protobuf.message.Message):
-    """GetStoreInfoResponse is the answer of GetStoreInfo."""
+    """GetStoreInfoResponse is the response of GetStoreInfo."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -387,22 +391,24 @@ class GetStoreInfoResponse(google.protobuf.message.Message):
     postgres_version: builtins.str
     """The PostgreSQL server's version, for example `18.4`."""
     namespace: builtins.str
-    """The namespace the call went to."""
+    """The namespace of the call."""
     schema: builtins.str
-    """The PostgreSQL schema that namespace lives in."""
+    """The PostgreSQL schema that contains the namespace."""
     schema_version: builtins.int
     """The schema version of the store; 0: not created yet."""
     latest_schema_version: builtins.int
-    """The schema version this server works with."""
+    """The schema version that this server requires."""
     max_message_bytes: builtins.int
-    """The largest request, and the largest stored aggregate, in bytes."""
+    """The maximum size of a request, and of a stored workflow, event or
+    subscription, in bytes.
+    """
     @property
     def capabilities(self) -> Global___Capabilities:
-        """What the store can do."""
+        """The optional features that the store supports."""
 
     @property
     def request_retention(self) -> google.protobuf.duration_pb2.Duration:
-        """How long a `request_id` is remembered at least."""
+        """The minimum time for which a `request_id` is remembered."""
 
     def __init__(
         self,
@@ -424,8 +430,8 @@ Global___GetStoreInfoResponse: typing_extensions.TypeAlias = GetStoreInfoRespons
 
 @typing.final
 class Capabilities(google.protobuf.message.Message):
-    """Capabilities says which optional parts of the engine's persistence trait a
-    store has.
+    """Capabilities are the optional parts of the engine's persistence trait that a
+    store supports.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -434,7 +440,7 @@ class Capabilities(google.protobuf.message.Message):
     TRUNCATE_ALL_FIELD_NUMBER: builtins.int
     DELETE_NAMESPACE_FIELD_NUMBER: builtins.int
     scheduled_commands: builtins.bool
-    """Scheduled commands, the trait's `supports_scheduled_commands`."""
+    """Scheduled commands (the trait's `supports_scheduled_commands`)."""
     truncate_all: builtins.bool
     """The server was started with the flag that allows TruncateAll."""
     delete_namespace: builtins.bool
@@ -464,7 +470,7 @@ Global___TruncateAllRequest: typing_extensions.TypeAlias = TruncateAllRequest
 
 @typing.final
 class TruncateAllResponse(google.protobuf.message.Message):
-    """TruncateAllResponse is the answer of TruncateAll."""
+    """TruncateAllResponse is the response of TruncateAll."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

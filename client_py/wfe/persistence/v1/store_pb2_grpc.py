@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class StoreServiceStub(object):
-    """StoreService looks after the store as a whole, and keeps the error log.
+    """StoreService manages the store as a whole, its namespaces and the error log.
     """
 
     def __init__(self, channel):
@@ -78,13 +78,13 @@ class StoreServiceStub(object):
 
 
 class StoreServiceServicer(object):
-    """StoreService looks after the store as a whole, and keeps the error log.
+    """StoreService manages the store as a whole, its namespaces and the error log.
     """
 
     def EnsureStoreExists(self, request, context):
-        """Creates the store or brings it up to date: applies the migrations that are
-        missing, each in a transaction. Idempotent, and safe when many servers do it
-        at once. A store made by the original `wfe-postgres` crate is adopted in
+        """Creates the store or migrates it: applies pending migrations, each in its
+        own transaction. Idempotent, and safe to call concurrently from many
+        servers. A store created by the original `wfe-postgres` crate is adopted in
         place. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
         DATABASE_PERMISSION_DENIED).
         """
@@ -94,42 +94,42 @@ class StoreServiceServicer(object):
 
     def PersistErrors(self, request, context):
         """Adds errors to the log, all in one transaction; the workflows need not
-        exist. Not idempotent: the same call again logs the errors again.
-        Errors: INVALID_ARGUMENT.
+        exist. Not idempotent: repeating the call logs the errors again. Errors:
+        INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListErrors(self, request, context):
-        """Answers the logged errors, the last logged first, in pages.
-        Errors: INVALID_ARGUMENT.
+        """Lists the logged errors, most recently logged first, in pages. Errors:
+        INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetStoreInfo(self, request, context):
-        """Answers what this server and its store are and can do.
+        """Returns the versions, limits and capabilities of this server and its store.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def TruncateAll(self, request, context):
-        """Empties every table of the store in one transaction, definition sequences
-        too; for tests. Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless
-        the server was started with `--allow-truncate`.
+        """Truncates every table of the store, definition sequences included, in one
+        transaction; for tests. Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED)
+        unless the server was started with `--allow-truncate`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateNamespace(self, request, context):
-        """Creates a namespace: a schema of its own, with all migrations applied.
-        Idempotent, and safe when many do it at once; one that exists is brought up
-        to date. The metadata `wfe-namespace` plays no part here, nor in the next
-        two calls. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
+        """Creates a namespace: its own schema, with all migrations applied.
+        Idempotent, and safe to call concurrently; an existing namespace is
+        migrated. This call, ListNamespaces and DeleteNamespace ignore the metadata
+        `wfe-namespace`. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
         DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -137,21 +137,21 @@ class StoreServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListNamespaces(self, request, context):
-        """Answers the namespaces of this server's database, by name, in pages.
-        Errors: INVALID_ARGUMENT.
+        """Lists the namespaces in this server's database, by name, in pages. Errors:
+        INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteNamespace(self, request, context):
-        """Deletes a namespace with all that is stored in it. One transaction; calls to
-        the namespace under way are waited for. The namespace `default` can't be
-        deleted. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED) unless
-        the server was started with `--allow-delete-namespace`, FAILED_PRECONDITION
-        (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is given; NOT_FOUND
-        (NAMESPACE_NOT_FOUND), also when the same call again finds it deleted;
-        INVALID_ARGUMENT.
+        """Deletes a namespace and everything in it, in one transaction, after calls
+        in progress in that namespace have finished. The namespace `default` cannot
+        be deleted. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED)
+        unless the server was started with `--allow-delete-namespace`,
+        FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is
+        set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already
+        deleted; INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -209,7 +209,7 @@ def add_StoreServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class StoreService(object):
-    """StoreService looks after the store as a whole, and keeps the error log.
+    """StoreService manages the store as a whole, its namespaces and the error log.
     """
 
     @staticmethod

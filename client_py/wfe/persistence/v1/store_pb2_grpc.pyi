@@ -154,7 +154,7 @@ _StoreServiceDeleteNamespaceType = typing_extensions.TypeVar(
 )
 
 class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _StoreServicePersistErrorsType, _StoreServiceListErrorsType, _StoreServiceGetStoreInfoType, _StoreServiceTruncateAllType, _StoreServiceCreateNamespaceType, _StoreServiceListNamespacesType, _StoreServiceDeleteNamespaceType]):
-    """StoreService looks after the store as a whole, and keeps the error log."""
+    """StoreService manages the store as a whole, its namespaces and the error log."""
 
     @typing.overload
     def __init__(self: StoreServiceStub[
@@ -229,54 +229,54 @@ class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _Store
     ], channel: grpc.aio.Channel) -> None: ...
 
     EnsureStoreExists: _StoreServiceEnsureStoreExistsType
-    """Creates the store or brings it up to date: applies the migrations that are
-    missing, each in a transaction. Idempotent, and safe when many servers do it
-    at once. A store made by the original `wfe-postgres` crate is adopted in
+    """Creates the store or migrates it: applies pending migrations, each in its
+    own transaction. Idempotent, and safe to call concurrently from many
+    servers. A store created by the original `wfe-postgres` crate is adopted in
     place. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
     DATABASE_PERMISSION_DENIED).
     """
 
     PersistErrors: _StoreServicePersistErrorsType
     """Adds errors to the log, all in one transaction; the workflows need not
-    exist. Not idempotent: the same call again logs the errors again.
-    Errors: INVALID_ARGUMENT.
+    exist. Not idempotent: repeating the call logs the errors again. Errors:
+    INVALID_ARGUMENT.
     """
 
     ListErrors: _StoreServiceListErrorsType
-    """Answers the logged errors, the last logged first, in pages.
-    Errors: INVALID_ARGUMENT.
+    """Lists the logged errors, most recently logged first, in pages. Errors:
+    INVALID_ARGUMENT.
     """
 
     GetStoreInfo: _StoreServiceGetStoreInfoType
-    """Answers what this server and its store are and can do."""
+    """Returns the versions, limits and capabilities of this server and its store."""
 
     TruncateAll: _StoreServiceTruncateAllType
-    """Empties every table of the store in one transaction, definition sequences
-    too; for tests. Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless
-    the server was started with `--allow-truncate`.
+    """Truncates every table of the store, definition sequences included, in one
+    transaction; for tests. Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED)
+    unless the server was started with `--allow-truncate`.
     """
 
     CreateNamespace: _StoreServiceCreateNamespaceType
-    """Creates a namespace: a schema of its own, with all migrations applied.
-    Idempotent, and safe when many do it at once; one that exists is brought up
-    to date. The metadata `wfe-namespace` plays no part here, nor in the next
-    two calls. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
+    """Creates a namespace: its own schema, with all migrations applied.
+    Idempotent, and safe to call concurrently; an existing namespace is
+    migrated. This call, ListNamespaces and DeleteNamespace ignore the metadata
+    `wfe-namespace`. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
     DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
     """
 
     ListNamespaces: _StoreServiceListNamespacesType
-    """Answers the namespaces of this server's database, by name, in pages.
-    Errors: INVALID_ARGUMENT.
+    """Lists the namespaces in this server's database, by name, in pages. Errors:
+    INVALID_ARGUMENT.
     """
 
     DeleteNamespace: _StoreServiceDeleteNamespaceType
-    """Deletes a namespace with all that is stored in it. One transaction; calls to
-    the namespace under way are waited for. The namespace `default` can't be
-    deleted. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED) unless
-    the server was started with `--allow-delete-namespace`, FAILED_PRECONDITION
-    (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is given; NOT_FOUND
-    (NAMESPACE_NOT_FOUND), also when the same call again finds it deleted;
-    INVALID_ARGUMENT.
+    """Deletes a namespace and everything in it, in one transaction, after calls
+    in progress in that namespace have finished. The namespace `default` cannot
+    be deleted. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED)
+    unless the server was started with `--allow-delete-namespace`,
+    FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is
+    set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already
+    deleted; INVALID_ARGUMENT.
     """
 
 StoreServiceAsyncStub: typing_extensions.TypeAlias = StoreServiceStub[
@@ -315,7 +315,7 @@ StoreServiceAsyncStub: typing_extensions.TypeAlias = StoreServiceStub[
 ]
 
 class StoreServiceServicer(metaclass=abc.ABCMeta):
-    """StoreService looks after the store as a whole, and keeps the error log."""
+    """StoreService manages the store as a whole, its namespaces and the error log."""
 
     @abc.abstractmethod
     def EnsureStoreExists(
@@ -323,9 +323,9 @@ class StoreServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.store_pb2.EnsureStoreExistsRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.store_pb2.EnsureStoreExistsResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.EnsureStoreExistsResponse]]:
-        """Creates the store or brings it up to date: applies the migrations that are
-        missing, each in a transaction. Idempotent, and safe when many servers do it
-        at once. A store made by the original `wfe-postgres` crate is adopted in
+        """Creates the store or migrates it: applies pending migrations, each in its
+        own transaction. Idempotent, and safe to call concurrently from many
+        servers. A store created by the original `wfe-postgres` crate is adopted in
         place. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
         DATABASE_PERMISSION_DENIED).
         """
@@ -337,8 +337,8 @@ class StoreServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.store_pb2.PersistErrorsResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.PersistErrorsResponse]]:
         """Adds errors to the log, all in one transaction; the workflows need not
-        exist. Not idempotent: the same call again logs the errors again.
-        Errors: INVALID_ARGUMENT.
+        exist. Not idempotent: repeating the call logs the errors again. Errors:
+        INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod
@@ -347,8 +347,8 @@ class StoreServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.store_pb2.ListErrorsRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.store_pb2.ListErrorsResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.ListErrorsResponse]]:
-        """Answers the logged errors, the last logged first, in pages.
-        Errors: INVALID_ARGUMENT.
+        """Lists the logged errors, most recently logged first, in pages. Errors:
+        INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod
@@ -357,7 +357,7 @@ class StoreServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.store_pb2.GetStoreInfoRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.store_pb2.GetStoreInfoResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.GetStoreInfoResponse]]:
-        """Answers what this server and its store are and can do."""
+        """Returns the versions, limits and capabilities of this server and its store."""
 
     @abc.abstractmethod
     def TruncateAll(
@@ -365,9 +365,9 @@ class StoreServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.store_pb2.TruncateAllRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.store_pb2.TruncateAllResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.TruncateAllResponse]]:
-        """Empties every table of the store in one transaction, definition sequences
-        too; for tests. Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless
-        the server was started with `--allow-truncate`.
+        """Truncates every table of the store, definition sequences included, in one
+        transaction; for tests. Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED)
+        unless the server was started with `--allow-truncate`.
         """
 
     @abc.abstractmethod
@@ -376,10 +376,10 @@ class StoreServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.store_pb2.CreateNamespaceRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.store_pb2.CreateNamespaceResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.CreateNamespaceResponse]]:
-        """Creates a namespace: a schema of its own, with all migrations applied.
-        Idempotent, and safe when many do it at once; one that exists is brought up
-        to date. The metadata `wfe-namespace` plays no part here, nor in the next
-        two calls. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
+        """Creates a namespace: its own schema, with all migrations applied.
+        Idempotent, and safe to call concurrently; an existing namespace is
+        migrated. This call, ListNamespaces and DeleteNamespace ignore the metadata
+        `wfe-namespace`. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
         DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
         """
 
@@ -389,8 +389,8 @@ class StoreServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.store_pb2.ListNamespacesRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.store_pb2.ListNamespacesResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.ListNamespacesResponse]]:
-        """Answers the namespaces of this server's database, by name, in pages.
-        Errors: INVALID_ARGUMENT.
+        """Lists the namespaces in this server's database, by name, in pages. Errors:
+        INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod
@@ -399,13 +399,13 @@ class StoreServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.store_pb2.DeleteNamespaceRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.store_pb2.DeleteNamespaceResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.DeleteNamespaceResponse]]:
-        """Deletes a namespace with all that is stored in it. One transaction; calls to
-        the namespace under way are waited for. The namespace `default` can't be
-        deleted. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED) unless
-        the server was started with `--allow-delete-namespace`, FAILED_PRECONDITION
-        (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is given; NOT_FOUND
-        (NAMESPACE_NOT_FOUND), also when the same call again finds it deleted;
-        INVALID_ARGUMENT.
+        """Deletes a namespace and everything in it, in one transaction, after calls
+        in progress in that namespace have finished. The namespace `default` cannot
+        be deleted. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED)
+        unless the server was started with `--allow-delete-namespace`,
+        FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is
+        set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already
+        deleted; INVALID_ARGUMENT.
         """
 
 def add_StoreServiceServicer_to_server(servicer: StoreServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

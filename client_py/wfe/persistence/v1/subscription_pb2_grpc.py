@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class SubscriptionServiceStub(object):
-    """SubscriptionService stores who waits for which event, and lets one worker at a
-    time hold a subscription. Every call is one transaction.
+    """SubscriptionService stores which workflows wait for which events, and lets
+    one worker at a time hold a subscription. Every call is one transaction.
     """
 
     def __init__(self, channel):
@@ -84,23 +84,23 @@ class SubscriptionServiceStub(object):
 
 
 class SubscriptionServiceServicer(object):
-    """SubscriptionService stores who waits for which event, and lets one worker at a
-    time hold a subscription. Every call is one transaction.
+    """SubscriptionService stores which workflows wait for which events, and lets
+    one worker at a time hold a subscription. Every call is one transaction.
     """
 
     def CreateEventSubscription(self, request, context):
-        """Stores a new subscription; the workflow need not exist. The same request
-        again (same id, same content) answers the same and changes nothing, even if
-        the subscription was claimed since. Errors: ALREADY_EXISTS
-        (SUBSCRIPTION_ALREADY_EXISTS) if the id is in use by other content;
-        INVALID_ARGUMENT.
+        """Stores a new subscription; the workflow need not exist. Idempotent:
+        repeating the request (same id, same content) returns the same response and
+        changes nothing, even if the subscription has been claimed since. Errors:
+        ALREADY_EXISTS (SUBSCRIPTION_ALREADY_EXISTS) if the id is in use with
+        different content; INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetSubscription(self, request, context):
-        """Answers one subscription, open or held. Errors: NOT_FOUND
+        """Returns one subscription, open or held. Errors: NOT_FOUND
         (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -108,9 +108,9 @@ class SubscriptionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetSubscriptions(self, request, context):
-        """Answers the open subscriptions of an event name and key with
-        `subscribe_as_of <= as_of`, oldest first, in pages. Each page is read by
-        itself: a subscription claimed between two pages is left out.
+        """Returns the open subscriptions of an event name and key with
+        `subscribe_as_of <= as_of`, oldest first, in pages. Each page is read from
+        its own snapshot: a subscription claimed between two pages is omitted.
         Errors: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -118,18 +118,18 @@ class SubscriptionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetFirstOpenSubscription(self, request, context):
-        """Answers the oldest open subscription of an event name and key with
-        `subscribe_as_of <= as_of`, or none. It does not claim it: see
-        SetSubscriptionToken. Errors: INVALID_ARGUMENT.
+        """Returns the oldest open subscription of an event name and key with
+        `subscribe_as_of <= as_of`, if there is one. It does not claim it:
+        see SetSubscriptionToken. Errors: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def TerminateSubscription(self, request, context):
-        """Removes a subscription, open or held; with `token` only if it is held with
-        that. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND), also when the same call
-        again finds it removed; FAILED_PRECONDITION (TOKEN_MISMATCH);
+        """Removes a subscription, open or held; with `token`, only if it is held with
+        that token. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND), also if a retry
+        finds it already removed; FAILED_PRECONDITION (TOKEN_MISMATCH);
         INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -137,41 +137,43 @@ class SubscriptionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetSubscriptionToken(self, request, context):
-        """Takes hold of a subscription (compare-and-set): succeeds if it is open, or
-        already held with the same token and worker, in which case the expiry
-        becomes the given one. So the same call again is safe, and a later expiry
-        extends the hold. Each new claim gets a higher epoch than all before it, by
-        which a claim can be told from a later one with the same token. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
-        INVALID_ARGUMENT, also for an expiry that has passed already.
+        """Claims a subscription (compare-and-set): succeeds if it is open, or already
+        held with the same token and worker, in which case the expiry is replaced
+        by the given one. Repeating the call is therefore safe, and a later expiry
+        extends the claim. Every new claim gets a higher epoch than all claims
+        before it, which distinguishes it from a later claim with the same token.
+        Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT, also for an
+        expiry in the past.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ClearSubscriptionToken(self, request, context):
-        """Lets go of a subscription, so that it is open again; only with the token it
-        is held with (also after that token's expiry, if nobody took it since).
-        Errors: FAILED_PRECONDITION (TOKEN_MISMATCH) if it is open or held with
-        another token; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
+        """Releases a subscription, so that it is open again; only with the token it
+        is held with (also after that token has expired, if no other worker has
+        claimed it since). Errors: FAILED_PRECONDITION (TOKEN_MISMATCH) if it is
+        open or held with another token; NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
+        INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RenewSubscriptionToken(self, request, context):
-        """Holds a subscription for longer: for `duration` from now on, by the
-        database's clock. A hold that has expired can't be renewed, even if nobody
-        else took the subscription yet. Errors: FAILED_PRECONDITION
-        (TOKEN_MISMATCH) if it is open, has expired or is held with another token or
-        epoch; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
+        """Renews a claim: it expires `duration` from now, by the database's clock. A
+        claim that has expired cannot be renewed, even if no other worker has
+        claimed the subscription yet. Errors: FAILED_PRECONDITION (TOKEN_MISMATCH)
+        if it is open, has expired, or is held with another token or epoch;
+        NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSubscriptions(self, request, context):
-        """Answers subscriptions, open and held, in the order of their ids, in pages,
-        for people and tools that look into a store. Errors: INVALID_ARGUMENT.
+        """Lists subscriptions, open and held, ordered by id, in pages, for inspection
+        by people and tools. Errors: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -234,8 +236,8 @@ def add_SubscriptionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SubscriptionService(object):
-    """SubscriptionService stores who waits for which event, and lets one worker at a
-    time hold a subscription. Every call is one transaction.
+    """SubscriptionService stores which workflows wait for which events, and lets
+    one worker at a time hold a subscription. Every call is one transaction.
     """
 
     @staticmethod

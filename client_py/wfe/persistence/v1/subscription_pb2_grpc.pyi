@@ -170,8 +170,8 @@ _SubscriptionServiceListSubscriptionsType = typing_extensions.TypeVar(
 )
 
 class SubscriptionServiceStub(typing.Generic[_SubscriptionServiceCreateEventSubscriptionType, _SubscriptionServiceGetSubscriptionType, _SubscriptionServiceGetSubscriptionsType, _SubscriptionServiceGetFirstOpenSubscriptionType, _SubscriptionServiceTerminateSubscriptionType, _SubscriptionServiceSetSubscriptionTokenType, _SubscriptionServiceClearSubscriptionTokenType, _SubscriptionServiceRenewSubscriptionTokenType, _SubscriptionServiceListSubscriptionsType]):
-    """SubscriptionService stores who waits for which event, and lets one worker at a
-    time hold a subscription. Every call is one transaction.
+    """SubscriptionService stores which workflows wait for which events, and lets
+    one worker at a time hold a subscription. Every call is one transaction.
     """
 
     @typing.overload
@@ -255,65 +255,67 @@ class SubscriptionServiceStub(typing.Generic[_SubscriptionServiceCreateEventSubs
     ], channel: grpc.aio.Channel) -> None: ...
 
     CreateEventSubscription: _SubscriptionServiceCreateEventSubscriptionType
-    """Stores a new subscription; the workflow need not exist. The same request
-    again (same id, same content) answers the same and changes nothing, even if
-    the subscription was claimed since. Errors: ALREADY_EXISTS
-    (SUBSCRIPTION_ALREADY_EXISTS) if the id is in use by other content;
-    INVALID_ARGUMENT.
+    """Stores a new subscription; the workflow need not exist. Idempotent:
+    repeating the request (same id, same content) returns the same response and
+    changes nothing, even if the subscription has been claimed since. Errors:
+    ALREADY_EXISTS (SUBSCRIPTION_ALREADY_EXISTS) if the id is in use with
+    different content; INVALID_ARGUMENT.
     """
 
     GetSubscription: _SubscriptionServiceGetSubscriptionType
-    """Answers one subscription, open or held. Errors: NOT_FOUND
+    """Returns one subscription, open or held. Errors: NOT_FOUND
     (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
     """
 
     GetSubscriptions: _SubscriptionServiceGetSubscriptionsType
-    """Answers the open subscriptions of an event name and key with
-    `subscribe_as_of <= as_of`, oldest first, in pages. Each page is read by
-    itself: a subscription claimed between two pages is left out.
+    """Returns the open subscriptions of an event name and key with
+    `subscribe_as_of <= as_of`, oldest first, in pages. Each page is read from
+    its own snapshot: a subscription claimed between two pages is omitted.
     Errors: INVALID_ARGUMENT.
     """
 
     GetFirstOpenSubscription: _SubscriptionServiceGetFirstOpenSubscriptionType
-    """Answers the oldest open subscription of an event name and key with
-    `subscribe_as_of <= as_of`, or none. It does not claim it: see
-    SetSubscriptionToken. Errors: INVALID_ARGUMENT.
+    """Returns the oldest open subscription of an event name and key with
+    `subscribe_as_of <= as_of`, if there is one. It does not claim it:
+    see SetSubscriptionToken. Errors: INVALID_ARGUMENT.
     """
 
     TerminateSubscription: _SubscriptionServiceTerminateSubscriptionType
-    """Removes a subscription, open or held; with `token` only if it is held with
-    that. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND), also when the same call
-    again finds it removed; FAILED_PRECONDITION (TOKEN_MISMATCH);
+    """Removes a subscription, open or held; with `token`, only if it is held with
+    that token. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND), also if a retry
+    finds it already removed; FAILED_PRECONDITION (TOKEN_MISMATCH);
     INVALID_ARGUMENT.
     """
 
     SetSubscriptionToken: _SubscriptionServiceSetSubscriptionTokenType
-    """Takes hold of a subscription (compare-and-set): succeeds if it is open, or
-    already held with the same token and worker, in which case the expiry
-    becomes the given one. So the same call again is safe, and a later expiry
-    extends the hold. Each new claim gets a higher epoch than all before it, by
-    which a claim can be told from a later one with the same token. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
-    INVALID_ARGUMENT, also for an expiry that has passed already.
+    """Claims a subscription (compare-and-set): succeeds if it is open, or already
+    held with the same token and worker, in which case the expiry is replaced
+    by the given one. Repeating the call is therefore safe, and a later expiry
+    extends the claim. Every new claim gets a higher epoch than all claims
+    before it, which distinguishes it from a later claim with the same token.
+    Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT, also for an
+    expiry in the past.
     """
 
     ClearSubscriptionToken: _SubscriptionServiceClearSubscriptionTokenType
-    """Lets go of a subscription, so that it is open again; only with the token it
-    is held with (also after that token's expiry, if nobody took it since).
-    Errors: FAILED_PRECONDITION (TOKEN_MISMATCH) if it is open or held with
-    another token; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
+    """Releases a subscription, so that it is open again; only with the token it
+    is held with (also after that token has expired, if no other worker has
+    claimed it since). Errors: FAILED_PRECONDITION (TOKEN_MISMATCH) if it is
+    open or held with another token; NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
+    INVALID_ARGUMENT.
     """
 
     RenewSubscriptionToken: _SubscriptionServiceRenewSubscriptionTokenType
-    """Holds a subscription for longer: for `duration` from now on, by the
-    database's clock. A hold that has expired can't be renewed, even if nobody
-    else took the subscription yet. Errors: FAILED_PRECONDITION
-    (TOKEN_MISMATCH) if it is open, has expired or is held with another token or
-    epoch; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
+    """Renews a claim: it expires `duration` from now, by the database's clock. A
+    claim that has expired cannot be renewed, even if no other worker has
+    claimed the subscription yet. Errors: FAILED_PRECONDITION (TOKEN_MISMATCH)
+    if it is open, has expired, or is held with another token or epoch;
+    NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
     """
 
     ListSubscriptions: _SubscriptionServiceListSubscriptionsType
-    """Answers subscriptions, open and held, in the order of their ids, in pages,
-    for people and tools that look into a store. Errors: INVALID_ARGUMENT.
+    """Lists subscriptions, open and held, ordered by id, in pages, for inspection
+    by people and tools. Errors: INVALID_ARGUMENT.
     """
 
 SubscriptionServiceAsyncStub: typing_extensions.TypeAlias = SubscriptionServiceStub[
@@ -356,8 +358,8 @@ SubscriptionServiceAsyncStub: typing_extensions.TypeAlias = SubscriptionServiceS
 ]
 
 class SubscriptionServiceServicer(metaclass=abc.ABCMeta):
-    """SubscriptionService stores who waits for which event, and lets one worker at a
-    time hold a subscription. Every call is one transaction.
+    """SubscriptionService stores which workflows wait for which events, and lets
+    one worker at a time hold a subscription. Every call is one transaction.
     """
 
     @abc.abstractmethod
@@ -366,11 +368,11 @@ class SubscriptionServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.subscription_pb2.CreateEventSubscriptionRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.subscription_pb2.CreateEventSubscriptionResponse, collections.abc.Awaitable[wfe.persistence.v1.subscription_pb2.CreateEventSubscriptionResponse]]:
-        """Stores a new subscription; the workflow need not exist. The same request
-        again (same id, same content) answers the same and changes nothing, even if
-        the subscription was claimed since. Errors: ALREADY_EXISTS
-        (SUBSCRIPTION_ALREADY_EXISTS) if the id is in use by other content;
-        INVALID_ARGUMENT.
+        """Stores a new subscription; the workflow need not exist. Idempotent:
+        repeating the request (same id, same content) returns the same response and
+        changes nothing, even if the subscription has been claimed since. Errors:
+        ALREADY_EXISTS (SUBSCRIPTION_ALREADY_EXISTS) if the id is in use with
+        different content; INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod
@@ -379,7 +381,7 @@ class SubscriptionServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.subscription_pb2.GetSubscriptionRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.subscription_pb2.GetSubscriptionResponse, collections.abc.Awaitable[wfe.persistence.v1.subscription_pb2.GetSubscriptionResponse]]:
-        """Answers one subscription, open or held. Errors: NOT_FOUND
+        """Returns one subscription, open or held. Errors: NOT_FOUND
         (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
         """
 
@@ -389,9 +391,9 @@ class SubscriptionServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.subscription_pb2.GetSubscriptionsRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.subscription_pb2.GetSubscriptionsResponse, collections.abc.Awaitable[wfe.persistence.v1.subscription_pb2.GetSubscriptionsResponse]]:
-        """Answers the open subscriptions of an event name and key with
-        `subscribe_as_of <= as_of`, oldest first, in pages. Each page is read by
-        itself: a subscription claimed between two pages is left out.
+        """Returns the open subscriptions of an event name and key with
+        `subscribe_as_of <= as_of`, oldest first, in pages. Each page is read from
+        its own snapshot: a subscription claimed between two pages is omitted.
         Errors: INVALID_ARGUMENT.
         """
 
@@ -401,9 +403,9 @@ class SubscriptionServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.subscription_pb2.GetFirstOpenSubscriptionRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.subscription_pb2.GetFirstOpenSubscriptionResponse, collections.abc.Awaitable[wfe.persistence.v1.subscription_pb2.GetFirstOpenSubscriptionResponse]]:
-        """Answers the oldest open subscription of an event name and key with
-        `subscribe_as_of <= as_of`, or none. It does not claim it: see
-        SetSubscriptionToken. Errors: INVALID_ARGUMENT.
+        """Returns the oldest open subscription of an event name and key with
+        `subscribe_as_of <= as_of`, if there is one. It does not claim it:
+        see SetSubscriptionToken. Errors: INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod
@@ -412,9 +414,9 @@ class SubscriptionServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.subscription_pb2.TerminateSubscriptionRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.subscription_pb2.TerminateSubscriptionResponse, collections.abc.Awaitable[wfe.persistence.v1.subscription_pb2.TerminateSubscriptionResponse]]:
-        """Removes a subscription, open or held; with `token` only if it is held with
-        that. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND), also when the same call
-        again finds it removed; FAILED_PRECONDITION (TOKEN_MISMATCH);
+        """Removes a subscription, open or held; with `token`, only if it is held with
+        that token. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND), also if a retry
+        finds it already removed; FAILED_PRECONDITION (TOKEN_MISMATCH);
         INVALID_ARGUMENT.
         """
 
@@ -424,12 +426,13 @@ class SubscriptionServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.subscription_pb2.SetSubscriptionTokenRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.subscription_pb2.SetSubscriptionTokenResponse, collections.abc.Awaitable[wfe.persistence.v1.subscription_pb2.SetSubscriptionTokenResponse]]:
-        """Takes hold of a subscription (compare-and-set): succeeds if it is open, or
-        already held with the same token and worker, in which case the expiry
-        becomes the given one. So the same call again is safe, and a later expiry
-        extends the hold. Each new claim gets a higher epoch than all before it, by
-        which a claim can be told from a later one with the same token. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
-        INVALID_ARGUMENT, also for an expiry that has passed already.
+        """Claims a subscription (compare-and-set): succeeds if it is open, or already
+        held with the same token and worker, in which case the expiry is replaced
+        by the given one. Repeating the call is therefore safe, and a later expiry
+        extends the claim. Every new claim gets a higher epoch than all claims
+        before it, which distinguishes it from a later claim with the same token.
+        Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT, also for an
+        expiry in the past.
         """
 
     @abc.abstractmethod
@@ -438,10 +441,11 @@ class SubscriptionServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.subscription_pb2.ClearSubscriptionTokenRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.subscription_pb2.ClearSubscriptionTokenResponse, collections.abc.Awaitable[wfe.persistence.v1.subscription_pb2.ClearSubscriptionTokenResponse]]:
-        """Lets go of a subscription, so that it is open again; only with the token it
-        is held with (also after that token's expiry, if nobody took it since).
-        Errors: FAILED_PRECONDITION (TOKEN_MISMATCH) if it is open or held with
-        another token; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
+        """Releases a subscription, so that it is open again; only with the token it
+        is held with (also after that token has expired, if no other worker has
+        claimed it since). Errors: FAILED_PRECONDITION (TOKEN_MISMATCH) if it is
+        open or held with another token; NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
+        INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod
@@ -450,11 +454,11 @@ class SubscriptionServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.subscription_pb2.RenewSubscriptionTokenRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.subscription_pb2.RenewSubscriptionTokenResponse, collections.abc.Awaitable[wfe.persistence.v1.subscription_pb2.RenewSubscriptionTokenResponse]]:
-        """Holds a subscription for longer: for `duration` from now on, by the
-        database's clock. A hold that has expired can't be renewed, even if nobody
-        else took the subscription yet. Errors: FAILED_PRECONDITION
-        (TOKEN_MISMATCH) if it is open, has expired or is held with another token or
-        epoch; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
+        """Renews a claim: it expires `duration` from now, by the database's clock. A
+        claim that has expired cannot be renewed, even if no other worker has
+        claimed the subscription yet. Errors: FAILED_PRECONDITION (TOKEN_MISMATCH)
+        if it is open, has expired, or is held with another token or epoch;
+        NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod
@@ -463,8 +467,8 @@ class SubscriptionServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.subscription_pb2.ListSubscriptionsRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.subscription_pb2.ListSubscriptionsResponse, collections.abc.Awaitable[wfe.persistence.v1.subscription_pb2.ListSubscriptionsResponse]]:
-        """Answers subscriptions, open and held, in the order of their ids, in pages,
-        for people and tools that look into a store. Errors: INVALID_ARGUMENT.
+        """Lists subscriptions, open and held, ordered by id, in pages, for inspection
+        by people and tools. Errors: INVALID_ARGUMENT.
         """
 
 def add_SubscriptionServiceServicer_to_server(servicer: SubscriptionServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -33,29 +33,29 @@ class _WorkflowStatus:
 class _WorkflowStatusEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_WorkflowStatus.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     WORKFLOW_STATUS_UNSPECIFIED: _WorkflowStatus.ValueType  # 0
-    """Refused on write."""
+    """Rejected on write."""
     WORKFLOW_STATUS_RUNNABLE: _WorkflowStatus.ValueType  # 1
-    """To be run when `next_execution` comes."""
+    """To be run at `next_execution`."""
     WORKFLOW_STATUS_SUSPENDED: _WorkflowStatus.ValueType  # 2
-    """Put aside until somebody resumes it."""
+    """Suspended until it is resumed."""
     WORKFLOW_STATUS_COMPLETE: _WorkflowStatus.ValueType  # 3
-    """Ran to its end."""
+    """Completed normally."""
     WORKFLOW_STATUS_TERMINATED: _WorkflowStatus.ValueType  # 4
-    """Ended before its end."""
+    """Ended before completing."""
 
 class WorkflowStatus(_WorkflowStatus, metaclass=_WorkflowStatusEnumTypeWrapper):
-    """WorkflowStatus is the state of a workflow as a whole."""
+    """WorkflowStatus is the status of a workflow as a whole."""
 
 WORKFLOW_STATUS_UNSPECIFIED: WorkflowStatus.ValueType  # 0
-"""Refused on write."""
+"""Rejected on write."""
 WORKFLOW_STATUS_RUNNABLE: WorkflowStatus.ValueType  # 1
-"""To be run when `next_execution` comes."""
+"""To be run at `next_execution`."""
 WORKFLOW_STATUS_SUSPENDED: WorkflowStatus.ValueType  # 2
-"""Put aside until somebody resumes it."""
+"""Suspended until it is resumed."""
 WORKFLOW_STATUS_COMPLETE: WorkflowStatus.ValueType  # 3
-"""Ran to its end."""
+"""Completed normally."""
 WORKFLOW_STATUS_TERMINATED: WorkflowStatus.ValueType  # 4
-"""Ended before its end."""
+"""Ended before completing."""
 Global___WorkflowStatus: typing_extensions.TypeAlias = WorkflowStatus
 
 class _PointerStatus:
@@ -65,53 +65,53 @@ class _PointerStatus:
 class _PointerStatusEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_PointerStatus.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     POINTER_STATUS_UNSPECIFIED: _PointerStatus.ValueType  # 0
-    """Refused on write."""
+    """Rejected on write."""
     POINTER_STATUS_PENDING: _PointerStatus.ValueType  # 1
     """Not started yet."""
     POINTER_STATUS_RUNNING: _PointerStatus.ValueType  # 2
-    """Its step runs."""
+    """Its step is running."""
     POINTER_STATUS_COMPLETE: _PointerStatus.ValueType  # 3
-    """Its step has ended well."""
+    """Its step completed successfully."""
     POINTER_STATUS_SKIPPED: _PointerStatus.ValueType  # 4
-    """Its step was passed over."""
+    """Its step was skipped."""
     POINTER_STATUS_SLEEPING: _PointerStatus.ValueType  # 5
-    """Waits for `sleep_until`."""
+    """Sleeping until `sleep_until`."""
     POINTER_STATUS_WAITING_FOR_EVENT: _PointerStatus.ValueType  # 6
-    """Waits for an event."""
+    """Waiting for an event."""
     POINTER_STATUS_FAILED: _PointerStatus.ValueType  # 7
-    """Its step has failed."""
+    """Its step failed."""
     POINTER_STATUS_COMPENSATED: _PointerStatus.ValueType  # 8
-    """Its step was undone."""
+    """Its step was compensated."""
     POINTER_STATUS_CANCELLED: _PointerStatus.ValueType  # 9
-    """Its step was called off."""
+    """Its step was cancelled."""
     POINTER_STATUS_PENDING_PREDECESSOR: _PointerStatus.ValueType  # 10
-    """Waits for the pointer `predecessor_id`."""
+    """Waiting for the pointer `predecessor_id`."""
 
 class PointerStatus(_PointerStatus, metaclass=_PointerStatusEnumTypeWrapper):
-    """PointerStatus is the state of one execution pointer."""
+    """PointerStatus is the status of one execution pointer."""
 
 POINTER_STATUS_UNSPECIFIED: PointerStatus.ValueType  # 0
-"""Refused on write."""
+"""Rejected on write."""
 POINTER_STATUS_PENDING: PointerStatus.ValueType  # 1
 """Not started yet."""
 POINTER_STATUS_RUNNING: PointerStatus.ValueType  # 2
-"""Its step runs."""
+"""Its step is running."""
 POINTER_STATUS_COMPLETE: PointerStatus.ValueType  # 3
-"""Its step has ended well."""
+"""Its step completed successfully."""
 POINTER_STATUS_SKIPPED: PointerStatus.ValueType  # 4
-"""Its step was passed over."""
+"""Its step was skipped."""
 POINTER_STATUS_SLEEPING: PointerStatus.ValueType  # 5
-"""Waits for `sleep_until`."""
+"""Sleeping until `sleep_until`."""
 POINTER_STATUS_WAITING_FOR_EVENT: PointerStatus.ValueType  # 6
-"""Waits for an event."""
+"""Waiting for an event."""
 POINTER_STATUS_FAILED: PointerStatus.ValueType  # 7
-"""Its step has failed."""
+"""Its step failed."""
 POINTER_STATUS_COMPENSATED: PointerStatus.ValueType  # 8
-"""Its step was undone."""
+"""Its step was compensated."""
 POINTER_STATUS_CANCELLED: PointerStatus.ValueType  # 9
-"""Its step was called off."""
+"""Its step was cancelled."""
 POINTER_STATUS_PENDING_PREDECESSOR: PointerStatus.ValueType  # 10
-"""Waits for the pointer `predecessor_id`."""
+"""Waiting for the pointer `predecessor_id`."""
 Global___PointerStatus: typing_extensions.TypeAlias = PointerStatus
 
 class _WorkflowView:
@@ -121,7 +121,7 @@ class _WorkflowView:
 class _WorkflowViewEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_WorkflowView.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     WORKFLOW_VIEW_UNSPECIFIED: _WorkflowView.ValueType  # 0
-    """In a request: FULL, in ListWorkflows HEADER. On a workflow: FULL."""
+    """In a request: FULL (in ListWorkflows: HEADER). On a workflow: FULL."""
     WORKFLOW_VIEW_FULL: _WorkflowView.ValueType  # 1
     """The header and every execution pointer."""
     WORKFLOW_VIEW_ACTIVE: _WorkflowView.ValueType  # 2
@@ -133,10 +133,10 @@ class _WorkflowViewEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """The header only."""
 
 class WorkflowView(_WorkflowView, metaclass=_WorkflowViewEnumTypeWrapper):
-    """WorkflowView says how much of a workflow is answered."""
+    """WorkflowView is how much of a workflow is returned."""
 
 WORKFLOW_VIEW_UNSPECIFIED: WorkflowView.ValueType  # 0
-"""In a request: FULL, in ListWorkflows HEADER. On a workflow: FULL."""
+"""In a request: FULL (in ListWorkflows: HEADER). On a workflow: FULL."""
 WORKFLOW_VIEW_FULL: WorkflowView.ValueType  # 1
 """The header and every execution pointer."""
 WORKFLOW_VIEW_ACTIVE: WorkflowView.ValueType  # 2
@@ -151,7 +151,7 @@ Global___WorkflowView: typing_extensions.TypeAlias = WorkflowView
 @typing.final
 class WorkflowInstance(google.protobuf.message.Message):
     """WorkflowInstance is a running or ended workflow: its header and its execution
-    pointers, stored and loaded as one.
+    pointers, stored and loaded together.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -173,50 +173,52 @@ class WorkflowInstance(google.protobuf.message.Message):
     VIEW_FIELD_NUMBER: builtins.int
     id: builtins.str
     """Chosen by the host, at most 512 bytes, compared byte by byte. Empty on
-    create: the store chooses a UUID. Never changes.
+    create: the store generates a UUID. Never changes.
     """
     name: builtins.str
-    """A name for people, unique over all instances, at most 512 bytes. Empty on
-    create: the id; empty on persist: unchanged.
+    """A human-readable name, unique among all workflows, at most 512 bytes. Empty
+    on create: the id is used; empty on persist: unchanged.
     """
     root_workflow_id: builtins.str
-    """The workflow at the top of the tree this one belongs to, at most 512 bytes;
-    absent: it is at the top itself.
+    """The root of the tree that this workflow belongs to, at most 512 bytes;
+    absent: it is itself a root.
     """
     workflow_definition_id: builtins.str
-    """Which definition it runs; required, at most 512 bytes."""
+    """The id of its definition; required, at most 512 bytes."""
     version: builtins.int
-    """Which version of the definition, 0 to 2^31-1."""
+    """The version of its definition, 0 to 2^31-1."""
     description: builtins.str
-    """What it is for, in words."""
+    """A description for people."""
     reference: builtins.str
     """The host's own reference, for example an order number."""
     next_execution: builtins.int
     """When it is to be run next, in milliseconds since 1970-01-01T00:00:00Z; any
-    int64. Absent: not until something happens.
+    int64. Absent: not scheduled (for example, waiting for an event).
     """
     status: Global___WorkflowStatus.ValueType
-    """Its state; required."""
+    """Its status; required."""
     data_json: builtins.str
     """The workflow's data, a JSON document as text; required. Stored as jsonb:
-    numbers keep every digit, the order and spacing of object members is not
-    kept, and of duplicate members the last one counts. Refused: what is no JSON
-    (NaN and Infinity too), U+0000 and lone surrogates even if escaped, more
-    than 100 levels, exponents beyond 1000, numbers of more than 2000 digits
-    when written out without their exponents.
+    numbers keep every digit, the order and whitespace of object members are
+    not preserved, and of duplicate members the last one wins. Rejected: text
+    that is not valid JSON (including NaN and Infinity), U+0000 and lone
+    surrogates even if escaped, more than 100 levels of nesting, exponents
+    beyond 1000, and numbers of more than 2000 digits when written without an
+    exponent.
     """
     revision: builtins.int
-    """Counts the writes: 1 after create, one more with each persist, also by hosts
-    that share the database. Set by the store, ignored on write.
+    """The number of writes: 1 after create, incremented by every persist or
+    commit, also by hosts that access the database directly. Set by the store,
+    ignored on write.
     """
     view: Global___WorkflowView.ValueType
-    """How much of the stored workflow this is. Set by the store where it is not
-    all of it, that is to ACTIVE or HEADER; such an instance is refused as a new
-    state, because the pointers left out would be removed: use a patch.
+    """How much of the stored workflow this is. Set by the store to ACTIVE or
+    HEADER if it is not all of it; such an instance is rejected as a new state,
+    because the omitted pointers would be removed: use a patch.
     """
     @property
     def execution_pointers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ExecutionPointer]:
-        """The execution pointers; their order is kept exactly."""
+        """The execution pointers; their order is preserved."""
 
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
@@ -224,7 +226,9 @@ class WorkflowInstance(google.protobuf.message.Message):
 
     @property
     def complete_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When it ended; absent: it has not. Years 1-9999, truncated to microseconds."""
+        """When it ended; absent: it has not ended. Years 1-9999, truncated to
+        microseconds.
+        """
 
     def __init__(
         self,
@@ -305,70 +309,72 @@ class ExecutionPointer(google.protobuf.message.Message):
     byte.
     """
     step_id: builtins.int
-    """The step of the definition, 0 to 2^31-1."""
+    """The id of its step in the definition, 0 to 2^31-1."""
     active: builtins.bool
-    """Whether the engine still has to look at it."""
+    """Whether the engine still has to process it."""
     status: Global___PointerStatus.ValueType
-    """Its state; required."""
+    """Its status; required."""
     persistence_data_json: builtins.str
-    """What the step remembers between its runs, a JSON document (see
-    WorkflowInstance.data_json). Absent is kept apart from `null`.
+    """The step's state between its runs, a JSON document (see
+    WorkflowInstance.data_json). Absent is distinct from `null`.
     """
     event_name: builtins.str
-    """The kind of event it waits for; at most 512 bytes."""
+    """The name of the event it waits for; at most 512 bytes."""
     event_key: builtins.str
     """The event key it waits for; at most 512 bytes."""
     event_published: builtins.bool
-    """Whether that event has come."""
+    """Whether that event has been delivered."""
     event_data_json: builtins.str
-    """The content of that event, a JSON document (see WorkflowInstance.data_json).
-    Absent is kept apart from `null`.
+    """The payload of that event, a JSON document (see
+    WorkflowInstance.data_json). Absent is distinct from `null`.
     """
     step_name: builtins.str
     """The step's name, for people."""
     retry_count: builtins.int
-    """How often the step was tried again, 0 to 2^31-1."""
+    """How often the step was retried, 0 to 2^31-1."""
     context_item_json: builtins.str
-    """The item of a loop it works on, a JSON document (see
-    WorkflowInstance.data_json). Absent is kept apart from `null`.
+    """The loop item it works on, a JSON document (see
+    WorkflowInstance.data_json). Absent is distinct from `null`.
     """
     predecessor_id: builtins.str
-    """The pointer before it; at most 512 bytes."""
+    """The id of its predecessor; at most 512 bytes."""
     outcome_json: builtins.str
-    """What the step came to, a JSON document (see WorkflowInstance.data_json).
-    Absent is kept apart from `null`.
+    """The step's outcome, a JSON document (see WorkflowInstance.data_json).
+    Absent is distinct from `null`.
     """
     @property
     def sleep_until(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When to wake it; absent: it does not sleep. Years 1-9999, truncated to
+        """When to wake it; absent: it is not sleeping. Years 1-9999, truncated to
         microseconds.
         """
 
     @property
     def start_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When the step started; absent: it has not. Years 1-9999, truncated to
-        microseconds.
+        """When the step started; absent: it has not started. Years 1-9999, truncated
+        to microseconds.
         """
 
     @property
     def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When the step ended; absent: it has not. Years 1-9999, truncated to
+        """When the step ended; absent: it has not ended. Years 1-9999, truncated to
         microseconds.
         """
 
     @property
     def children(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The pointers it started, by id, each at most 512 bytes; their order is kept."""
+        """The ids of the pointers it started, each at most 512 bytes; their order is
+        preserved.
+        """
 
     @property
     def scope(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The pointers it runs inside of, by id, each at most 512 bytes, outermost
-        last or first as the host likes; their order is kept.
+        """The ids of the pointers that enclose it, each at most 512 bytes; the host
+        chooses the order (innermost or outermost first), which is preserved.
         """
 
     @property
     def extension_attributes_json(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
-        """Anything else, by name; each value a JSON document (see
+        """Additional attributes by name; each value is a JSON document (see
         WorkflowInstance.data_json).
         """
 
@@ -419,8 +425,8 @@ Global___ExecutionPointer: typing_extensions.TypeAlias = ExecutionPointer
 
 @typing.final
 class WorkflowPatch(google.protobuf.message.Message):
-    """WorkflowPatch is what changes in a workflow: its cost is that of the change,
-    however many pointers the workflow has.
+    """WorkflowPatch is a change to a workflow. Its cost depends on the size of the
+    change, not on how many pointers the workflow has.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -434,29 +440,29 @@ class WorkflowPatch(google.protobuf.message.Message):
     """The workflow's id; required, at most 512 bytes."""
     @property
     def header(self) -> Global___WorkflowInstance:
-        """New values of header fields, those that `header_mask` names; others are
-        ignored. Their bounds are those of WorkflowInstance.
+        """New values of the header fields that `header_mask` names; others are
+        ignored. The bounds are those of WorkflowInstance.
         """
 
     @property
     def header_mask(self) -> google.protobuf.field_mask_pb2.FieldMask:
         """The header fields to change, by name: name (empty: unchanged),
         root_workflow_id, workflow_definition_id, version, description, reference,
-        next_execution, status, data_json, create_time, complete_time. A named field
-        that `header` leaves out becomes absent. No name twice.
+        next_execution, status, data_json, create_time, complete_time. A named
+        field that `header` omits becomes absent. No duplicates.
         """
 
     @property
     def execution_pointers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ExecutionPointer]:
-        """Pointers to change or to add, each with all its fields, no id twice. One that
-        exists keeps its place in the order; new ones come behind the last, in the
-        order given here.
+        """Pointers to update or add, each with all its fields; no duplicate ids. An
+        existing pointer keeps its position; new ones are appended in the order
+        given here.
         """
 
     @property
     def removed_pointer_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Pointers to remove, by id; each must exist, and not stand in
-        `execution_pointers` too.
+        """Ids of pointers to remove; each must exist and must not also be in
+        `execution_pointers`.
         """
 
     def __init__(
@@ -475,7 +481,7 @@ Global___WorkflowPatch: typing_extensions.TypeAlias = WorkflowPatch
 
 @typing.final
 class SubscriptionClaim(google.protobuf.message.Message):
-    """SubscriptionClaim says that its sender still holds a subscription."""
+    """SubscriptionClaim asserts that its sender still holds a subscription."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -487,8 +493,8 @@ class SubscriptionClaim(google.protobuf.message.Message):
     token: builtins.str
     """The token it is held with; required, at most 512 bytes."""
     epoch: builtins.int
-    """The epoch of the claim, from SetSubscriptionToken; absent: the token alone
-    counts. From 1 on.
+    """The fencing token of the claim, from SetSubscriptionToken, 1 or higher;
+    absent: only the token is compared.
     """
     def __init__(
         self,
@@ -505,7 +511,7 @@ Global___SubscriptionClaim: typing_extensions.TypeAlias = SubscriptionClaim
 
 @typing.final
 class WorkflowFilter(google.protobuf.message.Message):
-    """WorkflowFilter picks workflows: those for which all that is given holds."""
+    """WorkflowFilter selects the workflows that match every condition given."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -520,43 +526,43 @@ class WorkflowFilter(google.protobuf.message.Message):
     COMPLETE_TIME_FROM_FIELD_NUMBER: builtins.int
     COMPLETE_TIME_BEFORE_FIELD_NUMBER: builtins.int
     workflow_definition_id: builtins.str
-    """This definition, at most 512 bytes; empty: any."""
+    """With this definition, at most 512 bytes; empty: any."""
     version: builtins.int
-    """This version of the definition, 0 to 2^31-1; absent: any."""
+    """With this version of the definition, 0 to 2^31-1; absent: any."""
     reference: builtins.str
-    """This reference; absent: any."""
+    """With this reference; absent: any."""
     name_prefix: builtins.str
-    """A name that begins with this, at most 512 bytes; empty: any."""
+    """With a name that starts with this, at most 512 bytes; empty: any."""
     root_workflow_id: builtins.str
-    """This workflow at the top of the tree, at most 512 bytes; empty: any. (The one
-    at the top is not among them: it has no root.)
+    """With this root workflow, at most 512 bytes; empty: any. (The root itself
+    does not match: its own root_workflow_id is absent.)
     """
     @property
     def statuses(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[Global___WorkflowStatus.ValueType]:
-        """One of these; none: any."""
+        """With one of these statuses; empty: any."""
 
     @property
     def create_time_from(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """Created at this time or later; absent: any time. Years 1-9999, truncated to
-        microseconds.
+        """Created at or after this time; absent: no lower bound. Years 1-9999,
+        truncated to microseconds.
         """
 
     @property
     def create_time_before(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """Created before this time; absent: any time. Years 1-9999, truncated to
-        microseconds.
+        """Created before this time; absent: no upper bound. Years 1-9999, truncated
+        to microseconds.
         """
 
     @property
     def complete_time_from(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """Completed at this time or later; absent: any time, or not at all. Years
-        1-9999, truncated to microseconds.
+        """Completed at or after this time; absent: no lower bound, and workflows that
+        have not completed match too. Years 1-9999, truncated to microseconds.
         """
 
     @property
     def complete_time_before(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """Completed before this time; absent: any time, or not at all. Years 1-9999,
-        truncated to microseconds.
+        """Completed before this time; absent: no upper bound, and workflows that have
+        not completed match too. Years 1-9999, truncated to microseconds.
         """
 
     def __init__(
@@ -605,7 +611,7 @@ Global___CreateNewWorkflowRequest: typing_extensions.TypeAlias = CreateNewWorkfl
 
 @typing.final
 class CreateNewWorkflowResponse(google.protobuf.message.Message):
-    """CreateNewWorkflowResponse is the answer of CreateNewWorkflow."""
+    """CreateNewWorkflowResponse is the response of CreateNewWorkflow."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -613,11 +619,11 @@ class CreateNewWorkflowResponse(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     REVISION_FIELD_NUMBER: builtins.int
     id: builtins.str
-    """The workflow's id, the store's choice if the request had none."""
+    """The workflow's id (generated by the store if the request had none)."""
     name: builtins.str
-    """The workflow's name, its id if the request had none."""
+    """The workflow's name (its id if the request had none)."""
     revision: builtins.int
-    """The revision it was created with."""
+    """The revision at creation."""
     def __init__(
         self,
         *,
@@ -639,19 +645,19 @@ class PersistWorkflowRequest(google.protobuf.message.Message):
     EXPECTED_REVISION_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     expected_revision: builtins.int
-    """Write only if the stored revision is this one, from 1 on; absent: write
-    whatever is stored.
+    """Write only if this is the stored revision, 1 or higher; absent: write
+    regardless of the stored revision.
     """
     request_id: builtins.str
-    """A UUID that names this attempt to write, so that it can be sent again after a
-    lost answer: the second arrival changes nothing and answers what the first
-    did. Remembered per workflow for at least as long as GetStoreInfo's
-    `request_retention`; empty: none. The same UUID with another content is
-    refused: ALREADY_EXISTS (REQUEST_ID_REUSED).
+    """The idempotency key of this write, a UUID, so that it can be repeated after
+    a lost response: a repetition changes nothing and returns the original
+    response. Remembered per workflow for at least GetStoreInfo's
+    `request_retention`; empty: none. Reusing it with different content is
+    rejected: ALREADY_EXISTS (REQUEST_ID_REUSED).
     """
     @property
     def instance(self) -> Global___WorkflowInstance:
-        """The whole new state; required, with its id."""
+        """The full new state; required, with its id."""
 
     def __init__(
         self,
@@ -668,7 +674,7 @@ Global___PersistWorkflowRequest: typing_extensions.TypeAlias = PersistWorkflowRe
 
 @typing.final
 class PersistWorkflowResponse(google.protobuf.message.Message):
-    """PersistWorkflowResponse is the answer of PersistWorkflow."""
+    """PersistWorkflowResponse is the response of PersistWorkflow."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -697,18 +703,18 @@ class PersistWorkflowWithSubscriptionsRequest(google.protobuf.message.Message):
     EXPECTED_REVISION_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     expected_revision: builtins.int
-    """Write only if the stored revision is this one, from 1 on; absent: write
-    whatever is stored.
+    """Write only if this is the stored revision, 1 or higher; absent: write
+    regardless of the stored revision.
     """
     request_id: builtins.str
     """See PersistWorkflowRequest.request_id."""
     @property
     def instance(self) -> Global___WorkflowInstance:
-        """The whole new state; required, with its id."""
+        """The full new state; required, with its id."""
 
     @property
     def subscriptions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.subscription_pb2.EventSubscription]:
-        """The subscriptions to create; no id twice."""
+        """The subscriptions to create; no duplicate ids."""
 
     def __init__(
         self,
@@ -726,7 +732,7 @@ Global___PersistWorkflowWithSubscriptionsRequest: typing_extensions.TypeAlias = 
 
 @typing.final
 class PersistWorkflowWithSubscriptionsResponse(google.protobuf.message.Message):
-    """PersistWorkflowWithSubscriptionsResponse is the answer of
+    """PersistWorkflowWithSubscriptionsResponse is the response of
     PersistWorkflowWithSubscriptions.
     """
 
@@ -752,8 +758,8 @@ Global___PersistWorkflowWithSubscriptionsResponse: typing_extensions.TypeAlias =
 
 @typing.final
 class CommitWorkflowRequest(google.protobuf.message.Message):
-    """CommitWorkflowRequest is the request of CommitWorkflow. Of each list at most
-    1000 items, pointers aside.
+    """CommitWorkflowRequest is the request of CommitWorkflow. Each list has at most
+    1000 items, except pointers.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -772,46 +778,48 @@ class CommitWorkflowRequest(google.protobuf.message.Message):
     COMPLETE_LEASE_TOKENS_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     expected_revision: builtins.int
-    """Write only if the stored revision is this one, from 1 on; absent: write
-    whatever is stored.
+    """Write only if this is the stored revision, 1 or higher; absent: write
+    regardless of the stored revision.
     """
     request_id: builtins.str
     """See PersistWorkflowRequest.request_id."""
     @property
     def instance(self) -> Global___WorkflowInstance:
-        """The whole new state, as in PersistWorkflow."""
+        """The full new state, as in PersistWorkflow."""
 
     @property
     def patch(self) -> Global___WorkflowPatch:
-        """What changes; requires `expected_revision`."""
+        """The change; requires `expected_revision`."""
 
     @property
     def held_subscriptions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SubscriptionClaim]:
-        """Write only if each of these subscriptions is held with this token, and that
-        has not expired.
+        """Write only if each of these claims on a subscription is still held and has
+        not expired.
         """
 
     @property
     def held_lease_tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Write only if each of these commands is claimed under this lease, and that
-        has not expired.
+        """Write only if each of these leases on a command is still held and has not
+        expired.
         """
 
     @property
     def create_subscriptions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.subscription_pb2.EventSubscription]:
-        """Subscriptions to create; no id twice."""
+        """Subscriptions to create; no duplicate ids."""
 
     @property
     def terminate_subscription_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Subscriptions to remove, open or held, by id; each must exist; none twice."""
+        """Ids of subscriptions to remove, open or held; each must exist; no
+        duplicates.
+        """
 
     @property
     def create_events(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.event_pb2.Event]:
-        """Events to create; no id twice."""
+        """Events to create; no duplicate ids."""
 
     @property
     def processed_event_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Events to mark as processed, by id; each must exist; none twice."""
+        """Ids of events to mark as processed; each must exist; no duplicates."""
 
     @property
     def errors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.store_pb2.ExecutionError]:
@@ -819,12 +827,12 @@ class CommitWorkflowRequest(google.protobuf.message.Message):
 
     @property
     def schedule_commands(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.command_pb2.ScheduledCommand]:
-        """Commands to schedule; none twice."""
+        """Commands to schedule; no duplicates."""
 
     @property
     def complete_lease_tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Claimed commands to remove, by their lease tokens, as in CompleteCommands;
-        none twice.
+        """Lease tokens of claimed commands to remove, as in CompleteCommands; no
+        duplicates.
         """
 
     def __init__(
@@ -855,7 +863,7 @@ Global___CommitWorkflowRequest: typing_extensions.TypeAlias = CommitWorkflowRequ
 
 @typing.final
 class CommitWorkflowResponse(google.protobuf.message.Message):
-    """CommitWorkflowResponse is the answer of CommitWorkflow."""
+    """CommitWorkflowResponse is the response of CommitWorkflow."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -894,7 +902,7 @@ class GetWorkflowInstanceRequest(google.protobuf.message.Message):
     id: builtins.str
     """The workflow's id; required, at most 512 bytes."""
     view: Global___WorkflowView.ValueType
-    """How much of it to answer."""
+    """How much of it to return."""
     def __init__(
         self,
         *,
@@ -907,7 +915,7 @@ Global___GetWorkflowInstanceRequest: typing_extensions.TypeAlias = GetWorkflowIn
 
 @typing.final
 class GetWorkflowInstanceResponse(google.protobuf.message.Message):
-    """GetWorkflowInstanceResponse is the answer of GetWorkflowInstance."""
+    """GetWorkflowInstanceResponse is the response of GetWorkflowInstance."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -937,7 +945,7 @@ class GetWorkflowInstanceByNameRequest(google.protobuf.message.Message):
     name: builtins.str
     """The workflow's name; required, at most 512 bytes."""
     view: Global___WorkflowView.ValueType
-    """How much of it to answer."""
+    """How much of it to return."""
     def __init__(
         self,
         *,
@@ -950,7 +958,9 @@ Global___GetWorkflowInstanceByNameRequest: typing_extensions.TypeAlias = GetWork
 
 @typing.final
 class GetWorkflowInstanceByNameResponse(google.protobuf.message.Message):
-    """GetWorkflowInstanceByNameResponse is the answer of GetWorkflowInstanceByName."""
+    """GetWorkflowInstanceByNameResponse is the response of
+    GetWorkflowInstanceByName.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -978,10 +988,10 @@ class GetWorkflowInstancesRequest(google.protobuf.message.Message):
     IDS_FIELD_NUMBER: builtins.int
     VIEW_FIELD_NUMBER: builtins.int
     view: Global___WorkflowView.ValueType
-    """How much of each to answer."""
+    """How much of each to return."""
     @property
     def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The ids asked for, each at most 512 bytes; none is fine."""
+        """The ids to look up, each at most 512 bytes; may be empty."""
 
     def __init__(
         self,
@@ -995,7 +1005,7 @@ Global___GetWorkflowInstancesRequest: typing_extensions.TypeAlias = GetWorkflowI
 
 @typing.final
 class GetWorkflowInstancesResponse(google.protobuf.message.Message):
-    """GetWorkflowInstancesResponse is one message of the answer of
+    """GetWorkflowInstancesResponse is one message of the response stream of
     GetWorkflowInstances.
     """
 
@@ -1026,12 +1036,12 @@ class GetRunnableInstancesRequest(google.protobuf.message.Message):
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     page_size: builtins.int
-    """How many ids to answer at most. 0: 100; above 1000: 1000; negative:
-    INVALID_ARGUMENT.
+    """Maximum number of ids to return. 0 means 100; values above 1000 mean 1000;
+    negative: INVALID_ARGUMENT.
     """
     page_token: builtins.str
-    """The `next_page_token` of the page before; empty: the first page. The other
-    fields must be those of the first page.
+    """The `next_page_token` of the previous page; empty: the first page. All
+    other fields must be the same as for the first page.
     """
     @property
     def as_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
@@ -1053,19 +1063,17 @@ Global___GetRunnableInstancesRequest: typing_extensions.TypeAlias = GetRunnableI
 
 @typing.final
 class GetRunnableInstancesResponse(google.protobuf.message.Message):
-    """GetRunnableInstancesResponse is the answer of GetRunnableInstances."""
+    """GetRunnableInstancesResponse is the response of GetRunnableInstances."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     INSTANCE_IDS_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
-    """The token of the next page; empty: this is the last one."""
+    """The token of the next page; empty: this is the last page."""
     @property
     def instance_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The ids, soonest next_execution first; equal times in the order of their
-        ids.
-        """
+        """The ids, soonest next_execution first; ties in id order."""
 
     def __init__(
         self,
@@ -1085,7 +1093,7 @@ class NextDefinitionSequenceRequest(google.protobuf.message.Message):
 
     DEFINITION_ID_FIELD_NUMBER: builtins.int
     definition_id: builtins.str
-    """The definition; required, at most 512 bytes."""
+    """The id of the definition; required, at most 512 bytes."""
     def __init__(
         self,
         *,
@@ -1097,13 +1105,13 @@ Global___NextDefinitionSequenceRequest: typing_extensions.TypeAlias = NextDefini
 
 @typing.final
 class NextDefinitionSequenceResponse(google.protobuf.message.Message):
-    """NextDefinitionSequenceResponse is the answer of NextDefinitionSequence."""
+    """NextDefinitionSequenceResponse is the response of NextDefinitionSequence."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     NUMBER_FIELD_NUMBER: builtins.int
     number: builtins.int
-    """The number taken."""
+    """The number."""
     def __init__(
         self,
         *,
@@ -1125,21 +1133,21 @@ class ListExecutionPointersRequest(google.protobuf.message.Message):
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     workflow_id: builtins.str
-    """The workflow; required, at most 512 bytes."""
+    """The workflow's id; required, at most 512 bytes."""
     active_only: builtins.bool
-    """Only pointers that can still run (see WorkflowView ACTIVE)."""
+    """Return only pointers that can still run (see WorkflowView ACTIVE)."""
     expected_revision: builtins.int
-    """Answer only if the workflow's revision is this one, from 1 on; absent:
-    whatever it is. May differ from page to page.
+    """Return the page only if the workflow has this revision, 1 or higher;
+    absent: any revision. May differ from page to page.
     """
     page_size: builtins.int
-    """How many pointers to answer at most; a page is shorter where the next
-    one would not fit into one message. 0: 100; above 1000: 1000; negative:
-    INVALID_ARGUMENT.
+    """Maximum number of pointers to return; a page is shorter if the next one
+    would not fit in the same message. 0 means 100; values above 1000 mean
+    1000; negative: INVALID_ARGUMENT.
     """
     page_token: builtins.str
-    """The `next_page_token` of the page before; empty: the first page. The other
-    fields must be those of the first page.
+    """The `next_page_token` of the previous page; empty: the first page. All
+    other fields must be the same as for the first page.
     """
     def __init__(
         self,
@@ -1158,7 +1166,7 @@ Global___ListExecutionPointersRequest: typing_extensions.TypeAlias = ListExecuti
 
 @typing.final
 class ListExecutionPointersResponse(google.protobuf.message.Message):
-    """ListExecutionPointersResponse is the answer of ListExecutionPointers."""
+    """ListExecutionPointersResponse is the response of ListExecutionPointers."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1166,7 +1174,7 @@ class ListExecutionPointersResponse(google.protobuf.message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
     REVISION_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
-    """The token of the next page; empty: this is the last one."""
+    """The token of the next page; empty: this is the last page."""
     revision: builtins.int
     """The workflow's revision when the page was read."""
     @property
@@ -1196,21 +1204,21 @@ class ListWorkflowsRequest(google.protobuf.message.Message):
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     order: wfe.persistence.v1.list_order_pb2.ListOrder.ValueType
-    """By create_time; equal times in the order of their ids, or in the reverse."""
+    """Order by create_time; ties by id, in the same direction."""
     view: Global___WorkflowView.ValueType
-    """How much of each to answer; UNSPECIFIED: HEADER."""
+    """How much of each to return; UNSPECIFIED means HEADER."""
     page_size: builtins.int
-    """How many workflows to answer at most; a page is shorter where the next
-    one would not fit into one message. 0: 100; above 1000: 1000; negative:
-    INVALID_ARGUMENT.
+    """Maximum number of workflows to return; a page is shorter if the next one
+    would not fit in the same message. 0 means 100; values above 1000 mean
+    1000; negative: INVALID_ARGUMENT.
     """
     page_token: builtins.str
-    """The `next_page_token` of the page before; empty: the first page. The other
-    fields must be those of the first page.
+    """The `next_page_token` of the previous page; empty: the first page. All
+    other fields must be the same as for the first page.
     """
     @property
     def filter(self) -> Global___WorkflowFilter:
-        """Which workflows; absent: all."""
+        """Which workflows to include; absent: all."""
 
     def __init__(
         self,
@@ -1228,18 +1236,18 @@ Global___ListWorkflowsRequest: typing_extensions.TypeAlias = ListWorkflowsReques
 
 @typing.final
 class ListWorkflowsResponse(google.protobuf.message.Message):
-    """ListWorkflowsResponse is the answer of ListWorkflows."""
+    """ListWorkflowsResponse is the response of ListWorkflows."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     INSTANCES_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
-    """The token of the next page; empty: this is the last one."""
+    """The token of the next page; empty: this is the last page."""
     @property
     def instances(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WorkflowInstance]:
-        """The workflows. One that alone is too large for a message is answered without
-        its pointers, with `view` HEADER.
+        """The workflows. One that by itself is too large for a message is returned
+        without its pointers, with `view` HEADER.
         """
 
     def __init__(
@@ -1261,7 +1269,7 @@ class CountWorkflowsRequest(google.protobuf.message.Message):
     FILTER_FIELD_NUMBER: builtins.int
     @property
     def filter(self) -> Global___WorkflowFilter:
-        """Which workflows; absent: all."""
+        """Which workflows to include; absent: all."""
 
     def __init__(
         self,
@@ -1275,7 +1283,7 @@ Global___CountWorkflowsRequest: typing_extensions.TypeAlias = CountWorkflowsRequ
 
 @typing.final
 class WorkflowCount(google.protobuf.message.Message):
-    """WorkflowCount is how many workflows have a status."""
+    """WorkflowCount is the number of workflows with a given status."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1284,7 +1292,7 @@ class WorkflowCount(google.protobuf.message.Message):
     status: Global___WorkflowStatus.ValueType
     """The status."""
     count: builtins.int
-    """How many have it; never 0."""
+    """How many workflows have it; never 0."""
     def __init__(
         self,
         *,
@@ -1297,15 +1305,15 @@ Global___WorkflowCount: typing_extensions.TypeAlias = WorkflowCount
 
 @typing.final
 class CountWorkflowsResponse(google.protobuf.message.Message):
-    """CountWorkflowsResponse is the answer of CountWorkflows."""
+    """CountWorkflowsResponse is the response of CountWorkflows."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     COUNTS_FIELD_NUMBER: builtins.int
     @property
     def counts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WorkflowCount]:
-        """The counts, in the order of the statuses' numbers; statuses that no workflow
-        has are left out.
+        """The counts, ordered by status number; statuses that no workflow has are
+        omitted.
         """
 
     def __init__(
@@ -1328,8 +1336,8 @@ class DeleteWorkflowRequest(google.protobuf.message.Message):
     id: builtins.str
     """The workflow's id; required, at most 512 bytes."""
     expected_revision: builtins.int
-    """Delete only if the stored revision is this one, from 1 on; absent: whatever
-    is stored.
+    """Delete only if this is the stored revision, 1 or higher; absent: delete
+    regardless of the stored revision.
     """
     def __init__(
         self,
@@ -1345,7 +1353,7 @@ Global___DeleteWorkflowRequest: typing_extensions.TypeAlias = DeleteWorkflowRequ
 
 @typing.final
 class DeleteWorkflowResponse(google.protobuf.message.Message):
-    """DeleteWorkflowResponse is the answer of DeleteWorkflow."""
+    """DeleteWorkflowResponse is the response of DeleteWorkflow."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1368,30 +1376,32 @@ class PurgeWorkflowsRequest(google.protobuf.message.Message):
     MAX_ROWS_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     workflow_definition_id: builtins.str
-    """Of this definition, at most 512 bytes; empty: any. Those below them in their
-    trees go whatever their definition.
+    """With this definition, at most 512 bytes; empty: any. Their descendants are
+    deleted whatever their definition.
     """
     dry_run: builtins.bool
-    """Only count what would be deleted."""
+    """Only count what would be deleted; delete nothing."""
     max_rows: builtins.int
-    """How many rows to delete at most, pointers, subscriptions, errors and events
-    counted too; the last workflow's tree may go beyond. 0: 10000; above 100000:
-    100000; negative: INVALID_ARGUMENT.
+    """Maximum number of rows to delete, including pointers, subscriptions, errors
+    and events; the last workflow's tree may exceed it. 0 means 10000; values
+    above 100000 mean 100000; negative: INVALID_ARGUMENT.
     """
     page_token: builtins.str
-    """The `next_page_token` of the call before; empty: from the start. The other
-    fields must be those of the first call, `max_rows` aside.
+    """The `next_page_token` of the previous call; empty: start from the
+    beginning. All other fields except `max_rows` must be the same as in the
+    first call.
     """
     @property
     def ended_before(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Workflows that ended before this time; required. The end is complete_time,
-        or create_time where that is absent. Years 1-9999, truncated to
-        microseconds.
+        or create_time if that is absent. Years 1-9999, truncated to microseconds.
         """
 
     @property
     def statuses(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[Global___WorkflowStatus.ValueType]:
-        """With one of these statuses, COMPLETE and TERMINATED; none: both."""
+        """With one of these statuses; only COMPLETE and TERMINATED are allowed;
+        empty: both.
+        """
 
     def __init__(
         self,
@@ -1410,7 +1420,7 @@ Global___PurgeWorkflowsRequest: typing_extensions.TypeAlias = PurgeWorkflowsRequ
 
 @typing.final
 class PurgeWorkflowsResponse(google.protobuf.message.Message):
-    """PurgeWorkflowsResponse is the answer of PurgeWorkflows."""
+    """PurgeWorkflowsResponse is the response of PurgeWorkflows."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1421,17 +1431,17 @@ class PurgeWorkflowsResponse(google.protobuf.message.Message):
     EVENTS_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
     workflows: builtins.int
-    """How many workflows were deleted (or would be)."""
+    """Number of workflows deleted (or, in a dry run, that would be)."""
     execution_pointers: builtins.int
-    """How many execution pointers."""
+    """Number of execution pointers."""
     subscriptions: builtins.int
-    """How many subscriptions."""
+    """Number of subscriptions."""
     errors: builtins.int
-    """How many logged errors."""
+    """Number of logged errors."""
     events: builtins.int
-    """How many processed events."""
+    """Number of processed events."""
     next_page_token: builtins.str
-    """To go on with; empty: nothing is left to be deleted."""
+    """The token to continue with; empty: nothing is left to delete."""
     def __init__(
         self,
         *,

@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class WorkflowServiceStub(object):
     """WorkflowService stores workflows with their execution pointers. Every call is
-    one transaction (a purge: several); every read is one consistent snapshot.
+    one transaction (a purge runs several); every read sees one consistent
+    snapshot.
     """
 
     def __init__(self, channel):
@@ -110,39 +111,42 @@ class WorkflowServiceStub(object):
 
 class WorkflowServiceServicer(object):
     """WorkflowService stores workflows with their execution pointers. Every call is
-    one transaction (a purge: several); every read is one consistent snapshot.
+    one transaction (a purge runs several); every read sees one consistent
+    snapshot.
     """
 
     def CreateNewWorkflow(self, request, context):
-        """Stores a new workflow with all its pointers. The same request again (same
-        id, same content) answers the same and changes nothing, even if the workflow
-        has moved on since. Errors: ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the
-        id is in use by other content, ALREADY_EXISTS (NAME_TAKEN) if the name is;
-        RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if it could not be read back in one
-        message; INVALID_ARGUMENT.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def PersistWorkflow(self, request, context):
-        """Replaces the stored state by the given one: pointers no longer named are
-        removed, unchanged ones are not rewritten, the order is kept exactly. The
-        last writer wins, unless `expected_revision` is given. Sets the column
-        last_heartbeat_at to the database's time. The same call again stores the
-        same state (and, without `expected_revision`, counts one more revision).
-        Errors: NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED (REVISION_MISMATCH);
-        ALREADY_EXISTS (NAME_TAKEN); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
+        """Stores a new workflow with all its pointers. Idempotent: repeating the
+        request (same id, same content) returns the same response and changes
+        nothing, even if the workflow has been updated since. Errors:
+        ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the id is in use with different
+        content, ALREADY_EXISTS (NAME_TAKEN) if the name is; RESOURCE_EXHAUSTED
+        (ANSWER_TOO_LARGE) if it could not be read back in one message;
         INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PersistWorkflow(self, request, context):
+        """Replaces the stored state with the given one: pointers that are no longer
+        listed are removed, unchanged ones are not rewritten, the order is
+        preserved. The last writer wins, unless `expected_revision` is given. Sets
+        the column last_heartbeat_at to the database's time. Repeating the call
+        stores the same state but increments the revision (or, with
+        `expected_revision`, is rejected); with a `request_id` a repetition changes
+        nothing. Errors: NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED
+        (REVISION_MISMATCH); ALREADY_EXISTS (NAME_TAKEN); RESOURCE_EXHAUSTED
+        (ANSWER_TOO_LARGE); INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PersistWorkflowWithSubscriptions(self, request, context):
-        """PersistWorkflow and the creation of subscriptions, all or nothing. A
-        subscription that exists already with the same content is left as it is.
-        Errors: those of PersistWorkflow, and ALREADY_EXISTS
+        """PersistWorkflow together with the creation of subscriptions, all or
+        nothing. A subscription that already exists with the same content is left
+        unchanged. Errors: those of PersistWorkflow, and ALREADY_EXISTS
         (SUBSCRIPTION_ALREADY_EXISTS).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -150,14 +154,14 @@ class WorkflowServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CommitWorkflow(self, request, context):
-        """Stores one step of an engine, all or nothing: the workflow's new state, whole
-        or as a patch, together with everything the step brought about. What is
-        created twice with the same content, or scheduled twice, is as in the calls
-        of its own (CreateEventSubscription, CreateEvent, ScheduleCommand). Sets the
-        column last_heartbeat_at to the database's time. A command both completed
-        and scheduled is scheduled, without the lease. After a lost answer the same
-        call again is safe with a `request_id`. Errors, each with the request's
-        `field` in ErrorInfo's metadata: NOT_FOUND (WORKFLOW_NOT_FOUND,
+        """Stores one step of an engine, all or nothing: the workflow's new state, in
+        full or as a patch, together with all effects of the step. Creating or
+        scheduling something that already exists behaves as in
+        CreateEventSubscription, CreateEvent and ScheduleCommand. Sets the column
+        last_heartbeat_at to the database's time. A command both completed and
+        scheduled ends up scheduled, without the lease. After a lost response,
+        repeating the call is safe with a `request_id`. Errors, each with the
+        request's `field` in ErrorInfo's metadata: NOT_FOUND (WORKFLOW_NOT_FOUND,
         POINTER_NOT_FOUND, SUBSCRIPTION_NOT_FOUND, EVENT_NOT_FOUND); ABORTED
         (REVISION_MISMATCH); FAILED_PRECONDITION (TOKEN_MISMATCH, LEASE_LOST);
         ALREADY_EXISTS (NAME_TAKEN, SUBSCRIPTION_ALREADY_EXISTS,
@@ -169,17 +173,17 @@ class WorkflowServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetWorkflowInstance(self, request, context):
-        """Answers one workflow with its pointers. Errors: NOT_FOUND
+        """Returns one workflow with its pointers. Errors: NOT_FOUND
         (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if it does not
-        fit into one message: see ListExecutionPointers; INVALID_ARGUMENT.
+        fit in one message (use ListExecutionPointers); INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetWorkflowInstanceByName(self, request, context):
-        """Answers one workflow with its pointers, found by its name. Errors: NOT_FOUND
-        (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
+        """Returns one workflow with its pointers, looked up by name. Errors:
+        NOT_FOUND (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
         INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -187,57 +191,58 @@ class WorkflowServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetWorkflowInstances(self, request, context):
-        """Answers many workflows, one a message, in the order asked; ids that do not
-        exist are left out, an id asked for twice is answered twice. All of them
-        come from one snapshot. Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if one
-        of them does not fit into one message; INVALID_ARGUMENT.
+        """Returns many workflows, one per message, in the requested order. Ids that
+        do not exist are omitted; an id requested twice is returned twice. All of
+        them are read from one snapshot. Errors: RESOURCE_EXHAUSTED
+        (ANSWER_TOO_LARGE) if one of them does not fit in one message;
+        INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetRunnableInstances(self, request, context):
-        """Answers the ids of workflows with status RUNNABLE and
-        `next_execution <= as_at`, soonest first, in pages. Each page is read by
-        itself: a workflow that stops being runnable between two pages is left out.
-        Errors: INVALID_ARGUMENT.
+        """Returns the ids of workflows with status RUNNABLE and `next_execution <=
+        as_at`, soonest first, in pages. Each page is read from its own snapshot: a
+        workflow that stops being runnable between two pages is omitted. Errors:
+        INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def NextDefinitionSequence(self, request, context):
-        """Takes the next number of a definition, from 1 on. Atomic: no number is ever
-        given twice; after a lost answer one may be skipped. Errors:
-        INVALID_ARGUMENT.
+        """Returns the next number of a definition's sequence, starting at 1. Atomic:
+        no number is ever returned twice; after a lost response one may be skipped.
+        Errors: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListExecutionPointers(self, request, context):
-        """Answers the pointers of one workflow in their order, in pages, so that a
-        workflow of any length can be read. Each page is read by itself; a page with
-        `expected_revision` is refused if the workflow has changed since. Errors:
-        NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED (REVISION_MISMATCH);
-        INVALID_ARGUMENT.
+        """Lists the pointers of one workflow in their order, in pages, so that a
+        workflow of any length can be read. Each page is read from its own
+        snapshot; a request with `expected_revision` is rejected if the workflow
+        has changed since. Errors: NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED
+        (REVISION_MISMATCH); INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListWorkflows(self, request, context):
-        """Answers workflows by their create_time, in pages. The place in the list is
-        kept by create_time and id, so workflows that come and go between two pages
-        neither shift it nor are answered twice. Errors: INVALID_ARGUMENT.
+        """Lists workflows by create_time, in pages. A page token records create_time
+        and id, so workflows created or deleted between two pages neither shift the
+        list nor appear twice. Errors: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CountWorkflows(self, request, context):
-        """Counts workflows by status. It looks at every workflow of the filter, or at
-        an index of them. Errors: INVALID_ARGUMENT.
+        """Counts workflows by status. It scans every workflow that matches the filter,
+        or an index of them. Errors: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -245,25 +250,24 @@ class WorkflowServiceServicer(object):
 
     def DeleteWorkflow(self, request, context):
         """Deletes one workflow, whatever its status, with its pointers, subscriptions
-        and logged errors. Workflows below it in its tree, events and commands stay.
-        Errors: NOT_FOUND (WORKFLOW_NOT_FOUND), also when the same call again finds
-        it deleted; ABORTED (REVISION_MISMATCH); INVALID_ARGUMENT.
+        and logged errors. Its descendants in its tree, events and commands stay.
+        Errors: NOT_FOUND (WORKFLOW_NOT_FOUND), also if a retry finds it already
+        deleted; ABORTED (REVISION_MISMATCH); INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PurgeWorkflows(self, request, context):
-        """Deletes ended workflows, the ones that ended first before the others, with
-        their pointers, subscriptions, logged errors and processed completion events
-        (those named `wfe.workflow.completed` whose key is the workflow's id). A
-        workflow goes together with all those below it in its tree, in one
-        transaction, and only when all of them have ended before the given time;
-        one whose root is still stored goes with that. What somebody else is
-        writing at that moment is passed over. One call makes several short
-        transactions and stops when its budget is used up: call again with
-        `next_page_token` until that is empty. Repeating a call is safe.
-        Errors: INVALID_ARGUMENT.
+        """Deletes ended workflows, earliest end first, with their pointers,
+        subscriptions, logged errors and processed completion events (those named
+        `wfe.workflow.completed` whose key is the workflow's id). A workflow is
+        deleted together with all its descendants in its tree, in one transaction,
+        and only if all of them ended before the given time; one whose root is
+        still stored is deleted with that root. Rows locked by concurrent writers
+        are skipped. One call runs several short transactions and stops when
+        `max_rows` is used up: call again with `next_page_token` until it is empty.
+        Repeating a call is safe. Errors: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -352,7 +356,8 @@ def add_WorkflowServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class WorkflowService(object):
     """WorkflowService stores workflows with their execution pointers. Every call is
-    one transaction (a purge: several); every read is one consistent snapshot.
+    one transaction (a purge runs several); every read sees one consistent
+    snapshot.
     """
 
     @staticmethod

@@ -23,11 +23,12 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// CommandName is what a scheduled command asks the engine to do.
+// CommandName is the kind of work that a scheduled command asks the engine to
+// do.
 type CommandName int32
 
 const (
-	// Refused on write.
+	// Rejected on write.
 	CommandName_COMMAND_NAME_UNSPECIFIED CommandName = 0
 	// Run the workflow whose id is the command's data.
 	CommandName_COMMAND_NAME_PROCESS_WORKFLOW CommandName = 1
@@ -76,13 +77,13 @@ func (CommandName) EnumDescriptor() ([]byte, []int) {
 	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{0}
 }
 
-// ScheduledCommand is work for later. There is at most one for each
-// (command_name, data).
+// ScheduledCommand is work to be done at a later time. There is at most one for
+// each (command_name, data).
 type ScheduledCommand struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What to do; required.
 	CommandName CommandName `protobuf:"varint,1,opt,name=command_name,json=commandName,proto3,enum=wfe.persistence.v1.CommandName" json:"command_name,omitempty"`
-	// What to do it with, a workflow's or an event's id; at most 2048 bytes.
+	// The id of the workflow or event to process; at most 2048 bytes.
 	Data string `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
 	// When it is due, in milliseconds since 1970-01-01T00:00:00Z; any int64.
 	ExecuteTime   int64 `protobuf:"varint,3,opt,name=execute_time,json=executeTime,proto3" json:"execute_time,omitempty"`
@@ -141,18 +142,19 @@ func (x *ScheduledCommand) GetExecuteTime() int64 {
 	return 0
 }
 
-// ClaimedCommand is a due command that one claimer holds under a lease.
+// ClaimedCommand is a due command that one worker holds under a lease.
 type ClaimedCommand struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The command as it was when it was claimed.
+	// The command at the time of the claim.
 	Command *ScheduledCommand `protobuf:"bytes,1,opt,name=command,proto3" json:"command,omitempty"`
 	// Proof of the claim, for CompleteCommands and ReleaseCommands. Opaque.
 	LeaseToken string `protobuf:"bytes,2,opt,name=lease_token,json=leaseToken,proto3" json:"lease_token,omitempty"`
-	// When the lease ends by itself, by the database's clock. From then on the
-	// command is due again and may be claimed by others.
+	// When the lease expires, by the database's clock. From then on the command
+	// is due again and other workers may claim it.
 	LeaseExpiry *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=lease_expiry,json=leaseExpiry,proto3" json:"lease_expiry,omitempty"`
-	// The number of the claim: each claim of a store has a higher one than all
-	// before it. To fence off, in other systems, those who held it earlier.
+	// The fencing token: every claim in a store has a higher epoch than all
+	// claims before it. Pass it to other systems so that they can reject writes
+	// from earlier holders.
 	Epoch         int64 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -262,7 +264,7 @@ func (x *ScheduleCommandRequest) GetCommand() *ScheduledCommand {
 	return nil
 }
 
-// ScheduleCommandResponse is the answer of ScheduleCommand.
+// ScheduleCommandResponse is the response of ScheduleCommand.
 type ScheduleCommandResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -305,12 +307,12 @@ type ClaimCommandsRequest struct {
 	// Commands due up to and including this time, truncated to milliseconds;
 	// absent: the database's clock. Years 1-9999.
 	AsOf *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
-	// How many commands to claim at most. 0: 100; above 1000: 1000; negative:
-	// INVALID_ARGUMENT.
+	// Maximum number of commands to claim. 0 means 100; values above 1000 mean
+	// 1000; negative: INVALID_ARGUMENT.
 	Limit int32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
-	// How long the claim holds; absent: 30 s. 1 ms to 24 h.
+	// How long the lease lasts; absent: 30 s. 1 ms to 24 h.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,3,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
-	// Who claims, for people who look; at most 512 bytes.
+	// The worker that claims, for information only; at most 512 bytes.
 	WorkerId      string `protobuf:"bytes,4,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -374,10 +376,10 @@ func (x *ClaimCommandsRequest) GetWorkerId() string {
 	return ""
 }
 
-// ClaimCommandsResponse is the answer of ClaimCommands.
+// ClaimCommandsResponse is the response of ClaimCommands.
 type ClaimCommandsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The claimed commands, soonest execute_time first; fewer than the limit, or
+	// The claimed commands, soonest execute_time first; fewer than `limit`, or
 	// none, if no more are due.
 	Commands      []*ClaimedCommand `protobuf:"bytes,1,rep,name=commands,proto3" json:"commands,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -424,7 +426,7 @@ func (x *ClaimCommandsResponse) GetCommands() []*ClaimedCommand {
 // CompleteCommandsRequest is the request of CompleteCommands.
 type CompleteCommandsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The lease tokens of the handled commands; at most 1000, none twice.
+	// The lease tokens of the handled commands; at most 1000, no duplicates.
 	LeaseTokens   []string `protobuf:"bytes,1,rep,name=lease_tokens,json=leaseTokens,proto3" json:"lease_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -467,7 +469,7 @@ func (x *CompleteCommandsRequest) GetLeaseTokens() []string {
 	return nil
 }
 
-// CompleteCommandsResponse is the answer of CompleteCommands.
+// CompleteCommandsResponse is the response of CompleteCommands.
 type CompleteCommandsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -507,7 +509,7 @@ func (*CompleteCommandsResponse) Descriptor() ([]byte, []int) {
 // ReleaseCommandsRequest is the request of ReleaseCommands.
 type ReleaseCommandsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The lease tokens of the commands to give back; at most 1000, none twice.
+	// The lease tokens of the commands to release; at most 1000, no duplicates.
 	LeaseTokens   []string `protobuf:"bytes,1,rep,name=lease_tokens,json=leaseTokens,proto3" json:"lease_tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -550,7 +552,7 @@ func (x *ReleaseCommandsRequest) GetLeaseTokens() []string {
 	return nil
 }
 
-// ReleaseCommandsResponse is the answer of ReleaseCommands.
+// ReleaseCommandsResponse is the response of ReleaseCommands.
 type ReleaseCommandsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -590,11 +592,10 @@ func (*ReleaseCommandsResponse) Descriptor() ([]byte, []int) {
 // RenewCommandsRequest is the request of RenewCommands.
 type RenewCommandsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The lease tokens of the claims to hold on to; at most 1000, none twice. They
-	// stay valid.
+	// The lease tokens to renew; at most 1000, no duplicates. They stay valid.
 	LeaseTokens []string `protobuf:"bytes,1,rep,name=lease_tokens,json=leaseTokens,proto3" json:"lease_tokens,omitempty"`
-	// How long the leases last from now on; absent: 30 s. 1 ms to 24 h, truncated
-	// to milliseconds.
+	// How long the leases last from now; absent: 30 s. 1 ms to 24 h, truncated to
+	// milliseconds.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,2,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -644,11 +645,11 @@ func (x *RenewCommandsRequest) GetLeaseDuration() *durationpb.Duration {
 	return nil
 }
 
-// RenewCommandsResponse is the answer of RenewCommands.
+// RenewCommandsResponse is the response of RenewCommands.
 type RenewCommandsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// When all these leases end by themselves, by the database's clock; absent: no
-	// lease was named.
+	// When all these leases expire, by the database's clock; absent: the request
+	// named no lease.
 	LeaseExpiry   *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=lease_expiry,json=leaseExpiry,proto3" json:"lease_expiry,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -30,33 +30,33 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// ScheduledCommandService keeps work for later and hands out what is due:
-// claim, handle, complete. Every call is one transaction.
+// ScheduledCommandService stores scheduled work and lets workers claim what is
+// due: claim, handle, complete. Every call is one transaction.
 type ScheduledCommandServiceClient interface {
-	// Schedules a command, or, if there is one of the same name and data already,
-	// replaces its execute_time. A command that is claimed at that moment stays
-	// claimed, and its completion then leaves it scheduled. Idempotent.
-	// Errors: INVALID_ARGUMENT.
+	// Schedules a command (an upsert: if there is one with the same name and
+	// data, its execute_time is replaced). A command that is claimed at the time
+	// stays claimed, and remains scheduled when that claim is completed.
+	// Idempotent. Errors: INVALID_ARGUMENT.
 	ScheduleCommand(ctx context.Context, in *ScheduleCommandRequest, opts ...grpc.CallOption) (*ScheduleCommandResponse, error)
-	// Hands out due commands (`execute_time <= as_of`, not under somebody's lease),
-	// soonest first, each to one claimer at a time. Callers never wait for each
-	// other: what another call is claiming at that moment is passed over. After a
-	// lost answer the claimed commands become due again when their leases expire.
-	// Errors: INVALID_ARGUMENT.
+	// Claims due commands (`execute_time <= as_of`, not under a lease), soonest
+	// first, each for one worker at a time. Callers never block each other:
+	// commands that a concurrent call is claiming are skipped. Not idempotent: if
+	// the response is lost, the claimed commands become due again when their
+	// leases expire. Errors: INVALID_ARGUMENT.
 	ClaimCommands(ctx context.Context, in *ClaimCommandsRequest, opts ...grpc.CallOption) (*ClaimCommandsResponse, error)
-	// Removes what was claimed and handled. A command scheduled again since its
-	// claim stays, with its new time and without the lease. All or nothing.
-	// Errors: FAILED_PRECONDITION (LEASE_LOST) if a command is no longer claimed
-	// under its token, which a second call after a lost answer sees too: nothing
-	// is changed then; INVALID_ARGUMENT.
+	// Removes claimed commands that have been handled. A command rescheduled
+	// since its claim stays, with its new time and without the lease. All or
+	// nothing. Errors: FAILED_PRECONDITION (LEASE_LOST) if a command is no longer
+	// claimed under its token (a retry after a lost response gets this too);
+	// nothing is changed then; INVALID_ARGUMENT.
 	CompleteCommands(ctx context.Context, in *CompleteCommandsRequest, opts ...grpc.CallOption) (*CompleteCommandsResponse, error)
-	// Gives claimed commands back unhandled: they are due again at once. All or
+	// Releases claimed commands unhandled: they are due again immediately. All or
 	// nothing. Errors: FAILED_PRECONDITION (LEASE_LOST), as for CompleteCommands;
 	// INVALID_ARGUMENT.
 	ReleaseCommands(ctx context.Context, in *ReleaseCommandsRequest, opts ...grpc.CallOption) (*ReleaseCommandsResponse, error)
-	// Holds claimed commands for longer: for `lease_duration` from now on, by the
-	// database's clock. A lease that has expired can't be renewed, even if nobody
-	// else claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
+	// Renews leases: they expire `lease_duration` from now, by the database's
+	// clock. A lease that has expired cannot be renewed, even if no other worker
+	// has claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
 	// (LEASE_LOST); INVALID_ARGUMENT.
 	RenewCommands(ctx context.Context, in *RenewCommandsRequest, opts ...grpc.CallOption) (*RenewCommandsResponse, error)
 }
@@ -123,33 +123,33 @@ func (c *scheduledCommandServiceClient) RenewCommands(ctx context.Context, in *R
 // All implementations must embed UnimplementedScheduledCommandServiceServer
 // for forward compatibility.
 //
-// ScheduledCommandService keeps work for later and hands out what is due:
-// claim, handle, complete. Every call is one transaction.
+// ScheduledCommandService stores scheduled work and lets workers claim what is
+// due: claim, handle, complete. Every call is one transaction.
 type ScheduledCommandServiceServer interface {
-	// Schedules a command, or, if there is one of the same name and data already,
-	// replaces its execute_time. A command that is claimed at that moment stays
-	// claimed, and its completion then leaves it scheduled. Idempotent.
-	// Errors: INVALID_ARGUMENT.
+	// Schedules a command (an upsert: if there is one with the same name and
+	// data, its execute_time is replaced). A command that is claimed at the time
+	// stays claimed, and remains scheduled when that claim is completed.
+	// Idempotent. Errors: INVALID_ARGUMENT.
 	ScheduleCommand(context.Context, *ScheduleCommandRequest) (*ScheduleCommandResponse, error)
-	// Hands out due commands (`execute_time <= as_of`, not under somebody's lease),
-	// soonest first, each to one claimer at a time. Callers never wait for each
-	// other: what another call is claiming at that moment is passed over. After a
-	// lost answer the claimed commands become due again when their leases expire.
-	// Errors: INVALID_ARGUMENT.
+	// Claims due commands (`execute_time <= as_of`, not under a lease), soonest
+	// first, each for one worker at a time. Callers never block each other:
+	// commands that a concurrent call is claiming are skipped. Not idempotent: if
+	// the response is lost, the claimed commands become due again when their
+	// leases expire. Errors: INVALID_ARGUMENT.
 	ClaimCommands(context.Context, *ClaimCommandsRequest) (*ClaimCommandsResponse, error)
-	// Removes what was claimed and handled. A command scheduled again since its
-	// claim stays, with its new time and without the lease. All or nothing.
-	// Errors: FAILED_PRECONDITION (LEASE_LOST) if a command is no longer claimed
-	// under its token, which a second call after a lost answer sees too: nothing
-	// is changed then; INVALID_ARGUMENT.
+	// Removes claimed commands that have been handled. A command rescheduled
+	// since its claim stays, with its new time and without the lease. All or
+	// nothing. Errors: FAILED_PRECONDITION (LEASE_LOST) if a command is no longer
+	// claimed under its token (a retry after a lost response gets this too);
+	// nothing is changed then; INVALID_ARGUMENT.
 	CompleteCommands(context.Context, *CompleteCommandsRequest) (*CompleteCommandsResponse, error)
-	// Gives claimed commands back unhandled: they are due again at once. All or
+	// Releases claimed commands unhandled: they are due again immediately. All or
 	// nothing. Errors: FAILED_PRECONDITION (LEASE_LOST), as for CompleteCommands;
 	// INVALID_ARGUMENT.
 	ReleaseCommands(context.Context, *ReleaseCommandsRequest) (*ReleaseCommandsResponse, error)
-	// Holds claimed commands for longer: for `lease_duration` from now on, by the
-	// database's clock. A lease that has expired can't be renewed, even if nobody
-	// else claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
+	// Renews leases: they expire `lease_duration` from now, by the database's
+	// clock. A lease that has expired cannot be renewed, even if no other worker
+	// has claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
 	// (LEASE_LOST); INVALID_ARGUMENT.
 	RenewCommands(context.Context, *RenewCommandsRequest) (*RenewCommandsResponse, error)
 	mustEmbedUnimplementedScheduledCommandServiceServer()

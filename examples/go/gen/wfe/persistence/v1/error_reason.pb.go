@@ -21,11 +21,11 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// ErrorReason says why a call failed. Every error status carries a
+// ErrorReason is the reason why a call failed. Every error status carries a
 // `google.rpc.ErrorInfo` whose `domain` is `wfe.persistence` and whose `reason`
 // is the name of one of these values without its `ERROR_REASON_` prefix, for
-// example `WORKFLOW_NOT_FOUND`. Programs decide by the reason; the message text
-// is for people and may change. What may be tried again also carries a
+// example `WORKFLOW_NOT_FOUND`. Programs must use the reason; the message text
+// is for people and may change. Errors worth retrying also carry a
 // `google.rpc.RetryInfo`.
 type ErrorReason int32
 
@@ -39,97 +39,103 @@ const (
 	// NOT_FOUND: no subscription has this id.
 	ErrorReason_ERROR_REASON_SUBSCRIPTION_NOT_FOUND ErrorReason = 3
 	// NOT_FOUND: the namespace named by the metadata `wfe-namespace` does not
-	// exist. Nothing is created by naming it.
+	// exist. Namespaces are never created implicitly.
 	ErrorReason_ERROR_REASON_NAMESPACE_NOT_FOUND ErrorReason = 4
-	// NOT_FOUND: the workflow has no execution pointer of an id that a patch
-	// removes; ErrorInfo's metadata names the `field`.
+	// NOT_FOUND: a patch removes an execution pointer that the workflow does not
+	// have; ErrorInfo's metadata has the `field`.
 	ErrorReason_ERROR_REASON_POINTER_NOT_FOUND ErrorReason = 5
-	// ALREADY_EXISTS: the workflow id is in use by a workflow that was created
-	// with other content.
+	// ALREADY_EXISTS: the workflow id is in use by a workflow created with
+	// different content.
 	ErrorReason_ERROR_REASON_WORKFLOW_ALREADY_EXISTS ErrorReason = 10
-	// ALREADY_EXISTS: another workflow has this name; ErrorInfo's metadata names
+	// ALREADY_EXISTS: another workflow has this name; ErrorInfo's metadata has
 	// the `field`.
 	ErrorReason_ERROR_REASON_NAME_TAKEN ErrorReason = 11
-	// ALREADY_EXISTS: the event id is in use by an event created with other
+	// ALREADY_EXISTS: the event id is in use by an event created with different
 	// content.
 	ErrorReason_ERROR_REASON_EVENT_ALREADY_EXISTS ErrorReason = 12
 	// ALREADY_EXISTS: the subscription id is in use by a subscription created
-	// with other content.
+	// with different content.
 	ErrorReason_ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS ErrorReason = 13
-	// ALREADY_EXISTS: this `request_id` named another write to the same workflow.
+	// ALREADY_EXISTS: this `request_id` (idempotency key) was used for a
+	// different write to the same workflow.
 	ErrorReason_ERROR_REASON_REQUEST_ID_REUSED ErrorReason = 14
 	// ABORTED: `expected_revision` is not the stored revision; ErrorInfo's
-	// metadata has the stored one as `revision`. Load, decide, persist again.
+	// metadata has the stored one as `revision`. Load the workflow again, reapply
+	// the change, and persist again.
 	ErrorReason_ERROR_REASON_REVISION_MISMATCH ErrorReason = 20
-	// ABORTED: the database broke off the transaction (deadlock or serialization
+	// ABORTED: the database aborted the transaction (deadlock or serialization
 	// failure) more often than the server retries. Nothing was written.
 	ErrorReason_ERROR_REASON_TRANSACTION_CONFLICT ErrorReason = 21
-	// FAILED_PRECONDITION: the subscription is not held with the given token.
+	// FAILED_PRECONDITION: the subscription is not held with the given token and
+	// epoch.
 	ErrorReason_ERROR_REASON_TOKEN_MISMATCH ErrorReason = 30
 	// FAILED_PRECONDITION: a command is no longer claimed under the given lease:
-	// it was completed, released, or claimed by somebody else after the lease
-	// expired. ErrorInfo's metadata counts the lost leases as `lost` and lists
-	// their tokens (at most 20), separated by commas, as `lease_tokens`.
+	// it was completed, released, or claimed by another worker after the lease
+	// expired. ErrorInfo's metadata has the number of lost leases as `lost` and
+	// their tokens (at most 20, comma-separated) as `lease_tokens`.
 	ErrorReason_ERROR_REASON_LEASE_LOST ErrorReason = 31
 	// FAILED_PRECONDITION: the server was started without the flag that allows
 	// TruncateAll.
 	ErrorReason_ERROR_REASON_TRUNCATE_NOT_ALLOWED ErrorReason = 32
 	// FAILED_PRECONDITION: the store's tables are missing or older than this
-	// server needs. EnsureStoreExists brings them up to date.
+	// server requires. EnsureStoreExists migrates them.
 	ErrorReason_ERROR_REASON_SCHEMA_OUTDATED ErrorReason = 33
 	// FAILED_PRECONDITION: the store was migrated by a newer server; this one
-	// refuses to touch it.
+	// refuses to use it.
 	ErrorReason_ERROR_REASON_SCHEMA_TOO_NEW ErrorReason = 34
-	// FAILED_PRECONDITION: the database role of the server may not do this; the
-	// server's log says more.
+	// FAILED_PRECONDITION: the server's database role lacks the required
+	// privilege; see the server's log for details.
 	ErrorReason_ERROR_REASON_DATABASE_PERMISSION_DENIED ErrorReason = 35
-	// FAILED_PRECONDITION: the namespace has rows, or tables that are not ours, and
-	// `force` was not given or does not cover them.
+	// FAILED_PRECONDITION: the namespace has rows and `force` was not set, or it
+	// has tables that do not belong to this server, which `force` does not cover.
 	ErrorReason_ERROR_REASON_NAMESPACE_NOT_EMPTY ErrorReason = 36
 	// FAILED_PRECONDITION: the server was started without the flag that allows
 	// DeleteNamespace.
 	ErrorReason_ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED ErrorReason = 37
-	// INVALID_ARGUMENT: one or more fields are bad; `google.rpc.BadRequest` has
-	// the path of each and, as the violation's `reason`, a FieldViolationReason.
+	// INVALID_ARGUMENT: one or more fields are invalid; `google.rpc.BadRequest`
+	// has the path of each and, as the violation's `reason`, a
+	// FieldViolationReason.
 	ErrorReason_ERROR_REASON_INVALID_FIELD ErrorReason = 40
-	// INVALID_ARGUMENT: the bytes are no message of the request's type, or text
-	// in it is no UTF-8.
+	// INVALID_ARGUMENT: the bytes cannot be decoded as the request's message
+	// type, or contain text that is not valid UTF-8.
 	ErrorReason_ERROR_REASON_MALFORMED_MESSAGE ErrorReason = 41
-	// INVALID_ARGUMENT: the page token was not given out for this query.
+	// INVALID_ARGUMENT: the page token was not issued for this query.
 	ErrorReason_ERROR_REASON_INVALID_PAGE_TOKEN ErrorReason = 42
 	// INVALID_ARGUMENT: the metadata `wfe-namespace` does not match
 	// `[a-z][a-z0-9_]{0,39}`.
 	ErrorReason_ERROR_REASON_INVALID_NAMESPACE ErrorReason = 43
 	// RESOURCE_EXHAUSTED: the request is larger than the server's message limit;
-	// ErrorInfo's metadata has it as `limit_bytes`.
+	// ErrorInfo's metadata has the limit as `limit_bytes`.
 	ErrorReason_ERROR_REASON_MESSAGE_TOO_LARGE ErrorReason = 50
-	// RESOURCE_EXHAUSTED: what would be stored could not be read back in one
-	// message, or the answer is over the limit; ErrorInfo's metadata has it as
-	// `limit_bytes`. A write refused so has written nothing.
+	// RESOURCE_EXHAUSTED: the state to be stored could not be read back in one
+	// message, or the response exceeds the limit; ErrorInfo's metadata has the
+	// limit as `limit_bytes`. A write rejected for this reason has written
+	// nothing.
 	ErrorReason_ERROR_REASON_ANSWER_TOO_LARGE ErrorReason = 51
-	// RESOURCE_EXHAUSTED: every database connection stayed busy for as long as
-	// the call could wait. Nothing was written; try again later.
+	// RESOURCE_EXHAUSTED: no connection of the pool became free before the call's
+	// wait limit. Nothing was written; retry later.
 	ErrorReason_ERROR_REASON_POOL_EXHAUSTED ErrorReason = 52
-	// RESOURCE_EXHAUSTED: the database has no disk, memory or connections left.
-	// Nothing was written; try again later.
+	// RESOURCE_EXHAUSTED: the database is out of disk space, memory or
+	// connections. Nothing was written; retry later.
 	ErrorReason_ERROR_REASON_DATABASE_FULL ErrorReason = 53
-	// RESOURCE_EXHAUSTED: as many calls of this namespace are waiting as may wait
-	// at once; other namespaces are served on. Nothing was written; try again
-	// later, with fewer calls at once.
+	// RESOURCE_EXHAUSTED: the maximum number of calls of this namespace are
+	// already waiting for a connection; other namespaces are not affected.
+	// Nothing was written; retry later, with fewer concurrent calls.
 	ErrorReason_ERROR_REASON_NAMESPACE_BUSY ErrorReason = 54
-	// DEADLINE_EXCEEDED: the deadline passed, the client's own or the server's
-	// default of 30 s, and the statement was called off.
+	// DEADLINE_EXCEEDED: the deadline (the client's, or the server's default of
+	// 30 s) passed, and the statement was cancelled.
 	ErrorReason_ERROR_REASON_DEADLINE_EXCEEDED ErrorReason = 60
-	// UNAVAILABLE: the database can't be reached or takes no writes now. Nothing
-	// was written; try again.
+	// UNAVAILABLE: the database cannot be reached or does not accept writes at
+	// present. Nothing was written; retry.
 	ErrorReason_ERROR_REASON_DATABASE_UNAVAILABLE ErrorReason = 70
-	// UNAVAILABLE: the connection broke after the write was sent and before the
-	// database confirmed it, so it may or may not have been made. The same call
-	// again is safe.
+	// UNAVAILABLE: the connection was lost after the write was sent and before
+	// the database confirmed it, so it may or may not have been applied. Repeat
+	// the same call only where the RPC's comment says that this is safe.
 	ErrorReason_ERROR_REASON_COMMIT_OUTCOME_UNKNOWN ErrorReason = 71
-	// UNAVAILABLE: the server is shutting down; another one may answer.
+	// UNAVAILABLE: the server is shutting down; retry, possibly on another
+	// server.
 	ErrorReason_ERROR_REASON_SHUTTING_DOWN ErrorReason = 72
-	// INTERNAL: a bug in the server. The message has a number under which the
+	// INTERNAL: a bug in the server. The message has an id under which the
 	// server's log has the details.
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 90
 )
@@ -239,39 +245,40 @@ func (ErrorReason) EnumDescriptor() ([]byte, []int) {
 	return file_wfe_persistence_v1_error_reason_proto_rawDescGZIP(), []int{0}
 }
 
-// FieldViolationReason says what is wrong with one field of a request; its name
-// without the prefix is the `reason` of a `google.rpc.BadRequest.FieldViolation`.
+// FieldViolationReason is what is wrong with one field of a request; its name
+// without the prefix is the `reason` of a
+// `google.rpc.BadRequest.FieldViolation`.
 type FieldViolationReason int32
 
 const (
 	// Never sent.
 	FieldViolationReason_FIELD_VIOLATION_REASON_UNSPECIFIED FieldViolationReason = 0
-	// The field must be given and is absent, empty or blank.
+	// The field is required, and is absent, empty or blank.
 	FieldViolationReason_FIELD_VIOLATION_REASON_REQUIRED FieldViolationReason = 1
-	// Text contains U+0000, which PostgreSQL can't store.
+	// Text contains U+0000, which PostgreSQL cannot store.
 	FieldViolationReason_FIELD_VIOLATION_REASON_TEXT_HAS_NUL FieldViolationReason = 2
 	// Text is longer than the bound in the field's comment.
 	FieldViolationReason_FIELD_VIOLATION_REASON_TOO_LONG FieldViolationReason = 3
-	// The text is no JSON document as RFC 8259 defines it (so no NaN and no
+	// The text is not valid JSON as defined by RFC 8259 (which has no NaN or
 	// Infinity).
 	FieldViolationReason_FIELD_VIOLATION_REASON_JSON_INVALID FieldViolationReason = 4
-	// The JSON document contains the escape of U+0000 or of a lone surrogate.
+	// The JSON document contains an escaped U+0000 or an escaped lone surrogate.
 	FieldViolationReason_FIELD_VIOLATION_REASON_JSON_CHARACTER FieldViolationReason = 5
 	// The JSON document is nested more than 100 levels deep.
 	FieldViolationReason_FIELD_VIOLATION_REASON_JSON_TOO_DEEP FieldViolationReason = 6
-	// A number in the JSON document has an exponent beyond 1000 or, written out
-	// without it, more than 2000 digits.
+	// A number in the JSON document has an exponent beyond 1000 or, written
+	// without an exponent, more than 2000 digits.
 	FieldViolationReason_FIELD_VIOLATION_REASON_JSON_NUMBER FieldViolationReason = 7
 	// The enum value is UNSPECIFIED or unknown to this server.
 	FieldViolationReason_FIELD_VIOLATION_REASON_ENUM_VALUE FieldViolationReason = 8
 	// The time or duration is outside the bounds in the field's comment, or its
-	// nanos are.
+	// `nanos` are.
 	FieldViolationReason_FIELD_VIOLATION_REASON_TIME_RANGE FieldViolationReason = 9
 	// The number is outside the bounds in the field's comment.
 	FieldViolationReason_FIELD_VIOLATION_REASON_NUMBER_RANGE FieldViolationReason = 10
-	// An id that must be unique in its list stands there twice.
+	// A value that must be unique is duplicated in the list.
 	FieldViolationReason_FIELD_VIOLATION_REASON_DUPLICATE FieldViolationReason = 11
-	// The field has not the form its comment describes.
+	// The field does not have the format that its comment describes.
 	FieldViolationReason_FIELD_VIOLATION_REASON_FORMAT FieldViolationReason = 12
 )
 

@@ -33,39 +33,39 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// EventService stores events and finds those that still have to be processed.
-// Every call is one transaction (a purge: several).
+// EventService stores events and finds those that have not been processed yet.
+// Every call is one transaction (a purge runs several).
 type EventServiceClient interface {
-	// Stores a new event. The same request again (same id, same content) answers
-	// the same and changes nothing, even if the event was marked processed since.
-	// Errors: ALREADY_EXISTS (EVENT_ALREADY_EXISTS) if the id is in use by other
-	// content; INVALID_ARGUMENT.
+	// Stores a new event. Idempotent: repeating the request (same id, same
+	// content) returns the same response and changes nothing, even if the event
+	// has been marked as processed since. Errors: ALREADY_EXISTS
+	// (EVENT_ALREADY_EXISTS) if the id is in use with different content;
+	// INVALID_ARGUMENT.
 	CreateEvent(ctx context.Context, in *CreateEventRequest, opts ...grpc.CallOption) (*CreateEventResponse, error)
-	// Answers one event. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
+	// Returns one event. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
 	GetEvent(ctx context.Context, in *GetEventRequest, opts ...grpc.CallOption) (*GetEventResponse, error)
-	// Answers the ids of unprocessed events with `event_time <= as_at`, oldest
-	// first, in pages. Each page is read by itself: an event marked processed
-	// between two pages is left out. Errors: INVALID_ARGUMENT.
+	// Returns the ids of unprocessed events with `event_time <= as_at`, oldest
+	// first, in pages. Each page is read from its own snapshot: an event marked
+	// as processed between two pages is omitted. Errors: INVALID_ARGUMENT.
 	GetRunnableEvents(ctx context.Context, in *GetRunnableEventsRequest, opts ...grpc.CallOption) (*GetRunnableEventsResponse, error)
-	// Answers the ids of events of a name and key with `event_time <= as_of`,
-	// processed or not, oldest first, in pages. (The direction is the WFE
-	// engine's own; the .NET engine of the same family asks for `>=`.)
-	// Errors: INVALID_ARGUMENT.
+	// Returns the ids of events of a name and key with `event_time <= as_of`,
+	// processed or not, oldest first, in pages. (This is the comparison that the
+	// WFE engine uses; the related .NET engine uses `>=`.) Errors:
+	// INVALID_ARGUMENT.
 	GetEvents(ctx context.Context, in *GetEventsRequest, opts ...grpc.CallOption) (*GetEventsResponse, error)
 	// Marks an event as processed. Idempotent. Errors: NOT_FOUND
 	// (EVENT_NOT_FOUND); INVALID_ARGUMENT.
 	MarkEventProcessed(ctx context.Context, in *MarkEventProcessedRequest, opts ...grpc.CallOption) (*MarkEventProcessedResponse, error)
-	// Marks an event as not processed, so that it is handed out again.
-	// Idempotent. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
+	// Marks an event as not processed, so that GetRunnableEvents returns it
+	// again. Idempotent. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
 	MarkEventUnprocessed(ctx context.Context, in *MarkEventUnprocessedRequest, opts ...grpc.CallOption) (*MarkEventUnprocessedResponse, error)
-	// Answers events by their event_time, in pages, for people and tools that look
-	// into a store. The place in the list is kept by event_time and id. Errors:
-	// INVALID_ARGUMENT.
+	// Lists events by event_time, in pages, for inspection by people and tools. A
+	// page token records event_time and id. Errors: INVALID_ARGUMENT.
 	ListEvents(ctx context.Context, in *ListEventsRequest, opts ...grpc.CallOption) (*ListEventsResponse, error)
-	// Deletes events, the oldest first. What somebody else is writing at that
-	// moment is passed over. One call makes several short transactions and stops
-	// when its budget is used up: call again with `next_page_token` until that is
-	// empty. Repeating a call is safe. Errors: INVALID_ARGUMENT.
+	// Deletes events, oldest first. Rows locked by concurrent writers are
+	// skipped. One call runs several short transactions and stops when `max_rows`
+	// is used up: call again with `next_page_token` until it is empty. Repeating
+	// a call is safe. Errors: INVALID_ARGUMENT.
 	PurgeEvents(ctx context.Context, in *PurgeEventsRequest, opts ...grpc.CallOption) (*PurgeEventsResponse, error)
 }
 
@@ -161,39 +161,39 @@ func (c *eventServiceClient) PurgeEvents(ctx context.Context, in *PurgeEventsReq
 // All implementations must embed UnimplementedEventServiceServer
 // for forward compatibility.
 //
-// EventService stores events and finds those that still have to be processed.
-// Every call is one transaction (a purge: several).
+// EventService stores events and finds those that have not been processed yet.
+// Every call is one transaction (a purge runs several).
 type EventServiceServer interface {
-	// Stores a new event. The same request again (same id, same content) answers
-	// the same and changes nothing, even if the event was marked processed since.
-	// Errors: ALREADY_EXISTS (EVENT_ALREADY_EXISTS) if the id is in use by other
-	// content; INVALID_ARGUMENT.
+	// Stores a new event. Idempotent: repeating the request (same id, same
+	// content) returns the same response and changes nothing, even if the event
+	// has been marked as processed since. Errors: ALREADY_EXISTS
+	// (EVENT_ALREADY_EXISTS) if the id is in use with different content;
+	// INVALID_ARGUMENT.
 	CreateEvent(context.Context, *CreateEventRequest) (*CreateEventResponse, error)
-	// Answers one event. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
+	// Returns one event. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
 	GetEvent(context.Context, *GetEventRequest) (*GetEventResponse, error)
-	// Answers the ids of unprocessed events with `event_time <= as_at`, oldest
-	// first, in pages. Each page is read by itself: an event marked processed
-	// between two pages is left out. Errors: INVALID_ARGUMENT.
+	// Returns the ids of unprocessed events with `event_time <= as_at`, oldest
+	// first, in pages. Each page is read from its own snapshot: an event marked
+	// as processed between two pages is omitted. Errors: INVALID_ARGUMENT.
 	GetRunnableEvents(context.Context, *GetRunnableEventsRequest) (*GetRunnableEventsResponse, error)
-	// Answers the ids of events of a name and key with `event_time <= as_of`,
-	// processed or not, oldest first, in pages. (The direction is the WFE
-	// engine's own; the .NET engine of the same family asks for `>=`.)
-	// Errors: INVALID_ARGUMENT.
+	// Returns the ids of events of a name and key with `event_time <= as_of`,
+	// processed or not, oldest first, in pages. (This is the comparison that the
+	// WFE engine uses; the related .NET engine uses `>=`.) Errors:
+	// INVALID_ARGUMENT.
 	GetEvents(context.Context, *GetEventsRequest) (*GetEventsResponse, error)
 	// Marks an event as processed. Idempotent. Errors: NOT_FOUND
 	// (EVENT_NOT_FOUND); INVALID_ARGUMENT.
 	MarkEventProcessed(context.Context, *MarkEventProcessedRequest) (*MarkEventProcessedResponse, error)
-	// Marks an event as not processed, so that it is handed out again.
-	// Idempotent. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
+	// Marks an event as not processed, so that GetRunnableEvents returns it
+	// again. Idempotent. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
 	MarkEventUnprocessed(context.Context, *MarkEventUnprocessedRequest) (*MarkEventUnprocessedResponse, error)
-	// Answers events by their event_time, in pages, for people and tools that look
-	// into a store. The place in the list is kept by event_time and id. Errors:
-	// INVALID_ARGUMENT.
+	// Lists events by event_time, in pages, for inspection by people and tools. A
+	// page token records event_time and id. Errors: INVALID_ARGUMENT.
 	ListEvents(context.Context, *ListEventsRequest) (*ListEventsResponse, error)
-	// Deletes events, the oldest first. What somebody else is writing at that
-	// moment is passed over. One call makes several short transactions and stops
-	// when its budget is used up: call again with `next_page_token` until that is
-	// empty. Repeating a call is safe. Errors: INVALID_ARGUMENT.
+	// Deletes events, oldest first. Rows locked by concurrent writers are
+	// skipped. One call runs several short transactions and stops when `max_rows`
+	// is used up: call again with `next_page_token` until it is empty. Repeating
+	// a call is safe. Errors: INVALID_ARGUMENT.
 	PurgeEvents(context.Context, *PurgeEventsRequest) (*PurgeEventsResponse, error)
 	mustEmbedUnimplementedEventServiceServer()
 }

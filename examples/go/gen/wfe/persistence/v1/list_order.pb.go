@@ -21,15 +21,15 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// ListOrder says at which end a list begins.
+// ListOrder is the direction in which a list is sorted.
 type ListOrder int32
 
 const (
-	// NEWEST_FIRST.
+	// Same as NEWEST_FIRST.
 	ListOrder_LIST_ORDER_UNSPECIFIED ListOrder = 0
-	// The latest time first.
+	// Latest time first.
 	ListOrder_LIST_ORDER_NEWEST_FIRST ListOrder = 1
-	// The earliest time first.
+	// Earliest time first.
 	ListOrder_LIST_ORDER_OLDEST_FIRST ListOrder = 2
 )
 

@@ -23,16 +23,18 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// ExecutionError is a failure of a step that a host wants on record.
+// ExecutionError is a failure of a step, recorded in the error log.
 type ExecutionError struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// When it happened; required. Years 1-9999, truncated to microseconds.
+	// When it occurred; required. Years 1-9999, truncated to microseconds.
 	ErrorTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=error_time,json=errorTime,proto3" json:"error_time,omitempty"`
-	// The workflow it happened in; required, at most 512 bytes. It need not exist.
+	// The workflow in which it occurred; required, at most 512 bytes. It need not
+	// exist.
 	WorkflowId string `protobuf:"bytes,2,opt,name=workflow_id,json=workflowId,proto3" json:"workflow_id,omitempty"`
-	// The execution pointer it happened at; at most 512 bytes, may be empty.
+	// The execution pointer at which it occurred; at most 512 bytes; may be
+	// empty.
 	ExecutionPointerId string `protobuf:"bytes,3,opt,name=execution_pointer_id,json=executionPointerId,proto3" json:"execution_pointer_id,omitempty"`
-	// What went wrong, in words; may be empty.
+	// The error message; may be empty.
 	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -96,18 +98,18 @@ func (x *ExecutionError) GetMessage() string {
 	return ""
 }
 
-// Namespace is a whole store of its own: its own schema, ids, names, sequences
-// and commands. The request metadata `wfe-namespace` picks it.
+// Namespace is a separate store: it has its own schema, ids, names, sequences
+// and commands. The request metadata `wfe-namespace` selects it.
 type Namespace struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Its name, `[a-z][a-z0-9_]{0,39}`; the one without metadata is `default`.
+	// Its name, `[a-z][a-z0-9_]{0,39}`; without the metadata, `default` is used.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The PostgreSQL schema it lives in.
+	// The PostgreSQL schema that contains it.
 	Schema string `protobuf:"bytes,2,opt,name=schema,proto3" json:"schema,omitempty"`
-	// The schema version it is at; see GetStoreInfo for the one the server needs.
+	// Its schema version; GetStoreInfo returns the one that the server requires.
 	SchemaVersion int32 `protobuf:"varint,3,opt,name=schema_version,json=schemaVersion,proto3" json:"schema_version,omitempty"`
-	// How many rows its tables have in all, as PostgreSQL estimates it (by the last
-	// VACUUM or ANALYZE).
+	// The total number of rows in its tables, as estimated by PostgreSQL (as of
+	// the last VACUUM or ANALYZE).
 	EstimatedRows int64 `protobuf:"varint,4,opt,name=estimated_rows,json=estimatedRows,proto3" json:"estimated_rows,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -175,7 +177,7 @@ func (x *Namespace) GetEstimatedRows() int64 {
 type CreateNamespaceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its name, `[a-z][a-z0-9_]{0,39}`, and short enough for the schema's name to
-	// fit PostgreSQL's 63 bytes; required.
+	// fit in PostgreSQL's limit of 63 bytes; required.
 	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -218,13 +220,13 @@ func (x *CreateNamespaceRequest) GetName() string {
 	return ""
 }
 
-// CreateNamespaceResponse is the answer of CreateNamespace.
+// CreateNamespaceResponse is the response of CreateNamespace.
 type CreateNamespaceResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The namespace's schema version after the call.
 	SchemaVersion int32 `protobuf:"varint,1,opt,name=schema_version,json=schemaVersion,proto3" json:"schema_version,omitempty"`
-	// The migrations this call applied, in order; empty: it existed and was up to
-	// date.
+	// The migrations that this call applied, in order; empty: it existed and was
+	// up to date.
 	AppliedMigrations []string `protobuf:"bytes,2,rep,name=applied_migrations,json=appliedMigrations,proto3" json:"applied_migrations,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -277,10 +279,10 @@ func (x *CreateNamespaceResponse) GetAppliedMigrations() []string {
 // ListNamespacesRequest is the request of ListNamespaces.
 type ListNamespacesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many namespaces to answer at most. 0: 100; above 1000: 1000; negative:
-	// INVALID_ARGUMENT.
+	// Maximum number of namespaces to return. 0 means 100; values above 1000 mean
+	// 1000; negative: INVALID_ARGUMENT.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before; empty: the first page.
+	// The `next_page_token` of the previous page; empty: the first page.
 	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -330,12 +332,12 @@ func (x *ListNamespacesRequest) GetPageToken() string {
 	return ""
 }
 
-// ListNamespacesResponse is the answer of ListNamespaces.
+// ListNamespacesResponse is the response of ListNamespaces.
 type ListNamespacesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The namespaces, by the name of their schemas, so `default` comes first.
+	// The namespaces, ordered by schema name, so `default` comes first.
 	Namespaces []*Namespace `protobuf:"bytes,1,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
-	// The token of the next page; empty: this is the last one.
+	// The token of the next page; empty: this is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -390,7 +392,7 @@ type DeleteNamespaceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its name; required, not `default`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Delete it even if something is stored in it.
+	// Delete it even if it is not empty.
 	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -440,7 +442,7 @@ func (x *DeleteNamespaceRequest) GetForce() bool {
 	return false
 }
 
-// DeleteNamespaceResponse is the answer of DeleteNamespace.
+// DeleteNamespaceResponse is the response of DeleteNamespace.
 type DeleteNamespaceResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -514,12 +516,12 @@ func (*EnsureStoreExistsRequest) Descriptor() ([]byte, []int) {
 	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{8}
 }
 
-// EnsureStoreExistsResponse is the answer of EnsureStoreExists.
+// EnsureStoreExistsResponse is the response of EnsureStoreExists.
 type EnsureStoreExistsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The store's schema version after the call.
 	SchemaVersion int32 `protobuf:"varint,1,opt,name=schema_version,json=schemaVersion,proto3" json:"schema_version,omitempty"`
-	// The migrations this call applied, in order; empty: it was up to date.
+	// The migrations that this call applied, in order; empty: it was up to date.
 	AppliedMigrations []string `protobuf:"bytes,2,rep,name=applied_migrations,json=appliedMigrations,proto3" json:"applied_migrations,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -572,7 +574,7 @@ func (x *EnsureStoreExistsResponse) GetAppliedMigrations() []string {
 // PersistErrorsRequest is the request of PersistErrors.
 type PersistErrorsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The errors to log, in this order; none is fine.
+	// The errors to log, in this order; may be empty.
 	Errors        []*ExecutionError `protobuf:"bytes,1,rep,name=errors,proto3" json:"errors,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -615,7 +617,7 @@ func (x *PersistErrorsRequest) GetErrors() []*ExecutionError {
 	return nil
 }
 
-// PersistErrorsResponse is the answer of PersistErrors.
+// PersistErrorsResponse is the response of PersistErrors.
 type PersistErrorsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -655,20 +657,20 @@ func (*PersistErrorsResponse) Descriptor() ([]byte, []int) {
 // ListErrorsRequest is the request of ListErrors.
 type ListErrorsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only the errors of this workflow, at most 512 bytes; empty: of all.
+	// Only errors of this workflow, at most 512 bytes; empty: any workflow.
 	WorkflowId string `protobuf:"bytes,1,opt,name=workflow_id,json=workflowId,proto3" json:"workflow_id,omitempty"`
-	// Only errors that happened at this time or later; absent: at any. Years
-	// 1-9999, truncated to microseconds.
+	// Only errors that occurred at or after this time; absent: no lower bound.
+	// Years 1-9999, truncated to microseconds.
 	ErrorTimeFrom *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=error_time_from,json=errorTimeFrom,proto3" json:"error_time_from,omitempty"`
-	// Only errors that happened before this time; absent: at any. Years 1-9999,
-	// truncated to microseconds.
+	// Only errors that occurred before this time; absent: no upper bound. Years
+	// 1-9999, truncated to microseconds.
 	ErrorTimeBefore *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=error_time_before,json=errorTimeBefore,proto3" json:"error_time_before,omitempty"`
-	// How many errors to answer at most; a page is shorter where the next one
-	// would not fit into one message. 0: 100; above 1000: 1000; negative:
-	// INVALID_ARGUMENT.
+	// Maximum number of errors to return; a page is shorter if the next one would
+	// not fit in the same message. 0 means 100; values above 1000 mean 1000;
+	// negative: INVALID_ARGUMENT.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before; empty: the first page. The other
-	// fields must be those of the first page.
+	// The `next_page_token` of the previous page; empty: the first page. All
+	// other fields must be the same as for the first page.
 	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -739,12 +741,12 @@ func (x *ListErrorsRequest) GetPageToken() string {
 	return ""
 }
 
-// ListErrorsResponse is the answer of ListErrors.
+// ListErrorsResponse is the response of ListErrors.
 type ListErrorsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The errors, the last logged first.
+	// The errors, most recently logged first.
 	Errors []*ExecutionError `protobuf:"bytes,1,rep,name=errors,proto3" json:"errors,omitempty"`
-	// The token of the next page; empty: this is the last one.
+	// The token of the next page; empty: this is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -831,26 +833,27 @@ func (*GetStoreInfoRequest) Descriptor() ([]byte, []int) {
 	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{14}
 }
 
-// GetStoreInfoResponse is the answer of GetStoreInfo.
+// GetStoreInfoResponse is the response of GetStoreInfo.
 type GetStoreInfoResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The server's version, for example `0.1.0`.
 	ServerVersion string `protobuf:"bytes,1,opt,name=server_version,json=serverVersion,proto3" json:"server_version,omitempty"`
 	// The PostgreSQL server's version, for example `18.4`.
 	PostgresVersion string `protobuf:"bytes,2,opt,name=postgres_version,json=postgresVersion,proto3" json:"postgres_version,omitempty"`
-	// The namespace the call went to.
+	// The namespace of the call.
 	Namespace string `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	// The PostgreSQL schema that namespace lives in.
+	// The PostgreSQL schema that contains the namespace.
 	Schema string `protobuf:"bytes,4,opt,name=schema,proto3" json:"schema,omitempty"`
 	// The schema version of the store; 0: not created yet.
 	SchemaVersion int32 `protobuf:"varint,5,opt,name=schema_version,json=schemaVersion,proto3" json:"schema_version,omitempty"`
-	// The schema version this server works with.
+	// The schema version that this server requires.
 	LatestSchemaVersion int32 `protobuf:"varint,6,opt,name=latest_schema_version,json=latestSchemaVersion,proto3" json:"latest_schema_version,omitempty"`
-	// What the store can do.
+	// The optional features that the store supports.
 	Capabilities *Capabilities `protobuf:"bytes,7,opt,name=capabilities,proto3" json:"capabilities,omitempty"`
-	// The largest request, and the largest stored aggregate, in bytes.
+	// The maximum size of a request, and of a stored workflow, event or
+	// subscription, in bytes.
 	MaxMessageBytes int64 `protobuf:"varint,8,opt,name=max_message_bytes,json=maxMessageBytes,proto3" json:"max_message_bytes,omitempty"`
-	// How long a `request_id` is remembered at least.
+	// The minimum time for which a `request_id` is remembered.
 	RequestRetention *durationpb.Duration `protobuf:"bytes,9,opt,name=request_retention,json=requestRetention,proto3" json:"request_retention,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
@@ -949,11 +952,11 @@ func (x *GetStoreInfoResponse) GetRequestRetention() *durationpb.Duration {
 	return nil
 }
 
-// Capabilities says which optional parts of the engine's persistence trait a
-// store has.
+// Capabilities are the optional parts of the engine's persistence trait that a
+// store supports.
 type Capabilities struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Scheduled commands, the trait's `supports_scheduled_commands`.
+	// Scheduled commands (the trait's `supports_scheduled_commands`).
 	ScheduledCommands bool `protobuf:"varint,1,opt,name=scheduled_commands,json=scheduledCommands,proto3" json:"scheduled_commands,omitempty"`
 	// The server was started with the flag that allows TruncateAll.
 	TruncateAll bool `protobuf:"varint,2,opt,name=truncate_all,json=truncateAll,proto3" json:"truncate_all,omitempty"`
@@ -1051,7 +1054,7 @@ func (*TruncateAllRequest) Descriptor() ([]byte, []int) {
 	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{17}
 }
 
-// TruncateAllResponse is the answer of TruncateAll.
+// TruncateAllResponse is the response of TruncateAll.
 type TruncateAllResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields

@@ -33,43 +33,43 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// StoreService looks after the store as a whole, and keeps the error log.
+// StoreService manages the store as a whole, its namespaces and the error log.
 type StoreServiceClient interface {
-	// Creates the store or brings it up to date: applies the migrations that are
-	// missing, each in a transaction. Idempotent, and safe when many servers do it
-	// at once. A store made by the original `wfe-postgres` crate is adopted in
+	// Creates the store or migrates it: applies pending migrations, each in its
+	// own transaction. Idempotent, and safe to call concurrently from many
+	// servers. A store created by the original `wfe-postgres` crate is adopted in
 	// place. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
 	// DATABASE_PERMISSION_DENIED).
 	EnsureStoreExists(ctx context.Context, in *EnsureStoreExistsRequest, opts ...grpc.CallOption) (*EnsureStoreExistsResponse, error)
 	// Adds errors to the log, all in one transaction; the workflows need not
-	// exist. Not idempotent: the same call again logs the errors again.
-	// Errors: INVALID_ARGUMENT.
+	// exist. Not idempotent: repeating the call logs the errors again. Errors:
+	// INVALID_ARGUMENT.
 	PersistErrors(ctx context.Context, in *PersistErrorsRequest, opts ...grpc.CallOption) (*PersistErrorsResponse, error)
-	// Answers the logged errors, the last logged first, in pages.
-	// Errors: INVALID_ARGUMENT.
+	// Lists the logged errors, most recently logged first, in pages. Errors:
+	// INVALID_ARGUMENT.
 	ListErrors(ctx context.Context, in *ListErrorsRequest, opts ...grpc.CallOption) (*ListErrorsResponse, error)
-	// Answers what this server and its store are and can do.
+	// Returns the versions, limits and capabilities of this server and its store.
 	GetStoreInfo(ctx context.Context, in *GetStoreInfoRequest, opts ...grpc.CallOption) (*GetStoreInfoResponse, error)
-	// Empties every table of the store in one transaction, definition sequences
-	// too; for tests. Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless
-	// the server was started with `--allow-truncate`.
+	// Truncates every table of the store, definition sequences included, in one
+	// transaction; for tests. Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED)
+	// unless the server was started with `--allow-truncate`.
 	TruncateAll(ctx context.Context, in *TruncateAllRequest, opts ...grpc.CallOption) (*TruncateAllResponse, error)
-	// Creates a namespace: a schema of its own, with all migrations applied.
-	// Idempotent, and safe when many do it at once; one that exists is brought up
-	// to date. The metadata `wfe-namespace` plays no part here, nor in the next
-	// two calls. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
+	// Creates a namespace: its own schema, with all migrations applied.
+	// Idempotent, and safe to call concurrently; an existing namespace is
+	// migrated. This call, ListNamespaces and DeleteNamespace ignore the metadata
+	// `wfe-namespace`. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
 	// DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
 	CreateNamespace(ctx context.Context, in *CreateNamespaceRequest, opts ...grpc.CallOption) (*CreateNamespaceResponse, error)
-	// Answers the namespaces of this server's database, by name, in pages.
-	// Errors: INVALID_ARGUMENT.
-	ListNamespaces(ctx context.Context, in *ListNamespacesRequest, opts ...grpc.CallOption) (*ListNamespacesResponse, error)
-	// Deletes a namespace with all that is stored in it. One transaction; calls to
-	// the namespace under way are waited for. The namespace `default` can't be
-	// deleted. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED) unless
-	// the server was started with `--allow-delete-namespace`, FAILED_PRECONDITION
-	// (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is given; NOT_FOUND
-	// (NAMESPACE_NOT_FOUND), also when the same call again finds it deleted;
+	// Lists the namespaces in this server's database, by name, in pages. Errors:
 	// INVALID_ARGUMENT.
+	ListNamespaces(ctx context.Context, in *ListNamespacesRequest, opts ...grpc.CallOption) (*ListNamespacesResponse, error)
+	// Deletes a namespace and everything in it, in one transaction, after calls
+	// in progress in that namespace have finished. The namespace `default` cannot
+	// be deleted. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED)
+	// unless the server was started with `--allow-delete-namespace`,
+	// FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is
+	// set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already
+	// deleted; INVALID_ARGUMENT.
 	DeleteNamespace(ctx context.Context, in *DeleteNamespaceRequest, opts ...grpc.CallOption) (*DeleteNamespaceResponse, error)
 }
 
@@ -165,43 +165,43 @@ func (c *storeServiceClient) DeleteNamespace(ctx context.Context, in *DeleteName
 // All implementations must embed UnimplementedStoreServiceServer
 // for forward compatibility.
 //
-// StoreService looks after the store as a whole, and keeps the error log.
+// StoreService manages the store as a whole, its namespaces and the error log.
 type StoreServiceServer interface {
-	// Creates the store or brings it up to date: applies the migrations that are
-	// missing, each in a transaction. Idempotent, and safe when many servers do it
-	// at once. A store made by the original `wfe-postgres` crate is adopted in
+	// Creates the store or migrates it: applies pending migrations, each in its
+	// own transaction. Idempotent, and safe to call concurrently from many
+	// servers. A store created by the original `wfe-postgres` crate is adopted in
 	// place. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
 	// DATABASE_PERMISSION_DENIED).
 	EnsureStoreExists(context.Context, *EnsureStoreExistsRequest) (*EnsureStoreExistsResponse, error)
 	// Adds errors to the log, all in one transaction; the workflows need not
-	// exist. Not idempotent: the same call again logs the errors again.
-	// Errors: INVALID_ARGUMENT.
+	// exist. Not idempotent: repeating the call logs the errors again. Errors:
+	// INVALID_ARGUMENT.
 	PersistErrors(context.Context, *PersistErrorsRequest) (*PersistErrorsResponse, error)
-	// Answers the logged errors, the last logged first, in pages.
-	// Errors: INVALID_ARGUMENT.
+	// Lists the logged errors, most recently logged first, in pages. Errors:
+	// INVALID_ARGUMENT.
 	ListErrors(context.Context, *ListErrorsRequest) (*ListErrorsResponse, error)
-	// Answers what this server and its store are and can do.
+	// Returns the versions, limits and capabilities of this server and its store.
 	GetStoreInfo(context.Context, *GetStoreInfoRequest) (*GetStoreInfoResponse, error)
-	// Empties every table of the store in one transaction, definition sequences
-	// too; for tests. Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless
-	// the server was started with `--allow-truncate`.
+	// Truncates every table of the store, definition sequences included, in one
+	// transaction; for tests. Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED)
+	// unless the server was started with `--allow-truncate`.
 	TruncateAll(context.Context, *TruncateAllRequest) (*TruncateAllResponse, error)
-	// Creates a namespace: a schema of its own, with all migrations applied.
-	// Idempotent, and safe when many do it at once; one that exists is brought up
-	// to date. The metadata `wfe-namespace` plays no part here, nor in the next
-	// two calls. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
+	// Creates a namespace: its own schema, with all migrations applied.
+	// Idempotent, and safe to call concurrently; an existing namespace is
+	// migrated. This call, ListNamespaces and DeleteNamespace ignore the metadata
+	// `wfe-namespace`. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
 	// DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
 	CreateNamespace(context.Context, *CreateNamespaceRequest) (*CreateNamespaceResponse, error)
-	// Answers the namespaces of this server's database, by name, in pages.
-	// Errors: INVALID_ARGUMENT.
-	ListNamespaces(context.Context, *ListNamespacesRequest) (*ListNamespacesResponse, error)
-	// Deletes a namespace with all that is stored in it. One transaction; calls to
-	// the namespace under way are waited for. The namespace `default` can't be
-	// deleted. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED) unless
-	// the server was started with `--allow-delete-namespace`, FAILED_PRECONDITION
-	// (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is given; NOT_FOUND
-	// (NAMESPACE_NOT_FOUND), also when the same call again finds it deleted;
+	// Lists the namespaces in this server's database, by name, in pages. Errors:
 	// INVALID_ARGUMENT.
+	ListNamespaces(context.Context, *ListNamespacesRequest) (*ListNamespacesResponse, error)
+	// Deletes a namespace and everything in it, in one transaction, after calls
+	// in progress in that namespace have finished. The namespace `default` cannot
+	// be deleted. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED)
+	// unless the server was started with `--allow-delete-namespace`,
+	// FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is
+	// set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already
+	// deleted; INVALID_ARGUMENT.
 	DeleteNamespace(context.Context, *DeleteNamespaceRequest) (*DeleteNamespaceResponse, error)
 	mustEmbedUnimplementedStoreServiceServer()
 }

@@ -34,52 +34,54 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// SubscriptionService stores who waits for which event, and lets one worker at a
-// time hold a subscription. Every call is one transaction.
+// SubscriptionService stores which workflows wait for which events, and lets
+// one worker at a time hold a subscription. Every call is one transaction.
 type SubscriptionServiceClient interface {
-	// Stores a new subscription; the workflow need not exist. The same request
-	// again (same id, same content) answers the same and changes nothing, even if
-	// the subscription was claimed since. Errors: ALREADY_EXISTS
-	// (SUBSCRIPTION_ALREADY_EXISTS) if the id is in use by other content;
-	// INVALID_ARGUMENT.
+	// Stores a new subscription; the workflow need not exist. Idempotent:
+	// repeating the request (same id, same content) returns the same response and
+	// changes nothing, even if the subscription has been claimed since. Errors:
+	// ALREADY_EXISTS (SUBSCRIPTION_ALREADY_EXISTS) if the id is in use with
+	// different content; INVALID_ARGUMENT.
 	CreateEventSubscription(ctx context.Context, in *CreateEventSubscriptionRequest, opts ...grpc.CallOption) (*CreateEventSubscriptionResponse, error)
-	// Answers one subscription, open or held. Errors: NOT_FOUND
+	// Returns one subscription, open or held. Errors: NOT_FOUND
 	// (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
 	GetSubscription(ctx context.Context, in *GetSubscriptionRequest, opts ...grpc.CallOption) (*GetSubscriptionResponse, error)
-	// Answers the open subscriptions of an event name and key with
-	// `subscribe_as_of <= as_of`, oldest first, in pages. Each page is read by
-	// itself: a subscription claimed between two pages is left out.
+	// Returns the open subscriptions of an event name and key with
+	// `subscribe_as_of <= as_of`, oldest first, in pages. Each page is read from
+	// its own snapshot: a subscription claimed between two pages is omitted.
 	// Errors: INVALID_ARGUMENT.
 	GetSubscriptions(ctx context.Context, in *GetSubscriptionsRequest, opts ...grpc.CallOption) (*GetSubscriptionsResponse, error)
-	// Answers the oldest open subscription of an event name and key with
-	// `subscribe_as_of <= as_of`, or none. It does not claim it: see
-	// SetSubscriptionToken. Errors: INVALID_ARGUMENT.
+	// Returns the oldest open subscription of an event name and key with
+	// `subscribe_as_of <= as_of`, if there is one. It does not claim it:
+	// see SetSubscriptionToken. Errors: INVALID_ARGUMENT.
 	GetFirstOpenSubscription(ctx context.Context, in *GetFirstOpenSubscriptionRequest, opts ...grpc.CallOption) (*GetFirstOpenSubscriptionResponse, error)
-	// Removes a subscription, open or held; with `token` only if it is held with
-	// that. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND), also when the same call
-	// again finds it removed; FAILED_PRECONDITION (TOKEN_MISMATCH);
+	// Removes a subscription, open or held; with `token`, only if it is held with
+	// that token. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND), also if a retry
+	// finds it already removed; FAILED_PRECONDITION (TOKEN_MISMATCH);
 	// INVALID_ARGUMENT.
 	TerminateSubscription(ctx context.Context, in *TerminateSubscriptionRequest, opts ...grpc.CallOption) (*TerminateSubscriptionResponse, error)
-	// Takes hold of a subscription (compare-and-set): succeeds if it is open, or
-	// already held with the same token and worker, in which case the expiry
-	// becomes the given one. So the same call again is safe, and a later expiry
-	// extends the hold. Each new claim gets a higher epoch than all before it, by
-	// which a claim can be told from a later one with the same token. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
-	// INVALID_ARGUMENT, also for an expiry that has passed already.
+	// Claims a subscription (compare-and-set): succeeds if it is open, or already
+	// held with the same token and worker, in which case the expiry is replaced
+	// by the given one. Repeating the call is therefore safe, and a later expiry
+	// extends the claim. Every new claim gets a higher epoch than all claims
+	// before it, which distinguishes it from a later claim with the same token.
+	// Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT, also for an
+	// expiry in the past.
 	SetSubscriptionToken(ctx context.Context, in *SetSubscriptionTokenRequest, opts ...grpc.CallOption) (*SetSubscriptionTokenResponse, error)
-	// Lets go of a subscription, so that it is open again; only with the token it
-	// is held with (also after that token's expiry, if nobody took it since).
-	// Errors: FAILED_PRECONDITION (TOKEN_MISMATCH) if it is open or held with
-	// another token; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
+	// Releases a subscription, so that it is open again; only with the token it
+	// is held with (also after that token has expired, if no other worker has
+	// claimed it since). Errors: FAILED_PRECONDITION (TOKEN_MISMATCH) if it is
+	// open or held with another token; NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
+	// INVALID_ARGUMENT.
 	ClearSubscriptionToken(ctx context.Context, in *ClearSubscriptionTokenRequest, opts ...grpc.CallOption) (*ClearSubscriptionTokenResponse, error)
-	// Holds a subscription for longer: for `duration` from now on, by the
-	// database's clock. A hold that has expired can't be renewed, even if nobody
-	// else took the subscription yet. Errors: FAILED_PRECONDITION
-	// (TOKEN_MISMATCH) if it is open, has expired or is held with another token or
-	// epoch; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
+	// Renews a claim: it expires `duration` from now, by the database's clock. A
+	// claim that has expired cannot be renewed, even if no other worker has
+	// claimed the subscription yet. Errors: FAILED_PRECONDITION (TOKEN_MISMATCH)
+	// if it is open, has expired, or is held with another token or epoch;
+	// NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
 	RenewSubscriptionToken(ctx context.Context, in *RenewSubscriptionTokenRequest, opts ...grpc.CallOption) (*RenewSubscriptionTokenResponse, error)
-	// Answers subscriptions, open and held, in the order of their ids, in pages,
-	// for people and tools that look into a store. Errors: INVALID_ARGUMENT.
+	// Lists subscriptions, open and held, ordered by id, in pages, for inspection
+	// by people and tools. Errors: INVALID_ARGUMENT.
 	ListSubscriptions(ctx context.Context, in *ListSubscriptionsRequest, opts ...grpc.CallOption) (*ListSubscriptionsResponse, error)
 }
 
@@ -185,52 +187,54 @@ func (c *subscriptionServiceClient) ListSubscriptions(ctx context.Context, in *L
 // All implementations must embed UnimplementedSubscriptionServiceServer
 // for forward compatibility.
 //
-// SubscriptionService stores who waits for which event, and lets one worker at a
-// time hold a subscription. Every call is one transaction.
+// SubscriptionService stores which workflows wait for which events, and lets
+// one worker at a time hold a subscription. Every call is one transaction.
 type SubscriptionServiceServer interface {
-	// Stores a new subscription; the workflow need not exist. The same request
-	// again (same id, same content) answers the same and changes nothing, even if
-	// the subscription was claimed since. Errors: ALREADY_EXISTS
-	// (SUBSCRIPTION_ALREADY_EXISTS) if the id is in use by other content;
-	// INVALID_ARGUMENT.
+	// Stores a new subscription; the workflow need not exist. Idempotent:
+	// repeating the request (same id, same content) returns the same response and
+	// changes nothing, even if the subscription has been claimed since. Errors:
+	// ALREADY_EXISTS (SUBSCRIPTION_ALREADY_EXISTS) if the id is in use with
+	// different content; INVALID_ARGUMENT.
 	CreateEventSubscription(context.Context, *CreateEventSubscriptionRequest) (*CreateEventSubscriptionResponse, error)
-	// Answers one subscription, open or held. Errors: NOT_FOUND
+	// Returns one subscription, open or held. Errors: NOT_FOUND
 	// (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
 	GetSubscription(context.Context, *GetSubscriptionRequest) (*GetSubscriptionResponse, error)
-	// Answers the open subscriptions of an event name and key with
-	// `subscribe_as_of <= as_of`, oldest first, in pages. Each page is read by
-	// itself: a subscription claimed between two pages is left out.
+	// Returns the open subscriptions of an event name and key with
+	// `subscribe_as_of <= as_of`, oldest first, in pages. Each page is read from
+	// its own snapshot: a subscription claimed between two pages is omitted.
 	// Errors: INVALID_ARGUMENT.
 	GetSubscriptions(context.Context, *GetSubscriptionsRequest) (*GetSubscriptionsResponse, error)
-	// Answers the oldest open subscription of an event name and key with
-	// `subscribe_as_of <= as_of`, or none. It does not claim it: see
-	// SetSubscriptionToken. Errors: INVALID_ARGUMENT.
+	// Returns the oldest open subscription of an event name and key with
+	// `subscribe_as_of <= as_of`, if there is one. It does not claim it:
+	// see SetSubscriptionToken. Errors: INVALID_ARGUMENT.
 	GetFirstOpenSubscription(context.Context, *GetFirstOpenSubscriptionRequest) (*GetFirstOpenSubscriptionResponse, error)
-	// Removes a subscription, open or held; with `token` only if it is held with
-	// that. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND), also when the same call
-	// again finds it removed; FAILED_PRECONDITION (TOKEN_MISMATCH);
+	// Removes a subscription, open or held; with `token`, only if it is held with
+	// that token. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND), also if a retry
+	// finds it already removed; FAILED_PRECONDITION (TOKEN_MISMATCH);
 	// INVALID_ARGUMENT.
 	TerminateSubscription(context.Context, *TerminateSubscriptionRequest) (*TerminateSubscriptionResponse, error)
-	// Takes hold of a subscription (compare-and-set): succeeds if it is open, or
-	// already held with the same token and worker, in which case the expiry
-	// becomes the given one. So the same call again is safe, and a later expiry
-	// extends the hold. Each new claim gets a higher epoch than all before it, by
-	// which a claim can be told from a later one with the same token. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
-	// INVALID_ARGUMENT, also for an expiry that has passed already.
+	// Claims a subscription (compare-and-set): succeeds if it is open, or already
+	// held with the same token and worker, in which case the expiry is replaced
+	// by the given one. Repeating the call is therefore safe, and a later expiry
+	// extends the claim. Every new claim gets a higher epoch than all claims
+	// before it, which distinguishes it from a later claim with the same token.
+	// Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT, also for an
+	// expiry in the past.
 	SetSubscriptionToken(context.Context, *SetSubscriptionTokenRequest) (*SetSubscriptionTokenResponse, error)
-	// Lets go of a subscription, so that it is open again; only with the token it
-	// is held with (also after that token's expiry, if nobody took it since).
-	// Errors: FAILED_PRECONDITION (TOKEN_MISMATCH) if it is open or held with
-	// another token; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
+	// Releases a subscription, so that it is open again; only with the token it
+	// is held with (also after that token has expired, if no other worker has
+	// claimed it since). Errors: FAILED_PRECONDITION (TOKEN_MISMATCH) if it is
+	// open or held with another token; NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
+	// INVALID_ARGUMENT.
 	ClearSubscriptionToken(context.Context, *ClearSubscriptionTokenRequest) (*ClearSubscriptionTokenResponse, error)
-	// Holds a subscription for longer: for `duration` from now on, by the
-	// database's clock. A hold that has expired can't be renewed, even if nobody
-	// else took the subscription yet. Errors: FAILED_PRECONDITION
-	// (TOKEN_MISMATCH) if it is open, has expired or is held with another token or
-	// epoch; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
+	// Renews a claim: it expires `duration` from now, by the database's clock. A
+	// claim that has expired cannot be renewed, even if no other worker has
+	// claimed the subscription yet. Errors: FAILED_PRECONDITION (TOKEN_MISMATCH)
+	// if it is open, has expired, or is held with another token or epoch;
+	// NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
 	RenewSubscriptionToken(context.Context, *RenewSubscriptionTokenRequest) (*RenewSubscriptionTokenResponse, error)
-	// Answers subscriptions, open and held, in the order of their ids, in pages,
-	// for people and tools that look into a store. Errors: INVALID_ARGUMENT.
+	// Lists subscriptions, open and held, ordered by id, in pages, for inspection
+	// by people and tools. Errors: INVALID_ARGUMENT.
 	ListSubscriptions(context.Context, *ListSubscriptionsRequest) (*ListSubscriptionsResponse, error)
 	mustEmbedUnimplementedSubscriptionServiceServer()
 }

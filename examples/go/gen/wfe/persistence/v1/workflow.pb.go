@@ -23,19 +23,19 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// WorkflowStatus is the state of a workflow as a whole.
+// WorkflowStatus is the status of a workflow as a whole.
 type WorkflowStatus int32
 
 const (
-	// Refused on write.
+	// Rejected on write.
 	WorkflowStatus_WORKFLOW_STATUS_UNSPECIFIED WorkflowStatus = 0
-	// To be run when `next_execution` comes.
+	// To be run at `next_execution`.
 	WorkflowStatus_WORKFLOW_STATUS_RUNNABLE WorkflowStatus = 1
-	// Put aside until somebody resumes it.
+	// Suspended until it is resumed.
 	WorkflowStatus_WORKFLOW_STATUS_SUSPENDED WorkflowStatus = 2
-	// Ran to its end.
+	// Completed normally.
 	WorkflowStatus_WORKFLOW_STATUS_COMPLETE WorkflowStatus = 3
-	// Ended before its end.
+	// Ended before completing.
 	WorkflowStatus_WORKFLOW_STATUS_TERMINATED WorkflowStatus = 4
 )
 
@@ -84,31 +84,31 @@ func (WorkflowStatus) EnumDescriptor() ([]byte, []int) {
 	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{0}
 }
 
-// PointerStatus is the state of one execution pointer.
+// PointerStatus is the status of one execution pointer.
 type PointerStatus int32
 
 const (
-	// Refused on write.
+	// Rejected on write.
 	PointerStatus_POINTER_STATUS_UNSPECIFIED PointerStatus = 0
 	// Not started yet.
 	PointerStatus_POINTER_STATUS_PENDING PointerStatus = 1
-	// Its step runs.
+	// Its step is running.
 	PointerStatus_POINTER_STATUS_RUNNING PointerStatus = 2
-	// Its step has ended well.
+	// Its step completed successfully.
 	PointerStatus_POINTER_STATUS_COMPLETE PointerStatus = 3
-	// Its step was passed over.
+	// Its step was skipped.
 	PointerStatus_POINTER_STATUS_SKIPPED PointerStatus = 4
-	// Waits for `sleep_until`.
+	// Sleeping until `sleep_until`.
 	PointerStatus_POINTER_STATUS_SLEEPING PointerStatus = 5
-	// Waits for an event.
+	// Waiting for an event.
 	PointerStatus_POINTER_STATUS_WAITING_FOR_EVENT PointerStatus = 6
-	// Its step has failed.
+	// Its step failed.
 	PointerStatus_POINTER_STATUS_FAILED PointerStatus = 7
-	// Its step was undone.
+	// Its step was compensated.
 	PointerStatus_POINTER_STATUS_COMPENSATED PointerStatus = 8
-	// Its step was called off.
+	// Its step was cancelled.
 	PointerStatus_POINTER_STATUS_CANCELLED PointerStatus = 9
-	// Waits for the pointer `predecessor_id`.
+	// Waiting for the pointer `predecessor_id`.
 	PointerStatus_POINTER_STATUS_PENDING_PREDECESSOR PointerStatus = 10
 )
 
@@ -169,11 +169,11 @@ func (PointerStatus) EnumDescriptor() ([]byte, []int) {
 	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{1}
 }
 
-// WorkflowView says how much of a workflow is answered.
+// WorkflowView is how much of a workflow is returned.
 type WorkflowView int32
 
 const (
-	// In a request: FULL, in ListWorkflows HEADER. On a workflow: FULL.
+	// In a request: FULL (in ListWorkflows: HEADER). On a workflow: FULL.
 	WorkflowView_WORKFLOW_VIEW_UNSPECIFIED WorkflowView = 0
 	// The header and every execution pointer.
 	WorkflowView_WORKFLOW_VIEW_FULL WorkflowView = 1
@@ -229,50 +229,53 @@ func (WorkflowView) EnumDescriptor() ([]byte, []int) {
 }
 
 // WorkflowInstance is a running or ended workflow: its header and its execution
-// pointers, stored and loaded as one.
+// pointers, stored and loaded together.
 type WorkflowInstance struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Chosen by the host, at most 512 bytes, compared byte by byte. Empty on
-	// create: the store chooses a UUID. Never changes.
+	// create: the store generates a UUID. Never changes.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// A name for people, unique over all instances, at most 512 bytes. Empty on
-	// create: the id; empty on persist: unchanged.
+	// A human-readable name, unique among all workflows, at most 512 bytes. Empty
+	// on create: the id is used; empty on persist: unchanged.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// The workflow at the top of the tree this one belongs to, at most 512 bytes;
-	// absent: it is at the top itself.
+	// The root of the tree that this workflow belongs to, at most 512 bytes;
+	// absent: it is itself a root.
 	RootWorkflowId *string `protobuf:"bytes,3,opt,name=root_workflow_id,json=rootWorkflowId,proto3,oneof" json:"root_workflow_id,omitempty"`
-	// Which definition it runs; required, at most 512 bytes.
+	// The id of its definition; required, at most 512 bytes.
 	WorkflowDefinitionId string `protobuf:"bytes,4,opt,name=workflow_definition_id,json=workflowDefinitionId,proto3" json:"workflow_definition_id,omitempty"`
-	// Which version of the definition, 0 to 2^31-1.
+	// The version of its definition, 0 to 2^31-1.
 	Version uint32 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
-	// What it is for, in words.
+	// A description for people.
 	Description *string `protobuf:"bytes,6,opt,name=description,proto3,oneof" json:"description,omitempty"`
 	// The host's own reference, for example an order number.
 	Reference *string `protobuf:"bytes,7,opt,name=reference,proto3,oneof" json:"reference,omitempty"`
-	// The execution pointers; their order is kept exactly.
+	// The execution pointers; their order is preserved.
 	ExecutionPointers []*ExecutionPointer `protobuf:"bytes,8,rep,name=execution_pointers,json=executionPointers,proto3" json:"execution_pointers,omitempty"`
 	// When it is to be run next, in milliseconds since 1970-01-01T00:00:00Z; any
-	// int64. Absent: not until something happens.
+	// int64. Absent: not scheduled (for example, waiting for an event).
 	NextExecution *int64 `protobuf:"varint,9,opt,name=next_execution,json=nextExecution,proto3,oneof" json:"next_execution,omitempty"`
-	// Its state; required.
+	// Its status; required.
 	Status WorkflowStatus `protobuf:"varint,10,opt,name=status,proto3,enum=wfe.persistence.v1.WorkflowStatus" json:"status,omitempty"`
 	// The workflow's data, a JSON document as text; required. Stored as jsonb:
-	// numbers keep every digit, the order and spacing of object members is not
-	// kept, and of duplicate members the last one counts. Refused: what is no JSON
-	// (NaN and Infinity too), U+0000 and lone surrogates even if escaped, more
-	// than 100 levels, exponents beyond 1000, numbers of more than 2000 digits
-	// when written out without their exponents.
+	// numbers keep every digit, the order and whitespace of object members are
+	// not preserved, and of duplicate members the last one wins. Rejected: text
+	// that is not valid JSON (including NaN and Infinity), U+0000 and lone
+	// surrogates even if escaped, more than 100 levels of nesting, exponents
+	// beyond 1000, and numbers of more than 2000 digits when written without an
+	// exponent.
 	DataJson string `protobuf:"bytes,11,opt,name=data_json,json=dataJson,proto3" json:"data_json,omitempty"`
 	// When it was created; required. Years 1-9999, truncated to microseconds.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// When it ended; absent: it has not. Years 1-9999, truncated to microseconds.
+	// When it ended; absent: it has not ended. Years 1-9999, truncated to
+	// microseconds.
 	CompleteTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=complete_time,json=completeTime,proto3" json:"complete_time,omitempty"`
-	// Counts the writes: 1 after create, one more with each persist, also by hosts
-	// that share the database. Set by the store, ignored on write.
+	// The number of writes: 1 after create, incremented by every persist or
+	// commit, also by hosts that access the database directly. Set by the store,
+	// ignored on write.
 	Revision int64 `protobuf:"varint,14,opt,name=revision,proto3" json:"revision,omitempty"`
-	// How much of the stored workflow this is. Set by the store where it is not
-	// all of it, that is to ACTIVE or HEADER; such an instance is refused as a new
-	// state, because the pointers left out would be removed: use a patch.
+	// How much of the stored workflow this is. Set by the store to ACTIVE or
+	// HEADER if it is not all of it; such an instance is rejected as a new state,
+	// because the omitted pointers would be removed: use a patch.
 	View          WorkflowView `protobuf:"varint,15,opt,name=view,proto3,enum=wfe.persistence.v1.WorkflowView" json:"view,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -419,51 +422,52 @@ type ExecutionPointer struct {
 	// Unique within its workflow; required, at most 512 bytes, compared byte by
 	// byte.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The step of the definition, 0 to 2^31-1.
+	// The id of its step in the definition, 0 to 2^31-1.
 	StepId int64 `protobuf:"varint,2,opt,name=step_id,json=stepId,proto3" json:"step_id,omitempty"`
-	// Whether the engine still has to look at it.
+	// Whether the engine still has to process it.
 	Active bool `protobuf:"varint,3,opt,name=active,proto3" json:"active,omitempty"`
-	// Its state; required.
+	// Its status; required.
 	Status PointerStatus `protobuf:"varint,4,opt,name=status,proto3,enum=wfe.persistence.v1.PointerStatus" json:"status,omitempty"`
-	// When to wake it; absent: it does not sleep. Years 1-9999, truncated to
+	// When to wake it; absent: it is not sleeping. Years 1-9999, truncated to
 	// microseconds.
 	SleepUntil *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=sleep_until,json=sleepUntil,proto3" json:"sleep_until,omitempty"`
-	// What the step remembers between its runs, a JSON document (see
-	// WorkflowInstance.data_json). Absent is kept apart from `null`.
+	// The step's state between its runs, a JSON document (see
+	// WorkflowInstance.data_json). Absent is distinct from `null`.
 	PersistenceDataJson *string `protobuf:"bytes,6,opt,name=persistence_data_json,json=persistenceDataJson,proto3,oneof" json:"persistence_data_json,omitempty"`
-	// When the step started; absent: it has not. Years 1-9999, truncated to
-	// microseconds.
+	// When the step started; absent: it has not started. Years 1-9999, truncated
+	// to microseconds.
 	StartTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
-	// When the step ended; absent: it has not. Years 1-9999, truncated to
+	// When the step ended; absent: it has not ended. Years 1-9999, truncated to
 	// microseconds.
 	EndTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
-	// The kind of event it waits for; at most 512 bytes.
+	// The name of the event it waits for; at most 512 bytes.
 	EventName *string `protobuf:"bytes,9,opt,name=event_name,json=eventName,proto3,oneof" json:"event_name,omitempty"`
 	// The event key it waits for; at most 512 bytes.
 	EventKey *string `protobuf:"bytes,10,opt,name=event_key,json=eventKey,proto3,oneof" json:"event_key,omitempty"`
-	// Whether that event has come.
+	// Whether that event has been delivered.
 	EventPublished bool `protobuf:"varint,11,opt,name=event_published,json=eventPublished,proto3" json:"event_published,omitempty"`
-	// The content of that event, a JSON document (see WorkflowInstance.data_json).
-	// Absent is kept apart from `null`.
+	// The payload of that event, a JSON document (see
+	// WorkflowInstance.data_json). Absent is distinct from `null`.
 	EventDataJson *string `protobuf:"bytes,12,opt,name=event_data_json,json=eventDataJson,proto3,oneof" json:"event_data_json,omitempty"`
 	// The step's name, for people.
 	StepName *string `protobuf:"bytes,13,opt,name=step_name,json=stepName,proto3,oneof" json:"step_name,omitempty"`
-	// How often the step was tried again, 0 to 2^31-1.
+	// How often the step was retried, 0 to 2^31-1.
 	RetryCount uint32 `protobuf:"varint,14,opt,name=retry_count,json=retryCount,proto3" json:"retry_count,omitempty"`
-	// The pointers it started, by id, each at most 512 bytes; their order is kept.
+	// The ids of the pointers it started, each at most 512 bytes; their order is
+	// preserved.
 	Children []string `protobuf:"bytes,15,rep,name=children,proto3" json:"children,omitempty"`
-	// The item of a loop it works on, a JSON document (see
-	// WorkflowInstance.data_json). Absent is kept apart from `null`.
+	// The loop item it works on, a JSON document (see
+	// WorkflowInstance.data_json). Absent is distinct from `null`.
 	ContextItemJson *string `protobuf:"bytes,16,opt,name=context_item_json,json=contextItemJson,proto3,oneof" json:"context_item_json,omitempty"`
-	// The pointer before it; at most 512 bytes.
+	// The id of its predecessor; at most 512 bytes.
 	PredecessorId *string `protobuf:"bytes,17,opt,name=predecessor_id,json=predecessorId,proto3,oneof" json:"predecessor_id,omitempty"`
-	// What the step came to, a JSON document (see WorkflowInstance.data_json).
-	// Absent is kept apart from `null`.
+	// The step's outcome, a JSON document (see WorkflowInstance.data_json).
+	// Absent is distinct from `null`.
 	OutcomeJson *string `protobuf:"bytes,18,opt,name=outcome_json,json=outcomeJson,proto3,oneof" json:"outcome_json,omitempty"`
-	// The pointers it runs inside of, by id, each at most 512 bytes, outermost
-	// last or first as the host likes; their order is kept.
+	// The ids of the pointers that enclose it, each at most 512 bytes; the host
+	// chooses the order (innermost or outermost first), which is preserved.
 	Scope []string `protobuf:"bytes,19,rep,name=scope,proto3" json:"scope,omitempty"`
-	// Anything else, by name; each value a JSON document (see
+	// Additional attributes by name; each value is a JSON document (see
 	// WorkflowInstance.data_json).
 	ExtensionAttributesJson map[string]string `protobuf:"bytes,20,rep,name=extension_attributes_json,json=extensionAttributesJson,proto3" json:"extension_attributes_json,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields           protoimpl.UnknownFields
@@ -640,26 +644,26 @@ func (x *ExecutionPointer) GetExtensionAttributesJson() map[string]string {
 	return nil
 }
 
-// WorkflowPatch is what changes in a workflow: its cost is that of the change,
-// however many pointers the workflow has.
+// WorkflowPatch is a change to a workflow. Its cost depends on the size of the
+// change, not on how many pointers the workflow has.
 type WorkflowPatch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The workflow's id; required, at most 512 bytes.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// New values of header fields, those that `header_mask` names; others are
-	// ignored. Their bounds are those of WorkflowInstance.
+	// New values of the header fields that `header_mask` names; others are
+	// ignored. The bounds are those of WorkflowInstance.
 	Header *WorkflowInstance `protobuf:"bytes,2,opt,name=header,proto3" json:"header,omitempty"`
 	// The header fields to change, by name: name (empty: unchanged),
 	// root_workflow_id, workflow_definition_id, version, description, reference,
-	// next_execution, status, data_json, create_time, complete_time. A named field
-	// that `header` leaves out becomes absent. No name twice.
+	// next_execution, status, data_json, create_time, complete_time. A named
+	// field that `header` omits becomes absent. No duplicates.
 	HeaderMask *fieldmaskpb.FieldMask `protobuf:"bytes,3,opt,name=header_mask,json=headerMask,proto3" json:"header_mask,omitempty"`
-	// Pointers to change or to add, each with all its fields, no id twice. One that
-	// exists keeps its place in the order; new ones come behind the last, in the
-	// order given here.
+	// Pointers to update or add, each with all its fields; no duplicate ids. An
+	// existing pointer keeps its position; new ones are appended in the order
+	// given here.
 	ExecutionPointers []*ExecutionPointer `protobuf:"bytes,4,rep,name=execution_pointers,json=executionPointers,proto3" json:"execution_pointers,omitempty"`
-	// Pointers to remove, by id; each must exist, and not stand in
-	// `execution_pointers` too.
+	// Ids of pointers to remove; each must exist and must not also be in
+	// `execution_pointers`.
 	RemovedPointerIds []string `protobuf:"bytes,5,rep,name=removed_pointer_ids,json=removedPointerIds,proto3" json:"removed_pointer_ids,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -730,15 +734,15 @@ func (x *WorkflowPatch) GetRemovedPointerIds() []string {
 	return nil
 }
 
-// SubscriptionClaim says that its sender still holds a subscription.
+// SubscriptionClaim asserts that its sender still holds a subscription.
 type SubscriptionClaim struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The subscription's id; required, at most 512 bytes.
 	SubscriptionId string `protobuf:"bytes,1,opt,name=subscription_id,json=subscriptionId,proto3" json:"subscription_id,omitempty"`
 	// The token it is held with; required, at most 512 bytes.
 	Token string `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
-	// The epoch of the claim, from SetSubscriptionToken; absent: the token alone
-	// counts. From 1 on.
+	// The fencing token of the claim, from SetSubscriptionToken, 1 or higher;
+	// absent: only the token is compared.
 	Epoch         *int64 `protobuf:"varint,3,opt,name=epoch,proto3,oneof" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -795,33 +799,33 @@ func (x *SubscriptionClaim) GetEpoch() int64 {
 	return 0
 }
 
-// WorkflowFilter picks workflows: those for which all that is given holds.
+// WorkflowFilter selects the workflows that match every condition given.
 type WorkflowFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// One of these; none: any.
+	// With one of these statuses; empty: any.
 	Statuses []WorkflowStatus `protobuf:"varint,1,rep,packed,name=statuses,proto3,enum=wfe.persistence.v1.WorkflowStatus" json:"statuses,omitempty"`
-	// This definition, at most 512 bytes; empty: any.
+	// With this definition, at most 512 bytes; empty: any.
 	WorkflowDefinitionId string `protobuf:"bytes,2,opt,name=workflow_definition_id,json=workflowDefinitionId,proto3" json:"workflow_definition_id,omitempty"`
-	// This version of the definition, 0 to 2^31-1; absent: any.
+	// With this version of the definition, 0 to 2^31-1; absent: any.
 	Version *uint32 `protobuf:"varint,3,opt,name=version,proto3,oneof" json:"version,omitempty"`
-	// This reference; absent: any.
+	// With this reference; absent: any.
 	Reference *string `protobuf:"bytes,4,opt,name=reference,proto3,oneof" json:"reference,omitempty"`
-	// A name that begins with this, at most 512 bytes; empty: any.
+	// With a name that starts with this, at most 512 bytes; empty: any.
 	NamePrefix string `protobuf:"bytes,5,opt,name=name_prefix,json=namePrefix,proto3" json:"name_prefix,omitempty"`
-	// This workflow at the top of the tree, at most 512 bytes; empty: any. (The one
-	// at the top is not among them: it has no root.)
+	// With this root workflow, at most 512 bytes; empty: any. (The root itself
+	// does not match: its own root_workflow_id is absent.)
 	RootWorkflowId string `protobuf:"bytes,6,opt,name=root_workflow_id,json=rootWorkflowId,proto3" json:"root_workflow_id,omitempty"`
-	// Created at this time or later; absent: any time. Years 1-9999, truncated to
-	// microseconds.
-	CreateTimeFrom *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=create_time_from,json=createTimeFrom,proto3" json:"create_time_from,omitempty"`
-	// Created before this time; absent: any time. Years 1-9999, truncated to
-	// microseconds.
-	CreateTimeBefore *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=create_time_before,json=createTimeBefore,proto3" json:"create_time_before,omitempty"`
-	// Completed at this time or later; absent: any time, or not at all. Years
-	// 1-9999, truncated to microseconds.
-	CompleteTimeFrom *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=complete_time_from,json=completeTimeFrom,proto3" json:"complete_time_from,omitempty"`
-	// Completed before this time; absent: any time, or not at all. Years 1-9999,
+	// Created at or after this time; absent: no lower bound. Years 1-9999,
 	// truncated to microseconds.
+	CreateTimeFrom *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=create_time_from,json=createTimeFrom,proto3" json:"create_time_from,omitempty"`
+	// Created before this time; absent: no upper bound. Years 1-9999, truncated
+	// to microseconds.
+	CreateTimeBefore *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=create_time_before,json=createTimeBefore,proto3" json:"create_time_before,omitempty"`
+	// Completed at or after this time; absent: no lower bound, and workflows that
+	// have not completed match too. Years 1-9999, truncated to microseconds.
+	CompleteTimeFrom *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=complete_time_from,json=completeTimeFrom,proto3" json:"complete_time_from,omitempty"`
+	// Completed before this time; absent: no upper bound, and workflows that have
+	// not completed match too. Years 1-9999, truncated to microseconds.
 	CompleteTimeBefore *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=complete_time_before,json=completeTimeBefore,proto3" json:"complete_time_before,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
@@ -973,14 +977,14 @@ func (x *CreateNewWorkflowRequest) GetInstance() *WorkflowInstance {
 	return nil
 }
 
-// CreateNewWorkflowResponse is the answer of CreateNewWorkflow.
+// CreateNewWorkflowResponse is the response of CreateNewWorkflow.
 type CreateNewWorkflowResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The workflow's id, the store's choice if the request had none.
+	// The workflow's id (generated by the store if the request had none).
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The workflow's name, its id if the request had none.
+	// The workflow's name (its id if the request had none).
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// The revision it was created with.
+	// The revision at creation.
 	Revision      int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1040,16 +1044,16 @@ func (x *CreateNewWorkflowResponse) GetRevision() int64 {
 // PersistWorkflowRequest is the request of PersistWorkflow.
 type PersistWorkflowRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The whole new state; required, with its id.
+	// The full new state; required, with its id.
 	Instance *WorkflowInstance `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
-	// Write only if the stored revision is this one, from 1 on; absent: write
-	// whatever is stored.
+	// Write only if this is the stored revision, 1 or higher; absent: write
+	// regardless of the stored revision.
 	ExpectedRevision *int64 `protobuf:"varint,2,opt,name=expected_revision,json=expectedRevision,proto3,oneof" json:"expected_revision,omitempty"`
-	// A UUID that names this attempt to write, so that it can be sent again after a
-	// lost answer: the second arrival changes nothing and answers what the first
-	// did. Remembered per workflow for at least as long as GetStoreInfo's
-	// `request_retention`; empty: none. The same UUID with another content is
-	// refused: ALREADY_EXISTS (REQUEST_ID_REUSED).
+	// The idempotency key of this write, a UUID, so that it can be repeated after
+	// a lost response: a repetition changes nothing and returns the original
+	// response. Remembered per workflow for at least GetStoreInfo's
+	// `request_retention`; empty: none. Reusing it with different content is
+	// rejected: ALREADY_EXISTS (REQUEST_ID_REUSED).
 	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1106,7 +1110,7 @@ func (x *PersistWorkflowRequest) GetRequestId() string {
 	return ""
 }
 
-// PersistWorkflowResponse is the answer of PersistWorkflow.
+// PersistWorkflowResponse is the response of PersistWorkflow.
 type PersistWorkflowResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The revision after this write.
@@ -1156,12 +1160,12 @@ func (x *PersistWorkflowResponse) GetRevision() int64 {
 // PersistWorkflowWithSubscriptions.
 type PersistWorkflowWithSubscriptionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The whole new state; required, with its id.
+	// The full new state; required, with its id.
 	Instance *WorkflowInstance `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
-	// The subscriptions to create; no id twice.
+	// The subscriptions to create; no duplicate ids.
 	Subscriptions []*EventSubscription `protobuf:"bytes,2,rep,name=subscriptions,proto3" json:"subscriptions,omitempty"`
-	// Write only if the stored revision is this one, from 1 on; absent: write
-	// whatever is stored.
+	// Write only if this is the stored revision, 1 or higher; absent: write
+	// regardless of the stored revision.
 	ExpectedRevision *int64 `protobuf:"varint,3,opt,name=expected_revision,json=expectedRevision,proto3,oneof" json:"expected_revision,omitempty"`
 	// See PersistWorkflowRequest.request_id.
 	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -1227,7 +1231,7 @@ func (x *PersistWorkflowWithSubscriptionsRequest) GetRequestId() string {
 	return ""
 }
 
-// PersistWorkflowWithSubscriptionsResponse is the answer of
+// PersistWorkflowWithSubscriptionsResponse is the response of
 // PersistWorkflowWithSubscriptions.
 type PersistWorkflowWithSubscriptionsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1283,40 +1287,41 @@ func (x *PersistWorkflowWithSubscriptionsResponse) GetSubscriptionIds() []string
 	return nil
 }
 
-// CommitWorkflowRequest is the request of CommitWorkflow. Of each list at most
-// 1000 items, pointers aside.
+// CommitWorkflowRequest is the request of CommitWorkflow. Each list has at most
+// 1000 items, except pointers.
 type CommitWorkflowRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The workflow's new state; one of the two is required.
+	// The workflow's new state; required.
 	//
 	// Types that are valid to be assigned to State:
 	//
 	//	*CommitWorkflowRequest_Instance
 	//	*CommitWorkflowRequest_Patch
 	State isCommitWorkflowRequest_State `protobuf_oneof:"state"`
-	// Write only if the stored revision is this one, from 1 on; absent: write
-	// whatever is stored.
+	// Write only if this is the stored revision, 1 or higher; absent: write
+	// regardless of the stored revision.
 	ExpectedRevision *int64 `protobuf:"varint,3,opt,name=expected_revision,json=expectedRevision,proto3,oneof" json:"expected_revision,omitempty"`
-	// Write only if each of these subscriptions is held with this token, and that
-	// has not expired.
+	// Write only if each of these claims on a subscription is still held and has
+	// not expired.
 	HeldSubscriptions []*SubscriptionClaim `protobuf:"bytes,4,rep,name=held_subscriptions,json=heldSubscriptions,proto3" json:"held_subscriptions,omitempty"`
-	// Write only if each of these commands is claimed under this lease, and that
-	// has not expired.
+	// Write only if each of these leases on a command is still held and has not
+	// expired.
 	HeldLeaseTokens []string `protobuf:"bytes,5,rep,name=held_lease_tokens,json=heldLeaseTokens,proto3" json:"held_lease_tokens,omitempty"`
-	// Subscriptions to create; no id twice.
+	// Subscriptions to create; no duplicate ids.
 	CreateSubscriptions []*EventSubscription `protobuf:"bytes,6,rep,name=create_subscriptions,json=createSubscriptions,proto3" json:"create_subscriptions,omitempty"`
-	// Subscriptions to remove, open or held, by id; each must exist; none twice.
+	// Ids of subscriptions to remove, open or held; each must exist; no
+	// duplicates.
 	TerminateSubscriptionIds []string `protobuf:"bytes,7,rep,name=terminate_subscription_ids,json=terminateSubscriptionIds,proto3" json:"terminate_subscription_ids,omitempty"`
-	// Events to create; no id twice.
+	// Events to create; no duplicate ids.
 	CreateEvents []*Event `protobuf:"bytes,8,rep,name=create_events,json=createEvents,proto3" json:"create_events,omitempty"`
-	// Events to mark as processed, by id; each must exist; none twice.
+	// Ids of events to mark as processed; each must exist; no duplicates.
 	ProcessedEventIds []string `protobuf:"bytes,9,rep,name=processed_event_ids,json=processedEventIds,proto3" json:"processed_event_ids,omitempty"`
 	// Errors to log, in this order.
 	Errors []*ExecutionError `protobuf:"bytes,10,rep,name=errors,proto3" json:"errors,omitempty"`
-	// Commands to schedule; none twice.
+	// Commands to schedule; no duplicates.
 	ScheduleCommands []*ScheduledCommand `protobuf:"bytes,11,rep,name=schedule_commands,json=scheduleCommands,proto3" json:"schedule_commands,omitempty"`
-	// Claimed commands to remove, by their lease tokens, as in CompleteCommands;
-	// none twice.
+	// Lease tokens of claimed commands to remove, as in CompleteCommands; no
+	// duplicates.
 	CompleteLeaseTokens []string `protobuf:"bytes,12,rep,name=complete_lease_tokens,json=completeLeaseTokens,proto3" json:"complete_lease_tokens,omitempty"`
 	// See PersistWorkflowRequest.request_id.
 	RequestId     string `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -1461,12 +1466,12 @@ type isCommitWorkflowRequest_State interface {
 }
 
 type CommitWorkflowRequest_Instance struct {
-	// The whole new state, as in PersistWorkflow.
+	// The full new state, as in PersistWorkflow.
 	Instance *WorkflowInstance `protobuf:"bytes,1,opt,name=instance,proto3,oneof"`
 }
 
 type CommitWorkflowRequest_Patch struct {
-	// What changes; requires `expected_revision`.
+	// The change; requires `expected_revision`.
 	Patch *WorkflowPatch `protobuf:"bytes,2,opt,name=patch,proto3,oneof"`
 }
 
@@ -1474,7 +1479,7 @@ func (*CommitWorkflowRequest_Instance) isCommitWorkflowRequest_State() {}
 
 func (*CommitWorkflowRequest_Patch) isCommitWorkflowRequest_State() {}
 
-// CommitWorkflowResponse is the answer of CommitWorkflow.
+// CommitWorkflowResponse is the response of CommitWorkflow.
 type CommitWorkflowResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The workflow's revision after this write.
@@ -1543,7 +1548,7 @@ type GetWorkflowInstanceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The workflow's id; required, at most 512 bytes.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// How much of it to answer.
+	// How much of it to return.
 	View          WorkflowView `protobuf:"varint,2,opt,name=view,proto3,enum=wfe.persistence.v1.WorkflowView" json:"view,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1593,7 +1598,7 @@ func (x *GetWorkflowInstanceRequest) GetView() WorkflowView {
 	return WorkflowView_WORKFLOW_VIEW_UNSPECIFIED
 }
 
-// GetWorkflowInstanceResponse is the answer of GetWorkflowInstance.
+// GetWorkflowInstanceResponse is the response of GetWorkflowInstance.
 type GetWorkflowInstanceResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The workflow.
@@ -1644,7 +1649,7 @@ type GetWorkflowInstanceByNameRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The workflow's name; required, at most 512 bytes.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// How much of it to answer.
+	// How much of it to return.
 	View          WorkflowView `protobuf:"varint,2,opt,name=view,proto3,enum=wfe.persistence.v1.WorkflowView" json:"view,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1694,7 +1699,8 @@ func (x *GetWorkflowInstanceByNameRequest) GetView() WorkflowView {
 	return WorkflowView_WORKFLOW_VIEW_UNSPECIFIED
 }
 
-// GetWorkflowInstanceByNameResponse is the answer of GetWorkflowInstanceByName.
+// GetWorkflowInstanceByNameResponse is the response of
+// GetWorkflowInstanceByName.
 type GetWorkflowInstanceByNameResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The workflow.
@@ -1743,9 +1749,9 @@ func (x *GetWorkflowInstanceByNameResponse) GetInstance() *WorkflowInstance {
 // GetWorkflowInstancesRequest is the request of GetWorkflowInstances.
 type GetWorkflowInstancesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The ids asked for, each at most 512 bytes; none is fine.
+	// The ids to look up, each at most 512 bytes; may be empty.
 	Ids []string `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
-	// How much of each to answer.
+	// How much of each to return.
 	View          WorkflowView `protobuf:"varint,2,opt,name=view,proto3,enum=wfe.persistence.v1.WorkflowView" json:"view,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1795,7 +1801,7 @@ func (x *GetWorkflowInstancesRequest) GetView() WorkflowView {
 	return WorkflowView_WORKFLOW_VIEW_UNSPECIFIED
 }
 
-// GetWorkflowInstancesResponse is one message of the answer of
+// GetWorkflowInstancesResponse is one message of the response stream of
 // GetWorkflowInstances.
 type GetWorkflowInstancesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1848,11 +1854,11 @@ type GetRunnableInstancesRequest struct {
 	// Workflows due up to and including this time, truncated to milliseconds;
 	// absent: the database's clock. Years 1-9999.
 	AsAt *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=as_at,json=asAt,proto3" json:"as_at,omitempty"`
-	// How many ids to answer at most. 0: 100; above 1000: 1000; negative:
-	// INVALID_ARGUMENT.
+	// Maximum number of ids to return. 0 means 100; values above 1000 mean 1000;
+	// negative: INVALID_ARGUMENT.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before; empty: the first page. The other
-	// fields must be those of the first page.
+	// The `next_page_token` of the previous page; empty: the first page. All
+	// other fields must be the same as for the first page.
 	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1909,13 +1915,12 @@ func (x *GetRunnableInstancesRequest) GetPageToken() string {
 	return ""
 }
 
-// GetRunnableInstancesResponse is the answer of GetRunnableInstances.
+// GetRunnableInstancesResponse is the response of GetRunnableInstances.
 type GetRunnableInstancesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The ids, soonest next_execution first; equal times in the order of their
-	// ids.
+	// The ids, soonest next_execution first; ties in id order.
 	InstanceIds []string `protobuf:"bytes,1,rep,name=instance_ids,json=instanceIds,proto3" json:"instance_ids,omitempty"`
-	// The token of the next page; empty: this is the last one.
+	// The token of the next page; empty: this is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1968,7 +1973,7 @@ func (x *GetRunnableInstancesResponse) GetNextPageToken() string {
 // NextDefinitionSequenceRequest is the request of NextDefinitionSequence.
 type NextDefinitionSequenceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The definition; required, at most 512 bytes.
+	// The id of the definition; required, at most 512 bytes.
 	DefinitionId  string `protobuf:"bytes,1,opt,name=definition_id,json=definitionId,proto3" json:"definition_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2011,10 +2016,10 @@ func (x *NextDefinitionSequenceRequest) GetDefinitionId() string {
 	return ""
 }
 
-// NextDefinitionSequenceResponse is the answer of NextDefinitionSequence.
+// NextDefinitionSequenceResponse is the response of NextDefinitionSequence.
 type NextDefinitionSequenceResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The number taken.
+	// The number.
 	Number        int64 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2060,19 +2065,19 @@ func (x *NextDefinitionSequenceResponse) GetNumber() int64 {
 // ListExecutionPointersRequest is the request of ListExecutionPointers.
 type ListExecutionPointersRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The workflow; required, at most 512 bytes.
+	// The workflow's id; required, at most 512 bytes.
 	WorkflowId string `protobuf:"bytes,1,opt,name=workflow_id,json=workflowId,proto3" json:"workflow_id,omitempty"`
-	// Only pointers that can still run (see WorkflowView ACTIVE).
+	// Return only pointers that can still run (see WorkflowView ACTIVE).
 	ActiveOnly bool `protobuf:"varint,2,opt,name=active_only,json=activeOnly,proto3" json:"active_only,omitempty"`
-	// Answer only if the workflow's revision is this one, from 1 on; absent:
-	// whatever it is. May differ from page to page.
+	// Return the page only if the workflow has this revision, 1 or higher;
+	// absent: any revision. May differ from page to page.
 	ExpectedRevision *int64 `protobuf:"varint,3,opt,name=expected_revision,json=expectedRevision,proto3,oneof" json:"expected_revision,omitempty"`
-	// How many pointers to answer at most; a page is shorter where the next
-	// one would not fit into one message. 0: 100; above 1000: 1000; negative:
-	// INVALID_ARGUMENT.
+	// Maximum number of pointers to return; a page is shorter if the next one
+	// would not fit in the same message. 0 means 100; values above 1000 mean
+	// 1000; negative: INVALID_ARGUMENT.
 	PageSize int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before; empty: the first page. The other
-	// fields must be those of the first page.
+	// The `next_page_token` of the previous page; empty: the first page. All
+	// other fields must be the same as for the first page.
 	PageToken     string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2143,12 +2148,12 @@ func (x *ListExecutionPointersRequest) GetPageToken() string {
 	return ""
 }
 
-// ListExecutionPointersResponse is the answer of ListExecutionPointers.
+// ListExecutionPointersResponse is the response of ListExecutionPointers.
 type ListExecutionPointersResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The pointers, in the workflow's order.
 	ExecutionPointers []*ExecutionPointer `protobuf:"bytes,1,rep,name=execution_pointers,json=executionPointers,proto3" json:"execution_pointers,omitempty"`
-	// The token of the next page; empty: this is the last one.
+	// The token of the next page; empty: this is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	// The workflow's revision when the page was read.
 	Revision      int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
@@ -2210,18 +2215,18 @@ func (x *ListExecutionPointersResponse) GetRevision() int64 {
 // ListWorkflowsRequest is the request of ListWorkflows.
 type ListWorkflowsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which workflows; absent: all.
+	// Which workflows to include; absent: all.
 	Filter *WorkflowFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// By create_time; equal times in the order of their ids, or in the reverse.
+	// Order by create_time; ties by id, in the same direction.
 	Order ListOrder `protobuf:"varint,2,opt,name=order,proto3,enum=wfe.persistence.v1.ListOrder" json:"order,omitempty"`
-	// How much of each to answer; UNSPECIFIED: HEADER.
+	// How much of each to return; UNSPECIFIED means HEADER.
 	View WorkflowView `protobuf:"varint,3,opt,name=view,proto3,enum=wfe.persistence.v1.WorkflowView" json:"view,omitempty"`
-	// How many workflows to answer at most; a page is shorter where the next
-	// one would not fit into one message. 0: 100; above 1000: 1000; negative:
-	// INVALID_ARGUMENT.
+	// Maximum number of workflows to return; a page is shorter if the next one
+	// would not fit in the same message. 0 means 100; values above 1000 mean
+	// 1000; negative: INVALID_ARGUMENT.
 	PageSize int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before; empty: the first page. The other
-	// fields must be those of the first page.
+	// The `next_page_token` of the previous page; empty: the first page. All
+	// other fields must be the same as for the first page.
 	PageToken     string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2292,13 +2297,13 @@ func (x *ListWorkflowsRequest) GetPageToken() string {
 	return ""
 }
 
-// ListWorkflowsResponse is the answer of ListWorkflows.
+// ListWorkflowsResponse is the response of ListWorkflows.
 type ListWorkflowsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The workflows. One that alone is too large for a message is answered without
-	// its pointers, with `view` HEADER.
+	// The workflows. One that by itself is too large for a message is returned
+	// without its pointers, with `view` HEADER.
 	Instances []*WorkflowInstance `protobuf:"bytes,1,rep,name=instances,proto3" json:"instances,omitempty"`
-	// The token of the next page; empty: this is the last one.
+	// The token of the next page; empty: this is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2351,7 +2356,7 @@ func (x *ListWorkflowsResponse) GetNextPageToken() string {
 // CountWorkflowsRequest is the request of CountWorkflows.
 type CountWorkflowsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which workflows; absent: all.
+	// Which workflows to include; absent: all.
 	Filter        *WorkflowFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2394,12 +2399,12 @@ func (x *CountWorkflowsRequest) GetFilter() *WorkflowFilter {
 	return nil
 }
 
-// WorkflowCount is how many workflows have a status.
+// WorkflowCount is the number of workflows with a given status.
 type WorkflowCount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The status.
 	Status WorkflowStatus `protobuf:"varint,1,opt,name=status,proto3,enum=wfe.persistence.v1.WorkflowStatus" json:"status,omitempty"`
-	// How many have it; never 0.
+	// How many workflows have it; never 0.
 	Count         int64 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2449,11 +2454,11 @@ func (x *WorkflowCount) GetCount() int64 {
 	return 0
 }
 
-// CountWorkflowsResponse is the answer of CountWorkflows.
+// CountWorkflowsResponse is the response of CountWorkflows.
 type CountWorkflowsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The counts, in the order of the statuses' numbers; statuses that no workflow
-	// has are left out.
+	// The counts, ordered by status number; statuses that no workflow has are
+	// omitted.
 	Counts        []*WorkflowCount `protobuf:"bytes,1,rep,name=counts,proto3" json:"counts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2501,8 +2506,8 @@ type DeleteWorkflowRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The workflow's id; required, at most 512 bytes.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Delete only if the stored revision is this one, from 1 on; absent: whatever
-	// is stored.
+	// Delete only if this is the stored revision, 1 or higher; absent: delete
+	// regardless of the stored revision.
 	ExpectedRevision *int64 `protobuf:"varint,2,opt,name=expected_revision,json=expectedRevision,proto3,oneof" json:"expected_revision,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
@@ -2552,7 +2557,7 @@ func (x *DeleteWorkflowRequest) GetExpectedRevision() int64 {
 	return 0
 }
 
-// DeleteWorkflowResponse is the answer of DeleteWorkflow.
+// DeleteWorkflowResponse is the response of DeleteWorkflow.
 type DeleteWorkflowResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2593,22 +2598,23 @@ func (*DeleteWorkflowResponse) Descriptor() ([]byte, []int) {
 type PurgeWorkflowsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Workflows that ended before this time; required. The end is complete_time,
-	// or create_time where that is absent. Years 1-9999, truncated to
-	// microseconds.
+	// or create_time if that is absent. Years 1-9999, truncated to microseconds.
 	EndedBefore *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=ended_before,json=endedBefore,proto3" json:"ended_before,omitempty"`
-	// With one of these statuses, COMPLETE and TERMINATED; none: both.
+	// With one of these statuses; only COMPLETE and TERMINATED are allowed;
+	// empty: both.
 	Statuses []WorkflowStatus `protobuf:"varint,2,rep,packed,name=statuses,proto3,enum=wfe.persistence.v1.WorkflowStatus" json:"statuses,omitempty"`
-	// Of this definition, at most 512 bytes; empty: any. Those below them in their
-	// trees go whatever their definition.
+	// With this definition, at most 512 bytes; empty: any. Their descendants are
+	// deleted whatever their definition.
 	WorkflowDefinitionId string `protobuf:"bytes,3,opt,name=workflow_definition_id,json=workflowDefinitionId,proto3" json:"workflow_definition_id,omitempty"`
-	// Only count what would be deleted.
+	// Only count what would be deleted; delete nothing.
 	DryRun bool `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	// How many rows to delete at most, pointers, subscriptions, errors and events
-	// counted too; the last workflow's tree may go beyond. 0: 10000; above 100000:
-	// 100000; negative: INVALID_ARGUMENT.
+	// Maximum number of rows to delete, including pointers, subscriptions, errors
+	// and events; the last workflow's tree may exceed it. 0 means 10000; values
+	// above 100000 mean 100000; negative: INVALID_ARGUMENT.
 	MaxRows int32 `protobuf:"varint,5,opt,name=max_rows,json=maxRows,proto3" json:"max_rows,omitempty"`
-	// The `next_page_token` of the call before; empty: from the start. The other
-	// fields must be those of the first call, `max_rows` aside.
+	// The `next_page_token` of the previous call; empty: start from the
+	// beginning. All other fields except `max_rows` must be the same as in the
+	// first call.
 	PageToken     string `protobuf:"bytes,6,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2686,20 +2692,20 @@ func (x *PurgeWorkflowsRequest) GetPageToken() string {
 	return ""
 }
 
-// PurgeWorkflowsResponse is the answer of PurgeWorkflows.
+// PurgeWorkflowsResponse is the response of PurgeWorkflows.
 type PurgeWorkflowsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many workflows were deleted (or would be).
+	// Number of workflows deleted (or, in a dry run, that would be).
 	Workflows int64 `protobuf:"varint,1,opt,name=workflows,proto3" json:"workflows,omitempty"`
-	// How many execution pointers.
+	// Number of execution pointers.
 	ExecutionPointers int64 `protobuf:"varint,2,opt,name=execution_pointers,json=executionPointers,proto3" json:"execution_pointers,omitempty"`
-	// How many subscriptions.
+	// Number of subscriptions.
 	Subscriptions int64 `protobuf:"varint,3,opt,name=subscriptions,proto3" json:"subscriptions,omitempty"`
-	// How many logged errors.
+	// Number of logged errors.
 	Errors int64 `protobuf:"varint,4,opt,name=errors,proto3" json:"errors,omitempty"`
-	// How many processed events.
+	// Number of processed events.
 	Events int64 `protobuf:"varint,5,opt,name=events,proto3" json:"events,omitempty"`
-	// To go on with; empty: nothing is left to be deleted.
+	// The token to continue with; empty: nothing is left to delete.
 	NextPageToken string `protobuf:"bytes,6,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -15,8 +15,8 @@ export const file_wfe_persistence_v1_command: GenFile = /*@__PURE__*/
   fileDesc("CiB3ZmUvcGVyc2lzdGVuY2UvdjEvY29tbWFuZC5wcm90bxISd2ZlLnBlcnNpc3RlbmNlLnYxIm0KEFNjaGVkdWxlZENvbW1hbmQSNQoMY29tbWFuZF9uYW1lGAEgASgOMh8ud2ZlLnBlcnNpc3RlbmNlLnYxLkNvbW1hbmROYW1lEgwKBGRhdGEYAiABKAkSFAoMZXhlY3V0ZV90aW1lGAMgASgDIp0BCg5DbGFpbWVkQ29tbWFuZBI1Cgdjb21tYW5kGAEgASgLMiQud2ZlLnBlcnNpc3RlbmNlLnYxLlNjaGVkdWxlZENvbW1hbmQSEwoLbGVhc2VfdG9rZW4YAiABKAkSMAoMbGVhc2VfZXhwaXJ5GAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBINCgVlcG9jaBgEIAEoAyJPChZTY2hlZHVsZUNvbW1hbmRSZXF1ZXN0EjUKB2NvbW1hbmQYASABKAsyJC53ZmUucGVyc2lzdGVuY2UudjEuU2NoZWR1bGVkQ29tbWFuZCIZChdTY2hlZHVsZUNvbW1hbmRSZXNwb25zZSKWAQoUQ2xhaW1Db21tYW5kc1JlcXVlc3QSKQoFYXNfb2YYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg0KBWxpbWl0GAIgASgFEjEKDmxlYXNlX2R1cmF0aW9uGAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhEKCXdvcmtlcl9pZBgEIAEoCSJNChVDbGFpbUNvbW1hbmRzUmVzcG9uc2USNAoIY29tbWFuZHMYASADKAsyIi53ZmUucGVyc2lzdGVuY2UudjEuQ2xhaW1lZENvbW1hbmQiLwoXQ29tcGxldGVDb21tYW5kc1JlcXVlc3QSFAoMbGVhc2VfdG9rZW5zGAEgAygJIhoKGENvbXBsZXRlQ29tbWFuZHNSZXNwb25zZSIuChZSZWxlYXNlQ29tbWFuZHNSZXF1ZXN0EhQKDGxlYXNlX3Rva2VucxgBIAMoCSIZChdSZWxlYXNlQ29tbWFuZHNSZXNwb25zZSJfChRSZW5ld0NvbW1hbmRzUmVxdWVzdBIUCgxsZWFzZV90b2tlbnMYASADKAkSMQoObGVhc2VfZHVyYXRpb24YAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iSQoVUmVuZXdDb21tYW5kc1Jlc3BvbnNlEjAKDGxlYXNlX2V4cGlyeRgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAqbgoLQ29tbWFuZE5hbWUSHAoYQ09NTUFORF9OQU1FX1VOU1BFQ0lGSUVEEAASIQodQ09NTUFORF9OQU1FX1BST0NFU1NfV09SS0ZMT1cQARIeChpDT01NQU5EX05BTUVfUFJPQ0VTU19FVkVOVBACMqwEChdTY2hlZHVsZWRDb21tYW5kU2VydmljZRJqCg9TY2hlZHVsZUNvbW1hbmQSKi53ZmUucGVyc2lzdGVuY2UudjEuU2NoZWR1bGVDb21tYW5kUmVxdWVzdBorLndmZS5wZXJzaXN0ZW5jZS52MS5TY2hlZHVsZUNvbW1hbmRSZXNwb25zZRJkCg1DbGFpbUNvbW1hbmRzEigud2ZlLnBlcnNpc3RlbmNlLnYxLkNsYWltQ29tbWFuZHNSZXF1ZXN0Gikud2ZlLnBlcnNpc3RlbmNlLnYxLkNsYWltQ29tbWFuZHNSZXNwb25zZRJtChBDb21wbGV0ZUNvbW1hbmRzEisud2ZlLnBlcnNpc3RlbmNlLnYxLkNvbXBsZXRlQ29tbWFuZHNSZXF1ZXN0Giwud2ZlLnBlcnNpc3RlbmNlLnYxLkNvbXBsZXRlQ29tbWFuZHNSZXNwb25zZRJqCg9SZWxlYXNlQ29tbWFuZHMSKi53ZmUucGVyc2lzdGVuY2UudjEuUmVsZWFzZUNvbW1hbmRzUmVxdWVzdBorLndmZS5wZXJzaXN0ZW5jZS52MS5SZWxlYXNlQ29tbWFuZHNSZXNwb25zZRJkCg1SZW5ld0NvbW1hbmRzEigud2ZlLnBlcnNpc3RlbmNlLnYxLlJlbmV3Q29tbWFuZHNSZXF1ZXN0Gikud2ZlLnBlcnNpc3RlbmNlLnYxLlJlbmV3Q29tbWFuZHNSZXNwb25zZUJPChJ3ZmUucGVyc2lzdGVuY2UudjFQAVo3d2ZlLXBlcnNpc3RlbmNlL2dlbi9nby93ZmUvcGVyc2lzdGVuY2UvdjE7cGVyc2lzdGVuY2V2MWIGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
- * ScheduledCommand is work for later. There is at most one for each
- * (command_name, data).
+ * ScheduledCommand is work to be done at a later time. There is at most one for
+ * each (command_name, data).
  *
  * @generated from message wfe.persistence.v1.ScheduledCommand
  */
@@ -29,7 +29,7 @@ export type ScheduledCommand = Message<"wfe.persistence.v1.ScheduledCommand"> & 
   commandName: CommandName;
 
   /**
-   * What to do it with, a workflow's or an event's id; at most 2048 bytes.
+   * The id of the workflow or event to process; at most 2048 bytes.
    *
    * @generated from field: string data = 2;
    */
@@ -51,13 +51,13 @@ export const ScheduledCommandSchema: GenMessage<ScheduledCommand> = /*@__PURE__*
   messageDesc(file_wfe_persistence_v1_command, 0);
 
 /**
- * ClaimedCommand is a due command that one claimer holds under a lease.
+ * ClaimedCommand is a due command that one worker holds under a lease.
  *
  * @generated from message wfe.persistence.v1.ClaimedCommand
  */
 export type ClaimedCommand = Message<"wfe.persistence.v1.ClaimedCommand"> & {
   /**
-   * The command as it was when it was claimed.
+   * The command at the time of the claim.
    *
    * @generated from field: wfe.persistence.v1.ScheduledCommand command = 1;
    */
@@ -71,16 +71,17 @@ export type ClaimedCommand = Message<"wfe.persistence.v1.ClaimedCommand"> & {
   leaseToken: string;
 
   /**
-   * When the lease ends by itself, by the database's clock. From then on the
-   * command is due again and may be claimed by others.
+   * When the lease expires, by the database's clock. From then on the command
+   * is due again and other workers may claim it.
    *
    * @generated from field: google.protobuf.Timestamp lease_expiry = 3;
    */
   leaseExpiry?: Timestamp | undefined;
 
   /**
-   * The number of the claim: each claim of a store has a higher one than all
-   * before it. To fence off, in other systems, those who held it earlier.
+   * The fencing token: every claim in a store has a higher epoch than all
+   * claims before it. Pass it to other systems so that they can reject writes
+   * from earlier holders.
    *
    * @generated from field: int64 epoch = 4;
    */
@@ -116,7 +117,7 @@ export const ScheduleCommandRequestSchema: GenMessage<ScheduleCommandRequest> = 
   messageDesc(file_wfe_persistence_v1_command, 2);
 
 /**
- * ScheduleCommandResponse is the answer of ScheduleCommand.
+ * ScheduleCommandResponse is the response of ScheduleCommand.
  *
  * @generated from message wfe.persistence.v1.ScheduleCommandResponse
  */
@@ -145,22 +146,22 @@ export type ClaimCommandsRequest = Message<"wfe.persistence.v1.ClaimCommandsRequ
   asOf?: Timestamp | undefined;
 
   /**
-   * How many commands to claim at most. 0: 100; above 1000: 1000; negative:
-   * INVALID_ARGUMENT.
+   * Maximum number of commands to claim. 0 means 100; values above 1000 mean
+   * 1000; negative: INVALID_ARGUMENT.
    *
    * @generated from field: int32 limit = 2;
    */
   limit: number;
 
   /**
-   * How long the claim holds; absent: 30 s. 1 ms to 24 h.
+   * How long the lease lasts; absent: 30 s. 1 ms to 24 h.
    *
    * @generated from field: google.protobuf.Duration lease_duration = 3;
    */
   leaseDuration?: Duration | undefined;
 
   /**
-   * Who claims, for people who look; at most 512 bytes.
+   * The worker that claims, for information only; at most 512 bytes.
    *
    * @generated from field: string worker_id = 4;
    */
@@ -175,13 +176,13 @@ export const ClaimCommandsRequestSchema: GenMessage<ClaimCommandsRequest> = /*@_
   messageDesc(file_wfe_persistence_v1_command, 4);
 
 /**
- * ClaimCommandsResponse is the answer of ClaimCommands.
+ * ClaimCommandsResponse is the response of ClaimCommands.
  *
  * @generated from message wfe.persistence.v1.ClaimCommandsResponse
  */
 export type ClaimCommandsResponse = Message<"wfe.persistence.v1.ClaimCommandsResponse"> & {
   /**
-   * The claimed commands, soonest execute_time first; fewer than the limit, or
+   * The claimed commands, soonest execute_time first; fewer than `limit`, or
    * none, if no more are due.
    *
    * @generated from field: repeated wfe.persistence.v1.ClaimedCommand commands = 1;
@@ -203,7 +204,7 @@ export const ClaimCommandsResponseSchema: GenMessage<ClaimCommandsResponse> = /*
  */
 export type CompleteCommandsRequest = Message<"wfe.persistence.v1.CompleteCommandsRequest"> & {
   /**
-   * The lease tokens of the handled commands; at most 1000, none twice.
+   * The lease tokens of the handled commands; at most 1000, no duplicates.
    *
    * @generated from field: repeated string lease_tokens = 1;
    */
@@ -218,7 +219,7 @@ export const CompleteCommandsRequestSchema: GenMessage<CompleteCommandsRequest> 
   messageDesc(file_wfe_persistence_v1_command, 6);
 
 /**
- * CompleteCommandsResponse is the answer of CompleteCommands.
+ * CompleteCommandsResponse is the response of CompleteCommands.
  *
  * @generated from message wfe.persistence.v1.CompleteCommandsResponse
  */
@@ -239,7 +240,7 @@ export const CompleteCommandsResponseSchema: GenMessage<CompleteCommandsResponse
  */
 export type ReleaseCommandsRequest = Message<"wfe.persistence.v1.ReleaseCommandsRequest"> & {
   /**
-   * The lease tokens of the commands to give back; at most 1000, none twice.
+   * The lease tokens of the commands to release; at most 1000, no duplicates.
    *
    * @generated from field: repeated string lease_tokens = 1;
    */
@@ -254,7 +255,7 @@ export const ReleaseCommandsRequestSchema: GenMessage<ReleaseCommandsRequest> = 
   messageDesc(file_wfe_persistence_v1_command, 8);
 
 /**
- * ReleaseCommandsResponse is the answer of ReleaseCommands.
+ * ReleaseCommandsResponse is the response of ReleaseCommands.
  *
  * @generated from message wfe.persistence.v1.ReleaseCommandsResponse
  */
@@ -275,16 +276,15 @@ export const ReleaseCommandsResponseSchema: GenMessage<ReleaseCommandsResponse> 
  */
 export type RenewCommandsRequest = Message<"wfe.persistence.v1.RenewCommandsRequest"> & {
   /**
-   * The lease tokens of the claims to hold on to; at most 1000, none twice. They
-   * stay valid.
+   * The lease tokens to renew; at most 1000, no duplicates. They stay valid.
    *
    * @generated from field: repeated string lease_tokens = 1;
    */
   leaseTokens: string[];
 
   /**
-   * How long the leases last from now on; absent: 30 s. 1 ms to 24 h, truncated
-   * to milliseconds.
+   * How long the leases last from now; absent: 30 s. 1 ms to 24 h, truncated to
+   * milliseconds.
    *
    * @generated from field: google.protobuf.Duration lease_duration = 2;
    */
@@ -299,14 +299,14 @@ export const RenewCommandsRequestSchema: GenMessage<RenewCommandsRequest> = /*@_
   messageDesc(file_wfe_persistence_v1_command, 10);
 
 /**
- * RenewCommandsResponse is the answer of RenewCommands.
+ * RenewCommandsResponse is the response of RenewCommands.
  *
  * @generated from message wfe.persistence.v1.RenewCommandsResponse
  */
 export type RenewCommandsResponse = Message<"wfe.persistence.v1.RenewCommandsResponse"> & {
   /**
-   * When all these leases end by themselves, by the database's clock; absent: no
-   * lease was named.
+   * When all these leases expire, by the database's clock; absent: the request
+   * named no lease.
    *
    * @generated from field: google.protobuf.Timestamp lease_expiry = 1;
    */
@@ -321,13 +321,14 @@ export const RenewCommandsResponseSchema: GenMessage<RenewCommandsResponse> = /*
   messageDesc(file_wfe_persistence_v1_command, 11);
 
 /**
- * CommandName is what a scheduled command asks the engine to do.
+ * CommandName is the kind of work that a scheduled command asks the engine to
+ * do.
  *
  * @generated from enum wfe.persistence.v1.CommandName
  */
 export enum CommandName {
   /**
-   * Refused on write.
+   * Rejected on write.
    *
    * @generated from enum value: COMMAND_NAME_UNSPECIFIED = 0;
    */
@@ -355,17 +356,17 @@ export const CommandNameSchema: GenEnum<CommandName> = /*@__PURE__*/
   enumDesc(file_wfe_persistence_v1_command, 0);
 
 /**
- * ScheduledCommandService keeps work for later and hands out what is due:
- * claim, handle, complete. Every call is one transaction.
+ * ScheduledCommandService stores scheduled work and lets workers claim what is
+ * due: claim, handle, complete. Every call is one transaction.
  *
  * @generated from service wfe.persistence.v1.ScheduledCommandService
  */
 export const ScheduledCommandService: GenService<{
   /**
-   * Schedules a command, or, if there is one of the same name and data already,
-   * replaces its execute_time. A command that is claimed at that moment stays
-   * claimed, and its completion then leaves it scheduled. Idempotent.
-   * Errors: INVALID_ARGUMENT.
+   * Schedules a command (an upsert: if there is one with the same name and
+   * data, its execute_time is replaced). A command that is claimed at the time
+   * stays claimed, and remains scheduled when that claim is completed.
+   * Idempotent. Errors: INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.ScheduledCommandService.ScheduleCommand
    */
@@ -375,11 +376,11 @@ export const ScheduledCommandService: GenService<{
     output: typeof ScheduleCommandResponseSchema;
   },
   /**
-   * Hands out due commands (`execute_time <= as_of`, not under somebody's lease),
-   * soonest first, each to one claimer at a time. Callers never wait for each
-   * other: what another call is claiming at that moment is passed over. After a
-   * lost answer the claimed commands become due again when their leases expire.
-   * Errors: INVALID_ARGUMENT.
+   * Claims due commands (`execute_time <= as_of`, not under a lease), soonest
+   * first, each for one worker at a time. Callers never block each other:
+   * commands that a concurrent call is claiming are skipped. Not idempotent: if
+   * the response is lost, the claimed commands become due again when their
+   * leases expire. Errors: INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.ScheduledCommandService.ClaimCommands
    */
@@ -389,11 +390,11 @@ export const ScheduledCommandService: GenService<{
     output: typeof ClaimCommandsResponseSchema;
   },
   /**
-   * Removes what was claimed and handled. A command scheduled again since its
-   * claim stays, with its new time and without the lease. All or nothing.
-   * Errors: FAILED_PRECONDITION (LEASE_LOST) if a command is no longer claimed
-   * under its token, which a second call after a lost answer sees too: nothing
-   * is changed then; INVALID_ARGUMENT.
+   * Removes claimed commands that have been handled. A command rescheduled
+   * since its claim stays, with its new time and without the lease. All or
+   * nothing. Errors: FAILED_PRECONDITION (LEASE_LOST) if a command is no longer
+   * claimed under its token (a retry after a lost response gets this too);
+   * nothing is changed then; INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.ScheduledCommandService.CompleteCommands
    */
@@ -403,7 +404,7 @@ export const ScheduledCommandService: GenService<{
     output: typeof CompleteCommandsResponseSchema;
   },
   /**
-   * Gives claimed commands back unhandled: they are due again at once. All or
+   * Releases claimed commands unhandled: they are due again immediately. All or
    * nothing. Errors: FAILED_PRECONDITION (LEASE_LOST), as for CompleteCommands;
    * INVALID_ARGUMENT.
    *
@@ -415,9 +416,9 @@ export const ScheduledCommandService: GenService<{
     output: typeof ReleaseCommandsResponseSchema;
   },
   /**
-   * Holds claimed commands for longer: for `lease_duration` from now on, by the
-   * database's clock. A lease that has expired can't be renewed, even if nobody
-   * else claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
+   * Renews leases: they expire `lease_duration` from now, by the database's
+   * clock. A lease that has expired cannot be renewed, even if no other worker
+   * has claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
    * (LEASE_LOST); INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.ScheduledCommandService.RenewCommands

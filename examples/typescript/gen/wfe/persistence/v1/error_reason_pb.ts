@@ -12,11 +12,11 @@ export const file_wfe_persistence_v1_error_reason: GenFile = /*@__PURE__*/
   fileDesc("CiV3ZmUvcGVyc2lzdGVuY2UvdjEvZXJyb3JfcmVhc29uLnByb3RvEhJ3ZmUucGVyc2lzdGVuY2UudjEq/wkKC0Vycm9yUmVhc29uEhwKGEVSUk9SX1JFQVNPTl9VTlNQRUNJRklFRBAAEiMKH0VSUk9SX1JFQVNPTl9XT1JLRkxPV19OT1RfRk9VTkQQARIgChxFUlJPUl9SRUFTT05fRVZFTlRfTk9UX0ZPVU5EEAISJwojRVJST1JfUkVBU09OX1NVQlNDUklQVElPTl9OT1RfRk9VTkQQAxIkCiBFUlJPUl9SRUFTT05fTkFNRVNQQUNFX05PVF9GT1VORBAEEiIKHkVSUk9SX1JFQVNPTl9QT0lOVEVSX05PVF9GT1VORBAFEigKJEVSUk9SX1JFQVNPTl9XT1JLRkxPV19BTFJFQURZX0VYSVNUUxAKEhsKF0VSUk9SX1JFQVNPTl9OQU1FX1RBS0VOEAsSJQohRVJST1JfUkVBU09OX0VWRU5UX0FMUkVBRFlfRVhJU1RTEAwSLAooRVJST1JfUkVBU09OX1NVQlNDUklQVElPTl9BTFJFQURZX0VYSVNUUxANEiIKHkVSUk9SX1JFQVNPTl9SRVFVRVNUX0lEX1JFVVNFRBAOEiIKHkVSUk9SX1JFQVNPTl9SRVZJU0lPTl9NSVNNQVRDSBAUEiUKIUVSUk9SX1JFQVNPTl9UUkFOU0FDVElPTl9DT05GTElDVBAVEh8KG0VSUk9SX1JFQVNPTl9UT0tFTl9NSVNNQVRDSBAeEhsKF0VSUk9SX1JFQVNPTl9MRUFTRV9MT1NUEB8SJQohRVJST1JfUkVBU09OX1RSVU5DQVRFX05PVF9BTExPV0VEECASIAocRVJST1JfUkVBU09OX1NDSEVNQV9PVVREQVRFRBAhEh8KG0VSUk9SX1JFQVNPTl9TQ0hFTUFfVE9PX05FVxAiEisKJ0VSUk9SX1JFQVNPTl9EQVRBQkFTRV9QRVJNSVNTSU9OX0RFTklFRBAjEiQKIEVSUk9SX1JFQVNPTl9OQU1FU1BBQ0VfTk9UX0VNUFRZECQSLQopRVJST1JfUkVBU09OX0RFTEVURV9OQU1FU1BBQ0VfTk9UX0FMTE9XRUQQJRIeChpFUlJPUl9SRUFTT05fSU5WQUxJRF9GSUVMRBAoEiIKHkVSUk9SX1JFQVNPTl9NQUxGT1JNRURfTUVTU0FHRRApEiMKH0VSUk9SX1JFQVNPTl9JTlZBTElEX1BBR0VfVE9LRU4QKhIiCh5FUlJPUl9SRUFTT05fSU5WQUxJRF9OQU1FU1BBQ0UQKxIiCh5FUlJPUl9SRUFTT05fTUVTU0FHRV9UT09fTEFSR0UQMhIhCh1FUlJPUl9SRUFTT05fQU5TV0VSX1RPT19MQVJHRRAzEh8KG0VSUk9SX1JFQVNPTl9QT09MX0VYSEFVU1RFRBA0Eh4KGkVSUk9SX1JFQVNPTl9EQVRBQkFTRV9GVUxMEDUSHwobRVJST1JfUkVBU09OX05BTUVTUEFDRV9CVVNZEDYSIgoeRVJST1JfUkVBU09OX0RFQURMSU5FX0VYQ0VFREVEEDwSJQohRVJST1JfUkVBU09OX0RBVEFCQVNFX1VOQVZBSUxBQkxFEEYSJwojRVJST1JfUkVBU09OX0NPTU1JVF9PVVRDT01FX1VOS05PV04QRxIeChpFUlJPUl9SRUFTT05fU0hVVFRJTkdfRE9XThBIEhkKFUVSUk9SX1JFQVNPTl9JTlRFUk5BTBBaKpcEChRGaWVsZFZpb2xhdGlvblJlYXNvbhImCiJGSUVMRF9WSU9MQVRJT05fUkVBU09OX1VOU1BFQ0lGSUVEEAASIwofRklFTERfVklPTEFUSU9OX1JFQVNPTl9SRVFVSVJFRBABEicKI0ZJRUxEX1ZJT0xBVElPTl9SRUFTT05fVEVYVF9IQVNfTlVMEAISIwofRklFTERfVklPTEFUSU9OX1JFQVNPTl9UT09fTE9ORxADEicKI0ZJRUxEX1ZJT0xBVElPTl9SRUFTT05fSlNPTl9JTlZBTElEEAQSKQolRklFTERfVklPTEFUSU9OX1JFQVNPTl9KU09OX0NIQVJBQ1RFUhAFEigKJEZJRUxEX1ZJT0xBVElPTl9SRUFTT05fSlNPTl9UT09fREVFUBAGEiYKIkZJRUxEX1ZJT0xBVElPTl9SRUFTT05fSlNPTl9OVU1CRVIQBxIlCiFGSUVMRF9WSU9MQVRJT05fUkVBU09OX0VOVU1fVkFMVUUQCBIlCiFGSUVMRF9WSU9MQVRJT05fUkVBU09OX1RJTUVfUkFOR0UQCRInCiNGSUVMRF9WSU9MQVRJT05fUkVBU09OX05VTUJFUl9SQU5HRRAKEiQKIEZJRUxEX1ZJT0xBVElPTl9SRUFTT05fRFVQTElDQVRFEAsSIQodRklFTERfVklPTEFUSU9OX1JFQVNPTl9GT1JNQVQQDEJPChJ3ZmUucGVyc2lzdGVuY2UudjFQAVo3d2ZlLXBlcnNpc3RlbmNlL2dlbi9nby93ZmUvcGVyc2lzdGVuY2UvdjE7cGVyc2lzdGVuY2V2MWIGcHJvdG8z");
 
 /**
- * ErrorReason says why a call failed. Every error status carries a
+ * ErrorReason is the reason why a call failed. Every error status carries a
  * `google.rpc.ErrorInfo` whose `domain` is `wfe.persistence` and whose `reason`
  * is the name of one of these values without its `ERROR_REASON_` prefix, for
- * example `WORKFLOW_NOT_FOUND`. Programs decide by the reason; the message text
- * is for people and may change. What may be tried again also carries a
+ * example `WORKFLOW_NOT_FOUND`. Programs must use the reason; the message text
+ * is for people and may change. Errors worth retrying also carry a
  * `google.rpc.RetryInfo`.
  *
  * @generated from enum wfe.persistence.v1.ErrorReason
@@ -52,30 +52,30 @@ export enum ErrorReason {
 
   /**
    * NOT_FOUND: the namespace named by the metadata `wfe-namespace` does not
-   * exist. Nothing is created by naming it.
+   * exist. Namespaces are never created implicitly.
    *
    * @generated from enum value: ERROR_REASON_NAMESPACE_NOT_FOUND = 4;
    */
   NAMESPACE_NOT_FOUND = 4,
 
   /**
-   * NOT_FOUND: the workflow has no execution pointer of an id that a patch
-   * removes; ErrorInfo's metadata names the `field`.
+   * NOT_FOUND: a patch removes an execution pointer that the workflow does not
+   * have; ErrorInfo's metadata has the `field`.
    *
    * @generated from enum value: ERROR_REASON_POINTER_NOT_FOUND = 5;
    */
   POINTER_NOT_FOUND = 5,
 
   /**
-   * ALREADY_EXISTS: the workflow id is in use by a workflow that was created
-   * with other content.
+   * ALREADY_EXISTS: the workflow id is in use by a workflow created with
+   * different content.
    *
    * @generated from enum value: ERROR_REASON_WORKFLOW_ALREADY_EXISTS = 10;
    */
   WORKFLOW_ALREADY_EXISTS = 10,
 
   /**
-   * ALREADY_EXISTS: another workflow has this name; ErrorInfo's metadata names
+   * ALREADY_EXISTS: another workflow has this name; ErrorInfo's metadata has
    * the `field`.
    *
    * @generated from enum value: ERROR_REASON_NAME_TAKEN = 11;
@@ -83,7 +83,7 @@ export enum ErrorReason {
   NAME_TAKEN = 11,
 
   /**
-   * ALREADY_EXISTS: the event id is in use by an event created with other
+   * ALREADY_EXISTS: the event id is in use by an event created with different
    * content.
    *
    * @generated from enum value: ERROR_REASON_EVENT_ALREADY_EXISTS = 12;
@@ -92,14 +92,15 @@ export enum ErrorReason {
 
   /**
    * ALREADY_EXISTS: the subscription id is in use by a subscription created
-   * with other content.
+   * with different content.
    *
    * @generated from enum value: ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS = 13;
    */
   SUBSCRIPTION_ALREADY_EXISTS = 13,
 
   /**
-   * ALREADY_EXISTS: this `request_id` named another write to the same workflow.
+   * ALREADY_EXISTS: this `request_id` (idempotency key) was used for a
+   * different write to the same workflow.
    *
    * @generated from enum value: ERROR_REASON_REQUEST_ID_REUSED = 14;
    */
@@ -107,14 +108,15 @@ export enum ErrorReason {
 
   /**
    * ABORTED: `expected_revision` is not the stored revision; ErrorInfo's
-   * metadata has the stored one as `revision`. Load, decide, persist again.
+   * metadata has the stored one as `revision`. Load the workflow again, reapply
+   * the change, and persist again.
    *
    * @generated from enum value: ERROR_REASON_REVISION_MISMATCH = 20;
    */
   REVISION_MISMATCH = 20,
 
   /**
-   * ABORTED: the database broke off the transaction (deadlock or serialization
+   * ABORTED: the database aborted the transaction (deadlock or serialization
    * failure) more often than the server retries. Nothing was written.
    *
    * @generated from enum value: ERROR_REASON_TRANSACTION_CONFLICT = 21;
@@ -122,7 +124,8 @@ export enum ErrorReason {
   TRANSACTION_CONFLICT = 21,
 
   /**
-   * FAILED_PRECONDITION: the subscription is not held with the given token.
+   * FAILED_PRECONDITION: the subscription is not held with the given token and
+   * epoch.
    *
    * @generated from enum value: ERROR_REASON_TOKEN_MISMATCH = 30;
    */
@@ -130,9 +133,9 @@ export enum ErrorReason {
 
   /**
    * FAILED_PRECONDITION: a command is no longer claimed under the given lease:
-   * it was completed, released, or claimed by somebody else after the lease
-   * expired. ErrorInfo's metadata counts the lost leases as `lost` and lists
-   * their tokens (at most 20), separated by commas, as `lease_tokens`.
+   * it was completed, released, or claimed by another worker after the lease
+   * expired. ErrorInfo's metadata has the number of lost leases as `lost` and
+   * their tokens (at most 20, comma-separated) as `lease_tokens`.
    *
    * @generated from enum value: ERROR_REASON_LEASE_LOST = 31;
    */
@@ -148,7 +151,7 @@ export enum ErrorReason {
 
   /**
    * FAILED_PRECONDITION: the store's tables are missing or older than this
-   * server needs. EnsureStoreExists brings them up to date.
+   * server requires. EnsureStoreExists migrates them.
    *
    * @generated from enum value: ERROR_REASON_SCHEMA_OUTDATED = 33;
    */
@@ -156,23 +159,23 @@ export enum ErrorReason {
 
   /**
    * FAILED_PRECONDITION: the store was migrated by a newer server; this one
-   * refuses to touch it.
+   * refuses to use it.
    *
    * @generated from enum value: ERROR_REASON_SCHEMA_TOO_NEW = 34;
    */
   SCHEMA_TOO_NEW = 34,
 
   /**
-   * FAILED_PRECONDITION: the database role of the server may not do this; the
-   * server's log says more.
+   * FAILED_PRECONDITION: the server's database role lacks the required
+   * privilege; see the server's log for details.
    *
    * @generated from enum value: ERROR_REASON_DATABASE_PERMISSION_DENIED = 35;
    */
   DATABASE_PERMISSION_DENIED = 35,
 
   /**
-   * FAILED_PRECONDITION: the namespace has rows, or tables that are not ours, and
-   * `force` was not given or does not cover them.
+   * FAILED_PRECONDITION: the namespace has rows and `force` was not set, or it
+   * has tables that do not belong to this server, which `force` does not cover.
    *
    * @generated from enum value: ERROR_REASON_NAMESPACE_NOT_EMPTY = 36;
    */
@@ -187,23 +190,24 @@ export enum ErrorReason {
   DELETE_NAMESPACE_NOT_ALLOWED = 37,
 
   /**
-   * INVALID_ARGUMENT: one or more fields are bad; `google.rpc.BadRequest` has
-   * the path of each and, as the violation's `reason`, a FieldViolationReason.
+   * INVALID_ARGUMENT: one or more fields are invalid; `google.rpc.BadRequest`
+   * has the path of each and, as the violation's `reason`, a
+   * FieldViolationReason.
    *
    * @generated from enum value: ERROR_REASON_INVALID_FIELD = 40;
    */
   INVALID_FIELD = 40,
 
   /**
-   * INVALID_ARGUMENT: the bytes are no message of the request's type, or text
-   * in it is no UTF-8.
+   * INVALID_ARGUMENT: the bytes cannot be decoded as the request's message
+   * type, or contain text that is not valid UTF-8.
    *
    * @generated from enum value: ERROR_REASON_MALFORMED_MESSAGE = 41;
    */
   MALFORMED_MESSAGE = 41,
 
   /**
-   * INVALID_ARGUMENT: the page token was not given out for this query.
+   * INVALID_ARGUMENT: the page token was not issued for this query.
    *
    * @generated from enum value: ERROR_REASON_INVALID_PAGE_TOKEN = 42;
    */
@@ -219,80 +223,82 @@ export enum ErrorReason {
 
   /**
    * RESOURCE_EXHAUSTED: the request is larger than the server's message limit;
-   * ErrorInfo's metadata has it as `limit_bytes`.
+   * ErrorInfo's metadata has the limit as `limit_bytes`.
    *
    * @generated from enum value: ERROR_REASON_MESSAGE_TOO_LARGE = 50;
    */
   MESSAGE_TOO_LARGE = 50,
 
   /**
-   * RESOURCE_EXHAUSTED: what would be stored could not be read back in one
-   * message, or the answer is over the limit; ErrorInfo's metadata has it as
-   * `limit_bytes`. A write refused so has written nothing.
+   * RESOURCE_EXHAUSTED: the state to be stored could not be read back in one
+   * message, or the response exceeds the limit; ErrorInfo's metadata has the
+   * limit as `limit_bytes`. A write rejected for this reason has written
+   * nothing.
    *
    * @generated from enum value: ERROR_REASON_ANSWER_TOO_LARGE = 51;
    */
   ANSWER_TOO_LARGE = 51,
 
   /**
-   * RESOURCE_EXHAUSTED: every database connection stayed busy for as long as
-   * the call could wait. Nothing was written; try again later.
+   * RESOURCE_EXHAUSTED: no connection of the pool became free before the call's
+   * wait limit. Nothing was written; retry later.
    *
    * @generated from enum value: ERROR_REASON_POOL_EXHAUSTED = 52;
    */
   POOL_EXHAUSTED = 52,
 
   /**
-   * RESOURCE_EXHAUSTED: the database has no disk, memory or connections left.
-   * Nothing was written; try again later.
+   * RESOURCE_EXHAUSTED: the database is out of disk space, memory or
+   * connections. Nothing was written; retry later.
    *
    * @generated from enum value: ERROR_REASON_DATABASE_FULL = 53;
    */
   DATABASE_FULL = 53,
 
   /**
-   * RESOURCE_EXHAUSTED: as many calls of this namespace are waiting as may wait
-   * at once; other namespaces are served on. Nothing was written; try again
-   * later, with fewer calls at once.
+   * RESOURCE_EXHAUSTED: the maximum number of calls of this namespace are
+   * already waiting for a connection; other namespaces are not affected.
+   * Nothing was written; retry later, with fewer concurrent calls.
    *
    * @generated from enum value: ERROR_REASON_NAMESPACE_BUSY = 54;
    */
   NAMESPACE_BUSY = 54,
 
   /**
-   * DEADLINE_EXCEEDED: the deadline passed, the client's own or the server's
-   * default of 30 s, and the statement was called off.
+   * DEADLINE_EXCEEDED: the deadline (the client's, or the server's default of
+   * 30 s) passed, and the statement was cancelled.
    *
    * @generated from enum value: ERROR_REASON_DEADLINE_EXCEEDED = 60;
    */
   DEADLINE_EXCEEDED = 60,
 
   /**
-   * UNAVAILABLE: the database can't be reached or takes no writes now. Nothing
-   * was written; try again.
+   * UNAVAILABLE: the database cannot be reached or does not accept writes at
+   * present. Nothing was written; retry.
    *
    * @generated from enum value: ERROR_REASON_DATABASE_UNAVAILABLE = 70;
    */
   DATABASE_UNAVAILABLE = 70,
 
   /**
-   * UNAVAILABLE: the connection broke after the write was sent and before the
-   * database confirmed it, so it may or may not have been made. The same call
-   * again is safe.
+   * UNAVAILABLE: the connection was lost after the write was sent and before
+   * the database confirmed it, so it may or may not have been applied. Repeat
+   * the same call only where the RPC's comment says that this is safe.
    *
    * @generated from enum value: ERROR_REASON_COMMIT_OUTCOME_UNKNOWN = 71;
    */
   COMMIT_OUTCOME_UNKNOWN = 71,
 
   /**
-   * UNAVAILABLE: the server is shutting down; another one may answer.
+   * UNAVAILABLE: the server is shutting down; retry, possibly on another
+   * server.
    *
    * @generated from enum value: ERROR_REASON_SHUTTING_DOWN = 72;
    */
   SHUTTING_DOWN = 72,
 
   /**
-   * INTERNAL: a bug in the server. The message has a number under which the
+   * INTERNAL: a bug in the server. The message has an id under which the
    * server's log has the details.
    *
    * @generated from enum value: ERROR_REASON_INTERNAL = 90;
@@ -307,8 +313,9 @@ export const ErrorReasonSchema: GenEnum<ErrorReason> = /*@__PURE__*/
   enumDesc(file_wfe_persistence_v1_error_reason, 0);
 
 /**
- * FieldViolationReason says what is wrong with one field of a request; its name
- * without the prefix is the `reason` of a `google.rpc.BadRequest.FieldViolation`.
+ * FieldViolationReason is what is wrong with one field of a request; its name
+ * without the prefix is the `reason` of a
+ * `google.rpc.BadRequest.FieldViolation`.
  *
  * @generated from enum wfe.persistence.v1.FieldViolationReason
  */
@@ -321,14 +328,14 @@ export enum FieldViolationReason {
   UNSPECIFIED = 0,
 
   /**
-   * The field must be given and is absent, empty or blank.
+   * The field is required, and is absent, empty or blank.
    *
    * @generated from enum value: FIELD_VIOLATION_REASON_REQUIRED = 1;
    */
   REQUIRED = 1,
 
   /**
-   * Text contains U+0000, which PostgreSQL can't store.
+   * Text contains U+0000, which PostgreSQL cannot store.
    *
    * @generated from enum value: FIELD_VIOLATION_REASON_TEXT_HAS_NUL = 2;
    */
@@ -342,7 +349,7 @@ export enum FieldViolationReason {
   TOO_LONG = 3,
 
   /**
-   * The text is no JSON document as RFC 8259 defines it (so no NaN and no
+   * The text is not valid JSON as defined by RFC 8259 (which has no NaN or
    * Infinity).
    *
    * @generated from enum value: FIELD_VIOLATION_REASON_JSON_INVALID = 4;
@@ -350,7 +357,7 @@ export enum FieldViolationReason {
   JSON_INVALID = 4,
 
   /**
-   * The JSON document contains the escape of U+0000 or of a lone surrogate.
+   * The JSON document contains an escaped U+0000 or an escaped lone surrogate.
    *
    * @generated from enum value: FIELD_VIOLATION_REASON_JSON_CHARACTER = 5;
    */
@@ -364,8 +371,8 @@ export enum FieldViolationReason {
   JSON_TOO_DEEP = 6,
 
   /**
-   * A number in the JSON document has an exponent beyond 1000 or, written out
-   * without it, more than 2000 digits.
+   * A number in the JSON document has an exponent beyond 1000 or, written
+   * without an exponent, more than 2000 digits.
    *
    * @generated from enum value: FIELD_VIOLATION_REASON_JSON_NUMBER = 7;
    */
@@ -380,7 +387,7 @@ export enum FieldViolationReason {
 
   /**
    * The time or duration is outside the bounds in the field's comment, or its
-   * nanos are.
+   * `nanos` are.
    *
    * @generated from enum value: FIELD_VIOLATION_REASON_TIME_RANGE = 9;
    */
@@ -394,14 +401,14 @@ export enum FieldViolationReason {
   NUMBER_RANGE = 10,
 
   /**
-   * An id that must be unique in its list stands there twice.
+   * A value that must be unique is duplicated in the list.
    *
    * @generated from enum value: FIELD_VIOLATION_REASON_DUPLICATE = 11;
    */
   DUPLICATE = 11,
 
   /**
-   * The field has not the form its comment describes.
+   * The field does not have the format that its comment describes.
    *
    * @generated from enum value: FIELD_VIOLATION_REASON_FORMAT = 12;
    */

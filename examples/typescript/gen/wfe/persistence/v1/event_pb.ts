@@ -17,36 +17,37 @@ export const file_wfe_persistence_v1_event: GenFile = /*@__PURE__*/
   fileDesc("Ch53ZmUvcGVyc2lzdGVuY2UvdjEvZXZlbnQucHJvdG8SEndmZS5wZXJzaXN0ZW5jZS52MSKZAQoFRXZlbnQSCgoCaWQYASABKAkSEgoKZXZlbnRfbmFtZRgCIAEoCRIRCglldmVudF9rZXkYAyABKAkSFwoPZXZlbnRfZGF0YV9qc29uGAQgASgJEi4KCmV2ZW50X3RpbWUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhQKDGlzX3Byb2Nlc3NlZBgGIAEoCCI+ChJDcmVhdGVFdmVudFJlcXVlc3QSKAoFZXZlbnQYASABKAsyGS53ZmUucGVyc2lzdGVuY2UudjEuRXZlbnQiIQoTQ3JlYXRlRXZlbnRSZXNwb25zZRIKCgJpZBgBIAEoCSIdCg9HZXRFdmVudFJlcXVlc3QSCgoCaWQYASABKAkiPAoQR2V0RXZlbnRSZXNwb25zZRIoCgVldmVudBgBIAEoCzIZLndmZS5wZXJzaXN0ZW5jZS52MS5FdmVudCJsChhHZXRSdW5uYWJsZUV2ZW50c1JlcXVlc3QSKQoFYXNfYXQYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJIkcKGUdldFJ1bm5hYmxlRXZlbnRzUmVzcG9uc2USEQoJZXZlbnRfaWRzGAEgAygJEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSKLAQoQR2V0RXZlbnRzUmVxdWVzdBISCgpldmVudF9uYW1lGAEgASgJEhEKCWV2ZW50X2tleRgCIAEoCRIpCgVhc19vZhgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoJcGFnZV9zaXplGAQgASgFEhIKCnBhZ2VfdG9rZW4YBSABKAkiPwoRR2V0RXZlbnRzUmVzcG9uc2USEQoJZXZlbnRfaWRzGAEgAygJEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSInChlNYXJrRXZlbnRQcm9jZXNzZWRSZXF1ZXN0EgoKAmlkGAEgASgJIhwKGk1hcmtFdmVudFByb2Nlc3NlZFJlc3BvbnNlIikKG01hcmtFdmVudFVucHJvY2Vzc2VkUmVxdWVzdBIKCgJpZBgBIAEoCSIeChxNYXJrRXZlbnRVbnByb2Nlc3NlZFJlc3BvbnNlIroCChFMaXN0RXZlbnRzUmVxdWVzdBISCgpldmVudF9uYW1lGAEgASgJEhYKCWV2ZW50X2tleRgCIAEoCUgAiAEBEhkKDGlzX3Byb2Nlc3NlZBgDIAEoCEgBiAEBEjMKD2V2ZW50X3RpbWVfZnJvbRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASNQoRZXZlbnRfdGltZV9iZWZvcmUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiwKBW9yZGVyGAYgASgOMh0ud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RPcmRlchIRCglwYWdlX3NpemUYByABKAUSEgoKcGFnZV90b2tlbhgIIAEoCUIMCgpfZXZlbnRfa2V5Qg8KDV9pc19wcm9jZXNzZWQiWAoSTGlzdEV2ZW50c1Jlc3BvbnNlEikKBmV2ZW50cxgBIAMoCzIZLndmZS5wZXJzaXN0ZW5jZS52MS5FdmVudBIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiswEKElB1cmdlRXZlbnRzUmVxdWVzdBI1ChFldmVudF90aW1lX2JlZm9yZRgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEgoKZXZlbnRfbmFtZRgCIAEoCRIbChNpbmNsdWRlX3VucHJvY2Vzc2VkGAMgASgIEg8KB2RyeV9ydW4YBCABKAgSEAoIbWF4X3Jvd3MYBSABKAUSEgoKcGFnZV90b2tlbhgGIAEoCSI+ChNQdXJnZUV2ZW50c1Jlc3BvbnNlEg4KBmV2ZW50cxgBIAEoAxIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkyvgYKDEV2ZW50U2VydmljZRJeCgtDcmVhdGVFdmVudBImLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVFdmVudFJlcXVlc3QaJy53ZmUucGVyc2lzdGVuY2UudjEuQ3JlYXRlRXZlbnRSZXNwb25zZRJVCghHZXRFdmVudBIjLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRFdmVudFJlcXVlc3QaJC53ZmUucGVyc2lzdGVuY2UudjEuR2V0RXZlbnRSZXNwb25zZRJwChFHZXRSdW5uYWJsZUV2ZW50cxIsLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRSdW5uYWJsZUV2ZW50c1JlcXVlc3QaLS53ZmUucGVyc2lzdGVuY2UudjEuR2V0UnVubmFibGVFdmVudHNSZXNwb25zZRJYCglHZXRFdmVudHMSJC53ZmUucGVyc2lzdGVuY2UudjEuR2V0RXZlbnRzUmVxdWVzdBolLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRFdmVudHNSZXNwb25zZRJzChJNYXJrRXZlbnRQcm9jZXNzZWQSLS53ZmUucGVyc2lzdGVuY2UudjEuTWFya0V2ZW50UHJvY2Vzc2VkUmVxdWVzdBouLndmZS5wZXJzaXN0ZW5jZS52MS5NYXJrRXZlbnRQcm9jZXNzZWRSZXNwb25zZRJ5ChRNYXJrRXZlbnRVbnByb2Nlc3NlZBIvLndmZS5wZXJzaXN0ZW5jZS52MS5NYXJrRXZlbnRVbnByb2Nlc3NlZFJlcXVlc3QaMC53ZmUucGVyc2lzdGVuY2UudjEuTWFya0V2ZW50VW5wcm9jZXNzZWRSZXNwb25zZRJbCgpMaXN0RXZlbnRzEiUud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RFdmVudHNSZXF1ZXN0GiYud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RFdmVudHNSZXNwb25zZRJeCgtQdXJnZUV2ZW50cxImLndmZS5wZXJzaXN0ZW5jZS52MS5QdXJnZUV2ZW50c1JlcXVlc3QaJy53ZmUucGVyc2lzdGVuY2UudjEuUHVyZ2VFdmVudHNSZXNwb25zZUJPChJ3ZmUucGVyc2lzdGVuY2UudjFQAVo3d2ZlLXBlcnNpc3RlbmNlL2dlbi9nby93ZmUvcGVyc2lzdGVuY2UvdjE7cGVyc2lzdGVuY2V2MWIGcHJvdG8z", [file_google_protobuf_timestamp, file_wfe_persistence_v1_list_order]);
 
 /**
- * Event is something that happened and that workflows may be waiting for.
+ * Event is an occurrence that workflows may be waiting for.
  *
  * @generated from message wfe.persistence.v1.Event
  */
 export type Event = Message<"wfe.persistence.v1.Event"> & {
   /**
    * Chosen by the host, at most 512 bytes, compared byte by byte. Empty on
-   * create: the store chooses a UUID.
+   * create: the store generates a UUID.
    *
    * @generated from field: string id = 1;
    */
   id: string;
 
   /**
-   * The kind of event, for example `order.paid`; required, at most 512 bytes.
+   * The name of the event, for example `order.paid`; required, at most 512
+   * bytes.
    *
    * @generated from field: string event_name = 2;
    */
   eventName: string;
 
   /**
-   * What the event is about, for example an order number; at most 512 bytes;
-   * empty is a key like any other.
+   * The subject of the event, for example an order number; at most 512 bytes;
+   * the empty string is a valid key.
    *
    * @generated from field: string event_key = 3;
    */
   eventKey: string;
 
   /**
-   * The event's content, a JSON document (see WorkflowInstance.data_json);
+   * The event's payload, a JSON document (see WorkflowInstance.data_json);
    * required.
    *
    * @generated from field: string event_data_json = 4;
@@ -54,15 +55,15 @@ export type Event = Message<"wfe.persistence.v1.Event"> & {
   eventDataJson: string;
 
   /**
-   * When it happened; required. Years 1-9999, truncated to microseconds.
+   * When it occurred; required. Years 1-9999, truncated to microseconds.
    *
    * @generated from field: google.protobuf.Timestamp event_time = 5;
    */
   eventTime?: Timestamp | undefined;
 
   /**
-   * True once the host has given the event to its subscriptions. Zero value:
-   * still to be processed.
+   * True once the host has delivered the event to its subscriptions; false: not
+   * processed yet.
    *
    * @generated from field: bool is_processed = 6;
    */
@@ -98,13 +99,13 @@ export const CreateEventRequestSchema: GenMessage<CreateEventRequest> = /*@__PUR
   messageDesc(file_wfe_persistence_v1_event, 1);
 
 /**
- * CreateEventResponse is the answer of CreateEvent.
+ * CreateEventResponse is the response of CreateEvent.
  *
  * @generated from message wfe.persistence.v1.CreateEventResponse
  */
 export type CreateEventResponse = Message<"wfe.persistence.v1.CreateEventResponse"> & {
   /**
-   * The event's id, the store's choice if the request had none.
+   * The event's id (generated by the store if the request had none).
    *
    * @generated from field: string id = 1;
    */
@@ -140,7 +141,7 @@ export const GetEventRequestSchema: GenMessage<GetEventRequest> = /*@__PURE__*/
   messageDesc(file_wfe_persistence_v1_event, 3);
 
 /**
- * GetEventResponse is the answer of GetEvent.
+ * GetEventResponse is the response of GetEvent.
  *
  * @generated from message wfe.persistence.v1.GetEventResponse
  */
@@ -175,16 +176,16 @@ export type GetRunnableEventsRequest = Message<"wfe.persistence.v1.GetRunnableEv
   asAt?: Timestamp | undefined;
 
   /**
-   * How many ids to answer at most. 0: 100; above 1000: 1000; negative:
-   * INVALID_ARGUMENT.
+   * Maximum number of ids to return. 0 means 100; values above 1000 mean 1000;
+   * negative: INVALID_ARGUMENT.
    *
    * @generated from field: int32 page_size = 2;
    */
   pageSize: number;
 
   /**
-   * The `next_page_token` of the page before; empty: the first page. The other
-   * fields must be those of the first page.
+   * The `next_page_token` of the previous page; empty: the first page. All
+   * other fields must be the same as for the first page.
    *
    * @generated from field: string page_token = 3;
    */
@@ -199,20 +200,20 @@ export const GetRunnableEventsRequestSchema: GenMessage<GetRunnableEventsRequest
   messageDesc(file_wfe_persistence_v1_event, 5);
 
 /**
- * GetRunnableEventsResponse is the answer of GetRunnableEvents.
+ * GetRunnableEventsResponse is the response of GetRunnableEvents.
  *
  * @generated from message wfe.persistence.v1.GetRunnableEventsResponse
  */
 export type GetRunnableEventsResponse = Message<"wfe.persistence.v1.GetRunnableEventsResponse"> & {
   /**
-   * The ids, oldest event first; equal times in the order of their ids.
+   * The ids, oldest event first; ties in id order.
    *
    * @generated from field: repeated string event_ids = 1;
    */
   eventIds: string[];
 
   /**
-   * The token of the next page; empty: this is the last one.
+   * The token of the next page; empty: this is the last page.
    *
    * @generated from field: string next_page_token = 2;
    */
@@ -233,14 +234,14 @@ export const GetRunnableEventsResponseSchema: GenMessage<GetRunnableEventsRespon
  */
 export type GetEventsRequest = Message<"wfe.persistence.v1.GetEventsRequest"> & {
   /**
-   * The kind of event; required, at most 512 bytes.
+   * The event name; required, at most 512 bytes.
    *
    * @generated from field: string event_name = 1;
    */
   eventName: string;
 
   /**
-   * The event key, at most 512 bytes; empty is a key like any other.
+   * The event key, at most 512 bytes; the empty string is a valid key.
    *
    * @generated from field: string event_key = 2;
    */
@@ -255,16 +256,16 @@ export type GetEventsRequest = Message<"wfe.persistence.v1.GetEventsRequest"> & 
   asOf?: Timestamp | undefined;
 
   /**
-   * How many ids to answer at most. 0: 100; above 1000: 1000; negative:
-   * INVALID_ARGUMENT.
+   * Maximum number of ids to return. 0 means 100; values above 1000 mean 1000;
+   * negative: INVALID_ARGUMENT.
    *
    * @generated from field: int32 page_size = 4;
    */
   pageSize: number;
 
   /**
-   * The `next_page_token` of the page before; empty: the first page. The other
-   * fields must be those of the first page.
+   * The `next_page_token` of the previous page; empty: the first page. All
+   * other fields must be the same as for the first page.
    *
    * @generated from field: string page_token = 5;
    */
@@ -279,20 +280,20 @@ export const GetEventsRequestSchema: GenMessage<GetEventsRequest> = /*@__PURE__*
   messageDesc(file_wfe_persistence_v1_event, 7);
 
 /**
- * GetEventsResponse is the answer of GetEvents.
+ * GetEventsResponse is the response of GetEvents.
  *
  * @generated from message wfe.persistence.v1.GetEventsResponse
  */
 export type GetEventsResponse = Message<"wfe.persistence.v1.GetEventsResponse"> & {
   /**
-   * The ids, oldest event first; equal times in the order of their ids.
+   * The ids, oldest event first; ties in id order.
    *
    * @generated from field: repeated string event_ids = 1;
    */
   eventIds: string[];
 
   /**
-   * The token of the next page; empty: this is the last one.
+   * The token of the next page; empty: this is the last page.
    *
    * @generated from field: string next_page_token = 2;
    */
@@ -328,7 +329,7 @@ export const MarkEventProcessedRequestSchema: GenMessage<MarkEventProcessedReque
   messageDesc(file_wfe_persistence_v1_event, 9);
 
 /**
- * MarkEventProcessedResponse is the answer of MarkEventProcessed.
+ * MarkEventProcessedResponse is the response of MarkEventProcessed.
  *
  * @generated from message wfe.persistence.v1.MarkEventProcessedResponse
  */
@@ -364,7 +365,7 @@ export const MarkEventUnprocessedRequestSchema: GenMessage<MarkEventUnprocessedR
   messageDesc(file_wfe_persistence_v1_event, 11);
 
 /**
- * MarkEventUnprocessedResponse is the answer of MarkEventUnprocessed.
+ * MarkEventUnprocessedResponse is the response of MarkEventUnprocessed.
  *
  * @generated from message wfe.persistence.v1.MarkEventUnprocessedResponse
  */
@@ -385,61 +386,62 @@ export const MarkEventUnprocessedResponseSchema: GenMessage<MarkEventUnprocessed
  */
 export type ListEventsRequest = Message<"wfe.persistence.v1.ListEventsRequest"> & {
   /**
-   * Of this kind, at most 512 bytes; empty: of any.
+   * Only events with this name, at most 512 bytes; empty: any name.
    *
    * @generated from field: string event_name = 1;
    */
   eventName: string;
 
   /**
-   * With this event key, at most 512 bytes; absent: with any. Needs `event_name`.
+   * Only events with this key, at most 512 bytes; absent: any key. Requires
+   * `event_name`.
    *
    * @generated from field: optional string event_key = 2;
    */
   eventKey?: string | undefined;
 
   /**
-   * True: only processed ones; false: only those still to be processed; absent:
-   * both.
+   * True: only processed events; false: only unprocessed events; absent: both.
    *
    * @generated from field: optional bool is_processed = 3;
    */
   isProcessed?: boolean | undefined;
 
   /**
-   * At this time or later; absent: at any. Years 1-9999, truncated to
-   * microseconds.
+   * Only events at or after this time; absent: no lower bound. Years 1-9999,
+   * truncated to microseconds.
    *
    * @generated from field: google.protobuf.Timestamp event_time_from = 4;
    */
   eventTimeFrom?: Timestamp | undefined;
 
   /**
-   * Before this time; absent: at any. Years 1-9999, truncated to microseconds.
+   * Only events before this time; absent: no upper bound. Years 1-9999,
+   * truncated to microseconds.
    *
    * @generated from field: google.protobuf.Timestamp event_time_before = 5;
    */
   eventTimeBefore?: Timestamp | undefined;
 
   /**
-   * By event_time; equal times in the order of their ids, or in the reverse.
+   * Order by event_time; ties by id, in the same direction.
    *
    * @generated from field: wfe.persistence.v1.ListOrder order = 6;
    */
   order: ListOrder;
 
   /**
-   * How many events to answer at most; a page is shorter where the next
-   * one would not fit into one message. 0: 100; above 1000: 1000; negative:
-   * INVALID_ARGUMENT.
+   * Maximum number of events to return; a page is shorter if the next one would
+   * not fit in the same message. 0 means 100; values above 1000 mean 1000;
+   * negative: INVALID_ARGUMENT.
    *
    * @generated from field: int32 page_size = 7;
    */
   pageSize: number;
 
   /**
-   * The `next_page_token` of the page before; empty: the first page. The other
-   * fields must be those of the first page.
+   * The `next_page_token` of the previous page; empty: the first page. All
+   * other fields must be the same as for the first page.
    *
    * @generated from field: string page_token = 8;
    */
@@ -454,7 +456,7 @@ export const ListEventsRequestSchema: GenMessage<ListEventsRequest> = /*@__PURE_
   messageDesc(file_wfe_persistence_v1_event, 13);
 
 /**
- * ListEventsResponse is the answer of ListEvents.
+ * ListEventsResponse is the response of ListEvents.
  *
  * @generated from message wfe.persistence.v1.ListEventsResponse
  */
@@ -467,7 +469,7 @@ export type ListEventsResponse = Message<"wfe.persistence.v1.ListEventsResponse"
   events: Event[];
 
   /**
-   * The token of the next page; empty: this is the last one.
+   * The token of the next page; empty: this is the last page.
    *
    * @generated from field: string next_page_token = 2;
    */
@@ -495,37 +497,38 @@ export type PurgeEventsRequest = Message<"wfe.persistence.v1.PurgeEventsRequest"
   eventTimeBefore?: Timestamp | undefined;
 
   /**
-   * Of this kind, at most 512 bytes; empty: of any.
+   * Only events with this name, at most 512 bytes; empty: any name.
    *
    * @generated from field: string event_name = 2;
    */
   eventName: string;
 
   /**
-   * Also events that were never processed; zero value: only processed ones.
+   * Whether to delete unprocessed events too; false: only processed ones.
    *
    * @generated from field: bool include_unprocessed = 3;
    */
   includeUnprocessed: boolean;
 
   /**
-   * Only count what would be deleted.
+   * Only count what would be deleted; delete nothing.
    *
    * @generated from field: bool dry_run = 4;
    */
   dryRun: boolean;
 
   /**
-   * How many events to delete at most. 0: 10000; above 100000: 100000; negative:
-   * INVALID_ARGUMENT.
+   * Maximum number of events to delete. 0 means 10000; values above 100000 mean
+   * 100000; negative: INVALID_ARGUMENT.
    *
    * @generated from field: int32 max_rows = 5;
    */
   maxRows: number;
 
   /**
-   * The `next_page_token` of the call before; empty: from the start. The other
-   * fields must be those of the first call, `max_rows` aside.
+   * The `next_page_token` of the previous call; empty: start from the
+   * beginning. All other fields except `max_rows` must be the same as in the
+   * first call.
    *
    * @generated from field: string page_token = 6;
    */
@@ -540,20 +543,20 @@ export const PurgeEventsRequestSchema: GenMessage<PurgeEventsRequest> = /*@__PUR
   messageDesc(file_wfe_persistence_v1_event, 15);
 
 /**
- * PurgeEventsResponse is the answer of PurgeEvents.
+ * PurgeEventsResponse is the response of PurgeEvents.
  *
  * @generated from message wfe.persistence.v1.PurgeEventsResponse
  */
 export type PurgeEventsResponse = Message<"wfe.persistence.v1.PurgeEventsResponse"> & {
   /**
-   * How many events were deleted (or would be).
+   * Number of events deleted (or, in a dry run, that would be).
    *
    * @generated from field: int64 events = 1;
    */
   events: bigint;
 
   /**
-   * To go on with; empty: nothing is left to be deleted.
+   * The token to continue with; empty: nothing is left to delete.
    *
    * @generated from field: string next_page_token = 2;
    */
@@ -568,17 +571,18 @@ export const PurgeEventsResponseSchema: GenMessage<PurgeEventsResponse> = /*@__P
   messageDesc(file_wfe_persistence_v1_event, 16);
 
 /**
- * EventService stores events and finds those that still have to be processed.
- * Every call is one transaction (a purge: several).
+ * EventService stores events and finds those that have not been processed yet.
+ * Every call is one transaction (a purge runs several).
  *
  * @generated from service wfe.persistence.v1.EventService
  */
 export const EventService: GenService<{
   /**
-   * Stores a new event. The same request again (same id, same content) answers
-   * the same and changes nothing, even if the event was marked processed since.
-   * Errors: ALREADY_EXISTS (EVENT_ALREADY_EXISTS) if the id is in use by other
-   * content; INVALID_ARGUMENT.
+   * Stores a new event. Idempotent: repeating the request (same id, same
+   * content) returns the same response and changes nothing, even if the event
+   * has been marked as processed since. Errors: ALREADY_EXISTS
+   * (EVENT_ALREADY_EXISTS) if the id is in use with different content;
+   * INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.EventService.CreateEvent
    */
@@ -588,7 +592,7 @@ export const EventService: GenService<{
     output: typeof CreateEventResponseSchema;
   },
   /**
-   * Answers one event. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
+   * Returns one event. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.EventService.GetEvent
    */
@@ -598,9 +602,9 @@ export const EventService: GenService<{
     output: typeof GetEventResponseSchema;
   },
   /**
-   * Answers the ids of unprocessed events with `event_time <= as_at`, oldest
-   * first, in pages. Each page is read by itself: an event marked processed
-   * between two pages is left out. Errors: INVALID_ARGUMENT.
+   * Returns the ids of unprocessed events with `event_time <= as_at`, oldest
+   * first, in pages. Each page is read from its own snapshot: an event marked
+   * as processed between two pages is omitted. Errors: INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.EventService.GetRunnableEvents
    */
@@ -610,10 +614,10 @@ export const EventService: GenService<{
     output: typeof GetRunnableEventsResponseSchema;
   },
   /**
-   * Answers the ids of events of a name and key with `event_time <= as_of`,
-   * processed or not, oldest first, in pages. (The direction is the WFE
-   * engine's own; the .NET engine of the same family asks for `>=`.)
-   * Errors: INVALID_ARGUMENT.
+   * Returns the ids of events of a name and key with `event_time <= as_of`,
+   * processed or not, oldest first, in pages. (This is the comparison that the
+   * WFE engine uses; the related .NET engine uses `>=`.) Errors:
+   * INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.EventService.GetEvents
    */
@@ -634,8 +638,8 @@ export const EventService: GenService<{
     output: typeof MarkEventProcessedResponseSchema;
   },
   /**
-   * Marks an event as not processed, so that it is handed out again.
-   * Idempotent. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
+   * Marks an event as not processed, so that GetRunnableEvents returns it
+   * again. Idempotent. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.EventService.MarkEventUnprocessed
    */
@@ -645,9 +649,8 @@ export const EventService: GenService<{
     output: typeof MarkEventUnprocessedResponseSchema;
   },
   /**
-   * Answers events by their event_time, in pages, for people and tools that look
-   * into a store. The place in the list is kept by event_time and id. Errors:
-   * INVALID_ARGUMENT.
+   * Lists events by event_time, in pages, for inspection by people and tools. A
+   * page token records event_time and id. Errors: INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.EventService.ListEvents
    */
@@ -657,10 +660,10 @@ export const EventService: GenService<{
     output: typeof ListEventsResponseSchema;
   },
   /**
-   * Deletes events, the oldest first. What somebody else is writing at that
-   * moment is passed over. One call makes several short transactions and stops
-   * when its budget is used up: call again with `next_page_token` until that is
-   * empty. Repeating a call is safe. Errors: INVALID_ARGUMENT.
+   * Deletes events, oldest first. Rows locked by concurrent writers are
+   * skipped. One call runs several short transactions and stops when `max_rows`
+   * is used up: call again with `next_page_token` until it is empty. Repeating
+   * a call is safe. Errors: INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.EventService.PurgeEvents
    */

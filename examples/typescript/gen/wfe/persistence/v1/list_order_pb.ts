@@ -12,27 +12,27 @@ export const file_wfe_persistence_v1_list_order: GenFile = /*@__PURE__*/
   fileDesc("CiN3ZmUvcGVyc2lzdGVuY2UvdjEvbGlzdF9vcmRlci5wcm90bxISd2ZlLnBlcnNpc3RlbmNlLnYxKmEKCUxpc3RPcmRlchIaChZMSVNUX09SREVSX1VOU1BFQ0lGSUVEEAASGwoXTElTVF9PUkRFUl9ORVdFU1RfRklSU1QQARIbChdMSVNUX09SREVSX09MREVTVF9GSVJTVBACQk8KEndmZS5wZXJzaXN0ZW5jZS52MVABWjd3ZmUtcGVyc2lzdGVuY2UvZ2VuL2dvL3dmZS9wZXJzaXN0ZW5jZS92MTtwZXJzaXN0ZW5jZXYxYgZwcm90bzM");
 
 /**
- * ListOrder says at which end a list begins.
+ * ListOrder is the direction in which a list is sorted.
  *
  * @generated from enum wfe.persistence.v1.ListOrder
  */
 export enum ListOrder {
   /**
-   * NEWEST_FIRST.
+   * Same as NEWEST_FIRST.
    *
    * @generated from enum value: LIST_ORDER_UNSPECIFIED = 0;
    */
   UNSPECIFIED = 0,
 
   /**
-   * The latest time first.
+   * Latest time first.
    *
    * @generated from enum value: LIST_ORDER_NEWEST_FIRST = 1;
    */
   NEWEST_FIRST = 1,
 
   /**
-   * The earliest time first.
+   * Earliest time first.
    *
    * @generated from enum value: LIST_ORDER_OLDEST_FIRST = 2;
    */

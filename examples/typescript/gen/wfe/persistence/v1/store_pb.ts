@@ -15,34 +15,36 @@ export const file_wfe_persistence_v1_store: GenFile = /*@__PURE__*/
   fileDesc("Ch53ZmUvcGVyc2lzdGVuY2UvdjEvc3RvcmUucHJvdG8SEndmZS5wZXJzaXN0ZW5jZS52MSKEAQoORXhlY3V0aW9uRXJyb3ISLgoKZXJyb3JfdGltZRgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEwoLd29ya2Zsb3dfaWQYAiABKAkSHAoUZXhlY3V0aW9uX3BvaW50ZXJfaWQYAyABKAkSDwoHbWVzc2FnZRgEIAEoCSJZCglOYW1lc3BhY2USDAoEbmFtZRgBIAEoCRIOCgZzY2hlbWEYAiABKAkSFgoOc2NoZW1hX3ZlcnNpb24YAyABKAUSFgoOZXN0aW1hdGVkX3Jvd3MYBCABKAMiJgoWQ3JlYXRlTmFtZXNwYWNlUmVxdWVzdBIMCgRuYW1lGAEgASgJIk0KF0NyZWF0ZU5hbWVzcGFjZVJlc3BvbnNlEhYKDnNjaGVtYV92ZXJzaW9uGAEgASgFEhoKEmFwcGxpZWRfbWlncmF0aW9ucxgCIAMoCSI+ChVMaXN0TmFtZXNwYWNlc1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgFEhIKCnBhZ2VfdG9rZW4YAiABKAkiZAoWTGlzdE5hbWVzcGFjZXNSZXNwb25zZRIxCgpuYW1lc3BhY2VzGAEgAygLMh0ud2ZlLnBlcnNpc3RlbmNlLnYxLk5hbWVzcGFjZRIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiNQoWRGVsZXRlTmFtZXNwYWNlUmVxdWVzdBIMCgRuYW1lGAEgASgJEg0KBWZvcmNlGAIgASgIIhkKF0RlbGV0ZU5hbWVzcGFjZVJlc3BvbnNlIhoKGEVuc3VyZVN0b3JlRXhpc3RzUmVxdWVzdCJPChlFbnN1cmVTdG9yZUV4aXN0c1Jlc3BvbnNlEhYKDnNjaGVtYV92ZXJzaW9uGAEgASgFEhoKEmFwcGxpZWRfbWlncmF0aW9ucxgCIAMoCSJKChRQZXJzaXN0RXJyb3JzUmVxdWVzdBIyCgZlcnJvcnMYASADKAsyIi53ZmUucGVyc2lzdGVuY2UudjEuRXhlY3V0aW9uRXJyb3IiFwoVUGVyc2lzdEVycm9yc1Jlc3BvbnNlIrsBChFMaXN0RXJyb3JzUmVxdWVzdBITCgt3b3JrZmxvd19pZBgBIAEoCRIzCg9lcnJvcl90aW1lX2Zyb20YBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjUKEWVycm9yX3RpbWVfYmVmb3JlGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIRCglwYWdlX3NpemUYAiABKAUSEgoKcGFnZV90b2tlbhgDIAEoCSJhChJMaXN0RXJyb3JzUmVzcG9uc2USMgoGZXJyb3JzGAEgAygLMiIud2ZlLnBlcnNpc3RlbmNlLnYxLkV4ZWN1dGlvbkVycm9yEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSIVChNHZXRTdG9yZUluZm9SZXF1ZXN0IqsCChRHZXRTdG9yZUluZm9SZXNwb25zZRIWCg5zZXJ2ZXJfdmVyc2lvbhgBIAEoCRIYChBwb3N0Z3Jlc192ZXJzaW9uGAIgASgJEhEKCW5hbWVzcGFjZRgDIAEoCRIOCgZzY2hlbWEYBCABKAkSFgoOc2NoZW1hX3ZlcnNpb24YBSABKAUSHQoVbGF0ZXN0X3NjaGVtYV92ZXJzaW9uGAYgASgFEjYKDGNhcGFiaWxpdGllcxgHIAEoCzIgLndmZS5wZXJzaXN0ZW5jZS52MS5DYXBhYmlsaXRpZXMSGQoRbWF4X21lc3NhZ2VfYnl0ZXMYCCABKAMSNAoRcmVxdWVzdF9yZXRlbnRpb24YCSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iWgoMQ2FwYWJpbGl0aWVzEhoKEnNjaGVkdWxlZF9jb21tYW5kcxgBIAEoCBIUCgx0cnVuY2F0ZV9hbGwYAiABKAgSGAoQZGVsZXRlX25hbWVzcGFjZRgDIAEoCCIUChJUcnVuY2F0ZUFsbFJlcXVlc3QiFQoTVHJ1bmNhdGVBbGxSZXNwb25zZTLHBgoMU3RvcmVTZXJ2aWNlEnAKEUVuc3VyZVN0b3JlRXhpc3RzEiwud2ZlLnBlcnNpc3RlbmNlLnYxLkVuc3VyZVN0b3JlRXhpc3RzUmVxdWVzdBotLndmZS5wZXJzaXN0ZW5jZS52MS5FbnN1cmVTdG9yZUV4aXN0c1Jlc3BvbnNlEmQKDVBlcnNpc3RFcnJvcnMSKC53ZmUucGVyc2lzdGVuY2UudjEuUGVyc2lzdEVycm9yc1JlcXVlc3QaKS53ZmUucGVyc2lzdGVuY2UudjEuUGVyc2lzdEVycm9yc1Jlc3BvbnNlElsKCkxpc3RFcnJvcnMSJS53ZmUucGVyc2lzdGVuY2UudjEuTGlzdEVycm9yc1JlcXVlc3QaJi53ZmUucGVyc2lzdGVuY2UudjEuTGlzdEVycm9yc1Jlc3BvbnNlEmEKDEdldFN0b3JlSW5mbxInLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRTdG9yZUluZm9SZXF1ZXN0Gigud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFN0b3JlSW5mb1Jlc3BvbnNlEl4KC1RydW5jYXRlQWxsEiYud2ZlLnBlcnNpc3RlbmNlLnYxLlRydW5jYXRlQWxsUmVxdWVzdBonLndmZS5wZXJzaXN0ZW5jZS52MS5UcnVuY2F0ZUFsbFJlc3BvbnNlEmoKD0NyZWF0ZU5hbWVzcGFjZRIqLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVOYW1lc3BhY2VSZXF1ZXN0Gisud2ZlLnBlcnNpc3RlbmNlLnYxLkNyZWF0ZU5hbWVzcGFjZVJlc3BvbnNlEmcKDkxpc3ROYW1lc3BhY2VzEikud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3ROYW1lc3BhY2VzUmVxdWVzdBoqLndmZS5wZXJzaXN0ZW5jZS52MS5MaXN0TmFtZXNwYWNlc1Jlc3BvbnNlEmoKD0RlbGV0ZU5hbWVzcGFjZRIqLndmZS5wZXJzaXN0ZW5jZS52MS5EZWxldGVOYW1lc3BhY2VSZXF1ZXN0Gisud2ZlLnBlcnNpc3RlbmNlLnYxLkRlbGV0ZU5hbWVzcGFjZVJlc3BvbnNlQk8KEndmZS5wZXJzaXN0ZW5jZS52MVABWjd3ZmUtcGVyc2lzdGVuY2UvZ2VuL2dvL3dmZS9wZXJzaXN0ZW5jZS92MTtwZXJzaXN0ZW5jZXYxYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
- * ExecutionError is a failure of a step that a host wants on record.
+ * ExecutionError is a failure of a step, recorded in the error log.
  *
  * @generated from message wfe.persistence.v1.ExecutionError
  */
 export type ExecutionError = Message<"wfe.persistence.v1.ExecutionError"> & {
   /**
-   * When it happened; required. Years 1-9999, truncated to microseconds.
+   * When it occurred; required. Years 1-9999, truncated to microseconds.
    *
    * @generated from field: google.protobuf.Timestamp error_time = 1;
    */
   errorTime?: Timestamp | undefined;
 
   /**
-   * The workflow it happened in; required, at most 512 bytes. It need not exist.
+   * The workflow in which it occurred; required, at most 512 bytes. It need not
+   * exist.
    *
    * @generated from field: string workflow_id = 2;
    */
   workflowId: string;
 
   /**
-   * The execution pointer it happened at; at most 512 bytes, may be empty.
+   * The execution pointer at which it occurred; at most 512 bytes; may be
+   * empty.
    *
    * @generated from field: string execution_pointer_id = 3;
    */
   executionPointerId: string;
 
   /**
-   * What went wrong, in words; may be empty.
+   * The error message; may be empty.
    *
    * @generated from field: string message = 4;
    */
@@ -57,36 +59,36 @@ export const ExecutionErrorSchema: GenMessage<ExecutionError> = /*@__PURE__*/
   messageDesc(file_wfe_persistence_v1_store, 0);
 
 /**
- * Namespace is a whole store of its own: its own schema, ids, names, sequences
- * and commands. The request metadata `wfe-namespace` picks it.
+ * Namespace is a separate store: it has its own schema, ids, names, sequences
+ * and commands. The request metadata `wfe-namespace` selects it.
  *
  * @generated from message wfe.persistence.v1.Namespace
  */
 export type Namespace = Message<"wfe.persistence.v1.Namespace"> & {
   /**
-   * Its name, `[a-z][a-z0-9_]{0,39}`; the one without metadata is `default`.
+   * Its name, `[a-z][a-z0-9_]{0,39}`; without the metadata, `default` is used.
    *
    * @generated from field: string name = 1;
    */
   name: string;
 
   /**
-   * The PostgreSQL schema it lives in.
+   * The PostgreSQL schema that contains it.
    *
    * @generated from field: string schema = 2;
    */
   schema: string;
 
   /**
-   * The schema version it is at; see GetStoreInfo for the one the server needs.
+   * Its schema version; GetStoreInfo returns the one that the server requires.
    *
    * @generated from field: int32 schema_version = 3;
    */
   schemaVersion: number;
 
   /**
-   * How many rows its tables have in all, as PostgreSQL estimates it (by the last
-   * VACUUM or ANALYZE).
+   * The total number of rows in its tables, as estimated by PostgreSQL (as of
+   * the last VACUUM or ANALYZE).
    *
    * @generated from field: int64 estimated_rows = 4;
    */
@@ -108,7 +110,7 @@ export const NamespaceSchema: GenMessage<Namespace> = /*@__PURE__*/
 export type CreateNamespaceRequest = Message<"wfe.persistence.v1.CreateNamespaceRequest"> & {
   /**
    * Its name, `[a-z][a-z0-9_]{0,39}`, and short enough for the schema's name to
-   * fit PostgreSQL's 63 bytes; required.
+   * fit in PostgreSQL's limit of 63 bytes; required.
    *
    * @generated from field: string name = 1;
    */
@@ -123,7 +125,7 @@ export const CreateNamespaceRequestSchema: GenMessage<CreateNamespaceRequest> = 
   messageDesc(file_wfe_persistence_v1_store, 2);
 
 /**
- * CreateNamespaceResponse is the answer of CreateNamespace.
+ * CreateNamespaceResponse is the response of CreateNamespace.
  *
  * @generated from message wfe.persistence.v1.CreateNamespaceResponse
  */
@@ -136,8 +138,8 @@ export type CreateNamespaceResponse = Message<"wfe.persistence.v1.CreateNamespac
   schemaVersion: number;
 
   /**
-   * The migrations this call applied, in order; empty: it existed and was up to
-   * date.
+   * The migrations that this call applied, in order; empty: it existed and was
+   * up to date.
    *
    * @generated from field: repeated string applied_migrations = 2;
    */
@@ -158,15 +160,15 @@ export const CreateNamespaceResponseSchema: GenMessage<CreateNamespaceResponse> 
  */
 export type ListNamespacesRequest = Message<"wfe.persistence.v1.ListNamespacesRequest"> & {
   /**
-   * How many namespaces to answer at most. 0: 100; above 1000: 1000; negative:
-   * INVALID_ARGUMENT.
+   * Maximum number of namespaces to return. 0 means 100; values above 1000 mean
+   * 1000; negative: INVALID_ARGUMENT.
    *
    * @generated from field: int32 page_size = 1;
    */
   pageSize: number;
 
   /**
-   * The `next_page_token` of the page before; empty: the first page.
+   * The `next_page_token` of the previous page; empty: the first page.
    *
    * @generated from field: string page_token = 2;
    */
@@ -181,20 +183,20 @@ export const ListNamespacesRequestSchema: GenMessage<ListNamespacesRequest> = /*
   messageDesc(file_wfe_persistence_v1_store, 4);
 
 /**
- * ListNamespacesResponse is the answer of ListNamespaces.
+ * ListNamespacesResponse is the response of ListNamespaces.
  *
  * @generated from message wfe.persistence.v1.ListNamespacesResponse
  */
 export type ListNamespacesResponse = Message<"wfe.persistence.v1.ListNamespacesResponse"> & {
   /**
-   * The namespaces, by the name of their schemas, so `default` comes first.
+   * The namespaces, ordered by schema name, so `default` comes first.
    *
    * @generated from field: repeated wfe.persistence.v1.Namespace namespaces = 1;
    */
   namespaces: Namespace[];
 
   /**
-   * The token of the next page; empty: this is the last one.
+   * The token of the next page; empty: this is the last page.
    *
    * @generated from field: string next_page_token = 2;
    */
@@ -222,7 +224,7 @@ export type DeleteNamespaceRequest = Message<"wfe.persistence.v1.DeleteNamespace
   name: string;
 
   /**
-   * Delete it even if something is stored in it.
+   * Delete it even if it is not empty.
    *
    * @generated from field: bool force = 2;
    */
@@ -237,7 +239,7 @@ export const DeleteNamespaceRequestSchema: GenMessage<DeleteNamespaceRequest> = 
   messageDesc(file_wfe_persistence_v1_store, 6);
 
 /**
- * DeleteNamespaceResponse is the answer of DeleteNamespace.
+ * DeleteNamespaceResponse is the response of DeleteNamespace.
  *
  * @generated from message wfe.persistence.v1.DeleteNamespaceResponse
  */
@@ -267,7 +269,7 @@ export const EnsureStoreExistsRequestSchema: GenMessage<EnsureStoreExistsRequest
   messageDesc(file_wfe_persistence_v1_store, 8);
 
 /**
- * EnsureStoreExistsResponse is the answer of EnsureStoreExists.
+ * EnsureStoreExistsResponse is the response of EnsureStoreExists.
  *
  * @generated from message wfe.persistence.v1.EnsureStoreExistsResponse
  */
@@ -280,7 +282,7 @@ export type EnsureStoreExistsResponse = Message<"wfe.persistence.v1.EnsureStoreE
   schemaVersion: number;
 
   /**
-   * The migrations this call applied, in order; empty: it was up to date.
+   * The migrations that this call applied, in order; empty: it was up to date.
    *
    * @generated from field: repeated string applied_migrations = 2;
    */
@@ -301,7 +303,7 @@ export const EnsureStoreExistsResponseSchema: GenMessage<EnsureStoreExistsRespon
  */
 export type PersistErrorsRequest = Message<"wfe.persistence.v1.PersistErrorsRequest"> & {
   /**
-   * The errors to log, in this order; none is fine.
+   * The errors to log, in this order; may be empty.
    *
    * @generated from field: repeated wfe.persistence.v1.ExecutionError errors = 1;
    */
@@ -316,7 +318,7 @@ export const PersistErrorsRequestSchema: GenMessage<PersistErrorsRequest> = /*@_
   messageDesc(file_wfe_persistence_v1_store, 10);
 
 /**
- * PersistErrorsResponse is the answer of PersistErrors.
+ * PersistErrorsResponse is the response of PersistErrors.
  *
  * @generated from message wfe.persistence.v1.PersistErrorsResponse
  */
@@ -337,40 +339,40 @@ export const PersistErrorsResponseSchema: GenMessage<PersistErrorsResponse> = /*
  */
 export type ListErrorsRequest = Message<"wfe.persistence.v1.ListErrorsRequest"> & {
   /**
-   * Only the errors of this workflow, at most 512 bytes; empty: of all.
+   * Only errors of this workflow, at most 512 bytes; empty: any workflow.
    *
    * @generated from field: string workflow_id = 1;
    */
   workflowId: string;
 
   /**
-   * Only errors that happened at this time or later; absent: at any. Years
-   * 1-9999, truncated to microseconds.
+   * Only errors that occurred at or after this time; absent: no lower bound.
+   * Years 1-9999, truncated to microseconds.
    *
    * @generated from field: google.protobuf.Timestamp error_time_from = 4;
    */
   errorTimeFrom?: Timestamp | undefined;
 
   /**
-   * Only errors that happened before this time; absent: at any. Years 1-9999,
-   * truncated to microseconds.
+   * Only errors that occurred before this time; absent: no upper bound. Years
+   * 1-9999, truncated to microseconds.
    *
    * @generated from field: google.protobuf.Timestamp error_time_before = 5;
    */
   errorTimeBefore?: Timestamp | undefined;
 
   /**
-   * How many errors to answer at most; a page is shorter where the next one
-   * would not fit into one message. 0: 100; above 1000: 1000; negative:
-   * INVALID_ARGUMENT.
+   * Maximum number of errors to return; a page is shorter if the next one would
+   * not fit in the same message. 0 means 100; values above 1000 mean 1000;
+   * negative: INVALID_ARGUMENT.
    *
    * @generated from field: int32 page_size = 2;
    */
   pageSize: number;
 
   /**
-   * The `next_page_token` of the page before; empty: the first page. The other
-   * fields must be those of the first page.
+   * The `next_page_token` of the previous page; empty: the first page. All
+   * other fields must be the same as for the first page.
    *
    * @generated from field: string page_token = 3;
    */
@@ -385,20 +387,20 @@ export const ListErrorsRequestSchema: GenMessage<ListErrorsRequest> = /*@__PURE_
   messageDesc(file_wfe_persistence_v1_store, 12);
 
 /**
- * ListErrorsResponse is the answer of ListErrors.
+ * ListErrorsResponse is the response of ListErrors.
  *
  * @generated from message wfe.persistence.v1.ListErrorsResponse
  */
 export type ListErrorsResponse = Message<"wfe.persistence.v1.ListErrorsResponse"> & {
   /**
-   * The errors, the last logged first.
+   * The errors, most recently logged first.
    *
    * @generated from field: repeated wfe.persistence.v1.ExecutionError errors = 1;
    */
   errors: ExecutionError[];
 
   /**
-   * The token of the next page; empty: this is the last one.
+   * The token of the next page; empty: this is the last page.
    *
    * @generated from field: string next_page_token = 2;
    */
@@ -428,7 +430,7 @@ export const GetStoreInfoRequestSchema: GenMessage<GetStoreInfoRequest> = /*@__P
   messageDesc(file_wfe_persistence_v1_store, 14);
 
 /**
- * GetStoreInfoResponse is the answer of GetStoreInfo.
+ * GetStoreInfoResponse is the response of GetStoreInfo.
  *
  * @generated from message wfe.persistence.v1.GetStoreInfoResponse
  */
@@ -448,14 +450,14 @@ export type GetStoreInfoResponse = Message<"wfe.persistence.v1.GetStoreInfoRespo
   postgresVersion: string;
 
   /**
-   * The namespace the call went to.
+   * The namespace of the call.
    *
    * @generated from field: string namespace = 3;
    */
   namespace: string;
 
   /**
-   * The PostgreSQL schema that namespace lives in.
+   * The PostgreSQL schema that contains the namespace.
    *
    * @generated from field: string schema = 4;
    */
@@ -469,28 +471,29 @@ export type GetStoreInfoResponse = Message<"wfe.persistence.v1.GetStoreInfoRespo
   schemaVersion: number;
 
   /**
-   * The schema version this server works with.
+   * The schema version that this server requires.
    *
    * @generated from field: int32 latest_schema_version = 6;
    */
   latestSchemaVersion: number;
 
   /**
-   * What the store can do.
+   * The optional features that the store supports.
    *
    * @generated from field: wfe.persistence.v1.Capabilities capabilities = 7;
    */
   capabilities?: Capabilities | undefined;
 
   /**
-   * The largest request, and the largest stored aggregate, in bytes.
+   * The maximum size of a request, and of a stored workflow, event or
+   * subscription, in bytes.
    *
    * @generated from field: int64 max_message_bytes = 8;
    */
   maxMessageBytes: bigint;
 
   /**
-   * How long a `request_id` is remembered at least.
+   * The minimum time for which a `request_id` is remembered.
    *
    * @generated from field: google.protobuf.Duration request_retention = 9;
    */
@@ -505,14 +508,14 @@ export const GetStoreInfoResponseSchema: GenMessage<GetStoreInfoResponse> = /*@_
   messageDesc(file_wfe_persistence_v1_store, 15);
 
 /**
- * Capabilities says which optional parts of the engine's persistence trait a
- * store has.
+ * Capabilities are the optional parts of the engine's persistence trait that a
+ * store supports.
  *
  * @generated from message wfe.persistence.v1.Capabilities
  */
 export type Capabilities = Message<"wfe.persistence.v1.Capabilities"> & {
   /**
-   * Scheduled commands, the trait's `supports_scheduled_commands`.
+   * Scheduled commands (the trait's `supports_scheduled_commands`).
    *
    * @generated from field: bool scheduled_commands = 1;
    */
@@ -556,7 +559,7 @@ export const TruncateAllRequestSchema: GenMessage<TruncateAllRequest> = /*@__PUR
   messageDesc(file_wfe_persistence_v1_store, 17);
 
 /**
- * TruncateAllResponse is the answer of TruncateAll.
+ * TruncateAllResponse is the response of TruncateAll.
  *
  * @generated from message wfe.persistence.v1.TruncateAllResponse
  */
@@ -571,15 +574,15 @@ export const TruncateAllResponseSchema: GenMessage<TruncateAllResponse> = /*@__P
   messageDesc(file_wfe_persistence_v1_store, 18);
 
 /**
- * StoreService looks after the store as a whole, and keeps the error log.
+ * StoreService manages the store as a whole, its namespaces and the error log.
  *
  * @generated from service wfe.persistence.v1.StoreService
  */
 export const StoreService: GenService<{
   /**
-   * Creates the store or brings it up to date: applies the migrations that are
-   * missing, each in a transaction. Idempotent, and safe when many servers do it
-   * at once. A store made by the original `wfe-postgres` crate is adopted in
+   * Creates the store or migrates it: applies pending migrations, each in its
+   * own transaction. Idempotent, and safe to call concurrently from many
+   * servers. A store created by the original `wfe-postgres` crate is adopted in
    * place. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
    * DATABASE_PERMISSION_DENIED).
    *
@@ -592,8 +595,8 @@ export const StoreService: GenService<{
   },
   /**
    * Adds errors to the log, all in one transaction; the workflows need not
-   * exist. Not idempotent: the same call again logs the errors again.
-   * Errors: INVALID_ARGUMENT.
+   * exist. Not idempotent: repeating the call logs the errors again. Errors:
+   * INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.StoreService.PersistErrors
    */
@@ -603,8 +606,8 @@ export const StoreService: GenService<{
     output: typeof PersistErrorsResponseSchema;
   },
   /**
-   * Answers the logged errors, the last logged first, in pages.
-   * Errors: INVALID_ARGUMENT.
+   * Lists the logged errors, most recently logged first, in pages. Errors:
+   * INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.StoreService.ListErrors
    */
@@ -614,7 +617,7 @@ export const StoreService: GenService<{
     output: typeof ListErrorsResponseSchema;
   },
   /**
-   * Answers what this server and its store are and can do.
+   * Returns the versions, limits and capabilities of this server and its store.
    *
    * @generated from rpc wfe.persistence.v1.StoreService.GetStoreInfo
    */
@@ -624,9 +627,9 @@ export const StoreService: GenService<{
     output: typeof GetStoreInfoResponseSchema;
   },
   /**
-   * Empties every table of the store in one transaction, definition sequences
-   * too; for tests. Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless
-   * the server was started with `--allow-truncate`.
+   * Truncates every table of the store, definition sequences included, in one
+   * transaction; for tests. Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED)
+   * unless the server was started with `--allow-truncate`.
    *
    * @generated from rpc wfe.persistence.v1.StoreService.TruncateAll
    */
@@ -636,10 +639,10 @@ export const StoreService: GenService<{
     output: typeof TruncateAllResponseSchema;
   },
   /**
-   * Creates a namespace: a schema of its own, with all migrations applied.
-   * Idempotent, and safe when many do it at once; one that exists is brought up
-   * to date. The metadata `wfe-namespace` plays no part here, nor in the next
-   * two calls. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
+   * Creates a namespace: its own schema, with all migrations applied.
+   * Idempotent, and safe to call concurrently; an existing namespace is
+   * migrated. This call, ListNamespaces and DeleteNamespace ignore the metadata
+   * `wfe-namespace`. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
    * DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.StoreService.CreateNamespace
@@ -650,8 +653,8 @@ export const StoreService: GenService<{
     output: typeof CreateNamespaceResponseSchema;
   },
   /**
-   * Answers the namespaces of this server's database, by name, in pages.
-   * Errors: INVALID_ARGUMENT.
+   * Lists the namespaces in this server's database, by name, in pages. Errors:
+   * INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.StoreService.ListNamespaces
    */
@@ -661,13 +664,13 @@ export const StoreService: GenService<{
     output: typeof ListNamespacesResponseSchema;
   },
   /**
-   * Deletes a namespace with all that is stored in it. One transaction; calls to
-   * the namespace under way are waited for. The namespace `default` can't be
-   * deleted. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED) unless
-   * the server was started with `--allow-delete-namespace`, FAILED_PRECONDITION
-   * (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is given; NOT_FOUND
-   * (NAMESPACE_NOT_FOUND), also when the same call again finds it deleted;
-   * INVALID_ARGUMENT.
+   * Deletes a namespace and everything in it, in one transaction, after calls
+   * in progress in that namespace have finished. The namespace `default` cannot
+   * be deleted. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED)
+   * unless the server was started with `--allow-delete-namespace`,
+   * FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is
+   * set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already
+   * deleted; INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.StoreService.DeleteNamespace
    */

@@ -15,16 +15,16 @@ export const file_wfe_persistence_v1_subscription: GenFile = /*@__PURE__*/
   fileDesc("CiV3ZmUvcGVyc2lzdGVuY2UvdjEvc3Vic2NyaXB0aW9uLnByb3RvEhJ3ZmUucGVyc2lzdGVuY2UudjEiwAMKEUV2ZW50U3Vic2NyaXB0aW9uEgoKAmlkGAEgASgJEhMKC3dvcmtmbG93X2lkGAIgASgJEg8KB3N0ZXBfaWQYAyABKAMSHAoUZXhlY3V0aW9uX3BvaW50ZXJfaWQYBCABKAkSEgoKZXZlbnRfbmFtZRgFIAEoCRIRCglldmVudF9rZXkYBiABKAkSMwoPc3Vic2NyaWJlX2FzX29mGAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIjChZzdWJzY3JpcHRpb25fZGF0YV9qc29uGAggASgJSACIAQESGwoOZXh0ZXJuYWxfdG9rZW4YCSABKAlIAYgBARIfChJleHRlcm5hbF93b3JrZXJfaWQYCiABKAlIAogBARI5ChVleHRlcm5hbF90b2tlbl9leHBpcnkYCyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhwKFGV4dGVybmFsX3Rva2VuX2Vwb2NoGAwgASgDQhkKF19zdWJzY3JpcHRpb25fZGF0YV9qc29uQhEKD19leHRlcm5hbF90b2tlbkIVChNfZXh0ZXJuYWxfd29ya2VyX2lkIl0KHkNyZWF0ZUV2ZW50U3Vic2NyaXB0aW9uUmVxdWVzdBI7CgxzdWJzY3JpcHRpb24YASABKAsyJS53ZmUucGVyc2lzdGVuY2UudjEuRXZlbnRTdWJzY3JpcHRpb24iLQofQ3JlYXRlRXZlbnRTdWJzY3JpcHRpb25SZXNwb25zZRIKCgJpZBgBIAEoCSIkChZHZXRTdWJzY3JpcHRpb25SZXF1ZXN0EgoKAmlkGAEgASgJIlYKF0dldFN1YnNjcmlwdGlvblJlc3BvbnNlEjsKDHN1YnNjcmlwdGlvbhgBIAEoCzIlLndmZS5wZXJzaXN0ZW5jZS52MS5FdmVudFN1YnNjcmlwdGlvbiKSAQoXR2V0U3Vic2NyaXB0aW9uc1JlcXVlc3QSEgoKZXZlbnRfbmFtZRgBIAEoCRIRCglldmVudF9rZXkYAiABKAkSKQoFYXNfb2YYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhEKCXBhZ2Vfc2l6ZRgEIAEoBRISCgpwYWdlX3Rva2VuGAUgASgJInEKGEdldFN1YnNjcmlwdGlvbnNSZXNwb25zZRI8Cg1zdWJzY3JpcHRpb25zGAEgAygLMiUud2ZlLnBlcnNpc3RlbmNlLnYxLkV2ZW50U3Vic2NyaXB0aW9uEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSJzCh9HZXRGaXJzdE9wZW5TdWJzY3JpcHRpb25SZXF1ZXN0EhIKCmV2ZW50X25hbWUYASABKAkSEQoJZXZlbnRfa2V5GAIgASgJEikKBWFzX29mGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJfCiBHZXRGaXJzdE9wZW5TdWJzY3JpcHRpb25SZXNwb25zZRI7CgxzdWJzY3JpcHRpb24YASABKAsyJS53ZmUucGVyc2lzdGVuY2UudjEuRXZlbnRTdWJzY3JpcHRpb24iZgocVGVybWluYXRlU3Vic2NyaXB0aW9uUmVxdWVzdBIKCgJpZBgBIAEoCRISCgV0b2tlbhgCIAEoCUgAiAEBEhIKBWVwb2NoGAMgASgDSAGIAQFCCAoGX3Rva2VuQggKBl9lcG9jaCIfCh1UZXJtaW5hdGVTdWJzY3JpcHRpb25SZXNwb25zZSLCAQobU2V0U3Vic2NyaXB0aW9uVG9rZW5SZXF1ZXN0EgoKAmlkGAEgASgJEg0KBXRva2VuGAIgASgJEhEKCXdvcmtlcl9pZBgDIAEoCRIqCgZleHBpcnkYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEisKCGR1cmF0aW9uGAUgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhIKBWVwb2NoGAYgASgDSACIAQFCCAoGX2Vwb2NoImsKHFNldFN1YnNjcmlwdGlvblRva2VuUmVzcG9uc2USEAoIYWNxdWlyZWQYASABKAgSDQoFZXBvY2gYAiABKAMSKgoGZXhwaXJ5GAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJYCh1DbGVhclN1YnNjcmlwdGlvblRva2VuUmVxdWVzdBIKCgJpZBgBIAEoCRINCgV0b2tlbhgCIAEoCRISCgVlcG9jaBgDIAEoA0gAiAEBQggKBl9lcG9jaCIgCh5DbGVhclN1YnNjcmlwdGlvblRva2VuUmVzcG9uc2UihQEKHVJlbmV3U3Vic2NyaXB0aW9uVG9rZW5SZXF1ZXN0EgoKAmlkGAEgASgJEg0KBXRva2VuGAIgASgJEhIKBWVwb2NoGAMgASgDSACIAQESKwoIZHVyYXRpb24YBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25CCAoGX2Vwb2NoIlsKHlJlbmV3U3Vic2NyaXB0aW9uVG9rZW5SZXNwb25zZRIqCgZleHBpcnkYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg0KBWVwb2NoGAIgASgDIqwBChhMaXN0U3Vic2NyaXB0aW9uc1JlcXVlc3QSEwoLd29ya2Zsb3dfaWQYASABKAkSEgoKZXZlbnRfbmFtZRgCIAEoCRIWCglldmVudF9rZXkYAyABKAlIAIgBARIRCgRoZWxkGAQgASgISAGIAQESEQoJcGFnZV9zaXplGAUgASgFEhIKCnBhZ2VfdG9rZW4YBiABKAlCDAoKX2V2ZW50X2tleUIHCgVfaGVsZCJyChlMaXN0U3Vic2NyaXB0aW9uc1Jlc3BvbnNlEjwKDXN1YnNjcmlwdGlvbnMYASADKAsyJS53ZmUucGVyc2lzdGVuY2UudjEuRXZlbnRTdWJzY3JpcHRpb24SFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJMuoIChNTdWJzY3JpcHRpb25TZXJ2aWNlEoIBChdDcmVhdGVFdmVudFN1YnNjcmlwdGlvbhIyLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVFdmVudFN1YnNjcmlwdGlvblJlcXVlc3QaMy53ZmUucGVyc2lzdGVuY2UudjEuQ3JlYXRlRXZlbnRTdWJzY3JpcHRpb25SZXNwb25zZRJqCg9HZXRTdWJzY3JpcHRpb24SKi53ZmUucGVyc2lzdGVuY2UudjEuR2V0U3Vic2NyaXB0aW9uUmVxdWVzdBorLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRTdWJzY3JpcHRpb25SZXNwb25zZRJtChBHZXRTdWJzY3JpcHRpb25zEisud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFN1YnNjcmlwdGlvbnNSZXF1ZXN0Giwud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFN1YnNjcmlwdGlvbnNSZXNwb25zZRKFAQoYR2V0Rmlyc3RPcGVuU3Vic2NyaXB0aW9uEjMud2ZlLnBlcnNpc3RlbmNlLnYxLkdldEZpcnN0T3BlblN1YnNjcmlwdGlvblJlcXVlc3QaNC53ZmUucGVyc2lzdGVuY2UudjEuR2V0Rmlyc3RPcGVuU3Vic2NyaXB0aW9uUmVzcG9uc2USfAoVVGVybWluYXRlU3Vic2NyaXB0aW9uEjAud2ZlLnBlcnNpc3RlbmNlLnYxLlRlcm1pbmF0ZVN1YnNjcmlwdGlvblJlcXVlc3QaMS53ZmUucGVyc2lzdGVuY2UudjEuVGVybWluYXRlU3Vic2NyaXB0aW9uUmVzcG9uc2USeQoUU2V0U3Vic2NyaXB0aW9uVG9rZW4SLy53ZmUucGVyc2lzdGVuY2UudjEuU2V0U3Vic2NyaXB0aW9uVG9rZW5SZXF1ZXN0GjAud2ZlLnBlcnNpc3RlbmNlLnYxLlNldFN1YnNjcmlwdGlvblRva2VuUmVzcG9uc2USfwoWQ2xlYXJTdWJzY3JpcHRpb25Ub2tlbhIxLndmZS5wZXJzaXN0ZW5jZS52MS5DbGVhclN1YnNjcmlwdGlvblRva2VuUmVxdWVzdBoyLndmZS5wZXJzaXN0ZW5jZS52MS5DbGVhclN1YnNjcmlwdGlvblRva2VuUmVzcG9uc2USfwoWUmVuZXdTdWJzY3JpcHRpb25Ub2tlbhIxLndmZS5wZXJzaXN0ZW5jZS52MS5SZW5ld1N1YnNjcmlwdGlvblRva2VuUmVxdWVzdBoyLndmZS5wZXJzaXN0ZW5jZS52MS5SZW5ld1N1YnNjcmlwdGlvblRva2VuUmVzcG9uc2UScAoRTGlzdFN1YnNjcmlwdGlvbnMSLC53ZmUucGVyc2lzdGVuY2UudjEuTGlzdFN1YnNjcmlwdGlvbnNSZXF1ZXN0Gi0ud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RTdWJzY3JpcHRpb25zUmVzcG9uc2VCTwoSd2ZlLnBlcnNpc3RlbmNlLnYxUAFaN3dmZS1wZXJzaXN0ZW5jZS9nZW4vZ28vd2ZlL3BlcnNpc3RlbmNlL3YxO3BlcnNpc3RlbmNldjFiBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
- * EventSubscription says that a step of a workflow waits for an event. It is
- * open while nobody holds it, and held by the worker whose token it carries
- * until that worker clears the token or the token's expiry passes.
+ * EventSubscription records that a step of a workflow waits for an event. A
+ * subscription is open while no worker holds it; it is held by the worker whose
+ * token it carries until that worker clears the token or the token expires.
  *
  * @generated from message wfe.persistence.v1.EventSubscription
  */
 export type EventSubscription = Message<"wfe.persistence.v1.EventSubscription"> & {
   /**
    * Chosen by the host, at most 512 bytes, compared byte by byte. Empty on
-   * create: the store chooses a UUID.
+   * create: the store generates a UUID.
    *
    * @generated from field: string id = 1;
    */
@@ -52,30 +52,31 @@ export type EventSubscription = Message<"wfe.persistence.v1.EventSubscription"> 
   executionPointerId: string;
 
   /**
-   * The kind of event waited for; required, at most 512 bytes.
+   * The name of the event it waits for; required, at most 512 bytes.
    *
    * @generated from field: string event_name = 5;
    */
   eventName: string;
 
   /**
-   * The event key waited for, at most 512 bytes; empty is a key like any other.
+   * The key of the event it waits for, at most 512 bytes; the empty string is a
+   * valid key.
    *
    * @generated from field: string event_key = 6;
    */
   eventKey: string;
 
   /**
-   * Events from this time on count; required. Years 1-9999, truncated to
-   * microseconds.
+   * Only events at or after this time match; required. Years 1-9999, truncated
+   * to microseconds.
    *
    * @generated from field: google.protobuf.Timestamp subscribe_as_of = 7;
    */
   subscribeAsOf?: Timestamp | undefined;
 
   /**
-   * Anything the host wants to keep with it, a JSON document (see
-   * WorkflowInstance.data_json). Absent is kept apart from `null`.
+   * Arbitrary data of the host, a JSON document (see
+   * WorkflowInstance.data_json). Absent is distinct from `null`.
    *
    * @generated from field: optional string subscription_data_json = 8;
    */
@@ -83,7 +84,7 @@ export type EventSubscription = Message<"wfe.persistence.v1.EventSubscription"> 
 
   /**
    * The token of the worker that holds the subscription, 1 to 512 bytes;
-   * absent: nobody ever took it, or it was cleared.
+   * absent: it has never been claimed, or the token was cleared.
    *
    * @generated from field: optional string external_token = 9;
    */
@@ -97,7 +98,7 @@ export type EventSubscription = Message<"wfe.persistence.v1.EventSubscription"> 
   externalWorkerId?: string | undefined;
 
   /**
-   * When the hold ends by itself, by the database's clock; absent: held until
+   * When the claim expires, by the database's clock; absent: held until
    * cleared. Years 1-9999, truncated to microseconds.
    *
    * @generated from field: google.protobuf.Timestamp external_token_expiry = 11;
@@ -105,9 +106,9 @@ export type EventSubscription = Message<"wfe.persistence.v1.EventSubscription"> 
   externalTokenExpiry?: Timestamp | undefined;
 
   /**
-   * Which claim this is, while it is held: each claim of a store has a higher
-   * number than all before it. 0: never claimed by SetSubscriptionToken. Set by
-   * the store, ignored on write.
+   * The fencing token of the claim, while it is held: every claim in a store
+   * has a higher epoch than all claims before it. 0: never claimed by
+   * SetSubscriptionToken. Set by the store, ignored on write.
    *
    * @generated from field: int64 external_token_epoch = 12;
    */
@@ -143,13 +144,13 @@ export const CreateEventSubscriptionRequestSchema: GenMessage<CreateEventSubscri
   messageDesc(file_wfe_persistence_v1_subscription, 1);
 
 /**
- * CreateEventSubscriptionResponse is the answer of CreateEventSubscription.
+ * CreateEventSubscriptionResponse is the response of CreateEventSubscription.
  *
  * @generated from message wfe.persistence.v1.CreateEventSubscriptionResponse
  */
 export type CreateEventSubscriptionResponse = Message<"wfe.persistence.v1.CreateEventSubscriptionResponse"> & {
   /**
-   * The subscription's id, the store's choice if the request had none.
+   * The subscription's id (generated by the store if the request had none).
    *
    * @generated from field: string id = 1;
    */
@@ -185,7 +186,7 @@ export const GetSubscriptionRequestSchema: GenMessage<GetSubscriptionRequest> = 
   messageDesc(file_wfe_persistence_v1_subscription, 3);
 
 /**
- * GetSubscriptionResponse is the answer of GetSubscription.
+ * GetSubscriptionResponse is the response of GetSubscription.
  *
  * @generated from message wfe.persistence.v1.GetSubscriptionResponse
  */
@@ -212,39 +213,39 @@ export const GetSubscriptionResponseSchema: GenMessage<GetSubscriptionResponse> 
  */
 export type GetSubscriptionsRequest = Message<"wfe.persistence.v1.GetSubscriptionsRequest"> & {
   /**
-   * The kind of event; required, at most 512 bytes.
+   * The event name; required, at most 512 bytes.
    *
    * @generated from field: string event_name = 1;
    */
   eventName: string;
 
   /**
-   * The event key, at most 512 bytes; empty is a key like any other.
+   * The event key, at most 512 bytes; the empty string is a valid key.
    *
    * @generated from field: string event_key = 2;
    */
   eventKey: string;
 
   /**
-   * Subscriptions that count events from this time or earlier on; absent: the
-   * database's clock. Years 1-9999, truncated to microseconds.
+   * Only subscriptions with `subscribe_as_of` at or before this time; absent:
+   * the database's clock. Years 1-9999, truncated to microseconds.
    *
    * @generated from field: google.protobuf.Timestamp as_of = 3;
    */
   asOf?: Timestamp | undefined;
 
   /**
-   * How many subscriptions to answer at most; a page is shorter where the next
-   * one would not fit into one message. 0: 100; above 1000: 1000; negative:
-   * INVALID_ARGUMENT.
+   * Maximum number of subscriptions to return; a page is shorter if the next
+   * one would not fit in the same message. 0 means 100; values above 1000 mean
+   * 1000; negative: INVALID_ARGUMENT.
    *
    * @generated from field: int32 page_size = 4;
    */
   pageSize: number;
 
   /**
-   * The `next_page_token` of the page before; empty: the first page. The other
-   * fields must be those of the first page.
+   * The `next_page_token` of the previous page; empty: the first page. All
+   * other fields must be the same as for the first page.
    *
    * @generated from field: string page_token = 5;
    */
@@ -259,21 +260,20 @@ export const GetSubscriptionsRequestSchema: GenMessage<GetSubscriptionsRequest> 
   messageDesc(file_wfe_persistence_v1_subscription, 5);
 
 /**
- * GetSubscriptionsResponse is the answer of GetSubscriptions.
+ * GetSubscriptionsResponse is the response of GetSubscriptions.
  *
  * @generated from message wfe.persistence.v1.GetSubscriptionsResponse
  */
 export type GetSubscriptionsResponse = Message<"wfe.persistence.v1.GetSubscriptionsResponse"> & {
   /**
-   * The subscriptions, oldest `subscribe_as_of` first; equal times in the order
-   * of their ids.
+   * The subscriptions, oldest `subscribe_as_of` first; ties in id order.
    *
    * @generated from field: repeated wfe.persistence.v1.EventSubscription subscriptions = 1;
    */
   subscriptions: EventSubscription[];
 
   /**
-   * The token of the next page; empty: this is the last one.
+   * The token of the next page; empty: this is the last page.
    *
    * @generated from field: string next_page_token = 2;
    */
@@ -294,22 +294,22 @@ export const GetSubscriptionsResponseSchema: GenMessage<GetSubscriptionsResponse
  */
 export type GetFirstOpenSubscriptionRequest = Message<"wfe.persistence.v1.GetFirstOpenSubscriptionRequest"> & {
   /**
-   * The kind of event; required, at most 512 bytes.
+   * The event name; required, at most 512 bytes.
    *
    * @generated from field: string event_name = 1;
    */
   eventName: string;
 
   /**
-   * The event key, at most 512 bytes; empty is a key like any other.
+   * The event key, at most 512 bytes; the empty string is a valid key.
    *
    * @generated from field: string event_key = 2;
    */
   eventKey: string;
 
   /**
-   * Subscriptions that count events from this time or earlier on; absent: the
-   * database's clock. Years 1-9999, truncated to microseconds.
+   * Only subscriptions with `subscribe_as_of` at or before this time; absent:
+   * the database's clock. Years 1-9999, truncated to microseconds.
    *
    * @generated from field: google.protobuf.Timestamp as_of = 3;
    */
@@ -324,13 +324,13 @@ export const GetFirstOpenSubscriptionRequestSchema: GenMessage<GetFirstOpenSubsc
   messageDesc(file_wfe_persistence_v1_subscription, 7);
 
 /**
- * GetFirstOpenSubscriptionResponse is the answer of GetFirstOpenSubscription.
+ * GetFirstOpenSubscriptionResponse is the response of GetFirstOpenSubscription.
  *
  * @generated from message wfe.persistence.v1.GetFirstOpenSubscriptionResponse
  */
 export type GetFirstOpenSubscriptionResponse = Message<"wfe.persistence.v1.GetFirstOpenSubscriptionResponse"> & {
   /**
-   * The subscription; absent: none is open.
+   * The subscription; absent: there is no open one.
    *
    * @generated from field: wfe.persistence.v1.EventSubscription subscription = 1;
    */
@@ -358,16 +358,16 @@ export type TerminateSubscriptionRequest = Message<"wfe.persistence.v1.Terminate
   id: string;
 
   /**
-   * Only if it is held with this token and that has not expired, 1 to 512 bytes;
-   * absent: whoever holds it.
+   * Remove only if it is held with this token, which has not expired; 1 to 512
+   * bytes. Absent: remove regardless of who holds it.
    *
    * @generated from field: optional string token = 2;
    */
   token?: string | undefined;
 
   /**
-   * Only if the claim's epoch is this one, from 1 on; needs `token`. Absent: the
-   * token alone counts.
+   * Remove only if the claim has this epoch, 1 or higher; requires `token`.
+   * Absent: only the token is compared.
    *
    * @generated from field: optional int64 epoch = 3;
    */
@@ -382,7 +382,7 @@ export const TerminateSubscriptionRequestSchema: GenMessage<TerminateSubscriptio
   messageDesc(file_wfe_persistence_v1_subscription, 9);
 
 /**
- * TerminateSubscriptionResponse is the answer of TerminateSubscription.
+ * TerminateSubscriptionResponse is the response of TerminateSubscription.
  *
  * @generated from message wfe.persistence.v1.TerminateSubscriptionResponse
  */
@@ -410,41 +410,41 @@ export type SetSubscriptionTokenRequest = Message<"wfe.persistence.v1.SetSubscri
   id: string;
 
   /**
-   * A text only this worker knows, best a new UUID for each attempt; required,
-   * at most 512 bytes.
+   * A secret of this worker, preferably a new UUID for each claim; required, at
+   * most 512 bytes.
    *
    * @generated from field: string token = 2;
    */
   token: string;
 
   /**
-   * Who takes it, for people who look; at most 512 bytes.
+   * The worker that claims it; at most 512 bytes.
    *
    * @generated from field: string worker_id = 3;
    */
   workerId: string;
 
   /**
-   * When the hold ends by itself, by the database's clock; absent: held until
-   * cleared. Years 1-9999, truncated to microseconds; must not have passed.
+   * When the claim expires, by the database's clock; absent: held until
+   * cleared. Years 1-9999, truncated to microseconds; must be in the future.
    *
    * @generated from field: google.protobuf.Timestamp expiry = 4;
    */
   expiry?: Timestamp | undefined;
 
   /**
-   * How long the hold lasts from now on, by the database's clock, instead of an
-   * `expiry` by the caller's. 1 ms to 24 h, truncated to milliseconds; absent:
-   * see `expiry`.
+   * How long the claim lasts from now, by the database's clock, instead of an
+   * `expiry` computed by the caller. 1 ms to 24 h, truncated to milliseconds;
+   * absent: `expiry` applies.
    *
    * @generated from field: google.protobuf.Duration duration = 5;
    */
   duration?: Duration | undefined;
 
   /**
-   * Only prolong the claim of this epoch, from 1 on: with it, `acquired` is false
-   * if that claim has ended, even if the subscription is open. Absent: claim it
-   * if it is open.
+   * Only extend the claim with this epoch, 1 or higher: `acquired` is then
+   * false if that claim has ended, even if the subscription is open. Absent:
+   * claim it if it is open.
    *
    * @generated from field: optional int64 epoch = 6;
    */
@@ -459,13 +459,13 @@ export const SetSubscriptionTokenRequestSchema: GenMessage<SetSubscriptionTokenR
   messageDesc(file_wfe_persistence_v1_subscription, 11);
 
 /**
- * SetSubscriptionTokenResponse is the answer of SetSubscriptionToken.
+ * SetSubscriptionTokenResponse is the response of SetSubscriptionToken.
  *
  * @generated from message wfe.persistence.v1.SetSubscriptionTokenResponse
  */
 export type SetSubscriptionTokenResponse = Message<"wfe.persistence.v1.SetSubscriptionTokenResponse"> & {
   /**
-   * True: this worker holds the subscription now. False: another one does, and
+   * True: this worker now holds the subscription. False: it does not, and
    * nothing was changed.
    *
    * @generated from field: bool acquired = 1;
@@ -473,15 +473,15 @@ export type SetSubscriptionTokenResponse = Message<"wfe.persistence.v1.SetSubscr
   acquired: boolean;
 
   /**
-   * The number of this worker's claim, if acquired: higher than that of every
-   * claim before it. The same again while it is held keeps it.
+   * The fencing token of this claim, if acquired: higher than that of every
+   * claim before it. Repeating the call while it is held keeps the epoch.
    *
    * @generated from field: int64 epoch = 2;
    */
   epoch: bigint;
 
   /**
-   * When the hold ends by itself, if acquired; absent: held until cleared.
+   * When the claim expires, if acquired; absent: held until cleared.
    *
    * @generated from field: google.protobuf.Timestamp expiry = 3;
    */
@@ -516,8 +516,8 @@ export type ClearSubscriptionTokenRequest = Message<"wfe.persistence.v1.ClearSub
   token: string;
 
   /**
-   * Only if the claim's epoch is this one, from 1 on; absent: the token alone
-   * counts.
+   * Required epoch of the claim, 1 or higher; absent: only the token is
+   * compared.
    *
    * @generated from field: optional int64 epoch = 3;
    */
@@ -532,7 +532,7 @@ export const ClearSubscriptionTokenRequestSchema: GenMessage<ClearSubscriptionTo
   messageDesc(file_wfe_persistence_v1_subscription, 13);
 
 /**
- * ClearSubscriptionTokenResponse is the answer of ClearSubscriptionToken.
+ * ClearSubscriptionTokenResponse is the response of ClearSubscriptionToken.
  *
  * @generated from message wfe.persistence.v1.ClearSubscriptionTokenResponse
  */
@@ -567,16 +567,16 @@ export type RenewSubscriptionTokenRequest = Message<"wfe.persistence.v1.RenewSub
   token: string;
 
   /**
-   * Only if the claim's epoch is this one, from 1 on; absent: the token alone
-   * counts.
+   * Required epoch of the claim, 1 or higher; absent: only the token is
+   * compared.
    *
    * @generated from field: optional int64 epoch = 3;
    */
   epoch?: bigint | undefined;
 
   /**
-   * How long the hold lasts from now on; absent: 30 s. 1 ms to 24 h, truncated
-   * to milliseconds.
+   * How long the claim lasts from now; absent: 30 s. 1 ms to 24 h, truncated to
+   * milliseconds.
    *
    * @generated from field: google.protobuf.Duration duration = 4;
    */
@@ -591,20 +591,20 @@ export const RenewSubscriptionTokenRequestSchema: GenMessage<RenewSubscriptionTo
   messageDesc(file_wfe_persistence_v1_subscription, 15);
 
 /**
- * RenewSubscriptionTokenResponse is the answer of RenewSubscriptionToken.
+ * RenewSubscriptionTokenResponse is the response of RenewSubscriptionToken.
  *
  * @generated from message wfe.persistence.v1.RenewSubscriptionTokenResponse
  */
 export type RenewSubscriptionTokenResponse = Message<"wfe.persistence.v1.RenewSubscriptionTokenResponse"> & {
   /**
-   * When the hold ends by itself, by the database's clock.
+   * When the claim expires, by the database's clock.
    *
    * @generated from field: google.protobuf.Timestamp expiry = 1;
    */
   expiry?: Timestamp | undefined;
 
   /**
-   * The number of the claim; renewing keeps it.
+   * The fencing token of the claim; renewing keeps it.
    *
    * @generated from field: int64 epoch = 2;
    */
@@ -625,46 +625,47 @@ export const RenewSubscriptionTokenResponseSchema: GenMessage<RenewSubscriptionT
  */
 export type ListSubscriptionsRequest = Message<"wfe.persistence.v1.ListSubscriptionsRequest"> & {
   /**
-   * Of this workflow, at most 512 bytes; empty: of any.
+   * Only subscriptions of this workflow, at most 512 bytes; empty: any
+   * workflow.
    *
    * @generated from field: string workflow_id = 1;
    */
   workflowId: string;
 
   /**
-   * Waiting for this kind of event, at most 512 bytes; empty: for any.
+   * Only subscriptions to this event name, at most 512 bytes; empty: any name.
    *
    * @generated from field: string event_name = 2;
    */
   eventName: string;
 
   /**
-   * Waiting for this event key, at most 512 bytes; absent: for any. Needs
-   * `event_name`.
+   * Only subscriptions to this event key, at most 512 bytes; absent: any key.
+   * Requires `event_name`.
    *
    * @generated from field: optional string event_key = 3;
    */
   eventKey?: string | undefined;
 
   /**
-   * True: only those that somebody holds; false: only open ones; absent: both.
+   * True: only held subscriptions; false: only open ones; absent: both.
    *
    * @generated from field: optional bool held = 4;
    */
   held?: boolean | undefined;
 
   /**
-   * How many subscriptions to answer at most; a page is shorter where the next
-   * one would not fit into one message. 0: 100; above 1000: 1000; negative:
-   * INVALID_ARGUMENT.
+   * Maximum number of subscriptions to return; a page is shorter if the next
+   * one would not fit in the same message. 0 means 100; values above 1000 mean
+   * 1000; negative: INVALID_ARGUMENT.
    *
    * @generated from field: int32 page_size = 5;
    */
   pageSize: number;
 
   /**
-   * The `next_page_token` of the page before; empty: the first page. The other
-   * fields must be those of the first page.
+   * The `next_page_token` of the previous page; empty: the first page. All
+   * other fields must be the same as for the first page.
    *
    * @generated from field: string page_token = 6;
    */
@@ -679,7 +680,7 @@ export const ListSubscriptionsRequestSchema: GenMessage<ListSubscriptionsRequest
   messageDesc(file_wfe_persistence_v1_subscription, 17);
 
 /**
- * ListSubscriptionsResponse is the answer of ListSubscriptions.
+ * ListSubscriptionsResponse is the response of ListSubscriptions.
  *
  * @generated from message wfe.persistence.v1.ListSubscriptionsResponse
  */
@@ -692,7 +693,7 @@ export type ListSubscriptionsResponse = Message<"wfe.persistence.v1.ListSubscrip
   subscriptions: EventSubscription[];
 
   /**
-   * The token of the next page; empty: this is the last one.
+   * The token of the next page; empty: this is the last page.
    *
    * @generated from field: string next_page_token = 2;
    */
@@ -707,18 +708,18 @@ export const ListSubscriptionsResponseSchema: GenMessage<ListSubscriptionsRespon
   messageDesc(file_wfe_persistence_v1_subscription, 18);
 
 /**
- * SubscriptionService stores who waits for which event, and lets one worker at a
- * time hold a subscription. Every call is one transaction.
+ * SubscriptionService stores which workflows wait for which events, and lets
+ * one worker at a time hold a subscription. Every call is one transaction.
  *
  * @generated from service wfe.persistence.v1.SubscriptionService
  */
 export const SubscriptionService: GenService<{
   /**
-   * Stores a new subscription; the workflow need not exist. The same request
-   * again (same id, same content) answers the same and changes nothing, even if
-   * the subscription was claimed since. Errors: ALREADY_EXISTS
-   * (SUBSCRIPTION_ALREADY_EXISTS) if the id is in use by other content;
-   * INVALID_ARGUMENT.
+   * Stores a new subscription; the workflow need not exist. Idempotent:
+   * repeating the request (same id, same content) returns the same response and
+   * changes nothing, even if the subscription has been claimed since. Errors:
+   * ALREADY_EXISTS (SUBSCRIPTION_ALREADY_EXISTS) if the id is in use with
+   * different content; INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.SubscriptionService.CreateEventSubscription
    */
@@ -728,7 +729,7 @@ export const SubscriptionService: GenService<{
     output: typeof CreateEventSubscriptionResponseSchema;
   },
   /**
-   * Answers one subscription, open or held. Errors: NOT_FOUND
+   * Returns one subscription, open or held. Errors: NOT_FOUND
    * (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.SubscriptionService.GetSubscription
@@ -739,9 +740,9 @@ export const SubscriptionService: GenService<{
     output: typeof GetSubscriptionResponseSchema;
   },
   /**
-   * Answers the open subscriptions of an event name and key with
-   * `subscribe_as_of <= as_of`, oldest first, in pages. Each page is read by
-   * itself: a subscription claimed between two pages is left out.
+   * Returns the open subscriptions of an event name and key with
+   * `subscribe_as_of <= as_of`, oldest first, in pages. Each page is read from
+   * its own snapshot: a subscription claimed between two pages is omitted.
    * Errors: INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.SubscriptionService.GetSubscriptions
@@ -752,9 +753,9 @@ export const SubscriptionService: GenService<{
     output: typeof GetSubscriptionsResponseSchema;
   },
   /**
-   * Answers the oldest open subscription of an event name and key with
-   * `subscribe_as_of <= as_of`, or none. It does not claim it: see
-   * SetSubscriptionToken. Errors: INVALID_ARGUMENT.
+   * Returns the oldest open subscription of an event name and key with
+   * `subscribe_as_of <= as_of`, if there is one. It does not claim it:
+   * see SetSubscriptionToken. Errors: INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.SubscriptionService.GetFirstOpenSubscription
    */
@@ -764,9 +765,9 @@ export const SubscriptionService: GenService<{
     output: typeof GetFirstOpenSubscriptionResponseSchema;
   },
   /**
-   * Removes a subscription, open or held; with `token` only if it is held with
-   * that. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND), also when the same call
-   * again finds it removed; FAILED_PRECONDITION (TOKEN_MISMATCH);
+   * Removes a subscription, open or held; with `token`, only if it is held with
+   * that token. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND), also if a retry
+   * finds it already removed; FAILED_PRECONDITION (TOKEN_MISMATCH);
    * INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.SubscriptionService.TerminateSubscription
@@ -777,12 +778,13 @@ export const SubscriptionService: GenService<{
     output: typeof TerminateSubscriptionResponseSchema;
   },
   /**
-   * Takes hold of a subscription (compare-and-set): succeeds if it is open, or
-   * already held with the same token and worker, in which case the expiry
-   * becomes the given one. So the same call again is safe, and a later expiry
-   * extends the hold. Each new claim gets a higher epoch than all before it, by
-   * which a claim can be told from a later one with the same token. Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
-   * INVALID_ARGUMENT, also for an expiry that has passed already.
+   * Claims a subscription (compare-and-set): succeeds if it is open, or already
+   * held with the same token and worker, in which case the expiry is replaced
+   * by the given one. Repeating the call is therefore safe, and a later expiry
+   * extends the claim. Every new claim gets a higher epoch than all claims
+   * before it, which distinguishes it from a later claim with the same token.
+   * Errors: NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT, also for an
+   * expiry in the past.
    *
    * @generated from rpc wfe.persistence.v1.SubscriptionService.SetSubscriptionToken
    */
@@ -792,10 +794,11 @@ export const SubscriptionService: GenService<{
     output: typeof SetSubscriptionTokenResponseSchema;
   },
   /**
-   * Lets go of a subscription, so that it is open again; only with the token it
-   * is held with (also after that token's expiry, if nobody took it since).
-   * Errors: FAILED_PRECONDITION (TOKEN_MISMATCH) if it is open or held with
-   * another token; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
+   * Releases a subscription, so that it is open again; only with the token it
+   * is held with (also after that token has expired, if no other worker has
+   * claimed it since). Errors: FAILED_PRECONDITION (TOKEN_MISMATCH) if it is
+   * open or held with another token; NOT_FOUND (SUBSCRIPTION_NOT_FOUND);
+   * INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.SubscriptionService.ClearSubscriptionToken
    */
@@ -805,11 +808,11 @@ export const SubscriptionService: GenService<{
     output: typeof ClearSubscriptionTokenResponseSchema;
   },
   /**
-   * Holds a subscription for longer: for `duration` from now on, by the
-   * database's clock. A hold that has expired can't be renewed, even if nobody
-   * else took the subscription yet. Errors: FAILED_PRECONDITION
-   * (TOKEN_MISMATCH) if it is open, has expired or is held with another token or
-   * epoch; NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
+   * Renews a claim: it expires `duration` from now, by the database's clock. A
+   * claim that has expired cannot be renewed, even if no other worker has
+   * claimed the subscription yet. Errors: FAILED_PRECONDITION (TOKEN_MISMATCH)
+   * if it is open, has expired, or is held with another token or epoch;
+   * NOT_FOUND (SUBSCRIPTION_NOT_FOUND); INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.SubscriptionService.RenewSubscriptionToken
    */
@@ -819,8 +822,8 @@ export const SubscriptionService: GenService<{
     output: typeof RenewSubscriptionTokenResponseSchema;
   },
   /**
-   * Answers subscriptions, open and held, in the order of their ids, in pages,
-   * for people and tools that look into a store. Errors: INVALID_ARGUMENT.
+   * Lists subscriptions, open and held, ordered by id, in pages, for inspection
+   * by people and tools. Errors: INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.SubscriptionService.ListSubscriptions
    */

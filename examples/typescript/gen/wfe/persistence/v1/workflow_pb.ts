@@ -26,51 +26,51 @@ export const file_wfe_persistence_v1_workflow: GenFile = /*@__PURE__*/
 
 /**
  * WorkflowInstance is a running or ended workflow: its header and its execution
- * pointers, stored and loaded as one.
+ * pointers, stored and loaded together.
  *
  * @generated from message wfe.persistence.v1.WorkflowInstance
  */
 export type WorkflowInstance = Message<"wfe.persistence.v1.WorkflowInstance"> & {
   /**
    * Chosen by the host, at most 512 bytes, compared byte by byte. Empty on
-   * create: the store chooses a UUID. Never changes.
+   * create: the store generates a UUID. Never changes.
    *
    * @generated from field: string id = 1;
    */
   id: string;
 
   /**
-   * A name for people, unique over all instances, at most 512 bytes. Empty on
-   * create: the id; empty on persist: unchanged.
+   * A human-readable name, unique among all workflows, at most 512 bytes. Empty
+   * on create: the id is used; empty on persist: unchanged.
    *
    * @generated from field: string name = 2;
    */
   name: string;
 
   /**
-   * The workflow at the top of the tree this one belongs to, at most 512 bytes;
-   * absent: it is at the top itself.
+   * The root of the tree that this workflow belongs to, at most 512 bytes;
+   * absent: it is itself a root.
    *
    * @generated from field: optional string root_workflow_id = 3;
    */
   rootWorkflowId?: string | undefined;
 
   /**
-   * Which definition it runs; required, at most 512 bytes.
+   * The id of its definition; required, at most 512 bytes.
    *
    * @generated from field: string workflow_definition_id = 4;
    */
   workflowDefinitionId: string;
 
   /**
-   * Which version of the definition, 0 to 2^31-1.
+   * The version of its definition, 0 to 2^31-1.
    *
    * @generated from field: uint32 version = 5;
    */
   version: number;
 
   /**
-   * What it is for, in words.
+   * A description for people.
    *
    * @generated from field: optional string description = 6;
    */
@@ -84,7 +84,7 @@ export type WorkflowInstance = Message<"wfe.persistence.v1.WorkflowInstance"> & 
   reference?: string | undefined;
 
   /**
-   * The execution pointers; their order is kept exactly.
+   * The execution pointers; their order is preserved.
    *
    * @generated from field: repeated wfe.persistence.v1.ExecutionPointer execution_pointers = 8;
    */
@@ -92,14 +92,14 @@ export type WorkflowInstance = Message<"wfe.persistence.v1.WorkflowInstance"> & 
 
   /**
    * When it is to be run next, in milliseconds since 1970-01-01T00:00:00Z; any
-   * int64. Absent: not until something happens.
+   * int64. Absent: not scheduled (for example, waiting for an event).
    *
    * @generated from field: optional int64 next_execution = 9;
    */
   nextExecution?: bigint | undefined;
 
   /**
-   * Its state; required.
+   * Its status; required.
    *
    * @generated from field: wfe.persistence.v1.WorkflowStatus status = 10;
    */
@@ -107,11 +107,12 @@ export type WorkflowInstance = Message<"wfe.persistence.v1.WorkflowInstance"> & 
 
   /**
    * The workflow's data, a JSON document as text; required. Stored as jsonb:
-   * numbers keep every digit, the order and spacing of object members is not
-   * kept, and of duplicate members the last one counts. Refused: what is no JSON
-   * (NaN and Infinity too), U+0000 and lone surrogates even if escaped, more
-   * than 100 levels, exponents beyond 1000, numbers of more than 2000 digits
-   * when written out without their exponents.
+   * numbers keep every digit, the order and whitespace of object members are
+   * not preserved, and of duplicate members the last one wins. Rejected: text
+   * that is not valid JSON (including NaN and Infinity), U+0000 and lone
+   * surrogates even if escaped, more than 100 levels of nesting, exponents
+   * beyond 1000, and numbers of more than 2000 digits when written without an
+   * exponent.
    *
    * @generated from field: string data_json = 11;
    */
@@ -125,24 +126,26 @@ export type WorkflowInstance = Message<"wfe.persistence.v1.WorkflowInstance"> & 
   createTime?: Timestamp | undefined;
 
   /**
-   * When it ended; absent: it has not. Years 1-9999, truncated to microseconds.
+   * When it ended; absent: it has not ended. Years 1-9999, truncated to
+   * microseconds.
    *
    * @generated from field: google.protobuf.Timestamp complete_time = 13;
    */
   completeTime?: Timestamp | undefined;
 
   /**
-   * Counts the writes: 1 after create, one more with each persist, also by hosts
-   * that share the database. Set by the store, ignored on write.
+   * The number of writes: 1 after create, incremented by every persist or
+   * commit, also by hosts that access the database directly. Set by the store,
+   * ignored on write.
    *
    * @generated from field: int64 revision = 14;
    */
   revision: bigint;
 
   /**
-   * How much of the stored workflow this is. Set by the store where it is not
-   * all of it, that is to ACTIVE or HEADER; such an instance is refused as a new
-   * state, because the pointers left out would be removed: use a patch.
+   * How much of the stored workflow this is. Set by the store to ACTIVE or
+   * HEADER if it is not all of it; such an instance is rejected as a new state,
+   * because the omitted pointers would be removed: use a patch.
    *
    * @generated from field: wfe.persistence.v1.WorkflowView view = 15;
    */
@@ -171,28 +174,28 @@ export type ExecutionPointer = Message<"wfe.persistence.v1.ExecutionPointer"> & 
   id: string;
 
   /**
-   * The step of the definition, 0 to 2^31-1.
+   * The id of its step in the definition, 0 to 2^31-1.
    *
    * @generated from field: int64 step_id = 2;
    */
   stepId: bigint;
 
   /**
-   * Whether the engine still has to look at it.
+   * Whether the engine still has to process it.
    *
    * @generated from field: bool active = 3;
    */
   active: boolean;
 
   /**
-   * Its state; required.
+   * Its status; required.
    *
    * @generated from field: wfe.persistence.v1.PointerStatus status = 4;
    */
   status: PointerStatus;
 
   /**
-   * When to wake it; absent: it does not sleep. Years 1-9999, truncated to
+   * When to wake it; absent: it is not sleeping. Years 1-9999, truncated to
    * microseconds.
    *
    * @generated from field: google.protobuf.Timestamp sleep_until = 5;
@@ -200,23 +203,23 @@ export type ExecutionPointer = Message<"wfe.persistence.v1.ExecutionPointer"> & 
   sleepUntil?: Timestamp | undefined;
 
   /**
-   * What the step remembers between its runs, a JSON document (see
-   * WorkflowInstance.data_json). Absent is kept apart from `null`.
+   * The step's state between its runs, a JSON document (see
+   * WorkflowInstance.data_json). Absent is distinct from `null`.
    *
    * @generated from field: optional string persistence_data_json = 6;
    */
   persistenceDataJson?: string | undefined;
 
   /**
-   * When the step started; absent: it has not. Years 1-9999, truncated to
-   * microseconds.
+   * When the step started; absent: it has not started. Years 1-9999, truncated
+   * to microseconds.
    *
    * @generated from field: google.protobuf.Timestamp start_time = 7;
    */
   startTime?: Timestamp | undefined;
 
   /**
-   * When the step ended; absent: it has not. Years 1-9999, truncated to
+   * When the step ended; absent: it has not ended. Years 1-9999, truncated to
    * microseconds.
    *
    * @generated from field: google.protobuf.Timestamp end_time = 8;
@@ -224,7 +227,7 @@ export type ExecutionPointer = Message<"wfe.persistence.v1.ExecutionPointer"> & 
   endTime?: Timestamp | undefined;
 
   /**
-   * The kind of event it waits for; at most 512 bytes.
+   * The name of the event it waits for; at most 512 bytes.
    *
    * @generated from field: optional string event_name = 9;
    */
@@ -238,15 +241,15 @@ export type ExecutionPointer = Message<"wfe.persistence.v1.ExecutionPointer"> & 
   eventKey?: string | undefined;
 
   /**
-   * Whether that event has come.
+   * Whether that event has been delivered.
    *
    * @generated from field: bool event_published = 11;
    */
   eventPublished: boolean;
 
   /**
-   * The content of that event, a JSON document (see WorkflowInstance.data_json).
-   * Absent is kept apart from `null`.
+   * The payload of that event, a JSON document (see
+   * WorkflowInstance.data_json). Absent is distinct from `null`.
    *
    * @generated from field: optional string event_data_json = 12;
    */
@@ -260,52 +263,53 @@ export type ExecutionPointer = Message<"wfe.persistence.v1.ExecutionPointer"> & 
   stepName?: string | undefined;
 
   /**
-   * How often the step was tried again, 0 to 2^31-1.
+   * How often the step was retried, 0 to 2^31-1.
    *
    * @generated from field: uint32 retry_count = 14;
    */
   retryCount: number;
 
   /**
-   * The pointers it started, by id, each at most 512 bytes; their order is kept.
+   * The ids of the pointers it started, each at most 512 bytes; their order is
+   * preserved.
    *
    * @generated from field: repeated string children = 15;
    */
   children: string[];
 
   /**
-   * The item of a loop it works on, a JSON document (see
-   * WorkflowInstance.data_json). Absent is kept apart from `null`.
+   * The loop item it works on, a JSON document (see
+   * WorkflowInstance.data_json). Absent is distinct from `null`.
    *
    * @generated from field: optional string context_item_json = 16;
    */
   contextItemJson?: string | undefined;
 
   /**
-   * The pointer before it; at most 512 bytes.
+   * The id of its predecessor; at most 512 bytes.
    *
    * @generated from field: optional string predecessor_id = 17;
    */
   predecessorId?: string | undefined;
 
   /**
-   * What the step came to, a JSON document (see WorkflowInstance.data_json).
-   * Absent is kept apart from `null`.
+   * The step's outcome, a JSON document (see WorkflowInstance.data_json).
+   * Absent is distinct from `null`.
    *
    * @generated from field: optional string outcome_json = 18;
    */
   outcomeJson?: string | undefined;
 
   /**
-   * The pointers it runs inside of, by id, each at most 512 bytes, outermost
-   * last or first as the host likes; their order is kept.
+   * The ids of the pointers that enclose it, each at most 512 bytes; the host
+   * chooses the order (innermost or outermost first), which is preserved.
    *
    * @generated from field: repeated string scope = 19;
    */
   scope: string[];
 
   /**
-   * Anything else, by name; each value a JSON document (see
+   * Additional attributes by name; each value is a JSON document (see
    * WorkflowInstance.data_json).
    *
    * @generated from field: map<string, string> extension_attributes_json = 20;
@@ -321,8 +325,8 @@ export const ExecutionPointerSchema: GenMessage<ExecutionPointer> = /*@__PURE__*
   messageDesc(file_wfe_persistence_v1_workflow, 1);
 
 /**
- * WorkflowPatch is what changes in a workflow: its cost is that of the change,
- * however many pointers the workflow has.
+ * WorkflowPatch is a change to a workflow. Its cost depends on the size of the
+ * change, not on how many pointers the workflow has.
  *
  * @generated from message wfe.persistence.v1.WorkflowPatch
  */
@@ -335,8 +339,8 @@ export type WorkflowPatch = Message<"wfe.persistence.v1.WorkflowPatch"> & {
   id: string;
 
   /**
-   * New values of header fields, those that `header_mask` names; others are
-   * ignored. Their bounds are those of WorkflowInstance.
+   * New values of the header fields that `header_mask` names; others are
+   * ignored. The bounds are those of WorkflowInstance.
    *
    * @generated from field: wfe.persistence.v1.WorkflowInstance header = 2;
    */
@@ -345,25 +349,25 @@ export type WorkflowPatch = Message<"wfe.persistence.v1.WorkflowPatch"> & {
   /**
    * The header fields to change, by name: name (empty: unchanged),
    * root_workflow_id, workflow_definition_id, version, description, reference,
-   * next_execution, status, data_json, create_time, complete_time. A named field
-   * that `header` leaves out becomes absent. No name twice.
+   * next_execution, status, data_json, create_time, complete_time. A named
+   * field that `header` omits becomes absent. No duplicates.
    *
    * @generated from field: google.protobuf.FieldMask header_mask = 3;
    */
   headerMask?: FieldMask | undefined;
 
   /**
-   * Pointers to change or to add, each with all its fields, no id twice. One that
-   * exists keeps its place in the order; new ones come behind the last, in the
-   * order given here.
+   * Pointers to update or add, each with all its fields; no duplicate ids. An
+   * existing pointer keeps its position; new ones are appended in the order
+   * given here.
    *
    * @generated from field: repeated wfe.persistence.v1.ExecutionPointer execution_pointers = 4;
    */
   executionPointers: ExecutionPointer[];
 
   /**
-   * Pointers to remove, by id; each must exist, and not stand in
-   * `execution_pointers` too.
+   * Ids of pointers to remove; each must exist and must not also be in
+   * `execution_pointers`.
    *
    * @generated from field: repeated string removed_pointer_ids = 5;
    */
@@ -378,7 +382,7 @@ export const WorkflowPatchSchema: GenMessage<WorkflowPatch> = /*@__PURE__*/
   messageDesc(file_wfe_persistence_v1_workflow, 2);
 
 /**
- * SubscriptionClaim says that its sender still holds a subscription.
+ * SubscriptionClaim asserts that its sender still holds a subscription.
  *
  * @generated from message wfe.persistence.v1.SubscriptionClaim
  */
@@ -398,8 +402,8 @@ export type SubscriptionClaim = Message<"wfe.persistence.v1.SubscriptionClaim"> 
   token: string;
 
   /**
-   * The epoch of the claim, from SetSubscriptionToken; absent: the token alone
-   * counts. From 1 on.
+   * The fencing token of the claim, from SetSubscriptionToken, 1 or higher;
+   * absent: only the token is compared.
    *
    * @generated from field: optional int64 epoch = 3;
    */
@@ -414,81 +418,81 @@ export const SubscriptionClaimSchema: GenMessage<SubscriptionClaim> = /*@__PURE_
   messageDesc(file_wfe_persistence_v1_workflow, 3);
 
 /**
- * WorkflowFilter picks workflows: those for which all that is given holds.
+ * WorkflowFilter selects the workflows that match every condition given.
  *
  * @generated from message wfe.persistence.v1.WorkflowFilter
  */
 export type WorkflowFilter = Message<"wfe.persistence.v1.WorkflowFilter"> & {
   /**
-   * One of these; none: any.
+   * With one of these statuses; empty: any.
    *
    * @generated from field: repeated wfe.persistence.v1.WorkflowStatus statuses = 1;
    */
   statuses: WorkflowStatus[];
 
   /**
-   * This definition, at most 512 bytes; empty: any.
+   * With this definition, at most 512 bytes; empty: any.
    *
    * @generated from field: string workflow_definition_id = 2;
    */
   workflowDefinitionId: string;
 
   /**
-   * This version of the definition, 0 to 2^31-1; absent: any.
+   * With this version of the definition, 0 to 2^31-1; absent: any.
    *
    * @generated from field: optional uint32 version = 3;
    */
   version?: number | undefined;
 
   /**
-   * This reference; absent: any.
+   * With this reference; absent: any.
    *
    * @generated from field: optional string reference = 4;
    */
   reference?: string | undefined;
 
   /**
-   * A name that begins with this, at most 512 bytes; empty: any.
+   * With a name that starts with this, at most 512 bytes; empty: any.
    *
    * @generated from field: string name_prefix = 5;
    */
   namePrefix: string;
 
   /**
-   * This workflow at the top of the tree, at most 512 bytes; empty: any. (The one
-   * at the top is not among them: it has no root.)
+   * With this root workflow, at most 512 bytes; empty: any. (The root itself
+   * does not match: its own root_workflow_id is absent.)
    *
    * @generated from field: string root_workflow_id = 6;
    */
   rootWorkflowId: string;
 
   /**
-   * Created at this time or later; absent: any time. Years 1-9999, truncated to
-   * microseconds.
+   * Created at or after this time; absent: no lower bound. Years 1-9999,
+   * truncated to microseconds.
    *
    * @generated from field: google.protobuf.Timestamp create_time_from = 7;
    */
   createTimeFrom?: Timestamp | undefined;
 
   /**
-   * Created before this time; absent: any time. Years 1-9999, truncated to
-   * microseconds.
+   * Created before this time; absent: no upper bound. Years 1-9999, truncated
+   * to microseconds.
    *
    * @generated from field: google.protobuf.Timestamp create_time_before = 8;
    */
   createTimeBefore?: Timestamp | undefined;
 
   /**
-   * Completed at this time or later; absent: any time, or not at all. Years
-   * 1-9999, truncated to microseconds.
+   * Completed at or after this time; absent: no lower bound, and workflows that
+   * have not completed match too. Years 1-9999, truncated to microseconds.
    *
    * @generated from field: google.protobuf.Timestamp complete_time_from = 9;
    */
   completeTimeFrom?: Timestamp | undefined;
 
   /**
-   * Completed before this time; absent: any time, or not at all. Years 1-9999,
-   * truncated to microseconds.
+   * Completed before this time; absent: no upper bound, and workflows that have
+   * not completed match too. Years 1-9999, truncated to microseconds.
    *
    * @generated from field: google.protobuf.Timestamp complete_time_before = 10;
    */
@@ -524,27 +528,27 @@ export const CreateNewWorkflowRequestSchema: GenMessage<CreateNewWorkflowRequest
   messageDesc(file_wfe_persistence_v1_workflow, 5);
 
 /**
- * CreateNewWorkflowResponse is the answer of CreateNewWorkflow.
+ * CreateNewWorkflowResponse is the response of CreateNewWorkflow.
  *
  * @generated from message wfe.persistence.v1.CreateNewWorkflowResponse
  */
 export type CreateNewWorkflowResponse = Message<"wfe.persistence.v1.CreateNewWorkflowResponse"> & {
   /**
-   * The workflow's id, the store's choice if the request had none.
+   * The workflow's id (generated by the store if the request had none).
    *
    * @generated from field: string id = 1;
    */
   id: string;
 
   /**
-   * The workflow's name, its id if the request had none.
+   * The workflow's name (its id if the request had none).
    *
    * @generated from field: string name = 2;
    */
   name: string;
 
   /**
-   * The revision it was created with.
+   * The revision at creation.
    *
    * @generated from field: int64 revision = 3;
    */
@@ -565,26 +569,26 @@ export const CreateNewWorkflowResponseSchema: GenMessage<CreateNewWorkflowRespon
  */
 export type PersistWorkflowRequest = Message<"wfe.persistence.v1.PersistWorkflowRequest"> & {
   /**
-   * The whole new state; required, with its id.
+   * The full new state; required, with its id.
    *
    * @generated from field: wfe.persistence.v1.WorkflowInstance instance = 1;
    */
   instance?: WorkflowInstance | undefined;
 
   /**
-   * Write only if the stored revision is this one, from 1 on; absent: write
-   * whatever is stored.
+   * Write only if this is the stored revision, 1 or higher; absent: write
+   * regardless of the stored revision.
    *
    * @generated from field: optional int64 expected_revision = 2;
    */
   expectedRevision?: bigint | undefined;
 
   /**
-   * A UUID that names this attempt to write, so that it can be sent again after a
-   * lost answer: the second arrival changes nothing and answers what the first
-   * did. Remembered per workflow for at least as long as GetStoreInfo's
-   * `request_retention`; empty: none. The same UUID with another content is
-   * refused: ALREADY_EXISTS (REQUEST_ID_REUSED).
+   * The idempotency key of this write, a UUID, so that it can be repeated after
+   * a lost response: a repetition changes nothing and returns the original
+   * response. Remembered per workflow for at least GetStoreInfo's
+   * `request_retention`; empty: none. Reusing it with different content is
+   * rejected: ALREADY_EXISTS (REQUEST_ID_REUSED).
    *
    * @generated from field: string request_id = 3;
    */
@@ -599,7 +603,7 @@ export const PersistWorkflowRequestSchema: GenMessage<PersistWorkflowRequest> = 
   messageDesc(file_wfe_persistence_v1_workflow, 7);
 
 /**
- * PersistWorkflowResponse is the answer of PersistWorkflow.
+ * PersistWorkflowResponse is the response of PersistWorkflow.
  *
  * @generated from message wfe.persistence.v1.PersistWorkflowResponse
  */
@@ -627,22 +631,22 @@ export const PersistWorkflowResponseSchema: GenMessage<PersistWorkflowResponse> 
  */
 export type PersistWorkflowWithSubscriptionsRequest = Message<"wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest"> & {
   /**
-   * The whole new state; required, with its id.
+   * The full new state; required, with its id.
    *
    * @generated from field: wfe.persistence.v1.WorkflowInstance instance = 1;
    */
   instance?: WorkflowInstance | undefined;
 
   /**
-   * The subscriptions to create; no id twice.
+   * The subscriptions to create; no duplicate ids.
    *
    * @generated from field: repeated wfe.persistence.v1.EventSubscription subscriptions = 2;
    */
   subscriptions: EventSubscription[];
 
   /**
-   * Write only if the stored revision is this one, from 1 on; absent: write
-   * whatever is stored.
+   * Write only if this is the stored revision, 1 or higher; absent: write
+   * regardless of the stored revision.
    *
    * @generated from field: optional int64 expected_revision = 3;
    */
@@ -664,7 +668,7 @@ export const PersistWorkflowWithSubscriptionsRequestSchema: GenMessage<PersistWo
   messageDesc(file_wfe_persistence_v1_workflow, 9);
 
 /**
- * PersistWorkflowWithSubscriptionsResponse is the answer of
+ * PersistWorkflowWithSubscriptionsResponse is the response of
  * PersistWorkflowWithSubscriptions.
  *
  * @generated from message wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse
@@ -693,20 +697,20 @@ export const PersistWorkflowWithSubscriptionsResponseSchema: GenMessage<PersistW
   messageDesc(file_wfe_persistence_v1_workflow, 10);
 
 /**
- * CommitWorkflowRequest is the request of CommitWorkflow. Of each list at most
- * 1000 items, pointers aside.
+ * CommitWorkflowRequest is the request of CommitWorkflow. Each list has at most
+ * 1000 items, except pointers.
  *
  * @generated from message wfe.persistence.v1.CommitWorkflowRequest
  */
 export type CommitWorkflowRequest = Message<"wfe.persistence.v1.CommitWorkflowRequest"> & {
   /**
-   * The workflow's new state; one of the two is required.
+   * The workflow's new state; required.
    *
    * @generated from oneof wfe.persistence.v1.CommitWorkflowRequest.state
    */
   state: {
     /**
-     * The whole new state, as in PersistWorkflow.
+     * The full new state, as in PersistWorkflow.
      *
      * @generated from field: wfe.persistence.v1.WorkflowInstance instance = 1;
      */
@@ -714,7 +718,7 @@ export type CommitWorkflowRequest = Message<"wfe.persistence.v1.CommitWorkflowRe
     case: "instance";
   } | {
     /**
-     * What changes; requires `expected_revision`.
+     * The change; requires `expected_revision`.
      *
      * @generated from field: wfe.persistence.v1.WorkflowPatch patch = 2;
      */
@@ -723,52 +727,53 @@ export type CommitWorkflowRequest = Message<"wfe.persistence.v1.CommitWorkflowRe
   } | { case: undefined; value?: undefined };
 
   /**
-   * Write only if the stored revision is this one, from 1 on; absent: write
-   * whatever is stored.
+   * Write only if this is the stored revision, 1 or higher; absent: write
+   * regardless of the stored revision.
    *
    * @generated from field: optional int64 expected_revision = 3;
    */
   expectedRevision?: bigint | undefined;
 
   /**
-   * Write only if each of these subscriptions is held with this token, and that
-   * has not expired.
+   * Write only if each of these claims on a subscription is still held and has
+   * not expired.
    *
    * @generated from field: repeated wfe.persistence.v1.SubscriptionClaim held_subscriptions = 4;
    */
   heldSubscriptions: SubscriptionClaim[];
 
   /**
-   * Write only if each of these commands is claimed under this lease, and that
-   * has not expired.
+   * Write only if each of these leases on a command is still held and has not
+   * expired.
    *
    * @generated from field: repeated string held_lease_tokens = 5;
    */
   heldLeaseTokens: string[];
 
   /**
-   * Subscriptions to create; no id twice.
+   * Subscriptions to create; no duplicate ids.
    *
    * @generated from field: repeated wfe.persistence.v1.EventSubscription create_subscriptions = 6;
    */
   createSubscriptions: EventSubscription[];
 
   /**
-   * Subscriptions to remove, open or held, by id; each must exist; none twice.
+   * Ids of subscriptions to remove, open or held; each must exist; no
+   * duplicates.
    *
    * @generated from field: repeated string terminate_subscription_ids = 7;
    */
   terminateSubscriptionIds: string[];
 
   /**
-   * Events to create; no id twice.
+   * Events to create; no duplicate ids.
    *
    * @generated from field: repeated wfe.persistence.v1.Event create_events = 8;
    */
   createEvents: Event[];
 
   /**
-   * Events to mark as processed, by id; each must exist; none twice.
+   * Ids of events to mark as processed; each must exist; no duplicates.
    *
    * @generated from field: repeated string processed_event_ids = 9;
    */
@@ -782,15 +787,15 @@ export type CommitWorkflowRequest = Message<"wfe.persistence.v1.CommitWorkflowRe
   errors: ExecutionError[];
 
   /**
-   * Commands to schedule; none twice.
+   * Commands to schedule; no duplicates.
    *
    * @generated from field: repeated wfe.persistence.v1.ScheduledCommand schedule_commands = 11;
    */
   scheduleCommands: ScheduledCommand[];
 
   /**
-   * Claimed commands to remove, by their lease tokens, as in CompleteCommands;
-   * none twice.
+   * Lease tokens of claimed commands to remove, as in CompleteCommands; no
+   * duplicates.
    *
    * @generated from field: repeated string complete_lease_tokens = 12;
    */
@@ -812,7 +817,7 @@ export const CommitWorkflowRequestSchema: GenMessage<CommitWorkflowRequest> = /*
   messageDesc(file_wfe_persistence_v1_workflow, 11);
 
 /**
- * CommitWorkflowResponse is the answer of CommitWorkflow.
+ * CommitWorkflowResponse is the response of CommitWorkflow.
  *
  * @generated from message wfe.persistence.v1.CommitWorkflowResponse
  */
@@ -860,7 +865,7 @@ export type GetWorkflowInstanceRequest = Message<"wfe.persistence.v1.GetWorkflow
   id: string;
 
   /**
-   * How much of it to answer.
+   * How much of it to return.
    *
    * @generated from field: wfe.persistence.v1.WorkflowView view = 2;
    */
@@ -875,7 +880,7 @@ export const GetWorkflowInstanceRequestSchema: GenMessage<GetWorkflowInstanceReq
   messageDesc(file_wfe_persistence_v1_workflow, 13);
 
 /**
- * GetWorkflowInstanceResponse is the answer of GetWorkflowInstance.
+ * GetWorkflowInstanceResponse is the response of GetWorkflowInstance.
  *
  * @generated from message wfe.persistence.v1.GetWorkflowInstanceResponse
  */
@@ -909,7 +914,7 @@ export type GetWorkflowInstanceByNameRequest = Message<"wfe.persistence.v1.GetWo
   name: string;
 
   /**
-   * How much of it to answer.
+   * How much of it to return.
    *
    * @generated from field: wfe.persistence.v1.WorkflowView view = 2;
    */
@@ -924,7 +929,8 @@ export const GetWorkflowInstanceByNameRequestSchema: GenMessage<GetWorkflowInsta
   messageDesc(file_wfe_persistence_v1_workflow, 15);
 
 /**
- * GetWorkflowInstanceByNameResponse is the answer of GetWorkflowInstanceByName.
+ * GetWorkflowInstanceByNameResponse is the response of
+ * GetWorkflowInstanceByName.
  *
  * @generated from message wfe.persistence.v1.GetWorkflowInstanceByNameResponse
  */
@@ -951,14 +957,14 @@ export const GetWorkflowInstanceByNameResponseSchema: GenMessage<GetWorkflowInst
  */
 export type GetWorkflowInstancesRequest = Message<"wfe.persistence.v1.GetWorkflowInstancesRequest"> & {
   /**
-   * The ids asked for, each at most 512 bytes; none is fine.
+   * The ids to look up, each at most 512 bytes; may be empty.
    *
    * @generated from field: repeated string ids = 1;
    */
   ids: string[];
 
   /**
-   * How much of each to answer.
+   * How much of each to return.
    *
    * @generated from field: wfe.persistence.v1.WorkflowView view = 2;
    */
@@ -973,7 +979,7 @@ export const GetWorkflowInstancesRequestSchema: GenMessage<GetWorkflowInstancesR
   messageDesc(file_wfe_persistence_v1_workflow, 17);
 
 /**
- * GetWorkflowInstancesResponse is one message of the answer of
+ * GetWorkflowInstancesResponse is one message of the response stream of
  * GetWorkflowInstances.
  *
  * @generated from message wfe.persistence.v1.GetWorkflowInstancesResponse
@@ -1009,16 +1015,16 @@ export type GetRunnableInstancesRequest = Message<"wfe.persistence.v1.GetRunnabl
   asAt?: Timestamp | undefined;
 
   /**
-   * How many ids to answer at most. 0: 100; above 1000: 1000; negative:
-   * INVALID_ARGUMENT.
+   * Maximum number of ids to return. 0 means 100; values above 1000 mean 1000;
+   * negative: INVALID_ARGUMENT.
    *
    * @generated from field: int32 page_size = 2;
    */
   pageSize: number;
 
   /**
-   * The `next_page_token` of the page before; empty: the first page. The other
-   * fields must be those of the first page.
+   * The `next_page_token` of the previous page; empty: the first page. All
+   * other fields must be the same as for the first page.
    *
    * @generated from field: string page_token = 3;
    */
@@ -1033,21 +1039,20 @@ export const GetRunnableInstancesRequestSchema: GenMessage<GetRunnableInstancesR
   messageDesc(file_wfe_persistence_v1_workflow, 19);
 
 /**
- * GetRunnableInstancesResponse is the answer of GetRunnableInstances.
+ * GetRunnableInstancesResponse is the response of GetRunnableInstances.
  *
  * @generated from message wfe.persistence.v1.GetRunnableInstancesResponse
  */
 export type GetRunnableInstancesResponse = Message<"wfe.persistence.v1.GetRunnableInstancesResponse"> & {
   /**
-   * The ids, soonest next_execution first; equal times in the order of their
-   * ids.
+   * The ids, soonest next_execution first; ties in id order.
    *
    * @generated from field: repeated string instance_ids = 1;
    */
   instanceIds: string[];
 
   /**
-   * The token of the next page; empty: this is the last one.
+   * The token of the next page; empty: this is the last page.
    *
    * @generated from field: string next_page_token = 2;
    */
@@ -1068,7 +1073,7 @@ export const GetRunnableInstancesResponseSchema: GenMessage<GetRunnableInstances
  */
 export type NextDefinitionSequenceRequest = Message<"wfe.persistence.v1.NextDefinitionSequenceRequest"> & {
   /**
-   * The definition; required, at most 512 bytes.
+   * The id of the definition; required, at most 512 bytes.
    *
    * @generated from field: string definition_id = 1;
    */
@@ -1083,13 +1088,13 @@ export const NextDefinitionSequenceRequestSchema: GenMessage<NextDefinitionSeque
   messageDesc(file_wfe_persistence_v1_workflow, 21);
 
 /**
- * NextDefinitionSequenceResponse is the answer of NextDefinitionSequence.
+ * NextDefinitionSequenceResponse is the response of NextDefinitionSequence.
  *
  * @generated from message wfe.persistence.v1.NextDefinitionSequenceResponse
  */
 export type NextDefinitionSequenceResponse = Message<"wfe.persistence.v1.NextDefinitionSequenceResponse"> & {
   /**
-   * The number taken.
+   * The number.
    *
    * @generated from field: int64 number = 1;
    */
@@ -1110,39 +1115,39 @@ export const NextDefinitionSequenceResponseSchema: GenMessage<NextDefinitionSequ
  */
 export type ListExecutionPointersRequest = Message<"wfe.persistence.v1.ListExecutionPointersRequest"> & {
   /**
-   * The workflow; required, at most 512 bytes.
+   * The workflow's id; required, at most 512 bytes.
    *
    * @generated from field: string workflow_id = 1;
    */
   workflowId: string;
 
   /**
-   * Only pointers that can still run (see WorkflowView ACTIVE).
+   * Return only pointers that can still run (see WorkflowView ACTIVE).
    *
    * @generated from field: bool active_only = 2;
    */
   activeOnly: boolean;
 
   /**
-   * Answer only if the workflow's revision is this one, from 1 on; absent:
-   * whatever it is. May differ from page to page.
+   * Return the page only if the workflow has this revision, 1 or higher;
+   * absent: any revision. May differ from page to page.
    *
    * @generated from field: optional int64 expected_revision = 3;
    */
   expectedRevision?: bigint | undefined;
 
   /**
-   * How many pointers to answer at most; a page is shorter where the next
-   * one would not fit into one message. 0: 100; above 1000: 1000; negative:
-   * INVALID_ARGUMENT.
+   * Maximum number of pointers to return; a page is shorter if the next one
+   * would not fit in the same message. 0 means 100; values above 1000 mean
+   * 1000; negative: INVALID_ARGUMENT.
    *
    * @generated from field: int32 page_size = 4;
    */
   pageSize: number;
 
   /**
-   * The `next_page_token` of the page before; empty: the first page. The other
-   * fields must be those of the first page.
+   * The `next_page_token` of the previous page; empty: the first page. All
+   * other fields must be the same as for the first page.
    *
    * @generated from field: string page_token = 5;
    */
@@ -1157,7 +1162,7 @@ export const ListExecutionPointersRequestSchema: GenMessage<ListExecutionPointer
   messageDesc(file_wfe_persistence_v1_workflow, 23);
 
 /**
- * ListExecutionPointersResponse is the answer of ListExecutionPointers.
+ * ListExecutionPointersResponse is the response of ListExecutionPointers.
  *
  * @generated from message wfe.persistence.v1.ListExecutionPointersResponse
  */
@@ -1170,7 +1175,7 @@ export type ListExecutionPointersResponse = Message<"wfe.persistence.v1.ListExec
   executionPointers: ExecutionPointer[];
 
   /**
-   * The token of the next page; empty: this is the last one.
+   * The token of the next page; empty: this is the last page.
    *
    * @generated from field: string next_page_token = 2;
    */
@@ -1198,38 +1203,38 @@ export const ListExecutionPointersResponseSchema: GenMessage<ListExecutionPointe
  */
 export type ListWorkflowsRequest = Message<"wfe.persistence.v1.ListWorkflowsRequest"> & {
   /**
-   * Which workflows; absent: all.
+   * Which workflows to include; absent: all.
    *
    * @generated from field: wfe.persistence.v1.WorkflowFilter filter = 1;
    */
   filter?: WorkflowFilter | undefined;
 
   /**
-   * By create_time; equal times in the order of their ids, or in the reverse.
+   * Order by create_time; ties by id, in the same direction.
    *
    * @generated from field: wfe.persistence.v1.ListOrder order = 2;
    */
   order: ListOrder;
 
   /**
-   * How much of each to answer; UNSPECIFIED: HEADER.
+   * How much of each to return; UNSPECIFIED means HEADER.
    *
    * @generated from field: wfe.persistence.v1.WorkflowView view = 3;
    */
   view: WorkflowView;
 
   /**
-   * How many workflows to answer at most; a page is shorter where the next
-   * one would not fit into one message. 0: 100; above 1000: 1000; negative:
-   * INVALID_ARGUMENT.
+   * Maximum number of workflows to return; a page is shorter if the next one
+   * would not fit in the same message. 0 means 100; values above 1000 mean
+   * 1000; negative: INVALID_ARGUMENT.
    *
    * @generated from field: int32 page_size = 4;
    */
   pageSize: number;
 
   /**
-   * The `next_page_token` of the page before; empty: the first page. The other
-   * fields must be those of the first page.
+   * The `next_page_token` of the previous page; empty: the first page. All
+   * other fields must be the same as for the first page.
    *
    * @generated from field: string page_token = 5;
    */
@@ -1244,21 +1249,21 @@ export const ListWorkflowsRequestSchema: GenMessage<ListWorkflowsRequest> = /*@_
   messageDesc(file_wfe_persistence_v1_workflow, 25);
 
 /**
- * ListWorkflowsResponse is the answer of ListWorkflows.
+ * ListWorkflowsResponse is the response of ListWorkflows.
  *
  * @generated from message wfe.persistence.v1.ListWorkflowsResponse
  */
 export type ListWorkflowsResponse = Message<"wfe.persistence.v1.ListWorkflowsResponse"> & {
   /**
-   * The workflows. One that alone is too large for a message is answered without
-   * its pointers, with `view` HEADER.
+   * The workflows. One that by itself is too large for a message is returned
+   * without its pointers, with `view` HEADER.
    *
    * @generated from field: repeated wfe.persistence.v1.WorkflowInstance instances = 1;
    */
   instances: WorkflowInstance[];
 
   /**
-   * The token of the next page; empty: this is the last one.
+   * The token of the next page; empty: this is the last page.
    *
    * @generated from field: string next_page_token = 2;
    */
@@ -1279,7 +1284,7 @@ export const ListWorkflowsResponseSchema: GenMessage<ListWorkflowsResponse> = /*
  */
 export type CountWorkflowsRequest = Message<"wfe.persistence.v1.CountWorkflowsRequest"> & {
   /**
-   * Which workflows; absent: all.
+   * Which workflows to include; absent: all.
    *
    * @generated from field: wfe.persistence.v1.WorkflowFilter filter = 1;
    */
@@ -1294,7 +1299,7 @@ export const CountWorkflowsRequestSchema: GenMessage<CountWorkflowsRequest> = /*
   messageDesc(file_wfe_persistence_v1_workflow, 27);
 
 /**
- * WorkflowCount is how many workflows have a status.
+ * WorkflowCount is the number of workflows with a given status.
  *
  * @generated from message wfe.persistence.v1.WorkflowCount
  */
@@ -1307,7 +1312,7 @@ export type WorkflowCount = Message<"wfe.persistence.v1.WorkflowCount"> & {
   status: WorkflowStatus;
 
   /**
-   * How many have it; never 0.
+   * How many workflows have it; never 0.
    *
    * @generated from field: int64 count = 2;
    */
@@ -1322,14 +1327,14 @@ export const WorkflowCountSchema: GenMessage<WorkflowCount> = /*@__PURE__*/
   messageDesc(file_wfe_persistence_v1_workflow, 28);
 
 /**
- * CountWorkflowsResponse is the answer of CountWorkflows.
+ * CountWorkflowsResponse is the response of CountWorkflows.
  *
  * @generated from message wfe.persistence.v1.CountWorkflowsResponse
  */
 export type CountWorkflowsResponse = Message<"wfe.persistence.v1.CountWorkflowsResponse"> & {
   /**
-   * The counts, in the order of the statuses' numbers; statuses that no workflow
-   * has are left out.
+   * The counts, ordered by status number; statuses that no workflow has are
+   * omitted.
    *
    * @generated from field: repeated wfe.persistence.v1.WorkflowCount counts = 1;
    */
@@ -1357,8 +1362,8 @@ export type DeleteWorkflowRequest = Message<"wfe.persistence.v1.DeleteWorkflowRe
   id: string;
 
   /**
-   * Delete only if the stored revision is this one, from 1 on; absent: whatever
-   * is stored.
+   * Delete only if this is the stored revision, 1 or higher; absent: delete
+   * regardless of the stored revision.
    *
    * @generated from field: optional int64 expected_revision = 2;
    */
@@ -1373,7 +1378,7 @@ export const DeleteWorkflowRequestSchema: GenMessage<DeleteWorkflowRequest> = /*
   messageDesc(file_wfe_persistence_v1_workflow, 30);
 
 /**
- * DeleteWorkflowResponse is the answer of DeleteWorkflow.
+ * DeleteWorkflowResponse is the response of DeleteWorkflow.
  *
  * @generated from message wfe.persistence.v1.DeleteWorkflowResponse
  */
@@ -1395,47 +1400,48 @@ export const DeleteWorkflowResponseSchema: GenMessage<DeleteWorkflowResponse> = 
 export type PurgeWorkflowsRequest = Message<"wfe.persistence.v1.PurgeWorkflowsRequest"> & {
   /**
    * Workflows that ended before this time; required. The end is complete_time,
-   * or create_time where that is absent. Years 1-9999, truncated to
-   * microseconds.
+   * or create_time if that is absent. Years 1-9999, truncated to microseconds.
    *
    * @generated from field: google.protobuf.Timestamp ended_before = 1;
    */
   endedBefore?: Timestamp | undefined;
 
   /**
-   * With one of these statuses, COMPLETE and TERMINATED; none: both.
+   * With one of these statuses; only COMPLETE and TERMINATED are allowed;
+   * empty: both.
    *
    * @generated from field: repeated wfe.persistence.v1.WorkflowStatus statuses = 2;
    */
   statuses: WorkflowStatus[];
 
   /**
-   * Of this definition, at most 512 bytes; empty: any. Those below them in their
-   * trees go whatever their definition.
+   * With this definition, at most 512 bytes; empty: any. Their descendants are
+   * deleted whatever their definition.
    *
    * @generated from field: string workflow_definition_id = 3;
    */
   workflowDefinitionId: string;
 
   /**
-   * Only count what would be deleted.
+   * Only count what would be deleted; delete nothing.
    *
    * @generated from field: bool dry_run = 4;
    */
   dryRun: boolean;
 
   /**
-   * How many rows to delete at most, pointers, subscriptions, errors and events
-   * counted too; the last workflow's tree may go beyond. 0: 10000; above 100000:
-   * 100000; negative: INVALID_ARGUMENT.
+   * Maximum number of rows to delete, including pointers, subscriptions, errors
+   * and events; the last workflow's tree may exceed it. 0 means 10000; values
+   * above 100000 mean 100000; negative: INVALID_ARGUMENT.
    *
    * @generated from field: int32 max_rows = 5;
    */
   maxRows: number;
 
   /**
-   * The `next_page_token` of the call before; empty: from the start. The other
-   * fields must be those of the first call, `max_rows` aside.
+   * The `next_page_token` of the previous call; empty: start from the
+   * beginning. All other fields except `max_rows` must be the same as in the
+   * first call.
    *
    * @generated from field: string page_token = 6;
    */
@@ -1450,48 +1456,48 @@ export const PurgeWorkflowsRequestSchema: GenMessage<PurgeWorkflowsRequest> = /*
   messageDesc(file_wfe_persistence_v1_workflow, 32);
 
 /**
- * PurgeWorkflowsResponse is the answer of PurgeWorkflows.
+ * PurgeWorkflowsResponse is the response of PurgeWorkflows.
  *
  * @generated from message wfe.persistence.v1.PurgeWorkflowsResponse
  */
 export type PurgeWorkflowsResponse = Message<"wfe.persistence.v1.PurgeWorkflowsResponse"> & {
   /**
-   * How many workflows were deleted (or would be).
+   * Number of workflows deleted (or, in a dry run, that would be).
    *
    * @generated from field: int64 workflows = 1;
    */
   workflows: bigint;
 
   /**
-   * How many execution pointers.
+   * Number of execution pointers.
    *
    * @generated from field: int64 execution_pointers = 2;
    */
   executionPointers: bigint;
 
   /**
-   * How many subscriptions.
+   * Number of subscriptions.
    *
    * @generated from field: int64 subscriptions = 3;
    */
   subscriptions: bigint;
 
   /**
-   * How many logged errors.
+   * Number of logged errors.
    *
    * @generated from field: int64 errors = 4;
    */
   errors: bigint;
 
   /**
-   * How many processed events.
+   * Number of processed events.
    *
    * @generated from field: int64 events = 5;
    */
   events: bigint;
 
   /**
-   * To go on with; empty: nothing is left to be deleted.
+   * The token to continue with; empty: nothing is left to delete.
    *
    * @generated from field: string next_page_token = 6;
    */
@@ -1506,41 +1512,41 @@ export const PurgeWorkflowsResponseSchema: GenMessage<PurgeWorkflowsResponse> = 
   messageDesc(file_wfe_persistence_v1_workflow, 33);
 
 /**
- * WorkflowStatus is the state of a workflow as a whole.
+ * WorkflowStatus is the status of a workflow as a whole.
  *
  * @generated from enum wfe.persistence.v1.WorkflowStatus
  */
 export enum WorkflowStatus {
   /**
-   * Refused on write.
+   * Rejected on write.
    *
    * @generated from enum value: WORKFLOW_STATUS_UNSPECIFIED = 0;
    */
   UNSPECIFIED = 0,
 
   /**
-   * To be run when `next_execution` comes.
+   * To be run at `next_execution`.
    *
    * @generated from enum value: WORKFLOW_STATUS_RUNNABLE = 1;
    */
   RUNNABLE = 1,
 
   /**
-   * Put aside until somebody resumes it.
+   * Suspended until it is resumed.
    *
    * @generated from enum value: WORKFLOW_STATUS_SUSPENDED = 2;
    */
   SUSPENDED = 2,
 
   /**
-   * Ran to its end.
+   * Completed normally.
    *
    * @generated from enum value: WORKFLOW_STATUS_COMPLETE = 3;
    */
   COMPLETE = 3,
 
   /**
-   * Ended before its end.
+   * Ended before completing.
    *
    * @generated from enum value: WORKFLOW_STATUS_TERMINATED = 4;
    */
@@ -1554,13 +1560,13 @@ export const WorkflowStatusSchema: GenEnum<WorkflowStatus> = /*@__PURE__*/
   enumDesc(file_wfe_persistence_v1_workflow, 0);
 
 /**
- * PointerStatus is the state of one execution pointer.
+ * PointerStatus is the status of one execution pointer.
  *
  * @generated from enum wfe.persistence.v1.PointerStatus
  */
 export enum PointerStatus {
   /**
-   * Refused on write.
+   * Rejected on write.
    *
    * @generated from enum value: POINTER_STATUS_UNSPECIFIED = 0;
    */
@@ -1574,63 +1580,63 @@ export enum PointerStatus {
   PENDING = 1,
 
   /**
-   * Its step runs.
+   * Its step is running.
    *
    * @generated from enum value: POINTER_STATUS_RUNNING = 2;
    */
   RUNNING = 2,
 
   /**
-   * Its step has ended well.
+   * Its step completed successfully.
    *
    * @generated from enum value: POINTER_STATUS_COMPLETE = 3;
    */
   COMPLETE = 3,
 
   /**
-   * Its step was passed over.
+   * Its step was skipped.
    *
    * @generated from enum value: POINTER_STATUS_SKIPPED = 4;
    */
   SKIPPED = 4,
 
   /**
-   * Waits for `sleep_until`.
+   * Sleeping until `sleep_until`.
    *
    * @generated from enum value: POINTER_STATUS_SLEEPING = 5;
    */
   SLEEPING = 5,
 
   /**
-   * Waits for an event.
+   * Waiting for an event.
    *
    * @generated from enum value: POINTER_STATUS_WAITING_FOR_EVENT = 6;
    */
   WAITING_FOR_EVENT = 6,
 
   /**
-   * Its step has failed.
+   * Its step failed.
    *
    * @generated from enum value: POINTER_STATUS_FAILED = 7;
    */
   FAILED = 7,
 
   /**
-   * Its step was undone.
+   * Its step was compensated.
    *
    * @generated from enum value: POINTER_STATUS_COMPENSATED = 8;
    */
   COMPENSATED = 8,
 
   /**
-   * Its step was called off.
+   * Its step was cancelled.
    *
    * @generated from enum value: POINTER_STATUS_CANCELLED = 9;
    */
   CANCELLED = 9,
 
   /**
-   * Waits for the pointer `predecessor_id`.
+   * Waiting for the pointer `predecessor_id`.
    *
    * @generated from enum value: POINTER_STATUS_PENDING_PREDECESSOR = 10;
    */
@@ -1644,13 +1650,13 @@ export const PointerStatusSchema: GenEnum<PointerStatus> = /*@__PURE__*/
   enumDesc(file_wfe_persistence_v1_workflow, 1);
 
 /**
- * WorkflowView says how much of a workflow is answered.
+ * WorkflowView is how much of a workflow is returned.
  *
  * @generated from enum wfe.persistence.v1.WorkflowView
  */
 export enum WorkflowView {
   /**
-   * In a request: FULL, in ListWorkflows HEADER. On a workflow: FULL.
+   * In a request: FULL (in ListWorkflows: HEADER). On a workflow: FULL.
    *
    * @generated from enum value: WORKFLOW_VIEW_UNSPECIFIED = 0;
    */
@@ -1688,18 +1694,20 @@ export const WorkflowViewSchema: GenEnum<WorkflowView> = /*@__PURE__*/
 
 /**
  * WorkflowService stores workflows with their execution pointers. Every call is
- * one transaction (a purge: several); every read is one consistent snapshot.
+ * one transaction (a purge runs several); every read sees one consistent
+ * snapshot.
  *
  * @generated from service wfe.persistence.v1.WorkflowService
  */
 export const WorkflowService: GenService<{
   /**
-   * Stores a new workflow with all its pointers. The same request again (same
-   * id, same content) answers the same and changes nothing, even if the workflow
-   * has moved on since. Errors: ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the
-   * id is in use by other content, ALREADY_EXISTS (NAME_TAKEN) if the name is;
-   * RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if it could not be read back in one
-   * message; INVALID_ARGUMENT.
+   * Stores a new workflow with all its pointers. Idempotent: repeating the
+   * request (same id, same content) returns the same response and changes
+   * nothing, even if the workflow has been updated since. Errors:
+   * ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the id is in use with different
+   * content, ALREADY_EXISTS (NAME_TAKEN) if the name is; RESOURCE_EXHAUSTED
+   * (ANSWER_TOO_LARGE) if it could not be read back in one message;
+   * INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.WorkflowService.CreateNewWorkflow
    */
@@ -1709,14 +1717,15 @@ export const WorkflowService: GenService<{
     output: typeof CreateNewWorkflowResponseSchema;
   },
   /**
-   * Replaces the stored state by the given one: pointers no longer named are
-   * removed, unchanged ones are not rewritten, the order is kept exactly. The
-   * last writer wins, unless `expected_revision` is given. Sets the column
-   * last_heartbeat_at to the database's time. The same call again stores the
-   * same state (and, without `expected_revision`, counts one more revision).
-   * Errors: NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED (REVISION_MISMATCH);
-   * ALREADY_EXISTS (NAME_TAKEN); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
-   * INVALID_ARGUMENT.
+   * Replaces the stored state with the given one: pointers that are no longer
+   * listed are removed, unchanged ones are not rewritten, the order is
+   * preserved. The last writer wins, unless `expected_revision` is given. Sets
+   * the column last_heartbeat_at to the database's time. Repeating the call
+   * stores the same state but increments the revision (or, with
+   * `expected_revision`, is rejected); with a `request_id` a repetition changes
+   * nothing. Errors: NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED
+   * (REVISION_MISMATCH); ALREADY_EXISTS (NAME_TAKEN); RESOURCE_EXHAUSTED
+   * (ANSWER_TOO_LARGE); INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.WorkflowService.PersistWorkflow
    */
@@ -1726,9 +1735,9 @@ export const WorkflowService: GenService<{
     output: typeof PersistWorkflowResponseSchema;
   },
   /**
-   * PersistWorkflow and the creation of subscriptions, all or nothing. A
-   * subscription that exists already with the same content is left as it is.
-   * Errors: those of PersistWorkflow, and ALREADY_EXISTS
+   * PersistWorkflow together with the creation of subscriptions, all or
+   * nothing. A subscription that already exists with the same content is left
+   * unchanged. Errors: those of PersistWorkflow, and ALREADY_EXISTS
    * (SUBSCRIPTION_ALREADY_EXISTS).
    *
    * @generated from rpc wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions
@@ -1739,14 +1748,14 @@ export const WorkflowService: GenService<{
     output: typeof PersistWorkflowWithSubscriptionsResponseSchema;
   },
   /**
-   * Stores one step of an engine, all or nothing: the workflow's new state, whole
-   * or as a patch, together with everything the step brought about. What is
-   * created twice with the same content, or scheduled twice, is as in the calls
-   * of its own (CreateEventSubscription, CreateEvent, ScheduleCommand). Sets the
-   * column last_heartbeat_at to the database's time. A command both completed
-   * and scheduled is scheduled, without the lease. After a lost answer the same
-   * call again is safe with a `request_id`. Errors, each with the request's
-   * `field` in ErrorInfo's metadata: NOT_FOUND (WORKFLOW_NOT_FOUND,
+   * Stores one step of an engine, all or nothing: the workflow's new state, in
+   * full or as a patch, together with all effects of the step. Creating or
+   * scheduling something that already exists behaves as in
+   * CreateEventSubscription, CreateEvent and ScheduleCommand. Sets the column
+   * last_heartbeat_at to the database's time. A command both completed and
+   * scheduled ends up scheduled, without the lease. After a lost response,
+   * repeating the call is safe with a `request_id`. Errors, each with the
+   * request's `field` in ErrorInfo's metadata: NOT_FOUND (WORKFLOW_NOT_FOUND,
    * POINTER_NOT_FOUND, SUBSCRIPTION_NOT_FOUND, EVENT_NOT_FOUND); ABORTED
    * (REVISION_MISMATCH); FAILED_PRECONDITION (TOKEN_MISMATCH, LEASE_LOST);
    * ALREADY_EXISTS (NAME_TAKEN, SUBSCRIPTION_ALREADY_EXISTS,
@@ -1761,9 +1770,9 @@ export const WorkflowService: GenService<{
     output: typeof CommitWorkflowResponseSchema;
   },
   /**
-   * Answers one workflow with its pointers. Errors: NOT_FOUND
+   * Returns one workflow with its pointers. Errors: NOT_FOUND
    * (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if it does not
-   * fit into one message: see ListExecutionPointers; INVALID_ARGUMENT.
+   * fit in one message (use ListExecutionPointers); INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.WorkflowService.GetWorkflowInstance
    */
@@ -1773,8 +1782,8 @@ export const WorkflowService: GenService<{
     output: typeof GetWorkflowInstanceResponseSchema;
   },
   /**
-   * Answers one workflow with its pointers, found by its name. Errors: NOT_FOUND
-   * (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
+   * Returns one workflow with its pointers, looked up by name. Errors:
+   * NOT_FOUND (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
    * INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName
@@ -1785,10 +1794,11 @@ export const WorkflowService: GenService<{
     output: typeof GetWorkflowInstanceByNameResponseSchema;
   },
   /**
-   * Answers many workflows, one a message, in the order asked; ids that do not
-   * exist are left out, an id asked for twice is answered twice. All of them
-   * come from one snapshot. Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if one
-   * of them does not fit into one message; INVALID_ARGUMENT.
+   * Returns many workflows, one per message, in the requested order. Ids that
+   * do not exist are omitted; an id requested twice is returned twice. All of
+   * them are read from one snapshot. Errors: RESOURCE_EXHAUSTED
+   * (ANSWER_TOO_LARGE) if one of them does not fit in one message;
+   * INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.WorkflowService.GetWorkflowInstances
    */
@@ -1798,10 +1808,10 @@ export const WorkflowService: GenService<{
     output: typeof GetWorkflowInstancesResponseSchema;
   },
   /**
-   * Answers the ids of workflows with status RUNNABLE and
-   * `next_execution <= as_at`, soonest first, in pages. Each page is read by
-   * itself: a workflow that stops being runnable between two pages is left out.
-   * Errors: INVALID_ARGUMENT.
+   * Returns the ids of workflows with status RUNNABLE and `next_execution <=
+   * as_at`, soonest first, in pages. Each page is read from its own snapshot: a
+   * workflow that stops being runnable between two pages is omitted. Errors:
+   * INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.WorkflowService.GetRunnableInstances
    */
@@ -1811,9 +1821,9 @@ export const WorkflowService: GenService<{
     output: typeof GetRunnableInstancesResponseSchema;
   },
   /**
-   * Takes the next number of a definition, from 1 on. Atomic: no number is ever
-   * given twice; after a lost answer one may be skipped. Errors:
-   * INVALID_ARGUMENT.
+   * Returns the next number of a definition's sequence, starting at 1. Atomic:
+   * no number is ever returned twice; after a lost response one may be skipped.
+   * Errors: INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.WorkflowService.NextDefinitionSequence
    */
@@ -1823,11 +1833,11 @@ export const WorkflowService: GenService<{
     output: typeof NextDefinitionSequenceResponseSchema;
   },
   /**
-   * Answers the pointers of one workflow in their order, in pages, so that a
-   * workflow of any length can be read. Each page is read by itself; a page with
-   * `expected_revision` is refused if the workflow has changed since. Errors:
-   * NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED (REVISION_MISMATCH);
-   * INVALID_ARGUMENT.
+   * Lists the pointers of one workflow in their order, in pages, so that a
+   * workflow of any length can be read. Each page is read from its own
+   * snapshot; a request with `expected_revision` is rejected if the workflow
+   * has changed since. Errors: NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED
+   * (REVISION_MISMATCH); INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.WorkflowService.ListExecutionPointers
    */
@@ -1837,9 +1847,9 @@ export const WorkflowService: GenService<{
     output: typeof ListExecutionPointersResponseSchema;
   },
   /**
-   * Answers workflows by their create_time, in pages. The place in the list is
-   * kept by create_time and id, so workflows that come and go between two pages
-   * neither shift it nor are answered twice. Errors: INVALID_ARGUMENT.
+   * Lists workflows by create_time, in pages. A page token records create_time
+   * and id, so workflows created or deleted between two pages neither shift the
+   * list nor appear twice. Errors: INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.WorkflowService.ListWorkflows
    */
@@ -1849,8 +1859,8 @@ export const WorkflowService: GenService<{
     output: typeof ListWorkflowsResponseSchema;
   },
   /**
-   * Counts workflows by status. It looks at every workflow of the filter, or at
-   * an index of them. Errors: INVALID_ARGUMENT.
+   * Counts workflows by status. It scans every workflow that matches the filter,
+   * or an index of them. Errors: INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.WorkflowService.CountWorkflows
    */
@@ -1861,9 +1871,9 @@ export const WorkflowService: GenService<{
   },
   /**
    * Deletes one workflow, whatever its status, with its pointers, subscriptions
-   * and logged errors. Workflows below it in its tree, events and commands stay.
-   * Errors: NOT_FOUND (WORKFLOW_NOT_FOUND), also when the same call again finds
-   * it deleted; ABORTED (REVISION_MISMATCH); INVALID_ARGUMENT.
+   * and logged errors. Its descendants in its tree, events and commands stay.
+   * Errors: NOT_FOUND (WORKFLOW_NOT_FOUND), also if a retry finds it already
+   * deleted; ABORTED (REVISION_MISMATCH); INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.WorkflowService.DeleteWorkflow
    */
@@ -1873,16 +1883,15 @@ export const WorkflowService: GenService<{
     output: typeof DeleteWorkflowResponseSchema;
   },
   /**
-   * Deletes ended workflows, the ones that ended first before the others, with
-   * their pointers, subscriptions, logged errors and processed completion events
-   * (those named `wfe.workflow.completed` whose key is the workflow's id). A
-   * workflow goes together with all those below it in its tree, in one
-   * transaction, and only when all of them have ended before the given time;
-   * one whose root is still stored goes with that. What somebody else is
-   * writing at that moment is passed over. One call makes several short
-   * transactions and stops when its budget is used up: call again with
-   * `next_page_token` until that is empty. Repeating a call is safe.
-   * Errors: INVALID_ARGUMENT.
+   * Deletes ended workflows, earliest end first, with their pointers,
+   * subscriptions, logged errors and processed completion events (those named
+   * `wfe.workflow.completed` whose key is the workflow's id). A workflow is
+   * deleted together with all its descendants in its tree, in one transaction,
+   * and only if all of them ended before the given time; one whose root is
+   * still stored is deleted with that root. Rows locked by concurrent writers
+   * are skipped. One call runs several short transactions and stops when
+   * `max_rows` is used up: call again with `next_page_token` until it is empty.
+   * Repeating a call is safe. Errors: INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.WorkflowService.PurgeWorkflows
    */
