@@ -1,4 +1,4 @@
-"""Scheduled commands: one per (command_name, data), claimed under leases."""
+"""Scheduled commands: one per (command_name, data), claimed with leases."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from wfe_persistence.store.tables import Store
 
 _COMMAND_NAME_OF = {name.encode(): command for command, name in COMMAND_NAME.items()}
 
-# The update comes first because an INSERT ... ON CONFLICT takes a number from the sequence even
-# where it ends as an update. A trigger counts up the revision with every scheduling.
+# The UPDATE comes first because INSERT ... ON CONFLICT takes a number from the sequence even if it
+# updates a row. A trigger increments the revision whenever a command is scheduled.
 SCHEDULE_COMMAND = """
 WITH rescheduled AS (
     UPDATE wfc.scheduled_commands SET execute_time = $3
@@ -41,7 +41,7 @@ ON CONFLICT (command_name, data) DO UPDATE SET execute_time = excluded.execute_t
 
 
 async def schedule_command(store: Store, command: ScheduledCommand) -> None:
-    """Schedule a command, or give the one that exists a new time."""
+    """Insert a command, or update the execute_time of the existing one."""
     await store.write(
         SCHEDULE_COMMAND,
         text(COMMAND_NAME[command.command_name]),
@@ -50,7 +50,7 @@ async def schedule_command(store: Store, command: ScheduledCommand) -> None:
     )
 
 
-# = ANY (ARRAY (...)) makes the planner look the few rows up, whatever it believes of their number.
+# = ANY (ARRAY (...)) makes the planner use an index scan, whatever number of rows it estimates.
 CLAIM_COMMANDS = """
 WITH due AS (
     SELECT id FROM wfc.scheduled_commands
@@ -75,7 +75,7 @@ FROM claimed ORDER BY execute_time, id
 async def claim_commands(
     store: Store, as_of_ms: int | None, limit: int, lease_ms: int, worker_id: str
 ) -> list[ClaimedCommand]:
-    """Claim due commands, soonest first. `as_of_ms` None: the database's clock."""
+    """Claim due commands, the earliest first. `as_of_ms` None: the database's clock."""
     lease_id = uuid.uuid4().hex
     rows = await store.write(
         CLAIM_COMMANDS,
@@ -88,10 +88,17 @@ async def claim_commands(
     return [_read_claim(rows, i, lease_id) for i in range(rows.ntuples)]
 
 
-# A lease token is `<row>.<revision>.<lease>`. The revision tells a command that was scheduled again
-# since its claim: that one stays, and only loses its lease. Everything hangs on all leases being
-# held, and the rows stay locked from that check to the end.
-COMPLETE_COMMANDS = """
+# The rows stay locked from this check to the end of the statement.
+_ALL_HELD = "(SELECT count(*) FROM held) = (SELECT count(*) FROM given)"
+
+
+def _change_held(*, change: str, condition: str = "TRUE", also_return: str = "") -> str:
+    """The statement that checks the leases in $1 and changes the commands `held` under them.
+
+    `change`: its CTEs, which must test that all are held. `condition`: what else a lease must meet
+    to be held. `also_return`: columns after the lease's number and whether it is held.
+    """
+    return f"""
 WITH given AS MATERIALIZED (
     SELECT *
     FROM jsonb_to_recordset($1::jsonb) AS g(n int, id bigint, revision bigint, lease_id text)
@@ -99,89 +106,72 @@ WITH given AS MATERIALIZED (
     SELECT c.id, g.lease_id, c.revision = g.revision AS unchanged
     FROM (SELECT * FROM given ORDER BY id) g, LATERAL (
         SELECT id, revision FROM wfc.scheduled_commands
-        WHERE id = g.id AND lease_id = g.lease_id FOR UPDATE
+        WHERE id = g.id AND lease_id = g.lease_id AND {condition} FOR UPDATE
     ) c
-), every AS MATERIALIZED (
-    SELECT (SELECT count(*) FROM held) = (SELECT count(*) FROM given) AS is_held
-), removed AS (
-    DELETE FROM wfc.scheduled_commands
-    WHERE id = ANY (ARRAY (SELECT id FROM held, every WHERE is_held AND unchanged))
-), kept AS (
-    UPDATE wfc.scheduled_commands
-    SET lease_id = NULL, lease_worker_id = NULL, lease_expiry = NULL
-    WHERE id = ANY (ARRAY (SELECT id FROM held, every WHERE is_held AND NOT unchanged))
-)
-SELECT n, EXISTS (SELECT FROM held h WHERE h.id = g.id AND h.lease_id = g.lease_id)
+), {change}
+SELECT n, EXISTS (SELECT FROM held h WHERE h.id = g.id AND h.lease_id = g.lease_id){also_return}
 FROM given g
 """
 
 
+# A command that was scheduled again since its claim has another revision: it is kept, and only its
+# lease ends.
+COMPLETE_COMMANDS = _change_held(
+    change=f"""removed AS (
+    DELETE FROM wfc.scheduled_commands
+    WHERE id = ANY (ARRAY (SELECT id FROM held WHERE unchanged)) AND {_ALL_HELD}
+), kept AS (
+    UPDATE wfc.scheduled_commands
+    SET lease_id = NULL, lease_worker_id = NULL, lease_expiry = NULL
+    WHERE id = ANY (ARRAY (SELECT id FROM held WHERE NOT unchanged)) AND {_ALL_HELD}
+)"""
+)
+
+
 async def complete_commands(store: Store, lease_tokens: Sequence[str]) -> None:
-    """Remove what was claimed under these lease tokens, all or nothing."""
+    """Delete the commands claimed under these leases, all or none."""
     rows = await store.write(COMPLETE_COMMANDS, _leases(lease_tokens))
     _check_held(rows, lease_tokens)
 
 
-RELEASE_COMMANDS = """
-WITH given AS MATERIALIZED (
-    SELECT *
-    FROM jsonb_to_recordset($1::jsonb) AS g(n int, id bigint, revision bigint, lease_id text)
-), held AS MATERIALIZED (
-    SELECT c.id, g.lease_id
-    FROM (SELECT * FROM given ORDER BY id) g, LATERAL (
-        SELECT id FROM wfc.scheduled_commands
-        WHERE id = g.id AND lease_id = g.lease_id FOR UPDATE
-    ) c
-), released AS (
+RELEASE_COMMANDS = _change_held(
+    change=f"""released AS (
     UPDATE wfc.scheduled_commands
     SET lease_id = NULL, lease_worker_id = NULL, lease_expiry = NULL
-    WHERE id = ANY (ARRAY (SELECT id FROM held))
-        AND (SELECT count(*) FROM held) = (SELECT count(*) FROM given)
+    WHERE id = ANY (ARRAY (SELECT id FROM held)) AND {_ALL_HELD}
+)"""
 )
-SELECT n, EXISTS (SELECT FROM held h WHERE h.id = g.id AND h.lease_id = g.lease_id)
-FROM given g
-"""
 
 
 async def release_commands(store: Store, lease_tokens: Sequence[str]) -> None:
-    """Make what was claimed under these lease tokens due again, all or nothing."""
+    """End these leases, so that the commands are due again, all or none."""
     rows = await store.write(RELEASE_COMMANDS, _leases(lease_tokens))
     _check_held(rows, lease_tokens)
 
 
-RENEW_COMMANDS = """
-WITH given AS MATERIALIZED (
-    SELECT *
-    FROM jsonb_to_recordset($1::jsonb) AS g(n int, id bigint, revision bigint, lease_id text)
-), held AS MATERIALIZED (
-    SELECT c.id, g.lease_id
-    FROM (SELECT * FROM given ORDER BY id) g, LATERAL (
-        SELECT id FROM wfc.scheduled_commands
-        WHERE id = g.id AND lease_id = g.lease_id AND lease_expiry > now() FOR UPDATE
-    ) c
-), renewed AS (
+RENEW_COMMANDS = _change_held(
+    condition="lease_expiry > now()",
+    change=f"""renewed AS (
     UPDATE wfc.scheduled_commands
     SET lease_expiry = now() + $2 * interval '1 millisecond'
-    WHERE id = ANY (ARRAY (SELECT id FROM held))
-        AND (SELECT count(*) FROM held) = (SELECT count(*) FROM given)
+    WHERE id = ANY (ARRAY (SELECT id FROM held)) AND {_ALL_HELD}
+)""",
+    also_return=", now() + $2 * interval '1 millisecond'",
 )
-SELECT n, EXISTS (SELECT FROM held h WHERE h.id = g.id AND h.lease_id = g.lease_id),
-    now() + $2 * interval '1 millisecond'
-FROM given g
-"""
 
 
 async def renew_commands(
     store: Store, lease_tokens: Sequence[str], lease_ms: int, expiry: Timestamp
 ) -> None:
-    """Hold what was claimed under these lease tokens for longer, all or nothing; until `expiry`,
-    which is set if there are any."""
+    """Extend these leases by `lease_ms` from now, all or none. Sets `expiry` to their new expiry,
+    unless there are none."""
     rows = await store.write(RENEW_COMMANDS, _leases(lease_tokens), integer(lease_ms))
     _check_held(rows, lease_tokens)
     if rows.ntuples:
         read_time(rows.get_value(0, 2), expiry)
 
 
+# `<row>.<revision at the claim>.<lease>`
 _LEASE_TOKEN = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})\.([0-9a-f]{32})")
 
 
@@ -192,15 +182,17 @@ def _leases(lease_tokens: Sequence[str]) -> bytes:
 def lease_documents(
     lease_tokens: Sequence[str], field: str, *, first: int = 0, completes: bool = False
 ) -> Iterator[str]:
-    """Lease tokens taken apart, as JSON documents numbered from `first` on. `field` is the
-    request's, `completes` goes along for commits."""
+    """Parse lease tokens into JSON documents, numbered from `first` on.
+
+    `field`: the request's field, for errors. `completes`: whether a commit completes the commands.
+    """
     for i, token in enumerate(lease_tokens):
         match = _LEASE_TOKEN.fullmatch(token)
         if match is None:
             raise invalid_field(
                 f"{field}[{i}]",
                 FieldViolationReason.FIELD_VIOLATION_REASON_FORMAT,
-                "is no lease token of ClaimCommands",
+                "is not a lease token returned by ClaimCommands",
             )
         row, revision, lease = match.groups()
         yield (
@@ -222,11 +214,11 @@ def _check_held(rows: PGresult, lease_tokens: Sequence[str]) -> None:
 def lease_lost(
     lost: Sequence[str], *, of: int = 1, field: str = "lease_tokens"
 ) -> PersistenceError:
-    """The error of commands that are no longer claimed under these leases."""
+    """The error of leases that are no longer held; `of`: how many the request has."""
     return PersistenceError(
         ErrorReason.ERROR_REASON_LEASE_LOST,
-        f"{len(lost)} of {of} commands are no longer claimed under these leases",
-        # Metadata travels in HTTP/2 headers, which are bounded: some name the problem as well.
+        f"{len(lost)} of {of} leases are no longer held",
+        # Metadata is sent in HTTP/2 headers, whose size is limited, so not all are listed.
         metadata={
             "lease_tokens": ",".join(lost[:20]),
             "lost": str(len(lost)),

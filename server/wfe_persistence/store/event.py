@@ -9,7 +9,7 @@ from wfe.persistence.v1.event_pb2 import Event, ListEventsRequest
 from wfe.persistence.v1.list_order_pb2 import ListOrder
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store.documents import event_document
-from wfe_persistence.store.paging import Cursor, Page, fill_page, page_of_ids
+from wfe_persistence.store.paging import DIRECTIONS, Cursor, Direction, Page, fill_page, page_of_ids
 from wfe_persistence.store.rows import (
     GetValue,
     boolean,
@@ -49,7 +49,7 @@ SELECT EXISTS (SELECT FROM created),
 
 
 async def create_event(store: Store, event: Event) -> None:
-    """Insert an event; its id must be set. The same again changes nothing."""
+    """Insert an event, which must have an id. Repeating the call changes nothing."""
     await store.create(
         CREATE_EVENT,
         event_document(event),
@@ -95,7 +95,7 @@ LIMIT $4
 async def get_runnable_events(
     store: Store, as_at: Timestamp | None, after: Cursor, page_size: int
 ) -> Page[str]:
-    """The ids of events to be processed, oldest first. `as_at` None: the database's clock."""
+    """The ids of unprocessed events, the oldest first. `as_at` None: the database's clock."""
     rows = await store.read(
         GET_RUNNABLE_EVENTS,
         None if as_at is None else timestamp(as_at),
@@ -123,7 +123,8 @@ async def get_events(
     after: Cursor,
     page_size: int,
 ) -> Page[str]:
-    """The ids of a name's and key's events, oldest first. `as_of` None: the database's clock."""
+    """The ids of the events with this name and key, the oldest first. `as_of` None: the
+    database's clock."""
     rows = await store.read(
         GET_EVENTS,
         text(event_name),
@@ -154,29 +155,29 @@ UPDATE wfc.events SET is_processed = FALSE WHERE id = $1 RETURNING id
 
 
 async def mark_event_unprocessed(store: Store, id_: str) -> None:
-    """Mark an event as still to be processed."""
+    """Mark an event as unprocessed."""
     rows = await store.write(MARK_EVENT_UNPROCESSED, text(id_))
     if rows.ntuples == 0:
         raise event_not_found("id")
 
 
-# What is not given is NULL and falls away when the statement is planned, with the values at hand.
-# Read row by row: a page ends early where it would not fit into one message.
-_PAGE_OF_EVENTS = """
+def _list_events(direction: Direction) -> str:
+    """The statement for one direction. An absent filter is NULL, and the planner, which knows the
+    parameters, removes its condition."""
+    return f"""
 SELECT id, event_name, event_key, event_data, event_time, is_processed
 FROM wfc.events
 WHERE ($1::text IS NULL OR event_name = $1) AND ($2::text IS NULL OR event_key = $2)
     AND ($3::boolean IS NULL OR is_processed = $3)
     AND ($4::timestamptz IS NULL OR event_time >= $4)
     AND ($5::timestamptz IS NULL OR event_time < $5)
-    AND (event_time, id) {after} ($6::timestamptz, $7::text)
-ORDER BY event_time {direction}, id {direction}
+    AND (event_time, id) {direction.after} ($6::timestamptz, $7::text)
+ORDER BY event_time {direction.order}, id {direction.order}
 LIMIT $8
 """
-LIST_EVENTS = {
-    ListOrder.LIST_ORDER_NEWEST_FIRST: _PAGE_OF_EVENTS.format(after="<", direction="DESC"),
-    ListOrder.LIST_ORDER_OLDEST_FIRST: _PAGE_OF_EVENTS.format(after=">", direction="ASC"),
-}
+
+
+LIST_EVENTS = {order: _list_events(direction) for order, direction in DIRECTIONS.items()}
 
 
 async def list_events(
@@ -187,7 +188,7 @@ async def list_events(
     page_size: int,
     page_bytes: int,
 ) -> Page[Event]:
-    """Events by event_time."""
+    """Events in the order of event_time."""
     rows = store.stream_once(
         LIST_EVENTS[order],
         text(request.event_name) if request.event_name else None,
@@ -209,7 +210,7 @@ async def list_events(
 
 
 def event_not_found(field: str) -> PersistenceError:
-    """The error of an event that is not stored; `field` is the request's."""
+    """The error of an event that does not exist; `field`: the request's field that names it."""
     return PersistenceError(
         ErrorReason.ERROR_REASON_EVENT_NOT_FOUND,
         "no event has this id",
@@ -218,9 +219,9 @@ def event_not_found(field: str) -> PersistenceError:
 
 
 def event_exists(field: str) -> PersistenceError:
-    """The error of an event id that is in use by other content."""
+    """The error of an event id that is in use with different content."""
     return PersistenceError(
         ErrorReason.ERROR_REASON_EVENT_ALREADY_EXISTS,
-        "an event with this id and other content exists",
+        "an event with this id and different content exists",
         metadata={"field": field},
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from google.protobuf.message import Message
 
+from wfe.persistence.v1.list_order_pb2 import ListOrder
 from wfe_persistence.store.rows import PGresult, read_text
 
 Item = TypeVar("Item")
@@ -22,6 +23,19 @@ START: Final[Cursor] = (-(2**63), "")
 """Before the first row of any ascending list."""
 END: Final[Cursor] = (2**63 - 1, "")
 """Before the first row of any descending list."""
+
+
+class Direction(NamedTuple):
+    """The order of a list in SQL, and the operator that compares a row's key with the cursor."""
+
+    order: str
+    after: str
+
+
+DIRECTIONS: Final[dict[ListOrder.ValueType, Direction]] = {
+    ListOrder.LIST_ORDER_NEWEST_FIRST: Direction("DESC", "<"),
+    ListOrder.LIST_ORDER_OLDEST_FIRST: Direction("ASC", ">"),
+}
 
 # An item's tag and length take at most this many bytes in the response.
 _FRAMING_BYTES: Final = 8

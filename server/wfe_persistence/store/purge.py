@@ -1,9 +1,8 @@
-"""Deleting: one workflow, and by the batch what ended or happened long ago.
+"""Deleting: one workflow, and in batches old workflows and events.
 
 A batch is one short transaction. It locks only rows that nobody is writing (SKIP LOCKED) and
-deletes some thousand rows at most, so that writers are never kept waiting for long; the purge as a
-whole stands in nobody's way. Where a batch ended is where the next one begins, so that none has to
-step over the dead index entries of those before it.
+deletes a few thousand rows at most, so that writers never wait long. Each batch starts where the
+last one ended, so that none has to skip the dead index entries of earlier batches.
 """
 
 from __future__ import annotations
@@ -38,31 +37,33 @@ ENDED: Final = (
 _BATCH_ROWS: Final = 2000
 _BATCH_ROOTS: Final = 100
 
-DELETE_WORKFLOW = """
+_OF_DOOMED = "= ANY (ARRAY (SELECT id FROM doomed))"
+
+DELETE_WORKFLOW = f"""
 WITH found AS MATERIALIZED (
     SELECT id, revision, $2::bigint IS NULL OR revision = $2 AS fits
     FROM wfc.workflows WHERE id = $1
 ), doomed AS MATERIALIZED (
     SELECT id FROM found WHERE fits
 ), pointers AS (
-    DELETE FROM wfc.execution_pointers WHERE workflow_id = ANY (ARRAY (SELECT id FROM doomed))
+    DELETE FROM wfc.execution_pointers WHERE workflow_id {_OF_DOOMED}
 ), subscriptions AS (
-    DELETE FROM wfc.event_subscriptions WHERE workflow_id = ANY (ARRAY (SELECT id FROM doomed))
+    DELETE FROM wfc.event_subscriptions WHERE workflow_id {_OF_DOOMED}
 ), errors AS (
-    DELETE FROM wfc.execution_errors WHERE workflow_id = ANY (ARRAY (SELECT id FROM doomed))
+    DELETE FROM wfc.execution_errors WHERE workflow_id {_OF_DOOMED}
 ), requests AS (
-    DELETE FROM wfc.requests WHERE workflow_id = ANY (ARRAY (SELECT id FROM doomed))
+    DELETE FROM wfc.requests WHERE workflow_id {_OF_DOOMED}
 ), deleted AS (
-    DELETE FROM wfc.workflows WHERE id = ANY (ARRAY (SELECT id FROM doomed))
+    DELETE FROM wfc.workflows WHERE id {_OF_DOOMED}
 )
 SELECT revision, fits FROM found
 """
 
 
 async def delete_workflow(store: Store, id_: str, expected_revision: int | None) -> None:
-    """Delete one workflow with its pointers, subscriptions, errors and remembered requests."""
+    """Delete a workflow with its pointers, subscriptions, errors and idempotency keys."""
     expected = None if expected_revision is None else integer(expected_revision)
-    # Behind the lock, so that the snapshot has every pointer.
+    # The snapshot is taken after the lock, so that it includes every pointer.
     _, row = await store.write_all(
         (LOCK_WORKFLOW, (text(id_),)), (DELETE_WORKFLOW, (text(id_), expected))
     )
@@ -73,10 +74,10 @@ async def delete_workflow(store: Store, id_: str, expected_revision: int | None)
         raise revision_mismatch(read_int8(row.get_value(0, 0)), expected_revision)
 
 
-# A row that was written between the statement's snapshot and its lock is passed over, by its
-# revision: what else that write has brought, the snapshot does not show.
-# $1 statuses, $2 the end before which, $3 and $4 where to begin, $5 the definition, $6 how many
-# roots to look at, $7 how many rows are enough.
+# A row that was written between the statement's snapshot and its lock is skipped, because the
+# snapshot does not show what else was written; its revision tells.
+# $1 statuses, $2 complete_time before, $3 and $4 cursor, $5 definition, $6 maximum number of roots,
+# $7 maximum number of rows.
 _DOOMED = """
 WITH roots AS MATERIALIZED (
     SELECT w.id, coalesce(w.complete_time, w.create_time) AS ended
@@ -128,7 +129,6 @@ _LAST_CONSIDERED = """
     (SELECT count(*) FROM roots),
     (SELECT ended FROM considered ORDER BY ended DESC, id DESC LIMIT 1),
     (SELECT id FROM considered ORDER BY ended DESC, id DESC LIMIT 1)"""
-_OF_DOOMED = "= ANY (ARRAY (SELECT id FROM doomed))"
 _COMPLETION_EVENTS = f"""wfc.events
     WHERE event_name = 'wfe.workflow.completed' AND event_key {_OF_DOOMED} AND is_processed"""
 
@@ -169,7 +169,10 @@ async def purge_workflows(
     *,
     dry_run: bool,
 ) -> tuple[PurgeWorkflowsResponse, Cursor | None]:
-    """Delete (or count) ended workflows, the first to end first; where to go on."""
+    """Delete (or count) ended workflows, the first to end first.
+
+    Returns the counts and the cursor of the next call; None: nothing is left.
+    """
     done = PurgeWorkflowsResponse()
     rows = 0
     while rows < max_rows:
@@ -199,33 +202,31 @@ async def purge_workflows(
     return done, after
 
 
-PURGE_EVENTS = """
-WITH doomed AS MATERIALIZED (
+def _doomed_events(*, lock: str = "") -> str:
+    """The CTE of one batch of events."""
+    return f"""doomed AS MATERIALIZED (
     SELECT id, event_time FROM wfc.events
     WHERE event_time < $1::timestamptz AND (event_time, id) > ($2::timestamptz, $3::text)
         AND ($4::boolean OR is_processed) AND ($5::text IS NULL OR event_name = $5)
     ORDER BY event_time, id
-    LIMIT $6
-    FOR UPDATE SKIP LOCKED
-), deleted AS (
-    DELETE FROM wfc.events WHERE id = ANY (ARRAY (SELECT id FROM doomed)) RETURNING 1
-)
-SELECT (SELECT count(*) FROM deleted), (SELECT count(*) FROM doomed),
+    LIMIT $6{lock}
+)"""
+
+
+_LAST_EVENT = """
     (SELECT event_time FROM doomed ORDER BY event_time DESC, id DESC LIMIT 1),
-    (SELECT id FROM doomed ORDER BY event_time DESC, id DESC LIMIT 1)
+    (SELECT id FROM doomed ORDER BY event_time DESC, id DESC LIMIT 1)"""
+
+PURGE_EVENTS = f"""
+WITH {_doomed_events(lock=" FOR UPDATE SKIP LOCKED")}, deleted AS (
+    DELETE FROM wfc.events WHERE id {_OF_DOOMED} RETURNING 1
+)
+SELECT (SELECT count(*) FROM deleted), (SELECT count(*) FROM doomed), {_LAST_EVENT}
 """
 
-COUNT_DOOMED_EVENTS = """
-WITH doomed AS MATERIALIZED (
-    SELECT id, event_time FROM wfc.events
-    WHERE event_time < $1::timestamptz AND (event_time, id) > ($2::timestamptz, $3::text)
-        AND ($4::boolean OR is_processed) AND ($5::text IS NULL OR event_name = $5)
-    ORDER BY event_time, id
-    LIMIT $6
-)
-SELECT (SELECT count(*) FROM doomed), (SELECT count(*) FROM doomed),
-    (SELECT event_time FROM doomed ORDER BY event_time DESC, id DESC LIMIT 1),
-    (SELECT id FROM doomed ORDER BY event_time DESC, id DESC LIMIT 1)
+COUNT_DOOMED_EVENTS = f"""
+WITH {_doomed_events()}
+SELECT (SELECT count(*) FROM doomed), (SELECT count(*) FROM doomed), {_LAST_EVENT}
 """
 
 
@@ -239,7 +240,10 @@ async def purge_events(
     include_unprocessed: bool,
     dry_run: bool,
 ) -> tuple[int, Cursor | None]:
-    """Delete (or count) events, the oldest first; how many, and where to go on."""
+    """Delete (or count) events, the oldest first.
+
+    Returns their number and the cursor of the next call; None: nothing is left.
+    """
     events = 0
     while events < max_rows:
         batch = min(_BATCH_ROWS, max_rows - events)
