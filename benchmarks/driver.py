@@ -10,7 +10,7 @@ from typing import Any
 import psycopg_pool
 
 from benchmarks.timing import percentile, timed
-from wfe_persistence.store.db import Database
+from wfe_persistence.store.postgres.database import Database
 from wfe_persistence.store.rows import text
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import Store

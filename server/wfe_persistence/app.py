@@ -24,8 +24,8 @@ from wfe_persistence.rpc.store_service import StoreService
 from wfe_persistence.rpc.subscription_service import SubscriptionService
 from wfe_persistence.rpc.workflow_service import WorkflowService
 from wfe_persistence.store import admin, migrate
-from wfe_persistence.store.db import Database
 from wfe_persistence.store.namespace import Namespaces
+from wfe_persistence.store.postgres.database import Database
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import Store
 

@@ -258,7 +258,7 @@ def up(
     Example: wfe-persistence migrate up --db-url postgresql://wfe@db.example/wfe
     """
     from wfe_persistence.store import migrate, namespace
-    from wfe_persistence.store.db import Database
+    from wfe_persistence.store.postgres.database import Database
     from wfe_persistence.store.tables import Store
 
     _log_to_stderr(log_level, log_format)
@@ -421,7 +421,7 @@ def _schema(name: str, table_prefix: str) -> Schema:
 
 
 def _conninfo(url: str) -> str:
-    from wfe_persistence.store.db import conninfo_with_defaults
+    from wfe_persistence.store.postgres.database import conninfo_with_defaults
 
     return conninfo_with_defaults(url)
 

@@ -29,10 +29,12 @@ def die_once(point: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-async def write(store: Store, id_: bytes, sql: str, params: Sequence[Param]) -> PGresult:
+async def write(
+    store: Store, id_: bytes, sql: str, params: Sequence[Param], *, name_field: str
+) -> PGresult:
     """A commit's statement, with death before and behind it."""
     die_once("before commit")
-    row = await _write(store, id_, sql, params)
+    row = await _write(store, id_, sql, params, name_field=name_field)
     die_once("after commit")
     return row
 

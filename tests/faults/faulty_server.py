@@ -23,7 +23,6 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store import (
     command,
     commit,
-    db,
     documents,
     event,
     migrate,
@@ -34,7 +33,8 @@ from wfe_persistence.store import (
     tables,
     workflow,
 )
-from wfe_persistence.store.fairness import FairGate
+from wfe_persistence.store.postgres import database
+from wfe_persistence.store.postgres.fairness import FairGate
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import Store
 
@@ -140,7 +140,7 @@ def plant_gate(gate: type[FairGate]) -> Callable[[], None]:
     """Another order of who may use a connection next."""
 
     def plant() -> None:
-        setattr(db, "FairGate", gate)  # noqa: B010
+        setattr(database, "FairGate", gate)  # noqa: B010
 
     return plant
 

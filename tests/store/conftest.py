@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from wfe_persistence.store.db import Database
 from wfe_persistence.store.migrate import migrate
+from wfe_persistence.store.postgres.database import Database
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import Store
 

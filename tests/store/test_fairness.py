@@ -12,7 +12,7 @@ import pytest
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
-from wfe_persistence.store.fairness import FairGate
+from wfe_persistence.store.postgres.fairness import FairGate
 
 
 class Waiting:

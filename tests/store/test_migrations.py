@@ -23,8 +23,8 @@ from wfe.persistence.v1.workflow_pb2 import (
 )
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store import command, commit, error_log, event, migrate, subscription, workflow
-from wfe_persistence.store.db import Database, conninfo_with_defaults
 from wfe_persistence.store.paging import END, START
+from wfe_persistence.store.postgres.database import Database, conninfo_with_defaults
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import Store
 

@@ -9,8 +9,10 @@ import pytest
 from psycopg import sql
 
 from tests.store.test_plans import CASES
-from wfe_persistence.store.db import Database, UnexpectedDatabaseError, _kept_bytes
 from wfe_persistence.store.migrate import migrate
+from wfe_persistence.store.postgres.database import Database
+from wfe_persistence.store.postgres.prepared import kept_bytes
+from wfe_persistence.store.postgres.sqlstate import UnexpectedDatabaseError
 from wfe_persistence.store.rows import read_int4, read_int8, read_text
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import Store
@@ -25,7 +27,7 @@ def numbered(i: int) -> str:
     return f"SELECT {i} AS n"
 
 
-BYTES = _kept_bytes(Schema().bind(numbered(0)))
+BYTES = kept_bytes(Schema().bind(numbered(0)))
 
 
 async def prepared(store: Store) -> set[str]:
@@ -56,7 +58,7 @@ async def test_the_reckoning_agrees_with_what_postgresql_keeps(database_url: str
                 sql.SQL("EXPLAIN ") + execute.format(sql.Identifier(name), nulls)
             )
             taken = await kept() - before
-            expected = _kept_bytes(Schema().bind(statement))
+            expected = kept_bytes(Schema().bind(statement))
             assert 0.5 < taken / expected < 1.7, (name, taken, expected)
             total += taken
             reckoned += expected

@@ -1,1 +1,1 @@
-"""The store: every SQL statement, one file per aggregate, and the way to PostgreSQL (`db`)."""
+"""The store: every SQL statement, one file per aggregate, and the driver (`postgres`)."""

@@ -41,6 +41,7 @@ from wfe_persistence.store.pointer import (
     POINTER_UPDATES,
     POINTER_VALUES,
 )
+from wfe_persistence.store.postgres.sqlstate import UniqueViolation
 from wfe_persistence.store.rows import (
     Param,
     PGresult,
@@ -59,7 +60,7 @@ from wfe_persistence.store.subscription import (
     token_mismatch,
 )
 from wfe_persistence.store.tables import Store
-from wfe_persistence.store.workflow import WORKFLOW_RECORD
+from wfe_persistence.store.workflow import NAME_KEY, WORKFLOW_RECORD, name_taken
 
 REQUEST_RETENTION_SECONDS: Final = 3600
 
@@ -280,11 +281,12 @@ async def persist_workflow(
         array(map(subscription_document, subscriptions)),
     )
     if request:
-        row = await _write(store, id_, PERSIST_WORKFLOW_ONCE, (*params, *request.params))
+        params = (*params, *request.params)
+        row = await _write(store, id_, PERSIST_WORKFLOW_ONCE, params, name_field="instance.name")
         if (repeated := _repeated(row)) is not None:
             return repeated
     else:
-        row = await _write(store, id_, PERSIST_WORKFLOW, params)
+        row = await _write(store, id_, PERSIST_WORKFLOW, params, name_field="instance.name")
     return _revision(row, expected, subscriptions, "instance", "subscriptions")
 
 
@@ -470,10 +472,12 @@ async def commit_workflow(store: Store, message: CommitWorkflowRequest, request:
     """
     alone = not any(getattr(message, field) for field in _EFFECT_FIELDS)
     if message.HasField("patch"):
-        state, sql = "patch", PATCH_WORKFLOW if alone else COMMIT_WORKFLOW_PATCH
+        state, name_field = "patch", "patch.header.name"
+        sql = PATCH_WORKFLOW if alone else COMMIT_WORKFLOW_PATCH
         id_, document = message.patch.id, patch_document(message.patch)
     else:
-        state, sql = "instance", PERSIST_WORKFLOW_ONCE if alone else COMMIT_WORKFLOW
+        state, name_field = "instance", "instance.name"
+        sql = PERSIST_WORKFLOW_ONCE if alone else COMMIT_WORKFLOW
         id_, document = message.instance.id, workflow_document(message.instance)
     expected = message.expected_revision if message.HasField("expected_revision") else None
     params: Sequence[Param] = (
@@ -485,12 +489,7 @@ async def commit_workflow(store: Store, message: CommitWorkflowRequest, request:
     )
     if not alone:
         params = (*params, effects_document(message, _lease_documents(message)))
-    try:
-        row = await _write(store, text(id_), sql, params)
-    except PersistenceError as exc:
-        if state == "patch" and exc.reason == ErrorReason.ERROR_REASON_NAME_TAKEN:
-            exc.metadata["field"] = "patch.header.name"
-        raise
+    row = await _write(store, text(id_), sql, params, name_field=name_field)
     if (repeated := _repeated(row)) is not None:
         return repeated
     if row.get_value(0, 0) is None and row.get_value(0, 1) is not None:
@@ -500,12 +499,22 @@ async def commit_workflow(store: Store, message: CommitWorkflowRequest, request:
     return _revision(row, expected, message.create_subscriptions, state, "create_subscriptions")
 
 
-async def _write(store: Store, id_: bytes, sql: str, params: Sequence[Param]) -> PGresult:
+async def _write(
+    store: Store, id_: bytes, sql: str, params: Sequence[Param], *, name_field: str
+) -> PGresult:
     """Run a writing statement; if it wrote nothing to a workflow that is stored, once more behind
-    the workflow's lock, for the final word."""
-    row = await store.write(sql, *params)
-    if row.get_value(0, 0) is None and row.get_value(0, 1) is not None:
-        _, row = await store.write_all((LOCK_WORKFLOW, (id_,)), (sql, params))
+    the workflow's lock, for the final word. `name_field` is the request's field of the name."""
+    name_key = store.schema.constraint(NAME_KEY)
+    try:
+        row = await store.write(sql, *params, final_constraints=(name_key,))
+        if row.get_value(0, 0) is None and row.get_value(0, 1) is not None:
+            _, row = await store.write_all(
+                (LOCK_WORKFLOW, (id_,)), (sql, params), final_constraints=(name_key,)
+            )
+    except UniqueViolation as exc:
+        if exc.constraint != name_key:
+            raise
+        raise name_taken(name_field) from exc
     return row
 
 

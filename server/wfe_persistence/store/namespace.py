@@ -13,8 +13,8 @@ from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReaso
 from wfe.persistence.v1.store_pb2 import Namespace
 from wfe_persistence.errors import PersistenceError, invalid_field
 from wfe_persistence.store import migrate
-from wfe_persistence.store.db import Database
 from wfe_persistence.store.paging import Cursor, Page, cut
+from wfe_persistence.store.postgres.database import Database
 from wfe_persistence.store.rows import integer, read_int4, read_int8, read_text, text
 from wfe_persistence.store.schema import DEFAULT_NAMESPACE, Schema, is_namespace
 from wfe_persistence.store.tables import MIGRATIONS_TABLE, TABLES, Store, qualified

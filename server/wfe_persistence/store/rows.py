@@ -10,9 +10,10 @@ from json.encoder import encode_basestring
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from psycopg.pq.abc import PGresult as PGresult
 
-Param = bytes | None
+from wfe_persistence.store.postgres.pipeline import Param as Param
+from wfe_persistence.store.postgres.pipeline import PGresult as PGresult
+
 GetValue = Callable[[int, int], bytes | None]
 """`PGresult.get_value`: the value at a row and a column, None for NULL."""
 

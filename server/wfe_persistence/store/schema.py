@@ -7,8 +7,8 @@ unchanged. A `Schema` rewrites each `wfc.NAME` to its own schema and table prefi
 from __future__ import annotations
 
 import re
-from hashlib import blake2b
-from typing import NamedTuple
+
+from wfe_persistence.store.postgres.prepared import Statement
 
 MAX_IDENTIFIER_BYTES = 63
 DEFAULT_SCHEMA = "wfc"
@@ -25,13 +25,6 @@ _QUALIFIED = re.compile(r"\bwfc\.([a-z_]+)")
 def is_namespace(name: str) -> bool:
     """Whether `name` is a valid name of a namespace: `[a-z][a-z0-9_]{0,39}`."""
     return _NAMESPACE.fullmatch(name) is not None
-
-
-class Statement(NamedTuple):
-    """SQL bound to a schema, and the name of its prepared statement; empty: not prepared."""
-
-    sql: bytes
-    name: bytes
 
 
 class Schema:
@@ -71,10 +64,12 @@ class Schema:
         """`sql`, written for `wfc`, as the statement for this schema."""
         bound = self._bound.get(sql)
         if bound is None:
-            text = self.qualify(sql).encode()
-            name = b"wfe_" + blake2b(text, digest_size=12).hexdigest().encode()
-            bound = self._bound[sql] = Statement(text, name)
+            bound = self._bound[sql] = Statement.prepared(self.qualify(sql))
         return bound
+
+    def constraint(self, name: str) -> str:
+        """The name in this schema of a constraint that the migrations write as `{prefix}NAME`."""
+        return self.table_prefix + name
 
     def qualify(self, sql: str) -> str:
         """`sql`, written for `wfc`, with the names of this schema."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from typing import Final
-
-from psycopg import pq
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
-from wfe_persistence.store.db import MAX_ATTEMPTS, Database
-from wfe_persistence.store.rows import Param, read_bool
-from wfe_persistence.store.schema import Schema, Statement
+from wfe_persistence.store.postgres.database import MAX_ATTEMPTS, Database
+from wfe_persistence.store.postgres.prepared import Statement
+from wfe_persistence.store.rows import Param, PGresult, read_bool
+from wfe_persistence.store.schema import Schema
 
 MIGRATIONS_TABLE: Final = "wfe_migrations"
 """The table of applied migrations; a schema that has it is a namespace."""
@@ -43,35 +42,44 @@ class Store:
         self.schema = schema
         self.namespace = namespace
 
-    async def read(self, sql: str, *params: Param) -> pq.abc.PGresult:
+    async def read(self, sql: str, *params: Param) -> PGresult:
         """Run one statement that reads; it is run again if the connection breaks."""
         batch = [(self.schema.bind(sql), params)]
         [result] = await self.database.run(self.namespace, batch, write=False)
         return result
 
-    async def read_once(self, sql: str, *params: Param) -> pq.abc.PGresult:
+    async def read_once(self, sql: str, *params: Param) -> PGresult:
         """Run a statement that reads without preparing it: it is seldom repeated, or its plan is
         better when the parameters are known."""
         batch = [(self._unprepared(sql), params)]
         [result] = await self.database.run(self.namespace, batch, write=False)
         return result
 
-    async def write_once(self, sql: str, *params: Param) -> pq.abc.PGresult:
+    async def write_once(self, sql: str, *params: Param) -> PGresult:
         """Run one statement that writes in its own transaction, without preparing it."""
         batch = [(self._unprepared(sql), params)]
         [result] = await self.database.run(self.namespace, batch, write=True)
         return result
 
-    async def write(self, sql: str, *params: Param) -> pq.abc.PGresult:
+    async def write(
+        self, sql: str, *params: Param, final_constraints: Collection[str] = ()
+    ) -> PGresult:
         """Run one statement that writes in its own transaction."""
-        batch = [(self.schema.bind(sql), params)]
-        [result] = await self.database.run(self.namespace, batch, write=True)
+        [result] = await self.write_all((sql, params), final_constraints=final_constraints)
         return result
 
-    async def write_all(self, *commands: tuple[str, Sequence[Param]]) -> list[pq.abc.PGresult]:
-        """Run several statements in one transaction and one round trip."""
+    async def write_all(
+        self, *commands: tuple[str, Sequence[Param]], final_constraints: Collection[str] = ()
+    ) -> list[PGresult]:
+        """Run several statements in one transaction and one round trip.
+
+        A unique violation is retried, except of `final_constraints` (their names in the database):
+        that raises UniqueViolation at once.
+        """
         batch = [(self.schema.bind(sql), params) for sql, params in commands]
-        return await self.database.run(self.namespace, batch, write=True)
+        return await self.database.run(
+            self.namespace, batch, write=True, final_constraints=final_constraints
+        )
 
     async def create(
         self,
@@ -106,13 +114,13 @@ class Store:
             retry_after=0.1,
         )
 
-    def stream(self, sql: str, *params: Param) -> AsyncGenerator[pq.abc.PGresult, None]:
+    def stream(self, sql: str, *params: Param) -> AsyncGenerator[PGresult, None]:
         """Run one statement that reads and yield its rows one by one; see Database.stream."""
         return self.database.stream(self.namespace, (self.schema.bind(sql), params))
 
-    def stream_once(self, sql: str, *params: Param) -> AsyncGenerator[pq.abc.PGresult, None]:
+    def stream_once(self, sql: str, *params: Param) -> AsyncGenerator[PGresult, None]:
         """The same, without preparing the statement."""
         return self.database.stream(self.namespace, (self._unprepared(sql), params))
 
     def _unprepared(self, sql: str) -> Statement:
-        return Statement(self.schema.qualify(sql).encode(), b"")
+        return Statement.unprepared(self.schema.qualify(sql))

@@ -45,6 +45,19 @@ from wfe_persistence.store.tables import Store
 
 _WORKFLOW_STATUS_OF = {name.encode(): status for status, name in WORKFLOW_STATUS.items()}
 
+NAME_KEY: Final = "workflows_name_key"
+"""The unique constraint on a workflow's name."""
+
+
+def name_taken(field: str) -> PersistenceError:
+    """The error of a name that another workflow has; `field` is the request's."""
+    return PersistenceError(
+        ErrorReason.ERROR_REASON_NAME_TAKEN,
+        "another workflow has this name",
+        metadata={"field": field},
+    )
+
+
 # The fields of a workflow document (see documents.py).
 WORKFLOW_RECORD = """(
         id text, name text, root_workflow_id text, definition_id text, version int,
@@ -87,11 +100,7 @@ async def create_new_workflow(store: Store, instance: WorkflowInstance) -> None:
             "a workflow with this id and other content exists",
             metadata={"field": "instance.id"},
         ),
-        taken=PersistenceError(
-            ErrorReason.ERROR_REASON_NAME_TAKEN,
-            "another workflow has this name",
-            metadata={"field": "instance.name"},
-        ),
+        taken=name_taken("instance.name"),
     )
 
 

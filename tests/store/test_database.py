@@ -1,4 +1,4 @@
-"""The way to PostgreSQL under trouble: cancelled calls, lost connections, full pools, retries."""
+"""The driver under trouble: cancelled calls, lost connections, full pools, retries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
-from wfe_persistence.store.db import Database, UnexpectedDatabaseError
+from wfe_persistence.store.postgres.database import MAX_ATTEMPTS, Database
+from wfe_persistence.store.postgres.sqlstate import UnexpectedDatabaseError, UniqueViolation
 from wfe_persistence.store.rows import integer, read_int4, read_int8, read_text, text
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import Store
@@ -52,7 +53,7 @@ ADD = "UPDATE wfc.counter SET n = n + 1"
 COUNT = "SELECT n FROM wfc.counter"
 
 
-async def test_cancelled_call_is_called_off_in_the_database(
+async def test_cancelled_call_is_cancelled_in_the_database(
     counter: Store, database_url: str
 ) -> None:
     async with await admin(database_url) as other, other.transaction():
@@ -155,6 +156,42 @@ async def test_deadlock_is_resolved_by_trying_again(store: Store) -> None:
 
     await asyncio.gather(cross(1, 2), cross(2, 1))
     assert await number(store, "SELECT sum(n) FROM wfc.pair") == 4
+
+
+# A sequence is not rolled back, so it counts attempts.
+ATTEMPT = "INSERT INTO wfc.names SELECT 'a' FROM nextval('wfc.attempts')"
+ATTEMPTS = "SELECT last_value FROM wfc.attempts"
+
+
+@pytest.fixture
+async def names(store: Store) -> Store:
+    """A store with a table of unique names, which has the name 'a'."""
+    await store.write("CREATE SEQUENCE wfc.attempts")
+    await store.write("CREATE TABLE wfc.names (name text CONSTRAINT only_once UNIQUE)")
+    await store.write("INSERT INTO wfc.names VALUES ('a')")
+    return store
+
+
+async def test_final_unique_violation_is_raised_at_once_with_its_constraint(names: Store) -> None:
+    with pytest.raises(UniqueViolation) as caught:
+        await names.write(ATTEMPT, final_constraints=("only_once",))
+    assert caught.value.constraint == "only_once"
+    assert await number(names, ATTEMPTS) == 1
+
+
+async def test_other_unique_violation_is_retried(names: Store) -> None:
+    third_succeeds = """
+        INSERT INTO wfc.names
+        SELECT CASE WHEN nextval('wfc.attempts') < 3 THEN 'a' ELSE 'b' END
+    """
+    await names.write(third_succeeds, final_constraints=("other",))
+    assert await number(names, ATTEMPTS) == 3
+
+
+async def test_unique_violation_that_stays_is_raised_after_several_attempts(names: Store) -> None:
+    with pytest.raises(UniqueViolation):
+        await names.write(ATTEMPT, final_constraints=("other",))
+    assert await number(names, ATTEMPTS) == MAX_ATTEMPTS
 
 
 async def test_full_pool_says_so(store: Store) -> None:

@@ -1,0 +1,331 @@
+"""A database and the pool of connections to it: retries, and cancellation of abandoned calls."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import random
+import types
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Sequence
+from contextlib import suppress
+from typing import Any, Final, Self
+
+import psycopg
+import psycopg_pool
+from psycopg import conninfo
+
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe_persistence.errors import PersistenceError
+from wfe_persistence.store.postgres.fairness import FairGate
+from wfe_persistence.store.postgres.pipeline import (
+    Command,
+    Connection,
+    ConnectionLostError,
+    Exchange,
+    PGresult,
+)
+from wfe_persistence.store.postgres.sqlstate import Retry, raise_error, retry, violated_constraint
+
+MAX_ATTEMPTS: Final = 5
+_CANCEL_TIMEOUT_SECONDS: Final = 2.0
+_CANCEL_INTERVAL_SECONDS: Final = 0.05
+_LARGE_BYTES: Final = 65_536
+
+# Defaults for the connection string; what it says itself takes precedence. A peer that vanished
+# silently is noticed after tcp_user_timeout instead of minutes.
+_CONNECTION_DEFAULTS: Final = {
+    "application_name": "wfe-persistence",
+    "client_encoding": "utf8",
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+
+
+def conninfo_with_defaults(url: str) -> str:
+    """A connection string with our defaults for what it leaves open. Raises ValueError."""
+    try:
+        given = conninfo.conninfo_to_dict(url)
+    except psycopg.ProgrammingError as exc:
+        # The driver's message would repeat the string, and with it a password.
+        raise ValueError("db-url: is not a valid PostgreSQL connection string or URL") from exc
+    defaults: dict[str, Any] = {k: v for k, v in _CONNECTION_DEFAULTS.items() if k not in given}
+    return conninfo.make_conninfo(url, **defaults)
+
+
+class Database:
+    """A PostgreSQL server and the pool of connections to it.
+
+    At most `pool_size` connections; a call waits up to `pool_timeout` seconds for one, in turns
+    with the calls of other namespaces, and behind at most `max_waiting` calls of its own namespace.
+    Prepared statements may take about `max_prepared_bytes` of PostgreSQL's memory on each
+    connection; `prepare=False` sends every statement unprepared, for a PgBouncer older than 1.21
+    in transaction mode. Use it as a context manager.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool_size: int = 10,
+        pool_timeout: float = 5.0,
+        prepare: bool = True,
+        max_prepared_bytes: int = 100_000_000,
+        max_waiting: int = 2000,
+    ) -> None:
+        self.conninfo = conninfo_with_defaults(url)
+        self._pool_timeout = pool_timeout
+        self._gate = FairGate(pool_size, max_waiting)
+
+        class PoolConnection(Connection):
+            """The connections of this pool."""
+
+        PoolConnection.max_prepared_bytes = max_prepared_bytes if prepare else None
+        self._connection_class = PoolConnection
+        self._pool: psycopg_pool.AsyncConnectionPool[Any] = psycopg_pool.AsyncConnectionPool(
+            self.conninfo,
+            connection_class=PoolConnection,
+            kwargs={"autocommit": True},
+            min_size=min(2, pool_size),
+            max_size=pool_size,
+            timeout=pool_timeout,
+            # Give up soon: the next call, or the health watch, starts a new attempt. The pool's
+            # own backoff would pause for as long as the outage has lasted.
+            reconnect_timeout=1.0,
+            open=False,
+        )
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        await self._pool.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_CANCEL_TIMEOUT_SECONDS)
+        await self._pool.close(timeout=_CANCEL_TIMEOUT_SECONDS)
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the last attempt to connect failed."""
+        return self._connection_class.last_connect_error is not None
+
+    async def run(
+        self,
+        namespace: str,
+        batch: Sequence[Command],
+        *,
+        write: bool,
+        final_constraints: Collection[str] = (),
+    ) -> list[PGresult]:
+        """Run a batch as one transaction, in one round trip; returns a result per statement.
+
+        What can't have been written is retried here, and only here. A unique violation is retried
+        too, as the next snapshot shows the row that was in the way; not so that of a constraint
+        in `final_constraints`, which is the caller's to explain.
+
+        Raises PersistenceError; UniqueViolation; or UnexpectedDatabaseError for what only a bug
+        explains.
+        """
+        if sum(len(param) for _, params in batch for param in params if param) > _LARGE_BYTES:
+            # Checking and serializing so much has kept the loop busy. A deadline that passed
+            # meanwhile is noticed here, before anything is sent.
+            await asyncio.sleep(0)
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                exchange = await self._exchange(namespace, lambda e: e.send(batch))
+            except ConnectionLostError as exc:
+                if write and not exc.unwritten:
+                    raise PersistenceError(
+                        ErrorReason.ERROR_REASON_COMMIT_OUTCOME_UNKNOWN,
+                        "the database connection broke before the write was confirmed",
+                        retry_after=0.1,
+                    ) from exc
+                if attempt >= MAX_ATTEMPTS:
+                    raise _unavailable() from exc
+                continue
+            error = exchange.error
+            if error is None:
+                self._release(exchange.connection)
+                return exchange.results
+            again = retry(error)
+            if again is Retry.OTHER_CONNECTION:
+                self._spawn(self._discard(exchange.connection))
+            else:
+                self._release(exchange.connection)
+            if (
+                attempt >= MAX_ATTEMPTS
+                or again is Retry.NO
+                or violated_constraint(error) in final_constraints
+            ):
+                raise_error(error)
+            await asyncio.sleep(random.uniform(0.0, 0.005 * 2**attempt))
+
+    async def stream(self, namespace: str, command: Command) -> AsyncGenerator[PGresult, None]:
+        """Run one reading statement and yield its rows one by one, each as a result of one row.
+
+        Rows are received as fast as they are consumed, so a large result is never held in memory.
+        The generator must be closed (`contextlib.aclosing`). Raises what `run` does.
+        """
+        exchange = await self._prepared(namespace, command)
+        connection = exchange.connection
+        try:
+            if exchange.error is None:
+                exchange = Exchange(connection)
+                exchange.send_row_by_row(command)
+            ended = exchange.finished
+            while not ended:
+                await exchange.more()
+                ended = exchange.finished or exchange.lost is not None
+                rows, exchange.results = exchange.results, []
+                for row in rows:
+                    if row.ntuples:
+                        yield row
+                exchange.resume()
+        finally:
+            if exchange.finished:
+                self._release(connection)
+            elif exchange.lost:
+                self._spawn(self._discard(connection))
+            else:
+                self._spawn(self._cancel(exchange))
+        if exchange.lost:
+            raise _unavailable() from exchange.lost
+        if exchange.error is not None:
+            raise_error(exchange.error)
+
+    async def _prepared(self, namespace: str, command: Command) -> Exchange:
+        """A finished exchange, whose connection the statement is prepared on if it has no error."""
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return await self._exchange(namespace, lambda e: e.send_prepare(command[0]))
+            except ConnectionLostError as exc:
+                if attempt >= MAX_ATTEMPTS:
+                    raise _unavailable() from exc
+
+    async def _exchange(self, namespace: str, send: Callable[[Exchange], None]) -> Exchange:
+        """One exchange to its end, whose connection the caller releases. Raises ConnectionLostError
+        or is cancelled: then the connection is taken care of."""
+        exchange = Exchange(await self._acquire(namespace))
+        send(exchange)
+        try:
+            await exchange.complete()
+        except asyncio.CancelledError:
+            self._spawn(self._cancel(exchange))
+            raise
+        except ConnectionLostError:
+            self._spawn(self._discard(exchange.connection))
+            raise
+        return exchange
+
+    async def _cancel(self, exchange: Exchange) -> None:
+        """Cancel a statement whose caller no longer waits for it, then release the connection."""
+        connection = exchange.connection
+        with suppress(TimeoutError, psycopg.Error, ConnectionLostError):
+            async with asyncio.timeout(_CANCEL_TIMEOUT_SECONDS):
+                exchange.discard_rows()
+                # Not all sent: PostgreSQL commits nothing without the Sync, so just hang up.
+                while exchange.flushed and not exchange.finished:
+                    # Repeatedly, because a cancel request that comes before the statement has begun
+                    # does nothing. (And none after its end: it would hit the next caller's.)
+                    await connection.cancel_safe(timeout=_CANCEL_TIMEOUT_SECONDS)
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_CANCEL_INTERVAL_SECONDS):
+                            await exchange.complete()
+        if exchange.finished:
+            self._release(connection)
+        else:
+            exchange.abandon()
+            await self._discard(connection)
+
+    async def _acquire(self, namespace: str) -> Connection:
+        """A connection that works, until `_release` or `_discard`."""
+        try:
+            async with asyncio.timeout(self._pool_timeout):
+                await self._gate.acquire(namespace)
+        except TimeoutError as exc:
+            raise _busy() from exc
+        try:
+            while True:
+                connection: Connection = await self._pool.getconn()
+                if connection.is_alive():
+                    return connection
+                self._spawn(self._replace(connection))
+        except BaseException as exc:
+            self._gate.release()
+            if isinstance(exc, psycopg_pool.PoolTimeout):
+                raise (_unavailable() if self.is_away else _busy()) from exc
+            if isinstance(exc, psycopg_pool.PoolClosed):
+                raise PersistenceError(
+                    ErrorReason.ERROR_REASON_SHUTTING_DOWN,
+                    "the server is shutting down",
+                    retry_after=1.0,
+                ) from exc
+            raise
+
+    def _release(self, connection: Connection) -> None:
+        """Return a connection to the pool, which hardly ever has to wait. If it has to, that goes
+        on in a task of its own: were it awaited here, a cancelled caller would lose the connection.
+        """
+        self._gate.release()
+        returning = self._pool.putconn(connection)
+        try:
+            waiting_for = returning.send(None)
+        except StopIteration:
+            return
+        self._spawn(_go_on(returning, waiting_for))
+
+    async def _discard(self, connection: Connection) -> None:
+        """Close a connection that is not to be used again; the pool replaces it."""
+        self._gate.release()
+        await self._replace(connection)
+
+    async def _replace(self, connection: Connection) -> None:
+        await connection.close()
+        await self._pool.putconn(connection)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do in a task of its own what must not end when the caller is cancelled."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+@types.coroutine
+def _go_on(
+    coroutine: Coroutine[Any, Any, None], waiting_for: object
+) -> Generator[object, Any, None]:
+    """The rest of a coroutine that has been started and waits for something."""
+    while True:
+        try:
+            value = yield waiting_for
+        except BaseException as exc:  # all of them are the coroutine's to handle
+            step = functools.partial(coroutine.throw, exc)
+        else:
+            step = functools.partial(coroutine.send, value)
+        try:
+            waiting_for = step()
+        except StopIteration:
+            return
+
+
+def _unavailable() -> PersistenceError:
+    return PersistenceError(
+        ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
+        "the database can't be reached",
+        retry_after=1.0,
+    )
+
+
+def _busy() -> PersistenceError:
+    return PersistenceError(
+        ErrorReason.ERROR_REASON_POOL_EXHAUSTED,
+        "all database connections are busy",
+        retry_after=0.5,
+    )

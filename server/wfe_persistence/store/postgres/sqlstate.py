@@ -1,0 +1,134 @@
+"""What PostgreSQL's errors mean: the one table from SQLSTATE to domain error and retry."""
+
+from __future__ import annotations
+
+import logging
+from enum import Enum, auto
+from typing import Final, NamedTuple, NoReturn
+
+from psycopg import pq
+
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe_persistence.errors import PersistenceError
+
+log = logging.getLogger(__name__)
+
+_UNIQUE_VIOLATION: Final = "23505"
+
+
+class UnexpectedDatabaseError(Exception):
+    """PostgreSQL refused a statement for a reason that only a bug explains."""
+
+
+class UniqueViolation(UnexpectedDatabaseError):  # noqa: N818 — PostgreSQL's name for it
+    """A statement violated a unique constraint.
+
+    `constraint` is its name in the database, with any prefix. Whoever owns the constraint tells
+    what it means; where nobody does, it is a bug.
+    """
+
+    def __init__(self, message: str, constraint: str) -> None:
+        super().__init__(message)
+        self.constraint = constraint
+
+
+class Retry(Enum):
+    """Whether the same statement may succeed if it is run again."""
+
+    NO = auto()
+    SAME_CONNECTION = auto()
+    OTHER_CONNECTION = auto()
+    """Not on this one: its session is not in the state that we believe it to be in."""
+
+
+class _Meaning(NamedTuple):
+    retry: Retry
+    reason: ErrorReason.ValueType | None = None
+    """What it is if it is not retried, or to no avail; None: only a bug explains it."""
+    message: str = ""
+    retry_after: float | None = None
+    """When the client may try again, in seconds; None: it should not."""
+
+
+_CONFLICT: Final = ErrorReason.ERROR_REASON_TRANSACTION_CONFLICT
+_INVALID: Final = ErrorReason.ERROR_REASON_INVALID_FIELD
+_OUTDATED: Final = ErrorReason.ERROR_REASON_SCHEMA_OUTDATED
+_DENIED: Final = ErrorReason.ERROR_REASON_DATABASE_PERMISSION_DENIED
+_FULL: Final = ErrorReason.ERROR_REASON_DATABASE_FULL
+_UNAVAILABLE: Final = ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE
+_COLLIDED: Final = "the transaction kept colliding with others"
+
+# By SQLSTATE, or by its class (the first two characters).
+_MEANINGS: Final = {
+    # A prepared statement that is not on the connection, or is on it already (a PgBouncer in
+    # between), or that no longer fits the tables (a migration).
+    "26000": _Meaning(Retry.OTHER_CONNECTION),
+    "42P05": _Meaning(Retry.OTHER_CONNECTION),
+    "0A000": _Meaning(Retry.OTHER_CONNECTION),
+    # Somebody else created the same id at the same moment: the next snapshot shows it.
+    _UNIQUE_VIOLATION: _Meaning(Retry.SAME_CONNECTION),
+    # A row was written while the one that it refers to was being deleted: the next snapshot shows
+    # it.
+    "23503": _Meaning(Retry.SAME_CONNECTION, _CONFLICT, _COLLIDED, 0.1),
+    "40001": _Meaning(Retry.SAME_CONNECTION, _CONFLICT, _COLLIDED, 0.1),
+    "40P01": _Meaning(Retry.SAME_CONNECTION, _CONFLICT, _COLLIDED, 0.1),
+    # A cancel request that was meant for the call before on the same connection.
+    "57014": _Meaning(Retry.SAME_CONNECTION, _CONFLICT, "the statement was cancelled", 0.1),
+    "40": _Meaning(Retry.NO, _CONFLICT, _COLLIDED, 0.1),
+    "55P03": _Meaning(Retry.NO, _CONFLICT, "a row stayed locked", 0.1),
+    "22": _Meaning(Retry.NO, _INVALID, "the database can't store a value"),
+    "54": _Meaning(Retry.NO, _INVALID, "a value is too large to be stored"),
+    "3F000": _Meaning(Retry.NO, _OUTDATED, "the store does not exist"),
+    "42P01": _Meaning(Retry.NO, _OUTDATED, "the store is missing tables"),
+    "42703": _Meaning(Retry.NO, _OUTDATED, "the store is missing columns"),
+    "42501": _Meaning(Retry.NO, _DENIED, "the server's database role may not do this"),
+    "53": _Meaning(Retry.NO, _FULL, "the database is out of resources", 5.0),
+    "08": _Meaning(Retry.NO, _UNAVAILABLE, "the database can't be reached", 1.0),
+    "57": _Meaning(Retry.NO, _UNAVAILABLE, "the database is shutting down", 1.0),
+    "58": _Meaning(Retry.NO, _UNAVAILABLE, "the database has a system error", 5.0),
+    "25006": _Meaning(Retry.NO, _UNAVAILABLE, "the database is read-only", 1.0),
+}
+_ONLY_A_BUG: Final = _Meaning(Retry.NO)
+
+
+def sqlstate(error: pq.abc.PGresult) -> str:
+    """The SQLSTATE of a failed statement; empty: the error is libpq's own."""
+    return _field(error, pq.DiagnosticField.SQLSTATE)
+
+
+def violated_constraint(error: pq.abc.PGresult) -> str:
+    """The name of the unique constraint that a statement violated; empty: it did not."""
+    if sqlstate(error) != _UNIQUE_VIOLATION:
+        return ""
+    return _field(error, pq.DiagnosticField.CONSTRAINT_NAME)
+
+
+def retry(error: pq.abc.PGresult) -> Retry:
+    """Whether a failed statement may succeed if it is run again."""
+    return _meaning(error).retry
+
+
+def raise_error(error: pq.abc.PGresult) -> NoReturn:
+    """Raise a failed statement's error: PersistenceError; UniqueViolation; or for what only a bug
+    explains UnexpectedDatabaseError."""
+    message = f"SQLSTATE {sqlstate(error)}: {error.error_message.decode()}"
+    if constraint := violated_constraint(error):
+        raise UniqueViolation(message, constraint)
+    cause = UnexpectedDatabaseError(message)
+    meaning = _meaning(error)
+    if meaning.reason is None:
+        raise cause
+    if meaning.reason not in (_CONFLICT, _INVALID):
+        log.warning("the database refused a statement: %s", cause)
+    raise PersistenceError(
+        meaning.reason, meaning.message, retry_after=meaning.retry_after
+    ) from cause
+
+
+def _meaning(error: pq.abc.PGresult) -> _Meaning:
+    state = sqlstate(error)
+    return _MEANINGS.get(state) or _MEANINGS.get(state[:2]) or _ONLY_A_BUG
+
+
+def _field(error: pq.abc.PGresult, field: pq.DiagnosticField) -> str:
+    return (error.error_field(field) or b"").decode()
