@@ -13,7 +13,7 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 import grpc
 
 from wfe_persistence.app import Server
-from wfe_persistence.config import Config
+from wfe_persistence.settings import Settings
 
 ECHO = "/bench.Echo/Echo"
 
@@ -23,10 +23,10 @@ async def _echo(request: bytes, _: object) -> bytes:
 
 
 async def _main(url: str, max_prepared_mb: int) -> None:
-    config = Config(
+    settings = Settings(
         db_url=url, listen="127.0.0.1:0", allow_truncate=True, max_prepared_mb=max_prepared_mb
     )
-    server = Server(config)
+    server = Server(settings)
     behavior: Any = _echo
     echo: dict[str, Any] = {"Echo": grpc.unary_unary_rpc_method_handler(behavior)}
     server.add_service(grpc.method_handlers_generic_handler("bench.Echo", echo))

@@ -14,7 +14,6 @@ from grpc_reflection.v1alpha import reflection
 
 from wfe.persistence.v1 import command_pb2, event_pb2, store_pb2, subscription_pb2, workflow_pb2
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
-from wfe_persistence.config import Config
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.rpc.boundary import Boundary
 from wfe_persistence.rpc.command_service import ScheduledCommandService
@@ -23,6 +22,7 @@ from wfe_persistence.rpc.health import NamespaceHealth
 from wfe_persistence.rpc.store_service import StoreService
 from wfe_persistence.rpc.subscription_service import SubscriptionService
 from wfe_persistence.rpc.workflow_service import WorkflowService
+from wfe_persistence.settings import Settings
 from wfe_persistence.store import admin, migrate
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.postgres.database import Database
@@ -72,7 +72,7 @@ class Server:
     It listens at once and reports NOT_SERVING until the database answers and its schema is current.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Settings) -> None:
         self._config = config
         self._database = Database(
             config.db_url,

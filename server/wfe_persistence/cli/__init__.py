@@ -1,0 +1,38 @@
+"""The command line: `wfe-persistence serve | migrate | health | version`.
+
+A file per command; `options` derives the options from `settings`. Exit status: 0 success, 1 failure
+(including a server that is not installed), 2 invalid usage.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import NoReturn
+
+# Before gRPC is loaded: PostgreSQL is started as a child process, and gRPC's fork handlers would
+# only log complaints about it.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+# The top-level modules of the extra `server`. The package without it is the client, but brings the
+# same console script.
+_SERVER_MODULES = ("click", "psycopg", "psycopg_pool", "grpc_health", "grpc_reflection")
+
+
+def main(args: Sequence[str] | None = None, prog_name: str | None = None) -> NoReturn:
+    """Run the command line with `args` (default: those of the process) and exit.
+
+    If only the client is installed, says how to install the server and exits 1.
+    """
+    if missing := [name for name in _SERVER_MODULES if find_spec(name) is None]:
+        sys.exit(
+            "wfe-persistence: the server is not installed "
+            f"(missing: {', '.join(missing)}); "
+            "install it with: pip install 'wfe-persistence[server,embedded]'"
+        )
+    from wfe_persistence.cli.group import commands
+
+    commands.main(args, prog_name)

@@ -1,0 +1,37 @@
+"""The log, on stderr: text for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+from wfe_persistence.settings import Settings
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object per line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
+
+
+def log_to_stderr(settings: Settings) -> None:
+    """Set up logging with the level and format of the settings."""
+    handler = logging.StreamHandler()
+    auto_json = settings.log_format == "auto" and not sys.stderr.isatty()
+    if settings.log_format == "json" or auto_json:
+        handler.setFormatter(_JsonFormatter())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
+    # The pool logs every broken connection; what matters about it is reported as health.
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)

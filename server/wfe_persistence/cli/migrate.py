@@ -1,0 +1,115 @@
+"""`wfe-persistence migrate up | status | sql`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from wfe_persistence.cli.database import open_database
+from wfe_persistence.cli.logs import log_to_stderr
+from wfe_persistence.cli.options import DATABASE_SETTINGS, settings_options
+from wfe_persistence.settings import Settings
+from wfe_persistence.store.schema import Schema
+
+if TYPE_CHECKING:
+    from wfe_persistence.store.namespace import Outcomes
+
+
+@click.group()
+def migrate() -> None:
+    """Create or migrate the tables.
+
+    \b
+    Example: wfe-persistence migrate up --db-url postgresql://wfe@db.example/wfe
+    """
+
+
+@migrate.command()
+@settings_options(*DATABASE_SETTINGS)
+def up(settings: Settings) -> None:
+    """Apply the pending migrations in every namespace. Safe to run at any time and concurrently.
+
+    A namespace that fails does not stop the others; the exit status is then 1.
+
+    \b
+    Example: wfe-persistence migrate up --db-url postgresql://wfe@db.example/wfe
+    """
+    from wfe_persistence.store.migrate import latest_version
+
+    log_to_stderr(settings)
+    with open_database(settings) as opened:
+        outcomes = asyncio.run(_migrate_all(opened))
+    for name, outcome in outcomes.items():
+        if isinstance(outcome, Exception):
+            click.echo(f"{name}: failed: {outcome}", err=True)
+        elif outcome:
+            click.echo(f"{name}: applied {', '.join(outcome)}")
+        else:
+            click.echo(f"{name}: up to date (version {latest_version()})")
+    sys.exit(any(isinstance(outcome, Exception) for outcome in outcomes.values()))
+
+
+async def _migrate_all(settings: Settings) -> Outcomes:
+    from wfe_persistence.store import namespace
+    from wfe_persistence.store.postgres.database import Database
+    from wfe_persistence.store.tables import Store
+
+    schema = Schema(settings.schema, settings.table_prefix)
+    async with Database(settings.db_url, pool_size=1) as database:
+        return await namespace.migrate_all(Store(database, schema, "default"))
+
+
+@migrate.command()
+@settings_options(*DATABASE_SETTINGS)
+def status(settings: Settings) -> None:
+    """Show the state of each migration. The exit status is 1 if any are pending.
+
+    \b
+    Example: wfe-persistence migrate status --db-url postgresql://wfe@db.example/wfe
+    """
+    from wfe_persistence.errors import PersistenceError
+    from wfe_persistence.store.migrate import applied_migrations, migrations
+
+    log_to_stderr(settings)
+    schema = Schema(settings.schema, settings.table_prefix)
+    with open_database(settings) as opened:
+        try:
+            applied = asyncio.run(applied_migrations(opened.db_url, schema))
+        except PersistenceError as exc:
+            raise click.ClickException(str(exc)) from exc
+    done = {migration.version: migration for migration in applied}
+    pending = 0
+    for migration in migrations():
+        if (found := done.pop(migration.version, None)) is None:
+            pending += 1
+            click.echo(f"{migration.name}  pending")
+        elif found.checksum != migration.checksum:
+            click.echo(f"{migration.name}  applied with different content, by another build")
+        else:
+            click.echo(
+                f"{migration.name}  applied {found.applied_at.isoformat(timespec='seconds')}"
+            )
+    for found in done.values():
+        click.echo(f"{found.name}  unknown: the schema is newer than this server")
+    sys.exit(1 if pending or done else 0)
+
+
+@migrate.command()
+@click.option(
+    "--from", "first", type=int, default=1, show_default=True, help="First version to print."
+)
+@settings_options("schema", "table_prefix")
+def sql(settings: Settings, first: int) -> None:
+    """Print the migrations as one SQL script.
+
+    For administrators who apply it themselves.
+
+    \b
+    Example: wfe-persistence migrate sql | psql --single-transaction "$URL"
+    """
+    from wfe_persistence.store.migrate import script
+
+    click.echo(script(Schema(settings.schema, settings.table_prefix), first), nl=False)

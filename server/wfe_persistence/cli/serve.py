@@ -1,0 +1,64 @@
+"""`wfe-persistence serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+
+import click
+
+from wfe_persistence.cli.database import open_database
+from wfe_persistence.cli.logs import log_to_stderr
+from wfe_persistence.cli.options import settings_options
+from wfe_persistence.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+@click.command()
+@settings_options()
+def serve(settings: Settings) -> None:
+    """Run the server until SIGTERM or Ctrl-C.
+
+    It then drains: it reports NOT_SERVING, finishes the calls in progress and exits.
+
+    \b
+    Examples:
+      wfe-persistence serve
+      wfe-persistence serve --db-url postgresql://wfe@db.example/wfe --listen 127.0.0.1:50052
+      WFE_PERSISTENCE_DB_URL=postgresql://… wfe-persistence serve
+    """
+    log_to_stderr(settings)
+    with open_database(settings) as opened:
+        sys.exit(asyncio.run(_serve(opened)))
+
+
+async def _serve(settings: Settings) -> int:
+    from wfe_persistence.app import VERSION, CannotServeError, Server
+
+    loop = asyncio.get_running_loop()
+    stop = loop.create_future()
+
+    def on_signal(number: signal.Signals) -> None:
+        # Supervisors often pass a signal on twice; the drain is bounded, so the first is enough.
+        if not stop.done():
+            log.info("%s: draining", number.name)
+            stop.set_result(None)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        async with Server(settings) as server:
+            log.info("wfe-persistence %s listens on %s", VERSION, server.address)
+            watch = loop.create_task(server.watch())
+            await asyncio.wait([stop, watch], return_when=asyncio.FIRST_COMPLETED)
+            if watch.done():
+                watch.result()
+            watch.cancel()
+    except CannotServeError as exc:
+        log.error("can't serve: %s", exc)  # noqa: TRY400 — the message says it all
+        return 1
+    log.info("stopped")
+    return 0

@@ -1,0 +1,215 @@
+"""Every setting of the server, declared once: name, type, default, help, bounds.
+
+The command-line options, the environment variables, the keys of the TOML file and the validation
+all follow from `Settings`. To add a setting, add a field to it. Loads nothing but the standard
+library and `store.schema`, so that reading settings is fast and needs no gRPC.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Final, get_args, get_type_hints
+
+from wfe_persistence.store.schema import DEFAULT_SCHEMA, Schema
+
+ENV_PREFIX: Final = "WFE_PERSISTENCE_"
+DEFAULT_LISTEN: Final = "127.0.0.1:50052"
+
+
+def default_data_dir() -> Path:
+    """The data directory of the embedded PostgreSQL unless one is set."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/wfe-persistence")
+    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(home) / "wfe-persistence"
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What the declaration of a setting says beside its name, type and default.
+
+    `minimum` and `maximum` are inclusive, `above` is exclusive. `default_help` describes a default
+    that depends on the environment or that is empty. The value of a `secret` is never shown.
+    """
+
+    help: str
+    metavar: str | None = None
+    default_help: str | None = None
+    choices: tuple[str, ...] = ()
+    minimum: int | None = None
+    maximum: int | None = None
+    above: float | None = None
+    secret: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings of the server. Raises ValueError, naming the setting, for an invalid value."""
+
+    db_url: Annotated[
+        str,
+        About(
+            "PostgreSQL server (version 14 or newer), as a libpq connection string or URL.",
+            metavar="URL",
+            default_help="embedded PostgreSQL",
+            secret=True,
+        ),
+    ] = ""
+    data_dir: Annotated[
+        Path,
+        About(
+            "Data directory of the embedded PostgreSQL.",
+            metavar="DIRECTORY",
+            default_help="/var/lib/wfe-persistence as root, otherwise "
+            "wfe-persistence in $XDG_DATA_HOME or ~/.local/share",
+        ),
+    ] = field(default_factory=default_data_dir)
+    schema: Annotated[str, About("PostgreSQL schema of the tables.")] = DEFAULT_SCHEMA
+    table_prefix: Annotated[str, About("Prefix of all table names.", default_help="none")] = ""
+    listen: Annotated[
+        str,
+        About("Listen address: HOST:PORT (port 0: any free port) or unix:PATH.", metavar="ADDRESS"),
+    ] = DEFAULT_LISTEN
+    pool_size: Annotated[int, About("Maximum number of database connections.", minimum=1)] = 10
+    pool_timeout: Annotated[
+        float, About("Maximum time a call waits for a connection (seconds).", above=0)
+    ] = 5.0
+    max_waiting: Annotated[
+        int, About("Maximum calls per namespace waiting for a connection.", minimum=1)
+    ] = 2000
+    prepare: Annotated[
+        bool,
+        About(
+            "Use prepared statements. Disable behind PgBouncer older than 1.21 in transaction mode."
+        ),
+    ] = True
+    max_prepared_mb: Annotated[
+        int,
+        About(
+            "Memory limit for prepared statements, per connection (MB). Increase for many "
+            "namespaces.",
+            minimum=1,
+        ),
+    ] = 100
+    migrate: Annotated[
+        bool,
+        About("Apply pending migrations at startup. Otherwise wait until `migrate up` has run."),
+    ] = True
+    allow_truncate: Annotated[bool, About("Enable the TruncateAll RPC.")] = False
+    allow_delete_namespace: Annotated[bool, About("Enable the DeleteNamespace RPC.")] = False
+    allow_data_loss: Annotated[
+        bool, About("Accept a database with fsync or synchronous_commit off.")
+    ] = False
+    reflection: Annotated[bool, About("Enable gRPC server reflection.")] = True
+    max_message_bytes: Annotated[
+        int,
+        About(
+            "Maximum size of a request and of a stored workflow (bytes). Clients must be "
+            "configured to receive messages of this size.",
+            minimum=1024,
+            # gRPC and libpq count bytes in 32 bits, and the server accepts a few times this size
+            # to refuse it with a reason.
+            maximum=512 * 1024 * 1024 - 1,
+        ),
+    ] = 4 * 1024 * 1024
+    default_deadline: Annotated[
+        float, About("Deadline for calls that set none (seconds).", above=0)
+    ] = 30.0
+    drain_seconds: Annotated[
+        float, About("Time for calls in progress to finish at shutdown (seconds).", above=0)
+    ] = 5.0
+    log_level: Annotated[
+        str,
+        About(
+            "Minimum level of log messages, which go to stderr.",
+            choices=("debug", "info", "warning", "error"),
+        ),
+    ] = "info"
+    log_format: Annotated[
+        str,
+        About(
+            "Log format. auto: text on a terminal, otherwise JSON, one object per line.",
+            choices=("auto", "text", "json"),
+        ),
+    ] = "auto"
+
+    def __post_init__(self) -> None:
+        for setting in SETTINGS.values():
+            setting.validate(getattr(self, setting.name))
+        Schema(self.schema, self.table_prefix)
+        if not self.listen.startswith("unix:"):
+            host, _, port = self.listen.rpartition(":")
+            if not host or not port.isdecimal() or int(port) > 65535:
+                raise ValueError(f"listen: {self.listen!r} is neither HOST:PORT nor unix:PATH")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One field of `Settings`, and the names it has elsewhere."""
+
+    name: str
+    type: type
+    default: Any
+    """The default value, or a function that returns it."""
+    about: About
+
+    @property
+    def key(self) -> str:
+        """The key in the TOML file, and its name in messages: `pool-size`."""
+        return self.name.replace("_", "-")
+
+    @property
+    def flag(self) -> str:
+        """The command-line option: `--pool-size`; a bool has two: `--prepare/--no-prepare`."""
+        return f"--{self.key}/--no-{self.key}" if self.type is bool else f"--{self.key}"
+
+    @property
+    def env(self) -> str:
+        """The environment variable: `WFE_PERSISTENCE_POOL_SIZE`."""
+        return ENV_PREFIX + self.name.upper()
+
+    def validate(self, value: Any) -> None:
+        """Raise ValueError, naming the setting, unless `value` is of its type and in bounds."""
+        about = self.about
+        if not self.accepts_type_of(value):
+            raise ValueError(f"{self.key}: must be {_KINDS[self.type]}")
+        if about.choices and value not in about.choices:
+            raise ValueError(f"{self.key}: must be one of {', '.join(about.choices)}")
+        if about.minimum is not None and value < about.minimum:
+            raise ValueError(f"{self.key}: must be at least {about.minimum}")
+        if about.maximum is not None and value > about.maximum:
+            raise ValueError(f"{self.key}: must be at most {about.maximum}")
+        # Negated, so that NaN is refused too.
+        if about.above is not None and not value > about.above:
+            raise ValueError(f"{self.key}: must be more than {about.above:g}")
+
+    def accepts_type_of(self, value: Any) -> bool:
+        """Whether `value` has the type of this setting; an integer also serves as a float."""
+        if isinstance(value, bool):
+            return self.type is bool
+        return isinstance(value, (int, float) if self.type is float else self.type)
+
+
+_KINDS: Final[dict[type, str]] = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    Path: "a path",
+}
+
+
+def _declared() -> dict[str, Setting]:
+    hints = get_type_hints(Settings, include_extras=True)
+    settings = {}
+    for item in fields(Settings):
+        type_, about = get_args(hints[item.name])
+        default = item.default_factory if item.default is MISSING else item.default
+        settings[item.name] = Setting(item.name, type_, default, about)
+    return settings
+
+
+SETTINGS: Final = _declared()
+"""All settings by name, in the order of their declaration."""
