@@ -29,13 +29,12 @@ ORDER BY n
 
 
 async def persist_errors(store: Store, errors: Sequence[ExecutionError]) -> None:
-    """Add errors to the log, in this order, all or nothing."""
+    """Append errors to the log in this order, all or none."""
     if errors:
         await store.write(PERSIST_ERRORS, array(map(error_document, errors)))
 
 
-# What is not given is NULL and falls away when the statement is planned, with the values at hand.
-# Read row by row: a page ends early where it would not fit into one message.
+# An absent filter is NULL, and the planner, which knows the parameters, removes its condition.
 LIST_ERRORS = """
 SELECT id, error_time, workflow_id, execution_pointer_id, message FROM wfc.execution_errors
 WHERE ($1::text IS NULL OR workflow_id = $1)
@@ -50,7 +49,7 @@ LIMIT $5
 async def list_errors(
     store: Store, request: ListErrorsRequest, before: Cursor, page_size: int, page_bytes: int
 ) -> Page[ExecutionError]:
-    """Logged errors, the last one logged first."""
+    """Logged errors, the most recently logged first."""
     rows = store.stream_once(
         LIST_ERRORS,
         text(request.workflow_id) if request.workflow_id else None,

@@ -210,7 +210,7 @@ async def list_events(
 
 
 def event_not_found(field: str) -> PersistenceError:
-    """The error of an event that does not exist; `field`: the request's field that names it."""
+    """The error of an event that does not exist; `field`: the request's field."""
     return PersistenceError(
         ErrorReason.ERROR_REASON_EVENT_NOT_FOUND,
         "no event has this id",

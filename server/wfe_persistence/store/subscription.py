@@ -1,4 +1,4 @@
-"""Event subscriptions and the tokens by which one worker at a time holds one."""
+"""Event subscriptions, and the tokens with which one worker at a time holds a subscription."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ SELECT EXISTS (SELECT FROM created),
 
 
 async def create_event_subscription(store: Store, subscription: EventSubscription) -> None:
-    """Insert a subscription; its id must be set. The same again changes nothing."""
+    """Insert a subscription, which must have an id. Repeating the call changes nothing."""
     await store.create(
         CREATE_EVENT_SUBSCRIPTION,
         subscription_document(subscription).encode(),
@@ -86,12 +86,13 @@ async def get_subscription(store: Store, id_: str) -> EventSubscription:
     return _read_subscription(rows.get_value)
 
 
-# Read row by row: a page ends early where it would not fit into one message.
+_OPEN_FOR_EVENT = """event_name = $1 AND event_key = $2
+    AND subscribe_as_of <= coalesce($3::timestamptz, now())
+    AND (external_token IS NULL OR external_token_expiry <= now())"""
+
 GET_SUBSCRIPTIONS = f"""
 SELECT {_COLUMNS} FROM wfc.event_subscriptions
-WHERE event_name = $1 AND event_key = $2 AND subscribe_as_of <= coalesce($3::timestamptz, now())
-    AND (external_token IS NULL OR external_token_expiry <= now())
-    AND (subscribe_as_of, id) > ($4::timestamptz, $5::text)
+WHERE {_OPEN_FOR_EVENT} AND (subscribe_as_of, id) > ($4::timestamptz, $5::text)
 ORDER BY subscribe_as_of, id
 LIMIT $6
 """
@@ -106,7 +107,7 @@ async def get_subscriptions(
     page_size: int,
     page_bytes: int,
 ) -> Page[EventSubscription]:
-    """Open subscriptions, oldest first. `as_of` None: the database's clock."""
+    """Open subscriptions, the oldest first. `as_of` None: the database's clock."""
     rows = store.stream(
         GET_SUBSCRIPTIONS,
         text(event_name),
@@ -127,8 +128,7 @@ async def get_subscriptions(
 
 GET_FIRST_OPEN_SUBSCRIPTION = f"""
 SELECT {_COLUMNS} FROM wfc.event_subscriptions
-WHERE event_name = $1 AND event_key = $2 AND subscribe_as_of <= coalesce($3::timestamptz, now())
-    AND (external_token IS NULL OR external_token_expiry <= now())
+WHERE {_OPEN_FOR_EVENT}
 ORDER BY subscribe_as_of, id
 LIMIT 1
 """
@@ -137,7 +137,7 @@ LIMIT 1
 async def get_first_open_subscription(
     store: Store, event_name: str, event_key: str, as_of: Timestamp | None
 ) -> EventSubscription | None:
-    """The oldest open subscription, if there is one. `as_of` None: the database's clock."""
+    """The oldest open subscription, or None. `as_of` None: the database's clock."""
     rows = await store.read(
         GET_FIRST_OPEN_SUBSCRIPTION,
         text(event_name),
@@ -147,12 +147,14 @@ async def get_first_open_subscription(
     return _read_subscription(rows.get_value) if rows.ntuples else None
 
 
-# The rows say whether the subscription is there, held with the token and removed.
-TERMINATE_SUBSCRIPTION = """
+_HELD_WITH_TOKEN = """external_token = $2
+        AND (external_token_expiry IS NULL OR external_token_expiry > now())
+        AND ($3::bigint IS NULL OR external_token_epoch = $3)"""
+
+# No row: there is no such subscription.
+TERMINATE_SUBSCRIPTION = f"""
 WITH found AS MATERIALIZED (
-    SELECT id, $2::text IS NULL OR (external_token = $2
-            AND (external_token_expiry IS NULL OR external_token_expiry > now())
-            AND ($3::bigint IS NULL OR external_token_epoch = $3)) IS TRUE AS fits
+    SELECT id, $2::text IS NULL OR ({_HELD_WITH_TOKEN}) IS TRUE AS fits
     FROM wfc.event_subscriptions WHERE id = $1 FOR UPDATE
 ), removed AS (
     DELETE FROM wfc.event_subscriptions
@@ -165,7 +167,7 @@ SELECT fits FROM found
 async def terminate_subscription(
     store: Store, id_: str, token: str | None, epoch: int | None
 ) -> None:
-    """Remove a subscription; with a token only if it is held with that."""
+    """Delete a subscription; if a token is given, only if it is held with that token."""
     rows = await store.write(
         TERMINATE_SUBSCRIPTION,
         text(id_),
@@ -178,8 +180,8 @@ async def terminate_subscription(
         raise token_mismatch("token")
 
 
-# A claim that is still held keeps its epoch, and only its end moves; any other one is a new claim.
-# $5 is a duration in place of the expiry in $4.
+# A claim that is still held keeps its epoch, and only its expiry changes; otherwise it is a new
+# claim. $4 is the expiry, $5 a duration instead, $6 the epoch of a claim that must be held.
 SET_SUBSCRIPTION_TOKEN = """
 WITH given AS MATERIALIZED (
     SELECT coalesce($4::timestamptz, now() + $5::bigint * interval '1 millisecond') AS expiry
@@ -212,7 +214,10 @@ SELECT EXISTS (SELECT FROM taken),
 async def set_subscription_token(
     store: Store, request: SetSubscriptionTokenRequest, duration_ms: int | None
 ) -> SetSubscriptionTokenResponse:
-    """Take hold of a subscription if it is open or ours; whether it is ours now, and as what."""
+    """Claim a subscription that is open, or held with the same token by the same worker.
+
+    The response says whether it was acquired, and the claim's epoch and expiry.
+    """
     row = await store.write(
         SET_SUBSCRIPTION_TOKEN,
         text(request.id),
@@ -227,25 +232,23 @@ async def set_subscription_token(
         raise invalid_field(
             "expiry",
             FieldViolationReason.FIELD_VIOLATION_REASON_TIME_RANGE,
-            "has passed already, by the database's clock",
+            "is in the past, by the database's clock",
         )
     if not exists:
         raise subscription_not_found("id")
-    answer = SetSubscriptionTokenResponse(acquired=taken)
+    response = SetSubscriptionTokenResponse(acquired=taken)
     if taken:
-        answer.epoch = read_int8(row.get_value(0, 3))
+        response.epoch = read_int8(row.get_value(0, 3))
         if (expiry := row.get_value(0, 4)) is not None:
-            read_time(expiry, answer.expiry)
-    return answer
+            read_time(expiry, response.expiry)
+    return response
 
 
-RENEW_SUBSCRIPTION_TOKEN = """
+RENEW_SUBSCRIPTION_TOKEN = f"""
 WITH renewed AS (
     UPDATE wfc.event_subscriptions
     SET external_token_expiry = now() + $4::bigint * interval '1 millisecond'
-    WHERE id = $1 AND external_token = $2
-        AND (external_token_expiry IS NULL OR external_token_expiry > now())
-        AND ($3::bigint IS NULL OR external_token_epoch = $3)
+    WHERE id = $1 AND {_HELD_WITH_TOKEN}
     RETURNING external_token_expiry, external_token_epoch
 )
 SELECT (SELECT external_token_expiry FROM renewed), (SELECT external_token_epoch FROM renewed),
@@ -256,7 +259,7 @@ SELECT (SELECT external_token_expiry FROM renewed), (SELECT external_token_epoch
 async def renew_subscription_token(
     store: Store, id_: str, token: str, epoch: int | None, duration_ms: int
 ) -> RenewSubscriptionTokenResponse:
-    """Hold a subscription for longer."""
+    """Extend the claim on a subscription by `duration_ms` from now."""
     row = await store.write(
         RENEW_SUBSCRIPTION_TOKEN,
         text(id_),
@@ -269,9 +272,9 @@ async def renew_subscription_token(
     expiry = row.get_value(0, 0)
     if expiry is None:
         raise token_mismatch("token")
-    answer = RenewSubscriptionTokenResponse(epoch=read_int8(row.get_value(0, 1)))
-    read_time(expiry, answer.expiry)
-    return answer
+    response = RenewSubscriptionTokenResponse(epoch=read_int8(row.get_value(0, 1)))
+    read_time(expiry, response.expiry)
+    return response
 
 
 CLEAR_SUBSCRIPTION_TOKEN = """
@@ -286,7 +289,7 @@ SELECT EXISTS (SELECT FROM cleared), EXISTS (SELECT FROM wfc.event_subscriptions
 
 
 async def clear_subscription_token(store: Store, id_: str, token: str, epoch: int | None) -> None:
-    """Let go of a subscription that is held with this token."""
+    """Release a subscription that is held with this token; its claim may have expired."""
     row = await store.write(
         CLEAR_SUBSCRIPTION_TOKEN,
         text(id_),
@@ -300,8 +303,7 @@ async def clear_subscription_token(store: Store, id_: str, token: str, epoch: in
         raise token_mismatch("token")
 
 
-# What is not given is NULL and falls away when the statement is planned, with the values at hand.
-# Read row by row: a page ends early where it would not fit into one message.
+# An absent filter is NULL, and the planner, which knows the parameters, removes its condition.
 LIST_SUBSCRIPTIONS = f"""
 SELECT {_COLUMNS} FROM wfc.event_subscriptions
 WHERE ($1::text IS NULL OR workflow_id = $1) AND ($2::text IS NULL OR event_name = $2)
@@ -317,7 +319,7 @@ LIMIT $6
 async def list_subscriptions(
     store: Store, request: ListSubscriptionsRequest, after: Cursor, page_size: int, page_bytes: int
 ) -> Page[EventSubscription]:
-    """Subscriptions, open and held, by id."""
+    """Subscriptions, open and held, in the order of their ids."""
     rows = store.stream_once(
         LIST_SUBSCRIPTIONS,
         text(request.workflow_id) if request.workflow_id else None,
@@ -359,7 +361,7 @@ def _read_subscription(get: GetValue) -> EventSubscription:
 
 
 def subscription_not_found(field: str) -> PersistenceError:
-    """The error of a subscription that is not stored; `field` is the request's."""
+    """The error of a subscription that does not exist; `field`: the request's field."""
     return PersistenceError(
         ErrorReason.ERROR_REASON_SUBSCRIPTION_NOT_FOUND,
         "no subscription has this id",
@@ -377,9 +379,9 @@ def token_mismatch(field: str) -> PersistenceError:
 
 
 def already_subscribed(field: str) -> PersistenceError:
-    """The error of a subscription id that is in use by other content."""
+    """The error of a subscription id that is in use with different content."""
     return PersistenceError(
         ErrorReason.ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS,
-        "a subscription with this id and other content exists",
+        "a subscription with this id and different content exists",
         metadata={"field": field},
     )
