@@ -21,9 +21,9 @@ from wfe_persistence import app
 from wfe_persistence.cli import main
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store import (
+    columns,
     command,
     commit,
-    documents,
     event,
     migrate,
     namespace,
@@ -78,7 +78,7 @@ def rounded_iso(time: Timestamp) -> str:
 
 def plant_rounding() -> None:
     """Everywhere times are written."""
-    for module in (documents, rows):
+    for module in (columns, rows):
         setattr(module, "iso", rounded_iso)  # noqa: B010
 
 

@@ -32,9 +32,9 @@ from wfe.persistence.v1.workflow_pb2 import (
     WorkflowView,
 )
 from wfe_persistence.errors import PersistenceError, Violation
-from wfe_persistence.store.documents import (
+from wfe_persistence.store.documents import HEADER_FIELDS
+from wfe_persistence.store.records import (
     COMMAND_NAME,
-    HEADER_FIELDS,
     POINTER_STATUS,
     WORKFLOW_STATUS,
 )

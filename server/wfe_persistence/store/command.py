@@ -11,7 +11,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from wfe.persistence.v1.command_pb2 import ClaimedCommand, CommandName, ScheduledCommand
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
 from wfe_persistence.errors import PersistenceError, invalid_field
-from wfe_persistence.store.documents import COMMAND_NAME, array
+from wfe_persistence.store.documents import array
+from wfe_persistence.store.records import COMMAND_NAME
 from wfe_persistence.store.rows import (
     PGresult,
     integer,

@@ -33,15 +33,9 @@ from wfe_persistence.store.documents import (
     subscription_document,
     workflow_document,
 )
-from wfe_persistence.store.event import EVENT_RECORD, event_exists, event_not_found
-from wfe_persistence.store.pointer import (
-    POINTER_COLUMNS,
-    POINTER_IDENTITY,
-    POINTER_RECORD,
-    POINTER_UPDATES,
-    POINTER_VALUES,
-)
+from wfe_persistence.store.event import event_exists, event_not_found
 from wfe_persistence.store.postgres.sqlstate import UniqueViolation
+from wfe_persistence.store.records import EVENT, POINTER, SUBSCRIPTION, WORKFLOW
 from wfe_persistence.store.rows import (
     Param,
     PGresult,
@@ -52,15 +46,12 @@ from wfe_persistence.store.rows import (
     text,
 )
 from wfe_persistence.store.subscription import (
-    SUBSCRIPTION_COLUMNS,
-    SUBSCRIPTION_RECORD,
-    SUBSCRIPTION_VALUES,
     already_subscribed,
     subscription_not_found,
     token_mismatch,
 )
 from wfe_persistence.store.tables import Store
-from wfe_persistence.store.workflow import NAME_KEY, WORKFLOW_RECORD, name_taken
+from wfe_persistence.store.workflow import NAME_KEY, name_taken
 
 REQUEST_RETENTION_SECONDS: Final = 3600
 
@@ -111,11 +102,13 @@ _STORED_AND_GIVEN = f"""
 WITH stored AS MATERIALIZED (
     SELECT id, revision FROM wfc.workflows WHERE id = $1
 ), given AS MATERIALIZED (
-    SELECT w.* FROM jsonb_to_record($2::jsonb) AS w{WORKFLOW_RECORD}
+    SELECT w.* FROM jsonb_to_record($2::jsonb) AS w(
+        {WORKFLOW.record()}, execution_pointers jsonb)
 ), subscriptions AS MATERIALIZED (
     SELECT s.*, sha256(convert_to(document::text, 'UTF8')) AS content_hash
     FROM jsonb_array_elements($4::jsonb) AS documents(document),
-        jsonb_to_record(document) AS s{SUBSCRIPTION_RECORD}
+        jsonb_to_record(document) AS s(
+            {SUBSCRIPTION.record()})
 ), existing AS MATERIALIZED (
     SELECT e.id, e.content_hash IS NOT DISTINCT FROM
         (SELECT s.content_hash FROM subscriptions s WHERE s.id = e.id) AS same
@@ -145,24 +138,28 @@ _UPDATED = """, updated AS (
     RETURNING w.id, w.revision
 )"""
 
-_POINTERS = f""", pointers ({POINTER_COLUMNS}) AS MATERIALIZED (
-    SELECT updated.id, {POINTER_VALUES}
-    FROM updated, given, jsonb_to_recordset(given.execution_pointers) AS p{POINTER_RECORD}
+_POINTERS = f""", pointers (workflow_id, ordinal,
+        {POINTER.names()}) AS MATERIALIZED (
+    SELECT updated.id, p.ordinal,
+        {POINTER.values("p")}
+    FROM updated, given, jsonb_to_recordset(given.execution_pointers) AS p(ordinal bigint,
+        {POINTER.record()})
 ), removed AS (
     DELETE FROM wfc.execution_pointers p USING updated
     WHERE p.workflow_id = updated.id AND NOT EXISTS (SELECT FROM pointers g WHERE g.id = p.id)
 ), written AS (
-    INSERT INTO wfc.execution_pointers ({POINTER_COLUMNS})
+    INSERT INTO wfc.execution_pointers (workflow_id, ordinal,
+        {POINTER.names()})
     SELECT * FROM pointers WHERE id IN (
         SELECT id FROM (
-            SELECT {POINTER_IDENTITY} FROM pointers
+            SELECT ordinal, {POINTER.compared()} FROM pointers
             EXCEPT
-            SELECT {POINTER_IDENTITY} FROM wfc.execution_pointers WHERE workflow_id = $1
+            SELECT ordinal, {POINTER.compared()} FROM wfc.execution_pointers WHERE workflow_id = $1
         ) AS changed
     )
     ON CONFLICT (workflow_id, id) DO UPDATE SET
         ordinal = excluded.ordinal,
-        {POINTER_UPDATES}
+        {POINTER.assignments(lambda column: f"excluded.{column.name}")}
 )"""
 
 # A patch: of the header what its document names, of the pointers those that it has. No part of it
@@ -200,20 +197,26 @@ _POINTERS_PATCH = f""", removed AS (
 ), last AS MATERIALIZED (
     SELECT coalesce((SELECT ordinal FROM wfc.execution_pointers
         WHERE workflow_id = $1 ORDER BY ordinal DESC LIMIT 1), -1) AS ordinal
-), pointers ({POINTER_COLUMNS}) AS (
-    SELECT updated.id, {POINTER_VALUES.replace("p.ordinal", "last.ordinal + 1 + p.ordinal", 1)}
+), pointers (workflow_id, ordinal,
+        {POINTER.names()}) AS (
+    SELECT updated.id, last.ordinal + 1 + p.ordinal,
+        {POINTER.values("p")}
     FROM updated, last, given,
-        jsonb_to_recordset(given.execution_pointers) AS p{POINTER_RECORD}
+        jsonb_to_recordset(given.execution_pointers) AS p(ordinal bigint,
+        {POINTER.record()})
 ), written AS (
-    INSERT INTO wfc.execution_pointers ({POINTER_COLUMNS})
+    INSERT INTO wfc.execution_pointers (workflow_id, ordinal,
+        {POINTER.names()})
     SELECT * FROM pointers
     ON CONFLICT (workflow_id, id) DO UPDATE SET
-        {POINTER_UPDATES}
+        {POINTER.assignments(lambda column: f"excluded.{column.name}")}
 )"""
 
 _SUBSCRIBED = f""", subscribed AS (
-    INSERT INTO wfc.event_subscriptions ({SUBSCRIPTION_COLUMNS}, content_hash)
-    SELECT {SUBSCRIPTION_VALUES}, s.content_hash
+    INSERT INTO wfc.event_subscriptions (
+        {SUBSCRIPTION.names()}, content_hash)
+    SELECT {SUBSCRIPTION.values("s")},
+        s.content_hash
     FROM updated, subscriptions s
     WHERE NOT EXISTS (SELECT FROM existing e WHERE e.id = s.id)
 )"""
@@ -308,7 +311,8 @@ _CONDITIONS = f""", claims AS MATERIALIZED (
 ), events AS MATERIALIZED (
     SELECT e.*, n - 1 AS n, sha256(convert_to(document::text, 'UTF8')) AS content_hash
     FROM jsonb_array_elements($7::jsonb -> 'events') WITH ORDINALITY AS documents(document, n),
-        jsonb_to_record(document) AS e{EVENT_RECORD}
+        jsonb_to_record(document) AS e(
+            {EVENT.record()})
 ), existing_events AS MATERIALIZED (
     SELECT e.id, e.content_hash IS NOT DISTINCT FROM
         (SELECT g.content_hash FROM events g WHERE g.id = e.id) AS same

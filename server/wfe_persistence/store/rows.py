@@ -18,6 +18,7 @@ GetValue = Callable[[int, int], bytes | None]
 """`PGresult.get_value`: the value at a row and a column, None for NULL."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NAIVE_EPOCH = _EPOCH.replace(tzinfo=None)
 # PostgreSQL counts microseconds from 2000-01-01.
 _PG_EPOCH_MICROS: Final = 946_684_800_000_000
 # What a Timestamp can hold: years 1 to 9999. PostgreSQL also knows ±infinity and other years, which
@@ -49,7 +50,9 @@ def boolean(value: bool) -> bytes:
 
 def iso(time: Timestamp) -> str:
     """A time in ISO 8601, truncated to microseconds."""
-    return (_EPOCH + timedelta(seconds=time.seconds, microseconds=time.nanos // 1000)).isoformat()
+    since_epoch = timedelta(0, time.seconds, time.nanos // 1000)
+    # Without a time zone, and with positional arguments, it takes two thirds of the time.
+    return f"{(_NAIVE_EPOCH + since_epoch).isoformat()}+00:00"
 
 
 def timestamp(time: Timestamp) -> bytes:
@@ -110,7 +113,11 @@ def read_micros(value: bytes | None) -> int:
 
 def read_time(value: bytes | None, into: Timestamp) -> None:
     """Put a timestamptz column into a Timestamp; the Timestamp is set even at the epoch."""
-    seconds, micros = divmod(read_micros(value), 1_000_000)
+    assert value is not None
+    micros: int = _INT8(value)[0] + _PG_EPOCH_MICROS
+    if not _FIRST_MICROS <= micros <= _LAST_MICROS:
+        micros = read_micros(value)
+    seconds, micros = divmod(micros, 1_000_000)
     into.seconds = seconds
     into.nanos = micros * 1000
     into.SetInParent()

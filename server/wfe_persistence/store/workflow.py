@@ -16,16 +16,10 @@ from wfe.persistence.v1.workflow_pb2 import (
     WorkflowView,
 )
 from wfe_persistence.errors import PersistenceError, workflow_not_found
-from wfe_persistence.store.documents import WORKFLOW_STATUS, workflow_document
+from wfe_persistence.store.documents import workflow_document
 from wfe_persistence.store.paging import Cursor, Page, page_of_ids
-from wfe_persistence.store.pointer import (
-    IS_ACTIVE,
-    POINTER_COLUMNS,
-    POINTER_RECORD,
-    POINTER_SELECTION,
-    POINTER_VALUES,
-    read_pointer,
-)
+from wfe_persistence.store.pointer import IS_ACTIVE, POINTER_SELECTION, read_pointer
+from wfe_persistence.store.records import POINTER, WORKFLOW, WORKFLOW_STATUS
 from wfe_persistence.store.rows import (
     GetValue,
     Param,
@@ -33,10 +27,6 @@ from wfe_persistence.store.rows import (
     integer,
     micros_param,
     read_int8,
-    read_json,
-    read_text,
-    read_time,
-    read_uint,
     text,
     text_list,
     timestamp,
@@ -58,30 +48,28 @@ def name_taken(field: str) -> PersistenceError:
     )
 
 
-# The fields of a workflow document (see documents.py).
-WORKFLOW_RECORD = """(
-        id text, name text, root_workflow_id text, definition_id text, version int,
-        description text, reference text, status text, data jsonb, next_execution bigint,
-        create_time timestamptz, complete_time timestamptz, execution_pointers jsonb)"""
-
 # What exists already is compared by the hash of what was given at its creation, so that a repeated
 # create is recognized even after the workflow has moved on.
 CREATE_NEW_WORKFLOW = f"""
 WITH given AS MATERIALIZED (
     SELECT w.*, sha256(convert_to($1::jsonb::text, 'UTF8')) AS content_hash
-    FROM jsonb_to_record($1::jsonb) AS w{WORKFLOW_RECORD}
+    FROM jsonb_to_record($1::jsonb) AS w(
+        {WORKFLOW.record()}, execution_pointers jsonb)
 ), created AS (
-    INSERT INTO wfc.workflows (id, name, root_workflow_id, definition_id, version, description,
-        reference, status, data, next_execution, create_time, complete_time, content_hash)
-    SELECT id, name, root_workflow_id, definition_id, version, description, reference, status,
-        data -> 0, next_execution, create_time, complete_time, content_hash
-    FROM given
+    INSERT INTO wfc.workflows (
+        {WORKFLOW.names()}, content_hash)
+    SELECT {WORKFLOW.values("g")},
+        g.content_hash
+    FROM given g
     ON CONFLICT DO NOTHING
     RETURNING id
 ), pointers AS (
-    INSERT INTO wfc.execution_pointers ({POINTER_COLUMNS})
-    SELECT created.id, {POINTER_VALUES}
-    FROM created, given, jsonb_to_recordset(given.execution_pointers) AS p{POINTER_RECORD}
+    INSERT INTO wfc.execution_pointers (workflow_id, ordinal,
+        {POINTER.names()})
+    SELECT created.id, p.ordinal,
+        {POINTER.values("p")}
+    FROM created, given, jsonb_to_recordset(given.execution_pointers) AS p(ordinal bigint,
+        {POINTER.record()})
 )
 SELECT EXISTS (SELECT FROM created),
     (SELECT coalesce(w.content_hash = g.content_hash, FALSE)
@@ -104,13 +92,10 @@ async def create_new_workflow(store: Store, instance: WorkflowInstance) -> None:
     )
 
 
-# The header's long columns are sent with a workflow's first pointer only.
+# The header's large columns are sent with a workflow's first pointer only.
 _INSTANCE_COLUMNS = f"""{POINTER_SELECTION},
-    w.id, w.name, w.root_workflow_id, w.definition_id, w.version, w.status,
-    w.next_execution, w.create_time, w.complete_time, w.revision,
-    CASE WHEN row_number() OVER pointers = 1 THEN w.data END,
-    CASE WHEN row_number() OVER pointers = 1 THEN w.description END,
-    CASE WHEN row_number() OVER pointers = 1 THEN w.reference END"""
+    {WORKFLOW.selection("w", large_if="row_number() OVER pointers = 1")}"""
+_read_header_columns = WORKFLOW.reader(first=len(POINTER))
 
 # What each view joins to a workflow. The planner reads nothing for a join ON FALSE.
 _POINTERS_OF_VIEW: Final[dict[WorkflowView.ValueType, str]] = {
@@ -389,28 +374,8 @@ def _read_instance(rows: PGresult, view: WorkflowView.ValueType, asked_by: str) 
 
 
 def _read_header(get: GetValue, view: WorkflowView.ValueType) -> WorkflowInstance:
-    w = WorkflowInstance(
-        id=read_text(get(0, 20)),
-        name=read_text(get(0, 21)),
-        workflow_definition_id=read_text(get(0, 23)),
-        version=read_uint(get(0, 24)),
-        status=_WORKFLOW_STATUS_OF.get(
-            get(0, 25) or b"", WorkflowStatus.WORKFLOW_STATUS_UNSPECIFIED
-        ),
-        revision=read_int8(get(0, 29)),
-        data_json=read_json(get(0, 30)),
-    )
-    read_time(get(0, 27), w.create_time)
-    if (value := get(0, 22)) is not None:
-        w.root_workflow_id = value.decode()
-    if (value := get(0, 26)) is not None:
-        w.next_execution = read_int8(value)
-    if (value := get(0, 28)) is not None:
-        read_time(value, w.complete_time)
-    if (value := get(0, 31)) is not None:
-        w.description = value.decode()
-    if (value := get(0, 32)) is not None:
-        w.reference = value.decode()
+    instance = WorkflowInstance()
+    _read_header_columns(get, 0, instance)
     if view != WorkflowView.WORKFLOW_VIEW_FULL:
-        w.view = view
-    return w
+        instance.view = view
+    return instance

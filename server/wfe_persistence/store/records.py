@@ -1,0 +1,145 @@
+"""What is stored of each kind of message: the columns of the tables, and the names of enum values.
+
+A new column is a line here, one in the `.proto` and one in a migration; every list in every
+statement, the document and the reading of rows follow from it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from wfe.persistence.v1.command_pb2 import CommandName, ScheduledCommand
+from wfe.persistence.v1.event_pb2 import Event
+from wfe.persistence.v1.store_pb2 import ExecutionError
+from wfe.persistence.v1.subscription_pb2 import EventSubscription
+from wfe.persistence.v1.workflow_pb2 import (
+    ExecutionPointer,
+    PointerStatus,
+    WorkflowInstance,
+    WorkflowStatus,
+)
+from wfe_persistence.store.columns import (
+    BOOL,
+    INT4,
+    INT8,
+    JSON,
+    JSON_MAP,
+    STRINGS,
+    TEXT,
+    TIME,
+    UINT4,
+    Column,
+    Columns,
+    enum,
+)
+
+WORKFLOW_STATUS: Final[dict[WorkflowStatus.ValueType, str]] = {
+    WorkflowStatus.WORKFLOW_STATUS_RUNNABLE: "Runnable",
+    WorkflowStatus.WORKFLOW_STATUS_SUSPENDED: "Suspended",
+    WorkflowStatus.WORKFLOW_STATUS_COMPLETE: "Complete",
+    WorkflowStatus.WORKFLOW_STATUS_TERMINATED: "Terminated",
+}
+POINTER_STATUS: Final[dict[PointerStatus.ValueType, str]] = {
+    PointerStatus.POINTER_STATUS_PENDING: "Pending",
+    PointerStatus.POINTER_STATUS_RUNNING: "Running",
+    PointerStatus.POINTER_STATUS_COMPLETE: "Complete",
+    PointerStatus.POINTER_STATUS_SKIPPED: "Skipped",
+    PointerStatus.POINTER_STATUS_SLEEPING: "Sleeping",
+    PointerStatus.POINTER_STATUS_WAITING_FOR_EVENT: "WaitingForEvent",
+    PointerStatus.POINTER_STATUS_FAILED: "Failed",
+    PointerStatus.POINTER_STATUS_COMPENSATED: "Compensated",
+    PointerStatus.POINTER_STATUS_CANCELLED: "Cancelled",
+    PointerStatus.POINTER_STATUS_PENDING_PREDECESSOR: "PendingPredecessor",
+}
+COMMAND_NAME: Final[dict[CommandName.ValueType, str]] = {
+    CommandName.COMMAND_NAME_PROCESS_WORKFLOW: "ProcessWorkflow",
+    CommandName.COMMAND_NAME_PROCESS_EVENT: "ProcessEvent",
+}
+
+# wfc.workflows, without the workflow's pointers.
+WORKFLOW: Final = Columns(
+    WorkflowInstance,
+    Column("id", TEXT, key=True),
+    Column("name", TEXT),
+    Column("root_workflow_id", TEXT, nullable=True),
+    Column("definition_id", TEXT, field="workflow_definition_id"),
+    Column("version", UINT4),
+    Column("description", TEXT, nullable=True, large=True),
+    Column("reference", TEXT, nullable=True, large=True),
+    Column("status", enum(WORKFLOW_STATUS)),
+    Column("data", JSON, large=True),
+    Column("next_execution", INT8, nullable=True),
+    Column("create_time", TIME),
+    Column("complete_time", TIME, nullable=True),
+    Column("revision", INT8, written=False),
+)
+
+# wfc.execution_pointers, without the workflow's id and the pointer's place in it (`ordinal`).
+POINTER: Final = Columns(
+    ExecutionPointer,
+    Column("id", TEXT, key=True),
+    Column("step_id", INT4),
+    Column("active", BOOL, default="FALSE"),
+    Column("status", enum(POINTER_STATUS)),
+    Column("sleep_until", TIME, nullable=True),
+    Column("persistence_data", JSON, nullable=True),
+    Column("start_time", TIME, nullable=True),
+    Column("end_time", TIME, nullable=True),
+    Column("event_name", TEXT, nullable=True),
+    Column("event_key", TEXT, nullable=True),
+    Column("event_published", BOOL, default="FALSE"),
+    Column("event_data", JSON, nullable=True),
+    Column("step_name", TEXT, nullable=True),
+    Column("retry_count", UINT4, default="0"),
+    Column("children", STRINGS, default="'[]'"),
+    Column("context_item", JSON, nullable=True),
+    Column("predecessor_id", TEXT, nullable=True),
+    Column("outcome", JSON, nullable=True),
+    Column("scope", STRINGS, default="'[]'"),
+    Column("extension_attributes", JSON_MAP, default="'{}'"),
+)
+
+# wfc.events
+EVENT: Final = Columns(
+    Event,
+    Column("id", TEXT, key=True),
+    Column("event_name", TEXT),
+    Column("event_key", TEXT),
+    Column("event_data", JSON),
+    Column("event_time", TIME),
+    Column("is_processed", BOOL),
+)
+
+# wfc.event_subscriptions
+SUBSCRIPTION: Final = Columns(
+    EventSubscription,
+    Column("id", TEXT, key=True),
+    Column("workflow_id", TEXT),
+    Column("step_id", INT4),
+    Column("execution_pointer_id", TEXT),
+    Column("event_name", TEXT),
+    Column("event_key", TEXT),
+    Column("subscribe_as_of", TIME),
+    Column("subscription_data", JSON, nullable=True),
+    Column("external_token", TEXT, nullable=True),
+    Column("external_worker_id", TEXT, nullable=True),
+    Column("external_token_expiry", TIME, nullable=True),
+    Column("external_token_epoch", INT8, written=False),
+)
+
+# wfc.execution_errors, without their number.
+ERROR: Final = Columns(
+    ExecutionError,
+    Column("error_time", TIME),
+    Column("workflow_id", TEXT),
+    Column("execution_pointer_id", TEXT),
+    Column("message", TEXT),
+)
+
+# wfc.scheduled_commands, without their leases.
+COMMAND: Final = Columns(
+    ScheduledCommand,
+    Column("command_name", enum(COMMAND_NAME)),
+    Column("data", TEXT),
+    Column("execute_time", INT8),
+)
