@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -18,7 +19,7 @@ from wfe_persistence.rpc.status import violation_name
 
 def objection(text: str) -> str:
     """Why a document is refused; empty: it is not."""
-    check = Check()
+    check = Check(0, 0)
     check.json("", "data_json", text)
     try:
         check.done()
@@ -169,11 +170,11 @@ def _written(value: Any) -> str:
 
 def fits(text: str, limit: int) -> bool:
     """Whether the server would store an event with this content."""
-    check = Check()
+    check = Check(10**9, limit)
     check.json("", "data_json", text)
     answer = GetEventResponse(event=Event(event_data_json=text))
     try:
-        check.fits(10**9, limit, lambda: [answer])
+        check.fits([answer])
     except PersistenceError:
         return False
     return True
@@ -215,7 +216,8 @@ def test_size_of_the_answer_is_exact(text: str, stored: str) -> None:
 def test_small_requests_are_not_measured() -> None:
     """The exact size is worth its time only near the limit."""
 
-    def measured() -> list[GetEventResponse]:
+    def measured() -> Iterator[GetEventResponse]:
         raise AssertionError
+        yield
 
-    Check().fits(1000, 10_000, measured)
+    Check(1000, 10_000).fits(measured())

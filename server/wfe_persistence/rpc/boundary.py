@@ -12,7 +12,6 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
@@ -22,6 +21,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
+from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import Check
 from wfe_persistence.rpc.status import (
     DETAILS_KEY,
@@ -32,7 +32,6 @@ from wfe_persistence.rpc.status import (
     shortened,
 )
 from wfe_persistence.store.namespace import Namespaces
-from wfe_persistence.store.tables import Store
 
 log = logging.getLogger(__name__)
 
@@ -48,20 +47,6 @@ _WHOLE_SERVER = frozenset(
 _LEAST_SECONDS = 0.005
 
 Context = grpc.aio.ServicerContext[Any, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """What a handler knows of its call, beside the request."""
-
-    store: Store
-    """The store of the namespace the call goes to."""
-    size: int
-    """The request's size in bytes."""
-    max_message_bytes: int
-    """The largest request, and the largest aggregate to be stored."""
-    check: Check
-    """Collects what is wrong with the request; the handler adds to it and calls `done()`."""
 
 
 class Boundary:
@@ -165,12 +150,12 @@ class Boundary:
                 f"the request is no {request_class.DESCRIPTOR.full_name}, or has text that is "
                 "no UTF-8",
             ) from exc
-        check = Check()
+        check = Check(len(data), self._max_message_bytes)
         if b"\0" in data:
             check.no_nul(request)
         namespace = None if request_class.DESCRIPTOR.name in _WHOLE_SERVER else _namespace(context)
         store = await self._namespaces.get(namespace)
-        return request, Call(store, len(data), self._max_message_bytes, check)
+        return request, Call(store, check, self._max_message_bytes)
 
     async def _abort(self, context: Context, exc: Exception) -> NoReturn:
         """End the call with the status of what went wrong."""

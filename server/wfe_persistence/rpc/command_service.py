@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-from wfe.persistence.v1.command_pb2 import (
-    ClaimCommandsRequest,
-    ClaimCommandsResponse,
-    CompleteCommandsRequest,
-    CompleteCommandsResponse,
-    ReleaseCommandsRequest,
-    ReleaseCommandsResponse,
-    RenewCommandsRequest,
-    RenewCommandsResponse,
-    ScheduleCommandRequest,
-    ScheduleCommandResponse,
-)
-from wfe_persistence.rpc.boundary import Call
+from wfe.persistence.v1 import command_pb2 as pb
+from wfe_persistence.rpc.call import Call
 from wfe_persistence.store import command
 from wfe_persistence.store.rows import epoch_ms
 
 
 class ScheduledCommandService:
-    """Work for later."""
+    """Scheduled commands and their leases."""
 
     async def ScheduleCommand(
-        self, request: ScheduleCommandRequest, call: Call
-    ) -> ScheduleCommandResponse:
+        self, request: pb.ScheduleCommandRequest, call: Call
+    ) -> pb.ScheduleCommandResponse:
         """Schedule a command."""
         check = call.check
         if check.present(request, "command"):
             check.command(request.command, "command")
         check.done()
         await command.schedule_command(call.store, request.command)
-        return ScheduleCommandResponse()
+        return pb.ScheduleCommandResponse()
 
     async def ClaimCommands(
-        self, request: ClaimCommandsRequest, call: Call
-    ) -> ClaimCommandsResponse:
+        self, request: pb.ClaimCommandsRequest, call: Call
+    ) -> pb.ClaimCommandsResponse:
         """Claim due commands."""
         check = call.check
         check.time("", "as_of", request.as_of)
@@ -52,39 +41,39 @@ class ScheduledCommandService:
             lease_ms,
             request.worker_id,
         )
-        return ClaimCommandsResponse(commands=claimed)
+        return pb.ClaimCommandsResponse(commands=claimed)
 
     async def CompleteCommands(
-        self, request: CompleteCommandsRequest, call: Call
-    ) -> CompleteCommandsResponse:
-        """Remove handled commands."""
+        self, request: pb.CompleteCommandsRequest, call: Call
+    ) -> pb.CompleteCommandsResponse:
+        """Delete commands that were handled."""
         check = call.check
         check.lease_tokens("lease_tokens", request.lease_tokens)
         check.done()
         await command.complete_commands(call.store, request.lease_tokens)
-        return CompleteCommandsResponse()
+        return pb.CompleteCommandsResponse()
 
     async def ReleaseCommands(
-        self, request: ReleaseCommandsRequest, call: Call
-    ) -> ReleaseCommandsResponse:
-        """Give claimed commands back."""
+        self, request: pb.ReleaseCommandsRequest, call: Call
+    ) -> pb.ReleaseCommandsResponse:
+        """Release leases before they expire."""
         check = call.check
         check.lease_tokens("lease_tokens", request.lease_tokens)
         check.done()
         await command.release_commands(call.store, request.lease_tokens)
-        return ReleaseCommandsResponse()
+        return pb.ReleaseCommandsResponse()
 
     async def RenewCommands(
-        self, request: RenewCommandsRequest, call: Call
-    ) -> RenewCommandsResponse:
-        """Hold claimed commands for longer."""
+        self, request: pb.RenewCommandsRequest, call: Call
+    ) -> pb.RenewCommandsResponse:
+        """Extend leases."""
         check = call.check
         check.lease_tokens("lease_tokens", request.lease_tokens)
         lease_ms = check.lease_ms(
             "lease_duration", request.lease_duration, given=request.HasField("lease_duration")
         )
         check.done()
-        answer = RenewCommandsResponse()
+        answer = pb.RenewCommandsResponse()
         await command.renew_commands(
             call.store, request.lease_tokens, lease_ms, answer.lease_expiry
         )

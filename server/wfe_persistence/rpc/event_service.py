@@ -4,58 +4,40 @@ from __future__ import annotations
 
 import uuid
 
-from wfe.persistence.v1.event_pb2 import (
-    CreateEventRequest,
-    CreateEventResponse,
-    Event,
-    GetEventRequest,
-    GetEventResponse,
-    GetEventsRequest,
-    GetEventsResponse,
-    GetRunnableEventsRequest,
-    GetRunnableEventsResponse,
-    ListEventsRequest,
-    ListEventsResponse,
-    MarkEventProcessedRequest,
-    MarkEventProcessedResponse,
-    MarkEventUnprocessedRequest,
-    MarkEventUnprocessedResponse,
-    PurgeEventsRequest,
-    PurgeEventsResponse,
-)
-from wfe.persistence.v1.list_order_pb2 import ListOrder
+from wfe.persistence.v1 import event_pb2 as pb
 from wfe_persistence.rpc import paging
-from wfe_persistence.rpc.boundary import Call
-from wfe_persistence.rpc.check import R
+from wfe_persistence.rpc.call import Call
+from wfe_persistence.rpc.check import read_back
 from wfe_persistence.store import event, purge
-from wfe_persistence.store.paging import END, START
 
 
 class EventService:
     """Events."""
 
-    async def CreateEvent(self, request: CreateEventRequest, call: Call) -> CreateEventResponse:
+    async def CreateEvent(
+        self, request: pb.CreateEventRequest, call: Call
+    ) -> pb.CreateEventResponse:
         """Store a new event."""
         check = call.check
         if check.present(request, "event"):
             check.event(request.event, "event")
         check.done()
         request.event.id = request.event.id or str(uuid.uuid4())
-        check.fits(call.size, call.max_message_bytes, lambda: [read_back(request.event)])
+        check.fits(read_back.events([request.event]))
         await event.create_event(call.store, request.event)
-        return CreateEventResponse(id=request.event.id)
+        return pb.CreateEventResponse(id=request.event.id)
 
-    async def GetEvent(self, request: GetEventRequest, call: Call) -> GetEventResponse:
-        """Answer one event."""
+    async def GetEvent(self, request: pb.GetEventRequest, call: Call) -> pb.GetEventResponse:
+        """Return one event."""
         check = call.check
         check.id("", "id", request.id)
         check.done()
-        return GetEventResponse(event=await event.get_event(call.store, request.id))
+        return pb.GetEventResponse(event=await event.get_event(call.store, request.id))
 
     async def GetRunnableEvents(
-        self, request: GetRunnableEventsRequest, call: Call
-    ) -> GetRunnableEventsResponse:
-        """Answer the ids of events to be processed."""
+        self, request: pb.GetRunnableEventsRequest, call: Call
+    ) -> pb.GetRunnableEventsResponse:
+        """Return the ids of events that are due and unprocessed."""
         check = call.check
         check.time("", "as_at", request.as_at)
         page_size = check.page_size(request.page_size)
@@ -63,15 +45,15 @@ class EventService:
         page = await event.get_runnable_events(
             call.store,
             request.as_at if request.HasField("as_at") else None,
-            paging.decode(request, call.store, request.page_token, START),
+            paging.decode(request, call.store),
             page_size,
         )
-        return GetRunnableEventsResponse(
+        return pb.GetRunnableEventsResponse(
             event_ids=page.items, next_page_token=paging.encode(request, call.store, page.next)
         )
 
-    async def GetEvents(self, request: GetEventsRequest, call: Call) -> GetEventsResponse:
-        """Answer the ids of a name's and key's events."""
+    async def GetEvents(self, request: pb.GetEventsRequest, call: Call) -> pb.GetEventsResponse:
+        """Return the ids of the events with a name and key."""
         check = call.check
         check.id("", "event_name", request.event_name)
         check.key("", "event_key", request.event_key)
@@ -83,42 +65,37 @@ class EventService:
             request.event_name,
             request.event_key,
             request.as_of if request.HasField("as_of") else None,
-            paging.decode(request, call.store, request.page_token, START),
+            paging.decode(request, call.store),
             page_size,
         )
-        return GetEventsResponse(
+        return pb.GetEventsResponse(
             event_ids=page.items, next_page_token=paging.encode(request, call.store, page.next)
         )
 
     async def MarkEventProcessed(
-        self, request: MarkEventProcessedRequest, call: Call
-    ) -> MarkEventProcessedResponse:
+        self, request: pb.MarkEventProcessedRequest, call: Call
+    ) -> pb.MarkEventProcessedResponse:
         """Mark an event as processed."""
         check = call.check
         check.id("", "id", request.id)
         check.done()
         await event.mark_event_processed(call.store, request.id)
-        return MarkEventProcessedResponse()
+        return pb.MarkEventProcessedResponse()
 
     async def MarkEventUnprocessed(
-        self, request: MarkEventUnprocessedRequest, call: Call
-    ) -> MarkEventUnprocessedResponse:
-        """Mark an event as still to be processed."""
+        self, request: pb.MarkEventUnprocessedRequest, call: Call
+    ) -> pb.MarkEventUnprocessedResponse:
+        """Mark an event as unprocessed."""
         check = call.check
         check.id("", "id", request.id)
         check.done()
         await event.mark_event_unprocessed(call.store, request.id)
-        return MarkEventUnprocessedResponse()
+        return pb.MarkEventUnprocessedResponse()
 
-    async def ListEvents(self, request: ListEventsRequest, call: Call) -> ListEventsResponse:
-        """Answer events by event_time."""
+    async def ListEvents(self, request: pb.ListEventsRequest, call: Call) -> pb.ListEventsResponse:
+        """Return events by event_time."""
         check = call.check
-        check.key("", "event_name", request.event_name)
-        check.key("", "event_key", request.event_key)
-        if request.HasField("event_key") and not request.event_name:
-            check.add(
-                "", "event_name", R.FIELD_VIOLATION_REASON_REQUIRED, "is required with an event_key"
-            )
+        check.event_key_with_name(request)
         check.times(request, "", "event_time_from", "event_time_before")
         order = check.order(request.order)
         page_size = check.page_size(request.page_size)
@@ -127,20 +104,17 @@ class EventService:
             call.store,
             request,
             order,
-            paging.decode(
-                request,
-                call.store,
-                request.page_token,
-                START if order == ListOrder.LIST_ORDER_OLDEST_FIRST else END,
-            ),
+            paging.decode(request, call.store, paging.first(order)),
             page_size,
             paging.page_bytes(call.max_message_bytes),
         )
-        return ListEventsResponse(
+        return pb.ListEventsResponse(
             events=page.items, next_page_token=paging.encode(request, call.store, page.next)
         )
 
-    async def PurgeEvents(self, request: PurgeEventsRequest, call: Call) -> PurgeEventsResponse:
+    async def PurgeEvents(
+        self, request: pb.PurgeEventsRequest, call: Call
+    ) -> pb.PurgeEventsResponse:
         """Delete old events."""
         check = call.check
         check.required_time("", "event_time_before", request)
@@ -151,16 +125,11 @@ class EventService:
             call.store,
             request.event_time_before,
             request.event_name,
-            paging.decode(request, call.store, request.page_token, START),
+            paging.decode(request, call.store),
             max_rows,
             include_unprocessed=request.include_unprocessed,
             dry_run=request.dry_run,
         )
-        return PurgeEventsResponse(
+        return pb.PurgeEventsResponse(
             events=events, next_page_token=paging.encode(request, call.store, after)
         )
-
-
-def read_back(event: Event) -> ListEventsResponse:
-    """The largest answer in which an event must fit: a page of its own, with more to come."""
-    return ListEventsResponse(events=[event], next_page_token="x" * paging.MAX_TOKEN_BYTES)

@@ -1,4 +1,4 @@
-"""Page tokens: where a page ended, bound to the query it came from."""
+"""Page tokens: the cursor at which a page ended, bound to the query it came from."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import base64
 import binascii
 import struct
 from hashlib import blake2b
-from typing import Final
+from typing import Final, Protocol, cast
 
 from google.protobuf.message import Message
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
+from wfe.persistence.v1.list_order_pb2 import ListOrder
 from wfe_persistence.errors import PersistenceError, Violation
-from wfe_persistence.store.paging import Cursor
+from wfe_persistence.store.paging import END, START, Cursor
 from wfe_persistence.store.tables import Store
 
 # A token is a hash of the query and the cursor, the cursor's number and its id, in base64.
@@ -25,8 +26,19 @@ MAX_TOKEN_BYTES: Final = (_HEAD.size + 512 + 2) // 3 * 4
 """The length of the longest token: that of an id of 512 bytes."""
 
 
+class Paged(Protocol):
+    """A request for one page of a list."""
+
+    page_token: str
+
+
+def first(order: ListOrder.ValueType) -> Cursor:
+    """Where a list in this order starts."""
+    return START if order == ListOrder.LIST_ORDER_OLDEST_FIRST else END
+
+
 def encode(request: Message, store: Store, cursor: Cursor | None) -> str:
-    """The token of the page behind `cursor`; empty if there is none."""
+    """The token of the page after `cursor`; empty if there is none."""
     if cursor is None:
         return ""
     number, id_ = cursor
@@ -34,8 +46,12 @@ def encode(request: Message, store: Store, cursor: Cursor | None) -> str:
     return base64.urlsafe_b64encode(token).decode().rstrip("=")
 
 
-def decode(request: Message, store: Store, token: str, start: Cursor) -> Cursor:
-    """Where the page of a token starts; `start` for an empty one."""
+def decode(request: Paged, store: Store, start: Cursor = START) -> Cursor:
+    """The cursor after which the requested page starts; `start` if it is the first one.
+
+    Raises PersistenceError if the token was not issued for this query.
+    """
+    token = request.page_token
     if not token:
         return start
     try:
@@ -44,19 +60,19 @@ def decode(request: Message, store: Store, token: str, start: Cursor) -> Cursor:
         id_ = data[_HEAD.size :].decode()
     except (ValueError, binascii.Error, struct.error) as exc:
         raise _invalid() from exc
-    if found != _hash(request, store, (number, id_)):
+    if found != _hash(cast(Message, request), store, (number, id_)):
         raise _invalid()
     return number, id_
 
 
 def page_bytes(max_message_bytes: int) -> int:
-    """How many bytes of items a page may hold, so that the token still fits into the message."""
+    """The maximum size of a page's items in bytes: the token must fit into the message as well."""
     return max_message_bytes - MAX_TOKEN_BYTES - 16
 
 
 def _hash(request: Message, store: Store, cursor: Cursor) -> bytes:
-    """Of what makes a query (its kind, its namespace, every field but the paging ones), and where
-    the page ended: a token of another query, or one that was cut off, does not fit."""
+    """A hash of the query (its type, its namespace, every field but those of paging) and the
+    cursor: it differs for a token of another query, or a truncated one."""
     query = type(request)()
     query.CopyFrom(request)
     for field in _NOT_OF_THE_QUERY:
@@ -69,12 +85,12 @@ def _hash(request: Message, store: Store, cursor: Cursor) -> bytes:
 def _invalid() -> PersistenceError:
     return PersistenceError(
         ErrorReason.ERROR_REASON_INVALID_PAGE_TOKEN,
-        "page_token: was not given out for this query",
+        "page_token: was not issued for this query",
         violations=(
             Violation(
                 "page_token",
                 FieldViolationReason.FIELD_VIOLATION_REASON_FORMAT,
-                "was not given out for this query",
+                "was not issued for this query",
             ),
         ),
     )

@@ -6,33 +6,15 @@ from collections.abc import Awaitable, Callable
 
 from google.protobuf.duration_pb2 import Duration
 
+from wfe.persistence.v1 import store_pb2 as pb
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
-from wfe.persistence.v1.store_pb2 import (
-    Capabilities,
-    CreateNamespaceRequest,
-    CreateNamespaceResponse,
-    DeleteNamespaceRequest,
-    DeleteNamespaceResponse,
-    EnsureStoreExistsRequest,
-    EnsureStoreExistsResponse,
-    ExecutionError,
-    GetStoreInfoRequest,
-    GetStoreInfoResponse,
-    ListErrorsRequest,
-    ListErrorsResponse,
-    ListNamespacesRequest,
-    ListNamespacesResponse,
-    PersistErrorsRequest,
-    PersistErrorsResponse,
-    TruncateAllRequest,
-    TruncateAllResponse,
-)
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.rpc import paging
-from wfe_persistence.rpc.boundary import Call
+from wfe_persistence.rpc.call import Call
+from wfe_persistence.rpc.check import read_back
 from wfe_persistence.store import admin, commit, error_log, migrate, namespace
 from wfe_persistence.store.namespace import Namespaces
-from wfe_persistence.store.paging import END, START
+from wfe_persistence.store.paging import END
 from wfe_persistence.store.tables import Store
 
 
@@ -58,28 +40,28 @@ class StoreService:
         self._ensure = ensure
 
     async def EnsureStoreExists(
-        self, request: EnsureStoreExistsRequest, call: Call
-    ) -> EnsureStoreExistsResponse:
-        """Create the store or bring it up to date."""
+        self, request: pb.EnsureStoreExistsRequest, call: Call
+    ) -> pb.EnsureStoreExistsResponse:
+        """Create the store or migrate it."""
         applied = await self._ensure(call.store)
-        return EnsureStoreExistsResponse(
+        return pb.EnsureStoreExistsResponse(
             schema_version=migrate.latest_version(), applied_migrations=applied
         )
 
     async def PersistErrors(
-        self, request: PersistErrorsRequest, call: Call
-    ) -> PersistErrorsResponse:
+        self, request: pb.PersistErrorsRequest, call: Call
+    ) -> pb.PersistErrorsResponse:
         """Log errors."""
         check = call.check
         for i, error in enumerate(request.errors):
             check.error(error, f"errors[{i}]")
         check.done()
-        check.fits(call.size, call.max_message_bytes, lambda: map(page_of_one, request.errors))
+        check.fits(read_back.errors(request.errors))
         await error_log.persist_errors(call.store, request.errors)
-        return PersistErrorsResponse()
+        return pb.PersistErrorsResponse()
 
-    async def ListErrors(self, request: ListErrorsRequest, call: Call) -> ListErrorsResponse:
-        """Answer logged errors."""
+    async def ListErrors(self, request: pb.ListErrorsRequest, call: Call) -> pb.ListErrorsResponse:
+        """Return logged errors."""
         check = call.check
         check.id("", "workflow_id", request.workflow_id, required=False)
         check.times(request, "", "error_time_from", "error_time_before")
@@ -88,25 +70,27 @@ class StoreService:
         page = await error_log.list_errors(
             call.store,
             request,
-            paging.decode(request, call.store, request.page_token, END),
+            paging.decode(request, call.store, END),
             page_size,
             paging.page_bytes(call.max_message_bytes),
         )
-        return ListErrorsResponse(
+        return pb.ListErrorsResponse(
             errors=page.items, next_page_token=paging.encode(request, call.store, page.next)
         )
 
-    async def GetStoreInfo(self, request: GetStoreInfoRequest, call: Call) -> GetStoreInfoResponse:
-        """Answer what this server and its store are."""
+    async def GetStoreInfo(
+        self, request: pb.GetStoreInfoRequest, call: Call
+    ) -> pb.GetStoreInfoResponse:
+        """Return the versions, limits and capabilities of this server and its store."""
         database = await admin.database_info(call.store)
-        return GetStoreInfoResponse(
+        return pb.GetStoreInfoResponse(
             server_version=self._server_version,
             postgres_version=database.version,
             namespace=call.store.namespace,
             schema=call.store.schema.name,
             schema_version=await migrate.schema_version(call.store),
             latest_schema_version=migrate.latest_version(),
-            capabilities=Capabilities(
+            capabilities=pb.Capabilities(
                 scheduled_commands=True,
                 truncate_all=self._allow_truncate,
                 delete_namespace=self._allow_delete_namespace,
@@ -115,7 +99,9 @@ class StoreService:
             request_retention=Duration(seconds=commit.REQUEST_RETENTION_SECONDS),
         )
 
-    async def TruncateAll(self, request: TruncateAllRequest, call: Call) -> TruncateAllResponse:
+    async def TruncateAll(
+        self, request: pb.TruncateAllRequest, call: Call
+    ) -> pb.TruncateAllResponse:
         """Empty the store."""
         if not self._allow_truncate:
             raise PersistenceError(
@@ -123,40 +109,40 @@ class StoreService:
                 "the server was started without --allow-truncate",
             )
         await admin.truncate_all(call.store)
-        return TruncateAllResponse()
+        return pb.TruncateAllResponse()
 
     async def CreateNamespace(
-        self, request: CreateNamespaceRequest, call: Call
-    ) -> CreateNamespaceResponse:
-        """Create a namespace or bring it up to date."""
+        self, request: pb.CreateNamespaceRequest, call: Call
+    ) -> pb.CreateNamespaceResponse:
+        """Create a namespace or migrate it."""
         check = call.check
         check.namespace("name", request.name)
         check.done()
         applied = await self._namespaces.create_namespace(request.name)
-        return CreateNamespaceResponse(
+        return pb.CreateNamespaceResponse(
             schema_version=migrate.latest_version(), applied_migrations=applied
         )
 
     async def ListNamespaces(
-        self, request: ListNamespacesRequest, call: Call
-    ) -> ListNamespacesResponse:
-        """Answer the namespaces."""
+        self, request: pb.ListNamespacesRequest, call: Call
+    ) -> pb.ListNamespacesResponse:
+        """Return the namespaces."""
         check = call.check
         page_size = check.page_size(request.page_size)
         check.done()
         page = await namespace.list_namespaces(
             self._namespaces.default,
-            paging.decode(request, call.store, request.page_token, START),
+            paging.decode(request, call.store),
             page_size,
         )
-        return ListNamespacesResponse(
+        return pb.ListNamespacesResponse(
             namespaces=page.items, next_page_token=paging.encode(request, call.store, page.next)
         )
 
     async def DeleteNamespace(
-        self, request: DeleteNamespaceRequest, call: Call
-    ) -> DeleteNamespaceResponse:
-        """Delete a namespace with all that is in it."""
+        self, request: pb.DeleteNamespaceRequest, call: Call
+    ) -> pb.DeleteNamespaceResponse:
+        """Delete a namespace with all its contents."""
         check = call.check
         check.namespace("name", request.name)
         check.done()
@@ -166,9 +152,4 @@ class StoreService:
                 "the server was started without --allow-delete-namespace",
             )
         await self._namespaces.delete_namespace(request.name, force=request.force)
-        return DeleteNamespaceResponse()
-
-
-def page_of_one(error: ExecutionError) -> ListErrorsResponse:
-    """The largest answer in which an error must fit: a page of its own, with more to come."""
-    return ListErrorsResponse(errors=[error], next_page_token="x" * paging.MAX_TOKEN_BYTES)
+        return pb.DeleteNamespaceResponse()

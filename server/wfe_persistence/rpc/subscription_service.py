@@ -4,64 +4,43 @@ from __future__ import annotations
 
 import uuid
 
-from wfe.persistence.v1.subscription_pb2 import (
-    ClearSubscriptionTokenRequest,
-    ClearSubscriptionTokenResponse,
-    CreateEventSubscriptionRequest,
-    CreateEventSubscriptionResponse,
-    EventSubscription,
-    GetFirstOpenSubscriptionRequest,
-    GetFirstOpenSubscriptionResponse,
-    GetSubscriptionRequest,
-    GetSubscriptionResponse,
-    GetSubscriptionsRequest,
-    GetSubscriptionsResponse,
-    ListSubscriptionsRequest,
-    ListSubscriptionsResponse,
-    RenewSubscriptionTokenRequest,
-    RenewSubscriptionTokenResponse,
-    SetSubscriptionTokenRequest,
-    SetSubscriptionTokenResponse,
-    TerminateSubscriptionRequest,
-    TerminateSubscriptionResponse,
-)
+from wfe.persistence.v1 import subscription_pb2 as pb
 from wfe_persistence.rpc import paging
-from wfe_persistence.rpc.boundary import Call
-from wfe_persistence.rpc.check import Check, R
+from wfe_persistence.rpc.call import Call
+from wfe_persistence.rpc.check import Check, R, read_back
 from wfe_persistence.store import subscription
-from wfe_persistence.store.paging import START
 
 
 class SubscriptionService:
     """Event subscriptions and their tokens."""
 
     async def CreateEventSubscription(
-        self, request: CreateEventSubscriptionRequest, call: Call
-    ) -> CreateEventSubscriptionResponse:
+        self, request: pb.CreateEventSubscriptionRequest, call: Call
+    ) -> pb.CreateEventSubscriptionResponse:
         """Store a new subscription."""
         check = call.check
         if check.present(request, "subscription"):
             check.subscription(request.subscription, "subscription")
         check.done()
         request.subscription.id = request.subscription.id or str(uuid.uuid4())
-        check.fits(call.size, call.max_message_bytes, lambda: [page_of_one(request.subscription)])
+        check.fits(read_back.subscriptions([request.subscription]))
         await subscription.create_event_subscription(call.store, request.subscription)
-        return CreateEventSubscriptionResponse(id=request.subscription.id)
+        return pb.CreateEventSubscriptionResponse(id=request.subscription.id)
 
     async def GetSubscription(
-        self, request: GetSubscriptionRequest, call: Call
-    ) -> GetSubscriptionResponse:
-        """Answer one subscription."""
+        self, request: pb.GetSubscriptionRequest, call: Call
+    ) -> pb.GetSubscriptionResponse:
+        """Return one subscription."""
         check = call.check
         check.id("", "id", request.id)
         check.done()
         found = await subscription.get_subscription(call.store, request.id)
-        return GetSubscriptionResponse(subscription=found)
+        return pb.GetSubscriptionResponse(subscription=found)
 
     async def GetSubscriptions(
-        self, request: GetSubscriptionsRequest, call: Call
-    ) -> GetSubscriptionsResponse:
-        """Answer open subscriptions."""
+        self, request: pb.GetSubscriptionsRequest, call: Call
+    ) -> pb.GetSubscriptionsResponse:
+        """Return open subscriptions."""
         check = call.check
         _check_query(request, check)
         page_size = check.page_size(request.page_size)
@@ -71,18 +50,18 @@ class SubscriptionService:
             request.event_name,
             request.event_key,
             request.as_of if request.HasField("as_of") else None,
-            paging.decode(request, call.store, request.page_token, START),
+            paging.decode(request, call.store),
             page_size,
             paging.page_bytes(call.max_message_bytes),
         )
-        return GetSubscriptionsResponse(
+        return pb.GetSubscriptionsResponse(
             subscriptions=page.items, next_page_token=paging.encode(request, call.store, page.next)
         )
 
     async def GetFirstOpenSubscription(
-        self, request: GetFirstOpenSubscriptionRequest, call: Call
-    ) -> GetFirstOpenSubscriptionResponse:
-        """Answer the oldest open subscription, if there is one."""
+        self, request: pb.GetFirstOpenSubscriptionRequest, call: Call
+    ) -> pb.GetFirstOpenSubscriptionResponse:
+        """Return the oldest open subscription, if there is one."""
         check = call.check
         _check_query(request, check)
         check.done()
@@ -92,12 +71,12 @@ class SubscriptionService:
             request.event_key,
             request.as_of if request.HasField("as_of") else None,
         )
-        return GetFirstOpenSubscriptionResponse(subscription=found)
+        return pb.GetFirstOpenSubscriptionResponse(subscription=found)
 
     async def TerminateSubscription(
-        self, request: TerminateSubscriptionRequest, call: Call
-    ) -> TerminateSubscriptionResponse:
-        """Remove a subscription."""
+        self, request: pb.TerminateSubscriptionRequest, call: Call
+    ) -> pb.TerminateSubscriptionResponse:
+        """Delete a subscription."""
         check = call.check
         check.id("", "id", request.id)
         token = request.token if request.HasField("token") else None
@@ -108,12 +87,12 @@ class SubscriptionService:
             check.add("", "token", R.FIELD_VIOLATION_REASON_REQUIRED, "is required with an epoch")
         check.done()
         await subscription.terminate_subscription(call.store, request.id, token, epoch)
-        return TerminateSubscriptionResponse()
+        return pb.TerminateSubscriptionResponse()
 
     async def SetSubscriptionToken(
-        self, request: SetSubscriptionTokenRequest, call: Call
-    ) -> SetSubscriptionTokenResponse:
-        """Take hold of a subscription."""
+        self, request: pb.SetSubscriptionTokenRequest, call: Call
+    ) -> pb.SetSubscriptionTokenResponse:
+        """Claim a subscription."""
         check = call.check
         check.id("", "id", request.id)
         check.id("", "token", request.token)
@@ -123,27 +102,32 @@ class SubscriptionService:
         if request.HasField("duration"):
             duration_ms = check.lease_ms("duration", request.duration, given=True)
             if request.HasField("expiry"):
-                check.add("", "duration", R.FIELD_VIOLATION_REASON_DUPLICATE, "expiry is given too")
+                check.add(
+                    "",
+                    "duration",
+                    R.FIELD_VIOLATION_REASON_DUPLICATE,
+                    "must not be set together with expiry",
+                )
         check.revision(request, "epoch")
         check.done()
         return await subscription.set_subscription_token(call.store, request, duration_ms)
 
     async def ClearSubscriptionToken(
-        self, request: ClearSubscriptionTokenRequest, call: Call
-    ) -> ClearSubscriptionTokenResponse:
-        """Let go of a subscription."""
+        self, request: pb.ClearSubscriptionTokenRequest, call: Call
+    ) -> pb.ClearSubscriptionTokenResponse:
+        """Release a claim."""
         check = call.check
         check.id("", "id", request.id)
         check.id("", "token", request.token)
         epoch = check.revision(request, "epoch")
         check.done()
         await subscription.clear_subscription_token(call.store, request.id, request.token, epoch)
-        return ClearSubscriptionTokenResponse()
+        return pb.ClearSubscriptionTokenResponse()
 
     async def RenewSubscriptionToken(
-        self, request: RenewSubscriptionTokenRequest, call: Call
-    ) -> RenewSubscriptionTokenResponse:
-        """Hold a subscription for longer."""
+        self, request: pb.RenewSubscriptionTokenRequest, call: Call
+    ) -> pb.RenewSubscriptionTokenResponse:
+        """Extend a claim."""
         check = call.check
         check.id("", "id", request.id)
         check.id("", "token", request.token)
@@ -157,40 +141,28 @@ class SubscriptionService:
         )
 
     async def ListSubscriptions(
-        self, request: ListSubscriptionsRequest, call: Call
-    ) -> ListSubscriptionsResponse:
-        """Answer subscriptions, open and held."""
+        self, request: pb.ListSubscriptionsRequest, call: Call
+    ) -> pb.ListSubscriptionsResponse:
+        """Return subscriptions, open and claimed."""
         check = call.check
         check.key("", "workflow_id", request.workflow_id)
-        check.key("", "event_name", request.event_name)
-        check.key("", "event_key", request.event_key)
-        if request.HasField("event_key") and not request.event_name:
-            check.add(
-                "", "event_name", R.FIELD_VIOLATION_REASON_REQUIRED, "is required with an event_key"
-            )
+        check.event_key_with_name(request)
         page_size = check.page_size(request.page_size)
         check.done()
         page = await subscription.list_subscriptions(
             call.store,
             request,
-            paging.decode(request, call.store, request.page_token, START),
+            paging.decode(request, call.store),
             page_size,
             paging.page_bytes(call.max_message_bytes),
         )
-        return ListSubscriptionsResponse(
+        return pb.ListSubscriptionsResponse(
             subscriptions=page.items, next_page_token=paging.encode(request, call.store, page.next)
         )
 
 
-def page_of_one(subscription: EventSubscription) -> GetSubscriptionsResponse:
-    """The largest answer in which a subscription must fit: a page of its own, with more to come."""
-    return GetSubscriptionsResponse(
-        subscriptions=[subscription], next_page_token="x" * paging.MAX_TOKEN_BYTES
-    )
-
-
 def _check_query(
-    request: GetSubscriptionsRequest | GetFirstOpenSubscriptionRequest, check: Check
+    request: pb.GetSubscriptionsRequest | pb.GetFirstOpenSubscriptionRequest, check: Check
 ) -> None:
     check.id("", "event_name", request.event_name)
     check.key("", "event_key", request.event_key)

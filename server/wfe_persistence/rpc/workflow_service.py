@@ -3,53 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 
-from google.protobuf.message import Message
-
-from wfe.persistence.v1.list_order_pb2 import ListOrder
-from wfe.persistence.v1.workflow_pb2 import (
-    CommitWorkflowRequest,
-    CommitWorkflowResponse,
-    CountWorkflowsRequest,
-    CountWorkflowsResponse,
-    CreateNewWorkflowRequest,
-    CreateNewWorkflowResponse,
-    DeleteWorkflowRequest,
-    DeleteWorkflowResponse,
-    ExecutionPointer,
-    GetRunnableInstancesRequest,
-    GetRunnableInstancesResponse,
-    GetWorkflowInstanceByNameRequest,
-    GetWorkflowInstanceByNameResponse,
-    GetWorkflowInstanceRequest,
-    GetWorkflowInstanceResponse,
-    GetWorkflowInstancesRequest,
-    GetWorkflowInstancesResponse,
-    ListExecutionPointersRequest,
-    ListExecutionPointersResponse,
-    ListWorkflowsRequest,
-    ListWorkflowsResponse,
-    NextDefinitionSequenceRequest,
-    NextDefinitionSequenceResponse,
-    PersistWorkflowRequest,
-    PersistWorkflowResponse,
-    PersistWorkflowWithSubscriptionsRequest,
-    PersistWorkflowWithSubscriptionsResponse,
-    PurgeWorkflowsRequest,
-    PurgeWorkflowsResponse,
-    WorkflowInstance,
-    WorkflowView,
-)
+from wfe.persistence.v1 import workflow_pb2 as pb
 from wfe_persistence.rpc import paging
-from wfe_persistence.rpc.boundary import Call
-from wfe_persistence.rpc.check import MAX_ID_BYTES, MAX_REVISION, R
-from wfe_persistence.rpc.event_service import read_back as event_read_back
-from wfe_persistence.rpc.store_service import page_of_one as page_of_one_error
-from wfe_persistence.rpc.subscription_service import page_of_one
+from wfe_persistence.rpc.call import Call
+from wfe_persistence.rpc.check import R, read_back
 from wfe_persistence.store import commit, pointer, purge, workflow
-from wfe_persistence.store.paging import END, START
 from wfe_persistence.store.rows import epoch_ms
 
 _FIRST_REVISION = 1
@@ -59,8 +20,8 @@ class WorkflowService:
     """Workflows with their execution pointers."""
 
     async def CreateNewWorkflow(
-        self, request: CreateNewWorkflowRequest, call: Call
-    ) -> CreateNewWorkflowResponse:
+        self, request: pb.CreateNewWorkflowRequest, call: Call
+    ) -> pb.CreateNewWorkflowResponse:
         """Store a new workflow."""
         check = call.check
         instance = request.instance
@@ -69,15 +30,15 @@ class WorkflowService:
         check.done()
         instance.id = instance.id or str(uuid.uuid4())
         instance.name = instance.name or instance.id
-        check.fits(call.size, call.max_message_bytes, lambda: [_read_back(instance)])
+        check.fits(read_back.workflow(instance))
         await workflow.create_new_workflow(call.store, instance)
-        return CreateNewWorkflowResponse(
+        return pb.CreateNewWorkflowResponse(
             id=instance.id, name=instance.name, revision=_FIRST_REVISION
         )
 
     async def PersistWorkflow(
-        self, request: PersistWorkflowRequest, call: Call
-    ) -> PersistWorkflowResponse:
+        self, request: pb.PersistWorkflowRequest, call: Call
+    ) -> pb.PersistWorkflowResponse:
         """Replace a workflow's stored state."""
         check = call.check
         check.revision(request)
@@ -86,14 +47,14 @@ class WorkflowService:
             check.instance(request.instance, "instance", new=False)
         check.done()
         once = commit.Request(request)
-        check.fits(call.size, call.max_message_bytes, lambda: [_read_back(request.instance)])
+        check.fits(read_back.workflow(request.instance))
         revision = await commit.persist_workflow(call.store, request, (), once)
-        return PersistWorkflowResponse(revision=revision)
+        return pb.PersistWorkflowResponse(revision=revision)
 
     async def PersistWorkflowWithSubscriptions(
-        self, request: PersistWorkflowWithSubscriptionsRequest, call: Call
-    ) -> PersistWorkflowWithSubscriptionsResponse:
-        """Replace a workflow's stored state and create subscriptions, all or nothing."""
+        self, request: pb.PersistWorkflowWithSubscriptionsRequest, call: Call
+    ) -> pb.PersistWorkflowWithSubscriptionsResponse:
+        """Replace a workflow's stored state and create subscriptions, atomically."""
         check = call.check
         check.revision(request)
         check.request_id(request.request_id)
@@ -106,20 +67,16 @@ class WorkflowService:
         once = commit.Request(request)
         for i, subscription in enumerate(request.subscriptions):
             subscription.id = subscription.id or once.new_id("subscription", i)
-        check.fits(
-            call.size,
-            call.max_message_bytes,
-            lambda: [_read_back(request.instance), *map(page_of_one, request.subscriptions)],
-        )
+        check.fits(read_back.persist(request.instance, request.subscriptions))
         revision = await commit.persist_workflow(call.store, request, request.subscriptions, once)
-        return PersistWorkflowWithSubscriptionsResponse(
+        return pb.PersistWorkflowWithSubscriptionsResponse(
             revision=revision, subscription_ids=[s.id for s in request.subscriptions]
         )
 
     async def CommitWorkflow(
-        self, request: CommitWorkflowRequest, call: Call
-    ) -> CommitWorkflowResponse:
-        """Store one step of an engine, all or nothing."""
+        self, request: pb.CommitWorkflowRequest, call: Call
+    ) -> pb.CommitWorkflowResponse:
+        """Store one step of an engine atomically."""
         check = call.check
         check.commit(request)
         check.done()
@@ -128,40 +85,40 @@ class WorkflowService:
             subscription.id = subscription.id or once.new_id("subscription", i)
         for i, event in enumerate(request.create_events):
             event.id = event.id or once.new_id("event", i)
-        check.fits(call.size, call.max_message_bytes, lambda: _commit_read_back(request))
+        check.fits(read_back.commit(request))
         revision = await commit.commit_workflow(call.store, request, once)
-        return CommitWorkflowResponse(
+        return pb.CommitWorkflowResponse(
             revision=revision,
             subscription_ids=[s.id for s in request.create_subscriptions],
             event_ids=[e.id for e in request.create_events],
         )
 
     async def GetWorkflowInstance(
-        self, request: GetWorkflowInstanceRequest, call: Call
-    ) -> GetWorkflowInstanceResponse:
-        """Answer one workflow."""
+        self, request: pb.GetWorkflowInstanceRequest, call: Call
+    ) -> pb.GetWorkflowInstanceResponse:
+        """Return one workflow."""
         check = call.check
         check.id("", "id", request.id)
         view = check.view(request.view)
         check.done()
         instance = await workflow.get_workflow_instance(call.store, request.id, view)
-        return GetWorkflowInstanceResponse(instance=instance)
+        return pb.GetWorkflowInstanceResponse(instance=instance)
 
     async def GetWorkflowInstanceByName(
-        self, request: GetWorkflowInstanceByNameRequest, call: Call
-    ) -> GetWorkflowInstanceByNameResponse:
-        """Answer one workflow, found by its name."""
+        self, request: pb.GetWorkflowInstanceByNameRequest, call: Call
+    ) -> pb.GetWorkflowInstanceByNameResponse:
+        """Return one workflow, looked up by its name."""
         check = call.check
         check.id("", "name", request.name)
         view = check.view(request.view)
         check.done()
         instance = await workflow.get_workflow_instance_by_name(call.store, request.name, view)
-        return GetWorkflowInstanceByNameResponse(instance=instance)
+        return pb.GetWorkflowInstanceByNameResponse(instance=instance)
 
     async def GetWorkflowInstances(
-        self, request: GetWorkflowInstancesRequest, call: Call
-    ) -> AsyncIterator[GetWorkflowInstancesResponse]:
-        """Answer many workflows, one a message."""
+        self, request: pb.GetWorkflowInstancesRequest, call: Call
+    ) -> AsyncIterator[pb.GetWorkflowInstancesResponse]:
+        """Return many workflows, one a message."""
         check = call.check
         check.ids("", "ids", request.ids)
         view = check.view(request.view)
@@ -170,12 +127,12 @@ class WorkflowService:
             workflow.get_workflow_instances(call.store, request.ids, view)
         ) as instances:
             async for instance in instances:
-                yield GetWorkflowInstancesResponse(instance=instance)
+                yield pb.GetWorkflowInstancesResponse(instance=instance)
 
     async def GetRunnableInstances(
-        self, request: GetRunnableInstancesRequest, call: Call
-    ) -> GetRunnableInstancesResponse:
-        """Answer the ids of due workflows."""
+        self, request: pb.GetRunnableInstancesRequest, call: Call
+    ) -> pb.GetRunnableInstancesResponse:
+        """Return the ids of due workflows."""
         check = call.check
         check.time("", "as_at", request.as_at)
         page_size = check.page_size(request.page_size)
@@ -183,27 +140,27 @@ class WorkflowService:
         page = await workflow.get_runnable_instances(
             call.store,
             epoch_ms(request.as_at) if request.HasField("as_at") else None,
-            paging.decode(request, call.store, request.page_token, START),
+            paging.decode(request, call.store),
             page_size,
         )
-        return GetRunnableInstancesResponse(
+        return pb.GetRunnableInstancesResponse(
             instance_ids=page.items, next_page_token=paging.encode(request, call.store, page.next)
         )
 
     async def NextDefinitionSequence(
-        self, request: NextDefinitionSequenceRequest, call: Call
-    ) -> NextDefinitionSequenceResponse:
+        self, request: pb.NextDefinitionSequenceRequest, call: Call
+    ) -> pb.NextDefinitionSequenceResponse:
         """Take the next number of a definition."""
         check = call.check
         check.id("", "definition_id", request.definition_id)
         check.done()
         number = await workflow.next_definition_sequence(call.store, request.definition_id)
-        return NextDefinitionSequenceResponse(number=number)
+        return pb.NextDefinitionSequenceResponse(number=number)
 
     async def ListExecutionPointers(
-        self, request: ListExecutionPointersRequest, call: Call
-    ) -> ListExecutionPointersResponse:
-        """Answer one workflow's pointers."""
+        self, request: pb.ListExecutionPointersRequest, call: Call
+    ) -> pb.ListExecutionPointersResponse:
+        """Return the execution pointers of one workflow."""
         check = call.check
         check.id("", "workflow_id", request.workflow_id)
         expected = check.revision(request)
@@ -212,26 +169,26 @@ class WorkflowService:
         page, revision = await pointer.list_execution_pointers(
             call.store,
             request.workflow_id,
-            paging.decode(request, call.store, request.page_token, START),
+            paging.decode(request, call.store),
             page_size,
             paging.page_bytes(call.max_message_bytes),
             active_only=request.active_only,
             expected_revision=expected,
         )
-        return ListExecutionPointersResponse(
+        return pb.ListExecutionPointersResponse(
             execution_pointers=page.items,
             next_page_token=paging.encode(request, call.store, page.next),
             revision=revision,
         )
 
     async def ListWorkflows(
-        self, request: ListWorkflowsRequest, call: Call
-    ) -> ListWorkflowsResponse:
-        """Answer workflows by create_time."""
+        self, request: pb.ListWorkflowsRequest, call: Call
+    ) -> pb.ListWorkflowsResponse:
+        """Return workflows by create_time."""
         check = call.check
         check.filter(request.filter)
         order = check.order(request.order)
-        view = check.view(request.view, WorkflowView.WORKFLOW_VIEW_HEADER)
+        view = check.view(request.view, pb.WorkflowView.WORKFLOW_VIEW_HEADER)
         page_size = check.page_size(request.page_size)
         check.done()
         page = await workflow.list_workflows(
@@ -239,44 +196,39 @@ class WorkflowService:
             request.filter,
             order,
             view,
-            paging.decode(
-                request,
-                call.store,
-                request.page_token,
-                START if order == ListOrder.LIST_ORDER_OLDEST_FIRST else END,
-            ),
+            paging.decode(request, call.store, paging.first(order)),
             page_size,
             paging.page_bytes(call.max_message_bytes),
         )
-        return ListWorkflowsResponse(
+        return pb.ListWorkflowsResponse(
             instances=page.items, next_page_token=paging.encode(request, call.store, page.next)
         )
 
     async def CountWorkflows(
-        self, request: CountWorkflowsRequest, call: Call
-    ) -> CountWorkflowsResponse:
+        self, request: pb.CountWorkflowsRequest, call: Call
+    ) -> pb.CountWorkflowsResponse:
         """Count workflows by status."""
         check = call.check
         check.filter(request.filter)
         check.done()
-        return CountWorkflowsResponse(
+        return pb.CountWorkflowsResponse(
             counts=await workflow.count_workflows(call.store, request.filter)
         )
 
     async def DeleteWorkflow(
-        self, request: DeleteWorkflowRequest, call: Call
-    ) -> DeleteWorkflowResponse:
+        self, request: pb.DeleteWorkflowRequest, call: Call
+    ) -> pb.DeleteWorkflowResponse:
         """Delete one workflow."""
         check = call.check
         check.id("", "id", request.id)
         expected = check.revision(request)
         check.done()
         await purge.delete_workflow(call.store, request.id, expected)
-        return DeleteWorkflowResponse()
+        return pb.DeleteWorkflowResponse()
 
     async def PurgeWorkflows(
-        self, request: PurgeWorkflowsRequest, call: Call
-    ) -> PurgeWorkflowsResponse:
+        self, request: pb.PurgeWorkflowsRequest, call: Call
+    ) -> pb.PurgeWorkflowsResponse:
         """Delete workflows that ended long ago."""
         check = call.check
         check.required_time("", "ended_before", request)
@@ -296,38 +248,9 @@ class WorkflowService:
             request.statuses,
             request.ended_before,
             request.workflow_definition_id,
-            paging.decode(request, call.store, request.page_token, START),
+            paging.decode(request, call.store),
             max_rows,
             dry_run=request.dry_run,
         )
         done.next_page_token = paging.encode(request, call.store, after)
         return done
-
-
-def _read_back(instance: WorkflowInstance) -> GetWorkflowInstanceResponse:
-    """The answer in which a workflow would be read, with the largest revision and name."""
-    answer = GetWorkflowInstanceResponse(instance=instance)
-    answer.instance.revision = MAX_REVISION
-    answer.instance.name = answer.instance.name or "x" * MAX_ID_BYTES
-    return answer
-
-
-def _commit_read_back(request: CommitWorkflowRequest) -> Iterator[Message]:
-    """The answers in which what a commit stores would be read. What a patch makes of a workflow may
-    be too large for one message, but not its header nor any pointer."""
-    if request.HasField("patch"):
-        yield _read_back(request.patch.header)
-        yield from map(_page_of_one_pointer, request.patch.execution_pointers)
-    else:
-        yield _read_back(request.instance)
-    yield from map(page_of_one, request.create_subscriptions)
-    yield from map(event_read_back, request.create_events)
-    yield from map(page_of_one_error, request.errors)
-
-
-def _page_of_one_pointer(pointer: ExecutionPointer) -> ListExecutionPointersResponse:
-    return ListExecutionPointersResponse(
-        execution_pointers=[pointer],
-        next_page_token="x" * paging.MAX_TOKEN_BYTES,
-        revision=MAX_REVISION,
-    )

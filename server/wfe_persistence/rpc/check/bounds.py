@@ -1,0 +1,23 @@
+"""The bounds of values in requests, as the comments of the protos state them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MAX_ID_BYTES: Final = 512
+MAX_COMMAND_DATA_BYTES: Final = 2048
+MAX_INT4: Final = 2**31 - 1
+MAX_JSON_DEPTH: Final = 100
+MAX_JSON_EXPONENT: Final = 1000
+MAX_JSON_DIGITS: Final = 2000
+MAX_PAGE_SIZE: Final = 1000
+DEFAULT_PAGE_SIZE: Final = 100
+MAX_LEASE_SECONDS: Final = 24 * 3600
+DEFAULT_LEASE_MS: Final = 30_000
+MAX_LIST_ITEMS: Final = 1000
+MAX_REVISION: Final = 2**63 - 1
+MAX_PURGED_ROWS: Final = 100_000
+DEFAULT_PURGED_ROWS: Final = 10_000
+
+FIRST_SECOND: Final = -62_135_596_800  # 0001-01-01T00:00:00Z
+LAST_SECOND: Final = 253_402_300_799  # 9999-12-31T23:59:59Z

@@ -1,0 +1,110 @@
+"""Whether what a request stores can be read back: the largest responses in which it is returned.
+
+A response is measured with its JSON documents as PostgreSQL returns them, which may be larger than
+they were sent. The functions are generators, so that nothing is copied unless it is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from google.protobuf.message import Message
+
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe.persistence.v1.event_pb2 import Event, ListEventsResponse
+from wfe.persistence.v1.store_pb2 import ExecutionError, ListErrorsResponse
+from wfe.persistence.v1.subscription_pb2 import EventSubscription, GetSubscriptionsResponse
+from wfe.persistence.v1.workflow_pb2 import (
+    CommitWorkflowRequest,
+    ExecutionPointer,
+    GetWorkflowInstanceResponse,
+    ListExecutionPointersResponse,
+    WorkflowInstance,
+)
+from wfe_persistence.errors import PersistenceError
+from wfe_persistence.rpc.check.bounds import MAX_ID_BYTES, MAX_REVISION
+from wfe_persistence.rpc.check.json_rules import stored_bytes
+from wfe_persistence.rpc.paging import MAX_TOKEN_BYTES
+
+# An item of a list must fit into a page of its own, with another page to follow.
+_TOKEN: Final = "x" * MAX_TOKEN_BYTES
+
+
+def require_readable(responses: Iterable[Message], max_message_bytes: int) -> None:
+    """Raise ANSWER_TOO_LARGE if one of the responses could not be sent. Overwrites them."""
+    for response in responses:
+        _put_stored_json(response)
+        if response.ByteSize() > max_message_bytes:
+            raise PersistenceError(
+                ErrorReason.ERROR_REASON_ANSWER_TOO_LARGE,
+                "what would be stored could not be read back in one message of "
+                f"{max_message_bytes} bytes",
+                metadata={"limit_bytes": str(max_message_bytes)},
+            )
+
+
+def workflow(instance: WorkflowInstance) -> Iterator[GetWorkflowInstanceResponse]:
+    """A workflow is read whole, with its name and revision, here the largest ones."""
+    response = GetWorkflowInstanceResponse(instance=instance)
+    response.instance.revision = MAX_REVISION
+    response.instance.name = response.instance.name or "x" * MAX_ID_BYTES
+    yield response
+
+
+def pointers(items: Iterable[ExecutionPointer]) -> Iterator[ListExecutionPointersResponse]:
+    """Execution pointers can be read page by page."""
+    for item in items:
+        yield ListExecutionPointersResponse(
+            execution_pointers=[item], next_page_token=_TOKEN, revision=MAX_REVISION
+        )
+
+
+def subscriptions(items: Iterable[EventSubscription]) -> Iterator[GetSubscriptionsResponse]:
+    """Subscriptions are read page by page."""
+    for item in items:
+        yield GetSubscriptionsResponse(subscriptions=[item], next_page_token=_TOKEN)
+
+
+def events(items: Iterable[Event]) -> Iterator[ListEventsResponse]:
+    """Events are read page by page."""
+    for item in items:
+        yield ListEventsResponse(events=[item], next_page_token=_TOKEN)
+
+
+def errors(items: Iterable[ExecutionError]) -> Iterator[ListErrorsResponse]:
+    """Logged errors are read page by page."""
+    for item in items:
+        yield ListErrorsResponse(errors=[item], next_page_token=_TOKEN)
+
+
+def persist(instance: WorkflowInstance, created: Iterable[EventSubscription]) -> Iterator[Message]:
+    """A workflow and the subscriptions that are created with it."""
+    yield from workflow(instance)
+    yield from subscriptions(created)
+
+
+def commit(request: CommitWorkflowRequest) -> Iterator[Message]:
+    """All that a commit stores. What a patch makes of a workflow may become too large for one
+    message, but not its header nor any of its pointers."""
+    if request.HasField("patch"):
+        yield from workflow(request.patch.header)
+        yield from pointers(request.patch.execution_pointers)
+    else:
+        yield from workflow(request.instance)
+    yield from subscriptions(request.create_subscriptions)
+    yield from events(request.create_events)
+    yield from errors(request.errors)
+
+
+def _put_stored_json(message: Message) -> None:
+    """Replace each JSON document by as many bytes as it has when it is read back."""
+    for field, value in message.ListFields():
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            for key, text in value.items():
+                value[key] = "x" * stored_bytes(text)
+        elif field.message_type is not None:
+            for item in value if field.is_repeated else (value,):
+                _put_stored_json(item)
+        elif field.name.endswith("_json"):
+            setattr(message, field.name, "x" * stored_bytes(value))
