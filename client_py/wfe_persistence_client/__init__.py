@@ -1,47 +1,49 @@
-"""The WFE engine's persistence provider, kept by a workflow persistence server.
+"""A client of the workflow persistence server: the WFE engine's persistence provider.
 
     from wfe_persistence_client import WorkflowInstance, connect
 
-    async with connect("localhost:50051") as provider:
+    async with connect("localhost:50052") as provider:
         workflow_id = await provider.create_new_workflow(
             WorkflowInstance(workflow_definition_id="order", version=1, data={"paid": False})
         )
 
 `connect_blocking` is the same for code without an event loop.
 
-**One step, one transaction.** What a step of an engine brings about is stored together,
-or not at all if the block raises:
+**One step, one transaction.** All effects of an engine's step are stored together, or
+not at all if the block raises:
 
     workflow = await provider.get_workflow_instance(workflow_id)
     async with provider.step(workflow, strict=True) as step:
         workflow.execution_pointers[-1].status = PointerStatus.COMPLETE
-        step.hold(claimed_command)  # only if nobody else has taken it over
+        step.hold(claimed_command)  # only if the claim is still held
         step.create_event(Event(event_name="order.paid", event_key=workflow_id, event_data={}))
         step.log_error(ExecutionError(workflow_id=workflow_id, message="second try"))
         step.complete(claimed_command)
 
-**Only what changed is sent.** A provider remembers digests of the workflows that it
-loaded or wrote last (`connect(remember=...)`) and writes a change where that is less than
-the whole: one pointer of a thousand costs what one pointer costs. What is stored is
-always exactly what was given.
+**Only changes are sent.** A provider remembers digests of the workflows that it loaded
+or wrote most recently (`connect(remember=...)`) and sends a patch if that is smaller
+than the full state: the cost of changing one pointer does not depend on how many there
+are. The stored state is always exactly the given one.
 
-**Who wins.** By default the last writer does, whole. With `strict=True`, for a provider
-or for one call, an object replaces only the revision that it was loaded or last written
-with (`WorkflowInstance.revision`, which a write brings up to date); otherwise the write
-raises `RevisionMismatch`: load, decide, write again.
+**Concurrent writers.** By default the last writer wins. With `strict=True`, for a
+provider or for one call, a write replaces only the revision with which the object was
+loaded or last written (`WorkflowInstance.revision`, which every write updates);
+otherwise it raises `RevisionMismatch`: load the workflow again, reapply the change, and
+write again.
 
-**Parts.** A workflow loaded with `view=WorkflowView.ACTIVE` or `HEADER` is changed and
-stored like any other; what was not loaded stays as it is. It is never stored as a whole,
-and never over what somebody else wrote meanwhile (`RevisionMismatch`, `PartialWorkflow`).
+**Views.** A workflow loaded with `view=WorkflowView.ACTIVE` or `HEADER` is changed and
+stored like any other; the part that was not loaded stays unchanged. It is never stored
+in full, and never overwrites what another writer wrote in the meantime
+(`RevisionMismatch`, `PartialWorkflow`).
 
-**Lost answers.** Writes of workflows carry an id by which the server knows them again, so
-they are tried again after a broken connection and still made once. What is raised as
-`CommitOutcomeUnknown` may or may not have been made.
+**Lost responses.** Writes of workflows carry an idempotency key, so they are retried
+after a broken connection and still applied once. A write that raises
+`CommitOutcomeUnknown` may or may not have been applied.
 
-**Ids that are used again.** A change is made against a revision, and a workflow deleted
-by somebody else and created anew under the same id starts over with 1. The provider
-tells them apart by `create_time`. A database put back to an earlier state uses revisions
-again that were given out before: start the hosts anew then, or connect with `remember=0`.
+**Reused ids.** A patch applies to a revision, and a workflow that another client
+deletes and creates again with the same id starts again at revision 1. The provider
+distinguishes them by `create_time`. A database that is restored to an earlier state
+reuses revisions: restart the hosts after a restore, or connect with `remember=0`.
 """
 
 from wfe_persistence_client.blocking import (

@@ -1,7 +1,7 @@
-"""The same provider for code without an event loop.
+"""The provider for code without an event loop.
 
-There is no second implementation: every method runs the async one on an event
-loop in a background thread and waits for it.
+It is not a second implementation: every method runs the async one on an event loop in a
+background thread and waits for the result.
 """
 
 import asyncio
@@ -24,14 +24,15 @@ _T = TypeVar("_T")
 
 
 class _LoopThread:
-    """An event loop that runs in a thread of its own."""
+    """An event loop that runs in its own thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(_report)
         self._lock = threading.Lock()
         self._closed = False
-        # A daemon: a provider that nobody closed must not keep the program alive.
+        # A daemon, so that a provider that was not closed does not keep the program
+        # alive.
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="wfe-persistence-client", daemon=True
         )
@@ -50,22 +51,22 @@ class _LoopThread:
             return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Runs a coroutine on the loop and waits for its end."""
+        """Runs a coroutine on the loop and waits for it."""
         return self.wait(self.start(work))
 
     def wait(self, running: concurrent.futures.Future[_T]) -> _T:
-        """Waits for the end of a started coroutine."""
+        """Waits for a started coroutine."""
         try:
             return running.result()
         except concurrent.futures.CancelledError as exc:
             raise RuntimeError("the provider was closed during the call") from exc
         except BaseException:
-            # KeyboardInterrupt, for one, reaches the waiting thread only.
+            # KeyboardInterrupt, for example, is raised only in the waiting thread.
             running.cancel()
             raise
 
     def close(self, last: Coroutine[Any, Any, None]) -> None:
-        """Runs a last coroutine, ends what still runs, and ends the thread."""
+        """Runs a last coroutine, ends all others, and ends the thread."""
         with self._lock:
             if self._closed:
                 last.close()
@@ -82,9 +83,9 @@ class _LoopThread:
         try:
             await last
         finally:
-            # Other threads may be waiting for calls under way. The closed channel
-            # ends them with an error that says what became of them; what has not
-            # ended soon after, a wait before another attempt for one, is cancelled.
+            # Other threads may be waiting for calls in progress. The closed channel
+            # ends those with an error that describes their outcome; tasks that have not
+            # ended soon after, such as a backoff, are cancelled.
             under_way = asyncio.all_tasks() - {asyncio.current_task()}
             if under_way:
                 _, late = await asyncio.wait(under_way, timeout=1)
@@ -95,8 +96,8 @@ class _LoopThread:
 
 
 def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    # grpc.aio wakes every event loop of the process for each of its events, and
-    # those that come too late log this (github.com/grpc/grpc/issues/25364).
+    # grpc.aio wakes every event loop of the process for each of its events, and the
+    # loops that are late log this (github.com/grpc/grpc/issues/25364).
     if not isinstance(context.get("exception"), BlockingIOError):
         loop.default_exception_handler(context)
 
@@ -116,7 +117,7 @@ def _blocking(
 def _blocking_iterator(
     method: Callable[Concatenate[PersistenceProvider, _P], AsyncIterator[_T]],
 ) -> "Callable[Concatenate[BlockingPersistenceProvider, _P], Iterator[_T]]":
-    """The blocking form of a method that answers an async iterator."""
+    """The blocking form of a method that returns an async iterator."""
 
     @functools.wraps(method)
     def iterate(
@@ -125,7 +126,7 @@ def _blocking_iterator(
         items = method(self._provider, *args, **kwargs)
 
         async def following() -> list[_T]:
-            # In a list, since an iterator's end is no result.
+            # In a list, because StopAsyncIteration cannot be a result.
             try:
                 return [await anext(items)]
             except StopAsyncIteration:
@@ -158,7 +159,7 @@ def _blocking_connect(
 
 
 class BlockingStep(StepBuilder):
-    """A step as a plain context manager; `BlockingPersistenceProvider.step` makes one."""
+    """A step as a plain context manager; `BlockingPersistenceProvider.step` creates one."""
 
     def __init__(self, step: Step, thread: _LoopThread) -> None:
         super().__init__(step.workflow)
@@ -166,7 +167,7 @@ class BlockingStep(StepBuilder):
         self._thread = thread
 
     def __enter__(self) -> Self:
-        """The step itself; nothing is sent yet. RuntimeError if it was used already."""
+        """Returns the step; nothing is sent yet. Raises RuntimeError if it was used already."""
         self._open()
         return self
 
@@ -184,13 +185,12 @@ class BlockingStep(StepBuilder):
 
 
 class BlockingPersistenceProvider:
-    """`PersistenceProvider` with methods that block; `connect_blocking` makes one.
+    """`PersistenceProvider` with blocking methods; `connect_blocking` creates one.
 
-    The methods, their arguments and their errors are those of
-    `PersistenceProvider`. It may be used by many threads at once. Close it, or use
-    it as a context manager:
+    The methods, their arguments and their errors are those of `PersistenceProvider`. It
+    is thread-safe. Close it, or use it as a context manager:
 
-        with connect_blocking("localhost:50051") as provider:
+        with connect_blocking("localhost:50052") as provider:
             provider.get_store_info()
     """
 
@@ -212,20 +212,23 @@ class BlockingPersistenceProvider:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection and ends the thread; calls under way end with an error.
+        """Closes the connection and ends the thread; calls in progress fail.
 
-        Providers made from this one by `with_timeout` and `with_namespace` share
+        Providers created from this one by `with_timeout` and `with_namespace` share
         both and are closed too.
         """
         self._thread.close(self._provider.close())
 
     def with_timeout(self, timeout: float) -> "BlockingPersistenceProvider":
-        """The same provider, on the same connection, with another timeout in seconds."""
+        """A provider on the same connection, with another timeout in seconds."""
         return BlockingPersistenceProvider(self._provider.with_timeout(timeout), self._thread)
 
     def with_namespace(self, namespace: str | None) -> "BlockingPersistenceProvider":
-        """The same provider, on the same connection, for another namespace."""
+        """A provider on the same connection, for another namespace."""
         return BlockingPersistenceProvider(self._provider.with_namespace(namespace), self._thread)
+
+    # A table with one line per method. The lines are alike on purpose: generating the methods
+    # in a loop would hide their signatures from type checkers and editors.
 
     create_new_workflow = _blocking(PersistenceProvider.create_new_workflow)
     persist_workflow = _blocking(PersistenceProvider.persist_workflow)
@@ -304,10 +307,10 @@ class BlockingPersistenceProvider:
     ) -> int:
         """`PersistenceProvider.process_commands` with a plain function as handler.
 
-        The handler runs in the calling thread and may use this provider; however long
-        it blocks, the claim of its command is renewed.
+        The handler runs in the calling thread and may use this provider; the lease of
+        its command is renewed however long it blocks.
         """
-        # Each item: a command, and where to put what its handler raised.
+        # Each item: a command, and the future for what its handler raised.
         todo: queue.SimpleQueue[
             tuple[ScheduledCommand, concurrent.futures.Future[Exception | None]] | None
         ] = queue.SimpleQueue()

@@ -1,4 +1,4 @@
-"""One place for what every call has: a deadline, safe retries, typed errors."""
+"""How every call is made: with a deadline, safe retries and typed errors."""
 
 import asyncio
 import copy
@@ -50,13 +50,13 @@ _T = TypeVar("_T")
 
 
 class Safety(Enum):
-    """What may be done after an attempt that failed for a reason that passes."""
+    """Whether a call may be retried after a transient failure."""
 
-    #: Writes nothing: always tried again.
+    #: Writes nothing: always retried.
     READ = auto()
-    #: The same call again leaves the same behind: always tried again.
+    #: Repeating the call has the same result: always retried.
     REPEATABLE = auto()
-    #: The same call again does it again: tried again only if nothing was written.
+    #: Repeating the call repeats its effect: retried only if nothing was written.
     UNREPEATABLE = auto()
 
 
@@ -65,25 +65,25 @@ class Rule:
     """How a call may be retried."""
 
     safety: Safety
-    #: The error that the call gets if an earlier attempt of it was applied. After
-    #: an attempt that may have been, it means that the work is done.
+    #: The error that a retry gets if an earlier attempt was applied. After an attempt
+    #: that may have been applied, it means success.
     done: type[PersistenceError] | None = None
-    #: The field of the request that names the revision it may replace. After an
-    #: attempt that may have been applied, a stored revision beyond that one may be
-    #: that attempt's or somebody else's: nobody can tell.
+    #: The field of the request that has the expected revision. After an attempt that
+    #: may have been applied, a higher stored revision may be due to that attempt or to
+    #: another writer: the outcome is unknown.
     guard: str | None = None
-    #: The request carries a request_id, and the server knows it again: what it refuses
-    #: after an attempt that may have been applied, it has not written.
+    #: The request carries a request_id, which the server recognizes: if it rejects a
+    #: retry, no earlier attempt was applied.
     once: bool = False
 
 
-#: One line for each RPC, by its name in the protos.
+#: One line per RPC, by its name in the protos.
 RULES: Mapping[str, Rule] = {
-    # Creates carry an id chosen before the first attempt (see new_id), and
-    # the same create again answers the same.
+    # Creates carry an id generated before the first attempt (see new_id), and repeating
+    # a create returns the same response.
     "CreateNewWorkflow": Rule(Safety.REPEATABLE),
-    # Persists and commits carry a request_id. A server too old for it still stores the
-    # same, but does not know its own write again: so the guard (see saving.py).
+    # Persists and commits carry a request_id. A server too old to support it stores the
+    # same, but does not recognize a retry: hence the guard (see saving.py).
     "PersistWorkflow": Rule(Safety.REPEATABLE, guard="expected_revision"),
     "PersistWorkflowWithSubscriptions": Rule(Safety.REPEATABLE, guard="expected_revision"),
     "CommitWorkflow": Rule(Safety.REPEATABLE, once=True),
@@ -91,14 +91,14 @@ RULES: Mapping[str, Rule] = {
     "GetWorkflowInstanceByName": Rule(Safety.READ),
     "GetWorkflowInstances": Rule(Safety.READ),
     "GetRunnableInstances": Rule(Safety.READ),
-    # A number may be skipped, never given twice.
+    # A number may be skipped, but is never returned twice.
     "NextDefinitionSequence": Rule(Safety.REPEATABLE),
     "ListExecutionPointers": Rule(Safety.READ),
     "ListWorkflows": Rule(Safety.READ),
     "CountWorkflows": Rule(Safety.READ),
-    # Again would also delete what others have created anew since.
+    # A retry would also delete what others have created since.
     "DeleteWorkflow": Rule(Safety.UNREPEATABLE),
-    # What is deleted by now is not counted again.
+    # Rows that an earlier attempt deleted are not counted.
     "PurgeWorkflows": Rule(Safety.REPEATABLE),
     "CreateEvent": Rule(Safety.REPEATABLE),
     "GetEvent": Rule(Safety.READ),
@@ -113,13 +113,14 @@ RULES: Mapping[str, Rule] = {
     "GetSubscriptions": Rule(Safety.READ),
     "GetFirstOpenSubscription": Rule(Safety.READ),
     "TerminateSubscription": Rule(Safety.REPEATABLE, done=SubscriptionNotFound),
-    # Acquires again what the same token and worker hold already.
+    # Succeeds again for the same token and worker.
     "SetSubscriptionToken": Rule(Safety.REPEATABLE),
     "ClearSubscriptionToken": Rule(Safety.REPEATABLE, done=TokenMismatch),
     "RenewSubscriptionToken": Rule(Safety.REPEATABLE),
     "ListSubscriptions": Rule(Safety.READ),
     "ScheduleCommand": Rule(Safety.REPEATABLE),
-    # Again claims others; those of a lost answer stay claimed until they expire.
+    # A retry claims other commands; those of a lost response stay claimed until their
+    # leases expire.
     "ClaimCommands": Rule(Safety.UNREPEATABLE),
     "CompleteCommands": Rule(Safety.REPEATABLE, done=LeaseLost),
     "ReleaseCommands": Rule(Safety.REPEATABLE, done=LeaseLost),
@@ -128,23 +129,23 @@ RULES: Mapping[str, Rule] = {
     "PersistErrors": Rule(Safety.UNREPEATABLE),
     "ListErrors": Rule(Safety.READ),
     "GetStoreInfo": Rule(Safety.READ),
-    # Again would also remove what others have stored since.
+    # A retry would also remove what others have stored since.
     "TruncateAll": Rule(Safety.UNREPEATABLE),
     "CreateNamespace": Rule(Safety.REPEATABLE),
     "ListNamespaces": Rule(Safety.READ),
-    # Again would also delete what others have created anew since.
+    # A retry would also delete what others have created since.
     "DeleteNamespace": Rule(Safety.UNREPEATABLE),
 }
 
-# The reasons that pass by themselves. UNAVAILABLE always counts among them, with
-# whatever reason or none.
+# The reasons of transient failures. UNAVAILABLE is always one, with any reason or none.
 _PASSING_REASONS = frozenset(
     {"POOL_EXHAUSTED", "NAMESPACE_BUSY", "DATABASE_FULL", "TRANSACTION_CONFLICT"}
 )
 
 
-# What a server that knows a request_id again answers only if it has not written under
-# it. (Not so WorkflowNotFound: a workflow deleted since takes its request_ids along.)
+# Errors that a server which supports request_id returns only if it has not applied that
+# request. (WorkflowNotFound is not one: deleting a workflow also deletes its
+# request_ids.)
 _REFUSALS = (
     RevisionMismatch,
     FailedPrecondition,
@@ -157,17 +158,17 @@ _REFUSALS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often and how fast a call is tried again, where that is safe.
+    """How often and how fast a call is retried, where that is safe.
 
-    The wait before try n+1 is a random time between 0 and
-    `initial_backoff * multiplier**(n-1)` seconds, but at most `max_backoff`; if
-    the server asks for a wait, that much is added to it. Tries end with the call's
-    deadline in any case.
+    The wait before attempt n+1 is a random time between 0 and
+    `initial_backoff * multiplier**(n-1)` seconds, but at most `max_backoff`; a delay
+    that the server requests is added to it. The call's deadline ends the attempts in any
+    case.
 
     Attributes:
-        max_attempts: tries in all, from 1; 1: never again.
-        initial_backoff: seconds, from 0.
-        max_backoff: seconds, from 0.
+        max_attempts: maximum number of attempts, 1 or higher; 1: no retries.
+        initial_backoff: in seconds, 0 or higher.
+        max_backoff: in seconds, 0 or higher.
         multiplier: 1 to 10.
     """
 
@@ -187,13 +188,13 @@ class RetryPolicy:
 
     def backoff(self, attempts: int) -> float:
         """The wait in seconds after that many failed attempts, from 1."""
-        # The exponent is bounded because a power that is no float is an error.
+        # The exponent is bounded because a power beyond the range of float raises.
         ceiling = self.initial_backoff * self.multiplier ** min(attempts - 1, 100)
         return random.uniform(0, min(ceiling, self.max_backoff))
 
 
 class Deadline:
-    """The moment, by the monotonic clock, when a call's time runs out."""
+    """A point in time, by the monotonic clock, by which a call must end."""
 
     __slots__ = ("_end",)
 
@@ -225,13 +226,13 @@ class Calls:
         self._deadline: Deadline | None = None
 
     def in_one_go(self) -> Self:
-        """The same, but with one deadline, from now on, for all calls together."""
+        """A copy in which all calls share one deadline, which starts now."""
         other = copy.copy(self)
         other._deadline = self.deadline()
         return other
 
     def deadline(self) -> Deadline:
-        """The end of a method that begins now, for one that makes several calls."""
+        """The deadline of a method that starts now and makes several calls."""
         return self._deadline or Deadline(self.timeout)
 
     async def unary(
@@ -240,7 +241,7 @@ class Calls:
         request: _RequestT,
         deadline: Deadline | None = None,
     ) -> _ResponseT:
-        """Makes a call with one answer."""
+        """Makes a call with one response."""
 
         async def attempt(seconds: float) -> _ResponseT:
             return await method(request, timeout=seconds, metadata=self._metadata())
@@ -254,9 +255,9 @@ class Calls:
         items: Callable[[_PageT], Iterable[_T]],
         deadline: Deadline | None = None,
     ) -> AsyncIterator[_T]:
-        """The items of all pages, each asked for when it is wanted.
+        """The items of all pages, each page fetched on demand.
 
-        Without a deadline each page has its own.
+        Without a deadline, each page has its own.
         """
         while True:
             page = await self.unary(method, request, deadline)
@@ -271,7 +272,7 @@ class Calls:
         method: grpc.aio.UnaryStreamMultiCallable[_RequestT, _ResponseT],
         request: _RequestT,
     ) -> list[_ResponseT]:
-        """Makes a call with a stream of answers; a broken stream starts anew."""
+        """Makes a call with a stream of responses; a broken stream is restarted."""
 
         async def attempt(seconds: float) -> list[_ResponseT]:
             stream = method(request, timeout=seconds, metadata=self._metadata())
@@ -285,10 +286,10 @@ class Calls:
         request: _RequestT,
         already_done: Callable[[PersistenceError], bool] = lambda _error: True,
     ) -> None:
-        """Makes a call that has no answer and fails if it is made again.
+        """Makes a call without a result whose retry fails if it was applied.
 
-        The error that its rule names counts as success after an attempt that may
-        have been applied, unless `already_done` sees from it that none was.
+        The error that its rule names counts as success after an attempt that may have
+        been applied, unless `already_done` returns False for it.
         """
         try:
             await self.unary(method, request)
@@ -327,7 +328,8 @@ class Calls:
                 task = asyncio.current_task()
                 if not self._closed() or (task is not None and task.cancelling()):
                     raise
-                # Nobody cancelled this task: so gRPC ends calls when it is closed.
+                # This task was not cancelled: gRPC ends calls this way when the channel
+                # is closed.
                 error = Unavailable("the provider was closed during the call", maybe_written=True)
                 error.__cause__ = exc
             this_one = error.maybe_written and rule.safety is not Safety.READ
@@ -350,8 +352,8 @@ class Calls:
     async def _connect(self, deadline: Deadline) -> None:
         """Waits until there is a connection.
 
-        So a failure before the call is sent is told from one after it, when a write
-        may have been made: gRPC itself reports both as UNAVAILABLE.
+        This distinguishes a failure before the call is sent from one after it, when a
+        write may have been applied: gRPC reports both as UNAVAILABLE.
         """
         state = self.channel.get_state(try_to_connect=True)
         while state is not grpc.ChannelConnectivity.READY:
@@ -373,7 +375,7 @@ class Calls:
 def _time_left(deadline: Deadline) -> float:
     remaining = deadline.remaining()
     if remaining <= 0:
-        # Not left to gRPC, which may well serve a call that has no time at all.
+        # Checked here because gRPC may serve a call that has no time left.
         raise DeadlineExceeded("no time was left to send the call")
     return remaining
 
@@ -388,12 +390,12 @@ def _passes(error: PersistenceError) -> bool:
 
 
 def _verdict(rule: Rule, request: _Request, error: PersistenceError) -> PersistenceError:
-    """What to tell the caller, who does not see the earlier attempts."""
+    """The error to raise to the caller, who does not see the earlier attempts."""
     if not error.maybe_written or isinstance(error, CommitOutcomeUnknown):
         return error
     if isinstance(error, RevisionMismatch) and rule.guard is not None:
-        # An earlier attempt, had it been applied, would have raised the revision. 0 is
-        # a revision that the server did not name.
+        # An earlier attempt, had it been applied, would have increased the revision. 0
+        # means that the server did not report it.
         error.maybe_written = error.revision == 0 or error.revision > getattr(request, rule.guard)
         unknown = error.maybe_written
     else:
@@ -401,7 +403,7 @@ def _verdict(rule: Rule, request: _Request, error: PersistenceError) -> Persiste
     if not unknown:
         return error
     verdict = CommitOutcomeUnknown(
-        f"the write may or may not have been made; the last attempt ended with: {error}",
+        f"the write may or may not have been applied; the last attempt failed with: {error}",
         reason="COMMIT_OUTCOME_UNKNOWN",
         status=error.status,
         metadata=error.metadata,

@@ -1,4 +1,4 @@
-"""Scheduled commands: claim, handle, complete."""
+"""Operations on scheduled commands: schedule, claim, handle, complete."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -13,14 +13,14 @@ from wfe_persistence_client.connection import LARGEST_PAGE, Connection
 from wfe_persistence_client.errors import LeaseLost, PersistenceError, Unimplemented
 from wfe_persistence_client.model import ClaimedCommand, CommandName, ScheduledCommand
 
-#: Takes one due command; what it raises gives the command back.
+#: Handles one due command; if it raises, the command is released.
 CommandHandler = Callable[[ScheduledCommand], Awaitable[object]]
 
-#: How often a claim is renewed while its lease would last.
+#: Renewals per lease duration.
 _RENEWALS: Final = 3
-#: Seconds between two renewals, at least.
+#: Minimum number of seconds between two renewals.
 _RENEWAL_PAUSE: Final = 0.1
-#: Seconds that a renewal may take, at least.
+#: Minimum timeout of a renewal, in seconds.
 _RENEWAL_TIMEOUT: Final = 1.0
 
 
@@ -28,15 +28,17 @@ class Commands(Connection):
     """The operations on scheduled commands."""
 
     async def supports_scheduled_commands(self) -> bool:
-        """Whether the store has scheduled commands."""
-        answer = await self._calls.unary(self._store.GetStoreInfo, store_pb2.GetStoreInfoRequest())
-        return answer.capabilities.scheduled_commands
+        """Whether the store supports scheduled commands."""
+        response = await self._calls.unary(
+            self._store.GetStoreInfo, store_pb2.GetStoreInfoRequest()
+        )
+        return response.capabilities.scheduled_commands
 
     async def schedule_command(self, command: ScheduledCommand) -> None:
-        """Schedules a command; one of the same name and data gets the new time.
+        """Schedules a command; one with the same name and data gets the new time.
 
-        A command that is claimed at that moment stays claimed, and stays scheduled
-        when that claim is completed.
+        A command that is claimed at the time stays claimed, and remains scheduled when
+        that claim is completed.
         """
         await self._calls.unary(
             self._commands.ScheduleCommand,
@@ -51,19 +53,19 @@ class Commands(Connection):
         lease_duration: timedelta | None = None,
         worker_id: str = "",
     ) -> list[ClaimedCommand]:
-        """Claims due commands, soonest first, each for one claimer at a time.
+        """Claims due commands, soonest first, each for one worker at a time.
 
-        Due is what has `execute_time` up to and including `as_of` (truncated to
-        milliseconds) and is not under somebody's lease. After a lost answer the
-        claimed commands become due again when their leases expire.
+        A command is due if its `execute_time` is at or before `as_of` (truncated to
+        milliseconds) and it is not under a lease. If the response is lost, the claimed
+        commands become due again when their leases expire.
 
         Args:
             as_of: None: now, by the database's clock.
-            limit: how many at most, up to 1000; 0: 100.
-            lease_duration: how long the claim holds, 1 ms to 24 h; None: 30 s.
-            worker_id: who claims, for people who look.
+            limit: maximum number of commands, up to 1000; 0 means 100.
+            lease_duration: how long the lease lasts, 1 ms to 24 h; None: 30 s.
+            worker_id: the worker that claims, for information only.
         """
-        answer = await self._calls.unary(
+        response = await self._calls.unary(
             self._commands.ClaimCommands,
             command_pb2.ClaimCommandsRequest(
                 as_of=convert.optional_timestamp("as_of", as_of),
@@ -72,20 +74,20 @@ class Commands(Connection):
                 worker_id=worker_id,
             ),
         )
-        return [convert.claimed_command_from_proto(message) for message in answer.commands]
+        return [convert.claimed_command_from_proto(message) for message in response.commands]
 
     async def complete_commands(self, lease_tokens: Iterable[str]) -> None:
-        """Removes claimed commands that are handled, all or nothing.
+        """Removes claimed commands that have been handled, all or nothing.
 
-        A command scheduled again since its claim stays, with its new time.
+        A command rescheduled since its claim stays, with its new time.
 
         Args:
-            lease_tokens: those of the claims; at most 1000, none twice.
+            lease_tokens: the tokens of the claims; at most 1000, no duplicates.
 
         Raises:
-            LeaseLost: some are no longer claimed so; nothing was changed. Only if
-                `maybe_written`, they may also be lost because this very call was
-                applied: the server names too few of them to tell.
+            LeaseLost: some are no longer claimed under these leases; nothing was
+                changed. If `maybe_written` is set, they may also be lost because this
+                very call was applied: the server lists too few of them to decide.
         """
         tokens = list(lease_tokens)
         await self._calls.settle(
@@ -95,15 +97,15 @@ class Commands(Connection):
         )
 
     async def release_commands(self, lease_tokens: Iterable[str]) -> None:
-        """Gives claimed commands back unhandled, due at once; all or nothing.
+        """Releases claimed commands, which are due again immediately; all or nothing.
 
         Args:
-            lease_tokens: those of the claims; at most 1000, none twice.
+            lease_tokens: the tokens of the claims; at most 1000, no duplicates.
 
         Raises:
-            LeaseLost: some are no longer claimed so; nothing was changed. Only if
-                `maybe_written`, they may also be lost because this very call was
-                applied: the server names too few of them to tell.
+            LeaseLost: some are no longer claimed under these leases; nothing was
+                changed. If `maybe_written` is set, they may also be lost because this
+                very call was applied: the server lists too few of them to decide.
         """
         tokens = list(lease_tokens)
         await self._calls.settle(
@@ -115,29 +117,29 @@ class Commands(Connection):
     async def renew_commands(
         self, lease_tokens: Iterable[str], *, lease_duration: timedelta | None = None
     ) -> datetime | None:
-        """Holds claimed commands for longer, and answers until when; all or nothing.
+        """Renews the leases of claimed commands, all or nothing.
 
         Args:
-            lease_tokens: those of the claims; at most 1000, none twice. They stay valid.
-            lease_duration: how long the leases last from now on, by the database's
-                clock, 1 ms to 24 h; None: 30 s.
+            lease_tokens: the tokens of the claims; at most 1000, no duplicates. They
+                stay valid.
+            lease_duration: how long the leases last from now, by the database's clock,
+                1 ms to 24 h; None: 30 s.
 
         Returns:
-            When all these leases end by themselves, by the database's clock; None: no
-            lease was named.
+            When all these leases expire, by the database's clock; None: no lease was
+            given.
 
         Raises:
-            LeaseLost: some are no longer claimed so, or have expired; nothing was
-                changed.
+            LeaseLost: some are no longer held, or have expired; nothing was changed.
         """
-        answer = await self._calls.unary(
+        response = await self._calls.unary(
             self._commands.RenewCommands,
             command_pb2.RenewCommandsRequest(
                 lease_tokens=list(lease_tokens),
                 lease_duration=convert.optional_duration(lease_duration),
             ),
         )
-        return convert.lease_expiry_from_proto(answer)
+        return convert.lease_expiry_from_proto(response)
 
     async def process_commands(
         self,
@@ -148,42 +150,43 @@ class Commands(Connection):
         batch_size: int = 10,
         lease_duration: timedelta = timedelta(seconds=30),
     ) -> int:
-        """Handles the commands that are due, and answers how many it completed.
+        """Handles the commands that are due, and returns how many it completed.
 
-        It claims a small batch, handles one command after the other, soonest first,
-        and completes each as soon as its handler returns, until no more are due.
-        Any number of hosts may do so at the same time: each command is handed to
-        one. A host that dies in between leaves the command to others when its lease
-        expires, so a handler must bear being run again.
+        It claims a small batch, handles the commands one at a time, soonest first, and
+        completes each as soon as its handler returns, until no more are due. Any number
+        of hosts may do this at the same time: each command goes to one of them. If a
+        host crashes, another one gets its command when the lease expires, so handlers
+        must be idempotent.
 
-        - A handler that raises an Exception gives its command back, to be due again
-          when this call ends; the other commands go on. At the end all failures are
-          raised together.
+        - If a handler raises an Exception, its command is released when this call ends;
+          the other commands are still handled. At the end all failures are raised
+          together.
         - No command (name and data) is handled twice within one call, even if it is
-          scheduled again meanwhile; that is left to the next call.
-        - While a handler runs, the claim of its command is renewed, from a third of the
-          lease on, so that it may take longer than the lease. If the claim is lost all
-          the same (the store could not be reached for so long, the handler blocked the
-          event loop, the server is too old to renew), the handler goes on, but the
-          command may be handed to somebody else meanwhile: then it counts as failed,
-          with `LeaseLost`.
-        - The others of its batch are not renewed. A command whose lease ran out while it
-          waited is not handled; it is claimed anew, here or by another host.
-        - When the store cannot be reached, or this call is cancelled, it ends at
-          once; what it still has claimed becomes due when the leases expire.
+          scheduled again in the meantime; the next call handles it.
+        - While a handler runs, the lease of its command is renewed, starting after a
+          third of the lease, so a handler may take longer than the lease. If the lease
+          is lost nevertheless (the store was unreachable for too long, the handler
+          blocked the event loop, the server is too old to renew), the handler
+          continues, but another worker may claim the command in the meantime; it then
+          counts as failed, with `LeaseLost`.
+        - Leases of commands that wait in the batch are not renewed. A command whose
+          lease expires while it waits is not handled; this or another host claims it
+          again.
+        - If the store is unreachable, or this call is cancelled, it ends immediately;
+          the commands that it still holds become due again when their leases expire.
 
         Args:
             as_of: None: now, by the database's clock.
-            handler: an async function of one command.
-            worker_id: who handles them, for people who look.
-            batch_size: how many to claim at once, 1 to 1000.
-            lease_duration: how long a claim holds unless it is renewed, 1 ms to 24 h:
-                enough for the handlers of a whole batch. Under 1 s, too short to be
-                renewed with certainty.
+            handler: an async function that takes one command.
+            worker_id: the worker that handles them, for information only.
+            batch_size: how many commands to claim at a time, 1 to 1000.
+            lease_duration: how long a lease lasts unless it is renewed, 1 ms to 24 h:
+                enough for the handlers of a whole batch. Below 1 s, renewals are not
+                reliable.
 
         Raises:
-            ExceptionGroup: of what the handlers raised, each with a note naming the
-                command, and of what went wrong with completing or claiming more.
+            ExceptionGroup: the exceptions of the handlers, each with a note that names
+                the command, and the errors of completing or claiming further commands.
             PersistenceError: the first claim failed.
         """
         if not 1 <= batch_size <= LARGEST_PAGE:
@@ -191,7 +194,7 @@ class Commands(Connection):
         round_ = _CommandRound(self, handler, lease_duration)
         more = True
         while more:
-            # Begun before the claim is sent, so it never ends after the real one.
+            # Started before the claim is sent, so it never ends after the actual lease.
             lease = Deadline(lease_duration.total_seconds())
             try:
                 batch = await self.claim_commands(
@@ -207,7 +210,7 @@ class Commands(Connection):
 
 
 class _CommandRound:
-    """What one `process_commands` has done so far."""
+    """The state of one run of `process_commands`."""
 
     def __init__(
         self, provider: Commands, handler: CommandHandler, lease_duration: timedelta
@@ -215,35 +218,35 @@ class _CommandRound:
         self._provider = provider
         self._handler = handler
         self._lease_duration = lease_duration
-        #: False: the server is too old for RenewCommands.
+        #: False: the server is too old to support RenewCommands.
         self._renews = True
         self.handled: set[tuple[CommandName, str]] = set()
         self.failures: list[Exception] = []
         self._completed = 0
         self._set_aside: set[tuple[CommandName, str]] = set()
-        # What failed stays claimed until the end, so that it is not handed out again
-        # before everything else had its turn.
+        # Failed commands stay claimed until the end, so that they are not claimed again
+        # before all others have been handled.
         self._to_release: list[str] = []
         self._store_failed = False
 
     async def handle(self, batch: Sequence[ClaimedCommand], lease: Deadline) -> bool:
-        """Handles a batch; answers whether there may be more to do."""
+        """Handles a batch; returns whether there may be more to do."""
         progress = False
         for position, claimed in enumerate(batch):
             key = (claimed.command.command_name, claimed.command.data)
             if key in self.handled:
-                # Out of the way of the others until the end. Only once for each, lest
-                # leases shorter than the round make it go on for ever.
+                # Held back until the end. Only once each, because with leases shorter
+                # than the run this would never end.
                 self._to_release.append(claimed.lease_token)
                 progress |= key not in self._set_aside
                 self._set_aside.add(key)
                 continue
             if lease.remaining() <= 0:
                 if not progress:
-                    # Claiming again would only go on like this.
+                    # Claiming again would have the same result.
                     self.failures.append(
                         LeaseLost(
-                            f"the leases of {len(batch) - position} commands ran out before "
+                            f"the leases of {len(batch) - position} commands expired before "
                             "they could be handled: use a longer lease_duration"
                         )
                     )
@@ -279,7 +282,7 @@ class _CommandRound:
 
     @asynccontextmanager
     async def _renewed(self, token: str, lease: Deadline) -> AsyncIterator[None]:
-        """Renews a claim as long as the block runs, whatever comes of the renewals."""
+        """Renews a lease while the block runs; failures to renew are not raised."""
         if not self._renews:
             yield
             return
@@ -288,15 +291,15 @@ class _CommandRound:
             yield
         finally:
             renewing.cancel()
-            # Its errors are left to the completion, which meets them too.
+            # Its errors are ignored: completing the command reports them too.
             await asyncio.gather(renewing, return_exceptions=True)
 
     async def _renew(self, token: str, lease: Deadline) -> None:
         every = max(self._lease_duration.total_seconds() / _RENEWALS, _RENEWAL_PAUSE)
-        # A call that hangs must not take the time of those after it.
+        # A call that hangs must not delay the following renewals.
         timeout = min(max(every, _RENEWAL_TIMEOUT), self._provider._calls.timeout)
         provider = self._provider.with_timeout(timeout)
-        # Some of the lease may be gone already: the command waited in its batch.
+        # Part of the lease may have passed already: the command waited in its batch.
         await asyncio.sleep(lease.remaining() / _RENEWALS)
         while True:
             pause = Deadline(every)
@@ -308,17 +311,18 @@ class _CommandRound:
                 self._renews = False
                 return
             except PersistenceError:
-                # The store is away, for example; it may be back in time.
+                # For example, the store is unreachable; it may be back before the lease
+                # expires.
                 pass
             await asyncio.sleep(pause.remaining())
 
     def abandon(self, failure: PersistenceError) -> None:
-        """Ends the round because the store fails; the leases end by themselves."""
+        """Ends the run because the store failed; the leases expire."""
         self.failures.append(failure)
         self._store_failed = True
 
     async def finish(self) -> int:
-        """Gives back what failed; answers how many were completed, or raises."""
+        """Releases the failed commands; returns how many were completed, or raises."""
         if not self._store_failed:
             await self._release()
         if self.failures:
@@ -329,12 +333,13 @@ class _CommandRound:
         return self._completed
 
     async def _release(self) -> None:
-        # One by one, since together one lost lease would keep all others claimed.
+        # One at a time, because in one call a single lost lease would keep all others
+        # claimed.
         for token in self._to_release:
             try:
                 await self._provider.release_commands([token])
             except LeaseLost:
-                # It ran out meanwhile: the command is free already.
+                # It has expired in the meantime: the command is available already.
                 continue
             except PersistenceError as exc:
                 self.failures.append(exc)

@@ -1,4 +1,4 @@
-"""What all operations of a provider share: the channel, its stubs and how calls are made."""
+"""What all operations of a provider share: the channel, the stubs and how calls are made."""
 
 import copy
 import uuid
@@ -20,29 +20,29 @@ from wfe.persistence.v1 import (
 from wfe_persistence_client import patches
 from wfe_persistence_client.calls import Calls, RetryPolicy
 
-#: What to show the server as a bearer token: the token, or a function that
-#: answers the current one, asked before every attempt.
+#: The bearer token to send: the token, or a function that returns the current one and
+#: is called before every attempt.
 Token = str | Callable[[], str]
 
 DEFAULT_TIMEOUT: Final = 30.0
-#: Items in a page, at most.
+#: Maximum number of items per page.
 LARGEST_PAGE: Final = 1000
 
 
 @dataclass(slots=True)
 class _Shared:
-    """What all copies of a provider know of the server behind their connection."""
+    """State that all copies of a provider share."""
 
     memory: patches.Memory
-    #: False: the server is too old for CommitWorkflow.
+    #: False: the server is too old to support CommitWorkflow.
     commits: bool = True
 
 
 class Connection:
-    """A channel to the server, and the namespace, timeout and token of the calls on it.
+    """A channel to the server, and the namespace, timeout and token of its calls.
 
-    The way of a call: a method of one of the aggregates → `_calls`, which adds deadline,
-    metadata, retries and typed errors → one of the stubs made here.
+    A call goes from a method of one of the aggregates to `_calls`, which adds deadline,
+    metadata, retries and typed errors, and from there to one of the stubs created here.
     """
 
     def __init__(
@@ -56,17 +56,17 @@ class Connection:
         strict: bool = False,
         remember: int = patches.DEFAULT_CAPACITY,
     ) -> None:
-        """A provider on a channel of the caller's; `connect` makes one with its own.
+        """Creates a provider on the caller's channel; `connect` creates its own.
 
-        Closing the provider closes the channel. It should have gRPC's own retries
-        switched off (`grpc.enable_retries` 0).
+        Closing the provider closes the channel. The channel should have gRPC's own
+        retries disabled (`grpc.enable_retries` = 0).
         """
         self._channel = channel
         self._token = token
         self._strict = strict
         self._shared = _Shared(patches.Memory(remember))
         self._bind(namespace, timeout, retry or RetryPolicy())
-        # The generated stubs' types are for the blocking kind of channel by default.
+        # By default, the generated stubs are typed for a synchronous channel.
         self._workflows: workflow_pb2_grpc.WorkflowServiceAsyncStub = (
             workflow_pb2_grpc.WorkflowServiceStub(channel)
         )
@@ -95,25 +95,25 @@ class Connection:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connection; calls under way end with an error.
+        """Closes the connection; calls in progress fail.
 
-        Providers made from this one by `with_timeout` and `with_namespace` share
-        the connection and are closed too.
+        Providers created from this one by `with_timeout` and `with_namespace` share the
+        connection and are closed too.
         """
         await self._channel.close()
 
     def with_timeout(self, timeout: float) -> Self:
-        """The same provider, on the same connection, with another timeout.
+        """A provider on the same connection, with another timeout.
 
-        For single calls: `await provider.with_timeout(5).get_event(event_id)`.
+        For a single call: `await provider.with_timeout(5).get_event(event_id)`.
 
         Args:
-            timeout: in seconds, above 0.
+            timeout: in seconds, greater than 0.
         """
         return self._copy(namespace=self._namespace, timeout=timeout)
 
     def with_namespace(self, namespace: str | None) -> Self:
-        """The same provider, on the same connection, for another namespace.
+        """A provider on the same connection, for another namespace.
 
         Args:
             namespace: its name; None: the server's default.
@@ -121,13 +121,13 @@ class Connection:
         return self._copy(namespace=namespace, timeout=self._calls.timeout)
 
     def _in_one_go(self) -> Self:
-        """The same provider, with one deadline, from now on, for all its calls together."""
+        """A copy of the provider in which all calls share one deadline, which starts now."""
         other = copy.copy(self)
         other._calls = self._calls.in_one_go()
         return other
 
     def _copy(self, *, namespace: str | None, timeout: float) -> Self:
-        # Shares the stubs, so that it is cheap enough to be made for one call.
+        # Shares the stubs, so that a copy for a single call is cheap.
         other = copy.copy(self)
         other._bind(namespace, timeout, self._calls.retry)
         return other
@@ -150,7 +150,7 @@ class Connection:
 
     @property
     def _space(self) -> str:
-        """The namespace's name, by which its workflows are remembered."""
+        """The namespace's name, as in the keys of remembered workflows."""
         return self._namespace or "default"
 
 
@@ -160,6 +160,6 @@ def new_id() -> str:
 
 
 def _check_metadata(name: str, value: str) -> None:
-    # gRPC would refuse it with an error that names neither the cause nor the place.
+    # gRPC's own error names neither the cause nor the argument.
     if not (value.isascii() and value.isprintable()):
         raise ValueError(f"{name} must be printable ASCII")

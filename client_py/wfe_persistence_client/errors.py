@@ -1,13 +1,13 @@
-"""What can go wrong, as exceptions.
+"""The exceptions that the client raises.
 
-Everything the store or the way to it reports is a `PersistenceError`. Which one
-is decided by the `google.rpc.ErrorInfo` that the server attaches, never by
-message text; where there is none, by the status code alone. Arguments that
-cannot be sent at all (a naive datetime, NaN in JSON, a number that does not fit)
-raise ValueError or TypeError before anything is sent.
+Every error of the store or of the connection to it is a `PersistenceError`. The class
+is determined by the `google.rpc.ErrorInfo` that the server attaches, never by the
+message text; without one, by the status code alone. Arguments that cannot be sent at
+all (a naive datetime, NaN in JSON, a number that does not fit) raise ValueError or
+TypeError before anything is sent.
 """
 
-# ruff: noqa: N818 - they bear the names of the statuses and reasons they stand for
+# ruff: noqa: N818 - named after the statuses and reasons that they represent
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,25 +31,24 @@ class Violation:
     field: str
     #: The name of a `FieldViolationReason` without its prefix, for example `TOO_LONG`.
     reason: str
-    #: The same in words, for people.
+    #: A description for people.
     description: str
 
 
 class PersistenceError(Exception):
-    """The store refused a call or could not be reached.
+    """The store rejected a call or could not be reached.
 
     Attributes:
         reason: the name of an `ErrorReason` without its prefix, for example
-            `WORKFLOW_NOT_FOUND`; empty if the error does not come from the store
-            but from the way to it.
-        status: the gRPC status code; None if there was no answer to have one.
-        metadata: what ErrorInfo says besides, by name.
-        violations: the bad fields, if the request was refused for some.
-        retry_after: the wait in seconds that the server asks for before another
-            try; None if it says nothing about it.
-        maybe_written: true if the call was a write that may have been made
-            despite the error, in this or an earlier attempt. False: nothing was
-            written.
+            `WORKFLOW_NOT_FOUND`; empty if the error does not come from the store but,
+            for example, from gRPC or a proxy.
+        status: the gRPC status code; None if there was no response.
+        metadata: the metadata of ErrorInfo.
+        violations: the invalid fields, if that is why the request was rejected.
+        retry_after: the delay in seconds that the server requests before a retry; None
+            if it does not request one.
+        maybe_written: True if the call was a write that may have been applied despite
+            the error, in this or an earlier attempt. False: nothing was written.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class PersistenceError(Exception):
         self.maybe_written = maybe_written
 
     def __str__(self) -> str:
-        """The reason, the server's words, and the bad fields."""
+        """The reason, the message and the invalid fields."""
         text = super().__str__()
         label = self.reason or (self.status.name if self.status else "")
         bad = "".join(f"; {v.field}: {v.reason or v.description}" for v in self.violations)
@@ -80,7 +79,7 @@ class PersistenceError(Exception):
 
 
 class NotFound(PersistenceError):
-    """What was asked for does not exist."""
+    """Something that the call refers to does not exist."""
 
 
 class WorkflowNotFound(NotFound):
@@ -96,7 +95,7 @@ class SubscriptionNotFound(NotFound):
 
 
 class PointerNotFound(NotFound):
-    """The workflow has no execution pointer of an id that a patch removes."""
+    """A patch removes an execution pointer that the workflow does not have."""
 
     @property
     def field(self) -> str:
@@ -105,15 +104,15 @@ class PointerNotFound(NotFound):
 
 
 class NamespaceNotFound(NotFound):
-    """The namespace does not exist; none is created by naming it."""
+    """The namespace does not exist; namespaces are never created implicitly."""
 
 
 class AlreadyExists(PersistenceError):
-    """The id is in use by something with other content, or the name is taken."""
+    """The id is in use with different content, or the name is taken."""
 
 
 class WorkflowAlreadyExists(AlreadyExists):
-    """The id is in use by a workflow that was created with other content."""
+    """The id is in use by a workflow created with different content."""
 
 
 class NameTaken(AlreadyExists):
@@ -126,36 +125,39 @@ class NameTaken(AlreadyExists):
 
 
 class EventAlreadyExists(AlreadyExists):
-    """The id is in use by an event that was created with other content."""
+    """The id is in use by an event created with different content."""
 
 
 class SubscriptionAlreadyExists(AlreadyExists):
-    """The id is in use by a subscription that was created with other content."""
+    """The id is in use by a subscription created with different content."""
 
 
 class RequestIdReused(AlreadyExists):
-    """This `request_id` named another write to the same workflow."""
+    """This `request_id` was used for a different write to the same workflow."""
 
 
 class PartialWorkflow(PersistenceError):
-    """A part of a workflow cannot be stored as it is; nothing was sent.
+    """A partially loaded workflow cannot be stored; nothing was sent.
 
-    It was loaded with a view, and either its pointers were put into another order, or
-    the provider no longer remembers what it loaded. Load it anew.
+    It was loaded with a view, and either its pointers were reordered, or the provider
+    no longer remembers what it loaded. Load it again.
     """
 
 
 class RevisionMismatch(PersistenceError):
-    """`expected_revision` is not the stored one: load, decide, persist again."""
+    """`expected_revision` is not the stored revision.
+
+    Load the workflow again, reapply the change, and persist again.
+    """
 
     @property
     def revision(self) -> int:
-        """The stored revision; 0 if the server did not name it."""
+        """The stored revision; 0 if the server did not report it."""
         return _integer(self.metadata.get("revision"))
 
 
 class TransactionConflict(PersistenceError):
-    """Other transactions got in the way too often; nothing was written."""
+    """Conflicts with other transactions persisted after retries; nothing was written."""
 
 
 class FailedPrecondition(PersistenceError):
@@ -171,7 +173,7 @@ class LeaseLost(FailedPrecondition):
 
     @property
     def lease_tokens(self) -> tuple[str, ...]:
-        """The tokens of the lost leases, as far as the server names them."""
+        """The tokens of the lost leases, as far as the server lists them."""
         return tuple(filter(None, self.metadata.get("lease_tokens", "").split(",")))
 
 
@@ -180,7 +182,7 @@ class TruncateNotAllowed(FailedPrecondition):
 
 
 class NamespaceNotEmpty(FailedPrecondition):
-    """Something is stored in the namespace that was to be deleted."""
+    """The namespace to delete is not empty."""
 
 
 class DeleteNamespaceNotAllowed(FailedPrecondition):
@@ -188,64 +190,67 @@ class DeleteNamespaceNotAllowed(FailedPrecondition):
 
 
 class SchemaOutdated(FailedPrecondition):
-    """The store is missing or older than the server needs: `ensure_store_exists`."""
+    """The store is missing or too old for the server; call `ensure_store_exists`."""
 
 
 class SchemaTooNew(FailedPrecondition):
-    """A newer server migrated the store; this one refuses to touch it."""
+    """A newer server migrated the store; this one refuses to use it."""
 
 
 class DatabasePermissionDenied(FailedPrecondition):
-    """The server's database role may not do this."""
+    """The server's database role lacks the required privilege."""
 
 
 class InvalidArgument(PersistenceError):
-    """The request is bad; `violations` names the fields, if it is for fields."""
+    """The request is invalid; `violations` lists the invalid fields, if any."""
 
 
 class ResourceExhausted(PersistenceError):
-    """A limit is reached. Nothing was written, unless `maybe_written` says so."""
+    """A limit was reached. Nothing was written, unless `maybe_written` is set."""
 
 
 class TooLarge(ResourceExhausted):
-    """The request, or what would have to be read back, is over the message limit."""
+    """The request, or the state to be read back, exceeds the message limit."""
 
     @property
     def limit_bytes(self) -> int:
-        """The limit; 0 if the server did not name it."""
+        """The limit; 0 if the server did not report it."""
         return _integer(self.metadata.get("limit_bytes"))
 
 
 class PoolExhausted(ResourceExhausted):
-    """Every database connection stayed busy; nothing was written."""
+    """No database connection became available in time; nothing was written."""
 
 
 class NamespaceBusy(ResourceExhausted):
-    """Too many calls of this namespace are waiting already; nothing was written."""
+    """Too many calls of this namespace are waiting for a connection; nothing was written."""
 
 
 class DatabaseFull(ResourceExhausted):
-    """The database has no disk, memory or connections left; nothing was written."""
+    """The database is out of disk space, memory or connections; nothing was written."""
 
 
 class DeadlineExceeded(PersistenceError):
-    """The call's time ran out. `maybe_written` says whether it may have been made."""
+    """The deadline passed. `maybe_written` says whether the write may have been applied."""
 
 
 class Unavailable(PersistenceError):
-    """The server or its database cannot be reached now; nothing was written."""
+    """The server or its database is unreachable.
+
+    Nothing was written, unless `maybe_written` is set.
+    """
 
 
 class CommitOutcomeUnknown(Unavailable):
-    """The connection broke around a write, so it may or may not have been made.
+    """The connection was lost during a write, which may or may not have been applied.
 
-    The provider has tried again where that is safe. Look at what is stored
-    before deciding to call again a method that is not safe to repeat.
+    The provider has retried where that is safe. Check the stored state before repeating
+    a call that is not idempotent.
     """
 
 
 class Unauthenticated(PersistenceError):
-    """The server wants another token or certificate."""
+    """The token or certificate is missing or invalid."""
 
 
 class PermissionDenied(PersistenceError):
@@ -253,15 +258,15 @@ class PermissionDenied(PersistenceError):
 
 
 class Unimplemented(PersistenceError):
-    """The server does not know this call; it is older, or not ours."""
+    """The server does not implement this RPC: it is too old, or a different server."""
 
 
 class ServerError(PersistenceError):
-    """A bug in the server; the message has the number under which it logged it."""
+    """A bug in the server; the message has the id under which the server logged it."""
 
 
 class MalformedAnswer(PersistenceError):
-    """The server's answer has something this client cannot read."""
+    """The response contains something that this client cannot read."""
 
 
 _BY_REASON: Mapping[str, type[PersistenceError]] = {
@@ -301,8 +306,8 @@ _BY_REASON: Mapping[str, type[PersistenceError]] = {
     "INTERNAL": ServerError,
 }
 
-# For what comes without a reason: from gRPC itself, from a proxy on the way, or
-# with a reason newer than this client.
+# For errors without a known reason: from gRPC itself, from a proxy, or with a reason
+# newer than this client.
 _BY_STATUS: Mapping[grpc.StatusCode, type[PersistenceError]] = {
     grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
@@ -313,7 +318,7 @@ _BY_STATUS: Mapping[grpc.StatusCode, type[PersistenceError]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
-    # The server or a proxy gave up; our own cancellations never come as a status.
+    # From the server or a proxy; our own cancellations never arrive as a status.
     grpc.StatusCode.CANCELLED: Unavailable,
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
@@ -323,11 +328,11 @@ _BY_STATUS: Mapping[grpc.StatusCode, type[PersistenceError]] = {
     grpc.StatusCode.DATA_LOSS: ServerError,
 }
 
-# The reasons under which a write may have been made; under all others of the
-# store's own reasons nothing was written.
+# The reasons after which a write may have been applied; after all other reasons of the
+# store, nothing was written.
 _MAYBE_WRITTEN_REASONS = frozenset({"COMMIT_OUTCOME_UNKNOWN", "INTERNAL"})
 
-# The codes that, even without a reason, come from before the call was served.
+# The codes that, even without a reason, mean that the call was not executed.
 _NEVER_SERVED = frozenset(
     {
         grpc.StatusCode.UNAUTHENTICATED,
@@ -338,7 +343,7 @@ _NEVER_SERVED = frozenset(
 
 
 def from_rpc_error(rpc_error: grpc.aio.AioRpcError) -> PersistenceError:
-    """The exception for a status that is not OK, with that as its cause.
+    """The exception for a status that is not OK, with the gRPC error as its cause.
 
     `maybe_written` is set as for a write; for a read it means nothing.
     """
@@ -369,7 +374,7 @@ def from_rpc_error(rpc_error: grpc.aio.AioRpcError) -> PersistenceError:
         reason in _MAYBE_WRITTEN_REASONS if known is not None else status not in _NEVER_SERVED
     )
     error = error_class(
-        rpc_error.details() or "the call failed without saying why",
+        rpc_error.details() or "the call failed without an error message",
         reason=reason,
         status=status,
         metadata=metadata,
@@ -388,7 +393,7 @@ def _details(rpc_error: grpc.aio.AioRpcError) -> Sequence[Any]:
             try:
                 details: Sequence[Any] = status_pb2.Status.FromString(value).details
             except DecodeError:
-                # Not ours then; the code still says something.
+                # Not from this server; the status code is still meaningful.
                 return ()
             return details
     return ()

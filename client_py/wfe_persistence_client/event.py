@@ -1,4 +1,4 @@
-"""Events: kept until they are processed, and read by name and key."""
+"""Operations on events: create, read by name and key, mark as processed, purge."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -13,37 +13,37 @@ class Events(Connection):
     """The operations on events."""
 
     async def create_event(self, event: Event) -> str:
-        """Stores a new event, and answers its id.
+        """Stores a new event, and returns its id.
 
-        An empty id is replaced by a new UUID. The same event again (same id, same
-        content) changes nothing, even if it was marked processed since.
+        An empty id is replaced by a new UUID. Creating the same event again (same id,
+        same content) changes nothing, even if it has been marked as processed since.
 
         Raises:
-            EventAlreadyExists: the id is in use by other content.
+            EventAlreadyExists: the id is in use with different content.
         """
         message = convert.event_to_proto(event)
         message.id = message.id or new_id()
-        answer = await self._calls.unary(
+        response = await self._calls.unary(
             self._events.CreateEvent, event_pb2.CreateEventRequest(event=message)
         )
-        return answer.id
+        return response.id
 
     async def get_event(self, event_id: str) -> Event:
-        """Answers one event.
+        """Returns one event.
 
         Raises:
             EventNotFound: it does not exist.
         """
-        answer = await self._calls.unary(
+        response = await self._calls.unary(
             self._events.GetEvent, event_pb2.GetEventRequest(id=event_id)
         )
-        return convert.event_from_proto(answer.event)
+        return convert.event_from_proto(response.event)
 
     async def get_runnable_events(self, as_at: datetime | None = None) -> list[str]:
-        """Answers the ids of all unprocessed events, oldest first.
+        """Returns the ids of all unprocessed events, oldest first.
 
-        Those with `event_time` up to and including `as_at`. It reads page by page:
-        one that is marked processed meanwhile may be missing.
+        These are the ones with `event_time` up to and including `as_at`. It reads page
+        by page: an event that is marked as processed in the meantime may be missing.
         """
         pages = self._in_one_go().iter_runnable_events(as_at, page_size=LARGEST_PAGE)
         return [event_id async for event_id in pages]
@@ -51,11 +51,7 @@ class Events(Connection):
     def iter_runnable_events(
         self, as_at: datetime | None = None, *, page_size: int = 0
     ) -> AsyncIterator[str]:
-        """`get_runnable_events`, with its arguments, page by page as they are wanted.
-
-        Args:
-            page_size: ids a page, up to 1000; 0: 100. The timeout is for one page.
-        """
+        """`get_runnable_events` as an async iterator that fetches pages on demand."""
         return self._calls.pages(
             self._events.GetRunnableEvents,
             event_pb2.GetRunnableEventsRequest(
@@ -67,9 +63,10 @@ class Events(Connection):
     async def get_events(
         self, event_name: str, event_key: str, as_of: datetime | None = None
     ) -> list[str]:
-        """Answers the ids of all events of a name and key, oldest first.
+        """Returns the ids of all events with a name and key, oldest first.
 
-        Those with `event_time` up to and including `as_of`, processed or not.
+        These are the ones with `event_time` up to and including `as_of`, processed or
+        not.
         """
         pages = self._in_one_go().iter_events(event_name, event_key, as_of, page_size=LARGEST_PAGE)
         return [event_id async for event_id in pages]
@@ -82,11 +79,7 @@ class Events(Connection):
         *,
         page_size: int = 0,
     ) -> AsyncIterator[str]:
-        """`get_events`, with its arguments, page by page as they are wanted.
-
-        Args:
-            page_size: ids a page, up to 1000; 0: 100. The timeout is for one page.
-        """
+        """`get_events` as an async iterator that fetches pages on demand."""
         return self._calls.pages(
             self._events.GetEvents,
             event_pb2.GetEventsRequest(
@@ -108,16 +101,16 @@ class Events(Connection):
         event_time_before: datetime | None = None,
         order: ListOrder = ListOrder.NEWEST_FIRST,
     ) -> list[Event]:
-        """Answers events by their event_time, whole ones, for looking into a store.
+        """Returns complete events ordered by event_time, for inspection.
 
         Args:
-            event_name: of this kind; empty: of any.
-            event_key: with this event key, with an `event_name`; None: with any.
-            is_processed: True: processed ones; False: those still to be processed;
+            event_name: only with this name; empty: any.
+            event_key: only with this key, requires `event_name`; None: any.
+            is_processed: True: only processed events; False: only unprocessed ones;
                 None: both.
-            event_time_from: at this time or later; None: at any.
-            event_time_before: before this time; None: at any.
-            order: by event_time; equal times by id, or in the reverse.
+            event_time_from: at or after this time; None: no lower bound.
+            event_time_before: before this time; None: no upper bound.
+            order: by event_time; ties by id, in the same direction.
         """
         pages = self._in_one_go().iter_all_events(
             event_name=event_name,
@@ -141,11 +134,7 @@ class Events(Connection):
         order: ListOrder = ListOrder.NEWEST_FIRST,
         page_size: int = 0,
     ) -> AsyncIterator[Event]:
-        """`list_events`, with its arguments, page by page as they are wanted.
-
-        Args:
-            page_size: events a page, up to 1000; 0: 100. The timeout is for one page.
-        """
+        """`list_events` as an async iterator that fetches pages on demand."""
         return self._calls.pages(
             self._events.ListEvents,
             event_pb2.ListEventsRequest(
@@ -171,18 +160,20 @@ class Events(Connection):
         dry_run: bool = False,
         max_rows: int = 0,
     ) -> int:
-        """Deletes all events before a time, the oldest first, and answers how many.
+        """Deletes all events before a time, oldest first, and returns how many.
 
-        It makes as many calls as it takes, each with the timeout of its own: it may take
-        long. Stopped in the middle it has deleted some; calling again goes on. After
-        lost answers the count may be too low. `iter_purge_events` tells how far it is.
+        It makes as many calls as necessary, each with its own timeout, so it may take
+        long. If it is interrupted, some have been deleted; calling it again continues.
+        After lost responses the count may be too low. `iter_purge_events` reports
+        progress.
 
         Args:
             event_time_before: only events before this time.
-            event_name: only of this kind; empty: of any.
-            include_unprocessed: also events that were never processed.
+            event_name: only with this name; empty: any.
+            include_unprocessed: also delete unprocessed events.
             dry_run: only count what would be deleted.
-            max_rows: how many events to delete a call, up to 100000; 0: 10000.
+            max_rows: maximum number of events to delete per call, up to 100000; 0 means
+                10000.
         """
         calls = self.iter_purge_events(
             event_time_before,
@@ -202,10 +193,10 @@ class Events(Connection):
         dry_run: bool = False,
         max_rows: int = 0,
     ) -> AsyncIterator[int]:
-        """`purge_events`, call by call as they are wanted: how many each call deleted.
+        """`purge_events` as an async iterator over the result of each call.
 
-        The arguments are as there; the timeout is for one call. Who stops asking stops
-        the purge.
+        The arguments are the same; the timeout applies to each call. Leaving the iteration
+        stops the purge.
         """
         return self._calls.pages(
             self._events.PurgeEvents,
@@ -230,7 +221,7 @@ class Events(Connection):
         )
 
     async def mark_event_unprocessed(self, event_id: str) -> None:
-        """Marks an event as not processed, so that it is handed out again.
+        """Marks an event as not processed; `get_runnable_events` returns it again.
 
         Raises:
             EventNotFound: it does not exist.

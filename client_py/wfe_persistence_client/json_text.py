@@ -1,8 +1,8 @@
-"""JSON text without loss: integers and decimals keep every digit.
+"""Lossless JSON text: integers and decimals keep every digit.
 
-The standard library reads JSON exactly when asked to, but cannot write
-`decimal.Decimal`, coerces keys that are no text, and stops at integers of more
-than 4300 digits. So reading uses its decoder and writing is done here.
+The standard library can read JSON exactly, but cannot write `decimal.Decimal`, coerces
+keys that are not strings, and rejects integers of more than 4300 digits. So reading
+uses its decoder, and writing is implemented here.
 """
 
 import json
@@ -12,9 +12,9 @@ from decimal import Decimal
 from json.encoder import encode_basestring
 from typing import NoReturn, TypeAlias
 
-#: A JSON value in Python. What is read holds only dict, list, str, int,
-#: `Decimal` (every number with a fraction or an exponent), bool and None.
-#: Floats are taken on write and come back as `Decimal`; so tuples do as lists.
+#: A JSON value in Python. Reading produces only dict, list, str, int, `Decimal` (for
+#: every number with a fraction or an exponent), bool and None. Writing also accepts
+#: floats, which are read back as `Decimal`, and tuples, which are read back as lists.
 JSON: TypeAlias = (
     bool | int | float | Decimal | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
 )
@@ -24,7 +24,7 @@ JSON: TypeAlias = (
 _SHORT_DIGITS = 600
 _SHORT_BITS = 1900
 
-# The store takes none beyond it, and such a number written out would be long.
+# The store rejects smaller exponents, and such a number would be long when written out.
 _LEAST_EXPONENT = -1000
 
 
@@ -32,17 +32,17 @@ def _read_int(text: str) -> int:
     return int(text) if len(text) <= _SHORT_DIGITS else int(Decimal(text))
 
 
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON")
+def _reject_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not valid JSON")
 
 
 _DECODER = json.JSONDecoder(
-    parse_int=_read_int, parse_float=Decimal, parse_constant=_refuse_constant
+    parse_int=_read_int, parse_float=Decimal, parse_constant=_reject_constant
 )
 
 
 def read_json(text: str) -> JSON:
-    """Reads a JSON document. Raises ValueError if the text is none."""
+    """Reads a JSON document. Raises ValueError if the text is not valid JSON."""
     try:
         value: JSON = _DECODER.decode(text)
     except RecursionError as exc:
@@ -51,14 +51,14 @@ def read_json(text: str) -> JSON:
 
 
 def write_json(value: JSON) -> str:
-    """Writes a JSON document, spaced as PostgreSQL does.
+    """Writes a JSON document with the same whitespace as PostgreSQL.
 
-    So what the store answered is, once read and written again, the same text, unless
-    somebody changed it; `patches` finds out by that what changed.
+    So a document that the store returned, once read and written again, is the same text
+    unless it was changed; `patches` detects changes that way.
 
-    Raises ValueError for what JSON cannot express (NaN, Infinity, lone
-    surrogates, a structure that contains itself), TypeError for other types and
-    for keys that are no text.
+    Raises ValueError for what JSON cannot express (NaN, Infinity, lone surrogates, a
+    structure that contains itself), TypeError for other types and for keys that are not
+    strings.
     """
     parts: list[str] = []
     try:
@@ -69,13 +69,13 @@ def write_json(value: JSON) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as exc:
-        raise ValueError("the value has text with a lone surrogate") from exc
+        raise ValueError("the value contains a lone surrogate") from exc
     return text
 
 
 def _write(value: JSON, parts: list[str]) -> None:
-    # bool before int, of which it is a subclass. int, float and str are written
-    # by their own base class, so that enums and other subclasses come out plain.
+    # bool before int, of which it is a subclass. int, float and str are written by
+    # their base class, so that enums and other subclasses are written as plain values.
     if isinstance(value, str):
         parts.append(encode_basestring(value))
     elif value is None:
@@ -91,7 +91,7 @@ def _write(value: JSON, parts: list[str]) -> None:
         opening = "{"
         for key, member in value.items():
             if not isinstance(key, str):
-                raise TypeError(f"a JSON object has text as keys, not {type(key).__name__}")
+                raise TypeError(f"keys of a JSON object must be strings, not {type(key).__name__}")
             parts.append(opening)
             parts.append(encode_basestring(key))
             parts.append(": ")
@@ -107,18 +107,18 @@ def _write(value: JSON, parts: list[str]) -> None:
         parts.append("[]" if opening == "[" else "]")
     elif isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError("JSON has no NaN and no Infinity")
+            raise ValueError("JSON cannot represent NaN or Infinity")
         parts.append(float.__repr__(value))
     elif isinstance(value, Decimal):
         if not value.is_finite():
-            raise ValueError("JSON has no NaN and no Infinity")
+            raise ValueError("JSON cannot represent NaN or Infinity")
         parts.append(_decimal(value))
     else:
         raise TypeError(f"JSON has no type for {type(value).__name__}")
 
 
 def _decimal(value: Decimal) -> str:
-    # Decimal's own text, exponent form included, is always a JSON number.
+    # The text of a Decimal, including its exponent form, is always a valid JSON number.
     text = Decimal.__str__(value)
     if "E-" in text and value.adjusted() >= _LEAST_EXPONENT:
         # As PostgreSQL writes it.

@@ -1,13 +1,14 @@
-"""What the store keeps, as plain dataclasses.
+"""The stored data, as plain dataclasses.
 
-Three things hold for all of them:
+This holds for all of them:
 
-- JSON fields hold Python values (see `JSON`). `None` is JSON `null`. A field that
-  may be absent is `ABSENT` then, which is kept apart from `null`.
-- Times are timezone-aware datetimes; they come back in UTC. A naive datetime is
-  refused with ValueError when it is sent. The store keeps microseconds and the
-  years 1-9999.
+- JSON fields hold Python values (see `JSON`). `None` is JSON `null`. A field that is
+  absent is `ABSENT`, which is distinct from `null`.
+- Times are timezone-aware datetimes; they come back in UTC. A naive datetime raises
+  ValueError when it is sent. The store has microsecond precision and the years 1-9999.
 - Ids are text of at most 512 bytes in UTF-8, compared byte by byte.
+
+The file is long because it is a catalogue: declarations only, in the order of the protos.
 """
 
 from collections.abc import Collection
@@ -20,7 +21,7 @@ from wfe_persistence_client.json_text import JSON
 
 
 class Absent(Enum):
-    """The type of `ABSENT`, the one value that says a JSON field is not there."""
+    """The type of `ABSENT`, the value of a JSON field that is absent."""
 
     ABSENT = "absent"
 
@@ -29,30 +30,30 @@ class Absent(Enum):
         return False
 
     def __repr__(self) -> str:
-        """The name to write it by."""
+        """The name under which it is imported."""
         return "ABSENT"
 
 
-#: A JSON field that is not there, as opposed to one that is `null` (`None`).
-#: Ask with `value is ABSENT`.
+#: The value of a JSON field that is absent, as opposed to `null` (`None`). Test with
+#: `value is ABSENT`.
 ABSENT: Final = Absent.ABSENT
 
 
 class WorkflowStatus(Enum):
-    """The state of a workflow as a whole; the values are those of the protos."""
+    """The status of a workflow as a whole; the values are those of the protos."""
 
-    #: To be run when `next_execution` comes.
+    #: To be run at `next_execution`.
     RUNNABLE = 1
-    #: Put aside until somebody resumes it.
+    #: Suspended until it is resumed.
     SUSPENDED = 2
-    #: Ran to its end.
+    #: Completed normally.
     COMPLETE = 3
-    #: Ended before its end.
+    #: Ended before completing.
     TERMINATED = 4
 
 
 class WorkflowView(Enum):
-    """How much of a workflow is answered; the values are those of the protos."""
+    """How much of a workflow is returned; the values are those of the protos."""
 
     #: The header and every execution pointer.
     FULL = 1
@@ -65,41 +66,41 @@ class WorkflowView(Enum):
 
 
 class ListOrder(Enum):
-    """At which end a list begins; the values are those of the protos."""
+    """The direction in which a list is sorted; the values are those of the protos."""
 
-    #: The latest time first.
+    #: Latest time first.
     NEWEST_FIRST = 1
-    #: The earliest time first.
+    #: Earliest time first.
     OLDEST_FIRST = 2
 
 
 class PointerStatus(Enum):
-    """The state of one execution pointer; the values are those of the protos."""
+    """The status of one execution pointer; the values are those of the protos."""
 
     #: Not started yet.
     PENDING = 1
-    #: Its step runs.
+    #: Its step is running.
     RUNNING = 2
-    #: Its step has ended well.
+    #: Its step completed successfully.
     COMPLETE = 3
-    #: Its step was passed over.
+    #: Its step was skipped.
     SKIPPED = 4
-    #: Waits for `sleep_until`.
+    #: Sleeping until `sleep_until`.
     SLEEPING = 5
-    #: Waits for an event.
+    #: Waiting for an event.
     WAITING_FOR_EVENT = 6
-    #: Its step has failed.
+    #: Its step failed.
     FAILED = 7
-    #: Its step was undone.
+    #: Its step was compensated.
     COMPENSATED = 8
-    #: Its step was called off.
+    #: Its step was cancelled.
     CANCELLED = 9
-    #: Waits for the pointer `predecessor_id`.
+    #: Waiting for the pointer `predecessor_id`.
     PENDING_PREDECESSOR = 10
 
 
 class CommandName(Enum):
-    """What a scheduled command asks the engine to do; the values are the protos'."""
+    """The kind of work that a scheduled command asks for; the values are those of the protos."""
 
     #: Run the workflow whose id is the command's data.
     PROCESS_WORKFLOW = 1
@@ -117,43 +118,43 @@ class ExecutionPointer:
 
     #: Unique within its workflow; required.
     id: str
-    #: The step of the definition, 0 to 2^31-1.
+    #: The id of its step in the definition, 0 to 2^31-1.
     step_id: int
     #: Its state.
     status: PointerStatus = PointerStatus.PENDING
-    #: Whether the engine still has to look at it.
+    #: Whether the engine still has to process it.
     active: bool = False
-    #: When to wake it; None: it does not sleep.
+    #: When to wake it; None: it is not sleeping.
     sleep_until: datetime | None = None
-    #: What the step remembers between its runs.
+    #: The step's state between its runs.
     persistence_data: JSON | Absent = ABSENT
-    #: When the step started; None: it has not.
+    #: When the step started; None: it has not started.
     start_time: datetime | None = None
-    #: When the step ended; None: it has not.
+    #: When the step ended; None: it has not ended.
     end_time: datetime | None = None
-    #: The kind of event it waits for.
+    #: The name of the event it waits for.
     event_name: str | None = None
-    #: The event key it waits for.
+    #: The key of the event it waits for.
     event_key: str | None = None
-    #: Whether that event has come.
+    #: Whether that event has been delivered.
     event_published: bool = False
-    #: The content of that event.
+    #: The payload of that event.
     event_data: JSON | Absent = ABSENT
     #: The step's name, for people.
     step_name: str | None = None
-    #: How often the step was tried again, 0 to 2^31-1.
+    #: How often the step was retried, 0 to 2^31-1.
     retry_count: int = 0
-    #: The ids of the pointers it started; the order is kept.
+    #: The ids of the pointers it started; the order is preserved.
     children: list[str] = field(default_factory=list)
-    #: The item of a loop it works on.
+    #: The loop item it works on.
     context_item: JSON | Absent = ABSENT
-    #: The pointer before it.
+    #: The id of its predecessor.
     predecessor_id: str | None = None
-    #: What the step came to.
+    #: The step's outcome.
     outcome: JSON | Absent = ABSENT
-    #: The ids of the pointers it runs inside of; the order is kept.
+    #: The ids of the pointers that enclose it; the order is preserved.
     scope: list[str] = field(default_factory=list)
-    #: Anything else, by name.
+    #: Additional attributes by name.
     extension_attributes: dict[str, JSON] = field(default_factory=dict)
 
 
@@ -161,44 +162,44 @@ class ExecutionPointer:
 class WorkflowInstance:
     """A running or ended workflow: its header and its execution pointers."""
 
-    #: Empty on create: the provider chooses a UUID. Never changes.
+    #: Empty on create: the provider generates a UUID. Never changes.
     id: str = ""
-    #: Unique over all instances. Empty on create: the id; on persist: unchanged.
+    #: Unique among all workflows. Empty on create: the id; on persist: unchanged.
     name: str = ""
-    #: The workflow at the top of the tree this one belongs to; None: itself.
+    #: The root of the tree that this workflow belongs to; None: it is itself a root.
     root_workflow_id: str | None = None
-    #: Which definition it runs; required.
+    #: The id of its definition; required.
     workflow_definition_id: str
-    #: Which version of the definition, 0 to 2^31-1.
+    #: The version of its definition, 0 to 2^31-1.
     version: int
-    #: What it is for, in words.
+    #: A description for people.
     description: str | None = None
     #: The host's own reference, for example an order number.
     reference: str | None = None
-    #: The execution pointers; their order is kept exactly.
+    #: The execution pointers; their order is preserved.
     execution_pointers: list[ExecutionPointer] = field(default_factory=list)
-    #: When it is to be run next, in milliseconds since 1970-01-01T00:00:00Z, any
-    #: 64-bit integer; None: not until something happens.
+    #: When it is to be run next, in milliseconds since 1970-01-01T00:00:00Z, any 64-bit
+    #: integer; None: not scheduled.
     next_execution: int | None = None
     #: Its state.
     status: WorkflowStatus = WorkflowStatus.RUNNABLE
-    #: The workflow's data; always there, `None` is JSON `null`.
+    #: The workflow's data; `None` is JSON `null`.
     data: JSON
-    #: When it was created; unless given, when this object was made.
+    #: When it was created; by default, when this object was created.
     create_time: datetime = field(default_factory=_now)
-    #: When it ended; None: it has not.
+    #: When it ended; None: it has not ended.
     complete_time: datetime | None = None
-    #: Counts the writes, from 1; 0: not known. Set by the store: on what is loaded, and
-    #: on the object that a provider has written. In strict mode it is the revision that
-    #: this object may replace; otherwise it is ignored on write.
+    #: The number of writes, 1 after create; 0: unknown. Set when a workflow is loaded,
+    #: and by the provider when it has written the object. In strict mode it is the
+    #: expected revision of a write; otherwise it is ignored on write.
     revision: int = 0
-    #: How much of the stored workflow this is. What is not FULL can be stored as a
-    #: change only, never as a whole.
+    #: How much of the stored workflow this is. If it is not FULL, it can only be stored
+    #: as a patch, never in full.
     view: WorkflowView = WorkflowView.FULL
 
 
 class HeaderChanges(TypedDict, total=False):
-    """New values of header fields of a workflow; what is not named stays as it is."""
+    """New values of header fields of a workflow; fields not given stay unchanged."""
 
     name: str
     root_workflow_id: str | None
@@ -215,63 +216,64 @@ class HeaderChanges(TypedDict, total=False):
 
 @dataclass(slots=True, kw_only=True)
 class WorkflowPatch:
-    """What changes in a workflow, for `commit_workflow`.
+    """A change to a workflow, for `commit_workflow`.
 
-    `persist_workflow` and `step` make their own; nobody has to write one by hand.
+    `persist_workflow` and `step` compute patches themselves, so you rarely need this.
     """
 
     #: The workflow's id; required.
     id: str
     #: The header fields that change, with their new values. None: becomes absent.
     header: HeaderChanges = field(default_factory=HeaderChanges)
-    #: Pointers to change or to add, each with all its fields. One that exists keeps its
-    #: place in the order; new ones come behind the last, in the order given here.
+    #: Pointers to update or add, each with all its fields. An existing pointer keeps
+    #: its position; new ones are appended in the order given here.
     execution_pointers: list[ExecutionPointer] = field(default_factory=list)
-    #: Pointers to remove, by id; each must exist.
+    #: Ids of pointers to remove; each must exist.
     removed_pointer_ids: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
 class WorkflowFilter:
-    """Picks workflows: those for which all that is given holds."""
+    """Selects the workflows that match every condition given."""
 
-    #: With one of these; empty: with any.
+    #: With one of these statuses; empty: any.
     statuses: Collection[WorkflowStatus] = ()
-    #: Of this definition; empty: of any.
+    #: With this definition; empty: any.
     workflow_definition_id: str = ""
-    #: Of this version of the definition; None: of any.
+    #: With this version of the definition; None: any.
     version: int | None = None
-    #: With this reference; None: with any, or none.
+    #: With this reference; None: any, or none.
     reference: str | None = None
-    #: With a name that begins so; empty: with any.
+    #: With a name that starts with this; empty: any.
     name_prefix: str = ""
-    #: Below this workflow in its tree; empty: anywhere.
+    #: With this root workflow; empty: any.
     root_workflow_id: str = ""
-    #: Created at this time or later; None: at any.
+    #: Created at or after this time; None: no lower bound.
     create_time_from: datetime | None = None
-    #: Created before this time; None: at any.
+    #: Created before this time; None: no upper bound.
     create_time_before: datetime | None = None
-    #: Completed at this time or later; None: at any, or not at all.
+    #: Completed at or after this time; None: no lower bound, and not only completed
+    #: ones.
     complete_time_from: datetime | None = None
-    #: Completed before this time; None: at any, or not at all.
+    #: Completed before this time; None: no upper bound, and not only completed ones.
     complete_time_before: datetime | None = None
 
 
 @dataclass(slots=True, kw_only=True)
 class Event:
-    """Something that happened and that workflows may be waiting for."""
+    """An occurrence that workflows may be waiting for."""
 
-    #: Empty on create: the provider chooses a UUID.
+    #: Empty on create: the provider generates a UUID.
     id: str = ""
-    #: The kind of event; required.
+    #: The event name; required.
     event_name: str
-    #: What the event is about; empty is a key like any other.
+    #: The subject of the event; the empty string is a valid key.
     event_key: str
-    #: The event's content; always there, `None` is JSON `null`.
+    #: The event's payload; `None` is JSON `null`.
     event_data: JSON
-    #: When it happened; unless given, when this object was made.
+    #: When it occurred; by default, when this object was created.
     event_time: datetime = field(default_factory=_now)
-    #: True once the host has given the event to its subscriptions.
+    #: True once the host has delivered the event to its subscriptions.
     is_processed: bool = False
 
 
@@ -279,11 +281,11 @@ class Event:
 class EventSubscription:
     """A step of a workflow that waits for an event.
 
-    It is open while nobody holds it, and held by the worker whose token it
-    carries until that worker clears the token or its expiry passes.
+    It is open while no worker holds it, and held by the worker whose token it carries
+    until that worker clears the token or the token expires.
     """
 
-    #: Empty on create: the provider chooses a UUID.
+    #: Empty on create: the provider generates a UUID.
     id: str = ""
     #: The waiting workflow; required. It need not exist.
     workflow_id: str
@@ -291,51 +293,52 @@ class EventSubscription:
     step_id: int
     #: The waiting execution pointer. It need not exist.
     execution_pointer_id: str
-    #: The kind of event waited for; required.
+    #: The name of the event it waits for; required.
     event_name: str
-    #: The event key waited for; empty is a key like any other.
+    #: The key of the event it waits for; the empty string is a valid key.
     event_key: str
-    #: Events from this time on count.
+    #: Only events at or after this time match.
     subscribe_as_of: datetime
-    #: Anything the host wants to keep with it.
+    #: Arbitrary data of the host.
     subscription_data: JSON | Absent = ABSENT
-    #: The token of the worker that holds it; None: nobody does.
+    #: The token of the worker that holds it; None: it is not held.
     external_token: str | None = None
     #: The worker that holds it.
     external_worker_id: str | None = None
-    #: When the hold ends by itself, by the database's clock; None: not until cleared.
+    #: When the claim expires, by the database's clock; None: not until cleared.
     external_token_expiry: datetime | None = None
-    #: Which claim this is, while it is held: each claim of a store has a higher number
-    #: than all before it. 0: never claimed. Set by the store, ignored on write.
+    #: The fencing token of the claim, while it is held: every claim in a store has a
+    #: higher epoch than all claims before it. 0: never claimed. Set by the store,
+    #: ignored on write.
     external_token_epoch: int = 0
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
 class SubscriptionClaim:
-    """The hold of one worker on a subscription; `claim_subscription` makes one.
+    """The claim of one worker on a subscription; `claim_subscription` returns one.
 
-    Whoever took the subscription later has a higher `epoch`, so this hold, once lost, is
-    refused everywhere, even if the later one was made with the same token.
+    Later claims have a higher `epoch`, so this claim, once lost, is rejected
+    everywhere, even if a later claim uses the same token.
     """
 
     #: The subscription that is held.
     subscription_id: str
     #: The token it is held with.
     token: str
-    #: The number of the claim, higher than that of every claim before it; None: the
-    #: token alone counts.
+    #: The fencing token, higher than that of every claim before; None: only the token
+    #: is compared.
     epoch: int | None = None
-    #: When the hold ends by itself, by the database's clock; None: not until cleared.
+    #: When the claim expires, by the database's clock; None: not until cleared.
     expiry: datetime | None = None
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
 class ScheduledCommand:
-    """Work for later; there is at most one for each (command_name, data)."""
+    """Work to be done later; there is at most one for each (command_name, data)."""
 
     #: What to do.
     command_name: CommandName
-    #: What to do it with, a workflow's or an event's id; at most 2048 bytes.
+    #: The id of the workflow or event to process; at most 2048 bytes.
     data: str
     #: When it is due, in milliseconds since 1970-01-01T00:00:00Z; any 64-bit integer.
     execute_time: int
@@ -343,36 +346,36 @@ class ScheduledCommand:
 
 @dataclass(slots=True, kw_only=True, frozen=True)
 class ClaimedCommand:
-    """A due command that one claimer holds under a lease."""
+    """A due command that one worker holds under a lease."""
 
-    #: The command as it was when it was claimed.
+    #: The command at the time of the claim.
     command: ScheduledCommand
     #: Proof of the claim, for `complete_commands`, `release_commands`, `renew_commands`.
     lease_token: str
-    #: When the lease ends by itself, by the database's clock.
+    #: When the lease expires, by the database's clock.
     lease_expiry: datetime
-    #: The number of the claim: each claim of a store has a higher one than all before
-    #: it. To fence off, in other systems, those who held the command earlier.
+    #: The fencing token: every claim in a store has a higher epoch than all claims
+    #: before it. Pass it to other systems so that they can reject earlier holders.
     epoch: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
 class ExecutionError:
-    """A failure of a step that a host wants on record."""
+    """A failure of a step, recorded in the error log."""
 
-    #: When it happened; unless given, when this object was made.
+    #: When it occurred; by default, when this object was created.
     error_time: datetime = field(default_factory=_now)
-    #: The workflow it happened in; required. It need not exist.
+    #: The workflow in which it occurred; required. It need not exist.
     workflow_id: str
-    #: The execution pointer it happened at; may be empty.
+    #: The execution pointer at which it occurred; may be empty.
     execution_pointer_id: str = ""
-    #: What went wrong, in words; may be empty.
+    #: The error message; may be empty.
     message: str = ""
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
 class PersistedWorkflow:
-    """What `persist_workflow_with_subscriptions` answers."""
+    """The result of `persist_workflow_with_subscriptions`."""
 
     #: The workflow's revision after the write.
     revision: int
@@ -382,7 +385,7 @@ class PersistedWorkflow:
 
 @dataclass(slots=True, kw_only=True, frozen=True)
 class CommittedWorkflow:
-    """What `commit_workflow` answers."""
+    """The result of `commit_workflow`."""
 
     #: The workflow's revision after the write.
     revision: int
@@ -394,7 +397,7 @@ class CommittedWorkflow:
 
 @dataclass(slots=True, kw_only=True, frozen=True)
 class PurgedWorkflows:
-    """How much a purge of workflows deleted, or would delete."""
+    """How many rows a purge of workflows deleted, or would delete."""
 
     #: Workflows.
     workflows: int = 0
@@ -410,17 +413,17 @@ class PurgedWorkflows:
 
 @dataclass(slots=True, kw_only=True, frozen=True)
 class MigratedStore:
-    """What `ensure_store_exists` answers."""
+    """The result of `ensure_store_exists` and `create_namespace`."""
 
     #: The store's schema version after the call.
     schema_version: int
-    #: The migrations the call applied, in order; empty: it was up to date.
+    #: The migrations that the call applied, in order; empty: it was up to date.
     applied_migrations: list[str]
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
 class Capabilities:
-    """Which optional parts of the engine's persistence trait a store has."""
+    """The optional parts of the engine's persistence trait that a store supports."""
 
     #: Scheduled commands.
     scheduled_commands: bool
@@ -432,37 +435,38 @@ class Capabilities:
 
 @dataclass(slots=True, kw_only=True, frozen=True)
 class Namespace:
-    """A whole store of its own, picked by `connect(..., namespace=...)`."""
+    """A separate store, selected by `connect(..., namespace=...)`."""
 
-    #: Its name; the one without a name in `connect` is `default`.
+    #: Its name; without a namespace in `connect` it is `default`.
     name: str
-    #: The PostgreSQL schema it lives in.
+    #: The PostgreSQL schema that contains it.
     schema: str
-    #: The schema version it is at.
+    #: Its schema version.
     schema_version: int
-    #: How many rows it has in all, as PostgreSQL estimates it.
+    #: The total number of rows in it, as estimated by PostgreSQL.
     estimated_rows: int
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
 class StoreInfo:
-    """What a server and its store are and can do."""
+    """The versions, limits and capabilities of a server and its store."""
 
     #: The server's version, for example `0.1.0`.
     server_version: str
     #: The PostgreSQL server's version, for example `18.4`.
     postgres_version: str
-    #: The namespace the call went to.
+    #: The namespace of the call.
     namespace: str
-    #: The PostgreSQL schema that namespace lives in.
+    #: The PostgreSQL schema that contains the namespace.
     schema: str
     #: The schema version of the store; 0: not created yet.
     schema_version: int
-    #: The schema version this server works with.
+    #: The schema version that this server requires.
     latest_schema_version: int
-    #: What the store can do.
+    #: The optional features that the store supports.
     capabilities: Capabilities
-    #: The largest request, and the largest stored aggregate, in bytes.
+    #: The maximum size of a request, and of a stored workflow, event or subscription,
+    #: in bytes.
     max_message_bytes: int
-    #: How long the server remembers a `request_id` at least; 0: it knows none.
+    #: The minimum time for which the server remembers a `request_id`; 0: not supported.
     request_retention: timedelta = timedelta(0)

@@ -1,9 +1,9 @@
-"""What a provider remembers of workflows, so that it can send only what changed.
+"""What a provider remembers of workflows, so that it can send only changes.
 
-A `Snapshot` says what a workflow's content was at one revision, without keeping it: a
-digest for each pointer, and one for each long text of the header. A patch against it,
-sent with that revision as `expected_revision`, makes exactly the state it was made
-from, or is refused. So it does not matter who else wrote, nor how old the memory is.
+A `Snapshot` identifies a workflow's content at one revision without storing it: it has
+a digest of each pointer and of each long text of the header. A patch against it, sent
+with that revision as `expected_revision`, either produces exactly the intended state or
+is rejected. So it does not matter who else has written, or how old the snapshot is.
 """
 
 from collections import OrderedDict
@@ -15,12 +15,12 @@ from typing import Final
 from wfe.persistence.v1 import workflow_pb2
 from wfe_persistence_client.model import WorkflowView
 
-#: How much is remembered unless `connect` says otherwise, in execution pointers; a
-#: workflow counts as one more. About 250 bytes each.
+#: Default capacity of the memory, in execution pointers; each workflow counts as one
+#: more. About 250 bytes each.
 DEFAULT_CAPACITY: Final = 200_000
 
 _DIGEST_BYTES = 16
-# Text up to this length is kept as it is: its digest would hardly be shorter.
+# Text up to this length is kept verbatim: its digest would hardly be shorter.
 _SHORT_TEXT = 64
 
 _PLAIN: Final = ("name", "workflow_definition_id", "version", "status", "data_json")
@@ -30,19 +30,19 @@ _TIMES: Final = ("create_time", "complete_time")
 
 @dataclass(slots=True, frozen=True)
 class Snapshot:
-    """A workflow's content at one revision, or that of a part of it."""
+    """The content of a workflow, or of a view of it, at one revision."""
 
     #: The revision that has this content; 0: not stored yet.
     revision: int
-    #: The header fields by name; None: absent. An empty name is one not known.
+    #: The header fields by name; None: absent. An empty name means unknown.
     header: Mapping[str, object]
-    #: The digest of each pointer by its id, in their order.
+    #: The digest of each pointer by its id, in order.
     pointers: Mapping[str, bytes]
-    #: False if an id stands there twice: then it compares with nothing.
+    #: False if an id is duplicated: such a snapshot cannot be compared.
     distinct: bool = True
 
     def stored(self, revision: int, base: "Snapshot | None") -> "Snapshot":
-        """The same, known to be stored now; `base` is what it replaced, if known."""
+        """A copy marked as stored at a revision; `base` is the snapshot it replaced, if known."""
         header = self.header
         if not header["name"] and base is not None:
             # An empty name leaves the stored one.
@@ -51,10 +51,11 @@ class Snapshot:
 
 
 def snapshot(message: workflow_pb2.WorkflowInstance, revision: int = 0) -> Snapshot:
-    """What a message says that was answered, or that is about to be sent.
+    """The snapshot of a message that was received, or that is about to be sent.
 
-    An answered one compares with one to be sent, because JSON is written as the store
-    writes it (see json_text). Where it is not, more is taken for changed than is.
+    A received message compares equal to the same one to be sent, because JSON is
+    written the way the store writes it (see json_text). Where it is not, unchanged
+    parts count as changed.
     """
     header: dict[str, object] = {name: _short(getattr(message, name)) for name in _PLAIN}
     for optional in _OPTIONAL:
@@ -75,10 +76,10 @@ def snapshot(message: workflow_pb2.WorkflowInstance, revision: int = 0) -> Snaps
 def patch(
     base: Snapshot, new: Snapshot, message: workflow_pb2.WorkflowInstance
 ) -> workflow_pb2.WorkflowPatch | None:
-    """What makes `message` of what `base` says; None: no patch can.
+    """The patch that turns `base` into `message`; None: no patch can.
 
-    A patch keeps the order of the pointers that stay and puts new ones behind them.
-    `new` is the snapshot of the message.
+    A patch keeps the order of existing pointers and appends new ones. `new` is the
+    snapshot of the message.
     """
     if not new.distinct or not base.distinct:
         return None
@@ -118,21 +119,21 @@ def _short(value: object) -> object:
 
 
 def _digest(pointer: workflow_pb2.ExecutionPointer) -> bytes:
-    # Deterministic, since the entries of a map have no order of their own.
+    # Deterministic, because map entries have no defined order.
     return blake2b(
         pointer.SerializeToString(deterministic=True), digest_size=_DIGEST_BYTES
     ).digest()
 
 
-#: A workflow as far as it was loaded: namespace, id, view.
+#: A workflow as it was loaded: namespace, id, view.
 Key = tuple[str, str, WorkflowView]
 
 
 class Memory:
-    """The snapshots used last, up to a number of pointers (a snapshot counts as one more).
+    """An LRU cache of snapshots, bounded by their number of pointers plus one each.
 
-    What comes last replaces what was there, even with a lower revision: the workflow
-    may have been deleted and created anew.
+    A new snapshot always replaces the old one, even with a lower revision: the workflow
+    may have been deleted and created again.
     """
 
     def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
@@ -147,18 +148,18 @@ class Memory:
 
     @property
     def size(self) -> int:
-        """How many pointers are remembered, a snapshot counted as one more."""
+        """How many pointers are remembered, plus one per snapshot."""
         return self._size
 
     def get(self, key: Key) -> Snapshot | None:
-        """What is remembered of a workflow."""
+        """The remembered snapshot of a workflow, if any."""
         found = self._snapshots.get(key)
         if found is not None:
             self._snapshots.move_to_end(key)
         return found
 
     def put(self, key: Key, snapshot: Snapshot) -> None:
-        """Remembers it, and forgets what was not used for longest if that is too much."""
+        """Adds a snapshot, and evicts the least recently used ones if the capacity is exceeded."""
         self._drop(key)
         if _weight(snapshot) > self.capacity:
             return
@@ -169,12 +170,12 @@ class Memory:
             self._size -= _weight(oldest)
 
     def forget(self, namespace: str, workflow_id: str) -> None:
-        """Forgets a workflow."""
+        """Removes a workflow."""
         for view in WorkflowView:
             self._drop((namespace, workflow_id, view))
 
     def forget_namespace(self, namespace: str) -> None:
-        """Forgets all workflows of a namespace."""
+        """Removes all workflows of a namespace."""
         for key in [key for key in self._snapshots if key[0] == namespace]:
             self._drop(key)
 

@@ -1,7 +1,7 @@
-"""How a workflow is stored: as a patch against what is remembered, or as a whole.
+"""How a workflow is stored: as a patch against a remembered snapshot, or in full.
 
-What is remembered, and how a patch is made of it, is in `patches`; what a step stores
-beside the workflow, in `step`.
+`patches` has the snapshots and computes patches; `step` collects a step's other
+effects.
 """
 
 from collections.abc import Awaitable, Callable
@@ -23,10 +23,10 @@ from wfe_persistence_client.errors import (
 )
 from wfe_persistence_client.model import CommittedWorkflow, WorkflowInstance, WorkflowView
 
-#: Items in each list of a commit, at most.
+#: Maximum number of items in each list of a commit.
 _LARGEST_COMMIT: Final = 1000
 
-#: Stores a workflow as a whole: its state, the revision it may replace, the deadline.
+#: Stores a workflow in full: its state, the expected revision, the deadline.
 Whole = Callable[
     [workflow_pb2.WorkflowInstance, int | None, Deadline], Awaitable[CommittedWorkflow]
 ]
@@ -44,7 +44,7 @@ _PersistedT = TypeVar(
 
 
 class Saving(Connection):
-    """Stores workflows, and remembers what was stored or read last."""
+    """Stores workflows, and remembers what was last stored or read."""
 
     async def _save(
         self,
@@ -54,41 +54,41 @@ class Saving(Connection):
         expected_revision: int | None,
         strict: bool | None,
     ) -> CommittedWorkflow:
-        """Stores a workflow with the effects of a step, as a patch if that is less.
+        """Stores a workflow with the effects of a step, as a patch if that is smaller.
 
-        `whole` stores it as a whole, with the same effects.
+        `whole` stores it in full, with the same effects.
         """
         deadline = self._calls.deadline()
         expected: int | None = None
         remembers = self._shared.memory.capacity > 0
-        # Everything of the instance is read before the first await: another task may
-        # change it during the call.
+        # The instance is converted before the first await: another task may change it
+        # during the call.
         message = convert.workflow_to_proto(instance)
         message.revision = 0
         new = patches.snapshot(message) if remembers else None
         base = self._remembered(instance.id, instance.view)
-        answer = None
+        response = None
         if instance.view is not WorkflowView.FULL:
             patch = _patch_of_part(instance, message, base, new, expected_revision)
-            answer = await self._commit_patch(patch, instance.revision, effects, deadline)
+            response = await self._commit_patch(patch, instance.revision, effects, deadline)
         else:
             expected = expected_revision
             if expected is None and (self._strict if strict is None else strict):
                 expected = instance.revision or (base.revision if base is not None else 0)
                 if not expected:
                     raise ValueError(
-                        "the workflow's revision is not known: load it, or give expected_revision"
+                        "the workflow's revision is not known: load it, or pass expected_revision"
                     )
             if base is not None and new is not None:
-                answer = await self._save_patch(message, base, new, effects, expected, deadline)
-        if answer is None:
-            # What was remembered need not be what this replaces.
+                response = await self._save_patch(message, base, new, effects, expected, deadline)
+        if response is None:
+            # This may replace something else than the remembered state.
             base = None
-            answer = await whole(message, expected, deadline)
+            response = await whole(message, expected, deadline)
         if new is not None:
-            self._remember(instance.id, new.stored(answer.revision, base), instance.view)
-        instance.revision = answer.revision
-        return answer
+            self._remember(instance.id, new.stored(response.revision, base), instance.view)
+        instance.revision = response.revision
+        return response
 
     async def _save_patch(
         self,
@@ -99,12 +99,12 @@ class Saving(Connection):
         expected: int | None,
         deadline: Deadline,
     ) -> CommittedWorkflow | None:
-        """Stores a workflow as a patch; None: it is to be stored as a whole."""
+        """Stores a workflow as a patch; returns None if it must be stored in full."""
         if (
             not self._shared.commits
             or expected not in (None, base.revision)
             or len(effects.create_subscriptions) > _LARGEST_COMMIT
-            # Another workflow that had the same id before: its revisions mean nothing.
+            # Another workflow that had the same id: its revisions are unrelated.
             or new.header["create_time"] != base.header["create_time"]
         ):
             return None
@@ -119,7 +119,8 @@ class Saving(Connection):
             if expected is not None:
                 raise
         except PointerNotFound:
-            # The memory is wrong, whatever the reason; the state as a whole is right.
+            # The remembered state is wrong, for whatever reason; the full state is
+            # right.
             pass
         return None
 
@@ -138,11 +139,11 @@ class Saving(Connection):
     async def _commit(
         self, request: workflow_pb2.CommitWorkflowRequest, deadline: Deadline | None = None
     ) -> CommittedWorkflow:
-        answer = await self._calls.unary(self._workflows.CommitWorkflow, request, deadline)
+        response = await self._calls.unary(self._workflows.CommitWorkflow, request, deadline)
         return CommittedWorkflow(
-            revision=answer.revision,
-            subscription_ids=list(answer.subscription_ids),
-            event_ids=list(answer.event_ids),
+            revision=response.revision,
+            subscription_ids=list(response.subscription_ids),
+            event_ids=list(response.event_ids),
         )
 
     async def _persist(
@@ -151,15 +152,15 @@ class Saving(Connection):
         request: _PersistT,
         deadline: Deadline,
     ) -> _PersistedT:
-        """Makes the call that stores a workflow as a whole."""
+        """Makes the call that stores a workflow in full."""
         try:
             return await self._calls.unary(method, request, deadline)
         except CommitOutcomeUnknown as unknown:
             mismatch = unknown.__cause__
             if not isinstance(mismatch, RevisionMismatch):
                 raise
-            # Refused after a lost answer. A server that knows request ids would have
-            # known its own write again; an older one would not.
+            # Rejected after a lost response. A server that supports request ids would
+            # have recognized a retry; an older one would not.
             if not await self._knows_requests(deadline):
                 raise
         mismatch.maybe_written = False
@@ -183,13 +184,13 @@ class Saving(Connection):
         snapshot: patches.Snapshot,
         view: WorkflowView = WorkflowView.FULL,
     ) -> None:
-        # Without a revision nothing can be patched.
+        # Without a revision, no patch is possible.
         if workflow_id and snapshot.revision:
             key = (self._space, workflow_id, view)
             self._shared.memory.put(key, snapshot)
 
     def _read(self, message: workflow_pb2.WorkflowInstance) -> WorkflowInstance:
-        """Reads an answered workflow, and remembers it."""
+        """Converts a workflow from a response, and remembers it."""
         instance = convert.workflow_from_proto(message)
         if self._shared.memory.capacity:
             self._remember(instance.id, patches.snapshot(message, message.revision), instance.view)
@@ -197,11 +198,11 @@ class Saving(Connection):
 
 
 def check_whole(instance: WorkflowInstance) -> None:
-    """Refuses a part of a workflow where only a whole one will do."""
+    """Rejects a partially loaded workflow where a full one is required."""
     if instance.view is not WorkflowView.FULL:
         raise PartialWorkflow(
-            f"this is a part of a workflow only (view {instance.view.name}): stored as a whole "
-            "it would remove the rest"
+            f"this workflow was loaded partially (view {instance.view.name}): storing it in full "
+            "would remove the rest"
         )
 
 
@@ -212,28 +213,28 @@ def _patch_of_part(
     new: patches.Snapshot | None,
     expected_revision: int | None,
 ) -> workflow_pb2.WorkflowPatch:
-    """What changed in a part of a workflow since it was loaded.
+    """The changes to a partially loaded workflow since it was loaded.
 
-    Only what that very part was at that very revision can tell what is gone from it.
+    Only the snapshot of the same view at the same revision can tell what was removed.
     """
     if new is None or base is None or not instance.revision:
         raise PartialWorkflow(
-            "the provider does not remember what it loaded of this workflow: load it anew"
+            "the provider no longer remembers what it loaded of this workflow: load it again"
         )
     if base.revision > instance.revision:
         raise RevisionMismatch(
-            "this part of the workflow was written since it was loaded",
+            "this workflow was written after it was loaded",
             reason="REVISION_MISMATCH",
             metadata={"revision": str(base.revision)},
         )
     if base.revision != instance.revision or expected_revision not in (None, base.revision):
         raise PartialWorkflow(
-            "a part of a workflow can be stored to the revision only that it was loaded with"
+            "a partially loaded workflow can only be stored against the revision it was loaded with"
         )
     patch = patches.patch(base, new, message)
     if patch is None:
         raise PartialWorkflow(
-            "the pointers of a part of a workflow must stay in their order, new ones behind "
-            "them, none twice"
+            "the pointers of a partially loaded workflow must keep their order, with new ones "
+            "at the end and no duplicate ids"
         )
     return patch

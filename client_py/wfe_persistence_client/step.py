@@ -1,7 +1,8 @@
-"""One step of an engine, gathered to be committed as one.
+"""One step of an engine, collected to be committed in one transaction.
 
-A step is a workflow's new state and everything that came about with it. It is stored
-in one transaction when its `with` block ends well, and not at all if the block raises.
+A step is a workflow's new state and all effects of the step. It is stored in one
+transaction when its `with` block ends without an exception, and not at all if the block
+raises.
 """
 
 import uuid
@@ -24,21 +25,22 @@ from wfe_persistence_client.model import (
 
 
 class StepBuilder:
-    """What goes into one step beside the workflow's own state.
+    """Collects the effects of one step: everything but the workflow's own state.
 
-    Nothing is sent before the end, but every argument is read at once: what is changed
-    in it later is not stored. What is no argument to send raises ValueError or TypeError.
+    Nothing is sent before the end of the block, but every argument is converted
+    immediately: later changes to it are not stored. An argument that cannot be sent
+    raises ValueError or TypeError.
     """
 
     def __init__(self, workflow: WorkflowInstance) -> None:
-        #: The workflow that is stored, as it is when the block ends.
+        #: The workflow, stored in its state at the end of the block.
         self.workflow = workflow
         self._effects = workflow_pb2.CommitWorkflowRequest()
         self._committed: CommittedWorkflow | None = None
         self._ended = False
 
     def create_subscription(self, subscription: EventSubscription) -> str:
-        """Creates a subscription, and answers its id: a new UUID if it has none."""
+        """Creates a subscription, and returns its id (a new UUID if it has none)."""
         message = convert.subscription_to_proto(subscription)
         message.id = message.id or str(uuid.uuid4())
         self._open().create_subscriptions.append(message)
@@ -49,7 +51,7 @@ class StepBuilder:
         self._open().terminate_subscription_ids.append(subscription_id)
 
     def create_event(self, event: Event) -> str:
-        """Creates an event, and answers its id: a new UUID if it has none."""
+        """Creates an event, and returns its id (a new UUID if it has none)."""
         message = convert.event_to_proto(event)
         message.id = message.id or str(uuid.uuid4())
         self._open().create_events.append(message)
@@ -64,23 +66,24 @@ class StepBuilder:
         self._open().errors.extend(convert.errors_to_proto([error]))
 
     def schedule_command(self, command: ScheduledCommand) -> None:
-        """Schedules a command; one of the same name and data gets the new time."""
+        """Schedules a command (upsert: one with the same name and data gets the new time)."""
         self._open().schedule_commands.append(convert.command_to_proto(command))
 
     def complete(self, command: ClaimedCommand | str) -> None:
         """Removes a claimed command (or its lease token) that this step has handled.
 
-        The step is stored only if the command is still claimed so. Scheduled again,
-        also by this step, it stays with its new time.
+        The step is stored only if the command is still claimed under this lease. If it
+        was rescheduled, also by this step, it stays, with its new time.
         """
         token = command if isinstance(command, str) else command.lease_token
         self._open().complete_lease_tokens.append(token)
 
     def hold(self, claim: SubscriptionClaim | ClaimedCommand | str) -> None:
-        """Stores the step only if this claim is still held, and has not expired.
+        """Makes the step conditional: it is stored only if this claim is still held.
 
         Args:
-            claim: a subscription's, or a command's or its lease token.
+            claim: a claim on a subscription, a claimed command, or the lease token of
+                one.
         """
         if isinstance(claim, ClaimedCommand):
             self._open().held_lease_tokens.append(claim.lease_token)
@@ -91,22 +94,22 @@ class StepBuilder:
 
     @property
     def revision(self) -> int:
-        """The workflow's revision after the step; RuntimeError before it is stored."""
-        return self._answer().revision
+        """The workflow's revision after the step; raises RuntimeError before it is stored."""
+        return self._result().revision
 
     @property
     def subscription_ids(self) -> list[str]:
-        """The ids of the created subscriptions, in order; as for `revision`."""
-        return self._answer().subscription_ids
+        """The ids of the created subscriptions, in order; raises like `revision`."""
+        return self._result().subscription_ids
 
     @property
     def event_ids(self) -> list[str]:
-        """The ids of the created events, in order; as for `revision`."""
-        return self._answer().event_ids
+        """The ids of the created events, in order; raises like `revision`."""
+        return self._result().event_ids
 
-    def _answer(self) -> CommittedWorkflow:
+    def _result(self) -> CommittedWorkflow:
         if self._committed is None:
-            raise RuntimeError("the step is not stored")
+            raise RuntimeError("the step has not been stored")
         return self._committed
 
     def _open(self) -> workflow_pb2.CommitWorkflowRequest:
@@ -115,7 +118,7 @@ class StepBuilder:
         return self._effects
 
 
-#: Stores a workflow with the effects of a step.
+#: Stores a workflow together with the effects of a step.
 Commit = Callable[
     [WorkflowInstance, workflow_pb2.CommitWorkflowRequest],
     Coroutine[Any, Any, CommittedWorkflow],
@@ -123,14 +126,14 @@ Commit = Callable[
 
 
 class Step(StepBuilder):
-    """A step as an async context manager; `PersistenceProvider.step` makes one."""
+    """A step as an async context manager; `PersistenceProvider.step` creates one."""
 
     def __init__(self, workflow: WorkflowInstance, commit: Commit) -> None:
         super().__init__(workflow)
         self._commit = commit
 
     async def __aenter__(self) -> Self:
-        """The step itself; nothing is sent yet. RuntimeError if it was used already."""
+        """Returns the step; nothing is sent yet. Raises RuntimeError if it was used already."""
         self._open()
         return self
 

@@ -1,4 +1,4 @@
-"""The store as a whole: its errors' log, its schema, its namespaces."""
+"""Operations on the store as a whole: the error log, the schema, namespaces."""
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
@@ -15,8 +15,8 @@ class Store(Connection):
     async def persist_errors(self, errors: Sequence[ExecutionError]) -> None:
         """Adds errors to the log, all or none; the workflows need not exist.
 
-        Not repeated after an attempt that may have been made: then it raises
-        `CommitOutcomeUnknown`, and calling again may log the errors twice.
+        Not retried after an attempt that may have been applied: it then raises
+        `CommitOutcomeUnknown`, and calling it again may log the errors twice.
         """
         await self._calls.unary(
             self._store.PersistErrors,
@@ -30,12 +30,14 @@ class Store(Connection):
         error_time_from: datetime | None = None,
         error_time_before: datetime | None = None,
     ) -> list[ExecutionError]:
-        """Answers all logged errors, the last logged first.
+        """Returns all logged errors, most recently logged first.
 
         Args:
-            workflow_id: only those of this workflow; empty: of all.
-            error_time_from: only those that happened then or later; None: at any time.
-            error_time_before: only those that happened before; None: at any time.
+            workflow_id: only of this workflow; empty: any.
+            error_time_from: only those that occurred at or after this time; None: no
+                lower bound.
+            error_time_before: only those that occurred before this time; None: no upper
+                bound.
         """
         pages = self._in_one_go().iter_errors(
             workflow_id,
@@ -53,11 +55,7 @@ class Store(Connection):
         error_time_before: datetime | None = None,
         page_size: int = 0,
     ) -> AsyncIterator[ExecutionError]:
-        """`list_errors`, with its arguments, page by page as they are wanted.
-
-        Args:
-            page_size: errors a page, up to 1000; 0: 100. The timeout is for one page.
-        """
+        """`list_errors` as an async iterator that fetches pages on demand."""
         return self._calls.pages(
             self._store.ListErrors,
             store_pb2.ListErrorsRequest(
@@ -72,57 +70,59 @@ class Store(Connection):
         )
 
     async def ensure_store_exists(self) -> MigratedStore:
-        """Creates the store or brings it up to date.
+        """Creates the store or migrates it to the server's schema version.
 
         Raises:
             SchemaTooNew: a newer server migrated it.
-            DatabasePermissionDenied: the server's database role may not.
+            DatabasePermissionDenied: the server's database role lacks the privilege.
         """
-        answer = await self._calls.unary(
+        response = await self._calls.unary(
             self._store.EnsureStoreExists, store_pb2.EnsureStoreExistsRequest()
         )
         return MigratedStore(
-            schema_version=answer.schema_version,
-            applied_migrations=list(answer.applied_migrations),
+            schema_version=response.schema_version,
+            applied_migrations=list(response.applied_migrations),
         )
 
     async def get_store_info(self) -> StoreInfo:
-        """Answers what the server and its store are and can do."""
-        answer = await self._calls.unary(self._store.GetStoreInfo, store_pb2.GetStoreInfoRequest())
-        return convert.store_info_from_proto(answer)
+        """Returns the versions, limits and capabilities of the server and its store."""
+        response = await self._calls.unary(
+            self._store.GetStoreInfo, store_pb2.GetStoreInfoRequest()
+        )
+        return convert.store_info_from_proto(response)
 
     async def truncate_all(self) -> None:
-        """Empties every table of the store, for tests.
+        """Truncates every table of the store, for tests.
 
         Raises:
             TruncateNotAllowed: the server was started without the flag for it.
         """
-        # Also if the call fails: it may have been done.
+        # Also if the call fails: it may have been applied.
         self._shared.memory.forget_namespace(self._space)
         await self._calls.unary(self._store.TruncateAll, store_pb2.TruncateAllRequest())
 
     async def create_namespace(self, name: str) -> MigratedStore:
-        """Creates a namespace, or brings it up to date.
+        """Creates a namespace, or migrates it.
 
         Args:
             name: `[a-z][a-z0-9_]{0,39}`, not `default`.
 
         Raises:
-            InvalidArgument: the name is bad.
+            InvalidArgument: the name is invalid.
             SchemaTooNew: it exists, and a newer server migrated it.
-            DatabasePermissionDenied: the server's database role may not.
+            DatabasePermissionDenied: the server's database role lacks the privilege.
         """
         whole = self.with_namespace(None)
-        answer = await whole._calls.unary(
+        response = await whole._calls.unary(
             whole._store.CreateNamespace, store_pb2.CreateNamespaceRequest(name=name)
         )
         return MigratedStore(
-            schema_version=answer.schema_version,
-            applied_migrations=list(answer.applied_migrations),
+            schema_version=response.schema_version,
+            applied_migrations=list(response.applied_migrations),
         )
 
     async def list_namespaces(self) -> list[Namespace]:
-        """All namespaces, `default` first."""
+        """Returns all namespaces, `default` first."""
         whole = self.with_namespace(None)
         pages = whole._calls.pages(
             whole._store.ListNamespaces,
@@ -133,15 +133,15 @@ class Store(Connection):
         return [namespace async for namespace in pages]
 
     async def delete_namespace(self, name: str, *, force: bool = False) -> None:
-        """Deletes a namespace with all that is stored in it.
+        """Deletes a namespace and everything in it.
 
         Args:
             name: not `default`.
-            force: even if something is stored in it.
+            force: delete it even if it is not empty.
 
         Raises:
-            NamespaceNotFound: there is none.
-            NamespaceNotEmpty: something is stored in it, and `force` was not given.
+            NamespaceNotFound: it does not exist.
+            NamespaceNotEmpty: it is not empty, and `force` is false.
             DeleteNamespaceNotAllowed: the server was started without the flag for it.
         """
         whole = self.with_namespace(None)

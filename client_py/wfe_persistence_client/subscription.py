@@ -1,4 +1,4 @@
-"""Subscriptions: workflows that wait for events, and who holds them."""
+"""Operations on subscriptions: create, read, claim, renew, release, terminate."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
@@ -13,41 +13,42 @@ class Subscriptions(Connection):
     """The operations on subscriptions."""
 
     async def create_event_subscription(self, subscription: EventSubscription) -> str:
-        """Stores a new subscription, and answers its id; the workflow need not exist.
+        """Stores a new subscription, and returns its id; the workflow need not exist.
 
-        An empty id is replaced by a new UUID. The same subscription again changes
-        nothing, even if it was claimed since.
+        An empty id is replaced by a new UUID. Creating the same subscription again
+        changes nothing, even if it has been claimed since.
 
         Raises:
-            SubscriptionAlreadyExists: the id is in use by other content.
+            SubscriptionAlreadyExists: the id is in use with different content.
         """
         message = convert.subscription_to_proto(subscription)
         message.id = message.id or new_id()
-        answer = await self._calls.unary(
+        response = await self._calls.unary(
             self._subscriptions.CreateEventSubscription,
             subscription_pb2.CreateEventSubscriptionRequest(subscription=message),
         )
-        return answer.id
+        return response.id
 
     async def get_subscription(self, subscription_id: str) -> EventSubscription:
-        """Answers one subscription, open or held.
+        """Returns one subscription, open or held.
 
         Raises:
             SubscriptionNotFound: it does not exist.
         """
-        answer = await self._calls.unary(
+        response = await self._calls.unary(
             self._subscriptions.GetSubscription,
             subscription_pb2.GetSubscriptionRequest(id=subscription_id),
         )
-        return convert.subscription_from_proto(answer.subscription)
+        return convert.subscription_from_proto(response.subscription)
 
     async def get_subscriptions(
         self, event_name: str, event_key: str, as_of: datetime | None = None
     ) -> list[EventSubscription]:
-        """Answers all open subscriptions of an event name and key, oldest first.
+        """Returns all open subscriptions of an event name and key, oldest first.
 
-        Those with `subscribe_as_of` up to and including `as_of` that nobody holds.
-        It reads page by page: one that is claimed meanwhile may be missing.
+        These are the ones with `subscribe_as_of` up to and including `as_of` that no
+        worker holds. It reads page by page: a subscription that is claimed in the
+        meantime may be missing.
         """
         pages = self._in_one_go().iter_subscriptions(
             event_name, event_key, as_of, page_size=LARGEST_PAGE
@@ -62,11 +63,7 @@ class Subscriptions(Connection):
         *,
         page_size: int = 0,
     ) -> AsyncIterator[EventSubscription]:
-        """`get_subscriptions`, with its arguments, page by page as they are wanted.
-
-        Args:
-            page_size: subscriptions a page, up to 1000; 0: 100. The timeout is for one page.
-        """
+        """`get_subscriptions` as an async iterator that fetches pages on demand."""
         return self._calls.pages(
             self._subscriptions.GetSubscriptions,
             subscription_pb2.GetSubscriptionsRequest(
@@ -81,8 +78,8 @@ class Subscriptions(Connection):
     async def get_first_open_subscription(
         self, event_name: str, event_key: str, as_of: datetime | None = None
     ) -> EventSubscription | None:
-        """Answers the first of `get_subscriptions`, or None; it does not claim it."""
-        answer = await self._calls.unary(
+        """Returns the first of `get_subscriptions`, or None; it does not claim it."""
+        response = await self._calls.unary(
             self._subscriptions.GetFirstOpenSubscription,
             subscription_pb2.GetFirstOpenSubscriptionRequest(
                 event_name=event_name,
@@ -90,9 +87,9 @@ class Subscriptions(Connection):
                 as_of=convert.optional_timestamp("as_of", as_of),
             ),
         )
-        if not answer.HasField("subscription"):
+        if not response.HasField("subscription"):
             return None
-        return convert.subscription_from_proto(answer.subscription)
+        return convert.subscription_from_proto(response.subscription)
 
     async def terminate_subscription(self, subscription_id: str) -> None:
         """Removes a subscription, open or held.
@@ -108,23 +105,23 @@ class Subscriptions(Connection):
     async def set_subscription_token(
         self, subscription_id: str, token: str, worker_id: str, expiry: datetime | None
     ) -> bool:
-        """Takes hold of a subscription; answers whether this worker holds it now.
+        """Claims a subscription; returns whether this worker now holds it.
 
-        It succeeds if the subscription is open, or held with the same token and
-        worker already: then the expiry becomes the given one.
+        It succeeds if the subscription is open, or already held with the same token and
+        worker, in which case the expiry is replaced by the given one.
 
         Args:
             subscription_id: its id.
-            token: a text that only this worker knows, best a new UUID for each
-                attempt; 1 to 512 bytes.
-            worker_id: who takes it, for people who look.
-            expiry: when the hold ends by itself, by the database's clock, in the
-                future; None: it is held until cleared.
+            token: a secret of this worker, preferably a new UUID for each claim; 1 to
+                512 bytes.
+            worker_id: the worker that claims it, for information only.
+            expiry: when the claim expires, by the database's clock, in the future;
+                None: held until cleared.
 
         Raises:
             SubscriptionNotFound: it does not exist.
         """
-        answer = await self._calls.unary(
+        response = await self._calls.unary(
             self._subscriptions.SetSubscriptionToken,
             subscription_pb2.SetSubscriptionTokenRequest(
                 id=subscription_id,
@@ -133,10 +130,10 @@ class Subscriptions(Connection):
                 expiry=convert.optional_timestamp("expiry", expiry),
             ),
         )
-        return answer.acquired
+        return response.acquired
 
     async def clear_subscription_token(self, subscription_id: str, token: str) -> None:
-        """Lets go of a subscription, so that it is open again.
+        """Releases a subscription, so that it is open again.
 
         Raises:
             TokenMismatch: it is not held with this token; nothing was changed.
@@ -151,22 +148,23 @@ class Subscriptions(Connection):
         duration: timedelta | None = timedelta(seconds=30),
         worker_id: str = "",
     ) -> SubscriptionClaim | None:
-        """Takes hold of a subscription; None: somebody else holds it.
+        """Claims a subscription; returns None if another worker holds it.
 
-        It is `set_subscription_token` with a token of its own, an end by the database's
-        clock, and an epoch that later holders of the subscription do not have.
+        Like `set_subscription_token`, but it generates the token, takes a duration that
+        counts from the database's clock, and returns the epoch (fencing token) of the
+        claim.
 
         Args:
             subscription_id: its id.
-            duration: how long the hold lasts from now on, by the database's clock, 1 ms
+            duration: how long the claim lasts from now, by the database's clock, 1 ms
                 to 24 h; None: until it is cleared.
-            worker_id: who takes it, for people who look.
+            worker_id: the worker that claims it, for information only.
 
         Raises:
             SubscriptionNotFound: it does not exist.
         """
         token = new_id()
-        answer = await self._calls.unary(
+        response = await self._calls.unary(
             self._subscriptions.SetSubscriptionToken,
             subscription_pb2.SetSubscriptionTokenRequest(
                 id=subscription_id,
@@ -175,26 +173,26 @@ class Subscriptions(Connection):
                 duration=convert.optional_duration(duration),
             ),
         )
-        if not answer.acquired:
+        if not response.acquired:
             return None
-        return convert.claim_from_proto(subscription_id, token, answer)
+        return convert.claim_from_proto(subscription_id, token, response)
 
     async def renew_subscription_token(
         self, claim: SubscriptionClaim, *, duration: timedelta | None = None
     ) -> SubscriptionClaim:
-        """Holds a subscription for longer, and answers the claim with its new expiry.
+        """Renews a claim on a subscription, and returns it with its new expiry.
 
         Args:
-            claim: the hold, from `claim_subscription` or an earlier renewal, or made of
-                a token given to `set_subscription_token`.
-            duration: how long the hold lasts from now on, by the database's clock, 1 ms
+            claim: the claim, from `claim_subscription` or an earlier renewal, or
+                constructed with a token given to `set_subscription_token`.
+            duration: how long the claim lasts from now, by the database's clock, 1 ms
                 to 24 h; None: 30 s.
 
         Raises:
-            TokenMismatch: it is not held so any more, or the hold has expired.
+            TokenMismatch: it is no longer held by this claim, or the claim has expired.
             SubscriptionNotFound: it does not exist.
         """
-        answer = await self._calls.unary(
+        response = await self._calls.unary(
             self._subscriptions.RenewSubscriptionToken,
             subscription_pb2.RenewSubscriptionTokenRequest(
                 id=claim.subscription_id,
@@ -203,13 +201,13 @@ class Subscriptions(Connection):
                 duration=convert.optional_duration(duration),
             ),
         )
-        return convert.claim_from_proto(claim.subscription_id, claim.token, answer)
+        return convert.claim_from_proto(claim.subscription_id, claim.token, response)
 
     async def release_subscription(self, claim: SubscriptionClaim) -> None:
-        """Lets go of a claimed subscription, so that it is open again.
+        """Releases a claimed subscription, so that it is open again.
 
         Raises:
-            TokenMismatch: it is not held by this claim any more; nothing was changed.
+            TokenMismatch: it is no longer held by this claim; nothing was changed.
             SubscriptionNotFound: it does not exist.
         """
         await self._clear_token(claim)
@@ -230,13 +228,13 @@ class Subscriptions(Connection):
         event_key: str | None = None,
         held: bool | None = None,
     ) -> list[EventSubscription]:
-        """Answers subscriptions, open and held, by their ids.
+        """Returns subscriptions, open and held, ordered by id.
 
         Args:
-            workflow_id: of this workflow; empty: of any.
-            event_name: waiting for this kind of event; empty: for any.
-            event_key: waiting for this event key, with an `event_name`; None: for any.
-            held: True: those that somebody holds; False: open ones; None: both.
+            workflow_id: only of this workflow; empty: any.
+            event_name: only for this event name; empty: any.
+            event_key: only for this event key, requires `event_name`; None: any.
+            held: True: only held ones; False: only open ones; None: both.
         """
         pages = self._in_one_go().iter_all_subscriptions(
             workflow_id=workflow_id,
@@ -256,11 +254,7 @@ class Subscriptions(Connection):
         held: bool | None = None,
         page_size: int = 0,
     ) -> AsyncIterator[EventSubscription]:
-        """`list_subscriptions`, with its arguments, page by page as they are wanted.
-
-        Args:
-            page_size: subscriptions a page, up to 1000; 0: 100. The timeout is for one page.
-        """
+        """`list_subscriptions` as an async iterator that fetches pages on demand."""
         return self._calls.pages(
             self._subscriptions.ListSubscriptions,
             subscription_pb2.ListSubscriptionsRequest(

@@ -215,7 +215,7 @@ def test_a_patch_of_every_header_field(value: WorkflowInstance) -> None:
 
 def test_a_patch_of_no_header_field() -> None:
     changes: Any = {"revision": 3}
-    with pytest.raises(ValueError, match="revision is no field"):
+    with pytest.raises(ValueError, match="revision is not a header field"):
         convert.patch_to_proto(WorkflowPatch(id="w", header=changes))
 
 

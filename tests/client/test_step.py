@@ -150,7 +150,7 @@ async def test_a_block_that_raises_stores_nothing(work: Work) -> None:
             work.instance.data = work.everything(step)["event"], 1 / 0
     assert work.wire.sent == []
     assert await work.stored() == before
-    with pytest.raises(RuntimeError, match="not stored"):
+    with pytest.raises(RuntimeError, match="not been stored"):
         _ = step.revision
 
 

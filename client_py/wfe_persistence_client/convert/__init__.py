@@ -1,0 +1,77 @@
+"""Conversion between the dataclasses and the protobuf messages.
+
+A value that cannot be sent raises ValueError or TypeError with the name of the field; a
+message that cannot be read raises `MalformedAnswer`.
+"""
+
+from wfe_persistence_client.convert.command import (
+    claimed_command_from_proto,
+    command_from_proto,
+    command_to_proto,
+    lease_expiry_from_proto,
+)
+from wfe_persistence_client.convert.event import event_from_proto, event_to_proto, events_to_proto
+from wfe_persistence_client.convert.scalars import (
+    duration,
+    optional_duration,
+    optional_timestamp,
+    timestamp,
+)
+from wfe_persistence_client.convert.store import (
+    error_from_proto,
+    errors_to_proto,
+    namespace_from_proto,
+    store_info_from_proto,
+)
+from wfe_persistence_client.convert.subscription import (
+    claim_from_proto,
+    claim_to_proto,
+    subscription_from_proto,
+    subscription_to_proto,
+    subscriptions_to_proto,
+)
+from wfe_persistence_client.convert.workflow import (
+    counts_from_proto,
+    filter_to_proto,
+    order_to_proto,
+    patch_to_proto,
+    pointer_from_proto,
+    purged_from_proto,
+    statuses_to_proto,
+    view,
+    workflow_from_proto,
+    workflow_to_proto,
+)
+
+__all__ = [
+    "claim_from_proto",
+    "claim_to_proto",
+    "claimed_command_from_proto",
+    "command_from_proto",
+    "command_to_proto",
+    "counts_from_proto",
+    "duration",
+    "error_from_proto",
+    "errors_to_proto",
+    "event_from_proto",
+    "event_to_proto",
+    "events_to_proto",
+    "filter_to_proto",
+    "lease_expiry_from_proto",
+    "namespace_from_proto",
+    "optional_duration",
+    "optional_timestamp",
+    "order_to_proto",
+    "patch_to_proto",
+    "pointer_from_proto",
+    "purged_from_proto",
+    "statuses_to_proto",
+    "store_info_from_proto",
+    "subscription_from_proto",
+    "subscription_to_proto",
+    "subscriptions_to_proto",
+    "timestamp",
+    "view",
+    "workflow_from_proto",
+    "workflow_to_proto",
+]

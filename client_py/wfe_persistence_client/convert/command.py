@@ -1,0 +1,40 @@
+"""Scheduled commands."""
+
+from datetime import datetime
+
+from wfe.persistence.v1 import command_pb2
+from wfe_persistence_client import model
+from wfe_persistence_client.convert.scalars import enum_from_proto, time_from_proto
+
+
+def command_to_proto(value: model.ScheduledCommand) -> command_pb2.ScheduledCommand:
+    """A scheduled command as a message."""
+    return command_pb2.ScheduledCommand(
+        command_name=command_pb2.CommandName.ValueType(value.command_name.value),
+        data=value.data,
+        execute_time=value.execute_time,
+    )
+
+
+def command_from_proto(message: command_pb2.ScheduledCommand) -> model.ScheduledCommand:
+    """A scheduled command from a message."""
+    return model.ScheduledCommand(
+        command_name=enum_from_proto(model.CommandName, message.command_name),
+        data=message.data,
+        execute_time=message.execute_time,
+    )
+
+
+def claimed_command_from_proto(message: command_pb2.ClaimedCommand) -> model.ClaimedCommand:
+    """A claimed command from a message."""
+    return model.ClaimedCommand(
+        command=command_from_proto(message.command),
+        lease_token=message.lease_token,
+        lease_expiry=time_from_proto(message.lease_expiry),
+        epoch=message.epoch,
+    )
+
+
+def lease_expiry_from_proto(message: command_pb2.RenewCommandsResponse) -> datetime | None:
+    """When renewed leases expire."""
+    return time_from_proto(message.lease_expiry) if message.HasField("lease_expiry") else None

@@ -1,0 +1,67 @@
+"""The error log, the store and its namespaces."""
+
+from collections.abc import Sequence
+
+from wfe.persistence.v1 import store_pb2
+from wfe_persistence_client import model
+from wfe_persistence_client.convert.scalars import (
+    time_from_proto,
+    timedelta_from_proto,
+    timestamp,
+    within,
+)
+
+
+def errors_to_proto(values: Sequence[model.ExecutionError]) -> list[store_pb2.ExecutionError]:
+    """Errors for the log as messages."""
+    messages = []
+    for index, value in enumerate(values):
+        with within(f"errors[{index}]"):
+            messages.append(
+                store_pb2.ExecutionError(
+                    error_time=timestamp("error_time", value.error_time),
+                    workflow_id=value.workflow_id,
+                    execution_pointer_id=value.execution_pointer_id,
+                    message=value.message,
+                )
+            )
+    return messages
+
+
+def error_from_proto(message: store_pb2.ExecutionError) -> model.ExecutionError:
+    """A logged error from a message."""
+    return model.ExecutionError(
+        error_time=time_from_proto(message.error_time),
+        workflow_id=message.workflow_id,
+        execution_pointer_id=message.execution_pointer_id,
+        message=message.message,
+    )
+
+
+def store_info_from_proto(message: store_pb2.GetStoreInfoResponse) -> model.StoreInfo:
+    """Information about a server and its store from a message."""
+    return model.StoreInfo(
+        server_version=message.server_version,
+        postgres_version=message.postgres_version,
+        namespace=message.namespace,
+        schema=message.schema,
+        schema_version=message.schema_version,
+        latest_schema_version=message.latest_schema_version,
+        capabilities=model.Capabilities(
+            scheduled_commands=message.capabilities.scheduled_commands,
+            truncate_all=message.capabilities.truncate_all,
+            delete_namespace=message.capabilities.delete_namespace,
+        ),
+        max_message_bytes=message.max_message_bytes,
+        request_retention=timedelta_from_proto(message.request_retention),
+    )
+
+
+def namespace_from_proto(message: store_pb2.Namespace) -> model.Namespace:
+    """A namespace from a message."""
+    return model.Namespace(
+        name=message.name,
+        schema=message.schema,
+        schema_version=message.schema_version,
+        estimated_rows=message.estimated_rows,
+    )

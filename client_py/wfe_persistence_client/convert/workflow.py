@@ -1,0 +1,228 @@
+"""Workflows, execution pointers, patches, filters and purges.
+
+In protobuf, None as an argument leaves an optional field absent.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from wfe.persistence.v1 import list_order_pb2, workflow_pb2
+from wfe_persistence_client import model
+from wfe_persistence_client.convert.scalars import (
+    enum_from_proto,
+    optional_timestamp,
+    read_json_field,
+    time_from_proto,
+    timestamp,
+    within,
+    write_json_field,
+    write_optional_json_field,
+)
+
+
+def workflow_to_proto(value: model.WorkflowInstance) -> workflow_pb2.WorkflowInstance:
+    """A workflow with its pointers as a message."""
+    pointers = []
+    for index, pointer in enumerate(value.execution_pointers):
+        with within(f"execution_pointers[{index}]"):
+            pointers.append(_pointer_to_proto(pointer))
+    return workflow_pb2.WorkflowInstance(
+        id=value.id,
+        name=value.name,
+        root_workflow_id=value.root_workflow_id,
+        workflow_definition_id=value.workflow_definition_id,
+        version=value.version,
+        description=value.description,
+        reference=value.reference,
+        execution_pointers=pointers,
+        next_execution=value.next_execution,
+        status=workflow_pb2.WorkflowStatus.ValueType(value.status.value),
+        data_json=write_json_field("data", value.data),
+        create_time=timestamp("create_time", value.create_time),
+        complete_time=optional_timestamp("complete_time", value.complete_time),
+        revision=value.revision,
+        view=view(value.view),
+    )
+
+
+def view(value: model.WorkflowView) -> workflow_pb2.WorkflowView.ValueType:
+    """A view in a request for one workflow, or on a workflow: FULL is the zero value."""
+    return workflow_pb2.WorkflowView.ValueType(
+        0 if value is model.WorkflowView.FULL else value.value
+    )
+
+
+def workflow_from_proto(message: workflow_pb2.WorkflowInstance) -> model.WorkflowInstance:
+    """A workflow with its pointers from a message."""
+    pointers = []
+    for index, pointer in enumerate(message.execution_pointers):
+        with within(f"execution_pointers[{index}]"):
+            pointers.append(pointer_from_proto(pointer))
+    return model.WorkflowInstance(
+        id=message.id,
+        name=message.name,
+        root_workflow_id=message.root_workflow_id if message.HasField("root_workflow_id") else None,
+        workflow_definition_id=message.workflow_definition_id,
+        version=message.version,
+        description=message.description if message.HasField("description") else None,
+        reference=message.reference if message.HasField("reference") else None,
+        execution_pointers=pointers,
+        next_execution=message.next_execution if message.HasField("next_execution") else None,
+        status=enum_from_proto(model.WorkflowStatus, message.status),
+        data=read_json_field("data", message.data_json),
+        create_time=time_from_proto(message.create_time),
+        complete_time=time_from_proto(message.complete_time)
+        if message.HasField("complete_time")
+        else None,
+        revision=message.revision,
+        view=enum_from_proto(model.WorkflowView, message.view or model.WorkflowView.FULL.value),
+    )
+
+
+def _pointer_to_proto(value: model.ExecutionPointer) -> workflow_pb2.ExecutionPointer:
+    return workflow_pb2.ExecutionPointer(
+        id=value.id,
+        step_id=value.step_id,
+        active=value.active,
+        status=workflow_pb2.PointerStatus.ValueType(value.status.value),
+        sleep_until=optional_timestamp("sleep_until", value.sleep_until),
+        persistence_data_json=write_optional_json_field("persistence_data", value.persistence_data),
+        start_time=optional_timestamp("start_time", value.start_time),
+        end_time=optional_timestamp("end_time", value.end_time),
+        event_name=value.event_name,
+        event_key=value.event_key,
+        event_published=value.event_published,
+        event_data_json=write_optional_json_field("event_data", value.event_data),
+        step_name=value.step_name,
+        retry_count=value.retry_count,
+        children=value.children,
+        context_item_json=write_optional_json_field("context_item", value.context_item),
+        predecessor_id=value.predecessor_id,
+        outcome_json=write_optional_json_field("outcome", value.outcome),
+        scope=value.scope,
+        extension_attributes_json={
+            name: write_json_field("extension_attributes", attribute)
+            for name, attribute in value.extension_attributes.items()
+        },
+    )
+
+
+def pointer_from_proto(message: workflow_pb2.ExecutionPointer) -> model.ExecutionPointer:
+    """An execution pointer from a message."""
+    has = message.HasField
+    return model.ExecutionPointer(
+        id=message.id,
+        step_id=message.step_id,
+        active=message.active,
+        status=enum_from_proto(model.PointerStatus, message.status),
+        sleep_until=time_from_proto(message.sleep_until) if has("sleep_until") else None,
+        persistence_data=(
+            read_json_field("persistence_data", message.persistence_data_json)
+            if has("persistence_data_json")
+            else model.ABSENT
+        ),
+        start_time=time_from_proto(message.start_time) if has("start_time") else None,
+        end_time=time_from_proto(message.end_time) if has("end_time") else None,
+        event_name=message.event_name if has("event_name") else None,
+        event_key=message.event_key if has("event_key") else None,
+        event_published=message.event_published,
+        event_data=(
+            read_json_field("event_data", message.event_data_json)
+            if has("event_data_json")
+            else model.ABSENT
+        ),
+        step_name=message.step_name if has("step_name") else None,
+        retry_count=message.retry_count,
+        children=list(message.children),
+        context_item=(
+            read_json_field("context_item", message.context_item_json)
+            if has("context_item_json")
+            else model.ABSENT
+        ),
+        predecessor_id=message.predecessor_id if has("predecessor_id") else None,
+        outcome=read_json_field("outcome", message.outcome_json)
+        if has("outcome_json")
+        else model.ABSENT,
+        scope=list(message.scope),
+        extension_attributes={
+            name: read_json_field("extension_attributes", text)
+            for name, text in message.extension_attributes_json.items()
+        },
+    )
+
+
+def patch_to_proto(value: model.WorkflowPatch) -> workflow_pb2.WorkflowPatch:
+    """A patch as a message."""
+    message = workflow_pb2.WorkflowPatch(id=value.id, removed_pointer_ids=value.removed_pointer_ids)
+    with within("header"):
+        for name, new in value.header.items():
+            message.header_mask.paths.append(_set_header(message.header, name, new))
+    for index, pointer in enumerate(value.execution_pointers):
+        with within(f"execution_pointers[{index}]"):
+            message.execution_pointers.append(_pointer_to_proto(pointer))
+    return message
+
+
+def _set_header(header: workflow_pb2.WorkflowInstance, name: str, new: Any) -> str:
+    """Sets one header field, and returns its name in the protos."""
+    if name not in model.HeaderChanges.__annotations__:
+        raise ValueError(f"{name} is not a header field that can change")
+    if name == "data":
+        header.data_json = write_json_field("data", new)
+        return "data_json"
+    if name in {"create_time", "complete_time"}:
+        if new is not None:
+            getattr(header, name).CopyFrom(timestamp(name, new))
+    elif name == "status":
+        header.status = workflow_pb2.WorkflowStatus.ValueType(new.value)
+    elif new is not None:
+        setattr(header, name, new)
+    return name
+
+
+def filter_to_proto(value: model.WorkflowFilter) -> workflow_pb2.WorkflowFilter:
+    """A filter of workflows as a message."""
+    return workflow_pb2.WorkflowFilter(
+        statuses=statuses_to_proto(value.statuses),
+        workflow_definition_id=value.workflow_definition_id,
+        version=value.version,
+        reference=value.reference,
+        name_prefix=value.name_prefix,
+        root_workflow_id=value.root_workflow_id,
+        create_time_from=optional_timestamp("create_time_from", value.create_time_from),
+        create_time_before=optional_timestamp("create_time_before", value.create_time_before),
+        complete_time_from=optional_timestamp("complete_time_from", value.complete_time_from),
+        complete_time_before=optional_timestamp("complete_time_before", value.complete_time_before),
+    )
+
+
+def statuses_to_proto(
+    values: Iterable[model.WorkflowStatus],
+) -> list[workflow_pb2.WorkflowStatus.ValueType]:
+    """Statuses as the numbers in a message."""
+    return [workflow_pb2.WorkflowStatus.ValueType(value.value) for value in values]
+
+
+def order_to_proto(value: model.ListOrder) -> list_order_pb2.ListOrder.ValueType:
+    """The order of a list as in a message."""
+    return list_order_pb2.ListOrder.ValueType(value.value)
+
+
+def counts_from_proto(
+    message: workflow_pb2.CountWorkflowsResponse,
+) -> dict[model.WorkflowStatus, int]:
+    """How many workflows have each status."""
+    return {
+        enum_from_proto(model.WorkflowStatus, count.status): count.count for count in message.counts
+    }
+
+
+def purged_from_proto(message: workflow_pb2.PurgeWorkflowsResponse) -> model.PurgedWorkflows:
+    """The counts of one call of a purge."""
+    return model.PurgedWorkflows(
+        workflows=message.workflows,
+        execution_pointers=message.execution_pointers,
+        subscriptions=message.subscriptions,
+        errors=message.errors,
+        events=message.events,
+    )
