@@ -22,6 +22,7 @@ from google.protobuf.message import Message
 
 from wfe_persistence.store.rows import (
     GetValue,
+    PGresult,
     iso,
     quote,
     read_bool,
@@ -276,6 +277,17 @@ class Columns(Generic[M]):
                     put(message, value)
 
         return read
+
+    def decoder(self) -> Callable[[PGresult], M]:
+        """The function that makes a message of a result's first row; for `selection()`."""
+        read, message = self.reader(), self.message
+
+        def decode(row: PGresult) -> M:
+            decoded = message()
+            read(row.get_value, 0, decoded)
+            return decoded
+
+        return decode
 
     def _members(self) -> Callable[[M], list[str]]:
         """The function that writes a message as the members of its document."""

@@ -8,24 +8,23 @@ from collections.abc import Iterator, Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from wfe.persistence.v1.command_pb2 import ClaimedCommand, CommandName, ScheduledCommand
+from wfe.persistence.v1.command_pb2 import ClaimedCommand, ScheduledCommand
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
 from wfe_persistence.errors import PersistenceError, invalid_field
 from wfe_persistence.store.documents import array
-from wfe_persistence.store.records import COMMAND_NAME
+from wfe_persistence.store.records import COMMAND, COMMAND_NAME
 from wfe_persistence.store.rows import (
     PGresult,
     integer,
     read_bool,
     read_int4,
     read_int8,
-    read_text,
     read_time,
     text,
 )
 from wfe_persistence.store.tables import Store
 
-_COMMAND_NAME_OF = {name.encode(): command for command, name in COMMAND_NAME.items()}
+_read_command = COMMAND.reader()
 
 # The UPDATE comes first because INSERT ... ON CONFLICT takes a number from the sequence even if it
 # updates a row. A trigger increments the revision whenever a command is scheduled.
@@ -52,7 +51,7 @@ async def schedule_command(store: Store, command: ScheduledCommand) -> None:
 
 
 # = ANY (ARRAY (...)) makes the planner use an index scan, whatever number of rows it estimates.
-CLAIM_COMMANDS = """
+CLAIM_COMMANDS = f"""
 WITH due AS (
     SELECT id FROM wfc.scheduled_commands
     WHERE execute_time <= coalesce($1::bigint, floor(extract(epoch FROM now()) * 1000)::bigint)
@@ -65,10 +64,9 @@ WITH due AS (
     SET lease_id = $3, lease_worker_id = $4, lease_expiry = now() + $5 * interval '1 millisecond',
         lease_epoch = nextval('wfc.claim_epochs')
     WHERE c.id = ANY (ARRAY (SELECT id FROM due))
-    RETURNING c.id, c.command_name, c.data, c.execute_time, c.revision, c.lease_expiry,
-        c.lease_epoch
+    RETURNING {COMMAND.selection("c")}, c.id, c.revision, c.lease_expiry, c.lease_epoch
 )
-SELECT id, command_name, data, execute_time, revision, lease_expiry, lease_epoch
+SELECT {COMMAND.selection()}, id, revision, lease_expiry, lease_epoch
 FROM claimed ORDER BY execute_time, id
 """
 
@@ -86,7 +84,7 @@ async def claim_commands(
         text(worker_id),
         integer(lease_ms),
     )
-    return [_read_claim(rows, i, lease_id) for i in range(rows.ntuples)]
+    return [_decode_claim(rows, i, lease_id) for i in range(rows.ntuples)]
 
 
 # The rows stay locked from this check to the end of the statement.
@@ -228,19 +226,14 @@ def lease_lost(
     )
 
 
-def _read_claim(rows: PGresult, i: int, lease_id: str) -> ClaimedCommand:
+def _decode_claim(rows: PGresult, i: int, lease_id: str) -> ClaimedCommand:
     get = rows.get_value
-    row, revision = read_int8(get(i, 0)), read_int8(get(i, 4))
-    claim = ClaimedCommand(
-        command=ScheduledCommand(
-            command_name=_COMMAND_NAME_OF.get(
-                get(i, 1) or b"", CommandName.COMMAND_NAME_UNSPECIFIED
-            ),
-            data=read_text(get(i, 2)),
-            execute_time=read_int8(get(i, 3)),
-        ),
-        lease_token=f"{row}.{revision}.{lease_id}",
-        epoch=read_int8(get(i, 6)),
+    claim = ClaimedCommand()
+    _read_command(get, i, claim.command)
+    row, revision, expiry, epoch = (
+        get(i, column) for column in range(len(COMMAND), len(COMMAND) + 4)
     )
-    read_time(get(i, 5), claim.lease_expiry)
+    claim.lease_token = f"{read_int8(row)}.{read_int8(revision)}.{lease_id}"
+    claim.epoch = read_int8(epoch)
+    read_time(expiry, claim.lease_expiry)
     return claim

@@ -7,24 +7,16 @@ from collections.abc import Sequence
 from wfe.persistence.v1.store_pb2 import ExecutionError, ListErrorsRequest
 from wfe_persistence.store.documents import array, error_document
 from wfe_persistence.store.paging import Cursor, Page, fill_page
-from wfe_persistence.store.rows import (
-    PGresult,
-    integer,
-    read_int8,
-    read_text,
-    read_time,
-    text,
-    timestamp,
-)
+from wfe_persistence.store.records import ERROR
+from wfe_persistence.store.rows import integer, read_int8, text, timestamp
 from wfe_persistence.store.tables import Store
 
-PERSIST_ERRORS = """
-INSERT INTO wfc.execution_errors (error_time, workflow_id, execution_pointer_id, message)
-SELECT error_time, workflow_id, execution_pointer_id, message
-FROM ROWS FROM (jsonb_to_recordset($1::jsonb) AS (
-    error_time timestamptz, workflow_id text, execution_pointer_id text, message text
-)) WITH ORDINALITY AS e(error_time, workflow_id, execution_pointer_id, message, n)
-ORDER BY n
+PERSIST_ERRORS = f"""
+INSERT INTO wfc.execution_errors ({ERROR.names()})
+SELECT {ERROR.values("e")}
+FROM ROWS FROM (jsonb_to_recordset($1::jsonb) AS ({ERROR.record()}))
+    WITH ORDINALITY AS e({ERROR.names()}, n)
+ORDER BY e.n
 """
 
 
@@ -34,9 +26,11 @@ async def persist_errors(store: Store, errors: Sequence[ExecutionError]) -> None
         await store.write(PERSIST_ERRORS, array(map(error_document, errors)))
 
 
+_decode_error = ERROR.decoder()
+
 # An absent filter is NULL, and the planner, which knows the parameters, removes its condition.
-LIST_ERRORS = """
-SELECT id, error_time, workflow_id, execution_pointer_id, message FROM wfc.execution_errors
+LIST_ERRORS = f"""
+SELECT {ERROR.selection()}, id FROM wfc.execution_errors
 WHERE ($1::text IS NULL OR workflow_id = $1)
     AND ($2::timestamptz IS NULL OR error_time >= $2)
     AND ($3::timestamptz IS NULL OR error_time < $3)
@@ -60,19 +54,8 @@ async def list_errors(
     )
     return await fill_page(
         rows,
-        _read_error,
-        lambda row, _: (read_int8(row.get_value(0, 0)), ""),
+        _decode_error,
+        lambda row, _: (read_int8(row.get_value(0, len(ERROR))), ""),
         page_size,
         page_bytes,
     )
-
-
-def _read_error(row: PGresult) -> ExecutionError:
-    get = row.get_value
-    error = ExecutionError(
-        workflow_id=read_text(get(0, 2)),
-        execution_pointer_id=read_text(get(0, 3)),
-        message=read_text(get(0, 4)),
-    )
-    read_time(get(0, 1), error.error_time)
-    return error

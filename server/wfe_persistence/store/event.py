@@ -9,36 +9,29 @@ from wfe.persistence.v1.event_pb2 import Event, ListEventsRequest
 from wfe.persistence.v1.list_order_pb2 import ListOrder
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store.documents import event_document
-from wfe_persistence.store.paging import DIRECTIONS, Cursor, Direction, Page, fill_page, page_of_ids
-from wfe_persistence.store.rows import (
-    GetValue,
-    boolean,
-    integer,
-    micros_param,
-    read_bool,
-    read_json,
-    read_micros,
-    read_text,
-    read_time,
-    text,
-    timestamp,
+from wfe_persistence.store.paging import (
+    DIRECTIONS,
+    TIME,
+    Cursor,
+    Direction,
+    Page,
+    fill_page,
+    page_of_ids,
 )
+from wfe_persistence.store.records import EVENT
+from wfe_persistence.store.rows import boolean, epoch_micros, integer, micros_param, text, timestamp
 from wfe_persistence.store.tables import Store
-
-# The fields of an event document (see documents.py).
-EVENT_RECORD = """(
-        id text, event_name text, event_key text, event_data jsonb, event_time timestamptz,
-        is_processed boolean)"""
 
 CREATE_EVENT = f"""
 WITH given AS MATERIALIZED (
     SELECT e.*, sha256(convert_to($1::jsonb::text, 'UTF8')) AS content_hash
-    FROM jsonb_to_record($1::jsonb) AS e{EVENT_RECORD}
+    FROM jsonb_to_record($1::jsonb) AS e(
+        {EVENT.record()})
 ), created AS (
-    INSERT INTO wfc.events
-        (id, event_name, event_key, event_data, event_time, is_processed, content_hash)
-    SELECT id, event_name, event_key, event_data -> 0, event_time, is_processed, content_hash
-    FROM given
+    INSERT INTO wfc.events (
+        {EVENT.names()}, content_hash)
+    SELECT {EVENT.values("g")}, g.content_hash
+    FROM given g
     ON CONFLICT (id) DO NOTHING
     RETURNING id
 )
@@ -57,10 +50,9 @@ async def create_event(store: Store, event: Event) -> None:
     )
 
 
-GET_EVENT = """
-SELECT id, event_name, event_key, event_data, event_time, is_processed
-FROM wfc.events WHERE id = $1
-"""
+_decode_event = EVENT.decoder()
+
+GET_EVENT = f"SELECT {EVENT.selection()} FROM wfc.events WHERE id = $1"
 
 
 async def get_event(store: Store, id_: str) -> Event:
@@ -68,19 +60,7 @@ async def get_event(store: Store, id_: str) -> Event:
     rows = await store.read(GET_EVENT, text(id_))
     if rows.ntuples == 0:
         raise event_not_found("id")
-    return _read_event(rows.get_value)
-
-
-def _read_event(get: GetValue) -> Event:
-    event = Event(
-        id=read_text(get(0, 0)),
-        event_name=read_text(get(0, 1)),
-        event_key=read_text(get(0, 2)),
-        event_data_json=read_json(get(0, 3)),
-        is_processed=read_bool(get(0, 5)),
-    )
-    read_time(get(0, 4), event.event_time)
-    return event
+    return _decode_event(rows)
 
 
 GET_RUNNABLE_EVENTS = """
@@ -96,14 +76,8 @@ async def get_runnable_events(
     store: Store, as_at: Timestamp | None, after: Cursor, page_size: int
 ) -> Page[str]:
     """The ids of unprocessed events, the oldest first. `as_at` None: the database's clock."""
-    rows = await store.read(
-        GET_RUNNABLE_EVENTS,
-        None if as_at is None else timestamp(as_at),
-        micros_param(after[0]),
-        text(after[1]),
-        integer(page_size + 1),
-    )
-    return page_of_ids(rows, page_size, read_micros)
+    due = None if as_at is None else timestamp(as_at)
+    return await page_of_ids(store, GET_RUNNABLE_EVENTS, [due], TIME, after, page_size)
 
 
 GET_EVENTS = """
@@ -125,16 +99,8 @@ async def get_events(
 ) -> Page[str]:
     """The ids of the events with this name and key, the oldest first. `as_of` None: the
     database's clock."""
-    rows = await store.read(
-        GET_EVENTS,
-        text(event_name),
-        text(event_key),
-        None if as_of is None else timestamp(as_of),
-        micros_param(after[0]),
-        text(after[1]),
-        integer(page_size + 1),
-    )
-    return page_of_ids(rows, page_size, read_micros)
+    filters = [text(event_name), text(event_key), None if as_of is None else timestamp(as_of)]
+    return await page_of_ids(store, GET_EVENTS, filters, TIME, after, page_size)
 
 
 MARK_EVENT_PROCESSED = """
@@ -165,7 +131,7 @@ def _list_events(direction: Direction) -> str:
     """The statement for one direction. An absent filter is NULL, and the planner, which knows the
     parameters, removes its condition."""
     return f"""
-SELECT id, event_name, event_key, event_data, event_time, is_processed
+SELECT {EVENT.selection()}
 FROM wfc.events
 WHERE ($1::text IS NULL OR event_name = $1) AND ($2::text IS NULL OR event_key = $2)
     AND ($3::boolean IS NULL OR is_processed = $3)
@@ -202,8 +168,8 @@ async def list_events(
     )
     return await fill_page(
         rows,
-        lambda row: _read_event(row.get_value),
-        lambda row, event: (read_micros(row.get_value(0, 4)), event.id),
+        _decode_event,
+        lambda _, event: (epoch_micros(event.event_time), event.id),
         page_size,
         page_bytes,
     )

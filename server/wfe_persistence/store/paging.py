@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final, Generic, NamedTuple, TypeVar
@@ -10,7 +10,16 @@ from typing import Final, Generic, NamedTuple, TypeVar
 from google.protobuf.message import Message
 
 from wfe.persistence.v1.list_order_pb2 import ListOrder
-from wfe_persistence.store.rows import PGresult, read_text
+from wfe_persistence.store.rows import (
+    Param,
+    integer,
+    micros_param,
+    read_int8,
+    read_micros,
+    read_text,
+    text,
+)
+from wfe_persistence.store.tables import Store
 
 Item = TypeVar("Item")
 Row = TypeVar("Row")
@@ -56,13 +65,32 @@ def cut(items: list[Item], cursors: list[Cursor], page_size: int) -> Page[Item]:
     return Page(items[:page_size], cursors[page_size - 1])
 
 
-def page_of_ids(rows: PGresult, page_size: int, key: Callable[[bytes | None], int]) -> Page[str]:
-    """The page of ids out of up to `page_size + 1` rows of (id, key); `key` decodes the latter."""
+class Key(NamedTuple):
+    """The codec of a cursor's number."""
+
+    encode: Callable[[int], bytes]
+    decode: Callable[[bytes | None], int]
+
+
+NUMBER: Final = Key(integer, read_int8)
+"""A bigint column."""
+TIME: Final = Key(micros_param, read_micros)
+"""A timestamptz column, in µs."""
+
+
+async def page_of_ids(
+    store: Store, sql: str, filters: Sequence[Param], key: Key, after: Cursor, page_size: int
+) -> Page[str]:
+    """A page of ids. `sql` selects (id, key); its parameters are the filters, the cursor's number
+    and id, and the maximum number of rows."""
+    rows = await store.read(
+        sql, *filters, key.encode(after[0]), text(after[1]), integer(page_size + 1)
+    )
     get = rows.get_value
     ids = [read_text(get(i, 0)) for i in range(min(rows.ntuples, page_size))]
     if rows.ntuples <= page_size:
         return Page(ids, None)
-    return Page(ids, (key(get(page_size - 1, 1)), ids[-1]))
+    return Page(ids, (key.decode(get(page_size - 1, 1)), ids[-1]))
 
 
 async def fill_page(

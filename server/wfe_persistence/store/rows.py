@@ -65,6 +65,11 @@ def epoch_ms(time: Timestamp) -> int:
     return time.seconds * 1000 + time.nanos // 1_000_000
 
 
+def epoch_micros(time: Timestamp) -> int:
+    """A time in microseconds since 1970, truncated towards the past."""
+    return time.seconds * 1_000_000 + time.nanos // 1000
+
+
 def text_list(values: Iterable[str]) -> bytes:
     """A list of texts as one JSON parameter."""
     return dumps(list(values), ensure_ascii=False).encode()

@@ -15,42 +15,30 @@ from wfe.persistence.v1.subscription_pb2 import (
 from wfe_persistence.errors import PersistenceError, invalid_field
 from wfe_persistence.store.documents import subscription_document
 from wfe_persistence.store.paging import Cursor, Page, fill_page
+from wfe_persistence.store.records import SUBSCRIPTION
 from wfe_persistence.store.rows import (
-    GetValue,
     boolean,
+    epoch_micros,
     integer,
     micros_param,
     read_bool,
-    read_int4,
     read_int8,
-    read_json,
-    read_micros,
-    read_text,
     read_time,
     text,
     timestamp,
 )
 from wfe_persistence.store.tables import Store
 
-# The fields of a subscription document (see documents.py), and the row made of them.
-SUBSCRIPTION_RECORD = """(
-        id text, workflow_id text, step_id int, execution_pointer_id text, event_name text,
-        event_key text, subscribe_as_of timestamptz, subscription_data jsonb, external_token text,
-        external_worker_id text, external_token_expiry timestamptz)"""
-SUBSCRIPTION_COLUMNS = """id, workflow_id, step_id, execution_pointer_id, event_name, event_key,
-        subscribe_as_of, subscription_data, external_token, external_worker_id,
-        external_token_expiry"""
-SUBSCRIPTION_VALUES = """s.id, s.workflow_id, s.step_id, s.execution_pointer_id, s.event_name,
-        s.event_key, s.subscribe_as_of, s.subscription_data -> 0, s.external_token,
-        s.external_worker_id, s.external_token_expiry"""
-
 CREATE_EVENT_SUBSCRIPTION = f"""
 WITH given AS MATERIALIZED (
     SELECT s.*, sha256(convert_to($1::jsonb::text, 'UTF8')) AS content_hash
-    FROM jsonb_to_record($1::jsonb) AS s{SUBSCRIPTION_RECORD}
+    FROM jsonb_to_record($1::jsonb) AS s(
+        {SUBSCRIPTION.record()})
 ), created AS (
-    INSERT INTO wfc.event_subscriptions ({SUBSCRIPTION_COLUMNS}, content_hash)
-    SELECT {SUBSCRIPTION_VALUES}, s.content_hash FROM given s
+    INSERT INTO wfc.event_subscriptions (
+        {SUBSCRIPTION.names()}, content_hash)
+    SELECT {SUBSCRIPTION.values("g")}, g.content_hash
+    FROM given g
     ON CONFLICT (id) DO NOTHING
     RETURNING id
 )
@@ -69,9 +57,8 @@ async def create_event_subscription(store: Store, subscription: EventSubscriptio
     )
 
 
-_COLUMNS = """id, workflow_id, step_id, execution_pointer_id, event_name, event_key,
-    subscribe_as_of, subscription_data, external_token, external_worker_id, external_token_expiry,
-    external_token_epoch"""
+_COLUMNS = SUBSCRIPTION.selection()
+_decode_subscription = SUBSCRIPTION.decoder()
 
 GET_SUBSCRIPTION = f"""
 SELECT {_COLUMNS} FROM wfc.event_subscriptions WHERE id = $1
@@ -83,7 +70,7 @@ async def get_subscription(store: Store, id_: str) -> EventSubscription:
     rows = await store.read(GET_SUBSCRIPTION, text(id_))
     if rows.ntuples == 0:
         raise subscription_not_found("id")
-    return _read_subscription(rows.get_value)
+    return _decode_subscription(rows)
 
 
 _OPEN_FOR_EVENT = """event_name = $1 AND event_key = $2
@@ -119,8 +106,8 @@ async def get_subscriptions(
     )
     return await fill_page(
         rows,
-        lambda row: _read_subscription(row.get_value),
-        lambda row, subscription: (read_micros(row.get_value(0, 6)), subscription.id),
+        _decode_subscription,
+        lambda _, subscription: (epoch_micros(subscription.subscribe_as_of), subscription.id),
         page_size,
         page_bytes,
     )
@@ -144,7 +131,7 @@ async def get_first_open_subscription(
         text(event_key),
         None if as_of is None else timestamp(as_of),
     )
-    return _read_subscription(rows.get_value) if rows.ntuples else None
+    return _decode_subscription(rows) if rows.ntuples else None
 
 
 _HELD_WITH_TOKEN = """external_token = $2
@@ -331,33 +318,11 @@ async def list_subscriptions(
     )
     return await fill_page(
         rows,
-        lambda row: _read_subscription(row.get_value),
+        _decode_subscription,
         lambda _, subscription: (0, subscription.id),
         page_size,
         page_bytes,
     )
-
-
-def _read_subscription(get: GetValue) -> EventSubscription:
-    s = EventSubscription(
-        id=read_text(get(0, 0)),
-        workflow_id=read_text(get(0, 1)),
-        step_id=read_int4(get(0, 2)),
-        execution_pointer_id=read_text(get(0, 3)),
-        event_name=read_text(get(0, 4)),
-        event_key=read_text(get(0, 5)),
-    )
-    read_time(get(0, 6), s.subscribe_as_of)
-    if (value := get(0, 7)) is not None:
-        s.subscription_data_json = read_json(value)
-    if (value := get(0, 8)) is not None:
-        s.external_token = value.decode()
-    if (value := get(0, 9)) is not None:
-        s.external_worker_id = value.decode()
-    if (value := get(0, 10)) is not None:
-        read_time(value, s.external_token_expiry)
-    s.external_token_epoch = read_int8(get(0, 11))
-    return s
 
 
 def subscription_not_found(field: str) -> PersistenceError:

@@ -17,7 +17,7 @@ from wfe.persistence.v1.workflow_pb2 import (
 )
 from wfe_persistence.errors import PersistenceError, workflow_not_found
 from wfe_persistence.store.documents import workflow_document
-from wfe_persistence.store.paging import Cursor, Page, page_of_ids
+from wfe_persistence.store.paging import NUMBER, Cursor, Page, page_of_ids
 from wfe_persistence.store.pointer import IS_ACTIVE, POINTER_SELECTION, read_pointer
 from wfe_persistence.store.records import POINTER, WORKFLOW, WORKFLOW_STATUS
 from wfe_persistence.store.rows import (
@@ -201,14 +201,8 @@ async def get_runnable_instances(
     store: Store, as_at_ms: int | None, after: Cursor, page_size: int
 ) -> Page[str]:
     """The ids of workflows that are due, soonest first. `as_at_ms` None: the database's clock."""
-    rows = await store.read(
-        GET_RUNNABLE_INSTANCES,
-        None if as_at_ms is None else integer(as_at_ms),
-        integer(after[0]),
-        text(after[1]),
-        integer(page_size + 1),
-    )
-    return page_of_ids(rows, page_size, read_int8)
+    due = None if as_at_ms is None else integer(as_at_ms)
+    return await page_of_ids(store, GET_RUNNABLE_INSTANCES, [due], NUMBER, after, page_size)
 
 
 NEXT_DEFINITION_SEQUENCE = """
