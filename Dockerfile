@@ -1,19 +1,23 @@
-# The server as an image: slim, non-root, no compiler. The steps are those of `./run`: the same
-# package and extras, installed by pip, and the same command.
+# The server as an image: slim, non-root, no compiler. It has the versions of constraints/, checked
+# by hash, as `./run` installs them.
 #
 #   docker build -t wfe-persistence .                          # for a PostgreSQL of your own
 #   docker build -t wfe-persistence --target embedded .        # with PostgreSQL inside
 #   docker run -p 50052:50052 -e WFE_PERSISTENCE_DB_URL=postgresql://… wfe-persistence
 FROM python:3.13-slim AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
+COPY constraints constraints
+RUN python -m venv /venv \
+    && /venv/bin/pip install --require-hashes --requirement constraints/server.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY server server
 COPY client_py client_py
-RUN python -m venv /venv \
-    && /venv/bin/pip install --no-cache-dir --disable-pip-version-check '.[server]'
+COPY protos protos
+RUN /venv/bin/pip install --no-deps --no-build-isolation .
 
 FROM build AS build-embedded
-RUN /venv/bin/pip install --no-cache-dir --disable-pip-version-check '.[server,embedded]'
+RUN /venv/bin/pip install --require-hashes --requirement constraints/embedded.txt
 
 FROM python:3.13-slim AS base
 RUN useradd --system --uid 1000 --home-dir /var/lib/wfe-persistence --create-home wfe

@@ -46,6 +46,9 @@ distinguishes them by `create_time`. A database that is restored to an earlier s
 reuses revisions: restart the hosts after a restore, or connect with `remember=0`.
 """
 
+from importlib.metadata import version
+from typing import Final
+
 from wfe_persistence_client.blocking import (
     BlockingPersistenceProvider,
     BlockingStep,
@@ -124,6 +127,8 @@ from wfe_persistence_client.model import (
 )
 from wfe_persistence_client.provider import PersistenceProvider, connect
 from wfe_persistence_client.step import Step
+
+__version__: Final = version("wfe-persistence")
 
 __all__ = [
     "ABSENT",
