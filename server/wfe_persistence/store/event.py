@@ -20,25 +20,9 @@ from wfe_persistence.store.paging import (
 )
 from wfe_persistence.store.records import EVENT
 from wfe_persistence.store.rows import boolean, epoch_micros, integer, micros_param, text, timestamp
-from wfe_persistence.store.tables import Store
+from wfe_persistence.store.tables import Store, create_statement
 
-CREATE_EVENT = f"""
-WITH given AS MATERIALIZED (
-    SELECT e.*, sha256(convert_to($1::jsonb::text, 'UTF8')) AS content_hash
-    FROM jsonb_to_record($1::jsonb) AS e(
-        {EVENT.record()})
-), created AS (
-    INSERT INTO wfc.events (
-        {EVENT.names()}, content_hash)
-    SELECT {EVENT.values("g")}, g.content_hash
-    FROM given g
-    ON CONFLICT (id) DO NOTHING
-    RETURNING id
-)
-SELECT EXISTS (SELECT FROM created),
-    (SELECT coalesce(e.content_hash = g.content_hash, FALSE)
-        FROM wfc.events e JOIN given g ON e.id = g.id)
-"""
+CREATE_EVENT = create_statement("events", EVENT)
 
 
 async def create_event(store: Store, event: Event) -> None:

@@ -27,25 +27,9 @@ from wfe_persistence.store.rows import (
     text,
     timestamp,
 )
-from wfe_persistence.store.tables import Store
+from wfe_persistence.store.tables import Store, create_statement
 
-CREATE_EVENT_SUBSCRIPTION = f"""
-WITH given AS MATERIALIZED (
-    SELECT s.*, sha256(convert_to($1::jsonb::text, 'UTF8')) AS content_hash
-    FROM jsonb_to_record($1::jsonb) AS s(
-        {SUBSCRIPTION.record()})
-), created AS (
-    INSERT INTO wfc.event_subscriptions (
-        {SUBSCRIPTION.names()}, content_hash)
-    SELECT {SUBSCRIPTION.values("g")}, g.content_hash
-    FROM given g
-    ON CONFLICT (id) DO NOTHING
-    RETURNING id
-)
-SELECT EXISTS (SELECT FROM created),
-    (SELECT coalesce(e.content_hash = g.content_hash, FALSE)
-        FROM wfc.event_subscriptions e JOIN given g ON e.id = g.id)
-"""
+CREATE_EVENT_SUBSCRIPTION = create_statement("event_subscriptions", SUBSCRIPTION)
 
 
 async def create_event_subscription(store: Store, subscription: EventSubscription) -> None:

@@ -7,6 +7,7 @@ from typing import Final
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
+from wfe_persistence.store.columns import Columns, M
 from wfe_persistence.store.postgres.database import MAX_ATTEMPTS, Database
 from wfe_persistence.store.postgres.prepared import Statement
 from wfe_persistence.store.rows import Param, PGresult, read_bool
@@ -32,6 +33,33 @@ a workflow before its pointers."""
 def qualified(*tables: str) -> str:
     """A list of tables in SQL, qualified with the default schema."""
     return ", ".join(f"wfc.{table}" for table in tables)
+
+
+def create_statement(table: str, columns: Columns[M]) -> str:
+    """The statement that inserts a row with the key `id`, for `Store.create`. $1: its document.
+
+    It compares the content given at the creation, by its hash, so that a repeated create is
+    recognized even after the row has changed.
+    """
+    return f"""
+WITH given AS MATERIALIZED (
+    SELECT g.*, sha256(convert_to($1::jsonb::text, 'UTF8')) AS content_hash
+    FROM jsonb_to_record($1::jsonb) AS g(
+        {columns.record()})
+), created AS (
+    INSERT INTO wfc.{table} (
+        {columns.names()},
+        content_hash)
+    SELECT {columns.values("g")},
+        g.content_hash
+    FROM given g
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id
+)
+SELECT EXISTS (SELECT FROM created),
+    (SELECT coalesce(e.content_hash = g.content_hash, FALSE)
+        FROM wfc.{table} e JOIN given g ON e.id = g.id)
+"""
 
 
 class Store:
