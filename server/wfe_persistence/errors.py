@@ -1,8 +1,8 @@
-"""What can go wrong, told apart by the `ErrorReason` of the protos.
+"""The errors of the API, identified by the `ErrorReason` of the protos.
 
-The store and the checks raise these; `rpc.status` alone knows which gRPC status each
-one becomes. A message may be shown to any caller: it holds no SQL, no connection string and
-none of the caller's values.
+The store and the checks raise them; only `rpc.status` knows the gRPC status of each reason. A
+message may be shown to any caller: it contains no SQL, no connection string and no values of the
+caller.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReaso
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One bad field: its path in the request, what is wrong, and that in words."""
+    """An invalid field: its path in the request, the reason, and a description of it."""
 
     field: str
     reason: FieldViolationReason.ValueType
@@ -22,10 +22,10 @@ class Violation:
 
 
 class PersistenceError(Exception):
-    """A call failed for a reason that its caller can act on.
+    """A call failed for a reason that the caller can act on.
 
     `metadata` goes into `google.rpc.ErrorInfo`, `violations` into `google.rpc.BadRequest`, and
-    `retry_after` (seconds; None: do not try again) into `google.rpc.RetryInfo`.
+    `retry_after` (seconds; None: do not retry) into `google.rpc.RetryInfo`.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class PersistenceError(Exception):
 def invalid_field(
     field: str, reason: FieldViolationReason.ValueType, description: str
 ) -> PersistenceError:
-    """The error of a request with one bad field."""
+    """The error of a request with one invalid field."""
     return PersistenceError(
         ErrorReason.ERROR_REASON_INVALID_FIELD,
         f"{field}: {description}",
@@ -56,7 +56,7 @@ def invalid_field(
 
 
 def workflow_not_found(asked_by: str) -> PersistenceError:
-    """The error of a workflow that is not stored; `asked_by` is the request's field."""
+    """The error of a workflow that does not exist; `asked_by` names the field of the request."""
     return PersistenceError(
         ErrorReason.ERROR_REASON_WORKFLOW_NOT_FOUND,
         "no such workflow",

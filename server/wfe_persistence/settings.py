@@ -173,7 +173,9 @@ class Setting:
     def validate(self, value: Any) -> None:
         """Raise ValueError, naming the setting, unless `value` is of its type and in bounds."""
         about = self.about
-        if not self.accepts_type_of(value):
+        accepted: Any = (int, float) if self.type is float else self.type
+        # bool is a subclass of int.
+        if not isinstance(value, accepted) or (isinstance(value, bool) and self.type is not bool):
             raise ValueError(f"{self.key}: must be {_KINDS[self.type]}")
         if about.choices and value not in about.choices:
             raise ValueError(f"{self.key}: must be one of {', '.join(about.choices)}")
@@ -184,12 +186,6 @@ class Setting:
         # Negated, so that NaN is refused too.
         if about.above is not None and not value > about.above:
             raise ValueError(f"{self.key}: must be more than {about.above:g}")
-
-    def accepts_type_of(self, value: Any) -> bool:
-        """Whether `value` has the type of this setting; an integer also serves as a float."""
-        if isinstance(value, bool):
-            return self.type is bool
-        return isinstance(value, (int, float) if self.type is float else self.type)
 
 
 _KINDS: Final[dict[type, str]] = {

@@ -33,7 +33,7 @@ def open_database(settings: Settings) -> Iterator[Settings]:
         return
     try:
         with EmbeddedPostgres(settings.data_dir) as postgres:
-            log.info("embedded PostgreSQL in %s", settings.data_dir)
+            log.info("the embedded PostgreSQL runs in %s", settings.data_dir)
             yield replace(settings, db_url=conninfo_with_defaults(postgres.url))
     except (EmbeddedPostgresError, OSError) as exc:
         raise click.ClickException(str(exc)) from exc

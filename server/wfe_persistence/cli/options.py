@@ -87,10 +87,13 @@ def _read_config_file(context: click.Context, _: click.Parameter, path: Path | N
         setting = by_key.get(key.replace("_", "-"))
         if setting is None:
             raise click.BadParameter(f"{path}: unknown setting {key!r}")
-        # A string is converted as it is on the command line. Anything else must have the right
-        # type: click would silently turn 2.5 into 2.
-        if not isinstance(value, str) and not setting.accepts_type_of(value):
-            raise click.BadParameter(f"{path}: {setting.key}: wrong type")
+        # A string is converted as it is on the command line. Anything else must be valid as
+        # it is: click would silently turn 2.5 into 2.
+        if not isinstance(value, str):
+            try:
+                setting.validate(value)
+            except ValueError as exc:
+                raise click.BadParameter(f"{path}: {exc}") from exc
         context.default_map[setting.name] = value
 
 

@@ -1,0 +1,129 @@
+"""Each setting is declared once; option, environment variable, TOML key and validation follow."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from wfe_persistence.cli.options import settings_options
+from wfe_persistence.cli.serve import serve
+from wfe_persistence.settings import SETTINGS, Setting, Settings
+
+each_setting = pytest.mark.parametrize("setting", SETTINGS.values(), ids=lambda s: str(s.key))
+
+
+def parse(*arguments: str, env: dict[str, str] | None = None) -> Settings:
+    """The settings of a command that has all options."""
+    parsed: list[Settings] = []
+
+    @click.command()
+    @settings_options()
+    def command(settings: Settings) -> None:
+        parsed.append(settings)
+
+    result = CliRunner(env=env).invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    return parsed[0]
+
+
+def other_value(setting: Setting) -> Any:
+    """A valid value that is not the default."""
+    if setting.about.choices:
+        return next(choice for choice in setting.about.choices if choice != setting.default)
+    if setting.type is bool:
+        return not setting.default
+    if setting.type in (int, float):
+        return setting.default + 1
+    return (
+        Path("/other")
+        if setting.type is Path
+        else {"listen": "unix:other"}.get(setting.name, "other")
+    )
+
+
+def changed(setting: Setting) -> Settings:
+    return Settings(**{setting.name: other_value(setting)})
+
+
+@each_setting
+def test_default_is_declared_once(setting: Setting) -> None:
+    assert getattr(parse(), setting.name) == getattr(Settings(), setting.name)
+
+
+@each_setting
+def test_every_setting_has_an_option_of_serve(setting: Setting) -> None:
+    value = other_value(setting)
+    if setting.type is bool:
+        arguments = [f"--{setting.key}" if value else f"--no-{setting.key}"]
+    else:
+        arguments = [f"--{setting.key}", str(value)]
+    assert parse(*arguments) == changed(setting)
+    assert setting.name in {parameter.name for parameter in serve.params}
+
+
+@each_setting
+def test_every_setting_has_an_environment_variable(setting: Setting) -> None:
+    assert setting.env == "WFE_PERSISTENCE_" + setting.key.upper().replace("-", "_")
+    assert parse(env={setting.env: str(other_value(setting))}) == changed(setting)
+
+
+@each_setting
+def test_every_setting_has_a_key_in_the_file(setting: Setting, tmp_path: Path) -> None:
+    value = other_value(setting)
+    file = tmp_path / "settings.toml"
+    file.write_text(
+        f"{setting.key} = {json.dumps(str(value) if isinstance(value, Path) else value)}\n"
+    )
+    assert parse("--config", str(file)) == changed(setting)
+
+
+@each_setting
+def test_every_setting_is_described(setting: Setting) -> None:
+    assert setting.about.help.endswith(".")
+    assert setting.type in (bool, int, float, str, Path)
+
+
+def out_of_bounds() -> list[Any]:
+    cases: list[tuple[Setting, Any]] = []
+    for setting in SETTINGS.values():
+        about = setting.about
+        cases.append((setting, object()))
+        if about.choices:
+            cases.append((setting, "none of them"))
+        if about.minimum is not None:
+            cases.append((setting, about.minimum - 1))
+        if about.maximum is not None:
+            cases.append((setting, about.maximum + 1))
+        if about.above is not None:
+            cases += [(setting, about.above), (setting, math.nan)]
+        if setting.type is int:
+            cases += [(setting, 2.5), (setting, True)]
+    return [pytest.param(setting, bad, id=f"{setting.key}-{bad}"[:40]) for setting, bad in cases]
+
+
+@pytest.mark.parametrize(("setting", "bad"), out_of_bounds())
+def test_an_invalid_value_names_its_setting(setting: Setting, bad: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{setting.key}: must be "):
+        Settings(**{setting.name: bad})
+
+
+@each_setting
+def test_bounds_themselves_are_valid(setting: Setting) -> None:
+    for bound in (setting.about.minimum, setting.about.maximum):
+        if bound is not None:
+            setting.validate(bound)
+
+
+@pytest.mark.parametrize("text", ["pool-size = 2.5", "pool-size = true", "schema = 1", "x = ["])
+def test_a_value_of_the_wrong_type_in_the_file_is_refused(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(text)
+    result = CliRunner().invoke(serve, ["--config", str(file)])
+    assert result.exit_code == 2
+    assert ("not valid TOML" if text == "x = [" else "must be") in result.output
