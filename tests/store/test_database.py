@@ -82,6 +82,16 @@ async def test_cancelled_calls_leave_no_connection_behind(counter: Store) -> Non
         await asyncio.gather(*(counter.read("SELECT pg_sleep(0.01)") for _ in range(8)))
 
 
+async def test_a_call_ends_while_the_pool_makes_its_connection_wait(database_url: str) -> None:
+    async with Database(database_url, pool_size=1) as database:
+        store = Store(database, Schema(), "default")
+        read = asyncio.create_task(store.read("SELECT 42 FROM pg_sleep(0.1)"))
+        await asyncio.sleep(0.05)
+        async with database._pool._lock:
+            await read
+        await store.read(ONE)
+
+
 async def test_calls_cancelled_at_any_moment_hurt_no_other(counter: Store) -> None:
     """A cancel request that comes late must not hit the next call on the connection."""
 

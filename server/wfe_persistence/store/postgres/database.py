@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import random
 import types
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Sequence
@@ -270,16 +269,19 @@ class Database:
             raise
 
     def _release(self, connection: Connection) -> None:
-        """Return a connection to the pool, which hardly ever has to wait. If it has to, that goes
-        on in a task of its own: were it awaited here, a cancelled caller would lose the connection.
+        """Return a connection to the pool.
+
+        It must not be awaited: a caller who is cancelled meanwhile would lose the connection. But
+        it hardly ever has to wait, so the first step is made here, and only if there are more a
+        task makes them. A task each time takes 3 µs more CPU per call, 8 % of the driver's.
         """
         self._gate.release()
-        returning = self._pool.putconn(connection)
+        steps = self._pool.putconn(connection).__await__()
         try:
-            waiting_for = returning.send(None)
+            waiting_for = next(steps)
         except StopIteration:
             return
-        self._spawn(_go_on(returning, waiting_for))
+        self._spawn(_remaining(waiting_for, steps))
 
     async def _discard(self, connection: Connection) -> None:
         """Close a connection that is not to be used again; the pool replaces it."""
@@ -298,21 +300,12 @@ class Database:
 
 
 @types.coroutine
-def _go_on(
-    coroutine: Coroutine[Any, Any, None], waiting_for: object
+def _remaining(
+    waiting_for: object, steps: Generator[Any, Any, None]
 ) -> Generator[object, Any, None]:
-    """The rest of a coroutine that has been started and waits for something."""
-    while True:
-        try:
-            value = yield waiting_for
-        except BaseException as exc:  # all of them are the coroutine's to handle
-            step = functools.partial(coroutine.throw, exc)
-        else:
-            step = functools.partial(coroutine.send, value)
-        try:
-            waiting_for = step()
-        except StopIteration:
-            return
+    """The steps of a coroutine whose first one has been made, and waits for something."""
+    yield waiting_for
+    yield from steps
 
 
 def _unavailable() -> PersistenceError:
