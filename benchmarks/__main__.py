@@ -2,8 +2,8 @@
 
 The server runs in a process of its own, on an embedded PostgreSQL, and serves one more service that
 only the bench registers: an echo, with nothing behind it. What an RPC costs above the echo is ours.
-`--driver` measures the way to PostgreSQL alone, beside psycopg's pool and cursors; `--namespaces`
-what many namespaces cost; `--storage` what is on disk.
+`--driver` measures the driver alone, beside psycopg's cursors and asyncpg; `--namespaces` what many
+namespaces cost; `--storage` what is on disk.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     )
     parser.add_argument("--only", metavar="NAME", help="only the RPCs with this in their names")
     parser.add_argument(
-        "--driver", action="store_true", help="the driver, beside psycopg's pool and cursors"
+        "--driver", action="store_true", help="the driver, beside psycopg's cursors and asyncpg"
     )
     parser.add_argument(
         "--namespaces", type=int, metavar="N", help="calls to one and to all of so many namespaces"
