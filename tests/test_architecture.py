@@ -5,23 +5,18 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from collections.abc import Collection
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
-from wfe_persistence import app
-from wfe_persistence.rpc import (
-    check,
-    command_service,
-    event_service,
-    store_service,
-    subscription_service,
-    workflow_service,
-)
+from wfe_persistence.rpc import check
+from wfe_persistence.rpc.services import SERVER_WIDE, SERVICES, Service
 from wfe_persistence.rpc.status import STATUS_OF, reason_name, violation_name
 from wfe_persistence.store import (
     admin,
@@ -36,13 +31,6 @@ from wfe_persistence.store import (
     workflow,
 )
 
-SERVICERS = {
-    "WorkflowService": workflow_service.WorkflowService,
-    "EventService": event_service.EventService,
-    "SubscriptionService": subscription_service.SubscriptionService,
-    "ScheduledCommandService": command_service.ScheduledCommandService,
-    "StoreService": store_service.StoreService,
-}
 STORE: tuple[ModuleType, ...] = (
     admin,
     command,
@@ -58,12 +46,13 @@ STORE: tuple[ModuleType, ...] = (
 # What has no function or no statement of its own, and why.
 WITHOUT_FUNCTION = {
     "PersistWorkflowWithSubscriptions": "is persist_workflow with subscriptions",
-    "EnsureStoreExists": "is migrate.migrate",
+    "EnsureStoreExists": "is readiness.ensure_store_exists, which migrates",
     "GetStoreInfo": "is put together from admin, migrate and the configuration",
     "CreateNamespace": "is Namespaces.create_namespace, which migrates",
     "DeleteNamespace": "is Namespaces.delete_namespace, which drops a schema",
 }
-METHODS = [method for service in app.SERVICES for method in service.methods]
+METHODS = [method.descriptor for service in SERVICES for method in service.methods]
+SERVICERS = {service.name: service.servicer for service in SERVICES}
 TESTS = Path(__file__).parent
 
 
@@ -75,24 +64,41 @@ def _name(method: MethodDescriptor) -> str:
     return str(method.name)
 
 
-def test_every_service_has_its_servicer() -> None:
-    assert {service.name for service in app.SERVICES} == set(SERVICERS)
+def _declared_services() -> list[ServiceDescriptor]:
+    """Those of all proto files, whether anything imports them or not."""
+    files = (TESTS.parent / "protos/wfe/persistence/v1").glob("*.proto")
+    modules = [import_module(f"wfe.persistence.v1.{file.stem}_pb2") for file in files]
+    return [s for module in modules for s in module.DESCRIPTOR.services_by_name.values()]
+
+
+def test_every_service_is_registered_once() -> None:
+    registered = sorted(service.name for service in SERVICES)
+    assert registered == sorted(service.full_name for service in _declared_services())
+
+
+def test_names_of_methods_are_unique() -> None:
+    """So that a name alone is the key of a table of their properties."""
+    assert len({method.name for method in METHODS}) == len(METHODS)
+
+
+@pytest.mark.parametrize("table", [SERVER_WIDE], ids=["SERVER_WIDE"])
+def test_no_table_of_methods_has_one_that_does_not_exist(table: Collection[str]) -> None:
+    assert set(table) <= {method.name for method in METHODS}
 
 
 @pytest.mark.parametrize("method", METHODS, ids=_name)
 def test_every_method_has_its_servicer_method(method: MethodDescriptor) -> None:
-    function = getattr(SERVICERS[method.containing_service.name], method.name)
+    function = getattr(SERVICERS[method.containing_service.full_name], method.name)
     is_right = (
         inspect.isasyncgenfunction if method.server_streaming else inspect.iscoroutinefunction
     )
     assert is_right(function)
 
 
-@pytest.mark.parametrize("service", app.SERVICES, ids=lambda s: str(s.name))
-def test_no_servicer_has_more_than_its_methods(service: object) -> None:
-    servicer = SERVICERS[service.name]  # type: ignore[attr-defined]
-    public = {name for name in vars(servicer) if not name.startswith("_")}
-    assert public == {m.name for m in service.methods}  # type: ignore[attr-defined]
+@pytest.mark.parametrize("service", SERVICES, ids=lambda service: service.name)
+def test_no_servicer_has_more_than_its_methods(service: Service) -> None:
+    public = {name for name in vars(service.servicer) if not name.startswith("_")}
+    assert public == {method.name for method in service.methods}
 
 
 @pytest.mark.parametrize(

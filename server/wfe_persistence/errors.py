@@ -44,6 +44,10 @@ class PersistenceError(Exception):
         self.retry_after = retry_after
 
 
+class CannotServeError(Exception):
+    """The server can't run as it was started; the message says why."""
+
+
 def invalid_field(
     field: str, reason: FieldViolationReason.ValueType, description: str
 ) -> PersistenceError:

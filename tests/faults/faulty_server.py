@@ -17,7 +17,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.workflow_pb2 import CommitWorkflowRequest
-from wfe_persistence import app
 from wfe_persistence.cli import main
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store import (
@@ -28,6 +27,7 @@ from wfe_persistence.store import (
     migrate,
     namespace,
     purge,
+    readiness,
     rows,
     subscription,
     tables,
@@ -156,13 +156,13 @@ def plant_namespaces_not_kept_apart() -> None:
 
 def plant_start_that_migrates_all() -> None:
     """At the start every namespace is brought up to date, as is often done."""
-    original = app.Server._examine
+    original = readiness.Readiness._examine
 
-    async def examine(self: app.Server, store: tables.Store) -> None:
-        await original(self, store)
-        await namespace.migrate_all(store)
+    async def examine(self: readiness.Readiness) -> None:
+        await original(self)
+        await namespace.migrate_all(self._store)
 
-    setattr(app.Server, "_examine", examine)  # noqa: B010
+    setattr(readiness.Readiness, "_examine", examine)  # noqa: B010
 
 
 def plant_migration_that_stops() -> None:

@@ -1,8 +1,8 @@
-"""What stands around every handler: bytes to message, namespace, deadline, errors to statuses.
+"""What surrounds every handler: identify → admit → decode → namespace → handle → encode → observe.
 
-Handlers are registered with raw bytes on both sides, because what gRPC itself says of undecodable
-bytes is UNKNOWN and shows internals, and because one wrapper per method is cheaper than a chain of
-interceptors.
+Handlers are registered with bytes on both sides, because gRPC itself reports undecodable requests
+as UNKNOWN and shows internals, and because one wrapper per method is cheaper than a chain of
+interceptors. Each step is one function, in this order below.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
-from google.protobuf.message_factory import GetMessageClass
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
-from wfe_persistence.rpc.call import Call
+from wfe_persistence.rpc.call import Call, Environment
 from wfe_persistence.rpc.check import Check
+from wfe_persistence.rpc.services import Method, Service
 from wfe_persistence.rpc.status import (
     DETAILS_KEY,
     MAX_MESSAGE_BYTES,
@@ -31,147 +31,126 @@ from wfe_persistence.rpc.status import (
     reason_name,
     shortened,
 )
-from wfe_persistence.store.namespace import Namespaces
+from wfe_persistence.store.tables import Store
 
 log = logging.getLogger(__name__)
 
 NAMESPACE_KEY = "wfe-namespace"
 
-# The requests of calls that go to the server as a whole, whatever namespace the client is set to.
-_WHOLE_SERVER = frozenset(
-    {"CreateNamespaceRequest", "ListNamespacesRequest", "DeleteNamespaceRequest"}
-)
-
-# A call whose deadline is closer than this can't be answered in time: nothing is begun for it.
-# (Clients round short timeouts up to whole milliseconds.)
-_LEAST_SECONDS = 0.005
+# A call with less time than this (seconds) before its deadline can't succeed, so nothing is begun
+# for it. (Clients round short timeouts up to whole milliseconds.)
+_MIN_SECONDS = 0.005
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What a call's metadata says about who calls, and for what."""
+
+    namespace: str | None
+    """None: the default namespace."""
 
 
 class Boundary:
     """Wraps the methods of servicers; one for the whole server."""
 
-    def __init__(
-        self,
-        namespaces: Namespaces,
-        *,
-        max_message_bytes: int,
-        default_deadline: float,
-        is_starting: Callable[[], bool],
-    ) -> None:
-        self._namespaces = namespaces
-        self._max_message_bytes = max_message_bytes
-        self._default_deadline = default_deadline
-        self._is_starting = is_starting
+    def __init__(self, env: Environment) -> None:
+        self._env = env
 
-    def handlers(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
+    def handlers(self, service: Service) -> grpc.GenericRpcHandler:
         """gRPC's handlers for a service."""
+        servicer = service.servicer()
         return grpc.method_handlers_generic_handler(
-            service.full_name,
-            {method.name: self._handler(method, servicer) for method in service.methods},
+            service.name,
+            {
+                method.name: self._handler(method, getattr(servicer, method.name))
+                for method in service.methods
+            },
         )
 
-    def _handler(
-        self, method: MethodDescriptor, servicer: object
-    ) -> grpc.RpcMethodHandler[bytes, bytes]:
-        request_class = GetMessageClass(method.input_type)
-        function = getattr(servicer, method.name)
-        if method.server_streaming:
-            return grpc.unary_stream_rpc_method_handler(self._stream(function, request_class))
-        return grpc.unary_unary_rpc_method_handler(self._unary(function, request_class))
+    def _handler(self, method: Method, function: Any) -> grpc.RpcMethodHandler[bytes, bytes]:
+        if method.descriptor.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(self._stream(method, function))
+        return grpc.unary_unary_rpc_method_handler(self._unary(method, function))
 
     def _unary(
-        self, function: Callable[[Message, Call], Awaitable[Message]], request_class: type[Message]
+        self, method: Method, function: Callable[[Message, Call], Awaitable[Message]]
     ) -> Any:
         async def handle(data: bytes, context: Context) -> bytes:
             try:
-                async with asyncio.timeout(self._seconds(context)):
-                    request, call = await self._open(data, request_class, context)
-                    answer = await function(request, call)
-                return self._serialized(answer)
+                caller = _identify(context)
+                async with asyncio.timeout(self._admit(data, context)):
+                    request, check = self._decode(data, method)
+                    store = await self._namespace(caller, method)
+                    response = await function(request, Call(store, check, self._env))
+                return self._encode(response)
             except Exception as exc:
-                await self._abort(context, exc)
+                await self._observe(exc, context)
 
         return handle
 
     def _stream(
-        self,
-        function: Callable[[Message, Call], AsyncIterator[Message]],
-        request_class: type[Message],
+        self, method: Method, function: Callable[[Message, Call], AsyncIterator[Message]]
     ) -> Any:
         async def handle(data: bytes, context: Context) -> AsyncIterator[bytes]:
             try:
-                async with asyncio.timeout(self._seconds(context)):
-                    request, call = await self._open(data, request_class, context)
-                    async with aclosing(function(request, call)) as answers:  # type: ignore[type-var]
-                        async for answer in answers:
-                            await context.write(self._serialized(answer))
+                caller = _identify(context)
+                async with asyncio.timeout(self._admit(data, context)):
+                    request, check = self._decode(data, method)
+                    store = await self._namespace(caller, method)
+                    call = Call(store, check, self._env)
+                    async with aclosing(function(request, call)) as responses:  # type: ignore[type-var]
+                        async for response in responses:
+                            await context.write(self._encode(response))
             except Exception as exc:
-                await self._abort(context, exc)
+                await self._observe(exc, context)
             return
             yield b""  # an async generator, to gRPC; but only write() can be timed from here
 
         return handle
 
-    def _serialized(self, answer: Message) -> bytes:
-        data = answer.SerializeToString()
-        if len(data) > self._max_message_bytes:
-            raise PersistenceError(
-                ErrorReason.ERROR_REASON_ANSWER_TOO_LARGE,
-                f"the answer has {len(data)} bytes, the limit is {self._max_message_bytes}",
-                metadata={"limit_bytes": str(self._max_message_bytes)},
-            )
-        return data
+    def _admit(self, data: bytes, context: Context) -> float:
+        """Whether a call may be tried at all; returns its timeout in seconds.
 
-    def _seconds(self, context: Context) -> float:
-        """How long the call may take."""
+        The place for limits. Raises PersistenceError or TimeoutError for a call that is refused.
+        """
         remaining = context.time_remaining()
-        if remaining is None:
-            return self._default_deadline
-        if remaining < _LEAST_SECONDS:
+        if remaining is not None and remaining < _MIN_SECONDS:
             raise TimeoutError
-        return remaining
+        if len(data) > self._env.max_message_bytes:
+            raise self._too_large(ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE, "request", data)
+        return self._env.default_deadline if remaining is None else remaining
 
-    async def _open(
-        self, data: bytes, request_class: type[Message], context: Context
-    ) -> tuple[Message, Call]:
-        if len(data) > self._max_message_bytes:
-            raise PersistenceError(
-                ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE,
-                f"the request has {len(data)} bytes, the limit is {self._max_message_bytes}",
-                metadata={"limit_bytes": str(self._max_message_bytes)},
-            )
+    def _decode(self, data: bytes, method: Method) -> tuple[Message, Check]:
+        """The request, and what is wrong with it so far."""
         try:
-            request = request_class.FromString(data)
+            request = method.request_class.FromString(data)
         except DecodeError as exc:
             raise PersistenceError(
                 ErrorReason.ERROR_REASON_MALFORMED_MESSAGE,
-                f"the request is no {request_class.DESCRIPTOR.full_name}, or has text that is "
-                "no UTF-8",
+                f"the request is not a valid {method.request_class.DESCRIPTOR.full_name}, or has "
+                "text that is not valid UTF-8",
             ) from exc
-        check = Check(len(data), self._max_message_bytes)
+        check = Check(len(data), self._env.max_message_bytes)
         if b"\0" in data:
             check.no_nul(request)
-        namespace = None if request_class.DESCRIPTOR.name in _WHOLE_SERVER else _namespace(context)
-        store = await self._namespaces.get(namespace)
-        return request, Call(store, check, self._max_message_bytes)
+        return request, check
 
-    async def _abort(self, context: Context, exc: Exception) -> NoReturn:
-        """End the call with the status of what went wrong."""
-        if isinstance(exc, PersistenceError):
-            error = await self._explained(context, exc)
-        elif isinstance(exc, TimeoutError):
-            error = PersistenceError(
-                ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED, "the deadline passed", retry_after=0.1
-            )
-        else:
-            reference = uuid.uuid4().hex[:12]
-            log.error("bug %s", reference, exc_info=exc)
-            error = PersistenceError(
-                ErrorReason.ERROR_REASON_INTERNAL,
-                f"internal error; the server's log has it under {reference}",
-            )
+    async def _namespace(self, caller: Caller, method: Method) -> Store:
+        """The store that a call is for."""
+        return await self._env.namespaces.get(None if method.server_wide else caller.namespace)
+
+    def _encode(self, response: Message) -> bytes:
+        """The response's bytes, unless they are more than clients must be able to receive."""
+        data = response.SerializeToString()
+        if len(data) > self._env.max_message_bytes:
+            raise self._too_large(ErrorReason.ERROR_REASON_ANSWER_TOO_LARGE, "response", data)
+        return data
+
+    async def _observe(self, exc: Exception, context: Context) -> NoReturn:
+        """Log how a call failed, and end it with the status of that failure."""
+        error = await self._explain(exc, context)
         log.debug("%s: %s", reason_name(error.reason), error)
         await context.abort(
             STATUS_OF[error.reason],
@@ -180,27 +159,54 @@ class Boundary:
         )
         raise AssertionError("abort() raises")
 
-    async def _explained(self, context: Context, error: PersistenceError) -> PersistenceError:
-        """Tables that are missing will come soon, while the server starts and migrates; later they
-        may mean that the whole namespace was deleted."""
-        namespace = _namespace(context)
-        if error.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED and self._is_starting():
+    async def _explain(self, exc: Exception, context: Context) -> PersistenceError:
+        """What the caller may know about a failure."""
+        if isinstance(exc, PersistenceError):
+            if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED:
+                return await self._explain_missing_tables(exc, _identify(context))
+            return exc
+        if isinstance(exc, TimeoutError):
+            return PersistenceError(
+                ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED, "the deadline passed", retry_after=0.1
+            )
+        reference = uuid.uuid4().hex[:12]
+        log.error("bug %s", reference, exc_info=exc)
+        return PersistenceError(
+            ErrorReason.ERROR_REASON_INTERNAL,
+            f"internal error; the server logged it under {reference}",
+        )
+
+    async def _explain_missing_tables(
+        self, error: PersistenceError, caller: Caller
+    ) -> PersistenceError:
+        """While the server starts and migrates, they will be created soon; later their absence may
+        mean that the namespace was deleted."""
+        if self._env.readiness.is_starting:
             return PersistenceError(
                 ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
-                "the server is starting and brings the store up to date",
+                "the server is starting and migrating the store",
                 retry_after=0.5,
             )
-        if error.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED and namespace:
-            self._namespaces.forget(namespace)
+        if caller.namespace:
+            self._env.namespaces.forget(caller.namespace)
             try:
-                await self._namespaces.get(namespace)
+                await self._env.namespaces.get(caller.namespace)
             except PersistenceError as exc:
                 return exc
         return error
 
+    def _too_large(self, reason: ErrorReason.ValueType, what: str, data: bytes) -> PersistenceError:
+        limit = self._env.max_message_bytes
+        return PersistenceError(
+            reason,
+            f"the {what} has {len(data)} bytes, the maximum is {limit}",
+            metadata={"limit_bytes": str(limit)},
+        )
 
-def _namespace(context: Context) -> str | None:
+
+def _identify(context: Context) -> Caller:
+    """Who calls, and for which namespace, from the metadata. The place for authentication."""
     for key, value in context.invocation_metadata() or ():
         if key == NAMESPACE_KEY:
-            return value if isinstance(value, str) else value.decode()
-    return None
+            return Caller(value if isinstance(value, str) else value.decode())
+    return Caller(None)

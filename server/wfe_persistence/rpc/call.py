@@ -5,7 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wfe_persistence.rpc.check import Check
+from wfe_persistence.store.namespace import Namespaces
+from wfe_persistence.store.readiness import Readiness
 from wfe_persistence.store.tables import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """What all calls of a server share."""
+
+    namespaces: Namespaces
+    readiness: Readiness
+    server_version: str
+    max_message_bytes: int
+    """The maximum size of a request or response."""
+    default_deadline: float
+    """The timeout in seconds of calls without a deadline."""
+    allow_truncate: bool
+    allow_delete_namespace: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,5 +33,4 @@ class Call:
     """The store of the namespace that the call is for."""
     check: Check
     """Collects the violations of the request; the handler adds to it and calls `done()`."""
-    max_message_bytes: int
-    """The maximum size of a request or response, in bytes."""
+    env: Environment

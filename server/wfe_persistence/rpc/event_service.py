@@ -106,7 +106,7 @@ class EventService:
             order,
             paging.decode(request, call.store, paging.first(order)),
             page_size,
-            paging.page_bytes(call.max_message_bytes),
+            paging.page_bytes(call.env.max_message_bytes),
         )
         return pb.ListEventsResponse(
             events=page.items, next_page_token=paging.encode(request, call.store, page.next)

@@ -1,44 +1,64 @@
 """grpc.health.v1 for the server, and for each namespace under `NAME/SERVICE`.
 
-The namespaces are looked at when they are asked for, so that a thousand of them cost nothing.
+A namespace is only looked at when it is asked for, so that a thousand of them cost nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 import grpc
-from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
+from wfe_persistence.rpc.services import SERVICES
 from wfe_persistence.store.namespace import Namespaces
 
+LIVENESS: Final = "liveness"
+"""The name of the health of the process itself, for liveness probes: an unreachable database is no
+reason to restart the server. The empty name and those of services tell whether calls can succeed.
+"""
+
 _WATCH_SECONDS = 1.0
+
+_NAMES: Final = frozenset(service.name for service in SERVICES)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Response = health_pb2.HealthCheckResponse
 
 
-class NamespaceHealth(health.aio.HealthServicer):
-    """The library's servicer for the services of the server; ours for those of namespaces."""
+class Health(health.aio.HealthServicer):
+    """The library's servicer for the server as a whole; ours for namespaces."""
 
-    def __init__(self, namespaces: Namespaces, services: Iterable[ServiceDescriptor]) -> None:
+    def __init__(self, namespaces: Namespaces) -> None:
         super().__init__()
         self._namespaces = namespaces
-        self._services = frozenset(service.full_name for service in services)
+        self._serving: bool | None = None
         self._draining = False
+
+    async def start(self) -> None:
+        """Report that the process is alive, but not serving yet."""
+        await self.set(LIVENESS, Response.SERVING)
+        await self.report(serving=False)
+
+    async def report(self, *, serving: bool) -> bool:
+        """Set the health of the server and of its services; returns whether it has changed."""
+        if serving == self._serving:
+            return False
+        self._serving = serving
+        for name in ("", *_NAMES):
+            await self.set(name, Response.SERVING if serving else Response.NOT_SERVING)
+        return True
 
     async def Check(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> health_pb2.HealthCheckResponse:
-        """Answer the health of one service."""
+        """Return the health of one service."""
         if "/" not in request.service:
-            answer: health_pb2.HealthCheckResponse = await super().Check(request, context)
-            return answer
+            response: Response = await super().Check(request, context)
+            return response
         status = await self._status(request.service)
         if status == Response.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND)
@@ -66,7 +86,7 @@ class NamespaceHealth(health.aio.HealthServicer):
 
     async def _status(self, name: str) -> int:
         namespace, _, service = name.partition("/")
-        if service not in self._services:
+        if service not in _NAMES:
             return Response.SERVICE_UNKNOWN
         if self._draining:
             return Response.NOT_SERVING

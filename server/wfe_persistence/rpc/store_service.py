@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from google.protobuf.duration_pb2 import Duration
 
 from wfe.persistence.v1 import store_pb2 as pb
@@ -12,38 +10,18 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import read_back
-from wfe_persistence.store import admin, commit, error_log, migrate, namespace
-from wfe_persistence.store.namespace import Namespaces
+from wfe_persistence.store import admin, commit, error_log, migrate, namespace, readiness
 from wfe_persistence.store.paging import END
-from wfe_persistence.store.tables import Store
 
 
 class StoreService:
-    """The store as a whole, and the error log.
-
-    `ensure` brings a store up to date and answers the names of the migrations it applied.
-    """
-
-    def __init__(
-        self,
-        *,
-        server_version: str,
-        namespaces: Namespaces,
-        allow_truncate: bool,
-        allow_delete_namespace: bool,
-        ensure: Callable[[Store], Awaitable[list[str]]],
-    ) -> None:
-        self._server_version = server_version
-        self._namespaces = namespaces
-        self._allow_truncate = allow_truncate
-        self._allow_delete_namespace = allow_delete_namespace
-        self._ensure = ensure
+    """The store as a whole, its namespaces and the error log."""
 
     async def EnsureStoreExists(
         self, request: pb.EnsureStoreExistsRequest, call: Call
     ) -> pb.EnsureStoreExistsResponse:
         """Create the store or migrate it."""
-        applied = await self._ensure(call.store)
+        applied = await readiness.ensure_store_exists(call.store)
         return pb.EnsureStoreExistsResponse(
             schema_version=migrate.latest_version(), applied_migrations=applied
         )
@@ -72,7 +50,7 @@ class StoreService:
             request,
             paging.decode(request, call.store, END),
             page_size,
-            paging.page_bytes(call.max_message_bytes),
+            paging.page_bytes(call.env.max_message_bytes),
         )
         return pb.ListErrorsResponse(
             errors=page.items, next_page_token=paging.encode(request, call.store, page.next)
@@ -84,7 +62,7 @@ class StoreService:
         """Return the versions, limits and capabilities of this server and its store."""
         database = await admin.database_info(call.store)
         return pb.GetStoreInfoResponse(
-            server_version=self._server_version,
+            server_version=call.env.server_version,
             postgres_version=database.version,
             namespace=call.store.namespace,
             schema=call.store.schema.name,
@@ -92,10 +70,10 @@ class StoreService:
             latest_schema_version=migrate.latest_version(),
             capabilities=pb.Capabilities(
                 scheduled_commands=True,
-                truncate_all=self._allow_truncate,
-                delete_namespace=self._allow_delete_namespace,
+                truncate_all=call.env.allow_truncate,
+                delete_namespace=call.env.allow_delete_namespace,
             ),
-            max_message_bytes=call.max_message_bytes,
+            max_message_bytes=call.env.max_message_bytes,
             request_retention=Duration(seconds=commit.REQUEST_RETENTION_SECONDS),
         )
 
@@ -103,7 +81,7 @@ class StoreService:
         self, request: pb.TruncateAllRequest, call: Call
     ) -> pb.TruncateAllResponse:
         """Empty the store."""
-        if not self._allow_truncate:
+        if not call.env.allow_truncate:
             raise PersistenceError(
                 ErrorReason.ERROR_REASON_TRUNCATE_NOT_ALLOWED,
                 "the server was started without --allow-truncate",
@@ -118,7 +96,7 @@ class StoreService:
         check = call.check
         check.namespace("name", request.name)
         check.done()
-        applied = await self._namespaces.create_namespace(request.name)
+        applied = await call.env.namespaces.create_namespace(request.name)
         return pb.CreateNamespaceResponse(
             schema_version=migrate.latest_version(), applied_migrations=applied
         )
@@ -131,7 +109,7 @@ class StoreService:
         page_size = check.page_size(request.page_size)
         check.done()
         page = await namespace.list_namespaces(
-            self._namespaces.default,
+            call.env.namespaces.default,
             paging.decode(request, call.store),
             page_size,
         )
@@ -146,10 +124,10 @@ class StoreService:
         check = call.check
         check.namespace("name", request.name)
         check.done()
-        if not self._allow_delete_namespace:
+        if not call.env.allow_delete_namespace:
             raise PersistenceError(
                 ErrorReason.ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED,
                 "the server was started without --allow-delete-namespace",
             )
-        await self._namespaces.delete_namespace(request.name, force=request.force)
+        await call.env.namespaces.delete_namespace(request.name, force=request.force)
         return pb.DeleteNamespaceResponse()

@@ -52,7 +52,7 @@ class SubscriptionService:
             request.as_of if request.HasField("as_of") else None,
             paging.decode(request, call.store),
             page_size,
-            paging.page_bytes(call.max_message_bytes),
+            paging.page_bytes(call.env.max_message_bytes),
         )
         return pb.GetSubscriptionsResponse(
             subscriptions=page.items, next_page_token=paging.encode(request, call.store, page.next)
@@ -154,7 +154,7 @@ class SubscriptionService:
             request,
             paging.decode(request, call.store),
             page_size,
-            paging.page_bytes(call.max_message_bytes),
+            paging.page_bytes(call.env.max_message_bytes),
         )
         return pb.ListSubscriptionsResponse(
             subscriptions=page.items, next_page_token=paging.encode(request, call.store, page.next)

@@ -171,7 +171,7 @@ class WorkflowService:
             request.workflow_id,
             paging.decode(request, call.store),
             page_size,
-            paging.page_bytes(call.max_message_bytes),
+            paging.page_bytes(call.env.max_message_bytes),
             active_only=request.active_only,
             expected_revision=expected,
         )
@@ -198,7 +198,7 @@ class WorkflowService:
             view,
             paging.decode(request, call.store, paging.first(order)),
             page_size,
-            paging.page_bytes(call.max_message_bytes),
+            paging.page_bytes(call.env.max_message_bytes),
         )
         return pb.ListWorkflowsResponse(
             instances=page.items, next_page_token=paging.encode(request, call.store, page.next)

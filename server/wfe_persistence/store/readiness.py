@@ -1,0 +1,102 @@
+"""Whether the default store can be used: the database examined, the schema migrated and current."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe_persistence.errors import CannotServeError, PersistenceError
+from wfe_persistence.store import admin, migrate
+from wfe_persistence.store.tables import Store
+
+log = logging.getLogger(__name__)
+
+# The timeout of one look at the schema version, except for the first one, which may migrate.
+_LOOK_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Whether calls can succeed; if not, why."""
+
+    ready: bool
+    why: str = ""
+
+
+class Readiness:
+    """Prepares the default store and knows its state; one for the whole server.
+
+    `migrate`: apply pending migrations when the database is first reached. `allow_data_loss`:
+    accept a database that may lose committed transactions.
+    """
+
+    def __init__(self, store: Store, *, migrate: bool, allow_data_loss: bool) -> None:
+        self._store = store
+        self._migrate = migrate
+        self._allow_data_loss = allow_data_loss
+        self._examined = False
+        self.is_starting = migrate
+        """Missing tables will come soon: the first migration has neither succeeded nor failed."""
+
+    async def look(self) -> State | None:
+        """The current state; None if it is unknown because the server or its database is busy.
+
+        The first time that the database is reached, it is examined and migrated. Raises
+        CannotServeError if it can never be served by this server.
+        """
+        try:
+            async with asyncio.timeout(_LOOK_SECONDS if self._examined else None):
+                return await self._look()
+        except PersistenceError as exc:
+            if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_TOO_NEW:
+                raise CannotServeError(str(exc)) from exc
+            if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED:
+                self.is_starting = False
+            if exc.reason == ErrorReason.ERROR_REASON_POOL_EXHAUSTED:
+                return None
+            return State(ready=False, why=str(exc))
+        except TimeoutError:
+            # A server that is only busy stays healthy.
+            if self._store.database.is_away:
+                return State(ready=False, why="the database can't be reached")
+            return None
+
+    async def _look(self) -> State:
+        if not self._examined:
+            await self._examine()
+            self._examined = True
+            self.is_starting = False
+        version = await migrate.schema_version(self._store)
+        migrate.check_not_newer(version)
+        if version == migrate.latest_version():
+            return State(ready=True)
+        return State(
+            ready=False,
+            why=f"the store has schema version {version}, {migrate.latest_version()} is needed "
+            "(wfe-persistence migrate up)",
+        )
+
+    async def _examine(self) -> None:
+        """Check the database, and migrate the store unless that is turned off."""
+        database = await admin.database_info(self._store)
+        if objections := database.objections():
+            raise CannotServeError("; ".join(objections))
+        if not database.durable:
+            if not self._allow_data_loss:
+                raise CannotServeError(
+                    "the database runs with fsync or synchronous_commit off, so it may lose "
+                    "committed transactions; turn them on, or accept it with --allow-data-loss"
+                )
+            log.warning("the database may lose committed transactions (--allow-data-loss)")
+        if self._migrate:
+            await ensure_store_exists(self._store)
+
+
+async def ensure_store_exists(store: Store) -> list[str]:
+    """Create a store or migrate it; returns the names of the migrations that were applied."""
+    applied = await migrate.migrate(store.database.conninfo, store.schema)
+    for name in applied:
+        log.info("schema %s: applied %s", store.schema.name, name)
+    return applied
