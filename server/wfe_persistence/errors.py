@@ -59,13 +59,14 @@ def invalid_field(
     )
 
 
-def workflow_not_found(asked_by: str) -> PersistenceError:
-    """The error of a workflow that does not exist; `asked_by` names the field of the request."""
-    return PersistenceError(
-        ErrorReason.ERROR_REASON_WORKFLOW_NOT_FOUND,
-        "no such workflow",
-        metadata={"field": asked_by},
-    )
+def field_error(field: str, reason: ErrorReason.ValueType, message: str) -> PersistenceError:
+    """The error of a valid request for which a field's value is the reason; `field`: its path."""
+    return PersistenceError(reason, message, metadata={"field": field})
+
+
+def workflow_not_found(field: str) -> PersistenceError:
+    """The error of a workflow that does not exist; `field`: the request's field."""
+    return field_error(field, ErrorReason.ERROR_REASON_WORKFLOW_NOT_FOUND, "no such workflow")
 
 
 def revision_mismatch(stored: int, expected: int) -> PersistenceError:

@@ -73,8 +73,4 @@ class ScheduledCommandService:
             "lease_duration", request.lease_duration, given=request.HasField("lease_duration")
         )
         check.done()
-        answer = pb.RenewCommandsResponse()
-        await command.renew_commands(
-            call.store, request.lease_tokens, lease_ms, answer.lease_expiry
-        )
-        return answer
+        return await command.renew_commands(call.store, request.lease_tokens, lease_ms)

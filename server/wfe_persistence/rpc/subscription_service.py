@@ -108,9 +108,17 @@ class SubscriptionService:
                     R.FIELD_VIOLATION_REASON_DUPLICATE,
                     "must not be set together with expiry",
                 )
-        check.revision(request, "epoch")
+        epoch = check.revision(request, "epoch")
         check.done()
-        return await subscription.set_subscription_token(call.store, request, duration_ms)
+        return await subscription.set_subscription_token(
+            call.store,
+            request.id,
+            request.token,
+            request.worker_id,
+            expiry=request.expiry if request.HasField("expiry") else None,
+            duration_ms=duration_ms,
+            epoch=epoch,
+        )
 
     async def ClearSubscriptionToken(
         self, request: pb.ClearSubscriptionTokenRequest, call: Call

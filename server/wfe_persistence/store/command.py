@@ -6,9 +6,7 @@ import re
 import uuid
 from collections.abc import Iterator, Sequence
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
-from wfe.persistence.v1.command_pb2 import ClaimedCommand, ScheduledCommand
+from wfe.persistence.v1.command_pb2 import ClaimedCommand, RenewCommandsResponse, ScheduledCommand
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
 from wfe_persistence.errors import PersistenceError, invalid_field
 from wfe_persistence.store.documents import array
@@ -160,14 +158,15 @@ RENEW_COMMANDS = _change_held(
 
 
 async def renew_commands(
-    store: Store, lease_tokens: Sequence[str], lease_ms: int, expiry: Timestamp
-) -> None:
-    """Extend these leases by `lease_ms` from now, all or none. Sets `expiry` to their new expiry,
-    unless there are none."""
+    store: Store, lease_tokens: Sequence[str], lease_ms: int
+) -> RenewCommandsResponse:
+    """Extend these leases by `lease_ms` from now, all or none."""
     rows = await store.write(RENEW_COMMANDS, _leases(lease_tokens), integer(lease_ms))
     _check_held(rows, lease_tokens)
+    response = RenewCommandsResponse()
     if rows.ntuples:
-        read_time(rows.get_value(0, 2), expiry)
+        read_time(rows.get_value(0, 2), response.lease_expiry)
+    return response
 
 
 # `<row>.<revision at the claim>.<lease>`

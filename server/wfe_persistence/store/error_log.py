@@ -8,7 +8,7 @@ from wfe.persistence.v1.store_pb2 import ExecutionError, ListErrorsRequest
 from wfe_persistence.store.documents import array, error_document
 from wfe_persistence.store.paging import Cursor, Page, fill_page
 from wfe_persistence.store.records import ERROR
-from wfe_persistence.store.rows import integer, read_int8, text, timestamp
+from wfe_persistence.store.rows import PGresult, integer, read_int8, text, timestamp
 from wfe_persistence.store.tables import Store
 
 PERSIST_ERRORS = f"""
@@ -27,6 +27,11 @@ async def persist_errors(store: Store, errors: Sequence[ExecutionError]) -> None
 
 
 _decode_error = ERROR.decoder()
+
+
+def _by_number(row: PGresult, _: ExecutionError) -> Cursor:
+    return read_int8(row.get_value(0, len(ERROR))), ""
+
 
 # An absent filter is NULL, and the planner, which knows the parameters, removes its condition.
 LIST_ERRORS = f"""
@@ -52,10 +57,4 @@ async def list_errors(
         integer(before[0]),
         integer(page_size + 1),
     )
-    return await fill_page(
-        rows,
-        _decode_error,
-        lambda row, _: (read_int8(row.get_value(0, len(ERROR))), ""),
-        page_size,
-        page_bytes,
-    )
+    return await fill_page(rows, _decode_error, _by_number, page_size, page_bytes)

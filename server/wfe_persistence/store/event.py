@@ -7,7 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.event_pb2 import Event, ListEventsRequest
 from wfe.persistence.v1.list_order_pb2 import ListOrder
-from wfe_persistence.errors import PersistenceError
+from wfe_persistence.errors import PersistenceError, field_error
 from wfe_persistence.store.documents import event_document
 from wfe_persistence.store.paging import (
     DIRECTIONS,
@@ -19,7 +19,15 @@ from wfe_persistence.store.paging import (
     page_of_ids,
 )
 from wfe_persistence.store.records import EVENT
-from wfe_persistence.store.rows import boolean, epoch_micros, integer, micros_param, text, timestamp
+from wfe_persistence.store.rows import (
+    PGresult,
+    boolean,
+    epoch_micros,
+    integer,
+    micros_param,
+    text,
+    timestamp,
+)
 from wfe_persistence.store.tables import Store, create_statement
 
 CREATE_EVENT = create_statement("events", EVENT)
@@ -127,6 +135,10 @@ LIMIT $8
 """
 
 
+def _by_time(_: PGresult, event: Event) -> Cursor:
+    return epoch_micros(event.event_time), event.id
+
+
 LIST_EVENTS = {order: _list_events(direction) for order, direction in DIRECTIONS.items()}
 
 
@@ -150,28 +162,18 @@ async def list_events(
         text(after[1]),
         integer(page_size + 1),
     )
-    return await fill_page(
-        rows,
-        _decode_event,
-        lambda _, event: (epoch_micros(event.event_time), event.id),
-        page_size,
-        page_bytes,
-    )
+    return await fill_page(rows, _decode_event, _by_time, page_size, page_bytes)
 
 
 def event_not_found(field: str) -> PersistenceError:
     """The error of an event that does not exist; `field`: the request's field."""
-    return PersistenceError(
-        ErrorReason.ERROR_REASON_EVENT_NOT_FOUND,
-        "no event has this id",
-        metadata={"field": field},
-    )
+    return field_error(field, ErrorReason.ERROR_REASON_EVENT_NOT_FOUND, "no event has this id")
 
 
 def event_exists(field: str) -> PersistenceError:
     """The error of an event id that is in use with different content."""
-    return PersistenceError(
+    return field_error(
+        field,
         ErrorReason.ERROR_REASON_EVENT_ALREADY_EXISTS,
         "an event with this id and different content exists",
-        metadata={"field": field},
     )

@@ -9,14 +9,14 @@ from wfe.persistence.v1.subscription_pb2 import (
     EventSubscription,
     ListSubscriptionsRequest,
     RenewSubscriptionTokenResponse,
-    SetSubscriptionTokenRequest,
     SetSubscriptionTokenResponse,
 )
-from wfe_persistence.errors import PersistenceError, invalid_field
+from wfe_persistence.errors import PersistenceError, field_error, invalid_field
 from wfe_persistence.store.documents import subscription_document
 from wfe_persistence.store.paging import Cursor, Page, fill_page
 from wfe_persistence.store.records import SUBSCRIPTION
 from wfe_persistence.store.rows import (
+    PGresult,
     boolean,
     epoch_micros,
     integer,
@@ -43,6 +43,15 @@ async def create_event_subscription(store: Store, subscription: EventSubscriptio
 
 _COLUMNS = SUBSCRIPTION.selection()
 _decode_subscription = SUBSCRIPTION.decoder()
+
+
+def _by_time(_: PGresult, subscription: EventSubscription) -> Cursor:
+    return epoch_micros(subscription.subscribe_as_of), subscription.id
+
+
+def _by_id(_: PGresult, subscription: EventSubscription) -> Cursor:
+    return 0, subscription.id
+
 
 GET_SUBSCRIPTION = f"""
 SELECT {_COLUMNS} FROM wfc.event_subscriptions WHERE id = $1
@@ -88,13 +97,7 @@ async def get_subscriptions(
         text(after[1]),
         integer(page_size + 1),
     )
-    return await fill_page(
-        rows,
-        _decode_subscription,
-        lambda _, subscription: (epoch_micros(subscription.subscribe_as_of), subscription.id),
-        page_size,
-        page_bytes,
-    )
+    return await fill_page(rows, _decode_subscription, _by_time, page_size, page_bytes)
 
 
 GET_FIRST_OPEN_SUBSCRIPTION = f"""
@@ -183,20 +186,28 @@ SELECT EXISTS (SELECT FROM taken),
 
 
 async def set_subscription_token(
-    store: Store, request: SetSubscriptionTokenRequest, duration_ms: int | None
+    store: Store,
+    id_: str,
+    token: str,
+    worker_id: str,
+    *,
+    expiry: Timestamp | None,
+    duration_ms: int | None,
+    epoch: int | None,
 ) -> SetSubscriptionTokenResponse:
     """Claim a subscription that is open, or held with the same token by the same worker.
 
-    The response says whether it was acquired, and the claim's epoch and expiry.
+    `expiry` or `duration_ms` from now; neither: the claim does not expire. `epoch`: only extend the
+    claim that has it. The response says whether it was acquired, and the claim's epoch and expiry.
     """
     row = await store.write(
         SET_SUBSCRIPTION_TOKEN,
-        text(request.id),
-        text(request.token),
-        text(request.worker_id),
-        timestamp(request.expiry) if request.HasField("expiry") else None,
+        text(id_),
+        text(token),
+        text(worker_id),
+        None if expiry is None else timestamp(expiry),
         None if duration_ms is None else integer(duration_ms),
-        integer(request.epoch) if request.HasField("epoch") else None,
+        None if epoch is None else integer(epoch),
     )
     taken, exists, expired = (read_bool(row.get_value(0, column)) for column in range(3))
     if not taken and expired:
@@ -210,8 +221,8 @@ async def set_subscription_token(
     response = SetSubscriptionTokenResponse(acquired=taken)
     if taken:
         response.epoch = read_int8(row.get_value(0, 3))
-        if (expiry := row.get_value(0, 4)) is not None:
-            read_time(expiry, response.expiry)
+        if (value := row.get_value(0, 4)) is not None:
+            read_time(value, response.expiry)
     return response
 
 
@@ -300,37 +311,29 @@ async def list_subscriptions(
         text(after[1]),
         integer(page_size + 1),
     )
-    return await fill_page(
-        rows,
-        _decode_subscription,
-        lambda _, subscription: (0, subscription.id),
-        page_size,
-        page_bytes,
-    )
+    return await fill_page(rows, _decode_subscription, _by_id, page_size, page_bytes)
 
 
 def subscription_not_found(field: str) -> PersistenceError:
     """The error of a subscription that does not exist; `field`: the request's field."""
-    return PersistenceError(
-        ErrorReason.ERROR_REASON_SUBSCRIPTION_NOT_FOUND,
-        "no subscription has this id",
-        metadata={"field": field},
+    return field_error(
+        field, ErrorReason.ERROR_REASON_SUBSCRIPTION_NOT_FOUND, "no subscription has this id"
     )
 
 
 def token_mismatch(field: str) -> PersistenceError:
     """The error of a subscription that is not held with the given token and epoch."""
-    return PersistenceError(
+    return field_error(
+        field,
         ErrorReason.ERROR_REASON_TOKEN_MISMATCH,
         "the subscription is not held with this token",
-        metadata={"field": field},
     )
 
 
 def already_subscribed(field: str) -> PersistenceError:
     """The error of a subscription id that is in use with different content."""
-    return PersistenceError(
+    return field_error(
+        field,
         ErrorReason.ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS,
         "a subscription with this id and different content exists",
-        metadata={"field": field},
     )
