@@ -1,1 +1,1 @@
-"""Measurements: `./run bench`. Ratios of things measured side by side in one run."""
+"""Benchmarks: `./run bench`. They report ratios of things measured side by side in one run."""

@@ -1,9 +1,11 @@
-"""`./run bench`: every hot RPC at 1 and 32 callers, beside a bare echo in the same server.
+"""`./run bench`: every hot RPC with 1 and 32 concurrent callers, beside a bare echo in the same
+server.
 
-The server runs in a process of its own, on an embedded PostgreSQL, and serves one more service that
-only the bench registers: an echo, with nothing behind it. What an RPC costs above the echo is ours.
-`--driver` measures the driver alone, beside psycopg's cursors and asyncpg; `--namespaces` what many
-namespaces cost; `--storage` what is on disk.
+The server runs in its own process, on an embedded PostgreSQL, and also serves an echo that only the
+benchmark registers. What an RPC costs beyond the echo is our own overhead. `--driver` measures only
+the driver, beside psycopg's cursors and asyncpg; `--namespaces` the cost of many namespaces;
+`--patches` a change in short and long workflows; `--purge` a purge under load; `--storage` disk
+usage.
 """
 
 from __future__ import annotations
@@ -22,23 +24,35 @@ from wfe_persistence.embedded import EmbeddedPostgres
 
 
 def main() -> None:
-    """Parse, run, print, keep."""
+    """Parses the options, runs the benchmark, and prints and saves the figures."""
     parser = argparse.ArgumentParser(prog="./run bench", description=__doc__)
     parser.add_argument(
-        "--seconds", type=float, default=2.0, help="how long each RPC is called (default 2)"
+        "--seconds",
+        type=float,
+        default=2.0,
+        help="seconds for which each RPC is called (default 2)",
     )
     parser.add_argument(
-        "--callers", type=int, nargs="+", default=[1, 32], help="concurrent callers (default 1 32)"
+        "--callers",
+        type=int,
+        nargs="+",
+        default=[1, 32],
+        help="numbers of concurrent callers (default 1 32)",
     )
-    parser.add_argument("--only", metavar="NAME", help="only the RPCs with this in their names")
+    parser.add_argument("--only", metavar="NAME", help="only RPCs whose name contains this")
     parser.add_argument(
-        "--driver", action="store_true", help="the driver, beside psycopg's cursors and asyncpg"
+        "--driver",
+        action="store_true",
+        help="measure the driver beside psycopg's cursors and asyncpg",
     )
     parser.add_argument(
-        "--namespaces", type=int, metavar="N", help="calls to one and to all of so many namespaces"
+        "--namespaces",
+        type=int,
+        metavar="N",
+        help="measure calls to one and to all of this many namespaces",
     )
     parser.add_argument(
-        "--patches", action="store_true", help="one change in a short and in a long workflow"
+        "--patches", action="store_true", help="measure one change in short and in long workflows"
     )
     parser.add_argument(
         "--purge",
@@ -46,7 +60,7 @@ def main() -> None:
         metavar="N",
         nargs="?",
         const=1_000_000,
-        help="purge so many events while others write (default 1000000)",
+        help="purge this many events while others write (default 1000000)",
     )
     parser.add_argument(
         "--storage",
@@ -54,13 +68,13 @@ def main() -> None:
         metavar="N",
         nargs="?",
         const=100_000,
-        help="what so many pointers take on disk, and their steps in WAL (default 100000)",
+        help="measure disk usage of this many pointers, and WAL of their steps (default 100000)",
     )
     parser.add_argument(
         "--json",
         type=Path,
         metavar="FILE",
-        help="where to keep the figures (default benchmarks/results/latest.json)",
+        help="file for the figures (default benchmarks/results/latest.json)",
     )
     arguments = parser.parse_args()
     with (

@@ -1,4 +1,4 @@
-"""The server under measurement: ours, and an echo service beside it. Says its address."""
+"""The server under test: ours plus an echo service. Prints its address."""
 
 from __future__ import annotations
 

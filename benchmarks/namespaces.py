@@ -1,10 +1,10 @@
-"""What a call costs where there are many namespaces, beside one where there is one.
+"""The cost of a call with many namespaces, beside the cost with one.
 
-Two databases of one PostgreSQL, one with a single namespace, one with many, and a server for each
-case: the single one, twice, which shows the noise of the machine; one namespace of the many, ten, a
-hundred, and all of them, by chance; and all of them through a server that may not keep all of their
-statements prepared. A case's server has met its namespaces before, and never meets another. In each
-round all have their turn, and each is compared with the first.
+There are two databases in one PostgreSQL, one with a single namespace and one with many, and a
+server for each case: the single one, twice, which shows the noise of the machine; one, ten, a
+hundred and all of the many, chosen at random; and all of them through a server whose limit is too
+low to keep all their statements prepared. The server of each case is warm for its namespaces and
+never uses others. Every round runs all cases, and each is compared with the first.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FEW_MB = "20"
 
 
 async def measure(url: str, count: int) -> Figures:
-    """All cases in every round, each round beginning with another one."""
+    """Runs all cases in every round, each round starting with a different one."""
     figures: Figures = []
     async with AsyncExitStack() as stack:
         names = [f"n{i}" for i in range(count)]
@@ -59,8 +59,8 @@ async def measure(url: str, count: int) -> Figures:
             to_database = url.replace("/postgres?", f"/{database}?")
             options = ["--max-prepared-mb", FEW_MB] if "not" in case else []
             servers[case] = await stack.enter_async_context(_server(to_database, *options))
-            # Until nearly every connection has met nearly every namespace more than five times: up
-            # to the fifth PostgreSQL plans a prepared statement anew each time.
+            # Until nearly every connection has used nearly every namespace more than five times:
+            # PostgreSQL plans the first five executions of a prepared statement individually.
             calls = CALLS + (10 if options else 100) * len(choose)
             await counted(_into(servers[case][0], choose), CALLERS, calls)
         for round_ in range(ROUNDS):
@@ -134,7 +134,7 @@ def _cpu(processes: list[psutil.Process]) -> float:
 
 
 def _postgres(url: str) -> list[psutil.Process]:
-    """All processes of this PostgreSQL."""
+    """The processes of this PostgreSQL."""
     with psycopg.connect(url) as connection:
         row = connection.execute(
             "SELECT split_part(pg_read_file('postmaster.pid'), E'\\n', 1)::int"
@@ -145,7 +145,7 @@ def _postgres(url: str) -> list[psutil.Process]:
 
 
 def table(figures: Figures) -> str:
-    """The medians, and the median of each round's ratio to its first case (and its quartiles)."""
+    """Prints the medians, and the median and quartiles of each round's ratio to its first case."""
     names = list(dict.fromkeys(f["calls to"] for f in figures))
     first = {f["round"]: f for f in figures if f["calls to"] == names[0]}
     heads = ("server CPU ms", "ratio (quartiles)", "PostgreSQL CPU ms", "ratio (quartiles)")

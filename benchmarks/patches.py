@@ -1,8 +1,8 @@
-"""What a change costs in a short and in a long workflow, side by side.
+"""The cost of a change in short and in long workflows, side by side.
 
-One pointer changes with each call. The workflows of all lengths take turns, some calls each, so
-that what else the machine does falls on all of them alike. Server time is CPU of the server process
-and of PostgreSQL, to within the operating system's clock (10 ms over a whole turn).
+One pointer changes per call. Workflows of all lengths take turns of a few calls each, so that other
+load on the machine affects all of them equally. Server time is the CPU time of the server process
+and of PostgreSQL, with the resolution of the operating system's clock (10 ms per turn).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LONGEST_PERSIST = 1000
 
 
 class Counted:
-    """A call, how many bytes it sends and receives, and what it took."""
+    """A call, how many bytes it sends and receives, and what it cost."""
 
     def __init__(self, name: str, length: int, call: Callable[[int], Awaitable[int]]) -> None:
         self.name = name
@@ -43,7 +43,7 @@ class Counted:
 
 
 async def measure(url: str, postgres: psutil.Process) -> Figures:
-    """Measure patch, views and pages on workflows of every length."""
+    """Measures patches, views and pages on workflows of every length."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "benchmarks.bench_server", url,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
@@ -132,9 +132,9 @@ async def _cases(api: Api, length: int) -> list[Counted]:
             ),
             expected_revision=revision[0],
         )
-        answer = await api.workflows.CommitWorkflow(request)
-        revision[0] = answer.revision
-        return request.ByteSize() + answer.ByteSize()
+        response = await api.workflows.CommitWorkflow(request)
+        revision[0] = response.revision
+        return request.ByteSize() + response.ByteSize()
 
     async def get(view: w.WorkflowView.ValueType) -> int:
         request = w.GetWorkflowInstanceRequest(id=id_, view=view)
@@ -149,9 +149,9 @@ async def _cases(api: Api, length: int) -> list[Counted]:
         instance.execution_pointers[-1].outcome_json = f'{{"tag": {i}}}'
         instance.execution_pointers[-1].active = True
         request = w.PersistWorkflowRequest(instance=instance)
-        answer = await api.workflows.PersistWorkflow(request)
-        revision[0] = answer.revision
-        return request.ByteSize() + answer.ByteSize()
+        response = await api.workflows.PersistWorkflow(request)
+        revision[0] = response.revision
+        return request.ByteSize() + response.ByteSize()
 
     cases = [
         Counted("CommitWorkflow, patch", length, patch),
@@ -165,7 +165,7 @@ async def _cases(api: Api, length: int) -> list[Counted]:
 
 
 async def _store(api: Api, length: int) -> str:
-    """A workflow of so many ended pointers, made as a host would: bit by bit."""
+    """Creates a workflow with this many ended pointers incrementally, as a host would."""
     first = min(length, _POINTERS_PER_CALL)
     instance = make.instance(id=make.new_id("workflow"), execution_pointers=_pointers(0, first))
     await api.workflows.CreateNewWorkflow(w.CreateNewWorkflowRequest(instance=instance))
@@ -192,7 +192,7 @@ def _pointers(begin: int, end: int) -> list[w.ExecutionPointer]:
 
 
 def table(figures: Figures) -> str:
-    """The figures as a table for people."""
+    """Prints the figures as a table."""
     columns = ("server ms", 11), ("PostgreSQL ms", 15), ("x of 1", 8), ("bytes", 10), ("x of 1", 8)
     heads = "".join(f"{head:>{width}}" for head, width in columns)
     lines = [f"{'RPC':<36}{'pointers':>9}{heads}"]

@@ -1,7 +1,7 @@
-"""Purging a large store while it serves: how fast it goes, and how long writers are kept waiting.
+"""Purging a large store under load: its throughput, and how long writers are blocked.
 
-Writers persist workflows and create events all the time, first alone, then beside the purge. A
-write can take long for many reasons; how long anybody waits for a lock is asked of PostgreSQL.
+Writers persist workflows and create events throughout, first alone, then during the purge. A write
+can be slow for many reasons, so lock waits are read from PostgreSQL.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Figures = list[dict[str, Any]]
 WRITERS = 4
 ALONE_SECONDS = 10.0
 LONG = 100_000
-"""Pointers of the one long workflow among those to be purged."""
+"""Number of pointers of the one long workflow among those to be purged."""
 
 LOOK_EVERY_SECONDS = 0.02
 LOCK_WAITS = """
@@ -54,7 +54,7 @@ FROM generate_series(%(begin)s::int, %(end)s::int) i, generate_series(0, %(last)
 
 
 async def measure(url: str, count: int) -> Figures:
-    """Fill a store with so many events and a tenth as many workflows, and purge all of them."""
+    """Fills a store with this many events and a tenth as many workflows, and purges all of them."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "benchmarks.bench_server", url,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
@@ -109,8 +109,7 @@ def _fill(url: str, count: int) -> None:
 
 
 async def _write(url: str, api: Api, stop: asyncio.Event) -> dict[str, float]:
-    """Write until told to stop; how long the writes took, and the longest that anybody was seen
-    waiting for a lock."""
+    """Writes until told to stop; returns the latencies, and the longest lock wait seen."""
     took: list[float] = []
     lock_wait = 0.0
 
@@ -146,7 +145,7 @@ async def _write(url: str, api: Api, stop: asyncio.Event) -> dict[str, float]:
 
 
 BEFORE = Timestamp(seconds=int(make.time(-1).seconds))
-"""Everything filled in is older, everything that the writers write is newer."""
+"""All generated rows are older, and all rows of the writers are newer."""
 
 
 async def _purge_events(api: Api) -> tuple[int, int, float]:
@@ -154,9 +153,9 @@ async def _purge_events(api: Api) -> tuple[int, int, float]:
     while True:
         begin = time.perf_counter()
         request = e.PurgeEventsRequest(event_time_before=BEFORE, page_token=token)
-        answer = await api.events.PurgeEvents(request)
+        response = await api.events.PurgeEvents(request)
         slowest = max(slowest, time.perf_counter() - begin)
-        rows, calls, token = rows + answer.events, calls + 1, answer.next_page_token
+        rows, calls, token = rows + response.events, calls + 1, response.next_page_token
         if not token:
             return rows, calls, slowest
 
@@ -166,16 +165,16 @@ async def _purge_workflows(api: Api) -> tuple[int, int, float]:
     while True:
         begin = time.perf_counter()
         request = w.PurgeWorkflowsRequest(ended_before=BEFORE, page_token=token)
-        answer = await api.workflows.PurgeWorkflows(request)
+        response = await api.workflows.PurgeWorkflows(request)
         slowest = max(slowest, time.perf_counter() - begin)
-        rows += answer.workflows + answer.execution_pointers
-        calls, token = calls + 1, answer.next_page_token
+        rows += response.workflows + response.execution_pointers
+        calls, token = calls + 1, response.next_page_token
         if not token:
             return rows, calls, slowest
 
 
 def table(figures: Figures) -> str:
-    """The figures as a table for people."""
+    """Prints the figures as a table."""
     heads = ("writes", "p50 ms", "p99 ms", "longest", "for locks", "rows", "rows/s")
     lines = ["{:<36}{:>8}{:>9}{:>9}{:>9}{:>11}{:>12}{:>9}".format("", *heads)]
     lines += [

@@ -1,4 +1,4 @@
-"""Each hot RPC: latency, and CPU of the server process per call, beside a bare echo."""
+"""Each hot RPC: latency, and server CPU per call, beside a bare echo."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from wfe.persistence.v1 import workflow_pb2 as w
 
 Figures = list[dict[str, Any]]
 
-# Workflows to read and write: enough that callers meet on the same one only now and then.
+# Workflows to read and write: enough that callers rarely use the same one at the same time.
 STORED = 200
 
 
 async def measure(url: str, callers: list[int], seconds: float, only: str) -> Figures:
-    """Measure every case with every number of callers."""
+    """Measures every case with every number of callers."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "benchmarks.bench_server", url,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
@@ -72,7 +72,7 @@ _shift = 0
 
 
 def _shifted(call: Call) -> Call:
-    """Numbers that the runs before did not use."""
+    """Numbers that earlier runs did not use."""
     global _shift
     _shift += 10**6
     offset = _shift
@@ -80,7 +80,7 @@ def _shifted(call: Call) -> Call:
 
 
 def table(figures: Figures) -> str:
-    """The figures as a table for people."""
+    """Prints the figures as a table."""
     lines = [
         f"{'RPC':<38}{'callers':>8}{'p50 ms':>9}{'p99 ms':>9}{'CPU ms':>9}{'x echo':>8}{'calls':>8}"
     ]
@@ -142,7 +142,7 @@ def _get(pointers: int) -> Callable[[Api], Awaitable[Call]]:
 
 
 def _persist(pointers: int) -> Callable[[Api], Awaitable[Call]]:
-    """One of the pointers changes with each call."""
+    """One of the pointers changes per call."""
 
     async def prepare(api: Api) -> Call:
         ids = await _store_workflows(api, pointers)

@@ -1,9 +1,10 @@
-"""What a store takes: bytes of each row with its indexes, WAL and dead rows of each step.
+"""Storage: bytes per row with its indexes, and WAL and dead rows per step.
 
-Fills a store through a server with workflows of ten pointers, the last one running, and as many
-events and subscriptions as half of the workflows. Then it lets every third workflow take two steps,
-the first right after a checkpoint (PostgreSQL writes whole pages then), the second without one in
-between. A step: the running pointer is done, a new one begins, and the workflow is due anew.
+Fills a store through a server with workflows of ten pointers, the last one running, and half as
+many events and subscriptions as workflows. Then every third workflow takes two steps: the first
+right after a checkpoint (when PostgreSQL writes full pages), the second without a checkpoint in
+between. In a step the running pointer completes, a new one starts, and the workflow becomes due
+again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ CALLERS = 16
 
 
 async def measure(url: str, pointers: int) -> Figures:
-    """Fill a store with so many pointers, then look at it from within PostgreSQL."""
+    """Fills a store with this many pointers, then inspects it in PostgreSQL."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "benchmarks.bench_server", url,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
@@ -42,7 +43,7 @@ async def measure(url: str, pointers: int) -> Figures:
             await api.store.EnsureStoreExists(st.EnsureStoreExistsRequest())
             figures = await _fill(api, database, pointers // POINTERS)
         process.stdin.close()
-        await process.wait()  # its connections hand in their statistics at the latest now
+        await process.wait()  # its connections have flushed their statistics by now
         figures += await _rows(database, UPDATES)
         await database.execute("VACUUM ANALYZE")
         figures += await _rows(database, SIZES)
@@ -89,7 +90,7 @@ async def _each(call: Callable[[Any], Any], messages: Iterable[Any]) -> None:
 
 
 def _workflow(number: int) -> WorkflowInstance:
-    """An order with some 400 bytes of data, at the last of its steps so far."""
+    """An order with about 400 bytes of data, at the last of its steps so far."""
     order = {
         "order": f"order-{number}",
         "customer": {"id": number, "name": f"Customer {number}", "city": "Springfield"},
@@ -124,7 +125,7 @@ def _done(pointer: ExecutionPointer) -> ExecutionPointer:
 
 
 def _step(instance: WorkflowInstance) -> WorkflowInstance:
-    """The last pointer is done, the next one begins, and the workflow is due anew."""
+    """The last pointer completes, the next one starts, and the workflow becomes due again."""
     _done(instance.execution_pointers[-1])
     instance.execution_pointers.append(_running(len(instance.execution_pointers)))
     instance.next_execution += 1000
@@ -136,7 +137,7 @@ def _event(instance: WorkflowInstance) -> Any:
 
 
 async def _wal(database: psycopg.AsyncConnection[Any]) -> float:
-    """How many bytes were written so far."""
+    """The number of WAL bytes written so far."""
     [row] = await _rows(database, WAL)
     written: float = row["bytes"]
     return written
@@ -160,7 +161,7 @@ FROM pg_stat_user_tables WHERE schemaname = 'wfc' AND n_tup_ins > 0 AND relname 
 ORDER BY relname
 """
 
-# The table with its map of free space; the rest of the total is TOAST.
+# The table with its free space map; the rest of the total is TOAST.
 SIZES = """
 SELECT relname AS size_of, reltuples::int AS rows,
     pg_relation_size(oid)::float8 / reltuples AS heap, pg_indexes_size(oid) / reltuples AS indexes,
@@ -180,7 +181,7 @@ WHERE c.relnamespace = 'wfc'::regnamespace AND (
 
 
 def table(figures: Figures) -> str:
-    """One block for each kind of figures."""
+    """Prints one block per kind of figure."""
     lines = []
     for kind in ("WAL of", "updates_of", "size_of", "index"):
         of = [f for f in figures if kind in f]

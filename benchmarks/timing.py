@@ -1,4 +1,4 @@
-"""Calls in a loop, and what they took."""
+"""Calls in a loop, and how long they took."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 Call = Callable[[int], Awaitable[object]]
-"""One call; its argument is a number that no other call gets."""
+"""One call; its argument is a number unique to the call."""
 
 
 async def timed(call: Call, callers: int, seconds: float) -> list[float]:
-    """Call from so many callers at once for so long; how long each call took, in seconds."""
+    """Runs this many concurrent callers for this long; returns the latency of each call in
+    seconds."""
     took: list[float] = []
     number = iter(range(10**9))
     end = time.perf_counter() + seconds
@@ -26,7 +27,7 @@ async def timed(call: Call, callers: int, seconds: float) -> list[float]:
 
 
 async def counted(call: Call, callers: int, calls: int) -> list[float]:
-    """Call so many times in all from so many callers at once; how long each call took."""
+    """Makes this many calls in total from concurrent callers; returns the latency of each."""
     took: list[float] = []
     number = iter(range(calls))
 
@@ -41,6 +42,6 @@ async def counted(call: Call, callers: int, calls: int) -> list[float]:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value that so many percent are not above."""
+    """The given percentile."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]

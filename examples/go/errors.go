@@ -10,11 +10,11 @@ import (
 	pb "wfe-persistence/examples/go/gen/wfe/persistence/v1"
 )
 
-// A Failure is what a failed call says to programs; the message text is for people.
+// A Failure is the machine-readable part of a failed call; the message text is for people.
 type Failure struct {
 	Reason   pb.ErrorReason
 	Metadata map[string]string
-	// Fields has the path of each bad field and what is wrong with it, such as JSON_INVALID.
+	// Fields has the path of each invalid field and the violation, such as JSON_INVALID.
 	Fields map[string]string
 }
 
@@ -22,7 +22,7 @@ func (f Failure) String() string {
 	return fmt.Sprint(strings.TrimPrefix(f.Reason.String(), "ERROR_REASON_"), " ", f.Metadata, " ", f.Fields)
 }
 
-// failure reads the details of an error; one that is not the store's has reason UNSPECIFIED.
+// failure reads the details of an error; an error from elsewhere has reason UNSPECIFIED.
 func failure(err error) Failure {
 	var f Failure
 	for _, detail := range status.Convert(err).Details() {
@@ -42,7 +42,7 @@ func failure(err error) Failure {
 	return f
 }
 
-// expect passes a failure of that reason, and makes an error of everything else.
+// expect accepts a failure with that reason, and returns an error for everything else.
 func expect(err error, reason pb.ErrorReason) (Failure, error) {
 	f := failure(err)
 	if err == nil || f.Reason != reason {

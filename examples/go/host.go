@@ -21,10 +21,10 @@ import (
 	pb "wfe-persistence/examples/go/gen/wfe/persistence/v1"
 )
 
-// workerID says who we are, to people who look into the store.
+// workerID identifies this worker to people who inspect the store.
 const workerID = "go-host"
 
-// Summary is what a run has made.
+// Summary lists what a run has created.
 type Summary struct {
 	WorkflowID     string   `json:"workflow_id"`
 	EventID        string   `json:"event_id"`
@@ -38,7 +38,7 @@ type host struct {
 	events        pb.EventServiceClient
 	subscriptions pb.SubscriptionServiceClient
 	commands      pb.ScheduledCommandServiceClient
-	order         string // the number of the order, new in each run
+	order         string // the order number, new in each run
 }
 
 func newHost(conn *grpc.ClientConn) *host {
@@ -51,7 +51,7 @@ func newHost(conn *grpc.ClientConn) *host {
 	}
 }
 
-// waitUntilServing follows the server's health until it is ready, also through its start.
+// waitUntilServing watches the server's health until it is ready, also while it starts.
 func waitUntilServing(ctx context.Context, conn *grpc.ClientConn) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -60,12 +60,12 @@ func waitUntilServing(ctx context.Context, conn *grpc.ClientConn) error {
 		return err
 	}
 	for {
-		answer, err := watch.Recv()
+		response, err := watch.Recv()
 		if err != nil {
 			return fmt.Errorf("health: %w", err)
 		}
-		log.Print("health: ", answer.Status)
-		if answer.Status == health.HealthCheckResponse_SERVING {
+		log.Print("health: ", response.Status)
+		if response.Status == health.HealthCheckResponse_SERVING {
 			return nil
 		}
 	}
@@ -84,7 +84,7 @@ func (h *host) run(ctx context.Context) (*Summary, error) {
 	return &s, nil
 }
 
-// create stores the workflow of an order. Asking twice is safe: the second call changes nothing.
+// create stores the workflow of an order. Idempotent: a second call changes nothing.
 func (h *host) create(ctx context.Context, s *Summary) error {
 	request := &pb.CreateNewWorkflowRequest{Instance: &pb.WorkflowInstance{
 		Id:                   uuid.NewString(),
@@ -93,7 +93,7 @@ func (h *host) create(ctx context.Context, s *Summary) error {
 		Version:              1,
 		Status:               pb.WorkflowStatus_WORKFLOW_STATUS_RUNNABLE,
 		NextExecution:        proto.Int64(math.MaxInt64),
-		// JSON travels as text, so a number keeps all its digits: this one is 2^53+1.
+		// JSON is sent as text, so a number keeps all its digits: this one is 2^53+1.
 		DataJson:   `{"serial": 9007199254740993, "total": 12.50, "paid": false}`,
 		CreateTime: timestamppb.Now(),
 		ExecutionPointers: []*pb.ExecutionPointer{
@@ -102,11 +102,11 @@ func (h *host) create(ctx context.Context, s *Summary) error {
 		},
 	}}
 	for range 2 {
-		answer, err := h.workflows.CreateNewWorkflow(ctx, request)
+		response, err := h.workflows.CreateNewWorkflow(ctx, request)
 		if err != nil {
 			return err
 		}
-		s.WorkflowID, s.Revision = answer.Id, answer.Revision
+		s.WorkflowID, s.Revision = response.Id, response.Revision
 	}
 	log.Printf("created %s as %s", s.WorkflowID, h.order)
 	stored, err := h.load(ctx, s.WorkflowID)
@@ -121,11 +121,11 @@ func (h *host) create(ctx context.Context, s *Summary) error {
 }
 
 func (h *host) load(ctx context.Context, id string) (*pb.WorkflowInstance, error) {
-	answer, err := h.workflows.GetWorkflowInstance(ctx, &pb.GetWorkflowInstanceRequest{Id: id})
-	return answer.GetInstance(), err
+	response, err := h.workflows.GetWorkflowInstance(ctx, &pb.GetWorkflowInstanceRequest{Id: id})
+	return response.GetInstance(), err
 }
 
-// update loads, changes and persists a workflow; if another host wrote in between, once more.
+// update loads, changes and persists a workflow; if another host wrote in between, it retries.
 func (h *host) update(ctx context.Context, id string, change func(*pb.WorkflowInstance) error,
 	subscriptions ...*pb.EventSubscription,
 ) (*pb.PersistWorkflowWithSubscriptionsResponse, error) {
@@ -138,21 +138,21 @@ func (h *host) update(ctx context.Context, id string, change func(*pb.WorkflowIn
 		if err := change(workflow); err != nil {
 			return nil, err
 		}
-		answer, err := h.workflows.PersistWorkflowWithSubscriptions(ctx, &pb.PersistWorkflowWithSubscriptionsRequest{
+		response, err := h.workflows.PersistWorkflowWithSubscriptions(ctx, &pb.PersistWorkflowWithSubscriptionsRequest{
 			Instance: workflow, Subscriptions: subscriptions, ExpectedRevision: &expected,
 		})
 		f := failure(err)
 		if f.Reason != pb.ErrorReason_ERROR_REASON_REVISION_MISMATCH {
-			return answer, err
+			return response, err
 		}
 		log.Printf("revision %d is out of date, %s is stored: again", expected, f.Metadata["revision"])
 	}
 }
 
-// change updates the order while another host does, too: no change of either is lost.
+// change updates the order while another host does so too: neither change is lost.
 func (h *host) change(ctx context.Context, s *Summary) error {
 	interfered := false
-	answer, err := h.update(ctx, s.WorkflowID, func(workflow *pb.WorkflowInstance) error {
+	response, err := h.update(ctx, s.WorkflowID, func(workflow *pb.WorkflowInstance) error {
 		if !interfered { // the other host, between our load and our persist
 			interfered = true
 			other := proto.CloneOf(workflow)
@@ -167,7 +167,7 @@ func (h *host) change(ctx context.Context, s *Summary) error {
 		return err
 	})
 	if err == nil {
-		log.Printf("changed: revision %d", answer.Revision)
+		log.Printf("changed: revision %d", response.Revision)
 	}
 	return err
 }
@@ -185,7 +185,7 @@ func withMember(text, name string, value any) (string, error) {
 	return string(changed), err
 }
 
-// refused shows what calls that fail have to say.
+// refused shows the details of calls that fail.
 func (h *host) refused(ctx context.Context, s *Summary) error {
 	_, err := h.load(ctx, "no-such-workflow")
 	f, err := expect(err, pb.ErrorReason_ERROR_REASON_WORKFLOW_NOT_FOUND)
@@ -215,9 +215,9 @@ func (h *host) refused(ctx context.Context, s *Summary) error {
 	return nil
 }
 
-// waitForEvent puts the second step to wait, and stores its subscription with it, all or nothing.
+// waitForEvent makes the second step wait, and stores its subscription with it, all or nothing.
 func (h *host) waitForEvent(ctx context.Context, s *Summary) error {
-	s.SubscriptionID = uuid.NewString() // ours to choose, so that the same call again makes no second one
+	s.SubscriptionID = uuid.NewString() // generated here, so that repeating the call does not create a second one
 	_, err := h.update(ctx, s.WorkflowID, func(workflow *pb.WorkflowInstance) error {
 		waiting := workflow.ExecutionPointers[1]
 		waiting.Status = pb.PointerStatus_POINTER_STATUS_WAITING_FOR_EVENT
@@ -234,7 +234,7 @@ func (h *host) waitForEvent(ctx context.Context, s *Summary) error {
 	return err
 }
 
-// deliverEvents creates an event and hands it to whoever waits for it.
+// deliverEvents creates an event and delivers it to the workflows that wait for it.
 func (h *host) deliverEvents(ctx context.Context, s *Summary) error {
 	created, err := h.events.CreateEvent(ctx, &pb.CreateEventRequest{Event: &pb.Event{
 		Id: uuid.NewString(), EventName: "order.paid", EventKey: h.order,
@@ -244,11 +244,11 @@ func (h *host) deliverEvents(ctx context.Context, s *Summary) error {
 		return err
 	}
 	s.EventID = created.Id
-	answer, err := h.events.GetEvent(ctx, &pb.GetEventRequest{Id: s.EventID})
+	response, err := h.events.GetEvent(ctx, &pb.GetEventRequest{Id: s.EventID})
 	if err != nil {
 		return err
 	}
-	event := answer.Event
+	event := response.Event
 	for {
 		open, err := h.subscriptions.GetFirstOpenSubscription(ctx, &pb.GetFirstOpenSubscriptionRequest{
 			EventName: event.EventName, EventKey: event.EventKey, AsOf: event.EventTime,
@@ -256,7 +256,7 @@ func (h *host) deliverEvents(ctx context.Context, s *Summary) error {
 		if err != nil {
 			return err
 		}
-		if open.Subscription == nil { // nobody waits any more
+		if open.Subscription == nil { // no more open subscriptions
 			break
 		}
 		if err := h.deliver(ctx, event, open.Subscription, s); err != nil {
@@ -267,16 +267,16 @@ func (h *host) deliverEvents(ctx context.Context, s *Summary) error {
 	return err
 }
 
-// deliver gives an event to one subscription, if no other worker has taken that one.
+// deliver delivers an event to one subscription, unless another worker holds it.
 func (h *host) deliver(ctx context.Context, event *pb.Event, subscription *pb.EventSubscription, s *Summary) error {
 	taken, err := h.subscriptions.SetSubscriptionToken(ctx, &pb.SetSubscriptionTokenRequest{
 		Id: subscription.Id, Token: uuid.NewString(), WorkerId: workerID,
-		Expiry: timestamppb.New(time.Now().Add(30 * time.Second)), // if we die, others may have it
+		Expiry: timestamppb.New(time.Now().Add(30 * time.Second)), // if we crash, others may claim it
 	})
 	if err != nil || !taken.Acquired {
 		return err
 	}
-	answer, err := h.update(ctx, subscription.WorkflowId, func(workflow *pb.WorkflowInstance) error {
+	response, err := h.update(ctx, subscription.WorkflowId, func(workflow *pb.WorkflowInstance) error {
 		for _, pointer := range workflow.ExecutionPointers {
 			if pointer.Id == subscription.ExecutionPointerId {
 				pointer.EventPublished = true
@@ -292,13 +292,13 @@ func (h *host) deliver(ctx context.Context, event *pb.Event, subscription *pb.Ev
 	if err != nil {
 		return err
 	}
-	s.Revision = answer.Revision
-	log.Printf("delivered %s to %s: revision %d", event.EventName, subscription.WorkflowId, answer.Revision)
+	s.Revision = response.Revision
+	log.Printf("delivered %s to %s: revision %d", event.EventName, subscription.WorkflowId, response.Revision)
 	_, err = h.subscriptions.TerminateSubscription(ctx, &pb.TerminateSubscriptionRequest{Id: subscription.Id})
 	return err
 }
 
-// runCommands schedules a command, claims what is due, handles it and completes it.
+// runCommands schedules a command, claims the due ones, handles them and completes them.
 func (h *host) runCommands(ctx context.Context, s *Summary) error {
 	for _, executeTime := range []int64{math.MaxInt64, math.MinInt64} { // the second replaces the first
 		_, err := h.commands.ScheduleCommand(ctx, &pb.ScheduleCommandRequest{Command: &pb.ScheduledCommand{
@@ -347,7 +347,7 @@ func (h *host) workflow(nextExecution int64) *pb.WorkflowInstance {
 	}
 }
 
-// batch makes workflows at the ends of int64, pages through those due, and streams them all.
+// batch creates workflows at the limits of int64, pages through the due ones, and streams them all.
 func (h *host) batch(ctx context.Context, s *Summary) error {
 	times := map[string]int64{}
 	for _, next := range []int64{math.MinInt64, -(1<<53 + 1), 0, 1<<53 + 1, math.MaxInt64} {
@@ -378,14 +378,14 @@ func (h *host) batch(ctx context.Context, s *Summary) error {
 		return err
 	}
 	for {
-		answer, err := stream.Recv()
+		response, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		workflow := answer.Instance
+		workflow := response.Instance
 		if workflow.GetNextExecution() != times[workflow.Id] {
 			return fmt.Errorf("%s: next_execution came back as %d", workflow.Id, workflow.GetNextExecution())
 		}

@@ -1,5 +1,5 @@
-// A workflow host in Go: it takes an order from its creation to its end through every kind of call
-// the persistence server has. See README.md.
+// A workflow host in Go: it runs an order from creation to completion through every kind of call
+// that the persistence server offers. See README.md.
 package main
 
 import (
@@ -49,7 +49,7 @@ func run(ctx context.Context, target string) (*Summary, error) {
 	return newHost(conn).run(ctx)
 }
 
-// withDeadline gives every call a deadline of its own: without one, the server's default counts.
+// withDeadline gives every call its own deadline: without one, the server's default applies.
 func withDeadline(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn,
 	invoke grpc.UnaryInvoker, opts ...grpc.CallOption,
 ) error {

@@ -1,52 +1,55 @@
-"""A small workflow engine that keeps all its state in the persistence server.
+"""A small workflow engine that stores all its state in the persistence server.
 
-Any number of engines may work on one store, and any of them may die at any moment.
+Any number of engines may work on one store, and any of them may crash at any time.
 
-- The workflow's row says what is to be done. A worker changes it only with
-  `step(..., strict=True)`: what a worker decides on an outdated state is refused. With
-  the state the step stores all that came about with it, in one transaction:
-  subscriptions, errors, the end of a wait.
-- A scheduled command is the turn to do it: one for each workflow and each event,
-  and claiming it gives the turn to one worker for the time of a lease. A step is
-  started only if it must end (by timeout) before the lease does. So two workers
-  never run a step at the same time, unless one is frozen for longer than its lease;
-  then the lease that the step must hold, or the revision, keeps its late result out.
+- The stored workflow says what to do next. A worker changes it only with `step(...,
+  strict=True)`, so a decision based on outdated state is rejected. The step stores the
+  new state and all its effects in one transaction: subscriptions, errors, the end of a
+  wait.
+- A scheduled command is the right to do it: there is one per workflow and per event,
+  and a claim gives it to one worker for the duration of a lease. A step starts only if
+  its timeout ends before the lease does. So two workers never run a step at the same
+  time, unless one is frozen for longer than its lease; its late result is then rejected
+  because the lease is lost or the revision has changed.
 
 What a crash between any two calls leaves behind:
 
-- before a step's result is persisted: the old state. When the lease ends, another
-  worker claims the command and runs the step again. So steps run *at least once*;
-  for effects outside, each has a key (workflow id / pointer id) that stays the same,
-  and whoever performs the effect does so once for each key.
-- after it is persisted: a command that others claim again, to find the new state.
-- between "wait for an event" and the look for events that came before: the same
-  command; who claims it finds the step waiting and looks again.
-- while an event is being delivered: a subscription held by nobody alive. Its token
-  ends with the lease of the event's command, so who claims that next finds it open.
-  The workflow has the event if and only if the subscription is gone.
-- between finding work and scheduling it: nothing. The next poll finds it again.
+- Before a step's result is persisted: the old state. When the lease expires, another
+  worker claims the command and runs the step again. So steps run *at least once*; each
+  has a stable idempotency key (workflow id / pointer id) with which external systems
+  apply its effects once.
+- After it is persisted: a command that others claim again, and then find the new state.
+- Between storing a wait for an event and the check for earlier events: the same
+  command; its next claimer finds the step waiting and repeats the check.
+- While an event is being delivered: a subscription held by a dead worker. Its token
+  expires with the lease of the event's command, so the next claimer finds it open. The
+  workflow has the event if and only if the subscription has been removed.
+- Between finding work and scheduling it: nothing. The next poll finds it again.
 """
 
 import asyncio
 import copy
 import logging
-import math
 import time
-import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 
+from examples.python.definition import (
+    Context,
+    Definition,
+    Lease,
+    Listener,
+    millis,
+    now,
+)
+from examples.python.transitions import advance, describe, fail, new_pointer, waiting_pointer
 from wfe_persistence_client import (
-    ABSENT,
     JSON,
-    Absent,
     CommandName,
     CommitOutcomeUnknown,
     Event,
-    EventAlreadyExists,
     EventNotFound,
     EventSubscription,
     ExecutionError,
@@ -68,119 +71,16 @@ from wfe_persistence_client import (
 log = logging.getLogger("host")
 
 
-@dataclass(frozen=True)
-class Next:
-    """The step is done; on to the next one."""
-
-    outcome: JSON | Absent = ABSENT
-
-
-@dataclass(frozen=True)
-class Sleep:
-    """Run the step again at that time; it finds `remember` in `Context.memory`."""
-
-    until: datetime
-    remember: JSON
-
-
-@dataclass(frozen=True)
-class WaitFor:
-    """Run the step again when the event has come; it finds it in `Context.event_data`.
-
-    Events since the workflow began count, also those that came before the wait.
-    """
-
-    event_name: str
-    event_key: str
-
-
-StepResult = Next | Sleep | WaitFor
-
-
-@dataclass(frozen=True)
-class Lease:
-    """One worker's turn on one workflow or event."""
-
-    worker: str
-    token: str
-    #: When it ends by the database's clock, and by ours, which is never later.
-    expiry: datetime
-    ends: float
-
-    def remaining(self) -> float:
-        """Seconds left."""
-        return self.ends - time.monotonic()
-
-
-@dataclass
-class Context:
-    """What a step gets to see."""
-
-    workflow_id: str
-    step_name: str
-    #: The same each time this step of this workflow runs, and no other's.
-    key: str
-    #: How often the step has failed so far.
-    attempt: int
-    #: The workflow's data. Changes are kept if the step does not fail.
-    data: dict[str, JSON]
-    #: What the step's last `Sleep` said to remember.
-    memory: JSON | Absent
-    #: The content of the event the step waited for.
-    event_data: JSON | Absent
-    lease: Lease
-    store: PersistenceProvider
-
-    async def publish(self, event_name: str, event_key: str, data: JSON, delay: timedelta) -> None:
-        """Publishes an event in a while. The step run again publishes no second one."""
-        when = now() + delay
-        event = Event(
-            id=self.key,
-            event_name=event_name,
-            event_key=event_key,
-            event_data=data,
-            event_time=when,
-        )
-        with suppress(EventAlreadyExists):  # with the time of an earlier run
-            await self.store.create_event(event)
-        await self.store.schedule_command(
-            ScheduledCommand(
-                command_name=CommandName.PROCESS_EVENT, data=event.id, execute_time=millis(when)
-            )
-        )
-
-
-#: Does the step's work. What it raises is put on record, and the step run again later.
-StepFunction = Callable[[Context], Awaitable[StepResult]]
-
-#: Takes an event that the host itself reacts to; may be handed the same one again,
-#: even at the same time if it takes longer than a lease.
-Listener = Callable[[Event], Awaitable[None]]
-
-
-@dataclass(frozen=True)
-class Definition:
-    """A workflow: named steps, one after the other."""
-
-    id: str
-    version: int
-    steps: Sequence[tuple[str, StepFunction]]
-    #: How often a step may fail and be run again; one failure more terminates.
-    max_retries: int = 3
-    #: The wait before the first retry; it doubles with each.
-    backoff: timedelta = timedelta(milliseconds=100)
-
-
 async def start_workflow(
     store: PersistenceProvider, definition: Definition, workflow_id: str, data: JSON
 ) -> bool:
-    """Starts a workflow; false if there is one of that id already."""
+    """Starts a workflow; returns False if there is one with that id already."""
     workflow = WorkflowInstance(
         id=workflow_id,
         workflow_definition_id=definition.id,
         version=definition.version,
         data=data,
-        execution_pointers=[_pointer(0, definition)],
+        execution_pointers=[new_pointer(0, definition)],
         next_execution=millis(now()),
     )
     try:
@@ -191,7 +91,7 @@ async def start_workflow(
 
 
 class Engine:
-    """Runs the workflows of some definitions, and delivers events."""
+    """Runs workflows of the given definitions, and delivers events."""
 
     def __init__(
         self,
@@ -208,13 +108,13 @@ class Engine:
         self._listeners = listeners
         self._name = name
         self._lease = lease
-        # A step may take half a lease; none is started in a lease's second half.
+        # A step may take half a lease; none is started in the second half of a lease.
         self._step_timeout = lease.total_seconds() / 2
         self._poll = poll
         self._claimed: set[str] = set()
 
     async def run(self, workers: int, stop: asyncio.Event) -> None:
-        """Works until `stop`; then the workers finish what they have claimed."""
+        """Runs until `stop` is set; then the workers finish what they have claimed."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._repeat(self._find_work, stop))
             for number in range(1, workers + 1):
@@ -222,30 +122,32 @@ class Engine:
                 tasks.create_task(self._repeat(partial(self._work, worker), stop))
 
     async def drain(self) -> None:
-        """Works off the commands that are due now, without looking for new work."""
+        """Handles the commands that are due now, without looking for new work."""
         while await self._work(self._name):
             pass
 
     async def _repeat(self, turn: Callable[[], Awaitable[bool]], stop: asyncio.Event) -> None:
-        """Takes turns until `stop`; rests after one that found nothing to do or failed."""
+        """Repeats `turn` until `stop` is set; pauses after one that did nothing or failed."""
         while not stop.is_set():
             try:
                 rest = not await turn()
             except PersistenceError as error:
-                log.warning("the store: %s", error)
+                log.warning("store: %s", error)
                 rest = True
             except Exception:
-                log.exception("a turn failed; what it claimed is left to the end of its lease")
+                log.exception(
+                    "a turn failed; what it claimed stays claimed until its lease expires"
+                )
                 rest = True
             if rest:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), self._poll)
 
     async def _find_work(self) -> bool:
-        """Schedules a command for all that is due.
+        """Schedules a command for everything that is due.
 
-        One that is scheduled already stays one. One that somebody works on stays his,
-        and is looked at once more after that.
+        A command that is scheduled already is not duplicated. One that a worker holds
+        stays with it, and is due again afterwards.
         """
         due = [
             (CommandName.PROCESS_WORKFLOW, await self._store.get_runnable_instances()),
@@ -263,8 +165,9 @@ class Engine:
         )
 
     async def _work(self, worker: str) -> bool:
-        """Claims a command and does what it says; false if there is none."""
-        # Read before the claim is sent: our end of the lease is never after the real one.
+        """Claims and handles a command; returns False if there is none."""
+        # Read before the claim is sent, so our end of the lease is never after the
+        # actual one.
         begin = time.monotonic()
         claims = await self._store.claim_commands(
             limit=1, lease_duration=self._lease, worker_id=worker
@@ -283,7 +186,8 @@ class Engine:
                 log.warning("%s: %s", id_, error)
             finally:
                 self._claimed.discard(id_)
-            # Only now: after any failure above, the command is due again in a while.
+            # Only now: after any failure above, the command becomes due again when the
+            # lease expires.
             with suppress(LeaseLost):
                 await self._store.complete_commands([claim.lease_token])
         return bool(claims)
@@ -291,14 +195,17 @@ class Engine:
     # Workflows
 
     async def _run_workflow(self, workflow_id: str, lease: Lease) -> None:
-        """Runs the workflow's steps as long as there is something to do and time."""
+        """Runs the workflow's steps while there are any to run and the lease lasts."""
         while True:
             workflow = await self._store.get_workflow_instance(workflow_id)
             if workflow.status is not WorkflowStatus.RUNNABLE:
                 return
             pointer = next((p for p in workflow.execution_pointers if p.active), None)
             if pointer is None:
-                log.warning("%s: runnable, but no step of it is active; not ours?", workflow_id)
+                log.warning(
+                    "%s: runnable, but has no active step; does it belong to another engine?",
+                    workflow_id,
+                )
                 return
             if pointer.status is PointerStatus.WAITING_FOR_EVENT:
                 await self._find_earlier_events(workflow, pointer)
@@ -306,15 +213,18 @@ class Engine:
             if (workflow.next_execution or 0) > millis(now()):
                 return
             if lease.remaining() < self._step_timeout:
-                return  # it stays runnable: the next poll finds it
+                return  # it stays runnable, and the next poll finds it
             try:
                 await self._run_step(workflow, pointer, lease)
             except LeaseLost as error:
-                log.info("%s: dropped, it is somebody else's turn: %s", workflow_id, error.reason)
+                log.info(
+                    "%s: discarded, another worker has the lease: %s", workflow_id, error.reason
+                )
                 return
             except (RevisionMismatch, CommitOutcomeUnknown) as error:
-                # Somebody was faster, or it was us: what is stored counts.
-                log.info("%s: dropped and loaded anew: %s", workflow_id, error.reason)
+                # Another worker was faster, or it was us: the stored state is
+                # authoritative.
+                log.info("%s: discarded and loaded again: %s", workflow_id, error.reason)
 
     async def _run_step(
         self, workflow: WorkflowInstance, pointer: ExecutionPointer, lease: Lease
@@ -340,7 +250,7 @@ class Engine:
             async with asyncio.timeout(self._step_timeout):
                 result = await step(context)
         except PersistenceError:
-            raise  # the store's trouble, not the step's
+            raise  # an error of the store, not of the step
         except Exception as error:
             said = f"attempt {pointer.retry_count + 1}: {type(error).__name__}: {error}"
             errors = [
@@ -348,11 +258,11 @@ class Engine:
                     workflow_id=workflow.id, execution_pointer_id=pointer.id, message=said
                 )
             ]
-            _fail(definition, workflow, pointer)
+            fail(definition, workflow, pointer)
         else:
-            said = _said(result)
+            said = describe(result)
             workflow.data = context.data
-            subscriptions = _advance(definition, workflow, pointer, result)
+            subscriptions = advance(definition, workflow, pointer, result)
         async with self._store.step(workflow, strict=True) as stored:
             stored.hold(lease.token)
             for subscription in subscriptions:
@@ -364,10 +274,12 @@ class Engine:
     async def _find_earlier_events(
         self, workflow: WorkflowInstance, pointer: ExecutionPointer
     ) -> None:
-        """Has events delivered that may have come before the subscription was stored.
+        """Schedules delivery of events that may have arrived before the subscription
+        was stored.
 
-        A delivery under way, which may have looked for subscriptions too early, is not
-        disturbed: a command scheduled while it is claimed is due again after that.
+        A delivery in progress, which may have looked for subscriptions too early, is
+        not disturbed: a command scheduled while it is claimed becomes due again
+        afterwards.
         """
         for event_id in await self._store.get_events(
             pointer.event_name or "", pointer.event_key or ""
@@ -379,7 +291,7 @@ class Engine:
     # Events
 
     async def _deliver(self, event_id: str, lease: Lease) -> None:
-        """Gives an event to the host's listener and to all who wait for it."""
+        """Delivers an event to the host's listener and to all workflows that wait for it."""
         event = await self._store.get_event(event_id)
         if listener := self._listeners.get(event.event_name):
             await listener(event)
@@ -387,7 +299,7 @@ class Engine:
         for subscription in await self._store.get_subscriptions(
             event.event_name, event.event_key, event.event_time
         ):
-            # Held as long as the event's command, and not a moment longer.
+            # Held exactly as long as the event's command.
             with suppress(SubscriptionNotFound):
                 if await self._store.set_subscription_token(
                     subscription.id, lease.token, lease.worker, lease.expiry
@@ -398,14 +310,14 @@ class Engine:
         log.info("%s  %s  delivered to %d waiting", lease.worker, event_id, delivered)
 
     async def _wake(self, subscription: EventSubscription, event: Event, lease: Lease) -> None:
-        """Puts the event into the workflow that waits, and ends the wait."""
+        """Stores the event in the waiting workflow, and ends the wait."""
         while True:
             try:
                 workflow = await self._store.get_workflow_instance(subscription.workflow_id)
             except WorkflowNotFound:
                 pointer = None
             else:
-                pointer = _waiting(workflow, subscription)
+                pointer = waiting_pointer(workflow, subscription)
             if pointer is None:
                 await self._store.terminate_subscription(subscription.id)
                 return
@@ -421,122 +333,3 @@ class Engine:
             except RevisionMismatch:
                 continue
             return
-
-
-# What becomes of a workflow: changes of its state only, to be persisted as one.
-
-
-def _pointer(step_id: int, definition: Definition) -> ExecutionPointer:
-    return ExecutionPointer(
-        id=str(step_id + 1),
-        step_id=step_id,
-        step_name=definition.steps[step_id][0],
-        active=True,
-        predecessor_id=str(step_id) if step_id else None,
-    )
-
-
-def _advance(
-    definition: Definition,
-    workflow: WorkflowInstance,
-    pointer: ExecutionPointer,
-    result: StepResult,
-) -> list[EventSubscription]:
-    """After a step that ended well. Answers the subscription to persist with it, if any."""
-    pointer.sleep_until = None
-    match result:
-        case Next(outcome):
-            pointer.outcome = outcome
-            _end(pointer, PointerStatus.COMPLETE)
-            following = pointer.step_id + 1
-            if following < len(definition.steps):
-                workflow.execution_pointers.append(_pointer(following, definition))
-                workflow.next_execution = millis(now())
-            else:
-                _end_workflow(workflow, WorkflowStatus.COMPLETE)
-        case Sleep(until, remember):
-            pointer.persistence_data = remember
-            _sleep(workflow, pointer, until)
-        case WaitFor(event_name, event_key):
-            subscription = EventSubscription(
-                id=str(uuid.uuid4()),
-                workflow_id=workflow.id,
-                step_id=pointer.step_id,
-                execution_pointer_id=pointer.id,
-                event_name=event_name,
-                event_key=event_key,
-                subscribe_as_of=workflow.create_time,
-            )
-            pointer.status = PointerStatus.WAITING_FOR_EVENT
-            pointer.event_name, pointer.event_key = event_name, event_key
-            pointer.event_published, pointer.event_data = False, ABSENT
-            pointer.extension_attributes[_SUBSCRIPTION] = subscription.id
-            workflow.next_execution = None
-            return [subscription]
-    return []
-
-
-def _fail(definition: Definition, workflow: WorkflowInstance, pointer: ExecutionPointer) -> None:
-    """After a step that failed: again later, or the end of the workflow."""
-    if pointer.retry_count >= definition.max_retries:
-        _end(pointer, PointerStatus.FAILED)
-        _end_workflow(workflow, WorkflowStatus.TERMINATED)
-    else:
-        _sleep(workflow, pointer, now() + definition.backoff * 2**pointer.retry_count)
-        pointer.retry_count += 1
-
-
-def _sleep(workflow: WorkflowInstance, pointer: ExecutionPointer, until: datetime) -> None:
-    pointer.status = PointerStatus.SLEEPING
-    pointer.sleep_until = until
-    workflow.next_execution = millis(until)
-
-
-def _end(pointer: ExecutionPointer, status: PointerStatus) -> None:
-    pointer.status = status
-    pointer.active = False
-    pointer.sleep_until = None
-    pointer.end_time = now()
-
-
-def _end_workflow(workflow: WorkflowInstance, status: WorkflowStatus) -> None:
-    workflow.status = status
-    workflow.next_execution = None
-    workflow.complete_time = now()
-
-
-#: The extension attribute with the id of the subscription a pointer waits with.
-_SUBSCRIPTION = "subscription"
-
-
-def _waiting(
-    workflow: WorkflowInstance, subscription: EventSubscription
-) -> ExecutionPointer | None:
-    """The pointer that waits with this very subscription, if it still does."""
-    for pointer in workflow.execution_pointers:
-        if (
-            pointer.id == subscription.execution_pointer_id
-            and pointer.status is PointerStatus.WAITING_FOR_EVENT
-            and pointer.extension_attributes.get(_SUBSCRIPTION) == subscription.id
-        ):
-            return pointer
-    return None
-
-
-def _said(result: StepResult) -> str:
-    match result:
-        case Sleep(until):
-            return f"sleeps until {until:%H:%M:%S.%f}"
-        case WaitFor(event_name):
-            return f"waits for {event_name}"
-    return "done"
-
-
-def now() -> datetime:
-    """This host's time."""
-    return datetime.now(UTC)
-
-
-def millis(when: datetime) -> int:
-    """Milliseconds since 1970, not before `when`."""
-    return math.ceil(when.timestamp() * 1000)

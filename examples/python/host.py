@@ -1,9 +1,9 @@
-"""A workflow host: starts orders, pays them, works on them until all are complete.
+"""A workflow host: starts orders, pays them, and runs them until all are complete.
 
     python -m examples.python.host --target 127.0.0.1:50052 --workers 2 --orders 5
 
-With `--role worker` it works on whatever there is until SIGTERM; any number of such
-hosts may run. With `--role client` it starts and pays the orders and waits for them.
+With `--role worker` it runs whatever is due until SIGTERM; any number of such hosts may
+run. With `--role client` it starts and pays the orders and waits for them.
 """
 
 import argparse
@@ -37,9 +37,10 @@ _PRICES = {"kettle": 2995, "teapot": 1850, "cup": 650}
 
 
 class Client:
-    """Somebody who orders things, and pays half of them at once and half when asked.
+    """A client that places orders, and pays half of them immediately and half on
+    demand.
 
-    The client may be started again with the same order numbers: it goes on then.
+    A client that is restarted with the same order numbers continues.
     """
 
     def __init__(self, store: PersistenceProvider, orders: OrderWorkflow, ids: list[str]) -> None:
@@ -49,7 +50,7 @@ class Client:
         self._paid: set[str] = set()
 
     async def run(self, stop: asyncio.Event) -> bool:
-        """Orders, pays and waits; false if stopped before all is done."""
+        """Orders, pays and waits; returns False if stopped before all orders are complete."""
         for number, order_id in enumerate(self._ids):
             item, cents = list(_PRICES.items())[number % len(_PRICES)]
             data: JSON = {"item": item, "cents": cents}
@@ -83,7 +84,7 @@ class Client:
             log.info("client  %s  paid", order_id)
 
     async def _over(self, order: WorkflowInstance) -> bool:
-        """Whether the order is complete, and the mail about it is sent."""
+        """Whether the order is complete and its mail has been sent."""
         if order.status is not WorkflowStatus.COMPLETE:
             return order.status is WorkflowStatus.TERMINATED
         mails = await self._store.get_events(SHIPPED, order.id)
@@ -91,7 +92,7 @@ class Client:
 
 
 async def print_table(store: PersistenceProvider, world: World, ids: list[str]) -> None:
-    """What has become of the orders, by the server and by the world outside."""
+    """Prints the state of the orders, in the store and in the outside world."""
     row = "{:14} {:10} {:>8} {:>7} {:>6}  {}"
     print(row.format("order", "status", "revision", "retries", "errors", "effects"))
     for order in await store.get_workflow_instances(ids):
@@ -109,12 +110,13 @@ async def print_table(store: PersistenceProvider, world: World, ids: list[str]) 
 
 
 async def host(options: argparse.Namespace) -> bool:
-    """Plays the role; false if the orders were not complete when it was stopped."""
+    """Runs the role; returns False if the orders were not complete when it was stopped."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     ids = [f"order-{options.batch}-{number}" for number in range(1, options.orders + 1)]
-    # As many tries as fit in the time: a server that is started again is waited for.
+    # As many attempts as fit in the timeout, so that the host waits for a restarting
+    # server.
     patience = RetryPolicy(max_attempts=1000, max_backoff=0.5)
     with closing(World(options.world)) as world:
         orders = OrderWorkflow(world, work=timedelta(seconds=options.work))
@@ -127,7 +129,7 @@ async def host(options: argparse.Namespace) -> bool:
                 lease=timedelta(seconds=options.lease),
             )
             if options.role == "worker":
-                log.info("works until SIGTERM")
+                log.info("running until SIGTERM")
                 await engine.run(options.workers, stop)
                 return True
             client = Client(store, orders, ids)
@@ -145,23 +147,23 @@ async def host(options: argparse.Namespace) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Parses the command line and runs the host."""
     parser = argparse.ArgumentParser(prog="python -m examples.python.host", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--target", default="127.0.0.1:50052", help="the server's address")
+    parser.add_argument("--target", default="127.0.0.1:50052", help="address of the server")
     parser.add_argument("--role", choices=("worker", "client", "all"), default="all")
-    parser.add_argument("--workers", type=int, default=2, help="steps at a time")
-    parser.add_argument("--orders", type=int, default=5, help="how many to start")
+    parser.add_argument("--workers", type=int, default=2, help="maximum number of concurrent steps")
+    parser.add_argument("--orders", type=int, default=5, help="number of orders to start")
     parser.add_argument(
-        "--batch", default=str(os.getpid()), help="in the ids of the orders; the same again: go on"
+        "--batch", default=str(os.getpid()), help="part of the order ids; reuse it to continue"
     )
-    parser.add_argument("--lease", type=float, default=10.0, help="seconds a claim holds")
-    parser.add_argument("--work", type=float, default=0.02, help="seconds a step takes")
+    parser.add_argument("--lease", type=float, default=10.0, help="lease duration in seconds")
+    parser.add_argument("--work", type=float, default=0.02, help="duration of a step in seconds")
     parser.add_argument(
         "--world",
         type=Path,
         default=Path(tempfile.gettempdir()) / "wfe-example-world.sqlite3",
-        help="the file with the effects",
+        help="the file that records the effects",
     )
     options = parser.parse_args(arguments)
     logging.basicConfig(

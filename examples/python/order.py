@@ -1,4 +1,4 @@
-"""The order workflow, and the world outside in which it has its effects."""
+"""The order workflow, and the outside world in which it has its effects."""
 
 import asyncio
 import sqlite3
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from examples.python.engine import (
+from examples.python.definition import (
     Context,
     Definition,
     Listener,
@@ -33,7 +33,7 @@ COMMIT;
 
 
 class World:
-    """Warehouse, bank, carrier and mail, in one SQLite file that outlives any host."""
+    """Warehouse, bank, carrier and mail, in one SQLite file that survives any host."""
 
     def __init__(self, path: Path | str) -> None:
         self._db = sqlite3.connect(path, timeout=20, isolation_level=None)
@@ -44,14 +44,14 @@ class World:
         self._db.close()
 
     def effect(self, key: str, order_id: str, what: str, cents: int = 0) -> bool:
-        """Does something once for each key; false if that was done already."""
+        """Performs an effect once per key; returns False if it was performed already."""
         done = self._db.execute(
             "INSERT OR IGNORE INTO effects VALUES (?, ?, ?, ?)", (key, order_id, what, cents)
         )
         return done.rowcount == 1
 
     def effects(self, order_id: str) -> list[str]:
-        """What was done for an order, in the order it was."""
+        """The effects for an order, oldest first."""
         rows = self._db.execute(
             "SELECT what FROM effects WHERE order_id = ? ORDER BY rowid", (order_id,)
         )
@@ -59,7 +59,7 @@ class World:
 
     @contextmanager
     def run(self, context: Context) -> Iterator[None]:
-        """Notes when a run of a step begins and ends, and under whose lease."""
+        """Records when a run of a step begins and ends, and under which lease."""
         self._note(context, begins=True)
         try:
             yield
@@ -80,7 +80,7 @@ class World:
 
 
 class OutOfStockError(Exception):
-    """The warehouse has nothing now; it may have later."""
+    """The item is out of stock at present."""
 
 
 class OrderWorkflow:
@@ -113,7 +113,7 @@ class OrderWorkflow:
         return run
 
     async def _reserve_stock(self, context: Context) -> StepResult:
-        if context.attempt < 2:  # the van is late
+        if context.attempt < 2:  # the delivery is late
             raise OutOfStockError(f"no {context.data['item']} on the shelf")
         self._world.effect(context.key, context.workflow_id, "reserved")
         return Next()
@@ -122,7 +122,7 @@ class OrderWorkflow:
         cents = context.data["cents"]
         assert isinstance(cents, int)
         first = self._world.effect(context.key, context.workflow_id, "charged", cents)
-        # Whether this run or an earlier one that was lost did it: it is done.
+        # Performed by this run or by an earlier one whose result was lost.
         return Next({"cents": cents, "first_run": first})
 
     async def _await_payment(self, context: Context) -> StepResult:
@@ -141,7 +141,7 @@ class OrderWorkflow:
         return Next(f"parcel-{context.workflow_id}")
 
     async def _notify(self, context: Context) -> StepResult:
-        """Has the mail sent by a scheduled command, in a while and by whichever worker."""
+        """Schedules a command that sends the mail after a delay, on any worker."""
         mail = {"item": context.data["item"]}
         await context.publish(SHIPPED, context.workflow_id, mail, timedelta(milliseconds=200))
         return Next()

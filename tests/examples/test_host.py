@@ -21,10 +21,8 @@ from typing import Any, cast
 import psycopg
 import pytest
 
-from examples.python.engine import (
-    Engine,
-    now,
-)
+from examples.python.definition import now
+from examples.python.engine import Engine
 from examples.python.order import OrderWorkflow, World
 from tests.support.server import ServerProcess
 from wfe_persistence_client import (

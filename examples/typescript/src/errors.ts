@@ -2,16 +2,16 @@ import { Code, ConnectError } from "@connectrpc/connect";
 import { BadRequestSchema, ErrorInfoSchema } from "../gen/google/rpc/error_details_pb.js";
 import { ErrorReason } from "../gen/wfe/persistence/v1/error_reason_pb.js";
 
-/** What a failed call says to programs; the message text is for people. */
+/** The machine-readable part of a failed call; the message text is for people. */
 export interface Failure {
   code: Code;
   reason: keyof typeof ErrorReason;
   metadata: Record<string, string>;
-  /** The path of each bad field and what is wrong with it, such as JSON_INVALID. */
+  /** The path of each invalid field and the violation, such as JSON_INVALID. */
   fields: Record<string, string>;
 }
 
-/** Reads the details of an error; one that is not the store's has reason UNSPECIFIED. */
+/** Reads the details of an error; an error from elsewhere has reason UNSPECIFIED. */
 export function failure(error: unknown): Failure {
   const connectError = ConnectError.from(error);
   const info = connectError.findDetails(ErrorInfoSchema).find((i) => i.domain === "wfe.persistence");
@@ -32,7 +32,7 @@ function isReason(name: string): name is keyof typeof ErrorReason {
   return name in ErrorReason;
 }
 
-/** Makes a call that must fail, and answers why it did. */
+/** Makes a call that must fail, and returns why it did. */
 export async function refused(
   reason: keyof typeof ErrorReason,
   call: () => Promise<unknown>,

@@ -1,6 +1,6 @@
 /**
  * A workflow host in TypeScript: it takes an order from its creation to its end through every kind
- * of call the persistence server has. See README.md.
+ * of call that the persistence server offers. See README.md.
  */
 import { randomUUID } from "node:crypto";
 import { parseArgs } from "node:util";
@@ -15,21 +15,21 @@ import { type EventSubscription, EventSubscriptionSchema, SubscriptionService } 
 import { PointerStatus, type WorkflowInstance, WorkflowInstanceSchema, WorkflowService, WorkflowStatus } from "../gen/wfe/persistence/v1/workflow_pb.js";
 import { failure, refused } from "./errors.js";
 
-/** Who we are, to people who look into the store. */
+/** Identifies this worker to people who inspect the store. */
 const WORKER_ID = "typescript-host";
 
-// Every int64 is a bigint: a number would be wrong beyond 2^53.
+// Every int64 is a bigint: a number is exact only up to 2^53.
 const MAX_INT64 = 2n ** 63n - 1n;
 const MIN_INT64 = -(2n ** 63n);
 
-/** An order as the workflow's data has it; its serial number has more digits than a number holds. */
+/** An order as the workflow's data has it; its serial number has more digits than a number can represent. */
 interface Order {
   serial: bigint;
   total: string;
   paid: boolean;
 }
 
-// JSON travels as text, so nothing is lost on the way; JSON.parse would round the serial number.
+// JSON is sent as text, so nothing is lost; JSON.parse would round the serial number.
 const orderToJson = (order: Order): string =>
   `{"serial": ${order.serial}, "total": ${order.total}, "paid": ${order.paid}}`;
 
@@ -48,7 +48,7 @@ class Host {
   readonly #events: Client<typeof EventService>;
   readonly #subscriptions: Client<typeof SubscriptionService>;
   readonly #commands: Client<typeof ScheduledCommandService>;
-  /** The number of the order, new in each run. */
+  /** The order number, new in each run. */
   readonly #order = `typescript-${randomUUID()}`;
 
   constructor(transport: Transport) {
@@ -59,7 +59,7 @@ class Host {
     this.#commands = createClient(ScheduledCommandService, transport);
   }
 
-  /** Follows the server's health until it is ready, also through its start. */
+  /** Watches the server's health until it is ready, also while it starts. */
   async waitUntilServing(seconds: number): Promise<void> {
     const late = AbortSignal.timeout(seconds * 1000);
     const watching = new AbortController();
@@ -72,17 +72,17 @@ class Host {
             if (status === Serving.SERVING) return;
           }
         } catch (error) {
-          console.log(`health: ${ConnectError.from(error).message}`); // nobody listens yet
+          console.log(`health: ${ConnectError.from(error).message}`); // the server does not listen yet
         }
         await new Promise((resolve) => setTimeout(resolve, 500));
       }
     } finally {
-      watching.abort(); // leaving the loop alone would keep the call open
+      watching.abort(); // leaving the loop would not end the call
     }
     throw new Error(`not SERVING within ${seconds} s`);
   }
 
-  /** Stores the workflow of an order. Asking twice is safe: the second call changes nothing. */
+  /** Stores the workflow of an order. Idempotent: a second call changes nothing. */
   async create(): Promise<string> {
     const instance = create(WorkflowInstanceSchema, {
       id: randomUUID(),
@@ -109,11 +109,11 @@ class Host {
 
   async #load(id: string): Promise<WorkflowInstance> {
     const { instance } = await this.#workflows.getWorkflowInstance({ id });
-    if (!instance) throw new Error("an answer without its workflow");
+    if (!instance) throw new Error("a response without its workflow");
     return instance;
   }
 
-  /** Loads, changes and persists a workflow; if another host wrote in between, once more. */
+  /** Loads, changes and persists a workflow; if another host wrote in between, it retries. */
   async #update(
     id: string,
     change: (workflow: WorkflowInstance) => void | Promise<void>,
@@ -134,7 +134,7 @@ class Host {
     }
   }
 
-  /** Updates the order while another host does, too: no change of either is lost. */
+  /** Updates the order while another host does so too: neither change is lost. */
   async change(id: string): Promise<void> {
     let interfered = false;
     const revision = await this.#update(id, async (workflow) => {
@@ -149,7 +149,7 @@ class Host {
     console.log(`changed: revision ${revision}`);
   }
 
-  /** Shows what calls that fail have to say. */
+  /** Shows the details of calls that fail. */
   async refused(id: string): Promise<void> {
     const instance = await this.#load(id);
     const pointer = instance.executionPointers[1];
@@ -166,10 +166,10 @@ class Host {
     }
   }
 
-  /** Puts the second step to wait, and stores its subscription with it, all or nothing. */
+  /** Makes the second step wait, and stores its subscription with it, all or nothing. */
   async waitForEvent(workflowId: string): Promise<string> {
     const subscription = create(EventSubscriptionSchema, {
-      id: randomUUID(), // ours to choose, so that the same call again makes no second one
+      id: randomUUID(), // generated here, so that repeating the call does not create a second one
       workflowId,
       stepId: 1n,
       executionPointerId: "1",
@@ -191,7 +191,7 @@ class Host {
     return subscription.id;
   }
 
-  /** Creates an event and hands it to whoever waits for it. */
+  /** Creates an event and delivers it to the workflows that wait for it. */
   async deliverEvents(): Promise<string> {
     const { id } = await this.#events.createEvent({
       event: {
@@ -203,25 +203,25 @@ class Host {
       },
     });
     const { event } = await this.#events.getEvent({ id });
-    if (!event) throw new Error("an answer without its event");
+    if (!event) throw new Error("a response without its event");
     const { eventName, eventKey, eventTime: asOf } = event;
     for (;;) {
       const request = { eventName, eventKey, ...(asOf && { asOf }) };
       const { subscription } = await this.#subscriptions.getFirstOpenSubscription(request);
-      if (!subscription) break; // nobody waits any more
+      if (!subscription) break; // no more open subscriptions
       await this.#deliver(event, subscription);
     }
     await this.#events.markEventProcessed({ id });
     return id;
   }
 
-  /** Gives an event to one subscription, if no other worker has taken that one. */
+  /** Delivers an event to one subscription, unless another worker holds it. */
   async #deliver(event: Event, subscription: EventSubscription): Promise<void> {
     const { acquired } = await this.#subscriptions.setSubscriptionToken({
       id: subscription.id,
       token: randomUUID(),
       workerId: WORKER_ID,
-      expiry: timestampFromDate(new Date(Date.now() + 30_000)), // if we die, others may have it
+      expiry: timestampFromDate(new Date(Date.now() + 30_000)), // if we crash, others may claim it
     });
     if (!acquired) return;
     const revision = await this.#update(subscription.workflowId, (workflow) => {
@@ -239,7 +239,7 @@ class Host {
     await this.#subscriptions.terminateSubscription({ id: subscription.id });
   }
 
-  /** Schedules a command, claims what is due, handles it and completes it. */
+  /** Schedules a command, claims the due ones, handles them and completes them. */
   async runCommands(data: string): Promise<void> {
     const commandName = CommandName.PROCESS_WORKFLOW;
     for (const executeTime of [MAX_INT64, MIN_INT64]) { // the second replaces the first
@@ -273,7 +273,7 @@ class Host {
     });
   }
 
-  /** Makes workflows at the ends of int64, pages through those due, and streams them all. */
+  /** Creates workflows at the limits of int64, pages through the due ones, and streams them all. */
   async batch(): Promise<string[]> {
     const times = new Map<string, bigint>();
     for (const next of [MIN_INT64, -(2n ** 53n + 1n), 0n, 2n ** 53n + 1n, MAX_INT64]) {
@@ -298,7 +298,7 @@ class Host {
     return ids;
   }
 
-  /** What the workflow has come to. */
+  /** The workflow's final state. */
   async revision(id: string): Promise<bigint> {
     return (await this.#load(id)).revision;
   }
@@ -306,7 +306,7 @@ class Host {
 
 const { values } = parseArgs({ options: { target: { type: "string" } } });
 const target = values.target ?? process.env["WFE_TARGET"] ?? "127.0.0.1:50052";
-// Every call has a deadline of its own: without one, the server's default counts.
+// Every call has its own deadline: without one, the server's default applies.
 const host = new Host(createGrpcTransport({ baseUrl: `http://${target}`, defaultTimeoutMs: 10_000 }));
 await host.waitUntilServing(30);
 const workflowId = await host.create();

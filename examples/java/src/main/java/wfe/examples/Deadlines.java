@@ -7,7 +7,7 @@ import io.grpc.ClientInterceptor;
 import io.grpc.MethodDescriptor;
 import java.util.concurrent.TimeUnit;
 
-/** Gives every call a deadline of its own: without one, the server's default counts. */
+/** Gives every call its own deadline: without one, the server's default applies. */
 final class Deadlines implements ClientInterceptor {
   @Override
   public <Q, A> ClientCall<Q, A> interceptCall(

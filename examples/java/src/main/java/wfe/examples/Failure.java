@@ -11,11 +11,11 @@ import java.util.TreeMap;
 import wfe.persistence.v1.ErrorReason;
 
 /**
- * What a failed call says to programs; the message text is for people.
+ * The machine-readable part of a failed call; the message text is for people.
  *
- * @param reason why it failed; UNSPECIFIED if the error is not the store's
- * @param metadata more about the reason, such as the stored revision
- * @param fields the path of each bad field and what is wrong with it, such as JSON_INVALID
+ * @param reason why it failed; UNSPECIFIED if the error comes from elsewhere
+ * @param metadata details of the reason, such as the stored revision
+ * @param fields the path of each invalid field and the violation, such as JSON_INVALID
  */
 record Failure(ErrorReason reason, Map<String, String> metadata, Map<String, String> fields) {
 
@@ -45,7 +45,7 @@ record Failure(ErrorReason reason, Map<String, String> metadata, Map<String, Str
     return new Failure(reason, metadata, fields);
   }
 
-  /** A reason by its name; UNSPECIFIED if it is younger than these stubs. */
+  /** A reason by its name; UNSPECIFIED if it is newer than these stubs. */
   private static ErrorReason reasonNamed(String name) {
     var value = ErrorReason.getDescriptor().findValueByName("ERROR_REASON_" + name);
     return value == null ? ErrorReason.ERROR_REASON_UNSPECIFIED : ErrorReason.valueOf(value);

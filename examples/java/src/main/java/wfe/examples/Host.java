@@ -55,11 +55,11 @@ import wfe.persistence.v1.WorkflowServiceGrpc;
 import wfe.persistence.v1.WorkflowStatus;
 
 /**
- * A workflow host in Java: it takes an order from its creation to its end through every kind of
- * call the persistence server has. See README.md.
+ * A workflow host in Java: it runs an order from creation to completion through every kind of
+ * call that the persistence server offers. See README.md.
  */
 public final class Host {
-  /** Who we are, to people who look into the store. */
+  /** Identifies this worker to people who inspect the store. */
   private static final String WORKER_ID = "java-host";
 
   private static final long BEYOND_DOUBLE = (1L << 53) + 1;
@@ -70,7 +70,7 @@ public final class Host {
   private final SubscriptionServiceGrpc.SubscriptionServiceBlockingStub subscriptions;
   private final ScheduledCommandServiceGrpc.ScheduledCommandServiceBlockingStub commands;
 
-  /** The number of the order, new in each run. */
+  /** The order number, new in each run. */
   private final String order = "java-" + UUID.randomUUID();
 
   Host(Channel channel) {
@@ -119,7 +119,7 @@ public final class Host {
     return summary;
   }
 
-  /** Follows the server's health until it is ready, also through its start. */
+  /** Watches the server's health until it is ready, also while it starts. */
   private void waitUntilServing() {
     var health =
         HealthGrpc.newBlockingStub(channel)
@@ -133,7 +133,7 @@ public final class Host {
     } while (status != ServingStatus.SERVING);
   }
 
-  /** Stores the workflow of an order. Asking twice is safe: the second call changes nothing. */
+  /** Stores the workflow of an order. Idempotent: a second call changes nothing. */
   private String create() {
     var instance =
         WorkflowInstance.newBuilder()
@@ -143,7 +143,7 @@ public final class Host {
             .setVersion(1)
             .setStatus(WorkflowStatus.WORKFLOW_STATUS_RUNNABLE)
             .setNextExecution(Long.MAX_VALUE)
-            // JSON travels as text, so a number keeps all its digits.
+            // JSON is sent as text, so a number keeps all its digits.
             .setDataJson(
                 "{\"serial\": " + BEYOND_DOUBLE + ", \"total\": 12.50, \"paid\": false}")
             .setCreateTime(now())
@@ -177,7 +177,7 @@ public final class Host {
     return workflows.getWorkflowInstance(request).getInstance();
   }
 
-  /** Loads, changes and persists a workflow; if another host wrote in between, once more. */
+  /** Loads, changes and persists a workflow; if another host wrote in between, it retries. */
   private long update(
       String id, Consumer<WorkflowInstance.Builder> change, EventSubscription... created) {
     while (true) {
@@ -205,7 +205,7 @@ public final class Host {
     }
   }
 
-  /** Updates the order while another host does, too: no change of either is lost. */
+  /** Updates the order while another host does so too: neither change is lost. */
   private void change(String id) {
     var interfered = new boolean[1];
     var revision =
@@ -218,7 +218,7 @@ public final class Host {
                 workflows.persistWorkflow(
                     PersistWorkflowRequest.newBuilder().setInstance(other).build());
               }
-              // Gson keeps the digits of the numbers it only passes on.
+              // Gson keeps the digits of numbers that it does not convert.
               var data = JsonParser.parseString(workflow.getDataJson()).getAsJsonObject();
               data.addProperty("paid", true);
               workflow.setDataJson(data.toString());
@@ -226,7 +226,7 @@ public final class Host {
     System.out.println("changed: revision " + revision);
   }
 
-  /** Shows what calls that fail have to say. */
+  /** Shows the details of calls that fail. */
   private void refused(String id) {
     System.out.println(
         "refused: "
@@ -248,11 +248,11 @@ public final class Host {
                 () -> workflows.persistWorkflow(request)));
   }
 
-  /** Puts the second step to wait, and stores its subscription with it, all or nothing. */
+  /** Makes the second step wait, and stores its subscription with it, all or nothing. */
   private String waitForEvent(String workflowId) {
     var subscription =
         EventSubscription.newBuilder()
-            // Ours to choose, so that the same call again makes no second one.
+            // Generated here, so that repeating the call does not create a second one.
             .setId(UUID.randomUUID().toString())
             .setWorkflowId(workflowId)
             .setStepId(1)
@@ -275,7 +275,7 @@ public final class Host {
     return subscription.getId();
   }
 
-  /** Creates an event and hands it to whoever waits for it. */
+  /** Creates an event and delivers it to the workflows that wait for it. */
   private String deliverEvents() {
     var created =
         Event.newBuilder()
@@ -301,14 +301,14 @@ public final class Host {
     return id;
   }
 
-  /** Gives an event to one subscription, if no other worker has taken that one. */
+  /** Delivers an event to one subscription, unless another worker holds it. */
   private void deliver(Event event, EventSubscription subscription) {
     var token =
         SetSubscriptionTokenRequest.newBuilder()
             .setId(subscription.getId())
             .setToken(UUID.randomUUID().toString())
             .setWorkerId(WORKER_ID)
-            .setExpiry(Timestamps.add(now(), Durations.fromSeconds(30))); // if we die
+            .setExpiry(Timestamps.add(now(), Durations.fromSeconds(30))); // if we crash
     if (!subscriptions.setSubscriptionToken(token.build()).getAcquired()) {
       return;
     }
@@ -334,7 +334,7 @@ public final class Host {
         TerminateSubscriptionRequest.newBuilder().setId(subscription.getId()).build());
   }
 
-  /** Schedules a command, claims what is due, handles it and completes it. */
+  /** Schedules a command, claims the due ones, handles them and completes them. */
   private void runCommands(String workflowId) {
     var command =
         ScheduledCommand.newBuilder()
@@ -370,7 +370,7 @@ public final class Host {
                 () -> commands.completeCommands(mine.build())));
   }
 
-  /** Makes workflows at the ends of int64, pages through those due, and streams them all. */
+  /** Creates workflows at the limits of int64, pages through the due ones, and streams them all. */
   private List<String> batch() {
     Map<String, Long> times = new LinkedHashMap<>();
     for (var next :
@@ -381,9 +381,9 @@ public final class Host {
     List<String> due = new ArrayList<>();
     var page = GetRunnableInstancesRequest.newBuilder().setAsAt(now()).setPageSize(2);
     do {
-      var answer = workflows.getRunnableInstances(page.build());
-      due.addAll(answer.getInstanceIdsList());
-      page.setPageToken(answer.getNextPageToken());
+      var response = workflows.getRunnableInstances(page.build());
+      due.addAll(response.getInstanceIdsList());
+      page.setPageToken(response.getNextPageToken());
     } while (!page.getPageToken().isEmpty());
     System.out.printf("runnable: %d, in pages of 2%n", due.size());
 
@@ -391,8 +391,8 @@ public final class Host {
     workflows
         .getWorkflowInstances(request)
         .forEachRemaining(
-            answer -> {
-              var workflow = answer.getInstance();
+            response -> {
+              var workflow = response.getInstance();
               var next = workflow.getNextExecution();
               check(next == times.get(workflow.getId()), "next_execution changed");
               System.out.printf("streamed %s: next_execution %d%n", workflow.getId(), next);
