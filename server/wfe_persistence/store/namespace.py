@@ -13,7 +13,7 @@ from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReaso
 from wfe.persistence.v1.store_pb2 import Namespace
 from wfe_persistence.errors import PersistenceError, invalid_field
 from wfe_persistence.store import migrate
-from wfe_persistence.store.paging import Cursor, Page, cut
+from wfe_persistence.store.paging import Cursor, Page
 from wfe_persistence.store.postgres.database import Database
 from wfe_persistence.store.rows import integer, read_int4, read_int8, read_text, text
 from wfe_persistence.store.schema import DEFAULT_NAMESPACE, Schema, is_namespace
@@ -196,18 +196,16 @@ async def list_namespaces(store: Store, after: Cursor, page_size: int) -> Page[N
         integer(page_size + 1),
     )
     found: list[Namespace] = []
-    cursors: list[Cursor] = []
-    for i in range(rows.ntuples):
+    schema = ""
+    for i in range(min(rows.ntuples, page_size)):
         schema = read_text(rows.get_value(i, 0))
         name = schema.removeprefix(base.name + "_") if schema != base.name else DEFAULT_NAMESPACE
         if schema == base.name or is_namespace(name):
             found.append(
                 Namespace(name=name, schema=schema, estimated_rows=read_int8(rows.get_value(i, 1)))
             )
-            cursors.append((0, schema))
-    page = cut(found, cursors, page_size)
-    await _add_versions(store, page.items)
-    return page
+    await _add_versions(store, found)
+    return Page(found, (0, schema) if rows.ntuples > page_size else None)
 
 
 async def _add_versions(store: Store, namespaces: list[Namespace]) -> None:
@@ -250,9 +248,9 @@ async def _drop(conninfo: str, schema: Schema, name: str, *, force: bool) -> Non
         except psycopg.errors.UndefinedTable:
             raise _not_found(name) from None  # deleted concurrently
         cursor = await connection.execute(schema.qualify(NAMESPACE_HAS_DATA).encode())
-        row = await cursor.fetchone()
+        [(has_data,)] = await cursor.fetchall()
         foreign = tables - ours
-        if foreign or (not force and row and row[0]):
+        if foreign or (has_data and not force):
             raise PersistenceError(
                 ErrorReason.ERROR_REASON_NAMESPACE_NOT_EMPTY,
                 "the schema has other tables as well" if foreign else "the namespace has data",

@@ -58,13 +58,6 @@ class Page(Generic[Item]):
     next: Cursor | None
 
 
-def cut(items: list[Item], cursors: list[Cursor], page_size: int) -> Page[Item]:
-    """The page out of up to `page_size + 1` rows; the extra one shows that there are more."""
-    if len(items) <= page_size:
-        return Page(items, None)
-    return Page(items[:page_size], cursors[page_size - 1])
-
-
 class Key(NamedTuple):
     """The codec of a cursor's number."""
 
