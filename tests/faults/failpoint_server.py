@@ -13,7 +13,8 @@ from pathlib import Path
 
 from wfe_persistence.cli import main
 from wfe_persistence.store import commit
-from wfe_persistence.store.rows import Param, PGresult
+from wfe_persistence.store.commit_parts import Outcome
+from wfe_persistence.store.rows import Param
 from wfe_persistence.store.tables import Store
 
 POINTS = ("before commit", "after commit")
@@ -31,12 +32,12 @@ def die_once(point: str) -> None:
 
 async def write(
     store: Store, id_: bytes, sql: str, params: Sequence[Param], *, name_field: str
-) -> PGresult:
+) -> Outcome:
     """A commit's statement, with death before and behind it."""
     die_once("before commit")
-    row = await _write(store, id_, sql, params, name_field=name_field)
+    outcome = await _write(store, id_, sql, params, name_field=name_field)
     die_once("after commit")
-    return row
+    return outcome
 
 
 if __name__ == "__main__":

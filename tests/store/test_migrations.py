@@ -25,6 +25,7 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store import command, commit, error_log, event, migrate, subscription, workflow
 from wfe_persistence.store.paging import END, START
 from wfe_persistence.store.postgres.database import Database, conninfo_with_defaults
+from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import Store
 
@@ -53,7 +54,7 @@ async def get_instance(store: Store, id_: str) -> WorkflowInstance:
 
 async def persist(store: Store, instance: WorkflowInstance, expected: int | None) -> int:
     request = PersistWorkflowRequest(instance=instance, expected_revision=expected)
-    return await commit.persist_workflow(store, request, (), commit.Request(request))
+    return await commit.persist_workflow(store, request, (), RequestKey(request))
 
 
 def objects(connection: psycopg.Connection[Any]) -> set[tuple[str, str, str]]:

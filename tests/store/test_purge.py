@@ -21,6 +21,7 @@ from wfe.persistence.v1.workflow_pb2 import (
 )
 from wfe_persistence.store import commit, event, purge, subscription, workflow
 from wfe_persistence.store.paging import START
+from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.tables import Store
 
 COMPLETE: Final = WorkflowStatus.WORKFLOW_STATUS_COMPLETE
@@ -74,7 +75,7 @@ async def purged(store: Store, *, dry_run: bool = False) -> PurgeWorkflowsRespon
 
 async def persist(store: Store, instance: WorkflowInstance) -> int:
     request = PersistWorkflowRequest(instance=instance)
-    return await commit.persist_workflow(store, request, (), commit.Request(request))
+    return await commit.persist_workflow(store, request, (), RequestKey(request))
 
 
 # What somebody else holds locked.
@@ -268,7 +269,7 @@ async def test_subscription_written_behind_the_snapshot_goes_with_its_workflow(
     )
     await _meanwhile(
         store, other, monkeypatch, "PURGE_WORKFLOWS", "workflows",
-        lambda: commit.persist_workflow(store, request, [subscribed], commit.Request(request)),
+        lambda: commit.persist_workflow(store, request, [subscribed], RequestKey(request)),
         lambda: purged(store),
     )  # fmt: skip
     stored = await number(other, "SELECT count(*) FROM wfc.workflows")
@@ -323,7 +324,7 @@ async def test_remembered_requests_go_with_their_workflow(
     for id_, delete in (("a", purged(store)), ("b", purge.delete_workflow(store, "b", None))):
         instance = await created(store, id_)
         request = PersistWorkflowRequest(instance=instance, request_id=make.request_id())
-        await commit.persist_workflow(store, request, (), commit.Request(request))
+        await commit.persist_workflow(store, request, (), RequestKey(request))
         await subscription.create_event_subscription(store, make.subscription(workflow_id=id_))
         assert await number(other, "SELECT count(*) FROM wfc.requests") == 1
         await delete

@@ -9,7 +9,7 @@ import psycopg
 from tests.support import make
 from wfe.persistence.v1.workflow_pb2 import PersistWorkflowRequest
 from wfe_persistence.store import commit, workflow
-from wfe_persistence.store.commit import REQUEST_RETENTION_SECONDS
+from wfe_persistence.store.request_key import REQUEST_RETENTION_SECONDS, RequestKey
 from wfe_persistence.store.tables import Store
 
 REMEMBER = """
@@ -29,7 +29,7 @@ def remembered(url: str) -> int:
 
 async def persist(store: Store, id_: str) -> None:
     request = PersistWorkflowRequest(instance=make.instance(id=id_), request_id=str(uuid.uuid4()))
-    await commit.persist_workflow(store, request, (), commit.Request(request))
+    await commit.persist_workflow(store, request, (), RequestKey(request))
 
 
 async def test_old_requests_are_forgotten_faster_than_new_ones_come(

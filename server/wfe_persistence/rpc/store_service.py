@@ -10,8 +10,9 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import read_back
-from wfe_persistence.store import admin, commit, error_log, migrate, namespace, readiness
+from wfe_persistence.store import admin, error_log, migrate, namespace, readiness
 from wfe_persistence.store.paging import END
+from wfe_persistence.store.request_key import REQUEST_RETENTION_SECONDS
 
 
 class StoreService:
@@ -74,7 +75,7 @@ class StoreService:
                 delete_namespace=call.env.allow_delete_namespace,
             ),
             max_message_bytes=call.env.max_message_bytes,
-            request_retention=Duration(seconds=commit.REQUEST_RETENTION_SECONDS),
+            request_retention=Duration(seconds=REQUEST_RETENTION_SECONDS),
         )
 
     async def TruncateAll(

@@ -11,6 +11,7 @@ from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import R, read_back
 from wfe_persistence.store import commit, pointer, purge, workflow
+from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.rows import epoch_ms
 
 _FIRST_REVISION = 1
@@ -46,9 +47,9 @@ class WorkflowService:
         if check.present(request, "instance"):
             check.instance(request.instance, "instance", new=False)
         check.done()
-        once = commit.Request(request)
+        key = RequestKey(request)
         check.fits(read_back.workflow(request.instance))
-        revision = await commit.persist_workflow(call.store, request, (), once)
+        revision = await commit.persist_workflow(call.store, request, (), key)
         return pb.PersistWorkflowResponse(revision=revision)
 
     async def PersistWorkflowWithSubscriptions(
@@ -64,11 +65,11 @@ class WorkflowService:
             check.subscription(subscription, f"subscriptions[{i}]")
         check.distinct("", "subscriptions", "id", [s.id for s in request.subscriptions])
         check.done()
-        once = commit.Request(request)
+        key = RequestKey(request)
         for i, subscription in enumerate(request.subscriptions):
-            subscription.id = subscription.id or once.new_id("subscription", i)
+            subscription.id = subscription.id or key.new_id("subscription", i)
         check.fits(read_back.persist(request.instance, request.subscriptions))
-        revision = await commit.persist_workflow(call.store, request, request.subscriptions, once)
+        revision = await commit.persist_workflow(call.store, request, request.subscriptions, key)
         return pb.PersistWorkflowWithSubscriptionsResponse(
             revision=revision, subscription_ids=[s.id for s in request.subscriptions]
         )
@@ -80,13 +81,13 @@ class WorkflowService:
         check = call.check
         check.commit(request)
         check.done()
-        once = commit.Request(request)
+        key = RequestKey(request)
         for i, subscription in enumerate(request.create_subscriptions):
-            subscription.id = subscription.id or once.new_id("subscription", i)
+            subscription.id = subscription.id or key.new_id("subscription", i)
         for i, event in enumerate(request.create_events):
-            event.id = event.id or once.new_id("event", i)
+            event.id = event.id or key.new_id("event", i)
         check.fits(read_back.commit(request))
-        revision = await commit.commit_workflow(call.store, request, once)
+        revision = await commit.commit_workflow(call.store, request, key)
         return pb.CommitWorkflowResponse(
             revision=revision,
             subscription_ids=[s.id for s in request.create_subscriptions],

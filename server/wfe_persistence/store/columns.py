@@ -40,8 +40,11 @@ Write = Callable[[Any], str]
 Read = Callable[[Any, bytes], None]
 """Puts a column's binary value, which is not NULL, into a message."""
 
-_EMPTY_LIST = b"\x01[]"
-_LINE_LENGTH: Final = 90
+EMPTY_OBJECT: Final = "'{}'"
+EMPTY_ARRAY: Final = "'[]'"
+_EMPTY_LIST: Final = b"\x01[]"
+_LINE_LENGTH: Final = 98
+_INDENT: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +134,8 @@ def _write_json_map(name: str) -> Write:
 
 def _select_json_map(column: str) -> str:
     """Each value as JSON text, in a string; NULL for an empty map."""
-    return f"""CASE WHEN {column} <> '{{}}' THEN
-        (SELECT jsonb_object_agg(key, value::text) FROM jsonb_each({column})) END"""
+    return f"""CASE WHEN {column} <> {EMPTY_OBJECT} THEN
+            (SELECT jsonb_object_agg(key, value::text) FROM jsonb_each({column})) END"""
 
 
 def _read_json_map(field: str) -> Read:
@@ -214,7 +217,7 @@ class Columns(Generic[M]):
     """The columns of a table that hold one kind of message, in the order of every list of them.
 
     The lists are SQL text to put into a statement; those of what is written leave out the columns
-    that the store fills in itself.
+    that the store fills in itself. `indent`: of the lines after the first.
     """
 
     def __init__(self, message: type[M], *columns: Column) -> None:
@@ -227,9 +230,11 @@ class Columns(Generic[M]):
         """How many columns a selection has."""
         return len(self.columns)
 
-    def record(self) -> str:
+    def record(self, *, indent: int = _INDENT) -> str:
         """The names and types of the document's record, `id text, …`."""
-        return sql_list(f"{column.name} {column.codec.sql_type}" for column in self.written)
+        return sql_list(
+            (f"{column.name} {column.codec.sql_type}" for column in self.written), indent
+        )
 
     def names(self) -> str:
         """The columns of an INSERT."""
@@ -239,9 +244,9 @@ class Columns(Generic[M]):
         """The values of an INSERT, out of a record of the document."""
         return sql_list(column.value(record) for column in self.written)
 
-    def compared(self) -> str:
+    def compared(self, *, indent: int = _INDENT) -> str:
         """Values that tell whether two rows would be read as the same message."""
-        return sql_list(column.codec.compared(column.name) for column in self.written)
+        return sql_list((column.codec.compared(column.name) for column in self.written), indent)
 
     def assignments(self, value: Callable[[Column], str], *, but: Iterable[str] = ()) -> str:
         """The SET list of an UPDATE, without the key and the columns `but`."""
@@ -323,11 +328,11 @@ class Columns(Generic[M]):
         return column.codec.writer(column.name)(getattr(message, field))
 
 
-def sql_list(items: Iterable[str]) -> str:
-    """Items separated by commas, in lines that can be read."""
+def sql_list(items: Iterable[str], indent: int = _INDENT) -> str:
+    """Items separated by commas, broken into lines of which all but the first are indented."""
     lines = [""]
     for item in items:
-        if len(lines[-1]) + len(item) > _LINE_LENGTH:
+        if len(lines[-1]) + len(item) > _LINE_LENGTH - indent:
             lines.append("")
         lines[-1] += f"{item}, "
-    return "\n        ".join(line.rstrip() for line in lines).removesuffix(",")
+    return f"\n{' ' * indent}".join(line.rstrip() for line in lines).removesuffix(",")

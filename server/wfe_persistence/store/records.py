@@ -20,6 +20,8 @@ from wfe.persistence.v1.workflow_pb2 import (
 )
 from wfe_persistence.store.columns import (
     BOOL,
+    EMPTY_ARRAY,
+    EMPTY_OBJECT,
     INT4,
     INT8,
     JSON,
@@ -91,12 +93,12 @@ POINTER: Final = Columns(
     Column("event_data", JSON, nullable=True),
     Column("step_name", TEXT, nullable=True),
     Column("retry_count", UINT4, default="0"),
-    Column("children", STRINGS, default="'[]'"),
+    Column("children", STRINGS, default=EMPTY_ARRAY),
     Column("context_item", JSON, nullable=True),
     Column("predecessor_id", TEXT, nullable=True),
     Column("outcome", JSON, nullable=True),
-    Column("scope", STRINGS, default="'[]'"),
-    Column("extension_attributes", JSON_MAP, default="'{}'"),
+    Column("scope", STRINGS, default=EMPTY_ARRAY),
+    Column("extension_attributes", JSON_MAP, default=EMPTY_OBJECT),
 )
 
 # wfc.events

@@ -104,14 +104,20 @@ _POINTERS_OF_VIEW: Final[dict[WorkflowView.ValueType, str]] = {
     WorkflowView.WORKFLOW_VIEW_HEADER: "FALSE",
 }
 
-GET_WORKFLOW_INSTANCE = {
-    view: f"""
+
+def _get_instance(*, condition: str, pointers: str) -> str:
+    """A workflow with the pointers of a view, a row a pointer; at least one."""
+    return f"""
 SELECT {_INSTANCE_COLUMNS}
 FROM wfc.workflows w LEFT JOIN wfc.execution_pointers p ON {pointers}
-WHERE w.id = $1
+WHERE {condition}
 WINDOW pointers AS (ORDER BY p.ordinal)
 ORDER BY p.ordinal
 """
+
+
+GET_WORKFLOW_INSTANCE = {
+    view: _get_instance(condition="w.id = $1", pointers=pointers)
     for view, pointers in _POINTERS_OF_VIEW.items()
 }
 
@@ -125,13 +131,7 @@ async def get_workflow_instance(
 
 
 GET_WORKFLOW_INSTANCE_BY_NAME = {
-    view: f"""
-SELECT {_INSTANCE_COLUMNS}
-FROM wfc.workflows w LEFT JOIN wfc.execution_pointers p ON {pointers}
-WHERE w.name = $1
-WINDOW pointers AS (ORDER BY p.ordinal)
-ORDER BY p.ordinal
-"""
+    view: _get_instance(condition="w.name = $1", pointers=pointers)
     for view, pointers in _POINTERS_OF_VIEW.items()
 }
 
@@ -144,17 +144,24 @@ async def get_workflow_instance_by_name(
     return _read_instance(rows, view, "name")
 
 
-# LATERAL ... LIMIT 1 makes it one look-up an id: the planner can't know how few are asked for.
-GET_WORKFLOW_INSTANCES = {
-    view: f"""
-SELECT {_INSTANCE_COLUMNS}, asked.n
+def _get_instances(*, pointers: str) -> str:
+    """Many workflows, numbered in the order of the request.
+
+    LATERAL with LIMIT 1 makes it one index look-up an id: the planner can't know how few there are.
+    """
+    return f"""
+SELECT {_INSTANCE_COLUMNS},
+    asked.n
 FROM jsonb_array_elements_text($1::jsonb) WITH ORDINALITY AS asked (id, n)
 JOIN LATERAL (SELECT * FROM wfc.workflows w WHERE w.id = asked.id LIMIT 1) w ON TRUE
 LEFT JOIN wfc.execution_pointers p ON {pointers}
 WINDOW pointers AS (PARTITION BY asked.n ORDER BY p.ordinal)
 ORDER BY asked.n, p.ordinal
 """
-    for view, pointers in _POINTERS_OF_VIEW.items()
+
+
+GET_WORKFLOW_INSTANCES = {
+    view: _get_instances(pointers=pointers) for view, pointers in _POINTERS_OF_VIEW.items()
 }
 
 
@@ -221,15 +228,15 @@ async def next_definition_sequence(store: Store, definition_id: str) -> int:
 # A filter in SQL: what is not given is NULL and falls away when the statement is planned, with the
 # values at hand, each time anew (`once`): which index is best depends on what is given.
 _FILTER = """($1::text[] IS NULL OR w.status = ANY ($1))
-    AND ($2::text IS NULL OR w.definition_id = $2)
-    AND ($3::int IS NULL OR w.version = $3)
-    AND ($4::text IS NULL OR w.reference = $4)
-    AND ($5::text IS NULL OR w.name LIKE $5)
-    AND ($6::text IS NULL OR w.root_workflow_id = $6)
-    AND ($7::timestamptz IS NULL OR w.create_time >= $7)
-    AND ($8::timestamptz IS NULL OR w.create_time < $8)
-    AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
-    AND ($10::timestamptz IS NULL OR w.complete_time < $10)"""
+            AND ($2::text IS NULL OR w.definition_id = $2)
+            AND ($3::int IS NULL OR w.version = $3)
+            AND ($4::text IS NULL OR w.reference = $4)
+            AND ($5::text IS NULL OR w.name LIKE $5)
+            AND ($6::text IS NULL OR w.root_workflow_id = $6)
+            AND ($7::timestamptz IS NULL OR w.create_time >= $7)
+            AND ($8::timestamptz IS NULL OR w.create_time < $8)
+            AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
+            AND ($10::timestamptz IS NULL OR w.complete_time < $10)"""
 
 
 def _filter_params(f: WorkflowFilter) -> list[Param]:
@@ -258,15 +265,22 @@ def status_array(statuses: Iterable[WorkflowStatus.ValueType]) -> bytes:
     return f"{{{','.join(WORKFLOW_STATUS[status] for status in dict.fromkeys(statuses))}}}".encode()
 
 
-# The first of each status asked for, and of those the first: one index by status is enough. Read
-# row by row: a page ends early where it would not fit into one message.
-_PAGE_OF_WORKFLOWS = """
+_ALL_STATUSES = ", ".join(f"'{name}'" for name in WORKFLOW_STATUS.values())
+
+
+def _list_workflows(*, after: str, direction: str, pointers: str) -> str:
+    """A page of workflows by create_time, numbered in their order.
+
+    It is made of the first workflows of each status, so that one index by status is enough.
+    """
+    return f"""
 WITH page AS MATERIALIZED (
     SELECT first.*
-    FROM unnest(coalesce($1::text[], '{{Runnable,Suspended,Complete,Terminated}}')) AS of (status),
-    LATERAL (
+    FROM unnest(
+        coalesce($1::text[], ARRAY[{_ALL_STATUSES}])
+    ) AS of (status), LATERAL (
         SELECT * FROM wfc.workflows w
-        WHERE w.status = of.status AND {filter}
+        WHERE w.status = of.status AND {_FILTER}
             AND (w.create_time, w.id) {after} ($11::timestamptz, $12::text)
         ORDER BY w.create_time {direction}, w.id {direction}
         LIMIT $13
@@ -277,24 +291,20 @@ WITH page AS MATERIALIZED (
     SELECT page.*, row_number() OVER (ORDER BY create_time {direction}, id {direction}) AS n
     FROM page
 )
-SELECT {columns}, w.n
+SELECT {_INSTANCE_COLUMNS},
+    w.n
 FROM numbered w LEFT JOIN wfc.execution_pointers p ON {pointers}
 WINDOW pointers AS (PARTITION BY w.n ORDER BY p.ordinal)
 ORDER BY w.n, p.ordinal
 """
-_DIRECTIONS: Final = {
-    ListOrder.LIST_ORDER_NEWEST_FIRST: ("DESC", "<"),
-    ListOrder.LIST_ORDER_OLDEST_FIRST: ("ASC", ">"),
-}
+
+
 LIST_WORKFLOWS = {
-    (order, view): _PAGE_OF_WORKFLOWS.format(
-        filter=_FILTER,
-        after=after,
-        direction=direction,
-        columns=_INSTANCE_COLUMNS,
-        pointers=pointers,
+    (order, view): _list_workflows(after=after, direction=direction, pointers=pointers)
+    for order, after, direction in (
+        (ListOrder.LIST_ORDER_NEWEST_FIRST, "<", "DESC"),
+        (ListOrder.LIST_ORDER_OLDEST_FIRST, ">", "ASC"),
     )
-    for order, (direction, after) in _DIRECTIONS.items()
     for view, pointers in _POINTERS_OF_VIEW.items()
 }
 

@@ -1,0 +1,10 @@
+WITH doomed AS MATERIALIZED (
+    SELECT id, event_time FROM wfc.events
+    WHERE event_time < $1::timestamptz AND (event_time, id) > ($2::timestamptz, $3::text)
+        AND ($4::boolean OR is_processed) AND ($5::text IS NULL OR event_name = $5)
+    ORDER BY event_time, id
+    LIMIT $6
+)
+SELECT (SELECT count(*) FROM doomed), (SELECT count(*) FROM doomed), 
+    (SELECT event_time FROM doomed ORDER BY event_time DESC, id DESC LIMIT 1),
+    (SELECT id FROM doomed ORDER BY event_time DESC, id DESC LIMIT 1);

@@ -1,0 +1,10 @@
+SELECT w.status, count(*) FROM wfc.workflows w WHERE ($1::text[] IS NULL OR w.status = ANY ($1))
+            AND ($2::text IS NULL OR w.definition_id = $2)
+            AND ($3::int IS NULL OR w.version = $3)
+            AND ($4::text IS NULL OR w.reference = $4)
+            AND ($5::text IS NULL OR w.name LIKE $5)
+            AND ($6::text IS NULL OR w.root_workflow_id = $6)
+            AND ($7::timestamptz IS NULL OR w.create_time >= $7)
+            AND ($8::timestamptz IS NULL OR w.create_time < $8)
+            AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
+            AND ($10::timestamptz IS NULL OR w.complete_time < $10) GROUP BY w.status;

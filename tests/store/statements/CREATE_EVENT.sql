@@ -1,0 +1,18 @@
+WITH given AS MATERIALIZED (
+    SELECT g.*, sha256(convert_to($1::jsonb::text, 'UTF8')) AS content_hash
+    FROM jsonb_to_record($1::jsonb) AS g(
+        id text, event_name text, event_key text, event_data jsonb, event_time timestamptz,
+        is_processed boolean)
+), created AS (
+    INSERT INTO wfc.events (
+        id, event_name, event_key, event_data, event_time, is_processed,
+        content_hash)
+    SELECT g.id, g.event_name, g.event_key, g.event_data -> 0, g.event_time, g.is_processed,
+        g.content_hash
+    FROM given g
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id
+)
+SELECT EXISTS (SELECT FROM created),
+    (SELECT coalesce(e.content_hash = g.content_hash, FALSE)
+        FROM wfc.events e JOIN given g ON e.id = g.id);

@@ -1,0 +1,5 @@
+SELECT id, event_time FROM wfc.events
+WHERE NOT is_processed AND event_time <= coalesce($1::timestamptz, now())
+    AND (event_time, id) > ($2::timestamptz, $3::text)
+ORDER BY event_time, id
+LIMIT $4;

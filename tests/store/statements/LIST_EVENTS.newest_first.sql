@@ -1,0 +1,9 @@
+SELECT id, event_name, event_key, event_data, event_time, is_processed
+FROM wfc.events
+WHERE ($1::text IS NULL OR event_name = $1) AND ($2::text IS NULL OR event_key = $2)
+    AND ($3::boolean IS NULL OR is_processed = $3)
+    AND ($4::timestamptz IS NULL OR event_time >= $4)
+    AND ($5::timestamptz IS NULL OR event_time < $5)
+    AND (event_time, id) < ($6::timestamptz, $7::text)
+ORDER BY event_time DESC, id DESC
+LIMIT $8;

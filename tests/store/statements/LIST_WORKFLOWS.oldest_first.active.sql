@@ -1,0 +1,41 @@
+WITH page AS MATERIALIZED (
+    SELECT first.*
+    FROM unnest(
+        coalesce($1::text[], ARRAY['Runnable', 'Suspended', 'Complete', 'Terminated'])
+    ) AS of (status), LATERAL (
+        SELECT * FROM wfc.workflows w
+        WHERE w.status = of.status AND ($1::text[] IS NULL OR w.status = ANY ($1))
+            AND ($2::text IS NULL OR w.definition_id = $2)
+            AND ($3::int IS NULL OR w.version = $3)
+            AND ($4::text IS NULL OR w.reference = $4)
+            AND ($5::text IS NULL OR w.name LIKE $5)
+            AND ($6::text IS NULL OR w.root_workflow_id = $6)
+            AND ($7::timestamptz IS NULL OR w.create_time >= $7)
+            AND ($8::timestamptz IS NULL OR w.create_time < $8)
+            AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
+            AND ($10::timestamptz IS NULL OR w.complete_time < $10)
+            AND (w.create_time, w.id) > ($11::timestamptz, $12::text)
+        ORDER BY w.create_time ASC, w.id ASC
+        LIMIT $13
+    ) first
+    ORDER BY first.create_time ASC, first.id ASC
+    LIMIT $13
+), numbered AS (
+    SELECT page.*, row_number() OVER (ORDER BY create_time ASC, id ASC) AS n
+    FROM page
+)
+SELECT p.id, p.step_id, p.active, p.status, p.sleep_until, p.persistence_data, p.start_time,
+        p.end_time, p.event_name, p.event_key, p.event_published, p.event_data, p.step_name,
+        p.retry_count, p.children, p.context_item, p.predecessor_id, p.outcome, p.scope,
+        CASE WHEN p.extension_attributes <> '{}' THEN
+            (SELECT jsonb_object_agg(key, value::text) FROM jsonb_each(p.extension_attributes)) END,
+    w.id, w.name, w.root_workflow_id, w.definition_id, w.version,
+        CASE WHEN row_number() OVER pointers = 1 THEN w.description END,
+        CASE WHEN row_number() OVER pointers = 1 THEN w.reference END, w.status,
+        CASE WHEN row_number() OVER pointers = 1 THEN w.data END, w.next_execution, w.create_time,
+        w.complete_time, w.revision,
+    w.n
+FROM numbered w LEFT JOIN wfc.execution_pointers p ON p.workflow_id = w.id AND (p.active OR p.status IN
+        ('Pending', 'Running', 'Sleeping', 'WaitingForEvent', 'PendingPredecessor'))
+WINDOW pointers AS (PARTITION BY w.n ORDER BY p.ordinal)
+ORDER BY w.n, p.ordinal;

@@ -1,0 +1,1 @@
+SELECT FROM wfc.workflows WHERE id = $1 FOR UPDATE;
