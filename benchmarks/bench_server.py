@@ -40,6 +40,6 @@ async def _main(url: str, max_prepared_mb: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
-    parser.add_argument("--max-prepared-mb", type=int, default=100)
+    parser.add_argument("--max-prepared-mb", type=int, default=Settings().max_prepared_mb)
     arguments = parser.parse_args()
     asyncio.run(_main(arguments.url, arguments.max_prepared_mb))

@@ -17,7 +17,8 @@ import asyncpg
 import psycopg_pool
 
 from benchmarks.timing import percentile, timed
-from wfe_persistence.store.postgres.database import Database
+from wfe_persistence.database import database_from
+from wfe_persistence.settings import Settings
 from wfe_persistence.store.rows import read_text, text
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import Store
@@ -95,7 +96,7 @@ def table(figures: Figures) -> str:
 
 @asynccontextmanager
 async def _ours(url: str) -> AsyncIterator[tuple[Read, Insert]]:
-    async with Database(url, pool_size=POOL_SIZE) as database:
+    async with database_from(Settings(db_url=url, pool_size=POOL_SIZE)) as database:
         store = Store(database, Schema(), "default")
         await store.write("CREATE SCHEMA wfc_bench")
         await store.write("CREATE TABLE wfc_bench.t (id text PRIMARY KEY, data jsonb)")

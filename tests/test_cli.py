@@ -85,6 +85,15 @@ def test_version_option() -> None:
     assert (done.returncode, done.stdout) == (0, f"wfe-persistence {version}\n")
 
 
+def test_help_is_fast_because_it_loads_neither_grpc_nor_a_driver() -> None:
+    program = "import sys, wfe_persistence.cli.group; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0
+    loaded = set(done.stdout.split())
+    assert "wfe_persistence.cli.serve" in loaded
+    assert not loaded & {"grpc", "psycopg", "google.protobuf"}
+
+
 def test_help_shows_where_data_is_kept_by_default() -> None:
     text = " ".join(run("serve", "--help").stdout.split())
     assert "(dynamic)" not in text

@@ -12,6 +12,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from wfe_persistence.database import database_from
 from wfe_persistence.errors import CannotServeError
 from wfe_persistence.rpc.boundary import Boundary
 from wfe_persistence.rpc.call import Environment
@@ -19,7 +20,6 @@ from wfe_persistence.rpc.health import Health
 from wfe_persistence.rpc.services import SERVICES
 from wfe_persistence.settings import Settings
 from wfe_persistence.store.namespace import Namespaces
-from wfe_persistence.store.postgres.database import Database
 from wfe_persistence.store.readiness import Readiness
 from wfe_persistence.store.schema import Schema
 
@@ -50,29 +50,22 @@ class Server:
     current.
     """
 
-    def __init__(self, config: Settings) -> None:
-        self._config = config
-        self._database = Database(
-            config.db_url,
-            pool_size=config.pool_size,
-            pool_timeout=config.pool_timeout,
-            prepare=config.prepare,
-            max_prepared_bytes=config.max_prepared_mb * 1_000_000,
-            max_waiting=config.max_waiting,
-        )
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._database = database_from(settings)
         namespaces = Namespaces(
             self._database,
-            Schema(config.schema, config.table_prefix),
-            migrate_on_use=config.migrate,
+            Schema(settings.schema, settings.table_prefix),
+            migrate_on_use=settings.migrate,
         )
         self._readiness = Readiness(
-            namespaces.default, migrate=config.migrate, allow_data_loss=config.allow_data_loss
+            namespaces.default, migrate=settings.migrate, allow_data_loss=settings.allow_data_loss
         )
         self._health = Health(namespaces)
         self._server = grpc.aio.server(
             options=[
                 *_SERVER_OPTIONS,
-                ("grpc.max_receive_message_length", config.max_message_bytes * _OVERSIZE_FACTOR),
+                ("grpc.max_receive_message_length", settings.max_message_bytes * _OVERSIZE_FACTOR),
             ]
         )
         boundary = Boundary(
@@ -80,28 +73,28 @@ class Server:
                 namespaces=namespaces,
                 readiness=self._readiness,
                 server_version=VERSION,
-                max_message_bytes=config.max_message_bytes,
-                default_deadline=config.default_deadline,
-                allow_truncate=config.allow_truncate,
-                allow_delete_namespace=config.allow_delete_namespace,
+                max_message_bytes=settings.max_message_bytes,
+                default_deadline=settings.default_deadline,
+                allow_truncate=settings.allow_truncate,
+                allow_delete_namespace=settings.allow_delete_namespace,
             )
         )
         self._server.add_generic_rpc_handlers([boundary.handlers(s) for s in SERVICES])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        if config.reflection:
+        if settings.reflection:
             names = [*(s.name for s in SERVICES), health.SERVICE_NAME, reflection.SERVICE_NAME]
             reflection.enable_server_reflection(names, self._server)
         self._stack = AsyncExitStack()
-        self.address = config.listen
+        self.address = settings.listen
         """The listen address; inside the context, with the real port."""
 
     async def __aenter__(self) -> Self:
         try:
-            port = self._server.add_insecure_port(self._config.listen)
+            port = self._server.add_insecure_port(self._settings.listen)
         except RuntimeError as exc:
-            raise CannotServeError(f"can't listen on {self._config.listen}: in use?") from exc
-        if not self._config.listen.startswith("unix:"):
-            self.address = f"{self._config.listen.rpartition(':')[0]}:{port}"
+            raise CannotServeError(f"can't listen on {self._settings.listen}: in use?") from exc
+        if not self._settings.listen.startswith("unix:"):
+            self.address = f"{self._settings.listen.rpartition(':')[0]}:{port}"
         await self._health.start()
         await self._stack.enter_async_context(self._database)
         await self._server.start()
@@ -110,7 +103,7 @@ class Server:
     async def __aexit__(self, *_: object) -> None:
         # Health first, so that clients send no new calls; those in progress are finished.
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(self._config.drain_seconds)
+        await self._server.stop(self._settings.drain_seconds)
         await self._stack.aclose()
 
     def add_service(self, handlers: grpc.GenericRpcHandler) -> None:

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from wfe_persistence.database import database_from
+from wfe_persistence.settings import Settings
 from wfe_persistence.store.migrate import migrate
 from wfe_persistence.store.postgres.database import Database
 from wfe_persistence.store.schema import Schema
@@ -15,7 +17,9 @@ from wfe_persistence.store.tables import Store
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
     """An empty database with a pool on it."""
-    async with Database(database_url, pool_size=4, pool_timeout=1.0) as database:
+    async with database_from(
+        Settings(db_url=database_url, pool_size=4, pool_timeout=1.0)
+    ) as database:
         yield database
 
 

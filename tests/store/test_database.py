@@ -11,7 +11,9 @@ import psycopg
 import pytest
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe_persistence.database import database_from
 from wfe_persistence.errors import PersistenceError
+from wfe_persistence.settings import Settings
 from wfe_persistence.store.postgres.database import MAX_ATTEMPTS, Database
 from wfe_persistence.store.postgres.sqlstate import UnexpectedDatabaseError, UniqueViolation
 from wfe_persistence.store.rows import integer, read_int4, read_int8, read_text, text
@@ -83,7 +85,7 @@ async def test_cancelled_calls_leave_no_connection_behind(counter: Store) -> Non
 
 
 async def test_a_call_ends_while_the_pool_makes_its_connection_wait(database_url: str) -> None:
-    async with Database(database_url, pool_size=1) as database:
+    async with database_from(Settings(db_url=database_url, pool_size=1)) as database:
         store = Store(database, Schema(), "default")
         read = asyncio.create_task(store.read("SELECT 42 FROM pg_sleep(0.1)"))
         await asyncio.sleep(0.05)
@@ -216,7 +218,10 @@ async def test_full_pool_says_so(store: Store) -> None:
 
 async def test_database_that_is_away_is_unavailable() -> None:
     url = "postgresql://nobody@127.0.0.1:1/nothing"
-    async with Database(url, pool_timeout=0.5) as database, raises("DATABASE_UNAVAILABLE"):
+    async with (
+        database_from(Settings(db_url=url, pool_timeout=0.5)) as database,
+        raises("DATABASE_UNAVAILABLE"),
+    ):
         await Store(database, Schema(), "default").read(ONE)
 
 
@@ -241,7 +246,7 @@ async def test_failed_statement_does_not_confuse_what_is_prepared(counter: Store
 
 
 async def test_forgotten_prepared_statement_is_prepared_again(database_url: str) -> None:
-    async with Database(database_url, pool_size=1) as database:
+    async with database_from(Settings(db_url=database_url, pool_size=1)) as database:
         store = Store(database, Schema(), "default")
         await store.read("SELECT $1::text", text("a"))
         await store.read("DEALLOCATE ALL")
@@ -250,7 +255,7 @@ async def test_forgotten_prepared_statement_is_prepared_again(database_url: str)
 
 
 async def test_works_without_prepared_statements(database_url: str) -> None:
-    async with Database(database_url, pool_size=1, prepare=False) as database:
+    async with database_from(Settings(db_url=database_url, pool_size=1, prepare=False)) as database:
         store = Store(database, Schema(), "default")
         for i in range(3):
             row = await store.read("SELECT $1::bigint", integer(i))
@@ -271,7 +276,9 @@ async def test_stream_answers_every_row_in_order(store: Store) -> None:
 
 
 async def test_stream_left_early_gives_its_connection_back(database_url: str) -> None:
-    async with Database(database_url, pool_size=1, pool_timeout=5) as database:
+    async with database_from(
+        Settings(db_url=database_url, pool_size=1, pool_timeout=5)
+    ) as database:
         store = Store(database, Schema(), "default")
         for _ in range(3):
             async with aclosing(

@@ -21,7 +21,9 @@ from wfe.persistence.v1.workflow_pb2 import (
     WorkflowInstance,
     WorkflowView,
 )
+from wfe_persistence.database import database_from
 from wfe_persistence.errors import PersistenceError
+from wfe_persistence.settings import Settings
 from wfe_persistence.store import command, commit, error_log, event, migrate, subscription, workflow
 from wfe_persistence.store.paging import END, START
 from wfe_persistence.store.postgres.database import Database, conninfo_with_defaults
@@ -91,7 +93,7 @@ async def test_twenty_at_once_on_an_empty_database_all_succeed(database_url: str
 
 
 async def test_stores_with_different_prefixes_share_a_schema(database_url: str) -> None:
-    async with Database(database_url, pool_size=2) as database:
+    async with database_from(Settings(db_url=database_url, pool_size=2)) as database:
         stores = [Store(database, Schema("public", prefix), "default") for prefix in ("", "b_")]
         for store in stores:
             await migrate.migrate(database_url, store.schema)

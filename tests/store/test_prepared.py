@@ -30,6 +30,18 @@ def numbered(i: int) -> str:
 BYTES = kept_bytes(Schema().bind(numbered(0)))
 
 
+def prepared_within(url: str, max_prepared_bytes: int) -> Database:
+    """A database with one connection, whose prepared statements may take this much memory."""
+    return Database(
+        url,
+        pool_size=1,
+        pool_timeout=5,
+        prepare=True,
+        max_prepared_bytes=max_prepared_bytes,
+        max_waiting=10,
+    )
+
+
 async def prepared(store: Store) -> set[str]:
     rows = await store.read_once(NAMES)
     return {read_text(rows.get_value(i, 0)) for i in range(rows.ntuples)}
@@ -66,7 +78,7 @@ async def test_the_reckoning_agrees_with_what_postgresql_keeps(database_url: str
 
 
 async def test_prepared_statements_stay_bounded(database_url: str) -> None:
-    async with Database(database_url, pool_size=1, max_prepared_bytes=5 * BYTES + 999) as database:
+    async with prepared_within(database_url, 5 * BYTES + 999) as database:
         store = Store(database, Schema(), "default")
         for round_ in range(3):
             for i in range(20):
@@ -77,7 +89,7 @@ async def test_prepared_statements_stay_bounded(database_url: str) -> None:
 
 
 async def test_what_was_not_used_for_longest_makes_room(database_url: str) -> None:
-    async with Database(database_url, pool_size=1, max_prepared_bytes=5 * BYTES + 999) as database:
+    async with prepared_within(database_url, 5 * BYTES + 999) as database:
         store = Store(database, Schema(), "default")
         for i in range(10):
             await store.read(numbered(0))
@@ -90,7 +102,7 @@ async def test_what_was_not_used_for_longest_makes_room(database_url: str) -> No
 
 
 async def test_a_statement_beyond_the_bound_is_run_all_the_same(database_url: str) -> None:
-    async with Database(database_url, pool_size=1, max_prepared_bytes=1) as database:
+    async with prepared_within(database_url, 1) as database:
         store = Store(database, Schema(), "default")
         for _ in range(2):
             for i in range(3):
@@ -103,7 +115,7 @@ async def test_a_statement_beyond_the_bound_is_run_all_the_same(database_url: st
 
 async def test_room_made_for_what_fails_is_only_room(database_url: str) -> None:
     """Statements that were closed for one that could not be prepared are prepared again."""
-    async with Database(database_url, pool_size=1, max_prepared_bytes=2 * BYTES) as database:
+    async with prepared_within(database_url, 2 * BYTES) as database:
         store = Store(database, Schema(), "default")
         await store.read(numbered(0))
         await store.read(numbered(1))

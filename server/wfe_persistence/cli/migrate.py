@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -53,12 +54,12 @@ def up(settings: Settings) -> None:
 
 
 async def _migrate_all(settings: Settings) -> Outcomes:
+    from wfe_persistence.database import database_from
     from wfe_persistence.store import namespace
-    from wfe_persistence.store.postgres.database import Database
     from wfe_persistence.store.tables import Store
 
     schema = Schema(settings.schema, settings.table_prefix)
-    async with Database(settings.db_url, pool_size=1) as database:
+    async with database_from(replace(settings, pool_size=1)) as database:
         return await namespace.migrate_all(Store(database, schema, "default"))
 
 

@@ -12,7 +12,6 @@ import click
 from wfe_persistence.cli.database import open_database
 from wfe_persistence.cli.logs import log_to_stderr
 from wfe_persistence.cli.options import settings_options
-from wfe_persistence.errors import CannotServeError
 from wfe_persistence.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -38,6 +37,7 @@ def serve(settings: Settings) -> None:
 
 async def _serve(settings: Settings) -> int:
     from wfe_persistence.app import VERSION, Server
+    from wfe_persistence.errors import CannotServeError
 
     loop = asyncio.get_running_loop()
     stop = loop.create_future()

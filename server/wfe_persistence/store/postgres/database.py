@@ -68,11 +68,11 @@ class Database:
         self,
         url: str,
         *,
-        pool_size: int = 10,
-        pool_timeout: float = 5.0,
-        prepare: bool = True,
-        max_prepared_bytes: int = 100_000_000,
-        max_waiting: int = 2000,
+        pool_size: int,
+        pool_timeout: float,
+        prepare: bool,
+        max_prepared_bytes: int,
+        max_waiting: int,
     ) -> None:
         self.conninfo = conninfo_with_defaults(url)
         self._pool_timeout = pool_timeout
