@@ -1,4 +1,4 @@
-//! One place for what every call has: a deadline, safe retries, typed errors.
+//! What every call has: a deadline, safe retries, typed errors.
 
 use std::future::Future;
 use std::time::Duration;
@@ -8,133 +8,9 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Request, Status};
 
 use crate::error::Error;
-use crate::v1::ErrorReason;
+use crate::rpc::{Rpc, Safety};
 
-/// Whether a call may be made again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Safety {
-    /// Writes nothing.
-    Read,
-    /// Again is the same as once.
-    Repeatable,
-    /// Again only if no attempt can have been made.
-    Unrepeatable,
-}
-
-/// The rpcs, by their names in the protos; all of them, also those that only a host's own
-/// stubs call.
-#[allow(dead_code)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Rpc {
-    CreateNewWorkflow,
-    PersistWorkflow,
-    PersistWorkflowWithSubscriptions,
-    GetWorkflowInstance,
-    GetWorkflowInstanceByName,
-    GetWorkflowInstances,
-    GetRunnableInstances,
-    NextDefinitionSequence,
-    CreateEvent,
-    GetEvent,
-    GetRunnableEvents,
-    GetEvents,
-    MarkEventProcessed,
-    MarkEventUnprocessed,
-    CreateEventSubscription,
-    GetSubscription,
-    GetSubscriptions,
-    GetFirstOpenSubscription,
-    TerminateSubscription,
-    SetSubscriptionToken,
-    ClearSubscriptionToken,
-    ScheduleCommand,
-    ClaimCommands,
-    CompleteCommands,
-    ReleaseCommands,
-    EnsureStoreExists,
-    PersistErrors,
-    ListErrors,
-    GetStoreInfo,
-    TruncateAll,
-    CreateNamespace,
-    ListNamespaces,
-    DeleteNamespace,
-    CommitWorkflow,
-    ListExecutionPointers,
-    ListWorkflows,
-    CountWorkflows,
-    DeleteWorkflow,
-    PurgeWorkflows,
-    ListEvents,
-    PurgeEvents,
-    RenewSubscriptionToken,
-    ListSubscriptions,
-    RenewCommands,
-}
-
-impl Rpc {
-    /// The table of what may be tried again: how safe that is, and the reason with
-    /// which the call fails if an earlier attempt of it was made, which then is success.
-    const fn rule(self) -> (Safety, Option<ErrorReason>) {
-        use Safety::{Read, Repeatable, Unrepeatable};
-        match self {
-            Self::GetWorkflowInstance
-            | Self::GetWorkflowInstanceByName
-            | Self::GetWorkflowInstances
-            | Self::GetRunnableInstances
-            | Self::GetEvent
-            | Self::GetRunnableEvents
-            | Self::GetEvents
-            | Self::GetSubscription
-            | Self::GetSubscriptions
-            | Self::GetFirstOpenSubscription
-            | Self::ListErrors
-            | Self::ListNamespaces
-            | Self::ListExecutionPointers
-            | Self::ListWorkflows
-            | Self::CountWorkflows
-            | Self::ListEvents
-            | Self::ListSubscriptions
-            | Self::GetStoreInfo => (Read, None),
-            // The id is chosen before the first attempt; the same again answers the same.
-            Self::CreateNewWorkflow | Self::CreateEvent | Self::CreateEventSubscription => {
-                (Repeatable, None)
-            }
-            // By its request id it is made once, however often it arrives.
-            Self::PersistWorkflow
-            | Self::PersistWorkflowWithSubscriptions
-            | Self::CommitWorkflow => (Repeatable, None),
-            // What is gone is gone; a lease or a hold only ends later.
-            Self::PurgeWorkflows
-            | Self::PurgeEvents
-            | Self::RenewCommands
-            | Self::RenewSubscriptionToken => (Repeatable, None),
-            // A number may be skipped, never given twice.
-            Self::NextDefinitionSequence => (Repeatable, None),
-            Self::MarkEventProcessed | Self::MarkEventUnprocessed => (Repeatable, None),
-            // Acquires again what the same token and worker hold already.
-            Self::SetSubscriptionToken => (Repeatable, None),
-            Self::ScheduleCommand | Self::EnsureStoreExists | Self::CreateNamespace => {
-                (Repeatable, None)
-            }
-            Self::TerminateSubscription => (Repeatable, Some(ErrorReason::SubscriptionNotFound)),
-            Self::ClearSubscriptionToken => (Repeatable, Some(ErrorReason::TokenMismatch)),
-            Self::CompleteCommands | Self::ReleaseCommands => {
-                (Repeatable, Some(ErrorReason::LeaseLost))
-            }
-            // Again claims others; those of a lost answer wait for their leases' end.
-            Self::ClaimCommands => (Unrepeatable, None),
-            // Again logs them again.
-            Self::PersistErrors => (Unrepeatable, None),
-            // Again removes what others have stored since.
-            Self::TruncateAll | Self::DeleteNamespace | Self::DeleteWorkflow => {
-                (Unrepeatable, None)
-            }
-        }
-    }
-}
-
-/// How often and how fast a call is tried again.
+/// How often a call is retried, and with what backoff.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Retry {
     pub(crate) max_attempts: u32,
@@ -143,7 +19,8 @@ pub(crate) struct Retry {
 }
 
 impl Retry {
-    /// The wait after that many attempts, from 1: random, up to a bound that doubles.
+    /// The wait after this many attempts, from 1: random (full jitter), below a bound that
+    /// doubles with each attempt.
     fn backoff(&self, attempts: u32) -> Duration {
         let bound = self
             .initial_backoff
@@ -153,13 +30,14 @@ impl Retry {
     }
 }
 
-/// 0 up to 1. A UUID is random enough here and saves a dependency.
+/// A number from 0 to 1. A UUID is random enough for jitter, and saves a dependency.
 fn random() -> f64 {
     let (_, low) = uuid::Uuid::new_v4().as_u64_pair();
     (low & 0xffff_ffff) as f64 / f64::from(u32::MAX)
 }
 
-/// What all calls of a provider have in common.
+/// What all calls of a provider have in common: the metadata they send, how long they may
+/// take, how they are retried.
 #[derive(Clone)]
 pub(crate) struct Caller {
     pub(crate) timeout: Duration,
@@ -169,25 +47,28 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// Makes a call. `build` makes the request, anew for each attempt, so that none is
-    /// copied for a retry that hardly ever comes; `send` sends it and reads the answer.
-    pub(crate) async fn call<Q, A, B, S, F>(&self, rpc: Rpc, build: B, send: S) -> Result<A, Error>
+    /// Makes a call: sends the request, retries it as its RPC permits, and returns the
+    /// response. `send` sends one attempt, each of which has its own copy of the request.
+    ///
+    /// If a retry fails because an earlier attempt took effect (see [`Rpc::rule`]), the
+    /// response is lost, and the default one is returned.
+    pub(crate) async fn call<Q, A, S, F>(&self, rpc: Rpc, request: &Q, send: S) -> Result<A, Error>
     where
+        Q: Clone,
         A: Default,
-        B: Fn() -> Result<Q, Error>,
         S: Fn(Request<Q>) -> F,
         F: Future<Output = Result<A, Status>>,
     {
         let (safety, done) = rpc.rule();
-        let end = Instant::now() + self.timeout;
+        let deadline = Instant::now() + self.timeout;
         let mut maybe_written = false;
         let mut attempts = 0;
         loop {
             attempts += 1;
-            let left = end.saturating_duration_since(Instant::now());
-            let request = self.request(build()?, left);
-            let mut error = match tokio::time::timeout(left, send(request)).await {
-                Ok(Ok(answer)) => return Ok(answer),
+            let left = deadline.saturating_duration_since(Instant::now());
+            let attempt = send(self.attempt(request.clone(), left));
+            let mut error = match tokio::time::timeout(left, attempt).await {
+                Ok(Ok(response)) => return Ok(response),
                 Ok(Err(status)) => Error::from_status(&status),
                 Err(_) => Error::deadline(),
             };
@@ -197,10 +78,10 @@ impl Caller {
             maybe_written |= error.maybe_written() && safety != Safety::Read;
             error.set_maybe_written(maybe_written);
             let wait = self.retry.backoff(attempts) + error.retry_after().unwrap_or(Duration::ZERO);
-            if !error.passes()
+            if !error.is_transient()
                 || (maybe_written && safety == Safety::Unrepeatable)
                 || attempts >= self.retry.max_attempts
-                || wait >= end.saturating_duration_since(Instant::now())
+                || wait >= deadline.saturating_duration_since(Instant::now())
             {
                 return Err(error);
             }
@@ -208,7 +89,8 @@ impl Caller {
         }
     }
 
-    fn request<Q>(&self, message: Q, left: Duration) -> Request<Q> {
+    /// The request of one attempt, with its metadata and the time left for it.
+    fn attempt<Q>(&self, message: Q, left: Duration) -> Request<Q> {
         let mut request = Request::new(message);
         request.set_timeout(left);
         let metadata = request.metadata_mut();
@@ -229,7 +111,8 @@ mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::error::tests::status;
+    use crate::error::status;
+    use crate::v1::ErrorReason;
 
     fn caller() -> Caller {
         Caller {
@@ -244,19 +127,15 @@ mod tests {
         }
     }
 
-    /// Makes a call whose attempts end as given; answers its result and the attempts.
+    /// Makes a call whose attempts end as given; returns its result and the number of attempts.
     async fn run(rpc: Rpc, ends: Vec<Result<u32, Status>>) -> (Result<u32, Error>, usize) {
         let all = ends.len();
         let ends = Mutex::new(ends.into_iter());
         let result = caller()
-            .call(
-                rpc,
-                || Ok(()),
-                |_| {
-                    let end = ends.lock().unwrap().next().expect("one attempt too many");
-                    async { end }
-                },
-            )
+            .call(rpc, &(), |_| {
+                let end = ends.lock().unwrap().next().expect("one attempt too many");
+                async { end }
+            })
             .await;
         let made = all - ends.into_inner().unwrap().count();
         (result, made)
@@ -369,7 +248,7 @@ mod tests {
     async fn the_deadline_ends_an_attempt() {
         let begun = Instant::now();
         let result: Result<u32, Error> = caller()
-            .call(Rpc::PersistWorkflow, || Ok(()), |_| std::future::pending())
+            .call(Rpc::PersistWorkflow, &(), |_| std::future::pending())
             .await;
         let error = result.unwrap_err();
         assert_eq!(error.code(), Code::DeadlineExceeded);
@@ -390,26 +269,5 @@ mod tests {
         }
         let waits: std::collections::HashSet<_> = (0..9).map(|_| retry.backoff(9)).collect();
         assert!(waits.len() > 5);
-    }
-
-    /// The enum, and with it the table, has every rpc of the protos and no other.
-    #[test]
-    fn the_table_is_complete() {
-        let source = include_str!("call.rs");
-        let list = source
-            .split_once("pub(crate) enum Rpc {")
-            .and_then(|(_, rest)| rest.split_once('}'))
-            .unwrap()
-            .0;
-        let mut listed: Vec<&str> = list.split(',').map(str::trim).collect();
-        listed.retain(|name| !name.is_empty());
-        let mut generated: Vec<&str> = include_str!("gen/wfe.persistence.v1.rs")
-            .split("GrpcMethod::new(")
-            .skip(1)
-            .map(|rest| rest.split('"').nth(3).unwrap())
-            .collect();
-        listed.sort_unstable();
-        generated.sort_unstable();
-        assert_eq!(listed, generated);
     }
 }

@@ -1,18 +1,18 @@
-//! How to reach the server, and how to call it.
+//! Connecting to a server: its address, and the settings of a provider.
 
 use std::fmt;
 use std::time::Duration;
 
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Endpoint;
-use tonic::Code;
 
+use crate::cache::Cache;
 use crate::call::{Caller, Retry};
+use crate::clients::Clients;
 use crate::error::Error;
-use crate::provider::{Claims, GrpcPersistenceProvider, Saving};
-use crate::saving::Memory;
+use crate::provider::{Claims, GrpcPersistenceProvider, Options};
 
-/// Sets up a [`GrpcPersistenceProvider`].
+/// Configures and connects a [`GrpcPersistenceProvider`].
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), wfe_persistence_client::Error> {
@@ -52,10 +52,28 @@ struct Tls {
     domain: Option<String>,
 }
 
+// Here rather than beside the other methods: the provider does not depend on its builder.
+impl GrpcPersistenceProvider {
+    /// Connects with the defaults of [`Builder`].
+    ///
+    /// # Errors
+    ///
+    /// The address is invalid, or no server can be reached.
+    pub async fn new(endpoint: impl Into<String>) -> Result<Self, Error> {
+        Self::builder(endpoint).connect().await
+    }
+
+    /// Configures a provider for the server at this address; see [`Builder::new`].
+    pub fn builder(endpoint: impl Into<String>) -> Builder {
+        Builder::new(endpoint)
+    }
+}
+
 impl Builder {
-    /// For the server at this address: `http://host:port`, `https://host:port` (with
-    /// the feature `tls`), `unix:/path/of/the/socket`, or `host:port`, which is the same
-    /// as `http://host:port`. A bad address is an error when connecting.
+    /// Configures a provider for the server at this address: `http://host:port`,
+    /// `https://host:port` (with the feature `tls`), `unix:/path/of/the/socket`, or
+    /// `host:port`, which means `http://host:port`. An invalid address is reported when
+    /// connecting.
     pub fn new(endpoint: impl Into<String>) -> Self {
         Self {
             endpoint: endpoint.into(),
@@ -82,96 +100,97 @@ impl Builder {
         }
     }
 
-    /// How long a call may take, over all its attempts; default: 30 s. The server gets
-    /// to know what is left of it, and calls its work off when it has passed. A method
-    /// that reads several pages makes one call for each.
+    /// The timeout of a call, over all its attempts; default: 30 s. Each attempt carries the
+    /// time left as its deadline, and the server cancels the call when that has passed. A
+    /// method that reads several pages makes one call per page.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// How long it may take to make a connection; default: 5 s.
+    /// The timeout for establishing a connection; default: 5 s.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// How often to ask the other side for a sign of life while calls are under way, so
-    /// that a dead connection is noticed; default: 30 s. `None`: never. Servers refuse
-    /// to be asked more often than every 10 s.
+    /// The interval of keepalive pings while calls are in progress, so that a dead connection
+    /// is detected; default: 30 s. `None`: no pings. The server closes connections that send
+    /// more than one ping per 10 s.
     pub fn keepalive(mut self, interval: Option<Duration>) -> Self {
         self.keepalive = interval;
         self
     }
 
-    /// The namespace, a store of its own on the server; default: the server's default
-    /// one. It must exist (see [`GrpcPersistenceProvider::create_namespace`]); else calls
-    /// end with `NAMESPACE_NOT_FOUND`.
+    /// The namespace, a separate store on the same server; default: the server's default
+    /// namespace. It must exist (see [`GrpcPersistenceProvider::create_namespace`]),
+    /// otherwise calls fail with `NAMESPACE_NOT_FOUND`.
     pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
         self.namespace = Some(namespace.into());
         self
     }
 
-    /// Sends `authorization: Bearer TOKEN` with every call. Without TLS anybody on the
-    /// way can read it.
+    /// Sends `authorization: Bearer TOKEN` with every call. Without TLS the token is sent in
+    /// plain text.
     pub fn bearer_token(mut self, token: impl Into<String>) -> Self {
         self.bearer_token = Some(token.into());
         self
     }
 
-    /// The largest answer to accept, in bytes; default: 64 MiB. What may be sent is for
-    /// the server to say.
+    /// The maximum size of a response message, in bytes; default: 64 MiB. The size of
+    /// requests is limited by the server only.
     pub fn max_message_bytes(mut self, bytes: usize) -> Self {
         self.max_message_bytes = bytes;
         self
     }
 
-    /// How often a call is made at most, where it may be repeated at all (see the
-    /// crate's documentation); default: 10; 1: never again.
+    /// The maximum number of attempts of a call that may be retried (see the
+    /// [crate's documentation](crate#retries)); default: 10. 1 (or 0): no retries.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.retry.max_attempts = attempts.max(1);
         self
     }
 
-    /// The waits between attempts: random, up to `initial` after the first one, up to
-    /// twice that after the next, and so on, up to `max`. Default: 100 ms, 2 s. A wait
-    /// that the server asks for is added.
+    /// The exponential backoff between attempts, with full jitter: a random wait of up to
+    /// `initial` after the first attempt, of up to twice that after the second, and so on, of
+    /// up to `max`. Default: 100 ms, 2 s. A delay that the server asks for is added.
     pub fn backoff(mut self, initial: Duration, max: Duration) -> Self {
         self.retry.initial_backoff = initial;
         self.retry.max_backoff = max;
         self
     }
 
-    /// How long `process_commands` claims commands for; default: 60 s, 1 ms to 24 h.
-    /// Commands of a host that dies become due again after that; those that take
-    /// longer to handle may be handled a second time.
+    /// The lease under which `process_commands` claims commands; default: 60 s, 1 ms to 24 h.
+    /// When it expires, the commands of a host that died can be claimed again; commands that
+    /// take longer to handle may be handled twice.
     pub fn command_lease(mut self, lease: Duration) -> Self {
         self.claims.lease = lease;
         self
     }
 
-    /// How many commands `process_commands` claims at a time; default: 20, 1 to 1000.
-    /// They are handled one after the other, all within one lease.
+    /// The number of commands that `process_commands` claims at once; default: 20, 1 to 1000
+    /// (other values are clamped). They are handled one after the other, all within one
+    /// lease.
     pub fn command_batch(mut self, commands: u32) -> Self {
         self.claims.batch = commands.clamp(1, 1000);
         self
     }
 
-    /// The name under which commands are claimed, for people who look; default:
-    /// `rust-PID`; at most 512 bytes.
+    /// The name under which commands are claimed, for diagnosis; default: `rust-PID`. Maximum
+    /// 512 bytes.
     pub fn worker_id(mut self, worker_id: impl Into<String>) -> Self {
         self.claims.worker_id = worker_id.into();
         self
     }
 
-    /// The certificate authorities to trust, as PEM; default: those of the system.
+    /// The certificate authorities (CAs) to trust, as PEM; default: those of the system.
     #[cfg(feature = "tls")]
     pub fn ca_certificate(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.tls.ca_certificate = Some(pem.into());
         self
     }
 
-    /// The certificate and key to show to a server that asks for one, as PEM.
+    /// The client certificate and its key, as PEM, for servers that require one (mutual TLS).
     #[cfg(feature = "tls")]
     pub fn client_identity(
         mut self,
@@ -182,41 +201,54 @@ impl Builder {
         self
     }
 
-    /// The name the server's certificate must have; default: the host of the address.
+    /// The name that the server's certificate must be valid for; default: the host of the
+    /// address.
     #[cfg(feature = "tls")]
     pub fn domain(mut self, name: impl Into<String>) -> Self {
         self.tls.domain = Some(name.into());
         self
     }
 
-    /// How much to remember of what was loaded or stored last, in execution pointers, plus
-    /// one for each workflow (some 60 bytes each, and the workflows' own data); the default
-    /// is 200,000. A persist of a remembered workflow sends only what has changed. 0: always
-    /// send everything.
+    /// The capacity of the cache of workflows loaded or stored last, in execution pointers plus
+    /// one per workflow; default: 200,000. A pointer takes about 60 bytes, a workflow its data.
+    /// Persisting a cached workflow sends only what has changed; the least recently used
+    /// workflows are evicted. 0: no cache, every write sends the whole state.
     pub fn remember(mut self, pointers: usize) -> Self {
         self.remember = pointers;
         self
     }
 
-    /// A persist of a workflow that somebody else has written, since this provider loaded or
-    /// stored it last, fails with `REVISION_MISMATCH`, instead of the last writer winning.
-    /// By memory: what is not remembered (see [`Builder::remember`]) is not compared.
+    /// Optimistic concurrency control: persisting a workflow that another writer has changed
+    /// since this provider last loaded or stored it fails with `REVISION_MISMATCH`, instead
+    /// of the last writer winning. Only cached workflows are checked (see
+    /// [`Builder::remember`]). Default: false.
     pub fn strict(mut self, strict: bool) -> Self {
         self.strict = strict;
         self
     }
 
-    /// Connects, and asks the server what it is, so that a wrong address, token or
-    /// namespace is an error now. Tries again like any read, for a server that is just
-    /// starting.
+    /// Connects and calls `GetStoreInfo`, so that a wrong address, token or namespace is
+    /// reported now. The call is retried like any read, which allows for a server that is
+    /// still starting.
+    ///
+    /// # Errors
+    ///
+    /// A setting is invalid, no server can be reached, or the server rejects the call.
     pub async fn connect(self) -> Result<GrpcPersistenceProvider, Error> {
         let provider = self.connect_lazy()?;
         let info = provider.store_info().await?;
         Ok(provider.with_capabilities(info.capabilities.unwrap_or_default()))
     }
 
-    /// Checks the settings, but connects with the first call only. Must be called
-    /// within a Tokio runtime.
+    /// Checks the settings, but connects only with the first call.
+    ///
+    /// # Errors
+    ///
+    /// A setting is invalid.
+    ///
+    /// # Panics
+    ///
+    /// It is called outside a Tokio runtime.
     pub fn connect_lazy(self) -> Result<GrpcPersistenceProvider, Error> {
         let endpoint = self.endpoint()?;
         let caller = Caller {
@@ -238,12 +270,11 @@ impl Builder {
                 }),
         };
         Ok(GrpcPersistenceProvider::from_parts(
-            endpoint.connect_lazy(),
+            Clients::new(endpoint.connect_lazy(), self.max_message_bytes),
             caller,
-            self.claims,
-            self.max_message_bytes,
-            Saving {
-                memory: Memory::new(self.remember),
+            Options {
+                claims: self.claims,
+                cache: Cache::new(self.remember),
                 strict: self.strict,
             },
         ))
@@ -257,12 +288,14 @@ impl Builder {
         };
         let https = address.starts_with("https://");
         if !https && !address.starts_with("http://") && !address.starts_with("unix:") {
-            return Err(bad(format!(
-                "the address {address:?} is neither http://, https:// nor unix:"
+            return Err(Error::invalid(format!(
+                "the address {address:?} does not start with http://, https:// or unix:"
             )));
         }
         let mut endpoint = Endpoint::from_shared(address.clone())
-            .map_err(|error| bad(format!("the address {address:?} is not valid: {error}")))?
+            .map_err(|error| {
+                Error::invalid(format!("the address {address:?} is not valid: {error}"))
+            })?
             .connect_timeout(self.connect_timeout)
             .tcp_keepalive(self.keepalive);
         if let Some(interval) = self.keepalive {
@@ -289,13 +322,13 @@ impl Builder {
         }
         endpoint
             .tls_config(config)
-            .map_err(|error| bad(format!("the TLS settings are not valid: {error}")))
+            .map_err(|error| Error::invalid(format!("the TLS settings are not valid: {error}")))
     }
 
     #[cfg(not(feature = "tls"))]
     fn with_tls(&self, _: Endpoint) -> Result<Endpoint, Error> {
-        Err(bad(
-            "https needs the feature `tls` of wfe-persistence-client".into(),
+        Err(Error::invalid(
+            "https:// requires the feature `tls` of wfe-persistence-client",
         ))
     }
 }
@@ -312,16 +345,17 @@ impl fmt::Debug for Builder {
 
 fn metadata(what: &str, value: &str) -> Result<MetadataValue<Ascii>, Error> {
     // The value itself is not shown: it may be a secret.
-    MetadataValue::try_from(value)
-        .map_err(|_| bad(format!("the {what} has characters that cannot be sent")))
-}
-
-fn bad(message: String) -> Error {
-    Error::local(Code::InvalidArgument, message)
+    MetadataValue::try_from(value).map_err(|_| {
+        Error::invalid(format!(
+            "the {what} contains characters that are not allowed in metadata"
+        ))
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use tonic::Code;
+
     use super::*;
 
     #[tokio::test]

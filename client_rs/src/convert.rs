@@ -1,20 +1,18 @@
-//! Between the engine's model and the messages of the API: nothing lost, nothing guessed.
+//! Converts between the engine's model and the messages of the API, without losing or
+//! guessing anything.
+
+mod values;
 
 use std::collections::HashMap;
-use std::io;
 
-use chrono::{DateTime, Utc};
-use prost_types::Timestamp;
-use serde::Serialize;
-use serde_json::ser::{CompactFormatter, Formatter};
-use serde_json::Value;
-use tonic::Code;
 use wfe_core::models as engine;
 
-use crate::error::Error;
+pub(crate) use self::values::to_time;
+use self::values::{
+    from_json, from_optional_json, from_required_time, from_step_id, from_time, to_json, to_step_id,
+};
+use crate::error::{Error, Result};
 use crate::v1;
-
-type Result<T> = std::result::Result<T, Error>;
 
 /// A workflow to send.
 pub(crate) fn to_workflow(instance: &engine::WorkflowInstance) -> Result<v1::WorkflowInstance> {
@@ -46,7 +44,7 @@ pub(crate) fn to_workflow(instance: &engine::WorkflowInstance) -> Result<v1::Wor
     })
 }
 
-/// A workflow that was answered.
+/// A workflow that was received.
 pub(crate) fn from_workflow(message: v1::WorkflowInstance) -> Result<engine::WorkflowInstance> {
     use v1::WorkflowStatus as Status;
     Ok(engine::WorkflowInstance {
@@ -172,7 +170,7 @@ pub(crate) fn to_event(event: &engine::Event) -> v1::Event {
     }
 }
 
-/// An event that was answered.
+/// An event that was received.
 pub(crate) fn from_event(message: v1::Event) -> Result<engine::Event> {
     Ok(engine::Event {
         id: message.id,
@@ -204,7 +202,7 @@ pub(crate) fn to_subscription(
     })
 }
 
-/// A subscription that was answered.
+/// A subscription that was received.
 pub(crate) fn from_subscription(
     message: v1::EventSubscription,
 ) -> Result<engine::EventSubscription> {
@@ -236,7 +234,7 @@ pub(crate) fn to_command(command: &engine::ScheduledCommand) -> v1::ScheduledCom
     }
 }
 
-/// A command that was answered.
+/// A command that was received.
 pub(crate) fn from_command(message: v1::ScheduledCommand) -> Result<engine::ScheduledCommand> {
     Ok(engine::ScheduledCommand {
         command_name: match message.command_name() {
@@ -261,7 +259,7 @@ pub(crate) fn to_execution_error(error: &engine::ExecutionError) -> v1::Executio
     }
 }
 
-/// A logged error that was answered.
+/// A logged error that was received.
 pub(crate) fn from_execution_error(message: v1::ExecutionError) -> Result<engine::ExecutionError> {
     Ok(engine::ExecutionError {
         error_time: from_required_time(message.error_time)?,
@@ -271,93 +269,21 @@ pub(crate) fn from_execution_error(message: v1::ExecutionError) -> Result<engine
     })
 }
 
-/// A time to send, with all its nanoseconds; the store truncates it to microseconds.
-pub(crate) fn to_time(time: DateTime<Utc>) -> Timestamp {
-    // Within a leap second chrono counts on beyond a billion, which protobuf does not.
-    let nanos = time.timestamp_subsec_nanos();
-    Timestamp {
-        seconds: time.timestamp() + i64::from(nanos / 1_000_000_000),
-        nanos: (nanos % 1_000_000_000) as i32,
-    }
-}
-
-fn from_time(message: Option<Timestamp>) -> Result<Option<DateTime<Utc>>> {
-    message
-        .map(|message| {
-            u32::try_from(message.nanos)
-                .ok()
-                .and_then(|nanos| DateTime::from_timestamp(message.seconds, nanos))
-                .ok_or_else(|| bad_answer("a time that is none"))
-        })
-        .transpose()
-}
-
-fn from_required_time(message: Option<Timestamp>) -> Result<DateTime<Utc>> {
-    from_time(message)?.ok_or_else(|| bad_answer("no time where there must be one"))
-}
-
-fn to_step_id(step_id: usize) -> Result<i64> {
-    i64::try_from(step_id).map_err(|_| {
-        Error::local(
-            Code::InvalidArgument,
-            format!("step id {step_id} is too large"),
-        )
-    })
-}
-
-fn from_step_id(step_id: i64) -> Result<usize> {
-    usize::try_from(step_id).map_err(|_| bad_answer(&format!("step id {step_id}")))
-}
-
-/// A JSON document as text.
-fn to_json(value: &Value) -> String {
-    let mut text = Vec::with_capacity(64);
-    value
-        .serialize(&mut serde_json::Serializer::with_formatter(
-            &mut text, KeepFloats,
-        ))
-        .expect("a value has only text as keys, and memory does not fail");
-    String::from_utf8(text).expect("JSON is UTF-8")
-}
-
-fn from_json(text: &str) -> Result<Value> {
-    serde_json::from_str(text).map_err(|error| bad_answer(&format!("no JSON: {error}")))
-}
-
-fn from_optional_json(text: Option<String>) -> Result<Option<Value>> {
-    text.as_deref().map(from_json).transpose()
-}
-
 fn unknown(what: &str, number: i32) -> Error {
-    bad_answer(&format!("{what} {number}, unknown to this version"))
-}
-
-fn bad_answer(what: &str) -> Error {
-    Error::local(Code::Internal, format!("the server answered {what}"))
-}
-
-/// Compact JSON in which floats stay floats in `jsonb`: that expands `1e16` to an
-/// integer, and so it would come back as one.
-struct KeepFloats;
-
-impl Formatter for KeepFloats {
-    fn write_f64<W: ?Sized + io::Write>(&mut self, writer: &mut W, value: f64) -> io::Result<()> {
-        if value.abs() < 1e15 {
-            CompactFormatter.write_f64(writer, value)
-        } else {
-            write!(writer, "{value:.1}")
-        }
-    }
+    Error::bad_response(&format!(
+        "{what} {number}, which this version does not know"
+    ))
 }
 
 #[cfg(test)]
 mod tests {
-    use chrono::TimeZone;
-    use serde_json::json;
+    use chrono::{TimeZone, Utc};
+    use serde::Serialize;
+    use serde_json::{json, Value};
 
     use super::*;
 
-    /// A workflow with every field set, as the engine's serde makes it, to compare by.
+    /// A workflow with every field set.
     fn workflow() -> engine::WorkflowInstance {
         let mut pointer = engine::ExecutionPointer::new(3);
         let time = Utc.timestamp_opt(1_700_000_000, 123_456_789).unwrap();
@@ -395,6 +321,7 @@ mod tests {
         instance
     }
 
+    /// What serde makes of a value, to compare by.
     fn plain(value: &impl Serialize) -> Value {
         serde_json::to_value(value).unwrap()
     }
@@ -505,91 +432,5 @@ mod tests {
         let error = engine::ExecutionError::new("w", "", "m");
         let back = from_execution_error(to_execution_error(&error)).unwrap();
         assert_eq!(plain(&back), plain(&error));
-    }
-
-    #[test]
-    fn times_are_exact_on_both_sides_of_1970() {
-        for (seconds, nanos) in [
-            (0, 0),
-            (-1, 999_999_999),
-            (-62_135_596_800, 0),
-            (253_402_300_799, 999_999_999),
-        ] {
-            let time = Utc.timestamp_opt(seconds, nanos).unwrap();
-            let message = to_time(time);
-            assert_eq!(
-                (message.seconds, message.nanos),
-                (seconds, nanos as i32),
-                "{time}"
-            );
-            assert_eq!(from_time(Some(message)).unwrap(), Some(time));
-        }
-    }
-
-    #[test]
-    fn a_leap_second_is_a_valid_timestamp() {
-        let leap = DateTime::parse_from_rfc3339("2016-12-31T23:59:60.5Z")
-            .unwrap()
-            .to_utc();
-        let message = to_time(leap);
-        assert_eq!(
-            from_time(Some(message)).unwrap().unwrap().to_rfc3339(),
-            "2017-01-01T00:00:00.500+00:00"
-        );
-    }
-
-    #[test]
-    fn bad_times_are_errors() {
-        for (seconds, nanos) in [(0, -1), (0, i32::MAX), (i64::MAX, 0)] {
-            assert!(from_time(Some(Timestamp { seconds, nanos })).is_err());
-        }
-        assert!(from_required_time(None).is_err());
-    }
-
-    #[test]
-    fn integers_keep_their_digits() {
-        for text in [
-            "18446744073709551615",
-            "-9223372036854775808",
-            "9007199254740993",
-        ] {
-            assert_eq!(to_json(&from_json(text).unwrap()), text);
-        }
-    }
-
-    /// What PostgreSQL makes in `jsonb` of a number that has no fraction.
-    fn through_jsonb(text: &str) -> String {
-        let whole = |(digits, exponent): (&str, &str)| {
-            let zeros = exponent.parse().ok()?;
-            (!digits.contains('.')).then(|| format!("{digits}{}", "0".repeat(zeros)))
-        };
-        let expanded = text.split_once('e').and_then(whole);
-        expanded.unwrap_or_else(|| text.to_string())
-    }
-
-    #[test]
-    fn floats_stay_floats() {
-        for number in [
-            0.1,
-            1e15,
-            1e16,
-            -1e16,
-            1e21,
-            1.5e300,
-            f64::MAX,
-            1e-7,
-            5e-324,
-        ] {
-            let text = to_json(&json!(number));
-            let back = from_json(&through_jsonb(&text)).unwrap();
-            assert!(back.is_f64(), "{number} became {back} by {text}");
-            assert_eq!(back.as_f64(), Some(number));
-        }
-    }
-
-    #[test]
-    fn text_is_escaped_as_json() {
-        let value = json!({"\"k\\": "a\nb\u{1}ü😀"});
-        assert_eq!(from_json(&to_json(&value)).unwrap(), value);
     }
 }

@@ -1,29 +1,32 @@
-//! Why a call failed: the status and its details, and what the engine makes of it.
+//! Why a call failed, and the error that the engine gets.
+
+mod status;
+
+#[cfg(test)]
+pub(crate) use self::status::tests::status;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
-use prost::Message;
-use tonic::{Code, Status};
+use tonic::Code;
 use wfe_core::WfeError;
 
 use crate::v1::ErrorReason;
 
-/// The `domain` of this API's `ErrorInfo`.
-const DOMAIN: &str = "wfe.persistence";
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a call to the persistence server failed.
 ///
-/// Decide by [`reason`](Self::reason) or [`code`](Self::code), never by the text. The
-/// engine's traits answer a [`WfeError`] instead, made from this:
-/// `WorkflowNotFound`, `EventNotFound` and `SubscriptionNotFound` for those reasons,
-/// with the id or name that was asked for, else `Persistence` with this error's text,
-/// which begins with the name of the reason.
+/// Programs should match on [`reason`](Self::reason) or [`code`](Self::code), never on the
+/// text. The engine's traits return a [`WfeError`] instead, converted from this:
+/// `WorkflowNotFound`, `EventNotFound` and `SubscriptionNotFound` for those reasons, with
+/// the requested id or name; otherwise `Persistence` with this error's text, which begins
+/// with the name of the reason.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Error(Box<Inner>);
 
-// Boxed, so that the results of calls that go well stay small.
+// Boxed, so that the results of successful calls stay small.
 #[derive(Debug, Clone, PartialEq)]
 struct Inner {
     code: Code,
@@ -42,9 +45,9 @@ struct Inner {
 pub struct FieldViolation {
     /// The field's path, for example `instance.execution_pointers[3].outcome_json`.
     pub field: String,
-    /// What is wrong, in words.
+    /// What is wrong, as text for people.
     pub description: String,
-    /// What is wrong, as the name of a `FieldViolationReason`; may be empty.
+    /// What is wrong, for programs: the name of a `FieldViolationReason`; may be empty.
     pub reason: String,
 }
 
@@ -54,48 +57,49 @@ impl Error {
         self.0.code
     }
 
-    /// The reason the server gave; `None` if the error did not come from it (no
-    /// connection, a proxy, a value that cannot be sent) or is unknown to this version.
+    /// The reason that the server gave. `None` if the error did not come from the server
+    /// (no connection, a proxy, a value that cannot be sent), or if this version does not
+    /// know the reason.
     pub fn reason(&self) -> Option<ErrorReason> {
         self.0.reason
     }
 
-    /// What went wrong, in words; not for programs.
+    /// What went wrong, as text for people.
     pub fn message(&self) -> &str {
         &self.0.message
     }
 
-    /// Facts that belong to the reason, for example `revision`.
+    /// Details that belong to the reason, for example `revision`.
     pub fn metadata(&self) -> &HashMap<String, String> {
         &self.0.metadata
     }
 
-    /// The bad fields, with reason `INVALID_FIELD`.
+    /// The invalid fields, if the reason is `INVALID_FIELD`.
     pub fn violations(&self) -> &[FieldViolation] {
         &self.0.violations
     }
 
-    /// How long the server asks to wait before another try.
+    /// How long the server asks the client to wait before a retry.
     pub fn retry_after(&self) -> Option<Duration> {
         self.0.retry_after
     }
 
-    /// True if the call writes and this or an earlier attempt may have been made, so
-    /// that nobody knows what is stored now.
+    /// True if the outcome is unknown: the call writes, and this or an earlier attempt may
+    /// have been committed.
     pub fn maybe_written(&self) -> bool {
         self.0.maybe_written
     }
 
-    /// True if TLS failed: the server's certificate is not trusted or not for its name,
-    /// the server does not speak TLS, or it refuses this client's certificate. The code is
-    /// `UNAVAILABLE`, but the call is not tried again, because the next attempt would end
-    /// like this one. Always false without the feature `tls`.
+    /// True if TLS failed: the server's certificate is not trusted or not valid for its name,
+    /// the server does not use TLS, or it rejects this client's certificate. The code is
+    /// `UNAVAILABLE`, but the call is not retried, because a retry would fail in the same way.
+    /// Always false without the feature `tls`.
     pub fn is_tls(&self) -> bool {
         self.0.tls
     }
 
-    /// An error of this side: what was asked for cannot be sent, or the answer not read.
-    pub(crate) fn local(code: Code, message: impl Into<String>) -> Self {
+    /// An error that did not come from the server.
+    fn local(code: Code, message: impl Into<String>) -> Self {
         Self(Box::new(Inner {
             code,
             reason: None,
@@ -109,89 +113,26 @@ impl Error {
         }))
     }
 
-    /// The deadline passed on this side.
+    /// A value that cannot be sent, or an invalid setting.
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::local(Code::InvalidArgument, message)
+    }
+
+    /// A response that cannot be converted to the engine's model.
+    pub(crate) fn bad_response(what: &str) -> Self {
+        Self::local(Code::Internal, format!("the server returned {what}"))
+    }
+
+    /// The client's own deadline has passed.
     pub(crate) fn deadline() -> Self {
-        let mut error = Self::local(Code::DeadlineExceeded, "no answer came in time");
+        let mut error = Self::local(Code::DeadlineExceeded, "no response before the deadline");
         error.0.reason = Some(ErrorReason::DeadlineExceeded);
         error.0.maybe_written = true;
         error
     }
 
-    /// The error of one attempt.
-    pub(crate) fn from_status(status: &Status) -> Self {
-        let mut error = Self::local(status.code(), status.message());
-        if let Ok(details) = RpcStatus::decode(status.details()) {
-            error.read_details(&details.details);
-        }
-        if error.0.reason.is_some() {
-            error.0.maybe_written = error.0.reason == Some(ErrorReason::CommitOutcomeUnknown);
-        } else if let Some(source) = std::error::Error::source(status) {
-            if has_cause::<tonic::TimeoutExpired>(source) {
-                return Self::deadline();
-            }
-            // Made on this side, when the connection failed: tonic calls it UNKNOWN,
-            // INTERNAL or CANCELLED, depending on the moment.
-            error.0.code = Code::Unavailable;
-            error.0.message = chain(source);
-            error.0.maybe_written = !has_cause::<tonic::ConnectError>(source);
-            error.0.tls = is_tls(source);
-        } else {
-            error.0.maybe_written = matches!(
-                error.0.code,
-                Code::Unavailable
-                    | Code::Unknown
-                    | Code::Internal
-                    | Code::Cancelled
-                    | Code::DeadlineExceeded
-            );
-        }
-        error
-    }
-
-    fn read_details(&mut self, details: &[prost_types::Any]) {
-        for detail in details {
-            // The type's name is behind the last slash of the URL.
-            let Some((_, name)) = detail.type_url.rsplit_once('/') else {
-                continue;
-            };
-            let value = detail.value.as_slice();
-            match name {
-                "google.rpc.ErrorInfo" => {
-                    let Ok(info) = ErrorInfo::decode(value) else {
-                        continue;
-                    };
-                    if info.domain == DOMAIN {
-                        self.0.reason =
-                            ErrorReason::from_str_name(&format!("ERROR_REASON_{}", info.reason));
-                        self.0.metadata = info.metadata;
-                    }
-                }
-                "google.rpc.RetryInfo" => {
-                    self.0.retry_after = RetryInfo::decode(value)
-                        .ok()
-                        .and_then(|info| info.retry_delay)
-                        .and_then(|delay| Duration::try_from(delay).ok());
-                }
-                "google.rpc.BadRequest" => {
-                    if let Ok(bad) = BadRequest::decode(value) {
-                        self.0.violations = bad
-                            .field_violations
-                            .into_iter()
-                            .map(|violation| FieldViolation {
-                                field: violation.field,
-                                description: violation.description,
-                                reason: violation.reason,
-                            })
-                            .collect();
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-
-    /// Whether it may be otherwise in a moment.
-    pub(crate) fn passes(&self) -> bool {
+    /// Whether a retry may succeed.
+    pub(crate) fn is_transient(&self) -> bool {
         (self.0.code == Code::Unavailable && !self.0.tls)
             || matches!(
                 self.0.reason,
@@ -207,7 +148,7 @@ impl Error {
         self.0.maybe_written = maybe_written;
     }
 
-    /// Notes the id or name that was asked for.
+    /// Adds the requested id or name.
     pub(crate) fn about(mut self, subject: &str) -> Self {
         subject.clone_into(&mut self.0.subject);
         self
@@ -227,7 +168,7 @@ impl fmt::Display for Error {
             write!(f, "; {}: {}", violation.field, violation.description)?;
         }
         if self.0.maybe_written {
-            f.write_str(" (the write may or may not have been made)")?;
+            f.write_str(" (the write may or may not have been committed)")?;
         }
         Ok(())
     }
@@ -246,255 +187,8 @@ impl From<Error> for WfeError {
     }
 }
 
-/// A reason as `ErrorInfo` has it, without its prefix.
+/// A reason as `ErrorInfo` carries it, without its prefix.
 fn name(reason: ErrorReason) -> &'static str {
     let name = reason.as_str_name();
     name.strip_prefix("ERROR_REASON_").unwrap_or(name)
-}
-
-/// Whether an error is, or was caused by, a `T`. A `ConnectError` means that there was
-/// no connection, so that nothing was sent.
-fn has_cause<T: std::error::Error + 'static>(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if error.is::<T>() {
-            return true;
-        }
-        next = error.source();
-    }
-    false
-}
-
-/// Whether an error is, or was caused by, one of TLS.
-#[cfg(feature = "tls")]
-fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        // An `io::Error` that wraps another one passes over it when asked for its source.
-        let wrapped = error
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::get_ref);
-        if error.is::<rustls::Error>() || wrapped.is_some_and(|inner| is_tls(inner)) {
-            return true;
-        }
-        next = error.source();
-    }
-    false
-}
-
-#[cfg(not(feature = "tls"))]
-fn is_tls(_: &(dyn std::error::Error + 'static)) -> bool {
-    false
-}
-
-/// An error with its causes, each once.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let cause = error.to_string();
-        if !text.ends_with(&cause) {
-            text = format!("{text}: {cause}");
-        }
-        next = error.source();
-    }
-    text
-}
-
-// google.rpc, as far as it is read here.
-
-#[derive(Clone, PartialEq, Message)]
-struct RpcStatus {
-    #[prost(int32, tag = "1")]
-    code: i32,
-    #[prost(string, tag = "2")]
-    message: String,
-    #[prost(message, repeated, tag = "3")]
-    details: Vec<prost_types::Any>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ErrorInfo {
-    #[prost(string, tag = "1")]
-    reason: String,
-    #[prost(string, tag = "2")]
-    domain: String,
-    #[prost(map = "string, string", tag = "3")]
-    metadata: HashMap<String, String>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct RetryInfo {
-    #[prost(message, optional, tag = "1")]
-    retry_delay: Option<prost_types::Duration>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct BadRequest {
-    #[prost(message, repeated, tag = "1")]
-    field_violations: Vec<RpcFieldViolation>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct RpcFieldViolation {
-    #[prost(string, tag = "1")]
-    field: String,
-    #[prost(string, tag = "2")]
-    description: String,
-    #[prost(string, tag = "3")]
-    reason: String,
-}
-
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    fn any(name: &str, message: &impl Message) -> prost_types::Any {
-        prost_types::Any {
-            type_url: format!("type.googleapis.com/google.rpc.{name}"),
-            value: message.encode_to_vec(),
-        }
-    }
-
-    fn info(reason: &str, domain: &str) -> ErrorInfo {
-        ErrorInfo {
-            reason: reason.into(),
-            domain: domain.into(),
-            metadata: HashMap::from([("revision".to_string(), "7".to_string())]),
-        }
-    }
-
-    /// A status as the server sends it.
-    pub(crate) fn status(code: Code, reason: &str, retry_after: Option<Duration>) -> Status {
-        let mut details = vec![any("ErrorInfo", &info(reason, DOMAIN))];
-        if let Some(delay) = retry_after {
-            let retry_delay = Some(delay.try_into().unwrap());
-            details.push(any("RetryInfo", &RetryInfo { retry_delay }));
-        }
-        with_details(code, details)
-    }
-
-    fn with_details(code: Code, details: Vec<prost_types::Any>) -> Status {
-        let message = "in words".to_string();
-        let status = RpcStatus {
-            code: code as i32,
-            message: message.clone(),
-            details,
-        };
-        Status::with_details(code, message, status.encode_to_vec().into())
-    }
-
-    #[test]
-    fn engine_variants_come_from_the_reason() {
-        let engine = |code, reason| -> WfeError {
-            Error::from_status(&status(code, reason, None))
-                .about("x-1")
-                .into()
-        };
-        assert!(
-            matches!(engine(Code::NotFound, "WORKFLOW_NOT_FOUND"), WfeError::WorkflowNotFound(id) if id == "x-1")
-        );
-        assert!(
-            matches!(engine(Code::NotFound, "EVENT_NOT_FOUND"), WfeError::EventNotFound(id) if id == "x-1")
-        );
-        assert!(
-            matches!(engine(Code::NotFound, "SUBSCRIPTION_NOT_FOUND"), WfeError::SubscriptionNotFound(id) if id == "x-1")
-        );
-        let other = engine(Code::NotFound, "NAMESPACE_NOT_FOUND");
-        assert!(
-            matches!(&other, WfeError::Persistence(text) if text == "NAMESPACE_NOT_FOUND: in words"),
-            "{other:?}"
-        );
-    }
-
-    #[test]
-    fn a_bare_status_is_no_engine_variant() {
-        let error: WfeError = Error::from_status(&Status::not_found("Workflow not found")).into();
-        assert!(
-            matches!(&error, WfeError::Persistence(text) if text == "NotFound: Workflow not found")
-        );
-    }
-
-    #[test]
-    fn foreign_and_unknown_reasons_are_none() {
-        let foreign = vec![any("ErrorInfo", &info("WORKFLOW_NOT_FOUND", "example.org"))];
-        let error = Error::from_status(&with_details(Code::NotFound, foreign));
-        assert_eq!(error.reason(), None);
-        let error = Error::from_status(&status(Code::NotFound, "NEW_IN_A_LATER_SERVER", None));
-        assert_eq!(error.reason(), None);
-        assert_eq!(error.code(), Code::NotFound);
-    }
-
-    #[test]
-    fn garbage_in_the_details_is_no_panic() {
-        let garbage = Status::with_details(Code::Aborted, "x", vec![0xff; 9].into());
-        assert_eq!(Error::from_status(&garbage).reason(), None);
-        let garbage = vec![prost_types::Any {
-            type_url: "type.googleapis.com/google.rpc.ErrorInfo".into(),
-            value: vec![0xff; 9],
-        }];
-        let error = Error::from_status(&with_details(Code::Aborted, garbage));
-        assert_eq!((error.code(), error.reason()), (Code::Aborted, None));
-    }
-
-    #[test]
-    fn details_are_read() {
-        let bad = BadRequest {
-            field_violations: vec![RpcFieldViolation {
-                field: "instance.data_json".into(),
-                description: "no JSON".into(),
-                reason: "JSON_INVALID".into(),
-            }],
-        };
-        let error = Error::from_status(&with_details(
-            Code::InvalidArgument,
-            vec![
-                any("ErrorInfo", &info("INVALID_FIELD", DOMAIN)),
-                any("BadRequest", &bad),
-            ],
-        ));
-        assert_eq!(error.violations()[0].field, "instance.data_json");
-        assert_eq!(
-            error.to_string(),
-            "INVALID_FIELD: in words; instance.data_json: no JSON"
-        );
-        assert_eq!(error.metadata()["revision"], "7");
-
-        let wait = Duration::from_millis(1500);
-        let error = Error::from_status(&status(
-            Code::Unavailable,
-            "DATABASE_UNAVAILABLE",
-            Some(wait),
-        ));
-        assert_eq!(error.retry_after(), Some(wait));
-    }
-
-    #[test]
-    fn what_may_have_been_written() {
-        let after = |status: &Status| Error::from_status(status).maybe_written();
-        assert!(after(&status(
-            Code::Unavailable,
-            "COMMIT_OUTCOME_UNKNOWN",
-            None
-        )));
-        assert!(!after(&status(
-            Code::Unavailable,
-            "DATABASE_UNAVAILABLE",
-            None
-        )));
-        assert!(!after(&status(Code::Unavailable, "SHUTTING_DOWN", None)));
-        assert!(after(&Status::unavailable("a proxy says so")));
-        assert!(!after(&Status::unauthenticated("no token")));
-    }
-
-    #[test]
-    fn what_passes() {
-        let passes = |code, reason| Error::from_status(&status(code, reason, None)).passes();
-        assert!(passes(Code::Aborted, "TRANSACTION_CONFLICT"));
-        assert!(passes(Code::ResourceExhausted, "POOL_EXHAUSTED"));
-        assert!(passes(Code::Unavailable, "SHUTTING_DOWN"));
-        assert!(!passes(Code::Aborted, "REVISION_MISMATCH"));
-        assert!(!passes(Code::ResourceExhausted, "DATABASE_FULL"));
-        assert!(!passes(Code::DeadlineExceeded, "DEADLINE_EXCEEDED"));
-    }
 }

@@ -1,9 +1,9 @@
-//! Lets the [WFE workflow engine](https://docs.rs/wfe) keep its state in a WFE
-//! persistence server: workflows, events, subscriptions, scheduled commands and the
-//! error log, over gRPC.
+//! A persistence provider for the [WFE workflow engine](https://docs.rs/wfe) that keeps the
+//! engine's state in a WFE persistence server, over gRPC: workflows, events, subscriptions,
+//! scheduled commands and the error log.
 //!
-//! [`GrpcPersistenceProvider`] implements the engine's whole persistence trait, so a
-//! host that used `wfe-postgres` changes one line:
+//! [`GrpcPersistenceProvider`] implements the engine's complete persistence trait, so a host
+//! that used `wfe-postgres` changes one line:
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -18,56 +18,61 @@
 //! # Ok(()) }
 //! ```
 //!
-//! # What may be tried again
+//! # Retries
 //!
-//! Every call has a deadline, over all its attempts ([`Builder::timeout`]). Within it,
-//! what failed with `UNAVAILABLE`, `TRANSACTION_CONFLICT`, `POOL_EXHAUSTED` or
-//! `NAMESPACE_BUSY` is tried again after a random, growing wait, plus the wait that the
+//! Every call has a timeout, over all its attempts ([`Builder::timeout`]). Within it, calls
+//! that fail with `UNAVAILABLE`, `TRANSACTION_CONFLICT`, `POOL_EXHAUSTED` or
+//! `NAMESPACE_BUSY` are retried with exponential backoff and jitter, plus the delay that the
 //! server asks for (but not if TLS failed, see [`Error::is_tls`]):
 //!
-//! | call | tried again |
+//! | call | retried |
 //! |---|---|
 //! | every read, `store_info`, `list_errors`, `list_namespaces` | yes |
-//! | `create_new_workflow`, `create_event`, `create_event_subscription` | yes: the id is set before the first attempt, and the same create again answers the same |
-//! | `persist_workflow`, `persist_workflow_with_subscriptions`, `commit` | yes: by its request id a write is made once, however often it arrives |
-//! | `mark_event_processed`, `mark_event_unprocessed`, `schedule_command`, `ensure_store_exists`, `create_namespace` | yes |
-//! | `set_subscription_token` | yes: the same token and worker again acquires again |
-//! | `next_definition_sequence` | yes: a number may be skipped, never given twice |
-//! | `terminate_subscription`, `clear_subscription_token`, completing and releasing commands | yes; if an attempt may have been made, the answer that it had been (not found, token mismatch, lease lost) counts as success |
-//! | `persist_errors`, claiming commands, `truncate_all`, `delete_namespace` | only if no attempt can have been made: no connection, or the server says so |
+//! | `create_new_workflow`, `create_event`, `create_event_subscription` | yes: the id is set before the first attempt, and an identical create returns the same |
+//! | `persist_workflow`, `persist_workflow_with_subscriptions`, `commit` | yes: the request id is an idempotency key, so that the write is made once |
+//! | `mark_event_processed`, `mark_event_unprocessed`, `schedule_command`, `ensure_store_exists`, `create_namespace` | yes: idempotent |
+//! | `set_subscription_token` | yes: the same token and worker acquire again what they hold |
+//! | `next_definition_sequence` | yes: a number may be skipped, but is never returned twice |
+//! | `terminate_subscription`, `clear_subscription_token`, completing and releasing commands | yes: if an earlier attempt may have taken effect, the error that says so (not found, token mismatch, lease lost) counts as success |
+//! | `persist_errors`, claiming commands, `truncate_all`, `delete_namespace` | only if no attempt can have taken effect: there was no connection, or the server says so |
 //!
-//! # What is sent
+//! # Patches
 //!
-//! The provider remembers what it loaded or stored last and sends a patch: the header
-//! fields and execution pointers that have changed since, so that a step of a workflow of
-//! thousands of pointers costs what one of a short workflow costs. Where somebody else has
-//! written meanwhile, the whole state is sent, so that the last writer wins as the trait
-//! has it; with [`Builder::strict`] that is an error instead. A [`Step`] stores a workflow
-//! together with subscriptions, events, errors and commands in one transaction.
+//! The provider caches the workflows that it loaded or stored last and sends patches: the
+//! header fields and execution pointers that have changed since, so that a step of a workflow
+//! with thousands of pointers costs no more than one of a short workflow. If another writer
+//! has changed the workflow in the meantime, the provider sends the whole state, so that the
+//! last writer wins, as the trait requires; with [`Builder::strict`] that is an error instead.
+//! A [`Step`] stores a workflow together with subscriptions, events, errors and commands in
+//! one transaction.
 //!
 //! # Values
 //!
-//! JSON travels as text and is stored as `jsonb`. Integers keep all their digits (all of
-//! `i64` and `u64`), floats come back as the same floats (of `-0.0`, the sign is lost),
-//! an absent `Option<Value>` is kept apart from `Some(Value::Null)`, and the order of
-//! object members is not kept. Refused by the store, with an error: U+0000 in text,
-//! and more than 100 levels. The feature `arbitrary_precision` of `serde_json` is
-//! global to a program and so left to it: with it, numbers beyond `u64` and `f64` are
-//! kept to the last digit too; without it, `serde_json` itself makes them floats.
+//! JSON is sent as text and stored as `jsonb`. Integers keep all their digits (the whole range
+//! of `i64` and `u64`), floats are returned as the same floats (except that `-0.0` loses its
+//! sign), an absent `Option<Value>` is distinguished from `Some(Value::Null)`, and the order
+//! of object members is not preserved. The server rejects U+0000 in text and more than 100
+//! levels of nesting. The feature `arbitrary_precision` of `serde_json` applies to the whole
+//! program, so this crate does not enable it: with it, numbers beyond `u64` and `f64` are also
+//! kept to the last digit; without it, `serde_json` converts them to floats.
 //!
-//! Times are kept to the microsecond, truncated; years 1 to 9999.
+//! Times are truncated to microseconds; years 1 to 9999.
 #![warn(missing_docs)]
 #![forbid(unsafe_code)]
 
+mod cache;
 mod call;
+mod clients;
 mod connect;
 mod convert;
 mod error;
+mod patch;
 mod provider;
-mod saving;
+mod rpc;
+mod step;
 
-/// The messages and clients of the API, generated from its protos; their comments are
-/// the contract.
+/// The messages and clients of the API, generated from its protos, whose comments are the
+/// contract.
 #[path = "gen/wfe.persistence.v1.rs"]
 #[rustfmt::skip]
 #[allow(missing_docs, clippy::all)]
@@ -76,4 +81,4 @@ pub mod v1;
 pub use connect::Builder;
 pub use error::{Error, FieldViolation};
 pub use provider::GrpcPersistenceProvider;
-pub use saving::{Committed, Step};
+pub use step::{Committed, Step};

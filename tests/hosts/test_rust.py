@@ -1,4 +1,4 @@
-"""The Rust crate's own tests, with the real engine in them, against a server started here."""
+"""The Rust crate's own tests, which run the real engine, against a server started here."""
 
 from __future__ import annotations
 
@@ -21,14 +21,23 @@ from tests.support.server import ServerProcess
 
 CRATE = ROOT / "client_rs"
 
-#: A first build takes minutes; that it ends at all is all that is asked of it.
+#: The first build takes minutes.
 pytestmark = pytest.mark.timeout(1800)
 
-#: How many tests there are at least, by binary and module: a macro that makes none, or a module
-#: that is not compiled, would pass unnoticed. Those of `persistence` are the engine's own suite
-#: (`wfe_core::persistence_suite!`) and some more.
+#: The minimum number of tests, by binary and module: a macro that generates none, or a module that
+#: is not compiled, would go unnoticed otherwise. Those of `persistence` include the engine's own
+#: suite (`wfe_core::persistence_suite!`).
 AT_LEAST = {
-    "lib": {"call": 11, "connect": 4, "convert": 10, "error": 7, "provider": 1, "saving": 5},
+    "lib": {
+        "cache": 2,
+        "call": 10,
+        "connect": 4,
+        "convert": 10,
+        "error": 7,
+        "patch": 3,
+        "provider": 1,
+        "rpc": 1,
+    },
     "all": {
         "codegen": 1,
         "host": 8,
@@ -51,7 +60,7 @@ _RESULT = re.compile(
 
 
 def _cargo(*arguments: str, env: dict[str, str]) -> str:
-    """Run cargo on the crate; what it printed. Whatever it has started is gone afterwards."""
+    """Run cargo in the crate and return its output. No process that it started outlives it."""
     with subprocess.Popen(
         ["cargo", *arguments],
         cwd=CRATE,
@@ -73,21 +82,22 @@ def _cargo(*arguments: str, env: dict[str, str]) -> str:
 
 def _need_rust() -> None:
     if missing := [tool for tool in ("cargo", "cc") if not shutil.which(tool)]:
-        pytest.skip(f"the Rust crate needs {' and '.join(missing)}, not installed here")
+        pytest.skip(f"the Rust crate needs {' and '.join(missing)}, which is not installed")
     wanted = tomllib.loads((CRATE / "Cargo.toml").read_text())["package"]["rust-version"]
-    said = subprocess.run(["cargo", "--version"], cwd=CRATE, capture_output=True, text=True)
-    version = re.match(r"cargo (\d+)\.(\d+)", said.stdout)
+    found = subprocess.run(["cargo", "--version"], cwd=CRATE, capture_output=True, text=True)
+    version = re.match(r"cargo (\d+)\.(\d+)", found.stdout)
     if version is None:
-        pytest.skip(f"the Rust crate needs a cargo that works: {said.stderr.strip()}")
+        pytest.skip(f"the Rust crate needs a working cargo: {found.stderr.strip()}")
     if tuple(map(int, version.groups())) < tuple(map(int, wanted.split("."))):
-        pytest.skip(f"the Rust crate needs Rust {wanted} or newer, here is {said.stdout.strip()}")
+        pytest.skip(f"the Rust crate needs Rust {wanted} or newer; found {found.stdout.strip()}")
 
 
 def _target_dir() -> Path:
-    """Where cargo builds: where the user says, else in a cache that all clones of this project
-    share, so that only the first run on a machine compiles the 300 crates below ours."""
-    if said := os.environ.get("CARGO_TARGET_DIR"):
-        return CRATE / said
+    """Return cargo's target directory: the user's choice, else a cache shared by all clones of
+    this project, so that only the first run on a machine compiles the 300 crates that ours
+    depends on."""
+    if chosen := os.environ.get("CARGO_TARGET_DIR"):
+        return CRATE / chosen
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "wfe-persistence" / "client_rs-target"
 
@@ -100,10 +110,10 @@ def cargo_env() -> Iterator[dict[str, str]]:
     target.mkdir(parents=True, exist_ok=True)
     env = {**os.environ, "CARGO_TARGET_DIR": str(target), "CARGO_INCREMENTAL": "0"}
     with (target / "wfe-persistence.lock").open("w") as lock:
-        # Another clone would replace the tests while they run.
+        # Another clone would replace the test binaries while they run.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # To cargo, this crate is the same in each clone, and fresh if the last build of any of
-        # them is younger than the sources of this one.
+        # Cargo does not distinguish the clones: it considers this crate fresh if any clone was
+        # built after the sources of this one were changed.
         _cargo("clean", "--locked", "-p", "wfe-persistence-client", "-p", "codegen", env=env)
         _cargo("test", "--no-run", *OPTIONS, "--lib", "--tests", env=env)
         yield env
@@ -118,9 +128,9 @@ def test_the_crates_tests_pass(
         env = {
             **cargo_env,
             "WFE_PERSISTENCE_TARGET": server.address,
-            # Databases of the tests' own are made here; sqlx wants a host before the path.
+            # The tests create their own databases here; sqlx requires a host before the path.
             "WFE_PERSISTENCE_TEST_POSTGRES": postgres_url.replace("@/", "@localhost/"),
-            # Servers that the tests kill are started with this.
+            # The tests start the servers that they kill with this command.
             "WFE_PERSISTENCE_COMMAND": str(Path(sys.executable).parent / "wfe-persistence"),
         }
         out = _cargo("test", *OPTIONS, *SELECT[binary], env=env)

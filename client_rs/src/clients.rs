@@ -1,0 +1,127 @@
+//! The generated clients of one connection, and the RPCs that are called through them.
+
+use std::future::Future;
+
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+
+use crate::rpc::Rpc;
+use crate::v1;
+use crate::v1::event_service_client::EventServiceClient;
+use crate::v1::scheduled_command_service_client::ScheduledCommandServiceClient;
+use crate::v1::store_service_client::StoreServiceClient;
+use crate::v1::subscription_service_client::SubscriptionServiceClient;
+use crate::v1::workflow_service_client::WorkflowServiceClient;
+
+/// One client per service, on one connection that they and their clones share.
+#[derive(Clone)]
+pub(crate) struct Clients {
+    workflows: WorkflowServiceClient<Channel>,
+    events: EventServiceClient<Channel>,
+    subscriptions: SubscriptionServiceClient<Channel>,
+    commands: ScheduledCommandServiceClient<Channel>,
+    store: StoreServiceClient<Channel>,
+}
+
+impl Clients {
+    /// `max_bytes`: the largest response that is accepted.
+    pub(crate) fn new(channel: Channel, max_bytes: usize) -> Self {
+        Self {
+            workflows: WorkflowServiceClient::new(channel.clone())
+                .max_decoding_message_size(max_bytes),
+            events: EventServiceClient::new(channel.clone()).max_decoding_message_size(max_bytes),
+            subscriptions: SubscriptionServiceClient::new(channel.clone())
+                .max_decoding_message_size(max_bytes),
+            commands: ScheduledCommandServiceClient::new(channel.clone())
+                .max_decoding_message_size(max_bytes),
+            store: StoreServiceClient::new(channel).max_decoding_message_size(max_bytes),
+        }
+    }
+}
+
+/// A request: its type determines the RPC that it is sent to and the response.
+pub(crate) trait Call: Clone + Send + Sync {
+    const RPC: Rpc;
+    type Response: Default + Send;
+
+    /// Makes one attempt.
+    fn send(
+        clients: &Clients,
+        request: Request<Self>,
+    ) -> impl Future<Output = Result<Self::Response, Status>> + Send;
+}
+
+/// Implements [`Call`] for the requests of unary RPCs.
+macro_rules! unary {
+    ($($rpc:ident: $client:ident.$method:ident($request:ident) -> $response:ident;)*) => {$(
+        impl Call for v1::$request {
+            const RPC: Rpc = Rpc::$rpc;
+            type Response = v1::$response;
+
+            async fn send(
+                clients: &Clients,
+                request: Request<Self>,
+            ) -> Result<Self::Response, Status> {
+                let mut client = clients.$client.clone();
+                client.$method(request).await.map(Response::into_inner)
+            }
+        }
+    )*};
+}
+
+#[rustfmt::skip]
+unary! {
+    CreateNewWorkflow: workflows.create_new_workflow(CreateNewWorkflowRequest) -> CreateNewWorkflowResponse;
+    PersistWorkflow: workflows.persist_workflow(PersistWorkflowRequest) -> PersistWorkflowResponse;
+    PersistWorkflowWithSubscriptions: workflows.persist_workflow_with_subscriptions(PersistWorkflowWithSubscriptionsRequest) -> PersistWorkflowWithSubscriptionsResponse;
+    CommitWorkflow: workflows.commit_workflow(CommitWorkflowRequest) -> CommitWorkflowResponse;
+    GetWorkflowInstance: workflows.get_workflow_instance(GetWorkflowInstanceRequest) -> GetWorkflowInstanceResponse;
+    GetWorkflowInstanceByName: workflows.get_workflow_instance_by_name(GetWorkflowInstanceByNameRequest) -> GetWorkflowInstanceByNameResponse;
+    GetRunnableInstances: workflows.get_runnable_instances(GetRunnableInstancesRequest) -> GetRunnableInstancesResponse;
+    NextDefinitionSequence: workflows.next_definition_sequence(NextDefinitionSequenceRequest) -> NextDefinitionSequenceResponse;
+
+    CreateEvent: events.create_event(CreateEventRequest) -> CreateEventResponse;
+    GetEvent: events.get_event(GetEventRequest) -> GetEventResponse;
+    GetRunnableEvents: events.get_runnable_events(GetRunnableEventsRequest) -> GetRunnableEventsResponse;
+    GetEvents: events.get_events(GetEventsRequest) -> GetEventsResponse;
+    MarkEventProcessed: events.mark_event_processed(MarkEventProcessedRequest) -> MarkEventProcessedResponse;
+    MarkEventUnprocessed: events.mark_event_unprocessed(MarkEventUnprocessedRequest) -> MarkEventUnprocessedResponse;
+
+    CreateEventSubscription: subscriptions.create_event_subscription(CreateEventSubscriptionRequest) -> CreateEventSubscriptionResponse;
+    GetSubscription: subscriptions.get_subscription(GetSubscriptionRequest) -> GetSubscriptionResponse;
+    GetSubscriptions: subscriptions.get_subscriptions(GetSubscriptionsRequest) -> GetSubscriptionsResponse;
+    GetFirstOpenSubscription: subscriptions.get_first_open_subscription(GetFirstOpenSubscriptionRequest) -> GetFirstOpenSubscriptionResponse;
+    TerminateSubscription: subscriptions.terminate_subscription(TerminateSubscriptionRequest) -> TerminateSubscriptionResponse;
+    SetSubscriptionToken: subscriptions.set_subscription_token(SetSubscriptionTokenRequest) -> SetSubscriptionTokenResponse;
+    ClearSubscriptionToken: subscriptions.clear_subscription_token(ClearSubscriptionTokenRequest) -> ClearSubscriptionTokenResponse;
+
+    ScheduleCommand: commands.schedule_command(ScheduleCommandRequest) -> ScheduleCommandResponse;
+    ClaimCommands: commands.claim_commands(ClaimCommandsRequest) -> ClaimCommandsResponse;
+    CompleteCommands: commands.complete_commands(CompleteCommandsRequest) -> CompleteCommandsResponse;
+    ReleaseCommands: commands.release_commands(ReleaseCommandsRequest) -> ReleaseCommandsResponse;
+
+    EnsureStoreExists: store.ensure_store_exists(EnsureStoreExistsRequest) -> EnsureStoreExistsResponse;
+    PersistErrors: store.persist_errors(PersistErrorsRequest) -> PersistErrorsResponse;
+    ListErrors: store.list_errors(ListErrorsRequest) -> ListErrorsResponse;
+    GetStoreInfo: store.get_store_info(GetStoreInfoRequest) -> GetStoreInfoResponse;
+    TruncateAll: store.truncate_all(TruncateAllRequest) -> TruncateAllResponse;
+    CreateNamespace: store.create_namespace(CreateNamespaceRequest) -> CreateNamespaceResponse;
+    ListNamespaces: store.list_namespaces(ListNamespacesRequest) -> ListNamespacesResponse;
+    DeleteNamespace: store.delete_namespace(DeleteNamespaceRequest) -> DeleteNamespaceResponse;
+}
+
+/// Server streaming: the response is what all messages of the stream hold.
+impl Call for v1::GetWorkflowInstancesRequest {
+    const RPC: Rpc = Rpc::GetWorkflowInstances;
+    type Response = Vec<v1::WorkflowInstance>;
+
+    async fn send(clients: &Clients, request: Request<Self>) -> Result<Self::Response, Status> {
+        let mut client = clients.workflows.clone();
+        let mut stream = client.get_workflow_instances(request).await?.into_inner();
+        let mut instances = Vec::new();
+        while let Some(response) = stream.message().await? {
+            instances.extend(response.instance);
+        }
+        Ok(instances)
+    }
+}

@@ -1,0 +1,101 @@
+//! What operators and tests need beyond the engine's traits: the store, the error log,
+//! namespaces.
+
+use wfe_core::models::ExecutionError;
+
+use super::{all_pages, GrpcPersistenceProvider, PAGE_SIZE};
+use crate::convert::from_execution_error;
+use crate::error::Error;
+use crate::v1;
+
+impl GrpcPersistenceProvider {
+    /// Returns the versions and capabilities of the server and its store.
+    ///
+    /// # Errors
+    ///
+    /// The server cannot be reached; the namespace does not exist.
+    pub async fn store_info(&self) -> Result<v1::GetStoreInfoResponse, Error> {
+        self.call(&v1::GetStoreInfoRequest {}).await
+    }
+
+    /// Returns all logged errors, those of one workflow or (`None`) of all, the most recently
+    /// logged first.
+    ///
+    /// # Errors
+    ///
+    /// The server cannot be reached; the id is longer than 512 bytes.
+    pub async fn list_errors(
+        &self,
+        workflow_id: Option<&str>,
+    ) -> Result<Vec<ExecutionError>, Error> {
+        all_pages(|page_token| async move {
+            let request = v1::ListErrorsRequest {
+                workflow_id: workflow_id.unwrap_or_default().into(),
+                page_size: PAGE_SIZE,
+                page_token,
+                ..Default::default()
+            };
+            let response = self.call(&request).await?;
+            Ok((response.errors, response.next_page_token))
+        })
+        .await?
+        .into_iter()
+        .map(from_execution_error)
+        .collect()
+    }
+
+    /// Empties the store, including the definition sequences; for tests.
+    ///
+    /// # Errors
+    ///
+    /// `TRUNCATE_NOT_ALLOWED` unless the server was started with `--allow-truncate`.
+    pub async fn truncate_all(&self) -> Result<(), Error> {
+        self.call(&v1::TruncateAllRequest {}).await?;
+        Ok(())
+    }
+
+    /// Creates a namespace, a separate store for [`Builder::namespace`](crate::Builder::namespace),
+    /// or migrates it to the server's version. The namespace of this provider does not matter.
+    ///
+    /// # Errors
+    ///
+    /// `INVALID_FIELD` if the name does not match `[a-z][a-z0-9_]{0,39}`;
+    /// `SCHEMA_TOO_NEW`; `DATABASE_PERMISSION_DENIED`.
+    pub async fn create_namespace(&self, name: &str) -> Result<(), Error> {
+        self.call(&v1::CreateNamespaceRequest { name: name.into() })
+            .await?;
+        Ok(())
+    }
+
+    /// Returns all namespaces of the server, `default` first.
+    ///
+    /// # Errors
+    ///
+    /// The server cannot be reached.
+    pub async fn list_namespaces(&self) -> Result<Vec<v1::Namespace>, Error> {
+        all_pages(|page_token| async move {
+            let request = v1::ListNamespacesRequest {
+                page_size: PAGE_SIZE,
+                page_token,
+            };
+            let response = self.call(&request).await?;
+            Ok((response.namespaces, response.next_page_token))
+        })
+        .await
+    }
+
+    /// Deletes a namespace; with `force`, even if it is not empty.
+    ///
+    /// # Errors
+    ///
+    /// `DELETE_NAMESPACE_NOT_ALLOWED` unless the server was started with
+    /// `--allow-delete-namespace`; `NAMESPACE_NOT_EMPTY`; `NAMESPACE_NOT_FOUND`.
+    pub async fn delete_namespace(&self, name: &str, force: bool) -> Result<(), Error> {
+        let request = v1::DeleteNamespaceRequest {
+            name: name.into(),
+            force,
+        };
+        self.call(&request).await?;
+        Ok(())
+    }
+}

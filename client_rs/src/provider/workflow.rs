@@ -1,0 +1,195 @@
+//! Workflows.
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use wfe_core::models::{EventSubscription, WorkflowInstance};
+use wfe_core::traits::WorkflowRepository;
+
+use super::{all_pages, id_or_new, GrpcPersistenceProvider, PAGE_SIZE};
+use crate::convert::{from_workflow, to_subscription, to_time, to_workflow};
+use crate::error::{Error, Result};
+use crate::v1;
+
+/// The maximum size of the ids in one `GetWorkflowInstances`, in bytes: well below the
+/// server's limit for a message.
+const IDS_BYTES: usize = 1024 * 1024;
+
+impl GrpcPersistenceProvider {
+    /// Converts a workflow that was received, and caches it.
+    fn loaded(&self, message: v1::WorkflowInstance) -> Result<WorkflowInstance> {
+        let revision = message.revision;
+        let instance = from_workflow(message)?;
+        // As it would be sent, so that an unchanged workflow makes an empty patch.
+        self.cache.put(&to_workflow(&instance)?, revision);
+        Ok(instance)
+    }
+}
+
+/// Splits ids into runs that are each small enough for one request.
+fn runs_of_ids(ids: &[String]) -> Vec<&[String]> {
+    let mut runs = Vec::new();
+    let mut start = 0;
+    let mut bytes = 0;
+    for (i, id) in ids.iter().enumerate() {
+        bytes += id.len() + 4;
+        if bytes > IDS_BYTES && i > start {
+            runs.push(&ids[start..i]);
+            start = i;
+            bytes = id.len() + 4;
+        }
+    }
+    if start < ids.len() {
+        runs.push(&ids[start..]);
+    }
+    runs
+}
+
+#[async_trait]
+impl WorkflowRepository for GrpcPersistenceProvider {
+    /// Creates a workflow; returns its id, a new UUID if it was empty.
+    ///
+    /// # Errors
+    ///
+    /// `Persistence` with `WORKFLOW_ALREADY_EXISTS`, `NAME_TAKEN`, `INVALID_FIELD`, …
+    async fn create_new_workflow(&self, instance: &WorkflowInstance) -> wfe_core::Result<String> {
+        let mut message = to_workflow(instance)?;
+        message.id = id_or_new(&instance.id);
+        let request = v1::CreateNewWorkflowRequest {
+            instance: Some(message),
+        };
+        let response = self.call(&request).await?;
+        let mut stored = request.instance.unwrap_or_default();
+        stored.id.clone_from(&response.id);
+        stored.name = response.name;
+        self.cache.put(&stored, response.revision);
+        Ok(response.id)
+    }
+
+    /// Replaces the stored state; the last writer wins, unless the provider is strict (see
+    /// [`Builder::strict`](crate::Builder::strict)).
+    ///
+    /// # Errors
+    ///
+    /// `WorkflowNotFound`; `Persistence` with `NAME_TAKEN`, `INVALID_FIELD`, …
+    async fn persist_workflow(&self, instance: &WorkflowInstance) -> wfe_core::Result<()> {
+        Ok(self.save(instance, Vec::new()).await?)
+    }
+
+    /// Replaces the stored state and creates the subscriptions, atomically.
+    ///
+    /// # Errors
+    ///
+    /// Those of `persist_workflow`; `Persistence` with `SUBSCRIPTION_ALREADY_EXISTS`.
+    async fn persist_workflow_with_subscriptions(
+        &self,
+        instance: &WorkflowInstance,
+        subscriptions: &[EventSubscription],
+    ) -> wfe_core::Result<()> {
+        let subscriptions = subscriptions
+            .iter()
+            .map(|subscription| {
+                let mut message = to_subscription(subscription)?;
+                message.id = id_or_new(&subscription.id);
+                Ok(message)
+            })
+            .collect::<Result<_>>()?;
+        Ok(self.save(instance, subscriptions).await?)
+    }
+
+    /// Returns the ids of all workflows that are due at this time, soonest first.
+    async fn get_runnable_instances(&self, as_at: DateTime<Utc>) -> wfe_core::Result<Vec<String>> {
+        let ids = all_pages(|page_token| async move {
+            let request = v1::GetRunnableInstancesRequest {
+                as_at: Some(to_time(as_at)),
+                page_size: PAGE_SIZE,
+                page_token,
+            };
+            let response = self.call(&request).await?;
+            Ok((response.instance_ids, response.next_page_token))
+        })
+        .await?;
+        Ok(ids)
+    }
+
+    /// Returns a workflow, read in one snapshot.
+    ///
+    /// # Errors
+    ///
+    /// `WorkflowNotFound`.
+    async fn get_workflow_instance(&self, id: &str) -> wfe_core::Result<WorkflowInstance> {
+        let request = v1::GetWorkflowInstanceRequest {
+            id: id.into(),
+            ..Default::default()
+        };
+        let response = self.call(&request).await.map_err(|error| error.about(id))?;
+        Ok(self.loaded(response.instance.unwrap_or_default())?)
+    }
+
+    /// Returns the workflow with this name, read in one snapshot.
+    ///
+    /// # Errors
+    ///
+    /// `WorkflowNotFound`, with the name.
+    async fn get_workflow_instance_by_name(
+        &self,
+        name: &str,
+    ) -> wfe_core::Result<WorkflowInstance> {
+        let request = v1::GetWorkflowInstanceByNameRequest {
+            name: name.into(),
+            ..Default::default()
+        };
+        let response = self
+            .call(&request)
+            .await
+            .map_err(|error| error.about(name))?;
+        Ok(self.loaded(response.instance.unwrap_or_default())?)
+    }
+
+    /// Returns those of the workflows that exist, in the order of the ids.
+    async fn get_workflow_instances(
+        &self,
+        ids: &[String],
+    ) -> wfe_core::Result<Vec<WorkflowInstance>> {
+        let mut all = Vec::with_capacity(ids.len());
+        for run in runs_of_ids(ids) {
+            let request = v1::GetWorkflowInstancesRequest {
+                ids: run.to_vec(),
+                ..Default::default()
+            };
+            for message in self.call(&request).await? {
+                all.push(self.loaded(message)?);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Returns the next number in a definition's sequence, from 1. After a lost response a
+    /// number may be skipped, but none is ever returned twice.
+    async fn next_definition_sequence(&self, definition_id: &str) -> wfe_core::Result<u64> {
+        let request = v1::NextDefinitionSequenceRequest {
+            definition_id: definition_id.into(),
+        };
+        let number = self.call(&request).await?.number;
+        u64::try_from(number)
+            .map_err(|_| Error::bad_response(&format!("the sequence number {number}")).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_split_into_runs_without_loss() {
+        assert!(runs_of_ids(&[]).is_empty());
+        let ids: Vec<String> = (0..5000).map(|i| format!("{i:0500}")).collect();
+        let runs = runs_of_ids(&ids);
+        assert!(runs.len() > 1);
+        for run in &runs {
+            assert!(run.iter().map(String::len).sum::<usize>() <= IDS_BYTES);
+        }
+        assert_eq!(runs.concat(), ids);
+        let long = vec!["x".repeat(2 * IDS_BYTES); 2];
+        assert_eq!(runs_of_ids(&long).len(), 2);
+    }
+}

@@ -1,0 +1,155 @@
+//! Writes of workflows: as a patch of the cached state where possible, else as the whole
+//! state.
+
+use tonic::Code;
+use uuid::Uuid;
+use wfe_core::models::WorkflowInstance;
+
+use super::GrpcPersistenceProvider;
+use crate::convert::to_workflow;
+use crate::error::{Error, Result};
+use crate::patch::Stored;
+use crate::step::{Committed, Step};
+use crate::v1;
+use crate::v1::commit_workflow_request::State;
+use crate::v1::ErrorReason;
+
+impl GrpcPersistenceProvider {
+    /// Commits one step of an engine in one transaction: the workflow's new state, sent as a
+    /// patch if its stored state is cached, and everything else in the [`Step`]. The step is
+    /// stored once, however often the call is retried.
+    ///
+    /// # Errors
+    ///
+    /// Nothing is stored with `WORKFLOW_NOT_FOUND`, `SUBSCRIPTION_NOT_FOUND`,
+    /// `EVENT_NOT_FOUND`; `REVISION_MISMATCH`; `TOKEN_MISMATCH`, `LEASE_LOST`: a claim is no
+    /// longer held; `NAME_TAKEN`, `SUBSCRIPTION_ALREADY_EXISTS`, `EVENT_ALREADY_EXISTS`;
+    /// `INVALID_FIELD`.
+    pub async fn commit(&self, step: Step) -> Result<Committed, Error> {
+        let Step { workflow, effects } = step;
+        let expected = effects.expected_revision;
+        let base = self
+            .cache
+            .get(&workflow.id)
+            .filter(|stored| expected.is_none_or(|revision| revision == stored.revision));
+        if let Some(outcome) = self.try_patch(&workflow, base.as_deref(), &effects).await {
+            return outcome;
+        }
+        let request = v1::CommitWorkflowRequest {
+            state: Some(State::Instance(workflow.clone())),
+            expected_revision: expected.or(self.strict_revision(base.as_deref())),
+            // Not the request that was refused: another idempotency key.
+            request_id: Uuid::new_v4().to_string(),
+            ..effects
+        };
+        self.commit_once(&workflow, &request).await
+    }
+
+    /// Persists a workflow together with new subscriptions.
+    pub(super) async fn save(
+        &self,
+        instance: &WorkflowInstance,
+        subscriptions: Vec<v1::EventSubscription>,
+    ) -> Result<()> {
+        let workflow = to_workflow(instance)?;
+        let base = self.cache.get(&workflow.id);
+        let effects = v1::CommitWorkflowRequest {
+            create_subscriptions: subscriptions,
+            request_id: Uuid::new_v4().to_string(),
+            ..Default::default()
+        };
+        if let Some(outcome) = self.try_patch(&workflow, base.as_deref(), &effects).await {
+            return outcome.map(|_| ());
+        }
+        let instance = Some(workflow);
+        let subscriptions = effects.create_subscriptions;
+        let expected_revision = self.strict_revision(base.as_deref());
+        let request_id = Uuid::new_v4().to_string();
+        let (instance, outcome) = if subscriptions.is_empty() {
+            let request = v1::PersistWorkflowRequest {
+                instance,
+                expected_revision,
+                request_id,
+            };
+            let outcome = self.call(&request).await.map(|response| response.revision);
+            (request.instance, outcome)
+        } else {
+            let request = v1::PersistWorkflowWithSubscriptionsRequest {
+                instance,
+                subscriptions,
+                expected_revision,
+                request_id,
+            };
+            let outcome = self.call(&request).await.map(|response| response.revision);
+            (request.instance, outcome)
+        };
+        self.written(&instance.unwrap_or_default(), outcome, |revision| *revision)?;
+        Ok(())
+    }
+
+    /// Commits the workflow as a patch of the stored state. `None` if there is no such patch,
+    /// or if it was refused in favour of the whole state.
+    async fn try_patch(
+        &self,
+        workflow: &v1::WorkflowInstance,
+        base: Option<&Stored>,
+        effects: &v1::CommitWorkflowRequest,
+    ) -> Option<Result<Committed>> {
+        let base = base?;
+        let request = v1::CommitWorkflowRequest {
+            state: Some(State::Patch(base.patch(workflow)?)),
+            expected_revision: Some(base.revision),
+            ..effects.clone()
+        };
+        match self.commit_once(workflow, &request).await {
+            Err(error) if self.falls_back(&error, effects.expected_revision.is_some()) => None,
+            outcome => Some(outcome),
+        }
+    }
+
+    async fn commit_once(
+        &self,
+        workflow: &v1::WorkflowInstance,
+        request: &v1::CommitWorkflowRequest,
+    ) -> Result<Committed> {
+        let outcome = self.call(request).await;
+        let response = self.written(workflow, outcome, |response| response.revision)?;
+        Ok(Committed {
+            revision: response.revision,
+            subscription_ids: response.subscription_ids,
+            event_ids: response.event_ids,
+        })
+    }
+
+    /// Updates the cache after a write, for which the response has the new revision.
+    fn written<T>(
+        &self,
+        workflow: &v1::WorkflowInstance,
+        outcome: Result<T>,
+        revision: fn(&T) -> i64,
+    ) -> Result<T> {
+        match &outcome {
+            Ok(response) => self.cache.put(workflow, revision(response)),
+            Err(_) => self.cache.forget(&workflow.id),
+        }
+        outcome.map_err(|error| error.about(&workflow.id))
+    }
+
+    /// Whether the whole state is to be sent after a patch was refused.
+    fn falls_back(&self, error: &Error, revision_given: bool) -> bool {
+        if error.code() == Code::Unimplemented {
+            self.cache.disable();
+            return true;
+        }
+        let raced = matches!(
+            error.reason(),
+            Some(ErrorReason::RevisionMismatch | ErrorReason::PointerNotFound)
+        );
+        raced && !self.strict && !revision_given
+    }
+
+    /// The revision that a strict provider requires of the workflow it overwrites.
+    fn strict_revision(&self, base: Option<&Stored>) -> Option<i64> {
+        base.filter(|_| self.strict).map(|stored| stored.revision)
+    }
+}
