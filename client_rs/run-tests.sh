@@ -1,7 +1,7 @@
 #!/bin/sh
 # All checks of this crate: format, lints, documentation, tests (against a server that
-# the tests start themselves, or the one at $WFE_PERSISTENCE_TARGET).
-# Arguments go to `cargo test`, for example: ./run-tests.sh --test all kill::
+# the tests start, or the one at $WFE_PERSISTENCE_TARGET).
+# Arguments are passed to `cargo test`, for example: ./run-tests.sh --test all kill::
 set -eu
 cd "$(dirname "$0")"
 [ -n "${WFE_PERSISTENCE_TARGET:-}${WFE_PERSISTENCE_COMMAND:-}" ] ||

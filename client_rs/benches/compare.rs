@@ -1,7 +1,7 @@
-//! The original `wfe-postgres` and this crate with its server, side by side: the same
-//! host code, the same work, one PostgreSQL, one run.
+//! Benchmarks this crate and its server against the original `wfe-postgres`, side by side: the
+//! same host code, the same work, one PostgreSQL, one run.
 //!
-//! `cargo bench --bench compare`; with arguments: `cargo bench --bench compare -- --help`.
+//! `cargo bench --bench compare`; for the options: `cargo bench --bench compare -- --help`.
 
 #[path = "../tests/all/common.rs"]
 mod common;
@@ -18,12 +18,12 @@ use wfe_postgres::PostgresPersistenceProvider;
 
 const HELP: &str = "\
 cargo bench --bench compare -- [--rows N]… [--large] [--callers N]… [--seconds S] [--only TEXT]
-  --rows     workflows, events and subscriptions in the store beforehand (10000)
-  --large    the same as --rows 1000000
-  --callers  how many call at the same time (1 and 32)
-  --seconds  how long each is measured, for each side (2)
-  --only     only the workloads whose names contain this
-WFE_PERSISTENCE_TEST_POSTGRES: the URL of a PostgreSQL to use; else an embedded one.";
+  --rows     initial number of workflows, events and subscriptions in each store [default: 10000]
+  --large    same as --rows 1000000
+  --callers  number of concurrent callers [default: 1 and 32]
+  --seconds  duration of each measurement, per side [default: 2]
+  --only     run only the workloads whose names contain this text
+WFE_PERSISTENCE_TEST_POSTGRES: the URL of the PostgreSQL to use [default: an embedded one]";
 
 struct Options {
     rows: Vec<u64>,
@@ -42,7 +42,7 @@ impl Options {
         };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
-            let mut value = || arguments.next().expect("a value belongs to this flag");
+            let mut value = || arguments.next().expect("this flag requires a value");
             match argument.as_str() {
                 "--bench" => {} // cargo's own
                 "--rows" => options.rows.push(value().parse().expect("a number")),
@@ -134,12 +134,12 @@ fn workflow(pointers: usize) -> WorkflowInstance {
     let mut instance = WorkflowInstance::new("compare", 1, data);
     instance.name.clone_from(&instance.id);
     instance.execution_pointers = (0..pointers).map(pointer).collect();
-    // Not due, so that the runnable queries answer the same all along.
+    // Not due, so that the results of the runnable queries do not change.
     instance.next_execution = None;
     instance
 }
 
-/// What one caller works with.
+/// A caller and the entities it works on.
 struct Caller {
     store: Arc<dyn PersistenceProvider>,
     instance: WorkflowInstance,
@@ -243,14 +243,14 @@ impl Side {
         }
     }
 
-    /// Works for some time with so many callers at once.
+    /// Runs the workload for this time, with this number of concurrent callers.
     async fn measure(&mut self, work: Work, callers: usize, time: Duration) {
         let mut beginning = tokio::task::JoinSet::new();
         for _ in 0..callers {
             let store = self.store.clone();
             beginning.spawn(async move {
                 let mut caller = Caller::new(store, work).await.unwrap();
-                let _ = caller.once(work).await; // warm: connections, statements
+                let _ = caller.once(work).await; // warms up connections and prepared statements
                 caller
             });
         }
@@ -282,7 +282,7 @@ impl Side {
         self.measured += begun.elapsed();
     }
 
-    /// What was measured since the last result.
+    /// The result of what was measured since the last call.
     fn result(&mut self) -> Numbers {
         self.times.sort_unstable();
         let at = |share: f64| {
@@ -326,8 +326,8 @@ impl std::fmt::Display for Numbers {
     }
 }
 
-/// Fills a store, in the columns that both have: of each hundred workflows one is due,
-/// of each hundred events one is unprocessed, but at most a thousand.
+/// Fills a store, using the columns that both sides have. One workflow in a hundred is due, one
+/// event in a hundred unprocessed, at most a thousand of each.
 async fn fill(url: &str, rows: u64) {
     let pool = sqlx::PgPool::connect(url).await.unwrap();
     let due = (rows / 100).clamp(1, 1000);
@@ -371,8 +371,8 @@ async fn fill(url: &str, rows: u64) {
 async fn main() {
     let options = Options::parse();
     println!(
-        "wfe-postgres with its pool of 10 connections, and the server with its pool of 10, \
-         in front of one PostgreSQL; milliseconds for one operation as its caller sees it.\n"
+        "wfe-postgres with its connection pool of 10, and the server with its pool of 10, on one \
+         PostgreSQL; latency of one operation as its caller sees it, in milliseconds.\n"
     );
     for &rows in &options.rows {
         let direct_url = common::new_database().await;
@@ -400,13 +400,12 @@ async fn main() {
                 continue;
             }
             for &callers in &options.callers {
-                // In turns, each side once first, so that what else the machine does
-                // hits both.
+                // Alternately, each side once first, so that other load on the machine affects
+                // both.
                 let turn = Duration::from_secs_f64(options.seconds / 2.0);
                 direct.measure(work, callers, turn).await;
                 ours.measure(work, callers, turn).await;
-                // Where single operations take longer than all the time there is, once
-                // is enough.
+                // Once is enough if a single operation takes longer than the whole measurement.
                 if direct.measured + ours.measured < 8 * turn {
                     ours.measure(work, callers, turn).await;
                     direct.measure(work, callers, turn).await;

@@ -1,22 +1,22 @@
-//! Generates `src/gen` from `../protos`, in Rust from end to end. A package of its own, so
-//! that it also runs while the client does not compile with what it generated last.
+//! Generates `src/gen` from `../protos`, without protoc. A separate package, so that it runs
+//! even if the client does not compile with what was generated last.
 
 use std::path::{Path, PathBuf};
 
-/// Where the generated code is committed.
+/// The directory in which the generated code is committed.
 pub fn committed() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/gen")
 }
 
-/// Generates into a directory.
+/// Generates the code into a directory.
 ///
 /// # Panics
 ///
-/// The protos are not beside the client, or not valid.
+/// The protos are not next to the client, or are not valid.
 pub fn generate(out: &Path) {
     let protos = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../protos");
     let mut files: Vec<PathBuf> = std::fs::read_dir(protos.join("wfe/persistence/v1"))
-        .expect("the protos lie beside the client")
+        .expect("the protos should be next to the client")
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|ext| ext == "proto"))
         .collect();

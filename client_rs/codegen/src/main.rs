@@ -1,4 +1,4 @@
-//! `cargo run -p codegen` writes `src/gen` anew.
+//! `cargo run -p codegen` regenerates `src/gen`.
 
 fn main() {
     codegen::generate(&codegen::committed());

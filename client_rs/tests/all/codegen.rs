@@ -1,4 +1,4 @@
-//! `src/gen` is what the protos make it. `cargo run -p codegen` writes it anew.
+//! `src/gen` is up to date with the protos. `cargo run -p codegen` regenerates it.
 
 #[test]
 fn the_committed_code_is_that_of_the_protos() {

@@ -1,6 +1,6 @@
-//! The server under test: the one at `WFE_PERSISTENCE_TARGET`, or one that is started
-//! here, with an embedded PostgreSQL in a temporary directory, and stopped at the end.
-#![allow(dead_code)] // each test binary uses a part of it
+//! The server under test: the one at `WFE_PERSISTENCE_TARGET`, or one that is started here,
+//! with an embedded PostgreSQL in a temporary directory, and stopped at the end.
+#![allow(dead_code)] // each binary uses a part of it
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -20,18 +20,18 @@ pub async fn provider() -> GrpcPersistenceProvider {
     connect(&target()).await
 }
 
-/// A provider for a server. It waits as long as its timeout for one that is killed and
-/// started again: on a busy machine that takes longer than the default attempts.
+/// A provider for a server. It retries until its timeout, for servers that are killed and
+/// restarted: on a busy machine that takes longer than the default number of attempts.
 pub async fn connect(target: &str) -> GrpcPersistenceProvider {
     GrpcPersistenceProvider::builder(target)
         .timeout(Duration::from_secs(60))
         .max_attempts(u32::MAX)
         .connect()
         .await
-        .expect("the server answers")
+        .expect("the server responds")
 }
 
-/// The server with an embedded PostgreSQL, started by the first who needs it.
+/// The server with an embedded PostgreSQL, started by the first test that needs it.
 pub fn shared() -> &'static Embedded {
     static SHARED: OnceLock<Embedded> = OnceLock::new();
     SHARED.get_or_init(|| {
@@ -58,8 +58,8 @@ impl Embedded {
     }
 }
 
-/// Runs a server for as long as the standard input is open, which it is until this
-/// process ends, however that happens; says the server's process id first.
+/// Runs a server until its standard input is closed, which happens when this process ends,
+/// for whatever reason; prints the server's process id first.
 const WATCH: &str = r#"
     "$@" </dev/null & server=$!
     echo $server >&2
@@ -68,12 +68,12 @@ const WATCH: &str = r#"
     wait $server
 "#;
 
-/// Starts a server that is stopped when this process ends; answers its address.
+/// Starts a server that is stopped when this process ends; returns its address.
 pub fn start_server(arguments: &[&str]) -> String {
     start_server_process(arguments).0
 }
 
-/// The same; answers the process id too.
+/// The same; also returns the process id.
 pub fn start_server_process(arguments: &[&str]) -> (String, u32) {
     let command = std::env::var_os("WFE_PERSISTENCE_COMMAND").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/wfe-persistence"),
@@ -92,7 +92,7 @@ pub fn start_server_process(arguments: &[&str]) -> (String, u32) {
     let log = BufReader::new(child.stderr.take().unwrap());
     at_exit(Leftover::Process(child));
 
-    // The log is read to its end, so that the pipe never fills up.
+    // The log is read to its end, so that the pipe does not fill up.
     let (send, receive) = mpsc::channel();
     std::thread::spawn(move || {
         for line in log.lines().map_while(Result::ok) {
@@ -104,7 +104,7 @@ pub fn start_server_process(arguments: &[&str]) -> (String, u32) {
     });
     let first = receive.recv_timeout(Duration::from_secs(60));
     let pid = first.ok().and_then(|line| line.parse().ok());
-    let pid = pid.expect("the shell says the server's process id first");
+    let pid = pid.expect("the shell prints the server's process id first");
     let mut seen = Vec::new();
     while let Ok(line) = receive.recv_timeout(Duration::from_secs(120)) {
         if let Some((_, rest)) = line.split_once("listens on ") {
@@ -113,7 +113,7 @@ pub fn start_server_process(arguments: &[&str]) -> (String, u32) {
         }
         seen.push(line);
     }
-    panic!("the server does not start:\n{}", seen.join("\n"));
+    panic!("the server did not start:\n{}", seen.join("\n"));
 }
 
 /// A directory that is removed when this process ends.
@@ -134,11 +134,11 @@ enum Leftover {
 
 static LEFTOVERS: Mutex<Vec<Leftover>> = Mutex::new(Vec::new());
 
-/// Has something removed when this process ends; statics are not dropped.
+/// Registers something for removal when this process ends; statics are not dropped.
 fn at_exit(leftover: Leftover) {
     static REGISTER: Once = Once::new();
     REGISTER.call_once(|| {
-        // SAFETY: `clean_up` takes no arguments and unwinds into nobody: a panic in an
+        // SAFETY: `clean_up` takes no arguments and does not unwind: a panic in an
         // `extern "C"` function aborts.
         unsafe { libc::atexit(clean_up) };
     });
@@ -147,7 +147,7 @@ fn at_exit(leftover: Leftover) {
 
 extern "C" fn clean_up() {
     let mut leftovers = std::mem::take(&mut *LEFTOVERS.lock().unwrap());
-    // The last comes first: servers before the directory their database lies in.
+    // In reverse order: servers before the directory of their database.
     while let Some(leftover) = leftovers.pop() {
         match leftover {
             Leftover::Process(mut child) => {
@@ -161,9 +161,9 @@ extern "C" fn clean_up() {
     }
 }
 
-/// Makes an empty database, in the PostgreSQL of `WFE_PERSISTENCE_TEST_POSTGRES` (the
-/// URL of any database there) or else in the embedded one; answers its URL, which is
-/// good for sqlx and for a server's `--db-url`.
+/// Creates an empty database, in the PostgreSQL of `WFE_PERSISTENCE_TEST_POSTGRES` (the URL
+/// of any database there) or else in the embedded one; returns its URL, which is valid for
+/// sqlx and for a server's `--db-url`.
 pub async fn new_database() -> String {
     use sqlx::Connection;
     let admin = std::env::var("WFE_PERSISTENCE_TEST_POSTGRES")

@@ -20,7 +20,7 @@ use wfe_persistence_client::GrpcPersistenceProvider;
 
 use crate::common;
 
-/// Does something: notes its name, with what it was given, in the workflow's data.
+/// Records its name and input in the workflow's data.
 #[derive(Default)]
 struct Work;
 
@@ -95,7 +95,7 @@ async fn host(definitions: Vec<WorkflowDefinition>) -> (WorkflowHost, GrpcPersis
     (host, provider)
 }
 
-/// Waits until a workflow is as wanted.
+/// Waits until a workflow meets a condition.
 async fn wait_for(
     host: &WorkflowHost,
     id: &str,
@@ -120,7 +120,7 @@ async fn run(host: &WorkflowHost, definition: &str, data: Value) -> WorkflowInst
     done
 }
 
-/// A name no other test and no earlier run has used: the store keeps sequences.
+/// A name that no other test and no earlier run has used: sequences persist in the store.
 fn unique(name: &str) -> String {
     format!("{name}-{}", uuid::Uuid::new_v4().simple())
 }
@@ -384,8 +384,8 @@ async fn suspended_resumed_and_terminated() {
             .iter()
             .any(|p| p.status == PointerStatus::WaitingForEvent)
     };
-    // Another one for each: after `resume` the engine is at work on it, and what it
-    // persists at the end of that would undo `terminate`.
+    // A separate workflow for each: after `resume` the engine is running it, and would undo
+    // `terminate` when it persists the result.
     let id = host.start_workflow(&name, 1, json!({})).await.unwrap();
     wait_for(&host, &id, waiting).await;
     assert!(host.suspend_workflow(&id).await.unwrap());

@@ -1,4 +1,4 @@
-//! Hosts and servers killed with SIGKILL in the middle of the work, and started again.
+//! Hosts and servers that are killed with SIGKILL during the work, and restarted.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -24,7 +24,7 @@ const STEPS: usize = 8;
 /// The step that waits for an event.
 const GATE: usize = 4;
 
-/// Does something the world sees, a line in a file, and counts in the workflow's data.
+/// Has a side effect, a line in a file, and counts in the workflow's data.
 struct Work {
     log: PathBuf,
 }
@@ -62,7 +62,7 @@ impl StepBody for Gate {
     }
 }
 
-/// Only names the step: the factory makes it, with the path of the log.
+/// Only names the step: the factory creates it, with the path of the log.
 #[derive(Default)]
 struct WorkName;
 
@@ -105,7 +105,7 @@ async fn host(
     (host, queue)
 }
 
-/// Starts the workflows, for whatever host comes.
+/// Starts the workflows, for any host to run.
 async fn start_workflows(host: &WorkflowHost, definition: &str) -> Vec<String> {
     let mut ids = Vec::new();
     for _ in 0..WORKFLOWS {
@@ -115,8 +115,8 @@ async fn start_workflows(host: &WorkflowHost, definition: &str) -> Vec<String> {
     ids
 }
 
-/// Publishes the events of the workflows that wait for theirs; answers whether all
-/// workflows have ended.
+/// Publishes the events that workflows are waiting for; returns whether all workflows have
+/// ended.
 async fn tend(store: &dyn PersistenceProvider, ids: &[String]) -> bool {
     let instances = store.get_workflow_instances(ids).await.unwrap();
     assert_eq!(instances.len(), ids.len());
@@ -136,8 +136,8 @@ async fn tend(store: &dyn PersistenceProvider, ids: &[String]) -> bool {
         .all(|instance| instance.status == WorkflowStatus::Complete)
 }
 
-/// Each workflow ended whole, and no step began once its successor had; answers how
-/// many steps were run more than once.
+/// Checks that each workflow is complete and that no step began after its successor did;
+/// returns how many steps were run more than once.
 async fn check(store: &dyn PersistenceProvider, ids: &[String], log: &Path) -> usize {
     let mut runs: HashMap<String, Vec<usize>> = HashMap::new();
     for line in std::fs::read_to_string(log).unwrap().lines() {
@@ -175,7 +175,7 @@ fn lines(log: &Path) -> usize {
     std::fs::read_to_string(log).map_or(0, |text| text.lines().count())
 }
 
-/// A process that is killed when it is no longer needed.
+/// A process that is killed when this is dropped.
 struct Killed(Child);
 
 impl Drop for Killed {
@@ -216,7 +216,7 @@ async fn a_host_killed_in_the_middle() {
     let end = Instant::now() + Duration::from_secs(120);
     for round in 1..=kills {
         let _child = spawn();
-        // Killed after so much work, wherever it is then.
+        // Killed after this much work, at an arbitrary point.
         while lines(&log) < round * 11 && !tend(store, &ids).await {
             assert!(Instant::now() < end, "{} lines", lines(&log));
             tokio::time::sleep(Duration::from_millis(3)).await;
@@ -228,11 +228,11 @@ async fn a_host_killed_in_the_middle() {
         assert!(Instant::now() < end);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // A host does one thing at a time, so a kill undoes at most one step.
+    // A host runs one step at a time, so a kill loses at most one.
     assert!(check(store, &ids, &log).await <= kills);
 }
 
-/// The host that is killed: takes up what is stored as runnable, and works on.
+/// The host that is killed: resumes what is stored as runnable.
 async fn host_process() {
     let definition = std::env::var("KILL_TEST_DEFINITION").unwrap();
     let log = std::env::var("KILL_TEST_LOG").unwrap();
@@ -241,7 +241,7 @@ async fn host_process() {
     let ids = std::env::var("KILL_TEST_IDS").unwrap();
     let ids: Vec<&str> = ids.split(',').collect();
     let store = host.persistence();
-    // The store may have rows of other tests.
+    // The store may contain rows of other tests.
     for id in store.get_runnable_instances(Utc::now()).await.unwrap() {
         if ids.contains(&id.as_str()) {
             queue.queue_work(&id, QueueType::Workflow).await.unwrap();
@@ -258,7 +258,7 @@ async fn host_process() {
     }
 }
 
-/// The engine does not notice: its calls are made again until the new server answers.
+/// The engine does not notice: its calls are retried until the new server responds.
 #[tokio::test]
 async fn a_server_killed_in_the_middle() {
     let directory = common::temporary_directory();
@@ -277,7 +277,7 @@ async fn a_server_killed_in_the_middle() {
                 while lines(&log) < round * 20 {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                 }
-                // SAFETY: it is the server's: it runs, and nothing else ends it.
+                // SAFETY: the process is the server, which is running; nothing else ends it.
                 unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) };
                 let (target, directory) = (target.clone(), directory.clone());
                 pid = tokio::task::spawn_blocking(move || {

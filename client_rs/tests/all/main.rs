@@ -1,5 +1,5 @@
-//! All integration tests, in one binary: five of them would be linked five times, and
-//! start five servers. `cargo test --test all kill::` runs those of one module.
+//! All integration tests, in one binary: separate ones would each be linked, and would each
+//! start a server. `cargo test --test all kill::` runs those of one module.
 
 mod codegen;
 mod common;

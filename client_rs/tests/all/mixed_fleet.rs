@@ -1,5 +1,5 @@
-//! One database, two ways to it: hosts with the original `wfe-postgres` and hosts with
-//! this crate, side by side; and a database of the original's that a server adopts.
+//! One database, two kinds of hosts, with the original `wfe-postgres` and with this crate; and
+//! a database of the original that a server adopts.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,7 +19,7 @@ use wfe_postgres::PostgresPersistenceProvider;
 
 use crate::common;
 
-/// Both ways to one database.
+/// Both providers, on one database.
 struct Fleet {
     url: String,
     original: PostgresPersistenceProvider,
@@ -27,7 +27,7 @@ struct Fleet {
 }
 
 impl Fleet {
-    /// A database made by our server, joined by the original.
+    /// A database created by our server, and joined by the original.
     async fn ours_first() -> Self {
         let url = common::new_database().await;
         let ours = serve(&url).await;
@@ -118,13 +118,13 @@ fn full_workflow() -> WorkflowInstance {
     instance
 }
 
-/// The original gives pointers in no defined order.
+/// The original returns pointers in no defined order.
 fn sorted(mut instance: WorkflowInstance) -> WorkflowInstance {
     instance.execution_pointers.sort_by(|a, b| a.id.cmp(&b.id));
     instance
 }
 
-/// For comparison; tells `None` from `Some(Null)`, which serde does not.
+/// For comparison; distinguishes `None` from `Some(Null)`, which serde does not.
 fn plain(value: &impl std::fmt::Debug) -> String {
     format!("{value:#?}")
 }
@@ -329,7 +329,7 @@ async fn everything_in_both_directions(fleet: &Fleet) {
     assert_eq!(listed, log);
 }
 
-/// Our server gives the pointers that the original wrote in the order it wrote them.
+/// Our server returns the pointers that the original wrote in the order of writing.
 #[tokio::test]
 async fn pointers_of_the_original_come_in_its_order() {
     let fleet = Fleet::ours_first().await;
@@ -351,7 +351,7 @@ async fn pointers_of_the_original_come_in_its_order() {
     assert_eq!(order(&found.unwrap()), order(&instance));
 }
 
-/// A hold of the original's ends at its expiry for our server, never for the original.
+/// A claim of the original expires for our server, but never for the original.
 #[tokio::test]
 async fn a_dead_hosts_hold_ends() {
     let fleet = Fleet::ours_first().await;
@@ -376,7 +376,7 @@ async fn a_dead_hosts_hold_ends() {
         .unwrap());
 }
 
-/// Both persist the same workflow at the same time: who came last wins, whole.
+/// Both persist the same workflow at the same time: the last writer wins, with its whole state.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn states_written_at_the_same_time_never_mix() {
     let fleet = Arc::new(Fleet::ours_first().await);
@@ -449,8 +449,8 @@ async fn states_written_at_the_same_time_never_mix() {
     }
 }
 
-/// A database that the original made and filled becomes ours without loss, and stays
-/// the original's too.
+/// A database that the original created and filled is adopted without loss, and remains
+/// usable for the original.
 #[tokio::test]
 async fn a_database_of_the_original_is_adopted() {
     let url = common::new_database().await;
@@ -514,7 +514,7 @@ async fn a_database_of_the_original_is_adopted() {
     let expected: Vec<_> = instances.iter().map(|w| w.id.clone()).collect();
     assert_eq!(handled, expected);
 
-    // And both go on with it, the original also when it starts anew.
+    // Both continue to use it, the original also after a restart.
     for original in [original, self::original(&url).await] {
         let fleet = Fleet {
             url: url.clone(),

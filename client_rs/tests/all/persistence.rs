@@ -1,4 +1,4 @@
-//! The engine's own suite for persistence providers, and what it leaves open.
+//! The engine's own test suite for persistence providers, and what it does not cover.
 
 use std::collections::HashMap;
 use std::ops::Deref;
@@ -22,16 +22,16 @@ use wfe_persistence_client::{Builder, GrpcPersistenceProvider};
 
 use crate::common;
 
-/// The namespace of these tests. They empty it again and again, which would take the
-/// rows of the other modules' tests away, were it the default one.
+/// The namespace of these tests. They empty it repeatedly; in the default one that would
+/// remove the rows of the other modules' tests.
 const NAMESPACE: &str = "rust_persistence";
 
 fn builder() -> Builder {
     GrpcPersistenceProvider::builder(common::target()).namespace(NAMESPACE)
 }
 
-/// A provider with that namespace to itself, emptied: the suite's tests would else see
-/// each other's rows.
+/// A provider with exclusive use of that namespace, emptied: otherwise the suite's tests would
+/// see each other's rows.
 struct Alone {
     provider: GrpcPersistenceProvider,
     _turn: OwnedMutexGuard<()>,
@@ -66,7 +66,7 @@ fn time(micros: i64) -> DateTime<Utc> {
     Utc.timestamp_micros(micros).unwrap()
 }
 
-/// A workflow with every field set, and its second pointer with none.
+/// A workflow with every field set, except that its second pointer has none.
 fn full_workflow() -> WorkflowInstance {
     let mut pointer = ExecutionPointer::new(i32::MAX as usize);
     pointer.active = false;
@@ -501,8 +501,8 @@ async fn a_command_scheduled_again_while_it_is_handled_survives() {
     assert_eq!(handled, ["w"]);
 }
 
-/// A handler that makes its command due again at once does not keep the round going,
-/// and holds up nobody.
+/// A handler that makes its command due again immediately does not keep the round going, and
+/// does not hold up other commands.
 #[tokio::test]
 async fn commands_that_are_always_due_come_once_a_round() {
     let provider = make_provider().await;
@@ -565,8 +565,8 @@ async fn a_round_longer_than_its_lease_ends() {
     once.sort();
     once.dedup();
     assert_eq!(once.len(), handled.len(), "{handled:?}");
-    // What the round did not get to, or not completed within the lease, is not lost: it
-    // comes once the leases have ended.
+    // Commands that the round did not reach, or did not complete within the lease, are not
+    // lost: they are handled once the leases have expired.
     let expected: Vec<_> = (0..8).map(|i| i.to_string()).collect();
     let end = std::time::Instant::now() + StdDuration::from_secs(60);
     loop {

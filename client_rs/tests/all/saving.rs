@@ -1,4 +1,4 @@
-//! What a provider remembers, and what it sends: patches, whole states, whole steps.
+//! What a provider caches, and what it sends: patches, whole states, steps.
 
 use serde_json::json;
 use uuid::Uuid;
@@ -21,7 +21,7 @@ async fn provider(target: &str, remember: usize, strict: bool) -> GrpcPersistenc
         .unwrap()
 }
 
-/// A workflow of so many pointers, stored.
+/// A stored workflow with this number of pointers.
 async fn stored(by: &GrpcPersistenceProvider, pointers: usize) -> WorkflowInstance {
     let mut instance = WorkflowInstance::new("order", 1, json!({"total": 12.5, "n": 1}));
     for step in 0..pointers {
@@ -44,8 +44,8 @@ fn same(a: &WorkflowInstance, b: &WorkflowInstance) {
     );
 }
 
-/// Changes a pointer behind everybody's back: no revision tells of it. A patch of another
-/// pointer leaves it so; a whole state would put it back.
+/// Changes a pointer directly in the database, without a new revision. A patch of another
+/// pointer leaves it unchanged; a whole state would overwrite it.
 async fn change_behind(url: &str, id: &str, pointer: &str) {
     let pool = sqlx::PgPool::connect(url).await.unwrap();
     let sql =
@@ -102,7 +102,7 @@ async fn what_is_stored_is_what_was_given_after_any_edits() {
         instance.next_execution = (round % 3 > 0).then_some(round as i64);
         instance.description = (round % 4 > 0).then(|| format!("round {round}"));
         if round % 9 == 8 {
-            // Somebody else comes in between: the last writer wins, whole.
+            // Another writer comes in between: the last writer wins, with its whole state.
             let mut theirs = load(&instance.id, &witness).await;
             theirs.execution_pointers.push(ExecutionPointer::new(1000));
             theirs.reference = Some("theirs".into());
@@ -158,7 +158,7 @@ async fn strict_tells_of_what_somebody_else_has_written() {
         "{refused}"
     );
     assert_eq!(load(&instance.id, &other).await.data, json!("theirs"));
-    // Loaded anew, it goes on.
+    // Reloaded, it can be persisted again.
     let mut again = load(&instance.id, &strict).await;
     again.data = json!("ours");
     strict.persist_workflow(&again).await.unwrap();
@@ -215,7 +215,7 @@ async fn a_step_is_stored_whole_or_not_at_all() {
         assert!(ours.get_subscription(&subscription.id).await.is_err());
         assert_eq!(ours.list_errors(Some(&instance.id)).await.unwrap().len(), 1);
 
-        // With the revision before, it is refused.
+        // With the previous revision, it is refused.
         let (mut late, _) = step();
         late.expect_revision(committed.revision - 1);
         let error = ours.commit(late).await.unwrap_err();

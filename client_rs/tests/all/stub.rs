@@ -1,5 +1,5 @@
-//! A server of the tests' own that answers `GetStoreInfo` and remembers with which
-//! metadata it was asked: the real one tells neither that nor speaks TLS.
+//! The tests' own server, which implements `GetStoreInfo` and records the metadata that it
+//! receives: the real one neither reports that nor supports TLS.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -24,7 +24,7 @@ impl Seen {
         self.0.lock().unwrap().len()
     }
 
-    /// All values that the last call had under this key.
+    /// All values of this key in the last call.
     pub fn last(&self, key: &str) -> Vec<String> {
         let all = self.0.lock().unwrap();
         let values = all.last().expect("a call was made").get_all(key);
@@ -35,7 +35,7 @@ impl Seen {
     }
 }
 
-/// Serves on a free port of this machine; answers the port.
+/// Serves on a free local port; returns the port.
 pub async fn on_tcp(mut server: Server) -> (u16, Seen) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();

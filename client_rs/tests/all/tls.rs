@@ -1,5 +1,5 @@
-//! TLS, with certificates made for each test: whom the client trusts, how it says whom it
-//! does not, and the certificate and the token it shows.
+//! TLS, with certificates created by each test: which servers the client trusts, how it
+//! reports those it does not, and the certificate and token that it sends.
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
@@ -27,11 +27,11 @@ impl Authority {
     }
 }
 
-/// A server whose certificate is for this name, and who can call it: anybody, or only
-/// who has a certificate of that authority.
+/// A server whose certificate is for this name. Anybody can call it, or only clients with a
+/// certificate of that authority.
 async fn serve(authority: &Authority, name: &str, clients: Option<&Authority>) -> (String, Seen) {
-    // tonic's server, unlike its client, does not choose between several providers; a
-    // second call changes nothing.
+    // tonic's server, unlike its client, does not choose between several cryptography
+    // providers. A second call has no effect.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let (certificate, key) = authority.issue(name);
     let mut tls = ServerTlsConfig::new().identity(Identity::from_pem(certificate, key));
@@ -47,7 +47,7 @@ fn trusting(authority: &Authority, address: &str) -> Builder {
 }
 
 async fn refused(builder: Builder) -> Error {
-    // With the default number of attempts: an answer at the deadline would be too late.
+    // With the default number of attempts: failing only at the deadline would be too late.
     let error = builder.connect().await.unwrap_err();
     assert_eq!(error.code(), Code::Unavailable, "{error}");
     assert!(error.is_tls(), "{error}");
@@ -100,8 +100,8 @@ async fn a_server_may_ask_who_calls() {
     builder.connect().await.unwrap();
     assert_eq!(seen.count(), 1);
 
-    // The server says no only after the client's side of the handshake is done, so what
-    // the client sees then depends on the moment; but it is not let in.
+    // The server refuses only after the client's side of the handshake is complete, so the
+    // error that the client sees depends on timing; but it is not let in.
     let (certificate, key) = Authority::new().issue("host-1");
     for builder in [
         trusting(&authority, &address),

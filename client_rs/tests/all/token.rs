@@ -1,5 +1,5 @@
-//! What is sent with each call: the token, the namespace, the deadline; over TCP and over
-//! a Unix socket. With TLS: see `tls`.
+//! The metadata of each call: the token, the namespace, the deadline; over TCP and over a
+//! Unix socket. With TLS: see `tls`.
 
 use tonic::transport::Server;
 use wfe_persistence_client::GrpcPersistenceProvider;
