@@ -1,4 +1,5 @@
-"""The gRPC side: each handler checks its request, calls the store and answers.
+"""The gRPC side: each handler checks its request, calls the store and returns its response.
 
-`boundary` stands around every handler: bytes to message, namespace, deadline, errors to statuses.
+`services` is the registry of the services; `boundary` surrounds every handler: identify, admit,
+decode, namespace, handle, encode, observe.
 """

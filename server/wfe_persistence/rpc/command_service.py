@@ -16,8 +16,7 @@ class ScheduledCommandService:
     ) -> pb.ScheduleCommandResponse:
         """Schedule a command."""
         check = call.check
-        if check.present(request, "command"):
-            check.command(request.command, "command")
+        check.required(request, "command", check.command)
         check.done()
         await command.schedule_command(call.store, request.command)
         return pb.ScheduleCommandResponse()

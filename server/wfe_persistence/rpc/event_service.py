@@ -19,8 +19,7 @@ class EventService:
     ) -> pb.CreateEventResponse:
         """Store a new event."""
         check = call.check
-        if check.present(request, "event"):
-            check.event(request.event, "event")
+        check.required(request, "event", check.event)
         check.done()
         request.event.id = request.event.id or str(uuid.uuid4())
         check.fits(read_back.events([request.event]))
@@ -104,9 +103,7 @@ class EventService:
             call.store,
             request,
             order,
-            paging.decode(request, call.store, paging.first(order)),
-            page_size,
-            paging.page_bytes(call.env.max_message_bytes),
+            *call.page(request, page_size, paging.first(order)),
         )
         return pb.ListEventsResponse(
             events=page.items, next_page_token=paging.encode(request, call.store, page.next)

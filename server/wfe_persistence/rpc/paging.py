@@ -65,11 +65,6 @@ def decode(request: Paged, store: Store, start: Cursor = START) -> Cursor:
     return number, id_
 
 
-def page_bytes(max_message_bytes: int) -> int:
-    """The maximum size of a page's items in bytes: the token must fit into the message as well."""
-    return max_message_bytes - MAX_TOKEN_BYTES - 16
-
-
 def _hash(request: Message, store: Store, cursor: Cursor) -> bytes:
     """A hash of the query (its type, its namespace, every field but those of paging) and the
     cursor: it differs for a token of another query, or a truncated one."""

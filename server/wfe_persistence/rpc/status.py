@@ -16,8 +16,8 @@ from wfe_persistence.errors import PersistenceError
 DOMAIN: Final = "wfe.persistence"
 DETAILS_KEY: Final = "grpc-status-details-bin"
 
-# All of it travels in HTTP/2 headers, which peers bound at 8 kB in all, the message with three
-# bytes for each one beyond ASCII, the details in base64: so of many bad fields, as many as fit.
+# The status travels in HTTP/2 headers, which peers limit to 8 kB in all: the message with three
+# bytes for each byte beyond ASCII, the details in base64. So of many violations, as many as fit.
 MAX_MESSAGE_BYTES: Final = 300
 _MAX_PATH_BYTES = 300
 _MAX_VIOLATIONS_BYTES = 3500
@@ -78,17 +78,17 @@ STATUS_OF: Final = {
 
 
 def reason_name(reason: ErrorReason.ValueType) -> str:
-    """A reason as ErrorInfo has it, without its prefix."""
+    """The name of a reason in ErrorInfo, without the prefix."""
     return ErrorReason.Name(reason).removeprefix("ERROR_REASON_")
 
 
 def violation_name(reason: FieldViolationReason.ValueType) -> str:
-    """A field violation's reason as BadRequest has it, without its prefix."""
+    """The name of a field violation's reason in BadRequest, without the prefix."""
     return FieldViolationReason.Name(reason).removeprefix("FIELD_VIOLATION_REASON_")
 
 
 def shortened(text: str, most_bytes: int) -> str:
-    """The beginning of a text, whole characters in so many bytes of UTF-8."""
+    """A text truncated to at most `most_bytes` bytes of UTF-8, without splitting a character."""
     return text.encode()[:most_bytes].decode(errors="ignore")
 
 

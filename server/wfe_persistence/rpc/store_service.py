@@ -32,8 +32,7 @@ class StoreService:
     ) -> pb.PersistErrorsResponse:
         """Log errors."""
         check = call.check
-        for i, error in enumerate(request.errors):
-            check.error(error, f"errors[{i}]")
+        check.each("errors", request.errors, check.error)
         check.done()
         check.fits(read_back.errors(request.errors))
         await error_log.persist_errors(call.store, request.errors)
@@ -49,9 +48,7 @@ class StoreService:
         page = await error_log.list_errors(
             call.store,
             request,
-            paging.decode(request, call.store, END),
-            page_size,
-            paging.page_bytes(call.env.max_message_bytes),
+            *call.page(request, page_size, END),
         )
         return pb.ListErrorsResponse(
             errors=page.items, next_page_token=paging.encode(request, call.store, page.next)

@@ -19,8 +19,7 @@ class SubscriptionService:
     ) -> pb.CreateEventSubscriptionResponse:
         """Store a new subscription."""
         check = call.check
-        if check.present(request, "subscription"):
-            check.subscription(request.subscription, "subscription")
+        check.required(request, "subscription", check.subscription)
         check.done()
         request.subscription.id = request.subscription.id or str(uuid.uuid4())
         check.fits(read_back.subscriptions([request.subscription]))
@@ -34,8 +33,9 @@ class SubscriptionService:
         check = call.check
         check.id("", "id", request.id)
         check.done()
-        found = await subscription.get_subscription(call.store, request.id)
-        return pb.GetSubscriptionResponse(subscription=found)
+        return pb.GetSubscriptionResponse(
+            subscription=await subscription.get_subscription(call.store, request.id)
+        )
 
     async def GetSubscriptions(
         self, request: pb.GetSubscriptionsRequest, call: Call
@@ -50,9 +50,7 @@ class SubscriptionService:
             request.event_name,
             request.event_key,
             request.as_of if request.HasField("as_of") else None,
-            paging.decode(request, call.store),
-            page_size,
-            paging.page_bytes(call.env.max_message_bytes),
+            *call.page(request, page_size),
         )
         return pb.GetSubscriptionsResponse(
             subscriptions=page.items, next_page_token=paging.encode(request, call.store, page.next)
@@ -160,9 +158,7 @@ class SubscriptionService:
         page = await subscription.list_subscriptions(
             call.store,
             request,
-            paging.decode(request, call.store),
-            page_size,
-            paging.page_bytes(call.env.max_message_bytes),
+            *call.page(request, page_size),
         )
         return pb.ListSubscriptionsResponse(
             subscriptions=page.items, next_page_token=paging.encode(request, call.store, page.next)

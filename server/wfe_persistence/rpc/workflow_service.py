@@ -26,8 +26,7 @@ class WorkflowService:
         """Store a new workflow."""
         check = call.check
         instance = request.instance
-        if check.present(request, "instance"):
-            check.instance(instance, "instance", new=True)
+        check.required(request, "instance", check.new_instance)
         check.done()
         instance.id = instance.id or str(uuid.uuid4())
         instance.name = instance.name or instance.id
@@ -44,8 +43,7 @@ class WorkflowService:
         check = call.check
         check.revision(request)
         check.request_id(request.request_id)
-        if check.present(request, "instance"):
-            check.instance(request.instance, "instance", new=False)
+        check.required(request, "instance", check.instance)
         check.done()
         key = RequestKey(request)
         check.fits(read_back.workflow(request.instance))
@@ -59,10 +57,8 @@ class WorkflowService:
         check = call.check
         check.revision(request)
         check.request_id(request.request_id)
-        if check.present(request, "instance"):
-            check.instance(request.instance, "instance", new=False)
-        for i, subscription in enumerate(request.subscriptions):
-            check.subscription(subscription, f"subscriptions[{i}]")
+        check.required(request, "instance", check.instance)
+        check.each("subscriptions", request.subscriptions, check.subscription)
         check.distinct("", "subscriptions", "id", [s.id for s in request.subscriptions])
         check.done()
         key = RequestKey(request)
@@ -170,9 +166,7 @@ class WorkflowService:
         page, revision = await pointer.list_execution_pointers(
             call.store,
             request.workflow_id,
-            paging.decode(request, call.store),
-            page_size,
-            paging.page_bytes(call.env.max_message_bytes),
+            *call.page(request, page_size),
             active_only=request.active_only,
             expected_revision=expected,
         )
@@ -197,9 +191,7 @@ class WorkflowService:
             request.filter,
             order,
             view,
-            paging.decode(request, call.store, paging.first(order)),
-            page_size,
-            paging.page_bytes(call.env.max_message_bytes),
+            *call.page(request, page_size, paging.first(order)),
         )
         return pb.ListWorkflowsResponse(
             instances=page.items, next_page_token=paging.encode(request, call.store, page.next)

@@ -30,8 +30,12 @@ class Check(Scalars):
 
     __slots__ = ()
 
-    def instance(self, w: WorkflowInstance, path: str, *, new: bool) -> None:
-        """A workflow to write; the id of a new one may be left to the server."""
+    def new_instance(self, w: WorkflowInstance, path: str) -> None:
+        """A workflow to create; its id may be left to the server."""
+        self.instance(w, path, new=True)
+
+    def instance(self, w: WorkflowInstance, path: str, *, new: bool = False) -> None:
+        """A workflow to write."""
         self.id(path, "id", w.id, required=not new)
         self.id(path, "name", w.name, required=False)
         if w.HasField("root_workflow_id"):
@@ -107,7 +111,7 @@ class Check(Scalars):
     def commit(self, request: CommitWorkflowRequest) -> None:
         """A commit: one step of an engine."""
         if request.HasField("instance"):
-            self.instance(request.instance, "instance", new=False)
+            self.instance(request.instance, "instance")
         elif request.HasField("patch"):
             self.patch(request.patch)
             if not request.HasField("expected_revision"):
@@ -133,8 +137,7 @@ class Check(Scalars):
         self.lease_tokens("held_lease_tokens", request.held_lease_tokens)
         self.lease_tokens("complete_lease_tokens", request.complete_lease_tokens)
         if self.at_most("create_subscriptions", request.create_subscriptions):
-            for i, s in enumerate(request.create_subscriptions):
-                self.subscription(s, f"create_subscriptions[{i}]")
+            self.each("create_subscriptions", request.create_subscriptions, self.subscription)
             ids = [s.id for s in request.create_subscriptions]
             self.distinct("", "create_subscriptions", "id", ids)
         if self.at_most("terminate_subscription_ids", request.terminate_subscription_ids):
@@ -150,18 +153,15 @@ class Check(Scalars):
                     )
             self.distinct("", "terminate_subscription_ids", "", request.terminate_subscription_ids)
         if self.at_most("create_events", request.create_events):
-            for i, e in enumerate(request.create_events):
-                self.event(e, f"create_events[{i}]")
+            self.each("create_events", request.create_events, self.event)
             self.distinct("", "create_events", "id", [e.id for e in request.create_events])
         if self.at_most("processed_event_ids", request.processed_event_ids):
             self.ids("", "processed_event_ids", request.processed_event_ids)
             self.distinct("", "processed_event_ids", "", request.processed_event_ids)
         if self.at_most("errors", request.errors):
-            for i, error in enumerate(request.errors):
-                self.error(error, f"errors[{i}]")
+            self.each("errors", request.errors, self.error)
         if self.at_most("schedule_commands", request.schedule_commands):
-            for i, c in enumerate(request.schedule_commands):
-                self.command(c, f"schedule_commands[{i}]")
+            self.each("schedule_commands", request.schedule_commands, self.command)
             names = [f"{c.command_name} {c.data}" for c in request.schedule_commands]
             self.distinct("", "schedule_commands", "", names)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
@@ -38,6 +38,8 @@ _MOST_VIOLATIONS: Final = 100
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 R = FieldViolationReason
+
+Item = TypeVar("Item")
 
 
 # More than a response has beside what was in the request: a name, a revision, a page token.
@@ -95,6 +97,16 @@ class Scalars:
             return True
         self.add(path, field, R.FIELD_VIOLATION_REASON_REQUIRED, "is required")
         return False
+
+    def required(self, message: Message, field: str, rule: Callable[[Any, str], None]) -> None:
+        """A message field that must be set and follow a rule for its message."""
+        if self.present(message, field):
+            rule(getattr(message, field), field)
+
+    def each(self, field: str, values: Iterable[Item], rule: Callable[[Item, str], None]) -> None:
+        """A list whose items must follow a rule for their message."""
+        for i, value in enumerate(values):
+            rule(value, f"{field}[{i}]")
 
     def id(self, path: str, field: str, value: str, *, required: bool = True) -> None:
         """An id, name or key: at most 512 bytes, and not blank where it is required."""
