@@ -158,7 +158,7 @@ def as_stored(text: str, *, every_member: bool) -> str:
 def _written(value: Any) -> str:
     match value:
         case Decimal():
-            return format(value, "f") if value else "0"
+            return format(value or abs(value), "f")  # PostgreSQL knows no negative zero
         case _Members():
             members = (f"{_written(key)}: {_written(item)}" for key, item in value)
             return f"{{{', '.join(members)}}}"
