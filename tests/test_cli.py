@@ -79,6 +79,13 @@ def test_without_the_embedded_postgres_a_database_is_asked_for(command: str) -> 
     assert "--db-url" in line
 
 
+def test_a_data_directory_that_cannot_be_made_is_named() -> None:
+    done = run("serve", "--data-dir", "/proc/nowhere")
+    assert done.returncode == 1
+    assert "can't create the data directory /proc/nowhere: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_version_option() -> None:
     done = run("--version")
     version = json.loads(run("version", "--json").stdout)["wfe-persistence"]

@@ -48,7 +48,12 @@ class EmbeddedPostgres:
         self._lock: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self._dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self._dir.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise EmbeddedPostgresError(
+                f"can't create the data directory {self._dir}: {exc.strerror}"
+            ) from exc
         if self._user:
             for path in (self._bin, self._dir):
                 _let_through(path)

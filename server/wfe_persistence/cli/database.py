@@ -32,8 +32,9 @@ def open_database(settings: Settings) -> Iterator[Settings]:
         yield replace(settings, db_url=conninfo)
         return
     try:
-        with EmbeddedPostgres(settings.data_dir) as postgres:
-            log.info("the embedded PostgreSQL runs in %s", settings.data_dir)
+        embedded = EmbeddedPostgres(settings.data_dir)
+        log.info("starting the embedded PostgreSQL in %s", settings.data_dir)
+        with embedded as postgres:
             yield replace(settings, db_url=conninfo_with_defaults(postgres.url))
     except (EmbeddedPostgresError, OSError) as exc:
         raise click.ClickException(str(exc)) from exc

@@ -19,7 +19,7 @@ from wfe_persistence.settings import ENV_PREFIX, SETTINGS, Setting, Settings
 F = TypeVar("F", bound=Callable[..., Any])
 
 DATABASE_SETTINGS = ("db_url", "data_dir", "schema", "table_prefix", "log_level", "log_format")
-"""What every command that opens the database can be given."""
+"""The settings of every command that opens the database."""
 
 
 def settings_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
