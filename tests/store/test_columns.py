@@ -187,7 +187,7 @@ def test_documents_leave_out_what_is_absent_or_has_a_default() -> None:
 
 def test_a_patch_tells_absent_fields() -> None:
     header = WorkflowInstance(status=WorkflowStatus.WORKFLOW_STATUS_COMPLETE)
-    members = {column.name: WORKFLOW.member(column, header) for column in WORKFLOW.columns}
+    members = {column.name: WORKFLOW.member(column, header) for column in WORKFLOW.written}
     assert members["description"] == '"description":null'
     assert members["version"] == '"version":0'
     assert members["status"] == '"status":"Complete"'

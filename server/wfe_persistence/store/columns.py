@@ -194,13 +194,13 @@ class Column:
     nullable: bool = False
     """Whether the field may be absent, and the column NULL."""
     default: str | None = None
-    """The SQL of a zero or empty field, which the document leaves out."""
+    """The SQL of the value of a zero or empty field, which the document leaves out."""
     key: bool = False
     """Whether it is part of the key, which no update changes."""
     written: bool = True
-    """False: the store gives the value, and messages are only read with it."""
+    """False: the store sets the value; the field is ignored on write."""
     large: bool = False
-    """Whether a selection may leave it out in rows that repeat it."""
+    """Whether a selection may leave it out where a row only repeats it; see `selection`."""
 
     @property
     def field_name(self) -> str:
@@ -224,6 +224,9 @@ class Columns(Generic[M]):
         self.message = message
         self.columns = columns
         self.written = tuple(column for column in columns if column.written)
+        self._writes = {
+            column.field_name: column.codec.writer(column.name) for column in self.written
+        }
         self.members = self._members()
 
     def __len__(self) -> int:
@@ -297,9 +300,7 @@ class Columns(Generic[M]):
     def _members(self) -> Callable[[M], list[str]]:
         """The function that writes a message as the members of its document."""
         fields = self.message.DESCRIPTOR.fields_by_name
-        writes = {
-            fields[column.field_name]: column.codec.writer(column.name) for column in self.written
-        }
+        writes = {fields[name]: write for name, write in self._writes.items()}
         # ListFields() leaves out zeros where the proto does not tell them from absent fields.
         zeros = tuple(
             (field.name, writes[field](field.default_value))
@@ -325,7 +326,7 @@ class Columns(Generic[M]):
         field = column.field_name
         if column.nullable and not message.HasField(field):
             return f'"{column.name}":null'
-        return column.codec.writer(column.name)(getattr(message, field))
+        return self._writes[field](getattr(message, field))
 
 
 def sql_list(items: Iterable[str], indent: int = _INDENT) -> str:

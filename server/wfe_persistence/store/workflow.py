@@ -16,8 +16,9 @@ from wfe.persistence.v1.workflow_pb2 import (
     WorkflowView,
 )
 from wfe_persistence.errors import PersistenceError, workflow_not_found
+from wfe_persistence.store.columns import INT8, Column, Columns, enum
 from wfe_persistence.store.documents import workflow_document
-from wfe_persistence.store.paging import NUMBER, Cursor, Page, page_of_ids
+from wfe_persistence.store.paging import DIRECTIONS, NUMBER, Cursor, Page, fill_page, page_of_ids
 from wfe_persistence.store.pointer import IS_ACTIVE, POINTER_SELECTION, read_pointer
 from wfe_persistence.store.records import POINTER, WORKFLOW, WORKFLOW_STATUS
 from wfe_persistence.store.rows import (
@@ -33,8 +34,6 @@ from wfe_persistence.store.rows import (
 )
 from wfe_persistence.store.tables import Store
 
-_WORKFLOW_STATUS_OF = {name.encode(): status for status, name in WORKFLOW_STATUS.items()}
-
 NAME_KEY: Final = "workflows_name_key"
 """The unique constraint on a workflow's name."""
 
@@ -48,8 +47,8 @@ def name_taken(field: str) -> PersistenceError:
     )
 
 
-# What exists already is compared by the hash of what was given at its creation, so that a repeated
-# create is recognized even after the workflow has moved on.
+# The content given at the creation is compared, by its hash, so that a repeated create is
+# recognized even after the workflow has changed.
 CREATE_NEW_WORKFLOW = f"""
 WITH given AS MATERIALIZED (
     SELECT w.*, sha256(convert_to($1::jsonb::text, 'UTF8')) AS content_hash
@@ -79,7 +78,7 @@ SELECT EXISTS (SELECT FROM created),
 
 
 async def create_new_workflow(store: Store, instance: WorkflowInstance) -> None:
-    """Insert a workflow; its id and name must be set. The same again changes nothing."""
+    """Insert a workflow, which must have an id and a name. Repeating the call changes nothing."""
     await store.create(
         CREATE_NEW_WORKFLOW,
         workflow_document(instance),
@@ -92,12 +91,12 @@ async def create_new_workflow(store: Store, instance: WorkflowInstance) -> None:
     )
 
 
-# The header's large columns are sent with a workflow's first pointer only.
+# The header's large columns are returned with a workflow's first pointer only.
 _INSTANCE_COLUMNS = f"""{POINTER_SELECTION},
     {WORKFLOW.selection("w", large_if="row_number() OVER pointers = 1")}"""
 _read_header_columns = WORKFLOW.reader(first=len(POINTER))
 
-# What each view joins to a workflow. The planner reads nothing for a join ON FALSE.
+# The condition that joins a view's pointers to a workflow. A join ON FALSE reads nothing.
 _POINTERS_OF_VIEW: Final[dict[WorkflowView.ValueType, str]] = {
     WorkflowView.WORKFLOW_VIEW_FULL: "p.workflow_id = w.id",
     WorkflowView.WORKFLOW_VIEW_ACTIVE: f"p.workflow_id = w.id AND {IS_ACTIVE}",
@@ -106,7 +105,7 @@ _POINTERS_OF_VIEW: Final[dict[WorkflowView.ValueType, str]] = {
 
 
 def _get_instance(*, condition: str, pointers: str) -> str:
-    """A workflow with the pointers of a view, a row a pointer; at least one."""
+    """A workflow with the pointers of a view: one row for each pointer, or one without any."""
     return f"""
 SELECT {_INSTANCE_COLUMNS}
 FROM wfc.workflows w LEFT JOIN wfc.execution_pointers p ON {pointers}
@@ -147,7 +146,7 @@ async def get_workflow_instance_by_name(
 def _get_instances(*, pointers: str) -> str:
     """Many workflows, numbered in the order of the request.
 
-    LATERAL with LIMIT 1 makes it one index look-up an id: the planner can't know how few there are.
+    LATERAL with LIMIT 1 makes the planner look up each id in the index, whatever number it expects.
     """
     return f"""
 SELECT {_INSTANCE_COLUMNS},
@@ -168,7 +167,7 @@ GET_WORKFLOW_INSTANCES = {
 async def get_workflow_instances(
     store: Store, ids: Sequence[str], view: WorkflowView.ValueType
 ) -> AsyncGenerator[WorkflowInstance, None]:
-    """Many workflows, in the order asked; absent ones are left out."""
+    """Many workflows, in the order of the request; unknown ids are skipped."""
     rows = store.stream(GET_WORKFLOW_INSTANCES[view], text_list(ids))
     async with aclosing(_instances(rows, view)) as instances:
         async for instance in instances:
@@ -178,7 +177,7 @@ async def get_workflow_instances(
 async def _instances(
     rows: AsyncGenerator[PGresult, None], view: WorkflowView.ValueType
 ) -> AsyncGenerator[WorkflowInstance, None]:
-    """Workflows out of rows; the last column tells one workflow's rows from the next one's."""
+    """Workflows from rows; the last column is the number of the workflow that a row belongs to."""
     instance: WorkflowInstance | None = None
     current: bytes | None = None
     async with aclosing(rows):
@@ -225,8 +224,8 @@ async def next_definition_sequence(store: Store, definition_id: str) -> int:
     return read_int8(row.get_value(0, 0))
 
 
-# A filter in SQL: what is not given is NULL and falls away when the statement is planned, with the
-# values at hand, each time anew (`once`): which index is best depends on what is given.
+# An absent criterion is NULL, and its condition is removed when the statement is planned. It is
+# planned with its parameters each time (`once`): which index is best depends on the criteria.
 _FILTER = """($1::text[] IS NULL OR w.status = ANY ($1))
             AND ($2::text IS NULL OR w.definition_id = $2)
             AND ($3::int IS NULL OR w.version = $3)
@@ -271,7 +270,7 @@ _ALL_STATUSES = ", ".join(f"'{name}'" for name in WORKFLOW_STATUS.values())
 def _list_workflows(*, after: str, direction: str, pointers: str) -> str:
     """A page of workflows by create_time, numbered in their order.
 
-    It is made of the first workflows of each status, so that one index by status is enough.
+    It is merged from the first workflows of each status, so that one index by status is enough.
     """
     return f"""
 WITH page AS MATERIALIZED (
@@ -300,11 +299,10 @@ ORDER BY w.n, p.ordinal
 
 
 LIST_WORKFLOWS = {
-    (order, view): _list_workflows(after=after, direction=direction, pointers=pointers)
-    for order, after, direction in (
-        (ListOrder.LIST_ORDER_NEWEST_FIRST, "<", "DESC"),
-        (ListOrder.LIST_ORDER_OLDEST_FIRST, ">", "ASC"),
+    (order, view): _list_workflows(
+        after=direction.after, direction=direction.order, pointers=pointers
     )
+    for order, direction in DIRECTIONS.items()
     for view, pointers in _POINTERS_OF_VIEW.items()
 }
 
@@ -318,10 +316,18 @@ async def list_workflows(
     page_size: int,
     page_bytes: int,
 ) -> Page[WorkflowInstance]:
-    """Workflows by create_time."""
-    page: list[WorkflowInstance] = []
-    size = 0
-    cursor = after
+    """Workflows by create_time. One that is too large for a page is returned without pointers."""
+
+    def fitted(instance: WorkflowInstance) -> WorkflowInstance:
+        if instance.ByteSize() > page_bytes:
+            del instance.execution_pointers[:]
+            instance.view = WorkflowView.WORKFLOW_VIEW_HEADER
+        return instance
+
+    def cursor(_: object, instance: WorkflowInstance) -> Cursor:
+        created = instance.create_time
+        return created.seconds * 1_000_000 + created.nanos // 1000, instance.id
+
     rows = store.stream_once(
         LIST_WORKFLOWS[order, view],
         *_filter_params(filter_),
@@ -329,20 +335,7 @@ async def list_workflows(
         text(after[1]),
         integer(page_size + 1),
     )
-    async with aclosing(_instances(rows, view)) as instances:
-        async for instance in instances:
-            if len(page) == page_size:
-                return Page(page, cursor)
-            if instance.ByteSize() > page_bytes:
-                del instance.execution_pointers[:]
-                instance.view = WorkflowView.WORKFLOW_VIEW_HEADER
-            size += instance.ByteSize() + 8
-            if page and size > page_bytes:
-                return Page(page, cursor)
-            page.append(instance)
-            created = instance.create_time
-            cursor = (created.seconds * 1_000_000 + created.nanos // 1000, instance.id)
-    return Page(page, None)
+    return await fill_page(_instances(rows, view), fitted, cursor, page_size, page_bytes)
 
 
 COUNT_WORKFLOWS = f"""
@@ -350,24 +343,25 @@ SELECT w.status, count(*) FROM wfc.workflows w WHERE {_FILTER} GROUP BY w.status
 """
 
 
+_read_count = Columns(
+    WorkflowCount, Column("status", enum(WORKFLOW_STATUS)), Column("count", INT8)
+).reader()
+
+
 async def count_workflows(store: Store, filter_: WorkflowFilter) -> list[WorkflowCount]:
     """How many workflows have each status."""
     rows = await store.read_once(COUNT_WORKFLOWS, *_filter_params(filter_))
-    counts = [
-        WorkflowCount(
-            status=_WORKFLOW_STATUS_OF.get(
-                rows.get_value(i, 0) or b"", WorkflowStatus.WORKFLOW_STATUS_UNSPECIFIED
-            ),
-            count=read_int8(rows.get_value(i, 1)),
-        )
-        for i in range(rows.ntuples)
-    ]
+    counts = []
+    for row in range(rows.ntuples):
+        count = WorkflowCount()
+        _read_count(rows.get_value, row, count)
+        counts.append(count)
     return sorted(counts, key=lambda count: count.status)
 
 
-def _read_instance(rows: PGresult, view: WorkflowView.ValueType, asked_by: str) -> WorkflowInstance:
+def _read_instance(rows: PGresult, view: WorkflowView.ValueType, key: str) -> WorkflowInstance:
     if rows.ntuples == 0:
-        raise workflow_not_found(asked_by)
+        raise workflow_not_found(key)
     get = rows.get_value
     instance = _read_header(get, view)
     if get(0, 0) is not None:
