@@ -1,4 +1,4 @@
-"""Values on their way to PostgreSQL (as text) and back (binary)."""
+"""The codecs of single values: parameters are sent as text, results are received in binary."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAIVE_EPOCH = _EPOCH.replace(tzinfo=None)
 # PostgreSQL counts microseconds from 2000-01-01.
 _PG_EPOCH_MICROS: Final = 946_684_800_000_000
-# What a Timestamp can hold: years 1 to 9999. PostgreSQL also knows ±infinity and other years, which
-# a host that shares the database may have written; they are clamped.
+# The range of a Timestamp: years 1 to 9999. PostgreSQL also has ±infinity and other years, which
+# another host that shares the database may have written; they are clamped.
 _FIRST_MICROS: Final = -62_135_596_800_000_000
 _LAST_MICROS: Final = 253_402_300_799_999_999
 
