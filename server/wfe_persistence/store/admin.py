@@ -47,7 +47,10 @@ async def database_info(store: Store) -> DatabaseInfo:
     )
 
 
-TRUNCATE_ALL = f"TRUNCATE {qualified(*TABLES)} CASCADE"
+TRUNCATE_ALL = f"""
+TRUNCATE {qualified(*TABLES)}
+    CASCADE
+"""
 
 
 async def truncate_all(store: Store) -> None:

@@ -62,7 +62,8 @@ WITH due AS (
     SET lease_id = $3, lease_worker_id = $4, lease_expiry = now() + $5 * interval '1 millisecond',
         lease_epoch = nextval('wfc.claim_epochs')
     WHERE c.id = ANY (ARRAY (SELECT id FROM due))
-    RETURNING {COMMAND.selection("c")}, c.id, c.revision, c.lease_expiry, c.lease_epoch
+    RETURNING {COMMAND.selection("c")},
+        c.id, c.revision, c.lease_expiry, c.lease_epoch
 )
 SELECT {COMMAND.selection()}, id, revision, lease_expiry, lease_epoch
 FROM claimed ORDER BY execute_time, id
@@ -89,7 +90,7 @@ async def claim_commands(
 _ALL_HELD = "(SELECT count(*) FROM held) = (SELECT count(*) FROM given)"
 
 
-def _change_held(*, change: str, condition: str = "TRUE", also_return: str = "") -> str:
+def _change_held(*, change: str, condition: str = "", also_return: str = "") -> str:
     """The statement that checks the leases in $1 and changes the commands `held` under them.
 
     `change`: its CTEs, which must test that all are held. `condition`: what else a lease must meet
@@ -103,7 +104,7 @@ WITH given AS MATERIALIZED (
     SELECT c.id, g.lease_id, c.revision = g.revision AS unchanged
     FROM (SELECT * FROM given ORDER BY id) g, LATERAL (
         SELECT id, revision FROM wfc.scheduled_commands
-        WHERE id = g.id AND lease_id = g.lease_id AND {condition} FOR UPDATE
+        WHERE id = g.id AND lease_id = g.lease_id{condition} FOR UPDATE
     ) c
 ), {change}
 SELECT n, EXISTS (SELECT FROM held h WHERE h.id = g.id AND h.lease_id = g.lease_id){also_return}
@@ -116,11 +117,13 @@ FROM given g
 COMPLETE_COMMANDS = _change_held(
     change=f"""removed AS (
     DELETE FROM wfc.scheduled_commands
-    WHERE id = ANY (ARRAY (SELECT id FROM held WHERE unchanged)) AND {_ALL_HELD}
+    WHERE id = ANY (ARRAY (SELECT id FROM held WHERE unchanged))
+        AND {_ALL_HELD}
 ), kept AS (
     UPDATE wfc.scheduled_commands
     SET lease_id = NULL, lease_worker_id = NULL, lease_expiry = NULL
-    WHERE id = ANY (ARRAY (SELECT id FROM held WHERE NOT unchanged)) AND {_ALL_HELD}
+    WHERE id = ANY (ARRAY (SELECT id FROM held WHERE NOT unchanged))
+        AND {_ALL_HELD}
 )"""
 )
 
@@ -135,7 +138,8 @@ RELEASE_COMMANDS = _change_held(
     change=f"""released AS (
     UPDATE wfc.scheduled_commands
     SET lease_id = NULL, lease_worker_id = NULL, lease_expiry = NULL
-    WHERE id = ANY (ARRAY (SELECT id FROM held)) AND {_ALL_HELD}
+    WHERE id = ANY (ARRAY (SELECT id FROM held))
+        AND {_ALL_HELD}
 )"""
 )
 
@@ -147,13 +151,14 @@ async def release_commands(store: Store, lease_tokens: Sequence[str]) -> None:
 
 
 RENEW_COMMANDS = _change_held(
-    condition="lease_expiry > now()",
+    condition=" AND lease_expiry > now()",
     change=f"""renewed AS (
     UPDATE wfc.scheduled_commands
     SET lease_expiry = now() + $2 * interval '1 millisecond'
-    WHERE id = ANY (ARRAY (SELECT id FROM held)) AND {_ALL_HELD}
+    WHERE id = ANY (ARRAY (SELECT id FROM held))
+        AND {_ALL_HELD}
 )""",
-    also_return=", now() + $2 * interval '1 millisecond'",
+    also_return=",\n    now() + $2 * interval '1 millisecond'",
 )
 
 

@@ -14,8 +14,10 @@ from wfe_persistence.store.tables import Store
 PERSIST_ERRORS = f"""
 INSERT INTO wfc.execution_errors ({ERROR.names()})
 SELECT {ERROR.values("e")}
-FROM ROWS FROM (jsonb_to_recordset($1::jsonb) AS ({ERROR.record()}))
-    WITH ORDINALITY AS e({ERROR.names()}, n)
+FROM ROWS FROM (
+    jsonb_to_recordset($1::jsonb) AS (
+        {ERROR.record()})
+) WITH ORDINALITY AS e({ERROR.names()}, n)
 ORDER BY e.n
 """
 
@@ -35,7 +37,8 @@ def _by_number(row: PGresult, _: ExecutionError) -> Cursor:
 
 # An absent filter is NULL, and the planner, which knows the parameters, removes its condition.
 LIST_ERRORS = f"""
-SELECT {ERROR.selection()}, id FROM wfc.execution_errors
+SELECT {ERROR.selection()}, id
+FROM wfc.execution_errors
 WHERE ($1::text IS NULL OR workflow_id = $1)
     AND ($2::timestamptz IS NULL OR error_time >= $2)
     AND ($3::timestamptz IS NULL OR error_time < $3)

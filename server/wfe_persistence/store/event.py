@@ -44,7 +44,11 @@ async def create_event(store: Store, event: Event) -> None:
 
 _decode_event = EVENT.decoder()
 
-GET_EVENT = f"SELECT {EVENT.selection()} FROM wfc.events WHERE id = $1"
+GET_EVENT = f"""
+SELECT {EVENT.selection()}
+FROM wfc.events
+WHERE id = $1
+"""
 
 
 async def get_event(store: Store, id_: str) -> Event:

@@ -228,10 +228,13 @@ SELECT c.relname FROM pg_class c
 WHERE c.relnamespace = to_regnamespace(%s) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 """
 
-LOCK_NAMESPACE = f"LOCK TABLE {qualified(MIGRATIONS_TABLE, *TABLES)} IN ACCESS EXCLUSIVE MODE"
+LOCK_NAMESPACE = f"""
+LOCK TABLE {qualified(MIGRATIONS_TABLE, *TABLES)}
+    IN ACCESS EXCLUSIVE MODE
+"""
 
 # Requests are not counted as data: they remain when another host deletes their workflow.
-NAMESPACE_HAS_DATA = "SELECT " + " OR ".join(
+NAMESPACE_HAS_DATA = "SELECT " + "\n    OR ".join(
     f"EXISTS (SELECT FROM {qualified(table)})" for table in TABLES if table != "requests"
 )
 

@@ -130,7 +130,8 @@ _LAST_CONSIDERED = """
     (SELECT ended FROM considered ORDER BY ended DESC, id DESC LIMIT 1),
     (SELECT id FROM considered ORDER BY ended DESC, id DESC LIMIT 1)"""
 _COMPLETION_EVENTS = f"""wfc.events
-    WHERE event_name = 'wfe.workflow.completed' AND event_key {_OF_DOOMED} AND is_processed"""
+    WHERE event_name = 'wfe.workflow.completed' AND is_processed
+        AND event_key {_OF_DOOMED}"""
 
 PURGE_WORKFLOWS = f"""{_DOOMED}, pointers AS (
     DELETE FROM wfc.execution_pointers WHERE workflow_id {_OF_DOOMED} RETURNING 1
@@ -147,7 +148,7 @@ PURGE_WORKFLOWS = f"""{_DOOMED}, pointers AS (
 )
 SELECT (SELECT count(*) FROM workflows), (SELECT count(*) FROM pointers),
     (SELECT count(*) FROM subscriptions), (SELECT count(*) FROM errors),
-    (SELECT count(*) FROM events), {_LAST_CONSIDERED}
+    (SELECT count(*) FROM events),{_LAST_CONSIDERED}
 """
 
 COUNT_DOOMED_WORKFLOWS = f"""{_DOOMED}
@@ -155,7 +156,7 @@ SELECT (SELECT count(*) FROM doomed),
     (SELECT count(*) FROM wfc.execution_pointers WHERE workflow_id {_OF_DOOMED}),
     (SELECT count(*) FROM wfc.event_subscriptions WHERE workflow_id {_OF_DOOMED}),
     (SELECT count(*) FROM wfc.execution_errors WHERE workflow_id {_OF_DOOMED}),
-    (SELECT count(*) FROM {_COMPLETION_EVENTS}), {_LAST_CONSIDERED}
+    (SELECT count(*) FROM {_COMPLETION_EVENTS}),{_LAST_CONSIDERED}
 """
 
 
@@ -221,12 +222,12 @@ PURGE_EVENTS = f"""
 WITH {_doomed_events(lock=" FOR UPDATE SKIP LOCKED")}, deleted AS (
     DELETE FROM wfc.events WHERE id {_OF_DOOMED} RETURNING 1
 )
-SELECT (SELECT count(*) FROM deleted), (SELECT count(*) FROM doomed), {_LAST_EVENT}
+SELECT (SELECT count(*) FROM deleted), (SELECT count(*) FROM doomed),{_LAST_EVENT}
 """
 
 COUNT_DOOMED_EVENTS = f"""
 WITH {_doomed_events()}
-SELECT (SELECT count(*) FROM doomed), (SELECT count(*) FROM doomed), {_LAST_EVENT}
+SELECT (SELECT count(*) FROM doomed), (SELECT count(*) FROM doomed),{_LAST_EVENT}
 """
 
 

@@ -54,7 +54,9 @@ def _by_id(_: PGresult, subscription: EventSubscription) -> Cursor:
 
 
 GET_SUBSCRIPTION = f"""
-SELECT {_COLUMNS} FROM wfc.event_subscriptions WHERE id = $1
+SELECT {_COLUMNS}
+FROM wfc.event_subscriptions
+WHERE id = $1
 """
 
 
@@ -71,8 +73,10 @@ _OPEN_FOR_EVENT = """event_name = $1 AND event_key = $2
     AND (external_token IS NULL OR external_token_expiry <= now())"""
 
 GET_SUBSCRIPTIONS = f"""
-SELECT {_COLUMNS} FROM wfc.event_subscriptions
-WHERE {_OPEN_FOR_EVENT} AND (subscribe_as_of, id) > ($4::timestamptz, $5::text)
+SELECT {_COLUMNS}
+FROM wfc.event_subscriptions
+WHERE {_OPEN_FOR_EVENT}
+    AND (subscribe_as_of, id) > ($4::timestamptz, $5::text)
 ORDER BY subscribe_as_of, id
 LIMIT $6
 """
@@ -101,7 +105,8 @@ async def get_subscriptions(
 
 
 GET_FIRST_OPEN_SUBSCRIPTION = f"""
-SELECT {_COLUMNS} FROM wfc.event_subscriptions
+SELECT {_COLUMNS}
+FROM wfc.event_subscriptions
 WHERE {_OPEN_FOR_EVENT}
 ORDER BY subscribe_as_of, id
 LIMIT 1
@@ -287,7 +292,8 @@ async def clear_subscription_token(store: Store, id_: str, token: str, epoch: in
 
 # An absent filter is NULL, and the planner, which knows the parameters, removes its condition.
 LIST_SUBSCRIPTIONS = f"""
-SELECT {_COLUMNS} FROM wfc.event_subscriptions
+SELECT {_COLUMNS}
+FROM wfc.event_subscriptions
 WHERE ($1::text IS NULL OR workflow_id = $1) AND ($2::text IS NULL OR event_name = $2)
     AND ($3::text IS NULL OR event_key = $3)
     AND ($4::boolean IS NULL OR $4 = (external_token IS NOT NULL

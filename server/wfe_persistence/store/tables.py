@@ -7,7 +7,7 @@ from typing import Final
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
-from wfe_persistence.store.columns import Columns, M
+from wfe_persistence.store.columns import Columns, M, sql_list
 from wfe_persistence.store.postgres.database import MAX_ATTEMPTS, Database
 from wfe_persistence.store.postgres.prepared import Statement
 from wfe_persistence.store.rows import Param, PGresult, read_bool
@@ -32,7 +32,7 @@ a workflow before its pointers."""
 
 def qualified(*tables: str) -> str:
     """A list of tables in SQL, qualified with the default schema."""
-    return ", ".join(f"wfc.{table}" for table in tables)
+    return sql_list(f"wfc.{table}" for table in tables)
 
 
 def create_statement(table: str, columns: Columns[M]) -> str:

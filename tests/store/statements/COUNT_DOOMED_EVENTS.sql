@@ -5,6 +5,6 @@ WITH doomed AS MATERIALIZED (
     ORDER BY event_time, id
     LIMIT $6
 )
-SELECT (SELECT count(*) FROM doomed), (SELECT count(*) FROM doomed), 
+SELECT (SELECT count(*) FROM doomed), (SELECT count(*) FROM doomed),
     (SELECT event_time FROM doomed ORDER BY event_time DESC, id DESC LIMIT 1),
     (SELECT id FROM doomed ORDER BY event_time DESC, id DESC LIMIT 1);

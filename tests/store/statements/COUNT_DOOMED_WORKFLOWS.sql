@@ -48,7 +48,8 @@ SELECT (SELECT count(*) FROM doomed),
     (SELECT count(*) FROM wfc.event_subscriptions WHERE workflow_id = ANY (ARRAY (SELECT id FROM doomed))),
     (SELECT count(*) FROM wfc.execution_errors WHERE workflow_id = ANY (ARRAY (SELECT id FROM doomed))),
     (SELECT count(*) FROM wfc.events
-    WHERE event_name = 'wfe.workflow.completed' AND event_key = ANY (ARRAY (SELECT id FROM doomed)) AND is_processed), 
+    WHERE event_name = 'wfe.workflow.completed' AND is_processed
+        AND event_key = ANY (ARRAY (SELECT id FROM doomed))),
     (SELECT count(*) FROM considered),
     (SELECT count(*) FROM roots),
     (SELECT ended FROM considered ORDER BY ended DESC, id DESC LIMIT 1),

@@ -1,1 +1,3 @@
-SELECT id, event_name, event_key, event_data, event_time, is_processed FROM wfc.events WHERE id = $1;
+SELECT id, event_name, event_key, event_data, event_time, is_processed
+FROM wfc.events
+WHERE id = $1;

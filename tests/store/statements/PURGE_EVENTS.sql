@@ -7,6 +7,6 @@ WITH doomed AS MATERIALIZED (
 ), deleted AS (
     DELETE FROM wfc.events WHERE id = ANY (ARRAY (SELECT id FROM doomed)) RETURNING 1
 )
-SELECT (SELECT count(*) FROM deleted), (SELECT count(*) FROM doomed), 
+SELECT (SELECT count(*) FROM deleted), (SELECT count(*) FROM doomed),
     (SELECT event_time FROM doomed ORDER BY event_time DESC, id DESC LIMIT 1),
     (SELECT id FROM doomed ORDER BY event_time DESC, id DESC LIMIT 1);

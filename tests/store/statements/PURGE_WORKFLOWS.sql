@@ -50,7 +50,8 @@ WITH roots AS MATERIALIZED (
     DELETE FROM wfc.execution_errors WHERE workflow_id = ANY (ARRAY (SELECT id FROM doomed)) RETURNING 1
 ), events AS (
     DELETE FROM wfc.events
-    WHERE event_name = 'wfe.workflow.completed' AND event_key = ANY (ARRAY (SELECT id FROM doomed)) AND is_processed RETURNING 1
+    WHERE event_name = 'wfe.workflow.completed' AND is_processed
+        AND event_key = ANY (ARRAY (SELECT id FROM doomed)) RETURNING 1
 ), requests AS (
     DELETE FROM wfc.requests WHERE workflow_id = ANY (ARRAY (SELECT id FROM doomed))
 ), workflows AS (
@@ -58,7 +59,7 @@ WITH roots AS MATERIALIZED (
 )
 SELECT (SELECT count(*) FROM workflows), (SELECT count(*) FROM pointers),
     (SELECT count(*) FROM subscriptions), (SELECT count(*) FROM errors),
-    (SELECT count(*) FROM events), 
+    (SELECT count(*) FROM events),
     (SELECT count(*) FROM considered),
     (SELECT count(*) FROM roots),
     (SELECT ended FROM considered ORDER BY ended DESC, id DESC LIMIT 1),

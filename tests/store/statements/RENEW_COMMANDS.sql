@@ -10,7 +10,9 @@ WITH given AS MATERIALIZED (
 ), renewed AS (
     UPDATE wfc.scheduled_commands
     SET lease_expiry = now() + $2 * interval '1 millisecond'
-    WHERE id = ANY (ARRAY (SELECT id FROM held)) AND (SELECT count(*) FROM held) = (SELECT count(*) FROM given)
+    WHERE id = ANY (ARRAY (SELECT id FROM held))
+        AND (SELECT count(*) FROM held) = (SELECT count(*) FROM given)
 )
-SELECT n, EXISTS (SELECT FROM held h WHERE h.id = g.id AND h.lease_id = g.lease_id), now() + $2 * interval '1 millisecond'
+SELECT n, EXISTS (SELECT FROM held h WHERE h.id = g.id AND h.lease_id = g.lease_id),
+    now() + $2 * interval '1 millisecond'
 FROM given g;

@@ -1,1 +1,3 @@
-TRUNCATE wfc.workflows, wfc.execution_pointers, wfc.events, wfc.event_subscriptions, wfc.scheduled_commands, wfc.execution_errors, wfc.definition_sequences, wfc.requests CASCADE;
+TRUNCATE wfc.workflows, wfc.execution_pointers, wfc.events, wfc.event_subscriptions,
+        wfc.scheduled_commands, wfc.execution_errors, wfc.definition_sequences, wfc.requests
+    CASCADE;
