@@ -15,7 +15,7 @@ from wfe.persistence.v1.workflow_pb2 import (
     WorkflowStatus,
     WorkflowView,
 )
-from wfe_persistence.errors import PersistenceError, workflow_not_found
+from wfe_persistence.errors import PersistenceError, field_error, workflow_not_found
 from wfe_persistence.store.columns import INT8, Column, Columns, enum
 from wfe_persistence.store.documents import workflow_document
 from wfe_persistence.store.paging import DIRECTIONS, NUMBER, Cursor, Page, fill_page, page_of_ids
@@ -25,6 +25,7 @@ from wfe_persistence.store.rows import (
     GetValue,
     Param,
     PGresult,
+    epoch_micros,
     integer,
     micros_param,
     read_int8,
@@ -39,12 +40,8 @@ NAME_KEY: Final = "workflows_name_key"
 
 
 def name_taken(field: str) -> PersistenceError:
-    """The error of a name that another workflow has; `field` is the request's."""
-    return PersistenceError(
-        ErrorReason.ERROR_REASON_NAME_TAKEN,
-        "another workflow has this name",
-        metadata={"field": field},
-    )
+    """The error of a name that another workflow has; `field`: the request's field."""
+    return field_error(field, ErrorReason.ERROR_REASON_NAME_TAKEN, "another workflow has this name")
 
 
 # The content given at the creation is compared, by its hash, so that a repeated create is
@@ -82,10 +79,10 @@ async def create_new_workflow(store: Store, instance: WorkflowInstance) -> None:
     await store.create(
         CREATE_NEW_WORKFLOW,
         workflow_document(instance),
-        exists=PersistenceError(
+        exists=field_error(
+            "instance.id",
             ErrorReason.ERROR_REASON_WORKFLOW_ALREADY_EXISTS,
-            "a workflow with this id and other content exists",
-            metadata={"field": "instance.id"},
+            "a workflow with this id and different content exists",
         ),
         taken=name_taken("instance.name"),
     )
@@ -325,8 +322,7 @@ async def list_workflows(
         return instance
 
     def cursor(_: object, instance: WorkflowInstance) -> Cursor:
-        created = instance.create_time
-        return created.seconds * 1_000_000 + created.nanos // 1000, instance.id
+        return epoch_micros(instance.create_time), instance.id
 
     rows = store.stream_once(
         LIST_WORKFLOWS[order, view],
