@@ -1,4 +1,4 @@
-"""Slots in turns: who gets the next one, who is refused, and that none is ever lost."""
+"""Fair queuing: who gets the next slot, who is rejected, and that no slot is ever lost."""
 
 from __future__ import annotations
 

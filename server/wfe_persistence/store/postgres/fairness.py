@@ -1,4 +1,4 @@
-"""Who may use a database connection next, when all are busy."""
+"""Fair queuing: which call may use a database connection next, when all are busy."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from wfe_persistence.errors import PersistenceError
 
 
 class FairGate:
-    """So many slots, given out in turns: one namespace after the other, each in its own order.
+    """`slots` slots, granted round-robin: one namespace after the other, each first in, first out.
 
-    A namespace that floods the server waits for itself; another one's call waits for at most one
-    call of each namespace in front of it. Who has `max_waiting` calls in its queue already is
-    refused (NAMESPACE_BUSY).
+    A namespace that floods the server delays only itself; another one's call waits for at most one
+    call of each namespace ahead of it. With `max_waiting` calls of its namespace in the queue
+    already, a call is rejected (NAMESPACE_BUSY).
     """
 
     def __init__(self, slots: int, max_waiting: int) -> None:
         self._free = slots
         self._max_waiting = max_waiting
-        # The namespaces that wait, the next one first.
+        # By namespace, the one whose turn is next first.
         self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     async def acquire(self, namespace: str) -> None:
-        """Take a slot, now or in turn."""
+        """Take a slot, now or in turn. Raises PersistenceError."""
         if self._free:
             self._free -= 1
             return
@@ -40,20 +40,20 @@ class FairGate:
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # it came in the same moment, and is somebody else's now
+            if not turn.cancelled():  # granted at the same moment: pass the slot on
                 self.release()
-            elif turn in queue:  # release() may have come across it already
+            elif turn in queue:  # release() may have removed it already
                 queue.remove(turn)
                 if not queue:
                     del self._queues[namespace]
             raise
 
     def release(self) -> None:
-        """Give a slot back: to the next one in turn, if anybody waits."""
+        """Return a slot; the call whose turn it is gets it, if any waits."""
         while self._queues:
             namespace, queue = self._queues.popitem(last=False)
             turn = queue.popleft()
-            # Whose call was cancelled a moment ago has not left the queue yet.
+            # A call that was cancelled a moment ago is still in the queue: skip it.
             while turn.cancelled() and queue:
                 turn = queue.popleft()
             if queue:

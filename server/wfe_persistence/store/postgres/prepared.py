@@ -12,6 +12,8 @@ from typing import Final, NamedTuple, Self
 _KEPT_BYTES: Final = 8_192
 _KEPT_BYTES_PER_BYTE: Final = 110
 
+_NOTHING: Final = ((), ())
+
 
 class Statement(NamedTuple):
     """SQL as it is sent, and the name it is prepared under; empty: it is not prepared."""
@@ -54,10 +56,12 @@ class PreparedStatements:
         """Whether a statement is run prepared."""
         return self._max_bytes is not None and bool(statement.name)
 
-    def make_room(self, statements: Sequence[Statement]) -> tuple[list[bytes], list[Statement]]:
+    def make_room(
+        self, statements: Sequence[Statement]
+    ) -> tuple[Sequence[bytes], Sequence[Statement]]:
         """What to close, by name, and what to prepare, before these statements are run."""
         if self._max_bytes is None:
-            return [], []
+            return _NOTHING
         new: dict[bytes, Statement] = {}
         for statement in statements:
             if statement.name in self._kept:
@@ -65,7 +69,7 @@ class PreparedStatements:
             elif statement.name:
                 new[statement.name] = statement
         if not new:
-            return [], []
+            return _NOTHING
         excess = sum(self._kept.values()) + sum(map(kept_bytes, new.values())) - self._max_bytes
         in_use = {statement.name for statement in statements}
         close = []
