@@ -334,14 +334,13 @@ async def list_workflows(
     return await fill_page(_instances(rows, view), fitted, cursor, page_size, page_bytes)
 
 
-COUNT_WORKFLOWS = f"""
-SELECT w.status, count(*) FROM wfc.workflows w WHERE {_FILTER} GROUP BY w.status
-"""
-
-
 _read_count = Columns(
     WorkflowCount, Column("status", enum(WORKFLOW_STATUS)), Column("count", INT8)
 ).reader()
+
+COUNT_WORKFLOWS = f"""
+SELECT w.status, count(*) FROM wfc.workflows w WHERE {_FILTER} GROUP BY w.status
+"""
 
 
 async def count_workflows(store: Store, filter_: WorkflowFilter) -> list[WorkflowCount]:
