@@ -1,10 +1,10 @@
-"""Every SQL statement of the store stands in statements/, as it is sent for the schema wfc.
+"""Every SQL statement of the store is rendered in statements/, as it is sent for the schema `wfc`.
 
-There one can read it, paste it into psql and look at its plan: `EXPLAIN (GENERIC_PLAN) …;`, or
-`PREPARE s AS …; EXPLAIN EXECUTE s (…);`. A file is named after the constant, and for the statements
-of a table after their keys: `LIST_WORKFLOWS.newest_first.full.sql`.
+A file can be read, pasted into psql and explained: `EXPLAIN (GENERIC_PLAN) …;` (PostgreSQL 16), or
+`PREPARE s AS …; EXPLAIN EXECUTE s (…);`. It is named after the constant, and for a dictionary of
+statements also after the key: `LIST_WORKFLOWS.newest_first.full.sql`.
 
-`WFE_RENEW=1 ./run test tests/store/test_statements.py` writes the files anew.
+`WFE_RENEW=1 ./run test tests/store/test_statements.py` renders them again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STARTS = re.compile(
     r"\s*(WITH|SELECT|INSERT|UPDATE|DELETE|TRUNCATE|LOCK|CREATE|ALTER|DROP|COMMENT|SET|DO)\b"
 )
 
-# What the keys of a table of statements are called.
+# The enums that the keys of a dictionary of statements are made of.
 KEYS: dict[str, tuple[Any, ...]] = {
     "GET_WORKFLOW_INSTANCE": (WorkflowView,),
     "GET_WORKFLOW_INSTANCE_BY_NAME": (WorkflowView,),
@@ -45,7 +45,7 @@ KEYS: dict[str, tuple[Any, ...]] = {
 
 
 def constants() -> Iterator[tuple[str, Any]]:
-    """The public constants that the modules of the store define themselves."""
+    """The public constants that each module of the store defines."""
     package = wfe_persistence.store
     for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         module = importlib.import_module(found.name)
@@ -74,7 +74,7 @@ def key_name(constant: str, key: Any) -> str:
 
 
 def statements() -> dict[str, str]:
-    """Every statement by the name of its file."""
+    """Every statement by its file name."""
     found: dict[str, str] = {}
 
     def add(name: str, sql: str) -> None:
@@ -92,7 +92,7 @@ def statements() -> dict[str, str]:
 
 
 def as_file(sql: str) -> str:
-    """With `$1` for the `%s` that psycopg takes in migrations."""
+    """The content of its file. Migrations have `%s` for parameters, which psycopg numbers."""
     numbers = itertools.count(1)
     return re.sub("%s", lambda _: f"${next(numbers)}", sql.strip()) + ";\n"
 
@@ -110,7 +110,7 @@ def test_each_statement_has_its_file() -> None:
 
 
 def test_statements_of_all_kinds_are_found() -> None:
-    """If this fails, statements are no longer found where they are."""
+    """Guards against a search that no longer finds anything."""
     found = statements()
     assert found["COMMIT_WORKFLOW_PATCH.sql"] == commit.COMMIT_WORKFLOW_PATCH
     view, order = WorkflowView.WORKFLOW_VIEW_ACTIVE, ListOrder.LIST_ORDER_NEWEST_FIRST
@@ -129,7 +129,7 @@ async def test_each_file_is_accepted_by_postgresql(database_url: str) -> None:
 
 
 async def test_the_files_are_what_is_sent(store: Store) -> None:
-    """For the default schema; only the quotes around names are added."""
+    """Binding to the default schema only quotes names."""
     sent = store.schema.bind(commit.PERSIST_WORKFLOW).sql.decode()
     stored = (STATEMENTS / "PERSIST_WORKFLOW.sql").read_text()
     assert sent.replace('"', "").strip() == stored.removesuffix(";\n")

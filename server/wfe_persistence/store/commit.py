@@ -114,32 +114,34 @@ PATCH_WORKFLOW = parts.statement(
     source="conditions c",
 )
 
-COMMIT_WORKFLOW = parts.statement(
-    parts.STORED_AND_GIVEN,
-    parts.REPEATED,
-    parts.LOCKED,
-    parts.commit_conditions(unknown_pointer=parts.NO_POINTERS_REMOVED),
-    parts.replaced_header(conditions=parts.CONDITIONS_HOLD),
-    parts.REPLACED_POINTERS,
-    parts.SUBSCRIBED,
-    parts.EFFECTS,
-    parts.REMEMBERED,
-    result=parts.COMMITTED,
-    source="conditions c",
+
+def _commit(*, unknown_pointer: str, header: str, pointers: str) -> str:
+    """A commit with effects."""
+    return parts.statement(
+        parts.STORED_AND_GIVEN,
+        parts.REPEATED,
+        parts.LOCKED,
+        parts.commit_conditions(unknown_pointer=unknown_pointer),
+        header,
+        pointers,
+        parts.SUBSCRIBED,
+        parts.EFFECTS,
+        parts.REMEMBERED,
+        result=parts.COMMITTED,
+        source="conditions c",
+    )
+
+
+COMMIT_WORKFLOW = _commit(
+    unknown_pointer=parts.NO_POINTERS_REMOVED,
+    header=parts.replaced_header(conditions=parts.CONDITIONS_HOLD),
+    pointers=parts.REPLACED_POINTERS,
 )
 
-COMMIT_WORKFLOW_PATCH = parts.statement(
-    parts.STORED_AND_GIVEN,
-    parts.REPEATED,
-    parts.LOCKED,
-    parts.commit_conditions(unknown_pointer=parts.UNKNOWN_POINTER),
-    parts.patched_header(conditions=parts.CONDITIONS_HOLD),
-    parts.PATCHED_POINTERS,
-    parts.SUBSCRIBED,
-    parts.EFFECTS,
-    parts.REMEMBERED,
-    result=parts.COMMITTED,
-    source="conditions c",
+COMMIT_WORKFLOW_PATCH = _commit(
+    unknown_pointer=parts.UNKNOWN_POINTER,
+    header=parts.patched_header(conditions=parts.CONDITIONS_HOLD),
+    pointers=parts.PATCHED_POINTERS,
 )
 
 
