@@ -2,7 +2,7 @@
 
 Handlers are registered with bytes on both sides, because gRPC itself reports undecodable requests
 as UNKNOWN and shows internals, and because one wrapper per method is cheaper than a chain of
-interceptors. Each step is one function, in this order below.
+interceptors. Each step is one function; `_unary` and `_stream` call them in this order.
 """
 
 from __future__ import annotations
@@ -84,9 +84,11 @@ class Boundary:
                     request, check = self._decode(data, method)
                     store = await self._namespace(caller, method)
                     response = await function(request, Call(store, check, self._env))
-                return self._encode(response)
+                data = self._encode(response)
+                _observe(method, None)
             except Exception as exc:
-                await self._observe(exc, context)
+                await self._fail(method, exc, context)
+            return data
 
         return handle
 
@@ -103,8 +105,9 @@ class Boundary:
                     async with aclosing(function(request, call)) as responses:  # type: ignore[type-var]
                         async for response in responses:
                             await context.write(self._encode(response))
+                _observe(method, None)
             except Exception as exc:
-                await self._observe(exc, context)
+                await self._fail(method, exc, context)
             return
             yield b""  # an async generator, to gRPC; but only write() can be timed from here
 
@@ -148,10 +151,10 @@ class Boundary:
             raise self._too_large(ErrorReason.ERROR_REASON_ANSWER_TOO_LARGE, "response", data)
         return data
 
-    async def _observe(self, exc: Exception, context: Context) -> NoReturn:
-        """Log how a call failed, and end it with the status of that failure."""
+    async def _fail(self, method: Method, exc: Exception, context: Context) -> NoReturn:
+        """End a call with the status of what was raised."""
         error = await self._explain(exc, context)
-        log.debug("%s: %s", reason_name(error.reason), error)
+        _observe(method, error)
         await context.abort(
             STATUS_OF[error.reason],
             shortened(str(error), MAX_MESSAGE_BYTES),
@@ -210,3 +213,11 @@ def _identify(context: Context) -> Caller:
         if key == NAMESPACE_KEY:
             return Caller(value if isinstance(value, str) else value.decode())
     return Caller(None)
+
+
+def _observe(method: Method, error: PersistenceError | None) -> None:
+    """Log the outcome of a call; None: it succeeded. The place for metrics."""
+    if error is None:
+        log.debug("%s: OK", method.name)
+    else:
+        log.debug("%s: %s: %s", method.name, reason_name(error.reason), error)

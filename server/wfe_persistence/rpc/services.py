@@ -29,14 +29,11 @@ SERVER_WIDE: Final = frozenset({"CreateNamespace", "ListNamespaces", "DeleteName
 class Method:
     """One RPC, with what the boundary must know about it."""
 
+    name: str
+    """Unique among all services."""
     descriptor: MethodDescriptor
     request_class: type[Message]
     server_wide: bool
-
-    @property
-    def name(self) -> str:
-        """The name of the RPC, unique among all services."""
-        return str(self.descriptor.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +52,12 @@ class Service:
     def methods(self) -> tuple[Method, ...]:
         """The RPCs of the service."""
         return tuple(
-            Method(method, GetMessageClass(method.input_type), method.name in SERVER_WIDE)
+            Method(
+                method.name,
+                method,
+                GetMessageClass(method.input_type),
+                server_wide=method.name in SERVER_WIDE,
+            )
             for method in self.descriptor.methods
         )
 
