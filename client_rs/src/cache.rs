@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
-use crate::patch::Stored;
+use crate::patch::Snapshot;
 use crate::v1;
 
-/// An LRU cache of the workflows that were loaded or stored last. Shared by the clones of a
-/// provider.
+/// An LRU cache of snapshots: of the workflows that were loaded or stored last. Shared by the
+/// clones of a provider.
 #[derive(Clone)]
 pub(crate) struct Cache(Arc<Mutex<Inner>>);
 
@@ -17,7 +17,7 @@ struct Inner {
     /// The execution pointers of all workflows, plus one for each workflow.
     size: usize,
     uses: u64,
-    known: HashMap<String, (u64, Arc<Stored>)>,
+    snapshots: HashMap<String, (u64, Arc<Snapshot>)>,
     /// The ids of the workflows by their last use, the least recent first.
     order: BTreeMap<u64, String>,
 }
@@ -28,15 +28,18 @@ impl Cache {
             capacity,
             size: 0,
             uses: 0,
-            known: HashMap::new(),
+            snapshots: HashMap::new(),
             order: BTreeMap::new(),
         })))
     }
 
-    /// What is remembered of a workflow.
-    pub(crate) fn get(&self, id: &str) -> Option<Arc<Stored>> {
+    /// The snapshot of a workflow.
+    pub(crate) fn get(&self, id: &str) -> Option<Arc<Snapshot>> {
         let inner = self.lock();
-        inner.known.get(id).map(|(_, stored)| stored.clone())
+        inner
+            .snapshots
+            .get(id)
+            .map(|(_, snapshot)| snapshot.clone())
     }
 
     /// Remembers a workflow as it is stored at this revision; evicts the least recently used
@@ -54,17 +57,17 @@ impl Cache {
             };
             inner.remove(&oldest);
         }
-        let mut stored = Stored::new(message, revision);
+        let mut snapshot = Snapshot::new(message, revision);
         if let Some(previous) = previous {
-            stored.keep_name_of(&previous);
+            snapshot.keep_name_of(&previous);
         }
         inner.uses += 1;
         let at = inner.uses;
         inner.size += size;
         inner.order.insert(at, message.id.clone());
         inner
-            .known
-            .insert(message.id.clone(), (at, Arc::new(stored)));
+            .snapshots
+            .insert(message.id.clone(), (at, Arc::new(snapshot)));
     }
 
     /// Forgets a workflow, after a write that failed or whose outcome is unknown.
@@ -77,7 +80,7 @@ impl Cache {
         let mut inner = self.lock();
         inner.capacity = 0;
         inner.size = 0;
-        inner.known.clear();
+        inner.snapshots.clear();
         inner.order.clear();
     }
 
@@ -90,11 +93,11 @@ impl Cache {
 }
 
 impl Inner {
-    fn remove(&mut self, id: &str) -> Option<Arc<Stored>> {
-        let (at, stored) = self.known.remove(id)?;
+    fn remove(&mut self, id: &str) -> Option<Arc<Snapshot>> {
+        let (at, snapshot) = self.snapshots.remove(id)?;
         self.order.remove(&at);
-        self.size -= stored.size();
-        Some(stored)
+        self.size -= snapshot.size();
+        Some(snapshot)
     }
 }
 

@@ -212,7 +212,7 @@ impl Builder {
     /// The capacity of the cache of workflows loaded or stored last, in execution pointers plus
     /// one per workflow; default: 200,000. A pointer takes about 60 bytes, a workflow its data.
     /// Persisting a cached workflow sends only what has changed; the least recently used
-    /// workflows are evicted. 0: no cache, every write sends the whole state.
+    /// workflows are evicted. 0: no cache, every write sends the full state.
     pub fn remember(mut self, pointers: usize) -> Self {
         self.remember = pointers;
         self

@@ -41,7 +41,7 @@
 //! The provider caches the workflows that it loaded or stored last and sends patches: the
 //! header fields and execution pointers that have changed since, so that a step of a workflow
 //! with thousands of pointers costs no more than one of a short workflow. If another writer
-//! has changed the workflow in the meantime, the provider sends the whole state, so that the
+//! has changed the workflow in the meantime, the provider sends the full state, so that the
 //! last writer wins, as the trait requires; with [`Builder::strict`] that is an error instead.
 //! A [`Step`] stores a workflow together with subscriptions, events, errors and commands in
 //! one transaction.

@@ -1,4 +1,4 @@
-//! What a workflow looks like in the store, and the patch from there to a new state.
+//! The snapshot of a workflow as it is stored, and the patch from there to a new state.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashMap, HashSet};
@@ -11,15 +11,16 @@ use crate::v1;
 /// Enough of a pointer to tell whether it has changed: two hashes of its bytes.
 type Digest = (u64, u64);
 
-/// A workflow as it is stored at a revision.
-pub(crate) struct Stored {
+/// A workflow as it is stored at a revision; of its pointers, only what is needed to detect
+/// changes.
+pub(crate) struct Snapshot {
     pub(crate) revision: i64,
     /// The workflow without its pointers.
     header: v1::WorkflowInstance,
     pointers: Vec<(String, Digest)>,
 }
 
-impl Stored {
+impl Snapshot {
     pub(crate) fn new(message: &v1::WorkflowInstance, revision: i64) -> Self {
         let pointers = message
             .execution_pointers
@@ -38,7 +39,8 @@ impl Stored {
         self.pointers.len() + 1
     }
 
-    /// Writing an empty name leaves the stored one as it is.
+    /// Takes over the name of the previous snapshot if this one has none: writing an empty
+    /// name leaves the stored one unchanged.
     pub(crate) fn keep_name_of(&mut self, previous: &Self) {
         if self.header.name.is_empty() {
             self.header.name.clone_from(&previous.header.name);
@@ -195,7 +197,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_patch_is_what_has_changed() {
-        let stored = Stored::new(&workflow("w", &[("a", 0), ("b", 0), ("c", 0)]), 7);
+        let stored = Snapshot::new(&workflow("w", &[("a", 0), ("b", 0), ("c", 0)]), 7);
         let mut new = workflow("w", &[("b", 1), ("c", 0), ("d", 0)]);
         new.data_json = "2".into();
         let patch = stored.patch(&new).unwrap();
@@ -208,14 +210,14 @@ pub(crate) mod tests {
     #[test]
     fn nothing_changed_is_an_empty_patch() {
         let one = workflow("w", &[("a", 0), ("b", 0)]);
-        let patch = Stored::new(&one, 1).patch(&one.clone()).unwrap();
+        let patch = Snapshot::new(&one, 1).patch(&one.clone()).unwrap();
         assert!(patch.execution_pointers.is_empty() && patch.removed_pointer_ids.is_empty());
         assert_eq!(patch.header_mask, None);
     }
 
     #[test]
     fn another_order_another_life_and_doubled_ids_need_the_whole() {
-        let stored = Stored::new(&workflow("w", &[("a", 0), ("b", 0)]), 1);
+        let stored = Snapshot::new(&workflow("w", &[("a", 0), ("b", 0)]), 1);
         for pointers in [
             [("b", 0), ("a", 0)],
             [("new", 0), ("a", 0)],

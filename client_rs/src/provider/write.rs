@@ -8,7 +8,7 @@ use wfe_core::models::WorkflowInstance;
 use super::GrpcPersistenceProvider;
 use crate::convert::to_workflow;
 use crate::error::{Error, Result};
-use crate::patch::Stored;
+use crate::patch::Snapshot;
 use crate::step::{Committed, Step};
 use crate::v1;
 use crate::v1::commit_workflow_request::State;
@@ -31,7 +31,7 @@ impl GrpcPersistenceProvider {
         let base = self
             .cache
             .get(&workflow.id)
-            .filter(|stored| expected.is_none_or(|revision| revision == stored.revision));
+            .filter(|snapshot| expected.is_none_or(|revision| revision == snapshot.revision));
         if let Some(outcome) = self.try_patch(&workflow, base.as_deref(), &effects).await {
             return outcome;
         }
@@ -88,11 +88,11 @@ impl GrpcPersistenceProvider {
     }
 
     /// Commits the workflow as a patch of the stored state. `None` if there is no such patch,
-    /// or if it was refused in favour of the whole state.
+    /// or if it was refused in favour of the full state.
     async fn try_patch(
         &self,
         workflow: &v1::WorkflowInstance,
-        base: Option<&Stored>,
+        base: Option<&Snapshot>,
         effects: &v1::CommitWorkflowRequest,
     ) -> Option<Result<Committed>> {
         let base = base?;
@@ -135,7 +135,7 @@ impl GrpcPersistenceProvider {
         outcome.map_err(|error| error.about(&workflow.id))
     }
 
-    /// Whether the whole state is to be sent after a patch was refused.
+    /// Whether the full state is to be sent after a patch was refused.
     fn falls_back(&self, error: &Error, revision_given: bool) -> bool {
         if error.code() == Code::Unimplemented {
             self.cache.disable();
@@ -149,7 +149,8 @@ impl GrpcPersistenceProvider {
     }
 
     /// The revision that a strict provider requires of the workflow it overwrites.
-    fn strict_revision(&self, base: Option<&Stored>) -> Option<i64> {
-        base.filter(|_| self.strict).map(|stored| stored.revision)
+    fn strict_revision(&self, base: Option<&Snapshot>) -> Option<i64> {
+        base.filter(|_| self.strict)
+            .map(|snapshot| snapshot.revision)
     }
 }

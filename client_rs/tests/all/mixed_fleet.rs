@@ -376,7 +376,7 @@ async fn a_dead_hosts_hold_ends() {
         .unwrap());
 }
 
-/// Both persist the same workflow at the same time: the last writer wins, with its whole state.
+/// Both persist the same workflow at the same time: the last writer wins, with its full state.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn states_written_at_the_same_time_never_mix() {
     let fleet = Arc::new(Fleet::ours_first().await);

@@ -1,4 +1,4 @@
-//! What a provider caches, and what it sends: patches, whole states, steps.
+//! What a provider caches, and what it sends: patches, full states, steps.
 
 use serde_json::json;
 use uuid::Uuid;
@@ -45,7 +45,7 @@ fn same(a: &WorkflowInstance, b: &WorkflowInstance) {
 }
 
 /// Changes a pointer directly in the database, without a new revision. A patch of another
-/// pointer leaves it unchanged; a whole state would overwrite it.
+/// pointer leaves it unchanged; a full state would overwrite it.
 async fn change_behind(url: &str, id: &str, pointer: &str) {
     let pool = sqlx::PgPool::connect(url).await.unwrap();
     let sql =
@@ -102,7 +102,7 @@ async fn what_is_stored_is_what_was_given_after_any_edits() {
         instance.next_execution = (round % 3 > 0).then_some(round as i64);
         instance.description = (round % 4 > 0).then(|| format!("round {round}"));
         if round % 9 == 8 {
-            // Another writer comes in between: the last writer wins, with its whole state.
+            // Another writer comes in between: the last writer wins, with its full state.
             let mut theirs = load(&instance.id, &witness).await;
             theirs.execution_pointers.push(ExecutionPointer::new(1000));
             theirs.reference = Some("theirs".into());
