@@ -172,7 +172,7 @@ JSON_MAP: Final = Codec(
 
 
 def enum(names: Mapping[Any, str]) -> Codec:
-    """An enum as its name; 0 (UNSPECIFIED) stands for a name that this server does not know."""
+    """An enum as its name; a name that this server does not know is read as 0 (UNSPECIFIED)."""
     values = {name.encode(): value for value, name in names.items()}
 
     def writer(column: str) -> Write:

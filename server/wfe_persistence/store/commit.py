@@ -1,7 +1,7 @@
 """Writes of a workflow's state: whole or as a patch, alone or with the effects of an engine's step.
 
 Each is one statement, and so one transaction, composed of the parts in commit_parts.py; the text as
-it is sent stands in tests/store/statements/.
+it is sent is in tests/store/statements/.
 
 A statement reads one snapshot. Between that and locking the row another transaction may have
 written, and a mix of both states must never be stored. So the row is updated only if it is still
