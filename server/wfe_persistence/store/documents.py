@@ -62,7 +62,7 @@ def patch_document(patch: WorkflowPatch) -> bytes:
 
 
 def effects_document(request: CommitWorkflowRequest, leases: Iterable[str]) -> bytes:
-    """What a commit does besides writing the workflow's own state. `leases`: documents of lease tokens."""
+    """What a commit does besides the state itself. `leases`: documents of lease tokens."""
     claims = ",".join(
         f'{{"n":{n},"id":{quote(claim.subscription_id)},"token":{quote(claim.token)}'
         + (f',"epoch":{claim.epoch}}}' if claim.HasField("epoch") else "}")
