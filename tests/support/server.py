@@ -35,7 +35,11 @@ class ServerProcess:
 
     def __enter__(self) -> Self:
         self.start()
-        self.wait_until_serving()
+        try:
+            self.wait_until_serving()
+        except BaseException:
+            self.kill()  # nobody else will: the context is not entered
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
