@@ -7,6 +7,7 @@ background thread and waits for the result.
 import asyncio
 import concurrent.futures
 import functools
+import inspect
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -15,6 +16,8 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from wfe_persistence_client import provider
+from wfe_persistence_client.hints import is_async
+from wfe_persistence_client.misfit import FieldTypeError
 from wfe_persistence_client.model import ScheduledCommand, WorkflowInstance
 from wfe_persistence_client.provider import PersistenceProvider
 from wfe_persistence_client.step import Step, StepBuilder
@@ -310,6 +313,8 @@ class BlockingPersistenceProvider:
         The handler runs in the calling thread and may use this provider; the lease of
         its command is renewed however long it blocks.
         """
+        if not callable(handler) or is_async(handler):
+            raise FieldTypeError("handler", "expected a plain function, not an async one")
         # Each item: a command, and the future for what its handler raised.
         todo: queue.SimpleQueue[
             tuple[ScheduledCommand, concurrent.futures.Future[Exception | None]] | None
@@ -338,11 +343,16 @@ class BlockingPersistenceProvider:
             while (item := todo.get()) is not None:
                 command, outcome = item
                 try:
-                    handler(command)
+                    returned = handler(command)
                 except Exception as exc:
                     outcome.set_result(exc)
-                else:
-                    outcome.set_result(None)
+                    continue
+                if inspect.isawaitable(returned):
+                    # Nothing has been handled.
+                    if inspect.iscoroutine(returned):
+                        returned.close()
+                    raise FieldTypeError("handler", "it returned an awaitable: it must be plain")  # noqa: TRY301
+                outcome.set_result(None)
         except BaseException:
             running.cancel()
             raise

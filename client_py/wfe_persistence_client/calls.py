@@ -28,6 +28,7 @@ from wfe_persistence_client.errors import (
     Unavailable,
     from_rpc_error,
 )
+from wfe_persistence_client.hints import Fields
 
 
 class _Request(Protocol):
@@ -178,7 +179,8 @@ class RetryPolicy:
     multiplier: float = 2.0
 
     def __post_init__(self) -> None:
-        """Checks the bounds."""
+        """Checks the types and bounds."""
+        Fields(RetryPolicy).check(self)
         if self.max_attempts < 1:
             raise ValueError("max_attempts must be at least 1")
         if self.initial_backoff < 0 or self.max_backoff < 0:

@@ -1,6 +1,7 @@
 """Operations on scheduled commands: schedule, claim, handle, complete."""
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
@@ -11,6 +12,7 @@ from wfe_persistence_client import convert
 from wfe_persistence_client.calls import Deadline
 from wfe_persistence_client.connection import LARGEST_PAGE, Connection
 from wfe_persistence_client.errors import LeaseLost, PersistenceError, Unimplemented
+from wfe_persistence_client.misfit import FieldTypeError, FieldValueError, build
 from wfe_persistence_client.model import ClaimedCommand, CommandName, ScheduledCommand
 
 #: Handles one due command; if it raises, the command is released.
@@ -67,7 +69,8 @@ class Commands(Connection):
         """
         response = await self._calls.unary(
             self._commands.ClaimCommands,
-            command_pb2.ClaimCommandsRequest(
+            build(
+                command_pb2.ClaimCommandsRequest,
                 as_of=convert.optional_timestamp("as_of", as_of),
                 limit=limit,
                 lease_duration=convert.optional_duration(lease_duration),
@@ -92,7 +95,7 @@ class Commands(Connection):
         tokens = list(lease_tokens)
         await self._calls.settle(
             self._commands.CompleteCommands,
-            command_pb2.CompleteCommandsRequest(lease_tokens=tokens),
+            build(command_pb2.CompleteCommandsRequest, lease_tokens=tokens),
             _all_lost(tokens),
         )
 
@@ -110,7 +113,7 @@ class Commands(Connection):
         tokens = list(lease_tokens)
         await self._calls.settle(
             self._commands.ReleaseCommands,
-            command_pb2.ReleaseCommandsRequest(lease_tokens=tokens),
+            build(command_pb2.ReleaseCommandsRequest, lease_tokens=tokens),
             _all_lost(tokens),
         )
 
@@ -134,7 +137,8 @@ class Commands(Connection):
         """
         response = await self._calls.unary(
             self._commands.RenewCommands,
-            command_pb2.RenewCommandsRequest(
+            build(
+                command_pb2.RenewCommandsRequest,
                 lease_tokens=list(lease_tokens),
                 lease_duration=convert.optional_duration(lease_duration),
             ),
@@ -177,7 +181,8 @@ class Commands(Connection):
 
         Args:
             as_of: None: now, by the database's clock.
-            handler: an async function that takes one command.
+            handler: an async function that takes one command, or a callable that
+                returns an awaitable.
             worker_id: the worker that handles them, for information only.
             batch_size: how many commands to claim at a time, 1 to 1000.
             lease_duration: how long a lease lasts unless it is renewed, 1 ms to 24 h:
@@ -188,9 +193,13 @@ class Commands(Connection):
             ExceptionGroup: the exceptions of the handlers, each with a note that names
                 the command, and the errors of completing or claiming further commands.
             PersistenceError: the first claim failed.
+            TypeError: the handler is not async. If that shows only when it has run, its
+                command and those that wait are released.
         """
         if not 1 <= batch_size <= LARGEST_PAGE:
-            raise ValueError("batch_size must be 1 to 1000")
+            raise FieldValueError("batch_size", "must be 1 to 1000")
+        if _is_plain(handler):
+            raise FieldTypeError("handler", "expected an async function, not a plain one")
         round_ = _CommandRound(self, handler, lease_duration)
         more = True
         while more:
@@ -253,7 +262,13 @@ class _CommandRound:
                 break
             self.handled.add(key)
             progress = True
-            await self._handle_one(claimed, lease)
+            try:
+                await self._handle_one(claimed, lease)
+            except FieldTypeError:
+                # Every other command would fare the same.
+                self._to_release += [left.lease_token for left in batch[position:]]
+                await self._release()
+                raise
             if self._store_failed:
                 return False
         return progress
@@ -263,12 +278,19 @@ class _CommandRound:
         note = f"command: {command.command_name.name} {command.data!r}"
         try:
             async with self._renewed(claimed.lease_token, lease):
-                await self._handler(command)
+                # Not only awaited: a TypeError of the handler itself is a failure like
+                # any other.
+                running = self._handler(command)
+                if inspect.isawaitable(running):
+                    await running
         except Exception as exc:
             exc.add_note(note)
             self.failures.append(exc)
             self._to_release.append(claimed.lease_token)
             return
+        if not inspect.isawaitable(running):
+            returned = type(running).__name__
+            raise FieldTypeError("handler", f"it returned {returned} instead of an awaitable")
         try:
             await self._provider.complete_commands([claimed.lease_token])
         except PersistenceError as exc:
@@ -344,6 +366,15 @@ class _CommandRound:
             except PersistenceError as exc:
                 self.failures.append(exc)
                 return
+
+
+def _is_plain(handler: object) -> bool:
+    """Whether it is certainly not async: some lambdas and wrappers return a coroutine."""
+    return (
+        inspect.isroutine(handler)
+        and not inspect.iscoroutinefunction(inspect.unwrap(handler))
+        and getattr(handler, "__name__", "") != "<lambda>"
+    )
 
 
 def _all_lost(tokens: Sequence[str]) -> Callable[[PersistenceError], bool]:

@@ -1,6 +1,7 @@
 """What all operations of a provider share: the channel, the stubs and how calls are made."""
 
 import copy
+import inspect
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from wfe.persistence.v1 import (
 )
 from wfe_persistence_client import patches
 from wfe_persistence_client.calls import Calls, RetryPolicy
+from wfe_persistence_client.hints import checked, is_async
+from wfe_persistence_client.misfit import FieldTypeError
 
 #: The bearer token to send: the token, or a function that returns the current one and
 #: is called before every attempt.
@@ -45,6 +48,7 @@ class Connection:
     metadata, retries and typed errors, and from there to one of the stubs created here.
     """
 
+    @checked
     def __init__(
         self,
         channel: grpc.aio.Channel,
@@ -61,6 +65,8 @@ class Connection:
         Closing the provider closes the channel. The channel should have gRPC's own
         retries disabled (`grpc.enable_retries` = 0).
         """
+        if is_async(token):
+            raise FieldTypeError("token", "expected str or a plain function, not an async one")
         self._channel = channel
         self._token = token
         self._strict = strict
@@ -144,6 +150,13 @@ class Connection:
             metadata.append(("wfe-namespace", self._namespace))
         if self._token is not None:
             token = self._token if isinstance(self._token, str) else self._token()
+            if not isinstance(token, str):
+                if inspect.iscoroutine(token):
+                    # Else Python warns that nothing awaited it.
+                    token.close()
+                raise FieldTypeError(
+                    "token", f"the function returned {type(token).__name__} instead of str"
+                )
             _check_metadata("token", token)
             metadata.append(("authorization", f"Bearer {token}"))
         return metadata

@@ -6,6 +6,7 @@ from datetime import datetime
 from wfe.persistence.v1 import event_pb2
 from wfe_persistence_client import convert
 from wfe_persistence_client.connection import LARGEST_PAGE, Connection, new_id
+from wfe_persistence_client.misfit import build
 from wfe_persistence_client.model import Event, ListOrder
 
 
@@ -35,7 +36,7 @@ class Events(Connection):
             EventNotFound: it does not exist.
         """
         response = await self._calls.unary(
-            self._events.GetEvent, event_pb2.GetEventRequest(id=event_id)
+            self._events.GetEvent, build(event_pb2.GetEventRequest, id=event_id)
         )
         return convert.event_from_proto(response.event)
 
@@ -54,8 +55,10 @@ class Events(Connection):
         """`get_runnable_events` as an async iterator that fetches pages on demand."""
         return self._calls.pages(
             self._events.GetRunnableEvents,
-            event_pb2.GetRunnableEventsRequest(
-                as_at=convert.optional_timestamp("as_at", as_at), page_size=page_size
+            build(
+                event_pb2.GetRunnableEventsRequest,
+                as_at=convert.optional_timestamp("as_at", as_at),
+                page_size=page_size,
             ),
             lambda page: page.event_ids,
         )
@@ -82,7 +85,8 @@ class Events(Connection):
         """`get_events` as an async iterator that fetches pages on demand."""
         return self._calls.pages(
             self._events.GetEvents,
-            event_pb2.GetEventsRequest(
+            build(
+                event_pb2.GetEventsRequest,
                 event_name=event_name,
                 event_key=event_key,
                 as_of=convert.optional_timestamp("as_of", as_of),
@@ -137,7 +141,8 @@ class Events(Connection):
         """`list_events` as an async iterator that fetches pages on demand."""
         return self._calls.pages(
             self._events.ListEvents,
-            event_pb2.ListEventsRequest(
+            build(
+                event_pb2.ListEventsRequest,
                 event_name=event_name,
                 event_key=event_key,
                 is_processed=is_processed,
@@ -200,7 +205,8 @@ class Events(Connection):
         """
         return self._calls.pages(
             self._events.PurgeEvents,
-            event_pb2.PurgeEventsRequest(
+            build(
+                event_pb2.PurgeEventsRequest,
                 event_time_before=convert.timestamp("event_time_before", event_time_before),
                 event_name=event_name,
                 include_unprocessed=include_unprocessed,
@@ -217,7 +223,7 @@ class Events(Connection):
             EventNotFound: it does not exist.
         """
         await self._calls.unary(
-            self._events.MarkEventProcessed, event_pb2.MarkEventProcessedRequest(id=event_id)
+            self._events.MarkEventProcessed, build(event_pb2.MarkEventProcessedRequest, id=event_id)
         )
 
     async def mark_event_unprocessed(self, event_id: str) -> None:
@@ -227,5 +233,6 @@ class Events(Connection):
             EventNotFound: it does not exist.
         """
         await self._calls.unary(
-            self._events.MarkEventUnprocessed, event_pb2.MarkEventUnprocessedRequest(id=event_id)
+            self._events.MarkEventUnprocessed,
+            build(event_pb2.MarkEventUnprocessedRequest, id=event_id),
         )

@@ -7,10 +7,12 @@ uses its decoder, and writing is implemented here.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from json.encoder import encode_basestring
-from typing import NoReturn, TypeAlias
+from typing import Final, NoReturn, TypeAlias
+
+from wfe_persistence_client.misfit import FieldTypeError, FieldValueError, Misfit, check_text
 
 #: A JSON value in Python. Reading produces only dict, list, str, int, `Decimal` (for
 #: every number with a fraction or an exponent), bool and None. Writing also accepts
@@ -26,6 +28,10 @@ _SHORT_BITS = 1900
 
 # The store rejects smaller exponents, and such a number would be long when written out.
 _LEAST_EXPONENT = -1000
+
+# Bounds of the path in an error.
+_LONGEST_KEY: Final = 40
+_DEEPEST_PLACE: Final = 100
 
 
 def _read_int(text: str) -> int:
@@ -58,18 +64,16 @@ def write_json(value: JSON) -> str:
 
     Raises ValueError for what JSON cannot express (NaN, Infinity, lone surrogates, a
     structure that contains itself), TypeError for other types and for keys that are not
-    strings.
+    strings. The error says where in the document it is.
     """
     parts: list[str] = []
     try:
         _write(value, parts)
-    except RecursionError as exc:
-        raise ValueError("the value is nested too deeply, or contains itself") from exc
-    text = "".join(parts)
-    try:
+        text = "".join(parts)
         text.encode()
-    except UnicodeEncodeError as exc:
-        raise ValueError("the value contains a lone surrogate") from exc
+    except (Misfit, RecursionError, UnicodeEncodeError) as exc:
+        _locate(value)
+        raise FieldValueError("", "the value is nested too deeply") from exc
     return text
 
 
@@ -91,7 +95,9 @@ def _write(value: JSON, parts: list[str]) -> None:
         opening = "{"
         for key, member in value.items():
             if not isinstance(key, str):
-                raise TypeError(f"keys of a JSON object must be strings, not {type(key).__name__}")
+                raise FieldTypeError(
+                    "", f"keys of a JSON object must be strings, not {type(key).__name__}"
+                )
             parts.append(opening)
             parts.append(encode_basestring(key))
             parts.append(": ")
@@ -107,14 +113,18 @@ def _write(value: JSON, parts: list[str]) -> None:
         parts.append("[]" if opening == "[" else "]")
     elif isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError("JSON cannot represent NaN or Infinity")
+            raise _not_finite(value)
         parts.append(float.__repr__(value))
     elif isinstance(value, Decimal):
         if not value.is_finite():
-            raise ValueError("JSON cannot represent NaN or Infinity")
+            raise _not_finite(value)
         parts.append(_decimal(value))
     else:
-        raise TypeError(f"JSON has no type for {type(value).__name__}")
+        raise FieldTypeError("", f"JSON has no type for {type(value).__name__}")
+
+
+def _not_finite(value: float | Decimal) -> FieldValueError:
+    return FieldValueError("", f"JSON cannot represent NaN or Infinity ({value!r})")
 
 
 def _decimal(value: Decimal) -> str:
@@ -124,3 +134,62 @@ def _decimal(value: Decimal) -> str:
         # As PostgreSQL writes it.
         return format(value, "f")
     return text
+
+
+def _locate(document: JSON) -> None:
+    """Raises for the first part of a document that cannot be written, with its path.
+
+    Not recursive: the document may be nested too deeply for that. Slow, so only for
+    errors.
+    """
+    trail: list[str] = []
+    # The ids of the containers on the trail.
+    open_: dict[int, None] = {}
+    pending = [iter([("", document)])]
+    while pending:
+        for place, value in pending[-1]:
+            trail.append(place)
+            try:
+                if not isinstance(value, (Mapping, list, tuple)):
+                    parts: list[str] = []
+                    _write(value, parts)
+                    check_text("", "".join(parts))
+                elif id(value) in open_:
+                    raise FieldValueError("", "the value contains itself")
+                else:
+                    pending.append(_parts(value))
+                    open_[id(value)] = None
+                    break
+            except Misfit as exc:
+                exc.path = _path(trail)
+                raise
+            trail.pop()
+        else:
+            pending.pop()
+            if open_:
+                open_.popitem()
+                trail.pop()
+
+
+def _parts(value: Mapping[str, JSON] | Sequence[JSON]) -> Iterator[tuple[str, JSON]]:
+    """The values in a container, each with its place; checks the keys."""
+    if not isinstance(value, Mapping):
+        return ((f"[{index}]", item) for index, item in enumerate(value))
+    for key in value:
+        if not isinstance(key, str):
+            _write({key: None}, [])
+        check_text("", key)
+    return ((key_place(key), member) for key, member in value.items())
+
+
+def key_place(key: str) -> str:
+    """A member of an object, as the part of a path."""
+    if key.isidentifier() and len(key) <= _LONGEST_KEY:
+        return f".{key}"
+    more = "…" if len(key) > _LONGEST_KEY else ""
+    return f"[{key[:_LONGEST_KEY]!r}{more}]"
+
+
+def _path(trail: Sequence[str]) -> str:
+    more = "…" if len(trail) > _DEEPEST_PLACE else ""
+    return ("".join(trail[:_DEEPEST_PLACE]) + more).removeprefix(".")

@@ -6,6 +6,7 @@ This holds for all of them:
   absent is `ABSENT`, which is distinct from `null`.
 - Times are timezone-aware datetimes; they come back in UTC. A naive datetime raises
   ValueError when it is sent. The store has microsecond precision and the years 1-9999.
+- The types are checked when an object is sent, not when it is constructed.
 - Ids are text of at most 512 bytes in UTF-8, compared byte by byte.
 
 The file is long because it is a catalogue: declarations only, in the order of the protos.

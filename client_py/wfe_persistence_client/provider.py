@@ -10,6 +10,7 @@ from wfe_persistence_client.calls import RetryPolicy
 from wfe_persistence_client.command import CommandHandler, Commands
 from wfe_persistence_client.connection import DEFAULT_TIMEOUT, Token
 from wfe_persistence_client.event import Events
+from wfe_persistence_client.hints import checked, checked_methods
 from wfe_persistence_client.store import Store
 from wfe_persistence_client.subscription import Subscriptions
 from wfe_persistence_client.workflow import Workflows
@@ -17,6 +18,7 @@ from wfe_persistence_client.workflow import Workflows
 __all__ = ["CommandHandler", "PersistenceProvider", "Token", "connect"]
 
 
+@checked_methods
 class PersistenceProvider(Workflows, Events, Subscriptions, Commands, Store):
     """The operations of the engine's `PersistenceProvider` trait.
 
@@ -35,8 +37,10 @@ class PersistenceProvider(Workflows, Events, Subscriptions, Commands, Store):
     - It raises subclasses of `PersistenceError`. Besides those listed with the method:
       `InvalidArgument` for invalid arguments, `Unavailable`, `CommitOutcomeUnknown` for
       a write that may or may not have been applied, `ResourceExhausted`,
-      `DeadlineExceeded`, `TransactionConflict`. Arguments that cannot be sent at all
-      raise ValueError or TypeError.
+      `DeadlineExceeded`, `TransactionConflict`.
+    - Arguments that cannot be sent raise TypeError or ValueError before anything is sent,
+      with the path of the field: `execution_pointers[3].children: expected a list of
+      str, not str`. Types are those of the hints; bool is not accepted as int.
     - It remembers digests of the workflows that it loaded or wrote most recently, and
       sends patches where it can; the stored state is the same as if it had sent the
       full state.
@@ -46,6 +50,7 @@ class PersistenceProvider(Workflows, Events, Subscriptions, Commands, Store):
     """
 
 
+@checked
 def connect(
     target: str,
     *,

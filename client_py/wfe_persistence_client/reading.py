@@ -13,6 +13,7 @@ from wfe_persistence_client import convert
 from wfe_persistence_client.calls import Deadline
 from wfe_persistence_client.connection import LARGEST_PAGE
 from wfe_persistence_client.errors import RevisionMismatch, TooLarge
+from wfe_persistence_client.misfit import build
 from wfe_persistence_client.model import (
     ExecutionPointer,
     ListOrder,
@@ -47,7 +48,9 @@ class Reading(Saving):
         async def read(view: WorkflowView, deadline: Deadline) -> workflow_pb2.WorkflowInstance:
             response = await self._calls.unary(
                 self._workflows.GetWorkflowInstance,
-                workflow_pb2.GetWorkflowInstanceRequest(id=workflow_id, view=convert.view(view)),
+                build(
+                    workflow_pb2.GetWorkflowInstanceRequest, id=workflow_id, view=convert.view(view)
+                ),
                 deadline,
             )
             return response.instance
@@ -74,7 +77,11 @@ class Reading(Saving):
         async def read(view: WorkflowView, deadline: Deadline) -> workflow_pb2.WorkflowInstance:
             response = await self._calls.unary(
                 self._workflows.GetWorkflowInstanceByName,
-                workflow_pb2.GetWorkflowInstanceByNameRequest(name=name, view=convert.view(view)),
+                build(
+                    workflow_pb2.GetWorkflowInstanceByNameRequest,
+                    name=name,
+                    view=convert.view(view),
+                ),
                 deadline,
             )
             return response.instance
@@ -98,8 +105,10 @@ class Reading(Saving):
         """
         responses = await self._calls.collect(
             self._workflows.GetWorkflowInstances,
-            workflow_pb2.GetWorkflowInstancesRequest(
-                ids=list(workflow_ids), view=convert.view(view)
+            build(
+                workflow_pb2.GetWorkflowInstancesRequest,
+                ids=list(workflow_ids),
+                view=convert.view(view),
             ),
         )
         return [self._read(response.instance) for response in responses]
@@ -121,7 +130,8 @@ class Reading(Saving):
             instance = await read(WorkflowView.HEADER, deadline)
             pages = self._calls.pages(
                 self._workflows.ListExecutionPointers,
-                workflow_pb2.ListExecutionPointersRequest(
+                build(
+                    workflow_pb2.ListExecutionPointersRequest,
                     workflow_id=instance.id,
                     active_only=view is WorkflowView.ACTIVE,
                     expected_revision=instance.revision,
@@ -155,8 +165,10 @@ class Reading(Saving):
         """`get_runnable_instances` as an async iterator that fetches pages on demand."""
         return self._calls.pages(
             self._workflows.GetRunnableInstances,
-            workflow_pb2.GetRunnableInstancesRequest(
-                as_at=convert.optional_timestamp("as_at", as_at), page_size=page_size
+            build(
+                workflow_pb2.GetRunnableInstancesRequest,
+                as_at=convert.optional_timestamp("as_at", as_at),
+                page_size=page_size,
             ),
             lambda page: page.instance_ids,
         )
@@ -202,7 +214,8 @@ class Reading(Saving):
         """`list_execution_pointers` as an async iterator that fetches pages on demand."""
         return self._calls.pages(
             self._workflows.ListExecutionPointers,
-            workflow_pb2.ListExecutionPointersRequest(
+            build(
+                workflow_pb2.ListExecutionPointersRequest,
                 workflow_id=workflow_id,
                 active_only=active_only,
                 expected_revision=expected_revision,
@@ -247,7 +260,8 @@ class Reading(Saving):
         """`list_workflows` as an async iterator that fetches pages on demand."""
         return self._calls.pages(
             self._workflows.ListWorkflows,
-            workflow_pb2.ListWorkflowsRequest(
+            build(
+                workflow_pb2.ListWorkflowsRequest,
                 filter=None if filter is None else convert.filter_to_proto(filter),
                 order=convert.order_to_proto(order),
                 view=workflow_pb2.WorkflowView.ValueType(view.value),
@@ -270,8 +284,9 @@ class Reading(Saving):
         """
         response = await self._calls.unary(
             self._workflows.CountWorkflows,
-            workflow_pb2.CountWorkflowsRequest(
-                filter=None if filter is None else convert.filter_to_proto(filter)
+            build(
+                workflow_pb2.CountWorkflowsRequest,
+                filter=None if filter is None else convert.filter_to_proto(filter),
             ),
         )
         return convert.counts_from_proto(response)

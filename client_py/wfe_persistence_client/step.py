@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from wfe.persistence.v1 import workflow_pb2
 from wfe_persistence_client import convert
+from wfe_persistence_client.hints import checked_methods
 from wfe_persistence_client.model import (
     ClaimedCommand,
     CommittedWorkflow,
@@ -24,6 +25,7 @@ from wfe_persistence_client.model import (
 )
 
 
+@checked_methods
 class StepBuilder:
     """Collects the effects of one step: everything but the workflow's own state.
 
@@ -63,7 +65,7 @@ class StepBuilder:
 
     def log_error(self, error: ExecutionError) -> None:
         """Adds an error to the log."""
-        self._open().errors.extend(convert.errors_to_proto([error]))
+        self._open().errors.append(convert.error_to_proto(error))
 
     def schedule_command(self, command: ScheduledCommand) -> None:
         """Schedules a command (upsert: one with the same name and data gets the new time)."""
@@ -75,7 +77,7 @@ class StepBuilder:
         The step is stored only if the command is still claimed under this lease. If it
         was rescheduled, also by this step, it stays, with its new time.
         """
-        token = command if isinstance(command, str) else command.lease_token
+        token = command if isinstance(command, str) else convert.lease_token(command)
         self._open().complete_lease_tokens.append(token)
 
     def hold(self, claim: SubscriptionClaim | ClaimedCommand | str) -> None:
@@ -86,7 +88,7 @@ class StepBuilder:
                 one.
         """
         if isinstance(claim, ClaimedCommand):
-            self._open().held_lease_tokens.append(claim.lease_token)
+            self._open().held_lease_tokens.append(convert.lease_token(claim))
         elif isinstance(claim, str):
             self._open().held_lease_tokens.append(claim)
         else:

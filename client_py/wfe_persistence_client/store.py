@@ -6,6 +6,7 @@ from datetime import datetime
 from wfe.persistence.v1 import store_pb2
 from wfe_persistence_client import convert
 from wfe_persistence_client.connection import LARGEST_PAGE, Connection
+from wfe_persistence_client.misfit import build
 from wfe_persistence_client.model import ExecutionError, MigratedStore, Namespace, StoreInfo
 
 
@@ -58,7 +59,8 @@ class Store(Connection):
         """`list_errors` as an async iterator that fetches pages on demand."""
         return self._calls.pages(
             self._store.ListErrors,
-            store_pb2.ListErrorsRequest(
+            build(
+                store_pb2.ListErrorsRequest,
                 workflow_id=workflow_id,
                 error_time_from=convert.optional_timestamp("error_time_from", error_time_from),
                 error_time_before=convert.optional_timestamp(
@@ -114,7 +116,7 @@ class Store(Connection):
         """
         whole = self.with_namespace(None)
         response = await whole._calls.unary(
-            whole._store.CreateNamespace, store_pb2.CreateNamespaceRequest(name=name)
+            whole._store.CreateNamespace, build(store_pb2.CreateNamespaceRequest, name=name)
         )
         return MigratedStore(
             schema_version=response.schema_version,
@@ -148,5 +150,5 @@ class Store(Connection):
         self._shared.memory.forget_namespace(name)
         await whole._calls.unary(
             whole._store.DeleteNamespace,
-            store_pb2.DeleteNamespaceRequest(name=name, force=force),
+            build(store_pb2.DeleteNamespaceRequest, name=name, force=force),
         )

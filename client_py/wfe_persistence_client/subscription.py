@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from wfe.persistence.v1 import subscription_pb2
 from wfe_persistence_client import convert
 from wfe_persistence_client.connection import LARGEST_PAGE, Connection, new_id
+from wfe_persistence_client.misfit import build
 from wfe_persistence_client.model import EventSubscription, SubscriptionClaim
 
 
@@ -37,7 +38,7 @@ class Subscriptions(Connection):
         """
         response = await self._calls.unary(
             self._subscriptions.GetSubscription,
-            subscription_pb2.GetSubscriptionRequest(id=subscription_id),
+            build(subscription_pb2.GetSubscriptionRequest, id=subscription_id),
         )
         return convert.subscription_from_proto(response.subscription)
 
@@ -66,7 +67,8 @@ class Subscriptions(Connection):
         """`get_subscriptions` as an async iterator that fetches pages on demand."""
         return self._calls.pages(
             self._subscriptions.GetSubscriptions,
-            subscription_pb2.GetSubscriptionsRequest(
+            build(
+                subscription_pb2.GetSubscriptionsRequest,
                 event_name=event_name,
                 event_key=event_key,
                 as_of=convert.optional_timestamp("as_of", as_of),
@@ -81,7 +83,8 @@ class Subscriptions(Connection):
         """Returns the first of `get_subscriptions`, or None; it does not claim it."""
         response = await self._calls.unary(
             self._subscriptions.GetFirstOpenSubscription,
-            subscription_pb2.GetFirstOpenSubscriptionRequest(
+            build(
+                subscription_pb2.GetFirstOpenSubscriptionRequest,
                 event_name=event_name,
                 event_key=event_key,
                 as_of=convert.optional_timestamp("as_of", as_of),
@@ -99,7 +102,7 @@ class Subscriptions(Connection):
         """
         await self._calls.settle(
             self._subscriptions.TerminateSubscription,
-            subscription_pb2.TerminateSubscriptionRequest(id=subscription_id),
+            build(subscription_pb2.TerminateSubscriptionRequest, id=subscription_id),
         )
 
     async def set_subscription_token(
@@ -123,7 +126,8 @@ class Subscriptions(Connection):
         """
         response = await self._calls.unary(
             self._subscriptions.SetSubscriptionToken,
-            subscription_pb2.SetSubscriptionTokenRequest(
+            build(
+                subscription_pb2.SetSubscriptionTokenRequest,
                 id=subscription_id,
                 token=token,
                 worker_id=worker_id,
@@ -166,7 +170,8 @@ class Subscriptions(Connection):
         token = new_id()
         response = await self._calls.unary(
             self._subscriptions.SetSubscriptionToken,
-            subscription_pb2.SetSubscriptionTokenRequest(
+            build(
+                subscription_pb2.SetSubscriptionTokenRequest,
                 id=subscription_id,
                 token=token,
                 worker_id=worker_id,
@@ -192,9 +197,11 @@ class Subscriptions(Connection):
             TokenMismatch: it is no longer held by this claim, or the claim has expired.
             SubscriptionNotFound: it does not exist.
         """
+        convert.check_claim(claim)
         response = await self._calls.unary(
             self._subscriptions.RenewSubscriptionToken,
-            subscription_pb2.RenewSubscriptionTokenRequest(
+            build(
+                subscription_pb2.RenewSubscriptionTokenRequest,
                 id=claim.subscription_id,
                 token=claim.token,
                 epoch=claim.epoch,
@@ -213,10 +220,14 @@ class Subscriptions(Connection):
         await self._clear_token(claim)
 
     async def _clear_token(self, claim: SubscriptionClaim) -> None:
+        convert.check_claim(claim)
         await self._calls.settle(
             self._subscriptions.ClearSubscriptionToken,
-            subscription_pb2.ClearSubscriptionTokenRequest(
-                id=claim.subscription_id, token=claim.token, epoch=claim.epoch
+            build(
+                subscription_pb2.ClearSubscriptionTokenRequest,
+                id=claim.subscription_id,
+                token=claim.token,
+                epoch=claim.epoch,
             ),
         )
 
@@ -257,7 +268,8 @@ class Subscriptions(Connection):
         """`list_subscriptions` as an async iterator that fetches pages on demand."""
         return self._calls.pages(
             self._subscriptions.ListSubscriptions,
-            subscription_pb2.ListSubscriptionsRequest(
+            build(
+                subscription_pb2.ListSubscriptionsRequest,
                 workflow_id=workflow_id,
                 event_name=event_name,
                 event_key=event_key,

@@ -12,6 +12,7 @@ from wfe.persistence.v1 import workflow_pb2
 from wfe_persistence_client import convert, patches
 from wfe_persistence_client.calls import Deadline
 from wfe_persistence_client.connection import new_id
+from wfe_persistence_client.misfit import build, each
 from wfe_persistence_client.model import (
     CommittedWorkflow,
     Event,
@@ -47,8 +48,8 @@ class Workflows(Reading):
             NameTaken: another workflow has the name.
             TooLarge: it exceeds the server's message limit.
         """
-        check_whole(instance)
         message = convert.workflow_to_proto(instance)
+        check_whole(instance)
         message.revision = 0
         # Generated here, not by the store, so that a retry is the same create.
         message.id = message.id or new_id()
@@ -110,8 +111,11 @@ class Workflows(Reading):
         ) -> CommittedWorkflow:
             response = await self._persist(
                 self._workflows.PersistWorkflow,
-                workflow_pb2.PersistWorkflowRequest(
-                    instance=message, expected_revision=expected, request_id=new_id()
+                build(
+                    workflow_pb2.PersistWorkflowRequest,
+                    instance=message,
+                    expected_revision=expected,
+                    request_id=new_id(),
                 ),
                 deadline,
             )
@@ -138,7 +142,7 @@ class Workflows(Reading):
             WorkflowNotFound, RevisionMismatch, CommitOutcomeUnknown, PartialWorkflow,
             NameTaken, TooLarge, ValueError: as for `persist_workflow`.
         """
-        messages = convert.subscriptions_to_proto(subscriptions)
+        messages = convert.subscriptions_to_proto("subscriptions", subscriptions)
         for message in messages:
             message.id = message.id or new_id()
 
@@ -147,7 +151,8 @@ class Workflows(Reading):
         ) -> CommittedWorkflow:
             response = await self._persist(
                 self._workflows.PersistWorkflowWithSubscriptions,
-                workflow_pb2.PersistWorkflowWithSubscriptionsRequest(
+                build(
+                    workflow_pb2.PersistWorkflowWithSubscriptionsRequest,
                     instance=message,
                     subscriptions=messages,
                     expected_revision=expected,
@@ -161,7 +166,7 @@ class Workflows(Reading):
                 event_ids=[],
             )
 
-        effects = workflow_pb2.CommitWorkflowRequest(create_subscriptions=messages)
+        effects = build(workflow_pb2.CommitWorkflowRequest, create_subscriptions=messages)
         response = await self._save(instance, effects, whole, expected_revision, strict)
         return PersistedWorkflow(
             revision=response.revision, subscription_ids=response.subscription_ids
@@ -223,22 +228,29 @@ class Workflows(Reading):
             TooLarge: it exceeds the server's message limit.
             Unimplemented: the server is too old to support it.
         """
-        new_events = convert.events_to_proto(create_events)
-        new_subscriptions = convert.subscriptions_to_proto(create_subscriptions)
+        new_events = convert.events_to_proto("create_events", create_events)
+        new_subscriptions = convert.subscriptions_to_proto(
+            "create_subscriptions", create_subscriptions
+        )
         for event in new_events:
             event.id = event.id or new_id()
         for subscription in new_subscriptions:
             subscription.id = subscription.id or new_id()
-        request = workflow_pb2.CommitWorkflowRequest(
+        request = build(
+            workflow_pb2.CommitWorkflowRequest,
             expected_revision=expected_revision,
-            held_subscriptions=map(convert.claim_to_proto, held_subscriptions),
+            held_subscriptions=each(
+                "held_subscriptions", held_subscriptions, convert.claim_to_proto
+            ),
             held_lease_tokens=held_lease_tokens,
             create_subscriptions=new_subscriptions,
             terminate_subscription_ids=terminate_subscription_ids,
             create_events=new_events,
             processed_event_ids=processed_event_ids,
             errors=convert.errors_to_proto(errors),
-            schedule_commands=map(convert.command_to_proto, schedule_commands),
+            schedule_commands=each(
+                "schedule_commands", schedule_commands, convert.command_to_proto
+            ),
             complete_lease_tokens=complete_lease_tokens,
             request_id=new_id() if request_id is None else request_id,
         )
@@ -246,8 +258,8 @@ class Workflows(Reading):
         if isinstance(state, WorkflowPatch):
             request.patch.CopyFrom(convert.patch_to_proto(state))
         else:
-            check_whole(state)
             message = convert.workflow_to_proto(state)
+            check_whole(state)
             message.revision = 0
             request.instance.CopyFrom(message)
             if self._shared.memory.capacity:
@@ -298,8 +310,8 @@ class Workflows(Reading):
             async def whole(
                 message: workflow_pb2.WorkflowInstance, expected: int | None, deadline: Deadline
             ) -> CommittedWorkflow:
-                request = workflow_pb2.CommitWorkflowRequest(
-                    instance=message, expected_revision=expected
+                request = build(
+                    workflow_pb2.CommitWorkflowRequest, instance=message, expected_revision=expected
                 )
                 request.MergeFrom(effects)
                 request.request_id = new_id()
@@ -316,7 +328,7 @@ class Workflows(Reading):
         """
         response = await self._calls.unary(
             self._workflows.NextDefinitionSequence,
-            workflow_pb2.NextDefinitionSequenceRequest(definition_id=definition_id),
+            build(workflow_pb2.NextDefinitionSequenceRequest, definition_id=definition_id),
         )
         return response.number
 
@@ -342,7 +354,11 @@ class Workflows(Reading):
         self._shared.memory.forget(self._space, workflow_id)
         await self._calls.unary(
             self._workflows.DeleteWorkflow,
-            workflow_pb2.DeleteWorkflowRequest(id=workflow_id, expected_revision=expected_revision),
+            build(
+                workflow_pb2.DeleteWorkflowRequest,
+                id=workflow_id,
+                expected_revision=expected_revision,
+            ),
         )
 
     async def purge_workflows(
@@ -408,7 +424,8 @@ class Workflows(Reading):
         """
         return self._calls.pages(
             self._workflows.PurgeWorkflows,
-            workflow_pb2.PurgeWorkflowsRequest(
+            build(
+                workflow_pb2.PurgeWorkflowsRequest,
                 ended_before=convert.timestamp("ended_before", ended_before),
                 statuses=convert.statuses_to_proto(statuses),
                 workflow_definition_id=workflow_definition_id,

@@ -79,7 +79,7 @@ def test_the_blocking_form_is_of_the_method_of_its_name(name: str) -> None:
         for parameter in set(ours) - OWN[name]:
             assert ours[parameter] == theirs[parameter]
     else:
-        assert inspect.unwrap(blocking) is ASYNC[name]
+        assert inspect.unwrap(blocking) is inspect.unwrap(ASYNC[name])
         assert blocking.__doc__ == ASYNC[name].__doc__
         iterates = name.startswith("iter_")
         assert inspect.isgeneratorfunction(blocking) == iterates
@@ -87,7 +87,7 @@ def test_the_blocking_form_is_of_the_method_of_its_name(name: str) -> None:
 
 
 def test_connect_takes_the_same() -> None:
-    assert inspect.unwrap(connect_blocking) is connect
+    assert inspect.unwrap(connect_blocking) is inspect.unwrap(connect)
 
 
 @pytest.mark.parametrize("rpc", sorted(CALLS))

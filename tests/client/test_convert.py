@@ -1,6 +1,7 @@
 """The dataclasses and the messages say the same."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from enum import Enum
@@ -215,7 +216,7 @@ def test_a_patch_of_every_header_field(value: WorkflowInstance) -> None:
 
 def test_a_patch_of_no_header_field() -> None:
     changes: Any = {"revision": 3}
-    with pytest.raises(ValueError, match="revision is not a header field"):
+    with pytest.raises(ValueError, match=r"header\.revision: not a header field"):
         convert.patch_to_proto(WorkflowPatch(id="w", header=changes))
 
 
@@ -298,7 +299,7 @@ def test_absent_is_false_and_says_its_name() -> None:
 
 def test_absent_inside_of_a_json_value_is_refused() -> None:
     data: Any = {"a": ABSENT}
-    with pytest.raises(TypeError, match="data: "):
+    with pytest.raises(TypeError, match=r"data\.a: JSON has no type for Absent"):
         convert.workflow_to_proto(
             WorkflowInstance(workflow_definition_id="d", version=1, data=data)
         )
@@ -310,7 +311,7 @@ NAIVE = datetime(2024, 1, 1)  # noqa: DTZ001
 
 
 def test_naive_times_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="event_time is a naive datetime"):
+    with pytest.raises(ValueError, match="event_time: a naive datetime"):
         convert.event_to_proto(
             Event(event_name="n", event_key="k", event_data=None, event_time=NAIVE)
         )
@@ -326,9 +327,9 @@ def test_the_place_of_a_bad_value_is_told() -> None:
             ExecutionPointer(id="b", step_id=1, sleep_until=NAIVE),
         ],
     )
-    with pytest.raises(ValueError, match="sleep_until is a naive datetime") as caught:
+    place = re.escape("execution_pointers[1].sleep_until: a naive datetime")
+    with pytest.raises(ValueError, match=f"^{place}"):
         convert.workflow_to_proto(instance)
-    assert caught.value.__notes__ == ["in execution_pointers[1]"]
 
 
 class Undecided(tzinfo):

@@ -119,6 +119,45 @@ def test_a_value_that_contains_itself_is_refused() -> None:
         write_json(value)
 
 
+def nested(levels: int, innermost: Any) -> Any:
+    value = innermost
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def loop(value: dict[str, Any]) -> dict[str, Any]:
+    value["a"].append(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        ({"items": [{}, {}, {}, {"price": Decimal("NaN")}]}, "items[3].price"),
+        (float("inf"), ""),
+        ([1, [2, {3}]], "[1][1]"),
+        ({"a": {"b": b"c"}}, "a.b"),
+        ({"a": {"b": {1: 2}}}, "a.b"),
+        ({"a b": {"": {"c": object()}}}, "['a b'][''].c"),
+        ({"k" * 41: object()}, f"['{'k' * 40}'…]"),
+        ({"a": ["", "\ud800"]}, "a[1]"),
+        ({"a": {"\ud800": 1}}, "a"),
+        (loop({"a": [1, 2]}), "a[2]"),
+        # The same object twice is no loop.
+        ([(twice := [1]), twice, {"a": set()}], "[2].a"),
+        (nested(50_000, 1), ""),
+        (nested(50_000, {1}), "[0]" * 99 + "…"),
+    ],
+)
+def test_the_error_says_where_it_is(value: Any, path: str) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        write_json(value)
+    assert str(caught.value).startswith(f"{path}: " if path else "")
+    if not path:
+        assert ": " not in str(caught.value)
+
+
 @pytest.mark.parametrize("text", ["", "{", "NaN", "[Infinity]", "-Infinity", "1 2", "'a'"])
 def test_what_is_no_json_is_not_read(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - each has words of its own

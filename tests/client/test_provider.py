@@ -438,11 +438,11 @@ async def test_naive_times_are_refused_before_anything_is_sent(
     store: FakeStore, provider: PersistenceProvider
 ) -> None:
     naive = datetime.now(UTC).replace(tzinfo=None)
-    with pytest.raises(ValueError, match="as_at is a naive datetime"):
+    with pytest.raises(ValueError, match="as_at: a naive datetime"):
         await provider.get_runnable_instances(naive)
-    with pytest.raises(ValueError, match="as_of is a naive datetime"):
+    with pytest.raises(ValueError, match="as_of: a naive datetime"):
         await provider.claim_commands(naive)
-    with pytest.raises(ValueError, match="expiry is a naive datetime"):
+    with pytest.raises(ValueError, match="expiry: a naive datetime"):
         await provider.set_subscription_token("s", "t", "w", naive)
     assert store.requests == {}
 

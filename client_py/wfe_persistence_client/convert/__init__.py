@@ -9,6 +9,7 @@ from wfe_persistence_client.convert.command import (
     command_from_proto,
     command_to_proto,
     lease_expiry_from_proto,
+    lease_token,
 )
 from wfe_persistence_client.convert.event import event_from_proto, event_to_proto, events_to_proto
 from wfe_persistence_client.convert.scalars import (
@@ -19,11 +20,13 @@ from wfe_persistence_client.convert.scalars import (
 )
 from wfe_persistence_client.convert.store import (
     error_from_proto,
+    error_to_proto,
     errors_to_proto,
     namespace_from_proto,
     store_info_from_proto,
 )
 from wfe_persistence_client.convert.subscription import (
+    check_claim,
     claim_from_proto,
     claim_to_proto,
     subscription_from_proto,
@@ -44,6 +47,7 @@ from wfe_persistence_client.convert.workflow import (
 )
 
 __all__ = [
+    "check_claim",
     "claim_from_proto",
     "claim_to_proto",
     "claimed_command_from_proto",
@@ -52,12 +56,14 @@ __all__ = [
     "counts_from_proto",
     "duration",
     "error_from_proto",
+    "error_to_proto",
     "errors_to_proto",
     "event_from_proto",
     "event_to_proto",
     "events_to_proto",
     "filter_to_proto",
     "lease_expiry_from_proto",
+    "lease_token",
     "namespace_from_proto",
     "optional_duration",
     "optional_timestamp",

@@ -1,15 +1,23 @@
 """Scheduled commands."""
 
 from datetime import datetime
+from typing import Final
 
 from wfe.persistence.v1 import command_pb2
 from wfe_persistence_client import model
 from wfe_persistence_client.convert.scalars import enum_from_proto, time_from_proto
+from wfe_persistence_client.hints import Fields
+from wfe_persistence_client.misfit import build, check_text
+
+_COMMAND: Final = Fields(model.ScheduledCommand)
+_CLAIMED: Final = Fields(model.ClaimedCommand)
 
 
 def command_to_proto(value: model.ScheduledCommand) -> command_pb2.ScheduledCommand:
     """A scheduled command as a message."""
-    return command_pb2.ScheduledCommand(
+    _COMMAND.check(value)
+    return build(
+        command_pb2.ScheduledCommand,
         command_name=command_pb2.CommandName.ValueType(value.command_name.value),
         data=value.data,
         execute_time=value.execute_time,
@@ -33,6 +41,13 @@ def claimed_command_from_proto(message: command_pb2.ClaimedCommand) -> model.Cla
         lease_expiry=time_from_proto(message.lease_expiry),
         epoch=message.epoch,
     )
+
+
+def lease_token(claimed: model.ClaimedCommand) -> str:
+    """The lease token of a claimed command."""
+    _CLAIMED.check(claimed)
+    check_text("lease_token", claimed.lease_token)
+    return claimed.lease_token
 
 
 def lease_expiry_from_proto(message: command_pb2.RenewCommandsResponse) -> datetime | None:

@@ -1,6 +1,7 @@
 """Events."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from wfe.persistence.v1 import event_pb2
 from wfe_persistence_client import model
@@ -8,23 +9,24 @@ from wfe_persistence_client.convert.scalars import (
     read_json_field,
     time_from_proto,
     timestamp,
-    within,
     write_json_field,
 )
+from wfe_persistence_client.hints import Fields
+from wfe_persistence_client.misfit import build, each
+
+_EVENT: Final = Fields(model.Event)
 
 
-def events_to_proto(values: Sequence[model.Event]) -> list[event_pb2.Event]:
-    """Events as messages."""
-    messages = []
-    for index, value in enumerate(values):
-        with within(f"events[{index}]"):
-            messages.append(event_to_proto(value))
-    return messages
+def events_to_proto(place: str, values: Sequence[model.Event]) -> list[event_pb2.Event]:
+    """Events as messages; `place` is the argument's name, for errors."""
+    return each(place, values, event_to_proto)
 
 
 def event_to_proto(value: model.Event) -> event_pb2.Event:
     """An event as a message."""
-    return event_pb2.Event(
+    _EVENT.check(value)
+    return build(
+        event_pb2.Event,
         id=value.id,
         event_name=value.event_name,
         event_key=value.event_key,

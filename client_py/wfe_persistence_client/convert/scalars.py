@@ -1,7 +1,6 @@
-"""Times, durations, enums and JSON, and where in a value an error occurred."""
+"""Times, durations, enums and JSON."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import TypeVar
@@ -11,7 +10,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from wfe_persistence_client import model
 from wfe_persistence_client.errors import MalformedAnswer
-from wfe_persistence_client.json_text import JSON, read_json, write_json
+from wfe_persistence_client.json_text import JSON, key_place, read_json, write_json
+from wfe_persistence_client.misfit import FieldValueError, Misfit
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST = datetime.min.replace(tzinfo=UTC) - _EPOCH
@@ -23,14 +23,15 @@ _EnumT = TypeVar("_EnumT", bound=Enum)
 
 def timestamp(name: str, value: datetime) -> Timestamp:
     """Converts a time; `name` is the field's name, for the error."""
-    if value.utcoffset() is None:
-        raise ValueError(
-            f"{name} is a naive datetime, which does not identify an instant: use an aware one, "
-            "for example datetime.now(UTC)"
+    if value.tzinfo is not UTC and value.utcoffset() is None:
+        raise FieldValueError(
+            name,
+            "a naive datetime does not identify an instant: use an aware one, for example "
+            "datetime.now(UTC)",
         )
     since_epoch = value - _EPOCH
-    if not _FIRST <= since_epoch <= _LAST:
-        raise ValueError(f"{name} is outside the years 1-9999 in UTC")
+    if value.tzinfo is not UTC and not _FIRST <= since_epoch <= _LAST:
+        raise FieldValueError(name, "the time is outside the years 1-9999 in UTC")
     return Timestamp(
         seconds=since_epoch.days * 86400 + since_epoch.seconds,
         nanos=since_epoch.microseconds * 1000,
@@ -76,13 +77,27 @@ def write_json_field(name: str, value: JSON) -> str:
     """Writes a JSON field; errors name the field."""
     try:
         return write_json(value)
-    except (ValueError, TypeError) as exc:
-        raise type(exc)(f"{name}: {exc}") from exc
+    except Misfit as exc:
+        exc.enter(name)
+        raise
 
 
 def write_optional_json_field(name: str, value: JSON | model.Absent) -> str | None:
     """Writes a JSON field that may be absent; None: it is absent."""
     return None if value is model.ABSENT else write_json_field(name, value)
+
+
+def write_json_members(name: str, values: Mapping[str, JSON]) -> dict[str, str]:
+    """Writes a field that maps names to JSON; errors name the field and the member."""
+    written: dict[str, str] = {}
+    key = ""
+    try:
+        for key, value in values.items():
+            written[key] = write_json(value)
+    except Misfit as exc:
+        exc.enter(name + key_place(key))
+        raise
+    return written
 
 
 def read_json_field(name: str, text: str) -> JSON:
@@ -101,13 +116,3 @@ def enum_from_proto(kind: type[_EnumT], value: int) -> _EnumT:
         raise MalformedAnswer(
             f"{kind.__name__} {value} is unknown: it was stored by newer software"
         ) from exc
-
-
-@contextmanager
-def within(place: str) -> Iterator[None]:
-    """Adds a note to an error that says where in the value it occurred."""
-    try:
-        yield
-    except (ValueError, TypeError, MalformedAnswer) as exc:
-        exc.add_note(f"in {place}")
-        raise

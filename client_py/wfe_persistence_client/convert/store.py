@@ -1,6 +1,7 @@
 """The error log, the store and its namespaces."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from wfe.persistence.v1 import store_pb2
 from wfe_persistence_client import model
@@ -8,24 +9,28 @@ from wfe_persistence_client.convert.scalars import (
     time_from_proto,
     timedelta_from_proto,
     timestamp,
-    within,
 )
+from wfe_persistence_client.hints import Fields
+from wfe_persistence_client.misfit import build, each
+
+_ERROR: Final = Fields(model.ExecutionError)
 
 
 def errors_to_proto(values: Sequence[model.ExecutionError]) -> list[store_pb2.ExecutionError]:
     """Errors for the log as messages."""
-    messages = []
-    for index, value in enumerate(values):
-        with within(f"errors[{index}]"):
-            messages.append(
-                store_pb2.ExecutionError(
-                    error_time=timestamp("error_time", value.error_time),
-                    workflow_id=value.workflow_id,
-                    execution_pointer_id=value.execution_pointer_id,
-                    message=value.message,
-                )
-            )
-    return messages
+    return each("errors", values, error_to_proto)
+
+
+def error_to_proto(value: model.ExecutionError) -> store_pb2.ExecutionError:
+    """An error for the log as a message."""
+    _ERROR.check(value)
+    return build(
+        store_pb2.ExecutionError,
+        error_time=timestamp("error_time", value.error_time),
+        workflow_id=value.workflow_id,
+        execution_pointer_id=value.execution_pointer_id,
+        message=value.message,
+    )
 
 
 def error_from_proto(message: store_pb2.ExecutionError) -> model.ExecutionError:

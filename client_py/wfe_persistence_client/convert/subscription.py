@@ -1,6 +1,7 @@
 """Subscriptions and claims on them."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from wfe.persistence.v1 import subscription_pb2, workflow_pb2
 from wfe_persistence_client import model
@@ -9,14 +10,20 @@ from wfe_persistence_client.convert.scalars import (
     read_json_field,
     time_from_proto,
     timestamp,
-    within,
     write_optional_json_field,
 )
+from wfe_persistence_client.hints import Fields
+from wfe_persistence_client.misfit import build, each
+
+_SUBSCRIPTION: Final = Fields(model.EventSubscription)
+_CLAIM: Final = Fields(model.SubscriptionClaim)
 
 
 def subscription_to_proto(value: model.EventSubscription) -> subscription_pb2.EventSubscription:
     """A subscription as a message."""
-    return subscription_pb2.EventSubscription(
+    _SUBSCRIPTION.check(value)
+    return build(
+        subscription_pb2.EventSubscription,
         id=value.id,
         workflow_id=value.workflow_id,
         step_id=value.step_id,
@@ -63,10 +70,19 @@ def subscription_from_proto(
     )
 
 
+def check_claim(value: model.SubscriptionClaim) -> None:
+    """Rejects a claim with a value that cannot be sent."""
+    claim_to_proto(value)
+
+
 def claim_to_proto(value: model.SubscriptionClaim) -> workflow_pb2.SubscriptionClaim:
     """A claim on a subscription as a message."""
-    return workflow_pb2.SubscriptionClaim(
-        subscription_id=value.subscription_id, token=value.token, epoch=value.epoch
+    _CLAIM.check(value)
+    return build(
+        workflow_pb2.SubscriptionClaim,
+        subscription_id=value.subscription_id,
+        token=value.token,
+        epoch=value.epoch,
     )
 
 
@@ -87,11 +103,7 @@ def claim_from_proto(
 
 
 def subscriptions_to_proto(
-    values: Sequence[model.EventSubscription],
+    place: str, values: Sequence[model.EventSubscription]
 ) -> list[subscription_pb2.EventSubscription]:
-    """Subscriptions as messages."""
-    messages = []
-    for index, value in enumerate(values):
-        with within(f"subscriptions[{index}]"):
-            messages.append(subscription_to_proto(value))
-    return messages
+    """Subscriptions as messages; `place` is the argument's name, for errors."""
+    return each(place, values, subscription_to_proto)

@@ -4,7 +4,7 @@ In protobuf, None as an argument leaves an optional field absent.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from wfe.persistence.v1 import list_order_pb2, workflow_pb2
 from wfe_persistence_client import model
@@ -14,19 +14,25 @@ from wfe_persistence_client.convert.scalars import (
     read_json_field,
     time_from_proto,
     timestamp,
-    within,
     write_json_field,
+    write_json_members,
     write_optional_json_field,
 )
+from wfe_persistence_client.hints import Fields, rule_of
+from wfe_persistence_client.misfit import FieldValueError, Misfit, build, each
+
+_WORKFLOW: Final = Fields(model.WorkflowInstance)
+_POINTER: Final = Fields(model.ExecutionPointer)
+_PATCH: Final = Fields(model.WorkflowPatch)
+_FILTER: Final = Fields(model.WorkflowFilter)
+_HEADER: Final = {name: rule_of(hint) for name, hint in model.HeaderChanges.__annotations__.items()}
 
 
 def workflow_to_proto(value: model.WorkflowInstance) -> workflow_pb2.WorkflowInstance:
     """A workflow with its pointers as a message."""
-    pointers = []
-    for index, pointer in enumerate(value.execution_pointers):
-        with within(f"execution_pointers[{index}]"):
-            pointers.append(_pointer_to_proto(pointer))
-    return workflow_pb2.WorkflowInstance(
+    _WORKFLOW.check(value)
+    return build(
+        workflow_pb2.WorkflowInstance,
         id=value.id,
         name=value.name,
         root_workflow_id=value.root_workflow_id,
@@ -34,7 +40,7 @@ def workflow_to_proto(value: model.WorkflowInstance) -> workflow_pb2.WorkflowIns
         version=value.version,
         description=value.description,
         reference=value.reference,
-        execution_pointers=pointers,
+        execution_pointers=each("execution_pointers", value.execution_pointers, _pointer_to_proto),
         next_execution=value.next_execution,
         status=workflow_pb2.WorkflowStatus.ValueType(value.status.value),
         data_json=write_json_field("data", value.data),
@@ -54,10 +60,6 @@ def view(value: model.WorkflowView) -> workflow_pb2.WorkflowView.ValueType:
 
 def workflow_from_proto(message: workflow_pb2.WorkflowInstance) -> model.WorkflowInstance:
     """A workflow with its pointers from a message."""
-    pointers = []
-    for index, pointer in enumerate(message.execution_pointers):
-        with within(f"execution_pointers[{index}]"):
-            pointers.append(pointer_from_proto(pointer))
     return model.WorkflowInstance(
         id=message.id,
         name=message.name,
@@ -66,7 +68,9 @@ def workflow_from_proto(message: workflow_pb2.WorkflowInstance) -> model.Workflo
         version=message.version,
         description=message.description if message.HasField("description") else None,
         reference=message.reference if message.HasField("reference") else None,
-        execution_pointers=pointers,
+        execution_pointers=each(
+            "execution_pointers", message.execution_pointers, pointer_from_proto
+        ),
         next_execution=message.next_execution if message.HasField("next_execution") else None,
         status=enum_from_proto(model.WorkflowStatus, message.status),
         data=read_json_field("data", message.data_json),
@@ -80,7 +84,9 @@ def workflow_from_proto(message: workflow_pb2.WorkflowInstance) -> model.Workflo
 
 
 def _pointer_to_proto(value: model.ExecutionPointer) -> workflow_pb2.ExecutionPointer:
-    return workflow_pb2.ExecutionPointer(
+    _POINTER.check(value)
+    return build(
+        workflow_pb2.ExecutionPointer,
         id=value.id,
         step_id=value.step_id,
         active=value.active,
@@ -100,10 +106,9 @@ def _pointer_to_proto(value: model.ExecutionPointer) -> workflow_pb2.ExecutionPo
         predecessor_id=value.predecessor_id,
         outcome_json=write_optional_json_field("outcome", value.outcome),
         scope=value.scope,
-        extension_attributes_json={
-            name: write_json_field("extension_attributes", attribute)
-            for name, attribute in value.extension_attributes.items()
-        },
+        extension_attributes_json=write_json_members(
+            "extension_attributes", value.extension_attributes
+        ),
     )
 
 
@@ -153,36 +158,48 @@ def pointer_from_proto(message: workflow_pb2.ExecutionPointer) -> model.Executio
 
 def patch_to_proto(value: model.WorkflowPatch) -> workflow_pb2.WorkflowPatch:
     """A patch as a message."""
-    message = workflow_pb2.WorkflowPatch(id=value.id, removed_pointer_ids=value.removed_pointer_ids)
-    with within("header"):
+    _PATCH.check(value)
+    message = build(
+        workflow_pb2.WorkflowPatch,
+        id=value.id,
+        execution_pointers=each("execution_pointers", value.execution_pointers, _pointer_to_proto),
+        removed_pointer_ids=value.removed_pointer_ids,
+    )
+    try:
         for name, new in value.header.items():
             message.header_mask.paths.append(_set_header(message.header, name, new))
-    for index, pointer in enumerate(value.execution_pointers):
-        with within(f"execution_pointers[{index}]"):
-            message.execution_pointers.append(_pointer_to_proto(pointer))
+    except Misfit as exc:
+        exc.enter("header")
+        raise
     return message
 
 
 def _set_header(header: workflow_pb2.WorkflowInstance, name: str, new: Any) -> str:
     """Sets one header field, and returns its name in the protos."""
-    if name not in model.HeaderChanges.__annotations__:
-        raise ValueError(f"{name} is not a header field that can change")
+    if name not in _HEADER:
+        raise FieldValueError(name, "not a header field that can change")
     if name == "data":
         header.data_json = write_json_field("data", new)
         return "data_json"
+    rule = _HEADER[name]
+    if rule is not None:
+        rule.fit(name, new)
+    if new is None:
+        return name
+    fields: dict[str, Any] = {name: new}
     if name in {"create_time", "complete_time"}:
-        if new is not None:
-            getattr(header, name).CopyFrom(timestamp(name, new))
+        fields[name] = timestamp(name, new)
     elif name == "status":
-        header.status = workflow_pb2.WorkflowStatus.ValueType(new.value)
-    elif new is not None:
-        setattr(header, name, new)
+        fields[name] = new.value
+    header.MergeFrom(build(workflow_pb2.WorkflowInstance, **fields))
     return name
 
 
 def filter_to_proto(value: model.WorkflowFilter) -> workflow_pb2.WorkflowFilter:
     """A filter of workflows as a message."""
-    return workflow_pb2.WorkflowFilter(
+    _FILTER.check(value)
+    return build(
+        workflow_pb2.WorkflowFilter,
         statuses=statuses_to_proto(value.statuses),
         workflow_definition_id=value.workflow_definition_id,
         version=value.version,
