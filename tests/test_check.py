@@ -12,6 +12,7 @@ from hypothesis import given, settings
 
 from tests.support.strategies import json_documents
 from wfe.persistence.v1.event_pb2 import Event, GetEventResponse
+from wfe.persistence.v1.workflow_pb2 import GetWorkflowInstanceResponse, WorkflowInstance
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.rpc.check import Check
 from wfe_persistence.rpc.status import violation_name
@@ -211,6 +212,22 @@ def test_size_of_the_answer(text: str) -> None:
 def test_size_of_the_answer_is_exact(text: str, stored: str) -> None:
     assert fits(text, answer_size(stored))
     assert not fits(text, answer_size(stored) - 1)
+
+
+def test_every_attribute_of_a_pointer_is_measured() -> None:
+    """A map that changed while it was iterated over gave keys twice, or left some out."""
+
+    def response(attribute: str) -> GetWorkflowInstanceResponse:
+        instance = WorkflowInstance(data_json="{}")
+        pointer = instance.execution_pointers.add()
+        for n in range(300):
+            pointer.extension_attributes_json[f"key {n}"] = attribute
+        return GetWorkflowInstanceResponse(instance=instance)
+
+    limit = response('{"a": 1}').ByteSize()  # as PostgreSQL returns it
+    Check(limit, limit).fits([response('{"a":1}')])
+    with pytest.raises(PersistenceError):
+        Check(limit, limit - 1).fits([response('{"a":1}')])
 
 
 def test_small_requests_are_not_measured() -> None:

@@ -101,7 +101,8 @@ def _put_stored_json(message: Message) -> None:
     """Replace each JSON document by as many bytes as it has when it is read back."""
     for field, value in message.ListFields():
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            for key, text in value.items():
+            # A copy, because a map must not change while it is iterated over.
+            for key, text in list(value.items()):
                 value[key] = "x" * stored_bytes(text)
         elif field.message_type is not None:
             for item in value if field.is_repeated else (value,):
