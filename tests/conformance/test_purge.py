@@ -6,7 +6,10 @@ Other tests share the store, so each purge is of a definition or an event name o
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import pytest
@@ -271,6 +274,130 @@ async def test_workflow_that_is_its_own_root_goes(api: Api, definition: str) -> 
     await store(api, instance, child)
     assert (await purge(api, definition)).workflows == 2
     assert await left(api, instance, child) == [False, False]
+
+
+def chain(definition: str, length: int, **last: Any) -> list[WorkflowInstance]:
+    """Workflows each of which has the one before as its root; the last one has these fields."""
+    instances = [ended(definition) for _ in range(length)]
+    for above, below in pairwise(instances):
+        below.root_workflow_id = above.id
+    instances[-1] = ended(
+        definition, **{"id": instances[-1].id, "root_workflow_id": instances[-2].id} | last
+    )
+    return instances
+
+
+def cycle(definition: str, length: int, **last: Any) -> list[WorkflowInstance]:
+    """The same, and the first has the last as its root."""
+    instances = chain(definition, length, **last)
+    instances[0].root_workflow_id = instances[-1].id
+    return instances
+
+
+@pytest.mark.parametrize("max_rows", [0, 1])
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("shape", [chain, cycle])
+async def test_tree_of_any_depth_goes_as_a_whole(
+    api: Api,
+    definition: str,
+    shape: Callable[..., list[WorkflowInstance]],
+    dry_run: bool,
+    max_rows: int,
+) -> None:
+    """With workflows beside, and whatever ends first."""
+    instances = []
+    for length in (2, 4, 25):
+        tree = shape(definition, length, execution_pointers=[make.pointer()])
+        tree.append(ended(definition, root_workflow_id=tree[1].id))
+        for i, instance in enumerate(tree):
+            instance.complete_time.CopyFrom(make.time(10 + (i * 7) % 11))
+        instances += tree
+    await store(api, *reversed(instances))
+    answer = await purge(api, definition, dry_run=dry_run, max_rows=max_rows)
+    assert (answer.workflows, answer.execution_pointers) == (len(instances), 3)
+    assert await left(api, *instances) == [dry_run] * len(instances)
+
+
+@pytest.mark.parametrize("shape", [chain, cycle])
+@pytest.mark.parametrize("last", [{"status": SUSPENDED}, {"complete_time": END}], ids=str)
+async def test_tree_of_any_depth_stays_as_a_whole(
+    api: Api,
+    definition: str,
+    shape: Callable[..., list[WorkflowInstance]],
+    last: dict[str, Any],
+) -> None:
+    instances = shape(definition, 4, **last)
+    await store(api, *instances)
+    assert await purge(api, definition) == PurgeWorkflowsResponse()
+    assert await left(api, *instances) == [True] * 4
+
+
+async def test_any_workflow_of_a_cycle_may_be_the_one_asked_for(api: Api, definition: str) -> None:
+    instances = [each for _ in range(3) for each in cycle(make.new_id("definition"), 3)]
+    for at in range(3):
+        instances[at * 3 + at].workflow_definition_id = definition
+        instances[at * 3 + at].status = TERMINATED
+    await store(api, *instances)
+    assert await purge(api, definition, statuses=[COMPLETE]) == PurgeWorkflowsResponse()
+    answer = await purge(api, definition, statuses=[TERMINATED])
+    assert answer.workflows == 9
+    assert await left(api, *instances) == [False] * 9
+
+
+def _tops(instances: Sequence[WorkflowInstance]) -> dict[str, frozenset[str]]:
+    """By id: the root of a workflow's tree, or all in the cycle at the top of it."""
+    root = {i.id: i.root_workflow_id for i in instances if i.HasField("root_workflow_id")}
+    stored = {i.id for i in instances}
+    tops = {}
+    for id_ in stored:
+        path = [id_]
+        while (above := root.get(path[-1], path[-1])) in stored and above not in path:
+            path.append(above)
+        is_cycle = above in path
+        tops[id_] = frozenset(path[path.index(above) :] if is_cycle else path[-1:])
+    return tops
+
+
+@pytest.mark.parametrize("number", range(6))
+async def test_when_the_token_is_empty_nothing_is_left(
+    api: Api, definition: str, number: int
+) -> None:
+    """Workflows whose roots are any others: what goes is what the definition of a tree says."""
+    numbers = random.Random(number)
+    ids = [make.new_id("workflow") for _ in range(60)]
+    other = make.new_id("definition")
+    instances = [
+        ended(
+            numbers.choice([definition, definition, other]),
+            id=id_,
+            root_workflow_id=numbers.choice([None, id_, make.new_id(), *numbers.sample(ids, 9)]),
+            status=numbers.choices([COMPLETE, TERMINATED, SUSPENDED], [20, 10, 1])[0],
+            complete_time=numbers.choices([make.time(numbers.randrange(5)), END], [30, 1])[0],
+        )
+        for id_ in ids
+    ]
+    await store(api, *instances)
+    by_id, tops = {i.id: i for i in instances}, _tops(instances)
+    statuses = numbers.choice([[], [COMPLETE], [TERMINATED]])
+    asked = {
+        top
+        for top in tops.values()
+        if any(
+            by_id[id_].workflow_definition_id == definition
+            and (not statuses or by_id[id_].status in statuses)
+            for id_ in top
+        )
+        and all(
+            i.status != SUSPENDED and i.complete_time != END for i in instances if tops[i.id] == top
+        )
+    }
+    expected = [tops[instance.id] not in asked for instance in instances]
+    for dry_run in (True, False):
+        answer = await purge(
+            api, definition, statuses=statuses, dry_run=dry_run, max_rows=numbers.choice([1, 7, 0])
+        )
+        assert answer.workflows == expected.count(False)
+    assert await left(api, *instances) == expected
 
 
 # Budget, order, going on.

@@ -25,7 +25,7 @@ from wfe_persistence.database import database_from
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.settings import Settings
 from wfe_persistence.store import command, commit, error_log, event, migrate, subscription, workflow
-from wfe_persistence.store.paging import END, START
+from wfe_persistence.store.paging import START
 from wfe_persistence.store.postgres.database import Database, conninfo_with_defaults
 from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.schema import Schema
@@ -229,15 +229,17 @@ async def test_adopted_workflows_are_read_whole_and_in_order(
     assert [p.HasField("persistence_data_json") for p in w1.execution_pointers] == [True, False] * 3
     assert w1.execution_pointers[5].outcome_json == f'{{"n": {2**60 + 5}}}'
     assert w1.execution_pointers[0].extension_attributes_json == {"a": "null"}
-    due = await workflow.get_runnable_instances(store, 10, START, 10)
+    due = await workflow.get_runnable_instances(store, 10, START, 10, 10_000)
     assert due.items == ["w0", "w2", "w1"]
-    assert (await event.get_runnable_events(store, None, START, 10)).items == ["e0"]
+    assert (await event.get_runnable_events(store, None, START, 10, 10_000)).items == ["e0"]
     first = await subscription.get_first_open_subscription(store, "paid", "42", None)
     assert first is not None
     assert first.id == "s0"
     claimed = await command.claim_commands(store, 50, 10, 1000, "")
     assert [c.command.data for c in claimed] == ["c1", "c2"]
-    errors = await error_log.list_errors(store, ListErrorsRequest(workflow_id="w"), END, 10, 10_000)
+    errors = await error_log.list_errors(
+        store, ListErrorsRequest(workflow_id="w"), START, 10, 10_000
+    )
     assert [e.message for e in errors.items] == ["second", "first"]
 
 

@@ -9,8 +9,18 @@ from typing import Any
 import psycopg
 import pytest
 
+from wfe.persistence.v1.list_order_pb2 import ListOrder
 from wfe.persistence.v1.workflow_pb2 import WorkflowView
-from wfe_persistence.store import command, commit, event, pointer, purge, subscription, workflow
+from wfe_persistence.store import (
+    command,
+    commit,
+    error_log,
+    event,
+    pointer,
+    purge,
+    subscription,
+    workflow,
+)
 from wfe_persistence.store.migrate import migrate
 from wfe_persistence.store.schema import Schema
 
@@ -138,6 +148,47 @@ CASES: list[tuple[str, str, Sequence[object], set[str]]] = [
     ("renew_commands", command.RENEW_COMMANDS, [LEASES, 1000], {"scheduled_commands_pkey"}),
 ]  # fmt: skip
 
+# Statements that are planned with their parameters each time.
+NEWEST = ListOrder.LIST_ORDER_NEWEST_FIRST
+OLDEST = ListOrder.LIST_ORDER_OLDEST_FIRST
+HEADER = WorkflowView.WORKFLOW_VIEW_HEADER
+NO_FILTER: list[object] = [None] * 10
+PURGED: list[object] = ["{Complete,Terminated}", NOW]
+_PAGED: list[tuple[str, str, list[object], list[object], set[str]]] = [
+    ("list_workflows", workflow.LIST_WORKFLOWS[NEWEST, HEADER], NO_FILTER, [100],
+     {"workflows_by_status"}),
+    ("list_workflows_oldest", workflow.LIST_WORKFLOWS[OLDEST, HEADER], NO_FILTER, [100],
+     {"workflows_by_status"}),
+    ("list_workflows_of_status", workflow.LIST_WORKFLOWS[NEWEST, HEADER],
+     ["{Runnable}", *NO_FILTER[1:]], [100], {"workflows_by_status"}),
+    ("list_events", event.LIST_EVENTS[NEWEST], [None] * 5, [100], {"events_by_time"}),
+    ("list_events_oldest", event.LIST_EVENTS[OLDEST], ["n", "k7", None, None, None], [100],
+     {"events_by_key"}),
+    ("purge_workflows", purge.PURGE_WORKFLOWS, PURGED, [None, 100, 2000],
+     {"workflows_ended", "workflows_by_root", "workflows_pkey", "execution_pointers_ordered"}),
+    ("count_doomed_workflows", purge.COUNT_DOOMED_WORKFLOWS, PURGED, [None, 100, 2000],
+     {"workflows_ended", "workflows_by_root", "workflows_pkey", "execution_pointers_ordered"}),
+    ("purge_events", purge.PURGE_EVENTS, [NOW], [False, None, 2000],
+     {"events_by_time", "events_pkey"}),
+]  # fmt: skip
+_CURSORS: dict[str, list[object]] = {
+    "first": [None, None],
+    "next": ["2020-01-01T00:00:00Z", "x"],
+}
+ONCE: list[tuple[str, str, Sequence[object], set[str]]] = [
+    *(
+        (f"{name} {page}", sql, [*before, *cursor, *rest], indexes)
+        for name, sql, before, rest, indexes in _PAGED
+        for page, cursor in _CURSORS.items()
+    ),
+    ("list_subscriptions first", subscription.LIST_SUBSCRIPTIONS, [*[None] * 5, 100],
+     {"event_subscriptions_pkey"}),
+    ("list_subscriptions next", subscription.LIST_SUBSCRIPTIONS, [*[None] * 4, "s7", 100],
+     {"event_subscriptions_pkey"}),
+    ("list_errors first", error_log.LIST_ERRORS, [*[None] * 4, 100], {"execution_errors_pkey"}),
+    ("list_errors next", error_log.LIST_ERRORS, [*[None] * 3, 7, 100], {"execution_errors_pkey"}),
+]  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 async def filled(postgres_url: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
@@ -165,6 +216,25 @@ async def test_query_uses_its_index(
     plan: str,
 ) -> None:
     """With the parameters known, and as the generic plan that a prepared statement ends up with."""
+    await _check_plan(filled, sql, params, indexes, plan)
+
+
+@pytest.mark.parametrize(
+    ("sql", "params", "indexes"), [case[1:] for case in ONCE], ids=[case[0] for case in ONCE]
+)
+async def test_query_that_is_not_prepared_uses_its_index(
+    filled: psycopg.AsyncConnection[Any], sql: str, params: Sequence[object], indexes: set[str]
+) -> None:
+    await _check_plan(filled, sql, params, indexes, "custom")
+
+
+async def _check_plan(
+    filled: psycopg.AsyncConnection[Any],
+    sql: str,
+    params: Sequence[object],
+    indexes: set[str],
+    plan: str,
+) -> None:
     arguments = psycopg.sql.SQL(", ").join(psycopg.sql.Literal(p) for p in params)
     async with filled.transaction(force_rollback=True):
         await filled.execute(f"SET LOCAL plan_cache_mode = force_{plan}_plan".encode())

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.check import Check
 from wfe_persistence.store.namespace import Namespaces
-from wfe_persistence.store.paging import START, Cursor
+from wfe_persistence.store.paging import Cursor
 from wfe_persistence.store.readiness import Readiness
 from wfe_persistence.store.tables import Store
-
-# What a list's response has beside its items and the token: tags, lengths, a revision.
-_FRAMING_BYTES: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +37,11 @@ class Call:
     """Collects the violations of the request; the handler adds to it and calls `done()`."""
     env: Environment
 
-    def page(
-        self, request: paging.Paged, size: int, start: Cursor = START
-    ) -> tuple[Cursor, int, int]:
+    def page(self, request: paging.Paged, size: int) -> tuple[Cursor | None, int, int]:
         """Where the requested page starts, its maximum number of items and their maximum size in
         bytes: the last arguments of the lists in the store."""
         return (
-            paging.decode(request, self.store, start),
+            paging.decode(request, self.store),
             size,
-            self.env.max_message_bytes - paging.MAX_TOKEN_BYTES - _FRAMING_BYTES,
+            self.env.max_message_bytes - paging.MAX_TOKEN_BYTES - paging.FRAMING_BYTES,
         )

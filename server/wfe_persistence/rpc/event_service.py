@@ -44,8 +44,7 @@ class EventService:
         page = await event.get_runnable_events(
             call.store,
             request.as_at if request.HasField("as_at") else None,
-            paging.decode(request, call.store),
-            page_size,
+            *call.page(request, page_size),
         )
         return pb.GetRunnableEventsResponse(
             event_ids=page.items, next_page_token=paging.encode(request, call.store, page.next)
@@ -64,8 +63,7 @@ class EventService:
             request.event_name,
             request.event_key,
             request.as_of if request.HasField("as_of") else None,
-            paging.decode(request, call.store),
-            page_size,
+            *call.page(request, page_size),
         )
         return pb.GetEventsResponse(
             event_ids=page.items, next_page_token=paging.encode(request, call.store, page.next)
@@ -103,7 +101,7 @@ class EventService:
             call.store,
             request,
             order,
-            *call.page(request, page_size, paging.first(order)),
+            *call.page(request, page_size),
         )
         return pb.ListEventsResponse(
             events=page.items, next_page_token=paging.encode(request, call.store, page.next)

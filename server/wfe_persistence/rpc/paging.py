@@ -11,9 +11,8 @@ from typing import Final, Protocol, cast
 from google.protobuf.message import Message
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
-from wfe.persistence.v1.list_order_pb2 import ListOrder
 from wfe_persistence.errors import PersistenceError, Violation
-from wfe_persistence.store.paging import END, START, Cursor
+from wfe_persistence.store.paging import START, Cursor
 from wfe_persistence.store.tables import Store
 
 # A token is a hash of the query and the cursor, the cursor's number and its id, in base64.
@@ -26,15 +25,14 @@ MAX_TOKEN_BYTES: Final = (_HEAD.size + 512 + 2) // 3 * 4
 """The length of the longest token: that of an id of 512 bytes."""
 
 
+FRAMING_BYTES: Final = 16
+"""What a list's response has at most beside its items and the token: tags, lengths, a revision."""
+
+
 class Paged(Protocol):
     """A request for one page of a list."""
 
     page_token: str
-
-
-def first(order: ListOrder.ValueType) -> Cursor:
-    """Where a list in this order starts."""
-    return START if order == ListOrder.LIST_ORDER_OLDEST_FIRST else END
 
 
 def encode(request: Message, store: Store, cursor: Cursor | None) -> str:
@@ -46,14 +44,14 @@ def encode(request: Message, store: Store, cursor: Cursor | None) -> str:
     return base64.urlsafe_b64encode(token).decode().rstrip("=")
 
 
-def decode(request: Paged, store: Store, start: Cursor = START) -> Cursor:
-    """The cursor after which the requested page starts; `start` if it is the first one.
+def decode(request: Paged, store: Store) -> Cursor | None:
+    """The cursor after which the requested page starts; START if it is the first one.
 
     Raises PersistenceError if the token was not issued for this query.
     """
     token = request.page_token
     if not token:
-        return start
+        return START
     try:
         data = base64.b64decode(token + "=" * (-len(token) % 4), b"-_", validate=True)
         found, number = _HEAD.unpack(data[: _HEAD.size])

@@ -11,7 +11,6 @@ from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import read_back
 from wfe_persistence.store import admin, error_log, migrate, namespace, readiness
-from wfe_persistence.store.paging import END
 from wfe_persistence.store.request_key import REQUEST_RETENTION_SECONDS
 
 
@@ -48,7 +47,7 @@ class StoreService:
         page = await error_log.list_errors(
             call.store,
             request,
-            *call.page(request, page_size, END),
+            *call.page(request, page_size),
         )
         return pb.ListErrorsResponse(
             errors=page.items, next_page_token=paging.encode(request, call.store, page.next)

@@ -137,8 +137,7 @@ class WorkflowService:
         page = await workflow.get_runnable_instances(
             call.store,
             epoch_ms(request.as_at) if request.HasField("as_at") else None,
-            paging.decode(request, call.store),
-            page_size,
+            *call.page(request, page_size),
         )
         return pb.GetRunnableInstancesResponse(
             instance_ids=page.items, next_page_token=paging.encode(request, call.store, page.next)
@@ -191,7 +190,7 @@ class WorkflowService:
             request.filter,
             order,
             view,
-            *call.page(request, page_size, paging.first(order)),
+            *call.page(request, page_size),
         )
         return pb.ListWorkflowsResponse(
             instances=page.items, next_page_token=paging.encode(request, call.store, page.next)

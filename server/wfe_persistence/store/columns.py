@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from json import loads
+from json import JSONDecoder, dumps, loads
 from typing import Any, Final, Generic, TypeVar
 
 from google.protobuf.message import Message
@@ -116,10 +116,26 @@ def _write_strings(name: str) -> Write:
     return lambda values: f'"{name}":{strings(values)}'
 
 
+# Without Python's own limit on digits.
+_decode_json = JSONDecoder(parse_int=str, parse_float=str).decode
+
+
+def _as_strings(text: str) -> list[str]:
+    """A JSON document as a list of strings, whatever other software has stored there: elements that
+    are no strings are their JSON text, and what is no list has no elements."""
+    try:
+        value = _decode_json(text)
+    except RecursionError:
+        return []
+    if not isinstance(value, list):
+        return []
+    return [item if isinstance(item, str) else dumps(item, ensure_ascii=False) for item in value]
+
+
 def _read_strings(field: str) -> Read:
     def read(message: Any, value: bytes) -> None:
         if value != _EMPTY_LIST:
-            getattr(message, field).extend(loads(read_json(value)))
+            getattr(message, field).extend(_as_strings(read_json(value)))
 
     return read
 
@@ -133,8 +149,9 @@ def _write_json_map(name: str) -> Write:
 
 
 def _select_json_map(column: str) -> str:
-    """Each value as JSON text, in a string; NULL for an empty map."""
-    return f"""CASE WHEN {column} <> {EMPTY_OBJECT} THEN
+    """Each value as JSON text, in a string; NULL for an empty map, and for what other software
+    stored and is no map."""
+    return f"""CASE WHEN {column} <> {EMPTY_OBJECT} AND jsonb_typeof({column}) = 'object' THEN
             (SELECT jsonb_object_agg(key, value::text) FROM jsonb_each({column})) END"""
 
 
@@ -232,6 +249,10 @@ class Columns(Generic[M]):
     def __len__(self) -> int:
         """How many columns a selection has."""
         return len(self.columns)
+
+    def at(self, name: str) -> int:
+        """Where a column stands in a selection."""
+        return [column.name for column in self.columns].index(name)
 
     def record(self, *, indent: int = _INDENT) -> str:
         """The names and types of the document's record, `id text, …`."""

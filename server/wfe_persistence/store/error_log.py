@@ -42,14 +42,18 @@ FROM wfc.execution_errors
 WHERE ($1::text IS NULL OR workflow_id = $1)
     AND ($2::timestamptz IS NULL OR error_time >= $2)
     AND ($3::timestamptz IS NULL OR error_time < $3)
-    AND id < $4::bigint
+    AND ($4::bigint IS NULL OR id < $4)
 ORDER BY id DESC
 LIMIT $5
 """
 
 
 async def list_errors(
-    store: Store, request: ListErrorsRequest, before: Cursor, page_size: int, page_bytes: int
+    store: Store,
+    request: ListErrorsRequest,
+    before: Cursor | None,
+    page_size: int,
+    page_bytes: int,
 ) -> Page[ExecutionError]:
     """Logged errors, the most recently logged first."""
     rows = store.stream_once(
@@ -57,7 +61,7 @@ async def list_errors(
         text(request.workflow_id) if request.workflow_id else None,
         timestamp(request.error_time_from) if request.HasField("error_time_from") else None,
         timestamp(request.error_time_before) if request.HasField("error_time_before") else None,
-        integer(before[0]),
+        None if before is None else integer(before[0]),
         integer(page_size + 1),
     )
     return await fill_page(rows, _decode_error, _by_number, page_size, page_bytes)

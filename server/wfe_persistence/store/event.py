@@ -11,10 +11,12 @@ from wfe_persistence.errors import PersistenceError, field_error
 from wfe_persistence.store.documents import event_document
 from wfe_persistence.store.paging import (
     DIRECTIONS,
+    LEAST_TIME,
     TIME,
     Cursor,
     Direction,
     Page,
+    behind,
     fill_page,
     page_of_ids,
 )
@@ -22,9 +24,8 @@ from wfe_persistence.store.records import EVENT
 from wfe_persistence.store.rows import (
     PGresult,
     boolean,
-    epoch_micros,
     integer,
-    micros_param,
+    read_int8,
     text,
     timestamp,
 )
@@ -59,27 +60,27 @@ async def get_event(store: Store, id_: str) -> Event:
     return _decode_event(rows)
 
 
-GET_RUNNABLE_EVENTS = """
+GET_RUNNABLE_EVENTS = f"""
 SELECT id, event_time FROM wfc.events
 WHERE NOT is_processed AND event_time <= coalesce($1::timestamptz, now())
-    AND (event_time, id) > ($2::timestamptz, $3::text)
+    AND {behind("(event_time, id)", "$2::timestamptz", "$3::text", least=LEAST_TIME)}
 ORDER BY event_time, id
 LIMIT $4
 """
 
 
 async def get_runnable_events(
-    store: Store, as_at: Timestamp | None, after: Cursor, page_size: int
+    store: Store, as_at: Timestamp | None, after: Cursor | None, page_size: int, page_bytes: int
 ) -> Page[str]:
     """The ids of unprocessed events, the oldest first. `as_at` None: the database's clock."""
     due = None if as_at is None else timestamp(as_at)
-    return await page_of_ids(store, GET_RUNNABLE_EVENTS, [due], TIME, after, page_size)
+    return await page_of_ids(store, GET_RUNNABLE_EVENTS, [due], TIME, after, page_size, page_bytes)
 
 
-GET_EVENTS = """
+GET_EVENTS = f"""
 SELECT id, event_time FROM wfc.events
 WHERE event_name = $1 AND event_key = $2 AND event_time <= coalesce($3::timestamptz, now())
-    AND (event_time, id) > ($4::timestamptz, $5::text)
+    AND {behind("(event_time, id)", "$4::timestamptz", "$5::text", least=LEAST_TIME)}
 ORDER BY event_time, id
 LIMIT $6
 """
@@ -90,13 +91,14 @@ async def get_events(
     event_name: str,
     event_key: str,
     as_of: Timestamp | None,
-    after: Cursor,
+    after: Cursor | None,
     page_size: int,
+    page_bytes: int,
 ) -> Page[str]:
     """The ids of the events with this name and key, the oldest first. `as_of` None: the
     database's clock."""
     filters = [text(event_name), text(event_key), None if as_of is None else timestamp(as_of)]
-    return await page_of_ids(store, GET_EVENTS, filters, TIME, after, page_size)
+    return await page_of_ids(store, GET_EVENTS, filters, TIME, after, page_size, page_bytes)
 
 
 MARK_EVENT_PROCESSED = """
@@ -133,14 +135,17 @@ WHERE ($1::text IS NULL OR event_name = $1) AND ($2::text IS NULL OR event_key =
     AND ($3::boolean IS NULL OR is_processed = $3)
     AND ($4::timestamptz IS NULL OR event_time >= $4)
     AND ($5::timestamptz IS NULL OR event_time < $5)
-    AND (event_time, id) {direction.after} ($6::timestamptz, $7::text)
+    AND ($7::text IS NULL OR (event_time, id) {direction.after} ($6::timestamptz, $7))
 ORDER BY event_time {direction.order}, id {direction.order}
 LIMIT $8
 """
 
 
-def _by_time(_: PGresult, event: Event) -> Cursor:
-    return epoch_micros(event.event_time), event.id
+_EVENT_TIME = EVENT.at("event_time")
+
+
+def _by_time(row: PGresult, event: Event) -> Cursor:
+    return read_int8(row.get_value(0, _EVENT_TIME)), event.id
 
 
 LIST_EVENTS = {order: _list_events(direction) for order, direction in DIRECTIONS.items()}
@@ -150,7 +155,7 @@ async def list_events(
     store: Store,
     request: ListEventsRequest,
     order: ListOrder.ValueType,
-    after: Cursor,
+    after: Cursor | None,
     page_size: int,
     page_bytes: int,
 ) -> Page[Event]:
@@ -162,8 +167,7 @@ async def list_events(
         boolean(request.is_processed) if request.HasField("is_processed") else None,
         timestamp(request.event_time_from) if request.HasField("event_time_from") else None,
         timestamp(request.event_time_before) if request.HasField("event_time_before") else None,
-        micros_param(after[0]),
-        text(after[1]),
+        *TIME.params(after),
         integer(page_size + 1),
     )
     return await fill_page(rows, _decode_event, _by_time, page_size, page_bytes)

@@ -185,14 +185,14 @@ LIMIT $4
 """
 
 
-async def list_namespaces(store: Store, after: Cursor, page_size: int) -> Page[Namespace]:
+async def list_namespaces(store: Store, after: Cursor | None, page_size: int) -> Page[Namespace]:
     """The namespaces in the order of their schemas' names; `store` is the default one."""
     base = store.schema
     rows = await store.read(
         LIST_NAMESPACES,
         text(base.table_prefix + MIGRATIONS_TABLE),
         text(base.name),
-        text(after[1]),
+        text("" if after is None else after[1]),
         integer(page_size + 1),
     )
     found: list[Namespace] = []
@@ -269,7 +269,7 @@ Outcomes = dict[str, list[str] | Exception]
 async def migrate_all(store: Store, concurrency: int = 4) -> Outcomes:
     """Migrate every namespace, `concurrency` at a time; returns the outcome of each."""
     names: list[tuple[str, Schema]] = [(DEFAULT_NAMESPACE, store.schema)]
-    after: Cursor = (0, "")
+    after: Cursor | None = None
     try:
         while True:
             page = await list_namespaces(store, after, 1000)

@@ -10,12 +10,12 @@ from typing import Final, Generic, NamedTuple, TypeVar
 from google.protobuf.message import Message
 
 from wfe.persistence.v1.list_order_pb2 import ListOrder
+from wfe_persistence.store.oversize import reduce
 from wfe_persistence.store.rows import (
     Param,
     integer,
-    micros_param,
+    pg_micros_param,
     read_int8,
-    read_micros,
     read_text,
     text,
 )
@@ -26,12 +26,14 @@ Row = TypeVar("Row")
 Stored = TypeVar("Stored", bound=Message)
 
 Cursor = tuple[int, str]
-"""The key of the last row of a page: a number (time in ms or µs, or a row's number) and an id."""
+"""The key of the last row of a page: a number and an id.
 
-START: Final[Cursor] = (-(2**63), "")
-"""Before the first row of any ascending list."""
-END: Final[Cursor] = (2**63 - 1, "")
-"""Before the first row of any descending list."""
+The number is the exact value of the column: of a time, what PostgreSQL stores (±infinity and the
+years that a Timestamp can't express included), not the time that is returned.
+"""
+
+START: Final[Cursor | None] = None
+"""Before the first row of a list, in either order."""
 
 
 class Direction(NamedTuple):
@@ -46,8 +48,26 @@ DIRECTIONS: Final[dict[ListOrder.ValueType, Direction]] = {
     ListOrder.LIST_ORDER_OLDEST_FIRST: Direction("ASC", ">"),
 }
 
+
+LEAST_NUMBER: Final = f"{-(2**63)}"
+LEAST_TIME: Final = "'-infinity'"
+"""The least values of bigint and timestamptz columns, in SQL."""
+
+
+def behind(key: str, number: str, id_: str, *, least: str) -> str:
+    """The condition that a row's key, a pair of columns, comes after the cursor in an ascending
+    list; the parameters are NULL for the first page. `least`: the least value of the first column.
+
+    For prepared statements: an index finds the first row of the page also in a generic plan.
+    """
+    return f"""{key} >= (coalesce({number}, {least}), coalesce({id_}, ''))
+    AND ({id_} IS NULL OR {key} <> ({number}, {id_}))"""
+
+
 # An item's tag and length take at most this many bytes in the response.
 _FRAMING_BYTES: Final = 8
+# Page tokens have room for an id of this size. Other software may have stored a longer one.
+_ID_BYTES: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,26 +84,39 @@ class Key(NamedTuple):
     encode: Callable[[int], bytes]
     decode: Callable[[bytes | None], int]
 
+    def params(self, cursor: Cursor | None) -> tuple[Param, Param]:
+        """A cursor as two parameters."""
+        return (None, None) if cursor is None else (self.encode(cursor[0]), text(cursor[1]))
+
 
 NUMBER: Final = Key(integer, read_int8)
 """A bigint column."""
-TIME: Final = Key(micros_param, read_micros)
-"""A timestamptz column, in µs."""
+TIME: Final = Key(pg_micros_param, read_int8)
+"""A timestamptz column."""
 
 
 async def page_of_ids(
-    store: Store, sql: str, filters: Sequence[Param], key: Key, after: Cursor, page_size: int
+    store: Store,
+    sql: str,
+    filters: Sequence[Param],
+    key: Key,
+    after: Cursor | None,
+    page_size: int,
+    page_bytes: int,
 ) -> Page[str]:
     """A page of ids. `sql` selects (id, key); its parameters are the filters, the cursor's number
     and id, and the maximum number of rows."""
-    rows = await store.read(
-        sql, *filters, key.encode(after[0]), text(after[1]), integer(page_size + 1)
-    )
+    rows = await store.read(sql, *filters, *key.params(after), integer(page_size + 1))
     get = rows.get_value
-    ids = [read_text(get(i, 0)) for i in range(min(rows.ntuples, page_size))]
-    if rows.ntuples <= page_size:
-        return Page(ids, None)
-    return Page(ids, (key.decode(get(page_size - 1, 1)), ids[-1]))
+    ids: list[str] = []
+    size = 0
+    for row in range(rows.ntuples):
+        id_ = read_text(get(row, 0))
+        size += len(id_.encode()) + _FRAMING_BYTES
+        if ids and (row == page_size or size + _token_growth(id_) > page_bytes):
+            return Page(ids, (key.decode(get(row - 1, 1)), ids[-1]))
+        ids.append(id_)
+    return Page(ids, None)
 
 
 async def fill_page(
@@ -96,21 +129,31 @@ async def fill_page(
     """A page of what `decode` makes of streamed rows; None: a row without an item.
 
     It ends at `page_size` items, or before the item that would make it larger than `page_bytes`
-    (encoded, as part of a response); but it holds at least one item, however large that is. The
-    query must return `page_size + 1` rows at most: the extra one shows that there are more. Closes
-    `rows`.
+    (encoded, as part of a response). From an item that alone is larger, so much is left out that it
+    fits (`oversize`), because otherwise no page would ever get past it. The query must return
+    `page_size + 1` rows at most: the extra one shows that there are more. Closes `rows`.
     """
     items: list[Stored] = []
     size = 0
-    last: Row | None = None
+    last: Cursor | None = None
     async with aclosing(rows):
         async for row in rows:
             item = decode(row)
             if item is None:
                 continue
+            at = cursor(row, item)
+            room = page_bytes - _token_growth(at[1])
+            reduce(item, room - _FRAMING_BYTES)
             size += item.ByteSize() + _FRAMING_BYTES
-            if last is not None and (len(items) == page_size or size > page_bytes):
-                return Page(items, cursor(last, items[-1]))
+            if last is not None and (len(items) == page_size or size > room):
+                return Page(items, last)
             items.append(item)
-            last = row
+            last = at
     return Page(items, None)
+
+
+def _token_growth(id_: str) -> int:
+    """How many bytes more than usual a page token takes if the page ends with this id."""
+    if len(id_) <= _ID_BYTES // 4:
+        return 0
+    return max(0, len(id_.encode()) - _ID_BYTES) * 4 // 3 + 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from wfe.persistence.v1.workflow_pb2 import ExecutionPointer
 from wfe_persistence.errors import revision_mismatch, workflow_not_found
-from wfe_persistence.store.paging import Cursor, Page, fill_page
+from wfe_persistence.store.paging import LEAST_NUMBER, NUMBER, Cursor, Page, behind, fill_page
 from wfe_persistence.store.records import POINTER
 from wfe_persistence.store.rows import PGresult, integer, read_int8, text
 from wfe_persistence.store.tables import Store
@@ -26,7 +26,8 @@ SELECT {POINTER_SELECTION},
     p.ordinal, w.revision
 FROM wfc.workflows w LEFT JOIN LATERAL (
     SELECT * FROM wfc.execution_pointers p
-    WHERE {condition} AND (p.ordinal, p.id) > ($2::bigint, $3::text)
+    WHERE {condition}
+    AND {behind("(p.ordinal, p.id)", "$2::bigint", "$3::text", least=LEAST_NUMBER)}
     ORDER BY p.ordinal, p.id
     LIMIT $4
 ) p ON TRUE
@@ -47,7 +48,7 @@ LIST_ACTIVE_EXECUTION_POINTERS = _list_pointers(
 async def list_execution_pointers(
     store: Store,
     workflow_id: str,
-    after: Cursor,
+    after: Cursor | None,
     page_size: int,
     page_bytes: int,
     *,
@@ -76,8 +77,7 @@ async def list_execution_pointers(
     rows = store.stream(
         LIST_ACTIVE_EXECUTION_POINTERS if active_only else LIST_EXECUTION_POINTERS,
         text(workflow_id),
-        integer(after[0]),
-        text(after[1]),
+        *NUMBER.params(after),
         integer(page_size + 1),
     )
     page = await fill_page(

@@ -15,14 +15,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from wfe.persistence.v1.workflow_pb2 import PurgeWorkflowsResponse, WorkflowStatus
 from wfe_persistence.errors import revision_mismatch, workflow_not_found
 from wfe_persistence.store.commit import LOCK_WORKFLOW
-from wfe_persistence.store.paging import Cursor
+from wfe_persistence.store.paging import TIME, Cursor
 from wfe_persistence.store.rows import (
     boolean,
     integer,
-    micros_param,
     read_bool,
     read_int8,
-    read_micros,
     read_text,
     text,
     timestamp,
@@ -74,33 +72,75 @@ async def delete_workflow(store: Store, id_: str, expected_revision: int | None)
         raise revision_mismatch(read_int8(row.get_value(0, 0)), expected_revision)
 
 
-# A row that was written between the statement's snapshot and its lock is skipped, because the
-# snapshot does not show what else was written; its revision tells.
-# $1 statuses, $2 complete_time before, $3 and $4 cursor, $5 definition, $6 maximum number of roots,
-# $7 maximum number of rows.
-_DOOMED = """
-WITH roots AS MATERIALIZED (
+# $1 statuses, $2 ended before, $3 and $4 cursor, $5 definition, $6 maximum number of roots, $7
+# maximum number of rows.
+def _is_asked_for(w: str) -> str:
+    """Whether a workflow itself is to be purged, if it is a root."""
+    return f"""{w}.status IN ('Complete', 'Terminated') AND {w}.status = ANY ($1::text[])
+        AND coalesce({w}.complete_time, {w}.create_time) < $2::timestamptz
+        AND ($5::text IS NULL OR {w}.definition_id = $5)"""
+
+
+# Workflows may be each other's roots, in a cycle. One of those that are asked for stands for the
+# root: the first by the hashes of their ids. (The walk up from a workflow ends at any that comes
+# before it, so with hashes it is short, whatever ids a chain has.)
+def _ends_walk(n: str) -> str:
+    return f"""{n}.id = w.id
+                OR (hashtextextended({n}.id, 0), {n}.id) < (hashtextextended(w.id, 0), w.id)
+                    AND {_is_asked_for(n)}"""
+
+
+# Whether the workflow w, which has a root, stands for the root of a cycle; NULL: its root is gone.
+_LEADS_CYCLE = f"""(
+    SELECT r.root_workflow_id <> r.id IS TRUE AND w.id = ANY (ARRAY (
+        WITH RECURSIVE above (id, root, is_last) AS (
+            SELECT r.id, r.root_workflow_id,
+                {_ends_walk("r")}
+            UNION
+            SELECT n.id, n.root_workflow_id,
+                {_ends_walk("n")}
+            FROM above a, LATERAL (
+                SELECT * FROM wfc.workflows WHERE id = a.root OFFSET 0
+            ) n
+            WHERE NOT a.is_last
+        )
+        SELECT id FROM above WHERE is_last
+    ))
+    FROM wfc.workflows r WHERE r.id = w.root_workflow_id
+)"""
+
+# A tree is all below a root, however deep. A row that was written between the statement's snapshot
+# and its lock is skipped, because the snapshot does not show what else was written; its revision
+# tells.
+_DOOMED = f"""
+WITH RECURSIVE roots AS MATERIALIZED (
     SELECT w.id, coalesce(w.complete_time, w.create_time) AS ended
     FROM wfc.workflows w
-    WHERE w.status IN ('Complete', 'Terminated') AND w.status = ANY ($1::text[])
-        AND coalesce(w.complete_time, w.create_time) < $2::timestamptz
-        AND (coalesce(w.complete_time, w.create_time), w.id) > ($3::timestamptz, $4::text)
-        AND ($5::text IS NULL OR w.definition_id = $5)
+    WHERE {_is_asked_for("w")}
+        AND ($4::text IS NULL
+            OR (coalesce(w.complete_time, w.create_time), w.id) > ($3::timestamptz, $4))
         AND (w.root_workflow_id IS NULL OR w.root_workflow_id = w.id
-            OR NOT EXISTS (SELECT FROM wfc.workflows r WHERE r.id = w.root_workflow_id))
+            OR coalesce({_LEADS_CYCLE}, TRUE))
         AND w.revision = (SELECT s.revision FROM wfc.workflows s WHERE s.id = w.id)
     ORDER BY coalesce(w.complete_time, w.create_time), w.id
     LIMIT $6
     FOR UPDATE OF w SKIP LOCKED
+), tree (root, id) AS (
+    SELECT id, id FROM roots
+    UNION
+    SELECT t.root, b.id FROM tree t, LATERAL (
+        SELECT id FROM wfc.workflows WHERE root_workflow_id = t.id OFFSET 0
+    ) b
 ), below AS MATERIALIZED (
-    SELECT r.id AS root, c.id, c.has_ended
-    FROM roots r, LATERAL (
+    SELECT t.root, c.id, c.has_ended
+    FROM tree t, LATERAL (
         SELECT id, status IN ('Complete', 'Terminated')
             AND coalesce(complete_time, create_time) < $2 AS has_ended
-        FROM wfc.workflows b WHERE root_workflow_id = r.id AND id <> r.id
+        FROM wfc.workflows b WHERE id = t.id
             AND b.revision = (SELECT s.revision FROM wfc.workflows s WHERE s.id = b.id)
         FOR UPDATE SKIP LOCKED
     ) c
+    WHERE t.id <> t.root
 ), trees AS MATERIALIZED (
     SELECT r.id, r.ended, sizes.pointers
     FROM roots r, LATERAL (
@@ -117,8 +157,7 @@ WITH roots AS MATERIALIZED (
     SELECT id FROM considered c
     WHERE NOT EXISTS (SELECT FROM below b WHERE b.root = c.id AND NOT b.has_ended)
         AND (SELECT count(*) FROM below b WHERE b.root = c.id)
-            = (SELECT count(*) FROM wfc.workflows w
-                WHERE w.root_workflow_id = c.id AND w.id <> c.id)
+            = (SELECT count(*) FROM tree t WHERE t.root = c.id AND t.id <> c.id)
 ), doomed AS MATERIALIZED (
     SELECT id FROM doomed_roots
     UNION
@@ -165,7 +204,7 @@ async def purge_workflows(
     statuses: Sequence[WorkflowStatus.ValueType],
     ended_before: Timestamp,
     definition_id: str,
-    after: Cursor,
+    after: Cursor | None,
     max_rows: int,
     *,
     dry_run: bool,
@@ -181,8 +220,7 @@ async def purge_workflows(
             COUNT_DOOMED_WORKFLOWS if dry_run else PURGE_WORKFLOWS,
             status_array(statuses or ENDED),
             timestamp(ended_before),
-            micros_param(after[0]),
-            text(after[1]),
+            *TIME.params(after),
             text(definition_id) if definition_id else None,
             integer(_BATCH_ROOTS),
             integer(min(_BATCH_ROWS, max_rows - rows)),
@@ -197,7 +235,7 @@ async def purge_workflows(
         rows += sum(counts[:5])
         considered, found = counts[5:]
         if found:
-            after = (read_micros(get(0, 7)), read_text(get(0, 8)))
+            after = (read_int8(get(0, 7)), read_text(get(0, 8)))
         if considered == found < _BATCH_ROOTS:
             return done, None
     return done, after
@@ -207,7 +245,8 @@ def _doomed_events(*, lock: str = "") -> str:
     """The CTE of one batch of events."""
     return f"""doomed AS MATERIALIZED (
     SELECT id, event_time FROM wfc.events
-    WHERE event_time < $1::timestamptz AND (event_time, id) > ($2::timestamptz, $3::text)
+    WHERE event_time < $1::timestamptz
+        AND ($3::text IS NULL OR (event_time, id) > ($2::timestamptz, $3))
         AND ($4::boolean OR is_processed) AND ($5::text IS NULL OR event_name = $5)
     ORDER BY event_time, id
     LIMIT $6{lock}
@@ -235,7 +274,7 @@ async def purge_events(
     store: Store,
     event_time_before: Timestamp,
     event_name: str,
-    after: Cursor,
+    after: Cursor | None,
     max_rows: int,
     *,
     include_unprocessed: bool,
@@ -251,8 +290,7 @@ async def purge_events(
         row = await store.write_once(
             COUNT_DOOMED_EVENTS if dry_run else PURGE_EVENTS,
             timestamp(event_time_before),
-            micros_param(after[0]),
-            text(after[1]),
+            *TIME.params(after),
             boolean(include_unprocessed),
             text(event_name) if event_name else None,
             integer(batch),
@@ -261,7 +299,7 @@ async def purge_events(
         events += read_int8(get(0, 0))
         found = read_int8(get(0, 1))
         if found:
-            after = (read_micros(get(0, 2)), read_text(get(0, 3)))
+            after = (read_int8(get(0, 2)), read_text(get(0, 3)))
         if found < batch:
             return events, None
     return events, after

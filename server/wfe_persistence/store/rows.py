@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from json import dumps
 from json.encoder import encode_basestring
 from typing import Final
@@ -17,14 +17,21 @@ from wfe_persistence.store.postgres.pipeline import PGresult as PGresult
 GetValue = Callable[[int, int], bytes | None]
 """`PGresult.get_value`: the value at a row and a column, None for NULL."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_NAIVE_EPOCH = _EPOCH.replace(tzinfo=None)
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 — UTC; without a time zone it is faster
 # PostgreSQL counts microseconds from 2000-01-01.
+_PG_EPOCH = datetime(2000, 1, 1)  # noqa: DTZ001
 _PG_EPOCH_MICROS: Final = 946_684_800_000_000
 # The range of a Timestamp: years 1 to 9999. PostgreSQL also has ±infinity and other years, which
 # another host that shares the database may have written; they are clamped.
 _FIRST_MICROS: Final = -62_135_596_800_000_000
 _LAST_MICROS: Final = 253_402_300_799_999_999
+# The range of a timestamptz, 4714-11-24 BC to 294276-12-31, in µs since 2000; beyond is ±infinity.
+_FIRST_PG_MICROS: Final = -211_813_488_000_000_000
+_LAST_PG_MICROS: Final = 9_223_371_331_199_999_999
+_DAY_MICROS: Final = 86_400_000_000
+# The Gregorian calendar repeats after 400 years, which are so many days.
+_CYCLE_YEARS: Final = 400
+_CYCLE_DAYS: Final = 146_097
 
 _INT4 = struct.Struct("!i").unpack
 _INT8 = struct.Struct("!q").unpack
@@ -52,7 +59,7 @@ def iso(time: Timestamp) -> str:
     """A time in ISO 8601, truncated to microseconds."""
     since_epoch = timedelta(0, time.seconds, time.nanos // 1000)
     # Without a time zone, and with positional arguments, it takes two thirds of the time.
-    return f"{(_NAIVE_EPOCH + since_epoch).isoformat()}+00:00"
+    return f"{(_EPOCH + since_epoch).isoformat()}+00:00"
 
 
 def timestamp(time: Timestamp) -> bytes:
@@ -63,11 +70,6 @@ def timestamp(time: Timestamp) -> bytes:
 def epoch_ms(time: Timestamp) -> int:
     """A time in milliseconds since 1970, truncated towards the past."""
     return time.seconds * 1000 + time.nanos // 1_000_000
-
-
-def epoch_micros(time: Timestamp) -> int:
-    """A time in microseconds since 1970, truncated towards the past."""
-    return time.seconds * 1_000_000 + time.nanos // 1000
 
 
 def text_list(values: Iterable[str]) -> bytes:
@@ -111,27 +113,30 @@ def read_json(value: bytes | None) -> str:
     return value[1:].decode()
 
 
-def read_micros(value: bytes | None) -> int:
-    """A timestamptz column that is not NULL, in microseconds since 1970."""
-    return min(max(read_int8(value) + _PG_EPOCH_MICROS, _FIRST_MICROS), _LAST_MICROS)
-
-
 def read_time(value: bytes | None, into: Timestamp) -> None:
     """Put a timestamptz column into a Timestamp; the Timestamp is set even at the epoch."""
     assert value is not None
     micros: int = _INT8(value)[0] + _PG_EPOCH_MICROS
     if not _FIRST_MICROS <= micros <= _LAST_MICROS:
-        micros = read_micros(value)
+        micros = min(max(micros, _FIRST_MICROS), _LAST_MICROS)
     seconds, micros = divmod(micros, 1_000_000)
     into.seconds = seconds
     into.nanos = micros * 1000
     into.SetInParent()
 
 
-def micros_param(micros: int) -> bytes:
-    """Microseconds since 1970 as a time parameter; outside the years 1-9999: ±infinity."""
-    if micros < _FIRST_MICROS:
+def pg_micros_param(micros: int) -> bytes:
+    """A time as a timestamptz holds it, in µs since 2000 (`read_int8`), as a parameter.
+
+    It is exact for every time that PostgreSQL has, so that a cursor can stand at each of them.
+    """
+    if micros < _FIRST_PG_MICROS:
         return b"-infinity"
-    if micros > _LAST_MICROS:
+    if micros > _LAST_PG_MICROS:
         return b"infinity"
-    return (_EPOCH + timedelta(microseconds=micros)).isoformat().encode()
+    days, micros = divmod(micros, _DAY_MICROS)
+    cycles, days = divmod(days, _CYCLE_DAYS)
+    time = _PG_EPOCH + timedelta(days, 0, micros)
+    year = time.year + cycles * _CYCLE_YEARS
+    era = "" if year > 0 else " BC"
+    return f"{year if year > 0 else 1 - year:04}-{time:%m-%d %H:%M:%S.%f}+00{era}".encode()

@@ -13,14 +13,12 @@ from wfe.persistence.v1.subscription_pb2 import (
 )
 from wfe_persistence.errors import PersistenceError, field_error, invalid_field
 from wfe_persistence.store.documents import subscription_document
-from wfe_persistence.store.paging import Cursor, Page, fill_page
+from wfe_persistence.store.paging import LEAST_TIME, TIME, Cursor, Page, behind, fill_page
 from wfe_persistence.store.records import SUBSCRIPTION
 from wfe_persistence.store.rows import (
     PGresult,
     boolean,
-    epoch_micros,
     integer,
-    micros_param,
     read_bool,
     read_int8,
     read_time,
@@ -45,8 +43,11 @@ _COLUMNS = SUBSCRIPTION.selection()
 _decode_subscription = SUBSCRIPTION.decoder()
 
 
-def _by_time(_: PGresult, subscription: EventSubscription) -> Cursor:
-    return epoch_micros(subscription.subscribe_as_of), subscription.id
+_SUBSCRIBE_AS_OF = SUBSCRIPTION.at("subscribe_as_of")
+
+
+def _by_time(row: PGresult, subscription: EventSubscription) -> Cursor:
+    return read_int8(row.get_value(0, _SUBSCRIBE_AS_OF)), subscription.id
 
 
 def _by_id(_: PGresult, subscription: EventSubscription) -> Cursor:
@@ -76,7 +77,7 @@ GET_SUBSCRIPTIONS = f"""
 SELECT {_COLUMNS}
 FROM wfc.event_subscriptions
 WHERE {_OPEN_FOR_EVENT}
-    AND (subscribe_as_of, id) > ($4::timestamptz, $5::text)
+    AND {behind("(subscribe_as_of, id)", "$4::timestamptz", "$5::text", least=LEAST_TIME)}
 ORDER BY subscribe_as_of, id
 LIMIT $6
 """
@@ -87,7 +88,7 @@ async def get_subscriptions(
     event_name: str,
     event_key: str,
     as_of: Timestamp | None,
-    after: Cursor,
+    after: Cursor | None,
     page_size: int,
     page_bytes: int,
 ) -> Page[EventSubscription]:
@@ -97,8 +98,7 @@ async def get_subscriptions(
         text(event_name),
         text(event_key),
         None if as_of is None else timestamp(as_of),
-        micros_param(after[0]),
-        text(after[1]),
+        *TIME.params(after),
         integer(page_size + 1),
     )
     return await fill_page(rows, _decode_subscription, _by_time, page_size, page_bytes)
@@ -298,14 +298,18 @@ WHERE ($1::text IS NULL OR workflow_id = $1) AND ($2::text IS NULL OR event_name
     AND ($3::text IS NULL OR event_key = $3)
     AND ($4::boolean IS NULL OR $4 = (external_token IS NOT NULL
         AND (external_token_expiry IS NULL OR external_token_expiry > now())))
-    AND id > $5::text
+    AND ($5::text IS NULL OR id > $5)
 ORDER BY id
 LIMIT $6
 """
 
 
 async def list_subscriptions(
-    store: Store, request: ListSubscriptionsRequest, after: Cursor, page_size: int, page_bytes: int
+    store: Store,
+    request: ListSubscriptionsRequest,
+    after: Cursor | None,
+    page_size: int,
+    page_bytes: int,
 ) -> Page[EventSubscription]:
     """Subscriptions, open and held, in the order of their ids."""
     rows = store.stream_once(
@@ -314,7 +318,7 @@ async def list_subscriptions(
         text(request.event_name) if request.event_name else None,
         text(request.event_key) if request.HasField("event_key") else None,
         boolean(request.held) if request.HasField("held") else None,
-        text(after[1]),
+        None if after is None else text(after[1]),
         integer(page_size + 1),
     )
     return await fill_page(rows, _decode_subscription, _by_id, page_size, page_bytes)

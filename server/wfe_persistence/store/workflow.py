@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
+from itertools import pairwise
 from typing import Final
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
@@ -18,16 +19,24 @@ from wfe.persistence.v1.workflow_pb2 import (
 from wfe_persistence.errors import PersistenceError, field_error, workflow_not_found
 from wfe_persistence.store.columns import INT8, Column, Columns, enum
 from wfe_persistence.store.documents import workflow_document
-from wfe_persistence.store.paging import DIRECTIONS, NUMBER, Cursor, Page, fill_page, page_of_ids
+from wfe_persistence.store.paging import (
+    DIRECTIONS,
+    LEAST_NUMBER,
+    NUMBER,
+    TIME,
+    Cursor,
+    Page,
+    behind,
+    fill_page,
+    page_of_ids,
+)
 from wfe_persistence.store.pointer import IS_ACTIVE, POINTER_SELECTION, read_pointer
 from wfe_persistence.store.records import POINTER, WORKFLOW, WORKFLOW_STATUS
 from wfe_persistence.store.rows import (
     GetValue,
     Param,
     PGresult,
-    epoch_micros,
     integer,
-    micros_param,
     read_int8,
     text,
     text_list,
@@ -92,6 +101,7 @@ async def create_new_workflow(store: Store, instance: WorkflowInstance) -> None:
 _INSTANCE_COLUMNS = f"""{POINTER_SELECTION},
     {WORKFLOW.selection("w", large_if="row_number() OVER pointers = 1")}"""
 _read_header_columns = WORKFLOW.reader(first=len(POINTER))
+_CREATE_TIME: Final = len(POINTER) + WORKFLOW.at("create_time")
 
 # The condition that joins a view's pointers to a workflow. A join ON FALSE reads nothing.
 _POINTERS_OF_VIEW: Final[dict[WorkflowView.ValueType, str]] = {
@@ -167,45 +177,50 @@ async def get_workflow_instances(
     """Many workflows, in the order of the request; unknown ids are skipped."""
     rows = store.stream(GET_WORKFLOW_INSTANCES[view], text_list(ids))
     async with aclosing(_instances(rows, view)) as instances:
-        async for instance in instances:
+        async for instance, _ in instances:
             yield instance
 
 
 async def _instances(
     rows: AsyncGenerator[PGresult, None], view: WorkflowView.ValueType
-) -> AsyncGenerator[WorkflowInstance, None]:
-    """Workflows from rows; the last column is the number of the workflow that a row belongs to."""
+) -> AsyncGenerator[tuple[WorkflowInstance, Cursor], None]:
+    """Workflows from rows, and where each stands in the order of create_time. The last column is
+    the number of the workflow that a row belongs to."""
     instance: WorkflowInstance | None = None
+    at: Cursor = (0, "")
     current: bytes | None = None
     async with aclosing(rows):
         async for row in rows:
             number = row.get_value(0, row.nfields - 1)
             if instance is None or number != current:
                 if instance is not None:
-                    yield instance
+                    yield instance, at
                 instance, current = _read_header(row.get_value, view), number
+                at = read_int8(row.get_value(0, _CREATE_TIME)), instance.id
             if row.get_value(0, 0) is not None:
                 read_pointer(row.get_value, 0, instance.execution_pointers.add())
     if instance is not None:
-        yield instance
+        yield instance, at
 
 
-GET_RUNNABLE_INSTANCES = """
+GET_RUNNABLE_INSTANCES = f"""
 SELECT id, next_execution FROM wfc.workflows
 WHERE status = 'Runnable'
     AND next_execution <= coalesce($1::bigint, floor(extract(epoch FROM now()) * 1000)::bigint)
-    AND (next_execution, id) > ($2::bigint, $3::text)
+    AND {behind("(next_execution, id)", "$2::bigint", "$3::text", least=LEAST_NUMBER)}
 ORDER BY next_execution, id
 LIMIT $4
 """
 
 
 async def get_runnable_instances(
-    store: Store, as_at_ms: int | None, after: Cursor, page_size: int
+    store: Store, as_at_ms: int | None, after: Cursor | None, page_size: int, page_bytes: int
 ) -> Page[str]:
     """The ids of workflows that are due, soonest first. `as_at_ms` None: the database's clock."""
     due = None if as_at_ms is None else integer(as_at_ms)
-    return await page_of_ids(store, GET_RUNNABLE_INSTANCES, [due], NUMBER, after, page_size)
+    return await page_of_ids(
+        store, GET_RUNNABLE_INSTANCES, [due], NUMBER, after, page_size, page_bytes
+    )
 
 
 NEXT_DEFINITION_SEQUENCE = """
@@ -261,7 +276,16 @@ def status_array(statuses: Iterable[WorkflowStatus.ValueType]) -> bytes:
     return f"{{{','.join(WORKFLOW_STATUS[status] for status in dict.fromkeys(statuses))}}}".encode()
 
 
-_ALL_STATUSES = ", ".join(f"'{name}'" for name in WORKFLOW_STATUS.values())
+_STATUSES: Final = sorted(f"'{name}'" for name in WORKFLOW_STATUS.values())
+# Other software may have stored statuses that this server does not know. They are found between
+# those that it knows, in the same index, as one look into each gap.
+_OTHER_STATUS: Final = " OR ".join(
+    (
+        f"w.status < {_STATUSES[0]}",
+        *(f"w.status > {a} AND w.status < {b}" for a, b in pairwise(_STATUSES)),
+        f"w.status > {_STATUSES[-1]}",
+    )
+)
 
 
 def _list_workflows(*, after: str, direction: str, pointers: str) -> str:
@@ -269,17 +293,24 @@ def _list_workflows(*, after: str, direction: str, pointers: str) -> str:
 
     It is merged from the first workflows of each status, so that one index by status is enough.
     """
+
+    def first(status: str) -> str:
+        return f"""
+        SELECT * FROM wfc.workflows w
+        WHERE {status} AND {_FILTER}
+            AND ($12::text IS NULL OR (w.create_time, w.id) {after} ($11::timestamptz, $12))
+        ORDER BY w.create_time {direction}, w.id {direction}
+        LIMIT $13"""
+
     return f"""
 WITH page AS MATERIALIZED (
-    SELECT first.*
-    FROM unnest(
-        coalesce($1::text[], ARRAY[{_ALL_STATUSES}])
-    ) AS of (status), LATERAL (
-        SELECT * FROM wfc.workflows w
-        WHERE w.status = of.status AND {_FILTER}
-            AND (w.create_time, w.id) {after} ($11::timestamptz, $12::text)
-        ORDER BY w.create_time {direction}, w.id {direction}
-        LIMIT $13
+    SELECT * FROM (
+        SELECT w.* FROM unnest(
+            coalesce($1::text[], ARRAY[{", ".join(_STATUSES)}])
+        ) AS of (status), LATERAL ({first("w.status = of.status")}
+        ) w
+        UNION ALL
+        ({first(f"$1 IS NULL AND ({_OTHER_STATUS})")})
     ) first
     ORDER BY first.create_time {direction}, first.id {direction}
     LIMIT $13
@@ -309,29 +340,24 @@ async def list_workflows(
     filter_: WorkflowFilter,
     order: ListOrder.ValueType,
     view: WorkflowView.ValueType,
-    after: Cursor,
+    after: Cursor | None,
     page_size: int,
     page_bytes: int,
 ) -> Page[WorkflowInstance]:
     """Workflows by create_time. One that is too large for a page is returned without pointers."""
-
-    def fitted(instance: WorkflowInstance) -> WorkflowInstance:
-        if instance.ByteSize() > page_bytes:
-            del instance.execution_pointers[:]
-            instance.view = WorkflowView.WORKFLOW_VIEW_HEADER
-        return instance
-
-    def cursor(_: object, instance: WorkflowInstance) -> Cursor:
-        return epoch_micros(instance.create_time), instance.id
-
     rows = store.stream_once(
         LIST_WORKFLOWS[order, view],
         *_filter_params(filter_),
-        micros_param(after[0]),
-        text(after[1]),
+        *TIME.params(after),
         integer(page_size + 1),
     )
-    return await fill_page(_instances(rows, view), fitted, cursor, page_size, page_bytes)
+    return await fill_page(
+        _instances(rows, view),
+        lambda found: found[0],
+        lambda found, _: found[1],
+        page_size,
+        page_bytes,
+    )
 
 
 _read_count = Columns(
@@ -344,14 +370,15 @@ SELECT w.status, count(*) FROM wfc.workflows w WHERE {_FILTER} GROUP BY w.status
 
 
 async def count_workflows(store: Store, filter_: WorkflowFilter) -> list[WorkflowCount]:
-    """How many workflows have each status."""
+    """How many workflows have each status; UNSPECIFIED: any that this server does not know."""
     rows = await store.read_once(COUNT_WORKFLOWS, *_filter_params(filter_))
-    counts = []
+    counts: dict[WorkflowStatus.ValueType, WorkflowCount] = {}
     for row in range(rows.ntuples):
         count = WorkflowCount()
         _read_count(rows.get_value, row, count)
-        counts.append(count)
-    return sorted(counts, key=lambda count: count.status)
+        if (same := counts.setdefault(count.status, count)) is not count:
+            same.count += count.count
+    return [counts[status] for status in sorted(counts)]
 
 
 def _read_instance(rows: PGresult, view: WorkflowView.ValueType, key: str) -> WorkflowInstance:

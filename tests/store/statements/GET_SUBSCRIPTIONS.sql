@@ -5,6 +5,7 @@ FROM wfc.event_subscriptions
 WHERE event_name = $1 AND event_key = $2
     AND subscribe_as_of <= coalesce($3::timestamptz, now())
     AND (external_token IS NULL OR external_token_expiry <= now())
-    AND (subscribe_as_of, id) > ($4::timestamptz, $5::text)
+    AND (subscribe_as_of, id) >= (coalesce($4::timestamptz, '-infinity'), coalesce($5::text, ''))
+    AND ($5::text IS NULL OR (subscribe_as_of, id) <> ($4::timestamptz, $5::text))
 ORDER BY subscribe_as_of, id
 LIMIT $6;

@@ -4,6 +4,6 @@ WHERE ($1::text IS NULL OR event_name = $1) AND ($2::text IS NULL OR event_key =
     AND ($3::boolean IS NULL OR is_processed = $3)
     AND ($4::timestamptz IS NULL OR event_time >= $4)
     AND ($5::timestamptz IS NULL OR event_time < $5)
-    AND (event_time, id) < ($6::timestamptz, $7::text)
+    AND ($7::text IS NULL OR (event_time, id) < ($6::timestamptz, $7))
 ORDER BY event_time DESC, id DESC
 LIMIT $8;

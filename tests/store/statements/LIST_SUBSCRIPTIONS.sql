@@ -6,6 +6,6 @@ WHERE ($1::text IS NULL OR workflow_id = $1) AND ($2::text IS NULL OR event_name
     AND ($3::text IS NULL OR event_key = $3)
     AND ($4::boolean IS NULL OR $4 = (external_token IS NOT NULL
         AND (external_token_expiry IS NULL OR external_token_expiry > now())))
-    AND id > $5::text
+    AND ($5::text IS NULL OR id > $5)
 ORDER BY id
 LIMIT $6;

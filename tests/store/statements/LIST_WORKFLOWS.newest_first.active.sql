@@ -1,8 +1,8 @@
 WITH page AS MATERIALIZED (
-    SELECT first.*
-    FROM unnest(
-        coalesce($1::text[], ARRAY['Runnable', 'Suspended', 'Complete', 'Terminated'])
-    ) AS of (status), LATERAL (
+    SELECT * FROM (
+        SELECT w.* FROM unnest(
+            coalesce($1::text[], ARRAY['Complete', 'Runnable', 'Suspended', 'Terminated'])
+        ) AS of (status), LATERAL (
         SELECT * FROM wfc.workflows w
         WHERE w.status = of.status AND ($1::text[] IS NULL OR w.status = ANY ($1))
             AND ($2::text IS NULL OR w.definition_id = $2)
@@ -14,9 +14,26 @@ WITH page AS MATERIALIZED (
             AND ($8::timestamptz IS NULL OR w.create_time < $8)
             AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
             AND ($10::timestamptz IS NULL OR w.complete_time < $10)
-            AND (w.create_time, w.id) < ($11::timestamptz, $12::text)
+            AND ($12::text IS NULL OR (w.create_time, w.id) < ($11::timestamptz, $12))
         ORDER BY w.create_time DESC, w.id DESC
         LIMIT $13
+        ) w
+        UNION ALL
+        (
+        SELECT * FROM wfc.workflows w
+        WHERE $1 IS NULL AND (w.status < 'Complete' OR w.status > 'Complete' AND w.status < 'Runnable' OR w.status > 'Runnable' AND w.status < 'Suspended' OR w.status > 'Suspended' AND w.status < 'Terminated' OR w.status > 'Terminated') AND ($1::text[] IS NULL OR w.status = ANY ($1))
+            AND ($2::text IS NULL OR w.definition_id = $2)
+            AND ($3::int IS NULL OR w.version = $3)
+            AND ($4::text IS NULL OR w.reference = $4)
+            AND ($5::text IS NULL OR w.name LIKE $5)
+            AND ($6::text IS NULL OR w.root_workflow_id = $6)
+            AND ($7::timestamptz IS NULL OR w.create_time >= $7)
+            AND ($8::timestamptz IS NULL OR w.create_time < $8)
+            AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
+            AND ($10::timestamptz IS NULL OR w.complete_time < $10)
+            AND ($12::text IS NULL OR (w.create_time, w.id) < ($11::timestamptz, $12))
+        ORDER BY w.create_time DESC, w.id DESC
+        LIMIT $13)
     ) first
     ORDER BY first.create_time DESC, first.id DESC
     LIMIT $13
@@ -27,7 +44,7 @@ WITH page AS MATERIALIZED (
 SELECT p.id, p.step_id, p.active, p.status, p.sleep_until, p.persistence_data, p.start_time,
         p.end_time, p.event_name, p.event_key, p.event_published, p.event_data, p.step_name,
         p.retry_count, p.children, p.context_item, p.predecessor_id, p.outcome, p.scope,
-        CASE WHEN p.extension_attributes <> '{}' THEN
+        CASE WHEN p.extension_attributes <> '{}' AND jsonb_typeof(p.extension_attributes) = 'object' THEN
             (SELECT jsonb_object_agg(key, value::text) FROM jsonb_each(p.extension_attributes)) END,
     w.id, w.name, w.root_workflow_id, w.definition_id, w.version,
         CASE WHEN row_number() OVER pointers = 1 THEN w.description END,

@@ -1,25 +1,57 @@
-WITH roots AS MATERIALIZED (
+WITH RECURSIVE roots AS MATERIALIZED (
     SELECT w.id, coalesce(w.complete_time, w.create_time) AS ended
     FROM wfc.workflows w
     WHERE w.status IN ('Complete', 'Terminated') AND w.status = ANY ($1::text[])
         AND coalesce(w.complete_time, w.create_time) < $2::timestamptz
-        AND (coalesce(w.complete_time, w.create_time), w.id) > ($3::timestamptz, $4::text)
         AND ($5::text IS NULL OR w.definition_id = $5)
+        AND ($4::text IS NULL
+            OR (coalesce(w.complete_time, w.create_time), w.id) > ($3::timestamptz, $4))
         AND (w.root_workflow_id IS NULL OR w.root_workflow_id = w.id
-            OR NOT EXISTS (SELECT FROM wfc.workflows r WHERE r.id = w.root_workflow_id))
+            OR coalesce((
+    SELECT r.root_workflow_id <> r.id IS TRUE AND w.id = ANY (ARRAY (
+        WITH RECURSIVE above (id, root, is_last) AS (
+            SELECT r.id, r.root_workflow_id,
+                r.id = w.id
+                OR (hashtextextended(r.id, 0), r.id) < (hashtextextended(w.id, 0), w.id)
+                    AND r.status IN ('Complete', 'Terminated') AND r.status = ANY ($1::text[])
+        AND coalesce(r.complete_time, r.create_time) < $2::timestamptz
+        AND ($5::text IS NULL OR r.definition_id = $5)
+            UNION
+            SELECT n.id, n.root_workflow_id,
+                n.id = w.id
+                OR (hashtextextended(n.id, 0), n.id) < (hashtextextended(w.id, 0), w.id)
+                    AND n.status IN ('Complete', 'Terminated') AND n.status = ANY ($1::text[])
+        AND coalesce(n.complete_time, n.create_time) < $2::timestamptz
+        AND ($5::text IS NULL OR n.definition_id = $5)
+            FROM above a, LATERAL (
+                SELECT * FROM wfc.workflows WHERE id = a.root OFFSET 0
+            ) n
+            WHERE NOT a.is_last
+        )
+        SELECT id FROM above WHERE is_last
+    ))
+    FROM wfc.workflows r WHERE r.id = w.root_workflow_id
+), TRUE))
         AND w.revision = (SELECT s.revision FROM wfc.workflows s WHERE s.id = w.id)
     ORDER BY coalesce(w.complete_time, w.create_time), w.id
     LIMIT $6
     FOR UPDATE OF w SKIP LOCKED
+), tree (root, id) AS (
+    SELECT id, id FROM roots
+    UNION
+    SELECT t.root, b.id FROM tree t, LATERAL (
+        SELECT id FROM wfc.workflows WHERE root_workflow_id = t.id OFFSET 0
+    ) b
 ), below AS MATERIALIZED (
-    SELECT r.id AS root, c.id, c.has_ended
-    FROM roots r, LATERAL (
+    SELECT t.root, c.id, c.has_ended
+    FROM tree t, LATERAL (
         SELECT id, status IN ('Complete', 'Terminated')
             AND coalesce(complete_time, create_time) < $2 AS has_ended
-        FROM wfc.workflows b WHERE root_workflow_id = r.id AND id <> r.id
+        FROM wfc.workflows b WHERE id = t.id
             AND b.revision = (SELECT s.revision FROM wfc.workflows s WHERE s.id = b.id)
         FOR UPDATE SKIP LOCKED
     ) c
+    WHERE t.id <> t.root
 ), trees AS MATERIALIZED (
     SELECT r.id, r.ended, sizes.pointers
     FROM roots r, LATERAL (
@@ -36,8 +68,7 @@ WITH roots AS MATERIALIZED (
     SELECT id FROM considered c
     WHERE NOT EXISTS (SELECT FROM below b WHERE b.root = c.id AND NOT b.has_ended)
         AND (SELECT count(*) FROM below b WHERE b.root = c.id)
-            = (SELECT count(*) FROM wfc.workflows w
-                WHERE w.root_workflow_id = c.id AND w.id <> c.id)
+            = (SELECT count(*) FROM tree t WHERE t.root = c.id AND t.id <> c.id)
 ), doomed AS MATERIALIZED (
     SELECT id FROM doomed_roots
     UNION
