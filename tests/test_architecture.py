@@ -149,7 +149,8 @@ def test_every_method_has_a_conformance_test(method: MethodDescriptor) -> None:
     assert _called_in_conformance() & {method.name, _snake(method.name)}
 
 
-REASONS = [value for value in ErrorReason.values() if value]
+# Those from 100 are named by clients, for what the server does not get to answer.
+REASONS = [value for value in ErrorReason.values() if 0 < value < 100]
 
 
 @pytest.mark.parametrize("reason", REASONS, ids=ErrorReason.Name)

@@ -2,7 +2,8 @@
 
 Every error of the store or of the connection to it is a `PersistenceError`. The class
 is determined by the `google.rpc.ErrorInfo` that the server attaches, never by the
-message text; without one, by the status code alone. Arguments that cannot be sent at
+message text. A call that gRPC itself or a proxy ends has none; `transport` names its
+reason. Arguments that cannot be sent at
 all (a naive datetime, NaN in JSON, a number that does not fit) raise ValueError or
 TypeError before anything is sent.
 """
@@ -17,6 +18,8 @@ import grpc.aio
 from google.protobuf.any_pb2 import Any
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
+
+from wfe_persistence_client import transport
 
 _DOMAIN = "wfe.persistence"
 _DETAILS_KEY = "grpc-status-details-bin"
@@ -40,8 +43,10 @@ class PersistenceError(Exception):
 
     Attributes:
         reason: the name of an `ErrorReason` without its prefix, for example
-            `WORKFLOW_NOT_FOUND`; empty if the error does not come from the store but,
-            for example, from gRPC or a proxy.
+            `WORKFLOW_NOT_FOUND`. The client itself names it if gRPC or a proxy ended the
+            call, for example `SERVER_UNREACHABLE`. Empty for what only this client
+            refuses (`PartialWorkflow`, `MalformedAnswer`), and for statuses that a
+            server other than this one made.
         status: the gRPC status code; None if there was no response.
         metadata: the metadata of ErrorInfo.
         violations: the invalid fields, if that is why the request was rejected.
@@ -304,10 +309,14 @@ _BY_REASON: Mapping[str, type[PersistenceError]] = {
     "COMMIT_OUTCOME_UNKNOWN": CommitOutcomeUnknown,
     "SHUTTING_DOWN": Unavailable,
     "INTERNAL": ServerError,
+    "SERVER_UNREACHABLE": Unavailable,
+    "TRANSPORT_LIMIT": ResourceExhausted,
+    "UNAUTHENTICATED": Unauthenticated,
+    "PERMISSION_DENIED": PermissionDenied,
+    "UNIMPLEMENTED": Unimplemented,
 }
 
-# For errors without a known reason: from gRPC itself, from a proxy, or with a reason
-# newer than this client.
+# For errors without a known reason: newer than this client, or made by another server.
 _BY_STATUS: Mapping[grpc.StatusCode, type[PersistenceError]] = {
     grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
@@ -368,13 +377,18 @@ def from_rpc_error(rpc_error: grpc.aio.AioRpcError) -> PersistenceError:
         elif detail.Unpack(retry_info):
             delay = retry_info.retry_delay
             retry_after = max(0.0, delay.seconds + delay.nanos / 1e9)
-    known = _BY_REASON.get(reason)
-    error_class = known or _BY_STATUS.get(status, PersistenceError)
-    maybe_written = (
-        reason in _MAYBE_WRITTEN_REASONS if known is not None else status not in _NEVER_SERVED
-    )
+    message = rpc_error.details() or ""
+    if reason in _BY_REASON:
+        maybe_written = reason in _MAYBE_WRITTEN_REASONS
+    else:
+        maybe_written = status not in _NEVER_SERVED
+    if not reason:
+        reason, metadata = transport.reason_of(status, message)
+        # A request that was too large reached no handler.
+        maybe_written = maybe_written and reason != "MESSAGE_TOO_LARGE"
+    error_class = _BY_REASON.get(reason) or _BY_STATUS.get(status, PersistenceError)
     error = error_class(
-        rpc_error.details() or "the call failed without an error message",
+        message or "the call failed without an error message",
         reason=reason,
         status=status,
         metadata=metadata,

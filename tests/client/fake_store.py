@@ -35,14 +35,14 @@ Step: TypeAlias = Callable[[Any, Context], Awaitable[Message | Sequence[Message]
 class FakeStore(grpc.GenericRpcHandler):
     """The server; `target` is its address."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: Sequence[tuple[str, int]] = ()) -> None:
         self.target = ""
         #: The requests that came, by RPC.
         self.requests: dict[str, list[Any]] = {}
         #: The metadata of the last request.
         self.metadata: dict[str, str | bytes] = {}
         self._steps: dict[str, list[Step]] = {}
-        self._server = grpc.aio.server()
+        self._server = grpc.aio.server(options=options)
         self._server.add_generic_rpc_handlers((self,))
 
     def on(self, rpc: str, *steps: Step) -> None:

@@ -1,18 +1,21 @@
 """Statuses become typed exceptions, by their reason and never by their words."""
 
+from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 
-from tests.client.fake_store import FakeStore, answers, fails
-from wfe.persistence.v1 import store_pb2
+from tests.client.fake_store import FakeStore, answers, fails, hangs
+from tests.client.test_calls import EVENT
+from wfe.persistence.v1 import event_pb2, store_pb2
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence_client import (
     CommitOutcomeUnknown,
     DatabaseFull,
     DeadlineExceeded,
+    ExecutionError,
     InvalidArgument,
     LeaseLost,
     NameTaken,
@@ -30,6 +33,8 @@ from wfe_persistence_client import (
     Unimplemented,
     Violation,
     WorkflowNotFound,
+    connect,
+    transport,
 )
 from wfe_persistence_client import errors as errors_module
 
@@ -68,18 +73,21 @@ async def test_the_reason_decides(
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"),
+    ("status", "kind", "reason"),
     [
-        (Status.NOT_FOUND, NotFound),
-        (Status.ABORTED, TransactionConflict),
-        (Status.RESOURCE_EXHAUSTED, ResourceExhausted),
-        (Status.DEADLINE_EXCEEDED, DeadlineExceeded),
-        (Status.UNAVAILABLE, Unavailable),
-        (Status.UNAUTHENTICATED, Unauthenticated),
-        (Status.PERMISSION_DENIED, PermissionDenied),
-        (Status.UNIMPLEMENTED, Unimplemented),
-        (Status.INTERNAL, ServerError),
-        (Status.UNKNOWN, ServerError),
+        (Status.NOT_FOUND, NotFound, ""),
+        (Status.ABORTED, TransactionConflict, ""),
+        # What gRPC itself and proxies make has a reason all the same.
+        (Status.RESOURCE_EXHAUSTED, ResourceExhausted, "TRANSPORT_LIMIT"),
+        (Status.DEADLINE_EXCEEDED, DeadlineExceeded, "DEADLINE_EXCEEDED"),
+        (Status.UNAVAILABLE, Unavailable, "SERVER_UNREACHABLE"),
+        (Status.CANCELLED, Unavailable, "SERVER_UNREACHABLE"),
+        (Status.UNAUTHENTICATED, Unauthenticated, "UNAUTHENTICATED"),
+        (Status.PERMISSION_DENIED, PermissionDenied, "PERMISSION_DENIED"),
+        (Status.UNIMPLEMENTED, Unimplemented, "UNIMPLEMENTED"),
+        (Status.INTERNAL, ServerError, "INTERNAL"),
+        (Status.UNKNOWN, ServerError, "INTERNAL"),
+        (Status.DATA_LOSS, ServerError, "INTERNAL"),
     ],
 )
 async def test_without_a_reason_the_status_decides(
@@ -87,11 +95,53 @@ async def test_without_a_reason_the_status_decides(
     provider: PersistenceProvider,
     status: grpc.StatusCode,
     kind: type[PersistenceError],
+    reason: str,
 ) -> None:
     store.on("GetWorkflowInstance", fails(status))
     error = await error_of(provider)
     assert type(error) is kind
-    assert (error.reason, error.metadata, error.violations) == ("", {}, ())
+    assert (error.reason, error.metadata, error.violations) == (reason, {}, ())
+
+
+def test_the_reasons_that_a_client_names_are_of_the_enum() -> None:
+    names = {transport.reason_of(status, "")[0] for status in Status} - {""}
+    assert {f"ERROR_REASON_{name}" for name in names} <= set(ErrorReason.keys())
+
+
+async def test_a_request_beyond_the_limit_of_grpc_itself(tmp_path: Path) -> None:
+    fake = FakeStore([("grpc.max_receive_message_length", 1000)])
+    await fake.start(f"unix:{tmp_path}/small.sock")
+    async with connect(fake.target, timeout=5) as provider:
+        with pytest.raises(TooLarge) as caught:
+            await provider.persist_errors([ExecutionError(workflow_id="w", message="x" * 2000)])
+    await fake.stop()
+    assert (caught.value.reason, caught.value.limit_bytes) == ("MESSAGE_TOO_LARGE", 1000)
+    # It reached no handler.
+    assert not caught.value.maybe_written
+
+
+async def test_an_answer_beyond_the_limit_of_the_client(store: FakeStore) -> None:
+    store.on("CreateEvent", answers(event_pb2.CreateEventResponse(id="x" * 2000)))
+    async with connect(store.target, timeout=5, max_message_bytes=1000) as provider:
+        with pytest.raises(TooLarge) as caught:
+            await provider.create_event(EVENT)
+    assert (caught.value.reason, caught.value.limit_bytes) == ("ANSWER_TOO_LARGE", 1000)
+    # It was applied, as far as anybody knows.
+    assert caught.value.maybe_written
+
+
+@pytest.mark.parametrize("seconds", [1e-9, 1e-6, 1e-4, 1e-3])
+async def test_a_deadline_that_has_passed_already_is_one_whoever_notices(
+    store: FakeStore, provider: PersistenceProvider, seconds: float
+) -> None:
+    store.on("GetStoreInfo", hangs())
+    store.on("PersistErrors", hangs())
+    hurried = provider.with_timeout(seconds)
+    for _ in range(50):
+        for call in (hurried.get_store_info(), hurried.persist_errors([])):
+            with pytest.raises(DeadlineExceeded) as caught:
+                await call
+            assert caught.value.reason == "DEADLINE_EXCEEDED"
 
 
 async def test_a_reason_of_another_domain_does_not_count(

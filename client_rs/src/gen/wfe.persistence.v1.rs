@@ -399,6 +399,12 @@ pub mod scheduled_command_service_client {
 /// example `WORKFLOW_NOT_FOUND`. Programs must use the reason; the message text
 /// is for people and may change. Errors worth retrying also carry a
 /// `google.rpc.RetryInfo`.
+///
+/// A status that gRPC itself or a proxy makes carries no ErrorInfo: the server
+/// never saw the call, or its response was lost. The clients of this project name
+/// a reason for it all the same: DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE,
+/// ANSWER_TOO_LARGE, COMMIT_OUTCOME_UNKNOWN and INTERNAL, as below, or one of
+/// those from 100.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum ErrorReason {
@@ -510,6 +516,21 @@ pub enum ErrorReason {
     /// INTERNAL: a bug in the server. The message has an id under which the
     /// server's log has the details.
     Internal = 90,
+    /// UNAVAILABLE: no connection to the server, or it was lost or closed before
+    /// the response. For a write that may have been applied, the reason is
+    /// COMMIT_OUTCOME_UNKNOWN instead.
+    ServerUnreachable = 100,
+    /// RESOURCE_EXHAUSTED: gRPC or a proxy refused the call because of a limit of
+    /// its own other than the size of a message.
+    TransportLimit = 101,
+    /// UNAUTHENTICATED: gRPC or a proxy requires credentials, or rejects those that
+    /// were sent.
+    Unauthenticated = 102,
+    /// PERMISSION_DENIED: a proxy does not allow the call.
+    PermissionDenied = 103,
+    /// UNIMPLEMENTED: the server does not have this RPC: it is older than the
+    /// client, or a different server.
+    Unimplemented = 104,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -555,6 +576,11 @@ impl ErrorReason {
             Self::CommitOutcomeUnknown => "ERROR_REASON_COMMIT_OUTCOME_UNKNOWN",
             Self::ShuttingDown => "ERROR_REASON_SHUTTING_DOWN",
             Self::Internal => "ERROR_REASON_INTERNAL",
+            Self::ServerUnreachable => "ERROR_REASON_SERVER_UNREACHABLE",
+            Self::TransportLimit => "ERROR_REASON_TRANSPORT_LIMIT",
+            Self::Unauthenticated => "ERROR_REASON_UNAUTHENTICATED",
+            Self::PermissionDenied => "ERROR_REASON_PERMISSION_DENIED",
+            Self::Unimplemented => "ERROR_REASON_UNIMPLEMENTED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -601,6 +627,11 @@ impl ErrorReason {
             "ERROR_REASON_COMMIT_OUTCOME_UNKNOWN" => Some(Self::CommitOutcomeUnknown),
             "ERROR_REASON_SHUTTING_DOWN" => Some(Self::ShuttingDown),
             "ERROR_REASON_INTERNAL" => Some(Self::Internal),
+            "ERROR_REASON_SERVER_UNREACHABLE" => Some(Self::ServerUnreachable),
+            "ERROR_REASON_TRANSPORT_LIMIT" => Some(Self::TransportLimit),
+            "ERROR_REASON_UNAUTHENTICATED" => Some(Self::Unauthenticated),
+            "ERROR_REASON_PERMISSION_DENIED" => Some(Self::PermissionDenied),
+            "ERROR_REASON_UNIMPLEMENTED" => Some(Self::Unimplemented),
             _ => None,
         }
     }

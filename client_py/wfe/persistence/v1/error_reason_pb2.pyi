@@ -160,6 +160,27 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """INTERNAL: a bug in the server. The message has an id under which the
     server's log has the details.
     """
+    ERROR_REASON_SERVER_UNREACHABLE: _ErrorReason.ValueType  # 100
+    """The reasons from 100 are named by clients and never sent.
+
+    UNAVAILABLE: no connection to the server, or it was lost or closed before
+    the response. For a write that may have been applied, the reason is
+    COMMIT_OUTCOME_UNKNOWN instead.
+    """
+    ERROR_REASON_TRANSPORT_LIMIT: _ErrorReason.ValueType  # 101
+    """RESOURCE_EXHAUSTED: gRPC or a proxy refused the call because of a limit of
+    its own other than the size of a message.
+    """
+    ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 102
+    """UNAUTHENTICATED: gRPC or a proxy requires credentials, or rejects those that
+    were sent.
+    """
+    ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 103
+    """PERMISSION_DENIED: a proxy does not allow the call."""
+    ERROR_REASON_UNIMPLEMENTED: _ErrorReason.ValueType  # 104
+    """UNIMPLEMENTED: the server does not have this RPC: it is older than the
+    client, or a different server.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the reason why a call failed. Every error status carries a
@@ -168,6 +189,12 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     example `WORKFLOW_NOT_FOUND`. Programs must use the reason; the message text
     is for people and may change. Errors worth retrying also carry a
     `google.rpc.RetryInfo`.
+
+    A status that gRPC itself or a proxy makes carries no ErrorInfo: the server
+    never saw the call, or its response was lost. The clients of this project name
+    a reason for it all the same: DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE,
+    ANSWER_TOO_LARGE, COMMIT_OUTCOME_UNKNOWN and INTERNAL, as below, or one of
+    those from 100.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
@@ -307,6 +334,27 @@ server.
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 90
 """INTERNAL: a bug in the server. The message has an id under which the
 server's log has the details.
+"""
+ERROR_REASON_SERVER_UNREACHABLE: ErrorReason.ValueType  # 100
+"""The reasons from 100 are named by clients and never sent.
+
+UNAVAILABLE: no connection to the server, or it was lost or closed before
+the response. For a write that may have been applied, the reason is
+COMMIT_OUTCOME_UNKNOWN instead.
+"""
+ERROR_REASON_TRANSPORT_LIMIT: ErrorReason.ValueType  # 101
+"""RESOURCE_EXHAUSTED: gRPC or a proxy refused the call because of a limit of
+its own other than the size of a message.
+"""
+ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 102
+"""UNAUTHENTICATED: gRPC or a proxy requires credentials, or rejects those that
+were sent.
+"""
+ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 103
+"""PERMISSION_DENIED: a proxy does not allow the call."""
+ERROR_REASON_UNIMPLEMENTED: ErrorReason.ValueType  # 104
+"""UNIMPLEMENTED: the server does not have this RPC: it is older than the
+client, or a different server.
 """
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason
 
