@@ -9,14 +9,14 @@ import concurrent.futures
 import functools
 import inspect
 import queue
-import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from wfe_persistence_client import provider
+from wfe_persistence_client import fork, provider
 from wfe_persistence_client.hints import is_async
+from wfe_persistence_client.loop_thread import LoopThread
 from wfe_persistence_client.misfit import FieldTypeError
 from wfe_persistence_client.model import ScheduledCommand, WorkflowInstance
 from wfe_persistence_client.provider import PersistenceProvider
@@ -24,85 +24,6 @@ from wfe_persistence_client.step import Step, StepBuilder
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-
-class _LoopThread:
-    """An event loop that runs in its own thread."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._loop.set_exception_handler(_report)
-        self._lock = threading.Lock()
-        self._closed = False
-        # A daemon, so that a provider that was not closed does not keep the program
-        # alive.
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="wfe-persistence-client", daemon=True
-        )
-        self._thread.start()
-
-    def start(self, work: Coroutine[Any, Any, _T]) -> concurrent.futures.Future[_T]:
-        """Starts a coroutine on the loop."""
-        with self._lock:
-            if self._closed or threading.current_thread() is self._thread:
-                work.close()
-                raise RuntimeError(
-                    "the provider is closed"
-                    if self._closed
-                    else "a blocking provider cannot wait for its own event loop"
-                )
-            return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Runs a coroutine on the loop and waits for it."""
-        return self.wait(self.start(work))
-
-    def wait(self, running: concurrent.futures.Future[_T]) -> _T:
-        """Waits for a started coroutine."""
-        try:
-            return running.result()
-        except concurrent.futures.CancelledError as exc:
-            raise RuntimeError("the provider was closed during the call") from exc
-        except BaseException:
-            # KeyboardInterrupt, for example, is raised only in the waiting thread.
-            running.cancel()
-            raise
-
-    def close(self, last: Coroutine[Any, Any, None]) -> None:
-        """Runs a last coroutine, ends all others, and ends the thread."""
-        with self._lock:
-            if self._closed:
-                last.close()
-                return
-            self._closed = True
-        try:
-            asyncio.run_coroutine_threadsafe(self._end(last), self._loop).result()
-        finally:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
-
-    async def _end(self, last: Coroutine[Any, Any, None]) -> None:
-        try:
-            await last
-        finally:
-            # Other threads may be waiting for calls in progress. The closed channel
-            # ends those with an error that describes their outcome; tasks that have not
-            # ended soon after, such as a backoff, are cancelled.
-            under_way = asyncio.all_tasks() - {asyncio.current_task()}
-            if under_way:
-                _, late = await asyncio.wait(under_way, timeout=1)
-                for task in late:
-                    task.cancel()
-                await asyncio.gather(*late, return_exceptions=True)
-            await asyncio.get_running_loop().shutdown_asyncgens()
-
-
-def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    # grpc.aio wakes every event loop of the process for each of its events, and the
-    # loops that are late log this (github.com/grpc/grpc/issues/25364).
-    if not isinstance(context.get("exception"), BlockingIOError):
-        loop.default_exception_handler(context)
 
 
 def _blocking(
@@ -151,20 +72,46 @@ def _blocking_connect(
         async def make() -> PersistenceProvider:
             return connect(*args, **kwargs)
 
-        thread = _LoopThread()
+        # Before there is a thread that could only be ended by gRPC's help.
+        fork.check_new_channel()
+        thread = LoopThread()
         try:
             return BlockingPersistenceProvider(thread.run(make()), thread)
         except BaseException:
             thread.close(asyncio.sleep(0))
             raise
 
+    signature = inspect.signature(connect)
+    connect_blocking.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        return_annotation=BlockingPersistenceProvider
+    )
+    _, arguments, described = (connect.__doc__ or "").partition("\n    Args:\n")
+    connect_blocking.__doc__ = _CONNECT_BLOCKING + arguments + described
+    connect_blocking.__name__ = connect_blocking.__qualname__ = "connect_blocking"
+    connect_blocking.__module__ = __name__
     return connect_blocking
+
+
+_CONNECT_BLOCKING = """Creates a provider for code without an event loop.
+
+    Its methods wait for their results; any number of threads may call them. Calls run on
+    an event loop in a background thread of the provider's own. The first call opens the
+    connection; it is reopened after a failure. Close the provider, or use it as a context
+    manager:
+
+        with connect_blocking("localhost:50052") as provider:
+            provider.get_store_info()
+
+    The provider belongs to the process that created it: one that is forked from it needs
+    its own (see "Processes" in the package's documentation). A signal handler must not use
+    a provider that the interrupted thread may be using.
+"""
 
 
 class BlockingStep(StepBuilder):
     """A step as a plain context manager; `BlockingPersistenceProvider.step` creates one."""
 
-    def __init__(self, step: Step, thread: _LoopThread) -> None:
+    def __init__(self, step: Step, thread: LoopThread) -> None:
         super().__init__(step.workflow)
         self._commit = step._commit
         self._thread = thread
@@ -197,7 +144,7 @@ class BlockingPersistenceProvider:
             provider.get_store_info()
     """
 
-    def __init__(self, provider: PersistenceProvider, thread: _LoopThread) -> None:
+    def __init__(self, provider: PersistenceProvider, thread: LoopThread) -> None:
         self._provider = provider
         self._thread = thread
 
@@ -218,12 +165,16 @@ class BlockingPersistenceProvider:
         """Closes the connection and ends the thread; calls in progress fail.
 
         Providers created from this one by `with_timeout` and `with_namespace` share
-        both and are closed too.
+        both and are closed too. In a process that was forked from the provider's own,
+        this does nothing.
         """
         self._thread.close(self._provider.close())
 
     def with_timeout(self, timeout: float) -> "BlockingPersistenceProvider":
-        """A provider on the same connection, with another timeout in seconds."""
+        """A provider on the same connection, with another timeout in seconds.
+
+        Infinity counts as a year.
+        """
         return BlockingPersistenceProvider(self._provider.with_timeout(timeout), self._thread)
 
     def with_namespace(self, namespace: str | None) -> "BlockingPersistenceProvider":

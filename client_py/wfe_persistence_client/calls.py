@@ -3,7 +3,6 @@
 import asyncio
 import copy
 import random
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -13,6 +12,7 @@ import grpc
 import grpc.aio
 from google.protobuf.descriptor import Descriptor
 
+from wfe_persistence_client.deadline import Deadline, check_timeout
 from wfe_persistence_client.errors import (
     AlreadyExists,
     CommitOutcomeUnknown,
@@ -29,6 +29,7 @@ from wfe_persistence_client.errors import (
     from_rpc_error,
 )
 from wfe_persistence_client.hints import Fields
+from wfe_persistence_client.link import Link, closed_during_call, is_cancelled, log
 
 
 class _Request(Protocol):
@@ -161,13 +162,18 @@ _REFUSALS = (
 class RetryPolicy:
     """How often and how fast a call is retried, where that is safe.
 
+    An attempt is a call that was sent. While there is no connection, nothing is sent, and
+    only the call's deadline ends the wait for one (with `max_attempts=1`, the first failure
+    to connect does).
+
     The wait before attempt n+1 is a random time between 0 and
     `initial_backoff * multiplier**(n-1)` seconds, but at most `max_backoff`; a delay
     that the server requests is added to it. The call's deadline ends the attempts in any
     case.
 
     Attributes:
-        max_attempts: maximum number of attempts, 1 or higher; 1: no retries.
+        max_attempts: maximum number of attempts, 1 or higher; 1: no retries, and no wait
+            for a connection that fails.
         initial_backoff: in seconds, 0 or higher.
         max_backoff: in seconds, 0 or higher.
         multiplier: 1 to 10.
@@ -195,33 +201,19 @@ class RetryPolicy:
         return random.uniform(0, min(ceiling, self.max_backoff))
 
 
-class Deadline:
-    """A point in time, by the monotonic clock, by which a call must end."""
-
-    __slots__ = ("_end",)
-
-    def __init__(self, timeout: float) -> None:
-        self._end = time.monotonic() + timeout
-
-    def remaining(self) -> float:
-        """Seconds left; negative when it has passed."""
-        return self._end - time.monotonic()
-
-
 class Calls:
-    """Makes calls on one channel: with deadlines, retries and typed errors."""
+    """Makes calls on one link: with deadlines, retries and typed errors."""
 
     def __init__(
         self,
-        channel: grpc.aio.Channel,
+        link: Link,
         *,
         timeout: float,
         retry: RetryPolicy,
         metadata: Callable[[], list[tuple[str, str]]],
     ) -> None:
-        if not timeout > 0:
-            raise ValueError("timeout must be positive")
-        self.channel = channel
+        check_timeout(timeout)
+        self._link = link
         self.timeout = timeout
         self.retry = retry
         self._metadata = metadata
@@ -278,7 +270,12 @@ class Calls:
 
         async def attempt(seconds: float) -> list[_ResponseT]:
             stream = method(request, timeout=seconds, metadata=self._metadata())
-            return [response async for response in stream]
+            try:
+                return [response async for response in stream]
+            finally:
+                # Cancelling the task that reads does not reach all of the stream's own tasks,
+                # which would go on until the deadline.
+                stream.cancel()
 
         return await self._with_retries(request, attempt, None)
 
@@ -311,6 +308,7 @@ class Calls:
         attempt: Callable[[float], Awaitable[_T]],
         deadline: Deadline | None,
     ) -> _T:
+        self._link.check()
         deadline = deadline or self.deadline()
         rule = _rule(request)
         maybe_written = False
@@ -318,21 +316,23 @@ class Calls:
         while True:
             attempts += 1
             try:
-                await self._connect(deadline)
+                await self._link.ready(deadline, fail_fast=self.retry.max_attempts == 1)
                 return await attempt(_time_left(deadline))
             except PersistenceError as exc:
                 error = exc
             except grpc.aio.AioRpcError as exc:
                 error = from_rpc_error(exc)
             except grpc.aio.UsageError as exc:
-                raise RuntimeError("the provider is closed") from exc
+                # Closed since it was ready: not sent.
+                error = closed_during_call()
+                error.__cause__ = exc
             except asyncio.CancelledError as exc:
-                task = asyncio.current_task()
-                if not self._closed() or (task is not None and task.cancelling()):
+                if not self._link.closed or is_cancelled():
                     raise
                 # This task was not cancelled: gRPC ends calls this way when the channel
                 # is closed.
-                error = Unavailable("the provider was closed during the call", maybe_written=True)
+                error = closed_during_call()
+                error.maybe_written = True
                 error.__cause__ = exc
             this_one = error.maybe_written and rule.safety is not Safety.READ
             maybe_written |= this_one
@@ -343,48 +343,37 @@ class Calls:
                 or (maybe_written and rule.safety is Safety.UNREPEATABLE)
                 or attempts >= self.retry.max_attempts
                 or wait >= deadline.remaining()
-                or self._closed()
+                or self._link.closed
             ):
                 if rule.once and isinstance(error, _REFUSALS):
                     error.maybe_written = this_one
                 verdict = _verdict(rule, request, error)
                 raise verdict from verdict.__cause__
+            log.debug(
+                "%s: attempt %d failed, the next in %.2f s: %s",
+                _rpc(request),
+                attempts,
+                wait,
+                error,
+            )
             await asyncio.sleep(wait)
-
-    async def _connect(self, deadline: Deadline) -> None:
-        """Waits until there is a connection.
-
-        This distinguishes a failure before the call is sent from one after it, when a
-        write may have been applied: gRPC reports both as UNAVAILABLE.
-        """
-        state = self.channel.get_state(try_to_connect=True)
-        while state is not grpc.ChannelConnectivity.READY:
-            if state is grpc.ChannelConnectivity.SHUTDOWN:
-                raise RuntimeError("the provider is closed")
-            if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-                raise Unavailable("no connection to the server")
-            try:
-                async with asyncio.timeout(_time_left(deadline)):
-                    await self.channel.wait_for_state_change(state)
-            except TimeoutError as exc:
-                raise DeadlineExceeded("no connection to the server in time") from exc
-            state = self.channel.get_state(try_to_connect=True)
-
-    def _closed(self) -> bool:
-        return self.channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
 
 
 def _time_left(deadline: Deadline) -> float:
     remaining = deadline.remaining()
     if remaining <= 0:
         # Checked here because gRPC may serve a call that has no time left.
-        raise DeadlineExceeded("no time was left to send the call")
+        raise DeadlineExceeded("no time was left to send the call", reason="DEADLINE_EXCEEDED")
     return remaining
 
 
-def _rule(request: _Request) -> Rule:
+def _rpc(request: _Request) -> str:
     # The RPC is in the name of its request message, by buf's STANDARD rules.
-    return RULES[request.DESCRIPTOR.name.removesuffix("Request")]
+    return request.DESCRIPTOR.name.removesuffix("Request")
+
+
+def _rule(request: _Request) -> Rule:
+    return RULES[_rpc(request)]
 
 
 def _passes(error: PersistenceError) -> bool:

@@ -9,8 +9,8 @@ from typing import Final
 
 from wfe.persistence.v1 import command_pb2, store_pb2
 from wfe_persistence_client import convert
-from wfe_persistence_client.calls import Deadline
 from wfe_persistence_client.connection import LARGEST_PAGE, Connection
+from wfe_persistence_client.deadline import Deadline
 from wfe_persistence_client.errors import LeaseLost, PersistenceError, Unimplemented
 from wfe_persistence_client.misfit import FieldTypeError, FieldValueError, build
 from wfe_persistence_client.model import ClaimedCommand, CommandName, ScheduledCommand

@@ -5,23 +5,26 @@ import inspect
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
-import grpc
 import grpc.aio
 
-from wfe.persistence.v1 import (
-    command_pb2_grpc,
-    event_pb2_grpc,
-    store_pb2_grpc,
-    subscription_pb2_grpc,
-    workflow_pb2_grpc,
-)
 from wfe_persistence_client import patches
 from wfe_persistence_client.calls import Calls, RetryPolicy
 from wfe_persistence_client.hints import checked, is_async
+from wfe_persistence_client.link import Link
 from wfe_persistence_client.misfit import FieldTypeError
+
+if TYPE_CHECKING:
+    from wfe.persistence.v1 import (
+        command_pb2_grpc,
+        event_pb2_grpc,
+        store_pb2_grpc,
+        subscription_pb2_grpc,
+        workflow_pb2_grpc,
+    )
 
 #: The bearer token to send: the token, or a function that returns the current one and
 #: is called before every attempt.
@@ -67,25 +70,11 @@ class Connection:
         """
         if is_async(token):
             raise FieldTypeError("token", "expected str or a plain function, not an async one")
-        self._channel = channel
         self._token = token
         self._strict = strict
         self._shared = _Shared(patches.Memory(remember))
+        self._link = Link(channel)
         self._bind(namespace, timeout, retry or RetryPolicy())
-        # By default, the generated stubs are typed for a synchronous channel.
-        self._workflows: workflow_pb2_grpc.WorkflowServiceAsyncStub = (
-            workflow_pb2_grpc.WorkflowServiceStub(channel)
-        )
-        self._events: event_pb2_grpc.EventServiceAsyncStub = event_pb2_grpc.EventServiceStub(
-            channel
-        )
-        self._subscriptions: subscription_pb2_grpc.SubscriptionServiceAsyncStub = (
-            subscription_pb2_grpc.SubscriptionServiceStub(channel)
-        )
-        self._commands: command_pb2_grpc.ScheduledCommandServiceAsyncStub = (
-            command_pb2_grpc.ScheduledCommandServiceStub(channel)
-        )
-        self._store: store_pb2_grpc.StoreServiceAsyncStub = store_pb2_grpc.StoreServiceStub(channel)
 
     async def __aenter__(self) -> Self:
         """The provider itself."""
@@ -104,9 +93,10 @@ class Connection:
         """Closes the connection; calls in progress fail.
 
         Providers created from this one by `with_timeout` and `with_namespace` share the
-        connection and are closed too.
+        connection and are closed too. In a process that was forked from the provider's
+        own, this does nothing.
         """
-        await self._channel.close()
+        await self._link.close()
 
     def with_timeout(self, timeout: float) -> Self:
         """A provider on the same connection, with another timeout.
@@ -114,7 +104,7 @@ class Connection:
         For a single call: `await provider.with_timeout(5).get_event(event_id)`.
 
         Args:
-            timeout: in seconds, greater than 0.
+            timeout: in seconds, greater than 0; infinity counts as a year.
         """
         return self._copy(namespace=self._namespace, timeout=timeout)
 
@@ -142,24 +132,30 @@ class Connection:
         if namespace is not None:
             _check_metadata("namespace", namespace)
         self._namespace = namespace
-        self._calls = Calls(self._channel, timeout=timeout, retry=retry, metadata=self._metadata)
+        # Refers to neither this provider nor its link: without a cycle, one that nobody
+        # closes is noticed at once.
+        metadata = partial(_metadata, namespace, self._token)
+        self._calls = Calls(self._link, timeout=timeout, retry=retry, metadata=metadata)
 
-    def _metadata(self) -> list[tuple[str, str]]:
-        metadata = []
-        if self._namespace is not None:
-            metadata.append(("wfe-namespace", self._namespace))
-        if self._token is not None:
-            token = self._token if isinstance(self._token, str) else self._token()
-            if not isinstance(token, str):
-                if inspect.iscoroutine(token):
-                    # Else Python warns that nothing awaited it.
-                    token.close()
-                raise FieldTypeError(
-                    "token", f"the function returned {type(token).__name__} instead of str"
-                )
-            _check_metadata("token", token)
-            metadata.append(("authorization", f"Bearer {token}"))
-        return metadata
+    @property
+    def _workflows(self) -> "workflow_pb2_grpc.WorkflowServiceAsyncStub":
+        return self._link.stubs.workflows
+
+    @property
+    def _events(self) -> "event_pb2_grpc.EventServiceAsyncStub":
+        return self._link.stubs.events
+
+    @property
+    def _subscriptions(self) -> "subscription_pb2_grpc.SubscriptionServiceAsyncStub":
+        return self._link.stubs.subscriptions
+
+    @property
+    def _commands(self) -> "command_pb2_grpc.ScheduledCommandServiceAsyncStub":
+        return self._link.stubs.commands
+
+    @property
+    def _store(self) -> "store_pb2_grpc.StoreServiceAsyncStub":
+        return self._link.stubs.store
 
     @property
     def _space(self) -> str:
@@ -170,6 +166,24 @@ class Connection:
 def new_id() -> str:
     """A new UUID."""
     return str(uuid.uuid4())
+
+
+def _metadata(namespace: str | None, token: Token | None) -> list[tuple[str, str]]:
+    metadata = []
+    if namespace is not None:
+        metadata.append(("wfe-namespace", namespace))
+    if token is not None:
+        current = token if isinstance(token, str) else token()
+        if not isinstance(current, str):
+            if inspect.iscoroutine(current):
+                # Else Python warns that nothing awaited it.
+                current.close()
+            raise FieldTypeError(
+                "token", f"the function returned {type(current).__name__} instead of str"
+            )
+        _check_metadata("token", current)
+        metadata.append(("authorization", f"Bearer {current}"))
+    return metadata
 
 
 def _check_metadata(name: str, value: str) -> None:

@@ -5,12 +5,13 @@ import asyncio
 import grpc
 import grpc.aio
 
-from wfe_persistence_client import patches
+from wfe_persistence_client import fork, patches
 from wfe_persistence_client.calls import RetryPolicy
 from wfe_persistence_client.command import CommandHandler, Commands
 from wfe_persistence_client.connection import DEFAULT_TIMEOUT, Token
 from wfe_persistence_client.event import Events
 from wfe_persistence_client.hints import checked, checked_methods
+from wfe_persistence_client.link import check_target
 from wfe_persistence_client.store import Store
 from wfe_persistence_client.subscription import Subscriptions
 from wfe_persistence_client.workflow import Workflows
@@ -31,7 +32,8 @@ class PersistenceProvider(Workflows, Events, Subscriptions, Commands, Store):
       `DeadlineExceeded` (`with_timeout` sets another timeout).
     - It retries transient failures (`RetryPolicy`), but only where that is safe: reads;
       writes that are idempotent or carry an idempotency key; and any write if the
-      previous attempt certainly wrote nothing.
+      previous attempt certainly wrote nothing. While there is no connection to the
+      server, it waits for one: an outage that ends within `timeout` goes unnoticed.
     - The `iter_…` methods fetch pages on demand; the timeout then applies to each page.
       `page_size` is the number of items per page, up to 1000; 0 means 100.
     - It raises subclasses of `PersistenceError`. Besides those listed with the method:
@@ -65,16 +67,21 @@ def connect(
 ) -> PersistenceProvider:
     """Creates a provider with its own connection.
 
-    Call it where an event loop is running. The first call opens the connection; it is
-    reopened after a failure. Close the provider, or use it as an async context manager:
+    Call it where an event loop is running: the provider belongs to that loop, and to this
+    process (see "Processes" in the package's documentation). The first call opens the
+    connection; it is reopened after a failure. Close the provider, or use it as an async
+    context manager:
 
         async with connect("localhost:50052") as provider:
             await provider.get_store_info()
 
     Args:
-        target: `host:port`, `unix:/path/of/socket`, or any other gRPC target.
+        target: `host:port`, `unix:/path/of/socket`, or any other gRPC target. gRPC
+            connects through an HTTP proxy if the environment variable `http_proxy` names
+            one, except to the hosts in `no_proxy`.
         namespace: the namespace of all calls; None: the server's default.
-        timeout: maximum duration of a call, including all attempts, in seconds.
+        timeout: maximum duration of a call, including all attempts and the wait for a
+            connection, in seconds; infinity counts as a year.
         token: sent as `authorization: Bearer …`. Without `credentials` it is sent
             unencrypted: use that only for a local server.
         credentials: for TLS, for example `grpc.ssl_channel_credentials(...)`; None: no
@@ -88,6 +95,8 @@ def connect(
             which patches are computed, in execution pointers; about 250 bytes each. 0:
             always send the full state.
     """
+    check_target(target)
+    fork.check_new_channel()
     # A channel belongs to the event loop on which it is created; without one, gRPC
     # would choose another.
     asyncio.get_running_loop()
@@ -109,7 +118,7 @@ def connect(
         channel = grpc.aio.insecure_channel(target, options)
     else:
         channel = grpc.aio.secure_channel(target, credentials, options)
-    return PersistenceProvider(
+    provider = PersistenceProvider(
         channel,
         namespace=namespace,
         timeout=timeout,
@@ -118,3 +127,5 @@ def connect(
         strict=strict,
         remember=remember,
     )
+    provider._link.own(target)
+    return provider

@@ -10,8 +10,8 @@ from datetime import datetime
 
 from wfe.persistence.v1 import workflow_pb2
 from wfe_persistence_client import convert
-from wfe_persistence_client.calls import Deadline
 from wfe_persistence_client.connection import LARGEST_PAGE
+from wfe_persistence_client.deadline import Deadline
 from wfe_persistence_client.errors import RevisionMismatch, TooLarge
 from wfe_persistence_client.misfit import build
 from wfe_persistence_client.model import (

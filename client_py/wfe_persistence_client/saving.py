@@ -11,8 +11,8 @@ import grpc.aio
 
 from wfe.persistence.v1 import store_pb2, workflow_pb2
 from wfe_persistence_client import convert, patches
-from wfe_persistence_client.calls import Deadline
 from wfe_persistence_client.connection import Connection, new_id
+from wfe_persistence_client.deadline import Deadline
 from wfe_persistence_client.errors import (
     CommitOutcomeUnknown,
     PartialWorkflow,

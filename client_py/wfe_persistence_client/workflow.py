@@ -10,8 +10,8 @@ from datetime import datetime
 
 from wfe.persistence.v1 import workflow_pb2
 from wfe_persistence_client import convert, patches
-from wfe_persistence_client.calls import Deadline
 from wfe_persistence_client.connection import new_id
+from wfe_persistence_client.deadline import Deadline
 from wfe_persistence_client.misfit import build, each
 from wfe_persistence_client.model import (
     CommittedWorkflow,

@@ -210,7 +210,7 @@ async def test_an_interrupt_while_waiting_abandons_the_call(
 
     store.on("GetEvent", step)
     thread = blocking._thread
-    start = thread.start
+    start = thread._start
 
     def interrupted(work: Any) -> Any:
         running = start(work)
@@ -223,7 +223,7 @@ async def test_an_interrupt_while_waiting_abandons_the_call(
         monkeypatch.setattr(running, "result", result)
         return running
 
-    monkeypatch.setattr(thread, "start", interrupted)
+    monkeypatch.setattr(thread, "_start", interrupted)
 
     def work() -> None:
         with pytest.raises(KeyboardInterrupt):

@@ -45,8 +45,8 @@ from wfe_persistence_client import (
     TransactionConflict,
     Unavailable,
     WorkflowInstance,
-    calls,
     connect,
+    deadline,
 )
 from wfe_persistence_client.calls import RULES, Safety
 
@@ -575,7 +575,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(calls, "time", clock)
+    monkeypatch.setattr(deadline, "time", clock)
     return clock
 
 
@@ -637,10 +637,11 @@ async def test_a_connection_cut_under_way(store: FakeStore, forwarder: Forwarder
 
 
 async def test_nobody_listens(tmp_path: Path) -> None:
-    async with connect(f"unix:{tmp_path}/nobody.sock", retry=FAST) as provider:
+    async with connect(f"unix:{tmp_path}/nobody.sock", timeout=0.3, retry=FAST) as provider:
         with pytest.raises(Unavailable) as caught:
             await provider.persist_errors([])
         assert type(caught.value) is Unavailable
+        assert caught.value.reason == "SERVER_UNREACHABLE"
         assert not caught.value.maybe_written
 
 
@@ -664,8 +665,9 @@ async def test_a_server_that_never_says_hello() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         async with connect(f"127.0.0.1:{port}", timeout=0.1) as provider:
-            with pytest.raises(DeadlineExceeded) as caught:
+            with pytest.raises(DeadlineExceeded, match=f"127.0.0.1:{port}") as caught:
                 await provider.persist_errors([])
+            assert caught.value.reason == "DEADLINE_EXCEEDED"
             assert not caught.value.maybe_written
 
 

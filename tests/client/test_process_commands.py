@@ -25,8 +25,8 @@ from wfe_persistence_client import (
     ScheduledCommand,
     Unavailable,
     Unimplemented,
-    calls,
     convert,
+    deadline,
 )
 from wfe_persistence_client import command as command_module
 
@@ -151,7 +151,7 @@ def command(name: str, execute_time: int = 0) -> ScheduledCommand:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(calls, "time", clock)
+    monkeypatch.setattr(deadline, "time", clock)
     return clock
 
 
