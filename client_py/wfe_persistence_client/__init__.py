@@ -36,6 +36,16 @@ stored like any other; the part that was not loaded stays unchanged. It is never
 in full, and never overwrites what another writer wrote in the meantime
 (`RevisionMismatch`, `PartialWorkflow`).
 
+**Newer and older software.** A patch leaves what newer software has stored in fields
+that this client does not know as it is, also in the pointers that it changes. Where the
+full state has to be sent, such fields are erased: if the provider does not remember the
+workflow (`remember=0`), if another writer has written since it was loaded and the last
+writer wins, if pointers were reordered, and by `commit_workflow` with an instance. So in
+a fleet of mixed versions, load workflows before you change them, and use `strict=True`.
+A status that this client does not know raises `MalformedAnswer`. A server that is older
+than this client does not store the fields that it does not know, and rejects a patch of
+one in the header: upgrade servers first.
+
 **Lost responses.** Writes of workflows carry an idempotency key, so they are retried
 after a broken connection and still applied once. A write that raises
 `CommitOutcomeUnknown` may or may not have been applied.

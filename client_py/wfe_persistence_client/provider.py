@@ -92,7 +92,8 @@ def connect(
             was loaded or last written; otherwise the last writer wins. See
             `persist_workflow`.
         remember: the size of the LRU cache of loaded and written workflows, against
-            which patches are computed, in execution pointers; about 250 bytes each. 0:
+            which patches are computed, in units of 250 bytes. An execution pointer takes
+            about one, a workflow about three more; what they really take is counted. 0:
             always send the full state.
     """
     check_target(target)

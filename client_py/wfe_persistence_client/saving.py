@@ -105,11 +105,14 @@ class Saving(Connection):
             or expected not in (None, base.revision)
             or len(effects.create_subscriptions) > _LARGEST_COMMIT
             # Another workflow that had the same id: its revisions are unrelated.
-            or new.header["create_time"] != base.header["create_time"]
+            or new.header_field("create_time") != base.header_field("create_time")
         ):
             return None
         patch = patches.patch(base, new, message)
-        if patch is None or patch.ByteSize() >= message.ByteSize():
+        if patch is None:
+            return None
+        # The full state would erase what newer software has stored.
+        if not base.newer and patch.ByteSize() >= message.ByteSize():
             return None
         try:
             return await self._commit_patch(patch, base.revision, effects, deadline)
@@ -193,7 +196,7 @@ class Saving(Connection):
         """Converts a workflow from a response, and remembers it."""
         instance = convert.workflow_from_proto(message)
         if self._shared.memory.capacity:
-            self._remember(instance.id, patches.snapshot(message, message.revision), instance.view)
+            self._remember(instance.id, patches.received(message), instance.view)
         return instance
 
 

@@ -37,7 +37,8 @@ class Workflows(Reading):
     async def create_new_workflow(self, instance: WorkflowInstance) -> str:
         """Stores a new workflow with all its pointers, and returns its id.
 
-        An empty id is replaced by a new UUID, an empty name by the id. Storing the same
+        An empty id is replaced by a new UUID, an empty name by the id. The call sets
+        `id`, `name` and `revision` of `instance` to what is stored. Storing the same
         workflow again (same id, same content) changes nothing, even if it has been
         updated since. Set the id yourself if you want to be able to repeat the call
         after `CommitOutcomeUnknown` or `DeadlineExceeded`.
@@ -60,6 +61,8 @@ class Workflows(Reading):
         if self._shared.memory.capacity:
             message.id, message.name = response.id, response.name
             self._remember(response.id, patches.snapshot(message).stored(response.revision, None))
+        instance.id, instance.name = response.id, response.name
+        instance.revision = response.revision
         return response.id
 
     async def persist_workflow(

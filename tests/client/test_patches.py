@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
+import tracemalloc
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, fields, replace
@@ -149,6 +151,29 @@ async def test_what_was_created_is_known_too(scene: Scene) -> None:
     await scene.provider.persist_workflow(instance)
     assert [p.id for p in scene.wire.last.patch.execution_pointers] == ["0"]
     await scene.holds(instance)
+
+
+@pytest.mark.parametrize("remember", [0, 1000])
+async def test_a_created_object_is_as_stored(target: str, scene: Scene, remember: int) -> None:
+    async with provider_on(target, remember=remember, strict=True) as provider:
+        for name in ("", str(uuid.uuid4())):
+            instance = workflow(3, id="", name=name)
+            id_ = await provider.create_new_workflow(instance)
+            assert (instance.id, instance.name, instance.revision) == (id_, name or id_, 1)
+            assert await scene.stored(instance) == instance
+            # So it can be changed and stored, without loading it.
+            instance.data = "more"
+            assert await provider.persist_workflow(instance) == 2
+
+
+async def test_a_failed_create_leaves_the_object_as_it_was(target: str, scene: Scene) -> None:
+    name = str(uuid.uuid4())
+    await scene.provider.create_new_workflow(workflow(name=name))
+    instance = workflow(id="", name=name)
+    before = copy.deepcopy(instance)
+    with pytest.raises(NameTaken):
+        await scene.provider.create_new_workflow(instance)
+    assert instance == before
 
 
 async def test_nothing_changed_is_still_a_write(scene: Scene) -> None:
@@ -602,8 +627,8 @@ async def test_strict_tells_two_tasks_of_one_provider_apart(target: str, scene: 
 async def test_strict_needs_a_revision(target: str, scene: Scene) -> None:
     instance = workflow()
     await scene.provider.create_new_workflow(instance)
-    assert instance.revision == 0
     # The one it created it with.
+    instance.revision = 0
     await scene.provider.persist_workflow(instance, strict=True)
     async with provider_on(target, strict=True) as strict:
         with pytest.raises(ValueError, match="revision is not known"):
@@ -980,34 +1005,70 @@ async def test_other_refusals_of_a_patch_are_final(
 
 
 def remembered_as(revision: int, pointers: int) -> Snapshot:
-    return Snapshot(revision, {}, {str(i): b"" for i in range(pointers)})
+    return Snapshot(revision, (), {str(i): b"" for i in range(pointers)})
 
 
 def key(name: str, view: WorkflowView = WorkflowView.FULL) -> patches.Key:
     return ("default", name, view)
 
 
+def size_of(pointers: int) -> int:
+    """What one workflow takes."""
+    memory = Memory()
+    memory.put(key("a"), remembered_as(1, pointers))
+    return memory.size
+
+
 def test_the_memory_forgets_what_was_not_used_for_longest() -> None:
-    memory = Memory(capacity=30)
+    memory = Memory(-(-3 * size_of(9) // patches.POINTER_BYTES))
     for name in "abc":
         memory.put(key(name), remembered_as(1, 9))
-    assert (len(memory), memory.size) == (3, 30)
+    assert (len(memory), memory.size) == (3, 3 * size_of(9))
     assert memory.get(key("a")) is not None
     memory.put(key("d"), remembered_as(1, 0))
     assert memory.get(key("b")) is None
     assert all(memory.get(key(name)) is not None for name in "acd")
     memory.put(key("a"), remembered_as(2, 0))
-    assert (len(memory), memory.size) == (3, 12)
-    memory.put(key("e"), remembered_as(1, 30))
+    assert (len(memory), memory.size) == (3, size_of(9) + 2 * size_of(0))
+    memory.put(key("e"), remembered_as(1, 100))
     assert memory.get(key("e")) is None, "too large for it, and no reason to forget others"
     assert len(memory) == 3
 
 
-def test_the_number_of_workflows_is_bounded_too() -> None:
-    memory = Memory(capacity=100)
-    for number in range(1000):
-        memory.put(key(str(number)), remembered_as(1, 0))
-    assert (len(memory), memory.size) == (100, 100)
+@pytest.mark.parametrize("pointers", [0, 1, 10, 100])
+def test_the_memory_takes_what_is_documented(pointers: int) -> None:
+    """Filled over and over, it takes no more than its bound, and not much less."""
+    capacity = 4000
+    memory = Memory(capacity)
+    bound = capacity * patches.POINTER_BYTES
+    messages = [
+        convert.workflow_to_proto(
+            workflow(
+                name=str(uuid.uuid4()),
+                description="d" * 100,
+                next_execution=1000 + number,
+                data={"a": "x" * 100},
+                execution_pointers=[pointer(str(uuid.uuid4())) for _ in range(pointers)],
+            )
+        )
+        for number in range(2 * capacity // (2 + pointers))
+    ]
+    # Or objects from before would be used again, which tracemalloc does not see.
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for message in messages:
+            memory.put(key(message.id), patches.snapshot(message).stored(1000, None))
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(memory) < len(messages)
+    assert bound * 0.9 < memory.size <= bound
+    assert 0.8 < (after - before) / memory.size < 1.1
+    each = memory.size / len(memory)
+    # As documented: about one unit a pointer, and about three a workflow.
+    assert 0.6 < each / patches.POINTER_BYTES / (3 + pointers) < 1.4
 
 
 def test_what_comes_last_counts() -> None:
@@ -1026,16 +1087,19 @@ def test_forgetting() -> None:
     memory.put(key("b"), remembered_as(1, 1))
     memory.put(("other", "a", WorkflowView.FULL), remembered_as(1, 1))
     memory.forget("default", "a")
-    assert (len(memory), memory.size) == (2, 4)
+    assert (len(memory), memory.size) == (2, 2 * size_of(1))
     memory.forget_namespace("default")
-    assert (len(memory), memory.size) == (1, 2)
+    assert (len(memory), memory.size) == (1, size_of(1))
+    memory.forget("other", "a")
+    assert (len(memory), memory.size) == (0, 0)
     with pytest.raises(ValueError, match="negative"):
         Memory(-1)
 
 
 async def test_a_provider_s_memory_is_bounded(target: str, scene: Scene) -> None:
     wire = Wire()
-    async with provider_on(target, wire, remember=50) as provider:
+    two_of_three = -(-2 * size_of(20) // patches.POINTER_BYTES) + 5
+    async with provider_on(target, wire, remember=two_of_three) as provider:
         instances = [workflow(20) for _ in range(3)]
         for instance in instances:
             await provider.create_new_workflow(instance)

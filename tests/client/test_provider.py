@@ -46,11 +46,12 @@ def is_uuid(text: str) -> bool:
 
 async def test_create_new_workflow(store: FakeStore, provider: PersistenceProvider) -> None:
     store.on("CreateNewWorkflow", answers(workflow_pb2.CreateNewWorkflowResponse(id="chosen")))
-    assert await provider.create_new_workflow(WORKFLOW) == "chosen"
+    instance = replace(WORKFLOW)
+    assert await provider.create_new_workflow(instance) == "chosen"
     sent = only(store, "CreateNewWorkflow").instance
     assert is_uuid(sent.id)
     assert sent.name == ""
-    assert WORKFLOW.id == ""
+    assert instance.id == "chosen"
 
 
 async def test_a_given_id_is_kept(store: FakeStore, provider: PersistenceProvider) -> None:
