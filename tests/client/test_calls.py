@@ -4,6 +4,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ Call = Callable[[PersistenceProvider], Awaitable[object]]
 #: Every RPC: a call that makes it, and a good answer.
 CALLS: dict[str, tuple[Call, Any]] = {
     "CreateNewWorkflow": (
-        lambda p: p.create_new_workflow(WORKFLOW),
+        lambda p: p.create_new_workflow(replace(WORKFLOW)),
         workflow_pb2.CreateNewWorkflowResponse(id="w"),
     ),
     "PersistWorkflow": (
