@@ -6,6 +6,8 @@ The cases are made from the descriptors and the tables below. A field that is in
 
 from __future__ import annotations
 
+import base64
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -35,7 +37,12 @@ from tests.support.rpcs import (
     valid_request,
 )
 from tests.support.scene import Scene, filled, found, in_namespace, never_due, refusal, with_values
+from wfe.persistence.v1.command_pb2 import ScheduledCommand
 from wfe.persistence.v1.error_reason_pb2 import FieldViolationReason
+from wfe.persistence.v1.event_pb2 import Event
+from wfe.persistence.v1.store_pb2 import ExecutionError
+from wfe.persistence.v1.subscription_pb2 import EventSubscription
+from wfe.persistence.v1.workflow_pb2 import ExecutionPointer, WorkflowInstance
 
 CANARY: Final = "canary-2b7e1516"
 """Stands in every bad text, and must never be seen in an answer."""
@@ -107,6 +114,7 @@ KEYS: Final = {
     # Anything of at most 512 bytes.
     "WorkflowInstance.name",
     "WorkflowInstance.root_workflow_id",
+    "WorkflowInstance.reference",
     "ExecutionPointer.event_name",
     "ExecutionPointer.event_key",
     "ExecutionPointer.predecessor_id",
@@ -122,6 +130,7 @@ KEYS: Final = {
     "ExecutionError.execution_pointer_id",
     "ListErrorsRequest.workflow_id",
     "WorkflowFilter.workflow_definition_id",
+    "WorkflowFilter.reference",
     "WorkflowFilter.name_prefix",
     "WorkflowFilter.root_workflow_id",
     "PurgeWorkflowsRequest.workflow_definition_id",
@@ -136,10 +145,8 @@ LONG_KEYS: Final = {"ScheduledCommand.data": 2048}
 FREE_TEXTS: Final = {
     # Without a bound: only NUL is bad. (Of page tokens more is said in tests of their own.)
     "WorkflowInstance.description",
-    "WorkflowInstance.reference",
     "ExecutionPointer.step_name",
     "ExecutionError.message",
-    "WorkflowFilter.reference",
     "GetRunnableInstancesRequest.page_token",
     "GetRunnableEventsRequest.page_token",
     "GetEventsRequest.page_token",
@@ -513,12 +520,23 @@ TOKENS: Final = {
 }
 
 
+INCOMPRESSIBLE: Final = "what can't be compressed"
+
+
+def incompressible(size: int) -> str:
+    """A text of so many bytes that takes as many in an index, which has no room for 2,700."""
+    return base64.b85encode(random.randbytes(size))[:size].decode()
+
+
 def good_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
     """What is just within the bounds of a field."""
     name = name_of(field)
     if name in (REQUIRED_IDS | OPTIONAL_IDS | KEYS | LONG_KEYS.keys()) - TOKENS:
         for what, filler in TOO_LONG.items():
             yield what, filled(make.new_id(), filler, LONG_KEYS.get(name, 512))
+        yield INCOMPRESSIBLE, incompressible(LONG_KEYS.get(name, 512))
+    elif name in FREE_TEXTS and not name.endswith("page_token"):
+        yield INCOMPRESSIBLE, incompressible(100_000)
     elif name in JSON:
         yield from GOOD_JSON.items()
     elif name in NAMESPACES:
@@ -565,6 +583,45 @@ async def test_values_just_within_bounds_are_accepted(
             assert failure is None or failure.reason.endswith(
                 ("_NOT_FOUND", "TOKEN_MISMATCH", "REVISION_MISMATCH")
             ), what
+
+
+STORED: Final = {
+    message.DESCRIPTOR
+    for message in (
+        WorkflowInstance, ExecutionPointer, Event, EventSubscription, ExecutionError,
+        ScheduledCommand,
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rpc", HARMLESS, ids=str)
+async def test_texts_of_all_fields_are_stored_at_their_bounds(api: Api, rpc: Rpc) -> None:
+    """Together: an index of several columns has to take all of them."""
+    async with Scene(api, rpc) as scene:
+        request = scene.request
+        paths = {}
+        for path, field in fields(request):
+            name = name_of(field)
+            if field.containing_type not in STORED and not path.endswith("worker_id"):
+                continue  # it names something that must be there
+            if path == "instance.id" and rpc.name != "CreateNewWorkflow":
+                continue
+            if name in REQUIRED_IDS | OPTIONAL_IDS | KEYS:
+                paths[path] = incompressible(512)
+            elif name in FREE_TEXTS:
+                paths[path] = incompressible(100_000)
+            elif name in JSON:
+                paths[path] = f'"{incompressible(10_000)}"'
+            elif name in LONG_KEYS:
+                command = scene.own.new(data=incompressible(LONG_KEYS[name]))
+                put(request, path.removesuffix(".data"), command)
+        for path, text in paths.items():
+            put(request, path, text)
+        for state in ("instance", "patch"):
+            if state in {field.name for field, _ in request.ListFields()}:
+                pointer = look(request, state).execution_pointers[0]
+                pointer.extension_attributes_json[incompressible(100_000)] = "1"
+        await scene.succeed()
 
 
 # Several fields, and fields in each other's way.

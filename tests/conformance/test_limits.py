@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from tests.support.expect import fails, failure_of
 from tests.support.rpcs import HARMLESS, RPCS, Rpc, look, of_size, put
 from tests.support.scene import Scene, filled, found, never_due
 from wfe.persistence.v1.event_pb2 import CreateEventRequest, GetEventResponse
+from wfe.persistence.v1.list_order_pb2 import ListOrder
 from wfe.persistence.v1.store_pb2 import ListErrorsResponse
 from wfe.persistence.v1.subscription_pb2 import (
     CreateEventSubscriptionRequest,
@@ -28,6 +29,7 @@ from wfe.persistence.v1.workflow_pb2 import (
     ExecutionPointer,
     GetWorkflowInstanceResponse,
     PersistWorkflowRequest,
+    PersistWorkflowWithSubscriptionsRequest,
     PointerStatus,
     WorkflowFilter,
     WorkflowInstance,
@@ -414,6 +416,153 @@ async def test_workflow_beyond_a_message_goes_on(
         (small.id, WorkflowView.WORKFLOW_VIEW_UNSPECIFIED, 0),
         (grown.id, WorkflowView.WORKFLOW_VIEW_HEADER, 0),
     ]
+
+
+# The largest that is accepted can be read in every way.
+
+
+async def _largest(limit: int, create: Callable[[int], Awaitable[object]]) -> None:
+    """Create the largest that is accepted, to a few bytes."""
+    accepted, refused = limit - 3000, limit
+    while refused - accepted > 50:
+        size = (accepted + refused) // 2
+        failure = await failure_of(create(size))
+        if failure is None:
+            accepted = size
+        else:
+            assert failure.reason in ("ANSWER_TOO_LARGE", "MESSAGE_TOO_LARGE")
+            refused = size
+    assert accepted > limit - 3000
+
+
+def _document(size: int) -> str:
+    return f'"{"x" * (size - 2)}"'
+
+
+ORDERS: Final = {ListOrder.LIST_ORDER_OLDEST_FIRST: 1, ListOrder.LIST_ORDER_NEWEST_FIRST: 1000}
+"""Both orders, and a page size for each."""
+
+
+async def test_largest_workflow_is_listed_between_small_ones(
+    api: Api, reader: Api, limit: int
+) -> None:
+    definition = make.new_id("definition")
+    ids: list[str] = []
+
+    async def create(size: int) -> None:
+        instance = never_due(workflow_definition_id=definition, create_time=make.time(len(ids) + 1))
+        instance.data_json = _document(size) if size else "1"
+        await api.create_new_workflow(instance)
+        ids.append(instance.id)
+
+    await create(0)
+    await _largest(limit, create)
+    await create(0)
+    largest = ids[-2]
+    filter_ = WorkflowFilter(workflow_definition_id=definition)
+    views = (WorkflowView.WORKFLOW_VIEW_HEADER, WorkflowView.WORKFLOW_VIEW_FULL)
+    whole = await reader.get_workflow_instance(largest)
+    assert await reader.get_workflow_instance_by_name(whole.name) == whole
+    assert await reader.get_workflow_instances([ids[0], largest, ids[-1]]) == [
+        await reader.get_workflow_instance(ids[0]),
+        whole,
+        await reader.get_workflow_instance(ids[-1]),
+    ]
+    for view in views:
+        for order, page_size in ORDERS.items():
+            answers = await pages(
+                reader.list_workflows, filter=filter_, view=view, order=order, page_size=page_size
+            )
+            found = [instance for answer in answers for instance in answer.instances]
+            expected = ids if order == ListOrder.LIST_ORDER_OLDEST_FIRST else ids[::-1]
+            assert [instance.id for instance in found] == expected
+            assert all(instance.data_json for instance in found)
+
+
+async def test_largest_event_is_listed_between_small_ones(
+    api: Api, reader: Api, limit: int
+) -> None:
+    name = make.new_id("name")
+    ids: list[str] = []
+
+    async def create(size: int) -> None:
+        event = make.event(
+            event_name=name, event_time=make.time(len(ids)), is_processed=False,
+            event_data_json=_document(size) if size else "1",
+        )  # fmt: skip
+        ids.append(await api.create_event(event))
+        await api.mark_event_processed(event.id)
+
+    await create(0)
+    await _largest(limit, create)
+    await create(0)
+    for order, page_size in ORDERS.items():
+        answers = await pages(reader.list_events, event_name=name, order=order, page_size=page_size)
+        found = [event for answer in answers for event in answer.events]
+        expected = ids if order == ListOrder.LIST_ORDER_OLDEST_FIRST else ids[::-1]
+        assert [event.id for event in found] == expected
+        assert all(event.event_data_json for event in found)
+    assert (await reader.get_event(ids[-2])).event_data_json
+
+
+async def test_largest_subscription_can_be_claimed_and_read(
+    api: Api, reader: Api, limit: int
+) -> None:
+    """The claim makes it larger."""
+    name = make.new_id("name")
+    ids: list[str] = []
+
+    async def create(size: int) -> None:
+        subscription = make.subscription(
+            event_name=name, event_key="", subscribe_as_of=make.time(len(ids)),
+            subscription_data_json=_document(size) if size else "1",
+        )  # fmt: skip
+        ids.append(await api.create_event_subscription(subscription))
+
+    await create(0)
+    await _largest(limit, create)
+    await create(0)
+    for claimed in (False, True):
+        if claimed:
+            for id_ in ids:
+                assert await api.set_subscription_token(
+                    id_, filled("", "t", 512), filled("", "w", 512), make.LAST_TIME
+                )
+        else:
+            due = await pages(
+                reader.get_subscriptions, event_name=name, as_of=make.LAST_TIME, page_size=1
+            )
+            assert [s.id for answer in due for s in answer.subscriptions] == ids
+        answers = await pages(reader.list_subscriptions, event_name=name)
+        found = [s for answer in answers for s in answer.subscriptions]
+        assert sorted(s.id for s in found) == sorted(ids)
+        assert all(s.subscription_data_json for s in found)
+        assert (await reader.get_subscription(ids[-2])).subscription_data_json
+        if claimed:
+            continue
+        await api.terminate_subscription(ids.pop(0))
+        first = await reader.get_first_open_subscription(event_name=name, as_of=make.LAST_TIME)
+        assert first is not None
+        assert first.id == ids[0]
+
+
+async def test_answer_of_ids_that_could_not_be_sent_writes_nothing(api: Api, limit: int) -> None:
+    """Many subscriptions without ids: the ids in the answer are larger than the request."""
+    instance = never_due()
+    await api.create_new_workflow(instance)
+    one = make.subscription(id="", workflow_id=instance.id[-9:], event_name="n", event_key="")
+    one.ClearField("subscription_data_json")
+    count = limit // 38 + 1
+    request = PersistWorkflowWithSubscriptionsRequest(
+        instance=instance, subscriptions=[one] * count
+    )
+    if request.ByteSize() > limit:
+        pytest.skip("so many do not fit into a request")
+    with fails("RESOURCE_EXHAUSTED", "ANSWER_TOO_LARGE"):
+        await api.workflows.PersistWorkflowWithSubscriptions(request)
+    assert (await api.get_workflow_instance(instance.id)).revision == 1
+    answer = await api.list_subscriptions(workflow_id=instance.id[-9:])
+    assert not answer.subscriptions
 
 
 # Lists: a page ends where the next item would not fit.

@@ -235,7 +235,7 @@ async def test_adopted_workflows_are_read_whole_and_in_order(
     first = await subscription.get_first_open_subscription(store, "paid", "42", None)
     assert first is not None
     assert first.id == "s0"
-    claimed = await command.claim_commands(store, 50, 10, 1000, "")
+    claimed = await command.claim_commands(store, 50, 10, 1000, "", 10_000)
     assert [c.command.data for c in claimed] == ["c1", "c2"]
     errors = await error_log.list_errors(
         store, ListErrorsRequest(workflow_id="w"), START, 10, 10_000
@@ -286,10 +286,10 @@ async def test_original_and_server_take_turns_on_one_workflow(
 async def test_a_command_the_original_reschedules_survives_our_completion(
     original: Original, store: Store
 ) -> None:
-    [claim] = await command.claim_commands(store, 1, 1, 60_000, "")
+    [claim] = await command.claim_commands(store, 1, 1, 60_000, "", 10_000)
     original.schedule_command(claim.command.data, claim.command.execute_time)
     await command.complete_commands(store, [claim.lease_token])
-    [again] = await command.claim_commands(store, 1, 1, 60_000, "")
+    [again] = await command.claim_commands(store, 1, 1, 60_000, "", 10_000)
     assert again.command == claim.command
 
 

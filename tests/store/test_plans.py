@@ -138,7 +138,7 @@ CASES: list[tuple[str, str, Sequence[object], set[str]]] = [
     ("release_commands", command.RELEASE_COMMANDS, [LEASES], {"scheduled_commands_pkey"}),
     ("schedule_command", command.SCHEDULE_COMMAND, ["ProcessWorkflow", "w7", 7],
      {"scheduled_commands_command_name_data_key"}),
-    ("claim_commands", command.CLAIM_COMMANDS, [5000, 10, "l", "w", 1000],
+    ("claim_commands", command.CLAIM_COMMANDS, [5000, 10, "l", "w", 1000, 10_000],
      {"scheduled_commands_due", "scheduled_commands_pkey"}),
     ("complete_commands", command.COMPLETE_COMMANDS, [LEASES], {"scheduled_commands_pkey"}),
     ("terminate_subscription", subscription.TERMINATE_SUBSCRIPTION, ["s7", None, None],

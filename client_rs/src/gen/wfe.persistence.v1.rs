@@ -260,9 +260,10 @@ pub mod scheduled_command_service_client {
         }
         /// Claims due commands (`execute_time <= as_of`, not under a lease), soonest
         /// first, each for one worker at a time. Callers never block each other:
-        /// commands that a concurrent call is claiming are skipped. Not idempotent: if
-        /// the response is lost, the claimed commands become due again when their
-        /// leases expire. Errors: INVALID_ARGUMENT.
+        /// commands that a concurrent call is claiming are skipped. No more are claimed
+        /// than fit in the response. Not idempotent: if the response is lost, the
+        /// claimed commands become due again when their leases expire. Errors:
+        /// INVALID_ARGUMENT.
         pub async fn claim_commands(
             &mut self,
             request: impl tonic::IntoRequest<super::ClaimCommandsRequest>,
@@ -763,7 +764,9 @@ pub struct Event {
     #[prost(string, tag = "3")]
     pub event_key: ::prost::alloc::string::String,
     /// The event's payload, a JSON document (see WorkflowInstance.data_json);
-    /// required.
+    /// required. Empty in a list: left out, because the event is too large for a
+    /// message, as only other software can have stored it; its other texts may then
+    /// be cut off.
     #[prost(string, tag = "4")]
     pub event_data_json: ::prost::alloc::string::String,
     /// When it occurred; required. Years 1-9999, truncated to microseconds.
@@ -1293,7 +1296,9 @@ pub struct ExecutionError {
     /// empty.
     #[prost(string, tag = "3")]
     pub execution_pointer_id: ::prost::alloc::string::String,
-    /// The error message; may be empty.
+    /// The error message; may be empty. In a list, one that is too large for a
+    /// message (only other software can have stored it) is cut off and ends with
+    /// `…`.
     #[prost(string, tag = "4")]
     pub message: ::prost::alloc::string::String,
 }
@@ -1832,7 +1837,9 @@ pub struct EventSubscription {
     #[prost(message, optional, tag = "7")]
     pub subscribe_as_of: ::core::option::Option<::prost_types::Timestamp>,
     /// Arbitrary data of the host, a JSON document (see
-    /// WorkflowInstance.data_json). Absent is distinct from `null`.
+    /// WorkflowInstance.data_json). Absent is distinct from `null`. Empty in a list:
+    /// left out, because the subscription is too large for a message, as only other
+    /// software can have stored it; its other texts may then be cut off.
     #[prost(string, optional, tag = "8")]
     pub subscription_data_json: ::core::option::Option<::prost::alloc::string::String>,
     /// The token of the worker that holds the subscription, 1 to 512 bytes;
@@ -2471,8 +2478,8 @@ pub struct WorkflowInstance {
     /// on create: the id is used; empty on persist: unchanged.
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
-    /// The root of the tree that this workflow belongs to, at most 512 bytes;
-    /// absent: it is itself a root.
+    /// The root of the tree that this workflow belongs to, or a workflow on the way
+    /// to it, at most 512 bytes; absent: it is itself a root.
     #[prost(string, optional, tag = "3")]
     pub root_workflow_id: ::core::option::Option<::prost::alloc::string::String>,
     /// The id of its definition; required, at most 512 bytes.
@@ -2484,7 +2491,7 @@ pub struct WorkflowInstance {
     /// A description for people.
     #[prost(string, optional, tag = "6")]
     pub description: ::core::option::Option<::prost::alloc::string::String>,
-    /// The host's own reference, for example an order number.
+    /// The host's own reference, for example an order number; at most 512 bytes.
     #[prost(string, optional, tag = "7")]
     pub reference: ::core::option::Option<::prost::alloc::string::String>,
     /// The execution pointers; their order is preserved.
@@ -2503,7 +2510,8 @@ pub struct WorkflowInstance {
     /// that is not valid JSON (including NaN and Infinity), U+0000 and lone
     /// surrogates even if escaped, more than 100 levels of nesting, exponents
     /// beyond 1000, and numbers of more than 2000 digits when written without an
-    /// exponent.
+    /// exponent. Empty in a list: left out, because the workflow is too large for a
+    /// message even without its pointers; its other texts may then be cut off.
     #[prost(string, tag = "11")]
     pub data_json: ::prost::alloc::string::String,
     /// When it was created; required. Years 1-9999, truncated to microseconds.
@@ -2524,7 +2532,11 @@ pub struct WorkflowInstance {
     #[prost(enumeration = "WorkflowView", tag = "15")]
     pub view: i32,
 }
-/// ExecutionPointer is the state of one step of one workflow.
+/// ExecutionPointer is the state of one step of one workflow. In a list, one that
+/// is too large for a message has an empty `persistence_data_json` (which no
+/// pointer has otherwise, and which is rejected on write): its documents were
+/// left out, and its other texts may be cut off. Only other software can have
+/// stored such a pointer.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ExecutionPointer {
     /// Unique within its workflow; required, at most 512 bytes, compared byte by
@@ -2655,7 +2667,7 @@ pub struct WorkflowFilter {
     /// With this version of the definition, 0 to 2^31-1; absent: any.
     #[prost(uint32, optional, tag = "3")]
     pub version: ::core::option::Option<u32>,
-    /// With this reference; absent: any.
+    /// With this reference, at most 512 bytes; absent: any.
     #[prost(string, optional, tag = "4")]
     pub reference: ::core::option::Option<::prost::alloc::string::String>,
     /// With a name that starts with this, at most 512 bytes; empty: any.
@@ -2985,7 +2997,8 @@ pub struct ListWorkflowsRequest {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListWorkflowsResponse {
     /// The workflows. One that by itself is too large for a message is returned
-    /// without its pointers, with `view` HEADER.
+    /// without its pointers, with `view` HEADER; if that is still too large (only
+    /// other software can have stored it), also without `data_json`.
     #[prost(message, repeated, tag = "1")]
     pub instances: ::prost::alloc::vec::Vec<WorkflowInstance>,
     /// The token of the next page; empty: this is the last page.
@@ -3078,7 +3091,8 @@ pub struct PurgeWorkflowsResponse {
     /// Number of processed events.
     #[prost(int64, tag = "5")]
     pub events: i64,
-    /// The token to continue with; empty: nothing is left to delete.
+    /// The token to continue with; empty: nothing is left to delete, except what
+    /// was skipped because it was locked.
     #[prost(string, tag = "6")]
     pub next_page_token: ::prost::alloc::string::String,
 }
@@ -3662,7 +3676,10 @@ pub mod workflow_service_client {
         }
         /// Lists workflows by create_time, in pages. A page token records create_time
         /// and id, so workflows created or deleted between two pages neither shift the
-        /// list nor appear twice. Errors: INVALID_ARGUMENT.
+        /// list nor appear twice. Workflows that other software has stored are listed
+        /// too: with status UNSPECIFIED if the server does not know theirs (unless the
+        /// filter has statuses), and with the first or last time that a Timestamp can
+        /// express if theirs is beyond. Errors: INVALID_ARGUMENT.
         pub async fn list_workflows(
             &mut self,
             request: impl tonic::IntoRequest<super::ListWorkflowsRequest>,
@@ -3692,7 +3709,8 @@ pub mod workflow_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Counts workflows by status. It scans every workflow that matches the filter,
+        /// Counts workflows by status; UNSPECIFIED are those whose status the server does
+        /// not know, stored by other software. It scans every workflow that matches the filter,
         /// or an index of them. Errors: INVALID_ARGUMENT.
         pub async fn count_workflows(
             &mut self,
@@ -3759,12 +3777,15 @@ pub mod workflow_service_client {
         /// Deletes ended workflows, earliest end first, with their pointers,
         /// subscriptions, logged errors and processed completion events (those named
         /// `wfe.workflow.completed` whose key is the workflow's id). A workflow is
-        /// deleted together with all its descendants in its tree, in one transaction,
-        /// and only if all of them ended before the given time; one whose root is
-        /// still stored is deleted with that root. Rows locked by concurrent writers
-        /// are skipped. One call runs several short transactions and stops when
-        /// `max_rows` is used up: call again with `next_page_token` until it is empty.
-        /// Repeating a call is safe. Errors: INVALID_ARGUMENT.
+        /// deleted together with all its descendants (those whose `root_workflow_id`
+        /// leads to it, directly or by way of others), in one transaction, and only if
+        /// all of them ended before the given time; one whose root is still stored is
+        /// deleted with that root. Workflows that are each other's roots, in a cycle, are
+        /// deleted together with all their descendants if one of the cycle is selected.
+        /// Rows locked by concurrent writers are skipped. One call runs several short
+        /// transactions and stops when `max_rows` is used up: call again with
+        /// `next_page_token` until it is empty. Repeating a call is safe. Errors:
+        /// INVALID_ARGUMENT.
         pub async fn purge_workflows(
             &mut self,
             request: impl tonic::IntoRequest<super::PurgeWorkflowsRequest>,

@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from wfe.persistence.v1.error_reason_pb2 import ErrorReason
-from wfe_persistence.errors import PersistenceError
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
+from wfe_persistence.errors import PersistenceError, invalid_field
 from wfe_persistence.rpc.call import Call, Environment
 from wfe_persistence.rpc.check import Check
 from wfe_persistence.rpc.services import Method, Service
@@ -87,7 +87,7 @@ class Boundary:
                 data = self._encode(response)
                 _observe(method, None)
             except Exception as exc:
-                await self._fail(method, exc, context)
+                await self._fail(method, exc, context, data)
             return data
 
         return handle
@@ -107,7 +107,7 @@ class Boundary:
                             await context.write(self._encode(response))
                 _observe(method, None)
             except Exception as exc:
-                await self._fail(method, exc, context)
+                await self._fail(method, exc, context, data)
             return
             yield b""  # an async generator, to gRPC; but only write() can be timed from here
 
@@ -151,9 +151,13 @@ class Boundary:
             raise self._too_large(ErrorReason.ERROR_REASON_ANSWER_TOO_LARGE, "response", data)
         return data
 
-    async def _fail(self, method: Method, exc: Exception, context: Context) -> NoReturn:
-        """End a call with the status of what was raised."""
+    async def _fail(
+        self, method: Method, exc: Exception, context: Context, data: bytes
+    ) -> NoReturn:
+        """End a call, whose request is `data`, with the status of what was raised."""
         error = await self._explain(exc, context)
+        if error.reason == ErrorReason.ERROR_REASON_INVALID_FIELD and not error.violations:
+            error = _naming_a_field(error, method.request_class.FromString(data))
         _observe(method, error)
         await context.abort(
             STATUS_OF[error.reason],
@@ -213,6 +217,18 @@ def _identify(context: Context) -> Caller:
         if key == NAMESPACE_KEY:
             return Caller(value if isinstance(value, str) else value.decode())
     return Caller(None)
+
+
+def _naming_a_field(error: PersistenceError, request: Message) -> PersistenceError:
+    """The error of a value that only the database refused: the checks have a rule for every value
+    of which that is known. It names the first field of the request, which has the rest in it."""
+    log.warning("%s: %s", request.DESCRIPTOR.full_name, error.__cause__)
+    for field, _ in request.ListFields():
+        if field.name != "request_id":
+            return invalid_field(
+                field.name, FieldViolationReason.FIELD_VIOLATION_REASON_FORMAT, str(error)
+            )
+    return error
 
 
 def _observe(method: Method, error: PersistenceError | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from wfe.persistence.v1 import command_pb2 as pb
 from wfe_persistence.rpc.call import Call
+from wfe_persistence.rpc.check import read_back
 from wfe_persistence.store import command
 from wfe_persistence.store.rows import epoch_ms
 
@@ -18,6 +19,7 @@ class ScheduledCommandService:
         check = call.check
         check.required(request, "command", check.command)
         check.done()
+        check.fits(read_back.commands([request.command]))
         await command.schedule_command(call.store, request.command)
         return pb.ScheduleCommandResponse()
 
@@ -39,6 +41,7 @@ class ScheduledCommandService:
             limit,
             lease_ms,
             request.worker_id,
+            call.env.max_message_bytes,
         )
         return pb.ClaimCommandsResponse(commands=claimed)
 

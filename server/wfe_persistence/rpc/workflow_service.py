@@ -10,6 +10,7 @@ from wfe.persistence.v1 import workflow_pb2 as pb
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import R, read_back
+from wfe_persistence.rpc.check.bounds import MAX_REVISION
 from wfe_persistence.store import commit, pointer, purge, workflow
 from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.rows import epoch_ms
@@ -65,10 +66,14 @@ class WorkflowService:
         for i, subscription in enumerate(request.subscriptions):
             subscription.id = subscription.id or key.new_id("subscription", i)
         check.fits(read_back.persist(request.instance, request.subscriptions))
-        revision = await commit.persist_workflow(call.store, request, request.subscriptions, key)
-        return pb.PersistWorkflowWithSubscriptionsResponse(
-            revision=revision, subscription_ids=[s.id for s in request.subscriptions]
+        answer = pb.PersistWorkflowWithSubscriptionsResponse(
+            revision=MAX_REVISION, subscription_ids=[s.id for s in request.subscriptions]
         )
+        check.answer_fits(answer)
+        answer.revision = await commit.persist_workflow(
+            call.store, request, request.subscriptions, key
+        )
+        return answer
 
     async def CommitWorkflow(
         self, request: pb.CommitWorkflowRequest, call: Call
@@ -83,12 +88,14 @@ class WorkflowService:
         for i, event in enumerate(request.create_events):
             event.id = event.id or key.new_id("event", i)
         check.fits(read_back.commit(request))
-        revision = await commit.commit_workflow(call.store, request, key)
-        return pb.CommitWorkflowResponse(
-            revision=revision,
+        answer = pb.CommitWorkflowResponse(
+            revision=MAX_REVISION,
             subscription_ids=[s.id for s in request.create_subscriptions],
             event_ids=[e.id for e in request.create_events],
         )
+        check.answer_fits(answer)
+        answer.revision = await commit.commit_workflow(call.store, request, key)
+        return answer
 
     async def GetWorkflowInstance(
         self, request: pb.GetWorkflowInstanceRequest, call: Call

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from wfe.persistence.v1.command_pb2 import ClaimedCommand, RenewCommandsResponse, ScheduledCommand
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
@@ -48,20 +49,29 @@ async def schedule_command(store: Store, command: ScheduledCommand) -> None:
     )
 
 
+# What a claimed command has at most in the answer beside its data.
+_CLAIM_BYTES: Final = 160
+
 # = ANY (ARRAY (...)) makes the planner use an index scan, whatever number of rows it estimates.
 CLAIM_COMMANDS = f"""
 WITH due AS (
-    SELECT id FROM wfc.scheduled_commands
+    SELECT id, execute_time, octet_length(data) + {_CLAIM_BYTES} AS bytes
+    FROM wfc.scheduled_commands
     WHERE execute_time <= coalesce($1::bigint, floor(extract(epoch FROM now()) * 1000)::bigint)
         AND (lease_expiry IS NULL OR lease_expiry <= now())
     ORDER BY execute_time, id
     LIMIT $2
     FOR UPDATE SKIP LOCKED
+), fitting AS (
+    SELECT id FROM (
+        SELECT id, sum(bytes) OVER soonest_first AS bytes, row_number() OVER soonest_first AS n
+        FROM due WINDOW soonest_first AS (ORDER BY execute_time, id)
+    ) d WHERE bytes <= $6 OR n = 1
 ), claimed AS (
     UPDATE wfc.scheduled_commands c
     SET lease_id = $3, lease_worker_id = $4, lease_expiry = now() + $5 * interval '1 millisecond',
         lease_epoch = nextval('wfc.claim_epochs')
-    WHERE c.id = ANY (ARRAY (SELECT id FROM due))
+    WHERE c.id = ANY (ARRAY (SELECT id FROM fitting))
     RETURNING {COMMAND.selection("c")},
         c.id, c.revision, c.lease_expiry, c.lease_epoch
 )
@@ -71,9 +81,17 @@ FROM claimed ORDER BY execute_time, id
 
 
 async def claim_commands(
-    store: Store, as_of_ms: int | None, limit: int, lease_ms: int, worker_id: str
+    store: Store,
+    as_of_ms: int | None,
+    limit: int,
+    lease_ms: int,
+    worker_id: str,
+    answer_bytes: int,
 ) -> list[ClaimedCommand]:
-    """Claim due commands, the earliest first. `as_of_ms` None: the database's clock."""
+    """Claim due commands, the earliest first. `as_of_ms` None: the database's clock.
+
+    No more are claimed than fit into an answer of `answer_bytes`, but at least one.
+    """
     lease_id = uuid.uuid4().hex
     rows = await store.write(
         CLAIM_COMMANDS,
@@ -82,6 +100,7 @@ async def claim_commands(
         text(lease_id),
         text(worker_id),
         integer(lease_ms),
+        integer(answer_bytes),
     )
     return [_decode_claim(rows, i, lease_id) for i in range(rows.ntuples)]
 

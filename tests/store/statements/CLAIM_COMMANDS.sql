@@ -1,15 +1,21 @@
 WITH due AS (
-    SELECT id FROM wfc.scheduled_commands
+    SELECT id, execute_time, octet_length(data) + 160 AS bytes
+    FROM wfc.scheduled_commands
     WHERE execute_time <= coalesce($1::bigint, floor(extract(epoch FROM now()) * 1000)::bigint)
         AND (lease_expiry IS NULL OR lease_expiry <= now())
     ORDER BY execute_time, id
     LIMIT $2
     FOR UPDATE SKIP LOCKED
+), fitting AS (
+    SELECT id FROM (
+        SELECT id, sum(bytes) OVER soonest_first AS bytes, row_number() OVER soonest_first AS n
+        FROM due WINDOW soonest_first AS (ORDER BY execute_time, id)
+    ) d WHERE bytes <= $6 OR n = 1
 ), claimed AS (
     UPDATE wfc.scheduled_commands c
     SET lease_id = $3, lease_worker_id = $4, lease_expiry = now() + $5 * interval '1 millisecond',
         lease_epoch = nextval('wfc.claim_epochs')
-    WHERE c.id = ANY (ARRAY (SELECT id FROM due))
+    WHERE c.id = ANY (ARRAY (SELECT id FROM fitting))
     RETURNING c.command_name, c.data, c.execute_time,
         c.id, c.revision, c.lease_expiry, c.lease_epoch
 )

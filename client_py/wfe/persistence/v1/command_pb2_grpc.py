@@ -81,9 +81,10 @@ class ScheduledCommandServiceServicer(object):
     def ClaimCommands(self, request, context):
         """Claims due commands (`execute_time <= as_of`, not under a lease), soonest
         first, each for one worker at a time. Callers never block each other:
-        commands that a concurrent call is claiming are skipped. Not idempotent: if
-        the response is lost, the claimed commands become due again when their
-        leases expire. Errors: INVALID_ARGUMENT.
+        commands that a concurrent call is claiming are skipped. No more are claimed
+        than fit in the response. Not idempotent: if the response is lost, the
+        claimed commands become due again when their leases expire. Errors:
+        INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

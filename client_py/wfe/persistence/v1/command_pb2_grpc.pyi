@@ -168,9 +168,10 @@ class ScheduledCommandServiceStub(typing.Generic[_ScheduledCommandServiceSchedul
     ClaimCommands: _ScheduledCommandServiceClaimCommandsType
     """Claims due commands (`execute_time <= as_of`, not under a lease), soonest
     first, each for one worker at a time. Callers never block each other:
-    commands that a concurrent call is claiming are skipped. Not idempotent: if
-    the response is lost, the claimed commands become due again when their
-    leases expire. Errors: INVALID_ARGUMENT.
+    commands that a concurrent call is claiming are skipped. No more are claimed
+    than fit in the response. Not idempotent: if the response is lost, the
+    claimed commands become due again when their leases expire. Errors:
+    INVALID_ARGUMENT.
     """
 
     CompleteCommands: _ScheduledCommandServiceCompleteCommandsType
@@ -242,9 +243,10 @@ class ScheduledCommandServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[wfe.persistence.v1.command_pb2.ClaimCommandsResponse, collections.abc.Awaitable[wfe.persistence.v1.command_pb2.ClaimCommandsResponse]]:
         """Claims due commands (`execute_time <= as_of`, not under a lease), soonest
         first, each for one worker at a time. Callers never block each other:
-        commands that a concurrent call is claiming are skipped. Not idempotent: if
-        the response is lost, the claimed commands become due again when their
-        leases expire. Errors: INVALID_ARGUMENT.
+        commands that a concurrent call is claiming are skipped. No more are claimed
+        than fit in the response. Not idempotent: if the response is lost, the
+        claimed commands become due again when their leases expire. Errors:
+        INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod

@@ -46,7 +46,9 @@ class Event(google.protobuf.message.Message):
     """
     event_data_json: builtins.str
     """The event's payload, a JSON document (see WorkflowInstance.data_json);
-    required.
+    required. Empty in a list: left out, because the event is too large for a
+    message, as only other software can have stored it; its other texts may then
+    be cut off.
     """
     is_processed: builtins.bool
     """True once the host has delivered the event to its subscriptions; false: not

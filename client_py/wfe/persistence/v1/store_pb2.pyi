@@ -39,7 +39,10 @@ class ExecutionError(google.protobuf.message.Message):
     empty.
     """
     message: builtins.str
-    """The error message; may be empty."""
+    """The error message; may be empty. In a list, one that is too large for a
+    message (only other software can have stored it) is cut off and ends with
+    `…`.
+    """
     @property
     def error_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When it occurred; required. Years 1-9999, truncated to microseconds."""

@@ -59,7 +59,9 @@ class EventSubscription(google.protobuf.message.Message):
     """
     subscription_data_json: builtins.str
     """Arbitrary data of the host, a JSON document (see
-    WorkflowInstance.data_json). Absent is distinct from `null`.
+    WorkflowInstance.data_json). Absent is distinct from `null`. Empty in a list:
+    left out, because the subscription is too large for a message, as only other
+    software can have stored it; its other texts may then be cut off.
     """
     external_token: builtins.str
     """The token of the worker that holds the subscription, 1 to 512 bytes;

@@ -182,8 +182,8 @@ class WorkflowInstance(google.protobuf.message.Message):
     on create: the id is used; empty on persist: unchanged.
     """
     root_workflow_id: builtins.str
-    """The root of the tree that this workflow belongs to, at most 512 bytes;
-    absent: it is itself a root.
+    """The root of the tree that this workflow belongs to, or a workflow on the way
+    to it, at most 512 bytes; absent: it is itself a root.
     """
     workflow_definition_id: builtins.str
     """The id of its definition; required, at most 512 bytes."""
@@ -192,7 +192,7 @@ class WorkflowInstance(google.protobuf.message.Message):
     description: builtins.str
     """A description for people."""
     reference: builtins.str
-    """The host's own reference, for example an order number."""
+    """The host's own reference, for example an order number; at most 512 bytes."""
     next_execution: builtins.int
     """When it is to be run next, in milliseconds since 1970-01-01T00:00:00Z; any
     int64. Absent: not scheduled (for example, waiting for an event).
@@ -206,7 +206,8 @@ class WorkflowInstance(google.protobuf.message.Message):
     that is not valid JSON (including NaN and Infinity), U+0000 and lone
     surrogates even if escaped, more than 100 levels of nesting, exponents
     beyond 1000, and numbers of more than 2000 digits when written without an
-    exponent.
+    exponent. Empty in a list: left out, because the workflow is too large for a
+    message even without its pointers; its other texts may then be cut off.
     """
     revision: builtins.int
     """The number of writes: 1 after create, incremented by every persist or
@@ -266,7 +267,12 @@ Global___WorkflowInstance: typing_extensions.TypeAlias = WorkflowInstance
 
 @typing.final
 class ExecutionPointer(google.protobuf.message.Message):
-    """ExecutionPointer is the state of one step of one workflow."""
+    """ExecutionPointer is the state of one step of one workflow. In a list, one that
+    is too large for a message has an empty `persistence_data_json` (which no
+    pointer has otherwise, and which is rejected on write): its documents were
+    left out, and its other texts may be cut off. Only other software can have
+    stored such a pointer.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -532,7 +538,7 @@ class WorkflowFilter(google.protobuf.message.Message):
     version: builtins.int
     """With this version of the definition, 0 to 2^31-1; absent: any."""
     reference: builtins.str
-    """With this reference; absent: any."""
+    """With this reference, at most 512 bytes; absent: any."""
     name_prefix: builtins.str
     """With a name that starts with this, at most 512 bytes; empty: any."""
     root_workflow_id: builtins.str
@@ -1249,7 +1255,8 @@ class ListWorkflowsResponse(google.protobuf.message.Message):
     @property
     def instances(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WorkflowInstance]:
         """The workflows. One that by itself is too large for a message is returned
-        without its pointers, with `view` HEADER.
+        without its pointers, with `view` HEADER; if that is still too large (only
+        other software can have stored it), also without `data_json`.
         """
 
     def __init__(
@@ -1443,7 +1450,9 @@ class PurgeWorkflowsResponse(google.protobuf.message.Message):
     events: builtins.int
     """Number of processed events."""
     next_page_token: builtins.str
-    """The token to continue with; empty: nothing is left to delete."""
+    """The token to continue with; empty: nothing is left to delete, except what
+    was skipped because it was locked.
+    """
     def __init__(
         self,
         *,

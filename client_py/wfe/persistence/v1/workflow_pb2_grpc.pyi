@@ -466,11 +466,15 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
     ListWorkflows: _WorkflowServiceListWorkflowsType
     """Lists workflows by create_time, in pages. A page token records create_time
     and id, so workflows created or deleted between two pages neither shift the
-    list nor appear twice. Errors: INVALID_ARGUMENT.
+    list nor appear twice. Workflows that other software has stored are listed
+    too: with status UNSPECIFIED if the server does not know theirs (unless the
+    filter has statuses), and with the first or last time that a Timestamp can
+    express if theirs is beyond. Errors: INVALID_ARGUMENT.
     """
 
     CountWorkflows: _WorkflowServiceCountWorkflowsType
-    """Counts workflows by status. It scans every workflow that matches the filter,
+    """Counts workflows by status; UNSPECIFIED are those whose status the server does
+    not know, stored by other software. It scans every workflow that matches the filter,
     or an index of them. Errors: INVALID_ARGUMENT.
     """
 
@@ -485,12 +489,15 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
     """Deletes ended workflows, earliest end first, with their pointers,
     subscriptions, logged errors and processed completion events (those named
     `wfe.workflow.completed` whose key is the workflow's id). A workflow is
-    deleted together with all its descendants in its tree, in one transaction,
-    and only if all of them ended before the given time; one whose root is
-    still stored is deleted with that root. Rows locked by concurrent writers
-    are skipped. One call runs several short transactions and stops when
-    `max_rows` is used up: call again with `next_page_token` until it is empty.
-    Repeating a call is safe. Errors: INVALID_ARGUMENT.
+    deleted together with all its descendants (those whose `root_workflow_id`
+    leads to it, directly or by way of others), in one transaction, and only if
+    all of them ended before the given time; one whose root is still stored is
+    deleted with that root. Workflows that are each other's roots, in a cycle, are
+    deleted together with all their descendants if one of the cycle is selected.
+    Rows locked by concurrent writers are skipped. One call runs several short
+    transactions and stops when `max_rows` is used up: call again with
+    `next_page_token` until it is empty. Repeating a call is safe. Errors:
+    INVALID_ARGUMENT.
     """
 
 WorkflowServiceAsyncStub: typing_extensions.TypeAlias = WorkflowServiceStub[
@@ -702,7 +709,10 @@ class WorkflowServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[wfe.persistence.v1.workflow_pb2.ListWorkflowsResponse, collections.abc.Awaitable[wfe.persistence.v1.workflow_pb2.ListWorkflowsResponse]]:
         """Lists workflows by create_time, in pages. A page token records create_time
         and id, so workflows created or deleted between two pages neither shift the
-        list nor appear twice. Errors: INVALID_ARGUMENT.
+        list nor appear twice. Workflows that other software has stored are listed
+        too: with status UNSPECIFIED if the server does not know theirs (unless the
+        filter has statuses), and with the first or last time that a Timestamp can
+        express if theirs is beyond. Errors: INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod
@@ -711,7 +721,8 @@ class WorkflowServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.workflow_pb2.CountWorkflowsRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.workflow_pb2.CountWorkflowsResponse, collections.abc.Awaitable[wfe.persistence.v1.workflow_pb2.CountWorkflowsResponse]]:
-        """Counts workflows by status. It scans every workflow that matches the filter,
+        """Counts workflows by status; UNSPECIFIED are those whose status the server does
+        not know, stored by other software. It scans every workflow that matches the filter,
         or an index of them. Errors: INVALID_ARGUMENT.
         """
 
@@ -736,12 +747,15 @@ class WorkflowServiceServicer(metaclass=abc.ABCMeta):
         """Deletes ended workflows, earliest end first, with their pointers,
         subscriptions, logged errors and processed completion events (those named
         `wfe.workflow.completed` whose key is the workflow's id). A workflow is
-        deleted together with all its descendants in its tree, in one transaction,
-        and only if all of them ended before the given time; one whose root is
-        still stored is deleted with that root. Rows locked by concurrent writers
-        are skipped. One call runs several short transactions and stops when
-        `max_rows` is used up: call again with `next_page_token` until it is empty.
-        Repeating a call is safe. Errors: INVALID_ARGUMENT.
+        deleted together with all its descendants (those whose `root_workflow_id`
+        leads to it, directly or by way of others), in one transaction, and only if
+        all of them ended before the given time; one whose root is still stored is
+        deleted with that root. Workflows that are each other's roots, in a cycle, are
+        deleted together with all their descendants if one of the cycle is selected.
+        Rows locked by concurrent writers are skipped. One call runs several short
+        transactions and stops when `max_rows` is used up: call again with
+        `next_page_token` until it is empty. Repeating a call is safe. Errors:
+        INVALID_ARGUMENT.
         """
 
 def add_WorkflowServiceServicer_to_server(servicer: WorkflowServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

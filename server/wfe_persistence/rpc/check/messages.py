@@ -40,6 +40,8 @@ class Check(Scalars):
         self.id(path, "name", w.name, required=False)
         if w.HasField("root_workflow_id"):
             self.key(path, "root_workflow_id", w.root_workflow_id)
+        if w.HasField("reference"):
+            self.key(path, "reference", w.reference)
         self.id(path, "workflow_definition_id", w.workflow_definition_id)
         self.number(path, "version", w.version)
         self.enum(path, "status", w.status, WORKFLOW_STATUS)
@@ -83,6 +85,8 @@ class Check(Scalars):
             self.id(head, "name", w.name, required=False)
         if "root_workflow_id" in mask:
             self.key(head, "root_workflow_id", w.root_workflow_id)
+        if "reference" in mask:
+            self.key(head, "reference", w.reference)
         if "workflow_definition_id" in mask:
             self.id(head, "workflow_definition_id", w.workflow_definition_id)
         if "version" in mask:
@@ -172,6 +176,7 @@ class Check(Scalars):
         self.key(path, "workflow_definition_id", f.workflow_definition_id)
         if f.HasField("version"):
             self.number(path, "version", f.version)
+        self.key(path, "reference", f.reference)
         self.key(path, "name_prefix", f.name_prefix)
         self.key(path, "root_workflow_id", f.root_workflow_id)
         self.times(

@@ -10,7 +10,9 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
+from wfe.persistence.v1.command_pb2 import ClaimCommandsResponse, ClaimedCommand, ScheduledCommand
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.event_pb2 import Event, ListEventsResponse
 from wfe.persistence.v1.store_pb2 import ExecutionError, ListErrorsResponse
@@ -18,17 +20,27 @@ from wfe.persistence.v1.subscription_pb2 import EventSubscription, GetSubscripti
 from wfe.persistence.v1.workflow_pb2 import (
     CommitWorkflowRequest,
     ExecutionPointer,
-    GetWorkflowInstanceResponse,
     ListExecutionPointersResponse,
+    ListWorkflowsResponse,
     WorkflowInstance,
+    WorkflowView,
 )
 from wfe_persistence.errors import PersistenceError
-from wfe_persistence.rpc.check.bounds import MAX_ID_BYTES, MAX_REVISION
+from wfe_persistence.rpc.check.bounds import (
+    LAST_SECOND,
+    MAX_ID_BYTES,
+    MAX_LEASE_TOKEN_BYTES,
+    MAX_REVISION,
+)
 from wfe_persistence.rpc.check.json_rules import stored_bytes
-from wfe_persistence.rpc.paging import MAX_TOKEN_BYTES
+from wfe_persistence.rpc.paging import FRAMING_BYTES, MAX_TOKEN_BYTES
 
-# An item of a list must fit into a page of its own, with another page to follow.
-_TOKEN: Final = "x" * MAX_TOKEN_BYTES
+# The largest answer in which something is returned is a page of a list with nothing else in it, and
+# another page to follow: the token is as long as what a page reserves for it, and for all else.
+_TOKEN: Final = "x" * (MAX_TOKEN_BYTES + FRAMING_BYTES + 4)
+_ID: Final = "x" * MAX_ID_BYTES
+_LEASE_TOKEN: Final = "x" * MAX_LEASE_TOKEN_BYTES
+_LAST_TIME: Final = Timestamp(seconds=LAST_SECOND, nanos=999_999_999)
 
 
 def require_readable(responses: Iterable[Message], max_message_bytes: int) -> None:
@@ -44,16 +56,28 @@ def require_readable(responses: Iterable[Message], max_message_bytes: int) -> No
             )
 
 
-def workflow(instance: WorkflowInstance) -> Iterator[GetWorkflowInstanceResponse]:
-    """A workflow is read whole, with its name and revision, here the largest ones."""
-    response = GetWorkflowInstanceResponse(instance=instance)
-    response.instance.revision = MAX_REVISION
-    response.instance.name = response.instance.name or "x" * MAX_ID_BYTES
+def require_sendable(answer: Message, max_message_bytes: int) -> None:
+    """Raise ANSWER_TOO_LARGE if an answer could not be sent."""
+    if answer.ByteSize() > max_message_bytes:
+        raise PersistenceError(
+            ErrorReason.ERROR_REASON_ANSWER_TOO_LARGE,
+            f"the answer would not fit in one message of {max_message_bytes} bytes",
+            metadata={"limit_bytes": str(max_message_bytes)},
+        )
+
+
+def workflow(instance: WorkflowInstance) -> Iterator[ListWorkflowsResponse]:
+    """A workflow, with what the store sets: the largest name, revision and view."""
+    response = ListWorkflowsResponse(instances=[instance], next_page_token=_TOKEN)
+    [read] = response.instances
+    read.revision = MAX_REVISION
+    read.name = read.name or _ID
+    read.view = WorkflowView.WORKFLOW_VIEW_HEADER
     yield response
 
 
 def pointers(items: Iterable[ExecutionPointer]) -> Iterator[ListExecutionPointersResponse]:
-    """Execution pointers can be read page by page."""
+    """Execution pointers."""
     for item in items:
         yield ListExecutionPointersResponse(
             execution_pointers=[item], next_page_token=_TOKEN, revision=MAX_REVISION
@@ -61,21 +85,40 @@ def pointers(items: Iterable[ExecutionPointer]) -> Iterator[ListExecutionPointer
 
 
 def subscriptions(items: Iterable[EventSubscription]) -> Iterator[GetSubscriptionsResponse]:
-    """Subscriptions are read page by page."""
+    """Subscriptions, each with the largest claim that there may be on it."""
     for item in items:
-        yield GetSubscriptionsResponse(subscriptions=[item], next_page_token=_TOKEN)
+        response = GetSubscriptionsResponse(subscriptions=[item], next_page_token=_TOKEN)
+        [read] = response.subscriptions
+        read.external_token = read.external_worker_id = _ID
+        read.external_token_expiry.CopyFrom(_LAST_TIME)
+        read.external_token_epoch = MAX_REVISION
+        yield response
 
 
 def events(items: Iterable[Event]) -> Iterator[ListEventsResponse]:
-    """Events are read page by page."""
+    """Events, which are processed one day."""
     for item in items:
-        yield ListEventsResponse(events=[item], next_page_token=_TOKEN)
+        response = ListEventsResponse(events=[item], next_page_token=_TOKEN)
+        response.events[0].is_processed = True
+        yield response
 
 
 def errors(items: Iterable[ExecutionError]) -> Iterator[ListErrorsResponse]:
-    """Logged errors are read page by page."""
+    """Logged errors."""
     for item in items:
         yield ListErrorsResponse(errors=[item], next_page_token=_TOKEN)
+
+
+def commands(items: Iterable[ScheduledCommand]) -> Iterator[ClaimCommandsResponse]:
+    """Commands, which are read when they are claimed."""
+    for item in items:
+        claim = ClaimedCommand(
+            command=item,
+            lease_token=_LEASE_TOKEN,
+            lease_expiry=_LAST_TIME,
+            epoch=MAX_REVISION,
+        )
+        yield ClaimCommandsResponse(commands=[claim])
 
 
 def persist(instance: WorkflowInstance, created: Iterable[EventSubscription]) -> Iterator[Message]:
@@ -95,6 +138,7 @@ def commit(request: CommitWorkflowRequest) -> Iterator[Message]:
     yield from subscriptions(request.create_subscriptions)
     yield from events(request.create_events)
     yield from errors(request.errors)
+    yield from commands(request.schedule_commands)
 
 
 def _put_stored_json(message: Message) -> None:

@@ -30,7 +30,7 @@ from wfe_persistence.rpc.check.bounds import (
     MAX_REVISION,
 )
 from wfe_persistence.rpc.check.json_rules import BadJsonError, check_json
-from wfe_persistence.rpc.check.read_back import require_readable
+from wfe_persistence.rpc.check.read_back import require_readable, require_sendable
 from wfe_persistence.store.schema import DEFAULT_NAMESPACE, is_namespace
 
 _MOST_VIOLATIONS: Final = 100
@@ -84,6 +84,13 @@ class Scalars:
         most = self._request_bytes * 2 + self._number_growth + _RESPONSE_MARGIN
         if most > self._max_message_bytes:
             require_readable(responses, self._max_message_bytes)
+
+    def answer_fits(self, answer: Message) -> None:
+        """Refuse to write if the answer, whose size depends on the request, could not be sent.
+
+        Raises PersistenceError, with ANSWER_TOO_LARGE.
+        """
+        require_sendable(answer, self._max_message_bytes)
 
     def add(self, path: str, field: str, reason: R.ValueType, description: str) -> None:
         """Add a violation. Only the first one of a field is kept, and at most 100 in all."""

@@ -40,9 +40,10 @@ type ScheduledCommandServiceClient interface {
 	ScheduleCommand(ctx context.Context, in *ScheduleCommandRequest, opts ...grpc.CallOption) (*ScheduleCommandResponse, error)
 	// Claims due commands (`execute_time <= as_of`, not under a lease), soonest
 	// first, each for one worker at a time. Callers never block each other:
-	// commands that a concurrent call is claiming are skipped. Not idempotent: if
-	// the response is lost, the claimed commands become due again when their
-	// leases expire. Errors: INVALID_ARGUMENT.
+	// commands that a concurrent call is claiming are skipped. No more are claimed
+	// than fit in the response. Not idempotent: if the response is lost, the
+	// claimed commands become due again when their leases expire. Errors:
+	// INVALID_ARGUMENT.
 	ClaimCommands(ctx context.Context, in *ClaimCommandsRequest, opts ...grpc.CallOption) (*ClaimCommandsResponse, error)
 	// Removes claimed commands that have been handled. A command rescheduled
 	// since its claim stays, with its new time and without the lease. All or
@@ -133,9 +134,10 @@ type ScheduledCommandServiceServer interface {
 	ScheduleCommand(context.Context, *ScheduleCommandRequest) (*ScheduleCommandResponse, error)
 	// Claims due commands (`execute_time <= as_of`, not under a lease), soonest
 	// first, each for one worker at a time. Callers never block each other:
-	// commands that a concurrent call is claiming are skipped. Not idempotent: if
-	// the response is lost, the claimed commands become due again when their
-	// leases expire. Errors: INVALID_ARGUMENT.
+	// commands that a concurrent call is claiming are skipped. No more are claimed
+	// than fit in the response. Not idempotent: if the response is lost, the
+	// claimed commands become due again when their leases expire. Errors:
+	// INVALID_ARGUMENT.
 	ClaimCommands(context.Context, *ClaimCommandsRequest) (*ClaimCommandsResponse, error)
 	// Removes claimed commands that have been handled. A command rescheduled
 	// since its claim stays, with its new time and without the lease. All or

@@ -35,7 +35,9 @@ type Event struct {
 	// the empty string is a valid key.
 	EventKey string `protobuf:"bytes,3,opt,name=event_key,json=eventKey,proto3" json:"event_key,omitempty"`
 	// The event's payload, a JSON document (see WorkflowInstance.data_json);
-	// required.
+	// required. Empty in a list: left out, because the event is too large for a
+	// message, as only other software can have stored it; its other texts may then
+	// be cut off.
 	EventDataJson string `protobuf:"bytes,4,opt,name=event_data_json,json=eventDataJson,proto3" json:"event_data_json,omitempty"`
 	// When it occurred; required. Years 1-9999, truncated to microseconds.
 	EventTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=event_time,json=eventTime,proto3" json:"event_time,omitempty"`

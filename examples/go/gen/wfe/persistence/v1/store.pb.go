@@ -34,7 +34,9 @@ type ExecutionError struct {
 	// The execution pointer at which it occurred; at most 512 bytes; may be
 	// empty.
 	ExecutionPointerId string `protobuf:"bytes,3,opt,name=execution_pointer_id,json=executionPointerId,proto3" json:"execution_pointer_id,omitempty"`
-	// The error message; may be empty.
+	// The error message; may be empty. In a list, one that is too large for a
+	// message (only other software can have stored it) is cut off and ends with
+	// `…`.
 	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

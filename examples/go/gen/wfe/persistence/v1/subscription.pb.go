@@ -46,7 +46,9 @@ type EventSubscription struct {
 	// to microseconds.
 	SubscribeAsOf *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=subscribe_as_of,json=subscribeAsOf,proto3" json:"subscribe_as_of,omitempty"`
 	// Arbitrary data of the host, a JSON document (see
-	// WorkflowInstance.data_json). Absent is distinct from `null`.
+	// WorkflowInstance.data_json). Absent is distinct from `null`. Empty in a list:
+	// left out, because the subscription is too large for a message, as only other
+	// software can have stored it; its other texts may then be cut off.
 	SubscriptionDataJson *string `protobuf:"bytes,8,opt,name=subscription_data_json,json=subscriptionDataJson,proto3,oneof" json:"subscription_data_json,omitempty"`
 	// The token of the worker that holds the subscription, 1 to 512 bytes;
 	// absent: it has never been claimed, or the token was cleared.

@@ -241,8 +241,8 @@ type WorkflowInstance struct {
 	// A human-readable name, unique among all workflows, at most 512 bytes. Empty
 	// on create: the id is used; empty on persist: unchanged.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// The root of the tree that this workflow belongs to, at most 512 bytes;
-	// absent: it is itself a root.
+	// The root of the tree that this workflow belongs to, or a workflow on the way
+	// to it, at most 512 bytes; absent: it is itself a root.
 	RootWorkflowId *string `protobuf:"bytes,3,opt,name=root_workflow_id,json=rootWorkflowId,proto3,oneof" json:"root_workflow_id,omitempty"`
 	// The id of its definition; required, at most 512 bytes.
 	WorkflowDefinitionId string `protobuf:"bytes,4,opt,name=workflow_definition_id,json=workflowDefinitionId,proto3" json:"workflow_definition_id,omitempty"`
@@ -250,7 +250,7 @@ type WorkflowInstance struct {
 	Version uint32 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
 	// A description for people.
 	Description *string `protobuf:"bytes,6,opt,name=description,proto3,oneof" json:"description,omitempty"`
-	// The host's own reference, for example an order number.
+	// The host's own reference, for example an order number; at most 512 bytes.
 	Reference *string `protobuf:"bytes,7,opt,name=reference,proto3,oneof" json:"reference,omitempty"`
 	// The execution pointers; their order is preserved.
 	ExecutionPointers []*ExecutionPointer `protobuf:"bytes,8,rep,name=execution_pointers,json=executionPointers,proto3" json:"execution_pointers,omitempty"`
@@ -265,7 +265,8 @@ type WorkflowInstance struct {
 	// that is not valid JSON (including NaN and Infinity), U+0000 and lone
 	// surrogates even if escaped, more than 100 levels of nesting, exponents
 	// beyond 1000, and numbers of more than 2000 digits when written without an
-	// exponent.
+	// exponent. Empty in a list: left out, because the workflow is too large for a
+	// message even without its pointers; its other texts may then be cut off.
 	DataJson string `protobuf:"bytes,11,opt,name=data_json,json=dataJson,proto3" json:"data_json,omitempty"`
 	// When it was created; required. Years 1-9999, truncated to microseconds.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
@@ -419,7 +420,11 @@ func (x *WorkflowInstance) GetView() WorkflowView {
 	return WorkflowView_WORKFLOW_VIEW_UNSPECIFIED
 }
 
-// ExecutionPointer is the state of one step of one workflow.
+// ExecutionPointer is the state of one step of one workflow. In a list, one that
+// is too large for a message has an empty `persistence_data_json` (which no
+// pointer has otherwise, and which is rejected on write): its documents were
+// left out, and its other texts may be cut off. Only other software can have
+// stored such a pointer.
 type ExecutionPointer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Unique within its workflow; required, at most 512 bytes, compared byte by
@@ -811,7 +816,7 @@ type WorkflowFilter struct {
 	WorkflowDefinitionId string `protobuf:"bytes,2,opt,name=workflow_definition_id,json=workflowDefinitionId,proto3" json:"workflow_definition_id,omitempty"`
 	// With this version of the definition, 0 to 2^31-1; absent: any.
 	Version *uint32 `protobuf:"varint,3,opt,name=version,proto3,oneof" json:"version,omitempty"`
-	// With this reference; absent: any.
+	// With this reference, at most 512 bytes; absent: any.
 	Reference *string `protobuf:"bytes,4,opt,name=reference,proto3,oneof" json:"reference,omitempty"`
 	// With a name that starts with this, at most 512 bytes; empty: any.
 	NamePrefix string `protobuf:"bytes,5,opt,name=name_prefix,json=namePrefix,proto3" json:"name_prefix,omitempty"`
@@ -2304,7 +2309,8 @@ func (x *ListWorkflowsRequest) GetPageToken() string {
 type ListWorkflowsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The workflows. One that by itself is too large for a message is returned
-	// without its pointers, with `view` HEADER.
+	// without its pointers, with `view` HEADER; if that is still too large (only
+	// other software can have stored it), also without `data_json`.
 	Instances []*WorkflowInstance `protobuf:"bytes,1,rep,name=instances,proto3" json:"instances,omitempty"`
 	// The token of the next page; empty: this is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
@@ -2708,7 +2714,8 @@ type PurgeWorkflowsResponse struct {
 	Errors int64 `protobuf:"varint,4,opt,name=errors,proto3" json:"errors,omitempty"`
 	// Number of processed events.
 	Events int64 `protobuf:"varint,5,opt,name=events,proto3" json:"events,omitempty"`
-	// The token to continue with; empty: nothing is left to delete.
+	// The token to continue with; empty: nothing is left to delete, except what
+	// was skipped because it was locked.
 	NextPageToken string `protobuf:"bytes,6,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -114,9 +114,13 @@ type WorkflowServiceClient interface {
 	ListExecutionPointers(ctx context.Context, in *ListExecutionPointersRequest, opts ...grpc.CallOption) (*ListExecutionPointersResponse, error)
 	// Lists workflows by create_time, in pages. A page token records create_time
 	// and id, so workflows created or deleted between two pages neither shift the
-	// list nor appear twice. Errors: INVALID_ARGUMENT.
+	// list nor appear twice. Workflows that other software has stored are listed
+	// too: with status UNSPECIFIED if the server does not know theirs (unless the
+	// filter has statuses), and with the first or last time that a Timestamp can
+	// express if theirs is beyond. Errors: INVALID_ARGUMENT.
 	ListWorkflows(ctx context.Context, in *ListWorkflowsRequest, opts ...grpc.CallOption) (*ListWorkflowsResponse, error)
-	// Counts workflows by status. It scans every workflow that matches the filter,
+	// Counts workflows by status; UNSPECIFIED are those whose status the server does
+	// not know, stored by other software. It scans every workflow that matches the filter,
 	// or an index of them. Errors: INVALID_ARGUMENT.
 	CountWorkflows(ctx context.Context, in *CountWorkflowsRequest, opts ...grpc.CallOption) (*CountWorkflowsResponse, error)
 	// Deletes one workflow, whatever its status, with its pointers, subscriptions
@@ -127,12 +131,15 @@ type WorkflowServiceClient interface {
 	// Deletes ended workflows, earliest end first, with their pointers,
 	// subscriptions, logged errors and processed completion events (those named
 	// `wfe.workflow.completed` whose key is the workflow's id). A workflow is
-	// deleted together with all its descendants in its tree, in one transaction,
-	// and only if all of them ended before the given time; one whose root is
-	// still stored is deleted with that root. Rows locked by concurrent writers
-	// are skipped. One call runs several short transactions and stops when
-	// `max_rows` is used up: call again with `next_page_token` until it is empty.
-	// Repeating a call is safe. Errors: INVALID_ARGUMENT.
+	// deleted together with all its descendants (those whose `root_workflow_id`
+	// leads to it, directly or by way of others), in one transaction, and only if
+	// all of them ended before the given time; one whose root is still stored is
+	// deleted with that root. Workflows that are each other's roots, in a cycle, are
+	// deleted together with all their descendants if one of the cycle is selected.
+	// Rows locked by concurrent writers are skipped. One call runs several short
+	// transactions and stops when `max_rows` is used up: call again with
+	// `next_page_token` until it is empty. Repeating a call is safe. Errors:
+	// INVALID_ARGUMENT.
 	PurgeWorkflows(ctx context.Context, in *PurgeWorkflowsRequest, opts ...grpc.CallOption) (*PurgeWorkflowsResponse, error)
 }
 
@@ -369,9 +376,13 @@ type WorkflowServiceServer interface {
 	ListExecutionPointers(context.Context, *ListExecutionPointersRequest) (*ListExecutionPointersResponse, error)
 	// Lists workflows by create_time, in pages. A page token records create_time
 	// and id, so workflows created or deleted between two pages neither shift the
-	// list nor appear twice. Errors: INVALID_ARGUMENT.
+	// list nor appear twice. Workflows that other software has stored are listed
+	// too: with status UNSPECIFIED if the server does not know theirs (unless the
+	// filter has statuses), and with the first or last time that a Timestamp can
+	// express if theirs is beyond. Errors: INVALID_ARGUMENT.
 	ListWorkflows(context.Context, *ListWorkflowsRequest) (*ListWorkflowsResponse, error)
-	// Counts workflows by status. It scans every workflow that matches the filter,
+	// Counts workflows by status; UNSPECIFIED are those whose status the server does
+	// not know, stored by other software. It scans every workflow that matches the filter,
 	// or an index of them. Errors: INVALID_ARGUMENT.
 	CountWorkflows(context.Context, *CountWorkflowsRequest) (*CountWorkflowsResponse, error)
 	// Deletes one workflow, whatever its status, with its pointers, subscriptions
@@ -382,12 +393,15 @@ type WorkflowServiceServer interface {
 	// Deletes ended workflows, earliest end first, with their pointers,
 	// subscriptions, logged errors and processed completion events (those named
 	// `wfe.workflow.completed` whose key is the workflow's id). A workflow is
-	// deleted together with all its descendants in its tree, in one transaction,
-	// and only if all of them ended before the given time; one whose root is
-	// still stored is deleted with that root. Rows locked by concurrent writers
-	// are skipped. One call runs several short transactions and stops when
-	// `max_rows` is used up: call again with `next_page_token` until it is empty.
-	// Repeating a call is safe. Errors: INVALID_ARGUMENT.
+	// deleted together with all its descendants (those whose `root_workflow_id`
+	// leads to it, directly or by way of others), in one transaction, and only if
+	// all of them ended before the given time; one whose root is still stored is
+	// deleted with that root. Workflows that are each other's roots, in a cycle, are
+	// deleted together with all their descendants if one of the cycle is selected.
+	// Rows locked by concurrent writers are skipped. One call runs several short
+	// transactions and stops when `max_rows` is used up: call again with
+	// `next_page_token` until it is empty. Repeating a call is safe. Errors:
+	// INVALID_ARGUMENT.
 	PurgeWorkflows(context.Context, *PurgeWorkflowsRequest) (*PurgeWorkflowsResponse, error)
 	mustEmbedUnimplementedWorkflowServiceServer()
 }

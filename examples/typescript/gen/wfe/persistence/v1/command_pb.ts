@@ -378,9 +378,10 @@ export const ScheduledCommandService: GenService<{
   /**
    * Claims due commands (`execute_time <= as_of`, not under a lease), soonest
    * first, each for one worker at a time. Callers never block each other:
-   * commands that a concurrent call is claiming are skipped. Not idempotent: if
-   * the response is lost, the claimed commands become due again when their
-   * leases expire. Errors: INVALID_ARGUMENT.
+   * commands that a concurrent call is claiming are skipped. No more are claimed
+   * than fit in the response. Not idempotent: if the response is lost, the
+   * claimed commands become due again when their leases expire. Errors:
+   * INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.ScheduledCommandService.ClaimCommands
    */

@@ -48,7 +48,9 @@ export type Event = Message<"wfe.persistence.v1.Event"> & {
 
   /**
    * The event's payload, a JSON document (see WorkflowInstance.data_json);
-   * required.
+   * required. Empty in a list: left out, because the event is too large for a
+   * message, as only other software can have stored it; its other texts may then
+   * be cut off.
    *
    * @generated from field: string event_data_json = 4;
    */

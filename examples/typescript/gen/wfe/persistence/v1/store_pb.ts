@@ -44,7 +44,9 @@ export type ExecutionError = Message<"wfe.persistence.v1.ExecutionError"> & {
   executionPointerId: string;
 
   /**
-   * The error message; may be empty.
+   * The error message; may be empty. In a list, one that is too large for a
+   * message (only other software can have stored it) is cut off and ends with
+   * `…`.
    *
    * @generated from field: string message = 4;
    */

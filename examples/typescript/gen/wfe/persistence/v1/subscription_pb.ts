@@ -76,7 +76,9 @@ export type EventSubscription = Message<"wfe.persistence.v1.EventSubscription"> 
 
   /**
    * Arbitrary data of the host, a JSON document (see
-   * WorkflowInstance.data_json). Absent is distinct from `null`.
+   * WorkflowInstance.data_json). Absent is distinct from `null`. Empty in a list:
+   * left out, because the subscription is too large for a message, as only other
+   * software can have stored it; its other texts may then be cut off.
    *
    * @generated from field: optional string subscription_data_json = 8;
    */

@@ -51,8 +51,8 @@ export type WorkflowInstance = Message<"wfe.persistence.v1.WorkflowInstance"> & 
   name: string;
 
   /**
-   * The root of the tree that this workflow belongs to, at most 512 bytes;
-   * absent: it is itself a root.
+   * The root of the tree that this workflow belongs to, or a workflow on the way
+   * to it, at most 512 bytes; absent: it is itself a root.
    *
    * @generated from field: optional string root_workflow_id = 3;
    */
@@ -80,7 +80,7 @@ export type WorkflowInstance = Message<"wfe.persistence.v1.WorkflowInstance"> & 
   description?: string | undefined;
 
   /**
-   * The host's own reference, for example an order number.
+   * The host's own reference, for example an order number; at most 512 bytes.
    *
    * @generated from field: optional string reference = 7;
    */
@@ -115,7 +115,8 @@ export type WorkflowInstance = Message<"wfe.persistence.v1.WorkflowInstance"> & 
    * that is not valid JSON (including NaN and Infinity), U+0000 and lone
    * surrogates even if escaped, more than 100 levels of nesting, exponents
    * beyond 1000, and numbers of more than 2000 digits when written without an
-   * exponent.
+   * exponent. Empty in a list: left out, because the workflow is too large for a
+   * message even without its pointers; its other texts may then be cut off.
    *
    * @generated from field: string data_json = 11;
    */
@@ -163,7 +164,11 @@ export const WorkflowInstanceSchema: GenMessage<WorkflowInstance> = /*@__PURE__*
   messageDesc(file_wfe_persistence_v1_workflow, 0);
 
 /**
- * ExecutionPointer is the state of one step of one workflow.
+ * ExecutionPointer is the state of one step of one workflow. In a list, one that
+ * is too large for a message has an empty `persistence_data_json` (which no
+ * pointer has otherwise, and which is rejected on write): its documents were
+ * left out, and its other texts may be cut off. Only other software can have
+ * stored such a pointer.
  *
  * @generated from message wfe.persistence.v1.ExecutionPointer
  */
@@ -448,7 +453,7 @@ export type WorkflowFilter = Message<"wfe.persistence.v1.WorkflowFilter"> & {
   version?: number | undefined;
 
   /**
-   * With this reference; absent: any.
+   * With this reference, at most 512 bytes; absent: any.
    *
    * @generated from field: optional string reference = 4;
    */
@@ -1259,7 +1264,8 @@ export const ListWorkflowsRequestSchema: GenMessage<ListWorkflowsRequest> = /*@_
 export type ListWorkflowsResponse = Message<"wfe.persistence.v1.ListWorkflowsResponse"> & {
   /**
    * The workflows. One that by itself is too large for a message is returned
-   * without its pointers, with `view` HEADER.
+   * without its pointers, with `view` HEADER; if that is still too large (only
+   * other software can have stored it), also without `data_json`.
    *
    * @generated from field: repeated wfe.persistence.v1.WorkflowInstance instances = 1;
    */
@@ -1500,7 +1506,8 @@ export type PurgeWorkflowsResponse = Message<"wfe.persistence.v1.PurgeWorkflowsR
   events: bigint;
 
   /**
-   * The token to continue with; empty: nothing is left to delete.
+   * The token to continue with; empty: nothing is left to delete, except what
+   * was skipped because it was locked.
    *
    * @generated from field: string next_page_token = 6;
    */
@@ -1852,7 +1859,10 @@ export const WorkflowService: GenService<{
   /**
    * Lists workflows by create_time, in pages. A page token records create_time
    * and id, so workflows created or deleted between two pages neither shift the
-   * list nor appear twice. Errors: INVALID_ARGUMENT.
+   * list nor appear twice. Workflows that other software has stored are listed
+   * too: with status UNSPECIFIED if the server does not know theirs (unless the
+   * filter has statuses), and with the first or last time that a Timestamp can
+   * express if theirs is beyond. Errors: INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.WorkflowService.ListWorkflows
    */
@@ -1862,7 +1872,8 @@ export const WorkflowService: GenService<{
     output: typeof ListWorkflowsResponseSchema;
   },
   /**
-   * Counts workflows by status. It scans every workflow that matches the filter,
+   * Counts workflows by status; UNSPECIFIED are those whose status the server does
+   * not know, stored by other software. It scans every workflow that matches the filter,
    * or an index of them. Errors: INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.WorkflowService.CountWorkflows
@@ -1889,12 +1900,15 @@ export const WorkflowService: GenService<{
    * Deletes ended workflows, earliest end first, with their pointers,
    * subscriptions, logged errors and processed completion events (those named
    * `wfe.workflow.completed` whose key is the workflow's id). A workflow is
-   * deleted together with all its descendants in its tree, in one transaction,
-   * and only if all of them ended before the given time; one whose root is
-   * still stored is deleted with that root. Rows locked by concurrent writers
-   * are skipped. One call runs several short transactions and stops when
-   * `max_rows` is used up: call again with `next_page_token` until it is empty.
-   * Repeating a call is safe. Errors: INVALID_ARGUMENT.
+   * deleted together with all its descendants (those whose `root_workflow_id`
+   * leads to it, directly or by way of others), in one transaction, and only if
+   * all of them ended before the given time; one whose root is still stored is
+   * deleted with that root. Workflows that are each other's roots, in a cycle, are
+   * deleted together with all their descendants if one of the cycle is selected.
+   * Rows locked by concurrent writers are skipped. One call runs several short
+   * transactions and stops when `max_rows` is used up: call again with
+   * `next_page_token` until it is empty. Repeating a call is safe. Errors:
+   * INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.WorkflowService.PurgeWorkflows
    */

@@ -1,0 +1,176 @@
+"""Whatever is accepted fits in every answer that can carry it: all RPCs, by their descriptors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
+
+import pytest
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from tests.support import make
+from tests.support.rpcs import RPCS, Rpc, is_map
+from wfe.persistence.v1.command_pb2 import ScheduledCommand
+from wfe.persistence.v1.event_pb2 import Event
+from wfe.persistence.v1.store_pb2 import ExecutionError
+from wfe.persistence.v1.subscription_pb2 import EventSubscription
+from wfe.persistence.v1.workflow_pb2 import ExecutionPointer, WorkflowInstance
+from wfe_persistence.rpc.check import read_back
+from wfe_persistence.rpc.paging import FRAMING_BYTES, MAX_TOKEN_BYTES
+from wfe_persistence.store.oversize import reduce
+
+Predict = Callable[[Iterable[Any]], Iterator[Message]]
+
+PREDICTIONS: Final[dict[type[Message], Predict]] = {
+    WorkflowInstance: lambda items: (a for item in items for a in read_back.workflow(item)),
+    ExecutionPointer: read_back.pointers,
+    Event: read_back.events,
+    EventSubscription: read_back.subscriptions,
+    ExecutionError: read_back.errors,
+    ScheduledCommand: read_back.commands,
+}
+"""The functions that predict the largest answer."""
+
+FREE_TEXTS: Final = {
+    # What can be made as long as a message.
+    WorkflowInstance: "data_json",
+    ExecutionPointer: "outcome_json",
+    Event: "event_data_json",
+    EventSubscription: "subscription_data_json",
+    ExecutionError: "message",
+    ScheduledCommand: "data",
+}
+
+BESIDE: Final[dict[str, Any]] = {
+    # What else an answer with one item has, at its largest.
+    "next_page_token": "x" * MAX_TOKEN_BYTES,
+    "ListExecutionPointersResponse.revision": 2**63 - 1,
+    "ClaimedCommand.lease_token": f"{2**63 - 1}.{2**63 - 1}.{'f' * 32}",
+    "ClaimedCommand.lease_expiry": make.LAST_TIME,
+    "ClaimedCommand.epoch": 2**63 - 1,
+}
+
+BY_THE_STORE: Final[dict[str, Any]] = {
+    # What the store puts into an item, at its largest.
+    "WorkflowInstance.name": "n" * 512,
+    "WorkflowInstance.revision": 2**63 - 1,
+    "WorkflowInstance.view": 3,
+    "Event.is_processed": True,
+    "EventSubscription.external_token": "t" * 512,
+    "EventSubscription.external_worker_id": "w" * 512,
+    "EventSubscription.external_token_expiry": make.LAST_TIME,
+    "EventSubscription.external_token_epoch": 2**63 - 1,
+}
+
+
+def _put(holder: Any, field: Any, value: Any) -> None:
+    if field.is_repeated:
+        getattr(holder, field.name).append(value)
+    elif isinstance(value, Message):
+        getattr(holder, field.name).CopyFrom(value)
+    else:
+        setattr(holder, field.name, value)
+
+
+def envelopes(holder: Any, item: Message) -> Iterator[Message]:
+    """The messages of this type with the item somewhere in it, and all else at its largest. Inside
+    of a workflow, pointers are part of it."""
+    for field in holder.DESCRIPTOR.fields:
+        if field.message_type is None or is_map(field):
+            continue
+        found: list[Message] = []
+        if field.message_type is item.DESCRIPTOR:
+            found = [item]
+        elif field.message_type.file.package.startswith("wfe.") and (
+            GetMessageClass(field.message_type) not in PREDICTIONS
+        ):
+            found = list(envelopes(GetMessageClass(field.message_type)(), item))
+        for value in found:
+            answer = type(holder)()
+            _put(answer, field, value)
+            for other in holder.DESCRIPTOR.fields:
+                if other is not field:
+                    name = f"{holder.DESCRIPTOR.name}.{other.name}"
+                    given = BESIDE.get(name, BESIDE.get(other.name))
+                    assert given is not None, f"{name}: how large can it be beside an item?"
+                    _put(answer, other, given)
+            yield answer
+
+
+CARRIERS: Final = [
+    pytest.param(rpc, message, id=f"{rpc}-{message.DESCRIPTOR.name}")
+    for rpc in RPCS.values()
+    if not rpc.variant
+    for message in PREDICTIONS
+    if list(envelopes(rpc.response(), message()))
+]
+
+
+def test_every_message_is_carried_by_the_answers_that_are_known_to() -> None:
+    found = {case.id for case in CARRIERS}
+    assert found >= {
+        "GetWorkflowInstance-WorkflowInstance",
+        "GetWorkflowInstanceByName-WorkflowInstance",
+        "GetWorkflowInstances-WorkflowInstance",
+        "ListWorkflows-WorkflowInstance",
+        "ListExecutionPointers-ExecutionPointer",
+        "GetEvent-Event",
+        "ListEvents-Event",
+        "GetSubscription-EventSubscription",
+        "GetSubscriptions-EventSubscription",
+        "GetFirstOpenSubscription-EventSubscription",
+        "ListSubscriptions-EventSubscription",
+        "ListErrors-ExecutionError",
+        "ClaimCommands-ScheduledCommand",
+    }
+
+
+@pytest.mark.parametrize(("rpc", "message"), CARRIERS)
+@pytest.mark.parametrize("limit", [4096, 50_000, 4 * 2**20])
+def test_what_is_predicted_to_fit_does(rpc: Rpc, message: type[Message], limit: int) -> None:
+    """The largest item that is accepted, in the answer, and in a page without a part left out."""
+    item: Any = message(**{FREE_TEXTS[message]: ""})
+    size = limit
+    while True:
+        setattr(item, FREE_TEXTS[message], _document(size))
+        if read_back_bytes(item) <= limit:
+            break
+        size -= max(1, read_back_bytes(item) - limit)
+    stored: Any = message()
+    stored.CopyFrom(item)
+    for field in message.DESCRIPTOR.fields:
+        if (given := BY_THE_STORE.get(f"{message.DESCRIPTOR.name}.{field.name}")) is not None:
+            _put(stored, field, given)
+    for answer in envelopes(rpc.response(), stored):
+        assert answer.ByteSize() <= limit
+    if "next_page_token" in rpc.response.DESCRIPTOR.fields_by_name:
+        page: Any = message()
+        page.CopyFrom(stored)
+        reduce(page, limit - MAX_TOKEN_BYTES - FRAMING_BYTES - 8)  # as fill_page does
+        assert page == stored
+
+
+def _document(size: int) -> str:
+    return f'"{"x" * max(0, size - 2)}"'
+
+
+def read_back_bytes(item: Any) -> int:
+    """The size of the largest answer that is predicted."""
+    copy = type(item)()
+    copy.CopyFrom(item)
+    [answer] = PREDICTIONS[type(item)]([copy])
+    return answer.ByteSize()
+
+
+def test_every_message_that_is_stored_has_a_prediction() -> None:
+    """A new message in a request to write fails here, until it is said how it is read."""
+    written = {
+        field.message_type.name
+        for rpc in RPCS.values()
+        if rpc.name.startswith(("Create", "Persist", "Commit", "Schedule"))
+        for field in rpc.request.DESCRIPTOR.fields
+        if field.message_type is not None
+    }
+    parts = {"WorkflowPatch", "SubscriptionClaim"}  # not stored as such
+    assert written - parts <= {message.DESCRIPTOR.name for message in PREDICTIONS}
