@@ -127,3 +127,24 @@ def test_a_value_of_the_wrong_type_in_the_file_is_refused(text: str, tmp_path: P
     result = CliRunner().invoke(serve, ["--config", str(file)])
     assert result.exit_code == 2
     assert ("not valid TOML" if text == "x = [" else "must be") in result.output
+
+
+@pytest.mark.parametrize(
+    ("listen", "local"),
+    [
+        ("127.0.0.1:1", True), ("127.9.9.9:1", True), ("localhost:1", True), ("[::1]:1", True),
+        ("unix:/run/wfe", True), ("0.0.0.0:1", False), ("[::]:1", False), ("10.0.0.1:1", False),
+        ("db.example:1", False), ("localhost.example:1", False),
+    ],
+)  # fmt: skip
+def test_create_namespace_is_enabled_by_default_only_for_local_callers(
+    listen: str, local: bool
+) -> None:
+    assert Settings(listen=listen).create_namespace_allowed == local
+    assert Settings(listen=listen, allow_create_namespace=True).create_namespace_allowed
+    assert not Settings(listen=listen, allow_create_namespace=False).create_namespace_allowed
+
+
+def test_default_that_depends_on_another_setting_is_in_the_help() -> None:
+    text = " ".join(CliRunner().invoke(serve, ["--help"]).output.split())
+    assert "enabled if --listen is a loopback address or a Unix socket" in text

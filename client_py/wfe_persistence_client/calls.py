@@ -141,7 +141,13 @@ RULES: Mapping[str, Rule] = {
 
 # The reasons of transient failures. UNAVAILABLE is always one, with any reason or none.
 _PASSING_REASONS = frozenset(
-    {"POOL_EXHAUSTED", "NAMESPACE_BUSY", "DATABASE_FULL", "TRANSACTION_CONFLICT"}
+    {
+        "POOL_EXHAUSTED",
+        "NAMESPACE_BUSY",
+        "ADMINISTRATION_BUSY",
+        "DATABASE_FULL",
+        "TRANSACTION_CONFLICT",
+    }
 )
 
 

@@ -194,6 +194,14 @@ class DeleteNamespaceNotAllowed(FailedPrecondition):
     """The server was started without the flag that allows `delete_namespace`."""
 
 
+class CreateNamespaceNotAllowed(FailedPrecondition):
+    """The server was started without the flag that allows `create_namespace`."""
+
+
+class StoreNotOwned(FailedPrecondition):
+    """The schema contains a store of other servers, or one that no server has claimed."""
+
+
 class SchemaOutdated(FailedPrecondition):
     """The store is missing or too old for the server; call `ensure_store_exists`."""
 
@@ -229,6 +237,14 @@ class PoolExhausted(ResourceExhausted):
 
 class NamespaceBusy(ResourceExhausted):
     """Too many calls of this namespace are waiting for a connection; nothing was written."""
+
+
+class AdministrationBusy(ResourceExhausted):
+    """Too many administrative calls are waiting for their turn; nothing was written."""
+
+
+class TooManyNamespaces(ResourceExhausted):
+    """There are as many namespaces as the server allows."""
 
 
 class DatabaseFull(ResourceExhausted):
@@ -292,6 +308,8 @@ _BY_REASON: Mapping[str, type[PersistenceError]] = {
     "TRUNCATE_NOT_ALLOWED": TruncateNotAllowed,
     "NAMESPACE_NOT_EMPTY": NamespaceNotEmpty,
     "DELETE_NAMESPACE_NOT_ALLOWED": DeleteNamespaceNotAllowed,
+    "CREATE_NAMESPACE_NOT_ALLOWED": CreateNamespaceNotAllowed,
+    "STORE_NOT_OWNED": StoreNotOwned,
     "SCHEMA_OUTDATED": SchemaOutdated,
     "SCHEMA_TOO_NEW": SchemaTooNew,
     "DATABASE_PERMISSION_DENIED": DatabasePermissionDenied,
@@ -303,6 +321,8 @@ _BY_REASON: Mapping[str, type[PersistenceError]] = {
     "ANSWER_TOO_LARGE": TooLarge,
     "POOL_EXHAUSTED": PoolExhausted,
     "NAMESPACE_BUSY": NamespaceBusy,
+    "ADMINISTRATION_BUSY": AdministrationBusy,
+    "TOO_MANY_NAMESPACES": TooManyNamespaces,
     "DATABASE_FULL": DatabaseFull,
     "DEADLINE_EXCEEDED": DeadlineExceeded,
     "DATABASE_UNAVAILABLE": Unavailable,

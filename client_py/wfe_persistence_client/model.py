@@ -432,6 +432,8 @@ class Capabilities:
     truncate_all: bool
     #: The server was started with the flag that allows `delete_namespace`.
     delete_namespace: bool
+    #: The server allows `create_namespace`. (Servers before 0.2 do, and don't say so.)
+    create_namespace: bool = False
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)

@@ -111,6 +111,9 @@ class Store(Connection):
 
         Raises:
             InvalidArgument: the name is invalid.
+            CreateNamespaceNotAllowed: the server was started without the flag for it.
+            StoreNotOwned: its schema contains the store of other servers.
+            TooManyNamespaces: there are as many as the server allows.
             SchemaTooNew: it exists, and a newer server migrated it.
             DatabasePermissionDenied: the server's database role lacks the privilege.
         """
@@ -124,7 +127,7 @@ class Store(Connection):
         )
 
     async def list_namespaces(self) -> list[Namespace]:
-        """Returns all namespaces, `default` first."""
+        """Returns all namespaces of the server, `default` first."""
         whole = self.with_namespace(None)
         pages = whole._calls.pages(
             whole._store.ListNamespaces,
@@ -142,7 +145,9 @@ class Store(Connection):
             force: delete it even if it is not empty.
 
         Raises:
-            NamespaceNotFound: it does not exist.
+            NamespaceNotFound: it does not exist, or belongs to other servers.
+            StoreNotOwned: it is older than the record of its owner; `create_namespace`
+                claims it.
             NamespaceNotEmpty: it is not empty, and `force` is false.
             DeleteNamespaceNotAllowed: the server was started without the flag for it.
         """

@@ -159,6 +159,7 @@ mod tests {
             (Code::Aborted, "TRANSACTION_CONFLICT"),
             (Code::ResourceExhausted, "POOL_EXHAUSTED"),
             (Code::ResourceExhausted, "NAMESPACE_BUSY"),
+            (Code::ResourceExhausted, "ADMINISTRATION_BUSY"),
             (Code::Unavailable, "DATABASE_UNAVAILABLE"),
         ] {
             for rpc in [Rpc::PersistWorkflow, Rpc::PersistErrors, Rpc::ClaimCommands] {

@@ -140,6 +140,7 @@ impl Error {
                     ErrorReason::TransactionConflict
                         | ErrorReason::PoolExhausted
                         | ErrorReason::NamespaceBusy
+                        | ErrorReason::AdministrationBusy
                 )
             )
     }

@@ -57,6 +57,7 @@ class Server:
             self._database,
             Schema(settings.schema, settings.table_prefix),
             migrate_on_use=settings.migrate,
+            max_namespaces=settings.max_namespaces,
         )
         self._readiness = Readiness(
             namespaces.default, migrate=settings.migrate, allow_data_loss=settings.allow_data_loss
@@ -76,6 +77,7 @@ class Server:
                 max_message_bytes=settings.max_message_bytes,
                 default_deadline=settings.default_deadline,
                 allow_truncate=settings.allow_truncate,
+                allow_create_namespace=settings.create_namespace_allowed,
                 allow_delete_namespace=settings.allow_delete_namespace,
             )
         )

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import MISSING, dataclass, field, fields
+from ipaddress import ip_address
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, Final, get_args, get_type_hints
 
 from wfe_persistence.store.schema import DEFAULT_SCHEMA, Schema
@@ -98,6 +100,20 @@ class Settings:
         About("Apply pending migrations at startup. Otherwise wait until `migrate up` has run."),
     ] = True
     allow_truncate: Annotated[bool, About("Enable the TruncateAll RPC.")] = False
+    allow_create_namespace: Annotated[
+        bool | None,
+        About(
+            "Enable the CreateNamespace RPC.",
+            default_help="enabled if --listen is a loopback address or a Unix socket",
+        ),
+    ] = None
+    max_namespaces: Annotated[
+        int,
+        About(
+            "Maximum number of namespaces, besides `default`, that CreateNamespace may lead to.",
+            minimum=1,
+        ),
+    ] = 1000
     allow_delete_namespace: Annotated[bool, About("Enable the DeleteNamespace RPC.")] = False
     allow_data_loss: Annotated[
         bool, About("Accept a database with fsync or synchronous_commit off.")
@@ -144,6 +160,24 @@ class Settings:
             if not host or not port.isdecimal() or int(port) > 65535:
                 raise ValueError(f"listen: {self.listen!r} is neither HOST:PORT nor unix:PATH")
 
+    @property
+    def create_namespace_allowed(self) -> bool:
+        """Whether CreateNamespace is enabled, by the setting or by its default."""
+        if self.allow_create_namespace is None:
+            return listens_locally(self.listen)
+        return self.allow_create_namespace
+
+
+def listens_locally(listen: str) -> bool:
+    """Whether only this machine can reach a listen address: a loopback address or a Unix socket."""
+    if listen.startswith("unix:"):
+        return True
+    host = listen.rpartition(":")[0].removeprefix("[").removesuffix("]")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -152,7 +186,7 @@ class Setting:
     name: str
     type: type
     default: Any
-    """The default value, or a function that returns it."""
+    """The default value, or a function that returns it; None: it depends on other settings."""
     about: About
 
     @property
@@ -173,6 +207,8 @@ class Setting:
     def validate(self, value: Any) -> None:
         """Raise ValueError, naming the setting, unless `value` is of its type and in bounds."""
         about = self.about
+        if value is None and self.default is None:
+            return
         accepted: Any = (int, float) if self.type is float else self.type
         # bool is a subclass of int.
         if not isinstance(value, accepted) or (isinstance(value, bool) and self.type is not bool):
@@ -202,6 +238,8 @@ def _declared() -> dict[str, Setting]:
     settings = {}
     for item in fields(Settings):
         type_, about = get_args(hints[item.name])
+        if NoneType in get_args(type_):
+            type_ = next(t for t in get_args(type_) if t is not NoneType)
         default = item.default_factory if item.default is MISSING else item.default
         settings[item.name] = Setting(item.name, type_, default, about)
     return settings

@@ -471,7 +471,10 @@ def test_store_info() -> None:
         schema_version=3,
         latest_schema_version=4,
         capabilities=store_pb2.Capabilities(
-            scheduled_commands=True, truncate_all=False, delete_namespace=True
+            scheduled_commands=True,
+            truncate_all=False,
+            delete_namespace=True,
+            create_namespace=True,
         ),
         max_message_bytes=4194304,
         request_retention=convert.duration(timedelta(hours=1)),
@@ -484,7 +487,10 @@ def test_store_info() -> None:
         schema_version=3,
         latest_schema_version=4,
         capabilities=Capabilities(
-            scheduled_commands=True, truncate_all=False, delete_namespace=True
+            scheduled_commands=True,
+            truncate_all=False,
+            delete_namespace=True,
+            create_namespace=True,
         ),
         max_message_bytes=4194304,
         request_retention=timedelta(hours=1),

@@ -19,7 +19,7 @@ async def command_api(api: Api, target: str, pytestconfig: pytest.Config) -> Asy
     is the session's own already."""
     capabilities = (await api.get_store_info()).capabilities
     shared = pytestconfig.getoption("--target") and not pytestconfig.getoption("--namespace")
-    if not shared or not capabilities.delete_namespace:
+    if not (shared and capabilities.create_namespace and capabilities.delete_namespace):
         yield api
         return
     name = make.new_id("conformance")[:40].replace("-", "_")

@@ -102,8 +102,8 @@ class Namespace:
 async def filled(api: Api) -> AsyncIterator[Namespace]:
     """The namespace that must be left alone."""
     info = await api.store.GetStoreInfo(st.GetStoreInfoRequest())
-    if not info.capabilities.delete_namespace:
-        pytest.skip("the target does not allow DeleteNamespace, so nothing could be cleaned up")
+    if not (info.capabilities.create_namespace and info.capabilities.delete_namespace):
+        pytest.skip("the target does not allow CreateNamespace and DeleteNamespace")
     namespace = Namespace(api)
     await namespace.create()
     await namespace.fill()

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,8 @@ from wfe_persistence.store import (
     event,
     migrate,
     namespace,
+    namespace_list,
+    owner,
     purge,
     readiness,
     rows,
@@ -33,10 +36,11 @@ from wfe_persistence.store import (
     tables,
     workflow,
 )
+from wfe_persistence.store.owner import Owner
 from wfe_persistence.store.postgres import database
 from wfe_persistence.store.postgres.fairness import FairGate
+from wfe_persistence.store.postgres.lane import Lane
 from wfe_persistence.store.request_key import RequestKey
-from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import Store
 
 
@@ -172,13 +176,13 @@ def plant_migration_that_stops() -> None:
 
     async def migrate_all(store: tables.Store) -> namespace.Outcomes:
         outcomes: namespace.Outcomes = {}
-        listed = await namespace.list_namespaces(store, (0, ""), 1000)
+        listed = await namespace_list.list_namespaces(store, None, 1000)
         if not listed.items:
             return await original(store)
         for item in listed.items:
             try:
                 outcomes[item.name] = await migrate.migrate(
-                    store.database.conninfo, Schema(item.schema)
+                    store.database.conninfo, store.schema.for_namespace(item.name)
                 )
             except (PersistenceError, psycopg.Error) as exc:
                 outcomes[item.name] = exc
@@ -186,6 +190,25 @@ def plant_migration_that_stops() -> None:
         return outcomes
 
     setattr(namespace, "migrate_all", migrate_all)  # noqa: B010
+
+
+def plant_no_lane() -> None:
+    """Every administrative call begins at once."""
+
+    @asynccontextmanager
+    async def turn(self: Lane, schema: str, *, refuse: bool = True) -> AsyncIterator[None]:
+        yield
+
+    setattr(Lane, "turn", turn)  # noqa: B010
+
+
+def plant_no_owners() -> None:
+    """A schema whose name fits is a namespace, whoever uses it."""
+
+    async def read_owner(store: Store, version: int) -> Owner:
+        return Owner.of(store.schema)
+
+    setattr(owner, "read_owner", read_owner)  # noqa: B010
 
 
 FAULTS: dict[str, tuple[Callable[[], None], str]] = {
@@ -373,6 +396,14 @@ SERVER_FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     "namespaces migrated until one fails": (
         plant_migration_that_stops,
         "test_many_namespaces.py::test_migrate_up_brings_all_but_the_failing_ones_up",
+    ),
+    "administrative work all at once": (
+        plant_no_lane,
+        "test_administration.py::test_140_creates_at_once_take_two_connections_beside_the_pool",
+    ),
+    "no store has an owner": (
+        plant_no_owners,
+        "test_owners.py::test_store_of_other_servers_is_no_namespace",
     ),
 }
 

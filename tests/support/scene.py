@@ -85,8 +85,9 @@ async def delete_namespace(api: Api, name: str) -> None:
 
 async def skip_unless_namespaces_can_be_deleted(api: Api) -> None:
     """Nothing may be left behind in the store of somebody else."""
-    if not (await api.get_store_info()).capabilities.delete_namespace:
-        pytest.skip("the target does not allow DeleteNamespace")
+    capabilities = (await api.get_store_info()).capabilities
+    if not (capabilities.create_namespace and capabilities.delete_namespace):
+        pytest.skip("the target does not allow CreateNamespace and DeleteNamespace")
 
 
 class Scene:

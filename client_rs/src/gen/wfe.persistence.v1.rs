@@ -466,11 +466,21 @@ pub enum ErrorReason {
     /// privilege; see the server's log for details.
     DatabasePermissionDenied = 35,
     /// FAILED_PRECONDITION: the namespace has rows and `force` was not set, or it
-    /// has tables that do not belong to this server, which `force` does not cover.
+    /// has tables that do not belong to this server, which `force` does not cover
+    /// (except the migrations of a host that uses `wfe-postgres`).
     NamespaceNotEmpty = 36,
     /// FAILED_PRECONDITION: the server was started without the flag that allows
     /// DeleteNamespace.
     DeleteNamespaceNotAllowed = 37,
+    /// FAILED_PRECONDITION: the server was started without the flag that allows
+    /// CreateNamespace, which is the default unless it listens on a loopback
+    /// address or a Unix socket.
+    CreateNamespaceNotAllowed = 38,
+    /// FAILED_PRECONDITION: the schema contains a store of other servers (those
+    /// with another `--schema`), or, for DeleteNamespace, one that is older than
+    /// the record of its owner; CreateNamespace claims the latter. ErrorInfo's
+    /// metadata has the `namespace`.
+    StoreNotOwned = 39,
     /// INVALID_ARGUMENT: one or more fields are invalid; `google.rpc.BadRequest`
     /// has the path of each and, as the violation's `reason`, a
     /// FieldViolationReason.
@@ -501,6 +511,13 @@ pub enum ErrorReason {
     /// already waiting for a connection; other namespaces are not affected.
     /// Nothing was written; retry later, with fewer concurrent calls.
     NamespaceBusy = 54,
+    /// RESOURCE_EXHAUSTED: there are as many namespaces as the server allows
+    /// (`--max-namespaces`); ErrorInfo's metadata has the number as `limit`.
+    TooManyNamespaces = 56,
+    /// RESOURCE_EXHAUSTED: the maximum number of administrative calls are already
+    /// waiting for their turn (or, in calls to a namespace that must be migrated
+    /// first, of migrations). Nothing was written; retry later.
+    AdministrationBusy = 57,
     /// DEADLINE_EXCEEDED: the deadline (the client's, or the server's default of
     /// 30 s) passed, and the statement was cancelled.
     DeadlineExceeded = 60,
@@ -563,6 +580,10 @@ impl ErrorReason {
             Self::DeleteNamespaceNotAllowed => {
                 "ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED"
             }
+            Self::CreateNamespaceNotAllowed => {
+                "ERROR_REASON_CREATE_NAMESPACE_NOT_ALLOWED"
+            }
+            Self::StoreNotOwned => "ERROR_REASON_STORE_NOT_OWNED",
             Self::InvalidField => "ERROR_REASON_INVALID_FIELD",
             Self::MalformedMessage => "ERROR_REASON_MALFORMED_MESSAGE",
             Self::InvalidPageToken => "ERROR_REASON_INVALID_PAGE_TOKEN",
@@ -572,6 +593,8 @@ impl ErrorReason {
             Self::PoolExhausted => "ERROR_REASON_POOL_EXHAUSTED",
             Self::DatabaseFull => "ERROR_REASON_DATABASE_FULL",
             Self::NamespaceBusy => "ERROR_REASON_NAMESPACE_BUSY",
+            Self::TooManyNamespaces => "ERROR_REASON_TOO_MANY_NAMESPACES",
+            Self::AdministrationBusy => "ERROR_REASON_ADMINISTRATION_BUSY",
             Self::DeadlineExceeded => "ERROR_REASON_DEADLINE_EXCEEDED",
             Self::DatabaseUnavailable => "ERROR_REASON_DATABASE_UNAVAILABLE",
             Self::CommitOutcomeUnknown => "ERROR_REASON_COMMIT_OUTCOME_UNKNOWN",
@@ -614,6 +637,10 @@ impl ErrorReason {
             "ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED" => {
                 Some(Self::DeleteNamespaceNotAllowed)
             }
+            "ERROR_REASON_CREATE_NAMESPACE_NOT_ALLOWED" => {
+                Some(Self::CreateNamespaceNotAllowed)
+            }
+            "ERROR_REASON_STORE_NOT_OWNED" => Some(Self::StoreNotOwned),
             "ERROR_REASON_INVALID_FIELD" => Some(Self::InvalidField),
             "ERROR_REASON_MALFORMED_MESSAGE" => Some(Self::MalformedMessage),
             "ERROR_REASON_INVALID_PAGE_TOKEN" => Some(Self::InvalidPageToken),
@@ -623,6 +650,8 @@ impl ErrorReason {
             "ERROR_REASON_POOL_EXHAUSTED" => Some(Self::PoolExhausted),
             "ERROR_REASON_DATABASE_FULL" => Some(Self::DatabaseFull),
             "ERROR_REASON_NAMESPACE_BUSY" => Some(Self::NamespaceBusy),
+            "ERROR_REASON_TOO_MANY_NAMESPACES" => Some(Self::TooManyNamespaces),
+            "ERROR_REASON_ADMINISTRATION_BUSY" => Some(Self::AdministrationBusy),
             "ERROR_REASON_DEADLINE_EXCEEDED" => Some(Self::DeadlineExceeded),
             "ERROR_REASON_DATABASE_UNAVAILABLE" => Some(Self::DatabaseUnavailable),
             "ERROR_REASON_COMMIT_OUTCOME_UNKNOWN" => Some(Self::CommitOutcomeUnknown),
@@ -1366,7 +1395,9 @@ pub struct DeleteNamespaceRequest {
     /// Its name; required, not `default`.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    /// Delete it even if it is not empty.
+    /// Delete it even if it is not empty: it has rows, or the migrations of a host
+    /// that uses `wfe-postgres` (`_sqlx_migrations`, `_wfe_sqlx_migrations`). Other
+    /// tables that do not belong to the server are never deleted.
     #[prost(bool, tag = "2")]
     pub force: bool,
 }
@@ -1478,6 +1509,10 @@ pub struct Capabilities {
     /// The server was started with the flag that allows DeleteNamespace.
     #[prost(bool, tag = "3")]
     pub delete_namespace: bool,
+    /// The server allows CreateNamespace: by its flag or, without the flag, because
+    /// it listens only on a loopback address or a Unix socket.
+    #[prost(bool, tag = "4")]
+    pub create_namespace: bool,
 }
 /// TruncateAllRequest is the request of TruncateAll.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1569,8 +1604,11 @@ pub mod store_service_client {
         /// Creates the store or migrates it: applies pending migrations, each in its
         /// own transaction. Idempotent, and safe to call concurrently from many
         /// servers. A store created by the original `wfe-postgres` crate is adopted in
-        /// place. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
-        /// DATABASE_PERMISSION_DENIED).
+        /// place. This call, TruncateAll, CreateNamespace and DeleteNamespace are
+        /// executed two at a time, and one at a time for the same store; the others
+        /// wait for their turn. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
+        /// DATABASE_PERMISSION_DENIED; STORE_NOT_OWNED); RESOURCE_EXHAUSTED
+        /// (ADMINISTRATION_BUSY) if 100 calls are waiting already.
         pub async fn ensure_store_exists(
             &mut self,
             request: impl tonic::IntoRequest<super::EnsureStoreExistsRequest>,
@@ -1685,8 +1723,9 @@ pub mod store_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// Truncates every table of the store, definition sequences included, in one
-        /// transaction; for tests. Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED)
-        /// unless the server was started with `--allow-truncate`.
+        /// transaction, after calls in progress in the store have finished; for tests.
+        /// Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless the server was
+        /// started with `--allow-truncate`; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY).
         pub async fn truncate_all(
             &mut self,
             request: impl tonic::IntoRequest<super::TruncateAllRequest>,
@@ -1713,11 +1752,19 @@ pub mod store_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Creates a namespace: its own schema, with all migrations applied.
+        /// Creates a namespace: its own schema, with all migrations applied, each in
+        /// its own transaction. It belongs to the servers with the same `--schema`.
         /// Idempotent, and safe to call concurrently; an existing namespace is
-        /// migrated. This call, ListNamespaces and DeleteNamespace ignore the metadata
-        /// `wfe-namespace`. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
-        /// DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
+        /// migrated, and if it has no recorded owner (its schema version was below 4)
+        /// it becomes this server's. This call, ListNamespaces and DeleteNamespace
+        /// ignore the metadata `wfe-namespace`. Errors: FAILED_PRECONDITION
+        /// (CREATE_NAMESPACE_NOT_ALLOWED) if the server was started without
+        /// `--allow-create-namespace`; FAILED_PRECONDITION (STORE_NOT_OWNED) if its
+        /// schema contains the store of other servers, which is left as it is;
+        /// RESOURCE_EXHAUSTED (TOO_MANY_NAMESPACES) if a new one would exceed
+        /// `--max-namespaces`, however many are created concurrently;
+        /// RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY); FAILED_PRECONDITION
+        /// (SCHEMA_TOO_NEW; DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
         pub async fn create_namespace(
             &mut self,
             request: impl tonic::IntoRequest<super::CreateNamespaceRequest>,
@@ -1744,8 +1791,10 @@ pub mod store_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Lists the namespaces in this server's database, by name, in pages. Errors:
-        /// INVALID_ARGUMENT.
+        /// Lists the namespaces in this server's database, by name, in pages: those
+        /// that belong to servers with its `--schema`, and those that have no recorded
+        /// owner yet. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
+        /// (TRANSACTION_CONFLICT) if namespaces are being deleted all the time.
         pub async fn list_namespaces(
             &mut self,
             request: impl tonic::IntoRequest<super::ListNamespacesRequest>,
@@ -1778,7 +1827,10 @@ pub mod store_service_client {
         /// unless the server was started with `--allow-delete-namespace`,
         /// FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is
         /// set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already
-        /// deleted; INVALID_ARGUMENT.
+        /// deleted, or if it is the store of other servers; FAILED_PRECONDITION
+        /// (STORE_NOT_OWNED) if it has no recorded owner, until CreateNamespace or a
+        /// call to it has made it this server's; RESOURCE_EXHAUSTED
+        /// (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
         pub async fn delete_namespace(
             &mut self,
             request: impl tonic::IntoRequest<super::DeleteNamespaceRequest>,

@@ -60,7 +60,9 @@ impl GrpcPersistenceProvider {
     /// # Errors
     ///
     /// `INVALID_FIELD` if the name does not match `[a-z][a-z0-9_]{0,39}`;
-    /// `SCHEMA_TOO_NEW`; `DATABASE_PERMISSION_DENIED`.
+    /// `CREATE_NAMESPACE_NOT_ALLOWED` if the server was started without
+    /// `--allow-create-namespace`; `STORE_NOT_OWNED` if its schema contains the store of other
+    /// servers; `TOO_MANY_NAMESPACES`; `SCHEMA_TOO_NEW`; `DATABASE_PERMISSION_DENIED`.
     pub async fn create_namespace(&self, name: &str) -> Result<(), Error> {
         self.call(&v1::CreateNamespaceRequest { name: name.into() })
             .await?;
@@ -89,7 +91,8 @@ impl GrpcPersistenceProvider {
     /// # Errors
     ///
     /// `DELETE_NAMESPACE_NOT_ALLOWED` unless the server was started with
-    /// `--allow-delete-namespace`; `NAMESPACE_NOT_EMPTY`; `NAMESPACE_NOT_FOUND`.
+    /// `--allow-delete-namespace`; `NAMESPACE_NOT_EMPTY`; `NAMESPACE_NOT_FOUND`, also if it
+    /// belongs to other servers; `STORE_NOT_OWNED` if it is older than the record of its owner.
     pub async fn delete_namespace(&self, name: &str, force: bool) -> Result<(), Error> {
         let request = v1::DeleteNamespaceRequest {
             name: name.into(),

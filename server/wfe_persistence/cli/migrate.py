@@ -13,7 +13,7 @@ from wfe_persistence.cli.database import open_database
 from wfe_persistence.cli.logs import log_to_stderr
 from wfe_persistence.cli.options import DATABASE_SETTINGS, settings_options
 from wfe_persistence.settings import Settings
-from wfe_persistence.store.schema import Schema
+from wfe_persistence.store.schema import DEFAULT_NAMESPACE, Schema, is_namespace
 
 if TYPE_CHECKING:
     from wfe_persistence.store.namespace import Outcomes
@@ -102,9 +102,12 @@ def status(settings: Settings) -> None:
 @click.option(
     "--from", "first", type=int, default=1, show_default=True, help="First version to print."
 )
+@click.option(
+    "--namespace", default=DEFAULT_NAMESPACE, show_default=True, help="Namespace to migrate."
+)
 @settings_options("schema", "table_prefix")
-def sql(settings: Settings, first: int) -> None:
-    """Print the migrations as one SQL script.
+def sql(settings: Settings, first: int, namespace: str) -> None:
+    """Print the migrations of one namespace as one SQL script.
 
     For administrators who apply it themselves.
 
@@ -113,4 +116,10 @@ def sql(settings: Settings, first: int) -> None:
     """
     from wfe_persistence.store.migrate import script
 
-    click.echo(script(Schema(settings.schema, settings.table_prefix), first), nl=False)
+    if not is_namespace(namespace):
+        raise click.BadParameter("must match [a-z][a-z0-9_]{0,39}", param_hint="--namespace")
+    try:
+        schema = Schema(settings.schema, settings.table_prefix).for_namespace(namespace)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), param_hint="--namespace") from exc
+    click.echo(script(schema, first), nl=False)

@@ -24,6 +24,7 @@ class Environment:
     default_deadline: float
     """The timeout in seconds of calls without a deadline."""
     allow_truncate: bool
+    allow_create_namespace: bool
     allow_delete_namespace: bool
 
 

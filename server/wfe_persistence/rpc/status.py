@@ -53,6 +53,8 @@ _STATUS: Final[dict[grpc.StatusCode, tuple[str, ...]]] = {
         "DATABASE_PERMISSION_DENIED",
         "NAMESPACE_NOT_EMPTY",
         "DELETE_NAMESPACE_NOT_ALLOWED",
+        "CREATE_NAMESPACE_NOT_ALLOWED",
+        "STORE_NOT_OWNED",
     ),
     grpc.StatusCode.RESOURCE_EXHAUSTED: (
         "MESSAGE_TOO_LARGE",
@@ -60,6 +62,8 @@ _STATUS: Final[dict[grpc.StatusCode, tuple[str, ...]]] = {
         "POOL_EXHAUSTED",
         "DATABASE_FULL",
         "NAMESPACE_BUSY",
+        "TOO_MANY_NAMESPACES",
+        "ADMINISTRATION_BUSY",
     ),
     grpc.StatusCode.DEADLINE_EXCEEDED: ("DEADLINE_EXCEEDED",),
     grpc.StatusCode.UNAVAILABLE: (

@@ -10,7 +10,7 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import read_back
-from wfe_persistence.store import admin, error_log, migrate, namespace, readiness
+from wfe_persistence.store import admin, error_log, migrate, namespace_list, readiness
 from wfe_persistence.store.request_key import REQUEST_RETENTION_SECONDS
 
 
@@ -69,6 +69,7 @@ class StoreService:
                 scheduled_commands=True,
                 truncate_all=call.env.allow_truncate,
                 delete_namespace=call.env.allow_delete_namespace,
+                create_namespace=call.env.allow_create_namespace,
             ),
             max_message_bytes=call.env.max_message_bytes,
             request_retention=Duration(seconds=REQUEST_RETENTION_SECONDS),
@@ -93,6 +94,12 @@ class StoreService:
         check = call.check
         check.namespace("name", request.name)
         check.done()
+        if not call.env.allow_create_namespace:
+            raise PersistenceError(
+                ErrorReason.ERROR_REASON_CREATE_NAMESPACE_NOT_ALLOWED,
+                "the server was started without --allow-create-namespace, which is the default "
+                "only where it listens on loopback",
+            )
         applied = await call.env.namespaces.create_namespace(request.name)
         return pb.CreateNamespaceResponse(
             schema_version=migrate.latest_version(), applied_migrations=applied
@@ -105,7 +112,7 @@ class StoreService:
         check = call.check
         page_size = check.page_size(request.page_size)
         check.done()
-        page = await namespace.list_namespaces(
+        page = await namespace_list.list_namespaces(
             call.env.namespaces.default,
             paging.decode(request, call.store),
             page_size,

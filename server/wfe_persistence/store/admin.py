@@ -55,4 +55,6 @@ TRUNCATE {qualified(*TABLES)}
 
 async def truncate_all(store: Store) -> None:
     """Truncate every table of the store."""
-    await store.write(TRUNCATE_ALL)
+    # It waits for all calls in progress, so only few connections of the pool may do it at once.
+    async with store.database.lane.turn(store.schema.name):
+        await store.write(TRUNCATE_ALL)

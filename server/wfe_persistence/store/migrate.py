@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,11 +24,16 @@ import psycopg
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
+from wfe_persistence.store import owner
+from wfe_persistence.store.owner import Owner
 from wfe_persistence.store.rows import read_int4
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import Store
 
 log = logging.getLogger(__name__)
+
+Admission = Callable[[psycopg.AsyncConnection[Any]], Awaitable[None]]
+"""Called in the transaction that creates a store, before it is created; raises what forbids it."""
 
 _FILE_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 
@@ -130,13 +135,17 @@ INSERT INTO wfc.wfe_migrations (version, name, checksum) VALUES (%s, %s, %s)
 """
 
 
-async def migrate(conninfo: str, schema: Schema) -> list[str]:
+async def migrate(
+    conninfo: str, schema: Schema, *, claim: bool = True, admit: Admission | None = None
+) -> list[str]:
     """Apply the missing migrations on a separate connection; returns the names of those applied.
 
-    Raises SCHEMA_OUTDATED if PostgreSQL rejects one, because of a conflicting object for example.
+    A store that has no owner yet gets `schema`'s, unless `claim` is false. Raises STORE_NOT_OWNED,
+    having changed nothing, if it has another one, and SCHEMA_OUTDATED if PostgreSQL rejects a
+    migration, because of a conflicting object for example.
     """
     try:
-        return await _migrate(conninfo, schema)
+        return await _migrate(conninfo, schema, claim, admit)
     except psycopg.Error as exc:
         log.error(  # noqa: TRY400
             "schema %s: migration failed: %s", schema.name, exc
@@ -147,7 +156,9 @@ async def migrate(conninfo: str, schema: Schema) -> list[str]:
         ) from exc
 
 
-async def _migrate(conninfo: str, schema: Schema) -> list[str]:
+async def _migrate(
+    conninfo: str, schema: Schema, claim: bool, admit: Admission | None
+) -> list[str]:
     done: list[str] = []
     async with connect(conninfo) as connection:
         while True:
@@ -156,7 +167,13 @@ async def _migrate(conninfo: str, schema: Schema) -> list[str]:
                 await _create_schema(connection, schema)
                 applied = await _applied(connection, schema)
                 _check(applied)
+                if not applied and admit is not None:
+                    await admit(connection)
+                is_new = not applied or applied[0].name in done
+                has_owner = await _has_owner(connection, schema, len(applied))
                 if len(applied) == latest_version():
+                    if not has_owner:
+                        await _without_owner(connection, schema, claim)
                     return done
                 migration = migrations()[len(applied)]
                 await connection.execute(migration.sql(schema).encode())
@@ -164,7 +181,39 @@ async def _migrate(conninfo: str, schema: Schema) -> list[str]:
                     schema.qualify(RECORD_MIGRATION).encode(),
                     [migration.version, migration.name, migration.checksum],
                 )
+                if is_new and migration.version == owner.FIRST_VERSION:
+                    await connection.execute(owner.claim_statement(schema).encode())
             done.append(migration.name)
+
+
+async def _has_owner(
+    connection: psycopg.AsyncConnection[Any], schema: Schema, version: int
+) -> bool:
+    """Whether this store has an owner; raises STORE_NOT_OWNED if it is another one than ours."""
+    found = await owner_of(connection, schema) if version >= owner.FIRST_VERSION else None
+    if found is not None and found != Owner.of(schema):
+        owner.raise_foreign(schema, found)
+    return found is not None
+
+
+async def owner_of(connection: psycopg.AsyncConnection[Any], schema: Schema) -> Owner | None:
+    """Whose store it is, which must have the table for that; None: nobody's yet."""
+    cursor = await connection.execute(schema.qualify(owner.READ_OWNER).encode())
+    row = await cursor.fetchone()
+    return None if row is None else Owner(*row)
+
+
+async def _without_owner(
+    connection: psycopg.AsyncConnection[Any], schema: Schema, claim: bool
+) -> None:
+    if claim:
+        await connection.execute(owner.claim_statement(schema).encode())
+        owner.log_claim(schema)
+    else:
+        log.warning(
+            "schema %s has no recorded owner yet: it will be that of the first server that uses it",
+            schema.name,
+        )
 
 
 def script(schema: Schema, first: int = 1) -> str:
@@ -178,6 +227,7 @@ def script(schema: Schema, first: int = 1) -> str:
         record = schema.qualify(RECORD_MIGRATION).strip()
         values = (str(migration.version), f"'{migration.name}'", f"'{migration.checksum}'")
         parts.append(record % values + ";\n")
+    parts.append(owner.claim_statement(schema).strip() + ";\n")
     return "\n".join(parts)
 
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 import psycopg
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
-from wfe.persistence.v1.store_pb2 import Namespace
 from wfe_persistence.errors import PersistenceError, invalid_field
-from wfe_persistence.store import migrate
-from wfe_persistence.store.paging import Cursor, Page
+from wfe_persistence.store import migrate, namespace_list, owner
+from wfe_persistence.store.owner import Owner
+from wfe_persistence.store.paging import Cursor
 from wfe_persistence.store.postgres.database import Database
-from wfe_persistence.store.rows import integer, read_int4, read_int8, read_text, text
 from wfe_persistence.store.schema import DEFAULT_NAMESPACE, Schema, is_namespace
-from wfe_persistence.store.tables import MIGRATIONS_TABLE, TABLES, Store, qualified
+from wfe_persistence.store.tables import MIGRATIONS_TABLE, STORE_TABLE, TABLES, Store, qualified
 
 log = logging.getLogger(__name__)
 
@@ -28,33 +27,35 @@ T = TypeVar("T")
 _MAX_BOUND = 2_000
 _MAX_KNOWN = 100_000
 
-# Migrations run on connections outside the pool, so their number is limited; and a failed migration
-# is not retried by every call to its namespace.
-_CONCURRENT_MIGRATIONS = 4
+# A failed migration is not retried by every call to its namespace.
 _RETRY_SECONDS = 2.0
 
 
 class Namespaces:
-    """The stores of one database, by namespace.
+    """The stores of one database that belong to the servers with this schema, by namespace.
 
-    `migrate_on_use`: migrate a namespace when it is first used.
+    `migrate_on_use`: migrate a namespace when it is first used. `max_namespaces`: how many there
+    may be besides `default` for one to be created.
     """
 
-    def __init__(self, database: Database, schema: Schema, *, migrate_on_use: bool) -> None:
+    def __init__(
+        self, database: Database, schema: Schema, *, migrate_on_use: bool, max_namespaces: int
+    ) -> None:
         self.default = Store(database, schema, DEFAULT_NAMESPACE)
         self._migrate_on_use = migrate_on_use
+        self._max_namespaces = max_namespaces
         # LRU caches: the stores used most recently, and the names of those known to be current.
         self._bound: OrderedDict[str, Store] = OrderedDict()
         self._known: OrderedDict[str, None] = OrderedDict()
         self._migrating: dict[str, asyncio.Task[PersistenceError | None]] = {}
-        self._slots = asyncio.Semaphore(_CONCURRENT_MIGRATIONS)
         # Namespaces whose migration failed, and the time (of the event loop) of the next attempt.
         self._failed: dict[str, float] = {}
 
     async def get(self, name: str | None) -> Store:
         """The store of a namespace; None: the default one.
 
-        Raises NAMESPACE_NOT_FOUND if it does not exist; it is not created.
+        Raises NAMESPACE_NOT_FOUND if it does not exist or belongs to other servers; it is not
+        created.
         """
         if name is None or name == DEFAULT_NAMESPACE:
             return self.default
@@ -97,11 +98,16 @@ class Namespaces:
         version = await migrate.schema_version(store)
         if version == 0:
             raise _not_found(store.namespace)
+        whose = await owner.read_owner(store, version)
+        _check_own(store, whose)
         migrate.check_not_newer(version)
-        if version < migrate.latest_version() and self._migrate_on_use:
-            await self._migrate_once(store)
-            return True
-        return version == migrate.latest_version()
+        if version < migrate.latest_version():
+            if self._migrate_on_use:
+                await self._migrate_once(store)
+            return self._migrate_on_use
+        if whose is None:
+            _check_own(store, await owner.claim(store))
+        return True
 
     async def _migrate_once(self, store: Store) -> None:
         """Migrate a namespace, once for all calls that wait for it."""
@@ -122,9 +128,11 @@ class Namespaces:
         nothing awaits the task any more.)"""
         name = store.namespace
         try:
-            async with self._slots:
-                await _migrated(store.database.conninfo, store.schema, name)
+            async with store.database.lane.turn(store.schema.name):
+                await _migrated(store.database.conninfo, store.schema)
         except PersistenceError as exc:
+            if exc.reason == ErrorReason.ERROR_REASON_STORE_NOT_OWNED:
+                return _not_found(name)
             if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED:
                 now = asyncio.get_running_loop().time()
                 self._failed[name] = now + _RETRY_SECONDS
@@ -134,15 +142,27 @@ class Namespaces:
         return None
 
     async def create_namespace(self, name: str) -> list[str]:
-        """Create a namespace or migrate it; returns the names of the applied migrations."""
+        """Create a namespace or migrate it; returns the names of the applied migrations.
+
+        Raises STORE_NOT_OWNED if its schema has the store of other servers, and TOO_MANY_NAMESPACES
+        if it does not exist and there are as many as may be.
+        """
         schema = self._schema_to_change(name)
-        return await _migrated(self.default.database.conninfo, schema, name)
+        database = self.default.database
+
+        async def admit(connection: psycopg.AsyncConnection[Any]) -> None:
+            await _admit(connection, self.default, self._max_namespaces)
+
+        async with database.lane.turn(schema.name):
+            return await _migrated(database.conninfo, schema, admit)
 
     async def delete_namespace(self, name: str, *, force: bool) -> None:
         """Delete a namespace that is empty, or with `force` together with its data."""
         schema = self._schema_to_change(name)
-        self.forget(name)
-        await _drop(self.default.database.conninfo, schema, name, force=force)
+        database = self.default.database
+        async with database.lane.turn(schema.name):
+            self.forget(name)
+            await _drop(database.conninfo, schema, name, force=force)
 
     def _schema_to_change(self, name: str) -> Schema:
         try:
@@ -163,64 +183,41 @@ def _remember(cache: OrderedDict[str, T], name: str, value: T, max_size: int) ->
         cache.popitem(last=False)
 
 
-async def _migrated(conninfo: str, schema: Schema, name: str) -> list[str]:
+def _check_own(store: Store, whose: Owner | None) -> None:
+    """Raise NAMESPACE_NOT_FOUND for the store of other servers."""
+    if whose is not None and whose != Owner.of(store.schema):
+        raise _not_found(store.namespace)
+
+
+async def _migrated(
+    conninfo: str, schema: Schema, admit: migrate.Admission | None = None
+) -> list[str]:
     """Migrate; an error of PostgreSQL becomes one that names the namespace."""
     try:
-        return await migrate.migrate(conninfo, schema)
+        return await migrate.migrate(conninfo, schema, admit=admit)
     except PersistenceError as exc:
         if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED:
-            raise _not_migrated(name) from exc
+            raise _not_migrated(schema.namespace) from exc
         raise
 
 
-# A namespace is a schema with a table of migrations. The number of rows is PostgreSQL's estimate.
-LIST_NAMESPACES = """
-SELECT n.nspname,
-    (SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint FROM pg_class c
-        WHERE c.relnamespace = n.oid AND c.relkind = 'r' AND c.oid <> m.oid)
-FROM pg_namespace n JOIN pg_class m ON m.relnamespace = n.oid AND m.relname = $1
-WHERE (n.nspname = $2 OR starts_with(n.nspname, $2 || '_')) AND n.nspname > $3
-ORDER BY n.nspname
-LIMIT $4
+# Serializes the transactions that create a namespace of one owner, in all servers: each of them
+# counts those that the ones before it have created.
+LOCK_CREATION = """
+SELECT pg_advisory_xact_lock(
+    hashtextextended('wfe-persistence create ' || current_database() || %s, 0))
 """
 
 
-async def list_namespaces(store: Store, after: Cursor | None, page_size: int) -> Page[Namespace]:
-    """The namespaces in the order of their schemas' names; `store` is the default one."""
-    base = store.schema
-    rows = await store.read(
-        LIST_NAMESPACES,
-        text(base.table_prefix + MIGRATIONS_TABLE),
-        text(base.name),
-        text("" if after is None else after[1]),
-        integer(page_size + 1),
-    )
-    found: list[Namespace] = []
-    schema = ""
-    for i in range(min(rows.ntuples, page_size)):
-        schema = read_text(rows.get_value(i, 0))
-        name = schema.removeprefix(base.name + "_") if schema != base.name else DEFAULT_NAMESPACE
-        if schema == base.name or is_namespace(name):
-            found.append(
-                Namespace(name=name, schema=schema, estimated_rows=read_int8(rows.get_value(i, 1)))
-            )
-    await _add_versions(store, found)
-    return Page(found, (0, schema) if rows.ntuples > page_size else None)
-
-
-async def _add_versions(store: Store, namespaces: list[Namespace]) -> None:
-    """Set the schema versions. Each is in its own schema, so a page needs its own statement."""
-    if not namespaces:
-        return
-    prefix, table = store.schema.table_prefix, qualified(MIGRATIONS_TABLE)
-    sql = " UNION ALL ".join(
-        f"SELECT {i}, coalesce(max(version), 0) FROM {Schema(n.schema, prefix).qualify(table)}"
-        for i, n in enumerate(namespaces)
-    )
-    rows = await store.read_once(sql)
-    for i in range(rows.ntuples):
-        version = read_int4(rows.get_value(i, 1))
-        namespaces[read_int4(rows.get_value(i, 0))].schema_version = version
+async def _admit(connection: psycopg.AsyncConnection[Any], store: Store, most: int) -> None:
+    """Raise TOO_MANY_NAMESPACES if there are `most` besides `default`, the one of `store`."""
+    await connection.execute(LOCK_CREATION, [store.schema.name])
+    if await namespace_list.count_at_most(store, most) >= most:
+        raise PersistenceError(
+            ErrorReason.ERROR_REASON_TOO_MANY_NAMESPACES,
+            f"there are {most} namespaces, as many as the server allows (--max-namespaces)",
+            metadata={"limit": str(most)},
+        )
 
 
 NAMESPACE_TABLES = """
@@ -229,7 +226,7 @@ WHERE c.relnamespace = to_regnamespace(%s) AND c.relkind IN ('r', 'p', 'v', 'm',
 """
 
 LOCK_NAMESPACE = f"""
-LOCK TABLE {qualified(MIGRATIONS_TABLE, *TABLES)}
+LOCK TABLE {qualified(MIGRATIONS_TABLE, STORE_TABLE, *TABLES)}
     IN ACCESS EXCLUSIVE MODE
 """
 
@@ -238,63 +235,89 @@ NAMESPACE_HAS_DATA = "SELECT " + "\n    OR ".join(
     f"EXISTS (SELECT FROM {qualified(table)})" for table in TABLES if table != "requests"
 )
 
+# The migrations of a host that uses `wfe-postgres`. They are part of a store as the workflows are,
+# which such a host may have written too, so `force` covers them.
+_HOST_TABLES: Final = frozenset({"_sqlx_migrations", "_wfe_sqlx_migrations"})
+
 
 async def _drop(conninfo: str, schema: Schema, name: str, *, force: bool) -> None:
-    ours = {schema.table_prefix + table for table in (MIGRATIONS_TABLE, *TABLES)}
+    ours = {schema.table_prefix + table for table in (MIGRATIONS_TABLE, STORE_TABLE, *TABLES)}
     async with migrate.connect(conninfo) as connection, connection.transaction():
         cursor = await connection.execute(NAMESPACE_TABLES, [schema.name])
         tables = {row[0] for row in await cursor.fetchall()}
         if schema.table_prefix + MIGRATIONS_TABLE not in tables:
             raise _not_found(name)
+        if schema.table_prefix + STORE_TABLE not in tables:
+            owner.raise_foreign(schema, None)
         try:
+            await _check_deletable(connection, schema)
             await connection.execute(schema.qualify(LOCK_NAMESPACE).encode())
+            # Once more: it may have been deleted and created by other servers meanwhile.
+            await _check_deletable(connection, schema)
         except psycopg.errors.UndefinedTable:
             raise _not_found(name) from None  # deleted concurrently
         cursor = await connection.execute(schema.qualify(NAMESPACE_HAS_DATA).encode())
         [(has_data,)] = await cursor.fetchall()
-        foreign = tables - ours
-        if foreign or (has_data and not force):
+        foreign = tables - ours - _HOST_TABLES
+        if foreign or ((has_data or tables & _HOST_TABLES) and not force):
             raise PersistenceError(
                 ErrorReason.ERROR_REASON_NAMESPACE_NOT_EMPTY,
-                "the schema has other tables as well" if foreign else "the namespace has data",
+                "the schema has other tables as well"
+                if foreign
+                else "the namespace has data"
+                if has_data
+                else "the namespace has the migrations of a host that uses wfe-postgres",
                 metadata={"namespace": name},
             )
         await connection.execute(f'DROP SCHEMA "{schema.name}" CASCADE'.encode())
+
+
+async def _check_deletable(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:
+    """Raise NAMESPACE_NOT_FOUND for the store of other servers. One without an owner may be such a
+    store: STORE_NOT_OWNED."""
+    whose = await migrate.owner_of(connection, schema)
+    if whose is None:
+        owner.raise_foreign(schema, None)
+    if whose != Owner.of(schema):
+        raise _not_found(schema.namespace)
 
 
 Outcomes = dict[str, list[str] | Exception]
 """By namespace: the applied migrations, or the error."""
 
 
-async def migrate_all(store: Store, concurrency: int = 4) -> Outcomes:
-    """Migrate every namespace, `concurrency` at a time; returns the outcome of each."""
-    names: list[tuple[str, Schema]] = [(DEFAULT_NAMESPACE, store.schema)]
+async def migrate_all(store: Store) -> Outcomes:
+    """Migrate every namespace, a few at a time; returns the outcome of each.
+
+    A namespace that has no owner is migrated without claiming it, because nobody has named it: it
+    may be the store of other servers.
+    """
+    names = [DEFAULT_NAMESPACE]
     after: Cursor | None = None
     try:
         while True:
-            page = await list_namespaces(store, after, 1000)
-            names += [
-                (n.name, Schema(n.schema, store.schema.table_prefix))
-                for n in page.items
-                if n.name != DEFAULT_NAMESPACE
-            ]
+            page = await namespace_list.list_namespaces(store, after, 1000)
+            names += [n.name for n in page.items if n.name != DEFAULT_NAMESPACE]
             if page.next is None:
                 break
             after = page.next
     except PersistenceError as exc:
         return {DEFAULT_NAMESPACE: exc}
-    slots = asyncio.Semaphore(concurrency)
+    lane = store.database.lane
 
-    async def migrate_one(schema: Schema) -> list[str] | Exception:
-        async with slots:
+    async def migrate_one(name: str) -> list[str] | Exception:
+        schema = store.schema.for_namespace(name)
+        async with lane.turn(schema.name, refuse=False):
             try:
-                return await migrate.migrate(store.database.conninfo, schema)
+                return await migrate.migrate(
+                    store.database.conninfo, schema, claim=name == DEFAULT_NAMESPACE
+                )
             except PersistenceError as exc:
                 # An administrator who migrates needs PostgreSQL's own message.
                 return exc.__cause__ if isinstance(exc.__cause__, psycopg.Error) else exc
 
-    results = await asyncio.gather(*(migrate_one(schema) for _, schema in names))
-    return {name: result for (name, _), result in zip(names, results, strict=True)}
+    results = await asyncio.gather(*map(migrate_one, names))
+    return dict(zip(names, results, strict=True))
 
 
 def _not_migrated(name: str) -> PersistenceError:

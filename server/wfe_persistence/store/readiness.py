@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import CannotServeError, PersistenceError
-from wfe_persistence.store import admin, migrate
+from wfe_persistence.store import admin, migrate, owner
+from wfe_persistence.store.owner import Owner
 from wfe_persistence.store.tables import Store
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Readiness:
         self._migrate = migrate
         self._allow_data_loss = allow_data_loss
         self._examined = False
+        self._owned = False
         self.is_starting = migrate
         """Missing tables will come soon: the first migration has neither succeeded nor failed."""
 
@@ -50,7 +52,10 @@ class Readiness:
             async with asyncio.timeout(_LOOK_SECONDS if self._examined else None):
                 return await self._look()
         except PersistenceError as exc:
-            if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_TOO_NEW:
+            if exc.reason in (
+                ErrorReason.ERROR_REASON_SCHEMA_TOO_NEW,
+                ErrorReason.ERROR_REASON_STORE_NOT_OWNED,
+            ):
                 raise CannotServeError(str(exc)) from exc
             if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED:
                 self.is_starting = False
@@ -70,6 +75,8 @@ class Readiness:
             self.is_starting = False
         version = await migrate.schema_version(self._store)
         migrate.check_not_newer(version)
+        if not self._owned:
+            await self._check_owner(version)
         if version == migrate.latest_version():
             return State(ready=True)
         return State(
@@ -77,6 +84,15 @@ class Readiness:
             why=f"the store has schema version {version}, {migrate.latest_version()} is needed "
             "(wfe-persistence migrate up)",
         )
+
+    async def _check_owner(self, version: int) -> None:
+        """Raise STORE_NOT_OWNED for the store of other servers; claim one that nobody has."""
+        found = await owner.read_owner(self._store, version)
+        if found is None and version == migrate.latest_version():
+            found = await owner.claim(self._store)
+        if found is not None and found != Owner.of(self._store.schema):
+            owner.raise_foreign(self._store.schema, found)
+        self._owned = found is not None
 
     async def _examine(self) -> None:
         """Check the database, and migrate the store unless that is turned off."""
@@ -91,12 +107,13 @@ class Readiness:
                 )
             log.warning("the database may lose committed transactions (--allow-data-loss)")
         if self._migrate:
-            await ensure_store_exists(self._store)
+            await ensure_store_exists(self._store, refuse=False)
 
 
-async def ensure_store_exists(store: Store) -> list[str]:
+async def ensure_store_exists(store: Store, *, refuse: bool = True) -> list[str]:
     """Create a store or migrate it; returns the names of the migrations that were applied."""
-    applied = await migrate.migrate(store.database.conninfo, store.schema)
+    async with store.database.lane.turn(store.schema.name, refuse=refuse):
+        applied = await migrate.migrate(store.database.conninfo, store.schema)
     for name in applied:
         log.info("schema %s: applied %s", store.schema.name, name)
     return applied

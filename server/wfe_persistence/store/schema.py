@@ -32,9 +32,19 @@ class Schema:
 
     Raises ValueError unless both are plain identifiers (`[a-z_][a-z0-9_]*`), do not start with
     `pg_`, and fit into 63 bytes (PostgreSQL silently truncates longer names).
+
+    `owner` and `namespace` say whose store it is: that of the servers with `--schema OWNER`, under
+    this name. As given to the constructor, a schema is its own owner's default namespace.
     """
 
-    def __init__(self, name: str = DEFAULT_SCHEMA, table_prefix: str = "") -> None:
+    def __init__(
+        self,
+        name: str = DEFAULT_SCHEMA,
+        table_prefix: str = "",
+        *,
+        owner: str | None = None,
+        namespace: str = DEFAULT_NAMESPACE,
+    ) -> None:
         if not _IDENTIFIER.fullmatch(name):
             raise ValueError(f"schema {name!r}: must match [a-z_][a-z0-9_]*")
         if name.startswith("pg_") or name == "information_schema":
@@ -52,13 +62,17 @@ class Schema:
             )
         self.name = name
         self.table_prefix = table_prefix
+        self.owner = name if owner is None else owner
+        self.namespace = namespace
         self._bound: dict[str, Statement] = {}
 
     def for_namespace(self, namespace: str) -> Schema:
         """The schema of a namespace: this one for `default`, `<this>_<namespace>` for others."""
         if namespace == DEFAULT_NAMESPACE:
             return self
-        return Schema(f"{self.name}_{namespace}", self.table_prefix)
+        return Schema(
+            f"{self.name}_{namespace}", self.table_prefix, owner=self.name, namespace=namespace
+        )
 
     def bind(self, sql: str) -> Statement:
         """`sql`, written for `wfc`, as the statement for this schema."""

@@ -16,6 +16,9 @@ from wfe_persistence.store.schema import Schema
 MIGRATIONS_TABLE: Final = "wfe_migrations"
 """The table of applied migrations; a schema that has it is a namespace."""
 
+STORE_TABLE: Final = "wfe_store"
+"""The table of the one row that says whose store it is; see `owner.py`."""
+
 TABLES: Final = (
     "workflows",
     "execution_pointers",

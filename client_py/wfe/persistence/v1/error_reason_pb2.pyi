@@ -95,11 +95,23 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """
     ERROR_REASON_NAMESPACE_NOT_EMPTY: _ErrorReason.ValueType  # 36
     """FAILED_PRECONDITION: the namespace has rows and `force` was not set, or it
-    has tables that do not belong to this server, which `force` does not cover.
+    has tables that do not belong to this server, which `force` does not cover
+    (except the migrations of a host that uses `wfe-postgres`).
     """
     ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED: _ErrorReason.ValueType  # 37
     """FAILED_PRECONDITION: the server was started without the flag that allows
     DeleteNamespace.
+    """
+    ERROR_REASON_CREATE_NAMESPACE_NOT_ALLOWED: _ErrorReason.ValueType  # 38
+    """FAILED_PRECONDITION: the server was started without the flag that allows
+    CreateNamespace, which is the default unless it listens on a loopback
+    address or a Unix socket.
+    """
+    ERROR_REASON_STORE_NOT_OWNED: _ErrorReason.ValueType  # 39
+    """FAILED_PRECONDITION: the schema contains a store of other servers (those
+    with another `--schema`), or, for DeleteNamespace, one that is older than
+    the record of its owner; CreateNamespace claims the latter. ErrorInfo's
+    metadata has the `namespace`.
     """
     ERROR_REASON_INVALID_FIELD: _ErrorReason.ValueType  # 40
     """INVALID_ARGUMENT: one or more fields are invalid; `google.rpc.BadRequest`
@@ -138,6 +150,15 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """RESOURCE_EXHAUSTED: the maximum number of calls of this namespace are
     already waiting for a connection; other namespaces are not affected.
     Nothing was written; retry later, with fewer concurrent calls.
+    """
+    ERROR_REASON_TOO_MANY_NAMESPACES: _ErrorReason.ValueType  # 56
+    """RESOURCE_EXHAUSTED: there are as many namespaces as the server allows
+    (`--max-namespaces`); ErrorInfo's metadata has the number as `limit`.
+    """
+    ERROR_REASON_ADMINISTRATION_BUSY: _ErrorReason.ValueType  # 57
+    """RESOURCE_EXHAUSTED: the maximum number of administrative calls are already
+    waiting for their turn (or, in calls to a namespace that must be migrated
+    first, of migrations). Nothing was written; retry later.
     """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 60
     """DEADLINE_EXCEEDED: the deadline (the client's, or the server's default of
@@ -270,11 +291,23 @@ privilege; see the server's log for details.
 """
 ERROR_REASON_NAMESPACE_NOT_EMPTY: ErrorReason.ValueType  # 36
 """FAILED_PRECONDITION: the namespace has rows and `force` was not set, or it
-has tables that do not belong to this server, which `force` does not cover.
+has tables that do not belong to this server, which `force` does not cover
+(except the migrations of a host that uses `wfe-postgres`).
 """
 ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED: ErrorReason.ValueType  # 37
 """FAILED_PRECONDITION: the server was started without the flag that allows
 DeleteNamespace.
+"""
+ERROR_REASON_CREATE_NAMESPACE_NOT_ALLOWED: ErrorReason.ValueType  # 38
+"""FAILED_PRECONDITION: the server was started without the flag that allows
+CreateNamespace, which is the default unless it listens on a loopback
+address or a Unix socket.
+"""
+ERROR_REASON_STORE_NOT_OWNED: ErrorReason.ValueType  # 39
+"""FAILED_PRECONDITION: the schema contains a store of other servers (those
+with another `--schema`), or, for DeleteNamespace, one that is older than
+the record of its owner; CreateNamespace claims the latter. ErrorInfo's
+metadata has the `namespace`.
 """
 ERROR_REASON_INVALID_FIELD: ErrorReason.ValueType  # 40
 """INVALID_ARGUMENT: one or more fields are invalid; `google.rpc.BadRequest`
@@ -313,6 +346,15 @@ ERROR_REASON_NAMESPACE_BUSY: ErrorReason.ValueType  # 54
 """RESOURCE_EXHAUSTED: the maximum number of calls of this namespace are
 already waiting for a connection; other namespaces are not affected.
 Nothing was written; retry later, with fewer concurrent calls.
+"""
+ERROR_REASON_TOO_MANY_NAMESPACES: ErrorReason.ValueType  # 56
+"""RESOURCE_EXHAUSTED: there are as many namespaces as the server allows
+(`--max-namespaces`); ErrorInfo's metadata has the number as `limit`.
+"""
+ERROR_REASON_ADMINISTRATION_BUSY: ErrorReason.ValueType  # 57
+"""RESOURCE_EXHAUSTED: the maximum number of administrative calls are already
+waiting for their turn (or, in calls to a namespace that must be migrated
+first, of migrations). Nothing was written; retry later.
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 60
 """DEADLINE_EXCEEDED: the deadline (the client's, or the server's default of

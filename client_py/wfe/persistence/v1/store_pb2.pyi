@@ -199,7 +199,10 @@ class DeleteNamespaceRequest(google.protobuf.message.Message):
     name: builtins.str
     """Its name; required, not `default`."""
     force: builtins.bool
-    """Delete it even if it is not empty."""
+    """Delete it even if it is not empty: it has rows, or the migrations of a host
+    that uses `wfe-postgres` (`_sqlx_migrations`, `_wfe_sqlx_migrations`). Other
+    tables that do not belong to the server are never deleted.
+    """
     def __init__(
         self,
         *,
@@ -442,20 +445,26 @@ class Capabilities(google.protobuf.message.Message):
     SCHEDULED_COMMANDS_FIELD_NUMBER: builtins.int
     TRUNCATE_ALL_FIELD_NUMBER: builtins.int
     DELETE_NAMESPACE_FIELD_NUMBER: builtins.int
+    CREATE_NAMESPACE_FIELD_NUMBER: builtins.int
     scheduled_commands: builtins.bool
     """Scheduled commands (the trait's `supports_scheduled_commands`)."""
     truncate_all: builtins.bool
     """The server was started with the flag that allows TruncateAll."""
     delete_namespace: builtins.bool
     """The server was started with the flag that allows DeleteNamespace."""
+    create_namespace: builtins.bool
+    """The server allows CreateNamespace: by its flag or, without the flag, because
+    it listens only on a loopback address or a Unix socket.
+    """
     def __init__(
         self,
         *,
         scheduled_commands: builtins.bool = ...,
         truncate_all: builtins.bool = ...,
         delete_namespace: builtins.bool = ...,
+        create_namespace: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["delete_namespace", b"delete_namespace", "scheduled_commands", b"scheduled_commands", "truncate_all", b"truncate_all"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["create_namespace", b"create_namespace", "delete_namespace", b"delete_namespace", "scheduled_commands", b"scheduled_commands", "truncate_all", b"truncate_all"]) -> None: ...
 
 Global___Capabilities: typing_extensions.TypeAlias = Capabilities
 

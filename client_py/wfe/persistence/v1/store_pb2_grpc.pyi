@@ -232,8 +232,11 @@ class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _Store
     """Creates the store or migrates it: applies pending migrations, each in its
     own transaction. Idempotent, and safe to call concurrently from many
     servers. A store created by the original `wfe-postgres` crate is adopted in
-    place. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
-    DATABASE_PERMISSION_DENIED).
+    place. This call, TruncateAll, CreateNamespace and DeleteNamespace are
+    executed two at a time, and one at a time for the same store; the others
+    wait for their turn. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
+    DATABASE_PERMISSION_DENIED; STORE_NOT_OWNED); RESOURCE_EXHAUSTED
+    (ADMINISTRATION_BUSY) if 100 calls are waiting already.
     """
 
     PersistErrors: _StoreServicePersistErrorsType
@@ -252,21 +255,32 @@ class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _Store
 
     TruncateAll: _StoreServiceTruncateAllType
     """Truncates every table of the store, definition sequences included, in one
-    transaction; for tests. Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED)
-    unless the server was started with `--allow-truncate`.
+    transaction, after calls in progress in the store have finished; for tests.
+    Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless the server was
+    started with `--allow-truncate`; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY).
     """
 
     CreateNamespace: _StoreServiceCreateNamespaceType
-    """Creates a namespace: its own schema, with all migrations applied.
+    """Creates a namespace: its own schema, with all migrations applied, each in
+    its own transaction. It belongs to the servers with the same `--schema`.
     Idempotent, and safe to call concurrently; an existing namespace is
-    migrated. This call, ListNamespaces and DeleteNamespace ignore the metadata
-    `wfe-namespace`. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
-    DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
+    migrated, and if it has no recorded owner (its schema version was below 4)
+    it becomes this server's. This call, ListNamespaces and DeleteNamespace
+    ignore the metadata `wfe-namespace`. Errors: FAILED_PRECONDITION
+    (CREATE_NAMESPACE_NOT_ALLOWED) if the server was started without
+    `--allow-create-namespace`; FAILED_PRECONDITION (STORE_NOT_OWNED) if its
+    schema contains the store of other servers, which is left as it is;
+    RESOURCE_EXHAUSTED (TOO_MANY_NAMESPACES) if a new one would exceed
+    `--max-namespaces`, however many are created concurrently;
+    RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY); FAILED_PRECONDITION
+    (SCHEMA_TOO_NEW; DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
     """
 
     ListNamespaces: _StoreServiceListNamespacesType
-    """Lists the namespaces in this server's database, by name, in pages. Errors:
-    INVALID_ARGUMENT.
+    """Lists the namespaces in this server's database, by name, in pages: those
+    that belong to servers with its `--schema`, and those that have no recorded
+    owner yet. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
+    (TRANSACTION_CONFLICT) if namespaces are being deleted all the time.
     """
 
     DeleteNamespace: _StoreServiceDeleteNamespaceType
@@ -276,7 +290,10 @@ class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _Store
     unless the server was started with `--allow-delete-namespace`,
     FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is
     set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already
-    deleted; INVALID_ARGUMENT.
+    deleted, or if it is the store of other servers; FAILED_PRECONDITION
+    (STORE_NOT_OWNED) if it has no recorded owner, until CreateNamespace or a
+    call to it has made it this server's; RESOURCE_EXHAUSTED
+    (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
     """
 
 StoreServiceAsyncStub: typing_extensions.TypeAlias = StoreServiceStub[
@@ -326,8 +343,11 @@ class StoreServiceServicer(metaclass=abc.ABCMeta):
         """Creates the store or migrates it: applies pending migrations, each in its
         own transaction. Idempotent, and safe to call concurrently from many
         servers. A store created by the original `wfe-postgres` crate is adopted in
-        place. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
-        DATABASE_PERMISSION_DENIED).
+        place. This call, TruncateAll, CreateNamespace and DeleteNamespace are
+        executed two at a time, and one at a time for the same store; the others
+        wait for their turn. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
+        DATABASE_PERMISSION_DENIED; STORE_NOT_OWNED); RESOURCE_EXHAUSTED
+        (ADMINISTRATION_BUSY) if 100 calls are waiting already.
         """
 
     @abc.abstractmethod
@@ -366,8 +386,9 @@ class StoreServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.store_pb2.TruncateAllResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.TruncateAllResponse]]:
         """Truncates every table of the store, definition sequences included, in one
-        transaction; for tests. Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED)
-        unless the server was started with `--allow-truncate`.
+        transaction, after calls in progress in the store have finished; for tests.
+        Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless the server was
+        started with `--allow-truncate`; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY).
         """
 
     @abc.abstractmethod
@@ -376,11 +397,19 @@ class StoreServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.store_pb2.CreateNamespaceRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.store_pb2.CreateNamespaceResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.CreateNamespaceResponse]]:
-        """Creates a namespace: its own schema, with all migrations applied.
+        """Creates a namespace: its own schema, with all migrations applied, each in
+        its own transaction. It belongs to the servers with the same `--schema`.
         Idempotent, and safe to call concurrently; an existing namespace is
-        migrated. This call, ListNamespaces and DeleteNamespace ignore the metadata
-        `wfe-namespace`. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
-        DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
+        migrated, and if it has no recorded owner (its schema version was below 4)
+        it becomes this server's. This call, ListNamespaces and DeleteNamespace
+        ignore the metadata `wfe-namespace`. Errors: FAILED_PRECONDITION
+        (CREATE_NAMESPACE_NOT_ALLOWED) if the server was started without
+        `--allow-create-namespace`; FAILED_PRECONDITION (STORE_NOT_OWNED) if its
+        schema contains the store of other servers, which is left as it is;
+        RESOURCE_EXHAUSTED (TOO_MANY_NAMESPACES) if a new one would exceed
+        `--max-namespaces`, however many are created concurrently;
+        RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY); FAILED_PRECONDITION
+        (SCHEMA_TOO_NEW; DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod
@@ -389,8 +418,10 @@ class StoreServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.store_pb2.ListNamespacesRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.store_pb2.ListNamespacesResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.ListNamespacesResponse]]:
-        """Lists the namespaces in this server's database, by name, in pages. Errors:
-        INVALID_ARGUMENT.
+        """Lists the namespaces in this server's database, by name, in pages: those
+        that belong to servers with its `--schema`, and those that have no recorded
+        owner yet. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
+        (TRANSACTION_CONFLICT) if namespaces are being deleted all the time.
         """
 
     @abc.abstractmethod
@@ -405,7 +436,10 @@ class StoreServiceServicer(metaclass=abc.ABCMeta):
         unless the server was started with `--allow-delete-namespace`,
         FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is
         set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already
-        deleted; INVALID_ARGUMENT.
+        deleted, or if it is the store of other servers; FAILED_PRECONDITION
+        (STORE_NOT_OWNED) if it has no recorded owner, until CreateNamespace or a
+        call to it has made it this server's; RESOURCE_EXHAUSTED
+        (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
         """
 
 def add_StoreServiceServicer_to_server(servicer: StoreServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -16,6 +16,7 @@ from psycopg import conninfo
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store.postgres.fairness import FairGate
+from wfe_persistence.store.postgres.lane import Lane
 from wfe_persistence.store.postgres.pipeline import (
     Command,
     Connection,
@@ -75,6 +76,8 @@ class Database:
         max_waiting: int,
     ) -> None:
         self.conninfo = conninfo_with_defaults(url)
+        self.lane = Lane()
+        """The turns of administrative work, most of which connects on its own."""
         self._pool_timeout = pool_timeout
         self._gate = FairGate(pool_size, max_waiting)
 

@@ -93,11 +93,21 @@ const (
 	// privilege; see the server's log for details.
 	ErrorReason_ERROR_REASON_DATABASE_PERMISSION_DENIED ErrorReason = 35
 	// FAILED_PRECONDITION: the namespace has rows and `force` was not set, or it
-	// has tables that do not belong to this server, which `force` does not cover.
+	// has tables that do not belong to this server, which `force` does not cover
+	// (except the migrations of a host that uses `wfe-postgres`).
 	ErrorReason_ERROR_REASON_NAMESPACE_NOT_EMPTY ErrorReason = 36
 	// FAILED_PRECONDITION: the server was started without the flag that allows
 	// DeleteNamespace.
 	ErrorReason_ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED ErrorReason = 37
+	// FAILED_PRECONDITION: the server was started without the flag that allows
+	// CreateNamespace, which is the default unless it listens on a loopback
+	// address or a Unix socket.
+	ErrorReason_ERROR_REASON_CREATE_NAMESPACE_NOT_ALLOWED ErrorReason = 38
+	// FAILED_PRECONDITION: the schema contains a store of other servers (those
+	// with another `--schema`), or, for DeleteNamespace, one that is older than
+	// the record of its owner; CreateNamespace claims the latter. ErrorInfo's
+	// metadata has the `namespace`.
+	ErrorReason_ERROR_REASON_STORE_NOT_OWNED ErrorReason = 39
 	// INVALID_ARGUMENT: one or more fields are invalid; `google.rpc.BadRequest`
 	// has the path of each and, as the violation's `reason`, a
 	// FieldViolationReason.
@@ -128,6 +138,13 @@ const (
 	// already waiting for a connection; other namespaces are not affected.
 	// Nothing was written; retry later, with fewer concurrent calls.
 	ErrorReason_ERROR_REASON_NAMESPACE_BUSY ErrorReason = 54
+	// RESOURCE_EXHAUSTED: there are as many namespaces as the server allows
+	// (`--max-namespaces`); ErrorInfo's metadata has the number as `limit`.
+	ErrorReason_ERROR_REASON_TOO_MANY_NAMESPACES ErrorReason = 56
+	// RESOURCE_EXHAUSTED: the maximum number of administrative calls are already
+	// waiting for their turn (or, in calls to a namespace that must be migrated
+	// first, of migrations). Nothing was written; retry later.
+	ErrorReason_ERROR_REASON_ADMINISTRATION_BUSY ErrorReason = 57
 	// DEADLINE_EXCEEDED: the deadline (the client's, or the server's default of
 	// 30 s) passed, and the statement was cancelled.
 	ErrorReason_ERROR_REASON_DEADLINE_EXCEEDED ErrorReason = 60
@@ -185,6 +202,8 @@ var (
 		35:  "ERROR_REASON_DATABASE_PERMISSION_DENIED",
 		36:  "ERROR_REASON_NAMESPACE_NOT_EMPTY",
 		37:  "ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED",
+		38:  "ERROR_REASON_CREATE_NAMESPACE_NOT_ALLOWED",
+		39:  "ERROR_REASON_STORE_NOT_OWNED",
 		40:  "ERROR_REASON_INVALID_FIELD",
 		41:  "ERROR_REASON_MALFORMED_MESSAGE",
 		42:  "ERROR_REASON_INVALID_PAGE_TOKEN",
@@ -194,6 +213,8 @@ var (
 		52:  "ERROR_REASON_POOL_EXHAUSTED",
 		53:  "ERROR_REASON_DATABASE_FULL",
 		54:  "ERROR_REASON_NAMESPACE_BUSY",
+		56:  "ERROR_REASON_TOO_MANY_NAMESPACES",
+		57:  "ERROR_REASON_ADMINISTRATION_BUSY",
 		60:  "ERROR_REASON_DEADLINE_EXCEEDED",
 		70:  "ERROR_REASON_DATABASE_UNAVAILABLE",
 		71:  "ERROR_REASON_COMMIT_OUTCOME_UNKNOWN",
@@ -227,6 +248,8 @@ var (
 		"ERROR_REASON_DATABASE_PERMISSION_DENIED":   35,
 		"ERROR_REASON_NAMESPACE_NOT_EMPTY":          36,
 		"ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED": 37,
+		"ERROR_REASON_CREATE_NAMESPACE_NOT_ALLOWED": 38,
+		"ERROR_REASON_STORE_NOT_OWNED":              39,
 		"ERROR_REASON_INVALID_FIELD":                40,
 		"ERROR_REASON_MALFORMED_MESSAGE":            41,
 		"ERROR_REASON_INVALID_PAGE_TOKEN":           42,
@@ -236,6 +259,8 @@ var (
 		"ERROR_REASON_POOL_EXHAUSTED":               52,
 		"ERROR_REASON_DATABASE_FULL":                53,
 		"ERROR_REASON_NAMESPACE_BUSY":               54,
+		"ERROR_REASON_TOO_MANY_NAMESPACES":          56,
+		"ERROR_REASON_ADMINISTRATION_BUSY":          57,
 		"ERROR_REASON_DEADLINE_EXCEEDED":            60,
 		"ERROR_REASON_DATABASE_UNAVAILABLE":         70,
 		"ERROR_REASON_COMMIT_OUTCOME_UNKNOWN":       71,
@@ -378,7 +403,7 @@ var File_wfe_persistence_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"%wfe/persistence/v1/error_reason.proto\x12\x12wfe.persistence.v1*\xac\v\n" +
+	"%wfe/persistence/v1/error_reason.proto\x12\x12wfe.persistence.v1*\xc9\f\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12#\n" +
 	"\x1fERROR_REASON_WORKFLOW_NOT_FOUND\x10\x01\x12 \n" +
@@ -401,7 +426,9 @@ const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	"\x1bERROR_REASON_SCHEMA_TOO_NEW\x10\"\x12+\n" +
 	"'ERROR_REASON_DATABASE_PERMISSION_DENIED\x10#\x12$\n" +
 	" ERROR_REASON_NAMESPACE_NOT_EMPTY\x10$\x12-\n" +
-	")ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED\x10%\x12\x1e\n" +
+	")ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED\x10%\x12-\n" +
+	")ERROR_REASON_CREATE_NAMESPACE_NOT_ALLOWED\x10&\x12 \n" +
+	"\x1cERROR_REASON_STORE_NOT_OWNED\x10'\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10(\x12\"\n" +
 	"\x1eERROR_REASON_MALFORMED_MESSAGE\x10)\x12#\n" +
 	"\x1fERROR_REASON_INVALID_PAGE_TOKEN\x10*\x12\"\n" +
@@ -410,7 +437,9 @@ const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	"\x1dERROR_REASON_ANSWER_TOO_LARGE\x103\x12\x1f\n" +
 	"\x1bERROR_REASON_POOL_EXHAUSTED\x104\x12\x1e\n" +
 	"\x1aERROR_REASON_DATABASE_FULL\x105\x12\x1f\n" +
-	"\x1bERROR_REASON_NAMESPACE_BUSY\x106\x12\"\n" +
+	"\x1bERROR_REASON_NAMESPACE_BUSY\x106\x12$\n" +
+	" ERROR_REASON_TOO_MANY_NAMESPACES\x108\x12$\n" +
+	" ERROR_REASON_ADMINISTRATION_BUSY\x109\x12\"\n" +
 	"\x1eERROR_REASON_DEADLINE_EXCEEDED\x10<\x12%\n" +
 	"!ERROR_REASON_DATABASE_UNAVAILABLE\x10F\x12'\n" +
 	"#ERROR_REASON_COMMIT_OUTCOME_UNKNOWN\x10G\x12\x1e\n" +

@@ -394,7 +394,9 @@ type DeleteNamespaceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its name; required, not `default`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Delete it even if it is not empty.
+	// Delete it even if it is not empty: it has rows, or the migrations of a host
+	// that uses `wfe-postgres` (`_sqlx_migrations`, `_wfe_sqlx_migrations`). Other
+	// tables that do not belong to the server are never deleted.
 	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -964,6 +966,9 @@ type Capabilities struct {
 	TruncateAll bool `protobuf:"varint,2,opt,name=truncate_all,json=truncateAll,proto3" json:"truncate_all,omitempty"`
 	// The server was started with the flag that allows DeleteNamespace.
 	DeleteNamespace bool `protobuf:"varint,3,opt,name=delete_namespace,json=deleteNamespace,proto3" json:"delete_namespace,omitempty"`
+	// The server allows CreateNamespace: by its flag or, without the flag, because
+	// it listens only on a loopback address or a Unix socket.
+	CreateNamespace bool `protobuf:"varint,4,opt,name=create_namespace,json=createNamespace,proto3" json:"create_namespace,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1015,6 +1020,13 @@ func (x *Capabilities) GetTruncateAll() bool {
 func (x *Capabilities) GetDeleteNamespace() bool {
 	if x != nil {
 		return x.DeleteNamespace
+	}
+	return false
+}
+
+func (x *Capabilities) GetCreateNamespace() bool {
+	if x != nil {
+		return x.CreateNamespace
 	}
 	return false
 }
@@ -1156,11 +1168,12 @@ const file_wfe_persistence_v1_store_proto_rawDesc = "" +
 	"\x15latest_schema_version\x18\x06 \x01(\x05R\x13latestSchemaVersion\x12D\n" +
 	"\fcapabilities\x18\a \x01(\v2 .wfe.persistence.v1.CapabilitiesR\fcapabilities\x12*\n" +
 	"\x11max_message_bytes\x18\b \x01(\x03R\x0fmaxMessageBytes\x12F\n" +
-	"\x11request_retention\x18\t \x01(\v2\x19.google.protobuf.DurationR\x10requestRetention\"\x8b\x01\n" +
+	"\x11request_retention\x18\t \x01(\v2\x19.google.protobuf.DurationR\x10requestRetention\"\xb6\x01\n" +
 	"\fCapabilities\x12-\n" +
 	"\x12scheduled_commands\x18\x01 \x01(\bR\x11scheduledCommands\x12!\n" +
 	"\ftruncate_all\x18\x02 \x01(\bR\vtruncateAll\x12)\n" +
-	"\x10delete_namespace\x18\x03 \x01(\bR\x0fdeleteNamespace\"\x14\n" +
+	"\x10delete_namespace\x18\x03 \x01(\bR\x0fdeleteNamespace\x12)\n" +
+	"\x10create_namespace\x18\x04 \x01(\bR\x0fcreateNamespace\"\x14\n" +
 	"\x12TruncateAllRequest\"\x15\n" +
 	"\x13TruncateAllResponse2\xc7\x06\n" +
 	"\fStoreService\x12p\n" +

@@ -38,8 +38,11 @@ type StoreServiceClient interface {
 	// Creates the store or migrates it: applies pending migrations, each in its
 	// own transaction. Idempotent, and safe to call concurrently from many
 	// servers. A store created by the original `wfe-postgres` crate is adopted in
-	// place. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
-	// DATABASE_PERMISSION_DENIED).
+	// place. This call, TruncateAll, CreateNamespace and DeleteNamespace are
+	// executed two at a time, and one at a time for the same store; the others
+	// wait for their turn. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
+	// DATABASE_PERMISSION_DENIED; STORE_NOT_OWNED); RESOURCE_EXHAUSTED
+	// (ADMINISTRATION_BUSY) if 100 calls are waiting already.
 	EnsureStoreExists(ctx context.Context, in *EnsureStoreExistsRequest, opts ...grpc.CallOption) (*EnsureStoreExistsResponse, error)
 	// Adds errors to the log, all in one transaction; the workflows need not
 	// exist. Not idempotent: repeating the call logs the errors again. Errors:
@@ -51,17 +54,28 @@ type StoreServiceClient interface {
 	// Returns the versions, limits and capabilities of this server and its store.
 	GetStoreInfo(ctx context.Context, in *GetStoreInfoRequest, opts ...grpc.CallOption) (*GetStoreInfoResponse, error)
 	// Truncates every table of the store, definition sequences included, in one
-	// transaction; for tests. Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED)
-	// unless the server was started with `--allow-truncate`.
+	// transaction, after calls in progress in the store have finished; for tests.
+	// Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless the server was
+	// started with `--allow-truncate`; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY).
 	TruncateAll(ctx context.Context, in *TruncateAllRequest, opts ...grpc.CallOption) (*TruncateAllResponse, error)
-	// Creates a namespace: its own schema, with all migrations applied.
+	// Creates a namespace: its own schema, with all migrations applied, each in
+	// its own transaction. It belongs to the servers with the same `--schema`.
 	// Idempotent, and safe to call concurrently; an existing namespace is
-	// migrated. This call, ListNamespaces and DeleteNamespace ignore the metadata
-	// `wfe-namespace`. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
-	// DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
+	// migrated, and if it has no recorded owner (its schema version was below 4)
+	// it becomes this server's. This call, ListNamespaces and DeleteNamespace
+	// ignore the metadata `wfe-namespace`. Errors: FAILED_PRECONDITION
+	// (CREATE_NAMESPACE_NOT_ALLOWED) if the server was started without
+	// `--allow-create-namespace`; FAILED_PRECONDITION (STORE_NOT_OWNED) if its
+	// schema contains the store of other servers, which is left as it is;
+	// RESOURCE_EXHAUSTED (TOO_MANY_NAMESPACES) if a new one would exceed
+	// `--max-namespaces`, however many are created concurrently;
+	// RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY); FAILED_PRECONDITION
+	// (SCHEMA_TOO_NEW; DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
 	CreateNamespace(ctx context.Context, in *CreateNamespaceRequest, opts ...grpc.CallOption) (*CreateNamespaceResponse, error)
-	// Lists the namespaces in this server's database, by name, in pages. Errors:
-	// INVALID_ARGUMENT.
+	// Lists the namespaces in this server's database, by name, in pages: those
+	// that belong to servers with its `--schema`, and those that have no recorded
+	// owner yet. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
+	// (TRANSACTION_CONFLICT) if namespaces are being deleted all the time.
 	ListNamespaces(ctx context.Context, in *ListNamespacesRequest, opts ...grpc.CallOption) (*ListNamespacesResponse, error)
 	// Deletes a namespace and everything in it, in one transaction, after calls
 	// in progress in that namespace have finished. The namespace `default` cannot
@@ -69,7 +83,10 @@ type StoreServiceClient interface {
 	// unless the server was started with `--allow-delete-namespace`,
 	// FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is
 	// set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already
-	// deleted; INVALID_ARGUMENT.
+	// deleted, or if it is the store of other servers; FAILED_PRECONDITION
+	// (STORE_NOT_OWNED) if it has no recorded owner, until CreateNamespace or a
+	// call to it has made it this server's; RESOURCE_EXHAUSTED
+	// (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
 	DeleteNamespace(ctx context.Context, in *DeleteNamespaceRequest, opts ...grpc.CallOption) (*DeleteNamespaceResponse, error)
 }
 
@@ -170,8 +187,11 @@ type StoreServiceServer interface {
 	// Creates the store or migrates it: applies pending migrations, each in its
 	// own transaction. Idempotent, and safe to call concurrently from many
 	// servers. A store created by the original `wfe-postgres` crate is adopted in
-	// place. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
-	// DATABASE_PERMISSION_DENIED).
+	// place. This call, TruncateAll, CreateNamespace and DeleteNamespace are
+	// executed two at a time, and one at a time for the same store; the others
+	// wait for their turn. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
+	// DATABASE_PERMISSION_DENIED; STORE_NOT_OWNED); RESOURCE_EXHAUSTED
+	// (ADMINISTRATION_BUSY) if 100 calls are waiting already.
 	EnsureStoreExists(context.Context, *EnsureStoreExistsRequest) (*EnsureStoreExistsResponse, error)
 	// Adds errors to the log, all in one transaction; the workflows need not
 	// exist. Not idempotent: repeating the call logs the errors again. Errors:
@@ -183,17 +203,28 @@ type StoreServiceServer interface {
 	// Returns the versions, limits and capabilities of this server and its store.
 	GetStoreInfo(context.Context, *GetStoreInfoRequest) (*GetStoreInfoResponse, error)
 	// Truncates every table of the store, definition sequences included, in one
-	// transaction; for tests. Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED)
-	// unless the server was started with `--allow-truncate`.
+	// transaction, after calls in progress in the store have finished; for tests.
+	// Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless the server was
+	// started with `--allow-truncate`; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY).
 	TruncateAll(context.Context, *TruncateAllRequest) (*TruncateAllResponse, error)
-	// Creates a namespace: its own schema, with all migrations applied.
+	// Creates a namespace: its own schema, with all migrations applied, each in
+	// its own transaction. It belongs to the servers with the same `--schema`.
 	// Idempotent, and safe to call concurrently; an existing namespace is
-	// migrated. This call, ListNamespaces and DeleteNamespace ignore the metadata
-	// `wfe-namespace`. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
-	// DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
+	// migrated, and if it has no recorded owner (its schema version was below 4)
+	// it becomes this server's. This call, ListNamespaces and DeleteNamespace
+	// ignore the metadata `wfe-namespace`. Errors: FAILED_PRECONDITION
+	// (CREATE_NAMESPACE_NOT_ALLOWED) if the server was started without
+	// `--allow-create-namespace`; FAILED_PRECONDITION (STORE_NOT_OWNED) if its
+	// schema contains the store of other servers, which is left as it is;
+	// RESOURCE_EXHAUSTED (TOO_MANY_NAMESPACES) if a new one would exceed
+	// `--max-namespaces`, however many are created concurrently;
+	// RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY); FAILED_PRECONDITION
+	// (SCHEMA_TOO_NEW; DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
 	CreateNamespace(context.Context, *CreateNamespaceRequest) (*CreateNamespaceResponse, error)
-	// Lists the namespaces in this server's database, by name, in pages. Errors:
-	// INVALID_ARGUMENT.
+	// Lists the namespaces in this server's database, by name, in pages: those
+	// that belong to servers with its `--schema`, and those that have no recorded
+	// owner yet. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
+	// (TRANSACTION_CONFLICT) if namespaces are being deleted all the time.
 	ListNamespaces(context.Context, *ListNamespacesRequest) (*ListNamespacesResponse, error)
 	// Deletes a namespace and everything in it, in one transaction, after calls
 	// in progress in that namespace have finished. The namespace `default` cannot
@@ -201,7 +232,10 @@ type StoreServiceServer interface {
 	// unless the server was started with `--allow-delete-namespace`,
 	// FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is
 	// set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already
-	// deleted; INVALID_ARGUMENT.
+	// deleted, or if it is the store of other servers; FAILED_PRECONDITION
+	// (STORE_NOT_OWNED) if it has no recorded owner, until CreateNamespace or a
+	// call to it has made it this server's; RESOURCE_EXHAUSTED
+	// (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
 	DeleteNamespace(context.Context, *DeleteNamespaceRequest) (*DeleteNamespaceResponse, error)
 	mustEmbedUnimplementedStoreServiceServer()
 }

@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file wfe/persistence/v1/store.proto.
  */
 export const file_wfe_persistence_v1_store: GenFile = /*@__PURE__*/
-  fileDesc("Ch53ZmUvcGVyc2lzdGVuY2UvdjEvc3RvcmUucHJvdG8SEndmZS5wZXJzaXN0ZW5jZS52MSKEAQoORXhlY3V0aW9uRXJyb3ISLgoKZXJyb3JfdGltZRgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEwoLd29ya2Zsb3dfaWQYAiABKAkSHAoUZXhlY3V0aW9uX3BvaW50ZXJfaWQYAyABKAkSDwoHbWVzc2FnZRgEIAEoCSJZCglOYW1lc3BhY2USDAoEbmFtZRgBIAEoCRIOCgZzY2hlbWEYAiABKAkSFgoOc2NoZW1hX3ZlcnNpb24YAyABKAUSFgoOZXN0aW1hdGVkX3Jvd3MYBCABKAMiJgoWQ3JlYXRlTmFtZXNwYWNlUmVxdWVzdBIMCgRuYW1lGAEgASgJIk0KF0NyZWF0ZU5hbWVzcGFjZVJlc3BvbnNlEhYKDnNjaGVtYV92ZXJzaW9uGAEgASgFEhoKEmFwcGxpZWRfbWlncmF0aW9ucxgCIAMoCSI+ChVMaXN0TmFtZXNwYWNlc1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgFEhIKCnBhZ2VfdG9rZW4YAiABKAkiZAoWTGlzdE5hbWVzcGFjZXNSZXNwb25zZRIxCgpuYW1lc3BhY2VzGAEgAygLMh0ud2ZlLnBlcnNpc3RlbmNlLnYxLk5hbWVzcGFjZRIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiNQoWRGVsZXRlTmFtZXNwYWNlUmVxdWVzdBIMCgRuYW1lGAEgASgJEg0KBWZvcmNlGAIgASgIIhkKF0RlbGV0ZU5hbWVzcGFjZVJlc3BvbnNlIhoKGEVuc3VyZVN0b3JlRXhpc3RzUmVxdWVzdCJPChlFbnN1cmVTdG9yZUV4aXN0c1Jlc3BvbnNlEhYKDnNjaGVtYV92ZXJzaW9uGAEgASgFEhoKEmFwcGxpZWRfbWlncmF0aW9ucxgCIAMoCSJKChRQZXJzaXN0RXJyb3JzUmVxdWVzdBIyCgZlcnJvcnMYASADKAsyIi53ZmUucGVyc2lzdGVuY2UudjEuRXhlY3V0aW9uRXJyb3IiFwoVUGVyc2lzdEVycm9yc1Jlc3BvbnNlIrsBChFMaXN0RXJyb3JzUmVxdWVzdBITCgt3b3JrZmxvd19pZBgBIAEoCRIzCg9lcnJvcl90aW1lX2Zyb20YBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjUKEWVycm9yX3RpbWVfYmVmb3JlGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIRCglwYWdlX3NpemUYAiABKAUSEgoKcGFnZV90b2tlbhgDIAEoCSJhChJMaXN0RXJyb3JzUmVzcG9uc2USMgoGZXJyb3JzGAEgAygLMiIud2ZlLnBlcnNpc3RlbmNlLnYxLkV4ZWN1dGlvbkVycm9yEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSIVChNHZXRTdG9yZUluZm9SZXF1ZXN0IqsCChRHZXRTdG9yZUluZm9SZXNwb25zZRIWCg5zZXJ2ZXJfdmVyc2lvbhgBIAEoCRIYChBwb3N0Z3Jlc192ZXJzaW9uGAIgASgJEhEKCW5hbWVzcGFjZRgDIAEoCRIOCgZzY2hlbWEYBCABKAkSFgoOc2NoZW1hX3ZlcnNpb24YBSABKAUSHQoVbGF0ZXN0X3NjaGVtYV92ZXJzaW9uGAYgASgFEjYKDGNhcGFiaWxpdGllcxgHIAEoCzIgLndmZS5wZXJzaXN0ZW5jZS52MS5DYXBhYmlsaXRpZXMSGQoRbWF4X21lc3NhZ2VfYnl0ZXMYCCABKAMSNAoRcmVxdWVzdF9yZXRlbnRpb24YCSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iWgoMQ2FwYWJpbGl0aWVzEhoKEnNjaGVkdWxlZF9jb21tYW5kcxgBIAEoCBIUCgx0cnVuY2F0ZV9hbGwYAiABKAgSGAoQZGVsZXRlX25hbWVzcGFjZRgDIAEoCCIUChJUcnVuY2F0ZUFsbFJlcXVlc3QiFQoTVHJ1bmNhdGVBbGxSZXNwb25zZTLHBgoMU3RvcmVTZXJ2aWNlEnAKEUVuc3VyZVN0b3JlRXhpc3RzEiwud2ZlLnBlcnNpc3RlbmNlLnYxLkVuc3VyZVN0b3JlRXhpc3RzUmVxdWVzdBotLndmZS5wZXJzaXN0ZW5jZS52MS5FbnN1cmVTdG9yZUV4aXN0c1Jlc3BvbnNlEmQKDVBlcnNpc3RFcnJvcnMSKC53ZmUucGVyc2lzdGVuY2UudjEuUGVyc2lzdEVycm9yc1JlcXVlc3QaKS53ZmUucGVyc2lzdGVuY2UudjEuUGVyc2lzdEVycm9yc1Jlc3BvbnNlElsKCkxpc3RFcnJvcnMSJS53ZmUucGVyc2lzdGVuY2UudjEuTGlzdEVycm9yc1JlcXVlc3QaJi53ZmUucGVyc2lzdGVuY2UudjEuTGlzdEVycm9yc1Jlc3BvbnNlEmEKDEdldFN0b3JlSW5mbxInLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRTdG9yZUluZm9SZXF1ZXN0Gigud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFN0b3JlSW5mb1Jlc3BvbnNlEl4KC1RydW5jYXRlQWxsEiYud2ZlLnBlcnNpc3RlbmNlLnYxLlRydW5jYXRlQWxsUmVxdWVzdBonLndmZS5wZXJzaXN0ZW5jZS52MS5UcnVuY2F0ZUFsbFJlc3BvbnNlEmoKD0NyZWF0ZU5hbWVzcGFjZRIqLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVOYW1lc3BhY2VSZXF1ZXN0Gisud2ZlLnBlcnNpc3RlbmNlLnYxLkNyZWF0ZU5hbWVzcGFjZVJlc3BvbnNlEmcKDkxpc3ROYW1lc3BhY2VzEikud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3ROYW1lc3BhY2VzUmVxdWVzdBoqLndmZS5wZXJzaXN0ZW5jZS52MS5MaXN0TmFtZXNwYWNlc1Jlc3BvbnNlEmoKD0RlbGV0ZU5hbWVzcGFjZRIqLndmZS5wZXJzaXN0ZW5jZS52MS5EZWxldGVOYW1lc3BhY2VSZXF1ZXN0Gisud2ZlLnBlcnNpc3RlbmNlLnYxLkRlbGV0ZU5hbWVzcGFjZVJlc3BvbnNlQk8KEndmZS5wZXJzaXN0ZW5jZS52MVABWjd3ZmUtcGVyc2lzdGVuY2UvZ2VuL2dvL3dmZS9wZXJzaXN0ZW5jZS92MTtwZXJzaXN0ZW5jZXYxYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
+  fileDesc("Ch53ZmUvcGVyc2lzdGVuY2UvdjEvc3RvcmUucHJvdG8SEndmZS5wZXJzaXN0ZW5jZS52MSKEAQoORXhlY3V0aW9uRXJyb3ISLgoKZXJyb3JfdGltZRgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEwoLd29ya2Zsb3dfaWQYAiABKAkSHAoUZXhlY3V0aW9uX3BvaW50ZXJfaWQYAyABKAkSDwoHbWVzc2FnZRgEIAEoCSJZCglOYW1lc3BhY2USDAoEbmFtZRgBIAEoCRIOCgZzY2hlbWEYAiABKAkSFgoOc2NoZW1hX3ZlcnNpb24YAyABKAUSFgoOZXN0aW1hdGVkX3Jvd3MYBCABKAMiJgoWQ3JlYXRlTmFtZXNwYWNlUmVxdWVzdBIMCgRuYW1lGAEgASgJIk0KF0NyZWF0ZU5hbWVzcGFjZVJlc3BvbnNlEhYKDnNjaGVtYV92ZXJzaW9uGAEgASgFEhoKEmFwcGxpZWRfbWlncmF0aW9ucxgCIAMoCSI+ChVMaXN0TmFtZXNwYWNlc1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgFEhIKCnBhZ2VfdG9rZW4YAiABKAkiZAoWTGlzdE5hbWVzcGFjZXNSZXNwb25zZRIxCgpuYW1lc3BhY2VzGAEgAygLMh0ud2ZlLnBlcnNpc3RlbmNlLnYxLk5hbWVzcGFjZRIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiNQoWRGVsZXRlTmFtZXNwYWNlUmVxdWVzdBIMCgRuYW1lGAEgASgJEg0KBWZvcmNlGAIgASgIIhkKF0RlbGV0ZU5hbWVzcGFjZVJlc3BvbnNlIhoKGEVuc3VyZVN0b3JlRXhpc3RzUmVxdWVzdCJPChlFbnN1cmVTdG9yZUV4aXN0c1Jlc3BvbnNlEhYKDnNjaGVtYV92ZXJzaW9uGAEgASgFEhoKEmFwcGxpZWRfbWlncmF0aW9ucxgCIAMoCSJKChRQZXJzaXN0RXJyb3JzUmVxdWVzdBIyCgZlcnJvcnMYASADKAsyIi53ZmUucGVyc2lzdGVuY2UudjEuRXhlY3V0aW9uRXJyb3IiFwoVUGVyc2lzdEVycm9yc1Jlc3BvbnNlIrsBChFMaXN0RXJyb3JzUmVxdWVzdBITCgt3b3JrZmxvd19pZBgBIAEoCRIzCg9lcnJvcl90aW1lX2Zyb20YBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjUKEWVycm9yX3RpbWVfYmVmb3JlGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIRCglwYWdlX3NpemUYAiABKAUSEgoKcGFnZV90b2tlbhgDIAEoCSJhChJMaXN0RXJyb3JzUmVzcG9uc2USMgoGZXJyb3JzGAEgAygLMiIud2ZlLnBlcnNpc3RlbmNlLnYxLkV4ZWN1dGlvbkVycm9yEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSIVChNHZXRTdG9yZUluZm9SZXF1ZXN0IqsCChRHZXRTdG9yZUluZm9SZXNwb25zZRIWCg5zZXJ2ZXJfdmVyc2lvbhgBIAEoCRIYChBwb3N0Z3Jlc192ZXJzaW9uGAIgASgJEhEKCW5hbWVzcGFjZRgDIAEoCRIOCgZzY2hlbWEYBCABKAkSFgoOc2NoZW1hX3ZlcnNpb24YBSABKAUSHQoVbGF0ZXN0X3NjaGVtYV92ZXJzaW9uGAYgASgFEjYKDGNhcGFiaWxpdGllcxgHIAEoCzIgLndmZS5wZXJzaXN0ZW5jZS52MS5DYXBhYmlsaXRpZXMSGQoRbWF4X21lc3NhZ2VfYnl0ZXMYCCABKAMSNAoRcmVxdWVzdF9yZXRlbnRpb24YCSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24idAoMQ2FwYWJpbGl0aWVzEhoKEnNjaGVkdWxlZF9jb21tYW5kcxgBIAEoCBIUCgx0cnVuY2F0ZV9hbGwYAiABKAgSGAoQZGVsZXRlX25hbWVzcGFjZRgDIAEoCBIYChBjcmVhdGVfbmFtZXNwYWNlGAQgASgIIhQKElRydW5jYXRlQWxsUmVxdWVzdCIVChNUcnVuY2F0ZUFsbFJlc3BvbnNlMscGCgxTdG9yZVNlcnZpY2UScAoRRW5zdXJlU3RvcmVFeGlzdHMSLC53ZmUucGVyc2lzdGVuY2UudjEuRW5zdXJlU3RvcmVFeGlzdHNSZXF1ZXN0Gi0ud2ZlLnBlcnNpc3RlbmNlLnYxLkVuc3VyZVN0b3JlRXhpc3RzUmVzcG9uc2USZAoNUGVyc2lzdEVycm9ycxIoLndmZS5wZXJzaXN0ZW5jZS52MS5QZXJzaXN0RXJyb3JzUmVxdWVzdBopLndmZS5wZXJzaXN0ZW5jZS52MS5QZXJzaXN0RXJyb3JzUmVzcG9uc2USWwoKTGlzdEVycm9ycxIlLndmZS5wZXJzaXN0ZW5jZS52MS5MaXN0RXJyb3JzUmVxdWVzdBomLndmZS5wZXJzaXN0ZW5jZS52MS5MaXN0RXJyb3JzUmVzcG9uc2USYQoMR2V0U3RvcmVJbmZvEicud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFN0b3JlSW5mb1JlcXVlc3QaKC53ZmUucGVyc2lzdGVuY2UudjEuR2V0U3RvcmVJbmZvUmVzcG9uc2USXgoLVHJ1bmNhdGVBbGwSJi53ZmUucGVyc2lzdGVuY2UudjEuVHJ1bmNhdGVBbGxSZXF1ZXN0Gicud2ZlLnBlcnNpc3RlbmNlLnYxLlRydW5jYXRlQWxsUmVzcG9uc2USagoPQ3JlYXRlTmFtZXNwYWNlEioud2ZlLnBlcnNpc3RlbmNlLnYxLkNyZWF0ZU5hbWVzcGFjZVJlcXVlc3QaKy53ZmUucGVyc2lzdGVuY2UudjEuQ3JlYXRlTmFtZXNwYWNlUmVzcG9uc2USZwoOTGlzdE5hbWVzcGFjZXMSKS53ZmUucGVyc2lzdGVuY2UudjEuTGlzdE5hbWVzcGFjZXNSZXF1ZXN0Gioud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3ROYW1lc3BhY2VzUmVzcG9uc2USagoPRGVsZXRlTmFtZXNwYWNlEioud2ZlLnBlcnNpc3RlbmNlLnYxLkRlbGV0ZU5hbWVzcGFjZVJlcXVlc3QaKy53ZmUucGVyc2lzdGVuY2UudjEuRGVsZXRlTmFtZXNwYWNlUmVzcG9uc2VCTwoSd2ZlLnBlcnNpc3RlbmNlLnYxUAFaN3dmZS1wZXJzaXN0ZW5jZS9nZW4vZ28vd2ZlL3BlcnNpc3RlbmNlL3YxO3BlcnNpc3RlbmNldjFiBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * ExecutionError is a failure of a step, recorded in the error log.
@@ -226,7 +226,9 @@ export type DeleteNamespaceRequest = Message<"wfe.persistence.v1.DeleteNamespace
   name: string;
 
   /**
-   * Delete it even if it is not empty.
+   * Delete it even if it is not empty: it has rows, or the migrations of a host
+   * that uses `wfe-postgres` (`_sqlx_migrations`, `_wfe_sqlx_migrations`). Other
+   * tables that do not belong to the server are never deleted.
    *
    * @generated from field: bool force = 2;
    */
@@ -536,6 +538,14 @@ export type Capabilities = Message<"wfe.persistence.v1.Capabilities"> & {
    * @generated from field: bool delete_namespace = 3;
    */
   deleteNamespace: boolean;
+
+  /**
+   * The server allows CreateNamespace: by its flag or, without the flag, because
+   * it listens only on a loopback address or a Unix socket.
+   *
+   * @generated from field: bool create_namespace = 4;
+   */
+  createNamespace: boolean;
 };
 
 /**
@@ -585,8 +595,11 @@ export const StoreService: GenService<{
    * Creates the store or migrates it: applies pending migrations, each in its
    * own transaction. Idempotent, and safe to call concurrently from many
    * servers. A store created by the original `wfe-postgres` crate is adopted in
-   * place. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
-   * DATABASE_PERMISSION_DENIED).
+   * place. This call, TruncateAll, CreateNamespace and DeleteNamespace are
+   * executed two at a time, and one at a time for the same store; the others
+   * wait for their turn. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
+   * DATABASE_PERMISSION_DENIED; STORE_NOT_OWNED); RESOURCE_EXHAUSTED
+   * (ADMINISTRATION_BUSY) if 100 calls are waiting already.
    *
    * @generated from rpc wfe.persistence.v1.StoreService.EnsureStoreExists
    */
@@ -630,8 +643,9 @@ export const StoreService: GenService<{
   },
   /**
    * Truncates every table of the store, definition sequences included, in one
-   * transaction; for tests. Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED)
-   * unless the server was started with `--allow-truncate`.
+   * transaction, after calls in progress in the store have finished; for tests.
+   * Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless the server was
+   * started with `--allow-truncate`; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY).
    *
    * @generated from rpc wfe.persistence.v1.StoreService.TruncateAll
    */
@@ -641,11 +655,19 @@ export const StoreService: GenService<{
     output: typeof TruncateAllResponseSchema;
   },
   /**
-   * Creates a namespace: its own schema, with all migrations applied.
+   * Creates a namespace: its own schema, with all migrations applied, each in
+   * its own transaction. It belongs to the servers with the same `--schema`.
    * Idempotent, and safe to call concurrently; an existing namespace is
-   * migrated. This call, ListNamespaces and DeleteNamespace ignore the metadata
-   * `wfe-namespace`. Errors: FAILED_PRECONDITION (SCHEMA_TOO_NEW;
-   * DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
+   * migrated, and if it has no recorded owner (its schema version was below 4)
+   * it becomes this server's. This call, ListNamespaces and DeleteNamespace
+   * ignore the metadata `wfe-namespace`. Errors: FAILED_PRECONDITION
+   * (CREATE_NAMESPACE_NOT_ALLOWED) if the server was started without
+   * `--allow-create-namespace`; FAILED_PRECONDITION (STORE_NOT_OWNED) if its
+   * schema contains the store of other servers, which is left as it is;
+   * RESOURCE_EXHAUSTED (TOO_MANY_NAMESPACES) if a new one would exceed
+   * `--max-namespaces`, however many are created concurrently;
+   * RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY); FAILED_PRECONDITION
+   * (SCHEMA_TOO_NEW; DATABASE_PERMISSION_DENIED); INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.StoreService.CreateNamespace
    */
@@ -655,8 +677,10 @@ export const StoreService: GenService<{
     output: typeof CreateNamespaceResponseSchema;
   },
   /**
-   * Lists the namespaces in this server's database, by name, in pages. Errors:
-   * INVALID_ARGUMENT.
+   * Lists the namespaces in this server's database, by name, in pages: those
+   * that belong to servers with its `--schema`, and those that have no recorded
+   * owner yet. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
+   * (TRANSACTION_CONFLICT) if namespaces are being deleted all the time.
    *
    * @generated from rpc wfe.persistence.v1.StoreService.ListNamespaces
    */
@@ -672,7 +696,10 @@ export const StoreService: GenService<{
    * unless the server was started with `--allow-delete-namespace`,
    * FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is
    * set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already
-   * deleted; INVALID_ARGUMENT.
+   * deleted, or if it is the store of other servers; FAILED_PRECONDITION
+   * (STORE_NOT_OWNED) if it has no recorded owner, until CreateNamespace or a
+   * call to it has made it this server's; RESOURCE_EXHAUSTED
+   * (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.StoreService.DeleteNamespace
    */

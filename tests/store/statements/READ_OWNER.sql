@@ -1,0 +1,1 @@
+SELECT owner_schema, namespace FROM wfc.wfe_store;
