@@ -12,12 +12,14 @@ import logging
 import os
 import signal
 import socket
+import sqlite3
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 from examples.python.engine import Engine, log, start_workflow
 from examples.python.order import PAID, SHIPPED, OrderWorkflow, World
@@ -25,6 +27,7 @@ from wfe_persistence_client import (
     JSON,
     Event,
     EventAlreadyExists,
+    PersistenceError,
     PersistenceProvider,
     PointerStatus,
     RetryPolicy,
@@ -120,7 +123,7 @@ async def host(options: argparse.Namespace) -> bool:
     patience = RetryPolicy(max_attempts=1000, max_backoff=0.5)
     with closing(World(options.world)) as world:
         orders = OrderWorkflow(world, work=timedelta(seconds=options.work))
-        async with connect(options.target, timeout=15, retry=patience) as store:
+        async with connect(options.target, timeout=options.patience, retry=patience) as store:
             engine = Engine(
                 store,
                 [orders.definition],
@@ -146,19 +149,55 @@ async def host(options: argparse.Namespace) -> bool:
             return complete
 
 
+async def check_server(target: str) -> None:
+    """Raises at once if there is no server; a host that runs waits for one that is away."""
+    async with connect(target, timeout=5, retry=RetryPolicy(max_attempts=1)) as store:
+        await store.get_store_info()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Says in one line what is wrong with the arguments."""
+        self.exit(1, f"{self.prog}: {message}\n")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 1, not {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.001 <= value <= 86400:
+        raise argparse.ArgumentTypeError(f"must be 0.001 to 86400 seconds, not {text!r}")
+    return value
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parses the command line and runs the host."""
-    parser = argparse.ArgumentParser(prog="python -m examples.python.host", description=__doc__)
+    """Parses the command line and runs the host; returns the exit code."""
+    parser = _Parser(prog="python -m examples.python.host", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--target", default="127.0.0.1:50052", help="address of the server")
     parser.add_argument("--role", choices=("worker", "client", "all"), default="all")
-    parser.add_argument("--workers", type=int, default=2, help="maximum number of concurrent steps")
-    parser.add_argument("--orders", type=int, default=5, help="number of orders to start")
+    parser.add_argument(
+        "--workers", type=_count, default=2, help="maximum number of concurrent steps"
+    )
+    parser.add_argument("--orders", type=_count, default=5, help="number of orders to start")
     parser.add_argument(
         "--batch", default=str(os.getpid()), help="part of the order ids; reuse it to continue"
     )
-    parser.add_argument("--lease", type=float, default=10.0, help="lease duration in seconds")
-    parser.add_argument("--work", type=float, default=0.02, help="duration of a step in seconds")
+    parser.add_argument("--lease", type=_seconds, default=10.0, help="lease duration in seconds")
+    parser.add_argument("--work", type=_seconds, default=0.02, help="duration of a step in seconds")
+    parser.add_argument(
+        "--patience",
+        type=_seconds,
+        default=15.0,
+        help="how long to wait for a server that is away, in seconds",
+    )
     parser.add_argument(
         "--world",
         type=Path,
@@ -169,7 +208,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         stream=sys.stdout, level=logging.INFO, format="%(relativeCreated)6d ms  %(message)s"
     )
-    return 0 if asyncio.run(host(options)) else 1
+    try:
+        asyncio.run(check_server(options.target))
+    except (PersistenceError, ValueError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    try:
+        complete = asyncio.run(host(options))
+    except* (PersistenceError, sqlite3.OperationalError) as failures:
+        # In a group, because it ended the other tasks of the host.
+        complete = False
+        failure: BaseException = failures
+        while isinstance(failure, BaseExceptionGroup):
+            failure = failure.exceptions[0]
+        what = f"{options.world}: " if isinstance(failure, sqlite3.OperationalError) else ""
+        print(f"{parser.prog}: {what}{failure}", file=sys.stderr)
+    return 0 if complete else 1
 
 
 if __name__ == "__main__":

@@ -261,3 +261,67 @@ async def test_a_worker_frozen_for_longer_than_its_lease_changes_nothing(scene: 
     assert [overlap.partition(":")[0] for overlap in overlaps(scene)] == ["order-test-1/2"]
     await scene.tidy(2)
     await check(scene, scene.ids(1), errors=False)
+
+
+# What is wrong is said in one line
+
+
+def refused(*arguments: str) -> str:
+    """The only line that the host prints; its exit code is 1."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "examples.python.host", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "0"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (1, ""), ended
+    (line,) = ended.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("role", ["all", "worker", "client"])
+def test_no_server(role: str, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        target = f"127.0.0.1:{free.getsockname()[1]}"
+        line = refused("--role", role, "--target", target, "--world", str(tmp_path / "world"))
+    assert target in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["stray"], "stray"),
+        (["--unknown", "1"], "--unknown"),
+        (["--workers", "0"], "--workers"),
+        (["--workers", "abc"], "--workers"),
+        (["--orders", "-1"], "--orders"),
+        (["--lease", "nan"], "--lease"),
+        (["--lease", "x"], "--lease"),
+        (["--work", "inf"], "--work"),
+        (["--role", "boss"], "--role"),
+        (["--target"], "--target"),
+        (["--target", "http://127.0.0.1:1/"], "http://127.0.0.1:1/"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], named: str) -> None:
+    assert named in refused(*arguments)
+
+
+def test_a_world_that_cannot_be_opened(scene: Scene, tmp_path: Path) -> None:
+    world = str(tmp_path / "nowhere" / "world")
+    assert world in refused("--target", scene.server.address, "--world", world)
+
+
+async def test_the_server_goes_away_for_good(scene: Scene) -> None:
+    host = scene.host("all", "--orders", "1", "--patience", "1")
+    await scene.until(lambda: "ordered" in scene.log(), "an order")
+    scene.server.kill()
+    await scene.until(lambda: host.poll() is not None, "the end of the host")
+    assert host.returncode == 1
+    last = scene.log().splitlines()[-1]
+    assert scene.server.address in last
