@@ -111,7 +111,7 @@ from wfe_persistence_client.errors import (
     WorkflowAlreadyExists,
     WorkflowNotFound,
 )
-from wfe_persistence_client.json_text import JSON
+from wfe_persistence_client.json_text import JSON, LEFT_OUT, LeftOut
 from wfe_persistence_client.model import (
     ABSENT,
     Absent,
@@ -147,6 +147,7 @@ __version__: Final = version("wfe-persistence")
 __all__ = [
     "ABSENT",
     "JSON",
+    "LEFT_OUT",
     "Absent",
     "AdministrationBusy",
     "AlreadyExists",
@@ -172,6 +173,7 @@ __all__ = [
     "HeaderChanges",
     "InvalidArgument",
     "LeaseLost",
+    "LeftOut",
     "ListOrder",
     "MalformedAnswer",
     "MigratedStore",

@@ -9,8 +9,9 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
+from enum import Enum
 from json.encoder import encode_basestring
-from typing import Final, NoReturn, TypeAlias
+from typing import Final, NoReturn, TypeAlias, cast
 
 from wfe_persistence_client.misfit import FieldTypeError, FieldValueError, Misfit, check_text
 
@@ -20,6 +21,22 @@ from wfe_persistence_client.misfit import FieldTypeError, FieldValueError, Misfi
 JSON: TypeAlias = (
     bool | int | float | Decimal | str | Sequence["JSON"] | Mapping[str, "JSON"] | None
 )
+
+
+class LeftOut(Enum):
+    """The type of `LEFT_OUT`, the value of a JSON field that the store left out of a list."""
+
+    LEFT_OUT = "left out"
+
+    def __repr__(self) -> str:
+        """The name under which it is imported."""
+        return "LEFT_OUT"
+
+
+#: The value of a JSON field in a list whose item is too large for one message, as only
+#: other software can have stored it. Test with `value is LEFT_OUT`. Storing it raises
+#: TypeError.
+LEFT_OUT: Final[JSON] = cast(JSON, LeftOut.LEFT_OUT)
 
 # Python limits conversions between int and decimal text (4300 digits unless the
 # program says otherwise, and never less than 640); Decimal has no such limit.

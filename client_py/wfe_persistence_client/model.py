@@ -43,6 +43,8 @@ ABSENT: Final = Absent.ABSENT
 class WorkflowStatus(Enum):
     """The status of a workflow as a whole; the values are those of the protos."""
 
+    #: One that other software has stored and the server does not know; rejected on write.
+    UNKNOWN = 0
     #: To be run at `next_execution`.
     RUNNABLE = 1
     #: Suspended until it is resumed.
@@ -78,6 +80,8 @@ class ListOrder(Enum):
 class PointerStatus(Enum):
     """The status of one execution pointer; the values are those of the protos."""
 
+    #: One that other software has stored and the server does not know; rejected on write.
+    UNKNOWN = 0
     #: Not started yet.
     PENDING = 1
     #: Its step is running.
@@ -103,6 +107,8 @@ class PointerStatus(Enum):
 class CommandName(Enum):
     """The kind of work that a scheduled command asks for; the values are those of the protos."""
 
+    #: One that other software has stored and the server does not know; rejected on write.
+    UNKNOWN = 0
     #: Run the workflow whose id is the command's data.
     PROCESS_WORKFLOW = 1
     #: Process the event whose id is the command's data.

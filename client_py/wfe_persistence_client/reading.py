@@ -93,15 +93,16 @@ class Reading(Saving):
     ) -> list[WorkflowInstance]:
         """Returns many workflows from one snapshot, in the order of `workflow_ids`.
 
-        Ids that do not exist are omitted; an id given twice is returned twice.
+        Ids that do not exist are omitted; an id given twice is returned twice. One that
+        is too large for one message is read in pages, from a later snapshot.
 
         Args:
             workflow_ids: their ids.
             view: how much of each to return.
 
         Raises:
-            TooLarge: one of them is too large for one message; load it with
-                `get_workflow_instance`.
+            WorkflowNotFound: one that is read in pages was deleted meanwhile.
+            RevisionMismatch: one that is read in pages was written during every attempt.
         """
         responses = await self._calls.collect(
             self._workflows.GetWorkflowInstances,
@@ -111,7 +112,16 @@ class Reading(Saving):
                 view=convert.view(view),
             ),
         )
-        return [self._read(response.instance) for response in responses]
+        instances = []
+        for response in responses:
+            instance = response.instance
+            if view is not WorkflowView.HEADER and instance.view == convert.view(
+                WorkflowView.HEADER
+            ):
+                instances.append(await self.get_workflow_instance(instance.id, view=view))
+            else:
+                instances.append(self._read(instance))
+        return instances
 
     async def _load(
         self,

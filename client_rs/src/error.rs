@@ -123,6 +123,17 @@ impl Error {
         Self::local(Code::Internal, format!("the server returned {what}"))
     }
 
+    /// Something that the server left out of a list or stream, because it does not fit in
+    /// one message.
+    pub(crate) fn left_out(what: &str) -> Self {
+        let mut error = Self::local(
+            Code::ResourceExhausted,
+            format!("{what} does not fit in one message"),
+        );
+        error.0.reason = Some(ErrorReason::AnswerTooLarge);
+        error
+    }
+
     /// The client's own deadline has passed.
     pub(crate) fn deadline() -> Self {
         let mut error = Self::local(Code::DeadlineExceeded, "no response before the deadline");

@@ -831,13 +831,15 @@ async def test_one_too_large_for_a_message_is_read_in_pages(
 async def test_one_that_grew_too_large_for_a_message(scene: Scene) -> None:
     limit = (await scene.provider.get_store_info()).max_message_bytes
     large = [pointer(str(n), outcome="x" * (limit // 8), active=n == 9) for n in range(10)]
-    instance = workflow(0, execution_pointers=large[:5])
+    instance, small = workflow(0, execution_pointers=large[:5]), workflow(1)
+    await scene.provider.create_new_workflow(small)
     await scene.provider.create_new_workflow(instance)
     instance.execution_pointers += large[5:]
     assert await scene.provider.persist_workflow(instance) == 2
     for loaded in (
         await scene.provider.get_workflow_instance(instance.id),
         await scene.provider.get_workflow_instance_by_name(instance.id),
+        (await scene.provider.get_workflow_instances([small.id, instance.id]))[1],
     ):
         assert loaded == replace(instance, name=instance.id)
     scene.wire.take()

@@ -365,15 +365,24 @@ async def test_workflow_beyond_a_message_is_not_read_at_once(
     reader: Api, grown: WorkflowInstance, limit: int
 ) -> None:
     for view in (WorkflowView.WORKFLOW_VIEW_UNSPECIFIED, WorkflowView.WORKFLOW_VIEW_FULL):
-        for read in (
-            lambda view=view: reader.get_workflow_instance(grown.id, view),
-            lambda view=view: reader.get_workflow_instance_by_name(grown.name, view),
-            lambda view=view: reader.get_workflow_instances([grown.id], view),
+        for read, key in (
+            (reader.get_workflow_instance, grown.id),
+            (reader.get_workflow_instance_by_name, grown.name),
         ):
             with fails("RESOURCE_EXHAUSTED", "ANSWER_TOO_LARGE") as failure:
-                await read()
+                await read(key, view)
             assert failure.metadata["limit_bytes"] == str(limit)
             assert failure.retry_after is None
+
+
+async def test_stream_goes_on_behind_a_workflow_beyond_a_message(
+    reader: Api, api: Api, grown: WorkflowInstance
+) -> None:
+    small = never_due()
+    await api.create_new_workflow(small)
+    first, second, third = await reader.get_workflow_instances([small.id, grown.id, small.id])
+    assert second == await reader.get_workflow_instance(grown.id, WorkflowView.WORKFLOW_VIEW_HEADER)
+    assert (first.id, third.id) == (small.id, small.id)
 
 
 async def test_workflow_beyond_a_message_is_read_in_parts(

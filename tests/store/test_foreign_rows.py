@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import grpc
 import psycopg
 import pytest
 
@@ -444,3 +445,28 @@ async def test_lists_go_on_behind_what_is_too_large(foreign: Foreign) -> None:
         assert [i for i, p in pointers.items() if p.HasField("persistence_data_json")] == ["4", "5"]
         assert pointers["4"].outcome_json == ""
         assert len(pointers["5"].step_name) == 512
+
+
+async def test_stream_goes_on_behind_what_is_too_large(foreign: Foreign) -> None:
+    await foreign.workflows(["2026-01-01"])
+    await foreign.run(
+        "UPDATE wfc.workflows SET data = to_jsonb(repeat('x', %s)) WHERE id = '1-4'", 5 * _MiB
+    )
+    ids = [f"1-{i}" for i in range(2, EACH + 1)]
+    for view in (FULL, HEADER):
+        found = await foreign.api.get_workflow_instances(ids, view)
+        assert [instance.id for instance in found] == ids
+        assert [i.id for i in found if not i.data_json] == ["1-4"]
+        assert found[2].view == HEADER
+
+
+async def test_what_was_left_out_is_not_stored_as_nothing(foreign: Foreign) -> None:
+    """An item from which parts were left out can't be written back by mistake."""
+    await foreign.workflows(["2026-01-01"])
+    await foreign.run(
+        "UPDATE wfc.workflows SET data = to_jsonb(repeat('x', %s)) WHERE id = '1-4'", 5 * _MiB
+    )
+    [instance] = await foreign.api.get_workflow_instances(["1-4"], HEADER)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await foreign.api.persist_workflow(instance)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from wfe_persistence_client import model
 from wfe_persistence_client.errors import MalformedAnswer
-from wfe_persistence_client.json_text import JSON, key_place, read_json, write_json
+from wfe_persistence_client.json_text import JSON, LEFT_OUT, key_place, read_json, write_json
 from wfe_persistence_client.misfit import FieldValueError, Misfit
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -101,7 +101,9 @@ def write_json_members(name: str, values: Mapping[str, JSON]) -> dict[str, str]:
 
 
 def read_json_field(name: str, text: str) -> JSON:
-    """Reads a JSON field."""
+    """Reads a JSON field. The store leaves a document out of a list as an empty text."""
+    if not text:
+        return LEFT_OUT
     try:
         return read_json(text)
     except ValueError as exc:

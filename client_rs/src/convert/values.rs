@@ -57,6 +57,9 @@ pub(super) fn to_json(value: &Value) -> String {
 }
 
 pub(super) fn from_json(text: &str) -> Result<Value> {
+    if text.is_empty() {
+        return Err(Error::left_out("a document"));
+    }
     serde_json::from_str(text)
         .map_err(|error| Error::bad_response(&format!("text that is not valid JSON: {error}")))
 }

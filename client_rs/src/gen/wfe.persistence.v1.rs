@@ -2562,8 +2562,9 @@ pub struct WorkflowInstance {
     /// that is not valid JSON (including NaN and Infinity), U+0000 and lone
     /// surrogates even if escaped, more than 100 levels of nesting, exponents
     /// beyond 1000, and numbers of more than 2000 digits when written without an
-    /// exponent. Empty in a list: left out, because the workflow is too large for a
-    /// message even without its pointers; its other texts may then be cut off.
+    /// exponent. Empty in a list or stream: left out, because the workflow is too
+    /// large for a message even without its pointers; its other texts may then be
+    /// cut off.
     #[prost(string, tag = "11")]
     pub data_json: ::prost::alloc::string::String,
     /// When it was created; required. Years 1-9999, truncated to microseconds.
@@ -3593,9 +3594,9 @@ pub mod workflow_service_client {
         }
         /// Returns many workflows, one per message, in the requested order. Ids that
         /// do not exist are omitted; an id requested twice is returned twice. All of
-        /// them are read from one snapshot. Errors: RESOURCE_EXHAUSTED
-        /// (ANSWER_TOO_LARGE) if one of them does not fit in one message;
-        /// INVALID_ARGUMENT.
+        /// them are read from one snapshot. One that does not fit in one message is
+        /// returned as in ListWorkflows, with `view` HEADER: read its pointers with
+        /// ListExecutionPointers. Errors: INVALID_ARGUMENT.
         pub async fn get_workflow_instances(
             &mut self,
             request: impl tonic::IntoRequest<super::GetWorkflowInstancesRequest>,

@@ -17,6 +17,9 @@ const IDS_BYTES: usize = 1024 * 1024;
 impl GrpcPersistenceProvider {
     /// Converts a workflow that was received, and caches it.
     fn loaded(&self, message: v1::WorkflowInstance) -> Result<WorkflowInstance> {
+        if message.view() == v1::WorkflowView::Header {
+            return Err(Error::left_out(&format!("workflow {:?}", message.id)));
+        }
         let revision = message.revision;
         let instance = from_workflow(message)?;
         // As it would be sent, so that an unchanged workflow makes an empty patch.
@@ -146,6 +149,10 @@ impl WorkflowRepository for GrpcPersistenceProvider {
     }
 
     /// Returns those of the workflows that exist, in the order of the ids.
+    ///
+    /// # Errors
+    ///
+    /// `Persistence` with `ANSWER_TOO_LARGE` if one of them does not fit in one message.
     async fn get_workflow_instances(
         &self,
         ids: &[String],

@@ -12,6 +12,7 @@ from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import R, read_back
 from wfe_persistence.rpc.check.bounds import MAX_REVISION
 from wfe_persistence.store import commit, pointer, purge, workflow
+from wfe_persistence.store.oversize import reduce
 from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.rows import epoch_ms
 
@@ -131,6 +132,7 @@ class WorkflowService:
             workflow.get_workflow_instances(call.store, request.ids, view)
         ) as instances:
             async for instance in instances:
+                reduce(instance, call.env.max_message_bytes - paging.FRAMING_BYTES)
                 yield pb.GetWorkflowInstancesResponse(instance=instance)
 
     async def GetRunnableInstances(

@@ -206,8 +206,9 @@ class WorkflowInstance(google.protobuf.message.Message):
     that is not valid JSON (including NaN and Infinity), U+0000 and lone
     surrogates even if escaped, more than 100 levels of nesting, exponents
     beyond 1000, and numbers of more than 2000 digits when written without an
-    exponent. Empty in a list: left out, because the workflow is too large for a
-    message even without its pointers; its other texts may then be cut off.
+    exponent. Empty in a list or stream: left out, because the workflow is too
+    large for a message even without its pointers; its other texts may then be
+    cut off.
     """
     revision: builtins.int
     """The number of writes: 1 after create, incremented by every persist or

@@ -193,9 +193,9 @@ class WorkflowServiceServicer(object):
     def GetWorkflowInstances(self, request, context):
         """Returns many workflows, one per message, in the requested order. Ids that
         do not exist are omitted; an id requested twice is returned twice. All of
-        them are read from one snapshot. Errors: RESOURCE_EXHAUSTED
-        (ANSWER_TOO_LARGE) if one of them does not fit in one message;
-        INVALID_ARGUMENT.
+        them are read from one snapshot. One that does not fit in one message is
+        returned as in ListWorkflows, with `view` HEADER: read its pointers with
+        ListExecutionPointers. Errors: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -437,9 +437,9 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
     GetWorkflowInstances: _WorkflowServiceGetWorkflowInstancesType
     """Returns many workflows, one per message, in the requested order. Ids that
     do not exist are omitted; an id requested twice is returned twice. All of
-    them are read from one snapshot. Errors: RESOURCE_EXHAUSTED
-    (ANSWER_TOO_LARGE) if one of them does not fit in one message;
-    INVALID_ARGUMENT.
+    them are read from one snapshot. One that does not fit in one message is
+    returned as in ListWorkflows, with `view` HEADER: read its pointers with
+    ListExecutionPointers. Errors: INVALID_ARGUMENT.
     """
 
     GetRunnableInstances: _WorkflowServiceGetRunnableInstancesType
@@ -660,9 +660,9 @@ class WorkflowServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[wfe.persistence.v1.workflow_pb2.GetWorkflowInstancesResponse], collections.abc.AsyncIterator[wfe.persistence.v1.workflow_pb2.GetWorkflowInstancesResponse]]:
         """Returns many workflows, one per message, in the requested order. Ids that
         do not exist are omitted; an id requested twice is returned twice. All of
-        them are read from one snapshot. Errors: RESOURCE_EXHAUSTED
-        (ANSWER_TOO_LARGE) if one of them does not fit in one message;
-        INVALID_ARGUMENT.
+        them are read from one snapshot. One that does not fit in one message is
+        returned as in ListWorkflows, with `view` HEADER: read its pointers with
+        ListExecutionPointers. Errors: INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod

@@ -265,8 +265,9 @@ type WorkflowInstance struct {
 	// that is not valid JSON (including NaN and Infinity), U+0000 and lone
 	// surrogates even if escaped, more than 100 levels of nesting, exponents
 	// beyond 1000, and numbers of more than 2000 digits when written without an
-	// exponent. Empty in a list: left out, because the workflow is too large for a
-	// message even without its pointers; its other texts may then be cut off.
+	// exponent. Empty in a list or stream: left out, because the workflow is too
+	// large for a message even without its pointers; its other texts may then be
+	// cut off.
 	DataJson string `protobuf:"bytes,11,opt,name=data_json,json=dataJson,proto3" json:"data_json,omitempty"`
 	// When it was created; required. Years 1-9999, truncated to microseconds.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`

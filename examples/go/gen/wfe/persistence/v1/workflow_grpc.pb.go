@@ -93,9 +93,9 @@ type WorkflowServiceClient interface {
 	GetWorkflowInstanceByName(ctx context.Context, in *GetWorkflowInstanceByNameRequest, opts ...grpc.CallOption) (*GetWorkflowInstanceByNameResponse, error)
 	// Returns many workflows, one per message, in the requested order. Ids that
 	// do not exist are omitted; an id requested twice is returned twice. All of
-	// them are read from one snapshot. Errors: RESOURCE_EXHAUSTED
-	// (ANSWER_TOO_LARGE) if one of them does not fit in one message;
-	// INVALID_ARGUMENT.
+	// them are read from one snapshot. One that does not fit in one message is
+	// returned as in ListWorkflows, with `view` HEADER: read its pointers with
+	// ListExecutionPointers. Errors: INVALID_ARGUMENT.
 	GetWorkflowInstances(ctx context.Context, in *GetWorkflowInstancesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GetWorkflowInstancesResponse], error)
 	// Returns the ids of workflows with status RUNNABLE and `next_execution <=
 	// as_at`, soonest first, in pages. Each page is read from its own snapshot: a
@@ -355,9 +355,9 @@ type WorkflowServiceServer interface {
 	GetWorkflowInstanceByName(context.Context, *GetWorkflowInstanceByNameRequest) (*GetWorkflowInstanceByNameResponse, error)
 	// Returns many workflows, one per message, in the requested order. Ids that
 	// do not exist are omitted; an id requested twice is returned twice. All of
-	// them are read from one snapshot. Errors: RESOURCE_EXHAUSTED
-	// (ANSWER_TOO_LARGE) if one of them does not fit in one message;
-	// INVALID_ARGUMENT.
+	// them are read from one snapshot. One that does not fit in one message is
+	// returned as in ListWorkflows, with `view` HEADER: read its pointers with
+	// ListExecutionPointers. Errors: INVALID_ARGUMENT.
 	GetWorkflowInstances(*GetWorkflowInstancesRequest, grpc.ServerStreamingServer[GetWorkflowInstancesResponse]) error
 	// Returns the ids of workflows with status RUNNABLE and `next_execution <=
 	// as_at`, soonest first, in pages. Each page is read from its own snapshot: a

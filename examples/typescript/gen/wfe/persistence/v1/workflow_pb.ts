@@ -115,8 +115,9 @@ export type WorkflowInstance = Message<"wfe.persistence.v1.WorkflowInstance"> & 
    * that is not valid JSON (including NaN and Infinity), U+0000 and lone
    * surrogates even if escaped, more than 100 levels of nesting, exponents
    * beyond 1000, and numbers of more than 2000 digits when written without an
-   * exponent. Empty in a list: left out, because the workflow is too large for a
-   * message even without its pointers; its other texts may then be cut off.
+   * exponent. Empty in a list or stream: left out, because the workflow is too
+   * large for a message even without its pointers; its other texts may then be
+   * cut off.
    *
    * @generated from field: string data_json = 11;
    */
@@ -1806,9 +1807,9 @@ export const WorkflowService: GenService<{
   /**
    * Returns many workflows, one per message, in the requested order. Ids that
    * do not exist are omitted; an id requested twice is returned twice. All of
-   * them are read from one snapshot. Errors: RESOURCE_EXHAUSTED
-   * (ANSWER_TOO_LARGE) if one of them does not fit in one message;
-   * INVALID_ARGUMENT.
+   * them are read from one snapshot. One that does not fit in one message is
+   * returned as in ListWorkflows, with `view` HEADER: read its pointers with
+   * ListExecutionPointers. Errors: INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.WorkflowService.GetWorkflowInstances
    */
