@@ -414,8 +414,10 @@ def test_durations(value: timedelta, seconds: int, nanos: int) -> None:
 def test_what_cannot_be_read_is_a_malformed_answer(bad: dict[str, Any]) -> None:
     good: dict[str, Any] = {"data_json": "{}", "status": workflow_pb2.WORKFLOW_STATUS_RUNNABLE}
     convert.workflow_from_proto(workflow_pb2.WorkflowInstance(**good))
-    with pytest.raises(MalformedAnswer):
+    with pytest.raises(MalformedAnswer) as caught:
         convert.workflow_from_proto(workflow_pb2.WorkflowInstance(**(good | bad)))
+    place = ["in execution_pointers[0]"] if "execution_pointers" in bad else []
+    assert getattr(caught.value, "__notes__", []) == place
 
 
 def test_what_other_software_has_stored_can_be_read_but_not_written() -> None:
