@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Iterator
+from contextlib import nullcontext
 from decimal import Decimal
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from tests.support import make
 from tests.support.strategies import json_documents
 from wfe.persistence.v1.event_pb2 import Event, GetEventResponse
-from wfe.persistence.v1.workflow_pb2 import GetWorkflowInstanceResponse, WorkflowInstance
+from wfe.persistence.v1.workflow_pb2 import (
+    ExecutionPointer,
+    GetWorkflowInstanceResponse,
+    PointerStatus,
+    WorkflowInstance,
+)
 from wfe_persistence.errors import PersistenceError
-from wfe_persistence.rpc.check import Check
+from wfe_persistence.rpc.check import Check, json_rules, read_back, scalars
 from wfe_persistence.rpc.status import violation_name
 
 
@@ -109,6 +118,92 @@ def test_a_text_may_be_bad_in_two_ways_but_is_bad() -> None:
         "[NaN, 1e1001",
     ):
         assert objection(text)
+
+
+# Fragments of which much that is nearly JSON can be made.
+FRAGMENTS = [
+    *'"[]{}:,-+.eE01', "\\", '\\"', "\\\\", "\\u", "d83d", "\\ud83d", "\\ude00", "\\u0041",
+    "\\u0000", "\\/", "\\x", " ", "\n", "\x0b", "\x00", "\x1f", "\x7f", "é", "😀", "1e5", "1.5",
+    "true", "null", "NaN", "-Infinity", "tru", '"a"', '"a":1', "[]", "00", "-0", "1e1001", "\ufeff",
+    "\u00a0", "//",
+]  # fmt: skip
+
+
+def nearly_json() -> st.SearchStrategy[str]:
+    """Mostly invalid documents, and some valid ones."""
+    pieces = st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=8).map("".join)
+    within = st.sampled_from(['"{}"', '["a", {}]', '{{"a": {}}}', '["{}", 1e5]', "{}"])
+    spoiled = st.builds(
+        lambda text, at, piece: text[: at % len(text)] + piece + text[at % len(text) :],
+        json_documents(),
+        st.integers(0, 10**6),
+        pieces,
+    )
+    return st.builds(lambda form, piece: form.format(piece), within, pieces) | spoiled
+
+
+def _reject(constant: str) -> None:
+    raise ValueError(constant)
+
+
+def reference(text: str) -> set[str]:
+    """What may be said of a document, by Python's own decoder."""
+    try:
+        value = json.loads(
+            text, parse_constant=_reject, parse_int=_Number, parse_float=_Number
+        )  # fmt: skip
+    except ValueError:
+        return {"JSON_INVALID"}
+    return set(_faults(value, 0)) or {""}
+
+
+class _Number(str):
+    """A number as it is written."""
+
+
+def _faults(value: Any, depth: int) -> Iterator[str]:
+    if isinstance(value, _Number):
+        mantissa, _, exponent = value.lower().partition("e")
+        if (
+            abs(int(exponent or 0)) > 1000
+            or len(exponent) > 10
+            or len(mantissa) > 2002
+            or sum(map(str.isdigit, format(Decimal(value), "f"))) > 2000
+        ):
+            yield "JSON_NUMBER"
+    elif isinstance(value, str):
+        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+            yield "JSON_CHARACTER"
+    elif isinstance(value, list | dict):
+        if depth == 100:
+            yield "JSON_TOO_DEEP"
+        items = [*value, *value.values()] if isinstance(value, dict) else value
+        for item in items:
+            yield from _faults(item, depth + 1)
+
+
+@given(text=nearly_json())
+@settings(max_examples=600, deadline=None)
+def test_verdict_is_that_of_another_decoder(text: str) -> None:
+    assert objection(text) in reference(text)
+
+
+@given(text=nearly_json() | json_documents(), piece=st.integers(1, 30))
+@settings(max_examples=300, deadline=None)
+def test_it_does_not_matter_where_a_long_document_is_cut(text: str, piece: int) -> None:
+    def judged() -> object:
+        try:
+            json_rules.check_json(text)
+            return json_rules.stored_bytes(text)
+        except json_rules.BadJsonError as exc:
+            return exc.reason
+
+    whole = judged()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_rules, "_PIECE", piece)
+        in_pieces = judged()
+    if whole != in_pieces:  # a document with two faults may be refused for either
+        assert len(reference(text)) > 1
 
 
 # What takes long to read would hold up every other call: one server has one event loop.
@@ -228,6 +323,77 @@ def test_every_attribute_of_a_pointer_is_measured() -> None:
     Check(limit, limit).fits([response('{"a":1}')])
     with pytest.raises(PersistenceError):
         Check(limit, limit - 1).fits([response('{"a":1}')])
+
+
+# Nothing is done in vain, and nothing twice.
+
+
+class Counter:
+    """Counts the calls of a function."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> None:
+        self.calls = 0
+        function = getattr(module, name)
+
+        def counted(*args: Any) -> Any:
+            self.calls += 1
+            return function(*args)
+
+        monkeypatch.setattr(module, name, counted)
+
+
+def pointers(count: int, **fields: Any) -> list[ExecutionPointer]:
+    status = PointerStatus.POINTER_STATUS_PENDING
+    return [ExecutionPointer(id=f"{i}", status=status, **fields) for i in range(count)]
+
+
+def test_the_check_ends_with_the_100th_violation(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = Counter(monkeypatch, scalars, "check_json")
+    instance = make.instance(execution_pointers=pointers(5000, outcome_json="x"))
+    check = Check(0, 10**9)
+    with pytest.raises(PersistenceError) as raised:
+        check.instance(instance, "instance")
+    assert len(raised.value.violations) == 100
+    assert checked.calls == 1 + 100
+
+
+def test_a_document_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the check already, where that looks at each number."""
+    measured = Counter(monkeypatch, json_rules, "stored_bytes")
+    again = Counter(monkeypatch, scalars, "stored_bytes")
+    documents = [f"[{i}e1]" for i in range(50)] + [f'"{"x" * 40_000}{i}"' for i in range(5)]
+    check = Check(10**9, 10**9)
+    for i, text in enumerate(documents):
+        check.json("", f"{i}", text)
+    assert measured.calls == len(documents)
+    check.fits([GetEventResponse(event=Event(event_data_json=text)) for text in documents])
+    assert (measured.calls, again.calls) == (len(documents), 0)
+
+
+def test_what_would_be_stored_is_measured_without_being_made() -> None:
+    text = f"[{','.join(['1e1000'] * 100_000)}]"  # 700 kB, and 100 MB when it is read back
+    tracemalloc.start()
+    try:
+        assert not fits(text, 2**22)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@given(documents=st.lists(json_documents(), min_size=1, max_size=5), at_limit=st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_size_of_a_workflow_is_the_sum_of_its_parts(documents: list[str], at_limit: bool) -> None:
+    def instance(documents: list[str]) -> WorkflowInstance:
+        attributes = {f"{i}": text for i, text in enumerate(documents)}
+        pointer = make.pointer("1", outcome_json=documents[0], extension_attributes_json=attributes)
+        return make.instance(data_json=documents[-1], execution_pointers=[pointer])
+
+    stored = ["x" * json_rules.stored_bytes(text) for text in documents]
+    [response] = read_back.workflow(instance(stored))
+    limit = response.ByteSize() - (not at_limit)
+    check = Check(10**9, limit)
+    with nullcontext() if at_limit else pytest.raises(PersistenceError):
+        check.fits(read_back.workflow(instance(documents)))
 
 
 def test_small_requests_are_not_measured() -> None:

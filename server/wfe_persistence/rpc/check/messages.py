@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from wfe.persistence.v1.command_pb2 import ScheduledCommand
 from wfe.persistence.v1.event_pb2 import Event, ListEventsRequest
@@ -16,7 +16,7 @@ from wfe.persistence.v1.workflow_pb2 import (
     WorkflowPatch,
     WorkflowView,
 )
-from wfe_persistence.rpc.check.bounds import MAX_COMMAND_DATA_BYTES, MAX_REVISION
+from wfe_persistence.rpc.check.bounds import MAX_COMMAND_DATA_BYTES, MAX_ITEMS, MAX_REVISION
 from wfe_persistence.rpc.check.scalars import R, Scalars
 from wfe_persistence.store.documents import HEADER_FIELDS
 from wfe_persistence.store.records import COMMAND_NAME, POINTER_STATUS, WORKFLOW_STATUS
@@ -131,7 +131,7 @@ class Check(Scalars):
             )
         self.revision(request)
         self.request_id(request.request_id)
-        if self.at_most("held_subscriptions", request.held_subscriptions):
+        if self.at_most("", "held_subscriptions", request.held_subscriptions):
             for i, claim in enumerate(request.held_subscriptions):
                 path = f"held_subscriptions[{i}]"
                 self.id(path, "subscription_id", claim.subscription_id)
@@ -140,11 +140,11 @@ class Check(Scalars):
                     self.number(path, "epoch", claim.epoch, 1, MAX_REVISION)
         self.lease_tokens("held_lease_tokens", request.held_lease_tokens)
         self.lease_tokens("complete_lease_tokens", request.complete_lease_tokens)
-        if self.at_most("create_subscriptions", request.create_subscriptions):
+        if self.at_most("", "create_subscriptions", request.create_subscriptions):
             self.each("create_subscriptions", request.create_subscriptions, self.subscription)
             ids = [s.id for s in request.create_subscriptions]
             self.distinct("", "create_subscriptions", "id", ids)
-        if self.at_most("terminate_subscription_ids", request.terminate_subscription_ids):
+        if self.at_most("", "terminate_subscription_ids", request.terminate_subscription_ids):
             self.ids("", "terminate_subscription_ids", request.terminate_subscription_ids)
             created = {s.id for s in request.create_subscriptions}
             for i, id_ in enumerate(request.terminate_subscription_ids):
@@ -156,23 +156,24 @@ class Check(Scalars):
                         "is also in create_subscriptions",
                     )
             self.distinct("", "terminate_subscription_ids", "", request.terminate_subscription_ids)
-        if self.at_most("create_events", request.create_events):
+        if self.at_most("", "create_events", request.create_events):
             self.each("create_events", request.create_events, self.event)
             self.distinct("", "create_events", "id", [e.id for e in request.create_events])
-        if self.at_most("processed_event_ids", request.processed_event_ids):
+        if self.at_most("", "processed_event_ids", request.processed_event_ids):
             self.ids("", "processed_event_ids", request.processed_event_ids)
             self.distinct("", "processed_event_ids", "", request.processed_event_ids)
-        if self.at_most("errors", request.errors):
+        if self.at_most("", "errors", request.errors):
             self.each("errors", request.errors, self.error)
-        if self.at_most("schedule_commands", request.schedule_commands):
+        if self.at_most("", "schedule_commands", request.schedule_commands):
             self.each("schedule_commands", request.schedule_commands, self.command)
             names = [f"{c.command_name} {c.data}" for c in request.schedule_commands]
             self.distinct("", "schedule_commands", "", names)
 
     def filter(self, f: WorkflowFilter, path: str = "filter") -> None:
         """A filter of workflows."""
-        for i, status in enumerate(f.statuses):
-            self.enum(path, f"statuses[{i}]", status, WORKFLOW_STATUS)
+        if self.at_most(path, "statuses", f.statuses):
+            for i, status in enumerate(f.statuses):
+                self.enum(path, f"statuses[{i}]", status, WORKFLOW_STATUS)
         self.key(path, "workflow_definition_id", f.workflow_definition_id)
         if f.HasField("version"):
             self.number(path, "version", f.version)
@@ -223,8 +224,22 @@ class Check(Scalars):
             self.ids(path, "children", p.children)
         if p.scope:
             self.ids(path, "scope", p.scope)
-        for name, text in p.extension_attributes_json.items():
-            self.json(path, f'extension_attributes_json["{name}"]', text)
+        if attributes := p.extension_attributes_json:
+            self._attributes(attributes, path)
+
+    def _attributes(self, attributes: Mapping[str, str], path: str) -> None:
+        # All pointers together, because the hash of a request sorts them in one call.
+        self._attributes_left -= len(attributes)
+        if self._attributes_left < 0:
+            self.add(
+                path,
+                "extension_attributes_json",
+                R.FIELD_VIOLATION_REASON_NUMBER_RANGE,
+                f"must have at most {MAX_ITEMS} items, together with those of other pointers",
+            )
+        else:
+            for name, text in attributes.items():
+                self.json(path, f'extension_attributes_json["{name}"]', text)
 
     def event(self, e: Event, path: str) -> None:
         """An event to write."""

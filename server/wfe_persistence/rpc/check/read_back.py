@@ -6,7 +6,7 @@ they were sent. The functions are generators, so that nothing is copied unless i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from google.protobuf.message import Message
@@ -32,7 +32,6 @@ from wfe_persistence.rpc.check.bounds import (
     MAX_LEASE_TOKEN_BYTES,
     MAX_REVISION,
 )
-from wfe_persistence.rpc.check.json_rules import stored_bytes
 from wfe_persistence.rpc.paging import FRAMING_BYTES, MAX_TOKEN_BYTES
 
 # The largest answer in which something is returned is a page of a list with nothing else in it, and
@@ -43,11 +42,15 @@ _LEASE_TOKEN: Final = "x" * MAX_LEASE_TOKEN_BYTES
 _LAST_TIME: Final = Timestamp(seconds=LAST_SECOND, nanos=999_999_999)
 
 
-def require_readable(responses: Iterable[Message], max_message_bytes: int) -> None:
-    """Raise ANSWER_TOO_LARGE if one of the responses could not be sent. Overwrites them."""
+def require_readable(
+    responses: Iterable[Message], max_message_bytes: int, stored_bytes: Callable[[str], int]
+) -> None:
+    """Raise ANSWER_TOO_LARGE if one of the responses could not be sent.
+
+    `stored_bytes` tells how large a JSON document is when it is read back.
+    """
     for response in responses:
-        _put_stored_json(response)
-        if response.ByteSize() > max_message_bytes:
+        if response.ByteSize() + _growth(response, stored_bytes) > max_message_bytes:
             raise PersistenceError(
                 ErrorReason.ERROR_REASON_ANSWER_TOO_LARGE,
                 "what would be stored could not be read back in one message of "
@@ -141,15 +144,32 @@ def commit(request: CommitWorkflowRequest) -> Iterator[Message]:
     yield from commands(request.schedule_commands)
 
 
-def _put_stored_json(message: Message) -> None:
-    """Replace each JSON document by as many bytes as it has when it is read back."""
+def _growth(message: Message, stored_bytes: Callable[[str], int]) -> int:
+    """By how many bytes an encoded message grows if its JSON documents have the size that they have
+    when they are read back."""
+    growth = 0
     for field, value in message.ListFields():
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            # A copy, because a map must not change while it is iterated over.
-            for key, text in list(value.items()):
-                value[key] = "x" * stored_bytes(text)
+            for key, text in value.items():
+                inner = _resized(size := len(text.encode()), stored_bytes(text) - size)
+                key_size = len(key.encode())
+                entry = 2 + key_size + _length_bytes(key_size) + size + _length_bytes(size)
+                growth += _resized(entry, inner)
         elif field.message_type is not None:
             for item in value if field.is_repeated else (value,):
-                _put_stored_json(item)
+                if inner := _growth(item, stored_bytes):
+                    growth += _resized(item.ByteSize(), inner)
         elif field.name.endswith("_json"):
-            setattr(message, field.name, "x" * stored_bytes(value))
+            size = len(value.encode())
+            growth += _resized(size, stored_bytes(value) - size)
+    return growth
+
+
+def _resized(size: int, growth: int) -> int:
+    """By how much a value and its length grow together."""
+    return growth + _length_bytes(size + growth) - _length_bytes(size)
+
+
+def _length_bytes(size: int) -> int:
+    """How many bytes the length of a value of this size takes."""
+    return max((size.bit_length() + 6) // 7, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any, Final, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -23,13 +23,14 @@ from wfe_persistence.rpc.check.bounds import (
     LAST_SECOND,
     MAX_ID_BYTES,
     MAX_INT4,
+    MAX_ITEMS,
     MAX_LEASE_SECONDS,
     MAX_LIST_ITEMS,
     MAX_PAGE_SIZE,
     MAX_PURGED_ROWS,
     MAX_REVISION,
 )
-from wfe_persistence.rpc.check.json_rules import BadJsonError, check_json
+from wfe_persistence.rpc.check.json_rules import BadJsonError, check_json, stored_bytes
 from wfe_persistence.rpc.check.read_back import require_readable, require_sendable
 from wfe_persistence.store.schema import DEFAULT_NAMESPACE, is_namespace
 
@@ -53,14 +54,24 @@ class Scalars:
     of `max_message_bytes`.
     """
 
-    __slots__ = ("_max_message_bytes", "_number_growth", "_request_bytes", "_violations")
+    __slots__ = (
+        "_attributes_left",
+        "_json_growth",
+        "_max_message_bytes",
+        "_request_bytes",
+        "_stored",
+        "_violations",
+    )
 
     def __init__(self, request_bytes: int, max_message_bytes: int) -> None:
         self._request_bytes = request_bytes
         self._max_message_bytes = max_message_bytes
         self._violations: dict[str, Violation] = {}
-        # By how many bytes the numbers in JSON documents grow when they are read back.
-        self._number_growth = 0
+        # The sizes of JSON documents when they are read back, as far as the check has told them,
+        # and by how many bytes these documents grow.
+        self._stored: dict[str, int] = {}
+        self._json_growth = 0
+        self._attributes_left = MAX_ITEMS
 
     def done(self) -> None:
         """Raise PersistenceError with all violations, if there are any."""
@@ -81,9 +92,13 @@ class Scalars:
         """
         # jsonb puts a space behind each comma and colon and writes numbers out, and lengths need
         # more bytes then. It can't be more than this, for all but very large requests.
-        most = self._request_bytes * 2 + self._number_growth + _RESPONSE_MARGIN
+        most = self._request_bytes * 2 + self._json_growth + _RESPONSE_MARGIN
         if most > self._max_message_bytes:
-            require_readable(responses, self._max_message_bytes)
+            require_readable(responses, self._max_message_bytes, self._stored_bytes)
+
+    def _stored_bytes(self, text: str) -> int:
+        size = self._stored.get(text)
+        return stored_bytes(text) if size is None else size
 
     def answer_fits(self, answer: Message) -> None:
         """Refuse to write if the answer, whose size depends on the request, could not be sent.
@@ -93,10 +108,15 @@ class Scalars:
         require_sendable(answer, self._max_message_bytes)
 
     def add(self, path: str, field: str, reason: R.ValueType, description: str) -> None:
-        """Add a violation. Only the first one of a field is kept, and at most 100 in all."""
+        """Add a violation. Only the first one of a field is kept.
+
+        The 100th ends the check: raises PersistenceError like `done()`.
+        """
         full = f"{path}.{field}" if path else field
-        if len(self._violations) < _MOST_VIOLATIONS and full not in self._violations:
+        if full not in self._violations:
             self._violations[full] = Violation(full, reason, description)
+            if len(self._violations) == _MOST_VIOLATIONS:
+                self.done()
 
     def present(self, message: Message, field: str, path: str = "") -> bool:
         """A message field that must be set; returns whether it is."""
@@ -129,9 +149,11 @@ class Scalars:
             self.add(path, field, R.FIELD_VIOLATION_REASON_REQUIRED, "must not be empty or blank")
 
     def ids(self, path: str, field: str, values: Sequence[str]) -> None:
-        """A list of ids, none of them empty."""
-        for i, value in enumerate(values):
-            self.id(path, f"{field}[{i}]", value)
+        """A list of ids, none of them empty, with at most as many items as any list."""
+        if self.at_most(path, field, values, MAX_ITEMS):
+            for i, value in enumerate(values):
+                if not 0 < len(value) <= 128 or value.isspace():
+                    self.id(path, f"{field}[{i}]", value)
 
     def key(self, path: str, field: str, value: str) -> None:
         """A lookup key: at most 512 bytes, with any content."""
@@ -186,9 +208,13 @@ class Scalars:
             self.add(path, field, R.FIELD_VIOLATION_REASON_REQUIRED, "must be a JSON document")
             return
         try:
-            self._number_growth += check_json(text)
+            size = check_json(text)
         except BadJsonError as exc:
             self.add(path, field, exc.reason, str(exc))
+            return
+        if size is not None:
+            self._stored[text] = size
+            self._json_growth += max(size - len(text), 0)
 
     def distinct(self, path: str, list_field: str, field: str, values: Sequence[str]) -> None:
         """A list without duplicates, not counting empty values."""
@@ -253,18 +279,18 @@ class Scalars:
             if message.HasField(field):
                 self.time(path, field, getattr(message, field))
 
-    def at_most(self, field: str, values: Sequence[object], most: int = MAX_LIST_ITEMS) -> bool:
+    def at_most(self, path: str, field: str, values: Sized, most: int = MAX_LIST_ITEMS) -> bool:
         """A list of at most `most` items; returns whether its items are worth checking."""
         if len(values) <= most:
             return True
         self.add(
-            "", field, R.FIELD_VIOLATION_REASON_NUMBER_RANGE, f"must have at most {most} items"
+            path, field, R.FIELD_VIOLATION_REASON_NUMBER_RANGE, f"must have at most {most} items"
         )
         return False
 
     def lease_tokens(self, field: str, values: Sequence[str]) -> None:
         """A list of lease tokens, without duplicates."""
-        if self.at_most(field, values):
+        if self.at_most("", field, values):
             self.ids("", field, values)
             self.distinct("", field, "", values)
 
