@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from wfe_persistence.database import database_from
 from wfe_persistence.errors import CannotServeError
+from wfe_persistence.offload import Workers
 from wfe_persistence.rpc.boundary import Boundary
 from wfe_persistence.rpc.call import Environment
 from wfe_persistence.rpc.health import Health
@@ -63,6 +64,7 @@ class Server:
             namespaces.default, migrate=settings.migrate, allow_data_loss=settings.allow_data_loss
         )
         self._health = Health(namespaces)
+        self._workers = Workers()
         self._server = grpc.aio.server(
             options=[
                 *_SERVER_OPTIONS,
@@ -73,6 +75,7 @@ class Server:
             Environment(
                 namespaces=namespaces,
                 readiness=self._readiness,
+                workers=self._workers,
                 server_version=VERSION,
                 max_message_bytes=settings.max_message_bytes,
                 default_deadline=settings.default_deadline,
@@ -97,6 +100,7 @@ class Server:
             raise CannotServeError(f"can't listen on {self._settings.listen}: in use?") from exc
         if not self._settings.listen.startswith("unix:"):
             self.address = f"{self._settings.listen.rpartition(':')[0]}:{port}"
+        self._stack.callback(self._workers.close)
         await self._health.start()
         await self._stack.enter_async_context(self._database)
         await self._server.start()

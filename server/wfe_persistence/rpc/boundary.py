@@ -19,9 +19,11 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
+from wfe_persistence import offload
 from wfe_persistence.errors import PersistenceError, invalid_field
 from wfe_persistence.rpc.call import Call, Environment
 from wfe_persistence.rpc.check import Check
+from wfe_persistence.rpc.check.wire import require_few_items
 from wfe_persistence.rpc.services import Method, Service
 from wfe_persistence.rpc.status import (
     DETAILS_KEY,
@@ -81,7 +83,8 @@ class Boundary:
             try:
                 caller = _identify(context)
                 async with asyncio.timeout(self._admit(data, context)):
-                    request, check = self._decode(data, method)
+                    self._env.workers.begin(len(data))
+                    request, check = await offload.run(self._decode, data, method)
                     store = await self._namespace(caller, method)
                     response = await function(request, Call(store, check, self._env))
                 data = self._encode(response)
@@ -99,7 +102,8 @@ class Boundary:
             try:
                 caller = _identify(context)
                 async with asyncio.timeout(self._admit(data, context)):
-                    request, check = self._decode(data, method)
+                    self._env.workers.begin(len(data))
+                    request, check = await offload.run(self._decode, data, method)
                     store = await self._namespace(caller, method)
                     call = Call(store, check, self._env)
                     async with aclosing(function(request, call)) as responses:  # type: ignore[type-var]
@@ -127,6 +131,7 @@ class Boundary:
 
     def _decode(self, data: bytes, method: Method) -> tuple[Message, Check]:
         """The request, and what is wrong with it so far."""
+        require_few_items(data, method.descriptor.input_type)
         try:
             request = method.request_class.FromString(data)
         except DecodeError as exc:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from wfe_persistence.offload import Workers
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.check import Check
 from wfe_persistence.store.namespace import Namespaces
@@ -18,6 +19,8 @@ class Environment:
 
     namespaces: Namespaces
     readiness: Readiness
+    workers: Workers
+    """Where the work of large requests is done."""
     server_version: str
     max_message_bytes: int
     """The maximum size of a request or response."""

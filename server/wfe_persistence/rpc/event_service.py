@@ -5,9 +5,10 @@ from __future__ import annotations
 import uuid
 
 from wfe.persistence.v1 import event_pb2 as pb
+from wfe_persistence import offload
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.call import Call
-from wfe_persistence.rpc.check import read_back
+from wfe_persistence.rpc.check import Check, read_back
 from wfe_persistence.store import event, purge
 
 
@@ -18,11 +19,7 @@ class EventService:
         self, request: pb.CreateEventRequest, call: Call
     ) -> pb.CreateEventResponse:
         """Store a new event."""
-        check = call.check
-        check.required(request, "event", check.event)
-        check.done()
-        request.event.id = request.event.id or str(uuid.uuid4())
-        check.fits(read_back.events([request.event]))
+        await offload.run(_prepare_create, request, call.check)
         await event.create_event(call.store, request.event)
         return pb.CreateEventResponse(id=request.event.id)
 
@@ -128,3 +125,10 @@ class EventService:
         return pb.PurgeEventsResponse(
             events=events, next_page_token=paging.encode(request, call.store, after)
         )
+
+
+def _prepare_create(request: pb.CreateEventRequest, check: Check) -> None:
+    check.required(request, "event", check.event)
+    check.done()
+    request.event.id = request.event.id or str(uuid.uuid4())
+    check.fits(read_back.events([request.event]))

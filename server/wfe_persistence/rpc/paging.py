@@ -23,7 +23,8 @@ _NOT_OF_THE_QUERY: Final = ("page_size", "page_token", "max_rows", "expected_rev
 
 MAX_TOKEN_BYTES: Final = (_HEAD.size + 512 + 2) // 3 * 4
 """The length of the longest token: that of an id of 512 bytes."""
-
+# Other software may have stored longer ids: PostgreSQL's indexes take hundreds of kB, compressed.
+_LONGEST_TOKEN: Final = 1_048_576
 
 FRAMING_BYTES: Final = 16
 """What a list's response has at most beside its items and the token: tags, lengths, a revision."""
@@ -52,6 +53,8 @@ def decode(request: Paged, store: Store) -> Cursor | None:
     token = request.page_token
     if not token:
         return START
+    if len(token) > _LONGEST_TOKEN:
+        raise _invalid()
     try:
         data = base64.b64decode(token + "=" * (-len(token) % 4), b"-_", validate=True)
         found, number = _HEAD.unpack(data[: _HEAD.size])

@@ -6,10 +6,11 @@ from google.protobuf.duration_pb2 import Duration
 
 from wfe.persistence.v1 import store_pb2 as pb
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe_persistence import offload
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.call import Call
-from wfe_persistence.rpc.check import read_back
+from wfe_persistence.rpc.check import Check, read_back
 from wfe_persistence.store import admin, error_log, migrate, namespace_list, readiness
 from wfe_persistence.store.request_key import REQUEST_RETENTION_SECONDS
 
@@ -30,10 +31,7 @@ class StoreService:
         self, request: pb.PersistErrorsRequest, call: Call
     ) -> pb.PersistErrorsResponse:
         """Log errors."""
-        check = call.check
-        check.each("errors", request.errors, check.error)
-        check.done()
-        check.fits(read_back.errors(request.errors))
+        await offload.run(_prepare_errors, request, call.check)
         await error_log.persist_errors(call.store, request.errors)
         return pb.PersistErrorsResponse()
 
@@ -135,3 +133,9 @@ class StoreService:
             )
         await call.env.namespaces.delete_namespace(request.name, force=request.force)
         return pb.DeleteNamespaceResponse()
+
+
+def _prepare_errors(request: pb.PersistErrorsRequest, check: Check) -> None:
+    check.each("errors", request.errors, check.error)
+    check.done()
+    check.fits(read_back.errors(request.errors))

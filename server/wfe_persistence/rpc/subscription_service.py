@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 
 from wfe.persistence.v1 import subscription_pb2 as pb
+from wfe_persistence import offload
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import Check, R, read_back
@@ -18,11 +19,7 @@ class SubscriptionService:
         self, request: pb.CreateEventSubscriptionRequest, call: Call
     ) -> pb.CreateEventSubscriptionResponse:
         """Store a new subscription."""
-        check = call.check
-        check.required(request, "subscription", check.subscription)
-        check.done()
-        request.subscription.id = request.subscription.id or str(uuid.uuid4())
-        check.fits(read_back.subscriptions([request.subscription]))
+        await offload.run(_prepare_create, request, call.check)
         await subscription.create_event_subscription(call.store, request.subscription)
         return pb.CreateEventSubscriptionResponse(id=request.subscription.id)
 
@@ -163,6 +160,13 @@ class SubscriptionService:
         return pb.ListSubscriptionsResponse(
             subscriptions=page.items, next_page_token=paging.encode(request, call.store, page.next)
         )
+
+
+def _prepare_create(request: pb.CreateEventSubscriptionRequest, check: Check) -> None:
+    check.required(request, "subscription", check.subscription)
+    check.done()
+    request.subscription.id = request.subscription.id or str(uuid.uuid4())
+    check.fits(read_back.subscriptions([request.subscription]))
 
 
 def _check_query(

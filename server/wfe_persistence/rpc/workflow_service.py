@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from wfe.persistence.v1 import workflow_pb2 as pb
+from wfe_persistence import offload
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.call import Call
-from wfe_persistence.rpc.check import R, read_back
+from wfe_persistence.rpc.check import Check, R, read_back
 from wfe_persistence.rpc.check.bounds import MAX_REVISION
 from wfe_persistence.store import commit, pointer, purge, workflow
 from wfe_persistence.store.oversize import reduce
@@ -26,13 +27,8 @@ class WorkflowService:
         self, request: pb.CreateNewWorkflowRequest, call: Call
     ) -> pb.CreateNewWorkflowResponse:
         """Store a new workflow."""
-        check = call.check
         instance = request.instance
-        check.required(request, "instance", check.new_instance)
-        check.done()
-        instance.id = instance.id or str(uuid.uuid4())
-        instance.name = instance.name or instance.id
-        check.fits(read_back.workflow(instance))
+        await offload.run(_prepare_create, request, call.check)
         await workflow.create_new_workflow(call.store, instance)
         return pb.CreateNewWorkflowResponse(
             id=instance.id, name=instance.name, revision=_FIRST_REVISION
@@ -42,13 +38,7 @@ class WorkflowService:
         self, request: pb.PersistWorkflowRequest, call: Call
     ) -> pb.PersistWorkflowResponse:
         """Replace a workflow's stored state."""
-        check = call.check
-        check.revision(request)
-        check.request_id(request.request_id)
-        check.required(request, "instance", check.instance)
-        check.done()
-        key = RequestKey(request)
-        check.fits(read_back.workflow(request.instance))
+        key = await offload.run(_prepare_persist, request, call.check)
         revision = await commit.persist_workflow(call.store, request, (), key)
         return pb.PersistWorkflowResponse(revision=revision)
 
@@ -56,21 +46,7 @@ class WorkflowService:
         self, request: pb.PersistWorkflowWithSubscriptionsRequest, call: Call
     ) -> pb.PersistWorkflowWithSubscriptionsResponse:
         """Replace a workflow's stored state and create subscriptions, atomically."""
-        check = call.check
-        check.revision(request)
-        check.request_id(request.request_id)
-        check.required(request, "instance", check.instance)
-        check.each("subscriptions", request.subscriptions, check.subscription)
-        check.distinct("", "subscriptions", "id", [s.id for s in request.subscriptions])
-        check.done()
-        key = RequestKey(request)
-        for i, subscription in enumerate(request.subscriptions):
-            subscription.id = subscription.id or key.new_id("subscription", i)
-        check.fits(read_back.persist(request.instance, request.subscriptions))
-        answer = pb.PersistWorkflowWithSubscriptionsResponse(
-            revision=MAX_REVISION, subscription_ids=[s.id for s in request.subscriptions]
-        )
-        check.answer_fits(answer)
+        key, answer = await offload.run(_prepare_persist_with_subscriptions, request, call.check)
         answer.revision = await commit.persist_workflow(
             call.store, request, request.subscriptions, key
         )
@@ -80,21 +56,7 @@ class WorkflowService:
         self, request: pb.CommitWorkflowRequest, call: Call
     ) -> pb.CommitWorkflowResponse:
         """Store one step of an engine atomically."""
-        check = call.check
-        check.commit(request)
-        check.done()
-        key = RequestKey(request)
-        for i, subscription in enumerate(request.create_subscriptions):
-            subscription.id = subscription.id or key.new_id("subscription", i)
-        for i, event in enumerate(request.create_events):
-            event.id = event.id or key.new_id("event", i)
-        check.fits(read_back.commit(request))
-        answer = pb.CommitWorkflowResponse(
-            revision=MAX_REVISION,
-            subscription_ids=[s.id for s in request.create_subscriptions],
-            event_ids=[e.id for e in request.create_events],
-        )
-        check.answer_fits(answer)
+        key, answer = await offload.run(_prepare_commit, request, call.check)
         answer.revision = await commit.commit_workflow(call.store, request, key)
         return answer
 
@@ -233,8 +195,10 @@ class WorkflowService:
         """Delete workflows that ended long ago."""
         check = call.check
         check.required_time("", "ended_before", request)
-        for i, status in enumerate(request.statuses):
-            if status not in purge.ENDED:
+        if check.at_most("", "statuses", request.statuses):
+            for i, status in enumerate(request.statuses):
+                if status in purge.ENDED:
+                    continue
                 check.add(
                     "",
                     f"statuses[{i}]",
@@ -255,3 +219,65 @@ class WorkflowService:
         )
         done.next_page_token = paging.encode(request, call.store, after)
         return done
+
+
+# What is done for a write before it is handed to the store. It takes long for a large workflow.
+
+
+def _prepare_create(request: pb.CreateNewWorkflowRequest, check: Check) -> None:
+    check.required(request, "instance", check.new_instance)
+    check.done()
+    instance = request.instance
+    instance.id = instance.id or str(uuid.uuid4())
+    instance.name = instance.name or instance.id
+    check.fits(read_back.workflow(instance))
+
+
+def _prepare_persist(request: pb.PersistWorkflowRequest, check: Check) -> RequestKey:
+    check.revision(request)
+    check.request_id(request.request_id)
+    check.required(request, "instance", check.instance)
+    check.done()
+    key = RequestKey(request)
+    check.fits(read_back.workflow(request.instance))
+    return key
+
+
+def _prepare_persist_with_subscriptions(
+    request: pb.PersistWorkflowWithSubscriptionsRequest, check: Check
+) -> tuple[RequestKey, pb.PersistWorkflowWithSubscriptionsResponse]:
+    check.revision(request)
+    check.request_id(request.request_id)
+    check.required(request, "instance", check.instance)
+    check.each("subscriptions", request.subscriptions, check.subscription)
+    check.distinct("", "subscriptions", "id", [s.id for s in request.subscriptions])
+    check.done()
+    key = RequestKey(request)
+    for i, subscription in enumerate(request.subscriptions):
+        subscription.id = subscription.id or key.new_id("subscription", i)
+    check.fits(read_back.persist(request.instance, request.subscriptions))
+    answer = pb.PersistWorkflowWithSubscriptionsResponse(
+        revision=MAX_REVISION, subscription_ids=[s.id for s in request.subscriptions]
+    )
+    check.answer_fits(answer)
+    return key, answer
+
+
+def _prepare_commit(
+    request: pb.CommitWorkflowRequest, check: Check
+) -> tuple[RequestKey, pb.CommitWorkflowResponse]:
+    check.commit(request)
+    check.done()
+    key = RequestKey(request)
+    for i, subscription in enumerate(request.create_subscriptions):
+        subscription.id = subscription.id or key.new_id("subscription", i)
+    for i, event in enumerate(request.create_events):
+        event.id = event.id or key.new_id("event", i)
+    check.fits(read_back.commit(request))
+    answer = pb.CommitWorkflowResponse(
+        revision=MAX_REVISION,
+        subscription_ids=[s.id for s in request.create_subscriptions],
+        event_ids=[e.id for e in request.create_events],
+    )
+    check.answer_fits(answer)
+    return key, answer

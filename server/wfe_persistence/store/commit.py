@@ -21,6 +21,7 @@ from wfe.persistence.v1.workflow_pb2 import (
     PersistWorkflowRequest,
     PersistWorkflowWithSubscriptionsRequest,
 )
+from wfe_persistence import offload
 from wfe_persistence.errors import PersistenceError, revision_mismatch, workflow_not_found
 from wfe_persistence.store import commit_parts as parts
 from wfe_persistence.store.command import lease_documents, lease_lost
@@ -90,7 +91,9 @@ async def persist_workflow(
     """
     expected = message.expected_revision if message.HasField("expected_revision") else None
     id_ = text(message.instance.id)
-    params = _params(id_, workflow_document(message.instance), expected, subscriptions)
+    params = await offload.run(
+        lambda: _params(id_, workflow_document(message.instance), expected, subscriptions)
+    )
     if key:
         sql, params = PERSIST_WORKFLOW_ONCE, (*params, *key.params)
     else:
@@ -154,16 +157,24 @@ async def commit_workflow(store: Store, message: CommitWorkflowRequest, key: Req
     if message.HasField("patch"):
         state, name_field = "patch", "patch.header.name"
         sql = PATCH_WORKFLOW if alone else COMMIT_WORKFLOW_PATCH
-        id_, document = text(message.patch.id), patch_document(message.patch)
+        id_ = text(message.patch.id)
     else:
         state, name_field = "instance", "instance.name"
         sql = PERSIST_WORKFLOW_ONCE if alone else COMMIT_WORKFLOW
-        id_, document = text(message.instance.id), workflow_document(message.instance)
+        id_ = text(message.instance.id)
     expected = message.expected_revision if message.HasField("expected_revision") else None
-    params = (*_params(id_, document, expected, message.create_subscriptions), *key.params)
-    if not alone:
-        params = (*params, effects_document(message, _lease_documents(message)))
-    outcome = await _write(store, id_, sql, params, name_field=name_field)
+
+    def params() -> tuple[Param, ...]:
+        if message.HasField("patch"):
+            document = patch_document(message.patch)
+        else:
+            document = workflow_document(message.instance)
+        of_state = _params(id_, document, expected, message.create_subscriptions)
+        if alone:
+            return *of_state, *key.params
+        return *of_state, *key.params, effects_document(message, _lease_documents(message))
+
+    outcome = await _write(store, id_, sql, await offload.run(params), name_field=name_field)
     if (repeated := _repeated(outcome)) is not None:
         return repeated
     if outcome.refused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from wfe.persistence.v1.store_pb2 import ExecutionError, ListErrorsRequest
+from wfe_persistence import offload
 from wfe_persistence.store.documents import array, error_document
 from wfe_persistence.store.paging import Cursor, Page, fill_page
 from wfe_persistence.store.records import ERROR
@@ -25,7 +26,8 @@ ORDER BY e.n
 async def persist_errors(store: Store, errors: Sequence[ExecutionError]) -> None:
     """Append errors to the log in this order, all or none."""
     if errors:
-        await store.write(PERSIST_ERRORS, array(map(error_document, errors)))
+        document = await offload.run(lambda: array(map(error_document, errors)))
+        await store.write(PERSIST_ERRORS, document)
 
 
 _decode_error = ERROR.decoder()

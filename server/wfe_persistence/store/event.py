@@ -7,6 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.event_pb2 import Event, ListEventsRequest
 from wfe.persistence.v1.list_order_pb2 import ListOrder
+from wfe_persistence import offload
 from wfe_persistence.errors import PersistenceError, field_error
 from wfe_persistence.store.documents import event_document
 from wfe_persistence.store.paging import (
@@ -38,7 +39,7 @@ async def create_event(store: Store, event: Event) -> None:
     """Insert an event, which must have an id. Repeating the call changes nothing."""
     await store.create(
         CREATE_EVENT,
-        event_document(event),
+        await offload.run(event_document, event),
         exists=event_exists("event.id"),
     )
 

@@ -11,6 +11,7 @@ from wfe.persistence.v1.subscription_pb2 import (
     RenewSubscriptionTokenResponse,
     SetSubscriptionTokenResponse,
 )
+from wfe_persistence import offload
 from wfe_persistence.errors import PersistenceError, field_error, invalid_field
 from wfe_persistence.store.documents import subscription_document
 from wfe_persistence.store.paging import LEAST_TIME, TIME, Cursor, Page, behind, fill_page
@@ -34,7 +35,7 @@ async def create_event_subscription(store: Store, subscription: EventSubscriptio
     """Insert a subscription, which must have an id. Repeating the call changes nothing."""
     await store.create(
         CREATE_EVENT_SUBSCRIPTION,
-        subscription_document(subscription).encode(),
+        (await offload.run(subscription_document, subscription)).encode(),
         exists=already_subscribed("subscription.id"),
     )
 

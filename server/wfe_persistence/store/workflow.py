@@ -16,6 +16,7 @@ from wfe.persistence.v1.workflow_pb2 import (
     WorkflowStatus,
     WorkflowView,
 )
+from wfe_persistence import offload
 from wfe_persistence.errors import PersistenceError, field_error, workflow_not_found
 from wfe_persistence.store.columns import INT8, Column, Columns, enum
 from wfe_persistence.store.documents import workflow_document
@@ -87,7 +88,7 @@ async def create_new_workflow(store: Store, instance: WorkflowInstance) -> None:
     """Insert a workflow, which must have an id and a name. Repeating the call changes nothing."""
     await store.create(
         CREATE_NEW_WORKFLOW,
-        workflow_document(instance),
+        await offload.run(workflow_document, instance),
         exists=field_error(
             "instance.id",
             ErrorReason.ERROR_REASON_WORKFLOW_ALREADY_EXISTS,
@@ -133,7 +134,7 @@ async def get_workflow_instance(
 ) -> WorkflowInstance:
     """One workflow, by its id."""
     rows = await store.read(GET_WORKFLOW_INSTANCE[view], text(id_))
-    return _read_instance(rows, view, "id")
+    return await _read_instance(rows, view, "id")
 
 
 GET_WORKFLOW_INSTANCE_BY_NAME = {
@@ -147,7 +148,7 @@ async def get_workflow_instance_by_name(
 ) -> WorkflowInstance:
     """One workflow, by its name."""
     rows = await store.read(GET_WORKFLOW_INSTANCE_BY_NAME[view], text(name))
-    return _read_instance(rows, view, "name")
+    return await _read_instance(rows, view, "name")
 
 
 def _get_instances(*, pointers: str) -> str:
@@ -381,15 +382,16 @@ async def count_workflows(store: Store, filter_: WorkflowFilter) -> list[Workflo
     return [counts[status] for status in sorted(counts)]
 
 
-def _read_instance(rows: PGresult, view: WorkflowView.ValueType, key: str) -> WorkflowInstance:
+async def _read_instance(
+    rows: PGresult, view: WorkflowView.ValueType, key: str
+) -> WorkflowInstance:
     if rows.ntuples == 0:
         raise workflow_not_found(key)
     get = rows.get_value
     instance = _read_header(get, view)
     if get(0, 0) is not None:
         add = instance.execution_pointers.add
-        for i in range(rows.ntuples):
-            read_pointer(get, i, add())
+        await offload.in_slices(read_pointer(get, i, add()) for i in range(rows.ntuples))
     return instance
 
 

@@ -16,8 +16,10 @@ MAX_LEASE_SECONDS: Final = 24 * 3600
 DEFAULT_LEASE_MS: Final = 30_000
 MAX_LEASE_TOKEN_BYTES: Final = 72  # two numbers and 32 digits; see store/command.py
 MAX_LIST_ITEMS: Final = 1000
-MAX_ITEMS: Final = 100_000
+MAX_ITEMS: Final = 200_000
 """Of lists that have no smaller bound: more would take much longer to decode than to send."""
+MAX_ATTRIBUTES: Final = 100_000
+"""Of all pointers together, because they are sorted in one call when a request is hashed."""
 MAX_REVISION: Final = 2**63 - 1
 MAX_PURGED_ROWS: Final = 100_000
 DEFAULT_PURGED_ROWS: Final = 10_000

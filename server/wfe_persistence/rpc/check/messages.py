@@ -16,7 +16,7 @@ from wfe.persistence.v1.workflow_pb2 import (
     WorkflowPatch,
     WorkflowView,
 )
-from wfe_persistence.rpc.check.bounds import MAX_COMMAND_DATA_BYTES, MAX_ITEMS, MAX_REVISION
+from wfe_persistence.rpc.check.bounds import MAX_ATTRIBUTES, MAX_COMMAND_DATA_BYTES, MAX_REVISION
 from wfe_persistence.rpc.check.scalars import R, Scalars
 from wfe_persistence.store.documents import HEADER_FIELDS
 from wfe_persistence.store.records import COMMAND_NAME, POINTER_STATUS, WORKFLOW_STATUS
@@ -228,14 +228,13 @@ class Check(Scalars):
             self._attributes(attributes, path)
 
     def _attributes(self, attributes: Mapping[str, str], path: str) -> None:
-        # All pointers together, because the hash of a request sorts them in one call.
         self._attributes_left -= len(attributes)
         if self._attributes_left < 0:
             self.add(
                 path,
                 "extension_attributes_json",
                 R.FIELD_VIOLATION_REASON_NUMBER_RANGE,
-                f"must have at most {MAX_ITEMS} items, together with those of other pointers",
+                f"must have at most {MAX_ATTRIBUTES} items, together with those of other pointers",
             )
         else:
             for name, text in attributes.items():

@@ -21,6 +21,7 @@ from wfe_persistence.rpc.check.bounds import (
     DEFAULT_PURGED_ROWS,
     FIRST_SECOND,
     LAST_SECOND,
+    MAX_ATTRIBUTES,
     MAX_ID_BYTES,
     MAX_INT4,
     MAX_ITEMS,
@@ -71,7 +72,7 @@ class Scalars:
         # and by how many bytes these documents grow.
         self._stored: dict[str, int] = {}
         self._json_growth = 0
-        self._attributes_left = MAX_ITEMS
+        self._attributes_left = MAX_ATTRIBUTES
 
     def done(self) -> None:
         """Raise PersistenceError with all violations, if there are any."""
