@@ -40,9 +40,19 @@ from tests.support.scene import Scene, filled, found, in_namespace, never_due, r
 from wfe.persistence.v1.command_pb2 import ScheduledCommand
 from wfe.persistence.v1.error_reason_pb2 import FieldViolationReason
 from wfe.persistence.v1.event_pb2 import Event
-from wfe.persistence.v1.store_pb2 import ExecutionError
+from wfe.persistence.v1.store_pb2 import ExecutionError, PersistErrorsRequest
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
-from wfe.persistence.v1.workflow_pb2 import ExecutionPointer, WorkflowInstance
+from wfe.persistence.v1.workflow_pb2 import (
+    CommitWorkflowRequest,
+    CountWorkflowsRequest,
+    ExecutionPointer,
+    PersistWorkflowRequest,
+    PersistWorkflowWithSubscriptionsRequest,
+    WorkflowFilter,
+    WorkflowInstance,
+    WorkflowPatch,
+    WorkflowStatus,
+)
 
 CANARY: Final = "canary-2b7e1516"
 """Stands in every bad text, and must never be seen in an answer."""
@@ -899,6 +909,89 @@ async def test_more_than_1000_items_of_a_commit_are_refused(api: Api, field: str
     assert len(items) == 1001
     with invalid(field, reason="NUMBER_RANGE"):
         await RPCS["CommitWorkflow"].call(api, request)
+
+
+def _pointers(count: int) -> list[ExecutionPointer]:
+    return [ExecutionPointer()] * count
+
+
+# Lists that may be as long as a large workflow needs. They are refused for their length alone,
+# whatever is in them.
+LONG_LISTS: Final[dict[str, tuple[str, Message, str]]] = {
+    "pointers": (
+        "PersistWorkflow",
+        PersistWorkflowRequest(instance=WorkflowInstance(execution_pointers=_pointers(200_001))),
+        "instance.execution_pointers",
+    ),
+    "pointers of a patch": (
+        "CommitWorkflow",
+        CommitWorkflowRequest(patch=WorkflowPatch(execution_pointers=_pointers(200_001))),
+        "patch.execution_pointers",
+    ),
+    "subscriptions": (
+        "PersistWorkflowWithSubscriptions",
+        PersistWorkflowWithSubscriptionsRequest(subscriptions=[EventSubscription()] * 200_001),
+        "subscriptions",
+    ),
+    "errors": (
+        "PersistErrors",
+        PersistErrorsRequest(errors=[ExecutionError()] * 200_001),
+        "errors",
+    ),
+    "removed pointers": (
+        "CommitWorkflow",
+        CommitWorkflowRequest(
+            patch=WorkflowPatch(id="x", removed_pointer_ids=[f"{i}" for i in range(200_001)]),
+            expected_revision=1,
+        ),
+        "patch.removed_pointer_ids",
+    ),
+    "children": (
+        "PersistWorkflow",
+        PersistWorkflowRequest(
+            instance=make.instance(execution_pointers=[make.pointer("1", children=["x"] * 200_001)])
+        ),
+        "instance.execution_pointers[0].children",
+    ),
+    "attributes of all pointers": (
+        "PersistWorkflow",
+        PersistWorkflowRequest(
+            instance=make.instance(
+                execution_pointers=[
+                    make.pointer(
+                        f"{n}",
+                        extension_attributes_json={f"{i}": "1" for i in range(50_000 + n)},
+                    )
+                    for n in range(2)
+                ]
+            )
+        ),
+        "instance.execution_pointers[1].extension_attributes_json",
+    ),
+    "statuses": (
+        "CountWorkflows",
+        CountWorkflowsRequest(
+            filter=WorkflowFilter(statuses=[WorkflowStatus.WORKFLOW_STATUS_COMPLETE] * 1001)
+        ),
+        "filter.statuses",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LONG_LISTS)
+async def test_too_long_lists_are_refused(api: Api, case: str) -> None:
+    name, request, field = LONG_LISTS[case]
+    with invalid(field, reason="NUMBER_RANGE"):
+        await RPCS[name].call(api, request)
+
+
+async def test_no_more_than_100_fields_are_reported(api: Api) -> None:
+    pointers = [make.pointer(f"{i}", step_id=-1) for i in range(5000)]
+    request = PersistWorkflowRequest(instance=make.instance(execution_pointers=pointers))
+    with fails("INVALID_ARGUMENT", "INVALID_FIELD") as failure:
+        await RPCS["PersistWorkflow"].call(api, request)
+    assert failure.message.startswith("instance.execution_pointers[0].step_id: ")
+    assert failure.message.endswith(" (and 99 more)")
 
 
 # Lease tokens.

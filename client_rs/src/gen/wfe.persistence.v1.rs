@@ -1420,7 +1420,7 @@ pub struct EnsureStoreExistsResponse {
 /// PersistErrorsRequest is the request of PersistErrors.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PersistErrorsRequest {
-    /// The errors to log, in this order; may be empty.
+    /// The errors to log, in this order; may be empty. At most 200000.
     #[prost(message, repeated, tag = "1")]
     pub errors: ::prost::alloc::vec::Vec<ExecutionError>,
 }
@@ -2546,7 +2546,8 @@ pub struct WorkflowInstance {
     /// The host's own reference, for example an order number; at most 512 bytes.
     #[prost(string, optional, tag = "7")]
     pub reference: ::core::option::Option<::prost::alloc::string::String>,
-    /// The execution pointers; their order is preserved.
+    /// The execution pointers; their order is preserved. At most 200000 in a
+    /// request.
     #[prost(message, repeated, tag = "8")]
     pub execution_pointers: ::prost::alloc::vec::Vec<ExecutionPointer>,
     /// When it is to be run next, in milliseconds since 1970-01-01T00:00:00Z; any
@@ -2641,7 +2642,7 @@ pub struct ExecutionPointer {
     #[prost(uint32, tag = "14")]
     pub retry_count: u32,
     /// The ids of the pointers it started, each at most 512 bytes; their order is
-    /// preserved.
+    /// preserved. At most 200000.
     #[prost(string, repeated, tag = "15")]
     pub children: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// The loop item it works on, a JSON document (see
@@ -2656,11 +2657,13 @@ pub struct ExecutionPointer {
     #[prost(string, optional, tag = "18")]
     pub outcome_json: ::core::option::Option<::prost::alloc::string::String>,
     /// The ids of the pointers that enclose it, each at most 512 bytes; the host
-    /// chooses the order (innermost or outermost first), which is preserved.
+    /// chooses the order (innermost or outermost first), which is preserved. At
+    /// most 200000.
     #[prost(string, repeated, tag = "19")]
     pub scope: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// Additional attributes by name; each value is a JSON document (see
-    /// WorkflowInstance.data_json).
+    /// WorkflowInstance.data_json). At most 100000 in a request, all pointers
+    /// together.
     #[prost(map = "string, string", tag = "20")]
     pub extension_attributes_json: ::std::collections::HashMap<
         ::prost::alloc::string::String,
@@ -2686,11 +2689,11 @@ pub struct WorkflowPatch {
     pub header_mask: ::core::option::Option<::prost_types::FieldMask>,
     /// Pointers to update or add, each with all its fields; no duplicate ids. An
     /// existing pointer keeps its position; new ones are appended in the order
-    /// given here.
+    /// given here. At most 200000.
     #[prost(message, repeated, tag = "4")]
     pub execution_pointers: ::prost::alloc::vec::Vec<ExecutionPointer>,
     /// Ids of pointers to remove; each must exist and must not also be in
-    /// `execution_pointers`.
+    /// `execution_pointers`. At most 200000.
     #[prost(string, repeated, tag = "5")]
     pub removed_pointer_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
@@ -2711,7 +2714,7 @@ pub struct SubscriptionClaim {
 /// WorkflowFilter selects the workflows that match every condition given.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WorkflowFilter {
-    /// With one of these statuses; empty: any.
+    /// With one of these statuses, at most 1000; empty: any.
     #[prost(enumeration = "WorkflowStatus", repeated, tag = "1")]
     pub statuses: ::prost::alloc::vec::Vec<i32>,
     /// With this definition, at most 512 bytes; empty: any.
@@ -2799,7 +2802,7 @@ pub struct PersistWorkflowWithSubscriptionsRequest {
     /// The full new state; required, with its id.
     #[prost(message, optional, tag = "1")]
     pub instance: ::core::option::Option<WorkflowInstance>,
-    /// The subscriptions to create; no duplicate ids.
+    /// The subscriptions to create; no duplicate ids. At most 200000.
     #[prost(message, repeated, tag = "2")]
     pub subscriptions: ::prost::alloc::vec::Vec<EventSubscription>,
     /// Write only if this is the stored revision, 1 or higher; absent: write
@@ -3104,8 +3107,8 @@ pub struct PurgeWorkflowsRequest {
     /// or create_time if that is absent. Years 1-9999, truncated to microseconds.
     #[prost(message, optional, tag = "1")]
     pub ended_before: ::core::option::Option<::prost_types::Timestamp>,
-    /// With one of these statuses; only COMPLETE and TERMINATED are allowed;
-    /// empty: both.
+    /// With one of these statuses, at most 1000; only COMPLETE and TERMINATED are
+    /// allowed; empty: both.
     #[prost(enumeration = "WorkflowStatus", repeated, tag = "2")]
     pub statuses: ::prost::alloc::vec::Vec<i32>,
     /// With this definition, at most 512 bytes; empty: any. Their descendants are

@@ -270,7 +270,7 @@ class PersistErrorsRequest(google.protobuf.message.Message):
     ERRORS_FIELD_NUMBER: builtins.int
     @property
     def errors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ExecutionError]:
-        """The errors to log, in this order; may be empty."""
+        """The errors to log, in this order; may be empty. At most 200000."""
 
     def __init__(
         self,

@@ -222,7 +222,9 @@ class WorkflowInstance(google.protobuf.message.Message):
     """
     @property
     def execution_pointers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ExecutionPointer]:
-        """The execution pointers; their order is preserved."""
+        """The execution pointers; their order is preserved. At most 200000 in a
+        request.
+        """
 
     @property
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
@@ -372,19 +374,21 @@ class ExecutionPointer(google.protobuf.message.Message):
     @property
     def children(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The ids of the pointers it started, each at most 512 bytes; their order is
-        preserved.
+        preserved. At most 200000.
         """
 
     @property
     def scope(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The ids of the pointers that enclose it, each at most 512 bytes; the host
-        chooses the order (innermost or outermost first), which is preserved.
+        chooses the order (innermost or outermost first), which is preserved. At
+        most 200000.
         """
 
     @property
     def extension_attributes_json(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
         """Additional attributes by name; each value is a JSON document (see
-        WorkflowInstance.data_json).
+        WorkflowInstance.data_json). At most 100000 in a request, all pointers
+        together.
         """
 
     def __init__(
@@ -465,13 +469,13 @@ class WorkflowPatch(google.protobuf.message.Message):
     def execution_pointers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ExecutionPointer]:
         """Pointers to update or add, each with all its fields; no duplicate ids. An
         existing pointer keeps its position; new ones are appended in the order
-        given here.
+        given here. At most 200000.
         """
 
     @property
     def removed_pointer_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Ids of pointers to remove; each must exist and must not also be in
-        `execution_pointers`.
+        `execution_pointers`. At most 200000.
         """
 
     def __init__(
@@ -548,7 +552,7 @@ class WorkflowFilter(google.protobuf.message.Message):
     """
     @property
     def statuses(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[Global___WorkflowStatus.ValueType]:
-        """With one of these statuses; empty: any."""
+        """With one of these statuses, at most 1000; empty: any."""
 
     @property
     def create_time_from(self) -> google.protobuf.timestamp_pb2.Timestamp:
@@ -723,7 +727,7 @@ class PersistWorkflowWithSubscriptionsRequest(google.protobuf.message.Message):
 
     @property
     def subscriptions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.subscription_pb2.EventSubscription]:
-        """The subscriptions to create; no duplicate ids."""
+        """The subscriptions to create; no duplicate ids. At most 200000."""
 
     def __init__(
         self,
@@ -1409,8 +1413,8 @@ class PurgeWorkflowsRequest(google.protobuf.message.Message):
 
     @property
     def statuses(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[Global___WorkflowStatus.ValueType]:
-        """With one of these statuses; only COMPLETE and TERMINATED are allowed;
-        empty: both.
+        """With one of these statuses, at most 1000; only COMPLETE and TERMINATED are
+        allowed; empty: both.
         """
 
     def __init__(

@@ -578,7 +578,7 @@ func (x *EnsureStoreExistsResponse) GetAppliedMigrations() []string {
 // PersistErrorsRequest is the request of PersistErrors.
 type PersistErrorsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The errors to log, in this order; may be empty.
+	// The errors to log, in this order; may be empty. At most 200000.
 	Errors        []*ExecutionError `protobuf:"bytes,1,rep,name=errors,proto3" json:"errors,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

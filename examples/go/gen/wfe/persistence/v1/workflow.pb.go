@@ -252,7 +252,8 @@ type WorkflowInstance struct {
 	Description *string `protobuf:"bytes,6,opt,name=description,proto3,oneof" json:"description,omitempty"`
 	// The host's own reference, for example an order number; at most 512 bytes.
 	Reference *string `protobuf:"bytes,7,opt,name=reference,proto3,oneof" json:"reference,omitempty"`
-	// The execution pointers; their order is preserved.
+	// The execution pointers; their order is preserved. At most 200000 in a
+	// request.
 	ExecutionPointers []*ExecutionPointer `protobuf:"bytes,8,rep,name=execution_pointers,json=executionPointers,proto3" json:"execution_pointers,omitempty"`
 	// When it is to be run next, in milliseconds since 1970-01-01T00:00:00Z; any
 	// int64. Absent: not scheduled (for example, waiting for an event).
@@ -463,7 +464,7 @@ type ExecutionPointer struct {
 	// How often the step was retried, 0 to 2^31-1.
 	RetryCount uint32 `protobuf:"varint,14,opt,name=retry_count,json=retryCount,proto3" json:"retry_count,omitempty"`
 	// The ids of the pointers it started, each at most 512 bytes; their order is
-	// preserved.
+	// preserved. At most 200000.
 	Children []string `protobuf:"bytes,15,rep,name=children,proto3" json:"children,omitempty"`
 	// The loop item it works on, a JSON document (see
 	// WorkflowInstance.data_json). Absent is distinct from `null`.
@@ -474,10 +475,12 @@ type ExecutionPointer struct {
 	// Absent is distinct from `null`.
 	OutcomeJson *string `protobuf:"bytes,18,opt,name=outcome_json,json=outcomeJson,proto3,oneof" json:"outcome_json,omitempty"`
 	// The ids of the pointers that enclose it, each at most 512 bytes; the host
-	// chooses the order (innermost or outermost first), which is preserved.
+	// chooses the order (innermost or outermost first), which is preserved. At
+	// most 200000.
 	Scope []string `protobuf:"bytes,19,rep,name=scope,proto3" json:"scope,omitempty"`
 	// Additional attributes by name; each value is a JSON document (see
-	// WorkflowInstance.data_json).
+	// WorkflowInstance.data_json). At most 100000 in a request, all pointers
+	// together.
 	ExtensionAttributesJson map[string]string `protobuf:"bytes,20,rep,name=extension_attributes_json,json=extensionAttributesJson,proto3" json:"extension_attributes_json,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields           protoimpl.UnknownFields
 	sizeCache               protoimpl.SizeCache
@@ -669,10 +672,10 @@ type WorkflowPatch struct {
 	HeaderMask *fieldmaskpb.FieldMask `protobuf:"bytes,3,opt,name=header_mask,json=headerMask,proto3" json:"header_mask,omitempty"`
 	// Pointers to update or add, each with all its fields; no duplicate ids. An
 	// existing pointer keeps its position; new ones are appended in the order
-	// given here.
+	// given here. At most 200000.
 	ExecutionPointers []*ExecutionPointer `protobuf:"bytes,4,rep,name=execution_pointers,json=executionPointers,proto3" json:"execution_pointers,omitempty"`
 	// Ids of pointers to remove; each must exist and must not also be in
-	// `execution_pointers`.
+	// `execution_pointers`. At most 200000.
 	RemovedPointerIds []string `protobuf:"bytes,5,rep,name=removed_pointer_ids,json=removedPointerIds,proto3" json:"removed_pointer_ids,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -811,7 +814,7 @@ func (x *SubscriptionClaim) GetEpoch() int64 {
 // WorkflowFilter selects the workflows that match every condition given.
 type WorkflowFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// With one of these statuses; empty: any.
+	// With one of these statuses, at most 1000; empty: any.
 	Statuses []WorkflowStatus `protobuf:"varint,1,rep,packed,name=statuses,proto3,enum=wfe.persistence.v1.WorkflowStatus" json:"statuses,omitempty"`
 	// With this definition, at most 512 bytes; empty: any.
 	WorkflowDefinitionId string `protobuf:"bytes,2,opt,name=workflow_definition_id,json=workflowDefinitionId,proto3" json:"workflow_definition_id,omitempty"`
@@ -1171,7 +1174,7 @@ type PersistWorkflowWithSubscriptionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The full new state; required, with its id.
 	Instance *WorkflowInstance `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
-	// The subscriptions to create; no duplicate ids.
+	// The subscriptions to create; no duplicate ids. At most 200000.
 	Subscriptions []*EventSubscription `protobuf:"bytes,2,rep,name=subscriptions,proto3" json:"subscriptions,omitempty"`
 	// Write only if this is the stored revision, 1 or higher; absent: write
 	// regardless of the stored revision.
@@ -2610,8 +2613,8 @@ type PurgeWorkflowsRequest struct {
 	// Workflows that ended before this time; required. The end is complete_time,
 	// or create_time if that is absent. Years 1-9999, truncated to microseconds.
 	EndedBefore *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=ended_before,json=endedBefore,proto3" json:"ended_before,omitempty"`
-	// With one of these statuses; only COMPLETE and TERMINATED are allowed;
-	// empty: both.
+	// With one of these statuses, at most 1000; only COMPLETE and TERMINATED are
+	// allowed; empty: both.
 	Statuses []WorkflowStatus `protobuf:"varint,2,rep,packed,name=statuses,proto3,enum=wfe.persistence.v1.WorkflowStatus" json:"statuses,omitempty"`
 	// With this definition, at most 512 bytes; empty: any. Their descendants are
 	// deleted whatever their definition.

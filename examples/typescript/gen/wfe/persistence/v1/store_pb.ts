@@ -307,7 +307,7 @@ export const EnsureStoreExistsResponseSchema: GenMessage<EnsureStoreExistsRespon
  */
 export type PersistErrorsRequest = Message<"wfe.persistence.v1.PersistErrorsRequest"> & {
   /**
-   * The errors to log, in this order; may be empty.
+   * The errors to log, in this order; may be empty. At most 200000.
    *
    * @generated from field: repeated wfe.persistence.v1.ExecutionError errors = 1;
    */

@@ -87,7 +87,8 @@ export type WorkflowInstance = Message<"wfe.persistence.v1.WorkflowInstance"> & 
   reference?: string | undefined;
 
   /**
-   * The execution pointers; their order is preserved.
+   * The execution pointers; their order is preserved. At most 200000 in a
+   * request.
    *
    * @generated from field: repeated wfe.persistence.v1.ExecutionPointer execution_pointers = 8;
    */
@@ -280,7 +281,7 @@ export type ExecutionPointer = Message<"wfe.persistence.v1.ExecutionPointer"> & 
 
   /**
    * The ids of the pointers it started, each at most 512 bytes; their order is
-   * preserved.
+   * preserved. At most 200000.
    *
    * @generated from field: repeated string children = 15;
    */
@@ -311,7 +312,8 @@ export type ExecutionPointer = Message<"wfe.persistence.v1.ExecutionPointer"> & 
 
   /**
    * The ids of the pointers that enclose it, each at most 512 bytes; the host
-   * chooses the order (innermost or outermost first), which is preserved.
+   * chooses the order (innermost or outermost first), which is preserved. At
+   * most 200000.
    *
    * @generated from field: repeated string scope = 19;
    */
@@ -319,7 +321,8 @@ export type ExecutionPointer = Message<"wfe.persistence.v1.ExecutionPointer"> & 
 
   /**
    * Additional attributes by name; each value is a JSON document (see
-   * WorkflowInstance.data_json).
+   * WorkflowInstance.data_json). At most 100000 in a request, all pointers
+   * together.
    *
    * @generated from field: map<string, string> extension_attributes_json = 20;
    */
@@ -368,7 +371,7 @@ export type WorkflowPatch = Message<"wfe.persistence.v1.WorkflowPatch"> & {
   /**
    * Pointers to update or add, each with all its fields; no duplicate ids. An
    * existing pointer keeps its position; new ones are appended in the order
-   * given here.
+   * given here. At most 200000.
    *
    * @generated from field: repeated wfe.persistence.v1.ExecutionPointer execution_pointers = 4;
    */
@@ -376,7 +379,7 @@ export type WorkflowPatch = Message<"wfe.persistence.v1.WorkflowPatch"> & {
 
   /**
    * Ids of pointers to remove; each must exist and must not also be in
-   * `execution_pointers`.
+   * `execution_pointers`. At most 200000.
    *
    * @generated from field: repeated string removed_pointer_ids = 5;
    */
@@ -433,7 +436,7 @@ export const SubscriptionClaimSchema: GenMessage<SubscriptionClaim> = /*@__PURE_
  */
 export type WorkflowFilter = Message<"wfe.persistence.v1.WorkflowFilter"> & {
   /**
-   * With one of these statuses; empty: any.
+   * With one of these statuses, at most 1000; empty: any.
    *
    * @generated from field: repeated wfe.persistence.v1.WorkflowStatus statuses = 1;
    */
@@ -647,7 +650,7 @@ export type PersistWorkflowWithSubscriptionsRequest = Message<"wfe.persistence.v
   instance?: WorkflowInstance | undefined;
 
   /**
-   * The subscriptions to create; no duplicate ids.
+   * The subscriptions to create; no duplicate ids. At most 200000.
    *
    * @generated from field: repeated wfe.persistence.v1.EventSubscription subscriptions = 2;
    */
@@ -1417,8 +1420,8 @@ export type PurgeWorkflowsRequest = Message<"wfe.persistence.v1.PurgeWorkflowsRe
   endedBefore?: Timestamp | undefined;
 
   /**
-   * With one of these statuses; only COMPLETE and TERMINATED are allowed;
-   * empty: both.
+   * With one of these statuses, at most 1000; only COMPLETE and TERMINATED are
+   * allowed; empty: both.
    *
    * @generated from field: repeated wfe.persistence.v1.WorkflowStatus statuses = 2;
    */
