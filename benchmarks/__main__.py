@@ -4,8 +4,8 @@ server.
 The server runs in its own process, on an embedded PostgreSQL, and also serves an echo that only the
 benchmark registers. What an RPC costs beyond the echo is our own overhead. `--driver` measures only
 the driver, beside psycopg's cursors and asyncpg; `--namespaces` the cost of many namespaces;
-`--patches` a change in short and long workflows; `--purge` a purge under load; `--storage` disk
-usage.
+`--patches` a change in short and long workflows; `--checks` the checks of requests, and how long
+others wait meanwhile; `--purge` a purge under load; `--storage` disk usage.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks import driver, namespaces, patches, purge, rpcs, storage
+from benchmarks import checks, driver, namespaces, patches, purge, rpcs, storage
 from wfe_persistence.embedded import EmbeddedPostgres
 
 
@@ -53,6 +53,11 @@ def main() -> None:
     )
     parser.add_argument(
         "--patches", action="store_true", help="measure one change in short and in long workflows"
+    )
+    parser.add_argument(
+        "--checks",
+        action="store_true",
+        help="measure the checks of documents, and how long others wait for requests",
     )
     parser.add_argument(
         "--purge",
@@ -91,6 +96,9 @@ def main() -> None:
             pid = int(next(Path(directory).glob("*/postmaster.pid")).read_text().split()[0])
             figures = asyncio.run(patches.measure(postgres.url, psutil.Process(pid)))
             print(patches.table(figures))
+        elif arguments.checks:
+            figures = asyncio.run(checks.measure(postgres.url))
+            print(checks.table(figures))
         elif arguments.namespaces:
             figures = asyncio.run(namespaces.measure(postgres.url, arguments.namespaces))
             print(namespaces.table(figures))
@@ -111,6 +119,8 @@ def main() -> None:
         if arguments.purge
         else "patches.json"
         if arguments.patches
+        else "checks.json"
+        if arguments.checks
         else "namespaces.json"
         if arguments.namespaces
         else "storage.json"
