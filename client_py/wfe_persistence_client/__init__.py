@@ -50,6 +50,18 @@ one in the header: upgrade servers first.
 after a broken connection and still applied once. A write that raises
 `CommitOutcomeUnknown` may or may not have been applied.
 
+**Outages.** While there is no connection, a call waits for one until its timeout; the
+error then names the target and the cause. Retries and reconnects are logged at level
+DEBUG by the logger `wfe_persistence_client`.
+
+**Processes.** A provider belongs to the process and the event loop that created it, and
+raises RuntimeError in any other. Where processes are forked (gunicorn and uvicorn
+workers, Celery, `multiprocessing`), connect in each of them, after the fork. A parent that
+uses gRPC before it forks must close its providers first: gRPC cannot be used in the
+child of a process that was using it, and `connect` raises RuntimeError there. Processes
+that `multiprocessing` starts with "spawn" or "forkserver" are not affected.
+`docs/python.md` has the recipes.
+
 **Reused ids.** A patch applies to a revision, and a workflow that another client
 deletes and creates again with the same id starts again at revision 1. The provider
 distinguishes them by `create_time`. A database that is restored to an earlier state

@@ -354,7 +354,11 @@ class Calls:
                 if rule.once and isinstance(error, _REFUSALS):
                     error.maybe_written = this_one
                 verdict = _verdict(rule, request, error)
-                raise verdict from verdict.__cause__
+                try:
+                    raise verdict from verdict.__cause__
+                finally:
+                    # Its traceback refers to this frame, which must not refer back.
+                    del error, verdict
             log.debug(
                 "%s: attempt %d failed, the next in %.2f s: %s",
                 _rpc(request),

@@ -6,12 +6,13 @@ and gRPC had ended its threads, it starts anew in the child.
 """
 
 import ctypes
+import gc
 import os
 import threading
 import time
 import weakref
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 #: The name of the Python thread that gRPC's asyncio API runs as long as there is a channel or a
 #: server in the process.
@@ -19,6 +20,12 @@ _POLLER: Final = "_poll_wrapper"
 #: The names of gRPC's own threads. They end shortly after the last channel: milliseconds.
 _NATIVE: Final = ("grpc_", "event_engine", "lifeguard")
 _SETTLE_SECONDS: Final = 1.0
+
+
+class _Holder(Protocol):
+    @property
+    def released(self) -> bool:
+        """Whether it no longer holds a channel."""
 
 
 class _Forks:
@@ -31,7 +38,7 @@ class _Forks:
         #: calls it something else, so from the first channel on gRPC counts as in use.
         self.blind = False
         #: What holds the channels of this process.
-        self.holders: weakref.WeakSet[object] = weakref.WeakSet()
+        self.holders: weakref.WeakSet[_Holder] = weakref.WeakSet()
         #: Whether gRPC may still be ending its threads.
         self.unsettled = False
         self._in_use = False
@@ -39,6 +46,9 @@ class _Forks:
 
     def before(self) -> None:
         self._forking = os.getpid()
+        if _poller_runs() and all(holder.released for holder in self.holders):
+            # Errors of calls are cycles with the frames that refer to a channel.
+            gc.collect()
         self._in_use = self.blind or _poller_runs()
         if self.unsettled and not self._in_use:
             self._in_use = self.unsettled = not _settle()
@@ -70,7 +80,7 @@ def check_new_channel() -> None:
         )
 
 
-def note_channel(holder: object) -> None:
+def note_channel(holder: _Holder) -> None:
     """Must be called when a channel has been created, with the object that holds it."""
     _forks.blind = not _poller_runs()
     _forks.unsettled = True

@@ -33,8 +33,15 @@ _SHUTDOWN: Final = grpc.ChannelConnectivity.SHUTDOWN
 _PROBE: Final = "/grpc.health.v1.Health/Check"
 _PROBE_TIMEOUT: Final = 1.0
 
+#: Between two looks at the state of a channel that is not connected, in seconds.
+_FIRST_PAUSE: Final = 0.001
+_LONGEST_PAUSE: Final = 0.05
+
 #: gRPC's schemes; a target with any other one is taken for the name of a host.
 _SCHEMES: Final = {"dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds", "google-c2p"}
+#: What gRPC says if the peer ends the connection, as a server of TLS does that gets no
+#: handshake.
+_HUNG_UP: Final = ("Socket closed", "Connection reset", "Endpoint clos")
 #: In gRPC's order; it reads only these, in lower case.
 _PROXIES: Final = ("grpc_proxy", "https_proxy", "http_proxy")
 
@@ -66,6 +73,7 @@ class Link:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._target = ""
+        self._encrypted = True
         fork.check_new_channel()
         self._process = os.getpid()
         try:
@@ -75,11 +83,15 @@ class Link:
             self._loop = None
         self._channel: grpc.aio.Channel | None = channel
         self._stubs: Stubs | None = Stubs(channel)
+        #: Who waits for another state than which.
+        self._waits: dict[asyncio.Future[None], grpc.ChannelConnectivity] = {}
+        self._next_look: asyncio.TimerHandle | None = None
         fork.note_channel(self)
 
-    def own(self, target: str) -> None:
-        """Says where the channel leads, and that nobody else will close it."""
+    def own(self, target: str, *, encrypted: bool) -> None:
+        """Says where the channel leads and how, and that nobody else will close it."""
         self._target = target
+        self._encrypted = encrypted
 
     @property
     def stubs(self) -> Stubs:
@@ -87,6 +99,11 @@ class Link:
         if self._stubs is None:
             raise RuntimeError("the provider is closed")
         return self._stubs
+
+    @property
+    def released(self) -> bool:
+        """Whether this link no longer holds a channel."""
+        return self._channel is None
 
     @property
     def closed(self) -> bool:
@@ -120,6 +137,7 @@ class Link:
         ):
             raise RuntimeError("this provider belongs to another event loop: close it there")
         self._channel = self._stubs = None
+        self._look(0)
         await channel.close()
 
     def __del__(self) -> None:
@@ -163,7 +181,9 @@ class Link:
                 log.debug("no connection to %s: %s", self._name, why)
                 if fail_fast:
                     raise self._no_connection(why)
-            if not await _change(channel, state, deadline):
+            if not await self._change(state, deadline):
+                if self.closed:
+                    break
                 if not why:
                     raise DeadlineExceeded(
                         f"no connection to {self._name} in time: {_SILENT}",
@@ -175,15 +195,65 @@ class Link:
                 raise self._no_connection(why)
         raise closed_during_call()
 
+    async def _change(self, state: grpc.ChannelConnectivity, deadline: Deadline) -> bool:
+        """Waits until the state is another one; False: the deadline passed, or it was closed."""
+        remaining = deadline.remaining()
+        if remaining <= 0:
+            return False
+        change = asyncio.get_running_loop().create_future()
+        self._waits[change] = state
+        try:
+            if self._next_look is None:
+                self._look(_FIRST_PAUSE)
+            async with asyncio.timeout(remaining):
+                await change
+        except TimeoutError:
+            return False
+        finally:
+            del self._waits[change]
+        return True
+
+    def _look(self, pause: float) -> None:
+        """Wakes those whose state has changed, and looks again after a pause.
+
+        gRPC's own wait for a change does not reliably end when the channel is closed, and
+        one that is cancelled keeps gRPC in use.
+        """
+        channel = self._channel
+        state = _SHUTDOWN if channel is None else channel.get_state(try_to_connect=True)
+        for change, old in self._waits.items():
+            if state is not old and not change.done():
+                change.set_result(None)
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
+        if self._waits and state is not _SHUTDOWN:
+            loop = asyncio.get_running_loop()
+            longer = min(2 * pause, _LONGEST_PAUSE)
+            self._next_look = loop.call_later(pause, self._look, longer)
+
     @property
     def _name(self) -> str:
         return self._target or "the server"
 
     def _no_connection(self, why: str) -> Unavailable:
         return Unavailable(
-            f"no connection to {self._name}: {why}{_proxy_hint(self._target)}",
+            f"no connection to {self._name}: {why}{self._hint(why)}",
             reason="SERVER_UNREACHABLE",
         )
+
+    def _hint(self, why: str) -> str:
+        """What gRPC's message does not say, though it may well be the cause."""
+        variable = next((name for name in _PROXIES if os.environ.get(name)), None)
+        if variable is not None and not self._target.startswith("unix"):
+            # gRPC's message has the address of the proxy as if it were the server's.
+            return (
+                f" (gRPC connects through the proxy that the environment variable {variable} "
+                "names, except to the hosts in no_proxy)"
+            )
+        if not self._encrypted and any(text in why for text in _HUNG_UP):
+            return " (it hung up: if it expects TLS, connect with credentials)"
+        return ""
 
     async def _why(self, channel: grpc.aio.Channel, deadline: Deadline) -> str:
         """What gRPC knows of why there is no connection; empty if there may be one by now."""
@@ -221,21 +291,6 @@ def is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-async def _change(
-    channel: grpc.aio.Channel, state: grpc.ChannelConnectivity, deadline: Deadline
-) -> bool:
-    """Waits until the state is another one; False: the deadline passed before."""
-    remaining = deadline.remaining()
-    if remaining <= 0:
-        return False
-    try:
-        async with asyncio.timeout(remaining):
-            await channel.wait_for_state_change(state)
-    except TimeoutError:
-        return False
-    return True
-
-
 def closed_during_call() -> Unavailable:
     """The error of a call whose provider is closed while it is in progress."""
     return Unavailable("the provider was closed during the call", reason="SERVER_UNREACHABLE")
@@ -248,14 +303,3 @@ def check_target(target: str) -> None:
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", target)
     if scheme is not None and scheme[1].lower() not in _SCHEMES:
         raise ValueError(f'target must be "HOST:PORT" or "unix:PATH", not a URL: "{target}"')
-
-
-def _proxy_hint(target: str) -> str:
-    # gRPC's message has the address of the proxy as if it were the server's.
-    variable = next((name for name in _PROXIES if os.environ.get(name)), None)
-    if variable is None or target.startswith("unix"):
-        return ""
-    return (
-        f" (gRPC connects through the proxy that the environment variable {variable} names, "
-        "except to the hosts in no_proxy)"
-    )

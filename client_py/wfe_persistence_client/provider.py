@@ -128,5 +128,5 @@ def connect(
         strict=strict,
         remember=remember,
     )
-    provider._link.own(target)
+    provider._link.own(target, encrypted=credentials is not None)
     return provider
