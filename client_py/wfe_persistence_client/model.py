@@ -181,7 +181,7 @@ class WorkflowInstance:
     version: int
     #: A description for people.
     description: str | None = None
-    #: The host's own reference, for example an order number.
+    #: The host's own reference, for example an order number; at most 512 bytes.
     reference: str | None = None
     #: The execution pointers; their order is preserved.
     execution_pointers: list[ExecutionPointer] = field(default_factory=list)

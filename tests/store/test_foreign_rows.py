@@ -12,6 +12,7 @@ import pytest
 
 from tests.support import make
 from tests.support.api import Api, connect, pages
+from tests.support.expect import invalid
 from tests.support.server import ServerProcess
 from wfe.persistence.v1.command_pb2 import CommandName
 from wfe.persistence.v1.list_order_pb2 import ListOrder
@@ -359,6 +360,22 @@ async def test_commands_of_any_name_and_time_are_claimed(foreign: Foreign) -> No
         CommandName.COMMAND_NAME_UNSPECIFIED,
         CommandName.COMMAND_NAME_PROCESS_EVENT,
     ]
+
+
+async def test_numbers_at_their_end_are_refused_with_a_field(foreign: Foreign) -> None:
+    """What only the database can find out names the field that asked for it."""
+    last = 2**63 - 1
+    await foreign.run("INSERT INTO wfc.definition_sequences VALUES ('d', %s)", last)
+    with invalid("definition_id"):
+        await foreign.api.next_definition_sequence("d")
+    instance = make.instance()
+    await foreign.api.create_new_workflow(instance)
+    await foreign.run("UPDATE wfc.workflows SET revision = %s", last)
+    with invalid("instance"):
+        await foreign.api.persist_workflow(instance, request_id=make.request_id())
+    patch = make.patch(instance.id, reference="r")
+    with invalid("patch"):
+        await foreign.api.commit_workflow(patch=patch, expected_revision=last)
 
 
 # Too large for a message.

@@ -3053,8 +3053,9 @@ pub struct ListWorkflowsRequest {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListWorkflowsResponse {
     /// The workflows. One that by itself is too large for a message is returned
-    /// without its pointers, with `view` HEADER; if that is still too large (only
-    /// other software can have stored it), also without `data_json`.
+    /// without its pointers, with `view` HEADER; if that is still too large, also
+    /// without `data_json`. (Other software can have stored it, or patches that
+    /// changed `description` and `data_json` one after the other.)
     #[prost(message, repeated, tag = "1")]
     pub instances: ::prost::alloc::vec::Vec<WorkflowInstance>,
     /// The token of the next page; empty: this is the last page.

@@ -1,7 +1,7 @@
 """What is too large to be returned: which parts of it are left out of lists and streams.
 
-This server stores nothing that could not be read back. But other software may, and patches can make
-a workflow's pointers grow beyond a message. A list must go on behind such an item all the same.
+What one request stores can be read back. But other software may store more, and patches can make a
+workflow grow beyond a message, one after the other. A list must go on behind such an item.
 """
 
 from __future__ import annotations

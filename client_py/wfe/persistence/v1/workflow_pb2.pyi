@@ -1260,8 +1260,9 @@ class ListWorkflowsResponse(google.protobuf.message.Message):
     @property
     def instances(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WorkflowInstance]:
         """The workflows. One that by itself is too large for a message is returned
-        without its pointers, with `view` HEADER; if that is still too large (only
-        other software can have stored it), also without `data_json`.
+        without its pointers, with `view` HEADER; if that is still too large, also
+        without `data_json`. (Other software can have stored it, or patches that
+        changed `description` and `data_json` one after the other.)
         """
 
     def __init__(

@@ -131,8 +131,8 @@ def persist(instance: WorkflowInstance, created: Iterable[EventSubscription]) ->
 
 
 def commit(request: CommitWorkflowRequest) -> Iterator[Message]:
-    """All that a commit stores. What a patch makes of a workflow may become too large for one
-    message, but not its header nor any of its pointers."""
+    """All that a commit stores. Patches can make a workflow too large for one message, one pointer
+    after the other, or its description and then its data; lists leave out what does not fit."""
     if request.HasField("patch"):
         yield from workflow(request.patch.header)
         yield from pointers(request.patch.execution_pointers)

@@ -2313,8 +2313,9 @@ func (x *ListWorkflowsRequest) GetPageToken() string {
 type ListWorkflowsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The workflows. One that by itself is too large for a message is returned
-	// without its pointers, with `view` HEADER; if that is still too large (only
-	// other software can have stored it), also without `data_json`.
+	// without its pointers, with `view` HEADER; if that is still too large, also
+	// without `data_json`. (Other software can have stored it, or patches that
+	// changed `description` and `data_json` one after the other.)
 	Instances []*WorkflowInstance `protobuf:"bytes,1,rep,name=instances,proto3" json:"instances,omitempty"`
 	// The token of the next page; empty: this is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`

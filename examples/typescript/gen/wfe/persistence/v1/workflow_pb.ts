@@ -1268,8 +1268,9 @@ export const ListWorkflowsRequestSchema: GenMessage<ListWorkflowsRequest> = /*@_
 export type ListWorkflowsResponse = Message<"wfe.persistence.v1.ListWorkflowsResponse"> & {
   /**
    * The workflows. One that by itself is too large for a message is returned
-   * without its pointers, with `view` HEADER; if that is still too large (only
-   * other software can have stored it), also without `data_json`.
+   * without its pointers, with `view` HEADER; if that is still too large, also
+   * without `data_json`. (Other software can have stored it, or patches that
+   * changed `description` and `data_json` one after the other.)
    *
    * @generated from field: repeated wfe.persistence.v1.WorkflowInstance instances = 1;
    */
