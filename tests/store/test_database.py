@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 
@@ -15,6 +16,8 @@ from wfe_persistence.database import database_from
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.settings import Settings
 from wfe_persistence.store.postgres.database import MAX_ATTEMPTS, Database
+from wfe_persistence.store.postgres.pipeline import Connection, Exchange
+from wfe_persistence.store.postgres.prepared import Statement
 from wfe_persistence.store.postgres.sqlstate import UnexpectedDatabaseError, UniqueViolation
 from wfe_persistence.store.rows import integer, read_int4, read_int8, read_text, text
 from wfe_persistence.store.schema import Schema
@@ -288,6 +291,59 @@ async def test_stream_left_early_gives_its_connection_back(database_url: str) ->
                     assert read_int4(row.get_value(0, 0)) == 1
                     break
         await store.read(ONE)
+
+
+async def test_rows_wait_in_the_database_until_they_are_taken(database_url: str) -> None:
+    """Not in libpq's buffer, which takes what is read from the socket, and never shrinks."""
+    process = psutil.Process()
+    before = process.memory_info().rss
+    async with database_from(
+        Settings(db_url=database_url, pool_size=1, pool_timeout=60)
+    ) as database:
+        store = Store(database, Schema(), "default")
+        async with aclosing(store.stream("SELECT n FROM generate_series(1, 3000000) n")) as rows:
+            async for row in rows:
+                if read_int4(row.get_value(0, 0)) == 20_000:
+                    break
+        await store.read(ONE)
+        assert process.memory_info().rss < before + 50_000_000
+
+
+async def test_results_that_nobody_waits_for_are_thrown_away(database_url: str) -> None:
+    """Of an exchange that can't be cancelled in time."""
+    connection = await Connection.connect(database_url, autocommit=True)
+    try:
+        exchange = Exchange(connection)
+        large = "SELECT repeat('x', 1000) FROM generate_series(1, 50000)"
+        exchange.send_row_by_row((Statement.unprepared(large), ()))
+        await exchange.more()
+        assert exchange.results
+        exchange.discard_results()
+        await exchange.complete()
+        assert not exchange.results
+    finally:
+        await connection.close()
+
+
+async def test_streams_get_half_of_the_connections(store: Store) -> None:
+    async def holds() -> None:
+        async with aclosing(
+            store.stream("SELECT FROM generate_series(1, 9000000)", paged=True)
+        ) as rows:
+            await anext(rows)
+            await asyncio.sleep(3)
+
+    streams = [asyncio.create_task(holds()) for _ in range(6)]
+    await asyncio.sleep(0.2)
+    for _ in range(3):
+        await asyncio.gather(store.read(ONE), store.read(ONE))
+    async with raises("POOL_EXHAUSTED"), aclosing(store.stream(ONE, paged=True)) as rows:
+        await anext(rows)
+    for stream in streams:
+        stream.cancel()
+    await asyncio.gather(*streams, return_exceptions=True)
+    async with aclosing(store.stream(ONE, paged=True)) as rows:
+        assert read_int4((await anext(rows)).get_value(0, 0)) == 1
 
 
 async def test_stream_tells_of_errors_in_the_middle(store: Store) -> None:

@@ -165,3 +165,46 @@ async def test_no_slot_is_lost_or_made_whatever_happens(seed: int) -> None:
     assert ended["cancelled"], ended
     assert most == slots
     assert await free_slots(gate) == slots
+
+
+async def test_a_gate_within_another_has_a_part_of_its_slots() -> None:
+    whole = FairGate(3, 10)
+    part = FairGate(2, 10, within=whole)
+    waiting = Waiting(part)
+    await waiting.join("aaaa")
+    assert waiting.got == ["a", "a"]
+    others = Waiting(whole)
+    await others.join("bb")
+    assert others.got == ["b"]
+    assert await waiting.release(1) == "aa"  # the other one has waited for it for longer
+    assert others.got == ["b", "b"]
+    assert await others.release(1) == "bb"
+    await asyncio.sleep(0)
+    assert waiting.got == ["a", "a", "a"]
+
+
+async def test_no_slot_of_either_gate_is_lost_to_cancelled_calls() -> None:
+    generator = random.Random(7)
+    whole = FairGate(3, 1000)
+    part = FairGate(2, 1000, within=whole)
+
+    async def call(gate: FairGate, namespace: str) -> None:
+        await gate.acquire(namespace)
+        try:
+            await asyncio.sleep(0)
+        finally:
+            gate.release()
+
+    tasks = []
+    for _ in range(500):
+        gate = generator.choice((whole, part))
+        tasks.append(asyncio.create_task(call(gate, generator.choice("abc"))))
+        if generator.random() < 0.5:
+            generator.choice(tasks).cancel()
+        if generator.random() < 0.3:
+            await asyncio.sleep(0)
+    await asyncio.gather(*tasks, return_exceptions=True)
+    async with asyncio.timeout(5):
+        for _ in range(2):
+            await part.acquire("a")
+        await whole.acquire("a")

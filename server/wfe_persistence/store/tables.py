@@ -145,9 +145,11 @@ class Store:
             retry_after=0.1,
         )
 
-    def stream(self, sql: str, *params: Param) -> AsyncGenerator[PGresult, None]:
+    def stream(
+        self, sql: str, *params: Param, paged: bool = False
+    ) -> AsyncGenerator[PGresult, None]:
         """Run one statement that reads and yield its rows one by one; see Database.stream."""
-        return self.database.stream(self.namespace, (self.schema.bind(sql), params))
+        return self.database.stream(self.namespace, (self.schema.bind(sql), params), paged=paged)
 
     def stream_once(self, sql: str, *params: Param) -> AsyncGenerator[PGresult, None]:
         """The same, without preparing the statement."""

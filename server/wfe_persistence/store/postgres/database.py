@@ -62,7 +62,8 @@ class Database:
     with the calls of other namespaces, and behind at most `max_waiting` calls of its own namespace.
     Prepared statements may take about `max_prepared_bytes` of PostgreSQL's memory on each
     connection; `prepare=False` sends every statement unprepared, for a PgBouncer older than 1.21
-    in transaction mode. Use it as a context manager.
+    in transaction mode. Streams (`stream(…, paged=True)`) get at most half of the connections, so
+    that other calls never wait for streams alone. Use it as a context manager.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Database:
         """The turns of administrative work, most of which connects on its own."""
         self._pool_timeout = pool_timeout
         self._gate = FairGate(pool_size, max_waiting)
+        self._streams = FairGate(max(1, pool_size // 2), max_waiting, within=self._gate)
 
         class PoolConnection(Connection):
             """The connections of this pool."""
@@ -139,7 +141,7 @@ class Database:
         while True:
             attempt += 1
             try:
-                exchange = await self._exchange(namespace, lambda e: e.send(batch))
+                exchange = await self._exchange(self._gate, namespace, lambda e: e.send(batch))
             except ConnectionLostError as exc:
                 if write and not exc.unwritten:
                     raise PersistenceError(
@@ -167,13 +169,18 @@ class Database:
                 raise_error(error)
             await asyncio.sleep(random.uniform(0.0, 0.005 * 2**attempt))
 
-    async def stream(self, namespace: str, command: Command) -> AsyncGenerator[PGresult, None]:
+    async def stream(
+        self, namespace: str, command: Command, *, paged: bool = False
+    ) -> AsyncGenerator[PGresult, None]:
         """Run one reading statement and yield its rows one by one, each as a result of one row.
 
         Rows are received as fast as they are consumed, so a large result is never held in memory.
-        The generator must be closed (`contextlib.aclosing`). Raises what `run` does.
+        A connection is held until the generator is closed (`contextlib.aclosing`): never let it
+        wait for a client. `paged`: it reads one of the pages of a stream, and counts as such.
+        Raises what `run` does.
         """
-        exchange = await self._prepared(namespace, command)
+        gate = self._streams if paged else self._gate
+        exchange = await self._prepared(gate, namespace, command)
         connection = exchange.connection
         try:
             if exchange.error is None:
@@ -200,21 +207,23 @@ class Database:
         if exchange.error is not None:
             raise_error(exchange.error)
 
-    async def _prepared(self, namespace: str, command: Command) -> Exchange:
+    async def _prepared(self, gate: FairGate, namespace: str, command: Command) -> Exchange:
         """A finished exchange, whose connection the statement is prepared on if it has no error."""
         attempt = 0
         while True:
             attempt += 1
             try:
-                return await self._exchange(namespace, lambda e: e.send_prepare(command[0]))
+                return await self._exchange(gate, namespace, lambda e: e.send_prepare(command[0]))
             except ConnectionLostError as exc:
                 if attempt >= MAX_ATTEMPTS:
                     raise _unavailable() from exc
 
-    async def _exchange(self, namespace: str, send: Callable[[Exchange], None]) -> Exchange:
+    async def _exchange(
+        self, gate: FairGate, namespace: str, send: Callable[[Exchange], None]
+    ) -> Exchange:
         """One exchange to its end, whose connection the caller releases. Raises ConnectionLostError
         or is cancelled: then the connection is taken care of."""
-        exchange = Exchange(await self._acquire(namespace))
+        exchange = Exchange(await self._acquire(gate, namespace))
         send(exchange)
         try:
             await exchange.complete()
@@ -231,7 +240,7 @@ class Database:
         connection = exchange.connection
         with suppress(TimeoutError, psycopg.Error, ConnectionLostError):
             async with asyncio.timeout(_CANCEL_TIMEOUT_SECONDS):
-                exchange.discard_rows()
+                exchange.discard_results()
                 # Not all sent: PostgreSQL commits nothing without the Sync, so just hang up.
                 while exchange.flushed and not exchange.finished:
                     # Repeatedly, because a cancel request that comes before the statement has begun
@@ -246,21 +255,22 @@ class Database:
             exchange.abandon()
             await self._discard(connection)
 
-    async def _acquire(self, namespace: str) -> Connection:
+    async def _acquire(self, gate: FairGate, namespace: str) -> Connection:
         """A connection that works, until `_release` or `_discard`."""
         try:
             async with asyncio.timeout(self._pool_timeout):
-                await self._gate.acquire(namespace)
+                await gate.acquire(namespace)
         except TimeoutError as exc:
             raise _busy() from exc
         try:
             while True:
                 connection: Connection = await self._pool.getconn()
                 if connection.is_alive():
+                    connection.gate = gate
                     return connection
                 self._spawn(self._replace(connection))
         except BaseException as exc:
-            self._gate.release()
+            gate.release()
             if isinstance(exc, psycopg_pool.PoolTimeout):
                 raise (_unavailable() if self.is_away else _busy()) from exc
             if isinstance(exc, psycopg_pool.PoolClosed):
@@ -278,7 +288,7 @@ class Database:
         it hardly ever has to wait, so the first step is made here, and only if there are more a
         task makes them. A task each time takes 3 µs more CPU per call, 8 % of the driver's.
         """
-        self._gate.release()
+        connection.gate.release()
         steps = self._pool.putconn(connection).__await__()
         try:
             waiting_for = next(steps)
@@ -288,7 +298,7 @@ class Database:
 
     async def _discard(self, connection: Connection) -> None:
         """Close a connection that is not to be used again; the pool replaces it."""
-        self._gate.release()
+        connection.gate.release()
         await self._replace(connection)
 
     async def _replace(self, connection: Connection) -> None:

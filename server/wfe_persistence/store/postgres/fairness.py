@@ -15,16 +15,34 @@ class FairGate:
     A namespace that floods the server delays only itself; another one's call waits for at most one
     call of each namespace ahead of it. With `max_waiting` calls of its namespace in the queue
     already, a call is rejected (NAMESPACE_BUSY).
+
+    A gate `within` another one has a part of its slots: a call takes one of both.
     """
 
-    def __init__(self, slots: int, max_waiting: int) -> None:
+    def __init__(self, slots: int, max_waiting: int, *, within: FairGate | None = None) -> None:
         self._free = slots
         self._max_waiting = max_waiting
+        self._within = within
         # By namespace, the one whose turn is next first.
         self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     async def acquire(self, namespace: str) -> None:
         """Take a slot, now or in turn. Raises PersistenceError."""
+        await self._take(namespace)
+        if self._within is not None:
+            try:
+                await self._within.acquire(namespace)
+            except BaseException:
+                self._pass_on()
+                raise
+
+    def release(self) -> None:
+        """Return a slot; the call whose turn it is gets it, if any waits."""
+        if self._within is not None:
+            self._within.release()
+        self._pass_on()
+
+    async def _take(self, namespace: str) -> None:
         if self._free:
             self._free -= 1
             return
@@ -41,15 +59,14 @@ class FairGate:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():  # granted at the same moment: pass the slot on
-                self.release()
-            elif turn in queue:  # release() may have removed it already
+                self._pass_on()
+            elif turn in queue:  # _pass_on() may have removed it already
                 queue.remove(turn)
                 if not queue:
                     del self._queues[namespace]
             raise
 
-    def release(self) -> None:
-        """Return a slot; the call whose turn it is gets it, if any waits."""
+    def _pass_on(self) -> None:
         while self._queues:
             namespace, queue = self._queues.popitem(last=False)
             turn = queue.popleft()

@@ -20,6 +20,7 @@ import psycopg
 from psycopg import pq
 from psycopg.pq.abc import PGresult as PGresult
 
+from wfe_persistence.store.postgres.fairness import FairGate
 from wfe_persistence.store.postgres.prepared import PreparedStatements, Statement
 from wfe_persistence.store.postgres.sqlstate import sqlstate
 
@@ -52,6 +53,8 @@ class Connection(psycopg.AsyncConnection[Any]):
     last_connect_error: ClassVar[str | None] = None
     """Why the last attempt to connect failed; None: it did not. Tells "all connections are busy"
     from "there is no database" when a caller has waited in vain."""
+    gate: FairGate
+    """Where the call that has the connection took its turn, and returns it."""
 
     def __init__(self, pgconn: pq.abc.PGconn) -> None:
         super().__init__(pgconn)
@@ -99,6 +102,7 @@ class Exchange:
         self.flushed = False
         self._rolled_back = False
         self._row_by_row = False
+        self._discards = False
         self._changed = self._loop.create_future()
         self.results: list[PGresult] = []
         self.error: PGresult | None = None
@@ -174,6 +178,8 @@ class Exchange:
         try:
             self._pgconn.consume_input()
             self._receive()
+            if self.results and self._row_by_row:
+                self._loop.remove_reader(self._fd)  # until resume()
         except psycopg.OperationalError as exc:
             self._lose(exc)
 
@@ -182,8 +188,7 @@ class Exchange:
         ended = False
         while not pgconn.is_busy():
             if len(self.results) >= _MAX_BUFFERED_ROWS and self._row_by_row:
-                self._loop.remove_reader(self._fd)  # until resume()
-                return
+                return  # until resume()
             result = pgconn.get_result()
             if result is None:
                 # The end of one statement's results. Twice in a row: no message is outstanding
@@ -213,6 +218,8 @@ class Exchange:
         note = self._sent[self._received]
         if note is not None:
             note()
+            return
+        if self._discards:
             return
         self.results.append(result)
         if self._row_by_row:
@@ -256,14 +263,25 @@ class Exchange:
             raise self.lost
 
     def resume(self) -> None:
-        """Go on receiving rows after `results` was emptied."""
-        if not (self.finished or self.lost):
-            self._loop.add_reader(self._fd, self._readable)
-            self._readable()
+        """Go on receiving rows after `results` was emptied.
 
-    def discard_rows(self) -> None:
-        """Receive the rest of the rows only to discard it."""
-        self._row_by_row = False
+        The socket is only read when libpq has no complete row left. Otherwise its buffer, which
+        never shrinks, would grow by the difference between what is read and what is taken.
+        """
+        if self.finished or self.lost:
+            return
+        try:
+            self._receive()
+        except psycopg.OperationalError as exc:
+            self._lose(exc)
+            return
+        if not (self.results or self.finished):
+            self._loop.add_reader(self._fd, self._readable)
+
+    def discard_results(self) -> None:
+        """Throw away what was received, and what is still to come as it comes."""
+        self._discards = True
+        self.results.clear()
         self.resume()
 
     def abandon(self) -> None:
