@@ -271,6 +271,7 @@ class Calls:
         self,
         method: grpc.aio.UnaryStreamMultiCallable[_RequestT, _ResponseT],
         request: _RequestT,
+        deadline: Deadline | None = None,
     ) -> list[_ResponseT]:
         """Makes a call with a stream of responses; a broken stream is restarted."""
 
@@ -283,7 +284,7 @@ class Calls:
                 # which would go on until the deadline.
                 stream.cancel()
 
-        return await self._with_retries(request, attempt, None)
+        return await self._with_retries(request, attempt, deadline)
 
     async def settle(
         self,

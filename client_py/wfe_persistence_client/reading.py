@@ -24,6 +24,9 @@ from wfe_persistence_client.model import (
 )
 from wfe_persistence_client.saving import Saving
 
+# Of one GetWorkflowInstances.
+_MOST_IDS = 1000
+
 
 class Reading(Saving):
     """Reads workflows; those that can be persisted are remembered."""
@@ -91,10 +94,11 @@ class Reading(Saving):
     async def get_workflow_instances(
         self, workflow_ids: Iterable[str], *, view: WorkflowView = WorkflowView.FULL
     ) -> list[WorkflowInstance]:
-        """Returns many workflows from one snapshot, in the order of `workflow_ids`.
+        """Returns many workflows, each from one snapshot, in the order of `workflow_ids`.
 
-        Ids that do not exist are omitted; an id given twice is returned twice. One that
-        is too large for one message is read in pages, from a later snapshot.
+        Ids that do not exist are omitted; an id given twice is returned twice. More than
+        1000 different ids are read by several calls. A workflow that is too large for one
+        message is read in pages, from a later snapshot.
 
         Args:
             workflow_ids: their ids.
@@ -104,17 +108,26 @@ class Reading(Saving):
             WorkflowNotFound: one that is read in pages was deleted meanwhile.
             RevisionMismatch: one that is read in pages was written during every attempt.
         """
-        responses = await self._calls.collect(
-            self._workflows.GetWorkflowInstances,
-            build(
-                workflow_pb2.GetWorkflowInstancesRequest,
-                ids=list(workflow_ids),
-                view=convert.view(view),
-            ),
-        )
+        asked = list(workflow_ids)
+        ids = list(dict.fromkeys(asked))
+        found: dict[str, workflow_pb2.WorkflowInstance] = {}
+        deadline = self._calls.deadline()
+        for i in range(0, max(len(ids), 1), _MOST_IDS):
+            responses = await self._calls.collect(
+                self._workflows.GetWorkflowInstances,
+                build(
+                    workflow_pb2.GetWorkflowInstancesRequest,
+                    ids=ids[i : i + _MOST_IDS],
+                    view=convert.view(view),
+                ),
+                deadline,
+            )
+            found.update((response.instance.id, response.instance) for response in responses)
         instances = []
-        for response in responses:
-            instance = response.instance
+        for id_ in asked:
+            instance = found.get(id_)
+            if instance is None:
+                continue
             if view is not WorkflowView.HEADER and instance.view == convert.view(
                 WorkflowView.HEADER
             ):

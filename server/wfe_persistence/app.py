@@ -79,6 +79,8 @@ class Server:
                 server_version=VERSION,
                 max_message_bytes=settings.max_message_bytes,
                 default_deadline=settings.default_deadline,
+                max_deadline=settings.max_deadline,
+                stall_seconds=settings.stall_seconds,
                 allow_truncate=settings.allow_truncate,
                 allow_create_namespace=settings.create_namespace_allowed,
                 allow_delete_namespace=settings.allow_delete_namespace,

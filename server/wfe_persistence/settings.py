@@ -133,6 +133,18 @@ class Settings:
     default_deadline: Annotated[
         float, About("Deadline for calls that set none (seconds).", above=0)
     ] = 30.0
+    max_deadline: Annotated[
+        float,
+        About(
+            "Maximum deadline (seconds). A call that sets a later one, or none, ends after this "
+            "time.",
+            above=0,
+        ),
+    ] = 300.0
+    stall_seconds: Annotated[
+        float,
+        About("Time for a client to read on before its stream is ended (seconds).", above=0),
+    ] = 30.0
     drain_seconds: Annotated[
         float, About("Time for calls in progress to finish at shutdown (seconds).", above=0)
     ] = 5.0

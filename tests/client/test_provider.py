@@ -138,11 +138,38 @@ async def test_get_workflow_instance_by_name(
 
 async def test_get_workflow_instances(store: FakeStore, provider: PersistenceProvider) -> None:
     message = workflow_pb2.GetWorkflowInstancesResponse(instance=STORED)
-    store.on("GetWorkflowInstances", answers([message, message]), answers([]))
+    store.on("GetWorkflowInstances", answers([message]), answers([]))
     instance = convert.workflow_from_proto(STORED)
     assert await provider.get_workflow_instances(i for i in ("w", "x", "w")) == [instance] * 2
-    assert only(store, "GetWorkflowInstances").ids == ["w", "x", "w"]
+    assert only(store, "GetWorkflowInstances").ids == ["w", "x"]
     assert await provider.get_workflow_instances([]) == []
+
+
+async def test_get_many_workflow_instances(store: FakeStore, provider: PersistenceProvider) -> None:
+    """Of more ids than one call takes."""
+
+    def stored(workflow_id: str) -> workflow_pb2.WorkflowInstance:
+        instance = workflow_pb2.WorkflowInstance()
+        instance.CopyFrom(STORED)
+        instance.id = workflow_id
+        return instance
+
+    async def found(request: Any, context: Any) -> Any:
+        asked.append(list(request.ids))
+        return [
+            workflow_pb2.GetWorkflowInstancesResponse(instance=stored(id_))
+            for id_ in request.ids
+            if not id_.endswith("7")
+        ]
+
+    asked: list[list[str]] = []
+    store.on("GetWorkflowInstances", found, found, found)
+    ids = [str(n) for n in range(2500)]
+    instances = await provider.get_workflow_instances([*ids, "5", "7", "2499"])
+    assert asked == [ids[:1000], ids[1000:2000], ids[2000:]]
+    existing = [id_ for id_ in ids if not id_.endswith("7")]
+    assert [instance.id for instance in instances] == [*existing, "5", "2499"]
+    assert instances[5] is not instances[-2]
 
 
 async def test_next_definition_sequence(store: FakeStore, provider: PersistenceProvider) -> None:

@@ -135,8 +135,7 @@ async def test_readers_never_see_a_mix_of_what_writers_persist(api: Api) -> None
         nonlocal reads
         while writing:
             if reader % 2:
-                instances = await api.get_workflow_instances([first.id, first.id])
-                assert instances[0] == instances[1]
+                instances = await api.get_workflow_instances([first.id])
             else:
                 instances = [await api.get_workflow_instance(first.id)]
             _check_one_writers(instances[0])

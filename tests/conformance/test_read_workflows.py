@@ -8,9 +8,10 @@ import pytest
 from tests.support import make
 from tests.support.api import Api
 from tests.support.expect import fails
-from wfe.persistence.v1.workflow_pb2 import WorkflowInstance
+from wfe.persistence.v1.workflow_pb2 import WorkflowInstance, WorkflowView
 
 MIB = 1024 * 1024
+_VIEWS = [view for view in WorkflowView.values() if view]
 
 
 async def _created(api: Api, **fields: object) -> WorkflowInstance:
@@ -78,10 +79,11 @@ async def test_batch_of_absent_ones_only_is_empty(api: Api) -> None:
     assert await api.get_workflow_instances([make.new_id(), make.new_id()]) == []
 
 
-async def test_batch_answers_an_id_as_often_as_it_is_asked_for(api: Api) -> None:
+async def test_batch_answers_an_id_once_where_it_is_first_asked_for(api: Api) -> None:
     first, second = await _created(api), await _created(api, execution_pointers=[])
-    asked = [first.id, second.id, first.id, first.id, second.id]
-    assert await api.get_workflow_instances(asked) == [first, second, first, first, second]
+    asked = [second.id, first.id, second.id, second.id, make.new_id(), first.id]
+    assert await api.get_workflow_instances(asked) == [second, first]
+    assert await api.get_workflow_instances([first.id] * 1000) == [first]
 
 
 async def test_batch_of_a_thousand_ids(api: Api) -> None:
@@ -90,6 +92,35 @@ async def test_batch_of_a_thousand_ids(api: Api) -> None:
     for at, instance in zip((0, 500, 999), instances, strict=True):
         asked.insert(at, instance.id)
     assert await api.get_workflow_instances(asked) == instances
+
+
+async def test_batch_of_more_ids_is_refused(api: Api) -> None:
+    for asked in ([make.new_id() for _ in range(1001)], ["x"] * 1_000_000):
+        with fails("INVALID_ARGUMENT", "INVALID_FIELD") as failure:
+            await api.get_workflow_instances(asked)
+        assert failure.violations == {"ids": "NUMBER_RANGE"}
+
+
+@pytest.mark.parametrize("view", _VIEWS)
+async def test_batch_of_small_and_large_ones_comes_whole_and_in_order(
+    api: Api, view: WorkflowView.ValueType
+) -> None:
+    """The server reads it in many pages; some of them are larger than a page."""
+    document = f'"{"x" * 40_000}"'
+    sizes = [3, 0, 60, 1, 2500, 0, 2, 5, 30, 1]
+    instances = [
+        await _created(
+            api,
+            execution_pointers=[
+                make.full_pointer(f"{n:04}", outcome_json=document if size < 100 else "1")
+                for n in range(size)
+            ],
+        )
+        for size in sizes * 3
+    ]
+    asked = [id_ for i in instances for id_ in (make.new_id(), i.id)]
+    expected = [await api.get_workflow_instance(i.id, view) for i in instances]
+    assert await api.get_workflow_instances(asked, view) == expected
 
 
 async def test_batch_may_be_larger_than_a_message(api: Api, target: str) -> None:

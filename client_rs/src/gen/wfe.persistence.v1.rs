@@ -519,7 +519,8 @@ pub enum ErrorReason {
     /// first, of migrations). Nothing was written; retry later.
     AdministrationBusy = 57,
     /// DEADLINE_EXCEEDED: the deadline (the client's, or the server's default of
-    /// 30 s) passed, and the statement was cancelled.
+    /// 30 s; at most the server's maximum of 300 s) passed, and the statement was
+    /// cancelled. Or the client did not read its stream for too long.
     DeadlineExceeded = 60,
     /// UNAVAILABLE: the database cannot be reached or does not accept writes at
     /// present. Nothing was written; retry.
@@ -2936,7 +2937,7 @@ pub struct GetWorkflowInstanceByNameResponse {
 /// GetWorkflowInstancesRequest is the request of GetWorkflowInstances.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetWorkflowInstancesRequest {
-    /// The ids to look up, each at most 512 bytes; may be empty.
+    /// The ids to look up; at most 1000, each at most 512 bytes; may be empty.
     #[prost(string, repeated, tag = "1")]
     pub ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// How much of each to return.
@@ -3311,7 +3312,7 @@ pub mod workflow_service_client {
     use tonic::codegen::http::Uri;
     /// WorkflowService stores workflows with their execution pointers. Every call is
     /// one transaction (a purge runs several); every read sees one consistent
-    /// snapshot.
+    /// snapshot (GetWorkflowInstances: one for each workflow).
     #[derive(Debug, Clone)]
     pub struct WorkflowServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -3597,10 +3598,13 @@ pub mod workflow_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// Returns many workflows, one per message, in the requested order. Ids that
-        /// do not exist are omitted; an id requested twice is returned twice. All of
-        /// them are read from one snapshot. One that does not fit in one message is
-        /// returned as in ListWorkflows, with `view` HEADER: read its pointers with
-        /// ListExecutionPointers. Errors: INVALID_ARGUMENT.
+        /// do not exist are omitted; an id requested more than once is returned once,
+        /// where it is first requested. Each workflow is read whole from one snapshot,
+        /// but not all from the same one: the server reads about 1 MB at a time, as the
+        /// client takes it. One that does not fit in one message is returned as in
+        /// ListWorkflows, with `view` HEADER: read its pointers with
+        /// ListExecutionPointers. Errors: DEADLINE_EXCEEDED, also if the client does not
+        /// read on for 30 s (the server's setting `stall-seconds`); INVALID_ARGUMENT.
         pub async fn get_workflow_instances(
             &mut self,
             request: impl tonic::IntoRequest<super::GetWorkflowInstancesRequest>,

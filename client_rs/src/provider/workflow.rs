@@ -1,5 +1,7 @@
 //! Workflows.
 
+use std::collections::{HashMap, HashSet};
+
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use wfe_core::models::{EventSubscription, WorkflowInstance};
@@ -10,9 +12,8 @@ use crate::convert::{from_workflow, to_subscription, to_time, to_workflow};
 use crate::error::{Error, Result};
 use crate::v1;
 
-/// The maximum size of the ids in one `GetWorkflowInstances`, in bytes: well below the
-/// server's limit for a message.
-const IDS_BYTES: usize = 1024 * 1024;
+/// The maximum number of ids in one `GetWorkflowInstances`.
+const MOST_IDS: usize = 1000;
 
 impl GrpcPersistenceProvider {
     /// Converts a workflow that was received, and caches it.
@@ -26,25 +27,6 @@ impl GrpcPersistenceProvider {
         self.cache.put(&to_workflow(&instance)?, revision);
         Ok(instance)
     }
-}
-
-/// Splits ids into runs that are each small enough for one request.
-fn runs_of_ids(ids: &[String]) -> Vec<&[String]> {
-    let mut runs = Vec::new();
-    let mut start = 0;
-    let mut bytes = 0;
-    for (i, id) in ids.iter().enumerate() {
-        bytes += id.len() + 4;
-        if bytes > IDS_BYTES && i > start {
-            runs.push(&ids[start..i]);
-            start = i;
-            bytes = id.len() + 4;
-        }
-    }
-    if start < ids.len() {
-        runs.push(&ids[start..]);
-    }
-    runs
 }
 
 #[async_trait]
@@ -148,7 +130,8 @@ impl WorkflowRepository for GrpcPersistenceProvider {
         Ok(self.loaded(response.instance.unwrap_or_default())?)
     }
 
-    /// Returns those of the workflows that exist, in the order of the ids.
+    /// Returns those of the workflows that exist, in the order of the ids, and one twice whose
+    /// id is given twice. More than 1000 different ids are read by several calls.
     ///
     /// # Errors
     ///
@@ -157,17 +140,22 @@ impl WorkflowRepository for GrpcPersistenceProvider {
         &self,
         ids: &[String],
     ) -> wfe_core::Result<Vec<WorkflowInstance>> {
-        let mut all = Vec::with_capacity(ids.len());
-        for run in runs_of_ids(ids) {
+        let mut seen = HashSet::new();
+        let unique: Vec<String> = ids.iter().filter(|id| seen.insert(*id)).cloned().collect();
+        let mut found = HashMap::with_capacity(unique.len());
+        for some in unique.chunks(MOST_IDS) {
             let request = v1::GetWorkflowInstancesRequest {
-                ids: run.to_vec(),
+                ids: some.to_vec(),
                 ..Default::default()
             };
             for message in self.call(&request).await? {
-                all.push(self.loaded(message)?);
+                found.insert(message.id.clone(), message);
             }
         }
-        Ok(all)
+        let found = ids.iter().filter_map(|id| found.get(id));
+        Ok(found
+            .map(|message| self.loaded(message.clone()))
+            .collect::<Result<_>>()?)
     }
 
     /// Returns the next number in a definition's sequence, from 1. After a lost response a
@@ -179,24 +167,5 @@ impl WorkflowRepository for GrpcPersistenceProvider {
         let number = self.call(&request).await?.number;
         u64::try_from(number)
             .map_err(|_| Error::bad_response(&format!("the sequence number {number}")).into())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_are_split_into_runs_without_loss() {
-        assert!(runs_of_ids(&[]).is_empty());
-        let ids: Vec<String> = (0..5000).map(|i| format!("{i:0500}")).collect();
-        let runs = runs_of_ids(&ids);
-        assert!(runs.len() > 1);
-        for run in &runs {
-            assert!(run.iter().map(String::len).sum::<usize>() <= IDS_BYTES);
-        }
-        assert_eq!(runs.concat(), ids);
-        let long = vec!["x".repeat(2 * IDS_BYTES); 2];
-        assert_eq!(runs_of_ids(&long).len(), 2);
     }
 }

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -96,8 +97,13 @@ class Boundary:
         return handle
 
     def _stream(
-        self, method: Method, function: Callable[[Message, Call], AsyncIterator[Message]]
+        self, method: Method, function: Callable[[Message, Call], AsyncIterator[Iterable[Message]]]
     ) -> Any:
+        """A handler that yields pages of messages.
+
+        A page is encoded at once, so that only its bytes are kept while the client reads.
+        """
+
         async def handle(data: bytes, context: Context) -> AsyncIterator[bytes]:
             try:
                 caller = _identify(context)
@@ -106,9 +112,11 @@ class Boundary:
                     request, check = await offload.run(self._decode, data, method)
                     store = await self._namespace(caller, method)
                     call = Call(store, check, self._env)
-                    async with aclosing(function(request, call)) as responses:  # type: ignore[type-var]
-                        async for response in responses:
-                            await context.write(self._encode(response))
+                    async with aclosing(function(request, call)) as pages:  # type: ignore[type-var]
+                        async for page in pages:
+                            messages = deque(map(self._encode, page))
+                            del page
+                            await self._send(messages, context)
                 _observe(method, None)
             except Exception as exc:
                 await self._fail(method, exc, context, data)
@@ -127,7 +135,8 @@ class Boundary:
             raise TimeoutError
         if len(data) > self._env.max_message_bytes:
             raise self._too_large(ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE, "request", data)
-        return self._env.default_deadline if remaining is None else remaining
+        timeout = self._env.default_deadline if remaining is None else remaining
+        return min(timeout, self._env.max_deadline)
 
     def _decode(self, data: bytes, method: Method) -> tuple[Message, Check]:
         """The request, and what is wrong with it so far."""
@@ -155,6 +164,23 @@ class Boundary:
         if len(data) > self._env.max_message_bytes:
             raise self._too_large(ErrorReason.ERROR_REASON_ANSWER_TOO_LARGE, "response", data)
         return data
+
+    async def _send(self, messages: deque[bytes], context: Context) -> None:
+        """Send messages as fast as the client reads; one that does not read on is not waited for.
+
+        gRPC keeps the message it is sending, until the client reads on, cancels or disconnects.
+        """
+        try:
+            while messages:
+                async with asyncio.timeout(self._env.stall_seconds):
+                    await context.write(messages.popleft())
+        except TimeoutError as exc:
+            raise PersistenceError(
+                ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED,
+                f"the client has not read on for {self._env.stall_seconds:g} s",
+            ) from exc
+        finally:
+            messages.clear()  # the error's traceback refers to them
 
     async def _fail(
         self, method: Method, exc: Exception, context: Context, data: bytes

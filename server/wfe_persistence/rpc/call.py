@@ -26,6 +26,10 @@ class Environment:
     """The maximum size of a request or response."""
     default_deadline: float
     """The timeout in seconds of calls without a deadline."""
+    max_deadline: float
+    """The longest timeout in seconds of any call."""
+    stall_seconds: float
+    """How long a client may take until a stream can send the next message."""
     allow_truncate: bool
     allow_create_namespace: bool
     allow_delete_namespace: bool

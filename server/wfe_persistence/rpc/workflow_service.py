@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
 
 from wfe.persistence.v1 import workflow_pb2 as pb
 from wfe_persistence import offload
@@ -13,7 +13,7 @@ from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import Check, R, read_back
 from wfe_persistence.rpc.check.bounds import MAX_REVISION
 from wfe_persistence.store import commit, pointer, purge, workflow
-from wfe_persistence.store.oversize import reduce
+from wfe_persistence.store.paging import Wanted
 from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.rows import epoch_ms
 
@@ -84,18 +84,23 @@ class WorkflowService:
 
     async def GetWorkflowInstances(
         self, request: pb.GetWorkflowInstancesRequest, call: Call
-    ) -> AsyncIterator[pb.GetWorkflowInstancesResponse]:
+    ) -> AsyncIterator[Iterable[pb.GetWorkflowInstancesResponse]]:
         """Return many workflows, one a message."""
         check = call.check
-        check.ids("", "ids", request.ids)
+        if check.at_most("", "ids", request.ids):
+            check.ids("", "ids", request.ids)
         view = check.view(request.view)
         check.done()
-        async with aclosing(
-            workflow.get_workflow_instances(call.store, request.ids, view)
-        ) as instances:
-            async for instance in instances:
-                reduce(instance, call.env.max_message_bytes - paging.FRAMING_BYTES)
-                yield pb.GetWorkflowInstancesResponse(instance=instance)
+        wanted = Wanted(deque(dict.fromkeys(request.ids)))
+        max_bytes = call.env.max_message_bytes - paging.FRAMING_BYTES
+        while wanted.ids:
+            # No variable for the page: it would be kept while the client reads.
+            yield (
+                pb.GetWorkflowInstancesResponse(instance=instance)
+                for instance in await workflow.get_workflow_instances(
+                    call.store, wanted, view, max_bytes
+                )
+            )
 
     async def GetRunnableInstances(
         self, request: pb.GetRunnableInstancesRequest, call: Call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -93,6 +94,25 @@ NUMBER: Final = Key(integer, read_int8)
 """A bigint column."""
 TIME: Final = Key(pg_micros_param, read_int8)
 """A timestamptz column."""
+
+
+@dataclass(slots=True)
+class Wanted:
+    """Rows of given ids that are still to be read, page by page."""
+
+    ids: deque[str]
+    """Their ids, each once."""
+    at_once: int = 100
+    """For how many of them the database is asked at once: about as many as fill a page."""
+
+    def read(self, count: int, *, page_is_full: bool, page_is_small: bool) -> None:
+        """So many of the ids have been dealt with."""
+        for _ in range(count):
+            self.ids.popleft()
+        if page_is_full:
+            self.at_once = count
+        elif page_is_small:
+            self.at_once *= 2
 
 
 async def page_of_ids(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Final
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
@@ -20,6 +20,7 @@ from wfe_persistence import offload
 from wfe_persistence.errors import PersistenceError, field_error, workflow_not_found
 from wfe_persistence.store.columns import INT8, Column, Columns, enum
 from wfe_persistence.store.documents import workflow_document
+from wfe_persistence.store.oversize import reduce
 from wfe_persistence.store.paging import (
     DIRECTIONS,
     LEAST_NUMBER,
@@ -27,6 +28,7 @@ from wfe_persistence.store.paging import (
     TIME,
     Cursor,
     Page,
+    Wanted,
     behind,
     fill_page,
     page_of_ids,
@@ -151,6 +153,11 @@ async def get_workflow_instance_by_name(
     return await _read_instance(rows, view, "name")
 
 
+# A page of a stream ends with the workflow that makes it so large.
+_PAGE_BYTES: Final = 1_000_000
+_PAGE_ROWS: Final = 2_000
+
+
 def _get_instances(*, pointers: str) -> str:
     """Many workflows, numbered in the order of the request.
 
@@ -173,13 +180,34 @@ GET_WORKFLOW_INSTANCES = {
 
 
 async def get_workflow_instances(
-    store: Store, ids: Sequence[str], view: WorkflowView.ValueType
-) -> AsyncGenerator[WorkflowInstance, None]:
-    """Many workflows, in the order of the request; unknown ids are skipped."""
-    rows = store.stream(GET_WORKFLOW_INSTANCES[view], text_list(ids))
-    async with aclosing(_instances(rows, view)) as instances:
+    store: Store, wanted: Wanted, view: WorkflowView.ValueType, max_bytes: int
+) -> list[WorkflowInstance]:
+    """The next page of many workflows, in the order of their ids, which are taken from `wanted`;
+    unknown ids are skipped. A workflow is never divided, so a page may consist of a large one; from
+    one of more than `max_bytes` so much is left out that it fits.
+
+    Between two pages a stream holds no connection, however slowly its client reads.
+    """
+    ids = list(islice(wanted.ids, wanted.at_once))
+    page: list[WorkflowInstance] = []
+    size = rows = 0
+    result = store.stream(GET_WORKFLOW_INSTANCES[view], text_list(ids), paged=True)
+    full = False
+    async with aclosing(_instances(result, view)) as instances:
         async for instance, _ in instances:
-            yield instance
+            reduce(instance, max_bytes)
+            page.append(instance)
+            size += instance.ByteSize()
+            rows += 1 + len(instance.execution_pointers)
+            full = size >= _PAGE_BYTES or rows >= _PAGE_ROWS
+            if full:
+                break
+    wanted.read(
+        ids.index(page[-1].id) + 1 if full else len(ids),
+        page_is_full=full,
+        page_is_small=size <= _PAGE_BYTES // 2 and rows <= _PAGE_ROWS // 2,
+    )
+    return page
 
 
 async def _instances(

@@ -162,7 +162,8 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 60
     """DEADLINE_EXCEEDED: the deadline (the client's, or the server's default of
-    30 s) passed, and the statement was cancelled.
+    30 s; at most the server's maximum of 300 s) passed, and the statement was
+    cancelled. Or the client did not read its stream for too long.
     """
     ERROR_REASON_DATABASE_UNAVAILABLE: _ErrorReason.ValueType  # 70
     """UNAVAILABLE: the database cannot be reached or does not accept writes at
@@ -358,7 +359,8 @@ first, of migrations). Nothing was written; retry later.
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 60
 """DEADLINE_EXCEEDED: the deadline (the client's, or the server's default of
-30 s) passed, and the statement was cancelled.
+30 s; at most the server's maximum of 300 s) passed, and the statement was
+cancelled. Or the client did not read its stream for too long.
 """
 ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 70
 """UNAVAILABLE: the database cannot be reached or does not accept writes at

@@ -1004,7 +1004,7 @@ class GetWorkflowInstancesRequest(google.protobuf.message.Message):
     """How much of each to return."""
     @property
     def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The ids to look up, each at most 512 bytes; may be empty."""
+        """The ids to look up; at most 1000, each at most 512 bytes; may be empty."""
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ if _version_not_supported:
 class WorkflowServiceStub(object):
     """WorkflowService stores workflows with their execution pointers. Every call is
     one transaction (a purge runs several); every read sees one consistent
-    snapshot.
+    snapshot (GetWorkflowInstances: one for each workflow).
     """
 
     def __init__(self, channel):
@@ -112,7 +112,7 @@ class WorkflowServiceStub(object):
 class WorkflowServiceServicer(object):
     """WorkflowService stores workflows with their execution pointers. Every call is
     one transaction (a purge runs several); every read sees one consistent
-    snapshot.
+    snapshot (GetWorkflowInstances: one for each workflow).
     """
 
     def CreateNewWorkflow(self, request, context):
@@ -192,10 +192,13 @@ class WorkflowServiceServicer(object):
 
     def GetWorkflowInstances(self, request, context):
         """Returns many workflows, one per message, in the requested order. Ids that
-        do not exist are omitted; an id requested twice is returned twice. All of
-        them are read from one snapshot. One that does not fit in one message is
-        returned as in ListWorkflows, with `view` HEADER: read its pointers with
-        ListExecutionPointers. Errors: INVALID_ARGUMENT.
+        do not exist are omitted; an id requested more than once is returned once,
+        where it is first requested. Each workflow is read whole from one snapshot,
+        but not all from the same one: the server reads about 1 MB at a time, as the
+        client takes it. One that does not fit in one message is returned as in
+        ListWorkflows, with `view` HEADER: read its pointers with
+        ListExecutionPointers. Errors: DEADLINE_EXCEEDED, also if the client does not
+        read on for 30 s (the server's setting `stall-seconds`); INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -364,7 +367,7 @@ def add_WorkflowServiceServicer_to_server(servicer, server):
 class WorkflowService(object):
     """WorkflowService stores workflows with their execution pointers. Every call is
     one transaction (a purge runs several); every read sees one consistent
-    snapshot.
+    snapshot (GetWorkflowInstances: one for each workflow).
     """
 
     @staticmethod

@@ -254,7 +254,7 @@ _WorkflowServicePurgeWorkflowsType = typing_extensions.TypeVar(
 class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, _WorkflowServicePersistWorkflowType, _WorkflowServicePersistWorkflowWithSubscriptionsType, _WorkflowServiceCommitWorkflowType, _WorkflowServiceGetWorkflowInstanceType, _WorkflowServiceGetWorkflowInstanceByNameType, _WorkflowServiceGetWorkflowInstancesType, _WorkflowServiceGetRunnableInstancesType, _WorkflowServiceNextDefinitionSequenceType, _WorkflowServiceListExecutionPointersType, _WorkflowServiceListWorkflowsType, _WorkflowServiceCountWorkflowsType, _WorkflowServiceDeleteWorkflowType, _WorkflowServicePurgeWorkflowsType]):
     """WorkflowService stores workflows with their execution pointers. Every call is
     one transaction (a purge runs several); every read sees one consistent
-    snapshot.
+    snapshot (GetWorkflowInstances: one for each workflow).
     """
 
     @typing.overload
@@ -436,10 +436,13 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
 
     GetWorkflowInstances: _WorkflowServiceGetWorkflowInstancesType
     """Returns many workflows, one per message, in the requested order. Ids that
-    do not exist are omitted; an id requested twice is returned twice. All of
-    them are read from one snapshot. One that does not fit in one message is
-    returned as in ListWorkflows, with `view` HEADER: read its pointers with
-    ListExecutionPointers. Errors: INVALID_ARGUMENT.
+    do not exist are omitted; an id requested more than once is returned once,
+    where it is first requested. Each workflow is read whole from one snapshot,
+    but not all from the same one: the server reads about 1 MB at a time, as the
+    client takes it. One that does not fit in one message is returned as in
+    ListWorkflows, with `view` HEADER: read its pointers with
+    ListExecutionPointers. Errors: DEADLINE_EXCEEDED, also if the client does not
+    read on for 30 s (the server's setting `stall-seconds`); INVALID_ARGUMENT.
     """
 
     GetRunnableInstances: _WorkflowServiceGetRunnableInstancesType
@@ -562,7 +565,7 @@ WorkflowServiceAsyncStub: typing_extensions.TypeAlias = WorkflowServiceStub[
 class WorkflowServiceServicer(metaclass=abc.ABCMeta):
     """WorkflowService stores workflows with their execution pointers. Every call is
     one transaction (a purge runs several); every read sees one consistent
-    snapshot.
+    snapshot (GetWorkflowInstances: one for each workflow).
     """
 
     @abc.abstractmethod
@@ -659,10 +662,13 @@ class WorkflowServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[wfe.persistence.v1.workflow_pb2.GetWorkflowInstancesResponse], collections.abc.AsyncIterator[wfe.persistence.v1.workflow_pb2.GetWorkflowInstancesResponse]]:
         """Returns many workflows, one per message, in the requested order. Ids that
-        do not exist are omitted; an id requested twice is returned twice. All of
-        them are read from one snapshot. One that does not fit in one message is
-        returned as in ListWorkflows, with `view` HEADER: read its pointers with
-        ListExecutionPointers. Errors: INVALID_ARGUMENT.
+        do not exist are omitted; an id requested more than once is returned once,
+        where it is first requested. Each workflow is read whole from one snapshot,
+        but not all from the same one: the server reads about 1 MB at a time, as the
+        client takes it. One that does not fit in one message is returned as in
+        ListWorkflows, with `view` HEADER: read its pointers with
+        ListExecutionPointers. Errors: DEADLINE_EXCEEDED, also if the client does not
+        read on for 30 s (the server's setting `stall-seconds`); INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod

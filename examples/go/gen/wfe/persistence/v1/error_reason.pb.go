@@ -146,7 +146,8 @@ const (
 	// first, of migrations). Nothing was written; retry later.
 	ErrorReason_ERROR_REASON_ADMINISTRATION_BUSY ErrorReason = 57
 	// DEADLINE_EXCEEDED: the deadline (the client's, or the server's default of
-	// 30 s) passed, and the statement was cancelled.
+	// 30 s; at most the server's maximum of 300 s) passed, and the statement was
+	// cancelled. Or the client did not read its stream for too long.
 	ErrorReason_ERROR_REASON_DEADLINE_EXCEEDED ErrorReason = 60
 	// UNAVAILABLE: the database cannot be reached or does not accept writes at
 	// present. Nothing was written; retry.

@@ -1761,7 +1761,7 @@ func (x *GetWorkflowInstanceByNameResponse) GetInstance() *WorkflowInstance {
 // GetWorkflowInstancesRequest is the request of GetWorkflowInstances.
 type GetWorkflowInstancesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The ids to look up, each at most 512 bytes; may be empty.
+	// The ids to look up; at most 1000, each at most 512 bytes; may be empty.
 	Ids []string `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
 	// How much of each to return.
 	View          WorkflowView `protobuf:"varint,2,opt,name=view,proto3,enum=wfe.persistence.v1.WorkflowView" json:"view,omitempty"`

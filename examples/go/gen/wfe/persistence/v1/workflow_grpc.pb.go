@@ -44,7 +44,7 @@ const (
 //
 // WorkflowService stores workflows with their execution pointers. Every call is
 // one transaction (a purge runs several); every read sees one consistent
-// snapshot.
+// snapshot (GetWorkflowInstances: one for each workflow).
 type WorkflowServiceClient interface {
 	// Stores a new workflow with all its pointers. Idempotent: repeating the
 	// request (same id, same content) returns the same response and changes
@@ -92,10 +92,13 @@ type WorkflowServiceClient interface {
 	// INVALID_ARGUMENT.
 	GetWorkflowInstanceByName(ctx context.Context, in *GetWorkflowInstanceByNameRequest, opts ...grpc.CallOption) (*GetWorkflowInstanceByNameResponse, error)
 	// Returns many workflows, one per message, in the requested order. Ids that
-	// do not exist are omitted; an id requested twice is returned twice. All of
-	// them are read from one snapshot. One that does not fit in one message is
-	// returned as in ListWorkflows, with `view` HEADER: read its pointers with
-	// ListExecutionPointers. Errors: INVALID_ARGUMENT.
+	// do not exist are omitted; an id requested more than once is returned once,
+	// where it is first requested. Each workflow is read whole from one snapshot,
+	// but not all from the same one: the server reads about 1 MB at a time, as the
+	// client takes it. One that does not fit in one message is returned as in
+	// ListWorkflows, with `view` HEADER: read its pointers with
+	// ListExecutionPointers. Errors: DEADLINE_EXCEEDED, also if the client does not
+	// read on for 30 s (the server's setting `stall-seconds`); INVALID_ARGUMENT.
 	GetWorkflowInstances(ctx context.Context, in *GetWorkflowInstancesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GetWorkflowInstancesResponse], error)
 	// Returns the ids of workflows with status RUNNABLE and `next_execution <=
 	// as_at`, soonest first, in pages. Each page is read from its own snapshot: a
@@ -306,7 +309,7 @@ func (c *workflowServiceClient) PurgeWorkflows(ctx context.Context, in *PurgeWor
 //
 // WorkflowService stores workflows with their execution pointers. Every call is
 // one transaction (a purge runs several); every read sees one consistent
-// snapshot.
+// snapshot (GetWorkflowInstances: one for each workflow).
 type WorkflowServiceServer interface {
 	// Stores a new workflow with all its pointers. Idempotent: repeating the
 	// request (same id, same content) returns the same response and changes
@@ -354,10 +357,13 @@ type WorkflowServiceServer interface {
 	// INVALID_ARGUMENT.
 	GetWorkflowInstanceByName(context.Context, *GetWorkflowInstanceByNameRequest) (*GetWorkflowInstanceByNameResponse, error)
 	// Returns many workflows, one per message, in the requested order. Ids that
-	// do not exist are omitted; an id requested twice is returned twice. All of
-	// them are read from one snapshot. One that does not fit in one message is
-	// returned as in ListWorkflows, with `view` HEADER: read its pointers with
-	// ListExecutionPointers. Errors: INVALID_ARGUMENT.
+	// do not exist are omitted; an id requested more than once is returned once,
+	// where it is first requested. Each workflow is read whole from one snapshot,
+	// but not all from the same one: the server reads about 1 MB at a time, as the
+	// client takes it. One that does not fit in one message is returned as in
+	// ListWorkflows, with `view` HEADER: read its pointers with
+	// ListExecutionPointers. Errors: DEADLINE_EXCEEDED, also if the client does not
+	// read on for 30 s (the server's setting `stall-seconds`); INVALID_ARGUMENT.
 	GetWorkflowInstances(*GetWorkflowInstancesRequest, grpc.ServerStreamingServer[GetWorkflowInstancesResponse]) error
 	// Returns the ids of workflows with status RUNNABLE and `next_execution <=
 	// as_at`, soonest first, in pages. Each page is read from its own snapshot: a

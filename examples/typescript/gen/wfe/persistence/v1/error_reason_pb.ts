@@ -309,7 +309,8 @@ export enum ErrorReason {
 
   /**
    * DEADLINE_EXCEEDED: the deadline (the client's, or the server's default of
-   * 30 s) passed, and the statement was cancelled.
+   * 30 s; at most the server's maximum of 300 s) passed, and the statement was
+   * cancelled. Or the client did not read its stream for too long.
    *
    * @generated from enum value: ERROR_REASON_DEADLINE_EXCEEDED = 60;
    */

@@ -969,7 +969,7 @@ export const GetWorkflowInstanceByNameResponseSchema: GenMessage<GetWorkflowInst
  */
 export type GetWorkflowInstancesRequest = Message<"wfe.persistence.v1.GetWorkflowInstancesRequest"> & {
   /**
-   * The ids to look up, each at most 512 bytes; may be empty.
+   * The ids to look up; at most 1000, each at most 512 bytes; may be empty.
    *
    * @generated from field: repeated string ids = 1;
    */
@@ -1710,7 +1710,7 @@ export const WorkflowViewSchema: GenEnum<WorkflowView> = /*@__PURE__*/
 /**
  * WorkflowService stores workflows with their execution pointers. Every call is
  * one transaction (a purge runs several); every read sees one consistent
- * snapshot.
+ * snapshot (GetWorkflowInstances: one for each workflow).
  *
  * @generated from service wfe.persistence.v1.WorkflowService
  */
@@ -1810,10 +1810,13 @@ export const WorkflowService: GenService<{
   },
   /**
    * Returns many workflows, one per message, in the requested order. Ids that
-   * do not exist are omitted; an id requested twice is returned twice. All of
-   * them are read from one snapshot. One that does not fit in one message is
-   * returned as in ListWorkflows, with `view` HEADER: read its pointers with
-   * ListExecutionPointers. Errors: INVALID_ARGUMENT.
+   * do not exist are omitted; an id requested more than once is returned once,
+   * where it is first requested. Each workflow is read whole from one snapshot,
+   * but not all from the same one: the server reads about 1 MB at a time, as the
+   * client takes it. One that does not fit in one message is returned as in
+   * ListWorkflows, with `view` HEADER: read its pointers with
+   * ListExecutionPointers. Errors: DEADLINE_EXCEEDED, also if the client does not
+   * read on for 30 s (the server's setting `stall-seconds`); INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.WorkflowService.GetWorkflowInstances
    */

@@ -1,0 +1,167 @@
+"""Streams whose clients read slowly, not at all, or only a part: they cost nobody else anything."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import psycopg
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.support import make
+from tests.support.api import Api, connect
+from tests.support.expect import fails
+from tests.support.scene import never_due
+from tests.support.server import ServerProcess
+from wfe.persistence.v1.workflow_pb2 import GetWorkflowInstancesRequest
+
+CONNECTIONS = 4
+STALL_SECONDS = 2
+MB = 1_000_000
+LARGE = 100_000
+IDS = [f"w-{n:04}" for n in range(1000)]
+
+# Compressed it is small, so that it is stored quickly; on the wire it is 100 MB.
+COPIES = f"""
+    INSERT INTO wfc.workflows (id, name, definition_id, version, data, status, create_time)
+    SELECT 'w-' || to_char(n, 'FM0000'), 'w-' || to_char(n, 'FM0000'), 'd', 1,
+        to_jsonb(repeat('x', {LARGE})), 'Suspended', now()
+    FROM generate_series(0, 999) n
+"""
+BUSY = """
+    SELECT count(*) FROM pg_stat_activity WHERE application_name = 'wfe-persistence'
+        AND datname = current_database() AND state <> 'idle'
+"""
+
+Stream = grpc.aio.UnaryStreamCall[Any, Any]
+
+
+@pytest.fixture
+def server(tmp_path: Path, database_url: str) -> Iterator[ServerProcess]:
+    """A server with few connections and a thousand workflows, of 100 kB each."""
+    with ServerProcess(
+        tmp_path / "log",
+        *("--db-url", database_url),
+        *("--pool-size", str(CONNECTIONS)),
+        *("--stall-seconds", str(STALL_SECONDS)),
+    ) as server:
+        with psycopg.connect(database_url) as connection:
+            connection.execute(COPIES.encode())
+        yield server
+
+
+@pytest.fixture
+async def api(server: ServerProcess) -> AsyncIterator[Api]:
+    async with connect(server.address) as channel:
+        yield Api(channel)
+
+
+def stream(api: Api, ids: list[str] = IDS) -> Stream:
+    call: Stream = api.workflows.GetWorkflowInstances(
+        GetWorkflowInstancesRequest(ids=ids), timeout=3600
+    )
+    return call
+
+
+async def begun(call: Stream, messages: int = 1) -> None:
+    for _ in range(messages):
+        answer: Any = await call.read()
+        assert answer.instance.id in IDS
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]], seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        while not await holds():
+            await asyncio.sleep(0.05)
+
+
+async def test_streams_that_are_not_read_hold_no_connection(
+    server: ServerProcess, api: Api, database_url: str
+) -> None:
+    streams = [stream(api) for _ in range(20)]
+    await asyncio.gather(*map(begun, streams))
+
+    async def idle() -> bool:
+        async with await psycopg.AsyncConnection.connect(database_url) as connection:
+            row = await (await connection.execute(BUSY)).fetchone()
+            return row == (0,)
+
+    await eventually(idle)
+    instance = never_due()
+    await api.create_new_workflow(instance)
+    for _ in range(CONNECTIONS):
+        assert (await api.get_workflow_instance(instance.id)).id == instance.id
+    health: Any = health_pb2_grpc.HealthStub(api.channel)
+    answer = await health.Check(health_pb2.HealthCheckRequest())
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    assert not any(call.done() for call in streams)
+    for call in streams:
+        call.cancel()
+
+
+async def test_stream_that_is_not_read_on_is_ended(api: Api) -> None:
+    call = stream(api)
+    await begun(call)
+    await asyncio.sleep(STALL_SECONDS * 2)
+    with fails("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED") as failure:
+        while await call.read() is not grpc.aio.EOF:
+            pass
+    assert "has not read on" in failure.message
+
+
+async def test_cancelled_streams_free_their_connections(api: Api) -> None:
+    for read in (0, 1, 20):
+        for _ in range(CONNECTIONS * 2):
+            call = stream(api)
+            await begun(call, read)
+            call.cancel()
+    await asyncio.gather(*(api.get_workflow_instance(id_) for id_ in IDS[:50]))
+
+
+async def test_memory_is_bounded_whatever_clients_do(server: ServerProcess, api: Api) -> None:
+    """The same id very often, streams cancelled at once or later, or never read."""
+    process = psutil.Process(server.process.pid)
+    assert [w.id for w in await api.get_workflow_instances(IDS)] == IDS
+    most = process.memory_info().rss + 150 * MB
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        call = stream(api, IDS[:1] * 400_000)
+        await begun(call, 20_000)
+        call.cancel()
+        await asyncio.sleep(1)
+        assert process.memory_info().rss < most
+    for read in (0, 1, 5, 20, 100):
+        call = stream(api)
+        await begun(call, read)
+        call.cancel()
+        assert process.memory_info().rss < most
+    streams = [stream(api) for _ in range(20)]
+    await asyncio.gather(*map(begun, streams))
+    await asyncio.sleep(1)
+    assert process.memory_info().rss < most
+    for call in streams:
+        call.cancel()
+
+
+@pytest.mark.parametrize("asked", [60, None])
+async def test_deadline_is_at_most_the_servers(
+    tmp_path: Path, database_url: str, asked: float | None
+) -> None:
+    with ServerProcess(
+        tmp_path / "log", "--db-url", database_url, "--max-deadline", "0.5"
+    ) as server:
+        async with (
+            connect(server.address) as channel,
+            await psycopg.AsyncConnection.connect(database_url) as other,
+        ):
+            api = Api(channel)
+            await other.execute("LOCK TABLE wfc.workflows IN ACCESS EXCLUSIVE MODE")
+            with fails("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED"):
+                await api.workflows.GetWorkflowInstances(
+                    GetWorkflowInstancesRequest(ids=[make.new_id()]), timeout=asked
+                ).read()
