@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
 	health "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -51,18 +52,19 @@ func newHost(conn *grpc.ClientConn) *host {
 	}
 }
 
-// waitUntilServing watches the server's health until it is ready, also while it starts.
+// waitUntilServing watches the server's health until it is ready, also while it starts. Without a
+// server that listens, it fails at once: a call waits for a connection only if it is told to.
 func waitUntilServing(ctx context.Context, conn *grpc.ClientConn) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	watch, err := health.NewHealthClient(conn).Watch(ctx, &health.HealthCheckRequest{}, grpc.WaitForReady(true))
+	watch, err := health.NewHealthClient(conn).Watch(ctx, &health.HealthCheckRequest{})
 	if err != nil {
-		return err
+		return fmt.Errorf("no connection to %s: %s", conn.Target(), status.Convert(err).Message())
 	}
 	for {
 		response, err := watch.Recv()
 		if err != nil {
-			return fmt.Errorf("health: %w", err)
+			return fmt.Errorf("no health from %s: %s", conn.Target(), status.Convert(err).Message())
 		}
 		log.Print("health: ", response.Status)
 		if response.Status == health.HealthCheckResponse_SERVING {

@@ -20,6 +20,10 @@ func main() {
 	log.SetOutput(os.Stdout)
 	target := flag.String("target", os.Getenv("WFE_TARGET"), "`HOST:PORT` of the server (or $WFE_TARGET)")
 	flag.Parse()
+	if flag.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "unexpected argument %q; usage: go run . [--target HOST:PORT]\n", flag.Arg(0))
+		os.Exit(2)
+	}
 	if *target == "" {
 		*target = "127.0.0.1:50052"
 	}

@@ -48,6 +48,15 @@ def run(
 ) -> str:
     """Run a command of a page against a server at that address; what it printed. Whatever it has
     started is gone afterwards."""
+    exit_code, out, err = attempt(line, cwd, address, path, seconds)
+    assert exit_code == 0, f"{line}\nended with {exit_code}:\n{out}\n{err}"
+    return out
+
+
+def attempt(
+    line: str, cwd: Path, address: str, path: str | None = None, seconds: float = 500
+) -> tuple[int, str, str]:
+    """The same for a command that may fail: its exit code, what it printed, and its errors."""
     env = {**os.environ, "PATH": path or os.environ["PATH"]}
     with subprocess.Popen(
         line.replace(ADDRESS, address),
@@ -65,5 +74,4 @@ def run(
         finally:
             if process.returncode is None:
                 os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, f"{line}\nended with {process.returncode}:\n{out}\n{err}"
-    return out
+    return process.returncode, out, err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import socket
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tests.hosts.pages import ROOT, commands, run
+from tests.hosts.pages import ROOT, attempt, commands, run
 from tests.support.api import Api, connect, pages
 from tests.support.expect import fails
 from tests.support.server import ServerProcess
@@ -41,6 +42,32 @@ async def test_host_does_what_it_says(language: str, tmp_path: Path, database_ur
         async with connect(server.address) as channel:
             await _check_store(Api(channel), language, printed.splitlines())
     assert "bug" not in server.log(), server.log()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("language", TOOLS)
+def test_host_says_in_one_line_why_it_ends(language: str) -> None:
+    """Without a server at once, not when a deadline has passed, and for an argument it ignored."""
+    if missing := [tool for tool in TOOLS[language] if not shutil.which(tool)]:
+        pytest.skip(f"the {language} host needs {' and '.join(missing)}, not installed here")
+    example = ROOT / "examples" / language
+    [command] = commands(example / "README.md", "sh")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and never listens: every connection is refused
+        target = f"127.0.0.1:{unused.getsockname()[1]}"
+        exit_code, printed, errors = attempt(command.line, example, target)
+    [line] = [line for line in errors.splitlines() if target in line]
+    assert f"no connection to {target}: " in line  # Maven colours it
+    assert "refused" in line.lower()
+    assert exit_code == 1
+    assert "    at " not in errors  # no stack trace
+    assert "health" not in printed
+
+    exit_code, printed, errors = attempt(command.line.replace("--target ", ""), example, target)
+    assert "usage: " in errors
+    # Maven has an exit code of its own, and `go run` too.
+    assert exit_code != 0
+    assert "health" not in printed
 
 
 async def _check_store(api: Api, language: str, printed: list[str]) -> None:

@@ -59,27 +59,22 @@ class Host {
     this.#commands = createClient(ScheduledCommandService, transport);
   }
 
-  /** Watches the server's health until it is ready, also while it starts. */
+  /**
+   * Watches the server's health until it is ready, also while it starts. Fails at once without a
+   * server that listens.
+   */
   async waitUntilServing(seconds: number): Promise<void> {
-    const late = AbortSignal.timeout(seconds * 1000);
     const watching = new AbortController();
-    const signal = AbortSignal.any([late, watching.signal]);
+    const signal = AbortSignal.any([AbortSignal.timeout(seconds * 1000), watching.signal]);
     try {
-      while (!late.aborted) {
-        try {
-          for await (const { status } of this.#health.watch({}, { signal, timeoutMs: 0 })) {
-            console.log(`health: ${Serving[status]}`);
-            if (status === Serving.SERVING) return;
-          }
-        } catch (error) {
-          console.log(`health: ${ConnectError.from(error).message}`); // the server does not listen yet
-        }
-        await new Promise((resolve) => setTimeout(resolve, 500));
+      for await (const { status } of this.#health.watch({}, { signal, timeoutMs: 0 })) {
+        console.log(`health: ${Serving[status]}`);
+        if (status === Serving.SERVING) return;
       }
     } finally {
       watching.abort(); // leaving the loop would not end the call
     }
-    throw new Error(`not SERVING within ${seconds} s`);
+    throw new Error("the watch ended before the server was SERVING");
   }
 
   /** Stores the workflow of an order. Idempotent: a second call changes nothing. */
@@ -304,11 +299,29 @@ class Host {
   }
 }
 
-const { values } = parseArgs({ options: { target: { type: "string" } } });
-const target = values.target ?? process.env["WFE_TARGET"] ?? "127.0.0.1:50052";
+/** Ends the program with one line instead of a stack trace. */
+function fail(message: string, exitCode: number): never {
+  console.error(message);
+  process.exit(exitCode);
+}
+
+function parseTarget(): string {
+  try {
+    const { values } = parseArgs({ options: { target: { type: "string" } } });
+    return values.target ?? process.env["WFE_TARGET"] ?? "127.0.0.1:50052";
+  } catch (error) {
+    fail(`${(error as Error).message}; usage: npm run host -- [--target HOST:PORT]`, 2);
+  }
+}
+
+const target = parseTarget();
 // Every call has its own deadline: without one, the server's default applies.
 const host = new Host(createGrpcTransport({ baseUrl: `http://${target}`, defaultTimeoutMs: 10_000 }));
-await host.waitUntilServing(30);
+try {
+  await host.waitUntilServing(30);
+} catch (error) {
+  fail(`no connection to ${target}: ${ConnectError.from(error).message}`, 1);
+}
 const workflowId = await host.create();
 await host.change(workflowId);
 await host.refused(workflowId);

@@ -95,14 +95,21 @@ public final class Host {
             .intercept(new Deadlines())
             .build();
     try {
-      System.out.println(new Gson().toJson(new Host(channel).run()));
+      var host = new Host(channel);
+      try {
+        host.waitUntilServing();
+      } catch (StatusRuntimeException e) {
+        var cause = e.getCause() == null ? "" : ": " + e.getCause().getMessage();
+        System.err.println("no connection to " + target + ": " + e.getMessage() + cause);
+        System.exit(1);
+      }
+      System.out.println(new Gson().toJson(host.run()));
     } finally {
       channel.shutdownNow().awaitTermination(5, TimeUnit.SECONDS);
     }
   }
 
   private JsonObject run() {
-    waitUntilServing();
     var workflowId = create();
     change(workflowId);
     refused(workflowId);
@@ -119,12 +126,13 @@ public final class Host {
     return summary;
   }
 
-  /** Watches the server's health until it is ready, also while it starts. */
+  /**
+   * Watches the server's health until it is ready, also while it starts. Without a server that
+   * listens, it fails at once: a call waits for a connection only if it is told to.
+   */
   private void waitUntilServing() {
     var health =
-        HealthGrpc.newBlockingStub(channel)
-            .withDeadline(Deadline.after(30, TimeUnit.SECONDS))
-            .withWaitForReady();
+        HealthGrpc.newBlockingStub(channel).withDeadline(Deadline.after(30, TimeUnit.SECONDS));
     var watch = health.watch(HealthCheckRequest.getDefaultInstance());
     ServingStatus status;
     do {
