@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -114,6 +115,27 @@ async def test_slices_let_others_through(workers: Workers) -> None:
     await asyncio.gather(reads("a"), reads("b"))
     assert sorted(log) == ["a"] * 4 + ["b"] * 4
     assert "".join(log) not in ("aaaabbbb", "bbbbaaaa")
+
+
+async def test_a_loop_over_rows_lets_others_through(workers: Workers) -> None:
+    workers.begin(0)
+    others = 0
+
+    async def other() -> None:
+        nonlocal others
+        while True:
+            others += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    slices = offload.Slices()
+    step = partial(time.sleep, 0.003)
+    for _ in range(5):
+        step()
+        await slices.pause()
+    await offload.pause_if_large()
+    task.cancel()
+    assert others >= 6
 
 
 async def test_outside_of_a_call_everything_is_done_at_once() -> None:

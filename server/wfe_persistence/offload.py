@@ -101,12 +101,13 @@ class Workers:
 class _CallWork:
     """Where the work of one call is done."""
 
-    __slots__ = ("lane", "steps_done", "workers")
+    __slots__ = ("lane", "result_is_large", "steps_done", "workers")
 
     def __init__(self, workers: Workers, lane: _Lane | None) -> None:
         self.workers = workers
         self.lane = lane
         self.steps_done = 0
+        self.result_is_large = False
 
 
 _current: ContextVar[_CallWork | None] = ContextVar("_current", default=None)
@@ -132,11 +133,36 @@ async def in_slices(steps: Iterator[object]) -> None:
         return
     call = _current.get()
     lock = asyncio.Lock() if call is None else call.workers.slices
-    while True:
+    if call is not None:
+        call.result_is_large = True
+    ended = False
+    while not ended:
         await asyncio.sleep(0)
         async with lock:
-            if _exhausted(steps):
-                return
+            ended = _exhausted(steps)
+    await asyncio.sleep(0)
+
+
+class Slices:
+    """The slices of a long loop over what it waits for."""
+
+    def __init__(self) -> None:
+        self._end = time.perf_counter() + _SLICE_SECONDS
+
+    async def pause(self) -> None:
+        """Between two steps: let others through if the slice has ended."""
+        if time.perf_counter() > self._end:
+            if (call := _current.get()) is not None:
+                call.result_is_large = True
+            await asyncio.sleep(0)
+            self._end = time.perf_counter() + _SLICE_SECONDS
+
+
+async def pause_if_large() -> None:
+    """Let others through if the current call has read much, as there is more to do with it."""
+    call = _current.get()
+    if call is not None and call.result_is_large:
+        await asyncio.sleep(0)
 
 
 def _exhausted(steps: Iterator[object]) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import grpc
 import pytest
+from google.protobuf.message import Message
 
 from tests.support import hostile, make
 from tests.support.api import Api, connect
@@ -17,8 +18,13 @@ from wfe.persistence.v1.event_pb2 import CreateEventRequest
 from wfe.persistence.v1.workflow_pb2 import (
     ExecutionPointer,
     GetWorkflowInstanceRequest,
+    GetWorkflowInstancesRequest,
+    ListExecutionPointersRequest,
+    ListWorkflowsRequest,
     PersistWorkflowRequest,
     PointerStatus,
+    WorkflowFilter,
+    WorkflowView,
 )
 
 LONGEST_WAIT = 1.0
@@ -64,18 +70,31 @@ async def test_others_are_served_while_many_such_requests_wait(server: ServerPro
     await assert_others_are_served(server, path, encode(), times=8)
 
 
-async def test_others_are_served_while_a_large_workflow_is_read(
+async def test_others_are_served_while_large_workflows_are_read(
     server: ServerProcess, api: Api
 ) -> None:
     pointers = [
         ExecutionPointer(id=f"{i:x}", status=PointerStatus.POINTER_STATUS_COMPLETE)
         for i in range(60_000)
     ]
-    instance = make.instance(execution_pointers=pointers)
+    instance = make.instance(
+        workflow_definition_id=make.new_id("definition"), execution_pointers=pointers
+    )
     await api.create_new_workflow(instance)
-    data = GetWorkflowInstanceRequest(id=instance.id).SerializeToString()
-    path = "/wfe.persistence.v1.WorkflowService/GetWorkflowInstance"
-    await assert_others_are_served(server, path, data, times=4)
+    read: dict[str, Message] = {
+        "GetWorkflowInstance": GetWorkflowInstanceRequest(id=instance.id),
+        "GetWorkflowInstances": GetWorkflowInstancesRequest(ids=[instance.id]),
+        "ListWorkflows": ListWorkflowsRequest(
+            filter=WorkflowFilter(workflow_definition_id=instance.workflow_definition_id),
+            view=WorkflowView.WORKFLOW_VIEW_FULL,
+        ),
+        "ListExecutionPointers": ListExecutionPointersRequest(
+            workflow_id=instance.id, page_size=1000
+        ),
+    }
+    for rpc, request in read.items():
+        path = f"/wfe.persistence.v1.WorkflowService/{rpc}"
+        await assert_others_are_served(server, path, request.SerializeToString(), times=4)
 
 
 @pytest.mark.parametrize("cancelled", [False, True], ids=["deadline", "cancelled"])

@@ -88,6 +88,7 @@ class Boundary:
                     request, check = await offload.run(self._decode, data, method)
                     store = await self._namespace(caller, method)
                     response = await function(request, Call(store, check, self._env))
+                    await offload.pause_if_large()
                 data = self._encode(response)
                 _observe(method, None)
             except Exception as exc:

@@ -11,6 +11,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 from google.protobuf.message import Message
 
 from wfe.persistence.v1.list_order_pb2 import ListOrder
+from wfe_persistence import offload
 from wfe_persistence.store.oversize import reduce
 from wfe_persistence.store.rows import (
     Param,
@@ -156,8 +157,10 @@ async def fill_page(
     items: list[Stored] = []
     size = 0
     last: Cursor | None = None
+    slices = offload.Slices()
     async with aclosing(rows):
         async for row in rows:
+            await slices.pause()
             item = decode(row)
             if item is None:
                 continue
@@ -169,6 +172,7 @@ async def fill_page(
                 return Page(items, last)
             items.append(item)
             last = at
+    await offload.pause_if_large()
     return Page(items, None)
 
 

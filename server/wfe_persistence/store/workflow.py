@@ -218,8 +218,10 @@ async def _instances(
     instance: WorkflowInstance | None = None
     at: Cursor = (0, "")
     current: bytes | None = None
+    slices = offload.Slices()
     async with aclosing(rows):
         async for row in rows:
+            await slices.pause()
             number = row.get_value(0, row.nfields - 1)
             if instance is None or number != current:
                 if instance is not None:
