@@ -150,8 +150,12 @@ def reference(text: str) -> set[str]:
     """What may be said of a document, by Python's own decoder."""
     try:
         value = json.loads(
-            text, parse_constant=_reject, parse_int=_Number, parse_float=_Number
-        )  # fmt: skip
+            text,
+            parse_constant=_reject,
+            parse_int=_Number,
+            parse_float=_Number,
+            object_pairs_hook=list,  # of pairs, and none is dropped
+        )
     except ValueError:
         return {"JSON_INVALID"}
     return set(_faults(value, 0)) or {""}
@@ -174,12 +178,12 @@ def _faults(value: Any, depth: int) -> Iterator[str]:
     elif isinstance(value, str):
         if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
             yield "JSON_CHARACTER"
-    elif isinstance(value, list | dict):
+    elif isinstance(value, list):
         if depth == 100:
             yield "JSON_TOO_DEEP"
-        items = [*value, *value.values()] if isinstance(value, dict) else value
-        for item in items:
-            yield from _faults(item, depth + 1)
+        for item in value:
+            for part in item if isinstance(item, tuple) else (item,):
+                yield from _faults(part, depth + 1)
 
 
 @given(text=nearly_json())
