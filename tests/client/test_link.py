@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -20,7 +21,7 @@ import wfe_persistence_client
 from tests.client.conftest import FAST
 from tests.client.fake_store import FakeStore, answers, fails, hangs
 from tests.client.test_calls import EVENT
-from wfe.persistence.v1 import event_pb2, store_pb2
+from wfe.persistence.v1 import event_pb2, store_pb2, workflow_pb2
 from wfe_persistence_client import (
     CommitOutcomeUnknown,
     DeadlineExceeded,
@@ -257,6 +258,41 @@ async def test_cancelled_calls_leave_no_tasks(
         assert all(isinstance(result, asyncio.CancelledError) for result in results)
     async with asyncio.timeout(10):
         # The fake has tasks too, on the same loop: those of its calls end when they do.
+        while [task for task in asyncio.all_tasks() - before if "AioServer" not in repr(task)]:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_stream_cancelled_just_when_it_begins_leaves_no_task(
+    store: FakeStore, provider: PersistenceProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def begins(request: Any, context: Any) -> Any:
+        await context.write(workflow_pb2.GetWorkflowInstancesResponse())
+        await asyncio.Event().wait()
+
+    store.on("GetWorkflowInstances", begins)
+    store.on("GetStoreInfo", INFO)
+    await provider.get_store_info()
+    stub = provider._workflows
+    method = stub.GetWorkflowInstances
+
+    def cancelled_when_it_begins(*args: Any, **options: Any) -> Any:
+        stream: Any = method(*args, **options)
+        reader = asyncio.current_task()
+        assert reader is not None
+        # In the one turn of the loop between this and the reader's next step, gRPC takes no
+        # notice of a cancellation.
+        stream._preparation.add_done_callback(lambda _: reader.cancel())
+        return stream
+
+    monkeypatch.setattr(stub, "GetWorkflowInstances", cancelled_when_it_begins)
+    before = asyncio.all_tasks()
+    errors = []
+    for _ in range(20):
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await asyncio.create_task(provider.with_timeout(3600).get_workflow_instances(["w"]))
+        # Kept, as those of `gather` may be: the call is not released.
+        errors.append(caught.value)
+    async with asyncio.timeout(10):
         while [task for task in asyncio.all_tasks() - before if "AioServer" not in repr(task)]:
             await asyncio.sleep(0.01)
 
