@@ -279,6 +279,36 @@ def test_store_that_was_renamed_can_be_claimed_by_hand(
     assert set(servers.migrate_up("moved")) == {"default"}
 
 
+async def test_objects_of_others_are_never_deleted(
+    servers: Servers, database: psycopg.Connection[Any]
+) -> None:
+    """Neither those in the schema nor those elsewhere that depend on it."""
+    created = {
+        "FUNCTION": "app_test.f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "SEQUENCE": "app_test.s",
+        "TYPE": "app_test.t AS ENUM ('a')",
+        "DOMAIN": "app_test.d AS int",
+        "VIEW": "public.v AS SELECT id FROM app_test.workflows",
+        "MATERIALIZED VIEW": "app_test.m AS SELECT 1",
+    }
+    with servers.of("app") as ours:
+        async with connect(ours.address) as channel:
+            api = Api(channel)
+            await api.store.CreateNamespace(CreateNamespaceRequest(name="test"))
+            for kind, definition in created.items():
+                database.execute(f"CREATE {kind} {definition}".encode())
+                with fails("FAILED_PRECONDITION", "NAMESPACE_NOT_EMPTY"):
+                    await api.store.DeleteNamespace(DeleteNamespaceRequest(name="test", force=True))
+                await api.events.CreateEvent(
+                    CreateEventRequest(event=make.event()), metadata=WITHIN
+                )
+                database.execute(f"DROP {kind} {definition.split(' ')[0]}".encode())
+            await api.store.DeleteNamespace(DeleteNamespaceRequest(name="test", force=True))
+            assert await listed(api) == [("default", "app")]
+    row = database.execute("SELECT to_regnamespace('app_test')").fetchone()
+    assert row == (None,)
+
+
 @pytest.mark.parametrize("table", ["_sqlx_migrations", "_wfe_sqlx_migrations"])
 async def test_namespace_with_the_migrations_of_a_host_is_deleted_with_force(
     servers: Servers, database: psycopg.Connection[Any], table: str

@@ -465,9 +465,10 @@ pub enum ErrorReason {
     /// FAILED_PRECONDITION: the server's database role lacks the required
     /// privilege; see the server's log for details.
     DatabasePermissionDenied = 35,
-    /// FAILED_PRECONDITION: the namespace has rows and `force` was not set, or it
-    /// has tables that do not belong to this server, which `force` does not cover
-    /// (except the migrations of a host that uses `wfe-postgres`).
+    /// FAILED_PRECONDITION: the namespace has rows and `force` was not set, or
+    /// there are objects in its schema, or that depend on it, which do not belong
+    /// to this server. `force` does not cover those, except the migrations of a
+    /// host that uses `wfe-postgres`.
     NamespaceNotEmpty = 36,
     /// FAILED_PRECONDITION: the server was started without the flag that allows
     /// DeleteNamespace.
@@ -1398,7 +1399,7 @@ pub struct DeleteNamespaceRequest {
     pub name: ::prost::alloc::string::String,
     /// Delete it even if it is not empty: it has rows, or the migrations of a host
     /// that uses `wfe-postgres` (`_sqlx_migrations`, `_wfe_sqlx_migrations`). Other
-    /// tables that do not belong to the server are never deleted.
+    /// objects that do not belong to the server are never deleted.
     #[prost(bool, tag = "2")]
     pub force: bool,
 }

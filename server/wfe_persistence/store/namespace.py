@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import OrderedDict
 from typing import Any, Final, TypeVar
 
@@ -240,6 +241,11 @@ NAMESPACE_HAS_DATA = "SELECT " + "\n    OR ".join(
 _HOST_TABLES: Final = frozenset({"_sqlx_migrations", "_wfe_sqlx_migrations"})
 
 
+_CREATED: Final = re.compile(
+    r"^CREATE (?:OR REPLACE )?(FUNCTION|SEQUENCE) (wfc\.\w+)", re.MULTILINE
+)
+
+
 async def _drop(conninfo: str, schema: Schema, name: str, *, force: bool) -> None:
     ours = {schema.table_prefix + table for table in (MIGRATIONS_TABLE, STORE_TABLE, *TABLES)}
     async with migrate.connect(conninfo) as connection, connection.transaction():
@@ -269,7 +275,27 @@ async def _drop(conninfo: str, schema: Schema, name: str, *, force: bool) -> Non
                 else "the namespace has the migrations of a host that uses wfe-postgres",
                 metadata={"namespace": name},
             )
-        await connection.execute(f'DROP SCHEMA "{schema.name}" CASCADE'.encode())
+        for statement in _drop_statements(schema, sorted(tables)):
+            try:
+                await connection.execute(statement.encode())
+            except psycopg.errors.DependentObjectsStillExist as exc:
+                log.warning("namespace %s: not deleted: %s", name, exc)
+                raise PersistenceError(
+                    ErrorReason.ERROR_REASON_NAMESPACE_NOT_EMPTY,
+                    "there are objects in its schema, or that depend on it, which are not the "
+                    "server's; see the server's log",
+                    metadata={"namespace": name},
+                ) from exc
+
+
+def _drop_statements(schema: Schema, tables: list[str]) -> list[str]:
+    """The statements that drop these tables and the rest of what the migrations create, one by one
+    and not by CASCADE: PostgreSQL refuses the last ones if that is not all."""
+    created = "\n".join(migration.template for migration in migrate.migrations())
+    statements = ["DROP TABLE " + ", ".join(f'"{schema.name}"."{table}"' for table in tables)]
+    for kind, name in _CREATED.findall(created):
+        statements.append(schema.qualify(f"DROP {kind} IF EXISTS {name}"))
+    return [*statements, f'DROP SCHEMA "{schema.name}"']
 
 
 async def _check_deletable(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:

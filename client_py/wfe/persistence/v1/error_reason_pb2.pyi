@@ -94,9 +94,10 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     privilege; see the server's log for details.
     """
     ERROR_REASON_NAMESPACE_NOT_EMPTY: _ErrorReason.ValueType  # 36
-    """FAILED_PRECONDITION: the namespace has rows and `force` was not set, or it
-    has tables that do not belong to this server, which `force` does not cover
-    (except the migrations of a host that uses `wfe-postgres`).
+    """FAILED_PRECONDITION: the namespace has rows and `force` was not set, or
+    there are objects in its schema, or that depend on it, which do not belong
+    to this server. `force` does not cover those, except the migrations of a
+    host that uses `wfe-postgres`.
     """
     ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED: _ErrorReason.ValueType  # 37
     """FAILED_PRECONDITION: the server was started without the flag that allows
@@ -291,9 +292,10 @@ ERROR_REASON_DATABASE_PERMISSION_DENIED: ErrorReason.ValueType  # 35
 privilege; see the server's log for details.
 """
 ERROR_REASON_NAMESPACE_NOT_EMPTY: ErrorReason.ValueType  # 36
-"""FAILED_PRECONDITION: the namespace has rows and `force` was not set, or it
-has tables that do not belong to this server, which `force` does not cover
-(except the migrations of a host that uses `wfe-postgres`).
+"""FAILED_PRECONDITION: the namespace has rows and `force` was not set, or
+there are objects in its schema, or that depend on it, which do not belong
+to this server. `force` does not cover those, except the migrations of a
+host that uses `wfe-postgres`.
 """
 ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED: ErrorReason.ValueType  # 37
 """FAILED_PRECONDITION: the server was started without the flag that allows

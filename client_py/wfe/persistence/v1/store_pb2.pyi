@@ -201,7 +201,7 @@ class DeleteNamespaceRequest(google.protobuf.message.Message):
     force: builtins.bool
     """Delete it even if it is not empty: it has rows, or the migrations of a host
     that uses `wfe-postgres` (`_sqlx_migrations`, `_wfe_sqlx_migrations`). Other
-    tables that do not belong to the server are never deleted.
+    objects that do not belong to the server are never deleted.
     """
     def __init__(
         self,

@@ -92,9 +92,10 @@ const (
 	// FAILED_PRECONDITION: the server's database role lacks the required
 	// privilege; see the server's log for details.
 	ErrorReason_ERROR_REASON_DATABASE_PERMISSION_DENIED ErrorReason = 35
-	// FAILED_PRECONDITION: the namespace has rows and `force` was not set, or it
-	// has tables that do not belong to this server, which `force` does not cover
-	// (except the migrations of a host that uses `wfe-postgres`).
+	// FAILED_PRECONDITION: the namespace has rows and `force` was not set, or
+	// there are objects in its schema, or that depend on it, which do not belong
+	// to this server. `force` does not cover those, except the migrations of a
+	// host that uses `wfe-postgres`.
 	ErrorReason_ERROR_REASON_NAMESPACE_NOT_EMPTY ErrorReason = 36
 	// FAILED_PRECONDITION: the server was started without the flag that allows
 	// DeleteNamespace.

@@ -396,7 +396,7 @@ type DeleteNamespaceRequest struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Delete it even if it is not empty: it has rows, or the migrations of a host
 	// that uses `wfe-postgres` (`_sqlx_migrations`, `_wfe_sqlx_migrations`). Other
-	// tables that do not belong to the server are never deleted.
+	// objects that do not belong to the server are never deleted.
 	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -180,9 +180,10 @@ export enum ErrorReason {
   DATABASE_PERMISSION_DENIED = 35,
 
   /**
-   * FAILED_PRECONDITION: the namespace has rows and `force` was not set, or it
-   * has tables that do not belong to this server, which `force` does not cover
-   * (except the migrations of a host that uses `wfe-postgres`).
+   * FAILED_PRECONDITION: the namespace has rows and `force` was not set, or
+   * there are objects in its schema, or that depend on it, which do not belong
+   * to this server. `force` does not cover those, except the migrations of a
+   * host that uses `wfe-postgres`.
    *
    * @generated from enum value: ERROR_REASON_NAMESPACE_NOT_EMPTY = 36;
    */

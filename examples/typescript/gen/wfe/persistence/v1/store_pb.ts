@@ -228,7 +228,7 @@ export type DeleteNamespaceRequest = Message<"wfe.persistence.v1.DeleteNamespace
   /**
    * Delete it even if it is not empty: it has rows, or the migrations of a host
    * that uses `wfe-postgres` (`_sqlx_migrations`, `_wfe_sqlx_migrations`). Other
-   * tables that do not belong to the server are never deleted.
+   * objects that do not belong to the server are never deleted.
    *
    * @generated from field: bool force = 2;
    */
