@@ -25,7 +25,10 @@ async def _echo(request: bytes, _: object) -> bytes:
 async def _main(url: str, max_prepared_mb: int) -> None:
     settings = Settings(
         max_namespaces=1_000_000,
-        db_url=url, listen="127.0.0.1:0", allow_truncate=True, max_prepared_mb=max_prepared_mb
+        db_url=url,
+        listen="127.0.0.1:0",
+        allow_truncate=True,
+        max_prepared_mb=max_prepared_mb,
     )
     server = Server(settings)
     behavior: Any = _echo
