@@ -10,8 +10,9 @@ from psycopg import pq
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
+from wfe_persistence.recurring import RecurringWarnings
 
-log = logging.getLogger(__name__)
+refusals = RecurringWarnings(logging.getLogger(__name__))
 
 _UNIQUE_VIOLATION: Final = "23505"
 
@@ -119,7 +120,7 @@ def raise_error(error: pq.abc.PGresult) -> NoReturn:
     if meaning.reason is None:
         raise cause
     if meaning.reason not in (_CONFLICT, _INVALID):
-        log.warning("the database refused a statement: %s", cause)
+        refusals.warn(sqlstate(error), f"the database refused a statement: {cause}")
     raise PersistenceError(
         meaning.reason, meaning.message, retry_after=meaning.retry_after
     ) from cause
