@@ -144,6 +144,7 @@ _PASSING_REASONS = frozenset(
     {
         "POOL_EXHAUSTED",
         "NAMESPACE_BUSY",
+        "TOO_MANY_CALLS",
         "ADMINISTRATION_BUSY",
         "DATABASE_FULL",
         "TRANSACTION_CONFLICT",

@@ -239,6 +239,10 @@ class NamespaceBusy(ResourceExhausted):
     """Too many calls of this namespace are waiting for a connection; nothing was written."""
 
 
+class TooManyCalls(ResourceExhausted):
+    """The server or this connection has too many calls in progress; nothing was written."""
+
+
 class AdministrationBusy(ResourceExhausted):
     """Too many administrative calls are waiting for their turn; nothing was written."""
 
@@ -321,6 +325,7 @@ _BY_REASON: Mapping[str, type[PersistenceError]] = {
     "ANSWER_TOO_LARGE": TooLarge,
     "POOL_EXHAUSTED": PoolExhausted,
     "NAMESPACE_BUSY": NamespaceBusy,
+    "TOO_MANY_CALLS": TooManyCalls,
     "ADMINISTRATION_BUSY": AdministrationBusy,
     "TOO_MANY_NAMESPACES": TooManyNamespaces,
     "DATABASE_FULL": DatabaseFull,

@@ -159,6 +159,7 @@ mod tests {
             (Code::Aborted, "TRANSACTION_CONFLICT"),
             (Code::ResourceExhausted, "POOL_EXHAUSTED"),
             (Code::ResourceExhausted, "NAMESPACE_BUSY"),
+            (Code::ResourceExhausted, "TOO_MANY_CALLS"),
             (Code::ResourceExhausted, "ADMINISTRATION_BUSY"),
             (Code::Unavailable, "DATABASE_UNAVAILABLE"),
         ] {

@@ -151,6 +151,7 @@ impl Error {
                     ErrorReason::TransactionConflict
                         | ErrorReason::PoolExhausted
                         | ErrorReason::NamespaceBusy
+                        | ErrorReason::TooManyCalls
                         | ErrorReason::AdministrationBusy
                 )
             )

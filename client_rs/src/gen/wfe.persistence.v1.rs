@@ -402,10 +402,15 @@ pub mod scheduled_command_service_client {
 /// `google.rpc.RetryInfo`.
 ///
 /// A status that gRPC itself or a proxy makes carries no ErrorInfo: the server
-/// never saw the call, or its response was lost. The clients of this project name
-/// a reason for it all the same: DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE,
-/// ANSWER_TOO_LARGE, COMMIT_OUTCOME_UNKNOWN and INTERNAL, as below, or one of
-/// those from 100.
+/// never saw the call, or its response was lost. It is DEADLINE_EXCEEDED,
+/// CANCELLED or UNAVAILABLE if the deadline passed, or the connection broke, was
+/// closed or could not be made; RESOURCE_EXHAUSTED for a request of more than
+/// twice the message limit, or for a response or metadata larger than a peer
+/// takes; CANCELLED if calls arrive much faster than the server can look at
+/// them; UNIMPLEMENTED for an unknown RPC; INTERNAL or UNKNOWN if a peer violates
+/// the protocol. The clients of this project name a reason for it all the same:
+/// DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE, ANSWER_TOO_LARGE,
+/// COMMIT_OUTCOME_UNKNOWN and INTERNAL, as below, or one of those from 100.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum ErrorReason {
@@ -512,6 +517,11 @@ pub enum ErrorReason {
     /// already waiting for a connection; other namespaces are not affected.
     /// Nothing was written; retry later, with fewer concurrent calls.
     NamespaceBusy = 54,
+    /// RESOURCE_EXHAUSTED: the server, or the client's connection, has the maximum
+    /// number of calls in progress, or there is no memory for another large
+    /// request, or a request arrived too slowly while others were waiting for its
+    /// place. Nothing was written; retry later, with fewer concurrent calls.
+    TooManyCalls = 55,
     /// RESOURCE_EXHAUSTED: there are as many namespaces as the server allows
     /// (`--max-namespaces`); ErrorInfo's metadata has the number as `limit`.
     TooManyNamespaces = 56,
@@ -595,6 +605,7 @@ impl ErrorReason {
             Self::PoolExhausted => "ERROR_REASON_POOL_EXHAUSTED",
             Self::DatabaseFull => "ERROR_REASON_DATABASE_FULL",
             Self::NamespaceBusy => "ERROR_REASON_NAMESPACE_BUSY",
+            Self::TooManyCalls => "ERROR_REASON_TOO_MANY_CALLS",
             Self::TooManyNamespaces => "ERROR_REASON_TOO_MANY_NAMESPACES",
             Self::AdministrationBusy => "ERROR_REASON_ADMINISTRATION_BUSY",
             Self::DeadlineExceeded => "ERROR_REASON_DEADLINE_EXCEEDED",
@@ -652,6 +663,7 @@ impl ErrorReason {
             "ERROR_REASON_POOL_EXHAUSTED" => Some(Self::PoolExhausted),
             "ERROR_REASON_DATABASE_FULL" => Some(Self::DatabaseFull),
             "ERROR_REASON_NAMESPACE_BUSY" => Some(Self::NamespaceBusy),
+            "ERROR_REASON_TOO_MANY_CALLS" => Some(Self::TooManyCalls),
             "ERROR_REASON_TOO_MANY_NAMESPACES" => Some(Self::TooManyNamespaces),
             "ERROR_REASON_ADMINISTRATION_BUSY" => Some(Self::AdministrationBusy),
             "ERROR_REASON_DEADLINE_EXCEEDED" => Some(Self::DeadlineExceeded),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+import typing
+from typing import Final, NoReturn
 
 import grpc
 from google.protobuf.any_pb2 import Any
@@ -14,11 +15,11 @@ from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReaso
 from wfe_persistence.errors import PersistenceError
 
 DOMAIN: Final = "wfe.persistence"
-DETAILS_KEY: Final = "grpc-status-details-bin"
+_DETAILS_KEY: Final = "grpc-status-details-bin"
 
 # The status travels in HTTP/2 headers, which peers limit to 8 kB in all: the message with three
 # bytes for each byte beyond ASCII, the details in base64. So of many violations, as many as fit.
-MAX_MESSAGE_BYTES: Final = 300
+_MAX_MESSAGE_BYTES: Final = 300
 _MAX_PATH_BYTES = 300
 _MAX_VIOLATIONS_BYTES = 3500
 
@@ -62,6 +63,7 @@ _STATUS: Final[dict[grpc.StatusCode, tuple[str, ...]]] = {
         "POOL_EXHAUSTED",
         "DATABASE_FULL",
         "NAMESPACE_BUSY",
+        "TOO_MANY_CALLS",
         "TOO_MANY_NAMESPACES",
         "ADMINISTRATION_BUSY",
     ),
@@ -96,6 +98,18 @@ def shortened(text: str, most_bytes: int) -> str:
     return text.encode()[:most_bytes].decode(errors="ignore")
 
 
+async def abort(
+    context: grpc.aio.ServicerContext[typing.Any, typing.Any], error: PersistenceError
+) -> NoReturn:
+    """End a call with the status of an error. Raises AbortError, or what `abort` of gRPC raises."""
+    await context.abort(
+        STATUS_OF[error.reason],
+        shortened(str(error), _MAX_MESSAGE_BYTES),
+        trailing_metadata=((_DETAILS_KEY, details(error)),),
+    )
+    raise AssertionError("abort() raises")
+
+
 def details(error: PersistenceError) -> bytes:
     """The google.rpc.Status of an error, for the trailing metadata."""
     info = error_details_pb2.ErrorInfo(
@@ -119,7 +133,7 @@ def details(error: PersistenceError) -> bytes:
         packed.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
     status = status_pb2.Status(
         code=STATUS_OF[error.reason].value[0],
-        message=shortened(str(error), MAX_MESSAGE_BYTES),
+        message=shortened(str(error), _MAX_MESSAGE_BYTES),
         details=packed,
     )
     serialized: bytes = status.SerializeToString()

@@ -152,6 +152,12 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     already waiting for a connection; other namespaces are not affected.
     Nothing was written; retry later, with fewer concurrent calls.
     """
+    ERROR_REASON_TOO_MANY_CALLS: _ErrorReason.ValueType  # 55
+    """RESOURCE_EXHAUSTED: the server, or the client's connection, has the maximum
+    number of calls in progress, or there is no memory for another large
+    request, or a request arrived too slowly while others were waiting for its
+    place. Nothing was written; retry later, with fewer concurrent calls.
+    """
     ERROR_REASON_TOO_MANY_NAMESPACES: _ErrorReason.ValueType  # 56
     """RESOURCE_EXHAUSTED: there are as many namespaces as the server allows
     (`--max-namespaces`); ErrorInfo's metadata has the number as `limit`.
@@ -214,10 +220,15 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     `google.rpc.RetryInfo`.
 
     A status that gRPC itself or a proxy makes carries no ErrorInfo: the server
-    never saw the call, or its response was lost. The clients of this project name
-    a reason for it all the same: DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE,
-    ANSWER_TOO_LARGE, COMMIT_OUTCOME_UNKNOWN and INTERNAL, as below, or one of
-    those from 100.
+    never saw the call, or its response was lost. It is DEADLINE_EXCEEDED,
+    CANCELLED or UNAVAILABLE if the deadline passed, or the connection broke, was
+    closed or could not be made; RESOURCE_EXHAUSTED for a request of more than
+    twice the message limit, or for a response or metadata larger than a peer
+    takes; CANCELLED if calls arrive much faster than the server can look at
+    them; UNIMPLEMENTED for an unknown RPC; INTERNAL or UNKNOWN if a peer violates
+    the protocol. The clients of this project name a reason for it all the same:
+    DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE, ANSWER_TOO_LARGE,
+    COMMIT_OUTCOME_UNKNOWN and INTERNAL, as below, or one of those from 100.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
@@ -349,6 +360,12 @@ ERROR_REASON_NAMESPACE_BUSY: ErrorReason.ValueType  # 54
 """RESOURCE_EXHAUSTED: the maximum number of calls of this namespace are
 already waiting for a connection; other namespaces are not affected.
 Nothing was written; retry later, with fewer concurrent calls.
+"""
+ERROR_REASON_TOO_MANY_CALLS: ErrorReason.ValueType  # 55
+"""RESOURCE_EXHAUSTED: the server, or the client's connection, has the maximum
+number of calls in progress, or there is no memory for another large
+request, or a request arrived too slowly while others were waiting for its
+place. Nothing was written; retry later, with fewer concurrent calls.
 """
 ERROR_REASON_TOO_MANY_NAMESPACES: ErrorReason.ValueType  # 56
 """RESOURCE_EXHAUSTED: there are as many namespaces as the server allows

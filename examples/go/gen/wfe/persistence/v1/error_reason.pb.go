@@ -29,10 +29,15 @@ const (
 // `google.rpc.RetryInfo`.
 //
 // A status that gRPC itself or a proxy makes carries no ErrorInfo: the server
-// never saw the call, or its response was lost. The clients of this project name
-// a reason for it all the same: DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE,
-// ANSWER_TOO_LARGE, COMMIT_OUTCOME_UNKNOWN and INTERNAL, as below, or one of
-// those from 100.
+// never saw the call, or its response was lost. It is DEADLINE_EXCEEDED,
+// CANCELLED or UNAVAILABLE if the deadline passed, or the connection broke, was
+// closed or could not be made; RESOURCE_EXHAUSTED for a request of more than
+// twice the message limit, or for a response or metadata larger than a peer
+// takes; CANCELLED if calls arrive much faster than the server can look at
+// them; UNIMPLEMENTED for an unknown RPC; INTERNAL or UNKNOWN if a peer violates
+// the protocol. The clients of this project name a reason for it all the same:
+// DEADLINE_EXCEEDED, MESSAGE_TOO_LARGE, ANSWER_TOO_LARGE,
+// COMMIT_OUTCOME_UNKNOWN and INTERNAL, as below, or one of those from 100.
 type ErrorReason int32
 
 const (
@@ -139,6 +144,11 @@ const (
 	// already waiting for a connection; other namespaces are not affected.
 	// Nothing was written; retry later, with fewer concurrent calls.
 	ErrorReason_ERROR_REASON_NAMESPACE_BUSY ErrorReason = 54
+	// RESOURCE_EXHAUSTED: the server, or the client's connection, has the maximum
+	// number of calls in progress, or there is no memory for another large
+	// request, or a request arrived too slowly while others were waiting for its
+	// place. Nothing was written; retry later, with fewer concurrent calls.
+	ErrorReason_ERROR_REASON_TOO_MANY_CALLS ErrorReason = 55
 	// RESOURCE_EXHAUSTED: there are as many namespaces as the server allows
 	// (`--max-namespaces`); ErrorInfo's metadata has the number as `limit`.
 	ErrorReason_ERROR_REASON_TOO_MANY_NAMESPACES ErrorReason = 56
@@ -215,6 +225,7 @@ var (
 		52:  "ERROR_REASON_POOL_EXHAUSTED",
 		53:  "ERROR_REASON_DATABASE_FULL",
 		54:  "ERROR_REASON_NAMESPACE_BUSY",
+		55:  "ERROR_REASON_TOO_MANY_CALLS",
 		56:  "ERROR_REASON_TOO_MANY_NAMESPACES",
 		57:  "ERROR_REASON_ADMINISTRATION_BUSY",
 		60:  "ERROR_REASON_DEADLINE_EXCEEDED",
@@ -261,6 +272,7 @@ var (
 		"ERROR_REASON_POOL_EXHAUSTED":               52,
 		"ERROR_REASON_DATABASE_FULL":                53,
 		"ERROR_REASON_NAMESPACE_BUSY":               54,
+		"ERROR_REASON_TOO_MANY_CALLS":               55,
 		"ERROR_REASON_TOO_MANY_NAMESPACES":          56,
 		"ERROR_REASON_ADMINISTRATION_BUSY":          57,
 		"ERROR_REASON_DEADLINE_EXCEEDED":            60,
@@ -405,7 +417,7 @@ var File_wfe_persistence_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"%wfe/persistence/v1/error_reason.proto\x12\x12wfe.persistence.v1*\xc9\f\n" +
+	"%wfe/persistence/v1/error_reason.proto\x12\x12wfe.persistence.v1*\xea\f\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12#\n" +
 	"\x1fERROR_REASON_WORKFLOW_NOT_FOUND\x10\x01\x12 \n" +
@@ -439,7 +451,8 @@ const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	"\x1dERROR_REASON_ANSWER_TOO_LARGE\x103\x12\x1f\n" +
 	"\x1bERROR_REASON_POOL_EXHAUSTED\x104\x12\x1e\n" +
 	"\x1aERROR_REASON_DATABASE_FULL\x105\x12\x1f\n" +
-	"\x1bERROR_REASON_NAMESPACE_BUSY\x106\x12$\n" +
+	"\x1bERROR_REASON_NAMESPACE_BUSY\x106\x12\x1f\n" +
+	"\x1bERROR_REASON_TOO_MANY_CALLS\x107\x12$\n" +
 	" ERROR_REASON_TOO_MANY_NAMESPACES\x108\x12$\n" +
 	" ERROR_REASON_ADMINISTRATION_BUSY\x109\x12\"\n" +
 	"\x1eERROR_REASON_DEADLINE_EXCEEDED\x10<\x12%\n" +
