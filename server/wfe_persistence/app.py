@@ -17,7 +17,9 @@ from wfe_persistence.errors import CannotServeError
 from wfe_persistence.offload import Workers
 from wfe_persistence.rpc.boundary import Boundary
 from wfe_persistence.rpc.call import Environment
+from wfe_persistence.rpc.connections import IdleConnections, connections_allowed
 from wfe_persistence.rpc.health import Health
+from wfe_persistence.rpc.intake import Intake
 from wfe_persistence.rpc.services import SERVICES
 from wfe_persistence.settings import Settings
 from wfe_persistence.store.namespace import Namespaces
@@ -30,9 +32,10 @@ VERSION: Final = version("wfe-persistence")
 
 _WATCH_SECONDS = 1.0
 
-# Requests above our own limit are received up to this factor, to be refused with a reason; beyond
-# it gRPC refuses them itself.
-_OVERSIZE_FACTOR = 4
+# Requests above our own limit are received up to this factor, to be refused with a reason: a state
+# that grows, or a batch, exceeds the limit by less at first. Beyond it gRPC refuses them itself,
+# unreceived and with a text of its own.
+_OVERSIZE_FACTOR = 2
 
 _SERVER_OPTIONS: Final = (
     # Otherwise a second server would silently share the port, and get half of the calls.
@@ -41,6 +44,16 @@ _SERVER_OPTIONS: Final = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.max_send_message_length", -1),
+    # How much of a request a client may send before we receive it. Without the second option gRPC
+    # would raise it to what the network carries per round trip, and so take in whole requests that
+    # we have not admitted yet.
+    ("grpc.http2.lookahead_bytes", 16_384),
+    ("grpc.http2.bdp_probe", 0),
+    # Calls that we have not looked at yet, to refuse them with a reason. What comes beyond, gRPC
+    # ends with CANCELLED: at random from the first number on, always from the second. (A limit of
+    # streams per connection would bound them too, but gRPC's clients answer that with UNAVAILABLE.)
+    ("grpc.server.max_pending_requests", 8000),
+    ("grpc.server.max_pending_requests_hard_limit", 12_000),
 )
 
 
@@ -63,14 +76,28 @@ class Server:
         self._readiness = Readiness(
             namespaces.default, migrate=settings.migrate, allow_data_loss=settings.allow_data_loss
         )
-        self._health = Health(namespaces)
         self._workers = Workers()
+        largest = settings.max_message_bytes * _OVERSIZE_FACTOR
+        connections = connections_allowed(settings.max_connections, settings.pool_size)
         self._server = grpc.aio.server(
             options=[
                 *_SERVER_OPTIONS,
-                ("grpc.max_receive_message_length", settings.max_message_bytes * _OVERSIZE_FACTOR),
+                ("grpc.max_receive_message_length", largest),
+                ("grpc.max_allowed_incoming_connections", connections),
+                ("grpc.max_connection_idle_ms", _milliseconds(settings.max_connection_idle)),
+                ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age)),
+                ("grpc.max_connection_age_grace_ms", _milliseconds(settings.max_connection_grace)),
             ]
         )
+        intake = Intake(
+            max_calls=settings.max_calls,
+            max_calls_per_connection=settings.max_calls_per_connection,
+            max_message_bytes=settings.max_message_bytes,
+            largest=largest,
+            memory=settings.max_request_mb * 1024 * 1024,
+        )
+        self._connections = IdleConnections(connections, intake.busy_peers)
+        self._health = Health(namespaces, intake)
         boundary = Boundary(
             Environment(
                 namespaces=namespaces,
@@ -84,7 +111,8 @@ class Server:
                 allow_truncate=settings.allow_truncate,
                 allow_create_namespace=settings.create_namespace_allowed,
                 allow_delete_namespace=settings.allow_delete_namespace,
-            )
+            ),
+            intake,
         )
         self._server.add_generic_rpc_handlers([boundary.handlers(s) for s in SERVICES])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -106,6 +134,9 @@ class Server:
         await self._health.start()
         await self._stack.enter_async_context(self._database)
         await self._server.start()
+        if not self._settings.listen.startswith("unix:"):
+            watch = asyncio.get_running_loop().create_task(self._connections.watch(port))
+            self._stack.callback(watch.cancel)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -131,3 +162,8 @@ class Server:
                 else:
                     log.warning("not serving: %s", state.why)
             await asyncio.sleep(_WATCH_SECONDS)
+
+
+def _milliseconds(seconds: float) -> int:
+    """For gRPC, which counts in 32 bits; the largest number means for ever."""
+    return min(max(1, int(seconds * 1000)), 2**31 - 1)

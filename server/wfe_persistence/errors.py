@@ -59,6 +59,15 @@ def invalid_field(
     )
 
 
+def too_large(reason: ErrorReason.ValueType, what: str, size: int, limit: int) -> PersistenceError:
+    """The error of a message that has more bytes than the limit; `what` it is."""
+    return PersistenceError(
+        reason,
+        f"the {what} has {size} bytes, the maximum is {limit}",
+        metadata={"limit_bytes": str(limit)},
+    )
+
+
 def field_error(field: str, reason: ErrorReason.ValueType, message: str) -> PersistenceError:
     """The error of a valid request for which a field's value is the reason; `field`: its path."""
     return PersistenceError(reason, message, metadata={"field": field})

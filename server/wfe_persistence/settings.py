@@ -125,11 +125,60 @@ class Settings:
             "Maximum size of a request and of a stored workflow (bytes). Clients must be "
             "configured to receive messages of this size.",
             minimum=1024,
-            # gRPC and libpq count bytes in 32 bits, and the server accepts a few times this size
-            # to refuse it with a reason.
+            # gRPC and libpq count bytes in 32 bits, and the server receives twice this size to
+            # refuse it with a reason.
             maximum=512 * 1024 * 1024 - 1,
         ),
     ] = 4 * 1024 * 1024
+    max_request_mb: Annotated[
+        int,
+        About(
+            "Memory for requests (MB): half for those being received, half for those in progress. "
+            "More large requests at a time wait or are refused.",
+            minimum=1,
+        ),
+    ] = 128
+    max_calls: Annotated[int, About("Maximum number of calls in progress.", minimum=1)] = 4000
+    max_calls_per_connection: Annotated[
+        int,
+        About(
+            "Maximum number of calls in progress over one client connection. Increase behind a "
+            "proxy that combines many clients' calls in one connection.",
+            minimum=1,
+        ),
+    ] = 1000
+    max_connections: Annotated[
+        int,
+        About(
+            "Maximum number of client connections, if the limit of file descriptors allows as "
+            "many. Idle ones are closed when there are almost as many.",
+            minimum=1,
+        ),
+    ] = 4000
+    max_connection_idle: Annotated[
+        float,
+        About(
+            "Time after which a client connection without calls is closed (seconds). Clients "
+            "connect again when they need to.",
+            above=0,
+        ),
+    ] = 300.0
+    max_connection_age: Annotated[
+        float,
+        About(
+            "Time after which a client must connect again (seconds, give or take 10 %), so that "
+            "clients spread over servers that were added.",
+            above=0,
+        ),
+    ] = 3600.0
+    max_connection_grace: Annotated[
+        float,
+        About(
+            "Time for the calls in progress to finish on a connection that has reached its "
+            "maximum age (seconds); then they are UNAVAILABLE.",
+            above=0,
+        ),
+    ] = 300.0
     default_deadline: Annotated[
         float, About("Deadline for calls that set none (seconds).", above=0)
     ] = 30.0

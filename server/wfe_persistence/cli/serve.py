@@ -38,7 +38,9 @@ def serve(settings: Settings) -> None:
 async def _serve(settings: Settings) -> int:
     from wfe_persistence.app import VERSION, Server
     from wfe_persistence.errors import CannotServeError
+    from wfe_persistence.rpc.connections import raise_descriptor_limit
 
+    raise_descriptor_limit()
     loop = asyncio.get_running_loop()
     stop = loop.create_future()
 

@@ -1,18 +1,22 @@
-"""What surrounds every handler: identify → admit → decode → namespace → handle → encode → observe.
+"""What surrounds every handler: identify → admit → receive → decode → namespace → handle → encode
+→ observe.
 
 Handlers are registered with bytes on both sides, because gRPC itself reports undecodable requests
 as UNKNOWN and shows internals, and because one wrapper per method is cheaper than a chain of
-interceptors. Each step is one function; `_unary` and `_stream` call them in this order.
+interceptors. To gRPC, all requests are streams (the wire is the same), because those it leaves to
+the handler to receive, while it would receive the single request of a call that is not admitted.
+Each step is one function; `_unary` and `_stream` call them in this order.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -21,28 +25,33 @@ from google.protobuf.message import DecodeError, Message
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
 from wfe_persistence import offload
-from wfe_persistence.errors import PersistenceError, invalid_field
+from wfe_persistence.errors import PersistenceError, invalid_field, too_large
+from wfe_persistence.recurring import RecurringWarnings
 from wfe_persistence.rpc.call import Call, Environment
 from wfe_persistence.rpc.check import Check
 from wfe_persistence.rpc.check.wire import require_few_items
+from wfe_persistence.rpc.intake import Intake
 from wfe_persistence.rpc.services import Method, Service
-from wfe_persistence.rpc.status import (
-    DETAILS_KEY,
-    MAX_MESSAGE_BYTES,
-    STATUS_OF,
-    details,
-    reason_name,
-    shortened,
-)
+from wfe_persistence.rpc.status import abort, reason_name
 from wfe_persistence.store.tables import Store
 
 log = logging.getLogger(__name__)
+refusals = RecurringWarnings(log)
 
 NAMESPACE_KEY = "wfe-namespace"
 
 # A call with less time than this (seconds) before its deadline can't succeed, so nothing is begun
 # for it. (Clients round short timeouts up to whole milliseconds.)
 _MIN_SECONDS = 0.005
+
+# Reasons that whoever runs the server should know of.
+_OVERLOAD = frozenset(
+    {
+        ErrorReason.ERROR_REASON_TOO_MANY_CALLS,
+        ErrorReason.ERROR_REASON_POOL_EXHAUSTED,
+        ErrorReason.ERROR_REASON_NAMESPACE_BUSY,
+    }
+)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -58,8 +67,9 @@ class Caller:
 class Boundary:
     """Wraps the methods of servicers; one for the whole server."""
 
-    def __init__(self, env: Environment) -> None:
+    def __init__(self, env: Environment, intake: Intake) -> None:
         self._env = env
+        self._intake = intake
 
     def handlers(self, service: Service) -> grpc.GenericRpcHandler:
         """gRPC's handlers for a service."""
@@ -74,25 +84,33 @@ class Boundary:
 
     def _handler(self, method: Method, function: Any) -> grpc.RpcMethodHandler[bytes, bytes]:
         if method.descriptor.server_streaming:
-            return grpc.unary_stream_rpc_method_handler(self._stream(method, function))
-        return grpc.unary_unary_rpc_method_handler(self._unary(method, function))
+            return grpc.stream_stream_rpc_method_handler(self._stream(method, function))
+        return grpc.stream_unary_rpc_method_handler(self._unary(method, function))
 
     def _unary(
         self, method: Method, function: Callable[[Message, Call], Awaitable[Message]]
     ) -> Any:
-        async def handle(data: bytes, context: Context) -> bytes:
-            try:
-                caller = _identify(context)
-                async with asyncio.timeout(self._admit(data, context)):
+        async def answer(context: Context) -> bytes:
+            caller = _identify(context)
+            deadline = self._deadline(context)
+            with self._intake.admit(context, deadline) as place:
+                data = await place.receive()
+                async with asyncio.timeout_at(deadline):
                     self._env.workers.begin(len(data))
                     request, check = await offload.run(self._decode, data, method)
+                    del data
                     store = await self._namespace(caller, method)
-                    response = await function(request, Call(store, check, self._env))
+                    with _naming_a_field(request):
+                        response = await function(request, Call(store, check, self._env))
                     await offload.pause_if_large()
-                data = self._encode(response)
+            return self._encode(response)
+
+        async def handle(_: object, context: Context) -> bytes:
+            try:
+                data = await answer(context)
                 _observe(method, None)
             except Exception as exc:
-                await self._fail(method, exc, context, data)
+                await self._fail(method, exc, context)
             return data
 
         return handle
@@ -105,39 +123,42 @@ class Boundary:
         A page is encoded at once, so that only its bytes are kept while the client reads.
         """
 
-        async def handle(data: bytes, context: Context) -> AsyncIterator[bytes]:
-            try:
-                caller = _identify(context)
-                async with asyncio.timeout(self._admit(data, context)):
+        async def answer(context: Context) -> None:
+            caller = _identify(context)
+            deadline = self._deadline(context)
+            with self._intake.admit(context, deadline) as place:
+                data = await place.receive()
+                async with asyncio.timeout_at(deadline):
                     self._env.workers.begin(len(data))
                     request, check = await offload.run(self._decode, data, method)
+                    del data
                     store = await self._namespace(caller, method)
                     call = Call(store, check, self._env)
                     async with aclosing(function(request, call)) as pages:  # type: ignore[type-var]
-                        async for page in pages:
-                            messages = deque(map(self._encode, page))
-                            del page
-                            await self._send(messages, context)
+                        with _naming_a_field(request):
+                            async for page in pages:
+                                messages = deque(map(self._encode, page))
+                                del page
+                                await self._send(messages, context)
+
+        async def handle(_: object, context: Context) -> None:
+            try:
+                await answer(context)
                 _observe(method, None)
             except Exception as exc:
-                await self._fail(method, exc, context, data)
-            return
-            yield b""  # an async generator, to gRPC; but only write() can be timed from here
+                await self._fail(method, exc, context)
 
         return handle
 
-    def _admit(self, data: bytes, context: Context) -> float:
-        """Whether a call may be tried at all; returns its timeout in seconds.
-
-        The place for limits. Raises PersistenceError or TimeoutError for a call that is refused.
-        """
+    def _deadline(self, context: Context) -> float:
+        """When a call must end, on the event loop's clock. Raises TimeoutError if that is now."""
         remaining = context.time_remaining()
-        if remaining is not None and remaining < _MIN_SECONDS:
+        if remaining is None:
+            remaining = self._env.default_deadline
+        elif remaining < _MIN_SECONDS:
             raise TimeoutError
-        if len(data) > self._env.max_message_bytes:
-            raise self._too_large(ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE, "request", data)
-        timeout = self._env.default_deadline if remaining is None else remaining
-        return min(timeout, self._env.max_deadline)
+        timeout = min(remaining, self._env.max_deadline)
+        return asyncio.get_running_loop().time() + timeout
 
     def _decode(self, data: bytes, method: Method) -> tuple[Message, Check]:
         """The request, and what is wrong with it so far."""
@@ -163,7 +184,12 @@ class Boundary:
         """The response's bytes, unless they are more than clients must be able to receive."""
         data = response.SerializeToString()
         if len(data) > self._env.max_message_bytes:
-            raise self._too_large(ErrorReason.ERROR_REASON_ANSWER_TOO_LARGE, "response", data)
+            raise too_large(
+                ErrorReason.ERROR_REASON_ANSWER_TOO_LARGE,
+                "response",
+                len(data),
+                self._env.max_message_bytes,
+            )
         return data
 
     async def _send(self, messages: deque[bytes], context: Context) -> None:
@@ -183,20 +209,22 @@ class Boundary:
         finally:
             messages.clear()  # the error's traceback refers to them
 
-    async def _fail(
-        self, method: Method, exc: Exception, context: Context, data: bytes
-    ) -> NoReturn:
-        """End a call, whose request is `data`, with the status of what was raised."""
-        error = await self._explain(exc, context)
-        if error.reason == ErrorReason.ERROR_REASON_INVALID_FIELD and not error.violations:
-            error = _naming_a_field(error, method.request_class.FromString(data))
-        _observe(method, error)
-        await context.abort(
-            STATUS_OF[error.reason],
-            shortened(str(error), MAX_MESSAGE_BYTES),
-            trailing_metadata=((DETAILS_KEY, details(error)),),
-        )
-        raise AssertionError("abort() raises")
+    async def _fail(self, method: Method, exc: Exception, context: Context) -> NoReturn:
+        """End a call with the status of what was raised."""
+        _let_go_of_locals(exc)
+        try:
+            if isinstance(exc, grpc.aio.BaseError):
+                raise exc
+            error = await self._explain(exc, context)
+            _observe(method, error)
+            await abort(context, error)
+        except grpc.aio.AbortError:
+            raise
+        except grpc.aio.BaseError as gone:
+            # The call has ended already, mostly because its client has hung up, which is no
+            # reason to log anything. Nobody is there to be told of any error.
+            log.debug("%s: ended by gRPC: %s", method.name, gone)
+            raise asyncio.CancelledError from gone
 
     async def _explain(self, exc: Exception, context: Context) -> PersistenceError:
         """What the caller may know about a failure."""
@@ -234,14 +262,6 @@ class Boundary:
                 return exc
         return error
 
-    def _too_large(self, reason: ErrorReason.ValueType, what: str, data: bytes) -> PersistenceError:
-        limit = self._env.max_message_bytes
-        return PersistenceError(
-            reason,
-            f"the {what} has {len(data)} bytes, the maximum is {limit}",
-            metadata={"limit_bytes": str(limit)},
-        )
-
 
 def _identify(context: Context) -> Caller:
     """Who calls, and for which namespace, from the metadata. The place for authentication."""
@@ -251,21 +271,43 @@ def _identify(context: Context) -> Caller:
     return Caller(None)
 
 
-def _naming_a_field(error: PersistenceError, request: Message) -> PersistenceError:
-    """The error of a value that only the database refused: the checks have a rule for every value
-    of which that is known. It names the first field of the request, which has the rest in it."""
-    log.warning("%s: %s", request.DESCRIPTOR.full_name, error.__cause__)
-    for field, _ in request.ListFields():
-        if field.name != "request_id":
-            return invalid_field(
-                field.name, FieldViolationReason.FIELD_VIOLATION_REASON_FORMAT, str(error)
-            )
-    return error
+@contextmanager
+def _naming_a_field(request: Message) -> Iterator[None]:
+    """Have the error of a value that only the database refused name a field, although the checks
+    have a rule for every value of which that is known: the first one of the request, which has the
+    rest in it."""
+    try:
+        yield
+    except PersistenceError as exc:
+        if exc.reason != ErrorReason.ERROR_REASON_INVALID_FIELD or exc.violations:
+            raise
+        name = request.DESCRIPTOR.full_name
+        refusals.warn(name, f"{name}: {exc.__cause__}")
+        for field, _ in request.ListFields():
+            if field.name != "request_id":
+                raise invalid_field(
+                    field.name, FieldViolationReason.FIELD_VIOLATION_REASON_FORMAT, str(exc)
+                ) from exc
+        raise
+
+
+def _let_go_of_locals(exc: BaseException | None) -> None:
+    """Free what the functions that an error passed through held: the request above all.
+
+    gRPC keeps the error that ends a call, and that keeps its traceback: a cycle, which lasts until
+    the garbage collector comes.
+    """
+    while exc is not None:
+        traceback.clear_frames(exc.__traceback__)
+        exc = exc.__cause__ or exc.__context__
 
 
 def _observe(method: Method, error: PersistenceError | None) -> None:
     """Log the outcome of a call; None: it succeeded. The place for metrics."""
     if error is None:
         log.debug("%s: OK", method.name)
-    else:
-        log.debug("%s: %s: %s", method.name, reason_name(error.reason), error)
+        return
+    name = reason_name(error.reason)
+    log.debug("%s: %s: %s", method.name, name, error)
+    if error.reason in _OVERLOAD:
+        refusals.warn(name, f"calls are refused with {name}: {error}")

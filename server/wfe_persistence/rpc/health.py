@@ -13,7 +13,9 @@ from grpc_health.v1 import health, health_pb2
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
+from wfe_persistence.rpc.intake import Intake
 from wfe_persistence.rpc.services import SERVICES
+from wfe_persistence.rpc.status import abort
 from wfe_persistence.store.namespace import Namespaces
 
 LIVENESS: Final = "liveness"
@@ -32,9 +34,10 @@ Response = health_pb2.HealthCheckResponse
 class Health(health.aio.HealthServicer):
     """The library's servicer for the server as a whole; ours for namespaces."""
 
-    def __init__(self, namespaces: Namespaces) -> None:
+    def __init__(self, namespaces: Namespaces, intake: Intake) -> None:
         super().__init__()
         self._namespaces = namespaces
+        self._intake = intake
         self._serving: bool | None = None
         self._draining = False
 
@@ -56,6 +59,7 @@ class Health(health.aio.HealthServicer):
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> health_pb2.HealthCheckResponse:
         """Return the health of one service."""
+        self._intake.attend(context, limited=False)
         if "/" not in request.service:
             response: Response = await super().Check(request, context)
             return response
@@ -68,6 +72,10 @@ class Health(health.aio.HealthServicer):
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> None:
         """Send the health of one service, and again whenever it changes."""
+        try:
+            self._intake.attend(context, limited=True)
+        except PersistenceError as exc:
+            await abort(context, exc)
         if "/" not in request.service:
             await super().Watch(request, context)
             return

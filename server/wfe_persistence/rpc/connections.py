@@ -1,0 +1,167 @@
+"""Connections of clients when file descriptors run short: the idle ones make room for new ones.
+
+gRPC closes a connection that has been idle for a fixed time, but can't close one sooner because
+others need its place. So this looks at the sockets themselves: the ones that were accepted on the
+server's port. Shutting one down is to gRPC as if the client had closed it; clients connect again
+with their next call. On a Unix socket and outside Linux, only the fixed time applies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import resource
+import socket
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, Final
+from urllib.parse import unquote
+
+from wfe_persistence.recurring import RecurringWarnings
+
+log = logging.getLogger(__name__)
+warnings = RecurringWarnings(log)
+
+# Beside connections of clients: what every process has, the listener, PostgreSQL (two for each
+# connection, as one may be cancelling the other), gRPC's own, and some for looking at sockets.
+_OTHER_DESCRIPTORS: Final = 48
+
+_INTERVAL_SECONDS: Final = 1.0
+_ALMOST_FULL: Final = 0.8
+_ROOM_AFTERWARDS: Final = 0.7
+
+# A connection that has just been made is not idle: its first call is on its way.
+_MIN_IDLE_MILLISECONDS: Final = 1_000
+
+# Linux's struct tcp_info: eight bytes, then 32-bit integers, of which these are the milliseconds
+# since data was last sent and last received.
+_TCP_INFO: Final = struct.Struct("8x36xI4xI")
+
+_INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
+
+Peer = tuple[str, int]
+
+
+def raise_descriptor_limit() -> None:
+    """Allow this process as many file descriptors as it may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):  # macOS has an additional limit
+            log.debug("the limit of file descriptors stays at %d", soft)
+
+
+def connections_allowed(wanted: int, pool_size: int) -> int:
+    """How many connections of clients the limit of file descriptors leaves room for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    return max(1, min(wanted, soft - _OTHER_DESCRIPTORS - 2 * pool_size))
+
+
+class IdleConnections:
+    """Closes idle connections while there are almost as many as are allowed, the idlest first."""
+
+    def __init__(self, allowed: int, busy_peers: Callable[[], set[str]]) -> None:
+        self._allowed = allowed
+        self._busy_peers = busy_peers
+
+    async def watch(self, port: int) -> None:
+        """Look every second at the connections to this port."""
+        if not sys.platform.startswith("linux"):
+            return
+        while True:
+            await asyncio.sleep(_INTERVAL_SECONDS)
+            if _open_descriptors() > self._allowed * _ALMOST_FULL:
+                busy = {_peer_of_name(name) for name in self._busy_peers()}
+                closed, left = await asyncio.to_thread(self._close_idle, port, busy)
+                if closed or left >= self._allowed:
+                    warnings.warn(
+                        "connections",
+                        f"{left + closed} of at most {self._allowed} connections: closed "
+                        f"{closed} idle ones",
+                    )
+
+    def _close_idle(self, port: int, busy: set[Peer]) -> tuple[int, int]:
+        """Make room; returns how many connections were closed and how many are left."""
+        count = 0
+        idle: list[tuple[int, Peer]] = []
+        for connection, peer in _accepted(port):
+            count += 1
+            if peer not in busy:
+                idle.append((_idle_milliseconds(connection), peer))
+        if count <= self._allowed * _ALMOST_FULL:
+            return 0, count
+        most = count - int(self._allowed * _ROOM_AFTERWARDS)
+        idle.sort(reverse=True)
+        chosen = {peer for age, peer in idle[:most] if age >= _MIN_IDLE_MILLISECONDS}
+        closed = sum(
+            _shut_down(connection, peer) for connection, peer in _accepted(port) if peer in chosen
+        )
+        return closed, count - closed
+
+
+def _open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def _accepted(port: int) -> Iterator[tuple[socket.socket, Peer]]:
+    """The connections accepted on a port, and their peers.
+
+    The sockets are gRPC's, which may close them meanwhile: only look at them, and only until the
+    next one is asked for.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            connection = socket.socket(fileno=int(name))
+        except OSError:
+            continue  # no socket, or closed meanwhile
+        try:
+            if connection.family in _INTERNET and connection.getsockname()[1] == port:
+                yield connection, _peer_of_address(connection.getpeername())
+        except OSError:
+            continue  # the listener, or no longer connected
+        finally:
+            connection.detach()
+
+
+def _shut_down(connection: socket.socket, peer: Peer) -> bool:
+    """Shut a connection down if it is still the one to this peer."""
+    # With a descriptor of our own it remains the same connection between the look and the act.
+    with suppress(OSError), connection.dup() as ours:
+        if _peer_of_address(ours.getpeername()) == peer:
+            ours.shutdown(socket.SHUT_RDWR)
+            return True
+    return False
+
+
+def _idle_milliseconds(connection: socket.socket) -> int:
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+    sent, received = _TCP_INFO.unpack(info)
+    return int(min(sent, received))
+
+
+def _peer_of_address(address: Any) -> Peer:
+    return _host(address[0]), address[1]
+
+
+def _peer_of_name(name: str) -> Peer:
+    """The peer that gRPC names `ipv4:127.0.0.1:4711` or `ipv6:%5B::1%5D:4711`."""
+    host, _, port = unquote(name).partition(":")[2].rpartition(":")
+    return (_host(host.strip("[]")), int(port)) if port.isdecimal() else ("", 0)
+
+
+def _host(address: str) -> str:
+    """An address in the form that two spellings of it have in common."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
+        return str(parsed.ipv4_mapped)
+    return str(parsed)

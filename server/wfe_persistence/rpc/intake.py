@@ -1,0 +1,366 @@
+"""What the server takes on at a time: calls, and the bytes of their requests.
+
+A request is received only once there is room for it. Until then its bytes stay with the client,
+apart from the window of HTTP/2 (64 kB per call).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final
+
+import grpc
+
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe_persistence.errors import PersistenceError, too_large
+from wfe_persistence.rpc.status import abort
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+# Requests up to this size are limited by the number of calls alone.
+_SMALL_BYTES: Final = 65_536
+
+# A request that is still not complete after this time (seconds) is refused when others wait for
+# its place, and sooner the more they are. A complete one is refused when there is no room to handle
+# it for as long.
+_PATIENCE_SECONDS: Final = 3.0
+_MIN_PATIENCE_SECONDS: Final = 0.5
+
+_MIN_SLOTS: Final = 4
+
+_RETRY_AFTER: Final = 0.5
+
+
+class Intake:
+    """Admits calls and receives their requests; one for the whole server.
+
+    At most `max_calls` calls are in progress, of which at most `max_calls_per_connection` come over
+    one connection. Their requests take at most about `memory` bytes: half of it for those being
+    received, each of which may have `largest` bytes, half for those being handled, each of at most
+    `max_message_bytes`. One connection gets at most half of each. (Connections over a Unix socket
+    can't be told apart, so none of that is per connection there.)
+    """
+
+    def __init__(
+        self,
+        *,
+        max_calls: int,
+        max_calls_per_connection: int,
+        max_message_bytes: int,
+        largest: int,
+        memory: int,
+    ) -> None:
+        self._max_message_bytes = max_message_bytes
+        self._calls = _Calls(max_calls, max_calls_per_connection)
+        self._health_calls = _Calls(max_calls, max_calls_per_connection)
+        self._slot_count = slots = max(_MIN_SLOTS, memory // 2 // largest)
+        self._slots = _Room(slots, slots // 2)
+        self._max_waiting = slots // 2
+        self._large = _Room(
+            max(memory // 2, max_message_bytes), max(memory // 4, max_message_bytes)
+        )
+        self._reads: OrderedDict[_Read, None] = OrderedDict()  # in progress, the oldest first
+        self._eviction: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def busy_peers(self) -> set[str]:
+        """The peers, as gRPC names them, of all connections with calls in progress."""
+        return {*self._calls.by_peer, *self._health_calls.by_peer}
+
+    def attend(self, context: Context, *, limited: bool) -> None:
+        """Know of a call for health until its end: its connection is not idle.
+
+        A `limited` one is limited as other calls are, but apart from them. Raises PersistenceError.
+        """
+        peer = context.peer()
+        if limited:
+            self._health_calls.require_room(peer)
+        self._health_calls.enter(context, peer)
+
+    def admit(self, context: Context, deadline: float) -> Place:
+        """Count a call until its end; `deadline` is on the event loop's clock.
+
+        Raises PersistenceError if there are too many.
+        """
+        peer = context.peer()
+        self._calls.require_room(peer)
+        self._calls.enter(context, peer)
+        return Place(self, context, peer, deadline)
+
+    async def receive(self, context: Context, peer: str, deadline: float) -> tuple[bytes, int]:
+        """The bytes of a call's request, and how many of them `release` must be told of."""
+        if not self._slots.try_take(peer, 1):
+            self._evict_later()
+            async with asyncio.timeout_at(deadline):
+                await self._slots.take(peer, 1)
+        try:
+            data = await self._read(context, deadline)
+            large = len(data) if len(data) > _SMALL_BYTES else 0
+            if large and not self._large.try_take(peer, large):
+                await self._wait_for_room(peer, large, deadline)
+            return data, large
+        finally:
+            self._slots.give_back(peer, 1)
+
+    def release(self, peer: str, large: int) -> None:
+        """Take back the room of a request that has been handled."""
+        self._large.give_back(peer, large)
+
+    async def _read(self, context: Context, deadline: float) -> bytes:
+        loop = asyncio.get_running_loop()
+        # It must not be cancelled: gRPC would go on writing to memory that is freed. So it is
+        # ended by ending the call.
+        read = _Read(context, loop.time())
+        timer = loop.call_at(deadline, self._end, read, _too_late)
+        self._reads[read] = None
+        if self._slots.waiting:
+            self._evict_later()
+        try:
+            data = await context.read()
+        finally:
+            read.ended = True
+            timer.cancel()
+            self._reads.pop(read, None)
+        if data is grpc.aio.EOF:
+            raise PersistenceError(
+                ErrorReason.ERROR_REASON_MALFORMED_MESSAGE, "the call has no request message"
+            )
+        assert isinstance(data, bytes)
+        if len(data) > self._max_message_bytes:
+            raise too_large(
+                ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE,
+                "request",
+                len(data),
+                self._max_message_bytes,
+            )
+        return data
+
+    async def _wait_for_room(self, peer: str, large: int, deadline: float) -> None:
+        """Wait in turn until a large request may be handled."""
+        if self._large.waiting >= self._max_waiting:
+            raise _too_many("too many large requests are waiting already")
+        loop = asyncio.get_running_loop()
+        patience = loop.time() + _PATIENCE_SECONDS
+        try:
+            async with asyncio.timeout_at(min(deadline, patience)):
+                await self._large.take(peer, large)
+        except TimeoutError as exc:
+            if deadline <= patience:
+                raise
+            raise _too_many("the large requests in progress take too long") from exc
+
+    def _evict_later(self) -> None:
+        """Refuse, as soon as they have had their time, the requests that hold up others."""
+        if self._eviction is None and self._reads:
+            oldest = next(iter(self._reads))
+            self._eviction = asyncio.get_running_loop().call_at(
+                oldest.since + self._patience(), self._evict
+            )
+
+    def _evict(self) -> None:
+        self._eviction = None
+        latest = asyncio.get_running_loop().time() - self._patience()
+        for read in list(self._reads)[: self._slots.waiting]:
+            if read.since > latest:
+                break
+            del self._reads[read]
+            self._end(read, _too_slow)
+        if self._slots.waiting:
+            self._evict_later()
+
+    def _patience(self) -> float:
+        rounds = 1 + self._slots.waiting / self._slot_count
+        return max(_PATIENCE_SECONDS / rounds, _MIN_PATIENCE_SECONDS)
+
+    def _end(self, read: _Read, error: Callable[[], PersistenceError]) -> None:
+        """End a call from outside its handler, whose read then raises AbortError."""
+        task = asyncio.get_running_loop().create_task(read.end(error()))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+@dataclass(slots=True, eq=False)
+class _Read:
+    """A request that is being received."""
+
+    context: Context
+    since: float
+    ended: bool = False
+
+    async def end(self, error: PersistenceError) -> None:
+        """End its call, unless it is complete."""
+        # AbortError is how abort() ends; any other one means that the call has ended already.
+        with suppress(grpc.aio.BaseError):
+            if not self.ended:
+                await abort(self.context, error)
+
+
+class Place:
+    """One call that was admitted. As a context manager, it holds the room of the request."""
+
+    __slots__ = ("_context", "_deadline", "_intake", "_large", "_peer")
+
+    def __init__(self, intake: Intake, context: Context, peer: str, deadline: float) -> None:
+        self._intake = intake
+        self._context = context
+        self._peer = peer
+        self._deadline = deadline
+        self._large = 0
+
+    async def receive(self) -> bytes:
+        """The bytes of the request. Raises PersistenceError, TimeoutError, or AbortError."""
+        data, self._large = await self._intake.receive(self._context, self._peer, self._deadline)
+        return data
+
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._large:
+            self._intake.release(self._peer, self._large)
+
+
+class _Calls:
+    """The calls in progress, and the most that there may be."""
+
+    def __init__(self, limit: int, limit_per_connection: int) -> None:
+        self._limit = limit
+        self._limit_per_connection = limit_per_connection
+        self._total = 0
+        self.by_peer: Counter[str] = Counter()
+
+    def require_room(self, peer: str) -> None:
+        """Raise PersistenceError if there can't be one more."""
+        if self._total >= self._limit:
+            raise _too_many(f"the server has {self._total} calls in progress already")
+        of_peer = self.by_peer.get(peer, 0)
+        if of_peer >= self._limit_per_connection and _names_one_connection(peer):
+            raise _too_many(f"this connection has {of_peer} calls in progress already")
+
+    def enter(self, context: Context, peer: str) -> None:
+        """Count a call until its end."""
+        self._total += 1
+        self.by_peer[peer] += 1
+        # Not when the handler returns: an answer that the client does not take still occupies us.
+        context.add_done_callback(lambda _: self._leave(peer))  # type: ignore[arg-type]
+
+    def _leave(self, peer: str) -> None:
+        self._total -= 1
+        _decrement(self.by_peer, peer)
+
+
+class _Room:
+    """An amount of something, shared out among connections in turn, each first in, first out.
+
+    A connection gets at most its `share`, except that one request of any size is let in alone.
+    """
+
+    def __init__(self, amount: int, share: int) -> None:
+        self._free = amount
+        self._share = share
+        self._taken: Counter[str] = Counter()
+        # By connection, the one whose turn is next first.
+        self._queues: OrderedDict[str, deque[tuple[asyncio.Future[None], int]]] = OrderedDict()
+        self.waiting = 0
+        """How many wait."""
+
+    def try_take(self, peer: str, amount: int) -> bool:
+        """Take an amount unless it, or its turn, must be waited for."""
+        if peer in self._queues or not self._has_room(peer, amount):
+            return False
+        self._free -= amount
+        self._taken[peer] += amount
+        return True
+
+    async def take(self, peer: str, amount: int) -> None:
+        """Take an amount in turn."""
+        turn = asyncio.get_running_loop().create_future()
+        entry = (turn, amount)
+        self._queues.setdefault(peer, deque()).append(entry)
+        self.waiting += 1
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # granted at the same moment
+                self.give_back(peer, amount)
+            else:
+                queue = self._queues[peer]
+                queue.remove(entry)
+                self.waiting -= 1
+                if not queue:
+                    del self._queues[peer]
+                self._grant()  # it may have been in the way of another one
+            raise
+
+    def give_back(self, peer: str, amount: int) -> None:
+        """Return an amount; those whose turn it is get it."""
+        self._free += amount
+        _decrement(self._taken, peer, amount)
+        if self._queues:
+            self._grant()
+
+    def _grant(self) -> None:
+        """Let in, one of each connection in turn, all that there is room for."""
+        granted = True
+        while granted:
+            granted = False
+            for peer in list(self._queues):
+                queue = self._queues[peer]
+                turn, amount = queue[0]
+                if turn.cancelled() or not self._has_room(peer, amount):
+                    continue
+                queue.popleft()
+                self.waiting -= 1
+                if queue:
+                    self._queues.move_to_end(peer)
+                else:
+                    del self._queues[peer]
+                self._free -= amount
+                self._taken[peer] += amount
+                turn.set_result(None)
+                granted = True
+
+    def _has_room(self, peer: str, amount: int) -> bool:
+        if amount > self._free:
+            return False
+        taken = self._taken.get(peer, 0)
+        return not taken or taken + amount <= self._share or not _names_one_connection(peer)
+
+
+def _names_one_connection(peer: str) -> bool:
+    """Whether a peer's name is that of one connection; all peers of a Unix socket have the same."""
+    return peer.startswith("ip")
+
+
+def _decrement(counter: Counter[str], key: str, amount: int = 1) -> None:
+    counter[key] -= amount
+    if not counter[key]:
+        del counter[key]
+
+
+def _too_many(message: str) -> PersistenceError:
+    return PersistenceError(
+        ErrorReason.ERROR_REASON_TOO_MANY_CALLS, message, retry_after=_RETRY_AFTER
+    )
+
+
+def _too_slow() -> PersistenceError:
+    return _too_many("the request came too slowly while others were waiting")
+
+
+def _too_late() -> PersistenceError:
+    return PersistenceError(
+        ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED,
+        "the deadline passed before the request was complete",
+        retry_after=0.1,
+    )
