@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from tests.support import make
-from tests.support.api import Api, pages
+from tests.support.api import Api, for_each, pages
 from tests.support.expect import fails, failure_of
 from tests.support.rpcs import HARMLESS, RPCS, Rpc, look, of_size, put
 from tests.support.scene import Scene, filled, found, never_due
@@ -378,11 +378,11 @@ async def test_workflow_beyond_a_message_is_not_read_at_once(
 async def test_stream_goes_on_behind_a_workflow_beyond_a_message(
     reader: Api, api: Api, grown: WorkflowInstance
 ) -> None:
-    small = never_due()
-    await api.create_new_workflow(small)
-    first, second, third = await reader.get_workflow_instances([small.id, grown.id, small.id])
+    before, behind = never_due(), never_due()
+    await for_each(api.create_new_workflow, [before, behind])
+    first, second, third = await reader.get_workflow_instances([before.id, grown.id, behind.id])
     assert second == await reader.get_workflow_instance(grown.id, WorkflowView.WORKFLOW_VIEW_HEADER)
-    assert (first.id, third.id) == (small.id, small.id)
+    assert (first.id, third.id) == (before.id, behind.id)
 
 
 async def test_workflow_beyond_a_message_is_read_in_parts(
