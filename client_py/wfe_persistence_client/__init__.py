@@ -62,10 +62,11 @@ child of a process that was using it, and `connect` raises RuntimeError there. P
 that `multiprocessing` starts with "spawn" or "forkserver" are not affected.
 `docs/python.md` has the recipes.
 
-**Reused ids.** A patch applies to a revision, and a workflow that another client
-deletes and creates again with the same id starts again at revision 1. The provider
-distinguishes them by `create_time`. A database that is restored to an earlier state
-reuses revisions: restart the hosts after a restore, or connect with `remember=0`.
+**Reused ids.** A patch applies to a revision, and a revision of an id never comes
+again, even if the workflow is deleted and another one created with the same id: a write
+never mixes the two. There are two exceptions. A database that is restored to an earlier
+state, and a namespace that is deleted and created again, use revisions again: restart
+the hosts then, or connect with `remember=0`.
 """
 
 from importlib.metadata import version

@@ -62,10 +62,6 @@ class Snapshot:
     #: The unknown fields of those pointers that have any, by the pointer's id.
     unknown: Mapping[str, bytes] = field(default_factory=lambda: _NONE)
 
-    def header_field(self, name: str) -> object:
-        """A header field: the value, or the digest of a long text."""
-        return self.header[_HEADER.index(name)]
-
     def stored(self, revision: int, base: "Snapshot | None") -> "Snapshot":
         """A copy marked as stored at a revision; `base`: the snapshot it was a patch to.
 
@@ -218,8 +214,8 @@ _ENTRY_BYTES: Final = getsizeof((None, 0)) + getsizeof(1) + 140
 class Memory:
     """An LRU cache of snapshots, bounded by the memory that it takes.
 
-    A new snapshot always replaces the old one, even with a lower revision: the workflow
-    may have been deleted and created again.
+    A new snapshot always replaces the old one, even with a lower revision: the database
+    may have been restored.
     """
 
     def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:

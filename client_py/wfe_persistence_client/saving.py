@@ -104,8 +104,6 @@ class Saving(Connection):
             not self._shared.commits
             or expected not in (None, base.revision)
             or len(effects.create_subscriptions) > _LARGEST_COMMIT
-            # Another workflow that had the same id: its revisions are unrelated.
-            or new.header_field("create_time") != base.header_field("create_time")
         ):
             return None
         patch = patches.patch(base, new, message)

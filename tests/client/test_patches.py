@@ -316,15 +316,43 @@ async def test_copies_share_the_memory_and_namespaces_do_not(
 async def test_a_workflow_deleted_and_created_anew(scene: Scene) -> None:
     old = await scene.created(workflow(20))
     await scene.witness.delete_workflow(old.id)
-    new = workflow(20, id=old.id, create_time=old.create_time + timedelta(seconds=1))
-    for p in new.execution_pointers:
-        p.step_name = "new"
+    # Nothing tells them apart but the revision.
+    new = workflow(
+        0,
+        id=old.id,
+        create_time=old.create_time,
+        workflow_definition_id="another",
+        execution_pointers=[pointer("x", step_name="new"), pointer("1", step_name="new")],
+    )
     await scene.witness.create_new_workflow(new)
-    # Both are at revision 1, and what is given now resembles the old one.
-    given = replace(new, execution_pointers=copy.deepcopy(old.execution_pointers))
-    given.execution_pointers[0].active = True
-    await scene.provider.persist_workflow(given)
-    await scene.holds(given)
+    assert new.revision == old.revision + 1
+    old.execution_pointers[0].active = True
+    # A strict write finds out; otherwise the last writer wins, with the whole state.
+    with pytest.raises(RevisionMismatch):
+        await scene.provider.persist_workflow(old, strict=True)
+    with pytest.raises(RevisionMismatch):
+        await scene.provider.persist_workflow(old, expected_revision=old.revision)
+    with pytest.raises(RevisionMismatch):
+        await scene.provider.commit_workflow(
+            WorkflowPatch(id=old.id, execution_pointers=old.execution_pointers[:1]),
+            expected_revision=old.revision,
+        )
+    await scene.holds(new)
+    await scene.provider.get_workflow_instance(old.id)
+    await scene.provider.persist_workflow(old)
+    await scene.holds(old)
+
+
+async def test_a_part_of_a_workflow_that_was_deleted_and_created_anew(scene: Scene) -> None:
+    await scene.created(whole := workflow(20))
+    part = await scene.provider.get_workflow_instance(whole.id, view=WorkflowView.HEADER)
+    await scene.witness.delete_workflow(whole.id)
+    new = workflow(20, id=whole.id, create_time=part.create_time, data="new")
+    await scene.witness.create_new_workflow(new)
+    part.status = WorkflowStatus.COMPLETE
+    with pytest.raises(RevisionMismatch):
+        await scene.provider.persist_workflow(part)
+    await scene.holds(new)
 
 
 async def test_a_deleted_workflow_is_forgotten(scene: Scene) -> None:
@@ -457,10 +485,15 @@ CHANGES = st.tuples(
     st.integers(0, 255),
     st.integers(0, 255),
 )
-#: Who writes, whether it loads first, whether strictly, and what it changes.
+#: Who writes, whether it loads first, whether another one then deletes the workflow and
+#: creates it anew, whether it writes strictly, and what it changes.
 ROUNDS = st.lists(
     st.tuples(
-        st.integers(0, 2), st.booleans(), st.booleans(), st.lists(CHANGES, min_size=1, max_size=4)
+        st.integers(0, 2),
+        st.booleans(),
+        st.sampled_from([False, False, True]),
+        st.booleans(),
+        st.lists(CHANGES, min_size=1, max_size=4),
     ),
     min_size=1,
     max_size=6,
@@ -474,14 +507,27 @@ async def test_any_changes_by_any_writers(
 ) -> None:
     writers = [scene.provider, another(target), scene.witness]
     await scene.provider.create_new_workflow(current := workflow(pointers))
-    for turn, (who, loads, strict, changes) in enumerate(rounds):
+    highest = current.revision
+    for turn, (who, loads, anew, strict, changes) in enumerate(rounds):
         if loads:
             current = await writers[who].get_workflow_instance(current.id)
+        if anew:
+            await writers[who - 1].delete_workflow(current.id)
+            other = workflow(3, id=current.id, create_time=current.create_time, data=turn)
+            await writers[who - 1].create_new_workflow(other)
+            assert other.revision > highest
         for step, (change, which, value) in enumerate(changes):
             change(current, which, value, f"{turn}-{step}")
         before = await scene.stored(current)
         given = copy.deepcopy(current)
-        revision = await writers[who].persist_workflow(current, strict=strict and loads)
+        if anew and strict and loads:
+            with pytest.raises(RevisionMismatch):
+                await writers[who].persist_workflow(current, strict=True)
+            assert await scene.stored(current) == before
+        revision = await writers[who].persist_workflow(
+            current, strict=strict and loads and not anew
+        )
+        highest = revision
         assert revision == before.revision + 1
         given = replace(given, name=given.name or before.name, revision=revision)
         assert await scene.stored(current) == given

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support import make
 from tests.support.api import Api, pages
 from tests.support.expect import fails
@@ -42,6 +44,7 @@ async def view_of(api: Api, id_: str, view: WorkflowView.ValueType) -> WorkflowI
     return (await api.workflows.GetWorkflowInstance(request)).instance
 
 
+@pytest.mark.deletes_workflows
 async def test_a_workflow_of_100_000_pointers(api: Api) -> None:
     definition = make.new_id("definition")
     instance = make.instance(

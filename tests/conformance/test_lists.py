@@ -238,6 +238,7 @@ async def test_unspecified_order_is_the_newest_first(api: Api, population: Popul
     assert [w.id for w in found] == [w.id for w in expected[::-1]]
 
 
+@pytest.mark.deletes_workflows
 async def test_without_a_filter_all_are_listed_and_counted(api: Api) -> None:
     """Of a moment of the test's own: the first ones of all."""
     instance = never_due(create_time=make.FIRST_TIME)
@@ -332,6 +333,7 @@ async def test_listed_workflows_are_as_the_view_shows_them(
 # ListWorkflows: while others write.
 
 
+@pytest.mark.deletes_workflows
 @pytest.mark.parametrize("order", [NEWEST, OLDEST], ids=ListOrder.Name)
 async def test_what_stays_is_listed_once_while_others_write(
     api: Api, order: ListOrder.ValueType
@@ -378,6 +380,7 @@ async def test_what_stays_is_listed_once_while_others_write(
         await asyncio.gather(*writers)
 
 
+@pytest.mark.deletes_workflows
 async def test_page_goes_on_behind_a_workflow_that_was_deleted(api: Api) -> None:
     """Its place in the list is known without it."""
     definition = make.new_id("definition")
@@ -401,13 +404,14 @@ async def test_page_goes_on_behind_a_workflow_that_was_deleted(api: Api) -> None
 # DeleteWorkflow.
 
 
+@pytest.mark.deletes_workflows
 async def test_deleted_workflow_is_gone_with_all_that_is_its_own(api: Api) -> None:
     instance = make.full_instance(status=SUSPENDED)
     other = make.full_instance(status=SUSPENDED, root_workflow_id=instance.id)
     event = make.event(event_name="wfe.workflow.completed", event_key=instance.id)
     subscriptions = []
     for each in (instance, other):
-        await api.create_new_workflow(each)
+        each.revision = (await api.create_new_workflow(each)).revision
         await api.persist_errors(*[make.error(workflow_id=each.id) for _ in range(2)])
         for token in (None, "token"):
             subscription = make.subscription(workflow_id=each.id, external_token=token)
@@ -427,7 +431,6 @@ async def test_deleted_workflow_is_gone_with_all_that_is_its_own(api: Api) -> No
     assert not (await api.list_errors(workflow_id=instance.id)).errors
     # What is not its own stays.
     assert await api.get_event(event.id) == event
-    other.revision = 1
     assert await api.get_workflow_instance(other.id) == other
     assert len((await api.list_errors(workflow_id=other.id)).errors) == 2
     assert len((await api.list_subscriptions(workflow_id=other.id)).subscriptions) == 2
@@ -438,6 +441,7 @@ async def test_deleted_workflow_is_gone_with_all_that_is_its_own(api: Api) -> No
     assert (await api.get_workflow_instance(instance.id)).execution_pointers == []
 
 
+@pytest.mark.deletes_workflows
 async def test_workflow_of_any_status_is_deleted_once(api: Api) -> None:
     for status in (RUNNABLE, SUSPENDED, COMPLETE, TERMINATED):
         instance = make.instance(status=status)
@@ -450,24 +454,25 @@ async def test_workflow_of_any_status_is_deleted_once(api: Api) -> None:
             await api.delete_workflow(instance.id, 1)
 
 
+@pytest.mark.deletes_workflows
 async def test_workflow_of_another_revision_is_not_deleted(api: Api) -> None:
     instance = make.full_instance(status=SUSPENDED)
     await api.create_new_workflow(instance)
-    await api.persist_workflow(instance)
+    instance.revision = await api.persist_workflow(instance)
     subscription = make.subscription(workflow_id=instance.id)
     await api.create_event_subscription(subscription)
-    for expected in (1, 3):
+    for difference in (-1, 1):
         with fails("ABORTED", "REVISION_MISMATCH") as failure:
-            await api.delete_workflow(instance.id, expected)
-        assert failure.metadata["revision"] == "2"
-    instance.revision = 2
+            await api.delete_workflow(instance.id, instance.revision + difference)
+        assert failure.metadata["revision"] == str(instance.revision)
     assert await api.get_workflow_instance(instance.id) == instance
     assert await api.get_subscription(subscription.id) == subscription
-    await api.delete_workflow(instance.id, 2)
+    await api.delete_workflow(instance.id, instance.revision)
     with fails("NOT_FOUND", "WORKFLOW_NOT_FOUND"):
         await api.get_workflow_instance(instance.id)
 
 
+@pytest.mark.deletes_workflows
 async def test_request_id_of_a_deleted_workflow_is_forgotten(api: Api) -> None:
     """A workflow of the same id is another one: nothing was written to it yet."""
     instance = never_due(description="first")
@@ -475,9 +480,9 @@ async def test_request_id_of_a_deleted_workflow_is_forgotten(api: Api) -> None:
     request_id = make.request_id()
     await api.persist_workflow(instance, request_id=request_id)
     await api.delete_workflow(instance.id)
-    await api.create_new_workflow(instance)
-    assert await api.persist_workflow(instance, request_id=request_id) == 2
-    assert (await api.get_workflow_instance(instance.id)).revision == 2
+    first = (await api.create_new_workflow(instance)).revision
+    assert await api.persist_workflow(instance, request_id=request_id) == first + 1
+    assert (await api.get_workflow_instance(instance.id)).revision == first + 1
 
 
 # ListEvents.

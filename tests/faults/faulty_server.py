@@ -324,7 +324,10 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     ),
     "a commit that locks no lease": (
         paused(
-            replace(commit, "COMMIT_WORKFLOW", "WHERE id = g.id FOR UPDATE", "WHERE id = g.id"),
+            replace(
+                commit, "COMMIT_WORKFLOW", "ORDER BY id FOR UPDATE\n), conditions",
+                "ORDER BY id\n), conditions",
+            ),
             commit, "COMMIT_WORKFLOW", "wfc.workflows WHERE",
         ),
         "test_commit_workflow.py::test_one_lease_completes_one_commit",

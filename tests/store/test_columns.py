@@ -26,7 +26,7 @@ from wfe_persistence.store.tables import Store
 
 # By table; and its columns that no message holds.
 DECLARED: dict[str, tuple[Columns[Any], set[str]]] = {
-    "workflows": (WORKFLOW, {"content_hash", "last_heartbeat_at"}),
+    "workflows": (WORKFLOW, {"content_hash", "first_revision", "last_heartbeat_at"}),
     "execution_pointers": (POINTER, {"workflow_id", "ordinal"}),
     "events": (EVENT, {"content_hash"}),
     "event_subscriptions": (SUBSCRIPTION, {"content_hash"}),

@@ -204,7 +204,7 @@ async def test_other_unique_violation_is_retried(names: Store) -> None:
 
 
 async def test_unique_violation_that_stays_is_raised_after_several_attempts(names: Store) -> None:
-    with pytest.raises(UniqueViolation):
+    async with raises("TRANSACTION_CONFLICT"):
         await names.write(ATTEMPT, final_constraints=("other",))
     assert await number(names, ATTEMPTS) == MAX_ATTEMPTS
 

@@ -1738,8 +1738,9 @@ pub mod store_service_client {
         }
         /// Truncates every table of the store, definition sequences included, in one
         /// transaction, after calls in progress in the store have finished; for tests.
-        /// Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless the server was
-        /// started with `--allow-truncate`; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY).
+        /// Revisions do not start again (see WorkflowInstance.revision). Errors:
+        /// FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless the server was started
+        /// with `--allow-truncate`; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY).
         pub async fn truncate_all(
             &mut self,
             request: impl tonic::IntoRequest<super::TruncateAllRequest>,
@@ -1837,7 +1838,9 @@ pub mod store_service_client {
         }
         /// Deletes a namespace and everything in it, in one transaction, after calls
         /// in progress in that namespace have finished. The namespace `default` cannot
-        /// be deleted. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED)
+        /// be deleted. A namespace that is created again under its name is another
+        /// store, in which revisions start at 1 again: restart hosts that remember
+        /// workflows of the deleted one. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED)
         /// unless the server was started with `--allow-delete-namespace`,
         /// FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is
         /// set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already
@@ -2589,9 +2592,11 @@ pub struct WorkflowInstance {
     /// microseconds.
     #[prost(message, optional, tag = "13")]
     pub complete_time: ::core::option::Option<::prost_types::Timestamp>,
-    /// The number of writes: 1 after create, incremented by every persist or
-    /// commit, also by hosts that access the database directly. Set by the store,
-    /// ignored on write.
+    /// Identifies the state: 1 after create, incremented by every persist or
+    /// commit, also by hosts that access the database directly. A revision of an
+    /// id never comes again: once workflows have been deleted from the store, new
+    /// ones start above the highest revision of those. Set by the store, ignored
+    /// on write.
     #[prost(int64, tag = "14")]
     pub revision: i64,
     /// How much of the stored workflow this is. Set by the store to ACTIVE or
@@ -2780,7 +2785,8 @@ pub struct CreateNewWorkflowResponse {
     /// The workflow's name (its id if the request had none).
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
-    /// The revision at creation.
+    /// The revision at creation, also if the workflow has been updated since: 1,
+    /// or more (see WorkflowInstance.revision).
     #[prost(int64, tag = "3")]
     pub revision: i64,
 }
@@ -2797,8 +2803,8 @@ pub struct PersistWorkflowRequest {
     /// The idempotency key of this write, a UUID, so that it can be repeated after
     /// a lost response: a repetition changes nothing and returns the original
     /// response. Remembered per workflow for at least GetStoreInfo's
-    /// `request_retention`; empty: none. Reusing it with different content is
-    /// rejected: ALREADY_EXISTS (REQUEST_ID_REUSED).
+    /// `request_retention`, or until the workflow is deleted; empty: none. Reusing
+    /// it with different content is rejected: ALREADY_EXISTS (REQUEST_ID_REUSED).
     #[prost(string, tag = "3")]
     pub request_id: ::prost::alloc::string::String,
 }
@@ -3397,7 +3403,8 @@ pub mod workflow_service_client {
         }
         /// Stores a new workflow with all its pointers. Idempotent: repeating the
         /// request (same id, same content) returns the same response and changes
-        /// nothing, even if the workflow has been updated since. Errors:
+        /// nothing, even if the workflow has been updated since; but if it has been
+        /// deleted since, it is created anew, with a higher revision. Errors:
         /// ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the id is in use with different
         /// content, ALREADY_EXISTS (NAME_TAKEN) if the name is; RESOURCE_EXHAUSTED
         /// (ANSWER_TOO_LARGE) if it could not be read back in one message;
@@ -3817,6 +3824,7 @@ pub mod workflow_service_client {
         }
         /// Deletes one workflow, whatever its status, with its pointers, subscriptions
         /// and logged errors. Its descendants in its tree, events and commands stay.
+        /// Its id and name can be used again; its revisions do not come again.
         /// Errors: NOT_FOUND (WORKFLOW_NOT_FOUND), also if a retry finds it already
         /// deleted; ABORTED (REVISION_MISMATCH); INVALID_ARGUMENT.
         pub async fn delete_workflow(

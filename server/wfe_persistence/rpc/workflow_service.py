@@ -17,8 +17,6 @@ from wfe_persistence.store.paging import Wanted
 from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.rows import epoch_ms
 
-_FIRST_REVISION = 1
-
 
 class WorkflowService:
     """Workflows with their execution pointers."""
@@ -29,10 +27,8 @@ class WorkflowService:
         """Store a new workflow."""
         instance = request.instance
         await offload.run(_prepare_create, request, call.check)
-        await workflow.create_new_workflow(call.store, instance)
-        return pb.CreateNewWorkflowResponse(
-            id=instance.id, name=instance.name, revision=_FIRST_REVISION
-        )
+        revision = await workflow.create_new_workflow(call.store, instance)
+        return pb.CreateNewWorkflowResponse(id=instance.id, name=instance.name, revision=revision)
 
     async def PersistWorkflow(
         self, request: pb.PersistWorkflowRequest, call: Call

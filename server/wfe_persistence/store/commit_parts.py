@@ -33,6 +33,15 @@ SELECT {select}
 """
 
 
+def after_all_of(part: str) -> str:
+    """A condition that always holds, but only once all rows of another part are there.
+
+    PostgreSQL evaluates the parts of a statement when they are needed, and parts that write and
+    that nobody reads at the end, in no promised order. So what must come after a part reads it.
+    """
+    return f"(SELECT count(*) FROM {part}) >= 0"
+
+
 class Outcome(NamedTuple):
     """The row that a statement returns, as it came; None: NULL or not returned."""
 
@@ -130,8 +139,13 @@ PATCH_CONDITIONS: Final = f"""conditions AS MATERIALIZED (
 
 
 # What a commit depends on and touches besides the workflow. The rows stay locked from here to the
-# end, each kind in the order of its ids.
-LOCKED: Final = f"""claims AS MATERIALIZED (
+# end. So that no transactions wait for each other in a ring, all that write several rows first lock
+# those that exist, in one order: the workflow, subscriptions, events, commands, each kind in the
+# order of its ids. Only then they insert, see EFFECTS. (`stored` has the revision of the snapshot,
+# so it is not the row that is locked here.)
+LOCKED: Final = f"""locked_workflow AS MATERIALIZED (
+    SELECT FROM wfc.workflows WHERE id = $1 FOR NO KEY UPDATE
+), claims AS MATERIALIZED (
     SELECT c.* FROM jsonb_to_recordset($7::jsonb -> 'claims')
         AS c(n bigint, id text, token text, epoch bigint)
 ), terminating AS MATERIALIZED (
@@ -142,6 +156,7 @@ LOCKED: Final = f"""claims AS MATERIALIZED (
         external_token_expiry IS NULL OR external_token_expiry > now() AS unexpired
     FROM wfc.event_subscriptions
     WHERE id = ANY (ARRAY (SELECT id FROM claims UNION SELECT id FROM terminating))
+        AND {after_all_of("locked_workflow")}
     ORDER BY id FOR UPDATE
 ), events AS MATERIALIZED (
     SELECT e.*, n - 1 AS n, sha256(convert_to(document::text, 'UTF8')) AS content_hash
@@ -157,15 +172,11 @@ LOCKED: Final = f"""claims AS MATERIALIZED (
     FROM jsonb_array_elements_text($7::jsonb -> 'processed') WITH ORDINALITY AS p(id, n)
 ), locked_events AS MATERIALIZED (
     SELECT id FROM wfc.events WHERE id = ANY (ARRAY (SELECT id FROM processing))
+        AND {after_all_of("locked_subscriptions")}
     ORDER BY id FOR NO KEY UPDATE
 ), leases AS MATERIALIZED (
     SELECT l.* FROM jsonb_to_recordset($7::jsonb -> 'leases')
         AS l(n bigint, completes boolean, id bigint, revision bigint, lease_id text)
-), locked_commands AS MATERIALIZED (
-    SELECT c.* FROM (SELECT DISTINCT id FROM leases ORDER BY id) g, LATERAL (
-        SELECT id, revision, lease_id, lease_expiry > now() AS unexpired
-        FROM wfc.scheduled_commands WHERE id = g.id FOR UPDATE
-    ) c
 ), scheduling AS MATERIALIZED (
     SELECT s.*, c.id
     FROM jsonb_to_recordset($7::jsonb -> 'commands')
@@ -174,6 +185,12 @@ LOCKED: Final = f"""claims AS MATERIALIZED (
         SELECT id FROM wfc.scheduled_commands
         WHERE command_name = s.command_name AND data = s.data LIMIT 1
     ) c ON TRUE
+), locked_commands AS MATERIALIZED (
+    SELECT id, revision, lease_id, lease_expiry > now() AS unexpired
+    FROM wfc.scheduled_commands
+    WHERE id = ANY (ARRAY (SELECT id FROM leases UNION SELECT id FROM scheduling))
+        AND {after_all_of("locked_events")}
+    ORDER BY id FOR UPDATE
 )"""
 
 
@@ -200,6 +217,7 @@ def commit_conditions(*, unknown_pointer: str) -> str:
         (SELECT min(n) FROM events g WHERE EXISTS (
             SELECT FROM existing_events e WHERE e.id = g.id AND NOT e.same)) AS existing_event,
         {unknown_pointer} AS unknown_pointer
+    WHERE {after_all_of("locked_commands")}
 )"""
 
 
@@ -316,8 +334,15 @@ SUBSCRIBED: Final = f"""subscribed AS (
         s.content_hash
     FROM updated, subscriptions s
     WHERE NOT EXISTS (SELECT FROM existing e WHERE e.id = s.id)
+    ORDER BY s.id
+    RETURNING 1
 )"""
 
+# Two transactions that insert the same key wait for each other, so rows are inserted in the order
+# of their keys, and subscriptions before events before commands. If the other commits first, the
+# insert fails, and the statement runs again and finds the row. (ON CONFLICT DO UPDATE would lock it
+# here, out of order.)
+#
 # A command that is completed and scheduled gets its new time and loses its lease.
 EFFECTS: Final = f"""terminated AS (
     DELETE FROM wfc.event_subscriptions
@@ -329,6 +354,9 @@ EFFECTS: Final = f"""terminated AS (
         e.content_hash
     FROM updated, events e
     WHERE NOT EXISTS (SELECT FROM existing_events x WHERE x.id = e.id)
+        AND {after_all_of("subscribed")}
+    ORDER BY e.id
+    RETURNING 1
 ), processed AS (
     UPDATE wfc.events SET is_processed = TRUE
     WHERE id = ANY (ARRAY (SELECT p.id FROM updated, processing p))
@@ -351,12 +379,12 @@ EFFECTS: Final = f"""terminated AS (
         lease_expiry = CASE WHEN x.id IS NULL THEN c.lease_expiry END
     FROM updated, scheduling s LEFT JOIN completing x ON x.id = s.id
     WHERE c.id = s.id AND c.id = ANY (ARRAY (SELECT id FROM scheduling))
-    RETURNING c.id
 ), scheduled AS (
     INSERT INTO wfc.scheduled_commands (command_name, data, execute_time)
     SELECT s.command_name, s.data, s.execute_time FROM updated, scheduling s
-    WHERE NOT EXISTS (SELECT FROM rescheduled r WHERE r.id = s.id)
-    ON CONFLICT (command_name, data) DO UPDATE SET execute_time = excluded.execute_time
+    WHERE NOT EXISTS (SELECT FROM locked_commands c WHERE c.id = s.id)
+        AND {after_all_of("created_events")}
+    ORDER BY s.command_name, s.data
 ), completed AS (
     DELETE FROM wfc.scheduled_commands WHERE id = ANY (ARRAY (
         SELECT id FROM completing WHERE unchanged

@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from wfe.persistence.v1.workflow_pb2 import PurgeWorkflowsResponse, WorkflowStatus
 from wfe_persistence.errors import revision_mismatch, workflow_not_found
 from wfe_persistence.store.commit import LOCK_WORKFLOW
+from wfe_persistence.store.commit_parts import after_all_of
 from wfe_persistence.store.paging import TIME, Cursor
 from wfe_persistence.store.rows import (
     boolean,
@@ -37,20 +38,28 @@ _BATCH_ROOTS: Final = 100
 
 _OF_DOOMED = "= ANY (ARRAY (SELECT id FROM doomed))"
 
+# Rows that others may write at the same time are locked before they are deleted, in the order in
+# which all lock them (see commit_parts.LOCKED). Pointers are written only under the lock of their
+# workflow, and errors are only inserted. A trigger deletes the idempotency keys.
+_LOCKED_SUBSCRIPTIONS = f"""locked_subscriptions AS MATERIALIZED (
+    SELECT id FROM wfc.event_subscriptions WHERE workflow_id {_OF_DOOMED}
+    ORDER BY id FOR UPDATE
+)"""
+_LOCKED_ONES = """wfc.event_subscriptions
+    WHERE id = ANY (ARRAY (SELECT id FROM locked_subscriptions))"""
+
 DELETE_WORKFLOW = f"""
 WITH found AS MATERIALIZED (
     SELECT id, revision, $2::bigint IS NULL OR revision = $2 AS fits
     FROM wfc.workflows WHERE id = $1
 ), doomed AS MATERIALIZED (
     SELECT id FROM found WHERE fits
-), pointers AS (
+), {_LOCKED_SUBSCRIPTIONS}, pointers AS (
     DELETE FROM wfc.execution_pointers WHERE workflow_id {_OF_DOOMED}
 ), subscriptions AS (
-    DELETE FROM wfc.event_subscriptions WHERE workflow_id {_OF_DOOMED}
+    DELETE FROM {_LOCKED_ONES}
 ), errors AS (
     DELETE FROM wfc.execution_errors WHERE workflow_id {_OF_DOOMED}
-), requests AS (
-    DELETE FROM wfc.requests WHERE workflow_id {_OF_DOOMED}
 ), deleted AS (
     DELETE FROM wfc.workflows WHERE id {_OF_DOOMED}
 )
@@ -59,7 +68,8 @@ SELECT revision, fits FROM found
 
 
 async def delete_workflow(store: Store, id_: str, expected_revision: int | None) -> None:
-    """Delete a workflow with its pointers, subscriptions, errors and idempotency keys."""
+    """Delete a workflow with its pointers, subscriptions and errors; a trigger deletes its
+    idempotency keys."""
     expected = None if expected_revision is None else integer(expected_revision)
     # The snapshot is taken after the lock, so that it includes every pointer.
     _, row = await store.write_all(
@@ -172,16 +182,18 @@ _COMPLETION_EVENTS = f"""wfc.events
     WHERE event_name = 'wfe.workflow.completed' AND is_processed
         AND event_key {_OF_DOOMED}"""
 
-PURGE_WORKFLOWS = f"""{_DOOMED}, pointers AS (
+PURGE_WORKFLOWS = f"""{_DOOMED}, {_LOCKED_SUBSCRIPTIONS}, locked_events AS MATERIALIZED (
+    SELECT id FROM {_COMPLETION_EVENTS}
+        AND {after_all_of("locked_subscriptions")}
+    ORDER BY id FOR UPDATE
+), pointers AS (
     DELETE FROM wfc.execution_pointers WHERE workflow_id {_OF_DOOMED} RETURNING 1
 ), subscriptions AS (
-    DELETE FROM wfc.event_subscriptions WHERE workflow_id {_OF_DOOMED} RETURNING 1
+    DELETE FROM {_LOCKED_ONES} RETURNING 1
 ), errors AS (
     DELETE FROM wfc.execution_errors WHERE workflow_id {_OF_DOOMED} RETURNING 1
 ), events AS (
-    DELETE FROM {_COMPLETION_EVENTS} RETURNING 1
-), requests AS (
-    DELETE FROM wfc.requests WHERE workflow_id {_OF_DOOMED}
+    DELETE FROM wfc.events WHERE id = ANY (ARRAY (SELECT id FROM locked_events)) RETURNING 1
 ), workflows AS (
     DELETE FROM wfc.workflows WHERE id {_OF_DOOMED} RETURNING 1
 )

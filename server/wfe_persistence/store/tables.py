@@ -119,21 +119,21 @@ class Store:
         *,
         exists: PersistenceError,
         taken: PersistenceError | None = None,
-    ) -> None:
+    ) -> PGresult:
         """Run a create statement; it returns whether the row was created, whether the one that
         exists has the same content (NULL: none exists) and, with `taken`, whether another row has
-        a value that must be unique.
+        a value that must be unique. What it returns besides is for the caller.
 
         Raises `exists` if there is a row of other content, `taken` if another row has the value.
         """
         for _ in range(MAX_ATTEMPTS):
             row = await self.write(sql, document)
             if read_bool(row.get_value(0, 0)):
-                return
+                return row
             same = row.get_value(0, 1)
             if same is not None:
                 if read_bool(same):
-                    return
+                    return row
                 raise exists
             if taken is not None and read_bool(row.get_value(0, 2)):
                 raise taken

@@ -57,7 +57,9 @@ def name_taken(field: str) -> PersistenceError:
 
 
 # The content given at the creation is compared, by its hash, so that a repeated create is
-# recognized even after the workflow has changed.
+# recognized even after the workflow has changed. A trigger sets the first revision, above those of
+# deleted workflows. If one was deleted in the meantime, another trigger raises it at the end of
+# this statement: then it is not reported as created, and the next run returns what is stored.
 CREATE_NEW_WORKFLOW = f"""
 WITH given AS MATERIALIZED (
     SELECT w.*, sha256(convert_to($1::jsonb::text, 'UTF8')) AS content_hash
@@ -70,7 +72,7 @@ WITH given AS MATERIALIZED (
         g.content_hash
     FROM given g
     ON CONFLICT DO NOTHING
-    RETURNING id
+    RETURNING id, first_revision
 ), pointers AS (
     INSERT INTO wfc.execution_pointers (workflow_id, ordinal,
         {POINTER.names()})
@@ -79,16 +81,23 @@ WITH given AS MATERIALIZED (
     FROM created, given, jsonb_to_recordset(given.execution_pointers) AS p(ordinal bigint,
         {POINTER.record()})
 )
-SELECT EXISTS (SELECT FROM created),
+SELECT EXISTS (SELECT FROM created
+        WHERE first_revision > pg_sequence_last_value('wfc.revision_floor')),
     (SELECT coalesce(w.content_hash = g.content_hash, FALSE)
         FROM wfc.workflows w JOIN given g ON w.id = g.id),
-    EXISTS (SELECT FROM wfc.workflows w JOIN given g ON w.name = g.name AND w.id <> g.id)
+    EXISTS (SELECT FROM wfc.workflows w JOIN given g ON w.name = g.name AND w.id <> g.id),
+    coalesce((SELECT first_revision FROM created),
+        (SELECT w.first_revision FROM wfc.workflows w JOIN given g ON w.id = g.id))
 """
+_FIRST_REVISION: Final = 3
 
 
-async def create_new_workflow(store: Store, instance: WorkflowInstance) -> None:
-    """Insert a workflow, which must have an id and a name. Repeating the call changes nothing."""
-    await store.create(
+async def create_new_workflow(store: Store, instance: WorkflowInstance) -> int:
+    """Insert a workflow, which must have an id and a name; returns its revision at creation.
+
+    Repeating the call changes nothing, and returns the same.
+    """
+    row = await store.create(
         CREATE_NEW_WORKFLOW,
         await offload.run(workflow_document, instance),
         exists=field_error(
@@ -98,6 +107,7 @@ async def create_new_workflow(store: Store, instance: WorkflowInstance) -> None:
         ),
         taken=name_taken("instance.name"),
     )
+    return read_int8(row.get_value(0, _FIRST_REVISION))
 
 
 # The header's large columns are returned with a workflow's first pointer only.

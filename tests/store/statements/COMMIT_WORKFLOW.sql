@@ -19,6 +19,8 @@ WITH stored AS MATERIALIZED (
 ), repeated AS MATERIALIZED (
     SELECT revision, content_hash = $6::bytea AS same FROM wfc.requests
     WHERE workflow_id = $1 AND request_id = $5::uuid
+), locked_workflow AS MATERIALIZED (
+    SELECT FROM wfc.workflows WHERE id = $1 FOR NO KEY UPDATE
 ), claims AS MATERIALIZED (
     SELECT c.* FROM jsonb_to_recordset($7::jsonb -> 'claims')
         AS c(n bigint, id text, token text, epoch bigint)
@@ -30,6 +32,7 @@ WITH stored AS MATERIALIZED (
         external_token_expiry IS NULL OR external_token_expiry > now() AS unexpired
     FROM wfc.event_subscriptions
     WHERE id = ANY (ARRAY (SELECT id FROM claims UNION SELECT id FROM terminating))
+        AND (SELECT count(*) FROM locked_workflow) >= 0
     ORDER BY id FOR UPDATE
 ), events AS MATERIALIZED (
     SELECT e.*, n - 1 AS n, sha256(convert_to(document::text, 'UTF8')) AS content_hash
@@ -46,15 +49,11 @@ WITH stored AS MATERIALIZED (
     FROM jsonb_array_elements_text($7::jsonb -> 'processed') WITH ORDINALITY AS p(id, n)
 ), locked_events AS MATERIALIZED (
     SELECT id FROM wfc.events WHERE id = ANY (ARRAY (SELECT id FROM processing))
+        AND (SELECT count(*) FROM locked_subscriptions) >= 0
     ORDER BY id FOR NO KEY UPDATE
 ), leases AS MATERIALIZED (
     SELECT l.* FROM jsonb_to_recordset($7::jsonb -> 'leases')
         AS l(n bigint, completes boolean, id bigint, revision bigint, lease_id text)
-), locked_commands AS MATERIALIZED (
-    SELECT c.* FROM (SELECT DISTINCT id FROM leases ORDER BY id) g, LATERAL (
-        SELECT id, revision, lease_id, lease_expiry > now() AS unexpired
-        FROM wfc.scheduled_commands WHERE id = g.id FOR UPDATE
-    ) c
 ), scheduling AS MATERIALIZED (
     SELECT s.*, c.id
     FROM jsonb_to_recordset($7::jsonb -> 'commands')
@@ -63,6 +62,12 @@ WITH stored AS MATERIALIZED (
         SELECT id FROM wfc.scheduled_commands
         WHERE command_name = s.command_name AND data = s.data LIMIT 1
     ) c ON TRUE
+), locked_commands AS MATERIALIZED (
+    SELECT id, revision, lease_id, lease_expiry > now() AS unexpired
+    FROM wfc.scheduled_commands
+    WHERE id = ANY (ARRAY (SELECT id FROM leases UNION SELECT id FROM scheduling))
+        AND (SELECT count(*) FROM locked_events) >= 0
+    ORDER BY id FOR UPDATE
 ), conditions AS MATERIALIZED (
     SELECT
         (SELECT min(n) FROM claims g WHERE NOT EXISTS (
@@ -83,6 +88,7 @@ WITH stored AS MATERIALIZED (
         (SELECT min(n) FROM events g WHERE EXISTS (
             SELECT FROM existing_events e WHERE e.id = g.id AND NOT e.same)) AS existing_event,
         NULL::bigint AS unknown_pointer
+    WHERE (SELECT count(*) FROM locked_commands) >= 0
 ), updated AS (
     UPDATE wfc.workflows w SET
         name = coalesce(nullif(g.name, ''), w.name),
@@ -180,6 +186,8 @@ WITH stored AS MATERIALIZED (
         s.content_hash
     FROM updated, subscriptions s
     WHERE NOT EXISTS (SELECT FROM existing e WHERE e.id = s.id)
+    ORDER BY s.id
+    RETURNING 1
 ), terminated AS (
     DELETE FROM wfc.event_subscriptions
     WHERE id = ANY (ARRAY (SELECT t.id FROM updated, terminating t))
@@ -190,6 +198,9 @@ WITH stored AS MATERIALIZED (
         e.content_hash
     FROM updated, events e
     WHERE NOT EXISTS (SELECT FROM existing_events x WHERE x.id = e.id)
+        AND (SELECT count(*) FROM subscribed) >= 0
+    ORDER BY e.id
+    RETURNING 1
 ), processed AS (
     UPDATE wfc.events SET is_processed = TRUE
     WHERE id = ANY (ARRAY (SELECT p.id FROM updated, processing p))
@@ -212,12 +223,12 @@ WITH stored AS MATERIALIZED (
         lease_expiry = CASE WHEN x.id IS NULL THEN c.lease_expiry END
     FROM updated, scheduling s LEFT JOIN completing x ON x.id = s.id
     WHERE c.id = s.id AND c.id = ANY (ARRAY (SELECT id FROM scheduling))
-    RETURNING c.id
 ), scheduled AS (
     INSERT INTO wfc.scheduled_commands (command_name, data, execute_time)
     SELECT s.command_name, s.data, s.execute_time FROM updated, scheduling s
-    WHERE NOT EXISTS (SELECT FROM rescheduled r WHERE r.id = s.id)
-    ON CONFLICT (command_name, data) DO UPDATE SET execute_time = excluded.execute_time
+    WHERE NOT EXISTS (SELECT FROM locked_commands c WHERE c.id = s.id)
+        AND (SELECT count(*) FROM created_events) >= 0
+    ORDER BY s.command_name, s.data
 ), completed AS (
     DELETE FROM wfc.scheduled_commands WHERE id = ANY (ARRAY (
         SELECT id FROM completing WHERE unchanged

@@ -13,7 +13,7 @@ WITH given AS MATERIALIZED (
         g.content_hash
     FROM given g
     ON CONFLICT DO NOTHING
-    RETURNING id
+    RETURNING id, first_revision
 ), pointers AS (
     INSERT INTO wfc.execution_pointers (workflow_id, ordinal,
         id, step_id, active, status, sleep_until, persistence_data, start_time, end_time,
@@ -33,7 +33,10 @@ WITH given AS MATERIALIZED (
         children jsonb, context_item jsonb, predecessor_id text, outcome jsonb, scope jsonb,
         extension_attributes jsonb)
 )
-SELECT EXISTS (SELECT FROM created),
+SELECT EXISTS (SELECT FROM created
+        WHERE first_revision > pg_sequence_last_value('wfc.revision_floor')),
     (SELECT coalesce(w.content_hash = g.content_hash, FALSE)
         FROM wfc.workflows w JOIN given g ON w.id = g.id),
-    EXISTS (SELECT FROM wfc.workflows w JOIN given g ON w.name = g.name AND w.id <> g.id);
+    EXISTS (SELECT FROM wfc.workflows w JOIN given g ON w.name = g.name AND w.id <> g.id),
+    coalesce((SELECT first_revision FROM created),
+        (SELECT w.first_revision FROM wfc.workflows w JOIN given g ON w.id = g.id));

@@ -3,14 +3,16 @@ WITH found AS MATERIALIZED (
     FROM wfc.workflows WHERE id = $1
 ), doomed AS MATERIALIZED (
     SELECT id FROM found WHERE fits
+), locked_subscriptions AS MATERIALIZED (
+    SELECT id FROM wfc.event_subscriptions WHERE workflow_id = ANY (ARRAY (SELECT id FROM doomed))
+    ORDER BY id FOR UPDATE
 ), pointers AS (
     DELETE FROM wfc.execution_pointers WHERE workflow_id = ANY (ARRAY (SELECT id FROM doomed))
 ), subscriptions AS (
-    DELETE FROM wfc.event_subscriptions WHERE workflow_id = ANY (ARRAY (SELECT id FROM doomed))
+    DELETE FROM wfc.event_subscriptions
+    WHERE id = ANY (ARRAY (SELECT id FROM locked_subscriptions))
 ), errors AS (
     DELETE FROM wfc.execution_errors WHERE workflow_id = ANY (ARRAY (SELECT id FROM doomed))
-), requests AS (
-    DELETE FROM wfc.requests WHERE workflow_id = ANY (ARRAY (SELECT id FROM doomed))
 ), deleted AS (
     DELETE FROM wfc.workflows WHERE id = ANY (ARRAY (SELECT id FROM doomed))
 )

@@ -110,6 +110,8 @@ WITH stored AS MATERIALIZED (
         s.content_hash
     FROM updated, subscriptions s
     WHERE NOT EXISTS (SELECT FROM existing e WHERE e.id = s.id)
+    ORDER BY s.id
+    RETURNING 1
 )
 SELECT (SELECT revision FROM updated) AS revision,
     (SELECT revision FROM stored) AS stored_revision,

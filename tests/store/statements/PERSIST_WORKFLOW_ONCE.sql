@@ -113,6 +113,8 @@ WITH stored AS MATERIALIZED (
         s.content_hash
     FROM updated, subscriptions s
     WHERE NOT EXISTS (SELECT FROM existing e WHERE e.id = s.id)
+    ORDER BY s.id
+    RETURNING 1
 ), remembered AS (
     INSERT INTO wfc.requests (workflow_id, request_id, content_hash, revision)
     SELECT updated.id, $5::uuid, $6::bytea, updated.revision FROM updated

@@ -73,18 +73,24 @@ WITH RECURSIVE roots AS MATERIALIZED (
     SELECT id FROM doomed_roots
     UNION
     SELECT b.id FROM below b JOIN doomed_roots d ON d.id = b.root
+), locked_subscriptions AS MATERIALIZED (
+    SELECT id FROM wfc.event_subscriptions WHERE workflow_id = ANY (ARRAY (SELECT id FROM doomed))
+    ORDER BY id FOR UPDATE
+), locked_events AS MATERIALIZED (
+    SELECT id FROM wfc.events
+    WHERE event_name = 'wfe.workflow.completed' AND is_processed
+        AND event_key = ANY (ARRAY (SELECT id FROM doomed))
+        AND (SELECT count(*) FROM locked_subscriptions) >= 0
+    ORDER BY id FOR UPDATE
 ), pointers AS (
     DELETE FROM wfc.execution_pointers WHERE workflow_id = ANY (ARRAY (SELECT id FROM doomed)) RETURNING 1
 ), subscriptions AS (
-    DELETE FROM wfc.event_subscriptions WHERE workflow_id = ANY (ARRAY (SELECT id FROM doomed)) RETURNING 1
+    DELETE FROM wfc.event_subscriptions
+    WHERE id = ANY (ARRAY (SELECT id FROM locked_subscriptions)) RETURNING 1
 ), errors AS (
     DELETE FROM wfc.execution_errors WHERE workflow_id = ANY (ARRAY (SELECT id FROM doomed)) RETURNING 1
 ), events AS (
-    DELETE FROM wfc.events
-    WHERE event_name = 'wfe.workflow.completed' AND is_processed
-        AND event_key = ANY (ARRAY (SELECT id FROM doomed)) RETURNING 1
-), requests AS (
-    DELETE FROM wfc.requests WHERE workflow_id = ANY (ARRAY (SELECT id FROM doomed))
+    DELETE FROM wfc.events WHERE id = ANY (ARRAY (SELECT id FROM locked_events)) RETURNING 1
 ), workflows AS (
     DELETE FROM wfc.workflows WHERE id = ANY (ARRAY (SELECT id FROM doomed)) RETURNING 1
 )

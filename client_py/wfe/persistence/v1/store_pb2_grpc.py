@@ -122,8 +122,9 @@ class StoreServiceServicer(object):
     def TruncateAll(self, request, context):
         """Truncates every table of the store, definition sequences included, in one
         transaction, after calls in progress in the store have finished; for tests.
-        Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless the server was
-        started with `--allow-truncate`; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY).
+        Revisions do not start again (see WorkflowInstance.revision). Errors:
+        FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless the server was started
+        with `--allow-truncate`; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,7 +162,9 @@ class StoreServiceServicer(object):
     def DeleteNamespace(self, request, context):
         """Deletes a namespace and everything in it, in one transaction, after calls
         in progress in that namespace have finished. The namespace `default` cannot
-        be deleted. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED)
+        be deleted. A namespace that is created again under its name is another
+        store, in which revisions start at 1 again: restart hosts that remember
+        workflows of the deleted one. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED)
         unless the server was started with `--allow-delete-namespace`,
         FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is
         set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already

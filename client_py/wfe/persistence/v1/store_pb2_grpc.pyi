@@ -256,8 +256,9 @@ class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _Store
     TruncateAll: _StoreServiceTruncateAllType
     """Truncates every table of the store, definition sequences included, in one
     transaction, after calls in progress in the store have finished; for tests.
-    Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless the server was
-    started with `--allow-truncate`; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY).
+    Revisions do not start again (see WorkflowInstance.revision). Errors:
+    FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless the server was started
+    with `--allow-truncate`; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY).
     """
 
     CreateNamespace: _StoreServiceCreateNamespaceType
@@ -286,7 +287,9 @@ class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _Store
     DeleteNamespace: _StoreServiceDeleteNamespaceType
     """Deletes a namespace and everything in it, in one transaction, after calls
     in progress in that namespace have finished. The namespace `default` cannot
-    be deleted. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED)
+    be deleted. A namespace that is created again under its name is another
+    store, in which revisions start at 1 again: restart hosts that remember
+    workflows of the deleted one. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED)
     unless the server was started with `--allow-delete-namespace`,
     FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is
     set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already
@@ -387,8 +390,9 @@ class StoreServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[wfe.persistence.v1.store_pb2.TruncateAllResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.TruncateAllResponse]]:
         """Truncates every table of the store, definition sequences included, in one
         transaction, after calls in progress in the store have finished; for tests.
-        Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless the server was
-        started with `--allow-truncate`; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY).
+        Revisions do not start again (see WorkflowInstance.revision). Errors:
+        FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless the server was started
+        with `--allow-truncate`; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY).
         """
 
     @abc.abstractmethod
@@ -432,7 +436,9 @@ class StoreServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[wfe.persistence.v1.store_pb2.DeleteNamespaceResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.DeleteNamespaceResponse]]:
         """Deletes a namespace and everything in it, in one transaction, after calls
         in progress in that namespace have finished. The namespace `default` cannot
-        be deleted. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED)
+        be deleted. A namespace that is created again under its name is another
+        store, in which revisions start at 1 again: restart hosts that remember
+        workflows of the deleted one. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED)
         unless the server was started with `--allow-delete-namespace`,
         FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is
         set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already

@@ -211,9 +211,11 @@ class WorkflowInstance(google.protobuf.message.Message):
     cut off.
     """
     revision: builtins.int
-    """The number of writes: 1 after create, incremented by every persist or
-    commit, also by hosts that access the database directly. Set by the store,
-    ignored on write.
+    """Identifies the state: 1 after create, incremented by every persist or
+    commit, also by hosts that access the database directly. A revision of an
+    id never comes again: once workflows have been deleted from the store, new
+    ones start above the highest revision of those. Set by the store, ignored
+    on write.
     """
     view: Global___WorkflowView.ValueType
     """How much of the stored workflow this is. Set by the store to ACTIVE or
@@ -636,7 +638,9 @@ class CreateNewWorkflowResponse(google.protobuf.message.Message):
     name: builtins.str
     """The workflow's name (its id if the request had none)."""
     revision: builtins.int
-    """The revision at creation."""
+    """The revision at creation, also if the workflow has been updated since: 1,
+    or more (see WorkflowInstance.revision).
+    """
     def __init__(
         self,
         *,
@@ -665,8 +669,8 @@ class PersistWorkflowRequest(google.protobuf.message.Message):
     """The idempotency key of this write, a UUID, so that it can be repeated after
     a lost response: a repetition changes nothing and returns the original
     response. Remembered per workflow for at least GetStoreInfo's
-    `request_retention`; empty: none. Reusing it with different content is
-    rejected: ALREADY_EXISTS (REQUEST_ID_REUSED).
+    `request_retention`, or until the workflow is deleted; empty: none. Reusing
+    it with different content is rejected: ALREADY_EXISTS (REQUEST_ID_REUSED).
     """
     @property
     def instance(self) -> Global___WorkflowInstance:

@@ -380,7 +380,8 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
     CreateNewWorkflow: _WorkflowServiceCreateNewWorkflowType
     """Stores a new workflow with all its pointers. Idempotent: repeating the
     request (same id, same content) returns the same response and changes
-    nothing, even if the workflow has been updated since. Errors:
+    nothing, even if the workflow has been updated since; but if it has been
+    deleted since, it is created anew, with a higher revision. Errors:
     ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the id is in use with different
     content, ALREADY_EXISTS (NAME_TAKEN) if the name is; RESOURCE_EXHAUSTED
     (ANSWER_TOO_LARGE) if it could not be read back in one message;
@@ -484,6 +485,7 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
     DeleteWorkflow: _WorkflowServiceDeleteWorkflowType
     """Deletes one workflow, whatever its status, with its pointers, subscriptions
     and logged errors. Its descendants in its tree, events and commands stay.
+    Its id and name can be used again; its revisions do not come again.
     Errors: NOT_FOUND (WORKFLOW_NOT_FOUND), also if a retry finds it already
     deleted; ABORTED (REVISION_MISMATCH); INVALID_ARGUMENT.
     """
@@ -576,7 +578,8 @@ class WorkflowServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[wfe.persistence.v1.workflow_pb2.CreateNewWorkflowResponse, collections.abc.Awaitable[wfe.persistence.v1.workflow_pb2.CreateNewWorkflowResponse]]:
         """Stores a new workflow with all its pointers. Idempotent: repeating the
         request (same id, same content) returns the same response and changes
-        nothing, even if the workflow has been updated since. Errors:
+        nothing, even if the workflow has been updated since; but if it has been
+        deleted since, it is created anew, with a higher revision. Errors:
         ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the id is in use with different
         content, ALREADY_EXISTS (NAME_TAKEN) if the name is; RESOURCE_EXHAUSTED
         (ANSWER_TOO_LARGE) if it could not be read back in one message;
@@ -740,6 +743,7 @@ class WorkflowServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[wfe.persistence.v1.workflow_pb2.DeleteWorkflowResponse, collections.abc.Awaitable[wfe.persistence.v1.workflow_pb2.DeleteWorkflowResponse]]:
         """Deletes one workflow, whatever its status, with its pointers, subscriptions
         and logged errors. Its descendants in its tree, events and commands stay.
+        Its id and name can be used again; its revisions do not come again.
         Errors: NOT_FOUND (WORKFLOW_NOT_FOUND), also if a retry finds it already
         deleted; ABORTED (REVISION_MISMATCH); INVALID_ARGUMENT.
         """

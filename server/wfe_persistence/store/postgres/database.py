@@ -166,7 +166,7 @@ class Database:
                 or again is Retry.NO
                 or violated_constraint(error) in final_constraints
             ):
-                raise_error(error)
+                raise_error(error, final_constraints)
             await asyncio.sleep(random.uniform(0.0, 0.005 * 2**attempt))
 
     async def stream(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from enum import Enum, auto
 from typing import Final, NamedTuple, NoReturn
 
@@ -22,10 +23,9 @@ class UnexpectedDatabaseError(Exception):
 
 
 class UniqueViolation(UnexpectedDatabaseError):  # noqa: N818 — PostgreSQL's name for it
-    """A statement violated a unique constraint.
+    """A statement violated a unique constraint whose owner explains it.
 
-    `constraint` is its name in the database, with any prefix. Whoever owns the constraint tells
-    what it means; where nobody does, it is a bug.
+    `constraint` is its name in the database, with any prefix.
     """
 
     def __init__(self, message: str, constraint: str) -> None:
@@ -67,7 +67,7 @@ _MEANINGS: Final = {
     "42P05": _Meaning(Retry.OTHER_CONNECTION),
     "0A000": _Meaning(Retry.OTHER_CONNECTION),
     # Somebody else created the same id at the same moment: the next snapshot shows it.
-    _UNIQUE_VIOLATION: _Meaning(Retry.SAME_CONNECTION),
+    _UNIQUE_VIOLATION: _Meaning(Retry.SAME_CONNECTION, _CONFLICT, _COLLIDED, 0.1),
     # A row was written while the one that it refers to was being deleted: the next snapshot shows
     # it.
     "23503": _Meaning(Retry.SAME_CONNECTION, _CONFLICT, _COLLIDED, 0.1),
@@ -109,11 +109,11 @@ def retry(error: pq.abc.PGresult) -> Retry:
     return _meaning(error).retry
 
 
-def raise_error(error: pq.abc.PGresult) -> NoReturn:
-    """Raise a failed statement's error: PersistenceError; UniqueViolation; or for what only a bug
-    explains UnexpectedDatabaseError."""
+def raise_error(error: pq.abc.PGresult, final_constraints: Collection[str] = ()) -> NoReturn:
+    """Raise a failed statement's error: PersistenceError; UniqueViolation for a constraint in
+    `final_constraints`; or for what only a bug explains UnexpectedDatabaseError."""
     message = f"SQLSTATE {sqlstate(error)}: {error.error_message.decode()}"
-    if constraint := violated_constraint(error):
+    if (constraint := violated_constraint(error)) in final_constraints:
         raise UniqueViolation(message, constraint)
     cause = UnexpectedDatabaseError(message)
     meaning = _meaning(error)

@@ -55,8 +55,9 @@ type StoreServiceClient interface {
 	GetStoreInfo(ctx context.Context, in *GetStoreInfoRequest, opts ...grpc.CallOption) (*GetStoreInfoResponse, error)
 	// Truncates every table of the store, definition sequences included, in one
 	// transaction, after calls in progress in the store have finished; for tests.
-	// Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless the server was
-	// started with `--allow-truncate`; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY).
+	// Revisions do not start again (see WorkflowInstance.revision). Errors:
+	// FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless the server was started
+	// with `--allow-truncate`; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY).
 	TruncateAll(ctx context.Context, in *TruncateAllRequest, opts ...grpc.CallOption) (*TruncateAllResponse, error)
 	// Creates a namespace: its own schema, with all migrations applied, each in
 	// its own transaction. It belongs to the servers with the same `--schema`.
@@ -79,7 +80,9 @@ type StoreServiceClient interface {
 	ListNamespaces(ctx context.Context, in *ListNamespacesRequest, opts ...grpc.CallOption) (*ListNamespacesResponse, error)
 	// Deletes a namespace and everything in it, in one transaction, after calls
 	// in progress in that namespace have finished. The namespace `default` cannot
-	// be deleted. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED)
+	// be deleted. A namespace that is created again under its name is another
+	// store, in which revisions start at 1 again: restart hosts that remember
+	// workflows of the deleted one. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED)
 	// unless the server was started with `--allow-delete-namespace`,
 	// FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is
 	// set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already
@@ -204,8 +207,9 @@ type StoreServiceServer interface {
 	GetStoreInfo(context.Context, *GetStoreInfoRequest) (*GetStoreInfoResponse, error)
 	// Truncates every table of the store, definition sequences included, in one
 	// transaction, after calls in progress in the store have finished; for tests.
-	// Errors: FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless the server was
-	// started with `--allow-truncate`; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY).
+	// Revisions do not start again (see WorkflowInstance.revision). Errors:
+	// FAILED_PRECONDITION (TRUNCATE_NOT_ALLOWED) unless the server was started
+	// with `--allow-truncate`; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY).
 	TruncateAll(context.Context, *TruncateAllRequest) (*TruncateAllResponse, error)
 	// Creates a namespace: its own schema, with all migrations applied, each in
 	// its own transaction. It belongs to the servers with the same `--schema`.
@@ -228,7 +232,9 @@ type StoreServiceServer interface {
 	ListNamespaces(context.Context, *ListNamespacesRequest) (*ListNamespacesResponse, error)
 	// Deletes a namespace and everything in it, in one transaction, after calls
 	// in progress in that namespace have finished. The namespace `default` cannot
-	// be deleted. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED)
+	// be deleted. A namespace that is created again under its name is another
+	// store, in which revisions start at 1 again: restart hosts that remember
+	// workflows of the deleted one. Errors: FAILED_PRECONDITION (DELETE_NAMESPACE_NOT_ALLOWED)
 	// unless the server was started with `--allow-delete-namespace`,
 	// FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) unless it is empty or `force` is
 	// set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already

@@ -275,9 +275,11 @@ type WorkflowInstance struct {
 	// When it ended; absent: it has not ended. Years 1-9999, truncated to
 	// microseconds.
 	CompleteTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=complete_time,json=completeTime,proto3" json:"complete_time,omitempty"`
-	// The number of writes: 1 after create, incremented by every persist or
-	// commit, also by hosts that access the database directly. Set by the store,
-	// ignored on write.
+	// Identifies the state: 1 after create, incremented by every persist or
+	// commit, also by hosts that access the database directly. A revision of an
+	// id never comes again: once workflows have been deleted from the store, new
+	// ones start above the highest revision of those. Set by the store, ignored
+	// on write.
 	Revision int64 `protobuf:"varint,14,opt,name=revision,proto3" json:"revision,omitempty"`
 	// How much of the stored workflow this is. Set by the store to ACTIVE or
 	// HEADER if it is not all of it; such an instance is rejected as a new state,
@@ -996,7 +998,8 @@ type CreateNewWorkflowResponse struct {
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The workflow's name (its id if the request had none).
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// The revision at creation.
+	// The revision at creation, also if the workflow has been updated since: 1,
+	// or more (see WorkflowInstance.revision).
 	Revision      int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1064,8 +1067,8 @@ type PersistWorkflowRequest struct {
 	// The idempotency key of this write, a UUID, so that it can be repeated after
 	// a lost response: a repetition changes nothing and returns the original
 	// response. Remembered per workflow for at least GetStoreInfo's
-	// `request_retention`; empty: none. Reusing it with different content is
-	// rejected: ALREADY_EXISTS (REQUEST_ID_REUSED).
+	// `request_retention`, or until the workflow is deleted; empty: none. Reusing
+	// it with different content is rejected: ALREADY_EXISTS (REQUEST_ID_REUSED).
 	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -48,7 +48,8 @@ const (
 type WorkflowServiceClient interface {
 	// Stores a new workflow with all its pointers. Idempotent: repeating the
 	// request (same id, same content) returns the same response and changes
-	// nothing, even if the workflow has been updated since. Errors:
+	// nothing, even if the workflow has been updated since; but if it has been
+	// deleted since, it is created anew, with a higher revision. Errors:
 	// ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the id is in use with different
 	// content, ALREADY_EXISTS (NAME_TAKEN) if the name is; RESOURCE_EXHAUSTED
 	// (ANSWER_TOO_LARGE) if it could not be read back in one message;
@@ -128,6 +129,7 @@ type WorkflowServiceClient interface {
 	CountWorkflows(ctx context.Context, in *CountWorkflowsRequest, opts ...grpc.CallOption) (*CountWorkflowsResponse, error)
 	// Deletes one workflow, whatever its status, with its pointers, subscriptions
 	// and logged errors. Its descendants in its tree, events and commands stay.
+	// Its id and name can be used again; its revisions do not come again.
 	// Errors: NOT_FOUND (WORKFLOW_NOT_FOUND), also if a retry finds it already
 	// deleted; ABORTED (REVISION_MISMATCH); INVALID_ARGUMENT.
 	DeleteWorkflow(ctx context.Context, in *DeleteWorkflowRequest, opts ...grpc.CallOption) (*DeleteWorkflowResponse, error)
@@ -313,7 +315,8 @@ func (c *workflowServiceClient) PurgeWorkflows(ctx context.Context, in *PurgeWor
 type WorkflowServiceServer interface {
 	// Stores a new workflow with all its pointers. Idempotent: repeating the
 	// request (same id, same content) returns the same response and changes
-	// nothing, even if the workflow has been updated since. Errors:
+	// nothing, even if the workflow has been updated since; but if it has been
+	// deleted since, it is created anew, with a higher revision. Errors:
 	// ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the id is in use with different
 	// content, ALREADY_EXISTS (NAME_TAKEN) if the name is; RESOURCE_EXHAUSTED
 	// (ANSWER_TOO_LARGE) if it could not be read back in one message;
@@ -393,6 +396,7 @@ type WorkflowServiceServer interface {
 	CountWorkflows(context.Context, *CountWorkflowsRequest) (*CountWorkflowsResponse, error)
 	// Deletes one workflow, whatever its status, with its pointers, subscriptions
 	// and logged errors. Its descendants in its tree, events and commands stay.
+	// Its id and name can be used again; its revisions do not come again.
 	// Errors: NOT_FOUND (WORKFLOW_NOT_FOUND), also if a retry finds it already
 	// deleted; ABORTED (REVISION_MISMATCH); INVALID_ARGUMENT.
 	DeleteWorkflow(context.Context, *DeleteWorkflowRequest) (*DeleteWorkflowResponse, error)

@@ -140,9 +140,11 @@ export type WorkflowInstance = Message<"wfe.persistence.v1.WorkflowInstance"> & 
   completeTime?: Timestamp | undefined;
 
   /**
-   * The number of writes: 1 after create, incremented by every persist or
-   * commit, also by hosts that access the database directly. Set by the store,
-   * ignored on write.
+   * Identifies the state: 1 after create, incremented by every persist or
+   * commit, also by hosts that access the database directly. A revision of an
+   * id never comes again: once workflows have been deleted from the store, new
+   * ones start above the highest revision of those. Set by the store, ignored
+   * on write.
    *
    * @generated from field: int64 revision = 14;
    */
@@ -560,7 +562,8 @@ export type CreateNewWorkflowResponse = Message<"wfe.persistence.v1.CreateNewWor
   name: string;
 
   /**
-   * The revision at creation.
+   * The revision at creation, also if the workflow has been updated since: 1,
+   * or more (see WorkflowInstance.revision).
    *
    * @generated from field: int64 revision = 3;
    */
@@ -599,8 +602,8 @@ export type PersistWorkflowRequest = Message<"wfe.persistence.v1.PersistWorkflow
    * The idempotency key of this write, a UUID, so that it can be repeated after
    * a lost response: a repetition changes nothing and returns the original
    * response. Remembered per workflow for at least GetStoreInfo's
-   * `request_retention`; empty: none. Reusing it with different content is
-   * rejected: ALREADY_EXISTS (REQUEST_ID_REUSED).
+   * `request_retention`, or until the workflow is deleted; empty: none. Reusing
+   * it with different content is rejected: ALREADY_EXISTS (REQUEST_ID_REUSED).
    *
    * @generated from field: string request_id = 3;
    */
@@ -1718,7 +1721,8 @@ export const WorkflowService: GenService<{
   /**
    * Stores a new workflow with all its pointers. Idempotent: repeating the
    * request (same id, same content) returns the same response and changes
-   * nothing, even if the workflow has been updated since. Errors:
+   * nothing, even if the workflow has been updated since; but if it has been
+   * deleted since, it is created anew, with a higher revision. Errors:
    * ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the id is in use with different
    * content, ALREADY_EXISTS (NAME_TAKEN) if the name is; RESOURCE_EXHAUSTED
    * (ANSWER_TOO_LARGE) if it could not be read back in one message;
@@ -1894,6 +1898,7 @@ export const WorkflowService: GenService<{
   /**
    * Deletes one workflow, whatever its status, with its pointers, subscriptions
    * and logged errors. Its descendants in its tree, events and commands stay.
+   * Its id and name can be used again; its revisions do not come again.
    * Errors: NOT_FOUND (WORKFLOW_NOT_FOUND), also if a retry finds it already
    * deleted; ABORTED (REVISION_MISMATCH); INVALID_ARGUMENT.
    *
