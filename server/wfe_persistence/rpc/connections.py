@@ -26,9 +26,9 @@ from wfe_persistence.recurring import RecurringWarnings
 log = logging.getLogger(__name__)
 warnings = RecurringWarnings(log)
 
-# Beside connections of clients: what every process has, the listener, PostgreSQL (two for each
-# connection, as one may be cancelling the other), gRPC's own, and some for looking at sockets.
-_OTHER_DESCRIPTORS: Final = 48
+# Beside connections, of clients and to PostgreSQL (two each, as one may be cancelling the other):
+# what every process has, gRPC's and the event loop's own, and some for looking at sockets.
+_OTHER_DESCRIPTORS: Final = 32
 
 _INTERVAL_SECONDS: Final = 1.0
 _ALMOST_FULL: Final = 0.8
@@ -61,7 +61,10 @@ def connections_allowed(wanted: int, pool_size: int) -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return wanted
-    return max(1, min(wanted, soft - _OTHER_DESCRIPTORS - 2 * pool_size))
+    room = max(1, soft - _OTHER_DESCRIPTORS - 2 * pool_size)
+    if room < wanted:
+        log.warning("%d file descriptors leave room for %d client connections", soft, room)
+    return min(wanted, room)
 
 
 class IdleConnections:
