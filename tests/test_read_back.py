@@ -11,7 +11,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from tests.support import make
 from tests.support.rpcs import RPCS, Rpc, is_map
-from wfe.persistence.v1.command_pb2 import ScheduledCommand
+from wfe.persistence.v1.command_pb2 import CommandLease, ScheduledCommand
 from wfe.persistence.v1.event_pb2 import Event
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
@@ -49,6 +49,9 @@ BESIDE: Final[dict[str, Any]] = {
     "ClaimedCommand.lease_token": f"{2**63 - 1}.{2**63 - 1}.{'f' * 32}",
     "ClaimedCommand.lease_expiry": make.LAST_TIME,
     "ClaimedCommand.epoch": 2**63 - 1,
+    "ListedCommand.lease": CommandLease(
+        worker_id="w" * 512, expiry=make.LAST_TIME, epoch=2**63 - 1
+    ),
 }
 
 BY_THE_STORE: Final[dict[str, Any]] = {
@@ -123,6 +126,7 @@ def test_every_message_is_carried_by_the_answers_that_are_known_to() -> None:
         "ListSubscriptions-EventSubscription",
         "ListErrors-ExecutionError",
         "ClaimCommands-ScheduledCommand",
+        "ListCommands-ScheduledCommand",
     }
 
 

@@ -249,6 +249,8 @@ class BlockingPersistenceProvider:
     complete_commands = _blocking(PersistenceProvider.complete_commands)
     release_commands = _blocking(PersistenceProvider.release_commands)
     renew_commands = _blocking(PersistenceProvider.renew_commands)
+    list_commands = _blocking(PersistenceProvider.list_commands)
+    iter_commands = _blocking_iterator(PersistenceProvider.iter_commands)
 
     def process_commands(
         self,

@@ -127,6 +127,7 @@ RULES: Mapping[str, Rule] = {
     "CompleteCommands": Rule(Safety.REPEATABLE, done=LeaseLost),
     "ReleaseCommands": Rule(Safety.REPEATABLE, done=LeaseLost),
     "RenewCommands": Rule(Safety.REPEATABLE),
+    "ListCommands": Rule(Safety.READ),
     "EnsureStoreExists": Rule(Safety.REPEATABLE),
     "PersistErrors": Rule(Safety.UNREPEATABLE),
     "ListErrors": Rule(Safety.READ),

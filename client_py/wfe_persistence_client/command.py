@@ -13,7 +13,12 @@ from wfe_persistence_client.connection import LARGEST_PAGE, Connection
 from wfe_persistence_client.deadline import Deadline
 from wfe_persistence_client.errors import LeaseLost, PersistenceError, Unimplemented
 from wfe_persistence_client.misfit import FieldTypeError, FieldValueError, build
-from wfe_persistence_client.model import ClaimedCommand, CommandName, ScheduledCommand
+from wfe_persistence_client.model import (
+    ClaimedCommand,
+    CommandName,
+    ListedCommand,
+    ScheduledCommand,
+)
 
 #: Handles one due command; if it raises, the command is released.
 CommandHandler = Callable[[ScheduledCommand], Awaitable[object]]
@@ -144,6 +149,59 @@ class Commands(Connection):
             ),
         )
         return convert.lease_expiry_from_proto(response)
+
+    async def list_commands(
+        self,
+        *,
+        command_name: CommandName | None = None,
+        data: str | None = None,
+        due_before: datetime | None = None,
+        leased: bool | None = None,
+        worker_id: str = "",
+    ) -> list[ListedCommand]:
+        """Returns commands, due or not, soonest first, without claiming them.
+
+        Args:
+            command_name: only with this name; None: any.
+            data: only with this data, requires `command_name`; None: any.
+            due_before: only due before this time (truncated to milliseconds); None: any.
+            leased: True: only those under a lease; False: only others; None: both.
+            worker_id: only under a lease of this worker; empty: any.
+        """
+        pages = self._in_one_go().iter_commands(
+            command_name=command_name,
+            data=data,
+            due_before=due_before,
+            leased=leased,
+            worker_id=worker_id,
+            page_size=LARGEST_PAGE,
+        )
+        return [command async for command in pages]
+
+    def iter_commands(
+        self,
+        *,
+        command_name: CommandName | None = None,
+        data: str | None = None,
+        due_before: datetime | None = None,
+        leased: bool | None = None,
+        worker_id: str = "",
+        page_size: int = 0,
+    ) -> AsyncIterator[ListedCommand]:
+        """`list_commands` as an async iterator that fetches pages on demand."""
+        return self._calls.pages(
+            self._commands.ListCommands,
+            build(
+                command_pb2.ListCommandsRequest,
+                command_name=convert.command_name_to_proto(command_name),
+                data=data,
+                due_before=convert.optional_timestamp("due_before", due_before),
+                leased=leased,
+                worker_id=worker_id,
+                page_size=page_size,
+            ),
+            lambda page: map(convert.listed_command_from_proto, page.commands),
+        )
 
     async def process_commands(
         self,

@@ -264,6 +264,18 @@ class WorkflowFilter:
     complete_time_from: datetime | None = None
     #: Completed before this time; None: no upper bound, and not only completed ones.
     complete_time_before: datetime | None = None
+    #: Last written before this time; None: any. All workflows that match the other
+    #: conditions are read: give `statuses` with it.
+    written_before: datetime | None = None
+    #: With status RUNNABLE and a next_execution before this time (truncated to
+    #: milliseconds); None: any.
+    due_before: datetime | None = None
+    #: With a subscription, open or held, to an event of this name; empty: any.
+    waiting_event_name: str = ""
+    #: With a subscription to `waiting_event_name` that has this event key; None: any.
+    waiting_event_key: str | None = None
+    #: With an error logged at or after this time; None: any.
+    error_time_from: datetime | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -364,6 +376,28 @@ class ClaimedCommand:
     #: The fencing token: every claim in a store has a higher epoch than all claims
     #: before it. Pass it to other systems so that they can reject earlier holders.
     epoch: int = 0
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class CommandLease:
+    """One worker's hold of a command, without its token, which proves it."""
+
+    #: The worker that claimed the command, as it called itself.
+    worker_id: str = ""
+    #: When the lease expires, by the database's clock.
+    expiry: datetime
+    #: The fencing token of the claim; see `ClaimedCommand.epoch`.
+    epoch: int = 0
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class ListedCommand:
+    """A command in a list."""
+
+    #: The command.
+    command: ScheduledCommand
+    #: The lease that it is under; None: none, or an expired one.
+    lease: CommandLease | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -62,6 +62,7 @@ pub(crate) enum Rpc {
     RenewSubscriptionToken,
     ListSubscriptions,
     RenewCommands,
+    ListCommands,
 }
 
 impl Rpc {
@@ -87,6 +88,7 @@ impl Rpc {
             | Self::CountWorkflows
             | Self::ListEvents
             | Self::ListSubscriptions
+            | Self::ListCommands
             | Self::GetStoreInfo => (Read, None),
             // The id is set before the first attempt; an identical create returns the same.
             Self::CreateNewWorkflow | Self::CreateEvent | Self::CreateEventSubscription => {

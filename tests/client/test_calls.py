@@ -189,6 +189,7 @@ CALLS: dict[str, tuple[Call, Any]] = {
         lambda p: p.renew_commands(["t"]),
         command_pb2.RenewCommandsResponse(),
     ),
+    "ListCommands": (lambda p: p.list_commands(), command_pb2.ListCommandsResponse()),
     "ScheduleCommand": (
         lambda p: p.schedule_command(COMMAND),
         command_pb2.ScheduleCommandResponse(),

@@ -150,8 +150,11 @@ KEYS: Final = {
     "ListSubscriptionsRequest.workflow_id",
     "ListSubscriptionsRequest.event_name",
     "ListSubscriptionsRequest.event_key",
+    "ListCommandsRequest.worker_id",
+    "WorkflowFilter.waiting_event_name",
+    "WorkflowFilter.waiting_event_key",
 }
-LONG_KEYS: Final = {"ScheduledCommand.data": 2048}
+LONG_KEYS: Final = {"ScheduledCommand.data": 2048, "ListCommandsRequest.data": 2048}
 FREE_TEXTS: Final = {
     # Without a bound: only NUL is bad. (Of page tokens more is said in tests of their own.)
     "WorkflowInstance.description",
@@ -169,6 +172,7 @@ FREE_TEXTS: Final = {
     "ListEventsRequest.page_token",
     "PurgeEventsRequest.page_token",
     "ListSubscriptionsRequest.page_token",
+    "ListCommandsRequest.page_token",
 }
 UUIDS: Final = {
     "PersistWorkflowRequest.request_id",
@@ -218,6 +222,10 @@ OPTIONAL_TIMES: Final = {
     "WorkflowFilter.create_time_before",
     "WorkflowFilter.complete_time_from",
     "WorkflowFilter.complete_time_before",
+    "WorkflowFilter.written_before",
+    "WorkflowFilter.due_before",
+    "WorkflowFilter.error_time_from",
+    "ListCommandsRequest.due_before",
     "ListEventsRequest.event_time_from",
     "ListEventsRequest.event_time_before",
     "ListErrorsRequest.error_time_from",
@@ -232,6 +240,7 @@ ENUMS: Final = {
     "ListWorkflowsRequest.view": (4, 99, -1),
     "ListWorkflowsRequest.order": (3, 99, -1),
     "ListEventsRequest.order": (3, 99, -1),
+    "ListCommandsRequest.command_name": (0, 3, 99, -1),  # 0 only because it goes with data
     "PurgeWorkflowsRequest.statuses": (0, 1, 2, 99, -1),  # only what has ended
 }
 NUMBERS: Final = {
@@ -261,6 +270,7 @@ NUMBERS: Final = {
     "ListWorkflowsRequest.page_size": (-1, -(2**31)),
     "ListEventsRequest.page_size": (-1, -(2**31)),
     "ListSubscriptionsRequest.page_size": (-1, -(2**31)),
+    "ListCommandsRequest.page_size": (-1, -(2**31)),
     "PurgeWorkflowsRequest.max_rows": (-1, -(2**31)),
     "PurgeEventsRequest.max_rows": (-1, -(2**31)),
 }
@@ -294,6 +304,7 @@ NO_BAD_VALUE: Final = {
     "PurgeEventsRequest.include_unprocessed": "a bool is good either way",
     "PurgeEventsRequest.dry_run": "a bool is good either way",
     "ListSubscriptionsRequest.held": "a bool is good either way",
+    "ListCommandsRequest.leased": "a bool is good either way",
 }
 
 TOO_LONG: Final = {
@@ -863,6 +874,24 @@ async def test_event_key_without_its_name_is_refused(api: Api, name: str, absent
         request = with_values(valid_request(RPCS[name]), (absent, None), ("event_key", key))
         with invalid(absent, reason="REQUIRED"):
             await RPCS[name].call(api, request)
+
+
+@pytest.mark.parametrize("name", ["ListWorkflows", "CountWorkflows"])
+async def test_waiting_event_key_without_its_name_is_refused(api: Api, name: str) -> None:
+    for key in ("key", ""):
+        request = with_values(
+            valid_request(RPCS[name]),
+            ("filter.waiting_event_name", None),
+            ("filter.waiting_event_key", key),
+        )
+        with invalid("filter.waiting_event_name", reason="REQUIRED"):
+            await RPCS[name].call(api, request)
+
+
+async def test_data_of_a_command_without_its_name_is_refused(api: Api) -> None:
+    for data in ("data", ""):
+        with invalid("command_name", reason="ENUM_VALUE"):
+            await api.list_commands(data=data)
 
 
 async def test_epoch_without_its_token_is_refused(api: Api) -> None:

@@ -86,7 +86,7 @@ class Namespace:
                 s.ListSubscriptionsRequest(), metadata=metadata
             ),
             await api.store.ListErrors(st.ListErrorsRequest(), metadata=metadata),
-            await api.commands.ClaimCommands(c.ClaimCommandsRequest(), metadata=metadata),
+            await api.commands.ListCommands(c.ListCommandsRequest(), metadata=metadata),
         ]
 
     async def delete(self) -> None:
@@ -191,6 +191,7 @@ CASES: dict[str, Case] = {
         lambda n: c.ReleaseCommandsRequest(lease_tokens=[n.lease_token]), "LEASE_LOST"),
     "RenewCommands": (
         lambda n: c.RenewCommandsRequest(lease_tokens=[n.lease_token]), "LEASE_LOST"),
+    "ListCommands": (lambda n: c.ListCommandsRequest(), ["commands"]),
     "EnsureStoreExists": (lambda n: st.EnsureStoreExistsRequest(), ["applied_migrations"]),
     "PersistErrors": (lambda n: st.PersistErrorsRequest(errors=[n.error]), NOTHING),
     "ListErrors": (lambda n: st.ListErrorsRequest(workflow_id="w"), ["errors"]),

@@ -14,9 +14,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.support import make
 from tests.support.api import Api
+from tests.support.commands import OwnCommands
 from tests.support.expect import failure_of
 from tests.support.rpcs import RPCS, Rpc, fields, look, new_namespace, valid_request
 from tests.support.scene import create_namespace, delete_namespace, refusal, with_values
+from wfe.persistence.v1.command_pb2 import CommandName
 from wfe.persistence.v1.workflow_pb2 import WorkflowFilter, WorkflowStatus, WorkflowView
 
 CANARY: Final = "canary-2b7e1516"
@@ -54,12 +56,19 @@ async def listings(api: Api) -> AsyncIterator[dict[str, Listing]]:
     with_pointers = make.full_instance(status=WorkflowStatus.WORKFLOW_STATUS_SUSPENDED)
     for instance in (*due, *ended, with_pointers):
         await api.create_new_workflow(instance)
+    for instance in ended:
+        await api.create_event_subscription(
+            make.subscription(workflow_id=instance.id, event_name=name, event_key=key)
+        )
     processed = [make.event(event_name=name, event_key=key, is_processed=True) for _ in range(3)]
     for event in (*events, *processed):
         await api.create_event(event)
     for _ in range(3):
         await api.create_event_subscription(make.subscription(event_key=key, workflow_id=workflow))
         await api.persist_errors(make.error(workflow_id=workflow))
+    commands = OwnCommands(api)
+    for _ in range(3):
+        await commands.schedule(command_name=CommandName.COMMAND_NAME_PROCESS_EVENT)
     await create_namespace(api, namespace)
     queries: dict[str, dict[str, Any]] = {
         "GetRunnableInstances": {"as_at": at},
@@ -72,6 +81,7 @@ async def listings(api: Api) -> AsyncIterator[dict[str, Listing]]:
             "filter": WorkflowFilter(
                 statuses=[WorkflowStatus.WORKFLOW_STATUS_COMPLETE],
                 workflow_definition_id=definition,
+                waiting_event_name=name,
             ),
             "view": WorkflowView.WORKFLOW_VIEW_HEADER,
         },
@@ -93,6 +103,11 @@ async def listings(api: Api) -> AsyncIterator[dict[str, Listing]]:
             "event_name": "order.paid",
             "event_key": key,
         },
+        "ListCommands": {
+            "command_name": CommandName.COMMAND_NAME_PROCESS_EVENT,
+            "due_before": make.later(at, ms=1),
+            "leased": False,
+        },
         "ListNamespaces": {},
     }
     listings = {}
@@ -107,6 +122,7 @@ async def listings(api: Api) -> AsyncIterator[dict[str, Listing]]:
         await api.persist_workflow(instance)
     for event in events:
         await api.mark_event_processed(event.id)
+    await commands.finish()
     await delete_namespace(api, namespace)
 
 

@@ -355,6 +355,13 @@ async def test_commands_of_any_name_and_time_are_claimed(foreign: Foreign) -> No
         "('ProcessEvent', '', 9223372036854775807), "
         "('ProcessEvent', 'e', 0)"
     )
+    for page_size in (1, 0):
+        answers = await pages(foreign.api.list_commands, page_size=page_size)
+        assert [each.command.command_name for page in answers for each in page.commands] == [
+            CommandName.COMMAND_NAME_UNSPECIFIED,
+            CommandName.COMMAND_NAME_PROCESS_EVENT,
+            CommandName.COMMAND_NAME_PROCESS_EVENT,
+        ]
     claimed = await foreign.api.claim_commands()
     assert [claim.command.command_name for claim in claimed] == [
         CommandName.COMMAND_NAME_UNSPECIFIED,

@@ -152,7 +152,7 @@ CASES: list[tuple[str, str, Sequence[object], set[str]]] = [
 NEWEST = ListOrder.LIST_ORDER_NEWEST_FIRST
 OLDEST = ListOrder.LIST_ORDER_OLDEST_FIRST
 HEADER = WorkflowView.WORKFLOW_VIEW_HEADER
-NO_FILTER: list[object] = [None] * 10
+NO_FILTER: list[object] = [None] * 15
 PURGED: list[object] = ["{Complete,Terminated}", NOW]
 _PAGED: list[tuple[str, str, list[object], list[object], set[str]]] = [
     ("list_workflows", workflow.LIST_WORKFLOWS[NEWEST, HEADER], NO_FILTER, [100],
@@ -185,6 +185,16 @@ ONCE: list[tuple[str, str, Sequence[object], set[str]]] = [
      {"event_subscriptions_pkey"}),
     ("list_subscriptions next", subscription.LIST_SUBSCRIPTIONS, [*[None] * 4, "s7", 100],
      {"event_subscriptions_pkey"}),
+    *(
+        (f"list_commands {what} {page}", command.LIST_COMMANDS, [*given, *cursor, 100], indexes)
+        for page, cursor in (("first", [None, None]), ("next", [7, 7]))
+        for what, given, indexes in (
+            ("all", [None] * 5, {"scheduled_commands_due"}),
+            ("due", [None, None, 5000, None, None], {"scheduled_commands_due"}),
+            ("one", ["ProcessWorkflow", "w7", None, None, None],
+             {"scheduled_commands_command_name_data_key"}),
+        )
+    ),
     ("list_errors first", error_log.LIST_ERRORS, [*[None] * 4, 100], {"execution_errors_pkey"}),
     ("list_errors next", error_log.LIST_ERRORS, [*[None] * 3, 7, 100], {"execution_errors_pkey"}),
 ]  # fmt: skip

@@ -227,6 +227,9 @@ class Api:
         request = command_pb2.ClaimCommandsRequest(**fields)
         return list((await self.commands.ClaimCommands(request)).commands)
 
+    async def list_commands(self, **fields: Any) -> command_pb2.ListCommandsResponse:
+        return await self.commands.ListCommands(command_pb2.ListCommandsRequest(**fields))
+
     async def complete_commands(self, *lease_tokens: str) -> None:
         request = command_pb2.CompleteCommandsRequest(lease_tokens=lease_tokens)
         await self.commands.CompleteCommands(request)

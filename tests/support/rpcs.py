@@ -167,6 +167,11 @@ def _filter() -> WorkflowFilter:
         create_time_before=make.time(1),
         complete_time_from=make.time(),
         complete_time_before=make.time(1),
+        written_before=make.time(1),
+        due_before=make.time(1),
+        waiting_event_name=make.new_id("name"),
+        waiting_event_key="key",
+        error_time_from=make.time(),
     )
 
 
@@ -312,6 +317,14 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "RenewCommands": lambda: {
         "lease_tokens": ["1.1.00", "1.1.01", "1.1.02"],
         "lease_duration": Duration(seconds=60),
+    },
+    "ListCommands": lambda: {
+        "command_name": command_pb2.COMMAND_NAME_PROCESS_WORKFLOW,
+        "data": make.new_id("workflow"),
+        "due_before": make.time(),
+        "leased": True,
+        "worker_id": "worker",
+        "page_size": 10,
     },
     "EnsureStoreExists": dict,
     "PersistErrors": lambda: {"errors": [make.error(), make.error()]},

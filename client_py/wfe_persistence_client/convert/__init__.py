@@ -7,9 +7,11 @@ message that cannot be read raises `MalformedAnswer`.
 from wfe_persistence_client.convert.command import (
     claimed_command_from_proto,
     command_from_proto,
+    command_name_to_proto,
     command_to_proto,
     lease_expiry_from_proto,
     lease_token,
+    listed_command_from_proto,
 )
 from wfe_persistence_client.convert.event import event_from_proto, event_to_proto, events_to_proto
 from wfe_persistence_client.convert.scalars import (
@@ -52,6 +54,7 @@ __all__ = [
     "claim_to_proto",
     "claimed_command_from_proto",
     "command_from_proto",
+    "command_name_to_proto",
     "command_to_proto",
     "counts_from_proto",
     "duration",
@@ -64,6 +67,7 @@ __all__ = [
     "filter_to_proto",
     "lease_expiry_from_proto",
     "lease_token",
+    "listed_command_from_proto",
     "namespace_from_proto",
     "optional_duration",
     "optional_timestamp",

@@ -43,6 +43,23 @@ def claimed_command_from_proto(message: command_pb2.ClaimedCommand) -> model.Cla
     )
 
 
+def listed_command_from_proto(message: command_pb2.ListedCommand) -> model.ListedCommand:
+    """A command of a list from a message."""
+    lease = None
+    if message.HasField("lease"):
+        lease = model.CommandLease(
+            worker_id=message.lease.worker_id,
+            expiry=time_from_proto(message.lease.expiry),
+            epoch=message.lease.epoch,
+        )
+    return model.ListedCommand(command=command_from_proto(message.command), lease=lease)
+
+
+def command_name_to_proto(value: model.CommandName | None) -> command_pb2.CommandName.ValueType:
+    """The name of commands to list as in a message; None: any."""
+    return command_pb2.CommandName.ValueType(0 if value is None else value.value)
+
+
 def lease_token(claimed: model.ClaimedCommand) -> str:
     """The lease token of a claimed command."""
     _CLAIMED.check(claimed)

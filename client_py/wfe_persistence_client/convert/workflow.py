@@ -210,6 +210,11 @@ def filter_to_proto(value: model.WorkflowFilter) -> workflow_pb2.WorkflowFilter:
         create_time_before=optional_timestamp("create_time_before", value.create_time_before),
         complete_time_from=optional_timestamp("complete_time_from", value.complete_time_from),
         complete_time_before=optional_timestamp("complete_time_before", value.complete_time_before),
+        written_before=optional_timestamp("written_before", value.written_before),
+        due_before=optional_timestamp("due_before", value.due_before),
+        waiting_event_name=value.waiting_event_name,
+        waiting_event_key=value.waiting_event_key,
+        error_time_from=optional_timestamp("error_time_from", value.error_time_from),
     )
 
 

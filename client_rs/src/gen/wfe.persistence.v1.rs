@@ -32,6 +32,31 @@ pub struct ClaimedCommand {
     #[prost(int64, tag = "4")]
     pub epoch: i64,
 }
+/// CommandLease is one worker's hold of a command, as others may see it: without
+/// its token, which proves it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CommandLease {
+    /// The worker that claimed the command, as it called itself; at most 512 bytes.
+    #[prost(string, tag = "1")]
+    pub worker_id: ::prost::alloc::string::String,
+    /// When the lease expires, by the database's clock.
+    #[prost(message, optional, tag = "2")]
+    pub expiry: ::core::option::Option<::prost_types::Timestamp>,
+    /// The fencing token of the claim; see ClaimedCommand.epoch.
+    #[prost(int64, tag = "3")]
+    pub epoch: i64,
+}
+/// ListedCommand is a command in a list. If it is too large for a message, as only
+/// other software can have stored it, its data is cut off.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListedCommand {
+    /// The command.
+    #[prost(message, optional, tag = "1")]
+    pub command: ::core::option::Option<ScheduledCommand>,
+    /// The lease that it is under; absent: none, or an expired one.
+    #[prost(message, optional, tag = "2")]
+    pub lease: ::core::option::Option<CommandLease>,
+}
 /// ScheduleCommandRequest is the request of ScheduleCommand.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ScheduleCommandRequest {
@@ -106,6 +131,49 @@ pub struct RenewCommandsResponse {
     /// named no lease.
     #[prost(message, optional, tag = "1")]
     pub lease_expiry: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// ListCommandsRequest is the request of ListCommands. Commands must match every
+/// condition given.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListCommandsRequest {
+    /// Only commands with this name; UNSPECIFIED: any name.
+    #[prost(enumeration = "CommandName", tag = "1")]
+    pub command_name: i32,
+    /// Only the command with this data, at most 2048 bytes; absent: any data. The
+    /// empty string is valid data. Requires `command_name`.
+    #[prost(string, optional, tag = "2")]
+    pub data: ::core::option::Option<::prost::alloc::string::String>,
+    /// Only commands due before this time (`execute_time < due_before`), truncated
+    /// to milliseconds; absent: any time. Years 1-9999.
+    #[prost(message, optional, tag = "3")]
+    pub due_before: ::core::option::Option<::prost_types::Timestamp>,
+    /// True: only commands under a lease; false: only those under none (or an
+    /// expired one); absent: both.
+    #[prost(bool, optional, tag = "4")]
+    pub leased: ::core::option::Option<bool>,
+    /// Only commands under a lease of this worker, at most 512 bytes; empty: any.
+    #[prost(string, tag = "5")]
+    pub worker_id: ::prost::alloc::string::String,
+    /// Maximum number of commands to return; a page is shorter if the next one
+    /// would not fit in the same message. 0 means 100; values above 1000 mean 1000;
+    /// negative: INVALID_ARGUMENT.
+    #[prost(int32, tag = "6")]
+    pub page_size: i32,
+    /// The `next_page_token` of the previous page; empty: the first page. All
+    /// other fields must be the same as for the first page.
+    #[prost(string, tag = "7")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// ListCommandsResponse is the response of ListCommands.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListCommandsResponse {
+    /// The commands, soonest execute_time first; ties in the order in which they
+    /// were first scheduled.
+    #[prost(message, repeated, tag = "1")]
+    pub commands: ::prost::alloc::vec::Vec<ListedCommand>,
+    /// The token of the next page; empty: this is the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
 }
 /// CommandName is the kind of work that a scheduled command asks the engine to
 /// do.
@@ -388,6 +456,43 @@ pub mod scheduled_command_service_client {
                     GrpcMethod::new(
                         "wfe.persistence.v1.ScheduledCommandService",
                         "RenewCommands",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists commands, due or not, under a lease or not, soonest first, in pages,
+        /// for inspection by people and tools. It changes nothing and delays no worker.
+        /// A page token records execute_time and the order in which commands were first
+        /// scheduled, so commands scheduled or completed between two pages do not shift
+        /// the list. With `data`, it looks one command up; otherwise it reads commands in
+        /// their order until the page is full, so if few match, it may read all of them.
+        /// Commands that other software has stored are listed too, with the name
+        /// UNSPECIFIED if the server does not know theirs. Errors: INVALID_ARGUMENT.
+        pub async fn list_commands(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListCommandsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListCommandsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.ScheduledCommandService/ListCommands",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "wfe.persistence.v1.ScheduledCommandService",
+                        "ListCommands",
                     ),
                 );
             self.inner.unary(req, path, codec).await
@@ -2768,6 +2873,33 @@ pub struct WorkflowFilter {
     /// not completed match too. Years 1-9999, truncated to microseconds.
     #[prost(message, optional, tag = "10")]
     pub complete_time_before: ::core::option::Option<::prost_types::Timestamp>,
+    /// Last written before this time: not created (by create_time), persisted or
+    /// committed since; absent: any. Years 1-9999, truncated to microseconds. No
+    /// index has this time, because each write would have to update it: all
+    /// workflows that match the other conditions are read until the page is full.
+    /// Together with `statuses` those are few.
+    #[prost(message, optional, tag = "11")]
+    pub written_before: ::core::option::Option<::prost_types::Timestamp>,
+    /// With status RUNNABLE and a next_execution before this time, truncated to
+    /// milliseconds; absent: any. Years 1-9999.
+    #[prost(message, optional, tag = "12")]
+    pub due_before: ::core::option::Option<::prost_types::Timestamp>,
+    /// With a subscription, open or held, to an event of this name, at most 512
+    /// bytes; empty: any. The subscriptions decide, not the statuses of execution
+    /// pointers: without a subscription no event reaches the workflow. Its cost is
+    /// that of all subscriptions to this event, and of their workflows.
+    #[prost(string, tag = "13")]
+    pub waiting_event_name: ::prost::alloc::string::String,
+    /// With a subscription to `waiting_event_name` that has this event key, at most
+    /// 512 bytes; absent: any key. The empty string is a valid key. Requires
+    /// `waiting_event_name`.
+    #[prost(string, optional, tag = "14")]
+    pub waiting_event_key: ::core::option::Option<::prost::alloc::string::String>,
+    /// With an error logged at or after this time (ExecutionError.error_time);
+    /// absent: any. Years 1-9999, truncated to microseconds. Its cost is that of
+    /// all errors logged since then, and of their workflows.
+    #[prost(message, optional, tag = "15")]
+    pub error_time_from: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// CreateNewWorkflowRequest is the request of CreateNewWorkflow.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from wfe.persistence.v1 import command_pb2 as pb
+from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import read_back
 from wfe_persistence.store import command
@@ -76,3 +77,20 @@ class ScheduledCommandService:
         )
         check.done()
         return await command.renew_commands(call.store, request.lease_tokens, lease_ms)
+
+    async def ListCommands(
+        self, request: pb.ListCommandsRequest, call: Call
+    ) -> pb.ListCommandsResponse:
+        """Return commands, under a lease or not."""
+        check = call.check
+        check.command_query(request)
+        page_size = check.page_size(request.page_size)
+        check.done()
+        page = await command.list_commands(
+            call.store,
+            request,
+            *call.page(request, page_size),
+        )
+        return pb.ListCommandsResponse(
+            commands=page.items, next_page_token=paging.encode(request, call.store, page.next)
+        )

@@ -7,17 +7,27 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from wfe.persistence.v1.command_pb2 import ClaimedCommand, RenewCommandsResponse, ScheduledCommand
+from wfe.persistence.v1.command_pb2 import (
+    ClaimedCommand,
+    ListCommandsRequest,
+    ListedCommand,
+    RenewCommandsResponse,
+    ScheduledCommand,
+)
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
 from wfe_persistence.errors import PersistenceError, invalid_field
 from wfe_persistence.store.documents import array
+from wfe_persistence.store.paging import Cursor, Page, fill_page
 from wfe_persistence.store.records import COMMAND, COMMAND_NAME
 from wfe_persistence.store.rows import (
     PGresult,
+    boolean,
+    epoch_ms,
     integer,
     read_bool,
     read_int4,
     read_int8,
+    read_text,
     read_time,
     text,
 )
@@ -191,6 +201,59 @@ async def renew_commands(
     if rows.ntuples:
         read_time(rows.get_value(0, 2), response.lease_expiry)
     return response
+
+
+# An absent filter is NULL, and the planner, which knows the parameters, removes its condition. No
+# index has the leases: it would cost every claim and every renewal.
+LIST_COMMANDS = f"""
+SELECT {COMMAND.selection()}, id,
+    CASE WHEN lease_expiry > now() THEN lease_expiry END, coalesce(lease_worker_id, ''), lease_epoch
+FROM wfc.scheduled_commands
+WHERE ($1::text IS NULL OR command_name = $1)
+    AND ($2::text IS NULL OR data = $2)
+    AND ($3::bigint IS NULL OR execute_time < $3)
+    AND ($4::boolean IS NULL OR $4 = (lease_expiry IS NOT NULL AND lease_expiry > now()))
+    AND ($5::text IS NULL OR (lease_worker_id = $5 AND lease_expiry > now()))
+    AND ($6::bigint IS NULL OR (execute_time, id) > ($6, $7::bigint))
+ORDER BY execute_time, id
+LIMIT $8
+"""
+
+
+async def list_commands(
+    store: Store,
+    request: ListCommandsRequest,
+    after: Cursor | None,
+    page_size: int,
+    page_bytes: int,
+) -> Page[ListedCommand]:
+    """Commands, due or not, claimed or not, the soonest first."""
+    rows = store.stream_once(
+        LIST_COMMANDS,
+        text(COMMAND_NAME[request.command_name]) if request.command_name else None,
+        text(request.data) if request.HasField("data") else None,
+        integer(epoch_ms(request.due_before)) if request.HasField("due_before") else None,
+        boolean(request.leased) if request.HasField("leased") else None,
+        text(request.worker_id) if request.worker_id else None,
+        *((None, None) if after is None else (integer(after[0]), text(after[1]))),
+        integer(page_size + 1),
+    )
+    return await fill_page(rows, _decode_listed, _by_execute_time, page_size, page_bytes)
+
+
+def _decode_listed(row: PGresult) -> ListedCommand:
+    listed = ListedCommand()
+    _read_command(row.get_value, 0, listed.command)
+    expiry, worker, epoch = (row.get_value(0, len(COMMAND) + i) for i in range(1, 4))
+    if expiry is not None:
+        read_time(expiry, listed.lease.expiry)
+        listed.lease.worker_id = read_text(worker)
+        listed.lease.epoch = read_int8(epoch)
+    return listed
+
+
+def _by_execute_time(row: PGresult, listed: ListedCommand) -> Cursor:
+    return listed.command.execute_time, str(read_int8(row.get_value(0, len(COMMAND))))
 
 
 # `<row>.<revision at the claim>.<lease>`

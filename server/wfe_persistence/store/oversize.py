@@ -47,6 +47,8 @@ def _leave_out_documents(item: Message) -> None:
 
 def _cut_texts(item: Message) -> None:
     for field, value in item.ListFields():
+        if field.type == FieldDescriptor.TYPE_MESSAGE and not field.is_repeated:
+            _cut_texts(value)
         if field.type != FieldDescriptor.TYPE_STRING or field.name == "id":
             continue
         if field.is_repeated:

@@ -39,6 +39,7 @@ from wfe_persistence.store.rows import (
     GetValue,
     Param,
     PGresult,
+    epoch_ms,
     integer,
     read_int8,
     text,
@@ -279,6 +280,8 @@ async def next_definition_sequence(store: Store, definition_id: str) -> int:
 
 # An absent criterion is NULL, and its condition is removed when the statement is planned. It is
 # planned with its parameters each time (`once`): which index is best depends on the criteria.
+# = ANY (ARRAY (...)) makes the planner start from the few workflows with such a subscription or
+# error, and look them up by their ids.
 _FILTER = """($1::text[] IS NULL OR w.status = ANY ($1))
             AND ($2::text IS NULL OR w.definition_id = $2)
             AND ($3::int IS NULL OR w.version = $3)
@@ -288,7 +291,15 @@ _FILTER = """($1::text[] IS NULL OR w.status = ANY ($1))
             AND ($7::timestamptz IS NULL OR w.create_time >= $7)
             AND ($8::timestamptz IS NULL OR w.create_time < $8)
             AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
-            AND ($10::timestamptz IS NULL OR w.complete_time < $10)"""
+            AND ($10::timestamptz IS NULL OR w.complete_time < $10)
+            AND ($11::timestamptz IS NULL OR coalesce(w.last_heartbeat_at, w.create_time) < $11)
+            AND ($12::bigint IS NULL OR (w.status = 'Runnable' AND w.next_execution < $12))
+            AND ($13::text IS NULL OR w.id = ANY (ARRAY (
+                SELECT DISTINCT s.workflow_id FROM wfc.event_subscriptions s
+                WHERE s.event_name = $13 AND ($14::text IS NULL OR s.event_key = $14))))
+            AND ($15::timestamptz IS NULL OR w.id = ANY (ARRAY (
+                SELECT DISTINCT e.workflow_id FROM wfc.execution_errors e
+                WHERE e.error_time >= $15)))"""
 
 
 def _filter_params(f: WorkflowFilter) -> list[Param]:
@@ -307,8 +318,13 @@ def _filter_params(f: WorkflowFilter) -> list[Param]:
                 "create_time_before",
                 "complete_time_from",
                 "complete_time_before",
+                "written_before",
             )
         ),
+        integer(epoch_ms(f.due_before)) if f.HasField("due_before") else None,
+        text(f.waiting_event_name) if f.waiting_event_name else None,
+        text(f.waiting_event_key) if f.HasField("waiting_event_key") else None,
+        timestamp(f.error_time_from) if f.HasField("error_time_from") else None,
     ]
 
 
@@ -339,9 +355,9 @@ def _list_workflows(*, after: str, direction: str, pointers: str) -> str:
         return f"""
         SELECT * FROM wfc.workflows w
         WHERE {status} AND {_FILTER}
-            AND ($12::text IS NULL OR (w.create_time, w.id) {after} ($11::timestamptz, $12))
+            AND ($17::text IS NULL OR (w.create_time, w.id) {after} ($16::timestamptz, $17))
         ORDER BY w.create_time {direction}, w.id {direction}
-        LIMIT $13"""
+        LIMIT $18"""
 
     return f"""
 WITH page AS MATERIALIZED (
@@ -354,7 +370,7 @@ WITH page AS MATERIALIZED (
         ({first(f"$1 IS NULL AND ({_OTHER_STATUS})")})
     ) first
     ORDER BY first.create_time {direction}, first.id {direction}
-    LIMIT $13
+    LIMIT $18
 ), numbered AS (
     SELECT page.*, row_number() OVER (ORDER BY create_time {direction}, id {direction}) AS n
     FROM page

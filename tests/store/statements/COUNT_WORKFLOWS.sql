@@ -7,4 +7,12 @@ SELECT w.status, count(*) FROM wfc.workflows w WHERE ($1::text[] IS NULL OR w.st
             AND ($7::timestamptz IS NULL OR w.create_time >= $7)
             AND ($8::timestamptz IS NULL OR w.create_time < $8)
             AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
-            AND ($10::timestamptz IS NULL OR w.complete_time < $10) GROUP BY w.status;
+            AND ($10::timestamptz IS NULL OR w.complete_time < $10)
+            AND ($11::timestamptz IS NULL OR coalesce(w.last_heartbeat_at, w.create_time) < $11)
+            AND ($12::bigint IS NULL OR (w.status = 'Runnable' AND w.next_execution < $12))
+            AND ($13::text IS NULL OR w.id = ANY (ARRAY (
+                SELECT DISTINCT s.workflow_id FROM wfc.event_subscriptions s
+                WHERE s.event_name = $13 AND ($14::text IS NULL OR s.event_key = $14))))
+            AND ($15::timestamptz IS NULL OR w.id = ANY (ARRAY (
+                SELECT DISTINCT e.workflow_id FROM wfc.execution_errors e
+                WHERE e.error_time >= $15))) GROUP BY w.status;

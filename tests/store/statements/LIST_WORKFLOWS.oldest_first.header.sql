@@ -14,9 +14,17 @@ WITH page AS MATERIALIZED (
             AND ($8::timestamptz IS NULL OR w.create_time < $8)
             AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
             AND ($10::timestamptz IS NULL OR w.complete_time < $10)
-            AND ($12::text IS NULL OR (w.create_time, w.id) > ($11::timestamptz, $12))
+            AND ($11::timestamptz IS NULL OR coalesce(w.last_heartbeat_at, w.create_time) < $11)
+            AND ($12::bigint IS NULL OR (w.status = 'Runnable' AND w.next_execution < $12))
+            AND ($13::text IS NULL OR w.id = ANY (ARRAY (
+                SELECT DISTINCT s.workflow_id FROM wfc.event_subscriptions s
+                WHERE s.event_name = $13 AND ($14::text IS NULL OR s.event_key = $14))))
+            AND ($15::timestamptz IS NULL OR w.id = ANY (ARRAY (
+                SELECT DISTINCT e.workflow_id FROM wfc.execution_errors e
+                WHERE e.error_time >= $15)))
+            AND ($17::text IS NULL OR (w.create_time, w.id) > ($16::timestamptz, $17))
         ORDER BY w.create_time ASC, w.id ASC
-        LIMIT $13
+        LIMIT $18
         ) w
         UNION ALL
         (
@@ -31,12 +39,20 @@ WITH page AS MATERIALIZED (
             AND ($8::timestamptz IS NULL OR w.create_time < $8)
             AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
             AND ($10::timestamptz IS NULL OR w.complete_time < $10)
-            AND ($12::text IS NULL OR (w.create_time, w.id) > ($11::timestamptz, $12))
+            AND ($11::timestamptz IS NULL OR coalesce(w.last_heartbeat_at, w.create_time) < $11)
+            AND ($12::bigint IS NULL OR (w.status = 'Runnable' AND w.next_execution < $12))
+            AND ($13::text IS NULL OR w.id = ANY (ARRAY (
+                SELECT DISTINCT s.workflow_id FROM wfc.event_subscriptions s
+                WHERE s.event_name = $13 AND ($14::text IS NULL OR s.event_key = $14))))
+            AND ($15::timestamptz IS NULL OR w.id = ANY (ARRAY (
+                SELECT DISTINCT e.workflow_id FROM wfc.execution_errors e
+                WHERE e.error_time >= $15)))
+            AND ($17::text IS NULL OR (w.create_time, w.id) > ($16::timestamptz, $17))
         ORDER BY w.create_time ASC, w.id ASC
-        LIMIT $13)
+        LIMIT $18)
     ) first
     ORDER BY first.create_time ASC, first.id ASC
-    LIMIT $13
+    LIMIT $18
 ), numbered AS (
     SELECT page.*, row_number() OVER (ORDER BY create_time ASC, id ASC) AS n
     FROM page

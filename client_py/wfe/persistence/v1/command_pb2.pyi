@@ -116,6 +116,66 @@ class ClaimedCommand(google.protobuf.message.Message):
 Global___ClaimedCommand: typing_extensions.TypeAlias = ClaimedCommand
 
 @typing.final
+class CommandLease(google.protobuf.message.Message):
+    """CommandLease is one worker's hold of a command, as others may see it: without
+    its token, which proves it.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: builtins.int
+    EXPIRY_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    worker_id: builtins.str
+    """The worker that claimed the command, as it called itself; at most 512 bytes."""
+    epoch: builtins.int
+    """The fencing token of the claim; see ClaimedCommand.epoch."""
+    @property
+    def expiry(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When the lease expires, by the database's clock."""
+
+    def __init__(
+        self,
+        *,
+        worker_id: builtins.str = ...,
+        expiry: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        epoch: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["expiry", b"expiry"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "expiry", b"expiry", "worker_id", b"worker_id"]) -> None: ...
+
+Global___CommandLease: typing_extensions.TypeAlias = CommandLease
+
+@typing.final
+class ListedCommand(google.protobuf.message.Message):
+    """ListedCommand is a command in a list. If it is too large for a message, as only
+    other software can have stored it, its data is cut off.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COMMAND_FIELD_NUMBER: builtins.int
+    LEASE_FIELD_NUMBER: builtins.int
+    @property
+    def command(self) -> Global___ScheduledCommand:
+        """The command."""
+
+    @property
+    def lease(self) -> Global___CommandLease:
+        """The lease that it is under; absent: none, or an expired one."""
+
+    def __init__(
+        self,
+        *,
+        command: Global___ScheduledCommand | None = ...,
+        lease: Global___CommandLease | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["command", b"command", "lease", b"lease"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["command", b"command", "lease", b"lease"]) -> None: ...
+
+Global___ListedCommand: typing_extensions.TypeAlias = ListedCommand
+
+@typing.final
 class ScheduleCommandRequest(google.protobuf.message.Message):
     """ScheduleCommandRequest is the request of ScheduleCommand."""
 
@@ -324,3 +384,91 @@ class RenewCommandsResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["lease_expiry", b"lease_expiry"]) -> None: ...
 
 Global___RenewCommandsResponse: typing_extensions.TypeAlias = RenewCommandsResponse
+
+@typing.final
+class ListCommandsRequest(google.protobuf.message.Message):
+    """ListCommandsRequest is the request of ListCommands. Commands must match every
+    condition given.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COMMAND_NAME_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    DUE_BEFORE_FIELD_NUMBER: builtins.int
+    LEASED_FIELD_NUMBER: builtins.int
+    WORKER_ID_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    command_name: Global___CommandName.ValueType
+    """Only commands with this name; UNSPECIFIED: any name."""
+    data: builtins.str
+    """Only the command with this data, at most 2048 bytes; absent: any data. The
+    empty string is valid data. Requires `command_name`.
+    """
+    leased: builtins.bool
+    """True: only commands under a lease; false: only those under none (or an
+    expired one); absent: both.
+    """
+    worker_id: builtins.str
+    """Only commands under a lease of this worker, at most 512 bytes; empty: any."""
+    page_size: builtins.int
+    """Maximum number of commands to return; a page is shorter if the next one
+    would not fit in the same message. 0 means 100; values above 1000 mean 1000;
+    negative: INVALID_ARGUMENT.
+    """
+    page_token: builtins.str
+    """The `next_page_token` of the previous page; empty: the first page. All
+    other fields must be the same as for the first page.
+    """
+    @property
+    def due_before(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Only commands due before this time (`execute_time < due_before`), truncated
+        to milliseconds; absent: any time. Years 1-9999.
+        """
+
+    def __init__(
+        self,
+        *,
+        command_name: Global___CommandName.ValueType = ...,
+        data: builtins.str | None = ...,
+        due_before: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        leased: builtins.bool | None = ...,
+        worker_id: builtins.str = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_data", b"_data", "_leased", b"_leased", "data", b"data", "due_before", b"due_before", "leased", b"leased"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_data", b"_data", "_leased", b"_leased", "command_name", b"command_name", "data", b"data", "due_before", b"due_before", "leased", b"leased", "page_size", b"page_size", "page_token", b"page_token", "worker_id", b"worker_id"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_data", b"_data"]) -> typing.Literal["data"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_leased", b"_leased"]) -> typing.Literal["leased"] | None: ...
+
+Global___ListCommandsRequest: typing_extensions.TypeAlias = ListCommandsRequest
+
+@typing.final
+class ListCommandsResponse(google.protobuf.message.Message):
+    """ListCommandsResponse is the response of ListCommands."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COMMANDS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """The token of the next page; empty: this is the last page."""
+    @property
+    def commands(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ListedCommand]:
+        """The commands, soonest execute_time first; ties in the order in which they
+        were first scheduled.
+        """
+
+    def __init__(
+        self,
+        *,
+        commands: collections.abc.Iterable[Global___ListedCommand] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["commands", b"commands", "next_page_token", b"next_page_token"]) -> None: ...
+
+Global___ListCommandsResponse: typing_extensions.TypeAlias = ListCommandsResponse

@@ -61,6 +61,11 @@ class ScheduledCommandServiceStub(object):
                 request_serializer=wfe_dot_persistence_dot_v1_dot_command__pb2.RenewCommandsRequest.SerializeToString,
                 response_deserializer=wfe_dot_persistence_dot_v1_dot_command__pb2.RenewCommandsResponse.FromString,
                 _registered_method=True)
+        self.ListCommands = channel.unary_unary(
+                '/wfe.persistence.v1.ScheduledCommandService/ListCommands',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_command__pb2.ListCommandsRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_command__pb2.ListCommandsResponse.FromString,
+                _registered_method=True)
 
 
 class ScheduledCommandServiceServicer(object):
@@ -120,6 +125,20 @@ class ScheduledCommandServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListCommands(self, request, context):
+        """Lists commands, due or not, under a lease or not, soonest first, in pages,
+        for inspection by people and tools. It changes nothing and delays no worker.
+        A page token records execute_time and the order in which commands were first
+        scheduled, so commands scheduled or completed between two pages do not shift
+        the list. With `data`, it looks one command up; otherwise it reads commands in
+        their order until the page is full, so if few match, it may read all of them.
+        Commands that other software has stored are listed too, with the name
+        UNSPECIFIED if the server does not know theirs. Errors: INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ScheduledCommandServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -147,6 +166,11 @@ def add_ScheduledCommandServiceServicer_to_server(servicer, server):
                     servicer.RenewCommands,
                     request_deserializer=wfe_dot_persistence_dot_v1_dot_command__pb2.RenewCommandsRequest.FromString,
                     response_serializer=wfe_dot_persistence_dot_v1_dot_command__pb2.RenewCommandsResponse.SerializeToString,
+            ),
+            'ListCommands': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCommands,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_command__pb2.ListCommandsRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_command__pb2.ListCommandsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -286,6 +310,33 @@ class ScheduledCommandService(object):
             '/wfe.persistence.v1.ScheduledCommandService/RenewCommands',
             wfe_dot_persistence_dot_v1_dot_command__pb2.RenewCommandsRequest.SerializeToString,
             wfe_dot_persistence_dot_v1_dot_command__pb2.RenewCommandsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCommands(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.ScheduledCommandService/ListCommands',
+            wfe_dot_persistence_dot_v1_dot_command__pb2.ListCommandsRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_command__pb2.ListCommandsResponse.FromString,
             options,
             channel_credentials,
             insecure,

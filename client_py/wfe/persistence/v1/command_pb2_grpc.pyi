@@ -105,7 +105,23 @@ _ScheduledCommandServiceRenewCommandsType = typing_extensions.TypeVar(
     ],
 )
 
-class ScheduledCommandServiceStub(typing.Generic[_ScheduledCommandServiceScheduleCommandType, _ScheduledCommandServiceClaimCommandsType, _ScheduledCommandServiceCompleteCommandsType, _ScheduledCommandServiceReleaseCommandsType, _ScheduledCommandServiceRenewCommandsType]):
+_ScheduledCommandServiceListCommandsType = typing_extensions.TypeVar(
+    '_ScheduledCommandServiceListCommandsType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.command_pb2.ListCommandsRequest,
+        wfe.persistence.v1.command_pb2.ListCommandsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.command_pb2.ListCommandsRequest,
+        wfe.persistence.v1.command_pb2.ListCommandsResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.command_pb2.ListCommandsRequest,
+        wfe.persistence.v1.command_pb2.ListCommandsResponse,
+    ],
+)
+
+class ScheduledCommandServiceStub(typing.Generic[_ScheduledCommandServiceScheduleCommandType, _ScheduledCommandServiceClaimCommandsType, _ScheduledCommandServiceCompleteCommandsType, _ScheduledCommandServiceReleaseCommandsType, _ScheduledCommandServiceRenewCommandsType, _ScheduledCommandServiceListCommandsType]):
     """ScheduledCommandService stores scheduled work and lets workers claim what is
     due: claim, handle, complete. Every call is one transaction.
     """
@@ -132,6 +148,10 @@ class ScheduledCommandServiceStub(typing.Generic[_ScheduledCommandServiceSchedul
             wfe.persistence.v1.command_pb2.RenewCommandsRequest,
             wfe.persistence.v1.command_pb2.RenewCommandsResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.command_pb2.ListCommandsRequest,
+            wfe.persistence.v1.command_pb2.ListCommandsResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -155,6 +175,10 @@ class ScheduledCommandServiceStub(typing.Generic[_ScheduledCommandServiceSchedul
         grpc.aio.UnaryUnaryMultiCallable[
             wfe.persistence.v1.command_pb2.RenewCommandsRequest,
             wfe.persistence.v1.command_pb2.RenewCommandsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.command_pb2.ListCommandsRequest,
+            wfe.persistence.v1.command_pb2.ListCommandsResponse,
         ],
     ], channel: grpc.aio.Channel) -> None: ...
 
@@ -195,6 +219,17 @@ class ScheduledCommandServiceStub(typing.Generic[_ScheduledCommandServiceSchedul
     (LEASE_LOST); INVALID_ARGUMENT.
     """
 
+    ListCommands: _ScheduledCommandServiceListCommandsType
+    """Lists commands, due or not, under a lease or not, soonest first, in pages,
+    for inspection by people and tools. It changes nothing and delays no worker.
+    A page token records execute_time and the order in which commands were first
+    scheduled, so commands scheduled or completed between two pages do not shift
+    the list. With `data`, it looks one command up; otherwise it reads commands in
+    their order until the page is full, so if few match, it may read all of them.
+    Commands that other software has stored are listed too, with the name
+    UNSPECIFIED if the server does not know theirs. Errors: INVALID_ARGUMENT.
+    """
+
 ScheduledCommandServiceAsyncStub: typing_extensions.TypeAlias = ScheduledCommandServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.command_pb2.ScheduleCommandRequest,
@@ -215,6 +250,10 @@ ScheduledCommandServiceAsyncStub: typing_extensions.TypeAlias = ScheduledCommand
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.command_pb2.RenewCommandsRequest,
         wfe.persistence.v1.command_pb2.RenewCommandsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.command_pb2.ListCommandsRequest,
+        wfe.persistence.v1.command_pb2.ListCommandsResponse,
     ],
 ]
 
@@ -283,6 +322,22 @@ class ScheduledCommandServiceServicer(metaclass=abc.ABCMeta):
         clock. A lease that has expired cannot be renewed, even if no other worker
         has claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
         (LEASE_LOST); INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def ListCommands(
+        self,
+        request: wfe.persistence.v1.command_pb2.ListCommandsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.command_pb2.ListCommandsResponse, collections.abc.Awaitable[wfe.persistence.v1.command_pb2.ListCommandsResponse]]:
+        """Lists commands, due or not, under a lease or not, soonest first, in pages,
+        for inspection by people and tools. It changes nothing and delays no worker.
+        A page token records execute_time and the order in which commands were first
+        scheduled, so commands scheduled or completed between two pages do not shift
+        the list. With `data`, it looks one command up; otherwise it reads commands in
+        their order until the page is full, so if few match, it may read all of them.
+        Commands that other software has stored are listed too, with the name
+        UNSPECIFIED if the server does not know theirs. Errors: INVALID_ARGUMENT.
         """
 
 def add_ScheduledCommandServiceServicer_to_server(servicer: ScheduledCommandServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

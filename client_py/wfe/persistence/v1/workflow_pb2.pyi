@@ -540,6 +540,11 @@ class WorkflowFilter(google.protobuf.message.Message):
     CREATE_TIME_BEFORE_FIELD_NUMBER: builtins.int
     COMPLETE_TIME_FROM_FIELD_NUMBER: builtins.int
     COMPLETE_TIME_BEFORE_FIELD_NUMBER: builtins.int
+    WRITTEN_BEFORE_FIELD_NUMBER: builtins.int
+    DUE_BEFORE_FIELD_NUMBER: builtins.int
+    WAITING_EVENT_NAME_FIELD_NUMBER: builtins.int
+    WAITING_EVENT_KEY_FIELD_NUMBER: builtins.int
+    ERROR_TIME_FROM_FIELD_NUMBER: builtins.int
     workflow_definition_id: builtins.str
     """With this definition, at most 512 bytes; empty: any."""
     version: builtins.int
@@ -551,6 +556,17 @@ class WorkflowFilter(google.protobuf.message.Message):
     root_workflow_id: builtins.str
     """With this root workflow, at most 512 bytes; empty: any. (The root itself
     does not match: its own root_workflow_id is absent.)
+    """
+    waiting_event_name: builtins.str
+    """With a subscription, open or held, to an event of this name, at most 512
+    bytes; empty: any. The subscriptions decide, not the statuses of execution
+    pointers: without a subscription no event reaches the workflow. Its cost is
+    that of all subscriptions to this event, and of their workflows.
+    """
+    waiting_event_key: builtins.str
+    """With a subscription to `waiting_event_name` that has this event key, at most
+    512 bytes; absent: any key. The empty string is a valid key. Requires
+    `waiting_event_name`.
     """
     @property
     def statuses(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[Global___WorkflowStatus.ValueType]:
@@ -580,6 +596,28 @@ class WorkflowFilter(google.protobuf.message.Message):
         not completed match too. Years 1-9999, truncated to microseconds.
         """
 
+    @property
+    def written_before(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Last written before this time: not created (by create_time), persisted or
+        committed since; absent: any. Years 1-9999, truncated to microseconds. No
+        index has this time, because each write would have to update it: all
+        workflows that match the other conditions are read until the page is full.
+        Together with `statuses` those are few.
+        """
+
+    @property
+    def due_before(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """With status RUNNABLE and a next_execution before this time, truncated to
+        milliseconds; absent: any. Years 1-9999.
+        """
+
+    @property
+    def error_time_from(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """With an error logged at or after this time (ExecutionError.error_time);
+        absent: any. Years 1-9999, truncated to microseconds. Its cost is that of
+        all errors logged since then, and of their workflows.
+        """
+
     def __init__(
         self,
         *,
@@ -593,13 +631,20 @@ class WorkflowFilter(google.protobuf.message.Message):
         create_time_before: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         complete_time_from: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         complete_time_before: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        written_before: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        due_before: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        waiting_event_name: builtins.str = ...,
+        waiting_event_key: builtins.str | None = ...,
+        error_time_from: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_reference", b"_reference", "_version", b"_version", "complete_time_before", b"complete_time_before", "complete_time_from", b"complete_time_from", "create_time_before", b"create_time_before", "create_time_from", b"create_time_from", "reference", b"reference", "version", b"version"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_reference", b"_reference", "_version", b"_version", "complete_time_before", b"complete_time_before", "complete_time_from", b"complete_time_from", "create_time_before", b"create_time_before", "create_time_from", b"create_time_from", "name_prefix", b"name_prefix", "reference", b"reference", "root_workflow_id", b"root_workflow_id", "statuses", b"statuses", "version", b"version", "workflow_definition_id", b"workflow_definition_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_reference", b"_reference", "_version", b"_version", "_waiting_event_key", b"_waiting_event_key", "complete_time_before", b"complete_time_before", "complete_time_from", b"complete_time_from", "create_time_before", b"create_time_before", "create_time_from", b"create_time_from", "due_before", b"due_before", "error_time_from", b"error_time_from", "reference", b"reference", "version", b"version", "waiting_event_key", b"waiting_event_key", "written_before", b"written_before"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_reference", b"_reference", "_version", b"_version", "_waiting_event_key", b"_waiting_event_key", "complete_time_before", b"complete_time_before", "complete_time_from", b"complete_time_from", "create_time_before", b"create_time_before", "create_time_from", b"create_time_from", "due_before", b"due_before", "error_time_from", b"error_time_from", "name_prefix", b"name_prefix", "reference", b"reference", "root_workflow_id", b"root_workflow_id", "statuses", b"statuses", "version", b"version", "waiting_event_key", b"waiting_event_key", "waiting_event_name", b"waiting_event_name", "workflow_definition_id", b"workflow_definition_id", "written_before", b"written_before"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_reference", b"_reference"]) -> typing.Literal["reference"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_version", b"_version"]) -> typing.Literal["version"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_waiting_event_key", b"_waiting_event_key"]) -> typing.Literal["waiting_event_key"] | None: ...
 
 Global___WorkflowFilter: typing_extensions.TypeAlias = WorkflowFilter
 

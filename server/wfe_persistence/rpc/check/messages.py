@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from wfe.persistence.v1.command_pb2 import ScheduledCommand
+from wfe.persistence.v1.command_pb2 import ListCommandsRequest, ScheduledCommand
 from wfe.persistence.v1.event_pb2 import Event, ListEventsRequest
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription, ListSubscriptionsRequest
@@ -187,7 +187,19 @@ class Check(Scalars):
             "create_time_before",
             "complete_time_from",
             "complete_time_before",
+            "written_before",
+            "due_before",
+            "error_time_from",
         )
+        self.key(path, "waiting_event_name", f.waiting_event_name)
+        self.key(path, "waiting_event_key", f.waiting_event_key)
+        if f.HasField("waiting_event_key") and not f.waiting_event_name:
+            self.add(
+                path,
+                "waiting_event_name",
+                R.FIELD_VIOLATION_REASON_REQUIRED,
+                "is required with a waiting_event_key",
+            )
 
     def event_key_with_name(self, request: ListEventsRequest | ListSubscriptionsRequest) -> None:
         """An event name and key to filter by, both optional; a key needs a name."""
@@ -269,7 +281,18 @@ class Check(Scalars):
     def command(self, c: ScheduledCommand, path: str) -> None:
         """A command to schedule."""
         self.enum(path, "command_name", c.command_name, COMMAND_NAME)
-        if len(c.data.encode()) > MAX_COMMAND_DATA_BYTES:
+        self._command_data(c.data, path)
+
+    def command_query(self, request: ListCommandsRequest) -> None:
+        """Which commands to list; their data needs their name."""
+        if request.command_name or request.HasField("data"):
+            self.enum("", "command_name", request.command_name, COMMAND_NAME)
+        self._command_data(request.data, "")
+        self.times(request, "", "due_before")
+        self.key("", "worker_id", request.worker_id)
+
+    def _command_data(self, data: str, path: str) -> None:
+        if len(data.encode()) > MAX_COMMAND_DATA_BYTES:
             self.add(
                 path,
                 "data",

@@ -12,7 +12,12 @@ from typing import Final
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from wfe.persistence.v1.command_pb2 import ClaimCommandsResponse, ClaimedCommand, ScheduledCommand
+from wfe.persistence.v1.command_pb2 import (
+    CommandLease,
+    ListCommandsResponse,
+    ListedCommand,
+    ScheduledCommand,
+)
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.event_pb2 import Event, ListEventsResponse
 from wfe.persistence.v1.store_pb2 import ExecutionError, ListErrorsResponse
@@ -29,7 +34,6 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.rpc.check.bounds import (
     LAST_SECOND,
     MAX_ID_BYTES,
-    MAX_LEASE_TOKEN_BYTES,
     MAX_REVISION,
 )
 from wfe_persistence.rpc.paging import FRAMING_BYTES, MAX_TOKEN_BYTES
@@ -38,7 +42,6 @@ from wfe_persistence.rpc.paging import FRAMING_BYTES, MAX_TOKEN_BYTES
 # another page to follow: the token is as long as what a page reserves for it, and for all else.
 _TOKEN: Final = "x" * (MAX_TOKEN_BYTES + FRAMING_BYTES + 4)
 _ID: Final = "x" * MAX_ID_BYTES
-_LEASE_TOKEN: Final = "x" * MAX_LEASE_TOKEN_BYTES
 _LAST_TIME: Final = Timestamp(seconds=LAST_SECOND, nanos=999_999_999)
 
 
@@ -112,16 +115,13 @@ def errors(items: Iterable[ExecutionError]) -> Iterator[ListErrorsResponse]:
         yield ListErrorsResponse(errors=[item], next_page_token=_TOKEN)
 
 
-def commands(items: Iterable[ScheduledCommand]) -> Iterator[ClaimCommandsResponse]:
-    """Commands, which are read when they are claimed."""
+def commands(items: Iterable[ScheduledCommand]) -> Iterator[ListCommandsResponse]:
+    """Commands, each under the largest lease. A claim, which has a token instead of the worker and
+    the page token, is smaller."""
+    lease = CommandLease(worker_id=_ID, expiry=_LAST_TIME, epoch=MAX_REVISION)
     for item in items:
-        claim = ClaimedCommand(
-            command=item,
-            lease_token=_LEASE_TOKEN,
-            lease_expiry=_LAST_TIME,
-            epoch=MAX_REVISION,
-        )
-        yield ClaimCommandsResponse(commands=[claim])
+        listed = ListedCommand(command=item, lease=lease)
+        yield ListCommandsResponse(commands=[listed], next_page_token=_TOKEN)
 
 
 def persist(instance: WorkflowInstance, created: Iterable[EventSubscription]) -> Iterator[Message]:

@@ -218,6 +218,127 @@ func (x *ClaimedCommand) GetEpoch() int64 {
 	return 0
 }
 
+// CommandLease is one worker's hold of a command, as others may see it: without
+// its token, which proves it.
+type CommandLease struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The worker that claimed the command, as it called itself; at most 512 bytes.
+	WorkerId string `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
+	// When the lease expires, by the database's clock.
+	Expiry *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expiry,proto3" json:"expiry,omitempty"`
+	// The fencing token of the claim; see ClaimedCommand.epoch.
+	Epoch         int64 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommandLease) Reset() {
+	*x = CommandLease{}
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommandLease) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommandLease) ProtoMessage() {}
+
+func (x *CommandLease) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommandLease.ProtoReflect.Descriptor instead.
+func (*CommandLease) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *CommandLease) GetWorkerId() string {
+	if x != nil {
+		return x.WorkerId
+	}
+	return ""
+}
+
+func (x *CommandLease) GetExpiry() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expiry
+	}
+	return nil
+}
+
+func (x *CommandLease) GetEpoch() int64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+// ListedCommand is a command in a list. If it is too large for a message, as only
+// other software can have stored it, its data is cut off.
+type ListedCommand struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The command.
+	Command *ScheduledCommand `protobuf:"bytes,1,opt,name=command,proto3" json:"command,omitempty"`
+	// The lease that it is under; absent: none, or an expired one.
+	Lease         *CommandLease `protobuf:"bytes,2,opt,name=lease,proto3" json:"lease,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListedCommand) Reset() {
+	*x = ListedCommand{}
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListedCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListedCommand) ProtoMessage() {}
+
+func (x *ListedCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListedCommand.ProtoReflect.Descriptor instead.
+func (*ListedCommand) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ListedCommand) GetCommand() *ScheduledCommand {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+func (x *ListedCommand) GetLease() *CommandLease {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
 // ScheduleCommandRequest is the request of ScheduleCommand.
 type ScheduleCommandRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -229,7 +350,7 @@ type ScheduleCommandRequest struct {
 
 func (x *ScheduleCommandRequest) Reset() {
 	*x = ScheduleCommandRequest{}
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[2]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -241,7 +362,7 @@ func (x *ScheduleCommandRequest) String() string {
 func (*ScheduleCommandRequest) ProtoMessage() {}
 
 func (x *ScheduleCommandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[2]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -254,7 +375,7 @@ func (x *ScheduleCommandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScheduleCommandRequest.ProtoReflect.Descriptor instead.
 func (*ScheduleCommandRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{2}
+	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ScheduleCommandRequest) GetCommand() *ScheduledCommand {
@@ -273,7 +394,7 @@ type ScheduleCommandResponse struct {
 
 func (x *ScheduleCommandResponse) Reset() {
 	*x = ScheduleCommandResponse{}
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[3]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -285,7 +406,7 @@ func (x *ScheduleCommandResponse) String() string {
 func (*ScheduleCommandResponse) ProtoMessage() {}
 
 func (x *ScheduleCommandResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[3]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -298,7 +419,7 @@ func (x *ScheduleCommandResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScheduleCommandResponse.ProtoReflect.Descriptor instead.
 func (*ScheduleCommandResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{3}
+	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{5}
 }
 
 // ClaimCommandsRequest is the request of ClaimCommands.
@@ -320,7 +441,7 @@ type ClaimCommandsRequest struct {
 
 func (x *ClaimCommandsRequest) Reset() {
 	*x = ClaimCommandsRequest{}
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[4]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -332,7 +453,7 @@ func (x *ClaimCommandsRequest) String() string {
 func (*ClaimCommandsRequest) ProtoMessage() {}
 
 func (x *ClaimCommandsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[4]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -345,7 +466,7 @@ func (x *ClaimCommandsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimCommandsRequest.ProtoReflect.Descriptor instead.
 func (*ClaimCommandsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{4}
+	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ClaimCommandsRequest) GetAsOf() *timestamppb.Timestamp {
@@ -388,7 +509,7 @@ type ClaimCommandsResponse struct {
 
 func (x *ClaimCommandsResponse) Reset() {
 	*x = ClaimCommandsResponse{}
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[5]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -400,7 +521,7 @@ func (x *ClaimCommandsResponse) String() string {
 func (*ClaimCommandsResponse) ProtoMessage() {}
 
 func (x *ClaimCommandsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[5]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -413,7 +534,7 @@ func (x *ClaimCommandsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimCommandsResponse.ProtoReflect.Descriptor instead.
 func (*ClaimCommandsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{5}
+	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ClaimCommandsResponse) GetCommands() []*ClaimedCommand {
@@ -434,7 +555,7 @@ type CompleteCommandsRequest struct {
 
 func (x *CompleteCommandsRequest) Reset() {
 	*x = CompleteCommandsRequest{}
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[6]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -446,7 +567,7 @@ func (x *CompleteCommandsRequest) String() string {
 func (*CompleteCommandsRequest) ProtoMessage() {}
 
 func (x *CompleteCommandsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[6]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -459,7 +580,7 @@ func (x *CompleteCommandsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteCommandsRequest.ProtoReflect.Descriptor instead.
 func (*CompleteCommandsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{6}
+	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CompleteCommandsRequest) GetLeaseTokens() []string {
@@ -478,7 +599,7 @@ type CompleteCommandsResponse struct {
 
 func (x *CompleteCommandsResponse) Reset() {
 	*x = CompleteCommandsResponse{}
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[7]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -490,7 +611,7 @@ func (x *CompleteCommandsResponse) String() string {
 func (*CompleteCommandsResponse) ProtoMessage() {}
 
 func (x *CompleteCommandsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[7]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -503,7 +624,7 @@ func (x *CompleteCommandsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteCommandsResponse.ProtoReflect.Descriptor instead.
 func (*CompleteCommandsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{7}
+	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{9}
 }
 
 // ReleaseCommandsRequest is the request of ReleaseCommands.
@@ -517,7 +638,7 @@ type ReleaseCommandsRequest struct {
 
 func (x *ReleaseCommandsRequest) Reset() {
 	*x = ReleaseCommandsRequest{}
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[8]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -529,7 +650,7 @@ func (x *ReleaseCommandsRequest) String() string {
 func (*ReleaseCommandsRequest) ProtoMessage() {}
 
 func (x *ReleaseCommandsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[8]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -542,7 +663,7 @@ func (x *ReleaseCommandsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseCommandsRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseCommandsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{8}
+	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ReleaseCommandsRequest) GetLeaseTokens() []string {
@@ -561,7 +682,7 @@ type ReleaseCommandsResponse struct {
 
 func (x *ReleaseCommandsResponse) Reset() {
 	*x = ReleaseCommandsResponse{}
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[9]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -573,7 +694,7 @@ func (x *ReleaseCommandsResponse) String() string {
 func (*ReleaseCommandsResponse) ProtoMessage() {}
 
 func (x *ReleaseCommandsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[9]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -586,7 +707,7 @@ func (x *ReleaseCommandsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseCommandsResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseCommandsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{9}
+	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{11}
 }
 
 // RenewCommandsRequest is the request of RenewCommands.
@@ -603,7 +724,7 @@ type RenewCommandsRequest struct {
 
 func (x *RenewCommandsRequest) Reset() {
 	*x = RenewCommandsRequest{}
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[10]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -615,7 +736,7 @@ func (x *RenewCommandsRequest) String() string {
 func (*RenewCommandsRequest) ProtoMessage() {}
 
 func (x *RenewCommandsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[10]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -628,7 +749,7 @@ func (x *RenewCommandsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCommandsRequest.ProtoReflect.Descriptor instead.
 func (*RenewCommandsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{10}
+	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RenewCommandsRequest) GetLeaseTokens() []string {
@@ -657,7 +778,7 @@ type RenewCommandsResponse struct {
 
 func (x *RenewCommandsResponse) Reset() {
 	*x = RenewCommandsResponse{}
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[11]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -669,7 +790,7 @@ func (x *RenewCommandsResponse) String() string {
 func (*RenewCommandsResponse) ProtoMessage() {}
 
 func (x *RenewCommandsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[11]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -682,7 +803,7 @@ func (x *RenewCommandsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewCommandsResponse.ProtoReflect.Descriptor instead.
 func (*RenewCommandsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{11}
+	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RenewCommandsResponse) GetLeaseExpiry() *timestamppb.Timestamp {
@@ -690,6 +811,169 @@ func (x *RenewCommandsResponse) GetLeaseExpiry() *timestamppb.Timestamp {
 		return x.LeaseExpiry
 	}
 	return nil
+}
+
+// ListCommandsRequest is the request of ListCommands. Commands must match every
+// condition given.
+type ListCommandsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only commands with this name; UNSPECIFIED: any name.
+	CommandName CommandName `protobuf:"varint,1,opt,name=command_name,json=commandName,proto3,enum=wfe.persistence.v1.CommandName" json:"command_name,omitempty"`
+	// Only the command with this data, at most 2048 bytes; absent: any data. The
+	// empty string is valid data. Requires `command_name`.
+	Data *string `protobuf:"bytes,2,opt,name=data,proto3,oneof" json:"data,omitempty"`
+	// Only commands due before this time (`execute_time < due_before`), truncated
+	// to milliseconds; absent: any time. Years 1-9999.
+	DueBefore *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=due_before,json=dueBefore,proto3" json:"due_before,omitempty"`
+	// True: only commands under a lease; false: only those under none (or an
+	// expired one); absent: both.
+	Leased *bool `protobuf:"varint,4,opt,name=leased,proto3,oneof" json:"leased,omitempty"`
+	// Only commands under a lease of this worker, at most 512 bytes; empty: any.
+	WorkerId string `protobuf:"bytes,5,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
+	// Maximum number of commands to return; a page is shorter if the next one
+	// would not fit in the same message. 0 means 100; values above 1000 mean 1000;
+	// negative: INVALID_ARGUMENT.
+	PageSize int32 `protobuf:"varint,6,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The `next_page_token` of the previous page; empty: the first page. All
+	// other fields must be the same as for the first page.
+	PageToken     string `protobuf:"bytes,7,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCommandsRequest) Reset() {
+	*x = ListCommandsRequest{}
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCommandsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCommandsRequest) ProtoMessage() {}
+
+func (x *ListCommandsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCommandsRequest.ProtoReflect.Descriptor instead.
+func (*ListCommandsRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ListCommandsRequest) GetCommandName() CommandName {
+	if x != nil {
+		return x.CommandName
+	}
+	return CommandName_COMMAND_NAME_UNSPECIFIED
+}
+
+func (x *ListCommandsRequest) GetData() string {
+	if x != nil && x.Data != nil {
+		return *x.Data
+	}
+	return ""
+}
+
+func (x *ListCommandsRequest) GetDueBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DueBefore
+	}
+	return nil
+}
+
+func (x *ListCommandsRequest) GetLeased() bool {
+	if x != nil && x.Leased != nil {
+		return *x.Leased
+	}
+	return false
+}
+
+func (x *ListCommandsRequest) GetWorkerId() string {
+	if x != nil {
+		return x.WorkerId
+	}
+	return ""
+}
+
+func (x *ListCommandsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListCommandsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListCommandsResponse is the response of ListCommands.
+type ListCommandsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The commands, soonest execute_time first; ties in the order in which they
+	// were first scheduled.
+	Commands []*ListedCommand `protobuf:"bytes,1,rep,name=commands,proto3" json:"commands,omitempty"`
+	// The token of the next page; empty: this is the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCommandsResponse) Reset() {
+	*x = ListCommandsResponse{}
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCommandsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCommandsResponse) ProtoMessage() {}
+
+func (x *ListCommandsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCommandsResponse.ProtoReflect.Descriptor instead.
+func (*ListCommandsResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ListCommandsResponse) GetCommands() []*ListedCommand {
+	if x != nil {
+		return x.Commands
+	}
+	return nil
+}
+
+func (x *ListCommandsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 var File_wfe_persistence_v1_command_proto protoreflect.FileDescriptor
@@ -706,7 +990,14 @@ const file_wfe_persistence_v1_command_proto_rawDesc = "" +
 	"\vlease_token\x18\x02 \x01(\tR\n" +
 	"leaseToken\x12=\n" +
 	"\flease_expiry\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\vleaseExpiry\x12\x14\n" +
-	"\x05epoch\x18\x04 \x01(\x03R\x05epoch\"X\n" +
+	"\x05epoch\x18\x04 \x01(\x03R\x05epoch\"u\n" +
+	"\fCommandLease\x12\x1b\n" +
+	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x122\n" +
+	"\x06expiry\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x06expiry\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x03R\x05epoch\"\x87\x01\n" +
+	"\rListedCommand\x12>\n" +
+	"\acommand\x18\x01 \x01(\v2$.wfe.persistence.v1.ScheduledCommandR\acommand\x126\n" +
+	"\x05lease\x18\x02 \x01(\v2 .wfe.persistence.v1.CommandLeaseR\x05lease\"X\n" +
 	"\x16ScheduleCommandRequest\x12>\n" +
 	"\acommand\x18\x01 \x01(\v2$.wfe.persistence.v1.ScheduledCommandR\acommand\"\x19\n" +
 	"\x17ScheduleCommandResponse\"\xbc\x01\n" +
@@ -727,17 +1018,33 @@ const file_wfe_persistence_v1_command_proto_rawDesc = "" +
 	"\flease_tokens\x18\x01 \x03(\tR\vleaseTokens\x12@\n" +
 	"\x0elease_duration\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\rleaseDuration\"V\n" +
 	"\x15RenewCommandsResponse\x12=\n" +
-	"\flease_expiry\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\vleaseExpiry*n\n" +
+	"\flease_expiry\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\vleaseExpiry\"\xb7\x02\n" +
+	"\x13ListCommandsRequest\x12B\n" +
+	"\fcommand_name\x18\x01 \x01(\x0e2\x1f.wfe.persistence.v1.CommandNameR\vcommandName\x12\x17\n" +
+	"\x04data\x18\x02 \x01(\tH\x00R\x04data\x88\x01\x01\x129\n" +
+	"\n" +
+	"due_before\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tdueBefore\x12\x1b\n" +
+	"\x06leased\x18\x04 \x01(\bH\x01R\x06leased\x88\x01\x01\x12\x1b\n" +
+	"\tworker_id\x18\x05 \x01(\tR\bworkerId\x12\x1b\n" +
+	"\tpage_size\x18\x06 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\a \x01(\tR\tpageTokenB\a\n" +
+	"\x05_dataB\t\n" +
+	"\a_leased\"}\n" +
+	"\x14ListCommandsResponse\x12=\n" +
+	"\bcommands\x18\x01 \x03(\v2!.wfe.persistence.v1.ListedCommandR\bcommands\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken*n\n" +
 	"\vCommandName\x12\x1c\n" +
 	"\x18COMMAND_NAME_UNSPECIFIED\x10\x00\x12!\n" +
 	"\x1dCOMMAND_NAME_PROCESS_WORKFLOW\x10\x01\x12\x1e\n" +
-	"\x1aCOMMAND_NAME_PROCESS_EVENT\x10\x022\xac\x04\n" +
+	"\x1aCOMMAND_NAME_PROCESS_EVENT\x10\x022\x8f\x05\n" +
 	"\x17ScheduledCommandService\x12j\n" +
 	"\x0fScheduleCommand\x12*.wfe.persistence.v1.ScheduleCommandRequest\x1a+.wfe.persistence.v1.ScheduleCommandResponse\x12d\n" +
 	"\rClaimCommands\x12(.wfe.persistence.v1.ClaimCommandsRequest\x1a).wfe.persistence.v1.ClaimCommandsResponse\x12m\n" +
 	"\x10CompleteCommands\x12+.wfe.persistence.v1.CompleteCommandsRequest\x1a,.wfe.persistence.v1.CompleteCommandsResponse\x12j\n" +
 	"\x0fReleaseCommands\x12*.wfe.persistence.v1.ReleaseCommandsRequest\x1a+.wfe.persistence.v1.ReleaseCommandsResponse\x12d\n" +
-	"\rRenewCommands\x12(.wfe.persistence.v1.RenewCommandsRequest\x1a).wfe.persistence.v1.RenewCommandsResponseBO\n" +
+	"\rRenewCommands\x12(.wfe.persistence.v1.RenewCommandsRequest\x1a).wfe.persistence.v1.RenewCommandsResponse\x12a\n" +
+	"\fListCommands\x12'.wfe.persistence.v1.ListCommandsRequest\x1a(.wfe.persistence.v1.ListCommandsResponseBO\n" +
 	"\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3"
 
 var (
@@ -753,49 +1060,61 @@ func file_wfe_persistence_v1_command_proto_rawDescGZIP() []byte {
 }
 
 var file_wfe_persistence_v1_command_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_wfe_persistence_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_wfe_persistence_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_wfe_persistence_v1_command_proto_goTypes = []any{
 	(CommandName)(0),                 // 0: wfe.persistence.v1.CommandName
 	(*ScheduledCommand)(nil),         // 1: wfe.persistence.v1.ScheduledCommand
 	(*ClaimedCommand)(nil),           // 2: wfe.persistence.v1.ClaimedCommand
-	(*ScheduleCommandRequest)(nil),   // 3: wfe.persistence.v1.ScheduleCommandRequest
-	(*ScheduleCommandResponse)(nil),  // 4: wfe.persistence.v1.ScheduleCommandResponse
-	(*ClaimCommandsRequest)(nil),     // 5: wfe.persistence.v1.ClaimCommandsRequest
-	(*ClaimCommandsResponse)(nil),    // 6: wfe.persistence.v1.ClaimCommandsResponse
-	(*CompleteCommandsRequest)(nil),  // 7: wfe.persistence.v1.CompleteCommandsRequest
-	(*CompleteCommandsResponse)(nil), // 8: wfe.persistence.v1.CompleteCommandsResponse
-	(*ReleaseCommandsRequest)(nil),   // 9: wfe.persistence.v1.ReleaseCommandsRequest
-	(*ReleaseCommandsResponse)(nil),  // 10: wfe.persistence.v1.ReleaseCommandsResponse
-	(*RenewCommandsRequest)(nil),     // 11: wfe.persistence.v1.RenewCommandsRequest
-	(*RenewCommandsResponse)(nil),    // 12: wfe.persistence.v1.RenewCommandsResponse
-	(*timestamppb.Timestamp)(nil),    // 13: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 14: google.protobuf.Duration
+	(*CommandLease)(nil),             // 3: wfe.persistence.v1.CommandLease
+	(*ListedCommand)(nil),            // 4: wfe.persistence.v1.ListedCommand
+	(*ScheduleCommandRequest)(nil),   // 5: wfe.persistence.v1.ScheduleCommandRequest
+	(*ScheduleCommandResponse)(nil),  // 6: wfe.persistence.v1.ScheduleCommandResponse
+	(*ClaimCommandsRequest)(nil),     // 7: wfe.persistence.v1.ClaimCommandsRequest
+	(*ClaimCommandsResponse)(nil),    // 8: wfe.persistence.v1.ClaimCommandsResponse
+	(*CompleteCommandsRequest)(nil),  // 9: wfe.persistence.v1.CompleteCommandsRequest
+	(*CompleteCommandsResponse)(nil), // 10: wfe.persistence.v1.CompleteCommandsResponse
+	(*ReleaseCommandsRequest)(nil),   // 11: wfe.persistence.v1.ReleaseCommandsRequest
+	(*ReleaseCommandsResponse)(nil),  // 12: wfe.persistence.v1.ReleaseCommandsResponse
+	(*RenewCommandsRequest)(nil),     // 13: wfe.persistence.v1.RenewCommandsRequest
+	(*RenewCommandsResponse)(nil),    // 14: wfe.persistence.v1.RenewCommandsResponse
+	(*ListCommandsRequest)(nil),      // 15: wfe.persistence.v1.ListCommandsRequest
+	(*ListCommandsResponse)(nil),     // 16: wfe.persistence.v1.ListCommandsResponse
+	(*timestamppb.Timestamp)(nil),    // 17: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 18: google.protobuf.Duration
 }
 var file_wfe_persistence_v1_command_proto_depIdxs = []int32{
 	0,  // 0: wfe.persistence.v1.ScheduledCommand.command_name:type_name -> wfe.persistence.v1.CommandName
 	1,  // 1: wfe.persistence.v1.ClaimedCommand.command:type_name -> wfe.persistence.v1.ScheduledCommand
-	13, // 2: wfe.persistence.v1.ClaimedCommand.lease_expiry:type_name -> google.protobuf.Timestamp
-	1,  // 3: wfe.persistence.v1.ScheduleCommandRequest.command:type_name -> wfe.persistence.v1.ScheduledCommand
-	13, // 4: wfe.persistence.v1.ClaimCommandsRequest.as_of:type_name -> google.protobuf.Timestamp
-	14, // 5: wfe.persistence.v1.ClaimCommandsRequest.lease_duration:type_name -> google.protobuf.Duration
-	2,  // 6: wfe.persistence.v1.ClaimCommandsResponse.commands:type_name -> wfe.persistence.v1.ClaimedCommand
-	14, // 7: wfe.persistence.v1.RenewCommandsRequest.lease_duration:type_name -> google.protobuf.Duration
-	13, // 8: wfe.persistence.v1.RenewCommandsResponse.lease_expiry:type_name -> google.protobuf.Timestamp
-	3,  // 9: wfe.persistence.v1.ScheduledCommandService.ScheduleCommand:input_type -> wfe.persistence.v1.ScheduleCommandRequest
-	5,  // 10: wfe.persistence.v1.ScheduledCommandService.ClaimCommands:input_type -> wfe.persistence.v1.ClaimCommandsRequest
-	7,  // 11: wfe.persistence.v1.ScheduledCommandService.CompleteCommands:input_type -> wfe.persistence.v1.CompleteCommandsRequest
-	9,  // 12: wfe.persistence.v1.ScheduledCommandService.ReleaseCommands:input_type -> wfe.persistence.v1.ReleaseCommandsRequest
-	11, // 13: wfe.persistence.v1.ScheduledCommandService.RenewCommands:input_type -> wfe.persistence.v1.RenewCommandsRequest
-	4,  // 14: wfe.persistence.v1.ScheduledCommandService.ScheduleCommand:output_type -> wfe.persistence.v1.ScheduleCommandResponse
-	6,  // 15: wfe.persistence.v1.ScheduledCommandService.ClaimCommands:output_type -> wfe.persistence.v1.ClaimCommandsResponse
-	8,  // 16: wfe.persistence.v1.ScheduledCommandService.CompleteCommands:output_type -> wfe.persistence.v1.CompleteCommandsResponse
-	10, // 17: wfe.persistence.v1.ScheduledCommandService.ReleaseCommands:output_type -> wfe.persistence.v1.ReleaseCommandsResponse
-	12, // 18: wfe.persistence.v1.ScheduledCommandService.RenewCommands:output_type -> wfe.persistence.v1.RenewCommandsResponse
-	14, // [14:19] is the sub-list for method output_type
-	9,  // [9:14] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	17, // 2: wfe.persistence.v1.ClaimedCommand.lease_expiry:type_name -> google.protobuf.Timestamp
+	17, // 3: wfe.persistence.v1.CommandLease.expiry:type_name -> google.protobuf.Timestamp
+	1,  // 4: wfe.persistence.v1.ListedCommand.command:type_name -> wfe.persistence.v1.ScheduledCommand
+	3,  // 5: wfe.persistence.v1.ListedCommand.lease:type_name -> wfe.persistence.v1.CommandLease
+	1,  // 6: wfe.persistence.v1.ScheduleCommandRequest.command:type_name -> wfe.persistence.v1.ScheduledCommand
+	17, // 7: wfe.persistence.v1.ClaimCommandsRequest.as_of:type_name -> google.protobuf.Timestamp
+	18, // 8: wfe.persistence.v1.ClaimCommandsRequest.lease_duration:type_name -> google.protobuf.Duration
+	2,  // 9: wfe.persistence.v1.ClaimCommandsResponse.commands:type_name -> wfe.persistence.v1.ClaimedCommand
+	18, // 10: wfe.persistence.v1.RenewCommandsRequest.lease_duration:type_name -> google.protobuf.Duration
+	17, // 11: wfe.persistence.v1.RenewCommandsResponse.lease_expiry:type_name -> google.protobuf.Timestamp
+	0,  // 12: wfe.persistence.v1.ListCommandsRequest.command_name:type_name -> wfe.persistence.v1.CommandName
+	17, // 13: wfe.persistence.v1.ListCommandsRequest.due_before:type_name -> google.protobuf.Timestamp
+	4,  // 14: wfe.persistence.v1.ListCommandsResponse.commands:type_name -> wfe.persistence.v1.ListedCommand
+	5,  // 15: wfe.persistence.v1.ScheduledCommandService.ScheduleCommand:input_type -> wfe.persistence.v1.ScheduleCommandRequest
+	7,  // 16: wfe.persistence.v1.ScheduledCommandService.ClaimCommands:input_type -> wfe.persistence.v1.ClaimCommandsRequest
+	9,  // 17: wfe.persistence.v1.ScheduledCommandService.CompleteCommands:input_type -> wfe.persistence.v1.CompleteCommandsRequest
+	11, // 18: wfe.persistence.v1.ScheduledCommandService.ReleaseCommands:input_type -> wfe.persistence.v1.ReleaseCommandsRequest
+	13, // 19: wfe.persistence.v1.ScheduledCommandService.RenewCommands:input_type -> wfe.persistence.v1.RenewCommandsRequest
+	15, // 20: wfe.persistence.v1.ScheduledCommandService.ListCommands:input_type -> wfe.persistence.v1.ListCommandsRequest
+	6,  // 21: wfe.persistence.v1.ScheduledCommandService.ScheduleCommand:output_type -> wfe.persistence.v1.ScheduleCommandResponse
+	8,  // 22: wfe.persistence.v1.ScheduledCommandService.ClaimCommands:output_type -> wfe.persistence.v1.ClaimCommandsResponse
+	10, // 23: wfe.persistence.v1.ScheduledCommandService.CompleteCommands:output_type -> wfe.persistence.v1.CompleteCommandsResponse
+	12, // 24: wfe.persistence.v1.ScheduledCommandService.ReleaseCommands:output_type -> wfe.persistence.v1.ReleaseCommandsResponse
+	14, // 25: wfe.persistence.v1.ScheduledCommandService.RenewCommands:output_type -> wfe.persistence.v1.RenewCommandsResponse
+	16, // 26: wfe.persistence.v1.ScheduledCommandService.ListCommands:output_type -> wfe.persistence.v1.ListCommandsResponse
+	21, // [21:27] is the sub-list for method output_type
+	15, // [15:21] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_command_proto_init() }
@@ -803,13 +1122,14 @@ func file_wfe_persistence_v1_command_proto_init() {
 	if File_wfe_persistence_v1_command_proto != nil {
 		return
 	}
+	file_wfe_persistence_v1_command_proto_msgTypes[14].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wfe_persistence_v1_command_proto_rawDesc), len(file_wfe_persistence_v1_command_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   12,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,7 @@ const (
 	ScheduledCommandService_CompleteCommands_FullMethodName = "/wfe.persistence.v1.ScheduledCommandService/CompleteCommands"
 	ScheduledCommandService_ReleaseCommands_FullMethodName  = "/wfe.persistence.v1.ScheduledCommandService/ReleaseCommands"
 	ScheduledCommandService_RenewCommands_FullMethodName    = "/wfe.persistence.v1.ScheduledCommandService/RenewCommands"
+	ScheduledCommandService_ListCommands_FullMethodName     = "/wfe.persistence.v1.ScheduledCommandService/ListCommands"
 )
 
 // ScheduledCommandServiceClient is the client API for ScheduledCommandService service.
@@ -60,6 +61,15 @@ type ScheduledCommandServiceClient interface {
 	// has claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
 	// (LEASE_LOST); INVALID_ARGUMENT.
 	RenewCommands(ctx context.Context, in *RenewCommandsRequest, opts ...grpc.CallOption) (*RenewCommandsResponse, error)
+	// Lists commands, due or not, under a lease or not, soonest first, in pages,
+	// for inspection by people and tools. It changes nothing and delays no worker.
+	// A page token records execute_time and the order in which commands were first
+	// scheduled, so commands scheduled or completed between two pages do not shift
+	// the list. With `data`, it looks one command up; otherwise it reads commands in
+	// their order until the page is full, so if few match, it may read all of them.
+	// Commands that other software has stored are listed too, with the name
+	// UNSPECIFIED if the server does not know theirs. Errors: INVALID_ARGUMENT.
+	ListCommands(ctx context.Context, in *ListCommandsRequest, opts ...grpc.CallOption) (*ListCommandsResponse, error)
 }
 
 type scheduledCommandServiceClient struct {
@@ -120,6 +130,16 @@ func (c *scheduledCommandServiceClient) RenewCommands(ctx context.Context, in *R
 	return out, nil
 }
 
+func (c *scheduledCommandServiceClient) ListCommands(ctx context.Context, in *ListCommandsRequest, opts ...grpc.CallOption) (*ListCommandsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListCommandsResponse)
+	err := c.cc.Invoke(ctx, ScheduledCommandService_ListCommands_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ScheduledCommandServiceServer is the server API for ScheduledCommandService service.
 // All implementations must embed UnimplementedScheduledCommandServiceServer
 // for forward compatibility.
@@ -154,6 +174,15 @@ type ScheduledCommandServiceServer interface {
 	// has claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
 	// (LEASE_LOST); INVALID_ARGUMENT.
 	RenewCommands(context.Context, *RenewCommandsRequest) (*RenewCommandsResponse, error)
+	// Lists commands, due or not, under a lease or not, soonest first, in pages,
+	// for inspection by people and tools. It changes nothing and delays no worker.
+	// A page token records execute_time and the order in which commands were first
+	// scheduled, so commands scheduled or completed between two pages do not shift
+	// the list. With `data`, it looks one command up; otherwise it reads commands in
+	// their order until the page is full, so if few match, it may read all of them.
+	// Commands that other software has stored are listed too, with the name
+	// UNSPECIFIED if the server does not know theirs. Errors: INVALID_ARGUMENT.
+	ListCommands(context.Context, *ListCommandsRequest) (*ListCommandsResponse, error)
 	mustEmbedUnimplementedScheduledCommandServiceServer()
 }
 
@@ -178,6 +207,9 @@ func (UnimplementedScheduledCommandServiceServer) ReleaseCommands(context.Contex
 }
 func (UnimplementedScheduledCommandServiceServer) RenewCommands(context.Context, *RenewCommandsRequest) (*RenewCommandsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RenewCommands not implemented")
+}
+func (UnimplementedScheduledCommandServiceServer) ListCommands(context.Context, *ListCommandsRequest) (*ListCommandsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListCommands not implemented")
 }
 func (UnimplementedScheduledCommandServiceServer) mustEmbedUnimplementedScheduledCommandServiceServer() {
 }
@@ -291,6 +323,24 @@ func _ScheduledCommandService_RenewCommands_Handler(srv interface{}, ctx context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ScheduledCommandService_ListCommands_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListCommandsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ScheduledCommandServiceServer).ListCommands(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ScheduledCommandService_ListCommands_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ScheduledCommandServiceServer).ListCommands(ctx, req.(*ListCommandsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ScheduledCommandService_ServiceDesc is the grpc.ServiceDesc for ScheduledCommandService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -317,6 +367,10 @@ var ScheduledCommandService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RenewCommands",
 			Handler:    _ScheduledCommandService_RenewCommands_Handler,
+		},
+		{
+			MethodName: "ListCommands",
+			Handler:    _ScheduledCommandService_ListCommands_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -841,8 +841,30 @@ type WorkflowFilter struct {
 	// Completed before this time; absent: no upper bound, and workflows that have
 	// not completed match too. Years 1-9999, truncated to microseconds.
 	CompleteTimeBefore *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=complete_time_before,json=completeTimeBefore,proto3" json:"complete_time_before,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// Last written before this time: not created (by create_time), persisted or
+	// committed since; absent: any. Years 1-9999, truncated to microseconds. No
+	// index has this time, because each write would have to update it: all
+	// workflows that match the other conditions are read until the page is full.
+	// Together with `statuses` those are few.
+	WrittenBefore *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=written_before,json=writtenBefore,proto3" json:"written_before,omitempty"`
+	// With status RUNNABLE and a next_execution before this time, truncated to
+	// milliseconds; absent: any. Years 1-9999.
+	DueBefore *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=due_before,json=dueBefore,proto3" json:"due_before,omitempty"`
+	// With a subscription, open or held, to an event of this name, at most 512
+	// bytes; empty: any. The subscriptions decide, not the statuses of execution
+	// pointers: without a subscription no event reaches the workflow. Its cost is
+	// that of all subscriptions to this event, and of their workflows.
+	WaitingEventName string `protobuf:"bytes,13,opt,name=waiting_event_name,json=waitingEventName,proto3" json:"waiting_event_name,omitempty"`
+	// With a subscription to `waiting_event_name` that has this event key, at most
+	// 512 bytes; absent: any key. The empty string is a valid key. Requires
+	// `waiting_event_name`.
+	WaitingEventKey *string `protobuf:"bytes,14,opt,name=waiting_event_key,json=waitingEventKey,proto3,oneof" json:"waiting_event_key,omitempty"`
+	// With an error logged at or after this time (ExecutionError.error_time);
+	// absent: any. Years 1-9999, truncated to microseconds. Its cost is that of
+	// all errors logged since then, and of their workflows.
+	ErrorTimeFrom *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=error_time_from,json=errorTimeFrom,proto3" json:"error_time_from,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkflowFilter) Reset() {
@@ -941,6 +963,41 @@ func (x *WorkflowFilter) GetCompleteTimeFrom() *timestamppb.Timestamp {
 func (x *WorkflowFilter) GetCompleteTimeBefore() *timestamppb.Timestamp {
 	if x != nil {
 		return x.CompleteTimeBefore
+	}
+	return nil
+}
+
+func (x *WorkflowFilter) GetWrittenBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.WrittenBefore
+	}
+	return nil
+}
+
+func (x *WorkflowFilter) GetDueBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DueBefore
+	}
+	return nil
+}
+
+func (x *WorkflowFilter) GetWaitingEventName() string {
+	if x != nil {
+		return x.WaitingEventName
+	}
+	return ""
+}
+
+func (x *WorkflowFilter) GetWaitingEventKey() string {
+	if x != nil && x.WaitingEventKey != nil {
+		return *x.WaitingEventKey
+	}
+	return ""
+}
+
+func (x *WorkflowFilter) GetErrorTimeFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ErrorTimeFrom
 	}
 	return nil
 }
@@ -2879,7 +2936,7 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\x0fsubscription_id\x18\x01 \x01(\tR\x0esubscriptionId\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\tR\x05token\x12\x19\n" +
 	"\x05epoch\x18\x03 \x01(\x03H\x00R\x05epoch\x88\x01\x01B\b\n" +
-	"\x06_epoch\"\xd5\x04\n" +
+	"\x06_epoch\"\x8c\a\n" +
 	"\x0eWorkflowFilter\x12>\n" +
 	"\bstatuses\x18\x01 \x03(\x0e2\".wfe.persistence.v1.WorkflowStatusR\bstatuses\x124\n" +
 	"\x16workflow_definition_id\x18\x02 \x01(\tR\x14workflowDefinitionId\x12\x1d\n" +
@@ -2892,11 +2949,18 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\x12create_time_before\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x10createTimeBefore\x12H\n" +
 	"\x12complete_time_from\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x10completeTimeFrom\x12L\n" +
 	"\x14complete_time_before\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\x12completeTimeBeforeB\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x12completeTimeBefore\x12A\n" +
+	"\x0ewritten_before\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\rwrittenBefore\x129\n" +
+	"\n" +
+	"due_before\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\tdueBefore\x12,\n" +
+	"\x12waiting_event_name\x18\r \x01(\tR\x10waitingEventName\x12/\n" +
+	"\x11waiting_event_key\x18\x0e \x01(\tH\x02R\x0fwaitingEventKey\x88\x01\x01\x12B\n" +
+	"\x0ferror_time_from\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\rerrorTimeFromB\n" +
 	"\n" +
 	"\b_versionB\f\n" +
 	"\n" +
-	"_reference\"\\\n" +
+	"_referenceB\x14\n" +
+	"\x12_waiting_event_key\"\\\n" +
 	"\x18CreateNewWorkflowRequest\x12@\n" +
 	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\"[\n" +
 	"\x19CreateNewWorkflowResponse\x12\x0e\n" +
@@ -3142,67 +3206,70 @@ var file_wfe_persistence_v1_workflow_proto_depIdxs = []int32{
 	38, // 15: wfe.persistence.v1.WorkflowFilter.create_time_before:type_name -> google.protobuf.Timestamp
 	38, // 16: wfe.persistence.v1.WorkflowFilter.complete_time_from:type_name -> google.protobuf.Timestamp
 	38, // 17: wfe.persistence.v1.WorkflowFilter.complete_time_before:type_name -> google.protobuf.Timestamp
-	3,  // 18: wfe.persistence.v1.CreateNewWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	3,  // 19: wfe.persistence.v1.PersistWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	3,  // 20: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	40, // 21: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.subscriptions:type_name -> wfe.persistence.v1.EventSubscription
-	3,  // 22: wfe.persistence.v1.CommitWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	5,  // 23: wfe.persistence.v1.CommitWorkflowRequest.patch:type_name -> wfe.persistence.v1.WorkflowPatch
-	6,  // 24: wfe.persistence.v1.CommitWorkflowRequest.held_subscriptions:type_name -> wfe.persistence.v1.SubscriptionClaim
-	40, // 25: wfe.persistence.v1.CommitWorkflowRequest.create_subscriptions:type_name -> wfe.persistence.v1.EventSubscription
-	41, // 26: wfe.persistence.v1.CommitWorkflowRequest.create_events:type_name -> wfe.persistence.v1.Event
-	42, // 27: wfe.persistence.v1.CommitWorkflowRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
-	43, // 28: wfe.persistence.v1.CommitWorkflowRequest.schedule_commands:type_name -> wfe.persistence.v1.ScheduledCommand
-	2,  // 29: wfe.persistence.v1.GetWorkflowInstanceRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	3,  // 30: wfe.persistence.v1.GetWorkflowInstanceResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	2,  // 31: wfe.persistence.v1.GetWorkflowInstanceByNameRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	3,  // 32: wfe.persistence.v1.GetWorkflowInstanceByNameResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	2,  // 33: wfe.persistence.v1.GetWorkflowInstancesRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	3,  // 34: wfe.persistence.v1.GetWorkflowInstancesResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	38, // 35: wfe.persistence.v1.GetRunnableInstancesRequest.as_at:type_name -> google.protobuf.Timestamp
-	4,  // 36: wfe.persistence.v1.ListExecutionPointersResponse.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
-	7,  // 37: wfe.persistence.v1.ListWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
-	44, // 38: wfe.persistence.v1.ListWorkflowsRequest.order:type_name -> wfe.persistence.v1.ListOrder
-	2,  // 39: wfe.persistence.v1.ListWorkflowsRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	3,  // 40: wfe.persistence.v1.ListWorkflowsResponse.instances:type_name -> wfe.persistence.v1.WorkflowInstance
-	7,  // 41: wfe.persistence.v1.CountWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
-	0,  // 42: wfe.persistence.v1.WorkflowCount.status:type_name -> wfe.persistence.v1.WorkflowStatus
-	31, // 43: wfe.persistence.v1.CountWorkflowsResponse.counts:type_name -> wfe.persistence.v1.WorkflowCount
-	38, // 44: wfe.persistence.v1.PurgeWorkflowsRequest.ended_before:type_name -> google.protobuf.Timestamp
-	0,  // 45: wfe.persistence.v1.PurgeWorkflowsRequest.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
-	8,  // 46: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:input_type -> wfe.persistence.v1.CreateNewWorkflowRequest
-	10, // 47: wfe.persistence.v1.WorkflowService.PersistWorkflow:input_type -> wfe.persistence.v1.PersistWorkflowRequest
-	12, // 48: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:input_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest
-	14, // 49: wfe.persistence.v1.WorkflowService.CommitWorkflow:input_type -> wfe.persistence.v1.CommitWorkflowRequest
-	16, // 50: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:input_type -> wfe.persistence.v1.GetWorkflowInstanceRequest
-	18, // 51: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:input_type -> wfe.persistence.v1.GetWorkflowInstanceByNameRequest
-	20, // 52: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:input_type -> wfe.persistence.v1.GetWorkflowInstancesRequest
-	22, // 53: wfe.persistence.v1.WorkflowService.GetRunnableInstances:input_type -> wfe.persistence.v1.GetRunnableInstancesRequest
-	24, // 54: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:input_type -> wfe.persistence.v1.NextDefinitionSequenceRequest
-	26, // 55: wfe.persistence.v1.WorkflowService.ListExecutionPointers:input_type -> wfe.persistence.v1.ListExecutionPointersRequest
-	28, // 56: wfe.persistence.v1.WorkflowService.ListWorkflows:input_type -> wfe.persistence.v1.ListWorkflowsRequest
-	30, // 57: wfe.persistence.v1.WorkflowService.CountWorkflows:input_type -> wfe.persistence.v1.CountWorkflowsRequest
-	33, // 58: wfe.persistence.v1.WorkflowService.DeleteWorkflow:input_type -> wfe.persistence.v1.DeleteWorkflowRequest
-	35, // 59: wfe.persistence.v1.WorkflowService.PurgeWorkflows:input_type -> wfe.persistence.v1.PurgeWorkflowsRequest
-	9,  // 60: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:output_type -> wfe.persistence.v1.CreateNewWorkflowResponse
-	11, // 61: wfe.persistence.v1.WorkflowService.PersistWorkflow:output_type -> wfe.persistence.v1.PersistWorkflowResponse
-	13, // 62: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:output_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse
-	15, // 63: wfe.persistence.v1.WorkflowService.CommitWorkflow:output_type -> wfe.persistence.v1.CommitWorkflowResponse
-	17, // 64: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:output_type -> wfe.persistence.v1.GetWorkflowInstanceResponse
-	19, // 65: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:output_type -> wfe.persistence.v1.GetWorkflowInstanceByNameResponse
-	21, // 66: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:output_type -> wfe.persistence.v1.GetWorkflowInstancesResponse
-	23, // 67: wfe.persistence.v1.WorkflowService.GetRunnableInstances:output_type -> wfe.persistence.v1.GetRunnableInstancesResponse
-	25, // 68: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:output_type -> wfe.persistence.v1.NextDefinitionSequenceResponse
-	27, // 69: wfe.persistence.v1.WorkflowService.ListExecutionPointers:output_type -> wfe.persistence.v1.ListExecutionPointersResponse
-	29, // 70: wfe.persistence.v1.WorkflowService.ListWorkflows:output_type -> wfe.persistence.v1.ListWorkflowsResponse
-	32, // 71: wfe.persistence.v1.WorkflowService.CountWorkflows:output_type -> wfe.persistence.v1.CountWorkflowsResponse
-	34, // 72: wfe.persistence.v1.WorkflowService.DeleteWorkflow:output_type -> wfe.persistence.v1.DeleteWorkflowResponse
-	36, // 73: wfe.persistence.v1.WorkflowService.PurgeWorkflows:output_type -> wfe.persistence.v1.PurgeWorkflowsResponse
-	60, // [60:74] is the sub-list for method output_type
-	46, // [46:60] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	38, // 18: wfe.persistence.v1.WorkflowFilter.written_before:type_name -> google.protobuf.Timestamp
+	38, // 19: wfe.persistence.v1.WorkflowFilter.due_before:type_name -> google.protobuf.Timestamp
+	38, // 20: wfe.persistence.v1.WorkflowFilter.error_time_from:type_name -> google.protobuf.Timestamp
+	3,  // 21: wfe.persistence.v1.CreateNewWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	3,  // 22: wfe.persistence.v1.PersistWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	3,  // 23: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	40, // 24: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.subscriptions:type_name -> wfe.persistence.v1.EventSubscription
+	3,  // 25: wfe.persistence.v1.CommitWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	5,  // 26: wfe.persistence.v1.CommitWorkflowRequest.patch:type_name -> wfe.persistence.v1.WorkflowPatch
+	6,  // 27: wfe.persistence.v1.CommitWorkflowRequest.held_subscriptions:type_name -> wfe.persistence.v1.SubscriptionClaim
+	40, // 28: wfe.persistence.v1.CommitWorkflowRequest.create_subscriptions:type_name -> wfe.persistence.v1.EventSubscription
+	41, // 29: wfe.persistence.v1.CommitWorkflowRequest.create_events:type_name -> wfe.persistence.v1.Event
+	42, // 30: wfe.persistence.v1.CommitWorkflowRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
+	43, // 31: wfe.persistence.v1.CommitWorkflowRequest.schedule_commands:type_name -> wfe.persistence.v1.ScheduledCommand
+	2,  // 32: wfe.persistence.v1.GetWorkflowInstanceRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 33: wfe.persistence.v1.GetWorkflowInstanceResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	2,  // 34: wfe.persistence.v1.GetWorkflowInstanceByNameRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 35: wfe.persistence.v1.GetWorkflowInstanceByNameResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	2,  // 36: wfe.persistence.v1.GetWorkflowInstancesRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 37: wfe.persistence.v1.GetWorkflowInstancesResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	38, // 38: wfe.persistence.v1.GetRunnableInstancesRequest.as_at:type_name -> google.protobuf.Timestamp
+	4,  // 39: wfe.persistence.v1.ListExecutionPointersResponse.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
+	7,  // 40: wfe.persistence.v1.ListWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
+	44, // 41: wfe.persistence.v1.ListWorkflowsRequest.order:type_name -> wfe.persistence.v1.ListOrder
+	2,  // 42: wfe.persistence.v1.ListWorkflowsRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 43: wfe.persistence.v1.ListWorkflowsResponse.instances:type_name -> wfe.persistence.v1.WorkflowInstance
+	7,  // 44: wfe.persistence.v1.CountWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
+	0,  // 45: wfe.persistence.v1.WorkflowCount.status:type_name -> wfe.persistence.v1.WorkflowStatus
+	31, // 46: wfe.persistence.v1.CountWorkflowsResponse.counts:type_name -> wfe.persistence.v1.WorkflowCount
+	38, // 47: wfe.persistence.v1.PurgeWorkflowsRequest.ended_before:type_name -> google.protobuf.Timestamp
+	0,  // 48: wfe.persistence.v1.PurgeWorkflowsRequest.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
+	8,  // 49: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:input_type -> wfe.persistence.v1.CreateNewWorkflowRequest
+	10, // 50: wfe.persistence.v1.WorkflowService.PersistWorkflow:input_type -> wfe.persistence.v1.PersistWorkflowRequest
+	12, // 51: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:input_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest
+	14, // 52: wfe.persistence.v1.WorkflowService.CommitWorkflow:input_type -> wfe.persistence.v1.CommitWorkflowRequest
+	16, // 53: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:input_type -> wfe.persistence.v1.GetWorkflowInstanceRequest
+	18, // 54: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:input_type -> wfe.persistence.v1.GetWorkflowInstanceByNameRequest
+	20, // 55: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:input_type -> wfe.persistence.v1.GetWorkflowInstancesRequest
+	22, // 56: wfe.persistence.v1.WorkflowService.GetRunnableInstances:input_type -> wfe.persistence.v1.GetRunnableInstancesRequest
+	24, // 57: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:input_type -> wfe.persistence.v1.NextDefinitionSequenceRequest
+	26, // 58: wfe.persistence.v1.WorkflowService.ListExecutionPointers:input_type -> wfe.persistence.v1.ListExecutionPointersRequest
+	28, // 59: wfe.persistence.v1.WorkflowService.ListWorkflows:input_type -> wfe.persistence.v1.ListWorkflowsRequest
+	30, // 60: wfe.persistence.v1.WorkflowService.CountWorkflows:input_type -> wfe.persistence.v1.CountWorkflowsRequest
+	33, // 61: wfe.persistence.v1.WorkflowService.DeleteWorkflow:input_type -> wfe.persistence.v1.DeleteWorkflowRequest
+	35, // 62: wfe.persistence.v1.WorkflowService.PurgeWorkflows:input_type -> wfe.persistence.v1.PurgeWorkflowsRequest
+	9,  // 63: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:output_type -> wfe.persistence.v1.CreateNewWorkflowResponse
+	11, // 64: wfe.persistence.v1.WorkflowService.PersistWorkflow:output_type -> wfe.persistence.v1.PersistWorkflowResponse
+	13, // 65: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:output_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse
+	15, // 66: wfe.persistence.v1.WorkflowService.CommitWorkflow:output_type -> wfe.persistence.v1.CommitWorkflowResponse
+	17, // 67: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:output_type -> wfe.persistence.v1.GetWorkflowInstanceResponse
+	19, // 68: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:output_type -> wfe.persistence.v1.GetWorkflowInstanceByNameResponse
+	21, // 69: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:output_type -> wfe.persistence.v1.GetWorkflowInstancesResponse
+	23, // 70: wfe.persistence.v1.WorkflowService.GetRunnableInstances:output_type -> wfe.persistence.v1.GetRunnableInstancesResponse
+	25, // 71: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:output_type -> wfe.persistence.v1.NextDefinitionSequenceResponse
+	27, // 72: wfe.persistence.v1.WorkflowService.ListExecutionPointers:output_type -> wfe.persistence.v1.ListExecutionPointersResponse
+	29, // 73: wfe.persistence.v1.WorkflowService.ListWorkflows:output_type -> wfe.persistence.v1.ListWorkflowsResponse
+	32, // 74: wfe.persistence.v1.WorkflowService.CountWorkflows:output_type -> wfe.persistence.v1.CountWorkflowsResponse
+	34, // 75: wfe.persistence.v1.WorkflowService.DeleteWorkflow:output_type -> wfe.persistence.v1.DeleteWorkflowResponse
+	36, // 76: wfe.persistence.v1.WorkflowService.PurgeWorkflows:output_type -> wfe.persistence.v1.PurgeWorkflowsResponse
+	63, // [63:77] is the sub-list for method output_type
+	49, // [49:63] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_workflow_proto_init() }

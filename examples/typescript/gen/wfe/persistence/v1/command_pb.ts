@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file wfe/persistence/v1/command.proto.
  */
 export const file_wfe_persistence_v1_command: GenFile = /*@__PURE__*/
-  fileDesc("CiB3ZmUvcGVyc2lzdGVuY2UvdjEvY29tbWFuZC5wcm90bxISd2ZlLnBlcnNpc3RlbmNlLnYxIm0KEFNjaGVkdWxlZENvbW1hbmQSNQoMY29tbWFuZF9uYW1lGAEgASgOMh8ud2ZlLnBlcnNpc3RlbmNlLnYxLkNvbW1hbmROYW1lEgwKBGRhdGEYAiABKAkSFAoMZXhlY3V0ZV90aW1lGAMgASgDIp0BCg5DbGFpbWVkQ29tbWFuZBI1Cgdjb21tYW5kGAEgASgLMiQud2ZlLnBlcnNpc3RlbmNlLnYxLlNjaGVkdWxlZENvbW1hbmQSEwoLbGVhc2VfdG9rZW4YAiABKAkSMAoMbGVhc2VfZXhwaXJ5GAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBINCgVlcG9jaBgEIAEoAyJPChZTY2hlZHVsZUNvbW1hbmRSZXF1ZXN0EjUKB2NvbW1hbmQYASABKAsyJC53ZmUucGVyc2lzdGVuY2UudjEuU2NoZWR1bGVkQ29tbWFuZCIZChdTY2hlZHVsZUNvbW1hbmRSZXNwb25zZSKWAQoUQ2xhaW1Db21tYW5kc1JlcXVlc3QSKQoFYXNfb2YYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg0KBWxpbWl0GAIgASgFEjEKDmxlYXNlX2R1cmF0aW9uGAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhEKCXdvcmtlcl9pZBgEIAEoCSJNChVDbGFpbUNvbW1hbmRzUmVzcG9uc2USNAoIY29tbWFuZHMYASADKAsyIi53ZmUucGVyc2lzdGVuY2UudjEuQ2xhaW1lZENvbW1hbmQiLwoXQ29tcGxldGVDb21tYW5kc1JlcXVlc3QSFAoMbGVhc2VfdG9rZW5zGAEgAygJIhoKGENvbXBsZXRlQ29tbWFuZHNSZXNwb25zZSIuChZSZWxlYXNlQ29tbWFuZHNSZXF1ZXN0EhQKDGxlYXNlX3Rva2VucxgBIAMoCSIZChdSZWxlYXNlQ29tbWFuZHNSZXNwb25zZSJfChRSZW5ld0NvbW1hbmRzUmVxdWVzdBIUCgxsZWFzZV90b2tlbnMYASADKAkSMQoObGVhc2VfZHVyYXRpb24YAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iSQoVUmVuZXdDb21tYW5kc1Jlc3BvbnNlEjAKDGxlYXNlX2V4cGlyeRgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAqbgoLQ29tbWFuZE5hbWUSHAoYQ09NTUFORF9OQU1FX1VOU1BFQ0lGSUVEEAASIQodQ09NTUFORF9OQU1FX1BST0NFU1NfV09SS0ZMT1cQARIeChpDT01NQU5EX05BTUVfUFJPQ0VTU19FVkVOVBACMqwEChdTY2hlZHVsZWRDb21tYW5kU2VydmljZRJqCg9TY2hlZHVsZUNvbW1hbmQSKi53ZmUucGVyc2lzdGVuY2UudjEuU2NoZWR1bGVDb21tYW5kUmVxdWVzdBorLndmZS5wZXJzaXN0ZW5jZS52MS5TY2hlZHVsZUNvbW1hbmRSZXNwb25zZRJkCg1DbGFpbUNvbW1hbmRzEigud2ZlLnBlcnNpc3RlbmNlLnYxLkNsYWltQ29tbWFuZHNSZXF1ZXN0Gikud2ZlLnBlcnNpc3RlbmNlLnYxLkNsYWltQ29tbWFuZHNSZXNwb25zZRJtChBDb21wbGV0ZUNvbW1hbmRzEisud2ZlLnBlcnNpc3RlbmNlLnYxLkNvbXBsZXRlQ29tbWFuZHNSZXF1ZXN0Giwud2ZlLnBlcnNpc3RlbmNlLnYxLkNvbXBsZXRlQ29tbWFuZHNSZXNwb25zZRJqCg9SZWxlYXNlQ29tbWFuZHMSKi53ZmUucGVyc2lzdGVuY2UudjEuUmVsZWFzZUNvbW1hbmRzUmVxdWVzdBorLndmZS5wZXJzaXN0ZW5jZS52MS5SZWxlYXNlQ29tbWFuZHNSZXNwb25zZRJkCg1SZW5ld0NvbW1hbmRzEigud2ZlLnBlcnNpc3RlbmNlLnYxLlJlbmV3Q29tbWFuZHNSZXF1ZXN0Gikud2ZlLnBlcnNpc3RlbmNlLnYxLlJlbmV3Q29tbWFuZHNSZXNwb25zZUJPChJ3ZmUucGVyc2lzdGVuY2UudjFQAVo3d2ZlLXBlcnNpc3RlbmNlL2dlbi9nby93ZmUvcGVyc2lzdGVuY2UvdjE7cGVyc2lzdGVuY2V2MWIGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
+  fileDesc("CiB3ZmUvcGVyc2lzdGVuY2UvdjEvY29tbWFuZC5wcm90bxISd2ZlLnBlcnNpc3RlbmNlLnYxIm0KEFNjaGVkdWxlZENvbW1hbmQSNQoMY29tbWFuZF9uYW1lGAEgASgOMh8ud2ZlLnBlcnNpc3RlbmNlLnYxLkNvbW1hbmROYW1lEgwKBGRhdGEYAiABKAkSFAoMZXhlY3V0ZV90aW1lGAMgASgDIp0BCg5DbGFpbWVkQ29tbWFuZBI1Cgdjb21tYW5kGAEgASgLMiQud2ZlLnBlcnNpc3RlbmNlLnYxLlNjaGVkdWxlZENvbW1hbmQSEwoLbGVhc2VfdG9rZW4YAiABKAkSMAoMbGVhc2VfZXhwaXJ5GAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBINCgVlcG9jaBgEIAEoAyJcCgxDb21tYW5kTGVhc2USEQoJd29ya2VyX2lkGAEgASgJEioKBmV4cGlyeRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDQoFZXBvY2gYAyABKAMidwoNTGlzdGVkQ29tbWFuZBI1Cgdjb21tYW5kGAEgASgLMiQud2ZlLnBlcnNpc3RlbmNlLnYxLlNjaGVkdWxlZENvbW1hbmQSLwoFbGVhc2UYAiABKAsyIC53ZmUucGVyc2lzdGVuY2UudjEuQ29tbWFuZExlYXNlIk8KFlNjaGVkdWxlQ29tbWFuZFJlcXVlc3QSNQoHY29tbWFuZBgBIAEoCzIkLndmZS5wZXJzaXN0ZW5jZS52MS5TY2hlZHVsZWRDb21tYW5kIhkKF1NjaGVkdWxlQ29tbWFuZFJlc3BvbnNlIpYBChRDbGFpbUNvbW1hbmRzUmVxdWVzdBIpCgVhc19vZhgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDQoFbGltaXQYAiABKAUSMQoObGVhc2VfZHVyYXRpb24YAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SEQoJd29ya2VyX2lkGAQgASgJIk0KFUNsYWltQ29tbWFuZHNSZXNwb25zZRI0Cghjb21tYW5kcxgBIAMoCzIiLndmZS5wZXJzaXN0ZW5jZS52MS5DbGFpbWVkQ29tbWFuZCIvChdDb21wbGV0ZUNvbW1hbmRzUmVxdWVzdBIUCgxsZWFzZV90b2tlbnMYASADKAkiGgoYQ29tcGxldGVDb21tYW5kc1Jlc3BvbnNlIi4KFlJlbGVhc2VDb21tYW5kc1JlcXVlc3QSFAoMbGVhc2VfdG9rZW5zGAEgAygJIhkKF1JlbGVhc2VDb21tYW5kc1Jlc3BvbnNlIl8KFFJlbmV3Q29tbWFuZHNSZXF1ZXN0EhQKDGxlYXNlX3Rva2VucxgBIAMoCRIxCg5sZWFzZV9kdXJhdGlvbhgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiJJChVSZW5ld0NvbW1hbmRzUmVzcG9uc2USMAoMbGVhc2VfZXhwaXJ5GAEgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCLyAQoTTGlzdENvbW1hbmRzUmVxdWVzdBI1Cgxjb21tYW5kX25hbWUYASABKA4yHy53ZmUucGVyc2lzdGVuY2UudjEuQ29tbWFuZE5hbWUSEQoEZGF0YRgCIAEoCUgAiAEBEi4KCmR1ZV9iZWZvcmUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhMKBmxlYXNlZBgEIAEoCEgBiAEBEhEKCXdvcmtlcl9pZBgFIAEoCRIRCglwYWdlX3NpemUYBiABKAUSEgoKcGFnZV90b2tlbhgHIAEoCUIHCgVfZGF0YUIJCgdfbGVhc2VkImQKFExpc3RDb21tYW5kc1Jlc3BvbnNlEjMKCGNvbW1hbmRzGAEgAygLMiEud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RlZENvbW1hbmQSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJKm4KC0NvbW1hbmROYW1lEhwKGENPTU1BTkRfTkFNRV9VTlNQRUNJRklFRBAAEiEKHUNPTU1BTkRfTkFNRV9QUk9DRVNTX1dPUktGTE9XEAESHgoaQ09NTUFORF9OQU1FX1BST0NFU1NfRVZFTlQQAjKPBQoXU2NoZWR1bGVkQ29tbWFuZFNlcnZpY2USagoPU2NoZWR1bGVDb21tYW5kEioud2ZlLnBlcnNpc3RlbmNlLnYxLlNjaGVkdWxlQ29tbWFuZFJlcXVlc3QaKy53ZmUucGVyc2lzdGVuY2UudjEuU2NoZWR1bGVDb21tYW5kUmVzcG9uc2USZAoNQ2xhaW1Db21tYW5kcxIoLndmZS5wZXJzaXN0ZW5jZS52MS5DbGFpbUNvbW1hbmRzUmVxdWVzdBopLndmZS5wZXJzaXN0ZW5jZS52MS5DbGFpbUNvbW1hbmRzUmVzcG9uc2USbQoQQ29tcGxldGVDb21tYW5kcxIrLndmZS5wZXJzaXN0ZW5jZS52MS5Db21wbGV0ZUNvbW1hbmRzUmVxdWVzdBosLndmZS5wZXJzaXN0ZW5jZS52MS5Db21wbGV0ZUNvbW1hbmRzUmVzcG9uc2USagoPUmVsZWFzZUNvbW1hbmRzEioud2ZlLnBlcnNpc3RlbmNlLnYxLlJlbGVhc2VDb21tYW5kc1JlcXVlc3QaKy53ZmUucGVyc2lzdGVuY2UudjEuUmVsZWFzZUNvbW1hbmRzUmVzcG9uc2USZAoNUmVuZXdDb21tYW5kcxIoLndmZS5wZXJzaXN0ZW5jZS52MS5SZW5ld0NvbW1hbmRzUmVxdWVzdBopLndmZS5wZXJzaXN0ZW5jZS52MS5SZW5ld0NvbW1hbmRzUmVzcG9uc2USYQoMTGlzdENvbW1hbmRzEicud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RDb21tYW5kc1JlcXVlc3QaKC53ZmUucGVyc2lzdGVuY2UudjEuTGlzdENvbW1hbmRzUmVzcG9uc2VCTwoSd2ZlLnBlcnNpc3RlbmNlLnYxUAFaN3dmZS1wZXJzaXN0ZW5jZS9nZW4vZ28vd2ZlL3BlcnNpc3RlbmNlL3YxO3BlcnNpc3RlbmNldjFiBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * ScheduledCommand is work to be done at a later time. There is at most one for
@@ -96,6 +96,71 @@ export const ClaimedCommandSchema: GenMessage<ClaimedCommand> = /*@__PURE__*/
   messageDesc(file_wfe_persistence_v1_command, 1);
 
 /**
+ * CommandLease is one worker's hold of a command, as others may see it: without
+ * its token, which proves it.
+ *
+ * @generated from message wfe.persistence.v1.CommandLease
+ */
+export type CommandLease = Message<"wfe.persistence.v1.CommandLease"> & {
+  /**
+   * The worker that claimed the command, as it called itself; at most 512 bytes.
+   *
+   * @generated from field: string worker_id = 1;
+   */
+  workerId: string;
+
+  /**
+   * When the lease expires, by the database's clock.
+   *
+   * @generated from field: google.protobuf.Timestamp expiry = 2;
+   */
+  expiry?: Timestamp | undefined;
+
+  /**
+   * The fencing token of the claim; see ClaimedCommand.epoch.
+   *
+   * @generated from field: int64 epoch = 3;
+   */
+  epoch: bigint;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.CommandLease.
+ * Use `create(CommandLeaseSchema)` to create a new message.
+ */
+export const CommandLeaseSchema: GenMessage<CommandLease> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_command, 2);
+
+/**
+ * ListedCommand is a command in a list. If it is too large for a message, as only
+ * other software can have stored it, its data is cut off.
+ *
+ * @generated from message wfe.persistence.v1.ListedCommand
+ */
+export type ListedCommand = Message<"wfe.persistence.v1.ListedCommand"> & {
+  /**
+   * The command.
+   *
+   * @generated from field: wfe.persistence.v1.ScheduledCommand command = 1;
+   */
+  command?: ScheduledCommand | undefined;
+
+  /**
+   * The lease that it is under; absent: none, or an expired one.
+   *
+   * @generated from field: wfe.persistence.v1.CommandLease lease = 2;
+   */
+  lease?: CommandLease | undefined;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.ListedCommand.
+ * Use `create(ListedCommandSchema)` to create a new message.
+ */
+export const ListedCommandSchema: GenMessage<ListedCommand> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_command, 3);
+
+/**
  * ScheduleCommandRequest is the request of ScheduleCommand.
  *
  * @generated from message wfe.persistence.v1.ScheduleCommandRequest
@@ -114,7 +179,7 @@ export type ScheduleCommandRequest = Message<"wfe.persistence.v1.ScheduleCommand
  * Use `create(ScheduleCommandRequestSchema)` to create a new message.
  */
 export const ScheduleCommandRequestSchema: GenMessage<ScheduleCommandRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_command, 2);
+  messageDesc(file_wfe_persistence_v1_command, 4);
 
 /**
  * ScheduleCommandResponse is the response of ScheduleCommand.
@@ -129,7 +194,7 @@ export type ScheduleCommandResponse = Message<"wfe.persistence.v1.ScheduleComman
  * Use `create(ScheduleCommandResponseSchema)` to create a new message.
  */
 export const ScheduleCommandResponseSchema: GenMessage<ScheduleCommandResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_command, 3);
+  messageDesc(file_wfe_persistence_v1_command, 5);
 
 /**
  * ClaimCommandsRequest is the request of ClaimCommands.
@@ -173,7 +238,7 @@ export type ClaimCommandsRequest = Message<"wfe.persistence.v1.ClaimCommandsRequ
  * Use `create(ClaimCommandsRequestSchema)` to create a new message.
  */
 export const ClaimCommandsRequestSchema: GenMessage<ClaimCommandsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_command, 4);
+  messageDesc(file_wfe_persistence_v1_command, 6);
 
 /**
  * ClaimCommandsResponse is the response of ClaimCommands.
@@ -195,7 +260,7 @@ export type ClaimCommandsResponse = Message<"wfe.persistence.v1.ClaimCommandsRes
  * Use `create(ClaimCommandsResponseSchema)` to create a new message.
  */
 export const ClaimCommandsResponseSchema: GenMessage<ClaimCommandsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_command, 5);
+  messageDesc(file_wfe_persistence_v1_command, 7);
 
 /**
  * CompleteCommandsRequest is the request of CompleteCommands.
@@ -216,7 +281,7 @@ export type CompleteCommandsRequest = Message<"wfe.persistence.v1.CompleteComman
  * Use `create(CompleteCommandsRequestSchema)` to create a new message.
  */
 export const CompleteCommandsRequestSchema: GenMessage<CompleteCommandsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_command, 6);
+  messageDesc(file_wfe_persistence_v1_command, 8);
 
 /**
  * CompleteCommandsResponse is the response of CompleteCommands.
@@ -231,7 +296,7 @@ export type CompleteCommandsResponse = Message<"wfe.persistence.v1.CompleteComma
  * Use `create(CompleteCommandsResponseSchema)` to create a new message.
  */
 export const CompleteCommandsResponseSchema: GenMessage<CompleteCommandsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_command, 7);
+  messageDesc(file_wfe_persistence_v1_command, 9);
 
 /**
  * ReleaseCommandsRequest is the request of ReleaseCommands.
@@ -252,7 +317,7 @@ export type ReleaseCommandsRequest = Message<"wfe.persistence.v1.ReleaseCommands
  * Use `create(ReleaseCommandsRequestSchema)` to create a new message.
  */
 export const ReleaseCommandsRequestSchema: GenMessage<ReleaseCommandsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_command, 8);
+  messageDesc(file_wfe_persistence_v1_command, 10);
 
 /**
  * ReleaseCommandsResponse is the response of ReleaseCommands.
@@ -267,7 +332,7 @@ export type ReleaseCommandsResponse = Message<"wfe.persistence.v1.ReleaseCommand
  * Use `create(ReleaseCommandsResponseSchema)` to create a new message.
  */
 export const ReleaseCommandsResponseSchema: GenMessage<ReleaseCommandsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_command, 9);
+  messageDesc(file_wfe_persistence_v1_command, 11);
 
 /**
  * RenewCommandsRequest is the request of RenewCommands.
@@ -296,7 +361,7 @@ export type RenewCommandsRequest = Message<"wfe.persistence.v1.RenewCommandsRequ
  * Use `create(RenewCommandsRequestSchema)` to create a new message.
  */
 export const RenewCommandsRequestSchema: GenMessage<RenewCommandsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_command, 10);
+  messageDesc(file_wfe_persistence_v1_command, 12);
 
 /**
  * RenewCommandsResponse is the response of RenewCommands.
@@ -318,7 +383,106 @@ export type RenewCommandsResponse = Message<"wfe.persistence.v1.RenewCommandsRes
  * Use `create(RenewCommandsResponseSchema)` to create a new message.
  */
 export const RenewCommandsResponseSchema: GenMessage<RenewCommandsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_command, 11);
+  messageDesc(file_wfe_persistence_v1_command, 13);
+
+/**
+ * ListCommandsRequest is the request of ListCommands. Commands must match every
+ * condition given.
+ *
+ * @generated from message wfe.persistence.v1.ListCommandsRequest
+ */
+export type ListCommandsRequest = Message<"wfe.persistence.v1.ListCommandsRequest"> & {
+  /**
+   * Only commands with this name; UNSPECIFIED: any name.
+   *
+   * @generated from field: wfe.persistence.v1.CommandName command_name = 1;
+   */
+  commandName: CommandName;
+
+  /**
+   * Only the command with this data, at most 2048 bytes; absent: any data. The
+   * empty string is valid data. Requires `command_name`.
+   *
+   * @generated from field: optional string data = 2;
+   */
+  data?: string | undefined;
+
+  /**
+   * Only commands due before this time (`execute_time < due_before`), truncated
+   * to milliseconds; absent: any time. Years 1-9999.
+   *
+   * @generated from field: google.protobuf.Timestamp due_before = 3;
+   */
+  dueBefore?: Timestamp | undefined;
+
+  /**
+   * True: only commands under a lease; false: only those under none (or an
+   * expired one); absent: both.
+   *
+   * @generated from field: optional bool leased = 4;
+   */
+  leased?: boolean | undefined;
+
+  /**
+   * Only commands under a lease of this worker, at most 512 bytes; empty: any.
+   *
+   * @generated from field: string worker_id = 5;
+   */
+  workerId: string;
+
+  /**
+   * Maximum number of commands to return; a page is shorter if the next one
+   * would not fit in the same message. 0 means 100; values above 1000 mean 1000;
+   * negative: INVALID_ARGUMENT.
+   *
+   * @generated from field: int32 page_size = 6;
+   */
+  pageSize: number;
+
+  /**
+   * The `next_page_token` of the previous page; empty: the first page. All
+   * other fields must be the same as for the first page.
+   *
+   * @generated from field: string page_token = 7;
+   */
+  pageToken: string;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.ListCommandsRequest.
+ * Use `create(ListCommandsRequestSchema)` to create a new message.
+ */
+export const ListCommandsRequestSchema: GenMessage<ListCommandsRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_command, 14);
+
+/**
+ * ListCommandsResponse is the response of ListCommands.
+ *
+ * @generated from message wfe.persistence.v1.ListCommandsResponse
+ */
+export type ListCommandsResponse = Message<"wfe.persistence.v1.ListCommandsResponse"> & {
+  /**
+   * The commands, soonest execute_time first; ties in the order in which they
+   * were first scheduled.
+   *
+   * @generated from field: repeated wfe.persistence.v1.ListedCommand commands = 1;
+   */
+  commands: ListedCommand[];
+
+  /**
+   * The token of the next page; empty: this is the last page.
+   *
+   * @generated from field: string next_page_token = 2;
+   */
+  nextPageToken: string;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.ListCommandsResponse.
+ * Use `create(ListCommandsResponseSchema)` to create a new message.
+ */
+export const ListCommandsResponseSchema: GenMessage<ListCommandsResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_command, 15);
 
 /**
  * CommandName is the kind of work that a scheduled command asks the engine to
@@ -428,6 +592,23 @@ export const ScheduledCommandService: GenService<{
     methodKind: "unary";
     input: typeof RenewCommandsRequestSchema;
     output: typeof RenewCommandsResponseSchema;
+  },
+  /**
+   * Lists commands, due or not, under a lease or not, soonest first, in pages,
+   * for inspection by people and tools. It changes nothing and delays no worker.
+   * A page token records execute_time and the order in which commands were first
+   * scheduled, so commands scheduled or completed between two pages do not shift
+   * the list. With `data`, it looks one command up; otherwise it reads commands in
+   * their order until the page is full, so if few match, it may read all of them.
+   * Commands that other software has stored are listed too, with the name
+   * UNSPECIFIED if the server does not know theirs. Errors: INVALID_ARGUMENT.
+   *
+   * @generated from rpc wfe.persistence.v1.ScheduledCommandService.ListCommands
+   */
+  listCommands: {
+    methodKind: "unary";
+    input: typeof ListCommandsRequestSchema;
+    output: typeof ListCommandsResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_wfe_persistence_v1_command, 0);
