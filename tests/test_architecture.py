@@ -29,6 +29,7 @@ from wfe_persistence.store import (
     purge,
     subscription,
     workflow,
+    workflow_list,
 )
 
 STORE: tuple[ModuleType, ...] = (
@@ -42,6 +43,7 @@ STORE: tuple[ModuleType, ...] = (
     purge,
     subscription,
     workflow,
+    workflow_list,
 )
 # What has no function or no statement of its own, and why.
 WITHOUT_FUNCTION = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,12 +14,17 @@ from tests.client.test_patches import NOW, subscription, workflow
 from tests.client.wire import provider_on
 from wfe.persistence.v1 import event_pb2, store_pb2, workflow_pb2
 from wfe_persistence_client import (
+    CommandLease,
+    CommandName,
     Event,
+    EventSubscription,
     ExecutionError,
+    ListedCommand,
     ListOrder,
     PersistenceProvider,
     PurgedWorkflows,
     RevisionMismatch,
+    ScheduledCommand,
     WorkflowFilter,
     WorkflowNotFound,
     WorkflowStatus,
@@ -80,7 +85,26 @@ async def test_workflows(real: PersistenceProvider) -> None:
         ({"create_time_before": NOW + HOUR}, [0]),
         ({"complete_time_from": NOW}, [2]),
         ({"complete_time_before": NOW + HOUR}, []),
+        ({"written_before": NOW + HOUR}, [0]),
+        ({"due_before": NOW}, []),
+        ({"waiting_event_name": definition}, [1, 0]),
+        ({"waiting_event_name": definition, "waiting_event_key": "1"}, [1]),
+        ({"error_time_from": NOW + HOUR}, [2]),
     ]
+    for n in range(2):
+        await real.create_event_subscription(
+            EventSubscription(
+                workflow_id=ids[n],
+                step_id=1,
+                execution_pointer_id="1",
+                event_name=definition,
+                event_key=str(n),
+                subscribe_as_of=NOW,
+            )
+        )
+    await real.persist_errors(
+        [ExecutionError(workflow_id=ids[n], error_time=NOW + (n - 1) * HOUR) for n in range(3)]
+    )
     for given, expected in filters:
         fields: Any = {"workflow_definition_id": definition, **given}
         found = await real.list_workflows(WorkflowFilter(**fields))
@@ -238,3 +262,38 @@ async def test_a_list_that_is_not_asked_for_everything_asks_for_nothing(
         page_size=1000, order=convert.order_to_proto(ListOrder.NEWEST_FIRST)
     )
     assert store.requests["ListErrors"][0] == store_pb2.ListErrorsRequest(page_size=1000)
+
+
+async def test_commands(real: PersistenceProvider) -> None:
+    namespace = f"n{uuid.uuid4().hex}"
+    await real.create_namespace(namespace)
+    await _check_commands(real.with_namespace(namespace))
+    await real.delete_namespace(namespace, force=True)
+
+
+async def _check_commands(real: PersistenceProvider) -> None:
+    made = [
+        ScheduledCommand(command_name=CommandName.PROCESS_EVENT, data=f"e{n}", execute_time=n)
+        for n in range(3)
+    ]
+    for command in made:
+        await real.schedule_command(command)
+    [claim] = await real.claim_commands(limit=1, worker_id="me")
+    held = ListedCommand(
+        command=made[0],
+        lease=CommandLease(worker_id="me", expiry=claim.lease_expiry, epoch=claim.epoch),
+    )
+    free = [ListedCommand(command=command) for command in made[1:]]
+    assert await real.list_commands() == [held, *free]
+    assert await collected(real.iter_commands(page_size=1)) == [held, *free]
+    assert await real.list_commands(leased=True) == [held]
+    assert await real.list_commands(leased=False) == free
+    assert await real.list_commands(worker_id="me") == [held]
+    assert await real.list_commands(worker_id="you") == []
+    before = datetime.fromtimestamp(0.002, UTC)
+    assert await real.list_commands(due_before=before) == [held, free[0]]
+    name = CommandName.PROCESS_EVENT
+    assert await real.list_commands(command_name=name, data="e2") == [free[1]]
+    assert await real.list_commands(command_name=CommandName.PROCESS_WORKFLOW) == []
+    await real.complete_commands([claim.lease_token])
+    assert await real.list_commands() == free

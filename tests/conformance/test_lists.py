@@ -174,6 +174,10 @@ FILTERS: Final[dict[str, tuple[Given, Passes]]] = {
         ),
     ),
 }
+STUCK: Final = {
+    # What the workflows themselves do not show: see test_stuck_workflows.py.
+    "written_before", "due_before", "waiting_event_name", "waiting_event_key", "error_time_from",
+}  # fmt: skip
 OWN_BY_THEMSELVES: Final = ("workflow_definition_id", "name_prefix", "root_workflow_id")
 
 
@@ -191,7 +195,7 @@ def _filter(population: Population, name: str) -> tuple[WorkflowFilter, list[Wor
 
 def test_every_field_of_the_filter_is_asked_for(population: Population) -> None:
     asked = {name for given, _ in FILTERS.values() for name in given(population)}
-    assert asked == set(make.fields_of(WorkflowFilter))
+    assert asked | STUCK == set(make.fields_of(WorkflowFilter))
 
 
 @pytest.mark.parametrize("name", FILTERS)

@@ -20,6 +20,7 @@ from wfe_persistence.store import (
     purge,
     subscription,
     workflow,
+    workflow_list,
 )
 from wfe_persistence.store.migrate import migrate
 from wfe_persistence.store.schema import Schema
@@ -155,11 +156,11 @@ HEADER = WorkflowView.WORKFLOW_VIEW_HEADER
 NO_FILTER: list[object] = [None] * 15
 PURGED: list[object] = ["{Complete,Terminated}", NOW]
 _PAGED: list[tuple[str, str, list[object], list[object], set[str]]] = [
-    ("list_workflows", workflow.LIST_WORKFLOWS[NEWEST, HEADER], NO_FILTER, [100],
+    ("list_workflows", workflow_list.LIST_WORKFLOWS[NEWEST, HEADER], NO_FILTER, [100],
      {"workflows_by_status"}),
-    ("list_workflows_oldest", workflow.LIST_WORKFLOWS[OLDEST, HEADER], NO_FILTER, [100],
+    ("list_workflows_oldest", workflow_list.LIST_WORKFLOWS[OLDEST, HEADER], NO_FILTER, [100],
      {"workflows_by_status"}),
-    ("list_workflows_of_status", workflow.LIST_WORKFLOWS[NEWEST, HEADER],
+    ("list_workflows_of_status", workflow_list.LIST_WORKFLOWS[NEWEST, HEADER],
      ["{Runnable}", *NO_FILTER[1:]], [100], {"workflows_by_status"}),
     ("list_events", event.LIST_EVENTS[NEWEST], [None] * 5, [100], {"events_by_time"}),
     ("list_events_oldest", event.LIST_EVENTS[OLDEST], ["n", "k7", None, None, None], [100],

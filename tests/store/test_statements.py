@@ -25,7 +25,7 @@ import pytest
 import wfe_persistence.store
 from wfe.persistence.v1.list_order_pb2 import ListOrder
 from wfe.persistence.v1.workflow_pb2 import WorkflowView
-from wfe_persistence.store import commit, workflow
+from wfe_persistence.store import commit, workflow_list
 from wfe_persistence.store.tables import Store
 
 STATEMENTS = Path(__file__).parent / "statements"
@@ -114,7 +114,9 @@ def test_statements_of_all_kinds_are_found() -> None:
     found = statements()
     assert found["COMMIT_WORKFLOW_PATCH.sql"] == commit.COMMIT_WORKFLOW_PATCH
     view, order = WorkflowView.WORKFLOW_VIEW_ACTIVE, ListOrder.LIST_ORDER_NEWEST_FIRST
-    assert found["LIST_WORKFLOWS.newest_first.active.sql"] == workflow.LIST_WORKFLOWS[order, view]
+    assert (
+        found["LIST_WORKFLOWS.newest_first.active.sql"] == workflow_list.LIST_WORKFLOWS[order, view]
+    )
     assert len(found) > 50
 
 

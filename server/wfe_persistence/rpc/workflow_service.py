@@ -12,7 +12,7 @@ from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import Check, R, read_back
 from wfe_persistence.rpc.check.bounds import MAX_REVISION
-from wfe_persistence.store import commit, pointer, purge, workflow
+from wfe_persistence.store import commit, pointer, purge, workflow, workflow_list
 from wfe_persistence.store.paging import Wanted
 from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.rows import epoch_ms
@@ -157,7 +157,7 @@ class WorkflowService:
         view = check.view(request.view, pb.WorkflowView.WORKFLOW_VIEW_HEADER)
         page_size = check.page_size(request.page_size)
         check.done()
-        page = await workflow.list_workflows(
+        page = await workflow_list.list_workflows(
             call.store,
             request.filter,
             order,
@@ -176,7 +176,7 @@ class WorkflowService:
         check.filter(request.filter)
         check.done()
         return pb.CountWorkflowsResponse(
-            counts=await workflow.count_workflows(call.store, request.filter)
+            counts=await workflow_list.count_workflows(call.store, request.filter)
         )
 
     async def DeleteWorkflow(

@@ -27,7 +27,7 @@ from wfe_persistence.store.rows import (
     timestamp,
 )
 from wfe_persistence.store.tables import Store
-from wfe_persistence.store.workflow import status_array
+from wfe_persistence.store.workflow_list import status_array
 
 ENDED: Final = (
     WorkflowStatus.WORKFLOW_STATUS_COMPLETE,

@@ -2,49 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Final
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
-from wfe.persistence.v1.list_order_pb2 import ListOrder
 from wfe.persistence.v1.workflow_pb2 import (
-    WorkflowCount,
-    WorkflowFilter,
     WorkflowInstance,
-    WorkflowStatus,
     WorkflowView,
 )
 from wfe_persistence import offload
 from wfe_persistence.errors import PersistenceError, field_error, workflow_not_found
-from wfe_persistence.store.columns import INT8, Column, Columns, enum
 from wfe_persistence.store.documents import workflow_document
 from wfe_persistence.store.oversize import reduce
 from wfe_persistence.store.paging import (
-    DIRECTIONS,
     LEAST_NUMBER,
     NUMBER,
-    TIME,
     Cursor,
     Page,
     Wanted,
     behind,
-    fill_page,
     page_of_ids,
 )
 from wfe_persistence.store.pointer import IS_ACTIVE, POINTER_SELECTION, read_pointer
-from wfe_persistence.store.records import POINTER, WORKFLOW, WORKFLOW_STATUS
+from wfe_persistence.store.records import POINTER, WORKFLOW
 from wfe_persistence.store.rows import (
     GetValue,
-    Param,
     PGresult,
-    epoch_ms,
     integer,
     read_int8,
     text,
     text_list,
-    timestamp,
 )
 from wfe_persistence.store.tables import Store
 
@@ -112,13 +101,13 @@ async def create_new_workflow(store: Store, instance: WorkflowInstance) -> int:
 
 
 # The header's large columns are returned with a workflow's first pointer only.
-_INSTANCE_COLUMNS = f"""{POINTER_SELECTION},
+INSTANCE_COLUMNS = f"""{POINTER_SELECTION},
     {WORKFLOW.selection("w", large_if="row_number() OVER pointers = 1")}"""
 _read_header_columns = WORKFLOW.reader(first=len(POINTER))
 _CREATE_TIME: Final = len(POINTER) + WORKFLOW.at("create_time")
 
 # The condition that joins a view's pointers to a workflow. A join ON FALSE reads nothing.
-_POINTERS_OF_VIEW: Final[dict[WorkflowView.ValueType, str]] = {
+POINTERS_OF_VIEW: Final[dict[WorkflowView.ValueType, str]] = {
     WorkflowView.WORKFLOW_VIEW_FULL: "p.workflow_id = w.id",
     WorkflowView.WORKFLOW_VIEW_ACTIVE: f"p.workflow_id = w.id AND {IS_ACTIVE}",
     WorkflowView.WORKFLOW_VIEW_HEADER: "FALSE",
@@ -128,7 +117,7 @@ _POINTERS_OF_VIEW: Final[dict[WorkflowView.ValueType, str]] = {
 def _get_instance(*, condition: str, pointers: str) -> str:
     """A workflow with the pointers of a view: one row for each pointer, or one without any."""
     return f"""
-SELECT {_INSTANCE_COLUMNS}
+SELECT {INSTANCE_COLUMNS}
 FROM wfc.workflows w LEFT JOIN wfc.execution_pointers p ON {pointers}
 WHERE {condition}
 WINDOW pointers AS (ORDER BY p.ordinal)
@@ -138,7 +127,7 @@ ORDER BY p.ordinal
 
 GET_WORKFLOW_INSTANCE = {
     view: _get_instance(condition="w.id = $1", pointers=pointers)
-    for view, pointers in _POINTERS_OF_VIEW.items()
+    for view, pointers in POINTERS_OF_VIEW.items()
 }
 
 
@@ -152,7 +141,7 @@ async def get_workflow_instance(
 
 GET_WORKFLOW_INSTANCE_BY_NAME = {
     view: _get_instance(condition="w.name = $1", pointers=pointers)
-    for view, pointers in _POINTERS_OF_VIEW.items()
+    for view, pointers in POINTERS_OF_VIEW.items()
 }
 
 
@@ -175,7 +164,7 @@ def _get_instances(*, pointers: str) -> str:
     LATERAL with LIMIT 1 makes the planner look up each id in the index, whatever number it expects.
     """
     return f"""
-SELECT {_INSTANCE_COLUMNS},
+SELECT {INSTANCE_COLUMNS},
     asked.n
 FROM jsonb_array_elements_text($1::jsonb) WITH ORDINALITY AS asked (id, n)
 JOIN LATERAL (SELECT * FROM wfc.workflows w WHERE w.id = asked.id LIMIT 1) w ON TRUE
@@ -186,7 +175,7 @@ ORDER BY asked.n, p.ordinal
 
 
 GET_WORKFLOW_INSTANCES = {
-    view: _get_instances(pointers=pointers) for view, pointers in _POINTERS_OF_VIEW.items()
+    view: _get_instances(pointers=pointers) for view, pointers in POINTERS_OF_VIEW.items()
 }
 
 
@@ -204,7 +193,7 @@ async def get_workflow_instances(
     size = rows = 0
     result = store.stream(GET_WORKFLOW_INSTANCES[view], text_list(ids), paged=True)
     full = False
-    async with aclosing(_instances(result, view)) as instances:
+    async with aclosing(read_instances(result, view)) as instances:
         async for instance, _ in instances:
             reduce(instance, max_bytes)
             page.append(instance)
@@ -221,7 +210,7 @@ async def get_workflow_instances(
     return page
 
 
-async def _instances(
+async def read_instances(
     rows: AsyncGenerator[PGresult, None], view: WorkflowView.ValueType
 ) -> AsyncGenerator[tuple[WorkflowInstance, Cursor], None]:
     """Workflows from rows, and where each stands in the order of create_time. The last column is
@@ -276,166 +265,6 @@ async def next_definition_sequence(store: Store, definition_id: str) -> int:
     """The next number of a definition, from 1 on."""
     row = await store.write(NEXT_DEFINITION_SEQUENCE, text(definition_id))
     return read_int8(row.get_value(0, 0))
-
-
-# An absent criterion is NULL, and its condition is removed when the statement is planned. It is
-# planned with its parameters each time (`once`): which index is best depends on the criteria.
-# = ANY (ARRAY (...)) makes the planner start from the few workflows with such a subscription or
-# error, and look them up by their ids.
-_FILTER = """($1::text[] IS NULL OR w.status = ANY ($1))
-            AND ($2::text IS NULL OR w.definition_id = $2)
-            AND ($3::int IS NULL OR w.version = $3)
-            AND ($4::text IS NULL OR w.reference = $4)
-            AND ($5::text IS NULL OR w.name LIKE $5)
-            AND ($6::text IS NULL OR w.root_workflow_id = $6)
-            AND ($7::timestamptz IS NULL OR w.create_time >= $7)
-            AND ($8::timestamptz IS NULL OR w.create_time < $8)
-            AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
-            AND ($10::timestamptz IS NULL OR w.complete_time < $10)
-            AND ($11::timestamptz IS NULL OR coalesce(w.last_heartbeat_at, w.create_time) < $11)
-            AND ($12::bigint IS NULL OR (w.status = 'Runnable' AND w.next_execution < $12))
-            AND ($13::text IS NULL OR w.id = ANY (ARRAY (
-                SELECT DISTINCT s.workflow_id FROM wfc.event_subscriptions s
-                WHERE s.event_name = $13 AND ($14::text IS NULL OR s.event_key = $14))))
-            AND ($15::timestamptz IS NULL OR w.id = ANY (ARRAY (
-                SELECT DISTINCT e.workflow_id FROM wfc.execution_errors e
-                WHERE e.error_time >= $15)))"""
-
-
-def _filter_params(f: WorkflowFilter) -> list[Param]:
-    prefix = f.name_prefix.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")
-    return [
-        status_array(f.statuses) if f.statuses else None,
-        text(f.workflow_definition_id) if f.workflow_definition_id else None,
-        integer(f.version) if f.HasField("version") else None,
-        text(f.reference) if f.HasField("reference") else None,
-        text(f"{prefix}%") if prefix else None,
-        text(f.root_workflow_id) if f.root_workflow_id else None,
-        *(
-            timestamp(getattr(f, field)) if f.HasField(field) else None
-            for field in (
-                "create_time_from",
-                "create_time_before",
-                "complete_time_from",
-                "complete_time_before",
-                "written_before",
-            )
-        ),
-        integer(epoch_ms(f.due_before)) if f.HasField("due_before") else None,
-        text(f.waiting_event_name) if f.waiting_event_name else None,
-        text(f.waiting_event_key) if f.HasField("waiting_event_key") else None,
-        timestamp(f.error_time_from) if f.HasField("error_time_from") else None,
-    ]
-
-
-def status_array(statuses: Iterable[WorkflowStatus.ValueType]) -> bytes:
-    """Statuses as a text[] parameter."""
-    return f"{{{','.join(WORKFLOW_STATUS[status] for status in dict.fromkeys(statuses))}}}".encode()
-
-
-_STATUSES: Final = sorted(f"'{name}'" for name in WORKFLOW_STATUS.values())
-# Other software may have stored statuses that this server does not know. They are found between
-# those that it knows, in the same index, as one look into each gap.
-_OTHER_STATUS: Final = " OR ".join(
-    (
-        f"w.status < {_STATUSES[0]}",
-        *(f"w.status > {a} AND w.status < {b}" for a, b in pairwise(_STATUSES)),
-        f"w.status > {_STATUSES[-1]}",
-    )
-)
-
-
-def _list_workflows(*, after: str, direction: str, pointers: str) -> str:
-    """A page of workflows by create_time, numbered in their order.
-
-    It is merged from the first workflows of each status, so that one index by status is enough.
-    """
-
-    def first(status: str) -> str:
-        return f"""
-        SELECT * FROM wfc.workflows w
-        WHERE {status} AND {_FILTER}
-            AND ($17::text IS NULL OR (w.create_time, w.id) {after} ($16::timestamptz, $17))
-        ORDER BY w.create_time {direction}, w.id {direction}
-        LIMIT $18"""
-
-    return f"""
-WITH page AS MATERIALIZED (
-    SELECT * FROM (
-        SELECT w.* FROM unnest(
-            coalesce($1::text[], ARRAY[{", ".join(_STATUSES)}])
-        ) AS of (status), LATERAL ({first("w.status = of.status")}
-        ) w
-        UNION ALL
-        ({first(f"$1 IS NULL AND ({_OTHER_STATUS})")})
-    ) first
-    ORDER BY first.create_time {direction}, first.id {direction}
-    LIMIT $18
-), numbered AS (
-    SELECT page.*, row_number() OVER (ORDER BY create_time {direction}, id {direction}) AS n
-    FROM page
-)
-SELECT {_INSTANCE_COLUMNS},
-    w.n
-FROM numbered w LEFT JOIN wfc.execution_pointers p ON {pointers}
-WINDOW pointers AS (PARTITION BY w.n ORDER BY p.ordinal)
-ORDER BY w.n, p.ordinal
-"""
-
-
-LIST_WORKFLOWS = {
-    (order, view): _list_workflows(
-        after=direction.after, direction=direction.order, pointers=pointers
-    )
-    for order, direction in DIRECTIONS.items()
-    for view, pointers in _POINTERS_OF_VIEW.items()
-}
-
-
-async def list_workflows(
-    store: Store,
-    filter_: WorkflowFilter,
-    order: ListOrder.ValueType,
-    view: WorkflowView.ValueType,
-    after: Cursor | None,
-    page_size: int,
-    page_bytes: int,
-) -> Page[WorkflowInstance]:
-    """Workflows by create_time. One that is too large for a page is returned without pointers."""
-    rows = store.stream_once(
-        LIST_WORKFLOWS[order, view],
-        *_filter_params(filter_),
-        *TIME.params(after),
-        integer(page_size + 1),
-    )
-    return await fill_page(
-        _instances(rows, view),
-        lambda found: found[0],
-        lambda found, _: found[1],
-        page_size,
-        page_bytes,
-    )
-
-
-_read_count = Columns(
-    WorkflowCount, Column("status", enum(WORKFLOW_STATUS)), Column("count", INT8)
-).reader()
-
-COUNT_WORKFLOWS = f"""
-SELECT w.status, count(*) FROM wfc.workflows w WHERE {_FILTER} GROUP BY w.status
-"""
-
-
-async def count_workflows(store: Store, filter_: WorkflowFilter) -> list[WorkflowCount]:
-    """How many workflows have each status; UNSPECIFIED: any that this server does not know."""
-    rows = await store.read_once(COUNT_WORKFLOWS, *_filter_params(filter_))
-    counts: dict[WorkflowStatus.ValueType, WorkflowCount] = {}
-    for row in range(rows.ntuples):
-        count = WorkflowCount()
-        _read_count(rows.get_value, row, count)
-        if (same := counts.setdefault(count.status, count)) is not count:
-            same.count += count.count
-    return [counts[status] for status in sorted(counts)]
 
 
 async def _read_instance(

@@ -1,0 +1,197 @@
+"""Lists and counts of workflows by a filter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Final
+
+from wfe.persistence.v1.list_order_pb2 import ListOrder
+from wfe.persistence.v1.workflow_pb2 import (
+    WorkflowCount,
+    WorkflowFilter,
+    WorkflowInstance,
+    WorkflowStatus,
+    WorkflowView,
+)
+from wfe_persistence.store.columns import INT8, Column, Columns, enum
+from wfe_persistence.store.paging import DIRECTIONS, TIME, Cursor, Page, fill_page
+from wfe_persistence.store.records import WORKFLOW_STATUS
+from wfe_persistence.store.rows import Param, epoch_ms, integer, text, timestamp
+from wfe_persistence.store.tables import Store
+from wfe_persistence.store.workflow import INSTANCE_COLUMNS, POINTERS_OF_VIEW, read_instances
+
+# An absent criterion is NULL, and its condition is removed when the statement is planned. It is
+# planned with its parameters each time (`once`): which index is best depends on the criteria.
+_FILTER = """($1::text[] IS NULL OR w.status = ANY ($1))
+            AND ($2::text IS NULL OR w.definition_id = $2)
+            AND ($3::int IS NULL OR w.version = $3)
+            AND ($4::text IS NULL OR w.reference = $4)
+            AND ($5::text IS NULL OR w.name LIKE $5)
+            AND ($6::text IS NULL OR w.root_workflow_id = $6)
+            AND ($7::timestamptz IS NULL OR w.create_time >= $7)
+            AND ($8::timestamptz IS NULL OR w.create_time < $8)
+            AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
+            AND ($10::timestamptz IS NULL OR w.complete_time < $10)
+            AND ($11::timestamptz IS NULL OR coalesce(w.last_heartbeat_at, w.create_time) < $11)
+            AND ($12::bigint IS NULL OR (w.status = 'Runnable' AND w.next_execution < $12))"""
+
+# Where a criterion is about subscriptions or errors, those are read first, and then the workflows
+# that have all that is asked for, by their ids: LATERAL with LIMIT 1, as in `_get_instances`. What
+# is not asked for is compared with NULL, and not read.
+_IS_CHOSEN = "($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL)"
+_CHOSEN = """(
+            SELECT c.id FROM (
+                SELECT DISTINCT s.workflow_id AS id FROM wfc.event_subscriptions s
+                WHERE s.event_name = $13::text AND ($14::text IS NULL OR s.event_key = $14)
+                UNION ALL
+                SELECT DISTINCT e.workflow_id FROM wfc.execution_errors e
+                WHERE e.error_time >= $15::timestamptz
+            ) c
+            GROUP BY c.id HAVING count(*) = num_nonnulls($13::text, $15::timestamptz)
+        ) chosen, LATERAL (SELECT * FROM wfc.workflows w WHERE w.id = chosen.id LIMIT 1) w"""
+
+
+def _filter_params(f: WorkflowFilter) -> list[Param]:
+    prefix = f.name_prefix.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")
+    return [
+        status_array(f.statuses) if f.statuses else None,
+        text(f.workflow_definition_id) if f.workflow_definition_id else None,
+        integer(f.version) if f.HasField("version") else None,
+        text(f.reference) if f.HasField("reference") else None,
+        text(f"{prefix}%") if prefix else None,
+        text(f.root_workflow_id) if f.root_workflow_id else None,
+        *(
+            timestamp(getattr(f, field)) if f.HasField(field) else None
+            for field in (
+                "create_time_from",
+                "create_time_before",
+                "complete_time_from",
+                "complete_time_before",
+                "written_before",
+            )
+        ),
+        integer(epoch_ms(f.due_before)) if f.HasField("due_before") else None,
+        text(f.waiting_event_name) if f.waiting_event_name else None,
+        text(f.waiting_event_key) if f.HasField("waiting_event_key") else None,
+        timestamp(f.error_time_from) if f.HasField("error_time_from") else None,
+    ]
+
+
+def status_array(statuses: Iterable[WorkflowStatus.ValueType]) -> bytes:
+    """Statuses as a text[] parameter."""
+    return f"{{{','.join(WORKFLOW_STATUS[status] for status in dict.fromkeys(statuses))}}}".encode()
+
+
+_STATUSES: Final = sorted(f"'{name}'" for name in WORKFLOW_STATUS.values())
+# Other software may have stored statuses that this server does not know. They are found between
+# those that it knows, in the same index, as one look into each gap.
+_OTHER_STATUS: Final = " OR ".join(
+    (
+        f"w.status < {_STATUSES[0]}",
+        *(f"w.status > {a} AND w.status < {b}" for a, b in pairwise(_STATUSES)),
+        f"w.status > {_STATUSES[-1]}",
+    )
+)
+
+
+def _list_workflows(*, after: str, direction: str, pointers: str) -> str:
+    """A page of workflows by create_time, numbered in their order.
+
+    It is merged from the first workflows of each status, so that one index by status is enough, or
+    sorted if subscriptions or errors choose them.
+    """
+
+    def first(condition: str, source: str = "wfc.workflows w") -> str:
+        return f"""
+        SELECT w.* FROM {source}
+        WHERE {condition} AND {_FILTER}
+            AND ($17::text IS NULL OR (w.create_time, w.id) {after} ($16::timestamptz, $17))
+        ORDER BY w.create_time {direction}, w.id {direction}
+        LIMIT $18"""
+
+    return f"""
+WITH page AS MATERIALIZED (
+    SELECT * FROM (
+        SELECT w.* FROM unnest(
+            coalesce($1::text[], ARRAY[{", ".join(_STATUSES)}])
+        ) AS of (status), LATERAL ({first(f"NOT {_IS_CHOSEN} AND w.status = of.status")}
+        ) w
+        UNION ALL
+        ({first(f"NOT {_IS_CHOSEN} AND $1 IS NULL AND ({_OTHER_STATUS})")})
+        UNION ALL
+        ({first(_IS_CHOSEN, _CHOSEN)})
+    ) first
+    ORDER BY first.create_time {direction}, first.id {direction}
+    LIMIT $18
+), numbered AS (
+    SELECT page.*, row_number() OVER (ORDER BY create_time {direction}, id {direction}) AS n
+    FROM page
+)
+SELECT {INSTANCE_COLUMNS},
+    w.n
+FROM numbered w LEFT JOIN wfc.execution_pointers p ON {pointers}
+WINDOW pointers AS (PARTITION BY w.n ORDER BY p.ordinal)
+ORDER BY w.n, p.ordinal
+"""
+
+
+LIST_WORKFLOWS = {
+    (order, view): _list_workflows(
+        after=direction.after, direction=direction.order, pointers=pointers
+    )
+    for order, direction in DIRECTIONS.items()
+    for view, pointers in POINTERS_OF_VIEW.items()
+}
+
+
+async def list_workflows(
+    store: Store,
+    filter_: WorkflowFilter,
+    order: ListOrder.ValueType,
+    view: WorkflowView.ValueType,
+    after: Cursor | None,
+    page_size: int,
+    page_bytes: int,
+) -> Page[WorkflowInstance]:
+    """Workflows by create_time. One that is too large for a page is returned without pointers."""
+    rows = store.stream_once(
+        LIST_WORKFLOWS[order, view],
+        *_filter_params(filter_),
+        *TIME.params(after),
+        integer(page_size + 1),
+    )
+    return await fill_page(
+        read_instances(rows, view),
+        lambda found: found[0],
+        lambda found, _: found[1],
+        page_size,
+        page_bytes,
+    )
+
+
+_read_count = Columns(
+    WorkflowCount, Column("status", enum(WORKFLOW_STATUS)), Column("count", INT8)
+).reader()
+
+COUNT_WORKFLOWS = f"""
+SELECT w.status, count(*) FROM (
+        SELECT w.status FROM wfc.workflows w
+        WHERE NOT {_IS_CHOSEN} AND {_FILTER}
+        UNION ALL
+        SELECT w.status FROM {_CHOSEN}
+        WHERE {_IS_CHOSEN} AND {_FILTER}
+) w GROUP BY w.status
+"""
+
+
+async def count_workflows(store: Store, filter_: WorkflowFilter) -> list[WorkflowCount]:
+    """How many workflows have each status; UNSPECIFIED: any that this server does not know."""
+    rows = await store.read_once(COUNT_WORKFLOWS, *_filter_params(filter_))
+    counts: dict[WorkflowStatus.ValueType, WorkflowCount] = {}
+    for row in range(rows.ntuples):
+        count = WorkflowCount()
+        _read_count(rows.get_value, row, count)
+        if (same := counts.setdefault(count.status, count)) is not count:
+            same.count += count.count
+    return [counts[status] for status in sorted(counts)]
