@@ -17,7 +17,7 @@ from wfe.persistence.v1.workflow_pb2 import (
     WorkflowFilter,
     WorkflowView,
 )
-from wfe_persistence.store import workflow
+from wfe_persistence.store import workflow, workflow_list
 from wfe_persistence.store.paging import START
 from wfe_persistence.store.tables import Store
 
@@ -31,7 +31,7 @@ async def _get(store: Store) -> int:
 
 
 async def _list(store: Store) -> int:
-    page = await workflow.list_workflows(
+    page = await workflow_list.list_workflows(
         store, WorkflowFilter(), ListOrder.LIST_ORDER_OLDEST_FIRST, FULL, START, 10, 10**9
     )
     return sum(len(instance.execution_pointers) for instance in page.items)
