@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import grpc
 import psutil
 import psycopg
 import pytest
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.support import make
@@ -19,7 +21,7 @@ from tests.support.api import Api, connect
 from tests.support.expect import fails
 from tests.support.scene import never_due
 from tests.support.server import ServerProcess
-from wfe.persistence.v1.workflow_pb2 import GetWorkflowInstancesRequest
+from wfe.persistence.v1.workflow_pb2 import GetWorkflowInstancesRequest, ListWorkflowsRequest
 
 CONNECTIONS = 4
 STALL_SECONDS = 2
@@ -81,18 +83,19 @@ async def eventually(holds: Callable[[], Awaitable[bool]], seconds: float = 20) 
             await asyncio.sleep(0.05)
 
 
+async def idle(database_url: str) -> bool:
+    """Whether none of the server's connections runs a statement."""
+    async with await psycopg.AsyncConnection.connect(database_url) as connection:
+        row = await (await connection.execute(BUSY)).fetchone()
+        return row == (0,)
+
+
 async def test_streams_that_are_not_read_hold_no_connection(
     server: ServerProcess, api: Api, database_url: str
 ) -> None:
     streams = [stream(api) for _ in range(20)]
     await asyncio.gather(*map(begun, streams))
-
-    async def idle() -> bool:
-        async with await psycopg.AsyncConnection.connect(database_url) as connection:
-            row = await (await connection.execute(BUSY)).fetchone()
-            return row == (0,)
-
-    await eventually(idle)
+    await eventually(lambda: idle(database_url))
     instance = never_due()
     await api.create_new_workflow(instance)
     for _ in range(CONNECTIONS):
@@ -103,6 +106,66 @@ async def test_streams_that_are_not_read_hold_no_connection(
     assert not any(call.done() for call in streams)
     for call in streams:
         call.cancel()
+
+
+def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
+    """A frame of HTTP/2."""
+    return (
+        struct.pack("!I", len(payload))[1:] + struct.pack("!BBI", kind, flags, stream_id) + payload
+    )
+
+
+def headers(path: str) -> bytes:
+    """The headers of a call, each a literal."""
+    fields = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": path,
+        ":authority": "localhost",
+        "te": "trailers",
+        "content-type": "application/grpc",
+    }
+    return b"".join(
+        b"\0" + b"".join(bytes([len(text)]) + text.encode() for text in field)
+        for field in fields.items()
+    )
+
+
+DATA, HEADERS, SETTINGS = 0, 1, 4
+END_STREAM, ACK, END_HEADERS = 1, 1, 4
+NO_WINDOW = struct.pack("!HI", 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "request_"),
+    [
+        ("WorkflowService/ListWorkflows", ListWorkflowsRequest(page_size=30)),
+        ("WorkflowService/GetWorkflowInstances", GetWorkflowInstancesRequest(ids=IDS[:30])),
+    ],
+)
+async def test_client_that_takes_no_byte_holds_no_connection(
+    server: ServerProcess, api: Api, database_url: str, path: str, request_: Message
+) -> None:
+    """Not even with a list, whose response is complete before it is sent."""
+    host, _, port = server.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, NO_WINDOW))
+    writer.write(frame(SETTINGS, ACK, 0))
+    body = request_.SerializeToString()
+    waiting = set(range(1, 2 * 20, 2))
+    for stream_id in sorted(waiting):
+        writer.write(frame(HEADERS, END_HEADERS, stream_id, headers(f"/wfe.persistence.v1.{path}")))
+        writer.write(frame(DATA, END_STREAM, stream_id, struct.pack("!BI", 0, len(body)) + body))
+    async with asyncio.timeout(30):
+        while waiting:  # the headers come with the response
+            length, kind, _, stream_id = struct.unpack("!IBBI", b"\0" + await reader.readexactly(9))
+            await reader.readexactly(length)
+            assert kind != DATA
+            if kind == HEADERS:
+                waiting.discard(stream_id)
+    await eventually(lambda: idle(database_url))
+    await asyncio.gather(*(api.get_workflow_instance(id_) for id_ in IDS[: CONNECTIONS * 2]))
+    writer.close()
 
 
 async def test_stream_that_is_not_read_on_is_ended(api: Api) -> None:

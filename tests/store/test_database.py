@@ -301,9 +301,9 @@ async def test_rows_wait_in_the_database_until_they_are_taken(database_url: str)
         Settings(db_url=database_url, pool_size=1, pool_timeout=60)
     ) as database:
         store = Store(database, Schema(), "default")
-        async with aclosing(store.stream("SELECT n FROM generate_series(1, 3000000) n")) as rows:
+        async with aclosing(store.stream("SELECT n FROM generate_series(1, 30000000) n")) as rows:
             async for row in rows:
-                if read_int4(row.get_value(0, 0)) == 20_000:
+                if read_int4(row.get_value(0, 0)) == 100_000:
                     break
         await store.read(ONE)
         assert process.memory_info().rss < before + 50_000_000
@@ -317,10 +317,11 @@ async def test_results_that_nobody_waits_for_are_thrown_away(database_url: str) 
         large = "SELECT repeat('x', 1000) FROM generate_series(1, 50000)"
         exchange.send_row_by_row((Statement.unprepared(large), ()))
         await exchange.more()
-        assert exchange.results
+        assert len(exchange.results) > 0
         exchange.discard_results()
-        await exchange.complete()
-        assert not exchange.results
+        async with asyncio.timeout(30):
+            await exchange.complete()
+        assert len(exchange.results) == 0
     finally:
         await connection.close()
 
