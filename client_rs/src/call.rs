@@ -10,6 +10,9 @@ use tonic::{Request, Status};
 use crate::error::Error;
 use crate::rpc::{Rpc, Safety};
 
+/// A longer timeout is this one, so that the sum of a time and a timeout is a time.
+const LONGEST: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
 /// How often a call is retried, and with what backoff.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Retry {
@@ -60,18 +63,27 @@ impl Caller {
         F: Future<Output = Result<A, Status>>,
     {
         let (safety, done) = rpc.rule();
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now() + self.timeout.min(LONGEST);
         let mut maybe_written = false;
         let mut attempts = 0;
         loop {
             attempts += 1;
             let left = deadline.saturating_duration_since(Instant::now());
-            let attempt = send(self.attempt(request.clone(), left));
-            let mut error = match tokio::time::timeout(left, attempt).await {
-                Ok(Ok(response)) => return Ok(response),
-                Ok(Err(status)) => Error::from_status(&status),
-                Err(_) => Error::deadline(),
+            let mut error = if left.is_zero() {
+                // Checked here, because a timeout of 0 would still send it.
+                Error::no_time_left()
+            } else {
+                let attempt = send(self.attempt(request.clone(), left));
+                match tokio::time::timeout(left, attempt).await {
+                    Ok(Ok(response)) => return Ok(response),
+                    Ok(Err(status)) => Error::from_status(&status),
+                    Err(_) => Error::deadline(),
+                }
             };
+            // A server may end a call whose deadline has passed without saying so.
+            if error.is_interruption() && Instant::now() >= deadline {
+                error = Error::deadline();
+            }
             if maybe_written && done.is_some() && error.reason() == done {
                 return Ok(A::default());
             }
@@ -83,7 +95,7 @@ impl Caller {
                 || attempts >= self.retry.max_attempts
                 || wait >= deadline.saturating_duration_since(Instant::now())
             {
-                return Err(error);
+                return Err(error.outcome());
             }
             tokio::time::sleep(wait).await;
         }
@@ -178,7 +190,9 @@ mod tests {
                 status(Code::Unavailable, "COMMIT_OUTCOME_UNKNOWN", None),
             ] {
                 let (result, made) = run(rpc, vec![Err(end), Ok(7)]).await;
-                assert!(result.unwrap_err().maybe_written());
+                let error = result.unwrap_err();
+                assert!(error.maybe_written());
+                assert_eq!(error.reason(), Some(ErrorReason::CommitOutcomeUnknown));
                 assert_eq!(made, 1, "{rpc:?}");
             }
         }
@@ -202,6 +216,63 @@ mod tests {
     async fn an_end_comes() {
         let (result, made) = run(Rpc::GetEvent, (0..9).map(|_| Err(lost())).collect()).await;
         assert_eq!((result.unwrap_err().code(), made), (Code::Unavailable, 4));
+    }
+
+    #[tokio::test]
+    async fn the_last_attempts_reason_stands_only_if_no_attempt_may_have_been_made() {
+        let busy = || status(Code::ResourceExhausted, "POOL_EXHAUSTED", None);
+        for (ends, reason) in [
+            (
+                [lost(), busy(), busy(), busy()],
+                ErrorReason::CommitOutcomeUnknown,
+            ),
+            (
+                [busy(), busy(), busy(), lost()],
+                ErrorReason::CommitOutcomeUnknown,
+            ),
+            ([busy(), busy(), busy(), busy()], ErrorReason::PoolExhausted),
+        ] {
+            let (result, made) = run(Rpc::CreateEvent, ends.map(Err).into()).await;
+            let error = result.unwrap_err();
+            assert_eq!((error.reason(), made), (Some(reason), 4), "{error}");
+            assert_eq!(
+                error.maybe_written(),
+                reason == ErrorReason::CommitOutcomeUnknown
+            );
+        }
+        let (result, _) = run(Rpc::GetEvent, (0..4).map(|_| Err(lost())).collect()).await;
+        let error = result.unwrap_err();
+        assert_eq!(error.reason(), Some(ErrorReason::ServerUnreachable));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_ends_after_the_deadline_ends_because_of_it() {
+        let mut caller = caller();
+        caller.timeout = Duration::from_secs(1);
+        let result: Result<u32, Error> = caller
+            .call(Rpc::GetEvent, &(), |_| async {
+                tokio::time::advance(Duration::from_secs(1)).await;
+                Err(Status::cancelled("reset"))
+            })
+            .await;
+        let error = result.unwrap_err();
+        assert_eq!(
+            error.reason(),
+            Some(ErrorReason::DeadlineExceeded),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn without_time_nothing_is_sent_and_no_timeout_is_too_long() {
+        let mut caller = caller();
+        caller.timeout = Duration::ZERO;
+        let sent = |_| async { Ok::<u32, Status>(7) };
+        let error = caller.call(Rpc::CreateEvent, &(), sent).await.unwrap_err();
+        assert_eq!(error.reason(), Some(ErrorReason::DeadlineExceeded));
+        assert!(!error.maybe_written());
+        caller.timeout = Duration::MAX;
+        assert_eq!(caller.call(Rpc::CreateEvent, &(), sent).await.unwrap(), 7);
     }
 
     #[tokio::test]

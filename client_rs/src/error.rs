@@ -1,6 +1,7 @@
 //! Why a call failed, and the error that the engine gets.
 
 mod status;
+mod transport;
 
 #[cfg(test)]
 pub(crate) use self::status::tests::status;
@@ -57,9 +58,10 @@ impl Error {
         self.0.code
     }
 
-    /// The reason that the server gave. `None` if the error did not come from the server
-    /// (no connection, a proxy, a value that cannot be sent), or if this version does not
-    /// know the reason.
+    /// The reason that the server gave; for a call that gRPC itself or a proxy ended (the
+    /// deadline passed, no connection, a message too large), the one that its status means:
+    /// see [`ErrorReason`]. `None` for a value that cannot be sent or an invalid setting, or if
+    /// this version does not know the server's reason.
     pub fn reason(&self) -> Option<ErrorReason> {
         self.0.reason
     }
@@ -120,7 +122,9 @@ impl Error {
 
     /// A response that cannot be converted to the engine's model.
     pub(crate) fn bad_response(what: &str) -> Self {
-        Self::local(Code::Internal, format!("the server returned {what}"))
+        let mut error = Self::local(Code::Internal, format!("the server returned {what}"));
+        error.0.reason = Some(ErrorReason::Internal);
+        error
     }
 
     /// Something that the server left out of a list or stream, because it does not fit in
@@ -142,9 +146,41 @@ impl Error {
         error
     }
 
+    /// There was no time left to send anything.
+    pub(crate) fn no_time_left() -> Self {
+        let mut error = Self::deadline();
+        error.0.message = "no time was left to send the call".into();
+        error.0.maybe_written = false;
+        error
+    }
+
+    /// The error to return for a write if this or an earlier attempt may have been committed:
+    /// the reasons that say otherwise are only those of the last attempt.
+    pub(crate) fn outcome(mut self) -> Self {
+        let reason = self.0.reason.filter(|_| self.is_transient() || self.0.tls);
+        if let Some(reason) = reason {
+            if self.0.maybe_written && reason != ErrorReason::CommitOutcomeUnknown {
+                self.0.message = format!(
+                    "the last attempt failed with {}: {}",
+                    name(reason),
+                    self.0.message
+                );
+                self.0.reason = Some(ErrorReason::CommitOutcomeUnknown);
+            }
+        }
+        self
+    }
+
+    /// Whether the connection broke after something may have been sent.
+    pub(crate) fn is_interruption(&self) -> bool {
+        self.0.reason == Some(ErrorReason::ServerUnreachable) && self.0.maybe_written
+    }
+
     /// Whether a retry may succeed.
     pub(crate) fn is_transient(&self) -> bool {
-        (self.0.code == Code::Unavailable && !self.0.tls)
+        let unreachable = self.0.code == Code::Unavailable
+            || self.0.reason == Some(ErrorReason::ServerUnreachable);
+        (unreachable && !self.0.tls)
             || matches!(
                 self.0.reason,
                 Some(

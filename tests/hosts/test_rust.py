@@ -30,16 +30,17 @@ pytestmark = pytest.mark.timeout(1800)
 AT_LEAST = {
     "lib": {
         "cache": 2,
-        "call": 10,
+        "call": 13,
         "connect": 4,
         "convert": 10,
-        "error": 7,
+        "error": 9,
         "patch": 3,
         "provider": 1,
         "rpc": 1,
     },
     "all": {
         "codegen": 1,
+        "ended": 4,
         "host": 8,
         "kill": 2,
         "mixed_fleet": 5,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use prost::Message;
 use tonic::{Code, Status};
 
+use super::transport::reason_of;
 use super::{Error, FieldViolation};
 use crate::v1::ErrorReason;
 
@@ -13,38 +14,62 @@ use crate::v1::ErrorReason;
 const DOMAIN: &str = "wfe.persistence";
 
 impl Error {
-    /// The error of a failed attempt.
+    /// The error of a failed attempt. `maybe_written` is set as for a write.
     pub(crate) fn from_status(status: &Status) -> Self {
         let mut error = Self::local(status.code(), status.message());
+        let mut from_server = false;
         if let Ok(details) = RpcStatus::decode(status.details()) {
-            error.read_details(&details.details);
+            from_server = error.read_details(&details.details);
         }
-        if error.0.reason.is_some() {
-            error.0.maybe_written = error.0.reason == Some(ErrorReason::CommitOutcomeUnknown);
-        } else if let Some(source) = std::error::Error::source(status) {
+        if let Some(reason) = error.0.reason {
+            error.0.maybe_written = matches!(
+                reason,
+                ErrorReason::CommitOutcomeUnknown | ErrorReason::Internal
+            );
+            return error;
+        }
+        if let Some(source) = std::error::Error::source(status) {
             if has_cause::<tonic::TimeoutExpired>(source) {
                 return Self::deadline();
             }
             // Made by this client when the connection failed. tonic gives it the code UNKNOWN,
             // INTERNAL or CANCELLED, depending on when that was.
             error.0.code = Code::Unavailable;
+            error.0.reason = Some(ErrorReason::ServerUnreachable);
             error.0.message = chain(source);
             error.0.maybe_written = !has_cause::<tonic::ConnectError>(source);
             error.0.tls = is_tls(source);
-        } else {
-            error.0.maybe_written = matches!(
-                error.0.code,
-                Code::Unavailable
-                    | Code::Unknown
-                    | Code::Internal
-                    | Code::Cancelled
-                    | Code::DeadlineExceeded
-            );
+            return error;
+        }
+        // These codes mean that the call was not executed.
+        error.0.maybe_written = !matches!(
+            error.0.code,
+            Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented
+        );
+        if !from_server {
+            error.name_transport();
         }
         error
     }
 
-    fn read_details(&mut self, details: &[prost_types::Any]) {
+    /// Names the reason of a status that gRPC itself or a proxy made.
+    fn name_transport(&mut self) {
+        let Some((reason, limit)) = reason_of(self.0.code, &self.0.message) else {
+            return;
+        };
+        self.0.reason = Some(reason);
+        if let Some(limit) = limit {
+            // tonic's decoder says OUT_OF_RANGE.
+            self.0.code = Code::ResourceExhausted;
+            self.0.metadata.insert("limit_bytes".into(), limit);
+        }
+        // A request that was too large was not executed.
+        self.0.maybe_written &= reason != ErrorReason::MessageTooLarge;
+    }
+
+    /// Returns whether the server gave a reason, even if this version does not know it.
+    fn read_details(&mut self, details: &[prost_types::Any]) -> bool {
+        let mut from_server = false;
         for detail in details {
             // The type's name follows the last slash of the URL.
             let Some((_, name)) = detail.type_url.rsplit_once('/') else {
@@ -57,6 +82,7 @@ impl Error {
                         continue;
                     };
                     if info.domain == DOMAIN {
+                        from_server = true;
                         self.0.reason =
                             ErrorReason::from_str_name(&format!("ERROR_REASON_{}", info.reason));
                         self.0.metadata = info.metadata;
@@ -84,6 +110,7 @@ impl Error {
                 _ => {}
             }
         }
+        from_server
     }
 }
 
@@ -246,7 +273,9 @@ pub(crate) mod tests {
 
     #[test]
     fn a_bare_status_is_no_engine_variant() {
-        let error: WfeError = Error::from_status(&Status::not_found("Workflow not found")).into();
+        let mut error = Error::from_status(&Status::not_found("Workflow not found"));
+        error.set_maybe_written(false); // as of a read
+        let error: WfeError = error.into();
         assert!(
             matches!(&error, WfeError::Persistence(text) if text == "NotFound: Workflow not found")
         );
@@ -260,6 +289,9 @@ pub(crate) mod tests {
         let error = Error::from_status(&status(Code::NotFound, "NEW_IN_A_LATER_SERVER", None));
         assert_eq!(error.reason(), None);
         assert_eq!(error.code(), Code::NotFound);
+        // Nor is it taken for a limit of gRPC's.
+        let error = Error::from_status(&status(Code::ResourceExhausted, "A_NEW_LIMIT", None));
+        assert_eq!((error.reason(), error.maybe_written()), (None, true));
     }
 
     #[test]
@@ -321,7 +353,23 @@ pub(crate) mod tests {
         )));
         assert!(!after(&status(Code::Unavailable, "SHUTTING_DOWN", None)));
         assert!(after(&Status::unavailable("a proxy says so")));
+        assert!(after(&status(Code::Internal, "INTERNAL", None)));
+        assert!(after(&Status::deadline_exceeded("Deadline Exceeded")));
+        assert!(after(&Status::resource_exhausted("a proxy's limit")));
         assert!(!after(&Status::unauthenticated("no token")));
+        assert!(!after(&Status::permission_denied("a proxy says so")));
+        assert!(!after(&Status::unimplemented("another server")));
+        assert!(!after(&Status::resource_exhausted(
+            "SERVER: Received message larger than max (9 vs. 8)"
+        )));
+        // The response was too large: the call was executed.
+        let decoded =
+            "Error, decoded message length too large: found 9 bytes, the limit is: 8 bytes";
+        let error = Error::from_status(&Status::out_of_range(decoded));
+        assert!(error.maybe_written());
+        assert_eq!(error.code(), Code::ResourceExhausted);
+        assert_eq!(error.reason(), Some(ErrorReason::AnswerTooLarge));
+        assert_eq!(error.metadata()["limit_bytes"], "8");
     }
 
     #[test]
@@ -334,5 +382,7 @@ pub(crate) mod tests {
         assert!(!transient(Code::Aborted, "REVISION_MISMATCH"));
         assert!(!transient(Code::ResourceExhausted, "DATABASE_FULL"));
         assert!(!transient(Code::DeadlineExceeded, "DEADLINE_EXCEEDED"));
+        assert!(Error::from_status(&Status::cancelled("by a proxy")).is_transient());
+        assert!(!Error::from_status(&Status::resource_exhausted("quota")).is_transient());
     }
 }

@@ -3,6 +3,7 @@
 
 mod codegen;
 mod common;
+mod ended;
 mod host;
 mod kill;
 mod mixed_fleet;
