@@ -24,7 +24,7 @@ pub async fn provider() -> GrpcPersistenceProvider {
 /// restarted: on a busy machine that takes longer than the default number of attempts.
 pub async fn connect(target: &str) -> GrpcPersistenceProvider {
     GrpcPersistenceProvider::builder(target)
-        .timeout(Duration::from_secs(60))
+        .timeout(Duration::from_secs(120))
         .max_attempts(u32::MAX)
         .connect()
         .await
