@@ -220,8 +220,9 @@ impl Builder {
 
     /// Optimistic concurrency control: persisting a workflow that another writer has changed
     /// since this provider last loaded or stored it fails with `REVISION_MISMATCH`, instead
-    /// of the last writer winning. Only cached workflows are checked (see
-    /// [`Builder::remember`]). Default: false.
+    /// of the last writer winning; so does every further attempt until the workflow is loaded
+    /// again. A workflow that was deleted and created again counts as changed. Only cached
+    /// workflows are checked (see [`Builder::remember`]). Default: false.
     pub fn strict(mut self, strict: bool) -> Self {
         self.strict = strict;
         self

@@ -46,6 +46,17 @@
 //! A [`Step`] stores a workflow together with subscriptions, events, errors and commands in
 //! one transaction.
 //!
+//! A revision of an id never comes again, even if the workflow is deleted and another one created
+//! with the same id: a patch never mixes the two. There are two exceptions: a database that is
+//! restored to an earlier state, and a namespace that is deleted and created again. Restart the
+//! hosts then, or connect with [`Builder::remember`] 0.
+//!
+//! Newer software may store fields that this version does not know. They do not count as changes,
+//! and a patch leaves them as they are, of the workflow and of every pointer that the host has not
+//! changed. Pointers that it has changed are sent without them, and so is the full state (with
+//! [`Builder::remember`] 0, of a workflow that is not cached, in another order of pointers, or
+//! after another writer): upgrade the hosts before you use new fields.
+//!
 //! # Values
 //!
 //! JSON is sent as text and stored as `jsonb`. Integers keep all their digits (the whole range

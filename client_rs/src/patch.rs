@@ -1,4 +1,8 @@
 //! The snapshot of a workflow as it is stored, and the patch from there to a new state.
+//!
+//! Neither has fields that this version of the API does not know: they are dropped when a
+//! message is decoded. So they are no changes, and a patch leaves them as they are, except those
+//! of the pointers that it changes.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashMap, HashSet};
@@ -49,9 +53,14 @@ impl Snapshot {
 
     /// The patch that turns this state into the new one. `None` if no patch can: the kept
     /// pointers are in another order or have new ones between them, a pointer id is
-    /// duplicated, or the workflow was deleted and another one created with its id.
+    /// duplicated, or the creation time is another.
+    ///
+    /// The patch is to be applied to this snapshot's revision only: whether the stored workflow
+    /// is still this one, or another one that has been given its id, only the revision tells.
     pub(crate) fn patch(&self, new: &v1::WorkflowInstance) -> Option<v1::WorkflowPatch> {
         let old = &self.header;
+        // Then it is most likely another workflow, and a server older than schema version 4 may
+        // have given it the same revision.
         if new.create_time != old.create_time {
             return None;
         }

@@ -130,6 +130,8 @@ impl GrpcPersistenceProvider {
     ) -> Result<T> {
         match &outcome {
             Ok(response) => self.cache.put(workflow, revision(response)),
+            // Without the revision, the same write would succeed when it is made again.
+            Err(error) if self.strict && error.reason() == Some(ErrorReason::RevisionMismatch) => {}
             Err(_) => self.cache.forget(&workflow.id),
         }
         outcome.map_err(|error| error.about(&workflow.id))

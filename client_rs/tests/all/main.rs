@@ -7,6 +7,7 @@ mod ended;
 mod host;
 mod kill;
 mod mixed_fleet;
+mod newer;
 mod persistence;
 mod saving;
 mod stub;

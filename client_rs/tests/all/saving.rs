@@ -7,7 +7,8 @@ use wfe_core::models::{
     ScheduledCommand, WorkflowInstance,
 };
 use wfe_core::traits::{EventRepository, SubscriptionRepository, WorkflowRepository};
-use wfe_persistence_client::v1::ErrorReason;
+use wfe_persistence_client::v1::workflow_service_client::WorkflowServiceClient;
+use wfe_persistence_client::v1::{self, ErrorReason};
 use wfe_persistence_client::{GrpcPersistenceProvider, Step};
 
 use crate::common;
@@ -73,9 +74,93 @@ async fn only_what_has_changed_is_sent() {
     }
 }
 
+/// The stored workflow, with its revision.
+async fn message(id: &str) -> v1::WorkflowInstance {
+    let id = id.to_string();
+    let request = v1::GetWorkflowInstanceRequest {
+        id,
+        ..Default::default()
+    };
+    let response = stub().await.get_workflow_instance(request).await.unwrap();
+    response.into_inner().instance.unwrap()
+}
+
+async fn stub() -> WorkflowServiceClient<tonic::transport::Channel> {
+    let address = format!("http://{}", common::target());
+    let endpoint = tonic::transport::Endpoint::from_shared(address).unwrap();
+    WorkflowServiceClient::new(endpoint.connect().await.unwrap())
+}
+
+/// Deletes a workflow and creates another one with its id, of which only the content and the
+/// revision tell that it is another; returns it as stored.
+async fn replace(instance: &WorkflowInstance, by: &GrpcPersistenceProvider) -> WorkflowInstance {
+    let before = message(&instance.id).await.revision;
+    let request = v1::DeleteWorkflowRequest {
+        id: instance.id.clone(),
+        ..Default::default()
+    };
+    stub().await.delete_workflow(request).await.unwrap();
+    let mut other = WorkflowInstance::new("another", 2, json!("another"));
+    other.id.clone_from(&instance.id);
+    other.create_time = instance.create_time;
+    // A pointer that the deleted one has too, and one that it does not have.
+    other.execution_pointers = vec![ExecutionPointer::new(70), ExecutionPointer::new(71)];
+    if let Some(pointer) = instance.execution_pointers.last() {
+        other.execution_pointers[1].id.clone_from(&pointer.id);
+    }
+    by.create_new_workflow(&other).await.unwrap();
+    assert!(message(&instance.id).await.revision > before);
+    load(&instance.id, by).await
+}
+
+fn mismatch(outcome: wfe_core::Result<()>) {
+    let text = outcome.unwrap_err().to_string();
+    assert!(text.contains("REVISION_MISMATCH"), "{text}");
+}
+
+#[tokio::test]
+async fn a_workflow_and_another_one_with_its_id_are_never_mixed() {
+    let witness = provider(&common::target(), 0, false).await;
+    for strict in [false, true] {
+        let ours = provider(&common::target(), 1000, strict).await;
+        let mut instance = stored(&ours, 3).await;
+        let revision = message(&instance.id).await.revision;
+        let other = replace(&instance, &witness).await;
+        instance.execution_pointers[2].status = PointerStatus::Complete;
+        // Whoever names the revision is refused, however often.
+        for _ in 0..2 {
+            let mut step = Step::new(&instance).unwrap();
+            step.expect_revision(revision);
+            let error = ours.commit(step).await.unwrap_err();
+            assert_eq!(error.reason(), Some(ErrorReason::RevisionMismatch));
+        }
+        if strict {
+            mismatch(ours.persist_workflow(&instance).await);
+            mismatch(ours.persist_workflow(&instance).await);
+            same(&load(&instance.id, &witness).await, &other);
+            let mut again = load(&instance.id, &ours).await;
+            again.data = json!("ours");
+            ours.persist_workflow(&again).await.unwrap();
+            same(&load(&instance.id, &witness).await, &again);
+        } else {
+            ours.persist_workflow(&instance).await.unwrap();
+            same(&load(&instance.id, &witness).await, &instance);
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_is_stored_is_what_was_given_after_any_edits() {
-    let ours = common::provider().await;
+    any_edits(false).await;
+}
+
+#[tokio::test]
+async fn strict_writes_store_what_was_given_or_nothing_after_any_edits() {
+    any_edits(true).await;
+}
+
+async fn any_edits(strict: bool) {
+    let ours = provider(&common::target(), 1000, strict).await;
     let witness = provider(&common::target(), 0, false).await;
     let mut instance = stored(&ours, 5).await;
     let mut seed = 7u64;
@@ -101,15 +186,29 @@ async fn what_is_stored_is_what_was_given_after_any_edits() {
         }
         instance.next_execution = (round % 3 > 0).then_some(round as i64);
         instance.description = (round % 4 > 0).then(|| format!("round {round}"));
+        let mut theirs = None;
         if round % 9 == 8 {
-            // Another writer comes in between: the last writer wins, with its full state.
-            let mut theirs = load(&instance.id, &witness).await;
-            theirs.execution_pointers.push(ExecutionPointer::new(1000));
-            theirs.reference = Some("theirs".into());
-            witness.persist_workflow(&theirs).await.unwrap();
+            // Another writer comes in between.
+            let mut changed = load(&instance.id, &witness).await;
+            changed.execution_pointers.push(ExecutionPointer::new(1000));
+            changed.reference = Some("theirs".into());
+            witness.persist_workflow(&changed).await.unwrap();
+            theirs = Some(changed);
+        } else if round % 5 == 3 {
+            theirs = Some(replace(&instance, &witness).await);
         }
-        ours.persist_workflow(&instance).await.unwrap();
-        same(&load(&instance.id, &witness).await, &instance);
+        match theirs {
+            Some(theirs) if strict => {
+                mismatch(ours.persist_workflow(&instance).await);
+                same(&load(&instance.id, &witness).await, &theirs);
+                instance = load(&instance.id, &ours).await;
+            }
+            // The last writer wins, with its full state.
+            _ => {
+                ours.persist_workflow(&instance).await.unwrap();
+                same(&load(&instance.id, &witness).await, &instance);
+            }
+        }
     }
 }
 
@@ -152,11 +251,9 @@ async fn strict_tells_of_what_somebody_else_has_written() {
     theirs.data = json!("theirs");
     other.persist_workflow(&theirs).await.unwrap();
     instance.data = json!("ours");
-    let refused = strict.persist_workflow(&instance).await.unwrap_err();
-    assert!(
-        refused.to_string().contains("REVISION_MISMATCH"),
-        "{refused}"
-    );
+    mismatch(strict.persist_workflow(&instance).await);
+    // Also if the engine tries again.
+    mismatch(strict.persist_workflow(&instance).await);
     assert_eq!(load(&instance.id, &other).await.data, json!("theirs"));
     // Reloaded, it can be persisted again.
     let mut again = load(&instance.id, &strict).await;
