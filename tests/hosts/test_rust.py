@@ -35,7 +35,6 @@ AT_LEAST = {
         "convert": 10,
         "error": 9,
         "patch": 3,
-        "provider": 1,
         "rpc": 1,
     },
     "all": {
