@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.hosts.pages import ROOT, commands, run
@@ -33,7 +34,7 @@ PAGE = ROOT / "docs" / "inspecting.md"
 # What differs from server to server and from call to call, in buf's spelling and in grpcurl's.
 _VARIES = re.compile(
     r'"(leaseToken|lease_token|leaseExpiry|lease_expiry|nextPageToken|serverVersion'
-    r'|postgresVersion|schemaVersion|latestSchemaVersion|epoch|external_token_epoch)"'
+    r'|postgresVersion|schemaVersion|latestSchemaVersion|expiry|epoch|external_token_epoch)"'
     r': *("[^"]*"|\d+)'
 )
 
@@ -108,6 +109,14 @@ async def _prepare(api: Api) -> None:
             event_time=_at("2026-01-05T10:00:00Z"),
         )
     )
+    await api.schedule_command(
+        ScheduledCommand(
+            command_name=CommandName.COMMAND_NAME_PROCESS_EVENT,
+            data="e1",
+            execute_time=_at("2026-01-05T10:00:00Z").ToMilliseconds(),
+        )
+    )
+    assert await api.claim_commands(worker_id="worker-7", lease_duration=Duration(seconds=3600))
     await api.schedule_command(
         ScheduledCommand(
             command_name=CommandName.COMMAND_NAME_PROCESS_WORKFLOW,
