@@ -23,6 +23,10 @@ from wfe_persistence.store.workflow import INSTANCE_COLUMNS, POINTERS_OF_VIEW, r
 
 # An absent criterion is NULL, and its condition is removed when the statement is planned. It is
 # planned with its parameters each time (`once`): which index is best depends on the criteria.
+#
+# No index has last_heartbeat_at. Every persist writes it, so that none could be a HOT update: with
+# such an index for runnable workflows alone, 0 of 3000 updates were HOT instead of 2156, and each
+# wrote a third more WAL. written_before reads what the other criteria leave.
 _FILTER = """($1::text[] IS NULL OR w.status = ANY ($1))
             AND ($2::text IS NULL OR w.definition_id = $2)
             AND ($3::int IS NULL OR w.version = $3)
