@@ -226,7 +226,7 @@ def workflow_instances() -> SearchStrategy[WorkflowInstance]:
         workflow_definition_id=names(),
         version=int4s(),
         description=maybe(texts()),
-        reference=maybe(texts(2000)),
+        reference=maybe(keys()),
         execution_pointers=pointers,
         next_execution=maybe(int8s()),
         status=_known(WorkflowStatus.values()),
