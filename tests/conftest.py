@@ -18,7 +18,7 @@ import pytest
 
 from tests.support import make
 from tests.support.api import Api, all_channels_in, connect
-from tests.support.server import ServerProcess
+from tests.support.server import ServerProcess, delete_a_workflow
 from wfe.persistence.v1.store_pb2 import CreateNamespaceRequest
 from wfe.persistence.v1.store_pb2_grpc import StoreServiceStub
 from wfe_persistence.embedded import EmbeddedPostgres
@@ -101,10 +101,14 @@ def target(
     namespace: str | None = request.config.getoption("--namespace")
     if address:
         with all_channels_in(address, namespace) if namespace else nullcontext():
+            delete_a_workflow(address)
             yield address
         return
     log = tmp_path_factory.mktemp("server") / "log"
-    url = request.getfixturevalue("target_url")
+    url = request.getfixturevalue("postgres_url")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE conformance")
+    url = url.replace("/postgres?", "/conformance?")
     with ServerProcess(
         log, "--db-url", url, "--allow-truncate", "--allow-delete-namespace"
     ) as server:
@@ -112,45 +116,10 @@ def target(
             with grpc.insecure_channel(server.address) as channel:
                 StoreServiceStub(channel).CreateNamespace(CreateNamespaceRequest(name=namespace))
         with all_channels_in(server.address, namespace) if namespace else nullcontext():
+            delete_a_workflow(server.address)
             yield server.address
         assert server.process.poll() is None, f"the server did not survive:\n{server.log()}"
     assert "bug" not in server.log(), server.log()
-
-
-@pytest.fixture(scope="session")
-def target_url(postgres_url: str) -> str:
-    """The database of the server that is started for the session."""
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute("CREATE DATABASE conformance")
-    return postgres_url.replace("/postgres?", "/conformance?")
-
-
-@pytest.fixture(autouse=True)
-def _first_revisions_are_1(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tests share a store, and count on the first revision of their workflows to be 1. After a test
-    that deleted workflows it would not be, so the store forgets that. (In a given target those
-    tests come last.)"""
-    if "target" not in request.fixturenames or request.config.getoption("--target"):
-        yield
-        return
-    url = request.getfixturevalue("target_url")
-    namespace: str | None = request.config.getoption("--namespace")
-    schema = f"wfc_{namespace}" if namespace else "wfc"
-    yield
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f"SELECT setval('{schema}.revision_floor', 0)".encode())
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that delete workflows come last in a given target: see _first_revisions_are_1."""
-
-    def deletes(item: pytest.Item) -> bool:
-        return item.get_closest_marker("deletes_workflows") is not None or any(
-            f"[{rpc}" in item.nodeid for rpc in ("DeleteWorkflow", "PurgeWorkflows")
-        )
-
-    if config.getoption("--target"):
-        items.sort(key=deletes)
 
 
 @pytest.fixture(scope="session")

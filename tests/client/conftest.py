@@ -5,7 +5,7 @@ import psycopg
 import pytest
 
 from tests.client.fake_store import FakeStore
-from tests.support.server import ServerProcess
+from tests.support.server import ServerProcess, delete_a_workflow
 from wfe_persistence_client import PersistenceProvider, RetryPolicy, connect
 
 #: Fast, so that tests do not wait; long enough to fail by itself and not by time.
@@ -13,19 +13,15 @@ FAST = RetryPolicy(max_attempts=5, initial_backoff=0.001, max_backoff=0.002)
 
 
 @pytest.fixture(scope="session")
-def target_url(postgres_url: str) -> str:
-    """The database of the server of these tests."""
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute("CREATE DATABASE client")
-    return postgres_url.replace("/postgres?", "/client?")
-
-
-@pytest.fixture(scope="session")
-def target(target_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def target(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of these tests' own: they leave commands behind, which the claims of the conformance
     suite would come across."""
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE client")
+    url = postgres_url.replace("/postgres?", "/client?")
     log = tmp_path_factory.mktemp("client") / "log"
-    with ServerProcess(log, "--db-url", target_url, "--allow-delete-namespace") as server:
+    with ServerProcess(log, "--db-url", url, "--allow-delete-namespace") as server:
+        delete_a_workflow(server.address)
         yield server.address
     assert "bug" not in server.log(), server.log()
 

@@ -119,14 +119,14 @@ async def test_workflows(real: PersistenceProvider) -> None:
 async def test_pointers(real: PersistenceProvider) -> None:
     await real.create_new_workflow(instance := workflow(250))
     instance.execution_pointers[7].active = True
-    await real.persist_workflow(instance)
+    revision = await real.persist_workflow(instance)
     assert await real.list_execution_pointers(instance.id) == instance.execution_pointers
-    paged = real.iter_execution_pointers(instance.id, expected_revision=2, page_size=99)
+    paged = real.iter_execution_pointers(instance.id, expected_revision=revision, page_size=99)
     assert await collected(paged) == instance.execution_pointers
     active = await real.list_execution_pointers(instance.id, active_only=True)
     assert [p.id for p in active] == ["7"]
     with pytest.raises(RevisionMismatch):
-        await real.list_execution_pointers(instance.id, expected_revision=1)
+        await real.list_execution_pointers(instance.id, expected_revision=revision - 1)
     with pytest.raises(WorkflowNotFound):
         await real.list_execution_pointers("nobody")
 
@@ -134,8 +134,8 @@ async def test_pointers(real: PersistenceProvider) -> None:
 async def test_delete(real: PersistenceProvider) -> None:
     await real.create_new_workflow(instance := workflow(2))
     with pytest.raises(RevisionMismatch):
-        await real.delete_workflow(instance.id, expected_revision=2)
-    await real.delete_workflow(instance.id, expected_revision=1)
+        await real.delete_workflow(instance.id, expected_revision=instance.revision + 1)
+    await real.delete_workflow(instance.id, expected_revision=instance.revision)
     with pytest.raises(WorkflowNotFound):
         await real.delete_workflow(instance.id)
 

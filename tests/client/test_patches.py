@@ -119,15 +119,16 @@ async def _afresh(request: pytest.FixtureRequest) -> AsyncIterator[None]:
 
 async def test_one_pointer_of_a_thousand(scene: Scene) -> None:
     instance = await scene.created(workflow(1000))
+    first = instance.revision
     instance.execution_pointers[500].retry_count = 7
     instance.status = WorkflowStatus.COMPLETE
-    assert await scene.provider.persist_workflow(instance) == 2
+    assert await scene.provider.persist_workflow(instance) == first + 1
     ((rpc, request),) = scene.wire.sent
     assert rpc == "CommitWorkflow"
     patch = request.patch
     assert [p.id for p in patch.execution_pointers] == ["500"]
     assert list(patch.header_mask.paths) == ["status"]
-    assert request.expected_revision == 1
+    assert request.expected_revision == first
     # The ids of the workflow and of the request, and a few bytes around.
     assert request.ByteSize() < patch.execution_pointers[0].ByteSize() + 150
     await scene.holds(instance)
@@ -135,7 +136,7 @@ async def test_one_pointer_of_a_thousand(scene: Scene) -> None:
     instance.execution_pointers[3].active = True
     instance.execution_pointers.append(pointer("new"))
     del instance.execution_pointers[7]
-    assert await scene.provider.persist_workflow(instance) == 3
+    assert await scene.provider.persist_workflow(instance) == first + 2
     patch = scene.wire.last.patch
     assert [p.id for p in patch.execution_pointers] == ["3", "new"]
     assert list(patch.removed_pointer_ids) == ["7"]
@@ -159,11 +160,12 @@ async def test_a_created_object_is_as_stored(target: str, scene: Scene, remember
         for name in ("", str(uuid.uuid4())):
             instance = workflow(3, id="", name=name)
             id_ = await provider.create_new_workflow(instance)
-            assert (instance.id, instance.name, instance.revision) == (id_, name or id_, 1)
+            assert (instance.id, instance.name) == (id_, name or id_)
             assert await scene.stored(instance) == instance
+            first = instance.revision
             # So it can be changed and stored, without loading it.
             instance.data = "more"
-            assert await provider.persist_workflow(instance) == 2
+            assert await provider.persist_workflow(instance) == first + 1
 
 
 async def test_a_failed_create_leaves_the_object_as_it_was(target: str, scene: Scene) -> None:
@@ -275,11 +277,12 @@ async def test_without_memory_everything_is_sent(target: str, scene: Scene) -> N
 
 async def test_with_subscriptions(scene: Scene) -> None:
     instance = await scene.created(workflow(20))
+    first = instance.revision
     instance.execution_pointers[0].active = True
     wanted = subscription(instance)
     answer = await scene.provider.persist_workflow_with_subscriptions(instance, [wanted])
     assert scene.wire.take() == ["CommitWorkflow"]
-    assert answer.revision == 2
+    assert answer.revision == first + 1
     (id_,) = answer.subscription_ids
     assert await scene.witness.get_subscription(id_) == replace(wanted, id=id_)
     await scene.holds(instance)
@@ -372,15 +375,16 @@ async def test_a_patch_of_the_callers(scene: Scene) -> None:
             execution_pointers=[pointer("new")],
             removed_pointer_ids=["1"],
         ),
-        expected_revision=1,
+        expected_revision=instance.revision,
     )
-    assert answer.revision == 2
+    assert answer.revision == instance.revision + 1
     stored = await scene.stored(instance)
     assert (stored.data, stored.reference, stored.complete_time) == ({"n": 1}, "r", NOW)
     assert [p.id for p in stored.execution_pointers] == ["0", "2", "new"]
     with pytest.raises(PointerNotFound) as caught:
         await scene.provider.commit_workflow(
-            WorkflowPatch(id=instance.id, removed_pointer_ids=["1"]), expected_revision=2
+            WorkflowPatch(id=instance.id, removed_pointer_ids=["1"]),
+            expected_revision=answer.revision,
         )
     assert caught.value.field == "patch.removed_pointer_ids[0]"
 
@@ -625,10 +629,11 @@ async def test_strict_refuses_an_outdated_state(target: str, scene: Scene) -> No
         theirs = await scene.provider.get_workflow_instance(first.id)
         theirs.data = "theirs"
         await scene.provider.persist_workflow(theirs)
+        assert theirs.revision == mine.revision + 1
         mine.data = "mine"
         with pytest.raises(RevisionMismatch) as caught:
             await strict.persist_workflow(mine)
-        assert caught.value.revision == 2
+        assert caught.value.revision == theirs.revision
         assert not caught.value.maybe_written
         # As a whole just so.
         mine.execution_pointers.reverse()
@@ -647,13 +652,14 @@ async def test_strict_refuses_an_outdated_state(target: str, scene: Scene) -> No
 
 async def test_strict_for_one_call(scene: Scene) -> None:
     instance = await scene.created(workflow(20))
+    first = instance.revision
     theirs = await scene.witness.get_workflow_instance(instance.id)
     await scene.witness.persist_workflow(theirs)
     with pytest.raises(RevisionMismatch):
         await scene.provider.persist_workflow(instance, strict=True)
-    assert await scene.provider.persist_workflow(instance) == 3
-    assert instance.revision == 3
-    assert await scene.provider.persist_workflow(instance, strict=True) == 4
+    assert await scene.provider.persist_workflow(instance) == first + 2
+    assert instance.revision == first + 2
+    assert await scene.provider.persist_workflow(instance, strict=True) == first + 3
 
 
 async def test_strict_tells_two_tasks_of_one_provider_apart(target: str, scene: Scene) -> None:
@@ -673,13 +679,15 @@ async def test_strict_tells_two_tasks_of_one_provider_apart(target: str, scene: 
 async def test_strict_needs_a_revision(target: str, scene: Scene) -> None:
     instance = workflow()
     await scene.provider.create_new_workflow(instance)
+    first = instance.revision
     # The one it created it with.
     instance.revision = 0
     await scene.provider.persist_workflow(instance, strict=True)
     async with provider_on(target, strict=True) as strict:
         with pytest.raises(ValueError, match="revision is not known"):
             await strict.persist_workflow(replace(instance, revision=0))
-        assert await strict.persist_workflow(instance, expected_revision=2) == 3
+        revision = await strict.persist_workflow(instance, expected_revision=first + 1)
+        assert revision == first + 2
 
 
 @pytest.mark.parametrize("providers", [1, 2])
@@ -704,7 +712,7 @@ async def test_strict_counts_right(target: str, scene: Scene, providers: int) ->
 
     await asyncio.gather(*(count(strict[n % providers]) for n in range(4)))
     stored = await scene.stored(first)
-    assert (stored.data, stored.revision) == (40, 41)
+    assert (stored.data, stored.revision) == (40, first.revision + 40)
     assert conflicts
     for provider in strict:
         await provider.close()
@@ -712,13 +720,14 @@ async def test_strict_counts_right(target: str, scene: Scene, providers: int) ->
 
 async def test_an_expected_revision_of_the_callers(scene: Scene) -> None:
     instance = await scene.created(workflow(20))
+    first = instance.revision
     with pytest.raises(RevisionMismatch):
-        await scene.provider.persist_workflow(instance, expected_revision=9)
-    assert await scene.provider.persist_workflow(instance, expected_revision=1) == 2
+        await scene.provider.persist_workflow(instance, expected_revision=first + 8)
+    assert await scene.provider.persist_workflow(instance, expected_revision=first) == first + 1
     assert scene.wire.take() == ["PersistWorkflow", "CommitWorkflow"]
     await scene.witness.persist_workflow(instance)
     with pytest.raises(RevisionMismatch):
-        await scene.provider.persist_workflow(instance, expected_revision=2)
+        await scene.provider.persist_workflow(instance, expected_revision=first + 1)
     # Not sent again as a whole: that would be another question.
     assert scene.wire.take() == ["CommitWorkflow"]
 
@@ -740,6 +749,7 @@ async def long_one(scene: Scene) -> WorkflowInstance:
 async def test_the_active_part_is_stored_as_a_change(
     scene: Scene, long_one: WorkflowInstance
 ) -> None:
+    first = long_one.revision
     part = await scene.provider.get_workflow_instance(long_one.id, view=WorkflowView.ACTIVE)
     assert part.view is WorkflowView.ACTIVE
     assert [p.id for p in part.execution_pointers] == ["3", "7", "19"]
@@ -747,14 +757,14 @@ async def test_the_active_part_is_stored_as_a_change(
     part.execution_pointers[1].outcome = "seven"
     part.execution_pointers.append(pointer("new", active=True))
     part.reference = "r"
-    assert await scene.provider.persist_workflow(part) == 2
+    assert await scene.provider.persist_workflow(part) == first + 1
     assert scene.wire.take() == ["GetWorkflowInstance", "CommitWorkflow"]
     # What is inactive by now still belongs to the part in hand.
     part.execution_pointers[0].step_name = "three"
     del part.execution_pointers[1]
-    assert await scene.provider.persist_workflow(part) == 3
+    assert await scene.provider.persist_workflow(part) == first + 2
     expected = copy.deepcopy(long_one)
-    expected.reference, expected.revision, expected.name = "r", 3, expected.id
+    expected.reference, expected.revision, expected.name = "r", first + 2, expected.id
     expected.execution_pointers[3].active = False
     expected.execution_pointers[3].step_name = "three"
     expected.execution_pointers.append(pointer("new", active=True))
@@ -773,7 +783,7 @@ async def test_the_header_is_stored_as_a_change(scene: Scene, long_one: Workflow
     await scene.provider.persist_workflow_with_subscriptions(part, [subscription(part)])
     async with scene.provider.step(part) as step:
         part.data = "stepped"
-    assert step.revision == part.revision == 3
+    assert step.revision == part.revision == long_one.revision + 2
     stored = await scene.stored(long_one)
     assert (stored.status, stored.data) == (WorkflowStatus.COMPLETE, "stepped")
     assert stored.execution_pointers == long_one.execution_pointers
@@ -796,7 +806,10 @@ async def test_a_part_is_never_stored_as_a_whole(
     await never_whole(lambda: provider.create_new_workflow(part), scene, long_one)
     await never_whole(lambda: provider.commit_workflow(part), scene, long_one)
     # Not with another revision than it was loaded with.
-    await never_whole(lambda: provider.persist_workflow(part, expected_revision=2), scene, long_one)
+    other_revision = part.revision + 1
+    await never_whole(
+        lambda: provider.persist_workflow(part, expected_revision=other_revision), scene, long_one
+    )
     # Not in another order, not by a provider that does not remember.
     backwards = replace(part, execution_pointers=part.execution_pointers[::-1])
     await never_whole(lambda: provider.persist_workflow(backwards), scene, long_one)
@@ -830,7 +843,7 @@ async def test_two_parts_of_one_provider(scene: Scene, long_one: WorkflowInstanc
     await scene.provider.persist_workflow(one)
     with pytest.raises(RevisionMismatch) as caught:
         await scene.provider.persist_workflow(two)
-    assert caught.value.revision == 2
+    assert caught.value.revision == long_one.revision + 1
     assert [p.id for p in (await scene.stored(long_one)).execution_pointers] == [
         *(p.id for p in long_one.execution_pointers if p.id != "3"),
         "new",
@@ -880,8 +893,9 @@ async def test_one_that_grew_too_large_for_a_message(scene: Scene) -> None:
     instance, small = workflow(0, execution_pointers=large[:5]), workflow(1)
     await scene.provider.create_new_workflow(small)
     await scene.provider.create_new_workflow(instance)
+    first = instance.revision
     instance.execution_pointers += large[5:]
-    assert await scene.provider.persist_workflow(instance) == 2
+    assert await scene.provider.persist_workflow(instance) == first + 1
     for loaded in (
         await scene.provider.get_workflow_instance(instance.id),
         await scene.provider.get_workflow_instance_by_name(instance.id),
@@ -895,7 +909,7 @@ async def test_one_that_grew_too_large_for_a_message(scene: Scene) -> None:
     part = await scene.provider.get_workflow_instance(instance.id, view=WorkflowView.ACTIVE)
     assert [p.id for p in part.execution_pointers] == ["0", "9"]
     # By others it can be written as a whole only.
-    await scene.witness.commit_workflow(WorkflowPatch(id=instance.id), expected_revision=3)
+    await scene.witness.commit_workflow(WorkflowPatch(id=instance.id), expected_revision=first + 2)
     with pytest.raises(TooLarge):
         await scene.provider.persist_workflow(loaded)
     await scene.provider.delete_workflow(instance.id)
@@ -915,20 +929,20 @@ async def test_a_write_is_made_once_however_many_answers_are_lost(
         wire.take()
         instance.data = "patch"
         wire.lose = 3
-        assert await provider.persist_workflow(instance) == 2
+        assert await provider.persist_workflow(instance) == first.revision + 1
         assert wire.take() == ["CommitWorkflow"] * 4
         instance.execution_pointers.reverse()
         wire.lose = 3
-        assert await provider.persist_workflow(instance) == 3
+        assert await provider.persist_workflow(instance) == first.revision + 2
         assert wire.take() == ["PersistWorkflow"] * 4
         wanted = subscription(instance)
         wire.lose = 2
         answer = await provider.persist_workflow_with_subscriptions(instance, [wanted])
-        assert answer.revision == 4
+        assert answer.revision == first.revision + 3
         instance.execution_pointers.reverse()
         wire.lose = 2
         answer = await provider.persist_workflow_with_subscriptions(instance, [wanted])
-        assert answer.revision == 5
+        assert answer.revision == first.revision + 4
         await scene.holds(instance)
 
 

@@ -97,7 +97,7 @@ async def step(own: OwnCommands) -> Step:
     """A step with one of everything, not committed yet."""
     api = own.api
     instance = make.full_instance(execution_pointers=[make.pointer(i) for i in "abcd"])
-    await api.create_new_workflow(instance)
+    await api.create(instance)
     held, waited_for = (make.subscription(workflow_id=instance.id) for _ in range(2))
     for subscription in (held, waited_for):
         await api.create_event_subscription(subscription)
@@ -119,7 +119,7 @@ async def step(own: OwnCommands) -> Step:
             execution_pointers=[make.pointer("b", active=False), make.pointer("e")],
             removed_pointer_ids=["c"],
         ),
-        expected_revision=1,
+        expected_revision=instance.revision,
         held_subscriptions=[
             SubscriptionClaim(subscription_id=held.id, token="mine", epoch=claim.epoch)
         ],
@@ -138,7 +138,7 @@ async def step(own: OwnCommands) -> Step:
 async def test_a_whole_step_is_stored(step: Step) -> None:
     answer = await step.commit()
     assert answer == CommitWorkflowResponse(
-        revision=2,
+        revision=step.instance.revision + 1,
         subscription_ids=[s.id for s in step.request.create_subscriptions],
         event_ids=[e.id for e in step.request.create_events],
     )
@@ -146,7 +146,7 @@ async def test_a_whole_step_is_stored(step: Step) -> None:
     stored = await api.get_workflow_instance(step.instance.id)
     expected = step.instance
     expected.status = COMPLETE
-    expected.revision = 2
+    expected.revision += 1
     del expected.execution_pointers[:]
     expected.execution_pointers.extend(
         [make.pointer("a"), make.pointer("b", active=False), make.pointer("d"), make.pointer("e")]
@@ -174,8 +174,8 @@ async def test_a_whole_instance_is_stored_like_a_persist(step: Step) -> None:
     step.instance.execution_pointers[0].active = False
     step.request.instance.CopyFrom(step.instance)
     step.request.ClearField("expected_revision")
-    assert (await step.commit()).revision == 2
-    step.instance.revision = 2
+    step.instance.revision += 1
+    assert (await step.commit()).revision == step.instance.revision
     assert await step.api.get_workflow_instance(step.instance.id) == step.instance
     assert (await step.api.get_event(step.event.id)).is_processed
 
@@ -243,7 +243,7 @@ def _subscription_exists(step: Step) -> None:
 
 
 def _other_revision(step: Step) -> None:
-    step.request.expected_revision = 7
+    step.request.expected_revision += 6
 
 
 def _unknown_pointer(step: Step) -> None:
@@ -330,7 +330,8 @@ async def test_a_host_whose_claim_has_expired_cannot_write(step: Step) -> None:
     await eventually(is_open)
     with fails("FAILED_PRECONDITION", "TOKEN_MISMATCH"):
         await step.commit()
-    assert (await step.api.get_workflow_instance(step.instance.id)).revision == 1
+    stored = await step.api.get_workflow_instance(step.instance.id)
+    assert stored.revision == step.instance.revision
 
 
 async def test_a_host_whose_lease_was_taken_over_cannot_write(own: OwnCommands, step: Step) -> None:
@@ -340,7 +341,8 @@ async def test_a_host_whose_lease_was_taken_over_cannot_write(own: OwnCommands, 
     with fails("FAILED_PRECONDITION", "LEASE_LOST") as failure:
         await step.commit()
     assert failure.metadata["lease_tokens"] == step.kept_lease
-    assert (await step.api.get_workflow_instance(step.instance.id)).revision == 1
+    stored = await step.api.get_workflow_instance(step.instance.id)
+    assert stored.revision == step.instance.revision
 
 
 async def test_completed_and_scheduled_again_is_scheduled_without_the_lease(
@@ -369,11 +371,12 @@ async def test_the_same_events_and_subscriptions_again_are_left_as_they_are(step
     await step.api.mark_event_processed(event.id)
     again = CommitWorkflowRequest(
         patch=WorkflowPatch(id=step.instance.id),
-        expected_revision=2,
+        expected_revision=step.instance.revision + 1,
         create_events=step.request.create_events,
         create_subscriptions=step.request.create_subscriptions,
     )
-    assert (await step.api.workflows.CommitWorkflow(again)).revision == 3
+    answer = await step.api.workflows.CommitWorkflow(again)
+    assert answer.revision == step.instance.revision + 2
     assert (await step.api.get_event(event.id)).is_processed
 
 
@@ -386,7 +389,7 @@ async def test_a_created_event_can_be_marked_processed_only_if_it_exists(step: S
 # Patches.
 
 
-async def _patched(api: Api, patch: WorkflowPatch, revision: int = 1) -> WorkflowInstance:
+async def _patched(api: Api, patch: WorkflowPatch, revision: int) -> WorkflowInstance:
     request = CommitWorkflowRequest(patch=patch, expected_revision=revision)
     assert (await api.workflows.CommitWorkflow(request)).revision == revision + 1
     return await api.get_workflow_instance(patch.id)
@@ -402,15 +405,15 @@ async def test_a_named_field_changes_and_no_other(api: Api, changing: str) -> No
     for text in ("root_workflow_id", "workflow_definition_id", "description", "reference"):
         setattr(other, text, make.new_id())
     other.data_json = "null"
-    await api.create_new_workflow(instance)
+    await api.create(instance)
     patch = WorkflowPatch(id=instance.id, header=other, header_mask=FieldMask(paths=[changing]))
-    stored = await _patched(api, patch)
+    stored = await _patched(api, patch, instance.revision)
     value = getattr(other, changing)
     if changing in ("create_time", "complete_time"):
         getattr(instance, changing).CopyFrom(value)
     else:
         setattr(instance, changing, value)
-    instance.revision = 2
+    instance.revision += 1
     assert stored == instance
 
 
@@ -419,26 +422,25 @@ async def test_a_named_field_changes_and_no_other(api: Api, changing: str) -> No
 )
 async def test_a_named_field_that_is_not_given_becomes_absent(api: Api, field: str) -> None:
     instance = make.full_instance()
-    await api.create_new_workflow(instance)
+    await api.create(instance)
     patch = WorkflowPatch(id=instance.id, header_mask=FieldMask(paths=[field]))
-    stored = await _patched(api, patch)
+    stored = await _patched(api, patch, instance.revision)
     instance.ClearField(field)  # type: ignore[arg-type]
-    instance.revision = 2
+    instance.revision += 1
     assert stored == instance
 
 
 async def test_an_empty_name_is_left_as_it_is(api: Api) -> None:
     instance = make.full_instance()
-    await api.create_new_workflow(instance)
-    stored = await _patched(
-        api, WorkflowPatch(id=instance.id, header_mask=FieldMask(paths=["name"]))
-    )
+    await api.create(instance)
+    patch = WorkflowPatch(id=instance.id, header_mask=FieldMask(paths=["name"]))
+    stored = await _patched(api, patch, instance.revision)
     assert stored.name == instance.name
 
 
 async def test_pointers_keep_their_places_and_new_ones_come_last(api: Api) -> None:
     instance = make.instance(execution_pointers=[make.full_pointer(i) for i in "dbac"])
-    await api.create_new_workflow(instance)
+    await api.create(instance)
     changed = make.full_pointer("a", outcome_json="null", children=[], scope=["x"])
     changed.ClearField("persistence_data_json")
     new = [make.pointer("y"), make.full_pointer("x")]
@@ -447,44 +449,46 @@ async def test_pointers_keep_their_places_and_new_ones_come_last(api: Api) -> No
         execution_pointers=[new[0], changed, new[1]],
         removed_pointer_ids=["b"],
     )
-    stored = await _patched(api, patch)
+    stored = await _patched(api, patch, instance.revision)
     d, _, _, c = instance.execution_pointers
     assert list(stored.execution_pointers) == [d, changed, c, *new]
     # And behind those, those of the next patch.
     patch = WorkflowPatch(id=instance.id, execution_pointers=[make.pointer("b")])
-    stored = await _patched(api, patch, 2)
+    stored = await _patched(api, patch, instance.revision + 1)
     assert [p.id for p in stored.execution_pointers] == list("dacyxb")
 
 
 async def test_all_pointers_can_be_removed_and_new_ones_added(api: Api) -> None:
     instance = make.full_instance()
-    await api.create_new_workflow(instance)
+    await api.create(instance)
     ids = [p.id for p in instance.execution_pointers]
-    stored = await _patched(api, WorkflowPatch(id=instance.id, removed_pointer_ids=ids))
+    patch = WorkflowPatch(id=instance.id, removed_pointer_ids=ids)
+    stored = await _patched(api, patch, instance.revision)
     assert not stored.execution_pointers
     patch = WorkflowPatch(id=instance.id, execution_pointers=[make.full_pointer(i) for i in "ba"])
-    stored = await _patched(api, patch, 2)
+    stored = await _patched(api, patch, instance.revision + 1)
     assert list(stored.execution_pointers) == list(patch.execution_pointers)
 
 
 async def test_a_persist_after_a_patch_sets_the_order_anew(api: Api) -> None:
     instance = make.full_instance(execution_pointers=[make.pointer(i) for i in "abc"])
-    await api.create_new_workflow(instance)
+    await api.create(instance)
     patch = WorkflowPatch(id=instance.id, execution_pointers=[make.pointer("d")])
-    stored = await _patched(api, patch)
+    stored = await _patched(api, patch, instance.revision)
     pointers = list(stored.execution_pointers)[::-1]
     del stored.execution_pointers[:]
     stored.execution_pointers.extend(pointers)
-    assert await api.persist_workflow(stored, 2) == 3
+    assert stored.revision == instance.revision + 1
+    assert await api.persist_workflow(stored, stored.revision) == stored.revision + 1
     again = await api.get_workflow_instance(instance.id)
     assert [p.id for p in again.execution_pointers] == list("dcba")
 
 
 async def test_an_empty_patch_counts_the_revision_up(api: Api) -> None:
     instance = make.full_instance()
-    await api.create_new_workflow(instance)
-    stored = await _patched(api, WorkflowPatch(id=instance.id))
-    instance.revision = 2
+    await api.create(instance)
+    stored = await _patched(api, WorkflowPatch(id=instance.id), instance.revision)
+    instance.revision += 1
     assert stored == instance
 
 
@@ -493,12 +497,12 @@ async def test_an_empty_patch_counts_the_revision_up(api: Api) -> None:
 
 async def test_of_patches_of_one_revision_exactly_one_is_made(api: Api) -> None:
     instance = make.instance(execution_pointers=[make.pointer("a")])
-    await api.create_new_workflow(instance)
+    await api.create(instance)
 
     async def patch(n: int) -> Failure | None:
         request = CommitWorkflowRequest(
             patch=WorkflowPatch(id=instance.id, execution_pointers=[make.pointer(f"p{n}")]),
-            expected_revision=1,
+            expected_revision=instance.revision,
             create_events=[make.event(id=f"{instance.id}-{n}")],
         )
         return await failure_of(api.workflows.CommitWorkflow(request))
@@ -517,7 +521,7 @@ async def test_of_patches_of_one_revision_exactly_one_is_made(api: Api) -> None:
 async def test_commits_at_once_leave_one_whole_state_and_all_their_effects(api: Api) -> None:
     """Without a revision the last writer wins, whole; what they create is all there."""
     instance = make.instance(execution_pointers=[make.pointer("0")])
-    await api.create_new_workflow(instance)
+    first = await api.create(instance)
     states = [
         make.instance(
             id=instance.id,
@@ -533,9 +537,9 @@ async def test_commits_at_once_leave_one_whole_state_and_all_their_effects(api: 
         for state, event in zip(states, events, strict=True)
     ]
     answers = await asyncio.gather(*map(api.workflows.CommitWorkflow, requests))
-    assert sorted(answer.revision for answer in answers) == list(range(2, 22))
+    assert sorted(answer.revision for answer in answers) == list(range(first + 1, first + 21))
     last = max(range(20), key=lambda n: answers[n].revision)
-    states[last].revision = 21
+    states[last].revision = first + 20
     assert await api.get_workflow_instance(instance.id) == states[last]
     for event in events:
         assert await api.get_event(event.id) == event
@@ -545,7 +549,7 @@ async def test_one_lease_completes_one_commit(own: OwnCommands) -> None:
     """Two hosts believe that the command is theirs; only one step happens."""
     instances = [make.instance() for _ in range(10)]
     for instance in instances:
-        await own.api.create_new_workflow(instance)
+        await own.api.create(instance)
     command = await own.schedule()
     [lease] = tokens(await own.claim())
     event = make.event()
@@ -567,7 +571,9 @@ async def test_one_lease_completes_one_commit(own: OwnCommands) -> None:
     found = await own.api.get_events(event_name="order.paid", event_key=event.event_key)
     assert len(found.event_ids) == 1
     stored = await own.api.get_workflow_instances([i.id for i in instances])
-    assert sorted(i.revision for i in stored) == [1] * 9 + [2]
+    winner = failures.index(None)
+    for n, (instance, after) in enumerate(zip(instances, stored, strict=True)):
+        assert after.revision == instance.revision + (n == winner)
 
 
 async def test_a_subscription_ends_with_one_step_only(api: Api) -> None:
@@ -592,12 +598,12 @@ async def test_a_claim_taken_over_meanwhile_stops_the_commit(api: Api) -> None:
     the taker came after it, or nothing was written."""
     for _ in range(10):
         instance = make.instance()
-        await api.create_new_workflow(instance)
+        first = await api.create(instance)
         subscription = await api.create_event_subscription(make.subscription())
         assert await api.set_subscription_token(subscription, "old", "w")
         request = CommitWorkflowRequest(
             patch=WorkflowPatch(id=instance.id),
-            expected_revision=1,
+            expected_revision=first,
             held_subscriptions=[SubscriptionClaim(subscription_id=subscription, token="old")],
             terminate_subscription_ids=[subscription],
         )
@@ -611,9 +617,9 @@ async def test_a_claim_taken_over_meanwhile_stops_the_commit(api: Api) -> None:
         )
         revision = (await api.get_workflow_instance(instance.id)).revision
         if committed is None:
-            assert revision == 2
+            assert revision == first + 1
             assert taken is not None
             assert taken.reason in ("SUBSCRIPTION_NOT_FOUND", "TOKEN_MISMATCH")
         else:
-            assert (committed.reason, revision) == ("TOKEN_MISMATCH", 1)
+            assert (committed.reason, revision) == ("TOKEN_MISMATCH", first)
             assert taken is None

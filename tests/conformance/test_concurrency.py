@@ -41,9 +41,7 @@ def _reasons(failures: Iterable[Failure]) -> set[str]:
 
 async def test_thirty_creates_at_once(api: Api) -> None:
     instances = [make.full_instance() for _ in range(30)]
-    await at_once(map(api.create_new_workflow, instances))
-    for instance in instances:
-        instance.revision = 1
+    await at_once(map(api.create, instances))
     assert await api.get_workflow_instances([i.id for i in instances]) == instances
 
 
@@ -51,7 +49,7 @@ async def test_same_create_at_once_succeeds_for_all_and_creates_one(api: Api) ->
     instance = make.full_instance()
     answers = await at_once(api.create_new_workflow(instance) for _ in range(10))
     assert all(answer == answers[0] for answer in answers)
-    instance.revision = 1
+    instance.revision = answers[0].revision
     assert await api.get_workflow_instance(instance.id) == instance
 
 
@@ -73,7 +71,7 @@ async def test_of_creates_of_one_id_with_different_content_exactly_one_succeeds(
     messages: list[Message]
     if kind == "workflow":
         messages = [make.full_instance(id=id_, data_json=str(n)) for n in range(10)]
-        create, get = api.create_new_workflow, api.get_workflow_instance
+        create, get = api.create, api.get_workflow_instance
     elif kind == "event":
         messages = [make.event(id=id_, event_data_json=str(n)) for n in range(10)]
         create, get = api.create_event, api.get_event
@@ -82,10 +80,7 @@ async def test_of_creates_of_one_id_with_different_content_exactly_one_succeeds(
         create, get = api.create_event_subscription, api.get_subscription
     [winner], losers = await outcomes(map(create, messages))
     assert _reasons(losers) == {f"{kind.upper()}_ALREADY_EXISTS"}
-    expected = messages[winner]
-    if isinstance(expected, WorkflowInstance):
-        expected.revision = 1
-    assert await get(id_) == expected
+    assert await get(id_) == messages[winner]
 
 
 async def test_of_creates_of_one_name_exactly_one_succeeds(api: Api) -> None:
@@ -122,7 +117,7 @@ def _check_one_writers(instance: WorkflowInstance) -> None:
 async def test_readers_never_see_a_mix_of_what_writers_persist(api: Api) -> None:
     writers, turns = 8, 12
     first = _of_writer(make.new_id("workflow"), 0, 0)
-    await api.create_new_workflow(first)
+    await api.create(first)
     writing = True
     reads = 0
 
@@ -149,16 +144,17 @@ async def test_readers_never_see_a_mix_of_what_writers_persist(api: Api) -> None
     assert reads > 4
     last = await api.get_workflow_instance(first.id)
     _check_one_writers(last)
-    assert last.revision == 1 + writers * turns
-    assert sorted(r for written in revisions for r in written) == list(range(2, last.revision + 1))
+    assert last.revision == first.revision + writers * turns
+    in_order = sorted(r for written in revisions for r in written)
+    assert in_order == list(range(first.revision + 1, last.revision + 1))
     winner = next(n for n, written in enumerate(revisions) if last.revision in written)
     assert (last.description or "").startswith(f"{winner}.")
 
 
 async def test_of_writers_that_expect_one_revision_exactly_one_succeeds(api: Api) -> None:
     instance = make.instance(data_json="0")
-    await api.create_new_workflow(instance)
-    for revision in range(1, 6):
+    first = await api.create(instance)
+    for revision in range(first, first + 5):
         states = [make.instance(id=instance.id, data_json=str(n)) for n in range(8)]
         [winner], losers = await outcomes(api.persist_workflow(s, revision) for s in states)
         assert _reasons(losers) == {"REVISION_MISMATCH"}
@@ -169,7 +165,7 @@ async def test_of_writers_that_expect_one_revision_exactly_one_succeeds(api: Api
 
 async def test_counter_kept_by_expected_revisions_loses_no_count(api: Api) -> None:
     instance = make.instance(data_json="0")
-    await api.create_new_workflow(instance)
+    first = await api.create(instance)
 
     async def count(times: int) -> None:
         while times:
@@ -183,25 +179,25 @@ async def test_counter_kept_by_expected_revisions_loses_no_count(api: Api) -> No
 
     await at_once(count(5) for _ in range(8))
     stored = await api.get_workflow_instance(instance.id)
-    assert (stored.data_json, stored.revision) == ("40", 41)
+    assert (stored.data_json, stored.revision) == ("40", first + 40)
 
 
 async def test_of_renames_to_one_name_exactly_one_succeeds(api: Api) -> None:
     instances = [make.full_instance() for _ in range(8)]
-    await at_once(map(api.create_new_workflow, instances))
+    await at_once(map(api.create, instances))
     name = make.new_id("name")
     renamed = [make.instance(id=i.id, name=name) for i in instances]
     [winner], losers = await outcomes(map(api.persist_workflow, renamed))
     assert _reasons(losers) == {"NAME_TAKEN"}
     for n, stored in enumerate(await api.get_workflow_instances([i.id for i in instances])):
         assert stored.name == (name if n == winner else instances[n].name)
-        assert stored.revision == (2 if n == winner else 1)
+        assert stored.revision == instances[n].revision + (n == winner)
 
 
 async def test_same_subscriptions_with_persists_at_once_are_created_once(api: Api) -> None:
     """Also when they come in different orders, where two may wait for each other."""
     instances = [make.instance() for _ in range(8)]
-    await at_once(map(api.create_new_workflow, instances))
+    await at_once(map(api.create, instances))
     for _ in range(5):
         subscriptions = [make.subscription() for _ in range(4)]
         await at_once(
@@ -210,12 +206,12 @@ async def test_same_subscriptions_with_persists_at_once_are_created_once(api: Ap
         )
         assert [await api.get_subscription(s.id) for s in subscriptions] == subscriptions
     stored = await api.get_workflow_instances([i.id for i in instances])
-    assert {i.revision for i in stored} == {6}
+    assert [i.revision for i in stored] == [i.revision + 5 for i in instances]
 
 
 async def test_of_persists_with_one_subscription_id_exactly_one_writes(api: Api) -> None:
     instances = [make.instance() for _ in range(8)]
-    await at_once(map(api.create_new_workflow, instances))
+    await at_once(map(api.create, instances))
     id_ = make.new_id("subscription")
     subscriptions = [make.subscription(id=id_, workflow_id=i.id) for i in instances]
     [winner], losers = await outcomes(
@@ -225,7 +221,8 @@ async def test_of_persists_with_one_subscription_id_exactly_one_writes(api: Api)
     assert _reasons(losers) == {"SUBSCRIPTION_ALREADY_EXISTS"}
     assert await api.get_subscription(id_) == subscriptions[winner]
     stored = await api.get_workflow_instances([i.id for i in instances])
-    assert [i.revision for i in stored] == [2 if n == winner else 1 for n in range(8)]
+    for n, instance in enumerate(stored):
+        assert instance.revision == instances[n].revision + (n == winner)
 
 
 async def test_sequence_gives_no_number_twice(api: Api) -> None:

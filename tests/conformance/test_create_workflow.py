@@ -15,13 +15,14 @@ from wfe.persistence.v1.workflow_pb2 import ExecutionPointer, WorkflowInstance
 async def test_create_answers_id_name_and_first_revision(api: Api) -> None:
     instance = make.full_instance()
     answer = await api.create_new_workflow(instance)
-    assert (answer.id, answer.name, answer.revision) == (instance.id, instance.name, 1)
+    assert (answer.id, answer.name) == (instance.id, instance.name)
+    assert answer.revision >= 1
+    assert answer.revision == (await api.get_workflow_instance(instance.id)).revision
 
 
 async def test_create_stores_every_field(api: Api) -> None:
     instance = make.full_instance()
-    await api.create_new_workflow(instance)
-    instance.revision = 1
+    await api.create(instance)
     assert await api.get_workflow_instance(instance.id) == instance
 
 
@@ -48,10 +49,12 @@ async def test_empty_name_becomes_the_id(api: Api) -> None:
 
 
 async def test_given_revision_is_ignored(api: Api) -> None:
-    instance = make.instance(revision=42)
-    assert (await api.create_new_workflow(instance)).revision == 1
-    assert (await api.get_workflow_instance(instance.id)).revision == 1
-    assert (await api.create_new_workflow(make.instance(id=instance.id, revision=7))).revision == 1
+    instance = make.instance(revision=2**62)
+    first = (await api.create_new_workflow(instance)).revision
+    assert first != instance.revision
+    assert (await api.get_workflow_instance(instance.id)).revision == first
+    again = await api.create_new_workflow(make.instance(id=instance.id, revision=first + 7))
+    assert again.revision == first
 
 
 async def test_same_create_again_answers_the_same_and_changes_nothing(api: Api) -> None:

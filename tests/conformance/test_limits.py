@@ -150,7 +150,7 @@ def _large(shape: str, size: int) -> Large:
         given.data_json, stored = SHAPES[shape](size - 8000)
     answer = GetWorkflowInstanceResponse(instance=given)
     instance = answer.instance
-    instance.revision = 1
+    instance.revision = 1  # the shortest that there is
     instance.name = instance.id
     for pointer in instance.execution_pointers:
         pointer.outcome_json = stored
@@ -175,7 +175,7 @@ async def test_workflow_under_the_limit_is_stored_and_can_be_read(
 ) -> None:
     large = _large(shape, limit * 95 // 100)
     assert CreateNewWorkflowRequest(instance=large.given).ByteSize() <= limit
-    await api.create_new_workflow(large.given)
+    large.answer.instance.revision = await api.create(large.given)
     assert await reader.get_workflow_instance(large.given.id) == large.answer.instance
 
 
@@ -263,14 +263,14 @@ async def test_subscription_that_could_not_be_read_is_not_created(
     assert GetSubscriptionResponse(subscription=answer).ByteSize() > limit
     assert CreateEventSubscriptionRequest(subscription=subscription).ByteSize() < limit
     instance = never_due()
-    await api.create_new_workflow(instance)
+    first = await api.create(instance)
     with fails("RESOURCE_EXHAUSTED", "ANSWER_TOO_LARGE"):
         if way == "CreateEventSubscription":
             await api.create_event_subscription(subscription)
         else:
             await api.persist_workflow_with_subscriptions(instance, [subscription])
     assert await found(api.get_subscription(subscription.id)) is None
-    assert (await api.get_workflow_instance(instance.id)).revision == 1
+    assert (await api.get_workflow_instance(instance.id)).revision == first
 
 
 async def test_page_with_a_large_error_and_a_token_can_be_read(
@@ -314,9 +314,9 @@ async def test_commit_of_what_could_not_be_read_writes_nothing(
 ) -> None:
     document, _ = SHAPES["a list without spaces"](limit)
     instance, event, subscription = never_due(), make.event(), make.subscription()
-    await api.create_new_workflow(instance)
+    await api.create(instance)
     patch = make.patch(instance.id, reference="changed")
-    request = CommitWorkflowRequest(patch=patch, expected_revision=1)
+    request = CommitWorkflowRequest(patch=patch, expected_revision=instance.revision)
     match part:
         case "header":
             request.patch.header.data_json = document
@@ -333,7 +333,7 @@ async def test_commit_of_what_could_not_be_read_writes_nothing(
     with fails("RESOURCE_EXHAUSTED", "ANSWER_TOO_LARGE") as failure:
         await api.workflows.CommitWorkflow(request)
     assert failure.metadata["limit_bytes"] == str(limit)
-    instance.name, instance.revision = instance.id, 1
+    instance.name = instance.id
     assert await api.get_workflow_instance(instance.id) == instance
     assert await found(api.get_event(event.id)) is None
     assert await found(api.get_subscription(subscription.id)) is None
@@ -346,18 +346,20 @@ async def grown(api: Api, limit: int) -> WorkflowInstance:
     instance = never_due(
         workflow_definition_id=definition, execution_pointers=[make.pointer("active")]
     )
-    await api.create_new_workflow(instance)
-    for revision in range(1, 6):
+    await api.create(instance)
+    for n in range(5):
         pointer = make.pointer(
-            f"{revision}",
+            f"{n}",
             active=False,
             status=PointerStatus.POINTER_STATUS_COMPLETE,
             outcome_json=f'"{"x" * (limit // 4)}"',
         )
         patch = make.patch(instance.id, execution_pointers=[pointer])
-        await api.commit_workflow(patch=patch, expected_revision=revision)
+        answer = await api.commit_workflow(patch=patch, expected_revision=instance.revision)
+        assert answer.revision == instance.revision + 1
+        instance.revision = answer.revision
         instance.execution_pointers.append(pointer)
-    instance.name, instance.revision = instance.id, 6
+    instance.name = instance.id
     return instance
 
 
@@ -558,7 +560,7 @@ async def test_largest_subscription_can_be_claimed_and_read(
 async def test_answer_of_ids_that_could_not_be_sent_writes_nothing(api: Api, limit: int) -> None:
     """Many subscriptions without ids: the ids in the answer are larger than the request."""
     instance = never_due()
-    await api.create_new_workflow(instance)
+    first = await api.create(instance)
     one = make.subscription(id="", workflow_id=instance.id[-9:], event_name="n", event_key="")
     one.ClearField("subscription_data_json")
     count = limit // 38 + 1
@@ -569,7 +571,7 @@ async def test_answer_of_ids_that_could_not_be_sent_writes_nothing(api: Api, lim
         pytest.skip("so many do not fit into a request")
     with fails("RESOURCE_EXHAUSTED", "ANSWER_TOO_LARGE"):
         await api.workflows.PersistWorkflowWithSubscriptions(request)
-    assert (await api.get_workflow_instance(instance.id)).revision == 1
+    assert (await api.get_workflow_instance(instance.id)).revision == first
     answer = await api.list_subscriptions(workflow_id=instance.id[-9:])
     assert not answer.subscriptions
 
@@ -633,14 +635,15 @@ async def test_pointer_just_within_a_message_fits_a_page_of_its_own(
 ) -> None:
     """With a page token behind it, however long its id."""
     instance = never_due()
-    await api.create_new_workflow(instance)
+    first = await api.create(instance)
     large: ExecutionPointer = make.pointer(filled("large", "\x01", 512), outcome_json='"x"')
     room = limit - 1000 - (0 if over else 2000)
     large.outcome_json = f'"{"x" * (room - large.ByteSize())}"'
     after = make.pointer("after")
     failure = await failure_of(
         api.commit_workflow(
-            patch=make.patch(instance.id, execution_pointers=[large, after]), expected_revision=1
+            patch=make.patch(instance.id, execution_pointers=[large, after]),
+            expected_revision=first,
         )
     )
     if over and failure is not None:

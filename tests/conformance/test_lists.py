@@ -64,7 +64,7 @@ class Population:
 
     def _instance(self, i: int) -> WorkflowInstance:
         # Three at a time are created at the same moment.
-        instance = make.full_instance(
+        return make.full_instance(
             name=f"{self.prefix}{'ab'[i % 2]}{i:02}",
             workflow_definition_id=self.definitions[i // 2 % 2],
             version=i % 3,
@@ -74,15 +74,13 @@ class Population:
             root_workflow_id=self.root if i % 4 == 1 else None,
             reference=[*self.references, None][i % 3],
         )
-        instance.revision = 1
-        return instance
 
 
 @pytest.fixture(scope="module")
 async def population(api: Api) -> Population:
     """A population that is stored."""
     population = Population()
-    await for_each(api.create_new_workflow, population.instances)
+    await for_each(api.create, population.instances)
     return population
 
 
@@ -242,7 +240,6 @@ async def test_unspecified_order_is_the_newest_first(api: Api, population: Popul
     assert [w.id for w in found] == [w.id for w in expected[::-1]]
 
 
-@pytest.mark.deletes_workflows
 async def test_without_a_filter_all_are_listed_and_counted(api: Api) -> None:
     """Of a moment of the test's own: the first ones of all."""
     instance = never_due(create_time=make.FIRST_TIME)
@@ -337,7 +334,6 @@ async def test_listed_workflows_are_as_the_view_shows_them(
 # ListWorkflows: while others write.
 
 
-@pytest.mark.deletes_workflows
 @pytest.mark.parametrize("order", [NEWEST, OLDEST], ids=ListOrder.Name)
 async def test_what_stays_is_listed_once_while_others_write(
     api: Api, order: ListOrder.ValueType
@@ -384,7 +380,6 @@ async def test_what_stays_is_listed_once_while_others_write(
         await asyncio.gather(*writers)
 
 
-@pytest.mark.deletes_workflows
 async def test_page_goes_on_behind_a_workflow_that_was_deleted(api: Api) -> None:
     """Its place in the list is known without it."""
     definition = make.new_id("definition")
@@ -408,14 +403,13 @@ async def test_page_goes_on_behind_a_workflow_that_was_deleted(api: Api) -> None
 # DeleteWorkflow.
 
 
-@pytest.mark.deletes_workflows
 async def test_deleted_workflow_is_gone_with_all_that_is_its_own(api: Api) -> None:
     instance = make.full_instance(status=SUSPENDED)
     other = make.full_instance(status=SUSPENDED, root_workflow_id=instance.id)
     event = make.event(event_name="wfe.workflow.completed", event_key=instance.id)
     subscriptions = []
     for each in (instance, other):
-        each.revision = (await api.create_new_workflow(each)).revision
+        await api.create(each)
         await api.persist_errors(*[make.error(workflow_id=each.id) for _ in range(2)])
         for token in (None, "token"):
             subscription = make.subscription(workflow_id=each.id, external_token=token)
@@ -445,7 +439,6 @@ async def test_deleted_workflow_is_gone_with_all_that_is_its_own(api: Api) -> No
     assert (await api.get_workflow_instance(instance.id)).execution_pointers == []
 
 
-@pytest.mark.deletes_workflows
 async def test_workflow_of_any_status_is_deleted_once(api: Api) -> None:
     for status in (RUNNABLE, SUSPENDED, COMPLETE, TERMINATED):
         instance = make.instance(status=status)
@@ -458,7 +451,6 @@ async def test_workflow_of_any_status_is_deleted_once(api: Api) -> None:
             await api.delete_workflow(instance.id, 1)
 
 
-@pytest.mark.deletes_workflows
 async def test_workflow_of_another_revision_is_not_deleted(api: Api) -> None:
     instance = make.full_instance(status=SUSPENDED)
     await api.create_new_workflow(instance)
@@ -476,15 +468,15 @@ async def test_workflow_of_another_revision_is_not_deleted(api: Api) -> None:
         await api.get_workflow_instance(instance.id)
 
 
-@pytest.mark.deletes_workflows
 async def test_request_id_of_a_deleted_workflow_is_forgotten(api: Api) -> None:
     """A workflow of the same id is another one: nothing was written to it yet."""
     instance = never_due(description="first")
     await api.create_new_workflow(instance)
     request_id = make.request_id()
-    await api.persist_workflow(instance, request_id=request_id)
+    last = await api.persist_workflow(instance, request_id=request_id)
     await api.delete_workflow(instance.id)
     first = (await api.create_new_workflow(instance)).revision
+    assert first > last
     assert await api.persist_workflow(instance, request_id=request_id) == first + 1
     assert (await api.get_workflow_instance(instance.id)).revision == first + 1
 

@@ -279,6 +279,9 @@ async def test_page_token_is_good_for_another_expected_revision(
     api: Api, listings: dict[str, Listing]
 ) -> None:
     listing = listings["ListExecutionPointers"]
-    second = with_values(listing.query, ("page_token", listing.token), ("expected_revision", 1))
+    revision = (await api.get_workflow_instance(listing.query.workflow_id)).revision
+    second = with_values(
+        listing.query, ("page_token", listing.token), ("expected_revision", revision)
+    )
     [answer] = await listing.rpc.call(api, second)
     assert len(answer.execution_pointers) == 1

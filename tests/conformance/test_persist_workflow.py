@@ -15,8 +15,7 @@ from wfe.persistence.v1.workflow_pb2 import ExecutionPointer, WorkflowInstance, 
 async def _created(api: Api, **fields: object) -> WorkflowInstance:
     """A workflow as it is stored after its creation."""
     instance = make.full_instance(**fields)
-    await api.create_new_workflow(instance)
-    instance.revision = 1
+    await api.create(instance)
     return instance
 
 
@@ -37,8 +36,8 @@ async def test_persist_replaces_the_stored_state(api: Api) -> None:
         execution_pointers=[make.pointer("new"), make.full_pointer("z", retry_count=4)],
     )
     after.ClearField("next_execution")
-    assert await api.persist_workflow(after) == 2
-    after.revision = 2
+    after.revision = instance.revision + 1
+    assert await api.persist_workflow(after) == after.revision
     assert await api.get_workflow_instance(instance.id) == after
 
 
@@ -198,14 +197,17 @@ async def test_persist_of_an_absent_workflow_is_not_found_and_creates_nothing(ap
 
 async def test_revision_counts_every_persist(api: Api) -> None:
     instance = await _created(api)
-    assert [await api.persist_workflow(instance) for _ in range(3)] == [2, 3, 4]
-    assert (await api.get_workflow_instance(instance.id)).revision == 4
+    first = instance.revision
+    revisions = [await api.persist_workflow(instance) for _ in range(3)]
+    assert revisions == [first + 1, first + 2, first + 3]
+    assert (await api.get_workflow_instance(instance.id)).revision == first + 3
 
 
 async def test_revision_within_the_instance_is_ignored(api: Api) -> None:
     instance = await _created(api)
-    instance.revision = 42
-    assert await api.persist_workflow(instance) == 2
+    first = instance.revision
+    instance.revision = first + 41
+    assert await api.persist_workflow(instance) == first + 1
 
 
 async def test_without_expected_revision_the_last_writer_wins(api: Api) -> None:
@@ -218,20 +220,23 @@ async def test_without_expected_revision_the_last_writer_wins(api: Api) -> None:
 
 async def test_expected_revision_that_is_the_stored_one_writes(api: Api) -> None:
     instance = await _created(api)
-    assert await api.persist_workflow(instance, 1) == 2
-    assert await api.persist_workflow(instance, 2) == 3
+    first = instance.revision
+    assert await api.persist_workflow(instance, first) == first + 1
+    assert await api.persist_workflow(instance, first + 1) == first + 2
 
 
-@pytest.mark.parametrize("expected", [1, 3, 2**63 - 1])
+@pytest.mark.parametrize("other", ["the one before", "the next", "the last of all"])
 async def test_other_expected_revision_is_aborted_telling_the_stored_one(
-    api: Api, expected: int
+    api: Api, other: str
 ) -> None:
     instance = await _created(api)
     instance.revision = await api.persist_workflow(instance)
+    stored = instance.revision
+    expected = {"the one before": stored - 1, "the next": stored + 1}.get(other, 2**63 - 1)
     changed = make.full_instance(id=instance.id, name=instance.name, data_json='"changed"')
     with fails("ABORTED", "REVISION_MISMATCH") as failure:
         await api.persist_workflow(changed, expected)
-    assert failure.metadata["revision"] == "2"
+    assert failure.metadata["revision"] == str(stored)
     assert await api.get_workflow_instance(instance.id) == instance
 
 
@@ -269,13 +274,15 @@ async def test_persist_with_subscriptions_chooses_uuids_for_empty_ids(api: Api) 
 async def test_persist_with_no_subscriptions_is_a_persist(api: Api) -> None:
     instance = await _created(api)
     answer = await api.persist_workflow_with_subscriptions(instance, [])
-    assert (answer.revision, list(answer.subscription_ids)) == (2, [])
+    assert (answer.revision, list(answer.subscription_ids)) == (instance.revision + 1, [])
 
 
 async def test_persist_with_subscriptions_checks_the_expected_revision(api: Api) -> None:
     instance = await _created(api)
-    answer = await api.persist_workflow_with_subscriptions(instance, [make.subscription()], 1)
-    assert answer.revision == 2
+    answer = await api.persist_workflow_with_subscriptions(
+        instance, [make.subscription()], instance.revision
+    )
+    assert answer.revision == instance.revision + 1
 
 
 async def _writes_nothing(
@@ -299,7 +306,9 @@ async def _writes_nothing(
 async def test_revision_mismatch_creates_no_subscription(api: Api) -> None:
     instance = await _created(api)
     changed = make.instance(id=instance.id)
-    await _writes_nothing(api, instance, changed, "ABORTED", "REVISION_MISMATCH", 7)
+    await _writes_nothing(
+        api, instance, changed, "ABORTED", "REVISION_MISMATCH", instance.revision + 6
+    )
 
 
 async def test_taken_name_creates_no_subscription(api: Api) -> None:
@@ -339,7 +348,7 @@ async def test_subscription_with_the_same_content_is_left_as_it_is(api: Api) -> 
     answer = await api.persist_workflow_with_subscriptions(
         instance, [subscription, make.subscription()]
     )
-    assert answer.revision == 2
+    assert answer.revision == instance.revision + 1
     assert answer.subscription_ids[0] == subscription.id
     assert await api.get_subscription(subscription.id) == held
 
@@ -351,4 +360,5 @@ async def test_same_persist_with_subscriptions_again_is_safe(api: Api) -> None:
         await api.persist_workflow_with_subscriptions(instance, subscriptions) for _ in range(2)
     ]
     assert answers[0].subscription_ids == answers[1].subscription_ids
-    assert [answer.revision for answer in answers] == [2, 3]
+    first = instance.revision
+    assert [answer.revision for answer in answers] == [first + 1, first + 2]

@@ -29,8 +29,6 @@ from wfe.persistence.v1.workflow_pb2 import (
 
 RUNNABLE: Final = WorkflowStatus.WORKFLOW_STATUS_RUNNABLE
 SUSPENDED: Final = WorkflowStatus.WORKFLOW_STATUS_SUSPENDED
-pytestmark = pytest.mark.deletes_workflows
-
 COMPLETE: Final = WorkflowStatus.WORKFLOW_STATUS_COMPLETE
 TERMINATED: Final = WorkflowStatus.WORKFLOW_STATUS_TERMINATED
 

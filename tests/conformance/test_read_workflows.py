@@ -16,8 +16,7 @@ _VIEWS = [view for view in WorkflowView.values() if view]
 
 async def _created(api: Api, **fields: object) -> WorkflowInstance:
     instance = make.full_instance(**fields)
-    await api.create_new_workflow(instance)
-    instance.revision = 1
+    await api.create(instance)
     return instance
 
 

@@ -221,16 +221,16 @@ async def test_set_with_an_epoch_prolongs_only_that_claim(api: Api) -> None:
 Stale = Callable[[Api, str, int], Awaitable[object]]
 
 
-async def _commit(api: Api, id_: str, epoch: int, *, revision: int | None = None) -> object:
+async def _commit(api: Api, id_: str, epoch: int, *, of_patch: bool = False) -> object:
     """A commit that hangs on the claim."""
     instance = never_due()
-    await api.create_new_workflow(instance)
+    first = await api.create(instance)
     claim = SubscriptionClaim(subscription_id=id_, token="token", epoch=epoch)
-    if revision is None:
+    if not of_patch:
         return await api.commit_workflow(instance=instance, held_subscriptions=[claim])
     return await api.commit_workflow(
         patch=make.patch(instance.id, reference="x"),
-        expected_revision=revision,
+        expected_revision=first,
         held_subscriptions=[claim],
     )
 
@@ -240,7 +240,7 @@ STALE: Final[dict[str, Stale]] = {
     "renew": lambda api, id_, epoch: api.renew_subscription_token(id_, "token", epoch=epoch),
     "terminate": lambda api, id_, epoch: api.terminate_subscription(id_, "token", epoch),
     "commit of an instance": _commit,
-    "commit of a patch": lambda api, id_, epoch: _commit(api, id_, epoch, revision=1),
+    "commit of a patch": lambda api, id_, epoch: _commit(api, id_, epoch, of_patch=True),
 }
 
 

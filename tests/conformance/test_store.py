@@ -150,13 +150,12 @@ async def test_store_info(api: Api, pytestconfig: pytest.Config) -> None:
 
 async def test_ensure_of_a_store_that_exists_changes_nothing(api: Api) -> None:
     workflow = make.full_instance()
-    await api.create_new_workflow(workflow)
+    await api.create(workflow)
     info = await api.get_store_info()
     for _ in range(2):
         answer = await api.ensure_store_exists()
         assert answer.schema_version == info.schema_version
         assert not answer.applied_migrations
-    workflow.revision = 1
     assert await api.get_workflow_instance(workflow.id) == workflow
 
 

@@ -272,11 +272,11 @@ async def test_pointer_ids_are_unique_within_a_workflow_only(api: Api) -> None:
         for name in ("first", "second")
     ]
     for instance in instances:
-        await api.create_new_workflow(instance)
+        await api.create(instance)
     instances[1].execution_pointers[0].step_name = "changed"
     del instances[1].execution_pointers[1]
     await api.persist_workflow(instances[1])
-    instances[0].revision, instances[1].revision = 1, 2
+    instances[1].revision += 1
     assert await api.get_workflow_instances([i.id for i in instances]) == instances
 
 

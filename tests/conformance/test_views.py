@@ -65,8 +65,7 @@ def part(instance: WorkflowInstance, view: WorkflowView.ValueType) -> WorkflowIn
 async def created(api: Api, **fields: Any) -> WorkflowInstance:
     """A new workflow as it is to be read in full."""
     instance = make.full_instance(**fields)
-    await api.create_new_workflow(instance)
-    instance.revision = 1
+    await api.create(instance)
     return instance
 
 
@@ -137,7 +136,7 @@ async def test_view_follows_the_pointers_as_they_change(api: Api) -> None:
         instance.id,
         execution_pointers=[ended_pointer("a"), make.pointer("b"), make.pointer("c")],
     )
-    await api.commit_workflow(patch=patch, expected_revision=1)
+    await api.commit_workflow(patch=patch, expected_revision=instance.revision)
     found = await api.get_workflow_instance(instance.id, ACTIVE)
     assert [p.id for p in found.execution_pointers] == ["b", "c"]
     instance.execution_pointers[1].active = True
@@ -173,7 +172,7 @@ async def test_part_of_a_workflow_can_be_patched(api: Api) -> None:
     await api.commit_workflow(patch=patch, expected_revision=loaded.revision)
     at = [p.id for p in instance.execution_pointers].index(pointer.id)
     instance.execution_pointers[at].CopyFrom(pointer)
-    instance.revision = 2
+    instance.revision += 1
     assert await api.get_workflow_instance(instance.id) == instance
 
 
@@ -215,7 +214,8 @@ async def test_order_is_that_of_the_last_persist_with_what_patches_added_behind(
     assert [p.id for p in await all_pointers(api, instance.id, page_size=2)] == [*"bac"]
     added = [make.pointer(id_) for id_ in ("z", "a", "0")]
     await api.commit_workflow(
-        patch=make.patch(instance.id, execution_pointers=added), expected_revision=2
+        patch=make.patch(instance.id, execution_pointers=added),
+        expected_revision=instance.revision + 1,
     )
     for page_size in (1, 2, 3, 100):
         found = await all_pointers(api, instance.id, page_size=page_size)
@@ -227,7 +227,7 @@ async def test_workflow_without_pointers_has_one_empty_page(api: Api) -> None:
     for active_only in (False, True):
         answer = await api.list_execution_pointers(workflow_id=instance.id, active_only=active_only)
         assert (list(answer.execution_pointers), answer.next_page_token) == ([], "")
-        assert answer.revision == 1
+        assert answer.revision == instance.revision
 
 
 async def test_pointers_of_an_absent_workflow_are_not_found(api: Api) -> None:
@@ -249,12 +249,13 @@ async def test_pointers_are_of_one_workflow_only(api: Api) -> None:
 async def test_page_of_another_revision_is_refused(api: Api) -> None:
     instance = await created(api, execution_pointers=POINTERS)
     first = await api.list_execution_pointers(
-        workflow_id=instance.id, page_size=5, expected_revision=1
+        workflow_id=instance.id, page_size=5, expected_revision=instance.revision
     )
-    assert first.revision == 1
-    await api.persist_workflow(instance)
+    assert first.revision == instance.revision
+    revision = await api.persist_workflow(instance)
+    assert revision == first.revision + 1
     for token in ("", first.next_page_token):
-        for expected in (1, 3):
+        for expected in (revision - 1, revision + 1):
             with fails("ABORTED", "REVISION_MISMATCH") as failure:
                 await api.list_execution_pointers(
                     workflow_id=instance.id,
@@ -262,14 +263,14 @@ async def test_page_of_another_revision_is_refused(api: Api) -> None:
                     page_token=token,
                     expected_revision=expected,
                 )
-            assert failure.metadata["revision"] == "2"
+            assert failure.metadata["revision"] == str(revision)
     second = await api.list_execution_pointers(
         workflow_id=instance.id,
         page_size=5,
         page_token=first.next_page_token,
-        expected_revision=2,
+        expected_revision=revision,
     )
-    assert second.revision == 2
+    assert second.revision == revision
     assert list(second.execution_pointers) == POINTERS[5:10]
 
 
@@ -280,7 +281,9 @@ async def test_other_revision_of_a_workflow_without_pointers_is_refused(
     instance = await created(api, execution_pointers=[])
     with fails("ABORTED", "REVISION_MISMATCH"):
         await api.list_execution_pointers(
-            workflow_id=instance.id, active_only=active_only, expected_revision=2
+            workflow_id=instance.id,
+            active_only=active_only,
+            expected_revision=instance.revision + 1,
         )
 
 
@@ -289,22 +292,24 @@ async def test_pages_go_on_while_the_workflow_changes(api: Api) -> None:
     pointers = [make.pointer(f"{i:02}") for i in range(20)]
     instance = await created(api, execution_pointers=pointers)
     seen: list[str] = []
-    token, revision = "", 1
+    token, turn = "", 1
     while True:
         answer = await api.list_execution_pointers(
             workflow_id=instance.id, page_size=3, page_token=token
         )
-        assert answer.revision == revision
+        assert answer.revision == instance.revision
         seen += [p.id for p in answer.execution_pointers]
         token = answer.next_page_token
         if not token:
             break
         # Of each three the middle one goes: seen already, or still to come.
-        gone = [f"{i:02}" for i in {1: [1, 19], 2: [4, 16], 3: [7, 13]}.get(revision, ())]
-        added = [make.pointer(f"new {revision}")] if revision <= 3 else []
+        gone = [f"{i:02}" for i in {1: [1, 19], 2: [4, 16], 3: [7, 13]}.get(turn, ())]
+        added = [make.pointer(f"new {turn}")] if turn <= 3 else []
         patch = make.patch(instance.id, removed_pointer_ids=gone, execution_pointers=added)
-        answered = await api.commit_workflow(patch=patch, expected_revision=revision)
-        revision = answered.revision
+        answered = await api.commit_workflow(patch=patch, expected_revision=instance.revision)
+        assert answered.revision == instance.revision + 1
+        instance.revision = answered.revision
+        turn += 1
     assert len(seen) == len(set(seen))
     stayed = {f"{i:02}" for i in range(20)} - {"01", "19", "04", "16", "07", "13"}
     assert set(seen) >= stayed | {"new 1", "new 2", "new 3"}

@@ -69,6 +69,12 @@ class Api:
         request = workflow_pb2.CreateNewWorkflowRequest(instance=instance)
         return await self.workflows.CreateNewWorkflow(request)
 
+    async def create(self, instance: WorkflowInstance) -> int:
+        """Create a workflow; its first revision, which the message has afterwards, as the stored
+        one does. What it is depends on what was deleted from the store before."""
+        instance.revision = (await self.create_new_workflow(instance)).revision
+        return instance.revision
+
     async def persist_workflow(
         self,
         instance: WorkflowInstance,

@@ -103,13 +103,15 @@ class Scene:
         api, request = self.api, self.request
         match self.rpc.name:
             case "PersistWorkflow" | "PersistWorkflowWithSubscriptions":
-                await api.create_new_workflow(never_due(id=request.instance.id))
+                request.expected_revision = await api.create(never_due(id=request.instance.id))
             case "CommitWorkflow":
                 await self._set_up_commit()
-            case "GetWorkflowInstance" | "DeleteWorkflow":
+            case "GetWorkflowInstance":
                 await api.create_new_workflow(never_due(id=request.id))
+            case "DeleteWorkflow":
+                request.expected_revision = await api.create(never_due(id=request.id))
             case "ListExecutionPointers":
-                await api.create_new_workflow(never_due(id=request.workflow_id))
+                request.expected_revision = await api.create(never_due(id=request.workflow_id))
             case "GetWorkflowInstanceByName":
                 await api.create_new_workflow(never_due(name=request.name))
             case "GetWorkflowInstances":
@@ -152,7 +154,7 @@ class Scene:
     async def _set_up_commit(self) -> None:
         api, request = self.api, self.request
         pointers = [make.pointer(id_) for id_ in request.patch.removed_pointer_ids]
-        await api.create_new_workflow(
+        request.expected_revision = await api.create(
             never_due(id=request.patch.id or request.instance.id, execution_pointers=pointers)
         )
         for claim in request.held_subscriptions:

@@ -7,11 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.support import make
+from wfe.persistence.v1.workflow_pb2 import (
+    CreateNewWorkflowRequest,
+    DeleteWorkflowRequest,
+    PersistWorkflowRequest,
+)
+from wfe.persistence.v1.workflow_pb2_grpc import WorkflowServiceStub
 
 _LISTENS = re.compile(r"listens on (\S+?)[\"\s]")
 
@@ -105,3 +114,14 @@ class ServerProcess:
     def log(self) -> str:
         """What the process has said so far."""
         return self._log_file.read_text()
+
+
+def delete_a_workflow(address: str) -> None:
+    """Leave the server with a store from which a workflow was deleted, as any store but a new one
+    is. New workflows no longer start at revision 1 there, so that no test comes to count on it."""
+    instance = make.instance(id=str(uuid.uuid4()))
+    with grpc.insecure_channel(address) as channel:
+        workflows = WorkflowServiceStub(channel)
+        workflows.CreateNewWorkflow(CreateNewWorkflowRequest(instance=instance))
+        workflows.PersistWorkflow(PersistWorkflowRequest(instance=instance))
+        workflows.DeleteWorkflow(DeleteWorkflowRequest(id=instance.id))
