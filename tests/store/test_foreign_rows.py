@@ -387,6 +387,9 @@ async def test_numbers_at_their_end_are_refused_with_a_field(foreign: Foreign) -
     await foreign.api.delete_workflow(instance.id)
     assert (await foreign.api.create_new_workflow(instance)).revision == 2**62 + 1
     assert await foreign.api.persist_workflow(instance) == 2**62 + 2
+    # And their revisions never come again either.
+    await foreign.api.delete_workflow(instance.id)
+    assert (await foreign.api.create_new_workflow(instance)).revision == 2**62 + 3
 
 
 # Too large for a message.

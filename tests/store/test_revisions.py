@@ -108,6 +108,17 @@ async def test_first_revisions_are_1_where_nothing_was_deleted(store: Store) -> 
     assert await create(store, "c") == 1
 
 
+async def test_a_delete_of_nothing_changes_no_first_revision(
+    store: Store, other: Connection
+) -> None:
+    with pytest.raises(PersistenceError):
+        await purge.delete_workflow(store, "absent", None)
+    await purge.purge_workflows(store, (), make.time(1000), "", None, 1000, dry_run=False)
+    for delete in (in_sql, truncated, all_truncated):
+        await delete(store, other)
+    assert await create(store, "w") == 1
+
+
 @every_delete
 async def test_the_next_workflow_starts_above_the_deleted_one(
     store: Store, other: Connection, delete: Delete, database_url: str

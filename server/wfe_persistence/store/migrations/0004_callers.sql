@@ -26,9 +26,11 @@ ALTER TABLE wfc.workflows ADD COLUMN first_revision bigint NOT NULL DEFAULT 1;
 -- a DELETE does, so that nobody waits for one who waits here.
 CREATE FUNCTION wfc.raise_revision_floor(highest bigint) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    -- No number of writes gets there; a revision that other software has set higher must not leave
-    -- new workflows without any.
-    highest := least(highest, 4611686018427387904);
+    -- No number of writes gets near the end; a revision that other software has set there must not
+    -- leave new workflows without any. (NULL: nothing was deleted.)
+    IF highest > 9223372032559808511 THEN
+        highest := 4611686018427387904;
+    END IF;
     IF highest > (SELECT last_value FROM wfc.revision_floor) THEN
         PERFORM pg_advisory_xact_lock(hashtextextended(
             'wfe-persistence revision_floor', 'wfc.revision_floor'::regclass::oid::bigint));
