@@ -21,7 +21,12 @@ from tests.support.api import Api, connect
 from tests.support.expect import fails
 from tests.support.scene import never_due
 from tests.support.server import ServerProcess
-from wfe.persistence.v1.workflow_pb2 import GetWorkflowInstancesRequest, ListWorkflowsRequest
+from wfe.persistence.v1.workflow_pb2 import (
+    GetWorkflowInstancesRequest,
+    ListWorkflowsRequest,
+    WorkflowFilter,
+    WorkflowView,
+)
 
 CONNECTIONS = 4
 STALL_SECONDS = 2
@@ -35,6 +40,10 @@ COPIES = f"""
     SELECT 'w-' || to_char(n, 'FM0000'), 'w-' || to_char(n, 'FM0000'), 'd', 1,
         to_jsonb(repeat('x', {LARGE})), 'Suspended', now()
     FROM generate_series(0, 999) n
+"""
+POINTERS = """
+    INSERT INTO wfc.execution_pointers (workflow_id, ordinal, id, step_id, status)
+    SELECT 'large', n, n, 0, 'Complete' FROM generate_series(1, 100000) n
 """
 BUSY = """
     SELECT count(*) FROM pg_stat_activity WHERE application_name = 'wfe-persistence'
@@ -228,3 +237,37 @@ async def test_deadline_is_at_most_the_servers(
                 await api.workflows.GetWorkflowInstances(
                     GetWorkflowInstancesRequest(ids=[make.new_id()]), timeout=asked
                 ).read()
+
+
+async def test_large_lists_leave_connections_for_others(tmp_path: Path, database_url: str) -> None:
+    arguments = ("--pool-size", str(CONNECTIONS), "--pool-timeout", "2")
+    with ServerProcess(tmp_path / "log", "--db-url", database_url, *arguments) as server:
+        async with connect(server.address) as channel:
+            api = Api(channel)
+            await api.create_event(make.event(id="e"))
+            for id_ in ("large", "written"):
+                await api.create_new_workflow(never_due(id=id_))
+            with psycopg.connect(database_url) as connection:
+                connection.execute(POINTERS.encode())
+            listed, ended = 0, False
+
+            async def lists() -> None:
+                """One after the other. They wait for each other, and may do so in vain."""
+                nonlocal listed
+                request = ListWorkflowsRequest(
+                    filter=WorkflowFilter(name_prefix="large"),
+                    view=WorkflowView.WORKFLOW_VIEW_FULL,
+                )
+                while not ended:
+                    with contextlib.suppress(grpc.aio.AioRpcError):
+                        await api.workflows.ListWorkflows(request)
+                        listed += 1
+
+            readers = [asyncio.create_task(lists()) for _ in range(2 * CONNECTIONS)]
+            for revision in range(1, 6):
+                await asyncio.sleep(0.3)
+                await api.commit_workflow(patch=make.patch("written"), expected_revision=revision)
+                assert (await api.get_event("e")).id == "e"
+            ended = True
+            await asyncio.gather(*readers)
+            assert listed > 0

@@ -328,9 +328,7 @@ async def test_results_that_nobody_waits_for_are_thrown_away(database_url: str) 
 
 async def test_streams_get_half_of_the_connections(store: Store) -> None:
     async def holds() -> None:
-        async with aclosing(
-            store.stream("SELECT FROM generate_series(1, 9000000)", paged=True)
-        ) as rows:
+        async with aclosing(store.stream("SELECT FROM generate_series(1, 9000000)")) as rows:
             await anext(rows)
             await asyncio.sleep(3)
 
@@ -338,12 +336,12 @@ async def test_streams_get_half_of_the_connections(store: Store) -> None:
     await asyncio.sleep(0.2)
     for _ in range(3):
         await asyncio.gather(store.read(ONE), store.read(ONE))
-    async with raises("POOL_EXHAUSTED"), aclosing(store.stream(ONE, paged=True)) as rows:
+    async with raises("POOL_EXHAUSTED"), aclosing(store.stream(ONE)) as rows:
         await anext(rows)
     for stream in streams:
         stream.cancel()
     await asyncio.gather(*streams, return_exceptions=True)
-    async with aclosing(store.stream(ONE, paged=True)) as rows:
+    async with aclosing(store.stream(ONE)) as rows:
         assert read_int4((await anext(rows)).get_value(0, 0)) == 1
 
 

@@ -145,11 +145,9 @@ class Store:
             retry_after=0.1,
         )
 
-    def stream(
-        self, sql: str, *params: Param, paged: bool = False
-    ) -> AsyncGenerator[PGresult, None]:
+    def stream(self, sql: str, *params: Param) -> AsyncGenerator[PGresult, None]:
         """Run one statement that reads and yield its rows one by one; see Database.stream."""
-        return self.database.stream(self.namespace, (self.schema.bind(sql), params), paged=paged)
+        return self.database.stream(self.namespace, (self.schema.bind(sql), params))
 
     def stream_once(self, sql: str, *params: Param) -> AsyncGenerator[PGresult, None]:
         """The same, without preparing the statement."""

@@ -191,7 +191,7 @@ async def get_workflow_instances(
     ids = list(islice(wanted.ids, wanted.at_once))
     page: list[WorkflowInstance] = []
     size = rows = 0
-    result = store.stream(GET_WORKFLOW_INSTANCES[view], text_list(ids), paged=True)
+    result = store.stream(GET_WORKFLOW_INSTANCES[view], text_list(ids))
     full = False
     async with aclosing(read_instances(result, view)) as instances:
         async for instance, _ in instances:

@@ -62,8 +62,8 @@ class Database:
     with the calls of other namespaces, and behind at most `max_waiting` calls of its own namespace.
     Prepared statements may take about `max_prepared_bytes` of PostgreSQL's memory on each
     connection; `prepare=False` sends every statement unprepared, for a PgBouncer older than 1.21
-    in transaction mode. Streams (`stream(…, paged=True)`) get at most half of the connections, so
-    that other calls never wait for streams alone. Use it as a context manager.
+    in transaction mode. Row-by-row reads (`stream`) get at most half of the connections, because a
+    large one takes long; so other calls never wait for those alone. Use it as a context manager.
     """
 
     def __init__(
@@ -169,18 +169,14 @@ class Database:
                 raise_error(error, final_constraints)
             await asyncio.sleep(random.uniform(0.0, 0.005 * 2**attempt))
 
-    async def stream(
-        self, namespace: str, command: Command, *, paged: bool = False
-    ) -> AsyncGenerator[PGresult, None]:
+    async def stream(self, namespace: str, command: Command) -> AsyncGenerator[PGresult, None]:
         """Run one reading statement and yield its rows one by one, each as a result of one row.
 
         Rows are received as fast as they are consumed, so a large result is never held in memory.
         A connection is held until the generator is closed (`contextlib.aclosing`): never let it
-        wait for a client. `paged`: it reads one of the pages of a stream, and counts as such.
-        Raises what `run` does.
+        wait for a client, or for another connection. Raises what `run` does.
         """
-        gate = self._streams if paged else self._gate
-        exchange = await self._prepared(gate, namespace, command)
+        exchange = await self._prepared(self._streams, namespace, command)
         connection = exchange.connection
         try:
             if exchange.error is None:
