@@ -8,6 +8,7 @@ from typing import Any, Final
 import pytest
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.support import make
 from tests.support.rpcs import RPCS, Rpc, is_map
@@ -15,10 +16,17 @@ from wfe.persistence.v1.command_pb2 import CommandLease, ScheduledCommand
 from wfe.persistence.v1.event_pb2 import Event
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
-from wfe.persistence.v1.workflow_pb2 import ExecutionPointer, WorkflowInstance
+from wfe.persistence.v1.workflow_pb2 import (
+    ExecutionPointer,
+    ListWorkflowsResponse,
+    WorkflowInstance,
+)
 from wfe_persistence.rpc.check import read_back
 from wfe_persistence.rpc.paging import FRAMING_BYTES, MAX_TOKEN_BYTES
 from wfe_persistence.store.oversize import reduce
+
+WIDEST_TIME: Final = Timestamp(seconds=-62_135_596_800, nanos=999_999_000)
+"""The time that takes the most bytes."""
 
 Predict = Callable[[Iterable[Any]], Iterator[Message]]
 
@@ -64,6 +72,19 @@ BY_THE_STORE: Final[dict[str, Any]] = {
     "EventSubscription.external_worker_id": "w" * 512,
     "EventSubscription.external_token_expiry": make.LAST_TIME,
     "EventSubscription.external_token_epoch": 2**63 - 1,
+}
+
+LARGEST_OF_HEADER: Final[dict[str, Any]] = {
+    **dict.fromkeys(
+        ("id", "name", "root_workflow_id", "workflow_definition_id", "reference"), "x" * 512
+    ),
+    "version": 2**31 - 1,
+    "next_execution": -1,
+    "status": 4,
+    "create_time": WIDEST_TIME,
+    "complete_time": WIDEST_TIME,
+    "revision": 2**63 - 1,
+    "view": 3,
 }
 
 
@@ -165,6 +186,17 @@ def read_back_bytes(item: Any) -> int:
     copy.CopyFrom(item)
     [answer] = PREDICTIONS[type(item)]([copy])
     return answer.ByteSize()
+
+
+def test_largest_header_leaves_the_rest_of_a_message_to_its_description_and_data() -> None:
+    header = WorkflowInstance(data_json="x" * 10**7, description="x" * 10**7)
+    for field in WorkflowInstance.DESCRIPTOR.fields:
+        if field.name in LARGEST_OF_HEADER:
+            _put(header, field, LARGEST_OF_HEADER[field.name])
+        else:  # a new field needs its place here
+            assert field.name in ("data_json", "description", "execution_pointers")
+    answers = envelopes(ListWorkflowsResponse(), header)
+    assert max(answer.ByteSize() for answer in answers) < 2 * 10**7 + read_back.HEADER_BYTES - 100
 
 
 def test_every_message_that_is_stored_has_a_prediction() -> None:

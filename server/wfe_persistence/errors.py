@@ -68,6 +68,15 @@ def too_large(reason: ErrorReason.ValueType, what: str, size: int, limit: int) -
     )
 
 
+def unreadable(limit: int) -> PersistenceError:
+    """The error of a write of what would not fit in one message when it is read back."""
+    return PersistenceError(
+        ErrorReason.ERROR_REASON_ANSWER_TOO_LARGE,
+        f"what would be stored could not be read back in one message of {limit} bytes",
+        metadata={"limit_bytes": str(limit)},
+    )
+
+
 def field_error(field: str, reason: ErrorReason.ValueType, message: str) -> PersistenceError:
     """The error of a valid request for which a field's value is the reason; `field`: its path."""
     return PersistenceError(reason, message, metadata={"field": field})

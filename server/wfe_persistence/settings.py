@@ -124,7 +124,7 @@ class Settings:
         About(
             "Maximum size of a request and of a stored workflow (bytes). Clients must be "
             "configured to receive messages of this size.",
-            minimum=1024,
+            minimum=8192,  # a header's fields that have bounds may have half of it
             # gRPC and libpq count bytes in 32 bits, and the server receives twice this size to
             # refuse it with a reason.
             maximum=512 * 1024 * 1024 - 1,

@@ -91,12 +91,12 @@ def plant_two_transactions() -> None:
     """The workflow first, and then everything else: a crash in between leaves half of it."""
     commit_workflow = commit.commit_workflow
 
-    async def in_two(store: Store, message: CommitWorkflowRequest, request: Any) -> int:
+    async def in_two(store: Store, message: CommitWorkflowRequest, request: Any, room: Any) -> int:
         state = CommitWorkflowRequest()
         state.CopyFrom(message)
         for field in commit._EFFECT_FIELDS:
             state.ClearField(field)
-        revision = await commit_workflow(store, state, request)
+        revision = await commit_workflow(store, state, request, room)
         rest = CommitWorkflowRequest()
         rest.CopyFrom(message)
         rest.patch.Clear()

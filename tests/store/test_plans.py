@@ -88,6 +88,9 @@ PATCH = json.dumps(
         "execution_pointers": [{"ordinal": 0, "id": "1", "step_id": 1, "status": "Running"}],
     }
 )  # fmt: skip
+PATCH_OF_DATA = json.dumps(
+    {"data": [{}], "execution_pointers": [], "removed": [], "room": {"together": 10, "other": 8}}
+)
 EFFECTS_INDEXES = {
     "workflows_pkey", "event_subscriptions_pkey", "events_pkey",
     "scheduled_commands_pkey", "scheduled_commands_command_name_data_key",
@@ -113,6 +116,8 @@ CASES: list[tuple[str, str, Sequence[object], set[str]]] = [
      ["w7", PATCH, 1, "[]", UUID, HASH, EFFECTS],
      EFFECTS_INDEXES | {"execution_pointers_ordered"}),
     ("patch_workflow", commit.PATCH_WORKFLOW, ["w7", PATCH, 1, "[]", UUID, HASH],
+     {"workflows_pkey", "execution_pointers_pkey", "execution_pointers_ordered"}),
+    ("patch_workflow_data", commit.PATCH_WORKFLOW, ["w7", PATCH_OF_DATA, 1, "[]", UUID, HASH],
      {"workflows_pkey", "execution_pointers_pkey", "execution_pointers_ordered"}),
     ("list_execution_pointers", pointer.LIST_EXECUTION_POINTERS, ["w7", 0, "", 2],
      {"workflows_pkey", "execution_pointers_ordered"}),

@@ -2662,7 +2662,8 @@ pub struct WorkflowInstance {
     /// The version of its definition, 0 to 2^31-1.
     #[prost(uint32, tag = "5")]
     pub version: u32,
-    /// A description for people.
+    /// A description for people. Together with `data_json`, as it is returned, at
+    /// most the message limit less 4096 bytes; otherwise ANSWER_TOO_LARGE.
     #[prost(string, optional, tag = "6")]
     pub description: ::core::option::Option<::prost::alloc::string::String>,
     /// The host's own reference, for example an order number; at most 512 bytes.
@@ -2685,9 +2686,10 @@ pub struct WorkflowInstance {
     /// that is not valid JSON (including NaN and Infinity), U+0000 and lone
     /// surrogates even if escaped, more than 100 levels of nesting, exponents
     /// beyond 1000, and numbers of more than 2000 digits when written without an
-    /// exponent. Empty in a list or stream: left out, because the workflow is too
-    /// large for a message even without its pointers; its other texts may then be
-    /// cut off.
+    /// exponent. Its size together with the description's is limited, see there.
+    /// Empty in a list or stream: left out, because the workflow is too large for a
+    /// message even without its pointers, as only other software can have stored
+    /// it; its other texts may then be cut off.
     #[prost(string, tag = "11")]
     pub data_json: ::prost::alloc::string::String,
     /// When it was created; required. Years 1-9999, truncated to microseconds.
@@ -2795,7 +2797,10 @@ pub struct ExecutionPointer {
     >,
 }
 /// WorkflowPatch is a change to a workflow. Its cost depends on the size of the
-/// change, not on how many pointers the workflow has.
+/// change, not on how many pointers the workflow has. Patches can add more
+/// pointers than can be returned in one message (see ListExecutionPointers), but
+/// the header can always be returned: a patch after which `description` and
+/// `data_json` would be too large together is refused (ANSWER_TOO_LARGE).
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WorkflowPatch {
     /// The workflow's id; required, at most 512 bytes.
@@ -3205,9 +3210,8 @@ pub struct ListWorkflowsRequest {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListWorkflowsResponse {
     /// The workflows. One that by itself is too large for a message is returned
-    /// without its pointers, with `view` HEADER; if that is still too large, also
-    /// without `data_json`. (Other software can have stored it, or patches that
-    /// changed `description` and `data_json` one after the other.)
+    /// without its pointers, with `view` HEADER; if that is still too large, as only
+    /// other software can have stored it, also without `data_json`.
     #[prost(message, repeated, tag = "1")]
     pub instances: ::prost::alloc::vec::Vec<WorkflowInstance>,
     /// The token of the next page; empty: this is the last page.

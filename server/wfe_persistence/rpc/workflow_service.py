@@ -13,6 +13,7 @@ from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import Check, R, read_back
 from wfe_persistence.rpc.check.bounds import MAX_REVISION
 from wfe_persistence.store import commit, pointer, purge, workflow, workflow_list
+from wfe_persistence.store.documents import HeaderRoom
 from wfe_persistence.store.paging import Wanted
 from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.rows import epoch_ms
@@ -52,8 +53,8 @@ class WorkflowService:
         self, request: pb.CommitWorkflowRequest, call: Call
     ) -> pb.CommitWorkflowResponse:
         """Store one step of an engine atomically."""
-        key, answer = await offload.run(_prepare_commit, request, call.check)
-        answer.revision = await commit.commit_workflow(call.store, request, key)
+        key, answer, room = await offload.run(_prepare_commit, request, call.check)
+        answer.revision = await commit.commit_workflow(call.store, request, key, room)
         return answer
 
     async def GetWorkflowInstance(
@@ -266,7 +267,7 @@ def _prepare_persist_with_subscriptions(
 
 def _prepare_commit(
     request: pb.CommitWorkflowRequest, check: Check
-) -> tuple[RequestKey, pb.CommitWorkflowResponse]:
+) -> tuple[RequestKey, pb.CommitWorkflowResponse, HeaderRoom | None]:
     check.commit(request)
     check.done()
     key = RequestKey(request)
@@ -281,4 +282,4 @@ def _prepare_commit(
         event_ids=[e.id for e in request.create_events],
     )
     check.answer_fits(answer)
-    return key, answer
+    return key, answer, check.header_room(request.patch)

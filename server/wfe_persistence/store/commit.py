@@ -22,11 +22,17 @@ from wfe.persistence.v1.workflow_pb2 import (
     PersistWorkflowWithSubscriptionsRequest,
 )
 from wfe_persistence import offload
-from wfe_persistence.errors import PersistenceError, revision_mismatch, workflow_not_found
+from wfe_persistence.errors import (
+    PersistenceError,
+    revision_mismatch,
+    unreadable,
+    workflow_not_found,
+)
 from wfe_persistence.store import commit_parts as parts
 from wfe_persistence.store.command import lease_documents, lease_lost
 from wfe_persistence.store.commit_parts import Outcome
 from wfe_persistence.store.documents import (
+    HeaderRoom,
     array,
     effects_document,
     patch_document,
@@ -109,7 +115,7 @@ PATCH_WORKFLOW = parts.statement(
     parts.STORED_AND_GIVEN,
     parts.REPEATED,
     parts.PATCH_CONDITIONS,
-    parts.patched_header(conditions=parts.NO_UNKNOWN_POINTER),
+    parts.patched_header(conditions=parts.PATCH_CONDITIONS_HOLD),
     parts.PATCHED_POINTERS,
     parts.SUBSCRIBED,
     parts.REMEMBERED,
@@ -118,13 +124,13 @@ PATCH_WORKFLOW = parts.statement(
 )
 
 
-def _commit(*, unknown_pointer: str, header: str, pointers: str) -> str:
+def _commit(*, unknown_pointer: str, header_too_large: str, header: str, pointers: str) -> str:
     """A commit with effects."""
     return parts.statement(
         parts.STORED_AND_GIVEN,
         parts.REPEATED,
         parts.LOCKED,
-        parts.commit_conditions(unknown_pointer=unknown_pointer),
+        parts.commit_conditions(unknown_pointer=unknown_pointer, header_too_large=header_too_large),
         header,
         pointers,
         parts.SUBSCRIBED,
@@ -137,21 +143,29 @@ def _commit(*, unknown_pointer: str, header: str, pointers: str) -> str:
 
 COMMIT_WORKFLOW = _commit(
     unknown_pointer=parts.NO_POINTERS_REMOVED,
+    header_too_large=parts.NO_PATCHED_HEADER,
     header=parts.replaced_header(conditions=parts.CONDITIONS_HOLD),
     pointers=parts.REPLACED_POINTERS,
 )
 
 COMMIT_WORKFLOW_PATCH = _commit(
     unknown_pointer=parts.UNKNOWN_POINTER,
+    header_too_large=parts.HEADER_TOO_LARGE,
     header=parts.patched_header(conditions=parts.CONDITIONS_HOLD),
     pointers=parts.PATCHED_POINTERS,
 )
 
 
-async def commit_workflow(store: Store, message: CommitWorkflowRequest, key: RequestKey) -> int:
+async def commit_workflow(
+    store: Store,
+    message: CommitWorkflowRequest,
+    key: RequestKey,
+    room: HeaderRoom | None = None,
+) -> int:
     """Store one step of an engine, all or nothing; returns the workflow's new revision.
 
-    Everything to be created must have an id.
+    Everything to be created must have an id. `room`: if a patch sets either the data or the
+    description, it is refused if the one that stays is too large.
     """
     alone = not any(getattr(message, field) for field in _EFFECT_FIELDS)
     if message.HasField("patch"):
@@ -166,7 +180,7 @@ async def commit_workflow(store: Store, message: CommitWorkflowRequest, key: Req
 
     def params() -> tuple[Param, ...]:
         if message.HasField("patch"):
-            document = patch_document(message.patch)
+            document = patch_document(message.patch, room)
         else:
             document = workflow_document(message.instance)
         of_state = _params(id_, document, expected, message.create_subscriptions)
@@ -180,6 +194,8 @@ async def commit_workflow(store: Store, message: CommitWorkflowRequest, key: Req
     if outcome.refused:
         _check_revision(outcome, expected)
         _check_conditions(outcome, message)
+        if room is not None and outcome.header_too_large is not None:
+            raise unreadable(room.limit_bytes)
     return _revision(outcome, expected, message.create_subscriptions, state, "create_subscriptions")
 
 

@@ -63,6 +63,8 @@ class Outcome(NamedTuple):
     existing_event: bytes | None = None
     unknown_pointer: bytes | None = None
     """Of these conditions: the index of the first item that does not meet it."""
+    header_too_large: bytes | None = None
+    """Not NULL: the header would be too large to be read."""
 
     @classmethod
     def read(cls, row: PGresult) -> Outcome:
@@ -87,7 +89,8 @@ WRITTEN_ONCE: Final = WRITTEN | {
 _CONDITIONS: Final = Outcome._fields[len(WRITTEN_ONCE) :]
 COMMITTED: Final = WRITTEN_ONCE | {name: f"c.{name}" for name in _CONDITIONS}
 PATCHED: Final = WRITTEN_ONCE | {
-    name: "c.unknown_pointer" if name == "unknown_pointer" else "NULL" for name in _CONDITIONS
+    name: f"c.{name}" if name in ("unknown_pointer", "header_too_large") else "NULL"
+    for name in _CONDITIONS
 }
 
 # --- What is stored and what is given.
@@ -117,12 +120,13 @@ REPEATED: Final = """repeated AS MATERIALIZED (
 
 ALWAYS: Final = "TRUE"
 NOT_REPEATED: Final = "NOT EXISTS (SELECT FROM repeated)"
-NO_UNKNOWN_POINTER: Final = f"""{NOT_REPEATED}
-        AND EXISTS (SELECT FROM conditions c WHERE c.unknown_pointer IS NULL)"""
+PATCH_CONDITIONS_HOLD: Final = f"""{NOT_REPEATED}
+        AND EXISTS (SELECT FROM conditions c WHERE
+            num_nonnulls(c.unknown_pointer, c.header_too_large) = 0)"""
 CONDITIONS_HOLD: Final = f"""{NOT_REPEATED}
         AND EXISTS (SELECT FROM conditions c WHERE
             num_nonnulls(c.lost_claim, c.lost_lease, c.unknown_subscription, c.unknown_event,
-                c.existing_event, c.unknown_pointer) = 0)"""
+                c.existing_event, c.unknown_pointer, c.header_too_large) = 0)"""
 
 UNKNOWN_POINTER: Final = """(SELECT min(r.n) - 1
             FROM jsonb_array_elements_text($2::jsonb -> 'removed') WITH ORDINALITY AS r(id, n)
@@ -133,8 +137,23 @@ UNKNOWN_POINTER: Final = """(SELECT min(r.n) - 1
             WHERE p.id IS NULL)"""
 NO_POINTERS_REMOVED: Final = "NULL::bigint"
 
+# The patch sets the data or the description, and the other one stays. Nothing is read for other
+# patches. The length of a description is known without reading it, and only if it leaves less room
+# than the new data might need, that is measured. (Stored data must be, but descriptions hardly ever
+# change.)
+HEADER_TOO_LARGE: Final = """(SELECT TRUE
+            FROM jsonb_to_record($2::jsonb -> 'room') AS room(other bigint, together bigint),
+                wfc.workflows w
+            WHERE $2::jsonb ? 'room' AND w.id = $1 AND CASE
+                WHEN NOT $2::jsonb ? 'data' THEN octet_length(w.data::text) > room.other
+                WHEN octet_length(w.description) > room.other THEN room.together
+                    < octet_length(w.description) + octet_length(($2::jsonb #> '{data,0}')::text)
+                END)"""
+NO_PATCHED_HEADER: Final = "NULL::boolean"
+
 PATCH_CONDITIONS: Final = f"""conditions AS MATERIALIZED (
-    SELECT {UNKNOWN_POINTER} AS unknown_pointer
+    SELECT {UNKNOWN_POINTER} AS unknown_pointer,
+        {HEADER_TOO_LARGE} AS header_too_large
 )"""
 
 
@@ -194,9 +213,9 @@ LOCKED: Final = f"""locked_workflow AS MATERIALIZED (
 )"""
 
 
-def commit_conditions(*, unknown_pointer: str) -> str:
+def commit_conditions(*, unknown_pointer: str, header_too_large: str) -> str:
     """The conditions of a commit. One that does not hold is returned as the index of the first item
-    in its list that it does not hold for."""
+    in its list that it does not hold for, if it has a list."""
     return f"""conditions AS MATERIALIZED (
     SELECT
         (SELECT min(n) FROM claims g WHERE NOT EXISTS (
@@ -216,7 +235,8 @@ def commit_conditions(*, unknown_pointer: str) -> str:
             SELECT FROM locked_events e WHERE e.id = g.id)) AS unknown_event,
         (SELECT min(n) FROM events g WHERE EXISTS (
             SELECT FROM existing_events e WHERE e.id = g.id AND NOT e.same)) AS existing_event,
-        {unknown_pointer} AS unknown_pointer
+        {unknown_pointer} AS unknown_pointer,
+        {header_too_large} AS header_too_large
     WHERE {after_all_of("locked_commands")}
 )"""
 

@@ -9,7 +9,7 @@ records.py.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from wfe.persistence.v1.event_pb2 import Event
 from wfe.persistence.v1.store_pb2 import ExecutionError
@@ -51,13 +51,26 @@ def _pointers(pointers: Iterable[ExecutionPointer]) -> str:
     return f"[{','.join(documents)}]"
 
 
-def patch_document(patch: WorkflowPatch) -> bytes:
+class HeaderRoom(NamedTuple):
+    """How large description and data may be if a patch sets one of them, in bytes as read back."""
+
+    together: int
+    other: int
+    """What the one that stays may have at least, whatever the size of the new one turns out to be
+    (exactly that if the new one is a description)."""
+    limit_bytes: int
+    """The limit of a message that this follows from."""
+
+
+def patch_document(patch: WorkflowPatch, room: HeaderRoom | None) -> bytes:
     """A patch: only the header fields to change, `null` for those that become absent."""
     members = [
         WORKFLOW.member(HEADER_FIELDS[name], patch.header) for name in patch.header_mask.paths
     ]
     members.append(f'"execution_pointers":{_pointers(patch.execution_pointers)}')
     members.append(f'"removed":{strings(patch.removed_pointer_ids)}')
+    if room is not None:
+        members.append(f'"room":{{"together":{room.together},"other":{room.other}}}')
     return f"{{{','.join(members)}}}".encode()
 
 

@@ -87,7 +87,8 @@ WITH stored AS MATERIALIZED (
             SELECT FROM locked_events e WHERE e.id = g.id)) AS unknown_event,
         (SELECT min(n) FROM events g WHERE EXISTS (
             SELECT FROM existing_events e WHERE e.id = g.id AND NOT e.same)) AS existing_event,
-        NULL::bigint AS unknown_pointer
+        NULL::bigint AS unknown_pointer,
+        NULL::boolean AS header_too_large
     WHERE (SELECT count(*) FROM locked_commands) >= 0
 ), updated AS (
     UPDATE wfc.workflows w SET
@@ -110,7 +111,7 @@ WITH stored AS MATERIALIZED (
         AND NOT EXISTS (SELECT FROM repeated)
         AND EXISTS (SELECT FROM conditions c WHERE
             num_nonnulls(c.lost_claim, c.lost_lease, c.unknown_subscription, c.unknown_event,
-                c.existing_event, c.unknown_pointer) = 0)
+                c.existing_event, c.unknown_pointer, c.header_too_large) = 0)
     RETURNING w.id, w.revision
 ), pointers (workflow_id, ordinal,
         id, step_id, active, status, sleep_until, persistence_data, start_time, end_time,
@@ -262,5 +263,6 @@ SELECT (SELECT revision FROM updated) AS revision,
     c.unknown_subscription AS unknown_subscription,
     c.unknown_event AS unknown_event,
     c.existing_event AS existing_event,
-    c.unknown_pointer AS unknown_pointer
+    c.unknown_pointer AS unknown_pointer,
+    c.header_too_large AS header_too_large
 FROM conditions c;

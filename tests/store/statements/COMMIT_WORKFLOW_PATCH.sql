@@ -93,7 +93,15 @@ WITH stored AS MATERIALIZED (
                 SELECT id FROM wfc.execution_pointers p
                 WHERE p.workflow_id = $1 AND p.id = r.id LIMIT 1
             ) p ON TRUE
-            WHERE p.id IS NULL) AS unknown_pointer
+            WHERE p.id IS NULL) AS unknown_pointer,
+        (SELECT TRUE
+            FROM jsonb_to_record($2::jsonb -> 'room') AS room(other bigint, together bigint),
+                wfc.workflows w
+            WHERE $2::jsonb ? 'room' AND w.id = $1 AND CASE
+                WHEN NOT $2::jsonb ? 'data' THEN octet_length(w.data::text) > room.other
+                WHEN octet_length(w.description) > room.other THEN room.together
+                    < octet_length(w.description) + octet_length(($2::jsonb #> '{data,0}')::text)
+                END) AS header_too_large
     WHERE (SELECT count(*) FROM locked_commands) >= 0
 ), updated AS (
     UPDATE wfc.workflows w SET
@@ -121,7 +129,7 @@ WITH stored AS MATERIALIZED (
         AND NOT EXISTS (SELECT FROM repeated)
         AND EXISTS (SELECT FROM conditions c WHERE
             num_nonnulls(c.lost_claim, c.lost_lease, c.unknown_subscription, c.unknown_event,
-                c.existing_event, c.unknown_pointer) = 0)
+                c.existing_event, c.unknown_pointer, c.header_too_large) = 0)
     RETURNING w.id, w.revision
 ), removed AS (
     DELETE FROM wfc.execution_pointers
@@ -260,5 +268,6 @@ SELECT (SELECT revision FROM updated) AS revision,
     c.unknown_subscription AS unknown_subscription,
     c.unknown_event AS unknown_event,
     c.existing_event AS existing_event,
-    c.unknown_pointer AS unknown_pointer
+    c.unknown_pointer AS unknown_pointer,
+    c.header_too_large AS header_too_large
 FROM conditions c;

@@ -26,7 +26,15 @@ WITH stored AS MATERIALIZED (
                 SELECT id FROM wfc.execution_pointers p
                 WHERE p.workflow_id = $1 AND p.id = r.id LIMIT 1
             ) p ON TRUE
-            WHERE p.id IS NULL) AS unknown_pointer
+            WHERE p.id IS NULL) AS unknown_pointer,
+        (SELECT TRUE
+            FROM jsonb_to_record($2::jsonb -> 'room') AS room(other bigint, together bigint),
+                wfc.workflows w
+            WHERE $2::jsonb ? 'room' AND w.id = $1 AND CASE
+                WHEN NOT $2::jsonb ? 'data' THEN octet_length(w.data::text) > room.other
+                WHEN octet_length(w.description) > room.other THEN room.together
+                    < octet_length(w.description) + octet_length(($2::jsonb #> '{data,0}')::text)
+                END) AS header_too_large
 ), updated AS (
     UPDATE wfc.workflows w SET
         name = coalesce(nullif(g.name, ''), w.name),
@@ -51,7 +59,8 @@ WITH stored AS MATERIALIZED (
     WHERE w.id = stored.id AND w.revision = stored.revision AND w.revision = $3
         AND NOT EXISTS (SELECT FROM existing WHERE NOT same)
         AND NOT EXISTS (SELECT FROM repeated)
-        AND EXISTS (SELECT FROM conditions c WHERE c.unknown_pointer IS NULL)
+        AND EXISTS (SELECT FROM conditions c WHERE
+            num_nonnulls(c.unknown_pointer, c.header_too_large) = 0)
     RETURNING w.id, w.revision
 ), removed AS (
     DELETE FROM wfc.execution_pointers
@@ -139,5 +148,6 @@ SELECT (SELECT revision FROM updated) AS revision,
     NULL AS unknown_subscription,
     NULL AS unknown_event,
     NULL AS existing_event,
-    c.unknown_pointer AS unknown_pointer
+    c.unknown_pointer AS unknown_pointer,
+    c.header_too_large AS header_too_large
 FROM conditions c;

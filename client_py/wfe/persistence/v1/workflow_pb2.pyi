@@ -190,7 +190,9 @@ class WorkflowInstance(google.protobuf.message.Message):
     version: builtins.int
     """The version of its definition, 0 to 2^31-1."""
     description: builtins.str
-    """A description for people."""
+    """A description for people. Together with `data_json`, as it is returned, at
+    most the message limit less 4096 bytes; otherwise ANSWER_TOO_LARGE.
+    """
     reference: builtins.str
     """The host's own reference, for example an order number; at most 512 bytes."""
     next_execution: builtins.int
@@ -206,9 +208,10 @@ class WorkflowInstance(google.protobuf.message.Message):
     that is not valid JSON (including NaN and Infinity), U+0000 and lone
     surrogates even if escaped, more than 100 levels of nesting, exponents
     beyond 1000, and numbers of more than 2000 digits when written without an
-    exponent. Empty in a list or stream: left out, because the workflow is too
-    large for a message even without its pointers; its other texts may then be
-    cut off.
+    exponent. Its size together with the description's is limited, see there.
+    Empty in a list or stream: left out, because the workflow is too large for a
+    message even without its pointers, as only other software can have stored
+    it; its other texts may then be cut off.
     """
     revision: builtins.int
     """Identifies the state: 1 after create, incremented by every persist or
@@ -441,7 +444,10 @@ Global___ExecutionPointer: typing_extensions.TypeAlias = ExecutionPointer
 @typing.final
 class WorkflowPatch(google.protobuf.message.Message):
     """WorkflowPatch is a change to a workflow. Its cost depends on the size of the
-    change, not on how many pointers the workflow has.
+    change, not on how many pointers the workflow has. Patches can add more
+    pointers than can be returned in one message (see ListExecutionPointers), but
+    the header can always be returned: a patch after which `description` and
+    `data_json` would be too large together is refused (ANSWER_TOO_LARGE).
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -1309,9 +1315,8 @@ class ListWorkflowsResponse(google.protobuf.message.Message):
     @property
     def instances(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WorkflowInstance]:
         """The workflows. One that by itself is too large for a message is returned
-        without its pointers, with `view` HEADER; if that is still too large, also
-        without `data_json`. (Other software can have stored it, or patches that
-        changed `description` and `data_json` one after the other.)
+        without its pointers, with `view` HEADER; if that is still too large, as only
+        other software can have stored it, also without `data_json`.
         """
 
     def __init__(

@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
 from wfe.persistence.v1.list_order_pb2 import ListOrder
-from wfe.persistence.v1.workflow_pb2 import WorkflowView
+from wfe.persistence.v1.workflow_pb2 import WorkflowPatch, WorkflowView
 from wfe_persistence.errors import PersistenceError, Violation
 from wfe_persistence.rpc.check.bounds import (
     DEFAULT_LEASE_MS,
@@ -32,7 +32,12 @@ from wfe_persistence.rpc.check.bounds import (
     MAX_REVISION,
 )
 from wfe_persistence.rpc.check.json_rules import BadJsonError, check_json, stored_bytes
-from wfe_persistence.rpc.check.read_back import require_readable, require_sendable
+from wfe_persistence.rpc.check.read_back import (
+    HEADER_BYTES,
+    require_readable,
+    require_sendable,
+)
+from wfe_persistence.store.documents import HeaderRoom
 from wfe_persistence.store.schema import DEFAULT_NAMESPACE, is_namespace
 
 _MOST_VIOLATIONS: Final = 100
@@ -44,8 +49,9 @@ R = FieldViolationReason
 Item = TypeVar("Item")
 
 
-# More than a response has beside what was in the request: a name, a revision, a page token.
-_RESPONSE_MARGIN: Final = 4096
+# More than a response has beside what was in the request: a name, a revision, a page token, or the
+# largest header.
+_RESPONSE_MARGIN: Final = max(4096, HEADER_BYTES)
 
 
 class Scalars:
@@ -100,6 +106,22 @@ class Scalars:
     def _stored_bytes(self, text: str) -> int:
         size = self._stored.get(text)
         return stored_bytes(text) if size is None else size
+
+    def header_room(self, patch: WorkflowPatch) -> HeaderRoom | None:
+        """How large the description may be beside the data that a patch sets, or the other way
+        round. None: both are set or none is, or the description becomes empty, so `fits` is enough.
+        """
+        sets_data = "data_json" in patch.header_mask.paths
+        if sets_data == ("description" in patch.header_mask.paths):
+            return None
+        if sets_data:
+            data = patch.header.data_json
+            # Measuring a short document takes longer than all else here.
+            most = self._stored.get(data, 2 * len(data.encode()))
+        elif not (most := len(patch.header.description.encode())):
+            return None
+        together = self._max_message_bytes - HEADER_BYTES
+        return HeaderRoom(together, together - most, self._max_message_bytes)
 
     def answer_fits(self, answer: Message) -> None:
         """Refuse to write if the answer, whose size depends on the request, could not be sent.

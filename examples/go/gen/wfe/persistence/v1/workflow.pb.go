@@ -248,7 +248,8 @@ type WorkflowInstance struct {
 	WorkflowDefinitionId string `protobuf:"bytes,4,opt,name=workflow_definition_id,json=workflowDefinitionId,proto3" json:"workflow_definition_id,omitempty"`
 	// The version of its definition, 0 to 2^31-1.
 	Version uint32 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
-	// A description for people.
+	// A description for people. Together with `data_json`, as it is returned, at
+	// most the message limit less 4096 bytes; otherwise ANSWER_TOO_LARGE.
 	Description *string `protobuf:"bytes,6,opt,name=description,proto3,oneof" json:"description,omitempty"`
 	// The host's own reference, for example an order number; at most 512 bytes.
 	Reference *string `protobuf:"bytes,7,opt,name=reference,proto3,oneof" json:"reference,omitempty"`
@@ -266,9 +267,10 @@ type WorkflowInstance struct {
 	// that is not valid JSON (including NaN and Infinity), U+0000 and lone
 	// surrogates even if escaped, more than 100 levels of nesting, exponents
 	// beyond 1000, and numbers of more than 2000 digits when written without an
-	// exponent. Empty in a list or stream: left out, because the workflow is too
-	// large for a message even without its pointers; its other texts may then be
-	// cut off.
+	// exponent. Its size together with the description's is limited, see there.
+	// Empty in a list or stream: left out, because the workflow is too large for a
+	// message even without its pointers, as only other software can have stored
+	// it; its other texts may then be cut off.
 	DataJson string `protobuf:"bytes,11,opt,name=data_json,json=dataJson,proto3" json:"data_json,omitempty"`
 	// When it was created; required. Years 1-9999, truncated to microseconds.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
@@ -659,7 +661,10 @@ func (x *ExecutionPointer) GetExtensionAttributesJson() map[string]string {
 }
 
 // WorkflowPatch is a change to a workflow. Its cost depends on the size of the
-// change, not on how many pointers the workflow has.
+// change, not on how many pointers the workflow has. Patches can add more
+// pointers than can be returned in one message (see ListExecutionPointers), but
+// the header can always be returned: a patch after which `description` and
+// `data_json` would be too large together is refused (ANSWER_TOO_LARGE).
 type WorkflowPatch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The workflow's id; required, at most 512 bytes.
@@ -2373,9 +2378,8 @@ func (x *ListWorkflowsRequest) GetPageToken() string {
 type ListWorkflowsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The workflows. One that by itself is too large for a message is returned
-	// without its pointers, with `view` HEADER; if that is still too large, also
-	// without `data_json`. (Other software can have stored it, or patches that
-	// changed `description` and `data_json` one after the other.)
+	// without its pointers, with `view` HEADER; if that is still too large, as only
+	// other software can have stored it, also without `data_json`.
 	Instances []*WorkflowInstance `protobuf:"bytes,1,rep,name=instances,proto3" json:"instances,omitempty"`
 	// The token of the next page; empty: this is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`

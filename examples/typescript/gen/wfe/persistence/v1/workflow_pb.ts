@@ -73,7 +73,8 @@ export type WorkflowInstance = Message<"wfe.persistence.v1.WorkflowInstance"> & 
   version: number;
 
   /**
-   * A description for people.
+   * A description for people. Together with `data_json`, as it is returned, at
+   * most the message limit less 4096 bytes; otherwise ANSWER_TOO_LARGE.
    *
    * @generated from field: optional string description = 6;
    */
@@ -116,9 +117,10 @@ export type WorkflowInstance = Message<"wfe.persistence.v1.WorkflowInstance"> & 
    * that is not valid JSON (including NaN and Infinity), U+0000 and lone
    * surrogates even if escaped, more than 100 levels of nesting, exponents
    * beyond 1000, and numbers of more than 2000 digits when written without an
-   * exponent. Empty in a list or stream: left out, because the workflow is too
-   * large for a message even without its pointers; its other texts may then be
-   * cut off.
+   * exponent. Its size together with the description's is limited, see there.
+   * Empty in a list or stream: left out, because the workflow is too large for a
+   * message even without its pointers, as only other software can have stored
+   * it; its other texts may then be cut off.
    *
    * @generated from field: string data_json = 11;
    */
@@ -340,7 +342,10 @@ export const ExecutionPointerSchema: GenMessage<ExecutionPointer> = /*@__PURE__*
 
 /**
  * WorkflowPatch is a change to a workflow. Its cost depends on the size of the
- * change, not on how many pointers the workflow has.
+ * change, not on how many pointers the workflow has. Patches can add more
+ * pointers than can be returned in one message (see ListExecutionPointers), but
+ * the header can always be returned: a patch after which `description` and
+ * `data_json` would be too large together is refused (ANSWER_TOO_LARGE).
  *
  * @generated from message wfe.persistence.v1.WorkflowPatch
  */
@@ -1318,9 +1323,8 @@ export const ListWorkflowsRequestSchema: GenMessage<ListWorkflowsRequest> = /*@_
 export type ListWorkflowsResponse = Message<"wfe.persistence.v1.ListWorkflowsResponse"> & {
   /**
    * The workflows. One that by itself is too large for a message is returned
-   * without its pointers, with `view` HEADER; if that is still too large, also
-   * without `data_json`. (Other software can have stored it, or patches that
-   * changed `description` and `data_json` one after the other.)
+   * without its pointers, with `view` HEADER; if that is still too large, as only
+   * other software can have stored it, also without `data_json`.
    *
    * @generated from field: repeated wfe.persistence.v1.WorkflowInstance instances = 1;
    */
