@@ -50,18 +50,10 @@ class EventService:
     async def GetEvents(self, request: pb.GetEventsRequest, call: Call) -> pb.GetEventsResponse:
         """Return the ids of the events with a name and key."""
         check = call.check
-        check.id("", "event_name", request.event_name)
-        check.key("", "event_key", request.event_key)
-        check.time("", "as_of", request.as_of)
+        query = check.event_lookup(request)
         page_size = check.page_size(request.page_size)
         check.done()
-        page = await event.get_events(
-            call.store,
-            request.event_name,
-            request.event_key,
-            request.as_of if request.HasField("as_of") else None,
-            *call.page(request, page_size),
-        )
+        page = await event.get_events(call.store, *query, *call.page(request, page_size))
         return pb.GetEventsResponse(
             event_ids=page.items, next_page_token=paging.encode(request, call.store, page.next)
         )

@@ -39,15 +39,11 @@ class SubscriptionService:
     ) -> pb.GetSubscriptionsResponse:
         """Return open subscriptions."""
         check = call.check
-        _check_query(request, check)
+        query = check.event_lookup(request)
         page_size = check.page_size(request.page_size)
         check.done()
         page = await subscription.get_subscriptions(
-            call.store,
-            request.event_name,
-            request.event_key,
-            request.as_of if request.HasField("as_of") else None,
-            *call.page(request, page_size),
+            call.store, *query, *call.page(request, page_size)
         )
         return pb.GetSubscriptionsResponse(
             subscriptions=page.items, next_page_token=paging.encode(request, call.store, page.next)
@@ -58,14 +54,9 @@ class SubscriptionService:
     ) -> pb.GetFirstOpenSubscriptionResponse:
         """Return the oldest open subscription, if there is one."""
         check = call.check
-        _check_query(request, check)
+        query = check.event_lookup(request)
         check.done()
-        found = await subscription.get_first_open_subscription(
-            call.store,
-            request.event_name,
-            request.event_key,
-            request.as_of if request.HasField("as_of") else None,
-        )
+        found = await subscription.get_first_open_subscription(call.store, *query)
         return pb.GetFirstOpenSubscriptionResponse(subscription=found)
 
     async def TerminateSubscription(
@@ -167,11 +158,3 @@ def _prepare_create(request: pb.CreateEventSubscriptionRequest, check: Check) ->
     check.done()
     request.subscription.id = request.subscription.id or str(uuid.uuid4())
     check.fits(read_back.subscriptions([request.subscription]))
-
-
-def _check_query(
-    request: pb.GetSubscriptionsRequest | pb.GetFirstOpenSubscriptionRequest, check: Check
-) -> None:
-    check.id("", "event_name", request.event_name)
-    check.key("", "event_key", request.event_key)
-    check.time("", "as_of", request.as_of)

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from wfe.persistence.v1.command_pb2 import ListCommandsRequest, ScheduledCommand
-from wfe.persistence.v1.event_pb2 import Event, ListEventsRequest
+from wfe.persistence.v1.event_pb2 import Event, GetEventsRequest, ListEventsRequest
 from wfe.persistence.v1.store_pb2 import ExecutionError
-from wfe.persistence.v1.subscription_pb2 import EventSubscription, ListSubscriptionsRequest
+from wfe.persistence.v1.subscription_pb2 import (
+    EventSubscription,
+    GetFirstOpenSubscriptionRequest,
+    GetSubscriptionsRequest,
+    ListSubscriptionsRequest,
+)
 from wfe.persistence.v1.workflow_pb2 import (
     CommitWorkflowRequest,
     ExecutionPointer,
@@ -200,6 +207,16 @@ class Check(Scalars):
                 R.FIELD_VIOLATION_REASON_REQUIRED,
                 "is required with a waiting_event_key",
             )
+
+    def event_lookup(
+        self, request: GetEventsRequest | GetSubscriptionsRequest | GetFirstOpenSubscriptionRequest
+    ) -> tuple[str, str, Timestamp | None]:
+        """An event name, a key and a time to look up by; time None: the database's clock."""
+        self.id("", "event_name", request.event_name)
+        self.key("", "event_key", request.event_key)
+        self.time("", "as_of", request.as_of)
+        as_of = request.as_of if request.HasField("as_of") else None
+        return request.event_name, request.event_key, as_of
 
     def event_key_with_name(self, request: ListEventsRequest | ListSubscriptionsRequest) -> None:
         """An event name and key to filter by, both optional; a key needs a name."""
