@@ -5,7 +5,7 @@ Handlers are registered with bytes on both sides, because gRPC itself reports un
 as UNKNOWN and shows internals, and because one wrapper per method is cheaper than a chain of
 interceptors. To gRPC, all requests are streams (the wire is the same), because those it leaves to
 the handler to receive, while it would receive the single request of a call that is not admitted.
-Each step is one function; `_unary` and `_stream` call them in this order.
+Each step is one function; `_unary` and `_stream` take them in this order.
 """
 
 from __future__ import annotations
@@ -96,12 +96,10 @@ class Boundary:
             with self._intake.admit(context, deadline) as place:
                 data = await place.receive()
                 async with asyncio.timeout_at(deadline):
-                    self._env.workers.begin(len(data))
-                    request, check = await offload.run(self._decode, data, method)
+                    request, call = await self._open(data, caller, method)
                     del data
-                    store = await self._namespace(caller, method)
                     with _naming_a_field(request):
-                        response = await function(request, Call(store, check, self._env))
+                        response = await function(request, call)
                     await offload.pause_if_large()
             return self._encode(response)
 
@@ -129,11 +127,8 @@ class Boundary:
             with self._intake.admit(context, deadline) as place:
                 data = await place.receive()
                 async with asyncio.timeout_at(deadline):
-                    self._env.workers.begin(len(data))
-                    request, check = await offload.run(self._decode, data, method)
+                    request, call = await self._open(data, caller, method)
                     del data
-                    store = await self._namespace(caller, method)
-                    call = Call(store, check, self._env)
                     async with aclosing(function(request, call)) as pages:  # type: ignore[type-var]
                         with _naming_a_field(request):
                             async for page in pages:
@@ -159,6 +154,13 @@ class Boundary:
             raise TimeoutError
         timeout = min(remaining, self._env.max_deadline)
         return asyncio.get_running_loop().time() + timeout
+
+    async def _open(self, data: bytes, caller: Caller, method: Method) -> tuple[Message, Call]:
+        """What a handler takes: the decoded request, and its call in the caller's namespace."""
+        self._env.workers.begin(len(data))
+        request, check = await offload.run(self._decode, data, method)
+        store = await self._namespace(caller, method)
+        return request, Call(store, check, self._env)
 
     def _decode(self, data: bytes, method: Method) -> tuple[Message, Check]:
         """The request, and what is wrong with it so far."""
