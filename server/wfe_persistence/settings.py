@@ -33,7 +33,8 @@ class About:
     """What the declaration of a setting says beside its name, type and default.
 
     `minimum` and `maximum` are inclusive, `above` is exclusive. `default_help` describes a default
-    that depends on the environment or that is empty. The value of a `secret` is never shown.
+    that depends on the environment or that is empty. The value of a `secret` is never shown. A path
+    is that of a file unless it is a `directory`.
     """
 
     help: str
@@ -44,6 +45,7 @@ class About:
     maximum: int | None = None
     above: float | None = None
     secret: bool = False
+    directory: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,7 @@ class Settings:
             metavar="DIRECTORY",
             default_help="/var/lib/wfe-persistence as root, otherwise "
             "wfe-persistence in $XDG_DATA_HOME or ~/.local/share",
+            directory=True,
         ),
     ] = field(default_factory=default_data_dir)
     schema: Annotated[str, About("PostgreSQL schema of the tables.")] = DEFAULT_SCHEMA

@@ -52,7 +52,7 @@ def setting_option(setting: Setting) -> Callable[[F], F]:
     about = setting.about
     return click.option(
         setting.flag,
-        type=click.Choice(about.choices) if about.choices else _PARAMETER_TYPES[setting.type],
+        type=_parameter_type(setting),
         default=setting.default,
         envvar=setting.env,
         show_envvar=True,
@@ -62,13 +62,13 @@ def setting_option(setting: Setting) -> Callable[[F], F]:
     )
 
 
-_PARAMETER_TYPES: dict[type, Any] = {
-    bool: bool,
-    int: int,
-    float: float,
-    str: str,
-    Path: click.Path(file_okay=False, path_type=Path),
-}
+def _parameter_type(setting: Setting) -> Any:
+    if setting.about.choices:
+        return click.Choice(setting.about.choices)
+    if setting.type is Path:
+        directory = setting.about.directory
+        return click.Path(file_okay=not directory, dir_okay=directory, path_type=Path)
+    return setting.type
 
 
 def _read_config_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:
