@@ -11,6 +11,7 @@ import psutil
 import psycopg
 import pytest
 
+from tests.support.expect import eventually
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.database import database_from
 from wfe_persistence.errors import PersistenceError
@@ -255,6 +256,46 @@ async def test_forgotten_prepared_statement_is_prepared_again(database_url: str)
         await store.read("DEALLOCATE ALL")
         row = await store.read("SELECT $1::text", text("b"))
         assert read_text(row.get_value(0, 0)) == "b"
+
+
+@pytest.mark.parametrize("access", ["read", "stream", "write"])
+async def test_statements_that_every_connection_has_prepared_outlive_a_migration(
+    database_url: str, access: str
+) -> None:
+    """There are more connections than attempts, and each refuses what it has prepared: "cached
+    plan must not change result type"."""
+    sql = {"write": "UPDATE wfc.changed SET n = n RETURNING n"}.get(
+        access, "SELECT n FROM wfc.changed"
+    )
+    size = 2 * MAX_ATTEMPTS
+    async with (
+        database_from(Settings(db_url=database_url, pool_size=size)) as database,
+        await admin(database_url) as other,
+    ):
+        store = Store(database, Schema(), "default")
+        await other.execute("CREATE SCHEMA wfc")
+        await other.execute("CREATE TABLE wfc.changed AS SELECT 7 AS n")
+
+        async with other.transaction():
+            await other.execute("LOCK TABLE wfc.changed")
+            run = store.write if access == "write" else store.read
+            calls = [asyncio.create_task(run(sql)) for _ in range(size)]
+
+            async def all_wait() -> bool:
+                found = await other.execute("SELECT FROM pg_locks WHERE NOT granted")
+                return found.rowcount == size
+
+            await eventually(all_wait)
+        await asyncio.gather(*calls)
+        await other.execute("ALTER TABLE wfc.changed ALTER n TYPE bigint")
+
+        for _ in range(2 * size):
+            if access == "stream":
+                async with aclosing(store.stream(sql)) as rows:
+                    assert [read_int8(row.get_value(0, 0)) async for row in rows] == [7]
+            else:
+                row = await run(sql)
+                assert read_int8(row.get_value(0, 0)) == 7
 
 
 async def test_works_without_prepared_statements(database_url: str) -> None:

@@ -7,7 +7,7 @@ import random
 import types
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Sequence
 from contextlib import suppress
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import psycopg
 import psycopg_pool
@@ -25,6 +25,8 @@ from wfe_persistence.store.postgres.pipeline import (
     PGresult,
 )
 from wfe_persistence.store.postgres.sqlstate import Retry, raise_error, retry, violated_constraint
+
+T = TypeVar("T")
 
 MAX_ATTEMPTS: Final = 5
 _CANCEL_TIMEOUT_SECONDS: Final = 2.0
@@ -141,7 +143,7 @@ class Database:
         while True:
             attempt += 1
             try:
-                exchange = await self._exchange(self._gate, namespace, lambda e: e.send(batch))
+                exchange = await self._exchange(self._gate, namespace, Exchange.send, batch)
             except ConnectionLostError as exc:
                 if write and not exc.unwritten:
                     raise PersistenceError(
@@ -159,6 +161,7 @@ class Database:
             again = retry(error)
             if again is Retry.OTHER_CONNECTION:
                 self._spawn(self._discard(exchange.connection))
+                batch = [(statement.as_unprepared(), params) for statement, params in batch]
             else:
                 self._release(exchange.connection)
             if (
@@ -176,32 +179,45 @@ class Database:
         A connection is held until the generator is closed (`contextlib.aclosing`): never let it
         wait for a client, or for another connection. Raises what `run` does.
         """
-        exchange = await self._prepared(self._streams, namespace, command)
-        connection = exchange.connection
-        try:
+        attempt = 0
+        while True:
+            attempt += 1
+            exchange = await self._prepared(self._streams, namespace, command)
+            connection = exchange.connection
+            yielded = False
+            again = Retry.NO
+            try:
+                if exchange.error is None:
+                    exchange = Exchange(connection)
+                    exchange.send_row_by_row(command)
+                ended = exchange.finished
+                while not ended:
+                    await exchange.more()
+                    ended = exchange.finished or exchange.lost is not None
+                    rows, exchange.results = exchange.results, []
+                    for row in rows:
+                        if row.ntuples:
+                            yielded = True
+                            yield row
+                    exchange.resume()
+                if exchange.error is not None:
+                    again = retry(exchange.error)
+            finally:
+                if exchange.lost or again is Retry.OTHER_CONNECTION:
+                    self._spawn(self._discard(connection))
+                elif exchange.finished:
+                    self._release(connection)
+                else:
+                    self._spawn(self._cancel(exchange))
+            if exchange.lost:
+                raise _unavailable() from exchange.lost
             if exchange.error is None:
-                exchange = Exchange(connection)
-                exchange.send_row_by_row(command)
-            ended = exchange.finished
-            while not ended:
-                await exchange.more()
-                ended = exchange.finished or exchange.lost is not None
-                rows, exchange.results = exchange.results, []
-                for row in rows:
-                    if row.ntuples:
-                        yield row
-                exchange.resume()
-        finally:
-            if exchange.finished:
-                self._release(connection)
-            elif exchange.lost:
-                self._spawn(self._discard(connection))
-            else:
-                self._spawn(self._cancel(exchange))
-        if exchange.lost:
-            raise _unavailable() from exchange.lost
-        if exchange.error is not None:
-            raise_error(exchange.error)
+                return
+            # A row that was received can't be taken back, so then it is not run again.
+            if yielded or again is Retry.NO or attempt >= MAX_ATTEMPTS:
+                raise_error(exchange.error)
+            if again is Retry.OTHER_CONNECTION:
+                command = (command[0].as_unprepared(), command[1])
 
     async def _prepared(self, gate: FairGate, namespace: str, command: Command) -> Exchange:
         """A finished exchange, whose connection the statement is prepared on if it has no error."""
@@ -209,18 +225,18 @@ class Database:
         while True:
             attempt += 1
             try:
-                return await self._exchange(gate, namespace, lambda e: e.send_prepare(command[0]))
+                return await self._exchange(gate, namespace, Exchange.send_prepare, command[0])
             except ConnectionLostError as exc:
                 if attempt >= MAX_ATTEMPTS:
                     raise _unavailable() from exc
 
     async def _exchange(
-        self, gate: FairGate, namespace: str, send: Callable[[Exchange], None]
+        self, gate: FairGate, namespace: str, send: Callable[[Exchange, T], None], what: T
     ) -> Exchange:
         """One exchange to its end, whose connection the caller releases. Raises ConnectionLostError
         or is cancelled: then the connection is taken care of."""
         exchange = Exchange(await self._acquire(gate, namespace))
-        send(exchange)
+        send(exchange, what)
         try:
             await exchange.complete()
         except asyncio.CancelledError:

@@ -32,6 +32,11 @@ class Statement(NamedTuple):
         """A statement that is planned each time it is run."""
         return cls(sql.encode(), b"")
 
+    def as_unprepared(self) -> Self:
+        """The same SQL, planned as it is run: it can't fail for what was prepared before, on
+        whichever connection."""
+        return self._replace(name=b"")
+
 
 def kept_bytes(statement: Statement) -> int:
     """About how much memory PostgreSQL keeps for a prepared statement, on each connection."""
