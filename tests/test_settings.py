@@ -43,7 +43,7 @@ def other_value(setting: Setting) -> Any:
     return (
         Path("/other")
         if setting.type is Path
-        else {"listen": "unix:other"}.get(setting.name, "other")
+        else {"listen": "unix:other", "socket_mode": "0660"}.get(setting.name, "other")
     )
 
 

@@ -13,13 +13,13 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from wfe_persistence.database import database_from
-from wfe_persistence.errors import CannotServeError
 from wfe_persistence.offload import Workers
 from wfe_persistence.rpc.boundary import Boundary
 from wfe_persistence.rpc.call import Environment
 from wfe_persistence.rpc.connections import IdleConnections, connections_allowed
 from wfe_persistence.rpc.health import Health
 from wfe_persistence.rpc.intake import Intake
+from wfe_persistence.rpc.listener import Listener
 from wfe_persistence.rpc.services import SERVICES
 from wfe_persistence.settings import Settings
 from wfe_persistence.store.namespace import Namespaces
@@ -120,23 +120,24 @@ class Server:
             names = [*(s.name for s in SERVICES), health.SERVICE_NAME, reflection.SERVICE_NAME]
             reflection.enable_server_reflection(names, self._server)
         self._stack = AsyncExitStack()
-        self.address = settings.listen
+        self._listener = Listener(settings.listen, settings.socket_permissions)
+
+    @property
+    def address(self) -> str:
         """The listen address; inside the context, with the real port."""
+        return self._listener.address
 
     async def __aenter__(self) -> Self:
-        try:
-            port = self._server.add_insecure_port(self._settings.listen)
-        except RuntimeError as exc:
-            raise CannotServeError(f"can't listen on {self._settings.listen}: in use?") from exc
-        if not self._settings.listen.startswith("unix:"):
-            self.address = f"{self._settings.listen.rpartition(':')[0]}:{port}"
+        self._listener.open(self._server.add_insecure_port)
+        self._stack.callback(self._listener.close)
         self._stack.callback(self._workers.close)
         await self._health.start()
         await self._stack.enter_async_context(self._database)
         await self._server.start()
-        if not self._settings.listen.startswith("unix:"):
-            watch = asyncio.get_running_loop().create_task(self._connections.watch(port))
-            self._stack.callback(watch.cancel)
+        watch = asyncio.get_running_loop().create_task(
+            self._connections.watch(self._listener.local_name)
+        )
+        self._stack.callback(watch.cancel)
         return self
 
     async def __aexit__(self, *_: object) -> None:

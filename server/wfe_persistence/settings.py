@@ -8,6 +8,7 @@ library and `store.schema`, so that reading settings is fast and needs no gRPC.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import MISSING, dataclass, field, fields
 from ipaddress import ip_address
 from pathlib import Path
@@ -18,6 +19,8 @@ from wfe_persistence.store.schema import DEFAULT_SCHEMA, Schema
 
 ENV_PREFIX: Final = "WFE_PERSISTENCE_"
 DEFAULT_LISTEN: Final = "127.0.0.1:50052"
+
+_MODE: Final = re.compile("0?[0-7]{3}")
 
 
 def default_data_dir() -> Path:
@@ -77,6 +80,14 @@ class Settings:
         str,
         About("Listen address: HOST:PORT (port 0: any free port) or unix:PATH.", metavar="ADDRESS"),
     ] = DEFAULT_LISTEN
+    socket_mode: Annotated[
+        str,
+        About(
+            "Permissions of a Unix socket, in octal: who may connect. 0660 lets the group, 0666 "
+            "everybody.",
+            metavar="MODE",
+        ),
+    ] = "0600"
     pool_size: Annotated[int, About("Maximum number of database connections.", minimum=1)] = 10
     pool_timeout: Annotated[
         float, About("Maximum time a call waits for a connection (seconds).", above=0)
@@ -219,10 +230,22 @@ class Settings:
         for setting in SETTINGS.values():
             setting.validate(getattr(self, setting.name))
         Schema(self.schema, self.table_prefix)
+        if not _MODE.fullmatch(self.socket_mode):
+            raise ValueError("socket-mode: must be octal permissions, for example 0660")
+        if self.listen.startswith("unix-abstract:"):
+            raise ValueError(
+                "listen: an abstract socket has no permissions, so every user could connect; use "
+                "unix:PATH"
+            )
         if not self.listen.startswith("unix:"):
             host, _, port = self.listen.rpartition(":")
             if not host or not port.isdecimal() or int(port) > 65535:
                 raise ValueError(f"listen: {self.listen!r} is neither HOST:PORT nor unix:PATH")
+
+    @property
+    def socket_permissions(self) -> int:
+        """`socket_mode` as a number."""
+        return int(self.socket_mode, 8)
 
     @property
     def create_namespace_allowed(self) -> bool:

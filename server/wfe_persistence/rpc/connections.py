@@ -74,15 +74,15 @@ class IdleConnections:
         self._allowed = allowed
         self._busy_peers = busy_peers
 
-    async def watch(self, port: int) -> None:
-        """Look every second at the connections to this port."""
-        if not sys.platform.startswith("linux"):
+    async def watch(self, local_name: int | str) -> None:
+        """Look every second at the connections to a port; a Unix socket's are left alone."""
+        if isinstance(local_name, str) or not sys.platform.startswith("linux"):
             return
         while True:
             await asyncio.sleep(_INTERVAL_SECONDS)
             if _open_descriptors() > self._allowed * _ALMOST_FULL:
                 busy = {_peer_of_name(name) for name in self._busy_peers()}
-                closed, left = await asyncio.to_thread(self._close_idle, port, busy)
+                closed, left = await asyncio.to_thread(self._close_idle, local_name, busy)
                 if closed or left >= self._allowed:
                     warnings.warn(
                         "connections",
