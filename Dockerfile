@@ -3,7 +3,11 @@
 #
 #   docker build -t wfe-persistence .                          # for a PostgreSQL of your own
 #   docker build -t wfe-persistence --target embedded .        # with PostgreSQL inside
-#   docker run -p 50052:50052 -e WFE_PERSISTENCE_DB_URL=postgresql://… wfe-persistence
+#   docker run -p 127.0.0.1:50052:50052 -e WFE_PERSISTENCE_DB_URL=postgresql://… \
+#       -e WFE_PERSISTENCE_INSECURE=true wfe-persistence
+#
+# It listens on all addresses of the container, so without WFE_PERSISTENCE_INSECURE it starts only with
+# TLS and authentication (docs/security.md).
 FROM python:3.13-slim AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from importlib.metadata import version
-from typing import Final, Self
+from functools import partial
+from typing import Any, Final, Self
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
@@ -25,6 +27,7 @@ from wfe_persistence.settings import Settings
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.readiness import Readiness
 from wfe_persistence.store.schema import Schema
+from wfe_persistence.tls import Certificates
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +122,14 @@ class Server:
         if settings.reflection:
             names = [*(s.name for s in SERVICES), health.SERVICE_NAME, reflection.SERVICE_NAME]
             reflection.enable_server_reflection(names, self._server)
+        self._certificates: Certificates | None = None
+        if settings.tls_cert and settings.tls_key:
+            try:
+                self._certificates = Certificates(
+                    settings.tls_cert, settings.tls_key, settings.tls_client_ca
+                )
+            except ValueError as exc:
+                raise CannotServeError(f"TLS: {exc}") from exc
         self._stack = AsyncExitStack()
         self._listener = Listener(settings.listen, settings.socket_permissions)
 
@@ -128,17 +139,26 @@ class Server:
         return self._listener.address
 
     async def __aenter__(self) -> Self:
-        self._listener.open(self._server.add_insecure_port)
+        add_port = self._server.add_insecure_port
+        if self._certificates:
+            add_port = partial(
+                self._server.add_secure_port,
+                server_credentials=self._certificates.credentials(),
+            )
+        self._listener.open(add_port)
         self._stack.callback(self._listener.close)
         self._stack.callback(self._workers.close)
         await self._health.start()
         await self._stack.enter_async_context(self._database)
         await self._server.start()
-        watch = asyncio.get_running_loop().create_task(
-            self._connections.watch(self._listener.local_name)
-        )
-        self._stack.callback(watch.cancel)
+        self._in_background(self._connections.watch(self._listener.local_name))
+        if self._certificates:
+            self._in_background(self._certificates.watch())
         return self
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do it until the context is left."""
+        self._stack.callback(asyncio.get_running_loop().create_task(work).cancel)
 
     async def __aexit__(self, *_: object) -> None:
         # Health first, so that clients send no new calls; those in progress are finished.

@@ -88,6 +88,34 @@ class Settings:
             metavar="MODE",
         ),
     ] = "0600"
+    tls_cert: Annotated[
+        Path | None,
+        About(
+            "Certificate of the server and its chain (PEM): serve TLS. Read again when it changes.",
+            metavar="FILE",
+            default_help="no TLS",
+        ),
+    ] = None
+    tls_key: Annotated[
+        Path | None,
+        About("Private key of the certificate (PEM, unencrypted).", metavar="FILE"),
+    ] = None
+    tls_client_ca: Annotated[
+        Path | None,
+        About(
+            "Certificate authorities (PEM) that sign clients' certificates: require one of every "
+            "client (mutual TLS).",
+            metavar="FILE",
+            default_help="none",
+        ),
+    ] = None
+    insecure: Annotated[
+        bool,
+        About(
+            "Accept a listen address that strangers can reach, without TLS or without "
+            "authentication."
+        ),
+    ] = False
     pool_size: Annotated[int, About("Maximum number of database connections.", minimum=1)] = 10
     pool_timeout: Annotated[
         float, About("Maximum time a call waits for a connection (seconds).", above=0)
@@ -241,6 +269,47 @@ class Settings:
             host, _, port = self.listen.rpartition(":")
             if not host or not port.isdecimal() or int(port) > 65535:
                 raise ValueError(f"listen: {self.listen!r} is neither HOST:PORT nor unix:PATH")
+
+    def require_protection(self) -> None:
+        """Raise ValueError if strangers could call a server with these settings without TLS and
+        authentication, unless that is accepted; or if the settings of TLS are incomplete.
+
+        Strangers are callers from other machines, and on a Unix socket other users than its owner
+        and group.
+        """
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("tls-cert and tls-key: set both or neither")
+        if self.tls_client_ca and not self.tls_cert:
+            raise ValueError("tls-client-ca: needs tls-cert and tls-key")
+        if self.insecure:
+            return
+        missing = []
+        if self.listen.startswith("unix:"):
+            who = "every user of this machine"
+            open_to_strangers = bool(self.socket_permissions & 0o007)
+        else:
+            who = "other machines"
+            open_to_strangers = not listens_locally(self.listen)
+            if not self.tls_cert:
+                missing.append("TLS (tls-cert, tls-key)")
+        if not self.authentication:
+            missing.append("authentication (tls-client-ca)")
+        if open_to_strangers and missing:
+            raise ValueError(
+                f"listen: {who} can reach {self.listen}, so it needs {' and '.join(missing)}; "
+                "to serve without, set insecure"
+            )
+
+    @property
+    def authentication(self) -> tuple[str, ...]:
+        """How callers can prove who they are; empty: they need not."""
+        return ("client certificate",) if self.tls_client_ca else ()
+
+    @property
+    def protection(self) -> str:
+        """TLS and authentication of the listen address, in a few words."""
+        transport = "TLS" if self.tls_cert else "plaintext"
+        return f"{transport}, {' or '.join(self.authentication) or 'no authentication'}"
 
     @property
     def socket_permissions(self) -> int:

@@ -186,8 +186,8 @@ async def test_number_of_namespaces_is_limited_whoever_creates_them(
     [
         (("--listen", "127.0.0.1:0"), True),
         (("--listen", "127.0.0.1:0", "--no-allow-create-namespace"), False),
-        (("--listen", "0.0.0.0:0"), False),
-        (("--listen", "0.0.0.0:0", "--allow-create-namespace"), True),
+        (("--listen", "0.0.0.0:0", "--insecure"), False),
+        (("--listen", "0.0.0.0:0", "--insecure", "--allow-create-namespace"), True),
     ],
 )
 async def test_create_namespace_is_enabled_on_loopback_or_by_its_flag(

@@ -39,6 +39,8 @@ class ServerProcess:
         self._arguments = arguments
         self._env = env
         self._module = module
+        self.credentials: grpc.ChannelCredentials | None = None
+        """What a client needs to connect, if the server serves TLS."""
         self.process: subprocess.Popen[bytes]
         self.address = ""
 
@@ -82,7 +84,11 @@ class ServerProcess:
     def wait_until_serving(self, seconds: float = 60) -> None:
         """Wait for health to say SERVING."""
         deadline = time.monotonic() + seconds
-        with grpc.insecure_channel(self.address) as channel:
+        with (
+            grpc.secure_channel(self.address, self.credentials)
+            if self.credentials
+            else grpc.insecure_channel(self.address)
+        ) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)
             while time.monotonic() < deadline:
                 try:

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from wfe_persistence.settings import DEFAULT_LISTEN, ENV_PREFIX
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _file_option(flag: str, text: str) -> Callable[[F], F]:
+    return click.option(
+        flag,
+        type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path),
+        metavar="FILE",
+        envvar=ENV_PREFIX + flag.removeprefix("--").replace("-", "_").upper(),
+        show_envvar=True,
+        help=text,
+    )
 
 
 @click.command()
@@ -33,16 +48,53 @@ from wfe_persistence.settings import DEFAULT_LISTEN, ENV_PREFIX
     show_default=True,
     help="Maximum time to wait for the response (seconds).",
 )
-def health(target: str, service: str, timeout: float) -> None:
+@_file_option("--tls-ca", "Certificate authorities (PEM) that the server's certificate is signed "
+              "by: connect with TLS.")  # fmt: skip
+@_file_option("--tls-client-cert", "Certificate of the client (PEM), for a server that requires "
+              "one.")  # fmt: skip
+@_file_option("--tls-client-key", "Private key of the client's certificate (PEM).")
+@click.option(
+    "--tls-server-name",
+    metavar="NAME",
+    envvar=ENV_PREFIX + "TLS_SERVER_NAME",
+    show_envvar=True,
+    show_default="the host of --target",
+    help="Name that the server's certificate must have.",
+)
+def health(
+    target: str,
+    service: str,
+    timeout: float,
+    tls_ca: Path | None,
+    tls_client_cert: Path | None,
+    tls_client_key: Path | None,
+    tls_server_name: str | None,
+) -> None:
     """Check the health of a server. The exit status is 0 if it is SERVING, otherwise 1.
 
     \b
-    Example: wfe-persistence health --target 127.0.0.1:50052
+    Examples:
+      wfe-persistence health --target 127.0.0.1:50052
+      wfe-persistence health --target db.example:50052 --tls-ca ca.pem
     """
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    with grpc.insecure_channel(target) as channel:
+    if bool(tls_client_cert) != bool(tls_client_key):
+        raise click.UsageError("--tls-client-cert and --tls-client-key: set both or neither")
+    if not tls_ca and (tls_client_cert or tls_server_name):
+        raise click.UsageError("--tls-ca is missing: it turns TLS on")
+    if tls_ca:
+        credentials = grpc.ssl_channel_credentials(
+            tls_ca.read_bytes(),
+            tls_client_key.read_bytes() if tls_client_key else None,
+            tls_client_cert.read_bytes() if tls_client_cert else None,
+        )
+        name = (("grpc.ssl_target_name_override", tls_server_name),) if tls_server_name else ()
+        opened = grpc.secure_channel(target, credentials, name)
+    else:
+        opened = grpc.insecure_channel(target)
+    with opened as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
             response = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout)

@@ -30,6 +30,10 @@ def serve(settings: Settings) -> None:
       wfe-persistence serve --db-url postgresql://wfe@db.example/wfe --listen 127.0.0.1:50052
       WFE_PERSISTENCE_DB_URL=postgresql://… wfe-persistence serve
     """
+    try:
+        settings.require_protection()
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from exc
     log_to_stderr(settings)
     with open_database(settings) as opened:
         sys.exit(asyncio.run(_serve(opened)))
@@ -54,7 +58,12 @@ async def _serve(settings: Settings) -> int:
         loop.add_signal_handler(number, on_signal, number)
     try:
         async with Server(settings) as server:
-            log.info("wfe-persistence %s listens on %s", VERSION, server.address)
+            log.info(
+                "wfe-persistence %s listens on %s (%s)",
+                VERSION,
+                server.address,
+                settings.protection,
+            )
             watch = loop.create_task(server.watch())
             await asyncio.wait([stop, watch], return_when=asyncio.FIRST_COMPLETED)
             if watch.done():

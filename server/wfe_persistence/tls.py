@@ -1,0 +1,147 @@
+"""TLS: the server's certificate, and the authorities of its clients' certificates, from files.
+
+The files may change while the server runs, as certificates that expire must: new connections get
+the new ones, and no connection is closed. New files that can't be used change nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import grpc
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS: Final = 1.0
+_EXPIRES_SOON: Final = timedelta(days=7)
+
+Stamp = tuple[tuple[int, int, int, int] | None, ...]
+"""What tells a file from the one that replaced it; None: it can't be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What the files held when they were read."""
+
+    configuration: grpc.ServerCertificateConfiguration
+    expiry: datetime
+
+
+class Certificates:
+    """The files of a server that serves TLS (1.2 or newer).
+
+    `cert` has the certificate and its chain, `key` the private key, both as PEM. With `client_ca`,
+    clients must have a certificate signed by one of the authorities in it (mutual TLS).
+
+    Raises ValueError, naming the file, if the files can't be used.
+    """
+
+    def __init__(self, cert: Path, key: Path, client_ca: Path | None) -> None:
+        self._cert = cert
+        self._key = key
+        self._client_ca = client_ca
+        self._files = tuple(file for file in (cert, key, client_ca) if file)
+        # Before they are read, so that a change in between is noticed.
+        self._stamp = self._look()
+        self._loaded = self._load()
+        self._refused: tuple[Stamp, str] | None = None
+        self._warned = False
+        self._warned_of_expiry = datetime.min.replace(tzinfo=UTC)
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """What gRPC needs to listen. It asks for the current certificate at each handshake."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._loaded.configuration,
+            lambda: self._loaded.configuration,
+            require_client_authentication=self._client_ca is not None,
+        )
+
+    async def watch(self) -> None:
+        """Notice changes of the files, for as long as the server runs."""
+        while True:
+            self.refresh()
+            self._warn_of_expiry()
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def refresh(self) -> None:
+        """Read the files again if they have changed."""
+        stamp = self._look()
+        if stamp == self._stamp:
+            return
+        try:
+            loaded = self._load()
+        except ValueError as exc:
+            # Files are replaced one by one, unless by way of a symbolic link as Kubernetes does it.
+            # So a key without its certificate is common for a moment, and worth a line only if it
+            # is still so at the next look.
+            refused = stamp, str(exc)
+            if refused != self._refused:
+                self._refused, self._warned = refused, False
+            elif not self._warned:
+                self._warned = True
+                log.warning("TLS goes on with the previous certificate: %s", exc)
+            return
+        self._stamp, self._loaded, self._refused = stamp, loaded, None
+        log.info(
+            "TLS: %s was read again; the certificate is valid until %s",
+            ", ".join(map(str, self._files)),
+            loaded.expiry,
+        )
+
+    def _warn_of_expiry(self) -> None:
+        now = datetime.now(UTC)
+        if now > self._loaded.expiry - _EXPIRES_SOON and now > self._warned_of_expiry:
+            self._warned_of_expiry = now + timedelta(days=1)
+            log.warning("the certificate in %s expires at %s", self._cert, self._loaded.expiry)
+
+    def _look(self) -> Stamp:
+        return tuple(_stamp(file) for file in self._files)
+
+    def _load(self) -> _Loaded:
+        # Loaded on use: it takes 40 ms, and most servers of a sidecar need no TLS.
+        from cryptography import x509
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        cert, key = _read(self._cert), _read(self._key)
+        try:
+            chain = x509.load_pem_x509_certificates(cert)
+        except ValueError as exc:
+            raise ValueError(f"{self._cert}: has no certificate in PEM format") from exc
+        try:
+            private_key = load_pem_private_key(key, password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+            raise ValueError(f"{self._key}: has no unencrypted private key in PEM format") from exc
+        if private_key.public_key() != chain[0].public_key():
+            raise ValueError(f"{self._key}: is not the key of the certificate in {self._cert}")
+        roots = None
+        if self._client_ca:
+            roots = _read(self._client_ca)
+            try:
+                x509.load_pem_x509_certificates(roots)
+            except ValueError as exc:
+                raise ValueError(f"{self._client_ca}: has no certificate in PEM format") from exc
+        return _Loaded(
+            grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=roots),
+            chain[0].not_valid_after_utc,
+        )
+
+
+def _stamp(file: Path) -> tuple[int, int, int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as exc:
+        raise ValueError(f"{file}: {exc.strerror}") from exc
