@@ -119,7 +119,7 @@ def test_the_socket_is_never_more_open_than_the_mode(
     umask = os.umask(0)  # the server inherits it
     thread.start()
     try:
-        with serve(tmp_path, database_url, path, "--socket-mode", mode):
+        with serve(tmp_path, database_url, path, "--socket-mode", mode, "--insecure"):
             pass
     finally:
         os.umask(umask)

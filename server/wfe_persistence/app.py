@@ -6,8 +6,8 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from importlib.metadata import version
 from functools import partial
+from importlib.metadata import version
 from typing import Any, Final, Self
 
 import grpc
@@ -15,6 +15,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from wfe_persistence.database import database_from
+from wfe_persistence.errors import CannotServeError
 from wfe_persistence.offload import Workers
 from wfe_persistence.rpc.boundary import Boundary
 from wfe_persistence.rpc.call import Environment
