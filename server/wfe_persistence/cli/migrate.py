@@ -29,20 +29,27 @@ def migrate() -> None:
 
 
 @migrate.command()
+@click.option(
+    "--grant-to",
+    metavar="ROLE",
+    help="Also grant this database role what a server with --no-migrate needs.",
+)
 @settings_options(*DATABASE_SETTINGS)
-def up(settings: Settings) -> None:
+def up(settings: Settings, grant_to: str | None) -> None:
     """Apply the pending migrations in every namespace. Safe to run at any time and concurrently.
 
     A namespace that fails does not stop the others; the exit status is then 1.
 
     \b
-    Example: wfe-persistence migrate up --db-url postgresql://wfe@db.example/wfe
+    Examples:
+      wfe-persistence migrate up --db-url postgresql://wfe@db.example/wfe
+      wfe-persistence migrate up --db-url postgresql://owner@db.example/wfe --grant-to wfe_server
     """
     from wfe_persistence.store.migrate import latest_version
 
     log_to_stderr(settings)
     with open_database(settings) as opened:
-        outcomes = asyncio.run(_migrate_all(opened))
+        outcomes = asyncio.run(_migrate_all(opened, grant_to))
     for name, outcome in outcomes.items():
         if isinstance(outcome, Exception):
             click.echo(f"{name}: failed: {outcome}", err=True)
@@ -53,14 +60,24 @@ def up(settings: Settings) -> None:
     sys.exit(any(isinstance(outcome, Exception) for outcome in outcomes.values()))
 
 
-async def _migrate_all(settings: Settings) -> Outcomes:
+async def _migrate_all(settings: Settings, grant_to: str | None) -> Outcomes:
     from wfe_persistence.database import database_from
+    from wfe_persistence.errors import PersistenceError
     from wfe_persistence.store import namespace
+    from wfe_persistence.store.grants import grant
     from wfe_persistence.store.tables import Store
 
     schema = Schema(settings.schema, settings.table_prefix)
     async with database_from(replace(settings, pool_size=1)) as database:
-        return await namespace.migrate_all(Store(database, schema, "default"))
+        outcomes = await namespace.migrate_all(Store(database, schema, DEFAULT_NAMESPACE))
+    if grant_to is not None:
+        for name, outcome in outcomes.items():
+            if not isinstance(outcome, Exception):
+                try:
+                    await grant(settings.db_url, schema.for_namespace(name), grant_to)
+                except PersistenceError as exc:
+                    outcomes[name] = exc
+    return outcomes
 
 
 @migrate.command()
@@ -99,6 +116,27 @@ def status(settings: Settings) -> None:
 
 
 @migrate.command()
+@click.option("--role", required=True, help="Database role of the server.")
+@click.option("--namespace", default=DEFAULT_NAMESPACE, show_default=True, help="Namespace to use.")
+@settings_options("schema", "table_prefix")
+def grants(settings: Settings, role: str, namespace: str) -> None:
+    """Print the privileges that a server with --no-migrate needs in one namespace, as SQL.
+
+    Its role can then read and write the rows of the store, but not change, truncate or drop a table.
+
+    \b
+    Example: wfe-persistence migrate grants --role wfe_server | psql "$URL"
+    """
+    from wfe_persistence.store.grants import grants as grants_for
+
+    schema = _schema_of(settings, namespace)
+    try:
+        click.echo(grants_for(schema, role), nl=False)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), param_hint="--role") from exc
+
+
+@migrate.command()
 @click.option(
     "--from", "first", type=int, default=1, show_default=True, help="First version to print."
 )
@@ -116,10 +154,14 @@ def sql(settings: Settings, first: int, namespace: str) -> None:
     """
     from wfe_persistence.store.migrate import script
 
+    click.echo(script(_schema_of(settings, namespace), first), nl=False)
+
+
+def _schema_of(settings: Settings, namespace: str) -> Schema:
+    """The schema of a namespace that an option names."""
     if not is_namespace(namespace):
         raise click.BadParameter("must match [a-z][a-z0-9_]{0,39}", param_hint="--namespace")
     try:
-        schema = Schema(settings.schema, settings.table_prefix).for_namespace(namespace)
+        return Schema(settings.schema, settings.table_prefix).for_namespace(namespace)
     except ValueError as exc:
         raise click.BadParameter(str(exc), param_hint="--namespace") from exc
-    click.echo(script(schema, first), nl=False)

@@ -28,7 +28,7 @@ from wfe_persistence.store import owner
 from wfe_persistence.store.owner import Owner
 from wfe_persistence.store.rows import read_int4
 from wfe_persistence.store.schema import Schema
-from wfe_persistence.store.tables import Store
+from wfe_persistence.store.tables import MIGRATIONS_TABLE, Store
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,9 @@ LOCK_MIGRATIONS = """
 SELECT pg_advisory_xact_lock(hashtextextended('wfe-persistence ' || current_database() || %s, 0))
 """
 
-SCHEMA_EXISTS = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %s)"
+SCHEMA_AND_TABLE_EXIST = """
+SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %s), to_regclass(%s) IS NOT NULL
+"""
 
 CREATE_MIGRATIONS_TABLE = """
 CREATE TABLE IF NOT EXISTS wfc.wfe_migrations (
@@ -241,13 +243,17 @@ async def applied_migrations(conninfo: str, schema: Schema) -> list[Applied]:
 
 
 async def _create_schema(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:
-    # CREATE SCHEMA IF NOT EXISTS needs the CREATE privilege even if the schema exists, which the
-    # role may lack where an administrator has created the schema beforehand.
-    cursor = await connection.execute(SCHEMA_EXISTS, [schema.name])
+    # IF NOT EXISTS needs the CREATE privilege even where there is nothing to create: for the schema
+    # if an administrator has created it beforehand, for the table if he has migrated the store.
+    table = schema.qualify(f"wfc.{MIGRATIONS_TABLE}")
+    cursor = await connection.execute(SCHEMA_AND_TABLE_EXIST, [schema.name, table])
     row = await cursor.fetchone()
-    if not (row and row[0]):
+    assert row is not None
+    schema_exists, table_exists = row
+    if not schema_exists:
         await connection.execute(f'CREATE SCHEMA "{schema.name}"'.encode())
-    await connection.execute(schema.qualify(CREATE_MIGRATIONS_TABLE).encode())
+    if not table_exists:
+        await connection.execute(schema.qualify(CREATE_MIGRATIONS_TABLE).encode())
 
 
 async def _applied(connection: psycopg.AsyncConnection[Any], schema: Schema) -> list[Applied]:

@@ -1,1 +1,0 @@
-SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1);
