@@ -122,7 +122,7 @@ def status(settings: Settings) -> None:
 def grants(settings: Settings, role: str, namespace: str) -> None:
     """Print the privileges that a server with --no-migrate needs in one namespace, as SQL.
 
-    Its role can then read and write the rows of the store, but not change, truncate or drop a table.
+    The role can then read and write rows, but not change, truncate or drop a table.
 
     \b
     Example: wfe-persistence migrate grants --role wfe_server | psql "$URL"
