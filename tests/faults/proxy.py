@@ -1,10 +1,15 @@
-"""A proxy on a Unix socket in front of PostgreSQL that can lose what PostgreSQL answers."""
+"""A proxy on a Unix socket in front of PostgreSQL that can lose or spoil what PostgreSQL answers,
+or stop forwarding."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Self
+
+Messages = list[bytes]
+"""Messages of PostgreSQL, each with its type (the first byte) and length: up to a ReadyForQuery."""
 
 
 class Proxy:
@@ -17,6 +22,10 @@ class Proxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self.drop_answers = False
         """From the next answer on: throw it away and break the connection off."""
+        self.rewrite: Callable[[Messages], Messages] | None = None
+        """What becomes of each answer, on connections made from now on."""
+        self.connections = 0
+        """How many were accepted."""
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_unix_server(self._accept, self._path)
@@ -34,6 +43,7 @@ class Proxy:
             writer.close()
 
     async def _accept(self, client: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:
+        self.connections += 1
         server, requests = await asyncio.open_unix_connection(self._behind)
         self._writers |= {answers, requests}
         for pump in (self._pump(client, requests), self._pump(server, answers, lossy=True)):
@@ -45,7 +55,7 @@ class Proxy:
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, lossy: bool = False
     ) -> None:
         try:
-            while data := await source.read(65536):
+            async for data in self._answers(source) if lossy and self.rewrite else _chunks(source):
                 if lossy and self.drop_answers:
                     break
                 sink.write(data)
@@ -54,3 +64,22 @@ class Proxy:
             pass
         finally:
             sink.close()
+
+    async def _answers(self, source: asyncio.StreamReader) -> AsyncIterator[bytes]:
+        messages: Messages = []
+        while True:
+            try:
+                head = await source.readexactly(5)
+                body = await source.readexactly(int.from_bytes(head[1:]) - 4)
+            except asyncio.IncompleteReadError:
+                return
+            messages.append(head + body)
+            if head[:1] == b"Z":
+                assert self.rewrite
+                yield b"".join(self.rewrite(messages))
+                messages = []
+
+
+async def _chunks(source: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    while data := await source.read(65536):
+        yield data

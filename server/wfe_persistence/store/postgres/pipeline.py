@@ -6,13 +6,18 @@ bench --driver` measures them side by side). Parameters are sent as text, result
 
 The statements of a batch are one transaction, because PostgreSQL commits at the Sync that ends it.
 No session setting is made or relied on, so PgBouncer may stand in between.
+
+Prepared statements are closed after that, up to a Sync of their own in the same message. PgBouncer
+1.25.2 was seen to answer `Close Close Parse Bind Describe Execute Sync` with `1 3 2 T D C Z`, and
+libpq, which counts, took the row for the answer to a Close. So each result must be of the kind, and
+the results up to each Sync of the number, that was asked for; otherwise the connection is lost.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar, Final, Self
 
@@ -20,9 +25,12 @@ import psycopg
 from psycopg import pq
 from psycopg.pq.abc import PGresult as PGresult
 
+from wfe_persistence.recurring import RecurringWarnings
 from wfe_persistence.store.postgres.fairness import FairGate
 from wfe_persistence.store.postgres.prepared import PreparedStatements, Statement
 from wfe_persistence.store.postgres.sqlstate import sqlstate
+
+disorders = RecurringWarnings(logging.getLogger(__name__))
 
 Param = bytes | None
 """A parameter as text; None: NULL."""
@@ -40,6 +48,10 @@ class ConnectionLostError(Exception):
     def __init__(self, cause: str, *, unwritten: bool) -> None:
         super().__init__(cause)
         self.unwritten = unwritten
+
+
+class _DisorderError(psycopg.OperationalError):
+    """The results are not those of what was sent."""
 
 
 class Connection(psycopg.AsyncConnection[Any]):
@@ -89,6 +101,7 @@ class Exchange:
     """One batch on one connection: sent at once, its results received in order.
 
     `results` are those of the statements that succeeded, `error` that of the first that did not.
+    Without an error there is one for each statement.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -99,6 +112,10 @@ class Exchange:
         # What to do when each message sent has succeeded, in order; None: keep its result.
         self._sent: list[Callable[[], None] | None] = []
         self._received = 0
+        self._answered = False
+        # How many messages were sent before each Sync that is yet to be acknowledged.
+        self._syncs: list[int] = []
+        self._settled = False
         self.flushed = False
         self._rolled_back = False
         self._row_by_row = False
@@ -112,10 +129,10 @@ class Exchange:
     def send(self, batch: Sequence[Command]) -> None:
         """Send a batch, preparing first what is not prepared, and start to receive results."""
         try:
-            self._queue_prepares([statement for statement, _ in batch])
+            closed = self._queue_prepares([statement for statement, _ in batch])
             for statement, params in batch:
                 self._queue(statement, params)
-            self._start()
+            self._start(closed)
         except psycopg.OperationalError as exc:
             self._lose(exc)
 
@@ -124,25 +141,33 @@ class Exchange:
         libpq reads row by row only the statement whose results come next."""
         self._row_by_row = True
         try:
-            self._queue_prepares([command[0]])
+            closed = self._queue_prepares([command[0]])
             self._queue(*command)
             self._pgconn.set_single_row_mode()
-            self._start()
+            self._start(closed)
         except psycopg.OperationalError as exc:
             self._lose(exc)
 
     def send_prepare(self, statement: Statement) -> None:
         """Only prepare a statement, unless it is."""
         try:
-            self._queue_prepares([statement])
-            self._start()
+            self._start(self._queue_prepares([statement]))
         except psycopg.OperationalError as exc:
             self._lose(exc)
 
-    def _start(self) -> None:
-        self._pgconn.pipeline_sync()
+    def _start(self, closed: Sequence[bytes]) -> None:
+        self._sync()
+        if closed:
+            for name in closed:
+                self._pgconn.send_close_prepared(name)
+                self._sent.append(partial(self.connection.prepared.remove, name))
+            self._sync()
         self._flush()
         self._loop.add_reader(self._fd, self._readable)
+
+    def _sync(self) -> None:
+        self._pgconn.pipeline_sync()
+        self._syncs.append(len(self._sent))
 
     def _queue(self, statement: Statement, params: Sequence[Param]) -> None:
         if self.connection.prepared.wants(statement):
@@ -151,15 +176,14 @@ class Exchange:
             self._pgconn.send_query_params(statement.sql, params, result_format=_BINARY)
         self._sent.append(None)
 
-    def _queue_prepares(self, statements: Sequence[Statement]) -> None:
+    def _queue_prepares(self, statements: Sequence[Statement]) -> Sequence[bytes]:
+        """Queue what is not prepared; returns the names of what is to be closed afterwards."""
         prepared = self.connection.prepared
         closed, new = prepared.make_room(statements)
-        for name in closed:
-            self._pgconn.send_close_prepared(name)
-            self._sent.append(partial(prepared.remove, name))
         for statement in new:
             self._pgconn.send_prepare(statement.name, statement.sql)
             self._sent.append(partial(prepared.add, statement))
+        return closed
 
     def _flush(self) -> None:
         if self._pgconn.flush() == 0:
@@ -197,25 +221,47 @@ class Exchange:
                     raise psycopg.OperationalError("the connection ended within a batch")
                 ended = True
                 self._received += 1
+                self._answered = False
                 continue
             ended = False
             status = result.status
             if status == pq.ExecStatus.PIPELINE_SYNC:
-                self._stop_listening()
-                self.finished = True
-                self._signal()
-                return
-            if status == pq.ExecStatus.FATAL_ERROR:
+                if self._synchronized():
+                    return
+            elif status == pq.ExecStatus.FATAL_ERROR:
                 if not sqlstate(result):
                     raise psycopg.OperationalError("libpq closed the connection")
-                if self.error is None:
+                if self.error is None and not self._settled:
                     self.error = result
-                    self._rolled_back = self._received < len(self._sent)
+                    self._rolled_back = self._received < self._syncs[0]
             elif status != pq.ExecStatus.PIPELINE_ABORTED:
                 self._succeeded(result)
+            elif self.error is None:
+                raise _DisorderError("a statement was not run")
+
+    def _synchronized(self) -> bool:
+        """A Sync was acknowledged; whether it was the last one."""
+        if self._received != self._syncs[0]:
+            raise _DisorderError(f"{self._received} results of {self._syncs[0]}")
+        del self._syncs[0]
+        self._settled = True
+        if self._syncs:
+            return False
+        self._stop_listening()
+        self.finished = True
+        self._signal()
+        return True
 
     def _succeeded(self, result: PGresult) -> None:
+        if self._received >= self._syncs[0] or (self._answered and not self._row_by_row):
+            raise _DisorderError("a result of nothing that was sent")
         note = self._sent[self._received]
+        # A statement returns rows, or says what it has done; nothing else does.
+        if (note is None) != (
+            result.status != pq.ExecStatus.COMMAND_OK or bool(result.command_status)
+        ):
+            raise _DisorderError("a result of another statement")
+        self._answered = True
         if note is not None:
             note()
             return
@@ -227,14 +273,27 @@ class Exchange:
 
     def _lose(self, exc: psycopg.OperationalError) -> None:
         # The server's last message may have come together with the end of the connection.
-        with suppress(psycopg.OperationalError):
-            self._receive()
+        if not isinstance(exc, _DisorderError):
+            try:
+                self._receive()
+            except psycopg.OperationalError as last:
+                exc = last
         if self.finished:  # all results are here: the connection broke too late to matter
             return
         self._stop_listening()
-        # The commit happens at the Sync. So if that was not sent, or if a statement failed before
-        # it, nothing was written. Otherwise nobody can know.
-        unwritten = self._rolled_back or not self.flushed
+        if isinstance(exc, _DisorderError):
+            disorders.warn(
+                "disorder", f"a database connection is given up: {exc} (a pooler's bug?)"
+            )
+        if self._settled:  # the statements' results are here, only what was to be closed is open
+            self._pgconn.finish()
+            self.finished = True
+            self._signal()
+            return
+        # The commit happens at the first Sync. So if that was not sent, or if a statement failed
+        # before it, nothing was written. Otherwise nobody can know.
+        unsent = not self.flushed and len(self._syncs) == 1
+        unwritten = (self._rolled_back or unsent) and not isinstance(exc, _DisorderError)
         self.lost = ConnectionLostError(type(exc).__name__, unwritten=unwritten)
         self._signal()
 
