@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from pathlib import Path
 from urllib.parse import parse_qs, urlparse
 
@@ -94,6 +95,13 @@ async def test_spoilt_read_is_tried_again(
     row = await store.read("SELECT $1::int", integer(43))
     assert read_int4(row.get_value(0, 0)) == 43
     assert proxy.connections > connections  # the one with the disorder was given up
+
+
+async def test_spoilt_stream_is_tried_again(store: Store, proxy: Proxy) -> None:
+    proxy.rewrite = disorder = Disorder("DC", without_results)
+    async with aclosing(store.stream("SELECT n FROM generate_series(1, 3) n")) as rows:
+        assert [read_int4(row.get_value(0, 0)) async for row in rows] == [1, 2, 3]
+    assert disorder.spoiled
 
 
 @pytest.mark.parametrize("spoil", SPOILT)

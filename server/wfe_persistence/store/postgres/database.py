@@ -209,11 +209,13 @@ class Database:
                     self._release(connection)
                 else:
                     self._spawn(self._cancel(exchange))
+            # A row that was received can't be taken back, so then it is not run again.
             if exchange.lost:
-                raise _unavailable() from exchange.lost
+                if yielded or attempt >= MAX_ATTEMPTS:
+                    raise _unavailable() from exchange.lost
+                continue
             if exchange.error is None:
                 return
-            # A row that was received can't be taken back, so then it is not run again.
             if yielded or again is Retry.NO or attempt >= MAX_ATTEMPTS:
                 raise_error(exchange.error)
             if again is Retry.OTHER_CONNECTION:
