@@ -22,7 +22,7 @@ async def command_api(api: Api, target: str, pytestconfig: pytest.Config) -> Asy
     if not (shared and capabilities.create_namespace and capabilities.delete_namespace):
         yield api
         return
-    name = make.new_id("conformance")[:40].replace("-", "_")
+    name = make.new_namespace()
     await api.store.CreateNamespace(CreateNamespaceRequest(name=name))
     async with connect(target, namespace=name) as channel:
         yield Api(channel)

@@ -31,7 +31,6 @@ from tests.support.rpcs import (
     is_map,
     look,
     name_of,
-    new_namespace,
     put,
     unknown_field,
     valid_request,
@@ -561,7 +560,7 @@ def good_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
     elif name in JSON:
         yield from GOOD_JSON.items()
     elif name in NAMESPACES:
-        yield "40 characters", f"{new_namespace()}_0"[:40]
+        yield "40 characters", f"{make.new_namespace()}_0"[:40]
     elif name in REQUIRED_TIMES | OPTIONAL_TIMES:
         if name != "SetSubscriptionTokenRequest.expiry":  # that one must not have passed
             yield "first", make.FIRST_TIME
@@ -1097,7 +1096,7 @@ BOUND: Final = [rpc for rpc in RPCS.values() if rpc.name not in UNBOUND]
 
 @pytest.mark.parametrize("rpc", BOUND, ids=str)
 async def test_call_to_an_absent_namespace_is_refused(api: Api, rpc: Rpc) -> None:
-    name = new_namespace()
+    name = make.new_namespace()
     for _ in range(2):  # the first does not make the second one succeed
         failure, _ = await refusal(rpc.call(api, valid_request(rpc), **in_namespace(name)))
         assert failure.code is grpc.StatusCode.NOT_FOUND

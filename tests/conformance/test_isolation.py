@@ -30,7 +30,7 @@ class Namespace:
 
     def __init__(self, api: Api) -> None:
         self.api = api
-        self.name = make.new_id("n").replace("-", "_")
+        self.name = make.new_namespace()
         self.metadata = (("wfe-namespace", self.name),)
         self.workflow = make.full_instance(id="w", name="the one", next_execution=0)
         self.ended = make.instance(

@@ -29,7 +29,7 @@ async def name(api: Api) -> AsyncIterator[str]:
     info = await api.store.GetStoreInfo(GetStoreInfoRequest())
     if not (info.capabilities.create_namespace and info.capabilities.delete_namespace):
         pytest.skip("the target does not allow CreateNamespace and DeleteNamespace")
-    name = make.new_id("n").replace("-", "_")
+    name = make.new_namespace()
     await api.store.CreateNamespace(CreateNamespaceRequest(name=name))
     yield name
     try:

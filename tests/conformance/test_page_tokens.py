@@ -16,7 +16,7 @@ from tests.support import make
 from tests.support.api import Api
 from tests.support.commands import OwnCommands
 from tests.support.expect import failure_of
-from tests.support.rpcs import RPCS, Rpc, fields, look, new_namespace, valid_request
+from tests.support.rpcs import RPCS, Rpc, fields, look, valid_request
 from tests.support.scene import create_namespace, delete_namespace, refusal, with_values
 from wfe.persistence.v1.command_pb2 import CommandName
 from wfe.persistence.v1.workflow_pb2 import WorkflowFilter, WorkflowStatus, WorkflowView
@@ -43,7 +43,7 @@ async def listings(api: Api) -> AsyncIterator[dict[str, Listing]]:
     at, key, workflow = make.long_ago(), make.new_id("key"), make.new_id("workflow")
     due = [make.instance(next_execution=make.epoch_ms(at)) for _ in range(3)]
     events = [make.event(event_time=at, event_key=key) for _ in range(3)]
-    namespace = new_namespace()
+    namespace = make.new_namespace()
     definition, name = make.new_id("definition"), make.new_id("name")
     ended = [
         make.full_instance(

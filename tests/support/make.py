@@ -37,6 +37,21 @@ def new_id(kind: str = "id") -> str:
     return f"{kind}-{uuid.UUID(int=_numbers.getrandbits(128), version=4)}"
 
 
+_namespaces: list[str] = []
+
+
+def new_namespace() -> str:
+    """The name of a namespace that no other test uses. A longer one may start with it."""
+    name = new_id("n").replace("-", "_")
+    _namespaces.append(name)
+    return name
+
+
+def is_new_namespace(name: str) -> bool:
+    """Whether a name was made here, or starts with one that was."""
+    return name.startswith(tuple(_namespaces))
+
+
 def time(seconds: float = 0.0) -> Timestamp:
     """2026-01-01T12:00:00.123456Z, plus so many seconds."""
     stamp = Timestamp()

@@ -185,11 +185,6 @@ def _subscription() -> EventSubscription:
     )
 
 
-def new_namespace() -> str:
-    """The name of a namespace that no other test uses."""
-    return make.new_id("n").replace("-", "_")
-
-
 def _command() -> command_pb2.ScheduledCommand:
     """A command that was due before any time that others claim for."""
     return make.command(execute_time=-(2**62))
@@ -336,9 +331,9 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     },
     "GetStoreInfo": dict,
     "TruncateAll": dict,
-    "CreateNamespace": lambda: {"name": new_namespace()},
+    "CreateNamespace": lambda: {"name": make.new_namespace()},
     "ListNamespaces": lambda: {"page_size": 10},
-    "DeleteNamespace": lambda: {"name": new_namespace(), "force": True},
+    "DeleteNamespace": lambda: {"name": make.new_namespace(), "force": True},
 }
 
 

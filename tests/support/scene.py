@@ -98,6 +98,7 @@ class Scene:
         self.rpc = rpc
         self.request = valid_request(rpc)
         self.own = OwnCommands(api)
+        self._namespace = ""
 
     async def __aenter__(self) -> Self:
         api, request = self.api, self.request
@@ -140,6 +141,7 @@ class Scene:
                 await skip_unless_namespaces_can_be_deleted(api)
             case "DeleteNamespace":
                 await create_namespace(api, request.name)
+                self._namespace = request.name
         return self
 
     async def _held(self, id_: str, token: str) -> int:
@@ -250,4 +252,6 @@ class Scene:
         if "Command" in self.rpc.name or self.rpc.name == "CommitWorkflow":
             await self.own.finish()
         if self.rpc.name in ("CreateNamespace", "DeleteNamespace"):
-            await delete_namespace(self.api, self.request.name)
+            # The test may have put another name into the request.
+            for name in {self.request.name, self._namespace} - {""}:
+                await delete_namespace(self.api, name)
