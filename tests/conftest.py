@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Final
 
 # Before gRPC is loaded: its fork handlers complain of the processes that tests start.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
@@ -16,9 +18,12 @@ import grpc
 import psycopg
 import pytest
 
-from tests.support import make
+from tests.support import binaries, make
 from tests.support.api import Api, all_channels_in, connect
-from tests.support.server import ServerProcess, delete_a_workflow
+from tests.support.binaries import Program
+from tests.support.postgres import PgBouncer, PostgresServer
+from tests.support.processes import Run
+from tests.support.server import ServerProcess, delete_a_workflow, delete_own_namespaces
 from wfe.persistence.v1.store_pb2 import CreateNamespaceRequest
 from wfe.persistence.v1.store_pb2_grpc import StoreServiceStub
 from wfe_persistence.embedded import EmbeddedPostgres
@@ -41,6 +46,66 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         help="make the same ids and names as every run of the same tests with this number",
     )
+    parser.addoption(
+        "--postgres",
+        metavar="VERSION",
+        type=int,
+        choices=binaries.VERSIONS,
+        help=f"run the conformance suite on this version of PostgreSQL: {binaries.VERSIONS}",
+    )
+    parser.addoption(
+        "--pgbouncer",
+        action="store_true",
+        help="run the conformance suite through PgBouncer in transaction mode; $PGBOUNCER names "
+        "another program than Debian's",
+    )
+
+
+RUN: Final = pytest.StashKey[Run]()
+LEFT: Final = pytest.StashKey[list[str]]()
+BINARIES: Final = pytest.StashKey[dict[str, Program]]()
+VERSIONS: Final = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin the run; before that, get what it needs and may not be to be had."""
+    options = config.option
+    wanted: dict[str, Program] = {}
+    try:
+        if options.postgres or options.pgbouncer:
+            wanted["PostgreSQL"] = binaries.postgres(options.postgres or 18)
+        if options.pgbouncer:
+            wanted["PgBouncer"] = binaries.pgbouncer()
+        config.stash[BINARIES] = wanted
+        config.stash[VERSIONS] = [f"{name} {program.version()}" for name, program in wanted.items()]
+    except binaries.BinariesError as exc:
+        raise pytest.UsageError(str(exc)) from exc
+    config.stash[RUN] = Run()
+    # As Ctrl-C does, so that fixtures clean up.
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """What the conformance suite runs on, where that was chosen."""
+    return config.stash[VERSIONS]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """After all fixtures: the run fails if a process of its own is left."""
+    session.config.stash[LEFT] = left = session.config.stash[RUN].end()
+    if left and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Name the processes that were left."""
+    if left := config.stash[LEFT]:
+        terminalreporter.section("processes of the run that were left", red=True)
+        for line in left:
+            terminalreporter.line(line)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -51,28 +116,50 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """With --target only what speaks to a server over the wire makes sense."""
-    if config.getoption("--target") and collection_path.parent == Path(__file__).parent:
+    """With these options only what speaks to a server over the wire makes sense."""
+    chosen = any(config.getoption(name) for name in ("--target", "--postgres", "--pgbouncer"))
+    if chosen and collection_path.parent == Path(__file__).parent:
         return collection_path.name not in ("conformance", "support", "__init__.py")
     return None
 
 
 @pytest.fixture
-def data_dir() -> Iterator[Path]:
+def data_dir(run_dir: Path) -> Iterator[Path]:
     """A directory for an embedded PostgreSQL: a short path (there is a socket in it), and none of
     pytest's own, which every other pytest on the machine closes to other users when it starts."""
-    with tempfile.TemporaryDirectory(prefix="wfe-") as path:
+    with tempfile.TemporaryDirectory(dir=run_dir, prefix="data-") as path:
         yield Path(path)
 
 
 @pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
+def run_dir(pytestconfig: pytest.Config) -> Path:
+    """A directory for the session, which other users can get through."""
+    return pytestconfig.stash[RUN].directory
+
+
+@pytest.fixture(scope="session")
+def postgres_url(run_dir: Path, pytestconfig: pytest.Config) -> Iterator[str]:
     """A PostgreSQL server for the session; its maintenance database."""
-    with (
-        tempfile.TemporaryDirectory(prefix="wfe-") as path,
-        EmbeddedPostgres(Path(path)) as postgres,
-    ):
+    postgres: PostgresServer | EmbeddedPostgres
+    if program := pytestconfig.stash[BINARIES].get("PostgreSQL"):
+        postgres = PostgresServer(program, run_dir / "postgres")
+    else:
+        postgres = EmbeddedPostgres(run_dir / "embedded")
+    with postgres:
         yield postgres.url
+
+
+@pytest.fixture(scope="session")
+def pooler(
+    postgres_url: str, run_dir: Path, pytestconfig: pytest.Config
+) -> Iterator[PgBouncer | None]:
+    """The PgBouncer for the session, with --pgbouncer."""
+    program = pytestconfig.stash[BINARIES].get("PgBouncer")
+    if program is None:
+        yield None
+        return
+    with PgBouncer(program, run_dir / "pgbouncer", postgres=run_dir / "postgres") as pgbouncer:
+        yield pgbouncer
 
 
 _numbers = itertools.count(1)
@@ -103,14 +190,18 @@ def target(
         with all_channels_in(address, namespace) if namespace else nullcontext():
             delete_a_workflow(address)
             yield address
+        left = delete_own_namespaces(address)
+        assert not left, f"tests left these namespaces behind, now deleted: {left}"
         return
     log = tmp_path_factory.mktemp("server") / "log"
     url = request.getfixturevalue("postgres_url")
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("CREATE DATABASE conformance")
-    url = url.replace("/postgres?", "/conformance?")
+    pooler: PgBouncer | None = request.getfixturevalue("pooler")
+    options = [] if pooler is None or pooler.prepare else ["--no-prepare"]
+    url = (pooler.url if pooler else url).replace("/postgres?", "/conformance?")
     with ServerProcess(
-        log, "--db-url", url, "--allow-truncate", "--allow-delete-namespace"
+        log, "--db-url", url, "--allow-truncate", "--allow-delete-namespace", *options
     ) as server:
         if namespace:
             with grpc.insecure_channel(server.address) as channel:
@@ -118,6 +209,8 @@ def target(
         with all_channels_in(server.address, namespace) if namespace else nullcontext():
             delete_a_workflow(server.address)
             yield server.address
+        left = delete_own_namespaces(server.address)
+        assert not left, f"tests left these namespaces behind: {left}"
         assert server.process.poll() is None, f"the server did not survive:\n{server.log()}"
     assert "bug" not in server.log(), server.log()
 

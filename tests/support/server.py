@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,12 +18,17 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.support import make
+from wfe.persistence.v1.store_pb2 import DeleteNamespaceRequest, ListNamespacesRequest
+from wfe.persistence.v1.store_pb2_grpc import StoreServiceStub
 from wfe.persistence.v1.workflow_pb2 import (
     CreateNewWorkflowRequest,
     DeleteWorkflowRequest,
     PersistWorkflowRequest,
 )
 from wfe.persistence.v1.workflow_pb2_grpc import WorkflowServiceStub
+
+# On SIGABRT a process says what each of its threads is doing, and ends.
+_TRACEBACKS = {"PYTHONFAULTHANDLER": "1"}
 
 _LISTENS = re.compile(r"listens on (\S+?)[\"\s]")
 
@@ -46,11 +54,8 @@ class ServerProcess:
 
     def __enter__(self) -> Self:
         self.start()
-        try:
+        with self._killed_on_failure():
             self.wait_until_serving()
-        except BaseException:
-            self.kill()  # nobody else will: the context is not entered
-            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,8 +73,12 @@ class ServerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self._env,
+                env=(os.environ if self._env is None else self._env) | _TRACEBACKS,
             )
+        with self._killed_on_failure():
+            self._wait_until_listening(begin)
+
+    def _wait_until_listening(self, begin: int) -> None:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             said = self._log_file.read_bytes()[begin:].decode()
@@ -80,6 +89,15 @@ class ServerProcess:
                 raise AssertionError(f"the server ended ({self.process.returncode}):\n{said}")
             time.sleep(0.02)
         raise AssertionError(f"the server does not listen:\n{self.log()}")
+
+    @contextmanager
+    def _killed_on_failure(self) -> Iterator[None]:
+        """Whoever can't start the server has nothing to stop."""
+        try:
+            yield
+        except BaseException:
+            self.kill()
+            raise
 
     def wait_until_serving(self, seconds: float = 60) -> None:
         """Wait for health to say SERVING."""
@@ -107,9 +125,12 @@ class ServerProcess:
             self.process.send_signal(signal.SIGTERM)
         try:
             return self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
+        except subprocess.TimeoutExpired as exc:
+            self.process.send_signal(signal.SIGABRT)  # so that it says what it is doing
             self.process.wait()
+            raise AssertionError(f"the server does not end:\n{self.log()}") from exc
+        except BaseException:  # Ctrl-C: the next test does not wait for it either
+            self.kill()
             raise
 
     def kill(self) -> None:
@@ -131,3 +152,20 @@ def delete_a_workflow(address: str) -> None:
         workflows.CreateNewWorkflow(CreateNewWorkflowRequest(instance=instance))
         workflows.PersistWorkflow(PersistWorkflowRequest(instance=instance))
         workflows.DeleteWorkflow(DeleteWorkflowRequest(id=instance.id))
+
+
+def delete_own_namespaces(address: str) -> list[str]:
+    """Delete what is left of the namespaces that tests have made here; returns their names."""
+    found: list[str] = []
+    with grpc.insecure_channel(address) as channel:
+        store = StoreServiceStub(channel)
+        request = ListNamespacesRequest()
+        while True:
+            page = store.ListNamespaces(request, timeout=30)
+            found += [each.name for each in page.namespaces if make.is_new_namespace(each.name)]
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                break
+        for name in found:
+            store.DeleteNamespace(DeleteNamespaceRequest(name=name, force=True), timeout=30)
+    return found

