@@ -39,7 +39,7 @@ def other_value(setting: Setting) -> Any:
     if setting.type is bool:
         return not setting.default
     if setting.type in (int, float):
-        return setting.default + 1
+        return (setting.default or 0) + 1
     return (
         Path("/other")
         if setting.type is Path

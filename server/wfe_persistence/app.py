@@ -15,6 +15,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from wfe_persistence.database import database_from
+from wfe_persistence.drain import Drain
 from wfe_persistence.errors import CannotServeError
 from wfe_persistence.offload import Workers
 from wfe_persistence.rpc.boundary import Boundary
@@ -65,10 +66,10 @@ class Server:
     """A server, which listens inside its context.
 
     It listens at once, but reports NOT_SERVING until the database is reached and its schema is
-    current.
+    current. Leaving the context drains it, see `drain.py`; `hurry` cuts that short.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, hurry: asyncio.Event | None = None) -> None:
         self._settings = settings
         self._database = database_from(settings)
         namespaces = Namespaces(
@@ -133,6 +134,15 @@ class Server:
                 raise CannotServeError(f"TLS: {exc}") from exc
         self._stack = AsyncExitStack()
         self._listener = Listener(settings.listen, settings.socket_permissions)
+        self._drain = Drain(
+            self._health,
+            intake,
+            self._database,
+            self._listener,
+            delay=settings.seconds_before_drain,
+            seconds=settings.drain_seconds,
+            hurry=hurry or asyncio.Event(),
+        )
 
     @property
     def address(self) -> str:
@@ -162,9 +172,7 @@ class Server:
         self._stack.callback(asyncio.get_running_loop().create_task(work).cancel)
 
     async def __aexit__(self, *_: object) -> None:
-        # Health first, so that clients send no new calls; those in progress are finished.
-        await self._health.enter_graceful_shutdown()
-        await self._server.stop(self._settings.drain_seconds)
+        await self._drain.run(self._server)
         await self._stack.aclose()
 
     def add_service(self, handlers: grpc.GenericRpcHandler) -> None:

@@ -48,6 +48,13 @@ class CannotServeError(Exception):
     """The server can't run as it was started; the message says why."""
 
 
+def shutting_down() -> PersistenceError:
+    """The error of a call that a server does not begin, or ends, because it stops."""
+    return PersistenceError(
+        ErrorReason.ERROR_REASON_SHUTTING_DOWN, "the server is shutting down", retry_after=0.5
+    )
+
+
 def invalid_field(
     field: str, reason: FieldViolationReason.ValueType, description: str
 ) -> PersistenceError:

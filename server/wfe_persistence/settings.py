@@ -20,6 +20,10 @@ from wfe_persistence.store.schema import DEFAULT_SCHEMA, Schema
 ENV_PREFIX: Final = "WFE_PERSISTENCE_"
 DEFAULT_LISTEN: Final = "127.0.0.1:50052"
 
+# As long as it takes Kubernetes to tell its nodes that an endpoint is gone. With the 5 s of
+# --drain-seconds and what ending calls takes, it is less than the 10 s after which Docker kills.
+_DRAIN_DELAY: Final = 3.0
+
 _MODE: Final = re.compile("0?[0-7]{3}")
 
 
@@ -236,8 +240,22 @@ class Settings:
         float,
         About("Time for a client to read on before its stream is ended (seconds).", above=0),
     ] = 30.0
+    drain_delay: Annotated[
+        float | None,
+        About(
+            "Time at shutdown to go on answering while health is NOT_SERVING already, so that load "
+            "balancers send new clients elsewhere (seconds).",
+            default_help="3, or 0 if --listen is a loopback address or a Unix socket",
+            minimum=0,
+        ),
+    ] = None
     drain_seconds: Annotated[
-        float, About("Time for calls in progress to finish at shutdown (seconds).", above=0)
+        float,
+        About(
+            "Time for calls in progress to finish at shutdown, after --drain-delay (seconds); then "
+            "they are UNAVAILABLE.",
+            above=0,
+        ),
     ] = 5.0
     log_level: Annotated[
         str,
@@ -315,6 +333,13 @@ class Settings:
     def socket_permissions(self) -> int:
         """`socket_mode` as a number."""
         return int(self.socket_mode, 8)
+
+    @property
+    def seconds_before_drain(self) -> float:
+        """`drain_delay`, or its default."""
+        if self.drain_delay is None:
+            return 0.0 if listens_locally(self.listen) else _DRAIN_DELAY
+        return self.drain_delay
 
     @property
     def create_namespace_allowed(self) -> bool:

@@ -201,58 +201,6 @@ async def test_write_whose_answer_is_lost_says_so_and_may_be_repeated(
             await asyncio.to_thread(server.stop)
 
 
-async def test_sigterm_finishes_calls_under_way_and_exits_0(
-    tmp_path: Path, database_url: str
-) -> None:
-    server = ServerProcess(tmp_path / "log", "--db-url", database_url, "--drain-seconds", "10")
-    await asyncio.to_thread(server.__enter__)
-    async with connect(server.address) as channel:
-        api = Api(channel)
-        instance = make.instance()
-        await api.workflows.CreateNewWorkflow(CreateNewWorkflowRequest(instance=instance))
-        async with await psycopg.AsyncConnection.connect(database_url) as other:
-            await other.execute("SELECT FROM wfc.workflows FOR UPDATE")
-            call = asyncio.ensure_future(
-                api.workflows.PersistWorkflow(PersistWorkflowRequest(instance=instance))
-            )
-            await asyncio.sleep(0.3)
-            server.process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.3)
-            async with connect(server.address) as late:
-                with pytest.raises(grpc.aio.AioRpcError) as refused:
-                    await Api(late).workflows.GetWorkflowInstance(
-                        GetWorkflowInstanceRequest(id=instance.id), timeout=2
-                    )
-            assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
-            assert not call.done()
-        assert (await call).revision == 2
-    assert await asyncio.to_thread(server.process.wait, 10) == 0
-
-
-async def test_sigterm_does_not_wait_longer_than_the_drain(
-    tmp_path: Path, database_url: str
-) -> None:
-    server = ServerProcess(tmp_path / "log", "--db-url", database_url, "--drain-seconds", "0.5")
-    await asyncio.to_thread(server.__enter__)
-    async with connect(server.address) as channel:
-        api = Api(channel)
-        instance = make.instance()
-        await api.workflows.CreateNewWorkflow(CreateNewWorkflowRequest(instance=instance))
-        async with await psycopg.AsyncConnection.connect(database_url) as other:
-            await other.execute("SELECT FROM wfc.workflows FOR UPDATE")
-            call = asyncio.ensure_future(
-                api.workflows.PersistWorkflow(PersistWorkflowRequest(instance=instance))
-            )
-            await asyncio.sleep(0.3)
-            server.process.send_signal(signal.SIGTERM)
-            with pytest.raises(grpc.aio.AioRpcError) as ended:
-                await call
-            assert ended.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-            assert await asyncio.to_thread(server.process.wait, 10) == 0
-    with psycopg.connect(database_url) as connection:
-        assert connection.execute("SELECT revision FROM wfc.workflows").fetchall() == [(1,)]
-
-
 def test_second_server_on_the_same_port_is_refused(tmp_path: Path, database_url: str) -> None:
     with ServerProcess(tmp_path / "first", "--db-url", database_url) as first:
         second = ServerProcess(

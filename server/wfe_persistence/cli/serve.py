@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import sys
+from typing import Any, Final
 
 import click
 
@@ -16,13 +17,18 @@ from wfe_persistence.settings import Settings
 
 log = logging.getLogger(__name__)
 
+# Supervisors, and terminals together with them, often send a signal twice.
+_SAME_SIGNAL_SECONDS: Final = 1.0
+
 
 @click.command()
 @settings_options()
 def serve(settings: Settings) -> None:
     """Run the server until SIGTERM or Ctrl-C.
 
-    It then drains: it reports NOT_SERVING, finishes the calls in progress and exits.
+    It then drains: it reports NOT_SERVING, goes on for --drain-delay, refuses new calls, finishes
+    those in progress within --drain-seconds, and exits with status 0. A second signal, a second or
+    more after the first, ends the calls in progress at once.
 
     \b
     Examples:
@@ -46,18 +52,21 @@ async def _serve(settings: Settings) -> int:
 
     raise_descriptor_limit()
     loop = asyncio.get_running_loop()
-    stop = loop.create_future()
+    stop: asyncio.Future[Any] = loop.create_future()
+    hurry = asyncio.Event()
 
     def on_signal(number: signal.Signals) -> None:
-        # Supervisors often pass a signal on twice; the drain is bounded, so the first is enough.
         if not stop.done():
             log.info("%s: draining", number.name)
-            stop.set_result(None)
+            stop.set_result(loop.time())
+        elif loop.time() - stop.result() >= _SAME_SIGNAL_SECONDS and not hurry.is_set():
+            log.info("%s again: ending the calls in progress", number.name)
+            hurry.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     try:
-        async with Server(settings) as server:
+        async with Server(settings, hurry) as server:
             log.info(
                 "wfe-persistence %s listens on %s (%s)",
                 VERSION,

@@ -25,7 +25,7 @@ from google.protobuf.message import DecodeError, Message
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
 from wfe_persistence import offload
-from wfe_persistence.errors import PersistenceError, invalid_field, too_large
+from wfe_persistence.errors import PersistenceError, invalid_field, shutting_down, too_large
 from wfe_persistence.recurring import RecurringWarnings
 from wfe_persistence.rpc.call import Call, Environment
 from wfe_persistence.rpc.check import Check
@@ -95,7 +95,7 @@ class Boundary:
             deadline = self._deadline(context)
             with self._intake.admit(context, deadline) as place:
                 data = await place.receive()
-                async with asyncio.timeout_at(deadline):
+                async with self._intake.deadlines.until(deadline):
                     request, call = await self._open(data, caller, method)
                     del data
                     with _naming_a_field(request):
@@ -126,7 +126,7 @@ class Boundary:
             deadline = self._deadline(context)
             with self._intake.admit(context, deadline) as place:
                 data = await place.receive()
-                async with asyncio.timeout_at(deadline):
+                async with self._intake.deadlines.until(deadline):
                     request, call = await self._open(data, caller, method)
                     del data
                     async with aclosing(function(request, call)) as pages:  # type: ignore[type-var]
@@ -235,6 +235,8 @@ class Boundary:
                 return await self._explain_missing_tables(exc, _identify(context))
             return exc
         if isinstance(exc, TimeoutError):
+            if self._intake.deadlines.expired:
+                return shutting_down()
             return PersistenceError(
                 ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED, "the deadline passed", retry_after=0.1
             )

@@ -41,6 +41,8 @@ _MIN_IDLE_MILLISECONDS: Final = 1_000
 # since data was last sent and last received.
 _TCP_INFO: Final = struct.Struct("8x36xI4xI")
 
+_DESCRIPTORS: Final = "/proc/self/fd" if sys.platform.startswith("linux") else "/dev/fd"
+
 _INTERNET: Final = (socket.AF_INET, socket.AF_INET6)
 
 Peer = tuple[str, int]
@@ -109,8 +111,51 @@ class IdleConnections:
         return closed, count - closed
 
 
+class Disconnection:
+    """Ends all connections that were accepted on a port, or on a Unix socket's path, for good.
+
+    gRPC can only do so with CANCELLED for calls that are on their way. This is to their clients as
+    if the network did it: UNAVAILABLE.
+    """
+
+    def __init__(self, local_name: int | str) -> None:
+        self._local_name = local_name
+        # What gRPC gets instead of its listener: nothing ever comes from there.
+        self._nowhere, self._silent = socket.socketpair()
+
+    def close_listener(self) -> None:
+        """Refuse new connections. gRPC does not notice, and still has a descriptor to close."""
+        for descriptor, _ in self._sockets(listening=True):
+            os.dup2(self._nowhere.fileno(), descriptor, inheritable=False)
+
+    def close_connections(self) -> int:
+        """Close the connections; returns how many gRPC has not closed on its side yet."""
+        count = 0
+        for _, connection in self._sockets(listening=False):
+            count += 1
+            with suppress(OSError):  # the client was faster
+                connection.shutdown(socket.SHUT_RDWR)
+        return count
+
+    def close(self) -> None:
+        """Free what is left, once gRPC has stopped."""
+        self._nowhere.close()
+        self._silent.close()
+
+    def _sockets(self, *, listening: bool) -> Iterator[tuple[int, socket.socket]]:
+        for name in os.listdir(_DESCRIPTORS):
+            # With a descriptor of our own it remains the same socket, whatever gRPC does meanwhile.
+            with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as ours:
+                address = ours.getsockname()
+                if ours.family in _INTERNET:
+                    address = address[1]
+                listens = bool(ours.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+                if address == self._local_name and listens == listening:
+                    yield int(name), ours
+
+
 def _open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(os.listdir(_DESCRIPTORS))
 
 
 def _accepted(port: int) -> Iterator[tuple[socket.socket, Peer]]:
@@ -119,7 +164,7 @@ def _accepted(port: int) -> Iterator[tuple[socket.socket, Peer]]:
     The sockets are gRPC's, which may close them meanwhile: only look at them, and only until the
     next one is asked for.
     """
-    for name in os.listdir("/proc/self/fd"):
+    for name in os.listdir(_DESCRIPTORS):
         try:
             connection = socket.socket(fileno=int(name))
         except OSError:

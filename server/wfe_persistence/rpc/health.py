@@ -12,7 +12,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
-from wfe_persistence.errors import PersistenceError
+from wfe_persistence.errors import PersistenceError, shutting_down
+from wfe_persistence.rpc.deadlines import Deadlines
 from wfe_persistence.rpc.intake import Intake
 from wfe_persistence.rpc.services import SERVICES
 from wfe_persistence.rpc.status import abort
@@ -40,6 +41,9 @@ class Health(health.aio.HealthServicer):
         self._intake = intake
         self._serving: bool | None = None
         self._draining = False
+        self._watches = Deadlines()
+        self.watches = 0
+        """How many clients watch the health of something."""
 
     async def start(self) -> None:
         """Report that the process is alive, but not serving yet."""
@@ -48,7 +52,7 @@ class Health(health.aio.HealthServicer):
 
     async def report(self, *, serving: bool) -> bool:
         """Set the health of the server and of its services; returns whether it has changed."""
-        if serving == self._serving:
+        if serving == self._serving or self._draining:
             return False
         self._serving = serving
         for name in ("", *_NAMES):
@@ -76,6 +80,15 @@ class Health(health.aio.HealthServicer):
             self._intake.attend(context, limited=True)
         except PersistenceError as exc:
             await abort(context, exc)
+        self.watches += 1
+        context.add_done_callback(self._watch_ended)  # type: ignore[arg-type]
+        try:
+            async with self._watches.until(None):
+                await self._watch(request, context)
+        except TimeoutError:
+            await abort(context, shutting_down())
+
+    async def _watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
         if "/" not in request.service:
             await super().Watch(request, context)
             return
@@ -88,9 +101,16 @@ class Health(health.aio.HealthServicer):
             await asyncio.sleep(_WATCH_SECONDS)
 
     async def enter_graceful_shutdown(self) -> None:
-        """From now on nothing is SERVING."""
+        """From now on nothing but the process is SERVING."""
+        await self.report(serving=False)
         self._draining = True
-        await super().enter_graceful_shutdown()
+
+    def end_watches(self) -> None:
+        """End what clients watch, as UNAVAILABLE: they shall watch another server."""
+        self._watches.expire()
+
+    def _watch_ended(self, _: object) -> None:
+        self.watches -= 1
 
     async def _status(self, name: str) -> int:
         namespace, _, service = name.partition("/")

@@ -17,7 +17,8 @@ from typing import Any, Final
 import grpc
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
-from wfe_persistence.errors import PersistenceError, too_large
+from wfe_persistence.errors import PersistenceError, shutting_down, too_large
+from wfe_persistence.rpc.deadlines import Deadlines
 from wfe_persistence.rpc.status import abort
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -67,6 +68,10 @@ class Intake:
         self._reads: OrderedDict[_Read, None] = OrderedDict()  # in progress, the oldest first
         self._eviction: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self.deadlines = Deadlines()
+        """Of the calls in progress."""
+        self._refuses = False
+        self._last_refusal = 0.0
 
     def busy_peers(self) -> set[str]:
         """The peers, as gRPC names them, of all connections with calls in progress."""
@@ -82,11 +87,35 @@ class Intake:
             self._health_calls.require_room(peer)
         self._health_calls.enter(context, peer)
 
+    @property
+    def in_progress(self) -> int:
+        """How many calls are in progress; those for health do not count."""
+        return self._calls.total
+
+    @property
+    def quiet_for(self) -> float:
+        """How long (seconds) no call has been refused since `refuse_calls`."""
+        return asyncio.get_running_loop().time() - self._last_refusal
+
+    def refuse_calls(self) -> None:
+        """From now on refuse calls, except those for health, because the server stops."""
+        self._refuses = True
+        self._last_refusal = asyncio.get_running_loop().time()
+
+    def end_calls(self) -> None:
+        """End the calls in progress, because the server stops."""
+        self.deadlines.expire()
+        for read in list(self._reads):
+            self._end(read, shutting_down)
+
     def admit(self, context: Context, deadline: float) -> Place:
         """Count a call until its end; `deadline` is on the event loop's clock.
 
-        Raises PersistenceError if there are too many.
+        Raises PersistenceError if there are too many, or the server stops.
         """
+        if self._refuses:
+            self._last_refusal = asyncio.get_running_loop().time()
+            raise shutting_down()
         peer = context.peer()
         self._calls.require_room(peer)
         self._calls.enter(context, peer)
@@ -96,7 +125,7 @@ class Intake:
         """The bytes of a call's request, and how many of them `release` must be told of."""
         if not self._slots.try_take(peer, 1):
             self._evict_later()
-            async with asyncio.timeout_at(deadline):
+            async with self.deadlines.until(deadline):
                 await self._slots.take(peer, 1)
         try:
             data = await self._read(context, deadline)
@@ -147,10 +176,10 @@ class Intake:
         loop = asyncio.get_running_loop()
         patience = loop.time() + _PATIENCE_SECONDS
         try:
-            async with asyncio.timeout_at(min(deadline, patience)):
+            async with self.deadlines.until(min(deadline, patience)):
                 await self._large.take(peer, large)
         except TimeoutError as exc:
-            if deadline <= patience:
+            if deadline <= patience or self.deadlines.expired:
                 raise
             raise _too_many("the large requests in progress take too long") from exc
 
@@ -236,26 +265,26 @@ class _Calls:
     def __init__(self, limit: int, limit_per_connection: int) -> None:
         self._limit = limit
         self._limit_per_connection = limit_per_connection
-        self._total = 0
+        self.total = 0
         self.by_peer: Counter[str] = Counter()
 
     def require_room(self, peer: str) -> None:
         """Raise PersistenceError if there can't be one more."""
-        if self._total >= self._limit:
-            raise _too_many(f"the server has {self._total} calls in progress already")
+        if self.total >= self._limit:
+            raise _too_many(f"the server has {self.total} calls in progress already")
         of_peer = self.by_peer.get(peer, 0)
         if of_peer >= self._limit_per_connection and _names_one_connection(peer):
             raise _too_many(f"this connection has {of_peer} calls in progress already")
 
     def enter(self, context: Context, peer: str) -> None:
         """Count a call until its end."""
-        self._total += 1
+        self.total += 1
         self.by_peer[peer] += 1
         # Not when the handler returns: an answer that the client does not take still occupies us.
         context.add_done_callback(lambda _: self._leave(peer))  # type: ignore[arg-type]
 
     def _leave(self, peer: str) -> None:
-        self._total -= 1
+        self.total -= 1
         _decrement(self.by_peer, peer)
 
 

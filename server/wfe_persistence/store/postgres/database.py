@@ -14,7 +14,7 @@ import psycopg_pool
 from psycopg import conninfo
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
-from wfe_persistence.errors import PersistenceError
+from wfe_persistence.errors import PersistenceError, shutting_down
 from wfe_persistence.store.postgres.fairness import FairGate
 from wfe_persistence.store.postgres.lane import Lane
 from wfe_persistence.store.postgres.pipeline import (
@@ -102,6 +102,8 @@ class Database:
             reconnect_timeout=1.0,
             open=False,
         )
+        self._running: set[Exchange] = set()
+        self._stopped = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -112,6 +114,28 @@ class Database:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_CANCEL_TIMEOUT_SECONDS)
         await self._pool.close(timeout=_CANCEL_TIMEOUT_SECONDS)
+
+    async def stop_statements(self, seconds: float) -> None:
+        """Cancel the statements that run, and give out no more connections; takes at most so long.
+
+        A call whose statement was cancelled has written nothing, and fails with SHUTTING_DOWN as
+        those do that wait for a connection. One that is called off while PostgreSQL still has not
+        answered fails with COMMIT_OUTCOME_UNKNOWN if it writes.
+        """
+        self._stopped = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(
+                    self._pool.close(timeout=seconds), *map(self._stop, self._running)
+                )
+
+    async def _stop(self, exchange: Exchange) -> None:
+        """Cancel a statement whose caller waits for it."""
+        while not (exchange.finished or exchange.lost):
+            if exchange.flushed:
+                with suppress(psycopg.Error):
+                    await exchange.connection.cancel_safe(timeout=_CANCEL_TIMEOUT_SECONDS)
+            await asyncio.sleep(_CANCEL_INTERVAL_SECONDS)
 
     @property
     def is_away(self) -> bool:
@@ -239,14 +263,19 @@ class Database:
         or is cancelled: then the connection is taken care of."""
         exchange = Exchange(await self._acquire(gate, namespace))
         send(exchange, what)
+        self._running.add(exchange)
         try:
             await exchange.complete()
         except asyncio.CancelledError:
             self._spawn(self._cancel(exchange))
+            if self._stopped:
+                raise ConnectionLostError("stopped", unwritten=not exchange.flushed) from None
             raise
         except ConnectionLostError:
             self._spawn(self._discard(exchange.connection))
             raise
+        finally:
+            self._running.discard(exchange)
         return exchange
 
     async def _cancel(self, exchange: Exchange) -> None:
@@ -288,11 +317,7 @@ class Database:
             if isinstance(exc, psycopg_pool.PoolTimeout):
                 raise (_unavailable() if self.is_away else _busy()) from exc
             if isinstance(exc, psycopg_pool.PoolClosed):
-                raise PersistenceError(
-                    ErrorReason.ERROR_REASON_SHUTTING_DOWN,
-                    "the server is shutting down",
-                    retry_after=1.0,
-                ) from exc
+                raise shutting_down() from exc
             raise
 
     def _release(self, connection: Connection) -> None:
