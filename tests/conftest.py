@@ -59,6 +59,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the conformance suite through PgBouncer in transaction mode; $PGBOUNCER names "
         "another program than Debian's",
     )
+    parser.addoption(
+        "--debian",
+        metavar="RELEASE",
+        help="take PgBouncer from this release of Debian instead of the one that is installed",
+    )
 
 
 RUN: Final = pytest.StashKey[Run]()
@@ -75,7 +80,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if options.postgres or options.pgbouncer:
             wanted["PostgreSQL"] = binaries.postgres(options.postgres or 18)
         if options.pgbouncer:
-            wanted["PgBouncer"] = binaries.pgbouncer()
+            wanted["PgBouncer"] = binaries.pgbouncer(options.debian)
         config.stash[BINARIES] = wanted
         config.stash[VERSIONS] = [f"{name} {program.version()}" for name, program in wanted.items()]
     except binaries.BinariesError as exc:

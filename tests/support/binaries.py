@@ -6,8 +6,9 @@
 | 14, 17 | Maven, with `mvn` |
 | 15 | Debian, with `apt-get download` |
 
-PgBouncer comes from Debian too, unless $PGBOUNCER names the program. What was fetched is kept in
-.tools/binaries, and nothing is installed in the system. Raises BinariesError.
+PgBouncer comes from Debian too: that of this machine's release, or of another release with its own
+libraries; unless $PGBOUNCER names the program. What was fetched is kept in .tools/binaries, and
+nothing is installed in the system. Raises BinariesError.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ _MAVEN_MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64v8"}
 
 # The C library is that of the system, and LLVM only for a JIT that is turned off.
 _NOT_NEEDED: Final = ("libc6", "libgcc", "libstdc++", "libllvm")
+_APT_SOURCES: Final = Path("/etc/apt/sources.list.d")
 
 
 class BinariesError(Exception):
@@ -62,6 +64,12 @@ class Program:
         found = ":".join(map(str, libraries))
         return {**os.environ, "LD_LIBRARY_PATH": found} if found else {**os.environ}
 
+    @property
+    def command(self) -> list[Path]:
+        """How it is started: with the loader of the C library that it brings, if it brings one."""
+        loaders = self.root.glob("usr/lib/*-linux-gnu*/ld-linux-*.so.*") if self.root else ()
+        return [*loaders, self.path]
+
     def copied_to(self, directory: Path) -> Program:
         """The same program there; or itself, where it can't be moved."""
         if self.root is None:
@@ -72,8 +80,9 @@ class Program:
     def version(self) -> str:
         """What the program says about its version: `14.23`. Raises BinariesError."""
         done = subprocess.run(
-            [self.path, "--version"], env=self.env, capture_output=True, text=True, check=False
-        )
+            [*self.command, "--version"],
+            env=self.env, capture_output=True, text=True, check=False,
+        )  # fmt: skip
         found = re.search(r"\d+(\.\d+)+", done.stdout)
         if done.returncode != 0 or not found:
             raise BinariesError(f"{self.path} does not run: {done.stderr.strip()}")
@@ -100,11 +109,14 @@ def postgres(version: int) -> Program:
     return program
 
 
-def pgbouncer() -> Program:
-    """PgBouncer: that of this release of Debian, or what $PGBOUNCER names."""
+def pgbouncer(release: str | None = None) -> Program:
+    """PgBouncer from a release of Debian, by default this machine's; or what $PGBOUNCER names."""
     if chosen := os.environ.get("PGBOUNCER"):
         return Program(Path(chosen))
-    root = _kept("pgbouncer", lambda to: _unpack_debian("pgbouncer", to))
+    root = _kept(
+        f"pgbouncer-{release or 'installed-release'}",
+        lambda to: _unpack_debian("pgbouncer", to, release),
+    )
     return Program(root / "usr/sbin/pgbouncer", root)
 
 
@@ -160,20 +172,40 @@ def _unpack_maven(version: str, to: Path) -> None:
                 tar.extractall(to, filter="tar")
 
 
-def _unpack_debian(package: str, to: Path) -> None:
-    """The newest version of a package in the configured releases, with the libraries it links."""
+def _unpack_debian(package: str, to: Path, release: str | None = None) -> None:
+    """The newest version of a package in the configured releases of Debian, with the libraries it
+    links; or in another release, with its C library and all others."""
     with TemporaryDirectory() as path:
         work = Path(path)
         # Lists of its own: the system's may be missing or old, and only root could update them.
-        state = [f"-oDir::State::Lists={work}/lists", f"-oDir::Cache={work}/cache"]
+        apt = [f"-oDir::State::Lists={work}/lists", f"-oDir::Cache={work}/cache", "--quiet"]
         (work / "lists" / "partial").mkdir(parents=True)
-        _run("apt-get", *state, "-oAPT::Sandbox::User=root", "--quiet", "update", cwd=work)
-        depends = _run("apt-cache", *state, "depends", "--important", package, cwd=work)
-        libraries = re.findall(r"^ +Depends: (lib\S+)", depends, re.MULTILINE)
-        wanted = [package, *(name for name in libraries if not name.startswith(_NOT_NEEDED))]
-        _run("apt-get", *state, "--quiet", "download", *wanted, cwd=work)
+        if release:
+            (work / "other.sources").write_text(_sources_of(release))
+            apt += ["-oDir::Etc::SourceList=/dev/null", f"-oDir::Etc::SourceParts={work}"]
+        _run("apt-get", *apt, "-oAPT::Sandbox::User=root", "update", cwd=work)
+
+        def libraries(*options: str) -> set[str]:
+            said = _run("apt-cache", *apt, "depends", "--important", *options, cwd=work)
+            return set(re.findall(r"^ +Depends: (lib[^\s:]+)$", said, re.MULTILINE))
+
+        wanted = libraries(package)
+        if release:
+            wanted |= libraries("--recurse", *wanted)
+        else:
+            wanted = {name for name in wanted if not name.startswith(_NOT_NEEDED)}
+        _run("apt-get", *apt, "download", package, *sorted(wanted), cwd=work)
         for file in sorted(work.glob("*.deb")):
             _run("dpkg-deb", "--extract", str(file), str(to), cwd=work)
+
+
+def _sources_of(release: str) -> str:
+    """Where this machine has Debian from, for another release."""
+    for file in sorted(_APT_SOURCES.glob("*.sources")):
+        for stanza in file.read_text().split("\n\n"):
+            if "debian-archive-keyring" in stanza and "-security" not in stanza:
+                return re.sub("^Suites:.*$", f"Suites: {release}", stanza, flags=re.MULTILINE)
+    raise BinariesError(f"no sources of Debian in {_APT_SOURCES}")
 
 
 def _run(program: str, *arguments: str, cwd: Path) -> str:

@@ -41,7 +41,7 @@ class _Daemon:
             self._as |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
             program = program.copied_to(directory / "program")
         self._as["env"] = program.env
-        self._program = program.path
+        self._program = program
         self._log = directory / "log"
         self._process: subprocess.Popen[bytes]
         self.url: str
@@ -60,7 +60,7 @@ class _Daemon:
         """Start it, and wait until it answers."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [self._program, *arguments],
+                [*self._program.command, *arguments],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, **self._as,
             )  # fmt: skip
         deadline = time.monotonic() + _START_SECONDS
@@ -85,7 +85,7 @@ class PostgresServer(_Daemon):
         self.url = f"postgresql://postgres@/postgres?host={self.directory}"
         data = self.directory / "data"
         subprocess.run(
-            [self._program.with_name("initdb"), "--auth=trust", "--username=postgres",
+            [self._program.path.with_name("initdb"), "--auth=trust", "--username=postgres",
              "--encoding=UTF8", "--locale=C", "--pgdata", data],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True, **self._as,
         )  # fmt: skip
