@@ -27,7 +27,7 @@ from wfe_persistence.rpc.listener import Listener
 from wfe_persistence.rpc.services import SERVICES
 from wfe_persistence.settings import Settings
 from wfe_persistence.store.namespace import Namespaces
-from wfe_persistence.store.readiness import Readiness
+from wfe_persistence.store.readiness import Readiness, State
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.tls import Certificates
 
@@ -184,9 +184,12 @@ class Server:
 
         Raises CannotServeError if it can never be served by this server.
         """
+        last: State | None = None
         while True:
             state = await self._readiness.look()
-            if state is not None and await self._health.report(serving=state.ready):
+            if state is not None and state != last:
+                last = state
+                await self._health.report(serving=state.ready)
                 if state.ready:
                     log.info("serving on %s", self.address)
                 else:

@@ -25,7 +25,8 @@ class PersistenceError(Exception):
     """A call failed for a reason that the caller can act on.
 
     `metadata` goes into `google.rpc.ErrorInfo`, `violations` into `google.rpc.BadRequest`, and
-    `retry_after` (seconds; None: do not retry) into `google.rpc.RetryInfo`.
+    `retry_after` (seconds; None: do not retry) into `google.rpc.RetryInfo`. `detail` is for the
+    operator only: what the database said, without secrets.
     """
 
     def __init__(
@@ -36,12 +37,19 @@ class PersistenceError(Exception):
         metadata: dict[str, str] | None = None,
         violations: tuple[Violation, ...] = (),
         retry_after: float | None = None,
+        detail: str = "",
     ) -> None:
         super().__init__(message)
         self.reason = reason
         self.metadata = metadata or {}
         self.violations = violations
         self.retry_after = retry_after
+        self.detail = detail
+
+    @property
+    def in_full(self) -> str:
+        """The message with the detail: for logs and for the command line."""
+        return f"{self}: {self.detail}" if self.detail else str(self)
 
 
 class CannotServeError(Exception):

@@ -67,6 +67,33 @@ class Settings:
             default_help="embedded PostgreSQL",
             secret=True,
         ),
+    ] = field(default="", repr=False)
+    db_url_file: Annotated[
+        Path | None,
+        About(
+            "File that contains the connection string, instead of --db-url, so that the list of "
+            "processes does not show its password. Read again for each connection.",
+            metavar="FILE",
+            default_help="none",
+        ),
+    ] = None
+    db_password_file: Annotated[
+        Path | None,
+        About(
+            "File that contains the database password, which takes precedence over one in the "
+            "connection string. Read again for each connection, so that it can be rotated.",
+            metavar="FILE",
+            default_help="none",
+        ),
+    ] = None
+    db_password_command: Annotated[
+        str,
+        About(
+            "Command that prints the database password (within 10 s), for example a short-lived "
+            "token. Run without a shell, again for each connection.",
+            metavar="COMMAND",
+            default_help="none",
+        ),
     ] = ""
     data_dir: Annotated[
         Path,
@@ -283,6 +310,10 @@ class Settings:
                 "listen: an abstract socket has no permissions, so every user could connect; use "
                 "unix:PATH"
             )
+        if self.db_url and self.db_url_file:
+            raise ValueError("db-url-file: can't be set together with db-url")
+        if self.db_password_file and self.db_password_command:
+            raise ValueError("db-password-command: can't be set together with db-password-file")
         if not self.listen.startswith("unix:"):
             host, _, port = self.listen.rpartition(":")
             if not host or not port.isdecimal() or int(port) > 65535:
@@ -340,6 +371,11 @@ class Settings:
         if self.drain_delay is None:
             return 0.0 if listens_locally(self.listen) else _DRAIN_DELAY
         return self.drain_delay
+
+    @property
+    def uses_embedded_database(self) -> bool:
+        """Whether no database was named."""
+        return not (self.db_url or self.db_url_file)
 
     @property
     def create_namespace_allowed(self) -> bool:

@@ -13,7 +13,6 @@ from datetime import timedelta
 from types import ModuleType
 from typing import Any
 
-import psycopg
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
@@ -182,9 +181,9 @@ def plant_migration_that_stops() -> None:
         for item in listed.items:
             try:
                 outcomes[item.name] = await migrate.migrate(
-                    store.database.conninfo, store.schema.for_namespace(item.name)
+                    store.database.source, store.schema.for_namespace(item.name)
                 )
-            except (PersistenceError, psycopg.Error) as exc:
+            except PersistenceError as exc:
                 outcomes[item.name] = exc
                 break
         return outcomes

@@ -28,6 +28,7 @@ from wfe.persistence.v1.store_pb2 import (
 )
 from wfe_persistence.store import migrate
 from wfe_persistence.store.postgres.lane import CONNECTIONS, MAX_WAITING
+from wfe_persistence.store.postgres.source import ConnectionSource
 from wfe_persistence.store.schema import Schema
 
 # With the fault of test_planted, if there is one.
@@ -153,7 +154,7 @@ async def test_number_of_namespaces_is_limited_whoever_creates_them(
     tmp_path: Path, database_url: str
 ) -> None:
     """Two servers create at once, and other servers' stores do not count."""
-    await migrate.migrate(database_url, Schema("wfc_foreign"))
+    await migrate.migrate(ConnectionSource(database_url), Schema("wfc_foreign"))
     with ExitStack() as servers:
         addresses = [
             servers.enter_context(

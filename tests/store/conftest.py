@@ -27,5 +27,5 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 async def store(database: Database) -> Store:
     """A migrated store."""
     schema = Schema()
-    await migrate(database.conninfo, schema)
+    await migrate(database.source, schema)
     return Store(database, schema, "default")

@@ -241,7 +241,7 @@ async def busy(database_url: str) -> AsyncIterator[Store]:
         assert row
         connection.execute(PREPARE.format(row[0]).encode())
     async with database_from(Settings(db_url=database_url, pool_size=WORKERS)) as pool:
-        await migrate(pool.conninfo, Schema())
+        await migrate(pool.source, Schema())
         yield Store(pool, Schema(), "default")
 
 

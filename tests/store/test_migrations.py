@@ -26,7 +26,8 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.settings import Settings
 from wfe_persistence.store import command, commit, error_log, event, migrate, subscription, workflow
 from wfe_persistence.store.paging import START
-from wfe_persistence.store.postgres.database import Database, conninfo_with_defaults
+from wfe_persistence.store.postgres.database import Database
+from wfe_persistence.store.postgres.source import ConnectionSource
 from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import Store
@@ -68,7 +69,7 @@ async def test_everything_is_made_inside_the_schema(
     database_url: str, connection: psycopg.Connection[Any]
 ) -> None:
     before = objects(connection)
-    await migrate.migrate(database_url, Schema("mine", "pre_"))
+    await migrate.migrate(ConnectionSource(database_url), Schema("mine", "pre_"))
     made = objects(connection) - before
     assert {schema for _, schema, _ in made} == {"mine"}
     names = {name for kind, _, name in made if kind in ("relation", "function") and name != ""}
@@ -80,14 +81,18 @@ async def test_a_second_run_changes_nothing(
     database_url: str, connection: psycopg.Connection[Any]
 ) -> None:
     schema = Schema()
-    assert await migrate.migrate(database_url, schema) == [m.name for m in migrate.migrations()]
+    assert await migrate.migrate(ConnectionSource(database_url), schema) == [
+        m.name for m in migrate.migrations()
+    ]
     before = objects(connection)
-    assert await migrate.migrate(database_url, schema) == []
+    assert await migrate.migrate(ConnectionSource(database_url), schema) == []
     assert objects(connection) == before
 
 
 async def test_twenty_at_once_on_an_empty_database_all_succeed(database_url: str) -> None:
-    applied = await asyncio.gather(*(migrate.migrate(database_url, Schema()) for _ in range(20)))
+    applied = await asyncio.gather(
+        *(migrate.migrate(ConnectionSource(database_url), Schema()) for _ in range(20))
+    )
     names = [name for names in applied for name in names]
     assert sorted(names) == [m.name for m in migrate.migrations()]
 
@@ -96,7 +101,7 @@ async def test_stores_with_different_prefixes_share_a_schema(database_url: str) 
     async with database_from(Settings(db_url=database_url, pool_size=2)) as database:
         stores = [Store(database, Schema("public", prefix), "default") for prefix in ("", "b_")]
         for store in stores:
-            await migrate.migrate(database_url, store.schema)
+            await migrate.migrate(ConnectionSource(database_url), store.schema)
         instance = make.full_instance()
         for store in stores:
             await workflow.create_new_workflow(store, instance)
@@ -123,22 +128,22 @@ def test_a_script_for_administrators_does_the_same(
     schema = Schema("mine", "pre_")
     connection.execute(migrate.script(schema).encode())
     by_script = {o for o in objects(connection) if o[1] == "mine"}
-    conninfo = conninfo_with_defaults(database_url)
-    assert asyncio.run(migrate.migrate(conninfo, schema)) == []
+    source = ConnectionSource(database_url)
+    assert asyncio.run(migrate.migrate(source, schema)) == []
     connection.execute("DROP SCHEMA mine CASCADE")
-    asyncio.run(migrate.migrate(conninfo, schema))
+    asyncio.run(migrate.migrate(source, schema))
     assert {o for o in objects(connection) if o[1] == "mine"} == by_script
 
 
 def test_a_store_of_a_newer_server_is_refused(
     database_url: str, connection: psycopg.Connection[Any]
 ) -> None:
-    asyncio.run(migrate.migrate(database_url, Schema()))
+    asyncio.run(migrate.migrate(ConnectionSource(database_url), Schema()))
     connection.execute(
         "INSERT INTO wfc.wfe_migrations (version, name, checksum) VALUES (999, '0999_x', '')"
     )
     with pytest.raises(PersistenceError) as caught:
-        asyncio.run(migrate.migrate(database_url, Schema()))
+        asyncio.run(migrate.migrate(ConnectionSource(database_url), Schema()))
     assert caught.value.reason == ErrorReason.ERROR_REASON_SCHEMA_TOO_NEW
     serve = subprocess.run(
         [sys.executable, "-m", "wfe_persistence", "serve", "--db-url", database_url,
@@ -152,10 +157,10 @@ def test_a_store_of_a_newer_server_is_refused(
 async def test_a_changed_migration_is_noticed(
     database_url: str, connection: psycopg.Connection[Any]
 ) -> None:
-    await migrate.migrate(database_url, Schema())
+    await migrate.migrate(ConnectionSource(database_url), Schema())
     connection.execute("UPDATE wfc.wfe_migrations SET checksum = 'other' WHERE version = 1")
     with pytest.raises(PersistenceError):
-        await migrate.migrate(database_url, Schema())
+        await migrate.migrate(ConnectionSource(database_url), Schema())
 
 
 async def test_a_role_that_may_not_create_is_told_so(
@@ -164,7 +169,9 @@ async def test_a_role_that_may_not_create_is_told_so(
     connection.execute("DROP ROLE IF EXISTS weak")
     connection.execute("CREATE ROLE weak LOGIN")
     with pytest.raises(PersistenceError) as caught:
-        await migrate.migrate(database_url.replace("postgres@", "weak@"), Schema())
+        await migrate.migrate(
+            ConnectionSource(database_url.replace("postgres@", "weak@")), Schema()
+        )
     assert caught.value.reason == ErrorReason.ERROR_REASON_DATABASE_PERMISSION_DENIED
 
 
@@ -174,7 +181,7 @@ async def test_a_schema_made_beforehand_needs_no_right_on_the_database(
     connection.execute("DROP ROLE IF EXISTS owner")
     connection.execute("CREATE ROLE owner LOGIN")
     connection.execute("CREATE SCHEMA wfc AUTHORIZATION owner")
-    await migrate.migrate(database_url.replace("postgres@", "owner@"), Schema())
+    await migrate.migrate(ConnectionSource(database_url.replace("postgres@", "owner@")), Schema())
 
 
 @pytest.mark.parametrize(
@@ -194,7 +201,7 @@ async def test_the_longest_names_fit_uncut(
     database_url: str, connection: psycopg.Connection[Any]
 ) -> None:
     prefix = "p" * 23
-    await migrate.migrate(database_url, Schema("s" * 63, prefix))
+    await migrate.migrate(ConnectionSource(database_url), Schema("s" * 63, prefix))
     names = connection.execute(
         "SELECT relname FROM pg_class WHERE relnamespace = %s::regnamespace", ["s" * 63]
     ).fetchall()
@@ -216,7 +223,7 @@ def original(request: pytest.FixtureRequest, connection: psycopg.Connection[Any]
 async def test_adoption_keeps_every_value(original: Original, database_url: str) -> None:
     before = original.rows()
     columns = {table: list(rows[0]) for table, rows in before.items()}
-    await migrate.migrate(database_url, Schema())
+    await migrate.migrate(ConnectionSource(database_url), Schema())
     assert original.rows(columns) == before
 
 

@@ -21,7 +21,7 @@ from wfe_persistence.store.tables import Store
 @pytest.fixture(params=["", "mine_"])
 async def names(request: pytest.FixtureRequest, database: Database) -> Store:
     schema = Schema(table_prefix=request.param)
-    await migrate(database.conninfo, schema)
+    await migrate(database.source, schema)
     return Store(database, schema, "default")
 
 

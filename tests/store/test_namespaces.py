@@ -16,9 +16,9 @@ from wfe_persistence.store.tables import Store
 
 
 async def test_schemas_that_are_no_namespaces_do_not_end_the_list(store: Store) -> None:
-    conninfo = store.database.conninfo
-    await migrate(conninfo, store.schema.for_namespace("a"))
-    async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as connection:
+    source = store.database.source
+    await migrate(source, store.schema.for_namespace("a"))
+    async with await psycopg.AsyncConnection.connect(source.url, autocommit=True) as connection:
         await connection.execute('CREATE SCHEMA "wfc_0"')  # a namespace starts with a letter
         await connection.execute('CREATE TABLE "wfc_0".wfe_migrations (version int)')
     names: list[str] = []
@@ -86,7 +86,7 @@ async def test_namespaces_that_are_deleted_meanwhile_do_not_end_the_list(
     store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a", "b"):
-        await migrate(store.database.conninfo, store.schema.for_namespace(name))
+        await migrate(store.database.source, store.schema.for_namespace(name))
     with psycopg.connect(database_url, autocommit=True) as connection:
         read_once = Store.read_once
 

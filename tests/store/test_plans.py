@@ -23,6 +23,7 @@ from wfe_persistence.store import (
     workflow_list,
 )
 from wfe_persistence.store.migrate import migrate
+from wfe_persistence.store.postgres.source import ConnectionSource
 from wfe_persistence.store.schema import Schema
 
 ROWS = 20_000
@@ -211,7 +212,7 @@ async def filled(postgres_url: str) -> AsyncIterator[psycopg.AsyncConnection[Any
     async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as admin:
         await admin.execute("CREATE DATABASE plans")
         url = postgres_url.replace("/postgres?", "/plans?")
-        await migrate(url, Schema())
+        await migrate(ConnectionSource(url), Schema())
         async with await psycopg.AsyncConnection.connect(
             url, autocommit=True, prepare_threshold=None
         ) as connection:

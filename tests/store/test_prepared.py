@@ -12,6 +12,7 @@ from tests.store.test_plans import CASES
 from wfe_persistence.store.migrate import migrate
 from wfe_persistence.store.postgres.database import Database
 from wfe_persistence.store.postgres.prepared import kept_bytes
+from wfe_persistence.store.postgres.source import ConnectionSource
 from wfe_persistence.store.postgres.sqlstate import UnexpectedDatabaseError
 from wfe_persistence.store.rows import read_int4, read_int8, read_text
 from wfe_persistence.store.schema import Schema
@@ -33,7 +34,7 @@ BYTES = kept_bytes(Schema().bind(numbered(0)))
 def prepared_within(url: str, max_prepared_bytes: int) -> Database:
     """A database with one connection, whose prepared statements may take this much memory."""
     return Database(
-        url,
+        ConnectionSource(url),
         pool_size=1,
         pool_timeout=5,
         prepare=True,
@@ -49,7 +50,7 @@ async def prepared(store: Store) -> set[str]:
 
 async def test_the_reckoning_agrees_with_what_postgresql_keeps(database_url: str) -> None:
     """Of every hot statement, with its generic plan, which is the most it ever keeps of one."""
-    await migrate(database_url, Schema())
+    await migrate(ConnectionSource(database_url), Schema())
     connection: psycopg.AsyncConnection[Any]
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
         connection.prepare_threshold = None

@@ -158,7 +158,7 @@ async def test_delete_waits_for_who_writes_and_takes_all_that_was_written(
 
 async def _somebody_waits(store: Store) -> bool:
     async with await psycopg.AsyncConnection.connect(
-        store.database.conninfo, autocommit=True
+        store.database.source.url, autocommit=True
     ) as connection:
         waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
         return await number(connection, waits) > 0

@@ -13,6 +13,7 @@ import pytest
 from wfe.persistence.v1.list_order_pb2 import ListOrder
 from wfe.persistence.v1.workflow_pb2 import WorkflowView
 from wfe_persistence.store.migrate import migrate
+from wfe_persistence.store.postgres.source import ConnectionSource
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.workflow_list import COUNT_WORKFLOWS, LIST_WORKFLOWS
 
@@ -80,7 +81,7 @@ async def filled(postgres_url: str) -> AsyncIterator[psycopg.AsyncConnection[Any
     async with await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as admin:
         await admin.execute("CREATE DATABASE stuck_plans")
         url = postgres_url.replace("/postgres?", "/stuck_plans?")
-        await migrate(url, Schema())
+        await migrate(ConnectionSource(url), Schema())
         async with await psycopg.AsyncConnection.connect(
             url, autocommit=True, prepare_threshold=None
         ) as connection:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import NoReturn
+
+from wfe_persistence.redaction import redacted
 
 # Before gRPC is loaded: PostgreSQL is started as a child process, and gRPC's fork handlers would
 # only log complaints about it.
@@ -35,4 +38,8 @@ def main(args: Sequence[str] | None = None, prog_name: str | None = None) -> NoR
         )
     from wfe_persistence.cli.group import commands
 
-    commands.main(args, prog_name)
+    try:
+        commands.main(args, prog_name)
+    except Exception:
+        # A bug: its traceback must not show a password either.
+        sys.exit(redacted(traceback.format_exc()).rstrip())

@@ -17,24 +17,26 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def open_database(settings: Settings) -> Iterator[Settings]:
-    """The settings with the connection string of a running database in `db_url`.
+    """The settings with a running database: the one that they name, or the embedded one.
 
-    Without a `db_url`, starts the embedded PostgreSQL, and stops it on exit. Raises UsageError for
-    an invalid connection string before anything is started.
+    The embedded PostgreSQL is started, and stopped on exit. Raises UsageError for an invalid
+    connection string before anything is started.
     """
-    from wfe_persistence.store.postgres.database import conninfo_with_defaults
+    from wfe_persistence.database import source_from
 
     try:
-        conninfo = conninfo_with_defaults(settings.db_url)
+        source = source_from(settings)
+        if not settings.uses_embedded_database:
+            source.check()
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
-    if settings.db_url:
-        yield replace(settings, db_url=conninfo)
+    if not settings.uses_embedded_database:
+        yield settings
         return
     try:
         embedded = EmbeddedPostgres(settings.data_dir)
         log.info("starting the embedded PostgreSQL in %s", settings.data_dir)
         with embedded as postgres:
-            yield replace(settings, db_url=conninfo_with_defaults(postgres.url))
+            yield replace(settings, db_url=postgres.url)
     except (EmbeddedPostgresError, OSError) as exc:
         raise click.ClickException(str(exc)) from exc

@@ -6,21 +6,29 @@ import json
 import logging
 import sys
 
+from wfe_persistence.redaction import redacted
 from wfe_persistence.settings import Settings
 
 
+class _TextFormatter(logging.Formatter):
+    """Text without passwords, whatever came into an exception's message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
 class _JsonFormatter(logging.Formatter):
-    """One JSON object per line."""
+    """One JSON object per line, without passwords."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": redacted(record.getMessage()),
         }
         if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
+            entry["exception"] = redacted(self.formatException(record.exc_info))
         return json.dumps(entry, ensure_ascii=False)
 
 
@@ -31,7 +39,7 @@ def log_to_stderr(settings: Settings) -> None:
     if settings.log_format == "json" or auto_json:
         handler.setFormatter(_JsonFormatter())
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+        handler.setFormatter(_TextFormatter("%(asctime)s %(levelname)-7s %(message)s"))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     # The pool logs every broken connection; what matters about it is reported as health.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)

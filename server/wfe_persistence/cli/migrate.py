@@ -45,19 +45,20 @@ def up(settings: Settings, grant_to: str | None) -> None:
       wfe-persistence migrate up --db-url postgresql://wfe@db.example/wfe
       wfe-persistence migrate up --db-url postgresql://owner@db.example/wfe --grant-to wfe_server
     """
+    from wfe_persistence.errors import PersistenceError
     from wfe_persistence.store.migrate import latest_version
 
     log_to_stderr(settings)
     with open_database(settings) as opened:
         outcomes = asyncio.run(_migrate_all(opened, grant_to))
     for name, outcome in outcomes.items():
-        if isinstance(outcome, Exception):
-            click.echo(f"{name}: failed: {outcome}", err=True)
+        if isinstance(outcome, PersistenceError):
+            click.echo(f"{name}: failed: {outcome.in_full}", err=True)
         elif outcome:
             click.echo(f"{name}: applied {', '.join(outcome)}")
         else:
             click.echo(f"{name}: up to date (version {latest_version()})")
-    sys.exit(any(isinstance(outcome, Exception) for outcome in outcomes.values()))
+    sys.exit(any(isinstance(outcome, PersistenceError) for outcome in outcomes.values()))
 
 
 async def _migrate_all(settings: Settings, grant_to: str | None) -> Outcomes:
@@ -88,6 +89,7 @@ def status(settings: Settings) -> None:
     \b
     Example: wfe-persistence migrate status --db-url postgresql://wfe@db.example/wfe
     """
+    from wfe_persistence.database import source_from
     from wfe_persistence.errors import PersistenceError
     from wfe_persistence.store.migrate import applied_migrations, migrations
 
@@ -95,9 +97,9 @@ def status(settings: Settings) -> None:
     schema = Schema(settings.schema, settings.table_prefix)
     with open_database(settings) as opened:
         try:
-            applied = asyncio.run(applied_migrations(opened.db_url, schema))
+            applied = asyncio.run(applied_migrations(source_from(opened), schema))
         except PersistenceError as exc:
-            raise click.ClickException(str(exc)) from exc
+            raise click.ClickException(exc.in_full) from exc
     done = {migration.version: migration for migration in applied}
     pending = 0
     for migration in migrations():

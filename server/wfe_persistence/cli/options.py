@@ -18,7 +18,10 @@ from wfe_persistence.settings import ENV_PREFIX, SETTINGS, Setting, Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-DATABASE_SETTINGS = ("db_url", "data_dir", "schema", "table_prefix", "log_level", "log_format")
+DATABASE_SETTINGS = (
+    "db_url", "db_url_file", "db_password_file", "db_password_command", "data_dir", "schema",
+    "table_prefix", "log_level", "log_format",
+)  # fmt: skip
 """The settings of every command that opens the database."""
 
 

@@ -26,6 +26,9 @@ from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store import owner
 from wfe_persistence.store.owner import Owner
+from wfe_persistence.store.postgres.reachability import why
+from wfe_persistence.store.postgres.source import Connector
+from wfe_persistence.store.postgres.sqlstate import refusal
 from wfe_persistence.store.rows import read_int4
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import MIGRATIONS_TABLE, Store
@@ -115,6 +118,16 @@ LOCK_MIGRATIONS = """
 SELECT pg_advisory_xact_lock(hashtextextended('wfe-persistence ' || current_database() || %s, 0))
 """
 
+# What the role or the database may have set, and a migration must not depend on: it may take long,
+# and its functions are those of PostgreSQL. For this transaction only; the names that this
+# PostgreSQL has.
+INDEPENDENT = """
+SELECT set_config(name, value, true)
+FROM pg_settings JOIN (VALUES ('statement_timeout', '0'), ('transaction_timeout', '0'),
+    ('idle_in_transaction_session_timeout', '0'), ('search_path', 'pg_catalog'),
+    ('standard_conforming_strings', 'on')) AS wanted (name, value) USING (name)
+"""
+
 SCHEMA_AND_TABLE_EXIST = """
 SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %s), to_regclass(%s) IS NOT NULL
 """
@@ -138,7 +151,11 @@ INSERT INTO wfc.wfe_migrations (version, name, checksum) VALUES (%s, %s, %s)
 
 
 async def migrate(
-    conninfo: str, schema: Schema, *, claim: bool = True, admit: Admission | None = None
+    connector: Connector,
+    schema: Schema,
+    *,
+    claim: bool = True,
+    admit: Admission | None = None,
 ) -> list[str]:
     """Apply the missing migrations on a separate connection; returns the names of those applied.
 
@@ -147,24 +164,26 @@ async def migrate(
     migration, because of a conflicting object for example.
     """
     try:
-        return await _migrate(conninfo, schema, claim, admit)
+        return await _migrate(connector, schema, claim, admit)
     except psycopg.Error as exc:
         log.error(  # noqa: TRY400
-            "schema %s: migration failed: %s", schema.name, exc
+            "schema %s: migration failed: %s", schema.name, why(exc)
         )
         raise PersistenceError(
             ErrorReason.ERROR_REASON_SCHEMA_OUTDATED,
             "the store's migration failed; see the server's log",
+            detail=why(exc),
         ) from exc
 
 
 async def _migrate(
-    conninfo: str, schema: Schema, claim: bool, admit: Admission | None
+    connector: Connector, schema: Schema, claim: bool, admit: Admission | None
 ) -> list[str]:
     done: list[str] = []
-    async with connect(conninfo) as connection:
+    async with connect(connector) as connection:
         while True:
             async with connection.transaction():
+                await connection.execute(INDEPENDENT)
                 await connection.execute(LOCK_MIGRATIONS, [schema.name])
                 await _create_schema(connection, schema)
                 applied = await _applied(connection, schema)
@@ -233,9 +252,9 @@ def script(schema: Schema, first: int = 1) -> str:
     return "\n".join(parts)
 
 
-async def applied_migrations(conninfo: str, schema: Schema) -> list[Applied]:
+async def applied_migrations(connector: Connector, schema: Schema) -> list[Applied]:
     """The migrations applied to a store; creates nothing."""
-    async with connect(conninfo) as connection:
+    async with connect(connector) as connection:
         try:
             return await _applied(connection, schema)
         except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
@@ -257,7 +276,9 @@ async def _create_schema(connection: psycopg.AsyncConnection[Any], schema: Schem
 
 
 async def _applied(connection: psycopg.AsyncConnection[Any], schema: Schema) -> list[Applied]:
-    cursor = await connection.execute(schema.qualify(APPLIED_MIGRATIONS).encode())
+    # Binary: psycopg can't read times as text unless the role's datestyle is ISO.
+    cursor = connection.cursor(binary=True)
+    await cursor.execute(schema.qualify(APPLIED_MIGRATIONS).encode())
     return [Applied(*row) for row in await cursor.fetchall()]
 
 
@@ -273,32 +294,30 @@ def _check(applied: list[Applied]) -> None:
 
 
 @asynccontextmanager
-async def connect(conninfo: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+async def connect(connector: Connector) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
     """A connection for administration, outside the pool.
 
-    PostgreSQL's errors on connecting and within the block become PersistenceErrors.
+    PostgreSQL's errors on connecting and within the block become PersistenceErrors, unless only a
+    bug or an object that is in the way explains them.
     """
     try:
-        connection = await psycopg.AsyncConnection.connect(
-            conninfo, autocommit=True, prepare_threshold=None
+        connection = await connector.connect(
+            psycopg.AsyncConnection.connect, autocommit=True, prepare_threshold=None
         )
-    except psycopg.OperationalError as exc:
+    except psycopg.Error as exc:
         raise PersistenceError(
             ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
             "the database can't be reached",
+            detail=why(exc),
             retry_after=1.0,
         ) from exc
+    # Not that of the role: who has waited for a lock must see what was committed meanwhile.
+    await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
     async with connection:
         try:
             yield connection
-        except psycopg.errors.InsufficientPrivilege as exc:
-            raise PersistenceError(
-                ErrorReason.ERROR_REASON_DATABASE_PERMISSION_DENIED,
-                "the server's database role lacks the privilege",
-            ) from exc
-        except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as exc:
-            raise PersistenceError(
-                ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
-                "the connection to the database was lost, or it does not accept writes",
-                retry_after=1.0,
-            ) from exc
+        except psycopg.Error as exc:
+            lost = "08000" if isinstance(exc, psycopg.OperationalError) else ""
+            if error := refusal(exc.sqlstate or lost, why(exc)):
+                raise error from exc
+            raise

@@ -16,6 +16,7 @@ from wfe_persistence.store import migrate, namespace_list, owner
 from wfe_persistence.store.owner import Owner
 from wfe_persistence.store.paging import Cursor
 from wfe_persistence.store.postgres.database import Database
+from wfe_persistence.store.postgres.source import Connector
 from wfe_persistence.store.schema import DEFAULT_NAMESPACE, Schema, is_namespace
 from wfe_persistence.store.tables import MIGRATIONS_TABLE, STORE_TABLE, TABLES, Store, qualified
 
@@ -130,7 +131,7 @@ class Namespaces:
         name = store.namespace
         try:
             async with store.database.lane.turn(store.schema.name):
-                await _migrated(store.database.conninfo, store.schema)
+                await _migrated(store.database, store.schema)
         except PersistenceError as exc:
             if exc.reason == ErrorReason.ERROR_REASON_STORE_NOT_OWNED:
                 return _not_found(name)
@@ -155,7 +156,7 @@ class Namespaces:
             await _admit(connection, self.default, self._max_namespaces)
 
         async with database.lane.turn(schema.name):
-            return await _migrated(database.conninfo, schema, admit)
+            return await _migrated(database, schema, admit)
 
     async def delete_namespace(self, name: str, *, force: bool) -> None:
         """Delete a namespace that is empty, or with `force` together with its data."""
@@ -163,7 +164,7 @@ class Namespaces:
         database = self.default.database
         async with database.lane.turn(schema.name):
             self.forget(name)
-            await _drop(database.conninfo, schema, name, force=force)
+            await _drop(database, schema, name, force=force)
 
     def _schema_to_change(self, name: str) -> Schema:
         try:
@@ -191,11 +192,11 @@ def _check_own(store: Store, whose: Owner | None) -> None:
 
 
 async def _migrated(
-    conninfo: str, schema: Schema, admit: migrate.Admission | None = None
+    connector: Connector, schema: Schema, admit: migrate.Admission | None = None
 ) -> list[str]:
     """Migrate; an error of PostgreSQL becomes one that names the namespace."""
     try:
-        return await migrate.migrate(conninfo, schema, admit=admit)
+        return await migrate.migrate(connector, schema, admit=admit)
     except PersistenceError as exc:
         if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED:
             raise _not_migrated(schema.namespace) from exc
@@ -246,9 +247,9 @@ _CREATED: Final = re.compile(
 )
 
 
-async def _drop(conninfo: str, schema: Schema, name: str, *, force: bool) -> None:
+async def _drop(connector: Connector, schema: Schema, name: str, *, force: bool) -> None:
     ours = {schema.table_prefix + table for table in (MIGRATIONS_TABLE, STORE_TABLE, *TABLES)}
-    async with migrate.connect(conninfo) as connection, connection.transaction():
+    async with migrate.connect(connector) as connection, connection.transaction():
         cursor = await connection.execute(NAMESPACE_TABLES, [schema.name])
         tables = {row[0] for row in await cursor.fetchall()}
         if schema.table_prefix + MIGRATIONS_TABLE not in tables:
@@ -308,7 +309,7 @@ async def _check_deletable(connection: psycopg.AsyncConnection[Any], schema: Sch
         raise _not_found(schema.namespace)
 
 
-Outcomes = dict[str, list[str] | Exception]
+Outcomes = dict[str, list[str] | PersistenceError]
 """By namespace: the applied migrations, or the error."""
 
 
@@ -331,16 +332,15 @@ async def migrate_all(store: Store) -> Outcomes:
         return {DEFAULT_NAMESPACE: exc}
     lane = store.database.lane
 
-    async def migrate_one(name: str) -> list[str] | Exception:
+    async def migrate_one(name: str) -> list[str] | PersistenceError:
         schema = store.schema.for_namespace(name)
         async with lane.turn(schema.name, refuse=False):
             try:
                 return await migrate.migrate(
-                    store.database.conninfo, schema, claim=name == DEFAULT_NAMESPACE
+                    store.database, schema, claim=name == DEFAULT_NAMESPACE
                 )
             except PersistenceError as exc:
-                # An administrator who migrates needs PostgreSQL's own message.
-                return exc.__cause__ if isinstance(exc.__cause__, psycopg.Error) else exc
+                return exc
 
     results = await asyncio.gather(*map(migrate_one, names))
     return dict(zip(names, results, strict=True))

@@ -61,7 +61,9 @@ class Readiness:
                 self.is_starting = False
             if exc.reason == ErrorReason.ERROR_REASON_POOL_EXHAUSTED:
                 return None
-            return State(ready=False, why=str(exc))
+            # Why it can't be reached has been logged.
+            away = self._store.database.is_away
+            return State(ready=False, why=str(exc) if away else exc.in_full)
         except TimeoutError:
             # A server that is only busy stays healthy.
             if self._store.database.is_away:
@@ -113,7 +115,7 @@ class Readiness:
 async def ensure_store_exists(store: Store, *, refuse: bool = True) -> list[str]:
     """Create a store or migrate it; returns the names of the migrations that were applied."""
     async with store.database.lane.turn(store.schema.name, refuse=refuse):
-        applied = await migrate.migrate(store.database.conninfo, store.schema)
+        applied = await migrate.migrate(store.database, store.schema)
     for name in applied:
         log.info("schema %s: applied %s", store.schema.name, name)
     return applied

@@ -11,7 +11,6 @@ from typing import Any, Final, Self, TypeVar
 
 import psycopg
 import psycopg_pool
-from psycopg import conninfo
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError, shutting_down
@@ -24,6 +23,8 @@ from wfe_persistence.store.postgres.pipeline import (
     Exchange,
     PGresult,
 )
+from wfe_persistence.store.postgres.reachability import Reachability
+from wfe_persistence.store.postgres.source import Connect, ConnectionSource
 from wfe_persistence.store.postgres.sqlstate import Retry, raise_error, retry, violated_constraint
 
 T = TypeVar("T")
@@ -31,30 +32,9 @@ T = TypeVar("T")
 MAX_ATTEMPTS: Final = 5
 _CANCEL_TIMEOUT_SECONDS: Final = 2.0
 _CANCEL_INTERVAL_SECONDS: Final = 0.05
+_ROOM_ATTEMPTS: Final = 20
+_ROOM_INTERVAL_SECONDS: Final = 0.05
 _LARGE_BYTES: Final = 65_536
-
-# Defaults for the connection string; what it says itself takes precedence. A peer that vanished
-# silently is noticed after tcp_user_timeout instead of minutes.
-_CONNECTION_DEFAULTS: Final = {
-    "application_name": "wfe-persistence",
-    "client_encoding": "utf8",
-    "connect_timeout": 5,
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 10_000,
-}
-
-
-def conninfo_with_defaults(url: str) -> str:
-    """A connection string with our defaults for what it leaves open. Raises ValueError."""
-    try:
-        given = conninfo.conninfo_to_dict(url)
-    except psycopg.ProgrammingError as exc:
-        # The driver's message would repeat the string, and with it a password.
-        raise ValueError("db-url: is not a valid PostgreSQL connection string or URL") from exc
-    defaults: dict[str, Any] = {k: v for k, v in _CONNECTION_DEFAULTS.items() if k not in given}
-    return conninfo.make_conninfo(url, **defaults)
 
 
 class Database:
@@ -70,7 +50,7 @@ class Database:
 
     def __init__(
         self,
-        url: str,
+        source: ConnectionSource,
         *,
         pool_size: int,
         pool_timeout: float,
@@ -78,7 +58,8 @@ class Database:
         max_prepared_bytes: int,
         max_waiting: int,
     ) -> None:
-        self.conninfo = conninfo_with_defaults(url)
+        self.source = source
+        self.reachability = reachability = Reachability(pool_size)
         self.lane = Lane()
         """The turns of administrative work, most of which connects on its own."""
         self._pool_timeout = pool_timeout
@@ -88,10 +69,16 @@ class Database:
         class PoolConnection(Connection):
             """The connections of this pool."""
 
+            @classmethod
+            async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:  # noqa: ARG003
+                connect = super().connect
+                return await reachability.connect(
+                    lambda: source.connect(connect, **kwargs),
+                    lambda: source.connect(psycopg.AsyncConnection.connect),
+                )
+
         PoolConnection.max_prepared_bytes = max_prepared_bytes if prepare else None
-        self._connection_class = PoolConnection
         self._pool: psycopg_pool.AsyncConnectionPool[Any] = psycopg_pool.AsyncConnectionPool(
-            self.conninfo,
             connection_class=PoolConnection,
             kwargs={"autocommit": True},
             min_size=min(2, pool_size),
@@ -111,6 +98,7 @@ class Database:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.reachability.close()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_CANCEL_TIMEOUT_SECONDS)
         await self._pool.close(timeout=_CANCEL_TIMEOUT_SECONDS)
@@ -139,8 +127,41 @@ class Database:
 
     @property
     def is_away(self) -> bool:
-        """Whether the last attempt to connect failed."""
-        return self._connection_class.last_connect_error is not None
+        """Whether the last attempt to connect failed, and no connection is open."""
+        return self.reachability.is_away
+
+    async def connect(self, connect: Connect, **options: Any) -> psycopg.AsyncConnection[Any]:
+        """Connect for administration, apart from the pool. Raises psycopg.Error.
+
+        Where the role may have no more connections, the pool gives one of its own up.
+        """
+        try:
+            return await self.source.connect(connect, **options)
+        except psycopg.OperationalError as exc:
+            if not self.reachability.is_full(exc):
+                raise
+            try:
+                spare = await self._acquire(self._gate, "")
+            except PersistenceError:
+                raise exc from None
+        try:
+            await spare.close()
+            return await self._connect_into_room(connect, **options)
+        finally:
+            self._spawn(self._discard(spare))
+
+    async def _connect_into_room(
+        self, connect: Connect, **options: Any
+    ) -> psycopg.AsyncConnection[Any]:
+        """Connect as soon as PostgreSQL has noticed that a connection was closed."""
+        for _ in range(_ROOM_ATTEMPTS):
+            try:
+                return await self.source.connect(connect, **options)
+            except psycopg.OperationalError as exc:
+                if not self.reachability.is_full(exc):
+                    raise
+            await asyncio.sleep(_ROOM_INTERVAL_SECONDS)
+        return await self.source.connect(connect, **options)
 
     async def run(
         self,
@@ -300,25 +321,31 @@ class Database:
 
     async def _acquire(self, gate: FairGate, namespace: str) -> Connection:
         """A connection that works, until `_release` or `_discard`."""
+        self.reachability.check()
+        timeout = asyncio.timeout(self._pool_timeout)
+        self.reachability.waiting.add(timeout)
         try:
-            async with asyncio.timeout(self._pool_timeout):
+            async with timeout:
                 await gate.acquire(namespace)
-        except TimeoutError as exc:
-            raise _busy() from exc
-        try:
-            while True:
-                connection: Connection = await self._pool.getconn()
-                if connection.is_alive():
-                    connection.gate = gate
-                    return connection
-                self._spawn(self._replace(connection))
-        except BaseException as exc:
-            gate.release()
-            if isinstance(exc, psycopg_pool.PoolTimeout):
-                raise (_unavailable() if self.is_away else _busy()) from exc
-            if isinstance(exc, psycopg_pool.PoolClosed):
-                raise shutting_down() from exc
-            raise
+                try:
+                    return await self._living(gate)
+                except BaseException:
+                    gate.release()
+                    raise
+        except (TimeoutError, psycopg_pool.PoolTimeout) as exc:
+            raise (self.reachability.unavailable() if self.is_away else _busy()) from exc
+        except psycopg_pool.PoolClosed as exc:
+            raise shutting_down() from exc
+        finally:
+            self.reachability.waiting.discard(timeout)
+
+    async def _living(self, gate: FairGate) -> Connection:
+        while True:
+            connection: Connection = await self._pool.getconn()
+            if connection.is_alive():
+                connection.gate = gate
+                return connection
+            self._spawn(self._replace(connection))
 
     def _release(self, connection: Connection) -> None:
         """Return a connection to the pool.

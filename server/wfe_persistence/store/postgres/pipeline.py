@@ -62,9 +62,6 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     max_prepared_bytes: ClassVar[int | None] = None
     """See PreparedStatements."""
-    last_connect_error: ClassVar[str | None] = None
-    """Why the last attempt to connect failed; None: it did not. Tells "all connections are busy"
-    from "there is no database" when a caller has waited in vain."""
     gate: FairGate
     """Where the call that has the connection took its turn, and returns it."""
 
@@ -74,13 +71,8 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
-        """Connect, and note on the class whether it worked."""
-        try:
-            connection = await super().connect(conninfo, **kwargs)
-        except Exception as exc:
-            cls.last_connect_error = type(exc).__name__
-            raise
-        cls.last_connect_error = None
+        """Connect, and enter the pipeline mode."""
+        connection = await super().connect(conninfo, **kwargs)
         connection.pgconn.nonblocking = 1
         connection.pgconn.enter_pipeline_mode()
         return connection

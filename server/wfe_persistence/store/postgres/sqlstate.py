@@ -12,10 +12,12 @@ from psycopg import pq
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.recurring import RecurringWarnings
+from wfe_persistence.redaction import redacted
 
 refusals = RecurringWarnings(logging.getLogger(__name__))
 
 _UNIQUE_VIOLATION: Final = "23505"
+_CANCELED: Final = "57014"
 
 
 class UnexpectedDatabaseError(Exception):
@@ -73,8 +75,14 @@ _MEANINGS: Final = {
     "23503": _Meaning(Retry.SAME_CONNECTION, _CONFLICT, _COLLIDED, 0.1),
     "40001": _Meaning(Retry.SAME_CONNECTION, _CONFLICT, _COLLIDED, 0.1),
     "40P01": _Meaning(Retry.SAME_CONNECTION, _CONFLICT, _COLLIDED, 0.1),
-    # A cancel request that was meant for the call before on the same connection.
-    "57014": _Meaning(Retry.SAME_CONNECTION, _CONFLICT, "the statement was cancelled", 0.1),
+    # A cancel request that was meant for the call before on the same connection. If it happens
+    # again and again, an administrator or a limit of the database did it.
+    _CANCELED: _Meaning(
+        Retry.SAME_CONNECTION, _UNAVAILABLE, "the database kept cancelling the statement", 1.0
+    ),
+    "25P04": _Meaning(
+        Retry.NO, _UNAVAILABLE, "the database's transaction_timeout ended the statement", 1.0
+    ),
     "40": _Meaning(Retry.NO, _CONFLICT, _COLLIDED, 0.1),
     "55P03": _Meaning(Retry.NO, _CONFLICT, "a row stayed locked", 0.1),
     "22": _Meaning(Retry.NO, _INVALID, "the database can't store a value"),
@@ -90,6 +98,13 @@ _MEANINGS: Final = {
     "25006": _Meaning(Retry.NO, _UNAVAILABLE, "the database is read-only", 1.0),
 }
 _ONLY_A_BUG: Final = _Meaning(Retry.NO)
+
+# The same SQLSTATE as that of a cancel request, so only the text tells (in English; in another
+# language it is tried again, like a cancel request).
+_STATEMENT_TIMEOUT: Final = _Meaning(
+    Retry.NO, _UNAVAILABLE, "the database's statement_timeout ended the statement", 1.0
+)
+_TIMED_OUT: Final = "statement timeout"
 
 
 def sqlstate(error: pq.abc.PGresult) -> str:
@@ -122,14 +137,37 @@ def raise_error(error: pq.abc.PGresult, final_constraints: Collection[str] = ())
     if meaning.reason not in (_CONFLICT, _INVALID):
         refusals.warn(sqlstate(error), f"the database refused a statement: {cause}")
     raise PersistenceError(
-        meaning.reason, meaning.message, retry_after=meaning.retry_after
+        meaning.reason,
+        meaning.message,
+        retry_after=meaning.retry_after,
+        detail=redacted(_message(error)),
     ) from cause
 
 
+def refusal(state: str, message: str) -> PersistenceError | None:
+    """The error of a statement of administration that PostgreSQL refused, given its SQLSTATE and
+    its message without secrets; None: the statement itself, or what it met, is the reason."""
+    meaning = _meaning_of(state, message)
+    if meaning.reason not in (_CONFLICT, _DENIED, _FULL, _UNAVAILABLE):
+        return None
+    return PersistenceError(
+        meaning.reason, meaning.message, retry_after=meaning.retry_after, detail=message
+    )
+
+
 def _meaning(error: pq.abc.PGresult) -> _Meaning:
-    state = sqlstate(error)
+    return _meaning_of(sqlstate(error), _message(error))
+
+
+def _message(error: pq.abc.PGresult) -> str:
+    return _field(error, pq.DiagnosticField.MESSAGE_PRIMARY)
+
+
+def _meaning_of(state: str, message: str) -> _Meaning:
+    if state == _CANCELED and _TIMED_OUT in message:
+        return _STATEMENT_TIMEOUT
     return _MEANINGS.get(state) or _MEANINGS.get(state[:2]) or _ONLY_A_BUG
 
 
 def _field(error: pq.abc.PGresult, field: pq.DiagnosticField) -> str:
-    return (error.error_field(field) or b"").decode()
+    return (error.error_field(field) or b"").decode(errors="replace")

@@ -1,0 +1,173 @@
+"""What is known of whether the database can be reached, and why not.
+
+Every attempt to connect reports here. The database is *away* when attempts have failed for a moment
+and no connection is open: one broken connection, or one attempt that fails, is no outage. While it
+is away, calls fail at once, those that wait too, and one prober finds out when it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Final
+from weakref import WeakSet
+
+import psycopg
+
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe_persistence.errors import PersistenceError
+from wfe_persistence.redaction import redacted
+
+log = logging.getLogger(__name__)
+
+# For how long attempts must have failed; the first try of the prober comes right after it.
+_DOUBT_SECONDS: Final = 0.25
+_PROBE_SECONDS: Final = (0.3, 1.0)
+"""The pauses of the prober: the first one, and the longest one to which they grow."""
+
+# The same reason is logged again after this time, if another one came in between.
+_REPEAT_SECONDS: Final = 60.0
+_REPEAT_LIMITED_SECONDS: Final = 3600.0
+
+_FULL: Final = re.compile(
+    "too many (connections|clients)|connection slots are reserved|no more connections allowed"
+)
+
+Connect = Callable[[], Awaitable[psycopg.AsyncConnection[Any]]]
+
+
+class Reachability:
+    """Knows whether connections can be made; one for each pool. `most`: the size of the pool."""
+
+    def __init__(self, most: int) -> None:
+        self.reason = ""
+        """Why the last attempt to connect failed, without secrets; empty: it did not."""
+        self.refuses = False
+        """The database is away: calls fail at once."""
+        self.waiting: set[asyncio.Timeout] = set()
+        """The timeouts of the calls that wait for a connection. They end when it is away."""
+        self._most = most
+        self._open: WeakSet[psycopg.AsyncConnection[Any]] = WeakSet()
+        self._failing_since: float | None = None
+        self._said: dict[str, float] = {}
+        self._last_said = ""
+        self._prober: asyncio.Task[None] | None = None
+        self._probe: Connect | None = None
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the last attempt to connect failed, and no connection is open."""
+        return bool(self.reason) and not self._count_open()
+
+    async def connect(self, attempt: Connect, probe: Connect) -> psycopg.AsyncConnection[Any]:
+        """Make a connection of the pool, and learn from it. `probe` makes one to be closed."""
+        begun = time.monotonic()
+        self._probe = probe
+        try:
+            connection = await attempt()
+        except Exception as exc:
+            self._failed(begun, exc)
+            raise
+        self._open.add(connection)
+        self._succeeded()
+        return connection
+
+    def check(self) -> None:
+        """Raise DATABASE_UNAVAILABLE if the database is away."""
+        if self.refuses:
+            raise self.unavailable()
+
+    def unavailable(self) -> PersistenceError:
+        """The error of a call that needs the database while it is away."""
+        return PersistenceError(
+            ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
+            "the database can't be reached",
+            detail=self.reason,
+            retry_after=1.0,
+        )
+
+    def is_full(self, exc: psycopg.OperationalError) -> bool:
+        """Whether an attempt failed because PostgreSQL allows no more connections (told by its
+        text, as libpq gives no SQLSTATE; 53300), and the pool has some."""
+        return bool(_FULL.search(str(exc))) and self._count_open() > 0
+
+    async def close(self) -> None:
+        """Stop the prober."""
+        if self._prober is not None:
+            self._prober.cancel()
+            await asyncio.wait([self._prober])
+
+    def _count_open(self) -> int:
+        return sum(not connection.closed for connection in self._open)
+
+    def _failed(self, begun: float, exc: Exception) -> None:
+        self.reason = why(exc)
+        if self._failing_since is None:
+            self._failing_since = begun
+        if connections := self._count_open():
+            self._say(
+                f"can't make more connections to the database, {connections} of --pool-size "
+                f"{self._most} are open: {self.reason}",
+                self.reason,
+                _REPEAT_LIMITED_SECONDS,
+            )
+            return
+        self._say(f"can't connect to the database: {self.reason}", self.reason, _REPEAT_SECONDS)
+        if time.monotonic() - self._failing_since >= _DOUBT_SECONDS and not self.refuses:
+            self.refuses = True
+            now = asyncio.get_running_loop().time()
+            for timeout in self.waiting:
+                timeout.reschedule(now)
+        if self._prober is None:
+            self._prober = asyncio.get_running_loop().create_task(self._find_out())
+
+    def _succeeded(self) -> None:
+        if self.reason and self._failing_since is not None and self.refuses:
+            away = time.monotonic() - self._failing_since
+            log.info("the database can be reached again, after %.1f s", away)
+        self.reason = self._last_said = ""
+        self._failing_since = None
+        self.refuses = False
+
+    async def _find_out(self) -> None:
+        """Try to connect until it works."""
+        pause, longest = _PROBE_SECONDS
+        try:
+            while self.is_away and self._probe is not None:
+                await asyncio.sleep(pause)
+                pause = random.uniform(0.5, 1.0) * min(longest, 2 * pause)
+                begun = time.monotonic()
+                try:
+                    connection = await self._probe()
+                except Exception as exc:
+                    if self.reason:  # otherwise the pool has connected meanwhile
+                        self._failed(begun, exc)
+                else:
+                    self._succeeded()
+                    with suppress(psycopg.Error):
+                        await connection.close()
+        finally:
+            self._prober = None
+
+    def _say(self, message: str, reason: str, repeat_seconds: float) -> None:
+        """Log a reason when it comes, or changes; seldom the same one that comes and goes."""
+        now = time.monotonic()
+        if reason == self._last_said:
+            return
+        self._last_said = reason
+        if now - self._said.get(reason, -repeat_seconds) < repeat_seconds:
+            return
+        self._said = {r: at for r, at in self._said.items() if now - at < _REPEAT_LIMITED_SECONDS}
+        self._said[reason] = now
+        log.warning("%s", message)
+
+
+def why(exc: BaseException) -> str:
+    """What the driver says of a failed attempt to connect, on one line and without secrets."""
+    lines = (line.strip() for line in str(exc).splitlines())
+    return redacted(" ".join(line for line in lines if line)) or type(exc).__name__
