@@ -17,6 +17,7 @@ from wfe_persistence.settings import Settings
 from wfe_persistence.store import event
 from wfe_persistence.store.migrate import migrate
 from wfe_persistence.store.postgres.database import Database
+from wfe_persistence.store.postgres.source import ConnectionSource
 from wfe_persistence.store.rows import integer, read_int4, read_int8
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import Store
@@ -72,7 +73,7 @@ async def proxy(tmp_path: Path, database_url: str) -> AsyncIterator[Proxy]:
 async def store(tmp_path: Path, proxy: Proxy, database_url: str) -> AsyncIterator[Store]:
     """A migrated store behind the proxy, which the tests below let spoil its answers."""
     [behind] = parse_qs(urlparse(database_url).query)["host"]
-    await migrate(database_url, Schema())
+    await migrate(ConnectionSource(database_url), Schema())
     proxy.rewrite = list
     url = database_url.replace(behind, str(tmp_path / "proxy"))
     async with database_from(Settings(db_url=url, pool_size=1)) as database:
@@ -142,9 +143,8 @@ async def test_read_that_is_always_spoilt_is_unavailable(store: Store, proxy: Pr
 async def test_disorder_of_closes_is_not_mistaken_for_an_answer(proxy: Proxy, store: Store) -> None:
     """Closes follow the commit, so the write that evicts other statements is answered all the same,
     and the connection is given up."""
-    url = store.database.conninfo
     async with Database(
-        url,
+        store.database.source,
         pool_size=1,
         pool_timeout=5,
         prepare=True,

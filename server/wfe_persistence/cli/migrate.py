@@ -62,7 +62,7 @@ def up(settings: Settings, grant_to: str | None) -> None:
 
 
 async def _migrate_all(settings: Settings, grant_to: str | None) -> Outcomes:
-    from wfe_persistence.database import database_from
+    from wfe_persistence.database import database_from, source_from
     from wfe_persistence.errors import PersistenceError
     from wfe_persistence.store import namespace
     from wfe_persistence.store.grants import grant
@@ -73,9 +73,9 @@ async def _migrate_all(settings: Settings, grant_to: str | None) -> Outcomes:
         outcomes = await namespace.migrate_all(Store(database, schema, DEFAULT_NAMESPACE))
     if grant_to is not None:
         for name, outcome in outcomes.items():
-            if not isinstance(outcome, Exception):
+            if not isinstance(outcome, PersistenceError):
                 try:
-                    await grant(settings.db_url, schema.for_namespace(name), grant_to)
+                    await grant(source_from(settings), schema.for_namespace(name), grant_to)
                 except PersistenceError as exc:
                     outcomes[name] = exc
     return outcomes

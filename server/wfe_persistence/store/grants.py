@@ -6,8 +6,14 @@ schema. (Who may connect to the database at all is for its administrator to gran
 
 from __future__ import annotations
 
+import psycopg
+
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store.columns import sql_list
 from wfe_persistence.store.migrate import connect
+from wfe_persistence.store.postgres.reachability import why
+from wfe_persistence.store.postgres.source import Connector
 from wfe_persistence.store.schema import MAX_IDENTIFIER_BYTES, Schema
 from wfe_persistence.store.tables import MIGRATIONS_TABLE, STORE_TABLE, TABLES
 
@@ -53,7 +59,14 @@ def grants(schema: Schema, role: str) -> str:
     )
 
 
-async def grant(conninfo: str, schema: Schema, role: str) -> None:
+async def grant(connector: Connector, schema: Schema, role: str) -> None:
     """Give a role what it needs in a store. Raises PersistenceError."""
-    async with connect(conninfo) as connection:
-        await connection.execute(grants(schema, role).encode())
+    async with connect(connector) as connection:
+        try:
+            await connection.execute(grants(schema, role).encode())
+        except psycopg.errors.UndefinedObject as exc:
+            raise PersistenceError(
+                ErrorReason.ERROR_REASON_INVALID_FIELD,
+                "the database has no such role",
+                detail=why(exc),
+            ) from exc

@@ -112,12 +112,11 @@ class Reachability:
         if connections := self._count_open():
             self._say(
                 f"can't make more connections to the database, {connections} of --pool-size "
-                f"{self._most} are open: {self.reason}",
-                self.reason,
+                f"{self._most} are open",
                 _REPEAT_LIMITED_SECONDS,
             )
             return
-        self._say(f"can't connect to the database: {self.reason}", self.reason, _REPEAT_SECONDS)
+        self._say("can't connect to the database", _REPEAT_SECONDS)
         if time.monotonic() - self._failing_since >= _DOUBT_SECONDS and not self.refuses:
             self.refuses = True
             now = asyncio.get_running_loop().time()
@@ -154,16 +153,17 @@ class Reachability:
         finally:
             self._prober = None
 
-    def _say(self, message: str, reason: str, repeat_seconds: float) -> None:
-        """Log a reason when it comes, or changes; seldom the same one that comes and goes."""
+    def _say(self, what: str, repeat_seconds: float) -> None:
+        """Log what happens and the reason when it comes, or changes; seldom the same again."""
+        message = f"{what}: {self.reason}"
+        if message == self._last_said:
+            return
+        self._last_said = message
         now = time.monotonic()
-        if reason == self._last_said:
+        if now - self._said.get(message, -repeat_seconds) < repeat_seconds:
             return
-        self._last_said = reason
-        if now - self._said.get(reason, -repeat_seconds) < repeat_seconds:
-            return
-        self._said = {r: at for r, at in self._said.items() if now - at < _REPEAT_LIMITED_SECONDS}
-        self._said[reason] = now
+        self._said = {m: at for m, at in self._said.items() if now - at < _REPEAT_LIMITED_SECONDS}
+        self._said[message] = now
         log.warning("%s", message)
 
 
