@@ -23,7 +23,7 @@ from wfe_persistence.store.postgres.pipeline import (
     Exchange,
     PGresult,
 )
-from wfe_persistence.store.postgres.reachability import Reachability
+from wfe_persistence.store.postgres.reachability import Reachability, is_full
 from wfe_persistence.store.postgres.source import Connect, ConnectionSource
 from wfe_persistence.store.postgres.sqlstate import Retry, raise_error, retry, violated_constraint
 
@@ -138,15 +138,16 @@ class Database:
         try:
             return await self.source.connect(connect, **options)
         except psycopg.OperationalError as exc:
-            if not self.reachability.is_full(exc):
+            if not (is_full(exc) and self.reachability.count_open()):
                 raise
             try:
                 spare = await self._acquire(self._gate, "")
             except PersistenceError:
                 raise exc from None
         try:
-            await spare.close()
-            return await self._connect_into_room(connect, **options)
+            with self.reachability.keep_room():
+                await spare.close()
+                return await self._connect_into_room(connect, **options)
         finally:
             self._spawn(self._discard(spare))
 
@@ -158,7 +159,7 @@ class Database:
             try:
                 return await self.source.connect(connect, **options)
             except psycopg.OperationalError as exc:
-                if not self.reachability.is_full(exc):
+                if not is_full(exc):
                     raise
             await asyncio.sleep(_ROOM_INTERVAL_SECONDS)
         return await self.source.connect(connect, **options)

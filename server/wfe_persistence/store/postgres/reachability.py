@@ -12,8 +12,8 @@ import logging
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 from weakref import WeakSet
 
@@ -58,16 +58,19 @@ class Reachability:
         self._last_said = ""
         self._prober: asyncio.Task[None] | None = None
         self._probe: Connect | None = None
+        self._may_grow = asyncio.Event()
+        self._may_grow.set()
 
     @property
     def is_away(self) -> bool:
         """Whether the last attempt to connect failed, and no connection is open."""
-        return bool(self.reason) and not self._count_open()
+        return bool(self.reason) and not self.count_open()
 
     async def connect(self, attempt: Connect, probe: Connect) -> psycopg.AsyncConnection[Any]:
         """Make a connection of the pool, and learn from it. `probe` makes one to be closed."""
-        begun = time.monotonic()
         self._probe = probe
+        await self._may_grow.wait()
+        begun = time.monotonic()
         try:
             connection = await attempt()
         except Exception as exc:
@@ -91,10 +94,14 @@ class Reachability:
             retry_after=1.0,
         )
 
-    def is_full(self, exc: psycopg.OperationalError) -> bool:
-        """Whether an attempt failed because PostgreSQL allows no more connections (told by its
-        text, as libpq gives no SQLSTATE; 53300), and the pool has some."""
-        return bool(_FULL.search(str(exc))) and self._count_open() > 0
+    @contextmanager
+    def keep_room(self) -> Iterator[None]:
+        """Make no connection of the pool meanwhile: the room is for another one."""
+        self._may_grow.clear()
+        try:
+            yield
+        finally:
+            self._may_grow.set()
 
     async def close(self) -> None:
         """Stop the prober."""
@@ -102,21 +109,21 @@ class Reachability:
             self._prober.cancel()
             await asyncio.wait([self._prober])
 
-    def _count_open(self) -> int:
+    def count_open(self) -> int:
+        """How many connections of the pool are open."""
         return sum(not connection.closed for connection in self._open)
 
     def _failed(self, begun: float, exc: Exception) -> None:
         self.reason = why(exc)
         if self._failing_since is None:
             self._failing_since = begun
-        if connections := self._count_open():
+        if connections := self.count_open():
+            are_open = f", {connections} of --pool-size {self._most} are open"
             self._say(
-                f"can't make more connections to the database, {connections} of --pool-size "
-                f"{self._most} are open",
-                _REPEAT_LIMITED_SECONDS,
+                "can't make more connections to the database", are_open, _REPEAT_LIMITED_SECONDS
             )
             return
-        self._say("can't connect to the database", _REPEAT_SECONDS)
+        self._say("can't connect to the database", "", _REPEAT_SECONDS)
         if time.monotonic() - self._failing_since >= _DOUBT_SECONDS and not self.refuses:
             self.refuses = True
             now = asyncio.get_running_loop().time()
@@ -153,7 +160,7 @@ class Reachability:
         finally:
             self._prober = None
 
-    def _say(self, what: str, repeat_seconds: float) -> None:
+    def _say(self, what: str, how_many: str, repeat_seconds: float) -> None:
         """Log what happens and the reason when it comes, or changes; seldom the same again."""
         message = f"{what}: {self.reason}"
         if message == self._last_said:
@@ -164,7 +171,13 @@ class Reachability:
             return
         self._said = {m: at for m, at in self._said.items() if now - at < _REPEAT_LIMITED_SECONDS}
         self._said[message] = now
-        log.warning("%s", message)
+        log.warning("%s%s: %s", what, how_many, self.reason)
+
+
+def is_full(exc: psycopg.OperationalError) -> bool:
+    """Whether an attempt failed because PostgreSQL allows no more connections. (SQLSTATE 53300,
+    but libpq gives only the text.)"""
+    return _FULL.search(str(exc)) is not None
 
 
 def why(exc: BaseException) -> str:
