@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import nullcontext
@@ -39,6 +40,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--namespace",
         metavar="NAME",
         help="run the conformance suite in this namespace, which a given target must have",
+    )
+    parser.addoption(
+        "--previous-release",
+        metavar="PYTHON",
+        default=sys.executable,
+        help="the Python of an environment with an earlier release, to be upgraded from; "
+        "without it, that is this one",
     )
     parser.addoption(
         "--id-seed",

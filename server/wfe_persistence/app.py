@@ -182,7 +182,7 @@ class Server:
     async def watch(self) -> None:
         """Migrate the store, then report its health for as long as the server runs.
 
-        Raises CannotServeError if it can never be served by this server.
+        Raises CannotServeError if the server is configured for one that it can't serve.
         """
         last: State | None = None
         while True:

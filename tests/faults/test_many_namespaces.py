@@ -50,8 +50,7 @@ def make_old(database: psycopg.Connection[Any], *names: str) -> None:
         for sql in (migrate.CREATE_MIGRATIONS_TABLE, first.sql(schema)):
             database.execute(schema.qualify(sql).encode())
         database.execute(
-            schema.qualify(migrate.RECORD_MIGRATION).encode(),
-            [first.version, first.name, first.checksum],
+            schema.qualify(migrate.RECORD_MIGRATION).encode(), migrate.record_values(first)
         )
 
 

@@ -49,7 +49,7 @@ def make_old(database: psycopg.Connection[Any], schema: Schema, version: int = 3
     for old in migrate.migrations()[:version]:
         database.execute(old.sql(schema).encode())
         database.execute(
-            schema.qualify(migrate.RECORD_MIGRATION).encode(), [old.version, old.name, old.checksum]
+            schema.qualify(migrate.RECORD_MIGRATION).encode(), migrate.record_values(old)
         )
 
 

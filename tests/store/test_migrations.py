@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -25,12 +24,15 @@ from wfe_persistence.database import database_from
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.settings import Settings
 from wfe_persistence.store import command, commit, error_log, event, migrate, subscription, workflow
+from wfe_persistence.store.migrate import Migrated
 from wfe_persistence.store.paging import START
 from wfe_persistence.store.postgres.database import Database
 from wfe_persistence.store.postgres.source import ConnectionSource
 from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import Store
+
+LATEST = migrate.latest_version()
 
 OBJECTS = """
 SELECT 'relation', n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
@@ -81,19 +83,18 @@ async def test_a_second_run_changes_nothing(
     database_url: str, connection: psycopg.Connection[Any]
 ) -> None:
     schema = Schema()
-    assert await migrate.migrate(ConnectionSource(database_url), schema) == [
-        m.name for m in migrate.migrations()
-    ]
+    source = ConnectionSource(database_url)
+    migrated = await migrate.migrate(source, schema)
+    assert migrated.applied == [m.name for m in migrate.migrations()]
     before = objects(connection)
-    assert await migrate.migrate(ConnectionSource(database_url), schema) == []
+    assert await migrate.migrate(source, schema) == Migrated(migrate.latest_version(), [])
     assert objects(connection) == before
 
 
 async def test_twenty_at_once_on_an_empty_database_all_succeed(database_url: str) -> None:
-    applied = await asyncio.gather(
-        *(migrate.migrate(ConnectionSource(database_url), Schema()) for _ in range(20))
-    )
-    names = [name for names in applied for name in names]
+    source = ConnectionSource(database_url)
+    runs = await asyncio.gather(*(migrate.migrate(source, Schema()) for _ in range(20)))
+    names = [name for run in runs for name in run.applied]
     assert sorted(names) == [m.name for m in migrate.migrations()]
 
 
@@ -129,7 +130,7 @@ def test_a_script_for_administrators_does_the_same(
     connection.execute(migrate.script(schema).encode())
     by_script = {o for o in objects(connection) if o[1] == "mine"}
     source = ConnectionSource(database_url)
-    assert asyncio.run(migrate.migrate(source, schema)) == []
+    assert asyncio.run(migrate.migrate(source, schema)).applied == []
     connection.execute("DROP SCHEMA mine CASCADE")
     asyncio.run(migrate.migrate(source, schema))
     assert {o for o in objects(connection) if o[1] == "mine"} == by_script
@@ -145,13 +146,75 @@ def test_a_store_of_a_newer_server_is_refused(
     with pytest.raises(PersistenceError) as caught:
         asyncio.run(migrate.migrate(ConnectionSource(database_url), Schema()))
     assert caught.value.reason == ErrorReason.ERROR_REASON_SCHEMA_TOO_NEW
-    serve = subprocess.run(
-        [sys.executable, "-m", "wfe_persistence", "serve", "--db-url", database_url,
-         "--listen", "127.0.0.1:0"],
-        capture_output=True, text=True, timeout=60, check=False,
+    assert "use a newer server" in str(caught.value)
+
+
+def migration(number: int, oldest_server: int | None, sql: str = "") -> str:
+    """What a migration of a later release may be."""
+    stated = "" if oldest_server is None else f"-- oldest server: {oldest_server}\n"
+    return f"-- Number {number}.\n{stated}{sql}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (migration(LATEST + 1, None), "does not state its oldest server"),
+        (migration(LATEST + 1, LATEST - 1), "will not be able to later"),
+        (migration(LATEST + 1, LATEST + 2), "its own servers"),
+    ],
+    ids=["none", "older than that of the one before", "newer than itself"],
+)
+def test_a_migration_states_the_oldest_server_that_may_go_on(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    file = tmp_path / f"{LATEST + 1:04}_next.sql"
+    file.write_text(text)
+    with pytest.raises(AssertionError, match=message):
+        migrate.read_migrations(migrate.PACKAGED, tmp_path)
+    file.write_text(migration(LATEST + 1, LATEST))
+    assert migrate.read_migrations(migrate.PACKAGED, tmp_path)[-1].oldest_server == LATEST
+
+
+async def test_a_newer_store_is_used_if_its_newest_migration_says_so(
+    database_url: str, connection: psycopg.Connection[Any]
+) -> None:
+    source = ConnectionSource(database_url)
+    await migrate.migrate(source, Schema())
+    before = objects(connection)
+    connection.execute(
+        "INSERT INTO wfc.wfe_migrations (version, name, checksum, oldest_server) "
+        "VALUES (%s, 'next', '', %s)", [LATEST + 1, LATEST],
     )  # fmt: skip
-    assert serve.returncode == 1
-    assert "use a newer server" in serve.stderr
+    assert await migrate.migrate(source, Schema()) == Migrated(LATEST + 1, [])
+    assert objects(connection) == before
+    connection.execute(
+        "INSERT INTO wfc.wfe_migrations (version, name, checksum, oldest_server) "
+        "VALUES (%s, 'after next', '', %s)", [LATEST + 2, LATEST + 1],
+    )  # fmt: skip
+    with pytest.raises(PersistenceError, match=f"only servers of schema version {LATEST + 1}"):
+        await migrate.migrate(source, Schema())
+
+
+async def test_a_store_of_servers_that_stated_nothing_is_migrated(
+    store: Store, connection: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their table of migrations has no column for it, and their statements go on to work."""
+    connection.execute("ALTER TABLE wfc.wfe_migrations DROP COLUMN oldest_server")
+    assert await migrate.schema_version(store) == (LATEST, LATEST)
+    [*_, last] = await migrate.applied_migrations(store.database, store.schema)
+    assert last.oldest_server == LATEST
+
+    next_one = migrate.Migration(LATEST + 1, "next", migration(LATEST + 1, LATEST))
+    known = migrate.migrations()
+    with monkeypatch.context() as patched:
+        patched.setattr(migrate, "migrations", lambda: (*known, next_one))
+        migrated = await migrate.migrate(store.database, store.schema)
+    assert migrated == Migrated(LATEST + 1, ["next"])
+    assert await migrate.schema_version(store) == (LATEST + 1, LATEST)
+    connection.execute(
+        "INSERT INTO wfc.wfe_migrations (version, name, checksum) VALUES (999, '', '')"
+    )
+    assert await migrate.schema_version(store) == (999, 999)
 
 
 async def test_a_changed_migration_is_noticed(

@@ -42,11 +42,13 @@ class ServerProcess:
         *arguments: str,
         env: dict[str, str] | None = None,
         module: str = "wfe_persistence",
+        python: str = sys.executable,
     ) -> None:
         self._log_file = log_file
         self._arguments = arguments
         self._env = env
         self._module = module
+        self._python = python
         self.credentials: grpc.ChannelCredentials | None = None
         """What a client needs to connect, if the server serves TLS."""
         self.process: subprocess.Popen[bytes]
@@ -69,7 +71,7 @@ class ServerProcess:
         with self._log_file.open("ab") as log:
             begin = log.tell()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", self._module, "serve", *arguments],
+                [self._python, "-m", self._module, "serve", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -16,6 +16,7 @@ from wfe_persistence.settings import Settings
 from wfe_persistence.store.schema import DEFAULT_NAMESPACE, Schema, is_namespace
 
 if TYPE_CHECKING:
+    from wfe_persistence.store.migrate import Applied
     from wfe_persistence.store.namespace import Outcomes
 
 
@@ -54,10 +55,15 @@ def up(settings: Settings, grant_to: str | None) -> None:
     for name, outcome in outcomes.items():
         if isinstance(outcome, PersistenceError):
             click.echo(f"{name}: failed: {outcome.in_full}", err=True)
-        elif outcome:
-            click.echo(f"{name}: applied {', '.join(outcome)}")
+        elif outcome.applied:
+            click.echo(f"{name}: applied {', '.join(outcome.applied)}")
+        elif outcome.version > latest_version():
+            click.echo(
+                f"{name}: left as it is: newer (version {outcome.version}) than this release "
+                f"(version {latest_version()}), which may go on using it"
+            )
         else:
-            click.echo(f"{name}: up to date (version {latest_version()})")
+            click.echo(f"{name}: up to date (version {outcome.version})")
     sys.exit(any(isinstance(outcome, PersistenceError) for outcome in outcomes.values()))
 
 
@@ -84,14 +90,15 @@ async def _migrate_all(settings: Settings, grant_to: str | None) -> Outcomes:
 @migrate.command()
 @settings_options(*DATABASE_SETTINGS)
 def status(settings: Settings) -> None:
-    """Show the state of each migration. The exit status is 1 if any are pending.
+    """Show the state of each migration. The exit status is 1 if this release can't use the store:
+    migrations are pending, or newer ones do not allow it.
 
     \b
     Example: wfe-persistence migrate status --db-url postgresql://wfe@db.example/wfe
     """
     from wfe_persistence.database import source_from
     from wfe_persistence.errors import PersistenceError
-    from wfe_persistence.store.migrate import applied_migrations, migrations
+    from wfe_persistence.store.migrate import applied_migrations, latest_version, migrations
 
     log_to_stderr(settings)
     schema = Schema(settings.schema, settings.table_prefix)
@@ -101,20 +108,33 @@ def status(settings: Settings) -> None:
         except PersistenceError as exc:
             raise click.ClickException(exc.in_full) from exc
     done = {migration.version: migration for migration in applied}
-    pending = 0
+    usable = True
     for migration in migrations():
         if (found := done.pop(migration.version, None)) is None:
-            pending += 1
+            usable = False
             click.echo(f"{migration.name}  pending")
         elif found.checksum != migration.checksum:
+            usable = False
             click.echo(f"{migration.name}  applied with different content, by another build")
         else:
-            click.echo(
-                f"{migration.name}  applied {found.applied_at.isoformat(timespec='seconds')}"
-            )
+            click.echo(f"{migration.name}  applied {_time(found)}")
     for found in done.values():
-        click.echo(f"{found.name}  unknown: the schema is newer than this server")
-    sys.exit(1 if pending or done else 0)
+        click.echo(
+            f"{found.name}  applied {_time(found)} by a newer release; the oldest server that "
+            f"may use the store has schema version {found.oldest_server}"
+        )
+    if done:
+        newest = max(done.values(), key=lambda found: found.version)
+        usable = usable and newest.oldest_server <= latest_version()
+        click.echo(
+            f"The store is newer than this release (schema version {latest_version()}), which "
+            + ("may go on using it." if usable else "may not use it.")
+        )
+    sys.exit(0 if usable else 1)
+
+
+def _time(applied: Applied) -> str:
+    return applied.applied_at.isoformat(timespec="seconds")
 
 
 @migrate.command()

@@ -22,9 +22,9 @@ class StoreService:
         self, request: pb.EnsureStoreExistsRequest, call: Call
     ) -> pb.EnsureStoreExistsResponse:
         """Create the store or migrate it."""
-        applied = await readiness.ensure_store_exists(call.store)
+        migrated = await readiness.ensure_store_exists(call.store)
         return pb.EnsureStoreExistsResponse(
-            schema_version=migrate.latest_version(), applied_migrations=applied
+            schema_version=migrated.version, applied_migrations=migrated.applied
         )
 
     async def PersistErrors(
@@ -61,7 +61,7 @@ class StoreService:
             postgres_version=database.version,
             namespace=call.store.namespace,
             schema=call.store.schema.name,
-            schema_version=await migrate.schema_version(call.store),
+            schema_version=(await migrate.schema_version(call.store)).number,
             latest_schema_version=migrate.latest_version(),
             capabilities=pb.Capabilities(
                 scheduled_commands=True,
@@ -98,9 +98,9 @@ class StoreService:
                 "the server was started without --allow-create-namespace, which is the default "
                 "only where it listens on loopback",
             )
-        applied = await call.env.namespaces.create_namespace(request.name)
+        migrated = await call.env.namespaces.create_namespace(request.name)
         return pb.CreateNamespaceResponse(
-            schema_version=migrate.latest_version(), applied_migrations=applied
+            schema_version=migrated.version, applied_migrations=migrated.applied
         )
 
     async def ListNamespaces(

@@ -5,6 +5,10 @@ files have been applied; so any number of servers may migrate concurrently, and 
 leaves nothing half done. The lock is held until the transaction ends and is taken before the schema
 is created (`CREATE ... IF NOT EXISTS` alone is subject to races). Checksums detect a store that was
 migrated by other files.
+
+Servers of different releases use one store while they are upgraded one by one. So a migration says
+which is the oldest server that may go on using the store, and that is recorded with it: there a
+server reads of a migration that it does not know whether it may go on.
 """
 
 from __future__ import annotations
@@ -18,7 +22,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from importlib import resources
-from typing import Any
+from importlib.resources.abc import Traversable
+from typing import Any, Final, NamedTuple
 
 import psycopg
 
@@ -38,7 +43,14 @@ log = logging.getLogger(__name__)
 Admission = Callable[[psycopg.AsyncConnection[Any]], Awaitable[None]]
 """Called in the transaction that creates a store, before it is created; raises what forbids it."""
 
-_FILE_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
+_FILE_NAME: Final = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
+_OLDEST_SERVER: Final = re.compile(r"^-- oldest server: (\d+)$", re.MULTILINE)
+
+# Those before it were released without a statement.
+_FIRST_THAT_STATES: Final = 5
+
+PACKAGED: Final = resources.files("wfe_persistence.store").joinpath("migrations")
+"""The directory of this release's migrations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +66,17 @@ class Migration:
         """The checksum of the file before it is bound to a schema: the same for every store."""
         return hashlib.sha256(self.template.encode()).hexdigest()
 
+    @property
+    def oldest_server(self) -> int:
+        """The schema version of the oldest server that may go on using the store."""
+        stated = _OLDEST_SERVER.search(self.template)
+        if stated is None:
+            assert self.version < _FIRST_THAT_STATES, (
+                f"{self.name} does not state its oldest server"
+            )
+            return self.version
+        return int(stated[1])
+
     def sql(self, schema: Schema) -> str:
         """The SQL for this schema."""
         return schema.qualify(self.template.replace("{prefix}", schema.table_prefix))
@@ -67,51 +90,99 @@ class Applied:
     name: str
     checksum: str
     applied_at: datetime
+    oldest_server: int
 
 
-@cache
-def migrations() -> tuple[Migration, ...]:
-    """All migrations in order; they are numbered from 1 without gaps."""
+@dataclass(frozen=True, slots=True)
+class Migrated:
+    """What a run of `migrate` did: the store's version now, and the names of those it applied."""
+
+    version: int
+    applied: list[str]
+
+
+def read_migrations(*directories: Traversable) -> tuple[Migration, ...]:
+    """The migrations in these directories in order; they are numbered from 1 without gaps."""
     found = []
-    for file in resources.files("wfe_persistence.store").joinpath("migrations").iterdir():
+    for file in (file for directory in directories for file in directory.iterdir()):
         if match := _FILE_NAME.fullmatch(file.name):
             name = file.name.removesuffix(".sql")
             found.append(Migration(int(match[1]), name, file.read_text("utf-8")))
     found.sort(key=lambda migration: migration.version)
     assert [m.version for m in found] == list(range(1, len(found) + 1))
+    oldest = [0, *(m.oldest_server for m in found)]
+    assert oldest == sorted(oldest), "who may not use the store will not be able to later"
+    assert all(m.oldest_server <= m.version for m in found), "it would lock out its own servers"
     return tuple(found)
 
 
+@cache
+def migrations() -> tuple[Migration, ...]:
+    """All migrations of this release in order."""
+    return read_migrations(PACKAGED)
+
+
 def latest_version() -> int:
-    """The schema version that this server needs."""
+    """The schema version of this server: that of the newest migration that it knows."""
     return len(migrations())
 
 
-SCHEMA_VERSION = """
-SELECT coalesce(max(version), 0) FROM wfc.wfe_migrations
+class SchemaVersion(NamedTuple):
+    """The version of a store's schema, and of the oldest server that may use it."""
+
+    number: int
+    """That of the newest migration; 0: the store is not created yet."""
+    oldest_server: int
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether this server needs a newer one."""
+        return self.number < latest_version()
+
+    @property
+    def is_newer(self) -> bool:
+        """Whether a newer server has migrated the store."""
+        return self.number > latest_version()
+
+    def check_usable(self) -> None:
+        """Raise SCHEMA_TOO_NEW if this server is too old for the store."""
+        if self.is_newer and self.oldest_server > latest_version():
+            raise PersistenceError(
+                ErrorReason.ERROR_REASON_SCHEMA_TOO_NEW,
+                f"the store has schema version {self.number}, which only servers of schema version "
+                f"{self.oldest_server} or newer may use; this one has {latest_version()}: use a "
+                "newer server",
+                metadata={
+                    "schema_version": str(self.number),
+                    "oldest_server": str(self.oldest_server),
+                    "latest_version": str(latest_version()),
+                },
+            )
+
+
+# Read through JSON because the column is missing in tables made by servers that stated nothing:
+# then none but those with this version may use the store.
+_OLDEST_SERVER_COLUMN: Final = (
+    "coalesce((to_jsonb(wfe_migrations) ->> 'oldest_server')::int, version)"
+)
+
+SCHEMA_VERSION = f"""
+SELECT version, {_OLDEST_SERVER_COLUMN}
+FROM wfc.wfe_migrations AS wfe_migrations ORDER BY version DESC LIMIT 1
 """
 
 
-async def schema_version(store: Store) -> int:
-    """The schema version of a store; 0: not created yet."""
+async def schema_version(store: Store) -> SchemaVersion:
+    """The schema version of a store."""
     try:
-        row = await store.read(SCHEMA_VERSION)
+        row = await store.read_once(SCHEMA_VERSION)
     except PersistenceError as exc:
         if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED:
-            return 0
+            return SchemaVersion(0, 0)
         raise
-    return read_int4(row.get_value(0, 0))
-
-
-def check_not_newer(version: int) -> None:
-    """Raise SCHEMA_TOO_NEW for a store that a newer server has migrated."""
-    if version > latest_version():
-        raise PersistenceError(
-            ErrorReason.ERROR_REASON_SCHEMA_TOO_NEW,
-            f"the store has schema version {version}, this server supports up to "
-            f"{latest_version()}; use a newer server",
-            metadata={"schema_version": str(version), "latest_version": str(latest_version())},
-        )
+    if row.ntuples == 0:
+        return SchemaVersion(0, 0)
+    return SchemaVersion(read_int4(row.get_value(0, 0)), read_int4(row.get_value(0, 1)))
 
 
 LOCK_MIGRATIONS = """
@@ -137,16 +208,29 @@ CREATE TABLE IF NOT EXISTS wfc.wfe_migrations (
     version int PRIMARY KEY,
     name text NOT NULL,
     checksum text NOT NULL,
-    applied_at timestamptz NOT NULL DEFAULT now()
+    applied_at timestamptz NOT NULL DEFAULT now(),
+    oldest_server int
 )
 """
 
-APPLIED_MIGRATIONS = """
-SELECT version, name, checksum, applied_at FROM wfc.wfe_migrations ORDER BY version
+STATES_OLDEST_SERVER = """
+SELECT EXISTS (SELECT FROM pg_attribute
+    WHERE attrelid = 'wfc.wfe_migrations'::regclass AND attname = 'oldest_server')
+"""
+
+# No migration adds the column: its version would end the servers of the releases that know nothing
+# of this. They go on with the column, and leave it NULL.
+ADD_OLDEST_SERVER = """
+ALTER TABLE wfc.wfe_migrations ADD COLUMN IF NOT EXISTS oldest_server int
+"""
+
+APPLIED_MIGRATIONS = f"""
+SELECT version, name, checksum, applied_at, {_OLDEST_SERVER_COLUMN}
+FROM wfc.wfe_migrations AS wfe_migrations ORDER BY version
 """
 
 RECORD_MIGRATION = """
-INSERT INTO wfc.wfe_migrations (version, name, checksum) VALUES (%s, %s, %s)
+INSERT INTO wfc.wfe_migrations (version, name, checksum, oldest_server) VALUES (%s, %s, %s, %s)
 """
 
 
@@ -156,12 +240,13 @@ async def migrate(
     *,
     claim: bool = True,
     admit: Admission | None = None,
-) -> list[str]:
-    """Apply the missing migrations on a separate connection; returns the names of those applied.
+) -> Migrated:
+    """Apply the missing migrations on a separate connection. A newer store is left as it is.
 
-    A store that has no owner yet gets `schema`'s, unless `claim` is false. Raises STORE_NOT_OWNED,
-    having changed nothing, if it has another one, and SCHEMA_OUTDATED if PostgreSQL rejects a
-    migration, because of a conflicting object for example.
+    A store that has no owner yet gets `schema`'s, unless `claim` is false. Raises SCHEMA_TOO_NEW
+    for a newer store that this server may not use; STORE_NOT_OWNED, having changed nothing, if it
+    has another owner; and SCHEMA_OUTDATED if PostgreSQL rejects a migration, because of a
+    conflicting object for example.
     """
     try:
         return await _migrate(connector, schema, claim, admit)
@@ -178,7 +263,7 @@ async def migrate(
 
 async def _migrate(
     connector: Connector, schema: Schema, claim: bool, admit: Admission | None
-) -> list[str]:
+) -> Migrated:
     done: list[str] = []
     async with connect(connector) as connection:
         while True:
@@ -192,19 +277,33 @@ async def _migrate(
                     await admit(connection)
                 is_new = not applied or applied[0].name in done
                 has_owner = await _has_owner(connection, schema, len(applied))
-                if len(applied) == latest_version():
+                if len(applied) >= latest_version():
                     if not has_owner:
                         await _without_owner(connection, schema, claim)
-                    return done
+                    return Migrated(applied[-1].version, done)
+                if not await _states_oldest_server(connection, schema):
+                    # In a transaction of its own: servers that look for the version would wait
+                    # for the end of the migration.
+                    await connection.execute(schema.qualify(ADD_OLDEST_SERVER).encode())
+                    continue
                 migration = migrations()[len(applied)]
                 await connection.execute(migration.sql(schema).encode())
                 await connection.execute(
-                    schema.qualify(RECORD_MIGRATION).encode(),
-                    [migration.version, migration.name, migration.checksum],
+                    schema.qualify(RECORD_MIGRATION).encode(), record_values(migration)
                 )
                 if is_new and migration.version == owner.FIRST_VERSION:
                     await connection.execute(owner.claim_statement(schema).encode())
             done.append(migration.name)
+
+
+def record_values(migration: Migration) -> tuple[int, str, str, int]:
+    """The parameters of RECORD_MIGRATION."""
+    return migration.version, migration.name, migration.checksum, migration.oldest_server
+
+
+async def _states_oldest_server(connection: psycopg.AsyncConnection[Any], schema: Schema) -> bool:
+    cursor = await connection.execute(schema.qualify(STATES_OLDEST_SERVER).encode())
+    return await cursor.fetchone() == (True,)
 
 
 async def _has_owner(
@@ -242,12 +341,13 @@ def script(schema: Schema, first: int = 1) -> str:
     parts = []
     if first <= 1:
         parts.append(f'CREATE SCHEMA IF NOT EXISTS "{schema.name}";\n')
-    parts.append(schema.qualify(CREATE_MIGRATIONS_TABLE).strip() + ";\n")
+    for table in (CREATE_MIGRATIONS_TABLE, ADD_OLDEST_SERVER):
+        parts.append(schema.qualify(table).strip() + ";\n")
     for migration in migrations()[max(first, 1) - 1 :]:
         parts.append(migration.sql(schema))
         record = schema.qualify(RECORD_MIGRATION).strip()
-        values = (str(migration.version), f"'{migration.name}'", f"'{migration.checksum}'")
-        parts.append(record % values + ";\n")
+        version, name, checksum, oldest_server = record_values(migration)
+        parts.append(record % (version, f"'{name}'", f"'{checksum}'", oldest_server) + ";\n")
     parts.append(owner.claim_statement(schema).strip() + ";\n")
     return "\n".join(parts)
 
@@ -284,7 +384,7 @@ async def _applied(connection: psycopg.AsyncConnection[Any], schema: Schema) -> 
 
 def _check(applied: list[Applied]) -> None:
     if applied:
-        check_not_newer(applied[-1].version)
+        SchemaVersion(applied[-1].version, applied[-1].oldest_server).check_usable()
     for ours, theirs in zip(migrations(), applied, strict=False):
         if (ours.version, ours.checksum) != (theirs.version, theirs.checksum):
             raise PersistenceError(

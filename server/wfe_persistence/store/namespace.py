@@ -13,6 +13,7 @@ import psycopg
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
 from wfe_persistence.errors import PersistenceError, invalid_field
 from wfe_persistence.store import migrate, namespace_list, owner
+from wfe_persistence.store.migrate import Migrated
 from wfe_persistence.store.owner import Owner
 from wfe_persistence.store.paging import Cursor
 from wfe_persistence.store.postgres.database import Database
@@ -24,10 +25,24 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_REFUSALS: Final = frozenset(
+    {
+        ErrorReason.ERROR_REASON_NAMESPACE_NOT_FOUND,
+        ErrorReason.ERROR_REASON_SCHEMA_OUTDATED,
+        ErrorReason.ERROR_REASON_SCHEMA_TOO_NEW,
+        ErrorReason.ERROR_REASON_STORE_NOT_OWNED,
+    }
+)
+"""The reasons why a store can't be used; any other one only hides whether it can."""
+
 # A store caches the SQL bound to its schema, up to 50 kB; binding it takes longer than the rest of
 # a call. Of further namespaces only the name is cached, which saves checking that they exist.
 _MAX_BOUND = 2_000
 _MAX_KNOWN = 100_000
+
+# A store that could be used is looked at again after this time: other servers may have deleted it,
+# or migrated it so that this server is too old for it.
+_LOOK_SECONDS = 5.0
 
 # A failed migration is not retried by every call to its namespace.
 _RETRY_SECONDS = 2.0
@@ -46,9 +61,10 @@ class Namespaces:
         self.default = Store(database, schema, DEFAULT_NAMESPACE)
         self._migrate_on_use = migrate_on_use
         self._max_namespaces = max_namespaces
-        # LRU caches: the stores used most recently, and the names of those known to be current.
+        # LRU caches: the stores used most recently; and the names of those that could be used, with
+        # the time (of the event loop) of the next look.
         self._bound: OrderedDict[str, Store] = OrderedDict()
-        self._known: OrderedDict[str, None] = OrderedDict()
+        self._known: OrderedDict[str, float] = OrderedDict()
         self._migrating: dict[str, asyncio.Task[PersistenceError | None]] = {}
         # Namespaces whose migration failed, and the time (of the event loop) of the next attempt.
         self._failed: dict[str, float] = {}
@@ -56,20 +72,39 @@ class Namespaces:
     async def get(self, name: str | None) -> Store:
         """The store of a namespace; None: the default one.
 
-        Raises NAMESPACE_NOT_FOUND if it does not exist or belongs to other servers; it is not
-        created.
+        Raises NAMESPACE_NOT_FOUND if it does not exist or belongs to other servers, it is not
+        created; and SCHEMA_TOO_NEW if this server is too old for it. The default one is returned
+        even if it does not exist yet; if it belongs to other servers, STORE_NOT_OWNED is raised.
         """
-        if name is None or name == DEFAULT_NAMESPACE:
-            return self.default
-        store = self._bound.get(name)
-        if store is not None:
-            self._bound.move_to_end(name)
-            return store
-        store = self._store(name)
-        if name in self._known or await self._is_current(store):
-            _remember(self._known, name, None, _MAX_KNOWN)
-            _remember(self._bound, name, store, _MAX_BOUND)
+        name = DEFAULT_NAMESPACE if name is None else name
+        store = self._bound.get(name) or self._store(name)
+        now = asyncio.get_running_loop().time()
+        next_look = self._known.get(name, 0.0)
+        if next_look <= now:
+            next_look = now + _LOOK_SECONDS
+            if name in self._known:
+                self._known[name] = next_look  # one call's look will do, the others go on
+            if not await self._is_usable(store):
+                return store
+        _remember(self._known, name, next_look, _MAX_KNOWN)
+        _remember(self._bound, name, store, _MAX_BOUND)
         return store
+
+    async def _is_usable(self, store: Store) -> bool:
+        """Whether calls may go on without another look; raises why they must not be made."""
+        try:
+            if store is not self.default:
+                return await self._is_current(store)
+            version = await migrate.schema_version(store)
+            version.check_usable()
+            whose = await owner.read_owner(store, version.number)
+            if whose is not None and whose != Owner.of(store.schema):
+                owner.raise_foreign(store.schema, whose)
+        except PersistenceError as exc:
+            if exc.reason in _REFUSALS:
+                self.forget(store.namespace)
+            raise
+        return not version.is_outdated
 
     def forget(self, name: str) -> None:
         """Check again on the next use whether it exists; another server may have deleted it."""
@@ -85,6 +120,8 @@ class Namespaces:
             raise
 
     def _store(self, name: str) -> Store:
+        if name == DEFAULT_NAMESPACE:
+            return self.default
         if not is_namespace(name):
             raise PersistenceError(
                 ErrorReason.ERROR_REASON_INVALID_NAMESPACE,
@@ -98,12 +135,12 @@ class Namespaces:
 
     async def _is_current(self, store: Store) -> bool:
         version = await migrate.schema_version(store)
-        if version == 0:
+        if version.number == 0:
             raise _not_found(store.namespace)
-        whose = await owner.read_owner(store, version)
+        whose = await owner.read_owner(store, version.number)
         _check_own(store, whose)
-        migrate.check_not_newer(version)
-        if version < migrate.latest_version():
+        version.check_usable()
+        if version.is_outdated:
             if self._migrate_on_use:
                 await self._migrate_once(store)
             return self._migrate_on_use
@@ -143,8 +180,8 @@ class Namespaces:
         log.info("namespace %s: migrated", name)
         return None
 
-    async def create_namespace(self, name: str) -> list[str]:
-        """Create a namespace or migrate it; returns the names of the applied migrations.
+    async def create_namespace(self, name: str) -> Migrated:
+        """Create a namespace or migrate it.
 
         Raises STORE_NOT_OWNED if its schema has the store of other servers, and TOO_MANY_NAMESPACES
         if it does not exist and there are as many as may be.
@@ -193,7 +230,7 @@ def _check_own(store: Store, whose: Owner | None) -> None:
 
 async def _migrated(
     connector: Connector, schema: Schema, admit: migrate.Admission | None = None
-) -> list[str]:
+) -> Migrated:
     """Migrate; an error of PostgreSQL becomes one that names the namespace."""
     try:
         return await migrate.migrate(connector, schema, admit=admit)
@@ -309,8 +346,8 @@ async def _check_deletable(connection: psycopg.AsyncConnection[Any], schema: Sch
         raise _not_found(schema.namespace)
 
 
-Outcomes = dict[str, list[str] | PersistenceError]
-"""By namespace: the applied migrations, or the error."""
+Outcomes = dict[str, Migrated | PersistenceError]
+"""By namespace: what was done, or the error."""
 
 
 async def migrate_all(store: Store) -> Outcomes:
@@ -332,7 +369,7 @@ async def migrate_all(store: Store) -> Outcomes:
         return {DEFAULT_NAMESPACE: exc}
     lane = store.database.lane
 
-    async def migrate_one(name: str) -> list[str] | PersistenceError:
+    async def migrate_one(name: str) -> Migrated | PersistenceError:
         schema = store.schema.for_namespace(name)
         async with lane.turn(schema.name, refuse=False):
             try:

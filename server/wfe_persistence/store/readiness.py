@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import CannotServeError, PersistenceError
 from wfe_persistence.store import admin, migrate, owner
+from wfe_persistence.store.migrate import Migrated, SchemaVersion
 from wfe_persistence.store.owner import Owner
 from wfe_persistence.store.tables import Store
 
@@ -38,7 +39,8 @@ class Readiness:
         self._migrate = migrate
         self._allow_data_loss = allow_data_loss
         self._examined = False
-        self._owned = False
+        self._has_served = False
+        self._is_outrun = False
         self.is_starting = migrate
         """Missing tables will come soon: the first migration has neither succeeded nor failed."""
 
@@ -46,18 +48,20 @@ class Readiness:
         """The current state; None if it is unknown because the server or its database is busy.
 
         The first time that the database is reached, it is examined and migrated. Raises
-        CannotServeError if it can never be served by this server.
+        CannotServeError if the server is configured for a database or a store that is not for it,
+        but only as long as it has not served any: it must not be ended by what others do to it.
         """
         try:
             async with asyncio.timeout(_LOOK_SECONDS if self._examined else None):
                 return await self._look()
         except PersistenceError as exc:
-            if exc.reason in (
-                ErrorReason.ERROR_REASON_SCHEMA_TOO_NEW,
-                ErrorReason.ERROR_REASON_STORE_NOT_OWNED,
-            ):
+            is_foreign = exc.reason == ErrorReason.ERROR_REASON_STORE_NOT_OWNED
+            if is_foreign and not self._has_served:
                 raise CannotServeError(str(exc)) from exc
-            if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED:
+            if exc.reason in (
+                ErrorReason.ERROR_REASON_SCHEMA_OUTDATED,
+                ErrorReason.ERROR_REASON_SCHEMA_TOO_NEW,
+            ):
                 self.is_starting = False
             if exc.reason == ErrorReason.ERROR_REASON_POOL_EXHAUSTED:
                 return None
@@ -76,25 +80,31 @@ class Readiness:
             self._examined = True
             self.is_starting = False
         version = await migrate.schema_version(self._store)
-        migrate.check_not_newer(version)
-        if not self._owned:
-            await self._check_owner(version)
-        if version == migrate.latest_version():
-            return State(ready=True)
-        return State(
-            ready=False,
-            why=f"the store has schema version {version}, {migrate.latest_version()} is needed "
-            "(wfe-persistence migrate up)",
-        )
+        version.check_usable()
+        await self._check_owner(version)
+        if version.is_outdated:
+            return State(
+                ready=False,
+                why=f"the store has schema version {version.number}, {migrate.latest_version()} "
+                "is needed (wfe-persistence migrate up)",
+            )
+        if version.is_newer and not self._is_outrun:
+            log.info(
+                "the store has been migrated to schema version %d, which this server with version "
+                "%d may go on using",
+                version.number, migrate.latest_version(),
+            )  # fmt: skip
+        self._is_outrun = version.is_newer
+        self._has_served = True
+        return State(ready=True)
 
-    async def _check_owner(self, version: int) -> None:
+    async def _check_owner(self, version: SchemaVersion) -> None:
         """Raise STORE_NOT_OWNED for the store of other servers; claim one that nobody has."""
-        found = await owner.read_owner(self._store, version)
-        if found is None and version == migrate.latest_version():
+        found = await owner.read_owner(self._store, version.number)
+        if found is None and not version.is_outdated:
             found = await owner.claim(self._store)
         if found is not None and found != Owner.of(self._store.schema):
             owner.raise_foreign(self._store.schema, found)
-        self._owned = found is not None
 
     async def _examine(self) -> None:
         """Check the database, and migrate the store unless that is turned off."""
@@ -112,10 +122,10 @@ class Readiness:
             await ensure_store_exists(self._store, refuse=False)
 
 
-async def ensure_store_exists(store: Store, *, refuse: bool = True) -> list[str]:
-    """Create a store or migrate it; returns the names of the migrations that were applied."""
+async def ensure_store_exists(store: Store, *, refuse: bool = True) -> Migrated:
+    """Create a store or migrate it."""
     async with store.database.lane.turn(store.schema.name, refuse=refuse):
-        applied = await migrate.migrate(store.database, store.schema)
-    for name in applied:
+        migrated = await migrate.migrate(store.database, store.schema)
+    for name in migrated.applied:
         log.info("schema %s: applied %s", store.schema.name, name)
-    return applied
+    return migrated

@@ -1,1 +1,2 @@
-SELECT version, name, checksum, applied_at FROM wfc.wfe_migrations ORDER BY version;
+SELECT version, name, checksum, applied_at, coalesce((to_jsonb(wfe_migrations) ->> 'oldest_server')::int, version)
+FROM wfc.wfe_migrations AS wfe_migrations ORDER BY version;

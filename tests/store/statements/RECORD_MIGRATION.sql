@@ -1,1 +1,1 @@
-INSERT INTO wfc.wfe_migrations (version, name, checksum) VALUES ($1, $2, $3);
+INSERT INTO wfc.wfe_migrations (version, name, checksum, oldest_server) VALUES ($1, $2, $3, $4);
