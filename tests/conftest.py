@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 # Before gRPC is loaded: its fork handlers complain of the processes that tests start.
@@ -94,8 +95,16 @@ def pytest_configure(config: pytest.Config) -> None:
     except binaries.BinariesError as exc:
         raise pytest.UsageError(str(exc)) from exc
     config.stash[RUN] = Run()
-    # As Ctrl-C does, so that fixtures clean up.
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(_: int, frame: FrameType | None) -> None:
+    """Do what Ctrl-C does, so that fixtures clean up; even in the background, where a shell has
+    SIGINT ignored."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):
+        raise KeyboardInterrupt
+    handler(signal.SIGINT, frame)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

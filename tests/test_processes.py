@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,12 +43,14 @@ DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); prin
 
 
 @contextmanager
-def run_of(test: str, directory: Path) -> Iterator[subprocess.Popen[str]]:
+def run_of(
+    test: str, directory: Path, shell: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[str]]:
     """A run of a test of these contents, with the fixtures and checks of all tests."""
     file = directory / "test_it.py"
     file.write_text(test)
     with subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider",
+        [*shell, sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider",
          "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-qs", str(file)],
         cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
     ) as run:  # fmt: skip
@@ -60,7 +62,7 @@ def run_of(test: str, directory: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_a_run_that_leaves_a_process_fails_and_names_it(tmp_path: Path) -> None:
     with run_of(LEAVES_ONE, tmp_path) as run:
-        said, _ = run.communicate(timeout=60)
+        said, _ = run.communicate()
     assert run.returncode == pytest.ExitCode.TESTS_FAILED, said
     pid = said.partition("left ")[2].split()[0]
     assert f"\n{pid} sleeping sleep 1000\n" in said
@@ -68,10 +70,19 @@ def test_a_run_that_leaves_a_process_fails_and_names_it(tmp_path: Path) -> None:
     assert not psutil.pid_exists(int(pid))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_run_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+# As a shell starts what is to run in the background.
+IN_BACKGROUND = ("sh", "-c", 'trap "" INT QUIT; exec "$@"', "sh")
+
+
+@pytest.mark.parametrize(
+    ("number", "shell"),
+    [(signal.SIGINT, ()), (signal.SIGTERM, IN_BACKGROUND), (signal.SIGKILL, ())],
+)
+def test_an_interrupted_run_leaves_nothing(
+    tmp_path: Path, number: signal.Signals, shell: Sequence[str]
+) -> None:
     done = tmp_path / "done"
-    with run_of(WAITS.format(done=str(done)), tmp_path) as run:
+    with run_of(WAITS.format(done=str(done)), tmp_path, shell) as run:
         assert run.stdout
         words: list[str] = []
         while words[:1] != ["started"]:
@@ -81,7 +92,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, number: signal.Signal
         postgres = int((data / "postgres-18" / "postmaster.pid").read_text().split()[0])
         started = [server, psutil.Process(postgres)]
         run.send_signal(number)
-        said, _ = run.communicate(timeout=60)
+        said, _ = run.communicate()
     _, alive = psutil.wait_procs(started, 30)
     assert not alive
     if number is not signal.SIGKILL:

@@ -105,13 +105,13 @@ class PgBouncer(_Daemon):
     follows prepared statements; before, servers behind it must do without.
     """
 
-    _stop_signal = signal.SIGQUIT
-
     def __init__(self, program: Program, directory: Path, postgres: Path) -> None:
         super().__init__(program, directory)
         self._postgres = postgres
-        major, minor, *_ = program.version().split(".")
-        self.prepare = (int(major), int(minor)) >= (1, 21)
+        version = tuple(map(int, program.version().split(".")))
+        self.prepare = version >= (1, 21)
+        # The one that older versions know waits for clients in newer ones.
+        self._stop_signal = signal.SIGQUIT if version >= (1, 23) else signal.SIGTERM
 
     def __enter__(self) -> Self:
         self.url = f"postgresql://postgres@/postgres?host={self.directory}&port={_POOLER_PORT}"
