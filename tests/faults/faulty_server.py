@@ -5,11 +5,13 @@ A fault is a piece of SQL, or a function, replaced by one that breaks a guarante
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.workflow_pb2 import CommitWorkflowRequest
+from wfe_persistence import drain
 from wfe_persistence.cli import main
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store import (
@@ -371,10 +374,21 @@ def plant_purge_in_two() -> None:
     setattr(purge, "delete_workflow", in_two)  # noqa: B010
 
 
+def plant_endless_stop() -> None:
+    """Whatever a stop waits for does not come. (It is given up earlier than usual.)"""
+
+    async def never(self: drain.Drain, server: object) -> None:
+        await asyncio.Event().wait()
+
+    setattr(drain.Drain, "run", never)  # noqa: B010
+    setattr(import_module("wfe_persistence.cli.serve"), "_HUNG_SECONDS", 1.0)  # noqa: B010
+
+
 # Faults that other tests than those of conformance must catch.
 OTHER_FAULTS: dict[str, Callable[[], None]] = {
     "a commit in two transactions": plant_two_transactions,
     "a delete in two transactions": plant_purge_in_two,
+    "a stop that never ends": plant_endless_stop,
 }
 
 SERVER_FAULTS: dict[str, tuple[Callable[[], None], str]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -266,3 +267,15 @@ async def test_a_unix_socket_is_drained_as_well(
             await call
         assert await exit_status(server) == 0
     assert os.listdir(data_dir) == []
+
+
+async def test_a_stop_that_hangs_says_so_and_ends(tmp_path: Path, database_url: str) -> None:
+    with ServerProcess(
+        tmp_path / "log", "--db-url", database_url, "--drain-delay", "0", "--drain-seconds", "0.1",
+        module="tests.faults.faulty_server",
+        env={**os.environ, "FAULT": "a stop that never ends"},
+    ) as server:  # fmt: skip
+        assert await asyncio.to_thread(server.stop) == 1
+    assert re.search(r"not stopped after 1\.1 s, giving up; unfinished: .*_serve", server.log())
+    assert "Timeout" in server.log()
+    assert "most recent call first" in server.log()

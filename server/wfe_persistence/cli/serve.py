@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import signal
 import sys
@@ -19,6 +20,10 @@ log = logging.getLogger(__name__)
 
 # Supervisors, and terminals together with them, often send a signal twice.
 _SAME_SIGNAL_SECONDS: Final = 1.0
+
+# How much longer than its settings say a stop may take (5 s are normal). As the process has taken
+# SIGTERM over, one that hangs would be deaf to it, and never say why.
+_HUNG_SECONDS: Final = 20.0
 
 
 @click.command()
@@ -42,7 +47,9 @@ def serve(settings: Settings) -> None:
         raise click.UsageError(str(exc)) from exc
     log_to_stderr(settings)
     with open_database(settings) as opened:
-        sys.exit(asyncio.run(_serve(opened)))
+        status = asyncio.run(_serve(opened))
+        faulthandler.cancel_dump_traceback_later()
+        sys.exit(status)
 
 
 async def _serve(settings: Settings) -> int:
@@ -59,6 +66,7 @@ async def _serve(settings: Settings) -> int:
         if not stop.done():
             log.info("%s: draining", number.name)
             stop.set_result(loop.time())
+            _end_if_hung(settings.seconds_before_drain + settings.drain_seconds + _HUNG_SECONDS)
         elif loop.time() - stop.result() >= _SAME_SIGNAL_SECONDS and not hurry.is_set():
             log.info("%s again: ending the calls in progress", number.name)
             hurry.set()
@@ -83,3 +91,15 @@ async def _serve(settings: Settings) -> int:
         return 1
     log.info("stopped")
     return 0
+
+
+def _end_if_hung(seconds: float) -> None:
+    """If the stop is not done by then, say what it waits for, and exit with status 1."""
+
+    def say() -> None:
+        tasks = sorted({task.get_coro().__qualname__ for task in asyncio.all_tasks()})  # type: ignore[union-attr]
+        log.error("not stopped after %g s, giving up; unfinished: %s", seconds, ", ".join(tasks))
+
+    asyncio.get_running_loop().call_later(seconds, say)
+    # In a thread of its own that needs no GIL: it writes what each thread is doing, and exits.
+    faulthandler.dump_traceback_later(seconds + 1, exit=True)
