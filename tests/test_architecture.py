@@ -16,7 +16,13 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
 from wfe_persistence.rpc import check
-from wfe_persistence.rpc.services import SERVER_WIDE, SERVICES, Service
+from wfe_persistence.rpc.services import (
+    NAMESPACE_FIELD,
+    REQUIRED_ROLE,
+    SERVER_WIDE,
+    SERVICES,
+    Service,
+)
 from wfe_persistence.rpc.status import STATUS_OF, reason_name, violation_name
 from wfe_persistence.store import (
     admin,
@@ -83,9 +89,25 @@ def test_names_of_methods_are_unique() -> None:
     assert len({method.name for method in METHODS}) == len(METHODS)
 
 
-@pytest.mark.parametrize("table", [SERVER_WIDE], ids=["SERVER_WIDE"])
+@pytest.mark.parametrize(
+    "table",
+    [SERVER_WIDE, NAMESPACE_FIELD, REQUIRED_ROLE],
+    ids=["SERVER_WIDE", "NAMESPACE_FIELD", "REQUIRED_ROLE"],
+)
 def test_no_table_of_methods_has_one_that_does_not_exist(table: Collection[str]) -> None:
     assert set(table) <= {method.name for method in METHODS}
+
+
+@pytest.mark.parametrize("method", METHODS, ids=_name)
+def test_every_method_has_the_role_that_it_requires(method: MethodDescriptor) -> None:
+    assert method.name in REQUIRED_ROLE
+
+
+def test_a_namespace_field_is_one_of_a_server_wide_method() -> None:
+    assert set(NAMESPACE_FIELD) <= SERVER_WIDE
+    for method in METHODS:
+        if method.name in NAMESPACE_FIELD:
+            assert NAMESPACE_FIELD[method.name] in method.input_type.fields_by_name
 
 
 @pytest.mark.parametrize("method", METHODS, ids=_name)

@@ -12,8 +12,8 @@ from typing import Any, Final, Self
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
+from wfe_persistence.access.access import Access
 from wfe_persistence.database import database_from
 from wfe_persistence.drain import Drain
 from wfe_persistence.errors import CannotServeError
@@ -21,9 +21,11 @@ from wfe_persistence.offload import Workers
 from wfe_persistence.rpc.boundary import Boundary
 from wfe_persistence.rpc.call import Environment
 from wfe_persistence.rpc.connections import IdleConnections, connections_allowed
+from wfe_persistence.rpc.guard import Guard
 from wfe_persistence.rpc.health import Health
 from wfe_persistence.rpc.intake import Intake
 from wfe_persistence.rpc.listener import Listener
+from wfe_persistence.rpc.reflection import reflection_handlers
 from wfe_persistence.rpc.services import SERVICES
 from wfe_persistence.settings import Settings
 from wfe_persistence.store.namespace import Namespaces
@@ -102,7 +104,11 @@ class Server:
             memory=settings.max_request_mb * 1024 * 1024,
         )
         self._connections = IdleConnections(connections, intake.busy_peers)
-        self._health = Health(namespaces, intake)
+        self._access = Access(settings) if settings.authentication else None
+        if settings.policy_file and not self._access:
+            raise CannotServeError("policy-file: nobody has to authenticate, so it has no effect")
+        guard = Guard(self._access)
+        self._health = Health(namespaces, intake, guard)
         boundary = Boundary(
             Environment(
                 namespaces=namespaces,
@@ -118,12 +124,13 @@ class Server:
                 allow_delete_namespace=settings.allow_delete_namespace,
             ),
             intake,
+            guard,
         )
         self._server.add_generic_rpc_handlers([boundary.handlers(s) for s in SERVICES])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        if settings.reflection:
-            names = [*(s.name for s in SERVICES), health.SERVICE_NAME, reflection.SERVICE_NAME]
-            reflection.enable_server_reflection(names, self._server)
+        if settings.reflection_enabled:
+            names = [*(s.name for s in SERVICES), health.SERVICE_NAME]
+            self._server.add_generic_rpc_handlers([reflection_handlers(names, guard)])
         self._certificates: Certificates | None = None
         if settings.tls_cert and settings.tls_key:
             try:
@@ -159,6 +166,9 @@ class Server:
         self._listener.open(add_port)
         self._stack.callback(self._listener.close)
         self._stack.callback(self._workers.close)
+        if self._access:
+            watch = asyncio.get_running_loop().create_task(self._access.watch())
+            self._stack.callback(watch.cancel)
         await self._health.start()
         await self._stack.enter_async_context(self._database)
         await self._server.start()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 _INTERVAL_SECONDS: Final = 60.0
+_MAX_LINES: Final = 50
 
 
 class RecurringWarnings:
@@ -31,6 +32,14 @@ class RecurringWarnings:
         else:
             self._log.warning("%s", message)
             self._begin(reason)
+
+    def warn_each(self, reason: str, who: str, message: str) -> None:
+        """The same with a line for each `who`, of whom there may be any number: many at a time
+        share one line."""
+        own = f"{reason} {who}"
+        self.warn(
+            own if own in self._minutes or len(self._minutes) < _MAX_LINES else reason, message
+        )
 
     def _begin(self, reason: str) -> None:
         minute = self._minutes[reason] = _Minute(time.monotonic() + _INTERVAL_SECONDS)

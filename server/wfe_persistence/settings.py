@@ -140,6 +140,68 @@ class Settings:
             default_help="none",
         ),
     ] = None
+    token_file: Annotated[
+        Path | None,
+        About(
+            "File of hashed bearer tokens, which `token create` makes: require a token of every "
+            "caller. Read again when it changes.",
+            metavar="FILE",
+            default_help="no tokens",
+        ),
+    ] = None
+    jwt_issuer: Annotated[
+        str,
+        About(
+            "Issuer (`iss`) of JSON Web Tokens: accept them as bearer tokens. Needs jwt-audience "
+            "and jwt-jwks.",
+            metavar="URL",
+            default_help="no JWTs",
+        ),
+    ] = ""
+    jwt_audience: Annotated[
+        str, About("Audience (`aud`) that a JWT must be meant for.", default_help="none")
+    ] = ""
+    jwt_jwks: Annotated[
+        str,
+        About(
+            "Keys of the JWTs' issuer (JWKS): a file, an https URL, or an http URL of a loopback "
+            "address. Fetched again when a key is unknown.",
+            metavar="FILE|URL",
+            default_help="none",
+        ),
+    ] = ""
+    jwt_jwks_ca: Annotated[
+        Path | None,
+        About(
+            "Certificate authorities (PEM) to trust for the URL of the keys.",
+            metavar="FILE",
+            default_help="those of the system",
+        ),
+    ] = None
+    jwt_jwks_token_file: Annotated[
+        Path | None,
+        About(
+            "File with the bearer token to fetch the keys with. Read again each time.",
+            metavar="FILE",
+            default_help="no token",
+        ),
+    ] = None
+    jwt_algorithms: Annotated[
+        str,
+        About("Algorithms that JWTs may be signed with: asymmetric ones, separated by commas."),
+    ] = "RS256,ES256"
+    jwt_principal_claim: Annotated[
+        str, About("Claim of a JWT that names its principal, as `jwt:NAME`.")
+    ] = "sub"
+    policy_file: Annotated[
+        Path | None,
+        About(
+            "TOML file that says which principals have which role in which namespaces; required "
+            "with authentication. Read again when it changes. See `policy check`.",
+            metavar="FILE",
+            default_help="none",
+        ),
+    ] = None
     insecure: Annotated[
         bool,
         About(
@@ -191,7 +253,13 @@ class Settings:
     allow_data_loss: Annotated[
         bool, About("Accept a database with fsync or synchronous_commit off.")
     ] = False
-    reflection: Annotated[bool, About("Enable gRPC server reflection.")] = True
+    reflection: Annotated[
+        bool | None,
+        About(
+            "Enable gRPC server reflection, for callers that are authenticated if they have to be.",
+            default_help="enabled if --listen is a loopback address or a Unix socket",
+        ),
+    ] = None
     max_message_bytes: Annotated[
         int,
         About(
@@ -342,7 +410,7 @@ class Settings:
             if not self.tls_cert:
                 missing.append("TLS (tls-cert, tls-key)")
         if not self.authentication:
-            missing.append("authentication (tls-client-ca)")
+            missing.append("authentication (token-file, jwt-issuer or tls-client-ca)")
         if open_to_strangers and missing:
             raise ValueError(
                 f"listen: {who} can reach {self.listen}, so it needs {' and '.join(missing)}; "
@@ -352,7 +420,12 @@ class Settings:
     @property
     def authentication(self) -> tuple[str, ...]:
         """How callers can prove who they are; empty: they need not."""
-        return ("client certificate",) if self.tls_client_ca else ()
+        ways = (
+            ("token", self.token_file),
+            ("JWT", self.jwt_issuer),
+            ("client certificate", self.tls_client_ca),
+        )
+        return tuple(way for way, setting in ways if setting)
 
     @property
     def protection(self) -> str:
@@ -376,6 +449,11 @@ class Settings:
     def uses_embedded_database(self) -> bool:
         """Whether no database was named."""
         return not (self.db_url or self.db_url_file)
+
+    @property
+    def reflection_enabled(self) -> bool:
+        """Whether reflection is enabled, by the setting or by its default."""
+        return listens_locally(self.listen) if self.reflection is None else self.reflection
 
     @property
     def create_namespace_allowed(self) -> bool:

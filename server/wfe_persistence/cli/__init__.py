@@ -1,4 +1,4 @@
-"""The command line: `wfe-persistence serve | migrate | health | version`.
+"""The command line: `wfe-persistence serve | migrate | token | policy | health | version`.
 
 A file per command; `options` derives the options from `settings`. Exit status: 0 success, 1 failure
 (including a server that is not installed), 2 invalid usage.
@@ -22,7 +22,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 # The top-level modules of the extra `server`. The package without it is the client, but brings the
 # same console script.
-_SERVER_MODULES = ("click", "psycopg", "psycopg_pool", "grpc_health", "grpc_reflection")
+_SERVER_MODULES = ("click", "psycopg", "psycopg_pool", "grpc_health", "grpc_reflection", "jwt")
 
 
 def main(args: Sequence[str] | None = None, prog_name: str | None = None) -> NoReturn:

@@ -6,7 +6,9 @@ import click
 
 from wfe_persistence.cli.health import health
 from wfe_persistence.cli.migrate import migrate
+from wfe_persistence.cli.policy import policy
 from wfe_persistence.cli.serve import serve
+from wfe_persistence.cli.token import token
 from wfe_persistence.cli.version import version
 
 
@@ -25,5 +27,5 @@ def commands() -> None:
     """
 
 
-for command in (serve, migrate, health, version):
+for command in (serve, migrate, token, policy, health, version):
     commands.add_command(command)

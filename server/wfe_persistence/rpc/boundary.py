@@ -1,5 +1,5 @@
-"""What surrounds every handler: identify → admit → receive → decode → namespace → handle → encode
-→ observe.
+"""What surrounds every handler: identify → authorize → admit → receive → decode → namespace →
+handle → encode → observe.
 
 Handlers are registered with bytes on both sides, because gRPC itself reports undecodable requests
 as UNKNOWN and shows internals, and because one wrapper per method is cheaper than a chain of
@@ -17,7 +17,6 @@ import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
@@ -30,6 +29,7 @@ from wfe_persistence.recurring import RecurringWarnings
 from wfe_persistence.rpc.call import Call, Environment
 from wfe_persistence.rpc.check import Check
 from wfe_persistence.rpc.check.wire import require_few_items
+from wfe_persistence.rpc.guard import Caller, Guard, namespace_of
 from wfe_persistence.rpc.intake import Intake
 from wfe_persistence.rpc.services import Method, Service
 from wfe_persistence.rpc.status import abort, reason_name
@@ -37,8 +37,6 @@ from wfe_persistence.store.tables import Store
 
 log = logging.getLogger(__name__)
 refusals = RecurringWarnings(log)
-
-NAMESPACE_KEY = "wfe-namespace"
 
 # A call with less time than this (seconds) before its deadline can't succeed, so nothing is begun
 # for it. (Clients round short timeouts up to whole milliseconds.)
@@ -56,20 +54,13 @@ _OVERLOAD = frozenset(
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """What a call's metadata says about who calls, and for what."""
-
-    namespace: str | None
-    """None: the default namespace."""
-
-
 class Boundary:
     """Wraps the methods of servicers; one for the whole server."""
 
-    def __init__(self, env: Environment, intake: Intake) -> None:
+    def __init__(self, env: Environment, intake: Intake, guard: Guard) -> None:
         self._env = env
         self._intake = intake
+        self._guard = guard
 
     def handlers(self, service: Service) -> grpc.GenericRpcHandler:
         """gRPC's handlers for a service."""
@@ -91,7 +82,7 @@ class Boundary:
         self, method: Method, function: Callable[[Message, Call], Awaitable[Message]]
     ) -> Any:
         async def answer(context: Context) -> bytes:
-            caller = _identify(context)
+            caller = await self._identify(context, method)
             deadline = self._deadline(context)
             with self._intake.admit(context, deadline) as place:
                 data = await place.receive()
@@ -122,7 +113,7 @@ class Boundary:
         """
 
         async def answer(context: Context) -> None:
-            caller = _identify(context)
+            caller = await self._identify(context, method)
             deadline = self._deadline(context)
             with self._intake.admit(context, deadline) as place:
                 data = await place.receive()
@@ -145,6 +136,14 @@ class Boundary:
 
         return handle
 
+    async def _identify(self, context: Context, method: Method) -> Caller:
+        """Who calls; raises PersistenceError unless they may make this call, as far as that does
+        not depend on the request."""
+        caller = await self._guard.identify(context)
+        namespace = None if method.server_wide else caller.namespace
+        self._guard.require(caller, method.required_role, namespace, method.name)
+        return caller
+
     def _deadline(self, context: Context) -> float:
         """When a call must end, on the event loop's clock. Raises TimeoutError if that is now."""
         remaining = context.time_remaining()
@@ -159,8 +158,11 @@ class Boundary:
         """What a handler takes: the decoded request, and its call in the caller's namespace."""
         self._env.workers.begin(len(data))
         request, check = await offload.run(self._decode, data, method)
+        if method.namespace_field:
+            namespace = getattr(request, method.namespace_field)
+            self._guard.require(caller, method.required_role, namespace, method.name)
         store = await self._namespace(caller, method)
-        return request, Call(store, check, self._env)
+        return request, Call(store, check, self._env, caller)
 
     def _decode(self, data: bytes, method: Method) -> tuple[Message, Check]:
         """The request, and what is wrong with it so far."""
@@ -217,7 +219,8 @@ class Boundary:
         try:
             if isinstance(exc, grpc.aio.BaseError):
                 raise exc
-            error = await self._explain(exc, context)
+            namespace = None if method.server_wide else namespace_of(context)
+            error = await self._explain(exc, namespace)
             _observe(method, error)
             await abort(context, error)
         except grpc.aio.AbortError:
@@ -228,11 +231,11 @@ class Boundary:
             log.debug("%s: ended by gRPC: %s", method.name, gone)
             raise asyncio.CancelledError from gone
 
-    async def _explain(self, exc: Exception, context: Context) -> PersistenceError:
+    async def _explain(self, exc: Exception, namespace: str | None) -> PersistenceError:
         """What the caller may know about a failure."""
         if isinstance(exc, PersistenceError):
             if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED:
-                return await self._explain_missing_tables(exc, _identify(context))
+                return await self._explain_missing_tables(exc, namespace)
             return exc
         if isinstance(exc, TimeoutError):
             if self._intake.deadlines.expired:
@@ -248,7 +251,7 @@ class Boundary:
         )
 
     async def _explain_missing_tables(
-        self, error: PersistenceError, caller: Caller
+        self, error: PersistenceError, namespace: str | None
     ) -> PersistenceError:
         """While the server starts and migrates, they will be created soon; later their absence may
         mean that the namespace was deleted."""
@@ -258,21 +261,13 @@ class Boundary:
                 "the server is starting and migrating the store",
                 retry_after=0.5,
             )
-        if caller.namespace:
-            self._env.namespaces.forget(caller.namespace)
+        if namespace:
+            self._env.namespaces.forget(namespace)
             try:
-                await self._env.namespaces.get(caller.namespace)
+                await self._env.namespaces.get(namespace)
             except PersistenceError as exc:
                 return exc
         return error
-
-
-def _identify(context: Context) -> Caller:
-    """Who calls, and for which namespace, from the metadata. The place for authentication."""
-    for key, value in context.invocation_metadata() or ():
-        if key == NAMESPACE_KEY:
-            return Caller(value if isinstance(value, str) else value.decode())
-    return Caller(None)
 
 
 @contextmanager

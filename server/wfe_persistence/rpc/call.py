@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from wfe_persistence.offload import Workers
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.check import Check
+from wfe_persistence.rpc.guard import Caller
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.paging import Cursor
 from wfe_persistence.store.readiness import Readiness
@@ -44,6 +45,7 @@ class Call:
     check: Check
     """Collects the violations of the request; the handler adds to it and calls `done()`."""
     env: Environment
+    caller: Caller
 
     def page(self, request: paging.Paged, size: int) -> tuple[Cursor | None, int, int]:
         """Where the requested page starts, its maximum number of items and their maximum size in

@@ -1,6 +1,7 @@
 """grpc.health.v1 for the server, and for each namespace under `NAME/SERVICE`.
 
-A namespace is only looked at when it is asked for, so that a thousand of them cost nothing.
+A namespace is only looked at when it is asked for, so that a thousand of them cost nothing. The
+health of the server is for everybody, that of a namespace for those who may read in it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import grpc
 from grpc_health.v1 import health, health_pb2
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe_persistence.access.role import Role
 from wfe_persistence.errors import PersistenceError, shutting_down
 from wfe_persistence.rpc.deadlines import Deadlines
+from wfe_persistence.rpc.guard import Caller, Guard
 from wfe_persistence.rpc.intake import Intake
 from wfe_persistence.rpc.services import SERVICES
 from wfe_persistence.rpc.status import abort
@@ -35,10 +38,11 @@ Response = health_pb2.HealthCheckResponse
 class Health(health.aio.HealthServicer):
     """The library's servicer for the server as a whole; ours for namespaces."""
 
-    def __init__(self, namespaces: Namespaces, intake: Intake) -> None:
+    def __init__(self, namespaces: Namespaces, intake: Intake, guard: Guard) -> None:
         super().__init__()
         self._namespaces = namespaces
         self._intake = intake
+        self._guard = guard
         self._serving: bool | None = None
         self._draining = False
         self._watches = Deadlines()
@@ -67,7 +71,10 @@ class Health(health.aio.HealthServicer):
         if "/" not in request.service:
             response: Response = await super().Check(request, context)
             return response
-        status = await self._status(request.service)
+        try:
+            status = await self._status(request.service, await self._guard.identify(context))
+        except PersistenceError as exc:
+            await abort(context, exc)
         if status == Response.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND)
         return Response(status=status)
@@ -94,7 +101,11 @@ class Health(health.aio.HealthServicer):
             return
         last = None
         while True:
-            status = await self._status(request.service)
+            try:
+                # Again each time: who may see it may change.
+                status = await self._status(request.service, await self._guard.identify(context))
+            except PersistenceError as exc:
+                await abort(context, exc)
             if status != last:
                 await context.write(Response(status=status))
                 last = status
@@ -112,8 +123,10 @@ class Health(health.aio.HealthServicer):
     def _watch_ended(self, _: object) -> None:
         self.watches -= 1
 
-    async def _status(self, name: str) -> int:
+    async def _status(self, name: str, caller: Caller) -> int:
+        """The health of a service in a namespace. Raises ACCESS_DENIED."""
         namespace, _, service = name.partition("/")
+        self._guard.require(caller, Role.READER, namespace, "Health")
         if service not in _NAMES:
             return Response.SERVICE_UNKNOWN
         if self._draining:

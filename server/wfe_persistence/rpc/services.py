@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from wfe.persistence.v1 import command_pb2, event_pb2, store_pb2, subscription_pb2, workflow_pb2
+from wfe_persistence.access.role import Role
 from wfe_persistence.rpc.command_service import ScheduledCommandService
 from wfe_persistence.rpc.event_service import EventService
 from wfe_persistence.rpc.store_service import StoreService
@@ -23,6 +24,64 @@ from wfe_persistence.rpc.workflow_service import WorkflowService
 
 SERVER_WIDE: Final = frozenset({"CreateNamespace", "ListNamespaces", "DeleteNamespace"})
 """RPCs that concern the whole server; the namespace in their metadata is ignored."""
+
+NAMESPACE_FIELD: Final = {"CreateNamespace": "name", "DeleteNamespace": "name"}
+"""Of server-wide RPCs that concern one namespace, the field of the request that names it."""
+
+REQUIRED_ROLE: Final = {
+    # WorkflowService
+    "CreateNewWorkflow": Role.HOST,
+    "PersistWorkflow": Role.HOST,
+    "PersistWorkflowWithSubscriptions": Role.HOST,
+    "CommitWorkflow": Role.HOST,
+    "GetWorkflowInstance": Role.READER,
+    "GetWorkflowInstanceByName": Role.READER,
+    "GetWorkflowInstances": Role.READER,
+    "GetRunnableInstances": Role.READER,
+    "NextDefinitionSequence": Role.HOST,
+    "ListExecutionPointers": Role.READER,
+    "ListWorkflows": Role.READER,
+    "CountWorkflows": Role.READER,
+    "DeleteWorkflow": Role.OPERATOR,
+    "PurgeWorkflows": Role.OPERATOR,
+    # EventService
+    "CreateEvent": Role.HOST,
+    "GetEvent": Role.READER,
+    "GetRunnableEvents": Role.READER,
+    "GetEvents": Role.READER,
+    "MarkEventProcessed": Role.HOST,
+    "MarkEventUnprocessed": Role.HOST,
+    "ListEvents": Role.READER,
+    "PurgeEvents": Role.OPERATOR,
+    # SubscriptionService
+    "CreateEventSubscription": Role.HOST,
+    "GetSubscription": Role.READER,
+    "GetSubscriptions": Role.READER,
+    "GetFirstOpenSubscription": Role.READER,
+    "TerminateSubscription": Role.HOST,
+    "SetSubscriptionToken": Role.HOST,
+    "ClearSubscriptionToken": Role.HOST,
+    "RenewSubscriptionToken": Role.HOST,
+    "ListSubscriptions": Role.READER,
+    # ScheduledCommandService
+    "ScheduleCommand": Role.HOST,
+    "ClaimCommands": Role.HOST,
+    "CompleteCommands": Role.HOST,
+    "ReleaseCommands": Role.HOST,
+    "RenewCommands": Role.HOST,
+    "ListCommands": Role.READER,
+    # StoreService
+    "EnsureStoreExists": Role.HOST,
+    "PersistErrors": Role.HOST,
+    "ListErrors": Role.READER,
+    "GetStoreInfo": Role.READER,
+    "TruncateAll": Role.ADMIN,
+    "CreateNamespace": Role.OPERATOR,
+    "ListNamespaces": Role.READER,
+    "DeleteNamespace": Role.OPERATOR,
+}
+"""The role that a caller must have for each RPC in its namespace. For a server-wide RPC without one
+it is enough in any namespace, and the answer has only the namespaces in which the caller has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +93,9 @@ class Method:
     descriptor: MethodDescriptor
     request_class: type[Message]
     server_wide: bool
+    namespace_field: str | None
+    """Of a server-wide RPC: the field of the request that has the name of a namespace."""
+    required_role: Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +119,8 @@ class Service:
                 method,
                 GetMessageClass(method.input_type),
                 server_wide=method.name in SERVER_WIDE,
+                namespace_field=NAMESPACE_FIELD.get(method.name),
+                required_role=REQUIRED_ROLE.get(method.name, Role.ADMIN),
             )
             for method in self.descriptor.methods
         )

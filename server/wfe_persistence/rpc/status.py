@@ -72,7 +72,14 @@ _STATUS: Final[dict[grpc.StatusCode, tuple[str, ...]]] = {
         "DATABASE_UNAVAILABLE",
         "COMMIT_OUTCOME_UNKNOWN",
         "SHUTTING_DOWN",
+        "KEYS_UNAVAILABLE",
     ),
+    grpc.StatusCode.UNAUTHENTICATED: (
+        "CREDENTIALS_REQUIRED",
+        "CREDENTIALS_INVALID",
+        "CREDENTIALS_EXPIRED",
+    ),
+    grpc.StatusCode.PERMISSION_DENIED: ("ACCESS_DENIED",),
     grpc.StatusCode.INTERNAL: ("INTERNAL",),
 }
 

@@ -7,6 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 from wfe.persistence.v1 import store_pb2 as pb
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence import offload
+from wfe_persistence.access.role import Role
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.call import Call
@@ -114,6 +115,7 @@ class StoreService:
             call.env.namespaces.default,
             paging.decode(request, call.store),
             page_size,
+            visible=lambda name: call.caller.may(Role.READER, name),
         )
         return pb.ListNamespacesResponse(
             namespaces=page.items, next_page_token=paging.encode(request, call.store, page.next)

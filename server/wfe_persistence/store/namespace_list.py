@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +21,14 @@ from wfe_persistence.store.tables import MIGRATIONS_TABLE, STORE_TABLE, Store
 _MAX_CHUNK: Final = 200
 _MIN_CHUNK: Final = 20
 
+Visible = Callable[[str], bool]
+
+
+def everything(_: str) -> bool:
+    """Every namespace is visible."""
+    return True
+
+
 # A namespace is a schema with a table of migrations. The number of rows is PostgreSQL's estimate.
 LIST_NAMESPACES = """
 SELECT n.nspname,
@@ -33,16 +42,19 @@ LIMIT $5
 """
 
 
-async def list_namespaces(store: Store, after: Cursor | None, page_size: int) -> Page[Namespace]:
+async def list_namespaces(
+    store: Store, after: Cursor | None, page_size: int, visible: Visible = everything
+) -> Page[Namespace]:
     """The namespaces in the order of their schemas' names; `store` is the default one.
 
-    Those that have no owner yet are among them, because they may be this server's.
+    Those that have no owner yet are among them, because they may be this server's. Those whose
+    names are not `visible` are left out, before anything in them is read.
     """
     found: list[Namespace] = []
     last = "" if after is None else after[1]
     while True:
         wanted = page_size - len(found)
-        chunk, is_last = await _own_of_chunk(store, last, wanted)
+        chunk, is_last = await _own_of_chunk(store, last, wanted, visible)
         found += chunk.own[:wanted]
         if len(found) == page_size and (not is_last or len(chunk.own) > wanted):
             return Page(found, (0, found[-1].schema))
@@ -59,7 +71,9 @@ class _Chunk:
     last: str
 
 
-async def _own_of_chunk(store: Store, after: str, wanted: int) -> tuple[_Chunk, bool]:
+async def _own_of_chunk(
+    store: Store, after: str, wanted: int, visible: Visible = everything
+) -> tuple[_Chunk, bool]:
     """The next chunk after a schema's name, and whether it is the last one."""
     base = store.schema
     size = min(max(wanted, _MIN_CHUNK), _MAX_CHUNK)
@@ -78,7 +92,9 @@ async def _own_of_chunk(store: Store, after: str, wanted: int) -> tuple[_Chunk, 
             last = read_text(rows.get_value(i, 0))
             name = last.removeprefix(base.name + "_") if last != base.name else DEFAULT_NAMESPACE
             # The namespace `default` is `base` itself, whatever else is called so.
-            if last == base.name or (is_namespace(name) and name != DEFAULT_NAMESPACE):
+            if (
+                last == base.name or (is_namespace(name) and name != DEFAULT_NAMESPACE)
+            ) and visible(name):
                 candidates[name] = (
                     Namespace(
                         name=name, schema=last, estimated_rows=read_int8(rows.get_value(i, 1))

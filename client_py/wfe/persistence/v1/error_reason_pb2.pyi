@@ -185,6 +185,26 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """UNAVAILABLE: the server is shutting down; retry, possibly on another
     server.
     """
+    ERROR_REASON_KEYS_UNAVAILABLE: _ErrorReason.ValueType  # 73
+    """UNAVAILABLE: the keys to verify a JWT with cannot be fetched from its issuer
+    at present. Nothing was written; retry.
+    """
+    ERROR_REASON_CREDENTIALS_REQUIRED: _ErrorReason.ValueType  # 80
+    """UNAUTHENTICATED: the call has neither a token (metadata `authorization:
+    Bearer TOKEN`) nor a client certificate, one of which the server requires.
+    """
+    ERROR_REASON_CREDENTIALS_INVALID: _ErrorReason.ValueType  # 81
+    """UNAUTHENTICATED: the token or certificate is unknown, revoked, malformed,
+    not valid yet, or for another server. A token decides alone: a certificate
+    does not make up for a bad one.
+    """
+    ERROR_REASON_CREDENTIALS_EXPIRED: _ErrorReason.ValueType  # 82
+    """UNAUTHENTICATED: the token has expired; get a new one and repeat the call."""
+    ERROR_REASON_ACCESS_DENIED: _ErrorReason.ValueType  # 83
+    """PERMISSION_DENIED: the caller does not have the role that the RPC requires
+    in the namespace, whether or not that exists. ErrorInfo's metadata has the
+    caller as `principal` and the role as `role`.
+    """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 90
     """INTERNAL: a bug in the server. The message has an id under which the
     server's log has the details.
@@ -393,6 +413,26 @@ the same call only where the RPC's comment says that this is safe.
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 72
 """UNAVAILABLE: the server is shutting down; retry, possibly on another
 server.
+"""
+ERROR_REASON_KEYS_UNAVAILABLE: ErrorReason.ValueType  # 73
+"""UNAVAILABLE: the keys to verify a JWT with cannot be fetched from its issuer
+at present. Nothing was written; retry.
+"""
+ERROR_REASON_CREDENTIALS_REQUIRED: ErrorReason.ValueType  # 80
+"""UNAUTHENTICATED: the call has neither a token (metadata `authorization:
+Bearer TOKEN`) nor a client certificate, one of which the server requires.
+"""
+ERROR_REASON_CREDENTIALS_INVALID: ErrorReason.ValueType  # 81
+"""UNAUTHENTICATED: the token or certificate is unknown, revoked, malformed,
+not valid yet, or for another server. A token decides alone: a certificate
+does not make up for a bad one.
+"""
+ERROR_REASON_CREDENTIALS_EXPIRED: ErrorReason.ValueType  # 82
+"""UNAUTHENTICATED: the token has expired; get a new one and repeat the call."""
+ERROR_REASON_ACCESS_DENIED: ErrorReason.ValueType  # 83
+"""PERMISSION_DENIED: the caller does not have the role that the RPC requires
+in the namespace, whether or not that exists. ErrorInfo's metadata has the
+caller as `principal` and the role as `role`.
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 90
 """INTERNAL: a bug in the server. The message has an id under which the
