@@ -68,9 +68,11 @@ def server(
 def mutual(
     tmp_path: Path, authority: Authority, pair: Pair, database_url: str
 ) -> Iterator[TlsServer]:
+    policy = tmp_path / "policy.toml"
+    policy.write_text('[[grant]]\nprincipals = ["cert:*"]\nrole = "admin"\nnamespaces = ["*"]\n')
     server = TlsServer(
         tmp_path / "log", authority, pair, "--db-url", database_url,
-        "--tls-client-ca", str(authority.ca_file),
+        "--tls-client-ca", str(authority.ca_file), "--policy-file", str(policy),
     )  # fmt: skip
     server.start()
     yield server

@@ -275,11 +275,24 @@ class CommitOutcomeUnknown(Unavailable):
 
 
 class Unauthenticated(PersistenceError):
-    """The token or certificate is missing or invalid."""
+    """The token or certificate is missing or invalid; nothing was written.
+
+    With the reason `CREDENTIALS_EXPIRED`, get a new token and repeat the call.
+    """
 
 
 class PermissionDenied(PersistenceError):
-    """The caller may not make this call."""
+    """The caller may not make this call in this namespace; nothing was written."""
+
+    @property
+    def principal(self) -> str:
+        """Who the caller is to the server; empty if it did not report it."""
+        return self.metadata.get("principal", "")
+
+    @property
+    def role(self) -> str:
+        """The role that the call requires; empty if the server did not report it."""
+        return self.metadata.get("role", "")
 
 
 class Unimplemented(PersistenceError):
@@ -334,6 +347,11 @@ _BY_REASON: Mapping[str, type[PersistenceError]] = {
     "COMMIT_OUTCOME_UNKNOWN": CommitOutcomeUnknown,
     "SHUTTING_DOWN": Unavailable,
     "INTERNAL": ServerError,
+    "KEYS_UNAVAILABLE": Unavailable,
+    "CREDENTIALS_REQUIRED": Unauthenticated,
+    "CREDENTIALS_INVALID": Unauthenticated,
+    "CREDENTIALS_EXPIRED": Unauthenticated,
+    "ACCESS_DENIED": PermissionDenied,
     "SERVER_UNREACHABLE": Unavailable,
     "TRANSPORT_LIMIT": ResourceExhausted,
     "UNAUTHENTICATED": Unauthenticated,

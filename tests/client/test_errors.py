@@ -228,6 +228,7 @@ async def test_what_the_metadata_says(store: FakeStore, provider: PersistencePro
 def test_missing_metadata_is_no_second_error() -> None:
     assert RevisionMismatch("words").revision == 0
     assert LeaseLost("words").lease_tokens == ()
+    assert (PermissionDenied("words").principal, PermissionDenied("words").role) == ("", "")
     assert NameTaken("words").field == ""
     assert TooLarge("words", metadata={"limit_bytes": "many"}).limit_bytes == 0
 
@@ -246,6 +247,8 @@ def test_what_may_be_written_is_a_kind_of_unavailable() -> None:
         (Status.INTERNAL, "INTERNAL", True),
         (Status.RESOURCE_EXHAUSTED, None, True),
         (Status.UNAUTHENTICATED, None, False),
+        (Status.UNAUTHENTICATED, "CREDENTIALS_EXPIRED", False),
+        (Status.PERMISSION_DENIED, "ACCESS_DENIED", False),
         (Status.UNIMPLEMENTED, None, False),
     ],
 )

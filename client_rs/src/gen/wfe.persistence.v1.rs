@@ -648,6 +648,22 @@ pub enum ErrorReason {
     /// UNAVAILABLE: the server is shutting down; retry, possibly on another
     /// server.
     ShuttingDown = 72,
+    /// UNAVAILABLE: the keys to verify a JWT with cannot be fetched from its issuer
+    /// at present. Nothing was written; retry.
+    KeysUnavailable = 73,
+    /// UNAUTHENTICATED: the call has neither a token (metadata `authorization:
+    /// Bearer TOKEN`) nor a client certificate, one of which the server requires.
+    CredentialsRequired = 80,
+    /// UNAUTHENTICATED: the token or certificate is unknown, revoked, malformed,
+    /// not valid yet, or for another server. A token decides alone: a certificate
+    /// does not make up for a bad one.
+    CredentialsInvalid = 81,
+    /// UNAUTHENTICATED: the token has expired; get a new one and repeat the call.
+    CredentialsExpired = 82,
+    /// PERMISSION_DENIED: the caller does not have the role that the RPC requires
+    /// in the namespace, whether or not that exists. ErrorInfo's metadata has the
+    /// caller as `principal` and the role as `role`.
+    AccessDenied = 83,
     /// INTERNAL: a bug in the server. The message has an id under which the
     /// server's log has the details.
     Internal = 90,
@@ -717,6 +733,11 @@ impl ErrorReason {
             Self::DatabaseUnavailable => "ERROR_REASON_DATABASE_UNAVAILABLE",
             Self::CommitOutcomeUnknown => "ERROR_REASON_COMMIT_OUTCOME_UNKNOWN",
             Self::ShuttingDown => "ERROR_REASON_SHUTTING_DOWN",
+            Self::KeysUnavailable => "ERROR_REASON_KEYS_UNAVAILABLE",
+            Self::CredentialsRequired => "ERROR_REASON_CREDENTIALS_REQUIRED",
+            Self::CredentialsInvalid => "ERROR_REASON_CREDENTIALS_INVALID",
+            Self::CredentialsExpired => "ERROR_REASON_CREDENTIALS_EXPIRED",
+            Self::AccessDenied => "ERROR_REASON_ACCESS_DENIED",
             Self::Internal => "ERROR_REASON_INTERNAL",
             Self::ServerUnreachable => "ERROR_REASON_SERVER_UNREACHABLE",
             Self::TransportLimit => "ERROR_REASON_TRANSPORT_LIMIT",
@@ -775,6 +796,11 @@ impl ErrorReason {
             "ERROR_REASON_DATABASE_UNAVAILABLE" => Some(Self::DatabaseUnavailable),
             "ERROR_REASON_COMMIT_OUTCOME_UNKNOWN" => Some(Self::CommitOutcomeUnknown),
             "ERROR_REASON_SHUTTING_DOWN" => Some(Self::ShuttingDown),
+            "ERROR_REASON_KEYS_UNAVAILABLE" => Some(Self::KeysUnavailable),
+            "ERROR_REASON_CREDENTIALS_REQUIRED" => Some(Self::CredentialsRequired),
+            "ERROR_REASON_CREDENTIALS_INVALID" => Some(Self::CredentialsInvalid),
+            "ERROR_REASON_CREDENTIALS_EXPIRED" => Some(Self::CredentialsExpired),
+            "ERROR_REASON_ACCESS_DENIED" => Some(Self::AccessDenied),
             "ERROR_REASON_INTERNAL" => Some(Self::Internal),
             "ERROR_REASON_SERVER_UNREACHABLE" => Some(Self::ServerUnreachable),
             "ERROR_REASON_TRANSPORT_LIMIT" => Some(Self::TransportLimit),

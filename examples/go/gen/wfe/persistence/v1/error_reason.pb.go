@@ -170,6 +170,22 @@ const (
 	// UNAVAILABLE: the server is shutting down; retry, possibly on another
 	// server.
 	ErrorReason_ERROR_REASON_SHUTTING_DOWN ErrorReason = 72
+	// UNAVAILABLE: the keys to verify a JWT with cannot be fetched from its issuer
+	// at present. Nothing was written; retry.
+	ErrorReason_ERROR_REASON_KEYS_UNAVAILABLE ErrorReason = 73
+	// UNAUTHENTICATED: the call has neither a token (metadata `authorization:
+	// Bearer TOKEN`) nor a client certificate, one of which the server requires.
+	ErrorReason_ERROR_REASON_CREDENTIALS_REQUIRED ErrorReason = 80
+	// UNAUTHENTICATED: the token or certificate is unknown, revoked, malformed,
+	// not valid yet, or for another server. A token decides alone: a certificate
+	// does not make up for a bad one.
+	ErrorReason_ERROR_REASON_CREDENTIALS_INVALID ErrorReason = 81
+	// UNAUTHENTICATED: the token has expired; get a new one and repeat the call.
+	ErrorReason_ERROR_REASON_CREDENTIALS_EXPIRED ErrorReason = 82
+	// PERMISSION_DENIED: the caller does not have the role that the RPC requires
+	// in the namespace, whether or not that exists. ErrorInfo's metadata has the
+	// caller as `principal` and the role as `role`.
+	ErrorReason_ERROR_REASON_ACCESS_DENIED ErrorReason = 83
 	// INTERNAL: a bug in the server. The message has an id under which the
 	// server's log has the details.
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 90
@@ -232,6 +248,11 @@ var (
 		70:  "ERROR_REASON_DATABASE_UNAVAILABLE",
 		71:  "ERROR_REASON_COMMIT_OUTCOME_UNKNOWN",
 		72:  "ERROR_REASON_SHUTTING_DOWN",
+		73:  "ERROR_REASON_KEYS_UNAVAILABLE",
+		80:  "ERROR_REASON_CREDENTIALS_REQUIRED",
+		81:  "ERROR_REASON_CREDENTIALS_INVALID",
+		82:  "ERROR_REASON_CREDENTIALS_EXPIRED",
+		83:  "ERROR_REASON_ACCESS_DENIED",
 		90:  "ERROR_REASON_INTERNAL",
 		100: "ERROR_REASON_SERVER_UNREACHABLE",
 		101: "ERROR_REASON_TRANSPORT_LIMIT",
@@ -279,6 +300,11 @@ var (
 		"ERROR_REASON_DATABASE_UNAVAILABLE":         70,
 		"ERROR_REASON_COMMIT_OUTCOME_UNKNOWN":       71,
 		"ERROR_REASON_SHUTTING_DOWN":                72,
+		"ERROR_REASON_KEYS_UNAVAILABLE":             73,
+		"ERROR_REASON_CREDENTIALS_REQUIRED":         80,
+		"ERROR_REASON_CREDENTIALS_INVALID":          81,
+		"ERROR_REASON_CREDENTIALS_EXPIRED":          82,
+		"ERROR_REASON_ACCESS_DENIED":                83,
 		"ERROR_REASON_INTERNAL":                     90,
 		"ERROR_REASON_SERVER_UNREACHABLE":           100,
 		"ERROR_REASON_TRANSPORT_LIMIT":              101,
@@ -417,7 +443,7 @@ var File_wfe_persistence_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"%wfe/persistence/v1/error_reason.proto\x12\x12wfe.persistence.v1*\xea\f\n" +
+	"%wfe/persistence/v1/error_reason.proto\x12\x12wfe.persistence.v1*\xa0\x0e\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12#\n" +
 	"\x1fERROR_REASON_WORKFLOW_NOT_FOUND\x10\x01\x12 \n" +
@@ -458,7 +484,12 @@ const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	"\x1eERROR_REASON_DEADLINE_EXCEEDED\x10<\x12%\n" +
 	"!ERROR_REASON_DATABASE_UNAVAILABLE\x10F\x12'\n" +
 	"#ERROR_REASON_COMMIT_OUTCOME_UNKNOWN\x10G\x12\x1e\n" +
-	"\x1aERROR_REASON_SHUTTING_DOWN\x10H\x12\x19\n" +
+	"\x1aERROR_REASON_SHUTTING_DOWN\x10H\x12!\n" +
+	"\x1dERROR_REASON_KEYS_UNAVAILABLE\x10I\x12%\n" +
+	"!ERROR_REASON_CREDENTIALS_REQUIRED\x10P\x12$\n" +
+	" ERROR_REASON_CREDENTIALS_INVALID\x10Q\x12$\n" +
+	" ERROR_REASON_CREDENTIALS_EXPIRED\x10R\x12\x1e\n" +
+	"\x1aERROR_REASON_ACCESS_DENIED\x10S\x12\x19\n" +
 	"\x15ERROR_REASON_INTERNAL\x10Z\x12#\n" +
 	"\x1fERROR_REASON_SERVER_UNREACHABLE\x10d\x12 \n" +
 	"\x1cERROR_REASON_TRANSPORT_LIMIT\x10e\x12 \n" +
