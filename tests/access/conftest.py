@@ -66,6 +66,10 @@ class GuardedServer:
             "--jwt-jwks", str(self.issuer.file), "--log-level", "debug",
         )  # fmt: skip
 
+    def any_credentials(self) -> grpc.ChannelCredentials | None:
+        """What any client needs to connect; None: nothing."""
+        return None
+
     def create(self, name: str) -> str:
         """A new token."""
         return tokens.create_token(self.token_file, name, None)[1]
@@ -89,9 +93,14 @@ def start(guarded: GuardedServer, url: str, *arguments: str) -> ServerProcess:
         guarded.log, *guarded.arguments, *arguments,
         module=MODULE, env={**os.environ, "WFE_PERSISTENCE_DB_URL": url},
     )  # fmt: skip
+    server.credentials = credentials = guarded.any_credentials()
     server.__enter__()
     guarded.server = server
-    with grpc.insecure_channel(server.address) as channel:
+    with (
+        grpc.secure_channel(server.address, credentials)
+        if credentials
+        else grpc.insecure_channel(server.address)
+    ) as channel:
         for name in (OWN, FOREIGN):
             StoreServiceStub(channel).CreateNamespace(
                 CreateNamespaceRequest(name=name), metadata=(bearer(guarded.tokens["root"]),)

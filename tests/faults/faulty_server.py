@@ -17,6 +17,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from tests.faults.access_faults import ACCESS_FAULTS
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.workflow_pb2 import CommitWorkflowRequest
 from wfe_persistence import drain
@@ -421,7 +422,7 @@ SERVER_FAULTS: dict[str, tuple[Callable[[], None], str]] = {
         plant_no_owners,
         "test_owners.py::test_store_of_other_servers_is_no_namespace",
     ),
-}
+} | ACCESS_FAULTS
 
 
 if __name__ == "__main__":

@@ -262,6 +262,7 @@ def _get(url: str, ca: Path | None, token: Path | None, *, local: bool) -> bytes
         with urllib.request.build_opener(*handlers).open(request, timeout=_FETCH_SECONDS) as answer:
             data: bytes = answer.read(_MAX_BYTES + 1)
     except HTTPError as exc:
+        exc.close()
         raise ValueError(f"answered with HTTP status {exc.code}") from None
     except URLError as exc:
         raise ValueError(f"can't be fetched: {exc.reason}") from None
