@@ -24,6 +24,8 @@ class Proxy:
         """From the next answer on: throw it away and break the connection off."""
         self.rewrite: Callable[[Messages], Messages] | None = None
         """What becomes of each answer, on connections made from now on."""
+        self._flowing = asyncio.Event()
+        self._flowing.set()
         self.connections = 0
         """How many were accepted."""
 
@@ -34,6 +36,8 @@ class Proxy:
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
         self.break_off()
+        for task in self._tasks:
+            task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.wait_closed()
 
@@ -42,22 +46,47 @@ class Proxy:
         for writer in self._writers:
             writer.close()
 
+    def stall(self) -> None:
+        """Forward nothing any more, on no connection, and keep all of them open."""
+        self._flowing.clear()
+
+    def stall_connections(self) -> None:
+        """The same for the connections that are open; new ones are served."""
+        self.stall()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+
+    def flow(self) -> None:
+        """End `stall`: what was held back is forwarded."""
+        self._flowing.set()
+
     async def _accept(self, client: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:
         self.connections += 1
+        flowing = self._flowing
+        await flowing.wait()
         server, requests = await asyncio.open_unix_connection(self._behind)
         self._writers |= {answers, requests}
-        for pump in (self._pump(client, requests), self._pump(server, answers, lossy=True)):
+        for pump in (
+            self._pump(client, requests, flowing),
+            self._pump(server, answers, flowing, lossy=True),
+        ):
             task = asyncio.create_task(pump)
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def _pump(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, lossy: bool = False
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        flowing: asyncio.Event,
+        *,
+        lossy: bool = False,
     ) -> None:
         try:
             async for data in self._answers(source) if lossy and self.rewrite else _chunks(source):
                 if lossy and self.drop_answers:
                     break
+                await flowing.wait()
                 sink.write(data)
                 await sink.drain()
         except OSError:

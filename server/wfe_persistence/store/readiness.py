@@ -15,8 +15,11 @@ from wfe_persistence.store.tables import Store
 
 log = logging.getLogger(__name__)
 
-# The timeout of one look at the schema version, except for the first one, which may migrate.
-_LOOK_SECONDS = 2.0
+# The timeout of one look at the schema version, except for the first one, which may migrate; and of
+# the question whether the database answers at all, if a look takes longer. With the pause between
+# two looks, a stalled database is noticed within 3 s.
+_LOOK_SECONDS = 0.75
+_ANSWER_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +67,20 @@ class Readiness:
             ):
                 self.is_starting = False
             if exc.reason == ErrorReason.ERROR_REASON_POOL_EXHAUSTED:
-                return None
+                return await self._busy_or_stalled()
             # Why it can't be reached has been logged.
             away = self._store.database.is_away
             return State(ready=False, why=str(exc) if away else exc.in_full)
         except TimeoutError:
-            # A server that is only busy stays healthy.
-            if self._store.database.is_away:
-                return State(ready=False, why="the database can't be reached")
-            return None
+            return await self._busy_or_stalled()
+
+    async def _busy_or_stalled(self) -> State | None:
+        """A server that is only busy stays healthy."""
+        if self._store.database.is_away:
+            return State(ready=False, why="the database can't be reached")
+        if not await self._store.database.answers(_ANSWER_SECONDS):
+            return State(ready=False, why="the database has stopped answering")
+        return None
 
     async def _look(self) -> State:
         if not self._examined:

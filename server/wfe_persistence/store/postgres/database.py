@@ -7,7 +7,7 @@ import random
 import types
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Sequence
 from contextlib import suppress
-from typing import Any, Final, Self, TypeVar
+from typing import Any, ClassVar, Final, Self, TypeVar
 
 import psycopg
 import psycopg_pool
@@ -21,11 +21,13 @@ from wfe_persistence.store.postgres.pipeline import (
     Connection,
     ConnectionLostError,
     Exchange,
+    Peer,
     PGresult,
 )
 from wfe_persistence.store.postgres.reachability import Reachability, is_full
 from wfe_persistence.store.postgres.source import Connect, ConnectionSource
 from wfe_persistence.store.postgres.sqlstate import Retry, raise_error, retry, violated_constraint
+from wfe_persistence.store.postgres.watch import Watch
 
 T = TypeVar("T")
 
@@ -63,11 +65,14 @@ class Database:
         self.lane = Lane()
         """The turns of administrative work, most of which connects on its own."""
         self._pool_timeout = pool_timeout
+        self._watch = Watch(source, reachability.stalled)
         self._gate = FairGate(pool_size, max_waiting)
         self._streams = FairGate(max(1, pool_size // 2), max_waiting, within=self._gate)
 
         class PoolConnection(Connection):
             """The connections of this pool."""
+
+            peers: ClassVar[dict[str, Peer]] = {}
 
             @classmethod
             async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:  # noqa: ARG003
@@ -89,15 +94,17 @@ class Database:
             reconnect_timeout=1.0,
             open=False,
         )
-        self._running: set[Exchange] = set()
+        self._connection_class = PoolConnection
         self._stopped = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         await self._pool.open()
+        self._watching = asyncio.get_running_loop().create_task(self._watch.run())
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._watching.cancel()
         await self.reachability.close()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_CANCEL_TIMEOUT_SECONDS)
@@ -114,7 +121,7 @@ class Database:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await asyncio.gather(
-                    self._pool.close(timeout=seconds), *map(self._stop, self._running)
+                    self._pool.close(timeout=seconds), *map(self._stop, self._watch.under_way)
                 )
 
     async def _stop(self, exchange: Exchange) -> None:
@@ -129,6 +136,11 @@ class Database:
     def is_away(self) -> bool:
         """Whether the last attempt to connect failed, and no connection is open."""
         return self.reachability.is_away
+
+    async def answers(self, seconds: float) -> bool:
+        """Whether the database says anything within this time, be it only on a new connection."""
+        peers = self._connection_class.peers.values()
+        return await self._watch.answers(max(peers, key=lambda p: p.heard, default=None), seconds)
 
     async def connect(self, connect: Connect, **options: Any) -> psycopg.AsyncConnection[Any]:
         """Connect for administration, apart from the pool. Raises psycopg.Error.
@@ -236,6 +248,7 @@ class Database:
                 if exchange.error is None:
                     exchange = Exchange(connection)
                     exchange.send_row_by_row(command)
+                    self._watch.under_way.add(exchange)
                 ended = exchange.finished
                 while not ended:
                     await exchange.more()
@@ -249,6 +262,7 @@ class Database:
                 if exchange.error is not None:
                     again = retry(exchange.error)
             finally:
+                self._watch.under_way.discard(exchange)
                 if exchange.lost or again is Retry.OTHER_CONNECTION:
                     self._spawn(self._discard(connection))
                 elif exchange.finished:
@@ -285,19 +299,19 @@ class Database:
         or is cancelled: then the connection is taken care of."""
         exchange = Exchange(await self._acquire(gate, namespace))
         send(exchange, what)
-        self._running.add(exchange)
+        self._watch.under_way.add(exchange)
         try:
             await exchange.complete()
         except asyncio.CancelledError:
             self._spawn(self._cancel(exchange))
             if self._stopped:
-                raise ConnectionLostError("stopped", unwritten=not exchange.flushed) from None
+                raise ConnectionLostError("stopped", unwritten=exchange.is_unwritten) from None
             raise
         except ConnectionLostError:
             self._spawn(self._discard(exchange.connection))
             raise
         finally:
-            self._running.discard(exchange)
+            self._watch.under_way.discard(exchange)
         return exchange
 
     async def _cancel(self, exchange: Exchange) -> None:

@@ -50,6 +50,20 @@ class ConnectionLostError(Exception):
         self.unwritten = unwritten
 
 
+class Peer:
+    """One PostgreSQL server, or pooler, and what is known of it; shared by the connections to it.
+
+    `options` are those of another connection to it. Times are those of the event loop.
+    """
+
+    def __init__(self, options: dict[str, str]) -> None:
+        self.options = options
+        self.heard = 0.0
+        """When it last said something, on any connection."""
+        self.stalled = 0.0
+        """When it last stopped answering: older connections are not to be used again."""
+
+
 class _DisorderError(psycopg.OperationalError):
     """The results are not those of what was sent."""
 
@@ -62,6 +76,11 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     max_prepared_bytes: ClassVar[int | None] = None
     """See PreparedStatements."""
+    peers: ClassVar[dict[str, Peer]] = {}
+    """Whom the pool has been connected to: those that the connection string names."""
+    peer: Peer
+    born: float
+    """When it was made, by the event loop's clock."""
     gate: FairGate
     """Where the call that has the connection took its turn, and returns it."""
 
@@ -72,13 +91,27 @@ class Connection(psycopg.AsyncConnection[Any]):
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
         """Connect, and enter the pipeline mode."""
+        born = asyncio.get_running_loop().time()
         connection = await super().connect(conninfo, **kwargs)
+        connection.born = born
+        connection.peer = cls._peer_of(connection.pgconn)
         connection.pgconn.nonblocking = 1
         connection.pgconn.enter_pipeline_mode()
         return connection
 
+    @classmethod
+    def _peer_of(cls, pgconn: pq.abc.PGconn) -> Peer:
+        at = {"host": pgconn.host, "hostaddr": pgconn.hostaddr, "port": pgconn.port}
+        options = {key: value.decode() for key, value in at.items() if value}
+        key = " ".join(options.values())
+        if key not in cls.peers:
+            cls.peers[key] = Peer(options)
+        return cls.peers[key]
+
     def is_alive(self) -> bool:
         """Whether the server has not hung up. Costs no round trip: it would have said so."""
+        if self.peer.stalled > self.born:
+            return False
         try:
             # Twice, because the server's last message hides the end of the connection from the
             # first read.
@@ -101,6 +134,9 @@ class Exchange:
         self._pgconn = connection.pgconn
         self._loop = asyncio.get_running_loop()
         self._fd = self._pgconn.socket
+        self.heard = self._loop.time()
+        """When the last bytes came, or were asked for."""
+        self.listening = False
         # What to do when each message sent has succeeded, in order; None: keep its result.
         self._sent: list[Callable[[], None] | None] = []
         self._received = 0
@@ -155,7 +191,11 @@ class Exchange:
                 self._sent.append(partial(self.connection.prepared.remove, name))
             self._sync()
         self._flush()
+        self._listen()
+
+    def _listen(self) -> None:
         self._loop.add_reader(self._fd, self._readable)
+        self.listening = True
 
     def _sync(self) -> None:
         self._pgconn.pipeline_sync()
@@ -191,11 +231,13 @@ class Exchange:
             self._lose(exc)
 
     def _readable(self) -> None:
+        self.heard = self.connection.peer.heard = self._loop.time()
         try:
             self._pgconn.consume_input()
             self._receive()
             if self.results and self._row_by_row:
                 self._loop.remove_reader(self._fd)  # until resume()
+                self.listening = False
         except psycopg.OperationalError as exc:
             self._lose(exc)
 
@@ -282,15 +324,22 @@ class Exchange:
             self.finished = True
             self._signal()
             return
-        # The commit happens at the first Sync. So if that was not sent, or if a statement failed
-        # before it, nothing was written. Otherwise nobody can know.
-        unsent = not self.flushed and len(self._syncs) == 1
-        unwritten = (self._rolled_back or unsent) and not isinstance(exc, _DisorderError)
+        unwritten = self.is_unwritten and not isinstance(exc, _DisorderError)
         self.lost = ConnectionLostError(type(exc).__name__, unwritten=unwritten)
         self._signal()
 
+    @property
+    def is_unwritten(self) -> bool:
+        """Whether nothing can have been committed.
+
+        The commit happens at the first Sync. So if that was not sent, or if a statement failed
+        before it, nothing was written. Otherwise nobody can know.
+        """
+        return self._rolled_back or (not self.flushed and len(self._syncs) == 1)
+
     def _stop_listening(self) -> None:
         self._loop.remove_reader(self._fd)
+        self.listening = False
         if not self.flushed:
             self._loop.remove_writer(self._fd)
 
@@ -327,13 +376,19 @@ class Exchange:
             self._lose(exc)
             return
         if not (self.results or self.finished):
-            self._loop.add_reader(self._fd, self._readable)
+            self.heard = self._loop.time()
+            self._listen()
 
     def discard_results(self) -> None:
         """Throw away what was received, and what is still to come as it comes."""
         self._discards = True
         self.results.clear()
         self.resume()
+
+    def give_up(self, reason: str) -> None:
+        """Take the connection for lost, because no answer will come."""
+        if not (self.finished or self.lost):
+            self._lose(psycopg.OperationalError(reason))
 
     def abandon(self) -> None:
         """Stop listening; for a connection that is about to be closed."""

@@ -80,6 +80,11 @@ class Reachability:
         self._succeeded()
         return connection
 
+    def stalled(self, reason: str) -> None:
+        """The connections that are open do not count any more: nobody answers on them."""
+        self._open.clear()
+        self._failed(time.monotonic() - _DOUBT_SECONDS, psycopg.OperationalError(reason))
+
     def check(self) -> None:
         """Raise DATABASE_UNAVAILABLE if the database is away."""
         if self.refuses:

@@ -1,0 +1,102 @@
+"""The server in front of a database that stops answering, or that others have locked."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import parse_qs, urlparse
+
+import psycopg
+import pytest
+
+from tests.faults.proxy import Proxy
+from tests.faults.test_crashes import status_of, wait_for_status
+from tests.support import make
+from tests.support.api import Api, connect
+from tests.support.expect import failure_of
+from tests.support.server import ServerProcess
+from wfe.persistence.v1.event_pb2 import CreateEventRequest, GetEventRequest
+
+NOTICED = 5.0
+"""Health notices within 3 s, but the machine may be busy. It took up to 10 s."""
+GIVEN_UP = 15.0
+"""Calls are given up within 5 s. They took the whole default deadline of 30 s."""
+
+
+@pytest.fixture
+async def proxy(tmp_path: Path, database_url: str) -> AsyncIterator[Proxy]:
+    directory = tmp_path / "proxy"
+    directory.mkdir()
+    [behind] = parse_qs(urlparse(database_url).query)["host"]
+    async with Proxy(directory, Path(behind)) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def server(tmp_path: Path, proxy: Proxy, database_url: str) -> AsyncIterator[ServerProcess]:
+    """A server behind the proxy."""
+    [behind] = parse_qs(urlparse(database_url).query)["host"]
+    url = database_url.replace(behind, str(tmp_path / "proxy"))
+    server = ServerProcess(tmp_path / "log", "--db-url", url, "--pool-size", "2")
+    await asyncio.to_thread(server.__enter__)
+    yield server
+    assert await asyncio.to_thread(server.stop) == 0
+    assert "bug" not in server.log(), server.log()
+
+
+async def test_stalled_database_is_noticed_by_health_and_by_calls_without_a_deadline(
+    server: ServerProcess, proxy: Proxy
+) -> None:
+    async with connect(server.address) as channel:
+        api = Api(channel)
+        request = CreateEventRequest(event=make.event())
+        await api.events.CreateEvent(CreateEventRequest(event=make.event()))
+        proxy.stall()
+        stalled = time.monotonic()
+        write = asyncio.create_task(failure_of(api.events.CreateEvent(request)))
+        read = asyncio.create_task(failure_of(api.events.GetEvent(GetEventRequest(id="e"))))
+        await asyncio.to_thread(wait_for_status, server.address, "NOT_SERVING")
+        assert time.monotonic() - stalled < NOTICED
+        failures = await asyncio.gather(write, read)
+        assert time.monotonic() - stalled < GIVEN_UP
+        assert [f and f.reason for f in failures] == [
+            "COMMIT_OUTCOME_UNKNOWN",
+            "DATABASE_UNAVAILABLE",
+        ]
+        assert all(f and f.retry_after for f in failures)
+        proxy.flow()
+        await asyncio.to_thread(server.wait_until_serving)
+        await api.events.CreateEvent(request)
+        answer = await api.events.GetEvent(GetEventRequest(id=request.event.id))
+        assert answer.event == request.event
+    assert "the database has stopped answering" in server.log()
+
+
+@contextmanager
+def locked(url: str, table: str) -> Iterator[None]:
+    """An outsider's exclusive lock on a whole table."""
+    with psycopg.connect(url) as connection:
+        connection.execute(f"LOCK TABLE wfc.{table} IN ACCESS EXCLUSIVE MODE".encode())
+        yield
+        connection.rollback()
+
+
+async def test_a_database_that_is_only_busy_stays_healthy(
+    server: ServerProcess, database_url: str
+) -> None:
+    """All connections wait for a lock, and nothing is heard on any of them."""
+    async with connect(server.address) as channel:
+        api = Api(channel)
+        with locked(database_url, "events"):
+            calls = [
+                asyncio.create_task(failure_of(api.create_event(make.event()))) for _ in range(2)
+            ]
+            until = time.monotonic() + 7
+            while time.monotonic() < until:
+                assert await asyncio.to_thread(status_of, server.address) == "SERVING"
+                await asyncio.sleep(0.1)
+            assert not any(call.done() for call in calls)
+        assert await asyncio.gather(*calls) == [None, None]
