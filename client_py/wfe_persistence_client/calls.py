@@ -149,6 +149,7 @@ _PASSING_REASONS = frozenset(
         "ADMINISTRATION_BUSY",
         "DATABASE_FULL",
         "TRANSACTION_CONFLICT",
+        "ROW_LOCKED",
     }
 )
 

@@ -162,7 +162,7 @@ class RevisionMismatch(PersistenceError):
 
 
 class TransactionConflict(PersistenceError):
-    """Conflicts with other transactions persisted after retries; nothing was written."""
+    """Conflicts with other transactions, or their locks, persisted; nothing was written."""
 
 
 class FailedPrecondition(PersistenceError):
@@ -320,6 +320,7 @@ _BY_REASON: Mapping[str, type[PersistenceError]] = {
     "REQUEST_ID_REUSED": RequestIdReused,
     "REVISION_MISMATCH": RevisionMismatch,
     "TRANSACTION_CONFLICT": TransactionConflict,
+    "ROW_LOCKED": TransactionConflict,
     "TOKEN_MISMATCH": TokenMismatch,
     "LEASE_LOST": LeaseLost,
     "TRUNCATE_NOT_ALLOWED": TruncateNotAllowed,

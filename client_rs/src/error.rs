@@ -185,6 +185,7 @@ impl Error {
                 self.0.reason,
                 Some(
                     ErrorReason::TransactionConflict
+                        | ErrorReason::RowLocked
                         | ErrorReason::PoolExhausted
                         | ErrorReason::NamespaceBusy
                         | ErrorReason::TooManyCalls

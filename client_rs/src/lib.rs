@@ -21,9 +21,10 @@
 //! # Retries
 //!
 //! Every call has a timeout, over all its attempts ([`Builder::timeout`]). Within it, calls
-//! that fail with `UNAVAILABLE`, `TRANSACTION_CONFLICT`, `POOL_EXHAUSTED`, `NAMESPACE_BUSY`,
-//! `TOO_MANY_CALLS` or `ADMINISTRATION_BUSY` are retried with exponential backoff and jitter, plus
-//! the delay that the server asks for (but not if TLS failed, see [`Error::is_tls`]):
+//! that fail with `UNAVAILABLE`, `TRANSACTION_CONFLICT`, `ROW_LOCKED`, `POOL_EXHAUSTED`,
+//! `NAMESPACE_BUSY`, `TOO_MANY_CALLS` or `ADMINISTRATION_BUSY` are retried with exponential backoff
+//! and jitter, plus the delay that the server asks for (but not if TLS failed, see
+//! [`Error::is_tls`]):
 //!
 //! | call | retried |
 //! |---|---|

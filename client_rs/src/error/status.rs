@@ -377,6 +377,7 @@ pub(crate) mod tests {
         let transient =
             |code, reason| Error::from_status(&status(code, reason, None)).is_transient();
         assert!(transient(Code::Aborted, "TRANSACTION_CONFLICT"));
+        assert!(transient(Code::Aborted, "ROW_LOCKED"));
         assert!(transient(Code::ResourceExhausted, "POOL_EXHAUSTED"));
         assert!(transient(Code::Unavailable, "SHUTTING_DOWN"));
         assert!(!transient(Code::Aborted, "REVISION_MISMATCH"));

@@ -555,6 +555,10 @@ pub enum ErrorReason {
     /// ABORTED: the database aborted the transaction (deadlock or serialization
     /// failure) more often than the server retries. Nothing was written.
     TransactionConflict = 21,
+    /// ABORTED: a row or a table that the call needs stayed locked by another
+    /// session, while other calls waited for a connection. Nothing was written;
+    /// retry later.
+    RowLocked = 22,
     /// FAILED_PRECONDITION: the subscription is not held with the given token and
     /// epoch.
     TokenMismatch = 30,
@@ -703,6 +707,7 @@ impl ErrorReason {
             Self::RequestIdReused => "ERROR_REASON_REQUEST_ID_REUSED",
             Self::RevisionMismatch => "ERROR_REASON_REVISION_MISMATCH",
             Self::TransactionConflict => "ERROR_REASON_TRANSACTION_CONFLICT",
+            Self::RowLocked => "ERROR_REASON_ROW_LOCKED",
             Self::TokenMismatch => "ERROR_REASON_TOKEN_MISMATCH",
             Self::LeaseLost => "ERROR_REASON_LEASE_LOST",
             Self::TruncateNotAllowed => "ERROR_REASON_TRUNCATE_NOT_ALLOWED",
@@ -764,6 +769,7 @@ impl ErrorReason {
             "ERROR_REASON_REQUEST_ID_REUSED" => Some(Self::RequestIdReused),
             "ERROR_REASON_REVISION_MISMATCH" => Some(Self::RevisionMismatch),
             "ERROR_REASON_TRANSACTION_CONFLICT" => Some(Self::TransactionConflict),
+            "ERROR_REASON_ROW_LOCKED" => Some(Self::RowLocked),
             "ERROR_REASON_TOKEN_MISMATCH" => Some(Self::TokenMismatch),
             "ERROR_REASON_LEASE_LOST" => Some(Self::LeaseLost),
             "ERROR_REASON_TRUNCATE_NOT_ALLOWED" => Some(Self::TruncateNotAllowed),

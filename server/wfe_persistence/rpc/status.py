@@ -44,7 +44,7 @@ _STATUS: Final[dict[grpc.StatusCode, tuple[str, ...]]] = {
         "SUBSCRIPTION_ALREADY_EXISTS",
         "REQUEST_ID_REUSED",
     ),
-    grpc.StatusCode.ABORTED: ("REVISION_MISMATCH", "TRANSACTION_CONFLICT"),
+    grpc.StatusCode.ABORTED: ("REVISION_MISMATCH", "TRANSACTION_CONFLICT", "ROW_LOCKED"),
     grpc.StatusCode.FAILED_PRECONDITION: (
         "TOKEN_MISMATCH",
         "LEASE_LOST",

@@ -67,6 +67,11 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """ABORTED: the database aborted the transaction (deadlock or serialization
     failure) more often than the server retries. Nothing was written.
     """
+    ERROR_REASON_ROW_LOCKED: _ErrorReason.ValueType  # 22
+    """ABORTED: a row or a table that the call needs stayed locked by another
+    session, while other calls waited for a connection. Nothing was written;
+    retry later.
+    """
     ERROR_REASON_TOKEN_MISMATCH: _ErrorReason.ValueType  # 30
     """FAILED_PRECONDITION: the subscription is not held with the given token and
     epoch.
@@ -295,6 +300,11 @@ the change, and persist again.
 ERROR_REASON_TRANSACTION_CONFLICT: ErrorReason.ValueType  # 21
 """ABORTED: the database aborted the transaction (deadlock or serialization
 failure) more often than the server retries. Nothing was written.
+"""
+ERROR_REASON_ROW_LOCKED: ErrorReason.ValueType  # 22
+"""ABORTED: a row or a table that the call needs stayed locked by another
+session, while other calls waited for a connection. Nothing was written;
+retry later.
 """
 ERROR_REASON_TOKEN_MISMATCH: ErrorReason.ValueType  # 30
 """FAILED_PRECONDITION: the subscription is not held with the given token and

@@ -17,6 +17,7 @@ from wfe_persistence.errors import PersistenceError, shutting_down
 from wfe_persistence.store.postgres.fairness import FairGate
 from wfe_persistence.store.postgres.lane import Lane
 from wfe_persistence.store.postgres.pipeline import (
+    CalledOff,
     Command,
     Connection,
     ConnectionLostError,
@@ -26,7 +27,14 @@ from wfe_persistence.store.postgres.pipeline import (
 )
 from wfe_persistence.store.postgres.reachability import Reachability, is_full
 from wfe_persistence.store.postgres.source import Connect, ConnectionSource
-from wfe_persistence.store.postgres.sqlstate import Retry, raise_error, retry, violated_constraint
+from wfe_persistence.store.postgres.sqlstate import (
+    ROW_LOCKED,
+    Retry,
+    raise_error,
+    retry,
+    violated_constraint,
+    was_cancelled,
+)
 from wfe_persistence.store.postgres.watch import Watch
 
 T = TypeVar("T")
@@ -65,9 +73,17 @@ class Database:
         self.lane = Lane()
         """The turns of administrative work, most of which connects on its own."""
         self._pool_timeout = pool_timeout
-        self._watch = Watch(source, reachability.stalled)
         self._gate = FairGate(pool_size, max_waiting)
         self._streams = FairGate(max(1, pool_size // 2), max_waiting, within=self._gate)
+        most_locked = max(1, pool_size // 4)
+        self._locked = FairGate(most_locked, max_waiting, within=self._gate)
+        self._watch = Watch(
+            source,
+            reachability.stalled,
+            gate=self._gate,
+            locked=self._locked,
+            most_locked=most_locked,
+        )
 
         class PoolConnection(Connection):
             """The connections of this pool."""
@@ -201,7 +217,8 @@ class Database:
         while True:
             attempt += 1
             try:
-                exchange = await self._exchange(self._gate, namespace, Exchange.send, batch)
+                connection = await self._turn(self._gate, namespace, batch)
+                exchange = await self._exchange(connection, Exchange.send, batch)
             except ConnectionLostError as exc:
                 if write and not exc.unwritten:
                     raise PersistenceError(
@@ -214,6 +231,8 @@ class Database:
                 continue
             error = exchange.error
             if error is None:
+                if connection.gate is self._locked:
+                    self._watch.was_run(batch)
                 self._release(exchange.connection)
                 return exchange.results
             again = retry(error)
@@ -222,6 +241,8 @@ class Database:
                 batch = [(statement.as_unprepared(), params) for statement, params in batch]
             else:
                 self._release(exchange.connection)
+            if was_cancelled(error):
+                attempt -= _called_off(exchange)
             if (
                 attempt >= MAX_ATTEMPTS
                 or again is Retry.NO
@@ -240,7 +261,7 @@ class Database:
         attempt = 0
         while True:
             attempt += 1
-            exchange = await self._prepared(self._streams, namespace, command)
+            exchange = await self._prepared(namespace, command)
             connection = exchange.connection
             yielded = False
             again = Retry.NO
@@ -275,29 +296,44 @@ class Database:
                     raise _unavailable() from exchange.lost
                 continue
             if exchange.error is None:
+                if connection.gate is self._locked:
+                    self._watch.was_run([command])
                 return
+            if was_cancelled(exchange.error) and not yielded:
+                attempt -= _called_off(exchange)
             if yielded or again is Retry.NO or attempt >= MAX_ATTEMPTS:
                 raise_error(exchange.error)
             if again is Retry.OTHER_CONNECTION:
                 command = (command[0].as_unprepared(), command[1])
 
-    async def _prepared(self, gate: FairGate, namespace: str, command: Command) -> Exchange:
+    async def _prepared(self, namespace: str, command: Command) -> Exchange:
         """A finished exchange, whose connection the statement is prepared on if it has no error."""
         attempt = 0
         while True:
             attempt += 1
             try:
-                return await self._exchange(gate, namespace, Exchange.send_prepare, command[0])
+                connection = await self._turn(self._streams, namespace, [command])
+                return await self._exchange(connection, Exchange.send_prepare, command[0])
             except ConnectionLostError as exc:
                 if attempt >= MAX_ATTEMPTS:
                     raise _unavailable() from exc
 
+    async def _turn(self, gate: FairGate, namespace: str, batch: Sequence[Command]) -> Connection:
+        """A connection for a batch, in its turn at a gate. Statements that are known to wait for a
+        lock take their turn apart, also if that became known while they waited for it."""
+        if not self._watch.waits_for_lock(batch):
+            connection = await self._acquire(gate, namespace)
+            if not self._watch.waits_for_lock(batch):
+                return connection
+            self._release(connection)
+        return await self._acquire(self._locked, namespace)
+
     async def _exchange(
-        self, gate: FairGate, namespace: str, send: Callable[[Exchange, T], None], what: T
+        self, connection: Connection, send: Callable[[Exchange, T], None], what: T
     ) -> Exchange:
         """One exchange to its end, whose connection the caller releases. Raises ConnectionLostError
         or is cancelled: then the connection is taken care of."""
-        exchange = Exchange(await self._acquire(gate, namespace))
+        exchange = Exchange(connection)
         send(exchange, what)
         self._watch.under_way.add(exchange)
         try:
@@ -348,6 +384,8 @@ class Database:
                     gate.release()
                     raise
         except (TimeoutError, psycopg_pool.PoolTimeout) as exc:
+            if gate is self._locked and not self.is_away:
+                raise _row_locked() from exc
             raise (self.reachability.unavailable() if self.is_away else _busy()) from exc
         except psycopg_pool.PoolClosed as exc:
             raise shutting_down() from exc
@@ -406,6 +444,22 @@ def _unavailable() -> PersistenceError:
     return PersistenceError(
         ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
         "the database can't be reached",
+        retry_after=1.0,
+    )
+
+
+def _called_off(exchange: Exchange) -> int:
+    """How many attempts a statement that was cancelled has for nothing. Raises ROW_LOCKED if it
+    has none."""
+    if exchange.called_off is CalledOff.FOR_GOOD:
+        raise _row_locked()
+    return int(exchange.called_off is CalledOff.TO_RUN_AGAIN)
+
+
+def _row_locked() -> PersistenceError:
+    return PersistenceError(
+        ErrorReason.ERROR_REASON_ROW_LOCKED,
+        ROW_LOCKED,
         retry_after=1.0,
     )
 

@@ -26,6 +26,11 @@ class FairGate:
         # By namespace, the one whose turn is next first.
         self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
+    @property
+    def is_short(self) -> bool:
+        """Whether calls wait for a slot."""
+        return bool(self._queues)
+
     async def acquire(self, namespace: str) -> None:
         """Take a slot, now or in turn. Raises PersistenceError."""
         await self._take(namespace)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from enum import Enum, auto
 from functools import partial
 from typing import Any, ClassVar, Final, Self
 
@@ -122,6 +123,14 @@ class Connection(psycopg.AsyncConnection[Any]):
         return self.pgconn.status == pq.ConnStatus.OK
 
 
+class CalledOff(Enum):
+    """Whether a statement was cancelled although its caller waits, because it waits for a lock."""
+
+    NO = auto()
+    TO_RUN_AGAIN = auto()
+    FOR_GOOD = auto()
+
+
 class Exchange:
     """One batch on one connection: sent at once, its results received in order.
 
@@ -134,9 +143,12 @@ class Exchange:
         self._pgconn = connection.pgconn
         self._loop = asyncio.get_running_loop()
         self._fd = self._pgconn.socket
-        self.heard = self._loop.time()
-        """When the last bytes came, or were asked for."""
+        self.asked = self.heard = self._loop.time()
+        """When it was begun; and when the last bytes came, or were asked for again."""
         self.listening = False
+        """Whether more is awaited, and taken when it comes."""
+        self.statements: Sequence[Statement] = ()
+        self.called_off = CalledOff.NO
         # What to do when each message sent has succeeded, in order; None: keep its result.
         self._sent: list[Callable[[], None] | None] = []
         self._received = 0
@@ -156,8 +168,9 @@ class Exchange:
 
     def send(self, batch: Sequence[Command]) -> None:
         """Send a batch, preparing first what is not prepared, and start to receive results."""
+        self.statements = [statement for statement, _ in batch]
         try:
-            closed = self._queue_prepares([statement for statement, _ in batch])
+            closed = self._queue_prepares(self.statements)
             for statement, params in batch:
                 self._queue(statement, params)
             self._start(closed)
@@ -168,8 +181,9 @@ class Exchange:
         """Send one statement and start to receive its rows. Prepare it first, with `send_prepare`:
         libpq reads row by row only the statement whose results come next."""
         self._row_by_row = True
+        self.statements = [command[0]]
         try:
-            closed = self._queue_prepares([command[0]])
+            closed = self._queue_prepares(self.statements)
             self._queue(*command)
             self._pgconn.set_single_row_mode()
             self._start(closed)
@@ -178,8 +192,9 @@ class Exchange:
 
     def send_prepare(self, statement: Statement) -> None:
         """Only prepare a statement, unless it is."""
+        self.statements = [statement]
         try:
-            self._start(self._queue_prepares([statement]))
+            self._start(self._queue_prepares(self.statements))
         except psycopg.OperationalError as exc:
             self._lose(exc)
 

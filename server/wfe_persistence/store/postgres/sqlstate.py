@@ -59,6 +59,7 @@ _OUTDATED: Final = ErrorReason.ERROR_REASON_SCHEMA_OUTDATED
 _DENIED: Final = ErrorReason.ERROR_REASON_DATABASE_PERMISSION_DENIED
 _FULL: Final = ErrorReason.ERROR_REASON_DATABASE_FULL
 _UNAVAILABLE: Final = ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE
+ROW_LOCKED: Final = "a row or a table stayed locked"
 _COLLIDED: Final = "the transaction kept colliding with others"
 
 # By SQLSTATE, or by its class (the first two characters).
@@ -84,7 +85,7 @@ _MEANINGS: Final = {
         Retry.NO, _UNAVAILABLE, "the database's transaction_timeout ended the statement", 1.0
     ),
     "40": _Meaning(Retry.NO, _CONFLICT, _COLLIDED, 0.1),
-    "55P03": _Meaning(Retry.NO, _CONFLICT, "a row stayed locked", 0.1),
+    "55P03": _Meaning(Retry.NO, ErrorReason.ERROR_REASON_ROW_LOCKED, ROW_LOCKED, 1.0),
     "22": _Meaning(Retry.NO, _INVALID, "the database can't store a value"),
     "54": _Meaning(Retry.NO, _INVALID, "a value is too large to be stored"),
     "3F000": _Meaning(Retry.NO, _OUTDATED, "the store does not exist"),
@@ -112,6 +113,11 @@ def sqlstate(error: pq.abc.PGresult) -> str:
     return _field(error, pq.DiagnosticField.SQLSTATE)
 
 
+def was_cancelled(error: pq.abc.PGresult) -> bool:
+    """Whether a statement failed because it was cancelled, by us or by others."""
+    return sqlstate(error) == _CANCELED
+
+
 def violated_constraint(error: pq.abc.PGresult) -> str:
     """The name of the unique constraint that a statement violated; empty: it did not."""
     if sqlstate(error) != _UNIQUE_VIOLATION:
@@ -134,7 +140,7 @@ def raise_error(error: pq.abc.PGresult, final_constraints: Collection[str] = ())
     meaning = _meaning(error)
     if meaning.reason is None:
         raise cause
-    if meaning.reason not in (_CONFLICT, _INVALID):
+    if meaning.reason not in (_CONFLICT, _INVALID, ErrorReason.ERROR_REASON_ROW_LOCKED):
         refusals.warn(sqlstate(error), f"the database refused a statement: {cause}")
     raise PersistenceError(
         meaning.reason,

@@ -1,26 +1,35 @@
-"""Whether those who wait for an answer of PostgreSQL still can get one.
+"""Why those wait who wait for an answer of PostgreSQL: for ever, for a lock, or for good reason.
 
 A connection that has said nothing for a second is looked into, on a new connection of its own: a
 database that is busy answers that, or something else meanwhile; one that is stalled does not. A
 proxy, a frozen machine or a failover may keep a connection open that nobody will ever answer.
+
+While calls wait for a connection, statements that wait for a lock (mostly an outsider's: our own
+are short) may have only a quarter of the pool, those in the gate `locked`. Those beyond are
+cancelled and run again in that gate, as are new ones of the same SQL. There, whoever has waited for
+LOCK_SECONDS makes room for the next one. So calls that need other tables go on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from wfe_persistence.store.postgres.pipeline import Exchange, Peer
+from wfe_persistence.recurring import RecurringWarnings
+from wfe_persistence.store.postgres.fairness import FairGate
+from wfe_persistence.store.postgres.pipeline import CalledOff, Command, Exchange, Peer
+from wfe_persistence.store.postgres.prepared import Statement
 from wfe_persistence.store.postgres.source import ConnectionSource
 
 log = logging.getLogger(__name__)
+log_locks = RecurringWarnings(log)
 
 SILENT_SECONDS: Final = 1.0
 """For how long a connection must have said nothing to be looked into."""
@@ -29,37 +38,77 @@ LOST_SECONDS: Final = 5.0
 """A call that nobody works on, and a database that does not answer, are given up within about this
 time."""
 
+LOCK_SECONDS: Final = 3.0
+"""For how long a call may hold a connection while it waits for a lock and others for their turn."""
+
 _PAUSE_SECONDS: Final = 0.5
 _CONNECT_SECONDS: Final = 1.5
 _QUERY_SECONDS: Final = 1.0
 # A second one that is not answered proves it: the first may have met a moment of load.
 _PROBES: Final = 2
+# For how long SQL is kept apart after the last one was seen to wait for a lock.
+_FORGET_SECONDS: Final = 2.0
+
+# The least that `track_activity_query_size` leaves of a text, give or take one character.
+_SHORTEST_CUT: Final = 96
 
 # `idle`: for how long the backend has been waiting for a statement.
 _BACKENDS: Final = """
 SELECT pg_backend_pid(), pid,
-    CASE WHEN state = 'idle' THEN extract(epoch FROM clock_timestamp() - state_change) END::float8
+    CASE WHEN state = 'idle' THEN extract(epoch FROM clock_timestamp() - state_change) END::float8,
+    coalesce(wait_event_type = 'Lock', FALSE), query
 FROM pg_stat_activity WHERE datname = current_database() AND usename = current_user
 """
 
 
 @dataclass(slots=True)
 class Findings:
-    """What a peer answered. `idle`: each backend of ours and for how long it has been waiting for
-    a statement; None: what runs on our connections can't be seen, for example behind a PgBouncer,
-    which makes the process ids of backends up."""
+    """What a peer answered.
 
-    idle: dict[int, float | None] | None = field(default=None)
+    `idle`: each backend of ours and for how long it has been waiting for a statement. None: it is
+    not known which one works for which connection, as a PgBouncer makes their process ids up.
+    `locked`: the backends that wait for a lock, and the beginnings of what they run. None: the peer
+    answers, but not what we asked; a PgBouncer, for example, whose connections are all in use.
+    """
+
+    idle: dict[int, float | None] | None = None
+    locked: dict[int, bytes] | None = None
+
+    def wait_for_lock(self, exchange: Exchange) -> list[Statement]:
+        """The statements of an exchange of which one waits for a lock."""
+        if self.locked is None:
+            return []
+        if self.idle is None:
+            texts = set(self.locked.values())
+        else:
+            texts = {self.locked.get(exchange.connection.pgconn.backend_pid, b"")}
+        return [s for s in exchange.statements if any(_begins(s.sql, text) for text in texts)]
 
 
 class Watch:
     """Looks into the exchanges `under_way` that wait for long; one for each pool.
 
-    `stalled` is told of a database that has stopped to answer.
+    `stalled` is told of a database that has stopped answering. `gate` is that of the pool, and
+    `most_locked` how many of its connections statements may have that wait for a lock.
     """
 
-    def __init__(self, source: ConnectionSource, stalled: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        source: ConnectionSource,
+        stalled: Callable[[str], None],
+        *,
+        gate: FairGate,
+        locked: FairGate,
+        most_locked: int,
+    ) -> None:
         self.under_way: set[Exchange] = set()
+        # SQL that waits for locks, and when some of it was last seen to do so.
+        self._locked: set[bytes] = set()
+        self._locked_seen = 0.0
+        self._gate = gate
+        self._locked_gate = locked
+        self._most_locked = most_locked
+        self._cancelling: set[asyncio.Task[None]] = set()
         self._source = source
         self._stalled = stalled
         self._unanswered: dict[Peer, int] = {}
@@ -73,6 +122,14 @@ class Watch:
                 await self._look(loop)
             except Exception:
                 log.exception("bug: the watch of the database failed")
+
+    def waits_for_lock(self, batch: Sequence[Command]) -> bool:
+        """Whether statements are to be run in the gate `locked`."""
+        return bool(self._locked) and any(s.sql in self._locked for s, _ in batch)
+
+    def was_run(self, batch: Sequence[Command]) -> None:
+        """Statements were run in the gate `locked`, so they wait for no lock any more."""
+        self._locked.difference_update(statement.sql for statement, _ in batch)
 
     async def answers(self, peer: Peer | None, seconds: float = _CONNECT_SECONDS) -> bool:
         """Whether a peer says anything to a new connection, or said something meanwhile."""
@@ -93,6 +150,13 @@ class Watch:
             for exchange in silent:
                 if exchange.connection.peer is peer and exchange in self.under_way:
                     self._judge(exchange, findings, loop.time() - exchange.heard)
+            self._keep_locked_apart(
+                [e for e in silent if e.connection.peer is peer and e in self.under_way],
+                findings,
+                loop.time(),
+            )
+        if loop.time() - self._locked_seen > _FORGET_SECONDS:
+            self._locked.clear()
         if not silent:
             self._unanswered.clear()
 
@@ -115,6 +179,45 @@ class Watch:
             log.warning("gave up a database connection on which an answer was lost")
             exchange.give_up("the answer was lost")
 
+    def _keep_locked_apart(self, silent: list[Exchange], findings: Findings, now: float) -> None:
+        """Call off those beyond their part of the pool, and those whose time in it is over."""
+        waiting: dict[Exchange, list[Statement]] = {}
+        for exchange in silent:
+            if findings.locked is not None:
+                statements: Sequence[Statement] = findings.wait_for_lock(exchange)
+            elif exchange.heard == exchange.asked and now - exchange.heard > LOCK_SECONDS:
+                statements = exchange.statements  # it can't be seen, so it is suspected
+            else:
+                statements = ()
+            if statements:
+                waiting[exchange] = list(statements)
+        # A stream may wait for its turn among streams while the pool has connections left.
+        gates = {exchange.connection.gate for exchange in waiting} - {self._locked_gate}
+        is_short = self._gate.is_short or any(gate.is_short for gate in gates)
+        if len(waiting) > self._most_locked and is_short:
+            log_locks.warn("", f"{len(waiting)} calls wait for locks of other sessions")
+            for exchange, statements in waiting.items():
+                self._locked.update(statement.sql for statement in statements)
+                if exchange.connection.gate is not self._locked_gate:
+                    self._call_off(exchange, CalledOff.TO_RUN_AGAIN)
+        if waiting:
+            self._locked_seen = now
+        for exchange in waiting:
+            if (
+                exchange.connection.gate is self._locked_gate
+                and findings.locked is not None
+                and now - exchange.heard > LOCK_SECONDS
+                and (self._locked_gate.is_short or self._gate.is_short)
+            ):
+                self._call_off(exchange, CalledOff.FOR_GOOD)
+
+    def _call_off(self, exchange: Exchange, how: CalledOff) -> None:
+        exchange.called_off = how
+        # (One that comes too late hits the next statement on the connection, which is run again.)
+        task = asyncio.get_running_loop().create_task(_cancel(exchange))
+        self._cancelling.add(task)
+        task.add_done_callback(self._cancelling.discard)
+
     async def _ask(self, peer: Peer | None, seconds: float) -> Findings | None:
         """What a peer says to a new connection; None: nothing at all, on no connection."""
         loop = asyncio.get_running_loop()
@@ -135,7 +238,8 @@ class Watch:
             async with asyncio.timeout(_QUERY_SECONDS):
                 rows = await (await connection.execute(_BACKENDS)).fetchall()
             if rows and rows[0][0] == connection.pgconn.backend_pid:
-                heard.idle = {pid: idle for _, pid, idle in rows}
+                heard.idle = {pid: idle for _, pid, idle, _, _ in rows}
+            heard.locked = {pid: query.encode() for _, pid, _, waits, query in rows if waits}
         except (TimeoutError, psycopg.errors.ConnectionTimeout):
             # If this process was too busy to listen, nothing is known.
             late = loop.time() - begun > seconds + _QUERY_SECONDS + _PAUSE_SECONDS
@@ -148,3 +252,13 @@ class Watch:
                 with suppress(psycopg.Error):
                     await connection.close()
         return heard
+
+
+async def _cancel(exchange: Exchange) -> None:
+    with suppress(psycopg.Error):
+        await exchange.connection.cancel_safe(timeout=_QUERY_SECONDS)
+
+
+def _begins(sql: bytes, text: bytes) -> bool:
+    """Whether a text that PostgreSQL may have cut off is that of a statement."""
+    return text == sql or (len(text) >= _SHORTEST_CUT and sql.startswith(text))

@@ -77,6 +77,10 @@ const (
 	// ABORTED: the database aborted the transaction (deadlock or serialization
 	// failure) more often than the server retries. Nothing was written.
 	ErrorReason_ERROR_REASON_TRANSACTION_CONFLICT ErrorReason = 21
+	// ABORTED: a row or a table that the call needs stayed locked by another
+	// session, while other calls waited for a connection. Nothing was written;
+	// retry later.
+	ErrorReason_ERROR_REASON_ROW_LOCKED ErrorReason = 22
 	// FAILED_PRECONDITION: the subscription is not held with the given token and
 	// epoch.
 	ErrorReason_ERROR_REASON_TOKEN_MISMATCH ErrorReason = 30
@@ -222,6 +226,7 @@ var (
 		14:  "ERROR_REASON_REQUEST_ID_REUSED",
 		20:  "ERROR_REASON_REVISION_MISMATCH",
 		21:  "ERROR_REASON_TRANSACTION_CONFLICT",
+		22:  "ERROR_REASON_ROW_LOCKED",
 		30:  "ERROR_REASON_TOKEN_MISMATCH",
 		31:  "ERROR_REASON_LEASE_LOST",
 		32:  "ERROR_REASON_TRUNCATE_NOT_ALLOWED",
@@ -274,6 +279,7 @@ var (
 		"ERROR_REASON_REQUEST_ID_REUSED":            14,
 		"ERROR_REASON_REVISION_MISMATCH":            20,
 		"ERROR_REASON_TRANSACTION_CONFLICT":         21,
+		"ERROR_REASON_ROW_LOCKED":                   22,
 		"ERROR_REASON_TOKEN_MISMATCH":               30,
 		"ERROR_REASON_LEASE_LOST":                   31,
 		"ERROR_REASON_TRUNCATE_NOT_ALLOWED":         32,
@@ -443,7 +449,7 @@ var File_wfe_persistence_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"%wfe/persistence/v1/error_reason.proto\x12\x12wfe.persistence.v1*\xa0\x0e\n" +
+	"%wfe/persistence/v1/error_reason.proto\x12\x12wfe.persistence.v1*\xbd\x0e\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12#\n" +
 	"\x1fERROR_REASON_WORKFLOW_NOT_FOUND\x10\x01\x12 \n" +
@@ -458,7 +464,8 @@ const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	"(ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS\x10\r\x12\"\n" +
 	"\x1eERROR_REASON_REQUEST_ID_REUSED\x10\x0e\x12\"\n" +
 	"\x1eERROR_REASON_REVISION_MISMATCH\x10\x14\x12%\n" +
-	"!ERROR_REASON_TRANSACTION_CONFLICT\x10\x15\x12\x1f\n" +
+	"!ERROR_REASON_TRANSACTION_CONFLICT\x10\x15\x12\x1b\n" +
+	"\x17ERROR_REASON_ROW_LOCKED\x10\x16\x12\x1f\n" +
 	"\x1bERROR_REASON_TOKEN_MISMATCH\x10\x1e\x12\x1b\n" +
 	"\x17ERROR_REASON_LEASE_LOST\x10\x1f\x12%\n" +
 	"!ERROR_REASON_TRUNCATE_NOT_ALLOWED\x10 \x12 \n" +
