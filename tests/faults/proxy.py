@@ -62,10 +62,14 @@ class Proxy:
 
     async def _accept(self, client: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self._writers.add(answers)
+        if accepting := asyncio.current_task():
+            self._tasks.add(accepting)
+            accepting.add_done_callback(self._tasks.discard)
         flowing = self._flowing
         await flowing.wait()
         server, requests = await asyncio.open_unix_connection(self._behind)
-        self._writers |= {answers, requests}
+        self._writers.add(requests)
         for pump in (
             self._pump(client, requests, flowing),
             self._pump(server, answers, flowing, lossy=True),
