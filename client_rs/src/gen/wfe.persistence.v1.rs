@@ -573,8 +573,10 @@ pub enum ErrorReason {
     /// FAILED_PRECONDITION: the store's tables are missing or older than this
     /// server requires. EnsureStoreExists migrates them.
     SchemaOutdated = 33,
-    /// FAILED_PRECONDITION: the store was migrated by a newer server; this one
-    /// refuses to use it.
+    /// FAILED_PRECONDITION: a newer server has migrated the store so that this one
+    /// must not use it: a migration states the oldest server that may. ErrorInfo's
+    /// metadata has the schema versions of the store (`schema_version`), of the
+    /// oldest server (`oldest_server`) and of this one (`latest_version`).
     SchemaTooNew = 34,
     /// FAILED_PRECONDITION: the server's database role lacks the required
     /// privilege; see the server's log for details.
@@ -1633,7 +1635,8 @@ pub struct GetStoreInfoResponse {
     /// The schema version of the store; 0: not created yet.
     #[prost(int32, tag = "5")]
     pub schema_version: i32,
-    /// The schema version that this server requires.
+    /// The schema version that this server requires. The store's may be higher, if
+    /// its newest migration lets this server go on.
     #[prost(int32, tag = "6")]
     pub latest_schema_version: i32,
     /// The optional features that the store supports.

@@ -91,8 +91,10 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     server requires. EnsureStoreExists migrates them.
     """
     ERROR_REASON_SCHEMA_TOO_NEW: _ErrorReason.ValueType  # 34
-    """FAILED_PRECONDITION: the store was migrated by a newer server; this one
-    refuses to use it.
+    """FAILED_PRECONDITION: a newer server has migrated the store so that this one
+    must not use it: a migration states the oldest server that may. ErrorInfo's
+    metadata has the schema versions of the store (`schema_version`), of the
+    oldest server (`oldest_server`) and of this one (`latest_version`).
     """
     ERROR_REASON_DATABASE_PERMISSION_DENIED: _ErrorReason.ValueType  # 35
     """FAILED_PRECONDITION: the server's database role lacks the required
@@ -325,8 +327,10 @@ ERROR_REASON_SCHEMA_OUTDATED: ErrorReason.ValueType  # 33
 server requires. EnsureStoreExists migrates them.
 """
 ERROR_REASON_SCHEMA_TOO_NEW: ErrorReason.ValueType  # 34
-"""FAILED_PRECONDITION: the store was migrated by a newer server; this one
-refuses to use it.
+"""FAILED_PRECONDITION: a newer server has migrated the store so that this one
+must not use it: a migration states the oldest server that may. ErrorInfo's
+metadata has the schema versions of the store (`schema_version`), of the
+oldest server (`oldest_server`) and of this one (`latest_version`).
 """
 ERROR_REASON_DATABASE_PERMISSION_DENIED: ErrorReason.ValueType  # 35
 """FAILED_PRECONDITION: the server's database role lacks the required

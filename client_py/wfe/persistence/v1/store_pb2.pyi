@@ -403,7 +403,9 @@ class GetStoreInfoResponse(google.protobuf.message.Message):
     schema_version: builtins.int
     """The schema version of the store; 0: not created yet."""
     latest_schema_version: builtins.int
-    """The schema version that this server requires."""
+    """The schema version that this server requires. The store's may be higher, if
+    its newest migration lets this server go on.
+    """
     max_message_bytes: builtins.int
     """The maximum size of a request, and of a stored workflow, event or
     subscription, in bytes.

@@ -95,8 +95,10 @@ const (
 	// FAILED_PRECONDITION: the store's tables are missing or older than this
 	// server requires. EnsureStoreExists migrates them.
 	ErrorReason_ERROR_REASON_SCHEMA_OUTDATED ErrorReason = 33
-	// FAILED_PRECONDITION: the store was migrated by a newer server; this one
-	// refuses to use it.
+	// FAILED_PRECONDITION: a newer server has migrated the store so that this one
+	// must not use it: a migration states the oldest server that may. ErrorInfo's
+	// metadata has the schema versions of the store (`schema_version`), of the
+	// oldest server (`oldest_server`) and of this one (`latest_version`).
 	ErrorReason_ERROR_REASON_SCHEMA_TOO_NEW ErrorReason = 34
 	// FAILED_PRECONDITION: the server's database role lacks the required
 	// privilege; see the server's log for details.

@@ -850,7 +850,8 @@ type GetStoreInfoResponse struct {
 	Schema string `protobuf:"bytes,4,opt,name=schema,proto3" json:"schema,omitempty"`
 	// The schema version of the store; 0: not created yet.
 	SchemaVersion int32 `protobuf:"varint,5,opt,name=schema_version,json=schemaVersion,proto3" json:"schema_version,omitempty"`
-	// The schema version that this server requires.
+	// The schema version that this server requires. The store's may be higher, if
+	// its newest migration lets this server go on.
 	LatestSchemaVersion int32 `protobuf:"varint,6,opt,name=latest_schema_version,json=latestSchemaVersion,proto3" json:"latest_schema_version,omitempty"`
 	// The optional features that the store supports.
 	Capabilities *Capabilities `protobuf:"bytes,7,opt,name=capabilities,proto3" json:"capabilities,omitempty"`

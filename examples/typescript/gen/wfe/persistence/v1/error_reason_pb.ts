@@ -178,8 +178,10 @@ export enum ErrorReason {
   SCHEMA_OUTDATED = 33,
 
   /**
-   * FAILED_PRECONDITION: the store was migrated by a newer server; this one
-   * refuses to use it.
+   * FAILED_PRECONDITION: a newer server has migrated the store so that this one
+   * must not use it: a migration states the oldest server that may. ErrorInfo's
+   * metadata has the schema versions of the store (`schema_version`), of the
+   * oldest server (`oldest_server`) and of this one (`latest_version`).
    *
    * @generated from enum value: ERROR_REASON_SCHEMA_TOO_NEW = 34;
    */

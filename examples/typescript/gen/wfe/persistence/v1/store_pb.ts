@@ -475,7 +475,8 @@ export type GetStoreInfoResponse = Message<"wfe.persistence.v1.GetStoreInfoRespo
   schemaVersion: number;
 
   /**
-   * The schema version that this server requires.
+   * The schema version that this server requires. The store's may be higher, if
+   * its newest migration lets this server go on.
    *
    * @generated from field: int32 latest_schema_version = 6;
    */
