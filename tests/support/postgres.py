@@ -102,11 +102,15 @@ class PgBouncer(_Daemon):
     """A PgBouncer in transaction mode; it runs inside the context.
 
     `postgres`: the directory of the PostgreSQL behind it. `prepare`: from version 1.21 on it
-    follows prepared statements; before, servers behind it must do without.
+    follows prepared statements; before, servers behind it must do without. `pool_size`: its
+    connections to PostgreSQL.
     """
 
-    def __init__(self, program: Program, directory: Path, postgres: Path) -> None:
+    def __init__(
+        self, program: Program, directory: Path, postgres: Path, *, pool_size: int = 10
+    ) -> None:
         super().__init__(program, directory)
+        self._pool_size = pool_size
         self._postgres = postgres
         version = tuple(map(int, program.version().split(".")))
         self.prepare = version >= (1, 21)
@@ -126,7 +130,7 @@ unix_socket_dir = {self.directory}
 listen_port = {_POOLER_PORT}
 auth_type = any
 pool_mode = transaction
-default_pool_size = 10
+default_pool_size = {self._pool_size}
 max_client_conn = 1000
 {"max_prepared_statements = 100" if self.prepare else ""}
 """
