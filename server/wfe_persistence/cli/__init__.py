@@ -36,6 +36,10 @@ def main(args: Sequence[str] | None = None, prog_name: str | None = None) -> NoR
             f"(missing: {', '.join(missing)}); "
             "install it with: pip install 'wfe-persistence[server,embedded]'"
         )
+    if os.getpid() == 1:
+        from wfe_persistence.cli.pid1 import become_init
+
+        become_init()
     from wfe_persistence.cli.group import commands
 
     try:

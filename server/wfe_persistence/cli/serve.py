@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from wfe_persistence.cli.database import open_database
+from wfe_persistence.cli.database import Interrupted, open_database
 from wfe_persistence.cli.logs import log_to_stderr
 from wfe_persistence.cli.options import settings_options
 from wfe_persistence.settings import Settings
@@ -46,10 +46,14 @@ def serve(settings: Settings) -> None:
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
     log_to_stderr(settings)
-    with open_database(settings) as opened:
-        status = asyncio.run(_serve(opened))
-        faulthandler.cancel_dump_traceback_later()
-        sys.exit(status)
+    try:
+        with open_database(settings) as opened:
+            status = asyncio.run(_serve(opened))
+            faulthandler.cancel_dump_traceback_later()
+    except Interrupted:
+        log.info("stopped before it had started")
+        status = 0
+    sys.exit(status)
 
 
 async def _serve(settings: Settings) -> int:
@@ -71,8 +75,13 @@ async def _serve(settings: Settings) -> int:
             log.info("%s again: ending the calls in progress", number.name)
             hurry.set()
 
+    # The loop's own handlers would be gone when it ends, and the database is stopped after that.
+    def in_loop(number: int, _: object) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(on_signal, signal.Signals(number))
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
+        signal.signal(number, in_loop)
     try:
         async with Server(settings, hurry) as server:
             log.info(
