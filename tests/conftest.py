@@ -150,6 +150,7 @@ def data_dir(run_dir: Path) -> Iterator[Path]:
     """A directory for an embedded PostgreSQL: a short path (there is a socket in it), and none of
     pytest's own, which every other pytest on the machine closes to other users when it starts."""
     with tempfile.TemporaryDirectory(dir=run_dir, prefix="data-") as path:
+        Path(path).chmod(0o711)  # as that of an operator, which PostgreSQL's user may pass through
         yield Path(path)
 
 

@@ -57,7 +57,7 @@ class EmbeddedPostgresError(Exception):
     """The embedded PostgreSQL could not be started or stopped; the message says why."""
 
 
-class EmbeddedPostgresInterrupted(EmbeddedPostgresError):
+class StartInterruptedError(EmbeddedPostgresError):
     """`interrupted` was set before the embedded PostgreSQL had started."""
 
 
@@ -79,7 +79,7 @@ class EmbeddedPostgres:
         self._child: subprocess.Popen[bytes] | None = None
         self._log_begin = 0
         self.interrupted = threading.Event()
-        """Set it to end a start that is in progress: it raises EmbeddedPostgresInterrupted."""
+        """Set it to end a start that is in progress: it raises StartInterruptedError."""
 
     def __enter__(self) -> Self:
         try:
@@ -125,7 +125,7 @@ class EmbeddedPostgres:
         return f"postgresql://postgres@/postgres?host={host}&port={_PORT}"
 
     def running(self) -> bool:
-        """Whether there is a PostgreSQL, be it starting or stopping, or what one has left behind."""
+        """Whether there is a PostgreSQL, or what is left of one; it may be starting or stopping."""
         if self._child:
             self._child.poll()  # otherwise it would stay a zombie
         descriptor = self._open_private("postgres.lock")
@@ -136,6 +136,19 @@ class EmbeddedPostgres:
         finally:
             os.close(descriptor)
         return self._postmaster() is not None  # of a release that had no such lock
+
+    def stopping(self) -> bool:
+        """Whether PostgreSQL was told to stop and has not stopped yet.
+
+        With SIGTERM it takes no new connections, but waits for as long as there is one.
+        """
+        lines = self._pid_file()
+        return len(lines) > 7 and lines[7].strip() == "stopping"
+
+    def hasten(self) -> None:
+        """Make a PostgreSQL that is stopping close its connections."""
+        if pid := self._postmaster():
+            os.kill(pid, signal.SIGINT)
 
     def start(self) -> None:
         """Start PostgreSQL unless it is already running, and wait until it accepts connections."""
@@ -149,7 +162,7 @@ class EmbeddedPostgres:
                     self._spawn()
                     started = True
                 if self.interrupted.is_set():
-                    raise EmbeddedPostgresInterrupted("interrupted")
+                    raise StartInterruptedError("interrupted")
                 if time.monotonic() > deadline:
                     raise EmbeddedPostgresError(
                         f"PostgreSQL has not started in {_START_SECONDS} s: {self.last_words()}"
@@ -178,6 +191,7 @@ class EmbeddedPostgres:
             begin = time.monotonic()
             asked = None
             while self.running():
+                # One that has just been started has not told its process id yet.
                 pid = self._postmaster() or self._living_child()
                 if pid and pid != asked:
                     os.kill(pid, signal.SIGINT)  # fast shutdown
@@ -239,7 +253,7 @@ class EmbeddedPostgres:
             try:
                 while initdb.poll() is None:
                     if self.interrupted.is_set():
-                        raise EmbeddedPostgresInterrupted("interrupted")
+                        raise StartInterruptedError("interrupted")
                     time.sleep(_STEP_SECONDS)
             finally:
                 initdb.terminate()
@@ -302,7 +316,10 @@ class EmbeddedPostgres:
             raise EmbeddedPostgresError(f"can't run {program}{as_user}: {exc}") from exc
 
     def _as_seen(self, directory: Path) -> str:
-        """`directory` as a path that PostgreSQL's user can follow if it is its working directory."""
+        """The path of `directory` for a PostgreSQL whose working directory it is.
+
+        It is one that PostgreSQL's user can follow, even where it may not pass the parents.
+        """
         if directory.parent != self._dir or not self._user or self._user.reaches(self._dir):
             return str(directory)
         if not _HERE.exists():
@@ -370,7 +387,7 @@ class EmbeddedPostgres:
         try:
             while not _try_lock(descriptor):
                 if self.interrupted.is_set():
-                    raise EmbeddedPostgresInterrupted("interrupted")
+                    raise StartInterruptedError("interrupted")
                 if time.monotonic() > log_at:
                     log.warning(
                         "waiting for %s, which another process holds: it starts or stops the "

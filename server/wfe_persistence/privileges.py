@@ -99,7 +99,7 @@ def unprivileged_user(data_dir: Path, pgdata: Path) -> User | None:
 
 
 def reachable_binaries(installed: Path, version: str, user: User | None, data_dir: Path) -> Path:
-    """`installed`, a PostgreSQL with `bin`, `lib` and `share`, or a copy that `user` can reach.
+    """`installed`, the PostgreSQL in the package of a wheel, or a copy that `user` can reach.
 
     The copy is in `data_dir`, or in the system's cache if the user can't reach that either. It is
     renewed when `version` changes; so nothing may run from the copy in `data_dir`.
@@ -121,12 +121,13 @@ def reachable_binaries(installed: Path, version: str, user: User | None, data_di
             "user %s can't reach %s: PostgreSQL runs from the copy %s", user.name, installed, copy
         )
         _copy(installed, copy)
-    if not user.reaches(copy / "bin" / "postgres"):
+    binaries = copy / installed.relative_to(installed.parents[1])
+    if not user.reaches(binaries / "bin" / "postgres"):
         raise PermissionError(
             f"user {user.name}, as whom PostgreSQL runs, can reach neither {installed} nor {copy}: "
             f"let others traverse the directories above (chmod o+x)"
         )
-    return copy
+    return binaries
 
 
 def _copy(installed: Path, copy: Path) -> None:
@@ -134,7 +135,12 @@ def _copy(installed: Path, copy: Path) -> None:
     with tempfile.TemporaryDirectory(dir=copy.parent, prefix="new-") as made:
         fresh = Path(made) / copy.name
         unneeded = shutil.ignore_patterns("include", "*.a", "pkgconfig", "pgxs")
-        shutil.copytree(installed, fresh, symlinks=True, ignore=unneeded)
+        package = installed.parent
+        # The wheel's programs look for libraries in a directory beside its package.
+        for part in (installed, package.with_name(package.name + ".libs")):
+            if part.exists():
+                there = fresh / part.relative_to(package.parent)
+                shutil.copytree(part, there, symlinks=True, ignore=unneeded)
         for path in (fresh, *fresh.rglob("*")):
             if not path.is_symlink():
                 mode = path.stat().st_mode

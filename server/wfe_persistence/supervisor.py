@@ -11,7 +11,7 @@ from typing import Final, Self
 from wfe_persistence.embedded import (
     EmbeddedPostgres,
     EmbeddedPostgresError,
-    EmbeddedPostgresInterrupted,
+    StartInterruptedError,
 )
 
 log = logging.getLogger(__name__)
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 _STABLE_SECONDS: Final = 60.0
+_STOPPING_SECONDS: Final = 10.0  # who stops all processes at once lets us drain as well
 _COMPLAINT: Final = re.compile(r"\b(FATAL|PANIC|ERROR): ")
 _NUMBER: Final = re.compile(r"[0-9A-F]*\d[0-9A-F]*")
 
@@ -38,6 +39,7 @@ class Supervisor:
         self._thread = threading.Thread(target=self._run, name="postgres-supervisor", daemon=True)
         self._pause = _LOOK_SECONDS
         self._failure = ""
+        self._stopping_since = float("inf")
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -55,9 +57,10 @@ class Supervisor:
                 if self._postgres.running():
                     if time.monotonic() > started + _STABLE_SECONDS:
                         self._pause = _LOOK_SECONDS
+                    self._hasten_if_stopping()
                     continue
                 again = self._postgres.start_again(self._say_it_has_ended)
-            except EmbeddedPostgresInterrupted:
+            except StartInterruptedError:
                 return
             except (EmbeddedPostgresError, OSError) as exc:
                 self._say_it_failed(str(exc))
@@ -69,6 +72,16 @@ class Supervisor:
             started = time.monotonic()
             self._stopping.wait(self._pause)
             self._pause = min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
+
+    def _hasten_if_stopping(self) -> None:
+        if not self._postgres.stopping():
+            self._stopping_since = float("inf")
+            return
+        self._stopping_since = min(self._stopping_since, time.monotonic())
+        if time.monotonic() > self._stopping_since + _STOPPING_SECONDS:
+            log.warning("the embedded PostgreSQL was told to stop; ending its connections")
+            self._postgres.hasten()
+            self._stopping_since = float("inf")
 
     def _say_it_has_ended(self) -> None:
         if not self._failure:

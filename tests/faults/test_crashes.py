@@ -21,7 +21,9 @@ from tests.faults.proxy import Proxy
 from tests.support import make
 from tests.support.api import Api, connect
 from tests.support.expect import fails
+from tests.support.embedded import postgres_processes, postmaster
 from tests.support.server import ServerProcess
+from tests.support.waiting import wait_for
 from wfe.persistence.v1.event_pb2 import CreateEventRequest, GetEventRequest
 from wfe.persistence.v1.workflow_pb2 import (
     CreateNewWorkflowRequest,
@@ -80,20 +82,6 @@ async def test_server_killed_in_the_middle_loses_nothing(
     await asyncio.to_thread(wait_for, lambda: not postgres_processes(data_dir), 2)
 
 
-def postgres_processes(data_dir: Path) -> list[int]:
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal():
-            try:
-                command = (process / "cmdline").read_bytes()
-            except OSError:
-                continue
-            program = command.partition(b"\0")[0]
-            if program.endswith(b"/postgres") and str(data_dir).encode() in command:
-                found.append(int(process.name))
-    return found
-
-
 @pytest.fixture
 def own_postgres(data_dir: Path) -> EmbeddedPostgres:
     """A PostgreSQL that the test may kill."""
@@ -102,11 +90,6 @@ def own_postgres(data_dir: Path) -> EmbeddedPostgres:
 
 def socket_dir(url: str) -> Path:
     return Path(parse_qs(urlparse(url).query)["host"][0])
-
-
-def postmaster(data_dir: Path) -> int:
-    [pid_file] = data_dir.glob("*/postmaster.pid")
-    return int(pid_file.read_text().split()[0])
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGQUIT, signal.SIGINT])
@@ -130,13 +113,6 @@ async def test_postgres_ended_in_the_middle_loses_nothing(
             await under_load(server.address, end_postgres)
             assert "not serving: the database can't be reached" in server.log()
             assert "bug" not in server.log()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def status_of(address: str, service: str = "") -> str:

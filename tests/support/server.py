@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -43,12 +43,14 @@ class ServerProcess:
         env: dict[str, str] | None = None,
         module: str = "wfe_persistence",
         python: str = sys.executable,
+        under: Sequence[str] = (),
     ) -> None:
         self._log_file = log_file
         self._arguments = arguments
         self._env = env
         self._module = module
         self._python = python
+        self._under = under  # a program that runs the server
         self.credentials: grpc.ChannelCredentials | None = None
         """What a client needs to connect, if the server serves TLS."""
         self.process: subprocess.Popen[bytes]
@@ -71,7 +73,7 @@ class ServerProcess:
         with self._log_file.open("ab") as log:
             begin = log.tell()
             self.process = subprocess.Popen(
-                [self._python, "-m", self._module, "serve", *arguments],
+                [*self._under, self._python, "-m", self._module, "serve", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -13,7 +13,7 @@ import click
 from wfe_persistence.embedded import (
     EmbeddedPostgres,
     EmbeddedPostgresError,
-    EmbeddedPostgresInterrupted,
+    StartInterruptedError,
 )
 from wfe_persistence.settings import Settings
 from wfe_persistence.supervisor import Supervisor
@@ -30,7 +30,8 @@ class Interrupted(SystemExit):
 def open_database(settings: Settings) -> Iterator[Settings]:
     """The settings with a running database: the one that they name, or the embedded one.
 
-    The embedded PostgreSQL is started, kept running, and stopped on exit. Raises UsageError for an invalid connection string before anything is started, and Interrupted.
+    The embedded PostgreSQL is started, kept running, and stopped on exit. Raises UsageError for an
+    invalid connection string before anything is started, and Interrupted.
     """
     from wfe_persistence.database import source_from
 
@@ -88,7 +89,7 @@ def _signals(embedded: EmbeddedPostgres) -> Iterator[Callable[[], AbstractContex
     handle()
     try:
         yield use
-    except EmbeddedPostgresInterrupted:
+    except StartInterruptedError:
         raise Interrupted(128 + received[0]) from None
     finally:
         for number, handler in before:
