@@ -20,8 +20,8 @@ from tests.faults.load import Load
 from tests.faults.proxy import Proxy
 from tests.support import make
 from tests.support.api import Api, connect
-from tests.support.expect import fails
 from tests.support.embedded import postgres_processes, postmaster
+from tests.support.expect import fails
 from tests.support.server import ServerProcess
 from tests.support.waiting import wait_for
 from wfe.persistence.v1.event_pb2 import CreateEventRequest, GetEventRequest
