@@ -30,6 +30,7 @@ from wfe_persistence.store.postgres.source import Connect, ConnectionSource
 from wfe_persistence.store.postgres.sqlstate import (
     ROW_LOCKED,
     Retry,
+    hit_limit,
     raise_error,
     retry,
     violated_constraint,
@@ -292,6 +293,8 @@ class Database:
                     self._spawn(self._cancel(exchange))
             # A row that was received can't be taken back, so then it is not run again.
             if exchange.lost:
+                if exchange.error is not None and hit_limit(exchange.error):
+                    raise_error(exchange.error)
                 if yielded or attempt >= MAX_ATTEMPTS:
                     raise _unavailable() from exchange.lost
                 continue
@@ -343,8 +346,10 @@ class Database:
             if self._stopped:
                 raise ConnectionLostError("stopped", unwritten=exchange.is_unwritten) from None
             raise
-        except ConnectionLostError:
+        except ConnectionLostError as exc:
             self._spawn(self._discard(exchange.connection))
+            if exc.unwritten and exchange.error is not None and hit_limit(exchange.error):
+                raise_error(exchange.error)
             raise
         finally:
             self._watch.under_way.discard(exchange)

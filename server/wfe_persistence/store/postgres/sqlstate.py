@@ -18,6 +18,7 @@ refusals = RecurringWarnings(logging.getLogger(__name__))
 
 _UNIQUE_VIOLATION: Final = "23505"
 _CANCELED: Final = "57014"
+_TRANSACTION_TIMEOUT: Final = "25P04"
 
 
 class UnexpectedDatabaseError(Exception):
@@ -81,7 +82,7 @@ _MEANINGS: Final = {
     _CANCELED: _Meaning(
         Retry.SAME_CONNECTION, _UNAVAILABLE, "the database kept cancelling the statement", 1.0
     ),
-    "25P04": _Meaning(
+    _TRANSACTION_TIMEOUT: _Meaning(
         Retry.NO, _UNAVAILABLE, "the database's transaction_timeout ended the statement", 1.0
     ),
     "40": _Meaning(Retry.NO, _CONFLICT, _COLLIDED, 0.1),
@@ -130,6 +131,12 @@ def retry(error: pq.abc.PGresult) -> Retry:
     return _meaning(error).retry
 
 
+def hit_limit(error: pq.abc.PGresult) -> bool:
+    """Whether PostgreSQL ended the session because the statement exceeded a limit, as it would
+    again on another connection."""
+    return sqlstate(error) == _TRANSACTION_TIMEOUT
+
+
 def raise_error(error: pq.abc.PGresult, final_constraints: Collection[str] = ()) -> NoReturn:
     """Raise a failed statement's error: PersistenceError; UniqueViolation for a constraint in
     `final_constraints`; or for what only a bug explains UnexpectedDatabaseError."""
@@ -154,7 +161,9 @@ def refusal(state: str, message: str) -> PersistenceError | None:
     """The error of a statement of administration that PostgreSQL refused, given its SQLSTATE and
     its message without secrets; None: the statement itself, or what it met, is the reason."""
     meaning = _meaning_of(state, message)
-    if meaning.reason not in (_CONFLICT, _DENIED, _FULL, _UNAVAILABLE):
+    if meaning.reason not in (
+        _CONFLICT, _DENIED, _FULL, _UNAVAILABLE, ErrorReason.ERROR_REASON_ROW_LOCKED
+    ):  # fmt: skip
         return None
     return PersistenceError(
         meaning.reason, meaning.message, retry_after=meaning.retry_after, detail=message
