@@ -17,7 +17,18 @@ import pytest
 from tests.support.server import ServerProcess
 from wfe_persistence.store.migrate import migrations
 
-COMMANDS = ["serve", "migrate up", "migrate status", "migrate sql", "health", "version"]
+COMMANDS = [
+    "token create",
+    "token list",
+    "token revoke",
+    "policy check",
+    "serve",
+    "migrate up",
+    "migrate status",
+    "migrate sql",
+    "health",
+    "version",
+]
 
 
 def run(

@@ -283,6 +283,10 @@ BEYOND = "0.0.0.0:0"
         ({"tls_cert": Path("c")}, "both or neither"),
         ({"tls_key": Path("k")}, "both or neither"),
         ({"tls_client_ca": Path("a")}, "needs tls-cert"),
+        ({"token_file": Path("t")}, "policy-file: is not set"),
+        ({"policy_file": Path("p")}, "policy-file: has no effect"),
+        ({"jwt_jwks": "j"}, "set all or none"),
+        ({"jwt_issuer": "i", "jwt_audience": "a", "policy_file": Path("p")}, "set all or none"),
     ],
 )
 def test_settings_without_protection_are_refused(settings: dict[str, Any], missing: str) -> None:
@@ -299,8 +303,14 @@ def test_settings_without_protection_are_refused(settings: dict[str, Any], missi
         {"listen": BEYOND, "insecure": True},
         {
             "listen": BEYOND, "tls_cert": Path("c"), "tls_key": Path("k"),
-            "tls_client_ca": Path("a"),
+            "tls_client_ca": Path("a"), "policy_file": Path("p"),
         },
+        {
+            "listen": BEYOND, "tls_cert": Path("c"), "tls_key": Path("k"),
+            "token_file": Path("t"), "policy_file": Path("p"),
+        },
+        {"listen": "unix:/run/wfe.sock", "socket_mode": "0666", "policy_file": Path("p"),
+         "jwt_issuer": "i", "jwt_audience": "a", "jwt_jwks": "j"},
     ],
 )  # fmt: skip
 def test_settings_with_protection_are_accepted(settings: dict[str, Any]) -> None:

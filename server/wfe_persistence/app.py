@@ -105,8 +105,6 @@ class Server:
         )
         self._connections = IdleConnections(connections, intake.busy_peers)
         self._access = Access(settings) if settings.authentication else None
-        if settings.policy_file and not self._access:
-            raise CannotServeError("policy-file: nobody has to authenticate, so it has no effect")
         guard = Guard(self._access)
         self._health = Health(namespaces, intake, guard)
         boundary = Boundary(

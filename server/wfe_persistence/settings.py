@@ -143,8 +143,8 @@ class Settings:
     token_file: Annotated[
         Path | None,
         About(
-            "File of hashed bearer tokens, which `token create` makes: require a token of every "
-            "caller. Read again when it changes.",
+            "File of hashed bearer tokens, which `token create` makes: callers must authenticate, "
+            "and can with one of them. Read again when it changes.",
             metavar="FILE",
             default_help="no tokens",
         ),
@@ -152,8 +152,8 @@ class Settings:
     jwt_issuer: Annotated[
         str,
         About(
-            "Issuer (`iss`) of JSON Web Tokens: accept them as bearer tokens. Needs jwt-audience "
-            "and jwt-jwks.",
+            "Issuer (`iss`) of JSON Web Tokens: callers must authenticate, and can with one of "
+            "them as bearer token. Needs jwt-audience and jwt-jwks.",
             metavar="URL",
             default_help="no JWTs",
         ),
@@ -389,7 +389,7 @@ class Settings:
 
     def require_protection(self) -> None:
         """Raise ValueError if strangers could call a server with these settings without TLS and
-        authentication, unless that is accepted; or if the settings of TLS are incomplete.
+        authentication, unless that is accepted; or if the settings of either are incomplete.
 
         Strangers are callers from other machines, and on a Unix socket other users than its owner
         and group.
@@ -398,6 +398,19 @@ class Settings:
             raise ValueError("tls-cert and tls-key: set both or neither")
         if self.tls_client_ca and not self.tls_cert:
             raise ValueError("tls-client-ca: needs tls-cert and tls-key")
+        jwt = (self.jwt_issuer, self.jwt_audience, self.jwt_jwks)
+        if any(jwt) and not all(jwt):
+            raise ValueError("jwt-issuer, jwt-audience and jwt-jwks: set all or none")
+        if self.authentication and not self.policy_file:
+            raise ValueError(
+                f"policy-file: is not set; without a policy, who has a {self.authentication[0]} "
+                "may do nothing"
+            )
+        if self.policy_file and not self.authentication:
+            raise ValueError(
+                "policy-file: has no effect without authentication (token-file, jwt-issuer or "
+                "tls-client-ca)"
+            )
         if self.insecure:
             return
         missing = []

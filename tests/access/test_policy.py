@@ -134,7 +134,7 @@ def test_policy_check(tmp_path: Path) -> None:
     assert "policy.toml: No such file" in done.stderr
     file.write_text(POLICY)
     assert (done := check(file)).returncode == 0
-    assert done.stdout == f"{file}: valid, 3 grants\n"
+    assert done.stdout == f"{file}: valid; number of grants: 3\n"
 
     def ask(who: str, namespace: str, rpc: str) -> tuple[int, str]:
         done = check(file, "--principal", who, "--namespace", namespace, "--rpc", rpc)

@@ -17,7 +17,10 @@ from tests.support.api import Api, connect
 from tests.support.scene import refusal
 from wfe.persistence.v1.store_pb2 import GetStoreInfoRequest
 from wfe.persistence.v1.workflow_pb2 import CreateNewWorkflowRequest
+from wfe_persistence.access.access import Access
+from wfe_persistence.access.role import Role
 from wfe_persistence.access.tokens import create_token
+from wfe_persistence.settings import Settings
 
 PASSWORD = "canary-password-5fd924"
 PAYLOAD = "canary-payload-3e0b7a"
@@ -101,7 +104,6 @@ def test_no_token_is_taken_from_the_command_line(tmp_path: Path) -> None:
 
 
 def test_a_server_with_bad_files_says_which(tmp_path: Path) -> None:
-    """And that before it starts a database."""
     guarded = GuardedServer(tmp_path)
     guarded.policy_file.write_text('[[grant]]\nprincipals = ["*"]\nrole = "god"\n')
     done = subprocess.run(
@@ -118,3 +120,35 @@ def test_a_server_with_bad_files_says_which(tmp_path: Path) -> None:
     ):
         assert part in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_cryptography_is_loaded_by_servers_that_need_it_only() -> None:
+    """It takes time and memory that a sidecar without TLS and JWTs need not spend."""
+    program = "import sys, wfe_persistence.app; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "wfe_persistence" in loaded
+    assert not loaded & {"jwt", "cryptography"}
+
+
+def test_the_commands_of_the_documentation_work(tmp_path: Path) -> None:
+    """The first ones of docs/security.md, up to the one that starts the server, whose settings are
+    checked."""
+    text = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    script = text.partition("```sh\n")[2].partition("```")[0]
+    *commands, serve = script.strip().splitlines()
+    assert serve == ("wfe-persistence serve --token-file tokens.json --policy-file policy.toml")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["sh", "-e", "-c", "\n".join(commands)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    token, valid, answer = done.stdout.splitlines()
+    assert token.startswith("wfe_")
+    assert "policy.toml: valid" in valid
+    assert answer.startswith("allowed: token:billing has the role host in prod")
+    settings = Settings(token_file=tmp_path / "tokens.json", policy_file=tmp_path / "policy.toml")
+    settings.require_protection()
+    assert Access(settings).rights("token:billing").allow(Role.HOST, "prod_eu")

@@ -23,15 +23,12 @@ _LOOK_SECONDS: Final = 1.0
 class Access:
     """Turns credentials into a principal, and a principal into its rights.
 
-    Raises CannotServeError, naming the setting or the file, for settings that don't go together and
-    for files that can't be used.
+    Raises CannotServeError, naming the setting or the file, for values and files that can't be
+    used. The settings must go together (`Settings.require_protection`).
     """
 
     def __init__(self, settings: Settings) -> None:
-        if settings.policy_file is None:
-            raise CannotServeError(
-                "policy-file is not set: with authentication, it says who may do what"
-            )
+        assert settings.policy_file is not None
         self._policy = WatchedFile(settings.policy_file, parse_policy)
         self._policy.load()
         self._tokens: WatchedFile[Tokens] | None = None
@@ -84,15 +81,8 @@ class Access:
 
 def _verifier(settings: Settings) -> JwtVerifier | None:
     """The verifier of the settings; None: they accept no JWT."""
-    needed = {
-        "jwt-issuer": settings.jwt_issuer,
-        "jwt-audience": settings.jwt_audience,
-        "jwt-jwks": settings.jwt_jwks,
-    }
-    if not any(needed.values()):
+    if not settings.jwt_issuer:
         return None
-    if absent := [key for key, value in needed.items() if not value]:
-        raise CannotServeError(f"{' and '.join(absent)}: must be set too, to accept JWTs")
     try:
         keys = Keys(settings.jwt_jwks, ca=settings.jwt_jwks_ca, token=settings.jwt_jwks_token_file)
         keys.load()

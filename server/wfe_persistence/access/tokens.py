@@ -156,8 +156,10 @@ def create_token(
             f"a token has {_MIN_LENGTH} to {_MAX_LENGTH} letters, digits and . _ ~ + / = -"
         )
     now = datetime.now(UTC).replace(microsecond=0)
-    if expires is not None and expires <= now:
-        raise ValueError("the time of expiry is in the past")
+    if expires is not None:
+        expires = expires.replace(microsecond=0)
+        if expires <= now:
+            raise ValueError("the time of expiry is in the past")
     digest = hashlib.sha256(secret.encode()).digest()
     token = Token(secrets.token_hex(4), name, digest, now, expires)
 

@@ -48,7 +48,7 @@ def check(file: Path, principal: str | None, namespace: str | None, rpc: str | N
     if principal is None:
         if namespace or rpc:
             raise click.UsageError("Missing option '--principal'.")
-        click.echo(f"{file}: valid, {len(parsed.grants)} grants")
+        click.echo(f"{file}: valid; number of grants: {len(parsed.grants)}")
         return
     if not principal.startswith(KINDS):
         raise click.BadParameter(f"must begin with {', '.join(KINDS)}", param_hint="--principal")
