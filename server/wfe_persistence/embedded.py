@@ -9,6 +9,10 @@ the processes that hold them:
 - `start.lock` is held by the one that starts or stops it.
 - `postgres.lock` is held by PostgreSQL itself: all its processes inherit it. So nobody starts a
   second one beside it, not even from another container, where its process ids mean nothing.
+
+(Longer than 450 lines, as what starts, stops and recognizes a PostgreSQL must agree on these locks,
+on its PID file and on where its socket is. Whom it runs as is in `privileges.py`, how it is kept
+running in `supervisor.py`.)
 """
 
 from __future__ import annotations
