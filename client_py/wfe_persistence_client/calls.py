@@ -171,24 +171,26 @@ _REFUSALS = (
 class RetryPolicy:
     """How often and how fast a call is retried, where that is safe.
 
+    By default only the call's deadline (`timeout`) ends the attempts, so that a server that
+    is away for a while goes unnoticed.
+
     An attempt is a call that was sent. While there is no connection, nothing is sent, and
-    only the call's deadline ends the wait for one (with `max_attempts=1`, the first failure
-    to connect does).
+    only the deadline ends the wait for one (with `max_attempts=1`, the first failure to
+    connect does).
 
     The wait before attempt n+1 is a random time between 0 and
     `initial_backoff * multiplier**(n-1)` seconds, but at most `max_backoff`; a delay
-    that the server requests is added to it. The call's deadline ends the attempts in any
-    case.
+    that the server requests is added to it.
 
     Attributes:
-        max_attempts: maximum number of attempts, 1 or higher; 1: no retries, and no wait
-            for a connection that fails.
+        max_attempts: maximum number of attempts, 1 or higher; None: as many as there is
+            time for; 1: no retries, and no wait for a connection that fails.
         initial_backoff: in seconds, 0 or higher.
         max_backoff: in seconds, 0 or higher.
         multiplier: 1 to 10.
     """
 
-    max_attempts: int = 10
+    max_attempts: int | None = None
     initial_backoff: float = 0.1
     max_backoff: float = 2.0
     multiplier: float = 2.0
@@ -196,12 +198,16 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         """Checks the types and bounds."""
         Fields(RetryPolicy).check(self)
-        if self.max_attempts < 1:
+        if self.max_attempts is not None and self.max_attempts < 1:
             raise ValueError("max_attempts must be at least 1")
         if self.initial_backoff < 0 or self.max_backoff < 0:
             raise ValueError("a backoff must not be negative")
         if not 1 <= self.multiplier <= 10:
             raise ValueError("multiplier must be 1 to 10")
+
+    def ends_after(self, attempts: int) -> bool:
+        """Whether that many attempts are as many as may be made."""
+        return self.max_attempts is not None and attempts >= self.max_attempts
 
     def backoff(self, attempts: int) -> float:
         """The wait in seconds after that many failed attempts, from 1."""
@@ -351,7 +357,7 @@ class Calls:
             if (
                 not _passes(error)
                 or (maybe_written and rule.safety is Safety.UNREPEATABLE)
-                or attempts >= self.retry.max_attempts
+                or self.retry.ends_after(attempts)
                 or wait >= deadline.remaining()
                 or self._link.closed
             ):

@@ -429,7 +429,11 @@ def from_rpc_error(rpc_error: grpc.aio.AioRpcError) -> PersistenceError:
     if not reason:
         reason, metadata = transport.reason_of(status, message)
         # A request that was too large reached no handler.
-        maybe_written = maybe_written and reason != "MESSAGE_TOO_LARGE"
+        maybe_written = (
+            maybe_written
+            and reason != "MESSAGE_TOO_LARGE"
+            and not transport.is_refused(status, message)
+        )
     error_class = _BY_REASON.get(reason) or _BY_STATUS.get(status, PersistenceError)
     error = error_class(
         message or "the call failed without an error message",

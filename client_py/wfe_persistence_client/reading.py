@@ -166,7 +166,7 @@ class Reading(Saving):
             try:
                 instance.execution_pointers.extend([pointer async for pointer in pages])
             except RevisionMismatch:
-                if attempts >= self._calls.retry.max_attempts:
+                if self._calls.retry.ends_after(attempts) or deadline.remaining() <= 0:
                     raise
                 continue
             instance.view = convert.view(view)

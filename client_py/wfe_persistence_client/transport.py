@@ -28,6 +28,14 @@ _TOO_LARGE: Final = re.compile(
     re.IGNORECASE,
 )
 
+# HTTP/2's REFUSED_STREAM: "processing has not begun". Proxies send it when they are full or stop.
+_REFUSED: Final = re.compile(r"RST_STREAM with error code 7\b")
+
+
+def is_refused(status: grpc.StatusCode, details: str) -> bool:
+    """Whether the peer says that it has not begun the call."""
+    return status is grpc.StatusCode.UNAVAILABLE and _REFUSED.search(details) is not None
+
 
 def reason_of(status: grpc.StatusCode, details: str) -> tuple[str, dict[str, str]]:
     """The name of an `ErrorReason` and its metadata; empty for the codes of applications."""

@@ -333,6 +333,20 @@ async def test_tries_end(store: FakeStore, provider: PersistenceProvider) -> Non
     assert not caught.value.maybe_written
 
 
+async def test_by_default_only_the_timeout_ends_the_tries(store: FakeStore) -> None:
+    fast = RetryPolicy(initial_backoff=0.001, max_backoff=0.002)
+    stopping = fails(UNAVAILABLE, "SHUTTING_DOWN", retry_after=0.0)
+    store.on("PersistErrors", *[stopping] * 50, answers(store_pb2.PersistErrorsResponse()))
+    async with connect(store.target, retry=fast) as provider:
+        await provider.persist_errors([])
+    assert store.count("PersistErrors") == 51
+    store.on("CreateEvent", not_written)
+    async with connect(store.target, retry=fast, timeout=0.5) as provider:
+        with pytest.raises(Unavailable):
+            await provider.create_event(EVENT)
+    assert store.count("CreateEvent") > 10
+
+
 async def test_one_lost_answer_among_the_tries_leaves_the_outcome_unknown(
     store: FakeStore, provider: PersistenceProvider
 ) -> None:

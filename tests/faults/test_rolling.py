@@ -8,11 +8,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from tests.faults.rolling import Calls, Pair, roll, stored
 
 RESTARTS = int(os.environ.get("WFE_RESTARTS", "4"))
 
 
+# A restart takes 2 s, but much more on a machine that is busy with other things.
+@pytest.mark.timeout(60 + 30 * RESTARTS)
 async def test_no_call_is_lost_in_rolling_restarts(tmp_path: Path, database_url: str) -> None:
     async with Pair(tmp_path, database_url) as pair:
         calls = Calls(pair.targets, clients=12)
