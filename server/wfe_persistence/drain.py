@@ -23,9 +23,10 @@ from wfe_persistence.store.postgres.database import Database
 
 log = logging.getLogger(__name__)
 
-# How long no call may have come before the connections are closed: one that was on its way would
-# end without ErrorInfo. Clients that heed the RetryInfo of a refusal are silent for longer. Of
-# others there may always be one; they are waited for at most as long as the second number says.
+# How long no call may have come before the connections are closed: one that is on its way then ends
+# without ErrorInfo. That there are none takes no longer than the round trip of a client: those that
+# come at the end are answered together, right before. Clients that heed their RetryInfo are silent
+# from then on, others for as long as they wait before they try again.
 _QUIET_SECONDS: Final = 0.1
 _MAX_QUIET_SECONDS: Final = 1.0
 
@@ -36,7 +37,7 @@ _CALL_OFF_SECONDS: Final = 1.0
 # How long gRPC has to notice that its connections are closed.
 _MAX_CLOSE_SECONDS: Final = 0.5
 
-_LOOK_SECONDS: Final = 0.01
+_LOOK_SECONDS: Final = 0.001
 
 
 class Drain:
@@ -75,11 +76,14 @@ class Drain:
         if not await self._until(lambda: not self._intake.in_progress, self._seconds):
             await self._end_calls()
 
-        await self._until(lambda: self._intake.quiet_for >= _QUIET_SECONDS, _MAX_QUIET_SECONDS)
+        self._intake.hold_refused()
+        await self._wait(lambda: self._intake.quiet_for >= _QUIET_SECONDS, _MAX_QUIET_SECONDS)
         self._health.end_watches()
         await self._wait(lambda: not self._health.watches, _CALL_OFF_SECONDS)
         with closing(Disconnection(self._listener.local_name)) as clients:
             clients.close_listener()
+            self._intake.tell_refused()
+            await self._wait(lambda: not self._intake.refused, _CALL_OFF_SECONDS)
             await self._wait(lambda: not clients.close_connections(), _MAX_CLOSE_SECONDS)
             await server.stop(None)
 

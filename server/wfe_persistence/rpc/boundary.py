@@ -84,6 +84,8 @@ class Boundary:
         async def answer(context: Context) -> bytes:
             caller = await self._identify(context, method)
             deadline = self._deadline(context)
+            if self._intake.refuses:
+                await self._intake.refuse(context)
             with self._intake.admit(context, deadline) as place:
                 data = await place.receive()
                 async with self._intake.deadlines.until(deadline):
@@ -115,6 +117,8 @@ class Boundary:
         async def answer(context: Context) -> None:
             caller = await self._identify(context, method)
             deadline = self._deadline(context)
+            if self._intake.refuses:
+                await self._intake.refuse(context)
             with self._intake.admit(context, deadline) as place:
                 data = await place.receive()
                 async with self._intake.deadlines.until(deadline):

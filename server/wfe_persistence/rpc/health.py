@@ -88,12 +88,13 @@ class Health(health.aio.HealthServicer):
         except PersistenceError as exc:
             await abort(context, exc)
         self.watches += 1
-        context.add_done_callback(self._watch_ended)  # type: ignore[arg-type]
         try:
             async with self._watches.until(None):
                 await self._watch(request, context)
         except TimeoutError:
             await abort(context, shutting_down())
+        finally:
+            self.watches -= 1
 
     async def _watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
         if "/" not in request.service:
@@ -119,9 +120,6 @@ class Health(health.aio.HealthServicer):
     def end_watches(self) -> None:
         """End what clients watch, as UNAVAILABLE: they shall watch another server."""
         self._watches.expire()
-
-    def _watch_ended(self, _: object) -> None:
-        self.watches -= 1
 
     async def _status(self, name: str, caller: Caller) -> int:
         """The health of a service in a namespace. Raises ACCESS_DENIED."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import grpc
 
@@ -70,7 +70,11 @@ class Intake:
         self._tasks: set[asyncio.Task[None]] = set()
         self.deadlines = Deadlines()
         """Of the calls in progress."""
-        self._refuses = False
+        self.refuses = False
+        """Whether calls are to be refused, because the server stops."""
+        self.refused = 0
+        """How many calls are being refused: their clients have not been told yet."""
+        self._tell = asyncio.Event()
         self._last_refusal = 0.0
 
     def busy_peers(self) -> set[str]:
@@ -94,13 +98,33 @@ class Intake:
 
     @property
     def quiet_for(self) -> float:
-        """How long (seconds) no call has been refused since `refuse_calls`."""
+        """How long (seconds) no call has come since `refuse_calls`."""
         return asyncio.get_running_loop().time() - self._last_refusal
 
     def refuse_calls(self) -> None:
         """From now on refuse calls, except those for health, because the server stops."""
-        self._refuses = True
+        self.refuses = True
+        self._tell.set()
         self._last_refusal = asyncio.get_running_loop().time()
+
+    def hold_refused(self) -> None:
+        """From now on do not tell clients yet that calls are refused: so they send no others."""
+        self._tell.clear()
+
+    def tell_refused(self) -> None:
+        """Tell the clients of the calls that were held."""
+        self._tell.set()
+
+    async def refuse(self, context: Context) -> NoReturn:
+        """End a call that comes after `refuse_calls`, as `abort` does."""
+        self._last_refusal = asyncio.get_running_loop().time()
+        self.refused += 1
+        try:
+            await self._tell.wait()
+            await abort(context, shutting_down())
+        finally:
+            # Not as a callback of gRPC's: those come before the status has been sent.
+            self.refused -= 1
 
     def end_calls(self) -> None:
         """End the calls in progress, because the server stops."""
@@ -111,11 +135,8 @@ class Intake:
     def admit(self, context: Context, deadline: float) -> Place:
         """Count a call until its end; `deadline` is on the event loop's clock.
 
-        Raises PersistenceError if there are too many, or the server stops.
+        Raises PersistenceError if there are too many.
         """
-        if self._refuses:
-            self._last_refusal = asyncio.get_running_loop().time()
-            raise shutting_down()
         peer = context.peer()
         self._calls.require_room(peer)
         self._calls.enter(context, peer)
