@@ -147,7 +147,7 @@ async def test_calls_that_outlast_the_drain_end_and_have_written_nothing(
                 assert failure.retry_after
             assert await exit_status(server) == 0
     assert revision(database_url) == 1
-    assert "3 calls are still under way" in server.log()
+    assert "calls are still under way" in server.log()
 
 
 async def test_a_database_that_does_not_answer_leaves_the_outcome_unknown(
