@@ -43,6 +43,8 @@ from wfe_persistence.store.owner import Owner
 from wfe_persistence.store.postgres import database
 from wfe_persistence.store.postgres.fairness import FairGate
 from wfe_persistence.store.postgres.lane import Lane
+from wfe_persistence.store.postgres.pipeline import Exchange, Peer
+from wfe_persistence.store.postgres.watch import Findings, Watch
 from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.tables import Store
 
@@ -203,6 +205,24 @@ def plant_no_lane() -> None:
         yield
 
     setattr(Lane, "turn", turn)  # noqa: B010
+
+
+def plant_no_end_of_waiting() -> None:
+    """Who waits for an answer waits for as long as it takes."""
+
+    def give_up_all(self: Watch, peer: Peer, begun: float) -> None:
+        pass
+
+    setattr(Watch, "_give_up_all", give_up_all)  # noqa: B010
+
+
+def plant_waiters_everywhere() -> None:
+    """Who waits for a lock may have every connection."""
+
+    def keep(self: Watch, silent: list[Exchange], findings: Findings, now: float) -> None:
+        pass
+
+    setattr(Watch, "_keep_locked_apart", keep)  # noqa: B010
 
 
 def plant_no_owners() -> None:
@@ -417,6 +437,14 @@ SERVER_FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     "administrative work all at once": (
         plant_no_lane,
         "test_administration.py::test_140_creates_at_once_take_two_connections_beside_the_pool",
+    ),
+    "a database that no longer answers is waited for": (
+        plant_no_end_of_waiting,
+        "test_stalls.py::test_stalled_database_is_noticed_by_health_and_by_calls_without_a_deadline",
+    ),
+    "waiters for a lock take the whole pool": (
+        plant_waiters_everywhere,
+        "test_stalls.py::test_calls_that_need_another_table_than_the_locked_one_go_on",
     ),
     "no store has an owner": (
         plant_no_owners,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -45,10 +46,17 @@ async def proxy(tmp_path: Path, database_url: str) -> AsyncIterator[Proxy]:
 
 @pytest.fixture
 async def server(tmp_path: Path, proxy: Proxy, database_url: str) -> AsyncIterator[ServerProcess]:
-    """A server behind the proxy."""
+    """A server behind the proxy (with the fault of test_planted, if there is one)."""
     [behind] = parse_qs(urlparse(database_url).query)["host"]
     url = database_url.replace(behind, str(tmp_path / "proxy"))
-    server = ServerProcess(tmp_path / "log", "--db-url", url, "--pool-size", "4")
+    server = ServerProcess(
+        tmp_path / "log",
+        "--db-url",
+        url,
+        "--pool-size",
+        "4",
+        module="tests.faults.faulty_server" if "FAULT" in os.environ else "wfe_persistence",
+    )
     await asyncio.to_thread(server.__enter__)
     yield server
     assert await asyncio.to_thread(server.stop) == 0

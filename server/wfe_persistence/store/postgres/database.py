@@ -17,7 +17,6 @@ from wfe_persistence.errors import PersistenceError, shutting_down
 from wfe_persistence.store.postgres.fairness import FairGate
 from wfe_persistence.store.postgres.lane import Lane
 from wfe_persistence.store.postgres.pipeline import (
-    CalledOff,
     Command,
     Connection,
     ConnectionLostError,
@@ -28,15 +27,15 @@ from wfe_persistence.store.postgres.pipeline import (
 from wfe_persistence.store.postgres.reachability import Reachability, is_full
 from wfe_persistence.store.postgres.source import Connect, ConnectionSource
 from wfe_persistence.store.postgres.sqlstate import (
-    ROW_LOCKED,
     Retry,
     hit_limit,
     raise_error,
     retry,
+    row_locked,
     violated_constraint,
     was_cancelled,
 )
-from wfe_persistence.store.postgres.watch import Watch
+from wfe_persistence.store.postgres.watch import Watch, free_attempts
 
 T = TypeVar("T")
 
@@ -76,14 +75,10 @@ class Database:
         self._pool_timeout = pool_timeout
         self._gate = FairGate(pool_size, max_waiting)
         self._streams = FairGate(max(1, pool_size // 2), max_waiting, within=self._gate)
-        most_locked = max(1, pool_size // 4)
-        self._locked = FairGate(most_locked, max_waiting, within=self._gate)
+        most = max(1, pool_size // 4)
+        self._locked = FairGate(most, max_waiting, within=self._gate)
         self._watch = Watch(
-            source,
-            reachability.stalled,
-            gate=self._gate,
-            locked=self._locked,
-            most_locked=most_locked,
+            source, reachability.stalled, gate=self._gate, locked=self._locked, most_locked=most
         )
 
         class PoolConnection(Connection):
@@ -228,7 +223,7 @@ class Database:
                         retry_after=0.1,
                     ) from exc
                 if attempt >= MAX_ATTEMPTS:
-                    raise _unavailable() from exc
+                    raise self.reachability.unavailable() from exc
                 continue
             error = exchange.error
             if error is None:
@@ -243,7 +238,7 @@ class Database:
             else:
                 self._release(exchange.connection)
             if was_cancelled(error):
-                attempt -= _called_off(exchange)
+                attempt -= free_attempts(exchange)
             if (
                 attempt >= MAX_ATTEMPTS
                 or again is Retry.NO
@@ -296,14 +291,14 @@ class Database:
                 if exchange.error is not None and hit_limit(exchange.error):
                     raise_error(exchange.error)
                 if yielded or attempt >= MAX_ATTEMPTS:
-                    raise _unavailable() from exchange.lost
+                    raise self.reachability.unavailable() from exchange.lost
                 continue
             if exchange.error is None:
                 if connection.gate is self._locked:
                     self._watch.was_run([command])
                 return
             if was_cancelled(exchange.error) and not yielded:
-                attempt -= _called_off(exchange)
+                attempt -= free_attempts(exchange)
             if yielded or again is Retry.NO or attempt >= MAX_ATTEMPTS:
                 raise_error(exchange.error)
             if again is Retry.OTHER_CONNECTION:
@@ -319,7 +314,7 @@ class Database:
                 return await self._exchange(connection, Exchange.send_prepare, command[0])
             except ConnectionLostError as exc:
                 if attempt >= MAX_ATTEMPTS:
-                    raise _unavailable() from exc
+                    raise self.reachability.unavailable() from exc
 
     async def _turn(self, gate: FairGate, namespace: str, batch: Sequence[Command]) -> Connection:
         """A connection for a batch, in its turn at a gate. Statements that are known to wait for a
@@ -390,7 +385,7 @@ class Database:
                     raise
         except (TimeoutError, psycopg_pool.PoolTimeout) as exc:
             if gate is self._locked and not self.is_away:
-                raise _row_locked() from exc
+                raise row_locked() from exc
             raise (self.reachability.unavailable() if self.is_away else _busy()) from exc
         except psycopg_pool.PoolClosed as exc:
             raise shutting_down() from exc
@@ -443,30 +438,6 @@ def _remaining(
     """The steps of a coroutine whose first one has been made, and waits for something."""
     yield waiting_for
     yield from steps
-
-
-def _unavailable() -> PersistenceError:
-    return PersistenceError(
-        ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
-        "the database can't be reached",
-        retry_after=1.0,
-    )
-
-
-def _called_off(exchange: Exchange) -> int:
-    """How many attempts a statement that was cancelled has for nothing. Raises ROW_LOCKED if it
-    has none."""
-    if exchange.called_off is CalledOff.FOR_GOOD:
-        raise _row_locked()
-    return int(exchange.called_off is CalledOff.TO_RUN_AGAIN)
-
-
-def _row_locked() -> PersistenceError:
-    return PersistenceError(
-        ErrorReason.ERROR_REASON_ROW_LOCKED,
-        ROW_LOCKED,
-        retry_after=1.0,
-    )
 
 
 def _busy() -> PersistenceError:

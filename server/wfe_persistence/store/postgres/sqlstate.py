@@ -60,7 +60,8 @@ _OUTDATED: Final = ErrorReason.ERROR_REASON_SCHEMA_OUTDATED
 _DENIED: Final = ErrorReason.ERROR_REASON_DATABASE_PERMISSION_DENIED
 _FULL: Final = ErrorReason.ERROR_REASON_DATABASE_FULL
 _UNAVAILABLE: Final = ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE
-ROW_LOCKED: Final = "a row or a table stayed locked"
+_LOCKED: Final = ErrorReason.ERROR_REASON_ROW_LOCKED
+_STAYED_LOCKED: Final = "a row or a table stayed locked"
 _COLLIDED: Final = "the transaction kept colliding with others"
 
 # By SQLSTATE, or by its class (the first two characters).
@@ -86,7 +87,7 @@ _MEANINGS: Final = {
         Retry.NO, _UNAVAILABLE, "the database's transaction_timeout ended the statement", 1.0
     ),
     "40": _Meaning(Retry.NO, _CONFLICT, _COLLIDED, 0.1),
-    "55P03": _Meaning(Retry.NO, ErrorReason.ERROR_REASON_ROW_LOCKED, ROW_LOCKED, 1.0),
+    "55P03": _Meaning(Retry.NO, _LOCKED, _STAYED_LOCKED, 1.0),
     "22": _Meaning(Retry.NO, _INVALID, "the database can't store a value"),
     "54": _Meaning(Retry.NO, _INVALID, "a value is too large to be stored"),
     "3F000": _Meaning(Retry.NO, _OUTDATED, "the store does not exist"),
@@ -147,7 +148,7 @@ def raise_error(error: pq.abc.PGresult, final_constraints: Collection[str] = ())
     meaning = _meaning(error)
     if meaning.reason is None:
         raise cause
-    if meaning.reason not in (_CONFLICT, _INVALID, ErrorReason.ERROR_REASON_ROW_LOCKED):
+    if meaning.reason not in (_CONFLICT, _INVALID, _LOCKED):
         refusals.warn(sqlstate(error), f"the database refused a statement: {cause}")
     raise PersistenceError(
         meaning.reason,
@@ -155,6 +156,11 @@ def raise_error(error: pq.abc.PGresult, final_constraints: Collection[str] = ())
         retry_after=meaning.retry_after,
         detail=redacted(_message(error)),
     ) from cause
+
+
+def row_locked() -> PersistenceError:
+    """The error of a statement that was called off because it waited for a lock."""
+    return PersistenceError(_LOCKED, _STAYED_LOCKED, retry_after=1.0)
 
 
 def refusal(state: str, message: str) -> PersistenceError | None:

@@ -27,6 +27,7 @@ from wfe_persistence.store.postgres.fairness import FairGate
 from wfe_persistence.store.postgres.pipeline import CalledOff, Command, Exchange, Peer
 from wfe_persistence.store.postgres.prepared import Statement
 from wfe_persistence.store.postgres.source import ConnectionSource
+from wfe_persistence.store.postgres.sqlstate import row_locked
 
 log = logging.getLogger(__name__)
 log_locks = RecurringWarnings(log)
@@ -252,6 +253,14 @@ class Watch:
                 with suppress(psycopg.Error):
                     await connection.close()
         return heard
+
+
+def free_attempts(exchange: Exchange) -> int:
+    """How many attempts a statement that was cancelled has for nothing. Raises ROW_LOCKED if it is
+    not to be run again."""
+    if exchange.called_off is CalledOff.FOR_GOOD:
+        raise row_locked()
+    return int(exchange.called_off is CalledOff.TO_RUN_AGAIN)
 
 
 async def _cancel(exchange: Exchange) -> None:
