@@ -5,7 +5,8 @@ The server runs in its own process, on an embedded PostgreSQL, and also serves a
 benchmark registers. What an RPC costs beyond the echo is our own overhead. `--driver` measures only
 the driver, beside psycopg's cursors and asyncpg; `--namespaces` the cost of many namespaces;
 `--patches` a change in short and long workflows; `--checks` the checks of requests, and how long
-others wait meanwhile; `--purge` a purge under load; `--storage` disk usage.
+others wait meanwhile; `--access` what authentication costs, and bad credentials; `--purge` a purge
+under load; `--storage` disk usage.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks import checks, driver, namespaces, patches, purge, rpcs, storage
+from benchmarks import access, checks, driver, namespaces, patches, purge, rpcs, storage
 from wfe_persistence.embedded import EmbeddedPostgres
 
 
@@ -60,6 +61,11 @@ def main() -> None:
         help="measure the checks of documents, and how long others wait for requests",
     )
     parser.add_argument(
+        "--access",
+        action="store_true",
+        help="measure what authentication costs, and 10,000 bad credentials a minute",
+    )
+    parser.add_argument(
         "--purge",
         type=int,
         metavar="N",
@@ -89,6 +95,9 @@ def main() -> None:
         if arguments.driver:
             figures = asyncio.run(driver.measure(postgres.url, arguments.callers))
             print(driver.table(figures))
+        elif arguments.access:
+            figures = asyncio.run(access.measure(postgres.url, arguments.seconds))
+            print(access.table(figures))
         elif arguments.purge:
             figures = asyncio.run(purge.measure(postgres.url, arguments.purge))
             print(purge.table(figures))
@@ -115,6 +124,8 @@ def main() -> None:
     name = (
         "driver.json"
         if arguments.driver
+        else "access.json"
+        if arguments.access
         else "purge.json"
         if arguments.purge
         else "patches.json"

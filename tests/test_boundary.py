@@ -115,3 +115,14 @@ async def test_warnings_of_one_reason_are_one_line_a_minute(
     assert len(caplog.records) == 3
     warnings.warn("busy", "busy again")
     assert caplog.records[3].getMessage() == "busy again"
+
+
+async def test_warnings_of_many_callers_share_a_line_once_they_are_too_many(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    warnings = RecurringWarnings(logging.getLogger(make.new_id()))
+    for _ in range(2):
+        for number in range(1000):
+            warnings.warn_each("denied", f"caller {number}", f"denied: caller {number}")
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [f"denied: caller {number}" for number in range(recurring._MAX_LINES + 1)]

@@ -165,8 +165,7 @@ class Server:
         self._stack.callback(self._listener.close)
         self._stack.callback(self._workers.close)
         if self._access:
-            watch = asyncio.get_running_loop().create_task(self._access.watch())
-            self._stack.callback(watch.cancel)
+            self._in_background(self._access.watch())
         await self._health.start()
         await self._stack.enter_async_context(self._database)
         await self._server.start()

@@ -304,6 +304,21 @@ async def test_https_with_an_authority_and_a_token_as_kubernetes_wants_it(
     assert web.requests == ["Bearer secret", "Bearer rotated"]
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b" \n", b"se\ncret", b"se cret", b"se\xffcret", b"se\0cret"]
+)
+async def test_a_file_without_a_token_is_named_without_its_content(
+    web: Web, issuer: Issuer, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    token = tmp_path / "token"
+    token.write_bytes(content)
+    async with watching(Keys(web.url, token=token)) as keys:
+        assert await reason(verifier(keys), issuer.token()) == "KEYS_UNAVAILABLE"
+    assert f"{token}: has no bearer token in it" in caplog.text
+    assert "cret" not in caplog.text.replace(str(token), "")
+    assert web.requests == []
+
+
 def test_a_file_takes_neither_authority_nor_token(issuer: Issuer) -> None:
     with pytest.raises(ValueError, match="is a file"):
         Keys(str(issuer.file), ca=issuer.file)

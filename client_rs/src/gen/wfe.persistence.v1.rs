@@ -1948,7 +1948,8 @@ pub mod store_service_client {
         }
         /// Lists the namespaces in this server's database, by name, in pages: those
         /// that belong to servers with its `--schema`, and those that have no recorded
-        /// owner yet. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
+        /// owner yet; on a server with authentication, only those in which the caller
+        /// has a role. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
         /// (TRANSACTION_CONFLICT) if namespaces are being deleted all the time.
         pub async fn list_namespaces(
             &mut self,

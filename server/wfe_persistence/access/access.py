@@ -72,7 +72,7 @@ class Access:
     async def _principal_of(self, token: str) -> str:
         if self._tokens and (known := self._tokens.value.find(token)):
             if known.has_expired(datetime.now(UTC)):
-                raise expired("the token has expired")
+                raise expired(f"the token {known.id} of {known.principal} has expired")
             return known.principal
         if self._jwt and token.count(".") == 2:
             return await self._jwt.principal(token)

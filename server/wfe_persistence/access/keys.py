@@ -196,7 +196,7 @@ class Keys:
         try:
             async with asyncio.timeout(_FETCH_SECONDS):
                 self._accept(await _in_thread(self._fetch))
-        except (ValueError, TimeoutError) as exc:
+        except Exception as exc:  # whatever is wrong with them, they are fetched again
             problem = str(exc) or f"no answer within {_FETCH_SECONDS:g} s"
             if problem != self._problem:
                 log.warning(
@@ -249,9 +249,7 @@ def _get(url: str, ca: Path | None, token: Path | None, *, local: bool) -> bytes
     """What is at a URL. Raises ValueError."""
     request = urllib.request.Request(url, headers={"Accept": "application/json"})
     if token:
-        request.add_unredirected_header(
-            "Authorization", f"Bearer {read_file(token).decode('ascii').strip()}"
-        )
+        request.add_unredirected_header("Authorization", f"Bearer {_read_token(token)}")
     handlers: list[urllib.request.BaseHandler] = [_NoRedirects()]
     if local:
         handlers.append(urllib.request.ProxyHandler({}))
@@ -271,6 +269,19 @@ def _get(url: str, ca: Path | None, token: Path | None, *, local: bool) -> bytes
     if len(data) > _MAX_BYTES:
         raise ValueError(f"has more than {_MAX_BYTES} bytes")
     return data
+
+
+def _read_token(file: Path) -> str:
+    """The token in a file. Raises ValueError, without what is in it, if there is none."""
+    try:
+        token = read_file(file).decode("ascii").strip()
+    except UnicodeDecodeError:
+        token = ""
+    except ValueError as exc:
+        raise ValueError(f"{file}: {exc}") from None
+    if not token.isprintable() or " " in token or not token:
+        raise ValueError(f"{file}: has no bearer token in it")
+    return token
 
 
 async def _in_thread(fetch: Fetch) -> bytes:

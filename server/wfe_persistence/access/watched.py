@@ -66,7 +66,7 @@ class WatchedFile(Generic[T]):
             else:
                 self.value = await asyncio.to_thread(self._parse, data)
                 changed = True
-        except ValueError as exc:
+        except Exception as exc:  # whatever is wrong with it, it is looked at again
             if str(exc) != self._problem:
                 self._problem = str(exc)
                 log.warning("%s: %s; what it said before stays in force", self.path, exc)

@@ -53,11 +53,11 @@ async def list_namespaces(
     found: list[Namespace] = []
     last = "" if after is None else after[1]
     while True:
-        wanted = page_size - len(found)
-        chunk, is_last = await _own_of_chunk(store, last, wanted, visible)
-        found += chunk.own[:wanted]
-        if len(found) == page_size and (not is_last or len(chunk.own) > wanted):
-            return Page(found, (0, found[-1].schema))
+        # One more than the page has, to know whether there is another page.
+        chunk, is_last = await _own_of_chunk(store, last, page_size + 1 - len(found), visible)
+        found += chunk.own
+        if len(found) > page_size:
+            return Page(found[:page_size], (0, found[page_size - 1].schema))
         if is_last:
             return Page(found, None)
         last = chunk.last

@@ -280,7 +280,8 @@ class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _Store
     ListNamespaces: _StoreServiceListNamespacesType
     """Lists the namespaces in this server's database, by name, in pages: those
     that belong to servers with its `--schema`, and those that have no recorded
-    owner yet. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
+    owner yet; on a server with authentication, only those in which the caller
+    has a role. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
     (TRANSACTION_CONFLICT) if namespaces are being deleted all the time.
     """
 
@@ -424,7 +425,8 @@ class StoreServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[wfe.persistence.v1.store_pb2.ListNamespacesResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.ListNamespacesResponse]]:
         """Lists the namespaces in this server's database, by name, in pages: those
         that belong to servers with its `--schema`, and those that have no recorded
-        owner yet. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
+        owner yet; on a server with authentication, only those in which the caller
+        has a role. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
         (TRANSACTION_CONFLICT) if namespaces are being deleted all the time.
         """
 

@@ -75,7 +75,8 @@ type StoreServiceClient interface {
 	CreateNamespace(ctx context.Context, in *CreateNamespaceRequest, opts ...grpc.CallOption) (*CreateNamespaceResponse, error)
 	// Lists the namespaces in this server's database, by name, in pages: those
 	// that belong to servers with its `--schema`, and those that have no recorded
-	// owner yet. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
+	// owner yet; on a server with authentication, only those in which the caller
+	// has a role. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
 	// (TRANSACTION_CONFLICT) if namespaces are being deleted all the time.
 	ListNamespaces(ctx context.Context, in *ListNamespacesRequest, opts ...grpc.CallOption) (*ListNamespacesResponse, error)
 	// Deletes a namespace and everything in it, in one transaction, after calls
@@ -227,7 +228,8 @@ type StoreServiceServer interface {
 	CreateNamespace(context.Context, *CreateNamespaceRequest) (*CreateNamespaceResponse, error)
 	// Lists the namespaces in this server's database, by name, in pages: those
 	// that belong to servers with its `--schema`, and those that have no recorded
-	// owner yet. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
+	// owner yet; on a server with authentication, only those in which the caller
+	// has a role. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
 	// (TRANSACTION_CONFLICT) if namespaces are being deleted all the time.
 	ListNamespaces(context.Context, *ListNamespacesRequest) (*ListNamespacesResponse, error)
 	// Deletes a namespace and everything in it, in one transaction, after calls

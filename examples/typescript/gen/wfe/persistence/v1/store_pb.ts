@@ -681,7 +681,8 @@ export const StoreService: GenService<{
   /**
    * Lists the namespaces in this server's database, by name, in pages: those
    * that belong to servers with its `--schema`, and those that have no recorded
-   * owner yet. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
+   * owner yet; on a server with authentication, only those in which the caller
+   * has a role. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
    * (TRANSACTION_CONFLICT) if namespaces are being deleted all the time.
    *
    * @generated from rpc wfe.persistence.v1.StoreService.ListNamespaces
