@@ -6,13 +6,17 @@ The long form, with all faults, all planted bugs and many seeds, is `./run fault
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.faults.chaos.check import Stored, check
@@ -56,6 +60,42 @@ async def test_planted_bug_is_caught(name: str, run_dir: Path) -> None:
         if any(note.startswith(bug.invariant) for note in result.notes):
             return
     pytest.fail(f"not caught: {notes}")
+
+
+@pytest.mark.timeout(240)
+def test_interrupted_run_leaves_nothing() -> None:
+    """Interrupted under load, with a disk mounted where that is possible."""
+    fault = "data-disk-full" if os.geteuid() == 0 else "server-kill"
+    harness = subprocess.Popen(
+        [sys.executable, "-m", "tests.faults.chaos", "--fault", fault], start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    history = ""
+    try:
+        while not history:
+            assert harness.poll() is None
+            time.sleep(0.1)
+            children = psutil.Process(harness.pid).children(recursive=True)
+            for command in map(_command, children):
+                if "tests.faults.chaos.client" in command:
+                    history = command[command.index("--history") + 1]
+        harness.send_signal(signal.SIGINT)
+        said, _ = harness.communicate(timeout=60)
+    finally:
+        harness.kill()
+    assert harness.returncode == 130, said
+    assert "was left" not in said
+    _, left = psutil.wait_procs(children, 10)
+    assert not left
+    # A disk that is still mounted there would keep it.
+    assert not Path(history).parents[1].exists()
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def test_documentation_names_every_fault_and_bug() -> None:

@@ -18,6 +18,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
@@ -54,24 +55,45 @@ def _print(result: Result) -> None:
         _say(f"    ! and {len(result.notes) - 12} more")
 
 
+def _summary(results: list[Result]) -> Iterator[str]:
+    """A row for each fault, as docs/reliability.md has them."""
+    yield "| fault | runs | calls | ok | nothing written | maybe written | resumed | violations |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for name in dict.fromkeys(result.fault for result in results):
+        runs = [r for r in results if r.fault == name and r.verdict in ("passed", "FAILED")]
+        if not runs:
+            yield f"| `{name}` | 0 | | | | | | |"
+            continue
+        resumed = sorted(r.resumed_seconds or float("inf") for r in runs)
+        calls, ok, errors, maybe = (
+            sum(numbers) for numbers in zip(*((r.calls, r.ok, r.errors, r.maybe) for r in runs),
+                                            strict=True)
+        )  # fmt: skip
+        yield (
+            f"| `{name}` | {len(runs)} | {calls} | {ok} | {errors} | {maybe} "
+            f"| {resumed[len(runs) // 2]:.2f} s, at most {resumed[-1]:.2f} s "
+            f"| {sum(len(r.notes) for r in runs)} |"
+        )
+
+
 async def _together(
-    fault: Fault, seed: int, run_dir: Path, minutes: float, clients: int
-) -> list[Result]:
-    """One stage for so long; a round of faults after the other, each in a namespace of its own."""
+    fault: Fault, arguments: argparse.Namespace, run_dir: Path, results: list[Result]
+) -> None:
+    """One stage for as many minutes; a round of faults after the other, each in a namespace of its
+    own."""
+    seed = arguments.seed
     random_ = random.Random(f"{fault.name} {seed}")
-    end = time.monotonic() + minutes * 60
-    results: list[Result] = []
+    end = time.monotonic() + arguments.minutes * 60
     async with Stage(fault.layout, random_, run_dir) as stage:
         number = 0
         while time.monotonic() < end:
             number += 1
             result = Result(fault.name, seed)
             begin = time.monotonic()
-            await run_on(stage, fault, result, random_, clients, f"round{number}")
+            await run_on(stage, fault, result, random_, arguments.clients, f"round{number}")
             result.seconds = time.monotonic() - begin
             _print(result)
             results.append(result)
-    return results
 
 
 async def _main(arguments: argparse.Namespace, run_dir: Path) -> list[Result]:
@@ -82,9 +104,7 @@ async def _main(arguments: argparse.Namespace, run_dir: Path) -> list[Result]:
     try:
         for name in names:
             if name == ALL_TOGETHER:
-                results += await _together(
-                    FAULTS[name], arguments.seed, run_dir, arguments.minutes, arguments.clients
-                )
+                await _together(FAULTS[name], arguments, run_dir, results)
                 continue
             for seed in seeds:
                 result = await run(
@@ -140,6 +160,9 @@ async def _stoppable(arguments: argparse.Namespace, run_dir: Path) -> int:
         return 0 if await _catch_planted(run_dir, arguments.clients, arguments.planted) else 1
     results = await _main(arguments, run_dir)
     verdicts = [result.verdict for result in results]
+    if len(results) > 1:
+        for row in _summary(results):
+            _say(row)
     _say(", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts)))
     return 0 if set(verdicts) <= {"passed", "skipped"} else 1
 
