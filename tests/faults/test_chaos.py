@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.faults.chaos import runner
 from tests.faults.chaos.check import Stored, check
 from tests.faults.chaos.faults import ALL_TOGETHER, FAULTS
 from tests.faults.chaos.history import Call, History, Recorder
@@ -47,6 +48,18 @@ async def test_nothing_acknowledged_is_lost(fault: str, stage: Stage) -> None:
     assert result.verdict == "passed", "\n".join(result.notes)
     assert result.resumed_seconds is not None
     assert result.ok > 0
+
+
+async def test_run_with_little_load_is_invalid(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "LEAST_RATE", 1_000_000)
+    monkeypatch.setattr(runner, "WARM_UP_SECONDS", 1.0)
+    result = Result("client-kill", 1)
+    await run_on(stage, FAULTS["client-kill"], result, random.Random(1), 1, "idle")
+    assert result.verdict == "invalid"
+    assert "acknowledged writes a second" in result.notes[0]
+    assert result.fault_seconds == 0
 
 
 @pytest.mark.timeout(240)

@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
@@ -89,6 +90,8 @@ async def _together(
         while time.monotonic() < end:
             number += 1
             result = Result(fault.name, seed)
+            # Every other round sends each write twice at the same time.
+            fault = replace(fault, layout=replace(fault.layout, twice=number % 2 == 0))
             begin = time.monotonic()
             await run_on(stage, fault, result, random_, arguments.clients, f"round{number}")
             result.seconds = time.monotonic() - begin

@@ -29,7 +29,7 @@ from wfe.persistence.v1 import store_pb2, subscription_pb2, workflow_pb2
 
 LEAST_RATE = 100
 """Acknowledged writes a second before the fault, below which a run proves nothing."""
-_WARM_UP_SECONDS = 60.0
+WARM_UP_SECONDS = 60.0
 _RESUME_SECONDS = 40.0
 _READS = {"load", "get_event"}
 
@@ -230,6 +230,8 @@ async def run_on(
             stored = await read_stored(Api(channel), ids | set(SHARED_WORKFLOWS))
         result.notes += check(clients.histories, stored)
         result.notes += sorted(auditor.violations)[:20]
+        if auditor.looks == 0:
+            result.notes.append("I2 could not be seen: nobody could look at the tables")
         for server in stage.servers:
             result.notes += [f"I6 a server logged: {line}" for line in _errors(server.log())]
     finally:
@@ -275,7 +277,7 @@ async def _prepare(stage: Stage, namespace: str) -> None:
 async def _warm_up(clients: Clients, random_: random.Random) -> float:
     """Wait until there is load, and then for a moment that the seed chooses. Returns the
     acknowledged writes a second of the last two seconds."""
-    deadline = time.monotonic() + _WARM_UP_SECONDS
+    deadline = time.monotonic() + WARM_UP_SECONDS
     recent: list[float] = []
     rate = 0.0
     ready_for = random_.uniform(0.2, 1.0)
