@@ -21,6 +21,16 @@ pub(crate) struct Retry {
     pub(crate) max_backoff: Duration,
 }
 
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            max_attempts: u32::MAX,
+            initial_backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(2),
+        }
+    }
+}
+
 impl Retry {
     /// The wait after this many attempts, from 1: random (full jitter), below a bound that
     /// doubles with each attempt.
@@ -210,6 +220,31 @@ mod tests {
             let error = result.unwrap_err();
             assert_eq!((error.maybe_written(), made), (false, 1), "{reason}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn by_default_only_the_timeout_ends_the_attempts() {
+        let mut caller = caller();
+        caller.retry = Retry::default();
+        let begun = Instant::now();
+        let sent = std::cell::Cell::new(0);
+        // A server that is away for 20 of the 30 s.
+        let result = caller
+            .call(Rpc::PersistErrors, &(), |_| {
+                sent.set(sent.get() + 1);
+                let away = begun.elapsed() < Duration::from_secs(20);
+                let wait = Some(Duration::from_millis(500));
+                async move {
+                    if away {
+                        Err(status(Code::Unavailable, "SHUTTING_DOWN", wait))
+                    } else {
+                        Ok(7)
+                    }
+                }
+            })
+            .await;
+        assert_eq!(result.unwrap(), 7);
+        assert!(sent.get() > 10, "{}", sent.get());
     }
 
     #[tokio::test]

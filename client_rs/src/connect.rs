@@ -85,11 +85,7 @@ impl Builder {
             max_message_bytes: 64 * 1024 * 1024,
             remember: 200_000,
             strict: false,
-            retry: Retry {
-                max_attempts: 10,
-                initial_backoff: Duration::from_millis(100),
-                max_backoff: Duration::from_secs(2),
-            },
+            retry: Retry::default(),
             claims: Claims {
                 lease: Duration::from_secs(60),
                 batch: 20,
@@ -145,7 +141,8 @@ impl Builder {
     }
 
     /// The maximum number of attempts of a call that may be retried (see the
-    /// [crate's documentation](crate#retries)); default: 10. 1 (or 0): no retries.
+    /// [crate's documentation](crate#retries)); by default only the timeout ends them, so that
+    /// a server that is away for a while goes unnoticed. 1 (or 0): no retries.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.retry.max_attempts = attempts.max(1);
         self

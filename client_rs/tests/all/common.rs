@@ -20,12 +20,11 @@ pub async fn provider() -> GrpcPersistenceProvider {
     connect(&target()).await
 }
 
-/// A provider for a server. It retries until its timeout, for servers that are killed and
-/// restarted: on a busy machine that takes longer than the default number of attempts.
+/// A provider for a server. Its timeout is long, for servers that are killed and restarted: on a
+/// busy machine that takes a while.
 pub async fn connect(target: &str) -> GrpcPersistenceProvider {
     GrpcPersistenceProvider::builder(target)
         .timeout(Duration::from_secs(120))
-        .max_attempts(u32::MAX)
         .connect()
         .await
         .expect("the server responds")

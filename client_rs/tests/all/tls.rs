@@ -47,7 +47,7 @@ fn trusting(authority: &Authority, address: &str) -> Builder {
 }
 
 async fn refused(builder: Builder) -> Error {
-    // With the default number of attempts: failing only at the deadline would be too late.
+    // With retries, which would end only at the deadline.
     let error = builder.connect().await.unwrap_err();
     assert_eq!(error.code(), Code::Unavailable, "{error}");
     assert!(error.is_tls(), "{error}");
