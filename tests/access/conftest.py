@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -87,25 +88,26 @@ class GuardedServer:
         assert stat.S_IMODE(self.token_file.stat().st_mode) == 0o600
 
 
-def start(guarded: GuardedServer, url: str, *arguments: str) -> ServerProcess:
+@contextmanager
+def running(guarded: GuardedServer, url: str) -> Iterator[ServerProcess]:
     """A server on these files; the namespaces `own` and `foreign` exist."""
     server = ServerProcess(
-        guarded.log, *guarded.arguments, *arguments,
+        guarded.log, *guarded.arguments,
         module=MODULE, env={**os.environ, "WFE_PERSISTENCE_DB_URL": url},
     )  # fmt: skip
     server.credentials = credentials = guarded.any_credentials()
-    server.__enter__()
-    guarded.server = server
-    with (
-        grpc.secure_channel(server.address, credentials)
-        if credentials
-        else grpc.insecure_channel(server.address)
-    ) as channel:
-        for name in (OWN, FOREIGN):
-            StoreServiceStub(channel).CreateNamespace(
-                CreateNamespaceRequest(name=name), metadata=(bearer(guarded.tokens["root"]),)
-            )
-    return server
+    with server:
+        guarded.server = server
+        with (
+            grpc.secure_channel(server.address, credentials)
+            if credentials
+            else grpc.insecure_channel(server.address)
+        ) as channel:
+            for name in (OWN, FOREIGN):
+                StoreServiceStub(channel).CreateNamespace(
+                    CreateNamespaceRequest(name=name), metadata=(bearer(guarded.tokens["root"]),)
+                )
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +119,6 @@ def guarded(
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}".encode())
     guarded = GuardedServer(tmp_path_factory.mktemp("guarded"))
-    server = start(guarded, postgres_url.replace("/postgres?", f"/{name}?"))
-    try:
+    with running(guarded, postgres_url.replace("/postgres?", f"/{name}?")) as server:
         yield guarded
-    finally:
-        server.stop()
     assert '"message": "bug ' not in server.log(), server.log()

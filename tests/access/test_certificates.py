@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.access.conftest import OWN, POLICY, GuardedServer, bearer, start
+from tests.access.conftest import OWN, POLICY, GuardedServer, bearer, running
 from tests.support.api import Api
 from tests.support.expect import Failure, failure_of
 from wfe.persistence.v1.store_pb2 import GetStoreInfoRequest
@@ -126,9 +126,8 @@ def mutual(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute("CREATE DATABASE access_certificates")
     mutual = MutualServer(tmp_path_factory.mktemp("mutual"))
-    server = start(mutual, postgres_url.replace("/postgres?", "/access_certificates?"))
-    yield mutual
-    server.stop()
+    with running(mutual, postgres_url.replace("/postgres?", "/access_certificates?")):
+        yield mutual
 
 
 def spiffe(path: str) -> x509.GeneralName:

@@ -13,7 +13,7 @@ import grpc
 import psycopg
 import pytest
 
-from tests.access.conftest import OWN, POLICY, GuardedServer, bearer, start
+from tests.access.conftest import OWN, POLICY, GuardedServer, bearer, running
 from tests.support.api import Api, connect
 from tests.support.expect import eventually, failure_of
 from wfe.persistence.v1.store_pb2 import GetStoreInfoRequest
@@ -162,8 +162,7 @@ async def test_a_policy_by_symbolic_links_as_kubernetes_does_it(
     guarded.policy_file.symlink_to("..data/policy.toml")
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute("CREATE DATABASE access_links")
-    server = start(guarded, postgres_url.replace("/postgres?", "/access_links?"))
-    try:
+    with running(guarded, postgres_url.replace("/postgres?", "/access_links?")) as server:
         async with connect(server.address) as channel:
             api = Api(channel)
             stranger = guarded.tokens["stranger"]
@@ -176,8 +175,6 @@ async def test_a_policy_by_symbolic_links_as_kubernetes_does_it(
                 assert await allowed(api, stranger)
                 publish(POLICY)
                 await refused(api, stranger)
-    finally:
-        server.stop()
 
 
 async def test_keys_of_the_issuer_are_replaced(guarded: GuardedServer) -> None:

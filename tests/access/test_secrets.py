@@ -11,7 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 
-from tests.access.conftest import OWN, GuardedServer, bearer, start
+from tests.access.conftest import OWN, GuardedServer, bearer, running
 from tests.support import make
 from tests.support.api import Api, connect
 from tests.support.scene import refusal
@@ -41,9 +41,8 @@ async def test_canaries_are_nowhere(
     token = guarded.issuer.token("host")
     forged = guarded.issuer.confused("host")
     bad = guarded.issuer.token("host", exp=1)
-    server = start(guarded, secret_url)
     said = ""
-    try:
+    with running(guarded, secret_url) as server:
         async with connect(server.address) as channel:
             api = Api(channel)
             for good in (given, token, guarded.tokens["host"]):
@@ -77,8 +76,6 @@ async def test_canaries_are_nowhere(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'canary'"
             )
         said += shown_by_ps(server.process.pid)
-    finally:
-        server.stop()
     said += server.log() + "".join(capfd.readouterr())
     secrets = [PAYLOAD, given, token, forged, bad, *guarded.tokens.values()]
     secrets += [part for jwt in (token, forged, bad) for part in jwt.split(".")[1:]]
