@@ -7,8 +7,9 @@ import pwd
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import psycopg
@@ -77,22 +78,49 @@ class _Daemon:
 
 
 class PostgresServer(_Daemon):
-    """A PostgreSQL server; it runs inside the context."""
+    """A PostgreSQL server; it runs inside the context.
+
+    `settings`: settings of its own. `access`: what its pg_hba.conf says of connections that do not
+    come through its socket.
+    """
 
     _stop_signal = signal.SIGINT
 
+    def __init__(
+        self,
+        program: Program,
+        directory: Path,
+        settings: Mapping[str, str] = MappingProxyType({}),
+        access: str = "",
+    ) -> None:
+        super().__init__(program, directory)
+        self._settings = settings
+        self._access = access
+
+    def give(self, name: str, content: bytes) -> Path:
+        """A file that only PostgreSQL may read."""
+        file = self.directory / name
+        file.touch(0o600)
+        owner = self.directory.stat()
+        os.chown(file, owner.st_uid, owner.st_gid)
+        file.write_bytes(content)
+        return file
+
     def __enter__(self) -> Self:
-        self.url = f"postgresql://postgres@/postgres?host={self.directory}"
+        port = self._settings.get("port", "5432")
+        self.url = f"postgresql://postgres@/postgres?host={self.directory}&port={port}"
         data = self.directory / "data"
         subprocess.run(
             [self._program.path.with_name("initdb"), "--auth=trust", "--username=postgres",
              "--encoding=UTF8", "--locale=C", "--pgdata", data],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True, **self._as,
         )  # fmt: skip
+        (data / "pg_hba.conf").write_text(f"local all all trust\n{self._access}")
         settings = {
             "listen_addresses": "",
             "unix_socket_directories": str(self.directory),
             "jit": "off",  # a package may lack the library
+            **self._settings,
         }
         self._start(["-D", data, *(f"--{name}={value}" for name, value in settings.items())])
         return self
