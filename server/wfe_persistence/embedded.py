@@ -430,7 +430,7 @@ class EmbeddedPostgres:
         # name that nobody can foresee, and which stays the same as long as PostgreSQL is used.
         directory = self._recorded_socket_dir()
         if directory is None:
-            homes = [Path(tempfile.gettempdir()), Path("/tmp")]
+            homes = [Path(tempfile.gettempdir()), Path("/tmp")]  # noqa: S108 — see `mkdtemp`
             home = next((h for h in homes if not self._user or self._user.reaches(h)), homes[0])
             directory = Path(tempfile.mkdtemp(prefix="wfe-persistence-", dir=home))
         elif self._is_private(directory):
