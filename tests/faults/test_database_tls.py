@@ -108,7 +108,9 @@ async def refuses(server: ServerProcess, *reasons: str) -> None:
 
     await eventually(is_said)
     async with connect(server.address) as channel:
-        assert (await failure_of(Api(channel).get_store_info())).code is StatusCode.UNAVAILABLE
+        failure = await failure_of(Api(channel).get_store_info())
+        assert failure
+        assert failure.code is StatusCode.UNAVAILABLE
 
 
 async def test_the_right_server_is_spoken_to(tmp_path: Path, postgres: TlsPostgres) -> None:
