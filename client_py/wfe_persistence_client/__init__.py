@@ -62,6 +62,10 @@ child of a process that was using it, and `connect` raises RuntimeError there. P
 that `multiprocessing` starts with "spawn" or "forkserver" are not affected.
 `docs/python.md` has the recipes.
 
+**TLS and tokens.** `connect("store:50052", tls=Tls(ca="ca.pem"), token_file="token")`
+connects with TLS and sends a token, which is read from the file again for each call.
+`Tls(ca=…, cert=…, key=…)` also has a client certificate. `docs/python.md` has more.
+
 **Reused ids.** A patch applies to a revision, and a revision of an id never comes
 again, even if the workflow is deleted and another one created with the same id: a write
 never mixes the two. There are two exceptions. A database that is restored to an earlier
@@ -78,6 +82,7 @@ from wfe_persistence_client.blocking import (
     connect_blocking,
 )
 from wfe_persistence_client.calls import RetryPolicy
+from wfe_persistence_client.credentials import Tls
 from wfe_persistence_client.errors import (
     AdministrationBusy,
     AlreadyExists,
@@ -224,6 +229,7 @@ __all__ = [
     "SubscriptionAlreadyExists",
     "SubscriptionClaim",
     "SubscriptionNotFound",
+    "Tls",
     "TokenMismatch",
     "TooLarge",
     "TooManyCalls",

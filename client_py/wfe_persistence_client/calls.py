@@ -6,7 +6,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -25,11 +25,14 @@ from wfe_persistence_client.errors import (
     RevisionMismatch,
     SubscriptionNotFound,
     TokenMismatch,
+    Unauthenticated,
     Unavailable,
     from_rpc_error,
 )
 from wfe_persistence_client.hints import Fields
 from wfe_persistence_client.link import Link, closed_during_call, is_cancelled, log
+
+Metadata: TypeAlias = list[tuple[str, str]]
 
 
 class _Request(Protocol):
@@ -225,7 +228,7 @@ class Calls:
         *,
         timeout: float,
         retry: RetryPolicy,
-        metadata: Callable[[], list[tuple[str, str]]],
+        metadata: Callable[[], Metadata],
     ) -> None:
         check_timeout(timeout)
         self._link = link
@@ -252,8 +255,8 @@ class Calls:
     ) -> _ResponseT:
         """Makes a call with one response."""
 
-        async def attempt(seconds: float) -> _ResponseT:
-            return await method(request, timeout=seconds, metadata=self._metadata())
+        async def attempt(seconds: float, metadata: Metadata) -> _ResponseT:
+            return await method(request, timeout=seconds, metadata=metadata)
 
         return await self._with_retries(request, attempt, deadline)
 
@@ -284,8 +287,8 @@ class Calls:
     ) -> list[_ResponseT]:
         """Makes a call with a stream of responses; a broken stream is restarted."""
 
-        async def attempt(seconds: float) -> list[_ResponseT]:
-            stream = method(request, timeout=seconds, metadata=self._metadata())
+        async def attempt(seconds: float, metadata: Metadata) -> list[_ResponseT]:
+            stream = method(request, timeout=seconds, metadata=metadata)
             try:
                 return [response async for response in stream]
             finally:
@@ -321,19 +324,20 @@ class Calls:
     async def _with_retries(
         self,
         request: _Request,
-        attempt: Callable[[float], Awaitable[_T]],
+        attempt: Callable[[float, Metadata], Awaitable[_T]],
         deadline: Deadline | None,
     ) -> _T:
         self._link.check()
         deadline = deadline or self.deadline()
         rule = _rule(request)
-        maybe_written = False
+        maybe_written = renewed = False
         attempts = 0
         while True:
             attempts += 1
             try:
                 await self._link.ready(deadline, fail_fast=self.retry.max_attempts == 1)
-                return await attempt(_time_left(deadline))
+                metadata = self._metadata()
+                return await attempt(_time_left(deadline), metadata)
             except PersistenceError as exc:
                 error = exc
             except grpc.aio.AioRpcError as exc:
@@ -354,8 +358,15 @@ class Calls:
             maybe_written |= this_one
             error.maybe_written = maybe_written
             wait = self.retry.backoff(attempts) + (error.retry_after or 0.0)
+            # A token may expire, or be replaced, at any time.
+            renews = (
+                isinstance(error, Unauthenticated) and not renewed and self._metadata() != metadata
+            )
+            if renews:
+                renewed = True
+                wait = 0.0
             if (
-                not _passes(error)
+                not (renews or _passes(error))
                 or (maybe_written and rule.safety is Safety.UNREPEATABLE)
                 or self.retry.ends_after(attempts)
                 or wait >= deadline.remaining()

@@ -1,9 +1,7 @@
 """What all operations of a provider share: the channel, the stubs and how calls are made."""
 
 import copy
-import inspect
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -13,9 +11,9 @@ import grpc.aio
 
 from wfe_persistence_client import patches
 from wfe_persistence_client.calls import Calls, RetryPolicy
-from wfe_persistence_client.hints import checked, is_async
+from wfe_persistence_client.credentials import Token, check_token, current_token
+from wfe_persistence_client.hints import checked
 from wfe_persistence_client.link import Link
-from wfe_persistence_client.misfit import FieldTypeError
 
 if TYPE_CHECKING:
     from wfe.persistence.v1 import (
@@ -25,10 +23,6 @@ if TYPE_CHECKING:
         subscription_pb2_grpc,
         workflow_pb2_grpc,
     )
-
-#: The bearer token to send: the token, or a function that returns the current one and
-#: is called before every attempt.
-Token = str | Callable[[], str]
 
 DEFAULT_TIMEOUT: Final = 30.0
 #: Maximum number of items per page.
@@ -66,10 +60,9 @@ class Connection:
         """Creates a provider on the caller's channel; `connect` creates its own.
 
         Closing the provider closes the channel. The channel should have gRPC's own
-        retries disabled (`grpc.enable_retries` = 0).
+        retries disabled (`grpc.enable_retries` = 0), and be encrypted if there is a token.
         """
-        if is_async(token):
-            raise FieldTypeError("token", "expected str or a plain function, not an async one")
+        check_token(token)
         self._token = token
         self._strict = strict
         self._shared = _Shared(patches.Memory(remember))
@@ -173,14 +166,7 @@ def _metadata(namespace: str | None, token: Token | None) -> list[tuple[str, str
     if namespace is not None:
         metadata.append(("wfe-namespace", namespace))
     if token is not None:
-        current = token if isinstance(token, str) else token()
-        if not isinstance(current, str):
-            if inspect.iscoroutine(current):
-                # Else Python warns that nothing awaited it.
-                current.close()
-            raise FieldTypeError(
-                "token", f"the function returned {type(current).__name__} instead of str"
-            )
+        current = current_token(token)
         _check_metadata("token", current)
         metadata.append(("authorization", f"Bearer {current}"))
     return metadata

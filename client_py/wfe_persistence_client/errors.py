@@ -277,7 +277,8 @@ class CommitOutcomeUnknown(Unavailable):
 class Unauthenticated(PersistenceError):
     """The token or certificate is missing or invalid; nothing was written.
 
-    With the reason `CREDENTIALS_EXPIRED`, get a new token and repeat the call.
+    With the reason `CREDENTIALS_EXPIRED`, get a new token and repeat the call. A provider with
+    a token file or function has done that already, if it had another token by then.
     """
 
 

@@ -252,7 +252,7 @@ class Link:
                 "names, except to the hosts in no_proxy)"
             )
         if not self._encrypted and any(text in why for text in _HUNG_UP):
-            return " (it hung up: if it expects TLS, connect with credentials)"
+            return " (it hung up: if it expects TLS, connect with tls)"
         return ""
 
     async def _why(self, channel: grpc.aio.Channel, deadline: Deadline) -> str:

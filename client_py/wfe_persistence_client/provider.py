@@ -1,6 +1,7 @@
 """The persistence provider and how to connect it."""
 
 import asyncio
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -8,7 +9,8 @@ import grpc.aio
 from wfe_persistence_client import fork, patches
 from wfe_persistence_client.calls import RetryPolicy
 from wfe_persistence_client.command import CommandHandler, Commands
-from wfe_persistence_client.connection import DEFAULT_TIMEOUT, Token
+from wfe_persistence_client.connection import DEFAULT_TIMEOUT
+from wfe_persistence_client.credentials import Tls, Token, check_private, token_source
 from wfe_persistence_client.event import Events
 from wfe_persistence_client.hints import checked, checked_methods
 from wfe_persistence_client.link import check_target
@@ -59,6 +61,9 @@ def connect(
     namespace: str | None = None,
     timeout: float = DEFAULT_TIMEOUT,
     token: Token | None = None,
+    token_file: str | Path | None = None,
+    allow_insecure_token: bool = False,
+    tls: Tls | None = None,
     credentials: grpc.ChannelCredentials | None = None,
     max_message_bytes: int | None = None,
     retry: RetryPolicy | None = None,
@@ -82,10 +87,19 @@ def connect(
         namespace: the namespace of all calls; None: the server's default.
         timeout: maximum duration of a call, including all attempts and the wait for a
             connection, in seconds; infinity counts as a year.
-        token: sent as `authorization: Bearer …`. Without `credentials` it is sent
-            unencrypted: use that only for a local server.
-        credentials: for TLS, for example `grpc.ssl_channel_credentials(...)`; None: no
-            TLS.
+        token: sent as `authorization: Bearer …`: the token, or a function that returns the
+            current one. The function is called before every attempt, and must not block: get
+            tokens in a task of their own.
+        token_file: a file with the token, instead of `token`. It is read again before every
+            attempt, so that tokens can be replaced, as Kubernetes does; while it cannot be
+            read, the last token stays in use. A call that is rejected as `Unauthenticated` is
+            retried once, if the file (or function) has another token by then.
+        allow_insecure_token: whether a token may be sent in plain text over a network, for
+            networks that encrypt everything themselves. By default, it is sent with TLS,
+            to a loopback address, or over a Unix socket only.
+        tls: to connect with TLS: `Tls(ca=…)`, with a client certificate `Tls(ca=…, cert=…,
+            key=…)`; None: no TLS, unless there are `credentials`.
+        credentials: gRPC's own, instead of `tls`.
         max_message_bytes: maximum size of a response; None: unlimited.
         retry: how often and how fast to retry; None: the defaults.
         strict: whether a write may replace only the revision with which the workflow
@@ -95,14 +109,27 @@ def connect(
             which patches are computed, in units of 250 bytes. An execution pointer takes
             about one, a workflow about three more; what they really take is counted. 0:
             always send the full state.
+
+    Raises:
+        ValueError: an argument is invalid, or a token would be sent in plain text.
+        OSError: a file cannot be read.
     """
     check_target(target)
+    source = token_source(token, token_file)
+    options: list[tuple[str, int | str]] = []
+    if tls is not None:
+        if credentials is not None:
+            raise ValueError("give tls or credentials, not both")
+        credentials = tls.credentials()
+        options += tls.options()
+    if source is not None and credentials is None and not allow_insecure_token:
+        check_private(target)
     fork.check_new_channel()
     # A channel belongs to the event loop on which it is created; without one, gRPC
     # would choose another.
     asyncio.get_running_loop()
     receive_limit = -1 if max_message_bytes is None else max_message_bytes
-    options: list[tuple[str, int]] = [
+    options += [
         ("grpc.max_receive_message_length", receive_limit),
         ("grpc.max_send_message_length", -1),
         # This client retries itself: it knows which calls are safe to repeat.
@@ -123,7 +150,7 @@ def connect(
         channel,
         namespace=namespace,
         timeout=timeout,
-        token=token,
+        token=source,
         retry=retry,
         strict=strict,
         remember=remember,
