@@ -11,7 +11,7 @@ from importlib.metadata import version
 from typing import Any, Final, Self
 
 import grpc
-from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1 import health
 
 from wfe_persistence.access.access import Access
 from wfe_persistence.database import database_from
@@ -124,8 +124,9 @@ class Server:
             intake,
             guard,
         )
-        self._server.add_generic_rpc_handlers([boundary.handlers(s) for s in SERVICES])
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._server.add_generic_rpc_handlers(
+            [*(boundary.handlers(s) for s in SERVICES), self._health.handlers()]
+        )
         if settings.reflection_enabled:
             names = [*(s.name for s in SERVICES), health.SERVICE_NAME]
             self._server.add_generic_rpc_handlers([reflection_handlers(names, guard)])

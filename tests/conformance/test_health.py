@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from tests.support.api import Api, connect
+from tests.support.expect import fails
 from wfe.persistence.v1 import command_pb2, event_pb2, store_pb2, subscription_pb2, workflow_pb2
 
 FILES = [command_pb2, event_pb2, store_pb2, subscription_pb2, workflow_pb2]
@@ -46,6 +47,37 @@ async def test_watch_tells_the_status_at_once(target: str, service: str) -> None
         watch = _health(channel).Watch(health_pb2.HealthCheckRequest(service=service))
         assert (await watch.read()).status == SERVING
         watch.cancel()
+
+
+async def test_a_request_must_be_small(api: Api) -> None:
+    """Anybody may send one, before anybody knows who it is."""
+    request = health_pb2.HealthCheckRequest(service="x" * 1025)
+    for ask in (_health(api.channel).Check(request), _health(api.channel).Watch(request).read()):
+        with fails("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE"):
+            await ask
+
+
+@pytest.mark.parametrize("data", [b"\x0a\x05x", b"\x0a\x01\xff"])
+async def test_a_request_that_is_none_is_refused(api: Api, data: bytes) -> None:
+    check: Any = api.channel.unary_unary("/grpc.health.v1.Health/Check")
+    with fails("INVALID_ARGUMENT", "MALFORMED_MESSAGE"):
+        await check(data)
+
+
+async def test_requests_that_do_not_come_make_room_for_others(target: str) -> None:
+    async with connect(target) as channel:
+        begin: Any = channel.stream_unary("/grpc.health.v1.Health/Check")
+        waiting = []
+        for _ in range(40):
+            waiting.append(begin())
+            # One more call: by its answer the server has seen the one before.
+            answer = await _health(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+            assert answer.status == SERVING
+        with fails("RESOURCE_EXHAUSTED", "TOO_MANY_CALLS"):
+            await waiting[0]
+        assert not waiting[-1].done()
+        for call in waiting:
+            call.cancel()
 
 
 def _reflection(channel: grpc.Channel) -> ProtoReflectionDescriptorDatabase:

@@ -119,6 +119,17 @@ async def test_bad_names_are_refused(api: Api, bad: str) -> None:
         await api.store.CreateNamespace(CreateNamespaceRequest(name=bad))
 
 
+async def test_a_call_is_for_one_namespace(api: Api, name: str) -> None:
+    """Which one counts must not depend on who reads the metadata."""
+    request = GetEventRequest(id="absent")
+    for other in ("default", "absent", ""):
+        for both in ((name, other), (other, name)):
+            with fails("INVALID_ARGUMENT", "INVALID_NAMESPACE"):
+                await api.events.GetEvent(request, metadata=[("wfe-namespace", n) for n in both])
+    with fails("NOT_FOUND", "EVENT_NOT_FOUND"):
+        await api.events.GetEvent(request, metadata=[("wfe-namespace", name)] * 2)
+
+
 async def test_deleted_namespace_is_gone_with_all_that_was_in_it(api: Api, name: str) -> None:
     event = make.event()
     await api.events.CreateEvent(CreateEventRequest(event=event), metadata=within(name))

@@ -48,6 +48,16 @@ def namespace_of(context: Context) -> str:
     return DEFAULT_NAMESPACE
 
 
+def _only_namespace(context: Context) -> str:
+    named = {value for key, value in context.invocation_metadata() or () if key == NAMESPACE_KEY}
+    if len(named) > 1:
+        raise PersistenceError(
+            ErrorReason.ERROR_REASON_INVALID_NAMESPACE,
+            f"the metadata has {len(named)} different values of {NAMESPACE_KEY}",
+        )
+    return namespace_of(context)
+
+
 class Guard:
     """Decides whether a call is served. Without an `access`, everybody may do everything."""
 
@@ -55,10 +65,10 @@ class Guard:
         self._access = access
 
     async def identify(self, context: Context) -> Caller:
-        """Who makes a call. Raises PersistenceError for credentials that are missing or bad."""
-        namespace = namespace_of(context)
+        """Who makes a call. Raises PersistenceError for credentials that are missing or bad, and
+        for several namespaces: a proxy in between may have vouched for another one."""
         if self._access is None:
-            return Caller("", ALL_RIGHTS, namespace)
+            return Caller("", ALL_RIGHTS, _only_namespace(context))
         authorization = [
             value for key, value in context.invocation_metadata() or () if key == AUTHORIZATION_KEY
         ]
@@ -68,7 +78,7 @@ class Guard:
             name = reason_name(exc.reason)
             refusals.warn(name, f"calls are refused with {name}: {exc} (from {context.peer()})")
             raise
-        return Caller(principal, self._access.rights(principal), namespace)
+        return Caller(principal, self._access.rights(principal), _only_namespace(context))
 
     def require(self, caller: Caller, role: Role, namespace: str | None, what: str) -> None:
         """Raise ACCESS_DENIED unless the caller may do `what` takes this role in the namespace.

@@ -10,6 +10,7 @@ import asyncio
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
@@ -63,11 +64,48 @@ class Health(health.aio.HealthServicer):
             await self.set(name, Response.SERVING if serving else Response.NOT_SERVING)
         return True
 
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """gRPC's handlers. They get the request from the intake: gRPC would take in large ones from
+        anybody, and any number of them."""
+
+        async def check(_: object, context: Context) -> health_pb2.HealthCheckResponse:
+            return await self.Check(await self._request(context, limited=False), context)
+
+        async def watch(_: object, context: Context) -> None:
+            await self.Watch(await self._request(context, limited=True), context)
+
+        encode = Response.SerializeToString
+        return grpc.method_handlers_generic_handler(
+            health.SERVICE_NAME,
+            {
+                "Check": grpc.stream_unary_rpc_method_handler(check, response_serializer=encode),
+                "Watch": grpc.stream_stream_rpc_method_handler(watch, response_serializer=encode),
+            },
+        )
+
+    async def _request(self, context: Context, *, limited: bool) -> health_pb2.HealthCheckRequest:
+        try:
+            data = await self._intake.attend(context, limited=limited)
+        except PersistenceError as exc:
+            await abort(context, exc)
+        except grpc.aio.AbortError:
+            raise
+        except grpc.aio.BaseError as gone:  # its client has hung up
+            raise asyncio.CancelledError from gone
+        request = health_pb2.HealthCheckRequest()
+        try:
+            request.ParseFromString(data)
+        except DecodeError:
+            error = "the request is not a valid grpc.health.v1.HealthCheckRequest"
+            await abort(
+                context, PersistenceError(ErrorReason.ERROR_REASON_MALFORMED_MESSAGE, error)
+            )
+        return request
+
     async def Check(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> health_pb2.HealthCheckResponse:
         """Return the health of one service."""
-        self._intake.attend(context, limited=False)
         if "/" not in request.service:
             response: Response = await super().Check(request, context)
             return response
@@ -83,10 +121,6 @@ class Health(health.aio.HealthServicer):
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> None:
         """Send the health of one service, and again whenever it changes."""
-        try:
-            self._intake.attend(context, limited=True)
-        except PersistenceError as exc:
-            await abort(context, exc)
         self.watches += 1
         try:
             async with self._watches.until(None):

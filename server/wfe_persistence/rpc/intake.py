@@ -34,6 +34,11 @@ _MIN_PATIENCE_SECONDS: Final = 0.5
 
 _MIN_SLOTS: Final = 4
 
+# Of calls for health, which are not limited: requests that are being received, and how large they
+# may be. (gRPC receives up to `largest` bytes before it says so.)
+_MAX_HEALTH_READS: Final = 32
+_MAX_HEALTH_BYTES: Final = 1024
+
 _RETRY_AFTER: Final = 0.5
 
 
@@ -66,6 +71,7 @@ class Intake:
             max(memory // 2, max_message_bytes), max(memory // 4, max_message_bytes)
         )
         self._reads: OrderedDict[_Read, None] = OrderedDict()  # in progress, the oldest first
+        self._health_reads: OrderedDict[_Read, None] = OrderedDict()
         self._eviction: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.deadlines = Deadlines()
@@ -81,15 +87,27 @@ class Intake:
         """The peers, as gRPC names them, of all connections with calls in progress."""
         return {*self._calls.by_peer, *self._health_calls.by_peer}
 
-    def attend(self, context: Context, *, limited: bool) -> None:
-        """Know of a call for health until its end: its connection is not idle.
+    async def attend(self, context: Context, *, limited: bool) -> bytes:
+        """Know of a call for health until its end: its connection is not idle. Returns the bytes of
+        its request.
 
-        A `limited` one is limited as other calls are, but apart from them. Raises PersistenceError.
+        A `limited` one is limited as other calls are, but apart from them. Anybody may ask, so a
+        request must be small, and of those that have not come yet only the newest are waited for.
+        Raises PersistenceError, or AbortError.
         """
         peer = context.peer()
         if limited:
             self._health_calls.require_room(peer)
         self._health_calls.enter(context, peer)
+        if len(self._health_reads) >= _MAX_HEALTH_READS:
+            oldest, _ = self._health_reads.popitem(last=False)
+            self._end(oldest, _too_slow)
+        read = _Read(context, asyncio.get_running_loop().time())
+        self._health_reads[read] = None
+        try:
+            return await self._read_whole(read, _MAX_HEALTH_BYTES)
+        finally:
+            self._health_reads.pop(read, None)
 
     @property
     def in_progress(self) -> int:
@@ -162,31 +180,32 @@ class Intake:
         self._large.give_back(peer, large)
 
     async def _read(self, context: Context, deadline: float) -> bytes:
-        loop = asyncio.get_running_loop()
-        # It must not be cancelled: gRPC would go on writing to memory that is freed. So it is
-        # ended by ending the call.
-        read = _Read(context, loop.time())
-        timer = loop.call_at(deadline, self._end, read, _too_late)
+        read = _Read(context, asyncio.get_running_loop().time())
+        timer = asyncio.get_running_loop().call_at(deadline, self._end, read, _too_late)
         self._reads[read] = None
         if self._slots.waiting:
             self._evict_later()
         try:
-            data = await context.read()
+            return await self._read_whole(read, self._max_message_bytes)
         finally:
-            read.ended = True
             timer.cancel()
             self._reads.pop(read, None)
+
+    async def _read_whole(self, read: _Read, max_bytes: int) -> bytes:
+        # It must not be cancelled: gRPC would go on writing to memory that is freed. So it is
+        # ended by ending the call.
+        try:
+            data = await read.context.read()
+        finally:
+            read.ended = True
         if data is grpc.aio.EOF:
             raise PersistenceError(
                 ErrorReason.ERROR_REASON_MALFORMED_MESSAGE, "the call has no request message"
             )
         assert isinstance(data, bytes)
-        if len(data) > self._max_message_bytes:
+        if len(data) > max_bytes:
             raise too_large(
-                ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE,
-                "request",
-                len(data),
-                self._max_message_bytes,
+                ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE, "request", len(data), max_bytes
             )
         return data
 
