@@ -15,8 +15,10 @@ import pytest
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
+from wfe_persistence.access.role import Role
 from wfe_persistence.rpc import check
 from wfe_persistence.rpc.services import (
+    ADDS,
     NAMESPACE_FIELD,
     REQUIRED_ROLE,
     SERVER_WIDE,
@@ -91,8 +93,8 @@ def test_names_of_methods_are_unique() -> None:
 
 @pytest.mark.parametrize(
     "table",
-    [SERVER_WIDE, NAMESPACE_FIELD, REQUIRED_ROLE],
-    ids=["SERVER_WIDE", "NAMESPACE_FIELD", "REQUIRED_ROLE"],
+    [SERVER_WIDE, NAMESPACE_FIELD, REQUIRED_ROLE, ADDS],
+    ids=["SERVER_WIDE", "NAMESPACE_FIELD", "REQUIRED_ROLE", "ADDS"],
 )
 def test_no_table_of_methods_has_one_that_does_not_exist(table: Collection[str]) -> None:
     assert set(table) <= {method.name for method in METHODS}
@@ -101,6 +103,25 @@ def test_no_table_of_methods_has_one_that_does_not_exist(table: Collection[str])
 @pytest.mark.parametrize("method", METHODS, ids=_name)
 def test_every_method_has_the_role_that_it_requires(method: MethodDescriptor) -> None:
     assert method.name in REQUIRED_ROLE
+
+
+def test_what_adds_is_all_that_hosts_do_but_for_claims_and_what_ends_something() -> None:
+    """A full namespace refuses it; it must not refuse what frees space or lets work be finished."""
+    hosts_do = {name for name, role in REQUIRED_ROLE.items() if role == Role.HOST}
+    assert hosts_do - ADDS == {
+        "MarkEventProcessed",
+        "MarkEventUnprocessed",
+        "TerminateSubscription",
+        "SetSubscriptionToken",
+        "ClearSubscriptionToken",
+        "RenewSubscriptionToken",
+        "ClaimCommands",
+        "CompleteCommands",
+        "ReleaseCommands",
+        "RenewCommands",
+        "EnsureStoreExists",
+    }
+    assert hosts_do >= ADDS
 
 
 def test_a_namespace_field_is_one_of_a_server_wide_method() -> None:

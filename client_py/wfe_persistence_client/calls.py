@@ -149,6 +149,7 @@ _PASSING_REASONS = frozenset(
         "POOL_EXHAUSTED",
         "NAMESPACE_BUSY",
         "TOO_MANY_CALLS",
+        "CALLER_LIMITED",
         "ADMINISTRATION_BUSY",
         "DATABASE_FULL",
         "TRANSACTION_CONFLICT",

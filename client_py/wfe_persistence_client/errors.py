@@ -247,6 +247,14 @@ class AdministrationBusy(ResourceExhausted):
     """Too many administrative calls are waiting for their turn; nothing was written."""
 
 
+class CallerLimited(ResourceExhausted):
+    """The caller or the namespace has reached its limit of calls; nothing was written."""
+
+
+class NamespaceFull(ResourceExhausted):
+    """The namespace stores as much as it may: nothing was written. Delete or purge first."""
+
+
 class TooManyNamespaces(ResourceExhausted):
     """There are as many namespaces as the server allows."""
 
@@ -343,6 +351,8 @@ _BY_REASON: Mapping[str, type[PersistenceError]] = {
     "TOO_MANY_CALLS": TooManyCalls,
     "ADMINISTRATION_BUSY": AdministrationBusy,
     "TOO_MANY_NAMESPACES": TooManyNamespaces,
+    "CALLER_LIMITED": CallerLimited,
+    "NAMESPACE_FULL": NamespaceFull,
     "DATABASE_FULL": DatabaseFull,
     "DEADLINE_EXCEEDED": DeadlineExceeded,
     "DATABASE_UNAVAILABLE": Unavailable,

@@ -182,6 +182,7 @@ mod tests {
             (Code::ResourceExhausted, "POOL_EXHAUSTED"),
             (Code::ResourceExhausted, "NAMESPACE_BUSY"),
             (Code::ResourceExhausted, "TOO_MANY_CALLS"),
+            (Code::ResourceExhausted, "CALLER_LIMITED"),
             (Code::ResourceExhausted, "ADMINISTRATION_BUSY"),
             (Code::Unavailable, "DATABASE_UNAVAILABLE"),
         ] {

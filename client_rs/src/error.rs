@@ -189,6 +189,7 @@ impl Error {
                         | ErrorReason::PoolExhausted
                         | ErrorReason::NamespaceBusy
                         | ErrorReason::TooManyCalls
+                        | ErrorReason::CallerLimited
                         | ErrorReason::AdministrationBusy
                 )
             )

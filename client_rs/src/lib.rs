@@ -22,9 +22,9 @@
 //!
 //! Every call has a timeout, over all its attempts ([`Builder::timeout`]). Within it, calls
 //! that fail with `UNAVAILABLE`, `TRANSACTION_CONFLICT`, `ROW_LOCKED`, `POOL_EXHAUSTED`,
-//! `NAMESPACE_BUSY`, `TOO_MANY_CALLS` or `ADMINISTRATION_BUSY` are retried with exponential backoff
-//! and jitter, plus the delay that the server asks for (but not if TLS failed, see
-//! [`Error::is_tls`]):
+//! `NAMESPACE_BUSY`, `TOO_MANY_CALLS`, `CALLER_LIMITED` or `ADMINISTRATION_BUSY` are retried with
+//! exponential backoff and jitter, plus the delay that the server asks for (but not if TLS
+//! failed, see [`Error::is_tls`]):
 //!
 //! | call | retried |
 //! |---|---|

@@ -14,6 +14,8 @@ import grpc
 from grpc_health.v1 import health
 
 from wfe_persistence.access.access import Access
+from wfe_persistence.access.policy import Policy, parse_anonymous_policy, parse_policy
+from wfe_persistence.access.watched import WatchedFile
 from wfe_persistence.database import database_from
 from wfe_persistence.drain import Drain
 from wfe_persistence.errors import CannotServeError
@@ -24,6 +26,7 @@ from wfe_persistence.rpc.connections import IdleConnections, connections_allowed
 from wfe_persistence.rpc.guard import Guard
 from wfe_persistence.rpc.health import Health
 from wfe_persistence.rpc.intake import Intake
+from wfe_persistence.rpc.limits import Limits
 from wfe_persistence.rpc.listener import Listener
 from wfe_persistence.rpc.reflection import reflection_handlers
 from wfe_persistence.rpc.services import SERVICES
@@ -104,8 +107,11 @@ class Server:
             memory=settings.max_request_mb * 1024 * 1024,
         )
         self._connections = IdleConnections(connections, intake.busy_peers)
-        self._access = Access(settings) if settings.authentication else None
+        self._policy = _policy(settings)
+        policy = self._policy
+        self._access = Access(settings, policy) if policy and settings.authentication else None
         guard = Guard(self._access)
+        self._limits = Limits((lambda: policy.value) if policy else None)
         self._health = Health(namespaces, intake, guard)
         boundary = Boundary(
             Environment(
@@ -123,6 +129,7 @@ class Server:
             ),
             intake,
             guard,
+            self._limits,
         )
         self._server.add_generic_rpc_handlers(
             [*(boundary.handlers(s) for s in SERVICES), self._health.handlers()]
@@ -165,11 +172,14 @@ class Server:
         self._listener.open(add_port)
         self._stack.callback(self._listener.close)
         self._stack.callback(self._workers.close)
+        if self._policy:
+            self._in_background(self._policy.watch())
         if self._access:
             self._in_background(self._access.watch())
         await self._health.start()
         await self._stack.enter_async_context(self._database)
         await self._server.start()
+        self._in_background(self._limits.space.watch())
         self._in_background(self._connections.watch(self._listener.local_name))
         if self._certificates:
             self._in_background(self._certificates.watch())
@@ -203,6 +213,16 @@ class Server:
                 else:
                     log.warning("not serving: %s", state.why)
             await asyncio.sleep(_WATCH_SECONDS)
+
+
+def _policy(settings: Settings) -> WatchedFile[Policy] | None:
+    """The policy file of the settings. Raises CannotServeError if it can't be used."""
+    if settings.policy_file is None:
+        return None
+    parse = parse_policy if settings.authentication else parse_anonymous_policy
+    policy = WatchedFile(settings.policy_file, parse)
+    policy.load()
+    return policy
 
 
 def _milliseconds(seconds: float) -> int:

@@ -196,8 +196,9 @@ class Settings:
     policy_file: Annotated[
         Path | None,
         About(
-            "TOML file that says which principals have which role in which namespaces; required "
-            "with authentication. Read again when it changes. See `policy check`.",
+            "TOML file that says which principals have which role in which namespaces, and how "
+            "much principals and namespaces may use; required with authentication. Read again when "
+            "it changes. See `policy check`.",
             metavar="FILE",
             default_help="none",
         ),
@@ -405,11 +406,6 @@ class Settings:
             raise ValueError(
                 f"policy-file: is not set; without a policy, who has a {self.authentication[0]} "
                 "may do nothing"
-            )
-        if self.policy_file and not self.authentication:
-            raise ValueError(
-                "policy-file: has no effect without authentication (token-file, jwt-issuer or "
-                "tls-client-ca)"
             )
         if self.insecure:
             return

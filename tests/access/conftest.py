@@ -56,6 +56,8 @@ class GuardedServer:
             name: self.create(name) for name in (*ROLES, "root", "stranger", "expired", "revoked")
         }
         self.server: ServerProcess
+        self.server_url: str
+        """The connection string of its database."""
         self._expire("expired")
         tokens.revoke_tokens(self.token_file, ["revoked"])
 
@@ -98,6 +100,7 @@ def running(guarded: GuardedServer, url: str) -> Iterator[ServerProcess]:
     server.credentials = credentials = guarded.any_credentials()
     with server:
         guarded.server = server
+        guarded.server_url = url
         with (
             grpc.secure_channel(server.address, credentials)
             if credentials

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from wfe_persistence.access.certificate import certificate_principal
-from wfe_persistence.access.policy import parse_policy
+from wfe_persistence.access.policy import parse_anonymous_policy, parse_policy
 from wfe_persistence.access.principal import KINDS, principal
 from wfe_persistence.access.role import Role
 
@@ -77,6 +77,23 @@ def test_an_empty_policy_denies_everything() -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
+        ("limit = 1", "limit: must be written as [[limit]]"),
+        ("[[limit]]", "limit 1: principals and namespaces are missing"),
+        ("[[limit]]", "limit 1: limits nothing"),
+        ("[[limit]]\nmax_call = 1", "limit 1: unknown key 'max_call'"),
+        ("[[limit]]\nmax_calls = 0", "limit 1: max_calls: must be an integer from 1"),
+        ("[[limit]]\nmax_calls = true", "limit 1: max_calls: must be an integer from 1"),
+        ("[[limit]]\nmax_rows = 1.5", "limit 1: max_rows: must be an integer from 1"),
+        ("[[limit]]\ncalls_per_second = 0", "limit 1: calls_per_second: must be a number"),
+        ("[[limit]]\ncalls_per_second = nan", "limit 1: calls_per_second: must be a number"),
+        ("[[limit]]\ncalls_per_second = '1'", "limit 1: calls_per_second: must be a number"),
+        ("[[limit]]\nburst = 2", "limit 1: burst: needs calls_per_second"),
+        ('[[limit]]\nprincipals = ["*"]', "limit 1: principals: '*' must begin with token:"),
+        ('[[limit]]\nnamespaces = ["Prod"]', "limit 1: namespaces: 'Prod' is neither"),
+        (
+            '[[limit]]\nprincipals = ["token:x"]\nmax_rows = 1',
+            "limit 1: max_rows and max_mb are of namespaces",
+        ),
         ("grant = 1", "grant: must be written as [[grant]]"),
         ("[grant]", "grant: must be written as [[grant]]"),
         ("[[grants]]", "unknown key 'grants'"),
@@ -134,7 +151,7 @@ def test_policy_check(tmp_path: Path) -> None:
     assert "policy.toml: No such file" in done.stderr
     file.write_text(POLICY)
     assert (done := check(file)).returncode == 0
-    assert done.stdout == f"{file}: valid; number of grants: 3\n"
+    assert done.stdout == f"{file}: valid; number of grants: 3, of limits: 0\n"
 
     def ask(who: str, namespace: str, rpc: str) -> tuple[int, str]:
         done = check(file, "--principal", who, "--namespace", namespace, "--rpc", rpc)
@@ -223,3 +240,75 @@ def test_a_certificate_of_two_or_without_a_proper_name_is_nobodys(
 ) -> None:
     with pytest.raises(ValueError, match=r"must|has|values|codec"):
         certificate_principal(properties)
+
+
+LIMITS = """
+[[limit]]
+principals = ["token:billing"]
+max_calls = 50
+
+[[limit]]
+principals = ["token:*"]
+calls_per_second = 10
+burst = 20
+
+[[limit]]
+namespaces = ["prod_eu"]
+max_rows = 1000
+
+[[limit]]
+namespaces = ["prod_*"]
+max_calls = 7
+max_mb = 5
+
+[[limit]]
+principals = ["token:*"]
+namespaces = ["prod_eu"]
+calls_per_second = 0.5
+"""
+
+
+@pytest.mark.parametrize(
+    ("who", "namespace", "of_principal", "of_namespace", "of_both"),
+    [
+        ("token:billing", "default", "max_calls = 50", None, None),
+        ("token:other", "default", "calls_per_second = 10, burst = 20", None, None),
+        ("cert:other", "default", None, None, None),
+        ("cert:other", "prod_us", None, "max_calls = 7, max_mb = 5", None),
+        (
+            "token:billing", "prod_eu",
+            "max_calls = 50", "max_rows = 1000", "calls_per_second = 0.5, burst = 1",
+        ),
+        ("token:billing", "", "max_calls = 50", None, None),
+    ],
+)  # fmt: skip
+def test_of_each_kind_the_first_limit_that_matches_counts(
+    who: str,
+    namespace: str,
+    of_principal: str | None,
+    of_namespace: str | None,
+    of_both: str | None,
+) -> None:
+    limits = parse_policy(LIMITS.encode()).limits(who, namespace)
+    found = (limits.of_principal, limits.of_namespace, limits.of_both)
+    assert tuple(limit and str(limit) for limit in found) == (of_principal, of_namespace, of_both)
+
+
+def test_without_authentication_there_are_limits_of_namespaces_only() -> None:
+    own = '[[limit]]\nnamespaces = ["*"]\nmax_calls = 1\n'
+    assert parse_anonymous_policy(own.encode()).limits("", "default").of_namespace
+    for text in (POLICY, LIMITS):
+        with pytest.raises(ValueError, match="have no effect without authentication"):
+            parse_anonymous_policy(text.encode())
+
+
+def test_policy_check_shows_limits(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text(POLICY + LIMITS)
+    assert "number of grants: 3, of limits: 5" in check(file).stdout
+    done = check(file, "--principal", "token:billing", "--namespace", "prod_eu")
+    assert done.stdout.splitlines()[1:] == [
+        "limit of token:billing: max_calls = 50",
+        "limit of prod_eu: max_rows = 1000",
+        "limit of token:billing in prod_eu: calls_per_second = 0.5, burst = 1",
+    ]

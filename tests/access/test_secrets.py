@@ -18,8 +18,10 @@ from tests.support.scene import refusal
 from wfe.persistence.v1.store_pb2 import GetStoreInfoRequest
 from wfe.persistence.v1.workflow_pb2 import CreateNewWorkflowRequest
 from wfe_persistence.access.access import Access
+from wfe_persistence.access.policy import parse_policy
 from wfe_persistence.access.role import Role
 from wfe_persistence.access.tokens import create_token
+from wfe_persistence.access.watched import WatchedFile
 from wfe_persistence.settings import Settings
 
 PASSWORD = "canary-password-5fd924"
@@ -148,4 +150,6 @@ def test_the_commands_of_the_documentation_work(tmp_path: Path) -> None:
     assert answer.startswith("allowed: token:billing has the role host in prod")
     settings = Settings(token_file=tmp_path / "tokens.json", policy_file=tmp_path / "policy.toml")
     settings.require_protection()
-    assert Access(settings).rights("token:billing").allow(Role.HOST, "prod_eu")
+    policy = WatchedFile(tmp_path / "policy.toml", parse_policy)
+    policy.load()
+    assert Access(settings, policy).rights("token:billing").allow(Role.HOST, "prod_eu")

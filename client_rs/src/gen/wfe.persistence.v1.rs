@@ -640,6 +640,19 @@ pub enum ErrorReason {
     /// waiting for their turn (or, in calls to a namespace that must be migrated
     /// first, of migrations). Nothing was written; retry later.
     AdministrationBusy = 57,
+    /// RESOURCE_EXHAUSTED: the caller or the namespace has as many calls in
+    /// progress, or per second, as the server's operator allows; other callers and
+    /// namespaces are not affected. ErrorInfo's metadata has the limit that was
+    /// reached as `limit` (`max_calls` or `calls_per_second`), its value as
+    /// `value`, and whose it is as `principal`, `namespace` or both. Nothing was
+    /// written; retry after the time in RetryInfo.
+    CallerLimited = 58,
+    /// RESOURCE_EXHAUSTED: the namespace has about as many rows, or bytes on disk,
+    /// as the server's operator allows. Writes that may add some are refused;
+    /// reads, deletes and purges are not. ErrorInfo's metadata has the `namespace`,
+    /// the limit as `limit` (`max_rows` or `max_mb`) and its value as `value`.
+    /// Nothing was written. There is no RetryInfo: something must be deleted first.
+    NamespaceFull = 59,
     /// DEADLINE_EXCEEDED: the deadline (the client's, or the server's default of
     /// 30 s; at most the server's maximum of 300 s) passed, and the statement was
     /// cancelled. Or the client did not read its stream for too long.
@@ -736,6 +749,8 @@ impl ErrorReason {
             Self::TooManyCalls => "ERROR_REASON_TOO_MANY_CALLS",
             Self::TooManyNamespaces => "ERROR_REASON_TOO_MANY_NAMESPACES",
             Self::AdministrationBusy => "ERROR_REASON_ADMINISTRATION_BUSY",
+            Self::CallerLimited => "ERROR_REASON_CALLER_LIMITED",
+            Self::NamespaceFull => "ERROR_REASON_NAMESPACE_FULL",
             Self::DeadlineExceeded => "ERROR_REASON_DEADLINE_EXCEEDED",
             Self::DatabaseUnavailable => "ERROR_REASON_DATABASE_UNAVAILABLE",
             Self::CommitOutcomeUnknown => "ERROR_REASON_COMMIT_OUTCOME_UNKNOWN",
@@ -800,6 +815,8 @@ impl ErrorReason {
             "ERROR_REASON_TOO_MANY_CALLS" => Some(Self::TooManyCalls),
             "ERROR_REASON_TOO_MANY_NAMESPACES" => Some(Self::TooManyNamespaces),
             "ERROR_REASON_ADMINISTRATION_BUSY" => Some(Self::AdministrationBusy),
+            "ERROR_REASON_CALLER_LIMITED" => Some(Self::CallerLimited),
+            "ERROR_REASON_NAMESPACE_FULL" => Some(Self::NamespaceFull),
             "ERROR_REASON_DEADLINE_EXCEEDED" => Some(Self::DeadlineExceeded),
             "ERROR_REASON_DATABASE_UNAVAILABLE" => Some(Self::DatabaseUnavailable),
             "ERROR_REASON_COMMIT_OUTCOME_UNKNOWN" => Some(Self::CommitOutcomeUnknown),

@@ -5,19 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Final
 
 from wfe_persistence.access.certificate import Properties, certificate_principal
 from wfe_persistence.access.credentials import bearer_token, expired, missing, rejected
 from wfe_persistence.access.jwt import JwtVerifier
 from wfe_persistence.access.keys import Keys
-from wfe_persistence.access.policy import Rights, parse_policy
+from wfe_persistence.access.policy import Policy, Rights
 from wfe_persistence.access.tokens import Tokens, parse_tokens
 from wfe_persistence.access.watched import WatchedFile
 from wfe_persistence.errors import CannotServeError
 from wfe_persistence.settings import Settings
-
-_LOOK_SECONDS: Final = 1.0
 
 
 class Access:
@@ -27,10 +24,8 @@ class Access:
     used. The settings must go together (`Settings.require_protection`).
     """
 
-    def __init__(self, settings: Settings) -> None:
-        assert settings.policy_file is not None
-        self._policy = WatchedFile(settings.policy_file, parse_policy)
-        self._policy.load()
+    def __init__(self, settings: Settings, policy: WatchedFile[Policy]) -> None:
+        self._policy = policy
         self._tokens: WatchedFile[Tokens] | None = None
         if settings.token_file is not None:
             self._tokens = WatchedFile(settings.token_file, parse_tokens)
@@ -59,15 +54,12 @@ class Access:
         return principal
 
     async def watch(self) -> None:
-        """Notice changes of the files and keys, for as long as the server runs."""
+        """Notice changes of the tokens and keys, for as long as the server runs."""
         async with asyncio.TaskGroup() as group:
             if self._jwt:
                 group.create_task(self._jwt.keys.watch())
-            while True:
-                await self._policy.look()
-                if self._tokens:
-                    await self._tokens.look()
-                await asyncio.sleep(_LOOK_SECONDS)
+            if self._tokens:
+                group.create_task(self._tokens.watch())
 
     async def _principal_of(self, token: str) -> str:
         if self._tokens and (known := self._tokens.value.find(token)):

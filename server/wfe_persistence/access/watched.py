@@ -33,6 +33,9 @@ def read_file(path: Path) -> bytes:
     return data
 
 
+_LOOK_SECONDS: Final = 1.0
+
+
 class WatchedFile(Generic[T]):
     """What a file says. If it comes to say what can't be understood, what it said before stays.
 
@@ -75,3 +78,9 @@ class WatchedFile(Generic[T]):
         if changed or self._problem:
             log.info("%s: read again", self.path)
         self._problem = ""
+
+    async def watch(self) -> None:
+        """Look at it every second, for as long as the server runs."""
+        while True:
+            await self.look()
+            await asyncio.sleep(_LOOK_SECONDS)

@@ -48,7 +48,10 @@ def check(file: Path, principal: str | None, namespace: str | None, rpc: str | N
     if principal is None:
         if namespace or rpc:
             raise click.UsageError("Missing option '--principal'.")
-        click.echo(f"{file}: valid; number of grants: {len(parsed.grants)}")
+        click.echo(
+            f"{file}: valid; number of grants: {len(parsed.grants)}, "
+            f"of limits: {len(parsed.limit_entries)}"
+        )
         return
     if not principal.startswith(KINDS):
         raise click.BadParameter(f"must begin with {', '.join(KINDS)}", param_hint="--principal")
@@ -57,6 +60,14 @@ def check(file: Path, principal: str | None, namespace: str | None, rpc: str | N
     has = f"{principal} has {f'the role {role.label}' if role else 'no role'} in {namespace}"
     if rpc is None:
         click.echo(has)
+        limits = parsed.limits(principal, namespace)
+        for whose, limit in (
+            (principal, limits.of_principal),
+            (namespace, limits.of_namespace),
+            (f"{principal} in {namespace}", limits.of_both),
+        ):
+            if limit:
+                click.echo(f"limit of {whose}: {limit}")
         sys.exit(0 if role else 1)
 
     from wfe_persistence.rpc.services import REQUIRED_ROLE

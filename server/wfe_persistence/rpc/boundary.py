@@ -1,5 +1,5 @@
-"""What surrounds every handler: identify → authorize → admit → receive → decode → namespace →
-handle → encode → observe.
+"""What surrounds every handler: identify → authorize → limit → admit → receive → decode →
+namespace → handle → encode → observe.
 
 Handlers are registered with bytes on both sides, because gRPC itself reports undecodable requests
 as UNKNOWN and shows internals, and because one wrapper per method is cheaper than a chain of
@@ -31,6 +31,7 @@ from wfe_persistence.rpc.check import Check
 from wfe_persistence.rpc.check.wire import require_few_items
 from wfe_persistence.rpc.guard import Caller, Guard, namespace_of
 from wfe_persistence.rpc.intake import Intake
+from wfe_persistence.rpc.limits import Limits
 from wfe_persistence.rpc.services import Method, Service
 from wfe_persistence.rpc.status import abort, reason_name
 from wfe_persistence.store.tables import Store
@@ -57,10 +58,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Boundary:
     """Wraps the methods of servicers; one for the whole server."""
 
-    def __init__(self, env: Environment, intake: Intake, guard: Guard) -> None:
+    def __init__(self, env: Environment, intake: Intake, guard: Guard, limits: Limits) -> None:
         self._env = env
         self._intake = intake
         self._guard = guard
+        self._limits = limits
 
     def handlers(self, service: Service) -> grpc.GenericRpcHandler:
         """gRPC's handlers for a service."""
@@ -83,6 +85,7 @@ class Boundary:
     ) -> Any:
         async def answer(context: Context) -> bytes:
             caller = await self._identify(context, method)
+            self._limits.admit(context, caller, method)
             deadline = self._deadline(context)
             if self._intake.refuses:
                 await self._intake.refuse(context)
@@ -116,6 +119,7 @@ class Boundary:
 
         async def answer(context: Context) -> None:
             caller = await self._identify(context, method)
+            self._limits.admit(context, caller, method)
             deadline = self._deadline(context)
             if self._intake.refuses:
                 await self._intake.refuse(context)
@@ -166,6 +170,7 @@ class Boundary:
             namespace = getattr(request, method.namespace_field)
             self._guard.require(caller, method.required_role, namespace, method.name)
         store = await self._namespace(caller, method)
+        self._limits.space.note(store, method)
         return request, Call(store, check, self._env, caller)
 
     def _decode(self, data: bytes, method: Method) -> tuple[Message, Check]:

@@ -83,6 +83,21 @@ REQUIRED_ROLE: Final = {
 """The role that a caller must have for each RPC in its namespace. For a server-wide RPC without one
 it is enough in any namespace, and the answer has only the namespaces in which the caller has it."""
 
+ADDS: Final = frozenset(
+    {
+        "CreateNewWorkflow",
+        "PersistWorkflow",
+        "PersistWorkflowWithSubscriptions",
+        "CommitWorkflow",
+        "NextDefinitionSequence",
+        "CreateEvent",
+        "CreateEventSubscription",
+        "ScheduleCommand",
+        "PersistErrors",
+    }
+)
+"""RPCs that may add rows or bytes to a namespace, which are refused when it is full."""
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
@@ -96,6 +111,8 @@ class Method:
     namespace_field: str | None
     """Of a server-wide RPC: the field of the request that has the name of a namespace."""
     required_role: Role
+    adds: bool
+    """Whether it may add rows or bytes to a namespace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +138,7 @@ class Service:
                 server_wide=method.name in SERVER_WIDE,
                 namespace_field=NAMESPACE_FIELD.get(method.name),
                 required_role=REQUIRED_ROLE.get(method.name, Role.ADMIN),
+                adds=method.name in ADDS,
             )
             for method in self.descriptor.methods
         )

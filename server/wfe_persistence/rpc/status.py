@@ -66,6 +66,8 @@ _STATUS: Final[dict[grpc.StatusCode, tuple[str, ...]]] = {
         "TOO_MANY_CALLS",
         "TOO_MANY_NAMESPACES",
         "ADMINISTRATION_BUSY",
+        "CALLER_LIMITED",
+        "NAMESPACE_FULL",
     ),
     grpc.StatusCode.DEADLINE_EXCEEDED: ("DEADLINE_EXCEEDED",),
     grpc.StatusCode.UNAVAILABLE: (

@@ -174,6 +174,21 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     waiting for their turn (or, in calls to a namespace that must be migrated
     first, of migrations). Nothing was written; retry later.
     """
+    ERROR_REASON_CALLER_LIMITED: _ErrorReason.ValueType  # 58
+    """RESOURCE_EXHAUSTED: the caller or the namespace has as many calls in
+    progress, or per second, as the server's operator allows; other callers and
+    namespaces are not affected. ErrorInfo's metadata has the limit that was
+    reached as `limit` (`max_calls` or `calls_per_second`), its value as
+    `value`, and whose it is as `principal`, `namespace` or both. Nothing was
+    written; retry after the time in RetryInfo.
+    """
+    ERROR_REASON_NAMESPACE_FULL: _ErrorReason.ValueType  # 59
+    """RESOURCE_EXHAUSTED: the namespace has about as many rows, or bytes on disk,
+    as the server's operator allows. Writes that may add some are refused;
+    reads, deletes and purges are not. ErrorInfo's metadata has the `namespace`,
+    the limit as `limit` (`max_rows` or `max_mb`) and its value as `value`.
+    Nothing was written. There is no RetryInfo: something must be deleted first.
+    """
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 60
     """DEADLINE_EXCEEDED: the deadline (the client's, or the server's default of
     30 s; at most the server's maximum of 300 s) passed, and the statement was
@@ -409,6 +424,21 @@ ERROR_REASON_ADMINISTRATION_BUSY: ErrorReason.ValueType  # 57
 """RESOURCE_EXHAUSTED: the maximum number of administrative calls are already
 waiting for their turn (or, in calls to a namespace that must be migrated
 first, of migrations). Nothing was written; retry later.
+"""
+ERROR_REASON_CALLER_LIMITED: ErrorReason.ValueType  # 58
+"""RESOURCE_EXHAUSTED: the caller or the namespace has as many calls in
+progress, or per second, as the server's operator allows; other callers and
+namespaces are not affected. ErrorInfo's metadata has the limit that was
+reached as `limit` (`max_calls` or `calls_per_second`), its value as
+`value`, and whose it is as `principal`, `namespace` or both. Nothing was
+written; retry after the time in RetryInfo.
+"""
+ERROR_REASON_NAMESPACE_FULL: ErrorReason.ValueType  # 59
+"""RESOURCE_EXHAUSTED: the namespace has about as many rows, or bytes on disk,
+as the server's operator allows. Writes that may add some are refused;
+reads, deletes and purges are not. ErrorInfo's metadata has the `namespace`,
+the limit as `limit` (`max_rows` or `max_mb`) and its value as `value`.
+Nothing was written. There is no RetryInfo: something must be deleted first.
 """
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 60
 """DEADLINE_EXCEEDED: the deadline (the client's, or the server's default of

@@ -162,6 +162,19 @@ const (
 	// waiting for their turn (or, in calls to a namespace that must be migrated
 	// first, of migrations). Nothing was written; retry later.
 	ErrorReason_ERROR_REASON_ADMINISTRATION_BUSY ErrorReason = 57
+	// RESOURCE_EXHAUSTED: the caller or the namespace has as many calls in
+	// progress, or per second, as the server's operator allows; other callers and
+	// namespaces are not affected. ErrorInfo's metadata has the limit that was
+	// reached as `limit` (`max_calls` or `calls_per_second`), its value as
+	// `value`, and whose it is as `principal`, `namespace` or both. Nothing was
+	// written; retry after the time in RetryInfo.
+	ErrorReason_ERROR_REASON_CALLER_LIMITED ErrorReason = 58
+	// RESOURCE_EXHAUSTED: the namespace has about as many rows, or bytes on disk,
+	// as the server's operator allows. Writes that may add some are refused;
+	// reads, deletes and purges are not. ErrorInfo's metadata has the `namespace`,
+	// the limit as `limit` (`max_rows` or `max_mb`) and its value as `value`.
+	// Nothing was written. There is no RetryInfo: something must be deleted first.
+	ErrorReason_ERROR_REASON_NAMESPACE_FULL ErrorReason = 59
 	// DEADLINE_EXCEEDED: the deadline (the client's, or the server's default of
 	// 30 s; at most the server's maximum of 300 s) passed, and the statement was
 	// cancelled. Or the client did not read its stream for too long.
@@ -251,6 +264,8 @@ var (
 		55:  "ERROR_REASON_TOO_MANY_CALLS",
 		56:  "ERROR_REASON_TOO_MANY_NAMESPACES",
 		57:  "ERROR_REASON_ADMINISTRATION_BUSY",
+		58:  "ERROR_REASON_CALLER_LIMITED",
+		59:  "ERROR_REASON_NAMESPACE_FULL",
 		60:  "ERROR_REASON_DEADLINE_EXCEEDED",
 		70:  "ERROR_REASON_DATABASE_UNAVAILABLE",
 		71:  "ERROR_REASON_COMMIT_OUTCOME_UNKNOWN",
@@ -304,6 +319,8 @@ var (
 		"ERROR_REASON_TOO_MANY_CALLS":               55,
 		"ERROR_REASON_TOO_MANY_NAMESPACES":          56,
 		"ERROR_REASON_ADMINISTRATION_BUSY":          57,
+		"ERROR_REASON_CALLER_LIMITED":               58,
+		"ERROR_REASON_NAMESPACE_FULL":               59,
 		"ERROR_REASON_DEADLINE_EXCEEDED":            60,
 		"ERROR_REASON_DATABASE_UNAVAILABLE":         70,
 		"ERROR_REASON_COMMIT_OUTCOME_UNKNOWN":       71,
@@ -451,7 +468,7 @@ var File_wfe_persistence_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"%wfe/persistence/v1/error_reason.proto\x12\x12wfe.persistence.v1*\xbd\x0e\n" +
+	"%wfe/persistence/v1/error_reason.proto\x12\x12wfe.persistence.v1*\xff\x0e\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12#\n" +
 	"\x1fERROR_REASON_WORKFLOW_NOT_FOUND\x10\x01\x12 \n" +
@@ -489,7 +506,9 @@ const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	"\x1bERROR_REASON_NAMESPACE_BUSY\x106\x12\x1f\n" +
 	"\x1bERROR_REASON_TOO_MANY_CALLS\x107\x12$\n" +
 	" ERROR_REASON_TOO_MANY_NAMESPACES\x108\x12$\n" +
-	" ERROR_REASON_ADMINISTRATION_BUSY\x109\x12\"\n" +
+	" ERROR_REASON_ADMINISTRATION_BUSY\x109\x12\x1f\n" +
+	"\x1bERROR_REASON_CALLER_LIMITED\x10:\x12\x1f\n" +
+	"\x1bERROR_REASON_NAMESPACE_FULL\x10;\x12\"\n" +
 	"\x1eERROR_REASON_DEADLINE_EXCEEDED\x10<\x12%\n" +
 	"!ERROR_REASON_DATABASE_UNAVAILABLE\x10F\x12'\n" +
 	"#ERROR_REASON_COMMIT_OUTCOME_UNKNOWN\x10G\x12\x1e\n" +
