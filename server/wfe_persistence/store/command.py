@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import uuid
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -14,9 +12,18 @@ from wfe.persistence.v1.command_pb2 import (
     RenewCommandsResponse,
     ScheduledCommand,
 )
-from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
-from wfe_persistence.errors import PersistenceError, invalid_field
 from wfe_persistence.store.documents import array
+from wfe_persistence.store.lease import (
+    ALL_HELD,
+    NEXT_EPOCH,
+    check_held,
+    expired,
+    expiry_after,
+    lease_token,
+    new_lease_id,
+    parse_lease_token,
+    unexpired,
+)
 from wfe_persistence.store.paging import Cursor, Page, fill_page
 from wfe_persistence.store.records import COMMAND, COMMAND_NAME
 from wfe_persistence.store.rows import (
@@ -24,8 +31,6 @@ from wfe_persistence.store.rows import (
     boolean,
     epoch_ms,
     integer,
-    read_bool,
-    read_int4,
     read_int8,
     read_text,
     read_time,
@@ -68,7 +73,7 @@ WITH due AS (
     SELECT id, execute_time, octet_length(data) + {_CLAIM_BYTES} AS bytes
     FROM wfc.scheduled_commands
     WHERE execute_time <= coalesce($1::bigint, floor(extract(epoch FROM now()) * 1000)::bigint)
-        AND (lease_expiry IS NULL OR lease_expiry <= now())
+        AND (lease_expiry IS NULL OR {expired("lease_expiry")})
     ORDER BY execute_time, id
     LIMIT $2
     FOR UPDATE SKIP LOCKED
@@ -79,8 +84,8 @@ WITH due AS (
     ) d WHERE bytes <= $6 OR n = 1
 ), claimed AS (
     UPDATE wfc.scheduled_commands c
-    SET lease_id = $3, lease_worker_id = $4, lease_expiry = now() + $5 * interval '1 millisecond',
-        lease_epoch = nextval('wfc.claim_epochs')
+    SET lease_id = $3, lease_worker_id = $4, lease_expiry = {expiry_after("$5")},
+        lease_epoch = {NEXT_EPOCH}
     WHERE c.id = ANY (ARRAY (SELECT id FROM fitting))
     RETURNING {COMMAND.selection("c")},
         c.id, c.revision, c.lease_expiry, c.lease_epoch
@@ -102,7 +107,7 @@ async def claim_commands(
 
     No more are claimed than fit into an answer of `answer_bytes`, but at least one.
     """
-    lease_id = uuid.uuid4().hex
+    lease_id = new_lease_id()
     rows = await store.write(
         CLAIM_COMMANDS,
         None if as_of_ms is None else integer(as_of_ms),
@@ -113,10 +118,6 @@ async def claim_commands(
         integer(answer_bytes),
     )
     return [_decode_claim(rows, i, lease_id) for i in range(rows.ntuples)]
-
-
-# The rows stay locked from this check to the end of the statement.
-_ALL_HELD = "(SELECT count(*) FROM held) = (SELECT count(*) FROM given)"
 
 
 def _change_held(*, change: str, condition: str = "", also_return: str = "") -> str:
@@ -147,12 +148,12 @@ COMPLETE_COMMANDS = _change_held(
     change=f"""removed AS (
     DELETE FROM wfc.scheduled_commands
     WHERE id = ANY (ARRAY (SELECT id FROM held WHERE unchanged))
-        AND {_ALL_HELD}
+        AND {ALL_HELD}
 ), kept AS (
     UPDATE wfc.scheduled_commands
     SET lease_id = NULL, lease_worker_id = NULL, lease_expiry = NULL
     WHERE id = ANY (ARRAY (SELECT id FROM held WHERE NOT unchanged))
-        AND {_ALL_HELD}
+        AND {ALL_HELD}
 )"""
 )
 
@@ -160,7 +161,7 @@ COMPLETE_COMMANDS = _change_held(
 async def complete_commands(store: Store, lease_tokens: Sequence[str]) -> None:
     """Delete the commands claimed under these leases, all or none."""
     rows = await store.write(COMPLETE_COMMANDS, _leases(lease_tokens))
-    _check_held(rows, lease_tokens)
+    check_held(rows, lease_tokens)
 
 
 RELEASE_COMMANDS = _change_held(
@@ -168,7 +169,7 @@ RELEASE_COMMANDS = _change_held(
     UPDATE wfc.scheduled_commands
     SET lease_id = NULL, lease_worker_id = NULL, lease_expiry = NULL
     WHERE id = ANY (ARRAY (SELECT id FROM held))
-        AND {_ALL_HELD}
+        AND {ALL_HELD}
 )"""
 )
 
@@ -176,18 +177,18 @@ RELEASE_COMMANDS = _change_held(
 async def release_commands(store: Store, lease_tokens: Sequence[str]) -> None:
     """End these leases, so that the commands are due again, all or none."""
     rows = await store.write(RELEASE_COMMANDS, _leases(lease_tokens))
-    _check_held(rows, lease_tokens)
+    check_held(rows, lease_tokens)
 
 
 RENEW_COMMANDS = _change_held(
-    condition=" AND lease_expiry > now()",
+    condition=f" AND {unexpired('lease_expiry')}",
     change=f"""renewed AS (
     UPDATE wfc.scheduled_commands
-    SET lease_expiry = now() + $2 * interval '1 millisecond'
+    SET lease_expiry = {expiry_after("$2")}
     WHERE id = ANY (ARRAY (SELECT id FROM held))
-        AND {_ALL_HELD}
+        AND {ALL_HELD}
 )""",
-    also_return=",\n    now() + $2 * interval '1 millisecond'",
+    also_return=f",\n    {expiry_after('$2')}",
 )
 
 
@@ -196,7 +197,7 @@ async def renew_commands(
 ) -> RenewCommandsResponse:
     """Extend these leases by `lease_ms` from now, all or none."""
     rows = await store.write(RENEW_COMMANDS, _leases(lease_tokens), integer(lease_ms))
-    _check_held(rows, lease_tokens)
+    check_held(rows, lease_tokens)
     response = RenewCommandsResponse()
     if rows.ntuples:
         read_time(rows.get_value(0, 2), response.lease_expiry)
@@ -207,13 +208,14 @@ async def renew_commands(
 # index has the leases: it would cost every claim and every renewal.
 LIST_COMMANDS = f"""
 SELECT {COMMAND.selection()}, id,
-    CASE WHEN lease_expiry > now() THEN lease_expiry END, coalesce(lease_worker_id, ''), lease_epoch
+    CASE WHEN {unexpired("lease_expiry")} THEN lease_expiry END,
+    coalesce(lease_worker_id, ''), lease_epoch
 FROM wfc.scheduled_commands
 WHERE ($1::text IS NULL OR command_name = $1)
     AND ($2::text IS NULL OR data = $2)
     AND ($3::bigint IS NULL OR execute_time < $3)
-    AND ($4::boolean IS NULL OR $4 = (lease_expiry IS NOT NULL AND lease_expiry > now()))
-    AND ($5::text IS NULL OR (lease_worker_id = $5 AND lease_expiry > now()))
+    AND ($4::boolean IS NULL OR $4 = (lease_expiry IS NOT NULL AND {unexpired("lease_expiry")}))
+    AND ($5::text IS NULL OR (lease_worker_id = $5 AND {unexpired("lease_expiry")}))
     AND ($6::bigint IS NULL OR (execute_time, id) > ($6, $7::bigint))
 ORDER BY execute_time, id
 LIMIT $8
@@ -256,10 +258,6 @@ def _by_execute_time(row: PGresult, listed: ListedCommand) -> Cursor:
     return listed.command.execute_time, str(read_int8(row.get_value(0, len(COMMAND))))
 
 
-# `<row>.<revision at the claim>.<lease>`
-_LEASE_TOKEN = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})\.([0-9a-f]{32})")
-
-
 def _leases(lease_tokens: Sequence[str]) -> bytes:
     return array(lease_documents(lease_tokens, "lease_tokens"))
 
@@ -272,44 +270,14 @@ def lease_documents(
     `field`: the request's field, for errors. `completes`: whether a commit completes the commands.
     """
     for i, token in enumerate(lease_tokens):
-        match = _LEASE_TOKEN.fullmatch(token)
-        if match is None:
-            raise invalid_field(
-                f"{field}[{i}]",
-                FieldViolationReason.FIELD_VIOLATION_REASON_FORMAT,
-                "is not a lease token returned by ClaimCommands",
-            )
-        row, revision, lease = match.groups()
-        yield (
-            f'{{"n":{first + i},"id":{int(row)},"revision":{int(revision)},'
-            f'"lease_id":"{lease}","completes":{"true" if completes else "false"}}}'
+        # The revision is the command's at the claim.
+        (row, revision), lease_id = parse_lease_token(
+            token, f"{field}[{i}]", numbers=2, origin="ClaimCommands"
         )
-
-
-def _check_held(rows: PGresult, lease_tokens: Sequence[str]) -> None:
-    lost = [
-        lease_tokens[read_int4(rows.get_value(i, 0))]
-        for i in range(rows.ntuples)
-        if not read_bool(rows.get_value(i, 1))
-    ]
-    if lost:
-        raise lease_lost(lost, of=len(lease_tokens))
-
-
-def lease_lost(
-    lost: Sequence[str], *, of: int = 1, field: str = "lease_tokens"
-) -> PersistenceError:
-    """The error of leases that are no longer held; `of`: how many the request has."""
-    return PersistenceError(
-        ErrorReason.ERROR_REASON_LEASE_LOST,
-        f"{len(lost)} of {of} leases are no longer held",
-        # Metadata is sent in HTTP/2 headers, whose size is limited, so not all are listed.
-        metadata={
-            "lease_tokens": ",".join(lost[:20]),
-            "lost": str(len(lost)),
-            "field": field,
-        },
-    )
+        yield (
+            f'{{"n":{first + i},"id":{row},"revision":{revision},'
+            f'"lease_id":"{lease_id}","completes":{"true" if completes else "false"}}}'
+        )
 
 
 def _decode_claim(rows: PGresult, i: int, lease_id: str) -> ClaimedCommand:
@@ -319,7 +287,7 @@ def _decode_claim(rows: PGresult, i: int, lease_id: str) -> ClaimedCommand:
     row, revision, expiry, epoch = (
         get(i, column) for column in range(len(COMMAND), len(COMMAND) + 4)
     )
-    claim.lease_token = f"{read_int8(row)}.{read_int8(revision)}.{lease_id}"
+    claim.lease_token = lease_token(lease_id, read_int8(row), read_int8(revision))
     claim.epoch = read_int8(epoch)
     read_time(expiry, claim.lease_expiry)
     return claim

@@ -29,7 +29,7 @@ from wfe_persistence.errors import (
     workflow_not_found,
 )
 from wfe_persistence.store import commit_parts as parts
-from wfe_persistence.store.command import lease_documents, lease_lost
+from wfe_persistence.store.command import lease_documents
 from wfe_persistence.store.commit_parts import Outcome
 from wfe_persistence.store.documents import (
     HeaderRoom,
@@ -40,6 +40,7 @@ from wfe_persistence.store.documents import (
     workflow_document,
 )
 from wfe_persistence.store.event import event_exists, event_not_found
+from wfe_persistence.store.lease import lease_lost
 from wfe_persistence.store.postgres.sqlstate import UniqueViolation
 from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.rows import Param, integer, read_bool, read_int8, read_text, text

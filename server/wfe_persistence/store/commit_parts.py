@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from wfe_persistence.store.columns import Column
+from wfe_persistence.store.lease import unexpired, unexpired_or_endless
 from wfe_persistence.store.records import ERROR, EVENT, POINTER, SUBSCRIPTION, WORKFLOW
 from wfe_persistence.store.request_key import REQUEST_RETENTION_SECONDS
 from wfe_persistence.store.rows import PGresult
@@ -172,7 +173,7 @@ LOCKED: Final = f"""locked_workflow AS MATERIALIZED (
     FROM jsonb_array_elements_text($7::jsonb -> 'terminated') WITH ORDINALITY AS t(id, n)
 ), locked_subscriptions AS MATERIALIZED (
     SELECT id, external_token, external_token_epoch,
-        external_token_expiry IS NULL OR external_token_expiry > now() AS unexpired
+        {unexpired_or_endless("external_token_expiry")} AS unexpired
     FROM wfc.event_subscriptions
     WHERE id = ANY (ARRAY (SELECT id FROM claims UNION SELECT id FROM terminating))
         AND {after_all_of("locked_workflow")}
@@ -205,7 +206,7 @@ LOCKED: Final = f"""locked_workflow AS MATERIALIZED (
         WHERE command_name = s.command_name AND data = s.data LIMIT 1
     ) c ON TRUE
 ), locked_commands AS MATERIALIZED (
-    SELECT id, revision, lease_id, lease_expiry > now() AS unexpired
+    SELECT id, revision, lease_id, {unexpired("lease_expiry")} AS unexpired
     FROM wfc.scheduled_commands
     WHERE id = ANY (ARRAY (SELECT id FROM leases UNION SELECT id FROM scheduling))
         AND {after_all_of("locked_events")}

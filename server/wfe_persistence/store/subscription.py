@@ -14,6 +14,7 @@ from wfe.persistence.v1.subscription_pb2 import (
 from wfe_persistence import offload
 from wfe_persistence.errors import PersistenceError, field_error, invalid_field
 from wfe_persistence.store.documents import subscription_document
+from wfe_persistence.store.lease import NEXT_EPOCH, expired, expiry_after, unexpired_or_endless
 from wfe_persistence.store.paging import LEAST_TIME, TIME, Cursor, Page, behind, fill_page
 from wfe_persistence.store.records import SUBSCRIPTION
 from wfe_persistence.store.rows import (
@@ -70,9 +71,9 @@ async def get_subscription(store: Store, id_: str) -> EventSubscription:
     return _decode_subscription(rows)
 
 
-_OPEN_FOR_EVENT = """event_name = $1 AND event_key = $2
+_OPEN_FOR_EVENT = f"""event_name = $1 AND event_key = $2
     AND subscribe_as_of <= coalesce($3::timestamptz, now())
-    AND (external_token IS NULL OR external_token_expiry <= now())"""
+    AND (external_token IS NULL OR {expired("external_token_expiry")})"""
 
 GET_SUBSCRIPTIONS = f"""
 SELECT {_COLUMNS}
@@ -127,8 +128,8 @@ async def get_first_open_subscription(
     return _decode_subscription(rows) if rows.ntuples else None
 
 
-_HELD_WITH_TOKEN = """external_token = $2
-        AND (external_token_expiry IS NULL OR external_token_expiry > now())
+_HELD_WITH_TOKEN = f"""external_token = $2
+        AND {unexpired_or_endless("external_token_expiry")}
         AND ($3::bigint IS NULL OR external_token_epoch = $3)"""
 
 # No row: there is no such subscription.
@@ -162,25 +163,25 @@ async def terminate_subscription(
 
 # A claim that is still held keeps its epoch, and only its expiry changes; otherwise it is a new
 # claim. $4 is the expiry, $5 a duration instead, $6 the epoch of a claim that must be held.
-SET_SUBSCRIPTION_TOKEN = """
+SET_SUBSCRIPTION_TOKEN = f"""
 WITH given AS MATERIALIZED (
-    SELECT coalesce($4::timestamptz, now() + $5::bigint * interval '1 millisecond') AS expiry
+    SELECT coalesce($4::timestamptz, {expiry_after("$5::bigint")}) AS expiry
 ), taken AS (
     UPDATE wfc.event_subscriptions s
     SET external_token = $2, external_worker_id = $3, external_token_expiry = g.expiry,
         external_token_epoch = CASE
             WHEN s.external_token = $2 AND coalesce(s.external_worker_id, '') = $3
                 AND s.external_token_epoch > 0
-                AND (s.external_token_expiry IS NULL OR s.external_token_expiry > now())
-            THEN s.external_token_epoch ELSE nextval('wfc.claim_epochs') END
+                AND {unexpired_or_endless("s.external_token_expiry")}
+            THEN s.external_token_epoch ELSE {NEXT_EPOCH} END
     FROM given g
     WHERE s.id = $1
         AND (g.expiry IS NULL OR g.expiry > now())
         AND (($6::bigint IS NULL
-                AND (s.external_token IS NULL OR s.external_token_expiry <= now()))
+                AND (s.external_token IS NULL OR {expired("s.external_token_expiry")}))
             OR (s.external_token = $2 AND coalesce(s.external_worker_id, '') = $3
                 AND ($6 IS NULL OR (s.external_token_epoch = $6
-                    AND (s.external_token_expiry IS NULL OR s.external_token_expiry > now())))))
+                    AND {unexpired_or_endless("s.external_token_expiry")}))))
     RETURNING s.external_token_epoch, s.external_token_expiry
 )
 SELECT EXISTS (SELECT FROM taken),
@@ -235,7 +236,7 @@ async def set_subscription_token(
 RENEW_SUBSCRIPTION_TOKEN = f"""
 WITH renewed AS (
     UPDATE wfc.event_subscriptions
-    SET external_token_expiry = now() + $4::bigint * interval '1 millisecond'
+    SET external_token_expiry = {expiry_after("$4::bigint")}
     WHERE id = $1 AND {_HELD_WITH_TOKEN}
     RETURNING external_token_expiry, external_token_epoch
 )
@@ -298,7 +299,7 @@ FROM wfc.event_subscriptions
 WHERE ($1::text IS NULL OR workflow_id = $1) AND ($2::text IS NULL OR event_name = $2)
     AND ($3::text IS NULL OR event_key = $3)
     AND ($4::boolean IS NULL OR $4 = (external_token IS NOT NULL
-        AND (external_token_expiry IS NULL OR external_token_expiry > now())))
+        AND {unexpired_or_endless("external_token_expiry")}))
     AND ($5::text IS NULL OR id > $5)
 ORDER BY id
 LIMIT $6

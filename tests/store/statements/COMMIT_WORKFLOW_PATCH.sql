@@ -29,7 +29,7 @@ WITH stored AS MATERIALIZED (
     FROM jsonb_array_elements_text($7::jsonb -> 'terminated') WITH ORDINALITY AS t(id, n)
 ), locked_subscriptions AS MATERIALIZED (
     SELECT id, external_token, external_token_epoch,
-        external_token_expiry IS NULL OR external_token_expiry > now() AS unexpired
+        (external_token_expiry IS NULL OR external_token_expiry > now()) AS unexpired
     FROM wfc.event_subscriptions
     WHERE id = ANY (ARRAY (SELECT id FROM claims UNION SELECT id FROM terminating))
         AND (SELECT count(*) FROM locked_workflow) >= 0

@@ -1,5 +1,6 @@
 SELECT command_name, data, execute_time, id,
-    CASE WHEN lease_expiry > now() THEN lease_expiry END, coalesce(lease_worker_id, ''), lease_epoch
+    CASE WHEN lease_expiry > now() THEN lease_expiry END,
+    coalesce(lease_worker_id, ''), lease_epoch
 FROM wfc.scheduled_commands
 WHERE ($1::text IS NULL OR command_name = $1)
     AND ($2::text IS NULL OR data = $2)
