@@ -6,13 +6,16 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlparse
 
 import psycopg
 import pytest
 
+from tests.faults.proxy import Proxy
 from tests.support.server import ServerProcess, delete_a_workflow
 from tests.test_cli import run
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
@@ -158,3 +161,47 @@ async def test_a_migration_takes_longer_than_a_statement_may(
         assert not task.done()
         another.rollback()
         assert (await task).applied
+
+
+class _LateClosing(Proxy):
+    """Passes on that PostgreSQL ends a session, but not yet the end of the connection, as a backend
+    does that is slow to exit."""
+
+    async def _pump(
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        *_: Any,
+        lossy: bool = False,
+    ) -> None:
+        while data := await source.read(65_536):
+            sink.write(data)
+        while lossy and not sink.is_closing():
+            await asyncio.sleep(0.05)
+        sink.close()
+
+
+async def test_connections_that_were_idle_for_too_long_are_no_outage(
+    database_url: str, connection: psycopg.Connection[Any]
+) -> None:
+    """However many there are."""
+    [behind] = parse_qs(urlparse(database_url).query)["host"]
+    alter(connection, {"idle_session_timeout": "300ms"})
+    connection.execute("CREATE TABLE t (n int)")
+    with tempfile.TemporaryDirectory(prefix="wfe-") as directory:
+        url = database_url.replace(behind, directory)
+        async with (
+            _LateClosing(Path(directory), Path(behind)) as proxy,
+            database_from(Settings(db_url=url, pool_size=8)) as database,
+        ):
+            store = Store(database, Schema(), "default")
+            await asyncio.gather(*(store.read("SELECT pg_sleep(0.2)") for _ in range(40)))
+            assert proxy.connections >= 7
+            ours = (
+                "SELECT FROM pg_stat_activity WHERE application_name = 'wfe-persistence' "
+                "AND datname = current_database()"
+            )
+            while connection.execute(ours).fetchall():
+                await asyncio.sleep(0.05)
+            await store.write("INSERT INTO t VALUES (1)")
+            assert connection.execute("SELECT n FROM t").fetchall() == [(1,)]

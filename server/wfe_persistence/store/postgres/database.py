@@ -34,6 +34,7 @@ from wfe_persistence.store.postgres.sqlstate import (
     row_locked,
     violated_constraint,
     was_cancelled,
+    was_idle,
 )
 from wfe_persistence.store.postgres.watch import Watch, free_attempts
 
@@ -222,6 +223,8 @@ class Database:
                         "the database connection broke before the write was confirmed",
                         retry_after=0.1,
                     ) from exc
+                # As many as the pool has may have been idle for too long: they do not count.
+                attempt -= exc.was_idle
                 if attempt >= MAX_ATTEMPTS:
                     raise self.reachability.unavailable() from exc
                 continue
@@ -343,8 +346,10 @@ class Database:
             raise
         except ConnectionLostError as exc:
             self._spawn(self._discard(exchange.connection))
-            if exc.unwritten and exchange.error is not None and hit_limit(exchange.error):
-                raise_error(exchange.error)
+            if exc.unwritten and exchange.error is not None:
+                if hit_limit(exchange.error):
+                    raise_error(exchange.error)
+                exc.was_idle = was_idle(exchange.error)
             raise
         finally:
             self._watch.under_way.discard(exchange)

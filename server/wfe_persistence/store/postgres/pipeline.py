@@ -29,7 +29,7 @@ from psycopg.pq.abc import PGresult as PGresult
 from wfe_persistence.recurring import RecurringWarnings
 from wfe_persistence.store.postgres.fairness import FairGate
 from wfe_persistence.store.postgres.prepared import PreparedStatements, Statement
-from wfe_persistence.store.postgres.sqlstate import sqlstate
+from wfe_persistence.store.postgres.sqlstate import ends_session, sqlstate
 
 disorders = RecurringWarnings(logging.getLogger(__name__))
 
@@ -45,6 +45,9 @@ _MAX_BUFFERED_ROWS: Final = 32
 
 class ConnectionLostError(Exception):
     """The connection broke during a batch. `unwritten`: nothing can have been committed."""
+
+    was_idle = False
+    """PostgreSQL had ended it before, because it was idle for too long."""
 
     def __init__(self, cause: str, *, unwritten: bool) -> None:
         super().__init__(cause)
@@ -207,6 +210,9 @@ class Exchange:
             self._sync()
         self._flush()
         self._listen()
+        # What PostgreSQL said when it ended an idle session, `is_alive` has read from the socket
+        # already, so nothing would announce it.
+        self._receive()
 
     def _listen(self) -> None:
         self._loop.add_reader(self._fd, self._readable)
@@ -283,6 +289,9 @@ class Exchange:
                 if self.error is None and not self._settled:
                     self.error = result
                     self._rolled_back = self._received < self._syncs[0]
+                if ends_session(result):
+                    # A backend that is slow to exit keeps the connection open for a while.
+                    raise psycopg.OperationalError("PostgreSQL ended the session")
             elif status != pq.ExecStatus.PIPELINE_ABORTED:
                 self._succeeded(result)
             elif self.error is None:

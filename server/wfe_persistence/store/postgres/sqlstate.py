@@ -19,6 +19,7 @@ refusals = RecurringWarnings(logging.getLogger(__name__))
 _UNIQUE_VIOLATION: Final = "23505"
 _CANCELED: Final = "57014"
 _TRANSACTION_TIMEOUT: Final = "25P04"
+_IDLE_SESSION_TIMEOUT: Final = "57P05"
 
 
 class UnexpectedDatabaseError(Exception):
@@ -136,6 +137,16 @@ def hit_limit(error: pq.abc.PGresult) -> bool:
     """Whether PostgreSQL ended the session because the statement exceeded a limit, as it would
     again on another connection."""
     return sqlstate(error) == _TRANSACTION_TIMEOUT
+
+
+def ends_session(error: pq.abc.PGresult) -> bool:
+    """Whether PostgreSQL closes the connection after this error."""
+    return _field(error, pq.DiagnosticField.SEVERITY_NONLOCALIZED) in ("FATAL", "PANIC")
+
+
+def was_idle(error: pq.abc.PGresult) -> bool:
+    """Whether PostgreSQL had ended the session because of its `idle_session_timeout`."""
+    return sqlstate(error) == _IDLE_SESSION_TIMEOUT
 
 
 def raise_error(error: pq.abc.PGresult, final_constraints: Collection[str] = ()) -> NoReturn:
