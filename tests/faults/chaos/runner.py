@@ -185,7 +185,7 @@ async def run(
             if keep is not None and result.verdict not in ("passed", "skipped"):
                 shutil.copytree(
                     stage.directory, keep / f"{fault.name}-{seed}", dirs_exist_ok=True,
-                    ignore=shutil.ignore_patterns("pg", "wal"),
+                    ignore=shutil.ignore_patterns("pg", "wal", "program", ".s.*"),
                 )  # fmt: skip
     except (NotPossibleHereError, BinariesError) as exc:
         result.verdict, result.notes = "skipped", [str(exc)]
