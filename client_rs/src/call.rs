@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use crate::error::Error;
 use crate::rpc::{Rpc, Safety};
+use crate::token::Authorization;
 
 /// A longer timeout is this one, so that the sum of a time and a timeout is a time.
 const LONGEST: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
@@ -56,7 +57,7 @@ pub(crate) struct Caller {
     pub(crate) timeout: Duration,
     pub(crate) retry: Retry,
     pub(crate) namespace: Option<MetadataValue<Ascii>>,
-    pub(crate) authorization: Option<MetadataValue<Ascii>>,
+    pub(crate) authorization: Option<Authorization>,
 }
 
 impl Caller {
@@ -76,18 +77,22 @@ impl Caller {
         let deadline = Instant::now() + self.timeout.min(LONGEST);
         let mut maybe_written = false;
         let mut attempts = 0;
+        let mut renewed = false;
         loop {
             attempts += 1;
             let left = deadline.saturating_duration_since(Instant::now());
-            let mut error = if left.is_zero() {
+            let authorization = self.authorization();
+            let mut error = match &authorization {
                 // Checked here, because a timeout of 0 would still send it.
-                Error::no_time_left()
-            } else {
-                let attempt = send(self.attempt(request.clone(), left));
-                match tokio::time::timeout(left, attempt).await {
-                    Ok(Ok(response)) => return Ok(response),
-                    Ok(Err(status)) => Error::from_status(&status),
-                    Err(_) => Error::deadline(),
+                _ if left.is_zero() => Error::no_time_left(),
+                Err(error) => error.clone(),
+                Ok(authorization) => {
+                    let attempt = send(self.attempt(request.clone(), left, authorization.clone()));
+                    match tokio::time::timeout(left, attempt).await {
+                        Ok(Ok(response)) => return Ok(response),
+                        Ok(Err(status)) => Error::from_status(&status),
+                        Err(_) => Error::deadline(),
+                    }
                 }
             };
             // A server may end a call whose deadline has passed without saying so.
@@ -99,8 +104,17 @@ impl Caller {
             }
             maybe_written |= error.maybe_written() && safety != Safety::Read;
             error.set_maybe_written(maybe_written);
-            let wait = self.retry.backoff(attempts) + error.retry_after().unwrap_or(Duration::ZERO);
-            if !error.is_transient()
+            // A token may expire, or be replaced, at any time.
+            let renews = !renewed
+                && error.code() == Code::Unauthenticated
+                && self.authorization() != authorization;
+            renewed |= renews;
+            let wait = if renews {
+                Duration::ZERO
+            } else {
+                self.retry.backoff(attempts) + error.retry_after().unwrap_or(Duration::ZERO)
+            };
+            if !(error.is_transient() || renews)
                 || (maybe_written && safety == Safety::Unrepeatable)
                 || attempts >= self.retry.max_attempts
                 || wait >= deadline.saturating_duration_since(Instant::now())
@@ -112,28 +126,39 @@ impl Caller {
     }
 
     /// The request of one attempt, with its metadata and the time left for it.
-    fn attempt<Q>(&self, message: Q, left: Duration) -> Request<Q> {
+    fn attempt<Q>(
+        &self,
+        message: Q,
+        left: Duration,
+        authorization: Option<MetadataValue<Ascii>>,
+    ) -> Request<Q> {
         let mut request = Request::new(message);
         request.set_timeout(left);
         let metadata = request.metadata_mut();
         if let Some(namespace) = &self.namespace {
             metadata.insert("wfe-namespace", namespace.clone());
         }
-        if let Some(authorization) = &self.authorization {
-            metadata.insert("authorization", authorization.clone());
+        if let Some(authorization) = authorization {
+            metadata.insert("authorization", authorization);
         }
         request
+    }
+
+    fn authorization(&self) -> Result<Option<MetadataValue<Ascii>>, Error> {
+        self.authorization
+            .as_ref()
+            .map(|current| current())
+            .transpose()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
-    use tonic::Code;
+    use std::sync::{Arc, Mutex};
 
     use super::*;
     use crate::error::status;
+    use crate::token;
     use crate::v1::ErrorReason;
 
     fn caller() -> Caller {
@@ -207,6 +232,49 @@ mod tests {
                 assert_eq!(made, 1, "{rpc:?}");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_rejected_call_is_tried_again_once_if_there_is_another_token() {
+        let expired = || status(Code::Unauthenticated, "CREDENTIALS_EXPIRED", None);
+        for (tokens, attempts) in [(["a", "b", "c"], 2), (["a", "a", "a"], 1)] {
+            let mut caller = caller();
+            let current = Arc::new(Mutex::new(tokens[0]));
+            let source = Arc::clone(&current);
+            caller.authorization = Some(token::function(move || {
+                Ok::<_, Error>((*source.lock().unwrap()).to_string())
+            }));
+            let sent = Mutex::new(Vec::new());
+            let result: Result<u32, Error> = caller
+                .call(Rpc::ClaimCommands, &(), |request| {
+                    let value = request.metadata().get("authorization").unwrap().clone();
+                    let mut sent = sent.lock().unwrap();
+                    sent.push(value.to_str().unwrap().to_string());
+                    *current.lock().unwrap() = tokens[sent.len()];
+                    async { Err(expired()) }
+                })
+                .await;
+            let error = result.unwrap_err();
+            assert_eq!(error.reason(), Some(ErrorReason::CredentialsExpired));
+            let sent = sent.into_inner().unwrap();
+            let expected: Vec<_> = tokens
+                .iter()
+                .map(|token| format!("Bearer {token}"))
+                .collect();
+            assert_eq!(sent, expected[..attempts]);
+        }
+    }
+
+    #[tokio::test]
+    async fn without_a_token_nothing_is_sent() {
+        let mut caller = caller();
+        caller.authorization = Some(token::function(|| Err("the login is away")));
+        let result: Result<u32, Error> = caller
+            .call(Rpc::ClaimCommands, &(), |_| async { panic!("sent") })
+            .await;
+        let error = result.unwrap_err();
+        assert!(error.message().contains("the login is away"), "{error}");
+        assert!(!error.maybe_written());
     }
 
     #[tokio::test]

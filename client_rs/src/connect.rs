@@ -1,6 +1,8 @@
 //! Connecting to a server: its address, and the settings of a provider.
 
 use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tonic::metadata::{Ascii, MetadataValue};
@@ -11,6 +13,7 @@ use crate::call::{Caller, Retry};
 use crate::clients::Clients;
 use crate::error::Error;
 use crate::provider::{Claims, GrpcPersistenceProvider, Options};
+use crate::token::{self, Authorization};
 
 /// Configures and connects a [`GrpcPersistenceProvider`].
 ///
@@ -19,9 +22,9 @@ use crate::provider::{Claims, GrpcPersistenceProvider, Options};
 /// use std::time::Duration;
 /// use wfe_persistence_client::GrpcPersistenceProvider;
 ///
-/// let store = GrpcPersistenceProvider::builder("http://store.internal:50052")
+/// let store = GrpcPersistenceProvider::builder("https://store.internal:50052")
 ///     .namespace("orders")
-///     .bearer_token(std::env::var("WFE_TOKEN").unwrap_or_default())
+///     .token_file("/run/secrets/token")
 ///     .timeout(Duration::from_secs(10))
 ///     .connect()
 ///     .await?;
@@ -34,7 +37,8 @@ pub struct Builder {
     connect_timeout: Duration,
     keepalive: Option<Duration>,
     namespace: Option<String>,
-    bearer_token: Option<String>,
+    token: Option<Token>,
+    insecure_token: bool,
     max_message_bytes: usize,
     retry: Retry,
     claims: Claims,
@@ -42,6 +46,13 @@ pub struct Builder {
     strict: bool,
     #[cfg(feature = "tls")]
     tls: Tls,
+}
+
+#[derive(Clone)]
+enum Token {
+    Constant(String),
+    File(PathBuf),
+    Function(Authorization),
 }
 
 #[cfg(feature = "tls")]
@@ -81,7 +92,8 @@ impl Builder {
             connect_timeout: Duration::from_secs(5),
             keepalive: Some(Duration::from_secs(30)),
             namespace: None,
-            bearer_token: None,
+            token: None,
+            insecure_token: false,
             max_message_bytes: 64 * 1024 * 1024,
             remember: 200_000,
             strict: false,
@@ -126,10 +138,44 @@ impl Builder {
         self
     }
 
-    /// Sends `authorization: Bearer TOKEN` with every call. Without TLS the token is sent in
-    /// plain text.
+    /// Sends `authorization: Bearer TOKEN` with every call. A token is sent over TLS, to this
+    /// machine (a loopback address), or over a Unix socket: [`connect`](Self::connect) refuses
+    /// other addresses, see [`allow_insecure_token`](Self::allow_insecure_token).
+    ///
+    /// Of `bearer_token`, [`token_file`](Self::token_file) and
+    /// [`token_function`](Self::token_function), the last one that was called counts.
     pub fn bearer_token(mut self, token: impl Into<String>) -> Self {
-        self.bearer_token = Some(token.into());
+        self.token = Some(Token::Constant(token.into()));
+        self
+    }
+
+    /// Sends the content of this file as the token, without white space around it. It is read
+    /// before each attempt, so that a token can be replaced, as Kubernetes does, without a
+    /// restart; while it cannot be read, the last token stays in use. A call that is rejected
+    /// (`UNAUTHENTICATED`) is retried once if the file has another token by then. When
+    /// connecting, the file must exist.
+    pub fn token_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.token = Some(Token::File(path.into()));
+        self
+    }
+
+    /// Sends what this function returns as the token. It is called before each attempt and must
+    /// not block: get tokens in a task of their own, and return the current one here. If it
+    /// fails, so does the call, and nothing is sent. A call that is rejected (`UNAUTHENTICATED`)
+    /// is retried once if the function returns another token by then.
+    pub fn token_function<F, E>(mut self, function: F) -> Self
+    where
+        F: Fn() -> Result<String, E> + Send + Sync + 'static,
+        E: fmt::Display,
+    {
+        self.token = Some(Token::Function(token::function(function)));
+        self
+    }
+
+    /// Whether a token may be sent in plain text over a network, where others may be able to
+    /// read it; for networks that encrypt everything themselves. Default: false.
+    pub fn allow_insecure_token(mut self, allow: bool) -> Self {
+        self.insecure_token = allow;
         self
     }
 
@@ -187,7 +233,9 @@ impl Builder {
         self
     }
 
-    /// The client certificate and its key, as PEM, for servers that require one (mutual TLS).
+    /// The client certificate, with its chain, and its key, as PEM, for servers that require one
+    /// (mutual TLS). They stay in use until the provider is dropped: connect a new one when the
+    /// files that they came from have changed, before the certificate expires.
     #[cfg(feature = "tls")]
     pub fn client_identity(
         mut self,
@@ -257,15 +305,7 @@ impl Builder {
                 .as_deref()
                 .map(|namespace| metadata("namespace", namespace))
                 .transpose()?,
-            authorization: self
-                .bearer_token
-                .as_deref()
-                .map(|token| metadata("bearer token", &format!("Bearer {token}")))
-                .transpose()?
-                .map(|mut value| {
-                    value.set_sensitive(true);
-                    value
-                }),
+            authorization: self.authorization()?,
         };
         Ok(GrpcPersistenceProvider::from_parts(
             Clients::new(endpoint.connect_lazy(), self.max_message_bytes),
@@ -278,12 +318,33 @@ impl Builder {
         ))
     }
 
-    fn endpoint(&self) -> Result<Endpoint, Error> {
-        let address = if self.endpoint.starts_with("unix:") || self.endpoint.contains("://") {
+    fn authorization(&self) -> Result<Option<Authorization>, Error> {
+        let Some(token) = &self.token else {
+            return Ok(None);
+        };
+        if !self.insecure_token && !token::is_private(&self.address()) {
+            return Err(Error::invalid(format!(
+                "a token is not sent to {} in plain text: use https://, or allow_insecure_token",
+                self.endpoint
+            )));
+        }
+        Ok(Some(match token {
+            Token::Constant(token) => token::constant(token)?,
+            Token::File(path) => token::file(path.clone())?,
+            Token::Function(function) => Arc::clone(function),
+        }))
+    }
+
+    fn address(&self) -> String {
+        if self.endpoint.starts_with("unix:") || self.endpoint.contains("://") {
             self.endpoint.clone()
         } else {
             format!("http://{}", self.endpoint)
-        };
+        }
+    }
+
+    fn endpoint(&self) -> Result<Endpoint, Error> {
+        let address = self.address();
         let https = address.starts_with("https://");
         if !https && !address.starts_with("http://") && !address.starts_with("unix:") {
             return Err(Error::invalid(format!(
@@ -394,19 +455,36 @@ mod tests {
 
     #[tokio::test]
     async fn what_cannot_be_sent_is_refused_and_not_shown() {
-        let error = Builder::new("x:1")
+        let error = Builder::new("localhost:1")
             .bearer_token("secret\n")
             .connect_lazy()
             .unwrap_err();
         assert!(!error.to_string().contains("secret"));
-        assert!(Builder::new("x:1")
+        assert!(Builder::new("localhost:1")
             .namespace("a\nb")
             .connect_lazy()
             .is_err());
-        let builder = Builder::new("x:1").bearer_token("secret");
+        let builder = Builder::new("localhost:1").bearer_token("secret");
         assert!(!format!("{builder:?}").contains("secret"));
         let provider = builder.connect_lazy().unwrap();
         assert!(!format!("{provider:?}").contains("secret"));
+    }
+
+    #[tokio::test]
+    async fn a_token_is_not_sent_in_plain_text() {
+        let builder = Builder::new("http://store.example:1").bearer_token("secret");
+        let error = builder.clone().connect_lazy().unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument);
+        assert!(error.message().contains("allow_insecure_token"), "{error}");
+        assert!(!error.to_string().contains("secret"));
+        builder.allow_insecure_token(true).connect_lazy().unwrap();
+        Builder::new("http://store.example:1")
+            .connect_lazy()
+            .unwrap();
+        for private in ["localhost:1", "unix:/run/wfe.sock"] {
+            let builder = Builder::new(private).bearer_token("secret");
+            builder.connect_lazy().unwrap();
+        }
     }
 
     #[tokio::test]

@@ -37,6 +37,9 @@
 //! | `terminate_subscription`, `clear_subscription_token`, completing and releasing commands | yes: if an earlier attempt may have taken effect, the error that says so (not found, token mismatch, lease lost) counts as success |
 //! | `persist_errors`, claiming commands, `truncate_all`, `delete_namespace` | only if no attempt can have taken effect: there was no connection, or the server says so |
 //!
+//! A call that the server rejects with `UNAUTHENTICATED` is retried once, immediately, if there is
+//! another token by then ([`Builder::token_file`], [`Builder::token_function`]).
+//!
 //! # Patches
 //!
 //! The provider caches the workflows that it loaded or stored last and sends patches: the
@@ -82,6 +85,7 @@ mod patch;
 mod provider;
 mod rpc;
 mod step;
+mod token;
 
 /// The messages and clients of the API, generated from its protos, whose comments are the
 /// contract.

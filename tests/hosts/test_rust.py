@@ -30,12 +30,13 @@ pytestmark = pytest.mark.timeout(1800)
 AT_LEAST = {
     "lib": {
         "cache": 2,
-        "call": 13,
-        "connect": 4,
+        "call": 15,
+        "connect": 5,
         "convert": 10,
         "error": 9,
         "patch": 3,
         "rpc": 1,
+        "token": 2,
     },
     "all": {
         "codegen": 1,
@@ -46,8 +47,8 @@ AT_LEAST = {
         "newer": 2,
         "persistence": 41,
         "saving": 7,
-        "tls": 6,
-        "token": 3,
+        "tls": 7,
+        "token": 4,
     },
 }
 SELECT = {"lib": ["--lib"], "all": ["--test", "all"]}

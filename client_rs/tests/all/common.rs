@@ -67,6 +67,15 @@ const WATCH: &str = r#"
     wait $server
 "#;
 
+/// The server's command, without arguments.
+pub fn server_command() -> Command {
+    let program = std::env::var_os("WFE_PERSISTENCE_COMMAND").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/wfe-persistence"),
+        PathBuf::from,
+    );
+    Command::new(program)
+}
+
 /// Starts a server that is stopped when this process ends; returns its address.
 pub fn start_server(arguments: &[&str]) -> String {
     start_server_process(arguments).0
@@ -74,13 +83,9 @@ pub fn start_server(arguments: &[&str]) -> String {
 
 /// The same; also returns the process id.
 pub fn start_server_process(arguments: &[&str]) -> (String, u32) {
-    let command = std::env::var_os("WFE_PERSISTENCE_COMMAND").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/wfe-persistence"),
-        PathBuf::from,
-    );
     let mut child = Command::new("sh")
         .args(["-c", WATCH, "sh"])
-        .arg(&command)
+        .arg(server_command().get_program())
         .args(["serve", "--listen", "127.0.0.1:0"])
         .args(["--allow-truncate", "--allow-delete-namespace"])
         .args(arguments)

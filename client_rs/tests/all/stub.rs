@@ -1,5 +1,5 @@
 //! The tests' own server, which implements `GetStoreInfo` and records the metadata that it
-//! receives: the real one neither reports that nor supports TLS.
+//! receives, which the real one does not report.
 
 use std::convert::Infallible;
 use std::path::Path;

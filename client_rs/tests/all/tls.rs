@@ -1,11 +1,14 @@
 //! TLS, with certificates created by each test: which servers the client trusts, how it
 //! reports those it does not, and the certificate and token that it sends.
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use std::time::Duration;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::Code;
 use wfe_persistence_client::{Builder, Error, GrpcPersistenceProvider};
 
+use crate::common;
 use crate::stub::{self, Seen};
 
 /// A certificate authority.
@@ -21,7 +24,9 @@ impl Authority {
     /// A certificate for this name, and its key.
     fn issue(&self, name: &str) -> (String, String) {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new([name.to_string()]).unwrap();
+        let mut params = CertificateParams::new([name.to_string()]).unwrap();
+        // Without a name of its own it has the authority's, and OpenSSL takes it for its own issuer.
+        params.distinguished_name.push(DnType::CommonName, name);
         let certificate = params.signed_by(&key, &self.0).unwrap();
         (certificate.pem(), key.serialize_pem())
     }
@@ -129,4 +134,81 @@ async fn a_server_with_tls_is_not_spoken_to_without() {
     let error = builder.max_attempts(1).connect().await.unwrap_err();
     assert_eq!(error.code(), Code::Unavailable, "{error}");
     assert_eq!(seen.count(), 0);
+}
+
+#[tokio::test]
+async fn the_real_server_lets_in_a_certificate_and_a_token() {
+    let (authority, database) = (Authority::new(), common::new_database().await);
+    let directory = common::temporary_directory();
+    let write = |name: &str, content: &str| {
+        let path = directory.join(name);
+        std::fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_string()
+    };
+    let (certificate, key) = authority.issue("127.0.0.1");
+    let ca = write("ca.pem", &authority.0.pem());
+    let certificate = write("server.pem", &certificate);
+    let key = write("server.key", &key);
+    let policy = write(
+        "policy.toml",
+        "[[grant]]\nprincipals = [\"token:rust-*\"]\nrole = \"host\"\nnamespaces = [\"default\"]\n",
+    );
+    let tokens = directory.join("tokens.json");
+    let token = |arguments: &[&str]| {
+        let mut command = common::server_command();
+        command.arg("token").args(arguments).arg("--token-file");
+        let output = command.arg(&tokens).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_string()
+    };
+    let (first, second) = (token(&["create", "rust-1"]), token(&["create", "rust-2"]));
+    let target = common::start_server(&[
+        "--db-url",
+        &database,
+        "--tls-cert",
+        &certificate,
+        "--tls-key",
+        &key,
+        "--tls-client-ca",
+        &ca,
+        "--policy-file",
+        &policy,
+        "--token-file",
+        tokens.to_str().unwrap(),
+    ]);
+    let address = format!("https://{target}");
+
+    let (certificate, key) = authority.issue("host-1");
+    let builder = trusting(&authority, &address).client_identity(certificate, key);
+    let file = write("token", &first);
+    let provider = builder.clone().token_file(&file).connect().await.unwrap();
+
+    // The server looks at its file every second.
+    token(&["revoke", "rust-1"]);
+    let revoked = loop {
+        match provider.store_info().await {
+            Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(revoked.code(), Code::Unauthenticated, "{revoked}");
+    write("token", &second);
+    provider.store_info().await.unwrap();
+    builder
+        .clone()
+        .bearer_token(second)
+        .connect()
+        .await
+        .unwrap();
+    let error = builder
+        .bearer_token("no-such-token")
+        .connect()
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), Code::Unauthenticated, "{error}");
+    assert!(!error.to_string().contains("no-such-token"));
+    // Nobody gets in without a certificate, whatever token there is.
+    let without = trusting(&authority, &address).token_file(file);
+    let error = without.max_attempts(2).connect().await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable, "{error}");
 }

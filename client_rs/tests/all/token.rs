@@ -47,3 +47,26 @@ async fn over_a_unix_socket_too() {
         .unwrap();
     assert_eq!(seen.last("authorization"), ["Bearer t"]);
 }
+
+#[tokio::test]
+async fn a_file_and_a_function_are_asked_before_every_call() {
+    let (port, seen) = stub::on_tcp(Server::builder()).await;
+    let builder = GrpcPersistenceProvider::builder(format!("127.0.0.1:{port}"));
+    let path = common::temporary_directory().join("token");
+    std::fs::write(&path, "first\n").unwrap();
+    let provider = builder.clone().token_file(&path).connect().await.unwrap();
+    assert_eq!(seen.last("authorization"), ["Bearer first"]);
+    std::fs::write(&path, "second\n").unwrap();
+    provider.store_info().await.unwrap();
+    assert_eq!(seen.last("authorization"), ["Bearer second"]);
+
+    let calls = std::sync::atomic::AtomicU32::new(0);
+    let next = move || {
+        let call = calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok::<_, std::convert::Infallible>(format!("t{call}"))
+    };
+    let provider = builder.token_function(next).connect().await.unwrap();
+    assert_eq!(seen.last("authorization"), ["Bearer t0"]);
+    provider.store_info().await.unwrap();
+    assert_eq!(seen.last("authorization"), ["Bearer t1"]);
+}
