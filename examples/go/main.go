@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 )
 
 func main() {
@@ -40,9 +39,7 @@ func main() {
 }
 
 func run(ctx context.Context, target string) (*Summary, error) {
-	conn, err := grpc.NewClient(target,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithUnaryInterceptor(withDeadline))
+	conn, err := connect(target)
 	if err != nil {
 		return nil, err
 	}

@@ -31,6 +31,7 @@ from wfe_persistence_client import (
     PersistenceProvider,
     PointerStatus,
     RetryPolicy,
+    Tls,
     WorkflowInstance,
     WorkflowStatus,
     connect,
@@ -123,7 +124,7 @@ async def host(options: argparse.Namespace) -> bool:
     patience = RetryPolicy(max_attempts=1000, max_backoff=0.5)
     with closing(World(options.world)) as world:
         orders = OrderWorkflow(world, work=timedelta(seconds=options.work))
-        async with connect(options.target, timeout=options.patience, retry=patience) as store:
+        async with connection(options.target, timeout=options.patience, retry=patience) as store:
             engine = Engine(
                 store,
                 [orders.definition],
@@ -149,9 +150,23 @@ async def host(options: argparse.Namespace) -> bool:
             return complete
 
 
+def connection(target: str, *, timeout: float, retry: RetryPolicy) -> PersistenceProvider:
+    """A connection as the environment says; see README.md."""
+    ca, token_file = os.environ.get("WFE_TLS_CA"), os.environ.get("WFE_TOKEN_FILE")
+    tls = Tls(ca=ca, cert=os.environ.get("WFE_TLS_CERT"), key=os.environ.get("WFE_TLS_KEY"))
+    return connect(
+        target,
+        tls=tls if ca else None,
+        token=None if token_file else os.environ.get("WFE_TOKEN"),
+        token_file=token_file,
+        timeout=timeout,
+        retry=retry,
+    )
+
+
 async def check_server(target: str) -> None:
     """Raises at once if there is no server; a host that runs waits for one that is away."""
-    async with connect(target, timeout=5, retry=RetryPolicy(max_attempts=1)) as store:
+    async with connection(target, timeout=5, retry=RetryPolicy(max_attempts=1)) as store:
         await store.get_store_info()
 
 
@@ -210,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         asyncio.run(check_server(options.target))
-    except (PersistenceError, ValueError) as error:
+    except (PersistenceError, ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     try:

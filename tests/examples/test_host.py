@@ -24,6 +24,7 @@ import pytest
 from examples.python.definition import now
 from examples.python.engine import Engine
 from examples.python.order import OrderWorkflow, World
+from tests.support.secured import Secured
 from tests.support.server import ServerProcess
 from wfe_persistence_client import (
     PointerStatus,
@@ -325,3 +326,31 @@ async def test_the_server_goes_away_for_good(scene: Scene) -> None:
     assert host.returncode == 1
     last = scene.log().splitlines()[-1]
     assert scene.server.address in last
+
+
+def test_a_host_is_let_in_by_certificate_and_token(tmp_path: Path, database_url: str) -> None:
+    secured = Secured(tmp_path, database_url)
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "examples.python.host", "--target", secured.server.address,
+             "--orders", "1", "--work", "0.001", "--world", tmp_path / "world"],
+            cwd=ROOT, env=secured.environment(), capture_output=True, text=True, timeout=PATIENCE,
+        )  # fmt: skip
+
+    with secured.server:
+        done = run()
+        assert done.returncode == 0, done.stderr
+        assert "complete" in done.stdout.splitlines()[-1]
+        secured.token_file.write_text("not-a-token")
+        refused = run()
+        assert refused.returncode == 1
+        [line] = refused.stderr.splitlines()
+        assert "CREDENTIALS_INVALID" in line
+        secured.token_file.unlink()
+        missing = run()
+        assert missing.returncode == 1
+        [line] = missing.stderr.splitlines()
+        assert str(secured.token_file) in line
+    for secret in ("not-a-token", secured.token):
+        assert secret not in done.stdout + refused.stdout + refused.stderr + secured.server.log()

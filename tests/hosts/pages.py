@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,20 +45,30 @@ def commands(page: Path, language: str) -> list[Command]:
 
 
 def run(
-    line: str, cwd: Path, address: str = ADDRESS, path: str | None = None, seconds: float = 500
+    line: str,
+    cwd: Path,
+    address: str = ADDRESS,
+    path: str | None = None,
+    seconds: float = 500,
+    env: Mapping[str, str] = os.environ,
 ) -> str:
     """Run a command of a page against a server at that address; what it printed. Whatever it has
     started is gone afterwards."""
-    exit_code, out, err = attempt(line, cwd, address, path, seconds)
+    exit_code, out, err = attempt(line, cwd, address, path, seconds, env)
     assert exit_code == 0, f"{line}\nended with {exit_code}:\n{out}\n{err}"
     return out
 
 
 def attempt(
-    line: str, cwd: Path, address: str, path: str | None = None, seconds: float = 500
+    line: str,
+    cwd: Path,
+    address: str,
+    path: str | None = None,
+    seconds: float = 500,
+    env: Mapping[str, str] = os.environ,
 ) -> tuple[int, str, str]:
     """The same for a command that may fail: its exit code, what it printed, and its errors."""
-    env = {**os.environ, "PATH": path or os.environ["PATH"]}
+    env = {**env, "PATH": path or os.environ["PATH"]}
     with subprocess.Popen(
         line.replace(ADDRESS, address),
         shell=True,

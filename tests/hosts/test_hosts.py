@@ -16,6 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tests.hosts.pages import ROOT, attempt, commands, run
 from tests.support.api import Api, connect, pages
 from tests.support.expect import fails
+from tests.support.secured import Secured
 from tests.support.server import ServerProcess
 from wfe.persistence.v1.workflow_pb2 import PointerStatus, WorkflowStatus
 
@@ -42,6 +43,35 @@ async def test_host_does_what_it_says(language: str, tmp_path: Path, database_ur
         async with connect(server.address) as channel:
             await _check_store(Api(channel), language, printed.splitlines())
     assert "bug" not in server.log(), server.log()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("language", TOOLS)
+async def test_host_is_let_in_by_certificate_and_token(
+    language: str, tmp_path: Path, database_url: str
+) -> None:
+    if missing := [tool for tool in TOOLS[language] if not shutil.which(tool)]:
+        pytest.skip(f"the {language} host needs {' and '.join(missing)}, not installed here")
+    example = ROOT / "examples" / language
+    [command] = commands(example / "README.md", "sh")
+    # What the test before has installed and built.
+    line = command.line.replace("npm ci && ", "")
+    secured = Secured(tmp_path, database_url)
+    env = secured.environment()
+    with secured.server as server:
+        printed = await asyncio.to_thread(run, line, example, server.address, env=env)
+        async with secured.channel() as channel:
+            await _check_store(Api(channel), language, printed.splitlines())
+        secured.token_file.write_text("not-a-token\n")
+        exit_code, out, errors = await asyncio.to_thread(
+            attempt, line, example, server.address, env=env
+        )
+        assert exit_code != 0
+        assert "health: SERVING" in out  # everybody may know that
+        assert "unauthenticated" in (out + errors).lower()
+    assert "bug" not in server.log(), server.log()
+    for secret in ("not-a-token", secured.token):
+        assert secret not in out + errors + "".join(printed) + server.log()
 
 
 @pytest.mark.timeout(600)

@@ -7,6 +7,12 @@ from pathlib import Path
 
 import grpc
 import grpc.aio
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from tests.support.authority import Authority
 from tests.support.server import ServerProcess
@@ -21,7 +27,12 @@ class Secured:
     def __init__(self, directory: Path, database_url: str) -> None:
         self.authority = Authority(directory / "certificates")
         pair = self.authority.issue("server", "localhost", "127.0.0.1")
-        self.client = self.authority.issue("client", common_name="client")
+        self.client = self.authority.issue("client", "client.test", common_name="client")
+        # Java reads no other format.
+        key = load_pem_private_key(self.client.key.read_bytes(), None)
+        self.client.key.write_bytes(
+            key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        )
         self.hashes = directory / "tokens.json"
         self.token = self.new_token()
         self.token_file = directory / "token"

@@ -7,12 +7,12 @@ import { parseArgs } from "node:util";
 import { clone, create } from "@bufbuild/protobuf";
 import { durationFromMs, timestampFromDate, timestampNow } from "@bufbuild/protobuf/wkt";
 import { type Client, ConnectError, createClient, type Transport } from "@connectrpc/connect";
-import { createGrpcTransport } from "@connectrpc/connect-node";
 import { Health, HealthCheckResponse_ServingStatus as Serving } from "../gen/grpc/health/v1/health_pb.js";
 import { CommandName, ScheduledCommandService } from "../gen/wfe/persistence/v1/command_pb.js";
 import { type Event, EventService } from "../gen/wfe/persistence/v1/event_pb.js";
 import { type EventSubscription, EventSubscriptionSchema, SubscriptionService } from "../gen/wfe/persistence/v1/subscription_pb.js";
 import { PointerStatus, type WorkflowInstance, WorkflowInstanceSchema, WorkflowService, WorkflowStatus } from "../gen/wfe/persistence/v1/workflow_pb.js";
+import { transport } from "./connect.js";
 import { failure, refused } from "./errors.js";
 
 /** Identifies this worker to people who inspect the store. */
@@ -315,8 +315,12 @@ function parseTarget(): string {
 }
 
 const target = parseTarget();
-// Every call has its own deadline: without one, the server's default applies.
-const host = new Host(createGrpcTransport({ baseUrl: `http://${target}`, defaultTimeoutMs: 10_000 }));
+let host: Host;
+try {
+  host = new Host(transport(target));
+} catch (error) {
+  fail((error as Error).message, 1);
+}
 try {
   await host.waitUntilServing(30);
 } catch (error) {

@@ -7,13 +7,14 @@ import com.google.protobuf.Timestamp;
 import com.google.protobuf.util.Durations;
 import com.google.protobuf.util.Timestamps;
 import io.grpc.Channel;
+import io.grpc.ChannelCredentials;
 import io.grpc.Deadline;
 import io.grpc.Grpc;
-import io.grpc.InsecureChannelCredentials;
 import io.grpc.StatusRuntimeException;
 import io.grpc.health.v1.HealthCheckRequest;
 import io.grpc.health.v1.HealthCheckResponse.ServingStatus;
 import io.grpc.health.v1.HealthGrpc;
+import java.io.IOException;
 import java.time.Instant;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -90,8 +91,15 @@ public final class Host {
       System.err.println("usage: Host [--target HOST:PORT]");
       System.exit(2);
     }
+    ChannelCredentials credentials = null;
+    try {
+      credentials = Connection.credentials();
+    } catch (IOException e) {
+      System.err.println(e.getMessage());
+      System.exit(1);
+    }
     var channel =
-        Grpc.newChannelBuilder(target, InsecureChannelCredentials.create())
+        Grpc.newChannelBuilder(target, credentials)
             .intercept(new Deadlines())
             .build();
     try {
