@@ -20,6 +20,7 @@ from wfe_persistence.database import database_from
 from wfe_persistence.drain import Drain
 from wfe_persistence.errors import CannotServeError
 from wfe_persistence.offload import Workers
+from wfe_persistence.rpc.audit import Audit
 from wfe_persistence.rpc.boundary import Boundary
 from wfe_persistence.rpc.call import Environment
 from wfe_persistence.rpc.connections import IdleConnections, connections_allowed
@@ -113,6 +114,7 @@ class Server:
         guard = Guard(self._access)
         self._limits = Limits((lambda: policy.value) if policy else None)
         self._health = Health(namespaces, intake, guard)
+        self._audit = Audit(settings.audit_log) if settings.audit_log else None
         boundary = Boundary(
             Environment(
                 namespaces=namespaces,
@@ -130,6 +132,7 @@ class Server:
             intake,
             guard,
             self._limits,
+            self._audit,
         )
         self._server.add_generic_rpc_handlers(
             [*(boundary.handlers(s) for s in SERVICES), self._health.handlers()]
@@ -162,7 +165,14 @@ class Server:
         """The listen address; inside the context, with the real port."""
         return self._listener.address
 
+    def reopen_audit_log(self) -> None:
+        """Go on in a new file, because the old one was renamed."""
+        if self._audit:
+            self._audit.reopen()
+
     async def __aenter__(self) -> Self:
+        if self._audit:
+            self._stack.callback(self._audit.close)
         add_port = self._server.add_insecure_port
         if self._certificates:
             add_port = partial(

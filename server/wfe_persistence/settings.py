@@ -353,6 +353,15 @@ class Settings:
             above=0,
         ),
     ] = 5.0
+    audit_log: Annotated[
+        str,
+        About(
+            "File for a line of JSON about every write and every refused call: who, what, outcome, "
+            "without payloads; - is stdout. Opened again on SIGHUP and when it was renamed.",
+            metavar="FILE|-",
+            default_help="none",
+        ),
+    ] = ""
     log_level: Annotated[
         str,
         About(

@@ -91,10 +91,10 @@ class GuardedServer:
 
 
 @contextmanager
-def running(guarded: GuardedServer, url: str) -> Iterator[ServerProcess]:
+def running(guarded: GuardedServer, url: str, *arguments: str) -> Iterator[ServerProcess]:
     """A server on these files; the namespaces `own` and `foreign` exist."""
     server = ServerProcess(
-        guarded.log, *guarded.arguments,
+        guarded.log, *guarded.arguments, *arguments,
         module=MODULE, env={**os.environ, "WFE_PERSISTENCE_DB_URL": url},
     )  # fmt: skip
     server.credentials = credentials = guarded.any_credentials()

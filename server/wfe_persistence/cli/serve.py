@@ -84,6 +84,13 @@ async def _serve(settings: Settings) -> int:
         signal.signal(number, in_loop)
     try:
         async with Server(settings, hurry) as server:
+            if settings.audit_log:
+
+                def on_hangup(*_: object) -> None:
+                    if not loop.is_closed():
+                        loop.call_soon_threadsafe(server.reopen_audit_log)
+
+                signal.signal(signal.SIGHUP, on_hangup)
             log.info(
                 "wfe-persistence %s listens on %s (%s)",
                 VERSION,

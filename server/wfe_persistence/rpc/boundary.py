@@ -26,6 +26,7 @@ from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReaso
 from wfe_persistence import offload
 from wfe_persistence.errors import PersistenceError, invalid_field, shutting_down, too_large
 from wfe_persistence.recurring import RecurringWarnings
+from wfe_persistence.rpc.audit import Audit, Entry
 from wfe_persistence.rpc.call import Call, Environment
 from wfe_persistence.rpc.check import Check
 from wfe_persistence.rpc.check.wire import require_few_items
@@ -58,11 +59,19 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Boundary:
     """Wraps the methods of servicers; one for the whole server."""
 
-    def __init__(self, env: Environment, intake: Intake, guard: Guard, limits: Limits) -> None:
+    def __init__(
+        self,
+        env: Environment,
+        intake: Intake,
+        guard: Guard,
+        limits: Limits,
+        audit: Audit | None = None,
+    ) -> None:
         self._env = env
         self._intake = intake
         self._guard = guard
         self._limits = limits
+        self._audit = audit
 
     def handlers(self, service: Service) -> grpc.GenericRpcHandler:
         """gRPC's handlers for a service."""
@@ -83,8 +92,8 @@ class Boundary:
     def _unary(
         self, method: Method, function: Callable[[Message, Call], Awaitable[Message]]
     ) -> Any:
-        async def answer(context: Context) -> bytes:
-            caller = await self._identify(context, method)
+        async def answer(context: Context, entry: Entry) -> bytes:
+            caller = await self._identify(context, method, entry)
             self._limits.admit(context, caller, method)
             deadline = self._deadline(context)
             if self._intake.refuses:
@@ -92,19 +101,21 @@ class Boundary:
             with self._intake.admit(context, deadline) as place:
                 data = await place.receive()
                 async with self._intake.deadlines.until(deadline):
-                    request, call = await self._open(data, caller, method)
+                    request, call = await self._open(data, caller, method, entry)
                     del data
                     with _naming_a_field(request):
                         response = await function(request, call)
+                    entry.names(response)
                     await offload.pause_if_large()
             return self._encode(response)
 
         async def handle(_: object, context: Context) -> bytes:
-            try:
-                data = await answer(context)
-                _observe(method, None)
-            except Exception as exc:
-                await self._fail(method, exc, context)
+            with self._observed(method, context) as entry:
+                try:
+                    data = await answer(context, entry)
+                    _observe(method, None, entry)
+                except Exception as exc:
+                    await self._fail(method, exc, context, entry)
             return data
 
         return handle
@@ -117,8 +128,8 @@ class Boundary:
         A page is encoded at once, so that only its bytes are kept while the client reads.
         """
 
-        async def answer(context: Context) -> None:
-            caller = await self._identify(context, method)
+        async def answer(context: Context, entry: Entry) -> None:
+            caller = await self._identify(context, method, entry)
             self._limits.admit(context, caller, method)
             deadline = self._deadline(context)
             if self._intake.refuses:
@@ -126,7 +137,7 @@ class Boundary:
             with self._intake.admit(context, deadline) as place:
                 data = await place.receive()
                 async with self._intake.deadlines.until(deadline):
-                    request, call = await self._open(data, caller, method)
+                    request, call = await self._open(data, caller, method, entry)
                     del data
                     async with aclosing(function(request, call)) as pages:  # type: ignore[type-var]
                         with _naming_a_field(request):
@@ -136,18 +147,38 @@ class Boundary:
                                 await self._send(messages, context)
 
         async def handle(_: object, context: Context) -> None:
-            try:
-                await answer(context)
-                _observe(method, None)
-            except Exception as exc:
-                await self._fail(method, exc, context)
+            with self._observed(method, context) as entry:
+                try:
+                    await answer(context, entry)
+                    _observe(method, None, entry)
+                except Exception as exc:
+                    await self._fail(method, exc, context, entry)
 
         return handle
 
-    async def _identify(self, context: Context, method: Method) -> Caller:
+    @contextmanager
+    def _observed(self, method: Method, context: Context) -> Iterator[Entry]:
+        """The call in the audit log, where it stands in any case after this."""
+        if self._audit is None:
+            entry = Entry(None, method, "", "")
+        else:
+            namespace = "" if method.server_wide else namespace_of(context)
+            entry = Entry(self._audit, method, context.peer(), namespace)
+        try:
+            yield entry
+        except asyncio.CancelledError:
+            # The client has hung up, or its deadline has passed on its side first. What it wrote
+            # may be committed.
+            entry.ended("CANCELLED")
+            raise
+        except grpc.aio.AbortError:
+            entry.ended("NOT_RECEIVED")  # unless it has ended with an error of its own
+            raise
+
+    async def _identify(self, context: Context, method: Method, entry: Entry) -> Caller:
         """Who calls; raises PersistenceError unless they may make this call, as far as that does
         not depend on the request."""
-        caller = await self._guard.identify(context)
+        entry.caller = caller = await self._guard.identify(context)
         namespace = None if method.server_wide else caller.namespace
         self._guard.require(caller, method.required_role, namespace, method.name)
         return caller
@@ -162,10 +193,13 @@ class Boundary:
         timeout = min(remaining, self._env.max_deadline)
         return asyncio.get_running_loop().time() + timeout
 
-    async def _open(self, data: bytes, caller: Caller, method: Method) -> tuple[Message, Call]:
+    async def _open(
+        self, data: bytes, caller: Caller, method: Method, entry: Entry
+    ) -> tuple[Message, Call]:
         """What a handler takes: the decoded request, and its call in the caller's namespace."""
         self._env.workers.begin(len(data))
         request, check = await offload.run(self._decode, data, method)
+        entry.names(request)
         if method.namespace_field:
             namespace = getattr(request, method.namespace_field)
             self._guard.require(caller, method.required_role, namespace, method.name)
@@ -222,7 +256,9 @@ class Boundary:
         finally:
             messages.clear()  # the error's traceback refers to them
 
-    async def _fail(self, method: Method, exc: Exception, context: Context) -> NoReturn:
+    async def _fail(
+        self, method: Method, exc: Exception, context: Context, entry: Entry
+    ) -> NoReturn:
         """End a call with the status of what was raised."""
         _let_go_of_locals(exc)
         try:
@@ -230,7 +266,7 @@ class Boundary:
                 raise exc
             namespace = None if method.server_wide else namespace_of(context)
             error = await self._explain(exc, namespace)
-            _observe(method, error)
+            _observe(method, error, entry)
             await abort(context, error)
         except grpc.aio.AbortError:
             raise
@@ -310,12 +346,14 @@ def _let_go_of_locals(exc: BaseException | None) -> None:
         exc = exc.__cause__ or exc.__context__
 
 
-def _observe(method: Method, error: PersistenceError | None) -> None:
+def _observe(method: Method, error: PersistenceError | None, entry: Entry) -> None:
     """Log the outcome of a call; None: it succeeded. The place for metrics."""
     if error is None:
+        entry.ended("OK")
         log.debug("%s: OK", method.name)
         return
     name = reason_name(error.reason)
+    entry.ended(name, error.reason)
     log.debug("%s: %s: %s", method.name, name, error)
     if error.reason in _OVERLOAD:
         refusals.warn(name, f"calls are refused with {name}: {error}")

@@ -114,6 +114,11 @@ class Method:
     adds: bool
     """Whether it may add rows or bytes to a namespace."""
 
+    @property
+    def is_write(self) -> bool:
+        """Whether it may change anything: more than a reader may do."""
+        return self.required_role > Role.READER
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
