@@ -43,3 +43,11 @@ def log_to_stderr(settings: Settings) -> None:
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     # The pool logs every broken connection; what matters about it is reported as health.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_hang_up)
+
+
+def _is_no_hang_up(record: logging.LogRecord) -> bool:
+    """False for what gRPC logs, as an error with a traceback, when a client hangs up while it is
+    being answered: nothing is wrong then, and nothing can be done."""
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or kind.__name__ != "ExecuteBatchError"
