@@ -15,8 +15,9 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from tests.hosts.pages import ROOT, commands, run
+from tests.hosts.pages import ROOT, Command, attempt, commands, run
 from tests.support.api import Api, connect
+from tests.support.secured import Secured
 from tests.support.server import ServerProcess
 from wfe.persistence.v1.command_pb2 import CommandName, ScheduledCommand
 from wfe.persistence.v1.event_pb2 import Event
@@ -37,6 +38,8 @@ _VARIES = re.compile(
     r'|postgresVersion|schemaVersion|latestSchemaVersion|expiry|epoch|external_token_epoch)"'
     r': *("[^"]*"|\d+)'
 )
+
+_TLS = re.compile(r" -?-cacert ")
 
 
 def _at(text: str) -> Timestamp:
@@ -155,6 +158,11 @@ def _path_with(tool: str, tmp_path: Path) -> str:
     return os.pathsep.join([str(tmp_path), path])
 
 
+def _commands(tool: str) -> list[Command]:
+    """The commands of the page that begin with that tool."""
+    return [c for c in commands(PAGE, "console") if c.line.startswith(f"{tool} ")]
+
+
 def _comparable(output: str) -> object:
     """An output without what varies: JSON as its values (how it is spaced differs from one version
     of a tool to the next), anything else as lines."""
@@ -176,7 +184,7 @@ async def test_commands_print_what_the_page_says(
     tool: str, tmp_path: Path, database_url: str
 ) -> None:
     path = await asyncio.to_thread(_path_with, tool, tmp_path)
-    shown = [c for c in commands(PAGE, "console") if re.search(rf"^{tool} ", c.line)]
+    shown = [c for c in _commands(tool) if not _TLS.search(c.line)]
     assert shown
     with ServerProcess(tmp_path / "log", "--db-url", database_url) as server:
         async with connect(server.address) as channel:
@@ -184,6 +192,33 @@ async def test_commands_print_what_the_page_says(
         for command in shown:
             printed = await asyncio.to_thread(run, command.line, ROOT, server.address, path, 60)
             assert _comparable(printed) == _comparable(command.output), command.line
+    assert "bug" not in server.log(), server.log()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("tool", ["grpcurl", "buf"])
+def test_commands_over_tls_print_what_the_page_says(
+    tool: str, tmp_path: Path, database_url: str
+) -> None:
+    path = _path_with(tool, tmp_path)
+    [command] = [c for c in _commands(tool) if _TLS.search(c.line)]
+    secured = Secured(tmp_path, database_url)
+    (tmp_path / "protos").symlink_to(ROOT / "protos")
+    for file in (secured.authority.ca_file, secured.client.cert, secured.client.key):
+        (tmp_path / file.name).symlink_to(file)
+    with secured.server as server:
+        for token in (secured.token, "not-a-token"):
+            (tmp_path / "headers").write_text(f"authorization: Bearer {token}\n")
+            env = {**os.environ, "WFE_TOKEN": token}
+            exit_code, printed, errors = attempt(
+                command.line, tmp_path, server.address, path, 60, env
+            )
+            if token is secured.token:
+                assert exit_code == 0, errors
+                assert _comparable(printed) == _comparable(command.output)
+            else:
+                assert exit_code != 0
+                assert "unauthenticated" in errors.lower()
     assert "bug" not in server.log(), server.log()
 
 
