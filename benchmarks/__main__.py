@@ -5,8 +5,8 @@ The server runs in its own process, on an embedded PostgreSQL, and also serves a
 benchmark registers. What an RPC costs beyond the echo is our own overhead. `--driver` measures only
 the driver, beside psycopg's cursors and asyncpg; `--namespaces` the cost of many namespaces;
 `--patches` a change in short and long workflows; `--checks` the checks of requests, and how long
-others wait meanwhile; `--access` what authentication costs, and bad credentials; `--purge` a purge
-under load; `--storage` disk usage.
+others wait meanwhile; `--access` what authentication costs, and bad credentials; `--strangers` what
+bad handshakes cost; `--purge` a purge under load; `--storage` disk usage.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks import access, checks, driver, namespaces, patches, purge, rpcs, storage
+from benchmarks import access, checks, driver, namespaces, patches, purge, rpcs, storage, strangers
 from wfe_persistence.embedded import EmbeddedPostgres
 
 
@@ -66,6 +66,11 @@ def main() -> None:
         help="measure what authentication costs, and 10,000 bad credentials a minute",
     )
     parser.add_argument(
+        "--strangers",
+        action="store_true",
+        help="measure calls while strangers make bad handshakes and send bad tokens",
+    )
+    parser.add_argument(
         "--purge",
         type=int,
         metavar="N",
@@ -98,6 +103,9 @@ def main() -> None:
         elif arguments.access:
             figures = asyncio.run(access.measure(postgres.url, arguments.seconds))
             print(access.table(figures))
+        elif arguments.strangers:
+            figures = asyncio.run(strangers.measure(postgres.url, arguments.seconds))
+            print(strangers.table(figures))
         elif arguments.purge:
             figures = asyncio.run(purge.measure(postgres.url, arguments.purge))
             print(purge.table(figures))
@@ -126,6 +134,8 @@ def main() -> None:
         if arguments.driver
         else "access.json"
         if arguments.access
+        else "strangers.json"
+        if arguments.strangers
         else "purge.json"
         if arguments.purge
         else "patches.json"

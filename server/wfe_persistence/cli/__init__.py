@@ -16,9 +16,10 @@ from typing import NoReturn
 from wfe_persistence.redaction import redacted
 
 # Before gRPC is loaded: PostgreSQL is started as a child process, and gRPC's fork handlers would
-# only log complaints about it.
+# only log complaints about it. Anybody could fill the log with what gRPC itself says of bad calls,
+# line by line; what of it matters, errors and our own log tell.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 # The top-level modules of the extra `server`. The package without it is the client, but brings the
 # same console script.
