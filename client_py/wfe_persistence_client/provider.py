@@ -83,7 +83,7 @@ def connect(
     Args:
         target: `host:port`, `unix:/path/of/socket`, or any other gRPC target. gRPC
             connects through an HTTP proxy if the environment variable `http_proxy` names
-            one, except to the hosts in `no_proxy`.
+            one, except to the hosts in `no_proxy`, and never with a token in plain text.
         namespace: the namespace of all calls; None: the server's default.
         timeout: maximum duration of a call, including all attempts and the wait for a
             connection, in seconds; infinity counts as a year.
@@ -124,6 +124,8 @@ def connect(
         options += tls.options()
     if source is not None and credentials is None and not allow_insecure_token:
         check_private(target)
+        # A proxy would be somewhere else.
+        options.append(("grpc.enable_http_proxy", 0))
     fork.check_new_channel()
     # A channel belongs to the event loop on which it is created; without one, gRPC
     # would choose another.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,33 @@ async def test_a_rejected_call_is_repeated_once_if_there_is_another_token(
                     await provider.claim_commands()
                 assert error.value.reason == "CREDENTIALS_EXPIRED"
         assert sent == [f"Bearer {token}" for token in tokens]
+
+
+async def test_a_function_is_asked_again_when_a_call_is_rejected(store: FakeStore) -> None:
+    tokens = iter(["a", "b", "c"])
+    store.on("GetStoreInfo", EXPIRED, INFO)
+    async with connect(store.target, retry=FAST, token=lambda: next(tokens)) as provider:
+        assert (await provider.get_store_info()).server_version == "fake"
+    assert store.count("GetStoreInfo") == 2
+
+
+async def test_a_token_in_plain_text_does_not_go_through_a_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for variable in ("grpc_proxy", "https_proxy", "no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and does not listen
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        fake = FakeStore()
+        fake.on("GetStoreInfo", INFO)
+        await fake.start("127.0.0.1:0")
+        async with connect(fake.target, token="s3cret", retry=ONCE) as provider:
+            await provider.get_store_info()
+        async with connect(fake.target, retry=ONCE) as provider:
+            with pytest.raises(Unavailable, match="http_proxy"):
+                await provider.get_store_info()
+        await fake.stop()
 
 
 async def test_the_last_token_stays_while_the_file_cannot_be_read(
