@@ -107,7 +107,7 @@ class Server:
             largest=largest,
             memory=settings.max_request_mb * 1024 * 1024,
         )
-        self._connections = IdleConnections(connections, intake.busy_peers)
+        self._connections = IdleConnections(connections, intake.busy_peers, intake.health_peers)
         self._policy = _policy(settings)
         policy = self._policy
         self._access = Access(settings, policy) if policy and settings.authentication else None

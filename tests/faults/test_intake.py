@@ -284,11 +284,28 @@ async def test_idle_connections_make_room_when_descriptors_run_short(
                 api = await stack.enter_async_context(own_connection(server))
                 await api.unary(INFO)(b"", timeout=30, wait_for_ready=True)
                 apis.append(api)
-            # A connection with a call is not idle, and the others connect again.
+            # There are enough that do nothing, not even watch; and they connect again.
             assert not watch.done()
             await apis[0].unary(INFO)(b"", timeout=30, wait_for_ready=True)
             watch.cancel()
         assert "idle ones" in server.log()
+
+
+async def test_connections_that_only_watch_health_make_room_too(
+    tmp_path: Path, database_url: str
+) -> None:
+    """Anybody may watch it, for as long as they like."""
+    with ServerProcess(
+        tmp_path / "log", "--db-url", database_url, "--max-connections", "20"
+    ) as server:
+        async with AsyncExitStack() as stack:
+            for _ in range(30):
+                api = await stack.enter_async_context(own_connection(server))
+                stub: Any = health_pb2_grpc.HealthStub(api.channel)
+                stub.Watch(health_pb2.HealthCheckRequest())
+            for _ in range(10):
+                api = await stack.enter_async_context(own_connection(server))
+                await api.unary(INFO)(b"", timeout=30, wait_for_ready=True)
 
 
 @pytest.mark.parametrize("server", [("--max-connection-idle", "0.5")], indirect=True)

@@ -70,11 +70,21 @@ def connections_allowed(wanted: int, pool_size: int) -> int:
 
 
 class IdleConnections:
-    """Closes idle connections while there are almost as many as are allowed, the idlest first."""
+    """Closes idle connections while there are almost as many as are allowed, the idlest first.
 
-    def __init__(self, allowed: int, busy_peers: Callable[[], set[str]]) -> None:
+    `busy_peers` have calls in progress; their connections are never closed. `health_peers` ask for
+    health or watch it, which anybody may, for as long as they like: theirs are closed last.
+    """
+
+    def __init__(
+        self,
+        allowed: int,
+        busy_peers: Callable[[], set[str]],
+        health_peers: Callable[[], set[str]],
+    ) -> None:
         self._allowed = allowed
         self._busy_peers = busy_peers
+        self._health_peers = health_peers
 
     async def watch(self, local_name: int | str) -> None:
         """Look every second at the connections to a port; a Unix socket's are left alone."""
@@ -84,7 +94,8 @@ class IdleConnections:
             await asyncio.sleep(_INTERVAL_SECONDS)
             if _open_descriptors() > self._allowed * _ALMOST_FULL:
                 busy = {_peer_of_name(name) for name in self._busy_peers()}
-                closed, left = await asyncio.to_thread(self._close_idle, local_name, busy)
+                health = {_peer_of_name(name) for name in self._health_peers()}
+                closed, left = await asyncio.to_thread(self._close_idle, local_name, busy, health)
                 if closed or left >= self._allowed:
                     warnings.warn(
                         "connections",
@@ -92,19 +103,19 @@ class IdleConnections:
                         f"{closed} idle ones",
                     )
 
-    def _close_idle(self, port: int, busy: set[Peer]) -> tuple[int, int]:
+    def _close_idle(self, port: int, busy: set[Peer], health: set[Peer]) -> tuple[int, int]:
         """Make room; returns how many connections were closed and how many are left."""
         count = 0
-        idle: list[tuple[int, Peer]] = []
+        idle: list[tuple[bool, int, Peer]] = []
         for connection, peer in _accepted(port):
             count += 1
             if peer not in busy:
-                idle.append((_idle_milliseconds(connection), peer))
+                idle.append((peer not in health, _idle_milliseconds(connection), peer))
         if count <= self._allowed * _ALMOST_FULL:
             return 0, count
         most = count - int(self._allowed * _ROOM_AFTERWARDS)
         idle.sort(reverse=True)
-        chosen = {peer for age, peer in idle[:most] if age >= _MIN_IDLE_MILLISECONDS}
+        chosen = {peer for _, age, peer in idle[:most] if age >= _MIN_IDLE_MILLISECONDS}
         closed = sum(
             _shut_down(connection, peer) for connection, peer in _accepted(port) if peer in chosen
         )

@@ -85,11 +85,14 @@ class Intake:
 
     def busy_peers(self) -> set[str]:
         """The peers, as gRPC names them, of all connections with calls in progress."""
-        return {*self._calls.by_peer, *self._health_calls.by_peer}
+        return set(self._calls.by_peer)
+
+    def health_peers(self) -> set[str]:
+        """Those of all connections with calls for health in progress."""
+        return set(self._health_calls.by_peer)
 
     async def attend(self, context: Context, *, limited: bool) -> bytes:
-        """Know of a call for health until its end: its connection is not idle. Returns the bytes of
-        its request.
+        """Know of a call for health until its end. Returns the bytes of its request.
 
         A `limited` one is limited as other calls are, but apart from them. Anybody may ask, so a
         request must be small, and of those that have not come yet only the newest are waited for.
