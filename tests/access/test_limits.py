@@ -71,6 +71,11 @@ async def test_a_rate_is_kept_and_waiting_as_told_gets_every_call_through(
         api = Api(channel)
         reader, host = guarded.tokens["reader"], guarded.tokens["host"]
         await eventually(lambda: limited(api, host))
+        # One at its limit takes nothing from another, who has all of its burst.
+        calls = [info(api, host) for _ in range(4 * burst)] + [info(api, reader) for _ in range(3)]
+        failures = await asyncio.gather(*calls)
+        assert any(failures)
+        assert failures[-3:] == [None] * 3
         # Whatever comes: never more than the rate and the burst.
         begin, admitted, refused = time.monotonic(), 0, 0
         while admitted < 30:
@@ -93,7 +98,7 @@ async def test_a_rate_is_kept_and_waiting_as_told_gets_every_call_through(
                 assert 0.01 <= failure.retry_after <= 1 / rate + 0.01
         assert admitted <= burst + rate * (time.monotonic() - begin) + 1
         assert refused
-        # Another principal has a rate of its own, and who heeds RetryInfo is not refused again.
+        # Who heeds RetryInfo is not refused again.
         for _ in range(3 * burst):
             failure = await info(api, reader)
             if failure is not None:

@@ -12,8 +12,10 @@ from wfe_persistence.access.access import Access
 from wfe_persistence.access.certificate import Properties
 from wfe_persistence.access.role import Role
 from wfe_persistence.errors import PersistenceError
-from wfe_persistence.rpc import boundary, services
+from wfe_persistence.rpc import audit, boundary, services
+from wfe_persistence.rpc.audit import Entry
 from wfe_persistence.rpc.guard import Caller, Guard
+from wfe_persistence.rpc.limits import Accounts, Key
 from wfe_persistence.rpc.services import Method
 from wfe_persistence.store.tables import Store
 
@@ -70,8 +72,11 @@ def plant_namespace_before_permission() -> None:
     """The namespace is looked up, and only then it is asked whether the caller may."""
     look_up = boundary.Boundary._namespace
 
-    async def identify(self: boundary.Boundary, context: Any, method: Method) -> Caller:
-        return await self._guard.identify(context)
+    async def identify(
+        self: boundary.Boundary, context: Any, method: Method, entry: Entry
+    ) -> Caller:
+        entry.caller = await self._guard.identify(context)
+        return entry.caller
 
     async def namespace(self: boundary.Boundary, caller: Caller, method: Method) -> Store:
         store = await look_up(self, caller, method)
@@ -98,7 +103,43 @@ def plant_fall_back_to_certificate() -> None:
     plant(Access, "identify", any_of_them)
 
 
+def plant_account_of_all_principals() -> None:
+    """All principals together have what the limit gives to each."""
+    find = Accounts._find
+
+    def find_that_of_all(self: Accounts, key: Key) -> Any:
+        return find(self, ("", key[1]))
+
+    plant(Accounts, "_find", find_that_of_all)
+
+
+def plant_full_namespace_that_takes_writes() -> None:
+    """One of the RPCs that add is forgotten."""
+    services.ADDS -= {"CreateEvent"}  # type: ignore[misc]
+
+
+def plant_hang_up_out_of_the_audit_log() -> None:
+    """Whoever hangs up leaves no trace."""
+    ended = Entry.ended
+
+    def unless_cancelled(self: Entry, outcome: str, reason: Any = None) -> None:
+        if outcome != "CANCELLED":
+            ended(self, outcome, reason)
+
+    plant(Entry, "ended", unless_cancelled)
+
+
+def plant_payload_in_the_audit_log() -> None:
+    """A field of data passes for an id."""
+    audit.ID_FIELDS["Event"] = ("id", "event_data_json")
+
+
 _MATRIX = "../access/test_matrix.py::test_a_role_may_call_what_it_is_for_in_its_namespace_only"
+_LIMITS = "../access/test_limits.py::"
+_AUDIT = (
+    "../access/test_audit.py::"
+    "test_every_write_is_logged_with_its_ids_and_nothing_else_of_the_request"
+)
 _CREDENTIALS = "../access/test_credentials.py::"
 
 ACCESS_FAULTS: dict[str, tuple[Callable[[], None], str]] = {
@@ -122,5 +163,21 @@ ACCESS_FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     "a certificate in the place of a bad token": (
         plant_fall_back_to_certificate,
         "../access/test_certificates.py::test_a_bad_token_is_not_made_good_by_a_certificate",
+    ),
+    "one account for all principals": (
+        plant_account_of_all_principals,
+        f"{_LIMITS}test_a_rate_is_kept_and_waiting_as_told_gets_every_call_through",
+    ),
+    "a full namespace that takes writes": (
+        plant_full_namespace_that_takes_writes,
+        f"{_LIMITS}test_a_namespace_that_is_full_of_rows_takes_writes_again_after_deletes",
+    ),
+    "a write that is not audited if its client hangs up": (
+        plant_hang_up_out_of_the_audit_log,
+        "../access/test_audit.py::test_a_write_whose_client_hangs_up_is_logged",
+    ),
+    "a payload in the audit log": (
+        plant_payload_in_the_audit_log,
+        f"{_AUDIT}[CreateEvent]",
     ),
 }
