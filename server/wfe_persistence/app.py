@@ -62,10 +62,17 @@ _SERVER_OPTIONS: Final = (
     ("grpc.http2.bdp_probe", 0),
     # Calls that we have not looked at yet, to refuse them with a reason. What comes beyond, gRPC
     # ends with CANCELLED: at random from the first number on, always from the second. (A limit of
-    # streams per connection would bound them too, but gRPC's clients answer that with UNAVAILABLE.)
+    # streams per connection would bound them too, but gRPC's clients answer that with UNAVAILABLE.
+    # So that limit is out of their reach, see `_streams`.)
     ("grpc.server.max_pending_requests", 8000),
     ("grpc.server.max_pending_requests_hard_limit", 12_000),
 )
+
+
+def _streams(max_calls: int) -> int:
+    """How many streams a connection may have: far more than calls, which are refused with a reason
+    before. With any limit, gRPC defends itself against floods of calls that are reset at once."""
+    return max(12_000, 2 * max_calls)
 
 
 class Server:
@@ -94,6 +101,7 @@ class Server:
             options=[
                 *_SERVER_OPTIONS,
                 ("grpc.max_receive_message_length", largest),
+                ("grpc.max_concurrent_streams", _streams(settings.max_calls_per_connection)),
                 ("grpc.max_allowed_incoming_connections", connections),
                 ("grpc.max_connection_idle_ms", _milliseconds(settings.max_connection_idle)),
                 ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age)),
