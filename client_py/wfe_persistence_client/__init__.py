@@ -77,6 +77,7 @@ from importlib.metadata import version
 from typing import Final
 
 from wfe_persistence_client.blocking import (
+    BlockingHeldLock,
     BlockingPersistenceProvider,
     BlockingStep,
     connect_blocking,
@@ -98,6 +99,7 @@ from wfe_persistence_client.errors import (
     FailedPrecondition,
     InvalidArgument,
     LeaseLost,
+    LockHeld,
     MalformedAnswer,
     NamespaceBusy,
     NamespaceFull,
@@ -133,9 +135,11 @@ from wfe_persistence_client.errors import (
     WorkflowNotFound,
 )
 from wfe_persistence_client.json_text import JSON, LEFT_OUT, LeftOut
+from wfe_persistence_client.lock import HeldLock
 from wfe_persistence_client.model import (
     ABSENT,
     Absent,
+    AcquiredLock,
     Capabilities,
     ClaimedCommand,
     CommandLease,
@@ -148,6 +152,7 @@ from wfe_persistence_client.model import (
     HeaderChanges,
     ListedCommand,
     ListOrder,
+    Lock,
     MigratedStore,
     Namespace,
     PersistedWorkflow,
@@ -172,8 +177,10 @@ __all__ = [
     "JSON",
     "LEFT_OUT",
     "Absent",
+    "AcquiredLock",
     "AdministrationBusy",
     "AlreadyExists",
+    "BlockingHeldLock",
     "BlockingPersistenceProvider",
     "BlockingStep",
     "CallerLimited",
@@ -196,11 +203,14 @@ __all__ = [
     "ExecutionPointer",
     "FailedPrecondition",
     "HeaderChanges",
+    "HeldLock",
     "InvalidArgument",
     "LeaseLost",
     "LeftOut",
     "ListOrder",
     "ListedCommand",
+    "Lock",
+    "LockHeld",
     "MalformedAnswer",
     "MigratedStore",
     "NameTaken",

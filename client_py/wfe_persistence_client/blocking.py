@@ -16,6 +16,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from wfe_persistence_client import fork, provider
 from wfe_persistence_client.hints import is_async
+from wfe_persistence_client.lock import Hold
 from wfe_persistence_client.loop_thread import LoopThread
 from wfe_persistence_client.misfit import FieldTypeError
 from wfe_persistence_client.model import ScheduledCommand, WorkflowInstance
@@ -132,6 +133,30 @@ class BlockingStep(StepBuilder):
         self._ended = True
         if exc_type is None:
             self._committed = self._thread.run(self._commit(self.workflow, effects))
+
+
+class BlockingHeldLock(Hold):
+    """A lock as a plain context manager; `BlockingPersistenceProvider.lock` creates one."""
+
+    def __init__(self, held: Hold, thread: LoopThread) -> None:
+        super().__init__(held._provider, held._resource, held._owner, held._ttl, held._wait)
+        self._thread = thread
+
+    def __enter__(self) -> Self:
+        """Acquires the lock."""
+        self._thread.run(self._acquire(lambda: None))
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Releases the lock; raises LeaseLost if it was lost, unless the block raised."""
+        self._thread.run(self._end())
+        if self._lost is not None and exc_type is None:
+            raise self._lost
 
 
 class BlockingPersistenceProvider:
@@ -310,6 +335,29 @@ class BlockingPersistenceProvider:
             running.cancel()
             raise
         return self._thread.wait(running)
+
+    acquire_lock = _blocking(PersistenceProvider.acquire_lock)
+    renew_locks = _blocking(PersistenceProvider.renew_locks)
+    release_lock = _blocking(PersistenceProvider.release_lock)
+    break_lock = _blocking(PersistenceProvider.break_lock)
+    list_locks = _blocking(PersistenceProvider.list_locks)
+    iter_locks = _blocking_iterator(PersistenceProvider.iter_locks)
+
+    def lock(
+        self,
+        resource: str,
+        *,
+        owner: str = "",
+        ttl: timedelta = timedelta(seconds=30),
+        wait: timedelta | None = None,
+    ) -> BlockingHeldLock:
+        """`PersistenceProvider.lock` as a plain context manager (`with`).
+
+        A thread cannot be cancelled: if the lock is lost, the block runs on, and
+        `LeaseLost` is raised at its end. A long block looks at `lost` now and then.
+        """
+        held = self._provider.lock(resource, owner=owner, ttl=ttl, wait=wait)
+        return BlockingHeldLock(held, self._thread)
 
     persist_errors = _blocking(PersistenceProvider.persist_errors)
     list_errors = _blocking(PersistenceProvider.list_errors)

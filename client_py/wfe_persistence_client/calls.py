@@ -131,6 +131,13 @@ RULES: Mapping[str, Rule] = {
     "ReleaseCommands": Rule(Safety.REPEATABLE, done=LeaseLost),
     "RenewCommands": Rule(Safety.REPEATABLE),
     "ListCommands": Rule(Safety.READ),
+    # Carries a request_id.
+    "AcquireLock": Rule(Safety.REPEATABLE),
+    "RenewLocks": Rule(Safety.REPEATABLE),
+    "ReleaseLock": Rule(Safety.REPEATABLE),
+    # A retry would also release the next holder's lock.
+    "BreakLock": Rule(Safety.UNREPEATABLE),
+    "ListLocks": Rule(Safety.READ),
     "EnsureStoreExists": Rule(Safety.REPEATABLE),
     "PersistErrors": Rule(Safety.UNREPEATABLE),
     "ListErrors": Rule(Safety.READ),

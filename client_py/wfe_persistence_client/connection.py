@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from wfe.persistence.v1 import (
         command_pb2_grpc,
         event_pb2_grpc,
+        lock_pb2_grpc,
         store_pb2_grpc,
         subscription_pb2_grpc,
         workflow_pb2_grpc,
@@ -145,6 +146,10 @@ class Connection:
     @property
     def _commands(self) -> "command_pb2_grpc.ScheduledCommandServiceAsyncStub":
         return self._link.stubs.commands
+
+    @property
+    def _locks(self) -> "lock_pb2_grpc.LockServiceAsyncStub":
+        return self._link.stubs.locks
 
     @property
     def _store(self) -> "store_pb2_grpc.StoreServiceAsyncStub":

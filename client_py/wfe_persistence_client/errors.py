@@ -45,7 +45,7 @@ class PersistenceError(Exception):
         reason: the name of an `ErrorReason` without its prefix, for example
             `WORKFLOW_NOT_FOUND`. The client itself names it if gRPC or a proxy ended the
             call, for example `SERVER_UNREACHABLE`. Empty for what only this client
-            refuses (`PartialWorkflow`, `MalformedAnswer`), and for statuses that a
+            refuses (`PartialWorkflow`, `LockHeld`, `MalformedAnswer`), and for statuses that a
             server other than this one made.
         status: the gRPC status code; None if there was no response.
         metadata: the metadata of ErrorInfo.
@@ -174,12 +174,21 @@ class TokenMismatch(FailedPrecondition):
 
 
 class LeaseLost(FailedPrecondition):
-    """A command is no longer claimed under the given lease."""
+    """A command is no longer claimed, or a lock no longer held, under the given lease."""
 
     @property
     def lease_tokens(self) -> tuple[str, ...]:
         """The tokens of the lost leases, as far as the server lists them."""
         return tuple(filter(None, self.metadata.get("lease_tokens", "").split(",")))
+
+
+class LockHeld(PersistenceError):
+    """Somebody else holds the lock, and did so for as long as the call waited."""
+
+    @property
+    def owner(self) -> str:
+        """Who holds it, as they called themselves."""
+        return self.metadata.get("owner", "")
 
 
 class TruncateNotAllowed(FailedPrecondition):

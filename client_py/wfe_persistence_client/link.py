@@ -14,6 +14,7 @@ import grpc.aio
 from wfe.persistence.v1 import (
     command_pb2_grpc,
     event_pb2_grpc,
+    lock_pb2_grpc,
     store_pb2_grpc,
     subscription_pb2_grpc,
     workflow_pb2_grpc,
@@ -61,6 +62,7 @@ class Stubs:
         self.commands: command_pb2_grpc.ScheduledCommandServiceAsyncStub = (
             command_pb2_grpc.ScheduledCommandServiceStub(channel)
         )
+        self.locks: lock_pb2_grpc.LockServiceAsyncStub = lock_pb2_grpc.LockServiceStub(channel)
         self.store: store_pb2_grpc.StoreServiceAsyncStub = store_pb2_grpc.StoreServiceStub(channel)
 
 

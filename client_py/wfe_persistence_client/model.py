@@ -463,6 +463,37 @@ class MigratedStore:
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
+class AcquiredLock:
+    """A lock on a resource, as its holder knows it."""
+
+    #: What is locked.
+    resource: str
+    #: Proof of the hold, for `renew_locks`, `release_lock` and `held_lock_tokens`.
+    token: str
+    #: The fencing token: every claim in a store has a higher epoch than all claims
+    #: before it. Pass it to other systems so that they can reject earlier holders.
+    epoch: int
+    #: When it expires unless it is renewed, by the database's clock.
+    expiry: datetime
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class Lock:
+    """A lock on a resource, as others see it: without its token, which proves it."""
+
+    #: What is locked.
+    resource: str
+    #: Who holds it, as they called themselves.
+    owner: str = ""
+    #: The fencing token; see `AcquiredLock.epoch`.
+    epoch: int
+    #: When it expires unless it is renewed, by the database's clock.
+    expiry: datetime
+    #: When it was acquired, by the database's clock.
+    acquire_time: datetime
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
 class Capabilities:
     """The optional parts of the engine's persistence trait that a store supports."""
 
@@ -474,6 +505,8 @@ class Capabilities:
     delete_namespace: bool
     #: The server allows `create_namespace`. (Servers before 0.2 do, and don't say so.)
     create_namespace: bool = False
+    #: Locks.
+    locks: bool = False
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)

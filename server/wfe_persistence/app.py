@@ -35,6 +35,7 @@ from wfe_persistence.settings import Settings
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.readiness import Readiness, State
 from wfe_persistence.store.schema import Schema
+from wfe_persistence.store.waiting import Waiters
 from wfe_persistence.tls import Certificates
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ class Server:
             namespaces.default, migrate=settings.migrate, allow_data_loss=settings.allow_data_loss
         )
         self._workers = Workers()
+        waiters = Waiters()
         largest = settings.max_message_bytes * _OVERSIZE_FACTOR
         connections = connections_allowed(settings.max_connections, settings.pool_size)
         self._server = grpc.aio.server(
@@ -128,6 +130,7 @@ class Server:
                 namespaces=namespaces,
                 readiness=self._readiness,
                 workers=self._workers,
+                waiters=waiters,
                 server_version=VERSION,
                 max_message_bytes=settings.max_message_bytes,
                 default_deadline=settings.default_deadline,
@@ -161,6 +164,7 @@ class Server:
         self._drain = Drain(
             self._health,
             intake,
+            waiters,
             self._database,
             self._listener,
             delay=settings.seconds_before_drain,

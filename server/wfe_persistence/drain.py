@@ -20,6 +20,7 @@ from wfe_persistence.rpc.health import Health
 from wfe_persistence.rpc.intake import Intake
 from wfe_persistence.rpc.listener import Listener
 from wfe_persistence.store.postgres.database import Database
+from wfe_persistence.store.waiting import Waiters
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Drain:
         self,
         health: Health,
         intake: Intake,
+        waiters: Waiters,
         database: Database,
         listener: Listener,
         *,
@@ -61,6 +63,7 @@ class Drain:
     ) -> None:
         self._health = health
         self._intake = intake
+        self._waiters = waiters
         self._database = database
         self._listener = listener
         self._delay = delay
@@ -73,6 +76,7 @@ class Drain:
         await self._until(lambda: False, self._delay)
 
         self._intake.refuse_calls()
+        self._waiters.close()  # another server can serve them
         if not await self._until(lambda: not self._intake.in_progress, self._seconds):
             await self._end_calls()
 

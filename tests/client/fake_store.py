@@ -14,11 +14,18 @@ from google.protobuf import any_pb2, duration_pb2, message_factory
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from wfe.persistence.v1 import command_pb2, event_pb2, store_pb2, subscription_pb2, workflow_pb2
+from wfe.persistence.v1 import (
+    command_pb2,
+    event_pb2,
+    lock_pb2,
+    store_pb2,
+    subscription_pb2,
+    workflow_pb2,
+)
 
 SERVICES = [
     service
-    for file in (workflow_pb2, event_pb2, subscription_pb2, command_pb2, store_pb2)
+    for file in (workflow_pb2, event_pb2, subscription_pb2, command_pb2, lock_pb2, store_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
 ]
 METHODS = {

@@ -61,6 +61,7 @@ OWN: dict[str, set[str]] = {
     "with_namespace": set(),
     "process_commands": {"handler"},
     "step": set(),
+    "lock": set(),
 }
 
 

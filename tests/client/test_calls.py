@@ -25,7 +25,14 @@ from tests.client.fake_store import (
     hangs,
     not_written,
 )
-from wfe.persistence.v1 import command_pb2, event_pb2, store_pb2, subscription_pb2, workflow_pb2
+from wfe.persistence.v1 import (
+    command_pb2,
+    event_pb2,
+    lock_pb2,
+    store_pb2,
+    subscription_pb2,
+    workflow_pb2,
+)
 from wfe_persistence_client import (
     CommandName,
     CommitOutcomeUnknown,
@@ -203,6 +210,14 @@ CALLS: dict[str, tuple[Call, Any]] = {
         lambda p: p.release_commands(["t"]),
         command_pb2.ReleaseCommandsResponse(),
     ),
+    "AcquireLock": (
+        lambda p: p.acquire_lock("r"),
+        lock_pb2.AcquireLockResponse(acquired=True, token="t", epoch=1),
+    ),
+    "RenewLocks": (lambda p: p.renew_locks(["t"]), lock_pb2.RenewLocksResponse()),
+    "ReleaseLock": (lambda p: p.release_lock("t"), lock_pb2.ReleaseLockResponse()),
+    "BreakLock": (lambda p: p.break_lock("r"), lock_pb2.BreakLockResponse()),
+    "ListLocks": (lambda p: p.list_locks(), lock_pb2.ListLocksResponse()),
     "EnsureStoreExists": (
         lambda p: p.ensure_store_exists(),
         store_pb2.EnsureStoreExistsResponse(schema_version=1),
@@ -223,6 +238,7 @@ CALLS: dict[str, tuple[Call, Any]] = {
 }
 UNREPEATABLE = {
     "ClaimCommands",
+    "BreakLock",
     "PersistErrors",
     "TruncateAll",
     "DeleteNamespace",

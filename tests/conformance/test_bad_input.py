@@ -111,6 +111,10 @@ REQUIRED_IDS: Final = {
     "CompleteCommandsRequest.lease_tokens",
     "ReleaseCommandsRequest.lease_tokens",
     "RenewCommandsRequest.lease_tokens",
+    "AcquireLockRequest.resource",
+    "RenewLocksRequest.tokens",
+    "ReleaseLockRequest.token",
+    "BreakLockRequest.resource",
     "ExecutionError.workflow_id",
 }
 OPTIONAL_IDS: Final = {
@@ -150,6 +154,9 @@ KEYS: Final = {
     "ListSubscriptionsRequest.event_name",
     "ListSubscriptionsRequest.event_key",
     "ListCommandsRequest.worker_id",
+    "AcquireLockRequest.owner",
+    "ListLocksRequest.resource_prefix",
+    "ListLocksRequest.owner",
     "WorkflowFilter.waiting_event_name",
     "WorkflowFilter.waiting_event_key",
 }
@@ -172,11 +179,13 @@ FREE_TEXTS: Final = {
     "PurgeEventsRequest.page_token",
     "ListSubscriptionsRequest.page_token",
     "ListCommandsRequest.page_token",
+    "ListLocksRequest.page_token",
 }
 UUIDS: Final = {
     "PersistWorkflowRequest.request_id",
     "PersistWorkflowWithSubscriptionsRequest.request_id",
     "CommitWorkflowRequest.request_id",
+    "AcquireLockRequest.request_id",
 }
 MASKS: Final = {
     # Names of header fields.
@@ -270,6 +279,8 @@ NUMBERS: Final = {
     "ListEventsRequest.page_size": (-1, -(2**31)),
     "ListSubscriptionsRequest.page_size": (-1, -(2**31)),
     "ListCommandsRequest.page_size": (-1, -(2**31)),
+    "BreakLockRequest.epoch": (0, -1, -(2**63)),
+    "ListLocksRequest.page_size": (-1, -(2**31)),
     "PurgeWorkflowsRequest.max_rows": (-1, -(2**31)),
     "PurgeEventsRequest.max_rows": (-1, -(2**31)),
 }
@@ -388,6 +399,16 @@ BAD_LEASES: Final = {
     "of two signs": Duration(seconds=1, nanos=-1),
 }
 
+BAD_WAITS: Final = {
+    "-1 s": Duration(seconds=-1),
+    "-1 ns": Duration(nanos=-1),
+    "more than 60 s": Duration(seconds=60, nanos=1),
+    "seconds 2^63-1": Duration(seconds=2**63 - 1),
+    "nanos 10^9": Duration(seconds=1, nanos=10**9),
+    "of two signs": Duration(seconds=1, nanos=-1),
+}
+WAITS: Final = {"AcquireLockRequest.wait"}
+
 
 def bad_values(rpc: Rpc, field: FieldDescriptor) -> Iterator[Bad]:
     """What is bad for a field, according to the tables."""
@@ -403,7 +424,7 @@ def bad_values(rpc: Rpc, field: FieldDescriptor) -> Iterator[Bad]:
         if name in REQUIRED_TIMES:
             yield Bad("absent", None, "REQUIRED")
     elif is_a(field, Duration.DESCRIPTOR):
-        for what, duration in BAD_LEASES.items():
+        for what, duration in (BAD_WAITS if name in WAITS else BAD_LEASES).items():
             yield Bad(what, duration, "TIME_RANGE")
     elif field.type == FieldDescriptor.TYPE_STRING or is_map(field):
         yield from _bad_texts(rpc, name)
@@ -535,6 +556,7 @@ TOKENS: Final = {
     "CompleteCommandsRequest.lease_tokens",
     "ReleaseCommandsRequest.lease_tokens",
     "RenewCommandsRequest.lease_tokens",
+    "RenewLocksRequest.tokens",
     "CommitWorkflowRequest.held_lease_tokens",
     "CommitWorkflowRequest.complete_lease_tokens",
 }
@@ -565,6 +587,9 @@ def good_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
         if name != "SetSubscriptionTokenRequest.expiry":  # that one must not have passed
             yield "first", make.FIRST_TIME
         yield "last", Timestamp(seconds=make.LAST_TIME.seconds, nanos=999_999_999)
+    elif name in WAITS:
+        yield "nothing", Duration()
+        yield "60 s", Duration(seconds=60)
     elif is_a(field, Duration.DESCRIPTOR):
         yield "1 ms", Duration(nanos=1_000_000)
         yield "24 h", Duration(seconds=24 * 3600)

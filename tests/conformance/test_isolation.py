@@ -14,12 +14,14 @@ from tests.support.expect import fails
 from wfe.persistence.v1 import (
     command_pb2,
     event_pb2,
+    lock_pb2,
     store_pb2,
     subscription_pb2,
     workflow_pb2,
 )
 from wfe.persistence.v1 import command_pb2 as c
 from wfe.persistence.v1 import event_pb2 as e
+from wfe.persistence.v1 import lock_pb2 as lk
 from wfe.persistence.v1 import store_pb2 as st
 from wfe.persistence.v1 import subscription_pb2 as s
 from wfe.persistence.v1 import workflow_pb2 as w
@@ -41,6 +43,7 @@ class Namespace:
         self.command = make.command(data="w")
         self.error = make.error(workflow_id="w")
         self.lease_token = ""
+        self.lock_token = ""
         self.epoch = 0
 
     async def create(self) -> None:
@@ -73,6 +76,8 @@ class Namespace:
         )
         claimed = await api.commands.ClaimCommands(c.ClaimCommandsRequest(), metadata=metadata)
         self.lease_token = claimed.commands[0].lease_token
+        locked = await api.locks.AcquireLock(lk.AcquireLockRequest(resource="r"), metadata=metadata)
+        self.lock_token = locked.token
 
     async def state(self) -> list[Any]:
         """All that is in it."""
@@ -87,6 +92,7 @@ class Namespace:
             ),
             await api.store.ListErrors(st.ListErrorsRequest(), metadata=metadata),
             await api.commands.ListCommands(c.ListCommandsRequest(), metadata=metadata),
+            await api.locks.ListLocks(lk.ListLocksRequest(), metadata=metadata),
         ]
 
     async def delete(self) -> None:
@@ -192,6 +198,11 @@ CASES: dict[str, Case] = {
     "RenewCommands": (
         lambda n: c.RenewCommandsRequest(lease_tokens=[n.lease_token]), "LEASE_LOST"),
     "ListCommands": (lambda n: c.ListCommandsRequest(), ["commands"]),
+    "AcquireLock": (lambda n: lk.AcquireLockRequest(resource="r"), ["holder"]),
+    "RenewLocks": (lambda n: lk.RenewLocksRequest(tokens=[n.lock_token]), "LEASE_LOST"),
+    "ReleaseLock": (lambda n: lk.ReleaseLockRequest(token=n.lock_token), ["released"]),
+    "BreakLock": (lambda n: lk.BreakLockRequest(resource="r"), ["broken"]),
+    "ListLocks": (lambda n: lk.ListLocksRequest(), ["locks"]),
     "EnsureStoreExists": (lambda n: st.EnsureStoreExistsRequest(), ["applied_migrations"]),
     "PersistErrors": (lambda n: st.PersistErrorsRequest(errors=[n.error]), NOTHING),
     "ListErrors": (lambda n: st.ListErrorsRequest(workflow_id="w"), ["errors"]),
@@ -204,7 +215,7 @@ CASES: dict[str, Case] = {
 
 METHODS = {
     method.name: method
-    for file in (workflow_pb2, event_pb2, subscription_pb2, command_pb2, store_pb2)
+    for file in (workflow_pb2, event_pb2, subscription_pb2, command_pb2, lock_pb2, store_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }
@@ -274,6 +285,7 @@ async def call(api: Api, rpc: str, request: Any, namespace: Namespace) -> list[A
         "EventService": api.events,
         "SubscriptionService": api.subscriptions,
         "ScheduledCommandService": api.commands,
+        "LockService": api.locks,
         "StoreService": api.store,
     }
     made: Any = getattr(stubs[method.containing_service.name], rpc)(

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.support import make
@@ -69,6 +70,10 @@ async def listings(api: Api) -> AsyncIterator[dict[str, Listing]]:
     commands = OwnCommands(api)
     for _ in range(3):
         await commands.schedule(command_name=CommandName.COMMAND_NAME_PROCESS_EVENT)
+    locks = make.new_id("resource")
+    tokens = [
+        (await api.acquire_lock(f"{locks} {n}", ttl=Duration(seconds=3600))).token for n in range(3)
+    ]
     await create_namespace(api, namespace)
     queries: dict[str, dict[str, Any]] = {
         "GetRunnableInstances": {"as_at": at},
@@ -108,6 +113,7 @@ async def listings(api: Api) -> AsyncIterator[dict[str, Listing]]:
             "due_before": make.later(at, ms=1),
             "leased": False,
         },
+        "ListLocks": {"resource_prefix": locks},
         "ListNamespaces": {},
     }
     listings = {}
@@ -123,6 +129,8 @@ async def listings(api: Api) -> AsyncIterator[dict[str, Listing]]:
     for event in events:
         await api.mark_event_processed(event.id)
     await commands.finish()
+    for token in tokens:
+        await api.release_lock(token)
     await delete_namespace(api, namespace)
 
 

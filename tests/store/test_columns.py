@@ -20,7 +20,15 @@ from wfe.persistence.v1.workflow_pb2 import (
     WorkflowStatus,
 )
 from wfe_persistence.store.columns import Columns
-from wfe_persistence.store.records import COMMAND, ERROR, EVENT, POINTER, SUBSCRIPTION, WORKFLOW
+from wfe_persistence.store.records import (
+    COMMAND,
+    ERROR,
+    EVENT,
+    LOCK,
+    POINTER,
+    SUBSCRIPTION,
+    WORKFLOW,
+)
 from wfe_persistence.store.rows import text
 from wfe_persistence.store.tables import Store
 
@@ -31,6 +39,7 @@ DECLARED: dict[str, tuple[Columns[Any], set[str]]] = {
     "events": (EVENT, {"content_hash"}),
     "event_subscriptions": (SUBSCRIPTION, {"content_hash"}),
     "execution_errors": (ERROR, {"id"}),
+    "locks": (LOCK, {"n", "token", "request_id"}),
     "scheduled_commands": (
         COMMAND,
         {"id", "revision", "lease_id", "lease_worker_id", "lease_expiry", "lease_epoch"},

@@ -16,6 +16,7 @@ from wfe_persistence.store import (
     commit,
     error_log,
     event,
+    lock,
     pointer,
     purge,
     subscription,
@@ -53,6 +54,10 @@ INSERT INTO wfc.execution_errors (error_time, workflow_id, execution_pointer_id,
 INSERT INTO wfc.requests (workflow_id, request_id, content_hash, revision, create_time)
     SELECT 'w' || i % 1000, gen_random_uuid(), '', 1, now() - i * interval '1 second'
     FROM generate_series(1, {ROWS}) i;
+INSERT INTO wfc.locks (resource, owner, token, epoch, expiry, acquire_time)
+    SELECT 'r' || i, 'o' || i % 100, 'x', i,
+        now() + CASE WHEN i % 100 = 0 THEN -i ELSE i END * interval '1 second', now()
+    FROM generate_series(1, {ROWS}) i;
 ANALYZE;
 """
 
@@ -67,6 +72,7 @@ LONG_AGO = "2000-01-01T00:00:00Z"
 NOW = "2100-01-01T00:00:00Z"
 UUID = "00000000-0000-0000-0000-000000000001"
 HASH = r"\x00"
+TOKENS = '[{"i": 0, "n": 7, "token": "x"}]'
 LEASES = '[{"n": 0, "id": 7, "revision": 1, "lease_id": "x"}]'
 
 FULL = WorkflowView.WORKFLOW_VIEW_FULL
@@ -153,6 +159,11 @@ CASES: list[tuple[str, str, Sequence[object], set[str]]] = [
     ("renew_subscription_token", subscription.RENEW_SUBSCRIPTION_TOKEN, ["s7", "t", None, 1000],
      {"event_subscriptions_pkey"}),
     ("renew_commands", command.RENEW_COMMANDS, [LEASES, 1000], {"scheduled_commands_pkey"}),
+    ("add_lock", lock.ADD_LOCK, ["new"], {"locks_resource_key", "locks_by_expiry", "locks_pkey"}),
+    ("acquire_lock", lock.ACQUIRE_LOCK, ["r7", "o", "x", 1000, UUID], {"locks_resource_key"}),
+    ("renew_locks", lock.RENEW_LOCKS, [TOKENS, 1000], {"locks_pkey"}),
+    ("release_lock", lock.RELEASE_LOCK, [7, "x"], {"locks_pkey"}),
+    ("break_lock", lock.BREAK_LOCK, ["r7", None], {"locks_resource_key"}),
 ]  # fmt: skip
 
 # Statements that are planned with their parameters each time.
@@ -202,6 +213,9 @@ ONCE: list[tuple[str, str, Sequence[object], set[str]]] = [
              {"scheduled_commands_command_name_data_key"}),
         )
     ),
+    ("list_locks first", lock.LIST_LOCKS, [None, None, None, 100], {"locks_resource_key"}),
+    ("list_locks next", lock.LIST_LOCKS, [None, "o7", "r7", 100], {"locks_resource_key"}),
+    ("list_locks of a prefix", lock.LIST_LOCKS, ["r7%", None, None, 100], {"locks_resource_key"}),
     ("list_errors first", error_log.LIST_ERRORS, [*[None] * 4, 100], {"execution_errors_pkey"}),
     ("list_errors next", error_log.LIST_ERRORS, [*[None] * 3, 7, 100], {"execution_errors_pkey"}),
 ]  # fmt: skip

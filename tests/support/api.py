@@ -16,6 +16,8 @@ from wfe.persistence.v1 import (
     command_pb2_grpc,
     event_pb2,
     event_pb2_grpc,
+    lock_pb2,
+    lock_pb2_grpc,
     store_pb2,
     store_pb2_grpc,
     subscription_pb2,
@@ -25,6 +27,7 @@ from wfe.persistence.v1 import (
 )
 from wfe.persistence.v1.command_pb2 import ClaimedCommand, ScheduledCommand
 from wfe.persistence.v1.event_pb2 import Event
+from wfe.persistence.v1.lock_pb2 import Lock
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
 from wfe.persistence.v1.workflow_pb2 import (
@@ -39,7 +42,7 @@ Answer = TypeVar("Answer")
 
 
 class Api:
-    """All five services of a server, through the generated stubs and nothing else.
+    """All services of a server, through the generated stubs and nothing else.
 
     The methods are the RPCs, each under its own name, without the wrapping: messages in, what the
     answer is about out. Lists take the request's fields and answer the whole response (see pages).
@@ -57,6 +60,7 @@ class Api:
         self.commands: command_pb2_grpc.ScheduledCommandServiceAsyncStub = (
             command_pb2_grpc.ScheduledCommandServiceStub(channel)
         )
+        self.locks: lock_pb2_grpc.LockServiceAsyncStub = lock_pb2_grpc.LockServiceStub(channel)
         self.store: store_pb2_grpc.StoreServiceAsyncStub = store_pb2_grpc.StoreServiceStub(channel)
 
     def unary(self, method: str) -> Any:
@@ -251,6 +255,26 @@ class Api:
             lease_tokens=lease_tokens, lease_duration=lease_duration
         )
         return await self.commands.RenewCommands(request)
+
+    async def acquire_lock(self, resource: str, **fields: Any) -> lock_pb2.AcquireLockResponse:
+        request = lock_pb2.AcquireLockRequest(resource=resource, **fields)
+        return await self.locks.AcquireLock(request)
+
+    async def renew_locks(
+        self, *tokens: str, ttl: Duration | None = None
+    ) -> lock_pb2.RenewLocksResponse:
+        return await self.locks.RenewLocks(lock_pb2.RenewLocksRequest(tokens=tokens, ttl=ttl))
+
+    async def release_lock(self, token: str) -> bool:
+        return (await self.locks.ReleaseLock(lock_pb2.ReleaseLockRequest(token=token))).released
+
+    async def break_lock(self, resource: str, epoch: int | None = None) -> Lock | None:
+        request = lock_pb2.BreakLockRequest(resource=resource, epoch=epoch)
+        answer = await self.locks.BreakLock(request)
+        return answer.broken if answer.HasField("broken") else None
+
+    async def list_locks(self, **fields: Any) -> lock_pb2.ListLocksResponse:
+        return await self.locks.ListLocks(lock_pb2.ListLocksRequest(**fields))
 
     async def ensure_store_exists(self) -> store_pb2.EnsureStoreExistsResponse:
         return await self.store.EnsureStoreExists(store_pb2.EnsureStoreExistsRequest())

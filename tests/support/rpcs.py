@@ -16,7 +16,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.support import make
 from tests.support.api import Api
-from wfe.persistence.v1 import command_pb2, event_pb2, store_pb2, subscription_pb2, workflow_pb2
+from wfe.persistence.v1 import (
+    command_pb2,
+    event_pb2,
+    lock_pb2,
+    store_pb2,
+    subscription_pb2,
+    workflow_pb2,
+)
 from wfe.persistence.v1.list_order_pb2 import ListOrder
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
 from wfe.persistence.v1.workflow_pb2 import (
@@ -33,6 +40,7 @@ FILES: Final = (
     event_pb2.DESCRIPTOR,
     subscription_pb2.DESCRIPTOR,
     command_pb2.DESCRIPTOR,
+    lock_pb2.DESCRIPTOR,
     store_pb2.DESCRIPTOR,
 )
 
@@ -319,6 +327,24 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
         "due_before": make.time(),
         "leased": True,
         "worker_id": "worker",
+        "page_size": 10,
+    },
+    "AcquireLock": lambda: {
+        "resource": make.new_id("resource"),
+        "owner": "owner",
+        "ttl": Duration(seconds=60),
+        "wait": Duration(seconds=1),
+        "request_id": make.request_id(),
+    },
+    "RenewLocks": lambda: {
+        "tokens": [f"{n}.{'0' * 32}" for n in (1, 2)],
+        "ttl": Duration(seconds=60),
+    },
+    "ReleaseLock": lambda: {"token": f"1.{'0' * 32}"},
+    "BreakLock": lambda: {"resource": make.new_id("resource"), "epoch": 1},
+    "ListLocks": lambda: {
+        "resource_prefix": make.new_id("resource"),
+        "owner": "owner",
         "page_size": 10,
     },
     "EnsureStoreExists": dict,

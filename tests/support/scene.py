@@ -7,6 +7,7 @@ from typing import Any, Self, TypeVar
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from tests.support import make
 from tests.support.api import Api
@@ -99,6 +100,7 @@ class Scene:
         self.request = valid_request(rpc)
         self.own = OwnCommands(api)
         self._namespace = ""
+        self._locks: dict[str, str] = {}
 
     async def __aenter__(self) -> Self:
         api, request = self.api, self.request
@@ -137,6 +139,14 @@ class Scene:
                 for _ in request.lease_tokens:
                     await self.own.schedule()
                 request.lease_tokens[:] = tokens(await self.own.claim())
+            case "RenewLocks":
+                request.tokens[:] = [await self._locked(make.new_id("resource")) for _ in range(2)]
+            case "ReleaseLock":
+                request.token = await self._locked(make.new_id("resource"))
+            case "BreakLock":
+                await self._locked(request.resource)
+                [held] = (await api.list_locks(resource_prefix=request.resource)).locks
+                request.epoch = held.epoch
             case "CreateNamespace":
                 await skip_unless_namespaces_can_be_deleted(api)
             case "DeleteNamespace":
@@ -152,6 +162,13 @@ class Scene:
         )
         assert answer.acquired
         return answer.epoch
+
+    async def _locked(self, resource: str) -> str:
+        """Acquire a lock; its token."""
+        answer = await self.api.acquire_lock(resource, ttl=Duration(seconds=3600))
+        assert answer.acquired
+        self._locks[resource] = answer.token
+        return answer.token
 
     async def _set_up_commit(self) -> None:
         api, request = self.api, self.request
@@ -208,6 +225,10 @@ class Scene:
                 | "RenewCommands"
             ):
                 return await self._due_commands()
+            case "AcquireLock":
+                return await api.list_locks(resource_prefix=request.resource)
+            case "RenewLocks" | "ReleaseLock" | "BreakLock":
+                return [await api.list_locks(resource_prefix=each) for each in self._locks]
             case "PersistErrors":
                 ids = [error.workflow_id for error in request.errors]
                 return [list((await api.list_errors(workflow_id=id_)).errors) for id_ in ids]
@@ -242,6 +263,8 @@ class Scene:
         for answer in await self.rpc.call(self.api, self.request):
             if self.rpc.name == "ClaimCommands":
                 await self.api.release_commands(*tokens(answer.commands))
+            if self.rpc.name == "AcquireLock":
+                self._locks[self.request.resource] = answer.token
 
     async def __aexit__(self, *_: object) -> None:
         if self.rpc.name == "MarkEventUnprocessed":
@@ -251,6 +274,8 @@ class Scene:
                 await found(self.api.mark_event_processed(id_))
         if "Command" in self.rpc.name or self.rpc.name == "CommitWorkflow":
             await self.own.finish()
+        for token in self._locks.values():
+            await self.api.release_lock(token)
         if self.rpc.name in ("CreateNamespace", "DeleteNamespace"):
             # The test may have put another name into the request.
             for name in {self.request.name, self._namespace} - {""}:

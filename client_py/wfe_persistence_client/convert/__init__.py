@@ -14,6 +14,11 @@ from wfe_persistence_client.convert.command import (
     listed_command_from_proto,
 )
 from wfe_persistence_client.convert.event import event_from_proto, event_to_proto, events_to_proto
+from wfe_persistence_client.convert.lock import (
+    acquired_lock_from_proto,
+    expiry_from_proto,
+    lock_from_proto,
+)
 from wfe_persistence_client.convert.scalars import (
     duration,
     optional_duration,
@@ -49,6 +54,7 @@ from wfe_persistence_client.convert.workflow import (
 )
 
 __all__ = [
+    "acquired_lock_from_proto",
     "check_claim",
     "claim_from_proto",
     "claim_to_proto",
@@ -64,10 +70,12 @@ __all__ = [
     "event_from_proto",
     "event_to_proto",
     "events_to_proto",
+    "expiry_from_proto",
     "filter_to_proto",
     "lease_expiry_from_proto",
     "lease_token",
     "listed_command_from_proto",
+    "lock_from_proto",
     "namespace_from_proto",
     "optional_duration",
     "optional_timestamp",

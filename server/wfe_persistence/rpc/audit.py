@@ -52,6 +52,8 @@ ID_FIELDS: Final = {
     "ClearSubscriptionTokenRequest": ("id",),
     "RenewSubscriptionTokenRequest": ("id",),
     "ClaimCommandsRequest": ("worker_id",),
+    "AcquireLockRequest": ("resource", "owner"),
+    "BreakLockRequest": ("resource",),
     "CreateNamespaceRequest": ("name",),
     "DeleteNamespaceRequest": ("name",),
     # What the server has chosen or found.
@@ -69,6 +71,9 @@ LEASE_FIELDS: Final = {
     "ReleaseCommandsRequest": ("lease_tokens",),
     "RenewCommandsRequest": ("lease_tokens",),
     "ClaimedCommand": ("lease_token",),
+    "AcquireLockResponse": ("token",),
+    "RenewLocksRequest": ("tokens",),
+    "ReleaseLockRequest": ("token",),
 }
 """The same, but who knows them may act: the log has only the beginning of their hash, by which a
 claim and its completion can be matched."""

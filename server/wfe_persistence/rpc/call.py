@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
+from typing import Final
 
 from wfe_persistence.offload import Workers
 from wfe_persistence.rpc import paging
@@ -12,6 +14,10 @@ from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.paging import Cursor
 from wfe_persistence.store.readiness import Readiness
 from wfe_persistence.store.tables import Store
+from wfe_persistence.store.waiting import Waiters
+
+# What is left of its deadline for a call that has waited in vain: for the last look and the answer.
+_ANSWER_SECONDS: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +28,8 @@ class Environment:
     readiness: Readiness
     workers: Workers
     """Where the work of large requests is done."""
+    waiters: Waiters
+    """The calls that wait for what others do."""
     server_version: str
     max_message_bytes: int
     """The maximum size of a request or response."""
@@ -46,6 +54,14 @@ class Call:
     """Collects the violations of the request; the handler adds to it and calls `done()`."""
     env: Environment
     caller: Caller
+    deadline: float
+    """When it ends at the latest, on the event loop's clock."""
+
+    def wait_until(self, seconds: float) -> float:
+        """When a call that may wait so long stops waiting, on the event loop's clock: early enough
+        for an answer before its deadline."""
+        now = asyncio.get_running_loop().time()
+        return min(now + seconds, max(now, self.deadline - _ANSWER_SECONDS))
 
     def page(self, request: paging.Paged, size: int) -> tuple[Cursor | None, int, int]:
         """Where the requested page starts, its maximum number of items and their maximum size in

@@ -14,10 +14,18 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from wfe.persistence.v1 import command_pb2, event_pb2, store_pb2, subscription_pb2, workflow_pb2
+from wfe.persistence.v1 import (
+    command_pb2,
+    event_pb2,
+    lock_pb2,
+    store_pb2,
+    subscription_pb2,
+    workflow_pb2,
+)
 from wfe_persistence.access.role import Role
 from wfe_persistence.rpc.command_service import ScheduledCommandService
 from wfe_persistence.rpc.event_service import EventService
+from wfe_persistence.rpc.lock_service import LockService
 from wfe_persistence.rpc.store_service import StoreService
 from wfe_persistence.rpc.subscription_service import SubscriptionService
 from wfe_persistence.rpc.workflow_service import WorkflowService
@@ -70,6 +78,12 @@ REQUIRED_ROLE: Final = {
     "ReleaseCommands": Role.HOST,
     "RenewCommands": Role.HOST,
     "ListCommands": Role.READER,
+    # LockService
+    "AcquireLock": Role.HOST,
+    "RenewLocks": Role.HOST,
+    "ReleaseLock": Role.HOST,
+    "BreakLock": Role.OPERATOR,
+    "ListLocks": Role.READER,
     # StoreService
     "EnsureStoreExists": Role.HOST,
     "PersistErrors": Role.HOST,
@@ -158,5 +172,6 @@ SERVICES: Final = (
     Service(
         command_pb2.DESCRIPTOR.services_by_name["ScheduledCommandService"], ScheduledCommandService
     ),
+    Service(lock_pb2.DESCRIPTOR.services_by_name["LockService"], LockService),
     Service(store_pb2.DESCRIPTOR.services_by_name["StoreService"], StoreService),
 )

@@ -69,6 +69,7 @@ class StoreService:
                 truncate_all=call.env.allow_truncate,
                 delete_namespace=call.env.allow_delete_namespace,
                 create_namespace=call.env.allow_create_namespace,
+                locks=True,
             ),
             max_message_bytes=call.env.max_message_bytes,
             request_retention=Duration(seconds=REQUEST_RETENTION_SECONDS),

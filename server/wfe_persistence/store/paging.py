@@ -66,6 +66,12 @@ def behind(key: str, number: str, id_: str, *, least: str) -> str:
     AND ({id_} IS NULL OR {key} <> ({number}, {id_}))"""
 
 
+def like_prefix(prefix: str) -> str:
+    """The pattern of LIKE for texts that start with this."""
+    escaped = prefix.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")
+    return f"{escaped}%"
+
+
 # An item's tag and length take at most this many bytes in the response.
 _FRAMING_BYTES: Final = 8
 # Page tokens have room for an id of this size. Other software may have stored a longer one.

@@ -10,6 +10,7 @@ from typing import Final
 
 from wfe.persistence.v1.command_pb2 import CommandName, ScheduledCommand
 from wfe.persistence.v1.event_pb2 import Event
+from wfe.persistence.v1.lock_pb2 import Lock
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
 from wfe.persistence.v1.workflow_pb2 import (
@@ -144,4 +145,14 @@ COMMAND: Final = Columns(
     Column("command_name", enum(COMMAND_NAME)),
     Column("data", TEXT),
     Column("execute_time", INT8),
+)
+
+# wfc.locks, without the tokens that prove them. (It is only read by these lists.)
+LOCK: Final = Columns(
+    Lock,
+    Column("resource", TEXT, key=True),
+    Column("owner", TEXT),
+    Column("epoch", INT8),
+    Column("expiry", TIME),
+    Column("acquire_time", TIME),
 )

@@ -28,6 +28,7 @@ TABLES: Final = (
     "execution_errors",
     "definition_sequences",
     "requests",
+    "locks",
 )
 """Every table that holds data, in the order in which they are locked: the same as writes lock them,
 a workflow before its pointers."""

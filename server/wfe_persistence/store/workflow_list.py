@@ -15,7 +15,7 @@ from wfe.persistence.v1.workflow_pb2 import (
     WorkflowView,
 )
 from wfe_persistence.store.columns import INT8, Column, Columns, enum
-from wfe_persistence.store.paging import DIRECTIONS, TIME, Cursor, Page, fill_page
+from wfe_persistence.store.paging import DIRECTIONS, TIME, Cursor, Page, fill_page, like_prefix
 from wfe_persistence.store.records import WORKFLOW_STATUS
 from wfe_persistence.store.rows import Param, epoch_ms, integer, text, timestamp
 from wfe_persistence.store.tables import Store
@@ -57,13 +57,12 @@ _CHOSEN = """(
 
 
 def _filter_params(f: WorkflowFilter) -> list[Param]:
-    prefix = f.name_prefix.replace("\\", r"\\").replace("%", r"\%").replace("_", r"\_")
     return [
         status_array(f.statuses) if f.statuses else None,
         text(f.workflow_definition_id) if f.workflow_definition_id else None,
         integer(f.version) if f.HasField("version") else None,
         text(f.reference) if f.HasField("reference") else None,
-        text(f"{prefix}%") if prefix else None,
+        text(like_prefix(f.name_prefix)) if f.name_prefix else None,
         text(f.root_workflow_id) if f.root_workflow_id else None,
         *(
             timestamp(getattr(f, field)) if f.HasField(field) else None

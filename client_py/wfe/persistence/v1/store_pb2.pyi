@@ -448,6 +448,7 @@ class Capabilities(google.protobuf.message.Message):
     TRUNCATE_ALL_FIELD_NUMBER: builtins.int
     DELETE_NAMESPACE_FIELD_NUMBER: builtins.int
     CREATE_NAMESPACE_FIELD_NUMBER: builtins.int
+    LOCKS_FIELD_NUMBER: builtins.int
     scheduled_commands: builtins.bool
     """Scheduled commands (the trait's `supports_scheduled_commands`)."""
     truncate_all: builtins.bool
@@ -458,6 +459,8 @@ class Capabilities(google.protobuf.message.Message):
     """The server allows CreateNamespace: by its flag or, without the flag, because
     it listens only on a loopback address or a Unix socket.
     """
+    locks: builtins.bool
+    """Locks (LockService, and `held_lock_tokens` of writes)."""
     def __init__(
         self,
         *,
@@ -465,8 +468,9 @@ class Capabilities(google.protobuf.message.Message):
         truncate_all: builtins.bool = ...,
         delete_namespace: builtins.bool = ...,
         create_namespace: builtins.bool = ...,
+        locks: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["create_namespace", b"create_namespace", "delete_namespace", b"delete_namespace", "scheduled_commands", b"scheduled_commands", "truncate_all", b"truncate_all"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["create_namespace", b"create_namespace", "delete_namespace", b"delete_namespace", "locks", b"locks", "scheduled_commands", b"scheduled_commands", "truncate_all", b"truncate_all"]) -> None: ...
 
 Global___Capabilities: typing_extensions.TypeAlias = Capabilities
 

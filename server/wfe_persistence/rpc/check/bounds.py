@@ -14,6 +14,7 @@ MAX_PAGE_SIZE: Final = 1000
 DEFAULT_PAGE_SIZE: Final = 100
 MAX_LEASE_SECONDS: Final = 24 * 3600
 DEFAULT_LEASE_MS: Final = 30_000
+MAX_WAIT_SECONDS: Final = 60
 MAX_LIST_ITEMS: Final = 1000
 MAX_ITEMS: Final = 200_000
 """Of lists that have no smaller bound: more would take much longer to decode than to send."""

@@ -30,6 +30,7 @@ from wfe_persistence.rpc.check.bounds import (
     MAX_PAGE_SIZE,
     MAX_PURGED_ROWS,
     MAX_REVISION,
+    MAX_WAIT_SECONDS,
 )
 from wfe_persistence.rpc.check.json_rules import BadJsonError, check_json, stored_bytes
 from wfe_persistence.rpc.check.read_back import (
@@ -327,6 +328,13 @@ class Scalars:
         if not (0 <= value.nanos < 10**9 and 1 <= ms <= MAX_LEASE_SECONDS * 1000):
             self.add("", field, R.FIELD_VIOLATION_REASON_TIME_RANGE, "must be from 1 ms to 24 h")
         return ms
+
+    def wait_seconds(self, value: Duration, field: str = "wait") -> float:
+        """How long a call may wait for what others do, in seconds."""
+        seconds = value.seconds + value.nanos / 1e9
+        if not (0 <= value.nanos < 10**9 and 0 <= seconds <= MAX_WAIT_SECONDS):
+            self.add("", field, R.FIELD_VIOLATION_REASON_TIME_RANGE, "must be from 0 to 60 s")
+        return seconds
 
     def no_nul(self, message: Message) -> None:
         """No U+0000 in any text. It visits every field: call it only if there is a zero byte."""

@@ -1,0 +1,2 @@
+DELETE FROM wfc.locks WHERE n = $1 AND token = $2
+RETURNING resource, expiry > now();
