@@ -121,6 +121,9 @@ def test_what_adds_is_all_that_hosts_do_but_for_claims_and_what_ends_something()
         "CompleteCommands",
         "ReleaseCommands",
         "RenewCommands",
+        "AcquireLock",
+        "RenewLocks",
+        "ReleaseLock",
         "EnsureStoreExists",
     }
     assert hosts_do >= ADDS

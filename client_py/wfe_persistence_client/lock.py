@@ -18,6 +18,8 @@ from wfe_persistence_client.model import AcquiredLock, Lock
 
 #: The longest wait that the server accepts, in seconds.
 _LONGEST_WAIT: Final = 60.0
+#: Between two waits, in seconds: a server may end one early.
+_WAIT_PAUSE: Final = 0.05
 #: How long a lock lasts by default, as on the server.
 _DEFAULT_TTL: Final = timedelta(seconds=30)
 #: Renewals per ttl.
@@ -273,6 +275,7 @@ class Hold:
                     f"the resource is locked by {holder.owner!r}",
                     metadata={"owner": holder.owner, "epoch": str(holder.epoch)},
                 )
+            await asyncio.sleep(_WAIT_PAUSE)
         self._acquired = convert.acquired_lock_from_proto(self._resource, response)
         try:
             if lease.remaining() < self._ttl.total_seconds() * (1 - 1 / _RENEWALS):

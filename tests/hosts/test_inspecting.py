@@ -35,7 +35,7 @@ PAGE = ROOT / "docs" / "inspecting.md"
 # What differs from server to server and from call to call, in buf's spelling and in grpcurl's.
 _VARIES = re.compile(
     r'"(leaseToken|lease_token|leaseExpiry|lease_expiry|nextPageToken|serverVersion'
-    r'|postgresVersion|schemaVersion|latestSchemaVersion|expiry|epoch|external_token_epoch)"'
+    r'|postgresVersion|schemaVersion|latestSchemaVersion|expiry|acquire_time|epoch|external_token_epoch)"'
     r': *("[^"]*"|\d+)'
 )
 
@@ -119,6 +119,10 @@ async def _prepare(api: Api) -> None:
             execute_time=_at("2026-01-05T10:00:00Z").ToMilliseconds(),
         )
     )
+    locked = await api.acquire_lock(
+        "workflow/6f0c", owner="host-7", ttl=Duration(seconds=24 * 3600)
+    )
+    assert locked.acquired
     assert await api.claim_commands(worker_id="worker-7", lease_duration=Duration(seconds=3600))
     await api.schedule_command(
         ScheduledCommand(
