@@ -33,6 +33,7 @@ from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import Store
 
 LATEST = migrate.latest_version()
+OLDEST = migrate.migrations()[-1].oldest_server
 
 OBJECTS = """
 SELECT 'relation', n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
@@ -159,7 +160,7 @@ def migration(number: int, oldest_server: int | None, sql: str = "") -> str:
     ("text", "message"),
     [
         (migration(LATEST + 1, None), "does not state its oldest server"),
-        (migration(LATEST + 1, LATEST - 1), "will not be able to later"),
+        (migration(LATEST + 1, OLDEST - 1), "will not be able to later"),
         (migration(LATEST + 1, LATEST + 2), "its own servers"),
     ],
     ids=["none", "older than that of the one before", "newer than itself"],
