@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ def other_value(setting: Setting) -> Any:
 
 def changed(setting: Setting) -> Settings:
     return Settings(**{setting.name: other_value(setting)})
+
+
+def test_every_group_is_a_part_of_the_settings_and_has_a_heading() -> None:
+    assert set(SETTINGS) == {field.name for field in fields(Settings)}
 
 
 @each_setting

@@ -1,0 +1,60 @@
+"""Settings of operation: how the server stops, and what it logs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from wfe_persistence.settings.setting import About
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shutdown:
+    """How the server stops."""
+
+    drain_delay: Annotated[
+        float | None,
+        About(
+            "Time at shutdown to go on answering while health is NOT_SERVING already, so that load "
+            "balancers send new clients elsewhere (seconds).",
+            default_help="3, or 0 if --listen is a loopback address or a Unix socket",
+            minimum=0,
+        ),
+    ] = None
+    drain_seconds: Annotated[
+        float,
+        About(
+            "Time for calls in progress to finish at shutdown, after --drain-delay (seconds); then "
+            "they are UNAVAILABLE.",
+            above=0,
+        ),
+    ] = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logs:
+    """What the server logs, and where."""
+
+    audit_log: Annotated[
+        str,
+        About(
+            "File for a line of JSON about every write and every refused call: who, what, outcome, "
+            "without payloads; - is stdout. Opened again on SIGHUP and when it was renamed.",
+            metavar="FILE|-",
+            default_help="none",
+        ),
+    ] = ""
+    log_level: Annotated[
+        str,
+        About(
+            "Minimum level of log messages, which go to stderr.",
+            choices=("debug", "info", "warning", "error"),
+        ),
+    ] = "info"
+    log_format: Annotated[
+        str,
+        About(
+            "Log format. auto: text on a terminal, otherwise JSON, one object per line.",
+            choices=("auto", "text", "json"),
+        ),
+    ] = "auto"
