@@ -36,6 +36,8 @@ from wfe_persistence.store import (
     namespace_list,
     pointer,
     purge,
+    queue,
+    queue_list,
     subscription,
     workflow,
     workflow_list,
@@ -51,6 +53,8 @@ STORE: tuple[ModuleType, ...] = (
     namespace_list,
     pointer,
     purge,
+    queue,
+    queue_list,
     subscription,
     workflow,
     workflow_list,
@@ -124,6 +128,10 @@ def test_what_adds_is_all_that_hosts_do_but_for_claims_and_what_ends_something()
         "AcquireLock",
         "RenewLocks",
         "ReleaseLock",
+        "Dequeue",
+        "Acknowledge",
+        "ReturnItems",
+        "RenewItems",
         "EnsureStoreExists",
     }
     assert hosts_do >= ADDS

@@ -14,6 +14,7 @@ from tests.support import make
 from tests.support.rpcs import RPCS, Rpc, is_map
 from wfe.persistence.v1.command_pb2 import CommandLease, ScheduledCommand
 from wfe.persistence.v1.event_pb2 import Event
+from wfe.persistence.v1.queue_pb2 import QueueItem, QueueItemLease
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
 from wfe.persistence.v1.workflow_pb2 import (
@@ -37,6 +38,7 @@ PREDICTIONS: Final[dict[type[Message], Predict]] = {
     EventSubscription: read_back.subscriptions,
     ExecutionError: read_back.errors,
     ScheduledCommand: read_back.commands,
+    QueueItem: read_back.queue_items,
 }
 """The functions that predict the largest answer."""
 
@@ -48,6 +50,7 @@ FREE_TEXTS: Final = {
     EventSubscription: "subscription_data_json",
     ExecutionError: "message",
     ScheduledCommand: "data",
+    QueueItem: "payload_json",
 }
 
 BESIDE: Final[dict[str, Any]] = {
@@ -60,6 +63,19 @@ BESIDE: Final[dict[str, Any]] = {
     "ListedCommand.lease": CommandLease(
         worker_id="w" * 512, expiry=make.LAST_TIME, epoch=2**63 - 1
     ),
+    "DequeuedItem.receipt": f"{2**63 - 1}.{'f' * 32}",
+    "DequeuedItem.lease_expiry": make.LAST_TIME,
+    "DequeuedItem.epoch": 2**63 - 1,
+    "DequeuedItem.attempt": 2**31 - 1,
+    "DequeuedItem.workflow": WorkflowInstance(),
+    "DequeuedItem.workflow_omitted": True,
+    "DequeueResponse.returned_receipts": "",
+    "ListedQueueItem.state": 4,
+    "ListedQueueItem.attempt": 2**31 - 1,
+    "ListedQueueItem.lease": QueueItemLease(
+        worker_id="w" * 512, expiry=make.LAST_TIME, epoch=2**63 - 1
+    ),
+    "ListedQueueItem.again_time": make.LAST_TIME,
 }
 
 BY_THE_STORE: Final[dict[str, Any]] = {
@@ -72,6 +88,7 @@ BY_THE_STORE: Final[dict[str, Any]] = {
     "EventSubscription.external_worker_id": "w" * 512,
     "EventSubscription.external_token_expiry": make.LAST_TIME,
     "EventSubscription.external_token_epoch": 2**63 - 1,
+    "QueueItem.visible_time": make.LAST_TIME,
 }
 
 LARGEST_OF_HEADER: Final[dict[str, Any]] = {
@@ -127,6 +144,8 @@ CARRIERS: Final = [
     for rpc in RPCS.values()
     if not rpc.variant
     for message in PREDICTIONS
+    # Dequeue leaves workflows out that do not fit.
+    if (rpc.name, message) != ("Dequeue", WorkflowInstance)
     if list(envelopes(rpc.response(), message()))
 ]
 
@@ -148,6 +167,8 @@ def test_every_message_is_carried_by_the_answers_that_are_known_to() -> None:
         "ListErrors-ExecutionError",
         "ClaimCommands-ScheduledCommand",
         "ListCommands-ScheduledCommand",
+        "Dequeue-QueueItem",
+        "ListQueueItems-QueueItem",
     }
 
 
@@ -204,7 +225,7 @@ def test_every_message_that_is_stored_has_a_prediction() -> None:
     written = {
         field.message_type.name
         for rpc in RPCS.values()
-        if rpc.name.startswith(("Create", "Persist", "Commit", "Schedule"))
+        if rpc.name.startswith(("Create", "Persist", "Commit", "Schedule", "Enqueue"))
         for field in rpc.request.DESCRIPTOR.fields
         if field.message_type is not None
     }

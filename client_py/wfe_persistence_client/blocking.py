@@ -277,6 +277,18 @@ class BlockingPersistenceProvider:
     list_commands = _blocking(PersistenceProvider.list_commands)
     iter_commands = _blocking_iterator(PersistenceProvider.iter_commands)
 
+    enqueue = _blocking(PersistenceProvider.enqueue)
+    dequeue = _blocking(PersistenceProvider.dequeue)
+    acknowledge = _blocking(PersistenceProvider.acknowledge)
+    return_items = _blocking(PersistenceProvider.return_items)
+    renew_items = _blocking(PersistenceProvider.renew_items)
+    list_queue_items = _blocking(PersistenceProvider.list_queue_items)
+    iter_queue_items = _blocking_iterator(PersistenceProvider.iter_queue_items)
+    get_queue_stats = _blocking(PersistenceProvider.get_queue_stats)
+    requeue_items = _blocking(PersistenceProvider.requeue_items)
+    delete_items = _blocking(PersistenceProvider.delete_items)
+    configure_queue = _blocking(PersistenceProvider.configure_queue)
+
     def process_commands(
         self,
         as_of: datetime | None,

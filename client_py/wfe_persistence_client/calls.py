@@ -3,7 +3,7 @@
 import asyncio
 import copy
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol, Self, TypeAlias, TypeVar
@@ -138,6 +138,19 @@ RULES: Mapping[str, Rule] = {
     # A retry would also release the next holder's lock.
     "BreakLock": Rule(Safety.UNREPEATABLE),
     "ListLocks": Rule(Safety.READ),
+    "Enqueue": Rule(Safety.REPEATABLE),
+    # A retry takes other items; those of a lost response stay taken until their leases
+    # expire. The items that it acknowledges are lost to a retry.
+    "Dequeue": Rule(Safety.UNREPEATABLE),
+    "Acknowledge": Rule(Safety.REPEATABLE, done=LeaseLost),
+    "ReturnItems": Rule(Safety.REPEATABLE, done=LeaseLost),
+    "RenewItems": Rule(Safety.REPEATABLE),
+    "ListQueueItems": Rule(Safety.READ),
+    "GetQueueStats": Rule(Safety.READ),
+    "RequeueItems": Rule(Safety.REPEATABLE),
+    # A retry would also delete what others have enqueued since.
+    "DeleteItems": Rule(Safety.UNREPEATABLE),
+    "ConfigureQueue": Rule(Safety.REPEATABLE),
     "EnsureStoreExists": Rule(Safety.REPEATABLE),
     "PersistErrors": Rule(Safety.UNREPEATABLE),
     "ListErrors": Rule(Safety.READ),
@@ -396,6 +409,19 @@ class Calls:
                 error,
             )
             await asyncio.sleep(wait)
+
+
+def all_lost(tokens: Sequence[str]) -> Callable[[PersistenceError], bool]:
+    """Whether every one of these leases is lost, according to an error.
+
+    Ending leases is all or nothing: if one of them is still held, no earlier attempt was
+    applied.
+    """
+
+    def lost(error: PersistenceError) -> bool:
+        return isinstance(error, LeaseLost) and set(tokens) <= set(error.lease_tokens)
+
+    return lost
 
 
 def _time_left(deadline: Deadline) -> float:

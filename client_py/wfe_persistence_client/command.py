@@ -9,6 +9,7 @@ from typing import Final
 
 from wfe.persistence.v1 import command_pb2, store_pb2
 from wfe_persistence_client import convert
+from wfe_persistence_client.calls import all_lost
 from wfe_persistence_client.connection import LARGEST_PAGE, Connection
 from wfe_persistence_client.deadline import Deadline
 from wfe_persistence_client.errors import LeaseLost, PersistenceError, Unimplemented
@@ -101,7 +102,7 @@ class Commands(Connection):
         await self._calls.settle(
             self._commands.CompleteCommands,
             build(command_pb2.CompleteCommandsRequest, lease_tokens=tokens),
-            _all_lost(tokens),
+            all_lost(tokens),
         )
 
     async def release_commands(self, lease_tokens: Iterable[str]) -> None:
@@ -119,7 +120,7 @@ class Commands(Connection):
         await self._calls.settle(
             self._commands.ReleaseCommands,
             build(command_pb2.ReleaseCommandsRequest, lease_tokens=tokens),
-            _all_lost(tokens),
+            all_lost(tokens),
         )
 
     async def renew_commands(
@@ -433,16 +434,3 @@ def _is_plain(handler: object) -> bool:
         and not inspect.iscoroutinefunction(inspect.unwrap(handler))
         and getattr(handler, "__name__", "") != "<lambda>"
     )
-
-
-def _all_lost(tokens: Sequence[str]) -> Callable[[PersistenceError], bool]:
-    """Whether every one of these leases is lost.
-
-    Completing and releasing are all or nothing: if one of them is still held, no
-    earlier attempt was applied.
-    """
-
-    def all_lost(error: PersistenceError) -> bool:
-        return isinstance(error, LeaseLost) and set(tokens) <= set(error.lease_tokens)
-
-    return all_lost

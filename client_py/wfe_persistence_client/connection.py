@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         command_pb2_grpc,
         event_pb2_grpc,
         lock_pb2_grpc,
+        queue_pb2_grpc,
         store_pb2_grpc,
         subscription_pb2_grpc,
         workflow_pb2_grpc,
@@ -150,6 +151,10 @@ class Connection:
     @property
     def _locks(self) -> "lock_pb2_grpc.LockServiceAsyncStub":
         return self._link.stubs.locks
+
+    @property
+    def _queues(self) -> "queue_pb2_grpc.QueueServiceAsyncStub":
+        return self._link.stubs.queues
 
     @property
     def _store(self) -> "store_pb2_grpc.StoreServiceAsyncStub":

@@ -15,6 +15,7 @@ from wfe.persistence.v1 import (
     command_pb2_grpc,
     event_pb2_grpc,
     lock_pb2_grpc,
+    queue_pb2_grpc,
     store_pb2_grpc,
     subscription_pb2_grpc,
     workflow_pb2_grpc,
@@ -63,6 +64,7 @@ class Stubs:
             command_pb2_grpc.ScheduledCommandServiceStub(channel)
         )
         self.locks: lock_pb2_grpc.LockServiceAsyncStub = lock_pb2_grpc.LockServiceStub(channel)
+        self.queues: queue_pb2_grpc.QueueServiceAsyncStub = queue_pb2_grpc.QueueServiceStub(channel)
         self.store: store_pb2_grpc.StoreServiceAsyncStub = store_pb2_grpc.StoreServiceStub(channel)
 
 

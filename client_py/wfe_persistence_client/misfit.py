@@ -56,7 +56,7 @@ def each(
     return made
 
 
-def build(kind: Callable[_P, _MadeT], *args: _P.args, **kwargs: _P.kwargs) -> _MadeT:
+def build(kind: Callable[_P, _MadeT], /, *args: _P.args, **kwargs: _P.kwargs) -> _MadeT:
     """Makes a message; where protobuf rejects a value, the error names the field."""
     try:
         return kind(*args, **kwargs)

@@ -400,6 +400,147 @@ class ListedCommand:
     lease: CommandLease | None = None
 
 
+class QueueKind(Enum):
+    """What the items of a queue stand for."""
+
+    #: Anything: only the worker knows whether it is done.
+    PLAIN = 1
+    #: The workflow with the item's id is to be run.
+    WORKFLOW = 2
+    #: The event with the item's id is to be processed.
+    EVENT = 3
+
+
+class QueueItemState(Enum):
+    """What becomes of an item next."""
+
+    #: It is visible: handed out to the next who asks.
+    WAITING = 1
+    #: It is not visible yet.
+    DELAYED = 2
+    #: It is being handled.
+    LEASED = 3
+    #: It failed too often, and is not handed out again.
+    DEAD = 4
+
+
+@dataclass(slots=True, kw_only=True)
+class QueueItem:
+    """Work to be handled by one worker; at most one per queue and id."""
+
+    #: The queue's name, `[a-z][a-z0-9_.-]{0,63}`.
+    queue: str
+    #: What is to be handled, for example the id of a workflow; required.
+    id: str
+    #: Anything that the worker needs besides, up to 64 kB.
+    payload: JSON | Absent = ABSENT
+    #: When it may be handed out; None: now, by the database's clock.
+    visible_time: datetime | None = None
+    #: Resources of locks, at most 8: withheld while somebody holds one of them.
+    blocked_by: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class DequeuedItem:
+    """An item that one worker holds under a lease."""
+
+    #: The item at the time of the claim.
+    item: QueueItem
+    #: Proof of the claim, for `acknowledge`, `return_items` and `renew_items`.
+    receipt: str
+    #: When the lease expires, by the database's clock.
+    lease_expiry: datetime
+    #: The fencing token: every claim in a store has a higher epoch than all claims
+    #: before it. Pass it to other systems so that they can reject earlier holders.
+    epoch: int = 0
+    #: How often it has been handed out since it was enqueued, from 1.
+    attempt: int = 1
+    #: The workflow with the item's id; None: not asked for, none, or left out.
+    workflow: WorkflowInstance | None = None
+    #: It was left out, because it did not fit in the message: load it by itself.
+    workflow_omitted: bool = False
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class Dequeued:
+    """What `dequeue` returns."""
+
+    #: The items handed out.
+    items: list[DequeuedItem]
+    #: The receipts of acknowledgements that were not confirmed: these items come back.
+    returned_receipts: list[str]
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class Acknowledgement:
+    """Says that an item has been handled."""
+
+    #: The item's receipt.
+    receipt: str
+    #: Whether it goes only if the store says that its work is done.
+    confirmed: bool = False
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class ReturnedItem:
+    """An item to be given back unhandled."""
+
+    #: The item's receipt.
+    receipt: str
+    #: How long it is withheld, 1 ms to 24 h; None: not at all.
+    delay: timedelta | None = None
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class QueueItemLease:
+    """One worker's hold of an item, without its receipt, which proves it."""
+
+    #: The worker that holds it, as it called itself.
+    worker_id: str = ""
+    #: When the lease expires, by the database's clock.
+    expiry: datetime
+    #: The fencing token of the claim; see `DequeuedItem.epoch`.
+    epoch: int = 0
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class ListedQueueItem:
+    """An item in a list."""
+
+    #: The item.
+    item: QueueItem
+    #: Its state at the time of the list.
+    state: QueueItemState
+    #: How often it has been handed out since it was enqueued.
+    attempt: int = 0
+    #: The lease that it is under; None: none, or an expired one.
+    lease: QueueItemLease | None = None
+    #: Enqueued while it was handled: when it will be visible once more; None: it was not.
+    again_time: datetime | None = None
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class QueueStats:
+    """What a queue has and how it works."""
+
+    #: Its name.
+    queue: str
+    #: What its items stand for.
+    kind: QueueKind
+    #: How often an item is handed out before it is dead; 0: without end.
+    max_attempts: int
+    #: How many items are waiting.
+    waiting: int
+    #: How many items are delayed.
+    delayed: int
+    #: How many items are under a lease.
+    leased: int
+    #: How many items are dead.
+    dead: int
+    #: How long the first waiting item has been visible; None: none is waiting.
+    oldest_waiting_age: timedelta | None
+
+
 @dataclass(slots=True, kw_only=True)
 class ExecutionError:
     """A failure of a step, recorded in the error log."""
@@ -507,6 +648,8 @@ class Capabilities:
     create_namespace: bool = False
     #: Locks.
     locks: bool = False
+    #: Queues.
+    queues: bool = False
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)

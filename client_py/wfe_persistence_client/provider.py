@@ -15,6 +15,7 @@ from wfe_persistence_client.event import Events
 from wfe_persistence_client.hints import checked, checked_methods
 from wfe_persistence_client.link import check_target
 from wfe_persistence_client.lock import Locks
+from wfe_persistence_client.queue import Queues
 from wfe_persistence_client.store import Store
 from wfe_persistence_client.subscription import Subscriptions
 from wfe_persistence_client.workflow import Workflows
@@ -23,7 +24,7 @@ __all__ = ["CommandHandler", "PersistenceProvider", "Token", "connect"]
 
 
 @checked_methods
-class PersistenceProvider(Workflows, Events, Subscriptions, Commands, Locks, Store):
+class PersistenceProvider(Workflows, Events, Subscriptions, Commands, Locks, Queues, Store):
     """The operations of the engine's `PersistenceProvider` trait.
 
     Each base class has the operations of one aggregate; `Connection` has what they

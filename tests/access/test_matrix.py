@@ -22,7 +22,7 @@ REFUSED: Final = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 def required_role(rpc: Rpc) -> Role:
     if rpc.name == "TruncateAll":
         return Role.ADMIN
-    if rpc.name.startswith(("Delete", "Purge", "Break", "CreateNamespace")):
+    if rpc.name.startswith(("Delete", "Purge", "Break", "Requeue", "Configure", "CreateNamespace")):
         return Role.OPERATOR
     return Role.READER if rpc.name.startswith(("Get", "List", "Count")) else Role.HOST
 

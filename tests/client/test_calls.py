@@ -29,6 +29,7 @@ from wfe.persistence.v1 import (
     command_pb2,
     event_pb2,
     lock_pb2,
+    queue_pb2,
     store_pb2,
     subscription_pb2,
     workflow_pb2,
@@ -44,6 +45,7 @@ from wfe_persistence_client import (
     PersistenceError,
     PersistenceProvider,
     PoolExhausted,
+    QueueItem,
     RetryPolicy,
     RevisionMismatch,
     ScheduledCommand,
@@ -218,6 +220,19 @@ CALLS: dict[str, tuple[Call, Any]] = {
     "ReleaseLock": (lambda p: p.release_lock("t"), lock_pb2.ReleaseLockResponse()),
     "BreakLock": (lambda p: p.break_lock("r"), lock_pb2.BreakLockResponse()),
     "ListLocks": (lambda p: p.list_locks(), lock_pb2.ListLocksResponse()),
+    "Enqueue": (
+        lambda p: p.enqueue([QueueItem(queue="q", id="i")]),
+        queue_pb2.EnqueueResponse(),
+    ),
+    "Dequeue": (lambda p: p.dequeue(["q"]), queue_pb2.DequeueResponse()),
+    "Acknowledge": (lambda p: p.acknowledge(["t"]), queue_pb2.AcknowledgeResponse()),
+    "ReturnItems": (lambda p: p.return_items(["t"]), queue_pb2.ReturnItemsResponse()),
+    "RenewItems": (lambda p: p.renew_items(["t"]), queue_pb2.RenewItemsResponse()),
+    "ListQueueItems": (lambda p: p.list_queue_items("q"), queue_pb2.ListQueueItemsResponse()),
+    "GetQueueStats": (lambda p: p.get_queue_stats(), queue_pb2.GetQueueStatsResponse()),
+    "RequeueItems": (lambda p: p.requeue_items("q"), queue_pb2.RequeueItemsResponse()),
+    "DeleteItems": (lambda p: p.delete_items("q"), queue_pb2.DeleteItemsResponse()),
+    "ConfigureQueue": (lambda p: p.configure_queue("q"), queue_pb2.ConfigureQueueResponse()),
     "EnsureStoreExists": (
         lambda p: p.ensure_store_exists(),
         store_pb2.EnsureStoreExistsResponse(schema_version=1),
@@ -239,6 +254,8 @@ CALLS: dict[str, tuple[Call, Any]] = {
 UNREPEATABLE = {
     "ClaimCommands",
     "BreakLock",
+    "Dequeue",
+    "DeleteItems",
     "PersistErrors",
     "TruncateAll",
     "DeleteNamespace",
@@ -394,7 +411,7 @@ DONE: list[tuple[str, Step]] = [
             rpc,
             fails(Status.FAILED_PRECONDITION, "LEASE_LOST", metadata={"lease_tokens": "t"}),
         )
-        for rpc in ("CompleteCommands", "ReleaseCommands")
+        for rpc in ("CompleteCommands", "ReleaseCommands", "Acknowledge", "ReturnItems")
     ),
 ]
 

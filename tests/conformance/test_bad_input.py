@@ -39,6 +39,7 @@ from tests.support.scene import Scene, filled, found, in_namespace, never_due, r
 from wfe.persistence.v1.command_pb2 import ScheduledCommand
 from wfe.persistence.v1.error_reason_pb2 import FieldViolationReason
 from wfe.persistence.v1.event_pb2 import Event
+from wfe.persistence.v1.queue_pb2 import QueueItem
 from wfe.persistence.v1.store_pb2 import ExecutionError, PersistErrorsRequest
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
 from wfe.persistence.v1.workflow_pb2 import (
@@ -116,6 +117,13 @@ REQUIRED_IDS: Final = {
     "ReleaseLockRequest.token",
     "BreakLockRequest.resource",
     "ExecutionError.workflow_id",
+    "QueueItem.id",
+    "QueueItem.blocked_by",
+    "Acknowledgement.receipt",
+    "ReturnedItem.receipt",
+    "RenewItemsRequest.receipts",
+    "RequeueItemsRequest.ids",
+    "DeleteItemsRequest.ids",
 }
 OPTIONAL_IDS: Final = {
     # Empty: the store chooses, or none. Blank is a mistake.
@@ -159,6 +167,8 @@ KEYS: Final = {
     "ListLocksRequest.owner",
     "WorkflowFilter.waiting_event_name",
     "WorkflowFilter.waiting_event_key",
+    "DequeueRequest.worker_id",
+    "ListQueueItemsRequest.id",
 }
 LONG_KEYS: Final = {"ScheduledCommand.data": 2048, "ListCommandsRequest.data": 2048}
 FREE_TEXTS: Final = {
@@ -180,6 +190,8 @@ FREE_TEXTS: Final = {
     "ListSubscriptionsRequest.page_token",
     "ListCommandsRequest.page_token",
     "ListLocksRequest.page_token",
+    "ListQueueItemsRequest.page_token",
+    "GetQueueStatsRequest.page_token",
 }
 UUIDS: Final = {
     "PersistWorkflowRequest.request_id",
@@ -196,6 +208,16 @@ NAMESPACES: Final = {
     "CreateNamespaceRequest.name",
     "DeleteNamespaceRequest.name",
 }
+QUEUES: Final = {
+    # [a-z][a-z0-9_.-]{0,63}
+    "QueueItem.queue",
+    "DequeueRequest.queues",
+    "ListQueueItemsRequest.queue",
+    "GetQueueStatsRequest.queues",
+    "RequeueItemsRequest.queue",
+    "DeleteItemsRequest.queue",
+    "ConfigureQueueRequest.queue",
+}
 REQUIRED_JSON: Final = {"WorkflowInstance.data_json", "Event.event_data_json"}
 JSON: Final = REQUIRED_JSON | {
     "ExecutionPointer.persistence_data_json",
@@ -204,7 +226,9 @@ JSON: Final = REQUIRED_JSON | {
     "ExecutionPointer.outcome_json",
     "ExecutionPointer.extension_attributes_json",
     "EventSubscription.subscription_data_json",
+    "QueueItem.payload_json",
 }
+MOST_JSON: Final = {"QueueItem.payload_json": 65_536}
 REQUIRED_TIMES: Final = {
     "WorkflowInstance.create_time",
     "Event.event_time",
@@ -238,6 +262,7 @@ OPTIONAL_TIMES: Final = {
     "ListEventsRequest.event_time_before",
     "ListErrorsRequest.error_time_from",
     "ListErrorsRequest.error_time_before",
+    "QueueItem.visible_time",
 }
 ENUMS: Final = {
     # What is bad where it is not 0 and the unknown.
@@ -245,6 +270,8 @@ ENUMS: Final = {
     "GetWorkflowInstanceRequest.view": (4, 99, -1),
     "GetWorkflowInstanceByNameRequest.view": (4, 99, -1),
     "GetWorkflowInstancesRequest.view": (4, 99, -1),
+    "DequeueRequest.view": (4, 99, -1),
+    "ListQueueItemsRequest.state": (5, 99, -1),
     "ListWorkflowsRequest.view": (4, 99, -1),
     "ListWorkflowsRequest.order": (3, 99, -1),
     "ListEventsRequest.order": (3, 99, -1),
@@ -283,6 +310,12 @@ NUMBERS: Final = {
     "ListLocksRequest.page_size": (-1, -(2**31)),
     "PurgeWorkflowsRequest.max_rows": (-1, -(2**31)),
     "PurgeEventsRequest.max_rows": (-1, -(2**31)),
+    "DequeueRequest.max_items": (-1, -(2**31)),
+    "ListQueueItemsRequest.page_size": (-1, -(2**31)),
+    "GetQueueStatsRequest.page_size": (-1, -(2**31)),
+    "RequeueItemsRequest.max_dead": (-1, -(2**31)),
+    "DeleteItemsRequest.max_dead": (-1, -(2**31)),
+    "ConfigureQueueRequest.max_attempts": (-1, -(2**31)),
 }
 NO_BAD_VALUE: Final = {
     "WorkflowInstance.execution_pointers": "any number of them will do",
@@ -315,6 +348,13 @@ NO_BAD_VALUE: Final = {
     "PurgeEventsRequest.dry_run": "a bool is good either way",
     "ListSubscriptionsRequest.held": "a bool is good either way",
     "ListCommandsRequest.leased": "a bool is good either way",
+    "EnqueueRequest.items": "see the tests of too many items",
+    "DequeueRequest.acknowledge": "see the tests of too many items",
+    "DequeueRequest.return_items": "see the tests of too many items",
+    "DequeueRequest.include_workflow": "a bool is good either way",
+    "Acknowledgement.confirmed": "a bool is good either way",
+    "AcknowledgeRequest.acknowledge": "see the tests of too many items",
+    "ReturnItemsRequest.return_items": "see the tests of too many items",
 }
 
 TOO_LONG: Final = {
@@ -367,6 +407,10 @@ BAD_SYNTAX: Final = [
 BAD_NAMESPACES: Final = [
     f"{CANARY}", "Canary", "1a", "_a", "a-b", "a.b", "a b", "a/b", "x" * 41, "x" * 4000, "", "*",
     'a"; DROP SCHEMA wfc CASCADE; --', "default,default", "DEFAULT",
+]  # fmt: skip
+BAD_QUEUES: Final = [
+    CANARY.upper(), "1a", "_a", "-a", ".a", "a b", "a/b", "a:b", "a*", "x" * 65, "x" * 4000, " ",
+    "\u00e9", "a\u0301", "a\n", "*",
 ]  # fmt: skip
 BAD_UUIDS: Final = [
     CANARY, "1", " ", "x" * 10_000, "00000000000000000000000000000001",
@@ -439,7 +483,12 @@ def _bad_texts(rpc: Rpc, name: str) -> Iterator[Bad]:
         yield Bad("NUL", f'"{CANARY}\0"', "TEXT_HAS_NUL")
         for reason, documents in BAD_JSON.items():
             for what, document in documents.items():
-                yield Bad(what, document, reason)
+                if len(document) <= MOST_JSON.get(name, len(document)):
+                    yield Bad(what, document, reason)
+        if name in MOST_JSON:
+            for what, filler in TOO_LONG.items():
+                document = filled(f'"{CANARY}', filler, MOST_JSON[name]) + '"'
+                yield Bad(f"too long, {what}", document, "TOO_LONG")
         if name in REQUIRED_JSON:
             yield Bad("empty", "", "REQUIRED")
         else:
@@ -452,7 +501,9 @@ def _bad_texts(rpc: Rpc, name: str) -> Iterator[Bad]:
             if bad:
                 yield Bad(f"{bad[:50]}", bad, "FORMAT")
         return
-    for table, texts in ((UUIDS, BAD_UUIDS), (MASKS, BAD_PATHS)):
+    if name in QUEUES:
+        yield Bad("empty", "", "REQUIRED")
+    for table, texts in ((UUIDS, BAD_UUIDS), (MASKS, BAD_PATHS), (QUEUES, BAD_QUEUES)):
         if name in table:
             yield Bad("NUL", f"{CANARY}\0", "TEXT_HAS_NUL")
             for bad in texts:
@@ -494,7 +545,7 @@ def test_every_field_has_bad_values_or_a_reason_for_none() -> None:
 def test_the_tables_name_fields_that_exist() -> None:
     tables = (
         REQUIRED_IDS, OPTIONAL_IDS, KEYS, LONG_KEYS, FREE_TEXTS, NAMESPACES, JSON, REQUIRED_TIMES,
-        OPTIONAL_TIMES, ENUMS, NUMBERS, UUIDS, MASKS, NO_BAD_VALUE,
+        OPTIONAL_TIMES, ENUMS, NUMBERS, UUIDS, MASKS, QUEUES, NO_BAD_VALUE,
     )  # fmt: skip
     named = [name for table in tables for name in table]
     known = {name_of(f) for rpc in RPCS.values() for _, f in fields(valid_request(rpc))}
@@ -559,6 +610,9 @@ TOKENS: Final = {
     "RenewLocksRequest.tokens",
     "CommitWorkflowRequest.held_lease_tokens",
     "CommitWorkflowRequest.complete_lease_tokens",
+    "Acknowledgement.receipt",
+    "ReturnedItem.receipt",
+    "RenewItemsRequest.receipts",
 }
 
 
@@ -581,6 +635,10 @@ def good_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
         yield INCOMPRESSIBLE, incompressible(100_000)
     elif name in JSON:
         yield from GOOD_JSON.items()
+        if name in MOST_JSON:
+            yield "of the largest size", filled('"', "x", MOST_JSON[name] - 1) + '"'
+    elif name in QUEUES:
+        yield "64 characters", f"{make.queue()}{'_.-0' * 16}"[:64]
     elif name in NAMESPACES:
         yield "40 characters", f"{make.new_namespace()}_0"[:40]
     elif name in REQUIRED_TIMES | OPTIONAL_TIMES:
@@ -634,7 +692,7 @@ STORED: Final = {
     message.DESCRIPTOR
     for message in (
         WorkflowInstance, ExecutionPointer, Event, EventSubscription, ExecutionError,
-        ScheduledCommand,
+        ScheduledCommand, QueueItem,
     )
 }  # fmt: skip
 

@@ -26,6 +26,7 @@ from wfe_persistence.store.records import (
     EVENT,
     LOCK,
     POINTER,
+    QUEUE_ITEM,
     SUBSCRIPTION,
     WORKFLOW,
 )
@@ -43,6 +44,18 @@ DECLARED: dict[str, tuple[Columns[Any], set[str]]] = {
     "scheduled_commands": (
         COMMAND,
         {"id", "revision", "lease_id", "lease_worker_id", "lease_expiry", "lease_epoch"},
+    ),
+    "queue_items": (
+        QUEUE_ITEM,
+        {
+            "n",
+            "dead",
+            "attempt",
+            "again_time",
+            "lease_id",
+            "lease_worker_id",
+            "lease_epoch",
+        },
     ),
 }
 # Fields of messages that are not columns of the message's own table.

@@ -18,6 +18,8 @@ from wfe.persistence.v1 import (
     event_pb2_grpc,
     lock_pb2,
     lock_pb2_grpc,
+    queue_pb2,
+    queue_pb2_grpc,
     store_pb2,
     store_pb2_grpc,
     subscription_pb2,
@@ -61,6 +63,7 @@ class Api:
             command_pb2_grpc.ScheduledCommandServiceStub(channel)
         )
         self.locks: lock_pb2_grpc.LockServiceAsyncStub = lock_pb2_grpc.LockServiceStub(channel)
+        self.queues: queue_pb2_grpc.QueueServiceAsyncStub = queue_pb2_grpc.QueueServiceStub(channel)
         self.store: store_pb2_grpc.StoreServiceAsyncStub = store_pb2_grpc.StoreServiceStub(channel)
 
     def unary(self, method: str) -> Any:
@@ -275,6 +278,54 @@ class Api:
 
     async def list_locks(self, **fields: Any) -> lock_pb2.ListLocksResponse:
         return await self.locks.ListLocks(lock_pb2.ListLocksRequest(**fields))
+
+    async def enqueue(self, *items: queue_pb2.QueueItem) -> None:
+        await self.queues.Enqueue(queue_pb2.EnqueueRequest(items=items))
+
+    async def dequeue(self, **fields: Any) -> queue_pb2.DequeueResponse:
+        return await self.queues.Dequeue(queue_pb2.DequeueRequest(**fields))
+
+    async def acknowledge(self, *receipts: str, confirmed: bool = False) -> list[str]:
+        request = queue_pb2.AcknowledgeRequest(
+            acknowledge=[
+                queue_pb2.Acknowledgement(receipt=receipt, confirmed=confirmed)
+                for receipt in receipts
+            ]
+        )
+        return list((await self.queues.Acknowledge(request)).returned_receipts)
+
+    async def return_items(self, *receipts: str, delay: Duration | None = None) -> None:
+        request = queue_pb2.ReturnItemsRequest(
+            return_items=[
+                queue_pb2.ReturnedItem(receipt=receipt, delay=delay) for receipt in receipts
+            ]
+        )
+        await self.queues.ReturnItems(request)
+
+    async def renew_items(
+        self, *receipts: str, lease_duration: Duration | None = None
+    ) -> queue_pb2.RenewItemsResponse:
+        request = queue_pb2.RenewItemsRequest(receipts=receipts, lease_duration=lease_duration)
+        return await self.queues.RenewItems(request)
+
+    async def list_queue_items(self, **fields: Any) -> queue_pb2.ListQueueItemsResponse:
+        return await self.queues.ListQueueItems(queue_pb2.ListQueueItemsRequest(**fields))
+
+    async def get_queue_stats(self, **fields: Any) -> queue_pb2.GetQueueStatsResponse:
+        return await self.queues.GetQueueStats(queue_pb2.GetQueueStatsRequest(**fields))
+
+    async def requeue_items(self, **fields: Any) -> int:
+        request = queue_pb2.RequeueItemsRequest(**fields)
+        return (await self.queues.RequeueItems(request)).requeued
+
+    async def delete_items(self, **fields: Any) -> int:
+        return (await self.queues.DeleteItems(queue_pb2.DeleteItemsRequest(**fields))).deleted
+
+    async def configure_queue(
+        self, queue: str, kind: queue_pb2.QueueKind.ValueType, max_attempts: int = 0
+    ) -> None:
+        request = queue_pb2.ConfigureQueueRequest(queue=queue, kind=kind, max_attempts=max_attempts)
+        await self.queues.ConfigureQueue(request)
 
     async def ensure_store_exists(self) -> store_pb2.EnsureStoreExistsResponse:
         return await self.store.EnsureStoreExists(store_pb2.EnsureStoreExistsRequest())

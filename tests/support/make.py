@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from wfe.persistence.v1.command_pb2 import CommandName, ScheduledCommand
 from wfe.persistence.v1.event_pb2 import Event
+from wfe.persistence.v1.queue_pb2 import QueueItem
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
 from wfe.persistence.v1.workflow_pb2 import (
@@ -35,6 +36,16 @@ def seed(text: str) -> None:
 def new_id(kind: str = "id") -> str:
     """An id that no other test uses, so that tests can share a store."""
     return f"{kind}-{uuid.UUID(int=_numbers.getrandbits(128), version=4)}"
+
+
+def queue() -> str:
+    """The name of a queue that no other test uses."""
+    return new_id("queue")
+
+
+def item(queue_name: str, **fields: Any) -> QueueItem:
+    """An item of a queue, with a new id."""
+    return QueueItem(**({"queue": queue_name, "id": new_id("item")} | fields))
 
 
 _namespaces: list[str] = []

@@ -20,6 +20,7 @@ from wfe.persistence.v1 import (
     command_pb2,
     event_pb2,
     lock_pb2,
+    queue_pb2,
     store_pb2,
     subscription_pb2,
     workflow_pb2,
@@ -41,6 +42,7 @@ FILES: Final = (
     subscription_pb2.DESCRIPTOR,
     command_pb2.DESCRIPTOR,
     lock_pb2.DESCRIPTOR,
+    queue_pb2.DESCRIPTOR,
     store_pb2.DESCRIPTOR,
 )
 
@@ -198,6 +200,16 @@ def _command() -> command_pb2.ScheduledCommand:
     return make.command(execute_time=-(2**62))
 
 
+def _item() -> queue_pb2.QueueItem:
+    """An item with every field set, of a queue of its own."""
+    return make.item(
+        make.queue(),
+        payload_json='{"why": "work"}',
+        visible_time=make.time(),
+        blocked_by=[make.new_id("lock"), make.new_id("lock")],
+    )
+
+
 def _claim() -> dict[str, Any]:
     """A claim of a subscription."""
     return {"id": make.new_id("subscription"), "token": make.new_id("token"), "epoch": 1}
@@ -346,6 +358,61 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
         "resource_prefix": make.new_id("resource"),
         "owner": "owner",
         "page_size": 10,
+    },
+    "Enqueue": lambda: {"items": [_item(), _item()]},
+    "Dequeue": lambda: {
+        "queues": [make.queue(), make.queue()],
+        "max_items": 10,
+        "lease_duration": Duration(seconds=60),
+        "worker_id": "worker",
+        "acknowledge": [
+            queue_pb2.Acknowledgement(receipt="1.00", confirmed=True),
+            queue_pb2.Acknowledgement(receipt="1.01", confirmed=True),
+        ],
+        "return_items": [
+            queue_pb2.ReturnedItem(receipt="1.02", delay=Duration(seconds=60)),
+            queue_pb2.ReturnedItem(receipt="1.03", delay=Duration(seconds=60)),
+        ],
+        "include_workflow": True,
+        "view": _ACTIVE,
+    },
+    "Acknowledge": lambda: {
+        "acknowledge": [
+            queue_pb2.Acknowledgement(receipt="1.00", confirmed=True),
+            queue_pb2.Acknowledgement(receipt="1.01", confirmed=True),
+        ]
+    },
+    "ReturnItems": lambda: {
+        "return_items": [
+            queue_pb2.ReturnedItem(receipt="1.00", delay=Duration(seconds=60)),
+            queue_pb2.ReturnedItem(receipt="1.01", delay=Duration(seconds=60)),
+        ]
+    },
+    "RenewItems": lambda: {
+        "receipts": ["1.00", "1.01", "1.02"],
+        "lease_duration": Duration(seconds=60),
+    },
+    "ListQueueItems": lambda: {
+        "queue": make.queue(),
+        "state": queue_pb2.QUEUE_ITEM_STATE_DEAD,
+        "id": make.new_id("item"),
+        "page_size": 10,
+    },
+    "GetQueueStats": lambda: {"queues": [make.queue(), make.queue()], "page_size": 10},
+    "RequeueItems": lambda: {
+        "queue": make.queue(),
+        "ids": [make.new_id("item") for _ in range(3)],
+        "max_dead": 10,
+    },
+    "DeleteItems": lambda: {
+        "queue": make.queue(),
+        "ids": [make.new_id("item") for _ in range(3)],
+        "max_dead": 10,
+    },
+    "ConfigureQueue": lambda: {
+        "queue": make.queue(),
+        "kind": queue_pb2.QUEUE_KIND_EVENT,
+        "max_attempts": 3,
     },
     "EnsureStoreExists": dict,
     "PersistErrors": lambda: {"errors": [make.error(), make.error()]},

@@ -13,6 +13,7 @@ from tests.support import make
 from tests.support.api import Api
 from tests.support.commands import OwnCommands, tokens
 from tests.support.expect import Failure, read_failure
+from tests.support.queues import OwnQueue, receipts
 from tests.support.rpcs import Rpc, put, valid_request
 from wfe.persistence.v1.store_pb2 import (
     CreateNamespaceRequest,
@@ -101,6 +102,18 @@ class Scene:
         self.own = OwnCommands(api)
         self._namespace = ""
         self._locks: dict[str, str] = {}
+        self._queues = [OwnQueue(api, name) for name in self._names_of_queues()]
+        self._handled = OwnQueue(api)
+
+    def _names_of_queues(self) -> list[str]:
+        match self.rpc.name:
+            case "Enqueue":
+                return [item.queue for item in self.request.items]
+            case "Dequeue" | "GetQueueStats":
+                return list(self.request.queues)
+            case "ListQueueItems" | "RequeueItems" | "DeleteItems" | "ConfigureQueue":
+                return [self.request.queue]
+        return []
 
     async def __aenter__(self) -> Self:
         api, request = self.api, self.request
@@ -147,12 +160,38 @@ class Scene:
                 await self._locked(request.resource)
                 [held] = (await api.list_locks(resource_prefix=request.resource)).locks
                 request.epoch = held.epoch
+            case "Dequeue":
+                for each in self._queues:
+                    await each.enqueue()
+                await self._take(request.acknowledge, request.return_items)
+            case "Acknowledge":
+                await self._take(request.acknowledge)
+            case "ReturnItems":
+                await self._take(request.return_items)
+            case "RenewItems":
+                request.receipts[:] = await self._receipts(len(request.receipts))
+            case "RequeueItems" | "DeleteItems":
+                [each] = self._queues
+                for id_ in request.ids:
+                    await each.enqueue(id_, visible_time=make.from_now(3600))
             case "CreateNamespace":
                 await skip_unless_namespaces_can_be_deleted(api)
             case "DeleteNamespace":
                 await create_namespace(api, request.name)
                 self._namespace = request.name
         return self
+
+    async def _receipts(self, count: int) -> list[str]:
+        """The receipts of so many new items."""
+        for _ in range(count):
+            await self._handled.enqueue()
+        return receipts(await self._handled.dequeue())
+
+    async def _take(self, *lists: Any) -> None:
+        """Put good receipts into these lists."""
+        for items in lists:
+            for item, receipt in zip(items, await self._receipts(len(items)), strict=True):
+                item.receipt = receipt
 
     async def _held(self, id_: str, token: str) -> int:
         """Create a subscription and take hold of it; the epoch of the claim."""
@@ -229,6 +268,20 @@ class Scene:
                 return await api.list_locks(resource_prefix=request.resource)
             case "RenewLocks" | "ReleaseLock" | "BreakLock":
                 return [await api.list_locks(resource_prefix=each) for each in self._locks]
+            case (
+                "Enqueue"
+                | "Dequeue"
+                | "Acknowledge"
+                | "ReturnItems"
+                | "RenewItems"
+                | "RequeueItems"
+                | "DeleteItems"
+                | "ConfigureQueue"
+            ):
+                return [
+                    (await each.items(), (await each.stats()).max_attempts)
+                    for each in (*self._queues, self._handled)
+                ]
             case "PersistErrors":
                 ids = [error.workflow_id for error in request.errors]
                 return [list((await api.list_errors(workflow_id=id_)).errors) for id_ in ids]
@@ -276,6 +329,9 @@ class Scene:
             await self.own.finish()
         for token in self._locks.values():
             await self.api.release_lock(token)
+        for queue in {*self._names_of_queues(), *(each.name for each in self._queues)}:
+            await OwnQueue(self.api, queue).clear()
+        await self._handled.clear()
         if self.rpc.name in ("CreateNamespace", "DeleteNamespace"):
             # The test may have put another name into the request.
             for name in {self.request.name, self._namespace} - {""}:

@@ -19,6 +19,16 @@ from wfe_persistence_client.convert.lock import (
     expiry_from_proto,
     lock_from_proto,
 )
+from wfe_persistence_client.convert.queue import (
+    acknowledgements_to_proto,
+    dequeued_from_proto,
+    item_state_to_proto,
+    listed_item_from_proto,
+    queue_items_to_proto,
+    queue_kind_to_proto,
+    queue_stats_from_proto,
+    returned_items_to_proto,
+)
 from wfe_persistence_client.convert.scalars import (
     duration,
     optional_duration,
@@ -54,6 +64,7 @@ from wfe_persistence_client.convert.workflow import (
 )
 
 __all__ = [
+    "acknowledgements_to_proto",
     "acquired_lock_from_proto",
     "check_claim",
     "claim_from_proto",
@@ -63,6 +74,7 @@ __all__ = [
     "command_name_to_proto",
     "command_to_proto",
     "counts_from_proto",
+    "dequeued_from_proto",
     "duration",
     "error_from_proto",
     "error_to_proto",
@@ -72,9 +84,11 @@ __all__ = [
     "events_to_proto",
     "expiry_from_proto",
     "filter_to_proto",
+    "item_state_to_proto",
     "lease_expiry_from_proto",
     "lease_token",
     "listed_command_from_proto",
+    "listed_item_from_proto",
     "lock_from_proto",
     "namespace_from_proto",
     "optional_duration",
@@ -83,6 +97,10 @@ __all__ = [
     "patch_to_proto",
     "pointer_from_proto",
     "purged_from_proto",
+    "queue_items_to_proto",
+    "queue_kind_to_proto",
+    "queue_stats_from_proto",
+    "returned_items_to_proto",
     "statuses_to_proto",
     "store_info_from_proto",
     "subscription_from_proto",

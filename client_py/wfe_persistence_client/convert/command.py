@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Final
 
-from wfe.persistence.v1 import command_pb2
+from wfe.persistence.v1 import command_pb2, queue_pb2
 from wfe_persistence_client import model
 from wfe_persistence_client.convert.scalars import enum_from_proto, time_from_proto
 from wfe_persistence_client.hints import Fields
@@ -67,6 +67,8 @@ def lease_token(claimed: model.ClaimedCommand) -> str:
     return claimed.lease_token
 
 
-def lease_expiry_from_proto(message: command_pb2.RenewCommandsResponse) -> datetime | None:
+def lease_expiry_from_proto(
+    message: command_pb2.RenewCommandsResponse | queue_pb2.RenewItemsResponse,
+) -> datetime | None:
     """When renewed leases expire."""
     return time_from_proto(message.lease_expiry) if message.HasField("lease_expiry") else None

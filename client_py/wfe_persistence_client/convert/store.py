@@ -58,6 +58,7 @@ def store_info_from_proto(message: store_pb2.GetStoreInfoResponse) -> model.Stor
             delete_namespace=message.capabilities.delete_namespace,
             create_namespace=message.capabilities.create_namespace,
             locks=message.capabilities.locks,
+            queues=message.capabilities.queues,
         ),
         max_message_bytes=message.max_message_bytes,
         request_retention=timedelta_from_proto(message.request_retention),

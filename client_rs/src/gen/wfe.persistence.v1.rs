@@ -1481,6 +1481,394 @@ pub mod event_service_client {
         }
     }
 }
+/// Lock is one holder's exclusive hold of a resource, as others may see it:
+/// without its token, which proves it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Lock {
+    /// What is locked.
+    #[prost(string, tag = "1")]
+    pub resource: ::prost::alloc::string::String,
+    /// Who holds it, as they called themselves.
+    #[prost(string, tag = "2")]
+    pub owner: ::prost::alloc::string::String,
+    /// The fencing token; see AcquireLockResponse.epoch.
+    #[prost(int64, tag = "3")]
+    pub epoch: i64,
+    /// When the lock expires unless it is renewed, by the database's clock.
+    #[prost(message, optional, tag = "4")]
+    pub expiry: ::core::option::Option<::prost_types::Timestamp>,
+    /// When it was acquired, by the database's clock.
+    #[prost(message, optional, tag = "5")]
+    pub acquire_time: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// AcquireLockRequest is the request of AcquireLock.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AcquireLockRequest {
+    /// What to lock; required, at most 512 bytes. Compared byte by byte.
+    #[prost(string, tag = "1")]
+    pub resource: ::prost::alloc::string::String,
+    /// Who acquires it, for information and for `request_id`; at most 512 bytes,
+    /// may be empty. It is no identity: the same owner is refused like any other.
+    #[prost(string, tag = "2")]
+    pub owner: ::prost::alloc::string::String,
+    /// How long the lock lasts unless it is renewed; absent: 30 s. 1 ms to 24 h,
+    /// truncated to milliseconds.
+    #[prost(message, optional, tag = "3")]
+    pub ttl: ::core::option::Option<::prost_types::Duration>,
+    /// How long to wait for a lock that is held, from 0 to 60 s; absent: 0, the
+    /// call is answered at once. A wait ends shortly before the call's deadline,
+    /// or before the server's own one for calls without any (30 s).
+    #[prost(message, optional, tag = "4")]
+    pub wait: ::core::option::Option<::prost_types::Duration>,
+    /// The idempotency key of this attempt, a UUID, so that it can be repeated
+    /// after a lost response; empty: none. It is forgotten with the lock.
+    #[prost(string, tag = "5")]
+    pub request_id: ::prost::alloc::string::String,
+}
+/// AcquireLockResponse is the response of AcquireLock.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AcquireLockResponse {
+    /// Whether the caller now holds the lock. If not, only `holder` is set.
+    #[prost(bool, tag = "1")]
+    pub acquired: bool,
+    /// Proof of the hold, for RenewLocks, ReleaseLock and `held_lock_tokens`.
+    /// Opaque, and known only to the holder.
+    #[prost(string, tag = "2")]
+    pub token: ::prost::alloc::string::String,
+    /// The fencing token: every claim in a store has a higher epoch than all claims
+    /// before it. Pass it to other systems so that they can reject writes from
+    /// earlier holders.
+    #[prost(int64, tag = "3")]
+    pub epoch: i64,
+    /// When the lock expires unless it is renewed, by the database's clock.
+    #[prost(message, optional, tag = "4")]
+    pub expiry: ::core::option::Option<::prost_types::Timestamp>,
+    /// Who held the lock at the last attempt, for information.
+    #[prost(message, optional, tag = "5")]
+    pub holder: ::core::option::Option<Lock>,
+}
+/// RenewLocksRequest is the request of RenewLocks.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewLocksRequest {
+    /// The tokens of the locks to renew; at most 1000, no duplicates. They stay
+    /// valid.
+    #[prost(string, repeated, tag = "1")]
+    pub tokens: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// How long the locks last from now; absent: 30 s. 1 ms to 24 h, truncated to
+    /// milliseconds.
+    #[prost(message, optional, tag = "2")]
+    pub ttl: ::core::option::Option<::prost_types::Duration>,
+}
+/// RenewLocksResponse is the response of RenewLocks.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewLocksResponse {
+    /// When all these locks expire, by the database's clock; absent: the request
+    /// named none.
+    #[prost(message, optional, tag = "1")]
+    pub expiry: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// ReleaseLockRequest is the request of ReleaseLock.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseLockRequest {
+    /// The token of the lock to release; required, at most 512 bytes.
+    #[prost(string, tag = "1")]
+    pub token: ::prost::alloc::string::String,
+}
+/// ReleaseLockResponse is the response of ReleaseLock.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseLockResponse {
+    /// Whether the lock was held with this token until now. False: it had expired
+    /// or been released before, perhaps by an earlier attempt of this very call.
+    #[prost(bool, tag = "1")]
+    pub released: bool,
+}
+/// BreakLockRequest is the request of BreakLock.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BreakLockRequest {
+    /// The resource whose lock to release; required, at most 512 bytes.
+    #[prost(string, tag = "1")]
+    pub resource: ::prost::alloc::string::String,
+    /// Only if the lock has this epoch, 1 or higher, as ListLocks returned it, so
+    /// that the next holder's is not released instead; absent: whoever holds it.
+    #[prost(int64, optional, tag = "2")]
+    pub epoch: ::core::option::Option<i64>,
+}
+/// BreakLockResponse is the response of BreakLock.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BreakLockResponse {
+    /// The lock that was released; absent: nobody held it, or not with this epoch.
+    #[prost(message, optional, tag = "1")]
+    pub broken: ::core::option::Option<Lock>,
+}
+/// ListLocksRequest is the request of ListLocks. Locks must match every condition
+/// given.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListLocksRequest {
+    /// Only locks on resources that start with this, at most 512 bytes; empty: any.
+    #[prost(string, tag = "1")]
+    pub resource_prefix: ::prost::alloc::string::String,
+    /// Only locks of this owner, at most 512 bytes; empty: any. Without a
+    /// `resource_prefix`, it may read all locks.
+    #[prost(string, tag = "2")]
+    pub owner: ::prost::alloc::string::String,
+    /// Maximum number of locks to return; a page is shorter if the next one would
+    /// not fit in the same message. 0 means 100; values above 1000 mean 1000;
+    /// negative: INVALID_ARGUMENT.
+    #[prost(int32, tag = "3")]
+    pub page_size: i32,
+    /// The `next_page_token` of the previous page; empty: the first page. All
+    /// other fields must be the same as for the first page.
+    #[prost(string, tag = "4")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// ListLocksResponse is the response of ListLocks.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListLocksResponse {
+    /// The locks, in the order of their resources.
+    #[prost(message, repeated, tag = "1")]
+    pub locks: ::prost::alloc::vec::Vec<Lock>,
+    /// The token of the next page; empty: this is the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+/// Generated client implementations.
+pub mod lock_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// LockService lets one holder at a time hold a resource: a name that means
+    /// something to the callers, and nothing to the store. A lock is a lease: it ends
+    /// when it is released or when it expires, by the database's clock, without
+    /// anybody's help. Every call is one transaction (a call that waits: one for each
+    /// attempt).
+    #[derive(Debug, Clone)]
+    pub struct LockServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> LockServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> LockServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            LockServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Acquires the lock on a resource, if nobody holds it. Not re-entrant: while
+        /// it is held, everybody is refused, its holder too. The same attempt sent
+        /// again (same `request_id`, same owner) while it holds the lock is answered as
+        /// the first was, and changes nothing. With `wait`, a refused call waits until
+        /// the lock is released or expires. The calls that wait on one server are
+        /// served in the order of their arrival; between servers, and against calls
+        /// that do not wait, the order is not promised. If the response is lost,
+        /// repeat the call with the same `request_id`; otherwise the resource stays
+        /// locked until the lock expires. A refusal is no error: `acquired` is false.
+        /// Errors: UNAVAILABLE (SHUTTING_DOWN) if the server stops while the call
+        /// waits; nothing was acquired then; INVALID_ARGUMENT.
+        pub async fn acquire_lock(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AcquireLockRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AcquireLockResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.LockService/AcquireLock",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("wfe.persistence.v1.LockService", "AcquireLock"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Renews locks: they expire `ttl` from now, by the database's clock, sooner or
+        /// later than before. A lock that has expired cannot be renewed, even if nobody
+        /// else has acquired it yet. All or nothing. Errors: FAILED_PRECONDITION
+        /// (LEASE_LOST) if a lock is no longer held with its token, nothing is changed
+        /// then; INVALID_ARGUMENT.
+        pub async fn renew_locks(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RenewLocksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RenewLocksResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.LockService/RenewLocks",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wfe.persistence.v1.LockService", "RenewLocks"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Releases a lock; whoever waits for it gets it. Idempotent: a token that is
+        /// unknown, expired or released already is no error, and releases nobody
+        /// else's lock. Errors: INVALID_ARGUMENT.
+        pub async fn release_lock(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReleaseLockRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseLockResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.LockService/ReleaseLock",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("wfe.persistence.v1.LockService", "ReleaseLock"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Releases the lock on a resource without its token, for operators: its holder
+        /// is gone for good, or must be stopped. The holder learns of it when it next
+        /// renews the lock or commits under it (LEASE_LOST). The server logs who did
+        /// it. Idempotent: if nobody holds the lock, nothing is changed. Errors:
+        /// INVALID_ARGUMENT.
+        pub async fn break_lock(
+            &mut self,
+            request: impl tonic::IntoRequest<super::BreakLockRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::BreakLockResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.LockService/BreakLock",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wfe.persistence.v1.LockService", "BreakLock"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists the locks that are held, in the order of their resources (byte by
+        /// byte), in pages. Each page is read from its own snapshot. Errors:
+        /// INVALID_ARGUMENT.
+        pub async fn list_locks(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListLocksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListLocksResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.LockService/ListLocks",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wfe.persistence.v1.LockService", "ListLocks"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
 /// ExecutionError is a failure of a step, recorded in the error log.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExecutionError {
@@ -1684,6 +2072,12 @@ pub struct Capabilities {
     /// it listens only on a loopback address or a Unix socket.
     #[prost(bool, tag = "4")]
     pub create_namespace: bool,
+    /// Locks (LockService, and `held_lock_tokens` of writes).
+    #[prost(bool, tag = "5")]
+    pub locks: bool,
+    /// QueueService.
+    #[prost(bool, tag = "6")]
+    pub queues: bool,
 }
 /// TruncateAllRequest is the request of TruncateAll.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -4083,6 +4477,840 @@ pub mod workflow_service_client {
                         "wfe.persistence.v1.WorkflowService",
                         "PurgeWorkflows",
                     ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// QueueItem is work to be handled by one worker. There is at most one for each
+/// (queue, id).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QueueItem {
+    /// The queue's name, `[a-z][a-z0-9_.-]{0,63}`; required. A queue is made by its
+    /// first item.
+    #[prost(string, tag = "1")]
+    pub queue: ::prost::alloc::string::String,
+    /// What is to be handled, for example the id of a workflow; required, at most
+    /// 512 bytes.
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+    /// Anything that the worker needs besides, as a JSON document of at most 65536
+    /// bytes; absent: none.
+    #[prost(string, optional, tag = "3")]
+    pub payload_json: ::core::option::Option<::prost::alloc::string::String>,
+    /// When it may be handed out, by the database's clock, truncated to
+    /// microseconds; absent: now. Years 1-9999. In a response: since when it has
+    /// been visible, or when it will be; of a leased item in a list, when its lease
+    /// expires.
+    #[prost(message, optional, tag = "4")]
+    pub visible_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// The resources of locks, at most 8, each at most 512 bytes, no duplicates:
+    /// the item is withheld while somebody holds one of them.
+    #[prost(string, repeated, tag = "5")]
+    pub blocked_by: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// DequeuedItem is an item that one worker holds under a lease.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DequeuedItem {
+    /// The item at the time of the claim.
+    #[prost(message, optional, tag = "1")]
+    pub item: ::core::option::Option<QueueItem>,
+    /// Proof of the claim, for Acknowledge, ReturnItems and RenewItems. Opaque.
+    #[prost(string, tag = "2")]
+    pub receipt: ::prost::alloc::string::String,
+    /// When the lease expires, by the database's clock. From then on the item is
+    /// waiting again, and other workers may get it.
+    #[prost(message, optional, tag = "3")]
+    pub lease_expiry: ::core::option::Option<::prost_types::Timestamp>,
+    /// The fencing token: every claim in a store has a higher epoch than all claims
+    /// before it. Pass it to other systems so that they can reject writes from
+    /// earlier holders.
+    #[prost(int64, tag = "4")]
+    pub epoch: i64,
+    /// How often the item has been handed out since it was enqueued, this time
+    /// included: 1 for the first time.
+    #[prost(int32, tag = "5")]
+    pub attempt: i32,
+    /// The workflow whose id is the item's id, read after the claim; absent: not
+    /// asked for (DequeueRequest.include_workflow), no such workflow, or left out.
+    #[prost(message, optional, tag = "6")]
+    pub workflow: ::core::option::Option<WorkflowInstance>,
+    /// The workflow was left out, because it did not fit in the response: read it
+    /// with GetWorkflowInstance.
+    #[prost(bool, tag = "7")]
+    pub workflow_omitted: bool,
+}
+/// QueueItemLease is one worker's hold of an item, as others may see it: without
+/// its receipt, which proves it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QueueItemLease {
+    /// The worker that holds the item, as it called itself; at most 512 bytes.
+    #[prost(string, tag = "1")]
+    pub worker_id: ::prost::alloc::string::String,
+    /// When the lease expires, by the database's clock.
+    #[prost(message, optional, tag = "2")]
+    pub expiry: ::core::option::Option<::prost_types::Timestamp>,
+    /// The fencing token of the claim; see DequeuedItem.epoch.
+    #[prost(int64, tag = "3")]
+    pub epoch: i64,
+}
+/// ListedQueueItem is an item in a list.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListedQueueItem {
+    /// The item.
+    #[prost(message, optional, tag = "1")]
+    pub item: ::core::option::Option<QueueItem>,
+    /// Its state at the time of the list.
+    #[prost(enumeration = "QueueItemState", tag = "2")]
+    pub state: i32,
+    /// How often it has been handed out since it was enqueued; 0: never.
+    #[prost(int32, tag = "3")]
+    pub attempt: i32,
+    /// The lease that it is under; absent: none, or an expired one.
+    #[prost(message, optional, tag = "4")]
+    pub lease: ::core::option::Option<QueueItemLease>,
+    /// It was enqueued while it was handled: when it will be visible once more after
+    /// its acknowledgement; absent: it was not.
+    #[prost(message, optional, tag = "5")]
+    pub again_time: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// EnqueueRequest is the request of Enqueue.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EnqueueRequest {
+    /// The items, of any queues; at most 1000, no (queue, id) twice.
+    #[prost(message, repeated, tag = "1")]
+    pub items: ::prost::alloc::vec::Vec<QueueItem>,
+}
+/// EnqueueResponse is the response of Enqueue.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EnqueueResponse {}
+/// Acknowledgement says that an item has been handled.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Acknowledgement {
+    /// The item's receipt; required.
+    #[prost(string, tag = "1")]
+    pub receipt: ::prost::alloc::string::String,
+    /// True: the item goes only if the store says that its work is done, which
+    /// depends on its queue's kind; otherwise it comes back, as one that was
+    /// returned: after 1 s, twice as long with each attempt, but at most 60 s. It is
+    /// read in the transaction of the acknowledgement. False: it goes in any case.
+    #[prost(bool, tag = "2")]
+    pub confirmed: bool,
+}
+/// ReturnedItem is an item to be given back unhandled.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReturnedItem {
+    /// The item's receipt; required.
+    #[prost(string, tag = "1")]
+    pub receipt: ::prost::alloc::string::String,
+    /// How long the item is withheld; absent: it is visible at once. 1 ms to 24 h,
+    /// truncated to milliseconds.
+    #[prost(message, optional, tag = "2")]
+    pub delay: ::core::option::Option<::prost_types::Duration>,
+}
+/// DequeueRequest is the request of Dequeue.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DequeueRequest {
+    /// The names of the queues, 1 to 10, no duplicates.
+    #[prost(string, repeated, tag = "1")]
+    pub queues: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Maximum number of items to hand out. 0 means 1; values above 1000 mean 1000;
+    /// negative: INVALID_ARGUMENT.
+    #[prost(int32, tag = "2")]
+    pub max_items: i32,
+    /// How long the leases last; absent: 30 s. 1 ms to 24 h, truncated to
+    /// milliseconds.
+    #[prost(message, optional, tag = "3")]
+    pub lease_duration: ::core::option::Option<::prost_types::Duration>,
+    /// The worker that asks, for information only; at most 512 bytes.
+    #[prost(string, tag = "4")]
+    pub worker_id: ::prost::alloc::string::String,
+    /// Items handled before, of any queues; at most 1000, no receipt twice.
+    #[prost(message, repeated, tag = "5")]
+    pub acknowledge: ::prost::alloc::vec::Vec<Acknowledgement>,
+    /// Items to be given back, of any queues; at most 1000, no receipt twice, and
+    /// none that is also in `acknowledge`.
+    #[prost(message, repeated, tag = "6")]
+    pub return_items: ::prost::alloc::vec::Vec<ReturnedItem>,
+    /// True: return with each item the workflow that has the item's id. As many are
+    /// returned as fit in the response, the first items first.
+    #[prost(bool, tag = "7")]
+    pub include_workflow: bool,
+    /// How much of each workflow to return.
+    #[prost(enumeration = "WorkflowView", tag = "8")]
+    pub view: i32,
+}
+/// DequeueResponse is the response of Dequeue.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DequeueResponse {
+    /// The items handed out, in the order of (visible_time, arrival); fewer than
+    /// `max_items`, or none, if no more are visible.
+    #[prost(message, repeated, tag = "1")]
+    pub items: ::prost::alloc::vec::Vec<DequeuedItem>,
+    /// The receipts of `acknowledge` that were not confirmed: these items come back.
+    #[prost(string, repeated, tag = "2")]
+    pub returned_receipts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// AcknowledgeRequest is the request of Acknowledge.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AcknowledgeRequest {
+    /// The items handled; at most 1000, no receipt twice.
+    #[prost(message, repeated, tag = "1")]
+    pub acknowledge: ::prost::alloc::vec::Vec<Acknowledgement>,
+}
+/// AcknowledgeResponse is the response of Acknowledge.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AcknowledgeResponse {
+    /// The receipts that were not confirmed: these items come back.
+    #[prost(string, repeated, tag = "1")]
+    pub returned_receipts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// ReturnItemsRequest is the request of ReturnItems.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReturnItemsRequest {
+    /// The items to give back; at most 1000, no receipt twice.
+    #[prost(message, repeated, tag = "1")]
+    pub return_items: ::prost::alloc::vec::Vec<ReturnedItem>,
+}
+/// ReturnItemsResponse is the response of ReturnItems.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReturnItemsResponse {}
+/// RenewItemsRequest is the request of RenewItems.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewItemsRequest {
+    /// The receipts of the leases to renew; at most 1000, no duplicates. They stay
+    /// valid.
+    #[prost(string, repeated, tag = "1")]
+    pub receipts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// How long the leases last from now; absent: 30 s. 1 ms to 24 h, truncated to
+    /// milliseconds.
+    #[prost(message, optional, tag = "2")]
+    pub lease_duration: ::core::option::Option<::prost_types::Duration>,
+}
+/// RenewItemsResponse is the response of RenewItems.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewItemsResponse {
+    /// When all these leases expire, by the database's clock; absent: the request
+    /// named no lease.
+    #[prost(message, optional, tag = "1")]
+    pub lease_expiry: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// ListQueueItemsRequest is the request of ListQueueItems.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListQueueItemsRequest {
+    /// The queue's name; required.
+    #[prost(string, tag = "1")]
+    pub queue: ::prost::alloc::string::String,
+    /// Only items in this state; UNSPECIFIED: any.
+    #[prost(enumeration = "QueueItemState", tag = "2")]
+    pub state: i32,
+    /// Only the item with this id, at most 512 bytes; empty: any.
+    #[prost(string, tag = "3")]
+    pub id: ::prost::alloc::string::String,
+    /// Maximum number of items to return; a page is shorter if the next one would
+    /// not fit in the same message. 0 means 100; values above 1000 mean 1000;
+    /// negative: INVALID_ARGUMENT.
+    #[prost(int32, tag = "4")]
+    pub page_size: i32,
+    /// The `next_page_token` of the previous page; empty: the first page. All other
+    /// fields must be the same as for the first page.
+    #[prost(string, tag = "5")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// ListQueueItemsResponse is the response of ListQueueItems.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListQueueItemsResponse {
+    /// The items.
+    #[prost(message, repeated, tag = "1")]
+    pub items: ::prost::alloc::vec::Vec<ListedQueueItem>,
+    /// The token of the next page; empty: this is the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+/// GetQueueStatsRequest is the request of GetQueueStats.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetQueueStatsRequest {
+    /// The names of the queues, at most 1000, no duplicates; empty: all that have
+    /// items or were configured.
+    #[prost(string, repeated, tag = "1")]
+    pub queues: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Maximum number of queues to return. 0 means 100; values above 1000 mean 1000;
+    /// negative: INVALID_ARGUMENT.
+    #[prost(int32, tag = "2")]
+    pub page_size: i32,
+    /// The `next_page_token` of the previous page; empty: the first page. All other
+    /// fields must be the same as for the first page.
+    #[prost(string, tag = "3")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// GetQueueStatsResponse is the response of GetQueueStats.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetQueueStatsResponse {
+    /// The queues, in the order of their names. One that was asked for by its name
+    /// is there even if it has no items.
+    #[prost(message, repeated, tag = "1")]
+    pub queues: ::prost::alloc::vec::Vec<QueueStats>,
+    /// The token of the next page; empty: this is the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+/// QueueStats is what a queue has and how it works.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QueueStats {
+    /// The queue's name.
+    #[prost(string, tag = "1")]
+    pub queue: ::prost::alloc::string::String,
+    /// What its items stand for.
+    #[prost(enumeration = "QueueKind", tag = "2")]
+    pub kind: i32,
+    /// How often an item is handed out before it is dead; 0: without end.
+    #[prost(int32, tag = "3")]
+    pub max_attempts: i32,
+    /// How many items are waiting, those that a lock withholds included.
+    #[prost(int64, tag = "4")]
+    pub waiting: i64,
+    /// How many items are delayed.
+    #[prost(int64, tag = "5")]
+    pub delayed: i64,
+    /// How many items are under a lease.
+    #[prost(int64, tag = "6")]
+    pub leased: i64,
+    /// How many items are dead.
+    #[prost(int64, tag = "7")]
+    pub dead: i64,
+    /// How long the first waiting item has been visible; absent: none is waiting.
+    #[prost(message, optional, tag = "8")]
+    pub oldest_waiting_age: ::core::option::Option<::prost_types::Duration>,
+}
+/// RequeueItemsRequest is the request of RequeueItems.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RequeueItemsRequest {
+    /// The queue's name; required.
+    #[prost(string, tag = "1")]
+    pub queue: ::prost::alloc::string::String,
+    /// The ids of the items, at most 1000, each at most 512 bytes, no duplicates.
+    #[prost(string, repeated, tag = "2")]
+    pub ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Dead items of the queue besides, whatever their ids: at most this number, the
+    /// first ones first. 0: none; values above 1000 mean 1000; negative:
+    /// INVALID_ARGUMENT. Repeat the call until it has requeued fewer.
+    #[prost(int32, tag = "3")]
+    pub max_dead: i32,
+}
+/// RequeueItemsResponse is the response of RequeueItems.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RequeueItemsResponse {
+    /// How many items were made visible.
+    #[prost(int32, tag = "1")]
+    pub requeued: i32,
+}
+/// DeleteItemsRequest is the request of DeleteItems.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteItemsRequest {
+    /// The queue's name; required.
+    #[prost(string, tag = "1")]
+    pub queue: ::prost::alloc::string::String,
+    /// The ids of the items, at most 1000, each at most 512 bytes, no duplicates.
+    #[prost(string, repeated, tag = "2")]
+    pub ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Dead items of the queue besides, whatever their ids: at most this number, the
+    /// first ones first. 0: none; values above 1000 mean 1000; negative:
+    /// INVALID_ARGUMENT. Repeat the call until it has deleted fewer.
+    #[prost(int32, tag = "3")]
+    pub max_dead: i32,
+}
+/// DeleteItemsResponse is the response of DeleteItems.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteItemsResponse {
+    /// How many items were deleted.
+    #[prost(int32, tag = "1")]
+    pub deleted: i32,
+}
+/// ConfigureQueueRequest is the request of ConfigureQueue.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfigureQueueRequest {
+    /// The queue's name; required.
+    #[prost(string, tag = "1")]
+    pub queue: ::prost::alloc::string::String,
+    /// What its items stand for; required.
+    #[prost(enumeration = "QueueKind", tag = "2")]
+    pub kind: i32,
+    /// How often an item is handed out before it is dead; 0: without end; negative:
+    /// INVALID_ARGUMENT.
+    #[prost(int32, tag = "3")]
+    pub max_attempts: i32,
+}
+/// ConfigureQueueResponse is the response of ConfigureQueue.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfigureQueueResponse {}
+/// QueueKind is what the items of a queue stand for, by which the store can tell
+/// whether the work of one is done; see Acknowledgement.confirmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum QueueKind {
+    /// Rejected on write.
+    Unspecified = 0,
+    /// Anything: only the worker knows whether it is done. A queue that was never
+    /// configured is of this kind.
+    Plain = 1,
+    /// The workflow whose id is the item's id is to be run. It is done if there is
+    /// no such workflow, or it is not runnable, or not due.
+    Workflow = 2,
+    /// The event whose id is the item's id is to be processed. It is done if there
+    /// is no such event, or it is marked processed.
+    Event = 3,
+}
+impl QueueKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "QUEUE_KIND_UNSPECIFIED",
+            Self::Plain => "QUEUE_KIND_PLAIN",
+            Self::Workflow => "QUEUE_KIND_WORKFLOW",
+            Self::Event => "QUEUE_KIND_EVENT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "QUEUE_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "QUEUE_KIND_PLAIN" => Some(Self::Plain),
+            "QUEUE_KIND_WORKFLOW" => Some(Self::Workflow),
+            "QUEUE_KIND_EVENT" => Some(Self::Event),
+            _ => None,
+        }
+    }
+}
+/// QueueItemState is what becomes of an item next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum QueueItemState {
+    /// In a filter: any state. Never returned.
+    Unspecified = 0,
+    /// Visible: it is handed out to the next who asks, unless a lock withholds it.
+    Waiting = 1,
+    /// Not visible yet, and under no lease.
+    Delayed = 2,
+    /// Being handled, under a lease.
+    Leased = 3,
+    /// Kept, but never handed out again, because it failed too often.
+    Dead = 4,
+}
+impl QueueItemState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "QUEUE_ITEM_STATE_UNSPECIFIED",
+            Self::Waiting => "QUEUE_ITEM_STATE_WAITING",
+            Self::Delayed => "QUEUE_ITEM_STATE_DELAYED",
+            Self::Leased => "QUEUE_ITEM_STATE_LEASED",
+            Self::Dead => "QUEUE_ITEM_STATE_DEAD",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "QUEUE_ITEM_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "QUEUE_ITEM_STATE_WAITING" => Some(Self::Waiting),
+            "QUEUE_ITEM_STATE_DELAYED" => Some(Self::Delayed),
+            "QUEUE_ITEM_STATE_LEASED" => Some(Self::Leased),
+            "QUEUE_ITEM_STATE_DEAD" => Some(Self::Dead),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod queue_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// QueueService hands out work: enqueue, dequeue, handle, acknowledge. Every item
+    /// is handled at least once, and by one worker at a time: one whose worker is
+    /// lost is handed out again when its lease expires. Every call is one
+    /// transaction.
+    #[derive(Debug, Clone)]
+    pub struct QueueServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> QueueServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> QueueServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            QueueServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Puts items into queues, all or nothing, each by its id. A new one is added.
+        /// One that is waiting or delayed keeps its place, and its visible_time becomes
+        /// the earlier of the two. One that is being handled comes once more after its
+        /// acknowledgement, at the earliest visible_time of those given since; so it is
+        /// never handled twice at once. A dead one is revived, with attempt 0. In every
+        /// case the payload and `blocked_by` become those of this call. Idempotent.
+        /// Errors: RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if an item could not be read
+        /// back; INVALID_ARGUMENT.
+        pub async fn enqueue(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EnqueueRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EnqueueResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.QueueService/Enqueue",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wfe.persistence.v1.QueueService", "Enqueue"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Hands out visible items of the queues named, in the order of (visible_time,
+        /// arrival), each to one worker at a time under a lease. No order is promised
+        /// between items whose leases expired. First it acknowledges and returns items
+        /// handled before, as Acknowledge and ReturnItems do, in the same transaction:
+        /// if one of them is lost, nothing is changed and nothing handed out. Callers
+        /// never block each other: items that a concurrent call is taking are skipped.
+        /// No more are handed out than fit in the response. An item that was handed out
+        /// as often as its queue's `max_attempts` becomes dead instead, unless it was
+        /// enqueued since it was handed out last. Not idempotent: if the response is
+        /// lost, the items are waiting again when their leases expire. Errors:
+        /// FAILED_PRECONDITION (LEASE_LOST); INVALID_ARGUMENT.
+        pub async fn dequeue(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DequeueRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DequeueResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.QueueService/Dequeue",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wfe.persistence.v1.QueueService", "Dequeue"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Removes items that have been handled, all or nothing. One that was enqueued
+        /// since it was handed out is kept, waiting, with attempt 0. An expired lease is
+        /// still good if nobody has got the item since. Errors: FAILED_PRECONDITION
+        /// (LEASE_LOST) if an item is no longer held under its receipt (a retry after a
+        /// lost response gets this too); nothing is changed then; INVALID_ARGUMENT.
+        pub async fn acknowledge(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AcknowledgeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AcknowledgeResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.QueueService/Acknowledge",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("wfe.persistence.v1.QueueService", "Acknowledge"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Gives back items unhandled, all or nothing: each is visible again after its
+        /// delay, or at the time for which it was enqueued since, if that is sooner. One
+        /// that was handed out as often as its queue's `max_attempts` becomes dead,
+        /// unless it was enqueued since. Errors: FAILED_PRECONDITION (LEASE_LOST), as for
+        /// Acknowledge; INVALID_ARGUMENT.
+        pub async fn return_items(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReturnItemsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReturnItemsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.QueueService/ReturnItems",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("wfe.persistence.v1.QueueService", "ReturnItems"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Renews leases: they expire `lease_duration` from now, by the database's
+        /// clock. A lease that has expired cannot be renewed, even if nobody has got the
+        /// item yet. All or nothing. Errors: FAILED_PRECONDITION (LEASE_LOST);
+        /// INVALID_ARGUMENT.
+        pub async fn renew_items(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RenewItemsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RenewItemsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.QueueService/RenewItems",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("wfe.persistence.v1.QueueService", "RenewItems"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists the items of a queue, dead ones last, otherwise in the order of
+        /// (visible_time, arrival), in pages, for inspection by people and tools. It
+        /// changes nothing and delays no worker. Items that change their place between
+        /// two pages may be listed twice or not at all; others are listed once. Errors:
+        /// INVALID_ARGUMENT.
+        pub async fn list_queue_items(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListQueueItemsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListQueueItemsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.QueueService/ListQueueItems",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("wfe.persistence.v1.QueueService", "ListQueueItems"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Returns how many items queues have, by their state, and how they are
+        /// configured, in the order of their names, in pages. It counts: its cost is that
+        /// of reading all items of these queues in an index. Errors: INVALID_ARGUMENT.
+        pub async fn get_queue_stats(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetQueueStatsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetQueueStatsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.QueueService/GetQueueStats",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("wfe.persistence.v1.QueueService", "GetQueueStats"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Makes dead and delayed items of a queue visible now, with attempt 0, for
+        /// people who have mended what was wrong. Items of other states, and ids of which
+        /// there is no item, are left alone. Idempotent. Errors: INVALID_ARGUMENT.
+        pub async fn requeue_items(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RequeueItemsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RequeueItemsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.QueueService/RequeueItems",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("wfe.persistence.v1.QueueService", "RequeueItems"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Deletes items of a queue. A worker that holds one under a lease gets
+        /// LEASE_LOST when it acknowledges it. Ids of which there is no item are ignored.
+        /// Idempotent. Errors: INVALID_ARGUMENT.
+        pub async fn delete_items(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteItemsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteItemsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.QueueService/DeleteItems",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("wfe.persistence.v1.QueueService", "DeleteItems"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Sets how a queue works (an upsert), whether it has items or not. Items that
+        /// are dead stay dead. Idempotent. Errors: INVALID_ARGUMENT.
+        pub async fn configure_queue(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ConfigureQueueRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ConfigureQueueResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.QueueService/ConfigureQueue",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("wfe.persistence.v1.QueueService", "ConfigureQueue"),
                 );
             self.inner.unary(req, path, codec).await
         }

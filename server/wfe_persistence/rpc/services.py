@@ -18,6 +18,7 @@ from wfe.persistence.v1 import (
     command_pb2,
     event_pb2,
     lock_pb2,
+    queue_pb2,
     store_pb2,
     subscription_pb2,
     workflow_pb2,
@@ -26,6 +27,7 @@ from wfe_persistence.access.role import Role
 from wfe_persistence.rpc.command_service import ScheduledCommandService
 from wfe_persistence.rpc.event_service import EventService
 from wfe_persistence.rpc.lock_service import LockService
+from wfe_persistence.rpc.queue_service import QueueService
 from wfe_persistence.rpc.store_service import StoreService
 from wfe_persistence.rpc.subscription_service import SubscriptionService
 from wfe_persistence.rpc.workflow_service import WorkflowService
@@ -84,6 +86,17 @@ REQUIRED_ROLE: Final = {
     "ReleaseLock": Role.HOST,
     "BreakLock": Role.OPERATOR,
     "ListLocks": Role.READER,
+    # QueueService
+    "Enqueue": Role.HOST,
+    "Dequeue": Role.HOST,
+    "Acknowledge": Role.HOST,
+    "ReturnItems": Role.HOST,
+    "RenewItems": Role.HOST,
+    "ListQueueItems": Role.READER,
+    "GetQueueStats": Role.READER,
+    "RequeueItems": Role.OPERATOR,
+    "DeleteItems": Role.OPERATOR,
+    "ConfigureQueue": Role.OPERATOR,
     # StoreService
     "EnsureStoreExists": Role.HOST,
     "PersistErrors": Role.HOST,
@@ -107,6 +120,7 @@ ADDS: Final = frozenset(
         "CreateEvent",
         "CreateEventSubscription",
         "ScheduleCommand",
+        "Enqueue",
         "PersistErrors",
     }
 )
@@ -173,5 +187,6 @@ SERVICES: Final = (
         command_pb2.DESCRIPTOR.services_by_name["ScheduledCommandService"], ScheduledCommandService
     ),
     Service(lock_pb2.DESCRIPTOR.services_by_name["LockService"], LockService),
+    Service(queue_pb2.DESCRIPTOR.services_by_name["QueueService"], QueueService),
     Service(store_pb2.DESCRIPTOR.services_by_name["StoreService"], StoreService),
 )

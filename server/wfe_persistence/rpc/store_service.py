@@ -70,6 +70,7 @@ class StoreService:
                 delete_namespace=call.env.allow_delete_namespace,
                 create_namespace=call.env.allow_create_namespace,
                 locks=True,
+                queues=True,
             ),
             max_message_bytes=call.env.max_message_bytes,
             request_retention=Duration(seconds=REQUEST_RETENTION_SECONDS),

@@ -42,6 +42,7 @@ Read = Callable[[Any, bytes], None]
 
 EMPTY_OBJECT: Final = "'{}'"
 EMPTY_ARRAY: Final = "'[]'"
+EMPTY_TEXT_ARRAY: Final = "'{}'::text[]"
 _EMPTY_LIST: Final = b"\x01[]"
 _LINE_LENGTH: Final = 98
 _INDENT: Final = 8
@@ -177,6 +178,13 @@ JSON: Final = Codec(
 """A JSON document, in a string field."""
 STRINGS: Final = Codec("jsonb", _write_strings, _read_strings)
 """A repeated string field, as a JSON array."""
+TEXT_ARRAY: Final = Codec(
+    "text[]",
+    _write_strings,
+    _read_strings,
+    selected=lambda column: f"to_jsonb({column})",
+)
+"""A repeated string field, as an array."""
 JSON_MAP: Final = Codec(
     "jsonb",
     _write_json_map,

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from wfe.persistence.v1.event_pb2 import Event
+from wfe.persistence.v1.queue_pb2 import QueueItem
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
 from wfe.persistence.v1.workflow_pb2 import (
@@ -21,7 +22,15 @@ from wfe.persistence.v1.workflow_pb2 import (
     WorkflowPatch,
 )
 from wfe_persistence.store.columns import Column, Columns, M, strings
-from wfe_persistence.store.records import COMMAND, ERROR, EVENT, POINTER, SUBSCRIPTION, WORKFLOW
+from wfe_persistence.store.records import (
+    COMMAND,
+    ERROR,
+    EVENT,
+    POINTER,
+    QUEUE_ITEM,
+    SUBSCRIPTION,
+    WORKFLOW,
+)
 from wfe_persistence.store.rows import quote
 
 HEADER_FIELDS: Final[dict[str, Column]] = {
@@ -104,6 +113,11 @@ def subscription_document(s: EventSubscription) -> str:
 def error_document(e: ExecutionError) -> str:
     """A logged error."""
     return _document(ERROR, e)
+
+
+def queue_item_document(i: QueueItem) -> str:
+    """An item of a queue."""
+    return _document(QUEUE_ITEM, i)
 
 
 def _document(columns: Columns[M], message: M) -> str:

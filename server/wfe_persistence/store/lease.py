@@ -55,7 +55,8 @@ def new_lease_id() -> str:
 
 # The numbers are of rows, revisions and the like; the last part is a `new_lease_id`.
 _TOKENS: Final = {
-    numbers: re.compile(r"([0-9]{1,18})\." * numbers + r"([0-9a-f]{32})") for numbers in (1, 2)
+    numbers: re.compile(r"(0|[1-9][0-9]{0,17})\." * numbers + r"([0-9a-f]{32})")
+    for numbers in (1, 2)
 }
 
 

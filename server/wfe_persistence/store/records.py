@@ -11,6 +11,7 @@ from typing import Final
 from wfe.persistence.v1.command_pb2 import CommandName, ScheduledCommand
 from wfe.persistence.v1.event_pb2 import Event
 from wfe.persistence.v1.lock_pb2 import Lock
+from wfe.persistence.v1.queue_pb2 import QueueItem, QueueKind
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
 from wfe.persistence.v1.workflow_pb2 import (
@@ -23,12 +24,14 @@ from wfe_persistence.store.columns import (
     BOOL,
     EMPTY_ARRAY,
     EMPTY_OBJECT,
+    EMPTY_TEXT_ARRAY,
     INT4,
     INT8,
     JSON,
     JSON_MAP,
     STRINGS,
     TEXT,
+    TEXT_ARRAY,
     TIME,
     UINT4,
     Column,
@@ -57,6 +60,11 @@ POINTER_STATUS: Final[dict[PointerStatus.ValueType, str]] = {
 COMMAND_NAME: Final[dict[CommandName.ValueType, str]] = {
     CommandName.COMMAND_NAME_PROCESS_WORKFLOW: "ProcessWorkflow",
     CommandName.COMMAND_NAME_PROCESS_EVENT: "ProcessEvent",
+}
+QUEUE_KIND: Final[dict[QueueKind.ValueType, str]] = {
+    QueueKind.QUEUE_KIND_PLAIN: "Plain",
+    QueueKind.QUEUE_KIND_WORKFLOW: "Workflow",
+    QueueKind.QUEUE_KIND_EVENT: "Event",
 }
 
 # wfc.workflows, without the workflow's pointers.
@@ -155,4 +163,14 @@ LOCK: Final = Columns(
     Column("epoch", INT8),
     Column("expiry", TIME),
     Column("acquire_time", TIME),
+)
+
+# wfc.queue_items, without their numbers, states and leases.
+QUEUE_ITEM: Final = Columns(
+    QueueItem,
+    Column("queue", TEXT, key=True),
+    Column("id", TEXT, key=True),
+    Column("payload", JSON, nullable=True),
+    Column("visible_time", TIME, default="now()"),
+    Column("blocked_by", TEXT_ARRAY, default=EMPTY_TEXT_ARRAY),
 )

@@ -25,6 +25,8 @@ TABLES: Final = (
     "events",
     "event_subscriptions",
     "scheduled_commands",
+    "queue_items",
+    "queues",
     "execution_errors",
     "definition_sequences",
     "requests",

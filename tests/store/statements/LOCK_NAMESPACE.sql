@@ -1,4 +1,4 @@
 LOCK TABLE wfc.wfe_migrations, wfc.wfe_store, wfc.workflows, wfc.execution_pointers, wfc.events,
-        wfc.event_subscriptions, wfc.scheduled_commands, wfc.execution_errors,
-        wfc.definition_sequences, wfc.requests, wfc.locks
+        wfc.event_subscriptions, wfc.scheduled_commands, wfc.queue_items, wfc.queues,
+        wfc.execution_errors, wfc.definition_sequences, wfc.requests, wfc.locks
     IN ACCESS EXCLUSIVE MODE;

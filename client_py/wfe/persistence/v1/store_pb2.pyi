@@ -449,6 +449,7 @@ class Capabilities(google.protobuf.message.Message):
     DELETE_NAMESPACE_FIELD_NUMBER: builtins.int
     CREATE_NAMESPACE_FIELD_NUMBER: builtins.int
     LOCKS_FIELD_NUMBER: builtins.int
+    QUEUES_FIELD_NUMBER: builtins.int
     scheduled_commands: builtins.bool
     """Scheduled commands (the trait's `supports_scheduled_commands`)."""
     truncate_all: builtins.bool
@@ -461,6 +462,8 @@ class Capabilities(google.protobuf.message.Message):
     """
     locks: builtins.bool
     """Locks (LockService, and `held_lock_tokens` of writes)."""
+    queues: builtins.bool
+    """QueueService."""
     def __init__(
         self,
         *,
@@ -469,8 +472,9 @@ class Capabilities(google.protobuf.message.Message):
         delete_namespace: builtins.bool = ...,
         create_namespace: builtins.bool = ...,
         locks: builtins.bool = ...,
+        queues: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["create_namespace", b"create_namespace", "delete_namespace", b"delete_namespace", "locks", b"locks", "scheduled_commands", b"scheduled_commands", "truncate_all", b"truncate_all"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["create_namespace", b"create_namespace", "delete_namespace", b"delete_namespace", "locks", b"locks", "queues", b"queues", "scheduled_commands", b"scheduled_commands", "truncate_all", b"truncate_all"]) -> None: ...
 
 Global___Capabilities: typing_extensions.TypeAlias = Capabilities
 

@@ -6,6 +6,10 @@ from typing import Final
 
 MAX_ID_BYTES: Final = 512
 MAX_COMMAND_DATA_BYTES: Final = 2048
+MAX_PAYLOAD_BYTES: Final = 65_536
+"""Of an item of a queue: work to be done, not data."""
+MAX_BLOCKERS: Final = 8
+MAX_DEQUEUED_QUEUES: Final = 10
 MAX_INT4: Final = 2**31 - 1
 MAX_JSON_DEPTH: Final = 100
 MAX_JSON_EXPONENT: Final = 1000

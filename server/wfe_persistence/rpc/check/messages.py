@@ -24,12 +24,13 @@ from wfe.persistence.v1.workflow_pb2 import (
     WorkflowView,
 )
 from wfe_persistence.rpc.check.bounds import MAX_ATTRIBUTES, MAX_COMMAND_DATA_BYTES, MAX_REVISION
-from wfe_persistence.rpc.check.scalars import R, Scalars
+from wfe_persistence.rpc.check.queues import QueueRules
+from wfe_persistence.rpc.check.scalars import R
 from wfe_persistence.store.documents import HEADER_FIELDS
 from wfe_persistence.store.records import COMMAND_NAME, POINTER_STATUS, WORKFLOW_STATUS
 
 
-class Check(Scalars):
+class Check(QueueRules):
     """Collects the violations of one request: call the rules, then `done()`.
 
     `path` is the path of the message in the request, for the paths of its fields.

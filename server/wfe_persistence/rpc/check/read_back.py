@@ -20,6 +20,13 @@ from wfe.persistence.v1.command_pb2 import (
 )
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.event_pb2 import Event, ListEventsResponse
+from wfe.persistence.v1.queue_pb2 import (
+    ListedQueueItem,
+    ListQueueItemsResponse,
+    QueueItem,
+    QueueItemLease,
+    QueueItemState,
+)
 from wfe.persistence.v1.store_pb2 import ExecutionError, ListErrorsResponse
 from wfe.persistence.v1.subscription_pb2 import EventSubscription, GetSubscriptionsResponse
 from wfe.persistence.v1.workflow_pb2 import (
@@ -34,6 +41,7 @@ from wfe_persistence.errors import PersistenceError, unreadable
 from wfe_persistence.rpc.check.bounds import (
     LAST_SECOND,
     MAX_ID_BYTES,
+    MAX_INT4,
     MAX_REVISION,
 )
 from wfe_persistence.rpc.paging import FRAMING_BYTES, MAX_TOKEN_BYTES
@@ -129,6 +137,27 @@ def commands(items: Iterable[ScheduledCommand]) -> Iterator[ListCommandsResponse
     for item in items:
         listed = ListedCommand(command=item, lease=lease)
         yield ListCommandsResponse(commands=[listed], next_page_token=_TOKEN)
+
+
+def queue_items(items: Iterable[QueueItem]) -> Iterator[ListQueueItemsResponse]:
+    """Items of queues, each under the largest lease. When one is handed out, it is smaller: it has
+    a receipt instead of the worker and the page token."""
+    lease = QueueItemLease(worker_id=_ID, expiry=_LAST_TIME, epoch=MAX_REVISION)
+    for item in items:
+        response = ListQueueItemsResponse(
+            items=[
+                ListedQueueItem(
+                    item=item,
+                    state=QueueItemState.QUEUE_ITEM_STATE_LEASED,
+                    attempt=MAX_INT4,
+                    lease=lease,
+                    again_time=_LAST_TIME,
+                )
+            ],
+            next_page_token=_TOKEN,
+        )
+        response.items[0].item.visible_time.CopyFrom(_LAST_TIME)
+        yield response
 
 
 def persist(instance: WorkflowInstance, created: Iterable[EventSubscription]) -> Iterator[Message]:

@@ -312,6 +312,12 @@ class Scalars:
         )
         return False
 
+    def count(self, field: str, value: int, default: int) -> int:
+        """A number of rows to change: 0 means the default; above the maximum means the maximum."""
+        if value < 0:
+            self.add("", field, R.FIELD_VIOLATION_REASON_NUMBER_RANGE, "must not be negative")
+        return min(value, MAX_LIST_ITEMS) or default
+
     def lease_tokens(self, field: str, values: Sequence[str]) -> None:
         """A list of lease tokens, without duplicates."""
         if self.at_most("", field, values):

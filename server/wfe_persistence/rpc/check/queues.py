@@ -1,0 +1,117 @@
+"""The rules for items of queues and their receipts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from wfe.persistence.v1.queue_pb2 import (
+    Acknowledgement,
+    DequeueRequest,
+    QueueItem,
+    QueueItemState,
+    ReturnedItem,
+)
+from wfe_persistence.rpc.check.bounds import (
+    MAX_BLOCKERS,
+    MAX_DEQUEUED_QUEUES,
+    MAX_PAYLOAD_BYTES,
+)
+from wfe_persistence.rpc.check.scalars import R, Scalars
+
+_QUEUE: Final = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
+
+
+class QueueRules(Scalars):
+    """The rules for the requests of QueueService."""
+
+    __slots__ = ()
+
+    def queue(self, path: str, field: str, value: str) -> None:
+        """The name of a queue."""
+        if not value:
+            self.add(path, field, R.FIELD_VIOLATION_REASON_REQUIRED, "must not be empty")
+        elif not _QUEUE.fullmatch(value):
+            self.add(
+                path,
+                field,
+                R.FIELD_VIOLATION_REASON_FORMAT,
+                "must match [a-z][a-z0-9_.-]{0,63}",
+            )
+
+    def queue_items(self, field: str, items: Sequence[QueueItem]) -> None:
+        """Items to enqueue."""
+        if self.at_most("", field, items):
+            self.each(field, items, self._queue_item)
+            self.distinct("", field, "id", [f"{i.queue} {i.id}" for i in items])
+
+    def _queue_item(self, i: QueueItem, path: str) -> None:
+        self.queue(path, "queue", i.queue)
+        self.id(path, "id", i.id)
+        if i.HasField("payload_json"):
+            if len(i.payload_json.encode()) > MAX_PAYLOAD_BYTES:
+                self.add(
+                    path,
+                    "payload_json",
+                    R.FIELD_VIOLATION_REASON_TOO_LONG,
+                    f"must be at most {MAX_PAYLOAD_BYTES} bytes",
+                )
+            else:
+                self.json(path, "payload_json", i.payload_json)
+        self.times(i, path, "visible_time")
+        if self.at_most(path, "blocked_by", i.blocked_by, MAX_BLOCKERS):
+            self.ids(path, "blocked_by", i.blocked_by)
+            self.distinct(path, "blocked_by", "", i.blocked_by)
+
+    def dequeue(self, request: DequeueRequest) -> None:
+        """What to dequeue, and what to acknowledge and to return before."""
+        if not request.queues:
+            self.add("", "queues", R.FIELD_VIOLATION_REASON_REQUIRED, "must name a queue")
+        self.queues(request.queues, MAX_DEQUEUED_QUEUES)
+        self.key("", "worker_id", request.worker_id)
+        if not (
+            self.acknowledgements(request.acknowledge) and self.returned_items(request.return_items)
+        ):
+            return
+        acknowledged = {each.receipt for each in request.acknowledge}
+        for i, item in enumerate(request.return_items):
+            if item.receipt in acknowledged:
+                self.add(
+                    "",
+                    f"return_items[{i}].receipt",
+                    R.FIELD_VIOLATION_REASON_DUPLICATE,
+                    "is also in acknowledge",
+                )
+
+    def queues(self, names: Sequence[str], most: int) -> None:
+        """Names of queues."""
+        if self.at_most("", "queues", names, most):
+            for i, name in enumerate(names):
+                self.queue("", f"queues[{i}]", name)
+            self.distinct("", "queues", "", names)
+
+    def acknowledgements(self, values: Sequence[Acknowledgement]) -> bool:
+        """Items that have been handled; returns whether they are few enough to be checked."""
+        return self._receipts("acknowledge", [each.receipt for each in values])
+
+    def returned_items(self, values: Sequence[ReturnedItem]) -> bool:
+        """Items to be given back; returns whether they are few enough to be checked."""
+        if not self._receipts("return_items", [each.receipt for each in values]):
+            return False
+        for i, item in enumerate(values):
+            self.lease_ms(f"return_items[{i}].delay", item.delay, given=item.HasField("delay"))
+        return True
+
+    def _receipts(self, field: str, receipts: Sequence[str]) -> bool:
+        if not self.at_most("", field, receipts):
+            return False
+        for i, receipt in enumerate(receipts):
+            self.id(f"{field}[{i}]", "receipt", receipt)
+        self.distinct("", field, "receipt", receipts)
+        return True
+
+    def item_state(self, value: QueueItemState.ValueType) -> None:
+        """A state of items to filter by; UNSPECIFIED means any."""
+        if value not in QueueItemState.values():
+            self.add("", "state", R.FIELD_VIOLATION_REASON_ENUM_VALUE, "must be a known value")

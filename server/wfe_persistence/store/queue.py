@@ -1,0 +1,449 @@
+"""Queues: items are enqueued by their ids, handed out under leases, and acknowledged.
+
+An item under a lease is one with a `lease_id` and a `visible_time` to come: the lease's expiry. So
+whoever looks for work does not even see it, and when the lease expires it is simply visible again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+from wfe.persistence.v1.queue_pb2 import (
+    Acknowledgement,
+    ConfigureQueueRequest,
+    DequeuedItem,
+    QueueItem,
+    RenewItemsResponse,
+    ReturnedItem,
+)
+from wfe_persistence import offload
+from wfe_persistence.store.documents import array, queue_item_document
+from wfe_persistence.store.lease import (
+    ALL_HELD,
+    NEXT_EPOCH,
+    check_held,
+    expiry_after,
+    lease_lost,
+    lease_token,
+    new_lease_id,
+    parse_lease_token,
+    unexpired,
+)
+from wfe_persistence.store.records import QUEUE_ITEM, QUEUE_KIND
+from wfe_persistence.store.rows import (
+    PGresult,
+    integer,
+    read_bool,
+    read_int4,
+    read_int8,
+    read_time,
+    text,
+    text_list,
+)
+from wfe_persistence.store.tables import Store
+
+# Rows are locked, and then inserted, in the order of their keys. Numbers are given in the order of
+# the request. An item that is, or was last, under a lease has been handed out with what it was
+# enqueued for; so it is noted that it must come again, also after a late acknowledgement.
+ENQUEUE = f"""
+WITH given (at, {QUEUE_ITEM.names()}) AS MATERIALIZED (
+    SELECT g.at,
+        {QUEUE_ITEM.values("g")}
+    FROM ROWS FROM (jsonb_to_recordset($1::jsonb) AS (
+        {QUEUE_ITEM.record()}
+    )) WITH ORDINALITY AS g({QUEUE_ITEM.names()}, at)
+), locked AS MATERIALIZED (
+    SELECT i.n, g.queue, g.id
+    FROM (SELECT queue, id FROM given ORDER BY queue, id) g, LATERAL (
+        SELECT n FROM wfc.queue_items WHERE queue = g.queue AND id = g.id FOR UPDATE
+    ) i
+), merged AS (
+    UPDATE wfc.queue_items i SET
+        payload = g.payload,
+        blocked_by = g.blocked_by,
+        visible_time = CASE
+            WHEN i.dead THEN g.visible_time
+            WHEN i.lease_id IS NOT NULL AND {unexpired("i.visible_time")} THEN i.visible_time
+            ELSE least(i.visible_time, g.visible_time) END,
+        again_time = CASE WHEN i.lease_id IS NOT NULL AND NOT i.dead
+            THEN least(i.again_time, g.visible_time) END,
+        attempt = CASE WHEN i.dead THEN 0 ELSE i.attempt END,
+        lease_id = CASE WHEN NOT i.dead THEN i.lease_id END,
+        lease_worker_id = CASE WHEN NOT i.dead THEN i.lease_worker_id END,
+        dead = FALSE
+    FROM given g
+    WHERE i.queue = g.queue AND i.id = g.id AND i.n = ANY (ARRAY (SELECT n FROM locked))
+), fresh AS MATERIALIZED (
+    SELECT nextval('wfc.queue_item_numbers') AS n, g.* FROM (
+        SELECT {QUEUE_ITEM.names()} FROM given g
+        WHERE NOT EXISTS (SELECT FROM locked l WHERE l.queue = g.queue AND l.id = g.id)
+        ORDER BY at
+    ) g
+)
+INSERT INTO wfc.queue_items (n, {QUEUE_ITEM.names()})
+SELECT n, {QUEUE_ITEM.names()} FROM fresh ORDER BY queue, id
+"""
+
+
+async def enqueue(store: Store, items: Sequence[QueueItem]) -> None:
+    """Put items into queues, all or none."""
+    if items:
+        document = await offload.run(lambda: array(map(queue_item_document, items)))
+        await store.write(ENQUEUE, document)
+
+
+# What a workflow or an event must be for its item's work not to be done; see QueueKind.
+_NOT_DONE: Final = """CASE q.kind
+            WHEN 'Workflow' THEN EXISTS (
+                SELECT FROM wfc.workflows WHERE id = h.id AND status = 'Runnable'
+                    AND next_execution <= floor(extract(epoch FROM now()) * 1000)::bigint)
+            WHEN 'Event' THEN EXISTS (
+                SELECT FROM wfc.events WHERE id = h.id AND NOT is_processed)
+            ELSE FALSE END"""
+
+_MOST_BACKOFF_SECONDS: Final = 60
+
+# Acknowledges and returns, all or nothing. An item that was enqueued since it was handed out
+# (`again_time`) is neither removed nor dead. The setting tells DEQUEUE, in the same transaction,
+# whether all were held.
+_SETTLE: Final = f"""
+WITH given AS MATERIALIZED (
+    SELECT *
+    FROM jsonb_to_recordset($1::jsonb) AS g(at int, n bigint, lease_id text, act text,
+        delay_ms bigint)
+), held AS MATERIALIZED (
+    SELECT i.n, i.queue, i.id, i.dead, i.attempt, i.again_time, g.at, g.act, g.delay_ms
+    FROM given g JOIN wfc.queue_items i ON i.n = g.n AND i.lease_id = g.lease_id
+    WHERE i.n = ANY (ARRAY (SELECT n FROM given))
+    ORDER BY i.queue, i.id
+    FOR UPDATE OF i
+), judged AS MATERIALIZED (
+    SELECT h.*,
+        h.act = 'acknowledge' OR (h.act = 'confirm' AND NOT {_NOT_DONE}) AS done,
+        h.dead OR coalesce(h.attempt >= q.max_attempts, FALSE) AS spent,
+        CASE h.act WHEN 'return' THEN h.delay_ms * interval '1 millisecond'
+            ELSE least({_MOST_BACKOFF_SECONDS}, 2 ^ least(h.attempt - 1, 10)) * interval '1 second'
+            END AS delay
+    FROM held h LEFT JOIN wfc.queues q ON q.name = h.queue
+    WHERE {ALL_HELD}
+), removed AS (
+    DELETE FROM wfc.queue_items
+    WHERE n = ANY (ARRAY (SELECT n FROM judged WHERE done AND again_time IS NULL))
+), kept AS (
+    UPDATE wfc.queue_items i SET
+        visible_time = CASE WHEN j.done THEN j.again_time
+            ELSE least(now() + j.delay, j.again_time) END,
+        dead = j.spent AND j.again_time IS NULL,
+        attempt = CASE WHEN j.done OR (j.spent AND j.again_time IS NOT NULL)
+            THEN 0 ELSE j.attempt END,
+        again_time = NULL, lease_id = NULL, lease_worker_id = NULL
+    FROM judged j
+    WHERE i.n = j.n AND NOT (j.done AND j.again_time IS NULL)
+        AND i.n = ANY (ARRAY (SELECT n FROM judged))
+)
+SELECT at, EXISTS (SELECT FROM held h WHERE h.at = g.at),
+    EXISTS (SELECT FROM judged j WHERE j.at = g.at AND j.act = 'confirm' AND NOT j.done),
+    set_config('wfe.settled', ({ALL_HELD})::text, TRUE)
+FROM given g
+"""
+
+
+class Settlement:
+    """Items that were handed out, and what becomes of them."""
+
+    def __init__(
+        self,
+        acknowledge: Sequence[Acknowledgement] = (),
+        return_items: Sequence[ReturnedItem] = (),
+    ) -> None:
+        self._acknowledge = acknowledge
+        self._return_items = return_items
+        # Numbered as in the document.
+        self._receipts = [each.receipt for each in acknowledge]
+        self._receipts += [each.receipt for each in return_items]
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._receipts)
+
+    def document(self) -> bytes:
+        """The parameter of the statement. Raises PersistenceError if a receipt can't be one."""
+        return array(self._documents())
+
+    def _documents(self) -> Iterator[str]:
+        for at, each in enumerate(self._acknowledge):
+            act = "confirm" if each.confirmed else "acknowledge"
+            yield _claim(at, each.receipt, f"acknowledge[{at}].receipt", f',"act":"{act}"')
+        for i, item in enumerate(self._return_items):
+            delay_ms = item.delay.seconds * 1000 + item.delay.nanos // 1_000_000
+            yield _claim(
+                len(self._acknowledge) + i,
+                item.receipt,
+                f"return_items[{i}].receipt",
+                f',"act":"return","delay_ms":{delay_ms}',
+            )
+
+    def returned(self, rows: PGresult) -> list[str]:
+        """The receipts that were not confirmed. Raises PersistenceError if any is lost."""
+        get = rows.get_value
+        found = sorted(
+            (read_int4(get(i, 0)), read_bool(get(i, 1)), read_bool(get(i, 2)))
+            for i in range(rows.ntuples)
+        )
+        if lost := [at for at, held, _ in found if not held]:
+            raise lease_lost(
+                [self._receipts[at] for at in lost],
+                of=len(found),
+                field="acknowledge" if lost[0] < len(self._acknowledge) else "return_items",
+            )
+        return [self._receipts[at] for at, _, returned in found if returned]
+
+
+def _claim(at: int, receipt: str, path: str, members: str = "") -> str:
+    """The document of a receipt, with more members."""
+    (n,), lease_id = parse_lease_token(receipt, path, numbers=1, origin="Dequeue")
+    return f'{{"at":{at},"n":{n},"lease_id":"{lease_id}"{members}}}'
+
+
+ACKNOWLEDGE = _SETTLE
+
+
+async def acknowledge(store: Store, acknowledgements: Sequence[Acknowledgement]) -> list[str]:
+    """Remove items that have been handled, all or none; returns the receipts of those that were
+    not confirmed."""
+    settlement = Settlement(acknowledge=acknowledgements)
+    rows = await store.write(ACKNOWLEDGE, settlement.document())
+    return settlement.returned(rows)
+
+
+RETURN_ITEMS = _SETTLE
+
+
+async def return_items(store: Store, items: Sequence[ReturnedItem]) -> None:
+    """Give back items unhandled, all or none."""
+    settlement = Settlement(return_items=items)
+    rows = await store.write(RETURN_ITEMS, settlement.document())
+    settlement.returned(rows)
+
+
+_read_item = QUEUE_ITEM.reader()
+
+
+class Dequeued(NamedTuple):
+    """What a dequeue came to."""
+
+    items: list[DequeuedItem]
+    returned_receipts: list[str]
+    """The receipts of the acknowledgements that were not confirmed."""
+
+
+# What an item has at most in the answer, beside its texts.
+_CLAIM_BYTES: Final = 160
+
+_ITEM_BYTES: Final = f"""octet_length(queue) + octet_length(id)
+                + coalesce(octet_length(payload::text), 0)
+                + octet_length(array_to_string(blocked_by, '')) + 4 * cardinality(blocked_by)
+                + {_CLAIM_BYTES}"""
+
+_UNBLOCKED: Final = f"""NOT EXISTS (
+                SELECT FROM wfc.locks l
+                WHERE l.resource = ANY (blocked_by) AND {unexpired("l.expiry")})"""
+
+# $1 the queues, $2 the most items, $3 the lease in ms, $4 its id, $5 the worker, $6 the most bytes.
+# An item that was handed out too often dies here, if its last lease has expired; if that is all
+# there was, there may be others behind. There is always a row, which tells how many died.
+DEQUEUE = f"""
+WITH wanted AS MATERIALIZED (
+    SELECT g.name, q.max_attempts
+    FROM jsonb_array_elements_text($1::jsonb) AS g(name)
+    LEFT JOIN wfc.queues q ON q.name = g.name
+    WHERE coalesce(current_setting('wfe.settled', TRUE), '') <> 'false'
+), visible AS MATERIALIZED (
+    SELECT i.*, coalesce(i.attempt >= w.max_attempts, FALSE) AS spent
+    FROM wanted w, LATERAL (
+        SELECT n, visible_time, attempt, again_time, {_ITEM_BYTES} AS bytes
+        FROM wfc.queue_items
+        WHERE queue = w.name AND NOT dead AND visible_time <= now() AND {_UNBLOCKED}
+        ORDER BY visible_time, n
+        LIMIT $2
+        FOR UPDATE SKIP LOCKED
+    ) i
+), died AS (
+    UPDATE wfc.queue_items SET dead = TRUE
+    WHERE n = ANY (ARRAY (SELECT n FROM visible WHERE spent AND again_time IS NULL))
+    RETURNING 1
+), fitting AS MATERIALIZED (
+    SELECT n, visible_time, spent FROM (
+        SELECT *, sum(bytes) OVER in_order AS bytes_so_far, row_number() OVER in_order AS place
+        FROM visible WHERE NOT spent OR again_time IS NOT NULL
+        WINDOW in_order AS (ORDER BY visible_time, n)
+    ) v WHERE place <= $2 AND (bytes_so_far <= $6 OR place = 1)
+), claimed AS (
+    UPDATE wfc.queue_items i SET
+        visible_time = {expiry_after("$3")},
+        lease_id = $4, lease_worker_id = $5, lease_epoch = {NEXT_EPOCH},
+        attempt = CASE WHEN f.spent THEN 1 ELSE least(i.attempt, 2147483646) + 1 END,
+        again_time = NULL
+    FROM fitting f
+    WHERE i.n = f.n AND i.n = ANY (ARRAY (SELECT n FROM fitting))
+    RETURNING i.queue, i.id, i.payload, f.visible_time, i.blocked_by,
+        i.n, i.visible_time AS lease_expiry, i.lease_epoch, i.attempt
+)
+SELECT {QUEUE_ITEM.selection()}, n, lease_expiry, lease_epoch, attempt, died.count
+FROM (SELECT count(*) FROM died) AS died LEFT JOIN claimed ON TRUE
+ORDER BY visible_time, n
+"""
+_COUNT_OF_DEAD: Final = len(QUEUE_ITEM) + 4
+
+
+async def dequeue(
+    store: Store,
+    queues: Iterable[str],
+    max_items: int,
+    lease_ms: int,
+    worker_id: str,
+    settlement: Settlement,
+    answer_bytes: int,
+) -> Dequeued:
+    """Settle items handed out before, then hand out others, in one transaction.
+
+    No more are handed out than fit into an answer of `answer_bytes`, but at least one.
+    """
+    names = text_list(queues)
+    returned: list[str] = []
+    while True:
+        lease_id = new_lease_id()
+        claim = (
+            DEQUEUE,
+            (
+                names,
+                integer(max_items),
+                integer(lease_ms),
+                text(lease_id),
+                text(worker_id),
+                integer(answer_bytes),
+            ),
+        )
+        if settlement:
+            settled, rows = await store.write_all((_SETTLE, (settlement.document(),)), claim)
+            returned = settlement.returned(settled)
+            settlement = Settlement()
+        else:
+            [rows] = await store.write_all(claim)
+        if rows.get_value(0, 0) is not None:
+            items = [_decode_claim(rows, i, lease_id) for i in range(rows.ntuples)]
+            return Dequeued(items, returned)
+        if not read_int8(rows.get_value(0, _COUNT_OF_DEAD)):
+            return Dequeued([], returned)
+
+
+def _decode_claim(rows: PGresult, i: int, lease_id: str) -> DequeuedItem:
+    get = rows.get_value
+    claim = DequeuedItem()
+    _read_item(get, i, claim.item)
+    n, expiry, epoch, attempt = (get(i, len(QUEUE_ITEM) + column) for column in range(4))
+    claim.receipt = lease_token(lease_id, read_int8(n))
+    read_time(expiry, claim.lease_expiry)
+    claim.epoch = read_int8(epoch)
+    claim.attempt = read_int4(attempt)
+    return claim
+
+
+RENEW_ITEMS = f"""
+WITH given AS MATERIALIZED (
+    SELECT * FROM jsonb_to_recordset($1::jsonb) AS g(at int, n bigint, lease_id text)
+), held AS MATERIALIZED (
+    SELECT i.n, g.at
+    FROM given g JOIN wfc.queue_items i ON i.n = g.n AND i.lease_id = g.lease_id
+    WHERE i.n = ANY (ARRAY (SELECT n FROM given))
+        AND NOT i.dead AND {unexpired("i.visible_time")}
+    ORDER BY i.queue, i.id
+    FOR UPDATE OF i
+), renewed AS (
+    UPDATE wfc.queue_items SET visible_time = {expiry_after("$2")}
+    WHERE n = ANY (ARRAY (SELECT n FROM held))
+        AND {ALL_HELD}
+)
+SELECT at, EXISTS (SELECT FROM held h WHERE h.at = g.at),
+    {expiry_after("$2")}
+FROM given g
+"""
+
+
+async def renew_items(store: Store, receipts: Sequence[str], lease_ms: int) -> RenewItemsResponse:
+    """Extend these leases by `lease_ms` from now, all or none."""
+    document = array(_claim(at, receipt, f"receipts[{at}]") for at, receipt in enumerate(receipts))
+    rows = await store.write(RENEW_ITEMS, document, integer(lease_ms))
+    check_held(rows, receipts, field="receipts")
+    response = RenewItemsResponse()
+    if rows.ntuples:
+        read_time(rows.get_value(0, 2), response.lease_expiry)
+    return response
+
+
+CONFIGURE_QUEUE = """
+INSERT INTO wfc.queues (name, kind, max_attempts) VALUES ($1, $2, nullif($3::int, 0))
+ON CONFLICT (name) DO UPDATE SET kind = excluded.kind, max_attempts = excluded.max_attempts
+"""
+
+
+async def configure_queue(store: Store, request: ConfigureQueueRequest) -> None:
+    """Set how a queue works."""
+    await store.write(
+        CONFIGURE_QUEUE,
+        text(request.queue),
+        text(QUEUE_KIND[request.kind]),
+        integer(request.max_attempts),
+    )
+
+
+# $1 the queue, $2 ids, $3 the most dead items besides.
+_NAMED_AND_DEAD: Final = """
+WITH named AS MATERIALIZED (
+    SELECT i.n FROM jsonb_array_elements_text($2::jsonb) AS g(id), LATERAL (
+        SELECT n FROM wfc.queue_items WHERE queue = $1 AND id = g.id LIMIT 1
+    ) i
+), chosen AS MATERIALIZED (
+    SELECT n FROM wfc.queue_items
+    WHERE n = ANY (ARRAY (
+        SELECT n FROM named
+        UNION (
+            SELECT n FROM wfc.queue_items WHERE queue = $1 AND dead
+            ORDER BY visible_time, n LIMIT $3
+        )
+    ))
+    ORDER BY queue, id
+    FOR UPDATE
+)"""
+
+REQUEUE_ITEMS = f"""{_NAMED_AND_DEAD}, requeued AS (
+    UPDATE wfc.queue_items SET
+        visible_time = now(), dead = FALSE, attempt = 0,
+        again_time = NULL, lease_id = NULL, lease_worker_id = NULL
+    WHERE n = ANY (ARRAY (SELECT n FROM chosen))
+        AND (dead OR (lease_id IS NULL AND {unexpired("visible_time")}))
+    RETURNING 1
+)
+SELECT count(*) FROM requeued
+"""
+
+
+async def requeue_items(store: Store, queue: str, ids: Iterable[str], max_dead: int) -> int:
+    """Make dead and delayed items visible; returns how many."""
+    row = await store.write_once(REQUEUE_ITEMS, text(queue), text_list(ids), integer(max_dead))
+    return read_int8(row.get_value(0, 0))
+
+
+DELETE_ITEMS = f"""{_NAMED_AND_DEAD}, deleted AS (
+    DELETE FROM wfc.queue_items WHERE n = ANY (ARRAY (SELECT n FROM chosen))
+    RETURNING 1
+)
+SELECT count(*) FROM deleted
+"""
+
+
+async def delete_items(store: Store, queue: str, ids: Iterable[str], max_dead: int) -> int:
+    """Delete items, whatever their state; returns how many."""
+    row = await store.write_once(DELETE_ITEMS, text(queue), text_list(ids), integer(max_dead))
+    return read_int8(row.get_value(0, 0))

@@ -1,0 +1,131 @@
+"""Queues through the provider, against a real server."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.support import make
+from wfe_persistence_client import (
+    ABSENT,
+    Acknowledgement,
+    DequeuedItem,
+    Event,
+    LeaseLost,
+    PersistenceProvider,
+    QueueItem,
+    QueueItemState,
+    QueueKind,
+    ReturnedItem,
+    WorkflowInstance,
+    WorkflowView,
+    connect,
+    connect_blocking,
+)
+
+
+@pytest.fixture
+async def real(target: str) -> AsyncIterator[PersistenceProvider]:
+    async with connect(target) as provider:
+        yield provider
+
+
+@pytest.fixture
+def name() -> str:
+    return make.queue()
+
+
+async def take(real: PersistenceProvider, queue: str) -> DequeuedItem:
+    [item] = (await real.dequeue([queue])).items
+    return item
+
+
+async def test_item_comes_back_as_it_was_enqueued(real: PersistenceProvider, name: str) -> None:
+    at = datetime(2024, 1, 1, tzinfo=UTC)
+    item = QueueItem(queue=name, id="a", payload={"n": [1]}, visible_time=at, blocked_by=["x"])
+    await real.enqueue([item, QueueItem(queue=name, id="b")])
+    answer = await real.dequeue([name], max_items=10, lease_duration=timedelta(minutes=5))
+    first, second = answer.items
+    assert first.item == item
+    assert second.item.payload is ABSENT
+    assert first.workflow is None
+    assert not first.workflow_omitted
+    assert first.lease_expiry > datetime.now(UTC) + timedelta(minutes=4)
+    renewed = await real.renew_items([first.receipt], lease_duration=timedelta(hours=1))
+    assert renewed is not None
+    assert renewed > first.lease_expiry
+    assert await real.acknowledge([first.receipt, second.receipt]) == []
+    assert await real.list_queue_items(name) == []
+
+
+async def test_items_are_settled_and_taken_by_one_call(
+    real: PersistenceProvider, name: str
+) -> None:
+    await real.enqueue([QueueItem(queue=name, id=id_) for id_ in "abc"])
+    first, second = (await real.dequeue([name], max_items=2)).items
+    answer = await real.dequeue(
+        [name],
+        acknowledge=[Acknowledgement(receipt=first.receipt)],
+        return_items=[ReturnedItem(receipt=second.receipt, delay=timedelta(hours=1))],
+    )
+    assert [each.item.id for each in answer.items] == ["c"]
+    states = {each.item.id: each.state for each in await real.list_queue_items(name)}
+    assert states == {"b": QueueItemState.DELAYED, "c": QueueItemState.LEASED}
+    with pytest.raises(LeaseLost):
+        await real.dequeue([name], acknowledge=[Acknowledgement(receipt=first.receipt)])
+
+
+async def test_workflow_comes_with_its_item(real: PersistenceProvider, name: str) -> None:
+    id_ = await real.create_new_workflow(
+        WorkflowInstance(workflow_definition_id="d", version=1, data={"paid": False})
+    )
+    await real.enqueue([QueueItem(queue=name, id=id_)])
+    [item] = (await real.dequeue([name], include_workflow=True, view=WorkflowView.ACTIVE)).items
+    assert item.workflow is not None
+    assert (item.workflow.id, item.workflow.data) == (id_, {"paid": False})
+    assert item.workflow.view is WorkflowView.ACTIVE
+    item.workflow.data = {"paid": True}
+    await real.persist_workflow(item.workflow)
+    assert (await real.get_workflow_instance(id_)).data == {"paid": True}
+
+
+async def test_what_is_not_confirmed_comes_back(real: PersistenceProvider, name: str) -> None:
+    await real.configure_queue(name, QueueKind.EVENT)
+    id_ = await real.create_event(Event(event_name="n", event_key="k", event_data=1))
+    await real.enqueue([QueueItem(queue=name, id=id_)])
+    item = await take(real, name)
+    assert await real.acknowledge([item.receipt], confirmed=True) == [item.receipt]
+    [listed] = await real.list_queue_items(name, state=QueueItemState.DELAYED)
+    assert (listed.item.id, listed.attempt, listed.lease) == (id_, 1, None)
+    await real.mark_event_processed(id_)
+
+
+async def test_people_see_and_mend_queues(real: PersistenceProvider, name: str) -> None:
+    await real.configure_queue(name, max_attempts=1)
+    await real.enqueue([QueueItem(queue=name, id=id_) for id_ in "ab"])
+    for _ in "ab":
+        await real.return_items([(await take(real, name)).receipt])
+    [stats] = await real.get_queue_stats([name])
+    assert (stats.kind, stats.max_attempts, stats.dead) == (QueueKind.PLAIN, 1, 2)
+    assert stats.oldest_waiting_age is None
+    assert await real.requeue_items(name, ["a"]) == 1
+    assert await real.delete_items(name, max_dead=10) == 1
+    [item] = [each async for each in real.iter_queue_items(name, page_size=1)]
+    assert (item.item.id, item.state) == ("a", QueueItemState.WAITING)
+    held = await take(real, name)
+    [item] = await real.list_queue_items(name, item_id="a")
+    assert item.lease is not None
+    assert item.lease.epoch == held.epoch
+    await real.enqueue([QueueItem(queue=name, id="a")])
+    [item] = await real.list_queue_items(name)
+    assert item.again_time is not None
+    assert name in [each.queue for each in await real.get_queue_stats()]
+
+
+def test_blocking(target: str, name: str) -> None:
+    with connect_blocking(target) as provider:
+        provider.enqueue([QueueItem(queue=name, id="a")])
+        [item] = provider.dequeue([name]).items
+        assert [each.item.id for each in provider.iter_queue_items(name)] == ["a"]
+        assert provider.acknowledge([item.receipt]) == []
+        assert provider.list_queue_items(name) == []

@@ -1,0 +1,44 @@
+WITH wanted AS MATERIALIZED (
+    SELECT g.name, q.max_attempts
+    FROM jsonb_array_elements_text($1::jsonb) AS g(name)
+    LEFT JOIN wfc.queues q ON q.name = g.name
+    WHERE coalesce(current_setting('wfe.settled', TRUE), '') <> 'false'
+), visible AS MATERIALIZED (
+    SELECT i.*, coalesce(i.attempt >= w.max_attempts, FALSE) AS spent
+    FROM wanted w, LATERAL (
+        SELECT n, visible_time, attempt, again_time, octet_length(queue) + octet_length(id)
+                + coalesce(octet_length(payload::text), 0)
+                + octet_length(array_to_string(blocked_by, '')) + 4 * cardinality(blocked_by)
+                + 160 AS bytes
+        FROM wfc.queue_items
+        WHERE queue = w.name AND NOT dead AND visible_time <= now() AND NOT EXISTS (
+                SELECT FROM wfc.locks l
+                WHERE l.resource = ANY (blocked_by) AND l.expiry > now())
+        ORDER BY visible_time, n
+        LIMIT $2
+        FOR UPDATE SKIP LOCKED
+    ) i
+), died AS (
+    UPDATE wfc.queue_items SET dead = TRUE
+    WHERE n = ANY (ARRAY (SELECT n FROM visible WHERE spent AND again_time IS NULL))
+    RETURNING 1
+), fitting AS MATERIALIZED (
+    SELECT n, visible_time, spent FROM (
+        SELECT *, sum(bytes) OVER in_order AS bytes_so_far, row_number() OVER in_order AS place
+        FROM visible WHERE NOT spent OR again_time IS NOT NULL
+        WINDOW in_order AS (ORDER BY visible_time, n)
+    ) v WHERE place <= $2 AND (bytes_so_far <= $6 OR place = 1)
+), claimed AS (
+    UPDATE wfc.queue_items i SET
+        visible_time = now() + $3 * interval '1 millisecond',
+        lease_id = $4, lease_worker_id = $5, lease_epoch = nextval('wfc.claim_epochs'),
+        attempt = CASE WHEN f.spent THEN 1 ELSE least(i.attempt, 2147483646) + 1 END,
+        again_time = NULL
+    FROM fitting f
+    WHERE i.n = f.n AND i.n = ANY (ARRAY (SELECT n FROM fitting))
+    RETURNING i.queue, i.id, i.payload, f.visible_time, i.blocked_by,
+        i.n, i.visible_time AS lease_expiry, i.lease_epoch, i.attempt
+)
+SELECT queue, id, payload, visible_time, to_jsonb(blocked_by), n, lease_expiry, lease_epoch, attempt, died.count
+FROM (SELECT count(*) FROM died) AS died LEFT JOIN claimed ON TRUE
+ORDER BY visible_time, n;

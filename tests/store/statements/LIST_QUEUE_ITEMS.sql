@@ -1,0 +1,12 @@
+SELECT queue, id, payload, visible_time, to_jsonb(blocked_by), n, dead,
+    CASE WHEN dead THEN 'Dead' WHEN visible_time <= now() THEN 'Waiting'
+        WHEN lease_id IS NULL THEN 'Delayed' ELSE 'Leased' END, attempt, again_time, coalesce(lease_worker_id, ''), lease_epoch
+FROM wfc.queue_items
+WHERE queue = $1
+    AND ($2::text IS NULL OR id = $2)
+    AND ($3::boolean IS NULL OR dead = $3)
+    AND ($4::boolean IS NULL OR (visible_time > now()) = $4)
+    AND ($5::boolean IS NULL OR (lease_id IS NOT NULL) = $5)
+    AND ($6::timestamptz IS NULL OR (dead, visible_time, n) > ($8::boolean, $6, $7::bigint))
+ORDER BY dead, visible_time, n
+LIMIT $9;
