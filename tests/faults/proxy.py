@@ -20,8 +20,9 @@ class Proxy:
         self._behind = behind / ".s.PGSQL.5432"
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
-        self.drop_answers = False
-        """From the next answer on: throw it away and break the connection off."""
+        self.drop_answer_to: bytes | None = None
+        """Throw the answer to a request with these bytes in it away, and break its connection off.
+        (No other: the server also asks for itself, how the store is for example.)"""
         self.rewrite: Callable[[Messages], Messages] | None = None
         """What becomes of each answer, on connections made from now on."""
         self._flowing = asyncio.Event()
@@ -70,9 +71,10 @@ class Proxy:
         await flowing.wait()
         server, requests = await asyncio.open_unix_connection(self._behind)
         self._writers.add(requests)
+        doomed = asyncio.Event()
         for pump in (
-            self._pump(client, requests, flowing),
-            self._pump(server, answers, flowing, lossy=True),
+            self._pump(client, requests, flowing, doomed),
+            self._pump(server, answers, flowing, doomed, lossy=True),
         ):
             task = asyncio.create_task(pump)
             self._tasks.add(task)
@@ -83,13 +85,16 @@ class Proxy:
         source: asyncio.StreamReader,
         sink: asyncio.StreamWriter,
         flowing: asyncio.Event,
+        doomed: asyncio.Event,
         *,
         lossy: bool = False,
     ) -> None:
         try:
             async for data in self._answers(source) if lossy and self.rewrite else _chunks(source):
-                if lossy and self.drop_answers:
+                if lossy and doomed.is_set():
                     break
+                if not lossy and self.drop_answer_to and self.drop_answer_to in data:
+                    doomed.set()
                 await flowing.wait()
                 sink.write(data)
                 await sink.drain()

@@ -227,10 +227,10 @@ async def test_database_answer_lost_after_the_commit(tmp_path: Path, database_ur
             async with connect(server.address) as channel:
                 api = Api(channel)
                 step = await new_step(api)
-                proxy.drop_answers = True
+                proxy.drop_answer_to = step.create_events[0].id.encode()
                 with fails("UNAVAILABLE", "COMMIT_OUTCOME_UNKNOWN"):
                     await api.workflows.CommitWorkflow(step)
-                proxy.drop_answers = False
+                proxy.drop_answer_to = None
 
                 async def answered() -> bool:
                     return await failure_of(api.workflows.CommitWorkflow(step)) is None

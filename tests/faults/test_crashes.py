@@ -162,10 +162,10 @@ async def test_write_whose_answer_is_lost_says_so_and_may_be_repeated(
             async with connect(server.address) as channel:
                 api = Api(channel)
                 request = CreateEventRequest(event=make.event())
-                proxy.drop_answers = True
+                proxy.drop_answer_to = request.event.id.encode()
                 with fails("UNAVAILABLE", "COMMIT_OUTCOME_UNKNOWN"):
                     await api.events.CreateEvent(request)
-                proxy.drop_answers = False
+                proxy.drop_answer_to = None
                 with psycopg.connect(database_url) as connection:
                     rows = connection.execute("SELECT id FROM wfc.events").fetchall()
                 assert rows == [(request.event.id,)]
