@@ -4,7 +4,7 @@
 # Arguments are passed to `cargo test`, for example: ./run-tests.sh --test all kill::
 set -eu
 cd "$(dirname "$0")"
-[ -n "${WFE_PERSISTENCE_TARGET:-}${WFE_PERSISTENCE_COMMAND:-}" ] ||
+[ -n "${WFE_PERSISTENCE_TARGET:-}${WFE_TEST_COMMAND:-}" ] ||
     [ -x ../.venv/bin/wfe-persistence ] || ../run wfe version
 cargo fmt --all --check
 cargo clippy --locked --workspace --all-targets -- -D warnings

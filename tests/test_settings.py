@@ -12,9 +12,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from tests.support.settings import other_value
 from wfe_persistence.cli.options import settings_options
 from wfe_persistence.cli.serve import serve
-from wfe_persistence.settings import SETTINGS, Setting, Settings
+from wfe_persistence.settings import GROUPS, SETTINGS, Setting, Settings
 
 each_setting = pytest.mark.parametrize("setting", SETTINGS.values(), ids=lambda s: str(s.key))
 
@@ -31,21 +32,6 @@ def parse(*arguments: str, env: dict[str, str] | None = None) -> Settings:
     result = CliRunner(env=env).invoke(command, arguments)
     assert result.exit_code == 0, result.output
     return parsed[0]
-
-
-def other_value(setting: Setting) -> Any:
-    """A valid value that is not the default."""
-    if setting.about.choices:
-        return next(choice for choice in setting.about.choices if choice != setting.default)
-    if setting.type is bool:
-        return not setting.default
-    if setting.type in (int, float):
-        return (setting.default or 0) + 1
-    return (
-        Path("/other")
-        if setting.type is Path
-        else {"listen": "unix:other", "socket_mode": "0660"}.get(setting.name, "other")
-    )
 
 
 def changed(setting: Setting) -> Settings:
@@ -106,7 +92,9 @@ def out_of_bounds() -> list[Any]:
         if about.maximum is not None:
             cases.append((setting, about.maximum + 1))
         if about.above is not None:
-            cases += [(setting, about.above), (setting, math.nan)]
+            cases.append((setting, about.above))
+        if setting.type is float:
+            cases += [(setting, math.nan), (setting, math.inf)]
         if setting.type is int:
             cases += [(setting, 2.5), (setting, True)]
     return [pytest.param(setting, bad, id=f"{setting.key}-{bad}"[:40]) for setting, bad in cases]
@@ -148,6 +136,22 @@ def test_create_namespace_is_enabled_by_default_only_for_local_callers(
     assert Settings(listen=listen).create_namespace_allowed == local
     assert Settings(listen=listen, allow_create_namespace=True).create_namespace_allowed
     assert not Settings(listen=listen, allow_create_namespace=False).create_namespace_allowed
+
+
+def test_help_has_the_options_in_their_groups() -> None:
+    lines = CliRunner().invoke(serve, ["--help"]).output.splitlines()
+    headings = [line.removesuffix(":") for line in lines if line[:1] > " " and line.endswith(":")]
+    assert headings == ["Options", *GROUPS]
+    sections: dict[str, list[str]] = {}
+    for line in lines:
+        if line.removesuffix(":") in GROUPS:
+            section = sections.setdefault(line.removesuffix(":"), [])
+        elif line.startswith("  --") and sections:
+            section.append(line.split()[0])
+    assert sections == {
+        heading: [f"--{s.key}" for s in SETTINGS.values() if s.group == heading]
+        for heading in GROUPS
+    }
 
 
 def test_default_that_depends_on_another_setting_is_in_the_help() -> None:

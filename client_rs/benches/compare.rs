@@ -23,7 +23,7 @@ cargo bench --bench compare -- [--rows N]… [--large] [--callers N]… [--secon
   --callers  number of concurrent callers [default: 1 and 32]
   --seconds  duration of each measurement, per side [default: 2]
   --only     run only the workloads whose names contain this text
-WFE_PERSISTENCE_TEST_POSTGRES: the URL of the PostgreSQL to use [default: an embedded one]";
+WFE_TEST_POSTGRES: the URL of the PostgreSQL to use [default: an embedded one]";
 
 struct Options {
     rows: Vec<u64>,

@@ -131,9 +131,9 @@ def test_the_crates_tests_pass(
             **cargo_env,
             "WFE_PERSISTENCE_TARGET": server.address,
             # The tests create their own databases here; sqlx requires a host before the path.
-            "WFE_PERSISTENCE_TEST_POSTGRES": postgres_url.replace("@/", "@localhost/"),
+            "WFE_TEST_POSTGRES": postgres_url.replace("@/", "@localhost/"),
             # The tests start the servers that they kill with this command.
-            "WFE_PERSISTENCE_COMMAND": str(Path(sys.executable).parent / "wfe-persistence"),
+            "WFE_TEST_COMMAND": str(Path(sys.executable).parent / "wfe-persistence"),
         }
         out = _cargo("test", *OPTIONS, *SELECT[binary], env=env)
     [passed] = _RESULT.findall(out)

@@ -69,7 +69,7 @@ const WATCH: &str = r#"
 
 /// The server's command, without arguments.
 pub fn server_command() -> Command {
-    let program = std::env::var_os("WFE_PERSISTENCE_COMMAND").map_or_else(
+    let program = std::env::var_os("WFE_TEST_COMMAND").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/wfe-persistence"),
         PathBuf::from,
     );
@@ -100,7 +100,7 @@ pub fn start_server_process(arguments: &[&str]) -> (String, u32) {
     let (send, receive) = mpsc::channel();
     std::thread::spawn(move || {
         for line in log.lines().map_while(Result::ok) {
-            if std::env::var_os("WFE_PERSISTENCE_LOG").is_some() {
+            if std::env::var_os("WFE_TEST_LOG").is_some() {
                 eprintln!("server: {line}");
             }
             let _ = send.send(line);
@@ -165,13 +165,13 @@ extern "C" fn clean_up() {
     }
 }
 
-/// Creates an empty database, in the PostgreSQL of `WFE_PERSISTENCE_TEST_POSTGRES` (the URL
+/// Creates an empty database, in the PostgreSQL of `WFE_TEST_POSTGRES` (the URL
 /// of any database there) or else in the embedded one; returns its URL, which is valid for
 /// sqlx and for a server's `--db-url`.
 pub async fn new_database() -> String {
     use sqlx::Connection;
-    let admin = std::env::var("WFE_PERSISTENCE_TEST_POSTGRES")
-        .unwrap_or_else(|_| shared().database_url("postgres"));
+    let admin =
+        std::env::var("WFE_TEST_POSTGRES").unwrap_or_else(|_| shared().database_url("postgres"));
     let name = format!("wfe_rs_{}", uuid::Uuid::new_v4().simple());
     let mut connection = sqlx::PgConnection::connect(&admin).await.unwrap();
     sqlx::query(&format!("CREATE DATABASE {name}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from wfe_persistence.cli.config import config
 from wfe_persistence.cli.health import health
 from wfe_persistence.cli.migrate import migrate
 from wfe_persistence.cli.policy import policy
@@ -27,5 +28,5 @@ def commands() -> None:
     """
 
 
-for command in (serve, migrate, token, policy, health, version):
+for command in (serve, config, migrate, token, policy, health, version):
     commands.add_command(command)

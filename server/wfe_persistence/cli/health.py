@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from wfe_persistence.cli.options import refuse_unknown_variables
 from wfe_persistence.settings import DEFAULT_LISTEN, ENV_PREFIX
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -77,6 +78,7 @@ def health(
       wfe-persistence health --target 127.0.0.1:50052
       wfe-persistence health --target db.example:50052 --tls-ca ca.pem
     """
+    refuse_unknown_variables()
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 

@@ -13,7 +13,7 @@ import click
 
 from wfe_persistence.cli.database import Interrupted, open_database
 from wfe_persistence.cli.logs import log_to_stderr
-from wfe_persistence.cli.options import settings_options
+from wfe_persistence.cli.options import SettingsCommand, settings_options
 from wfe_persistence.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ _SAME_SIGNAL_SECONDS: Final = 1.0
 _HUNG_SECONDS: Final = 20.0
 
 
-@click.command()
+@click.command(cls=SettingsCommand)
 @settings_options()
 def serve(settings: Settings) -> None:
     """Run the server until SIGTERM or Ctrl-C.
@@ -34,6 +34,8 @@ def serve(settings: Settings) -> None:
     It then drains: it reports NOT_SERVING, goes on for --drain-delay, refuses new calls, finishes
     those in progress within --drain-seconds, and exits with status 0. A second signal, a second or
     more after the first, ends the calls in progress at once.
+
+    `wfe-persistence config show` says which settings are in force, and where they are from.
 
     \b
     Examples:

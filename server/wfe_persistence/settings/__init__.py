@@ -1,8 +1,9 @@
 """Every setting of the server, declared once: name, type, default, help, bounds.
 
-The command-line options, the environment variables, the keys of the TOML file and the validation
-all follow from the groups in `GROUPS`. To add a setting, add a field to one of them. Loads nothing
-but the standard library and `store.schema`, so that reading settings is fast and needs no gRPC.
+The command-line options, the environment variables, the keys of the TOML file, the validation and
+docs/configuration.md all follow from the groups in `GROUPS`. To add a setting, add a field to one
+of them, and `./run gen`. Loads nothing but the standard library and `store.schema`, so that reading
+settings is fast and needs no gRPC.
 """
 
 from __future__ import annotations

@@ -57,8 +57,9 @@ class Database:
             "token. Run without a shell, again for each connection.",
             metavar="COMMAND",
             default_help="none",
+            secret=True,
         ),
-    ] = ""
+    ] = field(default="", repr=False)
     data_dir: Annotated[
         Path,
         About(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
+from math import isfinite
 from pathlib import Path
 from types import NoneType
 from typing import Any, Final, get_args, get_type_hints
@@ -67,14 +68,15 @@ class Setting:
         # bool is a subclass of int.
         if not isinstance(value, accepted) or (isinstance(value, bool) and self.type is not bool):
             raise ValueError(f"{self.key}: must be {_KINDS[self.type]}")
+        if isinstance(value, float) and not isfinite(value):
+            raise ValueError(f"{self.key}: must be a finite number")
         if about.choices and value not in about.choices:
             raise ValueError(f"{self.key}: must be one of {', '.join(about.choices)}")
         if about.minimum is not None and value < about.minimum:
             raise ValueError(f"{self.key}: must be at least {about.minimum}")
         if about.maximum is not None and value > about.maximum:
             raise ValueError(f"{self.key}: must be at most {about.maximum}")
-        # Negated, so that NaN is refused too.
-        if about.above is not None and not value > about.above:
+        if about.above is not None and value <= about.above:
             raise ValueError(f"{self.key}: must be more than {about.above:g}")
 
 

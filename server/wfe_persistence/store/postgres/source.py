@@ -36,6 +36,11 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
 # What the server relies on, whatever the connection string says: it encodes all text itself.
 _FIXED: Final[Mapping[str, Any]] = {"client_encoding": "utf8"}
 
+# What may be shown of a connection string.
+_PUBLIC: Final = (
+    "service", "host", "hostaddr", "port", "dbname", "user", "sslmode", "target_session_attrs",
+)  # fmt: skip
+
 _SECRETS: Final = ("password", "sslpassword", "oauth_client_secret")
 
 # As libpq divides a URL; what follows the path are options.
@@ -144,6 +149,13 @@ class ConnectionSource:
             self._conninfo(self._url(), self._password_of_file())
         except SourceError as exc:
             raise ValueError(str(exc)) from None
+
+    def description(self) -> str:
+        """Which database it is, without secrets. Raises ValueError as `check` does."""
+        self.check()
+        given = conninfo.conninfo_to_dict(self._url())
+        public = {key: given[key] for key in _PUBLIC if key in given}
+        return conninfo.make_conninfo("", **public) or "as libpq's environment variables say"
 
     async def conninfo(self) -> str:
         """The connection string for the next connection. Raises SourceError."""

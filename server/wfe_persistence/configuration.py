@@ -1,0 +1,78 @@
+"""The configuration in force: every setting, where its value is from, and what follows from all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from wfe_persistence.database import source_from
+from wfe_persistence.redaction import redacted
+from wfe_persistence.settings import SETTINGS, Setting, Settings
+
+HIDDEN: Final = "***"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the value of a setting is from."""
+
+    kind: Literal["flag", "environment", "file", "default"]
+    name: str | None = None
+    """The option, the variable or the path of the file; None for a default."""
+
+
+def configuration(settings: Settings, sources: Mapping[str, Source]) -> dict[str, Any]:
+    """The settings and what is derived from them, without secrets, for JSON.
+
+    `sources` are by the settings' names. Neither connects to the database nor starts one. Call it
+    after `refusal`, which learns the passwords that are to be hidden.
+    """
+    return {
+        "settings": {
+            setting.key: {
+                "value": _shown(setting, getattr(settings, setting.name)),
+                "source": sources[setting.name].kind,
+                "from": sources[setting.name].name,
+            }
+            for setting in SETTINGS.values()
+        },
+        "derived": {
+            "database": _database(settings),
+            "protection": settings.protection,
+            "authentication": list(settings.authentication),
+            "reflection": settings.reflection_enabled,
+            "allow-create-namespace": settings.create_namespace_allowed,
+            "drain-delay": settings.seconds_before_drain,
+        },
+    }
+
+
+def refusal(settings: Settings) -> str | None:
+    """Why a server does not start with these settings, as far as they alone tell; None: it does."""
+    try:
+        settings.require_protection()
+        source = source_from(settings)
+        if not settings.uses_embedded_database:
+            source.check()
+    except ValueError as exc:
+        return redacted(str(exc))
+    return None
+
+
+def _shown(setting: Setting, value: Any) -> Any:
+    if setting.about.secret:
+        return HIDDEN if value else value
+    if isinstance(value, Path):
+        value = str(value)
+    return redacted(value) if isinstance(value, str) else value
+
+
+def _database(settings: Settings) -> str:
+    if settings.uses_embedded_database:
+        return f"embedded PostgreSQL in {settings.data_dir}"
+    try:
+        return redacted(source_from(settings).description())
+    except ValueError as exc:
+        return redacted(str(exc))

@@ -1,0 +1,23 @@
+"""Values for settings, by their declaration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from wfe_persistence.settings import Setting
+
+
+def other_value(setting: Setting) -> Any:
+    """A valid value that is not the default."""
+    if setting.about.choices:
+        return next(choice for choice in setting.about.choices if choice != setting.default)
+    if setting.type is bool:
+        return not setting.default
+    if setting.type in (int, float):
+        return (setting.default or 0) + 1
+    return (
+        Path("/other")
+        if setting.type is Path
+        else {"listen": "unix:other", "socket_mode": "0660"}.get(setting.name, "other")
+    )
