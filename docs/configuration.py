@@ -102,7 +102,7 @@ def entry(setting: Setting) -> str:
     """The section of one setting."""
     about = setting.about
     flag = setting.flag.replace("/", "` or `")
-    value = f" {about.metavar or KINDS[setting.type].upper()}" if setting.type is not bool else ""
+    value = f" {_metavar(setting)}" if setting.type is not bool else ""
     lines = [
         f"### {setting.key}",
         "",
@@ -115,6 +115,11 @@ def entry(setting: Setting) -> str:
         f"- default: {_default(setting)}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _metavar(setting: Setting) -> str:
+    about = setting.about
+    return about.metavar or "|".join(about.choices) or KINDS[setting.type].upper()
 
 
 def _type(setting: Setting) -> str:
