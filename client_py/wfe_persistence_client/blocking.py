@@ -19,7 +19,7 @@ from wfe_persistence_client.hints import is_async
 from wfe_persistence_client.lock import Hold
 from wfe_persistence_client.loop_thread import LoopThread
 from wfe_persistence_client.misfit import FieldTypeError
-from wfe_persistence_client.model import ScheduledCommand, WorkflowInstance
+from wfe_persistence_client.model import CommandName, ScheduledCommand, WorkflowInstance
 from wfe_persistence_client.provider import PersistenceProvider
 from wfe_persistence_client.step import Step, StepBuilder
 
@@ -295,6 +295,7 @@ class BlockingPersistenceProvider:
         handler: Callable[[ScheduledCommand], object],
         *,
         worker_id: str = "",
+        command_name: CommandName | None = None,
         batch_size: int = 10,
         lease_duration: timedelta = timedelta(seconds=30),
     ) -> int:
@@ -324,6 +325,7 @@ class BlockingPersistenceProvider:
                 as_of,
                 hand_over,
                 worker_id=worker_id,
+                command_name=command_name,
                 batch_size=batch_size,
                 lease_duration=lease_duration,
             )

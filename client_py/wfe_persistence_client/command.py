@@ -60,6 +60,7 @@ class Commands(Connection):
         limit: int = 0,
         lease_duration: timedelta | None = None,
         worker_id: str = "",
+        command_name: CommandName | None = None,
     ) -> list[ClaimedCommand]:
         """Claims due commands, soonest first, each for one worker at a time.
 
@@ -72,6 +73,7 @@ class Commands(Connection):
             limit: maximum number of commands, up to 1000; 0 means 100.
             lease_duration: how long the lease lasts, 1 ms to 24 h; None: 30 s.
             worker_id: the worker that claims, for information only.
+            command_name: only commands with this name; None: any.
         """
         response = await self._calls.unary(
             self._commands.ClaimCommands,
@@ -81,6 +83,7 @@ class Commands(Connection):
                 limit=limit,
                 lease_duration=convert.optional_duration(lease_duration),
                 worker_id=worker_id,
+                command_name=convert.command_name_to_proto(command_name),
             ),
         )
         return [convert.claimed_command_from_proto(message) for message in response.commands]
@@ -210,6 +213,7 @@ class Commands(Connection):
         handler: CommandHandler,
         *,
         worker_id: str = "",
+        command_name: CommandName | None = None,
         batch_size: int = 10,
         lease_duration: timedelta = timedelta(seconds=30),
     ) -> int:
@@ -243,6 +247,7 @@ class Commands(Connection):
             handler: an async function that takes one command, or a callable that
                 returns an awaitable.
             worker_id: the worker that handles them, for information only.
+            command_name: only commands with this name; None: any.
             batch_size: how many commands to claim at a time, 1 to 1000.
             lease_duration: how long a lease lasts unless it is renewed, 1 ms to 24 h:
                 enough for the handlers of a whole batch. Below 1 s, renewals are not
@@ -266,7 +271,11 @@ class Commands(Connection):
             lease = Deadline(lease_duration.total_seconds())
             try:
                 batch = await self.claim_commands(
-                    as_of, limit=batch_size, lease_duration=lease_duration, worker_id=worker_id
+                    as_of,
+                    limit=batch_size,
+                    lease_duration=lease_duration,
+                    worker_id=worker_id,
+                    command_name=command_name,
                 )
             except PersistenceError as exc:
                 if not round_.handled:

@@ -64,14 +64,32 @@ class Events(Connection):
         )
 
     async def get_events(
-        self, event_name: str, event_key: str, as_of: datetime | None = None
+        self,
+        event_name: str,
+        event_key: str,
+        as_of: datetime | None = None,
+        *,
+        event_time_from: datetime | None = None,
     ) -> list[str]:
         """Returns the ids of all events with a name and key, oldest first.
 
         These are the ones with `event_time` up to and including `as_of`, processed or
         not.
+
+        Args:
+            event_name: their name.
+            event_key: their key.
+            as_of: None: now, by the database's clock.
+            event_time_from: at or after this time; None: no lower bound. Engines of the
+                workflow-core family, which ask for events since a time, set this.
         """
-        pages = self._in_one_go().iter_events(event_name, event_key, as_of, page_size=LARGEST_PAGE)
+        pages = self._in_one_go().iter_events(
+            event_name,
+            event_key,
+            as_of,
+            event_time_from=event_time_from,
+            page_size=LARGEST_PAGE,
+        )
         return [event_id async for event_id in pages]
 
     def iter_events(
@@ -80,6 +98,7 @@ class Events(Connection):
         event_key: str,
         as_of: datetime | None = None,
         *,
+        event_time_from: datetime | None = None,
         page_size: int = 0,
     ) -> AsyncIterator[str]:
         """`get_events` as an async iterator that fetches pages on demand."""
@@ -90,6 +109,7 @@ class Events(Connection):
                 event_name=event_name,
                 event_key=event_key,
                 as_of=convert.optional_timestamp("as_of", as_of),
+                event_time_from=convert.optional_timestamp("event_time_from", event_time_from),
                 page_size=page_size,
             ),
             lambda page: page.event_ids,

@@ -172,18 +172,31 @@ class Reading(Saving):
             instance.view = convert.view(view)
             return instance
 
-    async def get_runnable_instances(self, as_at: datetime | None = None) -> list[str]:
+    async def get_runnable_instances(
+        self, as_at: datetime | None = None, *, workflow_definition_ids: Iterable[str] = ()
+    ) -> list[str]:
         """Returns the ids of all runnable workflows that are due, soonest first.
 
         These are the ones with status RUNNABLE and `next_execution` up to and including
         `as_at` (truncated to milliseconds). It reads page by page: a workflow that
         stops being runnable in the meantime may be missing.
+
+        Args:
+            as_at: None: now, by the database's clock.
+            workflow_definition_ids: only those with one of these definitions, at most
+                1000; empty: any. Hosts that share a store ask for those they can run.
         """
-        pages = self._in_one_go().iter_runnable_instances(as_at, page_size=LARGEST_PAGE)
+        pages = self._in_one_go().iter_runnable_instances(
+            as_at, workflow_definition_ids=workflow_definition_ids, page_size=LARGEST_PAGE
+        )
         return [instance_id async for instance_id in pages]
 
     def iter_runnable_instances(
-        self, as_at: datetime | None = None, *, page_size: int = 0
+        self,
+        as_at: datetime | None = None,
+        *,
+        workflow_definition_ids: Iterable[str] = (),
+        page_size: int = 0,
     ) -> AsyncIterator[str]:
         """`get_runnable_instances` as an async iterator that fetches pages on demand."""
         return self._calls.pages(
@@ -192,6 +205,7 @@ class Reading(Saving):
                 workflow_pb2.GetRunnableInstancesRequest,
                 as_at=convert.optional_timestamp("as_at", as_at),
                 page_size=page_size,
+                workflow_definition_ids=list(workflow_definition_ids),
             ),
             lambda page: page.instance_ids,
         )

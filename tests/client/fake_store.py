@@ -26,8 +26,15 @@ from wfe.persistence.v1 import (
 
 SERVICES = [
     service
-    for file in (workflow_pb2, event_pb2, subscription_pb2, command_pb2, lock_pb2, store_pb2)
-    for file in (workflow_pb2, event_pb2, subscription_pb2, command_pb2, queue_pb2, store_pb2)
+    for file in (
+        workflow_pb2,
+        event_pb2,
+        subscription_pb2,
+        command_pb2,
+        lock_pb2,
+        queue_pb2,
+        store_pb2,
+    )
     for service in file.DESCRIPTOR.services_by_name.values()
 ]
 METHODS = {

@@ -24,6 +24,7 @@ from tests.client.test_process_commands import CommandTable
 from wfe.persistence.v1 import event_pb2, store_pb2
 from wfe_persistence_client import (
     BlockingPersistenceProvider,
+    CommandName,
     CommitOutcomeUnknown,
     DeadlineExceeded,
     EventNotFound,
@@ -302,13 +303,19 @@ async def test_process_commands_answers_how_many(
 
     def work() -> int:
         return blocking.process_commands(
-            NOW, seen.append, worker_id="me", batch_size=3, lease_duration=timedelta(seconds=9)
+            NOW,
+            seen.append,
+            worker_id="me",
+            command_name=CommandName.PROCESS_WORKFLOW,
+            batch_size=3,
+            lease_duration=timedelta(seconds=9),
         )
 
     assert await asyncio.to_thread(work) == 2
     assert [given.data for given in seen] == ["a", "b"]
     request = store.requests["ClaimCommands"][0]
     assert (request.worker_id, request.limit, request.lease_duration.seconds) == ("me", 3, 9)
+    assert request.command_name == CommandName.PROCESS_WORKFLOW.value
 
 
 async def test_a_claim_is_renewed_while_a_plain_handler_blocks(

@@ -184,9 +184,16 @@ async def test_each_is_handled_then_completed(
     table.rows["later"] = Row(command("later", NOW_MS + 1))
     handler = Handler(table)
     completed = await provider.process_commands(
-        NOW, handler, batch_size=2, worker_id="me", lease_duration=timedelta(seconds=9)
+        NOW,
+        handler,
+        batch_size=2,
+        worker_id="me",
+        command_name=CommandName.PROCESS_WORKFLOW,
+        lease_duration=timedelta(seconds=9),
     )
     assert completed == 3
+    for request in store.requests["ClaimCommands"]:
+        assert request.command_name == CommandName.PROCESS_WORKFLOW.value
     assert table.log == [
         "claim a b",
         "handle a",

@@ -20,6 +20,7 @@ from wfe.persistence.v1 import command_pb2, event_pb2, store_pb2, subscription_p
 from wfe_persistence_client import (
     ABSENT,
     ClaimedCommand,
+    CommandName,
     EventSubscription,
     ExecutionError,
     MigratedStore,
@@ -203,6 +204,28 @@ async def test_get_runnable_instances(store: FakeStore, provider: PersistencePro
     }
 
 
+async def test_get_runnable_instances_of_some_definitions(
+    store: FakeStore, provider: PersistenceProvider
+) -> None:
+    page = workflow_pb2.GetRunnableInstancesResponse(instance_ids=["a"])
+    store.on("GetRunnableInstances", answers(page))
+    definitions = ["d", "e"]
+    assert await provider.get_runnable_instances(workflow_definition_ids=iter(definitions)) == ["a"]
+    ids = provider.iter_runnable_instances(workflow_definition_ids=definitions)
+    assert await collected(ids) == ["a"]
+    for request in store.requests["GetRunnableInstances"]:
+        assert request.workflow_definition_ids == definitions
+
+
+async def test_get_events_since_a_time(store: FakeStore, provider: PersistenceProvider) -> None:
+    store.on("GetEvents", answers(event_pb2.GetEventsResponse(event_ids=["a"])))
+    assert await provider.get_events("n", "k", event_time_from=NOW) == ["a"]
+    assert await collected(provider.iter_events("n", "k", event_time_from=NOW)) == ["a"]
+    for request in store.requests["GetEvents"]:
+        assert request.event_time_from == convert.timestamp("event_time_from", NOW)
+        assert not request.HasField("as_of")
+
+
 async def test_pages_are_read_as_they_are_wanted(
     store: FakeStore, provider: PersistenceProvider
 ) -> None:
@@ -356,7 +379,11 @@ async def test_commands(store: FakeStore, provider: PersistenceProvider) -> None
     expected = ClaimedCommand(command=COMMAND, lease_token="t", lease_expiry=NOW)
     assert await provider.claim_commands() == [expected]
     assert await provider.claim_commands(
-        NOW, limit=5, lease_duration=timedelta(milliseconds=1500), worker_id="me"
+        NOW,
+        limit=5,
+        lease_duration=timedelta(milliseconds=1500),
+        worker_id="me",
+        command_name=CommandName.PROCESS_WORKFLOW,
     ) == [expected]
     plain, full = store.requests["ClaimCommands"]
     assert plain == command_pb2.ClaimCommandsRequest()
@@ -365,6 +392,7 @@ async def test_commands(store: FakeStore, provider: PersistenceProvider) -> None
         limit=5,
         lease_duration=convert.duration(timedelta(milliseconds=1500)),
         worker_id="me",
+        command_name=command_pb2.COMMAND_NAME_PROCESS_WORKFLOW,
     )
     await provider.complete_commands(token for token in ("a", "b"))
     await provider.release_commands(["c"])

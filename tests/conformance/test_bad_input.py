@@ -46,6 +46,7 @@ from wfe.persistence.v1.workflow_pb2 import (
     CommitWorkflowRequest,
     CountWorkflowsRequest,
     ExecutionPointer,
+    GetRunnableInstancesRequest,
     PersistWorkflowRequest,
     PersistWorkflowWithSubscriptionsRequest,
     WorkflowFilter,
@@ -124,6 +125,7 @@ REQUIRED_IDS: Final = {
     "RenewItemsRequest.receipts",
     "RequeueItemsRequest.ids",
     "DeleteItemsRequest.ids",
+    "GetRunnableInstancesRequest.workflow_definition_ids",
 }
 OPTIONAL_IDS: Final = {
     # Empty: the store chooses, or none. Blank is a mistake.
@@ -245,6 +247,7 @@ OPTIONAL_TIMES: Final = {
     "GetRunnableInstancesRequest.as_at",
     "GetRunnableEventsRequest.as_at",
     "GetEventsRequest.as_of",
+    "GetEventsRequest.event_time_from",
     "EventSubscription.external_token_expiry",
     "GetSubscriptionsRequest.as_of",
     "GetFirstOpenSubscriptionRequest.as_of",
@@ -275,6 +278,7 @@ ENUMS: Final = {
     "ListWorkflowsRequest.view": (4, 99, -1),
     "ListWorkflowsRequest.order": (3, 99, -1),
     "ListEventsRequest.order": (3, 99, -1),
+    "ClaimCommandsRequest.command_name": (3, 99, -1),
     "ListCommandsRequest.command_name": (0, 3, 99, -1),  # 0 only because it goes with data
     "PurgeWorkflowsRequest.statuses": (0, 1, 2, 99, -1),  # only what has ended
 }
@@ -1085,6 +1089,11 @@ LONG_LISTS: Final[dict[str, tuple[str, Message, str]]] = {
             filter=WorkflowFilter(statuses=[WorkflowStatus.WORKFLOW_STATUS_COMPLETE] * 1001)
         ),
         "filter.statuses",
+    ),
+    "definitions": (
+        "GetRunnableInstances",
+        GetRunnableInstancesRequest(workflow_definition_ids=["x"] * 1001),
+        "workflow_definition_ids",
     ),
 }
 

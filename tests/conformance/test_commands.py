@@ -93,6 +93,21 @@ async def test_without_as_of_the_databases_clock_counts(api: Api, own: OwnComman
     assert [c for c in commands(everything) if c.execute_time >= past.execute_time] == [past]
 
 
+@pytest.mark.parametrize("name", [n for n in CommandName.values() if n], ids=CommandName.Name)
+async def test_claim_by_name_leaves_the_others(
+    own: OwnCommands, name: CommandName.ValueType
+) -> None:
+    made = [
+        await own.schedule(at, command_name=n)
+        for at, n in enumerate(2 * [n for n in CommandName.values() if n])
+    ]
+    wanted = [command for command in made if command.command_name == name]
+    assert commands(await own.claim(command_name=name, limit=1)) == wanted[:1]
+    assert commands(await own.claim(command_name=name)) == wanted[1:]
+    assert await own.claim(command_name=name) == []
+    assert commands(await own.claim()) == [c for c in made if c.command_name != name]
+
+
 async def test_soonest_come_first(own: OwnCommands) -> None:
     made = [await own.schedule(at) for at in (5, -7, 3, 0, 4, -100)]
     assert commands(await own.claim()) == sorted(made, key=lambda c: c.execute_time)

@@ -228,6 +228,51 @@ async def test_events_are_those_up_to_and_including_as_of(api: Api, happens: Eve
     assert await _events_of(api, now, as_of=at) == [before.id, now.id]
 
 
+async def test_events_are_those_at_or_after_event_time_from(api: Api, happens: Events) -> None:
+    at, key = make.long_ago(), make.new_id("key")
+    _, now, after = [await happens(at, us=us, event_key=key) for us in (-1, 0, 1)]
+    assert await _events_of(api, now, event_time_from=at) == [now.id, after.id]
+    assert await _events_of(api, now, event_time_from=make.later(at, ns=999)) == [now.id, after.id]
+    assert await _events_of(api, now, event_time_from=make.later(at, us=2)) == []
+
+
+async def test_events_between_two_times(api: Api, happens: Events) -> None:
+    at, key = make.long_ago(), make.new_id("key")
+    _, first, last, _ = [await happens(at, us=us, event_key=key) for us in (-1, 0, 1, 2)]
+    between = {"event_time_from": first.event_time, "as_of": last.event_time}
+    assert await _events_of(api, first, **between) == [first.id, last.id]
+    assert await _events_of(api, first, **between, page_size=1) == [first.id, last.id]
+    assert (
+        await _events_of(
+            api, first, event_time_from=last.event_time, as_of=first.event_time, page_size=1
+        )
+        == []
+    )
+
+
+async def test_workflow_whose_event_came_first_finds_it_by_event_time_from(
+    api: Api, happens: Events
+) -> None:
+    """As an engine of the workflow-core family asks, when a step begins to wait: for what has
+    happened since the time that it gives. With that time as `as_of`, it finds nothing."""
+    began, key = make.long_ago(), make.new_id("key")
+    event = await happens(began, us=5_000_000, event_key=key)
+    assert await _events_of(api, event, as_of=began) == []
+    assert await _events_of(api, event, event_time_from=began) == [event.id]
+
+
+async def test_pages_of_events_since_a_time_are_complete(api: Api, happens: Events) -> None:
+    at, key = make.long_ago(), make.new_id("key")
+    events = [await happens(at, us=n // 3 - 1, event_key=key) for n in range(12)]
+    expected = sorted(
+        (e for e in events if e.event_time.ToNanoseconds() >= at.ToNanoseconds()),
+        key=lambda e: (e.event_time.ToNanoseconds(), e.id),
+    )
+    for page_size in (1, 2, 4, 9, 10):
+        listed = await _events_of(api, events[0], event_time_from=at, page_size=page_size)
+        assert listed == [e.id for e in expected]
+
+
 async def test_events_are_processed_or_not(api: Api, happens: Events) -> None:
     at, key = make.long_ago(), make.new_id("key")
     events = [await happens(at, us=p, event_key=key, is_processed=p) for p in (False, True)]

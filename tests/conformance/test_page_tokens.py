@@ -42,7 +42,10 @@ class Listing:
 async def listings(api: Api) -> AsyncIterator[dict[str, Listing]]:
     """Each list that there is."""
     at, key, workflow = make.long_ago(), make.new_id("key"), make.new_id("workflow")
-    due = [make.instance(next_execution=make.epoch_ms(at)) for _ in range(3)]
+    due = [
+        make.instance(next_execution=make.epoch_ms(at), workflow_definition_id=key)
+        for _ in range(3)
+    ]
     events = [make.event(event_time=at, event_key=key) for _ in range(3)]
     namespace = make.new_namespace()
     definition, name = make.new_id("definition"), make.new_id("name")
@@ -76,9 +79,14 @@ async def listings(api: Api) -> AsyncIterator[dict[str, Listing]]:
     ]
     await create_namespace(api, namespace)
     queries: dict[str, dict[str, Any]] = {
-        "GetRunnableInstances": {"as_at": at},
+        "GetRunnableInstances": {"as_at": at, "workflow_definition_ids": [key]},
         "GetRunnableEvents": {"as_at": at},
-        "GetEvents": {"event_name": "order.paid", "event_key": key, "as_of": at},
+        "GetEvents": {
+            "event_name": "order.paid",
+            "event_key": key,
+            "as_of": at,
+            "event_time_from": make.FIRST_TIME,
+        },
         "GetSubscriptions": {"event_name": "order.paid", "event_key": key, "as_of": make.time()},
         "ListErrors": {"workflow_id": workflow},
         "ListExecutionPointers": {"workflow_id": with_pointers.id},
@@ -264,6 +272,8 @@ async def test_page_token_of_another_query_is_refused(
     value = look(listing.query, path)
     if path.endswith("statuses"):
         altered = with_values(listing.query, (f"{path}[0]", _TERMINATED))
+    elif path.endswith("_ids"):
+        altered = with_values(listing.query, (f"{path}[0]", _other(value[0])))
     else:
         altered = with_values(listing.query, (path, _other(value)))
     await _refuses_token(api, listing, altered, listing.token)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -105,6 +106,59 @@ async def test_without_as_at_the_databases_clock_counts(api: Api, due: Due) -> N
 async def test_least_and_greatest_next_execution(api: Api, due: Due) -> None:
     least, greatest = [await due(Timestamp(), next_execution=n) for n in (-(2**63), 2**63 - 1)]
     assert await _listed(api, [least, greatest], make.long_ago()) == [least]
+
+
+async def test_only_those_of_the_definitions_asked_for_are_listed(api: Api, due: Due) -> None:
+    """Several applications on one store don't pick up each other's workflows."""
+    at = make.long_ago()
+    mine, other, third = (make.new_id("definition") for _ in range(3))
+    made = [
+        await due(at, ms=-n, workflow_definition_id=definition)
+        for n, definition in enumerate([mine, other, third, mine, other, third])
+    ]
+    soonest_first = made[::-1]
+
+    async def listed(*definitions: str, **fields: Any) -> list[str]:
+        answers = await pages(
+            api.get_runnable_instances, workflow_definition_ids=definitions, as_at=at, **fields
+        )
+        return [id_ for answer in answers for id_ in answer.instance_ids]
+
+    def of(*definitions: str) -> list[str]:
+        return [w.id for w in soonest_first if w.workflow_definition_id in definitions]
+
+    for page_size in (0, 1, 2, 3):
+        assert await listed(mine, page_size=page_size) == of(mine)
+        assert await listed(other, mine, page_size=page_size) == of(mine, other)
+    assert await listed(mine, mine) == of(mine)
+    assert await listed(make.new_id("definition")) == []
+    assert await _listed(api, made, at) == soonest_first
+
+
+async def test_definitions_are_compared_byte_by_byte(api: Api, due: Due) -> None:
+    at = make.long_ago()
+    prefix = make.new_id("definition")
+    names = [text for pair in make.ALIKE for text in make.alike(*pair)]
+    names += [prefix + end for end in ("", '"', "\\", '\\"', ",", "{}", "\n", "NULL", "'")]
+    made = [await due(at, workflow_definition_id=name) for name in names]
+    for workflow in made:
+        answers = await pages(
+            api.get_runnable_instances,
+            workflow_definition_ids=[workflow.workflow_definition_id],
+            as_at=at,
+        )
+        assert [id_ for answer in answers for id_ in answer.instance_ids] == [workflow.id]
+
+
+async def test_definition_does_not_make_workflows_due(api: Api, due: Due) -> None:
+    at, definition = make.long_ago(), make.new_id("definition")
+    due_now = await due(at, workflow_definition_id=definition)
+    await due(at, ms=1, workflow_definition_id=definition)
+    await due(at, workflow_definition_id=definition, next_execution=None)
+    complete = WorkflowStatus.WORKFLOW_STATUS_COMPLETE
+    await due(at, workflow_definition_id=definition, status=complete)
+    answer = await api.get_runnable_instances(workflow_definition_ids=[definition], as_at=at)
+    assert list(answer.instance_ids) == [due_now.id]
 
 
 async def test_soonest_comes_first(api: Api, due: Due) -> None:

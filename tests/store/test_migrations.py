@@ -300,7 +300,7 @@ async def test_adopted_workflows_are_read_whole_and_in_order(
     assert [p.HasField("persistence_data_json") for p in w1.execution_pointers] == [True, False] * 3
     assert w1.execution_pointers[5].outcome_json == f'{{"n": {2**60 + 5}}}'
     assert w1.execution_pointers[0].extension_attributes_json == {"a": "null"}
-    due = await workflow.get_runnable_instances(store, 10, START, 10, 10_000)
+    due = await workflow.get_runnable_instances(store, 10, [], START, 10, 10_000)
     assert due.items == ["w0", "w2", "w1"]
     assert (await event.get_runnable_events(store, None, START, 10, 10_000)).items == ["e0"]
     first = await subscription.get_first_open_subscription(store, "paid", "42", None)

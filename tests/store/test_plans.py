@@ -32,7 +32,7 @@ ROWS = 20_000
 FILL = f"""
 INSERT INTO wfc.workflows (id, name, definition_id, version, status, data, next_execution,
         create_time)
-    SELECT 'w' || i, 'name' || i, 'd', 1,
+    SELECT 'w' || i, 'name' || i, CASE WHEN i % 2000 = 0 THEN 'rare' ELSE 'd' END, 1,
         CASE WHEN i % 100 = 0 THEN 'Runnable' ELSE 'Complete' END, '{{}}', i, now()
     FROM generate_series(1, {ROWS}) i;
 INSERT INTO wfc.execution_pointers (workflow_id, id, ordinal, step_id, status, event_published,
@@ -137,7 +137,10 @@ CASES: list[tuple[str, str, Sequence[object], set[str]]] = [
      {"workflows_runnable"}),
     ("get_runnable_events", event.GET_RUNNABLE_EVENTS, [NOW, LONG_AGO, "", 100],
      {"events_runnable"}),
-    ("get_events", event.GET_EVENTS, ["n", "k7", NOW, LONG_AGO, "", 100], {"events_by_key"}),
+    ("get_events", event.GET_EVENTS, ["n", "k7", NOW, None, LONG_AGO, "", 100],
+     {"events_by_key"}),
+    ("get_events_since", event.GET_EVENTS, ["n", "k7", NOW, LONG_AGO, None, None, 100],
+     {"events_by_key"}),
     ("mark_event_processed", event.MARK_EVENT_PROCESSED, ["e7"], {"events_pkey"}),
     ("get_subscriptions", subscription.GET_SUBSCRIPTIONS, ["n", "k7", NOW, LONG_AGO, "", 100],
      {"event_subscriptions_open"}),
@@ -151,7 +154,10 @@ CASES: list[tuple[str, str, Sequence[object], set[str]]] = [
     ("release_commands", command.RELEASE_COMMANDS, [LEASES], {"scheduled_commands_pkey"}),
     ("schedule_command", command.SCHEDULE_COMMAND, ["ProcessWorkflow", "w7", 7],
      {"scheduled_commands_command_name_data_key"}),
-    ("claim_commands", command.CLAIM_COMMANDS, [5000, 10, "l", "w", 1000, 10_000],
+    ("claim_commands", command.CLAIM_COMMANDS, [5000, 10, "l", "w", 1000, 10_000, None],
+     {"scheduled_commands_due", "scheduled_commands_pkey"}),
+    ("claim_commands_by_name", command.CLAIM_COMMANDS,
+     [5000, 10, "l", "w", 1000, 10_000, "ProcessWorkflow"],
      {"scheduled_commands_due", "scheduled_commands_pkey"}),
     ("complete_commands", command.COMPLETE_COMMANDS, [LEASES], {"scheduled_commands_pkey"}),
     ("terminate_subscription", subscription.TERMINATE_SUBSCRIPTION, ["s7", None, None],
@@ -198,6 +204,15 @@ ONCE: list[tuple[str, str, Sequence[object], set[str]]] = [
         (f"{name} {page}", sql, [*before, *cursor, *rest], indexes)
         for name, sql, before, rest, indexes in _PAGED
         for page, cursor in _CURSORS.items()
+    ),
+    # A definition that few workflows have, among many that are due, and one that most of them have.
+    *(
+        (f"get_runnable_instances_of_{what} {page}", workflow.GET_RUNNABLE_INSTANCES_OF,
+         [20_000, f"{{{definition}}}", *cursor, 100], {index})
+        for page, cursor in (("first", [None, None]), ("next", [7, "w7"]))
+        for what, definition, index in (
+            ("few", "rare", "workflows_by_definition"), ("most", "d", "workflows_runnable"),
+        )
     ),
     ("list_subscriptions first", subscription.LIST_SUBSCRIPTIONS, [*[None] * 5, 100],
      {"event_subscriptions_pkey"}),

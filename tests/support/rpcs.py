@@ -239,7 +239,11 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
         "ids": [make.new_id("workflow") for _ in range(3)],
         "view": _ACTIVE,
     },
-    "GetRunnableInstances": lambda: {"as_at": make.FIRST_TIME, "page_size": 10},
+    "GetRunnableInstances": lambda: {
+        "as_at": make.FIRST_TIME,
+        "workflow_definition_ids": [make.new_id("definition") for _ in range(2)],
+        "page_size": 10,
+    },
     "NextDefinitionSequence": lambda: {"definition_id": make.new_id("definition")},
     "ListExecutionPointers": lambda: {
         "workflow_id": make.new_id("workflow"),
@@ -273,6 +277,7 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
         "event_name": "order.paid",
         "event_key": make.new_id("key"),
         "as_of": make.time(),
+        "event_time_from": make.FIRST_TIME,
         "page_size": 10,
     },
     "MarkEventProcessed": lambda: {"id": make.new_id("event")},
@@ -326,6 +331,7 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
         "limit": 10,
         "lease_duration": Duration(seconds=60),
         "worker_id": "worker",
+        "command_name": command_pb2.COMMAND_NAME_PROCESS_WORKFLOW,
     },
     "CompleteCommands": lambda: {"lease_tokens": ["1.1.00", "1.1.01", "1.1.02"]},
     "ReleaseCommands": lambda: {"lease_tokens": ["1.1.00", "1.1.01", "1.1.02"]},

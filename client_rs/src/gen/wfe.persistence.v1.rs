@@ -84,6 +84,11 @@ pub struct ClaimCommandsRequest {
     /// The worker that claims, for information only; at most 512 bytes.
     #[prost(string, tag = "4")]
     pub worker_id: ::prost::alloc::string::String,
+    /// Only commands with this name; UNSPECIFIED: any name. Due commands with
+    /// another name are passed over one by one, so a backlog of those makes the
+    /// call slower.
+    #[prost(enumeration = "CommandName", tag = "5")]
+    pub command_name: i32,
 }
 /// ClaimCommandsResponse is the response of ClaimCommands.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1039,8 +1044,9 @@ pub struct GetEventsRequest {
     /// The event key, at most 512 bytes; the empty string is a valid key.
     #[prost(string, tag = "2")]
     pub event_key: ::prost::alloc::string::String,
-    /// Events up to and including this time; absent: the database's clock. Years
-    /// 1-9999, truncated to microseconds.
+    /// Events up to and including this time (`event_time <= as_of`); absent: the
+    /// database's clock. Years 1-9999, truncated to microseconds. This direction is
+    /// that of the wfe engine; for the other one see `event_time_from`.
     #[prost(message, optional, tag = "3")]
     pub as_of: ::core::option::Option<::prost_types::Timestamp>,
     /// Maximum number of ids to return. 0 means 100; values above 1000 mean 1000;
@@ -1051,6 +1057,13 @@ pub struct GetEventsRequest {
     /// other fields must be the same as for the first page.
     #[prost(string, tag = "5")]
     pub page_token: ::prost::alloc::string::String,
+    /// Events at or after this time (`event_time >= event_time_from`); absent: no
+    /// lower bound. Years 1-9999, truncated to microseconds. Engines of the
+    /// workflow-core family ask for events *since* a time, and call that time "as
+    /// of": their adapters set this field. With `as_of` in its place, a workflow
+    /// whose event came before it began to wait would wait for ever.
+    #[prost(message, optional, tag = "6")]
+    pub event_time_from: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// GetEventsResponse is the response of GetEvents.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3570,6 +3583,14 @@ pub struct GetRunnableInstancesRequest {
     /// other fields must be the same as for the first page.
     #[prost(string, tag = "3")]
     pub page_token: ::prost::alloc::string::String,
+    /// Only workflows with one of these definitions, at most 1000, each at most 512
+    /// bytes; empty: any. Hosts that share a store ask for those they can run. Costs
+    /// at most as much as reading all workflows that are due, or all that have these
+    /// definitions, whichever is less.
+    #[prost(string, repeated, tag = "4")]
+    pub workflow_definition_ids: ::prost::alloc::vec::Vec<
+        ::prost::alloc::string::String,
+    >,
 }
 /// GetRunnableInstancesResponse is the response of GetRunnableInstances.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -29,6 +29,7 @@ impl GrpcPersistenceProvider {
                 lease.map_err(|_| Error::invalid("the command lease is too long"))?,
             ),
             worker_id: self.claims.worker_id.clone(),
+            ..Default::default()
         };
         self.call(&request)
             .await?

@@ -88,6 +88,7 @@ impl WorkflowRepository for GrpcPersistenceProvider {
                 as_at: Some(to_time(as_at)),
                 page_size: PAGE_SIZE,
                 page_token,
+                ..Default::default()
             };
             let response = self.call(&request).await?;
             Ok((response.instance_ids, response.next_page_token))

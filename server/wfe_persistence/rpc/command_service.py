@@ -7,6 +7,7 @@ from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import read_back
 from wfe_persistence.store import command
+from wfe_persistence.store.records import COMMAND_NAME
 from wfe_persistence.store.rows import epoch_ms
 
 
@@ -35,6 +36,8 @@ class ScheduledCommandService:
             "lease_duration", request.lease_duration, given=request.HasField("lease_duration")
         )
         check.key("", "worker_id", request.worker_id)
+        if request.command_name:
+            check.enum("", "command_name", request.command_name, COMMAND_NAME)
         check.done()
         claimed = await command.claim_commands(
             call.store,
@@ -43,6 +46,7 @@ class ScheduledCommandService:
             lease_ms,
             request.worker_id,
             call.env.max_message_bytes,
+            request.command_name,
         )
         return pb.ClaimCommandsResponse(commands=claimed)
 

@@ -51,9 +51,15 @@ class EventService:
         """Return the ids of the events with a name and key."""
         check = call.check
         query = check.event_lookup(request)
+        check.times(request, "", "event_time_from")
         page_size = check.page_size(request.page_size)
         check.done()
-        page = await event.get_events(call.store, *query, *call.page(request, page_size))
+        page = await event.get_events(
+            call.store,
+            *query,
+            request.event_time_from if request.HasField("event_time_from") else None,
+            *call.page(request, page_size),
+        )
         return pb.GetEventsResponse(
             event_ids=page.items, next_page_token=paging.encode(request, call.store, page.next)
         )

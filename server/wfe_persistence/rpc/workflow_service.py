@@ -105,11 +105,14 @@ class WorkflowService:
         """Return the ids of due workflows."""
         check = call.check
         check.time("", "as_at", request.as_at)
+        if check.at_most("", "workflow_definition_ids", request.workflow_definition_ids):
+            check.ids("", "workflow_definition_ids", request.workflow_definition_ids)
         page_size = check.page_size(request.page_size)
         check.done()
         page = await workflow.get_runnable_instances(
             call.store,
             epoch_ms(request.as_at) if request.HasField("as_at") else None,
+            request.workflow_definition_ids,
             *call.page(request, page_size),
         )
         return pb.GetRunnableInstancesResponse(

@@ -7,6 +7,7 @@ from typing import Final
 
 from wfe.persistence.v1.command_pb2 import (
     ClaimedCommand,
+    CommandName,
     ListCommandsRequest,
     ListedCommand,
     RenewCommandsResponse,
@@ -73,6 +74,7 @@ WITH due AS (
     SELECT id, execute_time, octet_length(data) + {_CLAIM_BYTES} AS bytes
     FROM wfc.scheduled_commands
     WHERE execute_time <= coalesce($1::bigint, floor(extract(epoch FROM now()) * 1000)::bigint)
+        AND ($7::text IS NULL OR command_name = $7)
         AND (lease_expiry IS NULL OR {expired("lease_expiry")})
     ORDER BY execute_time, id
     LIMIT $2
@@ -102,8 +104,10 @@ async def claim_commands(
     lease_ms: int,
     worker_id: str,
     answer_bytes: int,
+    command_name: CommandName.ValueType = CommandName.COMMAND_NAME_UNSPECIFIED,
 ) -> list[ClaimedCommand]:
-    """Claim due commands, the earliest first. `as_of_ms` None: the database's clock.
+    """Claim due commands, the earliest first. `as_of_ms` None: the database's clock;
+    `command_name` UNSPECIFIED: any name.
 
     No more are claimed than fit into an answer of `answer_bytes`, but at least one.
     """
@@ -116,6 +120,7 @@ async def claim_commands(
         text(worker_id),
         integer(lease_ms),
         integer(answer_bytes),
+        text(COMMAND_NAME[command_name]) if command_name else None,
     )
     return [_decode_claim(rows, i, lease_id) for i in range(rows.ntuples)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
@@ -78,12 +80,16 @@ async def get_runnable_events(
     return await page_of_ids(store, GET_RUNNABLE_EVENTS, [due], TIME, after, page_size, page_bytes)
 
 
+# The lower bound is where the first page starts, so that an index finds it. Each later page starts
+# behind an event that is at or after it.
+_LEAST_EVENT_TIME: Final = f"coalesce($4::timestamptz, {LEAST_TIME})"
+
 GET_EVENTS = f"""
 SELECT id, event_time FROM wfc.events
 WHERE event_name = $1 AND event_key = $2 AND event_time <= coalesce($3::timestamptz, now())
-    AND {behind("(event_time, id)", "$4::timestamptz", "$5::text", least=LEAST_TIME)}
+    AND {behind("(event_time, id)", "$5::timestamptz", "$6::text", least=_LEAST_EVENT_TIME)}
 ORDER BY event_time, id
-LIMIT $6
+LIMIT $7
 """
 
 
@@ -92,13 +98,18 @@ async def get_events(
     event_name: str,
     event_key: str,
     as_of: Timestamp | None,
+    event_time_from: Timestamp | None,
     after: Cursor | None,
     page_size: int,
     page_bytes: int,
 ) -> Page[str]:
     """The ids of the events with this name and key, the oldest first. `as_of` None: the
-    database's clock."""
-    filters = [text(event_name), text(event_key), None if as_of is None else timestamp(as_of)]
+    database's clock; `event_time_from` None: no lower bound."""
+    filters = [
+        text(event_name),
+        text(event_key),
+        *(None if time is None else timestamp(time) for time in (as_of, event_time_from)),
+    ]
     return await page_of_ids(store, GET_EVENTS, filters, TIME, after, page_size, page_bytes)
 
 

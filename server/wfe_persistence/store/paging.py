@@ -130,10 +130,13 @@ async def page_of_ids(
     after: Cursor | None,
     page_size: int,
     page_bytes: int,
+    *,
+    once: bool = False,
 ) -> Page[str]:
     """A page of ids. `sql` selects (id, key); its parameters are the filters, the cursor's number
-    and id, and the maximum number of rows."""
-    rows = await store.read(sql, *filters, *key.params(after), integer(page_size + 1))
+    and id, and the maximum number of rows. `once`: plan it with its parameters each time."""
+    read = store.read_once if once else store.read
+    rows = await read(sql, *filters, *key.params(after), integer(page_size + 1))
     get = rows.get_value
     ids: list[str] = []
     size = 0

@@ -2,6 +2,7 @@ WITH due AS (
     SELECT id, execute_time, octet_length(data) + 160 AS bytes
     FROM wfc.scheduled_commands
     WHERE execute_time <= coalesce($1::bigint, floor(extract(epoch FROM now()) * 1000)::bigint)
+        AND ($7::text IS NULL OR command_name = $7)
         AND (lease_expiry IS NULL OR lease_expiry <= now())
     ORDER BY execute_time, id
     LIMIT $2

@@ -218,12 +218,18 @@ class ClaimCommandsRequest(google.protobuf.message.Message):
     LIMIT_FIELD_NUMBER: builtins.int
     LEASE_DURATION_FIELD_NUMBER: builtins.int
     WORKER_ID_FIELD_NUMBER: builtins.int
+    COMMAND_NAME_FIELD_NUMBER: builtins.int
     limit: builtins.int
     """Maximum number of commands to claim. 0 means 100; values above 1000 mean
     1000; negative: INVALID_ARGUMENT.
     """
     worker_id: builtins.str
     """The worker that claims, for information only; at most 512 bytes."""
+    command_name: Global___CommandName.ValueType
+    """Only commands with this name; UNSPECIFIED: any name. Due commands with
+    another name are passed over one by one, so a backlog of those makes the
+    call slower.
+    """
     @property
     def as_of(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Commands due up to and including this time, truncated to milliseconds;
@@ -241,9 +247,10 @@ class ClaimCommandsRequest(google.protobuf.message.Message):
         limit: builtins.int = ...,
         lease_duration: google.protobuf.duration_pb2.Duration | None = ...,
         worker_id: builtins.str = ...,
+        command_name: Global___CommandName.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["as_of", b"as_of", "lease_duration", b"lease_duration"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["as_of", b"as_of", "lease_duration", b"lease_duration", "limit", b"limit", "worker_id", b"worker_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["as_of", b"as_of", "command_name", b"command_name", "lease_duration", b"lease_duration", "limit", b"limit", "worker_id", b"worker_id"]) -> None: ...
 
 Global___ClaimCommandsRequest: typing_extensions.TypeAlias = ClaimCommandsRequest
 

@@ -221,6 +221,7 @@ class GetEventsRequest(google.protobuf.message.Message):
     AS_OF_FIELD_NUMBER: builtins.int
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    EVENT_TIME_FROM_FIELD_NUMBER: builtins.int
     event_name: builtins.str
     """The event name; required, at most 512 bytes."""
     event_key: builtins.str
@@ -235,8 +236,18 @@ class GetEventsRequest(google.protobuf.message.Message):
     """
     @property
     def as_of(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """Events up to and including this time; absent: the database's clock. Years
-        1-9999, truncated to microseconds.
+        """Events up to and including this time (`event_time <= as_of`); absent: the
+        database's clock. Years 1-9999, truncated to microseconds. This direction is
+        that of the wfe engine; for the other one see `event_time_from`.
+        """
+
+    @property
+    def event_time_from(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Events at or after this time (`event_time >= event_time_from`); absent: no
+        lower bound. Years 1-9999, truncated to microseconds. Engines of the
+        workflow-core family ask for events *since* a time, and call that time "as
+        of": their adapters set this field. With `as_of` in its place, a workflow
+        whose event came before it began to wait would wait for ever.
         """
 
     def __init__(
@@ -247,9 +258,10 @@ class GetEventsRequest(google.protobuf.message.Message):
         as_of: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
+        event_time_from: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["as_of", b"as_of"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["as_of", b"as_of", "event_key", b"event_key", "event_name", b"event_name", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["as_of", b"as_of", "event_time_from", b"event_time_from"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["as_of", b"as_of", "event_key", b"event_key", "event_name", b"event_name", "event_time_from", b"event_time_from", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
 
 Global___GetEventsRequest: typing_extensions.TypeAlias = GetEventsRequest
 

@@ -1103,6 +1103,7 @@ class GetRunnableInstancesRequest(google.protobuf.message.Message):
     AS_AT_FIELD_NUMBER: builtins.int
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    WORKFLOW_DEFINITION_IDS_FIELD_NUMBER: builtins.int
     page_size: builtins.int
     """Maximum number of ids to return. 0 means 100; values above 1000 mean 1000;
     negative: INVALID_ARGUMENT.
@@ -1117,15 +1118,24 @@ class GetRunnableInstancesRequest(google.protobuf.message.Message):
         absent: the database's clock. Years 1-9999.
         """
 
+    @property
+    def workflow_definition_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Only workflows with one of these definitions, at most 1000, each at most 512
+        bytes; empty: any. Hosts that share a store ask for those they can run. Costs
+        at most as much as reading all workflows that are due, or all that have these
+        definitions, whichever is less.
+        """
+
     def __init__(
         self,
         *,
         as_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
+        workflow_definition_ids: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["as_at", b"as_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["as_at", b"as_at", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["as_at", b"as_at", "page_size", b"page_size", "page_token", b"page_token", "workflow_definition_ids", b"workflow_definition_ids"]) -> None: ...
 
 Global___GetRunnableInstancesRequest: typing_extensions.TypeAlias = GetRunnableInstancesRequest
 

@@ -433,15 +433,22 @@ type GetEventsRequest struct {
 	EventName string `protobuf:"bytes,1,opt,name=event_name,json=eventName,proto3" json:"event_name,omitempty"`
 	// The event key, at most 512 bytes; the empty string is a valid key.
 	EventKey string `protobuf:"bytes,2,opt,name=event_key,json=eventKey,proto3" json:"event_key,omitempty"`
-	// Events up to and including this time; absent: the database's clock. Years
-	// 1-9999, truncated to microseconds.
+	// Events up to and including this time (`event_time <= as_of`); absent: the
+	// database's clock. Years 1-9999, truncated to microseconds. This direction is
+	// that of the wfe engine; for the other one see `event_time_from`.
 	AsOf *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
 	// Maximum number of ids to return. 0 means 100; values above 1000 mean 1000;
 	// negative: INVALID_ARGUMENT.
 	PageSize int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The `next_page_token` of the previous page; empty: the first page. All
 	// other fields must be the same as for the first page.
-	PageToken     string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Events at or after this time (`event_time >= event_time_from`); absent: no
+	// lower bound. Years 1-9999, truncated to microseconds. Engines of the
+	// workflow-core family ask for events *since* a time, and call that time "as
+	// of": their adapters set this field. With `as_of` in its place, a workflow
+	// whose event came before it began to wait would wait for ever.
+	EventTimeFrom *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=event_time_from,json=eventTimeFrom,proto3" json:"event_time_from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -509,6 +516,13 @@ func (x *GetEventsRequest) GetPageToken() string {
 		return x.PageToken
 	}
 	return ""
+}
+
+func (x *GetEventsRequest) GetEventTimeFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EventTimeFrom
+	}
+	return nil
 }
 
 // GetEventsResponse is the response of GetEvents.
@@ -1080,7 +1094,7 @@ const file_wfe_persistence_v1_event_proto_rawDesc = "" +
 	"page_token\x18\x03 \x01(\tR\tpageToken\"`\n" +
 	"\x19GetRunnableEventsResponse\x12\x1b\n" +
 	"\tevent_ids\x18\x01 \x03(\tR\beventIds\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xbb\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xff\x01\n" +
 	"\x10GetEventsRequest\x12\x1d\n" +
 	"\n" +
 	"event_name\x18\x01 \x01(\tR\teventName\x12\x1b\n" +
@@ -1088,7 +1102,8 @@ const file_wfe_persistence_v1_event_proto_rawDesc = "" +
 	"\x05as_of\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04asOf\x12\x1b\n" +
 	"\tpage_size\x18\x04 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x05 \x01(\tR\tpageToken\"X\n" +
+	"page_token\x18\x05 \x01(\tR\tpageToken\x12B\n" +
+	"\x0fevent_time_from\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\reventTimeFrom\"X\n" +
 	"\x11GetEventsResponse\x12\x1b\n" +
 	"\tevent_ids\x18\x01 \x03(\tR\beventIds\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"+\n" +
@@ -1179,32 +1194,33 @@ var file_wfe_persistence_v1_event_proto_depIdxs = []int32{
 	0,  // 2: wfe.persistence.v1.GetEventResponse.event:type_name -> wfe.persistence.v1.Event
 	17, // 3: wfe.persistence.v1.GetRunnableEventsRequest.as_at:type_name -> google.protobuf.Timestamp
 	17, // 4: wfe.persistence.v1.GetEventsRequest.as_of:type_name -> google.protobuf.Timestamp
-	17, // 5: wfe.persistence.v1.ListEventsRequest.event_time_from:type_name -> google.protobuf.Timestamp
-	17, // 6: wfe.persistence.v1.ListEventsRequest.event_time_before:type_name -> google.protobuf.Timestamp
-	18, // 7: wfe.persistence.v1.ListEventsRequest.order:type_name -> wfe.persistence.v1.ListOrder
-	0,  // 8: wfe.persistence.v1.ListEventsResponse.events:type_name -> wfe.persistence.v1.Event
-	17, // 9: wfe.persistence.v1.PurgeEventsRequest.event_time_before:type_name -> google.protobuf.Timestamp
-	1,  // 10: wfe.persistence.v1.EventService.CreateEvent:input_type -> wfe.persistence.v1.CreateEventRequest
-	3,  // 11: wfe.persistence.v1.EventService.GetEvent:input_type -> wfe.persistence.v1.GetEventRequest
-	5,  // 12: wfe.persistence.v1.EventService.GetRunnableEvents:input_type -> wfe.persistence.v1.GetRunnableEventsRequest
-	7,  // 13: wfe.persistence.v1.EventService.GetEvents:input_type -> wfe.persistence.v1.GetEventsRequest
-	9,  // 14: wfe.persistence.v1.EventService.MarkEventProcessed:input_type -> wfe.persistence.v1.MarkEventProcessedRequest
-	11, // 15: wfe.persistence.v1.EventService.MarkEventUnprocessed:input_type -> wfe.persistence.v1.MarkEventUnprocessedRequest
-	13, // 16: wfe.persistence.v1.EventService.ListEvents:input_type -> wfe.persistence.v1.ListEventsRequest
-	15, // 17: wfe.persistence.v1.EventService.PurgeEvents:input_type -> wfe.persistence.v1.PurgeEventsRequest
-	2,  // 18: wfe.persistence.v1.EventService.CreateEvent:output_type -> wfe.persistence.v1.CreateEventResponse
-	4,  // 19: wfe.persistence.v1.EventService.GetEvent:output_type -> wfe.persistence.v1.GetEventResponse
-	6,  // 20: wfe.persistence.v1.EventService.GetRunnableEvents:output_type -> wfe.persistence.v1.GetRunnableEventsResponse
-	8,  // 21: wfe.persistence.v1.EventService.GetEvents:output_type -> wfe.persistence.v1.GetEventsResponse
-	10, // 22: wfe.persistence.v1.EventService.MarkEventProcessed:output_type -> wfe.persistence.v1.MarkEventProcessedResponse
-	12, // 23: wfe.persistence.v1.EventService.MarkEventUnprocessed:output_type -> wfe.persistence.v1.MarkEventUnprocessedResponse
-	14, // 24: wfe.persistence.v1.EventService.ListEvents:output_type -> wfe.persistence.v1.ListEventsResponse
-	16, // 25: wfe.persistence.v1.EventService.PurgeEvents:output_type -> wfe.persistence.v1.PurgeEventsResponse
-	18, // [18:26] is the sub-list for method output_type
-	10, // [10:18] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	17, // 5: wfe.persistence.v1.GetEventsRequest.event_time_from:type_name -> google.protobuf.Timestamp
+	17, // 6: wfe.persistence.v1.ListEventsRequest.event_time_from:type_name -> google.protobuf.Timestamp
+	17, // 7: wfe.persistence.v1.ListEventsRequest.event_time_before:type_name -> google.protobuf.Timestamp
+	18, // 8: wfe.persistence.v1.ListEventsRequest.order:type_name -> wfe.persistence.v1.ListOrder
+	0,  // 9: wfe.persistence.v1.ListEventsResponse.events:type_name -> wfe.persistence.v1.Event
+	17, // 10: wfe.persistence.v1.PurgeEventsRequest.event_time_before:type_name -> google.protobuf.Timestamp
+	1,  // 11: wfe.persistence.v1.EventService.CreateEvent:input_type -> wfe.persistence.v1.CreateEventRequest
+	3,  // 12: wfe.persistence.v1.EventService.GetEvent:input_type -> wfe.persistence.v1.GetEventRequest
+	5,  // 13: wfe.persistence.v1.EventService.GetRunnableEvents:input_type -> wfe.persistence.v1.GetRunnableEventsRequest
+	7,  // 14: wfe.persistence.v1.EventService.GetEvents:input_type -> wfe.persistence.v1.GetEventsRequest
+	9,  // 15: wfe.persistence.v1.EventService.MarkEventProcessed:input_type -> wfe.persistence.v1.MarkEventProcessedRequest
+	11, // 16: wfe.persistence.v1.EventService.MarkEventUnprocessed:input_type -> wfe.persistence.v1.MarkEventUnprocessedRequest
+	13, // 17: wfe.persistence.v1.EventService.ListEvents:input_type -> wfe.persistence.v1.ListEventsRequest
+	15, // 18: wfe.persistence.v1.EventService.PurgeEvents:input_type -> wfe.persistence.v1.PurgeEventsRequest
+	2,  // 19: wfe.persistence.v1.EventService.CreateEvent:output_type -> wfe.persistence.v1.CreateEventResponse
+	4,  // 20: wfe.persistence.v1.EventService.GetEvent:output_type -> wfe.persistence.v1.GetEventResponse
+	6,  // 21: wfe.persistence.v1.EventService.GetRunnableEvents:output_type -> wfe.persistence.v1.GetRunnableEventsResponse
+	8,  // 22: wfe.persistence.v1.EventService.GetEvents:output_type -> wfe.persistence.v1.GetEventsResponse
+	10, // 23: wfe.persistence.v1.EventService.MarkEventProcessed:output_type -> wfe.persistence.v1.MarkEventProcessedResponse
+	12, // 24: wfe.persistence.v1.EventService.MarkEventUnprocessed:output_type -> wfe.persistence.v1.MarkEventUnprocessedResponse
+	14, // 25: wfe.persistence.v1.EventService.ListEvents:output_type -> wfe.persistence.v1.ListEventsResponse
+	16, // 26: wfe.persistence.v1.EventService.PurgeEvents:output_type -> wfe.persistence.v1.PurgeEventsResponse
+	19, // [19:27] is the sub-list for method output_type
+	11, // [11:19] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_event_proto_init() }

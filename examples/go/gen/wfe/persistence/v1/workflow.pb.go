@@ -1936,9 +1936,14 @@ type GetRunnableInstancesRequest struct {
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The `next_page_token` of the previous page; empty: the first page. All
 	// other fields must be the same as for the first page.
-	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only workflows with one of these definitions, at most 1000, each at most 512
+	// bytes; empty: any. Hosts that share a store ask for those they can run. Costs
+	// at most as much as reading all workflows that are due, or all that have these
+	// definitions, whichever is less.
+	WorkflowDefinitionIds []string `protobuf:"bytes,4,rep,name=workflow_definition_ids,json=workflowDefinitionIds,proto3" json:"workflow_definition_ids,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *GetRunnableInstancesRequest) Reset() {
@@ -1990,6 +1995,13 @@ func (x *GetRunnableInstancesRequest) GetPageToken() string {
 		return x.PageToken
 	}
 	return ""
+}
+
+func (x *GetRunnableInstancesRequest) GetWorkflowDefinitionIds() []string {
+	if x != nil {
+		return x.WorkflowDefinitionIds
+	}
+	return nil
 }
 
 // GetRunnableInstancesResponse is the response of GetRunnableInstances.
@@ -3025,12 +3037,13 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\x03ids\x18\x01 \x03(\tR\x03ids\x124\n" +
 	"\x04view\x18\x02 \x01(\x0e2 .wfe.persistence.v1.WorkflowViewR\x04view\"`\n" +
 	"\x1cGetWorkflowInstancesResponse\x12@\n" +
-	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\"\x8a\x01\n" +
+	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\"\xc2\x01\n" +
 	"\x1bGetRunnableInstancesRequest\x12/\n" +
 	"\x05as_at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04asAt\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tR\tpageToken\"i\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\x126\n" +
+	"\x17workflow_definition_ids\x18\x04 \x03(\tR\x15workflowDefinitionIds\"i\n" +
 	"\x1cGetRunnableInstancesResponse\x12!\n" +
 	"\finstance_ids\x18\x01 \x03(\tR\vinstanceIds\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"D\n" +
