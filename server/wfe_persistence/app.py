@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from functools import partial
 from importlib.metadata import version
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import grpc
 from grpc_health.v1 import health
@@ -37,12 +37,20 @@ from wfe_persistence.store.readiness import Readiness, State
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.waiting import Waiters
 from wfe_persistence.tls import Certificates
+from wfe_persistence.versions import versions
+
+if TYPE_CHECKING:
+    from wfe_persistence.http.admin import CheckResult
+    from wfe_persistence.http.server import HttpServer
 
 log = logging.getLogger(__name__)
 
 VERSION: Final = version("wfe-persistence")
 
 _WATCH_SECONDS = 1.0
+
+# The connections of the admin port, its listener, and what opens while it makes room.
+_ADMIN_DESCRIPTORS: Final = 68
 
 # Requests above our own limit are received up to this factor, to be refused with a reason: a state
 # that grows, or a batch, exceeds the limit by less at first. Beyond it gRPC refuses them itself,
@@ -98,7 +106,11 @@ class Server:
         self._workers = Workers()
         waiters = Waiters()
         largest = settings.max_message_bytes * _OVERSIZE_FACTOR
-        connections = connections_allowed(settings.max_connections, settings.pool_size)
+        connections = connections_allowed(
+            settings.max_connections,
+            settings.pool_size,
+            _ADMIN_DESCRIPTORS if settings.admin_listen else 0,
+        )
         self._server = grpc.aio.server(
             options=[
                 *_SERVER_OPTIONS,
@@ -155,10 +167,15 @@ class Server:
         if settings.tls_cert and settings.tls_key:
             try:
                 self._certificates = Certificates(
-                    settings.tls_cert, settings.tls_key, settings.tls_client_ca
+                    settings.tls_cert,
+                    settings.tls_key,
+                    settings.tls_client_ca,
+                    for_http=bool(settings.admin_listen),
                 )
             except ValueError as exc:
                 raise CannotServeError(f"TLS: {exc}") from exc
+        self._state: State | None = None
+        self._admin = self._admin_port() if settings.admin_listen else None
         self._stack = AsyncExitStack()
         self._listener = Listener(settings.listen, settings.socket_permissions)
         self._drain = Drain(
@@ -177,6 +194,11 @@ class Server:
         """The listen address; inside the context, with the real port."""
         return self._listener.address
 
+    @property
+    def admin_address(self) -> str:
+        """The listen address of the admin port; inside the context, with the real port."""
+        return self._admin.address if self._admin else ""
+
     def reopen_audit_log(self) -> None:
         """Go on in a new file, because the old one was renamed."""
         if self._audit:
@@ -185,6 +207,12 @@ class Server:
     async def __aenter__(self) -> Self:
         if self._audit:
             self._stack.callback(self._audit.close)
+        if self._admin:
+            # First of all and until the end of the drain, so that probes are always answered.
+            await self._admin.open()
+            self._stack.push_async_callback(self._admin.close)
+            scheme = "https" if self._certificates else "http"
+            log.info("admin port: %s://%s", scheme, self._admin.address)
         add_port = self._server.add_insecure_port
         if self._certificates:
             add_port = partial(
@@ -211,6 +239,28 @@ class Server:
         """Do it until the context is left."""
         self._stack.callback(asyncio.get_running_loop().create_task(work).cancel)
 
+    def _admin_port(self) -> HttpServer:
+        # Loaded on use: most servers of a sidecar have none.
+        from wfe_persistence.http.admin import Admin
+        from wfe_persistence.http.server import HttpServer
+
+        admin = Admin(self._access, self._checks, versions)
+        context = self._certificates.context if self._certificates else None
+        return HttpServer(self._settings.admin_listen, admin.answer, context)
+
+    def _checks(self) -> list[CheckResult]:
+        """What readiness consists of, as last seen: a probe never waits for the database."""
+        from wfe_persistence.http.admin import CheckResult
+
+        state = self._state or State(
+            ready=False, why="the database has not been reached yet", reached=False
+        )
+        return [
+            CheckResult("shutdown", "the server drains" if self._health.is_draining else ""),
+            CheckResult("database", "" if state.reached else state.why),
+            CheckResult("store", "" if state.ready else state.why),
+        ]
+
     async def __aexit__(self, *_: object) -> None:
         await self._drain.run(self._server)
         await self._stack.aclose()
@@ -224,11 +274,10 @@ class Server:
 
         Raises CannotServeError if the server is configured for one that it can't serve.
         """
-        last: State | None = None
         while True:
             state = await self._readiness.look()
-            if state is not None and state != last:
-                last = state
+            if state is not None and state != self._state:
+                self._state = state
                 await self._health.report(serving=state.ready)
                 if state.ready:
                     log.info("serving on %s", self.address)

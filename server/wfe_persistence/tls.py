@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,6 +30,8 @@ class _Loaded:
     """What the files held when they were read."""
 
     configuration: grpc.ServerCertificateConfiguration
+    context: ssl.SSLContext | None
+    """For the admin port."""
     expiry: datetime
 
 
@@ -36,15 +39,19 @@ class Certificates:
     """The files of a server that serves TLS (1.2 or newer).
 
     `cert` has the certificate and its chain, `key` the private key, both as PEM. With `client_ca`,
-    clients must have a certificate signed by one of the authorities in it (mutual TLS).
+    clients must have a certificate signed by one of the authorities in it (mutual TLS); those of
+    the admin port, with `for_http`, may have one.
 
     Raises ValueError, naming the file, if the files can't be used.
     """
 
-    def __init__(self, cert: Path, key: Path, client_ca: Path | None) -> None:
+    def __init__(
+        self, cert: Path, key: Path, client_ca: Path | None, *, for_http: bool = False
+    ) -> None:
         self._cert = cert
         self._key = key
         self._client_ca = client_ca
+        self._for_http = for_http
         self._files = tuple(file for file in (cert, key, client_ca) if file)
         # Before they are read, so that a change in between is noticed.
         self._stamp = self._look()
@@ -60,6 +67,11 @@ class Certificates:
             lambda: self._loaded.configuration,
             require_client_authentication=self._client_ca is not None,
         )
+
+    def context(self) -> ssl.SSLContext:
+        """What a new connection to the admin port needs now. Requires `for_http`."""
+        assert self._loaded.context is not None
+        return self._loaded.context
 
     async def watch(self) -> None:
         """Notice changes of the files, for as long as the server runs."""
@@ -128,8 +140,23 @@ class Certificates:
                 raise ValueError(f"{self._client_ca}: has no certificate in PEM format") from exc
         return _Loaded(
             grpc.ssl_server_certificate_configuration([(key, cert)], root_certificates=roots),
+            self._http_context() if self._for_http else None,
             chain[0].not_valid_after_utc,
         )
+
+    def _http_context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
+        try:
+            context.load_cert_chain(self._cert, self._key)
+            if self._client_ca:
+                context.load_verify_locations(self._client_ca)
+                # A kubelet has none, and may see its probes all the same.
+                context.verify_mode = ssl.CERT_OPTIONAL
+        except OSError as exc:  # (ssl.SSLError is one)
+            raise ValueError(f"{self._cert}: can't be used for HTTPS: {exc}") from exc
+        return context
 
 
 def _stamp(file: Path) -> tuple[int, int, int, int] | None:

@@ -111,7 +111,7 @@ def test_what_is_wrong_with_a_file_is_named(text: str, problem: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "problem"),
     [
-        ("role", '"god"', "role: 'god' is none of reader, host, operator, admin"),
+        ("role", '"god"', "role: 'god' is none of monitor, reader, host, operator, admin"),
         ("role", '"HOST"', "role: 'HOST' is none"),
         ("role", '["host"]', "role: ['host'] is none"),
         ("principals", "[]", "principals: must be a list of at least one string"),

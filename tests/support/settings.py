@@ -19,5 +19,7 @@ def other_value(setting: Setting) -> Any:
     return (
         Path("/other")
         if setting.type is Path
-        else {"listen": "unix:other", "socket_mode": "0660"}.get(setting.name, "other")
+        else {"admin_listen": "[::1]:1", "listen": "unix:other", "socket_mode": "0660"}.get(
+            setting.name, "other"
+        )
     )

@@ -77,6 +77,13 @@ class Rights:
         """Whether it has this role in any namespace that there might be."""
         return bool(self._grants) and self._grants[0][0] >= role
 
+    def allow_everywhere(self, role: Role) -> bool:
+        """Whether it has this role in all namespaces, by a grant of `*`."""
+        return any(
+            granted >= role and pattern.is_prefix and not pattern.text
+            for granted, pattern in self._grants
+        )
+
 
 ALL_RIGHTS: Final = Rights([(Role.ADMIN, Pattern("", is_prefix=True))])
 """Those of everybody on a server without authentication."""

@@ -12,13 +12,16 @@ class Role(IntEnum):
     to write to it, and because the one who repairs a store needs the RPCs of the engine.
     """
 
-    READER = 1
+    MONITOR = 1
+    """See the metrics and the version of the server, if it has the role in all namespaces; no
+    data."""
+    READER = 2
     """Get, list and count."""
-    HOST = 2
+    HOST = 3
     """What an engine does: create, persist, commit, claim."""
-    OPERATOR = 3
+    OPERATOR = 4
     """Delete and purge; create and delete namespaces."""
-    ADMIN = 4
+    ADMIN = 5
     """Everything."""
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import click
 
@@ -16,20 +15,10 @@ def version(as_json: bool) -> None:
     \b
     Example: wfe-persistence version
     """
-    from importlib.metadata import version as version_of
+    from wfe_persistence.versions import versions
 
-    from wfe_persistence.store.migrate import latest_version
-
-    versions = {
-        "wfe-persistence": version_of("wfe-persistence"),
-        "schema": str(latest_version()),
-        "python": sys.version.split()[0],
-        "grpcio": version_of("grpcio"),
-        "protobuf": version_of("protobuf"),
-        "psycopg": version_of("psycopg"),
-    }
     if as_json:
-        click.echo(json.dumps(versions))
+        click.echo(json.dumps(versions()))
     else:
-        for name, number in versions.items():
+        for name, number in versions().items():
             click.echo(f"{name} {number}")

@@ -58,12 +58,13 @@ def raise_descriptor_limit() -> None:
             log.debug("the limit of file descriptors stays at %d", soft)
 
 
-def connections_allowed(wanted: int, pool_size: int) -> int:
-    """How many connections of clients the limit of file descriptors leaves room for."""
+def connections_allowed(wanted: int, pool_size: int, others: int = 0) -> int:
+    """How many connections of clients the limit of file descriptors leaves room for, beside those
+    to the database and `others`."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return wanted
-    room = max(1, soft - _OTHER_DESCRIPTORS - 2 * pool_size)
+    room = max(1, soft - _OTHER_DESCRIPTORS - 2 * pool_size - others)
     if room < wanted:
         log.warning("%d file descriptors leave room for %d client connections", soft, room)
     return min(wanted, room)

@@ -146,6 +146,11 @@ class Health(health.aio.HealthServicer):
                 last = status
             await asyncio.sleep(_WATCH_SECONDS)
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether the server has begun to stop."""
+        return self._draining
+
     async def enter_graceful_shutdown(self) -> None:
         """From now on nothing but the process is SERVING."""
         await self.report(serving=False)

@@ -79,6 +79,10 @@ class Settings(Database, Pool, Listening, Tls, Access, Rpcs, Calls, Connections,
             host, _, port = self.listen.rpartition(":")
             if not host or not port.isdecimal() or int(port) > 65535:
                 raise ValueError(f"listen: {self.listen!r} is neither HOST:PORT nor unix:PATH")
+        if self.admin_listen:
+            host, _, port = self.admin_listen.rpartition(":")
+            if not host or not port.isdecimal() or int(port) > 65535:
+                raise ValueError(f"admin-listen: {self.admin_listen!r} is not HOST:PORT")
 
     def require_protection(self) -> None:
         """Raise ValueError if strangers could call a server with these settings without TLS and
@@ -117,6 +121,15 @@ class Settings(Database, Pool, Listening, Tls, Access, Rpcs, Calls, Connections,
                 f"listen: {who} can reach {self.listen}, so it needs {' and '.join(missing)}; "
                 "to serve without, set insecure"
             )
+        if self.admin_listen and not listens_locally(self.admin_listen):
+            missing = [] if self.tls_cert else ["TLS (tls-cert, tls-key)"]
+            if not self.authentication:
+                missing.append("authentication (token-file, jwt-issuer or tls-client-ca)")
+            if missing:
+                raise ValueError(
+                    f"admin-listen: other machines can reach {self.admin_listen}, so it needs "
+                    f"{' and '.join(missing)}; to serve without, set insecure"
+                )
 
     @property
     def authentication(self) -> tuple[str, ...]:

@@ -19,6 +19,15 @@ class Listening:
         str,
         About("Listen address: HOST:PORT (port 0: any free port) or unix:PATH.", metavar="ADDRESS"),
     ] = DEFAULT_LISTEN
+    admin_listen: Annotated[
+        str,
+        About(
+            "Listen address of the admin port: HTTP with /livez, /readyz and /version. With "
+            "tls-cert it is HTTPS.",
+            metavar="HOST:PORT",
+            default_help="none",
+        ),
+    ] = ""
     socket_mode: Annotated[
         str,
         About(

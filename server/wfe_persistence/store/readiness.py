@@ -28,6 +28,8 @@ class State:
 
     ready: bool
     why: str = ""
+    reached: bool = True
+    """Whether the database answers."""
 
 
 class Readiness:
@@ -70,16 +72,20 @@ class Readiness:
                 return await self._busy_or_stalled()
             # Why it can't be reached has been logged.
             away = self._store.database.is_away
-            return State(ready=False, why=str(exc) if away else exc.in_full)
+            return State(
+                ready=False,
+                why=str(exc) if away else exc.in_full,
+                reached=exc.reason != ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
+            )
         except TimeoutError:
             return await self._busy_or_stalled()
 
     async def _busy_or_stalled(self) -> State | None:
         """A server that is only busy stays healthy."""
         if self._store.database.is_away:
-            return State(ready=False, why="the database can't be reached")
+            return State(ready=False, why="the database can't be reached", reached=False)
         if not await self._store.database.answers(_ANSWER_SECONDS):
-            return State(ready=False, why="the database has stopped answering")
+            return State(ready=False, why="the database has stopped answering", reached=False)
         return None
 
     async def _look(self) -> State:
