@@ -53,6 +53,7 @@ class Queues(Saving):
         return_items: Iterable[ReturnedItem] = (),
         include_workflow: bool = False,
         view: WorkflowView = WorkflowView.FULL,
+        wait: timedelta | None = None,
     ) -> Dequeued:
         """Hands out items, in the order of their times and arrival, each to one worker.
 
@@ -68,6 +69,8 @@ class Queues(Saving):
             return_items: items to give back; at most 1000.
             include_workflow: whether to return the workflow that has an item's id with it.
             view: how much of each workflow to return.
+            wait: how long to wait if there is no item, up to 60 s, and within `timeout`;
+                None: not at all.
 
         Raises:
             LeaseLost: some of the items are no longer held under their receipts; nothing was
@@ -85,6 +88,7 @@ class Queues(Saving):
                 return_items=convert.returned_items_to_proto(return_items),
                 include_workflow=include_workflow,
                 view=convert.view(view),
+                wait=convert.optional_duration(wait),
             ),
         )
         return convert.dequeued_from_proto(response, self._read)

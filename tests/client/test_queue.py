@@ -1,5 +1,6 @@
 """Queues through the provider, against a real server."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -129,3 +130,12 @@ def test_blocking(target: str, name: str) -> None:
         assert [each.item.id for each in provider.iter_queue_items(name)] == ["a"]
         assert provider.acknowledge([item.receipt]) == []
         assert provider.list_queue_items(name) == []
+
+
+async def test_item_is_waited_for(real: PersistenceProvider, name: str) -> None:
+    assert (await real.dequeue([name], wait=timedelta(milliseconds=1))).items == []
+    waiting = asyncio.ensure_future(real.dequeue([name], wait=timedelta(seconds=60)))
+    assert not (await asyncio.wait([waiting], timeout=0.1))[0]
+    await real.enqueue([QueueItem(queue=name, id="a")])
+    [item] = (await waiting).items
+    assert item.item.id == "a"

@@ -455,7 +455,7 @@ BAD_WAITS: Final = {
     "nanos 10^9": Duration(seconds=1, nanos=10**9),
     "of two signs": Duration(seconds=1, nanos=-1),
 }
-WAITS: Final = {"AcquireLockRequest.wait"}
+WAITS: Final = {"AcquireLockRequest.wait", "DequeueRequest.wait"}
 
 
 def bad_values(rpc: Rpc, field: FieldDescriptor) -> Iterator[Bad]:

@@ -381,6 +381,7 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
         ],
         "include_workflow": True,
         "view": _ACTIVE,
+        "wait": Duration(nanos=10_000_000),
     },
     "Acknowledge": lambda: {
         "acknowledge": [

@@ -4660,6 +4660,11 @@ pub struct DequeueRequest {
     /// How much of each workflow to return.
     #[prost(enumeration = "WorkflowView", tag = "8")]
     pub view: i32,
+    /// How long to wait if there is no item, from 0 to 60 s; absent: 0, the call is
+    /// answered at once. A wait ends shortly before the call's deadline, or before
+    /// the server's own one for calls without any (30 s), and when the server stops.
+    #[prost(message, optional, tag = "9")]
+    pub wait: ::core::option::Option<::prost_types::Duration>,
 }
 /// DequeueResponse is the response of Dequeue.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -4960,7 +4965,7 @@ pub mod queue_service_client {
     /// QueueService hands out work: enqueue, dequeue, handle, acknowledge. Every item
     /// is handled at least once, and by one worker at a time: one whose worker is
     /// lost is handed out again when its lease expires. Every call is one
-    /// transaction.
+    /// transaction (a call that waits: one more for each look).
     #[derive(Debug, Clone)]
     pub struct QueueServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -5068,7 +5073,9 @@ pub mod queue_service_client {
         /// handled before, as Acknowledge and ReturnItems do, in the same transaction:
         /// if one of them is lost, nothing is changed and nothing handed out. Callers
         /// never block each other: items that a concurrent call is taking are skipped.
-        /// No more are handed out than fit in the response. An item that was handed out
+        /// With `wait`, a call that finds none waits until one is enqueued or becomes
+        /// visible, also through another server; what it acknowledges and returns is done
+        /// before it waits. No more are handed out than fit in the response. An item that was handed out
         /// as often as its queue's `max_attempts` becomes dead instead, unless it was
         /// enqueued since it was handed out last. Not idempotent: if the response is
         /// lost, the items are waiting again when their leases expire. Errors:

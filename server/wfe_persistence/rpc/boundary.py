@@ -31,7 +31,7 @@ from wfe_persistence.rpc.call import Call, Environment
 from wfe_persistence.rpc.check import Check
 from wfe_persistence.rpc.check.wire import require_few_items
 from wfe_persistence.rpc.guard import Caller, Guard, namespace_of
-from wfe_persistence.rpc.intake import Intake
+from wfe_persistence.rpc.intake import Intake, Place
 from wfe_persistence.rpc.limits import Limits
 from wfe_persistence.rpc.services import Method, Service
 from wfe_persistence.rpc.status import abort, reason_name
@@ -101,7 +101,7 @@ class Boundary:
             with self._intake.admit(context, deadline) as place:
                 data = await place.receive()
                 async with self._intake.deadlines.until(deadline):
-                    request, call = await self._open(data, caller, method, entry, deadline)
+                    request, call = await self._open(data, caller, method, entry, place)
                     del data
                     with _naming_a_field(request):
                         response = await function(request, call)
@@ -137,7 +137,7 @@ class Boundary:
             with self._intake.admit(context, deadline) as place:
                 data = await place.receive()
                 async with self._intake.deadlines.until(deadline):
-                    request, call = await self._open(data, caller, method, entry, deadline)
+                    request, call = await self._open(data, caller, method, entry, place)
                     del data
                     async with aclosing(function(request, call)) as pages:  # type: ignore[type-var]
                         with _naming_a_field(request):
@@ -194,7 +194,7 @@ class Boundary:
         return asyncio.get_running_loop().time() + timeout
 
     async def _open(
-        self, data: bytes, caller: Caller, method: Method, entry: Entry, deadline: float
+        self, data: bytes, caller: Caller, method: Method, entry: Entry, place: Place
     ) -> tuple[Message, Call]:
         """What a handler takes: the decoded request, and its call in the caller's namespace."""
         self._env.workers.begin(len(data))
@@ -205,7 +205,7 @@ class Boundary:
             self._guard.require(caller, method.required_role, namespace, method.name)
         store = await self._namespace(caller, method)
         self._limits.space.note(store, method)
-        return request, Call(store, check, self._env, caller, deadline)
+        return request, Call(store, check, self._env, caller, place)
 
     def _decode(self, data: bytes, method: Method) -> tuple[Message, Check]:
         """The request, and what is wrong with it so far."""

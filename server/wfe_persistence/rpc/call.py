@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,6 +12,7 @@ from wfe_persistence.offload import Workers
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.check import Check
 from wfe_persistence.rpc.guard import Caller
+from wfe_persistence.rpc.intake import Place
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.paging import Cursor
 from wfe_persistence.store.readiness import Readiness
@@ -54,14 +57,19 @@ class Call:
     """Collects the violations of the request; the handler adds to it and calls `done()`."""
     env: Environment
     caller: Caller
-    deadline: float
-    """When it ends at the latest, on the event loop's clock."""
+    place: Place
 
-    def wait_until(self, seconds: float) -> float:
-        """When a call that may wait so long stops waiting, on the event loop's clock: early enough
-        for an answer before its deadline."""
+    @contextmanager
+    def waiting(self, seconds: float) -> Iterator[float]:
+        """Wait for what other calls do, for so long if need be, without keeping them out.
+
+        Gives the time at which to stop, on the event loop's clock: early enough for an answer
+        before the deadline.
+        """
         now = asyncio.get_running_loop().time()
-        return min(now + seconds, max(now, self.deadline - _ANSWER_SECONDS))
+        until = min(now + seconds, max(now, self.place.deadline - _ANSWER_SECONDS))
+        with self.place.resting() if seconds else nullcontext():
+            yield until
 
     def page(self, request: paging.Paged, size: int) -> tuple[Cursor | None, int, int]:
         """Where the requested page starts, its maximum number of items and their maximum size in

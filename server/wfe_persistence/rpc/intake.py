@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, NoReturn
@@ -18,6 +18,7 @@ import grpc
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError, shutting_down, too_large
+from wfe_persistence.rpc.calls import Calls, decrement, names_one_connection, too_many
 from wfe_persistence.rpc.deadlines import Deadlines
 from wfe_persistence.rpc.status import abort
 
@@ -38,8 +39,6 @@ _MIN_SLOTS: Final = 4
 # may be. (gRPC receives up to `largest` bytes before it says so.)
 _MAX_HEALTH_READS: Final = 32
 _MAX_HEALTH_BYTES: Final = 1024
-
-_RETRY_AFTER: Final = 0.5
 
 
 class Intake:
@@ -62,8 +61,8 @@ class Intake:
         memory: int,
     ) -> None:
         self._max_message_bytes = max_message_bytes
-        self._calls = _Calls(max_calls, max_calls_per_connection)
-        self._health_calls = _Calls(max_calls, max_calls_per_connection)
+        self._calls = Calls(max_calls, max_calls_per_connection)
+        self._health_calls = Calls(max_calls, max_calls_per_connection)
         self._slot_count = slots = max(_MIN_SLOTS, memory // 2 // largest)
         self._slots = _Room(slots, slots // 2)
         self._max_waiting = slots // 2
@@ -85,7 +84,7 @@ class Intake:
 
     def busy_peers(self) -> set[str]:
         """The peers, as gRPC names them, of all connections with calls in progress."""
-        return set(self._calls.by_peer)
+        return {*self._calls.by_peer, *self._calls.resting_by_peer}
 
     def health_peers(self) -> set[str]:
         """Those of all connections with calls for health in progress."""
@@ -115,7 +114,7 @@ class Intake:
     @property
     def in_progress(self) -> int:
         """How many calls are in progress; those for health do not count."""
-        return self._calls.total
+        return self._calls.total + self._calls.resting_by_peer.total()
 
     @property
     def quiet_for(self) -> float:
@@ -178,6 +177,10 @@ class Intake:
         finally:
             self._slots.give_back(peer, 1)
 
+    def resting(self, peer: str) -> AbstractContextManager[None]:
+        """Inside, one of this connection's calls does not count for the limits of calls."""
+        return self._calls.resting(peer)
+
     def release(self, peer: str, large: int) -> None:
         """Take back the room of a request that has been handled."""
         self._large.give_back(peer, large)
@@ -215,7 +218,7 @@ class Intake:
     async def _wait_for_room(self, peer: str, large: int, deadline: float) -> None:
         """Wait in turn until a large request may be handled."""
         if self._large.waiting >= self._max_waiting:
-            raise _too_many("too many large requests are waiting already")
+            raise too_many("too many large requests are waiting already")
         loop = asyncio.get_running_loop()
         patience = loop.time() + _PATIENCE_SECONDS
         try:
@@ -224,7 +227,7 @@ class Intake:
         except TimeoutError as exc:
             if deadline <= patience or self.deadlines.expired:
                 raise
-            raise _too_many("the large requests in progress take too long") from exc
+            raise too_many("the large requests in progress take too long") from exc
 
     def _evict_later(self) -> None:
         """Refuse, as soon as they have had their time, the requests that hold up others."""
@@ -275,19 +278,25 @@ class _Read:
 class Place:
     """One call that was admitted. As a context manager, it holds the room of the request."""
 
-    __slots__ = ("_context", "_deadline", "_intake", "_large", "_peer")
+    __slots__ = ("_context", "_intake", "_large", "_peer", "deadline")
 
     def __init__(self, intake: Intake, context: Context, peer: str, deadline: float) -> None:
         self._intake = intake
         self._context = context
         self._peer = peer
-        self._deadline = deadline
+        self.deadline = deadline
+        """When the call ends at the latest, on the event loop's clock."""
         self._large = 0
 
     async def receive(self) -> bytes:
         """The bytes of the request. Raises PersistenceError, TimeoutError, or AbortError."""
-        data, self._large = await self._intake.receive(self._context, self._peer, self._deadline)
+        data, self._large = await self._intake.receive(self._context, self._peer, self.deadline)
         return data
+
+    def resting(self) -> AbstractContextManager[None]:
+        """Inside, the call only waits for what others do, and takes up no place of those that work:
+        waiting ones must not keep others out, of which one may be what they wait for."""
+        return self._intake.resting(self._peer)
 
     def __enter__(self) -> Place:
         return self
@@ -300,35 +309,6 @@ class Place:
     ) -> None:
         if self._large:
             self._intake.release(self._peer, self._large)
-
-
-class _Calls:
-    """The calls in progress, and the most that there may be."""
-
-    def __init__(self, limit: int, limit_per_connection: int) -> None:
-        self._limit = limit
-        self._limit_per_connection = limit_per_connection
-        self.total = 0
-        self.by_peer: Counter[str] = Counter()
-
-    def require_room(self, peer: str) -> None:
-        """Raise PersistenceError if there can't be one more."""
-        if self.total >= self._limit:
-            raise _too_many(f"the server has {self.total} calls in progress already")
-        of_peer = self.by_peer.get(peer, 0)
-        if of_peer >= self._limit_per_connection and _names_one_connection(peer):
-            raise _too_many(f"this connection has {of_peer} calls in progress already")
-
-    def enter(self, context: Context, peer: str) -> None:
-        """Count a call until its end."""
-        self.total += 1
-        self.by_peer[peer] += 1
-        # Not when the handler returns: an answer that the client does not take still occupies us.
-        context.add_done_callback(lambda _: self._leave(peer))  # type: ignore[arg-type]
-
-    def _leave(self, peer: str) -> None:
-        self.total -= 1
-        _decrement(self.by_peer, peer)
 
 
 class _Room:
@@ -377,7 +357,7 @@ class _Room:
     def give_back(self, peer: str, amount: int) -> None:
         """Return an amount; those whose turn it is get it."""
         self._free += amount
-        _decrement(self._taken, peer, amount)
+        decrement(self._taken, peer, amount)
         if self._queues:
             self._grant()
 
@@ -406,28 +386,11 @@ class _Room:
         if amount > self._free:
             return False
         taken = self._taken.get(peer, 0)
-        return not taken or taken + amount <= self._share or not _names_one_connection(peer)
-
-
-def _names_one_connection(peer: str) -> bool:
-    """Whether a peer's name is that of one connection; all peers of a Unix socket have the same."""
-    return peer.startswith("ip")
-
-
-def _decrement(counter: Counter[str], key: str, amount: int = 1) -> None:
-    counter[key] -= amount
-    if not counter[key]:
-        del counter[key]
-
-
-def _too_many(message: str) -> PersistenceError:
-    return PersistenceError(
-        ErrorReason.ERROR_REASON_TOO_MANY_CALLS, message, retry_after=_RETRY_AFTER
-    )
+        return not taken or taken + amount <= self._share or not names_one_connection(peer)
 
 
 def _too_slow() -> PersistenceError:
-    return _too_many("the request came too slowly while others were waiting")
+    return too_many("the request came too slowly while others were waiting")
 
 
 def _too_late() -> PersistenceError:

@@ -26,9 +26,8 @@ class LockService:
         wait = check.wait_seconds(request.wait)
         check.request_id(request.request_id)
         check.done()
-        return await lock.acquire_lock(
-            call.store, request, ttl_ms, call.wait_until(wait), call.env.waiters
-        )
+        with call.waiting(wait) as until:
+            return await lock.acquire_lock(call.store, request, ttl_ms, until, call.env.waiters)
 
     async def RenewLocks(self, request: pb.RenewLocksRequest, call: Call) -> pb.RenewLocksResponse:
         """Extend locks."""

@@ -12,7 +12,7 @@ from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import Check, read_back
 from wfe_persistence.rpc.check.bounds import MAX_INT4, MAX_LIST_ITEMS
-from wfe_persistence.store import queue, queue_list
+from wfe_persistence.store import dequeue, queue, queue_list
 from wfe_persistence.store.paging import Wanted
 from wfe_persistence.store.records import QUEUE_KIND
 from wfe_persistence.store.tables import Store
@@ -28,7 +28,7 @@ class QueueService:
     async def Enqueue(self, request: pb.EnqueueRequest, call: Call) -> pb.EnqueueResponse:
         """Put items into queues."""
         await offload.run(_prepare_enqueue, request, call.check)
-        await queue.enqueue(call.store, request.items)
+        await queue.enqueue(call.store, request.items, call.env.waiters)
         return pb.EnqueueResponse()
 
     async def Dequeue(self, request: pb.DequeueRequest, call: Call) -> pb.DequeueResponse:
@@ -39,15 +39,16 @@ class QueueService:
         lease_ms = check.lease_ms(
             "lease_duration", request.lease_duration, given=request.HasField("lease_duration")
         )
+        wait = check.wait_seconds(request.wait)
         view = check.view(request.view)
         check.done()
-        settlement = queue.Settlement(request.acknowledge, request.return_items)
         # All that the answer has besides items and workflows.
         receipts = sum(len(each.receipt) + 4 for each in request.acknowledge if each.confirmed)
         room = call.env.max_message_bytes - receipts
-        items, returned = await queue.dequeue(
-            call.store, request.queues, max_items, lease_ms, request.worker_id, settlement, room
-        )
+        with call.waiting(wait) as until:
+            items, returned = await dequeue.dequeue(
+                call.store, request, max_items, lease_ms, room, until, call.env.waiters
+            )
         response = pb.DequeueResponse(items=items, returned_receipts=returned)
         if request.include_workflow:
             room = call.env.max_message_bytes - response.ByteSize()
@@ -61,7 +62,7 @@ class QueueService:
         check = call.check
         check.acknowledgements(request.acknowledge)
         check.done()
-        returned = await queue.acknowledge(call.store, request.acknowledge)
+        returned = await queue.acknowledge(call.store, request.acknowledge, call.env.waiters)
         return pb.AcknowledgeResponse(returned_receipts=returned)
 
     async def ReturnItems(
@@ -71,7 +72,7 @@ class QueueService:
         check = call.check
         check.returned_items(request.return_items)
         check.done()
-        await queue.return_items(call.store, request.return_items)
+        await queue.return_items(call.store, request.return_items, call.env.waiters)
         return pb.ReturnItemsResponse()
 
     async def RenewItems(self, request: pb.RenewItemsRequest, call: Call) -> pb.RenewItemsResponse:
@@ -119,7 +120,9 @@ class QueueService:
     ) -> pb.RequeueItemsResponse:
         """Make dead and delayed items visible."""
         max_dead = _check_chosen(request, call.check)
-        requeued = await queue.requeue_items(call.store, request.queue, request.ids, max_dead)
+        requeued = await queue.requeue_items(
+            call.store, request.queue, request.ids, max_dead, call.env.waiters
+        )
         return pb.RequeueItemsResponse(requeued=requeued)
 
     async def DeleteItems(

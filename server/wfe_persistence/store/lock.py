@@ -166,6 +166,16 @@ def lock_line(store: Store, resource: str) -> Line:
     return Line(store.namespace, "lock", resource)
 
 
+def release_line(store: Store, resource: str) -> Line:
+    """Where those wait for whom something is withheld while the lock is held."""
+    return Line(store.namespace, "release", resource)
+
+
+def _wake(store: Store, resource: str, waiters: Waiters) -> None:
+    waiters.wake(lock_line(store, resource))
+    waiters.wake_all(release_line(store, resource))
+
+
 # Several locks are locked in the order of their resources, as by a commit.
 RENEW_LOCKS = f"""
 WITH given AS MATERIALIZED (
@@ -212,7 +222,7 @@ async def release_lock(store: Store, token: str, waiters: Waiters) -> bool:
     row = await store.write(RELEASE_LOCK, integer(n), text(lease_id))
     if not row.ntuples:
         return False
-    waiters.wake(lock_line(store, read_text(row.get_value(0, 0))))
+    _wake(store, read_text(row.get_value(0, 0)), waiters)
     return read_bool(row.get_value(0, 1))
 
 
@@ -232,7 +242,7 @@ async def break_lock(store: Store, request: BreakLockRequest, waiters: Waiters) 
     )
     if not row.ntuples:
         return None
-    waiters.wake(lock_line(store, request.resource))
+    _wake(store, request.resource, waiters)
     return _decode_lock(row)
 
 

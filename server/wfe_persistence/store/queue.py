@@ -6,13 +6,13 @@ whoever looks for work does not even see it, and when the lease expires it is si
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
 from wfe.persistence.v1.queue_pb2 import (
     Acknowledgement,
     ConfigureQueueRequest,
-    DequeuedItem,
     QueueItem,
     RenewItemsResponse,
     ReturnedItem,
@@ -21,12 +21,9 @@ from wfe_persistence import offload
 from wfe_persistence.store.documents import array, queue_item_document
 from wfe_persistence.store.lease import (
     ALL_HELD,
-    NEXT_EPOCH,
     check_held,
     expiry_after,
     lease_lost,
-    lease_token,
-    new_lease_id,
     parse_lease_token,
     unexpired,
 )
@@ -37,11 +34,13 @@ from wfe_persistence.store.rows import (
     read_bool,
     read_int4,
     read_int8,
+    read_text,
     read_time,
     text,
     text_list,
 )
 from wfe_persistence.store.tables import Store
+from wfe_persistence.store.waiting import Line, Waiters
 
 # Rows are locked, and then inserted, in the order of their keys. Numbers are given in the order of
 # the request. An item that is, or was last, under a lease has been handed out with what it was
@@ -86,11 +85,24 @@ SELECT n, {QUEUE_ITEM.names()} FROM fresh ORDER BY queue, id
 """
 
 
-async def enqueue(store: Store, items: Sequence[QueueItem]) -> None:
+async def enqueue(store: Store, items: Sequence[QueueItem], waiters: Waiters) -> None:
     """Put items into queues, all or none."""
     if items:
         document = await offload.run(lambda: array(map(queue_item_document, items)))
         await store.write(ENQUEUE, document)
+        wake_queues(store, waiters, Counter(item.queue for item in items))
+
+
+def queue_line(store: Store, queue: str) -> Line:
+    """Where those wait who want items of a queue."""
+    return Line(store.namespace, "queue", queue)
+
+
+def wake_queues(store: Store, waiters: Waiters, items: Mapping[str, int]) -> None:
+    """Wake whoever waits, after so many items of these queues have been written. (Also if none is
+    visible yet: when the next one will be is what the first of them waits for.)"""
+    for queue, count in items.items():
+        waiters.wake(queue_line(store, queue), count)
 
 
 # What a workflow or an event must be for its item's work not to be done; see QueueKind.
@@ -107,7 +119,7 @@ _MOST_BACKOFF_SECONDS: Final = 60
 # Acknowledges and returns, all or nothing. An item that was enqueued since it was handed out
 # (`again_time`) is neither removed nor dead. The setting tells DEQUEUE, in the same transaction,
 # whether all were held.
-_SETTLE: Final = f"""
+SETTLE_ITEMS = f"""
 WITH given AS MATERIALIZED (
     SELECT *
     FROM jsonb_to_recordset($1::jsonb) AS g(at int, n bigint, lease_id text, act text,
@@ -144,6 +156,7 @@ WITH given AS MATERIALIZED (
 )
 SELECT at, EXISTS (SELECT FROM held h WHERE h.at = g.at),
     EXISTS (SELECT FROM judged j WHERE j.at = g.at AND j.act = 'confirm' AND NOT j.done),
+    (SELECT queue FROM judged j WHERE j.at = g.at AND NOT (j.done AND j.again_time IS NULL)),
     set_config('wfe.settled', ({ALL_HELD})::text, TRUE)
 FROM given g
 """
@@ -184,20 +197,23 @@ class Settlement:
                 f',"act":"return","delay_ms":{delay_ms}',
             )
 
-    def returned(self, rows: PGresult) -> list[str]:
-        """The receipts that were not confirmed. Raises PersistenceError if any is lost."""
+    def outcome(self, rows: PGresult, store: Store, waiters: Waiters) -> list[str]:
+        """The receipts that were not confirmed; whoever waits for what comes back is woken. Raises
+        PersistenceError if any is lost."""
         get = rows.get_value
-        found = sorted(
-            (read_int4(get(i, 0)), read_bool(get(i, 1)), read_bool(get(i, 2)))
-            for i in range(rows.ntuples)
-        )
-        if lost := [at for at, held, _ in found if not held]:
+        held = {read_int4(get(i, 0)): read_bool(get(i, 1)) for i in range(rows.ntuples)}
+        if lost := sorted(at for at, is_held in held.items() if not is_held):
             raise lease_lost(
                 [self._receipts[at] for at in lost],
-                of=len(found),
+                of=len(held),
                 field="acknowledge" if lost[0] < len(self._acknowledge) else "return_items",
             )
-        return [self._receipts[at] for at, _, returned in found if returned]
+        back = (get(i, 3) for i in range(rows.ntuples))
+        wake_queues(
+            store, waiters, Counter(read_text(queue) for queue in back if queue is not None)
+        )
+        returned = sorted(read_int4(get(i, 0)) for i in range(rows.ntuples) if read_bool(get(i, 2)))
+        return [self._receipts[at] for at in returned]
 
 
 def _claim(at: int, receipt: str, path: str, members: str = "") -> str:
@@ -206,148 +222,27 @@ def _claim(at: int, receipt: str, path: str, members: str = "") -> str:
     return f'{{"at":{at},"n":{n},"lease_id":"{lease_id}"{members}}}'
 
 
-ACKNOWLEDGE = _SETTLE
+ACKNOWLEDGE = SETTLE_ITEMS
 
 
-async def acknowledge(store: Store, acknowledgements: Sequence[Acknowledgement]) -> list[str]:
+async def acknowledge(
+    store: Store, acknowledgements: Sequence[Acknowledgement], waiters: Waiters
+) -> list[str]:
     """Remove items that have been handled, all or none; returns the receipts of those that were
     not confirmed."""
     settlement = Settlement(acknowledge=acknowledgements)
     rows = await store.write(ACKNOWLEDGE, settlement.document())
-    return settlement.returned(rows)
+    return settlement.outcome(rows, store, waiters)
 
 
-RETURN_ITEMS = _SETTLE
+RETURN_ITEMS = SETTLE_ITEMS
 
 
-async def return_items(store: Store, items: Sequence[ReturnedItem]) -> None:
+async def return_items(store: Store, items: Sequence[ReturnedItem], waiters: Waiters) -> None:
     """Give back items unhandled, all or none."""
     settlement = Settlement(return_items=items)
     rows = await store.write(RETURN_ITEMS, settlement.document())
-    settlement.returned(rows)
-
-
-_read_item = QUEUE_ITEM.reader()
-
-
-class Dequeued(NamedTuple):
-    """What a dequeue came to."""
-
-    items: list[DequeuedItem]
-    returned_receipts: list[str]
-    """The receipts of the acknowledgements that were not confirmed."""
-
-
-# What an item has at most in the answer, beside its texts.
-_CLAIM_BYTES: Final = 160
-
-_ITEM_BYTES: Final = f"""octet_length(queue) + octet_length(id)
-                + coalesce(octet_length(payload::text), 0)
-                + octet_length(array_to_string(blocked_by, '')) + 4 * cardinality(blocked_by)
-                + {_CLAIM_BYTES}"""
-
-_UNBLOCKED: Final = f"""NOT EXISTS (
-                SELECT FROM wfc.locks l
-                WHERE l.resource = ANY (blocked_by) AND {unexpired("l.expiry")})"""
-
-# $1 the queues, $2 the most items, $3 the lease in ms, $4 its id, $5 the worker, $6 the most bytes.
-# An item that was handed out too often dies here, if its last lease has expired; if that is all
-# there was, there may be others behind. There is always a row, which tells how many died.
-DEQUEUE = f"""
-WITH wanted AS MATERIALIZED (
-    SELECT g.name, q.max_attempts
-    FROM jsonb_array_elements_text($1::jsonb) AS g(name)
-    LEFT JOIN wfc.queues q ON q.name = g.name
-    WHERE coalesce(current_setting('wfe.settled', TRUE), '') <> 'false'
-), visible AS MATERIALIZED (
-    SELECT i.*, coalesce(i.attempt >= w.max_attempts, FALSE) AS spent
-    FROM wanted w, LATERAL (
-        SELECT n, visible_time, attempt, again_time, {_ITEM_BYTES} AS bytes
-        FROM wfc.queue_items
-        WHERE queue = w.name AND NOT dead AND visible_time <= now() AND {_UNBLOCKED}
-        ORDER BY visible_time, n
-        LIMIT $2
-        FOR UPDATE SKIP LOCKED
-    ) i
-), died AS (
-    UPDATE wfc.queue_items SET dead = TRUE
-    WHERE n = ANY (ARRAY (SELECT n FROM visible WHERE spent AND again_time IS NULL))
-    RETURNING 1
-), fitting AS MATERIALIZED (
-    SELECT n, visible_time, spent FROM (
-        SELECT *, sum(bytes) OVER in_order AS bytes_so_far, row_number() OVER in_order AS place
-        FROM visible WHERE NOT spent OR again_time IS NOT NULL
-        WINDOW in_order AS (ORDER BY visible_time, n)
-    ) v WHERE place <= $2 AND (bytes_so_far <= $6 OR place = 1)
-), claimed AS (
-    UPDATE wfc.queue_items i SET
-        visible_time = {expiry_after("$3")},
-        lease_id = $4, lease_worker_id = $5, lease_epoch = {NEXT_EPOCH},
-        attempt = CASE WHEN f.spent THEN 1 ELSE least(i.attempt, 2147483646) + 1 END,
-        again_time = NULL
-    FROM fitting f
-    WHERE i.n = f.n AND i.n = ANY (ARRAY (SELECT n FROM fitting))
-    RETURNING i.queue, i.id, i.payload, f.visible_time, i.blocked_by,
-        i.n, i.visible_time AS lease_expiry, i.lease_epoch, i.attempt
-)
-SELECT {QUEUE_ITEM.selection()}, n, lease_expiry, lease_epoch, attempt, died.count
-FROM (SELECT count(*) FROM died) AS died LEFT JOIN claimed ON TRUE
-ORDER BY visible_time, n
-"""
-_COUNT_OF_DEAD: Final = len(QUEUE_ITEM) + 4
-
-
-async def dequeue(
-    store: Store,
-    queues: Iterable[str],
-    max_items: int,
-    lease_ms: int,
-    worker_id: str,
-    settlement: Settlement,
-    answer_bytes: int,
-) -> Dequeued:
-    """Settle items handed out before, then hand out others, in one transaction.
-
-    No more are handed out than fit into an answer of `answer_bytes`, but at least one.
-    """
-    names = text_list(queues)
-    returned: list[str] = []
-    while True:
-        lease_id = new_lease_id()
-        claim = (
-            DEQUEUE,
-            (
-                names,
-                integer(max_items),
-                integer(lease_ms),
-                text(lease_id),
-                text(worker_id),
-                integer(answer_bytes),
-            ),
-        )
-        if settlement:
-            settled, rows = await store.write_all((_SETTLE, (settlement.document(),)), claim)
-            returned = settlement.returned(settled)
-            settlement = Settlement()
-        else:
-            [rows] = await store.write_all(claim)
-        if rows.get_value(0, 0) is not None:
-            items = [_decode_claim(rows, i, lease_id) for i in range(rows.ntuples)]
-            return Dequeued(items, returned)
-        if not read_int8(rows.get_value(0, _COUNT_OF_DEAD)):
-            return Dequeued([], returned)
-
-
-def _decode_claim(rows: PGresult, i: int, lease_id: str) -> DequeuedItem:
-    get = rows.get_value
-    claim = DequeuedItem()
-    _read_item(get, i, claim.item)
-    n, expiry, epoch, attempt = (get(i, len(QUEUE_ITEM) + column) for column in range(4))
-    claim.receipt = lease_token(lease_id, read_int8(n))
-    read_time(expiry, claim.lease_expiry)
-    claim.epoch = read_int8(epoch)
-    claim.attempt = read_int4(attempt)
-    return claim
+    settlement.outcome(rows, store, waiters)
 
 
 RENEW_ITEMS = f"""
@@ -429,10 +324,14 @@ SELECT count(*) FROM requeued
 """
 
 
-async def requeue_items(store: Store, queue: str, ids: Iterable[str], max_dead: int) -> int:
+async def requeue_items(
+    store: Store, queue: str, ids: Iterable[str], max_dead: int, waiters: Waiters
+) -> int:
     """Make dead and delayed items visible; returns how many."""
     row = await store.write_once(REQUEUE_ITEMS, text(queue), text_list(ids), integer(max_dead))
-    return read_int8(row.get_value(0, 0))
+    requeued = read_int8(row.get_value(0, 0))
+    wake_queues(store, waiters, {queue: requeued})
+    return requeued
 
 
 DELETE_ITEMS = f"""{_NAMED_AND_DEAD}, deleted AS (

@@ -8,6 +8,7 @@ nobody here.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import suppress
 from types import TracebackType
 from typing import Final, NamedTuple, Self
@@ -41,6 +42,11 @@ class Waiters:
         for waiter, _ in zip(self._lines.get(line, ()), range(count), strict=False):
             waiter.wake()
 
+    def wake_all(self, line: Line) -> None:
+        """Wake all waiters of a line."""
+        for waiter in self._lines.get(line, ()):
+            waiter.wake()
+
     def close(self) -> None:
         """Have everybody who waits, or comes later, raise SHUTTING_DOWN: the server stops."""
         self.closed = True
@@ -53,13 +59,13 @@ class Waiters:
         self._lines.setdefault(line, {})[waiter] = None
 
     def leave(self, waiter: Waiter, line: Line) -> None:
-        """Take a waiter out of a line. If it was the first, it may have been woken for nothing: the
-        next one is woken in its place."""
-        was_first = self.is_first(waiter, line)
+        """Take a waiter out of a line. If it was the first, or is woken but can no longer look, the
+        first one of the rest is woken in its place."""
+        passes_on = self.is_first(waiter, line) or waiter.woken
         del self._lines[line][waiter]
         if not self._lines[line]:
             del self._lines[line]
-        elif was_first:
+        elif passes_on:
             self.wake(line)
 
     def is_first(self, waiter: Waiter, line: Line) -> bool:
@@ -100,11 +106,26 @@ class Waiter:
         """End the pause, or the next one."""
         self._woken.set()
 
-    async def pause(self, seconds: float) -> None:
-        """Wait until woken, at most this long. Raises SHUTTING_DOWN if the server stops."""
+    @property
+    def woken(self) -> bool:
+        """Whether it was woken and has not looked since."""
+        return self._woken.is_set()
+
+    def watch(self, lines: Iterable[Line]) -> None:
+        """Stand in these lines, too; in those where it stands already it keeps its place."""
+        for line in lines:
+            if line not in self._lines:
+                self._lines = (*self._lines, line)
+                self._waiters.enter(self, line)
+
+    async def pause(self, seconds: float) -> bool:
+        """Wait until woken, at most this long; returns whether it was. Raises SHUTTING_DOWN if the
+        server stops."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._woken.wait()
+        woken = self._woken.is_set()
         self._woken.clear()
         if self._waiters.closed:
             raise shutting_down()
+        return woken

@@ -40,5 +40,6 @@ WITH given AS MATERIALIZED (
 )
 SELECT at, EXISTS (SELECT FROM held h WHERE h.at = g.at),
     EXISTS (SELECT FROM judged j WHERE j.at = g.at AND j.act = 'confirm' AND NOT j.done),
+    (SELECT queue FROM judged j WHERE j.at = g.at AND NOT (j.done AND j.again_time IS NULL)),
     set_config('wfe.settled', ((SELECT count(*) FROM held) = (SELECT count(*) FROM given))::text, TRUE)
 FROM given g;

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from wfe.persistence.v1 import workflow_pb2 as wfe_dot_persistence_dot_v1_dot_workflow__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ewfe/persistence/v1/queue.proto\x12\x12wfe.persistence.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!wfe/persistence/v1/workflow.proto\"\x98\x01\n\tQueueItem\x12\r\n\x05queue\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x19\n\x0cpayload_json\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x30\n\x0cvisible_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nblocked_by\x18\x05 \x03(\tB\x0f\n\r_payload_json\"\xf0\x01\n\x0c\x44\x65queuedItem\x12+\n\x04item\x18\x01 \x01(\x0b\x32\x1d.wfe.persistence.v1.QueueItem\x12\x0f\n\x07receipt\x18\x02 \x01(\t\x12\x30\n\x0clease_expiry\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12\x36\n\x08workflow\x18\x06 \x01(\x0b\x32$.wfe.persistence.v1.WorkflowInstance\x12\x18\n\x10workflow_omitted\x18\x07 \x01(\x08\"^\n\x0eQueueItemLease\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12*\n\x06\x65xpiry\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\"\xe5\x01\n\x0fListedQueueItem\x12+\n\x04item\x18\x01 \x01(\x0b\x32\x1d.wfe.persistence.v1.QueueItem\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".wfe.persistence.v1.QueueItemState\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x31\n\x05lease\x18\x04 \x01(\x0b\x32\".wfe.persistence.v1.QueueItemLease\x12.\n\nagain_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\">\n\x0e\x45nqueueRequest\x12,\n\x05items\x18\x01 \x03(\x0b\x32\x1d.wfe.persistence.v1.QueueItem\"\x11\n\x0f\x45nqueueResponse\"5\n\x0f\x41\x63knowledgement\x12\x0f\n\x07receipt\x18\x01 \x01(\t\x12\x11\n\tconfirmed\x18\x02 \x01(\x08\"I\n\x0cReturnedItem\x12\x0f\n\x07receipt\x18\x01 \x01(\t\x12(\n\x05\x64\x65lay\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb5\x02\n\x0e\x44\x65queueRequest\x12\x0e\n\x06queues\x18\x01 \x03(\t\x12\x11\n\tmax_items\x18\x02 \x01(\x05\x12\x31\n\x0elease_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tworker_id\x18\x04 \x01(\t\x12\x38\n\x0b\x61\x63knowledge\x18\x05 \x03(\x0b\x32#.wfe.persistence.v1.Acknowledgement\x12\x36\n\x0creturn_items\x18\x06 \x03(\x0b\x32 .wfe.persistence.v1.ReturnedItem\x12\x18\n\x10include_workflow\x18\x07 \x01(\x08\x12.\n\x04view\x18\x08 \x01(\x0e\x32 .wfe.persistence.v1.WorkflowView\"]\n\x0f\x44\x65queueResponse\x12/\n\x05items\x18\x01 \x03(\x0b\x32 .wfe.persistence.v1.DequeuedItem\x12\x19\n\x11returned_receipts\x18\x02 \x03(\t\"N\n\x12\x41\x63knowledgeRequest\x12\x38\n\x0b\x61\x63knowledge\x18\x01 \x03(\x0b\x32#.wfe.persistence.v1.Acknowledgement\"0\n\x13\x41\x63knowledgeResponse\x12\x19\n\x11returned_receipts\x18\x01 \x03(\t\"L\n\x12ReturnItemsRequest\x12\x36\n\x0creturn_items\x18\x01 \x03(\x0b\x32 .wfe.persistence.v1.ReturnedItem\"\x15\n\x13ReturnItemsResponse\"X\n\x11RenewItemsRequest\x12\x10\n\x08receipts\x18\x01 \x03(\t\x12\x31\n\x0elease_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"F\n\x12RenewItemsResponse\x12\x30\n\x0clease_expiry\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8c\x01\n\x15ListQueueItemsRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".wfe.persistence.v1.QueueItemState\x12\n\n\x02id\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"e\n\x16ListQueueItemsResponse\x12\x32\n\x05items\x18\x01 \x03(\x0b\x32#.wfe.persistence.v1.ListedQueueItem\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"M\n\x14GetQueueStatsRequest\x12\x0e\n\x06queues\x18\x01 \x03(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"`\n\x15GetQueueStatsResponse\x12.\n\x06queues\x18\x01 \x03(\x0b\x32\x1e.wfe.persistence.v1.QueueStats\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd5\x01\n\nQueueStats\x12\r\n\x05queue\x18\x01 \x01(\t\x12+\n\x04kind\x18\x02 \x01(\x0e\x32\x1d.wfe.persistence.v1.QueueKind\x12\x14\n\x0cmax_attempts\x18\x03 \x01(\x05\x12\x0f\n\x07waiting\x18\x04 \x01(\x03\x12\x0f\n\x07\x64\x65layed\x18\x05 \x01(\x03\x12\x0e\n\x06leased\x18\x06 \x01(\x03\x12\x0c\n\x04\x64\x65\x61\x64\x18\x07 \x01(\x03\x12\x35\n\x12oldest_waiting_age\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"C\n\x13RequeueItemsRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x10\n\x08max_dead\x18\x03 \x01(\x05\"(\n\x14RequeueItemsResponse\x12\x10\n\x08requeued\x18\x01 \x01(\x05\"B\n\x12\x44\x65leteItemsRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x10\n\x08max_dead\x18\x03 \x01(\x05\"&\n\x13\x44\x65leteItemsResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x05\"i\n\x15\x43onfigureQueueRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12+\n\x04kind\x18\x02 \x01(\x0e\x32\x1d.wfe.persistence.v1.QueueKind\x12\x14\n\x0cmax_attempts\x18\x03 \x01(\x05\"\x18\n\x16\x43onfigureQueueResponse*l\n\tQueueKind\x12\x1a\n\x16QUEUE_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10QUEUE_KIND_PLAIN\x10\x01\x12\x17\n\x13QUEUE_KIND_WORKFLOW\x10\x02\x12\x14\n\x10QUEUE_KIND_EVENT\x10\x03*\xa6\x01\n\x0eQueueItemState\x12 \n\x1cQUEUE_ITEM_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18QUEUE_ITEM_STATE_WAITING\x10\x01\x12\x1c\n\x18QUEUE_ITEM_STATE_DELAYED\x10\x02\x12\x1b\n\x17QUEUE_ITEM_STATE_LEASED\x10\x03\x12\x19\n\x15QUEUE_ITEM_STATE_DEAD\x10\x04\x32\xce\x07\n\x0cQueueService\x12R\n\x07\x45nqueue\x12\".wfe.persistence.v1.EnqueueRequest\x1a#.wfe.persistence.v1.EnqueueResponse\x12R\n\x07\x44\x65queue\x12\".wfe.persistence.v1.DequeueRequest\x1a#.wfe.persistence.v1.DequeueResponse\x12^\n\x0b\x41\x63knowledge\x12&.wfe.persistence.v1.AcknowledgeRequest\x1a\'.wfe.persistence.v1.AcknowledgeResponse\x12^\n\x0bReturnItems\x12&.wfe.persistence.v1.ReturnItemsRequest\x1a\'.wfe.persistence.v1.ReturnItemsResponse\x12[\n\nRenewItems\x12%.wfe.persistence.v1.RenewItemsRequest\x1a&.wfe.persistence.v1.RenewItemsResponse\x12g\n\x0eListQueueItems\x12).wfe.persistence.v1.ListQueueItemsRequest\x1a*.wfe.persistence.v1.ListQueueItemsResponse\x12\x64\n\rGetQueueStats\x12(.wfe.persistence.v1.GetQueueStatsRequest\x1a).wfe.persistence.v1.GetQueueStatsResponse\x12\x61\n\x0cRequeueItems\x12\'.wfe.persistence.v1.RequeueItemsRequest\x1a(.wfe.persistence.v1.RequeueItemsResponse\x12^\n\x0b\x44\x65leteItems\x12&.wfe.persistence.v1.DeleteItemsRequest\x1a\'.wfe.persistence.v1.DeleteItemsResponse\x12g\n\x0e\x43onfigureQueue\x12).wfe.persistence.v1.ConfigureQueueRequest\x1a*.wfe.persistence.v1.ConfigureQueueResponseBO\n\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ewfe/persistence/v1/queue.proto\x12\x12wfe.persistence.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!wfe/persistence/v1/workflow.proto\"\x98\x01\n\tQueueItem\x12\r\n\x05queue\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x19\n\x0cpayload_json\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x30\n\x0cvisible_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nblocked_by\x18\x05 \x03(\tB\x0f\n\r_payload_json\"\xf0\x01\n\x0c\x44\x65queuedItem\x12+\n\x04item\x18\x01 \x01(\x0b\x32\x1d.wfe.persistence.v1.QueueItem\x12\x0f\n\x07receipt\x18\x02 \x01(\t\x12\x30\n\x0clease_expiry\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x12\x36\n\x08workflow\x18\x06 \x01(\x0b\x32$.wfe.persistence.v1.WorkflowInstance\x12\x18\n\x10workflow_omitted\x18\x07 \x01(\x08\"^\n\x0eQueueItemLease\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12*\n\x06\x65xpiry\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\"\xe5\x01\n\x0fListedQueueItem\x12+\n\x04item\x18\x01 \x01(\x0b\x32\x1d.wfe.persistence.v1.QueueItem\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".wfe.persistence.v1.QueueItemState\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x31\n\x05lease\x18\x04 \x01(\x0b\x32\".wfe.persistence.v1.QueueItemLease\x12.\n\nagain_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\">\n\x0e\x45nqueueRequest\x12,\n\x05items\x18\x01 \x03(\x0b\x32\x1d.wfe.persistence.v1.QueueItem\"\x11\n\x0f\x45nqueueResponse\"5\n\x0f\x41\x63knowledgement\x12\x0f\n\x07receipt\x18\x01 \x01(\t\x12\x11\n\tconfirmed\x18\x02 \x01(\x08\"I\n\x0cReturnedItem\x12\x0f\n\x07receipt\x18\x01 \x01(\t\x12(\n\x05\x64\x65lay\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xde\x02\n\x0e\x44\x65queueRequest\x12\x0e\n\x06queues\x18\x01 \x03(\t\x12\x11\n\tmax_items\x18\x02 \x01(\x05\x12\x31\n\x0elease_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tworker_id\x18\x04 \x01(\t\x12\x38\n\x0b\x61\x63knowledge\x18\x05 \x03(\x0b\x32#.wfe.persistence.v1.Acknowledgement\x12\x36\n\x0creturn_items\x18\x06 \x03(\x0b\x32 .wfe.persistence.v1.ReturnedItem\x12\x18\n\x10include_workflow\x18\x07 \x01(\x08\x12.\n\x04view\x18\x08 \x01(\x0e\x32 .wfe.persistence.v1.WorkflowView\x12\'\n\x04wait\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\"]\n\x0f\x44\x65queueResponse\x12/\n\x05items\x18\x01 \x03(\x0b\x32 .wfe.persistence.v1.DequeuedItem\x12\x19\n\x11returned_receipts\x18\x02 \x03(\t\"N\n\x12\x41\x63knowledgeRequest\x12\x38\n\x0b\x61\x63knowledge\x18\x01 \x03(\x0b\x32#.wfe.persistence.v1.Acknowledgement\"0\n\x13\x41\x63knowledgeResponse\x12\x19\n\x11returned_receipts\x18\x01 \x03(\t\"L\n\x12ReturnItemsRequest\x12\x36\n\x0creturn_items\x18\x01 \x03(\x0b\x32 .wfe.persistence.v1.ReturnedItem\"\x15\n\x13ReturnItemsResponse\"X\n\x11RenewItemsRequest\x12\x10\n\x08receipts\x18\x01 \x03(\t\x12\x31\n\x0elease_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"F\n\x12RenewItemsResponse\x12\x30\n\x0clease_expiry\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8c\x01\n\x15ListQueueItemsRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".wfe.persistence.v1.QueueItemState\x12\n\n\x02id\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"e\n\x16ListQueueItemsResponse\x12\x32\n\x05items\x18\x01 \x03(\x0b\x32#.wfe.persistence.v1.ListedQueueItem\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"M\n\x14GetQueueStatsRequest\x12\x0e\n\x06queues\x18\x01 \x03(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"`\n\x15GetQueueStatsResponse\x12.\n\x06queues\x18\x01 \x03(\x0b\x32\x1e.wfe.persistence.v1.QueueStats\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd5\x01\n\nQueueStats\x12\r\n\x05queue\x18\x01 \x01(\t\x12+\n\x04kind\x18\x02 \x01(\x0e\x32\x1d.wfe.persistence.v1.QueueKind\x12\x14\n\x0cmax_attempts\x18\x03 \x01(\x05\x12\x0f\n\x07waiting\x18\x04 \x01(\x03\x12\x0f\n\x07\x64\x65layed\x18\x05 \x01(\x03\x12\x0e\n\x06leased\x18\x06 \x01(\x03\x12\x0c\n\x04\x64\x65\x61\x64\x18\x07 \x01(\x03\x12\x35\n\x12oldest_waiting_age\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"C\n\x13RequeueItemsRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x10\n\x08max_dead\x18\x03 \x01(\x05\"(\n\x14RequeueItemsResponse\x12\x10\n\x08requeued\x18\x01 \x01(\x05\"B\n\x12\x44\x65leteItemsRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\x12\x10\n\x08max_dead\x18\x03 \x01(\x05\"&\n\x13\x44\x65leteItemsResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x05\"i\n\x15\x43onfigureQueueRequest\x12\r\n\x05queue\x18\x01 \x01(\t\x12+\n\x04kind\x18\x02 \x01(\x0e\x32\x1d.wfe.persistence.v1.QueueKind\x12\x14\n\x0cmax_attempts\x18\x03 \x01(\x05\"\x18\n\x16\x43onfigureQueueResponse*l\n\tQueueKind\x12\x1a\n\x16QUEUE_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10QUEUE_KIND_PLAIN\x10\x01\x12\x17\n\x13QUEUE_KIND_WORKFLOW\x10\x02\x12\x14\n\x10QUEUE_KIND_EVENT\x10\x03*\xa6\x01\n\x0eQueueItemState\x12 \n\x1cQUEUE_ITEM_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18QUEUE_ITEM_STATE_WAITING\x10\x01\x12\x1c\n\x18QUEUE_ITEM_STATE_DELAYED\x10\x02\x12\x1b\n\x17QUEUE_ITEM_STATE_LEASED\x10\x03\x12\x19\n\x15QUEUE_ITEM_STATE_DEAD\x10\x04\x32\xce\x07\n\x0cQueueService\x12R\n\x07\x45nqueue\x12\".wfe.persistence.v1.EnqueueRequest\x1a#.wfe.persistence.v1.EnqueueResponse\x12R\n\x07\x44\x65queue\x12\".wfe.persistence.v1.DequeueRequest\x1a#.wfe.persistence.v1.DequeueResponse\x12^\n\x0b\x41\x63knowledge\x12&.wfe.persistence.v1.AcknowledgeRequest\x1a\'.wfe.persistence.v1.AcknowledgeResponse\x12^\n\x0bReturnItems\x12&.wfe.persistence.v1.ReturnItemsRequest\x1a\'.wfe.persistence.v1.ReturnItemsResponse\x12[\n\nRenewItems\x12%.wfe.persistence.v1.RenewItemsRequest\x1a&.wfe.persistence.v1.RenewItemsResponse\x12g\n\x0eListQueueItems\x12).wfe.persistence.v1.ListQueueItemsRequest\x1a*.wfe.persistence.v1.ListQueueItemsResponse\x12\x64\n\rGetQueueStats\x12(.wfe.persistence.v1.GetQueueStatsRequest\x1a).wfe.persistence.v1.GetQueueStatsResponse\x12\x61\n\x0cRequeueItems\x12\'.wfe.persistence.v1.RequeueItemsRequest\x1a(.wfe.persistence.v1.RequeueItemsResponse\x12^\n\x0b\x44\x65leteItems\x12&.wfe.persistence.v1.DeleteItemsRequest\x1a\'.wfe.persistence.v1.DeleteItemsResponse\x12g\n\x0e\x43onfigureQueue\x12).wfe.persistence.v1.ConfigureQueueRequest\x1a*.wfe.persistence.v1.ConfigureQueueResponseBO\n\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,10 +35,10 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'wfe.persistence.v1.queue_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\022wfe.persistence.v1P\001Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1'
-  _globals['_QUEUEKIND']._serialized_start=2884
-  _globals['_QUEUEKIND']._serialized_end=2992
-  _globals['_QUEUEITEMSTATE']._serialized_start=2995
-  _globals['_QUEUEITEMSTATE']._serialized_end=3161
+  _globals['_QUEUEKIND']._serialized_start=2925
+  _globals['_QUEUEKIND']._serialized_end=3033
+  _globals['_QUEUEITEMSTATE']._serialized_start=3036
+  _globals['_QUEUEITEMSTATE']._serialized_end=3202
   _globals['_QUEUEITEM']._serialized_start=155
   _globals['_QUEUEITEM']._serialized_end=307
   _globals['_DEQUEUEDITEM']._serialized_start=310
@@ -56,43 +56,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RETURNEDITEM']._serialized_start=1018
   _globals['_RETURNEDITEM']._serialized_end=1091
   _globals['_DEQUEUEREQUEST']._serialized_start=1094
-  _globals['_DEQUEUEREQUEST']._serialized_end=1403
-  _globals['_DEQUEUERESPONSE']._serialized_start=1405
-  _globals['_DEQUEUERESPONSE']._serialized_end=1498
-  _globals['_ACKNOWLEDGEREQUEST']._serialized_start=1500
-  _globals['_ACKNOWLEDGEREQUEST']._serialized_end=1578
-  _globals['_ACKNOWLEDGERESPONSE']._serialized_start=1580
-  _globals['_ACKNOWLEDGERESPONSE']._serialized_end=1628
-  _globals['_RETURNITEMSREQUEST']._serialized_start=1630
-  _globals['_RETURNITEMSREQUEST']._serialized_end=1706
-  _globals['_RETURNITEMSRESPONSE']._serialized_start=1708
-  _globals['_RETURNITEMSRESPONSE']._serialized_end=1729
-  _globals['_RENEWITEMSREQUEST']._serialized_start=1731
-  _globals['_RENEWITEMSREQUEST']._serialized_end=1819
-  _globals['_RENEWITEMSRESPONSE']._serialized_start=1821
-  _globals['_RENEWITEMSRESPONSE']._serialized_end=1891
-  _globals['_LISTQUEUEITEMSREQUEST']._serialized_start=1894
-  _globals['_LISTQUEUEITEMSREQUEST']._serialized_end=2034
-  _globals['_LISTQUEUEITEMSRESPONSE']._serialized_start=2036
-  _globals['_LISTQUEUEITEMSRESPONSE']._serialized_end=2137
-  _globals['_GETQUEUESTATSREQUEST']._serialized_start=2139
-  _globals['_GETQUEUESTATSREQUEST']._serialized_end=2216
-  _globals['_GETQUEUESTATSRESPONSE']._serialized_start=2218
-  _globals['_GETQUEUESTATSRESPONSE']._serialized_end=2314
-  _globals['_QUEUESTATS']._serialized_start=2317
-  _globals['_QUEUESTATS']._serialized_end=2530
-  _globals['_REQUEUEITEMSREQUEST']._serialized_start=2532
-  _globals['_REQUEUEITEMSREQUEST']._serialized_end=2599
-  _globals['_REQUEUEITEMSRESPONSE']._serialized_start=2601
-  _globals['_REQUEUEITEMSRESPONSE']._serialized_end=2641
-  _globals['_DELETEITEMSREQUEST']._serialized_start=2643
-  _globals['_DELETEITEMSREQUEST']._serialized_end=2709
-  _globals['_DELETEITEMSRESPONSE']._serialized_start=2711
-  _globals['_DELETEITEMSRESPONSE']._serialized_end=2749
-  _globals['_CONFIGUREQUEUEREQUEST']._serialized_start=2751
-  _globals['_CONFIGUREQUEUEREQUEST']._serialized_end=2856
-  _globals['_CONFIGUREQUEUERESPONSE']._serialized_start=2858
-  _globals['_CONFIGUREQUEUERESPONSE']._serialized_end=2882
-  _globals['_QUEUESERVICE']._serialized_start=3164
-  _globals['_QUEUESERVICE']._serialized_end=4138
+  _globals['_DEQUEUEREQUEST']._serialized_end=1444
+  _globals['_DEQUEUERESPONSE']._serialized_start=1446
+  _globals['_DEQUEUERESPONSE']._serialized_end=1539
+  _globals['_ACKNOWLEDGEREQUEST']._serialized_start=1541
+  _globals['_ACKNOWLEDGEREQUEST']._serialized_end=1619
+  _globals['_ACKNOWLEDGERESPONSE']._serialized_start=1621
+  _globals['_ACKNOWLEDGERESPONSE']._serialized_end=1669
+  _globals['_RETURNITEMSREQUEST']._serialized_start=1671
+  _globals['_RETURNITEMSREQUEST']._serialized_end=1747
+  _globals['_RETURNITEMSRESPONSE']._serialized_start=1749
+  _globals['_RETURNITEMSRESPONSE']._serialized_end=1770
+  _globals['_RENEWITEMSREQUEST']._serialized_start=1772
+  _globals['_RENEWITEMSREQUEST']._serialized_end=1860
+  _globals['_RENEWITEMSRESPONSE']._serialized_start=1862
+  _globals['_RENEWITEMSRESPONSE']._serialized_end=1932
+  _globals['_LISTQUEUEITEMSREQUEST']._serialized_start=1935
+  _globals['_LISTQUEUEITEMSREQUEST']._serialized_end=2075
+  _globals['_LISTQUEUEITEMSRESPONSE']._serialized_start=2077
+  _globals['_LISTQUEUEITEMSRESPONSE']._serialized_end=2178
+  _globals['_GETQUEUESTATSREQUEST']._serialized_start=2180
+  _globals['_GETQUEUESTATSREQUEST']._serialized_end=2257
+  _globals['_GETQUEUESTATSRESPONSE']._serialized_start=2259
+  _globals['_GETQUEUESTATSRESPONSE']._serialized_end=2355
+  _globals['_QUEUESTATS']._serialized_start=2358
+  _globals['_QUEUESTATS']._serialized_end=2571
+  _globals['_REQUEUEITEMSREQUEST']._serialized_start=2573
+  _globals['_REQUEUEITEMSREQUEST']._serialized_end=2640
+  _globals['_REQUEUEITEMSRESPONSE']._serialized_start=2642
+  _globals['_REQUEUEITEMSRESPONSE']._serialized_end=2682
+  _globals['_DELETEITEMSREQUEST']._serialized_start=2684
+  _globals['_DELETEITEMSREQUEST']._serialized_end=2750
+  _globals['_DELETEITEMSRESPONSE']._serialized_start=2752
+  _globals['_DELETEITEMSRESPONSE']._serialized_end=2790
+  _globals['_CONFIGUREQUEUEREQUEST']._serialized_start=2792
+  _globals['_CONFIGUREQUEUEREQUEST']._serialized_end=2897
+  _globals['_CONFIGUREQUEUERESPONSE']._serialized_start=2899
+  _globals['_CONFIGUREQUEUERESPONSE']._serialized_end=2923
+  _globals['_QUEUESERVICE']._serialized_start=3205
+  _globals['_QUEUESERVICE']._serialized_end=4179
 # @@protoc_insertion_point(module_scope)

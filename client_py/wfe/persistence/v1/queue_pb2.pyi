@@ -383,6 +383,7 @@ class DequeueRequest(google.protobuf.message.Message):
     RETURN_ITEMS_FIELD_NUMBER: builtins.int
     INCLUDE_WORKFLOW_FIELD_NUMBER: builtins.int
     VIEW_FIELD_NUMBER: builtins.int
+    WAIT_FIELD_NUMBER: builtins.int
     max_items: builtins.int
     """Maximum number of items to hand out. 0 means 1; values above 1000 mean 1000;
     negative: INVALID_ARGUMENT.
@@ -415,6 +416,13 @@ class DequeueRequest(google.protobuf.message.Message):
         none that is also in `acknowledge`.
         """
 
+    @property
+    def wait(self) -> google.protobuf.duration_pb2.Duration:
+        """How long to wait if there is no item, from 0 to 60 s; absent: 0, the call is
+        answered at once. A wait ends shortly before the call's deadline, or before
+        the server's own one for calls without any (30 s), and when the server stops.
+        """
+
     def __init__(
         self,
         *,
@@ -426,9 +434,10 @@ class DequeueRequest(google.protobuf.message.Message):
         return_items: collections.abc.Iterable[Global___ReturnedItem] | None = ...,
         include_workflow: builtins.bool = ...,
         view: wfe.persistence.v1.workflow_pb2.WorkflowView.ValueType = ...,
+        wait: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["lease_duration", b"lease_duration"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["acknowledge", b"acknowledge", "include_workflow", b"include_workflow", "lease_duration", b"lease_duration", "max_items", b"max_items", "queues", b"queues", "return_items", b"return_items", "view", b"view", "worker_id", b"worker_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["lease_duration", b"lease_duration", "wait", b"wait"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["acknowledge", b"acknowledge", "include_workflow", b"include_workflow", "lease_duration", b"lease_duration", "max_items", b"max_items", "queues", b"queues", "return_items", b"return_items", "view", b"view", "wait", b"wait", "worker_id", b"worker_id"]) -> None: ...
 
 Global___DequeueRequest: typing_extensions.TypeAlias = DequeueRequest
 

@@ -29,7 +29,7 @@ class QueueServiceStub(object):
     """QueueService hands out work: enqueue, dequeue, handle, acknowledge. Every item
     is handled at least once, and by one worker at a time: one whose worker is
     lost is handed out again when its lease expires. Every call is one
-    transaction.
+    transaction (a call that waits: one more for each look).
     """
 
     def __init__(self, channel):
@@ -94,7 +94,7 @@ class QueueServiceServicer(object):
     """QueueService hands out work: enqueue, dequeue, handle, acknowledge. Every item
     is handled at least once, and by one worker at a time: one whose worker is
     lost is handed out again when its lease expires. Every call is one
-    transaction.
+    transaction (a call that waits: one more for each look).
     """
 
     def Enqueue(self, request, context):
@@ -118,7 +118,9 @@ class QueueServiceServicer(object):
         handled before, as Acknowledge and ReturnItems do, in the same transaction:
         if one of them is lost, nothing is changed and nothing handed out. Callers
         never block each other: items that a concurrent call is taking are skipped.
-        No more are handed out than fit in the response. An item that was handed out
+        With `wait`, a call that finds none waits until one is enqueued or becomes
+        visible, also through another server; what it acknowledges and returns is done
+        before it waits. No more are handed out than fit in the response. An item that was handed out
         as often as its queue's `max_attempts` becomes dead instead, unless it was
         enqueued since it was handed out last. Not idempotent: if the response is
         lost, the items are waiting again when their leases expire. Errors:
@@ -271,7 +273,7 @@ class QueueService(object):
     """QueueService hands out work: enqueue, dequeue, handle, acknowledge. Every item
     is handled at least once, and by one worker at a time: one whose worker is
     lost is handed out again when its lease expires. Every call is one
-    transaction.
+    transaction (a call that waits: one more for each look).
     """
 
     @staticmethod

@@ -189,7 +189,7 @@ class QueueServiceStub(typing.Generic[_QueueServiceEnqueueType, _QueueServiceDeq
     """QueueService hands out work: enqueue, dequeue, handle, acknowledge. Every item
     is handled at least once, and by one worker at a time: one whose worker is
     lost is handed out again when its lease expires. Every call is one
-    transaction.
+    transaction (a call that waits: one more for each look).
     """
 
     @typing.overload
@@ -298,7 +298,9 @@ class QueueServiceStub(typing.Generic[_QueueServiceEnqueueType, _QueueServiceDeq
     handled before, as Acknowledge and ReturnItems do, in the same transaction:
     if one of them is lost, nothing is changed and nothing handed out. Callers
     never block each other: items that a concurrent call is taking are skipped.
-    No more are handed out than fit in the response. An item that was handed out
+    With `wait`, a call that finds none waits until one is enqueued or becomes
+    visible, also through another server; what it acknowledges and returns is done
+    before it waits. No more are handed out than fit in the response. An item that was handed out
     as often as its queue's `max_attempts` becomes dead instead, unless it was
     enqueued since it was handed out last. Not idempotent: if the response is
     lost, the items are waiting again when their leases expire. Errors:
@@ -406,7 +408,7 @@ class QueueServiceServicer(metaclass=abc.ABCMeta):
     """QueueService hands out work: enqueue, dequeue, handle, acknowledge. Every item
     is handled at least once, and by one worker at a time: one whose worker is
     lost is handed out again when its lease expires. Every call is one
-    transaction.
+    transaction (a call that waits: one more for each look).
     """
 
     @abc.abstractmethod
@@ -437,7 +439,9 @@ class QueueServiceServicer(metaclass=abc.ABCMeta):
         handled before, as Acknowledge and ReturnItems do, in the same transaction:
         if one of them is lost, nothing is changed and nothing handed out. Callers
         never block each other: items that a concurrent call is taking are skipped.
-        No more are handed out than fit in the response. An item that was handed out
+        With `wait`, a call that finds none waits until one is enqueued or becomes
+        visible, also through another server; what it acknowledges and returns is done
+        before it waits. No more are handed out than fit in the response. An item that was handed out
         as often as its queue's `max_attempts` becomes dead instead, unless it was
         enqueued since it was handed out last. Not idempotent: if the response is
         lost, the items are waiting again when their leases expire. Errors:

@@ -708,7 +708,11 @@ type DequeueRequest struct {
 	// returned as fit in the response, the first items first.
 	IncludeWorkflow bool `protobuf:"varint,7,opt,name=include_workflow,json=includeWorkflow,proto3" json:"include_workflow,omitempty"`
 	// How much of each workflow to return.
-	View          WorkflowView `protobuf:"varint,8,opt,name=view,proto3,enum=wfe.persistence.v1.WorkflowView" json:"view,omitempty"`
+	View WorkflowView `protobuf:"varint,8,opt,name=view,proto3,enum=wfe.persistence.v1.WorkflowView" json:"view,omitempty"`
+	// How long to wait if there is no item, from 0 to 60 s; absent: 0, the call is
+	// answered at once. A wait ends shortly before the call's deadline, or before
+	// the server's own one for calls without any (30 s), and when the server stops.
+	Wait          *durationpb.Duration `protobuf:"bytes,9,opt,name=wait,proto3" json:"wait,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -797,6 +801,13 @@ func (x *DequeueRequest) GetView() WorkflowView {
 		return x.View
 	}
 	return WorkflowView_WORKFLOW_VIEW_UNSPECIFIED
+}
+
+func (x *DequeueRequest) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
 }
 
 // DequeueResponse is the response of Dequeue.
@@ -1872,7 +1883,7 @@ const file_wfe_persistence_v1_queue_proto_rawDesc = "" +
 	"\tconfirmed\x18\x02 \x01(\bR\tconfirmed\"Y\n" +
 	"\fReturnedItem\x12\x18\n" +
 	"\areceipt\x18\x01 \x01(\tR\areceipt\x12/\n" +
-	"\x05delay\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05delay\"\x91\x03\n" +
+	"\x05delay\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05delay\"\xc0\x03\n" +
 	"\x0eDequeueRequest\x12\x16\n" +
 	"\x06queues\x18\x01 \x03(\tR\x06queues\x12\x1b\n" +
 	"\tmax_items\x18\x02 \x01(\x05R\bmaxItems\x12@\n" +
@@ -1881,7 +1892,8 @@ const file_wfe_persistence_v1_queue_proto_rawDesc = "" +
 	"\vacknowledge\x18\x05 \x03(\v2#.wfe.persistence.v1.AcknowledgementR\vacknowledge\x12C\n" +
 	"\freturn_items\x18\x06 \x03(\v2 .wfe.persistence.v1.ReturnedItemR\vreturnItems\x12)\n" +
 	"\x10include_workflow\x18\a \x01(\bR\x0fincludeWorkflow\x124\n" +
-	"\x04view\x18\b \x01(\x0e2 .wfe.persistence.v1.WorkflowViewR\x04view\"v\n" +
+	"\x04view\x18\b \x01(\x0e2 .wfe.persistence.v1.WorkflowViewR\x04view\x12-\n" +
+	"\x04wait\x18\t \x01(\v2\x19.google.protobuf.DurationR\x04wait\"v\n" +
 	"\x0fDequeueResponse\x126\n" +
 	"\x05items\x18\x01 \x03(\v2 .wfe.persistence.v1.DequeuedItemR\x05items\x12+\n" +
 	"\x11returned_receipts\x18\x02 \x03(\tR\x10returnedReceipts\"[\n" +
@@ -2032,42 +2044,43 @@ var file_wfe_persistence_v1_queue_proto_depIdxs = []int32{
 	8,  // 12: wfe.persistence.v1.DequeueRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
 	9,  // 13: wfe.persistence.v1.DequeueRequest.return_items:type_name -> wfe.persistence.v1.ReturnedItem
 	32, // 14: wfe.persistence.v1.DequeueRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	3,  // 15: wfe.persistence.v1.DequeueResponse.items:type_name -> wfe.persistence.v1.DequeuedItem
-	8,  // 16: wfe.persistence.v1.AcknowledgeRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
-	9,  // 17: wfe.persistence.v1.ReturnItemsRequest.return_items:type_name -> wfe.persistence.v1.ReturnedItem
-	31, // 18: wfe.persistence.v1.RenewItemsRequest.lease_duration:type_name -> google.protobuf.Duration
-	29, // 19: wfe.persistence.v1.RenewItemsResponse.lease_expiry:type_name -> google.protobuf.Timestamp
-	1,  // 20: wfe.persistence.v1.ListQueueItemsRequest.state:type_name -> wfe.persistence.v1.QueueItemState
-	5,  // 21: wfe.persistence.v1.ListQueueItemsResponse.items:type_name -> wfe.persistence.v1.ListedQueueItem
-	22, // 22: wfe.persistence.v1.GetQueueStatsResponse.queues:type_name -> wfe.persistence.v1.QueueStats
-	0,  // 23: wfe.persistence.v1.QueueStats.kind:type_name -> wfe.persistence.v1.QueueKind
-	31, // 24: wfe.persistence.v1.QueueStats.oldest_waiting_age:type_name -> google.protobuf.Duration
-	0,  // 25: wfe.persistence.v1.ConfigureQueueRequest.kind:type_name -> wfe.persistence.v1.QueueKind
-	6,  // 26: wfe.persistence.v1.QueueService.Enqueue:input_type -> wfe.persistence.v1.EnqueueRequest
-	10, // 27: wfe.persistence.v1.QueueService.Dequeue:input_type -> wfe.persistence.v1.DequeueRequest
-	12, // 28: wfe.persistence.v1.QueueService.Acknowledge:input_type -> wfe.persistence.v1.AcknowledgeRequest
-	14, // 29: wfe.persistence.v1.QueueService.ReturnItems:input_type -> wfe.persistence.v1.ReturnItemsRequest
-	16, // 30: wfe.persistence.v1.QueueService.RenewItems:input_type -> wfe.persistence.v1.RenewItemsRequest
-	18, // 31: wfe.persistence.v1.QueueService.ListQueueItems:input_type -> wfe.persistence.v1.ListQueueItemsRequest
-	20, // 32: wfe.persistence.v1.QueueService.GetQueueStats:input_type -> wfe.persistence.v1.GetQueueStatsRequest
-	23, // 33: wfe.persistence.v1.QueueService.RequeueItems:input_type -> wfe.persistence.v1.RequeueItemsRequest
-	25, // 34: wfe.persistence.v1.QueueService.DeleteItems:input_type -> wfe.persistence.v1.DeleteItemsRequest
-	27, // 35: wfe.persistence.v1.QueueService.ConfigureQueue:input_type -> wfe.persistence.v1.ConfigureQueueRequest
-	7,  // 36: wfe.persistence.v1.QueueService.Enqueue:output_type -> wfe.persistence.v1.EnqueueResponse
-	11, // 37: wfe.persistence.v1.QueueService.Dequeue:output_type -> wfe.persistence.v1.DequeueResponse
-	13, // 38: wfe.persistence.v1.QueueService.Acknowledge:output_type -> wfe.persistence.v1.AcknowledgeResponse
-	15, // 39: wfe.persistence.v1.QueueService.ReturnItems:output_type -> wfe.persistence.v1.ReturnItemsResponse
-	17, // 40: wfe.persistence.v1.QueueService.RenewItems:output_type -> wfe.persistence.v1.RenewItemsResponse
-	19, // 41: wfe.persistence.v1.QueueService.ListQueueItems:output_type -> wfe.persistence.v1.ListQueueItemsResponse
-	21, // 42: wfe.persistence.v1.QueueService.GetQueueStats:output_type -> wfe.persistence.v1.GetQueueStatsResponse
-	24, // 43: wfe.persistence.v1.QueueService.RequeueItems:output_type -> wfe.persistence.v1.RequeueItemsResponse
-	26, // 44: wfe.persistence.v1.QueueService.DeleteItems:output_type -> wfe.persistence.v1.DeleteItemsResponse
-	28, // 45: wfe.persistence.v1.QueueService.ConfigureQueue:output_type -> wfe.persistence.v1.ConfigureQueueResponse
-	36, // [36:46] is the sub-list for method output_type
-	26, // [26:36] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	31, // 15: wfe.persistence.v1.DequeueRequest.wait:type_name -> google.protobuf.Duration
+	3,  // 16: wfe.persistence.v1.DequeueResponse.items:type_name -> wfe.persistence.v1.DequeuedItem
+	8,  // 17: wfe.persistence.v1.AcknowledgeRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
+	9,  // 18: wfe.persistence.v1.ReturnItemsRequest.return_items:type_name -> wfe.persistence.v1.ReturnedItem
+	31, // 19: wfe.persistence.v1.RenewItemsRequest.lease_duration:type_name -> google.protobuf.Duration
+	29, // 20: wfe.persistence.v1.RenewItemsResponse.lease_expiry:type_name -> google.protobuf.Timestamp
+	1,  // 21: wfe.persistence.v1.ListQueueItemsRequest.state:type_name -> wfe.persistence.v1.QueueItemState
+	5,  // 22: wfe.persistence.v1.ListQueueItemsResponse.items:type_name -> wfe.persistence.v1.ListedQueueItem
+	22, // 23: wfe.persistence.v1.GetQueueStatsResponse.queues:type_name -> wfe.persistence.v1.QueueStats
+	0,  // 24: wfe.persistence.v1.QueueStats.kind:type_name -> wfe.persistence.v1.QueueKind
+	31, // 25: wfe.persistence.v1.QueueStats.oldest_waiting_age:type_name -> google.protobuf.Duration
+	0,  // 26: wfe.persistence.v1.ConfigureQueueRequest.kind:type_name -> wfe.persistence.v1.QueueKind
+	6,  // 27: wfe.persistence.v1.QueueService.Enqueue:input_type -> wfe.persistence.v1.EnqueueRequest
+	10, // 28: wfe.persistence.v1.QueueService.Dequeue:input_type -> wfe.persistence.v1.DequeueRequest
+	12, // 29: wfe.persistence.v1.QueueService.Acknowledge:input_type -> wfe.persistence.v1.AcknowledgeRequest
+	14, // 30: wfe.persistence.v1.QueueService.ReturnItems:input_type -> wfe.persistence.v1.ReturnItemsRequest
+	16, // 31: wfe.persistence.v1.QueueService.RenewItems:input_type -> wfe.persistence.v1.RenewItemsRequest
+	18, // 32: wfe.persistence.v1.QueueService.ListQueueItems:input_type -> wfe.persistence.v1.ListQueueItemsRequest
+	20, // 33: wfe.persistence.v1.QueueService.GetQueueStats:input_type -> wfe.persistence.v1.GetQueueStatsRequest
+	23, // 34: wfe.persistence.v1.QueueService.RequeueItems:input_type -> wfe.persistence.v1.RequeueItemsRequest
+	25, // 35: wfe.persistence.v1.QueueService.DeleteItems:input_type -> wfe.persistence.v1.DeleteItemsRequest
+	27, // 36: wfe.persistence.v1.QueueService.ConfigureQueue:input_type -> wfe.persistence.v1.ConfigureQueueRequest
+	7,  // 37: wfe.persistence.v1.QueueService.Enqueue:output_type -> wfe.persistence.v1.EnqueueResponse
+	11, // 38: wfe.persistence.v1.QueueService.Dequeue:output_type -> wfe.persistence.v1.DequeueResponse
+	13, // 39: wfe.persistence.v1.QueueService.Acknowledge:output_type -> wfe.persistence.v1.AcknowledgeResponse
+	15, // 40: wfe.persistence.v1.QueueService.ReturnItems:output_type -> wfe.persistence.v1.ReturnItemsResponse
+	17, // 41: wfe.persistence.v1.QueueService.RenewItems:output_type -> wfe.persistence.v1.RenewItemsResponse
+	19, // 42: wfe.persistence.v1.QueueService.ListQueueItems:output_type -> wfe.persistence.v1.ListQueueItemsResponse
+	21, // 43: wfe.persistence.v1.QueueService.GetQueueStats:output_type -> wfe.persistence.v1.GetQueueStatsResponse
+	24, // 44: wfe.persistence.v1.QueueService.RequeueItems:output_type -> wfe.persistence.v1.RequeueItemsResponse
+	26, // 45: wfe.persistence.v1.QueueService.DeleteItems:output_type -> wfe.persistence.v1.DeleteItemsResponse
+	28, // 46: wfe.persistence.v1.QueueService.ConfigureQueue:output_type -> wfe.persistence.v1.ConfigureQueueResponse
+	37, // [37:47] is the sub-list for method output_type
+	27, // [27:37] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_queue_proto_init() }

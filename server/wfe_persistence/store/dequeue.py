@@ -1,0 +1,245 @@
+"""Dequeue: items of queues are handed out, at once or when there are some."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from wfe.persistence.v1.queue_pb2 import DequeuedItem, DequeueRequest
+from wfe_persistence.errors import PersistenceError
+from wfe_persistence.store.lease import (
+    NEXT_EPOCH,
+    expiry_after,
+    lease_token,
+    new_lease_id,
+    unexpired,
+)
+from wfe_persistence.store.lock import release_line
+from wfe_persistence.store.queue import SETTLE_ITEMS, Settlement, queue_line
+from wfe_persistence.store.records import QUEUE_ITEM
+from wfe_persistence.store.rows import (
+    Param,
+    PGresult,
+    integer,
+    read_int4,
+    read_int8,
+    read_json,
+    read_time,
+    text,
+    text_list,
+)
+from wfe_persistence.store.tables import Store
+from wfe_persistence.store.waiting import Waiter, Waiters
+
+# How often (seconds) a call that waits looks whether another server has enqueued something: at
+# first soon, then more and more seldom.
+_FIRST_POLL: Final = 0.25
+_LAST_POLL: Final = 1.0
+
+_read_item = QUEUE_ITEM.reader()
+
+
+class Dequeued(NamedTuple):
+    """What a dequeue came to."""
+
+    items: list[DequeuedItem]
+    returned_receipts: list[str]
+    """The receipts of the acknowledgements that were not confirmed."""
+
+
+# What an item has at most in the answer, beside its texts.
+_CLAIM_BYTES: Final = 160
+
+_ITEM_BYTES: Final = f"""octet_length(queue) + octet_length(id)
+                + coalesce(octet_length(payload::text), 0)
+                + octet_length(array_to_string(blocked_by, '')) + 4 * cardinality(blocked_by)
+                + {_CLAIM_BYTES}"""
+
+_UNBLOCKED: Final = f"""NOT EXISTS (
+                SELECT FROM wfc.locks l
+                WHERE l.resource = ANY (blocked_by) AND {unexpired("l.expiry")})"""
+
+# $1 the queues, $2 the most items, $3 the lease in ms, $4 its id, $5 the worker, $6 the most bytes.
+# An item that was handed out too often dies here, if its last lease has expired; if that is all
+# there was, there may be others behind. There is always a row, which tells how many died.
+DEQUEUE = f"""
+WITH wanted AS MATERIALIZED (
+    SELECT g.name, q.max_attempts
+    FROM jsonb_array_elements_text($1::jsonb) AS g(name)
+    LEFT JOIN wfc.queues q ON q.name = g.name
+    WHERE coalesce(current_setting('wfe.settled', TRUE), '') <> 'false'
+), visible AS MATERIALIZED (
+    SELECT i.*, coalesce(i.attempt >= w.max_attempts, FALSE) AS spent
+    FROM wanted w, LATERAL (
+        SELECT n, visible_time, attempt, again_time, {_ITEM_BYTES} AS bytes
+        FROM wfc.queue_items
+        WHERE queue = w.name AND NOT dead AND visible_time <= now() AND {_UNBLOCKED}
+        ORDER BY visible_time, n
+        LIMIT $2
+        FOR UPDATE SKIP LOCKED
+    ) i
+), died AS (
+    UPDATE wfc.queue_items SET dead = TRUE
+    WHERE n = ANY (ARRAY (SELECT n FROM visible WHERE spent AND again_time IS NULL))
+    RETURNING 1
+), fitting AS MATERIALIZED (
+    SELECT n, visible_time, spent FROM (
+        SELECT *, sum(bytes) OVER in_order AS bytes_so_far, row_number() OVER in_order AS place
+        FROM visible WHERE NOT spent OR again_time IS NOT NULL
+        WINDOW in_order AS (ORDER BY visible_time, n)
+    ) v WHERE place <= $2 AND (bytes_so_far <= $6 OR place = 1)
+), claimed AS (
+    UPDATE wfc.queue_items i SET
+        visible_time = {expiry_after("$3")},
+        lease_id = $4, lease_worker_id = $5, lease_epoch = {NEXT_EPOCH},
+        attempt = CASE WHEN f.spent THEN 1 ELSE least(i.attempt, 2147483646) + 1 END,
+        again_time = NULL
+    FROM fitting f
+    WHERE i.n = f.n AND i.n = ANY (ARRAY (SELECT n FROM fitting))
+    RETURNING i.queue, i.id, i.payload, f.visible_time, i.blocked_by,
+        i.n, i.visible_time AS lease_expiry, i.lease_epoch, i.attempt
+)
+SELECT {QUEUE_ITEM.selection()}, n, lease_expiry, lease_epoch, attempt, died.count
+FROM (SELECT count(*) FROM died) AS died LEFT JOIN claimed ON TRUE
+ORDER BY visible_time, n
+"""
+_COUNT_OF_DEAD: Final = len(QUEUE_ITEM) + 4
+
+
+async def dequeue(
+    store: Store,
+    request: DequeueRequest,
+    max_items: int,
+    lease_ms: int,
+    answer_bytes: int,
+    until: float,
+    waiters: Waiters,
+) -> Dequeued:
+    """Settle items handed out before, then hand out others, in one transaction; if there are none,
+    wait for some until this time of the event loop.
+
+    No more are handed out than fit into an answer of `answer_bytes`, but at least one. Of those who
+    wait here for a queue, only the first asks the database by itself: when an item becomes visible
+    or a lock expires, and now and then, because another server may enqueue one. The others are
+    woken by what is enqueued here, or by the one before them who leaves.
+    """
+    ask = _Ask(store, request, max_items, lease_ms, answer_bytes)
+    settlement = Settlement(request.acknowledge, request.return_items)
+    with waiters.join(*(queue_line(store, name) for name in request.queues)) as waiter:
+        items, returned = await ask.settle_and_claim(settlement, waiters)
+        try:
+            while not items and (left := until - ask.now()) > 0:
+                pause = min(left, await ask.pause(waiter)) if waiter.is_first else left
+                if await waiter.pause(pause) or waiter.is_first:
+                    items = await ask.claim()
+        except PersistenceError:
+            # What was settled must be told, or it would seem lost. A server that stops tells who
+            # waits that there is nothing, and refuses the next call.
+            if not (settlement or waiters.closed):
+                raise
+    return Dequeued(items, returned)
+
+
+# $1 the queues. In how many milliseconds an item becomes visible or a lock expires that withholds
+# some, and these locks.
+NEXT_ITEM = f"""
+WITH wanted AS MATERIALIZED (
+    SELECT name FROM jsonb_array_elements_text($1::jsonb) AS g(name)
+), coming AS (
+    SELECT i.visible_time AS at FROM wanted w, LATERAL (
+        SELECT visible_time FROM wfc.queue_items
+        WHERE queue = w.name AND NOT dead AND {unexpired("visible_time")}
+        ORDER BY visible_time, n
+        LIMIT 1
+    ) i
+), locks AS MATERIALIZED (
+    SELECT DISTINCT l.resource, l.expiry FROM wanted w, LATERAL (
+        SELECT blocked_by FROM wfc.queue_items
+        WHERE queue = w.name AND NOT dead AND visible_time <= now()
+        ORDER BY visible_time, n
+        LIMIT 100
+    ) i, unnest(i.blocked_by) AS b(resource), wfc.locks l
+    WHERE l.resource = b.resource AND {unexpired("l.expiry")}
+)
+SELECT (extract(epoch FROM least(
+        (SELECT min(at) FROM coming), (SELECT min(expiry) FROM locks)) - now()) * 1000)::bigint,
+    (SELECT coalesce(jsonb_agg(resource), '[]') FROM locks)
+"""
+
+
+@dataclass(slots=True)
+class _Ask:
+    """What one call asks for, and how often it has looked."""
+
+    store: Store
+    request: DequeueRequest
+    max_items: int
+    lease_ms: int
+    answer_bytes: int
+    poll: float = _FIRST_POLL
+    now: Callable[[], float] = field(default_factory=lambda: asyncio.get_running_loop().time)
+
+    async def settle_and_claim(
+        self, settlement: Settlement, waiters: Waiters
+    ) -> tuple[list[DequeuedItem], list[str]]:
+        """The first look: the items, and the receipts that were not confirmed."""
+        if not settlement:
+            return await self.claim(), []
+        lease_id = new_lease_id()
+        settled, rows = await self.store.write_all(
+            (SETTLE_ITEMS, (settlement.document(),)), (DEQUEUE, self._params(lease_id))
+        )
+        returned = settlement.outcome(settled, self.store, waiters)
+        return self._items(rows, lease_id) or await self._behind_dead(rows), returned
+
+    async def claim(self) -> list[DequeuedItem]:
+        """Another look."""
+        lease_id = new_lease_id()
+        rows = await self.store.write(DEQUEUE, *self._params(lease_id))
+        return self._items(rows, lease_id) or await self._behind_dead(rows)
+
+    async def pause(self, waiter: Waiter) -> float:
+        """How long to wait before the next look, unless woken: in seconds."""
+        row = await self.store.read(NEXT_ITEM, text_list(self.request.queues))
+        resources = json.loads(read_json(row.get_value(0, 1)))
+        waiter.watch(release_line(self.store, resource) for resource in resources)
+        seconds = self.poll * random.uniform(0.5, 1)
+        self.poll = min(self.poll * 2, _LAST_POLL)
+        if (ms := row.get_value(0, 0)) is not None:
+            seconds = min(seconds, max(read_int8(ms), 1) / 1000)
+        return seconds
+
+    def _params(self, lease_id: str) -> Sequence[Param]:
+        return (
+            text_list(self.request.queues),
+            integer(self.max_items),
+            integer(self.lease_ms),
+            text(lease_id),
+            text(self.request.worker_id),
+            integer(self.answer_bytes),
+        )
+
+    def _items(self, rows: PGresult, lease_id: str) -> list[DequeuedItem]:
+        if rows.get_value(0, 0) is None:
+            return []
+        return [_decode_claim(rows, i, lease_id) for i in range(rows.ntuples)]
+
+    async def _behind_dead(self, rows: PGresult) -> list[DequeuedItem]:
+        """If all that was found had died, there may be others behind."""
+        return await self.claim() if read_int8(rows.get_value(0, _COUNT_OF_DEAD)) else []
+
+
+def _decode_claim(rows: PGresult, i: int, lease_id: str) -> DequeuedItem:
+    get = rows.get_value
+    claim = DequeuedItem()
+    _read_item(get, i, claim.item)
+    n, expiry, epoch, attempt = (get(i, len(QUEUE_ITEM) + column) for column in range(4))
+    claim.receipt = lease_token(lease_id, read_int8(n))
+    read_time(expiry, claim.lease_expiry)
+    claim.epoch = read_int8(epoch)
+    claim.attempt = read_int4(attempt)
+    return claim
