@@ -102,6 +102,8 @@ class PointerStatus(Enum):
     CANCELLED = 9
     #: Waiting for the pointer `predecessor_id`.
     PENDING_PREDECESSOR = 10
+    #: No status of its own, only `active`: the default of the workflow-core family.
+    LEGACY = 11
 
 
 class CommandName(Enum):

@@ -131,7 +131,10 @@ fn from_pointer(message: v1::ExecutionPointer) -> Result<engine::ExecutionPointe
             Status::Compensated => engine::PointerStatus::Compensated,
             Status::Cancelled => engine::PointerStatus::Cancelled,
             Status::PendingPredecessor => engine::PointerStatus::PendingPredecessor,
-            Status::Unspecified => return Err(unknown("pointer status", message.status)),
+            // The engine has no such status, and any other would replace it at the next persist.
+            Status::Legacy | Status::Unspecified => {
+                return Err(unknown("pointer status", message.status))
+            }
         },
         id: message.id,
         active: message.active,
@@ -392,6 +395,9 @@ mod tests {
         assert!(error.to_string().contains("workflow status 99"), "{error}");
         let mut message = to_workflow(&workflow()).unwrap();
         message.execution_pointers[0].status = 0;
+        assert!(from_workflow(message).is_err());
+        let mut message = to_workflow(&workflow()).unwrap();
+        message.execution_pointers[0].set_status(v1::PointerStatus::Legacy);
         assert!(from_workflow(message).is_err());
         let command = v1::ScheduledCommand {
             command_name: 3,

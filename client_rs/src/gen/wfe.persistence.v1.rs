@@ -3844,6 +3844,12 @@ pub enum PointerStatus {
     Cancelled = 9,
     /// Waiting for the pointer `predecessor_id`.
     PendingPredecessor = 10,
+    /// No status of its own: whether it is to be processed is said by `active`
+    /// alone, and by its times. The default of the workflow-core family (0 in its
+    /// enum), for adapters of that family. The wfe engine does not know it: its
+    /// hosts fail to load such a workflow, and change nothing. A server of a release
+    /// before this status returns UNSPECIFIED, which it rejects on write.
+    Legacy = 11,
 }
 impl PointerStatus {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -3863,6 +3869,7 @@ impl PointerStatus {
             Self::Compensated => "POINTER_STATUS_COMPENSATED",
             Self::Cancelled => "POINTER_STATUS_CANCELLED",
             Self::PendingPredecessor => "POINTER_STATUS_PENDING_PREDECESSOR",
+            Self::Legacy => "POINTER_STATUS_LEGACY",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -3879,6 +3886,7 @@ impl PointerStatus {
             "POINTER_STATUS_COMPENSATED" => Some(Self::Compensated),
             "POINTER_STATUS_CANCELLED" => Some(Self::Cancelled),
             "POINTER_STATUS_PENDING_PREDECESSOR" => Some(Self::PendingPredecessor),
+            "POINTER_STATUS_LEGACY" => Some(Self::Legacy),
             _ => None,
         }
     }

@@ -56,6 +56,7 @@ POINTER_STATUS: Final[dict[PointerStatus.ValueType, str]] = {
     PointerStatus.POINTER_STATUS_COMPENSATED: "Compensated",
     PointerStatus.POINTER_STATUS_CANCELLED: "Cancelled",
     PointerStatus.POINTER_STATUS_PENDING_PREDECESSOR: "PendingPredecessor",
+    PointerStatus.POINTER_STATUS_LEGACY: "Legacy",
 }
 COMMAND_NAME: Final[dict[CommandName.ValueType, str]] = {
     CommandName.COMMAND_NAME_PROCESS_WORKFLOW: "ProcessWorkflow",

@@ -88,6 +88,13 @@ class _PointerStatusEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     """Its step was cancelled."""
     POINTER_STATUS_PENDING_PREDECESSOR: _PointerStatus.ValueType  # 10
     """Waiting for the pointer `predecessor_id`."""
+    POINTER_STATUS_LEGACY: _PointerStatus.ValueType  # 11
+    """No status of its own: whether it is to be processed is said by `active`
+    alone, and by its times. The default of the workflow-core family (0 in its
+    enum), for adapters of that family. The wfe engine does not know it: its
+    hosts fail to load such a workflow, and change nothing. A server of a release
+    before this status returns UNSPECIFIED, which it rejects on write.
+    """
 
 class PointerStatus(_PointerStatus, metaclass=_PointerStatusEnumTypeWrapper):
     """PointerStatus is the status of one execution pointer."""
@@ -114,6 +121,13 @@ POINTER_STATUS_CANCELLED: PointerStatus.ValueType  # 9
 """Its step was cancelled."""
 POINTER_STATUS_PENDING_PREDECESSOR: PointerStatus.ValueType  # 10
 """Waiting for the pointer `predecessor_id`."""
+POINTER_STATUS_LEGACY: PointerStatus.ValueType  # 11
+"""No status of its own: whether it is to be processed is said by `active`
+alone, and by its times. The default of the workflow-core family (0 in its
+enum), for adapters of that family. The wfe engine does not know it: its
+hosts fail to load such a workflow, and change nothing. A server of a release
+before this status returns UNSPECIFIED, which it rejects on write.
+"""
 Global___PointerStatus: typing_extensions.TypeAlias = PointerStatus
 
 class _WorkflowView:

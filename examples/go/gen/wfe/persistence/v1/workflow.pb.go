@@ -113,6 +113,12 @@ const (
 	PointerStatus_POINTER_STATUS_CANCELLED PointerStatus = 9
 	// Waiting for the pointer `predecessor_id`.
 	PointerStatus_POINTER_STATUS_PENDING_PREDECESSOR PointerStatus = 10
+	// No status of its own: whether it is to be processed is said by `active`
+	// alone, and by its times. The default of the workflow-core family (0 in its
+	// enum), for adapters of that family. The wfe engine does not know it: its
+	// hosts fail to load such a workflow, and change nothing. A server of a release
+	// before this status returns UNSPECIFIED, which it rejects on write.
+	PointerStatus_POINTER_STATUS_LEGACY PointerStatus = 11
 )
 
 // Enum value maps for PointerStatus.
@@ -129,6 +135,7 @@ var (
 		8:  "POINTER_STATUS_COMPENSATED",
 		9:  "POINTER_STATUS_CANCELLED",
 		10: "POINTER_STATUS_PENDING_PREDECESSOR",
+		11: "POINTER_STATUS_LEGACY",
 	}
 	PointerStatus_value = map[string]int32{
 		"POINTER_STATUS_UNSPECIFIED":         0,
@@ -142,6 +149,7 @@ var (
 		"POINTER_STATUS_COMPENSATED":         8,
 		"POINTER_STATUS_CANCELLED":           9,
 		"POINTER_STATUS_PENDING_PREDECESSOR": 10,
+		"POINTER_STATUS_LEGACY":              11,
 	}
 )
 
@@ -3107,7 +3115,7 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\x18WORKFLOW_STATUS_RUNNABLE\x10\x01\x12\x1d\n" +
 	"\x19WORKFLOW_STATUS_SUSPENDED\x10\x02\x12\x1c\n" +
 	"\x18WORKFLOW_STATUS_COMPLETE\x10\x03\x12\x1e\n" +
-	"\x1aWORKFLOW_STATUS_TERMINATED\x10\x04*\xe4\x02\n" +
+	"\x1aWORKFLOW_STATUS_TERMINATED\x10\x04*\xff\x02\n" +
 	"\rPointerStatus\x12\x1e\n" +
 	"\x1aPOINTER_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16POINTER_STATUS_PENDING\x10\x01\x12\x1a\n" +
@@ -3120,7 +3128,8 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\x1aPOINTER_STATUS_COMPENSATED\x10\b\x12\x1c\n" +
 	"\x18POINTER_STATUS_CANCELLED\x10\t\x12&\n" +
 	"\"POINTER_STATUS_PENDING_PREDECESSOR\x10\n" +
-	"*y\n" +
+	"\x12\x19\n" +
+	"\x15POINTER_STATUS_LEGACY\x10\v*y\n" +
 	"\fWorkflowView\x12\x1d\n" +
 	"\x19WORKFLOW_VIEW_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12WORKFLOW_VIEW_FULL\x10\x01\x12\x18\n" +
