@@ -46,8 +46,9 @@ wfe-persistence config show --config settings.toml
 
 `config show` takes the same options as `serve` and shows every setting, its value, and where it is
 from: the option, the variable, the file or the default; then what follows from all of them. It does
-not show secrets, starts nothing and connects to nothing. The exit status is 1 if a server with
-these settings would not start; stderr says why. `--format json` is for programs:
+not show secrets, starts nothing and connects to nothing. The exit status is 1 if `serve` would
+refuse these settings; stderr says why. What is in files, such as the policy, is not examined (see
+`policy check`). `--format json` is for programs:
 
 ```sh
 wfe-persistence config show --format json | jq '.settings["pool-size"], .derived.protection'

@@ -35,8 +35,8 @@ def show(settings: Settings, format_: str) -> None:
     """Show every setting, its value and where it is from, and what is derived from them.
 
     Takes the options of `serve`, and reads the same environment variables and the same file, but
-    starts nothing and connects to nothing. Secrets are not shown. The exit status is 1 if a server
-    with these settings would not start; stderr says why.
+    starts nothing and connects to nothing. Secrets are not shown. The exit status is 1 if `serve`
+    would refuse these settings; stderr says why.
 
     \b
     Examples:
