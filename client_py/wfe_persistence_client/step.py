@@ -13,7 +13,10 @@ from typing import Any, Self
 from wfe.persistence.v1 import workflow_pb2
 from wfe_persistence_client import convert
 from wfe_persistence_client.hints import checked_methods
+from wfe_persistence_client.lock import Hold
+from wfe_persistence_client.misfit import check_text
 from wfe_persistence_client.model import (
+    AcquiredLock,
     ClaimedCommand,
     CommittedWorkflow,
     Event,
@@ -80,14 +83,17 @@ class StepBuilder:
         token = command if isinstance(command, str) else convert.lease_token(command)
         self._open().complete_lease_tokens.append(token)
 
-    def hold(self, claim: SubscriptionClaim | ClaimedCommand | str) -> None:
+    def hold(self, claim: SubscriptionClaim | ClaimedCommand | AcquiredLock | Hold | str) -> None:
         """Makes the step conditional: it is stored only if this claim is still held.
 
         Args:
-            claim: a claim on a subscription, a claimed command, or the lease token of
-                one.
+            claim: a claim on a subscription, a claimed command, the lease token of one,
+                or a lock (what `lock` or `acquire_lock` returned).
         """
-        if isinstance(claim, ClaimedCommand):
+        if isinstance(claim, AcquiredLock | Hold):
+            check_text("token", claim.token)
+            self._open().held_lock_tokens.append(claim.token)
+        elif isinstance(claim, ClaimedCommand):
             self._open().held_lease_tokens.append(convert.lease_token(claim))
         elif isinstance(claim, str):
             self._open().held_lease_tokens.append(claim)

@@ -71,6 +71,7 @@ class Workflows(Reading):
         *,
         expected_revision: int | None = None,
         strict: bool | None = None,
+        held_lock_tokens: Iterable[str] = (),
     ) -> int:
         """Replaces the stored state of a workflow, and returns its new revision.
 
@@ -95,10 +96,13 @@ class Workflows(Reading):
             strict: whether to write only if the stored revision is `instance.revision`
                 or, if that is 0, the one that this provider saw last; None: the value
                 given to `connect`.
+            held_lock_tokens: write only if each of these locks (`AcquiredLock.token`,
+                `lock.token`) is still held.
 
         Raises:
             WorkflowNotFound: it does not exist.
             RevisionMismatch: it has another revision; nothing was written.
+            LeaseLost: a lock is no longer held; nothing was written.
             CommitOutcomeUnknown: also if a response was lost, the server is too old to
                 support `request_id`, and the revision has increased since.
             PartialWorkflow: a partially loaded workflow whose pointers were reordered,
@@ -108,6 +112,7 @@ class Workflows(Reading):
                 patch instead, for example because another writer has written since.
             ValueError: strict, and the revision is unknown.
         """
+        locks = list(held_lock_tokens)
 
         async def whole(
             message: workflow_pb2.WorkflowInstance, expected: int | None, deadline: Deadline
@@ -119,12 +124,13 @@ class Workflows(Reading):
                     instance=message,
                     expected_revision=expected,
                     request_id=new_id(),
+                    held_lock_tokens=locks,
                 ),
                 deadline,
             )
             return CommittedWorkflow(revision=response.revision, subscription_ids=[], event_ids=[])
 
-        effects = workflow_pb2.CommitWorkflowRequest()
+        effects = build(workflow_pb2.CommitWorkflowRequest, held_lock_tokens=locks)
         return (await self._save(instance, effects, whole, expected_revision, strict)).revision
 
     async def persist_workflow_with_subscriptions(
@@ -134,6 +140,7 @@ class Workflows(Reading):
         *,
         expected_revision: int | None = None,
         strict: bool | None = None,
+        held_lock_tokens: Iterable[str] = (),
     ) -> PersistedWorkflow:
         """`persist_workflow` and the creation of subscriptions, all or nothing.
 
@@ -142,9 +149,10 @@ class Workflows(Reading):
 
         Raises:
             SubscriptionAlreadyExists: an id is in use with different content.
-            WorkflowNotFound, RevisionMismatch, CommitOutcomeUnknown, PartialWorkflow,
-            NameTaken, TooLarge, ValueError: as for `persist_workflow`.
+            WorkflowNotFound, RevisionMismatch, LeaseLost, CommitOutcomeUnknown,
+            PartialWorkflow, NameTaken, TooLarge, ValueError: as for `persist_workflow`.
         """
+        locks = list(held_lock_tokens)
         messages = convert.subscriptions_to_proto("subscriptions", subscriptions)
         for message in messages:
             message.id = message.id or new_id()
@@ -160,6 +168,7 @@ class Workflows(Reading):
                     subscriptions=messages,
                     expected_revision=expected,
                     request_id=new_id(),
+                    held_lock_tokens=locks,
                 ),
                 deadline,
             )
@@ -169,7 +178,11 @@ class Workflows(Reading):
                 event_ids=[],
             )
 
-        effects = build(workflow_pb2.CommitWorkflowRequest, create_subscriptions=messages)
+        effects = build(
+            workflow_pb2.CommitWorkflowRequest,
+            create_subscriptions=messages,
+            held_lock_tokens=locks,
+        )
         response = await self._save(instance, effects, whole, expected_revision, strict)
         return PersistedWorkflow(
             revision=response.revision, subscription_ids=response.subscription_ids
@@ -182,6 +195,7 @@ class Workflows(Reading):
         expected_revision: int | None = None,
         held_subscriptions: Iterable[SubscriptionClaim] = (),
         held_lease_tokens: Iterable[str] = (),
+        held_lock_tokens: Iterable[str] = (),
         create_subscriptions: Sequence[EventSubscription] = (),
         terminate_subscription_ids: Iterable[str] = (),
         create_events: Sequence[Event] = (),
@@ -205,6 +219,7 @@ class Workflows(Reading):
                 required with a patch. None: write regardless of the stored revision.
             held_subscriptions: write only if each of these claims is still held.
             held_lease_tokens: write only if each of these leases is still held.
+            held_lock_tokens: write only if each of these locks is still held.
             create_subscriptions: subscriptions to create.
             terminate_subscription_ids: subscriptions to remove; each must exist.
             create_events: events to create.
@@ -222,7 +237,7 @@ class Workflows(Reading):
             WorkflowNotFound, PointerNotFound, SubscriptionNotFound, EventNotFound:
                 something that must exist does not.
             RevisionMismatch: the workflow has another revision.
-            TokenMismatch, LeaseLost: a claim is no longer held.
+            TokenMismatch, LeaseLost: a claim or lock is no longer held.
             NameTaken, SubscriptionAlreadyExists, EventAlreadyExists: an id or name is
                 in use with different content.
             RequestIdReused: the `request_id` was used for a different write to this
@@ -246,6 +261,7 @@ class Workflows(Reading):
                 "held_subscriptions", held_subscriptions, convert.claim_to_proto
             ),
             held_lease_tokens=held_lease_tokens,
+            held_lock_tokens=held_lock_tokens,
             create_subscriptions=new_subscriptions,
             terminate_subscription_ids=terminate_subscription_ids,
             create_events=new_events,

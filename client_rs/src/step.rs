@@ -91,6 +91,12 @@ impl Step {
         self
     }
 
+    /// Stores the step only if a lock is still held with this token and has not expired.
+    pub fn hold_lock(&mut self, lock_token: impl Into<String>) -> &mut Self {
+        self.effects.held_lock_tokens.push(lock_token.into());
+        self
+    }
+
     /// Creates a subscription, with a new UUID if its id is empty; returns the id.
     ///
     /// # Errors

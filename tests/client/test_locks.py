@@ -21,6 +21,7 @@ from wfe_persistence_client import (
     LeaseLost,
     LockHeld,
     PersistenceProvider,
+    WorkflowInstance,
     connect,
     connect_blocking,
 )
@@ -281,6 +282,32 @@ async def test_a_broken_lock_ends_its_block(real: PersistenceProvider) -> None:
 
     with pytest.raises(LeaseLost):
         await block()
+
+
+async def test_stores_under_a_lock_only_while_it_is_held(real: PersistenceProvider) -> None:
+    workflow = WorkflowInstance(workflow_definition_id="order", version=1, data={})
+    await real.create_new_workflow(workflow)
+    async with real.lock(make.new_id("resource"), ttl=LONG) as lock:
+        async with real.step(workflow) as step:
+            step.hold(lock)
+        async with real.step(workflow) as step:
+            step.hold(lock.acquired)
+        await real.persist_workflow(workflow, held_lock_tokens=[lock.token])
+        await real.persist_workflow_with_subscriptions(workflow, [], held_lock_tokens=[lock.token])
+        await real.commit_workflow(workflow, held_lock_tokens=[lock.token])
+    revision = workflow.revision
+    with pytest.raises(LeaseLost) as caught:
+        async with real.step(workflow) as step:
+            step.hold(lock)
+    assert caught.value.metadata["field"] == "held_lock_tokens[0]"
+    for write in (
+        real.persist_workflow(workflow, held_lock_tokens=[lock.token]),
+        real.persist_workflow_with_subscriptions(workflow, [], held_lock_tokens=[lock.token]),
+        real.commit_workflow(workflow, held_lock_tokens=[lock.token]),
+    ):
+        with pytest.raises(LeaseLost):
+            await write
+    assert (await real.get_workflow_instance(workflow.id)).revision == revision
 
 
 async def test_blocking(target: str, real: PersistenceProvider) -> None:

@@ -89,6 +89,9 @@ REQUIRED_IDS: Final = {
     "CommitWorkflowRequest.terminate_subscription_ids",
     "CommitWorkflowRequest.processed_event_ids",
     "CommitWorkflowRequest.complete_lease_tokens",
+    "CommitWorkflowRequest.held_lock_tokens",
+    "PersistWorkflowRequest.held_lock_tokens",
+    "PersistWorkflowWithSubscriptionsRequest.held_lock_tokens",
     "ListExecutionPointersRequest.workflow_id",
     "DeleteWorkflowRequest.id",
     "Event.event_name",
@@ -617,6 +620,9 @@ TOKENS: Final = {
     "Acknowledgement.receipt",
     "ReturnedItem.receipt",
     "RenewItemsRequest.receipts",
+    "CommitWorkflowRequest.held_lock_tokens",
+    "PersistWorkflowRequest.held_lock_tokens",
+    "PersistWorkflowWithSubscriptionsRequest.held_lock_tokens",
 }
 
 
@@ -1008,6 +1014,7 @@ MOST_ITEMS: Final = [
     "errors",
     "schedule_commands",
     "complete_lease_tokens",
+    "held_lock_tokens",
 ]
 
 

@@ -131,6 +131,7 @@ async def step(own: OwnCommands) -> Step:
         errors=[make.error(workflow_id=instance.id, message=f"{i}") for i in range(3)],
         schedule_commands=[own.new(3), own.new(5, data=kept.data)],
         complete_lease_tokens=[lease],
+        held_lock_tokens=[(await api.acquire_lock(make.new_id("resource"))).token],
     )
     return Step(own, instance, held, waited_for, event, claimed, lease, kept, kept_lease, request)
 
@@ -226,6 +227,10 @@ def _lost_lease(step: Step) -> None:
     step.request.complete_lease_tokens.append("1.1." + "0" * 32)
 
 
+def _lost_lock(step: Step) -> None:
+    step.request.held_lock_tokens.append("1." + "0" * 32)
+
+
 def _unknown_subscription(step: Step) -> None:
     step.request.terminate_subscription_ids.append(make.new_id())
 
@@ -261,6 +266,7 @@ CONDITIONS: list[tuple[Callable[[Step], None], str, str]] = [
     (_open_claim, "TOKEN_MISMATCH", "held_subscriptions[1]"),
     (_lost_held_lease, "LEASE_LOST", "held_lease_tokens[1]"),
     (_lost_lease, "LEASE_LOST", "complete_lease_tokens[1]"),
+    (_lost_lock, "LEASE_LOST", "held_lock_tokens[1]"),
     (_unknown_subscription, "SUBSCRIPTION_NOT_FOUND", "terminate_subscription_ids[1]"),
     (_unknown_event, "EVENT_NOT_FOUND", "processed_event_ids[1]"),
     (_event_exists, "EVENT_ALREADY_EXISTS", "create_events[1].id"),

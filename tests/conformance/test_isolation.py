@@ -256,6 +256,7 @@ EFFECTS: dict[str, tuple[Callable[[Namespace], Any], str]] = {
     "terminate_subscription_ids": (lambda n: ["s"], S),
     "processed_event_ids": (lambda n: ["e"], E),
     "complete_lease_tokens": (lambda n: [n.lease_token], "LEASE_LOST"),
+    "held_lock_tokens": (lambda n: [n.lock_token], "LEASE_LOST"),
 }  # fmt: skip
 
 

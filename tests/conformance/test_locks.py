@@ -450,7 +450,9 @@ async def test_holders_never_overlap_and_everybody_gets_it(api: Api, resource: s
 async def test_of_many_at_once_exactly_one_gets_it(api: Api, resource: str) -> None:
     for _ in range(3):
         answers = await asyncio.gather(*(api.acquire_lock(resource) for _ in range(20)))
-        [winner] = [answer for answer in answers if answer.acquired]
+        winners = [answer for answer in answers if answer.acquired]
+        assert len(winners) == 1
+        [winner] = winners
         for answer in answers:
             assert answer.acquired or answer.holder.epoch == winner.epoch
         assert await api.release_lock(winner.token)

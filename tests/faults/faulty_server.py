@@ -28,6 +28,7 @@ from wfe_persistence.store import (
     command,
     commit,
     event,
+    lock,
     migrate,
     namespace,
     namespace_list,
@@ -37,6 +38,7 @@ from wfe_persistence.store import (
     rows,
     subscription,
     tables,
+    waiting,
     workflow,
 )
 from wfe_persistence.store.owner import Owner
@@ -110,6 +112,20 @@ def plant_two_transactions() -> None:
         return await commit_workflow(store, rest, RequestKey(CommitWorkflowRequest()))
 
     setattr(commit, "commit_workflow", in_two)  # noqa: B010
+
+
+def plant_no_line() -> None:
+    """Those who wait for a lock are served last come, first served."""
+
+    def wake(self: waiting.Waiters, line: waiting.Line, count: int = 1) -> None:
+        for waiter in list(self._lines.get(line, ()))[::-1][:count]:
+            waiter.wake()
+
+    def is_first(self: waiting.Waiters, waiter: waiting.Waiter, line: waiting.Line) -> bool:
+        return next(reversed(self._lines[line])) is waiter
+
+    setattr(waiting.Waiters, "wake", wake)  # noqa: B010
+    setattr(waiting.Waiters, "is_first", is_first)  # noqa: B010
 
 
 class OneQueueGate(FairGate):
@@ -348,12 +364,41 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     "a commit that locks no lease": (
         paused(
             replace(
-                commit, "COMMIT_WORKFLOW", "ORDER BY id FOR UPDATE\n), conditions",
-                "ORDER BY id\n), conditions",
+                commit, "COMMIT_WORKFLOW", "ORDER BY id FOR UPDATE\n), held_locks",
+                "ORDER BY id\n), held_locks",
             ),
             commit, "COMMIT_WORKFLOW", "wfc.workflows WHERE",
         ),
         "test_commit_workflow.py::test_one_lease_completes_one_commit",
+    ),
+    "a lock with two holders": (
+        replace(lock, "ACQUIRE_LOCK", "AND expiry <= clock_timestamp()", ""),
+        "test_locks.py::test_of_many_at_once_exactly_one_gets_it",
+    ),
+    "a stale token that releases the next holder's lock": (
+        replace(lock, "RELEASE_LOCK", "AND token = $2", "AND $2::text IS NOT NULL"),
+        "test_locks.py::test_releasing_with_a_stale_token_releases_nobody_else",
+    ),
+    "an expired lock that is renewed": (
+        replace(lock, "RENEW_LOCKS", "AND expiry > now()", ""),
+        "test_locks.py::test_a_stale_holder_has_lost_its_lease_and_nothing_is_renewed",
+    ),
+    "an attempt that is another one each time": (
+        replace(lock, "ACQUIRE_LOCK", "request_id = $5::uuid AND owner = $2", "FALSE"),
+        "test_locks.py::test_the_same_attempt_sent_again_is_answered_as_the_first_was",
+    ),
+    "waiters in any order": (
+        plant_no_line,
+        "test_locks.py::test_those_who_wait_are_served_in_the_order_of_arrival",
+    ),
+    "a commit under a lock that is lost": (
+        replace(commit, "COMMIT_WORKFLOW", "l.token = g.token", "TRUE"),
+        "test_held_locks.py::test_who_does_not_hold_them_any_more_changes_nothing",
+    ),
+    "a commit under a lock that has expired": (
+        replace(commit, "COMMIT_WORKFLOW", "(SELECT n FROM held_locks)) AND expiry > now()",
+                "(SELECT n FROM held_locks))"),
+        "test_held_locks.py::test_who_does_not_hold_them_any_more_changes_nothing",
     ),
     "effects of a commit that is refused": (
         replace(commit, "COMMIT_WORKFLOW_PATCH", "FROM updated, processing p", "FROM processing p"),
@@ -433,6 +478,10 @@ SERVER_FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     "namespaces migrated until one fails": (
         plant_migration_that_stops,
         "test_many_namespaces.py::test_migrate_up_brings_all_but_the_failing_ones_up",
+    ),
+    "a write that does not keep its lock": (
+        replace(commit, "COMMIT_WORKFLOW", "ORDER BY resource FOR SHARE", "ORDER BY resource"),
+        "test_lock_faults.py::test_who_takes_over_an_expired_lock_waits_for_the_write_under_it",
     ),
     "administrative work all at once": (
         plant_no_lane,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -34,7 +35,7 @@ async def kill_before(
             connection.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
             _stop_before(connection, table, operation)
             calling = asyncio.create_task(failure_of(call(Api(channel))))
-            backend = await _stopped_backend(url)
+            backend = await stopped_backend(url)
             if victim == "server":
                 await asyncio.to_thread(server.kill)
             else:
@@ -49,6 +50,20 @@ async def kill_before(
     if victim == "server":
         await asyncio.to_thread(server.start)
     await asyncio.to_thread(server.wait_until_serving)
+
+
+@contextmanager
+def stopped_before(url: str, effect: tuple[str, str]) -> Iterator[None]:
+    """Inside, statements stop right before an effect: a table and what is done to it."""
+    table, operation = effect
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
+        _stop_before(connection, table, operation)
+        try:
+            yield
+        finally:
+            connection.execute("SELECT pg_advisory_unlock(%s)", [_LOCK])
+            connection.execute(f"DROP TRIGGER stop_here ON wfc.{table}".encode())
 
 
 def _stop_before(connection: psycopg.Connection[Any], table: str, operation: str) -> None:
@@ -66,7 +81,7 @@ def _stop_before(connection: psycopg.Connection[Any], table: str, operation: str
     )
 
 
-async def _stopped_backend(url: str) -> int:
+async def stopped_backend(url: str) -> int:
     """The process of PostgreSQL that waits for the lock."""
     found: list[int] = []
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from tests.faults.failpoint_server import POINTS
 from tests.faults.proxy import Proxy
@@ -84,6 +85,9 @@ async def new_step(api: Api) -> CommitWorkflowRequest:
         errors=[make.error(workflow_id=instance.id)],
         schedule_commands=[make.command(execute_time=2**62), rescheduled],
         complete_lease_tokens=[claim.lease_token],
+        held_lock_tokens=[
+            (await api.acquire_lock(make.new_id("resource"), ttl=Duration(seconds=3600))).token
+        ],
         request_id=str(uuid.uuid4()),
     )
 

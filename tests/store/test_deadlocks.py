@@ -19,6 +19,7 @@ import pytest
 from tests.support import make
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.event_pb2 import Event
+from wfe.persistence.v1.lock_pb2 import AcquireLockRequest
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
 from wfe.persistence.v1.workflow_pb2 import (
     CommitWorkflowRequest,
@@ -29,13 +30,23 @@ from wfe.persistence.v1.workflow_pb2 import (
 from wfe_persistence.database import database_from
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.settings import Settings
-from wfe_persistence.store import command, commit, error_log, event, purge, subscription, workflow
+from wfe_persistence.store import (
+    command,
+    commit,
+    error_log,
+    event,
+    lock,
+    purge,
+    subscription,
+    workflow,
+)
 from wfe_persistence.store.migrate import migrate
 from wfe_persistence.store.postgres import database
 from wfe_persistence.store.postgres.sqlstate import Retry, retry, sqlstate
 from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import Store
+from wfe_persistence.store.waiting import Waiters
 
 WORKERS: Final = 12
 COMPLETE: Final = WorkflowStatus.WORKFLOW_STATUS_COMPLETE
@@ -48,6 +59,7 @@ WORKFLOWS: Final = [f"w{i}" for i in range(8)]
 SUBSCRIPTIONS: Final = [f"s{i:02}" for i in range(20)]
 EVENTS: Final = [f"e{i:02}" for i in range(20)]
 COMMANDS: Final = [f"c{i:02}" for i in range(40)]
+RESOURCES: Final = [f"r{i:02}" for i in range(20)]
 
 # What a write may be refused for, since others remove what it names.
 EXPECTED: Final = {
@@ -72,6 +84,7 @@ class Mix:
         self.random = random.Random(seed)
         self.done: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
+        self.tokens: list[str] = []
 
     def some(self, ids: list[str]) -> list[str]:
         """About half of them, in any order."""
@@ -182,6 +195,45 @@ class Mix:
         )
         return self.random.sample([c.lease_token for c in claims], len(claims))
 
+    async def locked(self, ttl_ms: int = 50) -> list[str]:
+        """Tokens of locks, in any order, as many as there are to be had of some."""
+        tokens = []
+        for resource in self.some(RESOURCES):
+            request = AcquireLockRequest(resource=resource)
+            answer = await lock.acquire_lock(self.store, request, ttl_ms, 0, Waiters())
+            if answer.acquired:
+                tokens.append(answer.token)
+        return self.random.sample(tokens, len(tokens))
+
+    async def lock(self) -> None:
+        tokens = await self.locked()
+        await lock.renew_locks(self.store, tokens, 50)
+        for token in tokens[::2]:
+            await lock.release_lock(self.store, token, Waiters())
+
+    async def commit_locks(self) -> None:
+        await self.commit(
+            held_lock_tokens=await self.locked(1000), schedule_commands=self.scheduled()
+        )
+
+    async def renew_same_locks(self) -> None:
+        """All of them, by everybody at once."""
+        if not self.tokens:
+            self.tokens = ["taken"]
+            self.tokens = await self.all_locked()
+        elif self.tokens != ["taken"]:
+            tokens = self.random.sample(self.tokens, len(self.tokens))
+            await lock.renew_locks(self.store, tokens, 3_600_000)
+
+    async def all_locked(self) -> list[str]:
+        """Tokens of locks that last."""
+        tokens = []
+        for n in range(20):
+            request = AcquireLockRequest(resource=f"s{n}")
+            answer = await lock.acquire_lock(self.store, request, 3_600_000, 0, Waiters())
+            tokens.append(answer.token)
+        return tokens
+
     async def complete(self) -> None:
         await command.complete_commands(self.store, await self.claimed())
 
@@ -230,7 +282,9 @@ class Mix:
 
 ALL: Final = [name for name, value in vars(Mix).items() if asyncio.iscoroutinefunction(value)]
 # Helpers of the others; and what ended is created anew often enough.
-WRITES: Final = [name for name in ALL if name not in ("commit", "claimed")] + ["create"] * 4
+WRITES: Final = [
+    name for name in ALL if name not in ("commit", "claimed", "locked", "all_locked")
+] + ["create"] * 4
 
 
 @pytest.fixture
@@ -305,7 +359,7 @@ FAULTS: Final[dict[str, tuple[ModuleType, tuple[str, ...], str, str, list[str]]]
         ["commit_new_commands"],
     ),
     "commands locked in any order": (
-        commit, COMMITS, "ORDER BY id FOR UPDATE\n), conditions", "), conditions",
+        commit, COMMITS, "ORDER BY id FOR UPDATE\n), held_locks", "), held_locks",
         ["commit_commands", "complete"],
     ),
     "events locked in any order": (
@@ -323,6 +377,10 @@ FAULTS: Final[dict[str, tuple[ModuleType, tuple[str, ...], str, str, list[str]]]
     "leases in any order": (
         command, ("COMPLETE_COMMANDS", "RELEASE_COMMANDS", "RENEW_COMMANDS"),
         "ORDER BY id", "ORDER BY random()", ["release", "commit_commands"],
+    ),
+    "locks in any order": (
+        lock, ("RENEW_LOCKS",), "ORDER BY resource FOR", "ORDER BY random() FOR",
+        ["renew_same_locks"],
     ),
 }  # fmt: skip
 

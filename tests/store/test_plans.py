@@ -80,6 +80,7 @@ ACTIVE = WorkflowView.WORKFLOW_VIEW_ACTIVE
 EFFECTS = json.dumps(
     {
         "claims": [{"n": 0, "id": "s7", "token": "t"}], "terminated": ["s8"],
+        "locks": [{"i": 0, "n": 7, "token": "x"}],
         "leases": [
             {"n": 0, "id": 7, "revision": 1, "lease_id": "x", "completes": True},
         ],
@@ -100,7 +101,7 @@ PATCH_OF_DATA = json.dumps(
 )
 EFFECTS_INDEXES = {
     "workflows_pkey", "event_subscriptions_pkey", "events_pkey",
-    "scheduled_commands_pkey", "scheduled_commands_command_name_data_key",
+    "scheduled_commands_pkey", "scheduled_commands_command_name_data_key", "locks_pkey",
 }  # fmt: skip
 
 CASES: list[tuple[str, str, Sequence[object], set[str]]] = [

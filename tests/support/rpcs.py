@@ -157,6 +157,7 @@ def _commit(**state: WorkflowInstance | WorkflowPatch) -> dict[str, Any]:
         "errors": [make.error(), make.error()],
         "schedule_commands": [_command(), _command()],
         "complete_lease_tokens": ["1.1.02", "1.1.03"],
+        "held_lock_tokens": _lock_tokens(),
         "request_id": make.request_id(),
     }
 
@@ -210,6 +211,11 @@ def _item() -> queue_pb2.QueueItem:
     )
 
 
+def _lock_tokens() -> list[str]:
+    """Tokens of two locks."""
+    return [f"{n}.{'0' * 32}" for n in (1, 2)]
+
+
 def _claim() -> dict[str, Any]:
     """A claim of a subscription."""
     return {"id": make.new_id("subscription"), "token": make.new_id("token"), "epoch": 1}
@@ -224,12 +230,14 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
         "instance": _instance(),
         "expected_revision": 1,
         "request_id": make.request_id(),
+        "held_lock_tokens": _lock_tokens(),
     },
     "PersistWorkflowWithSubscriptions": lambda: {
         "instance": _instance(),
         "subscriptions": [make.subscription(), _subscription()],
         "expected_revision": 1,
         "request_id": make.request_id(),
+        "held_lock_tokens": _lock_tokens(),
     },
     "CommitWorkflow": lambda: _commit(instance=_instance()),
     "CommitWorkflow-patch": lambda: _commit(patch=_patch()),
@@ -354,10 +362,7 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
         "wait": Duration(seconds=1),
         "request_id": make.request_id(),
     },
-    "RenewLocks": lambda: {
-        "tokens": [f"{n}.{'0' * 32}" for n in (1, 2)],
-        "ttl": Duration(seconds=60),
-    },
+    "RenewLocks": lambda: {"tokens": _lock_tokens(), "ttl": Duration(seconds=60)},
     "ReleaseLock": lambda: {"token": f"1.{'0' * 32}"},
     "BreakLock": lambda: {"resource": make.new_id("resource"), "epoch": 1},
     "ListLocks": lambda: {

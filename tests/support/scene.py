@@ -120,6 +120,7 @@ class Scene:
         match self.rpc.name:
             case "PersistWorkflow" | "PersistWorkflowWithSubscriptions":
                 request.expected_revision = await api.create(never_due(id=request.instance.id))
+                await self._hold(request.held_lock_tokens)
             case "CommitWorkflow":
                 await self._set_up_commit()
             case "GetWorkflowInstance":
@@ -153,7 +154,7 @@ class Scene:
                     await self.own.schedule()
                 request.lease_tokens[:] = tokens(await self.own.claim())
             case "RenewLocks":
-                request.tokens[:] = [await self._locked(make.new_id("resource")) for _ in range(2)]
+                await self._hold(request.tokens)
             case "ReleaseLock":
                 request.token = await self._locked(make.new_id("resource"))
             case "BreakLock":
@@ -202,6 +203,10 @@ class Scene:
         assert answer.acquired
         return answer.epoch
 
+    async def _hold(self, tokens: Any) -> None:
+        """Put the tokens of new locks into a list, as many as it has."""
+        tokens[:] = [await self._locked(make.new_id("resource")) for _ in tokens]
+
     async def _locked(self, resource: str) -> str:
         """Acquire a lock; its token."""
         answer = await self.api.acquire_lock(resource, ttl=Duration(seconds=3600))
@@ -223,6 +228,7 @@ class Scene:
             await api.create_event(make.event(id=id_))
         for command in request.schedule_commands:
             command.CopyFrom(self.own.new())
+        await self._hold(request.held_lock_tokens)
         for leases in (request.held_lease_tokens, request.complete_lease_tokens):
             for _ in leases:
                 await self.own.schedule()

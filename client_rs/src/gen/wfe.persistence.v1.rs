@@ -569,7 +569,7 @@ pub enum ErrorReason {
     TokenMismatch = 30,
     /// FAILED_PRECONDITION: a command is no longer claimed under the given lease:
     /// it was completed, released, or claimed by another worker after the lease
-    /// expired. ErrorInfo's metadata has the number of lost leases as `lost` and
+    /// expired; or a lock is no longer held. ErrorInfo's metadata has the number of lost leases as `lost` and
     /// their tokens (at most 20, comma-separated) as `lease_tokens`.
     LeaseLost = 31,
     /// FAILED_PRECONDITION: the server was started without the flag that allows
@@ -3404,6 +3404,10 @@ pub struct PersistWorkflowRequest {
     /// it with different content is rejected: ALREADY_EXISTS (REQUEST_ID_REUSED).
     #[prost(string, tag = "3")]
     pub request_id: ::prost::alloc::string::String,
+    /// Write only if each of these locks (AcquireLock) is still held and has not
+    /// expired; at most 1000, no duplicates.
+    #[prost(string, repeated, tag = "4")]
+    pub held_lock_tokens: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// PersistWorkflowResponse is the response of PersistWorkflow.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3429,6 +3433,9 @@ pub struct PersistWorkflowWithSubscriptionsRequest {
     /// See PersistWorkflowRequest.request_id.
     #[prost(string, tag = "4")]
     pub request_id: ::prost::alloc::string::String,
+    /// See PersistWorkflowRequest.held_lock_tokens.
+    #[prost(string, repeated, tag = "5")]
+    pub held_lock_tokens: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// PersistWorkflowWithSubscriptionsResponse is the response of
 /// PersistWorkflowWithSubscriptions.
@@ -3485,6 +3492,10 @@ pub struct CommitWorkflowRequest {
     /// See PersistWorkflowRequest.request_id.
     #[prost(string, tag = "13")]
     pub request_id: ::prost::alloc::string::String,
+    /// Write only if each of these locks (AcquireLock) is still held and has not
+    /// expired; no duplicates.
+    #[prost(string, repeated, tag = "14")]
+    pub held_lock_tokens: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// The workflow's new state; required.
     #[prost(oneof = "commit_workflow_request::State", tags = "1, 2")]
     pub state: ::core::option::Option<commit_workflow_request::State>,
@@ -4056,9 +4067,12 @@ pub mod workflow_service_client {
         /// the column last_heartbeat_at to the database's time. Repeating the call
         /// stores the same state but increments the revision (or, with
         /// `expected_revision`, is rejected); with a `request_id` a repetition changes
-        /// nothing. Errors: NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED
-        /// (REVISION_MISMATCH); ALREADY_EXISTS (NAME_TAKEN); RESOURCE_EXHAUSTED
-        /// (ANSWER_TOO_LARGE); INVALID_ARGUMENT.
+        /// nothing. With `held_lock_tokens`, it is refused if one of these locks is no
+        /// longer held, and nobody else acquires any of them before it is committed.
+        /// Errors: NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED (REVISION_MISMATCH);
+        /// FAILED_PRECONDITION (LEASE_LOST, with the `field` in ErrorInfo's metadata);
+        /// ALREADY_EXISTS (NAME_TAKEN); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
+        /// INVALID_ARGUMENT.
         pub async fn persist_workflow(
             &mut self,
             request: impl tonic::IntoRequest<super::PersistWorkflowRequest>,

@@ -70,6 +70,7 @@ impl GrpcPersistenceProvider {
                 instance,
                 expected_revision,
                 request_id,
+                ..Default::default()
             };
             let outcome = self.call(&request).await.map(|response| response.revision);
             (request.instance, outcome)
@@ -79,6 +80,7 @@ impl GrpcPersistenceProvider {
                 subscriptions,
                 expected_revision,
                 request_id,
+                ..Default::default()
             };
             let outcome = self.call(&request).await.map(|response| response.revision);
             (request.instance, outcome)

@@ -66,12 +66,18 @@ ID_FIELDS: Final = {
 """The fields that name what a call is about, by message. No other field gets into the log."""
 
 LEASE_FIELDS: Final = {
-    "CommitWorkflowRequest": ("held_lease_tokens", "complete_lease_tokens"),
+    "CommitWorkflowRequest": (
+        "held_lease_tokens",
+        "complete_lease_tokens",
+        "held_lock_tokens",
+    ),
     "CompleteCommandsRequest": ("lease_tokens",),
     "ReleaseCommandsRequest": ("lease_tokens",),
     "RenewCommandsRequest": ("lease_tokens",),
     "ClaimedCommand": ("lease_token",),
     "AcquireLockResponse": ("token",),
+    "PersistWorkflowRequest": ("held_lock_tokens",),
+    "PersistWorkflowWithSubscriptionsRequest": ("held_lock_tokens",),
     "RenewLocksRequest": ("tokens",),
     "ReleaseLockRequest": ("token",),
 }

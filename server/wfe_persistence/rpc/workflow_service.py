@@ -242,6 +242,7 @@ def _prepare_persist(request: pb.PersistWorkflowRequest, check: Check) -> Reques
     check.revision(request)
     check.request_id(request.request_id)
     check.required(request, "instance", check.instance)
+    check.lease_tokens("held_lock_tokens", request.held_lock_tokens)
     check.done()
     key = RequestKey(request)
     check.fits(read_back.workflow(request.instance))
@@ -256,6 +257,7 @@ def _prepare_persist_with_subscriptions(
     check.required(request, "instance", check.instance)
     check.each("subscriptions", request.subscriptions, check.subscription)
     check.distinct("", "subscriptions", "id", [s.id for s in request.subscriptions])
+    check.lease_tokens("held_lock_tokens", request.held_lock_tokens)
     check.done()
     key = RequestKey(request)
     for i, subscription in enumerate(request.subscriptions):

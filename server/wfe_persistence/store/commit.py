@@ -41,6 +41,7 @@ from wfe_persistence.store.documents import (
 )
 from wfe_persistence.store.event import event_exists, event_not_found
 from wfe_persistence.store.lease import lease_lost
+from wfe_persistence.store.lock import lock_documents
 from wfe_persistence.store.postgres.sqlstate import UniqueViolation
 from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.rows import Param, integer, read_bool, read_int8, read_text, text
@@ -56,6 +57,7 @@ from wfe_persistence.store.workflow import NAME_KEY, name_taken
 _EFFECT_FIELDS: Final = (
     "held_subscriptions",
     "held_lease_tokens",
+    "held_lock_tokens",
     "terminate_subscription_ids",
     "create_events",
     "processed_event_ids",
@@ -98,16 +100,27 @@ async def persist_workflow(
     """
     expected = message.expected_revision if message.HasField("expected_revision") else None
     id_ = text(message.instance.id)
-    params = await offload.run(
-        lambda: _params(id_, workflow_document(message.instance), expected, subscriptions)
-    )
-    if key:
-        sql, params = PERSIST_WORKFLOW_ONCE, (*params, *key.params)
+    # Whatever else it has in common with a commit.
+    effects = CommitWorkflowRequest(held_lock_tokens=message.held_lock_tokens)
+    if effects.ListFields():
+        sql = COMMIT_WORKFLOW
     else:
-        sql = PERSIST_WORKFLOW
-    outcome = await _write(store, id_, sql, params, name_field="instance.name")
+        sql = PERSIST_WORKFLOW_ONCE if key else PERSIST_WORKFLOW
+
+    def params() -> tuple[Param, ...]:
+        of_state = _params(id_, workflow_document(message.instance), expected, subscriptions)
+        if sql is PERSIST_WORKFLOW:
+            return of_state
+        if sql is PERSIST_WORKFLOW_ONCE:
+            return *of_state, *key.params
+        return *of_state, *key.params, _effects(effects)
+
+    outcome = await _write(store, id_, sql, await offload.run(params), name_field="instance.name")
     if (repeated := _repeated(outcome)) is not None:
         return repeated
+    if outcome.refused:
+        _check_revision(outcome, expected)
+        _check_conditions(outcome, effects)
     return _revision(outcome, expected, subscriptions, "instance", "subscriptions")
 
 
@@ -187,7 +200,7 @@ async def commit_workflow(
         of_state = _params(id_, document, expected, message.create_subscriptions)
         if alone:
             return *of_state, *key.params
-        return *of_state, *key.params, effects_document(message, _lease_documents(message))
+        return *of_state, *key.params, _effects(message)
 
     outcome = await _write(store, id_, sql, await offload.run(params), name_field=name_field)
     if (repeated := _repeated(outcome)) is not None:
@@ -289,6 +302,9 @@ def _check_conditions(outcome: Outcome, message: CommitWorkflowRequest) -> None:
         if at >= len(message.held_lease_tokens):
             field, at = "complete_lease_tokens", at - len(message.held_lease_tokens)
         raise lease_lost([getattr(message, field)[at]], field=f"{field}[{at}]")
+    if outcome.lost_lock is not None:
+        at = read_int8(outcome.lost_lock)
+        raise lease_lost([message.held_lock_tokens[at]], field=f"held_lock_tokens[{at}]")
     if outcome.unknown_subscription is not None:
         at = read_int8(outcome.unknown_subscription)
         raise subscription_not_found(f"terminate_subscription_ids[{at}]")
@@ -304,6 +320,12 @@ def _check_conditions(outcome: Outcome, message: CommitWorkflowRequest) -> None:
                 "field": f"patch.removed_pointer_ids[{read_int8(outcome.unknown_pointer)}]",
             },
         )
+
+
+def _effects(message: CommitWorkflowRequest) -> bytes:
+    """The parameter with what a commit does besides the state."""
+    locks = lock_documents(message.held_lock_tokens, "held_lock_tokens")
+    return effects_document(message, _lease_documents(message), locks)
 
 
 def _lease_documents(message: CommitWorkflowRequest) -> Iterator[str]:

@@ -64,6 +64,8 @@ class Outcome(NamedTuple):
     existing_event: bytes | None = None
     unknown_pointer: bytes | None = None
     """Of these conditions: the index of the first item that does not meet it."""
+    lost_lock: bytes | None = None
+    """The same, of the locks that must be held."""
     header_too_large: bytes | None = None
     """Not NULL: the header would be too large to be read."""
 
@@ -127,7 +129,7 @@ PATCH_CONDITIONS_HOLD: Final = f"""{NOT_REPEATED}
 CONDITIONS_HOLD: Final = f"""{NOT_REPEATED}
         AND EXISTS (SELECT FROM conditions c WHERE
             num_nonnulls(c.lost_claim, c.lost_lease, c.unknown_subscription, c.unknown_event,
-                c.existing_event, c.unknown_pointer, c.header_too_large) = 0)"""
+                c.existing_event, c.unknown_pointer, c.lost_lock, c.header_too_large) = 0)"""
 
 UNKNOWN_POINTER: Final = """(SELECT min(r.n) - 1
             FROM jsonb_array_elements_text($2::jsonb -> 'removed') WITH ORDINALITY AS r(id, n)
@@ -160,9 +162,12 @@ PATCH_CONDITIONS: Final = f"""conditions AS MATERIALIZED (
 
 # What a commit depends on and touches besides the workflow. The rows stay locked from here to the
 # end. So that no transactions wait for each other in a ring, all that write several rows first lock
-# those that exist, in one order: the workflow, subscriptions, events, commands, each kind in the
-# order of its ids. Only then they insert, see EFFECTS. (`stored` has the revision of the snapshot,
-# so it is not the row that is locked here.)
+# those that exist, in one order: the workflow, subscriptions, events, commands, locks, each kind in
+# the order of its ids. Only then they insert, see EFFECTS. (`stored` has the revision of the
+# snapshot, so it is not the row that is locked here.)
+#
+# Locks are only read, so that writes under the same lock do not wait for each other; who wants to
+# take over an expired one waits for them.
 LOCKED: Final = f"""locked_workflow AS MATERIALIZED (
     SELECT FROM wfc.workflows WHERE id = $1 FOR NO KEY UPDATE
 ), claims AS MATERIALIZED (
@@ -211,6 +216,13 @@ LOCKED: Final = f"""locked_workflow AS MATERIALIZED (
     WHERE id = ANY (ARRAY (SELECT id FROM leases UNION SELECT id FROM scheduling))
         AND {after_all_of("locked_events")}
     ORDER BY id FOR UPDATE
+), held_locks AS MATERIALIZED (
+    SELECT h.* FROM jsonb_to_recordset($7::jsonb -> 'locks') AS h(i bigint, n bigint, token text)
+), locked_locks AS MATERIALIZED (
+    SELECT n, token FROM wfc.locks
+    WHERE n = ANY (ARRAY (SELECT n FROM held_locks)) AND {unexpired("expiry")}
+        AND {after_all_of("locked_commands")}
+    ORDER BY resource FOR SHARE
 )"""
 
 
@@ -237,8 +249,10 @@ def commit_conditions(*, unknown_pointer: str, header_too_large: str) -> str:
         (SELECT min(n) FROM events g WHERE EXISTS (
             SELECT FROM existing_events e WHERE e.id = g.id AND NOT e.same)) AS existing_event,
         {unknown_pointer} AS unknown_pointer,
+        (SELECT min(i) FROM held_locks g WHERE NOT EXISTS (
+            SELECT FROM locked_locks l WHERE l.n = g.n AND l.token = g.token)) AS lost_lock,
         {header_too_large} AS header_too_large
-    WHERE {after_all_of("locked_commands")}
+    WHERE {after_all_of("locked_locks")}
 )"""
 
 

@@ -83,8 +83,10 @@ def patch_document(patch: WorkflowPatch, room: HeaderRoom | None) -> bytes:
     return f"{{{','.join(members)}}}".encode()
 
 
-def effects_document(request: CommitWorkflowRequest, leases: Iterable[str]) -> bytes:
-    """What a commit does besides the state itself. `leases`: documents of lease tokens."""
+def effects_document(
+    request: CommitWorkflowRequest, leases: Iterable[str], locks: Iterable[str]
+) -> bytes:
+    """What a commit does besides the state itself. `leases`, `locks`: documents of tokens."""
     claims = ",".join(
         f'{{"n":{n},"id":{quote(claim.subscription_id)},"token":{quote(claim.token)}'
         + (f',"epoch":{claim.epoch}}}' if claim.HasField("epoch") else "}")
@@ -92,6 +94,7 @@ def effects_document(request: CommitWorkflowRequest, leases: Iterable[str]) -> b
     )
     return (
         f'{{"claims":[{claims}],"leases":[{",".join(leases)}],'
+        f'"locks":[{",".join(locks)}],'
         f'"terminated":{strings(request.terminate_subscription_ids)},'
         f'"events":{_documents(EVENT, request.create_events)},'
         f'"processed":{strings(request.processed_event_ids)},'

@@ -149,5 +149,6 @@ SELECT (SELECT revision FROM updated) AS revision,
     NULL AS unknown_event,
     NULL AS existing_event,
     c.unknown_pointer AS unknown_pointer,
+    NULL AS lost_lock,
     c.header_too_large AS header_too_large
 FROM conditions c;

@@ -79,7 +79,7 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_LEASE_LOST: _ErrorReason.ValueType  # 31
     """FAILED_PRECONDITION: a command is no longer claimed under the given lease:
     it was completed, released, or claimed by another worker after the lease
-    expired. ErrorInfo's metadata has the number of lost leases as `lost` and
+    expired; or a lock is no longer held. ErrorInfo's metadata has the number of lost leases as `lost` and
     their tokens (at most 20, comma-separated) as `lease_tokens`.
     """
     ERROR_REASON_TRUNCATE_NOT_ALLOWED: _ErrorReason.ValueType  # 32
@@ -330,7 +330,7 @@ epoch.
 ERROR_REASON_LEASE_LOST: ErrorReason.ValueType  # 31
 """FAILED_PRECONDITION: a command is no longer claimed under the given lease:
 it was completed, released, or claimed by another worker after the lease
-expired. ErrorInfo's metadata has the number of lost leases as `lost` and
+expired; or a lock is no longer held. ErrorInfo's metadata has the number of lost leases as `lost` and
 their tokens (at most 20, comma-separated) as `lease_tokens`.
 """
 ERROR_REASON_TRUNCATE_NOT_ALLOWED: ErrorReason.ValueType  # 32

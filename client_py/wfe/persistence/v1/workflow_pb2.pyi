@@ -726,6 +726,7 @@ class PersistWorkflowRequest(google.protobuf.message.Message):
     INSTANCE_FIELD_NUMBER: builtins.int
     EXPECTED_REVISION_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    HELD_LOCK_TOKENS_FIELD_NUMBER: builtins.int
     expected_revision: builtins.int
     """Write only if this is the stored revision, 1 or higher; absent: write
     regardless of the stored revision.
@@ -741,15 +742,22 @@ class PersistWorkflowRequest(google.protobuf.message.Message):
     def instance(self) -> Global___WorkflowInstance:
         """The full new state; required, with its id."""
 
+    @property
+    def held_lock_tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Write only if each of these locks (AcquireLock) is still held and has not
+        expired; at most 1000, no duplicates.
+        """
+
     def __init__(
         self,
         *,
         instance: Global___WorkflowInstance | None = ...,
         expected_revision: builtins.int | None = ...,
         request_id: builtins.str = ...,
+        held_lock_tokens: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "instance", b"instance"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "instance", b"instance", "request_id", b"request_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "held_lock_tokens", b"held_lock_tokens", "instance", b"instance", "request_id", b"request_id"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_expected_revision", b"_expected_revision"]) -> typing.Literal["expected_revision"] | None: ...
 
 Global___PersistWorkflowRequest: typing_extensions.TypeAlias = PersistWorkflowRequest
@@ -784,6 +792,7 @@ class PersistWorkflowWithSubscriptionsRequest(google.protobuf.message.Message):
     SUBSCRIPTIONS_FIELD_NUMBER: builtins.int
     EXPECTED_REVISION_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    HELD_LOCK_TOKENS_FIELD_NUMBER: builtins.int
     expected_revision: builtins.int
     """Write only if this is the stored revision, 1 or higher; absent: write
     regardless of the stored revision.
@@ -798,6 +807,10 @@ class PersistWorkflowWithSubscriptionsRequest(google.protobuf.message.Message):
     def subscriptions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.subscription_pb2.EventSubscription]:
         """The subscriptions to create; no duplicate ids. At most 200000."""
 
+    @property
+    def held_lock_tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """See PersistWorkflowRequest.held_lock_tokens."""
+
     def __init__(
         self,
         *,
@@ -805,9 +818,10 @@ class PersistWorkflowWithSubscriptionsRequest(google.protobuf.message.Message):
         subscriptions: collections.abc.Iterable[wfe.persistence.v1.subscription_pb2.EventSubscription] | None = ...,
         expected_revision: builtins.int | None = ...,
         request_id: builtins.str = ...,
+        held_lock_tokens: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "instance", b"instance"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "instance", b"instance", "request_id", b"request_id", "subscriptions", b"subscriptions"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "held_lock_tokens", b"held_lock_tokens", "instance", b"instance", "request_id", b"request_id", "subscriptions", b"subscriptions"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_expected_revision", b"_expected_revision"]) -> typing.Literal["expected_revision"] | None: ...
 
 Global___PersistWorkflowWithSubscriptionsRequest: typing_extensions.TypeAlias = PersistWorkflowWithSubscriptionsRequest
@@ -859,6 +873,7 @@ class CommitWorkflowRequest(google.protobuf.message.Message):
     SCHEDULE_COMMANDS_FIELD_NUMBER: builtins.int
     COMPLETE_LEASE_TOKENS_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    HELD_LOCK_TOKENS_FIELD_NUMBER: builtins.int
     expected_revision: builtins.int
     """Write only if this is the stored revision, 1 or higher; absent: write
     regardless of the stored revision.
@@ -917,6 +932,12 @@ class CommitWorkflowRequest(google.protobuf.message.Message):
         duplicates.
         """
 
+    @property
+    def held_lock_tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Write only if each of these locks (AcquireLock) is still held and has not
+        expired; no duplicates.
+        """
+
     def __init__(
         self,
         *,
@@ -933,9 +954,10 @@ class CommitWorkflowRequest(google.protobuf.message.Message):
         schedule_commands: collections.abc.Iterable[wfe.persistence.v1.command_pb2.ScheduledCommand] | None = ...,
         complete_lease_tokens: collections.abc.Iterable[builtins.str] | None = ...,
         request_id: builtins.str = ...,
+        held_lock_tokens: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "instance", b"instance", "patch", b"patch", "state", b"state"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "complete_lease_tokens", b"complete_lease_tokens", "create_events", b"create_events", "create_subscriptions", b"create_subscriptions", "errors", b"errors", "expected_revision", b"expected_revision", "held_lease_tokens", b"held_lease_tokens", "held_subscriptions", b"held_subscriptions", "instance", b"instance", "patch", b"patch", "processed_event_ids", b"processed_event_ids", "request_id", b"request_id", "schedule_commands", b"schedule_commands", "state", b"state", "terminate_subscription_ids", b"terminate_subscription_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "complete_lease_tokens", b"complete_lease_tokens", "create_events", b"create_events", "create_subscriptions", b"create_subscriptions", "errors", b"errors", "expected_revision", b"expected_revision", "held_lease_tokens", b"held_lease_tokens", "held_lock_tokens", b"held_lock_tokens", "held_subscriptions", b"held_subscriptions", "instance", b"instance", "patch", b"patch", "processed_event_ids", b"processed_event_ids", "request_id", b"request_id", "schedule_commands", b"schedule_commands", "state", b"state", "terminate_subscription_ids", b"terminate_subscription_ids"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_expected_revision", b"_expected_revision"]) -> typing.Literal["expected_revision"] | None: ...
     @typing.overload

@@ -148,6 +148,7 @@ class Check(QueueRules):
                     self.number(path, "epoch", claim.epoch, 1, MAX_REVISION)
         self.lease_tokens("held_lease_tokens", request.held_lease_tokens)
         self.lease_tokens("complete_lease_tokens", request.complete_lease_tokens)
+        self.lease_tokens("held_lock_tokens", request.held_lock_tokens)
         if self.at_most("", "create_subscriptions", request.create_subscriptions):
             self.each("create_subscriptions", request.create_subscriptions, self.subscription)
             ids = [s.id for s in request.create_subscriptions]

@@ -86,7 +86,7 @@ const (
 	ErrorReason_ERROR_REASON_TOKEN_MISMATCH ErrorReason = 30
 	// FAILED_PRECONDITION: a command is no longer claimed under the given lease:
 	// it was completed, released, or claimed by another worker after the lease
-	// expired. ErrorInfo's metadata has the number of lost leases as `lost` and
+	// expired; or a lock is no longer held. ErrorInfo's metadata has the number of lost leases as `lost` and
 	// their tokens (at most 20, comma-separated) as `lease_tokens`.
 	ErrorReason_ERROR_REASON_LEASE_LOST ErrorReason = 31
 	// FAILED_PRECONDITION: the server was started without the flag that allows

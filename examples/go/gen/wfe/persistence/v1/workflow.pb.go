@@ -1139,9 +1139,12 @@ type PersistWorkflowRequest struct {
 	// response. Remembered per workflow for at least GetStoreInfo's
 	// `request_retention`, or until the workflow is deleted; empty: none. Reusing
 	// it with different content is rejected: ALREADY_EXISTS (REQUEST_ID_REUSED).
-	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Write only if each of these locks (AcquireLock) is still held and has not
+	// expired; at most 1000, no duplicates.
+	HeldLockTokens []string `protobuf:"bytes,4,rep,name=held_lock_tokens,json=heldLockTokens,proto3" json:"held_lock_tokens,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *PersistWorkflowRequest) Reset() {
@@ -1193,6 +1196,13 @@ func (x *PersistWorkflowRequest) GetRequestId() string {
 		return x.RequestId
 	}
 	return ""
+}
+
+func (x *PersistWorkflowRequest) GetHeldLockTokens() []string {
+	if x != nil {
+		return x.HeldLockTokens
+	}
+	return nil
 }
 
 // PersistWorkflowResponse is the response of PersistWorkflow.
@@ -1253,9 +1263,11 @@ type PersistWorkflowWithSubscriptionsRequest struct {
 	// regardless of the stored revision.
 	ExpectedRevision *int64 `protobuf:"varint,3,opt,name=expected_revision,json=expectedRevision,proto3,oneof" json:"expected_revision,omitempty"`
 	// See PersistWorkflowRequest.request_id.
-	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	RequestId string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// See PersistWorkflowRequest.held_lock_tokens.
+	HeldLockTokens []string `protobuf:"bytes,5,rep,name=held_lock_tokens,json=heldLockTokens,proto3" json:"held_lock_tokens,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *PersistWorkflowWithSubscriptionsRequest) Reset() {
@@ -1314,6 +1326,13 @@ func (x *PersistWorkflowWithSubscriptionsRequest) GetRequestId() string {
 		return x.RequestId
 	}
 	return ""
+}
+
+func (x *PersistWorkflowWithSubscriptionsRequest) GetHeldLockTokens() []string {
+	if x != nil {
+		return x.HeldLockTokens
+	}
+	return nil
 }
 
 // PersistWorkflowWithSubscriptionsResponse is the response of
@@ -1409,9 +1428,12 @@ type CommitWorkflowRequest struct {
 	// duplicates.
 	CompleteLeaseTokens []string `protobuf:"bytes,12,rep,name=complete_lease_tokens,json=completeLeaseTokens,proto3" json:"complete_lease_tokens,omitempty"`
 	// See PersistWorkflowRequest.request_id.
-	RequestId     string `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	RequestId string `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Write only if each of these locks (AcquireLock) is still held and has not
+	// expired; no duplicates.
+	HeldLockTokens []string `protobuf:"bytes,14,rep,name=held_lock_tokens,json=heldLockTokens,proto3" json:"held_lock_tokens,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CommitWorkflowRequest) Reset() {
@@ -1544,6 +1566,13 @@ func (x *CommitWorkflowRequest) GetRequestId() string {
 		return x.RequestId
 	}
 	return ""
+}
+
+func (x *CommitWorkflowRequest) GetHeldLockTokens() []string {
+	if x != nil {
+		return x.HeldLockTokens
+	}
+	return nil
 }
 
 type isCommitWorkflowRequest_State interface {
@@ -2990,25 +3019,27 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\x19CreateNewWorkflowResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x03R\brevision\"\xc1\x01\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\"\xeb\x01\n" +
 	"\x16PersistWorkflowRequest\x12@\n" +
 	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\x120\n" +
 	"\x11expected_revision\x18\x02 \x01(\x03H\x00R\x10expectedRevision\x88\x01\x01\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x03 \x01(\tR\trequestIdB\x14\n" +
+	"request_id\x18\x03 \x01(\tR\trequestId\x12(\n" +
+	"\x10held_lock_tokens\x18\x04 \x03(\tR\x0eheldLockTokensB\x14\n" +
 	"\x12_expected_revision\"5\n" +
 	"\x17PersistWorkflowResponse\x12\x1a\n" +
-	"\brevision\x18\x01 \x01(\x03R\brevision\"\x9f\x02\n" +
+	"\brevision\x18\x01 \x01(\x03R\brevision\"\xc9\x02\n" +
 	"'PersistWorkflowWithSubscriptionsRequest\x12@\n" +
 	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\x12K\n" +
 	"\rsubscriptions\x18\x02 \x03(\v2%.wfe.persistence.v1.EventSubscriptionR\rsubscriptions\x120\n" +
 	"\x11expected_revision\x18\x03 \x01(\x03H\x00R\x10expectedRevision\x88\x01\x01\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x04 \x01(\tR\trequestIdB\x14\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\x12(\n" +
+	"\x10held_lock_tokens\x18\x05 \x03(\tR\x0eheldLockTokensB\x14\n" +
 	"\x12_expected_revision\"q\n" +
 	"(PersistWorkflowWithSubscriptionsResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12)\n" +
-	"\x10subscription_ids\x18\x02 \x03(\tR\x0fsubscriptionIds\"\xd3\x06\n" +
+	"\x10subscription_ids\x18\x02 \x03(\tR\x0fsubscriptionIds\"\xfd\x06\n" +
 	"\x15CommitWorkflowRequest\x12B\n" +
 	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceH\x00R\binstance\x129\n" +
 	"\x05patch\x18\x02 \x01(\v2!.wfe.persistence.v1.WorkflowPatchH\x00R\x05patch\x120\n" +
@@ -3024,7 +3055,8 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\x11schedule_commands\x18\v \x03(\v2$.wfe.persistence.v1.ScheduledCommandR\x10scheduleCommands\x122\n" +
 	"\x15complete_lease_tokens\x18\f \x03(\tR\x13completeLeaseTokens\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\r \x01(\tR\trequestIdB\a\n" +
+	"request_id\x18\r \x01(\tR\trequestId\x12(\n" +
+	"\x10held_lock_tokens\x18\x0e \x03(\tR\x0eheldLockTokensB\a\n" +
 	"\x05stateB\x14\n" +
 	"\x12_expected_revision\"|\n" +
 	"\x16CommitWorkflowResponse\x12\x1a\n" +

@@ -61,9 +61,12 @@ type WorkflowServiceClient interface {
 	// the column last_heartbeat_at to the database's time. Repeating the call
 	// stores the same state but increments the revision (or, with
 	// `expected_revision`, is rejected); with a `request_id` a repetition changes
-	// nothing. Errors: NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED
-	// (REVISION_MISMATCH); ALREADY_EXISTS (NAME_TAKEN); RESOURCE_EXHAUSTED
-	// (ANSWER_TOO_LARGE); INVALID_ARGUMENT.
+	// nothing. With `held_lock_tokens`, it is refused if one of these locks is no
+	// longer held, and nobody else acquires any of them before it is committed.
+	// Errors: NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED (REVISION_MISMATCH);
+	// FAILED_PRECONDITION (LEASE_LOST, with the `field` in ErrorInfo's metadata);
+	// ALREADY_EXISTS (NAME_TAKEN); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
+	// INVALID_ARGUMENT.
 	PersistWorkflow(ctx context.Context, in *PersistWorkflowRequest, opts ...grpc.CallOption) (*PersistWorkflowResponse, error)
 	// PersistWorkflow together with the creation of subscriptions, all or
 	// nothing. A subscription that already exists with the same content is left
@@ -328,9 +331,12 @@ type WorkflowServiceServer interface {
 	// the column last_heartbeat_at to the database's time. Repeating the call
 	// stores the same state but increments the revision (or, with
 	// `expected_revision`, is rejected); with a `request_id` a repetition changes
-	// nothing. Errors: NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED
-	// (REVISION_MISMATCH); ALREADY_EXISTS (NAME_TAKEN); RESOURCE_EXHAUSTED
-	// (ANSWER_TOO_LARGE); INVALID_ARGUMENT.
+	// nothing. With `held_lock_tokens`, it is refused if one of these locks is no
+	// longer held, and nobody else acquires any of them before it is committed.
+	// Errors: NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED (REVISION_MISMATCH);
+	// FAILED_PRECONDITION (LEASE_LOST, with the `field` in ErrorInfo's metadata);
+	// ALREADY_EXISTS (NAME_TAKEN); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
+	// INVALID_ARGUMENT.
 	PersistWorkflow(context.Context, *PersistWorkflowRequest) (*PersistWorkflowResponse, error)
 	// PersistWorkflow together with the creation of subscriptions, all or
 	// nothing. A subscription that already exists with the same content is left

@@ -154,7 +154,7 @@ export enum ErrorReason {
   /**
    * FAILED_PRECONDITION: a command is no longer claimed under the given lease:
    * it was completed, released, or claimed by another worker after the lease
-   * expired. ErrorInfo's metadata has the number of lost leases as `lost` and
+   * expired; or a lock is no longer held. ErrorInfo's metadata has the number of lost leases as `lost` and
    * their tokens (at most 20, comma-separated) as `lease_tokens`.
    *
    * @generated from enum value: ERROR_REASON_LEASE_LOST = 31;
