@@ -272,6 +272,8 @@ def test_who_may_see_what(secured: AdminServer, tmp_path: Path, authority: Autho
     assert refused.status == 403
     assert "requires the role monitor in all namespaces (*), which token:tenant" in refused.text
     assert secured.get("/version", prometheus).status == 200
+    assert secured.get("/metrics", prometheus).status == 200
+    assert secured.get("/config", prometheus).status == 403
     assert secured.get("/nothing", prometheus).status == 404
 
     assert secured.context is not None

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import grpc
 from grpc_health.v1 import health
 
+from wfe_persistence import metrics
 from wfe_persistence.access.access import Access
 from wfe_persistence.access.policy import Policy, parse_anonymous_policy, parse_policy
+from wfe_persistence.access.role import Role
 from wfe_persistence.access.watched import WatchedFile
 from wfe_persistence.database import database_from
 from wfe_persistence.drain import Drain
@@ -41,13 +43,14 @@ from wfe_persistence.versions import versions
 
 if TYPE_CHECKING:
     from wfe_persistence.http.admin import CheckResult
-    from wfe_persistence.http.server import HttpServer
+    from wfe_persistence.http.server import HttpServer, Request, Response
 
 log = logging.getLogger(__name__)
 
 VERSION: Final = version("wfe-persistence")
 
 _WATCH_SECONDS = 1.0
+_LAG_SECONDS: Final = 0.25
 
 # The connections of the admin port, its listener, and what opens while it makes room.
 _ADMIN_DESCRIPTORS: Final = 68
@@ -88,11 +91,18 @@ class Server:
     """A server, which listens inside its context.
 
     It listens at once, but reports NOT_SERVING until the database is reached and its schema is
-    current. Leaving the context drains it, see `drain.py`; `hurry` cuts that short.
+    current. Leaving the context drains it, see `drain.py`; `hurry` cuts that short. The admin port
+    shows the `configuration` (see `configuration.py`).
     """
 
-    def __init__(self, settings: Settings, hurry: asyncio.Event | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        hurry: asyncio.Event | None = None,
+        configuration: dict[str, Any] | None = None,
+    ) -> None:
         self._settings = settings
+        self._configuration = configuration
         self._database = database_from(settings)
         namespaces = Namespaces(
             self._database,
@@ -100,6 +110,7 @@ class Server:
             migrate_on_use=settings.migrate,
             max_namespaces=settings.max_namespaces,
         )
+        metrics.NAMESPACES_LOADED.read = lambda: [((), namespaces.count_loaded())]
         self._readiness = Readiness(
             namespaces.default, migrate=settings.migrate, allow_data_loss=settings.allow_data_loss
         )
@@ -211,6 +222,7 @@ class Server:
             # First of all and until the end of the drain, so that probes are always answered.
             await self._admin.open()
             self._stack.push_async_callback(self._admin.close)
+            self._in_background(_watch_loop())
             scheme = "https" if self._certificates else "http"
             log.info("admin port: %s://%s", scheme, self._admin.address)
         add_port = self._server.add_insecure_port
@@ -241,10 +253,18 @@ class Server:
 
     def _admin_port(self) -> HttpServer:
         # Loaded on use: most servers of a sidecar have none.
-        from wfe_persistence.http.admin import Admin
+        from wfe_persistence.http.admin import Admin, json_response
+        from wfe_persistence.http.metrics import MetricsPage
         from wfe_persistence.http.server import HttpServer
 
         admin = Admin(self._access, self._checks, versions)
+        admin.add("/metrics", Role.MONITOR, MetricsPage().answer)
+        if shown := self._configuration:
+
+            async def show(_: Request) -> Response:
+                return json_response(shown)
+
+            admin.add("/config", Role.OPERATOR, show)
         context = self._certificates.context if self._certificates else None
         return HttpServer(self._settings.admin_listen, admin.answer, context)
 
@@ -284,6 +304,15 @@ class Server:
                 else:
                     log.warning("not serving: %s", state.why)
             await asyncio.sleep(_WATCH_SECONDS)
+
+
+async def _watch_loop() -> None:
+    """Measure how late the event loop is, for as long as the server runs."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + _LAG_SECONDS
+        await asyncio.sleep(_LAG_SECONDS)
+        metrics.LOOP_LAG.observe(max(0.0, loop.time() - due))
 
 
 def _policy(settings: Settings) -> WatchedFile[Policy] | None:

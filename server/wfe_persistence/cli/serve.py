@@ -13,7 +13,7 @@ import click
 
 from wfe_persistence.cli.database import Interrupted, open_database
 from wfe_persistence.cli.logs import log_to_stderr
-from wfe_persistence.cli.options import SettingsCommand, settings_options
+from wfe_persistence.cli.options import SettingsCommand, settings_options, sources
 from wfe_persistence.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,8 @@ def serve(settings: Settings) -> None:
       wfe-persistence serve --db-url postgresql://wfe@db.example/wfe --listen 127.0.0.1:50052
       WFE_PERSISTENCE_DB_URL=postgresql://… wfe-persistence serve
     """
+    from wfe_persistence.configuration import configuration
+
     try:
         settings.require_protection()
     except ValueError as exc:
@@ -50,7 +52,9 @@ def serve(settings: Settings) -> None:
     log_to_stderr(settings)
     try:
         with open_database(settings) as opened:
-            status = asyncio.run(_serve(opened))
+            # Of the settings as they were given: `opened` names an embedded database.
+            shown = configuration(settings, sources(click.get_current_context()))
+            status = asyncio.run(_serve(opened, shown))
             faulthandler.cancel_dump_traceback_later()
     except Interrupted:
         log.info("stopped before it had started")
@@ -58,7 +62,7 @@ def serve(settings: Settings) -> None:
     sys.exit(status)
 
 
-async def _serve(settings: Settings) -> int:
+async def _serve(settings: Settings, shown: dict[str, Any]) -> int:
     from wfe_persistence.app import VERSION, Server
     from wfe_persistence.errors import CannotServeError
     from wfe_persistence.rpc.connections import raise_descriptor_limit
@@ -85,7 +89,7 @@ async def _serve(settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, in_loop)
     try:
-        async with Server(settings, hurry) as server:
+        async with Server(settings, hurry, shown) as server:
             if settings.audit_log:
 
                 def on_hangup(*_: object) -> None:

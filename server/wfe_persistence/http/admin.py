@@ -1,8 +1,8 @@
-"""What the admin port answers: `/livez`, `/readyz`, `/metrics`, `/version`.
+"""What the admin port answers: `/livez`, `/readyz`, `/version`, and the pages that are added.
 
 Probes are for everybody, because a kubelet has no credentials: they say whether, but why only to
-those who may see it. All else takes the role `monitor` in all namespaces (`*`), if callers have to
-authenticate.
+those who may see it. All else takes a role in all namespaces (`*`), if callers have to
+authenticate: `monitor` unless the page takes another one.
 """
 
 from __future__ import annotations
@@ -58,11 +58,12 @@ class Admin:
         self._access = access
         self._checks = checks
         self._versions = versions
-        self._pages: dict[str, Handler] = {"/version": self._version}
+        self._pages: dict[str, tuple[Role, Handler]] = {}
+        self.add("/version", Role.MONITOR, self._version)
 
-    def add(self, path: str, page: Handler) -> None:
-        """Answer requests for a path, too: of those who may see it."""
-        self._pages[path] = page
+    def add(self, path: str, role: Role, page: Handler) -> None:
+        """Answer requests for a path, too, of those who have this role in all namespaces."""
+        self._pages[path] = role, page
 
     async def answer(self, request: Request) -> Response:
         """The response to a request."""
@@ -71,11 +72,11 @@ class Admin:
             return _probe(request, [CheckResult("ping", "")], why=False)
         if request.path == "/readyz":
             return await self._readyz(request)
+        role, page = self._pages.get(request.path, (Role.MONITOR, None))
         try:
-            await self._require_monitor(request)
+            await self._require(role, request)
         except PersistenceError as exc:
             return self._refuse(request, exc)
-        page = self._pages.get(request.path)
         if page is None:
             known = " ".join(sorted(("/livez", "/readyz", *self._pages)))
             return Response.text(HTTPStatus.NOT_FOUND, f"not found; there is {known}")
@@ -85,26 +86,25 @@ class Admin:
         why = self._access is None
         if not why and "verbose" in request.query:
             try:
-                await self._require_monitor(request)
+                await self._require(Role.MONITOR, request)
                 why = True
             except PersistenceError:
                 pass  # a probe without credentials
         return _probe(request, self._checks(), why=why)
 
     async def _version(self, _: Request) -> Response:
-        body = json.dumps(dict(self._versions())).encode() + b"\n"
-        return Response(HTTPStatus.OK, body, "application/json")
+        return json_response(self._versions())
 
-    async def _require_monitor(self, request: Request) -> None:
+    async def _require(self, role: Role, request: Request) -> None:
         if self._access is None:
             return
         authorization = request.headers.get("authorization", [])
         properties = certificate_properties(request.certificate)
         principal = await self._access.identify(authorization, properties)
-        if not self._access.rights(principal).allow_everywhere(Role.MONITOR):
+        if not self._access.rights(principal).allow_everywhere(role):
             raise PersistenceError(
                 ErrorReason.ERROR_REASON_ACCESS_DENIED,
-                f"requires the role {Role.MONITOR.label} in all namespaces (*), which {principal} "
+                f"requires the role {role.label} in all namespaces (*), which {principal} "
                 "does not have",
             )
 
@@ -121,6 +121,12 @@ class Admin:
         if error.reason == ErrorReason.ERROR_REASON_ACCESS_DENIED:
             return Response.text(HTTPStatus.FORBIDDEN, str(error))
         return Response.text(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+
+
+def json_response(value: Mapping[str, object]) -> Response:
+    """A response that is one JSON object."""
+    body = json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
+    return Response(HTTPStatus.OK, body, "application/json")
 
 
 def _probe(request: Request, checks: Iterable[CheckResult], *, why: bool) -> Response:

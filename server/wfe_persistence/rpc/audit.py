@@ -127,8 +127,8 @@ class Entry:
     """What the log says about one call; nobody needs to know whether there is a log."""
 
     __slots__ = (
-        "_audit", "_done", "_ids", "_method", "_request_id", "_seen",
-        "caller", "is_dry_run", "is_truncated", "namespace", "peer",
+        "_audit", "_ids", "_method", "_request_id", "_seen",
+        "caller", "is_dry_run", "is_truncated", "namespace", "outcome", "peer", "reason",
     )  # fmt: skip
 
     def __init__(self, audit: Audit | None, method: Method, peer: str, namespace: str) -> None:
@@ -137,12 +137,14 @@ class Entry:
         self._ids: dict[str, list[str]] = {}
         self._seen: set[str] = set()
         self._request_id = ""
-        self._done = False
         self.peer = peer
         self.namespace = namespace
         self.caller: Caller | None = None
         self.is_dry_run = False
         self.is_truncated = False
+        self.outcome = ""
+        """`OK`, a reason, `CANCELLED` or `NOT_RECEIVED`; empty: the call has not ended."""
+        self.reason: ErrorReason.ValueType | None = None
 
     def names(self, message: Message) -> None:
         """Note the ids in the request or the response, each once. Nothing of the message is kept
@@ -163,9 +165,11 @@ class Entry:
 
     def ended(self, outcome: str, reason: ErrorReason.ValueType | None = None) -> None:
         """Log the call, once, unless it is a read that was not refused."""
-        if self._audit is None or self._done:
+        if self.outcome:
             return
-        self._done = True
+        self.outcome, self.reason = outcome, reason
+        if self._audit is None:
+            return
         if self._method.is_write or reason in REFUSALS:
             self._audit.write(self._line(outcome))
 

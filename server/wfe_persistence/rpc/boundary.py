@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import traceback
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
-from wfe_persistence import offload
+from wfe_persistence import metrics, offload
 from wfe_persistence.errors import PersistenceError, invalid_field, shutting_down, too_large
 from wfe_persistence.recurring import RecurringWarnings
 from wfe_persistence.rpc.audit import Audit, Entry
@@ -34,7 +35,7 @@ from wfe_persistence.rpc.guard import Caller, Guard, namespace_of
 from wfe_persistence.rpc.intake import Intake, Place
 from wfe_persistence.rpc.limits import Limits
 from wfe_persistence.rpc.services import Method, Service
-from wfe_persistence.rpc.status import abort, reason_name
+from wfe_persistence.rpc.status import STATUS_OF, abort, reason_name
 from wfe_persistence.store.tables import Store
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,11 @@ _OVERLOAD = frozenset(
         ErrorReason.ERROR_REASON_NAMESPACE_BUSY,
     }
 )
+
+# As gRPC has them in a context.
+_CODES: Final[dict[Any, str]] = {
+    key: code.name for code in grpc.StatusCode for key in (code, code.value[0])
+}
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -85,6 +91,8 @@ class Boundary:
         )
 
     def _handler(self, method: Method, function: Any) -> grpc.RpcMethodHandler[bytes, bytes]:
+        # From the beginning, so that the first call is seen as an increase.
+        metrics.CALLS.add((*method.labels, "OK"), 0)
         if method.descriptor.server_streaming:
             return grpc.stream_stream_rpc_method_handler(self._stream(method, function))
         return grpc.stream_unary_rpc_method_handler(self._unary(method, function))
@@ -100,6 +108,7 @@ class Boundary:
                 await self._intake.refuse(context)
             with self._intake.admit(context, deadline) as place:
                 data = await place.receive()
+                metrics.RECEIVED_BYTES.add(method.labels, len(data))
                 async with self._intake.deadlines.until(deadline):
                     request, call = await self._open(data, caller, method, entry, place)
                     del data
@@ -113,6 +122,7 @@ class Boundary:
             with self._observed(method, context) as entry:
                 try:
                     data = await answer(context, entry)
+                    metrics.SENT_BYTES.add(method.labels, len(data))
                     _observe(method, None, entry)
                 except Exception as exc:
                     await self._fail(method, exc, context, entry)
@@ -136,6 +146,7 @@ class Boundary:
                 await self._intake.refuse(context)
             with self._intake.admit(context, deadline) as place:
                 data = await place.receive()
+                metrics.RECEIVED_BYTES.add(method.labels, len(data))
                 async with self._intake.deadlines.until(deadline):
                     request, call = await self._open(data, caller, method, entry, place)
                     del data
@@ -144,6 +155,7 @@ class Boundary:
                             async for page in pages:
                                 messages = deque(map(self._encode, page))
                                 del page
+                                metrics.SENT_BYTES.add(method.labels, sum(map(len, messages)))
                                 await self._send(messages, context)
 
         async def handle(_: object, context: Context) -> None:
@@ -158,7 +170,9 @@ class Boundary:
 
     @contextmanager
     def _observed(self, method: Method, context: Context) -> Iterator[Entry]:
-        """The call in the audit log, where it stands in any case after this."""
+        """The call in the audit log and in the metrics, where it stands in any case after this."""
+        began = time.perf_counter()
+        metrics.CALLS_IN_PROGRESS.add(method.labels)
         if self._audit is None:
             entry = Entry(None, method, "", "")
         else:
@@ -174,6 +188,10 @@ class Boundary:
         except grpc.aio.AbortError:
             entry.ended("NOT_RECEIVED")  # unless it has ended with an error of its own
             raise
+        finally:
+            metrics.CALLS_IN_PROGRESS.add(method.labels, -1)
+            metrics.CALL_SECONDS.observe(time.perf_counter() - began, method.labels)
+            metrics.CALLS.add((*method.labels, _code(entry, context)))
 
     async def _identify(self, context: Context, method: Method, entry: Entry) -> Caller:
         """Who calls; raises PersistenceError unless they may make this call, as far as that does
@@ -347,7 +365,7 @@ def _let_go_of_locals(exc: BaseException | None) -> None:
 
 
 def _observe(method: Method, error: PersistenceError | None, entry: Entry) -> None:
-    """Log the outcome of a call; None: it succeeded. The place for metrics."""
+    """Note the outcome of a call; None: it succeeded."""
     if error is None:
         entry.ended("OK")
         log.debug("%s: OK", method.name)
@@ -357,3 +375,12 @@ def _observe(method: Method, error: PersistenceError | None, entry: Entry) -> No
     log.debug("%s: %s: %s", method.name, name, error)
     if error.reason in _OVERLOAD:
         refusals.warn(name, f"calls are refused with {name}: {error}")
+
+
+def _code(entry: Entry, context: Context) -> str:
+    """The name of the status code that a call has ended with."""
+    if entry.reason is not None:
+        return STATUS_OF[entry.reason].name
+    if entry.outcome == "NOT_RECEIVED":
+        return _CODES.get(context.code(), "UNKNOWN")
+    return entry.outcome or "UNKNOWN"

@@ -141,6 +141,8 @@ class Method:
     required_role: Role
     adds: bool
     """Whether it may add rows or bytes to a namespace."""
+    labels: tuple[str, str, str]
+    """What it is called in metrics: its type, its service, its name."""
 
     @property
     def is_write(self) -> bool:
@@ -172,6 +174,11 @@ class Service:
                 namespace_field=NAMESPACE_FIELD.get(method.name),
                 required_role=REQUIRED_ROLE.get(method.name, Role.ADMIN),
                 adds=method.name in ADDS,
+                labels=(
+                    "server_stream" if method.server_streaming else "unary",
+                    self.name,
+                    method.name,
+                ),
             )
             for method in self.descriptor.methods
         )

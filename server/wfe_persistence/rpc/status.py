@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
+from wfe_persistence import metrics
 from wfe_persistence.errors import PersistenceError
 
 DOMAIN: Final = "wfe.persistence"
@@ -111,6 +112,7 @@ async def abort(
     context: grpc.aio.ServicerContext[typing.Any, typing.Any], error: PersistenceError
 ) -> NoReturn:
     """End a call with the status of an error. Raises AbortError, or what `abort` of gRPC raises."""
+    metrics.CALL_ERRORS.add((reason_name(error.reason),))
     await context.abort(
         STATUS_OF[error.reason],
         shortened(str(error), _MAX_MESSAGE_BYTES),

@@ -22,8 +22,8 @@ class Listening:
     admin_listen: Annotated[
         str,
         About(
-            "Listen address of the admin port: HTTP with /livez, /readyz and /version. With "
-            "tls-cert it is HTTPS.",
+            "Listen address of the admin port: HTTP with /livez, /readyz, /metrics, /config and "
+            "/version. With tls-cert it is HTTPS.",
             metavar="HOST:PORT",
             default_help="none",
         ),

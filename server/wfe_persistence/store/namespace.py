@@ -106,6 +106,10 @@ class Namespaces:
             raise
         return not version.is_outdated
 
+    def count_loaded(self) -> int:
+        """How many stores are remembered."""
+        return len(self._bound)
+
     def forget(self, name: str) -> None:
         """Check again on the next use whether it exists; another server may have deleted it."""
         self._bound.pop(name, None)

@@ -1,0 +1,160 @@
+"""What the server counts. Every layer may report here; `http/metrics.py` shows it to Prometheus.
+
+The numbers are plain Python objects, because a count must cost next to nothing: prometheus-client
+takes a lock for each. So they may be changed on the event loop only; others may read them. They
+belong to the process: the numbers of several processes are to be added.
+
+Names and units follow the rules of Prometheus. The labels of a metric have few values: the methods,
+the codes, the statements; never anything that a caller chooses.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+Labels = tuple[str, ...]
+"""The values of a metric's labels, in their order."""
+
+PREFIX: Final = "wfe_persistence_"
+
+_CALL: Final = ("grpc_type", "grpc_service", "grpc_method")
+
+# Seconds.
+_CALL_BOUNDS: Final = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+)  # fmt: skip
+
+
+@dataclass(slots=True, eq=False)
+class Counter:
+    """Numbers that only grow, one for each combination of labels."""
+
+    name: str
+    help: str
+    labels: Labels = ()
+    values: dict[Labels, float] = field(default_factory=dict)
+
+    def add(self, labels: Labels = (), by: float = 1) -> None:
+        """Count."""
+        self.values[labels] = self.values.get(labels, 0) + by
+
+
+@dataclass(slots=True, eq=False)
+class Gauge:
+    """Numbers that go up and down: counted with `add`, or looked up by `read` when they are
+    needed."""
+
+    name: str
+    help: str
+    labels: Labels = ()
+    values: dict[Labels, float] = field(default_factory=dict)
+    read: Callable[[], Iterable[tuple[Labels, float]]] | None = None
+
+    def add(self, labels: Labels = (), by: float = 1) -> None:
+        """Count up, or down."""
+        self.values[labels] = self.values.get(labels, 0) + by
+
+    def current(self) -> Sequence[tuple[Labels, float]]:
+        """The numbers now."""
+        return list(self.values.items() if self.read is None else self.read())
+
+
+@dataclass(slots=True, eq=False)
+class Distribution:
+    """How many values there were up to each bound and in all, and their sum."""
+
+    counts: list[int]
+    """Those up to each bound but above the one before; those above all bounds last."""
+    sum: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Histogram:
+    """Distributions of values, one for each combination of labels."""
+
+    name: str
+    help: str
+    labels: Labels
+    bounds: tuple[float, ...]
+    values: dict[Labels, Distribution] = field(default_factory=dict)
+
+    def of(self, labels: Labels = ()) -> Distribution:
+        """The distribution of a combination of labels."""
+        found = self.values.get(labels)
+        if found is None:
+            found = self.values[labels] = Distribution([0] * (len(self.bounds) + 1))
+        return found
+
+    def observe(self, value: float, labels: Labels = ()) -> None:
+        """Count a value."""
+        distribution = self.of(labels)
+        distribution.counts[bisect_left(self.bounds, value)] += 1
+        distribution.sum += value
+
+
+Metric = Counter | Gauge | Histogram
+M = TypeVar("M", Counter, Gauge, Histogram)
+
+METRICS: Final[list[Metric]] = []
+"""All metrics of the server's own, in the order of their declaration."""
+
+
+def _declared(metric: M) -> M:
+    METRICS.append(metric)
+    return metric
+
+
+# ----- calls; the first names are those of the gRPC middleware that etcd and SpiceDB use -----
+
+CALLS: Final = _declared(
+    Counter(
+        "grpc_server_handled_total",
+        "Calls that have ended, by their status code. CANCELLED: their client has hung up.",
+        (*_CALL, "grpc_code"),
+    )
+)
+CALL_SECONDS: Final = _declared(
+    Histogram(
+        "grpc_server_handling_seconds",
+        "How long calls took, from their arrival to their end.",
+        _CALL,
+        _CALL_BOUNDS,
+    )
+)
+CALLS_IN_PROGRESS: Final = _declared(
+    Gauge(f"{PREFIX}calls_in_progress", "Calls that have not ended yet.", _CALL)
+)
+RECEIVED_BYTES: Final = _declared(
+    Counter(
+        f"{PREFIX}received_bytes_total", "Size of the requests that were received, encoded.", _CALL
+    )
+)
+SENT_BYTES: Final = _declared(
+    Counter(f"{PREFIX}sent_bytes_total", "Size of the responses that were sent, encoded.", _CALL)
+)
+CALL_ERRORS: Final = _declared(
+    Counter(
+        f"{PREFIX}call_errors_total",
+        "Calls that have failed, by the reason in their ErrorInfo: refused for access "
+        "(ACCESS_DENIED, CREDENTIALS_INVALID, …), for limits (CALLER_LIMITED, NAMESPACE_FULL, "
+        "TOO_MANY_CALLS, …), and all others.",
+        ("reason",),
+    )
+)
+
+# ----- the process -----
+
+LOOP_LAG: Final = _declared(
+    Histogram(
+        f"{PREFIX}event_loop_lag_seconds",
+        "How much later than planned the event loop runs what is due, looked at 4 times a second.",
+        (),
+        (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
+    )
+)
+NAMESPACES_LOADED: Final = _declared(
+    Gauge(f"{PREFIX}namespaces_loaded", "Namespaces that the server has looked up and remembers.")
+)

@@ -1,0 +1,185 @@
+"""Metrics, over real scrapes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Final
+
+import grpc
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from tests.support import make
+from tests.support.admin import AdminServer
+from tests.support.api import Api, connect
+from wfe.persistence.v1.event_pb2 import CreateEventRequest, GetEventRequest
+from wfe.persistence.v1.workflow_pb2 import GetWorkflowInstanceRequest
+from wfe_persistence import metrics
+
+OPEN_METRICS: Final = "application/openmetrics-text; version=1.0.0"
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+@pytest.fixture
+def server(tmp_path: Path, database_url: str) -> Iterator[AdminServer]:
+    with AdminServer(tmp_path / "log", "--db-url", database_url) as server:
+        yield server
+    assert "bug" not in server.log()
+
+
+@pytest.fixture
+async def api(server: AdminServer) -> AsyncIterator[Api]:
+    async with connect(server.address) as channel:
+        yield Api(channel)
+
+
+class Scrape:
+    """What one scrape says."""
+
+    def __init__(self, server: AdminServer) -> None:
+        answer = server.get("/metrics")
+        assert answer.status == 200
+        self.families = {family.name: family for family in parse_text(answer.text)}
+        self.samples = [sample for family in self.families.values() for sample in family.samples]
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum of the samples with this name and these labels."""
+        return sum(
+            sample.value
+            for sample in self.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+
+async def eventually(server: AdminServer, name: str, value: float, **labels: str) -> Scrape:
+    """The first scrape in which a number is at least this."""
+    deadline = time.monotonic() + 30
+    while True:
+        scrape = await asyncio.to_thread(Scrape, server)
+        if scrape.total(name, **labels) >= value:
+            return scrape
+        assert time.monotonic() < deadline, (name, labels, scrape.total(name, **labels))
+        await asyncio.sleep(0.05)
+
+
+async def test_calls_are_counted(server: AdminServer, api: Api) -> None:
+    before = Scrape(server)
+    assert before.total("grpc_server_handled_total", grpc_method="CreateEvent") == 0
+    sizes = 0
+    for _ in range(3):
+        request = CreateEventRequest(event=make.event())
+        sizes += request.ByteSize()
+        created = await api.events.CreateEvent(request)
+        await api.events.GetEvent(GetEventRequest(id=created.id))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await api.workflows.GetWorkflowInstance(GetWorkflowInstanceRequest(id="none"))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await api.events.CreateEvent(CreateEventRequest())
+
+    scrape = Scrape(server)
+    service = "wfe.persistence.v1.EventService"
+    of_create = {"grpc_service": service, "grpc_method": "CreateEvent", "grpc_type": "unary"}
+    assert scrape.total("grpc_server_handled_total", **of_create, grpc_code="OK") == 3
+    assert scrape.total("grpc_server_handled_total", **of_create, grpc_code="INVALID_ARGUMENT") == 1
+    assert scrape.total("grpc_server_handling_seconds_count", **of_create) == 4
+    assert 0 < scrape.total("grpc_server_handling_seconds_sum", **of_create) < 60
+    assert scrape.total("wfe_persistence_received_bytes_total", **of_create) == sizes
+    assert scrape.total("wfe_persistence_sent_bytes_total", **of_create) > 0
+    assert (
+        scrape.total(
+            "grpc_server_handled_total", grpc_method="GetWorkflowInstance", grpc_code="NOT_FOUND"
+        )
+        == 1
+    )
+    assert scrape.total("wfe_persistence_call_errors_total", reason="WORKFLOW_NOT_FOUND") == 1
+    assert scrape.total("wfe_persistence_call_errors_total", reason="INVALID_FIELD") == 1
+    assert scrape.total("wfe_persistence_calls_in_progress") == 0
+    assert scrape.total("wfe_persistence_namespaces_loaded") == 1
+    assert scrape.total("process_cpu_seconds_total") > 0
+
+
+async def test_hang_ups_are_counted(server: AdminServer, api: Api, database_url: str) -> None:
+    import psycopg
+
+    async with await psycopg.AsyncConnection.connect(database_url) as blocker:
+        await blocker.execute("LOCK TABLE wfc.events")
+        call = api.events.CreateEvent(CreateEventRequest(event=make.event()))
+        await eventually(server, "wfe_persistence_calls_in_progress", 1, grpc_method="CreateEvent")
+        call.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await call
+        scrape = await eventually(
+            server, "grpc_server_handled_total", 1, grpc_method="CreateEvent", grpc_code="CANCELLED"
+        )
+        assert scrape.total("wfe_persistence_calls_in_progress") == 0
+
+
+async def test_the_event_loop_is_watched(server: AdminServer) -> None:
+    await eventually(server, "wfe_persistence_event_loop_lag_seconds_count", 2)
+
+
+def test_both_formats(server: AdminServer) -> None:
+    text = server.get("/metrics")
+    assert text.headers["content-type"].startswith("text/plain; version=")
+    open_metrics = server.get("/metrics", {"Accept": OPEN_METRICS})
+    assert open_metrics.headers["content-type"].startswith("application/openmetrics-text")
+    assert open_metrics.text.endswith("# EOF\n")
+    names = {family.name for family in parse_open(open_metrics.text)}  # type: ignore[no-untyped-call]
+    assert {metric.name.removesuffix("_total") for metric in metrics.METRICS} <= names
+    assert "wfe_persistence_build" in names
+
+
+def test_config_has_no_secrets(tmp_path: Path, database_url: str) -> None:
+    url = database_url.replace("postgres@", "postgres:hunter2@")
+    with AdminServer(tmp_path / "log", "--db-url", url, "--pool-size", "3") as server:
+        answer = server.get("/config")
+        scraped = server.get("/metrics").text
+    assert answer.status == 200
+    assert "hunter2" not in answer.text + scraped
+    shown = json.loads(answer.text)
+    assert shown["settings"]["pool-size"] == {"value": 3, "source": "flag", "from": "--pool-size"}
+    assert shown["settings"]["db-url"]["value"] == "***"
+
+
+# ----- the rules for names: https://prometheus.io/docs/practices/naming/ -----
+
+NAME: Final = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+# What promtool's linter wants to be base units, and the words for other ones.
+OTHER_UNITS: Final = re.compile(
+    r"_(milli|micro|nano)?(second|byte|minutes?|hours?|days?|ms|us|ns|kb|mb|percent|kilobytes|"
+    r"megabytes|milliseconds|microseconds|nanoseconds)(_|$)"
+)
+TYPES: Final = re.compile(r"_(counter|gauge|histogram|metric|count|sum|bucket|info)$")
+RESERVED: Final = {"le", "quantile", "job", "instance"}
+
+
+@pytest.mark.parametrize("metric", metrics.METRICS, ids=lambda m: str(m.name))
+def test_names_follow_the_rules(metric: metrics.Metric) -> None:
+    assert NAME.fullmatch(metric.name)
+    assert metric.name.startswith((metrics.PREFIX, "grpc_server_"))
+    assert metric.name.endswith("_total") == isinstance(metric, metrics.Counter)
+    assert not OTHER_UNITS.search(metric.name)
+    assert not TYPES.search(metric.name)
+    if isinstance(metric, metrics.Histogram):
+        assert metric.name.endswith(("_seconds", "_bytes"))
+        assert list(metric.bounds) == sorted(set(metric.bounds))
+    assert metric.help[0].isupper()
+    assert metric.help.endswith(".")
+    assert len(set(metric.labels)) == len(metric.labels)
+    for label in metric.labels:
+        assert NAME.fullmatch(label)
+        assert label not in RESERVED
+        assert label not in metric.name.split("_")
+
+
+def test_names_are_unique() -> None:
+    names = [metric.name for metric in metrics.METRICS]
+    assert len(set(names)) == len(names)
