@@ -1,6 +1,7 @@
 import { readFileSync } from "node:fs";
 import type { Interceptor, Transport } from "@connectrpc/connect";
 import { createGrpcTransport } from "@connectrpc/connect-node";
+import { withRetries } from "./retry.js";
 
 /**
  * The connection as the environment says: WFE_TLS_CA, WFE_TLS_CERT and WFE_TLS_KEY name PEM files,
@@ -15,7 +16,8 @@ export function transport(target: string): Transport {
     baseUrl: `${ca ? "https" : "http"}://${target}`,
     // Every call has its own deadline: without one, the server's default applies.
     defaultTimeoutMs: 10_000,
-    interceptors: hasToken ? [withToken] : [],
+    // Each attempt has the token of its time.
+    interceptors: hasToken ? [withRetries, withToken] : [withRetries],
     nodeOptions: ca ? { ca: read(ca), cert: read(cert), key: read(key) } : {},
   });
 }

@@ -119,7 +119,8 @@ class Host {
       await change(instance);
       const expectedRevision = instance.revision;
       try {
-        const request = { instance, subscriptions, expectedRevision };
+        const requestId = randomUUID(); // so that the write can be repeated after a lost response
+        const request = { instance, subscriptions, expectedRevision, requestId };
         return (await this.#workflows.persistWorkflowWithSubscriptions(request)).revision;
       } catch (error) {
         const { reason, metadata } = failure(error);
