@@ -7,6 +7,7 @@ from wfe.persistence.v1 import queue_pb2
 from wfe_persistence_client import convert
 from wfe_persistence_client.calls import all_lost
 from wfe_persistence_client.connection import LARGEST_PAGE
+from wfe_persistence_client.deadline import Deadline
 from wfe_persistence_client.errors import LeaseLost
 from wfe_persistence_client.misfit import build
 from wfe_persistence_client.model import (
@@ -69,13 +70,14 @@ class Queues(Saving):
             return_items: items to give back; at most 1000.
             include_workflow: whether to return the workflow that has an item's id with it.
             view: how much of each workflow to return.
-            wait: how long to wait if there is no item, up to 60 s, and within `timeout`;
-                None: not at all.
+            wait: how long to wait if there is no item, up to 60 s, in addition to
+                `timeout`; None: not at all.
 
         Raises:
             LeaseLost: some of the items are no longer held under their receipts; nothing was
                 changed, and nothing handed out.
         """
+        waiting = 0.0 if wait is None else max(wait.total_seconds(), 0.0)
         response = await self._calls.unary(
             self._queues.Dequeue,
             build(
@@ -90,6 +92,8 @@ class Queues(Saving):
                 view=convert.view(view),
                 wait=convert.optional_duration(wait),
             ),
+            # The wait ends before the deadline, on which the server decides.
+            Deadline(self._calls.timeout + waiting),
         )
         return convert.dequeued_from_proto(response, self._read)
 

@@ -27,6 +27,7 @@ from wfe_persistence.store import (
     columns,
     command,
     commit,
+    dequeue,
     event,
     lock,
     migrate,
@@ -34,6 +35,7 @@ from wfe_persistence.store import (
     namespace_list,
     owner,
     purge,
+    queue,
     readiness,
     rows,
     subscription,
@@ -302,6 +304,37 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     "a claim that ignores leases": (
         replace(command, "CLAIM_COMMANDS", "lease_expiry IS NULL OR lease_expiry <= now()", "TRUE"),
         "test_commands.py::test_claimed_command_is_not_claimed_again",
+    ),
+    "items handed out without row locks": (
+        paused(
+            replace(dequeue, "DEQUEUE", "FOR UPDATE SKIP LOCKED", ""),
+            dequeue, "DEQUEUE", "wfc.queue_items",
+        ),
+        "test_queue_concurrency.py::test_each_item_is_handled_once",
+    ),
+    "attempts that are not counted": (
+        replace(dequeue, "DEQUEUE", "least(i.attempt, 2147483646) + 1", "1"),
+        "test_queue_people.py::test_returned_item_dies_after_max_attempts",
+    ),
+    "an acknowledgement without its lease": (
+        replace(queue, "ACKNOWLEDGE", "AND i.lease_id = g.lease_id", ""),
+        "test_queues.py::test_altered_receipts_acknowledge_nothing",
+    ),
+    "items handed out although what was handled before is lost": (
+        replace(dequeue, "DEQUEUE", "WHERE coalesce(", "WHERE TRUE OR coalesce("),
+        "test_queues.py::test_nothing_is_changed_and_handed_out_if_one_is_lost",
+    ),
+    "an item handed out while it is handled": (
+        replace(queue, "ENQUEUE", "THEN i.visible_time\n", "THEN g.visible_time\n"),
+        "test_queues.py::test_item_enqueued_while_it_is_handled_comes_once_more",
+    ),
+    "an item forgotten that was enqueued while it was handled": (
+        replace(queue, "ENQUEUE", "THEN least(i.again_time, g.visible_time) END", "THEN NULL END"),
+        "test_queues.py::test_item_enqueued_while_it_is_handled_comes_once_more",
+    ),
+    "items handed out whoever holds their locks": (
+        replace(dequeue, "DEQUEUE", "(blocked_by = '{}' OR", "(TRUE OR"),
+        "test_queues.py::test_item_is_withheld_while_somebody_holds_a_lock",
     ),
     "a claim without row locks": (
         paused(

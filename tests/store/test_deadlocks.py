@@ -20,6 +20,7 @@ from tests.support import make
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.event_pb2 import Event
 from wfe.persistence.v1.lock_pb2 import AcquireLockRequest
+from wfe.persistence.v1.queue_pb2 import Acknowledgement, DequeueRequest, ReturnedItem
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
 from wfe.persistence.v1.workflow_pb2 import (
     CommitWorkflowRequest,
@@ -33,10 +34,12 @@ from wfe_persistence.settings import Settings
 from wfe_persistence.store import (
     command,
     commit,
+    dequeue,
     error_log,
     event,
     lock,
     purge,
+    queue,
     subscription,
     workflow,
 )
@@ -58,6 +61,7 @@ DEADLOCKS: Final = "SELECT deadlocks FROM pg_stat_database WHERE datname = curre
 WORKFLOWS: Final = [f"w{i}" for i in range(8)]
 SUBSCRIPTIONS: Final = [f"s{i:02}" for i in range(20)]
 EVENTS: Final = [f"e{i:02}" for i in range(20)]
+ITEMS: Final = [(f"q{i % 2}", f"i{i:02}") for i in range(20)]
 COMMANDS: Final = [f"c{i:02}" for i in range(40)]
 RESOURCES: Final = [f"r{i:02}" for i in range(20)]
 
@@ -81,6 +85,7 @@ class Mix:
 
     def __init__(self, store: Store, seed: int) -> None:
         self.store = store
+        self.waiters = Waiters()
         self.random = random.Random(seed)
         self.done: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
@@ -246,6 +251,42 @@ class Mix:
         for data in self.some(COMMANDS)[:3]:
             await command.schedule_command(self.store, make.command(data=data, execute_time=0))
 
+    async def enqueue(self) -> None:
+        items = [make.item(queue_, id=id_) for queue_, id_ in self.random.sample(ITEMS, 10)]
+        await queue.enqueue(self.store, items, self.waiters)
+
+    async def enqueue_new(self) -> None:
+        items = [make.item("q0", id=id_) for id_ in self.new("i")]
+        await queue.enqueue(self.store, items, self.waiters)
+
+    async def dequeued(self) -> list[str]:
+        """Receipts, in any order."""
+        request = DequeueRequest(queues=["q0", "q1"], worker_id="worker")
+        items, _ = await dequeue.dequeue(
+            self.store, request, 10, 60_000, 1_000_000, 0.0, self.waiters
+        )
+        return self.random.sample([item.receipt for item in items], len(items))
+
+    async def settle(self) -> None:
+        taken = await self.dequeued()
+        await queue.renew_items(self.store, taken, 60_000)
+        half = len(taken) // 2
+        request = DequeueRequest(
+            queues=["q1", "q0"],
+            acknowledge=[Acknowledgement(receipt=receipt) for receipt in taken[:half]],
+            return_items=[ReturnedItem(receipt=receipt) for receipt in taken[half:]],
+        )
+        await dequeue.dequeue(self.store, request, 3, 1, 1_000_000, 0.0, self.waiters)
+
+    async def acknowledge(self) -> None:
+        taken = [Acknowledgement(receipt=receipt) for receipt in await self.dequeued()]
+        await queue.acknowledge(self.store, taken, self.waiters)
+
+    async def tidy_queue(self) -> None:
+        ids = [id_ for _, id_ in self.random.sample(ITEMS, 5)]
+        await queue.requeue_items(self.store, "q0", ids, 5, self.waiters)
+        await queue.delete_items(self.store, "q1", ids, 5)
+
     async def persist_with_subscriptions(self) -> None:
         subscriptions = self.subscriptions()
         request = PersistWorkflowWithSubscriptionsRequest(
@@ -282,9 +323,8 @@ class Mix:
 
 ALL: Final = [name for name, value in vars(Mix).items() if asyncio.iscoroutinefunction(value)]
 # Helpers of the others; and what ended is created anew often enough.
-WRITES: Final = [
-    name for name in ALL if name not in ("commit", "claimed", "locked", "all_locked")
-] + ["create"] * 4
+HELPERS: Final = ("commit", "claimed", "locked", "all_locked", "dequeued")
+WRITES: Final = [name for name in ALL if name not in HELPERS] + ["create"] * 4
 
 
 @pytest.fixture
@@ -381,6 +421,18 @@ FAULTS: Final[dict[str, tuple[ModuleType, tuple[str, ...], str, str, list[str]]]
     "locks in any order": (
         lock, ("RENEW_LOCKS",), "ORDER BY resource FOR", "ORDER BY random() FOR",
         ["renew_same_locks"],
+    ),
+    "items enqueued in any order": (
+        queue, ("ENQUEUE",), "FROM fresh ORDER BY queue, id",
+        "FROM fresh WHERE pg_sleep(0.001)::text IS NOT NULL", ["enqueue_new"],
+    ),
+    "items locked in any order": (
+        queue, ("ENQUEUE",), "FROM given ORDER BY queue, id", "FROM given ORDER BY random()",
+        ["enqueue"],
+    ),
+    "receipts in any order": (
+        queue, ("ACKNOWLEDGE", "RENEW_ITEMS"), "ORDER BY i.queue, i.id",
+        "ORDER BY random()", ["acknowledge", "settle", "enqueue"],
     ),
 }  # fmt: skip
 

@@ -30,7 +30,7 @@ from wfe_persistence.store.rows import (
     read_json,
     read_time,
     text,
-    text_list,
+    text_array,
 )
 from wfe_persistence.store.tables import Store
 from wfe_persistence.store.waiting import Waiter, Waiters
@@ -59,17 +59,20 @@ _ITEM_BYTES: Final = f"""octet_length(queue) + octet_length(id)
                 + octet_length(array_to_string(blocked_by, '')) + 4 * cardinality(blocked_by)
                 + {_CLAIM_BYTES}"""
 
-_UNBLOCKED: Final = f"""NOT EXISTS (
+# Most items are blocked by nothing, and the locks are looked up for the others only.
+_UNBLOCKED: Final = f"""(blocked_by = '{{}}' OR NOT EXISTS (
                 SELECT FROM wfc.locks l
-                WHERE l.resource = ANY (blocked_by) AND {unexpired("l.expiry")})"""
+                WHERE l.resource = ANY (blocked_by) AND {unexpired("l.expiry")}))"""
 
 # $1 the queues, $2 the most items, $3 the lease in ms, $4 its id, $5 the worker, $6 the most bytes.
 # An item that was handed out too often dies here, if its last lease has expired; if that is all
-# there was, there may be others behind. There is always a row, which tells how many died.
+# there was, there may be others behind. There is always a row, which tells how many died. (Of an
+# array the planner knows the length. It must not expect many times the rows and the cost, or the
+# database compiles the statement at each call.)
 DEQUEUE = f"""
 WITH wanted AS MATERIALIZED (
     SELECT g.name, q.max_attempts
-    FROM jsonb_array_elements_text($1::jsonb) AS g(name)
+    FROM unnest($1::text[]) AS g(name)
     LEFT JOIN wfc.queues q ON q.name = g.name
     WHERE coalesce(current_setting('wfe.settled', TRUE), '') <> 'false'
 ), visible AS MATERIALIZED (
@@ -148,7 +151,7 @@ async def dequeue(
 # some, and these locks.
 NEXT_ITEM = f"""
 WITH wanted AS MATERIALIZED (
-    SELECT name FROM jsonb_array_elements_text($1::jsonb) AS g(name)
+    SELECT name FROM unnest($1::text[]) AS g(name)
 ), coming AS (
     SELECT i.visible_time AS at FROM wanted w, LATERAL (
         SELECT visible_time FROM wfc.queue_items
@@ -204,7 +207,7 @@ class _Ask:
 
     async def pause(self, waiter: Waiter) -> float:
         """How long to wait before the next look, unless woken: in seconds."""
-        row = await self.store.read(NEXT_ITEM, text_list(self.request.queues))
+        row = await self.store.read(NEXT_ITEM, text_array(self.request.queues))
         resources = json.loads(read_json(row.get_value(0, 1)))
         waiter.watch(release_line(self.store, resource) for resource in resources)
         seconds = self.poll * random.uniform(0.5, 1)
@@ -215,7 +218,7 @@ class _Ask:
 
     def _params(self, lease_id: str) -> Sequence[Param]:
         return (
-            text_list(self.request.queues),
+            text_array(self.request.queues),
             integer(self.max_items),
             integer(self.lease_ms),
             text(lease_id),

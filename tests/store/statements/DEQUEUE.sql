@@ -1,6 +1,6 @@
 WITH wanted AS MATERIALIZED (
     SELECT g.name, q.max_attempts
-    FROM jsonb_array_elements_text($1::jsonb) AS g(name)
+    FROM unnest($1::text[]) AS g(name)
     LEFT JOIN wfc.queues q ON q.name = g.name
     WHERE coalesce(current_setting('wfe.settled', TRUE), '') <> 'false'
 ), visible AS MATERIALIZED (
@@ -11,9 +11,9 @@ WITH wanted AS MATERIALIZED (
                 + octet_length(array_to_string(blocked_by, '')) + 4 * cardinality(blocked_by)
                 + 160 AS bytes
         FROM wfc.queue_items
-        WHERE queue = w.name AND NOT dead AND visible_time <= now() AND NOT EXISTS (
+        WHERE queue = w.name AND NOT dead AND visible_time <= now() AND (blocked_by = '{}' OR NOT EXISTS (
                 SELECT FROM wfc.locks l
-                WHERE l.resource = ANY (blocked_by) AND l.expiry > now())
+                WHERE l.resource = ANY (blocked_by) AND l.expiry > now()))
         ORDER BY visible_time, n
         LIMIT $2
         FOR UPDATE SKIP LOCKED

@@ -1,5 +1,5 @@
 WITH wanted AS MATERIALIZED (
-    SELECT name FROM jsonb_array_elements_text($1::jsonb) AS g(name)
+    SELECT name FROM unnest($1::text[]) AS g(name)
 ), coming AS (
     SELECT i.visible_time AS at FROM wanted w, LATERAL (
         SELECT visible_time FROM wfc.queue_items
