@@ -3595,9 +3595,9 @@ pub struct GetRunnableInstancesRequest {
     #[prost(string, tag = "3")]
     pub page_token: ::prost::alloc::string::String,
     /// Only workflows with one of these definitions, at most 1000, each at most 512
-    /// bytes; empty: any. Hosts that share a store ask for those they can run. Costs
-    /// at most as much as reading all workflows that are due, or all that have these
-    /// definitions, whichever is less.
+    /// bytes; empty: any. Hosts that share a store ask for those they can run. Due
+    /// workflows with other definitions may be passed over one by one, so a backlog
+    /// of those makes the call slower.
     #[prost(string, repeated, tag = "4")]
     pub workflow_definition_ids: ::prost::alloc::vec::Vec<
         ::prost::alloc::string::String,

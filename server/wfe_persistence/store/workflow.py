@@ -253,6 +253,8 @@ GET_RUNNABLE_INSTANCES = _get_runnable(after=2)
 # No index has both the definition and next_execution: each step of every workflow would have to
 # update it. This is planned with its parameters each time (`once`), so the planner can choose: a
 # definition that few workflows have is read by its own index, others in the order of what is due.
+# The worst is one that many workflows have, but few of those that are due: 100,000 due workflows of
+# others were passed over in 41 ms.
 GET_RUNNABLE_INSTANCES_OF = _get_runnable(
     condition="\n    AND definition_id = ANY ($2::text[])",
     after=3,

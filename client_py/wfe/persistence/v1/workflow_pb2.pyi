@@ -1157,9 +1157,9 @@ class GetRunnableInstancesRequest(google.protobuf.message.Message):
     @property
     def workflow_definition_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Only workflows with one of these definitions, at most 1000, each at most 512
-        bytes; empty: any. Hosts that share a store ask for those they can run. Costs
-        at most as much as reading all workflows that are due, or all that have these
-        definitions, whichever is less.
+        bytes; empty: any. Hosts that share a store ask for those they can run. Due
+        workflows with other definitions may be passed over one by one, so a backlog
+        of those makes the call slower.
         """
 
     def __init__(

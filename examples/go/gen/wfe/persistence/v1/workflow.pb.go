@@ -1975,9 +1975,9 @@ type GetRunnableInstancesRequest struct {
 	// other fields must be the same as for the first page.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Only workflows with one of these definitions, at most 1000, each at most 512
-	// bytes; empty: any. Hosts that share a store ask for those they can run. Costs
-	// at most as much as reading all workflows that are due, or all that have these
-	// definitions, whichever is less.
+	// bytes; empty: any. Hosts that share a store ask for those they can run. Due
+	// workflows with other definitions may be passed over one by one, so a backlog
+	// of those makes the call slower.
 	WorkflowDefinitionIds []string `protobuf:"bytes,4,rep,name=workflow_definition_ids,json=workflowDefinitionIds,proto3" json:"workflow_definition_ids,omitempty"`
 	unknownFields         protoimpl.UnknownFields
 	sizeCache             protoimpl.SizeCache
