@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Final
 
 import grpc
+import psycopg
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
@@ -20,7 +22,16 @@ from tests.support import make
 from tests.support.admin import AdminServer
 from tests.support.api import Api, connect
 from wfe.persistence.v1.event_pb2 import CreateEventRequest, GetEventRequest
-from wfe.persistence.v1.workflow_pb2 import GetWorkflowInstanceRequest
+from wfe.persistence.v1.subscription_pb2 import (
+    CreateEventSubscriptionRequest,
+    RenewSubscriptionTokenRequest,
+    SetSubscriptionTokenRequest,
+)
+from wfe.persistence.v1.workflow_pb2 import (
+    CommitWorkflowRequest,
+    CreateNewWorkflowRequest,
+    GetWorkflowInstanceRequest,
+)
 from wfe_persistence import metrics
 
 OPEN_METRICS: Final = "application/openmetrics-text; version=1.0.0"
@@ -107,8 +118,6 @@ async def test_calls_are_counted(server: AdminServer, api: Api) -> None:
 
 
 async def test_hang_ups_are_counted(server: AdminServer, api: Api, database_url: str) -> None:
-    import psycopg
-
     async with await psycopg.AsyncConnection.connect(database_url) as blocker:
         await blocker.execute("LOCK TABLE wfc.events")
         call = api.events.CreateEvent(CreateEventRequest(event=make.event()))
@@ -120,6 +129,98 @@ async def test_hang_ups_are_counted(server: AdminServer, api: Api, database_url:
             server, "grpc_server_handled_total", 1, grpc_method="CreateEvent", grpc_code="CANCELLED"
         )
         assert scrape.total("wfe_persistence_calls_in_progress") == 0
+
+
+async def test_the_database_is_measured(server: AdminServer, api: Api, database_url: str) -> None:
+    created = await api.events.CreateEvent(CreateEventRequest(event=make.event()))
+    for _ in range(2):
+        await api.events.GetEvent(GetEventRequest(id=created.id))
+    scrape = Scrape(server)
+    name = "wfe_persistence_database_round_trip_seconds"
+    assert scrape.total(f"{name}_count", statement="CREATE_EVENT") == 1
+    assert scrape.total(f"{name}_count", statement="GET_EVENT") == 2
+    assert 0 < scrape.total(f"{name}_sum", statement="GET_EVENT") < 60
+    assert scrape.total(f"{name}_count", statement="OTHER") == 0
+    assert scrape.total("wfe_persistence_pool_max_connections") == 10
+    assert scrape.total("wfe_persistence_pool_connections") >= 1
+    assert scrape.total("wfe_persistence_prepared_statements") >= 2
+    assert scrape.total("wfe_persistence_pool_wait_seconds_count") >= 3
+
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE wfc.events RENAME TO gone")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await api.events.GetEvent(GetEventRequest(id=created.id))
+        connection.execute("ALTER TABLE wfc.gone RENAME TO events")
+    scrape = Scrape(server)
+    assert scrape.total("wfe_persistence_database_errors_total", sqlstate_class="42") >= 1
+
+
+async def test_waiting_for_a_connection_is_seen(tmp_path: Path, database_url: str) -> None:
+    with AdminServer(tmp_path / "log", "--db-url", database_url, "--pool-size", "1") as server:
+        async with (
+            connect(server.address) as channel,
+            await psycopg.AsyncConnection.connect(database_url) as blocker,
+        ):
+            api = Api(channel)
+            await blocker.execute("LOCK TABLE wfc.events")
+            calls = [
+                asyncio.ensure_future(
+                    api.events.CreateEvent(CreateEventRequest(event=make.event()))
+                )
+                for _ in range(3)
+            ]
+            scrape = await eventually(server, "wfe_persistence_pool_waiting_calls", 2)
+            assert scrape.total("wfe_persistence_pool_connections", state="in_use") == 1
+            await blocker.rollback()
+            await asyncio.gather(*calls)
+            assert Scrape(server).total("wfe_persistence_pool_waiting_calls") == 0
+
+
+async def test_deadlocks_are_counted(server: AdminServer, api: Api, database_url: str) -> None:
+    events = [
+        (await api.events.CreateEvent(CreateEventRequest(event=make.event()))).id for _ in range(2)
+    ]
+    first, second = sorted(events)
+    request = CommitWorkflowRequest(instance=make.instance(id=make.new_id()))
+    await api.workflows.CreateNewWorkflow(CreateNewWorkflowRequest(instance=request.instance))
+    request.processed_event_ids.extend(events)
+    update = "UPDATE wfc.events SET is_processed = is_processed WHERE id = %s"
+    async with await psycopg.AsyncConnection.connect(database_url) as other:
+        await other.execute("SET deadlock_timeout = '60s'")  # so that the server is its victim
+        await other.execute(update, [second])
+        call = asyncio.ensure_future(api.workflows.CommitWorkflow(request))
+        async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as looker:
+            waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            while (await (await looker.execute(waits)).fetchone()) == (0,):
+                await asyncio.sleep(0.01)
+        await other.execute(update, [first])
+        scrape = await asyncio.to_thread(Scrape, server)
+        assert scrape.total("wfe_persistence_deadlocks_total") == 1
+        assert scrape.total("wfe_persistence_database_errors_total", sqlstate_class="40") == 1
+        assert scrape.total("wfe_persistence_database_retries_total", reason="40P01") == 1
+    await call
+
+
+async def test_claims_are_counted(server: AdminServer, api: Api) -> None:
+    subscription = make.subscription()
+    created = await api.subscriptions.CreateEventSubscription(
+        CreateEventSubscriptionRequest(subscription=subscription)
+    )
+    id_, minute = created.id, Duration(seconds=60)
+    await api.subscriptions.SetSubscriptionToken(
+        SetSubscriptionTokenRequest(id=id_, token="t", worker_id="w", duration=minute)
+    )
+    await api.subscriptions.RenewSubscriptionToken(
+        RenewSubscriptionTokenRequest(id=id_, token="t", duration=minute)
+    )
+    with pytest.raises(grpc.aio.AioRpcError):
+        await api.subscriptions.RenewSubscriptionToken(
+            RenewSubscriptionTokenRequest(id=id_, token="x", duration=minute)
+        )
+    scrape = Scrape(server)
+    for what in ("taken", "renewed", "lost"):
+        name = f"wfe_persistence_claims_{what}_total"
+        assert scrape.total(name, kind="subscription") == 1, what
 
 
 async def test_the_event_loop_is_watched(server: AdminServer) -> None:

@@ -145,6 +145,86 @@ CALL_ERRORS: Final = _declared(
     )
 )
 
+# ----- the database -----
+
+_ROUND_TRIP_BOUNDS: Final = (
+    0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+
+STATEMENT_SECONDS: Final = _declared(
+    Histogram(
+        f"{PREFIX}database_round_trip_seconds",
+        "Round trip of a statement to the database, from sending it to the last of its result, by "
+        "its name in the server's code. Of several in one transaction, the last counts.",
+        ("statement",),
+        _ROUND_TRIP_BOUNDS,
+    )
+)
+RETRIES: Final = _declared(
+    Counter(
+        f"{PREFIX}database_retries_total",
+        "Statements that were run again, by the SQLSTATE of the error, or connection_lost.",
+        ("reason",),
+    )
+)
+DATABASE_ERRORS: Final = _declared(
+    Counter(
+        f"{PREFIX}database_errors_total",
+        "Errors of statements, also of those that were run again, by the class of their SQLSTATE.",
+        ("sqlstate_class",),
+    )
+)
+DEADLOCKS: Final = _declared(
+    Counter(
+        f"{PREFIX}deadlocks_total",
+        "Statements that PostgreSQL ended because of a deadlock (SQLSTATE 40P01).",
+    )
+)
+POOL_WAIT: Final = _declared(
+    Histogram(
+        f"{PREFIX}pool_wait_seconds",
+        "How long calls waited for a database connection, those that got none included.",
+        (),
+        _ROUND_TRIP_BOUNDS,
+    )
+)
+POOL_WAITING: Final = _declared(
+    Gauge(f"{PREFIX}pool_waiting_calls", "Calls that wait for a database connection.")
+)
+POOL_CONNECTIONS: Final = _declared(
+    Gauge(
+        f"{PREFIX}pool_connections",
+        "Database connections of the pool, by state: in_use or idle.",
+        ("state",),
+    )
+)
+POOL_MAX: Final = _declared(
+    Gauge(f"{PREFIX}pool_max_connections", "Most database connections of the pool (--pool-size).")
+)
+PREPARED: Final = _declared(
+    Gauge(
+        f"{PREFIX}prepared_statements",
+        "Statements that are prepared on the connections of the pool, all together.",
+    )
+)
+
+# ----- claims: of a subscription, a command, a lock or a queue_item -----
+
+CLAIMS_TAKEN: Final = _declared(
+    Counter(f"{PREFIX}claims_taken_total", "Claims that were granted.", ("kind",))
+)
+CLAIMS_RENEWED: Final = _declared(
+    Counter(f"{PREFIX}claims_renewed_total", "Claims that were extended.", ("kind",))
+)
+CLAIMS_LOST: Final = _declared(
+    Counter(
+        f"{PREFIX}claims_lost_total",
+        "Claims that calls relied on although they were no longer held: expired, released, or "
+        "taken by others.",
+        ("kind",),
+    )
+)
+
 # ----- the process -----
 
 LOOP_LAG: Final = _declared(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from itertools import accumulate
 
@@ -28,7 +28,8 @@ class MetricsPage:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_Metrics())
+        self._metrics = _Metrics()
+        self._registry.register(self._metrics)
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)
@@ -39,12 +40,21 @@ class MetricsPage:
         accept = ", ".join(request.headers.get("accept", ()))
         encode, content_type = choose_encoder(accept)
         async with self._turn:
+            # Here, where nothing changes meanwhile.
+            self._metrics.gauges = {
+                metric.name: metric.current()
+                for metric in metrics.METRICS
+                if isinstance(metric, metrics.Gauge)
+            }
             body = await asyncio.to_thread(encode, self._registry)
         return Response(HTTPStatus.OK, body, content_type)
 
 
 class _Metrics(Collector):
     """What the server has counted."""
+
+    def __init__(self) -> None:
+        self.gauges: dict[str, Sequence[tuple[metrics.Labels, float]]] = {}
 
     def collect(self) -> Iterator[Metric]:
         numbers = versions()
@@ -54,10 +64,16 @@ class _Metrics(Collector):
             {"version": numbers["wfe-persistence"], "schema_version": numbers["schema"]},
         )
         for metric in metrics.METRICS:
-            yield _family(metric)
+            if isinstance(metric, metrics.Gauge):
+                gauge = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+                for labels, value in self.gauges.get(metric.name, ()):
+                    gauge.add_metric(labels, value)
+                yield gauge
+            else:
+                yield _family(metric)
 
 
-def _family(metric: metrics.Metric) -> Metric:
+def _family(metric: metrics.Counter | metrics.Histogram) -> Metric:
     # Copies are made in one step, because the event loop goes on counting.
     if isinstance(metric, metrics.Histogram):
         histogram = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
@@ -68,12 +84,7 @@ def _family(metric: metrics.Metric) -> Metric:
                 labels, list(zip(bounds, totals, strict=True)), sum_value=distribution.sum
             )
         return histogram
-    if isinstance(metric, metrics.Counter):
-        counter = CounterMetricFamily(metric.name, metric.help, labels=metric.labels)
-        for labels, value in list(metric.values.items()):
-            counter.add_metric(labels, value)
-        return counter
-    gauge = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
-    for labels, value in metric.current():
-        gauge.add_metric(labels, value)
-    return gauge
+    counter = CounterMetricFamily(metric.name, metric.help, labels=metric.labels)
+    for labels, value in list(metric.values.items()):
+        counter.add_metric(labels, value)
+    return counter

@@ -13,6 +13,7 @@ from wfe.persistence.v1.command_pb2 import (
     RenewCommandsResponse,
     ScheduledCommand,
 )
+from wfe_persistence import metrics
 from wfe_persistence.store.documents import array
 from wfe_persistence.store.lease import (
     ALL_HELD,
@@ -122,6 +123,7 @@ async def claim_commands(
         integer(answer_bytes),
         text(COMMAND_NAME[command_name]) if command_name else None,
     )
+    metrics.CLAIMS_TAKEN.add(("command",), rows.ntuples)
     return [_decode_claim(rows, i, lease_id) for i in range(rows.ntuples)]
 
 
@@ -203,6 +205,7 @@ async def renew_commands(
     """Extend these leases by `lease_ms` from now, all or none."""
     rows = await store.write(RENEW_COMMANDS, _leases(lease_tokens), integer(lease_ms))
     check_held(rows, lease_tokens)
+    metrics.CLAIMS_RENEWED.add(("command",), len(lease_tokens))
     response = RenewCommandsResponse()
     if rows.ntuples:
         read_time(rows.get_value(0, 2), response.lease_expiry)

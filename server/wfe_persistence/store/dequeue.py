@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from wfe.persistence.v1.queue_pb2 import DequeuedItem, DequeueRequest
+from wfe_persistence import metrics
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store.lease import (
     NEXT_EPOCH,
@@ -229,6 +230,7 @@ class _Ask:
     def _items(self, rows: PGresult, lease_id: str) -> list[DequeuedItem]:
         if rows.get_value(0, 0) is None:
             return []
+        metrics.CLAIMS_TAKEN.add(("queue_item",), rows.ntuples)
         return [_decode_claim(rows, i, lease_id) for i in range(rows.ntuples)]
 
     async def _behind_dead(self, rows: PGresult) -> list[DequeuedItem]:

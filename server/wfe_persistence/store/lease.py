@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
+from wfe_persistence import metrics
 from wfe_persistence.errors import PersistenceError, invalid_field
 from wfe_persistence.store.rows import PGresult, read_bool, read_int4
 
@@ -60,6 +61,16 @@ _TOKENS: Final = {
 }
 
 
+_KINDS: Final = {
+    "lease_tokens": "command",
+    "held_lease_tokens": "command",
+    "complete_lease_tokens": "command",
+    "tokens": "lock",
+    "held_lock_tokens": "lock",
+}
+"""What is claimed, by the field that has the tokens; all others have receipts of queue items."""
+
+
 def lease_token(lease_id: str, *numbers: int) -> str:
     """The token that proves a claim: numbers that the store finds its row by, and its lease_id."""
     return ".".join([*map(str, numbers), lease_id])
@@ -96,6 +107,8 @@ def lease_lost(
     lost: Sequence[str], *, of: int = 1, field: str = "lease_tokens"
 ) -> PersistenceError:
     """The error of leases that are no longer held; `of`: how many the request has."""
+    kind = _KINDS.get(field.partition("[")[0], "queue_item")
+    metrics.CLAIMS_LOST.add((kind,), len(lost))
     return PersistenceError(
         ErrorReason.ERROR_REASON_LEASE_LOST,
         f"{len(lost)} of {of} leases are no longer held",

@@ -20,6 +20,7 @@ from wfe.persistence.v1.lock_pb2 import (
     Lock,
     RenewLocksResponse,
 )
+from wfe_persistence import metrics
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store.documents import array
 from wfe_persistence.store.lease import (
@@ -152,6 +153,7 @@ def _decode_attempt(row: PGresult) -> _Attempt:
     seconds = max(read_int8(ms), 1) / 1000
     if not read_bool(acquired):
         return _Attempt(AcquireLockResponse(holder=lock), seconds)
+    metrics.CLAIMS_TAKEN.add(("lock",))
     response = AcquireLockResponse(
         acquired=True,
         token=lease_token(read_text(token), read_int8(n)),
@@ -201,6 +203,7 @@ async def renew_locks(store: Store, tokens: Sequence[str], ttl_ms: int) -> Renew
     """Extend these locks to `ttl_ms` from now, all or none."""
     rows = await store.write(RENEW_LOCKS, array(lock_documents(tokens, "tokens")), integer(ttl_ms))
     check_held(rows, tokens, field="tokens")
+    metrics.CLAIMS_RENEWED.add(("lock",), len(tokens))
     response = RenewLocksResponse()
     if rows.ntuples:
         read_time(rows.get_value(0, 2), response.expiry)

@@ -17,7 +17,7 @@ from wfe.persistence.v1.queue_pb2 import (
     RenewItemsResponse,
     ReturnedItem,
 )
-from wfe_persistence import offload
+from wfe_persistence import metrics, offload
 from wfe_persistence.store.documents import array, queue_item_document
 from wfe_persistence.store.lease import (
     ALL_HELD,
@@ -271,6 +271,7 @@ async def renew_items(store: Store, receipts: Sequence[str], lease_ms: int) -> R
     document = array(_claim(at, receipt, f"receipts[{at}]") for at, receipt in enumerate(receipts))
     rows = await store.write(RENEW_ITEMS, document, integer(lease_ms))
     check_held(rows, receipts, field="receipts")
+    metrics.CLAIMS_RENEWED.add(("queue_item",), len(receipts))
     response = RenewItemsResponse()
     if rows.ntuples:
         read_time(rows.get_value(0, 2), response.lease_expiry)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from wfe_persistence.store.postgres.prepared import Statement
+from wfe_persistence.store.statement_names import statement_name
 
 MAX_IDENTIFIER_BYTES = 63
 DEFAULT_SCHEMA = "wfc"
@@ -78,7 +79,7 @@ class Schema:
         """`sql`, written for `wfc`, as the statement for this schema."""
         bound = self._bound.get(sql)
         if bound is None:
-            bound = self._bound[sql] = Statement.prepared(self.qualify(sql))
+            bound = self._bound[sql] = Statement.prepared(self.qualify(sql), statement_name(sql))
         return bound
 
     def constraint(self, name: str) -> str:

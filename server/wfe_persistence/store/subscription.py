@@ -11,7 +11,7 @@ from wfe.persistence.v1.subscription_pb2 import (
     RenewSubscriptionTokenResponse,
     SetSubscriptionTokenResponse,
 )
-from wfe_persistence import offload
+from wfe_persistence import metrics, offload
 from wfe_persistence.errors import PersistenceError, field_error, invalid_field
 from wfe_persistence.store.documents import subscription_document
 from wfe_persistence.store.lease import NEXT_EPOCH, expired, expiry_after, unexpired_or_endless
@@ -227,6 +227,8 @@ async def set_subscription_token(
         raise subscription_not_found("id")
     response = SetSubscriptionTokenResponse(acquired=taken)
     if taken:
+        # With an epoch, it is an extension of the claim that has it.
+        (metrics.CLAIMS_TAKEN if epoch is None else metrics.CLAIMS_RENEWED).add(("subscription",))
         response.epoch = read_int8(row.get_value(0, 3))
         if (value := row.get_value(0, 4)) is not None:
             read_time(value, response.expiry)
@@ -261,6 +263,7 @@ async def renew_subscription_token(
     expiry = row.get_value(0, 0)
     if expiry is None:
         raise token_mismatch("token")
+    metrics.CLAIMS_RENEWED.add(("subscription",))
     response = RenewSubscriptionTokenResponse(epoch=read_int8(row.get_value(0, 1)))
     read_time(expiry, response.expiry)
     return response
@@ -335,6 +338,7 @@ def subscription_not_found(field: str) -> PersistenceError:
 
 def token_mismatch(field: str) -> PersistenceError:
     """The error of a subscription that is not held with the given token and epoch."""
+    metrics.CLAIMS_LOST.add(("subscription",))
     return field_error(
         field,
         ErrorReason.ERROR_REASON_TOKEN_MISMATCH,

@@ -12,6 +12,7 @@ from wfe_persistence.store.postgres.database import MAX_ATTEMPTS, Database
 from wfe_persistence.store.postgres.prepared import Statement
 from wfe_persistence.store.rows import Param, PGresult, read_bool
 from wfe_persistence.store.schema import Schema
+from wfe_persistence.store.statement_names import statement_name
 
 MIGRATIONS_TABLE: Final = "wfe_migrations"
 """The table of applied migrations; a schema that has it is a namespace."""
@@ -157,4 +158,4 @@ class Store:
         return self.database.stream(self.namespace, (self._unprepared(sql), params))
 
     def _unprepared(self, sql: str) -> Statement:
-        return Statement.unprepared(self.schema.qualify(sql))
+        return Statement.unprepared(self.schema.qualify(sql), statement_name(sql))

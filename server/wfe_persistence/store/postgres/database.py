@@ -5,7 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 import types
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Collection,
+    Coroutine,
+    Generator,
+    Sequence,
+)
 from contextlib import suppress
 from typing import Any, ClassVar, Final, Self, TypeVar
 
@@ -13,7 +20,9 @@ import psycopg
 import psycopg_pool
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe_persistence import metrics
 from wfe_persistence.errors import PersistenceError, shutting_down
+from wfe_persistence.store.postgres.counts import count_retry, count_round_trip, show_pool
 from wfe_persistence.store.postgres.fairness import FairGate
 from wfe_persistence.store.postgres.lane import Lane
 from wfe_persistence.store.postgres.pipeline import (
@@ -108,12 +117,14 @@ class Database:
             open=False,
         )
         self._connection_class = PoolConnection
+        self._pool_size = pool_size
         self._stopped = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         await self._pool.open()
         self._watching = asyncio.get_running_loop().create_task(self._watch.run())
+        show_pool(self._pool_size, self._gate, (self._streams, self._locked), self.reachability)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -227,8 +238,10 @@ class Database:
                 attempt -= exc.was_idle
                 if attempt >= MAX_ATTEMPTS:
                     raise self.reachability.unavailable() from exc
+                count_retry(None)
                 continue
             error = exchange.error
+            count_round_trip(exchange, batch)
             if error is None:
                 if connection.gate is self._locked:
                     self._watch.was_run(batch)
@@ -248,6 +261,7 @@ class Database:
                 or violated_constraint(error) in final_constraints
             ):
                 raise_error(error, final_constraints)
+            count_retry(error)
             await asyncio.sleep(random.uniform(0.0, 0.005 * 2**attempt))
 
     async def stream(self, namespace: str, command: Command) -> AsyncGenerator[PGresult, None]:
@@ -295,7 +309,9 @@ class Database:
                     raise_error(exchange.error)
                 if yielded or attempt >= MAX_ATTEMPTS:
                     raise self.reachability.unavailable() from exchange.lost
+                count_retry(None)
                 continue
+            metrics.STATEMENT_SECONDS.observe(exchange.heard - exchange.asked, (command[0].label,))
             if exchange.error is None:
                 if connection.gate is self._locked:
                     self._watch.was_run([command])
@@ -304,6 +320,7 @@ class Database:
                 attempt -= free_attempts(exchange)
             if yielded or again is Retry.NO or attempt >= MAX_ATTEMPTS:
                 raise_error(exchange.error)
+            count_retry(exchange.error)
             if again is Retry.OTHER_CONNECTION:
                 command = (command[0].as_unprepared(), command[1])
 
@@ -378,6 +395,7 @@ class Database:
     async def _acquire(self, gate: FairGate, namespace: str) -> Connection:
         """A connection that works, until `_release` or `_discard`."""
         self.reachability.check()
+        begun = asyncio.get_running_loop().time()
         timeout = asyncio.timeout(self._pool_timeout)
         self.reachability.waiting.add(timeout)
         try:
@@ -396,6 +414,7 @@ class Database:
             raise shutting_down() from exc
         finally:
             self.reachability.waiting.discard(timeout)
+            metrics.POOL_WAIT.observe(asyncio.get_running_loop().time() - begun)
 
     async def _living(self, gate: FairGate) -> Connection:
         while True:

@@ -20,11 +20,21 @@ class FairGate:
     """
 
     def __init__(self, slots: int, max_waiting: int, *, within: FairGate | None = None) -> None:
-        self._free = slots
+        self._slots = self._free = slots
         self._max_waiting = max_waiting
         self._within = within
         # By namespace, the one whose turn is next first.
         self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for a slot."""
+        return sum(map(len, self._queues.values()))
+
+    @property
+    def taken(self) -> int:
+        """How many slots are in use."""
+        return self._slots - self._free
 
     @property
     def is_short(self) -> bool:

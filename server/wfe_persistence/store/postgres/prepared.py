@@ -15,22 +15,28 @@ _KEPT_BYTES_PER_BYTE: Final = 110
 _NOTHING: Final = ((), ())
 
 
+OTHER: Final = "OTHER"
+"""The label of statements that have no name of their own."""
+
+
 class Statement(NamedTuple):
     """SQL as it is sent, and the name it is prepared under; empty: it is not prepared."""
 
     sql: bytes
     name: bytes
+    label: str = OTHER
+    """What it is called in metrics."""
 
     @classmethod
-    def prepared(cls, sql: str) -> Self:
+    def prepared(cls, sql: str, label: str = OTHER) -> Self:
         """A statement that is prepared, under a name that follows from its SQL."""
         encoded = sql.encode()
-        return cls(encoded, b"wfe_" + blake2b(encoded, digest_size=12).hexdigest().encode())
+        return cls(encoded, b"wfe_" + blake2b(encoded, digest_size=12).hexdigest().encode(), label)
 
     @classmethod
-    def unprepared(cls, sql: str) -> Self:
+    def unprepared(cls, sql: str, label: str = OTHER) -> Self:
         """A statement that is planned each time it is run."""
-        return cls(sql.encode(), b"")
+        return cls(sql.encode(), b"", label)
 
     def as_unprepared(self) -> Self:
         """The same SQL, planned as it is run: it can't fail for what was prepared before, on
@@ -56,6 +62,9 @@ class PreparedStatements:
         self._max_bytes = max_bytes
         # The memory of each by its name, in bytes; the least recently used one first.
         self._kept: OrderedDict[bytes, int] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
 
     def wants(self, statement: Statement) -> bool:
         """Whether a statement is run prepared."""

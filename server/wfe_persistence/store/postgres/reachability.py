@@ -22,6 +22,7 @@ import psycopg
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.redaction import redacted
+from wfe_persistence.store.postgres.pipeline import Connection
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +118,14 @@ class Reachability:
     def count_open(self) -> int:
         """How many connections of the pool are open."""
         return sum(not connection.closed for connection in self._open)
+
+    def count_prepared(self) -> int:
+        """How many statements are prepared on them, all together."""
+        return sum(
+            len(each.prepared)
+            for each in self._open
+            if isinstance(each, Connection) and not each.closed
+        )
 
     def _failed(self, begun: float, exc: Exception) -> None:
         self.reason = why(exc)

@@ -16,6 +16,7 @@ from wfe_persistence.redaction import redacted
 
 refusals = RecurringWarnings(logging.getLogger(__name__))
 
+DEADLOCK: Final = "40P01"
 _UNIQUE_VIOLATION: Final = "23505"
 _CANCELED: Final = "57014"
 _TRANSACTION_TIMEOUT: Final = "25P04"
@@ -78,7 +79,7 @@ _MEANINGS: Final = {
     # it.
     "23503": _Meaning(Retry.SAME_CONNECTION, _CONFLICT, _COLLIDED, 0.1),
     "40001": _Meaning(Retry.SAME_CONNECTION, _CONFLICT, _COLLIDED, 0.1),
-    "40P01": _Meaning(Retry.SAME_CONNECTION, _CONFLICT, _COLLIDED, 0.1),
+    DEADLOCK: _Meaning(Retry.SAME_CONNECTION, _CONFLICT, _COLLIDED, 0.1),
     # A cancel request that was meant for the call before on the same connection. If it happens
     # again and again, an administrator or a limit of the database did it.
     _CANCELED: _Meaning(

@@ -1,0 +1,50 @@
+"""What the driver reports to the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from wfe_persistence import metrics
+from wfe_persistence.store.postgres.fairness import FairGate
+from wfe_persistence.store.postgres.pipeline import Command, Exchange, PGresult
+from wfe_persistence.store.postgres.reachability import Reachability
+from wfe_persistence.store.postgres.sqlstate import DEADLOCK, sqlstate
+
+_LOST: Final = ("connection_lost",)
+
+
+def show_pool(
+    size: int, gate: FairGate, parts: Sequence[FairGate], reachability: Reachability
+) -> None:
+    """Have the gauges of the pool tell of this one. `parts`: gates within its gate."""
+
+    def connections() -> list[tuple[metrics.Labels, float]]:
+        open_ = reachability.count_open()
+        in_use = min(gate.taken, open_)
+        return [(("in_use",), in_use), (("idle",), open_ - in_use)]
+
+    metrics.POOL_WAITING.read = lambda: [((), sum(g.waiting for g in (gate, *parts)))]
+    metrics.POOL_CONNECTIONS.read = connections
+    metrics.POOL_MAX.read = lambda: [((), size)]
+    metrics.PREPARED.read = lambda: [((), reachability.count_prepared())]
+
+
+def count_round_trip(exchange: Exchange, batch: Sequence[Command]) -> None:
+    """Count a statement that has come to its end, and its error."""
+    metrics.STATEMENT_SECONDS.observe(exchange.heard - exchange.asked, (batch[-1][0].label,))
+    if exchange.error is not None:
+        count_error(exchange.error)
+
+
+def count_error(error: PGresult) -> None:
+    """Count the error of a statement."""
+    state = sqlstate(error)
+    metrics.DATABASE_ERRORS.add((state[:2],))
+    if state == DEADLOCK:
+        metrics.DEADLOCKS.add()
+
+
+def count_retry(error: PGresult | None) -> None:
+    """Count that a statement is run again, because of this error; None: its connection is lost."""
+    metrics.RETRIES.add(_LOST if error is None else (sqlstate(error),))
