@@ -17,6 +17,7 @@ from tests.support import make
 from tests.support.api import Api
 from tests.support.commands import OwnCommands
 from tests.support.expect import failure_of
+from tests.support.queues import OwnQueue
 from tests.support.rpcs import RPCS, Rpc, fields, look, valid_request
 from tests.support.scene import create_namespace, delete_namespace, refusal, with_values
 from wfe.persistence.v1.command_pb2 import CommandName
@@ -77,6 +78,9 @@ async def listings(api: Api) -> AsyncIterator[dict[str, Listing]]:
     tokens = [
         (await api.acquire_lock(f"{locks} {n}", ttl=Duration(seconds=3600))).token for n in range(3)
     ]
+    queue = OwnQueue(api)
+    for _ in range(3):
+        await queue.enqueue()
     await create_namespace(api, namespace)
     queries: dict[str, dict[str, Any]] = {
         "GetRunnableInstances": {"as_at": at, "workflow_definition_ids": [key]},
@@ -122,6 +126,8 @@ async def listings(api: Api) -> AsyncIterator[dict[str, Listing]]:
             "leased": False,
         },
         "ListLocks": {"resource_prefix": locks},
+        "ListQueueItems": {"queue": queue.name},
+        "GetQueueStats": {"queues": [queue.name, make.queue()]},
         "ListNamespaces": {},
     }
     listings = {}
@@ -131,6 +137,7 @@ async def listings(api: Api) -> AsyncIterator[dict[str, Listing]]:
         assert answer.next_page_token
         listings[name] = Listing(RPCS[name], query, answer.next_page_token)
     yield listings
+    await queue.clear()
     for instance in due:
         instance.status = WorkflowStatus.WORKFLOW_STATUS_COMPLETE
         await api.persist_workflow(instance)
@@ -272,7 +279,7 @@ async def test_page_token_of_another_query_is_refused(
     value = look(listing.query, path)
     if path.endswith("statuses"):
         altered = with_values(listing.query, (f"{path}[0]", _TERMINATED))
-    elif path.endswith("_ids"):
+    elif path.endswith(("_ids", "queues")):
         altered = with_values(listing.query, (f"{path}[0]", _other(value[0])))
     else:
         altered = with_values(listing.query, (path, _other(value)))

@@ -21,6 +21,7 @@ from tests.support.secured import Secured
 from tests.support.server import ServerProcess
 from wfe.persistence.v1.command_pb2 import CommandName, ScheduledCommand
 from wfe.persistence.v1.event_pb2 import Event
+from wfe.persistence.v1.queue_pb2 import QueueItem, QueueKind
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
 from wfe.persistence.v1.workflow_pb2 import (
@@ -35,7 +36,7 @@ PAGE = ROOT / "docs" / "inspecting.md"
 # What differs from server to server and from call to call, in buf's spelling and in grpcurl's.
 _VARIES = re.compile(
     r'"(leaseToken|lease_token|leaseExpiry|lease_expiry|nextPageToken|serverVersion'
-    r'|postgresVersion|schemaVersion|latestSchemaVersion|expiry|acquire_time|epoch|external_token_epoch)"'
+    r'|postgresVersion|schemaVersion|latestSchemaVersion|expiry|acquire_time|visible_time|oldest_waiting_age|epoch|external_token_epoch)"'
     r': *("[^"]*"|\d+)'
 )
 
@@ -123,6 +124,11 @@ async def _prepare(api: Api) -> None:
         "workflow/6f0c", owner="host-7", ttl=Duration(seconds=24 * 3600)
     )
     assert locked.acquired
+    await api.configure_queue("workflow", QueueKind.QUEUE_KIND_WORKFLOW, max_attempts=1)
+    await api.enqueue(QueueItem(queue="workflow", id="6f0c"))
+    [taken] = (await api.dequeue(queues=["workflow"])).items
+    await api.return_items(taken.receipt)
+    await api.enqueue(QueueItem(queue="workflow", id="7a31"))
     assert await api.claim_commands(worker_id="worker-7", lease_duration=Duration(seconds=3600))
     await api.schedule_command(
         ScheduledCommand(
