@@ -17,7 +17,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.faults.chaos.history import Call, History
-from tests.faults.chaos.tags import EVENT_NAME, SHARED_SUBSCRIPTIONS, SHARED_WORKFLOWS, tags_of
+from tests.faults.chaos.tags import (
+    EVENT_NAME,
+    SHARED_RESOURCES,
+    SHARED_SUBSCRIPTIONS,
+    SHARED_WORKFLOWS,
+    tags_of,
+)
 from tests.support.api import Api
 from wfe.persistence.v1 import command_pb2, event_pb2, subscription_pb2, workflow_pb2
 
@@ -34,6 +40,7 @@ OTHERS = {
     "commit": ("ABORTED", "REVISION_MISMATCH"),
     "let_go": ("FAILED_PRECONDITION", "TOKEN_MISMATCH"),
     "renew_hold": ("FAILED_PRECONDITION", "TOKEN_MISMATCH"),
+    "renew_lock": ("FAILED_PRECONDITION", "LEASE_LOST"),
     "complete": ("FAILED_PRECONDITION", "LEASE_LOST"),
     "release": ("FAILED_PRECONDITION", "LEASE_LOST"),
     "renew": ("FAILED_PRECONDITION", "LEASE_LOST"),
@@ -108,6 +115,7 @@ def check(histories: list[History], stored: Stored) -> list[str]:
         *_check_events(by_op, stored),
         *_check_sequence(by_op["next_sequence"]),
         *_check_holds(by_op),
+        *_check_locks(by_op),
         *_check_commands(by_op, stored),
     ]
 
@@ -325,6 +333,19 @@ def _check_holds(by_op: dict[str, list[Call]]) -> Iterator[str]:
                 call.answer["epoch"], call.answer["expiry"],
             )  # fmt: skip
     yield from _check_claims("I3", claims, by_op["renew_hold"], by_op["let_go"])
+
+
+def _check_locks(by_op: dict[str, list[Call]]) -> Iterator[str]:
+    claims: dict[str, dict[str, _Claim]] = {resource: {} for resource in SHARED_RESOURCES}
+    for call in by_op["lock"]:
+        if call.ok and call.answer["acquired"]:
+            yield from _add_claim(
+                claims[call.what["resource"]], call.answer["claim"], call,
+                call.answer["epoch"], call.answer["expiry"],
+            )  # fmt: skip
+    # Releasing what is over is no error, and releases nothing.
+    releases = [call for call in by_op["unlock"] if not call.ok or call.answer["released"]]
+    yield from _check_claims("I3", claims, by_op["renew_lock"], releases)
 
 
 def _check_commands(by_op: dict[str, list[Call]], stored: Stored) -> Iterator[str]:

@@ -27,6 +27,7 @@ from tests.faults.chaos.calls import Calls
 from tests.faults.chaos.history import Recorder
 from tests.faults.chaos.tags import (
     EVENT_NAME,
+    SHARED_RESOURCES,
     SHARED_SUBSCRIPTIONS,
     SHARED_WORKFLOWS,
     tagged,
@@ -35,7 +36,7 @@ from tests.faults.chaos.tags import (
 )
 from tests.support import make
 from tests.support.api import Api, connect
-from wfe.persistence.v1 import command_pb2, event_pb2, subscription_pb2, workflow_pb2
+from wfe.persistence.v1 import command_pb2, event_pb2, lock_pb2, subscription_pb2, workflow_pb2
 
 
 def _milliseconds(duration: float) -> Duration:
@@ -79,7 +80,7 @@ class Client:
         """Until told to stop."""
         lag = asyncio.create_task(self._calls.watch_lag())
         roles = [self._write_own, self._write_own, self._write_own, self._write_shared,
-                 self._hold, self._work, self._read]  # fmt: skip
+                 self._hold, self._lock, self._work, self._read]  # fmt: skip
         await asyncio.gather(*(role() for role in roles))
         lag.cancel()
 
@@ -263,6 +264,44 @@ class Client:
             subscription_pb2.RenewSubscriptionTokenRequest(
                 id=id_, token=token, epoch=epoch, duration=_milliseconds(duration)
             ),
+            {"claims": [token], "duration": duration},
+            lambda answer: {"expiry": _seconds(answer.expiry)},
+        )  # fmt: skip
+
+    async def _lock(self) -> None:
+        """Hold locks, each for a moment, and release them or not."""
+        while not self._calls.stopping:
+            resource = self._random.choice(SHARED_RESOURCES)
+            duration = round(self._random.uniform(0.2, 0.8), 3)
+            outcomes = await self._calls.write(
+                "lock", lambda api: api.locks.AcquireLock,
+                lock_pb2.AcquireLockRequest(
+                    resource=resource, owner=self._calls.name, ttl=_milliseconds(duration),
+                    wait=_milliseconds(0.3), request_id=str(uuid.uuid4()),
+                ),
+                {"resource": resource, "duration": duration},
+                lambda answer: {
+                    "acquired": answer.acquired, "claim": answer.token, "epoch": answer.epoch,
+                    "expiry": _seconds(answer.expiry),
+                },
+            )  # fmt: skip
+            for token in {o.answer.token for o in outcomes if o.ok and o.answer.acquired}:
+                await self._calls.pace(duration / 4)
+                if self._random.random() < 0.3:
+                    await self._renew_lock(token)
+                if self._random.random() < 0.7:
+                    await self._calls.write(
+                        "unlock", lambda api: api.locks.ReleaseLock,
+                        lock_pb2.ReleaseLockRequest(token=token), {"claims": [token]},
+                        lambda answer: {"released": answer.released},
+                    )  # fmt: skip
+            await self._calls.pace(0.05)
+
+    async def _renew_lock(self, token: str) -> None:
+        duration = round(self._random.uniform(0.2, 0.8), 3)
+        await self._calls.write(
+            "renew_lock", lambda api: api.locks.RenewLocks,
+            lock_pb2.RenewLocksRequest(tokens=[token], ttl=_milliseconds(duration)),
             {"claims": [token], "duration": duration},
             lambda answer: {"expiry": _seconds(answer.expiry)},
         )  # fmt: skip

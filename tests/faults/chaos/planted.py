@@ -78,6 +78,11 @@ def token_for_anybody() -> None:
     faulty_server.FAULTS["a token that anybody may replace"][0]()
 
 
+def lock_for_anybody() -> None:
+    """A lock is given to whoever asks."""
+    faulty_server.FAULTS["a lock with two holders"][0]()
+
+
 def commit_in_two_transactions() -> None:
     """The workflow first, and then everything else."""
     faulty_server.plant_two_transactions()
@@ -171,6 +176,7 @@ BUGS = {
     "claim without row locks": Bug(claim_without_row_locks, "client-kill", "I4"),
     "completion without a lease": Bug(stale_completion, "client-kill", "I4"),
     "token for anybody": Bug(token_for_anybody, "client-kill", "I3"),
+    "lock for anybody": Bug(lock_for_anybody, "client-kill", "I3"),
     "commit in two transactions": Bug(commit_in_two_transactions, "server-kill", "I2"),
     "retry that writes twice": Bug(write_again_after_a_lost_answer, "answers-lost", "I5"),
     "requests not remembered": Bug(requests_not_remembered, "twice", "I5"),

@@ -17,6 +17,8 @@ SHARED_WORKFLOWS = [f"shared-{i}" for i in range(3)]
 """Every client commits to these, so that commits collide."""
 SHARED_SUBSCRIPTIONS = [f"held-{i}" for i in range(3)]
 """Every client wants to hold these."""
+SHARED_RESOURCES = [f"locked-{i}" for i in range(3)]
+"""Every client wants to lock these."""
 EVENT_NAME = "chaos"
 
 
