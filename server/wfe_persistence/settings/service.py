@@ -60,7 +60,14 @@ class Calls:
             minimum=1,
         ),
     ] = 128
-    max_calls: Annotated[int, About("Maximum number of calls in progress.", minimum=1)] = 4000
+    max_calls: Annotated[
+        int,
+        About(
+            "Maximum number of calls in progress. Calls that wait for what others do do not count, "
+            "up to four times as many.",
+            minimum=1,
+        ),
+    ] = 4000
     max_calls_per_connection: Annotated[
         int,
         About(
