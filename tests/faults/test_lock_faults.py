@@ -126,7 +126,7 @@ async def test_many_who_wait_need_no_connection(tmp_path: Path, database_url: st
             resource = make.new_id("resource")
             token = (await api.acquire_lock(resource, ttl=LONG)).token
             waiting = [
-                asyncio.ensure_future(api.acquire_lock(resource, ttl=LONG, wait=LONG))
+                asyncio.ensure_future(api.acquire_lock(resource, ttl=SHORT, wait=LONG))
                 for _ in range(200)
             ]
             assert await is_waiting(waiting[0])
@@ -135,5 +135,6 @@ async def test_many_who_wait_need_no_connection(tmp_path: Path, database_url: st
             for call in waiting:
                 call.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
+            # The server may not know yet that they have gone: some may get it for a moment.
             assert await api.release_lock(token)
             assert (await api.acquire_lock(resource, wait=LONG)).acquired
