@@ -5,7 +5,8 @@ The server runs in its own process, on an embedded PostgreSQL, and also serves a
 benchmark registers. What an RPC costs beyond the echo is our own overhead. `--driver` measures only
 the driver, beside psycopg's cursors and asyncpg; `--namespaces` the cost of many namespaces;
 `--patches` a change in short and long workflows; `--checks` the checks of requests, and how long
-others wait meanwhile; `--access` what authentication costs, and bad credentials; `--strangers` what
+others wait meanwhile; `--access` what authentication costs, and bad credentials; `--metrics` what
+metrics cost; `--strangers` what
 bad handshakes cost; `--purge` a purge under load; `--storage` disk usage.
 """
 
@@ -20,7 +21,18 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks import access, checks, driver, namespaces, patches, purge, rpcs, storage, strangers
+from benchmarks import (
+    access,
+    checks,
+    driver,
+    metrics,
+    namespaces,
+    patches,
+    purge,
+    rpcs,
+    storage,
+    strangers,
+)
 from wfe_persistence.embedded import EmbeddedPostgres
 
 
@@ -65,6 +77,7 @@ def main() -> None:
         action="store_true",
         help="measure what authentication costs, and 10,000 bad credentials a minute",
     )
+    parser.add_argument("--metrics", action="store_true", help="measure what metrics cost a call")
     parser.add_argument(
         "--strangers",
         action="store_true",
@@ -103,6 +116,9 @@ def main() -> None:
         elif arguments.access:
             figures = asyncio.run(access.measure(postgres.url, arguments.seconds))
             print(access.table(figures))
+        elif arguments.metrics:
+            figures = asyncio.run(metrics.measure(postgres.url, arguments.seconds))
+            print(metrics.table(figures))
         elif arguments.strangers:
             figures = asyncio.run(strangers.measure(postgres.url, arguments.seconds))
             print(strangers.table(figures))
@@ -134,6 +150,8 @@ def main() -> None:
         if arguments.driver
         else "access.json"
         if arguments.access
+        else "metrics.json"
+        if arguments.metrics
         else "strangers.json"
         if arguments.strangers
         else "purge.json"

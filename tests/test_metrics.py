@@ -33,6 +33,8 @@ from wfe.persistence.v1.workflow_pb2 import (
     GetWorkflowInstanceRequest,
 )
 from wfe_persistence import metrics
+from wfe_persistence.store.migrate import latest_version
+from wfe_persistence.store.tables import TABLES
 
 OPEN_METRICS: Final = "application/openmetrics-text; version=1.0.0"
 
@@ -95,7 +97,8 @@ async def test_calls_are_counted(server: AdminServer, api: Api) -> None:
     with pytest.raises(grpc.aio.AioRpcError):
         await api.events.CreateEvent(CreateEventRequest())
 
-    scrape = Scrape(server)
+    # A client may see the end of its call before the server has counted it.
+    scrape = await eventually(server, "grpc_server_handled_total", 8)
     service = "wfe.persistence.v1.EventService"
     of_create = {"grpc_service": service, "grpc_method": "CreateEvent", "grpc_type": "unary"}
     assert scrape.total("grpc_server_handled_total", **of_create, grpc_code="OK") == 3
@@ -135,7 +138,7 @@ async def test_the_database_is_measured(server: AdminServer, api: Api, database_
     created = await api.events.CreateEvent(CreateEventRequest(event=make.event()))
     for _ in range(2):
         await api.events.GetEvent(GetEventRequest(id=created.id))
-    scrape = Scrape(server)
+    scrape = await eventually(server, "grpc_server_handled_total", 3)
     name = "wfe_persistence_database_round_trip_seconds"
     assert scrape.total(f"{name}_count", statement="CREATE_EVENT") == 1
     assert scrape.total(f"{name}_count", statement="GET_EVENT") == 2
@@ -173,7 +176,8 @@ async def test_waiting_for_a_connection_is_seen(tmp_path: Path, database_url: st
             assert scrape.total("wfe_persistence_pool_connections", state="in_use") == 1
             await blocker.rollback()
             await asyncio.gather(*calls)
-            assert Scrape(server).total("wfe_persistence_pool_waiting_calls") == 0
+            scrape = await eventually(server, "grpc_server_handled_total", 3)
+            assert scrape.total("wfe_persistence_pool_waiting_calls") == 0
 
 
 async def test_deadlocks_are_counted(server: AdminServer, api: Api, database_url: str) -> None:
@@ -199,6 +203,36 @@ async def test_deadlocks_are_counted(server: AdminServer, api: Api, database_url
         assert scrape.total("wfe_persistence_database_errors_total", sqlstate_class="40") == 1
         assert scrape.total("wfe_persistence_database_retries_total", reason="40P01") == 1
     await call
+
+
+async def test_stores_are_counted(
+    tmp_path: Path, database_url: str, server: AdminServer, api: Api
+) -> None:
+    await api.events.CreateEvent(CreateEventRequest(event=make.event()))
+    for instance in (make.instance(), make.instance(next_execution=2**52)):
+        await api.workflows.CreateNewWorkflow(CreateNewWorkflowRequest(instance=instance))
+    await api.subscriptions.CreateEventSubscription(
+        CreateEventSubscriptionRequest(subscription=make.subscription())
+    )
+    # The next look of this server is in a minute; another one looks at once.
+    with AdminServer(tmp_path / "other", "--db-url", database_url) as other:
+        name = "wfe_persistence_store"
+        scrape = await eventually(other, f"{name}_last_look_timestamp_seconds", 1)
+    of = {"namespace": "default"}
+    assert scrape.total(f"{name}_workflows", **of) == 2
+    assert scrape.total(f"{name}_unprocessed_events", **of) == 1
+    assert scrape.total(f"{name}_subscriptions", **of, state="open") == 1
+    assert scrape.total(f"{name}_subscriptions", **of, state="held") == 0
+    assert scrape.total(f"{name}_commands", **of) == 0
+    assert scrape.total(f"{name}_schema_version", **of) == latest_version()
+    tables = {s.labels["table"] for s in scrape.samples if s.name == f"{name}_index_bytes"}
+    assert tables == set(TABLES)
+    assert scrape.total(f"{name}_data_bytes", **of, table="events") >= 8192
+    assert scrape.total(f"{name}_dead_rows", **of) >= 0
+    runnable = scrape.total(f"{name}_runnable_workflows", **of)
+    assert runnable == 1
+    assert scrape.total(f"{name}_oldest_runnable_age_seconds", **of) > 0
+    assert scrape.total("wfe_persistence_store_looks_failed_total") == 0
 
 
 async def test_claims_are_counted(server: AdminServer, api: Api) -> None:

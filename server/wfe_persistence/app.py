@@ -37,6 +37,7 @@ from wfe_persistence.settings import Settings
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.readiness import Readiness, State
 from wfe_persistence.store.schema import Schema
+from wfe_persistence.store.statistics import watch_stores
 from wfe_persistence.store.waiting import Waiters
 from wfe_persistence.tls import Certificates
 from wfe_persistence.versions import versions
@@ -104,7 +105,7 @@ class Server:
         self._settings = settings
         self._configuration = configuration
         self._database = database_from(settings)
-        namespaces = Namespaces(
+        self._namespaces = namespaces = Namespaces(
             self._database,
             Schema(settings.schema, settings.table_prefix),
             migrate_on_use=settings.migrate,
@@ -186,6 +187,7 @@ class Server:
             except ValueError as exc:
                 raise CannotServeError(f"TLS: {exc}") from exc
         self._state: State | None = None
+        self._counts_stores = False
         self._admin = self._admin_port() if settings.admin_listen else None
         self._stack = AsyncExitStack()
         self._listener = Listener(settings.listen, settings.socket_permissions)
@@ -301,6 +303,9 @@ class Server:
                 await self._health.report(serving=state.ready)
                 if state.ready:
                     log.info("serving on %s", self.address)
+                    if self._admin and not self._counts_stores:
+                        self._counts_stores = True
+                        self._in_background(watch_stores(self._namespaces))
                 else:
                     log.warning("not serving: %s", state.why)
             await asyncio.sleep(_WATCH_SECONDS)

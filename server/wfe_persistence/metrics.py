@@ -238,3 +238,55 @@ LOOP_LAG: Final = _declared(
 NAMESPACES_LOADED: Final = _declared(
     Gauge(f"{PREFIX}namespaces_loaded", "Namespaces that the server has looked up and remembers.")
 )
+
+# ----- what is in the stores, looked at once a minute (`store/statistics.py`) -----
+
+_OF_STORE: Final = ("namespace",)
+
+
+def _of_store(name: str, help_: str, *labels: str) -> Gauge:
+    return _declared(Gauge(f"{PREFIX}store_{name}", help_, (*_OF_STORE, *labels)))
+
+
+STORE_WORKFLOWS: Final = _of_store(
+    "workflows", "Workflows by status; of each, at most 100,000 are counted.", "status"
+)
+STORE_RUNNABLE: Final = _of_store(
+    "runnable_workflows",
+    "Workflows that are due to be run; at most 100,000 are counted.",
+)
+STORE_OLDEST_RUNNABLE: Final = _of_store(
+    "oldest_runnable_age_seconds",
+    "For how long the workflow that is due first has been due; 0: none is due.",
+)
+STORE_EVENTS: Final = _of_store(
+    "unprocessed_events", "Events that are not processed; at most 100,000 are counted."
+)
+STORE_SUBSCRIPTIONS: Final = _of_store(
+    "subscriptions",
+    "Event subscriptions by state: open or held; at most 100,000 are looked at.",
+    "state",
+)
+STORE_COMMANDS: Final = _of_store(
+    "commands",
+    "Scheduled commands by state: due, scheduled for later, or leased; at most 100,000 are looked "
+    "at.",
+    "state",
+)
+STORE_TABLE_BYTES: Final = _of_store("data_bytes", "Size of tables without indexes.", "table")
+STORE_INDEX_BYTES: Final = _of_store("index_bytes", "Size of tables' indexes.", "table")
+STORE_DEAD_ROWS: Final = _of_store(
+    "dead_rows", "Rows that wait for a vacuum, as PostgreSQL estimates them.", "table"
+)
+STORE_SCHEMA_VERSION: Final = _of_store(
+    "schema_version", "The number of the newest migration that was applied."
+)
+STORE_LOOKED: Final = _of_store(
+    "last_look_timestamp_seconds", "When the numbers of the store were counted (Unix time)."
+)
+STORE_LOOKS_FAILED: Final = _declared(
+    Counter(
+        f"{PREFIX}store_looks_failed_total",
+        "How often the numbers of a store could not be counted within 5 s.",
+    )
+)

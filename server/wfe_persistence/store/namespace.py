@@ -106,6 +106,11 @@ class Namespaces:
             raise
         return not version.is_outdated
 
+    def used_last(self, most: int) -> list[Store]:
+        """The default store, and the others that were used last: at most so many."""
+        others = [store for store in reversed(self._bound.values()) if store is not self.default]
+        return [self.default, *others[: most - 1]]
+
     def count_loaded(self) -> int:
         """How many stores are remembered."""
         return len(self._bound)
