@@ -22,6 +22,7 @@ from tests.support import make
 from tests.support.admin import AdminServer
 from tests.support.api import Api, connect
 from wfe.persistence.v1.event_pb2 import CreateEventRequest, GetEventRequest
+from wfe.persistence.v1.queue_pb2 import EnqueueRequest
 from wfe.persistence.v1.subscription_pb2 import (
     CreateEventSubscriptionRequest,
     RenewSubscriptionTokenRequest,
@@ -214,6 +215,7 @@ async def test_stores_are_counted(
     await api.subscriptions.CreateEventSubscription(
         CreateEventSubscriptionRequest(subscription=make.subscription())
     )
+    await api.queues.Enqueue(EnqueueRequest(items=[make.item("metrics")]))
     # The next look of this server is in a minute; another one looks at once.
     with AdminServer(tmp_path / "other", "--db-url", database_url) as other:
         name = "wfe_persistence_store"
@@ -224,6 +226,8 @@ async def test_stores_are_counted(
     assert scrape.total(f"{name}_subscriptions", **of, state="open") == 1
     assert scrape.total(f"{name}_subscriptions", **of, state="held") == 0
     assert scrape.total(f"{name}_commands", **of) == 0
+    assert scrape.total(f"{name}_queue_items", **of) == 1
+    assert scrape.total(f"{name}_queue_items", **of, state="waiting") == 1
     assert scrape.total(f"{name}_schema_version", **of) == latest_version()
     tables = {s.labels["table"] for s in scrape.samples if s.name == f"{name}_index_bytes"}
     assert tables == set(TABLES)

@@ -273,6 +273,11 @@ STORE_COMMANDS: Final = _of_store(
     "at.",
     "state",
 )
+STORE_QUEUE_ITEMS: Final = _of_store(
+    "queue_items",
+    "Items of queues by state: waiting, delayed, leased or dead; at most 100,000 are looked at.",
+    "state",
+)
 STORE_TABLE_BYTES: Final = _of_store("data_bytes", "Size of tables without indexes.", "table")
 STORE_INDEX_BYTES: Final = _of_store("index_bytes", "Size of tables' indexes.", "table")
 STORE_DEAD_ROWS: Final = _of_store(

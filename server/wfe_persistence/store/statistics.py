@@ -57,6 +57,11 @@ SELECT 'commands', c.state, count(*) FROM (
             WHEN execute_time <= floor(extract(epoch FROM now()) * 1000)::bigint THEN 'due'
             ELSE 'scheduled' END AS state
     FROM wfc.scheduled_commands LIMIT $1) c GROUP BY c.state
+UNION ALL
+SELECT 'queue_items', q.state, count(*) FROM (
+    SELECT CASE WHEN dead THEN 'dead' WHEN visible_time <= now() THEN 'waiting'
+            WHEN lease_id IS NULL THEN 'delayed' ELSE 'leased' END AS state
+    FROM wfc.queue_items LIMIT $1) q GROUP BY q.state
 """
 
 # $1 the schema, $2 the tables.
@@ -74,10 +79,12 @@ _GAUGES: Final = {
     "events": metrics.STORE_EVENTS,
     "subscriptions": metrics.STORE_SUBSCRIPTIONS,
     "commands": metrics.STORE_COMMANDS,
+    "queue_items": metrics.STORE_QUEUE_ITEMS,
 }
 _STATES: Final = {
     "subscriptions": ("open", "held"),
     "commands": ("due", "scheduled", "leased"),
+    "queue_items": ("waiting", "delayed", "leased", "dead"),
 }
 
 Numbers = dict[metrics.Gauge, dict[metrics.Labels, float]]

@@ -24,4 +24,9 @@ SELECT 'commands', c.state, count(*) FROM (
     SELECT CASE WHEN lease_expiry > now() THEN 'leased'
             WHEN execute_time <= floor(extract(epoch FROM now()) * 1000)::bigint THEN 'due'
             ELSE 'scheduled' END AS state
-    FROM wfc.scheduled_commands LIMIT $1) c GROUP BY c.state;
+    FROM wfc.scheduled_commands LIMIT $1) c GROUP BY c.state
+UNION ALL
+SELECT 'queue_items', q.state, count(*) FROM (
+    SELECT CASE WHEN dead THEN 'dead' WHEN visible_time <= now() THEN 'waiting'
+            WHEN lease_id IS NULL THEN 'delayed' ELSE 'leased' END AS state
+    FROM wfc.queue_items LIMIT $1) q GROUP BY q.state;
