@@ -5250,8 +5250,8 @@ pub mod queue_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// Returns how many items queues have, by their state, and how they are
-        /// configured, in the order of their names, in pages. It counts: its cost is that
-        /// of reading all items of these queues in an index. Errors: INVALID_ARGUMENT.
+        /// configured, in the order of their names, in pages. It counts: its cost may be
+        /// that of reading all items of the namespace. Errors: INVALID_ARGUMENT.
         pub async fn get_queue_stats(
             &mut self,
             request: impl tonic::IntoRequest<super::GetQueueStatsRequest>,

@@ -53,7 +53,8 @@ _STATE: Final = f"""CASE WHEN dead THEN 'Dead' WHEN {expired("visible_time")} TH
 _read_item = QUEUE_ITEM.reader()
 _VISIBLE_TIME: Final = QUEUE_ITEM.at("visible_time")
 
-# An absent filter is NULL, and the planner, which knows the parameters, removes its condition.
+# An absent filter is NULL, and the planner, which knows the parameters, removes its condition. Of a
+# state, the last condition tells where in the index the page starts.
 LIST_QUEUE_ITEMS = f"""
 SELECT {QUEUE_ITEM.selection()}, n, dead,
     {_STATE}, attempt, again_time, coalesce(lease_worker_id, ''), lease_epoch
@@ -64,6 +65,7 @@ WHERE queue = $1
     AND ($4::boolean IS NULL OR ({unexpired("visible_time")}) = $4)
     AND ($5::boolean IS NULL OR (lease_id IS NOT NULL) = $5)
     AND ($6::timestamptz IS NULL OR (dead, visible_time, n) > ($8::boolean, $6, $7::bigint))
+    AND ($3 IS NULL OR $6 IS NULL OR visible_time >= $6)
 ORDER BY dead, visible_time, n
 LIMIT $9
 """

@@ -8,5 +8,6 @@ WHERE queue = $1
     AND ($4::boolean IS NULL OR (visible_time > now()) = $4)
     AND ($5::boolean IS NULL OR (lease_id IS NOT NULL) = $5)
     AND ($6::timestamptz IS NULL OR (dead, visible_time, n) > ($8::boolean, $6, $7::bigint))
+    AND ($3 IS NULL OR $6 IS NULL OR visible_time >= $6)
 ORDER BY dead, visible_time, n
 LIMIT $9;

@@ -175,8 +175,8 @@ class QueueServiceServicer(object):
 
     def GetQueueStats(self, request, context):
         """Returns how many items queues have, by their state, and how they are
-        configured, in the order of their names, in pages. It counts: its cost is that
-        of reading all items of these queues in an index. Errors: INVALID_ARGUMENT.
+        configured, in the order of their names, in pages. It counts: its cost may be
+        that of reading all items of the namespace. Errors: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -340,8 +340,8 @@ class QueueServiceStub(typing.Generic[_QueueServiceEnqueueType, _QueueServiceDeq
 
     GetQueueStats: _QueueServiceGetQueueStatsType
     """Returns how many items queues have, by their state, and how they are
-    configured, in the order of their names, in pages. It counts: its cost is that
-    of reading all items of these queues in an index. Errors: INVALID_ARGUMENT.
+    configured, in the order of their names, in pages. It counts: its cost may be
+    that of reading all items of the namespace. Errors: INVALID_ARGUMENT.
     """
 
     RequeueItems: _QueueServiceRequeueItemsType
@@ -506,8 +506,8 @@ class QueueServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.queue_pb2.GetQueueStatsResponse, collections.abc.Awaitable[wfe.persistence.v1.queue_pb2.GetQueueStatsResponse]]:
         """Returns how many items queues have, by their state, and how they are
-        configured, in the order of their names, in pages. It counts: its cost is that
-        of reading all items of these queues in an index. Errors: INVALID_ARGUMENT.
+        configured, in the order of their names, in pages. It counts: its cost may be
+        that of reading all items of the namespace. Errors: INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod

@@ -87,8 +87,8 @@ type QueueServiceClient interface {
 	// INVALID_ARGUMENT.
 	ListQueueItems(ctx context.Context, in *ListQueueItemsRequest, opts ...grpc.CallOption) (*ListQueueItemsResponse, error)
 	// Returns how many items queues have, by their state, and how they are
-	// configured, in the order of their names, in pages. It counts: its cost is that
-	// of reading all items of these queues in an index. Errors: INVALID_ARGUMENT.
+	// configured, in the order of their names, in pages. It counts: its cost may be
+	// that of reading all items of the namespace. Errors: INVALID_ARGUMENT.
 	GetQueueStats(ctx context.Context, in *GetQueueStatsRequest, opts ...grpc.CallOption) (*GetQueueStatsResponse, error)
 	// Makes dead and delayed items of a queue visible now, with attempt 0, for
 	// people who have mended what was wrong. Items of other states, and ids of which
@@ -267,8 +267,8 @@ type QueueServiceServer interface {
 	// INVALID_ARGUMENT.
 	ListQueueItems(context.Context, *ListQueueItemsRequest) (*ListQueueItemsResponse, error)
 	// Returns how many items queues have, by their state, and how they are
-	// configured, in the order of their names, in pages. It counts: its cost is that
-	// of reading all items of these queues in an index. Errors: INVALID_ARGUMENT.
+	// configured, in the order of their names, in pages. It counts: its cost may be
+	// that of reading all items of the namespace. Errors: INVALID_ARGUMENT.
 	GetQueueStats(context.Context, *GetQueueStatsRequest) (*GetQueueStatsResponse, error)
 	// Makes dead and delayed items of a queue visible now, with attempt 0, for
 	// people who have mended what was wrong. Items of other states, and ids of which

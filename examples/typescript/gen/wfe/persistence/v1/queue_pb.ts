@@ -1148,8 +1148,8 @@ export const QueueService: GenService<{
   },
   /**
    * Returns how many items queues have, by their state, and how they are
-   * configured, in the order of their names, in pages. It counts: its cost is that
-   * of reading all items of these queues in an index. Errors: INVALID_ARGUMENT.
+   * configured, in the order of their names, in pages. It counts: its cost may be
+   * that of reading all items of the namespace. Errors: INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.QueueService.GetQueueStats
    */
