@@ -350,6 +350,9 @@ class BlockingPersistenceProvider:
             raise
         return self._thread.wait(running)
 
+    publish = _blocking(PersistenceProvider.publish)
+    watch_lifecycle = _blocking_iterator(PersistenceProvider.watch_lifecycle)
+
     acquire_lock = _blocking(PersistenceProvider.acquire_lock)
     renew_locks = _blocking(PersistenceProvider.renew_locks)
     release_lock = _blocking(PersistenceProvider.release_lock)

@@ -3,9 +3,18 @@
 import asyncio
 import copy
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from typing import Protocol, Self, TypeAlias, TypeVar
 
 import grpc
@@ -47,9 +56,19 @@ class _Page(Protocol):
     next_page_token: str
 
 
+class _WatchRequest(_Request, Protocol):
+    after: str
+
+
+class _Watched(Protocol):
+    cursor: str
+
+
 _RequestT = TypeVar("_RequestT", bound=_Request)
 _ResponseT = TypeVar("_ResponseT")
 _PageRequestT = TypeVar("_PageRequestT", bound=_PageRequest)
+_WatchRequestT = TypeVar("_WatchRequestT", bound=_WatchRequest)
+_WatchedT = TypeVar("_WatchedT", bound=_Watched)
 _PageT = TypeVar("_PageT", bound=_Page)
 _T = TypeVar("_T")
 
@@ -131,6 +150,9 @@ RULES: Mapping[str, Rule] = {
     "ReleaseCommands": Rule(Safety.REPEATABLE, done=LeaseLost),
     "RenewCommands": Rule(Safety.REPEATABLE),
     "ListCommands": Rule(Safety.READ),
+    # A repetition may publish again, which watchers must expect in any case.
+    "Publish": Rule(Safety.REPEATABLE),
+    "Watch": Rule(Safety.READ),
     # Carries a request_id.
     "AcquireLock": Rule(Safety.REPEATABLE),
     "RenewLocks": Rule(Safety.REPEATABLE),
@@ -174,6 +196,7 @@ _PASSING_REASONS = frozenset(
         "DATABASE_FULL",
         "TRANSACTION_CONFLICT",
         "ROW_LOCKED",
+        "READER_TOO_SLOW",
     }
 )
 
@@ -319,6 +342,45 @@ class Calls:
 
         return await self._with_retries(request, attempt, deadline)
 
+    async def watch(
+        self,
+        method: grpc.aio.UnaryStreamMultiCallable[_WatchRequestT, _WatchedT],
+        request: _WatchRequestT,
+        silence: float,
+    ) -> AsyncGenerator[_WatchedT, None]:
+        """The responses of a stream that goes on for ever.
+
+        A stream that breaks, or says nothing for `silence` seconds, is resumed behind the last
+        response, after which the attempts and their timeout begin anew.
+        """
+        while True:
+            stream, response = await self._with_retries(
+                request, partial(_open, method, request), None
+            )
+            try:
+                while True:
+                    request.after = response.cursor
+                    yield response
+                    async with asyncio.timeout(silence):
+                        read = await stream.read()
+                    if read is grpc.aio.EOF:
+                        break
+                    response = read
+            except TimeoutError:
+                log.debug("%s: silent for %g s", _rpc(request), silence)
+            except grpc.aio.AioRpcError as exc:
+                error = from_rpc_error(exc)
+                if not _passes(error):
+                    raise error from exc
+                log.debug("%s: resumed after: %s", _rpc(request), error)
+            except asyncio.CancelledError:
+                if not self._link.closed or is_cancelled():
+                    raise
+                # Not cancelled: gRPC ends calls this way when the channel is closed.
+                raise closed_during_call() from None
+            finally:
+                stream.cancel()
+
     async def settle(
         self,
         method: grpc.aio.UnaryUnaryMultiCallable[_RequestT, _ResponseT],
@@ -422,6 +484,30 @@ def all_lost(tokens: Sequence[str]) -> Callable[[PersistenceError], bool]:
         return isinstance(error, LeaseLost) and set(tokens) <= set(error.lease_tokens)
 
     return lost
+
+
+async def _open(
+    method: grpc.aio.UnaryStreamMultiCallable[_RequestT, _ResponseT],
+    request: _RequestT,
+    seconds: float,
+    metadata: Metadata,
+) -> tuple[grpc.aio.UnaryStreamCall[_RequestT, _ResponseT], _ResponseT]:
+    """A stream without a deadline, and its first response, which must come in time."""
+    stream = method(request, metadata=metadata)
+    try:
+        async with asyncio.timeout(seconds):
+            response = await stream.read()
+        if response is grpc.aio.EOF:
+            raise Unavailable("the stream ended without a response")  # noqa: TRY301
+    except TimeoutError as exc:
+        stream.cancel()
+        raise DeadlineExceeded(
+            "the stream did not begin in time", reason="DEADLINE_EXCEEDED"
+        ) from exc
+    except BaseException:
+        stream.cancel()
+        raise
+    return stream, response
 
 
 def _time_left(deadline: Deadline) -> float:

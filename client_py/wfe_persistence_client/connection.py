@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from wfe.persistence.v1 import (
         command_pb2_grpc,
         event_pb2_grpc,
+        lifecycle_pb2_grpc,
         lock_pb2_grpc,
         queue_pb2_grpc,
         store_pb2_grpc,
@@ -147,6 +148,10 @@ class Connection:
     @property
     def _commands(self) -> "command_pb2_grpc.ScheduledCommandServiceAsyncStub":
         return self._link.stubs.commands
+
+    @property
+    def _lifecycle(self) -> "lifecycle_pb2_grpc.LifecycleServiceAsyncStub":
+        return self._link.stubs.lifecycle
 
     @property
     def _locks(self) -> "lock_pb2_grpc.LockServiceAsyncStub":

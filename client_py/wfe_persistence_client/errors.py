@@ -227,6 +227,18 @@ class InvalidArgument(PersistenceError):
     """The request is invalid; `violations` lists the invalid fields, if any."""
 
 
+class CursorExpired(PersistenceError):
+    """Events after the cursor are no longer there, or it is from before a restore.
+
+    Start from `oldest_cursor`, and expect events that were handled before.
+    """
+
+    @property
+    def oldest_cursor(self) -> str:
+        """The cursor in front of the oldest event that is left."""
+        return self.metadata.get("oldest_cursor", "")
+
+
 class ResourceExhausted(PersistenceError):
     """A limit was reached. Nothing was written, unless `maybe_written` is set."""
 
@@ -262,6 +274,15 @@ class CallerLimited(ResourceExhausted):
 
 class NamespaceFull(ResourceExhausted):
     """The namespace stores as much as it may: nothing was written. Delete or purge first."""
+
+
+class ReaderTooSlow(ResourceExhausted):
+    """The stream was not read for too long."""
+
+    @property
+    def cursor(self) -> str:
+        """The cursor to resume from."""
+        return self.metadata.get("cursor", "")
 
 
 class TooManyNamespaces(ResourceExhausted):
@@ -363,6 +384,8 @@ _BY_REASON: Mapping[str, type[PersistenceError]] = {
     "CALLER_LIMITED": CallerLimited,
     "NAMESPACE_FULL": NamespaceFull,
     "DATABASE_FULL": DatabaseFull,
+    "CURSOR_EXPIRED": CursorExpired,
+    "READER_TOO_SLOW": ReaderTooSlow,
     "DEADLINE_EXCEEDED": DeadlineExceeded,
     "DATABASE_UNAVAILABLE": Unavailable,
     "COMMIT_OUTCOME_UNKNOWN": CommitOutcomeUnknown,

@@ -14,6 +14,7 @@ import grpc.aio
 from wfe.persistence.v1 import (
     command_pb2_grpc,
     event_pb2_grpc,
+    lifecycle_pb2_grpc,
     lock_pb2_grpc,
     queue_pb2_grpc,
     store_pb2_grpc,
@@ -62,6 +63,9 @@ class Stubs:
         )
         self.commands: command_pb2_grpc.ScheduledCommandServiceAsyncStub = (
             command_pb2_grpc.ScheduledCommandServiceStub(channel)
+        )
+        self.lifecycle: lifecycle_pb2_grpc.LifecycleServiceAsyncStub = (
+            lifecycle_pb2_grpc.LifecycleServiceStub(channel)
         )
         self.locks: lock_pb2_grpc.LockServiceAsyncStub = lock_pb2_grpc.LockServiceStub(channel)
         self.queues: queue_pb2_grpc.QueueServiceAsyncStub = queue_pb2_grpc.QueueServiceStub(channel)

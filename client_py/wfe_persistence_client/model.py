@@ -605,6 +605,52 @@ class MigratedStore:
     applied_migrations: list[str]
 
 
+class LifecycleEventType(Enum):
+    """What happened to a workflow."""
+
+    #: Of watched events only: a type that this client is too old to know.
+    UNKNOWN = 0
+    STARTED = 1
+    #: It goes on after it was suspended.
+    RESUMED = 2
+    SUSPENDED = 3
+    #: It has ended by itself.
+    COMPLETED = 4
+    #: It was ended from outside.
+    TERMINATED = 5
+    #: It, or one of its steps, failed; `message` says how.
+    ERROR = 6
+    STEP_STARTED = 7
+    STEP_COMPLETED = 8
+
+
+@dataclass(slots=True, kw_only=True)
+class LifecycleEvent:
+    """Something that happened to a workflow, for whoever watches."""
+
+    #: What happened.
+    type: LifecycleEventType
+    #: The workflow; required. It need not exist.
+    workflow_id: str
+    #: The id of its definition; required.
+    workflow_definition_id: str
+    #: The version of its definition, 0 to 2^31-1.
+    version: int = 0
+    #: The workflow's reference.
+    reference: str | None = None
+    #: When it happened; by default, when this object was created. It has nothing to do
+    #: with the order of events.
+    event_time: datetime = field(default_factory=_now)
+    #: The step, 0 to 2^31-1; None: it is not about a step.
+    step_id: int | None = None
+    #: The step's name.
+    step_name: str | None = None
+    #: For people, such as the text of an error; at most 65536 bytes.
+    message: str | None = None
+    #: Of a watched event: to resume behind it. Ignored when it is published.
+    cursor: str = field(default="", compare=False)
+
+
 @dataclass(slots=True, kw_only=True, frozen=True)
 class AcquiredLock:
     """A lock on a resource, as its holder knows it."""
@@ -652,6 +698,8 @@ class Capabilities:
     locks: bool = False
     #: Queues.
     queues: bool = False
+    #: Lifecycle events.
+    lifecycle: bool = False
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)

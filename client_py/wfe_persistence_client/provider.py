@@ -13,6 +13,7 @@ from wfe_persistence_client.connection import DEFAULT_TIMEOUT
 from wfe_persistence_client.credentials import Tls, Token, check_private, token_source
 from wfe_persistence_client.event import Events
 from wfe_persistence_client.hints import checked, checked_methods
+from wfe_persistence_client.lifecycle import Lifecycle
 from wfe_persistence_client.link import check_target
 from wfe_persistence_client.lock import Locks
 from wfe_persistence_client.queue import Queues
@@ -24,7 +25,9 @@ __all__ = ["CommandHandler", "PersistenceProvider", "Token", "connect"]
 
 
 @checked_methods
-class PersistenceProvider(Workflows, Events, Subscriptions, Commands, Locks, Queues, Store):
+class PersistenceProvider(
+    Workflows, Events, Subscriptions, Commands, Lifecycle, Locks, Queues, Store
+):
     """The operations of the engine's `PersistenceProvider` trait.
 
     Each base class has the operations of one aggregate; `Connection` has what they

@@ -34,6 +34,7 @@ from wfe_persistence.rpc.listener import Listener
 from wfe_persistence.rpc.reflection import reflection_handlers
 from wfe_persistence.rpc.services import SERVICES
 from wfe_persistence.settings import Settings
+from wfe_persistence.store.lifecycle_feed import Feeds
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.readiness import Readiness, State
 from wfe_persistence.store.schema import Schema
@@ -117,6 +118,7 @@ class Server:
         )
         self._workers = Workers()
         waiters = Waiters()
+        self._feeds = Feeds(namespaces.default, settings.lifecycle_retention)
         largest = settings.max_message_bytes * _OVERSIZE_FACTOR
         connections = connections_allowed(
             settings.max_connections,
@@ -155,6 +157,7 @@ class Server:
                 readiness=self._readiness,
                 workers=self._workers,
                 waiters=waiters,
+                feeds=self._feeds,
                 server_version=VERSION,
                 max_message_bytes=settings.max_message_bytes,
                 default_deadline=settings.default_deadline,
@@ -197,6 +200,7 @@ class Server:
             waiters,
             self._database,
             self._listener,
+            self._feeds,
             delay=settings.seconds_before_drain,
             seconds=settings.drain_seconds,
             hurry=hurry or asyncio.Event(),
@@ -244,6 +248,7 @@ class Server:
         await self._stack.enter_async_context(self._database)
         await self._server.start()
         self._in_background(self._limits.space.watch())
+        self._in_background(self._feeds.sweep())
         self._in_background(self._connections.watch(self._listener.local_name))
         if self._certificates:
             self._in_background(self._certificates.watch())

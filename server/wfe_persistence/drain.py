@@ -19,6 +19,7 @@ from wfe_persistence.rpc.connections import Disconnection
 from wfe_persistence.rpc.health import Health
 from wfe_persistence.rpc.intake import Intake
 from wfe_persistence.rpc.listener import Listener
+from wfe_persistence.store.lifecycle_feed import Feeds
 from wfe_persistence.store.postgres.database import Database
 from wfe_persistence.store.waiting import Waiters
 
@@ -56,6 +57,7 @@ class Drain:
         waiters: Waiters,
         database: Database,
         listener: Listener,
+        feeds: Feeds,
         *,
         delay: float,
         seconds: float,
@@ -66,6 +68,7 @@ class Drain:
         self._waiters = waiters
         self._database = database
         self._listener = listener
+        self._feeds = feeds
         self._delay = delay
         self._seconds = seconds
         self._hurry = hurry
@@ -77,6 +80,7 @@ class Drain:
 
         self._intake.refuse_calls()
         self._waiters.close()  # another server can serve them
+        self._feeds.close()  # not before: who watches comes back at once
         if not await self._until(lambda: not self._intake.in_progress, self._seconds):
             await self._end_calls()
 

@@ -17,6 +17,7 @@ from google.rpc import error_details_pb2, status_pb2
 from wfe.persistence.v1 import (
     command_pb2,
     event_pb2,
+    lifecycle_pb2,
     lock_pb2,
     queue_pb2,
     store_pb2,
@@ -31,6 +32,7 @@ SERVICES = [
         event_pb2,
         subscription_pb2,
         command_pb2,
+        lifecycle_pb2,
         lock_pb2,
         queue_pb2,
         store_pb2,
@@ -42,7 +44,7 @@ METHODS = {
     for service in SERVICES
     for method in service.methods
 }
-STREAMING = {"GetWorkflowInstances"}
+STREAMING = {"GetWorkflowInstances", "Watch"}
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Step: TypeAlias = Callable[[Any, Context], Awaitable[Message | Sequence[Message]]]

@@ -129,6 +129,8 @@ REQUIRED_IDS: Final = {
     "RequeueItemsRequest.ids",
     "DeleteItemsRequest.ids",
     "GetRunnableInstancesRequest.workflow_definition_ids",
+    "LifecycleEvent.workflow_id",
+    "LifecycleEvent.workflow_definition_id",
 }
 OPTIONAL_IDS: Final = {
     # Empty: the store chooses, or none. Blank is a mistake.
@@ -174,8 +176,20 @@ KEYS: Final = {
     "WorkflowFilter.waiting_event_key",
     "DequeueRequest.worker_id",
     "ListQueueItemsRequest.id",
+    "LifecycleEvent.reference",
+    "LifecycleEvent.step_name",
+    "WatchRequest.workflow_id",
+    "WatchRequest.workflow_definition_id",
 }
-LONG_KEYS: Final = {"ScheduledCommand.data": 2048, "ListCommandsRequest.data": 2048}
+LONG_KEYS: Final = {
+    "ScheduledCommand.data": 2048,
+    "ListCommandsRequest.data": 2048,
+    "LifecycleEvent.message": 65_536,
+}
+CURSORS: Final = {
+    # What the server itself has made.
+    "WatchRequest.after",
+}
 FREE_TEXTS: Final = {
     # Without a bound: only NUL is bad. (Of page tokens more is said in tests of their own.)
     "WorkflowInstance.description",
@@ -241,6 +255,7 @@ REQUIRED_TIMES: Final = {
     "ExecutionError.error_time",
     "PurgeWorkflowsRequest.ended_before",
     "PurgeEventsRequest.event_time_before",
+    "LifecycleEvent.event_time",
 }
 OPTIONAL_TIMES: Final = {
     "WorkflowInstance.complete_time",
@@ -290,6 +305,8 @@ NUMBERS: Final = {
     "ExecutionPointer.step_id": (-1, -(2**63), 2**31, 2**63 - 1),
     "ExecutionPointer.retry_count": (2**31, 2**32 - 1),
     "EventSubscription.step_id": (-1, -(2**63), 2**31, 2**63 - 1),
+    "LifecycleEvent.version": (2**31, 2**32 - 1),
+    "LifecycleEvent.step_id": (-1, -(2**63), 2**31, 2**63 - 1),
     "PersistWorkflowRequest.expected_revision": (0, -1, -(2**63)),
     "PersistWorkflowWithSubscriptionsRequest.expected_revision": (0, -1, -(2**63)),
     "GetRunnableInstancesRequest.page_size": (-1, -(2**31)),
@@ -362,6 +379,7 @@ NO_BAD_VALUE: Final = {
     "Acknowledgement.confirmed": "a bool is good either way",
     "AcknowledgeRequest.acknowledge": "see the tests of too many items",
     "ReturnItemsRequest.return_items": "see the tests of too many items",
+    "PublishRequest.events": "see test_lifecycle.py for how many",
 }
 
 TOO_LONG: Final = {
@@ -425,6 +443,10 @@ BAD_UUIDS: Final = [
     "00000000-0000-0000-0000-00000000000g", "00000000-0000-0000-0000-000000000001\n",
     " 00000000-0000-0000-0000-000000000001", "00000000-0000-0000-0000-0000000000001",
     "0000000-00000-0000-0000-000000000001", "\u0661" * 8 + "-0000-0000-0000-000000000001",
+]  # fmt: skip
+BAD_CURSORS: Final = [
+    CANARY, "1", " ", "x" * 10_000, "A" * 42, "A" * 44, "A" * 42 + "=", "A" * 22 + "_" * 21,
+    "A" * 42 + "+", "A" * 43 + "\n",
 ]  # fmt: skip
 BAD_PATHS: Final = [
     CANARY, "", " ", "id", "execution_pointers", "revision", "view", "header", "header.name",
@@ -510,7 +532,12 @@ def _bad_texts(rpc: Rpc, name: str) -> Iterator[Bad]:
         return
     if name in QUEUES:
         yield Bad("empty", "", "REQUIRED")
-    for table, texts in ((UUIDS, BAD_UUIDS), (MASKS, BAD_PATHS), (QUEUES, BAD_QUEUES)):
+    for table, texts in (
+        (UUIDS, BAD_UUIDS),
+        (MASKS, BAD_PATHS),
+        (QUEUES, BAD_QUEUES),
+        (CURSORS, BAD_CURSORS),
+    ):
         if name in table:
             yield Bad("NUL", f"{CANARY}\0", "TEXT_HAS_NUL")
             for bad in texts:
@@ -552,7 +579,7 @@ def test_every_field_has_bad_values_or_a_reason_for_none() -> None:
 def test_the_tables_name_fields_that_exist() -> None:
     tables = (
         REQUIRED_IDS, OPTIONAL_IDS, KEYS, LONG_KEYS, FREE_TEXTS, NAMESPACES, JSON, REQUIRED_TIMES,
-        OPTIONAL_TIMES, ENUMS, NUMBERS, UUIDS, MASKS, QUEUES, NO_BAD_VALUE,
+        OPTIONAL_TIMES, ENUMS, NUMBERS, UUIDS, MASKS, QUEUES, CURSORS, NO_BAD_VALUE,
     )  # fmt: skip
     named = [name for table in tables for name in table]
     known = {name_of(f) for rpc in RPCS.values() for _, f in fields(valid_request(rpc))}
@@ -657,6 +684,9 @@ def good_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
         yield "last", Timestamp(seconds=make.LAST_TIME.seconds, nanos=999_999_999)
     elif name in WAITS:
         yield "nothing", Duration()
+        yield "60 s", Duration(seconds=60)
+    elif name == "WatchRequest.heartbeat":
+        yield "1 s", Duration(seconds=1)
         yield "60 s", Duration(seconds=60)
     elif is_a(field, Duration.DESCRIPTOR):
         yield "1 ms", Duration(nanos=1_000_000)

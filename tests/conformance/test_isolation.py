@@ -14,6 +14,7 @@ from tests.support.expect import fails
 from wfe.persistence.v1 import (
     command_pb2,
     event_pb2,
+    lifecycle_pb2,
     lock_pb2,
     store_pb2,
     subscription_pb2,
@@ -21,6 +22,7 @@ from wfe.persistence.v1 import (
 )
 from wfe.persistence.v1 import command_pb2 as c
 from wfe.persistence.v1 import event_pb2 as e
+from wfe.persistence.v1 import lifecycle_pb2 as lc
 from wfe.persistence.v1 import lock_pb2 as lk
 from wfe.persistence.v1 import store_pb2 as st
 from wfe.persistence.v1 import subscription_pb2 as s
@@ -44,6 +46,7 @@ class Namespace:
         self.error = make.error(workflow_id="w")
         self.lease_token = ""
         self.lock_token = ""
+        self.cursor = ""
         self.epoch = 0
 
     async def create(self) -> None:
@@ -78,6 +81,8 @@ class Namespace:
         self.lease_token = claimed.commands[0].lease_token
         locked = await api.locks.AcquireLock(lk.AcquireLockRequest(resource="r"), metadata=metadata)
         self.lock_token = locked.token
+        self.cursor = await api.cursor(metadata=metadata)
+        await api.publish(make.lifecycle_event(workflow_id="w"), metadata=metadata)
 
     async def state(self) -> list[Any]:
         """All that is in it."""
@@ -93,6 +98,7 @@ class Namespace:
             await api.store.ListErrors(st.ListErrorsRequest(), metadata=metadata),
             await api.commands.ListCommands(c.ListCommandsRequest(), metadata=metadata),
             await api.locks.ListLocks(lk.ListLocksRequest(), metadata=metadata),
+            await api.published_since(self.cursor, metadata=metadata),
         ]
 
     async def delete(self) -> None:
@@ -198,6 +204,8 @@ CASES: dict[str, Case] = {
     "RenewCommands": (
         lambda n: c.RenewCommandsRequest(lease_tokens=[n.lease_token]), "LEASE_LOST"),
     "ListCommands": (lambda n: c.ListCommandsRequest(), ["commands"]),
+    "Publish": (lambda n: lc.PublishRequest(events=[make.lifecycle_event()]), NOTHING),
+    "Watch": (lambda n: lc.WatchRequest(after=n.cursor), "CURSOR_EXPIRED"),
     "AcquireLock": (lambda n: lk.AcquireLockRequest(resource="r"), ["holder"]),
     "RenewLocks": (lambda n: lk.RenewLocksRequest(tokens=[n.lock_token]), "LEASE_LOST"),
     "ReleaseLock": (lambda n: lk.ReleaseLockRequest(token=n.lock_token), ["released"]),
@@ -215,7 +223,15 @@ CASES: dict[str, Case] = {
 
 METHODS = {
     method.name: method
-    for file in (workflow_pb2, event_pb2, subscription_pb2, command_pb2, lock_pb2, store_pb2)
+    for file in (
+        workflow_pb2,
+        event_pb2,
+        subscription_pb2,
+        command_pb2,
+        lifecycle_pb2,
+        lock_pb2,
+        store_pb2,
+    )
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }
@@ -232,8 +248,8 @@ async def test_call_with_ids_of_another_namespace_sees_and_changes_nothing(
     before = await filled.state()
     request, expected = CASES[rpc]
     if isinstance(expected, str):
-        code = "FAILED_PRECONDITION" if expected == "LEASE_LOST" else "NOT_FOUND"
-        with fails(code, expected):
+        codes = {"LEASE_LOST": "FAILED_PRECONDITION", "CURSOR_EXPIRED": "OUT_OF_RANGE"}
+        with fails(codes.get(expected, "NOT_FOUND"), expected):
             await call(api, rpc, request(filled), other)
     else:
         answers = await call(api, rpc, request(filled), other)
@@ -286,6 +302,7 @@ async def call(api: Api, rpc: str, request: Any, namespace: Namespace) -> list[A
         "EventService": api.events,
         "SubscriptionService": api.subscriptions,
         "ScheduledCommandService": api.commands,
+        "LifecycleService": api.lifecycle,
         "LockService": api.locks,
         "StoreService": api.store,
     }

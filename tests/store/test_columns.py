@@ -24,6 +24,7 @@ from wfe_persistence.store.records import (
     COMMAND,
     ERROR,
     EVENT,
+    LIFECYCLE_EVENT,
     LOCK,
     POINTER,
     QUEUE_ITEM,
@@ -40,6 +41,7 @@ DECLARED: dict[str, tuple[Columns[Any], set[str]]] = {
     "events": (EVENT, {"content_hash"}),
     "event_subscriptions": (SUBSCRIPTION, {"content_hash"}),
     "execution_errors": (ERROR, {"id"}),
+    "lifecycle_events": (LIFECYCLE_EVENT, {"xid", "n", "publish_time"}),
     "locks": (LOCK, {"n", "token", "request_id"}),
     "scheduled_commands": (
         COMMAND,

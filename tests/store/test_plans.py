@@ -16,6 +16,7 @@ from wfe_persistence.store import (
     commit,
     error_log,
     event,
+    lifecycle,
     lock,
     pointer,
     purge,
@@ -58,6 +59,8 @@ INSERT INTO wfc.locks (resource, owner, token, epoch, expiry, acquire_time)
     SELECT 'r' || i, 'o' || i % 100, 'x', i,
         now() + CASE WHEN i % 100 = 0 THEN -i ELSE i END * interval '1 second', now()
     FROM generate_series(1, {ROWS}) i;
+INSERT INTO wfc.lifecycle_events (type, workflow_id, definition_id, version, event_time)
+    SELECT 'Started', 'w' || i % 100, 'd', 1, now() FROM generate_series(1, {ROWS}) i;
 ANALYZE;
 """
 
@@ -166,6 +169,8 @@ CASES: list[tuple[str, str, Sequence[object], set[str]]] = [
     ("renew_subscription_token", subscription.RENEW_SUBSCRIPTION_TOKEN, ["s7", "t", None, 1000],
      {"event_subscriptions_pkey"}),
     ("renew_commands", command.RENEW_COMMANDS, [LEASES, 1000], {"scheduled_commands_pkey"}),
+    ("watch", lifecycle.WATCH, ["7", 7, 500],
+     {"lifecycle_events_pkey", "pg_database_datname_index", "pg_database_oid_index"}),
     ("add_lock", lock.ADD_LOCK, ["new"], {"locks_resource_key", "locks_by_expiry", "locks_pkey"}),
     ("acquire_lock", lock.ACQUIRE_LOCK, ["r7", "o", "x", 1000, UUID], {"locks_resource_key"}),
     ("renew_locks", lock.RENEW_LOCKS, [TOKENS, 1000], {"locks_pkey"}),
@@ -229,6 +234,8 @@ ONCE: list[tuple[str, str, Sequence[object], set[str]]] = [
              {"scheduled_commands_command_name_data_key"}),
         )
     ),
+    ("oldest_is_old", lifecycle.OLDEST_IS_OLD, [60.0], {"lifecycle_events_pkey"}),
+    ("sweep", lifecycle.SWEEP, [60.0, 2000], {"lifecycle_events_pkey"}),
     ("list_locks first", lock.LIST_LOCKS, [None, None, None, 100], {"locks_resource_key"}),
     ("list_locks next", lock.LIST_LOCKS, [None, "o7", "r7", 100], {"locks_resource_key"}),
     ("list_locks of a prefix", lock.LIST_LOCKS, ["r7%", None, None, 100], {"locks_resource_key"}),

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from tests.support import make
 from wfe.persistence.v1 import (
     command_pb2,
     command_pb2_grpc,
     event_pb2,
     event_pb2_grpc,
+    lifecycle_pb2,
+    lifecycle_pb2_grpc,
     lock_pb2,
     lock_pb2_grpc,
     queue_pb2,
@@ -29,6 +32,7 @@ from wfe.persistence.v1 import (
 )
 from wfe.persistence.v1.command_pb2 import ClaimedCommand, ScheduledCommand
 from wfe.persistence.v1.event_pb2 import Event
+from wfe.persistence.v1.lifecycle_pb2 import LifecycleEvent, WatchedEvent, WatchResponse
 from wfe.persistence.v1.lock_pb2 import Lock
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
@@ -38,6 +42,11 @@ from wfe.persistence.v1.workflow_pb2 import (
     WorkflowInstance,
     WorkflowView,
 )
+
+Metadata = Sequence[tuple[str, str]]
+
+LAST = "last of those to read"
+"""How the ids of workflows begin whose events are for `published_since` only."""
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -64,6 +73,9 @@ class Api:
         )
         self.locks: lock_pb2_grpc.LockServiceAsyncStub = lock_pb2_grpc.LockServiceStub(channel)
         self.queues: queue_pb2_grpc.QueueServiceAsyncStub = queue_pb2_grpc.QueueServiceStub(channel)
+        self.lifecycle: lifecycle_pb2_grpc.LifecycleServiceAsyncStub = (
+            lifecycle_pb2_grpc.LifecycleServiceStub(channel)
+        )
         self.store: store_pb2_grpc.StoreServiceAsyncStub = store_pb2_grpc.StoreServiceStub(channel)
 
     def unary(self, method: str) -> Any:
@@ -335,6 +347,44 @@ class Api:
 
     async def list_errors(self, **fields: Any) -> store_pb2.ListErrorsResponse:
         return await self.store.ListErrors(store_pb2.ListErrorsRequest(**fields))
+
+    async def publish(self, *events: LifecycleEvent, metadata: Metadata = ()) -> None:
+        request = lifecycle_pb2.PublishRequest(events=events)
+        await self.lifecycle.Publish(request, metadata=metadata)
+
+    @asynccontextmanager
+    async def watch(
+        self, *, metadata: Metadata = (), **fields: Any
+    ) -> AsyncIterator[AsyncIterator[WatchResponse]]:
+        """The stream of Watch, ended with the context; the first response is its start."""
+        call: Any = self.lifecycle.Watch(lifecycle_pb2.WatchRequest(**fields), metadata=metadata)
+        try:
+            yield aiter(call)
+        finally:
+            call.cancel()
+
+    async def cursor(self, *, metadata: Metadata = ()) -> str:
+        """Where a Watch begins now."""
+        async with self.watch(metadata=metadata) as responses:
+            return (await anext(responses)).cursor
+
+    async def published_since(
+        self, cursor: str, workflow_ids: Iterable[str] | None = None, *, metadata: Metadata = ()
+    ) -> list[WatchedEvent]:
+        """The events after a cursor, up to now; with `workflow_ids`, those of these workflows."""
+        own = None if workflow_ids is None else set(workflow_ids)
+        last = make.lifecycle_event(workflow_id=f"{LAST} {make.new_id()}")
+        await self.publish(last, metadata=metadata)
+        found: list[WatchedEvent] = []
+        async with self.watch(after=cursor, metadata=metadata) as responses:
+            async for response in responses:
+                for each in response.events:
+                    id_ = each.event.workflow_id
+                    if id_ == last.workflow_id:
+                        return found
+                    if id_ in own if own is not None else not id_.startswith(LAST):
+                        found.append(each)
+        raise AssertionError("the stream ended")
 
     async def get_store_info(self) -> store_pb2.GetStoreInfoResponse:
         return await self.store.GetStoreInfo(store_pb2.GetStoreInfoRequest())

@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from wfe.persistence.v1.command_pb2 import CommandName, ScheduledCommand
 from wfe.persistence.v1.event_pb2 import Event
+from wfe.persistence.v1.lifecycle_pb2 import LifecycleEvent, LifecycleEventType
 from wfe.persistence.v1.queue_pb2 import QueueItem
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
@@ -256,6 +257,22 @@ def error(**fields: Any) -> ExecutionError:
         "message": "it broke",
     }
     return ExecutionError(**(given | fields))
+
+
+def lifecycle_event(**fields: Any) -> LifecycleEvent:
+    """What happened to a new workflow, every field set."""
+    given: dict[str, Any] = {
+        "type": LifecycleEventType.LIFECYCLE_EVENT_TYPE_STEP_STARTED,
+        "workflow_id": new_id("workflow"),
+        "workflow_definition_id": new_id("definition"),
+        "version": 3,
+        "reference": "order 12",
+        "event_time": time(),
+        "step_id": 2,
+        "step_name": "ship",
+        "message": "it begins",
+    }
+    return LifecycleEvent(**(given | fields))
 
 
 M = TypeVar("M", bound=Message)

@@ -19,6 +19,7 @@ from tests.support.api import Api
 from wfe.persistence.v1 import (
     command_pb2,
     event_pb2,
+    lifecycle_pb2,
     lock_pb2,
     queue_pb2,
     store_pb2,
@@ -43,8 +44,12 @@ FILES: Final = (
     command_pb2.DESCRIPTOR,
     lock_pb2.DESCRIPTOR,
     queue_pb2.DESCRIPTOR,
+    lifecycle_pb2.DESCRIPTOR,
     store_pb2.DESCRIPTOR,
 )
+
+LASTS: Final = {"Watch"}
+"""Streams that only the client ends."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,13 @@ class Rpc:
             unary: Any = api.channel.unary_unary(self.path)
             return [self.response.FromString(await unary(data, **options))]
         stream: Any = api.channel.unary_stream(self.path)
+        if self.name in LASTS:
+            # It would go on for ever: the first message says that it has begun.
+            call = stream(data, **options)
+            try:
+                return [self.response.FromString(await anext(aiter(call)))]
+            finally:
+                call.cancel()
         return [self.response.FromString(answer) async for answer in stream(data, **options)]
 
 
@@ -425,6 +437,16 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
         "queue": make.queue(),
         "kind": queue_pb2.QUEUE_KIND_EVENT,
         "max_attempts": 3,
+    },
+    "Publish": lambda: {"events": [make.lifecycle_event(), make.lifecycle_event()]},
+    "Watch": lambda: {
+        "workflow_id": make.new_id("workflow"),
+        "workflow_definition_id": make.new_id("definition"),
+        "types": [
+            lifecycle_pb2.LIFECYCLE_EVENT_TYPE_STARTED,
+            lifecycle_pb2.LIFECYCLE_EVENT_TYPE_ERROR,
+        ],
+        "heartbeat": Duration(seconds=10),
     },
     "EnsureStoreExists": dict,
     "PersistErrors": lambda: {"errors": [make.error(), make.error()]},

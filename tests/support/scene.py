@@ -102,6 +102,7 @@ class Scene:
         self.own = OwnCommands(api)
         self._namespace = ""
         self._locks: dict[str, str] = {}
+        self._cursor = ""
         self._queues = [OwnQueue(api, name) for name in self._names_of_queues()]
         self._handled = OwnQueue(api)
 
@@ -175,6 +176,8 @@ class Scene:
                 [each] = self._queues
                 for id_ in request.ids:
                     await each.enqueue(id_, visible_time=make.from_now(3600))
+            case "Publish":
+                self._cursor = await api.cursor()
             case "CreateNamespace":
                 await skip_unless_namespaces_can_be_deleted(api)
             case "DeleteNamespace":
@@ -291,6 +294,9 @@ class Scene:
             case "PersistErrors":
                 ids = [error.workflow_id for error in request.errors]
                 return [list((await api.list_errors(workflow_id=id_)).errors) for id_ in ids]
+            case "Publish":
+                ids = [event.workflow_id for event in request.events]
+                return await api.published_since(self._cursor, ids)
             case "CreateNamespace" | "DeleteNamespace":
                 ask = GetStoreInfoRequest()
                 return await found(api.store.GetStoreInfo(ask, **in_namespace(request.name)))

@@ -14,6 +14,10 @@ from wfe_persistence_client.convert.command import (
     listed_command_from_proto,
 )
 from wfe_persistence_client.convert.event import event_from_proto, event_to_proto, events_to_proto
+from wfe_persistence_client.convert.lifecycle import (
+    lifecycle_events_to_proto,
+    watched_event_from_proto,
+)
 from wfe_persistence_client.convert.lock import (
     acquired_lock_from_proto,
     expiry_from_proto,
@@ -87,6 +91,7 @@ __all__ = [
     "item_state_to_proto",
     "lease_expiry_from_proto",
     "lease_token",
+    "lifecycle_events_to_proto",
     "listed_command_from_proto",
     "listed_item_from_proto",
     "lock_from_proto",
@@ -108,6 +113,7 @@ __all__ = [
     "subscriptions_to_proto",
     "timestamp",
     "view",
+    "watched_event_from_proto",
     "workflow_from_proto",
     "workflow_to_proto",
 ]

@@ -59,6 +59,7 @@ def store_info_from_proto(message: store_pb2.GetStoreInfoResponse) -> model.Stor
             create_namespace=message.capabilities.create_namespace,
             locks=message.capabilities.locks,
             queues=message.capabilities.queues,
+            lifecycle=message.capabilities.lifecycle,
         ),
         max_message_bytes=message.max_message_bytes,
         request_retention=timedelta_from_proto(message.request_retention),

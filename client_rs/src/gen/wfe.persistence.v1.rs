@@ -662,6 +662,17 @@ pub enum ErrorReason {
     /// 30 s; at most the server's maximum of 300 s) passed, and the statement was
     /// cancelled. Or the client did not read its stream for too long.
     DeadlineExceeded = 60,
+    /// OUT_OF_RANGE: events after this cursor have been deleted, because they were
+    /// older than the retention, or the cursor is not one of this store as it is
+    /// now: it is of another namespace, or from before TruncateAll, a restore or a
+    /// failover of the database. ErrorInfo's metadata has the cursor of the oldest
+    /// event that is left as `oldest_cursor`: start from there, and handle again
+    /// what was handled before.
+    CursorExpired = 61,
+    /// RESOURCE_EXHAUSTED: the client has not read its stream for so long
+    /// (`--stall-seconds`, 30 s by default) that the server does not wait for it
+    /// any longer. ErrorInfo's metadata has the `cursor` to resume from.
+    ReaderTooSlow = 62,
     /// UNAVAILABLE: the database cannot be reached or does not accept writes at
     /// present. Nothing was written; retry.
     DatabaseUnavailable = 70,
@@ -757,6 +768,8 @@ impl ErrorReason {
             Self::CallerLimited => "ERROR_REASON_CALLER_LIMITED",
             Self::NamespaceFull => "ERROR_REASON_NAMESPACE_FULL",
             Self::DeadlineExceeded => "ERROR_REASON_DEADLINE_EXCEEDED",
+            Self::CursorExpired => "ERROR_REASON_CURSOR_EXPIRED",
+            Self::ReaderTooSlow => "ERROR_REASON_READER_TOO_SLOW",
             Self::DatabaseUnavailable => "ERROR_REASON_DATABASE_UNAVAILABLE",
             Self::CommitOutcomeUnknown => "ERROR_REASON_COMMIT_OUTCOME_UNKNOWN",
             Self::ShuttingDown => "ERROR_REASON_SHUTTING_DOWN",
@@ -823,6 +836,8 @@ impl ErrorReason {
             "ERROR_REASON_CALLER_LIMITED" => Some(Self::CallerLimited),
             "ERROR_REASON_NAMESPACE_FULL" => Some(Self::NamespaceFull),
             "ERROR_REASON_DEADLINE_EXCEEDED" => Some(Self::DeadlineExceeded),
+            "ERROR_REASON_CURSOR_EXPIRED" => Some(Self::CursorExpired),
+            "ERROR_REASON_READER_TOO_SLOW" => Some(Self::ReaderTooSlow),
             "ERROR_REASON_DATABASE_UNAVAILABLE" => Some(Self::DatabaseUnavailable),
             "ERROR_REASON_COMMIT_OUTCOME_UNKNOWN" => Some(Self::CommitOutcomeUnknown),
             "ERROR_REASON_SHUTTING_DOWN" => Some(Self::ShuttingDown),
@@ -1494,6 +1509,314 @@ pub mod event_service_client {
         }
     }
 }
+/// LifecycleEvent is something that happened to a workflow, as its host tells it
+/// to whoever watches. (Not an Event, for which workflows wait.)
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LifecycleEvent {
+    /// What happened; required.
+    #[prost(enumeration = "LifecycleEventType", tag = "1")]
+    pub r#type: i32,
+    /// The workflow; required, at most 512 bytes. It need not exist.
+    #[prost(string, tag = "2")]
+    pub workflow_id: ::prost::alloc::string::String,
+    /// The id of its definition; required, at most 512 bytes.
+    #[prost(string, tag = "3")]
+    pub workflow_definition_id: ::prost::alloc::string::String,
+    /// The version of its definition, 0 to 2^31-1.
+    #[prost(uint32, tag = "4")]
+    pub version: u32,
+    /// The workflow's reference, at most 512 bytes.
+    #[prost(string, optional, tag = "5")]
+    pub reference: ::core::option::Option<::prost::alloc::string::String>,
+    /// When it happened, by the host's clock; required. Years 1-9999, truncated to
+    /// microseconds. It has nothing to do with the order of events.
+    #[prost(message, optional, tag = "6")]
+    pub event_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// The step, 0 to 2^31-1; absent: it is not about a step.
+    #[prost(int64, optional, tag = "7")]
+    pub step_id: ::core::option::Option<i64>,
+    /// The step's name, at most 512 bytes.
+    #[prost(string, optional, tag = "8")]
+    pub step_name: ::core::option::Option<::prost::alloc::string::String>,
+    /// For people, such as the text of an error; at most 65536 bytes.
+    #[prost(string, optional, tag = "9")]
+    pub message: ::core::option::Option<::prost::alloc::string::String>,
+}
+/// PublishRequest is the request of Publish.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PublishRequest {
+    /// The events, at most 1000. None: nothing happens.
+    #[prost(message, repeated, tag = "1")]
+    pub events: ::prost::alloc::vec::Vec<LifecycleEvent>,
+}
+/// PublishResponse is the response of Publish.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PublishResponse {}
+/// WatchRequest is the request of Watch.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchRequest {
+    /// Only events of this workflow, at most 512 bytes; empty: of any.
+    #[prost(string, tag = "1")]
+    pub workflow_id: ::prost::alloc::string::String,
+    /// Only events of workflows of this definition, at most 512 bytes; empty: of
+    /// any.
+    #[prost(string, tag = "2")]
+    pub workflow_definition_id: ::prost::alloc::string::String,
+    /// Only events of these types, at most 1000; empty: of any.
+    #[prost(enumeration = "LifecycleEventType", repeated, tag = "3")]
+    pub types: ::prost::alloc::vec::Vec<i32>,
+    /// A cursor: start behind it. Empty: from now, with all events whose Publish
+    /// is called after the first response came. A cursor is valid with any filter.
+    /// INVALID_ARGUMENT (FORMAT) if it is not one.
+    #[prost(string, tag = "4")]
+    pub after: ::prost::alloc::string::String,
+    /// How long the stream may be silent until a heartbeat comes; 1 s to 60 s;
+    /// absent: 10 s.
+    #[prost(message, optional, tag = "5")]
+    pub heartbeat: ::core::option::Option<::prost_types::Duration>,
+}
+/// WatchedEvent is an event with its cursor.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchedEvent {
+    /// The event.
+    #[prost(message, optional, tag = "1")]
+    pub event: ::core::option::Option<LifecycleEvent>,
+    /// To resume behind this event; opaque.
+    #[prost(string, tag = "2")]
+    pub cursor: ::prost::alloc::string::String,
+}
+/// WatchResponse is a message of the stream of Watch.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchResponse {
+    /// The events, in their order; none: a heartbeat.
+    #[prost(message, repeated, tag = "1")]
+    pub events: ::prost::alloc::vec::Vec<WatchedEvent>,
+    /// To resume behind everything that was looked at so far, which includes events
+    /// that do not pass the filter; so a watcher of rare events remembers this one.
+    /// It is never behind the cursor of an event before.
+    #[prost(string, tag = "2")]
+    pub cursor: ::prost::alloc::string::String,
+}
+/// LifecycleEventType is what happened to a workflow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum LifecycleEventType {
+    /// Not a type: INVALID_ARGUMENT. A watcher that receives it is older than the
+    /// publisher.
+    Unspecified = 0,
+    /// The workflow was started.
+    Started = 1,
+    /// The workflow goes on after it was suspended.
+    Resumed = 2,
+    /// The workflow was suspended.
+    Suspended = 3,
+    /// The workflow has ended by itself.
+    Completed = 4,
+    /// The workflow was ended from outside.
+    Terminated = 5,
+    /// The workflow, or one of its steps, failed; `message` says how.
+    Error = 6,
+    /// A step was started.
+    StepStarted = 7,
+    /// A step has ended.
+    StepCompleted = 8,
+}
+impl LifecycleEventType {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "LIFECYCLE_EVENT_TYPE_UNSPECIFIED",
+            Self::Started => "LIFECYCLE_EVENT_TYPE_STARTED",
+            Self::Resumed => "LIFECYCLE_EVENT_TYPE_RESUMED",
+            Self::Suspended => "LIFECYCLE_EVENT_TYPE_SUSPENDED",
+            Self::Completed => "LIFECYCLE_EVENT_TYPE_COMPLETED",
+            Self::Terminated => "LIFECYCLE_EVENT_TYPE_TERMINATED",
+            Self::Error => "LIFECYCLE_EVENT_TYPE_ERROR",
+            Self::StepStarted => "LIFECYCLE_EVENT_TYPE_STEP_STARTED",
+            Self::StepCompleted => "LIFECYCLE_EVENT_TYPE_STEP_COMPLETED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "LIFECYCLE_EVENT_TYPE_UNSPECIFIED" => Some(Self::Unspecified),
+            "LIFECYCLE_EVENT_TYPE_STARTED" => Some(Self::Started),
+            "LIFECYCLE_EVENT_TYPE_RESUMED" => Some(Self::Resumed),
+            "LIFECYCLE_EVENT_TYPE_SUSPENDED" => Some(Self::Suspended),
+            "LIFECYCLE_EVENT_TYPE_COMPLETED" => Some(Self::Completed),
+            "LIFECYCLE_EVENT_TYPE_TERMINATED" => Some(Self::Terminated),
+            "LIFECYCLE_EVENT_TYPE_ERROR" => Some(Self::Error),
+            "LIFECYCLE_EVENT_TYPE_STEP_STARTED" => Some(Self::StepStarted),
+            "LIFECYCLE_EVENT_TYPE_STEP_COMPLETED" => Some(Self::StepCompleted),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod lifecycle_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// LifecycleService tells watchers what happens to workflows.
+    ///
+    /// Events are kept for a while (`--lifecycle-retention`, 24 hours by default), so
+    /// that a watcher that was away goes on where it stopped.
+    #[derive(Debug, Clone)]
+    pub struct LifecycleServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> LifecycleServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> LifecycleServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            LifecycleServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Publishes events, all or none, in the given order. Every call is one
+        /// transaction; once it is answered, every watcher will receive the events. Not
+        /// idempotent: a repeated call publishes them once more, which watchers must
+        /// expect anyhow. So it may be repeated after any error. Errors:
+        /// INVALID_ARGUMENT.
+        pub async fn publish(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PublishRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PublishResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.LifecycleService/Publish",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("wfe.persistence.v1.LifecycleService", "Publish"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Streams the events that pass the filter, from a cursor on or from now, until
+        /// the client ends it. Events come in the order in which they were committed,
+        /// or an order of transactions that overlapped, and without gaps: one whose
+        /// transaction began earlier and is committed later is not left out, but comes
+        /// later, or holds up the others until then. (So does any other transaction
+        /// that writes in the same PostgreSQL cluster.) Those of one Publish come in
+        /// their order. At least once: after a resumption, events may come again.
+        ///
+        /// Each event has a cursor, from which a later call resumes behind it. A
+        /// response without events is a heartbeat. The first one comes at once, with
+        /// the cursor of the start.
+        ///
+        /// A call without a deadline lasts for any time; the server's maximum deadline
+        /// does not apply. What ends it has, in the metadata of its ErrorInfo, the
+        /// `cursor` to resume from: UNAVAILABLE (SHUTTING_DOWN), at once when the server
+        /// begins to stop; RESOURCE_EXHAUSTED (READER_TOO_SLOW) if the client stops
+        /// reading; any error of the database that lasts, or PERMISSION_DENIED when the
+        /// role was taken away. The server buffers no more than a page for a client
+        /// that reads slowly. Errors: OUT_OF_RANGE (CURSOR_EXPIRED) if events after the
+        /// cursor are no longer there, at the start or when a slow client falls behind
+        /// the retention; INVALID_ARGUMENT.
+        pub async fn watch(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::WatchResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.LifecycleService/Watch",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("wfe.persistence.v1.LifecycleService", "Watch"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+    }
+}
 /// Lock is one holder's exclusive hold of a resource, as others may see it:
 /// without its token, which proves it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2091,6 +2414,9 @@ pub struct Capabilities {
     /// QueueService.
     #[prost(bool, tag = "6")]
     pub queues: bool,
+    /// LifecycleService.
+    #[prost(bool, tag = "7")]
+    pub lifecycle: bool,
 }
 /// TruncateAllRequest is the request of TruncateAll.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

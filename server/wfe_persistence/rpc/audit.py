@@ -40,6 +40,7 @@ ID_FIELDS: Final = {
     "Event": ("id",),
     "ScheduledCommand": ("data",),
     "ExecutionError": ("workflow_id",),
+    "LifecycleEvent": ("workflow_id",),
     "CommitWorkflowRequest": ("terminate_subscription_ids", "processed_event_ids"),
     "DeleteWorkflowRequest": ("id",),
     "PurgeWorkflowsRequest": ("workflow_definition_id",),

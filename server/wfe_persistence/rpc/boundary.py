@@ -45,6 +45,9 @@ refusals = RecurringWarnings(log)
 # for it. (Clients round short timeouts up to whole milliseconds.)
 _MIN_SECONDS = 0.005
 
+# How often it is asked again, at most, whether the caller of a stream that lasts may still make it.
+_IDENTIFY_SECONDS = 5.0
+
 # Reasons that whoever runs the server should know of.
 _OVERLOAD = frozenset(
     {
@@ -93,6 +96,8 @@ class Boundary:
     def _handler(self, method: Method, function: Any) -> grpc.RpcMethodHandler[bytes, bytes]:
         # From the beginning, so that the first call is seen as an increase.
         metrics.CALLS.add((*method.labels, "OK"), 0)
+        if method.lasts:
+            return grpc.stream_stream_rpc_method_handler(self._lasting(method, function))
         if method.descriptor.server_streaming:
             return grpc.stream_stream_rpc_method_handler(self._stream(method, function))
         return grpc.stream_unary_rpc_method_handler(self._unary(method, function))
@@ -156,7 +161,75 @@ class Boundary:
                                 messages = deque(map(self._encode, page))
                                 del page
                                 metrics.SENT_BYTES.add(method.labels, sum(map(len, messages)))
-                                await self._send(messages, context)
+                                await self._send(
+                                    messages, context, ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED
+                                )
+
+        async def handle(_: object, context: Context) -> None:
+            with self._observed(method, context) as entry:
+                try:
+                    await answer(context, entry)
+                    _observe(method, None, entry)
+                except Exception as exc:
+                    await self._fail(method, exc, context, entry)
+
+        return handle
+
+    def _lasting(
+        self, method: Method, function: Callable[[Message, Call], AsyncIterator[Iterable[Message]]]
+    ) -> Any:
+        """A handler of a stream that goes on until the client ends it, or its own deadline.
+
+        Each message has a cursor. What ends the stream tells that of the last message that gRPC has
+        taken, unless it says itself where to go on.
+        """
+
+        async def answer(context: Context, entry: Entry) -> None:
+            caller = await self._identify(context, method, entry)
+            self._limits.admit(context, caller, method)
+            deadline = self._deadline(context)
+            if self._intake.refuses:
+                await self._intake.refuse(context)
+            with self._intake.admit(context, deadline, lasts=True) as place:
+                data = await place.receive()
+                metrics.RECEIVED_BYTES.add(method.labels, len(data))
+                async with self._intake.deadlines.until(deadline):
+                    request, call = await self._open(data, caller, method, entry, place)
+                del data
+                place.release()
+                remaining = context.time_remaining()
+                loop = asyncio.get_running_loop()
+                async with self._intake.deadlines.until(
+                    None if remaining is None else loop.time() + remaining
+                ):
+                    await send(function(request, call), context, entry)
+
+        async def send(
+            pages: AsyncIterator[Iterable[Message]], context: Context, entry: Entry
+        ) -> None:
+            loop = asyncio.get_running_loop()
+            identified = loop.time()
+            cursor = ""
+            try:
+                async with aclosing(pages):  # type: ignore[type-var]
+                    async for page in pages:
+                        if loop.time() - identified >= _IDENTIFY_SECONDS:
+                            await self._identify(context, method, entry)
+                            identified = loop.time()
+                        for message in page:
+                            data = self._encode(message)
+                            metrics.SENT_BYTES.add(method.labels, len(data))
+                            await self._send(
+                                deque([data]), context, ErrorReason.ERROR_REASON_READER_TOO_SLOW
+                            )
+                            cursor = message.cursor  # type: ignore[attr-defined]
+            except (PersistenceError, TimeoutError) as exc:
+                if isinstance(exc, TimeoutError) and not self._intake.deadlines.expired:
+                    raise
+                error = shutting_down() if isinstance(exc, TimeoutError) else exc
+                if error.reason != ErrorReason.ERROR_REASON_CURSOR_EXPIRED and cursor:
+                    error.metadata.setdefault("cursor", cursor)
+                raise error from exc.__cause__
 
         async def handle(_: object, context: Context) -> None:
             with self._observed(method, context) as entry:
@@ -257,8 +330,11 @@ class Boundary:
             )
         return data
 
-    async def _send(self, messages: deque[bytes], context: Context) -> None:
-        """Send messages as fast as the client reads; one that does not read on is not waited for.
+    async def _send(
+        self, messages: deque[bytes], context: Context, too_slow: ErrorReason.ValueType
+    ) -> None:
+        """Send messages as fast as the client reads; one that does not read on is not waited for:
+        `too_slow` is raised.
 
         gRPC keeps the message it is sending, until the client reads on, cancels or disconnects.
         """
@@ -268,7 +344,7 @@ class Boundary:
                     await context.write(messages.popleft())
         except TimeoutError as exc:
             raise PersistenceError(
-                ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED,
+                too_slow,
                 f"the client has not read on for {self._env.stall_seconds:g} s",
             ) from exc
         finally:

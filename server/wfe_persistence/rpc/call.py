@@ -13,6 +13,7 @@ from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.check import Check
 from wfe_persistence.rpc.guard import Caller
 from wfe_persistence.rpc.intake import Place
+from wfe_persistence.store.lifecycle_feed import Feeds
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.paging import Cursor
 from wfe_persistence.store.readiness import Readiness
@@ -33,6 +34,8 @@ class Environment:
     """Where the work of large requests is done."""
     waiters: Waiters
     """The calls that wait for what others do."""
+    feeds: Feeds
+    """What watchers follow."""
     server_version: str
     max_message_bytes: int
     """The maximum size of a request or response."""

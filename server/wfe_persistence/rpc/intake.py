@@ -45,9 +45,9 @@ class Intake:
     """Admits calls and receives their requests; one for the whole server.
 
     At most `max_calls` calls are in progress, of which at most `max_calls_per_connection` come over
-    one connection. Their requests take at most about `memory` bytes: half of it for those being
-    received, each of which may have `largest` bytes, half for those being handled, each of at most
-    `max_message_bytes`. One connection gets at most half of each. (Connections over a Unix socket
+    one connection; and as many streams that last, which do little but wait. Their requests take at
+    most about `memory` bytes: half of it for those being received, each of which may have `largest`
+    bytes, half for those being handled, each of at most `max_message_bytes`. One connection gets at most half of each. (Connections over a Unix socket
     can't be told apart, so none of that is per connection there.)
     """
 
@@ -63,6 +63,7 @@ class Intake:
         self._max_message_bytes = max_message_bytes
         self._calls = Calls(max_calls, max_calls_per_connection)
         self._health_calls = Calls(max_calls, max_calls_per_connection)
+        self._lasting_calls = Calls(max_calls, max_calls_per_connection)
         self._slot_count = slots = max(_MIN_SLOTS, memory // 2 // largest)
         self._slots = _Room(slots, slots // 2)
         self._max_waiting = slots // 2
@@ -84,7 +85,8 @@ class Intake:
 
     def busy_peers(self) -> set[str]:
         """The peers, as gRPC names them, of all connections with calls in progress."""
-        return {*self._calls.by_peer, *self._calls.resting_by_peer}
+        calls = self._calls
+        return {*calls.by_peer, *calls.resting_by_peer, *self._lasting_calls.by_peer}
 
     def health_peers(self) -> set[str]:
         """Those of all connections with calls for health in progress."""
@@ -114,7 +116,8 @@ class Intake:
     @property
     def in_progress(self) -> int:
         """How many calls are in progress; those for health do not count."""
-        return self._calls.total + self._calls.resting_by_peer.total()
+        resting = self._calls.resting_by_peer.total()
+        return self._calls.total + resting + self._lasting_calls.total
 
     @property
     def quiet_for(self) -> float:
@@ -152,14 +155,16 @@ class Intake:
         for read in list(self._reads):
             self._end(read, shutting_down)
 
-    def admit(self, context: Context, deadline: float) -> Place:
-        """Count a call until its end; `deadline` is on the event loop's clock.
+    def admit(self, context: Context, deadline: float, *, lasts: bool = False) -> Place:
+        """Count a call until its end; `deadline` is on the event loop's clock. Those that last are
+        counted apart, so that they take no room from the others.
 
         Raises PersistenceError if there are too many.
         """
         peer = context.peer()
-        self._calls.require_room(peer)
-        self._calls.enter(context, peer)
+        calls = self._lasting_calls if lasts else self._calls
+        calls.require_room(peer)
+        calls.enter(context, peer)
         return Place(self, context, peer, deadline)
 
     async def receive(self, context: Context, peer: str, deadline: float) -> tuple[bytes, int]:
@@ -307,8 +312,13 @@ class Place:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give back the room of the request, because it will not be looked at again."""
         if self._large:
             self._intake.release(self._peer, self._large)
+            self._large = 0
 
 
 class _Room:

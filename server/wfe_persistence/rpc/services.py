@@ -17,6 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 from wfe.persistence.v1 import (
     command_pb2,
     event_pb2,
+    lifecycle_pb2,
     lock_pb2,
     queue_pb2,
     store_pb2,
@@ -26,6 +27,7 @@ from wfe.persistence.v1 import (
 from wfe_persistence.access.role import Role
 from wfe_persistence.rpc.command_service import ScheduledCommandService
 from wfe_persistence.rpc.event_service import EventService
+from wfe_persistence.rpc.lifecycle_service import LifecycleService
 from wfe_persistence.rpc.lock_service import LockService
 from wfe_persistence.rpc.queue_service import QueueService
 from wfe_persistence.rpc.store_service import StoreService
@@ -97,6 +99,9 @@ REQUIRED_ROLE: Final = {
     "RequeueItems": Role.OPERATOR,
     "DeleteItems": Role.OPERATOR,
     "ConfigureQueue": Role.OPERATOR,
+    # LifecycleService
+    "Publish": Role.HOST,
+    "Watch": Role.READER,
     # StoreService
     "EnsureStoreExists": Role.HOST,
     "PersistErrors": Role.HOST,
@@ -122,9 +127,14 @@ ADDS: Final = frozenset(
         "ScheduleCommand",
         "Enqueue",
         "PersistErrors",
+        "Publish",
     }
 )
 """RPCs that may add rows or bytes to a namespace, which are refused when it is full."""
+
+LASTS: Final = frozenset({"Watch"})
+"""Streams that go on until the client ends them. Each message has a `cursor`, and the error that
+ends the stream has that of the last one; see `boundary.py`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +153,8 @@ class Method:
     """Whether it may add rows or bytes to a namespace."""
     labels: tuple[str, str, str]
     """What it is called in metrics: its type, its service, its name."""
+    lasts: bool
+    """Whether it is a stream that goes on until the client ends it."""
 
     @property
     def is_write(self) -> bool:
@@ -179,6 +191,7 @@ class Service:
                     self.name,
                     method.name,
                 ),
+                lasts=method.name in LASTS,
             )
             for method in self.descriptor.methods
         )
@@ -195,5 +208,6 @@ SERVICES: Final = (
     ),
     Service(lock_pb2.DESCRIPTOR.services_by_name["LockService"], LockService),
     Service(queue_pb2.DESCRIPTOR.services_by_name["QueueService"], QueueService),
+    Service(lifecycle_pb2.DESCRIPTOR.services_by_name["LifecycleService"], LifecycleService),
     Service(store_pb2.DESCRIPTOR.services_by_name["StoreService"], StoreService),
 )

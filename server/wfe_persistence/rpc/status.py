@@ -69,7 +69,9 @@ _STATUS: Final[dict[grpc.StatusCode, tuple[str, ...]]] = {
         "ADMINISTRATION_BUSY",
         "CALLER_LIMITED",
         "NAMESPACE_FULL",
+        "READER_TOO_SLOW",
     ),
+    grpc.StatusCode.OUT_OF_RANGE: ("CURSOR_EXPIRED",),
     grpc.StatusCode.DEADLINE_EXCEEDED: ("DEADLINE_EXCEEDED",),
     grpc.StatusCode.UNAVAILABLE: (
         "DATABASE_UNAVAILABLE",

@@ -71,6 +71,7 @@ class StoreService:
                 create_namespace=call.env.allow_create_namespace,
                 locks=True,
                 queues=True,
+                lifecycle=True,
             ),
             max_message_bytes=call.env.max_message_bytes,
             request_retention=Duration(seconds=REQUEST_RETENTION_SECONDS),

@@ -91,3 +91,9 @@ class Calls:
         float,
         About("Time for a client to read on before its stream is ended (seconds).", above=0),
     ] = 30.0
+    lifecycle_retention: Annotated[
+        float,
+        About(
+            "Time for which lifecycle events are kept for watchers that resume (seconds).", above=0
+        ),
+    ] = 86_400.0

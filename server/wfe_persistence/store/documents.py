@@ -26,6 +26,7 @@ from wfe_persistence.store.records import (
     COMMAND,
     ERROR,
     EVENT,
+    LIFECYCLE_EVENT,
     POINTER,
     QUEUE_ITEM,
     SUBSCRIPTION,
@@ -121,6 +122,11 @@ def error_document(e: ExecutionError) -> str:
 def queue_item_document(i: QueueItem) -> str:
     """An item of a queue."""
     return _document(QUEUE_ITEM, i)
+
+
+def lifecycle_document(e: LifecycleEvent) -> str:
+    """A lifecycle event."""
+    return _document(LIFECYCLE_EVENT, e)
 
 
 def _document(columns: Columns[M], message: M) -> str:

@@ -278,9 +278,11 @@ LOCK TABLE {qualified(MIGRATIONS_TABLE, STORE_TABLE, *TABLES)}
     IN ACCESS EXCLUSIVE MODE
 """
 
-# Requests are not counted as data: they remain when another host deletes their workflow.
+# Requests are not counted as data: they remain when another host deletes their workflow. Lifecycle
+# events are not either: what they tell of may be long gone.
+_NO_DATA: Final = ("requests", "lifecycle_events", "lifecycle_feed")
 NAMESPACE_HAS_DATA = "SELECT " + "\n    OR ".join(
-    f"EXISTS (SELECT FROM {qualified(table)})" for table in TABLES if table != "requests"
+    f"EXISTS (SELECT FROM {qualified(table)})" for table in TABLES if table not in _NO_DATA
 )
 
 # The migrations of a host that uses `wfe-postgres`. They are part of a store as the workflows are,

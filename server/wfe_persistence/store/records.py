@@ -10,6 +10,7 @@ from typing import Final
 
 from wfe.persistence.v1.command_pb2 import CommandName, ScheduledCommand
 from wfe.persistence.v1.event_pb2 import Event
+from wfe.persistence.v1.lifecycle_pb2 import LifecycleEvent, LifecycleEventType
 from wfe.persistence.v1.lock_pb2 import Lock
 from wfe.persistence.v1.queue_pb2 import QueueItem, QueueKind
 from wfe.persistence.v1.store_pb2 import ExecutionError
@@ -66,6 +67,16 @@ QUEUE_KIND: Final[dict[QueueKind.ValueType, str]] = {
     QueueKind.QUEUE_KIND_PLAIN: "Plain",
     QueueKind.QUEUE_KIND_WORKFLOW: "Workflow",
     QueueKind.QUEUE_KIND_EVENT: "Event",
+}
+LIFECYCLE_EVENT_TYPE: Final[dict[LifecycleEventType.ValueType, str]] = {
+    LifecycleEventType.LIFECYCLE_EVENT_TYPE_STARTED: "Started",
+    LifecycleEventType.LIFECYCLE_EVENT_TYPE_RESUMED: "Resumed",
+    LifecycleEventType.LIFECYCLE_EVENT_TYPE_SUSPENDED: "Suspended",
+    LifecycleEventType.LIFECYCLE_EVENT_TYPE_COMPLETED: "Completed",
+    LifecycleEventType.LIFECYCLE_EVENT_TYPE_TERMINATED: "Terminated",
+    LifecycleEventType.LIFECYCLE_EVENT_TYPE_ERROR: "Error",
+    LifecycleEventType.LIFECYCLE_EVENT_TYPE_STEP_STARTED: "StepStarted",
+    LifecycleEventType.LIFECYCLE_EVENT_TYPE_STEP_COMPLETED: "StepCompleted",
 }
 
 # wfc.workflows, without the workflow's pointers.
@@ -174,4 +185,18 @@ QUEUE_ITEM: Final = Columns(
     Column("payload", JSON, nullable=True),
     Column("visible_time", TIME, default="now()"),
     Column("blocked_by", TEXT_ARRAY, default=EMPTY_TEXT_ARRAY),
+)
+
+# wfc.lifecycle_events, without their place in the order.
+LIFECYCLE_EVENT: Final = Columns(
+    LifecycleEvent,
+    Column("type", enum(LIFECYCLE_EVENT_TYPE)),
+    Column("workflow_id", TEXT),
+    Column("definition_id", TEXT, field="workflow_definition_id"),
+    Column("version", UINT4),
+    Column("reference", TEXT, nullable=True),
+    Column("event_time", TIME),
+    Column("step_id", INT4, nullable=True),
+    Column("step_name", TEXT, nullable=True),
+    Column("message", TEXT, nullable=True),
 )

@@ -32,6 +32,8 @@ TABLES: Final = (
     "definition_sequences",
     "requests",
     "locks",
+    "lifecycle_events",
+    "lifecycle_feed",
 )
 """Every table that holds data, in the order in which they are locked: the same as writes lock them,
 a workflow before its pointers."""

@@ -1,4 +1,5 @@
 LOCK TABLE wfc.wfe_migrations, wfc.wfe_store, wfc.workflows, wfc.execution_pointers, wfc.events,
         wfc.event_subscriptions, wfc.scheduled_commands, wfc.queue_items, wfc.queues,
-        wfc.execution_errors, wfc.definition_sequences, wfc.requests, wfc.locks
+        wfc.execution_errors, wfc.definition_sequences, wfc.requests, wfc.locks,
+        wfc.lifecycle_events, wfc.lifecycle_feed
     IN ACCESS EXCLUSIVE MODE;

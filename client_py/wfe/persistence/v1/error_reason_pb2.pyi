@@ -194,6 +194,19 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     30 s; at most the server's maximum of 300 s) passed, and the statement was
     cancelled. Or the client did not read its stream for too long.
     """
+    ERROR_REASON_CURSOR_EXPIRED: _ErrorReason.ValueType  # 61
+    """OUT_OF_RANGE: events after this cursor have been deleted, because they were
+    older than the retention, or the cursor is not one of this store as it is
+    now: it is of another namespace, or from before TruncateAll, a restore or a
+    failover of the database. ErrorInfo's metadata has the cursor of the oldest
+    event that is left as `oldest_cursor`: start from there, and handle again
+    what was handled before.
+    """
+    ERROR_REASON_READER_TOO_SLOW: _ErrorReason.ValueType  # 62
+    """RESOURCE_EXHAUSTED: the client has not read its stream for so long
+    (`--stall-seconds`, 30 s by default) that the server does not wait for it
+    any longer. ErrorInfo's metadata has the `cursor` to resume from.
+    """
     ERROR_REASON_DATABASE_UNAVAILABLE: _ErrorReason.ValueType  # 70
     """UNAVAILABLE: the database cannot be reached or does not accept writes at
     present. Nothing was written; retry.
@@ -444,6 +457,19 @@ ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 60
 """DEADLINE_EXCEEDED: the deadline (the client's, or the server's default of
 30 s; at most the server's maximum of 300 s) passed, and the statement was
 cancelled. Or the client did not read its stream for too long.
+"""
+ERROR_REASON_CURSOR_EXPIRED: ErrorReason.ValueType  # 61
+"""OUT_OF_RANGE: events after this cursor have been deleted, because they were
+older than the retention, or the cursor is not one of this store as it is
+now: it is of another namespace, or from before TruncateAll, a restore or a
+failover of the database. ErrorInfo's metadata has the cursor of the oldest
+event that is left as `oldest_cursor`: start from there, and handle again
+what was handled before.
+"""
+ERROR_REASON_READER_TOO_SLOW: ErrorReason.ValueType  # 62
+"""RESOURCE_EXHAUSTED: the client has not read its stream for so long
+(`--stall-seconds`, 30 s by default) that the server does not wait for it
+any longer. ErrorInfo's metadata has the `cursor` to resume from.
 """
 ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 70
 """UNAVAILABLE: the database cannot be reached or does not accept writes at

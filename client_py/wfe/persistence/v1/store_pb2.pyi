@@ -450,6 +450,7 @@ class Capabilities(google.protobuf.message.Message):
     CREATE_NAMESPACE_FIELD_NUMBER: builtins.int
     LOCKS_FIELD_NUMBER: builtins.int
     QUEUES_FIELD_NUMBER: builtins.int
+    LIFECYCLE_FIELD_NUMBER: builtins.int
     scheduled_commands: builtins.bool
     """Scheduled commands (the trait's `supports_scheduled_commands`)."""
     truncate_all: builtins.bool
@@ -464,6 +465,8 @@ class Capabilities(google.protobuf.message.Message):
     """Locks (LockService, and `held_lock_tokens` of writes)."""
     queues: builtins.bool
     """QueueService."""
+    lifecycle: builtins.bool
+    """LifecycleService."""
     def __init__(
         self,
         *,
@@ -473,8 +476,9 @@ class Capabilities(google.protobuf.message.Message):
         create_namespace: builtins.bool = ...,
         locks: builtins.bool = ...,
         queues: builtins.bool = ...,
+        lifecycle: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["create_namespace", b"create_namespace", "delete_namespace", b"delete_namespace", "locks", b"locks", "queues", b"queues", "scheduled_commands", b"scheduled_commands", "truncate_all", b"truncate_all"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["create_namespace", b"create_namespace", "delete_namespace", b"delete_namespace", "lifecycle", b"lifecycle", "locks", b"locks", "queues", b"queues", "scheduled_commands", b"scheduled_commands", "truncate_all", b"truncate_all"]) -> None: ...
 
 Global___Capabilities: typing_extensions.TypeAlias = Capabilities
 

@@ -10,6 +10,7 @@ MAX_PAYLOAD_BYTES: Final = 65_536
 """Of an item of a queue: work to be done, not data."""
 MAX_BLOCKERS: Final = 8
 MAX_DEQUEUED_QUEUES: Final = 10
+MAX_LIFECYCLE_MESSAGE_BYTES: Final = 65_536
 MAX_INT4: Final = 2**31 - 1
 MAX_JSON_DEPTH: Final = 100
 MAX_JSON_EXPONENT: Final = 1000
@@ -19,6 +20,8 @@ DEFAULT_PAGE_SIZE: Final = 100
 MAX_LEASE_SECONDS: Final = 24 * 3600
 DEFAULT_LEASE_MS: Final = 30_000
 MAX_WAIT_SECONDS: Final = 60
+DEFAULT_HEARTBEAT_SECONDS: Final = 10.0
+MAX_HEARTBEAT_SECONDS: Final = 60
 MAX_LIST_ITEMS: Final = 1000
 MAX_ITEMS: Final = 200_000
 """Of lists that have no smaller bound: more would take much longer to decode than to send."""

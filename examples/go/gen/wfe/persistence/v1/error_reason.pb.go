@@ -179,6 +179,17 @@ const (
 	// 30 s; at most the server's maximum of 300 s) passed, and the statement was
 	// cancelled. Or the client did not read its stream for too long.
 	ErrorReason_ERROR_REASON_DEADLINE_EXCEEDED ErrorReason = 60
+	// OUT_OF_RANGE: events after this cursor have been deleted, because they were
+	// older than the retention, or the cursor is not one of this store as it is
+	// now: it is of another namespace, or from before TruncateAll, a restore or a
+	// failover of the database. ErrorInfo's metadata has the cursor of the oldest
+	// event that is left as `oldest_cursor`: start from there, and handle again
+	// what was handled before.
+	ErrorReason_ERROR_REASON_CURSOR_EXPIRED ErrorReason = 61
+	// RESOURCE_EXHAUSTED: the client has not read its stream for so long
+	// (`--stall-seconds`, 30 s by default) that the server does not wait for it
+	// any longer. ErrorInfo's metadata has the `cursor` to resume from.
+	ErrorReason_ERROR_REASON_READER_TOO_SLOW ErrorReason = 62
 	// UNAVAILABLE: the database cannot be reached or does not accept writes at
 	// present. Nothing was written; retry.
 	ErrorReason_ERROR_REASON_DATABASE_UNAVAILABLE ErrorReason = 70
@@ -267,6 +278,8 @@ var (
 		58:  "ERROR_REASON_CALLER_LIMITED",
 		59:  "ERROR_REASON_NAMESPACE_FULL",
 		60:  "ERROR_REASON_DEADLINE_EXCEEDED",
+		61:  "ERROR_REASON_CURSOR_EXPIRED",
+		62:  "ERROR_REASON_READER_TOO_SLOW",
 		70:  "ERROR_REASON_DATABASE_UNAVAILABLE",
 		71:  "ERROR_REASON_COMMIT_OUTCOME_UNKNOWN",
 		72:  "ERROR_REASON_SHUTTING_DOWN",
@@ -322,6 +335,8 @@ var (
 		"ERROR_REASON_CALLER_LIMITED":               58,
 		"ERROR_REASON_NAMESPACE_FULL":               59,
 		"ERROR_REASON_DEADLINE_EXCEEDED":            60,
+		"ERROR_REASON_CURSOR_EXPIRED":               61,
+		"ERROR_REASON_READER_TOO_SLOW":              62,
 		"ERROR_REASON_DATABASE_UNAVAILABLE":         70,
 		"ERROR_REASON_COMMIT_OUTCOME_UNKNOWN":       71,
 		"ERROR_REASON_SHUTTING_DOWN":                72,
@@ -468,7 +483,7 @@ var File_wfe_persistence_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"%wfe/persistence/v1/error_reason.proto\x12\x12wfe.persistence.v1*\xff\x0e\n" +
+	"%wfe/persistence/v1/error_reason.proto\x12\x12wfe.persistence.v1*\xc2\x0f\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12#\n" +
 	"\x1fERROR_REASON_WORKFLOW_NOT_FOUND\x10\x01\x12 \n" +
@@ -509,7 +524,9 @@ const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	" ERROR_REASON_ADMINISTRATION_BUSY\x109\x12\x1f\n" +
 	"\x1bERROR_REASON_CALLER_LIMITED\x10:\x12\x1f\n" +
 	"\x1bERROR_REASON_NAMESPACE_FULL\x10;\x12\"\n" +
-	"\x1eERROR_REASON_DEADLINE_EXCEEDED\x10<\x12%\n" +
+	"\x1eERROR_REASON_DEADLINE_EXCEEDED\x10<\x12\x1f\n" +
+	"\x1bERROR_REASON_CURSOR_EXPIRED\x10=\x12 \n" +
+	"\x1cERROR_REASON_READER_TOO_SLOW\x10>\x12%\n" +
 	"!ERROR_REASON_DATABASE_UNAVAILABLE\x10F\x12'\n" +
 	"#ERROR_REASON_COMMIT_OUTCOME_UNKNOWN\x10G\x12\x1e\n" +
 	"\x1aERROR_REASON_SHUTTING_DOWN\x10H\x12!\n" +

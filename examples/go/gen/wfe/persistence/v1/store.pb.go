@@ -973,7 +973,9 @@ type Capabilities struct {
 	// Locks (LockService, and `held_lock_tokens` of writes).
 	Locks bool `protobuf:"varint,5,opt,name=locks,proto3" json:"locks,omitempty"`
 	// QueueService.
-	Queues        bool `protobuf:"varint,6,opt,name=queues,proto3" json:"queues,omitempty"`
+	Queues bool `protobuf:"varint,6,opt,name=queues,proto3" json:"queues,omitempty"`
+	// LifecycleService.
+	Lifecycle     bool `protobuf:"varint,7,opt,name=lifecycle,proto3" json:"lifecycle,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1046,6 +1048,13 @@ func (x *Capabilities) GetLocks() bool {
 func (x *Capabilities) GetQueues() bool {
 	if x != nil {
 		return x.Queues
+	}
+	return false
+}
+
+func (x *Capabilities) GetLifecycle() bool {
+	if x != nil {
+		return x.Lifecycle
 	}
 	return false
 }
@@ -1187,14 +1196,15 @@ const file_wfe_persistence_v1_store_proto_rawDesc = "" +
 	"\x15latest_schema_version\x18\x06 \x01(\x05R\x13latestSchemaVersion\x12D\n" +
 	"\fcapabilities\x18\a \x01(\v2 .wfe.persistence.v1.CapabilitiesR\fcapabilities\x12*\n" +
 	"\x11max_message_bytes\x18\b \x01(\x03R\x0fmaxMessageBytes\x12F\n" +
-	"\x11request_retention\x18\t \x01(\v2\x19.google.protobuf.DurationR\x10requestRetention\"\xe4\x01\n" +
+	"\x11request_retention\x18\t \x01(\v2\x19.google.protobuf.DurationR\x10requestRetention\"\x82\x02\n" +
 	"\fCapabilities\x12-\n" +
 	"\x12scheduled_commands\x18\x01 \x01(\bR\x11scheduledCommands\x12!\n" +
 	"\ftruncate_all\x18\x02 \x01(\bR\vtruncateAll\x12)\n" +
 	"\x10delete_namespace\x18\x03 \x01(\bR\x0fdeleteNamespace\x12)\n" +
 	"\x10create_namespace\x18\x04 \x01(\bR\x0fcreateNamespace\x12\x14\n" +
 	"\x05locks\x18\x05 \x01(\bR\x05locks\x12\x16\n" +
-	"\x06queues\x18\x06 \x01(\bR\x06queues\"\x14\n" +
+	"\x06queues\x18\x06 \x01(\bR\x06queues\x12\x1c\n" +
+	"\tlifecycle\x18\a \x01(\bR\tlifecycle\"\x14\n" +
 	"\x12TruncateAllRequest\"\x15\n" +
 	"\x13TruncateAllResponse2\xc7\x06\n" +
 	"\fStoreService\x12p\n" +

@@ -1,0 +1,346 @@
+"""What watchers of lifecycle events follow: the end of each namespace's feed, read once for all of
+them.
+
+However many watch, one task per namespace asks the database for news, and only while somebody
+watches. It keeps the newest events for a moment. A watcher has a position and nothing else: one
+that is further behind reads from the database itself, a page at a time, so none of them can take more
+memory by reading slowly. While a watcher waits, it holds no connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe_persistence.errors import PersistenceError, shutting_down
+from wfe_persistence.recurring import RecurringWarnings
+from wfe_persistence.store import lifecycle, namespace_list
+from wfe_persistence.store.lifecycle import Cursor, Entry, Page, Position, cursor_expired
+from wfe_persistence.store.tables import Store
+
+log = logging.getLogger(__name__)
+warnings = RecurringWarnings(log)
+
+_PAGE: Final = 500
+"""How many events are read from the database at once."""
+
+# What is kept of a feed's end.
+_MAX_KEPT: Final = 5_000
+_MAX_KEPT_BYTES: Final = 4 * 1024 * 1024
+
+# How long (seconds) until the database is asked again: the events of this server are known of at
+# once, those of others come with the next look. It is soon while committed events wait for older
+# transactions to end.
+_LOOK_SECONDS: Final = (0.2, 1.0)
+_MIN_LOOK_SECONDS: Final = 0.02
+
+# How long a look may take, and for how long looks may fail until the watchers are told.
+_PATIENCE_SECONDS: Final = 5.0
+
+# After this time (milliseconds) the log says that a transaction holds up the feed.
+_HELD_UP_MS: Final = 30_000
+
+_MAX_READERS: Final = 4
+"""How many watchers of a namespace, at most, read from the database at the same time."""
+
+_PASSING: Final = frozenset(
+    {
+        ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
+        ErrorReason.ERROR_REASON_POOL_EXHAUSTED,
+        ErrorReason.ERROR_REASON_NAMESPACE_BUSY,
+        ErrorReason.ERROR_REASON_DATABASE_FULL,
+        ErrorReason.ERROR_REASON_ROW_LOCKED,
+        ErrorReason.ERROR_REASON_TRANSACTION_CONFLICT,
+    }
+)
+
+# The sweep: how often at most, what it deletes in one transaction, and how long it pauses after
+# each, so that it takes little of the database's time. All namespaces, those too that no call has
+# named, are swept every hour.
+_SWEEP_SECONDS: Final = 60.0
+_SWEPT_ROWS: Final = 2_000
+_SWEEP_PAUSE_SECONDS: Final = 0.05
+_SWEEP_ALL_SECONDS: Final = 3600.0
+_MAX_NOTED: Final = 10_000
+
+
+class Feed:
+    """The end of one namespace's feed, while somebody follows it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._kept: list[Entry] = []
+        self._kept_bytes = 0
+        self._start = self.horizon = Position(0, 0)
+        """All events behind `_start`, up to the horizon, are kept."""
+        self._feed_id = b""
+        self._error: Exception | None = None
+        self._news = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._readers = asyncio.Semaphore(_MAX_READERS)
+        self.followers = 0
+        self._task = asyncio.get_running_loop().create_task(self._look_on())
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it has failed or was closed; a new one may succeed."""
+        return self._error is not None
+
+    async def start(self, after: Cursor | None) -> Position:
+        """Where a watcher begins; None: now. Raises CURSOR_EXPIRED."""
+        while not self._feed_id:
+            await self._changed()
+        if after is None:
+            return self.horizon
+        position = after.position
+        if after.feed_id == self._feed_id and self._start <= position <= self.horizon:
+            return position
+        # Some may have been deleted, and another server may have seen more than this one.
+        page = await lifecycle.watch(self._store, None, 0)
+        if after.feed_id == page.feed_id and page.floor <= position <= page.horizon:
+            return position
+        raise cursor_expired(page.feed_id, page.floor)
+
+    async def read(self, after: Position, seconds: float) -> tuple[list[Entry], Position]:
+        """The next events behind a position, and up to where they were looked at.
+
+        Waits for events, at most so long. Raises CURSOR_EXPIRED if some are gone already, and
+        what has ended the feed.
+        """
+        if after < self._start:
+            return await self._read_stored(after)
+        self._raise_error()
+        if after >= self.horizon:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    while after >= self.horizon:
+                        await self._changed()
+            if after < self._start:
+                return await self._read_stored(after)
+        first = bisect_right(self._kept, after, key=lambda entry: entry.position)
+        entries = self._kept[first : first + _PAGE]
+        if first + len(entries) < len(self._kept):
+            return entries, entries[-1].position
+        return entries, max(self.horizon, after)
+
+    async def _read_stored(self, after: Position) -> tuple[list[Entry], Position]:
+        self._raise_error()
+        async with self._readers:
+            page = await lifecycle.watch(self._store, after, _PAGE)
+        if page.feed_id != self._feed_id or after < page.floor:
+            raise cursor_expired(page.feed_id, page.floor)
+        return page.entries, max(page.end, after)
+
+    async def _changed(self) -> None:
+        self._raise_error()
+        await self._news.wait()
+        self._raise_error()
+
+    def _raise_error(self) -> None:
+        if isinstance(self._error, PersistenceError):
+            # Each its own: what ends a call adds to it.
+            error = self._error
+            raise PersistenceError(
+                error.reason,
+                str(error),
+                metadata=dict(error.metadata),
+                retry_after=error.retry_after,
+                detail=error.detail,
+            )
+        if self._error is not None:
+            raise self._error
+
+    def cursor(self, position: Position) -> str:
+        """The text of a cursor."""
+        return str(Cursor(self._feed_id, position))
+
+    def wake(self) -> None:
+        """Look now: there are news."""
+        self._wake.set()
+
+    def end(self, error: Exception) -> None:
+        """End it for all followers."""
+        if self._error is None:
+            self._error = error
+        self._announce()
+        self._task.cancel()
+
+    def _announce(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def _look_on(self) -> None:
+        loop = asyncio.get_running_loop()
+        pause = _MIN_LOOK_SECONDS
+        looked = loop.time()
+        while True:
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(_PATIENCE_SECONDS):
+                    page = await self._look()
+            except Exception as exc:
+                passing = isinstance(exc, TimeoutError) or (
+                    isinstance(exc, PersistenceError) and exc.reason in _PASSING
+                )
+                if not passing or loop.time() - looked > _PATIENCE_SECONDS:
+                    self._error = exc
+                    self._announce()
+                    return
+                page = None
+            else:
+                looked = loop.time()
+            if page is not None and len(page.entries) == _PAGE:
+                continue
+            if page is not None and page.pending_ms is not None:
+                pause = min(2 * pause, _LOOK_SECONDS[1])
+                await asyncio.sleep(pause)
+                continue
+            pause = _MIN_LOOK_SECONDS
+            try:
+                async with asyncio.timeout(random.uniform(*_LOOK_SECONDS)):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def _look(self) -> Page:
+        """Read what is new."""
+        is_first = not self._feed_id
+        page = await lifecycle.watch(self._store, None if is_first else self.horizon, _PAGE)
+        if is_first:
+            self._feed_id = page.feed_id
+            self._start = self.horizon = page.horizon
+            self._announce()
+            return page
+        if page.feed_id != self._feed_id or page.horizon < self.horizon:
+            raise cursor_expired(page.feed_id, page.floor)
+        if page.pending_ms is not None and page.pending_ms > _HELD_UP_MS:
+            name = self._store.namespace
+            warnings.warn_each(
+                "held up",
+                name,
+                f"{name}: watchers wait for lifecycle events that were committed "
+                f"{page.pending_ms // 1000} s ago: an older transaction has not ended yet; see "
+                "backend_xid in pg_stat_activity, and pg_prepared_xacts",
+            )
+        self._keep(page.entries)
+        if page.end > self.horizon:
+            self.horizon = page.end
+            if page.entries:
+                self._announce()
+        return page
+
+    def _keep(self, entries: list[Entry]) -> None:
+        self._kept += entries
+        self._kept_bytes += sum(entry.event.ByteSize() for entry in entries)
+        if len(self._kept) > _MAX_KEPT or self._kept_bytes > _MAX_KEPT_BYTES:
+            half = (len(self._kept) + 1) // 2
+            self._start = self._kept[half - 1].position
+            del self._kept[:half]
+            self._kept_bytes = sum(entry.event.ByteSize() for entry in self._kept)
+
+
+class Feeds:
+    """The feeds of all namespaces, and the sweep that deletes what is too old; one for the server.
+
+    `retention`: for how long (seconds) events are kept.
+    """
+
+    def __init__(self, default: Store, retention: float) -> None:
+        self._default = default
+        self._retention = retention
+        self._feeds: dict[str, Feed] = {}
+        self._noted: dict[str, Store] = {}
+        self._closed = False
+
+    @contextmanager
+    def follow(self, store: Store) -> Iterator[Feed]:
+        """A namespace's feed, as long as the context lasts. Raises SHUTTING_DOWN."""
+        if self._closed:
+            raise shutting_down()
+        feed = self._feeds.get(store.namespace)
+        if feed is None or feed.is_broken:
+            feed = self._feeds[store.namespace] = Feed(store)
+        feed.followers += 1
+        self._note(store)
+        try:
+            yield feed
+        finally:
+            feed.followers -= 1
+            if not feed.followers:
+                feed.end(shutting_down())
+                if self._feeds.get(store.namespace) is feed:
+                    del self._feeds[store.namespace]
+
+    def published(self, store: Store) -> None:
+        """Know that this server has published events: those who watch here get them at once."""
+        self._note(store)
+        if feed := self._feeds.get(store.namespace):
+            feed.wake()
+
+    def close(self) -> None:
+        """End all feeds: those who watch shall do so elsewhere."""
+        self._closed = True
+        for feed in list(self._feeds.values()):
+            feed.end(shutting_down())
+
+    def _note(self, store: Store) -> None:
+        if len(self._noted) < _MAX_NOTED:
+            self._noted[store.namespace] = store
+
+    async def sweep(self) -> None:
+        """Delete what is older than the retention, for as long as the server runs."""
+        loop = asyncio.get_running_loop()
+        interval = min(_SWEEP_SECONDS, max(0.1, self._retention / 10))
+        swept_all = loop.time() + interval - _SWEEP_ALL_SECONDS
+        while True:
+            # With jitter: servers that are started together do not sweep together.
+            await asyncio.sleep(interval * random.uniform(0.75, 1.25))
+            due, self._noted = list(self._noted.values()), {}
+            try:
+                if loop.time() - swept_all >= _SWEEP_ALL_SECONDS:
+                    due = await self._all()
+                    swept_all = loop.time()
+                for store in due:
+                    await self._sweep(store)
+            except Exception as exc:  # whatever it is, the next sweep may succeed
+                warnings.warn("sweep", f"can't delete old lifecycle events: {exc or repr(exc)}")
+
+    async def _sweep(self, store: Store) -> None:
+        """Delete what is too old in one namespace."""
+        try:
+            deleted: int | None = _SWEPT_ROWS
+            while deleted == _SWEPT_ROWS:
+                deleted = await lifecycle.sweep(store, self._retention, _SWEPT_ROWS)
+                await asyncio.sleep(_SWEEP_PAUSE_SECONDS)
+        except PersistenceError as exc:
+            # Deleted, or not migrated yet; or it is swept when it is used again.
+            if exc.reason not in {
+                ErrorReason.ERROR_REASON_SCHEMA_OUTDATED,
+                *_PASSING,
+            }:
+                raise
+            return
+        if deleted is not None:
+            self._note(store)  # until nothing is left
+
+    async def _all(self) -> list[Store]:
+        """Every namespace's store."""
+        default = self._default
+        stores = [default]
+        after = None
+        while True:
+            page = await namespace_list.list_namespaces(default, after, 1000)
+            stores += [
+                Store(default.database, default.schema.for_namespace(found.name), found.name)
+                for found in page.items
+                if found.name != default.namespace
+            ]
+            if page.next is None:
+                return stores
+            after = page.next

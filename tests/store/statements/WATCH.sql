@@ -1,0 +1,16 @@
+SELECT f.feed_id, f.cluster = (SELECT system_identifier FROM pg_control_system())::text
+        || '.' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+        || '.' || (SELECT oid FROM pg_database WHERE datname = current_database()), f.floor_xid, f.floor_n, h.xid,
+    (SELECT (extract(epoch FROM now() - publish_time) * 1000)::bigint
+        FROM wfc.lifecycle_events WHERE xid >= h.xid ORDER BY xid, n LIMIT 1),
+    e.xid, e.n, e.type, e.workflow_id, e.definition_id, e.version, e.reference, e.event_time, e.step_id,
+        e.step_name, e.message
+FROM (SELECT pg_snapshot_xmin(pg_current_snapshot()) AS xid) h
+LEFT JOIN wfc.lifecycle_feed f ON TRUE
+LEFT JOIN LATERAL (
+    SELECT * FROM wfc.lifecycle_events
+    WHERE (xid, n) > ($1::xid8, $2::bigint) AND xid < h.xid
+    ORDER BY xid, n
+    LIMIT $3
+) e ON TRUE
+ORDER BY e.xid, e.n;
