@@ -15,7 +15,7 @@ from collections.abc import (
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
-from typing import Protocol, Self, TypeAlias, TypeVar
+from typing import Protocol, Self, TypeAlias, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -365,7 +365,7 @@ class Calls:
                         read = await stream.read()
                     if read is grpc.aio.EOF:
                         break
-                    response = read
+                    response = cast(_WatchedT, read)
             except TimeoutError:
                 log.debug("%s: silent for %g s", _rpc(request), silence)
             except grpc.aio.AioRpcError as exc:
@@ -507,7 +507,7 @@ async def _open(
     except BaseException:
         stream.cancel()
         raise
-    return stream, response
+    return stream, cast(_ResponseT, response)
 
 
 def _time_left(deadline: Deadline) -> float:

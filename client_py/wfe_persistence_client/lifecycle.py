@@ -73,7 +73,7 @@ class Lifecycle(Connection):
             after=after,
             workflow_id=workflow_id,
             workflow_definition_id=workflow_definition_id,
-            types=[type_.value for type_ in types],
+            types=[convert.lifecycle_event_type_to_proto(type_) for type_ in types],
             heartbeat=convert.duration(heartbeat),
         )
         silence = heartbeat.total_seconds() * _MISSED_HEARTBEATS + _GRACE_SECONDS

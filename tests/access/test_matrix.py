@@ -11,7 +11,7 @@ import pytest
 from tests.access.conftest import ABSENT, FOREIGN, OWN, GuardedServer, bearer
 from tests.support.api import connect
 from tests.support.expect import fails, read_failure
-from tests.support.rpcs import RPCS, Rpc, valid_request
+from tests.support.rpcs import LASTS, RPCS, Rpc, valid_request
 from wfe.persistence.v1.store_pb2 import ListNamespacesRequest
 from wfe_persistence.access.role import ROLES, Role
 
@@ -24,7 +24,7 @@ def required_role(rpc: Rpc) -> Role:
         return Role.ADMIN
     if rpc.name.startswith(("Delete", "Purge", "Break", "Requeue", "Configure", "CreateNamespace")):
         return Role.OPERATOR
-    return Role.READER if rpc.name.startswith(("Get", "List", "Count")) else Role.HOST
+    return Role.READER if rpc.name.startswith(("Get", "List", "Count", "Watch")) else Role.HOST
 
 
 async def outcome(
@@ -40,7 +40,9 @@ async def outcome(
     try:
         if rpc.streams:
             async for _ in call:
-                pass
+                if rpc.name in LASTS:
+                    call.cancel()
+                    break
         else:
             await call
     except grpc.aio.AioRpcError as exc:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterable, AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
@@ -137,7 +138,7 @@ async def test_filters_by_workflow_definition_and_type(api: Api) -> None:
     ]
     cursor = await api.cursor()
     await api.publish(*published)
-    cases = [
+    cases: list[tuple[dict[str, Any], list[int]]] = [
         ({"workflow_id": w}, [0, 1, 3]),
         ({"workflow_definition_id": d}, [0, 1, 2]),
         ({"workflow_definition_id": d, "types": [started, suspended]}, [0, 2]),

@@ -6,6 +6,7 @@ A fault is a piece of SQL, or a function, replaced by one that breaks a guarante
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -29,6 +30,7 @@ from wfe_persistence.store import (
     commit,
     dequeue,
     event,
+    lifecycle,
     lock,
     migrate,
     namespace,
@@ -483,6 +485,29 @@ def plant_endless_stop() -> None:
     setattr(import_module("wfe_persistence.cli.serve"), "_HUNG_SECONDS", 1.0)  # noqa: B010
 
 
+def plant_highest_number() -> None:
+    """A reader of the feed goes by the highest number it has seen, not by transactions."""
+    replace(
+        lifecycle,
+        "WATCH",
+        "(xid, n) > ($1::xid8, $2::bigint) AND xid < h.xid\n    ORDER BY xid, n",
+        "xid >= $1::xid8 AND n > $2::bigint\n    ORDER BY n",
+    )()
+    replace(lifecycle, "WATCH", "ORDER BY e.xid, e.n", "ORDER BY e.n")()
+    right = lifecycle.watch
+
+    async def watch(store: Store, after: lifecycle.Position | None, limit: int) -> lifecycle.Page:
+        page = await right(store, after and after._replace(xid=0), limit)
+        if after is None:
+            highest = await store.read("SELECT coalesce(max(n), 0) FROM wfc.lifecycle_events")
+            after = lifecycle.Position(0, rows.read_int8(highest.get_value(0, 0)))
+        entries = [each._replace(position=each.position._replace(xid=0)) for each in page.entries]
+        end = entries[-1].position if entries else after
+        return dataclasses.replace(page, entries=entries, end=end, horizon=end)
+
+    setattr(lifecycle, "watch", watch)  # noqa: B010
+
+
 # Faults that other tests than those of conformance must catch.
 OTHER_FAULTS: dict[str, Callable[[], None]] = {
     "a commit in two transactions": plant_two_transactions,
@@ -531,6 +556,10 @@ SERVER_FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     "no store has an owner": (
         plant_no_owners,
         "test_owners.py::test_store_of_other_servers_is_no_namespace",
+    ),
+    "watchers go by the highest number": (
+        plant_highest_number,
+        "test_lifecycle.py::test_event_of_a_transaction_that_is_committed_late_is_not_left_out",
     ),
 } | ACCESS_FAULTS
 

@@ -15,6 +15,7 @@ from wfe_persistence_client.convert.command import (
 )
 from wfe_persistence_client.convert.event import event_from_proto, event_to_proto, events_to_proto
 from wfe_persistence_client.convert.lifecycle import (
+    lifecycle_event_type_to_proto,
     lifecycle_events_to_proto,
     watched_event_from_proto,
 )
@@ -91,6 +92,7 @@ __all__ = [
     "item_state_to_proto",
     "lease_expiry_from_proto",
     "lease_token",
+    "lifecycle_event_type_to_proto",
     "lifecycle_events_to_proto",
     "listed_command_from_proto",
     "listed_item_from_proto",

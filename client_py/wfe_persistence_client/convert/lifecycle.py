@@ -13,6 +13,13 @@ _TYPES: Final = {type_.value: type_ for type_ in model.LifecycleEventType}
 _LIFECYCLE_EVENT: Final = Fields(model.LifecycleEvent)
 
 
+def lifecycle_event_type_to_proto(
+    value: model.LifecycleEventType,
+) -> lifecycle_pb2.LifecycleEventType.ValueType:
+    """A type as the enum of the messages."""
+    return lifecycle_pb2.LifecycleEventType.ValueType(value.value)
+
+
 def lifecycle_events_to_proto(
     place: str, values: Iterable[model.LifecycleEvent]
 ) -> list[lifecycle_pb2.LifecycleEvent]:
@@ -24,7 +31,7 @@ def _to_proto(value: model.LifecycleEvent) -> lifecycle_pb2.LifecycleEvent:
     _LIFECYCLE_EVENT.check(value)
     return build(
         lifecycle_pb2.LifecycleEvent,
-        type=value.type.value,
+        type=lifecycle_event_type_to_proto(value.type),
         workflow_id=value.workflow_id,
         workflow_definition_id=value.workflow_definition_id,
         version=value.version,

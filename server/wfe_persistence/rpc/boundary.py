@@ -45,9 +45,6 @@ refusals = RecurringWarnings(log)
 # for it. (Clients round short timeouts up to whole milliseconds.)
 _MIN_SECONDS = 0.005
 
-# How often it is asked again, at most, whether the caller of a stream that lasts may still make it.
-_IDENTIFY_SECONDS = 5.0
-
 # Reasons that whoever runs the server should know of.
 _OVERLOAD = frozenset(
     {
@@ -165,24 +162,12 @@ class Boundary:
                                     messages, context, ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED
                                 )
 
-        async def handle(_: object, context: Context) -> None:
-            with self._observed(method, context) as entry:
-                try:
-                    await answer(context, entry)
-                    _observe(method, None, entry)
-                except Exception as exc:
-                    await self._fail(method, exc, context, entry)
-
-        return handle
+        return self._streaming(method, answer)
 
     def _lasting(
         self, method: Method, function: Callable[[Message, Call], AsyncIterator[Iterable[Message]]]
     ) -> Any:
-        """A handler of a stream that goes on until the client ends it, or its own deadline.
-
-        Each message has a cursor. What ends the stream tells that of the last message that gRPC has
-        taken, unless it says itself where to go on.
-        """
+        """A handler of a stream that goes on until the client ends it, or its own deadline."""
 
         async def answer(context: Context, entry: Entry) -> None:
             caller = await self._identify(context, method, entry)
@@ -202,35 +187,23 @@ class Boundary:
                 async with self._intake.deadlines.until(
                     None if remaining is None else loop.time() + remaining
                 ):
-                    await send(function(request, call), context, entry)
+                    await lasting.run(
+                        function(request, call),
+                        send=partial(send, context),
+                        identify=partial(self._identify, context, method, entry),
+                        deadlines=self._intake.deadlines,
+                    )
 
-        async def send(
-            pages: AsyncIterator[Iterable[Message]], context: Context, entry: Entry
-        ) -> None:
-            loop = asyncio.get_running_loop()
-            identified = loop.time()
-            cursor = ""
-            try:
-                async with aclosing(pages):  # type: ignore[type-var]
-                    async for page in pages:
-                        if loop.time() - identified >= _IDENTIFY_SECONDS:
-                            await self._identify(context, method, entry)
-                            identified = loop.time()
-                        for message in page:
-                            data = self._encode(message)
-                            metrics.SENT_BYTES.add(method.labels, len(data))
-                            await self._send(
-                                deque([data]), context, ErrorReason.ERROR_REASON_READER_TOO_SLOW
-                            )
-                            cursor = message.cursor  # type: ignore[attr-defined]
-            except (PersistenceError, TimeoutError) as exc:
-                if isinstance(exc, TimeoutError) and not self._intake.deadlines.expired:
-                    raise
-                error = shutting_down() if isinstance(exc, TimeoutError) else exc
-                if error.reason != ErrorReason.ERROR_REASON_CURSOR_EXPIRED and cursor:
-                    error.metadata.setdefault("cursor", cursor)
-                raise error from exc.__cause__
+        async def send(context: Context, message: Message) -> None:
+            data = self._encode(message)
+            metrics.SENT_BYTES.add(method.labels, len(data))
+            await self._send(deque([data]), context, ErrorReason.ERROR_REASON_READER_TOO_SLOW)
 
+        return self._streaming(method, answer)
+
+    def _streaming(
+        self, method: Method, answer: Callable[[Context, Entry], Awaitable[None]]
+    ) -> Any:
         async def handle(_: object, context: Context) -> None:
             with self._observed(method, context) as entry:
                 try:

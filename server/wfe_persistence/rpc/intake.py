@@ -47,8 +47,9 @@ class Intake:
     At most `max_calls` calls are in progress, of which at most `max_calls_per_connection` come over
     one connection; and as many streams that last, which do little but wait. Their requests take at
     most about `memory` bytes: half of it for those being received, each of which may have `largest`
-    bytes, half for those being handled, each of at most `max_message_bytes`. One connection gets at most half of each. (Connections over a Unix socket
-    can't be told apart, so none of that is per connection there.)
+    bytes, half for those being handled, each of at most `max_message_bytes`. One connection gets at
+    most half of each. (Connections over a Unix socket can't be told apart, so none of that is per
+    connection there.)
     """
 
     def __init__(

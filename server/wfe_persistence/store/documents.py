@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from wfe.persistence.v1.event_pb2 import Event
+from wfe.persistence.v1.lifecycle_pb2 import LifecycleEvent
 from wfe.persistence.v1.queue_pb2 import QueueItem
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription

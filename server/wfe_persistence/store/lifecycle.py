@@ -1,9 +1,9 @@
-"""Lifecycle events: to publish them, to read them in the order of their commits, to delete old ones.
+"""Lifecycle events: publishing, reading in the order of the commits, and deleting old ones.
 
 A reader must not go by the highest number it has seen: numbers are taken before the commit, so a
 transaction with a lower one may be committed later. It goes by transaction: the snapshot's xmin,
-the oldest transaction that was still running when the snapshot was taken, is the horizon. Whatever was
-written below it is committed or rolled back for good, and what is committed later is above it.
+the oldest transaction that was still running when the snapshot was taken, is the horizon. Whatever
+was written below it is committed or rolled back for good, and what is committed later is above it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Cursor:
             feed_id, xid, n = _CURSOR.unpack(data)
         except (ValueError, binascii.Error, struct.error):
             return None
-        return None if xid < 0 or n < 0 else cls(feed_id, Position(xid, n))
+        cursor = cls(feed_id, Position(xid, n))
+        return cursor if xid >= 0 and n >= 0 and str(cursor) == text else None
 
 
 def cursor_expired(feed_id: bytes, floor: Position) -> PersistenceError:

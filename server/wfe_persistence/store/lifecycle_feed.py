@@ -3,8 +3,8 @@ them.
 
 However many watch, one task per namespace asks the database for news, and only while somebody
 watches. It keeps the newest events for a moment. A watcher has a position and nothing else: one
-that is further behind reads from the database itself, a page at a time, so none of them can take more
-memory by reading slowly. While a watcher waits, it holds no connection.
+that is further behind reads from the database itself, a page at a time, so none of them can take
+more memory by reading slowly. While a watcher waits, it holds no connection.
 """
 
 from __future__ import annotations
