@@ -18,6 +18,7 @@ import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
+from functools import partial
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -27,6 +28,7 @@ from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReaso
 from wfe_persistence import metrics, offload
 from wfe_persistence.errors import PersistenceError, invalid_field, shutting_down, too_large
 from wfe_persistence.recurring import RecurringWarnings
+from wfe_persistence.rpc import lasting
 from wfe_persistence.rpc.audit import Audit, Entry
 from wfe_persistence.rpc.call import Call, Environment
 from wfe_persistence.rpc.check import Check

@@ -1,7 +1,7 @@
 """Streams that last: sent for as long as the client reads on, and may.
 
-Each message has a `cursor`. What ends the stream tells that of the last message that gRPC has taken,
-unless it says itself where to go on.
+Each message has a `cursor`. What ends the stream tells that of the last message that gRPC has
+taken, unless it says itself where to go on.
 """
 
 from __future__ import annotations
