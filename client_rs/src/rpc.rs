@@ -63,6 +63,21 @@ pub(crate) enum Rpc {
     ListSubscriptions,
     RenewCommands,
     ListCommands,
+    AcquireLock,
+    RenewLocks,
+    ReleaseLock,
+    BreakLock,
+    ListLocks,
+    Enqueue,
+    Dequeue,
+    Acknowledge,
+    ReturnItems,
+    RenewItems,
+    ListQueueItems,
+    GetQueueStats,
+    RequeueItems,
+    DeleteItems,
+    ConfigureQueue,
 }
 
 impl Rpc {
@@ -89,6 +104,9 @@ impl Rpc {
             | Self::ListEvents
             | Self::ListSubscriptions
             | Self::ListCommands
+            | Self::ListLocks
+            | Self::ListQueueItems
+            | Self::GetQueueStats
             | Self::GetStoreInfo => (Read, None),
             // The id is set before the first attempt; an identical create returns the same.
             Self::CreateNewWorkflow | Self::CreateEvent | Self::CreateEventSubscription => {
@@ -102,7 +120,13 @@ impl Rpc {
             Self::PurgeWorkflows
             | Self::PurgeEvents
             | Self::RenewCommands
+            | Self::RenewItems
+            | Self::RenewLocks
             | Self::RenewSubscriptionToken => (Repeatable, None),
+            // The request id makes a repeated attempt the same one; what is released is free.
+            Self::AcquireLock | Self::ReleaseLock => (Repeatable, None),
+            // An item is known by its id.
+            Self::Enqueue | Self::RequeueItems | Self::ConfigureQueue => (Repeatable, None),
             // A number may be skipped, but is never returned twice.
             Self::NextDefinitionSequence => (Repeatable, None),
             Self::MarkEventProcessed | Self::MarkEventUnprocessed => (Repeatable, None),
@@ -113,15 +137,19 @@ impl Rpc {
             }
             Self::TerminateSubscription => (Repeatable, Some(ErrorReason::SubscriptionNotFound)),
             Self::ClearSubscriptionToken => (Repeatable, Some(ErrorReason::TokenMismatch)),
-            Self::CompleteCommands | Self::ReleaseCommands => {
-                (Repeatable, Some(ErrorReason::LeaseLost))
-            }
+            Self::CompleteCommands
+            | Self::ReleaseCommands
+            | Self::Acknowledge
+            | Self::ReturnItems => (Repeatable, Some(ErrorReason::LeaseLost)),
             // Repeated, it claims other commands; those of a lost response stay claimed until
             // their leases expire.
-            Self::ClaimCommands => (Unrepeatable, None),
+            Self::ClaimCommands | Self::Dequeue => (Unrepeatable, None),
             // Repeated, it logs the errors twice.
             Self::PersistErrors => (Unrepeatable, None),
+            // Repeated, it breaks the next holder's lock.
+            Self::BreakLock => (Unrepeatable, None),
             // Repeated, it removes what others have stored since.
+            Self::DeleteItems => (Unrepeatable, None),
             Self::TruncateAll | Self::DeleteNamespace | Self::DeleteWorkflow => {
                 (Unrepeatable, None)
             }
