@@ -408,4 +408,4 @@ def test_small_requests_are_not_measured() -> None:
         raise AssertionError
         yield
 
-    Check(1000, 10_000).fits(measured())
+    Check(1000, 11_000).fits(measured())

@@ -23,6 +23,7 @@ from wfe.persistence.v1.workflow_pb2 import (
     WorkflowInstance,
 )
 from wfe_persistence.rpc.check import read_back
+from wfe_persistence.rpc.check.bounds import ATTRIBUTE_BYTES, MAX_HEADER_ATTRIBUTES_BYTES
 from wfe_persistence.rpc.paging import FRAMING_BYTES, MAX_TOKEN_BYTES
 from wfe_persistence.store.oversize import reduce
 
@@ -214,6 +215,9 @@ def test_largest_header_leaves_the_rest_of_a_message_to_its_description_and_data
     for field in WorkflowInstance.DESCRIPTOR.fields:
         if field.name in LARGEST_OF_HEADER:
             _put(header, field, LARGEST_OF_HEADER[field.name])
+        elif field.name == "extension_attributes_json":
+            value = "x" * (MAX_HEADER_ATTRIBUTES_BYTES - ATTRIBUTE_BYTES - 1)
+            header.extension_attributes_json["n"] = value
         else:  # a new field needs its place here
             assert field.name in ("data_json", "description", "execution_pointers")
     answers = envelopes(ListWorkflowsResponse(), header)

@@ -205,6 +205,9 @@ class WorkflowInstance:
     #: How much of the stored workflow this is. If it is not FULL, it can only be stored
     #: as a patch, never in full.
     view: WorkflowView = WorkflowView.FULL
+    #: Additional attributes by name, together at most 4096 bytes as JSON. A write in full
+    #: without any keeps the stored ones; a patch removes them.
+    extension_attributes: dict[str, JSON] = field(default_factory=dict)
 
 
 class HeaderChanges(TypedDict, total=False):
@@ -221,6 +224,7 @@ class HeaderChanges(TypedDict, total=False):
     data: JSON
     create_time: datetime
     complete_time: datetime | None
+    extension_attributes: dict[str, JSON]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -36,8 +36,9 @@ _SHORT_TEXT = 16
 _PLAIN: Final = ("name", "workflow_definition_id", "version", "status", "data_json")
 _OPTIONAL: Final = ("root_workflow_id", "description", "reference", "next_execution")
 _TIMES: Final = ("create_time", "complete_time")
+_ATTRIBUTES: Final = "extension_attributes_json"
 #: The header fields, in the order in which a snapshot has them.
-_HEADER: Final = (*_PLAIN, *_OPTIONAL, *_TIMES)
+_HEADER: Final = (*_PLAIN, *_OPTIONAL, *_TIMES, _ATTRIBUTES)
 
 _SHARED: Final = frozenset((None, *range(257)))
 
@@ -122,6 +123,7 @@ def _snapshot(
     for name in _TIMES:
         time = getattr(message, name)
         header.append(time.seconds * 10**9 + time.nanos if has(name) else None)
+    header.append(_attributes(message.extension_attributes_json))
     pointers = {pointer.id: _digest(pointer) for pointer in message.execution_pointers}
     return Snapshot(
         revision=revision,
@@ -157,7 +159,9 @@ def patch(
         result.header_mask.paths.append(name)
         if value is None:
             continue
-        if name in _TIMES:
+        if name == _ATTRIBUTES:
+            result.header.extension_attributes_json.update(message.extension_attributes_json)
+        elif name in _TIMES:
             getattr(result.header, name).CopyFrom(getattr(message, name))
         else:
             setattr(result.header, name, getattr(message, name))
@@ -194,6 +198,14 @@ def _short(value: object) -> object:
     if isinstance(value, str) and len(value) > _SHORT_TEXT:
         return blake2b(value.encode(), digest_size=_DIGEST_BYTES).digest()
     return value
+
+
+def _attributes(attributes: Mapping[str, str]) -> bytes | None:
+    """Their digest, whatever their order; None: there are none."""
+    if not attributes:
+        return None
+    texts = repr(sorted(attributes.items())).encode()
+    return blake2b(texts, digest_size=_DIGEST_BYTES).digest()
 
 
 def _digest(pointer: workflow_pb2.ExecutionPointer) -> bytes:

@@ -203,7 +203,8 @@ def test_pointer_round_trip(value: ExecutionPointer) -> None:
 
 
 def test_the_header_changes_are_those_a_patch_can_name() -> None:
-    names = {"data_json" if n == "data" else n for n in HeaderChanges.__annotations__}
+    json = {"data", "extension_attributes"}
+    names = {f"{n}_json" if n in json else n for n in HeaderChanges.__annotations__}
     fields = {field.name for field in workflow_pb2.WorkflowInstance.DESCRIPTOR.fields}
     assert names == fields - {"id", "execution_pointers", "revision", "view"}
 

@@ -442,6 +442,8 @@ HEADER_VALUES: dict[str, list[Any]] = {
     "data": JSONS[1:],
     "create_time": MOMENTS[1:],
     "complete_time": MOMENTS,
+    # A write in full without any keeps the stored ones.
+    "extension_attributes": [{"b": 1, "a": None}, {"a": None, "b": 1}, {"": "\u20ac"}],
 }
 
 

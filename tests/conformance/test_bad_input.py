@@ -244,6 +244,7 @@ JSON: Final = REQUIRED_JSON | {
     "ExecutionPointer.context_item_json",
     "ExecutionPointer.outcome_json",
     "ExecutionPointer.extension_attributes_json",
+    "WorkflowInstance.extension_attributes_json",
     "EventSubscription.subscription_data_json",
     "QueueItem.payload_json",
 }

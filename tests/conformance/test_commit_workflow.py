@@ -34,6 +34,7 @@ COMPLETE = WorkflowStatus.WORKFLOW_STATUS_COMPLETE
 HEADER_FIELDS = (
     "name", "root_workflow_id", "workflow_definition_id", "version", "description", "reference",
     "next_execution", "status", "data_json", "create_time", "complete_time",
+    "extension_attributes_json",
 )  # fmt: skip
 
 
@@ -411,12 +412,16 @@ async def test_a_named_field_changes_and_no_other(api: Api, changing: str) -> No
     for text in ("root_workflow_id", "workflow_definition_id", "description", "reference"):
         setattr(other, text, make.new_id())
     other.data_json = "null"
+    other.extension_attributes_json["other"] = "1"
     await api.create(instance)
     patch = WorkflowPatch(id=instance.id, header=other, header_mask=FieldMask(paths=[changing]))
     stored = await _patched(api, patch, instance.revision)
     value = getattr(other, changing)
     if changing in ("create_time", "complete_time"):
         getattr(instance, changing).CopyFrom(value)
+    elif changing == "extension_attributes_json":
+        instance.extension_attributes_json.clear()
+        instance.extension_attributes_json.update(value)
     else:
         setattr(instance, changing, value)
     instance.revision += 1

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import make
 from tests.support.api import Api
-from tests.support.expect import fails
+from tests.support.expect import fails, invalid
 from wfe.persistence.v1.workflow_pb2 import ExecutionPointer, WorkflowInstance, WorkflowStatus
 
 
@@ -34,6 +34,7 @@ async def test_persist_replaces_the_stored_state(api: Api) -> None:
         data_json='{"done": true}',
         create_time=make.time(5),
         execution_pointers=[make.pointer("new"), make.full_pointer("z", retry_count=4)],
+        extension_attributes_json={"other": "1"},
     )
     after.ClearField("next_execution")
     after.revision = instance.revision + 1
@@ -64,6 +65,45 @@ async def test_persist_empties_each_pointer_field(api: Api, field: str) -> None:
     instance.execution_pointers[0].ClearField(field)  # type: ignore[arg-type]
     instance.revision = await api.persist_workflow(instance)
     assert await api.get_workflow_instance(instance.id) == instance
+
+
+async def test_persist_without_attributes_of_the_workflow_keeps_the_stored_ones(api: Api) -> None:
+    """Hosts that do not know them leave them alone."""
+    instance = make.full_instance(status=WorkflowStatus.WORKFLOW_STATUS_COMPLETE)
+    await api.create_new_workflow(instance)
+    attributes = dict(instance.extension_attributes_json)
+    instance.extension_attributes_json.clear()
+    await api.persist_workflow(instance)
+    await api.commit_workflow(instance=instance)
+    stored = await api.get_workflow_instance(instance.id)
+    assert dict(stored.extension_attributes_json) == attributes
+    instance.extension_attributes_json["other"] = "[1]"
+    await api.persist_workflow(instance)
+    stored = await api.get_workflow_instance(instance.id)
+    assert dict(stored.extension_attributes_json) == {"other": "[1]"}
+    patch = make.patch(instance.id, description="unrelated")
+    await api.commit_workflow(patch=patch, expected_revision=stored.revision)
+    stored = await api.get_workflow_instance(instance.id)
+    assert dict(stored.extension_attributes_json) == {"other": "[1]"}
+    patch = make.patch(instance.id, extension_attributes_json=None)
+    await api.commit_workflow(patch=patch, expected_revision=stored.revision)
+    stored = await api.get_workflow_instance(instance.id)
+    assert dict(stored.extension_attributes_json) == {}
+
+
+@pytest.mark.parametrize("size", [4096, 4097])
+async def test_attributes_of_a_workflow_have_a_most(api: Api, size: int) -> None:
+    """As they are returned: jsonb puts a space behind each comma."""
+    attributes = {"a": "null", "b": f'["{"x" * (size - 45)}",1]'}
+    instance = make.full_instance(extension_attributes_json=attributes, next_execution=None)
+    instance.execution_pointers[0].extension_attributes_json["large"] = f'"{"x" * 10_000}"'
+    if size > 4096:
+        with invalid("instance.extension_attributes_json", reason="TOO_LONG"):
+            await api.create_new_workflow(instance)
+    else:
+        await api.create_new_workflow(instance)
+        stored = await api.get_workflow_instance(instance.id)
+        assert stored.extension_attributes_json["b"] == attributes["b"].replace(",", ", ")
 
 
 async def test_persist_removes_extension_attributes_no_longer_named(api: Api) -> None:

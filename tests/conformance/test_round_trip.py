@@ -205,6 +205,8 @@ def test_persisted_workflow(
         second.execution_pointers.extend(others)
     assert services.persist(second) == revision + 1
     name = second.name or first.name or first.id
+    if not second.extension_attributes_json:  # unchanged
+        second.extension_attributes_json.update(first.extension_attributes_json)
     expected = stored(second, name=name, revision=revision + 1)
     assert content(services.get(first.id)) == expected
     services.retire(second)

@@ -190,6 +190,7 @@ def full_instance(**fields: Any) -> WorkflowInstance:
         "execution_pointers": [full_pointer("z"), pointer("a"), pointer("m")],
         "next_execution": 2**63 - 1,
         "complete_time": time(60),
+        "extension_attributes_json": {"owner": '"bob"', "n": "9007199254740993", "null": "null"},
     }
     return instance(**(given | fields))
 

@@ -48,6 +48,9 @@ def workflow_to_proto(value: model.WorkflowInstance) -> workflow_pb2.WorkflowIns
         complete_time=optional_timestamp("complete_time", value.complete_time),
         revision=value.revision,
         view=view(value.view),
+        extension_attributes_json=write_json_members(
+            "extension_attributes", value.extension_attributes
+        ),
     )
 
 
@@ -80,6 +83,10 @@ def workflow_from_proto(message: workflow_pb2.WorkflowInstance) -> model.Workflo
         else None,
         revision=message.revision,
         view=enum_from_proto(model.WorkflowView, message.view or model.WorkflowView.FULL.value),
+        extension_attributes={
+            name: read_json_field("extension_attributes", text)
+            for name, text in message.extension_attributes_json.items()
+        },
     )
 
 
@@ -184,6 +191,10 @@ def _set_header(header: workflow_pb2.WorkflowInstance, name: str, new: Any) -> s
     rule = _HEADER[name]
     if rule is not None:
         rule.fit(name, new)
+    if name == "extension_attributes":
+        attributes = write_json_members("extension_attributes", new)
+        header.extension_attributes_json.update(attributes)
+        return "extension_attributes_json"
     if new is None:
         return name
     fields: dict[str, Any] = {name: new}

@@ -3449,7 +3449,7 @@ pub struct WorkflowInstance {
     #[prost(uint32, tag = "5")]
     pub version: u32,
     /// A description for people. Together with `data_json`, as it is returned, at
-    /// most the message limit less 4096 bytes; otherwise ANSWER_TOO_LARGE.
+    /// most the message limit less 8192 bytes; otherwise ANSWER_TOO_LARGE.
     #[prost(string, optional, tag = "6")]
     pub description: ::core::option::Option<::prost::alloc::string::String>,
     /// The host's own reference, for example an order number; at most 512 bytes.
@@ -3497,6 +3497,16 @@ pub struct WorkflowInstance {
     /// because the omitted pointers would be removed: use a patch.
     #[prost(enumeration = "WorkflowView", tag = "15")]
     pub view: i32,
+    /// Additional attributes by name; each value is a JSON document (see
+    /// `data_json`). Together, as they are returned and with 16 bytes for each, at
+    /// most 4096 bytes. Empty on persist: unchanged, so that hosts which do not know
+    /// this field keep what others have stored; to remove all of them, name it in
+    /// the `header_mask` of a patch.
+    #[prost(map = "string, string", tag = "16")]
+    pub extension_attributes_json: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 /// ExecutionPointer is the state of one step of one workflow. In a list, one that
 /// is too large for a message has an empty `persistence_data_json` (which no
@@ -3598,8 +3608,9 @@ pub struct WorkflowPatch {
     pub header: ::core::option::Option<WorkflowInstance>,
     /// The header fields to change, by name: name (empty: unchanged),
     /// root_workflow_id, workflow_definition_id, version, description, reference,
-    /// next_execution, status, data_json, create_time, complete_time. A named
-    /// field that `header` omits becomes absent. No duplicates.
+    /// next_execution, status, data_json, create_time, complete_time,
+    /// extension_attributes_json (all of them). A named field that `header` omits
+    /// becomes absent. No duplicates.
     #[prost(message, optional, tag = "3")]
     pub header_mask: ::core::option::Option<::prost_types::FieldMask>,
     /// Pointers to update or add, each with all its fields; no duplicate ids. An

@@ -280,16 +280,24 @@ def updated(*, assignments: str, revision: str, conditions: str) -> str:
 
 def _patched(column: Column) -> str:
     """A column of the header after a patch: what the document has no member for stays."""
-    if not column.nullable:
+    if not column.nullable and column.default is None:
         return f"coalesce({column.value('g')}, w.{column.name})"
     return f"""CASE WHEN $2::jsonb ? '{column.name}'
             THEN {column.value("g")} ELSE w.{column.name} END"""
 
 
+def _replaced(column: Column) -> str:
+    """A column of the header after a persist. Without attributes the stored ones stay: most hosts
+    do not know that there are any."""
+    if column.default is None:
+        return column.value("g")
+    return f"coalesce(g.{column.name}, w.{column.name})"
+
+
 def replaced_header(*, conditions: str) -> str:
     """The whole header is replaced; the expected revision may be absent."""
     return updated(
-        assignments=WORKFLOW.assignments(lambda column: column.value("g"), but=("name",)),
+        assignments=WORKFLOW.assignments(_replaced, but=("name",)),
         revision="($3::bigint IS NULL OR w.revision = $3)",
         conditions=conditions,
     )

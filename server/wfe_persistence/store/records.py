@@ -95,6 +95,7 @@ WORKFLOW: Final = Columns(
     Column("create_time", TIME),
     Column("complete_time", TIME, nullable=True),
     Column("revision", INT8, written=False),
+    Column("extension_attributes", JSON_MAP, default=EMPTY_OBJECT, large=True),
 )
 
 # wfc.execution_pointers, without the workflow's id and the pointer's place in it (`ordinal`).

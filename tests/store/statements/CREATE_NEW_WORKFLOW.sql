@@ -3,13 +3,14 @@ WITH given AS MATERIALIZED (
     FROM jsonb_to_record($1::jsonb) AS w(
         id text, name text, root_workflow_id text, definition_id text, version int,
         description text, reference text, status text, data jsonb, next_execution bigint,
-        create_time timestamptz, complete_time timestamptz, execution_pointers jsonb)
+        create_time timestamptz, complete_time timestamptz, extension_attributes jsonb, execution_pointers jsonb)
 ), created AS (
     INSERT INTO wfc.workflows (
         id, name, root_workflow_id, definition_id, version, description, reference, status, data,
-        next_execution, create_time, complete_time, content_hash)
+        next_execution, create_time, complete_time, extension_attributes, content_hash)
     SELECT g.id, g.name, g.root_workflow_id, g.definition_id, g.version, g.description, g.reference,
         g.status, g.data -> 0, g.next_execution, g.create_time, g.complete_time,
+        coalesce(g.extension_attributes, '{}'),
         g.content_hash
     FROM given g
     ON CONFLICT DO NOTHING

@@ -8,6 +8,8 @@ SELECT p.id, p.step_id, p.active, p.status, p.sleep_until, p.persistence_data, p
         CASE WHEN row_number() OVER pointers = 1 THEN w.reference END, w.status,
         CASE WHEN row_number() OVER pointers = 1 THEN w.data END, w.next_execution, w.create_time,
         w.complete_time, w.revision,
+        CASE WHEN row_number() OVER pointers = 1 THEN CASE WHEN w.extension_attributes <> '{}' AND jsonb_typeof(w.extension_attributes) = 'object' THEN
+            (SELECT jsonb_object_agg(key, value::text) FROM jsonb_each(w.extension_attributes)) END END,
     asked.n
 FROM jsonb_array_elements_text($1::jsonb) WITH ORDINALITY AS asked (id, n)
 JOIN LATERAL (SELECT * FROM wfc.workflows w WHERE w.id = asked.id LIMIT 1) w ON TRUE

@@ -82,6 +82,8 @@ SELECT p.id, p.step_id, p.active, p.status, p.sleep_until, p.persistence_data, p
         CASE WHEN row_number() OVER pointers = 1 THEN w.reference END, w.status,
         CASE WHEN row_number() OVER pointers = 1 THEN w.data END, w.next_execution, w.create_time,
         w.complete_time, w.revision,
+        CASE WHEN row_number() OVER pointers = 1 THEN CASE WHEN w.extension_attributes <> '{}' AND jsonb_typeof(w.extension_attributes) = 'object' THEN
+            (SELECT jsonb_object_agg(key, value::text) FROM jsonb_each(w.extension_attributes)) END END,
     w.n
 FROM numbered w LEFT JOIN wfc.execution_pointers p ON p.workflow_id = w.id AND (p.active OR p.status IN
         ('Pending', 'Running', 'Sleeping', 'WaitingForEvent', 'PendingPredecessor'))

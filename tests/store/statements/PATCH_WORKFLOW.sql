@@ -4,7 +4,7 @@ WITH stored AS MATERIALIZED (
     SELECT w.* FROM jsonb_to_record($2::jsonb) AS w(
         id text, name text, root_workflow_id text, definition_id text, version int,
         description text, reference text, status text, data jsonb, next_execution bigint,
-        create_time timestamptz, complete_time timestamptz, execution_pointers jsonb)
+        create_time timestamptz, complete_time timestamptz, extension_attributes jsonb, execution_pointers jsonb)
 ), subscriptions AS MATERIALIZED (
     SELECT s.*, sha256(convert_to(document::text, 'UTF8')) AS content_hash
     FROM jsonb_array_elements($4::jsonb) AS documents(document),
@@ -53,6 +53,8 @@ WITH stored AS MATERIALIZED (
         create_time = coalesce(g.create_time, w.create_time),
         complete_time = CASE WHEN $2::jsonb ? 'complete_time'
             THEN g.complete_time ELSE w.complete_time END,
+        extension_attributes = CASE WHEN $2::jsonb ? 'extension_attributes'
+            THEN coalesce(g.extension_attributes, '{}') ELSE w.extension_attributes END,
         last_heartbeat_at = now(),
         revision = w.revision + 1
     FROM stored, given g

@@ -4,7 +4,7 @@ WITH stored AS MATERIALIZED (
     SELECT w.* FROM jsonb_to_record($2::jsonb) AS w(
         id text, name text, root_workflow_id text, definition_id text, version int,
         description text, reference text, status text, data jsonb, next_execution bigint,
-        create_time timestamptz, complete_time timestamptz, execution_pointers jsonb)
+        create_time timestamptz, complete_time timestamptz, extension_attributes jsonb, execution_pointers jsonb)
 ), subscriptions AS MATERIALIZED (
     SELECT s.*, sha256(convert_to(document::text, 'UTF8')) AS content_hash
     FROM jsonb_array_elements($4::jsonb) AS documents(document),
@@ -32,6 +32,7 @@ WITH stored AS MATERIALIZED (
         next_execution = g.next_execution,
         create_time = g.create_time,
         complete_time = g.complete_time,
+        extension_attributes = coalesce(g.extension_attributes, w.extension_attributes),
         last_heartbeat_at = now(),
         revision = w.revision + 1
     FROM stored, given g

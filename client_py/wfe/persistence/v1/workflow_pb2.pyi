@@ -172,6 +172,22 @@ class WorkflowInstance(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class ExtensionAttributesJsonEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     ID_FIELD_NUMBER: builtins.int
     NAME_FIELD_NUMBER: builtins.int
     ROOT_WORKFLOW_ID_FIELD_NUMBER: builtins.int
@@ -187,6 +203,7 @@ class WorkflowInstance(google.protobuf.message.Message):
     COMPLETE_TIME_FIELD_NUMBER: builtins.int
     REVISION_FIELD_NUMBER: builtins.int
     VIEW_FIELD_NUMBER: builtins.int
+    EXTENSION_ATTRIBUTES_JSON_FIELD_NUMBER: builtins.int
     id: builtins.str
     """Chosen by the host, at most 512 bytes, compared byte by byte. Empty on
     create: the store generates a UUID. Never changes.
@@ -205,7 +222,7 @@ class WorkflowInstance(google.protobuf.message.Message):
     """The version of its definition, 0 to 2^31-1."""
     description: builtins.str
     """A description for people. Together with `data_json`, as it is returned, at
-    most the message limit less 4096 bytes; otherwise ANSWER_TOO_LARGE.
+    most the message limit less 8192 bytes; otherwise ANSWER_TOO_LARGE.
     """
     reference: builtins.str
     """The host's own reference, for example an order number; at most 512 bytes."""
@@ -255,6 +272,15 @@ class WorkflowInstance(google.protobuf.message.Message):
         microseconds.
         """
 
+    @property
+    def extension_attributes_json(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """Additional attributes by name; each value is a JSON document (see
+        `data_json`). Together, as they are returned and with 16 bytes for each, at
+        most 4096 bytes. Empty on persist: unchanged, so that hosts which do not know
+        this field keep what others have stored; to remove all of them, name it in
+        the `header_mask` of a patch.
+        """
+
     def __init__(
         self,
         *,
@@ -273,9 +299,10 @@ class WorkflowInstance(google.protobuf.message.Message):
         complete_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         revision: builtins.int = ...,
         view: Global___WorkflowView.ValueType = ...,
+        extension_attributes_json: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_description", b"_description", "_next_execution", b"_next_execution", "_reference", b"_reference", "_root_workflow_id", b"_root_workflow_id", "complete_time", b"complete_time", "create_time", b"create_time", "description", b"description", "next_execution", b"next_execution", "reference", b"reference", "root_workflow_id", b"root_workflow_id"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_description", b"_description", "_next_execution", b"_next_execution", "_reference", b"_reference", "_root_workflow_id", b"_root_workflow_id", "complete_time", b"complete_time", "create_time", b"create_time", "data_json", b"data_json", "description", b"description", "execution_pointers", b"execution_pointers", "id", b"id", "name", b"name", "next_execution", b"next_execution", "reference", b"reference", "revision", b"revision", "root_workflow_id", b"root_workflow_id", "status", b"status", "version", b"version", "view", b"view", "workflow_definition_id", b"workflow_definition_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_description", b"_description", "_next_execution", b"_next_execution", "_reference", b"_reference", "_root_workflow_id", b"_root_workflow_id", "complete_time", b"complete_time", "create_time", b"create_time", "data_json", b"data_json", "description", b"description", "execution_pointers", b"execution_pointers", "extension_attributes_json", b"extension_attributes_json", "id", b"id", "name", b"name", "next_execution", b"next_execution", "reference", b"reference", "revision", b"revision", "root_workflow_id", b"root_workflow_id", "status", b"status", "version", b"version", "view", b"view", "workflow_definition_id", b"workflow_definition_id"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_description", b"_description"]) -> typing.Literal["description"] | None: ...
     @typing.overload
@@ -483,8 +510,9 @@ class WorkflowPatch(google.protobuf.message.Message):
     def header_mask(self) -> google.protobuf.field_mask_pb2.FieldMask:
         """The header fields to change, by name: name (empty: unchanged),
         root_workflow_id, workflow_definition_id, version, description, reference,
-        next_execution, status, data_json, create_time, complete_time. A named
-        field that `header` omits becomes absent. No duplicates.
+        next_execution, status, data_json, create_time, complete_time,
+        extension_attributes_json (all of them). A named field that `header` omits
+        becomes absent. No duplicates.
         """
 
     @property

@@ -27,6 +27,9 @@ MAX_ITEMS: Final = 200_000
 """Of lists that have no smaller bound: more would take much longer to decode than to send."""
 MAX_ATTRIBUTES: Final = 100_000
 """Of all pointers together, because they are sorted in one call when a request is hashed."""
+MAX_HEADER_ATTRIBUTES_BYTES: Final = 4096
+ATTRIBUTE_BYTES: Final = 16
+"""What one attribute takes in a message beside its name and its value."""
 MAX_REVISION: Final = 2**63 - 1
 MAX_PURGED_ROWS: Final = 100_000
 DEFAULT_PURGED_ROWS: Final = 10_000

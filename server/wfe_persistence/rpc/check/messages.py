@@ -25,9 +25,11 @@ from wfe.persistence.v1.workflow_pb2 import (
     WorkflowView,
 )
 from wfe_persistence.rpc.check.bounds import (
+    ATTRIBUTE_BYTES,
     DEFAULT_HEARTBEAT_SECONDS,
     MAX_ATTRIBUTES,
     MAX_COMMAND_DATA_BYTES,
+    MAX_HEADER_ATTRIBUTES_BYTES,
     MAX_HEARTBEAT_SECONDS,
     MAX_LIFECYCLE_MESSAGE_BYTES,
     MAX_REVISION,
@@ -80,7 +82,28 @@ class Check(QueueRules):
                 R.FIELD_VIOLATION_REASON_ENUM_VALUE,
                 "is a partial view; storing it would delete the rest: send a patch",
             )
+        self._header_attributes(w, path)
         self._pointers(w.execution_pointers, path)
+
+    def _header_attributes(self, w: WorkflowInstance, path: str) -> None:
+        attributes = w.extension_attributes_json
+        if not attributes:
+            return
+        found = len(self._violations)
+        self._attributes(attributes, path)
+        if len(self._violations) > found:
+            return  # what is no JSON has no size
+        size = sum(
+            len(name.encode()) + self._stored_bytes(text) + ATTRIBUTE_BYTES
+            for name, text in attributes.items()
+        )
+        if size > MAX_HEADER_ATTRIBUTES_BYTES:
+            self.add(
+                path,
+                "extension_attributes_json",
+                R.FIELD_VIOLATION_REASON_TOO_LONG,
+                f"must have at most {MAX_HEADER_ATTRIBUTES_BYTES} bytes",
+            )
 
     def _pointers(self, pointers: Sequence[ExecutionPointer], path: str) -> None:
         for i, p in enumerate(pointers):
@@ -120,6 +143,8 @@ class Check(QueueRules):
             self.required_time(head, "create_time", w)
         if "complete_time" in mask:
             self.times(w, head, "complete_time")
+        if "extension_attributes_json" in mask:
+            self._header_attributes(w, head)
         self._pointers(patch.execution_pointers, path)
         self.ids(path, "removed_pointer_ids", patch.removed_pointer_ids)
         self.distinct(path, "removed_pointer_ids", "", patch.removed_pointer_ids)

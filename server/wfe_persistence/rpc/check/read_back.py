@@ -40,6 +40,7 @@ from wfe.persistence.v1.workflow_pb2 import (
 from wfe_persistence.errors import PersistenceError, unreadable
 from wfe_persistence.rpc.check.bounds import (
     LAST_SECOND,
+    MAX_HEADER_ATTRIBUTES_BYTES,
     MAX_ID_BYTES,
     MAX_INT4,
     MAX_REVISION,
@@ -53,9 +54,9 @@ _ID: Final = "x" * MAX_ID_BYTES
 # A header can be read whatever patches do to it: its description and its data share what all other
 # fields, at their largest, leave of a message. So it does not matter in which order they are set,
 # and a patch that sets neither need not be measured.
-HEADER_BYTES: Final = 4096
-"""The bytes of a message that description and data can't have. The largest header without them, in
-a page with a token, has about 3,500."""
+HEADER_BYTES: Final = 4096 + MAX_HEADER_ATTRIBUTES_BYTES
+"""The bytes of a message that description and data can't have. The largest header without them and
+its attributes, in a page with a token, has about 3,500."""
 
 _LAST_TIME: Final = Timestamp(seconds=LAST_SECOND, nanos=999_999_999)
 

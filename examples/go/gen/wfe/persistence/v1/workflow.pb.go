@@ -257,7 +257,7 @@ type WorkflowInstance struct {
 	// The version of its definition, 0 to 2^31-1.
 	Version uint32 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
 	// A description for people. Together with `data_json`, as it is returned, at
-	// most the message limit less 4096 bytes; otherwise ANSWER_TOO_LARGE.
+	// most the message limit less 8192 bytes; otherwise ANSWER_TOO_LARGE.
 	Description *string `protobuf:"bytes,6,opt,name=description,proto3,oneof" json:"description,omitempty"`
 	// The host's own reference, for example an order number; at most 512 bytes.
 	Reference *string `protobuf:"bytes,7,opt,name=reference,proto3,oneof" json:"reference,omitempty"`
@@ -294,9 +294,15 @@ type WorkflowInstance struct {
 	// How much of the stored workflow this is. Set by the store to ACTIVE or
 	// HEADER if it is not all of it; such an instance is rejected as a new state,
 	// because the omitted pointers would be removed: use a patch.
-	View          WorkflowView `protobuf:"varint,15,opt,name=view,proto3,enum=wfe.persistence.v1.WorkflowView" json:"view,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	View WorkflowView `protobuf:"varint,15,opt,name=view,proto3,enum=wfe.persistence.v1.WorkflowView" json:"view,omitempty"`
+	// Additional attributes by name; each value is a JSON document (see
+	// `data_json`). Together, as they are returned and with 16 bytes for each, at
+	// most 4096 bytes. Empty on persist: unchanged, so that hosts which do not know
+	// this field keep what others have stored; to remove all of them, name it in
+	// the `header_mask` of a patch.
+	ExtensionAttributesJson map[string]string `protobuf:"bytes,16,rep,name=extension_attributes_json,json=extensionAttributesJson,proto3" json:"extension_attributes_json,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields           protoimpl.UnknownFields
+	sizeCache               protoimpl.SizeCache
 }
 
 func (x *WorkflowInstance) Reset() {
@@ -432,6 +438,13 @@ func (x *WorkflowInstance) GetView() WorkflowView {
 		return x.View
 	}
 	return WorkflowView_WORKFLOW_VIEW_UNSPECIFIED
+}
+
+func (x *WorkflowInstance) GetExtensionAttributesJson() map[string]string {
+	if x != nil {
+		return x.ExtensionAttributesJson
+	}
+	return nil
 }
 
 // ExecutionPointer is the state of one step of one workflow. In a list, one that
@@ -682,8 +695,9 @@ type WorkflowPatch struct {
 	Header *WorkflowInstance `protobuf:"bytes,2,opt,name=header,proto3" json:"header,omitempty"`
 	// The header fields to change, by name: name (empty: unchanged),
 	// root_workflow_id, workflow_definition_id, version, description, reference,
-	// next_execution, status, data_json, create_time, complete_time. A named
-	// field that `header` omits becomes absent. No duplicates.
+	// next_execution, status, data_json, create_time, complete_time,
+	// extension_attributes_json (all of them). A named field that `header` omits
+	// becomes absent. No duplicates.
 	HeaderMask *fieldmaskpb.FieldMask `protobuf:"bytes,3,opt,name=header_mask,json=headerMask,proto3" json:"header_mask,omitempty"`
 	// Pointers to update or add, each with all its fields; no duplicate ids. An
 	// existing pointer keeps its position; new ones are appended in the order
@@ -2915,7 +2929,7 @@ var File_wfe_persistence_v1_workflow_proto protoreflect.FileDescriptor
 
 const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\n" +
-	"!wfe/persistence/v1/workflow.proto\x12\x12wfe.persistence.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a wfe/persistence/v1/command.proto\x1a\x1ewfe/persistence/v1/event.proto\x1a#wfe/persistence/v1/list_order.proto\x1a\x1ewfe/persistence/v1/store.proto\x1a%wfe/persistence/v1/subscription.proto\"\xef\x05\n" +
+	"!wfe/persistence/v1/workflow.proto\x12\x12wfe.persistence.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a wfe/persistence/v1/command.proto\x1a\x1ewfe/persistence/v1/event.proto\x1a#wfe/persistence/v1/list_order.proto\x1a\x1ewfe/persistence/v1/store.proto\x1a%wfe/persistence/v1/subscription.proto\"\xba\a\n" +
 	"\x10WorkflowInstance\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12-\n" +
@@ -2933,7 +2947,11 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"createTime\x12?\n" +
 	"\rcomplete_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\fcompleteTime\x12\x1a\n" +
 	"\brevision\x18\x0e \x01(\x03R\brevision\x124\n" +
-	"\x04view\x18\x0f \x01(\x0e2 .wfe.persistence.v1.WorkflowViewR\x04viewB\x13\n" +
+	"\x04view\x18\x0f \x01(\x0e2 .wfe.persistence.v1.WorkflowViewR\x04view\x12}\n" +
+	"\x19extension_attributes_json\x18\x10 \x03(\v2A.wfe.persistence.v1.WorkflowInstance.ExtensionAttributesJsonEntryR\x17extensionAttributesJson\x1aJ\n" +
+	"\x1cExtensionAttributesJsonEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x13\n" +
 	"\x11_root_workflow_idB\x0e\n" +
 	"\f_descriptionB\f\n" +
 	"\n" +
@@ -3197,7 +3215,7 @@ func file_wfe_persistence_v1_workflow_proto_rawDescGZIP() []byte {
 }
 
 var file_wfe_persistence_v1_workflow_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_wfe_persistence_v1_workflow_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_wfe_persistence_v1_workflow_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_wfe_persistence_v1_workflow_proto_goTypes = []any{
 	(WorkflowStatus)(0),                              // 0: wfe.persistence.v1.WorkflowStatus
 	(PointerStatus)(0),                               // 1: wfe.persistence.v1.PointerStatus
@@ -3236,98 +3254,100 @@ var file_wfe_persistence_v1_workflow_proto_goTypes = []any{
 	(*DeleteWorkflowResponse)(nil),                   // 34: wfe.persistence.v1.DeleteWorkflowResponse
 	(*PurgeWorkflowsRequest)(nil),                    // 35: wfe.persistence.v1.PurgeWorkflowsRequest
 	(*PurgeWorkflowsResponse)(nil),                   // 36: wfe.persistence.v1.PurgeWorkflowsResponse
-	nil,                                              // 37: wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
-	(*timestamppb.Timestamp)(nil),                    // 38: google.protobuf.Timestamp
-	(*fieldmaskpb.FieldMask)(nil),                    // 39: google.protobuf.FieldMask
-	(*EventSubscription)(nil),                        // 40: wfe.persistence.v1.EventSubscription
-	(*Event)(nil),                                    // 41: wfe.persistence.v1.Event
-	(*ExecutionError)(nil),                           // 42: wfe.persistence.v1.ExecutionError
-	(*ScheduledCommand)(nil),                         // 43: wfe.persistence.v1.ScheduledCommand
-	(ListOrder)(0),                                   // 44: wfe.persistence.v1.ListOrder
+	nil,                                              // 37: wfe.persistence.v1.WorkflowInstance.ExtensionAttributesJsonEntry
+	nil,                                              // 38: wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
+	(*timestamppb.Timestamp)(nil),                    // 39: google.protobuf.Timestamp
+	(*fieldmaskpb.FieldMask)(nil),                    // 40: google.protobuf.FieldMask
+	(*EventSubscription)(nil),                        // 41: wfe.persistence.v1.EventSubscription
+	(*Event)(nil),                                    // 42: wfe.persistence.v1.Event
+	(*ExecutionError)(nil),                           // 43: wfe.persistence.v1.ExecutionError
+	(*ScheduledCommand)(nil),                         // 44: wfe.persistence.v1.ScheduledCommand
+	(ListOrder)(0),                                   // 45: wfe.persistence.v1.ListOrder
 }
 var file_wfe_persistence_v1_workflow_proto_depIdxs = []int32{
 	4,  // 0: wfe.persistence.v1.WorkflowInstance.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
 	0,  // 1: wfe.persistence.v1.WorkflowInstance.status:type_name -> wfe.persistence.v1.WorkflowStatus
-	38, // 2: wfe.persistence.v1.WorkflowInstance.create_time:type_name -> google.protobuf.Timestamp
-	38, // 3: wfe.persistence.v1.WorkflowInstance.complete_time:type_name -> google.protobuf.Timestamp
+	39, // 2: wfe.persistence.v1.WorkflowInstance.create_time:type_name -> google.protobuf.Timestamp
+	39, // 3: wfe.persistence.v1.WorkflowInstance.complete_time:type_name -> google.protobuf.Timestamp
 	2,  // 4: wfe.persistence.v1.WorkflowInstance.view:type_name -> wfe.persistence.v1.WorkflowView
-	1,  // 5: wfe.persistence.v1.ExecutionPointer.status:type_name -> wfe.persistence.v1.PointerStatus
-	38, // 6: wfe.persistence.v1.ExecutionPointer.sleep_until:type_name -> google.protobuf.Timestamp
-	38, // 7: wfe.persistence.v1.ExecutionPointer.start_time:type_name -> google.protobuf.Timestamp
-	38, // 8: wfe.persistence.v1.ExecutionPointer.end_time:type_name -> google.protobuf.Timestamp
-	37, // 9: wfe.persistence.v1.ExecutionPointer.extension_attributes_json:type_name -> wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
-	3,  // 10: wfe.persistence.v1.WorkflowPatch.header:type_name -> wfe.persistence.v1.WorkflowInstance
-	39, // 11: wfe.persistence.v1.WorkflowPatch.header_mask:type_name -> google.protobuf.FieldMask
-	4,  // 12: wfe.persistence.v1.WorkflowPatch.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
-	0,  // 13: wfe.persistence.v1.WorkflowFilter.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
-	38, // 14: wfe.persistence.v1.WorkflowFilter.create_time_from:type_name -> google.protobuf.Timestamp
-	38, // 15: wfe.persistence.v1.WorkflowFilter.create_time_before:type_name -> google.protobuf.Timestamp
-	38, // 16: wfe.persistence.v1.WorkflowFilter.complete_time_from:type_name -> google.protobuf.Timestamp
-	38, // 17: wfe.persistence.v1.WorkflowFilter.complete_time_before:type_name -> google.protobuf.Timestamp
-	38, // 18: wfe.persistence.v1.WorkflowFilter.written_before:type_name -> google.protobuf.Timestamp
-	38, // 19: wfe.persistence.v1.WorkflowFilter.due_before:type_name -> google.protobuf.Timestamp
-	38, // 20: wfe.persistence.v1.WorkflowFilter.error_time_from:type_name -> google.protobuf.Timestamp
-	3,  // 21: wfe.persistence.v1.CreateNewWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	3,  // 22: wfe.persistence.v1.PersistWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	3,  // 23: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	40, // 24: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.subscriptions:type_name -> wfe.persistence.v1.EventSubscription
-	3,  // 25: wfe.persistence.v1.CommitWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	5,  // 26: wfe.persistence.v1.CommitWorkflowRequest.patch:type_name -> wfe.persistence.v1.WorkflowPatch
-	6,  // 27: wfe.persistence.v1.CommitWorkflowRequest.held_subscriptions:type_name -> wfe.persistence.v1.SubscriptionClaim
-	40, // 28: wfe.persistence.v1.CommitWorkflowRequest.create_subscriptions:type_name -> wfe.persistence.v1.EventSubscription
-	41, // 29: wfe.persistence.v1.CommitWorkflowRequest.create_events:type_name -> wfe.persistence.v1.Event
-	42, // 30: wfe.persistence.v1.CommitWorkflowRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
-	43, // 31: wfe.persistence.v1.CommitWorkflowRequest.schedule_commands:type_name -> wfe.persistence.v1.ScheduledCommand
-	2,  // 32: wfe.persistence.v1.GetWorkflowInstanceRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	3,  // 33: wfe.persistence.v1.GetWorkflowInstanceResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	2,  // 34: wfe.persistence.v1.GetWorkflowInstanceByNameRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	3,  // 35: wfe.persistence.v1.GetWorkflowInstanceByNameResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	2,  // 36: wfe.persistence.v1.GetWorkflowInstancesRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	3,  // 37: wfe.persistence.v1.GetWorkflowInstancesResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	38, // 38: wfe.persistence.v1.GetRunnableInstancesRequest.as_at:type_name -> google.protobuf.Timestamp
-	4,  // 39: wfe.persistence.v1.ListExecutionPointersResponse.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
-	7,  // 40: wfe.persistence.v1.ListWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
-	44, // 41: wfe.persistence.v1.ListWorkflowsRequest.order:type_name -> wfe.persistence.v1.ListOrder
-	2,  // 42: wfe.persistence.v1.ListWorkflowsRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	3,  // 43: wfe.persistence.v1.ListWorkflowsResponse.instances:type_name -> wfe.persistence.v1.WorkflowInstance
-	7,  // 44: wfe.persistence.v1.CountWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
-	0,  // 45: wfe.persistence.v1.WorkflowCount.status:type_name -> wfe.persistence.v1.WorkflowStatus
-	31, // 46: wfe.persistence.v1.CountWorkflowsResponse.counts:type_name -> wfe.persistence.v1.WorkflowCount
-	38, // 47: wfe.persistence.v1.PurgeWorkflowsRequest.ended_before:type_name -> google.protobuf.Timestamp
-	0,  // 48: wfe.persistence.v1.PurgeWorkflowsRequest.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
-	8,  // 49: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:input_type -> wfe.persistence.v1.CreateNewWorkflowRequest
-	10, // 50: wfe.persistence.v1.WorkflowService.PersistWorkflow:input_type -> wfe.persistence.v1.PersistWorkflowRequest
-	12, // 51: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:input_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest
-	14, // 52: wfe.persistence.v1.WorkflowService.CommitWorkflow:input_type -> wfe.persistence.v1.CommitWorkflowRequest
-	16, // 53: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:input_type -> wfe.persistence.v1.GetWorkflowInstanceRequest
-	18, // 54: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:input_type -> wfe.persistence.v1.GetWorkflowInstanceByNameRequest
-	20, // 55: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:input_type -> wfe.persistence.v1.GetWorkflowInstancesRequest
-	22, // 56: wfe.persistence.v1.WorkflowService.GetRunnableInstances:input_type -> wfe.persistence.v1.GetRunnableInstancesRequest
-	24, // 57: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:input_type -> wfe.persistence.v1.NextDefinitionSequenceRequest
-	26, // 58: wfe.persistence.v1.WorkflowService.ListExecutionPointers:input_type -> wfe.persistence.v1.ListExecutionPointersRequest
-	28, // 59: wfe.persistence.v1.WorkflowService.ListWorkflows:input_type -> wfe.persistence.v1.ListWorkflowsRequest
-	30, // 60: wfe.persistence.v1.WorkflowService.CountWorkflows:input_type -> wfe.persistence.v1.CountWorkflowsRequest
-	33, // 61: wfe.persistence.v1.WorkflowService.DeleteWorkflow:input_type -> wfe.persistence.v1.DeleteWorkflowRequest
-	35, // 62: wfe.persistence.v1.WorkflowService.PurgeWorkflows:input_type -> wfe.persistence.v1.PurgeWorkflowsRequest
-	9,  // 63: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:output_type -> wfe.persistence.v1.CreateNewWorkflowResponse
-	11, // 64: wfe.persistence.v1.WorkflowService.PersistWorkflow:output_type -> wfe.persistence.v1.PersistWorkflowResponse
-	13, // 65: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:output_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse
-	15, // 66: wfe.persistence.v1.WorkflowService.CommitWorkflow:output_type -> wfe.persistence.v1.CommitWorkflowResponse
-	17, // 67: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:output_type -> wfe.persistence.v1.GetWorkflowInstanceResponse
-	19, // 68: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:output_type -> wfe.persistence.v1.GetWorkflowInstanceByNameResponse
-	21, // 69: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:output_type -> wfe.persistence.v1.GetWorkflowInstancesResponse
-	23, // 70: wfe.persistence.v1.WorkflowService.GetRunnableInstances:output_type -> wfe.persistence.v1.GetRunnableInstancesResponse
-	25, // 71: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:output_type -> wfe.persistence.v1.NextDefinitionSequenceResponse
-	27, // 72: wfe.persistence.v1.WorkflowService.ListExecutionPointers:output_type -> wfe.persistence.v1.ListExecutionPointersResponse
-	29, // 73: wfe.persistence.v1.WorkflowService.ListWorkflows:output_type -> wfe.persistence.v1.ListWorkflowsResponse
-	32, // 74: wfe.persistence.v1.WorkflowService.CountWorkflows:output_type -> wfe.persistence.v1.CountWorkflowsResponse
-	34, // 75: wfe.persistence.v1.WorkflowService.DeleteWorkflow:output_type -> wfe.persistence.v1.DeleteWorkflowResponse
-	36, // 76: wfe.persistence.v1.WorkflowService.PurgeWorkflows:output_type -> wfe.persistence.v1.PurgeWorkflowsResponse
-	63, // [63:77] is the sub-list for method output_type
-	49, // [49:63] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	37, // 5: wfe.persistence.v1.WorkflowInstance.extension_attributes_json:type_name -> wfe.persistence.v1.WorkflowInstance.ExtensionAttributesJsonEntry
+	1,  // 6: wfe.persistence.v1.ExecutionPointer.status:type_name -> wfe.persistence.v1.PointerStatus
+	39, // 7: wfe.persistence.v1.ExecutionPointer.sleep_until:type_name -> google.protobuf.Timestamp
+	39, // 8: wfe.persistence.v1.ExecutionPointer.start_time:type_name -> google.protobuf.Timestamp
+	39, // 9: wfe.persistence.v1.ExecutionPointer.end_time:type_name -> google.protobuf.Timestamp
+	38, // 10: wfe.persistence.v1.ExecutionPointer.extension_attributes_json:type_name -> wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
+	3,  // 11: wfe.persistence.v1.WorkflowPatch.header:type_name -> wfe.persistence.v1.WorkflowInstance
+	40, // 12: wfe.persistence.v1.WorkflowPatch.header_mask:type_name -> google.protobuf.FieldMask
+	4,  // 13: wfe.persistence.v1.WorkflowPatch.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
+	0,  // 14: wfe.persistence.v1.WorkflowFilter.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
+	39, // 15: wfe.persistence.v1.WorkflowFilter.create_time_from:type_name -> google.protobuf.Timestamp
+	39, // 16: wfe.persistence.v1.WorkflowFilter.create_time_before:type_name -> google.protobuf.Timestamp
+	39, // 17: wfe.persistence.v1.WorkflowFilter.complete_time_from:type_name -> google.protobuf.Timestamp
+	39, // 18: wfe.persistence.v1.WorkflowFilter.complete_time_before:type_name -> google.protobuf.Timestamp
+	39, // 19: wfe.persistence.v1.WorkflowFilter.written_before:type_name -> google.protobuf.Timestamp
+	39, // 20: wfe.persistence.v1.WorkflowFilter.due_before:type_name -> google.protobuf.Timestamp
+	39, // 21: wfe.persistence.v1.WorkflowFilter.error_time_from:type_name -> google.protobuf.Timestamp
+	3,  // 22: wfe.persistence.v1.CreateNewWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	3,  // 23: wfe.persistence.v1.PersistWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	3,  // 24: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	41, // 25: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.subscriptions:type_name -> wfe.persistence.v1.EventSubscription
+	3,  // 26: wfe.persistence.v1.CommitWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	5,  // 27: wfe.persistence.v1.CommitWorkflowRequest.patch:type_name -> wfe.persistence.v1.WorkflowPatch
+	6,  // 28: wfe.persistence.v1.CommitWorkflowRequest.held_subscriptions:type_name -> wfe.persistence.v1.SubscriptionClaim
+	41, // 29: wfe.persistence.v1.CommitWorkflowRequest.create_subscriptions:type_name -> wfe.persistence.v1.EventSubscription
+	42, // 30: wfe.persistence.v1.CommitWorkflowRequest.create_events:type_name -> wfe.persistence.v1.Event
+	43, // 31: wfe.persistence.v1.CommitWorkflowRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
+	44, // 32: wfe.persistence.v1.CommitWorkflowRequest.schedule_commands:type_name -> wfe.persistence.v1.ScheduledCommand
+	2,  // 33: wfe.persistence.v1.GetWorkflowInstanceRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 34: wfe.persistence.v1.GetWorkflowInstanceResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	2,  // 35: wfe.persistence.v1.GetWorkflowInstanceByNameRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 36: wfe.persistence.v1.GetWorkflowInstanceByNameResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	2,  // 37: wfe.persistence.v1.GetWorkflowInstancesRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 38: wfe.persistence.v1.GetWorkflowInstancesResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	39, // 39: wfe.persistence.v1.GetRunnableInstancesRequest.as_at:type_name -> google.protobuf.Timestamp
+	4,  // 40: wfe.persistence.v1.ListExecutionPointersResponse.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
+	7,  // 41: wfe.persistence.v1.ListWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
+	45, // 42: wfe.persistence.v1.ListWorkflowsRequest.order:type_name -> wfe.persistence.v1.ListOrder
+	2,  // 43: wfe.persistence.v1.ListWorkflowsRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 44: wfe.persistence.v1.ListWorkflowsResponse.instances:type_name -> wfe.persistence.v1.WorkflowInstance
+	7,  // 45: wfe.persistence.v1.CountWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
+	0,  // 46: wfe.persistence.v1.WorkflowCount.status:type_name -> wfe.persistence.v1.WorkflowStatus
+	31, // 47: wfe.persistence.v1.CountWorkflowsResponse.counts:type_name -> wfe.persistence.v1.WorkflowCount
+	39, // 48: wfe.persistence.v1.PurgeWorkflowsRequest.ended_before:type_name -> google.protobuf.Timestamp
+	0,  // 49: wfe.persistence.v1.PurgeWorkflowsRequest.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
+	8,  // 50: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:input_type -> wfe.persistence.v1.CreateNewWorkflowRequest
+	10, // 51: wfe.persistence.v1.WorkflowService.PersistWorkflow:input_type -> wfe.persistence.v1.PersistWorkflowRequest
+	12, // 52: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:input_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest
+	14, // 53: wfe.persistence.v1.WorkflowService.CommitWorkflow:input_type -> wfe.persistence.v1.CommitWorkflowRequest
+	16, // 54: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:input_type -> wfe.persistence.v1.GetWorkflowInstanceRequest
+	18, // 55: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:input_type -> wfe.persistence.v1.GetWorkflowInstanceByNameRequest
+	20, // 56: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:input_type -> wfe.persistence.v1.GetWorkflowInstancesRequest
+	22, // 57: wfe.persistence.v1.WorkflowService.GetRunnableInstances:input_type -> wfe.persistence.v1.GetRunnableInstancesRequest
+	24, // 58: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:input_type -> wfe.persistence.v1.NextDefinitionSequenceRequest
+	26, // 59: wfe.persistence.v1.WorkflowService.ListExecutionPointers:input_type -> wfe.persistence.v1.ListExecutionPointersRequest
+	28, // 60: wfe.persistence.v1.WorkflowService.ListWorkflows:input_type -> wfe.persistence.v1.ListWorkflowsRequest
+	30, // 61: wfe.persistence.v1.WorkflowService.CountWorkflows:input_type -> wfe.persistence.v1.CountWorkflowsRequest
+	33, // 62: wfe.persistence.v1.WorkflowService.DeleteWorkflow:input_type -> wfe.persistence.v1.DeleteWorkflowRequest
+	35, // 63: wfe.persistence.v1.WorkflowService.PurgeWorkflows:input_type -> wfe.persistence.v1.PurgeWorkflowsRequest
+	9,  // 64: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:output_type -> wfe.persistence.v1.CreateNewWorkflowResponse
+	11, // 65: wfe.persistence.v1.WorkflowService.PersistWorkflow:output_type -> wfe.persistence.v1.PersistWorkflowResponse
+	13, // 66: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:output_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse
+	15, // 67: wfe.persistence.v1.WorkflowService.CommitWorkflow:output_type -> wfe.persistence.v1.CommitWorkflowResponse
+	17, // 68: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:output_type -> wfe.persistence.v1.GetWorkflowInstanceResponse
+	19, // 69: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:output_type -> wfe.persistence.v1.GetWorkflowInstanceByNameResponse
+	21, // 70: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:output_type -> wfe.persistence.v1.GetWorkflowInstancesResponse
+	23, // 71: wfe.persistence.v1.WorkflowService.GetRunnableInstances:output_type -> wfe.persistence.v1.GetRunnableInstancesResponse
+	25, // 72: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:output_type -> wfe.persistence.v1.NextDefinitionSequenceResponse
+	27, // 73: wfe.persistence.v1.WorkflowService.ListExecutionPointers:output_type -> wfe.persistence.v1.ListExecutionPointersResponse
+	29, // 74: wfe.persistence.v1.WorkflowService.ListWorkflows:output_type -> wfe.persistence.v1.ListWorkflowsResponse
+	32, // 75: wfe.persistence.v1.WorkflowService.CountWorkflows:output_type -> wfe.persistence.v1.CountWorkflowsResponse
+	34, // 76: wfe.persistence.v1.WorkflowService.DeleteWorkflow:output_type -> wfe.persistence.v1.DeleteWorkflowResponse
+	36, // 77: wfe.persistence.v1.WorkflowService.PurgeWorkflows:output_type -> wfe.persistence.v1.PurgeWorkflowsResponse
+	64, // [64:78] is the sub-list for method output_type
+	50, // [50:64] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_workflow_proto_init() }
@@ -3358,7 +3378,7 @@ func file_wfe_persistence_v1_workflow_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wfe_persistence_v1_workflow_proto_rawDesc), len(file_wfe_persistence_v1_workflow_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   35,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
