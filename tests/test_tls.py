@@ -284,7 +284,6 @@ BEYOND = "0.0.0.0:0"
         ({"tls_key": Path("k")}, "both or neither"),
         ({"tls_client_ca": Path("a")}, "needs tls-cert"),
         ({"token_file": Path("t")}, "policy-file: is not set"),
-        ({"policy_file": Path("p")}, "policy-file: has no effect"),
         ({"jwt_jwks": "j"}, "set all or none"),
         ({"jwt_issuer": "i", "jwt_audience": "a", "policy_file": Path("p")}, "set all or none"),
     ],

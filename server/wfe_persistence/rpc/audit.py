@@ -55,6 +55,11 @@ ID_FIELDS: Final = {
     "ClaimCommandsRequest": ("worker_id",),
     "AcquireLockRequest": ("resource", "owner"),
     "BreakLockRequest": ("resource",),
+    "QueueItem": ("queue", "id"),
+    "DequeueRequest": ("queues", "worker_id"),
+    "RequeueItemsRequest": ("queue", "ids"),
+    "DeleteItemsRequest": ("queue", "ids"),
+    "ConfigureQueueRequest": ("queue",),
     "CreateNamespaceRequest": ("name",),
     "DeleteNamespaceRequest": ("name",),
     # What the server has chosen or found.
@@ -81,6 +86,10 @@ LEASE_FIELDS: Final = {
     "PersistWorkflowWithSubscriptionsRequest": ("held_lock_tokens",),
     "RenewLocksRequest": ("tokens",),
     "ReleaseLockRequest": ("token",),
+    "Acknowledgement": ("receipt",),
+    "ReturnedItem": ("receipt",),
+    "RenewItemsRequest": ("receipts",),
+    "DequeuedItem": ("receipt",),
 }
 """The same, but who knows them may act: the log has only the beginning of their hash, by which a
 claim and its completion can be matched."""
