@@ -78,6 +78,8 @@ pub(crate) enum Rpc {
     RequeueItems,
     DeleteItems,
     ConfigureQueue,
+    Publish,
+    Watch,
 }
 
 impl Rpc {
@@ -107,6 +109,7 @@ impl Rpc {
             | Self::ListLocks
             | Self::ListQueueItems
             | Self::GetQueueStats
+            | Self::Watch
             | Self::GetStoreInfo => (Read, None),
             // The id is set before the first attempt; an identical create returns the same.
             Self::CreateNewWorkflow | Self::CreateEvent | Self::CreateEventSubscription => {
@@ -125,6 +128,8 @@ impl Rpc {
             | Self::RenewSubscriptionToken => (Repeatable, None),
             // The request id makes a repeated attempt the same one; what is released is free.
             Self::AcquireLock | Self::ReleaseLock => (Repeatable, None),
+            // Watchers must expect an event more than once in any case.
+            Self::Publish => (Repeatable, None),
             // An item is known by its id.
             Self::Enqueue | Self::RequeueItems | Self::ConfigureQueue => (Repeatable, None),
             // A number may be skipped, but is never returned twice.
