@@ -434,7 +434,7 @@ async def test_workflow_beyond_a_message_goes_on(
 
 async def _largest(limit: int, create: Callable[[int], Awaitable[object]]) -> None:
     """Create the largest that is accepted, to a few bytes."""
-    accepted, refused = limit - 5000, limit
+    accepted, refused = limit - 9000, limit
     while refused - accepted > 50:
         size = (accepted + refused) // 2
         failure = await failure_of(create(size))
@@ -443,7 +443,7 @@ async def _largest(limit: int, create: Callable[[int], Awaitable[object]]) -> No
         else:
             assert failure.reason in ("ANSWER_TOO_LARGE", "MESSAGE_TOO_LARGE")
             refused = size
-    assert accepted > limit - 5000
+    assert accepted > limit - 9000
 
 
 def _document(size: int) -> str:
