@@ -191,6 +191,7 @@ impl Error {
                         | ErrorReason::TooManyCalls
                         | ErrorReason::CallerLimited
                         | ErrorReason::AdministrationBusy
+                        | ErrorReason::ReaderTooSlow
                 )
             )
     }
