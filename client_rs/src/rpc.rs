@@ -132,8 +132,6 @@ impl Rpc {
             Self::Publish => (Repeatable, None),
             // An item is known by its id.
             Self::Enqueue | Self::RequeueItems | Self::ConfigureQueue => (Repeatable, None),
-            // Who watches expects events twice.
-            Self::Publish => (Repeatable, None),
             // A number may be skipped, but is never returned twice.
             Self::NextDefinitionSequence => (Repeatable, None),
             Self::MarkEventProcessed | Self::MarkEventUnprocessed => (Repeatable, None),
