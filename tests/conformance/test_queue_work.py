@@ -232,9 +232,9 @@ async def test_workflows_that_do_not_fit_are_left_out(api: Api, own: OwnQueue) -
 
 async def test_workflow_as_large_as_a_message_is_left_out(api: Api, own: OwnQueue) -> None:
     most = (await api.get_store_info()).max_message_bytes
-    instance = never_due(data_json=f'"{"x" * (most - 5000)}"')
+    instance = never_due(data_json=f'"{"x" * (most - 9000)}"')
     await api.create_new_workflow(instance)
-    await own.enqueue(instance.id, payload_json=f'"{"y" * 6000}"')
+    await own.enqueue(instance.id, payload_json=f'"{"y" * 12_000}"')
     claim = await own.take(include_workflow=True, lease_duration=Duration(seconds=60))
     assert claim.workflow_omitted
     assert not claim.HasField("workflow")
