@@ -48,7 +48,7 @@ async def outcome(
     except grpc.aio.AioRpcError as exc:
         failure = read_failure(exc)
         trailing: Any = exc.trailing_metadata() or ()
-        details = dict(trailing).get("grpc-status-details-bin", b"")
+        details = next((v for k, v in trailing if k == "grpc-status-details-bin"), b"")
         return exc.code().name, failure.reason, failure.message, details
     return "OK", "", "", b""
 

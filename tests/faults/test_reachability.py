@@ -17,6 +17,7 @@ from tests.support import make
 from tests.support.api import Api, connect
 from tests.support.expect import eventually, fails, failure_of
 from tests.support.server import ServerProcess
+from tests.support.waiting import wait_for
 from tests.test_cli import run
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.database import database_from
@@ -195,8 +196,10 @@ async def test_calls_fail_at_once_while_the_database_is_away(
                             with fails("UNAVAILABLE", "DATABASE_UNAVAILABLE") as failure:
                                 await api.create_event(make.event())
                             assert failure.retry_after
-                    health = await asyncio.to_thread(run, "health", "--target", server.address)
-                    assert health.stdout == "NOT_SERVING\n"
+                    await asyncio.to_thread(
+                        wait_for,
+                        lambda: run("health", "--target", server.address).stdout == "NOT_SERVING\n",
+                    )
                 finally:
                     await asyncio.to_thread(postgres.start)
                 await asyncio.to_thread(server.wait_until_serving)
