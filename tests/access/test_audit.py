@@ -47,7 +47,8 @@ class Log:
         return [("wfe-namespace", OWN), bearer(self.guarded.tokens[name])]
 
     def entries(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.file.read_text().splitlines()]
+        whole, _, _ = self.file.read_text().rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
 
     async def entry(self, **expected: Any) -> dict[str, Any]:
         """Wait for the entry that has these values; it must be the only one."""

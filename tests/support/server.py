@@ -143,8 +143,9 @@ class ServerProcess:
         self.process.wait()
 
     def log(self) -> str:
-        """What the process has said so far."""
-        return self._log_file.read_text()
+        """What the process has said so far, in whole lines: the last one may be half written."""
+        said = self._log_file.read_text()
+        return said[: said.rfind("\n") + 1] or said
 
 
 def delete_a_workflow(address: str) -> None:
