@@ -234,7 +234,7 @@ def workflow_instances() -> SearchStrategy[WorkflowInstance]:
         create_time=times(),
         complete_time=maybe(times()),
         revision=int8s(),
-        extension_attributes_json=st.dictionaries(st.text(max_size=3), st.just("null"), max_size=2),
+        extension_attributes_json=st.dictionaries(texts(200), st.just("null"), max_size=2),
         view=st.sampled_from(
             (WorkflowView.WORKFLOW_VIEW_UNSPECIFIED, WorkflowView.WORKFLOW_VIEW_FULL)
         ),
