@@ -754,6 +754,8 @@ async def test_texts_of_all_fields_are_stored_at_their_bounds(api: Api, rpc: Rpc
                 paths[path] = incompressible(512)
             elif name in FREE_TEXTS:
                 paths[path] = incompressible(100_000)
+            elif name == "WorkflowInstance.extension_attributes_json":
+                paths[path] = f'"{incompressible(3000)}"'
             elif name in JSON:
                 paths[path] = f'"{incompressible(10_000)}"'
             elif name in LONG_KEYS:
