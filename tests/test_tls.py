@@ -9,7 +9,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.support.authority import Authority, Pair
 from tests.support.expect import eventually
 from tests.support.server import ServerProcess
+from tests.test_cli import run
 from wfe_persistence.settings import Settings
 from wfe_persistence.tls import Certificates
 
@@ -343,13 +343,3 @@ async def test_health_connects_with_tls(mutual: TlsServer) -> None:
 
 def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
     return run("serve", "--listen", "127.0.0.1:0", *arguments)
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "wfe_persistence", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )

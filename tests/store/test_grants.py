@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from tests.support.make import new_id
 from tests.support.rpcs import RPCS, Rpc, valid_request
 from tests.support.scene import Scene, in_namespace
 from tests.support.server import ServerProcess
+from tests.test_cli import run
 from wfe.persistence.v1.store_pb2 import GetStoreInfoRequest
 from wfe_persistence.store.grants import grants
 from wfe_persistence.store.schema import Schema
@@ -26,16 +25,6 @@ from wfe_persistence.store.tables import MIGRATIONS_TABLE, STORE_TABLE, TABLES
 
 NEEDS_DEFINITIONS = {"CreateNamespace", "DeleteNamespace", "TruncateAll"}
 """RPCs that create or drop tables, or truncate them: not for this role."""
-
-
-def wfe(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "wfe_persistence", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 @pytest.fixture
@@ -54,7 +43,7 @@ def role(database_url: str) -> Iterator[str]:
 @pytest.fixture
 def role_url(database_url: str, role: str) -> str:
     """The connection string of that role, whose store a migrator has made."""
-    done = wfe("migrate", "up", "--db-url", database_url, "--grant-to", role)
+    done = run("migrate", "up", "--db-url", database_url, "--grant-to", role)
     assert done.returncode == 0, done.stderr
     return conninfo.make_conninfo(database_url, user=role)
 
@@ -120,7 +109,7 @@ async def test_printed_grants_are_enough_in_another_namespace_with_a_prefix(
         owner.execute("CREATE SCHEMA app CREATE TABLE theirs (id serial)")
         for namespace in ("default", "orders"):
             for command in (("sql",), ("grants", "--role", role)):
-                done = wfe("migrate", *command, "--namespace", namespace, *options)
+                done = run("migrate", *command, "--namespace", namespace, *options)
                 assert done.returncode == 0, done.stderr
                 owner.execute(done.stdout.encode())
     role_url = conninfo.make_conninfo(database_url, user=role)
@@ -141,7 +130,7 @@ async def test_printed_grants_are_enough_in_another_namespace_with_a_prefix(
 async def test_a_role_without_privileges_is_named_in_the_answer(
     tmp_path: Path, database_url: str, role: str
 ) -> None:
-    assert wfe("migrate", "up", "--db-url", database_url).returncode == 0
+    assert run("migrate", "up", "--db-url", database_url).returncode == 0
     role_url = conninfo.make_conninfo(database_url, user=role)
     server = ServerProcess(tmp_path / "log", "--db-url", role_url, "--no-migrate")
     server.start()
@@ -159,5 +148,5 @@ async def test_a_role_without_privileges_is_named_in_the_answer(
 def test_what_can_t_be_a_role_is_refused(role: str) -> None:
     with pytest.raises(ValueError, match="name of a role"):
         grants(Schema(), role)
-    done = wfe("migrate", "grants", "--role", role)
+    done = run("migrate", "grants", "--role", role)
     assert done.returncode == 2
