@@ -32,7 +32,7 @@ ENV PATH=/venv/bin:$PATH \
 USER 1000
 EXPOSE 50052
 HEALTHCHECK --interval=5s --timeout=4s --start-period=10s \
-    CMD ["wfe-persistence", "health", "--target", "127.0.0.1:50052"]
+    CMD ["wfe-persistence", "health"]
 ENTRYPOINT ["wfe-persistence"]
 CMD ["serve"]
 

@@ -174,6 +174,12 @@ def test_health_of_a_server(tmp_path: Path, database_url: str) -> None:
             assert run("health", "--target", server.address, "--service", service).returncode == 0
         unknown = run("health", "--target", server.address, "--service", "nonsense")
         assert (unknown.returncode, "NOT_FOUND" in unknown.stderr) == (1, True)
+        # As in a container that listens on all addresses.
+        everywhere = f"0.0.0.0:{server.address.rpartition(':')[2]}"
+        assert run("health", "--listen", everywhere).stdout == "SERVING\n"
+        settings = tmp_path / "settings.toml"
+        settings.write_text(f'listen = "{everywhere}"')
+        assert run("health", "--config", str(settings)).stdout == "SERVING\n"
     gone = run("health", "--target", server.address)
     assert (gone.returncode, "UNAVAILABLE" in gone.stderr) == (1, True)
 

@@ -322,7 +322,7 @@ def test_a_server_beyond_loopback_does_not_start_unprotected() -> None:
     assert f"other machines can reach {BEYOND}" in done.stderr
 
 
-async def test_health_connects_with_tls(mutual: TlsServer) -> None:
+async def test_health_connects_with_tls(mutual: TlsServer, pair: Pair) -> None:
     client = mutual.authority.issue("c", "host-1")
     mutual_tls = ("--tls-client-cert", str(client.cert), "--tls-client-key", str(client.key))
     ca = ("--tls-ca", str(mutual.authority.ca_file))
@@ -339,6 +339,10 @@ async def test_health_connects_with_tls(mutual: TlsServer) -> None:
             run, "health", "--target", mutual.address, "--service", "liveness", *arguments
         )
         assert done.returncode == code, (arguments, done)
+    # That of its own machine, by its own settings.
+    own = ("--listen", mutual.address, "--tls-cert", str(pair.cert))
+    done = await asyncio.to_thread(run, "health", "--service", "liveness", *own, *mutual_tls)
+    assert done.returncode == 0, done
 
 
 def serve(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -33,6 +33,7 @@ from wfe_persistence.rpc.limits import Limits
 from wfe_persistence.rpc.listener import Listener
 from wfe_persistence.rpc.reflection import reflection_handlers
 from wfe_persistence.rpc.services import SERVICES
+from wfe_persistence.service_manager import ServiceManager
 from wfe_persistence.settings import Settings
 from wfe_persistence.store.lifecycle_feed import Feeds
 from wfe_persistence.store.namespace import Namespaces
@@ -296,7 +297,7 @@ class Server:
         """Serve other handlers as well; call it before the context is entered."""
         self._server.add_generic_rpc_handlers([handlers])
 
-    async def watch(self) -> None:
+    async def watch(self, manager: ServiceManager | None = None) -> None:
         """Migrate the store, then report its health for as long as the server runs.
 
         Raises CannotServeError if the server is configured for one that it can't serve.
@@ -306,6 +307,8 @@ class Server:
             if state is not None and state != self._state:
                 self._state = state
                 await self._health.report(serving=state.ready)
+                if manager:
+                    manager.report(serving=state.ready, why=state.why)
                 if state.ready:
                     log.info("serving on %s", self.address)
                     if self._admin and not self._counts_stores:

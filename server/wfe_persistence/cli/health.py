@@ -9,8 +9,13 @@ from typing import Any, TypeVar
 
 import click
 
-from wfe_persistence.cli.options import refuse_unknown_variables
-from wfe_persistence.settings import DEFAULT_LISTEN, ENV_PREFIX
+from wfe_persistence.cli.options import (
+    SettingsCommand,
+    config_option,
+    refuse_unknown_variables,
+    setting_option,
+)
+from wfe_persistence.settings import ENV_PREFIX, SETTINGS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -26,14 +31,16 @@ def _file_option(flag: str, text: str) -> Callable[[F], F]:
     )
 
 
-@click.command()
+@click.command(cls=SettingsCommand)
+@config_option
+@setting_option(SETTINGS["listen"])
+@setting_option(SETTINGS["tls_cert"])
 @click.option(
     "--target",
-    default=DEFAULT_LISTEN,
     metavar="ADDRESS",
     envvar=ENV_PREFIX + "TARGET",
     show_envvar=True,
-    show_default=True,
+    show_default="the server of these settings, on this machine",
     help="Address of the server: HOST:PORT or unix:PATH.",
 )
 @click.option(
@@ -63,7 +70,9 @@ def _file_option(flag: str, text: str) -> Callable[[F], F]:
     help="Name that the server's certificate must have.",
 )
 def health(
-    target: str,
+    listen: str,
+    tls_cert: Path | None,
+    target: str | None,
     service: str,
     timeout: float,
     tls_ca: Path | None,
@@ -73,8 +82,12 @@ def health(
 ) -> None:
     """Check the health of a server. The exit status is 0 if it is SERVING, otherwise 1.
 
+    Without --target it is the server on this machine that has the same settings: that listens on
+    --listen, and whose certificate, if it has one, is --tls-cert.
+
     \b
     Examples:
+      wfe-persistence health
       wfe-persistence health --target 127.0.0.1:50052
       wfe-persistence health --target db.example:50052 --tls-ca ca.pem
     """
@@ -84,6 +97,13 @@ def health(
 
     if bool(tls_client_cert) != bool(tls_client_key):
         raise click.UsageError("--tls-client-cert and --tls-client-key: set both or neither")
+    if target is None:
+        target = _here(listen)
+        if tls_cert and not tls_ca and not listen.startswith("unix:"):
+            # Its own certificate is as good as the authority that signed it, and the host is not
+            # what it is made out to.
+            tls_ca = tls_cert
+            tls_server_name = tls_server_name or _name_in(tls_cert)
     if not tls_ca and (tls_client_cert or tls_server_name):
         raise click.UsageError("--tls-ca is missing: it turns TLS on")
     if tls_ca:
@@ -105,3 +125,21 @@ def health(
             sys.exit(1)
     click.echo(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
     sys.exit(0 if response.status == health_pb2.HealthCheckResponse.SERVING else 1)
+
+
+def _here(listen: str) -> str:
+    """The address of a server on this machine: that of one that listens on all is the loopback."""
+    host, _, port = listen.rpartition(":")
+    return {"0.0.0.0": f"127.0.0.1:{port}", "[::]": f"[::1]:{port}"}.get(host, listen)  # noqa: S104
+
+
+def _name_in(certificate: Path) -> str | None:
+    """The first name that a certificate is made out to."""
+    from cryptography import x509
+
+    first = x509.load_pem_x509_certificates(certificate.read_bytes())[0]
+    try:
+        names = first.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return None
+    return next((str(name.value) for name in names), None)

@@ -83,7 +83,7 @@ def settings_options(*names: str) -> Callable[[Callable[..., None]], Callable[..
 
         for setting in reversed(chosen):
             with_settings = setting_option(setting)(with_settings)
-        return _config_option(with_settings)
+        return config_option(with_settings)
 
     return decorate
 
@@ -188,7 +188,7 @@ def _read_config_file(context: click.Context, _: click.Parameter, path: Path | N
         context.default_map[setting.name] = value
 
 
-_config_option = click.option(
+config_option = click.option(
     "--config",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",

@@ -14,6 +14,7 @@ import click
 from wfe_persistence.cli.database import Interrupted, open_database
 from wfe_persistence.cli.logs import log_to_stderr
 from wfe_persistence.cli.options import SettingsCommand, settings_options, sources
+from wfe_persistence.service_manager import ServiceManager
 from wfe_persistence.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -50,11 +51,13 @@ def serve(settings: Settings) -> None:
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
     log_to_stderr(settings)
+    manager = ServiceManager()
+    manager.starting("opening the database")
     try:
         with open_database(settings) as opened:
             # Of the settings as they were given: `opened` names an embedded database.
             shown = configuration(settings, sources(click.get_current_context()))
-            status = asyncio.run(_serve(opened, shown))
+            status = asyncio.run(_serve(opened, shown, manager))
             faulthandler.cancel_dump_traceback_later()
     except Interrupted:
         log.info("stopped before it had started")
@@ -62,7 +65,7 @@ def serve(settings: Settings) -> None:
     sys.exit(status)
 
 
-async def _serve(settings: Settings, shown: dict[str, Any]) -> int:
+async def _serve(settings: Settings, shown: dict[str, Any], manager: ServiceManager) -> int:
     from wfe_persistence.app import VERSION, Server
     from wfe_persistence.errors import CannotServeError
     from wfe_persistence.rpc.connections import raise_descriptor_limit
@@ -75,6 +78,7 @@ async def _serve(settings: Settings, shown: dict[str, Any]) -> int:
     def on_signal(number: signal.Signals) -> None:
         if not stop.done():
             log.info("%s: draining", number.name)
+            manager.stopping()
             stop.set_result(loop.time())
             _end_if_hung(settings.seconds_before_drain + settings.drain_seconds + _HUNG_SECONDS)
         elif loop.time() - stop.result() >= _SAME_SIGNAL_SECONDS and not hurry.is_set():
@@ -103,11 +107,13 @@ async def _serve(settings: Settings, shown: dict[str, Any]) -> int:
                 server.address,
                 settings.protection,
             )
-            watch = loop.create_task(server.watch())
+            watch = loop.create_task(server.watch(manager))
+            alive = loop.create_task(manager.keep_alive())
             await asyncio.wait([stop, watch], return_when=asyncio.FIRST_COMPLETED)
             if watch.done():
                 watch.result()
             watch.cancel()
+        alive.cancel()
     except CannotServeError as exc:
         log.error("can't serve: %s", exc)  # noqa: TRY400 — the message says it all
         return 1
