@@ -14,7 +14,8 @@ from tests.support import make
 from tests.support.rpcs import RPCS, Rpc, is_map
 from wfe.persistence.v1.command_pb2 import CommandLease, ScheduledCommand
 from wfe.persistence.v1.event_pb2 import Event
-from wfe.persistence.v1.queue_pb2 import QueueItem, QueueItemLease
+from wfe.persistence.v1.queue_item_pb2 import QueueItem
+from wfe.persistence.v1.queue_pb2 import QueueItemLease
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
 from wfe.persistence.v1.workflow_pb2 import (

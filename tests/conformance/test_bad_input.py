@@ -39,7 +39,7 @@ from tests.support.scene import Scene, filled, found, in_namespace, never_due, r
 from wfe.persistence.v1.command_pb2 import ScheduledCommand
 from wfe.persistence.v1.error_reason_pb2 import FieldViolationReason
 from wfe.persistence.v1.event_pb2 import Event
-from wfe.persistence.v1.queue_pb2 import QueueItem
+from wfe.persistence.v1.queue_item_pb2 import QueueItem
 from wfe.persistence.v1.store_pb2 import ExecutionError, PersistErrorsRequest
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
 from wfe.persistence.v1.workflow_pb2 import (
@@ -380,6 +380,17 @@ NO_BAD_VALUE: Final = {
     "Acknowledgement.confirmed": "a bool is good either way",
     "AcknowledgeRequest.acknowledge": "see the tests of too many items",
     "ReturnItemsRequest.return_items": "see the tests of too many items",
+    **{
+        f"{request}.{field}": "see the tests of too many items"
+        for request in (
+            "PersistWorkflowRequest",
+            "PersistWorkflowWithSubscriptionsRequest",
+            "CommitWorkflowRequest",
+        )
+        for field in ("enqueue", "acknowledge", "publish")
+    },
+    "CreateNewWorkflowRequest.enqueue": "see the tests of too many items",
+    "CreateEventRequest.enqueue": "see the tests of too many items",
     "PublishRequest.events": "see test_lifecycle.py for how many",
 }
 
@@ -552,6 +563,8 @@ def _bad_texts(rpc: Rpc, name: str) -> Iterator[Bad]:
     required = name in REQUIRED_IDS
     if name == "WorkflowInstance.id":
         required = rpc.name != "CreateNewWorkflow"
+    if name == "QueueItem.id":
+        required = rpc.name == "Enqueue"
     if required:
         yield Bad("empty", "", "REQUIRED")
     if name in REQUIRED_IDS | OPTIONAL_IDS:
@@ -905,6 +918,10 @@ async def test_json_that_is_hard_to_read_does_not_hold_the_server_up(api: Api) -
             )
         ),
         ("CommitWorkflow", "create_subscriptions[0].id", "terminate_subscription_ids[1]"),
+        *(
+            ("CommitWorkflow", f"{field}[0]{below}", f"{field}[1]{below}")
+            for field, below in (("held_lock_tokens", ""), ("acknowledge", ".receipt"))
+        ),
         ("RenewCommands", "lease_tokens[0]", "lease_tokens[2]"),
         ("PersistWorkflowWithSubscriptions", "subscriptions[0].id", "subscriptions[1].id"),
         ("CompleteCommands", "lease_tokens[0]", "lease_tokens[2]"),
@@ -1048,6 +1065,9 @@ MOST_ITEMS: Final = [
     "schedule_commands",
     "complete_lease_tokens",
     "held_lock_tokens",
+    "enqueue",
+    "acknowledge",
+    "publish",
 ]
 
 
@@ -1056,14 +1076,26 @@ def test_every_list_of_a_commit_has_a_most() -> None:
     assert set(MOST_ITEMS) == lists
 
 
-@pytest.mark.parametrize("field", MOST_ITEMS)
-async def test_more_than_1000_items_of_a_commit_are_refused(api: Api, field: str) -> None:
-    request = valid_request(RPCS["CommitWorkflow"])
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        *(("CommitWorkflow", field) for field in MOST_ITEMS),
+        *(
+            (name, field)
+            for name in ("PersistWorkflow", "PersistWorkflowWithSubscriptions")
+            for field in ("held_lock_tokens", "enqueue", "acknowledge", "publish")
+        ),
+        ("CreateNewWorkflow", "enqueue"),
+        ("CreateEvent", "enqueue"),
+    ],
+)
+async def test_more_than_1000_items_are_refused(api: Api, name: str, field: str) -> None:
+    request = valid_request(RPCS[name])
     items = getattr(request, field)
     items.extend([items[0]] * 999)
     assert len(items) == 1001
     with invalid(field, reason="NUMBER_RANGE"):
-        await RPCS["CommitWorkflow"].call(api, request)
+        await RPCS[name].call(api, request)
 
 
 def _pointers(count: int) -> list[ExecutionPointer]:

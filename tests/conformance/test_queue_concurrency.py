@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from tests.support import make
 from tests.support.api import Api
 from tests.support.queues import SHORT, OwnQueue, receipts
-from wfe.persistence.v1.queue_pb2 import Acknowledgement
+from wfe.persistence.v1.queue_item_pb2 import Acknowledgement
 
 WORKERS = 32
 ITEMS = 2000

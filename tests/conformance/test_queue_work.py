@@ -14,7 +14,8 @@ from tests.support.api import Api
 from tests.support.clock import database_time
 from tests.support.queues import DELAYED, OwnQueue, ids
 from tests.support.scene import never_due
-from wfe.persistence.v1.queue_pb2 import Acknowledgement, QueueKind
+from wfe.persistence.v1.queue_item_pb2 import Acknowledgement
+from wfe.persistence.v1.queue_pb2 import QueueKind
 from wfe.persistence.v1.workflow_pb2 import WorkflowStatus, WorkflowView
 
 WORKFLOW = QueueKind.QUEUE_KIND_WORKFLOW

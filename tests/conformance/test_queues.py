@@ -21,7 +21,7 @@ from tests.support.queues import (
     ids,
     receipts,
 )
-from wfe.persistence.v1 import queue_pb2
+from wfe.persistence.v1 import queue_item_pb2, queue_pb2
 
 
 @pytest.fixture
@@ -283,7 +283,7 @@ async def test_items_handled_before_are_settled_first(own: OwnQueue) -> None:
     done, back = await own.taken(), await own.taken()
     new = await own.enqueue(visible_time=make.time())
     claims = await own.dequeue(
-        acknowledge=[queue_pb2.Acknowledgement(receipt=done.receipt)],
+        acknowledge=[queue_item_pb2.Acknowledgement(receipt=done.receipt)],
         return_items=[queue_pb2.ReturnedItem(receipt=back.receipt)],
     )
     assert ids(claims) == [new.id, back.item.id]
@@ -295,7 +295,7 @@ async def test_item_that_was_enqueued_again_is_handed_out_by_the_call_that_ackno
 ) -> None:
     claim = await own.taken("a")
     await own.enqueue("a")
-    acknowledge = [queue_pb2.Acknowledgement(receipt=claim.receipt)]
+    acknowledge = [queue_item_pb2.Acknowledgement(receipt=claim.receipt)]
     assert ids(await own.dequeue(acknowledge=acknowledge)) == ["a"]
 
 

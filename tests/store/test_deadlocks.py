@@ -20,7 +20,8 @@ from tests.support import make
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.event_pb2 import Event
 from wfe.persistence.v1.lock_pb2 import AcquireLockRequest
-from wfe.persistence.v1.queue_pb2 import Acknowledgement, DequeueRequest, ReturnedItem
+from wfe.persistence.v1.queue_item_pb2 import Acknowledgement
+from wfe.persistence.v1.queue_pb2 import DequeueRequest, ReturnedItem
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
 from wfe.persistence.v1.workflow_pb2 import (
     CommitWorkflowRequest,

@@ -21,6 +21,7 @@ from wfe.persistence.v1 import (
     lifecycle_pb2_grpc,
     lock_pb2,
     lock_pb2_grpc,
+    queue_item_pb2,
     queue_pb2,
     queue_pb2_grpc,
     store_pb2,
@@ -291,7 +292,7 @@ class Api:
     async def list_locks(self, **fields: Any) -> lock_pb2.ListLocksResponse:
         return await self.locks.ListLocks(lock_pb2.ListLocksRequest(**fields))
 
-    async def enqueue(self, *items: queue_pb2.QueueItem) -> None:
+    async def enqueue(self, *items: queue_item_pb2.QueueItem) -> None:
         await self.queues.Enqueue(queue_pb2.EnqueueRequest(items=items))
 
     async def dequeue(self, **fields: Any) -> queue_pb2.DequeueResponse:
@@ -300,7 +301,7 @@ class Api:
     async def acknowledge(self, *receipts: str, confirmed: bool = False) -> list[str]:
         request = queue_pb2.AcknowledgeRequest(
             acknowledge=[
-                queue_pb2.Acknowledgement(receipt=receipt, confirmed=confirmed)
+                queue_item_pb2.Acknowledgement(receipt=receipt, confirmed=confirmed)
                 for receipt in receipts
             ]
         )

@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from wfe.persistence.v1.command_pb2 import CommandName, ScheduledCommand
 from wfe.persistence.v1.event_pb2 import Event
 from wfe.persistence.v1.lifecycle_pb2 import LifecycleEvent, LifecycleEventType
-from wfe.persistence.v1.queue_pb2 import QueueItem
+from wfe.persistence.v1.queue_item_pb2 import QueueItem
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
 from wfe.persistence.v1.workflow_pb2 import (

@@ -10,10 +10,10 @@ from google.protobuf.duration_pb2 import Duration
 from tests.support import make
 from tests.support.api import Api, pages
 from tests.support.expect import eventually
+from wfe.persistence.v1.queue_item_pb2 import QueueItem
 from wfe.persistence.v1.queue_pb2 import (
     DequeuedItem,
     ListedQueueItem,
-    QueueItem,
     QueueItemState,
     QueueKind,
     QueueStats,

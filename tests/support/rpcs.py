@@ -21,6 +21,7 @@ from wfe.persistence.v1 import (
     event_pb2,
     lifecycle_pb2,
     lock_pb2,
+    queue_item_pb2,
     queue_pb2,
     store_pb2,
     subscription_pb2,
@@ -169,9 +170,27 @@ def _commit(**state: WorkflowInstance | WorkflowPatch) -> dict[str, Any]:
         "errors": [make.error(), make.error()],
         "schedule_commands": [_command(), _command()],
         "complete_lease_tokens": ["1.1.02", "1.1.03"],
-        "held_lock_tokens": _lock_tokens(),
+        **_around(),
         "request_id": make.request_id(),
     }
+
+
+def _around() -> dict[str, Any]:
+    """What every write of a workflow may come with, two items in each list."""
+    return {
+        "held_lock_tokens": _lock_tokens(),
+        "enqueue": [_item(), _item()],
+        "acknowledge": _acknowledgements(),
+        "publish": [make.lifecycle_event(), make.lifecycle_event()],
+    }
+
+
+def _acknowledgements() -> list[queue_item_pb2.Acknowledgement]:
+    """Of two items, which are nobody's yet."""
+    return [
+        queue_item_pb2.Acknowledgement(receipt=receipt, confirmed=True)
+        for receipt in ("1.00", "1.01")
+    ]
 
 
 def _filter() -> WorkflowFilter:
@@ -213,7 +232,7 @@ def _command() -> command_pb2.ScheduledCommand:
     return make.command(execute_time=-(2**62))
 
 
-def _item() -> queue_pb2.QueueItem:
+def _item() -> queue_item_pb2.QueueItem:
     """An item with every field set, of a queue of its own."""
     return make.item(
         make.queue(),
@@ -237,19 +256,19 @@ _ACTIVE: Final = WorkflowView.WORKFLOW_VIEW_ACTIVE
 _OLDEST_FIRST: Final = ListOrder.LIST_ORDER_OLDEST_FIRST
 
 _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
-    "CreateNewWorkflow": lambda: {"instance": _instance()},
+    "CreateNewWorkflow": lambda: {"instance": _instance(), "enqueue": [_item(), _item()]},
     "PersistWorkflow": lambda: {
         "instance": _instance(),
         "expected_revision": 1,
         "request_id": make.request_id(),
-        "held_lock_tokens": _lock_tokens(),
+        **_around(),
     },
     "PersistWorkflowWithSubscriptions": lambda: {
         "instance": _instance(),
         "subscriptions": [make.subscription(), _subscription()],
         "expected_revision": 1,
         "request_id": make.request_id(),
-        "held_lock_tokens": _lock_tokens(),
+        **_around(),
     },
     "CommitWorkflow": lambda: _commit(instance=_instance()),
     "CommitWorkflow-patch": lambda: _commit(patch=_patch()),
@@ -290,7 +309,10 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
         "dry_run": True,
         "max_rows": 10,
     },
-    "CreateEvent": lambda: {"event": make.event(is_processed=True)},
+    "CreateEvent": lambda: {
+        "event": make.event(is_processed=True),
+        "enqueue": [_item(), _item()],
+    },
     "GetEvent": lambda: {"id": make.new_id("event")},
     "GetRunnableEvents": lambda: {"as_at": make.FIRST_TIME, "page_size": 10},
     "GetEvents": lambda: {
@@ -388,10 +410,7 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
         "max_items": 10,
         "lease_duration": Duration(seconds=60),
         "worker_id": "worker",
-        "acknowledge": [
-            queue_pb2.Acknowledgement(receipt="1.00", confirmed=True),
-            queue_pb2.Acknowledgement(receipt="1.01", confirmed=True),
-        ],
+        "acknowledge": _acknowledgements(),
         "return_items": [
             queue_pb2.ReturnedItem(receipt="1.02", delay=Duration(seconds=60)),
             queue_pb2.ReturnedItem(receipt="1.03", delay=Duration(seconds=60)),
@@ -400,12 +419,7 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
         "view": _ACTIVE,
         "wait": Duration(nanos=10_000_000),
     },
-    "Acknowledge": lambda: {
-        "acknowledge": [
-            queue_pb2.Acknowledgement(receipt="1.00", confirmed=True),
-            queue_pb2.Acknowledgement(receipt="1.01", confirmed=True),
-        ]
-    },
+    "Acknowledge": lambda: {"acknowledge": _acknowledgements()},
     "ReturnItems": lambda: {
         "return_items": [
             queue_pb2.ReturnedItem(receipt="1.00", delay=Duration(seconds=60)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import Any, Self, TypeVar
 
 import grpc
@@ -15,6 +15,7 @@ from tests.support.commands import OwnCommands, tokens
 from tests.support.expect import Failure, read_failure
 from tests.support.queues import OwnQueue, receipts
 from tests.support.rpcs import Rpc, put, valid_request
+from wfe.persistence.v1.lifecycle_pb2 import LifecycleEvent
 from wfe.persistence.v1.store_pb2 import (
     CreateNamespaceRequest,
     DeleteNamespaceRequest,
@@ -108,6 +109,14 @@ class Scene:
 
     def _names_of_queues(self) -> list[str]:
         match self.rpc.name:
+            case (
+                "CreateNewWorkflow"
+                | "PersistWorkflow"
+                | "PersistWorkflowWithSubscriptions"
+                | "CommitWorkflow"
+                | "CreateEvent"
+            ):
+                return [item.queue for item in self.request.enqueue]
             case "Enqueue":
                 return [item.queue for item in self.request.items]
             case "Dequeue" | "GetQueueStats":
@@ -121,7 +130,7 @@ class Scene:
         match self.rpc.name:
             case "PersistWorkflow" | "PersistWorkflowWithSubscriptions":
                 request.expected_revision = await api.create(never_due(id=request.instance.id))
-                await self._hold(request.held_lock_tokens)
+                await self._set_up_around()
             case "CommitWorkflow":
                 await self._set_up_commit()
             case "GetWorkflowInstance":
@@ -217,6 +226,12 @@ class Scene:
         self._locks[resource] = answer.token
         return answer.token
 
+    async def _set_up_around(self) -> None:
+        """What every write of a workflow may come with."""
+        await self._hold(self.request.held_lock_tokens)
+        await self._take(self.request.acknowledge)
+        self._cursor = await self.api.cursor()
+
     async def _set_up_commit(self) -> None:
         api, request = self.api, self.request
         pointers = [make.pointer(id_) for id_ in request.patch.removed_pointer_ids]
@@ -231,7 +246,7 @@ class Scene:
             await api.create_event(make.event(id=id_))
         for command in request.schedule_commands:
             command.CopyFrom(self.own.new())
-        await self._hold(request.held_lock_tokens)
+        await self._set_up_around()
         for leases in (request.held_lease_tokens, request.complete_lease_tokens):
             for _ in leases:
                 await self.own.schedule()
@@ -247,13 +262,14 @@ class Scene:
                     await found(api.get_workflow_instance(request.instance.id)),
                     await found(api.get_workflow_instance_by_name(request.instance.name)),
                     [await found(api.get_subscription(each.id)) for each in subscriptions],
+                    await self._state_around(),
                 )
             case "CommitWorkflow":
                 return await self._state_of_commit()
             case "DeleteWorkflow":
                 return await found(api.get_workflow_instance(request.id))
             case "CreateEvent":
-                return await found(api.get_event(request.event.id))
+                return await found(api.get_event(request.event.id)), await self._state_around()
             case "MarkEventProcessed" | "MarkEventUnprocessed":
                 return await api.get_event(request.id)
             case "CreateEventSubscription":
@@ -287,20 +303,30 @@ class Scene:
                 | "DeleteItems"
                 | "ConfigureQueue"
             ):
-                return [
-                    (await each.items(), (await each.stats()).max_attempts)
-                    for each in (*self._queues, self._handled)
-                ]
+                return await self._state_of_queues()
             case "PersistErrors":
                 ids = [error.workflow_id for error in request.errors]
                 return [list((await api.list_errors(workflow_id=id_)).errors) for id_ in ids]
             case "Publish":
-                ids = [event.workflow_id for event in request.events]
-                return await api.published_since(self._cursor, ids)
+                return await self._published(request.events)
             case "CreateNamespace" | "DeleteNamespace":
                 ask = GetStoreInfoRequest()
                 return await found(api.store.GetStoreInfo(ask, **in_namespace(request.name)))
         return None
+
+    async def _state_around(self) -> object:
+        published = await self._published(getattr(self.request, "publish", ()))
+        return await self._state_of_queues(), published
+
+    async def _state_of_queues(self) -> object:
+        return [
+            (await each.items(), (await each.stats()).max_attempts)
+            for each in (*self._queues, self._handled)
+        ]
+
+    async def _published(self, events: Iterable[LifecycleEvent]) -> object:
+        ids = [event.workflow_id for event in events]
+        return await self.api.published_since(self._cursor, ids) if ids else None
 
     async def _due_commands(self) -> int:
         due = tokens(await self.own.claim())
@@ -321,6 +347,7 @@ class Scene:
             [await found(api.get_event(id_)) for id_ in events],
             [await api.list_errors(workflow_id=error.workflow_id) for error in request.errors],
             await self._due_commands(),
+            await self._state_around(),
         )
 
     async def succeed(self) -> None:

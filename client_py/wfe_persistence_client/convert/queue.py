@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from wfe.persistence.v1 import queue_pb2, workflow_pb2
+from wfe.persistence.v1 import queue_item_pb2, queue_pb2, workflow_pb2
 from wfe_persistence_client import model
 from wfe_persistence_client.convert.scalars import (
     enum_from_proto,
@@ -24,15 +24,15 @@ _RETURNED: Final = Fields(model.ReturnedItem)
 ReadWorkflow = Callable[[workflow_pb2.WorkflowInstance], model.WorkflowInstance]
 
 
-def queue_items_to_proto(values: Iterable[model.QueueItem]) -> list[queue_pb2.QueueItem]:
+def queue_items_to_proto(values: Iterable[model.QueueItem]) -> list[queue_item_pb2.QueueItem]:
     """Items to enqueue as messages."""
     return each("items", values, _item_to_proto)
 
 
-def _item_to_proto(value: model.QueueItem) -> queue_pb2.QueueItem:
+def _item_to_proto(value: model.QueueItem) -> queue_item_pb2.QueueItem:
     _ITEM.check(value)
     return build(
-        queue_pb2.QueueItem,
+        queue_item_pb2.QueueItem,
         queue=value.queue,
         id=value.id,
         payload_json=write_optional_json_field("payload", value.payload),
@@ -41,7 +41,7 @@ def _item_to_proto(value: model.QueueItem) -> queue_pb2.QueueItem:
     )
 
 
-def _item_from_proto(message: queue_pb2.QueueItem) -> model.QueueItem:
+def _item_from_proto(message: queue_item_pb2.QueueItem) -> model.QueueItem:
     return model.QueueItem(
         queue=message.queue,
         id=message.id,
@@ -57,14 +57,14 @@ def _item_from_proto(message: queue_pb2.QueueItem) -> model.QueueItem:
 
 def acknowledgements_to_proto(
     values: Iterable[model.Acknowledgement],
-) -> list[queue_pb2.Acknowledgement]:
+) -> list[queue_item_pb2.Acknowledgement]:
     """Acknowledgements as messages."""
     return each("acknowledge", values, _acknowledgement_to_proto)
 
 
-def _acknowledgement_to_proto(value: model.Acknowledgement) -> queue_pb2.Acknowledgement:
+def _acknowledgement_to_proto(value: model.Acknowledgement) -> queue_item_pb2.Acknowledgement:
     _ACKNOWLEDGEMENT.check(value)
-    return build(queue_pb2.Acknowledgement, receipt=value.receipt, confirmed=value.confirmed)
+    return build(queue_item_pb2.Acknowledgement, receipt=value.receipt, confirmed=value.confirmed)
 
 
 def returned_items_to_proto(

@@ -967,6 +967,47 @@ impl ListOrder {
         }
     }
 }
+/// QueueItem is work to be handled by one worker. There is at most one for each
+/// (queue, id).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QueueItem {
+    /// The queue's name, `[a-z][a-z0-9_.-]{0,63}`; required. A queue is made by its
+    /// first item.
+    #[prost(string, tag = "1")]
+    pub queue: ::prost::alloc::string::String,
+    /// What is to be handled, for example the id of a workflow; required, at most
+    /// 512 bytes. (With the write of a workflow or an event, empty stands for its
+    /// id.)
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+    /// Anything that the worker needs besides, as a JSON document of at most 65536
+    /// bytes; absent: none.
+    #[prost(string, optional, tag = "3")]
+    pub payload_json: ::core::option::Option<::prost::alloc::string::String>,
+    /// When it may be handed out, by the database's clock, truncated to
+    /// microseconds; absent: now. Years 1-9999. In a response: since when it has
+    /// been visible, or when it will be; of a leased item in a list, when its lease
+    /// expires.
+    #[prost(message, optional, tag = "4")]
+    pub visible_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// The resources of locks, at most 8, each at most 512 bytes, no duplicates:
+    /// the item is withheld while somebody holds one of them.
+    #[prost(string, repeated, tag = "5")]
+    pub blocked_by: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Acknowledgement says that an item has been handled.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Acknowledgement {
+    /// The item's receipt; required.
+    #[prost(string, tag = "1")]
+    pub receipt: ::prost::alloc::string::String,
+    /// True: the item goes only if the store says that its work is done, which
+    /// depends on its queue's kind; otherwise it comes back, as one that was
+    /// returned: after 1 s, twice as long with each attempt, but at most 60 s. It is
+    /// read in the transaction of the acknowledgement. False: it goes in any case.
+    #[prost(bool, tag = "2")]
+    pub confirmed: bool,
+}
 /// Event is an occurrence that workflows may be waiting for.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Event {
@@ -997,11 +1038,15 @@ pub struct Event {
     pub is_processed: bool,
 }
 /// CreateEventRequest is the request of CreateEvent.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateEventRequest {
     /// The event to store; required.
     #[prost(message, optional, tag = "1")]
     pub event: ::core::option::Option<Event>,
+    /// Items to enqueue when it is created, as by Enqueue; at most 1000, no (queue,
+    /// id) twice. An empty id stands for the id of the event.
+    #[prost(message, repeated, tag = "2")]
+    pub enqueue: ::prost::alloc::vec::Vec<QueueItem>,
 }
 /// CreateEventResponse is the response of CreateEvent.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1271,11 +1316,13 @@ pub mod event_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Stores a new event. Idempotent: repeating the request (same id, same
-        /// content) returns the same response and changes nothing, even if the event
-        /// has been marked as processed since. Errors: ALREADY_EXISTS
-        /// (EVENT_ALREADY_EXISTS) if the id is in use with different content;
-        /// INVALID_ARGUMENT.
+        /// Stores a new event, and enqueues items with it, all or nothing. Idempotent:
+        /// repeating the request (same id, same event) returns the same response and
+        /// changes nothing, even if the event has been marked as processed since. A
+        /// repetition does not enqueue: that was done with the creation. Errors:
+        /// ALREADY_EXISTS (EVENT_ALREADY_EXISTS) if the id is in use with different
+        /// content; RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if it or an item could not be
+        /// read back in one message; INVALID_ARGUMENT.
         pub async fn create_event(
             &mut self,
             request: impl tonic::IntoRequest<super::CreateEventRequest>,
@@ -3709,6 +3756,10 @@ pub struct CreateNewWorkflowRequest {
     /// The workflow to store; required.
     #[prost(message, optional, tag = "1")]
     pub instance: ::core::option::Option<WorkflowInstance>,
+    /// Items to enqueue when it is created, as by Enqueue; at most 1000, no (queue,
+    /// id) twice. An empty id stands for the id of the workflow.
+    #[prost(message, repeated, tag = "2")]
+    pub enqueue: ::prost::alloc::vec::Vec<QueueItem>,
 }
 /// CreateNewWorkflowResponse is the response of CreateNewWorkflow.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3745,13 +3796,31 @@ pub struct PersistWorkflowRequest {
     /// expired; at most 1000, no duplicates.
     #[prost(string, repeated, tag = "4")]
     pub held_lock_tokens: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Items to enqueue, as by Enqueue; at most 1000, no (queue, id) twice. An empty
+    /// id stands for the workflow's id. One that is also acknowledged here comes
+    /// again, at its visible_time, with attempt 0: so a host goes on with a workflow
+    /// by acknowledging its item and enqueueing it for the next time.
+    #[prost(message, repeated, tag = "5")]
+    pub enqueue: ::prost::alloc::vec::Vec<QueueItem>,
+    /// Items handled, as by Acknowledge; at most 1000, no receipt twice. `confirmed`
+    /// is judged by the state after this write. If one of them is no longer held
+    /// under its receipt, nothing is written: LEASE_LOST, with the `field`
+    /// `acknowledge\[i\].receipt`.
+    #[prost(message, repeated, tag = "6")]
+    pub acknowledge: ::prost::alloc::vec::Vec<Acknowledgement>,
+    /// Lifecycle events to publish in this order, as by Publish; at most 1000.
+    #[prost(message, repeated, tag = "7")]
+    pub publish: ::prost::alloc::vec::Vec<LifecycleEvent>,
 }
 /// PersistWorkflowResponse is the response of PersistWorkflow.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PersistWorkflowResponse {
     /// The revision after this write.
     #[prost(int64, tag = "1")]
     pub revision: i64,
+    /// The receipts of `acknowledge` that were not confirmed: these items come back.
+    #[prost(string, repeated, tag = "2")]
+    pub returned_receipts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// PersistWorkflowWithSubscriptionsRequest is the request of
 /// PersistWorkflowWithSubscriptions.
@@ -3773,6 +3842,15 @@ pub struct PersistWorkflowWithSubscriptionsRequest {
     /// See PersistWorkflowRequest.held_lock_tokens.
     #[prost(string, repeated, tag = "5")]
     pub held_lock_tokens: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// See PersistWorkflowRequest.
+    #[prost(message, repeated, tag = "6")]
+    pub enqueue: ::prost::alloc::vec::Vec<QueueItem>,
+    /// See PersistWorkflowRequest.
+    #[prost(message, repeated, tag = "7")]
+    pub acknowledge: ::prost::alloc::vec::Vec<Acknowledgement>,
+    /// See PersistWorkflowRequest.
+    #[prost(message, repeated, tag = "8")]
+    pub publish: ::prost::alloc::vec::Vec<LifecycleEvent>,
 }
 /// PersistWorkflowWithSubscriptionsResponse is the response of
 /// PersistWorkflowWithSubscriptions.
@@ -3784,6 +3862,9 @@ pub struct PersistWorkflowWithSubscriptionsResponse {
     /// The ids of the subscriptions, in the order of the request.
     #[prost(string, repeated, tag = "2")]
     pub subscription_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The receipts of `acknowledge` that were not confirmed: these items come back.
+    #[prost(string, repeated, tag = "3")]
+    pub returned_receipts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// CommitWorkflowRequest is the request of CommitWorkflow. Each list has at most
 /// 1000 items, except pointers.
@@ -3833,6 +3914,15 @@ pub struct CommitWorkflowRequest {
     /// expired; no duplicates.
     #[prost(string, repeated, tag = "14")]
     pub held_lock_tokens: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// See PersistWorkflowRequest.
+    #[prost(message, repeated, tag = "15")]
+    pub enqueue: ::prost::alloc::vec::Vec<QueueItem>,
+    /// See PersistWorkflowRequest.
+    #[prost(message, repeated, tag = "16")]
+    pub acknowledge: ::prost::alloc::vec::Vec<Acknowledgement>,
+    /// See PersistWorkflowRequest.
+    #[prost(message, repeated, tag = "17")]
+    pub publish: ::prost::alloc::vec::Vec<LifecycleEvent>,
     /// The workflow's new state; required.
     #[prost(oneof = "commit_workflow_request::State", tags = "1, 2")]
     pub state: ::core::option::Option<commit_workflow_request::State>,
@@ -3862,6 +3952,9 @@ pub struct CommitWorkflowResponse {
     /// The ids of `create_events`, in the order of the request.
     #[prost(string, repeated, tag = "3")]
     pub event_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The receipts of `acknowledge` that were not confirmed: these items come back.
+    #[prost(string, repeated, tag = "4")]
+    pub returned_receipts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// GetWorkflowInstanceRequest is the request of GetWorkflowInstance.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -4361,13 +4454,15 @@ pub mod workflow_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Stores a new workflow with all its pointers. Idempotent: repeating the
-        /// request (same id, same content) returns the same response and changes
-        /// nothing, even if the workflow has been updated since; but if it has been
-        /// deleted since, it is created anew, with a higher revision. Errors:
+        /// Stores a new workflow with all its pointers, and enqueues items with it, all
+        /// or nothing. Idempotent: repeating the request (same id, same workflow)
+        /// returns the same response and changes nothing, even if the workflow has been
+        /// updated since; but if it has been deleted since, it is created anew, with a
+        /// higher revision. A repetition does not enqueue: that was done with the
+        /// creation, and a workflow that has ended since is not to be run again. Errors:
         /// ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the id is in use with different
         /// content, ALREADY_EXISTS (NAME_TAKEN) if the name is; RESOURCE_EXHAUSTED
-        /// (ANSWER_TOO_LARGE) if it could not be read back in one message;
+        /// (ANSWER_TOO_LARGE) if it or an item could not be read back in one message;
         /// INVALID_ARGUMENT.
         pub async fn create_new_workflow(
             &mut self,
@@ -4406,8 +4501,11 @@ pub mod workflow_service_client {
         /// `expected_revision`, is rejected); with a `request_id` a repetition changes
         /// nothing. With `held_lock_tokens`, it is refused if one of these locks is no
         /// longer held, and nobody else acquires any of them before it is committed.
-        /// Errors: NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED (REVISION_MISMATCH);
-        /// FAILED_PRECONDITION (LEASE_LOST, with the `field` in ErrorInfo's metadata);
+        /// What it enqueues, acknowledges and publishes belongs to the same transaction:
+        /// all or nothing, and every watcher of lifecycle events sees those of two
+        /// writes of a workflow in the order of its revisions. Errors: NOT_FOUND
+        /// (WORKFLOW_NOT_FOUND); ABORTED (REVISION_MISMATCH); FAILED_PRECONDITION
+        /// (LEASE_LOST, with the `field` in ErrorInfo's metadata);
         /// ALREADY_EXISTS (NAME_TAKEN); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
         /// INVALID_ARGUMENT.
         pub async fn persist_workflow(
@@ -4479,10 +4577,11 @@ pub mod workflow_service_client {
         /// scheduling something that already exists behaves as in
         /// CreateEventSubscription, CreateEvent and ScheduleCommand. Sets the column
         /// last_heartbeat_at to the database's time. A command both completed and
-        /// scheduled ends up scheduled, without the lease. After a lost response,
-        /// repeating the call is safe with a `request_id`. Errors, each with the
-        /// request's `field` in ErrorInfo's metadata: NOT_FOUND (WORKFLOW_NOT_FOUND,
-        /// POINTER_NOT_FOUND, SUBSCRIPTION_NOT_FOUND, EVENT_NOT_FOUND); ABORTED
+        /// scheduled ends up scheduled, without the lease. Queues and lifecycle events
+        /// are as in PersistWorkflow. After a lost response, repeating the call is safe
+        /// with a `request_id`. Errors, each with the request's `field` in ErrorInfo's
+        /// metadata: NOT_FOUND (WORKFLOW_NOT_FOUND, POINTER_NOT_FOUND,
+        /// SUBSCRIPTION_NOT_FOUND, EVENT_NOT_FOUND); ABORTED
         /// (REVISION_MISMATCH); FAILED_PRECONDITION (TOKEN_MISMATCH, LEASE_LOST);
         /// ALREADY_EXISTS (NAME_TAKEN, SUBSCRIPTION_ALREADY_EXISTS,
         /// EVENT_ALREADY_EXISTS, REQUEST_ID_REUSED); RESOURCE_EXHAUSTED
@@ -4862,33 +4961,6 @@ pub mod workflow_service_client {
         }
     }
 }
-/// QueueItem is work to be handled by one worker. There is at most one for each
-/// (queue, id).
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct QueueItem {
-    /// The queue's name, `[a-z][a-z0-9_.-]{0,63}`; required. A queue is made by its
-    /// first item.
-    #[prost(string, tag = "1")]
-    pub queue: ::prost::alloc::string::String,
-    /// What is to be handled, for example the id of a workflow; required, at most
-    /// 512 bytes.
-    #[prost(string, tag = "2")]
-    pub id: ::prost::alloc::string::String,
-    /// Anything that the worker needs besides, as a JSON document of at most 65536
-    /// bytes; absent: none.
-    #[prost(string, optional, tag = "3")]
-    pub payload_json: ::core::option::Option<::prost::alloc::string::String>,
-    /// When it may be handed out, by the database's clock, truncated to
-    /// microseconds; absent: now. Years 1-9999. In a response: since when it has
-    /// been visible, or when it will be; of a leased item in a list, when its lease
-    /// expires.
-    #[prost(message, optional, tag = "4")]
-    pub visible_time: ::core::option::Option<::prost_types::Timestamp>,
-    /// The resources of locks, at most 8, each at most 512 bytes, no duplicates:
-    /// the item is withheld while somebody holds one of them.
-    #[prost(string, repeated, tag = "5")]
-    pub blocked_by: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-}
 /// DequeuedItem is an item that one worker holds under a lease.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DequeuedItem {
@@ -4964,19 +5036,6 @@ pub struct EnqueueRequest {
 /// EnqueueResponse is the response of Enqueue.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EnqueueResponse {}
-/// Acknowledgement says that an item has been handled.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Acknowledgement {
-    /// The item's receipt; required.
-    #[prost(string, tag = "1")]
-    pub receipt: ::prost::alloc::string::String,
-    /// True: the item goes only if the store says that its work is done, which
-    /// depends on its queue's kind; otherwise it comes back, as one that was
-    /// returned: after 1 s, twice as long with each attempt, but at most 60 s. It is
-    /// read in the transaction of the acknowledgement. False: it goes in any case.
-    #[prost(bool, tag = "2")]
-    pub confirmed: bool,
-}
 /// ReturnedItem is an item to be given back unhandled.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReturnedItem {

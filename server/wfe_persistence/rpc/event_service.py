@@ -127,6 +127,7 @@ class EventService:
 
 def _prepare_create(request: pb.CreateEventRequest, check: Check) -> None:
     check.required(request, "event", check.event)
+    check.queue_items("enqueue", request.enqueue, stands_for=request.event.id)
     check.done()
     request.event.id = request.event.id or str(uuid.uuid4())
     check.fits(read_back.events([request.event]))

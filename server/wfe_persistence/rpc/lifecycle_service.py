@@ -63,8 +63,7 @@ class LifecycleService:
 
 
 def _check_publish(request: pb.PublishRequest, check: Check) -> None:
-    if check.at_most("", "events", request.events):
-        check.each("events", request.events, check.lifecycle_event)
+    check.lifecycle_events("events", request.events)
     check.done()
 
 

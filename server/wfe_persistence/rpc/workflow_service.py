@@ -231,6 +231,7 @@ class WorkflowService:
 
 def _prepare_create(request: pb.CreateNewWorkflowRequest, check: Check) -> None:
     check.required(request, "instance", check.new_instance)
+    check.queue_items("enqueue", request.enqueue, stands_for=request.instance.id)
     check.done()
     instance = request.instance
     instance.id = instance.id or str(uuid.uuid4())
@@ -242,7 +243,7 @@ def _prepare_persist(request: pb.PersistWorkflowRequest, check: Check) -> Reques
     check.revision(request)
     check.request_id(request.request_id)
     check.required(request, "instance", check.instance)
-    check.lease_tokens("held_lock_tokens", request.held_lock_tokens)
+    check.around(request, request.instance.id)
     check.done()
     key = RequestKey(request)
     check.fits(read_back.workflow(request.instance))
@@ -257,7 +258,7 @@ def _prepare_persist_with_subscriptions(
     check.required(request, "instance", check.instance)
     check.each("subscriptions", request.subscriptions, check.subscription)
     check.distinct("", "subscriptions", "id", [s.id for s in request.subscriptions])
-    check.lease_tokens("held_lock_tokens", request.held_lock_tokens)
+    check.around(request, request.instance.id)
     check.done()
     key = RequestKey(request)
     for i, subscription in enumerate(request.subscriptions):

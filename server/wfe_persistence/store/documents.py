@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from wfe.persistence.v1.event_pb2 import Event
 from wfe.persistence.v1.lifecycle_pb2 import LifecycleEvent
-from wfe.persistence.v1.queue_pb2 import QueueItem
+from wfe.persistence.v1.queue_item_pb2 import QueueItem
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
 from wfe.persistence.v1.workflow_pb2 import (

@@ -10,13 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from wfe.persistence.v1.queue_pb2 import (
-    Acknowledgement,
-    ConfigureQueueRequest,
-    QueueItem,
-    RenewItemsResponse,
-    ReturnedItem,
-)
+from wfe.persistence.v1.queue_item_pb2 import Acknowledgement, QueueItem
+from wfe.persistence.v1.queue_pb2 import ConfigureQueueRequest, RenewItemsResponse, ReturnedItem
 from wfe_persistence import metrics, offload
 from wfe_persistence.store.documents import array, queue_item_document
 from wfe_persistence.store.lease import (

@@ -12,6 +12,7 @@ import google.protobuf.timestamp_pb2
 import sys
 import typing
 import wfe.persistence.v1.list_order_pb2
+import wfe.persistence.v1.queue_item_pb2
 
 if sys.version_info >= (3, 10):
     import typing as typing_extensions
@@ -80,17 +81,25 @@ class CreateEventRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     EVENT_FIELD_NUMBER: builtins.int
+    ENQUEUE_FIELD_NUMBER: builtins.int
     @property
     def event(self) -> Global___Event:
         """The event to store; required."""
+
+    @property
+    def enqueue(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.queue_item_pb2.QueueItem]:
+        """Items to enqueue when it is created, as by Enqueue; at most 1000, no (queue,
+        id) twice. An empty id stands for the id of the event.
+        """
 
     def __init__(
         self,
         *,
         event: Global___Event | None = ...,
+        enqueue: collections.abc.Iterable[wfe.persistence.v1.queue_item_pb2.QueueItem] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["event", b"event"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["event", b"event"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["enqueue", b"enqueue", "event", b"event"]) -> None: ...
 
 Global___CreateEventRequest: typing_extensions.TypeAlias = CreateEventRequest
 

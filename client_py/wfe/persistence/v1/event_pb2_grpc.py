@@ -84,11 +84,13 @@ class EventServiceServicer(object):
     """
 
     def CreateEvent(self, request, context):
-        """Stores a new event. Idempotent: repeating the request (same id, same
-        content) returns the same response and changes nothing, even if the event
-        has been marked as processed since. Errors: ALREADY_EXISTS
-        (EVENT_ALREADY_EXISTS) if the id is in use with different content;
-        INVALID_ARGUMENT.
+        """Stores a new event, and enqueues items with it, all or nothing. Idempotent:
+        repeating the request (same id, same event) returns the same response and
+        changes nothing, even if the event has been marked as processed since. A
+        repetition does not enqueue: that was done with the creation. Errors:
+        ALREADY_EXISTS (EVENT_ALREADY_EXISTS) if the id is in use with different
+        content; RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if it or an item could not be
+        read back in one message; INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

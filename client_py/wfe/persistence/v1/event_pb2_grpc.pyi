@@ -231,11 +231,13 @@ class EventServiceStub(typing.Generic[_EventServiceCreateEventType, _EventServic
     ], channel: grpc.aio.Channel) -> None: ...
 
     CreateEvent: _EventServiceCreateEventType
-    """Stores a new event. Idempotent: repeating the request (same id, same
-    content) returns the same response and changes nothing, even if the event
-    has been marked as processed since. Errors: ALREADY_EXISTS
-    (EVENT_ALREADY_EXISTS) if the id is in use with different content;
-    INVALID_ARGUMENT.
+    """Stores a new event, and enqueues items with it, all or nothing. Idempotent:
+    repeating the request (same id, same event) returns the same response and
+    changes nothing, even if the event has been marked as processed since. A
+    repetition does not enqueue: that was done with the creation. Errors:
+    ALREADY_EXISTS (EVENT_ALREADY_EXISTS) if the id is in use with different
+    content; RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if it or an item could not be
+    read back in one message; INVALID_ARGUMENT.
     """
 
     GetEvent: _EventServiceGetEventType
@@ -322,11 +324,13 @@ class EventServiceServicer(metaclass=abc.ABCMeta):
         request: wfe.persistence.v1.event_pb2.CreateEventRequest,
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.event_pb2.CreateEventResponse, collections.abc.Awaitable[wfe.persistence.v1.event_pb2.CreateEventResponse]]:
-        """Stores a new event. Idempotent: repeating the request (same id, same
-        content) returns the same response and changes nothing, even if the event
-        has been marked as processed since. Errors: ALREADY_EXISTS
-        (EVENT_ALREADY_EXISTS) if the id is in use with different content;
-        INVALID_ARGUMENT.
+        """Stores a new event, and enqueues items with it, all or nothing. Idempotent:
+        repeating the request (same id, same event) returns the same response and
+        changes nothing, even if the event has been marked as processed since. A
+        repetition does not enqueue: that was done with the creation. Errors:
+        ALREADY_EXISTS (EVENT_ALREADY_EXISTS) if the id is in use with different
+        content; RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if it or an item could not be
+        read back in one message; INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod

@@ -13,6 +13,7 @@ import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import sys
 import typing
+import wfe.persistence.v1.queue_item_pb2
 import wfe.persistence.v1.workflow_pb2
 
 if sys.version_info >= (3, 10):
@@ -97,60 +98,6 @@ QUEUE_ITEM_STATE_DEAD: QueueItemState.ValueType  # 4
 Global___QueueItemState: typing_extensions.TypeAlias = QueueItemState
 
 @typing.final
-class QueueItem(google.protobuf.message.Message):
-    """QueueItem is work to be handled by one worker. There is at most one for each
-    (queue, id).
-    """
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    QUEUE_FIELD_NUMBER: builtins.int
-    ID_FIELD_NUMBER: builtins.int
-    PAYLOAD_JSON_FIELD_NUMBER: builtins.int
-    VISIBLE_TIME_FIELD_NUMBER: builtins.int
-    BLOCKED_BY_FIELD_NUMBER: builtins.int
-    queue: builtins.str
-    """The queue's name, `[a-z][a-z0-9_.-]{0,63}`; required. A queue is made by its
-    first item.
-    """
-    id: builtins.str
-    """What is to be handled, for example the id of a workflow; required, at most
-    512 bytes.
-    """
-    payload_json: builtins.str
-    """Anything that the worker needs besides, as a JSON document of at most 65536
-    bytes; absent: none.
-    """
-    @property
-    def visible_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When it may be handed out, by the database's clock, truncated to
-        microseconds; absent: now. Years 1-9999. In a response: since when it has
-        been visible, or when it will be; of a leased item in a list, when its lease
-        expires.
-        """
-
-    @property
-    def blocked_by(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """The resources of locks, at most 8, each at most 512 bytes, no duplicates:
-        the item is withheld while somebody holds one of them.
-        """
-
-    def __init__(
-        self,
-        *,
-        queue: builtins.str = ...,
-        id: builtins.str = ...,
-        payload_json: builtins.str | None = ...,
-        visible_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-        blocked_by: collections.abc.Iterable[builtins.str] | None = ...,
-    ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_payload_json", b"_payload_json", "payload_json", b"payload_json", "visible_time", b"visible_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_payload_json", b"_payload_json", "blocked_by", b"blocked_by", "id", b"id", "payload_json", b"payload_json", "queue", b"queue", "visible_time", b"visible_time"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["_payload_json", b"_payload_json"]) -> typing.Literal["payload_json"] | None: ...
-
-Global___QueueItem: typing_extensions.TypeAlias = QueueItem
-
-@typing.final
 class DequeuedItem(google.protobuf.message.Message):
     """DequeuedItem is an item that one worker holds under a lease."""
 
@@ -179,7 +126,7 @@ class DequeuedItem(google.protobuf.message.Message):
     with GetWorkflowInstance.
     """
     @property
-    def item(self) -> Global___QueueItem:
+    def item(self) -> wfe.persistence.v1.queue_item_pb2.QueueItem:
         """The item at the time of the claim."""
 
     @property
@@ -197,7 +144,7 @@ class DequeuedItem(google.protobuf.message.Message):
     def __init__(
         self,
         *,
-        item: Global___QueueItem | None = ...,
+        item: wfe.persistence.v1.queue_item_pb2.QueueItem | None = ...,
         receipt: builtins.str = ...,
         lease_expiry: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         epoch: builtins.int = ...,
@@ -257,7 +204,7 @@ class ListedQueueItem(google.protobuf.message.Message):
     attempt: builtins.int
     """How often it has been handed out since it was enqueued; 0: never."""
     @property
-    def item(self) -> Global___QueueItem:
+    def item(self) -> wfe.persistence.v1.queue_item_pb2.QueueItem:
         """The item."""
 
     @property
@@ -273,7 +220,7 @@ class ListedQueueItem(google.protobuf.message.Message):
     def __init__(
         self,
         *,
-        item: Global___QueueItem | None = ...,
+        item: wfe.persistence.v1.queue_item_pb2.QueueItem | None = ...,
         state: Global___QueueItemState.ValueType = ...,
         attempt: builtins.int = ...,
         lease: Global___QueueItemLease | None = ...,
@@ -292,13 +239,13 @@ class EnqueueRequest(google.protobuf.message.Message):
 
     ITEMS_FIELD_NUMBER: builtins.int
     @property
-    def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___QueueItem]:
+    def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.queue_item_pb2.QueueItem]:
         """The items, of any queues; at most 1000, no (queue, id) twice."""
 
     def __init__(
         self,
         *,
-        items: collections.abc.Iterable[Global___QueueItem] | None = ...,
+        items: collections.abc.Iterable[wfe.persistence.v1.queue_item_pb2.QueueItem] | None = ...,
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["items", b"items"]) -> None: ...
 
@@ -315,32 +262,6 @@ class EnqueueResponse(google.protobuf.message.Message):
     ) -> None: ...
 
 Global___EnqueueResponse: typing_extensions.TypeAlias = EnqueueResponse
-
-@typing.final
-class Acknowledgement(google.protobuf.message.Message):
-    """Acknowledgement says that an item has been handled."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    RECEIPT_FIELD_NUMBER: builtins.int
-    CONFIRMED_FIELD_NUMBER: builtins.int
-    receipt: builtins.str
-    """The item's receipt; required."""
-    confirmed: builtins.bool
-    """True: the item goes only if the store says that its work is done, which
-    depends on its queue's kind; otherwise it comes back, as one that was
-    returned: after 1 s, twice as long with each attempt, but at most 60 s. It is
-    read in the transaction of the acknowledgement. False: it goes in any case.
-    """
-    def __init__(
-        self,
-        *,
-        receipt: builtins.str = ...,
-        confirmed: builtins.bool = ...,
-    ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["confirmed", b"confirmed", "receipt", b"receipt"]) -> None: ...
-
-Global___Acknowledgement: typing_extensions.TypeAlias = Acknowledgement
 
 @typing.final
 class ReturnedItem(google.protobuf.message.Message):
@@ -407,7 +328,7 @@ class DequeueRequest(google.protobuf.message.Message):
         """
 
     @property
-    def acknowledge(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Acknowledgement]:
+    def acknowledge(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.queue_item_pb2.Acknowledgement]:
         """Items handled before, of any queues; at most 1000, no receipt twice."""
 
     @property
@@ -430,7 +351,7 @@ class DequeueRequest(google.protobuf.message.Message):
         max_items: builtins.int = ...,
         lease_duration: google.protobuf.duration_pb2.Duration | None = ...,
         worker_id: builtins.str = ...,
-        acknowledge: collections.abc.Iterable[Global___Acknowledgement] | None = ...,
+        acknowledge: collections.abc.Iterable[wfe.persistence.v1.queue_item_pb2.Acknowledgement] | None = ...,
         return_items: collections.abc.Iterable[Global___ReturnedItem] | None = ...,
         include_workflow: builtins.bool = ...,
         view: wfe.persistence.v1.workflow_pb2.WorkflowView.ValueType = ...,
@@ -477,13 +398,13 @@ class AcknowledgeRequest(google.protobuf.message.Message):
 
     ACKNOWLEDGE_FIELD_NUMBER: builtins.int
     @property
-    def acknowledge(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Acknowledgement]:
+    def acknowledge(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.queue_item_pb2.Acknowledgement]:
         """The items handled; at most 1000, no receipt twice."""
 
     def __init__(
         self,
         *,
-        acknowledge: collections.abc.Iterable[Global___Acknowledgement] | None = ...,
+        acknowledge: collections.abc.Iterable[wfe.persistence.v1.queue_item_pb2.Acknowledgement] | None = ...,
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["acknowledge", b"acknowledge"]) -> None: ...
 

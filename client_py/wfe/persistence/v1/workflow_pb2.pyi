@@ -17,7 +17,9 @@ import sys
 import typing
 import wfe.persistence.v1.command_pb2
 import wfe.persistence.v1.event_pb2
+import wfe.persistence.v1.lifecycle_pb2
 import wfe.persistence.v1.list_order_pb2
+import wfe.persistence.v1.queue_item_pb2
 import wfe.persistence.v1.store_pb2
 import wfe.persistence.v1.subscription_pb2
 
@@ -703,17 +705,25 @@ class CreateNewWorkflowRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     INSTANCE_FIELD_NUMBER: builtins.int
+    ENQUEUE_FIELD_NUMBER: builtins.int
     @property
     def instance(self) -> Global___WorkflowInstance:
         """The workflow to store; required."""
+
+    @property
+    def enqueue(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.queue_item_pb2.QueueItem]:
+        """Items to enqueue when it is created, as by Enqueue; at most 1000, no (queue,
+        id) twice. An empty id stands for the id of the workflow.
+        """
 
     def __init__(
         self,
         *,
         instance: Global___WorkflowInstance | None = ...,
+        enqueue: collections.abc.Iterable[wfe.persistence.v1.queue_item_pb2.QueueItem] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["instance", b"instance"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["instance", b"instance"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["enqueue", b"enqueue", "instance", b"instance"]) -> None: ...
 
 Global___CreateNewWorkflowRequest: typing_extensions.TypeAlias = CreateNewWorkflowRequest
 
@@ -755,6 +765,9 @@ class PersistWorkflowRequest(google.protobuf.message.Message):
     EXPECTED_REVISION_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     HELD_LOCK_TOKENS_FIELD_NUMBER: builtins.int
+    ENQUEUE_FIELD_NUMBER: builtins.int
+    ACKNOWLEDGE_FIELD_NUMBER: builtins.int
+    PUBLISH_FIELD_NUMBER: builtins.int
     expected_revision: builtins.int
     """Write only if this is the stored revision, 1 or higher; absent: write
     regardless of the stored revision.
@@ -776,6 +789,26 @@ class PersistWorkflowRequest(google.protobuf.message.Message):
         expired; at most 1000, no duplicates.
         """
 
+    @property
+    def enqueue(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.queue_item_pb2.QueueItem]:
+        """Items to enqueue, as by Enqueue; at most 1000, no (queue, id) twice. An empty
+        id stands for the workflow's id. One that is also acknowledged here comes
+        again, at its visible_time, with attempt 0: so a host goes on with a workflow
+        by acknowledging its item and enqueueing it for the next time.
+        """
+
+    @property
+    def acknowledge(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.queue_item_pb2.Acknowledgement]:
+        """Items handled, as by Acknowledge; at most 1000, no receipt twice. `confirmed`
+        is judged by the state after this write. If one of them is no longer held
+        under its receipt, nothing is written: LEASE_LOST, with the `field`
+        `acknowledge[i].receipt`.
+        """
+
+    @property
+    def publish(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.lifecycle_pb2.LifecycleEvent]:
+        """Lifecycle events to publish in this order, as by Publish; at most 1000."""
+
     def __init__(
         self,
         *,
@@ -783,9 +816,12 @@ class PersistWorkflowRequest(google.protobuf.message.Message):
         expected_revision: builtins.int | None = ...,
         request_id: builtins.str = ...,
         held_lock_tokens: collections.abc.Iterable[builtins.str] | None = ...,
+        enqueue: collections.abc.Iterable[wfe.persistence.v1.queue_item_pb2.QueueItem] | None = ...,
+        acknowledge: collections.abc.Iterable[wfe.persistence.v1.queue_item_pb2.Acknowledgement] | None = ...,
+        publish: collections.abc.Iterable[wfe.persistence.v1.lifecycle_pb2.LifecycleEvent] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "instance", b"instance"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "held_lock_tokens", b"held_lock_tokens", "instance", b"instance", "request_id", b"request_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "acknowledge", b"acknowledge", "enqueue", b"enqueue", "expected_revision", b"expected_revision", "held_lock_tokens", b"held_lock_tokens", "instance", b"instance", "publish", b"publish", "request_id", b"request_id"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_expected_revision", b"_expected_revision"]) -> typing.Literal["expected_revision"] | None: ...
 
 Global___PersistWorkflowRequest: typing_extensions.TypeAlias = PersistWorkflowRequest
@@ -797,14 +833,20 @@ class PersistWorkflowResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     REVISION_FIELD_NUMBER: builtins.int
+    RETURNED_RECEIPTS_FIELD_NUMBER: builtins.int
     revision: builtins.int
     """The revision after this write."""
+    @property
+    def returned_receipts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The receipts of `acknowledge` that were not confirmed: these items come back."""
+
     def __init__(
         self,
         *,
         revision: builtins.int = ...,
+        returned_receipts: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["revision", b"revision"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["returned_receipts", b"returned_receipts", "revision", b"revision"]) -> None: ...
 
 Global___PersistWorkflowResponse: typing_extensions.TypeAlias = PersistWorkflowResponse
 
@@ -821,6 +863,9 @@ class PersistWorkflowWithSubscriptionsRequest(google.protobuf.message.Message):
     EXPECTED_REVISION_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     HELD_LOCK_TOKENS_FIELD_NUMBER: builtins.int
+    ENQUEUE_FIELD_NUMBER: builtins.int
+    ACKNOWLEDGE_FIELD_NUMBER: builtins.int
+    PUBLISH_FIELD_NUMBER: builtins.int
     expected_revision: builtins.int
     """Write only if this is the stored revision, 1 or higher; absent: write
     regardless of the stored revision.
@@ -839,6 +884,18 @@ class PersistWorkflowWithSubscriptionsRequest(google.protobuf.message.Message):
     def held_lock_tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """See PersistWorkflowRequest.held_lock_tokens."""
 
+    @property
+    def enqueue(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.queue_item_pb2.QueueItem]:
+        """See PersistWorkflowRequest."""
+
+    @property
+    def acknowledge(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.queue_item_pb2.Acknowledgement]:
+        """See PersistWorkflowRequest."""
+
+    @property
+    def publish(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.lifecycle_pb2.LifecycleEvent]:
+        """See PersistWorkflowRequest."""
+
     def __init__(
         self,
         *,
@@ -847,9 +904,12 @@ class PersistWorkflowWithSubscriptionsRequest(google.protobuf.message.Message):
         expected_revision: builtins.int | None = ...,
         request_id: builtins.str = ...,
         held_lock_tokens: collections.abc.Iterable[builtins.str] | None = ...,
+        enqueue: collections.abc.Iterable[wfe.persistence.v1.queue_item_pb2.QueueItem] | None = ...,
+        acknowledge: collections.abc.Iterable[wfe.persistence.v1.queue_item_pb2.Acknowledgement] | None = ...,
+        publish: collections.abc.Iterable[wfe.persistence.v1.lifecycle_pb2.LifecycleEvent] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "instance", b"instance"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "held_lock_tokens", b"held_lock_tokens", "instance", b"instance", "request_id", b"request_id", "subscriptions", b"subscriptions"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "acknowledge", b"acknowledge", "enqueue", b"enqueue", "expected_revision", b"expected_revision", "held_lock_tokens", b"held_lock_tokens", "instance", b"instance", "publish", b"publish", "request_id", b"request_id", "subscriptions", b"subscriptions"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_expected_revision", b"_expected_revision"]) -> typing.Literal["expected_revision"] | None: ...
 
 Global___PersistWorkflowWithSubscriptionsRequest: typing_extensions.TypeAlias = PersistWorkflowWithSubscriptionsRequest
@@ -864,19 +924,25 @@ class PersistWorkflowWithSubscriptionsResponse(google.protobuf.message.Message):
 
     REVISION_FIELD_NUMBER: builtins.int
     SUBSCRIPTION_IDS_FIELD_NUMBER: builtins.int
+    RETURNED_RECEIPTS_FIELD_NUMBER: builtins.int
     revision: builtins.int
     """The revision after this write."""
     @property
     def subscription_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The ids of the subscriptions, in the order of the request."""
 
+    @property
+    def returned_receipts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The receipts of `acknowledge` that were not confirmed: these items come back."""
+
     def __init__(
         self,
         *,
         revision: builtins.int = ...,
         subscription_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        returned_receipts: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["revision", b"revision", "subscription_ids", b"subscription_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["returned_receipts", b"returned_receipts", "revision", b"revision", "subscription_ids", b"subscription_ids"]) -> None: ...
 
 Global___PersistWorkflowWithSubscriptionsResponse: typing_extensions.TypeAlias = PersistWorkflowWithSubscriptionsResponse
 
@@ -902,6 +968,9 @@ class CommitWorkflowRequest(google.protobuf.message.Message):
     COMPLETE_LEASE_TOKENS_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     HELD_LOCK_TOKENS_FIELD_NUMBER: builtins.int
+    ENQUEUE_FIELD_NUMBER: builtins.int
+    ACKNOWLEDGE_FIELD_NUMBER: builtins.int
+    PUBLISH_FIELD_NUMBER: builtins.int
     expected_revision: builtins.int
     """Write only if this is the stored revision, 1 or higher; absent: write
     regardless of the stored revision.
@@ -966,6 +1035,18 @@ class CommitWorkflowRequest(google.protobuf.message.Message):
         expired; no duplicates.
         """
 
+    @property
+    def enqueue(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.queue_item_pb2.QueueItem]:
+        """See PersistWorkflowRequest."""
+
+    @property
+    def acknowledge(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.queue_item_pb2.Acknowledgement]:
+        """See PersistWorkflowRequest."""
+
+    @property
+    def publish(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[wfe.persistence.v1.lifecycle_pb2.LifecycleEvent]:
+        """See PersistWorkflowRequest."""
+
     def __init__(
         self,
         *,
@@ -983,9 +1064,12 @@ class CommitWorkflowRequest(google.protobuf.message.Message):
         complete_lease_tokens: collections.abc.Iterable[builtins.str] | None = ...,
         request_id: builtins.str = ...,
         held_lock_tokens: collections.abc.Iterable[builtins.str] | None = ...,
+        enqueue: collections.abc.Iterable[wfe.persistence.v1.queue_item_pb2.QueueItem] | None = ...,
+        acknowledge: collections.abc.Iterable[wfe.persistence.v1.queue_item_pb2.Acknowledgement] | None = ...,
+        publish: collections.abc.Iterable[wfe.persistence.v1.lifecycle_pb2.LifecycleEvent] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "instance", b"instance", "patch", b"patch", "state", b"state"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "complete_lease_tokens", b"complete_lease_tokens", "create_events", b"create_events", "create_subscriptions", b"create_subscriptions", "errors", b"errors", "expected_revision", b"expected_revision", "held_lease_tokens", b"held_lease_tokens", "held_lock_tokens", b"held_lock_tokens", "held_subscriptions", b"held_subscriptions", "instance", b"instance", "patch", b"patch", "processed_event_ids", b"processed_event_ids", "request_id", b"request_id", "schedule_commands", b"schedule_commands", "state", b"state", "terminate_subscription_ids", b"terminate_subscription_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "acknowledge", b"acknowledge", "complete_lease_tokens", b"complete_lease_tokens", "create_events", b"create_events", "create_subscriptions", b"create_subscriptions", "enqueue", b"enqueue", "errors", b"errors", "expected_revision", b"expected_revision", "held_lease_tokens", b"held_lease_tokens", "held_lock_tokens", b"held_lock_tokens", "held_subscriptions", b"held_subscriptions", "instance", b"instance", "patch", b"patch", "processed_event_ids", b"processed_event_ids", "publish", b"publish", "request_id", b"request_id", "schedule_commands", b"schedule_commands", "state", b"state", "terminate_subscription_ids", b"terminate_subscription_ids"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_expected_revision", b"_expected_revision"]) -> typing.Literal["expected_revision"] | None: ...
     @typing.overload
@@ -1002,6 +1086,7 @@ class CommitWorkflowResponse(google.protobuf.message.Message):
     REVISION_FIELD_NUMBER: builtins.int
     SUBSCRIPTION_IDS_FIELD_NUMBER: builtins.int
     EVENT_IDS_FIELD_NUMBER: builtins.int
+    RETURNED_RECEIPTS_FIELD_NUMBER: builtins.int
     revision: builtins.int
     """The workflow's revision after this write."""
     @property
@@ -1012,14 +1097,19 @@ class CommitWorkflowResponse(google.protobuf.message.Message):
     def event_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The ids of `create_events`, in the order of the request."""
 
+    @property
+    def returned_receipts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The receipts of `acknowledge` that were not confirmed: these items come back."""
+
     def __init__(
         self,
         *,
         revision: builtins.int = ...,
         subscription_ids: collections.abc.Iterable[builtins.str] | None = ...,
         event_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        returned_receipts: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["event_ids", b"event_ids", "revision", b"revision", "subscription_ids", b"subscription_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["event_ids", b"event_ids", "returned_receipts", b"returned_receipts", "revision", b"revision", "subscription_ids", b"subscription_ids"]) -> None: ...
 
 Global___CommitWorkflowResponse: typing_extensions.TypeAlias = CommitWorkflowResponse
 

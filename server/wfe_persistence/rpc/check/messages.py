@@ -19,6 +19,8 @@ from wfe.persistence.v1.subscription_pb2 import (
 from wfe.persistence.v1.workflow_pb2 import (
     CommitWorkflowRequest,
     ExecutionPointer,
+    PersistWorkflowRequest,
+    PersistWorkflowWithSubscriptionsRequest,
     WorkflowFilter,
     WorkflowInstance,
     WorkflowPatch,
@@ -160,9 +162,10 @@ class Check(QueueRules):
 
     def commit(self, request: CommitWorkflowRequest) -> None:
         """A commit: one step of an engine."""
-        if request.HasField("instance"):
+        state = request.WhichOneof("state")
+        if state == "instance":
             self.instance(request.instance, "instance")
-        elif request.HasField("patch"):
+        elif state == "patch":
             self.patch(request.patch)
             if not request.HasField("expected_revision"):
                 self.add(
@@ -186,7 +189,7 @@ class Check(QueueRules):
                     self.number(path, "epoch", claim.epoch, 1, MAX_REVISION)
         self.lease_tokens("held_lease_tokens", request.held_lease_tokens)
         self.lease_tokens("complete_lease_tokens", request.complete_lease_tokens)
-        self.lease_tokens("held_lock_tokens", request.held_lock_tokens)
+        self.around(request, (request.instance if state == "instance" else request.patch).id)
         if self.at_most("", "create_subscriptions", request.create_subscriptions):
             self.each("create_subscriptions", request.create_subscriptions, self.subscription)
             ids = [s.id for s in request.create_subscriptions]
@@ -215,6 +218,20 @@ class Check(QueueRules):
             self.each("schedule_commands", request.schedule_commands, self.command)
             names = [f"{c.command_name} {c.data}" for c in request.schedule_commands]
             self.distinct("", "schedule_commands", "", names)
+
+    def around(
+        self,
+        request: CommitWorkflowRequest
+        | PersistWorkflowRequest
+        | PersistWorkflowWithSubscriptionsRequest,
+        id_: str,
+    ) -> None:
+        """What every write of a workflow may come with: locks, items of queues, lifecycle events.
+        `id_`: the workflow's."""
+        self.lease_tokens("held_lock_tokens", request.held_lock_tokens)
+        self.queue_items("enqueue", request.enqueue, stands_for=id_)
+        self.acknowledgements(request.acknowledge)
+        self.lifecycle_events("publish", request.publish)
 
     def filter(self, f: WorkflowFilter, path: str = "filter") -> None:
         """A filter of workflows."""
@@ -363,8 +380,12 @@ class Check(QueueRules):
         self.id(path, "workflow_id", e.workflow_id)
         self.key(path, "execution_pointer_id", e.execution_pointer_id)
 
-    def lifecycle_event(self, e: LifecycleEvent, path: str) -> None:
-        """A lifecycle event to publish."""
+    def lifecycle_events(self, field: str, events: Sequence[LifecycleEvent]) -> None:
+        """Lifecycle events to publish."""
+        if self.at_most("", field, events):
+            self.each(field, events, self._lifecycle_event)
+
+    def _lifecycle_event(self, e: LifecycleEvent, path: str) -> None:
         self.enum(path, "type", e.type, LIFECYCLE_EVENT_TYPE)
         self.id(path, "workflow_id", e.workflow_id)
         self.id(path, "workflow_definition_id", e.workflow_definition_id)

@@ -6,13 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from wfe.persistence.v1.queue_pb2 import (
-    Acknowledgement,
-    DequeueRequest,
-    QueueItem,
-    QueueItemState,
-    ReturnedItem,
-)
+from wfe.persistence.v1.queue_item_pb2 import Acknowledgement, QueueItem
+from wfe.persistence.v1.queue_pb2 import DequeueRequest, QueueItemState, ReturnedItem
 from wfe_persistence.rpc.check.bounds import (
     MAX_BLOCKERS,
     MAX_DEQUEUED_QUEUES,
@@ -40,15 +35,20 @@ class QueueRules(Scalars):
                 "must match [a-z][a-z0-9_.-]{0,63}",
             )
 
-    def queue_items(self, field: str, items: Sequence[QueueItem]) -> None:
-        """Items to enqueue."""
+    def queue_items(
+        self, field: str, items: Sequence[QueueItem], *, stands_for: str | None = None
+    ) -> None:
+        """Items to enqueue. `stands_for`: the id that an empty one stands for (empty: it will be
+        chosen by the server); None: an id is required."""
         if self.at_most("", field, items):
-            self.each(field, items, self._queue_item)
-            self.distinct("", field, "id", [f"{i.queue} {i.id}" for i in items])
+            for n, item in enumerate(items):
+                self._queue_item(item, f"{field}[{n}]", id_required=stands_for is None)
+            ids = [f"{i.queue} {i.id or stands_for}" for i in items]
+            self.distinct("", field, "id", ids)
 
-    def _queue_item(self, i: QueueItem, path: str) -> None:
+    def _queue_item(self, i: QueueItem, path: str, *, id_required: bool) -> None:
         self.queue(path, "queue", i.queue)
-        self.id(path, "id", i.id)
+        self.id(path, "id", i.id, required=id_required)
         if i.HasField("payload_json"):
             if len(i.payload_json.encode()) > MAX_PAYLOAD_BYTES:
                 self.add(

@@ -20,10 +20,10 @@ from wfe.persistence.v1.command_pb2 import (
 )
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.event_pb2 import Event, ListEventsResponse
+from wfe.persistence.v1.queue_item_pb2 import QueueItem
 from wfe.persistence.v1.queue_pb2 import (
     ListedQueueItem,
     ListQueueItemsResponse,
-    QueueItem,
     QueueItemLease,
     QueueItemState,
 )

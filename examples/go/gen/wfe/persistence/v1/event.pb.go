@@ -124,7 +124,10 @@ func (x *Event) GetIsProcessed() bool {
 type CreateEventRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The event to store; required.
-	Event         *Event `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
+	Event *Event `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
+	// Items to enqueue when it is created, as by Enqueue; at most 1000, no (queue,
+	// id) twice. An empty id stands for the id of the event.
+	Enqueue       []*QueueItem `protobuf:"bytes,2,rep,name=enqueue,proto3" json:"enqueue,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -162,6 +165,13 @@ func (*CreateEventRequest) Descriptor() ([]byte, []int) {
 func (x *CreateEventRequest) GetEvent() *Event {
 	if x != nil {
 		return x.Event
+	}
+	return nil
+}
+
+func (x *CreateEventRequest) GetEnqueue() []*QueueItem {
+	if x != nil {
+		return x.Enqueue
 	}
 	return nil
 }
@@ -1069,7 +1079,7 @@ var File_wfe_persistence_v1_event_proto protoreflect.FileDescriptor
 
 const file_wfe_persistence_v1_event_proto_rawDesc = "" +
 	"\n" +
-	"\x1ewfe/persistence/v1/event.proto\x12\x12wfe.persistence.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#wfe/persistence/v1/list_order.proto\"\xd9\x01\n" +
+	"\x1ewfe/persistence/v1/event.proto\x12\x12wfe.persistence.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#wfe/persistence/v1/list_order.proto\x1a#wfe/persistence/v1/queue_item.proto\"\xd9\x01\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1078,9 +1088,10 @@ const file_wfe_persistence_v1_event_proto_rawDesc = "" +
 	"\x0fevent_data_json\x18\x04 \x01(\tR\reventDataJson\x129\n" +
 	"\n" +
 	"event_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\teventTime\x12!\n" +
-	"\fis_processed\x18\x06 \x01(\bR\visProcessed\"E\n" +
+	"\fis_processed\x18\x06 \x01(\bR\visProcessed\"~\n" +
 	"\x12CreateEventRequest\x12/\n" +
-	"\x05event\x18\x01 \x01(\v2\x19.wfe.persistence.v1.EventR\x05event\"%\n" +
+	"\x05event\x18\x01 \x01(\v2\x19.wfe.persistence.v1.EventR\x05event\x127\n" +
+	"\aenqueue\x18\x02 \x03(\v2\x1d.wfe.persistence.v1.QueueItemR\aenqueue\"%\n" +
 	"\x13CreateEventResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"!\n" +
 	"\x0fGetEventRequest\x12\x0e\n" +
@@ -1186,41 +1197,43 @@ var file_wfe_persistence_v1_event_proto_goTypes = []any{
 	(*PurgeEventsRequest)(nil),           // 15: wfe.persistence.v1.PurgeEventsRequest
 	(*PurgeEventsResponse)(nil),          // 16: wfe.persistence.v1.PurgeEventsResponse
 	(*timestamppb.Timestamp)(nil),        // 17: google.protobuf.Timestamp
-	(ListOrder)(0),                       // 18: wfe.persistence.v1.ListOrder
+	(*QueueItem)(nil),                    // 18: wfe.persistence.v1.QueueItem
+	(ListOrder)(0),                       // 19: wfe.persistence.v1.ListOrder
 }
 var file_wfe_persistence_v1_event_proto_depIdxs = []int32{
 	17, // 0: wfe.persistence.v1.Event.event_time:type_name -> google.protobuf.Timestamp
 	0,  // 1: wfe.persistence.v1.CreateEventRequest.event:type_name -> wfe.persistence.v1.Event
-	0,  // 2: wfe.persistence.v1.GetEventResponse.event:type_name -> wfe.persistence.v1.Event
-	17, // 3: wfe.persistence.v1.GetRunnableEventsRequest.as_at:type_name -> google.protobuf.Timestamp
-	17, // 4: wfe.persistence.v1.GetEventsRequest.as_of:type_name -> google.protobuf.Timestamp
-	17, // 5: wfe.persistence.v1.GetEventsRequest.event_time_from:type_name -> google.protobuf.Timestamp
-	17, // 6: wfe.persistence.v1.ListEventsRequest.event_time_from:type_name -> google.protobuf.Timestamp
-	17, // 7: wfe.persistence.v1.ListEventsRequest.event_time_before:type_name -> google.protobuf.Timestamp
-	18, // 8: wfe.persistence.v1.ListEventsRequest.order:type_name -> wfe.persistence.v1.ListOrder
-	0,  // 9: wfe.persistence.v1.ListEventsResponse.events:type_name -> wfe.persistence.v1.Event
-	17, // 10: wfe.persistence.v1.PurgeEventsRequest.event_time_before:type_name -> google.protobuf.Timestamp
-	1,  // 11: wfe.persistence.v1.EventService.CreateEvent:input_type -> wfe.persistence.v1.CreateEventRequest
-	3,  // 12: wfe.persistence.v1.EventService.GetEvent:input_type -> wfe.persistence.v1.GetEventRequest
-	5,  // 13: wfe.persistence.v1.EventService.GetRunnableEvents:input_type -> wfe.persistence.v1.GetRunnableEventsRequest
-	7,  // 14: wfe.persistence.v1.EventService.GetEvents:input_type -> wfe.persistence.v1.GetEventsRequest
-	9,  // 15: wfe.persistence.v1.EventService.MarkEventProcessed:input_type -> wfe.persistence.v1.MarkEventProcessedRequest
-	11, // 16: wfe.persistence.v1.EventService.MarkEventUnprocessed:input_type -> wfe.persistence.v1.MarkEventUnprocessedRequest
-	13, // 17: wfe.persistence.v1.EventService.ListEvents:input_type -> wfe.persistence.v1.ListEventsRequest
-	15, // 18: wfe.persistence.v1.EventService.PurgeEvents:input_type -> wfe.persistence.v1.PurgeEventsRequest
-	2,  // 19: wfe.persistence.v1.EventService.CreateEvent:output_type -> wfe.persistence.v1.CreateEventResponse
-	4,  // 20: wfe.persistence.v1.EventService.GetEvent:output_type -> wfe.persistence.v1.GetEventResponse
-	6,  // 21: wfe.persistence.v1.EventService.GetRunnableEvents:output_type -> wfe.persistence.v1.GetRunnableEventsResponse
-	8,  // 22: wfe.persistence.v1.EventService.GetEvents:output_type -> wfe.persistence.v1.GetEventsResponse
-	10, // 23: wfe.persistence.v1.EventService.MarkEventProcessed:output_type -> wfe.persistence.v1.MarkEventProcessedResponse
-	12, // 24: wfe.persistence.v1.EventService.MarkEventUnprocessed:output_type -> wfe.persistence.v1.MarkEventUnprocessedResponse
-	14, // 25: wfe.persistence.v1.EventService.ListEvents:output_type -> wfe.persistence.v1.ListEventsResponse
-	16, // 26: wfe.persistence.v1.EventService.PurgeEvents:output_type -> wfe.persistence.v1.PurgeEventsResponse
-	19, // [19:27] is the sub-list for method output_type
-	11, // [11:19] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	18, // 2: wfe.persistence.v1.CreateEventRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
+	0,  // 3: wfe.persistence.v1.GetEventResponse.event:type_name -> wfe.persistence.v1.Event
+	17, // 4: wfe.persistence.v1.GetRunnableEventsRequest.as_at:type_name -> google.protobuf.Timestamp
+	17, // 5: wfe.persistence.v1.GetEventsRequest.as_of:type_name -> google.protobuf.Timestamp
+	17, // 6: wfe.persistence.v1.GetEventsRequest.event_time_from:type_name -> google.protobuf.Timestamp
+	17, // 7: wfe.persistence.v1.ListEventsRequest.event_time_from:type_name -> google.protobuf.Timestamp
+	17, // 8: wfe.persistence.v1.ListEventsRequest.event_time_before:type_name -> google.protobuf.Timestamp
+	19, // 9: wfe.persistence.v1.ListEventsRequest.order:type_name -> wfe.persistence.v1.ListOrder
+	0,  // 10: wfe.persistence.v1.ListEventsResponse.events:type_name -> wfe.persistence.v1.Event
+	17, // 11: wfe.persistence.v1.PurgeEventsRequest.event_time_before:type_name -> google.protobuf.Timestamp
+	1,  // 12: wfe.persistence.v1.EventService.CreateEvent:input_type -> wfe.persistence.v1.CreateEventRequest
+	3,  // 13: wfe.persistence.v1.EventService.GetEvent:input_type -> wfe.persistence.v1.GetEventRequest
+	5,  // 14: wfe.persistence.v1.EventService.GetRunnableEvents:input_type -> wfe.persistence.v1.GetRunnableEventsRequest
+	7,  // 15: wfe.persistence.v1.EventService.GetEvents:input_type -> wfe.persistence.v1.GetEventsRequest
+	9,  // 16: wfe.persistence.v1.EventService.MarkEventProcessed:input_type -> wfe.persistence.v1.MarkEventProcessedRequest
+	11, // 17: wfe.persistence.v1.EventService.MarkEventUnprocessed:input_type -> wfe.persistence.v1.MarkEventUnprocessedRequest
+	13, // 18: wfe.persistence.v1.EventService.ListEvents:input_type -> wfe.persistence.v1.ListEventsRequest
+	15, // 19: wfe.persistence.v1.EventService.PurgeEvents:input_type -> wfe.persistence.v1.PurgeEventsRequest
+	2,  // 20: wfe.persistence.v1.EventService.CreateEvent:output_type -> wfe.persistence.v1.CreateEventResponse
+	4,  // 21: wfe.persistence.v1.EventService.GetEvent:output_type -> wfe.persistence.v1.GetEventResponse
+	6,  // 22: wfe.persistence.v1.EventService.GetRunnableEvents:output_type -> wfe.persistence.v1.GetRunnableEventsResponse
+	8,  // 23: wfe.persistence.v1.EventService.GetEvents:output_type -> wfe.persistence.v1.GetEventsResponse
+	10, // 24: wfe.persistence.v1.EventService.MarkEventProcessed:output_type -> wfe.persistence.v1.MarkEventProcessedResponse
+	12, // 25: wfe.persistence.v1.EventService.MarkEventUnprocessed:output_type -> wfe.persistence.v1.MarkEventUnprocessedResponse
+	14, // 26: wfe.persistence.v1.EventService.ListEvents:output_type -> wfe.persistence.v1.ListEventsResponse
+	16, // 27: wfe.persistence.v1.EventService.PurgeEvents:output_type -> wfe.persistence.v1.PurgeEventsResponse
+	20, // [20:28] is the sub-list for method output_type
+	12, // [12:20] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_event_proto_init() }
@@ -1229,6 +1242,7 @@ func file_wfe_persistence_v1_event_proto_init() {
 		return
 	}
 	file_wfe_persistence_v1_list_order_proto_init()
+	file_wfe_persistence_v1_queue_item_proto_init()
 	file_wfe_persistence_v1_event_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

@@ -36,11 +36,13 @@ const (
 // EventService stores events and finds those that have not been processed yet.
 // Every call is one transaction (a purge runs several).
 type EventServiceClient interface {
-	// Stores a new event. Idempotent: repeating the request (same id, same
-	// content) returns the same response and changes nothing, even if the event
-	// has been marked as processed since. Errors: ALREADY_EXISTS
-	// (EVENT_ALREADY_EXISTS) if the id is in use with different content;
-	// INVALID_ARGUMENT.
+	// Stores a new event, and enqueues items with it, all or nothing. Idempotent:
+	// repeating the request (same id, same event) returns the same response and
+	// changes nothing, even if the event has been marked as processed since. A
+	// repetition does not enqueue: that was done with the creation. Errors:
+	// ALREADY_EXISTS (EVENT_ALREADY_EXISTS) if the id is in use with different
+	// content; RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if it or an item could not be
+	// read back in one message; INVALID_ARGUMENT.
 	CreateEvent(ctx context.Context, in *CreateEventRequest, opts ...grpc.CallOption) (*CreateEventResponse, error)
 	// Returns one event. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
 	GetEvent(ctx context.Context, in *GetEventRequest, opts ...grpc.CallOption) (*GetEventResponse, error)
@@ -164,11 +166,13 @@ func (c *eventServiceClient) PurgeEvents(ctx context.Context, in *PurgeEventsReq
 // EventService stores events and finds those that have not been processed yet.
 // Every call is one transaction (a purge runs several).
 type EventServiceServer interface {
-	// Stores a new event. Idempotent: repeating the request (same id, same
-	// content) returns the same response and changes nothing, even if the event
-	// has been marked as processed since. Errors: ALREADY_EXISTS
-	// (EVENT_ALREADY_EXISTS) if the id is in use with different content;
-	// INVALID_ARGUMENT.
+	// Stores a new event, and enqueues items with it, all or nothing. Idempotent:
+	// repeating the request (same id, same event) returns the same response and
+	// changes nothing, even if the event has been marked as processed since. A
+	// repetition does not enqueue: that was done with the creation. Errors:
+	// ALREADY_EXISTS (EVENT_ALREADY_EXISTS) if the id is in use with different
+	// content; RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if it or an item could not be
+	// read back in one message; INVALID_ARGUMENT.
 	CreateEvent(context.Context, *CreateEventRequest) (*CreateEventResponse, error)
 	// Returns one event. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
 	GetEvent(context.Context, *GetEventRequest) (*GetEventResponse, error)

@@ -145,96 +145,6 @@ func (QueueItemState) EnumDescriptor() ([]byte, []int) {
 	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{1}
 }
 
-// QueueItem is work to be handled by one worker. There is at most one for each
-// (queue, id).
-type QueueItem struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The queue's name, `[a-z][a-z0-9_.-]{0,63}`; required. A queue is made by its
-	// first item.
-	Queue string `protobuf:"bytes,1,opt,name=queue,proto3" json:"queue,omitempty"`
-	// What is to be handled, for example the id of a workflow; required, at most
-	// 512 bytes.
-	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
-	// Anything that the worker needs besides, as a JSON document of at most 65536
-	// bytes; absent: none.
-	PayloadJson *string `protobuf:"bytes,3,opt,name=payload_json,json=payloadJson,proto3,oneof" json:"payload_json,omitempty"`
-	// When it may be handed out, by the database's clock, truncated to
-	// microseconds; absent: now. Years 1-9999. In a response: since when it has
-	// been visible, or when it will be; of a leased item in a list, when its lease
-	// expires.
-	VisibleTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=visible_time,json=visibleTime,proto3" json:"visible_time,omitempty"`
-	// The resources of locks, at most 8, each at most 512 bytes, no duplicates:
-	// the item is withheld while somebody holds one of them.
-	BlockedBy     []string `protobuf:"bytes,5,rep,name=blocked_by,json=blockedBy,proto3" json:"blocked_by,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *QueueItem) Reset() {
-	*x = QueueItem{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[0]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *QueueItem) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*QueueItem) ProtoMessage() {}
-
-func (x *QueueItem) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[0]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use QueueItem.ProtoReflect.Descriptor instead.
-func (*QueueItem) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{0}
-}
-
-func (x *QueueItem) GetQueue() string {
-	if x != nil {
-		return x.Queue
-	}
-	return ""
-}
-
-func (x *QueueItem) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
-func (x *QueueItem) GetPayloadJson() string {
-	if x != nil && x.PayloadJson != nil {
-		return *x.PayloadJson
-	}
-	return ""
-}
-
-func (x *QueueItem) GetVisibleTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.VisibleTime
-	}
-	return nil
-}
-
-func (x *QueueItem) GetBlockedBy() []string {
-	if x != nil {
-		return x.BlockedBy
-	}
-	return nil
-}
-
 // DequeuedItem is an item that one worker holds under a lease.
 type DequeuedItem struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -264,7 +174,7 @@ type DequeuedItem struct {
 
 func (x *DequeuedItem) Reset() {
 	*x = DequeuedItem{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[1]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -276,7 +186,7 @@ func (x *DequeuedItem) String() string {
 func (*DequeuedItem) ProtoMessage() {}
 
 func (x *DequeuedItem) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[1]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -289,7 +199,7 @@ func (x *DequeuedItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DequeuedItem.ProtoReflect.Descriptor instead.
 func (*DequeuedItem) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{1}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *DequeuedItem) GetItem() *QueueItem {
@@ -357,7 +267,7 @@ type QueueItemLease struct {
 
 func (x *QueueItemLease) Reset() {
 	*x = QueueItemLease{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[2]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -369,7 +279,7 @@ func (x *QueueItemLease) String() string {
 func (*QueueItemLease) ProtoMessage() {}
 
 func (x *QueueItemLease) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[2]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -382,7 +292,7 @@ func (x *QueueItemLease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueItemLease.ProtoReflect.Descriptor instead.
 func (*QueueItemLease) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{2}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *QueueItemLease) GetWorkerId() string {
@@ -426,7 +336,7 @@ type ListedQueueItem struct {
 
 func (x *ListedQueueItem) Reset() {
 	*x = ListedQueueItem{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[3]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -438,7 +348,7 @@ func (x *ListedQueueItem) String() string {
 func (*ListedQueueItem) ProtoMessage() {}
 
 func (x *ListedQueueItem) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[3]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -451,7 +361,7 @@ func (x *ListedQueueItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListedQueueItem.ProtoReflect.Descriptor instead.
 func (*ListedQueueItem) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{3}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ListedQueueItem) GetItem() *QueueItem {
@@ -500,7 +410,7 @@ type EnqueueRequest struct {
 
 func (x *EnqueueRequest) Reset() {
 	*x = EnqueueRequest{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[4]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -512,7 +422,7 @@ func (x *EnqueueRequest) String() string {
 func (*EnqueueRequest) ProtoMessage() {}
 
 func (x *EnqueueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[4]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -525,7 +435,7 @@ func (x *EnqueueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnqueueRequest.ProtoReflect.Descriptor instead.
 func (*EnqueueRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{4}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *EnqueueRequest) GetItems() []*QueueItem {
@@ -544,7 +454,7 @@ type EnqueueResponse struct {
 
 func (x *EnqueueResponse) Reset() {
 	*x = EnqueueResponse{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[5]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -556,7 +466,7 @@ func (x *EnqueueResponse) String() string {
 func (*EnqueueResponse) ProtoMessage() {}
 
 func (x *EnqueueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[5]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -569,65 +479,7 @@ func (x *EnqueueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnqueueResponse.ProtoReflect.Descriptor instead.
 func (*EnqueueResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{5}
-}
-
-// Acknowledgement says that an item has been handled.
-type Acknowledgement struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The item's receipt; required.
-	Receipt string `protobuf:"bytes,1,opt,name=receipt,proto3" json:"receipt,omitempty"`
-	// True: the item goes only if the store says that its work is done, which
-	// depends on its queue's kind; otherwise it comes back, as one that was
-	// returned: after 1 s, twice as long with each attempt, but at most 60 s. It is
-	// read in the transaction of the acknowledgement. False: it goes in any case.
-	Confirmed     bool `protobuf:"varint,2,opt,name=confirmed,proto3" json:"confirmed,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Acknowledgement) Reset() {
-	*x = Acknowledgement{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[6]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Acknowledgement) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Acknowledgement) ProtoMessage() {}
-
-func (x *Acknowledgement) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[6]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Acknowledgement.ProtoReflect.Descriptor instead.
-func (*Acknowledgement) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{6}
-}
-
-func (x *Acknowledgement) GetReceipt() string {
-	if x != nil {
-		return x.Receipt
-	}
-	return ""
-}
-
-func (x *Acknowledgement) GetConfirmed() bool {
-	if x != nil {
-		return x.Confirmed
-	}
-	return false
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{4}
 }
 
 // ReturnedItem is an item to be given back unhandled.
@@ -644,7 +496,7 @@ type ReturnedItem struct {
 
 func (x *ReturnedItem) Reset() {
 	*x = ReturnedItem{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[7]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -656,7 +508,7 @@ func (x *ReturnedItem) String() string {
 func (*ReturnedItem) ProtoMessage() {}
 
 func (x *ReturnedItem) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[7]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -669,7 +521,7 @@ func (x *ReturnedItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnedItem.ProtoReflect.Descriptor instead.
 func (*ReturnedItem) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{7}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ReturnedItem) GetReceipt() string {
@@ -719,7 +571,7 @@ type DequeueRequest struct {
 
 func (x *DequeueRequest) Reset() {
 	*x = DequeueRequest{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[8]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -731,7 +583,7 @@ func (x *DequeueRequest) String() string {
 func (*DequeueRequest) ProtoMessage() {}
 
 func (x *DequeueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[8]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -744,7 +596,7 @@ func (x *DequeueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DequeueRequest.ProtoReflect.Descriptor instead.
 func (*DequeueRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{8}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *DequeueRequest) GetQueues() []string {
@@ -824,7 +676,7 @@ type DequeueResponse struct {
 
 func (x *DequeueResponse) Reset() {
 	*x = DequeueResponse{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[9]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -836,7 +688,7 @@ func (x *DequeueResponse) String() string {
 func (*DequeueResponse) ProtoMessage() {}
 
 func (x *DequeueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[9]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -849,7 +701,7 @@ func (x *DequeueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DequeueResponse.ProtoReflect.Descriptor instead.
 func (*DequeueResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{9}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DequeueResponse) GetItems() []*DequeuedItem {
@@ -877,7 +729,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[10]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -889,7 +741,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[10]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -902,7 +754,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{10}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AcknowledgeRequest) GetAcknowledge() []*Acknowledgement {
@@ -923,7 +775,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[11]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -935,7 +787,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[11]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -948,7 +800,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{11}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AcknowledgeResponse) GetReturnedReceipts() []string {
@@ -969,7 +821,7 @@ type ReturnItemsRequest struct {
 
 func (x *ReturnItemsRequest) Reset() {
 	*x = ReturnItemsRequest{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[12]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -981,7 +833,7 @@ func (x *ReturnItemsRequest) String() string {
 func (*ReturnItemsRequest) ProtoMessage() {}
 
 func (x *ReturnItemsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[12]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -994,7 +846,7 @@ func (x *ReturnItemsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnItemsRequest.ProtoReflect.Descriptor instead.
 func (*ReturnItemsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{12}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ReturnItemsRequest) GetReturnItems() []*ReturnedItem {
@@ -1013,7 +865,7 @@ type ReturnItemsResponse struct {
 
 func (x *ReturnItemsResponse) Reset() {
 	*x = ReturnItemsResponse{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[13]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1025,7 +877,7 @@ func (x *ReturnItemsResponse) String() string {
 func (*ReturnItemsResponse) ProtoMessage() {}
 
 func (x *ReturnItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[13]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1038,7 +890,7 @@ func (x *ReturnItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnItemsResponse.ProtoReflect.Descriptor instead.
 func (*ReturnItemsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{13}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{11}
 }
 
 // RenewItemsRequest is the request of RenewItems.
@@ -1056,7 +908,7 @@ type RenewItemsRequest struct {
 
 func (x *RenewItemsRequest) Reset() {
 	*x = RenewItemsRequest{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[14]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1068,7 +920,7 @@ func (x *RenewItemsRequest) String() string {
 func (*RenewItemsRequest) ProtoMessage() {}
 
 func (x *RenewItemsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[14]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1081,7 +933,7 @@ func (x *RenewItemsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewItemsRequest.ProtoReflect.Descriptor instead.
 func (*RenewItemsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{14}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RenewItemsRequest) GetReceipts() []string {
@@ -1110,7 +962,7 @@ type RenewItemsResponse struct {
 
 func (x *RenewItemsResponse) Reset() {
 	*x = RenewItemsResponse{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[15]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1122,7 +974,7 @@ func (x *RenewItemsResponse) String() string {
 func (*RenewItemsResponse) ProtoMessage() {}
 
 func (x *RenewItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[15]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1135,7 +987,7 @@ func (x *RenewItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewItemsResponse.ProtoReflect.Descriptor instead.
 func (*RenewItemsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{15}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RenewItemsResponse) GetLeaseExpiry() *timestamppb.Timestamp {
@@ -1167,7 +1019,7 @@ type ListQueueItemsRequest struct {
 
 func (x *ListQueueItemsRequest) Reset() {
 	*x = ListQueueItemsRequest{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[16]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1179,7 +1031,7 @@ func (x *ListQueueItemsRequest) String() string {
 func (*ListQueueItemsRequest) ProtoMessage() {}
 
 func (x *ListQueueItemsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[16]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1192,7 +1044,7 @@ func (x *ListQueueItemsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListQueueItemsRequest.ProtoReflect.Descriptor instead.
 func (*ListQueueItemsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{16}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListQueueItemsRequest) GetQueue() string {
@@ -1243,7 +1095,7 @@ type ListQueueItemsResponse struct {
 
 func (x *ListQueueItemsResponse) Reset() {
 	*x = ListQueueItemsResponse{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[17]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1255,7 +1107,7 @@ func (x *ListQueueItemsResponse) String() string {
 func (*ListQueueItemsResponse) ProtoMessage() {}
 
 func (x *ListQueueItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[17]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1268,7 +1120,7 @@ func (x *ListQueueItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListQueueItemsResponse.ProtoReflect.Descriptor instead.
 func (*ListQueueItemsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{17}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListQueueItemsResponse) GetItems() []*ListedQueueItem {
@@ -1303,7 +1155,7 @@ type GetQueueStatsRequest struct {
 
 func (x *GetQueueStatsRequest) Reset() {
 	*x = GetQueueStatsRequest{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[18]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1315,7 +1167,7 @@ func (x *GetQueueStatsRequest) String() string {
 func (*GetQueueStatsRequest) ProtoMessage() {}
 
 func (x *GetQueueStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[18]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1328,7 +1180,7 @@ func (x *GetQueueStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQueueStatsRequest.ProtoReflect.Descriptor instead.
 func (*GetQueueStatsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{18}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetQueueStatsRequest) GetQueues() []string {
@@ -1366,7 +1218,7 @@ type GetQueueStatsResponse struct {
 
 func (x *GetQueueStatsResponse) Reset() {
 	*x = GetQueueStatsResponse{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[19]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1378,7 +1230,7 @@ func (x *GetQueueStatsResponse) String() string {
 func (*GetQueueStatsResponse) ProtoMessage() {}
 
 func (x *GetQueueStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[19]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1391,7 +1243,7 @@ func (x *GetQueueStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQueueStatsResponse.ProtoReflect.Descriptor instead.
 func (*GetQueueStatsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{19}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetQueueStatsResponse) GetQueues() []*QueueStats {
@@ -1433,7 +1285,7 @@ type QueueStats struct {
 
 func (x *QueueStats) Reset() {
 	*x = QueueStats{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[20]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1445,7 +1297,7 @@ func (x *QueueStats) String() string {
 func (*QueueStats) ProtoMessage() {}
 
 func (x *QueueStats) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[20]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1458,7 +1310,7 @@ func (x *QueueStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueStats.ProtoReflect.Descriptor instead.
 func (*QueueStats) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{20}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *QueueStats) GetQueue() string {
@@ -1534,7 +1386,7 @@ type RequeueItemsRequest struct {
 
 func (x *RequeueItemsRequest) Reset() {
 	*x = RequeueItemsRequest{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[21]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1546,7 +1398,7 @@ func (x *RequeueItemsRequest) String() string {
 func (*RequeueItemsRequest) ProtoMessage() {}
 
 func (x *RequeueItemsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[21]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1559,7 +1411,7 @@ func (x *RequeueItemsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequeueItemsRequest.ProtoReflect.Descriptor instead.
 func (*RequeueItemsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{21}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RequeueItemsRequest) GetQueue() string {
@@ -1594,7 +1446,7 @@ type RequeueItemsResponse struct {
 
 func (x *RequeueItemsResponse) Reset() {
 	*x = RequeueItemsResponse{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[22]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1606,7 +1458,7 @@ func (x *RequeueItemsResponse) String() string {
 func (*RequeueItemsResponse) ProtoMessage() {}
 
 func (x *RequeueItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[22]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1619,7 +1471,7 @@ func (x *RequeueItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequeueItemsResponse.ProtoReflect.Descriptor instead.
 func (*RequeueItemsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{22}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RequeueItemsResponse) GetRequeued() int32 {
@@ -1646,7 +1498,7 @@ type DeleteItemsRequest struct {
 
 func (x *DeleteItemsRequest) Reset() {
 	*x = DeleteItemsRequest{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[23]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1658,7 +1510,7 @@ func (x *DeleteItemsRequest) String() string {
 func (*DeleteItemsRequest) ProtoMessage() {}
 
 func (x *DeleteItemsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[23]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1671,7 +1523,7 @@ func (x *DeleteItemsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteItemsRequest.ProtoReflect.Descriptor instead.
 func (*DeleteItemsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{23}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeleteItemsRequest) GetQueue() string {
@@ -1706,7 +1558,7 @@ type DeleteItemsResponse struct {
 
 func (x *DeleteItemsResponse) Reset() {
 	*x = DeleteItemsResponse{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[24]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1718,7 +1570,7 @@ func (x *DeleteItemsResponse) String() string {
 func (*DeleteItemsResponse) ProtoMessage() {}
 
 func (x *DeleteItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[24]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1731,7 +1583,7 @@ func (x *DeleteItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteItemsResponse.ProtoReflect.Descriptor instead.
 func (*DeleteItemsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{24}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DeleteItemsResponse) GetDeleted() int32 {
@@ -1757,7 +1609,7 @@ type ConfigureQueueRequest struct {
 
 func (x *ConfigureQueueRequest) Reset() {
 	*x = ConfigureQueueRequest{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[25]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1769,7 +1621,7 @@ func (x *ConfigureQueueRequest) String() string {
 func (*ConfigureQueueRequest) ProtoMessage() {}
 
 func (x *ConfigureQueueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[25]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1782,7 +1634,7 @@ func (x *ConfigureQueueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureQueueRequest.ProtoReflect.Descriptor instead.
 func (*ConfigureQueueRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{25}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ConfigureQueueRequest) GetQueue() string {
@@ -1815,7 +1667,7 @@ type ConfigureQueueResponse struct {
 
 func (x *ConfigureQueueResponse) Reset() {
 	*x = ConfigureQueueResponse{}
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[26]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1827,7 +1679,7 @@ func (x *ConfigureQueueResponse) String() string {
 func (*ConfigureQueueResponse) ProtoMessage() {}
 
 func (x *ConfigureQueueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[26]
+	mi := &file_wfe_persistence_v1_queue_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1840,22 +1692,14 @@ func (x *ConfigureQueueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureQueueResponse.ProtoReflect.Descriptor instead.
 func (*ConfigureQueueResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{26}
+	return file_wfe_persistence_v1_queue_proto_rawDescGZIP(), []int{24}
 }
 
 var File_wfe_persistence_v1_queue_proto protoreflect.FileDescriptor
 
 const file_wfe_persistence_v1_queue_proto_rawDesc = "" +
 	"\n" +
-	"\x1ewfe/persistence/v1/queue.proto\x12\x12wfe.persistence.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!wfe/persistence/v1/workflow.proto\"\xc8\x01\n" +
-	"\tQueueItem\x12\x14\n" +
-	"\x05queue\x18\x01 \x01(\tR\x05queue\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\tR\x02id\x12&\n" +
-	"\fpayload_json\x18\x03 \x01(\tH\x00R\vpayloadJson\x88\x01\x01\x12=\n" +
-	"\fvisible_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\vvisibleTime\x12\x1d\n" +
-	"\n" +
-	"blocked_by\x18\x05 \x03(\tR\tblockedByB\x0f\n" +
-	"\r_payload_json\"\xb7\x02\n" +
+	"\x1ewfe/persistence/v1/queue.proto\x12\x12wfe.persistence.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#wfe/persistence/v1/queue_item.proto\x1a!wfe/persistence/v1/workflow.proto\"\xb7\x02\n" +
 	"\fDequeuedItem\x121\n" +
 	"\x04item\x18\x01 \x01(\v2\x1d.wfe.persistence.v1.QueueItemR\x04item\x12\x18\n" +
 	"\areceipt\x18\x02 \x01(\tR\areceipt\x12=\n" +
@@ -1877,10 +1721,7 @@ const file_wfe_persistence_v1_queue_proto_rawDesc = "" +
 	"again_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tagainTime\"E\n" +
 	"\x0eEnqueueRequest\x123\n" +
 	"\x05items\x18\x01 \x03(\v2\x1d.wfe.persistence.v1.QueueItemR\x05items\"\x11\n" +
-	"\x0fEnqueueResponse\"I\n" +
-	"\x0fAcknowledgement\x12\x18\n" +
-	"\areceipt\x18\x01 \x01(\tR\areceipt\x12\x1c\n" +
-	"\tconfirmed\x18\x02 \x01(\bR\tconfirmed\"Y\n" +
+	"\x0fEnqueueResponse\"Y\n" +
 	"\fReturnedItem\x12\x18\n" +
 	"\areceipt\x18\x01 \x01(\tR\areceipt\x12/\n" +
 	"\x05delay\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05delay\"\xc0\x03\n" +
@@ -1992,95 +1833,94 @@ func file_wfe_persistence_v1_queue_proto_rawDescGZIP() []byte {
 }
 
 var file_wfe_persistence_v1_queue_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_wfe_persistence_v1_queue_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_wfe_persistence_v1_queue_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_wfe_persistence_v1_queue_proto_goTypes = []any{
 	(QueueKind)(0),                 // 0: wfe.persistence.v1.QueueKind
 	(QueueItemState)(0),            // 1: wfe.persistence.v1.QueueItemState
-	(*QueueItem)(nil),              // 2: wfe.persistence.v1.QueueItem
-	(*DequeuedItem)(nil),           // 3: wfe.persistence.v1.DequeuedItem
-	(*QueueItemLease)(nil),         // 4: wfe.persistence.v1.QueueItemLease
-	(*ListedQueueItem)(nil),        // 5: wfe.persistence.v1.ListedQueueItem
-	(*EnqueueRequest)(nil),         // 6: wfe.persistence.v1.EnqueueRequest
-	(*EnqueueResponse)(nil),        // 7: wfe.persistence.v1.EnqueueResponse
-	(*Acknowledgement)(nil),        // 8: wfe.persistence.v1.Acknowledgement
-	(*ReturnedItem)(nil),           // 9: wfe.persistence.v1.ReturnedItem
-	(*DequeueRequest)(nil),         // 10: wfe.persistence.v1.DequeueRequest
-	(*DequeueResponse)(nil),        // 11: wfe.persistence.v1.DequeueResponse
-	(*AcknowledgeRequest)(nil),     // 12: wfe.persistence.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),    // 13: wfe.persistence.v1.AcknowledgeResponse
-	(*ReturnItemsRequest)(nil),     // 14: wfe.persistence.v1.ReturnItemsRequest
-	(*ReturnItemsResponse)(nil),    // 15: wfe.persistence.v1.ReturnItemsResponse
-	(*RenewItemsRequest)(nil),      // 16: wfe.persistence.v1.RenewItemsRequest
-	(*RenewItemsResponse)(nil),     // 17: wfe.persistence.v1.RenewItemsResponse
-	(*ListQueueItemsRequest)(nil),  // 18: wfe.persistence.v1.ListQueueItemsRequest
-	(*ListQueueItemsResponse)(nil), // 19: wfe.persistence.v1.ListQueueItemsResponse
-	(*GetQueueStatsRequest)(nil),   // 20: wfe.persistence.v1.GetQueueStatsRequest
-	(*GetQueueStatsResponse)(nil),  // 21: wfe.persistence.v1.GetQueueStatsResponse
-	(*QueueStats)(nil),             // 22: wfe.persistence.v1.QueueStats
-	(*RequeueItemsRequest)(nil),    // 23: wfe.persistence.v1.RequeueItemsRequest
-	(*RequeueItemsResponse)(nil),   // 24: wfe.persistence.v1.RequeueItemsResponse
-	(*DeleteItemsRequest)(nil),     // 25: wfe.persistence.v1.DeleteItemsRequest
-	(*DeleteItemsResponse)(nil),    // 26: wfe.persistence.v1.DeleteItemsResponse
-	(*ConfigureQueueRequest)(nil),  // 27: wfe.persistence.v1.ConfigureQueueRequest
-	(*ConfigureQueueResponse)(nil), // 28: wfe.persistence.v1.ConfigureQueueResponse
-	(*timestamppb.Timestamp)(nil),  // 29: google.protobuf.Timestamp
-	(*WorkflowInstance)(nil),       // 30: wfe.persistence.v1.WorkflowInstance
-	(*durationpb.Duration)(nil),    // 31: google.protobuf.Duration
+	(*DequeuedItem)(nil),           // 2: wfe.persistence.v1.DequeuedItem
+	(*QueueItemLease)(nil),         // 3: wfe.persistence.v1.QueueItemLease
+	(*ListedQueueItem)(nil),        // 4: wfe.persistence.v1.ListedQueueItem
+	(*EnqueueRequest)(nil),         // 5: wfe.persistence.v1.EnqueueRequest
+	(*EnqueueResponse)(nil),        // 6: wfe.persistence.v1.EnqueueResponse
+	(*ReturnedItem)(nil),           // 7: wfe.persistence.v1.ReturnedItem
+	(*DequeueRequest)(nil),         // 8: wfe.persistence.v1.DequeueRequest
+	(*DequeueResponse)(nil),        // 9: wfe.persistence.v1.DequeueResponse
+	(*AcknowledgeRequest)(nil),     // 10: wfe.persistence.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),    // 11: wfe.persistence.v1.AcknowledgeResponse
+	(*ReturnItemsRequest)(nil),     // 12: wfe.persistence.v1.ReturnItemsRequest
+	(*ReturnItemsResponse)(nil),    // 13: wfe.persistence.v1.ReturnItemsResponse
+	(*RenewItemsRequest)(nil),      // 14: wfe.persistence.v1.RenewItemsRequest
+	(*RenewItemsResponse)(nil),     // 15: wfe.persistence.v1.RenewItemsResponse
+	(*ListQueueItemsRequest)(nil),  // 16: wfe.persistence.v1.ListQueueItemsRequest
+	(*ListQueueItemsResponse)(nil), // 17: wfe.persistence.v1.ListQueueItemsResponse
+	(*GetQueueStatsRequest)(nil),   // 18: wfe.persistence.v1.GetQueueStatsRequest
+	(*GetQueueStatsResponse)(nil),  // 19: wfe.persistence.v1.GetQueueStatsResponse
+	(*QueueStats)(nil),             // 20: wfe.persistence.v1.QueueStats
+	(*RequeueItemsRequest)(nil),    // 21: wfe.persistence.v1.RequeueItemsRequest
+	(*RequeueItemsResponse)(nil),   // 22: wfe.persistence.v1.RequeueItemsResponse
+	(*DeleteItemsRequest)(nil),     // 23: wfe.persistence.v1.DeleteItemsRequest
+	(*DeleteItemsResponse)(nil),    // 24: wfe.persistence.v1.DeleteItemsResponse
+	(*ConfigureQueueRequest)(nil),  // 25: wfe.persistence.v1.ConfigureQueueRequest
+	(*ConfigureQueueResponse)(nil), // 26: wfe.persistence.v1.ConfigureQueueResponse
+	(*QueueItem)(nil),              // 27: wfe.persistence.v1.QueueItem
+	(*timestamppb.Timestamp)(nil),  // 28: google.protobuf.Timestamp
+	(*WorkflowInstance)(nil),       // 29: wfe.persistence.v1.WorkflowInstance
+	(*durationpb.Duration)(nil),    // 30: google.protobuf.Duration
+	(*Acknowledgement)(nil),        // 31: wfe.persistence.v1.Acknowledgement
 	(WorkflowView)(0),              // 32: wfe.persistence.v1.WorkflowView
 }
 var file_wfe_persistence_v1_queue_proto_depIdxs = []int32{
-	29, // 0: wfe.persistence.v1.QueueItem.visible_time:type_name -> google.protobuf.Timestamp
-	2,  // 1: wfe.persistence.v1.DequeuedItem.item:type_name -> wfe.persistence.v1.QueueItem
-	29, // 2: wfe.persistence.v1.DequeuedItem.lease_expiry:type_name -> google.protobuf.Timestamp
-	30, // 3: wfe.persistence.v1.DequeuedItem.workflow:type_name -> wfe.persistence.v1.WorkflowInstance
-	29, // 4: wfe.persistence.v1.QueueItemLease.expiry:type_name -> google.protobuf.Timestamp
-	2,  // 5: wfe.persistence.v1.ListedQueueItem.item:type_name -> wfe.persistence.v1.QueueItem
-	1,  // 6: wfe.persistence.v1.ListedQueueItem.state:type_name -> wfe.persistence.v1.QueueItemState
-	4,  // 7: wfe.persistence.v1.ListedQueueItem.lease:type_name -> wfe.persistence.v1.QueueItemLease
-	29, // 8: wfe.persistence.v1.ListedQueueItem.again_time:type_name -> google.protobuf.Timestamp
-	2,  // 9: wfe.persistence.v1.EnqueueRequest.items:type_name -> wfe.persistence.v1.QueueItem
-	31, // 10: wfe.persistence.v1.ReturnedItem.delay:type_name -> google.protobuf.Duration
-	31, // 11: wfe.persistence.v1.DequeueRequest.lease_duration:type_name -> google.protobuf.Duration
-	8,  // 12: wfe.persistence.v1.DequeueRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
-	9,  // 13: wfe.persistence.v1.DequeueRequest.return_items:type_name -> wfe.persistence.v1.ReturnedItem
-	32, // 14: wfe.persistence.v1.DequeueRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	31, // 15: wfe.persistence.v1.DequeueRequest.wait:type_name -> google.protobuf.Duration
-	3,  // 16: wfe.persistence.v1.DequeueResponse.items:type_name -> wfe.persistence.v1.DequeuedItem
-	8,  // 17: wfe.persistence.v1.AcknowledgeRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
-	9,  // 18: wfe.persistence.v1.ReturnItemsRequest.return_items:type_name -> wfe.persistence.v1.ReturnedItem
-	31, // 19: wfe.persistence.v1.RenewItemsRequest.lease_duration:type_name -> google.protobuf.Duration
-	29, // 20: wfe.persistence.v1.RenewItemsResponse.lease_expiry:type_name -> google.protobuf.Timestamp
-	1,  // 21: wfe.persistence.v1.ListQueueItemsRequest.state:type_name -> wfe.persistence.v1.QueueItemState
-	5,  // 22: wfe.persistence.v1.ListQueueItemsResponse.items:type_name -> wfe.persistence.v1.ListedQueueItem
-	22, // 23: wfe.persistence.v1.GetQueueStatsResponse.queues:type_name -> wfe.persistence.v1.QueueStats
-	0,  // 24: wfe.persistence.v1.QueueStats.kind:type_name -> wfe.persistence.v1.QueueKind
-	31, // 25: wfe.persistence.v1.QueueStats.oldest_waiting_age:type_name -> google.protobuf.Duration
-	0,  // 26: wfe.persistence.v1.ConfigureQueueRequest.kind:type_name -> wfe.persistence.v1.QueueKind
-	6,  // 27: wfe.persistence.v1.QueueService.Enqueue:input_type -> wfe.persistence.v1.EnqueueRequest
-	10, // 28: wfe.persistence.v1.QueueService.Dequeue:input_type -> wfe.persistence.v1.DequeueRequest
-	12, // 29: wfe.persistence.v1.QueueService.Acknowledge:input_type -> wfe.persistence.v1.AcknowledgeRequest
-	14, // 30: wfe.persistence.v1.QueueService.ReturnItems:input_type -> wfe.persistence.v1.ReturnItemsRequest
-	16, // 31: wfe.persistence.v1.QueueService.RenewItems:input_type -> wfe.persistence.v1.RenewItemsRequest
-	18, // 32: wfe.persistence.v1.QueueService.ListQueueItems:input_type -> wfe.persistence.v1.ListQueueItemsRequest
-	20, // 33: wfe.persistence.v1.QueueService.GetQueueStats:input_type -> wfe.persistence.v1.GetQueueStatsRequest
-	23, // 34: wfe.persistence.v1.QueueService.RequeueItems:input_type -> wfe.persistence.v1.RequeueItemsRequest
-	25, // 35: wfe.persistence.v1.QueueService.DeleteItems:input_type -> wfe.persistence.v1.DeleteItemsRequest
-	27, // 36: wfe.persistence.v1.QueueService.ConfigureQueue:input_type -> wfe.persistence.v1.ConfigureQueueRequest
-	7,  // 37: wfe.persistence.v1.QueueService.Enqueue:output_type -> wfe.persistence.v1.EnqueueResponse
-	11, // 38: wfe.persistence.v1.QueueService.Dequeue:output_type -> wfe.persistence.v1.DequeueResponse
-	13, // 39: wfe.persistence.v1.QueueService.Acknowledge:output_type -> wfe.persistence.v1.AcknowledgeResponse
-	15, // 40: wfe.persistence.v1.QueueService.ReturnItems:output_type -> wfe.persistence.v1.ReturnItemsResponse
-	17, // 41: wfe.persistence.v1.QueueService.RenewItems:output_type -> wfe.persistence.v1.RenewItemsResponse
-	19, // 42: wfe.persistence.v1.QueueService.ListQueueItems:output_type -> wfe.persistence.v1.ListQueueItemsResponse
-	21, // 43: wfe.persistence.v1.QueueService.GetQueueStats:output_type -> wfe.persistence.v1.GetQueueStatsResponse
-	24, // 44: wfe.persistence.v1.QueueService.RequeueItems:output_type -> wfe.persistence.v1.RequeueItemsResponse
-	26, // 45: wfe.persistence.v1.QueueService.DeleteItems:output_type -> wfe.persistence.v1.DeleteItemsResponse
-	28, // 46: wfe.persistence.v1.QueueService.ConfigureQueue:output_type -> wfe.persistence.v1.ConfigureQueueResponse
-	37, // [37:47] is the sub-list for method output_type
-	27, // [27:37] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	27, // 0: wfe.persistence.v1.DequeuedItem.item:type_name -> wfe.persistence.v1.QueueItem
+	28, // 1: wfe.persistence.v1.DequeuedItem.lease_expiry:type_name -> google.protobuf.Timestamp
+	29, // 2: wfe.persistence.v1.DequeuedItem.workflow:type_name -> wfe.persistence.v1.WorkflowInstance
+	28, // 3: wfe.persistence.v1.QueueItemLease.expiry:type_name -> google.protobuf.Timestamp
+	27, // 4: wfe.persistence.v1.ListedQueueItem.item:type_name -> wfe.persistence.v1.QueueItem
+	1,  // 5: wfe.persistence.v1.ListedQueueItem.state:type_name -> wfe.persistence.v1.QueueItemState
+	3,  // 6: wfe.persistence.v1.ListedQueueItem.lease:type_name -> wfe.persistence.v1.QueueItemLease
+	28, // 7: wfe.persistence.v1.ListedQueueItem.again_time:type_name -> google.protobuf.Timestamp
+	27, // 8: wfe.persistence.v1.EnqueueRequest.items:type_name -> wfe.persistence.v1.QueueItem
+	30, // 9: wfe.persistence.v1.ReturnedItem.delay:type_name -> google.protobuf.Duration
+	30, // 10: wfe.persistence.v1.DequeueRequest.lease_duration:type_name -> google.protobuf.Duration
+	31, // 11: wfe.persistence.v1.DequeueRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
+	7,  // 12: wfe.persistence.v1.DequeueRequest.return_items:type_name -> wfe.persistence.v1.ReturnedItem
+	32, // 13: wfe.persistence.v1.DequeueRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	30, // 14: wfe.persistence.v1.DequeueRequest.wait:type_name -> google.protobuf.Duration
+	2,  // 15: wfe.persistence.v1.DequeueResponse.items:type_name -> wfe.persistence.v1.DequeuedItem
+	31, // 16: wfe.persistence.v1.AcknowledgeRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
+	7,  // 17: wfe.persistence.v1.ReturnItemsRequest.return_items:type_name -> wfe.persistence.v1.ReturnedItem
+	30, // 18: wfe.persistence.v1.RenewItemsRequest.lease_duration:type_name -> google.protobuf.Duration
+	28, // 19: wfe.persistence.v1.RenewItemsResponse.lease_expiry:type_name -> google.protobuf.Timestamp
+	1,  // 20: wfe.persistence.v1.ListQueueItemsRequest.state:type_name -> wfe.persistence.v1.QueueItemState
+	4,  // 21: wfe.persistence.v1.ListQueueItemsResponse.items:type_name -> wfe.persistence.v1.ListedQueueItem
+	20, // 22: wfe.persistence.v1.GetQueueStatsResponse.queues:type_name -> wfe.persistence.v1.QueueStats
+	0,  // 23: wfe.persistence.v1.QueueStats.kind:type_name -> wfe.persistence.v1.QueueKind
+	30, // 24: wfe.persistence.v1.QueueStats.oldest_waiting_age:type_name -> google.protobuf.Duration
+	0,  // 25: wfe.persistence.v1.ConfigureQueueRequest.kind:type_name -> wfe.persistence.v1.QueueKind
+	5,  // 26: wfe.persistence.v1.QueueService.Enqueue:input_type -> wfe.persistence.v1.EnqueueRequest
+	8,  // 27: wfe.persistence.v1.QueueService.Dequeue:input_type -> wfe.persistence.v1.DequeueRequest
+	10, // 28: wfe.persistence.v1.QueueService.Acknowledge:input_type -> wfe.persistence.v1.AcknowledgeRequest
+	12, // 29: wfe.persistence.v1.QueueService.ReturnItems:input_type -> wfe.persistence.v1.ReturnItemsRequest
+	14, // 30: wfe.persistence.v1.QueueService.RenewItems:input_type -> wfe.persistence.v1.RenewItemsRequest
+	16, // 31: wfe.persistence.v1.QueueService.ListQueueItems:input_type -> wfe.persistence.v1.ListQueueItemsRequest
+	18, // 32: wfe.persistence.v1.QueueService.GetQueueStats:input_type -> wfe.persistence.v1.GetQueueStatsRequest
+	21, // 33: wfe.persistence.v1.QueueService.RequeueItems:input_type -> wfe.persistence.v1.RequeueItemsRequest
+	23, // 34: wfe.persistence.v1.QueueService.DeleteItems:input_type -> wfe.persistence.v1.DeleteItemsRequest
+	25, // 35: wfe.persistence.v1.QueueService.ConfigureQueue:input_type -> wfe.persistence.v1.ConfigureQueueRequest
+	6,  // 36: wfe.persistence.v1.QueueService.Enqueue:output_type -> wfe.persistence.v1.EnqueueResponse
+	9,  // 37: wfe.persistence.v1.QueueService.Dequeue:output_type -> wfe.persistence.v1.DequeueResponse
+	11, // 38: wfe.persistence.v1.QueueService.Acknowledge:output_type -> wfe.persistence.v1.AcknowledgeResponse
+	13, // 39: wfe.persistence.v1.QueueService.ReturnItems:output_type -> wfe.persistence.v1.ReturnItemsResponse
+	15, // 40: wfe.persistence.v1.QueueService.RenewItems:output_type -> wfe.persistence.v1.RenewItemsResponse
+	17, // 41: wfe.persistence.v1.QueueService.ListQueueItems:output_type -> wfe.persistence.v1.ListQueueItemsResponse
+	19, // 42: wfe.persistence.v1.QueueService.GetQueueStats:output_type -> wfe.persistence.v1.GetQueueStatsResponse
+	22, // 43: wfe.persistence.v1.QueueService.RequeueItems:output_type -> wfe.persistence.v1.RequeueItemsResponse
+	24, // 44: wfe.persistence.v1.QueueService.DeleteItems:output_type -> wfe.persistence.v1.DeleteItemsResponse
+	26, // 45: wfe.persistence.v1.QueueService.ConfigureQueue:output_type -> wfe.persistence.v1.ConfigureQueueResponse
+	36, // [36:46] is the sub-list for method output_type
+	26, // [26:36] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_queue_proto_init() }
@@ -2088,15 +1928,15 @@ func file_wfe_persistence_v1_queue_proto_init() {
 	if File_wfe_persistence_v1_queue_proto != nil {
 		return
 	}
+	file_wfe_persistence_v1_queue_item_proto_init()
 	file_wfe_persistence_v1_workflow_proto_init()
-	file_wfe_persistence_v1_queue_proto_msgTypes[0].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wfe_persistence_v1_queue_proto_rawDesc), len(file_wfe_persistence_v1_queue_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   27,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1033,7 +1033,10 @@ func (x *WorkflowFilter) GetErrorTimeFrom() *timestamppb.Timestamp {
 type CreateNewWorkflowRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The workflow to store; required.
-	Instance      *WorkflowInstance `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	Instance *WorkflowInstance `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	// Items to enqueue when it is created, as by Enqueue; at most 1000, no (queue,
+	// id) twice. An empty id stands for the id of the workflow.
+	Enqueue       []*QueueItem `protobuf:"bytes,2,rep,name=enqueue,proto3" json:"enqueue,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1071,6 +1074,13 @@ func (*CreateNewWorkflowRequest) Descriptor() ([]byte, []int) {
 func (x *CreateNewWorkflowRequest) GetInstance() *WorkflowInstance {
 	if x != nil {
 		return x.Instance
+	}
+	return nil
+}
+
+func (x *CreateNewWorkflowRequest) GetEnqueue() []*QueueItem {
+	if x != nil {
+		return x.Enqueue
 	}
 	return nil
 }
@@ -1157,8 +1167,20 @@ type PersistWorkflowRequest struct {
 	// Write only if each of these locks (AcquireLock) is still held and has not
 	// expired; at most 1000, no duplicates.
 	HeldLockTokens []string `protobuf:"bytes,4,rep,name=held_lock_tokens,json=heldLockTokens,proto3" json:"held_lock_tokens,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Items to enqueue, as by Enqueue; at most 1000, no (queue, id) twice. An empty
+	// id stands for the workflow's id. One that is also acknowledged here comes
+	// again, at its visible_time, with attempt 0: so a host goes on with a workflow
+	// by acknowledging its item and enqueueing it for the next time.
+	Enqueue []*QueueItem `protobuf:"bytes,5,rep,name=enqueue,proto3" json:"enqueue,omitempty"`
+	// Items handled, as by Acknowledge; at most 1000, no receipt twice. `confirmed`
+	// is judged by the state after this write. If one of them is no longer held
+	// under its receipt, nothing is written: LEASE_LOST, with the `field`
+	// `acknowledge[i].receipt`.
+	Acknowledge []*Acknowledgement `protobuf:"bytes,6,rep,name=acknowledge,proto3" json:"acknowledge,omitempty"`
+	// Lifecycle events to publish in this order, as by Publish; at most 1000.
+	Publish       []*LifecycleEvent `protobuf:"bytes,7,rep,name=publish,proto3" json:"publish,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PersistWorkflowRequest) Reset() {
@@ -1219,13 +1241,36 @@ func (x *PersistWorkflowRequest) GetHeldLockTokens() []string {
 	return nil
 }
 
+func (x *PersistWorkflowRequest) GetEnqueue() []*QueueItem {
+	if x != nil {
+		return x.Enqueue
+	}
+	return nil
+}
+
+func (x *PersistWorkflowRequest) GetAcknowledge() []*Acknowledgement {
+	if x != nil {
+		return x.Acknowledge
+	}
+	return nil
+}
+
+func (x *PersistWorkflowRequest) GetPublish() []*LifecycleEvent {
+	if x != nil {
+		return x.Publish
+	}
+	return nil
+}
+
 // PersistWorkflowResponse is the response of PersistWorkflow.
 type PersistWorkflowResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The revision after this write.
-	Revision      int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// The receipts of `acknowledge` that were not confirmed: these items come back.
+	ReturnedReceipts []string `protobuf:"bytes,2,rep,name=returned_receipts,json=returnedReceipts,proto3" json:"returned_receipts,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *PersistWorkflowResponse) Reset() {
@@ -1265,6 +1310,13 @@ func (x *PersistWorkflowResponse) GetRevision() int64 {
 	return 0
 }
 
+func (x *PersistWorkflowResponse) GetReturnedReceipts() []string {
+	if x != nil {
+		return x.ReturnedReceipts
+	}
+	return nil
+}
+
 // PersistWorkflowWithSubscriptionsRequest is the request of
 // PersistWorkflowWithSubscriptions.
 type PersistWorkflowWithSubscriptionsRequest struct {
@@ -1280,8 +1332,14 @@ type PersistWorkflowWithSubscriptionsRequest struct {
 	RequestId string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// See PersistWorkflowRequest.held_lock_tokens.
 	HeldLockTokens []string `protobuf:"bytes,5,rep,name=held_lock_tokens,json=heldLockTokens,proto3" json:"held_lock_tokens,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// See PersistWorkflowRequest.
+	Enqueue []*QueueItem `protobuf:"bytes,6,rep,name=enqueue,proto3" json:"enqueue,omitempty"`
+	// See PersistWorkflowRequest.
+	Acknowledge []*Acknowledgement `protobuf:"bytes,7,rep,name=acknowledge,proto3" json:"acknowledge,omitempty"`
+	// See PersistWorkflowRequest.
+	Publish       []*LifecycleEvent `protobuf:"bytes,8,rep,name=publish,proto3" json:"publish,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PersistWorkflowWithSubscriptionsRequest) Reset() {
@@ -1349,6 +1407,27 @@ func (x *PersistWorkflowWithSubscriptionsRequest) GetHeldLockTokens() []string {
 	return nil
 }
 
+func (x *PersistWorkflowWithSubscriptionsRequest) GetEnqueue() []*QueueItem {
+	if x != nil {
+		return x.Enqueue
+	}
+	return nil
+}
+
+func (x *PersistWorkflowWithSubscriptionsRequest) GetAcknowledge() []*Acknowledgement {
+	if x != nil {
+		return x.Acknowledge
+	}
+	return nil
+}
+
+func (x *PersistWorkflowWithSubscriptionsRequest) GetPublish() []*LifecycleEvent {
+	if x != nil {
+		return x.Publish
+	}
+	return nil
+}
+
 // PersistWorkflowWithSubscriptionsResponse is the response of
 // PersistWorkflowWithSubscriptions.
 type PersistWorkflowWithSubscriptionsResponse struct {
@@ -1357,8 +1436,10 @@ type PersistWorkflowWithSubscriptionsResponse struct {
 	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	// The ids of the subscriptions, in the order of the request.
 	SubscriptionIds []string `protobuf:"bytes,2,rep,name=subscription_ids,json=subscriptionIds,proto3" json:"subscription_ids,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The receipts of `acknowledge` that were not confirmed: these items come back.
+	ReturnedReceipts []string `protobuf:"bytes,3,rep,name=returned_receipts,json=returnedReceipts,proto3" json:"returned_receipts,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *PersistWorkflowWithSubscriptionsResponse) Reset() {
@@ -1405,6 +1486,13 @@ func (x *PersistWorkflowWithSubscriptionsResponse) GetSubscriptionIds() []string
 	return nil
 }
 
+func (x *PersistWorkflowWithSubscriptionsResponse) GetReturnedReceipts() []string {
+	if x != nil {
+		return x.ReturnedReceipts
+	}
+	return nil
+}
+
 // CommitWorkflowRequest is the request of CommitWorkflow. Each list has at most
 // 1000 items, except pointers.
 type CommitWorkflowRequest struct {
@@ -1446,8 +1534,14 @@ type CommitWorkflowRequest struct {
 	// Write only if each of these locks (AcquireLock) is still held and has not
 	// expired; no duplicates.
 	HeldLockTokens []string `protobuf:"bytes,14,rep,name=held_lock_tokens,json=heldLockTokens,proto3" json:"held_lock_tokens,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// See PersistWorkflowRequest.
+	Enqueue []*QueueItem `protobuf:"bytes,15,rep,name=enqueue,proto3" json:"enqueue,omitempty"`
+	// See PersistWorkflowRequest.
+	Acknowledge []*Acknowledgement `protobuf:"bytes,16,rep,name=acknowledge,proto3" json:"acknowledge,omitempty"`
+	// See PersistWorkflowRequest.
+	Publish       []*LifecycleEvent `protobuf:"bytes,17,rep,name=publish,proto3" json:"publish,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CommitWorkflowRequest) Reset() {
@@ -1589,6 +1683,27 @@ func (x *CommitWorkflowRequest) GetHeldLockTokens() []string {
 	return nil
 }
 
+func (x *CommitWorkflowRequest) GetEnqueue() []*QueueItem {
+	if x != nil {
+		return x.Enqueue
+	}
+	return nil
+}
+
+func (x *CommitWorkflowRequest) GetAcknowledge() []*Acknowledgement {
+	if x != nil {
+		return x.Acknowledge
+	}
+	return nil
+}
+
+func (x *CommitWorkflowRequest) GetPublish() []*LifecycleEvent {
+	if x != nil {
+		return x.Publish
+	}
+	return nil
+}
+
 type isCommitWorkflowRequest_State interface {
 	isCommitWorkflowRequest_State()
 }
@@ -1615,9 +1730,11 @@ type CommitWorkflowResponse struct {
 	// The ids of `create_subscriptions`, in the order of the request.
 	SubscriptionIds []string `protobuf:"bytes,2,rep,name=subscription_ids,json=subscriptionIds,proto3" json:"subscription_ids,omitempty"`
 	// The ids of `create_events`, in the order of the request.
-	EventIds      []string `protobuf:"bytes,3,rep,name=event_ids,json=eventIds,proto3" json:"event_ids,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	EventIds []string `protobuf:"bytes,3,rep,name=event_ids,json=eventIds,proto3" json:"event_ids,omitempty"`
+	// The receipts of `acknowledge` that were not confirmed: these items come back.
+	ReturnedReceipts []string `protobuf:"bytes,4,rep,name=returned_receipts,json=returnedReceipts,proto3" json:"returned_receipts,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *CommitWorkflowResponse) Reset() {
@@ -1667,6 +1784,13 @@ func (x *CommitWorkflowResponse) GetSubscriptionIds() []string {
 func (x *CommitWorkflowResponse) GetEventIds() []string {
 	if x != nil {
 		return x.EventIds
+	}
+	return nil
+}
+
+func (x *CommitWorkflowResponse) GetReturnedReceipts() []string {
+	if x != nil {
+		return x.ReturnedReceipts
 	}
 	return nil
 }
@@ -2929,7 +3053,7 @@ var File_wfe_persistence_v1_workflow_proto protoreflect.FileDescriptor
 
 const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\n" +
-	"!wfe/persistence/v1/workflow.proto\x12\x12wfe.persistence.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a wfe/persistence/v1/command.proto\x1a\x1ewfe/persistence/v1/event.proto\x1a#wfe/persistence/v1/list_order.proto\x1a\x1ewfe/persistence/v1/store.proto\x1a%wfe/persistence/v1/subscription.proto\"\xba\a\n" +
+	"!wfe/persistence/v1/workflow.proto\x12\x12wfe.persistence.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a wfe/persistence/v1/command.proto\x1a\x1ewfe/persistence/v1/event.proto\x1a\"wfe/persistence/v1/lifecycle.proto\x1a#wfe/persistence/v1/list_order.proto\x1a#wfe/persistence/v1/queue_item.proto\x1a\x1ewfe/persistence/v1/store.proto\x1a%wfe/persistence/v1/subscription.proto\"\xba\a\n" +
 	"\x10WorkflowInstance\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12-\n" +
@@ -3031,33 +3155,42 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\b_versionB\f\n" +
 	"\n" +
 	"_referenceB\x14\n" +
-	"\x12_waiting_event_key\"\\\n" +
+	"\x12_waiting_event_key\"\x95\x01\n" +
 	"\x18CreateNewWorkflowRequest\x12@\n" +
-	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\"[\n" +
+	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\x127\n" +
+	"\aenqueue\x18\x02 \x03(\v2\x1d.wfe.persistence.v1.QueueItemR\aenqueue\"[\n" +
 	"\x19CreateNewWorkflowResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x03R\brevision\"\xeb\x01\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\"\xa9\x03\n" +
 	"\x16PersistWorkflowRequest\x12@\n" +
 	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\x120\n" +
 	"\x11expected_revision\x18\x02 \x01(\x03H\x00R\x10expectedRevision\x88\x01\x01\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tR\trequestId\x12(\n" +
-	"\x10held_lock_tokens\x18\x04 \x03(\tR\x0eheldLockTokensB\x14\n" +
-	"\x12_expected_revision\"5\n" +
+	"\x10held_lock_tokens\x18\x04 \x03(\tR\x0eheldLockTokens\x127\n" +
+	"\aenqueue\x18\x05 \x03(\v2\x1d.wfe.persistence.v1.QueueItemR\aenqueue\x12E\n" +
+	"\vacknowledge\x18\x06 \x03(\v2#.wfe.persistence.v1.AcknowledgementR\vacknowledge\x12<\n" +
+	"\apublish\x18\a \x03(\v2\".wfe.persistence.v1.LifecycleEventR\apublishB\x14\n" +
+	"\x12_expected_revision\"b\n" +
 	"\x17PersistWorkflowResponse\x12\x1a\n" +
-	"\brevision\x18\x01 \x01(\x03R\brevision\"\xc9\x02\n" +
+	"\brevision\x18\x01 \x01(\x03R\brevision\x12+\n" +
+	"\x11returned_receipts\x18\x02 \x03(\tR\x10returnedReceipts\"\x87\x04\n" +
 	"'PersistWorkflowWithSubscriptionsRequest\x12@\n" +
 	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\x12K\n" +
 	"\rsubscriptions\x18\x02 \x03(\v2%.wfe.persistence.v1.EventSubscriptionR\rsubscriptions\x120\n" +
 	"\x11expected_revision\x18\x03 \x01(\x03H\x00R\x10expectedRevision\x88\x01\x01\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x04 \x01(\tR\trequestId\x12(\n" +
-	"\x10held_lock_tokens\x18\x05 \x03(\tR\x0eheldLockTokensB\x14\n" +
-	"\x12_expected_revision\"q\n" +
+	"\x10held_lock_tokens\x18\x05 \x03(\tR\x0eheldLockTokens\x127\n" +
+	"\aenqueue\x18\x06 \x03(\v2\x1d.wfe.persistence.v1.QueueItemR\aenqueue\x12E\n" +
+	"\vacknowledge\x18\a \x03(\v2#.wfe.persistence.v1.AcknowledgementR\vacknowledge\x12<\n" +
+	"\apublish\x18\b \x03(\v2\".wfe.persistence.v1.LifecycleEventR\apublishB\x14\n" +
+	"\x12_expected_revision\"\x9e\x01\n" +
 	"(PersistWorkflowWithSubscriptionsResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12)\n" +
-	"\x10subscription_ids\x18\x02 \x03(\tR\x0fsubscriptionIds\"\xfd\x06\n" +
+	"\x10subscription_ids\x18\x02 \x03(\tR\x0fsubscriptionIds\x12+\n" +
+	"\x11returned_receipts\x18\x03 \x03(\tR\x10returnedReceipts\"\xbb\b\n" +
 	"\x15CommitWorkflowRequest\x12B\n" +
 	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceH\x00R\binstance\x129\n" +
 	"\x05patch\x18\x02 \x01(\v2!.wfe.persistence.v1.WorkflowPatchH\x00R\x05patch\x120\n" +
@@ -3074,13 +3207,17 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\x15complete_lease_tokens\x18\f \x03(\tR\x13completeLeaseTokens\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\r \x01(\tR\trequestId\x12(\n" +
-	"\x10held_lock_tokens\x18\x0e \x03(\tR\x0eheldLockTokensB\a\n" +
+	"\x10held_lock_tokens\x18\x0e \x03(\tR\x0eheldLockTokens\x127\n" +
+	"\aenqueue\x18\x0f \x03(\v2\x1d.wfe.persistence.v1.QueueItemR\aenqueue\x12E\n" +
+	"\vacknowledge\x18\x10 \x03(\v2#.wfe.persistence.v1.AcknowledgementR\vacknowledge\x12<\n" +
+	"\apublish\x18\x11 \x03(\v2\".wfe.persistence.v1.LifecycleEventR\apublishB\a\n" +
 	"\x05stateB\x14\n" +
-	"\x12_expected_revision\"|\n" +
+	"\x12_expected_revision\"\xa9\x01\n" +
 	"\x16CommitWorkflowResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12)\n" +
 	"\x10subscription_ids\x18\x02 \x03(\tR\x0fsubscriptionIds\x12\x1b\n" +
-	"\tevent_ids\x18\x03 \x03(\tR\beventIds\"b\n" +
+	"\tevent_ids\x18\x03 \x03(\tR\beventIds\x12+\n" +
+	"\x11returned_receipts\x18\x04 \x03(\tR\x10returnedReceipts\"b\n" +
 	"\x1aGetWorkflowInstanceRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x124\n" +
 	"\x04view\x18\x02 \x01(\x0e2 .wfe.persistence.v1.WorkflowViewR\x04view\"_\n" +
@@ -3258,11 +3395,14 @@ var file_wfe_persistence_v1_workflow_proto_goTypes = []any{
 	nil,                                              // 38: wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
 	(*timestamppb.Timestamp)(nil),                    // 39: google.protobuf.Timestamp
 	(*fieldmaskpb.FieldMask)(nil),                    // 40: google.protobuf.FieldMask
-	(*EventSubscription)(nil),                        // 41: wfe.persistence.v1.EventSubscription
-	(*Event)(nil),                                    // 42: wfe.persistence.v1.Event
-	(*ExecutionError)(nil),                           // 43: wfe.persistence.v1.ExecutionError
-	(*ScheduledCommand)(nil),                         // 44: wfe.persistence.v1.ScheduledCommand
-	(ListOrder)(0),                                   // 45: wfe.persistence.v1.ListOrder
+	(*QueueItem)(nil),                                // 41: wfe.persistence.v1.QueueItem
+	(*Acknowledgement)(nil),                          // 42: wfe.persistence.v1.Acknowledgement
+	(*LifecycleEvent)(nil),                           // 43: wfe.persistence.v1.LifecycleEvent
+	(*EventSubscription)(nil),                        // 44: wfe.persistence.v1.EventSubscription
+	(*Event)(nil),                                    // 45: wfe.persistence.v1.Event
+	(*ExecutionError)(nil),                           // 46: wfe.persistence.v1.ExecutionError
+	(*ScheduledCommand)(nil),                         // 47: wfe.persistence.v1.ScheduledCommand
+	(ListOrder)(0),                                   // 48: wfe.persistence.v1.ListOrder
 }
 var file_wfe_persistence_v1_workflow_proto_depIdxs = []int32{
 	4,  // 0: wfe.persistence.v1.WorkflowInstance.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
@@ -3288,66 +3428,76 @@ var file_wfe_persistence_v1_workflow_proto_depIdxs = []int32{
 	39, // 20: wfe.persistence.v1.WorkflowFilter.due_before:type_name -> google.protobuf.Timestamp
 	39, // 21: wfe.persistence.v1.WorkflowFilter.error_time_from:type_name -> google.protobuf.Timestamp
 	3,  // 22: wfe.persistence.v1.CreateNewWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	3,  // 23: wfe.persistence.v1.PersistWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	3,  // 24: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	41, // 25: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.subscriptions:type_name -> wfe.persistence.v1.EventSubscription
-	3,  // 26: wfe.persistence.v1.CommitWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	5,  // 27: wfe.persistence.v1.CommitWorkflowRequest.patch:type_name -> wfe.persistence.v1.WorkflowPatch
-	6,  // 28: wfe.persistence.v1.CommitWorkflowRequest.held_subscriptions:type_name -> wfe.persistence.v1.SubscriptionClaim
-	41, // 29: wfe.persistence.v1.CommitWorkflowRequest.create_subscriptions:type_name -> wfe.persistence.v1.EventSubscription
-	42, // 30: wfe.persistence.v1.CommitWorkflowRequest.create_events:type_name -> wfe.persistence.v1.Event
-	43, // 31: wfe.persistence.v1.CommitWorkflowRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
-	44, // 32: wfe.persistence.v1.CommitWorkflowRequest.schedule_commands:type_name -> wfe.persistence.v1.ScheduledCommand
-	2,  // 33: wfe.persistence.v1.GetWorkflowInstanceRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	3,  // 34: wfe.persistence.v1.GetWorkflowInstanceResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	2,  // 35: wfe.persistence.v1.GetWorkflowInstanceByNameRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	3,  // 36: wfe.persistence.v1.GetWorkflowInstanceByNameResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	2,  // 37: wfe.persistence.v1.GetWorkflowInstancesRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	3,  // 38: wfe.persistence.v1.GetWorkflowInstancesResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	39, // 39: wfe.persistence.v1.GetRunnableInstancesRequest.as_at:type_name -> google.protobuf.Timestamp
-	4,  // 40: wfe.persistence.v1.ListExecutionPointersResponse.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
-	7,  // 41: wfe.persistence.v1.ListWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
-	45, // 42: wfe.persistence.v1.ListWorkflowsRequest.order:type_name -> wfe.persistence.v1.ListOrder
-	2,  // 43: wfe.persistence.v1.ListWorkflowsRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	3,  // 44: wfe.persistence.v1.ListWorkflowsResponse.instances:type_name -> wfe.persistence.v1.WorkflowInstance
-	7,  // 45: wfe.persistence.v1.CountWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
-	0,  // 46: wfe.persistence.v1.WorkflowCount.status:type_name -> wfe.persistence.v1.WorkflowStatus
-	31, // 47: wfe.persistence.v1.CountWorkflowsResponse.counts:type_name -> wfe.persistence.v1.WorkflowCount
-	39, // 48: wfe.persistence.v1.PurgeWorkflowsRequest.ended_before:type_name -> google.protobuf.Timestamp
-	0,  // 49: wfe.persistence.v1.PurgeWorkflowsRequest.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
-	8,  // 50: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:input_type -> wfe.persistence.v1.CreateNewWorkflowRequest
-	10, // 51: wfe.persistence.v1.WorkflowService.PersistWorkflow:input_type -> wfe.persistence.v1.PersistWorkflowRequest
-	12, // 52: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:input_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest
-	14, // 53: wfe.persistence.v1.WorkflowService.CommitWorkflow:input_type -> wfe.persistence.v1.CommitWorkflowRequest
-	16, // 54: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:input_type -> wfe.persistence.v1.GetWorkflowInstanceRequest
-	18, // 55: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:input_type -> wfe.persistence.v1.GetWorkflowInstanceByNameRequest
-	20, // 56: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:input_type -> wfe.persistence.v1.GetWorkflowInstancesRequest
-	22, // 57: wfe.persistence.v1.WorkflowService.GetRunnableInstances:input_type -> wfe.persistence.v1.GetRunnableInstancesRequest
-	24, // 58: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:input_type -> wfe.persistence.v1.NextDefinitionSequenceRequest
-	26, // 59: wfe.persistence.v1.WorkflowService.ListExecutionPointers:input_type -> wfe.persistence.v1.ListExecutionPointersRequest
-	28, // 60: wfe.persistence.v1.WorkflowService.ListWorkflows:input_type -> wfe.persistence.v1.ListWorkflowsRequest
-	30, // 61: wfe.persistence.v1.WorkflowService.CountWorkflows:input_type -> wfe.persistence.v1.CountWorkflowsRequest
-	33, // 62: wfe.persistence.v1.WorkflowService.DeleteWorkflow:input_type -> wfe.persistence.v1.DeleteWorkflowRequest
-	35, // 63: wfe.persistence.v1.WorkflowService.PurgeWorkflows:input_type -> wfe.persistence.v1.PurgeWorkflowsRequest
-	9,  // 64: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:output_type -> wfe.persistence.v1.CreateNewWorkflowResponse
-	11, // 65: wfe.persistence.v1.WorkflowService.PersistWorkflow:output_type -> wfe.persistence.v1.PersistWorkflowResponse
-	13, // 66: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:output_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse
-	15, // 67: wfe.persistence.v1.WorkflowService.CommitWorkflow:output_type -> wfe.persistence.v1.CommitWorkflowResponse
-	17, // 68: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:output_type -> wfe.persistence.v1.GetWorkflowInstanceResponse
-	19, // 69: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:output_type -> wfe.persistence.v1.GetWorkflowInstanceByNameResponse
-	21, // 70: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:output_type -> wfe.persistence.v1.GetWorkflowInstancesResponse
-	23, // 71: wfe.persistence.v1.WorkflowService.GetRunnableInstances:output_type -> wfe.persistence.v1.GetRunnableInstancesResponse
-	25, // 72: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:output_type -> wfe.persistence.v1.NextDefinitionSequenceResponse
-	27, // 73: wfe.persistence.v1.WorkflowService.ListExecutionPointers:output_type -> wfe.persistence.v1.ListExecutionPointersResponse
-	29, // 74: wfe.persistence.v1.WorkflowService.ListWorkflows:output_type -> wfe.persistence.v1.ListWorkflowsResponse
-	32, // 75: wfe.persistence.v1.WorkflowService.CountWorkflows:output_type -> wfe.persistence.v1.CountWorkflowsResponse
-	34, // 76: wfe.persistence.v1.WorkflowService.DeleteWorkflow:output_type -> wfe.persistence.v1.DeleteWorkflowResponse
-	36, // 77: wfe.persistence.v1.WorkflowService.PurgeWorkflows:output_type -> wfe.persistence.v1.PurgeWorkflowsResponse
-	64, // [64:78] is the sub-list for method output_type
-	50, // [50:64] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	41, // 23: wfe.persistence.v1.CreateNewWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
+	3,  // 24: wfe.persistence.v1.PersistWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	41, // 25: wfe.persistence.v1.PersistWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
+	42, // 26: wfe.persistence.v1.PersistWorkflowRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
+	43, // 27: wfe.persistence.v1.PersistWorkflowRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
+	3,  // 28: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	44, // 29: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.subscriptions:type_name -> wfe.persistence.v1.EventSubscription
+	41, // 30: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
+	42, // 31: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
+	43, // 32: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
+	3,  // 33: wfe.persistence.v1.CommitWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	5,  // 34: wfe.persistence.v1.CommitWorkflowRequest.patch:type_name -> wfe.persistence.v1.WorkflowPatch
+	6,  // 35: wfe.persistence.v1.CommitWorkflowRequest.held_subscriptions:type_name -> wfe.persistence.v1.SubscriptionClaim
+	44, // 36: wfe.persistence.v1.CommitWorkflowRequest.create_subscriptions:type_name -> wfe.persistence.v1.EventSubscription
+	45, // 37: wfe.persistence.v1.CommitWorkflowRequest.create_events:type_name -> wfe.persistence.v1.Event
+	46, // 38: wfe.persistence.v1.CommitWorkflowRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
+	47, // 39: wfe.persistence.v1.CommitWorkflowRequest.schedule_commands:type_name -> wfe.persistence.v1.ScheduledCommand
+	41, // 40: wfe.persistence.v1.CommitWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
+	42, // 41: wfe.persistence.v1.CommitWorkflowRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
+	43, // 42: wfe.persistence.v1.CommitWorkflowRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
+	2,  // 43: wfe.persistence.v1.GetWorkflowInstanceRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 44: wfe.persistence.v1.GetWorkflowInstanceResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	2,  // 45: wfe.persistence.v1.GetWorkflowInstanceByNameRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 46: wfe.persistence.v1.GetWorkflowInstanceByNameResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	2,  // 47: wfe.persistence.v1.GetWorkflowInstancesRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 48: wfe.persistence.v1.GetWorkflowInstancesResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	39, // 49: wfe.persistence.v1.GetRunnableInstancesRequest.as_at:type_name -> google.protobuf.Timestamp
+	4,  // 50: wfe.persistence.v1.ListExecutionPointersResponse.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
+	7,  // 51: wfe.persistence.v1.ListWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
+	48, // 52: wfe.persistence.v1.ListWorkflowsRequest.order:type_name -> wfe.persistence.v1.ListOrder
+	2,  // 53: wfe.persistence.v1.ListWorkflowsRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 54: wfe.persistence.v1.ListWorkflowsResponse.instances:type_name -> wfe.persistence.v1.WorkflowInstance
+	7,  // 55: wfe.persistence.v1.CountWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
+	0,  // 56: wfe.persistence.v1.WorkflowCount.status:type_name -> wfe.persistence.v1.WorkflowStatus
+	31, // 57: wfe.persistence.v1.CountWorkflowsResponse.counts:type_name -> wfe.persistence.v1.WorkflowCount
+	39, // 58: wfe.persistence.v1.PurgeWorkflowsRequest.ended_before:type_name -> google.protobuf.Timestamp
+	0,  // 59: wfe.persistence.v1.PurgeWorkflowsRequest.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
+	8,  // 60: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:input_type -> wfe.persistence.v1.CreateNewWorkflowRequest
+	10, // 61: wfe.persistence.v1.WorkflowService.PersistWorkflow:input_type -> wfe.persistence.v1.PersistWorkflowRequest
+	12, // 62: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:input_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest
+	14, // 63: wfe.persistence.v1.WorkflowService.CommitWorkflow:input_type -> wfe.persistence.v1.CommitWorkflowRequest
+	16, // 64: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:input_type -> wfe.persistence.v1.GetWorkflowInstanceRequest
+	18, // 65: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:input_type -> wfe.persistence.v1.GetWorkflowInstanceByNameRequest
+	20, // 66: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:input_type -> wfe.persistence.v1.GetWorkflowInstancesRequest
+	22, // 67: wfe.persistence.v1.WorkflowService.GetRunnableInstances:input_type -> wfe.persistence.v1.GetRunnableInstancesRequest
+	24, // 68: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:input_type -> wfe.persistence.v1.NextDefinitionSequenceRequest
+	26, // 69: wfe.persistence.v1.WorkflowService.ListExecutionPointers:input_type -> wfe.persistence.v1.ListExecutionPointersRequest
+	28, // 70: wfe.persistence.v1.WorkflowService.ListWorkflows:input_type -> wfe.persistence.v1.ListWorkflowsRequest
+	30, // 71: wfe.persistence.v1.WorkflowService.CountWorkflows:input_type -> wfe.persistence.v1.CountWorkflowsRequest
+	33, // 72: wfe.persistence.v1.WorkflowService.DeleteWorkflow:input_type -> wfe.persistence.v1.DeleteWorkflowRequest
+	35, // 73: wfe.persistence.v1.WorkflowService.PurgeWorkflows:input_type -> wfe.persistence.v1.PurgeWorkflowsRequest
+	9,  // 74: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:output_type -> wfe.persistence.v1.CreateNewWorkflowResponse
+	11, // 75: wfe.persistence.v1.WorkflowService.PersistWorkflow:output_type -> wfe.persistence.v1.PersistWorkflowResponse
+	13, // 76: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:output_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse
+	15, // 77: wfe.persistence.v1.WorkflowService.CommitWorkflow:output_type -> wfe.persistence.v1.CommitWorkflowResponse
+	17, // 78: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:output_type -> wfe.persistence.v1.GetWorkflowInstanceResponse
+	19, // 79: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:output_type -> wfe.persistence.v1.GetWorkflowInstanceByNameResponse
+	21, // 80: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:output_type -> wfe.persistence.v1.GetWorkflowInstancesResponse
+	23, // 81: wfe.persistence.v1.WorkflowService.GetRunnableInstances:output_type -> wfe.persistence.v1.GetRunnableInstancesResponse
+	25, // 82: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:output_type -> wfe.persistence.v1.NextDefinitionSequenceResponse
+	27, // 83: wfe.persistence.v1.WorkflowService.ListExecutionPointers:output_type -> wfe.persistence.v1.ListExecutionPointersResponse
+	29, // 84: wfe.persistence.v1.WorkflowService.ListWorkflows:output_type -> wfe.persistence.v1.ListWorkflowsResponse
+	32, // 85: wfe.persistence.v1.WorkflowService.CountWorkflows:output_type -> wfe.persistence.v1.CountWorkflowsResponse
+	34, // 86: wfe.persistence.v1.WorkflowService.DeleteWorkflow:output_type -> wfe.persistence.v1.DeleteWorkflowResponse
+	36, // 87: wfe.persistence.v1.WorkflowService.PurgeWorkflows:output_type -> wfe.persistence.v1.PurgeWorkflowsResponse
+	74, // [74:88] is the sub-list for method output_type
+	60, // [60:74] is the sub-list for method input_type
+	60, // [60:60] is the sub-list for extension type_name
+	60, // [60:60] is the sub-list for extension extendee
+	0,  // [0:60] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_workflow_proto_init() }
@@ -3357,7 +3507,9 @@ func file_wfe_persistence_v1_workflow_proto_init() {
 	}
 	file_wfe_persistence_v1_command_proto_init()
 	file_wfe_persistence_v1_event_proto_init()
+	file_wfe_persistence_v1_lifecycle_proto_init()
 	file_wfe_persistence_v1_list_order_proto_init()
+	file_wfe_persistence_v1_queue_item_proto_init()
 	file_wfe_persistence_v1_store_proto_init()
 	file_wfe_persistence_v1_subscription_proto_init()
 	file_wfe_persistence_v1_workflow_proto_msgTypes[0].OneofWrappers = []any{}

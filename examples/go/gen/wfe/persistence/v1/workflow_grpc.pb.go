@@ -46,13 +46,15 @@ const (
 // one transaction (a purge runs several); every read sees one consistent
 // snapshot (GetWorkflowInstances: one for each workflow).
 type WorkflowServiceClient interface {
-	// Stores a new workflow with all its pointers. Idempotent: repeating the
-	// request (same id, same content) returns the same response and changes
-	// nothing, even if the workflow has been updated since; but if it has been
-	// deleted since, it is created anew, with a higher revision. Errors:
+	// Stores a new workflow with all its pointers, and enqueues items with it, all
+	// or nothing. Idempotent: repeating the request (same id, same workflow)
+	// returns the same response and changes nothing, even if the workflow has been
+	// updated since; but if it has been deleted since, it is created anew, with a
+	// higher revision. A repetition does not enqueue: that was done with the
+	// creation, and a workflow that has ended since is not to be run again. Errors:
 	// ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the id is in use with different
 	// content, ALREADY_EXISTS (NAME_TAKEN) if the name is; RESOURCE_EXHAUSTED
-	// (ANSWER_TOO_LARGE) if it could not be read back in one message;
+	// (ANSWER_TOO_LARGE) if it or an item could not be read back in one message;
 	// INVALID_ARGUMENT.
 	CreateNewWorkflow(ctx context.Context, in *CreateNewWorkflowRequest, opts ...grpc.CallOption) (*CreateNewWorkflowResponse, error)
 	// Replaces the stored state with the given one: pointers that are no longer
@@ -63,8 +65,11 @@ type WorkflowServiceClient interface {
 	// `expected_revision`, is rejected); with a `request_id` a repetition changes
 	// nothing. With `held_lock_tokens`, it is refused if one of these locks is no
 	// longer held, and nobody else acquires any of them before it is committed.
-	// Errors: NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED (REVISION_MISMATCH);
-	// FAILED_PRECONDITION (LEASE_LOST, with the `field` in ErrorInfo's metadata);
+	// What it enqueues, acknowledges and publishes belongs to the same transaction:
+	// all or nothing, and every watcher of lifecycle events sees those of two
+	// writes of a workflow in the order of its revisions. Errors: NOT_FOUND
+	// (WORKFLOW_NOT_FOUND); ABORTED (REVISION_MISMATCH); FAILED_PRECONDITION
+	// (LEASE_LOST, with the `field` in ErrorInfo's metadata);
 	// ALREADY_EXISTS (NAME_TAKEN); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
 	// INVALID_ARGUMENT.
 	PersistWorkflow(ctx context.Context, in *PersistWorkflowRequest, opts ...grpc.CallOption) (*PersistWorkflowResponse, error)
@@ -78,10 +83,11 @@ type WorkflowServiceClient interface {
 	// scheduling something that already exists behaves as in
 	// CreateEventSubscription, CreateEvent and ScheduleCommand. Sets the column
 	// last_heartbeat_at to the database's time. A command both completed and
-	// scheduled ends up scheduled, without the lease. After a lost response,
-	// repeating the call is safe with a `request_id`. Errors, each with the
-	// request's `field` in ErrorInfo's metadata: NOT_FOUND (WORKFLOW_NOT_FOUND,
-	// POINTER_NOT_FOUND, SUBSCRIPTION_NOT_FOUND, EVENT_NOT_FOUND); ABORTED
+	// scheduled ends up scheduled, without the lease. Queues and lifecycle events
+	// are as in PersistWorkflow. After a lost response, repeating the call is safe
+	// with a `request_id`. Errors, each with the request's `field` in ErrorInfo's
+	// metadata: NOT_FOUND (WORKFLOW_NOT_FOUND, POINTER_NOT_FOUND,
+	// SUBSCRIPTION_NOT_FOUND, EVENT_NOT_FOUND); ABORTED
 	// (REVISION_MISMATCH); FAILED_PRECONDITION (TOKEN_MISMATCH, LEASE_LOST);
 	// ALREADY_EXISTS (NAME_TAKEN, SUBSCRIPTION_ALREADY_EXISTS,
 	// EVENT_ALREADY_EXISTS, REQUEST_ID_REUSED); RESOURCE_EXHAUSTED
@@ -316,13 +322,15 @@ func (c *workflowServiceClient) PurgeWorkflows(ctx context.Context, in *PurgeWor
 // one transaction (a purge runs several); every read sees one consistent
 // snapshot (GetWorkflowInstances: one for each workflow).
 type WorkflowServiceServer interface {
-	// Stores a new workflow with all its pointers. Idempotent: repeating the
-	// request (same id, same content) returns the same response and changes
-	// nothing, even if the workflow has been updated since; but if it has been
-	// deleted since, it is created anew, with a higher revision. Errors:
+	// Stores a new workflow with all its pointers, and enqueues items with it, all
+	// or nothing. Idempotent: repeating the request (same id, same workflow)
+	// returns the same response and changes nothing, even if the workflow has been
+	// updated since; but if it has been deleted since, it is created anew, with a
+	// higher revision. A repetition does not enqueue: that was done with the
+	// creation, and a workflow that has ended since is not to be run again. Errors:
 	// ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the id is in use with different
 	// content, ALREADY_EXISTS (NAME_TAKEN) if the name is; RESOURCE_EXHAUSTED
-	// (ANSWER_TOO_LARGE) if it could not be read back in one message;
+	// (ANSWER_TOO_LARGE) if it or an item could not be read back in one message;
 	// INVALID_ARGUMENT.
 	CreateNewWorkflow(context.Context, *CreateNewWorkflowRequest) (*CreateNewWorkflowResponse, error)
 	// Replaces the stored state with the given one: pointers that are no longer
@@ -333,8 +341,11 @@ type WorkflowServiceServer interface {
 	// `expected_revision`, is rejected); with a `request_id` a repetition changes
 	// nothing. With `held_lock_tokens`, it is refused if one of these locks is no
 	// longer held, and nobody else acquires any of them before it is committed.
-	// Errors: NOT_FOUND (WORKFLOW_NOT_FOUND); ABORTED (REVISION_MISMATCH);
-	// FAILED_PRECONDITION (LEASE_LOST, with the `field` in ErrorInfo's metadata);
+	// What it enqueues, acknowledges and publishes belongs to the same transaction:
+	// all or nothing, and every watcher of lifecycle events sees those of two
+	// writes of a workflow in the order of its revisions. Errors: NOT_FOUND
+	// (WORKFLOW_NOT_FOUND); ABORTED (REVISION_MISMATCH); FAILED_PRECONDITION
+	// (LEASE_LOST, with the `field` in ErrorInfo's metadata);
 	// ALREADY_EXISTS (NAME_TAKEN); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
 	// INVALID_ARGUMENT.
 	PersistWorkflow(context.Context, *PersistWorkflowRequest) (*PersistWorkflowResponse, error)
@@ -348,10 +359,11 @@ type WorkflowServiceServer interface {
 	// scheduling something that already exists behaves as in
 	// CreateEventSubscription, CreateEvent and ScheduleCommand. Sets the column
 	// last_heartbeat_at to the database's time. A command both completed and
-	// scheduled ends up scheduled, without the lease. After a lost response,
-	// repeating the call is safe with a `request_id`. Errors, each with the
-	// request's `field` in ErrorInfo's metadata: NOT_FOUND (WORKFLOW_NOT_FOUND,
-	// POINTER_NOT_FOUND, SUBSCRIPTION_NOT_FOUND, EVENT_NOT_FOUND); ABORTED
+	// scheduled ends up scheduled, without the lease. Queues and lifecycle events
+	// are as in PersistWorkflow. After a lost response, repeating the call is safe
+	// with a `request_id`. Errors, each with the request's `field` in ErrorInfo's
+	// metadata: NOT_FOUND (WORKFLOW_NOT_FOUND, POINTER_NOT_FOUND,
+	// SUBSCRIPTION_NOT_FOUND, EVENT_NOT_FOUND); ABORTED
 	// (REVISION_MISMATCH); FAILED_PRECONDITION (TOKEN_MISMATCH, LEASE_LOST);
 	// ALREADY_EXISTS (NAME_TAKEN, SUBSCRIPTION_ALREADY_EXISTS,
 	// EVENT_ALREADY_EXISTS, REQUEST_ID_REUSED); RESOURCE_EXHAUSTED

@@ -6,6 +6,8 @@ import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobu
 import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import type { Duration, Timestamp } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_duration, file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
+import type { Acknowledgement, QueueItem } from "./queue_item_pb.js";
+import { file_wfe_persistence_v1_queue_item } from "./queue_item_pb.js";
 import type { WorkflowInstance, WorkflowView } from "./workflow_pb.js";
 import { file_wfe_persistence_v1_workflow } from "./workflow_pb.js";
 import type { Message } from "@bufbuild/protobuf";
@@ -14,64 +16,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file wfe/persistence/v1/queue.proto.
  */
 export const file_wfe_persistence_v1_queue: GenFile = /*@__PURE__*/
-  fileDesc("Ch53ZmUvcGVyc2lzdGVuY2UvdjEvcXVldWUucHJvdG8SEndmZS5wZXJzaXN0ZW5jZS52MSKYAQoJUXVldWVJdGVtEg0KBXF1ZXVlGAEgASgJEgoKAmlkGAIgASgJEhkKDHBheWxvYWRfanNvbhgDIAEoCUgAiAEBEjAKDHZpc2libGVfdGltZRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEgoKYmxvY2tlZF9ieRgFIAMoCUIPCg1fcGF5bG9hZF9qc29uIvABCgxEZXF1ZXVlZEl0ZW0SKwoEaXRlbRgBIAEoCzIdLndmZS5wZXJzaXN0ZW5jZS52MS5RdWV1ZUl0ZW0SDwoHcmVjZWlwdBgCIAEoCRIwCgxsZWFzZV9leHBpcnkYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg0KBWVwb2NoGAQgASgDEg8KB2F0dGVtcHQYBSABKAUSNgoId29ya2Zsb3cYBiABKAsyJC53ZmUucGVyc2lzdGVuY2UudjEuV29ya2Zsb3dJbnN0YW5jZRIYChB3b3JrZmxvd19vbWl0dGVkGAcgASgIIl4KDlF1ZXVlSXRlbUxlYXNlEhEKCXdvcmtlcl9pZBgBIAEoCRIqCgZleHBpcnkYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg0KBWVwb2NoGAMgASgDIuUBCg9MaXN0ZWRRdWV1ZUl0ZW0SKwoEaXRlbRgBIAEoCzIdLndmZS5wZXJzaXN0ZW5jZS52MS5RdWV1ZUl0ZW0SMQoFc3RhdGUYAiABKA4yIi53ZmUucGVyc2lzdGVuY2UudjEuUXVldWVJdGVtU3RhdGUSDwoHYXR0ZW1wdBgDIAEoBRIxCgVsZWFzZRgEIAEoCzIiLndmZS5wZXJzaXN0ZW5jZS52MS5RdWV1ZUl0ZW1MZWFzZRIuCgphZ2Fpbl90aW1lGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCI+Cg5FbnF1ZXVlUmVxdWVzdBIsCgVpdGVtcxgBIAMoCzIdLndmZS5wZXJzaXN0ZW5jZS52MS5RdWV1ZUl0ZW0iEQoPRW5xdWV1ZVJlc3BvbnNlIjUKD0Fja25vd2xlZGdlbWVudBIPCgdyZWNlaXB0GAEgASgJEhEKCWNvbmZpcm1lZBgCIAEoCCJJCgxSZXR1cm5lZEl0ZW0SDwoHcmVjZWlwdBgBIAEoCRIoCgVkZWxheRgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiLeAgoORGVxdWV1ZVJlcXVlc3QSDgoGcXVldWVzGAEgAygJEhEKCW1heF9pdGVtcxgCIAEoBRIxCg5sZWFzZV9kdXJhdGlvbhgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIRCgl3b3JrZXJfaWQYBCABKAkSOAoLYWNrbm93bGVkZ2UYBSADKAsyIy53ZmUucGVyc2lzdGVuY2UudjEuQWNrbm93bGVkZ2VtZW50EjYKDHJldHVybl9pdGVtcxgGIAMoCzIgLndmZS5wZXJzaXN0ZW5jZS52MS5SZXR1cm5lZEl0ZW0SGAoQaW5jbHVkZV93b3JrZmxvdxgHIAEoCBIuCgR2aWV3GAggASgOMiAud2ZlLnBlcnNpc3RlbmNlLnYxLldvcmtmbG93VmlldxInCgR3YWl0GAkgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIl0KD0RlcXVldWVSZXNwb25zZRIvCgVpdGVtcxgBIAMoCzIgLndmZS5wZXJzaXN0ZW5jZS52MS5EZXF1ZXVlZEl0ZW0SGQoRcmV0dXJuZWRfcmVjZWlwdHMYAiADKAkiTgoSQWNrbm93bGVkZ2VSZXF1ZXN0EjgKC2Fja25vd2xlZGdlGAEgAygLMiMud2ZlLnBlcnNpc3RlbmNlLnYxLkFja25vd2xlZGdlbWVudCIwChNBY2tub3dsZWRnZVJlc3BvbnNlEhkKEXJldHVybmVkX3JlY2VpcHRzGAEgAygJIkwKElJldHVybkl0ZW1zUmVxdWVzdBI2CgxyZXR1cm5faXRlbXMYASADKAsyIC53ZmUucGVyc2lzdGVuY2UudjEuUmV0dXJuZWRJdGVtIhUKE1JldHVybkl0ZW1zUmVzcG9uc2UiWAoRUmVuZXdJdGVtc1JlcXVlc3QSEAoIcmVjZWlwdHMYASADKAkSMQoObGVhc2VfZHVyYXRpb24YAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iRgoSUmVuZXdJdGVtc1Jlc3BvbnNlEjAKDGxlYXNlX2V4cGlyeRgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAijAEKFUxpc3RRdWV1ZUl0ZW1zUmVxdWVzdBINCgVxdWV1ZRgBIAEoCRIxCgVzdGF0ZRgCIAEoDjIiLndmZS5wZXJzaXN0ZW5jZS52MS5RdWV1ZUl0ZW1TdGF0ZRIKCgJpZBgDIAEoCRIRCglwYWdlX3NpemUYBCABKAUSEgoKcGFnZV90b2tlbhgFIAEoCSJlChZMaXN0UXVldWVJdGVtc1Jlc3BvbnNlEjIKBWl0ZW1zGAEgAygLMiMud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RlZFF1ZXVlSXRlbRIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiTQoUR2V0UXVldWVTdGF0c1JlcXVlc3QSDgoGcXVldWVzGAEgAygJEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJImAKFUdldFF1ZXVlU3RhdHNSZXNwb25zZRIuCgZxdWV1ZXMYASADKAsyHi53ZmUucGVyc2lzdGVuY2UudjEuUXVldWVTdGF0cxIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAki1QEKClF1ZXVlU3RhdHMSDQoFcXVldWUYASABKAkSKwoEa2luZBgCIAEoDjIdLndmZS5wZXJzaXN0ZW5jZS52MS5RdWV1ZUtpbmQSFAoMbWF4X2F0dGVtcHRzGAMgASgFEg8KB3dhaXRpbmcYBCABKAMSDwoHZGVsYXllZBgFIAEoAxIOCgZsZWFzZWQYBiABKAMSDAoEZGVhZBgHIAEoAxI1ChJvbGRlc3Rfd2FpdGluZ19hZ2UYCCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iQwoTUmVxdWV1ZUl0ZW1zUmVxdWVzdBINCgVxdWV1ZRgBIAEoCRILCgNpZHMYAiADKAkSEAoIbWF4X2RlYWQYAyABKAUiKAoUUmVxdWV1ZUl0ZW1zUmVzcG9uc2USEAoIcmVxdWV1ZWQYASABKAUiQgoSRGVsZXRlSXRlbXNSZXF1ZXN0Eg0KBXF1ZXVlGAEgASgJEgsKA2lkcxgCIAMoCRIQCghtYXhfZGVhZBgDIAEoBSImChNEZWxldGVJdGVtc1Jlc3BvbnNlEg8KB2RlbGV0ZWQYASABKAUiaQoVQ29uZmlndXJlUXVldWVSZXF1ZXN0Eg0KBXF1ZXVlGAEgASgJEisKBGtpbmQYAiABKA4yHS53ZmUucGVyc2lzdGVuY2UudjEuUXVldWVLaW5kEhQKDG1heF9hdHRlbXB0cxgDIAEoBSIYChZDb25maWd1cmVRdWV1ZVJlc3BvbnNlKmwKCVF1ZXVlS2luZBIaChZRVUVVRV9LSU5EX1VOU1BFQ0lGSUVEEAASFAoQUVVFVUVfS0lORF9QTEFJThABEhcKE1FVRVVFX0tJTkRfV09SS0ZMT1cQAhIUChBRVUVVRV9LSU5EX0VWRU5UEAMqpgEKDlF1ZXVlSXRlbVN0YXRlEiAKHFFVRVVFX0lURU1fU1RBVEVfVU5TUEVDSUZJRUQQABIcChhRVUVVRV9JVEVNX1NUQVRFX1dBSVRJTkcQARIcChhRVUVVRV9JVEVNX1NUQVRFX0RFTEFZRUQQAhIbChdRVUVVRV9JVEVNX1NUQVRFX0xFQVNFRBADEhkKFVFVRVVFX0lURU1fU1RBVEVfREVBRBAEMs4HCgxRdWV1ZVNlcnZpY2USUgoHRW5xdWV1ZRIiLndmZS5wZXJzaXN0ZW5jZS52MS5FbnF1ZXVlUmVxdWVzdBojLndmZS5wZXJzaXN0ZW5jZS52MS5FbnF1ZXVlUmVzcG9uc2USUgoHRGVxdWV1ZRIiLndmZS5wZXJzaXN0ZW5jZS52MS5EZXF1ZXVlUmVxdWVzdBojLndmZS5wZXJzaXN0ZW5jZS52MS5EZXF1ZXVlUmVzcG9uc2USXgoLQWNrbm93bGVkZ2USJi53ZmUucGVyc2lzdGVuY2UudjEuQWNrbm93bGVkZ2VSZXF1ZXN0Gicud2ZlLnBlcnNpc3RlbmNlLnYxLkFja25vd2xlZGdlUmVzcG9uc2USXgoLUmV0dXJuSXRlbXMSJi53ZmUucGVyc2lzdGVuY2UudjEuUmV0dXJuSXRlbXNSZXF1ZXN0Gicud2ZlLnBlcnNpc3RlbmNlLnYxLlJldHVybkl0ZW1zUmVzcG9uc2USWwoKUmVuZXdJdGVtcxIlLndmZS5wZXJzaXN0ZW5jZS52MS5SZW5ld0l0ZW1zUmVxdWVzdBomLndmZS5wZXJzaXN0ZW5jZS52MS5SZW5ld0l0ZW1zUmVzcG9uc2USZwoOTGlzdFF1ZXVlSXRlbXMSKS53ZmUucGVyc2lzdGVuY2UudjEuTGlzdFF1ZXVlSXRlbXNSZXF1ZXN0Gioud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RRdWV1ZUl0ZW1zUmVzcG9uc2USZAoNR2V0UXVldWVTdGF0cxIoLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRRdWV1ZVN0YXRzUmVxdWVzdBopLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRRdWV1ZVN0YXRzUmVzcG9uc2USYQoMUmVxdWV1ZUl0ZW1zEicud2ZlLnBlcnNpc3RlbmNlLnYxLlJlcXVldWVJdGVtc1JlcXVlc3QaKC53ZmUucGVyc2lzdGVuY2UudjEuUmVxdWV1ZUl0ZW1zUmVzcG9uc2USXgoLRGVsZXRlSXRlbXMSJi53ZmUucGVyc2lzdGVuY2UudjEuRGVsZXRlSXRlbXNSZXF1ZXN0Gicud2ZlLnBlcnNpc3RlbmNlLnYxLkRlbGV0ZUl0ZW1zUmVzcG9uc2USZwoOQ29uZmlndXJlUXVldWUSKS53ZmUucGVyc2lzdGVuY2UudjEuQ29uZmlndXJlUXVldWVSZXF1ZXN0Gioud2ZlLnBlcnNpc3RlbmNlLnYxLkNvbmZpZ3VyZVF1ZXVlUmVzcG9uc2VCTwoSd2ZlLnBlcnNpc3RlbmNlLnYxUAFaN3dmZS1wZXJzaXN0ZW5jZS9nZW4vZ28vd2ZlL3BlcnNpc3RlbmNlL3YxO3BlcnNpc3RlbmNldjFiBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_wfe_persistence_v1_workflow]);
-
-/**
- * QueueItem is work to be handled by one worker. There is at most one for each
- * (queue, id).
- *
- * @generated from message wfe.persistence.v1.QueueItem
- */
-export type QueueItem = Message<"wfe.persistence.v1.QueueItem"> & {
-  /**
-   * The queue's name, `[a-z][a-z0-9_.-]{0,63}`; required. A queue is made by its
-   * first item.
-   *
-   * @generated from field: string queue = 1;
-   */
-  queue: string;
-
-  /**
-   * What is to be handled, for example the id of a workflow; required, at most
-   * 512 bytes.
-   *
-   * @generated from field: string id = 2;
-   */
-  id: string;
-
-  /**
-   * Anything that the worker needs besides, as a JSON document of at most 65536
-   * bytes; absent: none.
-   *
-   * @generated from field: optional string payload_json = 3;
-   */
-  payloadJson?: string | undefined;
-
-  /**
-   * When it may be handed out, by the database's clock, truncated to
-   * microseconds; absent: now. Years 1-9999. In a response: since when it has
-   * been visible, or when it will be; of a leased item in a list, when its lease
-   * expires.
-   *
-   * @generated from field: google.protobuf.Timestamp visible_time = 4;
-   */
-  visibleTime?: Timestamp | undefined;
-
-  /**
-   * The resources of locks, at most 8, each at most 512 bytes, no duplicates:
-   * the item is withheld while somebody holds one of them.
-   *
-   * @generated from field: repeated string blocked_by = 5;
-   */
-  blockedBy: string[];
-};
-
-/**
- * Describes the message wfe.persistence.v1.QueueItem.
- * Use `create(QueueItemSchema)` to create a new message.
- */
-export const QueueItemSchema: GenMessage<QueueItem> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 0);
+  fileDesc("Ch53ZmUvcGVyc2lzdGVuY2UvdjEvcXVldWUucHJvdG8SEndmZS5wZXJzaXN0ZW5jZS52MSLwAQoMRGVxdWV1ZWRJdGVtEisKBGl0ZW0YASABKAsyHS53ZmUucGVyc2lzdGVuY2UudjEuUXVldWVJdGVtEg8KB3JlY2VpcHQYAiABKAkSMAoMbGVhc2VfZXhwaXJ5GAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBINCgVlcG9jaBgEIAEoAxIPCgdhdHRlbXB0GAUgASgFEjYKCHdvcmtmbG93GAYgASgLMiQud2ZlLnBlcnNpc3RlbmNlLnYxLldvcmtmbG93SW5zdGFuY2USGAoQd29ya2Zsb3dfb21pdHRlZBgHIAEoCCJeCg5RdWV1ZUl0ZW1MZWFzZRIRCgl3b3JrZXJfaWQYASABKAkSKgoGZXhwaXJ5GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBINCgVlcG9jaBgDIAEoAyLlAQoPTGlzdGVkUXVldWVJdGVtEisKBGl0ZW0YASABKAsyHS53ZmUucGVyc2lzdGVuY2UudjEuUXVldWVJdGVtEjEKBXN0YXRlGAIgASgOMiIud2ZlLnBlcnNpc3RlbmNlLnYxLlF1ZXVlSXRlbVN0YXRlEg8KB2F0dGVtcHQYAyABKAUSMQoFbGVhc2UYBCABKAsyIi53ZmUucGVyc2lzdGVuY2UudjEuUXVldWVJdGVtTGVhc2USLgoKYWdhaW5fdGltZRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiPgoORW5xdWV1ZVJlcXVlc3QSLAoFaXRlbXMYASADKAsyHS53ZmUucGVyc2lzdGVuY2UudjEuUXVldWVJdGVtIhEKD0VucXVldWVSZXNwb25zZSJJCgxSZXR1cm5lZEl0ZW0SDwoHcmVjZWlwdBgBIAEoCRIoCgVkZWxheRgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiLeAgoORGVxdWV1ZVJlcXVlc3QSDgoGcXVldWVzGAEgAygJEhEKCW1heF9pdGVtcxgCIAEoBRIxCg5sZWFzZV9kdXJhdGlvbhgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIRCgl3b3JrZXJfaWQYBCABKAkSOAoLYWNrbm93bGVkZ2UYBSADKAsyIy53ZmUucGVyc2lzdGVuY2UudjEuQWNrbm93bGVkZ2VtZW50EjYKDHJldHVybl9pdGVtcxgGIAMoCzIgLndmZS5wZXJzaXN0ZW5jZS52MS5SZXR1cm5lZEl0ZW0SGAoQaW5jbHVkZV93b3JrZmxvdxgHIAEoCBIuCgR2aWV3GAggASgOMiAud2ZlLnBlcnNpc3RlbmNlLnYxLldvcmtmbG93VmlldxInCgR3YWl0GAkgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIl0KD0RlcXVldWVSZXNwb25zZRIvCgVpdGVtcxgBIAMoCzIgLndmZS5wZXJzaXN0ZW5jZS52MS5EZXF1ZXVlZEl0ZW0SGQoRcmV0dXJuZWRfcmVjZWlwdHMYAiADKAkiTgoSQWNrbm93bGVkZ2VSZXF1ZXN0EjgKC2Fja25vd2xlZGdlGAEgAygLMiMud2ZlLnBlcnNpc3RlbmNlLnYxLkFja25vd2xlZGdlbWVudCIwChNBY2tub3dsZWRnZVJlc3BvbnNlEhkKEXJldHVybmVkX3JlY2VpcHRzGAEgAygJIkwKElJldHVybkl0ZW1zUmVxdWVzdBI2CgxyZXR1cm5faXRlbXMYASADKAsyIC53ZmUucGVyc2lzdGVuY2UudjEuUmV0dXJuZWRJdGVtIhUKE1JldHVybkl0ZW1zUmVzcG9uc2UiWAoRUmVuZXdJdGVtc1JlcXVlc3QSEAoIcmVjZWlwdHMYASADKAkSMQoObGVhc2VfZHVyYXRpb24YAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iRgoSUmVuZXdJdGVtc1Jlc3BvbnNlEjAKDGxlYXNlX2V4cGlyeRgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAijAEKFUxpc3RRdWV1ZUl0ZW1zUmVxdWVzdBINCgVxdWV1ZRgBIAEoCRIxCgVzdGF0ZRgCIAEoDjIiLndmZS5wZXJzaXN0ZW5jZS52MS5RdWV1ZUl0ZW1TdGF0ZRIKCgJpZBgDIAEoCRIRCglwYWdlX3NpemUYBCABKAUSEgoKcGFnZV90b2tlbhgFIAEoCSJlChZMaXN0UXVldWVJdGVtc1Jlc3BvbnNlEjIKBWl0ZW1zGAEgAygLMiMud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RlZFF1ZXVlSXRlbRIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiTQoUR2V0UXVldWVTdGF0c1JlcXVlc3QSDgoGcXVldWVzGAEgAygJEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJImAKFUdldFF1ZXVlU3RhdHNSZXNwb25zZRIuCgZxdWV1ZXMYASADKAsyHi53ZmUucGVyc2lzdGVuY2UudjEuUXVldWVTdGF0cxIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAki1QEKClF1ZXVlU3RhdHMSDQoFcXVldWUYASABKAkSKwoEa2luZBgCIAEoDjIdLndmZS5wZXJzaXN0ZW5jZS52MS5RdWV1ZUtpbmQSFAoMbWF4X2F0dGVtcHRzGAMgASgFEg8KB3dhaXRpbmcYBCABKAMSDwoHZGVsYXllZBgFIAEoAxIOCgZsZWFzZWQYBiABKAMSDAoEZGVhZBgHIAEoAxI1ChJvbGRlc3Rfd2FpdGluZ19hZ2UYCCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iQwoTUmVxdWV1ZUl0ZW1zUmVxdWVzdBINCgVxdWV1ZRgBIAEoCRILCgNpZHMYAiADKAkSEAoIbWF4X2RlYWQYAyABKAUiKAoUUmVxdWV1ZUl0ZW1zUmVzcG9uc2USEAoIcmVxdWV1ZWQYASABKAUiQgoSRGVsZXRlSXRlbXNSZXF1ZXN0Eg0KBXF1ZXVlGAEgASgJEgsKA2lkcxgCIAMoCRIQCghtYXhfZGVhZBgDIAEoBSImChNEZWxldGVJdGVtc1Jlc3BvbnNlEg8KB2RlbGV0ZWQYASABKAUiaQoVQ29uZmlndXJlUXVldWVSZXF1ZXN0Eg0KBXF1ZXVlGAEgASgJEisKBGtpbmQYAiABKA4yHS53ZmUucGVyc2lzdGVuY2UudjEuUXVldWVLaW5kEhQKDG1heF9hdHRlbXB0cxgDIAEoBSIYChZDb25maWd1cmVRdWV1ZVJlc3BvbnNlKmwKCVF1ZXVlS2luZBIaChZRVUVVRV9LSU5EX1VOU1BFQ0lGSUVEEAASFAoQUVVFVUVfS0lORF9QTEFJThABEhcKE1FVRVVFX0tJTkRfV09SS0ZMT1cQAhIUChBRVUVVRV9LSU5EX0VWRU5UEAMqpgEKDlF1ZXVlSXRlbVN0YXRlEiAKHFFVRVVFX0lURU1fU1RBVEVfVU5TUEVDSUZJRUQQABIcChhRVUVVRV9JVEVNX1NUQVRFX1dBSVRJTkcQARIcChhRVUVVRV9JVEVNX1NUQVRFX0RFTEFZRUQQAhIbChdRVUVVRV9JVEVNX1NUQVRFX0xFQVNFRBADEhkKFVFVRVVFX0lURU1fU1RBVEVfREVBRBAEMs4HCgxRdWV1ZVNlcnZpY2USUgoHRW5xdWV1ZRIiLndmZS5wZXJzaXN0ZW5jZS52MS5FbnF1ZXVlUmVxdWVzdBojLndmZS5wZXJzaXN0ZW5jZS52MS5FbnF1ZXVlUmVzcG9uc2USUgoHRGVxdWV1ZRIiLndmZS5wZXJzaXN0ZW5jZS52MS5EZXF1ZXVlUmVxdWVzdBojLndmZS5wZXJzaXN0ZW5jZS52MS5EZXF1ZXVlUmVzcG9uc2USXgoLQWNrbm93bGVkZ2USJi53ZmUucGVyc2lzdGVuY2UudjEuQWNrbm93bGVkZ2VSZXF1ZXN0Gicud2ZlLnBlcnNpc3RlbmNlLnYxLkFja25vd2xlZGdlUmVzcG9uc2USXgoLUmV0dXJuSXRlbXMSJi53ZmUucGVyc2lzdGVuY2UudjEuUmV0dXJuSXRlbXNSZXF1ZXN0Gicud2ZlLnBlcnNpc3RlbmNlLnYxLlJldHVybkl0ZW1zUmVzcG9uc2USWwoKUmVuZXdJdGVtcxIlLndmZS5wZXJzaXN0ZW5jZS52MS5SZW5ld0l0ZW1zUmVxdWVzdBomLndmZS5wZXJzaXN0ZW5jZS52MS5SZW5ld0l0ZW1zUmVzcG9uc2USZwoOTGlzdFF1ZXVlSXRlbXMSKS53ZmUucGVyc2lzdGVuY2UudjEuTGlzdFF1ZXVlSXRlbXNSZXF1ZXN0Gioud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RRdWV1ZUl0ZW1zUmVzcG9uc2USZAoNR2V0UXVldWVTdGF0cxIoLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRRdWV1ZVN0YXRzUmVxdWVzdBopLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRRdWV1ZVN0YXRzUmVzcG9uc2USYQoMUmVxdWV1ZUl0ZW1zEicud2ZlLnBlcnNpc3RlbmNlLnYxLlJlcXVldWVJdGVtc1JlcXVlc3QaKC53ZmUucGVyc2lzdGVuY2UudjEuUmVxdWV1ZUl0ZW1zUmVzcG9uc2USXgoLRGVsZXRlSXRlbXMSJi53ZmUucGVyc2lzdGVuY2UudjEuRGVsZXRlSXRlbXNSZXF1ZXN0Gicud2ZlLnBlcnNpc3RlbmNlLnYxLkRlbGV0ZUl0ZW1zUmVzcG9uc2USZwoOQ29uZmlndXJlUXVldWUSKS53ZmUucGVyc2lzdGVuY2UudjEuQ29uZmlndXJlUXVldWVSZXF1ZXN0Gioud2ZlLnBlcnNpc3RlbmNlLnYxLkNvbmZpZ3VyZVF1ZXVlUmVzcG9uc2VCTwoSd2ZlLnBlcnNpc3RlbmNlLnYxUAFaN3dmZS1wZXJzaXN0ZW5jZS9nZW4vZ28vd2ZlL3BlcnNpc3RlbmNlL3YxO3BlcnNpc3RlbmNldjFiBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_wfe_persistence_v1_queue_item, file_wfe_persistence_v1_workflow]);
 
 /**
  * DequeuedItem is an item that one worker holds under a lease.
@@ -140,7 +85,7 @@ export type DequeuedItem = Message<"wfe.persistence.v1.DequeuedItem"> & {
  * Use `create(DequeuedItemSchema)` to create a new message.
  */
 export const DequeuedItemSchema: GenMessage<DequeuedItem> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 1);
+  messageDesc(file_wfe_persistence_v1_queue, 0);
 
 /**
  * QueueItemLease is one worker's hold of an item, as others may see it: without
@@ -176,7 +121,7 @@ export type QueueItemLease = Message<"wfe.persistence.v1.QueueItemLease"> & {
  * Use `create(QueueItemLeaseSchema)` to create a new message.
  */
 export const QueueItemLeaseSchema: GenMessage<QueueItemLease> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 2);
+  messageDesc(file_wfe_persistence_v1_queue, 1);
 
 /**
  * ListedQueueItem is an item in a list.
@@ -226,7 +171,7 @@ export type ListedQueueItem = Message<"wfe.persistence.v1.ListedQueueItem"> & {
  * Use `create(ListedQueueItemSchema)` to create a new message.
  */
 export const ListedQueueItemSchema: GenMessage<ListedQueueItem> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 3);
+  messageDesc(file_wfe_persistence_v1_queue, 2);
 
 /**
  * EnqueueRequest is the request of Enqueue.
@@ -247,7 +192,7 @@ export type EnqueueRequest = Message<"wfe.persistence.v1.EnqueueRequest"> & {
  * Use `create(EnqueueRequestSchema)` to create a new message.
  */
 export const EnqueueRequestSchema: GenMessage<EnqueueRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 4);
+  messageDesc(file_wfe_persistence_v1_queue, 3);
 
 /**
  * EnqueueResponse is the response of Enqueue.
@@ -262,38 +207,7 @@ export type EnqueueResponse = Message<"wfe.persistence.v1.EnqueueResponse"> & {
  * Use `create(EnqueueResponseSchema)` to create a new message.
  */
 export const EnqueueResponseSchema: GenMessage<EnqueueResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 5);
-
-/**
- * Acknowledgement says that an item has been handled.
- *
- * @generated from message wfe.persistence.v1.Acknowledgement
- */
-export type Acknowledgement = Message<"wfe.persistence.v1.Acknowledgement"> & {
-  /**
-   * The item's receipt; required.
-   *
-   * @generated from field: string receipt = 1;
-   */
-  receipt: string;
-
-  /**
-   * True: the item goes only if the store says that its work is done, which
-   * depends on its queue's kind; otherwise it comes back, as one that was
-   * returned: after 1 s, twice as long with each attempt, but at most 60 s. It is
-   * read in the transaction of the acknowledgement. False: it goes in any case.
-   *
-   * @generated from field: bool confirmed = 2;
-   */
-  confirmed: boolean;
-};
-
-/**
- * Describes the message wfe.persistence.v1.Acknowledgement.
- * Use `create(AcknowledgementSchema)` to create a new message.
- */
-export const AcknowledgementSchema: GenMessage<Acknowledgement> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 6);
+  messageDesc(file_wfe_persistence_v1_queue, 4);
 
 /**
  * ReturnedItem is an item to be given back unhandled.
@@ -322,7 +236,7 @@ export type ReturnedItem = Message<"wfe.persistence.v1.ReturnedItem"> & {
  * Use `create(ReturnedItemSchema)` to create a new message.
  */
 export const ReturnedItemSchema: GenMessage<ReturnedItem> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 7);
+  messageDesc(file_wfe_persistence_v1_queue, 5);
 
 /**
  * DequeueRequest is the request of Dequeue.
@@ -405,7 +319,7 @@ export type DequeueRequest = Message<"wfe.persistence.v1.DequeueRequest"> & {
  * Use `create(DequeueRequestSchema)` to create a new message.
  */
 export const DequeueRequestSchema: GenMessage<DequeueRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 8);
+  messageDesc(file_wfe_persistence_v1_queue, 6);
 
 /**
  * DequeueResponse is the response of Dequeue.
@@ -434,7 +348,7 @@ export type DequeueResponse = Message<"wfe.persistence.v1.DequeueResponse"> & {
  * Use `create(DequeueResponseSchema)` to create a new message.
  */
 export const DequeueResponseSchema: GenMessage<DequeueResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 9);
+  messageDesc(file_wfe_persistence_v1_queue, 7);
 
 /**
  * AcknowledgeRequest is the request of Acknowledge.
@@ -455,7 +369,7 @@ export type AcknowledgeRequest = Message<"wfe.persistence.v1.AcknowledgeRequest"
  * Use `create(AcknowledgeRequestSchema)` to create a new message.
  */
 export const AcknowledgeRequestSchema: GenMessage<AcknowledgeRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 10);
+  messageDesc(file_wfe_persistence_v1_queue, 8);
 
 /**
  * AcknowledgeResponse is the response of Acknowledge.
@@ -476,7 +390,7 @@ export type AcknowledgeResponse = Message<"wfe.persistence.v1.AcknowledgeRespons
  * Use `create(AcknowledgeResponseSchema)` to create a new message.
  */
 export const AcknowledgeResponseSchema: GenMessage<AcknowledgeResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 11);
+  messageDesc(file_wfe_persistence_v1_queue, 9);
 
 /**
  * ReturnItemsRequest is the request of ReturnItems.
@@ -497,7 +411,7 @@ export type ReturnItemsRequest = Message<"wfe.persistence.v1.ReturnItemsRequest"
  * Use `create(ReturnItemsRequestSchema)` to create a new message.
  */
 export const ReturnItemsRequestSchema: GenMessage<ReturnItemsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 12);
+  messageDesc(file_wfe_persistence_v1_queue, 10);
 
 /**
  * ReturnItemsResponse is the response of ReturnItems.
@@ -512,7 +426,7 @@ export type ReturnItemsResponse = Message<"wfe.persistence.v1.ReturnItemsRespons
  * Use `create(ReturnItemsResponseSchema)` to create a new message.
  */
 export const ReturnItemsResponseSchema: GenMessage<ReturnItemsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 13);
+  messageDesc(file_wfe_persistence_v1_queue, 11);
 
 /**
  * RenewItemsRequest is the request of RenewItems.
@@ -542,7 +456,7 @@ export type RenewItemsRequest = Message<"wfe.persistence.v1.RenewItemsRequest"> 
  * Use `create(RenewItemsRequestSchema)` to create a new message.
  */
 export const RenewItemsRequestSchema: GenMessage<RenewItemsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 14);
+  messageDesc(file_wfe_persistence_v1_queue, 12);
 
 /**
  * RenewItemsResponse is the response of RenewItems.
@@ -564,7 +478,7 @@ export type RenewItemsResponse = Message<"wfe.persistence.v1.RenewItemsResponse"
  * Use `create(RenewItemsResponseSchema)` to create a new message.
  */
 export const RenewItemsResponseSchema: GenMessage<RenewItemsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 15);
+  messageDesc(file_wfe_persistence_v1_queue, 13);
 
 /**
  * ListQueueItemsRequest is the request of ListQueueItems.
@@ -616,7 +530,7 @@ export type ListQueueItemsRequest = Message<"wfe.persistence.v1.ListQueueItemsRe
  * Use `create(ListQueueItemsRequestSchema)` to create a new message.
  */
 export const ListQueueItemsRequestSchema: GenMessage<ListQueueItemsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 16);
+  messageDesc(file_wfe_persistence_v1_queue, 14);
 
 /**
  * ListQueueItemsResponse is the response of ListQueueItems.
@@ -644,7 +558,7 @@ export type ListQueueItemsResponse = Message<"wfe.persistence.v1.ListQueueItemsR
  * Use `create(ListQueueItemsResponseSchema)` to create a new message.
  */
 export const ListQueueItemsResponseSchema: GenMessage<ListQueueItemsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 17);
+  messageDesc(file_wfe_persistence_v1_queue, 15);
 
 /**
  * GetQueueStatsRequest is the request of GetQueueStats.
@@ -682,7 +596,7 @@ export type GetQueueStatsRequest = Message<"wfe.persistence.v1.GetQueueStatsRequ
  * Use `create(GetQueueStatsRequestSchema)` to create a new message.
  */
 export const GetQueueStatsRequestSchema: GenMessage<GetQueueStatsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 18);
+  messageDesc(file_wfe_persistence_v1_queue, 16);
 
 /**
  * GetQueueStatsResponse is the response of GetQueueStats.
@@ -711,7 +625,7 @@ export type GetQueueStatsResponse = Message<"wfe.persistence.v1.GetQueueStatsRes
  * Use `create(GetQueueStatsResponseSchema)` to create a new message.
  */
 export const GetQueueStatsResponseSchema: GenMessage<GetQueueStatsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 19);
+  messageDesc(file_wfe_persistence_v1_queue, 17);
 
 /**
  * QueueStats is what a queue has and how it works.
@@ -781,7 +695,7 @@ export type QueueStats = Message<"wfe.persistence.v1.QueueStats"> & {
  * Use `create(QueueStatsSchema)` to create a new message.
  */
 export const QueueStatsSchema: GenMessage<QueueStats> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 20);
+  messageDesc(file_wfe_persistence_v1_queue, 18);
 
 /**
  * RequeueItemsRequest is the request of RequeueItems.
@@ -818,7 +732,7 @@ export type RequeueItemsRequest = Message<"wfe.persistence.v1.RequeueItemsReques
  * Use `create(RequeueItemsRequestSchema)` to create a new message.
  */
 export const RequeueItemsRequestSchema: GenMessage<RequeueItemsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 21);
+  messageDesc(file_wfe_persistence_v1_queue, 19);
 
 /**
  * RequeueItemsResponse is the response of RequeueItems.
@@ -839,7 +753,7 @@ export type RequeueItemsResponse = Message<"wfe.persistence.v1.RequeueItemsRespo
  * Use `create(RequeueItemsResponseSchema)` to create a new message.
  */
 export const RequeueItemsResponseSchema: GenMessage<RequeueItemsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 22);
+  messageDesc(file_wfe_persistence_v1_queue, 20);
 
 /**
  * DeleteItemsRequest is the request of DeleteItems.
@@ -876,7 +790,7 @@ export type DeleteItemsRequest = Message<"wfe.persistence.v1.DeleteItemsRequest"
  * Use `create(DeleteItemsRequestSchema)` to create a new message.
  */
 export const DeleteItemsRequestSchema: GenMessage<DeleteItemsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 23);
+  messageDesc(file_wfe_persistence_v1_queue, 21);
 
 /**
  * DeleteItemsResponse is the response of DeleteItems.
@@ -897,7 +811,7 @@ export type DeleteItemsResponse = Message<"wfe.persistence.v1.DeleteItemsRespons
  * Use `create(DeleteItemsResponseSchema)` to create a new message.
  */
 export const DeleteItemsResponseSchema: GenMessage<DeleteItemsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 24);
+  messageDesc(file_wfe_persistence_v1_queue, 22);
 
 /**
  * ConfigureQueueRequest is the request of ConfigureQueue.
@@ -933,7 +847,7 @@ export type ConfigureQueueRequest = Message<"wfe.persistence.v1.ConfigureQueueRe
  * Use `create(ConfigureQueueRequestSchema)` to create a new message.
  */
 export const ConfigureQueueRequestSchema: GenMessage<ConfigureQueueRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 25);
+  messageDesc(file_wfe_persistence_v1_queue, 23);
 
 /**
  * ConfigureQueueResponse is the response of ConfigureQueue.
@@ -948,7 +862,7 @@ export type ConfigureQueueResponse = Message<"wfe.persistence.v1.ConfigureQueueR
  * Use `create(ConfigureQueueResponseSchema)` to create a new message.
  */
 export const ConfigureQueueResponseSchema: GenMessage<ConfigureQueueResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_queue, 26);
+  messageDesc(file_wfe_persistence_v1_queue, 24);
 
 /**
  * QueueKind is what the items of a queue stand for, by which the store can tell
