@@ -1,4 +1,4 @@
-"""Where the binaries of other PostgreSQL versions and of PgBouncer come from.
+"""Where the binaries of other PostgreSQL versions, of PgBouncer and of Kustomize come from.
 
 | PostgreSQL | from |
 |---|---|
@@ -7,8 +7,8 @@
 | 15 | Debian, with `apt-get download` |
 
 PgBouncer comes from Debian too: that of this machine's release, or of another release with its own
-libraries; unless $PGBOUNCER names the program. What was fetched is kept in .tools/binaries, and
-nothing is installed in the system. Raises BinariesError.
+libraries; unless $PGBOUNCER names the program. Kustomize comes from the Go proxy. What was fetched
+is kept in .tools/binaries, and nothing is installed in the system. Raises BinariesError.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _CACHE: Final = Path(__file__).parents[2] / ".tools" / "binaries"
 _WHEEL: Final = {16: "pginstall", 18: "pginstall18"}
 _MAVEN: Final = {14: "14.23.0", 17: "17.10.0"}
 _DEBIAN: Final = {15: "postgresql-15"}
+_KUSTOMIZE: Final = "sigs.k8s.io/kustomize/kustomize/v5@v5.7.1"
 VERSIONS: Final = tuple(sorted({*_WHEEL, *_MAVEN, *_DEBIAN}))
 """The versions of PostgreSQL that there are binaries of."""
 
@@ -118,6 +119,11 @@ def pgbouncer(release: str | None = None) -> Program:
         lambda to: _unpack_debian("pgbouncer", to, release),
     )
     return Program(root / "usr/sbin/pgbouncer", root)
+
+
+def kustomize() -> Path:
+    """Kustomize, built from its module with `go`."""
+    return _kept(_KUSTOMIZE.replace("/", "-"), lambda to: _go_install(_KUSTOMIZE, to)) / "kustomize"
 
 
 def _kept(name: str, unpack: Callable[[Path], None]) -> Path:
@@ -208,13 +214,18 @@ def _sources_of(release: str) -> str:
     raise BinariesError(f"no sources of Debian in {_APT_SOURCES}")
 
 
-def _run(program: str, *arguments: str, cwd: Path) -> str:
+def _go_install(module: str, to: Path) -> None:
+    _run("go", "install", module, cwd=to, env={**os.environ, "GOBIN": str(to)})
+
+
+def _run(program: str, *arguments: str, cwd: Path, env: dict[str, str] | None = None) -> str:
     if shutil.which(program) is None:
         raise BinariesError(f"{program} is not installed")
     command = [program, *arguments]
     done = subprocess.run(
-        command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+        command, cwd=cwd, env=env,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     if done.returncode != 0:
         said = (done.stderr + done.stdout).strip()[-1000:]
         raise BinariesError(f"{' '.join(command)} failed:\n{said}")
