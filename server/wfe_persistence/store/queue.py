@@ -22,6 +22,14 @@ from wfe_persistence.store.lease import (
     parse_lease_token,
     unexpired,
 )
+from wfe_persistence.store.queue_parts import (
+    EVENT_IS_UNPROCESSED,
+    KEPT,
+    MERGED,
+    WORKFLOW_IS_DUE,
+    backoff,
+    not_done,
+)
 from wfe_persistence.store.records import QUEUE_ITEM, QUEUE_KIND
 from wfe_persistence.store.rows import (
     PGresult,
@@ -38,8 +46,7 @@ from wfe_persistence.store.tables import Store
 from wfe_persistence.store.waiting import Line, Waiters
 
 # Rows are locked, and then inserted, in the order of their keys. Numbers are given in the order of
-# the request. An item that is, or was last, under a lease has been handed out with what it was
-# enqueued for; so it is noted that it must come again, also after a late acknowledgement.
+# the request.
 ENQUEUE = f"""
 WITH given (at, {QUEUE_ITEM.names()}) AS MATERIALIZED (
     SELECT g.at,
@@ -53,19 +60,7 @@ WITH given (at, {QUEUE_ITEM.names()}) AS MATERIALIZED (
         SELECT n FROM wfc.queue_items WHERE queue = g.queue AND id = g.id FOR UPDATE
     ) i
 ), merged AS (
-    UPDATE wfc.queue_items i SET
-        payload = g.payload,
-        blocked_by = g.blocked_by,
-        visible_time = CASE
-            WHEN i.dead THEN g.visible_time
-            WHEN i.lease_id IS NOT NULL AND {unexpired("i.visible_time")} THEN i.visible_time
-            ELSE least(i.visible_time, g.visible_time) END,
-        again_time = CASE WHEN i.lease_id IS NOT NULL AND NOT i.dead
-            THEN least(i.again_time, g.visible_time) END,
-        attempt = CASE WHEN i.dead THEN 0 ELSE i.attempt END,
-        lease_id = CASE WHEN NOT i.dead THEN i.lease_id END,
-        lease_worker_id = CASE WHEN NOT i.dead THEN i.lease_worker_id END,
-        dead = FALSE
+    UPDATE wfc.queue_items i SET{MERGED}
     FROM given g
     WHERE i.queue = g.queue AND i.id = g.id AND i.n = ANY (ARRAY (SELECT n FROM locked))
 ), fresh AS MATERIALIZED (
@@ -100,16 +95,7 @@ def wake_queues(store: Store, waiters: Waiters, items: Mapping[str, int]) -> Non
         waiters.wake(queue_line(store, queue), count)
 
 
-# What a workflow or an event must be for its item's work not to be done; see QueueKind.
-_NOT_DONE: Final = """CASE q.kind
-            WHEN 'Workflow' THEN EXISTS (
-                SELECT FROM wfc.workflows WHERE id = h.id AND status = 'Runnable'
-                    AND next_execution <= floor(extract(epoch FROM now()) * 1000)::bigint)
-            WHEN 'Event' THEN EXISTS (
-                SELECT FROM wfc.events WHERE id = h.id AND NOT is_processed)
-            ELSE FALSE END"""
-
-_MOST_BACKOFF_SECONDS: Final = 60
+_NOT_DONE: Final = not_done(WORKFLOW_IS_DUE, EVENT_IS_UNPROCESSED)
 
 # Acknowledges and returns, all or nothing. An item that was enqueued since it was handed out
 # (`again_time`) is neither removed nor dead. The setting tells DEQUEUE, in the same transaction,
@@ -130,21 +116,14 @@ WITH given AS MATERIALIZED (
         h.act = 'acknowledge' OR (h.act = 'confirm' AND NOT {_NOT_DONE}) AS done,
         h.dead OR coalesce(h.attempt >= q.max_attempts, FALSE) AS spent,
         CASE h.act WHEN 'return' THEN h.delay_ms * interval '1 millisecond'
-            ELSE least({_MOST_BACKOFF_SECONDS}, 2 ^ least(h.attempt - 1, 10)) * interval '1 second'
-            END AS delay
+            ELSE {backoff("h.attempt")} END AS delay
     FROM held h LEFT JOIN wfc.queues q ON q.name = h.queue
     WHERE {ALL_HELD}
 ), removed AS (
     DELETE FROM wfc.queue_items
     WHERE n = ANY (ARRAY (SELECT n FROM judged WHERE done AND again_time IS NULL))
 ), kept AS (
-    UPDATE wfc.queue_items i SET
-        visible_time = CASE WHEN j.done THEN j.again_time
-            ELSE least(now() + j.delay, j.again_time) END,
-        dead = j.spent AND j.again_time IS NULL,
-        attempt = CASE WHEN j.done OR (j.spent AND j.again_time IS NOT NULL)
-            THEN 0 ELSE j.attempt END,
-        again_time = NULL, lease_id = NULL, lease_worker_id = NULL
+    UPDATE wfc.queue_items i SET{KEPT}
     FROM judged j
     WHERE i.n = j.n AND NOT (j.done AND j.again_time IS NULL)
         AND i.n = ANY (ARRAY (SELECT n FROM judged))

@@ -19,8 +19,7 @@ WITH given AS MATERIALIZED (
             ELSE FALSE END) AS done,
         h.dead OR coalesce(h.attempt >= q.max_attempts, FALSE) AS spent,
         CASE h.act WHEN 'return' THEN h.delay_ms * interval '1 millisecond'
-            ELSE least(60, 2 ^ least(h.attempt - 1, 10)) * interval '1 second'
-            END AS delay
+            ELSE least(60, 2 ^ least(h.attempt - 1, 10)) * interval '1 second' END AS delay
     FROM held h LEFT JOIN wfc.queues q ON q.name = h.queue
     WHERE (SELECT count(*) FROM held) = (SELECT count(*) FROM given)
 ), removed AS (
