@@ -36,6 +36,7 @@ from wfe_persistence.rpc.services import SERVICES
 from wfe_persistence.service_manager import ServiceManager
 from wfe_persistence.settings import Settings
 from wfe_persistence.store.lifecycle_feed import Feeds
+from wfe_persistence.store.lookout import Lookout
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.readiness import Readiness, State
 from wfe_persistence.store.schema import Schema
@@ -119,6 +120,7 @@ class Server:
         )
         self._workers = Workers()
         waiters = Waiters()
+        self._lookout = Lookout(waiters)
         self._feeds = Feeds(namespaces.default, settings.lifecycle_retention)
         largest = settings.max_message_bytes * _OVERSIZE_FACTOR
         connections = connections_allowed(
@@ -249,6 +251,7 @@ class Server:
         await self._stack.enter_async_context(self._database)
         await self._server.start()
         self._in_background(self._limits.space.watch())
+        self._in_background(self._lookout.run())
         self._in_background(self._feeds.sweep())
         self._in_background(self._connections.watch(self._listener.local_name))
         if self._certificates:

@@ -225,6 +225,12 @@ CLAIMS_LOST: Final = _declared(
     )
 )
 
+# ----- waiting -----
+
+WAITERS: Final = _declared(
+    Gauge(f"{PREFIX}waiting_calls", "Calls that wait for what others do, without a connection.")
+)
+
 # ----- the process -----
 
 LOOP_LAG: Final = _declared(

@@ -121,15 +121,19 @@ def plant_two_transactions() -> None:
 def plant_no_line() -> None:
     """Those who wait for a lock are served last come, first served."""
 
+    def last(self: waiting.Waiters, line: waiting.Line) -> waiting.Waiter | None:
+        return next(reversed(self._places[line].waiters)) if line in self._places else None
+
     def wake(self: waiting.Waiters, line: waiting.Line, count: int = 1) -> None:
-        for waiter in list(self._lines.get(line, ()))[::-1][:count]:
+        if waiter := last(self, line):
             waiter.wake()
 
     def is_first(self: waiting.Waiters, waiter: waiting.Waiter, line: waiting.Line) -> bool:
-        return next(reversed(self._lines[line])) is waiter
+        return last(self, line) is waiter
 
-    setattr(waiting.Waiters, "wake", wake)  # noqa: B010
-    setattr(waiting.Waiters, "is_first", is_first)  # noqa: B010
+    for method in (wake, is_first):
+        setattr(waiting.Waiters, method.__name__, method)
+    setattr(waiting.Waiters, "call", wake)  # noqa: B010
 
 
 class OneQueueGate(FairGate):

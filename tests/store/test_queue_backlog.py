@@ -10,7 +10,7 @@ import psycopg.sql
 import pytest
 
 from tests.store.test_plans import walk
-from wfe_persistence.store import dequeue, queue, queue_list
+from wfe_persistence.store import dequeue, queue, queue_list, queue_waiting
 from wfe_persistence.store.migrate import migrate
 from wfe_persistence.store.postgres.source import ConnectionSource
 from wfe_persistence.store.schema import Schema
@@ -42,7 +42,7 @@ STATES: Final = {
 STATEMENTS: Final[dict[str, tuple[str, list[object]]]] = {
     "dequeue most": (dequeue.DEQUEUE, [1000, 30_000, "l", "w", 4_000_000]),
     "dequeue": (dequeue.DEQUEUE, [10, 30_000, "l", "w", 4_000_000]),
-    "next": (dequeue.NEXT_ITEM, []),
+    "look": (queue_waiting.LOOK_AT_QUEUES, [100]),
 }
 
 

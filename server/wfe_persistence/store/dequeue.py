@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.queue_pb2 import DequeuedItem, DequeueRequest
 from wfe_persistence import metrics
 from wfe_persistence.errors import PersistenceError
@@ -17,10 +16,9 @@ from wfe_persistence.store.lease import (
     expiry_after,
     lease_token,
     new_lease_id,
-    unexpired,
 )
-from wfe_persistence.store.lock import release_line
-from wfe_persistence.store.queue import SETTLE_ITEMS, Settlement, queue_line
+from wfe_persistence.store.queue import SETTLE_ITEMS, Settlement
+from wfe_persistence.store.queue_waiting import UNBLOCKED, queue_line
 from wfe_persistence.store.records import QUEUE_ITEM
 from wfe_persistence.store.rows import (
     Param,
@@ -28,18 +26,12 @@ from wfe_persistence.store.rows import (
     integer,
     read_int4,
     read_int8,
-    read_json,
     read_time,
     text,
     text_array,
 )
 from wfe_persistence.store.tables import Store
-from wfe_persistence.store.waiting import Waiter, Waiters
-
-# How often (seconds) a call that waits looks whether another server has enqueued something: at
-# first soon, then more and more seldom.
-_FIRST_POLL: Final = 0.25
-_LAST_POLL: Final = 1.0
+from wfe_persistence.store.waiting import Waiters, is_passing
 
 _read_item = QUEUE_ITEM.reader()
 
@@ -60,11 +52,6 @@ _ITEM_BYTES: Final = f"""octet_length(queue) + octet_length(id)
                 + octet_length(array_to_string(blocked_by, '')) + 4 * cardinality(blocked_by)
                 + {_CLAIM_BYTES}"""
 
-# Most items are blocked by nothing, and the locks are looked up for the others only.
-_UNBLOCKED: Final = f"""(blocked_by = '{{}}' OR NOT EXISTS (
-                SELECT FROM wfc.locks l
-                WHERE l.resource = ANY (blocked_by) AND {unexpired("l.expiry")}))"""
-
 # $1 the queues, $2 the most items, $3 the lease in ms, $4 its id, $5 the worker, $6 the most bytes.
 # An item that was handed out too often dies here, if its last lease has expired; if that is all
 # there was, there may be others behind. There is always a row, which tells how many died. (Of an
@@ -81,7 +68,7 @@ WITH wanted AS MATERIALIZED (
     FROM wanted w, LATERAL (
         SELECT n, visible_time, attempt, again_time, {_ITEM_BYTES} AS bytes
         FROM wfc.queue_items
-        WHERE queue = w.name AND NOT dead AND visible_time <= now() AND {_UNBLOCKED}
+        WHERE queue = w.name AND NOT dead AND visible_time <= now() AND {UNBLOCKED}
         ORDER BY visible_time, n
         LIMIT $2
         FOR UPDATE SKIP LOCKED
@@ -126,66 +113,44 @@ async def dequeue(
     """Settle items handed out before, then hand out others, in one transaction; if there are none,
     wait for some until this time of the event loop.
 
-    No more are handed out than fit into an answer of `answer_bytes`, but at least one. Of those who
-    wait here for a queue, only the first asks the database by itself: when an item becomes visible
-    or a lock expires, and now and then, because another server may enqueue one. The others are
-    woken by what is enqueued here, or by the one before them who leaves.
+    No more are handed out than fit into an answer of `answer_bytes`, but at least one. A call that
+    waits goes on waiting while the database is away.
     """
     ask = _Ask(store, request, max_items, lease_ms, answer_bytes)
     settlement = Settlement(request.acknowledge, request.return_items)
-    with waiters.join(*(queue_line(store, name) for name in request.queues)) as waiter:
+    now = asyncio.get_running_loop().time
+    if until <= now():
+        return Dequeued(*await ask.settle_and_claim(settlement, waiters))
+    with waiters.join(store, *(queue_line(store, name) for name in request.queues)) as waiter:
         items, returned = await ask.settle_and_claim(settlement, waiters)
-        try:
-            while not items and (left := until - ask.now()) > 0:
-                pause = min(left, await ask.pause(waiter)) if waiter.is_first else left
-                if await waiter.pause(pause) or waiter.is_first:
+        has_settled = bool(settlement)
+        while not items and until > now():
+            try:
+                if await waiter.pause(until) or waiter.is_first:
                     items = await ask.claim()
-        except PersistenceError:
-            # What was settled must be told, or it would seem lost. A server that stops tells who
-            # waits that there is nothing, and refuses the next call.
-            if not (settlement or waiters.closed):
-                raise
+            except PersistenceError as exc:
+                # What was settled must be told, or it would seem lost. A server that stops tells
+                # who waits that there is nothing, and refuses the next call.
+                if waiters.closed:
+                    break
+                # (An answer is lost with a connection, as it could be on its way to the caller.)
+                lost = exc.reason == ErrorReason.ERROR_REASON_COMMIT_OUTCOME_UNKNOWN
+                if not (lost or is_passing(exc)):
+                    if has_settled:
+                        break
+                    raise
     return Dequeued(items, returned)
-
-
-# $1 the queues. In how many milliseconds an item becomes visible or a lock expires that withholds
-# some, and these locks.
-NEXT_ITEM = f"""
-WITH wanted AS MATERIALIZED (
-    SELECT name FROM unnest($1::text[]) AS g(name)
-), coming AS (
-    SELECT i.visible_time AS at FROM wanted w, LATERAL (
-        SELECT visible_time FROM wfc.queue_items
-        WHERE queue = w.name AND NOT dead AND {unexpired("visible_time")}
-        ORDER BY visible_time, n
-        LIMIT 1
-    ) i
-), locks AS MATERIALIZED (
-    SELECT DISTINCT l.resource, l.expiry FROM wanted w, LATERAL (
-        SELECT blocked_by FROM wfc.queue_items
-        WHERE queue = w.name AND NOT dead AND visible_time <= now()
-        ORDER BY visible_time, n
-        LIMIT 100
-    ) i, unnest(i.blocked_by) AS b(resource), wfc.locks l
-    WHERE l.resource = b.resource AND {unexpired("l.expiry")}
-)
-SELECT (extract(epoch FROM least(
-        (SELECT min(at) FROM coming), (SELECT min(expiry) FROM locks)) - now()) * 1000)::bigint,
-    (SELECT coalesce(jsonb_agg(resource), '[]') FROM locks)
-"""
 
 
 @dataclass(slots=True)
 class _Ask:
-    """What one call asks for, and how often it has looked."""
+    """What one call asks for."""
 
     store: Store
     request: DequeueRequest
     max_items: int
     lease_ms: int
     answer_bytes: int
-    poll: float = _FIRST_POLL
-    now: Callable[[], float] = field(default_factory=lambda: asyncio.get_running_loop().time)
 
     async def settle_and_claim(
         self, settlement: Settlement, waiters: Waiters
@@ -205,17 +170,6 @@ class _Ask:
         lease_id = new_lease_id()
         rows = await self.store.write(DEQUEUE, *self._params(lease_id))
         return self._items(rows, lease_id) or await self._behind_dead(rows)
-
-    async def pause(self, waiter: Waiter) -> float:
-        """How long to wait before the next look, unless woken: in seconds."""
-        row = await self.store.read(NEXT_ITEM, text_array(self.request.queues))
-        resources = json.loads(read_json(row.get_value(0, 1)))
-        waiter.watch(release_line(self.store, resource) for resource in resources)
-        seconds = self.poll * random.uniform(0.5, 1)
-        self.poll = min(self.poll * 2, _LAST_POLL)
-        if (ms := row.get_value(0, 0)) is not None:
-            seconds = min(seconds, max(read_int8(ms), 1) / 1000)
-        return seconds
 
     def _params(self, lease_id: str) -> Sequence[Param]:
         return (

@@ -7,9 +7,8 @@ that expires meanwhile goes to the next holder only after that write, and never 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.lock_pb2 import (
@@ -43,14 +42,10 @@ from wfe_persistence.store.rows import (
     read_text,
     read_time,
     text,
+    text_array,
 )
 from wfe_persistence.store.tables import Store
-from wfe_persistence.store.waiting import Line, Waiters
-
-# How often (seconds) a call that waits looks whether another server has released the lock: at first
-# soon, then more and more seldom.
-_FIRST_POLL: Final = 0.1
-_LAST_POLL: Final = 1.0
+from wfe_persistence.store.waiting import Ahead, Kind, Line, Waiters, is_passing
 
 _LOCK = LOCK.selection("l")
 _decode_lock = LOCK.decoder()
@@ -85,8 +80,7 @@ WITH granted AS (
     WHERE resource = $1 AND expiry <= clock_timestamp()
     RETURNING *
 )
-SELECT {_LOCK}, l.n, l.token, l.acquired,
-    (extract(epoch FROM l.expiry - clock_timestamp()) * 1000)::bigint
+SELECT {_LOCK}, l.n, l.token, l.acquired
 FROM (
     SELECT *, TRUE AS acquired FROM granted
     UNION ALL
@@ -101,33 +95,40 @@ async def acquire_lock(
 ) -> AcquireLockResponse:
     """Take a lock that nobody holds; while it is held, wait until this time of the event loop.
 
-    Only the first who waits here for a resource asks the database: when it becomes the first, when
-    the lock is released here or expires, and now and then, because another server may release it.
+    Of those who wait here for a resource, only the first asks the database: when it becomes the
+    first, and when it is woken. A call that waits goes on waiting while the database is away.
     """
     now = asyncio.get_running_loop().time
     if until <= now():
-        return (await _attempt(store, request, ttl_ms)).response
-    with waiters.join(lock_line(store, request.resource)) as waiter:
-        poll = _FIRST_POLL
-        while True:
-            left = until - now()
-            pause = left
-            if waiter.is_first or left <= 0:
-                response, seconds = await _attempt(store, request, ttl_ms)
-                if response.acquired or left <= 0:
-                    return response
-                pause = min(left, seconds, poll * random.uniform(0.5, 1))
-                poll = min(poll * 2, _LAST_POLL)
-            await waiter.pause(pause)
+        return await _attempt(store, request, ttl_ms)
+    line = lock_line(store, request.resource)
+    response = AcquireLockResponse()
+    with waiters.join(store, line) as waiter:
+        is_last = False
+        while not is_last:
+            is_last = until <= now()
+            if waiter.is_first or is_last:
+                try:
+                    response = await _attempt(store, request, ttl_ms)
+                except PersistenceError as exc:
+                    if not _may_be_repeated(exc, request) or is_last:
+                        raise
+                if response.acquired:
+                    break
+            if not is_last:
+                await waiter.pause(until)
+    if response.acquired:
+        waiters.look(line)  # when it expires is what the others wait for now
+    return response
 
 
-class _Attempt(NamedTuple):
-    response: AcquireLockResponse
-    seconds: float
-    """When the lock expires, in so many seconds."""
+def _may_be_repeated(exc: PersistenceError, request: AcquireLockRequest) -> bool:
+    """Whether an attempt may be made again: it has not acquired the lock, or will be recognized."""
+    lost = exc.reason == ErrorReason.ERROR_REASON_COMMIT_OUTCOME_UNKNOWN
+    return is_passing(exc) or (lost and bool(request.request_id))
 
 
-async def _attempt(store: Store, request: AcquireLockRequest, ttl_ms: int) -> _Attempt:
+async def _attempt(store: Store, request: AcquireLockRequest, ttl_ms: int) -> AcquireLockResponse:
     resource = text(request.resource)
     params = (
         resource,
@@ -147,35 +148,47 @@ async def _attempt(store: Store, request: AcquireLockRequest, ttl_ms: int) -> _A
     )
 
 
-def _decode_attempt(row: PGresult) -> _Attempt:
-    n, token, acquired, ms = (row.get_value(0, len(LOCK) + i) for i in range(4))
+def _decode_attempt(row: PGresult) -> AcquireLockResponse:
+    n, token, acquired = (row.get_value(0, len(LOCK) + i) for i in range(3))
     lock = _decode_lock(row)
-    seconds = max(read_int8(ms), 1) / 1000
     if not read_bool(acquired):
-        return _Attempt(AcquireLockResponse(holder=lock), seconds)
+        return AcquireLockResponse(holder=lock)
     metrics.CLAIMS_TAKEN.add(("lock",))
-    response = AcquireLockResponse(
+    return AcquireLockResponse(
         acquired=True,
         token=lease_token(read_text(token), read_int8(n)),
         epoch=lock.epoch,
         expiry=lock.expiry,
     )
-    return _Attempt(response, seconds)
+
+
+# $1 resources. In how many milliseconds the locks on them expire, of those that are held.
+LOOK_AT_LOCKS = f"""
+SELECT l.resource, (extract(epoch FROM l.expiry - now()) * 1000)::bigint
+FROM unnest($1::text[]) AS g(resource), LATERAL (
+    SELECT resource, expiry FROM wfc.locks WHERE resource = g.resource LIMIT 1
+) l
+WHERE {unexpired("l.expiry")}
+"""
+
+
+async def look_at_locks(store: Store, resources: Sequence[str]) -> list[Ahead]:
+    """Which of these resources are free, and when the others are, unless they are released."""
+    rows = await store.read(LOOK_AT_LOCKS, text_array(resources))
+    get = rows.get_value
+    held = {read_text(get(i, 0)): read_int8(get(i, 1)) / 1000 for i in range(rows.ntuples)}
+    return [
+        Ahead(resource, 0, held[resource]) if resource in held else Ahead(resource, 1)
+        for resource in resources
+    ]
+
+
+FREE_LOCK: Final = Kind("lock", look_at_locks)
 
 
 def lock_line(store: Store, resource: str) -> Line:
-    """Where those wait who want a lock."""
-    return Line(store.namespace, "lock", resource)
-
-
-def release_line(store: Store, resource: str) -> Line:
-    """Where those wait for whom something is withheld while the lock is held."""
-    return Line(store.namespace, "release", resource)
-
-
-def _wake(store: Store, resource: str, waiters: Waiters) -> None:
-    waiters.wake(lock_line(store, resource))
-    waiters.wake_all(release_line(store, resource))
+    """Where those wait who want a lock, and whatever is withheld while it is held."""
+    return Line(store.namespace, FREE_LOCK, resource)
 
 
 # Several locks are locked in the order of their resources, as by a commit.
@@ -225,7 +238,7 @@ async def release_lock(store: Store, token: str, waiters: Waiters) -> bool:
     row = await store.write(RELEASE_LOCK, integer(n), text(lease_id))
     if not row.ntuples:
         return False
-    _wake(store, read_text(row.get_value(0, 0)), waiters)
+    waiters.wake(lock_line(store, read_text(row.get_value(0, 0))))
     return read_bool(row.get_value(0, 1))
 
 
@@ -245,7 +258,7 @@ async def break_lock(store: Store, request: BreakLockRequest, waiters: Waiters) 
     )
     if not row.ntuples:
         return None
-    _wake(store, request.resource, waiters)
+    waiters.wake(lock_line(store, request.resource))
     return _decode_lock(row)
 
 

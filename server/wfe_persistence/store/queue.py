@@ -30,6 +30,7 @@ from wfe_persistence.store.queue_parts import (
     backoff,
     not_done,
 )
+from wfe_persistence.store.queue_waiting import queue_line
 from wfe_persistence.store.records import QUEUE_ITEM, QUEUE_KIND
 from wfe_persistence.store.rows import (
     PGresult,
@@ -43,7 +44,7 @@ from wfe_persistence.store.rows import (
     text_list,
 )
 from wfe_persistence.store.tables import Store
-from wfe_persistence.store.waiting import Line, Waiters
+from wfe_persistence.store.waiting import Waiters
 
 # Rows are locked, and then inserted, in the order of their keys. Numbers are given in the order of
 # the request.
@@ -81,11 +82,6 @@ async def enqueue(store: Store, items: Sequence[QueueItem], waiters: Waiters) ->
         document = await offload.run(lambda: array(map(queue_item_document, items)))
         await store.write(ENQUEUE, document)
         wake_queues(store, waiters, Counter(item.queue for item in items))
-
-
-def queue_line(store: Store, queue: str) -> Line:
-    """Where those wait who want items of a queue."""
-    return Line(store.namespace, "queue", queue)
 
 
 def wake_queues(store: Store, waiters: Waiters, items: Mapping[str, int]) -> None:

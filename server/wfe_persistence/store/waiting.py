@@ -1,91 +1,314 @@
 """Calls that wait for what other calls do, without the database: a place in a line each, in memory.
 
-Whoever changes what others wait for calls `wake` after the commit. A waiter that is woken, or whose
-pause ends, looks for itself: that it is woken promises nothing, and what other servers do wakes
-nobody here.
+Whoever changes what others wait for calls `wake` (or `stir`) after the commit. That wakes who waits
+here at once, and tells the other servers (`neighbours.py`), which look whether it concerns one of
+theirs. A waiter that is woken looks for itself: that it is woken promises nothing. What nobody
+tells of, because a time comes or another program writes the tables, the `Lookout` finds out for
+all lines of the server together; it needs neither the waiters nor the neighbours for it.
+
+What the kinds of lines wait for, and how a lookout looks for it, stands beside the statements of
+each: `queue.QUEUE`, `lock.LOCK_FREE`, and so on. To add one:
+
+    NEWS = Kind("news")                       # or Kind("news", look)
+    waiters.wake_all(Line(store.namespace, NEWS, name))         # after a commit
+    with waiters.join(store, Line(store.namespace, NEWS, name)) as waiter:
+        while not (news := await look()):
+            await waiter.pause(until)         # woken, by whatever server, or the time is over
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
 
-from wfe_persistence.errors import shutting_down
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe_persistence import metrics
+from wfe_persistence.errors import PersistenceError, shutting_down
+
+if TYPE_CHECKING:
+    from wfe_persistence.store.tables import Store
+
+_PASSING: Final = frozenset(
+    {
+        ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
+        ErrorReason.ERROR_REASON_POOL_EXHAUSTED,
+        ErrorReason.ERROR_REASON_NAMESPACE_BUSY,
+        ErrorReason.ERROR_REASON_DATABASE_FULL,
+        ErrorReason.ERROR_REASON_ROW_LOCKED,
+        ErrorReason.ERROR_REASON_TRANSACTION_CONFLICT,
+    }
+)
+
+# What a look has found may be out of reach: an item, for example, that is ready but locked by
+# another transaction. When whom it has woken finds nothing, the pause (seconds) until the next one
+# is woken, which is doubled up to this.
+_BACKOFF_SECONDS: Final = 0.05
+_MOST_BACKOFF_SECONDS: Final = 1.0
+
+ALL: Final = -1
+"""How many waiters of a line to wake: all."""
+
+
+def is_passing(error: PersistenceError) -> bool:
+    """Whether whoever waits may go on waiting after this error: nothing was written, and it does
+    not last."""
+    return error.reason in _PASSING
+
+
+class Ahead(NamedTuple):
+    """What a look found out about one line."""
+
+    name: str
+    ready: int = 0
+    """How many waiters may find something now; ALL: all of them."""
+    seconds: float | None = None
+    """In how many seconds it is worth another look; None: not before somebody writes."""
+    behind: Sequence[Line] = ()
+    """Other lines: when they are woken, this one is, too."""
+
+
+Look = Callable[["Store", Sequence[str]], Awaitable[Iterable[Ahead]]]
+"""Looks at lines of one kind by their names, without changing anything. It may leave out those of
+which there is nothing to tell."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Kind:
+    """What the lines of one kind wait for. `name`: the same on all servers. `look`: how a lookout
+    looks at them; None: those who wait do."""
+
+    name: str
+    look: Look | None = None
 
 
 class Line(NamedTuple):
     """What is waited for."""
 
     namespace: str
-    kind: str
+    kind: Kind
     name: str
+    """Empty: all lines of this kind. (Nobody waits there, but other servers are told so.)"""
+
+
+class Teller(Protocol):
+    """Tells other servers."""
+
+    def tell(self, line: Line) -> None:
+        """Something has been committed that concerns this line, or all lines of a kind."""
+
+    def wants(self, line: Line) -> None:
+        """Somebody here waits in a line that nobody was in."""
+
+    def unwants(self, line: Line) -> None:
+        """Nobody does any more."""
+
+
+class Place:
+    """A line's waiters, in the order of their arrival."""
+
+    __slots__ = ("alarm", "behind", "not_before", "store", "vain", "waiters")
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        # The values are not used: it is an ordered set.
+        self.waiters: dict[Waiter, None] = {}
+        self.alarm: asyncio.TimerHandle | None = None
+        """When the lookout looks again."""
+        self.behind: Sequence[Line] = ()
+        self.vain = 0
+        self.not_before = 0.0
+        """How often, one after the other, those that the lookout has woken have found nothing; and
+        so, when it wakes the next one at the earliest, by the event loop's clock."""
 
 
 class Waiters:
-    """All that wait on this server, each line in the order of arrival."""
+    """All that wait on this server."""
 
     def __init__(self) -> None:
-        # The values of the inner dictionaries are not used: it is an ordered set.
-        self._lines: Final[dict[Line, dict[Waiter, None]]] = {}
+        self._places: Final[dict[Line, Place]] = {}
+        self._of_kind: Final[Counter[Kind]] = Counter()
+        # Lines that are woken when another one is.
+        self._dependents: Final[dict[Line, set[Line]]] = {}
+        self.look: Callable[[Line], None] = lambda _: None
+        """Have the lookout look at a line soon."""
+        self.teller: Teller | None = None
         self.closed = False
+        self.count = 0
+        """How many wait."""
+        metrics.WAITERS.read = lambda: [((), self.count)]
 
-    def join(self, *lines: Line) -> Waiter:
+    def join(self, store: Store, *lines: Line) -> Waiter:
         """A place at the end of each of these lines, as a context manager: leaving it gives them
         up."""
-        return Waiter(self, lines)
+        return Waiter(self, store, lines)
 
     def wake(self, line: Line, count: int = 1) -> None:
-        """Wake the first waiters of a line, up to `count`."""
-        for waiter, _ in zip(self._lines.get(line, ()), range(count), strict=False):
-            waiter.wake()
+        """Something was committed for up to `count` waiters of a line: wake the first ones here,
+        and tell other servers."""
+        self.wake_here(line, count)
+        if self.teller is not None:
+            self.teller.tell(line)
 
     def wake_all(self, line: Line) -> None:
-        """Wake all waiters of a line."""
-        for waiter in self._lines.get(line, ()):
+        """The same for all waiters of a line."""
+        self.wake(line, ALL)
+
+    def stir(self, line: Line) -> None:
+        """Something was committed that may concern a line, or all of a kind if it has no name:
+        look here, and tell other servers."""
+        self.stir_here(line)
+        if self.teller is not None:
+            self.teller.tell(line)
+
+    def stir_all(self, namespace: str, *kinds: Kind) -> None:
+        """The same for all lines of these kinds in a namespace."""
+        for kind in kinds:
+            self.stir(Line(namespace, kind, ""))
+
+    def wake_here(self, line: Line, count: int) -> None:
+        """Wake the first waiters of a line, up to `count`, and those of the lines behind it."""
+        if place := self._places.get(line):
+            place.vain, place.not_before = 0, 0.0
+            for waiter in islice(place.waiters, None if count == ALL else count):
+                waiter.wake()
+        for dependent in self._dependents.get(line, ()):
+            self.wake_here(dependent, 1)
+
+    def call(self, line: Line, count: int) -> None:
+        """The lookout wakes the first waiters of a line, up to `count`, but not too often in
+        vain."""
+        for waiter in islice(self._places[line].waiters, None if count == ALL else count):
+            waiter.called = True
             waiter.wake()
+
+    def was_in_vain(self, line: Line, now: float) -> None:
+        """Whom the lookout has woken has found nothing."""
+        place = self._places[line]
+        place.not_before = now + min(_BACKOFF_SECONDS * 2**place.vain, _MOST_BACKOFF_SECONDS)
+        place.vain += 1
+
+    def stir_here(self, line: Line) -> None:
+        """Look at a line, or have those look who wait in it."""
+        if not line.name:
+            for each in [each for each in self._places if each[:2] == line[:2]]:
+                self.stir_here(each)
+            return
+        if line in self._places:
+            place = self._places[line]
+            place.vain, place.not_before = 0, 0.0
+            if line.kind.look is None:
+                self.wake_here(line, ALL)
+            else:
+                self.look(line)
+        for dependent in self._dependents.get(line, ()):
+            self.look(dependent)
+
+    def stir_everything(self) -> None:
+        """Look at all lines: anything may have happened."""
+        for line in list(self._places):
+            self.stir_here(line)
+
+    def lines(self) -> Iterator[tuple[Line, Place]]:
+        """All lines in which somebody waits."""
+        return iter(self._places.items())
+
+    def place(self, line: Line) -> Place | None:
+        """A line's waiters; None: there are none."""
+        return self._places.get(line)
+
+    def kinds(self) -> Iterable[Kind]:
+        """The kinds of all lines in which somebody waits."""
+        return self._of_kind
+
+    def __len__(self) -> int:
+        """How many lines there are."""
+        return len(self._places)
 
     def close(self) -> None:
         """Have everybody who waits, or comes later, raise SHUTTING_DOWN: the server stops."""
         self.closed = True
-        for line in self._lines.values():
-            for waiter in line:
+        for place in self._places.values():
+            for waiter in place.waiters:
                 waiter.wake()
 
-    def enter(self, waiter: Waiter, line: Line) -> None:
+    def set_behind(self, line: Line, place: Place, behind: Sequence[Line]) -> None:
+        """From now on wake a line when one of these is, and no others as before."""
+        if behind == place.behind:
+            return
+        for other in place.behind:
+            self._dependents[other].discard(line)
+            if not self._dependents[other]:
+                del self._dependents[other]
+                if self.teller is not None and other not in self._places:
+                    self.teller.unwants(other)
+        for other in behind:
+            if other not in self._dependents:
+                self._dependents[other] = set()
+                if self.teller is not None:
+                    self.teller.wants(other)
+            self._dependents[other].add(line)
+        place.behind = behind
+
+    def enter(self, waiter: Waiter, store: Store, line: Line) -> None:
         """Put a waiter at the end of a line."""
-        self._lines.setdefault(line, {})[waiter] = None
+        place = self._places.get(line)
+        if place is None:
+            place = self._places[line] = Place(store)
+            self._of_kind[line.kind] += 1
+            if self.teller is not None:
+                self.teller.wants(line)
+        place.store = store
+        place.waiters[waiter] = None
 
     def leave(self, waiter: Waiter, line: Line) -> None:
-        """Take a waiter out of a line. If it was the first, or is woken but can no longer look, the
-        first one of the rest is woken in its place."""
-        passes_on = self.is_first(waiter, line) or waiter.woken
-        del self._lines[line][waiter]
-        if not self._lines[line]:
-            del self._lines[line]
-        elif passes_on:
-            self.wake(line)
+        """Take a waiter out of a line. If it is woken but can no longer look, the first one of the
+        rest is woken in its place."""
+        place = self._places[line]
+        del place.waiters[waiter]
+        if place.waiters:
+            if waiter.woken:
+                next(iter(place.waiters)).wake()
+            return
+        del self._places[line]
+        self._of_kind[line.kind] -= 1
+        if not self._of_kind[line.kind]:
+            del self._of_kind[line.kind]
+        if place.alarm is not None:
+            place.alarm.cancel()
+        self.set_behind(line, place, ())
+        if self.teller is not None and line not in self._dependents:
+            self.teller.unwants(line)
 
     def is_first(self, waiter: Waiter, line: Line) -> bool:
         """Whether a waiter is the first of a line."""
-        return next(iter(self._lines[line])) is waiter
+        return next(iter(self._places[line].waiters)) is waiter
 
 
 class Waiter:
-    """One call that waits; see `Waiters.join`."""
+    """One call that waits; see `Waiters.join`. There may be ten thousand of them, so each has only
+    what it needs."""
 
-    __slots__ = ("_lines", "_waiters", "_woken")
+    __slots__ = ("_lines", "_paused", "_store", "_waiters", "called", "woken")
 
-    def __init__(self, waiters: Waiters, lines: tuple[Line, ...]) -> None:
+    def __init__(self, waiters: Waiters, store: Store, lines: tuple[Line, ...]) -> None:
         self._waiters = waiters
+        self._store = store
         self._lines = lines
-        self._woken = asyncio.Event()
+        self._paused: asyncio.Future[None] | None = None
+        self.woken = False
+        """Whether it was woken and has not looked since."""
+        self.called = False
+        """Whether the lookout was who woke it."""
 
     def __enter__(self) -> Self:
+        self._waiters.count += 1
         for line in self._lines:
-            self._waiters.enter(self, line)
+            self._waiters.enter(self, self._store, line)
         return self
 
     def __exit__(
@@ -94,6 +317,7 @@ class Waiter:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._waiters.count -= 1
         for line in self._lines:
             self._waiters.leave(self, line)
 
@@ -104,28 +328,38 @@ class Waiter:
 
     def wake(self) -> None:
         """End the pause, or the next one."""
-        self._woken.set()
+        self.woken = True
+        _end(self._paused)
 
-    @property
-    def woken(self) -> bool:
-        """Whether it was woken and has not looked since."""
-        return self._woken.is_set()
+    async def pause(self, until: float) -> bool:
+        """Wait until woken, at most until this time of the event loop; returns whether it was.
+        Raises SHUTTING_DOWN if the server stops.
 
-    def watch(self, lines: Iterable[Line]) -> None:
-        """Stand in these lines, too; in those where it stands already it keeps its place."""
-        for line in lines:
-            if line not in self._lines:
-                self._lines = (*self._lines, line)
-                self._waiters.enter(self, line)
-
-    async def pause(self, seconds: float) -> bool:
-        """Wait until woken, at most this long; returns whether it was. Raises SHUTTING_DOWN if the
-        server stops."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._woken.wait()
-        woken = self._woken.is_set()
-        self._woken.clear()
+        The lookout looks at its lines first: what came after the waiter's own look, and what is to
+        be expected when.
+        """
+        loop = asyncio.get_running_loop()
+        if self.called:
+            self.called = False
+            for line in self._lines:
+                self._waiters.was_in_vain(line, loop.time())
+        if not self.woken and not self._waiters.closed:
+            for line in self._lines:
+                if line.kind.look is not None:
+                    self._waiters.look(line)
+            self._paused = loop.create_future()
+            timer = loop.call_at(until, _end, self._paused)
+            try:
+                await self._paused
+            finally:
+                timer.cancel()
+                self._paused = None
+        woken, self.woken = self.woken, False
         if self._waiters.closed:
             raise shutting_down()
         return woken
+
+
+def _end(pause: asyncio.Future[None] | None) -> None:
+    if pause is not None and not pause.done():
+        pause.set_result(None)

@@ -6,8 +6,7 @@ WITH granted AS (
     WHERE resource = $1 AND expiry <= clock_timestamp()
     RETURNING *
 )
-SELECT l.resource, l.owner, l.epoch, l.expiry, l.acquire_time, l.n, l.token, l.acquired,
-    (extract(epoch FROM l.expiry - clock_timestamp()) * 1000)::bigint
+SELECT l.resource, l.owner, l.epoch, l.expiry, l.acquire_time, l.n, l.token, l.acquired
 FROM (
     SELECT *, TRUE AS acquired FROM granted
     UNION ALL
