@@ -104,6 +104,12 @@ METRICS: Final[list[Metric]] = []
 
 def _declared(metric: M) -> M:
     METRICS.append(metric)
+    # So that what has not happened yet is 0, and not absent.
+    if not metric.labels:
+        if isinstance(metric, Histogram):
+            metric.of()
+        elif isinstance(metric, Counter):
+            metric.add(by=0)
     return metric
 
 
@@ -239,6 +245,12 @@ LOOP_LAG: Final = _declared(
         "How much later than planned the event loop runs what is due, looked at 4 times a second.",
         (),
         (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
+    )
+)
+SERVING: Final = _declared(
+    Gauge(
+        f"{PREFIX}serving",
+        "Whether the server as a whole is SERVING (1) or not (0), as its health says.",
     )
 )
 NAMESPACES_LOADED: Final = _declared(

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe_persistence import metrics
 from wfe_persistence.access.role import Role
 from wfe_persistence.errors import PersistenceError, shutting_down
 from wfe_persistence.rpc.deadlines import Deadlines
@@ -49,6 +50,7 @@ class Health(health.aio.HealthServicer):
         self._watches = Deadlines()
         self.watches = 0
         """How many clients watch the health of something."""
+        metrics.SERVING.read = lambda: [((), float(bool(self._serving)))]
 
     async def start(self) -> None:
         """Report that the process is alive, but not serving yet."""
