@@ -173,7 +173,7 @@ async def test_a_server_has_what_they_ask_for(tmp_path: Path, database_url: str)
         for name in ("call_errors", "claims_lost", "database_errors", "database_retries")
     }
     asked = {
-        node.name
+        str(node.name)
         for query in queries()
         for node in nodes(promql_parser.parse(query))
         if isinstance(node, promql_parser.VectorSelector)
