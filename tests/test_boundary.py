@@ -18,6 +18,7 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.offload import Workers
 from wfe_persistence.recurring import RecurringWarnings
 from wfe_persistence.rpc.boundary import Boundary
+from wfe_persistence.rpc.call_log import CallLog
 from wfe_persistence.rpc.guard import Guard
 from wfe_persistence.rpc.intake import Intake
 from wfe_persistence.rpc.limits import Limits
@@ -89,7 +90,7 @@ async def test_call_whose_client_has_gone_ends_without_a_word(
     caplog: pytest.LogCaptureFixture, name: str, error: Exception
 ) -> None:
     env: Any = NoEnvironment(error)
-    boundary = Boundary(env, Intake(**INTAKE), Guard(None), Limits(None))
+    boundary = Boundary(env, Intake(**INTAKE), Guard(None), Limits(None), CallLog(0))
     [(service, method)] = [(s, m) for s in SERVICES for m in s.methods if m.name == name]
     handler: Any = boundary._handler(method, getattr(service.servicer(), name))
     function = handler.stream_unary or handler.stream_stream

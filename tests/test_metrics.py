@@ -201,7 +201,8 @@ async def test_deadlocks_are_counted(server: AdminServer, api: Api, database_url
             while (await (await looker.execute(waits)).fetchone()) == (0,):
                 await asyncio.sleep(0.01)
         await other.execute(update, [first])
-        scrape = await asyncio.to_thread(Scrape, server)
+        # The other one goes on before the server has heard of it.
+        scrape = await eventually(server, "wfe_persistence_database_retries_total", 1)
         assert scrape.total("wfe_persistence_deadlocks_total") == 1
         assert scrape.total("wfe_persistence_database_errors_total", sqlstate_class="40") == 1
         assert scrape.total("wfe_persistence_database_retries_total", reason="40P01") == 1

@@ -25,6 +25,7 @@ from wfe_persistence.offload import Workers
 from wfe_persistence.rpc.audit import Audit
 from wfe_persistence.rpc.boundary import Boundary
 from wfe_persistence.rpc.call import Environment
+from wfe_persistence.rpc.call_log import CallLog
 from wfe_persistence.rpc.connections import IdleConnections, connections_allowed
 from wfe_persistence.rpc.guard import Guard
 from wfe_persistence.rpc.health import Health
@@ -173,6 +174,7 @@ class Server:
             intake,
             guard,
             self._limits,
+            CallLog(settings.slow_call),
             self._audit,
         )
         self._server.add_generic_rpc_handlers(

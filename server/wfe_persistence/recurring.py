@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,14 +24,17 @@ class RecurringWarnings:
         self._log = log
         self._minutes: dict[str, _Minute] = {}
 
-    def warn(self, reason: str, message: str) -> None:
-        """Log a warning, or count it for the next line."""
+    def warn(self, reason: str, message: str, fields: Mapping[str, object] | None = None) -> None:
+        """Log a warning, or count it for the next line.
+
+        `fields`: what a log for programs has beside the message.
+        """
         minute = self._minutes.get(reason)
         if minute and time.monotonic() < minute.end:
             minute.warnings += 1
             minute.message = message
         else:
-            self._log.warning("%s", message)
+            self._log.warning("%s", message, extra={"fields": fields})
             self._begin(reason)
 
     def warn_each(self, reason: str, who: str, message: str) -> None:

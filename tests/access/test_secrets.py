@@ -83,7 +83,7 @@ async def test_canaries_are_nowhere(
     secrets += [part for jwt in (token, forged, bad) for part in jwt.split(".")[1:]]
     for secret in (*secrets, "canary-token-unknown", PASSWORD):
         assert secret not in said
-    assert "GetStoreInfo: OK" in said
+    assert "call: rpc=GetStoreInfo outcome=OK" in said
 
 
 def shown_by_ps(pid: int) -> str:

@@ -138,7 +138,7 @@ class Entry:
 
     __slots__ = (
         "_audit", "_ids", "_method", "_request_id", "_seen",
-        "caller", "is_dry_run", "is_truncated", "namespace", "outcome", "peer", "reason",
+        "caller", "error", "is_dry_run", "is_truncated", "namespace", "outcome", "peer", "reason",
     )  # fmt: skip
 
     def __init__(self, audit: Audit | None, method: Method, peer: str, namespace: str) -> None:
@@ -155,6 +155,8 @@ class Entry:
         self.outcome = ""
         """`OK`, a reason, `CANCELLED` or `NOT_RECEIVED`; empty: the call has not ended."""
         self.reason: ErrorReason.ValueType | None = None
+        self.error = ""
+        """The message of the error that the call ended with; not for the audit log."""
 
     def names(self, message: Message) -> None:
         """Note the ids in the request or the response, each once. Nothing of the message is kept

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 import traceback
 import uuid
 from collections import deque
@@ -31,6 +30,7 @@ from wfe_persistence.recurring import RecurringWarnings
 from wfe_persistence.rpc import lasting
 from wfe_persistence.rpc.audit import Audit, Entry
 from wfe_persistence.rpc.call import Call, Environment
+from wfe_persistence.rpc.call_log import CallLog
 from wfe_persistence.rpc.check import Check
 from wfe_persistence.rpc.check.wire import require_few_items
 from wfe_persistence.rpc.guard import Caller, Guard, namespace_of
@@ -39,6 +39,7 @@ from wfe_persistence.rpc.limits import Limits
 from wfe_persistence.rpc.services import Method, Service
 from wfe_persistence.rpc.status import STATUS_OF, abort, reason_name
 from wfe_persistence.store.tables import Store
+from wfe_persistence.time_spent import CURRENT, TimeSpent, measured
 
 log = logging.getLogger(__name__)
 refusals = RecurringWarnings(log)
@@ -73,12 +74,14 @@ class Boundary:
         intake: Intake,
         guard: Guard,
         limits: Limits,
+        call_log: CallLog,
         audit: Audit | None = None,
     ) -> None:
         self._env = env
         self._intake = intake
         self._guard = guard
         self._limits = limits
+        self._call_log = call_log
         self._audit = audit
 
     def handlers(self, service: Service) -> grpc.GenericRpcHandler:
@@ -127,7 +130,7 @@ class Boundary:
                 try:
                     data = await answer(context, entry)
                     metrics.SENT_BYTES.add(method.labels, len(data))
-                    _observe(method, None, entry)
+                    _observe(None, entry)
                 except Exception as exc:
                     await self._fail(method, exc, context, entry)
             return data
@@ -210,7 +213,7 @@ class Boundary:
             with self._observed(method, context) as entry:
                 try:
                     await answer(context, entry)
-                    _observe(method, None, entry)
+                    _observe(None, entry)
                 except Exception as exc:
                     await self._fail(method, exc, context, entry)
 
@@ -219,7 +222,8 @@ class Boundary:
     @contextmanager
     def _observed(self, method: Method, context: Context) -> Iterator[Entry]:
         """The call in the audit log and in the metrics, where it stands in any case after this."""
-        began = time.perf_counter()
+        spent = TimeSpent()
+        token = CURRENT.set(spent)
         metrics.CALLS_IN_PROGRESS.add(method.labels)
         if self._audit is None:
             entry = Entry(None, method, "", "")
@@ -238,8 +242,10 @@ class Boundary:
             raise
         finally:
             metrics.CALLS_IN_PROGRESS.add(method.labels, -1)
-            metrics.CALL_SECONDS.observe(time.perf_counter() - began, method.labels)
+            CURRENT.reset(token)
+            metrics.CALL_SECONDS.observe(spent.total, method.labels)
             metrics.CALLS.add((*method.labels, _code(entry, context)))
+            self._call_log.ended(method, context, entry, spent)
 
     async def _identify(self, context: Context, method: Method, entry: Entry) -> Caller:
         """Who calls; raises PersistenceError unless they may make this call, as far as that does
@@ -316,7 +322,8 @@ class Boundary:
         try:
             while messages:
                 async with asyncio.timeout(self._env.stall_seconds):
-                    await context.write(messages.popleft())
+                    with measured("sending"):
+                        await context.write(messages.popleft())
         except TimeoutError as exc:
             raise PersistenceError(
                 too_slow,
@@ -335,7 +342,7 @@ class Boundary:
                 raise exc
             namespace = None if method.server_wide else namespace_of(context)
             error = await self._explain(exc, namespace)
-            _observe(method, error, entry)
+            _observe(error, entry)
             await abort(context, error)
         except grpc.aio.AbortError:
             raise
@@ -415,15 +422,14 @@ def _let_go_of_locals(exc: BaseException | None) -> None:
         exc = exc.__cause__ or exc.__context__
 
 
-def _observe(method: Method, error: PersistenceError | None, entry: Entry) -> None:
+def _observe(error: PersistenceError | None, entry: Entry) -> None:
     """Note the outcome of a call; None: it succeeded."""
     if error is None:
         entry.ended("OK")
-        log.debug("%s: OK", method.name)
         return
     name = reason_name(error.reason)
     entry.ended(name, error.reason)
-    log.debug("%s: %s: %s", method.name, name, error)
+    entry.error = str(error)
     if error.reason in _OVERLOAD:
         refusals.warn(name, f"calls are refused with {name}: {error}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +19,7 @@ from wfe_persistence.store.paging import Cursor
 from wfe_persistence.store.readiness import Readiness
 from wfe_persistence.store.tables import Store
 from wfe_persistence.store.waiting import Waiters
+from wfe_persistence.time_spent import measured
 
 # What is left of its deadline for a call that has waited in vain: for the last look and the answer.
 _ANSWER_SECONDS: Final = 0.25
@@ -71,7 +72,10 @@ class Call:
         """
         now = asyncio.get_running_loop().time()
         until = min(now + seconds, max(now, self.place.deadline - _ANSWER_SECONDS))
-        with self.place.resting() if seconds else nullcontext():
+        if not seconds:
+            yield until
+            return
+        with self.place.resting(), measured("waiting"):
             yield until
 
     def page(self, request: paging.Paged, size: int) -> tuple[Cursor | None, int, int]:

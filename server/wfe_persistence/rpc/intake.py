@@ -21,6 +21,7 @@ from wfe_persistence.errors import PersistenceError, shutting_down, too_large
 from wfe_persistence.rpc.calls import Calls, decrement, names_one_connection, too_many
 from wfe_persistence.rpc.deadlines import Deadlines
 from wfe_persistence.rpc.status import abort
+from wfe_persistence.time_spent import measured
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -296,7 +297,8 @@ class Place:
 
     async def receive(self) -> bytes:
         """The bytes of the request. Raises PersistenceError, TimeoutError, or AbortError."""
-        data, self._large = await self._intake.receive(self._context, self._peer, self.deadline)
+        with measured("receiving"):
+            data, self._large = await self._intake.receive(self._context, self._peer, self.deadline)
         return data
 
     def resting(self) -> AbstractContextManager[None]:

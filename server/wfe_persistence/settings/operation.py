@@ -44,6 +44,14 @@ class Logs:
             default_help="none",
         ),
     ] = ""
+    slow_call: Annotated[
+        float,
+        About(
+            "Calls that take longer than this (seconds) are logged as warnings, with what took the "
+            "time; of each method at most one a minute. 0: none are.",
+            minimum=0,
+        ),
+    ] = 1.0
     log_level: Annotated[
         str,
         About(

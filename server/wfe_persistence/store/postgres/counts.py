@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from wfe_persistence import metrics
+from wfe_persistence import metrics, time_spent
 from wfe_persistence.store.postgres.fairness import FairGate
 from wfe_persistence.store.postgres.pipeline import Command, Exchange, PGresult
 from wfe_persistence.store.postgres.reachability import Reachability
@@ -32,9 +32,24 @@ def show_pool(
 
 def count_round_trip(exchange: Exchange, batch: Sequence[Command]) -> None:
     """Count a statement that has come to its end, and its error."""
-    metrics.STATEMENT_SECONDS.observe(exchange.heard - exchange.asked, (batch[-1][0].label,))
+    count_seconds(exchange, batch[-1])
     if exchange.error is not None:
         count_error(exchange.error)
+
+
+def count_seconds(exchange: Exchange, last: Command) -> None:
+    """Count how long an exchange took, by its last statement."""
+    seconds, label = exchange.heard - exchange.asked, last[0].label
+    metrics.STATEMENT_SECONDS.observe(seconds, (label,))
+    if spent := time_spent.CURRENT.get():
+        spent.add_round_trip(seconds, label)
+
+
+def count_wait(seconds: float) -> None:
+    """Count how long a call waited for a connection."""
+    metrics.POOL_WAIT.observe(seconds)
+    if spent := time_spent.CURRENT.get():
+        spent.connecting += seconds
 
 
 def count_error(error: PGresult) -> None:
@@ -48,3 +63,5 @@ def count_error(error: PGresult) -> None:
 def count_retry(error: PGresult | None) -> None:
     """Count that a statement is run again, because of this error; None: its connection is lost."""
     metrics.RETRIES.add(_LOST if error is None else (sqlstate(error),))
+    if spent := time_spent.CURRENT.get():
+        spent.retries += 1

@@ -20,9 +20,14 @@ import psycopg
 import psycopg_pool
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
-from wfe_persistence import metrics
 from wfe_persistence.errors import PersistenceError, shutting_down
-from wfe_persistence.store.postgres.counts import count_retry, count_round_trip, show_pool
+from wfe_persistence.store.postgres.counts import (
+    count_retry,
+    count_round_trip,
+    count_seconds,
+    count_wait,
+    show_pool,
+)
 from wfe_persistence.store.postgres.fairness import FairGate
 from wfe_persistence.store.postgres.lane import Lane
 from wfe_persistence.store.postgres.pipeline import (
@@ -311,7 +316,7 @@ class Database:
                     raise self.reachability.unavailable() from exchange.lost
                 count_retry(None)
                 continue
-            metrics.STATEMENT_SECONDS.observe(exchange.heard - exchange.asked, (command[0].label,))
+            count_seconds(exchange, command)
             if exchange.error is None:
                 if connection.gate is self._locked:
                     self._watch.was_run([command])
@@ -414,7 +419,7 @@ class Database:
             raise shutting_down() from exc
         finally:
             self.reachability.waiting.discard(timeout)
-            metrics.POOL_WAIT.observe(asyncio.get_running_loop().time() - begun)
+            count_wait(asyncio.get_running_loop().time() - begun)
 
     async def _living(self, gate: FairGate) -> Connection:
         while True:

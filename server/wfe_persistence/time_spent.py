@@ -1,0 +1,92 @@
+"""What the time of a call goes to, for the log: as with the metrics, everybody may add to it, and
+nobody needs to know whose call it is.
+
+The call is that of the task. Work that other tasks do for it counts for none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Final
+
+
+@dataclass(slots=True)
+class TimeSpent:
+    """Of one call, in seconds."""
+
+    began: float = field(default_factory=perf_counter)
+    receiving: float = 0.0
+    """For room for the request, and for the client to send it."""
+    waiting: float = 0.0
+    """For what other calls do, because the caller asked to (`wait`)."""
+    connecting: float = 0.0
+    """For a database connection."""
+    database: float = 0.0
+    """Round trips."""
+    sending: float = 0.0
+    """For the client to read on."""
+    round_trips: int = 0
+    retries: int = 0
+    slowest: float = 0.0
+    slowest_statement: str = ""
+
+    def add_round_trip(self, seconds: float, statement: str) -> None:
+        """Count a statement that has come to its end."""
+        self.database += seconds
+        self.round_trips += 1
+        if seconds >= self.slowest:
+            self.slowest, self.slowest_statement = seconds, statement
+
+    @property
+    def total(self) -> float:
+        """All of it, so far."""
+        return perf_counter() - self.began
+
+    def parts(self) -> dict[str, float | int | str]:
+        """What the log says, by name; without what took no time."""
+        total = self.total
+        known = self.receiving + self.waiting + self.connecting + self.database + self.sending
+        seconds = {
+            "seconds": total,
+            "database_seconds": self.database,
+            "connection_seconds": self.connecting,
+            "receive_seconds": self.receiving,
+            "wait_seconds": self.waiting,
+            "send_seconds": self.sending,
+            # Checks, encoding, and the event loop's other work.
+            "server_seconds": max(0.0, total - known),
+        }
+        parts: dict[str, float | int | str] = {
+            name: rounded for name, value in seconds.items() if (rounded := round(value, 4))
+        }
+        if self.round_trips:
+            parts |= {
+                "round_trips": self.round_trips,
+                "slowest_statement": self.slowest_statement,
+                "slowest_statement_seconds": round(self.slowest, 4),
+            }
+        if self.retries:
+            parts["retries"] = self.retries
+        return parts
+
+
+CURRENT: Final[ContextVar[TimeSpent | None]] = ContextVar("time_spent", default=None)
+"""That of the call of this task; None: there is none, or nobody wants to know."""
+
+
+@contextmanager
+def measured(part: str) -> Iterator[None]:
+    """Count the time inside as this part of the call's."""
+    spent = CURRENT.get()
+    if spent is None:
+        yield
+        return
+    began = perf_counter()
+    try:
+        yield
+    finally:
+        setattr(spent, part, getattr(spent, part) + perf_counter() - began)
