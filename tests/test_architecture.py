@@ -42,6 +42,7 @@ from wfe_persistence.store import (
     queue_list,
     subscription,
     workflow,
+    workflow_changes,
     workflow_list,
 )
 
@@ -61,6 +62,7 @@ STORE: tuple[ModuleType, ...] = (
     queue_list,
     subscription,
     workflow,
+    workflow_changes,
     workflow_list,
 )
 # What has no function or no statement of its own, and why.

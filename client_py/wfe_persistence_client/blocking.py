@@ -352,6 +352,7 @@ class BlockingPersistenceProvider:
 
     publish = _blocking(PersistenceProvider.publish)
     watch_lifecycle = _blocking_iterator(PersistenceProvider.watch_lifecycle)
+    watch_workflows = _blocking_iterator(PersistenceProvider.watch_workflows)
 
     acquire_lock = _blocking(PersistenceProvider.acquire_lock)
     renew_locks = _blocking(PersistenceProvider.renew_locks)

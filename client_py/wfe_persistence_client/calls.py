@@ -13,9 +13,10 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import Enum, auto
 from functools import partial
-from typing import Protocol, Self, TypeAlias, TypeVar, cast
+from typing import Final, Protocol, Self, TypeAlias, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -42,6 +43,13 @@ from wfe_persistence_client.hints import Fields
 from wfe_persistence_client.link import Link, closed_during_call, is_cancelled, log
 
 Metadata: TypeAlias = list[tuple[str, str]]
+
+#: Of a stream that goes on for ever.
+DEFAULT_HEARTBEAT: Final = timedelta(seconds=10)
+
+# After so many heartbeats that did not come, and some seconds, such a stream is given up.
+_MISSED_HEARTBEATS: Final = 2
+_GRACE_SECONDS: Final = 5.0
 
 
 class _Request(Protocol):
@@ -124,6 +132,7 @@ RULES: Mapping[str, Rule] = {
     "DeleteWorkflow": Rule(Safety.UNREPEATABLE),
     # Rows that an earlier attempt deleted are not counted.
     "PurgeWorkflows": Rule(Safety.REPEATABLE),
+    "WatchWorkflows": Rule(Safety.READ),
     "CreateEvent": Rule(Safety.REPEATABLE),
     "GetEvent": Rule(Safety.READ),
     "GetRunnableEvents": Rule(Safety.READ),
@@ -346,13 +355,14 @@ class Calls:
         self,
         method: grpc.aio.UnaryStreamMultiCallable[_WatchRequestT, _WatchedT],
         request: _WatchRequestT,
-        silence: float,
+        heartbeat: timedelta,
     ) -> AsyncGenerator[_WatchedT, None]:
         """The responses of a stream that goes on for ever.
 
-        A stream that breaks, or says nothing for `silence` seconds, is resumed behind the last
-        response, after which the attempts and their timeout begin anew.
+        A stream that breaks, or is silent although there should be heartbeats, is resumed
+        behind the last response, after which the attempts and their timeout begin anew.
         """
+        silence = heartbeat.total_seconds() * _MISSED_HEARTBEATS + _GRACE_SECONDS
         while True:
             stream, response = await self._with_retries(
                 request, partial(_open, method, request), None

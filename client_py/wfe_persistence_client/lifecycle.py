@@ -3,19 +3,13 @@
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from datetime import timedelta
-from typing import Final
 
 from wfe.persistence.v1 import lifecycle_pb2
 from wfe_persistence_client import convert
+from wfe_persistence_client.calls import DEFAULT_HEARTBEAT
 from wfe_persistence_client.connection import Connection
 from wfe_persistence_client.misfit import build
 from wfe_persistence_client.model import LifecycleEvent, LifecycleEventType
-
-_DEFAULT_HEARTBEAT: Final = timedelta(seconds=10)
-
-# After so many heartbeats that did not come, and some seconds, a stream is given up.
-_MISSED_HEARTBEATS: Final = 2
-_GRACE_SECONDS: Final = 5.0
 
 
 class Lifecycle(Connection):
@@ -41,7 +35,7 @@ class Lifecycle(Connection):
         workflow_id: str = "",
         workflow_definition_id: str = "",
         types: Iterable[LifecycleEventType] = (),
-        heartbeat: timedelta = _DEFAULT_HEARTBEAT,
+        heartbeat: timedelta = DEFAULT_HEARTBEAT,
     ) -> AsyncIterator[LifecycleEvent]:
         """Yields events as they are published, in the order of their commits, without end.
 
@@ -76,13 +70,12 @@ class Lifecycle(Connection):
             types=[convert.lifecycle_event_type_to_proto(type_) for type_ in types],
             heartbeat=convert.duration(heartbeat),
         )
-        silence = heartbeat.total_seconds() * _MISSED_HEARTBEATS + _GRACE_SECONDS
-        return self._watched(request, silence)
+        return self._watched(request, heartbeat)
 
     async def _watched(
-        self, request: lifecycle_pb2.WatchRequest, silence: float
+        self, request: lifecycle_pb2.WatchRequest, heartbeat: timedelta
     ) -> AsyncIterator[LifecycleEvent]:
-        responses = self._calls.watch(self._lifecycle.Watch, request, silence)
+        responses = self._calls.watch(self._lifecycle.Watch, request, heartbeat)
         async with aclosing(responses):
             async for response in responses:
                 for watched in response.events:

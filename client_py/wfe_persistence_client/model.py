@@ -656,6 +656,22 @@ class LifecycleEvent:
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
+class WorkflowChange:
+    """A workflow that was written or deleted."""
+
+    #: Its header, with view HEADER. If it was deleted, what was known of it before: its
+    #: ids, name, definition, version, reference, status, times and revision; the data is
+    #: LEFT_OUT.
+    instance: WorkflowInstance
+    #: Whether it was deleted. (If it was created anew since, it was not.)
+    deleted: bool
+    #: Whether it passes the filter. False: it did before the change, or it was deleted.
+    passes: bool
+    #: To resume behind this change.
+    cursor: str
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
 class AcquiredLock:
     """A lock on a resource, as its holder knows it."""
 
@@ -704,6 +720,8 @@ class Capabilities:
     queues: bool = False
     #: Lifecycle events.
     lifecycle: bool = False
+    #: Watching the changes of workflows.
+    watch_workflows: bool = False
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)

@@ -8,6 +8,7 @@ import grpc.aio
 
 from wfe_persistence_client import fork, patches
 from wfe_persistence_client.calls import RetryPolicy
+from wfe_persistence_client.changes import Changes
 from wfe_persistence_client.command import CommandHandler, Commands
 from wfe_persistence_client.connection import DEFAULT_TIMEOUT
 from wfe_persistence_client.credentials import Tls, Token, check_private, token_source
@@ -26,7 +27,7 @@ __all__ = ["CommandHandler", "PersistenceProvider", "Token", "connect"]
 
 @checked_methods
 class PersistenceProvider(
-    Workflows, Events, Subscriptions, Commands, Lifecycle, Locks, Queues, Store
+    Workflows, Changes, Events, Subscriptions, Commands, Lifecycle, Locks, Queues, Store
 ):
     """The operations of the engine's `PersistenceProvider` trait.
 

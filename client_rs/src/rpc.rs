@@ -57,6 +57,7 @@ pub(crate) enum Rpc {
     CountWorkflows,
     DeleteWorkflow,
     PurgeWorkflows,
+    WatchWorkflows,
     ListEvents,
     PurgeEvents,
     RenewSubscriptionToken,
@@ -110,6 +111,7 @@ impl Rpc {
             | Self::ListQueueItems
             | Self::GetQueueStats
             | Self::Watch
+            | Self::WatchWorkflows
             | Self::GetStoreInfo => (Read, None),
             // The id is set before the first attempt; an identical create returns the same.
             Self::CreateNewWorkflow | Self::CreateEvent | Self::CreateEventSubscription => {

@@ -36,13 +36,15 @@ from wfe_persistence.rpc.reflection import reflection_handlers
 from wfe_persistence.rpc.services import SERVICES
 from wfe_persistence.service_manager import ServiceManager
 from wfe_persistence.settings import Settings
-from wfe_persistence.store.lifecycle_feed import Feeds
+from wfe_persistence.store.feeds import Feeds
+from wfe_persistence.store.lifecycle import LifecycleEvents
 from wfe_persistence.store.lookout import Lookout
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.readiness import Readiness, State
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.statistics import watch_stores
 from wfe_persistence.store.waiting import Waiters
+from wfe_persistence.store.workflow_changes import WorkflowChanges
 from wfe_persistence.tls import Certificates
 from wfe_persistence.versions import versions
 
@@ -122,7 +124,12 @@ class Server:
         self._workers = Workers()
         waiters = Waiters()
         self._lookout = Lookout(waiters)
-        self._feeds = Feeds(namespaces.default, settings.lifecycle_retention)
+        self._feeds = Feeds(LifecycleEvents(), namespaces.default, settings.lifecycle_retention)
+        self._changes = Feeds(
+            WorkflowChanges(settings.max_message_bytes),
+            namespaces.default,
+            settings.watch_retention,
+        )
         largest = settings.max_message_bytes * _OVERSIZE_FACTOR
         connections = connections_allowed(
             settings.max_connections,
@@ -162,6 +169,7 @@ class Server:
                 workers=self._workers,
                 waiters=waiters,
                 feeds=self._feeds,
+                changes=self._changes,
                 server_version=VERSION,
                 max_message_bytes=settings.max_message_bytes,
                 default_deadline=settings.default_deadline,
@@ -205,7 +213,7 @@ class Server:
             waiters,
             self._database,
             self._listener,
-            self._feeds,
+            (self._feeds, self._changes),
             delay=settings.seconds_before_drain,
             seconds=settings.drain_seconds,
             hurry=hurry or asyncio.Event(),
@@ -255,6 +263,7 @@ class Server:
         self._in_background(self._limits.space.watch())
         self._in_background(self._lookout.run())
         self._in_background(self._feeds.sweep())
+        self._in_background(self._changes.sweep())
         self._in_background(self._connections.watch(self._listener.local_name))
         if self._certificates:
             self._in_background(self._certificates.watch())

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
-from typing import Final
+from typing import Any, Final
 
 import grpc
 
@@ -19,7 +19,7 @@ from wfe_persistence.rpc.connections import Disconnection
 from wfe_persistence.rpc.health import Health
 from wfe_persistence.rpc.intake import Intake
 from wfe_persistence.rpc.listener import Listener
-from wfe_persistence.store.lifecycle_feed import Feeds
+from wfe_persistence.store.feeds import Feeds
 from wfe_persistence.store.postgres.database import Database
 from wfe_persistence.store.waiting import Waiters
 
@@ -57,7 +57,7 @@ class Drain:
         waiters: Waiters,
         database: Database,
         listener: Listener,
-        feeds: Feeds,
+        feeds: Iterable[Feeds[Any]],
         *,
         delay: float,
         seconds: float,
@@ -80,7 +80,8 @@ class Drain:
 
         self._intake.refuse_calls()
         self._waiters.close()  # another server can serve them
-        self._feeds.close()  # not before: who watches comes back at once
+        for feeds in self._feeds:  # not before: who watches comes back at once
+            feeds.close()
         if not await self._until(lambda: not self._intake.in_progress, self._seconds):
             await self._end_calls()
 

@@ -44,7 +44,7 @@ METHODS = {
     for service in SERVICES
     for method in service.methods
 }
-STREAMING = {"GetWorkflowInstances", "Watch"}
+STREAMING = {"GetWorkflowInstances", "Watch", "WatchWorkflows"}
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Step: TypeAlias = Callable[[Any, Context], Awaitable[Message | Sequence[Message]]]

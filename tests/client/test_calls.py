@@ -238,6 +238,23 @@ CALLS: dict[str, tuple[Call, Any]] = {
         lambda p: first(p.watch_lifecycle()),
         [lifecycle_pb2.WatchResponse(events=[lifecycle_pb2.WatchedEvent(cursor="c")], cursor="c")],
     ),
+    "WatchWorkflows": (
+        lambda p: first(p.watch_workflows()),
+        [
+            workflow_pb2.WatchWorkflowsResponse(
+                changes=[
+                    workflow_pb2.WorkflowChange(
+                        instance=workflow_pb2.WorkflowInstance(
+                            status=workflow_pb2.WORKFLOW_STATUS_RUNNABLE,
+                            view=workflow_pb2.WORKFLOW_VIEW_HEADER,
+                        ),
+                        cursor="c",
+                    )
+                ],
+                cursor="c",
+            )
+        ],
+    ),
     "AcquireLock": (
         lambda p: p.acquire_lock("r"),
         lock_pb2.AcquireLockResponse(acquired=True, token="t", epoch=1),

@@ -180,6 +180,11 @@ KEYS: Final = {
     "LifecycleEvent.step_name",
     "WatchRequest.workflow_id",
     "WatchRequest.workflow_definition_id",
+    "WatchedWorkflows.workflow_id",
+    "WatchedWorkflows.workflow_definition_id",
+    "WatchedWorkflows.reference",
+    "WatchedWorkflows.name_prefix",
+    "WatchedWorkflows.root_workflow_id",
 }
 LONG_KEYS: Final = {
     "ScheduledCommand.data": 2048,
@@ -189,6 +194,7 @@ LONG_KEYS: Final = {
 CURSORS: Final = {
     # What the server itself has made.
     "WatchRequest.after",
+    "WatchWorkflowsRequest.after",
 }
 FREE_TEXTS: Final = {
     # Without a bound: only NUL is bad. (Of page tokens more is said in tests of their own.)
@@ -326,6 +332,7 @@ NUMBERS: Final = {
     "ClearSubscriptionTokenRequest.epoch": (0, -1, -(2**63)),
     "RenewSubscriptionTokenRequest.epoch": (0, -1, -(2**63)),
     "WorkflowFilter.version": (2**31, 2**32 - 1),
+    "WatchedWorkflows.version": (2**31, 2**32 - 1),
     "ListExecutionPointersRequest.page_size": (-1, -(2**31)),
     "ListWorkflowsRequest.page_size": (-1, -(2**31)),
     "ListEventsRequest.page_size": (-1, -(2**31)),
@@ -367,6 +374,7 @@ NO_BAD_VALUE: Final = {
     "ListExecutionPointersRequest.active_only": "a bool is good either way",
     "ListWorkflowsRequest.filter": "absent: any workflow",
     "CountWorkflowsRequest.filter": "absent: any workflow",
+    "WatchWorkflowsRequest.filter": "absent: any workflow",
     "PurgeWorkflowsRequest.dry_run": "a bool is good either way",
     "ListEventsRequest.is_processed": "a bool is good either way",
     "PurgeEventsRequest.include_unprocessed": "a bool is good either way",
@@ -699,7 +707,7 @@ def good_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
     elif name in WAITS:
         yield "nothing", Duration()
         yield "60 s", Duration(seconds=60)
-    elif name == "WatchRequest.heartbeat":
+    elif name in ("WatchRequest.heartbeat", "WatchWorkflowsRequest.heartbeat"):
         yield "1 s", Duration(seconds=1)
         yield "60 s", Duration(seconds=60)
     elif is_a(field, Duration.DESCRIPTOR):

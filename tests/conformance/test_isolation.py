@@ -82,6 +82,7 @@ class Namespace:
         locked = await api.locks.AcquireLock(lk.AcquireLockRequest(resource="r"), metadata=metadata)
         self.lock_token = locked.token
         self.cursor = await api.cursor(metadata=metadata)
+        self.change_cursor = await api.change_cursor(metadata=metadata)
         await api.publish(make.lifecycle_event(workflow_id="w"), metadata=metadata)
 
     async def state(self) -> list[Any]:
@@ -206,6 +207,10 @@ CASES: dict[str, Case] = {
     "ListCommands": (lambda n: c.ListCommandsRequest(), ["commands"]),
     "Publish": (lambda n: lc.PublishRequest(events=[make.lifecycle_event()]), NOTHING),
     "Watch": (lambda n: lc.WatchRequest(after=n.cursor), "CURSOR_EXPIRED"),
+    "WatchWorkflows": (
+        lambda n: w.WatchWorkflowsRequest(after=n.change_cursor),
+        "CURSOR_EXPIRED",
+    ),
     "AcquireLock": (lambda n: lk.AcquireLockRequest(resource="r"), ["holder"]),
     "RenewLocks": (lambda n: lk.RenewLocksRequest(tokens=[n.lock_token]), "LEASE_LOST"),
     "ReleaseLock": (lambda n: lk.ReleaseLockRequest(token=n.lock_token), ["released"]),

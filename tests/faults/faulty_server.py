@@ -6,7 +6,6 @@ A fault is a piece of SQL, or a function, replaced by one that breaks a guarante
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -44,6 +43,7 @@ from wfe_persistence.store import (
     tables,
     waiting,
     workflow,
+    workflow_changes,
 )
 from wfe_persistence.store.owner import Owner
 from wfe_persistence.store.postgres import database
@@ -489,27 +489,21 @@ def plant_endless_stop() -> None:
     setattr(import_module("wfe_persistence.cli.serve"), "_HUNG_SECONDS", 1.0)  # noqa: B010
 
 
-def plant_highest_number() -> None:
-    """A reader of the feed goes by the highest number it has seen, not by transactions."""
+def plant_newest_transaction() -> None:
+    """A reader of a feed goes by the newest transaction that has ended, not by the oldest that has
+    not."""
+    for module, statement in ((lifecycle, "WATCH"), (workflow_changes, "WATCH_WORKFLOWS")):
+        replace(module, statement, "pg_snapshot_xmin", "pg_snapshot_xmax")()
+
+
+def plant_recording_at_once() -> None:
+    """Changes count as complete although those who had written before may still commit."""
     replace(
-        lifecycle,
-        "WATCH",
-        "(xid, n) > ($1::xid8, $2::bigint) AND xid < h.xid\n    ORDER BY xid, n",
-        "xid >= $1::xid8 AND n > $2::bigint\n    ORDER BY n",
+        workflow_changes,
+        "WRITERS_LEFT",
+        "virtualtransaction = ANY ($1::text[])",
+        "virtualtransaction = ANY ($1::text[]) AND FALSE",
     )()
-    replace(lifecycle, "WATCH", "ORDER BY e.xid, e.n", "ORDER BY e.n")()
-    right = lifecycle.watch
-
-    async def watch(store: Store, after: lifecycle.Position | None, limit: int) -> lifecycle.Page:
-        page = await right(store, after and after._replace(xid=0), limit)
-        if after is None:
-            highest = await store.read("SELECT coalesce(max(n), 0) FROM wfc.lifecycle_events")
-            after = lifecycle.Position(0, rows.read_int8(highest.get_value(0, 0)))
-        entries = [each._replace(position=each.position._replace(xid=0)) for each in page.entries]
-        end = entries[-1].position if entries else after
-        return dataclasses.replace(page, entries=entries, end=end, horizon=end)
-
-    setattr(lifecycle, "watch", watch)  # noqa: B010
 
 
 # Faults that other tests than those of conformance must catch.
@@ -561,9 +555,17 @@ SERVER_FAULTS: dict[str, tuple[Callable[[], None], str]] = {
         plant_no_owners,
         "test_owners.py::test_store_of_other_servers_is_no_namespace",
     ),
-    "watchers go by the highest number": (
-        plant_highest_number,
+    "watchers go by the newest transaction": (
+        plant_newest_transaction,
         "test_lifecycle.py::test_event_of_a_transaction_that_is_committed_late_is_not_left_out",
+    ),
+    "watchers of workflows go by the newest transaction": (
+        plant_newest_transaction,
+        "test_watch_workflows.py::test_change_of_a_transaction_that_is_committed_late_comes",
+    ),
+    "changes of workflows are complete at once": (
+        plant_recording_at_once,
+        "test_watch_workflows.py::test_first_watcher_waits_for_those_who_had_written_before",
     ),
 } | ACCESS_FAULTS
 

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import psutil
 import psycopg
-import pytest
 from google.protobuf.duration_pb2 import Duration
 
+from tests.faults.conftest import Start
 from tests.support import make
 from tests.support.api import Api, connect
 from tests.support.expect import eventually, fails
-from tests.support.server import ServerProcess
 from wfe.persistence.v1.lifecycle_pb2 import (
     LifecycleEvent,
     WatchedEvent,
@@ -31,8 +27,6 @@ from wfe.persistence.v1.store_pb2 import (
     TruncateAllRequest,
 )
 
-Start = Callable[..., ServerProcess]
-
 INSERT = """
 INSERT INTO wfc.lifecycle_events (type, workflow_id, definition_id, version, event_time)
 VALUES ('Started', %s, 'd', 1, now())
@@ -42,20 +36,6 @@ SELECT count(*) FROM pg_stat_activity WHERE application_name = 'wfe-persistence'
     AND datname = current_database() AND state <> 'idle'
 """
 HEARTBEAT = Duration(seconds=1)
-
-
-@pytest.fixture
-def start(tmp_path: Path, database_url: str) -> Iterator[Start]:
-    with ExitStack() as stack:
-
-        def start(*options: str) -> ServerProcess:
-            module = "tests.faults.faulty_server" if "FAULT" in os.environ else "wfe_persistence"
-            log = tmp_path / f"log-{make.new_id()}"
-            return stack.enter_context(
-                ServerProcess(log, "--db-url", database_url, *options, module=module)
-            )
-
-        yield start
 
 
 async def take(responses: AsyncIterator[WatchResponse], count: int) -> list[str]:

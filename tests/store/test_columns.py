@@ -30,6 +30,7 @@ from wfe_persistence.store.records import (
     QUEUE_ITEM,
     SUBSCRIPTION,
     WORKFLOW,
+    WORKFLOW_BEFORE,
 )
 from wfe_persistence.store.rows import text
 from wfe_persistence.store.tables import Store
@@ -42,6 +43,7 @@ DECLARED: dict[str, tuple[Columns[Any], set[str]]] = {
     "event_subscriptions": (SUBSCRIPTION, {"content_hash"}),
     "execution_errors": (ERROR, {"id"}),
     "lifecycle_events": (LIFECYCLE_EVENT, {"xid", "n", "publish_time"}),
+    "workflow_changes": (WORKFLOW_BEFORE, {"xid", "n", "publish_time"}),
     "locks": (LOCK, {"n", "token", "request_id"}),
     "scheduled_commands": (
         COMMAND,
@@ -191,6 +193,8 @@ async def test_every_column_is_declared_with_its_type(store: Store, table: str) 
 @every_table
 def test_every_field_is_a_column(table: str) -> None:
     columns, _ = DECLARED[table]
+    if columns is WORKFLOW_BEFORE:
+        return  # what a filter asks for, and who it was; not all of a workflow
     descriptor = columns.message.DESCRIPTOR
     fields = {field.name for field in descriptor.fields} - NOT_COLUMNS.get(descriptor.name, set())
     assert fields == {column.field_name for column in columns.columns}

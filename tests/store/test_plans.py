@@ -22,6 +22,7 @@ from wfe_persistence.store import (
     purge,
     subscription,
     workflow,
+    workflow_changes,
     workflow_list,
 )
 from wfe_persistence.store.migrate import migrate
@@ -61,6 +62,8 @@ INSERT INTO wfc.locks (resource, owner, token, epoch, expiry, acquire_time)
     FROM generate_series(1, {ROWS}) i;
 INSERT INTO wfc.lifecycle_events (type, workflow_id, definition_id, version, event_time)
     SELECT 'Started', 'w' || i % 100, 'd', 1, now() FROM generate_series(1, {ROWS}) i;
+INSERT INTO wfc.workflow_changes (workflow_id)
+    SELECT 'w' || i % 100 FROM generate_series(1, {ROWS}) i;
 ANALYZE;
 """
 
@@ -170,6 +173,7 @@ CASES: list[tuple[str, str, Sequence[object], set[str]]] = [
      {"event_subscriptions_pkey"}),
     ("renew_commands", command.RENEW_COMMANDS, [LEASES, 1000], {"scheduled_commands_pkey"}),
     ("watch", lifecycle.WATCH, ["7", 7, 500], {"lifecycle_events_pkey"}),
+    ("watch_workflows", workflow_changes.WATCH_WORKFLOWS, ["7", 7, 500], {"workflow_changes_pkey"}),
     ("add_lock", lock.ADD_LOCK, ["new"], {"locks_resource_key", "locks_by_expiry", "locks_pkey"}),
     ("acquire_lock", lock.ACQUIRE_LOCK, ["r7", "o", "x", 1000, UUID], {"locks_resource_key"}),
     ("renew_locks", lock.RENEW_LOCKS, [TOKENS, 1000], {"locks_pkey"}),
@@ -235,6 +239,9 @@ ONCE: list[tuple[str, str, Sequence[object], set[str]]] = [
     ),
     ("oldest_is_old", lifecycle.OLDEST_IS_OLD, [60.0], {"lifecycle_events_pkey"}),
     ("sweep", lifecycle.SWEEP, [60.0, 2000], {"lifecycle_events_pkey"}),
+    ("oldest_change_is_old", workflow_changes.OLDEST_CHANGE_IS_OLD, [60.0],
+     {"workflow_changes_pkey"}),
+    ("sweep_changes", workflow_changes.SWEEP_CHANGES, [60.0, 2000], {"workflow_changes_pkey"}),
     ("list_locks first", lock.LIST_LOCKS, [None, None, None, 100], {"locks_resource_key"}),
     ("list_locks next", lock.LIST_LOCKS, [None, "o7", "r7", 100], {"locks_resource_key"}),
     ("list_locks of a prefix", lock.LIST_LOCKS, ["r7%", None, None, 100], {"locks_resource_key"}),
@@ -307,7 +314,7 @@ async def _check_plan(
         for node in nodes
         if node["Node Type"] == "Seq Scan" and node.get("Relation Name")
     }
-    tables -= {"lifecycle_feed", "pg_database"}  # one row; one for each database
+    tables -= {"lifecycle_feed", "workflow_feed", "pg_database"}  # one row; one for each database
     assert not tables, f"reads all of {tables}"
 
 

@@ -364,6 +364,30 @@ class Api:
         finally:
             call.cancel()
 
+    @asynccontextmanager
+    async def watch_workflows(
+        self,
+        *,
+        after: str = "",
+        heartbeat: Duration | None = None,
+        metadata: Metadata = (),
+        **filter_: Any,
+    ) -> AsyncIterator[AsyncIterator[workflow_pb2.WatchWorkflowsResponse]]:
+        """The stream of WatchWorkflows, ended with the context; the first response is its start."""
+        request = workflow_pb2.WatchWorkflowsRequest(
+            filter=workflow_pb2.WatchedWorkflows(**filter_), after=after, heartbeat=heartbeat
+        )
+        call: Any = self.workflows.WatchWorkflows(request, metadata=metadata)
+        try:
+            yield aiter(call)
+        finally:
+            call.cancel()
+
+    async def change_cursor(self, *, metadata: Metadata = ()) -> str:
+        """Where a WatchWorkflows begins now."""
+        async with self.watch_workflows(metadata=metadata) as responses:
+            return (await anext(responses)).cursor
+
     async def cursor(self, *, metadata: Metadata = ()) -> str:
         """Where a Watch begins now."""
         async with self.watch(metadata=metadata) as responses:

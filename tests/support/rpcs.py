@@ -31,6 +31,7 @@ from wfe.persistence.v1.list_order_pb2 import ListOrder
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
 from wfe.persistence.v1.workflow_pb2 import (
     SubscriptionClaim,
+    WatchedWorkflows,
     WorkflowFilter,
     WorkflowInstance,
     WorkflowPatch,
@@ -49,7 +50,7 @@ FILES: Final = (
     store_pb2.DESCRIPTOR,
 )
 
-LASTS: Final = {"Watch"}
+LASTS: Final = {"Watch", "WatchWorkflows"}
 """Streams that only the client ends."""
 
 
@@ -308,6 +309,21 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
         "workflow_definition_id": make.new_id("definition"),
         "dry_run": True,
         "max_rows": 10,
+    },
+    "WatchWorkflows": lambda: {
+        "filter": WatchedWorkflows(
+            workflow_id=make.new_id("workflow"),
+            statuses=[
+                WorkflowStatus.WORKFLOW_STATUS_COMPLETE,
+                WorkflowStatus.WORKFLOW_STATUS_TERMINATED,
+            ],
+            workflow_definition_id=make.new_id("definition"),
+            version=1,
+            reference="reference",
+            name_prefix="name",
+            root_workflow_id=make.new_id("root"),
+        ),
+        "heartbeat": Duration(seconds=10),
     },
     "CreateEvent": lambda: {
         "event": make.event(is_processed=True),

@@ -56,6 +56,7 @@ from wfe_persistence_client.convert.subscription import (
     subscriptions_to_proto,
 )
 from wfe_persistence_client.convert.workflow import (
+    change_from_proto,
     counts_from_proto,
     filter_to_proto,
     order_to_proto,
@@ -71,6 +72,7 @@ from wfe_persistence_client.convert.workflow import (
 __all__ = [
     "acknowledgements_to_proto",
     "acquired_lock_from_proto",
+    "change_from_proto",
     "check_claim",
     "claim_from_proto",
     "claim_to_proto",

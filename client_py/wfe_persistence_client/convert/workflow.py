@@ -241,6 +241,16 @@ def order_to_proto(value: model.ListOrder) -> list_order_pb2.ListOrder.ValueType
     return list_order_pb2.ListOrder.ValueType(value.value)
 
 
+def change_from_proto(message: workflow_pb2.WorkflowChange) -> model.WorkflowChange:
+    """A workflow that was written or deleted."""
+    return model.WorkflowChange(
+        instance=workflow_from_proto(message.instance),
+        deleted=message.deleted,
+        passes=message.passes,
+        cursor=message.cursor,
+    )
+
+
 def counts_from_proto(
     message: workflow_pb2.CountWorkflowsResponse,
 ) -> dict[model.WorkflowStatus, int]:

@@ -2464,6 +2464,9 @@ pub struct Capabilities {
     /// LifecycleService.
     #[prost(bool, tag = "7")]
     pub lifecycle: bool,
+    /// WatchWorkflows.
+    #[prost(bool, tag = "8")]
+    pub watch_workflows: bool,
 }
 /// TruncateAllRequest is the request of TruncateAll.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3750,6 +3753,81 @@ pub struct WorkflowFilter {
     #[prost(message, optional, tag = "15")]
     pub error_time_from: ::core::option::Option<::prost_types::Timestamp>,
 }
+/// WatchedWorkflows is a filter of WatchWorkflows; a workflow passes it if it has
+/// all that is asked for.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchedWorkflows {
+    /// Only this workflow, at most 512 bytes; empty: any.
+    #[prost(string, tag = "1")]
+    pub workflow_id: ::prost::alloc::string::String,
+    /// With one of these statuses, at most 1000; empty: any.
+    #[prost(enumeration = "WorkflowStatus", repeated, tag = "2")]
+    pub statuses: ::prost::alloc::vec::Vec<i32>,
+    /// With this definition, at most 512 bytes; empty: any.
+    #[prost(string, tag = "3")]
+    pub workflow_definition_id: ::prost::alloc::string::String,
+    /// With this version of the definition, 0 to 2^31-1; absent: any.
+    #[prost(uint32, optional, tag = "4")]
+    pub version: ::core::option::Option<u32>,
+    /// With this reference, at most 512 bytes; absent: any.
+    #[prost(string, optional, tag = "5")]
+    pub reference: ::core::option::Option<::prost::alloc::string::String>,
+    /// With a name that starts with this, at most 512 bytes; empty: any.
+    #[prost(string, tag = "6")]
+    pub name_prefix: ::prost::alloc::string::String,
+    /// With this root workflow, at most 512 bytes; empty: any. (The root itself
+    /// does not pass: its own root_workflow_id is absent.)
+    #[prost(string, tag = "7")]
+    pub root_workflow_id: ::prost::alloc::string::String,
+}
+/// WatchWorkflowsRequest is the request of WatchWorkflows.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchWorkflowsRequest {
+    /// Which workflows; absent: all.
+    #[prost(message, optional, tag = "1")]
+    pub filter: ::core::option::Option<WatchedWorkflows>,
+    /// A cursor: start behind it. Empty: from now, with all changes that are
+    /// committed after the first response came. A cursor is valid with any filter.
+    /// INVALID_ARGUMENT (FORMAT) if it is not one.
+    #[prost(string, tag = "2")]
+    pub after: ::prost::alloc::string::String,
+    /// How long the stream may be silent until a heartbeat comes; 1 s to 60 s;
+    /// absent: 10 s.
+    #[prost(message, optional, tag = "3")]
+    pub heartbeat: ::core::option::Option<::prost_types::Duration>,
+}
+/// WorkflowChange is a workflow that was written or deleted.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WorkflowChange {
+    /// Its header, with `view` HEADER. Too large for a message: see
+    /// WorkflowInstance.data_json. If it was deleted, what was known of it before:
+    /// id, name, root_workflow_id, workflow_definition_id, version, reference,
+    /// status, create_time, complete_time and revision.
+    #[prost(message, optional, tag = "1")]
+    pub instance: ::core::option::Option<WorkflowInstance>,
+    /// Whether it was deleted. (If it was created anew since, it was not.)
+    #[prost(bool, tag = "2")]
+    pub deleted: bool,
+    /// Whether it passes the filter. False: it did before the change, or it was
+    /// deleted.
+    #[prost(bool, tag = "3")]
+    pub passes: bool,
+    /// To resume behind this change; opaque.
+    #[prost(string, tag = "4")]
+    pub cursor: ::prost::alloc::string::String,
+}
+/// WatchWorkflowsResponse is a message of the stream of WatchWorkflows.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchWorkflowsResponse {
+    /// The changes, in their order; none: a heartbeat.
+    #[prost(message, repeated, tag = "1")]
+    pub changes: ::prost::alloc::vec::Vec<WorkflowChange>,
+    /// To resume behind everything that was looked at so far, which includes changes
+    /// that do not pass the filter; so a watcher of rare changes remembers this one.
+    /// It is never behind the cursor of a change before.
+    #[prost(string, tag = "2")]
+    pub cursor: ::prost::alloc::string::String,
+}
 /// CreateNewWorkflowRequest is the request of CreateNewWorkflow.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateNewWorkflowRequest {
@@ -4958,6 +5036,72 @@ pub mod workflow_service_client {
                     ),
                 );
             self.inner.unary(req, path, codec).await
+        }
+        /// Streams the headers of workflows that are written or deleted, from a cursor
+        /// on or from now, until the client ends it: of every workflow that passes the
+        /// filter after a change, or passed it before. So who keeps a list of those that
+        /// pass learns of each one that joins it, changes, or leaves it. Writes by hosts
+        /// that access the database directly are included.
+        ///
+        /// A header is read after its change, so it may be newer: several changes may
+        /// come as one, and a change may come again, also after a resumption. But the
+        /// last change of each workflow always comes. Changes come in the order in which
+        /// they were committed, or an order of transactions that overlapped, and without
+        /// gaps, as in LifecycleService.Watch, and held up by the same: any older
+        /// transaction in the same PostgreSQL cluster that has written something.
+        ///
+        /// To keep a complete list: start watching, and wait for the first response;
+        /// then list with ListWorkflows; then apply what has come and comes, unless the
+        /// list has a higher revision of that workflow already.
+        ///
+        /// Changes are kept for a while (`--watch-retention`, 24 hours by default), so
+        /// that a watcher that was away goes on where it stopped. When nobody has
+        /// watched in a namespace for that long, they are no longer recorded there; the
+        /// first watcher after that waits until the transactions that are just writing
+        /// workflows have ended: UNAVAILABLE if one does not within a few seconds.
+        ///
+        /// Each change has a cursor, from which a later call resumes behind it. A
+        /// response without changes is a heartbeat. The first one comes with the cursor
+        /// of the start.
+        ///
+        /// A call without a deadline lasts for any time; the server's maximum deadline
+        /// does not apply. What ends it has, in the metadata of its ErrorInfo, the
+        /// `cursor` to resume from: UNAVAILABLE (SHUTTING_DOWN), at once when the server
+        /// begins to stop; RESOURCE_EXHAUSTED (READER_TOO_SLOW) if the client stops
+        /// reading; any error of the database that lasts, or PERMISSION_DENIED when the
+        /// role was taken away. The server buffers no more than a page for a client
+        /// that reads slowly. Errors: OUT_OF_RANGE (CURSOR_EXPIRED) if changes after the
+        /// cursor are no longer there, at the start or when a slow client falls behind
+        /// the retention, and whenever the store was emptied by TruncateAll: list anew;
+        /// INVALID_ARGUMENT.
+        pub async fn watch_workflows(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchWorkflowsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::WatchWorkflowsResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.WorkflowService/WatchWorkflows",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "wfe.persistence.v1.WorkflowService",
+                        "WatchWorkflows",
+                    ),
+                );
+            self.inner.server_streaming(req, path, codec).await
         }
     }
 }

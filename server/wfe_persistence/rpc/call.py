@@ -8,17 +8,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from wfe.persistence.v1.lifecycle_pb2 import LifecycleEvent
 from wfe_persistence.offload import Workers
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.check import Check
 from wfe_persistence.rpc.guard import Caller
 from wfe_persistence.rpc.intake import Place
-from wfe_persistence.store.lifecycle_feed import Feeds
+from wfe_persistence.store.feeds import Feeds
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.paging import Cursor
 from wfe_persistence.store.readiness import Readiness
 from wfe_persistence.store.tables import Store
 from wfe_persistence.store.waiting import Waiters
+from wfe_persistence.store.workflow_changes import Change
 from wfe_persistence.time_spent import measured
 
 # What is left of its deadline for a call that has waited in vain: for the last look and the answer.
@@ -35,8 +37,10 @@ class Environment:
     """Where the work of large requests is done."""
     waiters: Waiters
     """The calls that wait for what others do."""
-    feeds: Feeds
-    """What watchers follow."""
+    feeds: Feeds[LifecycleEvent]
+    """What watchers of lifecycle events follow."""
+    changes: Feeds[Change]
+    """What watchers of workflows follow."""
     server_version: str
     max_message_bytes: int
     """The maximum size of a request or response."""

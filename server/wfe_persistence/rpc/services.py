@@ -56,6 +56,7 @@ REQUIRED_ROLE: Final = {
     "CountWorkflows": Role.READER,
     "DeleteWorkflow": Role.OPERATOR,
     "PurgeWorkflows": Role.OPERATOR,
+    "WatchWorkflows": Role.READER,
     # EventService
     "CreateEvent": Role.HOST,
     "GetEvent": Role.READER,
@@ -132,7 +133,7 @@ ADDS: Final = frozenset(
 )
 """RPCs that may add rows or bytes to a namespace, which are refused when it is full."""
 
-LASTS: Final = frozenset({"Watch"})
+LASTS: Final = frozenset({"Watch", "WatchWorkflows"})
 """Streams that go on until the client ends them. Each message has a `cursor`, and the error that
 ends the stream has that of the last one; see `boundary.py`."""
 

@@ -72,6 +72,7 @@ class StoreService:
                 locks=True,
                 queues=True,
                 lifecycle=True,
+                watch_workflows=True,
             ),
             max_message_bytes=call.env.max_message_bytes,
             request_retention=Duration(seconds=REQUEST_RETENTION_SECONDS),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 
 from wfe.persistence.v1 import workflow_pb2 as pb
 from wfe_persistence import offload
-from wfe_persistence.rpc import paging
+from wfe_persistence.rpc import lasting, paging
 from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import Check, R, read_back
 from wfe_persistence.rpc.check.bounds import MAX_REVISION
@@ -17,6 +17,7 @@ from wfe_persistence.store.documents import HeaderRoom
 from wfe_persistence.store.paging import Wanted
 from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.rows import epoch_ms
+from wfe_persistence.store.workflow_changes import Change
 
 
 class WorkflowService:
@@ -29,6 +30,7 @@ class WorkflowService:
         instance = request.instance
         await offload.run(_prepare_create, request, call.check)
         revision = await workflow.create_new_workflow(call.store, instance)
+        call.env.changes.published(call.store)
         return pb.CreateNewWorkflowResponse(id=instance.id, name=instance.name, revision=revision)
 
     async def PersistWorkflow(
@@ -37,6 +39,7 @@ class WorkflowService:
         """Replace a workflow's stored state."""
         key = await offload.run(_prepare_persist, request, call.check)
         revision = await commit.persist_workflow(call.store, request, (), key)
+        call.env.changes.published(call.store)
         return pb.PersistWorkflowResponse(revision=revision)
 
     async def PersistWorkflowWithSubscriptions(
@@ -47,6 +50,7 @@ class WorkflowService:
         answer.revision = await commit.persist_workflow(
             call.store, request, request.subscriptions, key
         )
+        call.env.changes.published(call.store)
         return answer
 
     async def CommitWorkflow(
@@ -55,6 +59,7 @@ class WorkflowService:
         """Store one step of an engine atomically."""
         key, answer, room = await offload.run(_prepare_commit, request, call.check)
         answer.revision = await commit.commit_workflow(call.store, request, key, room)
+        call.env.changes.published(call.store)
         return answer
 
     async def GetWorkflowInstance(
@@ -192,6 +197,7 @@ class WorkflowService:
         expected = check.revision(request)
         check.done()
         await purge.delete_workflow(call.store, request.id, expected)
+        call.env.changes.published(call.store)
         return pb.DeleteWorkflowResponse()
 
     async def PurgeWorkflows(
@@ -223,7 +229,57 @@ class WorkflowService:
             dry_run=request.dry_run,
         )
         done.next_page_token = paging.encode(request, call.store, after)
+        if done.workflows and not request.dry_run:
+            call.env.changes.published(call.store)
         return done
+
+    async def WatchWorkflows(
+        self, request: pb.WatchWorkflowsRequest, call: Call
+    ) -> AsyncIterator[Iterable[pb.WatchWorkflowsResponse]]:
+        """Send the headers of workflows that change."""
+        after, heartbeat = call.check.watch(request)
+        call.check.done()
+        async for page in lasting.follow(
+            call.env.changes,
+            call,
+            after,
+            heartbeat,
+            response=pb.WatchWorkflowsResponse,
+            items="changes",
+            item=_watched(request.filter),
+        ):
+            yield page
+
+
+def _watched(f: pb.WatchedWorkflows) -> Callable[[Change, str], pb.WorkflowChange | None]:
+    """What a watcher gets of a change, if the workflow passes the filter now, or did before."""
+    statuses = frozenset(f.statuses)
+
+    def passes(w: pb.WorkflowInstance) -> bool:
+        return (
+            (not f.workflow_id or w.id == f.workflow_id)
+            and (not statuses or w.status in statuses)
+            and (
+                not f.workflow_definition_id or w.workflow_definition_id == f.workflow_definition_id
+            )
+            and (not f.HasField("version") or w.version == f.version)
+            and (
+                not f.HasField("reference")
+                or (w.HasField("reference") and w.reference == f.reference)
+            )
+            and w.name.startswith(f.name_prefix)
+            and (not f.root_workflow_id or w.root_workflow_id == f.root_workflow_id)
+        )
+
+    def item(change: Change, cursor: str) -> pb.WorkflowChange | None:
+        passes_now = not change.deleted and passes(change.instance)
+        if not passes_now and not any(map(passes, change.before)):
+            return None
+        return pb.WorkflowChange(
+            instance=change.instance, deleted=change.deleted, passes=passes_now, cursor=cursor
+        )
+
+    return item
 
 
 # What is done for a write before it is handed to the store. It takes long for a large workflow.

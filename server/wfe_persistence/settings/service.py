@@ -97,3 +97,11 @@ class Calls:
             "Time for which lifecycle events are kept for watchers that resume (seconds).", above=0
         ),
     ] = 86_400.0
+    watch_retention: Annotated[
+        float,
+        About(
+            "Time for which changes of workflows are kept for watchers that resume, and are still "
+            "recorded when nobody watches any more (seconds).",
+            above=0,
+        ),
+    ] = 86_400.0

@@ -202,3 +202,19 @@ LIFECYCLE_EVENT: Final = Columns(
     Column("step_name", TEXT, nullable=True),
     Column("message", TEXT, nullable=True),
 )
+
+# wfc.workflow_changes, without their place in the order: what a workflow was before a change. (It
+# is only read by these lists.)
+WORKFLOW_BEFORE: Final = Columns(
+    WorkflowInstance,
+    Column("workflow_id", TEXT, field="id"),
+    Column("name", TEXT, nullable=True),
+    Column("root_workflow_id", TEXT, nullable=True),
+    Column("definition_id", TEXT, field="workflow_definition_id", nullable=True),
+    Column("version", UINT4, nullable=True),
+    Column("reference", TEXT, nullable=True),
+    Column("status", enum(WORKFLOW_STATUS), nullable=True),
+    Column("create_time", TIME, nullable=True),
+    Column("complete_time", TIME, nullable=True),
+    Column("revision", INT8, nullable=True),
+)

@@ -34,6 +34,9 @@ TABLES: Final = (
     "locks",
     "lifecycle_events",
     "lifecycle_feed",
+    "workflow_changes",
+    "workflow_feed",
+    "sweeps",
 )
 """Every table that holds data, in the order in which they are locked: the same as writes lock them,
 a workflow before its pointers."""

@@ -451,6 +451,7 @@ class Capabilities(google.protobuf.message.Message):
     LOCKS_FIELD_NUMBER: builtins.int
     QUEUES_FIELD_NUMBER: builtins.int
     LIFECYCLE_FIELD_NUMBER: builtins.int
+    WATCH_WORKFLOWS_FIELD_NUMBER: builtins.int
     scheduled_commands: builtins.bool
     """Scheduled commands (the trait's `supports_scheduled_commands`)."""
     truncate_all: builtins.bool
@@ -467,6 +468,8 @@ class Capabilities(google.protobuf.message.Message):
     """QueueService."""
     lifecycle: builtins.bool
     """LifecycleService."""
+    watch_workflows: builtins.bool
+    """WatchWorkflows."""
     def __init__(
         self,
         *,
@@ -477,8 +480,9 @@ class Capabilities(google.protobuf.message.Message):
         locks: builtins.bool = ...,
         queues: builtins.bool = ...,
         lifecycle: builtins.bool = ...,
+        watch_workflows: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["create_namespace", b"create_namespace", "delete_namespace", b"delete_namespace", "lifecycle", b"lifecycle", "locks", b"locks", "queues", b"queues", "scheduled_commands", b"scheduled_commands", "truncate_all", b"truncate_all"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["create_namespace", b"create_namespace", "delete_namespace", b"delete_namespace", "lifecycle", b"lifecycle", "locks", b"locks", "queues", b"queues", "scheduled_commands", b"scheduled_commands", "truncate_all", b"truncate_all", "watch_workflows", b"watch_workflows"]) -> None: ...
 
 Global___Capabilities: typing_extensions.TypeAlias = Capabilities
 

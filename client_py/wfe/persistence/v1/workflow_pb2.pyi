@@ -8,6 +8,7 @@ moving messages to another file would break the imports of generated code.
 import builtins
 import collections.abc
 import google.protobuf.descriptor
+import google.protobuf.duration_pb2
 import google.protobuf.field_mask_pb2
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
@@ -697,6 +698,161 @@ class WorkflowFilter(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_waiting_event_key", b"_waiting_event_key"]) -> typing.Literal["waiting_event_key"] | None: ...
 
 Global___WorkflowFilter: typing_extensions.TypeAlias = WorkflowFilter
+
+@typing.final
+class WatchedWorkflows(google.protobuf.message.Message):
+    """WatchedWorkflows is a filter of WatchWorkflows; a workflow passes it if it has
+    all that is asked for.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKFLOW_ID_FIELD_NUMBER: builtins.int
+    STATUSES_FIELD_NUMBER: builtins.int
+    WORKFLOW_DEFINITION_ID_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    REFERENCE_FIELD_NUMBER: builtins.int
+    NAME_PREFIX_FIELD_NUMBER: builtins.int
+    ROOT_WORKFLOW_ID_FIELD_NUMBER: builtins.int
+    workflow_id: builtins.str
+    """Only this workflow, at most 512 bytes; empty: any."""
+    workflow_definition_id: builtins.str
+    """With this definition, at most 512 bytes; empty: any."""
+    version: builtins.int
+    """With this version of the definition, 0 to 2^31-1; absent: any."""
+    reference: builtins.str
+    """With this reference, at most 512 bytes; absent: any."""
+    name_prefix: builtins.str
+    """With a name that starts with this, at most 512 bytes; empty: any."""
+    root_workflow_id: builtins.str
+    """With this root workflow, at most 512 bytes; empty: any. (The root itself
+    does not pass: its own root_workflow_id is absent.)
+    """
+    @property
+    def statuses(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[Global___WorkflowStatus.ValueType]:
+        """With one of these statuses, at most 1000; empty: any."""
+
+    def __init__(
+        self,
+        *,
+        workflow_id: builtins.str = ...,
+        statuses: collections.abc.Iterable[Global___WorkflowStatus.ValueType] | None = ...,
+        workflow_definition_id: builtins.str = ...,
+        version: builtins.int | None = ...,
+        reference: builtins.str | None = ...,
+        name_prefix: builtins.str = ...,
+        root_workflow_id: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_reference", b"_reference", "_version", b"_version", "reference", b"reference", "version", b"version"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_reference", b"_reference", "_version", b"_version", "name_prefix", b"name_prefix", "reference", b"reference", "root_workflow_id", b"root_workflow_id", "statuses", b"statuses", "version", b"version", "workflow_definition_id", b"workflow_definition_id", "workflow_id", b"workflow_id"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_reference", b"_reference"]) -> typing.Literal["reference"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_version", b"_version"]) -> typing.Literal["version"] | None: ...
+
+Global___WatchedWorkflows: typing_extensions.TypeAlias = WatchedWorkflows
+
+@typing.final
+class WatchWorkflowsRequest(google.protobuf.message.Message):
+    """WatchWorkflowsRequest is the request of WatchWorkflows."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: builtins.int
+    AFTER_FIELD_NUMBER: builtins.int
+    HEARTBEAT_FIELD_NUMBER: builtins.int
+    after: builtins.str
+    """A cursor: start behind it. Empty: from now, with all changes that are
+    committed after the first response came. A cursor is valid with any filter.
+    INVALID_ARGUMENT (FORMAT) if it is not one.
+    """
+    @property
+    def filter(self) -> Global___WatchedWorkflows:
+        """Which workflows; absent: all."""
+
+    @property
+    def heartbeat(self) -> google.protobuf.duration_pb2.Duration:
+        """How long the stream may be silent until a heartbeat comes; 1 s to 60 s;
+        absent: 10 s.
+        """
+
+    def __init__(
+        self,
+        *,
+        filter: Global___WatchedWorkflows | None = ...,
+        after: builtins.str = ...,
+        heartbeat: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["filter", b"filter", "heartbeat", b"heartbeat"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["after", b"after", "filter", b"filter", "heartbeat", b"heartbeat"]) -> None: ...
+
+Global___WatchWorkflowsRequest: typing_extensions.TypeAlias = WatchWorkflowsRequest
+
+@typing.final
+class WorkflowChange(google.protobuf.message.Message):
+    """WorkflowChange is a workflow that was written or deleted."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: builtins.int
+    DELETED_FIELD_NUMBER: builtins.int
+    PASSES_FIELD_NUMBER: builtins.int
+    CURSOR_FIELD_NUMBER: builtins.int
+    deleted: builtins.bool
+    """Whether it was deleted. (If it was created anew since, it was not.)"""
+    passes: builtins.bool
+    """Whether it passes the filter. False: it did before the change, or it was
+    deleted.
+    """
+    cursor: builtins.str
+    """To resume behind this change; opaque."""
+    @property
+    def instance(self) -> Global___WorkflowInstance:
+        """Its header, with `view` HEADER. Too large for a message: see
+        WorkflowInstance.data_json. If it was deleted, what was known of it before:
+        id, name, root_workflow_id, workflow_definition_id, version, reference,
+        status, create_time, complete_time and revision.
+        """
+
+    def __init__(
+        self,
+        *,
+        instance: Global___WorkflowInstance | None = ...,
+        deleted: builtins.bool = ...,
+        passes: builtins.bool = ...,
+        cursor: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["instance", b"instance"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cursor", b"cursor", "deleted", b"deleted", "instance", b"instance", "passes", b"passes"]) -> None: ...
+
+Global___WorkflowChange: typing_extensions.TypeAlias = WorkflowChange
+
+@typing.final
+class WatchWorkflowsResponse(google.protobuf.message.Message):
+    """WatchWorkflowsResponse is a message of the stream of WatchWorkflows."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: builtins.int
+    CURSOR_FIELD_NUMBER: builtins.int
+    cursor: builtins.str
+    """To resume behind everything that was looked at so far, which includes changes
+    that do not pass the filter; so a watcher of rare changes remembers this one.
+    It is never behind the cursor of a change before.
+    """
+    @property
+    def changes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WorkflowChange]:
+        """The changes, in their order; none: a heartbeat."""
+
+    def __init__(
+        self,
+        *,
+        changes: collections.abc.Iterable[Global___WorkflowChange] | None = ...,
+        cursor: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["changes", b"changes", "cursor", b"cursor"]) -> None: ...
+
+Global___WatchWorkflowsResponse: typing_extensions.TypeAlias = WatchWorkflowsResponse
 
 @typing.final
 class CreateNewWorkflowRequest(google.protobuf.message.Message):

@@ -107,6 +107,11 @@ class WorkflowServiceStub(object):
                 request_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.PurgeWorkflowsRequest.SerializeToString,
                 response_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.PurgeWorkflowsResponse.FromString,
                 _registered_method=True)
+        self.WatchWorkflows = channel.unary_stream(
+                '/wfe.persistence.v1.WorkflowService/WatchWorkflows',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.WatchWorkflowsRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.WatchWorkflowsResponse.FromString,
+                _registered_method=True)
 
 
 class WorkflowServiceServicer(object):
@@ -294,6 +299,49 @@ class WorkflowServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchWorkflows(self, request, context):
+        """Streams the headers of workflows that are written or deleted, from a cursor
+        on or from now, until the client ends it: of every workflow that passes the
+        filter after a change, or passed it before. So who keeps a list of those that
+        pass learns of each one that joins it, changes, or leaves it. Writes by hosts
+        that access the database directly are included.
+
+        A header is read after its change, so it may be newer: several changes may
+        come as one, and a change may come again, also after a resumption. But the
+        last change of each workflow always comes. Changes come in the order in which
+        they were committed, or an order of transactions that overlapped, and without
+        gaps, as in LifecycleService.Watch, and held up by the same: any older
+        transaction in the same PostgreSQL cluster that has written something.
+
+        To keep a complete list: start watching, and wait for the first response;
+        then list with ListWorkflows; then apply what has come and comes, unless the
+        list has a higher revision of that workflow already.
+
+        Changes are kept for a while (`--watch-retention`, 24 hours by default), so
+        that a watcher that was away goes on where it stopped. When nobody has
+        watched in a namespace for that long, they are no longer recorded there; the
+        first watcher after that waits until the transactions that are just writing
+        workflows have ended: UNAVAILABLE if one does not within a few seconds.
+
+        Each change has a cursor, from which a later call resumes behind it. A
+        response without changes is a heartbeat. The first one comes with the cursor
+        of the start.
+
+        A call without a deadline lasts for any time; the server's maximum deadline
+        does not apply. What ends it has, in the metadata of its ErrorInfo, the
+        `cursor` to resume from: UNAVAILABLE (SHUTTING_DOWN), at once when the server
+        begins to stop; RESOURCE_EXHAUSTED (READER_TOO_SLOW) if the client stops
+        reading; any error of the database that lasts, or PERMISSION_DENIED when the
+        role was taken away. The server buffers no more than a page for a client
+        that reads slowly. Errors: OUT_OF_RANGE (CURSOR_EXPIRED) if changes after the
+        cursor are no longer there, at the start or when a slow client falls behind
+        the retention, and whenever the store was emptied by TruncateAll: list anew;
+        INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkflowServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -366,6 +414,11 @@ def add_WorkflowServiceServicer_to_server(servicer, server):
                     servicer.PurgeWorkflows,
                     request_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.PurgeWorkflowsRequest.FromString,
                     response_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.PurgeWorkflowsResponse.SerializeToString,
+            ),
+            'WatchWorkflows': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchWorkflows,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.WatchWorkflowsRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.WatchWorkflowsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -749,6 +802,33 @@ class WorkflowService(object):
             '/wfe.persistence.v1.WorkflowService/PurgeWorkflows',
             wfe_dot_persistence_dot_v1_dot_workflow__pb2.PurgeWorkflowsRequest.SerializeToString,
             wfe_dot_persistence_dot_v1_dot_workflow__pb2.PurgeWorkflowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchWorkflows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/wfe.persistence.v1.WorkflowService/WatchWorkflows',
+            wfe_dot_persistence_dot_v1_dot_workflow__pb2.WatchWorkflowsRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_workflow__pb2.WatchWorkflowsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -251,7 +251,23 @@ _WorkflowServicePurgeWorkflowsType = typing_extensions.TypeVar(
     ],
 )
 
-class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, _WorkflowServicePersistWorkflowType, _WorkflowServicePersistWorkflowWithSubscriptionsType, _WorkflowServiceCommitWorkflowType, _WorkflowServiceGetWorkflowInstanceType, _WorkflowServiceGetWorkflowInstanceByNameType, _WorkflowServiceGetWorkflowInstancesType, _WorkflowServiceGetRunnableInstancesType, _WorkflowServiceNextDefinitionSequenceType, _WorkflowServiceListExecutionPointersType, _WorkflowServiceListWorkflowsType, _WorkflowServiceCountWorkflowsType, _WorkflowServiceDeleteWorkflowType, _WorkflowServicePurgeWorkflowsType]):
+_WorkflowServiceWatchWorkflowsType = typing_extensions.TypeVar(
+    '_WorkflowServiceWatchWorkflowsType',
+    grpc.UnaryStreamMultiCallable[
+        wfe.persistence.v1.workflow_pb2.WatchWorkflowsRequest,
+        wfe.persistence.v1.workflow_pb2.WatchWorkflowsResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        wfe.persistence.v1.workflow_pb2.WatchWorkflowsRequest,
+        wfe.persistence.v1.workflow_pb2.WatchWorkflowsResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        wfe.persistence.v1.workflow_pb2.WatchWorkflowsRequest,
+        wfe.persistence.v1.workflow_pb2.WatchWorkflowsResponse,
+    ],
+)
+
+class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, _WorkflowServicePersistWorkflowType, _WorkflowServicePersistWorkflowWithSubscriptionsType, _WorkflowServiceCommitWorkflowType, _WorkflowServiceGetWorkflowInstanceType, _WorkflowServiceGetWorkflowInstanceByNameType, _WorkflowServiceGetWorkflowInstancesType, _WorkflowServiceGetRunnableInstancesType, _WorkflowServiceNextDefinitionSequenceType, _WorkflowServiceListExecutionPointersType, _WorkflowServiceListWorkflowsType, _WorkflowServiceCountWorkflowsType, _WorkflowServiceDeleteWorkflowType, _WorkflowServicePurgeWorkflowsType, _WorkflowServiceWatchWorkflowsType]):
     """WorkflowService stores workflows with their execution pointers. Every call is
     one transaction (a purge runs several); every read sees one consistent
     snapshot (GetWorkflowInstances: one for each workflow).
@@ -315,6 +331,10 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
             wfe.persistence.v1.workflow_pb2.PurgeWorkflowsRequest,
             wfe.persistence.v1.workflow_pb2.PurgeWorkflowsResponse,
         ],
+        grpc.UnaryStreamMultiCallable[
+            wfe.persistence.v1.workflow_pb2.WatchWorkflowsRequest,
+            wfe.persistence.v1.workflow_pb2.WatchWorkflowsResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -374,6 +394,10 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
         grpc.aio.UnaryUnaryMultiCallable[
             wfe.persistence.v1.workflow_pb2.PurgeWorkflowsRequest,
             wfe.persistence.v1.workflow_pb2.PurgeWorkflowsResponse,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            wfe.persistence.v1.workflow_pb2.WatchWorkflowsRequest,
+            wfe.persistence.v1.workflow_pb2.WatchWorkflowsResponse,
         ],
     ], channel: grpc.aio.Channel) -> None: ...
 
@@ -514,6 +538,46 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
     INVALID_ARGUMENT.
     """
 
+    WatchWorkflows: _WorkflowServiceWatchWorkflowsType
+    """Streams the headers of workflows that are written or deleted, from a cursor
+    on or from now, until the client ends it: of every workflow that passes the
+    filter after a change, or passed it before. So who keeps a list of those that
+    pass learns of each one that joins it, changes, or leaves it. Writes by hosts
+    that access the database directly are included.
+
+    A header is read after its change, so it may be newer: several changes may
+    come as one, and a change may come again, also after a resumption. But the
+    last change of each workflow always comes. Changes come in the order in which
+    they were committed, or an order of transactions that overlapped, and without
+    gaps, as in LifecycleService.Watch, and held up by the same: any older
+    transaction in the same PostgreSQL cluster that has written something.
+
+    To keep a complete list: start watching, and wait for the first response;
+    then list with ListWorkflows; then apply what has come and comes, unless the
+    list has a higher revision of that workflow already.
+
+    Changes are kept for a while (`--watch-retention`, 24 hours by default), so
+    that a watcher that was away goes on where it stopped. When nobody has
+    watched in a namespace for that long, they are no longer recorded there; the
+    first watcher after that waits until the transactions that are just writing
+    workflows have ended: UNAVAILABLE if one does not within a few seconds.
+
+    Each change has a cursor, from which a later call resumes behind it. A
+    response without changes is a heartbeat. The first one comes with the cursor
+    of the start.
+
+    A call without a deadline lasts for any time; the server's maximum deadline
+    does not apply. What ends it has, in the metadata of its ErrorInfo, the
+    `cursor` to resume from: UNAVAILABLE (SHUTTING_DOWN), at once when the server
+    begins to stop; RESOURCE_EXHAUSTED (READER_TOO_SLOW) if the client stops
+    reading; any error of the database that lasts, or PERMISSION_DENIED when the
+    role was taken away. The server buffers no more than a page for a client
+    that reads slowly. Errors: OUT_OF_RANGE (CURSOR_EXPIRED) if changes after the
+    cursor are no longer there, at the start or when a slow client falls behind
+    the retention, and whenever the store was emptied by TruncateAll: list anew;
+    INVALID_ARGUMENT.
+    """
+
 WorkflowServiceAsyncStub: typing_extensions.TypeAlias = WorkflowServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.workflow_pb2.CreateNewWorkflowRequest,
@@ -570,6 +634,10 @@ WorkflowServiceAsyncStub: typing_extensions.TypeAlias = WorkflowServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.workflow_pb2.PurgeWorkflowsRequest,
         wfe.persistence.v1.workflow_pb2.PurgeWorkflowsResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        wfe.persistence.v1.workflow_pb2.WatchWorkflowsRequest,
+        wfe.persistence.v1.workflow_pb2.WatchWorkflowsResponse,
     ],
 ]
 
@@ -783,6 +851,51 @@ class WorkflowServiceServicer(metaclass=abc.ABCMeta):
         Rows locked by concurrent writers are skipped. One call runs several short
         transactions and stops when `max_rows` is used up: call again with
         `next_page_token` until it is empty. Repeating a call is safe. Errors:
+        INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def WatchWorkflows(
+        self,
+        request: wfe.persistence.v1.workflow_pb2.WatchWorkflowsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[wfe.persistence.v1.workflow_pb2.WatchWorkflowsResponse], collections.abc.AsyncIterator[wfe.persistence.v1.workflow_pb2.WatchWorkflowsResponse]]:
+        """Streams the headers of workflows that are written or deleted, from a cursor
+        on or from now, until the client ends it: of every workflow that passes the
+        filter after a change, or passed it before. So who keeps a list of those that
+        pass learns of each one that joins it, changes, or leaves it. Writes by hosts
+        that access the database directly are included.
+
+        A header is read after its change, so it may be newer: several changes may
+        come as one, and a change may come again, also after a resumption. But the
+        last change of each workflow always comes. Changes come in the order in which
+        they were committed, or an order of transactions that overlapped, and without
+        gaps, as in LifecycleService.Watch, and held up by the same: any older
+        transaction in the same PostgreSQL cluster that has written something.
+
+        To keep a complete list: start watching, and wait for the first response;
+        then list with ListWorkflows; then apply what has come and comes, unless the
+        list has a higher revision of that workflow already.
+
+        Changes are kept for a while (`--watch-retention`, 24 hours by default), so
+        that a watcher that was away goes on where it stopped. When nobody has
+        watched in a namespace for that long, they are no longer recorded there; the
+        first watcher after that waits until the transactions that are just writing
+        workflows have ended: UNAVAILABLE if one does not within a few seconds.
+
+        Each change has a cursor, from which a later call resumes behind it. A
+        response without changes is a heartbeat. The first one comes with the cursor
+        of the start.
+
+        A call without a deadline lasts for any time; the server's maximum deadline
+        does not apply. What ends it has, in the metadata of its ErrorInfo, the
+        `cursor` to resume from: UNAVAILABLE (SHUTTING_DOWN), at once when the server
+        begins to stop; RESOURCE_EXHAUSTED (READER_TOO_SLOW) if the client stops
+        reading; any error of the database that lasts, or PERMISSION_DENIED when the
+        role was taken away. The server buffers no more than a page for a client
+        that reads slowly. Errors: OUT_OF_RANGE (CURSOR_EXPIRED) if changes after the
+        cursor are no longer there, at the start or when a slow client falls behind
+        the retention, and whenever the store was emptied by TruncateAll: list anew;
         INVALID_ARGUMENT.
         """
 

@@ -8,7 +8,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from wfe.persistence.v1.command_pb2 import ListCommandsRequest, ScheduledCommand
 from wfe.persistence.v1.event_pb2 import Event, GetEventsRequest, ListEventsRequest
-from wfe.persistence.v1.lifecycle_pb2 import LifecycleEvent, WatchRequest
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import (
     EventSubscription,
@@ -28,26 +27,23 @@ from wfe.persistence.v1.workflow_pb2 import (
 )
 from wfe_persistence.rpc.check.bounds import (
     ATTRIBUTE_BYTES,
-    DEFAULT_HEARTBEAT_SECONDS,
     MAX_ATTRIBUTES,
     MAX_COMMAND_DATA_BYTES,
     MAX_HEADER_ATTRIBUTES_BYTES,
-    MAX_HEARTBEAT_SECONDS,
-    MAX_LIFECYCLE_MESSAGE_BYTES,
     MAX_REVISION,
 )
 from wfe_persistence.rpc.check.queues import QueueRules
 from wfe_persistence.rpc.check.scalars import R
+from wfe_persistence.rpc.check.watching import WatchingRules
 from wfe_persistence.store.documents import HEADER_FIELDS
 from wfe_persistence.store.records import (
     COMMAND_NAME,
-    LIFECYCLE_EVENT_TYPE,
     POINTER_STATUS,
     WORKFLOW_STATUS,
 )
 
 
-class Check(QueueRules):
+class Check(QueueRules, WatchingRules):
     """Collects the violations of one request: call the rules, then `done()`.
 
     `path` is the path of the message in the request, for the paths of its fields.
@@ -379,42 +375,3 @@ class Check(QueueRules):
         self.required_time(path, "error_time", e)
         self.id(path, "workflow_id", e.workflow_id)
         self.key(path, "execution_pointer_id", e.execution_pointer_id)
-
-    def lifecycle_events(self, field: str, events: Sequence[LifecycleEvent]) -> None:
-        """Lifecycle events to publish."""
-        if self.at_most("", field, events):
-            self.each(field, events, self._lifecycle_event)
-
-    def _lifecycle_event(self, e: LifecycleEvent, path: str) -> None:
-        self.enum(path, "type", e.type, LIFECYCLE_EVENT_TYPE)
-        self.id(path, "workflow_id", e.workflow_id)
-        self.id(path, "workflow_definition_id", e.workflow_definition_id)
-        self.number(path, "version", e.version)
-        self.key(path, "reference", e.reference)
-        self.required_time(path, "event_time", e)
-        self.number(path, "step_id", e.step_id)
-        self.key(path, "step_name", e.step_name)
-        if len(e.message.encode()) > MAX_LIFECYCLE_MESSAGE_BYTES:
-            self.add(
-                path,
-                "message",
-                R.FIELD_VIOLATION_REASON_TOO_LONG,
-                f"must be at most {MAX_LIFECYCLE_MESSAGE_BYTES} bytes",
-            )
-
-    def watch(self, request: WatchRequest) -> float:
-        """What to watch; returns the time between heartbeats in seconds."""
-        self.key("", "workflow_id", request.workflow_id)
-        self.key("", "workflow_definition_id", request.workflow_definition_id)
-        if self.at_most("", "types", request.types):
-            for i, type_ in enumerate(request.types):
-                self.enum("", f"types[{i}]", type_, LIFECYCLE_EVENT_TYPE)
-        if not request.HasField("heartbeat"):
-            return DEFAULT_HEARTBEAT_SECONDS
-        value = request.heartbeat
-        seconds = value.seconds + value.nanos / 1e9
-        if not (0 <= value.nanos < 10**9 and 1 <= seconds <= MAX_HEARTBEAT_SECONDS):
-            self.add(
-                "", "heartbeat", R.FIELD_VIOLATION_REASON_TIME_RANGE, "must be from 1 s to 60 s"
-            )
-        return seconds

@@ -1,5 +1,4 @@
-"""What watchers of lifecycle events follow: the end of each namespace's feed, read once for all of
-them.
+"""What watchers follow: the end of each namespace's feed, read once for all of them.
 
 However many watch, one task per namespace asks the database for news, and only while somebody
 watches. It keeps the newest events for a moment. A watcher has a position and nothing else: one
@@ -15,28 +14,39 @@ import random
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError, shutting_down
 from wfe_persistence.recurring import RecurringWarnings
-from wfe_persistence.store import lifecycle, namespace_list
-from wfe_persistence.store.lifecycle import Cursor, Entry, Page, Position, cursor_expired
+from wfe_persistence.store import namespace_list
+from wfe_persistence.store.feed import (
+    KEEP_SECONDS,
+    PASSING,
+    Cursor,
+    Entry,
+    Page,
+    Position,
+    Source,
+    cursor_expired,
+)
 from wfe_persistence.store.tables import Store
 
 log = logging.getLogger(__name__)
 warnings = RecurringWarnings(log)
 
+T = TypeVar("T")
+
 _PAGE: Final = 500
-"""How many events are read from the database at once."""
+"""How many rows are read from the database at once."""
 
 # What is kept of a feed's end.
 _MAX_KEPT: Final = 5_000
 _MAX_KEPT_BYTES: Final = 4 * 1024 * 1024
 
-# How long (seconds) until the database is asked again: the events of this server are known of at
-# once, those of others come with the next look. It is soon while committed events wait for older
-# transactions to end.
+# How long (seconds) until the database is asked again: what this server has written is known of at
+# once, what others write comes with the next look. It is soon while committed rows wait for older
+# transactions to end. However much is written, looks have a pause between them.
 _LOOK_SECONDS: Final = (0.2, 1.0)
 _MIN_LOOK_SECONDS: Final = 0.02
 
@@ -49,17 +59,6 @@ _HELD_UP_MS: Final = 30_000
 _MAX_READERS: Final = 4
 """How many watchers of a namespace, at most, read from the database at the same time."""
 
-_PASSING: Final = frozenset(
-    {
-        ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
-        ErrorReason.ERROR_REASON_POOL_EXHAUSTED,
-        ErrorReason.ERROR_REASON_NAMESPACE_BUSY,
-        ErrorReason.ERROR_REASON_DATABASE_FULL,
-        ErrorReason.ERROR_REASON_ROW_LOCKED,
-        ErrorReason.ERROR_REASON_TRANSACTION_CONFLICT,
-    }
-)
-
 # The sweep: how often at most, what it deletes in one transaction, and how long it pauses after
 # each, so that it takes little of the database's time. All namespaces, those too that no call has
 # named, are swept every hour.
@@ -70,15 +69,17 @@ _SWEEP_ALL_SECONDS: Final = 3600.0
 _MAX_NOTED: Final = 10_000
 
 
-class Feed:
+class Feed(Generic[T]):
     """The end of one namespace's feed, while somebody follows it."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, source: Source[T], store: Store, keep_seconds: float) -> None:
+        self._source = source
         self._store = store
-        self._kept: list[Entry] = []
+        self._keep_seconds = keep_seconds
+        self._kept: list[Entry[T]] = []
         self._kept_bytes = 0
         self._start = self.horizon = Position(0, 0)
-        """All events behind `_start`, up to the horizon, are kept."""
+        """All entries behind `_start`, up to the horizon, are kept."""
         self._feed_id = b""
         self._error: Exception | None = None
         self._news = asyncio.Event()
@@ -102,15 +103,15 @@ class Feed:
         if after.feed_id == self._feed_id and self._start <= position <= self.horizon:
             return position
         # Some may have been deleted, and another server may have seen more than this one.
-        page = await lifecycle.watch(self._store, None, 0)
+        page = await self._source.read(self._store, None, 0)
         if after.feed_id == page.feed_id and page.floor <= position <= page.horizon:
             return position
         raise cursor_expired(page.feed_id, page.floor)
 
-    async def read(self, after: Position, seconds: float) -> tuple[list[Entry], Position]:
-        """The next events behind a position, and up to where they were looked at.
+    async def read(self, after: Position, seconds: float) -> tuple[list[Entry[T]], Position]:
+        """The next entries behind a position, and up to where they were looked at.
 
-        Waits for events, at most so long. Raises CURSOR_EXPIRED if some are gone already, and
+        Waits for some, at most so long. Raises CURSOR_EXPIRED if some are gone already, and
         what has ended the feed.
         """
         if after < self._start:
@@ -129,10 +130,10 @@ class Feed:
             return entries, entries[-1].position
         return entries, max(self.horizon, after)
 
-    async def _read_stored(self, after: Position) -> tuple[list[Entry], Position]:
+    async def _read_stored(self, after: Position) -> tuple[list[Entry[T]], Position]:
         self._raise_error()
         async with self._readers:
-            page = await lifecycle.watch(self._store, after, _PAGE)
+            page = await self._source.read(self._store, after, _PAGE)
         if page.feed_id != self._feed_id or after < page.floor:
             raise cursor_expired(page.feed_id, page.floor)
         return page.entries, max(page.end, after)
@@ -179,14 +180,18 @@ class Feed:
         loop = asyncio.get_running_loop()
         pause = _MIN_LOOK_SECONDS
         looked = loop.time()
+        kept = looked - self._keep_seconds
         while True:
             self._wake.clear()
             try:
                 async with asyncio.timeout(_PATIENCE_SECONDS):
                     page = await self._look()
+                    if loop.time() - kept >= self._keep_seconds:
+                        await self._source.keep(self._store)
+                        kept = loop.time()
             except Exception as exc:
                 passing = isinstance(exc, TimeoutError) or (
-                    isinstance(exc, PersistenceError) and exc.reason in _PASSING
+                    isinstance(exc, PersistenceError) and exc.reason in PASSING
                 )
                 if not passing or loop.time() - looked > _PATIENCE_SECONDS:
                     self._error = exc
@@ -195,23 +200,22 @@ class Feed:
                 page = None
             else:
                 looked = loop.time()
-            if page is not None and len(page.entries) == _PAGE:
+            if page is not None and page.end < page.horizon:
                 continue
             if page is not None and page.pending_ms is not None:
-                pause = min(2 * pause, _LOOK_SECONDS[1])
+                pause = _MIN_LOOK_SECONDS if page.entries else min(2 * pause, _LOOK_SECONDS[1])
                 await asyncio.sleep(pause)
                 continue
             pause = _MIN_LOOK_SECONDS
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(random.uniform(*_LOOK_SECONDS)):
+                    await asyncio.sleep(_MIN_LOOK_SECONDS)
                     await self._wake.wait()
-            except TimeoutError:
-                pass
 
-    async def _look(self) -> Page:
+    async def _look(self) -> Page[T]:
         """Read what is new."""
         is_first = not self._feed_id
-        page = await lifecycle.watch(self._store, None if is_first else self.horizon, _PAGE)
+        page = await self._source.read(self._store, None if is_first else self.horizon, _PAGE)
         if is_first:
             self._feed_id = page.feed_id
             self._start = self.horizon = page.horizon
@@ -224,7 +228,7 @@ class Feed:
             warnings.warn_each(
                 "held up",
                 name,
-                f"{name}: watchers wait for lifecycle events that were committed "
+                f"{name}: watchers wait for {self._source.name} that were committed "
                 f"{page.pending_ms // 1000} s ago: an older transaction has not ended yet; see "
                 "backend_xid in pg_stat_activity, and pg_prepared_xacts",
             )
@@ -235,37 +239,40 @@ class Feed:
                 self._announce()
         return page
 
-    def _keep(self, entries: list[Entry]) -> None:
+    def _keep(self, entries: list[Entry[T]]) -> None:
         self._kept += entries
-        self._kept_bytes += sum(entry.event.ByteSize() for entry in entries)
+        self._kept_bytes += sum(entry.size for entry in entries)
         if len(self._kept) > _MAX_KEPT or self._kept_bytes > _MAX_KEPT_BYTES:
             half = (len(self._kept) + 1) // 2
             self._start = self._kept[half - 1].position
             del self._kept[:half]
-            self._kept_bytes = sum(entry.event.ByteSize() for entry in self._kept)
+            self._kept_bytes = sum(entry.size for entry in self._kept)
 
 
-class Feeds:
-    """The feeds of all namespaces, and the sweep that deletes what is too old; one for the server.
+class Feeds(Generic[T]):
+    """The feeds of all namespaces from one source, and the sweep that deletes what is too old.
 
-    `retention`: for how long (seconds) events are kept.
+    `retention`: for how long (seconds) rows are kept.
     """
 
-    def __init__(self, default: Store, retention: float) -> None:
+    def __init__(self, source: Source[T], default: Store, retention: float) -> None:
+        self._source = source
         self._default = default
         self._retention = retention
-        self._feeds: dict[str, Feed] = {}
+        self._feeds: dict[str, Feed[T]] = {}
         self._noted: dict[str, Store] = {}
         self._closed = False
 
     @contextmanager
-    def follow(self, store: Store) -> Iterator[Feed]:
+    def follow(self, store: Store) -> Iterator[Feed[T]]:
         """A namespace's feed, as long as the context lasts. Raises SHUTTING_DOWN."""
         if self._closed:
             raise shutting_down()
         feed = self._feeds.get(store.namespace)
         if feed is None or feed.is_broken:
-            feed = self._feeds[store.namespace] = Feed(store)
+            feed = self._feeds[store.namespace] = Feed(
+                self._source, store, min(KEEP_SECONDS, self._retention / 4)
+            )
         feed.followers += 1
         self._note(store)
         try:
@@ -278,7 +285,7 @@ class Feeds:
                     del self._feeds[store.namespace]
 
     def published(self, store: Store) -> None:
-        """Know that this server has published events: those who watch here get them at once."""
+        """Know that this server has written to it: those who watch here get that at once."""
         self._note(store)
         if feed := self._feeds.get(store.namespace):
             feed.wake()
@@ -309,20 +316,23 @@ class Feeds:
                 for store in due:
                     await self._sweep(store)
             except Exception as exc:  # whatever it is, the next sweep may succeed
-                warnings.warn("sweep", f"can't delete old lifecycle events: {exc or repr(exc)}")
+                warnings.warn(
+                    f"sweep of {self._source.name}",
+                    f"can't delete old {self._source.name}: {exc or repr(exc)}",
+                )
 
     async def _sweep(self, store: Store) -> None:
         """Delete what is too old in one namespace."""
         try:
             deleted: int | None = _SWEPT_ROWS
             while deleted == _SWEPT_ROWS:
-                deleted = await lifecycle.sweep(store, self._retention, _SWEPT_ROWS)
+                deleted = await self._source.sweep(store, self._retention, _SWEPT_ROWS)
                 await asyncio.sleep(_SWEEP_PAUSE_SECONDS)
         except PersistenceError as exc:
             # Deleted, or not migrated yet; or it is swept when it is used again.
             if exc.reason not in {
                 ErrorReason.ERROR_REASON_SCHEMA_OUTDATED,
-                *_PASSING,
+                *PASSING,
             }:
                 raise
             return

@@ -1,0 +1,1 @@
+UPDATE wfc.workflow_feed SET watch_time = now();
