@@ -975,9 +975,11 @@ type Capabilities struct {
 	// QueueService.
 	Queues bool `protobuf:"varint,6,opt,name=queues,proto3" json:"queues,omitempty"`
 	// LifecycleService.
-	Lifecycle     bool `protobuf:"varint,7,opt,name=lifecycle,proto3" json:"lifecycle,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Lifecycle bool `protobuf:"varint,7,opt,name=lifecycle,proto3" json:"lifecycle,omitempty"`
+	// WatchWorkflows.
+	WatchWorkflows bool `protobuf:"varint,8,opt,name=watch_workflows,json=watchWorkflows,proto3" json:"watch_workflows,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Capabilities) Reset() {
@@ -1055,6 +1057,13 @@ func (x *Capabilities) GetQueues() bool {
 func (x *Capabilities) GetLifecycle() bool {
 	if x != nil {
 		return x.Lifecycle
+	}
+	return false
+}
+
+func (x *Capabilities) GetWatchWorkflows() bool {
+	if x != nil {
+		return x.WatchWorkflows
 	}
 	return false
 }
@@ -1196,7 +1205,7 @@ const file_wfe_persistence_v1_store_proto_rawDesc = "" +
 	"\x15latest_schema_version\x18\x06 \x01(\x05R\x13latestSchemaVersion\x12D\n" +
 	"\fcapabilities\x18\a \x01(\v2 .wfe.persistence.v1.CapabilitiesR\fcapabilities\x12*\n" +
 	"\x11max_message_bytes\x18\b \x01(\x03R\x0fmaxMessageBytes\x12F\n" +
-	"\x11request_retention\x18\t \x01(\v2\x19.google.protobuf.DurationR\x10requestRetention\"\x82\x02\n" +
+	"\x11request_retention\x18\t \x01(\v2\x19.google.protobuf.DurationR\x10requestRetention\"\xab\x02\n" +
 	"\fCapabilities\x12-\n" +
 	"\x12scheduled_commands\x18\x01 \x01(\bR\x11scheduledCommands\x12!\n" +
 	"\ftruncate_all\x18\x02 \x01(\bR\vtruncateAll\x12)\n" +
@@ -1204,7 +1213,8 @@ const file_wfe_persistence_v1_store_proto_rawDesc = "" +
 	"\x10create_namespace\x18\x04 \x01(\bR\x0fcreateNamespace\x12\x14\n" +
 	"\x05locks\x18\x05 \x01(\bR\x05locks\x12\x16\n" +
 	"\x06queues\x18\x06 \x01(\bR\x06queues\x12\x1c\n" +
-	"\tlifecycle\x18\a \x01(\bR\tlifecycle\"\x14\n" +
+	"\tlifecycle\x18\a \x01(\bR\tlifecycle\x12'\n" +
+	"\x0fwatch_workflows\x18\b \x01(\bR\x0ewatchWorkflows\"\x14\n" +
 	"\x12TruncateAllRequest\"\x15\n" +
 	"\x13TruncateAllResponse2\xc7\x06\n" +
 	"\fStoreService\x12p\n" +

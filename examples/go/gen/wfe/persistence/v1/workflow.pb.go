@@ -12,6 +12,7 @@ package persistencev1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
@@ -1029,6 +1030,309 @@ func (x *WorkflowFilter) GetErrorTimeFrom() *timestamppb.Timestamp {
 	return nil
 }
 
+// WatchedWorkflows is a filter of WatchWorkflows; a workflow passes it if it has
+// all that is asked for.
+type WatchedWorkflows struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only this workflow, at most 512 bytes; empty: any.
+	WorkflowId string `protobuf:"bytes,1,opt,name=workflow_id,json=workflowId,proto3" json:"workflow_id,omitempty"`
+	// With one of these statuses, at most 1000; empty: any.
+	Statuses []WorkflowStatus `protobuf:"varint,2,rep,packed,name=statuses,proto3,enum=wfe.persistence.v1.WorkflowStatus" json:"statuses,omitempty"`
+	// With this definition, at most 512 bytes; empty: any.
+	WorkflowDefinitionId string `protobuf:"bytes,3,opt,name=workflow_definition_id,json=workflowDefinitionId,proto3" json:"workflow_definition_id,omitempty"`
+	// With this version of the definition, 0 to 2^31-1; absent: any.
+	Version *uint32 `protobuf:"varint,4,opt,name=version,proto3,oneof" json:"version,omitempty"`
+	// With this reference, at most 512 bytes; absent: any.
+	Reference *string `protobuf:"bytes,5,opt,name=reference,proto3,oneof" json:"reference,omitempty"`
+	// With a name that starts with this, at most 512 bytes; empty: any.
+	NamePrefix string `protobuf:"bytes,6,opt,name=name_prefix,json=namePrefix,proto3" json:"name_prefix,omitempty"`
+	// With this root workflow, at most 512 bytes; empty: any. (The root itself
+	// does not pass: its own root_workflow_id is absent.)
+	RootWorkflowId string `protobuf:"bytes,7,opt,name=root_workflow_id,json=rootWorkflowId,proto3" json:"root_workflow_id,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *WatchedWorkflows) Reset() {
+	*x = WatchedWorkflows{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchedWorkflows) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchedWorkflows) ProtoMessage() {}
+
+func (x *WatchedWorkflows) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchedWorkflows.ProtoReflect.Descriptor instead.
+func (*WatchedWorkflows) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *WatchedWorkflows) GetWorkflowId() string {
+	if x != nil {
+		return x.WorkflowId
+	}
+	return ""
+}
+
+func (x *WatchedWorkflows) GetStatuses() []WorkflowStatus {
+	if x != nil {
+		return x.Statuses
+	}
+	return nil
+}
+
+func (x *WatchedWorkflows) GetWorkflowDefinitionId() string {
+	if x != nil {
+		return x.WorkflowDefinitionId
+	}
+	return ""
+}
+
+func (x *WatchedWorkflows) GetVersion() uint32 {
+	if x != nil && x.Version != nil {
+		return *x.Version
+	}
+	return 0
+}
+
+func (x *WatchedWorkflows) GetReference() string {
+	if x != nil && x.Reference != nil {
+		return *x.Reference
+	}
+	return ""
+}
+
+func (x *WatchedWorkflows) GetNamePrefix() string {
+	if x != nil {
+		return x.NamePrefix
+	}
+	return ""
+}
+
+func (x *WatchedWorkflows) GetRootWorkflowId() string {
+	if x != nil {
+		return x.RootWorkflowId
+	}
+	return ""
+}
+
+// WatchWorkflowsRequest is the request of WatchWorkflows.
+type WatchWorkflowsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which workflows; absent: all.
+	Filter *WatchedWorkflows `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	// A cursor: start behind it. Empty: from now, with all changes that are
+	// committed after the first response came. A cursor is valid with any filter.
+	// INVALID_ARGUMENT (FORMAT) if it is not one.
+	After string `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
+	// How long the stream may be silent until a heartbeat comes; 1 s to 60 s;
+	// absent: 10 s.
+	Heartbeat     *durationpb.Duration `protobuf:"bytes,3,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchWorkflowsRequest) Reset() {
+	*x = WatchWorkflowsRequest{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchWorkflowsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchWorkflowsRequest) ProtoMessage() {}
+
+func (x *WatchWorkflowsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchWorkflowsRequest.ProtoReflect.Descriptor instead.
+func (*WatchWorkflowsRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *WatchWorkflowsRequest) GetFilter() *WatchedWorkflows {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *WatchWorkflowsRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
+func (x *WatchWorkflowsRequest) GetHeartbeat() *durationpb.Duration {
+	if x != nil {
+		return x.Heartbeat
+	}
+	return nil
+}
+
+// WorkflowChange is a workflow that was written or deleted.
+type WorkflowChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its header, with `view` HEADER. Too large for a message: see
+	// WorkflowInstance.data_json. If it was deleted, what was known of it before:
+	// id, name, root_workflow_id, workflow_definition_id, version, reference,
+	// status, create_time, complete_time and revision.
+	Instance *WorkflowInstance `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	// Whether it was deleted. (If it was created anew since, it was not.)
+	Deleted bool `protobuf:"varint,2,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	// Whether it passes the filter. False: it did before the change, or it was
+	// deleted.
+	Passes bool `protobuf:"varint,3,opt,name=passes,proto3" json:"passes,omitempty"`
+	// To resume behind this change; opaque.
+	Cursor        string `protobuf:"bytes,4,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkflowChange) Reset() {
+	*x = WorkflowChange{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkflowChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkflowChange) ProtoMessage() {}
+
+func (x *WorkflowChange) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkflowChange.ProtoReflect.Descriptor instead.
+func (*WorkflowChange) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *WorkflowChange) GetInstance() *WorkflowInstance {
+	if x != nil {
+		return x.Instance
+	}
+	return nil
+}
+
+func (x *WorkflowChange) GetDeleted() bool {
+	if x != nil {
+		return x.Deleted
+	}
+	return false
+}
+
+func (x *WorkflowChange) GetPasses() bool {
+	if x != nil {
+		return x.Passes
+	}
+	return false
+}
+
+func (x *WorkflowChange) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
+}
+
+// WatchWorkflowsResponse is a message of the stream of WatchWorkflows.
+type WatchWorkflowsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The changes, in their order; none: a heartbeat.
+	Changes []*WorkflowChange `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
+	// To resume behind everything that was looked at so far, which includes changes
+	// that do not pass the filter; so a watcher of rare changes remembers this one.
+	// It is never behind the cursor of a change before.
+	Cursor        string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchWorkflowsResponse) Reset() {
+	*x = WatchWorkflowsResponse{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchWorkflowsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchWorkflowsResponse) ProtoMessage() {}
+
+func (x *WatchWorkflowsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchWorkflowsResponse.ProtoReflect.Descriptor instead.
+func (*WatchWorkflowsResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *WatchWorkflowsResponse) GetChanges() []*WorkflowChange {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+func (x *WatchWorkflowsResponse) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
+}
+
 // CreateNewWorkflowRequest is the request of CreateNewWorkflow.
 type CreateNewWorkflowRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1043,7 +1347,7 @@ type CreateNewWorkflowRequest struct {
 
 func (x *CreateNewWorkflowRequest) Reset() {
 	*x = CreateNewWorkflowRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[5]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1055,7 +1359,7 @@ func (x *CreateNewWorkflowRequest) String() string {
 func (*CreateNewWorkflowRequest) ProtoMessage() {}
 
 func (x *CreateNewWorkflowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[5]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1068,7 +1372,7 @@ func (x *CreateNewWorkflowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNewWorkflowRequest.ProtoReflect.Descriptor instead.
 func (*CreateNewWorkflowRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{5}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CreateNewWorkflowRequest) GetInstance() *WorkflowInstance {
@@ -1101,7 +1405,7 @@ type CreateNewWorkflowResponse struct {
 
 func (x *CreateNewWorkflowResponse) Reset() {
 	*x = CreateNewWorkflowResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[6]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1113,7 +1417,7 @@ func (x *CreateNewWorkflowResponse) String() string {
 func (*CreateNewWorkflowResponse) ProtoMessage() {}
 
 func (x *CreateNewWorkflowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[6]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1126,7 +1430,7 @@ func (x *CreateNewWorkflowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNewWorkflowResponse.ProtoReflect.Descriptor instead.
 func (*CreateNewWorkflowResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{6}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CreateNewWorkflowResponse) GetId() string {
@@ -1185,7 +1489,7 @@ type PersistWorkflowRequest struct {
 
 func (x *PersistWorkflowRequest) Reset() {
 	*x = PersistWorkflowRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[7]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1197,7 +1501,7 @@ func (x *PersistWorkflowRequest) String() string {
 func (*PersistWorkflowRequest) ProtoMessage() {}
 
 func (x *PersistWorkflowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[7]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1210,7 +1514,7 @@ func (x *PersistWorkflowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistWorkflowRequest.ProtoReflect.Descriptor instead.
 func (*PersistWorkflowRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{7}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PersistWorkflowRequest) GetInstance() *WorkflowInstance {
@@ -1275,7 +1579,7 @@ type PersistWorkflowResponse struct {
 
 func (x *PersistWorkflowResponse) Reset() {
 	*x = PersistWorkflowResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[8]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1591,7 @@ func (x *PersistWorkflowResponse) String() string {
 func (*PersistWorkflowResponse) ProtoMessage() {}
 
 func (x *PersistWorkflowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[8]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,7 +1604,7 @@ func (x *PersistWorkflowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistWorkflowResponse.ProtoReflect.Descriptor instead.
 func (*PersistWorkflowResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{8}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PersistWorkflowResponse) GetRevision() int64 {
@@ -1344,7 +1648,7 @@ type PersistWorkflowWithSubscriptionsRequest struct {
 
 func (x *PersistWorkflowWithSubscriptionsRequest) Reset() {
 	*x = PersistWorkflowWithSubscriptionsRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[9]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1660,7 @@ func (x *PersistWorkflowWithSubscriptionsRequest) String() string {
 func (*PersistWorkflowWithSubscriptionsRequest) ProtoMessage() {}
 
 func (x *PersistWorkflowWithSubscriptionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[9]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1673,7 @@ func (x *PersistWorkflowWithSubscriptionsRequest) ProtoReflect() protoreflect.Me
 
 // Deprecated: Use PersistWorkflowWithSubscriptionsRequest.ProtoReflect.Descriptor instead.
 func (*PersistWorkflowWithSubscriptionsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{9}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PersistWorkflowWithSubscriptionsRequest) GetInstance() *WorkflowInstance {
@@ -1444,7 +1748,7 @@ type PersistWorkflowWithSubscriptionsResponse struct {
 
 func (x *PersistWorkflowWithSubscriptionsResponse) Reset() {
 	*x = PersistWorkflowWithSubscriptionsResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[10]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1456,7 +1760,7 @@ func (x *PersistWorkflowWithSubscriptionsResponse) String() string {
 func (*PersistWorkflowWithSubscriptionsResponse) ProtoMessage() {}
 
 func (x *PersistWorkflowWithSubscriptionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[10]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1469,7 +1773,7 @@ func (x *PersistWorkflowWithSubscriptionsResponse) ProtoReflect() protoreflect.M
 
 // Deprecated: Use PersistWorkflowWithSubscriptionsResponse.ProtoReflect.Descriptor instead.
 func (*PersistWorkflowWithSubscriptionsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{10}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PersistWorkflowWithSubscriptionsResponse) GetRevision() int64 {
@@ -1546,7 +1850,7 @@ type CommitWorkflowRequest struct {
 
 func (x *CommitWorkflowRequest) Reset() {
 	*x = CommitWorkflowRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[11]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1558,7 +1862,7 @@ func (x *CommitWorkflowRequest) String() string {
 func (*CommitWorkflowRequest) ProtoMessage() {}
 
 func (x *CommitWorkflowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[11]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1571,7 +1875,7 @@ func (x *CommitWorkflowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitWorkflowRequest.ProtoReflect.Descriptor instead.
 func (*CommitWorkflowRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{11}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CommitWorkflowRequest) GetState() isCommitWorkflowRequest_State {
@@ -1739,7 +2043,7 @@ type CommitWorkflowResponse struct {
 
 func (x *CommitWorkflowResponse) Reset() {
 	*x = CommitWorkflowResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[12]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1751,7 +2055,7 @@ func (x *CommitWorkflowResponse) String() string {
 func (*CommitWorkflowResponse) ProtoMessage() {}
 
 func (x *CommitWorkflowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[12]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1764,7 +2068,7 @@ func (x *CommitWorkflowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitWorkflowResponse.ProtoReflect.Descriptor instead.
 func (*CommitWorkflowResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{12}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CommitWorkflowResponse) GetRevision() int64 {
@@ -1808,7 +2112,7 @@ type GetWorkflowInstanceRequest struct {
 
 func (x *GetWorkflowInstanceRequest) Reset() {
 	*x = GetWorkflowInstanceRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[13]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1820,7 +2124,7 @@ func (x *GetWorkflowInstanceRequest) String() string {
 func (*GetWorkflowInstanceRequest) ProtoMessage() {}
 
 func (x *GetWorkflowInstanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[13]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1833,7 +2137,7 @@ func (x *GetWorkflowInstanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkflowInstanceRequest.ProtoReflect.Descriptor instead.
 func (*GetWorkflowInstanceRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{13}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetWorkflowInstanceRequest) GetId() string {
@@ -1861,7 +2165,7 @@ type GetWorkflowInstanceResponse struct {
 
 func (x *GetWorkflowInstanceResponse) Reset() {
 	*x = GetWorkflowInstanceResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[14]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1873,7 +2177,7 @@ func (x *GetWorkflowInstanceResponse) String() string {
 func (*GetWorkflowInstanceResponse) ProtoMessage() {}
 
 func (x *GetWorkflowInstanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[14]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1886,7 +2190,7 @@ func (x *GetWorkflowInstanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkflowInstanceResponse.ProtoReflect.Descriptor instead.
 func (*GetWorkflowInstanceResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{14}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetWorkflowInstanceResponse) GetInstance() *WorkflowInstance {
@@ -1909,7 +2213,7 @@ type GetWorkflowInstanceByNameRequest struct {
 
 func (x *GetWorkflowInstanceByNameRequest) Reset() {
 	*x = GetWorkflowInstanceByNameRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[15]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1921,7 +2225,7 @@ func (x *GetWorkflowInstanceByNameRequest) String() string {
 func (*GetWorkflowInstanceByNameRequest) ProtoMessage() {}
 
 func (x *GetWorkflowInstanceByNameRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[15]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1934,7 +2238,7 @@ func (x *GetWorkflowInstanceByNameRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkflowInstanceByNameRequest.ProtoReflect.Descriptor instead.
 func (*GetWorkflowInstanceByNameRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{15}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetWorkflowInstanceByNameRequest) GetName() string {
@@ -1963,7 +2267,7 @@ type GetWorkflowInstanceByNameResponse struct {
 
 func (x *GetWorkflowInstanceByNameResponse) Reset() {
 	*x = GetWorkflowInstanceByNameResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[16]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1975,7 +2279,7 @@ func (x *GetWorkflowInstanceByNameResponse) String() string {
 func (*GetWorkflowInstanceByNameResponse) ProtoMessage() {}
 
 func (x *GetWorkflowInstanceByNameResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[16]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1988,7 +2292,7 @@ func (x *GetWorkflowInstanceByNameResponse) ProtoReflect() protoreflect.Message 
 
 // Deprecated: Use GetWorkflowInstanceByNameResponse.ProtoReflect.Descriptor instead.
 func (*GetWorkflowInstanceByNameResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{16}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetWorkflowInstanceByNameResponse) GetInstance() *WorkflowInstance {
@@ -2011,7 +2315,7 @@ type GetWorkflowInstancesRequest struct {
 
 func (x *GetWorkflowInstancesRequest) Reset() {
 	*x = GetWorkflowInstancesRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[17]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2023,7 +2327,7 @@ func (x *GetWorkflowInstancesRequest) String() string {
 func (*GetWorkflowInstancesRequest) ProtoMessage() {}
 
 func (x *GetWorkflowInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[17]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2036,7 +2340,7 @@ func (x *GetWorkflowInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkflowInstancesRequest.ProtoReflect.Descriptor instead.
 func (*GetWorkflowInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{17}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetWorkflowInstancesRequest) GetIds() []string {
@@ -2065,7 +2369,7 @@ type GetWorkflowInstancesResponse struct {
 
 func (x *GetWorkflowInstancesResponse) Reset() {
 	*x = GetWorkflowInstancesResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[18]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2077,7 +2381,7 @@ func (x *GetWorkflowInstancesResponse) String() string {
 func (*GetWorkflowInstancesResponse) ProtoMessage() {}
 
 func (x *GetWorkflowInstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[18]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2090,7 +2394,7 @@ func (x *GetWorkflowInstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkflowInstancesResponse.ProtoReflect.Descriptor instead.
 func (*GetWorkflowInstancesResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{18}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetWorkflowInstancesResponse) GetInstance() *WorkflowInstance {
@@ -2123,7 +2427,7 @@ type GetRunnableInstancesRequest struct {
 
 func (x *GetRunnableInstancesRequest) Reset() {
 	*x = GetRunnableInstancesRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[19]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2135,7 +2439,7 @@ func (x *GetRunnableInstancesRequest) String() string {
 func (*GetRunnableInstancesRequest) ProtoMessage() {}
 
 func (x *GetRunnableInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[19]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2148,7 +2452,7 @@ func (x *GetRunnableInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRunnableInstancesRequest.ProtoReflect.Descriptor instead.
 func (*GetRunnableInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{19}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetRunnableInstancesRequest) GetAsAt() *timestamppb.Timestamp {
@@ -2192,7 +2496,7 @@ type GetRunnableInstancesResponse struct {
 
 func (x *GetRunnableInstancesResponse) Reset() {
 	*x = GetRunnableInstancesResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[20]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2204,7 +2508,7 @@ func (x *GetRunnableInstancesResponse) String() string {
 func (*GetRunnableInstancesResponse) ProtoMessage() {}
 
 func (x *GetRunnableInstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[20]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2217,7 +2521,7 @@ func (x *GetRunnableInstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRunnableInstancesResponse.ProtoReflect.Descriptor instead.
 func (*GetRunnableInstancesResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{20}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetRunnableInstancesResponse) GetInstanceIds() []string {
@@ -2245,7 +2549,7 @@ type NextDefinitionSequenceRequest struct {
 
 func (x *NextDefinitionSequenceRequest) Reset() {
 	*x = NextDefinitionSequenceRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[21]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2257,7 +2561,7 @@ func (x *NextDefinitionSequenceRequest) String() string {
 func (*NextDefinitionSequenceRequest) ProtoMessage() {}
 
 func (x *NextDefinitionSequenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[21]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2270,7 +2574,7 @@ func (x *NextDefinitionSequenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextDefinitionSequenceRequest.ProtoReflect.Descriptor instead.
 func (*NextDefinitionSequenceRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{21}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *NextDefinitionSequenceRequest) GetDefinitionId() string {
@@ -2291,7 +2595,7 @@ type NextDefinitionSequenceResponse struct {
 
 func (x *NextDefinitionSequenceResponse) Reset() {
 	*x = NextDefinitionSequenceResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[22]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2303,7 +2607,7 @@ func (x *NextDefinitionSequenceResponse) String() string {
 func (*NextDefinitionSequenceResponse) ProtoMessage() {}
 
 func (x *NextDefinitionSequenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[22]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2316,7 +2620,7 @@ func (x *NextDefinitionSequenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextDefinitionSequenceResponse.ProtoReflect.Descriptor instead.
 func (*NextDefinitionSequenceResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{22}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *NextDefinitionSequenceResponse) GetNumber() int64 {
@@ -2349,7 +2653,7 @@ type ListExecutionPointersRequest struct {
 
 func (x *ListExecutionPointersRequest) Reset() {
 	*x = ListExecutionPointersRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[23]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2361,7 +2665,7 @@ func (x *ListExecutionPointersRequest) String() string {
 func (*ListExecutionPointersRequest) ProtoMessage() {}
 
 func (x *ListExecutionPointersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[23]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2374,7 +2678,7 @@ func (x *ListExecutionPointersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExecutionPointersRequest.ProtoReflect.Descriptor instead.
 func (*ListExecutionPointersRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{23}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListExecutionPointersRequest) GetWorkflowId() string {
@@ -2427,7 +2731,7 @@ type ListExecutionPointersResponse struct {
 
 func (x *ListExecutionPointersResponse) Reset() {
 	*x = ListExecutionPointersResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[24]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2439,7 +2743,7 @@ func (x *ListExecutionPointersResponse) String() string {
 func (*ListExecutionPointersResponse) ProtoMessage() {}
 
 func (x *ListExecutionPointersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[24]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2452,7 +2756,7 @@ func (x *ListExecutionPointersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExecutionPointersResponse.ProtoReflect.Descriptor instead.
 func (*ListExecutionPointersResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{24}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListExecutionPointersResponse) GetExecutionPointers() []*ExecutionPointer {
@@ -2498,7 +2802,7 @@ type ListWorkflowsRequest struct {
 
 func (x *ListWorkflowsRequest) Reset() {
 	*x = ListWorkflowsRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[25]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2510,7 +2814,7 @@ func (x *ListWorkflowsRequest) String() string {
 func (*ListWorkflowsRequest) ProtoMessage() {}
 
 func (x *ListWorkflowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[25]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2523,7 +2827,7 @@ func (x *ListWorkflowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkflowsRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkflowsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{25}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListWorkflowsRequest) GetFilter() *WorkflowFilter {
@@ -2576,7 +2880,7 @@ type ListWorkflowsResponse struct {
 
 func (x *ListWorkflowsResponse) Reset() {
 	*x = ListWorkflowsResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[26]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2588,7 +2892,7 @@ func (x *ListWorkflowsResponse) String() string {
 func (*ListWorkflowsResponse) ProtoMessage() {}
 
 func (x *ListWorkflowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[26]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2601,7 +2905,7 @@ func (x *ListWorkflowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkflowsResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkflowsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{26}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListWorkflowsResponse) GetInstances() []*WorkflowInstance {
@@ -2629,7 +2933,7 @@ type CountWorkflowsRequest struct {
 
 func (x *CountWorkflowsRequest) Reset() {
 	*x = CountWorkflowsRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[27]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2641,7 +2945,7 @@ func (x *CountWorkflowsRequest) String() string {
 func (*CountWorkflowsRequest) ProtoMessage() {}
 
 func (x *CountWorkflowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[27]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2654,7 +2958,7 @@ func (x *CountWorkflowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountWorkflowsRequest.ProtoReflect.Descriptor instead.
 func (*CountWorkflowsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{27}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CountWorkflowsRequest) GetFilter() *WorkflowFilter {
@@ -2677,7 +2981,7 @@ type WorkflowCount struct {
 
 func (x *WorkflowCount) Reset() {
 	*x = WorkflowCount{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[28]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2689,7 +2993,7 @@ func (x *WorkflowCount) String() string {
 func (*WorkflowCount) ProtoMessage() {}
 
 func (x *WorkflowCount) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[28]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2702,7 +3006,7 @@ func (x *WorkflowCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkflowCount.ProtoReflect.Descriptor instead.
 func (*WorkflowCount) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{28}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WorkflowCount) GetStatus() WorkflowStatus {
@@ -2731,7 +3035,7 @@ type CountWorkflowsResponse struct {
 
 func (x *CountWorkflowsResponse) Reset() {
 	*x = CountWorkflowsResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[29]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2743,7 +3047,7 @@ func (x *CountWorkflowsResponse) String() string {
 func (*CountWorkflowsResponse) ProtoMessage() {}
 
 func (x *CountWorkflowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[29]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2756,7 +3060,7 @@ func (x *CountWorkflowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountWorkflowsResponse.ProtoReflect.Descriptor instead.
 func (*CountWorkflowsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{29}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CountWorkflowsResponse) GetCounts() []*WorkflowCount {
@@ -2780,7 +3084,7 @@ type DeleteWorkflowRequest struct {
 
 func (x *DeleteWorkflowRequest) Reset() {
 	*x = DeleteWorkflowRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[30]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2792,7 +3096,7 @@ func (x *DeleteWorkflowRequest) String() string {
 func (*DeleteWorkflowRequest) ProtoMessage() {}
 
 func (x *DeleteWorkflowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[30]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2805,7 +3109,7 @@ func (x *DeleteWorkflowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWorkflowRequest.ProtoReflect.Descriptor instead.
 func (*DeleteWorkflowRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{30}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DeleteWorkflowRequest) GetId() string {
@@ -2831,7 +3135,7 @@ type DeleteWorkflowResponse struct {
 
 func (x *DeleteWorkflowResponse) Reset() {
 	*x = DeleteWorkflowResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[31]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2843,7 +3147,7 @@ func (x *DeleteWorkflowResponse) String() string {
 func (*DeleteWorkflowResponse) ProtoMessage() {}
 
 func (x *DeleteWorkflowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[31]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2856,7 +3160,7 @@ func (x *DeleteWorkflowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWorkflowResponse.ProtoReflect.Descriptor instead.
 func (*DeleteWorkflowResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{31}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{35}
 }
 
 // PurgeWorkflowsRequest is the request of PurgeWorkflows.
@@ -2887,7 +3191,7 @@ type PurgeWorkflowsRequest struct {
 
 func (x *PurgeWorkflowsRequest) Reset() {
 	*x = PurgeWorkflowsRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[32]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2899,7 +3203,7 @@ func (x *PurgeWorkflowsRequest) String() string {
 func (*PurgeWorkflowsRequest) ProtoMessage() {}
 
 func (x *PurgeWorkflowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[32]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2912,7 +3216,7 @@ func (x *PurgeWorkflowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeWorkflowsRequest.ProtoReflect.Descriptor instead.
 func (*PurgeWorkflowsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{32}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PurgeWorkflowsRequest) GetEndedBefore() *timestamppb.Timestamp {
@@ -2979,7 +3283,7 @@ type PurgeWorkflowsResponse struct {
 
 func (x *PurgeWorkflowsResponse) Reset() {
 	*x = PurgeWorkflowsResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[33]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2991,7 +3295,7 @@ func (x *PurgeWorkflowsResponse) String() string {
 func (*PurgeWorkflowsResponse) ProtoMessage() {}
 
 func (x *PurgeWorkflowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[33]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3004,7 +3308,7 @@ func (x *PurgeWorkflowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeWorkflowsResponse.ProtoReflect.Descriptor instead.
 func (*PurgeWorkflowsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{33}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PurgeWorkflowsResponse) GetWorkflows() int64 {
@@ -3053,7 +3357,7 @@ var File_wfe_persistence_v1_workflow_proto protoreflect.FileDescriptor
 
 const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\n" +
-	"!wfe/persistence/v1/workflow.proto\x12\x12wfe.persistence.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a wfe/persistence/v1/command.proto\x1a\x1ewfe/persistence/v1/event.proto\x1a\"wfe/persistence/v1/lifecycle.proto\x1a#wfe/persistence/v1/list_order.proto\x1a#wfe/persistence/v1/queue_item.proto\x1a\x1ewfe/persistence/v1/store.proto\x1a%wfe/persistence/v1/subscription.proto\"\xba\a\n" +
+	"!wfe/persistence/v1/workflow.proto\x12\x12wfe.persistence.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a wfe/persistence/v1/command.proto\x1a\x1ewfe/persistence/v1/event.proto\x1a\"wfe/persistence/v1/lifecycle.proto\x1a#wfe/persistence/v1/list_order.proto\x1a#wfe/persistence/v1/queue_item.proto\x1a\x1ewfe/persistence/v1/store.proto\x1a%wfe/persistence/v1/subscription.proto\"\xba\a\n" +
 	"\x10WorkflowInstance\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12-\n" +
@@ -3155,7 +3459,33 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\b_versionB\f\n" +
 	"\n" +
 	"_referenceB\x14\n" +
-	"\x12_waiting_event_key\"\x95\x01\n" +
+	"\x12_waiting_event_key\"\xd0\x02\n" +
+	"\x10WatchedWorkflows\x12\x1f\n" +
+	"\vworkflow_id\x18\x01 \x01(\tR\n" +
+	"workflowId\x12>\n" +
+	"\bstatuses\x18\x02 \x03(\x0e2\".wfe.persistence.v1.WorkflowStatusR\bstatuses\x124\n" +
+	"\x16workflow_definition_id\x18\x03 \x01(\tR\x14workflowDefinitionId\x12\x1d\n" +
+	"\aversion\x18\x04 \x01(\rH\x00R\aversion\x88\x01\x01\x12!\n" +
+	"\treference\x18\x05 \x01(\tH\x01R\treference\x88\x01\x01\x12\x1f\n" +
+	"\vname_prefix\x18\x06 \x01(\tR\n" +
+	"namePrefix\x12(\n" +
+	"\x10root_workflow_id\x18\a \x01(\tR\x0erootWorkflowIdB\n" +
+	"\n" +
+	"\b_versionB\f\n" +
+	"\n" +
+	"_reference\"\xa4\x01\n" +
+	"\x15WatchWorkflowsRequest\x12<\n" +
+	"\x06filter\x18\x01 \x01(\v2$.wfe.persistence.v1.WatchedWorkflowsR\x06filter\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\tR\x05after\x127\n" +
+	"\theartbeat\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\theartbeat\"\x9c\x01\n" +
+	"\x0eWorkflowChange\x12@\n" +
+	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\x12\x18\n" +
+	"\adeleted\x18\x02 \x01(\bR\adeleted\x12\x16\n" +
+	"\x06passes\x18\x03 \x01(\bR\x06passes\x12\x16\n" +
+	"\x06cursor\x18\x04 \x01(\tR\x06cursor\"n\n" +
+	"\x16WatchWorkflowsResponse\x12<\n" +
+	"\achanges\x18\x01 \x03(\v2\".wfe.persistence.v1.WorkflowChangeR\achanges\x12\x16\n" +
+	"\x06cursor\x18\x02 \x01(\tR\x06cursor\"\x95\x01\n" +
 	"\x18CreateNewWorkflowRequest\x12@\n" +
 	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\x127\n" +
 	"\aenqueue\x18\x02 \x03(\v2\x1d.wfe.persistence.v1.QueueItemR\aenqueue\"[\n" +
@@ -3321,7 +3651,7 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\x19WORKFLOW_VIEW_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12WORKFLOW_VIEW_FULL\x10\x01\x12\x18\n" +
 	"\x14WORKFLOW_VIEW_ACTIVE\x10\x02\x12\x18\n" +
-	"\x14WORKFLOW_VIEW_HEADER\x10\x032\x93\r\n" +
+	"\x14WORKFLOW_VIEW_HEADER\x10\x032\xfe\r\n" +
 	"\x0fWorkflowService\x12p\n" +
 	"\x11CreateNewWorkflow\x12,.wfe.persistence.v1.CreateNewWorkflowRequest\x1a-.wfe.persistence.v1.CreateNewWorkflowResponse\x12j\n" +
 	"\x0fPersistWorkflow\x12*.wfe.persistence.v1.PersistWorkflowRequest\x1a+.wfe.persistence.v1.PersistWorkflowResponse\x12\x9d\x01\n" +
@@ -3336,7 +3666,8 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\rListWorkflows\x12(.wfe.persistence.v1.ListWorkflowsRequest\x1a).wfe.persistence.v1.ListWorkflowsResponse\x12g\n" +
 	"\x0eCountWorkflows\x12).wfe.persistence.v1.CountWorkflowsRequest\x1a*.wfe.persistence.v1.CountWorkflowsResponse\x12g\n" +
 	"\x0eDeleteWorkflow\x12).wfe.persistence.v1.DeleteWorkflowRequest\x1a*.wfe.persistence.v1.DeleteWorkflowResponse\x12g\n" +
-	"\x0ePurgeWorkflows\x12).wfe.persistence.v1.PurgeWorkflowsRequest\x1a*.wfe.persistence.v1.PurgeWorkflowsResponseBO\n" +
+	"\x0ePurgeWorkflows\x12).wfe.persistence.v1.PurgeWorkflowsRequest\x1a*.wfe.persistence.v1.PurgeWorkflowsResponse\x12i\n" +
+	"\x0eWatchWorkflows\x12).wfe.persistence.v1.WatchWorkflowsRequest\x1a*.wfe.persistence.v1.WatchWorkflowsResponse0\x01BO\n" +
 	"\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3"
 
 var (
@@ -3352,7 +3683,7 @@ func file_wfe_persistence_v1_workflow_proto_rawDescGZIP() []byte {
 }
 
 var file_wfe_persistence_v1_workflow_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_wfe_persistence_v1_workflow_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_wfe_persistence_v1_workflow_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_wfe_persistence_v1_workflow_proto_goTypes = []any{
 	(WorkflowStatus)(0),                              // 0: wfe.persistence.v1.WorkflowStatus
 	(PointerStatus)(0),                               // 1: wfe.persistence.v1.PointerStatus
@@ -3362,142 +3693,154 @@ var file_wfe_persistence_v1_workflow_proto_goTypes = []any{
 	(*WorkflowPatch)(nil),                            // 5: wfe.persistence.v1.WorkflowPatch
 	(*SubscriptionClaim)(nil),                        // 6: wfe.persistence.v1.SubscriptionClaim
 	(*WorkflowFilter)(nil),                           // 7: wfe.persistence.v1.WorkflowFilter
-	(*CreateNewWorkflowRequest)(nil),                 // 8: wfe.persistence.v1.CreateNewWorkflowRequest
-	(*CreateNewWorkflowResponse)(nil),                // 9: wfe.persistence.v1.CreateNewWorkflowResponse
-	(*PersistWorkflowRequest)(nil),                   // 10: wfe.persistence.v1.PersistWorkflowRequest
-	(*PersistWorkflowResponse)(nil),                  // 11: wfe.persistence.v1.PersistWorkflowResponse
-	(*PersistWorkflowWithSubscriptionsRequest)(nil),  // 12: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest
-	(*PersistWorkflowWithSubscriptionsResponse)(nil), // 13: wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse
-	(*CommitWorkflowRequest)(nil),                    // 14: wfe.persistence.v1.CommitWorkflowRequest
-	(*CommitWorkflowResponse)(nil),                   // 15: wfe.persistence.v1.CommitWorkflowResponse
-	(*GetWorkflowInstanceRequest)(nil),               // 16: wfe.persistence.v1.GetWorkflowInstanceRequest
-	(*GetWorkflowInstanceResponse)(nil),              // 17: wfe.persistence.v1.GetWorkflowInstanceResponse
-	(*GetWorkflowInstanceByNameRequest)(nil),         // 18: wfe.persistence.v1.GetWorkflowInstanceByNameRequest
-	(*GetWorkflowInstanceByNameResponse)(nil),        // 19: wfe.persistence.v1.GetWorkflowInstanceByNameResponse
-	(*GetWorkflowInstancesRequest)(nil),              // 20: wfe.persistence.v1.GetWorkflowInstancesRequest
-	(*GetWorkflowInstancesResponse)(nil),             // 21: wfe.persistence.v1.GetWorkflowInstancesResponse
-	(*GetRunnableInstancesRequest)(nil),              // 22: wfe.persistence.v1.GetRunnableInstancesRequest
-	(*GetRunnableInstancesResponse)(nil),             // 23: wfe.persistence.v1.GetRunnableInstancesResponse
-	(*NextDefinitionSequenceRequest)(nil),            // 24: wfe.persistence.v1.NextDefinitionSequenceRequest
-	(*NextDefinitionSequenceResponse)(nil),           // 25: wfe.persistence.v1.NextDefinitionSequenceResponse
-	(*ListExecutionPointersRequest)(nil),             // 26: wfe.persistence.v1.ListExecutionPointersRequest
-	(*ListExecutionPointersResponse)(nil),            // 27: wfe.persistence.v1.ListExecutionPointersResponse
-	(*ListWorkflowsRequest)(nil),                     // 28: wfe.persistence.v1.ListWorkflowsRequest
-	(*ListWorkflowsResponse)(nil),                    // 29: wfe.persistence.v1.ListWorkflowsResponse
-	(*CountWorkflowsRequest)(nil),                    // 30: wfe.persistence.v1.CountWorkflowsRequest
-	(*WorkflowCount)(nil),                            // 31: wfe.persistence.v1.WorkflowCount
-	(*CountWorkflowsResponse)(nil),                   // 32: wfe.persistence.v1.CountWorkflowsResponse
-	(*DeleteWorkflowRequest)(nil),                    // 33: wfe.persistence.v1.DeleteWorkflowRequest
-	(*DeleteWorkflowResponse)(nil),                   // 34: wfe.persistence.v1.DeleteWorkflowResponse
-	(*PurgeWorkflowsRequest)(nil),                    // 35: wfe.persistence.v1.PurgeWorkflowsRequest
-	(*PurgeWorkflowsResponse)(nil),                   // 36: wfe.persistence.v1.PurgeWorkflowsResponse
-	nil,                                              // 37: wfe.persistence.v1.WorkflowInstance.ExtensionAttributesJsonEntry
-	nil,                                              // 38: wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
-	(*timestamppb.Timestamp)(nil),                    // 39: google.protobuf.Timestamp
-	(*fieldmaskpb.FieldMask)(nil),                    // 40: google.protobuf.FieldMask
-	(*QueueItem)(nil),                                // 41: wfe.persistence.v1.QueueItem
-	(*Acknowledgement)(nil),                          // 42: wfe.persistence.v1.Acknowledgement
-	(*LifecycleEvent)(nil),                           // 43: wfe.persistence.v1.LifecycleEvent
-	(*EventSubscription)(nil),                        // 44: wfe.persistence.v1.EventSubscription
-	(*Event)(nil),                                    // 45: wfe.persistence.v1.Event
-	(*ExecutionError)(nil),                           // 46: wfe.persistence.v1.ExecutionError
-	(*ScheduledCommand)(nil),                         // 47: wfe.persistence.v1.ScheduledCommand
-	(ListOrder)(0),                                   // 48: wfe.persistence.v1.ListOrder
+	(*WatchedWorkflows)(nil),                         // 8: wfe.persistence.v1.WatchedWorkflows
+	(*WatchWorkflowsRequest)(nil),                    // 9: wfe.persistence.v1.WatchWorkflowsRequest
+	(*WorkflowChange)(nil),                           // 10: wfe.persistence.v1.WorkflowChange
+	(*WatchWorkflowsResponse)(nil),                   // 11: wfe.persistence.v1.WatchWorkflowsResponse
+	(*CreateNewWorkflowRequest)(nil),                 // 12: wfe.persistence.v1.CreateNewWorkflowRequest
+	(*CreateNewWorkflowResponse)(nil),                // 13: wfe.persistence.v1.CreateNewWorkflowResponse
+	(*PersistWorkflowRequest)(nil),                   // 14: wfe.persistence.v1.PersistWorkflowRequest
+	(*PersistWorkflowResponse)(nil),                  // 15: wfe.persistence.v1.PersistWorkflowResponse
+	(*PersistWorkflowWithSubscriptionsRequest)(nil),  // 16: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest
+	(*PersistWorkflowWithSubscriptionsResponse)(nil), // 17: wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse
+	(*CommitWorkflowRequest)(nil),                    // 18: wfe.persistence.v1.CommitWorkflowRequest
+	(*CommitWorkflowResponse)(nil),                   // 19: wfe.persistence.v1.CommitWorkflowResponse
+	(*GetWorkflowInstanceRequest)(nil),               // 20: wfe.persistence.v1.GetWorkflowInstanceRequest
+	(*GetWorkflowInstanceResponse)(nil),              // 21: wfe.persistence.v1.GetWorkflowInstanceResponse
+	(*GetWorkflowInstanceByNameRequest)(nil),         // 22: wfe.persistence.v1.GetWorkflowInstanceByNameRequest
+	(*GetWorkflowInstanceByNameResponse)(nil),        // 23: wfe.persistence.v1.GetWorkflowInstanceByNameResponse
+	(*GetWorkflowInstancesRequest)(nil),              // 24: wfe.persistence.v1.GetWorkflowInstancesRequest
+	(*GetWorkflowInstancesResponse)(nil),             // 25: wfe.persistence.v1.GetWorkflowInstancesResponse
+	(*GetRunnableInstancesRequest)(nil),              // 26: wfe.persistence.v1.GetRunnableInstancesRequest
+	(*GetRunnableInstancesResponse)(nil),             // 27: wfe.persistence.v1.GetRunnableInstancesResponse
+	(*NextDefinitionSequenceRequest)(nil),            // 28: wfe.persistence.v1.NextDefinitionSequenceRequest
+	(*NextDefinitionSequenceResponse)(nil),           // 29: wfe.persistence.v1.NextDefinitionSequenceResponse
+	(*ListExecutionPointersRequest)(nil),             // 30: wfe.persistence.v1.ListExecutionPointersRequest
+	(*ListExecutionPointersResponse)(nil),            // 31: wfe.persistence.v1.ListExecutionPointersResponse
+	(*ListWorkflowsRequest)(nil),                     // 32: wfe.persistence.v1.ListWorkflowsRequest
+	(*ListWorkflowsResponse)(nil),                    // 33: wfe.persistence.v1.ListWorkflowsResponse
+	(*CountWorkflowsRequest)(nil),                    // 34: wfe.persistence.v1.CountWorkflowsRequest
+	(*WorkflowCount)(nil),                            // 35: wfe.persistence.v1.WorkflowCount
+	(*CountWorkflowsResponse)(nil),                   // 36: wfe.persistence.v1.CountWorkflowsResponse
+	(*DeleteWorkflowRequest)(nil),                    // 37: wfe.persistence.v1.DeleteWorkflowRequest
+	(*DeleteWorkflowResponse)(nil),                   // 38: wfe.persistence.v1.DeleteWorkflowResponse
+	(*PurgeWorkflowsRequest)(nil),                    // 39: wfe.persistence.v1.PurgeWorkflowsRequest
+	(*PurgeWorkflowsResponse)(nil),                   // 40: wfe.persistence.v1.PurgeWorkflowsResponse
+	nil,                                              // 41: wfe.persistence.v1.WorkflowInstance.ExtensionAttributesJsonEntry
+	nil,                                              // 42: wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
+	(*timestamppb.Timestamp)(nil),                    // 43: google.protobuf.Timestamp
+	(*fieldmaskpb.FieldMask)(nil),                    // 44: google.protobuf.FieldMask
+	(*durationpb.Duration)(nil),                      // 45: google.protobuf.Duration
+	(*QueueItem)(nil),                                // 46: wfe.persistence.v1.QueueItem
+	(*Acknowledgement)(nil),                          // 47: wfe.persistence.v1.Acknowledgement
+	(*LifecycleEvent)(nil),                           // 48: wfe.persistence.v1.LifecycleEvent
+	(*EventSubscription)(nil),                        // 49: wfe.persistence.v1.EventSubscription
+	(*Event)(nil),                                    // 50: wfe.persistence.v1.Event
+	(*ExecutionError)(nil),                           // 51: wfe.persistence.v1.ExecutionError
+	(*ScheduledCommand)(nil),                         // 52: wfe.persistence.v1.ScheduledCommand
+	(ListOrder)(0),                                   // 53: wfe.persistence.v1.ListOrder
 }
 var file_wfe_persistence_v1_workflow_proto_depIdxs = []int32{
 	4,  // 0: wfe.persistence.v1.WorkflowInstance.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
 	0,  // 1: wfe.persistence.v1.WorkflowInstance.status:type_name -> wfe.persistence.v1.WorkflowStatus
-	39, // 2: wfe.persistence.v1.WorkflowInstance.create_time:type_name -> google.protobuf.Timestamp
-	39, // 3: wfe.persistence.v1.WorkflowInstance.complete_time:type_name -> google.protobuf.Timestamp
+	43, // 2: wfe.persistence.v1.WorkflowInstance.create_time:type_name -> google.protobuf.Timestamp
+	43, // 3: wfe.persistence.v1.WorkflowInstance.complete_time:type_name -> google.protobuf.Timestamp
 	2,  // 4: wfe.persistence.v1.WorkflowInstance.view:type_name -> wfe.persistence.v1.WorkflowView
-	37, // 5: wfe.persistence.v1.WorkflowInstance.extension_attributes_json:type_name -> wfe.persistence.v1.WorkflowInstance.ExtensionAttributesJsonEntry
+	41, // 5: wfe.persistence.v1.WorkflowInstance.extension_attributes_json:type_name -> wfe.persistence.v1.WorkflowInstance.ExtensionAttributesJsonEntry
 	1,  // 6: wfe.persistence.v1.ExecutionPointer.status:type_name -> wfe.persistence.v1.PointerStatus
-	39, // 7: wfe.persistence.v1.ExecutionPointer.sleep_until:type_name -> google.protobuf.Timestamp
-	39, // 8: wfe.persistence.v1.ExecutionPointer.start_time:type_name -> google.protobuf.Timestamp
-	39, // 9: wfe.persistence.v1.ExecutionPointer.end_time:type_name -> google.protobuf.Timestamp
-	38, // 10: wfe.persistence.v1.ExecutionPointer.extension_attributes_json:type_name -> wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
+	43, // 7: wfe.persistence.v1.ExecutionPointer.sleep_until:type_name -> google.protobuf.Timestamp
+	43, // 8: wfe.persistence.v1.ExecutionPointer.start_time:type_name -> google.protobuf.Timestamp
+	43, // 9: wfe.persistence.v1.ExecutionPointer.end_time:type_name -> google.protobuf.Timestamp
+	42, // 10: wfe.persistence.v1.ExecutionPointer.extension_attributes_json:type_name -> wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
 	3,  // 11: wfe.persistence.v1.WorkflowPatch.header:type_name -> wfe.persistence.v1.WorkflowInstance
-	40, // 12: wfe.persistence.v1.WorkflowPatch.header_mask:type_name -> google.protobuf.FieldMask
+	44, // 12: wfe.persistence.v1.WorkflowPatch.header_mask:type_name -> google.protobuf.FieldMask
 	4,  // 13: wfe.persistence.v1.WorkflowPatch.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
 	0,  // 14: wfe.persistence.v1.WorkflowFilter.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
-	39, // 15: wfe.persistence.v1.WorkflowFilter.create_time_from:type_name -> google.protobuf.Timestamp
-	39, // 16: wfe.persistence.v1.WorkflowFilter.create_time_before:type_name -> google.protobuf.Timestamp
-	39, // 17: wfe.persistence.v1.WorkflowFilter.complete_time_from:type_name -> google.protobuf.Timestamp
-	39, // 18: wfe.persistence.v1.WorkflowFilter.complete_time_before:type_name -> google.protobuf.Timestamp
-	39, // 19: wfe.persistence.v1.WorkflowFilter.written_before:type_name -> google.protobuf.Timestamp
-	39, // 20: wfe.persistence.v1.WorkflowFilter.due_before:type_name -> google.protobuf.Timestamp
-	39, // 21: wfe.persistence.v1.WorkflowFilter.error_time_from:type_name -> google.protobuf.Timestamp
-	3,  // 22: wfe.persistence.v1.CreateNewWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	41, // 23: wfe.persistence.v1.CreateNewWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
-	3,  // 24: wfe.persistence.v1.PersistWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	41, // 25: wfe.persistence.v1.PersistWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
-	42, // 26: wfe.persistence.v1.PersistWorkflowRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
-	43, // 27: wfe.persistence.v1.PersistWorkflowRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
-	3,  // 28: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	44, // 29: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.subscriptions:type_name -> wfe.persistence.v1.EventSubscription
-	41, // 30: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
-	42, // 31: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
-	43, // 32: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
-	3,  // 33: wfe.persistence.v1.CommitWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	5,  // 34: wfe.persistence.v1.CommitWorkflowRequest.patch:type_name -> wfe.persistence.v1.WorkflowPatch
-	6,  // 35: wfe.persistence.v1.CommitWorkflowRequest.held_subscriptions:type_name -> wfe.persistence.v1.SubscriptionClaim
-	44, // 36: wfe.persistence.v1.CommitWorkflowRequest.create_subscriptions:type_name -> wfe.persistence.v1.EventSubscription
-	45, // 37: wfe.persistence.v1.CommitWorkflowRequest.create_events:type_name -> wfe.persistence.v1.Event
-	46, // 38: wfe.persistence.v1.CommitWorkflowRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
-	47, // 39: wfe.persistence.v1.CommitWorkflowRequest.schedule_commands:type_name -> wfe.persistence.v1.ScheduledCommand
-	41, // 40: wfe.persistence.v1.CommitWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
-	42, // 41: wfe.persistence.v1.CommitWorkflowRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
-	43, // 42: wfe.persistence.v1.CommitWorkflowRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
-	2,  // 43: wfe.persistence.v1.GetWorkflowInstanceRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	3,  // 44: wfe.persistence.v1.GetWorkflowInstanceResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	2,  // 45: wfe.persistence.v1.GetWorkflowInstanceByNameRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	3,  // 46: wfe.persistence.v1.GetWorkflowInstanceByNameResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	2,  // 47: wfe.persistence.v1.GetWorkflowInstancesRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	3,  // 48: wfe.persistence.v1.GetWorkflowInstancesResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	39, // 49: wfe.persistence.v1.GetRunnableInstancesRequest.as_at:type_name -> google.protobuf.Timestamp
-	4,  // 50: wfe.persistence.v1.ListExecutionPointersResponse.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
-	7,  // 51: wfe.persistence.v1.ListWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
-	48, // 52: wfe.persistence.v1.ListWorkflowsRequest.order:type_name -> wfe.persistence.v1.ListOrder
-	2,  // 53: wfe.persistence.v1.ListWorkflowsRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	3,  // 54: wfe.persistence.v1.ListWorkflowsResponse.instances:type_name -> wfe.persistence.v1.WorkflowInstance
-	7,  // 55: wfe.persistence.v1.CountWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
-	0,  // 56: wfe.persistence.v1.WorkflowCount.status:type_name -> wfe.persistence.v1.WorkflowStatus
-	31, // 57: wfe.persistence.v1.CountWorkflowsResponse.counts:type_name -> wfe.persistence.v1.WorkflowCount
-	39, // 58: wfe.persistence.v1.PurgeWorkflowsRequest.ended_before:type_name -> google.protobuf.Timestamp
-	0,  // 59: wfe.persistence.v1.PurgeWorkflowsRequest.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
-	8,  // 60: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:input_type -> wfe.persistence.v1.CreateNewWorkflowRequest
-	10, // 61: wfe.persistence.v1.WorkflowService.PersistWorkflow:input_type -> wfe.persistence.v1.PersistWorkflowRequest
-	12, // 62: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:input_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest
-	14, // 63: wfe.persistence.v1.WorkflowService.CommitWorkflow:input_type -> wfe.persistence.v1.CommitWorkflowRequest
-	16, // 64: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:input_type -> wfe.persistence.v1.GetWorkflowInstanceRequest
-	18, // 65: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:input_type -> wfe.persistence.v1.GetWorkflowInstanceByNameRequest
-	20, // 66: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:input_type -> wfe.persistence.v1.GetWorkflowInstancesRequest
-	22, // 67: wfe.persistence.v1.WorkflowService.GetRunnableInstances:input_type -> wfe.persistence.v1.GetRunnableInstancesRequest
-	24, // 68: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:input_type -> wfe.persistence.v1.NextDefinitionSequenceRequest
-	26, // 69: wfe.persistence.v1.WorkflowService.ListExecutionPointers:input_type -> wfe.persistence.v1.ListExecutionPointersRequest
-	28, // 70: wfe.persistence.v1.WorkflowService.ListWorkflows:input_type -> wfe.persistence.v1.ListWorkflowsRequest
-	30, // 71: wfe.persistence.v1.WorkflowService.CountWorkflows:input_type -> wfe.persistence.v1.CountWorkflowsRequest
-	33, // 72: wfe.persistence.v1.WorkflowService.DeleteWorkflow:input_type -> wfe.persistence.v1.DeleteWorkflowRequest
-	35, // 73: wfe.persistence.v1.WorkflowService.PurgeWorkflows:input_type -> wfe.persistence.v1.PurgeWorkflowsRequest
-	9,  // 74: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:output_type -> wfe.persistence.v1.CreateNewWorkflowResponse
-	11, // 75: wfe.persistence.v1.WorkflowService.PersistWorkflow:output_type -> wfe.persistence.v1.PersistWorkflowResponse
-	13, // 76: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:output_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse
-	15, // 77: wfe.persistence.v1.WorkflowService.CommitWorkflow:output_type -> wfe.persistence.v1.CommitWorkflowResponse
-	17, // 78: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:output_type -> wfe.persistence.v1.GetWorkflowInstanceResponse
-	19, // 79: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:output_type -> wfe.persistence.v1.GetWorkflowInstanceByNameResponse
-	21, // 80: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:output_type -> wfe.persistence.v1.GetWorkflowInstancesResponse
-	23, // 81: wfe.persistence.v1.WorkflowService.GetRunnableInstances:output_type -> wfe.persistence.v1.GetRunnableInstancesResponse
-	25, // 82: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:output_type -> wfe.persistence.v1.NextDefinitionSequenceResponse
-	27, // 83: wfe.persistence.v1.WorkflowService.ListExecutionPointers:output_type -> wfe.persistence.v1.ListExecutionPointersResponse
-	29, // 84: wfe.persistence.v1.WorkflowService.ListWorkflows:output_type -> wfe.persistence.v1.ListWorkflowsResponse
-	32, // 85: wfe.persistence.v1.WorkflowService.CountWorkflows:output_type -> wfe.persistence.v1.CountWorkflowsResponse
-	34, // 86: wfe.persistence.v1.WorkflowService.DeleteWorkflow:output_type -> wfe.persistence.v1.DeleteWorkflowResponse
-	36, // 87: wfe.persistence.v1.WorkflowService.PurgeWorkflows:output_type -> wfe.persistence.v1.PurgeWorkflowsResponse
-	74, // [74:88] is the sub-list for method output_type
-	60, // [60:74] is the sub-list for method input_type
-	60, // [60:60] is the sub-list for extension type_name
-	60, // [60:60] is the sub-list for extension extendee
-	0,  // [0:60] is the sub-list for field type_name
+	43, // 15: wfe.persistence.v1.WorkflowFilter.create_time_from:type_name -> google.protobuf.Timestamp
+	43, // 16: wfe.persistence.v1.WorkflowFilter.create_time_before:type_name -> google.protobuf.Timestamp
+	43, // 17: wfe.persistence.v1.WorkflowFilter.complete_time_from:type_name -> google.protobuf.Timestamp
+	43, // 18: wfe.persistence.v1.WorkflowFilter.complete_time_before:type_name -> google.protobuf.Timestamp
+	43, // 19: wfe.persistence.v1.WorkflowFilter.written_before:type_name -> google.protobuf.Timestamp
+	43, // 20: wfe.persistence.v1.WorkflowFilter.due_before:type_name -> google.protobuf.Timestamp
+	43, // 21: wfe.persistence.v1.WorkflowFilter.error_time_from:type_name -> google.protobuf.Timestamp
+	0,  // 22: wfe.persistence.v1.WatchedWorkflows.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
+	8,  // 23: wfe.persistence.v1.WatchWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WatchedWorkflows
+	45, // 24: wfe.persistence.v1.WatchWorkflowsRequest.heartbeat:type_name -> google.protobuf.Duration
+	3,  // 25: wfe.persistence.v1.WorkflowChange.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	10, // 26: wfe.persistence.v1.WatchWorkflowsResponse.changes:type_name -> wfe.persistence.v1.WorkflowChange
+	3,  // 27: wfe.persistence.v1.CreateNewWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	46, // 28: wfe.persistence.v1.CreateNewWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
+	3,  // 29: wfe.persistence.v1.PersistWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	46, // 30: wfe.persistence.v1.PersistWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
+	47, // 31: wfe.persistence.v1.PersistWorkflowRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
+	48, // 32: wfe.persistence.v1.PersistWorkflowRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
+	3,  // 33: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	49, // 34: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.subscriptions:type_name -> wfe.persistence.v1.EventSubscription
+	46, // 35: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
+	47, // 36: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
+	48, // 37: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
+	3,  // 38: wfe.persistence.v1.CommitWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	5,  // 39: wfe.persistence.v1.CommitWorkflowRequest.patch:type_name -> wfe.persistence.v1.WorkflowPatch
+	6,  // 40: wfe.persistence.v1.CommitWorkflowRequest.held_subscriptions:type_name -> wfe.persistence.v1.SubscriptionClaim
+	49, // 41: wfe.persistence.v1.CommitWorkflowRequest.create_subscriptions:type_name -> wfe.persistence.v1.EventSubscription
+	50, // 42: wfe.persistence.v1.CommitWorkflowRequest.create_events:type_name -> wfe.persistence.v1.Event
+	51, // 43: wfe.persistence.v1.CommitWorkflowRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
+	52, // 44: wfe.persistence.v1.CommitWorkflowRequest.schedule_commands:type_name -> wfe.persistence.v1.ScheduledCommand
+	46, // 45: wfe.persistence.v1.CommitWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
+	47, // 46: wfe.persistence.v1.CommitWorkflowRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
+	48, // 47: wfe.persistence.v1.CommitWorkflowRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
+	2,  // 48: wfe.persistence.v1.GetWorkflowInstanceRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 49: wfe.persistence.v1.GetWorkflowInstanceResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	2,  // 50: wfe.persistence.v1.GetWorkflowInstanceByNameRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 51: wfe.persistence.v1.GetWorkflowInstanceByNameResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	2,  // 52: wfe.persistence.v1.GetWorkflowInstancesRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 53: wfe.persistence.v1.GetWorkflowInstancesResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	43, // 54: wfe.persistence.v1.GetRunnableInstancesRequest.as_at:type_name -> google.protobuf.Timestamp
+	4,  // 55: wfe.persistence.v1.ListExecutionPointersResponse.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
+	7,  // 56: wfe.persistence.v1.ListWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
+	53, // 57: wfe.persistence.v1.ListWorkflowsRequest.order:type_name -> wfe.persistence.v1.ListOrder
+	2,  // 58: wfe.persistence.v1.ListWorkflowsRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 59: wfe.persistence.v1.ListWorkflowsResponse.instances:type_name -> wfe.persistence.v1.WorkflowInstance
+	7,  // 60: wfe.persistence.v1.CountWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
+	0,  // 61: wfe.persistence.v1.WorkflowCount.status:type_name -> wfe.persistence.v1.WorkflowStatus
+	35, // 62: wfe.persistence.v1.CountWorkflowsResponse.counts:type_name -> wfe.persistence.v1.WorkflowCount
+	43, // 63: wfe.persistence.v1.PurgeWorkflowsRequest.ended_before:type_name -> google.protobuf.Timestamp
+	0,  // 64: wfe.persistence.v1.PurgeWorkflowsRequest.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
+	12, // 65: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:input_type -> wfe.persistence.v1.CreateNewWorkflowRequest
+	14, // 66: wfe.persistence.v1.WorkflowService.PersistWorkflow:input_type -> wfe.persistence.v1.PersistWorkflowRequest
+	16, // 67: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:input_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest
+	18, // 68: wfe.persistence.v1.WorkflowService.CommitWorkflow:input_type -> wfe.persistence.v1.CommitWorkflowRequest
+	20, // 69: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:input_type -> wfe.persistence.v1.GetWorkflowInstanceRequest
+	22, // 70: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:input_type -> wfe.persistence.v1.GetWorkflowInstanceByNameRequest
+	24, // 71: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:input_type -> wfe.persistence.v1.GetWorkflowInstancesRequest
+	26, // 72: wfe.persistence.v1.WorkflowService.GetRunnableInstances:input_type -> wfe.persistence.v1.GetRunnableInstancesRequest
+	28, // 73: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:input_type -> wfe.persistence.v1.NextDefinitionSequenceRequest
+	30, // 74: wfe.persistence.v1.WorkflowService.ListExecutionPointers:input_type -> wfe.persistence.v1.ListExecutionPointersRequest
+	32, // 75: wfe.persistence.v1.WorkflowService.ListWorkflows:input_type -> wfe.persistence.v1.ListWorkflowsRequest
+	34, // 76: wfe.persistence.v1.WorkflowService.CountWorkflows:input_type -> wfe.persistence.v1.CountWorkflowsRequest
+	37, // 77: wfe.persistence.v1.WorkflowService.DeleteWorkflow:input_type -> wfe.persistence.v1.DeleteWorkflowRequest
+	39, // 78: wfe.persistence.v1.WorkflowService.PurgeWorkflows:input_type -> wfe.persistence.v1.PurgeWorkflowsRequest
+	9,  // 79: wfe.persistence.v1.WorkflowService.WatchWorkflows:input_type -> wfe.persistence.v1.WatchWorkflowsRequest
+	13, // 80: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:output_type -> wfe.persistence.v1.CreateNewWorkflowResponse
+	15, // 81: wfe.persistence.v1.WorkflowService.PersistWorkflow:output_type -> wfe.persistence.v1.PersistWorkflowResponse
+	17, // 82: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:output_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse
+	19, // 83: wfe.persistence.v1.WorkflowService.CommitWorkflow:output_type -> wfe.persistence.v1.CommitWorkflowResponse
+	21, // 84: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:output_type -> wfe.persistence.v1.GetWorkflowInstanceResponse
+	23, // 85: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:output_type -> wfe.persistence.v1.GetWorkflowInstanceByNameResponse
+	25, // 86: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:output_type -> wfe.persistence.v1.GetWorkflowInstancesResponse
+	27, // 87: wfe.persistence.v1.WorkflowService.GetRunnableInstances:output_type -> wfe.persistence.v1.GetRunnableInstancesResponse
+	29, // 88: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:output_type -> wfe.persistence.v1.NextDefinitionSequenceResponse
+	31, // 89: wfe.persistence.v1.WorkflowService.ListExecutionPointers:output_type -> wfe.persistence.v1.ListExecutionPointersResponse
+	33, // 90: wfe.persistence.v1.WorkflowService.ListWorkflows:output_type -> wfe.persistence.v1.ListWorkflowsResponse
+	36, // 91: wfe.persistence.v1.WorkflowService.CountWorkflows:output_type -> wfe.persistence.v1.CountWorkflowsResponse
+	38, // 92: wfe.persistence.v1.WorkflowService.DeleteWorkflow:output_type -> wfe.persistence.v1.DeleteWorkflowResponse
+	40, // 93: wfe.persistence.v1.WorkflowService.PurgeWorkflows:output_type -> wfe.persistence.v1.PurgeWorkflowsResponse
+	11, // 94: wfe.persistence.v1.WorkflowService.WatchWorkflows:output_type -> wfe.persistence.v1.WatchWorkflowsResponse
+	80, // [80:95] is the sub-list for method output_type
+	65, // [65:80] is the sub-list for method input_type
+	65, // [65:65] is the sub-list for extension type_name
+	65, // [65:65] is the sub-list for extension extendee
+	0,  // [0:65] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_workflow_proto_init() }
@@ -3516,21 +3859,22 @@ func file_wfe_persistence_v1_workflow_proto_init() {
 	file_wfe_persistence_v1_workflow_proto_msgTypes[1].OneofWrappers = []any{}
 	file_wfe_persistence_v1_workflow_proto_msgTypes[3].OneofWrappers = []any{}
 	file_wfe_persistence_v1_workflow_proto_msgTypes[4].OneofWrappers = []any{}
-	file_wfe_persistence_v1_workflow_proto_msgTypes[7].OneofWrappers = []any{}
-	file_wfe_persistence_v1_workflow_proto_msgTypes[9].OneofWrappers = []any{}
-	file_wfe_persistence_v1_workflow_proto_msgTypes[11].OneofWrappers = []any{
+	file_wfe_persistence_v1_workflow_proto_msgTypes[5].OneofWrappers = []any{}
+	file_wfe_persistence_v1_workflow_proto_msgTypes[11].OneofWrappers = []any{}
+	file_wfe_persistence_v1_workflow_proto_msgTypes[13].OneofWrappers = []any{}
+	file_wfe_persistence_v1_workflow_proto_msgTypes[15].OneofWrappers = []any{
 		(*CommitWorkflowRequest_Instance)(nil),
 		(*CommitWorkflowRequest_Patch)(nil),
 	}
-	file_wfe_persistence_v1_workflow_proto_msgTypes[23].OneofWrappers = []any{}
-	file_wfe_persistence_v1_workflow_proto_msgTypes[30].OneofWrappers = []any{}
+	file_wfe_persistence_v1_workflow_proto_msgTypes[27].OneofWrappers = []any{}
+	file_wfe_persistence_v1_workflow_proto_msgTypes[34].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wfe_persistence_v1_workflow_proto_rawDesc), len(file_wfe_persistence_v1_workflow_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   36,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -36,6 +36,7 @@ const (
 	WorkflowService_CountWorkflows_FullMethodName                   = "/wfe.persistence.v1.WorkflowService/CountWorkflows"
 	WorkflowService_DeleteWorkflow_FullMethodName                   = "/wfe.persistence.v1.WorkflowService/DeleteWorkflow"
 	WorkflowService_PurgeWorkflows_FullMethodName                   = "/wfe.persistence.v1.WorkflowService/PurgeWorkflows"
+	WorkflowService_WatchWorkflows_FullMethodName                   = "/wfe.persistence.v1.WorkflowService/WatchWorkflows"
 )
 
 // WorkflowServiceClient is the client API for WorkflowService service.
@@ -155,6 +156,44 @@ type WorkflowServiceClient interface {
 	// `next_page_token` until it is empty. Repeating a call is safe. Errors:
 	// INVALID_ARGUMENT.
 	PurgeWorkflows(ctx context.Context, in *PurgeWorkflowsRequest, opts ...grpc.CallOption) (*PurgeWorkflowsResponse, error)
+	// Streams the headers of workflows that are written or deleted, from a cursor
+	// on or from now, until the client ends it: of every workflow that passes the
+	// filter after a change, or passed it before. So who keeps a list of those that
+	// pass learns of each one that joins it, changes, or leaves it. Writes by hosts
+	// that access the database directly are included.
+	//
+	// A header is read after its change, so it may be newer: several changes may
+	// come as one, and a change may come again, also after a resumption. But the
+	// last change of each workflow always comes. Changes come in the order in which
+	// they were committed, or an order of transactions that overlapped, and without
+	// gaps, as in LifecycleService.Watch, and held up by the same: any older
+	// transaction in the same PostgreSQL cluster that has written something.
+	//
+	// To keep a complete list: start watching, and wait for the first response;
+	// then list with ListWorkflows; then apply what has come and comes, unless the
+	// list has a higher revision of that workflow already.
+	//
+	// Changes are kept for a while (`--watch-retention`, 24 hours by default), so
+	// that a watcher that was away goes on where it stopped. When nobody has
+	// watched in a namespace for that long, they are no longer recorded there; the
+	// first watcher after that waits until the transactions that are just writing
+	// workflows have ended: UNAVAILABLE if one does not within a few seconds.
+	//
+	// Each change has a cursor, from which a later call resumes behind it. A
+	// response without changes is a heartbeat. The first one comes with the cursor
+	// of the start.
+	//
+	// A call without a deadline lasts for any time; the server's maximum deadline
+	// does not apply. What ends it has, in the metadata of its ErrorInfo, the
+	// `cursor` to resume from: UNAVAILABLE (SHUTTING_DOWN), at once when the server
+	// begins to stop; RESOURCE_EXHAUSTED (READER_TOO_SLOW) if the client stops
+	// reading; any error of the database that lasts, or PERMISSION_DENIED when the
+	// role was taken away. The server buffers no more than a page for a client
+	// that reads slowly. Errors: OUT_OF_RANGE (CURSOR_EXPIRED) if changes after the
+	// cursor are no longer there, at the start or when a slow client falls behind
+	// the retention, and whenever the store was emptied by TruncateAll: list anew;
+	// INVALID_ARGUMENT.
+	WatchWorkflows(ctx context.Context, in *WatchWorkflowsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchWorkflowsResponse], error)
 }
 
 type workflowServiceClient struct {
@@ -314,6 +353,25 @@ func (c *workflowServiceClient) PurgeWorkflows(ctx context.Context, in *PurgeWor
 	return out, nil
 }
 
+func (c *workflowServiceClient) WatchWorkflows(ctx context.Context, in *WatchWorkflowsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchWorkflowsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &WorkflowService_ServiceDesc.Streams[1], WorkflowService_WatchWorkflows_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchWorkflowsRequest, WatchWorkflowsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type WorkflowService_WatchWorkflowsClient = grpc.ServerStreamingClient[WatchWorkflowsResponse]
+
 // WorkflowServiceServer is the server API for WorkflowService service.
 // All implementations must embed UnimplementedWorkflowServiceServer
 // for forward compatibility.
@@ -431,6 +489,44 @@ type WorkflowServiceServer interface {
 	// `next_page_token` until it is empty. Repeating a call is safe. Errors:
 	// INVALID_ARGUMENT.
 	PurgeWorkflows(context.Context, *PurgeWorkflowsRequest) (*PurgeWorkflowsResponse, error)
+	// Streams the headers of workflows that are written or deleted, from a cursor
+	// on or from now, until the client ends it: of every workflow that passes the
+	// filter after a change, or passed it before. So who keeps a list of those that
+	// pass learns of each one that joins it, changes, or leaves it. Writes by hosts
+	// that access the database directly are included.
+	//
+	// A header is read after its change, so it may be newer: several changes may
+	// come as one, and a change may come again, also after a resumption. But the
+	// last change of each workflow always comes. Changes come in the order in which
+	// they were committed, or an order of transactions that overlapped, and without
+	// gaps, as in LifecycleService.Watch, and held up by the same: any older
+	// transaction in the same PostgreSQL cluster that has written something.
+	//
+	// To keep a complete list: start watching, and wait for the first response;
+	// then list with ListWorkflows; then apply what has come and comes, unless the
+	// list has a higher revision of that workflow already.
+	//
+	// Changes are kept for a while (`--watch-retention`, 24 hours by default), so
+	// that a watcher that was away goes on where it stopped. When nobody has
+	// watched in a namespace for that long, they are no longer recorded there; the
+	// first watcher after that waits until the transactions that are just writing
+	// workflows have ended: UNAVAILABLE if one does not within a few seconds.
+	//
+	// Each change has a cursor, from which a later call resumes behind it. A
+	// response without changes is a heartbeat. The first one comes with the cursor
+	// of the start.
+	//
+	// A call without a deadline lasts for any time; the server's maximum deadline
+	// does not apply. What ends it has, in the metadata of its ErrorInfo, the
+	// `cursor` to resume from: UNAVAILABLE (SHUTTING_DOWN), at once when the server
+	// begins to stop; RESOURCE_EXHAUSTED (READER_TOO_SLOW) if the client stops
+	// reading; any error of the database that lasts, or PERMISSION_DENIED when the
+	// role was taken away. The server buffers no more than a page for a client
+	// that reads slowly. Errors: OUT_OF_RANGE (CURSOR_EXPIRED) if changes after the
+	// cursor are no longer there, at the start or when a slow client falls behind
+	// the retention, and whenever the store was emptied by TruncateAll: list anew;
+	// INVALID_ARGUMENT.
+	WatchWorkflows(*WatchWorkflowsRequest, grpc.ServerStreamingServer[WatchWorkflowsResponse]) error
 	mustEmbedUnimplementedWorkflowServiceServer()
 }
 
@@ -482,6 +578,9 @@ func (UnimplementedWorkflowServiceServer) DeleteWorkflow(context.Context, *Delet
 }
 func (UnimplementedWorkflowServiceServer) PurgeWorkflows(context.Context, *PurgeWorkflowsRequest) (*PurgeWorkflowsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method PurgeWorkflows not implemented")
+}
+func (UnimplementedWorkflowServiceServer) WatchWorkflows(*WatchWorkflowsRequest, grpc.ServerStreamingServer[WatchWorkflowsResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchWorkflows not implemented")
 }
 func (UnimplementedWorkflowServiceServer) mustEmbedUnimplementedWorkflowServiceServer() {}
 func (UnimplementedWorkflowServiceServer) testEmbeddedByValue()                         {}
@@ -749,6 +848,17 @@ func _WorkflowService_PurgeWorkflows_Handler(srv interface{}, ctx context.Contex
 	return interceptor(ctx, in, info, handler)
 }
 
+func _WorkflowService_WatchWorkflows_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchWorkflowsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(WorkflowServiceServer).WatchWorkflows(m, &grpc.GenericServerStream[WatchWorkflowsRequest, WatchWorkflowsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type WorkflowService_WatchWorkflowsServer = grpc.ServerStreamingServer[WatchWorkflowsResponse]
+
 // WorkflowService_ServiceDesc is the grpc.ServiceDesc for WorkflowService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -813,6 +923,11 @@ var WorkflowService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "GetWorkflowInstances",
 			Handler:       _WorkflowService_GetWorkflowInstances_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "WatchWorkflows",
+			Handler:       _WorkflowService_WatchWorkflows_Handler,
 			ServerStreams: true,
 		},
 	},
