@@ -44,6 +44,7 @@ from wfe_persistence.store import (
     workflow,
     workflow_changes,
     workflow_list,
+    workflow_waiting,
 )
 
 STORE: tuple[ModuleType, ...] = (
@@ -64,6 +65,7 @@ STORE: tuple[ModuleType, ...] = (
     workflow,
     workflow_changes,
     workflow_list,
+    workflow_waiting,
 )
 # What has no function or no statement of its own, and why.
 WITHOUT_FUNCTION = {

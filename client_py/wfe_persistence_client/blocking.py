@@ -216,6 +216,7 @@ class BlockingPersistenceProvider:
     )
     get_workflow_instance = _blocking(PersistenceProvider.get_workflow_instance)
     get_workflow_instance_by_name = _blocking(PersistenceProvider.get_workflow_instance_by_name)
+    wait_for_workflow = _blocking(PersistenceProvider.wait_for_workflow)
     get_workflow_instances = _blocking(PersistenceProvider.get_workflow_instances)
     get_runnable_instances = _blocking(PersistenceProvider.get_runnable_instances)
     iter_runnable_instances = _blocking_iterator(PersistenceProvider.iter_runnable_instances)

@@ -121,6 +121,7 @@ RULES: Mapping[str, Rule] = {
     "CommitWorkflow": Rule(Safety.REPEATABLE, once=True),
     "GetWorkflowInstance": Rule(Safety.READ),
     "GetWorkflowInstanceByName": Rule(Safety.READ),
+    "WaitForWorkflow": Rule(Safety.READ),
     "GetWorkflowInstances": Rule(Safety.READ),
     "GetRunnableInstances": Rule(Safety.READ),
     # A number may be skipped, but is never returned twice.

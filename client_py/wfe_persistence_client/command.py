@@ -61,6 +61,7 @@ class Commands(Connection):
         lease_duration: timedelta | None = None,
         worker_id: str = "",
         command_name: CommandName | None = None,
+        wait: timedelta | None = None,
     ) -> list[ClaimedCommand]:
         """Claims due commands, soonest first, each for one worker at a time.
 
@@ -74,7 +75,11 @@ class Commands(Connection):
             lease_duration: how long the lease lasts, 1 ms to 24 h; None: 30 s.
             worker_id: the worker that claims, for information only.
             command_name: only commands with this name; None: any.
+            wait: how long to wait if no command is due, up to 60 s, in addition to
+                `timeout`; None: not at all. Must not be given
+                together with `as_of`.
         """
+        waiting = 0.0 if wait is None else max(wait.total_seconds(), 0.0)
         response = await self._calls.unary(
             self._commands.ClaimCommands,
             build(
@@ -84,7 +89,10 @@ class Commands(Connection):
                 lease_duration=convert.optional_duration(lease_duration),
                 worker_id=worker_id,
                 command_name=convert.command_name_to_proto(command_name),
+                wait=convert.optional_duration(wait),
             ),
+            # The wait ends before the deadline, on which the server decides.
+            Deadline(self._calls.timeout + waiting),
         )
         return [convert.claimed_command_from_proto(message) for message in response.commands]
 

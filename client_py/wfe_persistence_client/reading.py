@@ -6,7 +6,7 @@ from collections.abc import (
     Callable,
     Iterable,
 )
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from wfe.persistence.v1 import workflow_pb2
 from wfe_persistence_client import convert
@@ -90,6 +90,40 @@ class Reading(Saving):
             return response.instance
 
         return self._read(await self._load(read, view))
+
+    async def wait_for_workflow(
+        self,
+        workflow_id: str,
+        *,
+        statuses: Iterable[WorkflowStatus] = (),
+        wait: timedelta | None = None,
+    ) -> WorkflowInstance:
+        """Returns a workflow's header as soon as it has one of some statuses.
+
+        If it has none of them when the wait is over, the header is returned all the same.
+
+        Args:
+            workflow_id: its id.
+            statuses: what to wait for, at most 1000; empty: `COMPLETE` and `TERMINATED`.
+            wait: how long to wait, up to 60 s, in addition to `timeout`; None: not at
+                all.
+
+        Raises:
+            WorkflowNotFound: it does not exist, or was deleted during the wait.
+        """
+        waiting = 0.0 if wait is None else max(wait.total_seconds(), 0.0)
+        response = await self._calls.unary(
+            self._workflows.WaitForWorkflow,
+            build(
+                workflow_pb2.WaitForWorkflowRequest,
+                id=workflow_id,
+                statuses=convert.statuses_to_proto(statuses),
+                wait=convert.optional_duration(wait),
+            ),
+            # The wait ends before the deadline, on which the server decides.
+            Deadline(self._calls.timeout + waiting),
+        )
+        return self._read(response.instance)
 
     async def get_workflow_instances(
         self, workflow_ids: Iterable[str], *, view: WorkflowView = WorkflowView.FULL

@@ -71,6 +71,7 @@ pub(crate) enum Rpc {
     ListLocks,
     Enqueue,
     Dequeue,
+    WaitForWorkflow,
     Acknowledge,
     ReturnItems,
     RenewItems,
@@ -91,6 +92,7 @@ impl Rpc {
         match self {
             Self::GetWorkflowInstance
             | Self::GetWorkflowInstanceByName
+            | Self::WaitForWorkflow
             | Self::GetWorkflowInstances
             | Self::GetRunnableInstances
             | Self::GetEvent

@@ -24,7 +24,11 @@ def required_role(rpc: Rpc) -> Role:
         return Role.ADMIN
     if rpc.name.startswith(("Delete", "Purge", "Break", "Requeue", "Configure", "CreateNamespace")):
         return Role.OPERATOR
-    return Role.READER if rpc.name.startswith(("Get", "List", "Count", "Watch")) else Role.HOST
+    return (
+        Role.READER
+        if rpc.name.startswith(("Get", "List", "Count", "Watch", "WaitFor"))
+        else Role.HOST
+    )
 
 
 async def outcome(

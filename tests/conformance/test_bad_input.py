@@ -49,6 +49,7 @@ from wfe.persistence.v1.workflow_pb2 import (
     GetRunnableInstancesRequest,
     PersistWorkflowRequest,
     PersistWorkflowWithSubscriptionsRequest,
+    WaitForWorkflowRequest,
     WorkflowFilter,
     WorkflowInstance,
     WorkflowPatch,
@@ -117,6 +118,7 @@ REQUIRED_IDS: Final = {
     "ReleaseCommandsRequest.lease_tokens",
     "RenewCommandsRequest.lease_tokens",
     "AcquireLockRequest.resource",
+    "WaitForWorkflowRequest.id",
     "RenewLocksRequest.tokens",
     "ReleaseLockRequest.token",
     "BreakLockRequest.resource",
@@ -500,7 +502,12 @@ BAD_WAITS: Final = {
     "nanos 10^9": Duration(seconds=1, nanos=10**9),
     "of two signs": Duration(seconds=1, nanos=-1),
 }
-WAITS: Final = {"AcquireLockRequest.wait", "DequeueRequest.wait"}
+WAITS: Final = {
+    "AcquireLockRequest.wait",
+    "ClaimCommandsRequest.wait",
+    "DequeueRequest.wait",
+    "WaitForWorkflowRequest.wait",
+}
 
 
 def bad_values(rpc: Rpc, field: FieldDescriptor) -> Iterator[Bad]:
@@ -1060,6 +1067,15 @@ async def test_expiry_and_duration_are_refused(api: Api) -> None:
         await scene.succeed()
 
 
+async def test_time_and_wait_are_refused(api: Api) -> None:
+    async with Scene(api, RPCS["ClaimCommands-wait"]) as scene:
+        before = await scene.state()
+        with invalid("wait", reason="DUPLICATE"):
+            await scene.rpc.call(api, with_values(scene.request, ("as_of", make.FIRST_TIME)))
+        assert await scene.state() == before
+        await scene.succeed()
+
+
 # Lists that may not be too long.
 
 MOST_ITEMS: Final = [
@@ -1169,6 +1185,11 @@ LONG_LISTS: Final[dict[str, tuple[str, Message, str]]] = {
             filter=WorkflowFilter(statuses=[WorkflowStatus.WORKFLOW_STATUS_COMPLETE] * 1001)
         ),
         "filter.statuses",
+    ),
+    "statuses to wait for": (
+        "WaitForWorkflow",
+        WaitForWorkflowRequest(id="x", statuses=[WorkflowStatus.WORKFLOW_STATUS_COMPLETE] * 1001),
+        "statuses",
     ),
     "definitions": (
         "GetRunnableInstances",

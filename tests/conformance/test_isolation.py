@@ -152,6 +152,7 @@ CASES: dict[str, Case] = {
     "GetWorkflowInstance": (lambda n: w.GetWorkflowInstanceRequest(id="w"), W),
     "GetWorkflowInstanceByName": (
         lambda n: w.GetWorkflowInstanceByNameRequest(name="the one"), W),
+    "WaitForWorkflow": (lambda n: w.WaitForWorkflowRequest(id="w"), W),
     "GetWorkflowInstances": (lambda n: w.GetWorkflowInstancesRequest(ids=["w"]), []),
     "GetRunnableInstances": (lambda n: w.GetRunnableInstancesRequest(), ["instance_ids"]),
     "PersistWorkflow": (lambda n: w.PersistWorkflowRequest(instance=n.workflow), W),

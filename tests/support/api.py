@@ -131,6 +131,10 @@ class Api:
         request = workflow_pb2.GetWorkflowInstanceRequest(id=id_, view=view)
         return (await self.workflows.GetWorkflowInstance(request)).instance
 
+    async def wait_for_workflow(self, id_: str, **fields: Any) -> WorkflowInstance:
+        request = workflow_pb2.WaitForWorkflowRequest(id=id_, **fields)
+        return (await self.workflows.WaitForWorkflow(request)).instance
+
     async def get_workflow_instance_by_name(
         self, name: str, view: WorkflowView.ValueType = WorkflowView.WORKFLOW_VIEW_UNSPECIFIED
     ) -> WorkflowInstance:

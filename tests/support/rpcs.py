@@ -104,7 +104,11 @@ _METHODS: Final = [
     for method in service.methods
 ]
 
-VARIANTS: Final = {"CommitWorkflow": "patch", "SetSubscriptionToken": "duration"}
+VARIANTS: Final = {
+    "ClaimCommands": "wait",
+    "CommitWorkflow": "patch",
+    "SetSubscriptionToken": "duration",
+}
 """Methods with fields of which a request has one or the other, and the one that a second entry in
 RPCS has: `CommitWorkflow` is with an instance, `CommitWorkflow-patch` with a patch."""
 
@@ -275,6 +279,14 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "CommitWorkflow-patch": lambda: _commit(patch=_patch()),
     "GetWorkflowInstance": lambda: {"id": make.new_id("workflow"), "view": _ACTIVE},
     "GetWorkflowInstanceByName": lambda: {"name": make.new_id("workflow"), "view": _ACTIVE},
+    "WaitForWorkflow": lambda: {
+        "id": make.new_id("workflow"),
+        "statuses": [
+            WorkflowStatus.WORKFLOW_STATUS_COMPLETE,
+            WorkflowStatus.WORKFLOW_STATUS_SUSPENDED,
+        ],
+        "wait": Duration(nanos=10_000_000),
+    },
     "GetWorkflowInstances": lambda: {
         "ids": [make.new_id("workflow") for _ in range(3)],
         "view": _ACTIVE,
@@ -390,6 +402,13 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
         "lease_duration": Duration(seconds=60),
         "worker_id": "worker",
         "command_name": command_pb2.COMMAND_NAME_PROCESS_WORKFLOW,
+    },
+    "ClaimCommands-wait": lambda: {
+        "limit": 10,
+        "lease_duration": Duration(seconds=60),
+        "worker_id": "worker",
+        "command_name": command_pb2.COMMAND_NAME_PROCESS_WORKFLOW,
+        "wait": Duration(nanos=10_000_000),
     },
     "CompleteCommands": lambda: {"lease_tokens": ["1.1.00", "1.1.01", "1.1.02"]},
     "ReleaseCommands": lambda: {"lease_tokens": ["1.1.00", "1.1.01", "1.1.02"]},
@@ -551,6 +570,8 @@ def _has_alternative(field: FieldDescriptor) -> bool:
     """Whether a request has this field or another one."""
     oneof = field.containing_oneof  # every `optional` field is in one, too, by itself
     return (oneof is not None and len(oneof.fields) > 1) or name_of(field) in (
+        "ClaimCommandsRequest.as_of",
+        "ClaimCommandsRequest.wait",
         "SetSubscriptionTokenRequest.expiry",
         "SetSubscriptionTokenRequest.duration",
     )

@@ -133,7 +133,7 @@ class Scene:
                 await self._set_up_around()
             case "CommitWorkflow":
                 await self._set_up_commit()
-            case "GetWorkflowInstance":
+            case "GetWorkflowInstance" | "WaitForWorkflow":
                 await api.create_new_workflow(never_due(id=request.id))
             case "DeleteWorkflow":
                 request.expected_revision = await api.create(never_due(id=request.id))

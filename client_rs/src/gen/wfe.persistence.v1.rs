@@ -89,6 +89,12 @@ pub struct ClaimCommandsRequest {
     /// call slower.
     #[prost(enumeration = "CommandName", tag = "5")]
     pub command_name: i32,
+    /// How long to wait if no command is due, from 0 to 60 s; absent: 0, the call is
+    /// answered at once. Must not be set together with `as_of`. A wait ends shortly
+    /// before the call's deadline, or before the server's own one for calls without
+    /// any (30 s), and when the server stops.
+    #[prost(message, optional, tag = "6")]
+    pub wait: ::core::option::Option<::prost_types::Duration>,
 }
 /// ClaimCommandsResponse is the response of ClaimCommands.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -334,9 +340,10 @@ pub mod scheduled_command_service_client {
         /// Claims due commands (`execute_time <= as_of`, not under a lease), soonest
         /// first, each for one worker at a time. Callers never block each other:
         /// commands that a concurrent call is claiming are skipped. No more are claimed
-        /// than fit in the response. Not idempotent: if the response is lost, the
-        /// claimed commands become due again when their leases expire. Errors:
-        /// INVALID_ARGUMENT.
+        /// than fit in the response. With `wait`, a call that finds none waits until one
+        /// becomes due, also one that is scheduled through another server. Not
+        /// idempotent: if the response is lost, the claimed commands become due again
+        /// when their leases expire. Errors: INVALID_ARGUMENT.
         pub async fn claim_commands(
             &mut self,
             request: impl tonic::IntoRequest<super::ClaimCommandsRequest>,
@@ -4069,6 +4076,29 @@ pub struct GetWorkflowInstanceByNameResponse {
     #[prost(message, optional, tag = "1")]
     pub instance: ::core::option::Option<WorkflowInstance>,
 }
+/// WaitForWorkflowRequest is the request of WaitForWorkflow.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WaitForWorkflowRequest {
+    /// The workflow's id; required, at most 512 bytes.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// The statuses that end the wait, at most 1000; empty: COMPLETE and TERMINATED.
+    #[prost(enumeration = "WorkflowStatus", repeated, tag = "2")]
+    pub statuses: ::prost::alloc::vec::Vec<i32>,
+    /// How long to wait, from 0 to 60 s; absent: 0, the call is answered at once. A
+    /// wait ends shortly before the call's deadline, or before the server's own one
+    /// for calls without any (30 s).
+    #[prost(message, optional, tag = "3")]
+    pub wait: ::core::option::Option<::prost_types::Duration>,
+}
+/// WaitForWorkflowResponse is the response of WaitForWorkflow.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WaitForWorkflowResponse {
+    /// The workflow, with the view HEADER. If it has none of the statuses, the wait
+    /// was over before.
+    #[prost(message, optional, tag = "1")]
+    pub instance: ::core::option::Option<WorkflowInstance>,
+}
 /// GetWorkflowInstancesRequest is the request of GetWorkflowInstances.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetWorkflowInstancesRequest {
@@ -4753,6 +4783,43 @@ pub mod workflow_service_client {
                     GrpcMethod::new(
                         "wfe.persistence.v1.WorkflowService",
                         "GetWorkflowInstanceByName",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Waits until a workflow has one of the given statuses, by whatever writer, and
+        /// returns its header: at once if it has one already, and the current one when
+        /// the wait is over. A status that lasts only a moment may be missed. The
+        /// database does nothing for a call that waits. Errors: NOT_FOUND
+        /// (WORKFLOW_NOT_FOUND), also if the workflow is deleted during the wait;
+        /// UNAVAILABLE (SHUTTING_DOWN) if the server stops: repeat the call at another
+        /// one; RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if the header does not fit in one
+        /// message; INVALID_ARGUMENT.
+        pub async fn wait_for_workflow(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WaitForWorkflowRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::WaitForWorkflowResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.WorkflowService/WaitForWorkflow",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "wfe.persistence.v1.WorkflowService",
+                        "WaitForWorkflow",
                     ),
                 );
             self.inner.unary(req, path, codec).await

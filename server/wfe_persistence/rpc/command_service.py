@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from wfe.persistence.v1 import command_pb2 as pb
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.call import Call
-from wfe_persistence.rpc.check import read_back
+from wfe_persistence.rpc.check import R, read_back
 from wfe_persistence.store import command
 from wfe_persistence.store.records import COMMAND_NAME
 from wfe_persistence.store.rows import epoch_ms
@@ -23,6 +25,8 @@ class ScheduledCommandService:
         check.done()
         check.fits(read_back.commands([request.command]))
         await command.schedule_command(call.store, request.command)
+        for line in command.command_lines(call.store, request.command.command_name):
+            call.env.waiters.stir(line)
         return pb.ScheduleCommandResponse()
 
     async def ClaimCommands(
@@ -38,8 +42,17 @@ class ScheduledCommandService:
         check.key("", "worker_id", request.worker_id)
         if request.command_name:
             check.enum("", "command_name", request.command_name, COMMAND_NAME)
+        wait = check.wait_seconds(request.wait)
+        if request.HasField("wait") and request.HasField("as_of"):
+            check.add(
+                "",
+                "wait",
+                R.FIELD_VIOLATION_REASON_DUPLICATE,
+                "must not be set together with as_of",
+            )
         check.done()
-        claimed = await command.claim_commands(
+        claim = partial(
+            command.claim_commands,
             call.store,
             epoch_ms(request.as_of) if request.HasField("as_of") else None,
             limit,
@@ -48,6 +61,9 @@ class ScheduledCommandService:
             call.env.max_message_bytes,
             request.command_name,
         )
+        with call.waiting(wait) as until:
+            lines = command.command_lines(call.store, request.command_name)
+            claimed = await call.env.waiters.take(call.store, lines, claim, until)
         return pb.ClaimCommandsResponse(commands=claimed)
 
     async def CompleteCommands(
@@ -58,6 +74,8 @@ class ScheduledCommandService:
         check.lease_tokens("lease_tokens", request.lease_tokens)
         check.done()
         await command.complete_commands(call.store, request.lease_tokens)
+        # Those that were scheduled again since may be due.
+        call.env.waiters.stir_all(call.store.namespace, command.DUE_COMMAND)
         return pb.CompleteCommandsResponse()
 
     async def ReleaseCommands(
@@ -68,6 +86,7 @@ class ScheduledCommandService:
         check.lease_tokens("lease_tokens", request.lease_tokens)
         check.done()
         await command.release_commands(call.store, request.lease_tokens)
+        call.env.waiters.stir_all(call.store.namespace, command.DUE_COMMAND)
         return pb.ReleaseCommandsResponse()
 
     async def RenewCommands(

@@ -48,6 +48,7 @@ REQUIRED_ROLE: Final = {
     "CommitWorkflow": Role.HOST,
     "GetWorkflowInstance": Role.READER,
     "GetWorkflowInstanceByName": Role.READER,
+    "WaitForWorkflow": Role.READER,
     "GetWorkflowInstances": Role.READER,
     "GetRunnableInstances": Role.READER,
     "NextDefinitionSequence": Role.HOST,

@@ -88,6 +88,7 @@ class StoreService:
                 "the server was started without --allow-truncate",
             )
         await admin.truncate_all(call.store)
+        admin.stir_emptied(call.store.namespace, call.env.waiters)
         return pb.TruncateAllResponse()
 
     async def CreateNamespace(
@@ -138,6 +139,7 @@ class StoreService:
                 "the server was started without --allow-delete-namespace",
             )
         await call.env.namespaces.delete_namespace(request.name, force=request.force)
+        admin.stir_emptied(request.name, call.env.waiters)
         return pb.DeleteNamespaceResponse()
 
 

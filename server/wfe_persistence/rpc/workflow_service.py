@@ -12,9 +12,18 @@ from wfe_persistence.rpc import lasting, paging
 from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import Check, R, read_back
 from wfe_persistence.rpc.check.bounds import MAX_REVISION
-from wfe_persistence.store import commit, pointer, purge, workflow, workflow_list
+from wfe_persistence.store import (
+    commit,
+    pointer,
+    purge,
+    workflow,
+    workflow_list,
+    workflow_waiting,
+)
+from wfe_persistence.store.command import DUE_COMMAND, command_lines
 from wfe_persistence.store.documents import HeaderRoom
 from wfe_persistence.store.paging import Wanted
+from wfe_persistence.store.records import WORKFLOW_STATUS
 from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.rows import epoch_ms
 from wfe_persistence.store.workflow_changes import Change
@@ -40,6 +49,7 @@ class WorkflowService:
         key = await offload.run(_prepare_persist, request, call.check)
         revision = await commit.persist_workflow(call.store, request, (), key)
         call.env.changes.published(call.store)
+        workflow_waiting.wake_written(call.store, request, call.env.waiters)
         return pb.PersistWorkflowResponse(revision=revision)
 
     async def PersistWorkflowWithSubscriptions(
@@ -51,6 +61,7 @@ class WorkflowService:
             call.store, request, request.subscriptions, key
         )
         call.env.changes.published(call.store)
+        workflow_waiting.wake_written(call.store, request, call.env.waiters)
         return answer
 
     async def CommitWorkflow(
@@ -60,6 +71,12 @@ class WorkflowService:
         key, answer, room = await offload.run(_prepare_commit, request, call.check)
         answer.revision = await commit.commit_workflow(call.store, request, key, room)
         call.env.changes.published(call.store)
+        workflow_waiting.wake_written(call.store, request, call.env.waiters)
+        for scheduled in request.schedule_commands:
+            for line in command_lines(call.store, scheduled.command_name):
+                call.env.waiters.stir(line)
+        if request.complete_lease_tokens:
+            call.env.waiters.stir_all(call.store.namespace, DUE_COMMAND)
         return answer
 
     async def GetWorkflowInstance(
@@ -83,6 +100,27 @@ class WorkflowService:
         check.done()
         instance = await workflow.get_workflow_instance_by_name(call.store, request.name, view)
         return pb.GetWorkflowInstanceByNameResponse(instance=instance)
+
+    async def WaitForWorkflow(
+        self, request: pb.WaitForWorkflowRequest, call: Call
+    ) -> pb.WaitForWorkflowResponse:
+        """Return a workflow's header when it has one of some statuses."""
+        check = call.check
+        check.id("", "id", request.id)
+        if check.at_most("", "statuses", request.statuses):
+            for i, status in enumerate(request.statuses):
+                check.enum("", f"statuses[{i}]", status, WORKFLOW_STATUS)
+        wait = check.wait_seconds(request.wait)
+        check.done()
+        with call.waiting(wait) as until:
+            instance = await workflow_waiting.wait_for_workflow(
+                call.store,
+                request.id,
+                frozenset(request.statuses or purge.ENDED),
+                until,
+                call.env.waiters,
+            )
+        return pb.WaitForWorkflowResponse(instance=instance)
 
     async def GetWorkflowInstances(
         self, request: pb.GetWorkflowInstancesRequest, call: Call
@@ -198,6 +236,7 @@ class WorkflowService:
         check.done()
         await purge.delete_workflow(call.store, request.id, expected)
         call.env.changes.published(call.store)
+        workflow_waiting.wake_deleted(call.store, request.id, call.env.waiters)
         return pb.DeleteWorkflowResponse()
 
     async def PurgeWorkflows(
@@ -228,9 +267,10 @@ class WorkflowService:
             max_rows,
             dry_run=request.dry_run,
         )
-        done.next_page_token = paging.encode(request, call.store, after)
         if done.workflows and not request.dry_run:
             call.env.changes.published(call.store)
+            workflow_waiting.stir_purged(call.store, call.env.waiters)
+        done.next_page_token = paging.encode(request, call.store, after)
         return done
 
     async def WatchWorkflows(

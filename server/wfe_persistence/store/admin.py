@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from wfe_persistence.store.command import DUE_COMMAND
+from wfe_persistence.store.lock import FREE_LOCK
+from wfe_persistence.store.queue_waiting import QUEUE
 from wfe_persistence.store.rows import read_bool, read_int4, read_text
 from wfe_persistence.store.tables import TABLES, Store, qualified
+from wfe_persistence.store.waiting import Waiters
+from wfe_persistence.store.workflow_waiting import STATUS_KIND
 
 OLDEST_POSTGRES = 14
 
@@ -58,3 +63,8 @@ async def truncate_all(store: Store) -> None:
     # It waits for all calls in progress, so only few connections of the pool may do it at once.
     async with store.database.lane.turn(store.schema.name):
         await store.write(TRUNCATE_ALL)
+
+
+def stir_emptied(namespace: str, waiters: Waiters) -> None:
+    """Have those looked at who wait in a namespace, after it was emptied or deleted."""
+    waiters.stir_all(namespace, QUEUE, FREE_LOCK, DUE_COMMAND, *STATUS_KIND.values())

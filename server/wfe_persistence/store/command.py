@@ -37,8 +37,10 @@ from wfe_persistence.store.rows import (
     read_text,
     read_time,
     text,
+    text_array,
 )
 from wfe_persistence.store.tables import Store
+from wfe_persistence.store.waiting import Ahead, Kind, Line
 
 _read_command = COMMAND.reader()
 
@@ -66,6 +68,8 @@ async def schedule_command(store: Store, command: ScheduledCommand) -> None:
     )
 
 
+_NOW_MS: Final = "floor(extract(epoch FROM now()) * 1000)::bigint"
+
 # What a claimed command has at most in the answer beside its data.
 _CLAIM_BYTES: Final = 160
 
@@ -74,7 +78,7 @@ CLAIM_COMMANDS = f"""
 WITH due AS (
     SELECT id, execute_time, octet_length(data) + {_CLAIM_BYTES} AS bytes
     FROM wfc.scheduled_commands
-    WHERE execute_time <= coalesce($1::bigint, floor(extract(epoch FROM now()) * 1000)::bigint)
+    WHERE execute_time <= coalesce($1::bigint, {_NOW_MS})
         AND ($7::text IS NULL OR command_name = $7)
         AND (lease_expiry IS NULL OR {expired("lease_expiry")})
     ORDER BY execute_time, id
@@ -125,6 +129,64 @@ async def claim_commands(
     )
     metrics.CLAIMS_TAKEN.add(("command",), rows.ntuples)
     return [_decode_claim(rows, i, lease_id) for i in range(rows.ntuples)]
+
+
+_LEASE_MS: Final = "(extract(epoch FROM lease_expiry - now()) * 1000)::bigint"
+
+# $1 names, $2 how many commands, at most, are looked at of each. Per name: how many commands could
+# be claimed now, and in how many milliseconds one becomes due, or a lease expires on one that is
+# due.
+LOOK_AT_COMMANDS = f"""
+SELECT g.name, ready.count, least(coming.ms, leased.ms)
+FROM unnest($1::text[]) AS g(name)
+CROSS JOIN LATERAL (
+    SELECT count(*) FROM (
+        SELECT FROM wfc.scheduled_commands
+        WHERE command_name = g.name AND execute_time <= {_NOW_MS}
+            AND (lease_expiry IS NULL OR {expired("lease_expiry")})
+        ORDER BY execute_time, id
+        LIMIT $2
+    ) c
+) ready
+LEFT JOIN LATERAL (
+    SELECT greatest(execute_time - {_NOW_MS}, {_LEASE_MS}) AS ms FROM wfc.scheduled_commands
+    WHERE command_name = g.name AND execute_time > {_NOW_MS}
+    ORDER BY execute_time, id
+    LIMIT 1
+) coming ON TRUE
+CROSS JOIN LATERAL (
+    SELECT min(ms) AS ms FROM (
+        SELECT {_LEASE_MS} AS ms FROM wfc.scheduled_commands
+        WHERE command_name = g.name AND execute_time <= {_NOW_MS} AND {unexpired("lease_expiry")}
+        ORDER BY execute_time, id
+        LIMIT $2
+    ) c
+) leased
+"""
+_MOST_LOOKED_AT: Final = 100
+
+
+async def look_at_commands(store: Store, names: Sequence[str]) -> Iterator[Ahead]:
+    """Which of these names have commands that can be claimed, now or later."""
+    rows = await store.read(LOOK_AT_COMMANDS, text_array(names), integer(_MOST_LOOKED_AT))
+    get = rows.get_value
+
+    def ahead(i: int) -> Ahead:
+        name, ready, ms = (get(i, column) for column in range(3))
+        return Ahead(
+            read_text(name), read_int8(ready), None if ms is None else read_int8(ms) / 1000
+        )
+
+    return map(ahead, range(rows.ntuples))
+
+
+DUE_COMMAND: Final = Kind("command", look_at_commands)
+
+
+def command_lines(store: Store, name: CommandName.ValueType) -> list[Line]:
+    """Where those wait who want commands of a name; UNSPECIFIED: of any."""
+    names = [COMMAND_NAME[name]] if name else COMMAND_NAME.values()
+    return [Line(store.namespace, DUE_COMMAND, each) for each in names]
 
 
 def _change_held(*, change: str, condition: str = "", also_return: str = "") -> str:

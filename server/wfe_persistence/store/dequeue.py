@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.queue_pb2 import DequeuedItem, DequeueRequest
 from wfe_persistence import metrics
 from wfe_persistence.errors import PersistenceError
@@ -31,7 +29,7 @@ from wfe_persistence.store.rows import (
     text_array,
 )
 from wfe_persistence.store.tables import Store
-from wfe_persistence.store.waiting import Waiters, is_passing
+from wfe_persistence.store.waiting import Waiters
 
 _read_item = QUEUE_ITEM.reader()
 
@@ -116,30 +114,17 @@ async def dequeue(
     No more are handed out than fit into an answer of `answer_bytes`, but at least one. A call that
     waits goes on waiting while the database is away.
     """
-    ask = _Ask(store, request, max_items, lease_ms, answer_bytes)
     settlement = Settlement(request.acknowledge, request.return_items)
-    now = asyncio.get_running_loop().time
-    if until <= now():
-        return Dequeued(*await ask.settle_and_claim(settlement, waiters))
-    with waiters.join(store, *(queue_line(store, name) for name in request.queues)) as waiter:
-        items, returned = await ask.settle_and_claim(settlement, waiters)
-        has_settled = bool(settlement)
-        while not items and until > now():
-            try:
-                if await waiter.pause(until) or waiter.is_first:
-                    items = await ask.claim()
-            except PersistenceError as exc:
-                # What was settled must be told, or it would seem lost. A server that stops tells
-                # who waits that there is nothing, and refuses the next call.
-                if waiters.closed:
-                    break
-                # (An answer is lost with a connection, as it could be on its way to the caller.)
-                lost = exc.reason == ErrorReason.ERROR_REASON_COMMIT_OUTCOME_UNKNOWN
-                if not (lost or is_passing(exc)):
-                    if has_settled:
-                        break
-                    raise
-    return Dequeued(items, returned)
+    ask = _Ask(store, request, max_items, lease_ms, answer_bytes, waiters, settlement or None)
+    lines = (queue_line(store, name) for name in request.queues)
+    try:
+        items = await waiters.take(store, lines, ask.claim, until)
+    except PersistenceError:
+        # What was settled must be told, whatever becomes of the rest, or it would seem lost.
+        if ask.returned is None:
+            raise
+        items = []
+    return Dequeued(items, ask.returned or [])
 
 
 @dataclass(slots=True)
@@ -151,24 +136,23 @@ class _Ask:
     max_items: int
     lease_ms: int
     answer_bytes: int
-
-    async def settle_and_claim(
-        self, settlement: Settlement, waiters: Waiters
-    ) -> tuple[list[DequeuedItem], list[str]]:
-        """The first look: the items, and the receipts that were not confirmed."""
-        if not settlement:
-            return await self.claim(), []
-        lease_id = new_lease_id()
-        settled, rows = await self.store.write_all(
-            (SETTLE_ITEMS, (settlement.document(),)), (DEQUEUE, self._params(lease_id))
-        )
-        returned = settlement.outcome(settled, self.store, waiters)
-        return self._items(rows, lease_id) or await self._behind_dead(rows), returned
+    waiters: Waiters
+    settlement: Settlement | None
+    """What the first look settles before."""
+    returned: list[str] | None = None
+    """The receipts that were not confirmed; None: nothing has been settled."""
 
     async def claim(self) -> list[DequeuedItem]:
-        """Another look."""
+        """A look: the items."""
         lease_id = new_lease_id()
-        rows = await self.store.write(DEQUEUE, *self._params(lease_id))
+        if self.settlement is None:
+            rows = await self.store.write(DEQUEUE, *self._params(lease_id))
+        else:
+            settled, rows = await self.store.write_all(
+                (SETTLE_ITEMS, (self.settlement.document(),)), (DEQUEUE, self._params(lease_id))
+            )
+            self.returned = self.settlement.outcome(settled, self.store, self.waiters)
+            self.settlement = None
         return self._items(rows, lease_id) or await self._behind_dead(rows)
 
     def _params(self, lease_id: str) -> Sequence[Param]:

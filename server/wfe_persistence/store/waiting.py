@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self, TypeVar
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence import metrics
@@ -32,6 +32,8 @@ from wfe_persistence.errors import PersistenceError, shutting_down
 
 if TYPE_CHECKING:
     from wfe_persistence.store.tables import Store
+
+T = TypeVar("T")
 
 _PASSING: Final = frozenset(
     {
@@ -146,6 +148,37 @@ class Waiters:
         """A place at the end of each of these lines, as a context manager: leaving it gives them
         up."""
         return Waiter(self, store, lines)
+
+    async def take(
+        self,
+        store: Store,
+        lines: Iterable[Line],
+        claim: Callable[[], Awaitable[list[T]]],
+        until: float,
+    ) -> list[T]:
+        """What `claim` finds, now or as soon as there is something in these lines, until this time
+        of the event loop; nothing: in vain, or the server stops.
+
+        Errors of the first claim are raised, those of later ones only if they do not pass: the
+        database may be away for a moment.
+        """
+        now = asyncio.get_running_loop().time
+        if until <= now():
+            return await claim()
+        with self.join(store, *lines) as waiter:
+            found = await claim()
+            while not found and until > now():
+                try:
+                    if await waiter.pause(until) or waiter.is_first:
+                        found = await claim()
+                except PersistenceError as exc:
+                    if self.closed:
+                        break
+                    # (What a lost answer has claimed, comes back when its lease expires.)
+                    lost = exc.reason == ErrorReason.ERROR_REASON_COMMIT_OUTCOME_UNKNOWN
+                    if not (lost or is_passing(exc)):
+                        raise
+        return found
 
     def wake(self, line: Line, count: int = 1) -> None:
         """Something was committed for up to `count` waiters of a line: wake the first ones here,

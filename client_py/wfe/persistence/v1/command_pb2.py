@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n wfe/persistence/v1/command.proto\x12\x12wfe.persistence.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"m\n\x10ScheduledCommand\x12\x35\n\x0c\x63ommand_name\x18\x01 \x01(\x0e\x32\x1f.wfe.persistence.v1.CommandName\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\t\x12\x14\n\x0c\x65xecute_time\x18\x03 \x01(\x03\"\x9d\x01\n\x0e\x43laimedCommand\x12\x35\n\x07\x63ommand\x18\x01 \x01(\x0b\x32$.wfe.persistence.v1.ScheduledCommand\x12\x13\n\x0blease_token\x18\x02 \x01(\t\x12\x30\n\x0clease_expiry\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\"\\\n\x0c\x43ommandLease\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12*\n\x06\x65xpiry\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\"w\n\rListedCommand\x12\x35\n\x07\x63ommand\x18\x01 \x01(\x0b\x32$.wfe.persistence.v1.ScheduledCommand\x12/\n\x05lease\x18\x02 \x01(\x0b\x32 .wfe.persistence.v1.CommandLease\"O\n\x16ScheduleCommandRequest\x12\x35\n\x07\x63ommand\x18\x01 \x01(\x0b\x32$.wfe.persistence.v1.ScheduledCommand\"\x19\n\x17ScheduleCommandResponse\"\xcd\x01\n\x14\x43laimCommandsRequest\x12)\n\x05\x61s_of\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05limit\x18\x02 \x01(\x05\x12\x31\n\x0elease_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tworker_id\x18\x04 \x01(\t\x12\x35\n\x0c\x63ommand_name\x18\x05 \x01(\x0e\x32\x1f.wfe.persistence.v1.CommandName\"M\n\x15\x43laimCommandsResponse\x12\x34\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\".wfe.persistence.v1.ClaimedCommand\"/\n\x17\x43ompleteCommandsRequest\x12\x14\n\x0clease_tokens\x18\x01 \x03(\t\"\x1a\n\x18\x43ompleteCommandsResponse\".\n\x16ReleaseCommandsRequest\x12\x14\n\x0clease_tokens\x18\x01 \x03(\t\"\x19\n\x17ReleaseCommandsResponse\"_\n\x14RenewCommandsRequest\x12\x14\n\x0clease_tokens\x18\x01 \x03(\t\x12\x31\n\x0elease_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"I\n\x15RenewCommandsResponse\x12\x30\n\x0clease_expiry\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf2\x01\n\x13ListCommandsRequest\x12\x35\n\x0c\x63ommand_name\x18\x01 \x01(\x0e\x32\x1f.wfe.persistence.v1.CommandName\x12\x11\n\x04\x64\x61ta\x18\x02 \x01(\tH\x00\x88\x01\x01\x12.\n\ndue_before\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x06leased\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\x11\n\tworker_id\x18\x05 \x01(\t\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\tB\x07\n\x05_dataB\t\n\x07_leased\"d\n\x14ListCommandsResponse\x12\x33\n\x08\x63ommands\x18\x01 \x03(\x0b\x32!.wfe.persistence.v1.ListedCommand\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*n\n\x0b\x43ommandName\x12\x1c\n\x18\x43OMMAND_NAME_UNSPECIFIED\x10\x00\x12!\n\x1d\x43OMMAND_NAME_PROCESS_WORKFLOW\x10\x01\x12\x1e\n\x1a\x43OMMAND_NAME_PROCESS_EVENT\x10\x02\x32\x8f\x05\n\x17ScheduledCommandService\x12j\n\x0fScheduleCommand\x12*.wfe.persistence.v1.ScheduleCommandRequest\x1a+.wfe.persistence.v1.ScheduleCommandResponse\x12\x64\n\rClaimCommands\x12(.wfe.persistence.v1.ClaimCommandsRequest\x1a).wfe.persistence.v1.ClaimCommandsResponse\x12m\n\x10\x43ompleteCommands\x12+.wfe.persistence.v1.CompleteCommandsRequest\x1a,.wfe.persistence.v1.CompleteCommandsResponse\x12j\n\x0fReleaseCommands\x12*.wfe.persistence.v1.ReleaseCommandsRequest\x1a+.wfe.persistence.v1.ReleaseCommandsResponse\x12\x64\n\rRenewCommands\x12(.wfe.persistence.v1.RenewCommandsRequest\x1a).wfe.persistence.v1.RenewCommandsResponse\x12\x61\n\x0cListCommands\x12\'.wfe.persistence.v1.ListCommandsRequest\x1a(.wfe.persistence.v1.ListCommandsResponseBO\n\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n wfe/persistence/v1/command.proto\x12\x12wfe.persistence.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"m\n\x10ScheduledCommand\x12\x35\n\x0c\x63ommand_name\x18\x01 \x01(\x0e\x32\x1f.wfe.persistence.v1.CommandName\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\t\x12\x14\n\x0c\x65xecute_time\x18\x03 \x01(\x03\"\x9d\x01\n\x0e\x43laimedCommand\x12\x35\n\x07\x63ommand\x18\x01 \x01(\x0b\x32$.wfe.persistence.v1.ScheduledCommand\x12\x13\n\x0blease_token\x18\x02 \x01(\t\x12\x30\n\x0clease_expiry\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\"\\\n\x0c\x43ommandLease\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12*\n\x06\x65xpiry\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\"w\n\rListedCommand\x12\x35\n\x07\x63ommand\x18\x01 \x01(\x0b\x32$.wfe.persistence.v1.ScheduledCommand\x12/\n\x05lease\x18\x02 \x01(\x0b\x32 .wfe.persistence.v1.CommandLease\"O\n\x16ScheduleCommandRequest\x12\x35\n\x07\x63ommand\x18\x01 \x01(\x0b\x32$.wfe.persistence.v1.ScheduledCommand\"\x19\n\x17ScheduleCommandResponse\"\xf6\x01\n\x14\x43laimCommandsRequest\x12)\n\x05\x61s_of\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05limit\x18\x02 \x01(\x05\x12\x31\n\x0elease_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tworker_id\x18\x04 \x01(\t\x12\x35\n\x0c\x63ommand_name\x18\x05 \x01(\x0e\x32\x1f.wfe.persistence.v1.CommandName\x12\'\n\x04wait\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"M\n\x15\x43laimCommandsResponse\x12\x34\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\".wfe.persistence.v1.ClaimedCommand\"/\n\x17\x43ompleteCommandsRequest\x12\x14\n\x0clease_tokens\x18\x01 \x03(\t\"\x1a\n\x18\x43ompleteCommandsResponse\".\n\x16ReleaseCommandsRequest\x12\x14\n\x0clease_tokens\x18\x01 \x03(\t\"\x19\n\x17ReleaseCommandsResponse\"_\n\x14RenewCommandsRequest\x12\x14\n\x0clease_tokens\x18\x01 \x03(\t\x12\x31\n\x0elease_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"I\n\x15RenewCommandsResponse\x12\x30\n\x0clease_expiry\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf2\x01\n\x13ListCommandsRequest\x12\x35\n\x0c\x63ommand_name\x18\x01 \x01(\x0e\x32\x1f.wfe.persistence.v1.CommandName\x12\x11\n\x04\x64\x61ta\x18\x02 \x01(\tH\x00\x88\x01\x01\x12.\n\ndue_before\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x06leased\x18\x04 \x01(\x08H\x01\x88\x01\x01\x12\x11\n\tworker_id\x18\x05 \x01(\t\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\tB\x07\n\x05_dataB\t\n\x07_leased\"d\n\x14ListCommandsResponse\x12\x33\n\x08\x63ommands\x18\x01 \x03(\x0b\x32!.wfe.persistence.v1.ListedCommand\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*n\n\x0b\x43ommandName\x12\x1c\n\x18\x43OMMAND_NAME_UNSPECIFIED\x10\x00\x12!\n\x1d\x43OMMAND_NAME_PROCESS_WORKFLOW\x10\x01\x12\x1e\n\x1a\x43OMMAND_NAME_PROCESS_EVENT\x10\x02\x32\x8f\x05\n\x17ScheduledCommandService\x12j\n\x0fScheduleCommand\x12*.wfe.persistence.v1.ScheduleCommandRequest\x1a+.wfe.persistence.v1.ScheduleCommandResponse\x12\x64\n\rClaimCommands\x12(.wfe.persistence.v1.ClaimCommandsRequest\x1a).wfe.persistence.v1.ClaimCommandsResponse\x12m\n\x10\x43ompleteCommands\x12+.wfe.persistence.v1.CompleteCommandsRequest\x1a,.wfe.persistence.v1.CompleteCommandsResponse\x12j\n\x0fReleaseCommands\x12*.wfe.persistence.v1.ReleaseCommandsRequest\x1a+.wfe.persistence.v1.ReleaseCommandsResponse\x12\x64\n\rRenewCommands\x12(.wfe.persistence.v1.RenewCommandsRequest\x1a).wfe.persistence.v1.RenewCommandsResponse\x12\x61\n\x0cListCommands\x12\'.wfe.persistence.v1.ListCommandsRequest\x1a(.wfe.persistence.v1.ListCommandsResponseBO\n\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'wfe.persistence.v1.command_
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\022wfe.persistence.v1P\001Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1'
-  _globals['_COMMANDNAME']._serialized_start=1673
-  _globals['_COMMANDNAME']._serialized_end=1783
+  _globals['_COMMANDNAME']._serialized_start=1714
+  _globals['_COMMANDNAME']._serialized_end=1824
   _globals['_SCHEDULEDCOMMAND']._serialized_start=121
   _globals['_SCHEDULEDCOMMAND']._serialized_end=230
   _globals['_CLAIMEDCOMMAND']._serialized_start=233
@@ -49,25 +49,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCHEDULECOMMANDRESPONSE']._serialized_start=688
   _globals['_SCHEDULECOMMANDRESPONSE']._serialized_end=713
   _globals['_CLAIMCOMMANDSREQUEST']._serialized_start=716
-  _globals['_CLAIMCOMMANDSREQUEST']._serialized_end=921
-  _globals['_CLAIMCOMMANDSRESPONSE']._serialized_start=923
-  _globals['_CLAIMCOMMANDSRESPONSE']._serialized_end=1000
-  _globals['_COMPLETECOMMANDSREQUEST']._serialized_start=1002
-  _globals['_COMPLETECOMMANDSREQUEST']._serialized_end=1049
-  _globals['_COMPLETECOMMANDSRESPONSE']._serialized_start=1051
-  _globals['_COMPLETECOMMANDSRESPONSE']._serialized_end=1077
-  _globals['_RELEASECOMMANDSREQUEST']._serialized_start=1079
-  _globals['_RELEASECOMMANDSREQUEST']._serialized_end=1125
-  _globals['_RELEASECOMMANDSRESPONSE']._serialized_start=1127
-  _globals['_RELEASECOMMANDSRESPONSE']._serialized_end=1152
-  _globals['_RENEWCOMMANDSREQUEST']._serialized_start=1154
-  _globals['_RENEWCOMMANDSREQUEST']._serialized_end=1249
-  _globals['_RENEWCOMMANDSRESPONSE']._serialized_start=1251
-  _globals['_RENEWCOMMANDSRESPONSE']._serialized_end=1324
-  _globals['_LISTCOMMANDSREQUEST']._serialized_start=1327
-  _globals['_LISTCOMMANDSREQUEST']._serialized_end=1569
-  _globals['_LISTCOMMANDSRESPONSE']._serialized_start=1571
-  _globals['_LISTCOMMANDSRESPONSE']._serialized_end=1671
-  _globals['_SCHEDULEDCOMMANDSERVICE']._serialized_start=1786
-  _globals['_SCHEDULEDCOMMANDSERVICE']._serialized_end=2441
+  _globals['_CLAIMCOMMANDSREQUEST']._serialized_end=962
+  _globals['_CLAIMCOMMANDSRESPONSE']._serialized_start=964
+  _globals['_CLAIMCOMMANDSRESPONSE']._serialized_end=1041
+  _globals['_COMPLETECOMMANDSREQUEST']._serialized_start=1043
+  _globals['_COMPLETECOMMANDSREQUEST']._serialized_end=1090
+  _globals['_COMPLETECOMMANDSRESPONSE']._serialized_start=1092
+  _globals['_COMPLETECOMMANDSRESPONSE']._serialized_end=1118
+  _globals['_RELEASECOMMANDSREQUEST']._serialized_start=1120
+  _globals['_RELEASECOMMANDSREQUEST']._serialized_end=1166
+  _globals['_RELEASECOMMANDSRESPONSE']._serialized_start=1168
+  _globals['_RELEASECOMMANDSRESPONSE']._serialized_end=1193
+  _globals['_RENEWCOMMANDSREQUEST']._serialized_start=1195
+  _globals['_RENEWCOMMANDSREQUEST']._serialized_end=1290
+  _globals['_RENEWCOMMANDSRESPONSE']._serialized_start=1292
+  _globals['_RENEWCOMMANDSRESPONSE']._serialized_end=1365
+  _globals['_LISTCOMMANDSREQUEST']._serialized_start=1368
+  _globals['_LISTCOMMANDSREQUEST']._serialized_end=1610
+  _globals['_LISTCOMMANDSRESPONSE']._serialized_start=1612
+  _globals['_LISTCOMMANDSRESPONSE']._serialized_end=1712
+  _globals['_SCHEDULEDCOMMANDSERVICE']._serialized_start=1827
+  _globals['_SCHEDULEDCOMMANDSERVICE']._serialized_end=2482
 # @@protoc_insertion_point(module_scope)

@@ -219,6 +219,7 @@ class ClaimCommandsRequest(google.protobuf.message.Message):
     LEASE_DURATION_FIELD_NUMBER: builtins.int
     WORKER_ID_FIELD_NUMBER: builtins.int
     COMMAND_NAME_FIELD_NUMBER: builtins.int
+    WAIT_FIELD_NUMBER: builtins.int
     limit: builtins.int
     """Maximum number of commands to claim. 0 means 100; values above 1000 mean
     1000; negative: INVALID_ARGUMENT.
@@ -240,6 +241,14 @@ class ClaimCommandsRequest(google.protobuf.message.Message):
     def lease_duration(self) -> google.protobuf.duration_pb2.Duration:
         """How long the lease lasts; absent: 30 s. 1 ms to 24 h."""
 
+    @property
+    def wait(self) -> google.protobuf.duration_pb2.Duration:
+        """How long to wait if no command is due, from 0 to 60 s; absent: 0, the call is
+        answered at once. Must not be set together with `as_of`. A wait ends shortly
+        before the call's deadline, or before the server's own one for calls without
+        any (30 s), and when the server stops.
+        """
+
     def __init__(
         self,
         *,
@@ -248,9 +257,10 @@ class ClaimCommandsRequest(google.protobuf.message.Message):
         lease_duration: google.protobuf.duration_pb2.Duration | None = ...,
         worker_id: builtins.str = ...,
         command_name: Global___CommandName.ValueType = ...,
+        wait: google.protobuf.duration_pb2.Duration | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["as_of", b"as_of", "lease_duration", b"lease_duration"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["as_of", b"as_of", "command_name", b"command_name", "lease_duration", b"lease_duration", "limit", b"limit", "worker_id", b"worker_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["as_of", b"as_of", "lease_duration", b"lease_duration", "wait", b"wait"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["as_of", b"as_of", "command_name", b"command_name", "lease_duration", b"lease_duration", "limit", b"limit", "wait", b"wait", "worker_id", b"worker_id"]) -> None: ...
 
 Global___ClaimCommandsRequest: typing_extensions.TypeAlias = ClaimCommandsRequest
 

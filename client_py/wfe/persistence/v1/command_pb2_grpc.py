@@ -87,9 +87,10 @@ class ScheduledCommandServiceServicer(object):
         """Claims due commands (`execute_time <= as_of`, not under a lease), soonest
         first, each for one worker at a time. Callers never block each other:
         commands that a concurrent call is claiming are skipped. No more are claimed
-        than fit in the response. Not idempotent: if the response is lost, the
-        claimed commands become due again when their leases expire. Errors:
-        INVALID_ARGUMENT.
+        than fit in the response. With `wait`, a call that finds none waits until one
+        becomes due, also one that is scheduled through another server. Not
+        idempotent: if the response is lost, the claimed commands become due again
+        when their leases expire. Errors: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

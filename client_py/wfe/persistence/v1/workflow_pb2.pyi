@@ -1358,6 +1358,63 @@ class GetWorkflowInstanceByNameResponse(google.protobuf.message.Message):
 Global___GetWorkflowInstanceByNameResponse: typing_extensions.TypeAlias = GetWorkflowInstanceByNameResponse
 
 @typing.final
+class WaitForWorkflowRequest(google.protobuf.message.Message):
+    """WaitForWorkflowRequest is the request of WaitForWorkflow."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    STATUSES_FIELD_NUMBER: builtins.int
+    WAIT_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    """The workflow's id; required, at most 512 bytes."""
+    @property
+    def statuses(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[Global___WorkflowStatus.ValueType]:
+        """The statuses that end the wait, at most 1000; empty: COMPLETE and TERMINATED."""
+
+    @property
+    def wait(self) -> google.protobuf.duration_pb2.Duration:
+        """How long to wait, from 0 to 60 s; absent: 0, the call is answered at once. A
+        wait ends shortly before the call's deadline, or before the server's own one
+        for calls without any (30 s).
+        """
+
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        statuses: collections.abc.Iterable[Global___WorkflowStatus.ValueType] | None = ...,
+        wait: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["wait", b"wait"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "statuses", b"statuses", "wait", b"wait"]) -> None: ...
+
+Global___WaitForWorkflowRequest: typing_extensions.TypeAlias = WaitForWorkflowRequest
+
+@typing.final
+class WaitForWorkflowResponse(google.protobuf.message.Message):
+    """WaitForWorkflowResponse is the response of WaitForWorkflow."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: builtins.int
+    @property
+    def instance(self) -> Global___WorkflowInstance:
+        """The workflow, with the view HEADER. If it has none of the statuses, the wait
+        was over before.
+        """
+
+    def __init__(
+        self,
+        *,
+        instance: Global___WorkflowInstance | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["instance", b"instance"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["instance", b"instance"]) -> None: ...
+
+Global___WaitForWorkflowResponse: typing_extensions.TypeAlias = WaitForWorkflowResponse
+
+@typing.final
 class GetWorkflowInstancesRequest(google.protobuf.message.Message):
     """GetWorkflowInstancesRequest is the request of GetWorkflowInstances."""
 

@@ -67,6 +67,11 @@ class WorkflowServiceStub(object):
                 request_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.GetWorkflowInstanceByNameRequest.SerializeToString,
                 response_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.GetWorkflowInstanceByNameResponse.FromString,
                 _registered_method=True)
+        self.WaitForWorkflow = channel.unary_unary(
+                '/wfe.persistence.v1.WorkflowService/WaitForWorkflow',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.WaitForWorkflowRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.WaitForWorkflowResponse.FromString,
+                _registered_method=True)
         self.GetWorkflowInstances = channel.unary_stream(
                 '/wfe.persistence.v1.WorkflowService/GetWorkflowInstances',
                 request_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.GetWorkflowInstancesRequest.SerializeToString,
@@ -200,6 +205,20 @@ class WorkflowServiceServicer(object):
         """Returns one workflow with its pointers, looked up by name. Errors:
         NOT_FOUND (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
         INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WaitForWorkflow(self, request, context):
+        """Waits until a workflow has one of the given statuses, by whatever writer, and
+        returns its header: at once if it has one already, and the current one when
+        the wait is over. A status that lasts only a moment may be missed. The
+        database does nothing for a call that waits. Errors: NOT_FOUND
+        (WORKFLOW_NOT_FOUND), also if the workflow is deleted during the wait;
+        UNAVAILABLE (SHUTTING_DOWN) if the server stops: repeat the call at another
+        one; RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if the header does not fit in one
+        message; INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -374,6 +393,11 @@ def add_WorkflowServiceServicer_to_server(servicer, server):
                     servicer.GetWorkflowInstanceByName,
                     request_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.GetWorkflowInstanceByNameRequest.FromString,
                     response_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.GetWorkflowInstanceByNameResponse.SerializeToString,
+            ),
+            'WaitForWorkflow': grpc.unary_unary_rpc_method_handler(
+                    servicer.WaitForWorkflow,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.WaitForWorkflowRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.WaitForWorkflowResponse.SerializeToString,
             ),
             'GetWorkflowInstances': grpc.unary_stream_rpc_method_handler(
                     servicer.GetWorkflowInstances,
@@ -586,6 +610,33 @@ class WorkflowService(object):
             '/wfe.persistence.v1.WorkflowService/GetWorkflowInstanceByName',
             wfe_dot_persistence_dot_v1_dot_workflow__pb2.GetWorkflowInstanceByNameRequest.SerializeToString,
             wfe_dot_persistence_dot_v1_dot_workflow__pb2.GetWorkflowInstanceByNameResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WaitForWorkflow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.WorkflowService/WaitForWorkflow',
+            wfe_dot_persistence_dot_v1_dot_workflow__pb2.WaitForWorkflowRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_workflow__pb2.WaitForWorkflowResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -123,6 +123,22 @@ _WorkflowServiceGetWorkflowInstanceByNameType = typing_extensions.TypeVar(
     ],
 )
 
+_WorkflowServiceWaitForWorkflowType = typing_extensions.TypeVar(
+    '_WorkflowServiceWaitForWorkflowType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.WaitForWorkflowRequest,
+        wfe.persistence.v1.workflow_pb2.WaitForWorkflowResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.WaitForWorkflowRequest,
+        wfe.persistence.v1.workflow_pb2.WaitForWorkflowResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.WaitForWorkflowRequest,
+        wfe.persistence.v1.workflow_pb2.WaitForWorkflowResponse,
+    ],
+)
+
 _WorkflowServiceGetWorkflowInstancesType = typing_extensions.TypeVar(
     '_WorkflowServiceGetWorkflowInstancesType',
     grpc.UnaryStreamMultiCallable[
@@ -267,7 +283,7 @@ _WorkflowServiceWatchWorkflowsType = typing_extensions.TypeVar(
     ],
 )
 
-class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, _WorkflowServicePersistWorkflowType, _WorkflowServicePersistWorkflowWithSubscriptionsType, _WorkflowServiceCommitWorkflowType, _WorkflowServiceGetWorkflowInstanceType, _WorkflowServiceGetWorkflowInstanceByNameType, _WorkflowServiceGetWorkflowInstancesType, _WorkflowServiceGetRunnableInstancesType, _WorkflowServiceNextDefinitionSequenceType, _WorkflowServiceListExecutionPointersType, _WorkflowServiceListWorkflowsType, _WorkflowServiceCountWorkflowsType, _WorkflowServiceDeleteWorkflowType, _WorkflowServicePurgeWorkflowsType, _WorkflowServiceWatchWorkflowsType]):
+class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, _WorkflowServicePersistWorkflowType, _WorkflowServicePersistWorkflowWithSubscriptionsType, _WorkflowServiceCommitWorkflowType, _WorkflowServiceGetWorkflowInstanceType, _WorkflowServiceGetWorkflowInstanceByNameType, _WorkflowServiceWaitForWorkflowType, _WorkflowServiceGetWorkflowInstancesType, _WorkflowServiceGetRunnableInstancesType, _WorkflowServiceNextDefinitionSequenceType, _WorkflowServiceListExecutionPointersType, _WorkflowServiceListWorkflowsType, _WorkflowServiceCountWorkflowsType, _WorkflowServiceDeleteWorkflowType, _WorkflowServicePurgeWorkflowsType, _WorkflowServiceWatchWorkflowsType]):
     """WorkflowService stores workflows with their execution pointers. Every call is
     one transaction (a purge runs several); every read sees one consistent
     snapshot (GetWorkflowInstances: one for each workflow).
@@ -298,6 +314,10 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
         grpc.UnaryUnaryMultiCallable[
             wfe.persistence.v1.workflow_pb2.GetWorkflowInstanceByNameRequest,
             wfe.persistence.v1.workflow_pb2.GetWorkflowInstanceByNameResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.workflow_pb2.WaitForWorkflowRequest,
+            wfe.persistence.v1.workflow_pb2.WaitForWorkflowResponse,
         ],
         grpc.UnaryStreamMultiCallable[
             wfe.persistence.v1.workflow_pb2.GetWorkflowInstancesRequest,
@@ -362,6 +382,10 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
         grpc.aio.UnaryUnaryMultiCallable[
             wfe.persistence.v1.workflow_pb2.GetWorkflowInstanceByNameRequest,
             wfe.persistence.v1.workflow_pb2.GetWorkflowInstanceByNameResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.workflow_pb2.WaitForWorkflowRequest,
+            wfe.persistence.v1.workflow_pb2.WaitForWorkflowResponse,
         ],
         grpc.aio.UnaryStreamMultiCallable[
             wfe.persistence.v1.workflow_pb2.GetWorkflowInstancesRequest,
@@ -466,6 +490,17 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
     """Returns one workflow with its pointers, looked up by name. Errors:
     NOT_FOUND (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
     INVALID_ARGUMENT.
+    """
+
+    WaitForWorkflow: _WorkflowServiceWaitForWorkflowType
+    """Waits until a workflow has one of the given statuses, by whatever writer, and
+    returns its header: at once if it has one already, and the current one when
+    the wait is over. A status that lasts only a moment may be missed. The
+    database does nothing for a call that waits. Errors: NOT_FOUND
+    (WORKFLOW_NOT_FOUND), also if the workflow is deleted during the wait;
+    UNAVAILABLE (SHUTTING_DOWN) if the server stops: repeat the call at another
+    one; RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if the header does not fit in one
+    message; INVALID_ARGUMENT.
     """
 
     GetWorkflowInstances: _WorkflowServiceGetWorkflowInstancesType
@@ -602,6 +637,10 @@ WorkflowServiceAsyncStub: typing_extensions.TypeAlias = WorkflowServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.workflow_pb2.GetWorkflowInstanceByNameRequest,
         wfe.persistence.v1.workflow_pb2.GetWorkflowInstanceByNameResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.WaitForWorkflowRequest,
+        wfe.persistence.v1.workflow_pb2.WaitForWorkflowResponse,
     ],
     grpc.aio.UnaryStreamMultiCallable[
         wfe.persistence.v1.workflow_pb2.GetWorkflowInstancesRequest,
@@ -742,6 +781,22 @@ class WorkflowServiceServicer(metaclass=abc.ABCMeta):
         """Returns one workflow with its pointers, looked up by name. Errors:
         NOT_FOUND (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
         INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def WaitForWorkflow(
+        self,
+        request: wfe.persistence.v1.workflow_pb2.WaitForWorkflowRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.workflow_pb2.WaitForWorkflowResponse, collections.abc.Awaitable[wfe.persistence.v1.workflow_pb2.WaitForWorkflowResponse]]:
+        """Waits until a workflow has one of the given statuses, by whatever writer, and
+        returns its header: at once if it has one already, and the current one when
+        the wait is over. A status that lasts only a moment may be missed. The
+        database does nothing for a call that waits. Errors: NOT_FOUND
+        (WORKFLOW_NOT_FOUND), also if the workflow is deleted during the wait;
+        UNAVAILABLE (SHUTTING_DOWN) if the server stops: repeat the call at another
+        one; RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if the header does not fit in one
+        message; INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod

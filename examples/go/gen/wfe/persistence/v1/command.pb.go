@@ -438,7 +438,12 @@ type ClaimCommandsRequest struct {
 	// Only commands with this name; UNSPECIFIED: any name. Due commands with
 	// another name are passed over one by one, so a backlog of those makes the
 	// call slower.
-	CommandName   CommandName `protobuf:"varint,5,opt,name=command_name,json=commandName,proto3,enum=wfe.persistence.v1.CommandName" json:"command_name,omitempty"`
+	CommandName CommandName `protobuf:"varint,5,opt,name=command_name,json=commandName,proto3,enum=wfe.persistence.v1.CommandName" json:"command_name,omitempty"`
+	// How long to wait if no command is due, from 0 to 60 s; absent: 0, the call is
+	// answered at once. Must not be set together with `as_of`. A wait ends shortly
+	// before the call's deadline, or before the server's own one for calls without
+	// any (30 s), and when the server stops.
+	Wait          *durationpb.Duration `protobuf:"bytes,6,opt,name=wait,proto3" json:"wait,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -506,6 +511,13 @@ func (x *ClaimCommandsRequest) GetCommandName() CommandName {
 		return x.CommandName
 	}
 	return CommandName_COMMAND_NAME_UNSPECIFIED
+}
+
+func (x *ClaimCommandsRequest) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
 }
 
 // ClaimCommandsResponse is the response of ClaimCommands.
@@ -1011,13 +1023,14 @@ const file_wfe_persistence_v1_command_proto_rawDesc = "" +
 	"\x05lease\x18\x02 \x01(\v2 .wfe.persistence.v1.CommandLeaseR\x05lease\"X\n" +
 	"\x16ScheduleCommandRequest\x12>\n" +
 	"\acommand\x18\x01 \x01(\v2$.wfe.persistence.v1.ScheduledCommandR\acommand\"\x19\n" +
-	"\x17ScheduleCommandResponse\"\x80\x02\n" +
+	"\x17ScheduleCommandResponse\"\xaf\x02\n" +
 	"\x14ClaimCommandsRequest\x12/\n" +
 	"\x05as_of\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04asOf\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\x05R\x05limit\x12@\n" +
 	"\x0elease_duration\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\rleaseDuration\x12\x1b\n" +
 	"\tworker_id\x18\x04 \x01(\tR\bworkerId\x12B\n" +
-	"\fcommand_name\x18\x05 \x01(\x0e2\x1f.wfe.persistence.v1.CommandNameR\vcommandName\"W\n" +
+	"\fcommand_name\x18\x05 \x01(\x0e2\x1f.wfe.persistence.v1.CommandNameR\vcommandName\x12-\n" +
+	"\x04wait\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"W\n" +
 	"\x15ClaimCommandsResponse\x12>\n" +
 	"\bcommands\x18\x01 \x03(\v2\".wfe.persistence.v1.ClaimedCommandR\bcommands\"<\n" +
 	"\x17CompleteCommandsRequest\x12!\n" +
@@ -1105,29 +1118,30 @@ var file_wfe_persistence_v1_command_proto_depIdxs = []int32{
 	17, // 7: wfe.persistence.v1.ClaimCommandsRequest.as_of:type_name -> google.protobuf.Timestamp
 	18, // 8: wfe.persistence.v1.ClaimCommandsRequest.lease_duration:type_name -> google.protobuf.Duration
 	0,  // 9: wfe.persistence.v1.ClaimCommandsRequest.command_name:type_name -> wfe.persistence.v1.CommandName
-	2,  // 10: wfe.persistence.v1.ClaimCommandsResponse.commands:type_name -> wfe.persistence.v1.ClaimedCommand
-	18, // 11: wfe.persistence.v1.RenewCommandsRequest.lease_duration:type_name -> google.protobuf.Duration
-	17, // 12: wfe.persistence.v1.RenewCommandsResponse.lease_expiry:type_name -> google.protobuf.Timestamp
-	0,  // 13: wfe.persistence.v1.ListCommandsRequest.command_name:type_name -> wfe.persistence.v1.CommandName
-	17, // 14: wfe.persistence.v1.ListCommandsRequest.due_before:type_name -> google.protobuf.Timestamp
-	4,  // 15: wfe.persistence.v1.ListCommandsResponse.commands:type_name -> wfe.persistence.v1.ListedCommand
-	5,  // 16: wfe.persistence.v1.ScheduledCommandService.ScheduleCommand:input_type -> wfe.persistence.v1.ScheduleCommandRequest
-	7,  // 17: wfe.persistence.v1.ScheduledCommandService.ClaimCommands:input_type -> wfe.persistence.v1.ClaimCommandsRequest
-	9,  // 18: wfe.persistence.v1.ScheduledCommandService.CompleteCommands:input_type -> wfe.persistence.v1.CompleteCommandsRequest
-	11, // 19: wfe.persistence.v1.ScheduledCommandService.ReleaseCommands:input_type -> wfe.persistence.v1.ReleaseCommandsRequest
-	13, // 20: wfe.persistence.v1.ScheduledCommandService.RenewCommands:input_type -> wfe.persistence.v1.RenewCommandsRequest
-	15, // 21: wfe.persistence.v1.ScheduledCommandService.ListCommands:input_type -> wfe.persistence.v1.ListCommandsRequest
-	6,  // 22: wfe.persistence.v1.ScheduledCommandService.ScheduleCommand:output_type -> wfe.persistence.v1.ScheduleCommandResponse
-	8,  // 23: wfe.persistence.v1.ScheduledCommandService.ClaimCommands:output_type -> wfe.persistence.v1.ClaimCommandsResponse
-	10, // 24: wfe.persistence.v1.ScheduledCommandService.CompleteCommands:output_type -> wfe.persistence.v1.CompleteCommandsResponse
-	12, // 25: wfe.persistence.v1.ScheduledCommandService.ReleaseCommands:output_type -> wfe.persistence.v1.ReleaseCommandsResponse
-	14, // 26: wfe.persistence.v1.ScheduledCommandService.RenewCommands:output_type -> wfe.persistence.v1.RenewCommandsResponse
-	16, // 27: wfe.persistence.v1.ScheduledCommandService.ListCommands:output_type -> wfe.persistence.v1.ListCommandsResponse
-	22, // [22:28] is the sub-list for method output_type
-	16, // [16:22] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	18, // 10: wfe.persistence.v1.ClaimCommandsRequest.wait:type_name -> google.protobuf.Duration
+	2,  // 11: wfe.persistence.v1.ClaimCommandsResponse.commands:type_name -> wfe.persistence.v1.ClaimedCommand
+	18, // 12: wfe.persistence.v1.RenewCommandsRequest.lease_duration:type_name -> google.protobuf.Duration
+	17, // 13: wfe.persistence.v1.RenewCommandsResponse.lease_expiry:type_name -> google.protobuf.Timestamp
+	0,  // 14: wfe.persistence.v1.ListCommandsRequest.command_name:type_name -> wfe.persistence.v1.CommandName
+	17, // 15: wfe.persistence.v1.ListCommandsRequest.due_before:type_name -> google.protobuf.Timestamp
+	4,  // 16: wfe.persistence.v1.ListCommandsResponse.commands:type_name -> wfe.persistence.v1.ListedCommand
+	5,  // 17: wfe.persistence.v1.ScheduledCommandService.ScheduleCommand:input_type -> wfe.persistence.v1.ScheduleCommandRequest
+	7,  // 18: wfe.persistence.v1.ScheduledCommandService.ClaimCommands:input_type -> wfe.persistence.v1.ClaimCommandsRequest
+	9,  // 19: wfe.persistence.v1.ScheduledCommandService.CompleteCommands:input_type -> wfe.persistence.v1.CompleteCommandsRequest
+	11, // 20: wfe.persistence.v1.ScheduledCommandService.ReleaseCommands:input_type -> wfe.persistence.v1.ReleaseCommandsRequest
+	13, // 21: wfe.persistence.v1.ScheduledCommandService.RenewCommands:input_type -> wfe.persistence.v1.RenewCommandsRequest
+	15, // 22: wfe.persistence.v1.ScheduledCommandService.ListCommands:input_type -> wfe.persistence.v1.ListCommandsRequest
+	6,  // 23: wfe.persistence.v1.ScheduledCommandService.ScheduleCommand:output_type -> wfe.persistence.v1.ScheduleCommandResponse
+	8,  // 24: wfe.persistence.v1.ScheduledCommandService.ClaimCommands:output_type -> wfe.persistence.v1.ClaimCommandsResponse
+	10, // 25: wfe.persistence.v1.ScheduledCommandService.CompleteCommands:output_type -> wfe.persistence.v1.CompleteCommandsResponse
+	12, // 26: wfe.persistence.v1.ScheduledCommandService.ReleaseCommands:output_type -> wfe.persistence.v1.ReleaseCommandsResponse
+	14, // 27: wfe.persistence.v1.ScheduledCommandService.RenewCommands:output_type -> wfe.persistence.v1.RenewCommandsResponse
+	16, // 28: wfe.persistence.v1.ScheduledCommandService.ListCommands:output_type -> wfe.persistence.v1.ListCommandsResponse
+	23, // [23:29] is the sub-list for method output_type
+	17, // [17:23] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_command_proto_init() }

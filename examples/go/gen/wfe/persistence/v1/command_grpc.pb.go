@@ -42,9 +42,10 @@ type ScheduledCommandServiceClient interface {
 	// Claims due commands (`execute_time <= as_of`, not under a lease), soonest
 	// first, each for one worker at a time. Callers never block each other:
 	// commands that a concurrent call is claiming are skipped. No more are claimed
-	// than fit in the response. Not idempotent: if the response is lost, the
-	// claimed commands become due again when their leases expire. Errors:
-	// INVALID_ARGUMENT.
+	// than fit in the response. With `wait`, a call that finds none waits until one
+	// becomes due, also one that is scheduled through another server. Not
+	// idempotent: if the response is lost, the claimed commands become due again
+	// when their leases expire. Errors: INVALID_ARGUMENT.
 	ClaimCommands(ctx context.Context, in *ClaimCommandsRequest, opts ...grpc.CallOption) (*ClaimCommandsResponse, error)
 	// Removes claimed commands that have been handled. A command rescheduled
 	// since its claim stays, with its new time and without the lease. All or
@@ -155,9 +156,10 @@ type ScheduledCommandServiceServer interface {
 	// Claims due commands (`execute_time <= as_of`, not under a lease), soonest
 	// first, each for one worker at a time. Callers never block each other:
 	// commands that a concurrent call is claiming are skipped. No more are claimed
-	// than fit in the response. Not idempotent: if the response is lost, the
-	// claimed commands become due again when their leases expire. Errors:
-	// INVALID_ARGUMENT.
+	// than fit in the response. With `wait`, a call that finds none waits until one
+	// becomes due, also one that is scheduled through another server. Not
+	// idempotent: if the response is lost, the claimed commands become due again
+	// when their leases expire. Errors: INVALID_ARGUMENT.
 	ClaimCommands(context.Context, *ClaimCommandsRequest) (*ClaimCommandsResponse, error)
 	// Removes claimed commands that have been handled. A command rescheduled
 	// since its claim stays, with its new time and without the lease. All or

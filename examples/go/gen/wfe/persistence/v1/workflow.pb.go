@@ -2302,6 +2302,119 @@ func (x *GetWorkflowInstanceByNameResponse) GetInstance() *WorkflowInstance {
 	return nil
 }
 
+// WaitForWorkflowRequest is the request of WaitForWorkflow.
+type WaitForWorkflowRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The workflow's id; required, at most 512 bytes.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The statuses that end the wait, at most 1000; empty: COMPLETE and TERMINATED.
+	Statuses []WorkflowStatus `protobuf:"varint,2,rep,packed,name=statuses,proto3,enum=wfe.persistence.v1.WorkflowStatus" json:"statuses,omitempty"`
+	// How long to wait, from 0 to 60 s; absent: 0, the call is answered at once. A
+	// wait ends shortly before the call's deadline, or before the server's own one
+	// for calls without any (30 s).
+	Wait          *durationpb.Duration `protobuf:"bytes,3,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WaitForWorkflowRequest) Reset() {
+	*x = WaitForWorkflowRequest{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WaitForWorkflowRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WaitForWorkflowRequest) ProtoMessage() {}
+
+func (x *WaitForWorkflowRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WaitForWorkflowRequest.ProtoReflect.Descriptor instead.
+func (*WaitForWorkflowRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *WaitForWorkflowRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *WaitForWorkflowRequest) GetStatuses() []WorkflowStatus {
+	if x != nil {
+		return x.Statuses
+	}
+	return nil
+}
+
+func (x *WaitForWorkflowRequest) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+// WaitForWorkflowResponse is the response of WaitForWorkflow.
+type WaitForWorkflowResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The workflow, with the view HEADER. If it has none of the statuses, the wait
+	// was over before.
+	Instance      *WorkflowInstance `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WaitForWorkflowResponse) Reset() {
+	*x = WaitForWorkflowResponse{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WaitForWorkflowResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WaitForWorkflowResponse) ProtoMessage() {}
+
+func (x *WaitForWorkflowResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WaitForWorkflowResponse.ProtoReflect.Descriptor instead.
+func (*WaitForWorkflowResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *WaitForWorkflowResponse) GetInstance() *WorkflowInstance {
+	if x != nil {
+		return x.Instance
+	}
+	return nil
+}
+
 // GetWorkflowInstancesRequest is the request of GetWorkflowInstances.
 type GetWorkflowInstancesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2315,7 +2428,7 @@ type GetWorkflowInstancesRequest struct {
 
 func (x *GetWorkflowInstancesRequest) Reset() {
 	*x = GetWorkflowInstancesRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[21]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2327,7 +2440,7 @@ func (x *GetWorkflowInstancesRequest) String() string {
 func (*GetWorkflowInstancesRequest) ProtoMessage() {}
 
 func (x *GetWorkflowInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[21]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2340,7 +2453,7 @@ func (x *GetWorkflowInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkflowInstancesRequest.ProtoReflect.Descriptor instead.
 func (*GetWorkflowInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{21}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetWorkflowInstancesRequest) GetIds() []string {
@@ -2369,7 +2482,7 @@ type GetWorkflowInstancesResponse struct {
 
 func (x *GetWorkflowInstancesResponse) Reset() {
 	*x = GetWorkflowInstancesResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[22]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2381,7 +2494,7 @@ func (x *GetWorkflowInstancesResponse) String() string {
 func (*GetWorkflowInstancesResponse) ProtoMessage() {}
 
 func (x *GetWorkflowInstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[22]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2394,7 +2507,7 @@ func (x *GetWorkflowInstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkflowInstancesResponse.ProtoReflect.Descriptor instead.
 func (*GetWorkflowInstancesResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{22}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetWorkflowInstancesResponse) GetInstance() *WorkflowInstance {
@@ -2427,7 +2540,7 @@ type GetRunnableInstancesRequest struct {
 
 func (x *GetRunnableInstancesRequest) Reset() {
 	*x = GetRunnableInstancesRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[23]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2439,7 +2552,7 @@ func (x *GetRunnableInstancesRequest) String() string {
 func (*GetRunnableInstancesRequest) ProtoMessage() {}
 
 func (x *GetRunnableInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[23]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2452,7 +2565,7 @@ func (x *GetRunnableInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRunnableInstancesRequest.ProtoReflect.Descriptor instead.
 func (*GetRunnableInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{23}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GetRunnableInstancesRequest) GetAsAt() *timestamppb.Timestamp {
@@ -2496,7 +2609,7 @@ type GetRunnableInstancesResponse struct {
 
 func (x *GetRunnableInstancesResponse) Reset() {
 	*x = GetRunnableInstancesResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[24]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2508,7 +2621,7 @@ func (x *GetRunnableInstancesResponse) String() string {
 func (*GetRunnableInstancesResponse) ProtoMessage() {}
 
 func (x *GetRunnableInstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[24]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2521,7 +2634,7 @@ func (x *GetRunnableInstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRunnableInstancesResponse.ProtoReflect.Descriptor instead.
 func (*GetRunnableInstancesResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{24}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetRunnableInstancesResponse) GetInstanceIds() []string {
@@ -2549,7 +2662,7 @@ type NextDefinitionSequenceRequest struct {
 
 func (x *NextDefinitionSequenceRequest) Reset() {
 	*x = NextDefinitionSequenceRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[25]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2561,7 +2674,7 @@ func (x *NextDefinitionSequenceRequest) String() string {
 func (*NextDefinitionSequenceRequest) ProtoMessage() {}
 
 func (x *NextDefinitionSequenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[25]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2574,7 +2687,7 @@ func (x *NextDefinitionSequenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextDefinitionSequenceRequest.ProtoReflect.Descriptor instead.
 func (*NextDefinitionSequenceRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{25}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *NextDefinitionSequenceRequest) GetDefinitionId() string {
@@ -2595,7 +2708,7 @@ type NextDefinitionSequenceResponse struct {
 
 func (x *NextDefinitionSequenceResponse) Reset() {
 	*x = NextDefinitionSequenceResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[26]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2607,7 +2720,7 @@ func (x *NextDefinitionSequenceResponse) String() string {
 func (*NextDefinitionSequenceResponse) ProtoMessage() {}
 
 func (x *NextDefinitionSequenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[26]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2620,7 +2733,7 @@ func (x *NextDefinitionSequenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextDefinitionSequenceResponse.ProtoReflect.Descriptor instead.
 func (*NextDefinitionSequenceResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{26}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *NextDefinitionSequenceResponse) GetNumber() int64 {
@@ -2653,7 +2766,7 @@ type ListExecutionPointersRequest struct {
 
 func (x *ListExecutionPointersRequest) Reset() {
 	*x = ListExecutionPointersRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[27]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2665,7 +2778,7 @@ func (x *ListExecutionPointersRequest) String() string {
 func (*ListExecutionPointersRequest) ProtoMessage() {}
 
 func (x *ListExecutionPointersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[27]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2678,7 +2791,7 @@ func (x *ListExecutionPointersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExecutionPointersRequest.ProtoReflect.Descriptor instead.
 func (*ListExecutionPointersRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{27}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListExecutionPointersRequest) GetWorkflowId() string {
@@ -2731,7 +2844,7 @@ type ListExecutionPointersResponse struct {
 
 func (x *ListExecutionPointersResponse) Reset() {
 	*x = ListExecutionPointersResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[28]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2743,7 +2856,7 @@ func (x *ListExecutionPointersResponse) String() string {
 func (*ListExecutionPointersResponse) ProtoMessage() {}
 
 func (x *ListExecutionPointersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[28]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2756,7 +2869,7 @@ func (x *ListExecutionPointersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExecutionPointersResponse.ProtoReflect.Descriptor instead.
 func (*ListExecutionPointersResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{28}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListExecutionPointersResponse) GetExecutionPointers() []*ExecutionPointer {
@@ -2802,7 +2915,7 @@ type ListWorkflowsRequest struct {
 
 func (x *ListWorkflowsRequest) Reset() {
 	*x = ListWorkflowsRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[29]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2814,7 +2927,7 @@ func (x *ListWorkflowsRequest) String() string {
 func (*ListWorkflowsRequest) ProtoMessage() {}
 
 func (x *ListWorkflowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[29]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2827,7 +2940,7 @@ func (x *ListWorkflowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkflowsRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkflowsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{29}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListWorkflowsRequest) GetFilter() *WorkflowFilter {
@@ -2880,7 +2993,7 @@ type ListWorkflowsResponse struct {
 
 func (x *ListWorkflowsResponse) Reset() {
 	*x = ListWorkflowsResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[30]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2892,7 +3005,7 @@ func (x *ListWorkflowsResponse) String() string {
 func (*ListWorkflowsResponse) ProtoMessage() {}
 
 func (x *ListWorkflowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[30]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2905,7 +3018,7 @@ func (x *ListWorkflowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkflowsResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkflowsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{30}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListWorkflowsResponse) GetInstances() []*WorkflowInstance {
@@ -2933,7 +3046,7 @@ type CountWorkflowsRequest struct {
 
 func (x *CountWorkflowsRequest) Reset() {
 	*x = CountWorkflowsRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[31]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2945,7 +3058,7 @@ func (x *CountWorkflowsRequest) String() string {
 func (*CountWorkflowsRequest) ProtoMessage() {}
 
 func (x *CountWorkflowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[31]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2958,7 +3071,7 @@ func (x *CountWorkflowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountWorkflowsRequest.ProtoReflect.Descriptor instead.
 func (*CountWorkflowsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{31}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CountWorkflowsRequest) GetFilter() *WorkflowFilter {
@@ -2981,7 +3094,7 @@ type WorkflowCount struct {
 
 func (x *WorkflowCount) Reset() {
 	*x = WorkflowCount{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[32]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2993,7 +3106,7 @@ func (x *WorkflowCount) String() string {
 func (*WorkflowCount) ProtoMessage() {}
 
 func (x *WorkflowCount) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[32]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3006,7 +3119,7 @@ func (x *WorkflowCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkflowCount.ProtoReflect.Descriptor instead.
 func (*WorkflowCount) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{32}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WorkflowCount) GetStatus() WorkflowStatus {
@@ -3035,7 +3148,7 @@ type CountWorkflowsResponse struct {
 
 func (x *CountWorkflowsResponse) Reset() {
 	*x = CountWorkflowsResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[33]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3047,7 +3160,7 @@ func (x *CountWorkflowsResponse) String() string {
 func (*CountWorkflowsResponse) ProtoMessage() {}
 
 func (x *CountWorkflowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[33]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3060,7 +3173,7 @@ func (x *CountWorkflowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountWorkflowsResponse.ProtoReflect.Descriptor instead.
 func (*CountWorkflowsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{33}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CountWorkflowsResponse) GetCounts() []*WorkflowCount {
@@ -3084,7 +3197,7 @@ type DeleteWorkflowRequest struct {
 
 func (x *DeleteWorkflowRequest) Reset() {
 	*x = DeleteWorkflowRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[34]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3096,7 +3209,7 @@ func (x *DeleteWorkflowRequest) String() string {
 func (*DeleteWorkflowRequest) ProtoMessage() {}
 
 func (x *DeleteWorkflowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[34]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3109,7 +3222,7 @@ func (x *DeleteWorkflowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWorkflowRequest.ProtoReflect.Descriptor instead.
 func (*DeleteWorkflowRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{34}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DeleteWorkflowRequest) GetId() string {
@@ -3135,7 +3248,7 @@ type DeleteWorkflowResponse struct {
 
 func (x *DeleteWorkflowResponse) Reset() {
 	*x = DeleteWorkflowResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[35]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3147,7 +3260,7 @@ func (x *DeleteWorkflowResponse) String() string {
 func (*DeleteWorkflowResponse) ProtoMessage() {}
 
 func (x *DeleteWorkflowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[35]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3160,7 +3273,7 @@ func (x *DeleteWorkflowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWorkflowResponse.ProtoReflect.Descriptor instead.
 func (*DeleteWorkflowResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{35}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{37}
 }
 
 // PurgeWorkflowsRequest is the request of PurgeWorkflows.
@@ -3191,7 +3304,7 @@ type PurgeWorkflowsRequest struct {
 
 func (x *PurgeWorkflowsRequest) Reset() {
 	*x = PurgeWorkflowsRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[36]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3203,7 +3316,7 @@ func (x *PurgeWorkflowsRequest) String() string {
 func (*PurgeWorkflowsRequest) ProtoMessage() {}
 
 func (x *PurgeWorkflowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[36]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3216,7 +3329,7 @@ func (x *PurgeWorkflowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeWorkflowsRequest.ProtoReflect.Descriptor instead.
 func (*PurgeWorkflowsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{36}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PurgeWorkflowsRequest) GetEndedBefore() *timestamppb.Timestamp {
@@ -3283,7 +3396,7 @@ type PurgeWorkflowsResponse struct {
 
 func (x *PurgeWorkflowsResponse) Reset() {
 	*x = PurgeWorkflowsResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[37]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3295,7 +3408,7 @@ func (x *PurgeWorkflowsResponse) String() string {
 func (*PurgeWorkflowsResponse) ProtoMessage() {}
 
 func (x *PurgeWorkflowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[37]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3308,7 +3421,7 @@ func (x *PurgeWorkflowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeWorkflowsResponse.ProtoReflect.Descriptor instead.
 func (*PurgeWorkflowsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{37}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PurgeWorkflowsResponse) GetWorkflows() int64 {
@@ -3557,6 +3670,12 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x124\n" +
 	"\x04view\x18\x02 \x01(\x0e2 .wfe.persistence.v1.WorkflowViewR\x04view\"e\n" +
 	"!GetWorkflowInstanceByNameResponse\x12@\n" +
+	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\"\x97\x01\n" +
+	"\x16WaitForWorkflowRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12>\n" +
+	"\bstatuses\x18\x02 \x03(\x0e2\".wfe.persistence.v1.WorkflowStatusR\bstatuses\x12-\n" +
+	"\x04wait\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"[\n" +
+	"\x17WaitForWorkflowResponse\x12@\n" +
 	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\"e\n" +
 	"\x1bGetWorkflowInstancesRequest\x12\x10\n" +
 	"\x03ids\x18\x01 \x03(\tR\x03ids\x124\n" +
@@ -3651,14 +3770,15 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\x19WORKFLOW_VIEW_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12WORKFLOW_VIEW_FULL\x10\x01\x12\x18\n" +
 	"\x14WORKFLOW_VIEW_ACTIVE\x10\x02\x12\x18\n" +
-	"\x14WORKFLOW_VIEW_HEADER\x10\x032\xfe\r\n" +
+	"\x14WORKFLOW_VIEW_HEADER\x10\x032\xea\x0e\n" +
 	"\x0fWorkflowService\x12p\n" +
 	"\x11CreateNewWorkflow\x12,.wfe.persistence.v1.CreateNewWorkflowRequest\x1a-.wfe.persistence.v1.CreateNewWorkflowResponse\x12j\n" +
 	"\x0fPersistWorkflow\x12*.wfe.persistence.v1.PersistWorkflowRequest\x1a+.wfe.persistence.v1.PersistWorkflowResponse\x12\x9d\x01\n" +
 	" PersistWorkflowWithSubscriptions\x12;.wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest\x1a<.wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse\x12g\n" +
 	"\x0eCommitWorkflow\x12).wfe.persistence.v1.CommitWorkflowRequest\x1a*.wfe.persistence.v1.CommitWorkflowResponse\x12v\n" +
 	"\x13GetWorkflowInstance\x12..wfe.persistence.v1.GetWorkflowInstanceRequest\x1a/.wfe.persistence.v1.GetWorkflowInstanceResponse\x12\x88\x01\n" +
-	"\x19GetWorkflowInstanceByName\x124.wfe.persistence.v1.GetWorkflowInstanceByNameRequest\x1a5.wfe.persistence.v1.GetWorkflowInstanceByNameResponse\x12{\n" +
+	"\x19GetWorkflowInstanceByName\x124.wfe.persistence.v1.GetWorkflowInstanceByNameRequest\x1a5.wfe.persistence.v1.GetWorkflowInstanceByNameResponse\x12j\n" +
+	"\x0fWaitForWorkflow\x12*.wfe.persistence.v1.WaitForWorkflowRequest\x1a+.wfe.persistence.v1.WaitForWorkflowResponse\x12{\n" +
 	"\x14GetWorkflowInstances\x12/.wfe.persistence.v1.GetWorkflowInstancesRequest\x1a0.wfe.persistence.v1.GetWorkflowInstancesResponse0\x01\x12y\n" +
 	"\x14GetRunnableInstances\x12/.wfe.persistence.v1.GetRunnableInstancesRequest\x1a0.wfe.persistence.v1.GetRunnableInstancesResponse\x12\x7f\n" +
 	"\x16NextDefinitionSequence\x121.wfe.persistence.v1.NextDefinitionSequenceRequest\x1a2.wfe.persistence.v1.NextDefinitionSequenceResponse\x12|\n" +
@@ -3683,7 +3803,7 @@ func file_wfe_persistence_v1_workflow_proto_rawDescGZIP() []byte {
 }
 
 var file_wfe_persistence_v1_workflow_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_wfe_persistence_v1_workflow_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_wfe_persistence_v1_workflow_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_wfe_persistence_v1_workflow_proto_goTypes = []any{
 	(WorkflowStatus)(0),                              // 0: wfe.persistence.v1.WorkflowStatus
 	(PointerStatus)(0),                               // 1: wfe.persistence.v1.PointerStatus
@@ -3709,138 +3829,145 @@ var file_wfe_persistence_v1_workflow_proto_goTypes = []any{
 	(*GetWorkflowInstanceResponse)(nil),              // 21: wfe.persistence.v1.GetWorkflowInstanceResponse
 	(*GetWorkflowInstanceByNameRequest)(nil),         // 22: wfe.persistence.v1.GetWorkflowInstanceByNameRequest
 	(*GetWorkflowInstanceByNameResponse)(nil),        // 23: wfe.persistence.v1.GetWorkflowInstanceByNameResponse
-	(*GetWorkflowInstancesRequest)(nil),              // 24: wfe.persistence.v1.GetWorkflowInstancesRequest
-	(*GetWorkflowInstancesResponse)(nil),             // 25: wfe.persistence.v1.GetWorkflowInstancesResponse
-	(*GetRunnableInstancesRequest)(nil),              // 26: wfe.persistence.v1.GetRunnableInstancesRequest
-	(*GetRunnableInstancesResponse)(nil),             // 27: wfe.persistence.v1.GetRunnableInstancesResponse
-	(*NextDefinitionSequenceRequest)(nil),            // 28: wfe.persistence.v1.NextDefinitionSequenceRequest
-	(*NextDefinitionSequenceResponse)(nil),           // 29: wfe.persistence.v1.NextDefinitionSequenceResponse
-	(*ListExecutionPointersRequest)(nil),             // 30: wfe.persistence.v1.ListExecutionPointersRequest
-	(*ListExecutionPointersResponse)(nil),            // 31: wfe.persistence.v1.ListExecutionPointersResponse
-	(*ListWorkflowsRequest)(nil),                     // 32: wfe.persistence.v1.ListWorkflowsRequest
-	(*ListWorkflowsResponse)(nil),                    // 33: wfe.persistence.v1.ListWorkflowsResponse
-	(*CountWorkflowsRequest)(nil),                    // 34: wfe.persistence.v1.CountWorkflowsRequest
-	(*WorkflowCount)(nil),                            // 35: wfe.persistence.v1.WorkflowCount
-	(*CountWorkflowsResponse)(nil),                   // 36: wfe.persistence.v1.CountWorkflowsResponse
-	(*DeleteWorkflowRequest)(nil),                    // 37: wfe.persistence.v1.DeleteWorkflowRequest
-	(*DeleteWorkflowResponse)(nil),                   // 38: wfe.persistence.v1.DeleteWorkflowResponse
-	(*PurgeWorkflowsRequest)(nil),                    // 39: wfe.persistence.v1.PurgeWorkflowsRequest
-	(*PurgeWorkflowsResponse)(nil),                   // 40: wfe.persistence.v1.PurgeWorkflowsResponse
-	nil,                                              // 41: wfe.persistence.v1.WorkflowInstance.ExtensionAttributesJsonEntry
-	nil,                                              // 42: wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
-	(*timestamppb.Timestamp)(nil),                    // 43: google.protobuf.Timestamp
-	(*fieldmaskpb.FieldMask)(nil),                    // 44: google.protobuf.FieldMask
-	(*durationpb.Duration)(nil),                      // 45: google.protobuf.Duration
-	(*QueueItem)(nil),                                // 46: wfe.persistence.v1.QueueItem
-	(*Acknowledgement)(nil),                          // 47: wfe.persistence.v1.Acknowledgement
-	(*LifecycleEvent)(nil),                           // 48: wfe.persistence.v1.LifecycleEvent
-	(*EventSubscription)(nil),                        // 49: wfe.persistence.v1.EventSubscription
-	(*Event)(nil),                                    // 50: wfe.persistence.v1.Event
-	(*ExecutionError)(nil),                           // 51: wfe.persistence.v1.ExecutionError
-	(*ScheduledCommand)(nil),                         // 52: wfe.persistence.v1.ScheduledCommand
-	(ListOrder)(0),                                   // 53: wfe.persistence.v1.ListOrder
+	(*WaitForWorkflowRequest)(nil),                   // 24: wfe.persistence.v1.WaitForWorkflowRequest
+	(*WaitForWorkflowResponse)(nil),                  // 25: wfe.persistence.v1.WaitForWorkflowResponse
+	(*GetWorkflowInstancesRequest)(nil),              // 26: wfe.persistence.v1.GetWorkflowInstancesRequest
+	(*GetWorkflowInstancesResponse)(nil),             // 27: wfe.persistence.v1.GetWorkflowInstancesResponse
+	(*GetRunnableInstancesRequest)(nil),              // 28: wfe.persistence.v1.GetRunnableInstancesRequest
+	(*GetRunnableInstancesResponse)(nil),             // 29: wfe.persistence.v1.GetRunnableInstancesResponse
+	(*NextDefinitionSequenceRequest)(nil),            // 30: wfe.persistence.v1.NextDefinitionSequenceRequest
+	(*NextDefinitionSequenceResponse)(nil),           // 31: wfe.persistence.v1.NextDefinitionSequenceResponse
+	(*ListExecutionPointersRequest)(nil),             // 32: wfe.persistence.v1.ListExecutionPointersRequest
+	(*ListExecutionPointersResponse)(nil),            // 33: wfe.persistence.v1.ListExecutionPointersResponse
+	(*ListWorkflowsRequest)(nil),                     // 34: wfe.persistence.v1.ListWorkflowsRequest
+	(*ListWorkflowsResponse)(nil),                    // 35: wfe.persistence.v1.ListWorkflowsResponse
+	(*CountWorkflowsRequest)(nil),                    // 36: wfe.persistence.v1.CountWorkflowsRequest
+	(*WorkflowCount)(nil),                            // 37: wfe.persistence.v1.WorkflowCount
+	(*CountWorkflowsResponse)(nil),                   // 38: wfe.persistence.v1.CountWorkflowsResponse
+	(*DeleteWorkflowRequest)(nil),                    // 39: wfe.persistence.v1.DeleteWorkflowRequest
+	(*DeleteWorkflowResponse)(nil),                   // 40: wfe.persistence.v1.DeleteWorkflowResponse
+	(*PurgeWorkflowsRequest)(nil),                    // 41: wfe.persistence.v1.PurgeWorkflowsRequest
+	(*PurgeWorkflowsResponse)(nil),                   // 42: wfe.persistence.v1.PurgeWorkflowsResponse
+	nil,                                              // 43: wfe.persistence.v1.WorkflowInstance.ExtensionAttributesJsonEntry
+	nil,                                              // 44: wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
+	(*timestamppb.Timestamp)(nil),                    // 45: google.protobuf.Timestamp
+	(*fieldmaskpb.FieldMask)(nil),                    // 46: google.protobuf.FieldMask
+	(*durationpb.Duration)(nil),                      // 47: google.protobuf.Duration
+	(*QueueItem)(nil),                                // 48: wfe.persistence.v1.QueueItem
+	(*Acknowledgement)(nil),                          // 49: wfe.persistence.v1.Acknowledgement
+	(*LifecycleEvent)(nil),                           // 50: wfe.persistence.v1.LifecycleEvent
+	(*EventSubscription)(nil),                        // 51: wfe.persistence.v1.EventSubscription
+	(*Event)(nil),                                    // 52: wfe.persistence.v1.Event
+	(*ExecutionError)(nil),                           // 53: wfe.persistence.v1.ExecutionError
+	(*ScheduledCommand)(nil),                         // 54: wfe.persistence.v1.ScheduledCommand
+	(ListOrder)(0),                                   // 55: wfe.persistence.v1.ListOrder
 }
 var file_wfe_persistence_v1_workflow_proto_depIdxs = []int32{
 	4,  // 0: wfe.persistence.v1.WorkflowInstance.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
 	0,  // 1: wfe.persistence.v1.WorkflowInstance.status:type_name -> wfe.persistence.v1.WorkflowStatus
-	43, // 2: wfe.persistence.v1.WorkflowInstance.create_time:type_name -> google.protobuf.Timestamp
-	43, // 3: wfe.persistence.v1.WorkflowInstance.complete_time:type_name -> google.protobuf.Timestamp
+	45, // 2: wfe.persistence.v1.WorkflowInstance.create_time:type_name -> google.protobuf.Timestamp
+	45, // 3: wfe.persistence.v1.WorkflowInstance.complete_time:type_name -> google.protobuf.Timestamp
 	2,  // 4: wfe.persistence.v1.WorkflowInstance.view:type_name -> wfe.persistence.v1.WorkflowView
-	41, // 5: wfe.persistence.v1.WorkflowInstance.extension_attributes_json:type_name -> wfe.persistence.v1.WorkflowInstance.ExtensionAttributesJsonEntry
+	43, // 5: wfe.persistence.v1.WorkflowInstance.extension_attributes_json:type_name -> wfe.persistence.v1.WorkflowInstance.ExtensionAttributesJsonEntry
 	1,  // 6: wfe.persistence.v1.ExecutionPointer.status:type_name -> wfe.persistence.v1.PointerStatus
-	43, // 7: wfe.persistence.v1.ExecutionPointer.sleep_until:type_name -> google.protobuf.Timestamp
-	43, // 8: wfe.persistence.v1.ExecutionPointer.start_time:type_name -> google.protobuf.Timestamp
-	43, // 9: wfe.persistence.v1.ExecutionPointer.end_time:type_name -> google.protobuf.Timestamp
-	42, // 10: wfe.persistence.v1.ExecutionPointer.extension_attributes_json:type_name -> wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
+	45, // 7: wfe.persistence.v1.ExecutionPointer.sleep_until:type_name -> google.protobuf.Timestamp
+	45, // 8: wfe.persistence.v1.ExecutionPointer.start_time:type_name -> google.protobuf.Timestamp
+	45, // 9: wfe.persistence.v1.ExecutionPointer.end_time:type_name -> google.protobuf.Timestamp
+	44, // 10: wfe.persistence.v1.ExecutionPointer.extension_attributes_json:type_name -> wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
 	3,  // 11: wfe.persistence.v1.WorkflowPatch.header:type_name -> wfe.persistence.v1.WorkflowInstance
-	44, // 12: wfe.persistence.v1.WorkflowPatch.header_mask:type_name -> google.protobuf.FieldMask
+	46, // 12: wfe.persistence.v1.WorkflowPatch.header_mask:type_name -> google.protobuf.FieldMask
 	4,  // 13: wfe.persistence.v1.WorkflowPatch.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
 	0,  // 14: wfe.persistence.v1.WorkflowFilter.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
-	43, // 15: wfe.persistence.v1.WorkflowFilter.create_time_from:type_name -> google.protobuf.Timestamp
-	43, // 16: wfe.persistence.v1.WorkflowFilter.create_time_before:type_name -> google.protobuf.Timestamp
-	43, // 17: wfe.persistence.v1.WorkflowFilter.complete_time_from:type_name -> google.protobuf.Timestamp
-	43, // 18: wfe.persistence.v1.WorkflowFilter.complete_time_before:type_name -> google.protobuf.Timestamp
-	43, // 19: wfe.persistence.v1.WorkflowFilter.written_before:type_name -> google.protobuf.Timestamp
-	43, // 20: wfe.persistence.v1.WorkflowFilter.due_before:type_name -> google.protobuf.Timestamp
-	43, // 21: wfe.persistence.v1.WorkflowFilter.error_time_from:type_name -> google.protobuf.Timestamp
+	45, // 15: wfe.persistence.v1.WorkflowFilter.create_time_from:type_name -> google.protobuf.Timestamp
+	45, // 16: wfe.persistence.v1.WorkflowFilter.create_time_before:type_name -> google.protobuf.Timestamp
+	45, // 17: wfe.persistence.v1.WorkflowFilter.complete_time_from:type_name -> google.protobuf.Timestamp
+	45, // 18: wfe.persistence.v1.WorkflowFilter.complete_time_before:type_name -> google.protobuf.Timestamp
+	45, // 19: wfe.persistence.v1.WorkflowFilter.written_before:type_name -> google.protobuf.Timestamp
+	45, // 20: wfe.persistence.v1.WorkflowFilter.due_before:type_name -> google.protobuf.Timestamp
+	45, // 21: wfe.persistence.v1.WorkflowFilter.error_time_from:type_name -> google.protobuf.Timestamp
 	0,  // 22: wfe.persistence.v1.WatchedWorkflows.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
 	8,  // 23: wfe.persistence.v1.WatchWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WatchedWorkflows
-	45, // 24: wfe.persistence.v1.WatchWorkflowsRequest.heartbeat:type_name -> google.protobuf.Duration
+	47, // 24: wfe.persistence.v1.WatchWorkflowsRequest.heartbeat:type_name -> google.protobuf.Duration
 	3,  // 25: wfe.persistence.v1.WorkflowChange.instance:type_name -> wfe.persistence.v1.WorkflowInstance
 	10, // 26: wfe.persistence.v1.WatchWorkflowsResponse.changes:type_name -> wfe.persistence.v1.WorkflowChange
 	3,  // 27: wfe.persistence.v1.CreateNewWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	46, // 28: wfe.persistence.v1.CreateNewWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
+	48, // 28: wfe.persistence.v1.CreateNewWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
 	3,  // 29: wfe.persistence.v1.PersistWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	46, // 30: wfe.persistence.v1.PersistWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
-	47, // 31: wfe.persistence.v1.PersistWorkflowRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
-	48, // 32: wfe.persistence.v1.PersistWorkflowRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
+	48, // 30: wfe.persistence.v1.PersistWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
+	49, // 31: wfe.persistence.v1.PersistWorkflowRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
+	50, // 32: wfe.persistence.v1.PersistWorkflowRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
 	3,  // 33: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	49, // 34: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.subscriptions:type_name -> wfe.persistence.v1.EventSubscription
-	46, // 35: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
-	47, // 36: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
-	48, // 37: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
+	51, // 34: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.subscriptions:type_name -> wfe.persistence.v1.EventSubscription
+	48, // 35: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
+	49, // 36: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
+	50, // 37: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
 	3,  // 38: wfe.persistence.v1.CommitWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
 	5,  // 39: wfe.persistence.v1.CommitWorkflowRequest.patch:type_name -> wfe.persistence.v1.WorkflowPatch
 	6,  // 40: wfe.persistence.v1.CommitWorkflowRequest.held_subscriptions:type_name -> wfe.persistence.v1.SubscriptionClaim
-	49, // 41: wfe.persistence.v1.CommitWorkflowRequest.create_subscriptions:type_name -> wfe.persistence.v1.EventSubscription
-	50, // 42: wfe.persistence.v1.CommitWorkflowRequest.create_events:type_name -> wfe.persistence.v1.Event
-	51, // 43: wfe.persistence.v1.CommitWorkflowRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
-	52, // 44: wfe.persistence.v1.CommitWorkflowRequest.schedule_commands:type_name -> wfe.persistence.v1.ScheduledCommand
-	46, // 45: wfe.persistence.v1.CommitWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
-	47, // 46: wfe.persistence.v1.CommitWorkflowRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
-	48, // 47: wfe.persistence.v1.CommitWorkflowRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
+	51, // 41: wfe.persistence.v1.CommitWorkflowRequest.create_subscriptions:type_name -> wfe.persistence.v1.EventSubscription
+	52, // 42: wfe.persistence.v1.CommitWorkflowRequest.create_events:type_name -> wfe.persistence.v1.Event
+	53, // 43: wfe.persistence.v1.CommitWorkflowRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
+	54, // 44: wfe.persistence.v1.CommitWorkflowRequest.schedule_commands:type_name -> wfe.persistence.v1.ScheduledCommand
+	48, // 45: wfe.persistence.v1.CommitWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
+	49, // 46: wfe.persistence.v1.CommitWorkflowRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
+	50, // 47: wfe.persistence.v1.CommitWorkflowRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
 	2,  // 48: wfe.persistence.v1.GetWorkflowInstanceRequest.view:type_name -> wfe.persistence.v1.WorkflowView
 	3,  // 49: wfe.persistence.v1.GetWorkflowInstanceResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
 	2,  // 50: wfe.persistence.v1.GetWorkflowInstanceByNameRequest.view:type_name -> wfe.persistence.v1.WorkflowView
 	3,  // 51: wfe.persistence.v1.GetWorkflowInstanceByNameResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	2,  // 52: wfe.persistence.v1.GetWorkflowInstancesRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	3,  // 53: wfe.persistence.v1.GetWorkflowInstancesResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	43, // 54: wfe.persistence.v1.GetRunnableInstancesRequest.as_at:type_name -> google.protobuf.Timestamp
-	4,  // 55: wfe.persistence.v1.ListExecutionPointersResponse.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
-	7,  // 56: wfe.persistence.v1.ListWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
-	53, // 57: wfe.persistence.v1.ListWorkflowsRequest.order:type_name -> wfe.persistence.v1.ListOrder
-	2,  // 58: wfe.persistence.v1.ListWorkflowsRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	3,  // 59: wfe.persistence.v1.ListWorkflowsResponse.instances:type_name -> wfe.persistence.v1.WorkflowInstance
-	7,  // 60: wfe.persistence.v1.CountWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
-	0,  // 61: wfe.persistence.v1.WorkflowCount.status:type_name -> wfe.persistence.v1.WorkflowStatus
-	35, // 62: wfe.persistence.v1.CountWorkflowsResponse.counts:type_name -> wfe.persistence.v1.WorkflowCount
-	43, // 63: wfe.persistence.v1.PurgeWorkflowsRequest.ended_before:type_name -> google.protobuf.Timestamp
-	0,  // 64: wfe.persistence.v1.PurgeWorkflowsRequest.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
-	12, // 65: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:input_type -> wfe.persistence.v1.CreateNewWorkflowRequest
-	14, // 66: wfe.persistence.v1.WorkflowService.PersistWorkflow:input_type -> wfe.persistence.v1.PersistWorkflowRequest
-	16, // 67: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:input_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest
-	18, // 68: wfe.persistence.v1.WorkflowService.CommitWorkflow:input_type -> wfe.persistence.v1.CommitWorkflowRequest
-	20, // 69: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:input_type -> wfe.persistence.v1.GetWorkflowInstanceRequest
-	22, // 70: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:input_type -> wfe.persistence.v1.GetWorkflowInstanceByNameRequest
-	24, // 71: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:input_type -> wfe.persistence.v1.GetWorkflowInstancesRequest
-	26, // 72: wfe.persistence.v1.WorkflowService.GetRunnableInstances:input_type -> wfe.persistence.v1.GetRunnableInstancesRequest
-	28, // 73: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:input_type -> wfe.persistence.v1.NextDefinitionSequenceRequest
-	30, // 74: wfe.persistence.v1.WorkflowService.ListExecutionPointers:input_type -> wfe.persistence.v1.ListExecutionPointersRequest
-	32, // 75: wfe.persistence.v1.WorkflowService.ListWorkflows:input_type -> wfe.persistence.v1.ListWorkflowsRequest
-	34, // 76: wfe.persistence.v1.WorkflowService.CountWorkflows:input_type -> wfe.persistence.v1.CountWorkflowsRequest
-	37, // 77: wfe.persistence.v1.WorkflowService.DeleteWorkflow:input_type -> wfe.persistence.v1.DeleteWorkflowRequest
-	39, // 78: wfe.persistence.v1.WorkflowService.PurgeWorkflows:input_type -> wfe.persistence.v1.PurgeWorkflowsRequest
-	9,  // 79: wfe.persistence.v1.WorkflowService.WatchWorkflows:input_type -> wfe.persistence.v1.WatchWorkflowsRequest
-	13, // 80: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:output_type -> wfe.persistence.v1.CreateNewWorkflowResponse
-	15, // 81: wfe.persistence.v1.WorkflowService.PersistWorkflow:output_type -> wfe.persistence.v1.PersistWorkflowResponse
-	17, // 82: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:output_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse
-	19, // 83: wfe.persistence.v1.WorkflowService.CommitWorkflow:output_type -> wfe.persistence.v1.CommitWorkflowResponse
-	21, // 84: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:output_type -> wfe.persistence.v1.GetWorkflowInstanceResponse
-	23, // 85: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:output_type -> wfe.persistence.v1.GetWorkflowInstanceByNameResponse
-	25, // 86: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:output_type -> wfe.persistence.v1.GetWorkflowInstancesResponse
-	27, // 87: wfe.persistence.v1.WorkflowService.GetRunnableInstances:output_type -> wfe.persistence.v1.GetRunnableInstancesResponse
-	29, // 88: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:output_type -> wfe.persistence.v1.NextDefinitionSequenceResponse
-	31, // 89: wfe.persistence.v1.WorkflowService.ListExecutionPointers:output_type -> wfe.persistence.v1.ListExecutionPointersResponse
-	33, // 90: wfe.persistence.v1.WorkflowService.ListWorkflows:output_type -> wfe.persistence.v1.ListWorkflowsResponse
-	36, // 91: wfe.persistence.v1.WorkflowService.CountWorkflows:output_type -> wfe.persistence.v1.CountWorkflowsResponse
-	38, // 92: wfe.persistence.v1.WorkflowService.DeleteWorkflow:output_type -> wfe.persistence.v1.DeleteWorkflowResponse
-	40, // 93: wfe.persistence.v1.WorkflowService.PurgeWorkflows:output_type -> wfe.persistence.v1.PurgeWorkflowsResponse
-	11, // 94: wfe.persistence.v1.WorkflowService.WatchWorkflows:output_type -> wfe.persistence.v1.WatchWorkflowsResponse
-	80, // [80:95] is the sub-list for method output_type
-	65, // [65:80] is the sub-list for method input_type
-	65, // [65:65] is the sub-list for extension type_name
-	65, // [65:65] is the sub-list for extension extendee
-	0,  // [0:65] is the sub-list for field type_name
+	0,  // 52: wfe.persistence.v1.WaitForWorkflowRequest.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
+	47, // 53: wfe.persistence.v1.WaitForWorkflowRequest.wait:type_name -> google.protobuf.Duration
+	3,  // 54: wfe.persistence.v1.WaitForWorkflowResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	2,  // 55: wfe.persistence.v1.GetWorkflowInstancesRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 56: wfe.persistence.v1.GetWorkflowInstancesResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	45, // 57: wfe.persistence.v1.GetRunnableInstancesRequest.as_at:type_name -> google.protobuf.Timestamp
+	4,  // 58: wfe.persistence.v1.ListExecutionPointersResponse.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
+	7,  // 59: wfe.persistence.v1.ListWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
+	55, // 60: wfe.persistence.v1.ListWorkflowsRequest.order:type_name -> wfe.persistence.v1.ListOrder
+	2,  // 61: wfe.persistence.v1.ListWorkflowsRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 62: wfe.persistence.v1.ListWorkflowsResponse.instances:type_name -> wfe.persistence.v1.WorkflowInstance
+	7,  // 63: wfe.persistence.v1.CountWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
+	0,  // 64: wfe.persistence.v1.WorkflowCount.status:type_name -> wfe.persistence.v1.WorkflowStatus
+	37, // 65: wfe.persistence.v1.CountWorkflowsResponse.counts:type_name -> wfe.persistence.v1.WorkflowCount
+	45, // 66: wfe.persistence.v1.PurgeWorkflowsRequest.ended_before:type_name -> google.protobuf.Timestamp
+	0,  // 67: wfe.persistence.v1.PurgeWorkflowsRequest.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
+	12, // 68: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:input_type -> wfe.persistence.v1.CreateNewWorkflowRequest
+	14, // 69: wfe.persistence.v1.WorkflowService.PersistWorkflow:input_type -> wfe.persistence.v1.PersistWorkflowRequest
+	16, // 70: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:input_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest
+	18, // 71: wfe.persistence.v1.WorkflowService.CommitWorkflow:input_type -> wfe.persistence.v1.CommitWorkflowRequest
+	20, // 72: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:input_type -> wfe.persistence.v1.GetWorkflowInstanceRequest
+	22, // 73: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:input_type -> wfe.persistence.v1.GetWorkflowInstanceByNameRequest
+	24, // 74: wfe.persistence.v1.WorkflowService.WaitForWorkflow:input_type -> wfe.persistence.v1.WaitForWorkflowRequest
+	26, // 75: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:input_type -> wfe.persistence.v1.GetWorkflowInstancesRequest
+	28, // 76: wfe.persistence.v1.WorkflowService.GetRunnableInstances:input_type -> wfe.persistence.v1.GetRunnableInstancesRequest
+	30, // 77: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:input_type -> wfe.persistence.v1.NextDefinitionSequenceRequest
+	32, // 78: wfe.persistence.v1.WorkflowService.ListExecutionPointers:input_type -> wfe.persistence.v1.ListExecutionPointersRequest
+	34, // 79: wfe.persistence.v1.WorkflowService.ListWorkflows:input_type -> wfe.persistence.v1.ListWorkflowsRequest
+	36, // 80: wfe.persistence.v1.WorkflowService.CountWorkflows:input_type -> wfe.persistence.v1.CountWorkflowsRequest
+	39, // 81: wfe.persistence.v1.WorkflowService.DeleteWorkflow:input_type -> wfe.persistence.v1.DeleteWorkflowRequest
+	41, // 82: wfe.persistence.v1.WorkflowService.PurgeWorkflows:input_type -> wfe.persistence.v1.PurgeWorkflowsRequest
+	9,  // 83: wfe.persistence.v1.WorkflowService.WatchWorkflows:input_type -> wfe.persistence.v1.WatchWorkflowsRequest
+	13, // 84: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:output_type -> wfe.persistence.v1.CreateNewWorkflowResponse
+	15, // 85: wfe.persistence.v1.WorkflowService.PersistWorkflow:output_type -> wfe.persistence.v1.PersistWorkflowResponse
+	17, // 86: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:output_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse
+	19, // 87: wfe.persistence.v1.WorkflowService.CommitWorkflow:output_type -> wfe.persistence.v1.CommitWorkflowResponse
+	21, // 88: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:output_type -> wfe.persistence.v1.GetWorkflowInstanceResponse
+	23, // 89: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:output_type -> wfe.persistence.v1.GetWorkflowInstanceByNameResponse
+	25, // 90: wfe.persistence.v1.WorkflowService.WaitForWorkflow:output_type -> wfe.persistence.v1.WaitForWorkflowResponse
+	27, // 91: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:output_type -> wfe.persistence.v1.GetWorkflowInstancesResponse
+	29, // 92: wfe.persistence.v1.WorkflowService.GetRunnableInstances:output_type -> wfe.persistence.v1.GetRunnableInstancesResponse
+	31, // 93: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:output_type -> wfe.persistence.v1.NextDefinitionSequenceResponse
+	33, // 94: wfe.persistence.v1.WorkflowService.ListExecutionPointers:output_type -> wfe.persistence.v1.ListExecutionPointersResponse
+	35, // 95: wfe.persistence.v1.WorkflowService.ListWorkflows:output_type -> wfe.persistence.v1.ListWorkflowsResponse
+	38, // 96: wfe.persistence.v1.WorkflowService.CountWorkflows:output_type -> wfe.persistence.v1.CountWorkflowsResponse
+	40, // 97: wfe.persistence.v1.WorkflowService.DeleteWorkflow:output_type -> wfe.persistence.v1.DeleteWorkflowResponse
+	42, // 98: wfe.persistence.v1.WorkflowService.PurgeWorkflows:output_type -> wfe.persistence.v1.PurgeWorkflowsResponse
+	11, // 99: wfe.persistence.v1.WorkflowService.WatchWorkflows:output_type -> wfe.persistence.v1.WatchWorkflowsResponse
+	84, // [84:100] is the sub-list for method output_type
+	68, // [68:84] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_workflow_proto_init() }
@@ -3866,15 +3993,15 @@ func file_wfe_persistence_v1_workflow_proto_init() {
 		(*CommitWorkflowRequest_Instance)(nil),
 		(*CommitWorkflowRequest_Patch)(nil),
 	}
-	file_wfe_persistence_v1_workflow_proto_msgTypes[27].OneofWrappers = []any{}
-	file_wfe_persistence_v1_workflow_proto_msgTypes[34].OneofWrappers = []any{}
+	file_wfe_persistence_v1_workflow_proto_msgTypes[29].OneofWrappers = []any{}
+	file_wfe_persistence_v1_workflow_proto_msgTypes[36].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wfe_persistence_v1_workflow_proto_rawDesc), len(file_wfe_persistence_v1_workflow_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   40,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const (
 	WorkflowService_CommitWorkflow_FullMethodName                   = "/wfe.persistence.v1.WorkflowService/CommitWorkflow"
 	WorkflowService_GetWorkflowInstance_FullMethodName              = "/wfe.persistence.v1.WorkflowService/GetWorkflowInstance"
 	WorkflowService_GetWorkflowInstanceByName_FullMethodName        = "/wfe.persistence.v1.WorkflowService/GetWorkflowInstanceByName"
+	WorkflowService_WaitForWorkflow_FullMethodName                  = "/wfe.persistence.v1.WorkflowService/WaitForWorkflow"
 	WorkflowService_GetWorkflowInstances_FullMethodName             = "/wfe.persistence.v1.WorkflowService/GetWorkflowInstances"
 	WorkflowService_GetRunnableInstances_FullMethodName             = "/wfe.persistence.v1.WorkflowService/GetRunnableInstances"
 	WorkflowService_NextDefinitionSequence_FullMethodName           = "/wfe.persistence.v1.WorkflowService/NextDefinitionSequence"
@@ -102,6 +103,15 @@ type WorkflowServiceClient interface {
 	// NOT_FOUND (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
 	// INVALID_ARGUMENT.
 	GetWorkflowInstanceByName(ctx context.Context, in *GetWorkflowInstanceByNameRequest, opts ...grpc.CallOption) (*GetWorkflowInstanceByNameResponse, error)
+	// Waits until a workflow has one of the given statuses, by whatever writer, and
+	// returns its header: at once if it has one already, and the current one when
+	// the wait is over. A status that lasts only a moment may be missed. The
+	// database does nothing for a call that waits. Errors: NOT_FOUND
+	// (WORKFLOW_NOT_FOUND), also if the workflow is deleted during the wait;
+	// UNAVAILABLE (SHUTTING_DOWN) if the server stops: repeat the call at another
+	// one; RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if the header does not fit in one
+	// message; INVALID_ARGUMENT.
+	WaitForWorkflow(ctx context.Context, in *WaitForWorkflowRequest, opts ...grpc.CallOption) (*WaitForWorkflowResponse, error)
 	// Returns many workflows, one per message, in the requested order. Ids that
 	// do not exist are omitted; an id requested more than once is returned once,
 	// where it is first requested. Each workflow is read whole from one snapshot,
@@ -258,6 +268,16 @@ func (c *workflowServiceClient) GetWorkflowInstanceByName(ctx context.Context, i
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetWorkflowInstanceByNameResponse)
 	err := c.cc.Invoke(ctx, WorkflowService_GetWorkflowInstanceByName_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *workflowServiceClient) WaitForWorkflow(ctx context.Context, in *WaitForWorkflowRequest, opts ...grpc.CallOption) (*WaitForWorkflowResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(WaitForWorkflowResponse)
+	err := c.cc.Invoke(ctx, WorkflowService_WaitForWorkflow_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -435,6 +455,15 @@ type WorkflowServiceServer interface {
 	// NOT_FOUND (WORKFLOW_NOT_FOUND); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
 	// INVALID_ARGUMENT.
 	GetWorkflowInstanceByName(context.Context, *GetWorkflowInstanceByNameRequest) (*GetWorkflowInstanceByNameResponse, error)
+	// Waits until a workflow has one of the given statuses, by whatever writer, and
+	// returns its header: at once if it has one already, and the current one when
+	// the wait is over. A status that lasts only a moment may be missed. The
+	// database does nothing for a call that waits. Errors: NOT_FOUND
+	// (WORKFLOW_NOT_FOUND), also if the workflow is deleted during the wait;
+	// UNAVAILABLE (SHUTTING_DOWN) if the server stops: repeat the call at another
+	// one; RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if the header does not fit in one
+	// message; INVALID_ARGUMENT.
+	WaitForWorkflow(context.Context, *WaitForWorkflowRequest) (*WaitForWorkflowResponse, error)
 	// Returns many workflows, one per message, in the requested order. Ids that
 	// do not exist are omitted; an id requested more than once is returned once,
 	// where it is first requested. Each workflow is read whole from one snapshot,
@@ -554,6 +583,9 @@ func (UnimplementedWorkflowServiceServer) GetWorkflowInstance(context.Context, *
 }
 func (UnimplementedWorkflowServiceServer) GetWorkflowInstanceByName(context.Context, *GetWorkflowInstanceByNameRequest) (*GetWorkflowInstanceByNameResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetWorkflowInstanceByName not implemented")
+}
+func (UnimplementedWorkflowServiceServer) WaitForWorkflow(context.Context, *WaitForWorkflowRequest) (*WaitForWorkflowResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method WaitForWorkflow not implemented")
 }
 func (UnimplementedWorkflowServiceServer) GetWorkflowInstances(*GetWorkflowInstancesRequest, grpc.ServerStreamingServer[GetWorkflowInstancesResponse]) error {
 	return status.Error(codes.Unimplemented, "method GetWorkflowInstances not implemented")
@@ -707,6 +739,24 @@ func _WorkflowService_GetWorkflowInstanceByName_Handler(srv interface{}, ctx con
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(WorkflowServiceServer).GetWorkflowInstanceByName(ctx, req.(*GetWorkflowInstanceByNameRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _WorkflowService_WaitForWorkflow_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(WaitForWorkflowRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkflowServiceServer).WaitForWorkflow(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: WorkflowService_WaitForWorkflow_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkflowServiceServer).WaitForWorkflow(ctx, req.(*WaitForWorkflowRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -889,6 +939,10 @@ var WorkflowService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetWorkflowInstanceByName",
 			Handler:    _WorkflowService_GetWorkflowInstanceByName_Handler,
+		},
+		{
+			MethodName: "WaitForWorkflow",
+			Handler:    _WorkflowService_WaitForWorkflow_Handler,
 		},
 		{
 			MethodName: "GetRunnableInstances",
