@@ -16,11 +16,11 @@ from wfe.persistence.v1.workflow_pb2 import (
     WorkflowView,
 )
 from wfe_persistence.errors import PersistenceError
+from wfe_persistence.store import workflow
 from wfe_persistence.store.records import WORKFLOW_STATUS
 from wfe_persistence.store.rows import read_text, text, text_array
 from wfe_persistence.store.tables import Store
 from wfe_persistence.store.waiting import ALL, Ahead, Kind, Line, Waiters, is_passing
-from wfe_persistence.store.workflow import GET_WORKFLOW_INSTANCE, get_workflow_instance
 
 Write = CommitWorkflowRequest | PersistWorkflowRequest | PersistWorkflowWithSubscriptionsRequest
 
@@ -51,7 +51,7 @@ STATUS_KIND: Final[dict[WorkflowStatus.ValueType, Kind]] = {
 
 
 _HEADER: Final = WorkflowView.WORKFLOW_VIEW_HEADER
-WAIT_FOR_WORKFLOW = GET_WORKFLOW_INSTANCE[_HEADER]
+WAIT_FOR_WORKFLOW = workflow.GET_WORKFLOW_INSTANCE[_HEADER]
 
 
 async def wait_for_workflow(
@@ -64,15 +64,15 @@ async def wait_for_workflow(
     """The header of a workflow as soon as it has one of these statuses, or at this time of the
     event loop. Raises WORKFLOW_NOT_FOUND, also if it is deleted meanwhile."""
     if until <= asyncio.get_running_loop().time():
-        return await get_workflow_instance(store, id_, _HEADER)
+        return await workflow.get_workflow_instance(store, id_, _HEADER)
     lines = (Line(store.namespace, STATUS_KIND[status], id_) for status in statuses)
     is_last = False
     with waiters.join(store, *lines) as waiter:
-        instance = await get_workflow_instance(store, id_, _HEADER)
+        instance = await workflow.get_workflow_instance(store, id_, _HEADER)
         while not (instance.status in statuses or is_last):
             is_last = not await waiter.pause(until)
             try:
-                instance = await get_workflow_instance(store, id_, _HEADER)
+                instance = await workflow.get_workflow_instance(store, id_, _HEADER)
             except PersistenceError as exc:
                 if not is_passing(exc) or is_last:
                     raise
