@@ -102,17 +102,19 @@ def plant_two_transactions() -> None:
     """The workflow first, and then everything else: a crash in between leaves half of it."""
     commit_workflow = commit.commit_workflow
 
-    async def in_two(store: Store, message: CommitWorkflowRequest, request: Any, room: Any) -> int:
+    async def in_two(
+        store: Store, message: CommitWorkflowRequest, request: Any, room: Any
+    ) -> commit.Written:
         state = CommitWorkflowRequest()
         state.CopyFrom(message)
-        for field in commit._EFFECT_FIELDS:
+        for field in (*commit._EFFECT_FIELDS, *commit._STEP_FIELDS):
             state.ClearField(field)
-        revision = await commit_workflow(store, state, request, room)
+        written = await commit_workflow(store, state, request, room)
         rest = CommitWorkflowRequest()
         rest.CopyFrom(message)
         rest.patch.Clear()
         rest.patch.id = message.patch.id
-        rest.expected_revision = revision
+        rest.expected_revision = written.revision
         return await commit_workflow(store, rest, RequestKey(CommitWorkflowRequest()))
 
     setattr(commit, "commit_workflow", in_two)  # noqa: B010

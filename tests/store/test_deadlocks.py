@@ -20,7 +20,7 @@ from tests.support import make
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.event_pb2 import Event
 from wfe.persistence.v1.lock_pb2 import AcquireLockRequest
-from wfe.persistence.v1.queue_item_pb2 import Acknowledgement
+from wfe.persistence.v1.queue_item_pb2 import Acknowledgement, QueueItem
 from wfe.persistence.v1.queue_pb2 import DequeueRequest, ReturnedItem
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
 from wfe.persistence.v1.workflow_pb2 import (
@@ -185,6 +185,48 @@ class Mix:
     async def commit_subscriptions(self) -> None:
         await self.commit(create_subscriptions=self.subscriptions(), schedule_commands=[])
 
+    def items(self) -> list[QueueItem]:
+        return [make.item(queue_, id=id_) for queue_, id_ in self.random.sample(ITEMS, 10)]
+
+    async def step(self) -> None:
+        """What a host does: settle what it holds, enqueue it and others, under locks."""
+        taken = await self.dequeued()
+        await self.commit(
+            acknowledge=[
+                Acknowledgement(receipt=receipt, confirmed=self.random.random() < 0.5)
+                for receipt in taken
+            ],
+            enqueue=self.items(),
+            held_lock_tokens=(await self.locked(1000))[:3],
+            publish=[make.lifecycle_event()],
+        )
+
+    async def step_with_effects(self) -> None:
+        """The same with rows of all kinds."""
+        taken = await self.dequeued()
+        await self.commit(
+            leases=tuple(await self.claimed()),
+            create_subscriptions=self.subscriptions(),
+            create_events=self.events(),
+            schedule_commands=self.scheduled(),
+            acknowledge=[Acknowledgement(receipt=receipt) for receipt in taken],
+            enqueue=self.items(),
+            held_lock_tokens=(await self.locked(1000))[:3],
+        )
+
+    async def step_new_items(self) -> None:
+        await self.commit(enqueue=[make.item("q0", id=id_) for id_ in self.new("i")])
+
+    async def create_and_enqueue(self) -> None:
+        instance = self.instance()
+        instance.id = instance.name = make.new_id("workflow")
+        await workflow.create_new_workflow(self.store, instance, self.items())
+
+    async def create_event_and_enqueue(self) -> None:
+        id_ = self.new("e")[0]
+        new = make.event(id=id_, event_key=id_)
+        await event.create_event(self.store, new, self.items())
+
     async def commit_terminations(self) -> None:
         await self.commit(
             terminate_subscription_ids=self.some(SUBSCRIPTIONS)[:3],
@@ -253,8 +295,7 @@ class Mix:
             await command.schedule_command(self.store, make.command(data=data, execute_time=0))
 
     async def enqueue(self) -> None:
-        items = [make.item(queue_, id=id_) for queue_, id_ in self.random.sample(ITEMS, 10)]
-        await queue.enqueue(self.store, items, self.waiters)
+        await queue.enqueue(self.store, self.items(), self.waiters)
 
     async def enqueue_new(self) -> None:
         items = [make.item("q0", id=id_) for id_ in self.new("i")]
@@ -384,6 +425,7 @@ async def test_all_writes_at_once(busy: Store, database_url: str) -> None:
 # The test can fail: without an order each of these kinds of writes ends in a ring.
 
 COMMITS: Final = ("COMMIT_WORKFLOW",)
+STEPS: Final = ("PERSIST_WORKFLOW_STEP", "COMMIT_WORKFLOW_STEP")
 # One row after the other, so that several insert at the same time.
 SLOWLY: Final = "AND pg_sleep(0.001)::text IS NOT NULL\n"
 FAULTS: Final[dict[str, tuple[ModuleType, tuple[str, ...], str, str, list[str]]]] = {
@@ -400,7 +442,7 @@ FAULTS: Final[dict[str, tuple[ModuleType, tuple[str, ...], str, str, list[str]]]
         ["commit_new_commands"],
     ),
     "commands locked in any order": (
-        commit, COMMITS, "ORDER BY id FOR UPDATE\n), held_locks", "), held_locks",
+        commit, COMMITS, "ORDER BY id FOR UPDATE\n), conditions", "), conditions",
         ["commit_commands", "complete"],
     ),
     "events locked in any order": (
@@ -430,6 +472,18 @@ FAULTS: Final[dict[str, tuple[ModuleType, tuple[str, ...], str, str, list[str]]]
     "items locked in any order": (
         queue, ("ENQUEUE",), "FROM given ORDER BY queue, id", "FROM given ORDER BY random()",
         ["enqueue"],
+    ),
+    "items of steps created in any order": (
+        commit, STEPS, "ORDER BY queue, id\n), published",
+        "AND pg_sleep(0.001)::text IS NOT NULL\n), published", ["step_new_items"],
+    ),
+    "items of steps locked in any order": (
+        commit, STEPS, "ORDER BY queue, id FOR UPDATE", "ORDER BY random() FOR UPDATE",
+        ["step", "enqueue"],
+    ),
+    "items enqueued with creations in any order": (
+        workflow, ("CREATE_NEW_WORKFLOW_ENQUEUE",), "ORDER BY queue, id FOR UPDATE",
+        "ORDER BY random() FOR UPDATE", ["create_and_enqueue", "enqueue"],
     ),
     "receipts in any order": (
         queue, ("ACKNOWLEDGE", "RENEW_ITEMS"), "ORDER BY i.queue, i.id",

@@ -60,7 +60,7 @@ async def get_instance(store: Store, id_: str) -> WorkflowInstance:
 
 async def persist(store: Store, instance: WorkflowInstance, expected: int | None) -> int:
     request = PersistWorkflowRequest(instance=instance, expected_revision=expected)
-    return await commit.persist_workflow(store, request, (), RequestKey(request))
+    return (await commit.persist_workflow(store, request, (), RequestKey(request))).revision
 
 
 def objects(connection: psycopg.Connection[Any]) -> set[tuple[str, str, str]]:

@@ -75,7 +75,7 @@ async def purged(store: Store, *, dry_run: bool = False) -> PurgeWorkflowsRespon
 
 async def persist(store: Store, instance: WorkflowInstance) -> int:
     request = PersistWorkflowRequest(instance=instance)
-    return await commit.persist_workflow(store, request, (), RequestKey(request))
+    return (await commit.persist_workflow(store, request, (), RequestKey(request))).revision
 
 
 # What somebody else holds locked.

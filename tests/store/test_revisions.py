@@ -51,7 +51,7 @@ async def persist(store: Store, id_: str, request_id: str = "", **fields: Any) -
     request = PersistWorkflowRequest(
         instance=make.instance(id=id_, **fields), request_id=request_id
     )
-    return await commit.persist_workflow(store, request, (), RequestKey(request))
+    return (await commit.persist_workflow(store, request, (), RequestKey(request))).revision
 
 
 async def get(store: Store, id_: str) -> WorkflowInstance:

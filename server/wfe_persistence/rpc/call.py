@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from wfe.persistence.v1.lifecycle_pb2 import LifecycleEvent
+from wfe.persistence.v1.queue_item_pb2 import QueueItem
 from wfe_persistence.offload import Workers
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.check import Check
@@ -17,6 +19,7 @@ from wfe_persistence.rpc.intake import Place
 from wfe_persistence.store.feeds import Feeds
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.paging import Cursor
+from wfe_persistence.store.queue import wake_queues
 from wfe_persistence.store.readiness import Readiness
 from wfe_persistence.store.tables import Store
 from wfe_persistence.store.waiting import Waiters
@@ -81,6 +84,21 @@ class Call:
             return
         with self.place.resting(), measured("waiting"):
             yield until
+
+    def written(
+        self,
+        enqueued: Iterable[QueueItem],
+        returned_to: Iterable[str] = (),
+        *,
+        published: bool = False,
+    ) -> None:
+        """Tell those who wait for items or watch the feed that something was written for them.
+        `returned_to`: the queues of items that came back, one for each."""
+        queues = Counter(item.queue for item in enqueued)
+        queues.update(returned_to)
+        wake_queues(self.store, self.env.waiters, queues)
+        if published:
+            self.env.feeds.published(self.store)
 
     def page(self, request: paging.Paged, size: int) -> tuple[Cursor | None, int, int]:
         """Where the requested page starts, its maximum number of items and their maximum size in

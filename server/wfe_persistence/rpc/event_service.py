@@ -20,7 +20,8 @@ class EventService:
     ) -> pb.CreateEventResponse:
         """Store a new event."""
         await offload.run(_prepare_create, request, call.check)
-        await event.create_event(call.store, request.event)
+        await event.create_event(call.store, request.event, request.enqueue)
+        call.written(request.enqueue)
         return pb.CreateEventResponse(id=request.event.id)
 
     async def GetEvent(self, request: pb.GetEventRequest, call: Call) -> pb.GetEventResponse:
@@ -130,4 +131,6 @@ def _prepare_create(request: pb.CreateEventRequest, check: Check) -> None:
     check.queue_items("enqueue", request.enqueue, stands_for=request.event.id)
     check.done()
     request.event.id = request.event.id or str(uuid.uuid4())
-    check.fits(read_back.events([request.event]))
+    for item in request.enqueue:
+        item.id = item.id or request.event.id
+    check.fits(read_back.create_event(request.event, request.enqueue))

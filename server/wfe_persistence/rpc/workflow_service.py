@@ -5,8 +5,10 @@ from __future__ import annotations
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
+from typing import TypeVar
 
 from wfe.persistence.v1 import workflow_pb2 as pb
+from wfe.persistence.v1.queue_item_pb2 import QueueItem
 from wfe_persistence import offload
 from wfe_persistence.rpc import lasting, paging
 from wfe_persistence.rpc.call import Call
@@ -28,6 +30,8 @@ from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.rows import epoch_ms
 from wfe_persistence.store.workflow_changes import Change
 
+Answer = TypeVar("Answer", pb.PersistWorkflowWithSubscriptionsResponse, pb.CommitWorkflowResponse)
+
 
 class WorkflowService:
     """Workflows with their execution pointers."""
@@ -38,8 +42,9 @@ class WorkflowService:
         """Store a new workflow."""
         instance = request.instance
         await offload.run(_prepare_create, request, call.check)
-        revision = await workflow.create_new_workflow(call.store, instance)
+        revision = await workflow.create_new_workflow(call.store, instance, request.enqueue)
         call.env.changes.published(call.store)
+        call.written(request.enqueue)
         return pb.CreateNewWorkflowResponse(id=instance.id, name=instance.name, revision=revision)
 
     async def PersistWorkflow(
@@ -47,37 +52,34 @@ class WorkflowService:
     ) -> pb.PersistWorkflowResponse:
         """Replace a workflow's stored state."""
         key = await offload.run(_prepare_persist, request, call.check)
-        revision = await commit.persist_workflow(call.store, request, (), key)
-        call.env.changes.published(call.store)
-        workflow_waiting.wake_written(call.store, request, call.env.waiters)
-        return pb.PersistWorkflowResponse(revision=revision)
+        written = await commit.persist_workflow(call.store, request, (), key)
+        _tell(call, request, written)
+        return pb.PersistWorkflowResponse(
+            revision=written.revision, returned_receipts=written.returned_receipts
+        )
 
     async def PersistWorkflowWithSubscriptions(
         self, request: pb.PersistWorkflowWithSubscriptionsRequest, call: Call
     ) -> pb.PersistWorkflowWithSubscriptionsResponse:
         """Replace a workflow's stored state and create subscriptions, atomically."""
         key, answer = await offload.run(_prepare_persist_with_subscriptions, request, call.check)
-        answer.revision = await commit.persist_workflow(
-            call.store, request, request.subscriptions, key
-        )
-        call.env.changes.published(call.store)
-        workflow_waiting.wake_written(call.store, request, call.env.waiters)
-        return answer
+        written = await commit.persist_workflow(call.store, request, request.subscriptions, key)
+        _tell(call, request, written)
+        return _answer(answer, written)
 
     async def CommitWorkflow(
         self, request: pb.CommitWorkflowRequest, call: Call
     ) -> pb.CommitWorkflowResponse:
         """Store one step of an engine atomically."""
         key, answer, room = await offload.run(_prepare_commit, request, call.check)
-        answer.revision = await commit.commit_workflow(call.store, request, key, room)
-        call.env.changes.published(call.store)
-        workflow_waiting.wake_written(call.store, request, call.env.waiters)
+        written = await commit.commit_workflow(call.store, request, key, room)
+        _tell(call, request, written)
         for scheduled in request.schedule_commands:
             for line in command_lines(call.store, scheduled.command_name):
                 call.env.waiters.stir(line)
         if request.complete_lease_tokens:
             call.env.waiters.stir_all(call.store.namespace, DUE_COMMAND)
-        return answer
+        return _answer(answer, written)
 
     async def GetWorkflowInstance(
         self, request: pb.GetWorkflowInstanceRequest, call: Call
@@ -332,17 +334,19 @@ def _prepare_create(request: pb.CreateNewWorkflowRequest, check: Check) -> None:
     instance = request.instance
     instance.id = instance.id or str(uuid.uuid4())
     instance.name = instance.name or instance.id
-    check.fits(read_back.workflow(instance))
+    _set_ids(request.enqueue, instance.id)
+    check.fits(read_back.create(instance, request.enqueue))
 
 
 def _prepare_persist(request: pb.PersistWorkflowRequest, check: Check) -> RequestKey:
     check.revision(request)
     check.request_id(request.request_id)
     check.required(request, "instance", check.instance)
-    check.around(request, request.instance.id)
+    check.step(request, request.instance.id)
     check.done()
     key = RequestKey(request)
-    check.fits(read_back.workflow(request.instance))
+    _set_ids(request.enqueue, request.instance.id)
+    check.fits(read_back.create(request.instance, request.enqueue))
     return key
 
 
@@ -354,14 +358,17 @@ def _prepare_persist_with_subscriptions(
     check.required(request, "instance", check.instance)
     check.each("subscriptions", request.subscriptions, check.subscription)
     check.distinct("", "subscriptions", "id", [s.id for s in request.subscriptions])
-    check.around(request, request.instance.id)
+    check.step(request, request.instance.id)
     check.done()
     key = RequestKey(request)
     for i, subscription in enumerate(request.subscriptions):
         subscription.id = subscription.id or key.new_id("subscription", i)
-    check.fits(read_back.persist(request.instance, request.subscriptions))
+    _set_ids(request.enqueue, request.instance.id)
+    check.fits(read_back.persist(request))
     answer = pb.PersistWorkflowWithSubscriptionsResponse(
-        revision=MAX_REVISION, subscription_ids=[s.id for s in request.subscriptions]
+        revision=MAX_REVISION,
+        subscription_ids=[s.id for s in request.subscriptions],
+        returned_receipts=_returnable(request),
     )
     check.answer_fits(answer)
     return key, answer
@@ -377,11 +384,46 @@ def _prepare_commit(
         subscription.id = subscription.id or key.new_id("subscription", i)
     for i, event in enumerate(request.create_events):
         event.id = event.id or key.new_id("event", i)
+    _set_ids(request.enqueue, request.patch.id or request.instance.id)
     check.fits(read_back.commit(request))
     answer = pb.CommitWorkflowResponse(
         revision=MAX_REVISION,
         subscription_ids=[s.id for s in request.create_subscriptions],
         event_ids=[e.id for e in request.create_events],
+        returned_receipts=_returnable(request),
     )
     check.answer_fits(answer)
     return key, answer, check.header_room(request.patch)
+
+
+def _set_ids(items: Iterable[QueueItem], id_: str) -> None:
+    """An item without an id is that of what is written."""
+    for item in items:
+        item.id = item.id or id_
+
+
+def _returnable(
+    request: pb.PersistWorkflowWithSubscriptionsRequest | pb.CommitWorkflowRequest,
+) -> list[str]:
+    """All receipts that the answer may have to return."""
+    return [each.receipt for each in request.acknowledge if each.confirmed]
+
+
+def _answer(answer: Answer, written: commit.Written) -> Answer:
+    """The answer that was measured, now with what became of the write."""
+    answer.revision = written.revision
+    answer.returned_receipts[:] = written.returned_receipts
+    return answer
+
+
+def _tell(
+    call: Call,
+    request: pb.PersistWorkflowRequest
+    | pb.PersistWorkflowWithSubscriptionsRequest
+    | pb.CommitWorkflowRequest,
+    written: commit.Written,
+) -> None:
+    """Tell all who wait or watch what a write has changed for them."""
+    call.env.changes.published(call.store)
+    workflow_waiting.wake_written(call.store, request, call.env.waiters)
+    call.written(request.enqueue, written.returned_to, published=bool(request.publish))

@@ -11,8 +11,10 @@ LOCK_WORKFLOW in the same transaction, where no other write can come between.
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
@@ -29,6 +31,7 @@ from wfe_persistence.errors import (
     workflow_not_found,
 )
 from wfe_persistence.store import commit_parts as parts
+from wfe_persistence.store import effect_parts, queue_parts
 from wfe_persistence.store.command import lease_documents
 from wfe_persistence.store.commit_parts import Outcome
 from wfe_persistence.store.documents import (
@@ -43,8 +46,18 @@ from wfe_persistence.store.event import event_exists, event_not_found
 from wfe_persistence.store.lease import lease_lost
 from wfe_persistence.store.lock import lock_documents
 from wfe_persistence.store.postgres.sqlstate import UniqueViolation
+from wfe_persistence.store.queue import acknowledgement_documents
 from wfe_persistence.store.request_key import RequestKey
-from wfe_persistence.store.rows import Param, integer, read_bool, read_int8, read_text, text
+from wfe_persistence.store.rows import (
+    Param,
+    integer,
+    read_bool,
+    read_int4,
+    read_int8,
+    read_json,
+    read_text,
+    text,
+)
 from wfe_persistence.store.subscription import (
     already_subscribed,
     subscription_not_found,
@@ -53,11 +66,14 @@ from wfe_persistence.store.subscription import (
 from wfe_persistence.store.tables import Store
 from wfe_persistence.store.workflow import NAME_KEY, name_taken
 
-# The fields that make a commit more than a write of the workflow and of subscriptions.
+# The fields of what belongs to a host's step whatever is written of the workflow: all writes of one
+# have them.
+_STEP_FIELDS: Final = ("held_lock_tokens", "enqueue", "acknowledge", "publish")
+
+# The fields that make a commit more than that.
 _EFFECT_FIELDS: Final = (
     "held_subscriptions",
     "held_lease_tokens",
-    "held_lock_tokens",
     "terminate_subscription_ids",
     "create_events",
     "processed_event_ids",
@@ -66,7 +82,77 @@ _EFFECT_FIELDS: Final = (
     "complete_lease_tokens",
 )
 
+
+class Written(NamedTuple):
+    """What a write of a workflow came to."""
+
+    revision: int
+    """The new one."""
+    returned_receipts: Sequence[str] = ()
+    """The receipts of the acknowledgements that were not confirmed."""
+    returned_to: Sequence[str] = ()
+    """The queues of the items that came back, one for each."""
+
+
 LOCK_WORKFLOW = "SELECT FROM wfc.workflows WHERE id = $1 FOR UPDATE"
+
+
+def _statement(*, patch: bool = False, effects: bool = False, step: bool = False) -> str:
+    """A write with a request id, of the state alone or with more; see the statements below."""
+    found: dict[str, str] = {}
+    repeated, remembered = parts.repeated(), parts.remembered()
+    locked: list[str] = []
+    last = "locked_workflow"
+    if effects or step:
+        locked.append(effect_parts.LOCKED_WORKFLOW)
+    if effects:
+        found |= effect_parts.OF_EFFECTS
+        locked.append(effect_parts.LOCKED_BY_EFFECTS)
+        last = "locked_commands"
+    if step:
+        found |= effect_parts.OF_LOCKS | queue_parts.OF_ITEMS
+        locked += (
+            queue_parts.WORK,
+            queue_parts.locked_work(after=last),
+            effect_parts.locked_locks(after="locked_items"),
+        )
+        last = "locked_locks"
+        repeated, remembered = queue_parts.REPEATED, queue_parts.REMEMBERED
+    if patch:
+        found |= parts.OF_PATCH
+    if found:
+        after = f"\n    WHERE {parts.after_all_of(last)}" if locked else ""
+        conditions = [parts.conditions(found, after=after)]
+        hold = parts.conditions_hold(found)
+    else:
+        conditions, hold = [], parts.NOT_REPEATED
+    done: list[str] = []
+    if effects:
+        done.append(effect_parts.EFFECTS)
+    if step:
+        done += (
+            queue_parts.worked(
+                after="scheduled" if effects else "subscribed",
+                event_is_unprocessed=effect_parts.EVENT_IS_UNPROCESSED
+                if effects
+                else queue_parts.EVENT_IS_UNPROCESSED,
+            ),
+            effect_parts.PUBLISHED,
+        )
+    return parts.statement(
+        parts.STORED_AND_GIVEN,
+        repeated,
+        *locked,
+        *conditions,
+        (parts.patched_header if patch else parts.replaced_header)(conditions=hold),
+        parts.PATCHED_POINTERS if patch else parts.REPLACED_POINTERS,
+        parts.SUBSCRIBED,
+        *done,
+        remembered,
+        result=parts.committed(found) | (queue_parts.WORKED if step else {}),
+        source="conditions c" if found else "",
+    )
+
 
 PERSIST_WORKFLOW = parts.statement(
     parts.STORED_AND_GIVEN,
@@ -76,16 +162,9 @@ PERSIST_WORKFLOW = parts.statement(
     result=parts.WRITTEN,
 )
 
-# The same with a request id.
-PERSIST_WORKFLOW_ONCE = parts.statement(
-    parts.STORED_AND_GIVEN,
-    parts.REPEATED,
-    parts.replaced_header(conditions=parts.NOT_REPEATED),
-    parts.REPLACED_POINTERS,
-    parts.SUBSCRIBED,
-    parts.REMEMBERED,
-    result=parts.WRITTEN_ONCE,
-)
+# The same with a request id, and with what belongs to a step.
+PERSIST_WORKFLOW_ONCE = _statement()
+PERSIST_WORKFLOW_STEP = _statement(step=True)
 
 
 async def persist_workflow(
@@ -93,17 +172,18 @@ async def persist_workflow(
     message: PersistWorkflowRequest | PersistWorkflowWithSubscriptionsRequest,
     subscriptions: Sequence[EventSubscription],
     key: RequestKey,
-) -> int:
-    """Replace a workflow's state and create subscriptions, all or none; returns the new revision.
+) -> Written:
+    """Replace a workflow's state and create subscriptions, all or none, with all that belongs to
+    the step.
 
-    The subscriptions must have ids.
+    The subscriptions and the items must have ids.
     """
     expected = message.expected_revision if message.HasField("expected_revision") else None
     id_ = text(message.instance.id)
-    # Whatever else it has in common with a commit.
-    effects = CommitWorkflowRequest(held_lock_tokens=message.held_lock_tokens)
-    if effects.ListFields():
-        sql = COMMIT_WORKFLOW
+    # What it has in common with a commit.
+    step = CommitWorkflowRequest(**{field: getattr(message, field) for field in _STEP_FIELDS})
+    if step.ListFields():
+        sql = PERSIST_WORKFLOW_STEP
     else:
         sql = PERSIST_WORKFLOW_ONCE if key else PERSIST_WORKFLOW
 
@@ -113,61 +193,26 @@ async def persist_workflow(
             return of_state
         if sql is PERSIST_WORKFLOW_ONCE:
             return *of_state, *key.params
-        return *of_state, *key.params, _effects(effects)
+        return *of_state, *key.params, _effects(step)
 
     outcome = await _write(store, id_, sql, await offload.run(params), name_field="instance.name")
-    if (repeated := _repeated(outcome)) is not None:
+    if (repeated := _repeated(outcome, step)) is not None:
         return repeated
     if outcome.refused:
         _check_revision(outcome, expected)
-        _check_conditions(outcome, effects)
-    return _revision(outcome, expected, subscriptions, "instance", "subscriptions")
+        _check_conditions(outcome, step)
+    revision = _revision(outcome, expected, subscriptions, "instance", "subscriptions")
+    return _written(revision, outcome, step)
 
 
 # A patch without effects: without their parts the statement starts in about half the time.
-PATCH_WORKFLOW = parts.statement(
-    parts.STORED_AND_GIVEN,
-    parts.REPEATED,
-    parts.PATCH_CONDITIONS,
-    parts.patched_header(conditions=parts.PATCH_CONDITIONS_HOLD),
-    parts.PATCHED_POINTERS,
-    parts.SUBSCRIBED,
-    parts.REMEMBERED,
-    result=parts.PATCHED,
-    source="conditions c",
-)
+PATCH_WORKFLOW = _statement(patch=True)
+PATCH_WORKFLOW_STEP = _statement(patch=True, step=True)
 
-
-def _commit(*, unknown_pointer: str, header_too_large: str, header: str, pointers: str) -> str:
-    """A commit with effects."""
-    return parts.statement(
-        parts.STORED_AND_GIVEN,
-        parts.REPEATED,
-        parts.LOCKED,
-        parts.commit_conditions(unknown_pointer=unknown_pointer, header_too_large=header_too_large),
-        header,
-        pointers,
-        parts.SUBSCRIBED,
-        parts.EFFECTS,
-        parts.REMEMBERED,
-        result=parts.COMMITTED,
-        source="conditions c",
-    )
-
-
-COMMIT_WORKFLOW = _commit(
-    unknown_pointer=parts.NO_POINTERS_REMOVED,
-    header_too_large=parts.NO_PATCHED_HEADER,
-    header=parts.replaced_header(conditions=parts.CONDITIONS_HOLD),
-    pointers=parts.REPLACED_POINTERS,
-)
-
-COMMIT_WORKFLOW_PATCH = _commit(
-    unknown_pointer=parts.UNKNOWN_POINTER,
-    header_too_large=parts.HEADER_TOO_LARGE,
-    header=parts.patched_header(conditions=parts.CONDITIONS_HOLD),
-    pointers=parts.PATCHED_POINTERS,
-)
+COMMIT_WORKFLOW = _statement(effects=True)
+COMMIT_WORKFLOW_STEP = _statement(effects=True, step=True)
+COMMIT_WORKFLOW_PATCH = _statement(patch=True, effects=True)
+COMMIT_WORKFLOW_PATCH_STEP = _statement(patch=True, effects=True, step=True)
 
 
 async def commit_workflow(
@@ -175,21 +220,21 @@ async def commit_workflow(
     message: CommitWorkflowRequest,
     key: RequestKey,
     room: HeaderRoom | None = None,
-) -> int:
-    """Store one step of an engine, all or nothing; returns the workflow's new revision.
+) -> Written:
+    """Store one step of an engine, all or nothing.
 
     Everything to be created must have an id. `room`: if a patch sets either the data or the
     description, it is refused if the one that stays is too large.
     """
-    alone = not any(getattr(message, field) for field in _EFFECT_FIELDS)
+    has_effects = any(getattr(message, field) for field in _EFFECT_FIELDS)
+    has_step = any(getattr(message, field) for field in _STEP_FIELDS)
     if message.HasField("patch"):
         state, name_field = "patch", "patch.header.name"
-        sql = PATCH_WORKFLOW if alone else COMMIT_WORKFLOW_PATCH
         id_ = text(message.patch.id)
     else:
         state, name_field = "instance", "instance.name"
-        sql = PERSIST_WORKFLOW_ONCE if alone else COMMIT_WORKFLOW
         id_ = text(message.instance.id)
+    sql = _statement_of(state, effects=has_effects, step=has_step)
     expected = message.expected_revision if message.HasField("expected_revision") else None
 
     def params() -> tuple[Param, ...]:
@@ -198,19 +243,33 @@ async def commit_workflow(
         else:
             document = workflow_document(message.instance)
         of_state = _params(id_, document, expected, message.create_subscriptions)
-        if alone:
-            return *of_state, *key.params
-        return *of_state, *key.params, _effects(message)
+        if has_effects or has_step:
+            return *of_state, *key.params, _effects(message)
+        return *of_state, *key.params
 
     outcome = await _write(store, id_, sql, await offload.run(params), name_field=name_field)
-    if (repeated := _repeated(outcome)) is not None:
+    if (repeated := _repeated(outcome, message)) is not None:
         return repeated
     if outcome.refused:
         _check_revision(outcome, expected)
         _check_conditions(outcome, message)
         if room is not None and outcome.header_too_large is not None:
             raise unreadable(room.limit_bytes)
-    return _revision(outcome, expected, message.create_subscriptions, state, "create_subscriptions")
+    revision = _revision(
+        outcome, expected, message.create_subscriptions, state, "create_subscriptions"
+    )
+    return _written(revision, outcome, message)
+
+
+def _statement_of(state: str, *, effects: bool, step: bool) -> str:
+    """The statement of a commit."""
+    if state == "patch":
+        if effects:
+            return COMMIT_WORKFLOW_PATCH_STEP if step else COMMIT_WORKFLOW_PATCH
+        return PATCH_WORKFLOW_STEP if step else PATCH_WORKFLOW
+    if effects:
+        return COMMIT_WORKFLOW_STEP if step else COMMIT_WORKFLOW
+    return PERSIST_WORKFLOW_STEP if step else PERSIST_WORKFLOW_ONCE
 
 
 def _params(
@@ -245,8 +304,8 @@ async def _write(
     return outcome
 
 
-def _repeated(outcome: Outcome) -> int | None:
-    """The revision that the first request with this request id made, if this is not the first."""
+def _repeated(outcome: Outcome, message: CommitWorkflowRequest) -> Written | None:
+    """What the first request with this request id came to, if this is not the first."""
     if outcome.repeated_revision is None:
         return None
     if not read_bool(outcome.repeated_same):
@@ -255,7 +314,19 @@ def _repeated(outcome: Outcome) -> int | None:
             "this request_id named another write to this workflow",
             metadata={"field": "request_id"},
         )
-    return read_int8(outcome.repeated_revision)
+    unconfirmed = _receipts(outcome.repeated_unconfirmed, message)
+    return Written(read_int8(outcome.repeated_revision), unconfirmed)
+
+
+def _written(revision: int, outcome: Outcome, message: CommitWorkflowRequest) -> Written:
+    """What this request came to."""
+    queues = () if outcome.returned_to is None else json.loads(read_json(outcome.returned_to))
+    return Written(revision, _receipts(outcome.unconfirmed, message), queues)
+
+
+def _receipts(indexes: bytes | None, message: CommitWorkflowRequest) -> Sequence[str]:
+    """The receipts to acknowledge with these indexes."""
+    return [message.acknowledge[at].receipt for (at,) in struct.iter_unpack("!i", indexes or b"")]
 
 
 def _check_revision(outcome: Outcome, expected: int | None) -> None:
@@ -305,6 +376,10 @@ def _check_conditions(outcome: Outcome, message: CommitWorkflowRequest) -> None:
     if outcome.lost_lock is not None:
         at = read_int8(outcome.lost_lock)
         raise lease_lost([message.held_lock_tokens[at]], field=f"held_lock_tokens[{at}]")
+    if outcome.lost_item is not None:
+        at = read_int4(outcome.lost_item)
+        receipt = message.acknowledge[at].receipt
+        raise lease_lost([receipt], field=f"acknowledge[{at}].receipt")
     if outcome.unknown_subscription is not None:
         at = read_int8(outcome.unknown_subscription)
         raise subscription_not_found(f"terminate_subscription_ids[{at}]")
@@ -324,8 +399,12 @@ def _check_conditions(outcome: Outcome, message: CommitWorkflowRequest) -> None:
 
 def _effects(message: CommitWorkflowRequest) -> bytes:
     """The parameter with what a commit does besides the state."""
-    locks = lock_documents(message.held_lock_tokens, "held_lock_tokens")
-    return effects_document(message, _lease_documents(message), locks)
+    return effects_document(
+        message,
+        _lease_documents(message),
+        lock_documents(message.held_lock_tokens, "held_lock_tokens"),
+        acknowledgement_documents(message.acknowledge),
+    )
 
 
 def _lease_documents(message: CommitWorkflowRequest) -> Iterator[str]:

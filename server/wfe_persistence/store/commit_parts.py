@@ -1,4 +1,5 @@
 """The parts that the statements of commit.py are made of: common table expressions, in their order.
+Here are those of the state; the others are in effect_parts.py and queue_parts.py.
 
 `statement()` joins them. Some are the same in every statement, and constants; the others are
 functions of what differs.
@@ -10,12 +11,11 @@ $7 what a commit does besides (see documents.effects_document).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from wfe_persistence.store.columns import Column
-from wfe_persistence.store.lease import unexpired, unexpired_or_endless
-from wfe_persistence.store.records import ERROR, EVENT, POINTER, SUBSCRIPTION, WORKFLOW
+from wfe_persistence.store.records import POINTER, SUBSCRIPTION, WORKFLOW
 from wfe_persistence.store.request_key import REQUEST_RETENTION_SECONDS
 from wfe_persistence.store.rows import PGresult
 
@@ -68,6 +68,14 @@ class Outcome(NamedTuple):
     """The same, of the locks that must be held."""
     header_too_large: bytes | None = None
     """Not NULL: the header would be too large to be read."""
+    lost_item: bytes | None = None
+    """The index of the first item to acknowledge that is no longer held."""
+    unconfirmed: bytes | None = None
+    """Those that were not confirmed: their indexes, as int4s."""
+    returned_to: bytes | None = None
+    """The queues of the items that come back, one for each, as a JSON array."""
+    repeated_unconfirmed: bytes | None = None
+    """The same as `unconfirmed`, of the earlier request."""
 
     @classmethod
     def read(cls, row: PGresult) -> Outcome:
@@ -89,12 +97,16 @@ WRITTEN_ONCE: Final = WRITTEN | {
     "repeated_revision": "(SELECT revision FROM repeated)",
     "repeated_same": "(SELECT same FROM repeated)",
 }
-_CONDITIONS: Final = Outcome._fields[len(WRITTEN_ONCE) :]
-COMMITTED: Final = WRITTEN_ONCE | {name: f"c.{name}" for name in _CONDITIONS}
-PATCHED: Final = WRITTEN_ONCE | {
-    name: f"c.{name}" if name in ("unknown_pointer", "header_too_large") else "NULL"
-    for name in _CONDITIONS
-}
+
+
+def committed(found: Iterable[str]) -> dict[str, str]:
+    """The result of a statement with these conditions."""
+    names = Outcome._fields[len(WRITTEN_ONCE) : Outcome._fields.index("unconfirmed")]
+    last = max((names.index(name) for name in found), default=-1)
+    return WRITTEN_ONCE | {
+        name: f"c.{name}" if name in found else "NULL" for name in names[: last + 1]
+    }
+
 
 # --- What is stored and what is given.
 
@@ -114,37 +126,50 @@ STORED_AND_GIVEN: Final = f"""stored AS MATERIALIZED (
     FROM wfc.event_subscriptions e WHERE e.id = ANY (ARRAY (SELECT id FROM subscriptions))
 )"""
 
-REPEATED: Final = """repeated AS MATERIALIZED (
-    SELECT revision, content_hash = $6::bytea AS same FROM wfc.requests
+
+def repeated(*, columns: str = "content_hash = $6::bytea AS same") -> str:
+    """What was remembered of this request id."""
+    return f"""repeated AS MATERIALIZED (
+    SELECT revision, {columns} FROM wfc.requests
     WHERE workflow_id = $1 AND request_id = $5::uuid
 )"""
+
 
 # --- What must hold.
 
 ALWAYS: Final = "TRUE"
 NOT_REPEATED: Final = "NOT EXISTS (SELECT FROM repeated)"
-PATCH_CONDITIONS_HOLD: Final = f"""{NOT_REPEATED}
-        AND EXISTS (SELECT FROM conditions c WHERE
-            num_nonnulls(c.unknown_pointer, c.header_too_large) = 0)"""
-CONDITIONS_HOLD: Final = f"""{NOT_REPEATED}
-        AND EXISTS (SELECT FROM conditions c WHERE
-            num_nonnulls(c.lost_claim, c.lost_lease, c.unknown_subscription, c.unknown_event,
-                c.existing_event, c.unknown_pointer, c.lost_lock, c.header_too_large) = 0)"""
 
-UNKNOWN_POINTER: Final = """(SELECT min(r.n) - 1
+
+def conditions(found: Mapping[str, str], *, after: str = "") -> str:
+    """The conditions of a write, by the field of Outcome that has what does not meet one: the index
+    of the first item in its list, if it has a list. `after`: SQL that always holds."""
+    columns = ",\n        ".join(f"{value} AS {name}" for name, value in found.items())
+    return f"""conditions AS MATERIALIZED (
+    SELECT {columns}{after}
+)"""
+
+
+def conditions_hold(found: Iterable[str]) -> str:
+    """All of these conditions are met, and the request is not repeated."""
+    lost = ", ".join(f"c.{name}" for name in found)
+    return f"""{NOT_REPEATED}
+        AND EXISTS (SELECT FROM conditions c WHERE num_nonnulls({lost}) = 0)"""
+
+
+_UNKNOWN_POINTER: Final = """(SELECT min(r.n) - 1
             FROM jsonb_array_elements_text($2::jsonb -> 'removed') WITH ORDINALITY AS r(id, n)
             LEFT JOIN LATERAL (
                 SELECT id FROM wfc.execution_pointers p
                 WHERE p.workflow_id = $1 AND p.id = r.id LIMIT 1
             ) p ON TRUE
             WHERE p.id IS NULL)"""
-NO_POINTERS_REMOVED: Final = "NULL::bigint"
 
 # The patch sets the data or the description, and the other one stays. Nothing is read for other
 # patches. The length of a description is known without reading it, and only if it leaves less room
 # than the new data might need, that is measured. (Stored data must be, but descriptions hardly ever
 # change.)
-HEADER_TOO_LARGE: Final = """(SELECT TRUE
+_HEADER_TOO_LARGE: Final = """(SELECT TRUE
             FROM jsonb_to_record($2::jsonb -> 'room') AS room(other bigint, together bigint),
                 wfc.workflows w
             WHERE $2::jsonb ? 'room' AND w.id = $1 AND CASE
@@ -152,108 +177,11 @@ HEADER_TOO_LARGE: Final = """(SELECT TRUE
                 WHEN octet_length(w.description) > room.other THEN room.together
                     < octet_length(w.description) + octet_length(($2::jsonb #> '{data,0}')::text)
                 END)"""
-NO_PATCHED_HEADER: Final = "NULL::boolean"
-
-PATCH_CONDITIONS: Final = f"""conditions AS MATERIALIZED (
-    SELECT {UNKNOWN_POINTER} AS unknown_pointer,
-        {HEADER_TOO_LARGE} AS header_too_large
-)"""
-
-
-# What a commit depends on and touches besides the workflow. The rows stay locked from here to the
-# end. So that no transactions wait for each other in a ring, all that write several rows first lock
-# those that exist, in one order: the workflow, subscriptions, events, commands, locks, each kind in
-# the order of its ids. Only then they insert, see EFFECTS. (`stored` has the revision of the
-# snapshot, so it is not the row that is locked here.)
-#
-# Locks are only read, so that writes under the same lock do not wait for each other; who wants to
-# take over an expired one waits for them.
-LOCKED: Final = f"""locked_workflow AS MATERIALIZED (
-    SELECT FROM wfc.workflows WHERE id = $1 FOR NO KEY UPDATE
-), claims AS MATERIALIZED (
-    SELECT c.* FROM jsonb_to_recordset($7::jsonb -> 'claims')
-        AS c(n bigint, id text, token text, epoch bigint)
-), terminating AS MATERIALIZED (
-    SELECT t.id, t.n - 1 AS n
-    FROM jsonb_array_elements_text($7::jsonb -> 'terminated') WITH ORDINALITY AS t(id, n)
-), locked_subscriptions AS MATERIALIZED (
-    SELECT id, external_token, external_token_epoch,
-        {unexpired_or_endless("external_token_expiry")} AS unexpired
-    FROM wfc.event_subscriptions
-    WHERE id = ANY (ARRAY (SELECT id FROM claims UNION SELECT id FROM terminating))
-        AND {after_all_of("locked_workflow")}
-    ORDER BY id FOR UPDATE
-), events AS MATERIALIZED (
-    SELECT e.*, n - 1 AS n, sha256(convert_to(document::text, 'UTF8')) AS content_hash
-    FROM jsonb_array_elements($7::jsonb -> 'events') WITH ORDINALITY AS documents(document, n),
-        jsonb_to_record(document) AS e(
-            {EVENT.record(indent=12)})
-), existing_events AS MATERIALIZED (
-    SELECT e.id, e.content_hash IS NOT DISTINCT FROM
-        (SELECT g.content_hash FROM events g WHERE g.id = e.id) AS same
-    FROM wfc.events e WHERE e.id = ANY (ARRAY (SELECT id FROM events))
-), processing AS MATERIALIZED (
-    SELECT p.id, p.n - 1 AS n
-    FROM jsonb_array_elements_text($7::jsonb -> 'processed') WITH ORDINALITY AS p(id, n)
-), locked_events AS MATERIALIZED (
-    SELECT id FROM wfc.events WHERE id = ANY (ARRAY (SELECT id FROM processing))
-        AND {after_all_of("locked_subscriptions")}
-    ORDER BY id FOR NO KEY UPDATE
-), leases AS MATERIALIZED (
-    SELECT l.* FROM jsonb_to_recordset($7::jsonb -> 'leases')
-        AS l(n bigint, completes boolean, id bigint, revision bigint, lease_id text)
-), scheduling AS MATERIALIZED (
-    SELECT s.*, c.id
-    FROM jsonb_to_recordset($7::jsonb -> 'commands')
-        AS s(command_name text, data text, execute_time bigint)
-    LEFT JOIN LATERAL (
-        SELECT id FROM wfc.scheduled_commands
-        WHERE command_name = s.command_name AND data = s.data LIMIT 1
-    ) c ON TRUE
-), locked_commands AS MATERIALIZED (
-    SELECT id, revision, lease_id, {unexpired("lease_expiry")} AS unexpired
-    FROM wfc.scheduled_commands
-    WHERE id = ANY (ARRAY (SELECT id FROM leases UNION SELECT id FROM scheduling))
-        AND {after_all_of("locked_events")}
-    ORDER BY id FOR UPDATE
-), held_locks AS MATERIALIZED (
-    SELECT h.* FROM jsonb_to_recordset($7::jsonb -> 'locks') AS h(i bigint, n bigint, token text)
-), locked_locks AS MATERIALIZED (
-    SELECT n, token FROM wfc.locks
-    WHERE n = ANY (ARRAY (SELECT n FROM held_locks)) AND {unexpired("expiry")}
-        AND {after_all_of("locked_commands")}
-    ORDER BY resource FOR SHARE
-)"""
-
-
-def commit_conditions(*, unknown_pointer: str, header_too_large: str) -> str:
-    """The conditions of a commit. One that does not hold is returned as the index of the first item
-    in its list that it does not hold for, if it has a list."""
-    return f"""conditions AS MATERIALIZED (
-    SELECT
-        (SELECT min(n) FROM claims g WHERE NOT EXISTS (
-            SELECT FROM locked_subscriptions s
-            WHERE s.id = g.id)) AS unknown_claim,
-        (SELECT min(n) FROM claims g WHERE NOT EXISTS (
-            SELECT FROM locked_subscriptions s
-            WHERE s.id = g.id AND s.external_token = g.token AND s.unexpired
-                AND (g.epoch IS NULL OR g.epoch = s.external_token_epoch))) AS lost_claim,
-        (SELECT min(n) FROM leases g WHERE NOT EXISTS (
-            SELECT FROM locked_commands c
-            WHERE c.id = g.id AND c.lease_id = g.lease_id
-                AND (g.completes OR c.unexpired))) AS lost_lease,
-        (SELECT min(n) FROM terminating g WHERE NOT EXISTS (
-            SELECT FROM locked_subscriptions s WHERE s.id = g.id)) AS unknown_subscription,
-        (SELECT min(n) FROM processing g WHERE NOT EXISTS (
-            SELECT FROM locked_events e WHERE e.id = g.id)) AS unknown_event,
-        (SELECT min(n) FROM events g WHERE EXISTS (
-            SELECT FROM existing_events e WHERE e.id = g.id AND NOT e.same)) AS existing_event,
-        {unknown_pointer} AS unknown_pointer,
-        (SELECT min(i) FROM held_locks g WHERE NOT EXISTS (
-            SELECT FROM locked_locks l WHERE l.n = g.n AND l.token = g.token)) AS lost_lock,
-        {header_too_large} AS header_too_large
-    WHERE {after_all_of("locked_locks")}
-)"""
+OF_PATCH: Final = {
+    "unknown_pointer": _UNKNOWN_POINTER,
+    "header_too_large": _HEADER_TOO_LARGE,
+}
+"""The conditions of a patch."""
 
 
 # --- The workflow's row.
@@ -274,7 +202,7 @@ def updated(*, assignments: str, revision: str, conditions: str) -> str:
     WHERE w.id = stored.id AND w.revision = stored.revision AND {revision}
         AND NOT EXISTS (SELECT FROM existing WHERE NOT same)
         AND {conditions}
-    RETURNING w.id, w.revision
+    RETURNING w.id, w.revision, w.status, w.next_execution
 )"""
 
 
@@ -381,69 +309,13 @@ SUBSCRIBED: Final = f"""subscribed AS (
     RETURNING 1
 )"""
 
-# Two transactions that insert the same key wait for each other, so rows are inserted in the order
-# of their keys, and subscriptions before events before commands. If the other commits first, the
-# insert fails, and the statement runs again and finds the row. (ON CONFLICT DO UPDATE would lock it
-# here, out of order.)
-#
-# A command that is completed and scheduled gets its new time and loses its lease.
-EFFECTS: Final = f"""terminated AS (
-    DELETE FROM wfc.event_subscriptions
-    WHERE id = ANY (ARRAY (SELECT t.id FROM updated, terminating t))
-), created_events AS (
-    INSERT INTO wfc.events
-        ({EVENT.names()}, content_hash)
-    SELECT {EVENT.values("e")},
-        e.content_hash
-    FROM updated, events e
-    WHERE NOT EXISTS (SELECT FROM existing_events x WHERE x.id = e.id)
-        AND {after_all_of("subscribed")}
-    ORDER BY e.id
-    RETURNING 1
-), processed AS (
-    UPDATE wfc.events SET is_processed = TRUE
-    WHERE id = ANY (ARRAY (SELECT p.id FROM updated, processing p))
-), logged AS (
-    INSERT INTO wfc.execution_errors ({ERROR.names()})
-    SELECT {ERROR.values("e")}
-    FROM updated, ROWS FROM (jsonb_to_recordset($7::jsonb -> 'errors') AS (
-        {ERROR.record()}
-    )) WITH ORDINALITY AS e({ERROR.names()}, n)
-    ORDER BY e.n
-), completing AS MATERIALIZED (
-    SELECT c.id, c.revision = g.revision AS unchanged
-    FROM updated, leases g JOIN locked_commands c ON c.id = g.id
-    WHERE g.completes
-), rescheduled AS (
-    UPDATE wfc.scheduled_commands c SET
-        execute_time = s.execute_time,
-        lease_id = CASE WHEN x.id IS NULL THEN c.lease_id END,
-        lease_worker_id = CASE WHEN x.id IS NULL THEN c.lease_worker_id END,
-        lease_expiry = CASE WHEN x.id IS NULL THEN c.lease_expiry END
-    FROM updated, scheduling s LEFT JOIN completing x ON x.id = s.id
-    WHERE c.id = s.id AND c.id = ANY (ARRAY (SELECT id FROM scheduling))
-), scheduled AS (
-    INSERT INTO wfc.scheduled_commands (command_name, data, execute_time)
-    SELECT s.command_name, s.data, s.execute_time FROM updated, scheduling s
-    WHERE NOT EXISTS (SELECT FROM locked_commands c WHERE c.id = s.id)
-        AND {after_all_of("created_events")}
-    ORDER BY s.command_name, s.data
-), completed AS (
-    DELETE FROM wfc.scheduled_commands WHERE id = ANY (ARRAY (
-        SELECT id FROM completing WHERE unchanged
-        EXCEPT SELECT id FROM scheduling))
-), kept AS (
-    UPDATE wfc.scheduled_commands
-    SET lease_id = NULL, lease_worker_id = NULL, lease_expiry = NULL
-    WHERE id = ANY (ARRAY (
-        SELECT id FROM completing WHERE NOT unchanged
-        EXCEPT SELECT id FROM scheduling))
-)"""
 
-# Up to two expired request ids are deleted for each one that is added, so they do not pile up.
-REMEMBERED: Final = f"""remembered AS (
+def remembered(*, hash_: str = "$6::bytea") -> str:
+    """The request id with the hash of the request. Up to two expired ones are deleted for each one
+    that is added, so they do not pile up."""
+    return f"""remembered AS (
     INSERT INTO wfc.requests (workflow_id, request_id, content_hash, revision)
-    SELECT updated.id, $5::uuid, $6::bytea, updated.revision FROM updated
+    SELECT updated.id, $5::uuid, {hash_}, updated.revision FROM updated
     WHERE $5::uuid IS NOT NULL
 ), forgotten AS (
     DELETE FROM wfc.requests WHERE ctid = ANY (ARRAY (

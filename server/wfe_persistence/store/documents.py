@@ -86,9 +86,13 @@ def patch_document(patch: WorkflowPatch, room: HeaderRoom | None) -> bytes:
 
 
 def effects_document(
-    request: CommitWorkflowRequest, leases: Iterable[str], locks: Iterable[str]
+    request: CommitWorkflowRequest,
+    leases: Iterable[str],
+    locks: Iterable[str],
+    acknowledgements: Iterable[str],
 ) -> bytes:
-    """What a commit does besides the state itself. `leases`, `locks`: documents of tokens."""
+    """What a commit does besides the state itself. `leases`, `locks`, `acknowledgements`: documents
+    of tokens and receipts."""
     claims = ",".join(
         f'{{"n":{n},"id":{quote(claim.subscription_id)},"token":{quote(claim.token)}'
         + (f',"epoch":{claim.epoch}}}' if claim.HasField("epoch") else "}")
@@ -97,6 +101,9 @@ def effects_document(
     return (
         f'{{"claims":[{claims}],"leases":[{",".join(leases)}],'
         f'"locks":[{",".join(locks)}],'
+        f'"acknowledge":[{",".join(acknowledgements)}],'
+        f'"enqueue":{_documents(QUEUE_ITEM, request.enqueue)},'
+        f'"publish":{_documents(LIFECYCLE_EVENT, request.publish)},'
         f'"terminated":{strings(request.terminate_subscription_ids)},'
         f'"events":{_documents(EVENT, request.create_events)},'
         f'"processed":{strings(request.processed_event_ids)},'
@@ -123,6 +130,11 @@ def error_document(e: ExecutionError) -> str:
 def queue_item_document(i: QueueItem) -> str:
     """An item of a queue."""
     return _document(QUEUE_ITEM, i)
+
+
+def queue_items_document(items: Iterable[QueueItem]) -> bytes:
+    """Items of queues, as one parameter."""
+    return _documents(QUEUE_ITEM, items).encode()
 
 
 def lifecycle_document(e: LifecycleEvent) -> str:

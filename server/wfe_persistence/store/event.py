@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -9,9 +10,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.event_pb2 import Event, ListEventsRequest
 from wfe.persistence.v1.list_order_pb2 import ListOrder
+from wfe.persistence.v1.queue_item_pb2 import QueueItem
 from wfe_persistence import offload
 from wfe_persistence.errors import PersistenceError, field_error
-from wfe_persistence.store.documents import event_document
+from wfe_persistence.store.documents import event_document, queue_items_document
 from wfe_persistence.store.paging import (
     DIRECTIONS,
     LEAST_TIME,
@@ -23,8 +25,10 @@ from wfe_persistence.store.paging import (
     fill_page,
     page_of_ids,
 )
+from wfe_persistence.store.queue_parts import ENQUEUE_CREATED
 from wfe_persistence.store.records import EVENT
 from wfe_persistence.store.rows import (
+    Param,
     PGresult,
     boolean,
     integer,
@@ -35,13 +39,20 @@ from wfe_persistence.store.rows import (
 from wfe_persistence.store.tables import Store, create_statement
 
 CREATE_EVENT = create_statement("events", EVENT)
+CREATE_EVENT_ENQUEUE = create_statement("events", EVENT, ENQUEUE_CREATED)
 
 
-async def create_event(store: Store, event: Event) -> None:
-    """Insert an event, which must have an id. Repeating the call changes nothing."""
+async def create_event(store: Store, event: Event, enqueue: Sequence[QueueItem] = ()) -> None:
+    """Insert an event, which must have an id, and enqueue items with it. Repeating the call changes
+    nothing."""
+
+    def params() -> tuple[Param, ...]:
+        document = event_document(event)
+        return (document, queue_items_document(enqueue)) if enqueue else (document,)
+
     await store.create(
-        CREATE_EVENT,
-        await offload.run(event_document, event),
+        CREATE_EVENT_ENQUEUE if enqueue else CREATE_EVENT,
+        *await offload.run(params),
         exists=event_exists("event.id"),
     )
 

@@ -155,9 +155,7 @@ class Settlement:
         return array(self._documents())
 
     def _documents(self) -> Iterator[str]:
-        for at, each in enumerate(self._acknowledge):
-            act = "confirm" if each.confirmed else "acknowledge"
-            yield _claim(at, each.receipt, f"acknowledge[{at}].receipt", f',"act":"{act}"')
+        yield from acknowledgement_documents(self._acknowledge)
         for i, item in enumerate(self._return_items):
             delay_ms = item.delay.seconds * 1000 + item.delay.nanos // 1_000_000
             yield _claim(
@@ -184,6 +182,13 @@ class Settlement:
         )
         returned = sorted(read_int4(get(i, 0)) for i in range(rows.ntuples) if read_bool(get(i, 2)))
         return [self._receipts[at] for at in returned]
+
+
+def acknowledgement_documents(acknowledgements: Iterable[Acknowledgement]) -> Iterator[str]:
+    """Acknowledgements as numbered documents. Raises PersistenceError if a receipt can't be one."""
+    for at, each in enumerate(acknowledgements):
+        act = "confirm" if each.confirmed else "acknowledge"
+        yield _claim(at, each.receipt, f"acknowledge[{at}].receipt", f',"act":"{act}"')
 
 
 def _claim(at: int, receipt: str, path: str, members: str = "") -> str:

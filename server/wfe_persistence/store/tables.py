@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
@@ -47,14 +47,26 @@ def qualified(*tables: str) -> str:
     return sql_list(f"wfc.{table}" for table in tables)
 
 
-def create_statement(table: str, columns: Columns[M]) -> str:
+class Besides(NamedTuple):
+    """What a creating statement does besides, as SQL: parts before the insertion of the row, a
+    condition that it waits for, and parts behind it, which depend on the part `created`."""
+
+    first: str = ""
+    condition: str = "TRUE"
+    then: str = ""
+
+
+NOTHING: Final = Besides()
+
+
+def create_statement(table: str, columns: Columns[M], besides: Besides = NOTHING) -> str:
     """The statement that inserts a row with the key `id`, for `Store.create`. $1: its document.
 
     It compares the content given at the creation, by its hash, so that a repeated create is
     recognized even after the row has changed.
     """
     return f"""
-WITH given AS MATERIALIZED (
+WITH {besides.first}given AS MATERIALIZED (
     SELECT g.*, sha256(convert_to($1::jsonb::text, 'UTF8')) AS content_hash
     FROM jsonb_to_record($1::jsonb) AS g(
         {columns.record()})
@@ -65,9 +77,10 @@ WITH given AS MATERIALIZED (
     SELECT {columns.values("g")},
         g.content_hash
     FROM given g
+    WHERE {besides.condition}
     ON CONFLICT (id) DO NOTHING
     RETURNING id
-)
+){besides.then}
 SELECT EXISTS (SELECT FROM created),
     (SELECT coalesce(e.content_hash = g.content_hash, FALSE)
         FROM wfc.{table} e JOIN given g ON e.id = g.id)
@@ -124,8 +137,7 @@ class Store:
     async def create(
         self,
         sql: str,
-        document: bytes,
-        *,
+        *params: Param,
         exists: PersistenceError,
         taken: PersistenceError | None = None,
     ) -> PGresult:
@@ -136,7 +148,7 @@ class Store:
         Raises `exists` if there is a row of other content, `taken` if another row has the value.
         """
         for _ in range(MAX_ATTEMPTS):
-            row = await self.write(sql, document)
+            row = await self.write(sql, *params)
             if read_bool(row.get_value(0, 0)):
                 return row
             same = row.get_value(0, 1)

@@ -8,13 +8,14 @@ from itertools import islice
 from typing import Final
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe.persistence.v1.queue_item_pb2 import QueueItem
 from wfe.persistence.v1.workflow_pb2 import (
     WorkflowInstance,
     WorkflowView,
 )
 from wfe_persistence import offload
 from wfe_persistence.errors import PersistenceError, field_error, workflow_not_found
-from wfe_persistence.store.documents import workflow_document
+from wfe_persistence.store.documents import queue_items_document, workflow_document
 from wfe_persistence.store.oversize import reduce
 from wfe_persistence.store.paging import (
     LEAST_NUMBER,
@@ -26,9 +27,11 @@ from wfe_persistence.store.paging import (
     page_of_ids,
 )
 from wfe_persistence.store.pointer import IS_ACTIVE, POINTER_SELECTION, read_pointer
+from wfe_persistence.store.queue_parts import ENQUEUE_CREATED
 from wfe_persistence.store.records import POINTER, WORKFLOW
 from wfe_persistence.store.rows import (
     GetValue,
+    Param,
     PGresult,
     integer,
     read_int8,
@@ -36,7 +39,7 @@ from wfe_persistence.store.rows import (
     text_array,
     text_list,
 )
-from wfe_persistence.store.tables import Store
+from wfe_persistence.store.tables import NOTHING, Besides, Store
 
 NAME_KEY: Final = "workflows_name_key"
 """The unique constraint on a workflow's name."""
@@ -51,8 +54,9 @@ def name_taken(field: str) -> PersistenceError:
 # recognized even after the workflow has changed. A trigger sets the first revision, above those of
 # deleted workflows. If one was deleted in the meantime, another trigger raises it at the end of
 # this statement: then it is not reported as created, and the next run returns what is stored.
-CREATE_NEW_WORKFLOW = f"""
-WITH given AS MATERIALIZED (
+def _create(besides: Besides = NOTHING) -> str:
+    return f"""
+WITH {besides.first}given AS MATERIALIZED (
     SELECT w.*, sha256(convert_to($1::jsonb::text, 'UTF8')) AS content_hash
     FROM jsonb_to_record($1::jsonb) AS w(
         {WORKFLOW.record()}, execution_pointers jsonb)
@@ -62,6 +66,7 @@ WITH given AS MATERIALIZED (
     SELECT {WORKFLOW.values("g")},
         g.content_hash
     FROM given g
+    WHERE {besides.condition}
     ON CONFLICT DO NOTHING
     RETURNING id, first_revision
 ), pointers AS (
@@ -71,7 +76,7 @@ WITH given AS MATERIALIZED (
         {POINTER.values("p")}
     FROM created, given, jsonb_to_recordset(given.execution_pointers) AS p(ordinal bigint,
         {POINTER.record()})
-)
+){besides.then}
 SELECT EXISTS (SELECT FROM created
         WHERE first_revision > pg_sequence_last_value('wfc.revision_floor')),
     (SELECT coalesce(w.content_hash = g.content_hash, FALSE)
@@ -80,17 +85,30 @@ SELECT EXISTS (SELECT FROM created
     coalesce((SELECT first_revision FROM created),
         (SELECT w.first_revision FROM wfc.workflows w JOIN given g ON w.id = g.id))
 """
+
+
 _FIRST_REVISION: Final = 3
 
+CREATE_NEW_WORKFLOW = _create()
+CREATE_NEW_WORKFLOW_ENQUEUE = _create(ENQUEUE_CREATED)
 
-async def create_new_workflow(store: Store, instance: WorkflowInstance) -> int:
-    """Insert a workflow, which must have an id and a name; returns its revision at creation.
+
+async def create_new_workflow(
+    store: Store, instance: WorkflowInstance, enqueue: Sequence[QueueItem] = ()
+) -> int:
+    """Insert a workflow, which must have an id and a name, and enqueue items with it; returns its
+    revision at creation.
 
     Repeating the call changes nothing, and returns the same.
     """
+
+    def params() -> tuple[Param, ...]:
+        document = workflow_document(instance)
+        return (document, queue_items_document(enqueue)) if enqueue else (document,)
+
     row = await store.create(
-        CREATE_NEW_WORKFLOW,
-        await offload.run(workflow_document, instance),
+        CREATE_NEW_WORKFLOW_ENQUEUE if enqueue else CREATE_NEW_WORKFLOW,
+        *await offload.run(params),
         exists=field_error(
             "instance.id",
             ErrorReason.ERROR_REASON_WORKFLOW_ALREADY_EXISTS,

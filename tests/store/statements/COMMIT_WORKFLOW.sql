@@ -68,16 +68,8 @@ WITH stored AS MATERIALIZED (
     WHERE id = ANY (ARRAY (SELECT id FROM leases UNION SELECT id FROM scheduling))
         AND (SELECT count(*) FROM locked_events) >= 0
     ORDER BY id FOR UPDATE
-), held_locks AS MATERIALIZED (
-    SELECT h.* FROM jsonb_to_recordset($7::jsonb -> 'locks') AS h(i bigint, n bigint, token text)
-), locked_locks AS MATERIALIZED (
-    SELECT n, token FROM wfc.locks
-    WHERE n = ANY (ARRAY (SELECT n FROM held_locks)) AND expiry > now()
-        AND (SELECT count(*) FROM locked_commands) >= 0
-    ORDER BY resource FOR SHARE
 ), conditions AS MATERIALIZED (
-    SELECT
-        (SELECT min(n) FROM claims g WHERE NOT EXISTS (
+    SELECT (SELECT min(n) FROM claims g WHERE NOT EXISTS (
             SELECT FROM locked_subscriptions s
             WHERE s.id = g.id)) AS unknown_claim,
         (SELECT min(n) FROM claims g WHERE NOT EXISTS (
@@ -93,12 +85,8 @@ WITH stored AS MATERIALIZED (
         (SELECT min(n) FROM processing g WHERE NOT EXISTS (
             SELECT FROM locked_events e WHERE e.id = g.id)) AS unknown_event,
         (SELECT min(n) FROM events g WHERE EXISTS (
-            SELECT FROM existing_events e WHERE e.id = g.id AND NOT e.same)) AS existing_event,
-        NULL::bigint AS unknown_pointer,
-        (SELECT min(i) FROM held_locks g WHERE NOT EXISTS (
-            SELECT FROM locked_locks l WHERE l.n = g.n AND l.token = g.token)) AS lost_lock,
-        NULL::boolean AS header_too_large
-    WHERE (SELECT count(*) FROM locked_locks) >= 0
+            SELECT FROM existing_events e WHERE e.id = g.id AND NOT e.same)) AS existing_event
+    WHERE (SELECT count(*) FROM locked_commands) >= 0
 ), updated AS (
     UPDATE wfc.workflows w SET
         name = coalesce(nullif(g.name, ''), w.name),
@@ -119,10 +107,8 @@ WITH stored AS MATERIALIZED (
     WHERE w.id = stored.id AND w.revision = stored.revision AND ($3::bigint IS NULL OR w.revision = $3)
         AND NOT EXISTS (SELECT FROM existing WHERE NOT same)
         AND NOT EXISTS (SELECT FROM repeated)
-        AND EXISTS (SELECT FROM conditions c WHERE
-            num_nonnulls(c.lost_claim, c.lost_lease, c.unknown_subscription, c.unknown_event,
-                c.existing_event, c.unknown_pointer, c.lost_lock, c.header_too_large) = 0)
-    RETURNING w.id, w.revision
+        AND EXISTS (SELECT FROM conditions c WHERE num_nonnulls(c.unknown_claim, c.lost_claim, c.lost_lease, c.unknown_subscription, c.unknown_event, c.existing_event) = 0)
+    RETURNING w.id, w.revision, w.status, w.next_execution
 ), pointers (workflow_id, ordinal,
         id, step_id, active, status, sleep_until, persistence_data, start_time, end_time,
         event_name, event_key, event_published, event_data, step_name, retry_count, children,
@@ -211,7 +197,7 @@ WITH stored AS MATERIALIZED (
     WHERE NOT EXISTS (SELECT FROM existing_events x WHERE x.id = e.id)
         AND (SELECT count(*) FROM subscribed) >= 0
     ORDER BY e.id
-    RETURNING 1
+    RETURNING id, is_processed
 ), processed AS (
     UPDATE wfc.events SET is_processed = TRUE
     WHERE id = ANY (ARRAY (SELECT p.id FROM updated, processing p))
@@ -240,6 +226,7 @@ WITH stored AS MATERIALIZED (
     WHERE NOT EXISTS (SELECT FROM locked_commands c WHERE c.id = s.id)
         AND (SELECT count(*) FROM created_events) >= 0
     ORDER BY s.command_name, s.data
+    RETURNING 1
 ), completed AS (
     DELETE FROM wfc.scheduled_commands WHERE id = ANY (ARRAY (
         SELECT id FROM completing WHERE unchanged
@@ -272,8 +259,5 @@ SELECT (SELECT revision FROM updated) AS revision,
     c.lost_lease AS lost_lease,
     c.unknown_subscription AS unknown_subscription,
     c.unknown_event AS unknown_event,
-    c.existing_event AS existing_event,
-    c.unknown_pointer AS unknown_pointer,
-    c.lost_lock AS lost_lock,
-    c.header_too_large AS header_too_large
+    c.existing_event AS existing_event
 FROM conditions c;

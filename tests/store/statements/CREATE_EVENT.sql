@@ -10,6 +10,7 @@ WITH given AS MATERIALIZED (
     SELECT g.id, g.event_name, g.event_key, g.event_data -> 0, g.event_time, g.is_processed,
         g.content_hash
     FROM given g
+    WHERE TRUE
     ON CONFLICT (id) DO NOTHING
     RETURNING id
 )

@@ -14,6 +14,7 @@ WITH given AS MATERIALIZED (
         g.external_token_expiry,
         g.content_hash
     FROM given g
+    WHERE TRUE
     ON CONFLICT (id) DO NOTHING
     RETURNING id
 )

@@ -13,6 +13,7 @@ WITH given AS MATERIALIZED (
         coalesce(g.extension_attributes, '{}'),
         g.content_hash
     FROM given g
+    WHERE TRUE
     ON CONFLICT DO NOTHING
     RETURNING id, first_revision
 ), pointers AS (

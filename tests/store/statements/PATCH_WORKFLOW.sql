@@ -61,9 +61,8 @@ WITH stored AS MATERIALIZED (
     WHERE w.id = stored.id AND w.revision = stored.revision AND w.revision = $3
         AND NOT EXISTS (SELECT FROM existing WHERE NOT same)
         AND NOT EXISTS (SELECT FROM repeated)
-        AND EXISTS (SELECT FROM conditions c WHERE
-            num_nonnulls(c.unknown_pointer, c.header_too_large) = 0)
-    RETURNING w.id, w.revision
+        AND EXISTS (SELECT FROM conditions c WHERE num_nonnulls(c.unknown_pointer, c.header_too_large) = 0)
+    RETURNING w.id, w.revision, w.status, w.next_execution
 ), removed AS (
     DELETE FROM wfc.execution_pointers
     WHERE workflow_id = $1 AND id = ANY (ARRAY (

@@ -39,7 +39,7 @@ WITH stored AS MATERIALIZED (
     WHERE w.id = stored.id AND w.revision = stored.revision AND ($3::bigint IS NULL OR w.revision = $3)
         AND NOT EXISTS (SELECT FROM existing WHERE NOT same)
         AND NOT EXISTS (SELECT FROM repeated)
-    RETURNING w.id, w.revision
+    RETURNING w.id, w.revision, w.status, w.next_execution
 ), pointers (workflow_id, ordinal,
         id, step_id, active, status, sleep_until, persistence_data, start_time, end_time,
         event_name, event_key, event_published, event_data, step_name, retry_count, children,

@@ -151,10 +151,10 @@ class WorkflowServiceServicer(object):
         nothing. With `held_lock_tokens`, it is refused if one of these locks is no
         longer held, and nobody else acquires any of them before it is committed.
         What it enqueues, acknowledges and publishes belongs to the same transaction:
-        all or nothing, and every watcher of lifecycle events sees those of two
-        writes of a workflow in the order of its revisions. Errors: NOT_FOUND
-        (WORKFLOW_NOT_FOUND); ABORTED (REVISION_MISMATCH); FAILED_PRECONDITION
-        (LEASE_LOST, with the `field` in ErrorInfo's metadata);
+        all or nothing. Watchers get its lifecycle events before those of writes that
+        were called after it was answered. Errors: NOT_FOUND (WORKFLOW_NOT_FOUND);
+        ABORTED (REVISION_MISMATCH); FAILED_PRECONDITION (LEASE_LOST, with the
+        `field` in ErrorInfo's metadata);
         ALREADY_EXISTS (NAME_TAKEN); RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE);
         INVALID_ARGUMENT.
         """

@@ -185,7 +185,7 @@ class Check(QueueRules, WatchingRules):
                     self.number(path, "epoch", claim.epoch, 1, MAX_REVISION)
         self.lease_tokens("held_lease_tokens", request.held_lease_tokens)
         self.lease_tokens("complete_lease_tokens", request.complete_lease_tokens)
-        self.around(request, (request.instance if state == "instance" else request.patch).id)
+        self.step(request, (request.instance if state == "instance" else request.patch).id)
         if self.at_most("", "create_subscriptions", request.create_subscriptions):
             self.each("create_subscriptions", request.create_subscriptions, self.subscription)
             ids = [s.id for s in request.create_subscriptions]
@@ -215,15 +215,15 @@ class Check(QueueRules, WatchingRules):
             names = [f"{c.command_name} {c.data}" for c in request.schedule_commands]
             self.distinct("", "schedule_commands", "", names)
 
-    def around(
+    def step(
         self,
         request: CommitWorkflowRequest
         | PersistWorkflowRequest
         | PersistWorkflowWithSubscriptionsRequest,
         id_: str,
     ) -> None:
-        """What every write of a workflow may come with: locks, items of queues, lifecycle events.
-        `id_`: the workflow's."""
+        """What belongs to a step whatever is written of the workflow, whose id is `id_`: locks,
+        items of queues, lifecycle events."""
         self.lease_tokens("held_lock_tokens", request.held_lock_tokens)
         self.queue_items("enqueue", request.enqueue, stands_for=id_)
         self.acknowledgements(request.acknowledge)

@@ -34,6 +34,7 @@ from wfe.persistence.v1.workflow_pb2 import (
     ExecutionPointer,
     ListExecutionPointersResponse,
     ListWorkflowsResponse,
+    PersistWorkflowWithSubscriptionsRequest,
     WorkflowInstance,
     WorkflowView,
 )
@@ -161,10 +162,22 @@ def queue_items(items: Iterable[QueueItem]) -> Iterator[ListQueueItemsResponse]:
         yield response
 
 
-def persist(instance: WorkflowInstance, created: Iterable[EventSubscription]) -> Iterator[Message]:
-    """A workflow and the subscriptions that are created with it."""
+def create(instance: WorkflowInstance, enqueued: Iterable[QueueItem]) -> Iterator[Message]:
+    """A workflow and the items that are enqueued with it."""
     yield from workflow(instance)
-    yield from subscriptions(created)
+    yield from queue_items(enqueued)
+
+
+def create_event(event: Event, enqueued: Iterable[QueueItem]) -> Iterator[Message]:
+    """An event and the items that are enqueued with it."""
+    yield from events([event])
+    yield from queue_items(enqueued)
+
+
+def persist(request: PersistWorkflowWithSubscriptionsRequest) -> Iterator[Message]:
+    """A workflow, and the subscriptions and items that are written with it."""
+    yield from create(request.instance, request.enqueue)
+    yield from subscriptions(request.subscriptions)
 
 
 def commit(request: CommitWorkflowRequest) -> Iterator[Message]:
@@ -180,6 +193,7 @@ def commit(request: CommitWorkflowRequest) -> Iterator[Message]:
     yield from events(request.create_events)
     yield from errors(request.errors)
     yield from commands(request.schedule_commands)
+    yield from queue_items(request.enqueue)
 
 
 def _growth(message: Message, stored_bytes: Callable[[str], int]) -> int:
