@@ -20,6 +20,7 @@ from wfe_persistence.store import (
     lock,
     pointer,
     purge,
+    queue,
     subscription,
     workflow,
     workflow_changes,
@@ -60,6 +61,9 @@ INSERT INTO wfc.locks (resource, owner, token, epoch, expiry, acquire_time)
     SELECT 'r' || i, 'o' || i % 100, 'x', i,
         now() + CASE WHEN i % 100 = 0 THEN -i ELSE i END * interval '1 second', now()
     FROM generate_series(1, {ROWS}) i;
+INSERT INTO wfc.queue_items (n, queue, id, visible_time, lease_id)
+    SELECT i, 'q', 'i' || i, now(), 'x' FROM generate_series(1, {ROWS}) i;
+INSERT INTO wfc.queues (name, kind) SELECT 'q' || i, 'Workflow' FROM generate_series(1, {ROWS}) i;
 INSERT INTO wfc.lifecycle_events (type, workflow_id, definition_id, version, event_time)
     SELECT 'Started', 'w' || i % 100, 'd', 1, now() FROM generate_series(1, {ROWS}) i;
 INSERT INTO wfc.workflow_changes (workflow_id)
@@ -86,7 +90,6 @@ ACTIVE = WorkflowView.WORKFLOW_VIEW_ACTIVE
 EFFECTS = json.dumps(
     {
         "claims": [{"n": 0, "id": "s7", "token": "t"}], "terminated": ["s8"],
-        "locks": [{"i": 0, "n": 7, "token": "x"}],
         "leases": [
             {"n": 0, "id": 7, "revision": 1, "lease_id": "x", "completes": True},
         ],
@@ -96,6 +99,18 @@ EFFECTS = json.dumps(
         "commands": [{"command_name": "ProcessWorkflow", "data": "w7", "execute_time": 1}],
     }
 )  # fmt: skip
+OF_STEP: dict[str, object] = {
+    "locks": [{"i": 0, "n": 7, "token": "x"}],
+    "acknowledge": [{"at": 0, "n": 7, "lease_id": "x", "act": "confirm"}],
+    "enqueue": [{"queue": "q", "id": "i7"}, {"queue": "q", "id": "new"}],
+    "publish": [{"type": "Started", "workflow_id": "w7", "definition_id": "d", "version": 1,
+                 "event_time": "2026-01-01T00:00:00Z"}],
+}  # fmt: skip
+STEP = json.dumps(OF_STEP)
+RECEIPTS = json.dumps(OF_STEP["acknowledge"])
+EFFECTS_AND_STEP = json.dumps(json.loads(EFFECTS) | OF_STEP)
+ITEMS = json.dumps(OF_STEP["enqueue"])
+EVENT = json.dumps(json.loads(EFFECTS)["events"][0])
 PATCH = json.dumps(
     {
         "status": "Runnable", "removed": ["3"],
@@ -107,7 +122,11 @@ PATCH_OF_DATA = json.dumps(
 )
 EFFECTS_INDEXES = {
     "workflows_pkey", "event_subscriptions_pkey", "events_pkey",
-    "scheduled_commands_pkey", "scheduled_commands_command_name_data_key", "locks_pkey",
+    "scheduled_commands_pkey", "scheduled_commands_command_name_data_key",
+}  # fmt: skip
+STEP_INDEXES = {
+    "workflows_pkey", "events_pkey", "queue_items_pkey", "queue_items_queue_id_key", "queues_pkey",
+    "locks_pkey", "requests_pkey",
 }  # fmt: skip
 
 CASES: list[tuple[str, str, Sequence[object], set[str]]] = [
@@ -129,6 +148,21 @@ CASES: list[tuple[str, str, Sequence[object], set[str]]] = [
     ("commit_workflow_patch", commit.COMMIT_WORKFLOW_PATCH,
      ["w7", PATCH, 1, "[]", UUID, HASH, EFFECTS],
      EFFECTS_INDEXES | {"execution_pointers_ordered"}),
+    ("commit_workflow_step", commit.COMMIT_WORKFLOW_STEP,
+     ["w7", DOCUMENT, None, "[]", UUID, HASH, EFFECTS_AND_STEP], EFFECTS_INDEXES | STEP_INDEXES),
+    ("commit_workflow_patch_step", commit.COMMIT_WORKFLOW_PATCH_STEP,
+     ["w7", PATCH, 1, "[]", UUID, HASH, EFFECTS_AND_STEP],
+     EFFECTS_INDEXES | STEP_INDEXES | {"execution_pointers_ordered"}),
+    ("persist_workflow_step", commit.PERSIST_WORKFLOW_STEP,
+     ["w7", DOCUMENT, None, "[]", UUID, HASH, STEP], STEP_INDEXES),
+    ("patch_workflow_step", commit.PATCH_WORKFLOW_STEP,
+     ["w7", PATCH, 1, "[]", UUID, HASH, STEP], STEP_INDEXES),
+    ("create_new_workflow_enqueue", workflow.CREATE_NEW_WORKFLOW_ENQUEUE, [DOCUMENT, ITEMS],
+     {"workflows_pkey", "queue_items_pkey", "queue_items_queue_id_key"}),
+    ("create_event_enqueue", event.CREATE_EVENT_ENQUEUE, [EVENT, ITEMS],
+     {"events_pkey", "queue_items_pkey", "queue_items_queue_id_key"}),
+    ("acknowledge", queue.ACKNOWLEDGE, [RECEIPTS],
+     {"workflows_pkey", "events_pkey", "queue_items_pkey", "queues_pkey"}),
     ("patch_workflow", commit.PATCH_WORKFLOW, ["w7", PATCH, 1, "[]", UUID, HASH],
      {"workflows_pkey", "execution_pointers_pkey", "execution_pointers_ordered"}),
     ("patch_workflow_data", commit.PATCH_WORKFLOW, ["w7", PATCH_OF_DATA, 1, "[]", UUID, HASH],

@@ -133,7 +133,7 @@ def _statement(*, patch: bool = False, effects: bool = False, step: bool = False
         done += (
             queue_parts.worked(
                 after="scheduled" if effects else "subscribed",
-                event_is_unprocessed=effect_parts.EVENT_IS_UNPROCESSED
+                event_is_unprocessed=queue_parts.EVENT_IS_LEFT_UNPROCESSED
                 if effects
                 else queue_parts.EVENT_IS_UNPROCESSED,
             ),

@@ -176,11 +176,6 @@ EFFECTS: Final = f"""terminated AS (
         EXCEPT SELECT id FROM scheduling))
 )"""
 
-# Whether the event of an item `h` is unprocessed after the commit.
-EVENT_IS_UNPROCESSED: Final = """NOT EXISTS (SELECT FROM processing p WHERE p.id = h.id)
-                AND (EXISTS (SELECT FROM wfc.events WHERE id = h.id AND NOT is_processed)
-                    OR EXISTS (SELECT FROM created_events WHERE id = h.id AND NOT is_processed))"""
-
 PUBLISHED: Final = f"""published AS (
     INSERT INTO wfc.lifecycle_events ({LIFECYCLE_EVENT.names()})
     SELECT {LIFECYCLE_EVENT.values("e")}

@@ -51,13 +51,17 @@ def backoff(attempt: str) -> str:
     return f"least({most}, 2 ^ least({attempt} - 1, 10)) * interval '1 second'"
 
 
-# Of an item `h` of a queue `q`.
+# Of an item `h` of a queue `q`. No EXISTS: for that PostgreSQL may read all workflows that are due,
+# and all unprocessed events, to look the item up among them. And items have the collation "C",
+# with which it could not use the indexes of the others.
+_ID_OF_ITEM: Final = 'h.id COLLATE "default"'
 IS_DUE: Final = """status = 'Runnable'
                     AND next_execution <= floor(extract(epoch FROM now()) * 1000)::bigint"""
-WORKFLOW_IS_DUE: Final = f"""EXISTS (
-                SELECT FROM wfc.workflows WHERE id = h.id AND {IS_DUE})"""
-EVENT_IS_UNPROCESSED: Final = """EXISTS (
-                SELECT FROM wfc.events WHERE id = h.id AND NOT is_processed)"""
+WORKFLOW_IS_DUE: Final = f"""coalesce((
+                SELECT {IS_DUE}
+                FROM wfc.workflows WHERE id = {_ID_OF_ITEM}), FALSE)"""
+EVENT_IS_UNPROCESSED: Final = f"""coalesce((
+                SELECT NOT is_processed FROM wfc.events WHERE id = {_ID_OF_ITEM}), FALSE)"""
 
 
 def not_done(workflow_is_due: str, event_is_unprocessed: str) -> str:
@@ -183,6 +187,11 @@ def worked(*, after: str, event_is_unprocessed: str) -> str:
 
 _BUT_SETTLED: Final = """
         WHERE l.n NOT IN (SELECT n FROM settling)"""
+
+EVENT_IS_LEFT_UNPROCESSED: Final = f"""NOT EXISTS (SELECT FROM processing p WHERE p.id = h.id)
+                AND ({EVENT_IS_UNPROCESSED}
+                    OR EXISTS (SELECT FROM created_events WHERE id = h.id AND NOT is_processed))"""
+"""The same after a commit that processes and creates events."""
 
 _UNCONFIRMED: Final = """(SELECT string_agg(int4send(at), '' ORDER BY at)
         FROM judged WHERE act = 'confirm' AND NOT done)"""

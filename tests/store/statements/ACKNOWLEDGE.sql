@@ -11,11 +11,12 @@ WITH given AS MATERIALIZED (
 ), judged AS MATERIALIZED (
     SELECT h.*,
         h.act = 'acknowledge' OR (h.act = 'confirm' AND NOT CASE q.kind
-            WHEN 'Workflow' THEN EXISTS (
-                SELECT FROM wfc.workflows WHERE id = h.id AND status = 'Runnable'
-                    AND next_execution <= floor(extract(epoch FROM now()) * 1000)::bigint)
-            WHEN 'Event' THEN EXISTS (
-                SELECT FROM wfc.events WHERE id = h.id AND NOT is_processed)
+            WHEN 'Workflow' THEN coalesce((
+                SELECT status = 'Runnable'
+                    AND next_execution <= floor(extract(epoch FROM now()) * 1000)::bigint
+                FROM wfc.workflows WHERE id = h.id COLLATE "default"), FALSE)
+            WHEN 'Event' THEN coalesce((
+                SELECT NOT is_processed FROM wfc.events WHERE id = h.id COLLATE "default"), FALSE)
             ELSE FALSE END) AS done,
         h.dead OR coalesce(h.attempt >= q.max_attempts, FALSE) AS spent,
         CASE h.act WHEN 'return' THEN h.delay_ms * interval '1 millisecond'

@@ -274,11 +274,13 @@ WITH stored AS MATERIALIZED (
             WHEN 'Workflow' THEN CASE WHEN h.id = $1
                 THEN EXISTS (SELECT FROM updated WHERE status = 'Runnable'
                     AND next_execution <= floor(extract(epoch FROM now()) * 1000)::bigint)
-                ELSE EXISTS (
-                SELECT FROM wfc.workflows WHERE id = h.id AND status = 'Runnable'
-                    AND next_execution <= floor(extract(epoch FROM now()) * 1000)::bigint) END
+                ELSE coalesce((
+                SELECT status = 'Runnable'
+                    AND next_execution <= floor(extract(epoch FROM now()) * 1000)::bigint
+                FROM wfc.workflows WHERE id = h.id COLLATE "default"), FALSE) END
             WHEN 'Event' THEN NOT EXISTS (SELECT FROM processing p WHERE p.id = h.id)
-                AND (EXISTS (SELECT FROM wfc.events WHERE id = h.id AND NOT is_processed)
+                AND (coalesce((
+                SELECT NOT is_processed FROM wfc.events WHERE id = h.id COLLATE "default"), FALSE)
                     OR EXISTS (SELECT FROM created_events WHERE id = h.id AND NOT is_processed))
             ELSE FALSE END AS done,
         h.dead OR coalesce(h.attempt >= q.max_attempts, FALSE) AS spent,

@@ -158,11 +158,12 @@ WITH stored AS MATERIALIZED (
             WHEN 'Workflow' THEN CASE WHEN h.id = $1
                 THEN EXISTS (SELECT FROM updated WHERE status = 'Runnable'
                     AND next_execution <= floor(extract(epoch FROM now()) * 1000)::bigint)
-                ELSE EXISTS (
-                SELECT FROM wfc.workflows WHERE id = h.id AND status = 'Runnable'
-                    AND next_execution <= floor(extract(epoch FROM now()) * 1000)::bigint) END
-            WHEN 'Event' THEN EXISTS (
-                SELECT FROM wfc.events WHERE id = h.id AND NOT is_processed)
+                ELSE coalesce((
+                SELECT status = 'Runnable'
+                    AND next_execution <= floor(extract(epoch FROM now()) * 1000)::bigint
+                FROM wfc.workflows WHERE id = h.id COLLATE "default"), FALSE) END
+            WHEN 'Event' THEN coalesce((
+                SELECT NOT is_processed FROM wfc.events WHERE id = h.id COLLATE "default"), FALSE)
             ELSE FALSE END AS done,
         h.dead OR coalesce(h.attempt >= q.max_attempts, FALSE) AS spent,
         least(60, 2 ^ least(h.attempt - 1, 10)) * interval '1 second' AS delay,
