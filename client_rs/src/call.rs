@@ -132,8 +132,18 @@ impl Caller {
         left: Duration,
         authorization: Option<MetadataValue<Ascii>>,
     ) -> Request<Q> {
-        let mut request = Request::new(message);
+        let mut request = self.addressed(message, authorization);
         request.set_timeout(left);
+        request
+    }
+
+    /// The request of a stream that lasts until one side ends it.
+    pub(crate) fn endless<Q>(&self, message: Q) -> Result<Request<Q>, Error> {
+        Ok(self.addressed(message, self.authorization()?))
+    }
+
+    fn addressed<Q>(&self, message: Q, authorization: Option<MetadataValue<Ascii>>) -> Request<Q> {
+        let mut request = Request::new(message);
         let metadata = request.metadata_mut();
         if let Some(namespace) = &self.namespace {
             metadata.insert("wfe-namespace", namespace.clone());

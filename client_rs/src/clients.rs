@@ -3,11 +3,14 @@
 use std::future::Future;
 
 use tonic::transport::Channel;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::rpc::Rpc;
 use crate::v1;
 use crate::v1::event_service_client::EventServiceClient;
+use crate::v1::lifecycle_service_client::LifecycleServiceClient;
+use crate::v1::lock_service_client::LockServiceClient;
+use crate::v1::queue_service_client::QueueServiceClient;
 use crate::v1::scheduled_command_service_client::ScheduledCommandServiceClient;
 use crate::v1::store_service_client::StoreServiceClient;
 use crate::v1::subscription_service_client::SubscriptionServiceClient;
@@ -21,6 +24,9 @@ pub(crate) struct Clients {
     subscriptions: SubscriptionServiceClient<Channel>,
     commands: ScheduledCommandServiceClient<Channel>,
     store: StoreServiceClient<Channel>,
+    queues: QueueServiceClient<Channel>,
+    locks: LockServiceClient<Channel>,
+    lifecycle: LifecycleServiceClient<Channel>,
 }
 
 impl Clients {
@@ -34,8 +40,20 @@ impl Clients {
                 .max_decoding_message_size(max_bytes),
             commands: ScheduledCommandServiceClient::new(channel.clone())
                 .max_decoding_message_size(max_bytes),
-            store: StoreServiceClient::new(channel).max_decoding_message_size(max_bytes),
+            store: StoreServiceClient::new(channel.clone()).max_decoding_message_size(max_bytes),
+            queues: QueueServiceClient::new(channel.clone()).max_decoding_message_size(max_bytes),
+            locks: LockServiceClient::new(channel.clone()).max_decoding_message_size(max_bytes),
+            lifecycle: LifecycleServiceClient::new(channel).max_decoding_message_size(max_bytes),
         }
+    }
+
+    /// Opens a stream of lifecycle events.
+    pub(crate) async fn watch(
+        &self,
+        request: Request<v1::WatchRequest>,
+    ) -> Result<Streaming<v1::WatchResponse>, Status> {
+        let mut client = self.lifecycle.clone();
+        client.watch(request).await.map(Response::into_inner)
     }
 }
 
@@ -77,6 +95,8 @@ unary! {
     CommitWorkflow: workflows.commit_workflow(CommitWorkflowRequest) -> CommitWorkflowResponse;
     GetWorkflowInstance: workflows.get_workflow_instance(GetWorkflowInstanceRequest) -> GetWorkflowInstanceResponse;
     GetWorkflowInstanceByName: workflows.get_workflow_instance_by_name(GetWorkflowInstanceByNameRequest) -> GetWorkflowInstanceByNameResponse;
+    ListWorkflows: workflows.list_workflows(ListWorkflowsRequest) -> ListWorkflowsResponse;
+    CountWorkflows: workflows.count_workflows(CountWorkflowsRequest) -> CountWorkflowsResponse;
     GetRunnableInstances: workflows.get_runnable_instances(GetRunnableInstancesRequest) -> GetRunnableInstancesResponse;
     NextDefinitionSequence: workflows.next_definition_sequence(NextDefinitionSequenceRequest) -> NextDefinitionSequenceResponse;
 
@@ -108,6 +128,20 @@ unary! {
     CreateNamespace: store.create_namespace(CreateNamespaceRequest) -> CreateNamespaceResponse;
     ListNamespaces: store.list_namespaces(ListNamespacesRequest) -> ListNamespacesResponse;
     DeleteNamespace: store.delete_namespace(DeleteNamespaceRequest) -> DeleteNamespaceResponse;
+
+    Enqueue: queues.enqueue(EnqueueRequest) -> EnqueueResponse;
+    Dequeue: queues.dequeue(DequeueRequest) -> DequeueResponse;
+    Acknowledge: queues.acknowledge(AcknowledgeRequest) -> AcknowledgeResponse;
+    ReturnItems: queues.return_items(ReturnItemsRequest) -> ReturnItemsResponse;
+    RenewItems: queues.renew_items(RenewItemsRequest) -> RenewItemsResponse;
+    GetQueueStats: queues.get_queue_stats(GetQueueStatsRequest) -> GetQueueStatsResponse;
+    ConfigureQueue: queues.configure_queue(ConfigureQueueRequest) -> ConfigureQueueResponse;
+
+    AcquireLock: locks.acquire_lock(AcquireLockRequest) -> AcquireLockResponse;
+    RenewLocks: locks.renew_locks(RenewLocksRequest) -> RenewLocksResponse;
+    ReleaseLock: locks.release_lock(ReleaseLockRequest) -> ReleaseLockResponse;
+
+    Publish: lifecycle.publish(PublishRequest) -> PublishResponse;
 }
 
 /// Server streaming: the response is what all messages of the stream hold.

@@ -12,10 +12,11 @@ use crate::cache::Cache;
 use crate::call::{Caller, Retry};
 use crate::clients::Clients;
 use crate::error::Error;
+use crate::host::HostSettings;
 use crate::provider::{Claims, GrpcPersistenceProvider, Options};
 use crate::token::{self, Authorization};
 
-/// Configures and connects a [`GrpcPersistenceProvider`].
+/// Configures and connects a [`GrpcPersistenceProvider`] or a [`GrpcHost`](crate::GrpcHost).
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), wfe_persistence_client::Error> {
@@ -44,6 +45,7 @@ pub struct Builder {
     claims: Claims,
     remember: usize,
     strict: bool,
+    pub(crate) host: HostSettings,
     #[cfg(feature = "tls")]
     tls: Tls,
 }
@@ -97,6 +99,7 @@ impl Builder {
             max_message_bytes: 64 * 1024 * 1024,
             remember: 200_000,
             strict: false,
+            host: HostSettings::default(),
             retry: Retry::default(),
             claims: Claims {
                 lease: Duration::from_secs(60),

@@ -1,16 +1,18 @@
 //! Converts between the engine's model and the messages of the API, without losing or
 //! guessing anything.
 
+mod lifecycle;
 mod values;
 
 use std::collections::HashMap;
 
 use wfe_core::models as engine;
 
-pub(crate) use self::values::to_time;
+pub(crate) use self::lifecycle::{from_lifecycle_event, to_lifecycle_event};
 use self::values::{
-    from_json, from_optional_json, from_required_time, from_step_id, from_time, to_json, to_step_id,
+    from_json, from_optional_json, from_required_time, from_step_id, to_json, to_step_id,
 };
+pub(crate) use self::values::{from_time, to_time};
 use crate::error::{Error, Result};
 use crate::v1;
 
@@ -30,18 +32,21 @@ pub(crate) fn to_workflow(instance: &engine::WorkflowInstance) -> Result<v1::Wor
             .map(to_pointer)
             .collect::<Result<_>>()?,
         next_execution: instance.next_execution,
-        status: match instance.status {
-            engine::WorkflowStatus::Runnable => v1::WorkflowStatus::Runnable,
-            engine::WorkflowStatus::Suspended => v1::WorkflowStatus::Suspended,
-            engine::WorkflowStatus::Complete => v1::WorkflowStatus::Complete,
-            engine::WorkflowStatus::Terminated => v1::WorkflowStatus::Terminated,
-        }
-        .into(),
+        status: to_workflow_status(instance.status).into(),
         data_json: to_json(&instance.data),
         create_time: Some(to_time(instance.create_time)),
         complete_time: instance.complete_time.map(to_time),
         ..Default::default()
     })
+}
+
+pub(crate) fn to_workflow_status(status: engine::WorkflowStatus) -> v1::WorkflowStatus {
+    match status {
+        engine::WorkflowStatus::Runnable => v1::WorkflowStatus::Runnable,
+        engine::WorkflowStatus::Suspended => v1::WorkflowStatus::Suspended,
+        engine::WorkflowStatus::Complete => v1::WorkflowStatus::Complete,
+        engine::WorkflowStatus::Terminated => v1::WorkflowStatus::Terminated,
+    }
 }
 
 /// A workflow that was received.
@@ -74,7 +79,7 @@ pub(crate) fn from_workflow(message: v1::WorkflowInstance) -> Result<engine::Wor
     })
 }
 
-fn to_pointer(pointer: &engine::ExecutionPointer) -> Result<v1::ExecutionPointer> {
+pub(crate) fn to_pointer(pointer: &engine::ExecutionPointer) -> Result<v1::ExecutionPointer> {
     use engine::PointerStatus as Status;
     Ok(v1::ExecutionPointer {
         id: pointer.id.clone(),

@@ -1,6 +1,6 @@
-//! A persistence provider for the [WFE workflow engine](https://docs.rs/wfe) that keeps the
-//! engine's state in a WFE persistence server, over gRPC: workflows, events, subscriptions,
-//! scheduled commands and the error log.
+//! Providers for the [WFE workflow engine](https://docs.rs/wfe) that keep everything in a WFE
+//! persistence server, over gRPC: workflows, events, subscriptions, scheduled commands, the error
+//! log, and also queues, locks and lifecycle events.
 //!
 //! [`GrpcPersistenceProvider`] implements the engine's complete persistence trait, so a host
 //! that used `wfe-postgres` changes one line:
@@ -17,6 +17,37 @@
 //! // WorkflowHostBuilder::new().use_persistence(store)…
 //! # Ok(()) }
 //! ```
+//!
+//! # Hosts
+//!
+//! [`GrpcHost`] is the engine's other providers too: queue, locks, lifecycle events, search. So a
+//! host needs nothing but the server, and nothing is lost between its parts:
+//!
+//! - An item of a queue stays on the server, under a lease, until its work is done. If the host
+//!   dies, another one gets it when the lease expires ([`Builder::lease`]). If the host drops it
+//!   (the engine does so when a load, a lock or an event fails, or if it does not know the
+//!   definition), the server does not confirm that its work is done, and it comes back, after a
+//!   second at first. The engine's queues have no acknowledgement: the next `dequeue_work` of the
+//!   same task is one, in the same call.
+//! - The result of a step, the acknowledgement of the item, the item for the next step and the
+//!   lifecycle events are stored in one transaction. It is refused if the lease or the lock was
+//!   lost, or if the workflow has been changed since it was loaded; the step is run again then.
+//! - A workflow is enqueued for the time at which one of its pointers can be run, so one that
+//!   sleeps costs nothing. (The engine itself runs it again and again until it wakes.)
+//! - The item brings the workflow, and its lease stands for the locks on it. So a step is two
+//!   calls: `Dequeue`, and the write. Only while an event may come for the workflow (one of its
+//!   pointers waits for one), it is locked on the server, and loaded under that lock.
+//! - Leases and locks are renewed in the background, however long a step takes, also after
+//!   `stop`. A step that blocks its thread keeps the runtime from doing so if that has no other
+//!   thread.
+//!
+//! `start` and `stop` of the providers need not be called. The feature `wfe-1-11` adds what the
+//! engine's traits have since 1.11: `LifecyclePublisher::subscribe`; with any version there is
+//! [`GrpcHost::subscribe`].
+//!
+//! When a host connects to the queues for the first time, it tells the server what their items
+//! stand for (`ConfigureQueue`), for which a token needs the role `operator`; if that is known
+//! already, the role `host` is enough.
 //!
 //! # Retries
 //!
@@ -81,6 +112,7 @@ mod clients;
 mod connect;
 mod convert;
 mod error;
+mod host;
 mod patch;
 mod provider;
 mod rpc;
@@ -96,5 +128,6 @@ pub mod v1;
 
 pub use connect::Builder;
 pub use error::{Error, FieldViolation};
+pub use host::{GrpcHost, Lag};
 pub use provider::GrpcPersistenceProvider;
 pub use step::{Committed, Step};

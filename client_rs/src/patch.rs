@@ -43,6 +43,12 @@ impl Snapshot {
         self.pointers.len() + 1
     }
 
+    /// Whether the workflow has this very pointer.
+    pub(crate) fn has(&self, pointer: &v1::ExecutionPointer) -> bool {
+        let known = self.pointers.iter().find(|(id, _)| *id == pointer.id);
+        known.is_some_and(|(_, known)| *known == digest(pointer))
+    }
+
     /// Takes over the name of the previous snapshot if this one has none: writing an empty
     /// name leaves the stored one unchanged.
     pub(crate) fn keep_name_of(&mut self, previous: &Self) {

@@ -9,6 +9,9 @@ mod subscription;
 mod workflow;
 mod write;
 
+pub(crate) use self::workflow::to_new_subscriptions;
+pub(crate) use self::write::new_effects;
+
 use std::fmt;
 use std::future::Future;
 use std::time::Duration;
@@ -22,7 +25,7 @@ use crate::error::Result;
 use crate::v1;
 
 /// The maximum page size of the server.
-const PAGE_SIZE: i32 = 1000;
+pub(crate) const PAGE_SIZE: i32 = 1000;
 
 /// The engine's persistence provider on a WFE persistence server.
 ///
@@ -36,10 +39,10 @@ const PAGE_SIZE: i32 = 1000;
 /// other commands.
 #[derive(Clone)]
 pub struct GrpcPersistenceProvider {
-    clients: Clients,
-    caller: Caller,
-    claims: Claims,
-    cache: Cache,
+    pub(crate) clients: Clients,
+    pub(crate) caller: Caller,
+    pub(crate) claims: Claims,
+    pub(crate) cache: Cache,
     strict: bool,
     scheduled_commands: bool,
 }
@@ -79,7 +82,7 @@ impl GrpcPersistenceProvider {
     }
 
     /// Calls the RPC that the request belongs to.
-    async fn call<C: Call>(&self, request: &C) -> Result<C::Response> {
+    pub(crate) async fn call<C: Call>(&self, request: &C) -> Result<C::Response> {
         self.caller
             .call(C::RPC, request, |attempt| C::send(&self.clients, attempt))
             .await
@@ -96,7 +99,7 @@ impl fmt::Debug for GrpcPersistenceProvider {
 }
 
 /// Reads all pages: `page` returns the items of one and the token of the next.
-async fn all_pages<T, F>(mut page: impl FnMut(String) -> F) -> Result<Vec<T>>
+pub(crate) async fn all_pages<T, F>(mut page: impl FnMut(String) -> F) -> Result<Vec<T>>
 where
     F: Future<Output = Result<(Vec<T>, String)>>,
 {
@@ -114,7 +117,7 @@ where
 
 /// The id, or a new one if it is empty: chosen before the first attempt, so that a create can
 /// be retried.
-fn id_or_new(id: &str) -> String {
+pub(crate) fn id_or_new(id: &str) -> String {
     if id.is_empty() {
         Uuid::new_v4().to_string()
     } else {

@@ -154,4 +154,27 @@ impl Step {
         self.effects.complete_lease_tokens.push(lease_token.into());
         self
     }
+
+    /// Enqueues an item, as by `Enqueue`; an empty id stands for the workflow's. One whose
+    /// receipt is also acknowledged here comes again at its visible time.
+    pub fn enqueue(&mut self, item: v1::QueueItem) -> &mut Self {
+        self.effects.enqueue.push(item);
+        self
+    }
+
+    /// Acknowledges an item of a queue, by its receipt. The step is stored only if the item is
+    /// still held under it.
+    pub fn acknowledge(&mut self, receipt: impl Into<String>) -> &mut Self {
+        self.effects.acknowledge.push(v1::Acknowledgement {
+            receipt: receipt.into(),
+            confirmed: false,
+        });
+        self
+    }
+
+    /// Publishes a lifecycle event.
+    pub fn publish(&mut self, event: v1::LifecycleEvent) -> &mut Self {
+        self.effects.publish.push(event);
+        self
+    }
 }

@@ -21,7 +21,7 @@ pub(crate) fn to_time(time: DateTime<Utc>) -> Timestamp {
     }
 }
 
-pub(super) fn from_time(message: Option<Timestamp>) -> Result<Option<DateTime<Utc>>> {
+pub(crate) fn from_time(message: Option<Timestamp>) -> Result<Option<DateTime<Utc>>> {
     message
         .map(|message| {
             u32::try_from(message.nanos)

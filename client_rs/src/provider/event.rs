@@ -7,7 +7,26 @@ use wfe_core::traits::EventRepository;
 
 use super::{all_pages, id_or_new, GrpcPersistenceProvider, PAGE_SIZE};
 use crate::convert::{from_event, to_event, to_time};
+use crate::error::Result;
 use crate::v1;
+
+impl GrpcPersistenceProvider {
+    /// Creates an event with a new UUID if its id is empty, and enqueues items in the same
+    /// transaction, where an empty id stands for the event's; returns its id.
+    pub(crate) async fn create_event_and_enqueue(
+        &self,
+        event: &Event,
+        enqueue: Vec<v1::QueueItem>,
+    ) -> Result<String> {
+        let mut message = to_event(event);
+        message.id = id_or_new(&event.id);
+        let request = v1::CreateEventRequest {
+            event: Some(message),
+            enqueue,
+        };
+        Ok(self.call(&request).await?.id)
+    }
+}
 
 #[async_trait]
 impl EventRepository for GrpcPersistenceProvider {
@@ -17,12 +36,7 @@ impl EventRepository for GrpcPersistenceProvider {
     ///
     /// `Persistence` with `EVENT_ALREADY_EXISTS`, `INVALID_FIELD`, …
     async fn create_event(&self, event: &Event) -> wfe_core::Result<String> {
-        let mut message = to_event(event);
-        message.id = id_or_new(&event.id);
-        let request = v1::CreateEventRequest {
-            event: Some(message),
-        };
-        Ok(self.call(&request).await?.id)
+        Ok(self.create_event_and_enqueue(event, Vec::new()).await?)
     }
 
     /// Returns an event.

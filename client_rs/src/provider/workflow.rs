@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use wfe_core::models::{EventSubscription, WorkflowInstance};
 use wfe_core::traits::WorkflowRepository;
 
+use super::write::new_effects;
 use super::{all_pages, id_or_new, GrpcPersistenceProvider, PAGE_SIZE};
 use crate::convert::{from_workflow, to_subscription, to_time, to_workflow};
 use crate::error::{Error, Result};
@@ -16,8 +17,41 @@ use crate::v1;
 const MOST_IDS: usize = 1000;
 
 impl GrpcPersistenceProvider {
+    /// Creates a workflow with a new UUID if its id is empty, and enqueues items in the same
+    /// transaction, where an empty id stands for the workflow's; returns its id.
+    pub(crate) async fn create(
+        &self,
+        instance: &WorkflowInstance,
+        enqueue: Vec<v1::QueueItem>,
+    ) -> Result<String> {
+        let mut message = to_workflow(instance)?;
+        message.id = id_or_new(&instance.id);
+        let request = v1::CreateNewWorkflowRequest {
+            instance: Some(message),
+            enqueue,
+        };
+        let response = self.call(&request).await?;
+        let mut stored = request.instance.unwrap_or_default();
+        stored.id.clone_from(&response.id);
+        stored.name = response.name;
+        self.cache.put(&stored, response.revision);
+        Ok(response.id)
+    }
+
+    /// Loads a workflow; returns it with its revision.
+    pub(crate) async fn load(&self, id: &str) -> Result<(WorkflowInstance, i64)> {
+        let request = v1::GetWorkflowInstanceRequest {
+            id: id.into(),
+            ..Default::default()
+        };
+        let response = self.call(&request).await.map_err(|error| error.about(id))?;
+        let message = response.instance.unwrap_or_default();
+        let revision = message.revision;
+        Ok((self.loaded(message)?, revision))
+    }
+
     /// Converts a workflow that was received, and caches it.
-    fn loaded(&self, message: v1::WorkflowInstance) -> Result<WorkflowInstance> {
+    pub(crate) fn loaded(&self, message: v1::WorkflowInstance) -> Result<WorkflowInstance> {
         if message.view() == v1::WorkflowView::Header {
             return Err(Error::left_out(&format!("workflow {:?}", message.id)));
         }
@@ -29,6 +63,20 @@ impl GrpcPersistenceProvider {
     }
 }
 
+/// Subscriptions to create, each with an id.
+pub(crate) fn to_new_subscriptions(
+    subscriptions: &[EventSubscription],
+) -> Result<Vec<v1::EventSubscription>> {
+    subscriptions
+        .iter()
+        .map(|subscription| {
+            let mut message = to_subscription(subscription)?;
+            message.id = id_or_new(&subscription.id);
+            Ok(message)
+        })
+        .collect()
+}
+
 #[async_trait]
 impl WorkflowRepository for GrpcPersistenceProvider {
     /// Creates a workflow; returns its id, a new UUID if it was empty.
@@ -37,17 +85,7 @@ impl WorkflowRepository for GrpcPersistenceProvider {
     ///
     /// `Persistence` with `WORKFLOW_ALREADY_EXISTS`, `NAME_TAKEN`, `INVALID_FIELD`, …
     async fn create_new_workflow(&self, instance: &WorkflowInstance) -> wfe_core::Result<String> {
-        let mut message = to_workflow(instance)?;
-        message.id = id_or_new(&instance.id);
-        let request = v1::CreateNewWorkflowRequest {
-            instance: Some(message),
-        };
-        let response = self.call(&request).await?;
-        let mut stored = request.instance.unwrap_or_default();
-        stored.id.clone_from(&response.id);
-        stored.name = response.name;
-        self.cache.put(&stored, response.revision);
-        Ok(response.id)
+        Ok(self.create(instance, Vec::new()).await?)
     }
 
     /// Replaces the stored state; the last writer wins, unless the provider is strict (see
@@ -57,7 +95,8 @@ impl WorkflowRepository for GrpcPersistenceProvider {
     ///
     /// `WorkflowNotFound`; `Persistence` with `NAME_TAKEN`, `INVALID_FIELD`, …
     async fn persist_workflow(&self, instance: &WorkflowInstance) -> wfe_core::Result<()> {
-        Ok(self.save(instance, Vec::new()).await?)
+        self.save(to_workflow(instance)?, new_effects()).await?;
+        Ok(())
     }
 
     /// Replaces the stored state and creates the subscriptions, atomically.
@@ -70,15 +109,12 @@ impl WorkflowRepository for GrpcPersistenceProvider {
         instance: &WorkflowInstance,
         subscriptions: &[EventSubscription],
     ) -> wfe_core::Result<()> {
-        let subscriptions = subscriptions
-            .iter()
-            .map(|subscription| {
-                let mut message = to_subscription(subscription)?;
-                message.id = id_or_new(&subscription.id);
-                Ok(message)
-            })
-            .collect::<Result<_>>()?;
-        Ok(self.save(instance, subscriptions).await?)
+        let effects = v1::CommitWorkflowRequest {
+            create_subscriptions: to_new_subscriptions(subscriptions)?,
+            ..new_effects()
+        };
+        self.save(to_workflow(instance)?, effects).await?;
+        Ok(())
     }
 
     /// Returns the ids of all workflows that are due at this time, soonest first.
@@ -103,12 +139,7 @@ impl WorkflowRepository for GrpcPersistenceProvider {
     ///
     /// `WorkflowNotFound`.
     async fn get_workflow_instance(&self, id: &str) -> wfe_core::Result<WorkflowInstance> {
-        let request = v1::GetWorkflowInstanceRequest {
-            id: id.into(),
-            ..Default::default()
-        };
-        let response = self.call(&request).await.map_err(|error| error.about(id))?;
-        Ok(self.loaded(response.instance.unwrap_or_default())?)
+        Ok(self.load(id).await?.0)
     }
 
     /// Returns the workflow with this name, read in one snapshot.

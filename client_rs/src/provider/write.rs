@@ -3,16 +3,22 @@
 
 use tonic::Code;
 use uuid::Uuid;
-use wfe_core::models::WorkflowInstance;
 
 use super::GrpcPersistenceProvider;
-use crate::convert::to_workflow;
 use crate::error::{Error, Result};
 use crate::patch::Snapshot;
 use crate::step::{Committed, Step};
 use crate::v1;
 use crate::v1::commit_workflow_request::State;
 use crate::v1::ErrorReason;
+
+/// A write without any effects besides the state.
+pub(crate) fn new_effects() -> v1::CommitWorkflowRequest {
+    v1::CommitWorkflowRequest {
+        request_id: Uuid::new_v4().to_string(),
+        ..Default::default()
+    }
+}
 
 impl GrpcPersistenceProvider {
     /// Commits one step of an engine in one transaction: the workflow's new state, sent as a
@@ -45,48 +51,52 @@ impl GrpcPersistenceProvider {
         self.commit_once(&workflow, &request).await
     }
 
-    /// Persists a workflow together with new subscriptions.
-    pub(super) async fn save(
+    /// Persists a workflow, with those of a step's effects that both persists have; returns its
+    /// revision. (Not always as a commit: servers older than that have no `CommitWorkflow`.)
+    pub(crate) async fn save(
         &self,
-        instance: &WorkflowInstance,
-        subscriptions: Vec<v1::EventSubscription>,
-    ) -> Result<()> {
-        let workflow = to_workflow(instance)?;
-        let base = self.cache.get(&workflow.id);
-        let effects = v1::CommitWorkflowRequest {
-            create_subscriptions: subscriptions,
-            request_id: Uuid::new_v4().to_string(),
-            ..Default::default()
-        };
+        workflow: v1::WorkflowInstance,
+        effects: v1::CommitWorkflowRequest,
+    ) -> Result<i64> {
+        let expected = effects.expected_revision;
+        let base = self
+            .cache
+            .get(&workflow.id)
+            .filter(|snapshot| expected.is_none_or(|revision| revision == snapshot.revision));
         if let Some(outcome) = self.try_patch(&workflow, base.as_deref(), &effects).await {
-            return outcome.map(|_| ());
+            return outcome.map(|committed| committed.revision);
         }
         let instance = Some(workflow);
-        let subscriptions = effects.create_subscriptions;
-        let expected_revision = self.strict_revision(base.as_deref());
+        let expected_revision = expected.or(self.strict_revision(base.as_deref()));
+        // Not the request that was refused: another idempotency key.
         let request_id = Uuid::new_v4().to_string();
-        let (instance, outcome) = if subscriptions.is_empty() {
+        let (instance, outcome) = if effects.create_subscriptions.is_empty() {
             let request = v1::PersistWorkflowRequest {
                 instance,
                 expected_revision,
                 request_id,
-                ..Default::default()
+                held_lock_tokens: effects.held_lock_tokens,
+                enqueue: effects.enqueue,
+                acknowledge: effects.acknowledge,
+                publish: effects.publish,
             };
             let outcome = self.call(&request).await.map(|response| response.revision);
             (request.instance, outcome)
         } else {
             let request = v1::PersistWorkflowWithSubscriptionsRequest {
                 instance,
-                subscriptions,
+                subscriptions: effects.create_subscriptions,
                 expected_revision,
                 request_id,
-                ..Default::default()
+                held_lock_tokens: effects.held_lock_tokens,
+                enqueue: effects.enqueue,
+                acknowledge: effects.acknowledge,
+                publish: effects.publish,
             };
             let outcome = self.call(&request).await.map(|response| response.revision);
             (request.instance, outcome)
         };
-        self.written(&instance.unwrap_or_default(), outcome, |revision| *revision)?;
-        Ok(())
+        self.written(&instance.unwrap_or_default(), outcome, |revision| *revision)
     }
 
     /// Commits the workflow as a patch of the stored state. `None` if there is no such patch,

@@ -11,6 +11,7 @@ mod newer;
 mod persistence;
 mod saving;
 mod stub;
+mod suites;
 #[cfg(feature = "tls")]
 mod tls;
 mod token;

@@ -1,0 +1,113 @@
+//! An item of a queue that a host handles.
+
+use std::time::{Duration, Instant};
+
+use wfe_core::models::{PointerStatus, WorkflowInstance};
+
+use crate::v1;
+
+/// How often the host loads a workflow before each step: before it takes the lock, and after.
+const LOADS: u8 = 2;
+
+/// The resources of the locks that the engine takes on a workflow: since 1.11 the host takes one
+/// of its own before the executor's.
+pub(super) fn lock_keys(workflow_id: &str) -> [String; 2] {
+    [
+        workflow_id.into(),
+        format!("workflow-execution.{workflow_id}"),
+    ]
+}
+
+/// An item that a task handles, under a lease.
+pub(super) struct Held {
+    pub(super) id: String,
+    pub(super) receipt: String,
+    pub(super) attempt: u32,
+    pub(super) since: Instant,
+    pub(super) end: End,
+    /// What `Dequeue` brought, for the host's loads.
+    pub(super) brought: Option<(WorkflowInstance, u8)>,
+    /// The revision of the workflow that the executor works on.
+    pub(super) revision: Option<i64>,
+    /// Whether that is the one that it loaded under its lock.
+    pub(super) loaded_under_lock: bool,
+    /// Whether an event may come for the workflow in the meantime.
+    pub(super) waits_for_event: bool,
+    /// The locks that the lease stands for.
+    pub(super) locked: Vec<String>,
+    /// Whether the task has released a lock on the workflow: it is done with it then.
+    pub(super) released: bool,
+}
+
+/// What becomes of an item when its task takes the next one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum End {
+    /// It goes, if the store says that its work is done.
+    Confirm,
+    /// It comes back.
+    Return(Duration),
+    /// Nothing: it was acknowledged with the workflow's new state.
+    Acknowledged,
+    /// Nothing: the lease is lost.
+    Lost,
+}
+
+impl Held {
+    pub(super) fn new(
+        item: &v1::DequeuedItem,
+        brought: Option<WorkflowInstance>,
+        revision: Option<i64>,
+    ) -> Self {
+        Self {
+            id: item.item.as_ref().map(|i| i.id.clone()).unwrap_or_default(),
+            receipt: item.receipt.clone(),
+            attempt: u32::try_from(item.attempt).unwrap_or(1),
+            since: Instant::now(),
+            end: End::Confirm,
+            waits_for_event: brought.as_ref().is_some_and(waits_for_event),
+            brought: brought.map(|workflow| (workflow, LOADS)),
+            revision,
+            loaded_under_lock: false,
+            locked: Vec::new(),
+            released: false,
+        }
+    }
+
+    /// Whether the lease is to be kept.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.end, End::Confirm | End::Return(_))
+    }
+
+    pub(super) fn covers(&self, resource: &str) -> bool {
+        self.is_open() && lock_keys(&self.id).iter().any(|key| key == resource)
+    }
+
+    /// What the server is told about the item, at last.
+    pub(super) fn settle(
+        &self,
+        acknowledge: &mut Vec<v1::Acknowledgement>,
+        return_items: &mut Vec<v1::ReturnedItem>,
+    ) {
+        let receipt = self.receipt.clone();
+        match self.end {
+            End::Confirm => acknowledge.push(v1::Acknowledgement {
+                receipt,
+                confirmed: true,
+            }),
+            End::Return(delay) => return_items.push(v1::ReturnedItem {
+                receipt,
+                delay: (!delay.is_zero())
+                    .then(|| super::to_duration(delay))
+                    .flatten(),
+            }),
+            End::Acknowledged | End::Lost => {}
+        }
+    }
+}
+
+pub(super) fn waits_for_event(workflow: &WorkflowInstance) -> bool {
+    workflow
+        .execution_pointers
+        .iter()
+        .any(|p| p.status == PointerStatus::WaitingForEvent && !p.event_published)
+}

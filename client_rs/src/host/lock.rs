@@ -1,0 +1,58 @@
+//! Locks. The lease of an item stands for the locks on its workflow: nobody else gets the item
+//! meanwhile, so the locks that the engine takes before each step need no calls. Other locks, and
+//! the one on a workflow for which an event may come, are the server's.
+
+use async_trait::async_trait;
+use uuid::Uuid;
+use wfe_core::traits::DistributedLockProvider;
+
+use super::handling::{this_task, Acquire};
+use super::GrpcHost;
+use crate::v1;
+
+#[async_trait]
+impl DistributedLockProvider for GrpcHost {
+    /// Tries to acquire a lock; false if somebody holds it, also this host. It is renewed in the
+    /// background until it is released.
+    async fn acquire_lock(&self, resource: &str) -> wfe_core::Result<bool> {
+        let task = this_task();
+        let decision = self.0.handling().acquire(task, resource);
+        match decision {
+            Acquire::Granted => return Ok(true),
+            Acquire::Refused => return Ok(false),
+            Acquire::AskServer => {}
+        }
+        let request = v1::AcquireLockRequest {
+            resource: resource.into(),
+            owner: self.0.provider.claims.worker_id.clone(),
+            ttl: self.0.lease(),
+            wait: None,
+            request_id: Uuid::new_v4().to_string(),
+        };
+        let answer = self.0.provider.call(&request).await?;
+        let token = answer.acquired.then_some(answer.token);
+        self.0.handling().acquired(task, resource, token);
+        Ok(answer.acquired)
+    }
+
+    /// Releases a lock; no error if it is not held.
+    async fn release_lock(&self, resource: &str) -> wfe_core::Result<()> {
+        let token = self.0.handling().release(this_task(), resource);
+        if let Some(token) = token {
+            let request = v1::ReleaseLockRequest { token };
+            self.0.provider.call(&request).await?;
+        }
+        self.0.settle_if_stopped();
+        Ok(())
+    }
+
+    /// Need not be called.
+    async fn start(&self) -> wfe_core::Result<()> {
+        Ok(())
+    }
+
+    /// Changes nothing: locks are renewed until they are released.
+    async fn stop(&self) -> wfe_core::Result<()> {
+        Ok(())
+    }
+}

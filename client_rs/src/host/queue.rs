@@ -1,0 +1,247 @@
+//! The queue. The engine's has no acknowledgement: whoever takes an item has it alone, and if
+//! that host dies, or drops the item because a load, a lock or a definition failed, nobody does
+//! its work. Here an item stays on the server, under a lease, until its work is done.
+
+use std::sync::{Arc, Weak};
+
+use async_trait::async_trait;
+use chrono::Utc;
+use tokio::sync::oneshot;
+use wfe_core::models::QueueType;
+use wfe_core::traits::QueueProvider;
+
+use super::handling::{this_task, Held, Requeue, Task};
+use super::{to_duration, GrpcHost, Inner};
+use crate::convert::from_time;
+use crate::error::{Error, Result};
+use crate::v1::{self, ErrorReason, QueueKind};
+
+#[async_trait]
+impl QueueProvider for GrpcHost {
+    /// Enqueues a workflow or an event to be handled now. No call if the write before has done so
+    /// already, in its own transaction. Of an item that this task is handling, it says that it is
+    /// to come back: that is told with the next `dequeue_work`.
+    async fn queue_work(&self, id: &str, queue: QueueType) -> wfe_core::Result<()> {
+        let requeue = self.0.handling().requeue(this_task(), queue, id);
+        let mut item = self.0.item(queue, id);
+        match requeue {
+            Requeue::Nothing => return Ok(()),
+            Requeue::Enqueue => {}
+            Requeue::EnqueueBehind(resource) => item.blocked_by = vec![resource],
+        }
+        let items = vec![item];
+        self.0.provider.call(&v1::EnqueueRequest { items }).await?;
+        Ok(())
+    }
+
+    /// Takes the next item, under a lease that is renewed in the background. It waits for one if
+    /// there is none ([`Builder::dequeue_wait`](crate::Builder::dequeue_wait)). The item that the
+    /// same task has taken from this queue before counts as handled: it is acknowledged in the
+    /// same call if the store confirms that its work is done, else it comes back. So take items
+    /// one after the other, each queue in one task, as the engine does.
+    ///
+    /// If the call is cancelled, an item that it took is given back.
+    async fn dequeue_work(&self, queue: QueueType) -> wfe_core::Result<Option<String>> {
+        let task = this_task();
+        let (send, answer) = oneshot::channel();
+        let inner = Arc::clone(&self.0);
+        // Not cancelled with the caller: the item would be lost until its lease expires.
+        tokio::spawn(async move {
+            let taken = inner.dequeue(queue, task).await;
+            let _ = send.send(taken);
+        });
+        let taken = answer
+            .await
+            .map_err(|_| Error::invalid("the runtime is shutting down"))??;
+        Ok(taken.map(|taken| taken.accept(queue, task)))
+    }
+
+    /// True: it may wait for an item.
+    fn is_dequeue_blocking(&self) -> bool {
+        true
+    }
+
+    /// Need not be called.
+    async fn start(&self) -> wfe_core::Result<()> {
+        self.0.handling().is_stopped = false;
+        Ok(())
+    }
+
+    /// Publishes what has been buffered. Leases and locks are renewed, and given back in the
+    /// end, for as long as a step still runs.
+    async fn stop(&self) -> wfe_core::Result<()> {
+        self.0.stop().await;
+        Ok(())
+    }
+}
+
+/// An item that was taken; given back if nobody accepts it.
+struct Taken {
+    item: Option<v1::DequeuedItem>,
+    inner: Weak<Inner>,
+}
+
+impl Taken {
+    fn accept(mut self, queue: QueueType, task: Task) -> String {
+        let mut item = self.item.take().unwrap_or_default();
+        let inner = self.inner.upgrade();
+        let brought = item.workflow.take().zip(inner.as_ref());
+        let brought = brought.and_then(|(workflow, inner)| {
+            let revision = workflow.revision;
+            // One that cannot be read is left to the host's load, which says why.
+            let workflow = inner.provider.loaded(workflow).ok()?;
+            Some((workflow, revision))
+        });
+        let (brought, revision) = brought.unzip();
+        let held = Held::new(&item, brought, revision);
+        let id = held.id.clone();
+        if let Some(inner) = inner {
+            let mut handling = inner.handling();
+            if let Ok(Some(expiry)) = from_time(item.lease_expiry) {
+                handling.compare_clocks(expiry - inner.settings.lease, Utc::now());
+            }
+            handling.take(queue, task, held);
+        }
+        id
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let Some((item, inner)) = self.item.take().zip(self.inner.upgrade()) else {
+            return;
+        };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                let return_items = vec![v1::ReturnedItem {
+                    receipt: item.receipt,
+                    delay: None,
+                }];
+                // If it fails, the lease expires.
+                let _ = inner
+                    .provider
+                    .call(&v1::ReturnItemsRequest { return_items })
+                    .await;
+            });
+        }
+    }
+}
+
+impl Inner {
+    async fn dequeue(self: &Arc<Self>, queue: QueueType, task: Task) -> Result<Option<Taken>> {
+        self.configured.get_or_try_init(|| self.configure()).await?;
+        let mut request = v1::DequeueRequest {
+            queues: vec![self.queue_name(queue)],
+            max_items: 1,
+            lease_duration: self.lease(),
+            worker_id: self.provider.claims.worker_id.clone(),
+            include_workflow: queue == QueueType::Workflow,
+            view: v1::WorkflowView::Full.into(),
+            // Within the call's deadline, with time left for an answer.
+            wait: to_duration(
+                self.settings
+                    .dequeue_wait
+                    .min(self.provider.caller.timeout / 2),
+            ),
+            ..Default::default()
+        };
+        let before = self.handling().finish(queue, task);
+        if let Some(before) = &before {
+            before.settle(&mut request.acknowledge, &mut request.return_items);
+        }
+        let mut answer = self.provider.call(&request).await;
+        if lost(&answer) {
+            // Somebody else has it, or an attempt whose answer was lost has settled it.
+            request.acknowledge.clear();
+            request.return_items.clear();
+            answer = self.provider.call(&request).await;
+        } else if let (Err(_), Some(before)) = (&answer, before) {
+            self.handling().take(queue, task, before);
+        }
+        let item = answer?.items.into_iter().next();
+        Ok(item.map(|item| Taken {
+            item: Some(item),
+            inner: Arc::downgrade(self),
+        }))
+    }
+
+    /// Settles items whose tasks take no more.
+    pub(super) async fn settle(&self, items: Vec<Held>) {
+        let mut acknowledge = Vec::new();
+        let mut return_items = Vec::new();
+        for held in items {
+            held.settle(&mut acknowledge, &mut return_items);
+        }
+        // What fails comes back when its lease expires.
+        for one in acknowledge {
+            let acknowledge = vec![one];
+            let _ = self
+                .provider
+                .call(&v1::AcknowledgeRequest { acknowledge })
+                .await;
+        }
+        for one in return_items {
+            let return_items = vec![one];
+            let _ = self
+                .provider
+                .call(&v1::ReturnItemsRequest { return_items })
+                .await;
+        }
+    }
+
+    pub(super) async fn stop(self: &Arc<Self>) {
+        self.handling().is_stopped = true;
+        self.settle_if_stopped();
+        self.flush().await;
+    }
+
+    /// After `stop`, nobody takes the next item, which would settle the one before.
+    pub(super) fn settle_if_stopped(self: &Arc<Self>) {
+        let left = {
+            let mut handling = self.handling();
+            if !handling.is_stopped {
+                return;
+            }
+            handling.left_over(self.settings.lease)
+        };
+        if !left.is_empty() {
+            let inner = Arc::clone(self);
+            tokio::spawn(async move { inner.settle(left).await });
+        }
+    }
+
+    /// Says what the items of the queues stand for, unless that is known: an acknowledgement can
+    /// only be confirmed then. How often an item is tried is left as it is.
+    async fn configure(&self) -> Result<()> {
+        let kinds = [
+            (QueueType::Workflow, QueueKind::Workflow),
+            (QueueType::Event, QueueKind::Event),
+        ];
+        let request = v1::GetQueueStatsRequest {
+            queues: kinds.map(|(queue, _)| self.queue_name(queue)).into(),
+            ..Default::default()
+        };
+        let known = self.provider.call(&request).await?.queues;
+        for (queue, kind) in kinds {
+            let name = self.queue_name(queue);
+            let stats = known.iter().find(|stats| stats.queue == name);
+            if stats.is_some_and(|stats| stats.kind() == kind) {
+                continue;
+            }
+            let request = v1::ConfigureQueueRequest {
+                queue: name,
+                kind: kind.into(),
+                max_attempts: stats.map_or(0, |stats| stats.max_attempts),
+            };
+            self.provider.call(&request).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether an item that was to be settled is no longer held.
+fn lost<T>(answer: &Result<T>) -> bool {
+    answer
+        .as_ref()
+        .is_err_and(|error| error.reason() == Some(ErrorReason::LeaseLost))
+}

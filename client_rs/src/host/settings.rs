@@ -1,0 +1,76 @@
+//! Building a host: the builder's settings that only hosts have.
+
+use std::time::Duration;
+
+use super::GrpcHost;
+use crate::connect::Builder;
+use crate::error::{Error, Result};
+
+impl Builder {
+    /// What the names of a host's queues begin with; default: `wfe.`, so the queues are
+    /// `wfe.workflows`, `wfe.events` and `wfe.index`. Hosts of one fleet have the same prefix.
+    /// Give fleets whose definitions differ another prefix or, better, another namespace.
+    pub fn queue_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.host.queue_prefix = prefix.into();
+        self
+    }
+
+    /// How long a host keeps items of queues and locks unless it renews them, which it does three
+    /// times as often, however long a step takes; default: 30 s, 1 s to 24 h. So this is how long
+    /// it takes until another host goes on with the work of one that died.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.host.lease = lease.clamp(Duration::from_secs(1), Duration::from_secs(24 * 3600));
+        self
+    }
+
+    /// How long a host renews the lease of an item at most; default: 24 h. A step that takes
+    /// longer may be run once more by another host, and its own result is refused. This is for
+    /// steps that never return and for those that panic, which ends the engine's consumer, but
+    /// not the process.
+    pub fn longest_step(mut self, longest: Duration) -> Self {
+        self.host.longest_step = longest;
+        self
+    }
+
+    /// How long `dequeue_work` waits on the server if there is no item; default: 20 s, 0 to 60 s.
+    /// It wakes at once when there is one, so a shorter wait only means more calls.
+    pub fn dequeue_wait(mut self, wait: Duration) -> Self {
+        self.host.dequeue_wait = wait.min(Duration::from_secs(60));
+        self
+    }
+
+    /// Connects a host, and calls `GetStoreInfo`, as [`connect`](Self::connect) does.
+    ///
+    /// # Errors
+    ///
+    /// A setting is invalid, no server can be reached, the server rejects the call, or it is too
+    /// old to have queues, locks and lifecycle events.
+    pub async fn connect_host(self) -> Result<GrpcHost> {
+        let settings = self.host.clone();
+        let provider = self.connect_lazy()?;
+        let info = provider.store_info().await?;
+        let can = info.capabilities.unwrap_or_default();
+        if !(can.queues && can.locks && can.lifecycle) {
+            return Err(Error::invalid(format!(
+                "the server (version {}) has no queues, locks and lifecycle events",
+                info.server_version
+            )));
+        }
+        let provider = provider.with_capabilities(can);
+        Ok(GrpcHost::from_parts(provider, settings))
+    }
+
+    /// Checks the settings, but connects only with the first call.
+    ///
+    /// # Errors
+    ///
+    /// A setting is invalid.
+    ///
+    /// # Panics
+    ///
+    /// It is called outside a Tokio runtime.
+    pub fn connect_host_lazy(self) -> Result<GrpcHost> {
+        let settings = self.host.clone();
+        Ok(GrpcHost::from_parts(self.connect_lazy()?, settings))
+    }
+}
