@@ -4,6 +4,7 @@ import { durationMs } from "@bufbuild/protobuf/wkt";
 import { Code, ConnectError, type Interceptor } from "@connectrpc/connect";
 import { ErrorInfoSchema, RetryInfoSchema } from "../gen/google/rpc/error_details_pb.js";
 import { CreateEventRequestSchema } from "../gen/wfe/persistence/v1/event_pb.js";
+import { AcquireLockRequestSchema } from "../gen/wfe/persistence/v1/lock_pb.js";
 import { CreateEventSubscriptionRequestSchema } from "../gen/wfe/persistence/v1/subscription_pb.js";
 import {
   CommitWorkflowRequestSchema,
@@ -31,6 +32,12 @@ const IDEMPOTENT = new Set([
   "RenewSubscriptionToken",
   "ScheduleCommand",
   "RenewCommands",
+  "RenewLocks",
+  "ReleaseLock",
+  "Enqueue",
+  "RenewItems",
+  "ConfigureQueue",
+  "Publish", // watchers must expect an event twice in any case
 ]);
 
 /**
@@ -73,7 +80,8 @@ function isRepeatable(name: string, message: Message): boolean {
   if (
     isMessage(message, PersistWorkflowRequestSchema) ||
     isMessage(message, PersistWorkflowWithSubscriptionsRequestSchema) ||
-    isMessage(message, CommitWorkflowRequestSchema)
+    isMessage(message, CommitWorkflowRequestSchema) ||
+    isMessage(message, AcquireLockRequestSchema)
   ) {
     return Boolean(message.requestId);
   }

@@ -9,6 +9,8 @@ import { Code, ConnectError, createClient } from "@connectrpc/connect";
 import { connectNodeAdapter, createGrpcTransport } from "@connectrpc/connect-node";
 import { ErrorInfoSchema, RetryInfoSchema } from "../gen/google/rpc/error_details_pb.js";
 import { ScheduledCommandService } from "../gen/wfe/persistence/v1/command_pb.js";
+import { LockService } from "../gen/wfe/persistence/v1/lock_pb.js";
+import { QueueService } from "../gen/wfe/persistence/v1/queue_pb.js";
 import { WorkflowService } from "../gen/wfe/persistence/v1/workflow_pb.js";
 import { transport } from "../src/connect.js";
 
@@ -45,6 +47,8 @@ beforeEach(async () => {
         persistWorkflow: ({ requestId }) => (arrived.push(requestId), refuse(), { revision: 2n }),
       });
       router.service(ScheduledCommandService, { claimCommands: () => ({}) });
+      router.service(LockService, { acquireLock: ({ requestId }) => (arrived.push(requestId), { acquired: true }) });
+      router.service(QueueService, { dequeue: () => ({}), enqueue: () => ({}) });
     },
   });
   server = http2.createServer((request, response) => {
@@ -112,6 +116,21 @@ for (const [name, [accident, code]] of Object.entries(ACCIDENTS)) {
     assert.deepEqual(arrived, ["PersistWorkflow", "ClaimCommands"]);
   });
 }
+
+test("locks and queues: an attempt is repeated as the same, and what was taken is not taken again", async () => {
+  const [accident] = ACCIDENTS["stream refused"]!;
+  const locks = createClient(LockService, transport(target));
+  const queues = createClient(QueueService, transport(target));
+  const requestId = randomUUID();
+  accidents = [accident];
+  await locks.acquireLock({ resource: "r", requestId });
+  assert.deepEqual(arrived, ["AcquireLock", "AcquireLock", requestId]);
+  [accidents, arrived] = [[accident, accident, accident], []];
+  await assert.rejects(locks.acquireLock({ resource: "r" }));
+  await assert.rejects(queues.dequeue({ queues: ["q"] }));
+  await queues.enqueue({});
+  assert.deepEqual(arrived, ["AcquireLock", "Dequeue", "Enqueue", "Enqueue"]);
+});
 
 test("what the server rejects is not repeated, whatever the code", async () => {
   for (const code of [Code.Aborted, Code.Internal, Code.Unavailable]) {
