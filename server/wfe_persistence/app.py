@@ -40,6 +40,7 @@ from wfe_persistence.store.feeds import Feeds
 from wfe_persistence.store.lifecycle import LifecycleEvents
 from wfe_persistence.store.lookout import Lookout
 from wfe_persistence.store.namespace import Namespaces
+from wfe_persistence.store.neighbours import Neighbours
 from wfe_persistence.store.readiness import Readiness, State
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.statistics import watch_stores
@@ -124,6 +125,9 @@ class Server:
         self._workers = Workers()
         waiters = Waiters()
         self._lookout = Lookout(waiters)
+        self._neighbours = (
+            Neighbours(namespaces.default, waiters, self._lookout) if settings.notify else None
+        )
         self._feeds = Feeds(LifecycleEvents(), namespaces.default, settings.lifecycle_retention)
         self._changes = Feeds(
             WorkflowChanges(settings.max_message_bytes),
@@ -133,7 +137,7 @@ class Server:
         largest = settings.max_message_bytes * _OVERSIZE_FACTOR
         connections = connections_allowed(
             settings.max_connections,
-            settings.pool_size,
+            settings.pool_size + settings.notify,
             _ADMIN_DESCRIPTORS if settings.admin_listen else 0,
         )
         self._server = grpc.aio.server(
@@ -262,6 +266,8 @@ class Server:
         await self._server.start()
         self._in_background(self._limits.space.watch())
         self._in_background(self._lookout.run())
+        if self._neighbours:
+            self._in_background(self._neighbours.run())
         self._in_background(self._feeds.sweep())
         self._in_background(self._changes.sweep())
         self._in_background(self._connections.watch(self._listener.local_name))

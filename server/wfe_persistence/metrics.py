@@ -237,6 +237,21 @@ WAITERS: Final = _declared(
     Gauge(f"{PREFIX}waiting_calls", "Calls that wait for what others do, without a connection.")
 )
 
+LISTENING: Final = _declared(
+    Gauge(
+        f"{PREFIX}listening",
+        "Whether other servers can tell this one what they write (1), or it looks for that itself "
+        "twice a second (0).",
+    )
+)
+NOTIFICATIONS: Final = _declared(
+    Counter(
+        f"{PREFIX}notifications_total",
+        "Notifications that were sent to other servers, and received from them.",
+        ("direction",),
+    )
+)
+
 # ----- the process -----
 
 LOOP_LAG: Final = _declared(

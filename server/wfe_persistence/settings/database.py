@@ -86,6 +86,14 @@ class Pool:
     """The connections to the database."""
 
     pool_size: Annotated[int, About("Maximum number of database connections.", minimum=1)] = 10
+    notify: Annotated[
+        bool,
+        About(
+            "Tell other servers of the same store what was written, and listen to them, on one "
+            "more database connection. Otherwise, and where LISTEN is not to be had (PgBouncer in "
+            "transaction mode), calls that wait learn of others' writes within about a second."
+        ),
+    ] = True
     pool_timeout: Annotated[
         float, About("Maximum time a call waits for a connection (seconds).", above=0)
     ] = 5.0

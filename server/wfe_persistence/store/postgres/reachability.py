@@ -52,6 +52,8 @@ class Reachability:
         """The database is away: calls fail at once."""
         self.waiting: set[asyncio.Timeout] = set()
         """The timeouts of the calls that wait for a connection. They end when it is away."""
+        self.when_full: Callable[[], None] = lambda: None
+        """Called when PostgreSQL gives the pool no more connections."""
         self._most = most
         self._open: WeakSet[psycopg.AsyncConnection[Any]] = WeakSet()
         self._failing_since: float | None = None
@@ -131,6 +133,8 @@ class Reachability:
         self.reason = why(exc)
         if self._failing_since is None:
             self._failing_since = begun
+        if isinstance(exc, psycopg.OperationalError) and is_full(exc):
+            self.when_full()
         if connections := self.count_open():
             are_open = f", {connections} of --pool-size {self._most} are open"
             self._say(
