@@ -44,7 +44,7 @@ from wfe_persistence.store.neighbours import Neighbours
 from wfe_persistence.store.readiness import Readiness, State
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.statistics import watch_stores
-from wfe_persistence.store.waiting import Waiters
+from wfe_persistence.store.waiting import Kind, Waiters
 from wfe_persistence.store.workflow_changes import WorkflowChanges
 from wfe_persistence.tls import Certificates
 from wfe_persistence.versions import versions
@@ -128,11 +128,19 @@ class Server:
         self._neighbours = (
             Neighbours(namespaces.default, waiters, self._lookout) if settings.notify else None
         )
-        self._feeds = Feeds(LifecycleEvents(), namespaces.default, settings.lifecycle_retention)
+        self._feeds = Feeds(
+            LifecycleEvents(),
+            namespaces.default,
+            settings.lifecycle_retention,
+            waiters,
+            Kind("lifecycle"),
+        )
         self._changes = Feeds(
             WorkflowChanges(settings.max_message_bytes),
             namespaces.default,
             settings.watch_retention,
+            waiters,
+            Kind("changes"),
         )
         largest = settings.max_message_bytes * _OVERSIZE_FACTOR
         connections = connections_allowed(

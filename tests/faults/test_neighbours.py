@@ -74,7 +74,7 @@ async def fleet(tmp_path: Path, database_url: str) -> AsyncIterator[Servers]:
 
 async def settled(*tasks: asyncio.Future[Any]) -> None:
     """Until these calls are likely to wait."""
-    done, _ = await asyncio.wait(tasks, timeout=0.5)
+    done, _ = await asyncio.wait(tasks, timeout=0.2)
     assert not done
 
 
@@ -124,8 +124,29 @@ async def of_workflow(here: Api, there: Api) -> None:
     assert (await task).status == instance.status
 
 
+async def of_lifecycle(here: Api, there: Api) -> None:
+    event = make.lifecycle_event()
+    async with here.watch(workflow_id=event.workflow_id) as responses:
+        await anext(responses)
+        await there.publish(event)
+        while not (events := (await anext(responses)).events):
+            pass
+        assert [each.event.workflow_id for each in events] == [event.workflow_id]
+
+
+async def of_change(here: Api, there: Api) -> None:
+    instance = make.instance()
+    async with here.watch_workflows(workflow_id=instance.id) as responses:
+        await anext(responses)
+        await there.create(instance)
+        while not (changes := (await anext(responses)).changes):
+            pass
+        assert [each.instance.id for each in changes] == [instance.id]
+
+
 WAITS: list[Callable[[Api, Api], Any]] = [
     of_queue, of_lock, of_lock_of_an_item, of_command, of_workflow,
+    of_lifecycle, of_change,
 ]  # fmt: skip
 
 

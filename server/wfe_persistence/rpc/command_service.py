@@ -25,8 +25,7 @@ class ScheduledCommandService:
         check.done()
         check.fits(read_back.commands([request.command]))
         await command.schedule_command(call.store, request.command)
-        for line in command.command_lines(call.store, request.command.command_name):
-            call.env.waiters.stir(line)
+        command.stir_commands(call.store, call.env.waiters, request.command.command_name)
         return pb.ScheduleCommandResponse()
 
     async def ClaimCommands(
@@ -75,7 +74,7 @@ class ScheduledCommandService:
         check.done()
         await command.complete_commands(call.store, request.lease_tokens)
         # Those that were scheduled again since may be due.
-        call.env.waiters.stir_all(call.store.namespace, command.DUE_COMMAND)
+        command.stir_commands(call.store, call.env.waiters)
         return pb.CompleteCommandsResponse()
 
     async def ReleaseCommands(
@@ -86,7 +85,7 @@ class ScheduledCommandService:
         check.lease_tokens("lease_tokens", request.lease_tokens)
         check.done()
         await command.release_commands(call.store, request.lease_tokens)
-        call.env.waiters.stir_all(call.store.namespace, command.DUE_COMMAND)
+        command.stir_commands(call.store, call.env.waiters)
         return pb.ReleaseCommandsResponse()
 
     async def RenewCommands(

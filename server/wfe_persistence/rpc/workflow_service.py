@@ -22,7 +22,7 @@ from wfe_persistence.store import (
     workflow_list,
     workflow_waiting,
 )
-from wfe_persistence.store.command import DUE_COMMAND, command_lines
+from wfe_persistence.store.command import stir_commands
 from wfe_persistence.store.documents import HeaderRoom
 from wfe_persistence.store.paging import Wanted
 from wfe_persistence.store.records import WORKFLOW_STATUS
@@ -74,11 +74,8 @@ class WorkflowService:
         key, answer, room = await offload.run(_prepare_commit, request, call.check)
         written = await commit.commit_workflow(call.store, request, key, room)
         _tell(call, request, written)
-        for scheduled in request.schedule_commands:
-            for line in command_lines(call.store, scheduled.command_name):
-                call.env.waiters.stir(line)
-        if request.complete_lease_tokens:
-            call.env.waiters.stir_all(call.store.namespace, DUE_COMMAND)
+        if request.schedule_commands or request.complete_lease_tokens:
+            stir_commands(call.store, call.env.waiters)
         return _answer(answer, written)
 
     async def GetWorkflowInstance(

@@ -40,7 +40,7 @@ from wfe_persistence.store.rows import (
     text_array,
 )
 from wfe_persistence.store.tables import Store
-from wfe_persistence.store.waiting import Ahead, Kind, Line
+from wfe_persistence.store.waiting import Ahead, Kind, Line, Waiters
 
 _read_command = COMMAND.reader()
 
@@ -187,6 +187,17 @@ def command_lines(store: Store, name: CommandName.ValueType) -> list[Line]:
     """Where those wait who want commands of a name; UNSPECIFIED: of any."""
     names = [COMMAND_NAME[name]] if name else COMMAND_NAME.values()
     return [Line(store.namespace, DUE_COMMAND, each) for each in names]
+
+
+def stir_commands(
+    store: Store,
+    waiters: Waiters,
+    name: CommandName.ValueType = CommandName.COMMAND_NAME_UNSPECIFIED,
+) -> None:
+    """Have those looked at who wait for commands of a name, after some were scheduled or leases on
+    them have ended."""
+    for line in command_lines(store, name):
+        waiters.stir(line)
 
 
 def _change_held(*, change: str, condition: str = "", also_return: str = "") -> str:

@@ -12,8 +12,9 @@ import asyncio
 import logging
 import random
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Final, Generic, TypeVar
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
@@ -31,6 +32,7 @@ from wfe_persistence.store.feed import (
     cursor_expired,
 )
 from wfe_persistence.store.tables import Store
+from wfe_persistence.store.waiting import Kind, Line, Waiters
 
 log = logging.getLogger(__name__)
 warnings = RecurringWarnings(log)
@@ -252,10 +254,22 @@ class Feed(Generic[T]):
 class Feeds(Generic[T]):
     """The feeds of all namespaces from one source, and the sweep that deletes what is too old.
 
-    `retention`: for how long (seconds) rows are kept.
+    `retention`: for how long (seconds) rows are kept. `kind`: that of the lines in which they wait
+    for what is written.
     """
 
-    def __init__(self, source: Source[T], default: Store, retention: float) -> None:
+    def __init__(
+        self,
+        source: Source[T],
+        default: Store,
+        retention: float,
+        waiters: Waiters,
+        kind: Kind,
+    ) -> None:
+        self._waiters = waiters
+        self._kind = kind
+        # By namespace: how to stop to listen to what is written.
+        self._listening: dict[str, Callable[[], None]] = {}
         self._source = source
         self._default = default
         self._retention = retention
@@ -274,6 +288,10 @@ class Feeds(Generic[T]):
                 self._source, store, min(KEEP_SECONDS, self._retention / 4)
             )
         feed.followers += 1
+        if store.namespace not in self._listening:
+            self._listening[store.namespace] = self._waiters.listen(
+                store, self._line(store), partial(self._wake, store.namespace)
+            )
         self._note(store)
         try:
             yield feed
@@ -283,11 +301,18 @@ class Feeds(Generic[T]):
                 feed.end(shutting_down())
                 if self._feeds.get(store.namespace) is feed:
                     del self._feeds[store.namespace]
+                    self._listening.pop(store.namespace)()
 
     def published(self, store: Store) -> None:
-        """Know that this server has written to it: those who watch here get that at once."""
+        """Know that this server has written to it: those who watch get that at once."""
         self._note(store)
-        if feed := self._feeds.get(store.namespace):
+        self._waiters.wake_all(self._line(store))
+
+    def _line(self, store: Store) -> Line:
+        return Line(store.namespace, self._kind, "feed")
+
+    def _wake(self, namespace: str) -> None:
+        if feed := self._feeds.get(namespace):
             feed.wake()
 
     def close(self) -> None:

@@ -180,6 +180,13 @@ class Waiters:
                         raise
         return found
 
+    def listen(self, store: Store, line: Line, call: Callable[[], None]) -> Callable[[], None]:
+        """Call a function whenever a line is woken, which then must wake all; returns how to stop
+        that."""
+        listener = _Listener(self, store, (line,), call)
+        self.enter(listener, store, line)
+        return lambda: self.leave(listener, line)
+
     def wake(self, line: Line, count: int = 1) -> None:
         """Something was committed for up to `count` waiters of a line: wake the first ones here,
         and tell other servers."""
@@ -228,8 +235,9 @@ class Waiters:
     def stir_here(self, line: Line) -> None:
         """Look at a line, or have those look who wait in it."""
         if not line.name:
-            for each in [each for each in self._places if each[:2] == line[:2]]:
-                self.stir_here(each)
+            if line.kind in self._of_kind:
+                for each in [each for each in self._places if each[:2] == line[:2]]:
+                    self.stir_here(each)
             return
         if line in self._places:
             place = self._places[line]
@@ -391,6 +399,22 @@ class Waiter:
         if self._waiters.closed:
             raise shutting_down()
         return woken
+
+
+class _Listener(Waiter):
+    """Something that looks by itself when it is called; see `Waiters.listen`."""
+
+    __slots__ = ("_call",)
+
+    def __init__(
+        self, waiters: Waiters, store: Store, lines: tuple[Line, ...], call: Callable[[], None]
+    ) -> None:
+        super().__init__(waiters, store, lines)
+        self._call = call
+
+    def wake(self) -> None:
+        """Call it."""
+        self._call()
 
 
 def _end(pause: asyncio.Future[None] | None) -> None:
