@@ -4,7 +4,7 @@ Fills a store through a server with workflows of ten pointers, the last one runn
 many events and subscriptions as workflows. Then every third workflow takes two steps: the first
 right after a checkpoint (when PostgreSQL writes full pages), the second without a checkpoint in
 between. In a step the running pointer completes, a new one starts, and the workflow becomes due
-again.
+again. In a third one changes are recorded for watchers.
 """
 
 from __future__ import annotations
@@ -73,7 +73,13 @@ async def _fill(api: Api, database: psycopg.AsyncConnection[Any], workflows: int
     await with_wal(
         "a subscription created", len(half), _each(api.create_event_subscription, subscriptions)
     )
-    for what, checkpoint in (("the first step after a checkpoint", True), ("a step", False)):
+    for what, checkpoint, is_watched in (
+        ("the first step after a checkpoint", True, False),
+        ("a step", False, False),
+        ("a step while somebody watches", False, True),
+    ):
+        if is_watched:
+            await api.change_cursor()
         steps = _each(api.persist_workflow, map(_step, third))
         await with_wal(what, len(third), steps, checkpoint=checkpoint)
     return figures

@@ -6,6 +6,7 @@ I3  Holders of a subscription never overlap, by the database's clock.
 I4  Leases of a command never overlap; a stale one completes nothing; enqueued = done + pending.
 I5  A repeated request is made once and answered the same.
 I6  Only the statuses of the contract, and none later than a second after its deadline.
+I7  Who watches sees the last state of every workflow (`watcher.py`).
 """
 
 from __future__ import annotations

@@ -183,6 +183,9 @@ BUGS = {
     "leases by the server's clock": Bug(clock_of_the_server, "clock-ahead", "I3"),
     "lost connection taken for a bug": Bug(lost_connection_is_a_bug, "answers-lost", "I6"),
     "no deadline": Bug(no_deadline, "row-locks", "I6"),
+    "watchers go by the newest transaction": Bug(
+        faulty_server.plant_newest_transaction, "client-kill", "I7"
+    ),
 }
 
 

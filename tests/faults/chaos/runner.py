@@ -22,6 +22,7 @@ from tests.faults.chaos.faults import Fault
 from tests.faults.chaos.history import Call, History
 from tests.faults.chaos.stage import NotPossibleHereError, Stage
 from tests.faults.chaos.tags import EVENT_NAME, SHARED_SUBSCRIPTIONS, SHARED_WORKFLOWS, tagged
+from tests.faults.chaos.watcher import Watcher
 from tests.support import make
 from tests.support.api import Api, connect
 from tests.support.binaries import BinariesError
@@ -199,7 +200,8 @@ async def run_on(
     """Run a fault once on a stage, in an empty namespace, and fill the result in."""
     directory = stage.directory / f"clients{namespace}"
     directory.mkdir()
-    await _prepare(stage, namespace)
+    watcher = Watcher(stage, namespace)
+    await _prepare(stage, namespace, watcher)
     clients = Clients(
         number, stage, directory, f"{result.seed}", namespace, twice=fault.layout.twice
     )
@@ -229,6 +231,7 @@ async def run_on(
         async with connect(stage.addresses[-1], namespace=namespace) as channel:
             stored = await read_stored(Api(channel), ids | set(SHARED_WORKFLOWS))
         result.notes += check(clients.histories, stored)
+        result.notes += await watcher.check(stored)
         result.notes += sorted(auditor.violations)[:20]
         if auditor.looks == 0:
             result.notes.append("I2 could not be seen: nobody could look at the tables")
@@ -237,6 +240,7 @@ async def run_on(
     finally:
         auditor.stop()
         clients.kill()
+        await watcher.stop()
         await auditing
         _count(result, clients)
         if result.notes and result.verdict == "passed":
@@ -252,12 +256,13 @@ def _errors(log: str) -> list[str]:
     ][:3]  # fmt: skip
 
 
-async def _prepare(stage: Stage, namespace: str) -> None:
+async def _prepare(stage: Stage, namespace: str, watcher: Watcher) -> None:
     stage.schema = f"wfc_{namespace}" if namespace else "wfc"
     async with connect(stage.addresses[0]) as channel:
         api = Api(channel)
         if namespace:
             await api.store.CreateNamespace(store_pb2.CreateNamespaceRequest(name=namespace))
+    await watcher.start()
     async with connect(stage.addresses[0], namespace=namespace) as channel:
         api = Api(channel)
         for id_ in SHARED_WORKFLOWS:
