@@ -44,6 +44,7 @@ from wfe_persistence.store.neighbours import Neighbours
 from wfe_persistence.store.readiness import Readiness, State
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.statistics import watch_stores
+from wfe_persistence.store.sweep import Sweeper
 from wfe_persistence.store.waiting import Kind, Waiters
 from wfe_persistence.store.workflow_changes import WorkflowChanges
 from wfe_persistence.tls import Certificates
@@ -123,7 +124,7 @@ class Server:
             namespaces.default, migrate=settings.migrate, allow_data_loss=settings.allow_data_loss
         )
         self._workers = Workers()
-        waiters = Waiters()
+        self._waiters = waiters = Waiters()
         self._lookout = Lookout(waiters)
         self._neighbours = (
             Neighbours(namespaces.default, waiters, self._lookout) if settings.notify else None
@@ -278,6 +279,10 @@ class Server:
             self._in_background(self._neighbours.run())
         self._in_background(self._feeds.sweep())
         self._in_background(self._changes.sweep())
+        if self._settings.sweep_seconds:
+            self._in_background(
+                Sweeper(self._namespaces.default, self._waiters, self._settings.sweep_seconds).run()
+            )
         self._in_background(self._connections.watch(self._listener.local_name))
         if self._certificates:
             self._in_background(self._certificates.watch())

@@ -231,6 +231,17 @@ CLAIMS_LOST: Final = _declared(
     )
 )
 
+# ----- the sweep (`--sweep-seconds`) -----
+
+SWEPT: Final = _declared(
+    Counter(
+        f"{PREFIX}swept_total",
+        "Due workflows and unprocessed events that were in no queue, and that the sweep of this "
+        "server has enqueued again, by kind: workflow or event.",
+        ("kind",),
+    )
+)
+
 # ----- waiting -----
 
 WAITERS: Final = _declared(

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from wfe_persistence.settings.database import Database, Pool, default_data_dir
 from wfe_persistence.settings.network import DEFAULT_LISTEN, Access, Connections, Listening, Tls
-from wfe_persistence.settings.operation import Logs, Shutdown
+from wfe_persistence.settings.operation import Logs, Shutdown, Sweep
 from wfe_persistence.settings.service import Calls, Rpcs
 from wfe_persistence.settings.setting import ENV_PREFIX, About, Setting, declared
 from wfe_persistence.store.schema import Schema
@@ -48,6 +48,7 @@ GROUPS: Final[dict[str, type[Any]]] = {
     "Limits of calls": Calls,
     "Client connections": Connections,
     "Shutdown": Shutdown,
+    "Sweep": Sweep,
     "Logs": Logs,
 }
 """All groups of settings by their headings, in the order in which they are shown."""
@@ -57,7 +58,9 @@ SETTINGS: Final = declared(GROUPS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Database, Pool, Listening, Tls, Access, Rpcs, Calls, Connections, Shutdown, Logs):
+class Settings(
+    Database, Pool, Listening, Tls, Access, Rpcs, Calls, Connections, Shutdown, Sweep, Logs
+):
     """The settings of the server. Raises ValueError, naming the setting, for an invalid value."""
 
     def __post_init__(self) -> None:

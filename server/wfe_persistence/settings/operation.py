@@ -32,6 +32,22 @@ class Shutdown:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """The sweep: work that hosts have lost is enqueued again."""
+
+    sweep_seconds: Annotated[
+        float | None,
+        About(
+            "How often to look for due workflows and unprocessed events that have been in no queue "
+            "for that long, and enqueue them: in every queue of the kind WORKFLOW, or EVENT "
+            "(ConfigureQueue). With several servers one of them looks (seconds).",
+            default_help="never",
+            minimum=1,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Logs:
     """What the server logs, and where."""
 

@@ -336,7 +336,7 @@ class Feeds(Generic[T]):
             due, self._noted = list(self._noted.values()), {}
             try:
                 if loop.time() - swept_all >= _SWEEP_ALL_SECONDS:
-                    due = await self._all()
+                    due = await namespace_list.all_stores(self._default)
                     swept_all = loop.time()
                 for store in due:
                     await self._sweep(store)
@@ -363,19 +363,3 @@ class Feeds(Generic[T]):
             return
         if deleted is not None:
             self._note(store)  # until nothing is left
-
-    async def _all(self) -> list[Store]:
-        """Every namespace's store."""
-        default = self._default
-        stores = [default]
-        after = None
-        while True:
-            page = await namespace_list.list_namespaces(default, after, 1000)
-            stores += [
-                Store(default.database, default.schema.for_namespace(found.name), found.name)
-                for found in page.items
-                if found.name != default.namespace
-            ]
-            if page.next is None:
-                return stores
-            after = page.next

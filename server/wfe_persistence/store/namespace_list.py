@@ -176,3 +176,19 @@ async def count_at_most(store: Store, most: int) -> int:
             break
         after = chunk.last
     return min(count, most)
+
+
+async def all_stores(default: Store) -> list[Store]:
+    """The store of every namespace."""
+    stores = [default]
+    after = None
+    while True:
+        page = await list_namespaces(default, after, 1000)
+        stores += [
+            Store(default.database, default.schema.for_namespace(found.name), found.name)
+            for found in page.items
+            if found.name != default.namespace
+        ]
+        if page.next is None:
+            return stores
+        after = page.next

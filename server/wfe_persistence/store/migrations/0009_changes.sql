@@ -103,7 +103,8 @@ CREATE TRIGGER {prefix}workflows_all_gone BEFORE TRUNCATE ON wfc.workflows
 CREATE TABLE wfc.sweeps (
     kind text COLLATE "C" NOT NULL,
     next_time timestamptz NOT NULL DEFAULT now(),
-    after_number bigint,
+    after_number bigint,  -- of a workflow: next_execution
+    after_time timestamptz,  -- of an event: event_time
     after_id text,
     CONSTRAINT {prefix}sweeps_pkey PRIMARY KEY (kind)
 );

@@ -1,0 +1,1 @@
+INSERT INTO wfc.sweeps (kind) VALUES ('Event'), ('Workflow') ON CONFLICT DO NOTHING;
