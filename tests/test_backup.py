@@ -20,6 +20,7 @@ from tests.support.api import Api, connect
 from tests.support.binaries import Program, postgres
 from tests.support.postgres import PostgresServer
 from tests.support.server import ServerProcess
+from tests.support.waiting import wait_for
 from wfe.persistence.v1.store_pb2 import CreateNamespaceRequest
 from wfe.persistence.v1.workflow_pb2 import CreateNewWorkflowRequest, ListWorkflowsRequest
 
@@ -151,7 +152,7 @@ async def test_point_in_time(
         await write(server, ("default", "too late"))
     # What a server that is lost has archived; here, all of it.
     [[last]] = await execute(cluster.url, "SELECT pg_walfile_name(pg_switch_wal())")
-    await archived(archive / str(last))
+    await asyncio.to_thread(wait_for, (archive / str(last)).exists, 60)
     run(COMMANDS["cat"], tmp_path, env={**env, "MOMENT": str(moment)}, path=env["PATH"])
     with restored:
         await promoted(restored.url)
@@ -163,12 +164,6 @@ async def execute(url: str, statement: str) -> list[Any]:
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         cursor = await connection.execute(statement.encode())
         return await cursor.fetchall() if cursor.description else []
-
-
-async def archived(segment: Path) -> None:
-    async with asyncio.timeout(60):
-        while not segment.exists():
-            await asyncio.sleep(0.05)
 
 
 async def promoted(url: str) -> None:
