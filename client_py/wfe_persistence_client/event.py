@@ -1,23 +1,29 @@
 """Operations on events: create, read by name and key, mark as processed, purge."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from datetime import datetime
 
 from wfe.persistence.v1 import event_pb2
 from wfe_persistence_client import convert
 from wfe_persistence_client.connection import LARGEST_PAGE, Connection, new_id
 from wfe_persistence_client.misfit import build
-from wfe_persistence_client.model import Event, ListOrder
+from wfe_persistence_client.model import Event, ListOrder, QueueItem
 
 
 class Events(Connection):
     """The operations on events."""
 
-    async def create_event(self, event: Event) -> str:
+    async def create_event(self, event: Event, *, enqueue: Iterable[QueueItem] = ()) -> str:
         """Stores a new event, and returns its id.
 
         An empty id is replaced by a new UUID. Creating the same event again (same id,
         same content) changes nothing, even if it has been marked as processed since.
+
+        Args:
+            event: the event.
+            enqueue: items to enqueue with it, in the same transaction, as by `enqueue`;
+                an empty id stands for that of the event. An event that is stored already
+                is not enqueued again: that was done when it was created.
 
         Raises:
             EventAlreadyExists: the id is in use with different content.
@@ -25,7 +31,10 @@ class Events(Connection):
         message = convert.event_to_proto(event)
         message.id = message.id or new_id()
         response = await self._calls.unary(
-            self._events.CreateEvent, event_pb2.CreateEventRequest(event=message)
+            self._events.CreateEvent,
+            event_pb2.CreateEventRequest(
+                event=message, enqueue=convert.queue_items_to_proto("enqueue", enqueue)
+            ),
         )
         return response.id
 

@@ -436,7 +436,8 @@ class QueueItem:
 
     #: The queue's name, `[a-z][a-z0-9_.-]{0,63}`.
     queue: str
-    #: What is to be handled, for example the id of a workflow; required.
+    #: What is to be handled, for example the id of a workflow; required. With the write
+    #: of a workflow or event, empty stands for its id.
     id: str
     #: Anything that the worker needs besides, up to 64 kB.
     payload: JSON | Absent = ABSENT
@@ -569,6 +570,8 @@ class PersistedWorkflow:
     revision: int
     #: The ids of the subscriptions, in the order they were given.
     subscription_ids: list[str]
+    #: The receipts of acknowledged items that were not confirmed: these items come back.
+    returned_receipts: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
@@ -581,6 +584,8 @@ class CommittedWorkflow:
     subscription_ids: list[str]
     #: The ids of the created events, in the order they were given.
     event_ids: list[str]
+    #: The receipts of acknowledged items that were not confirmed: these items come back.
+    returned_receipts: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)

@@ -40,7 +40,7 @@ class Queues(Saving):
         """
         await self._calls.unary(
             self._queues.Enqueue,
-            build(queue_pb2.EnqueueRequest, items=convert.queue_items_to_proto(items)),
+            build(queue_pb2.EnqueueRequest, items=convert.queue_items_to_proto("items", items)),
         )
 
     async def dequeue(

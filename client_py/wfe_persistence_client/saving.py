@@ -145,6 +145,7 @@ class Saving(Connection):
             revision=response.revision,
             subscription_ids=list(response.subscription_ids),
             event_ids=list(response.event_ids),
+            returned_receipts=list(response.returned_receipts),
         )
 
     async def _persist(

@@ -16,12 +16,16 @@ from wfe_persistence_client.hints import checked_methods
 from wfe_persistence_client.lock import Hold
 from wfe_persistence_client.misfit import check_text
 from wfe_persistence_client.model import (
+    Acknowledgement,
     AcquiredLock,
     ClaimedCommand,
     CommittedWorkflow,
+    DequeuedItem,
     Event,
     EventSubscription,
     ExecutionError,
+    LifecycleEvent,
+    QueueItem,
     ScheduledCommand,
     SubscriptionClaim,
     WorkflowInstance,
@@ -100,6 +104,32 @@ class StepBuilder:
         else:
             self._open().held_subscriptions.append(convert.claim_to_proto(claim))
 
+    def enqueue(self, item: QueueItem) -> None:
+        """Enqueues an item; an empty id stands for that of the workflow.
+
+        If it is also acknowledged by this step, it comes again, at its `visible_time`: so
+        a host goes on with a workflow later.
+        """
+        self._open().enqueue.append(convert.queue_item_to_proto(item))
+
+    def acknowledge(self, item: DequeuedItem | str, *, confirmed: bool = False) -> None:
+        """Removes a dequeued item (or its receipt) that this step has handled.
+
+        The step is stored only if the item is still held.
+
+        Args:
+            item: the item, or its receipt.
+            confirmed: whether it goes only if the store says that its work is done, by
+                the state after this step; see `returned_receipts`.
+        """
+        receipt = item if isinstance(item, str) else item.receipt
+        given = Acknowledgement(receipt=receipt, confirmed=confirmed)
+        self._open().acknowledge.append(convert.acknowledgement_to_proto(given))
+
+    def publish(self, event: LifecycleEvent) -> None:
+        """Tells all who watch the lifecycle of workflows, in the order of these calls."""
+        self._open().publish.append(convert.lifecycle_event_to_proto(event))
+
     @property
     def revision(self) -> int:
         """The workflow's revision after the step; raises RuntimeError before it is stored."""
@@ -114,6 +144,11 @@ class StepBuilder:
     def event_ids(self) -> list[str]:
         """The ids of the created events, in order; raises like `revision`."""
         return self._result().event_ids
+
+    @property
+    def returned_receipts(self) -> list[str]:
+        """The receipts of items that were not confirmed, and come back; raises like `revision`."""
+        return self._result().returned_receipts
 
     def _result(self) -> CommittedWorkflow:
         if self._committed is None:

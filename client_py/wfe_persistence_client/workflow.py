@@ -14,12 +14,15 @@ from wfe_persistence_client.connection import new_id
 from wfe_persistence_client.deadline import Deadline
 from wfe_persistence_client.misfit import build, each
 from wfe_persistence_client.model import (
+    Acknowledgement,
     CommittedWorkflow,
     Event,
     EventSubscription,
     ExecutionError,
+    LifecycleEvent,
     PersistedWorkflow,
     PurgedWorkflows,
+    QueueItem,
     ScheduledCommand,
     SubscriptionClaim,
     WorkflowInstance,
@@ -34,7 +37,9 @@ from wfe_persistence_client.step import Step
 class Workflows(Reading):
     """The operations on workflows."""
 
-    async def create_new_workflow(self, instance: WorkflowInstance) -> str:
+    async def create_new_workflow(
+        self, instance: WorkflowInstance, *, enqueue: Iterable[QueueItem] = ()
+    ) -> str:
         """Stores a new workflow with all its pointers, and returns its id.
 
         An empty id is replaced by a new UUID, an empty name by the id. The call sets
@@ -42,6 +47,12 @@ class Workflows(Reading):
         workflow again (same id, same content) changes nothing, even if it has been
         updated since. Set the id yourself if you want to be able to repeat the call
         after `CommitOutcomeUnknown` or `DeadlineExceeded`.
+
+        Args:
+            instance: the workflow.
+            enqueue: items to enqueue with it, in the same transaction, as by `enqueue`;
+                an empty id stands for that of the workflow. A workflow that is stored
+                already is not enqueued again: that was done when it was created.
 
         Raises:
             PartialWorkflow: it was loaded with a view.
@@ -56,7 +67,9 @@ class Workflows(Reading):
         message.id = message.id or new_id()
         response = await self._calls.unary(
             self._workflows.CreateNewWorkflow,
-            workflow_pb2.CreateNewWorkflowRequest(instance=message),
+            workflow_pb2.CreateNewWorkflowRequest(
+                instance=message, enqueue=convert.queue_items_to_proto("enqueue", enqueue)
+            ),
         )
         if self._shared.memory.capacity:
             message.id, message.name = response.id, response.name
@@ -72,6 +85,9 @@ class Workflows(Reading):
         expected_revision: int | None = None,
         strict: bool | None = None,
         held_lock_tokens: Iterable[str] = (),
+        enqueue: Iterable[QueueItem] = (),
+        acknowledge: Iterable[Acknowledgement] = (),
+        publish: Iterable[LifecycleEvent] = (),
     ) -> int:
         """Replaces the stored state of a workflow, and returns its new revision.
 
@@ -98,11 +114,18 @@ class Workflows(Reading):
                 given to `connect`.
             held_lock_tokens: write only if each of these locks (`AcquiredLock.token`,
                 `lock.token`) is still held.
+            enqueue: items to enqueue in the same transaction, as by `enqueue`; an empty
+                id stands for that of the workflow. One that is also acknowledged here
+                comes again, at its `visible_time`.
+            acknowledge: items that have been handled, in the same transaction, as by
+                `acknowledge`. `confirmed` is judged by the state after this write.
+                (`commit_workflow` and `step` tell which items were not confirmed.)
+            publish: lifecycle events to publish, in the same transaction.
 
         Raises:
             WorkflowNotFound: it does not exist.
             RevisionMismatch: it has another revision; nothing was written.
-            LeaseLost: a lock is no longer held; nothing was written.
+            LeaseLost: a lock or an item is no longer held; nothing was written.
             CommitOutcomeUnknown: also if a response was lost, the server is too old to
                 support `request_id`, and the revision has increased since.
             PartialWorkflow: a partially loaded workflow whose pointers were reordered,
@@ -112,7 +135,7 @@ class Workflows(Reading):
                 patch instead, for example because another writer has written since.
             ValueError: strict, and the revision is unknown.
         """
-        locks = list(held_lock_tokens)
+        effects = _effects(held_lock_tokens, enqueue, acknowledge, publish)
 
         async def whole(
             message: workflow_pb2.WorkflowInstance, expected: int | None, deadline: Deadline
@@ -124,13 +147,15 @@ class Workflows(Reading):
                     instance=message,
                     expected_revision=expected,
                     request_id=new_id(),
-                    held_lock_tokens=locks,
+                    held_lock_tokens=effects.held_lock_tokens,
+                    enqueue=effects.enqueue,
+                    acknowledge=effects.acknowledge,
+                    publish=effects.publish,
                 ),
                 deadline,
             )
             return CommittedWorkflow(revision=response.revision, subscription_ids=[], event_ids=[])
 
-        effects = build(workflow_pb2.CommitWorkflowRequest, held_lock_tokens=locks)
         return (await self._save(instance, effects, whole, expected_revision, strict)).revision
 
     async def persist_workflow_with_subscriptions(
@@ -141,6 +166,9 @@ class Workflows(Reading):
         expected_revision: int | None = None,
         strict: bool | None = None,
         held_lock_tokens: Iterable[str] = (),
+        enqueue: Iterable[QueueItem] = (),
+        acknowledge: Iterable[Acknowledgement] = (),
+        publish: Iterable[LifecycleEvent] = (),
     ) -> PersistedWorkflow:
         """`persist_workflow` and the creation of subscriptions, all or nothing.
 
@@ -152,10 +180,11 @@ class Workflows(Reading):
             WorkflowNotFound, RevisionMismatch, LeaseLost, CommitOutcomeUnknown,
             PartialWorkflow, NameTaken, TooLarge, ValueError: as for `persist_workflow`.
         """
-        locks = list(held_lock_tokens)
+        effects = _effects(held_lock_tokens, enqueue, acknowledge, publish)
         messages = convert.subscriptions_to_proto("subscriptions", subscriptions)
         for message in messages:
             message.id = message.id or new_id()
+        effects.create_subscriptions.extend(messages)
 
         async def whole(
             message: workflow_pb2.WorkflowInstance, expected: int | None, deadline: Deadline
@@ -168,7 +197,10 @@ class Workflows(Reading):
                     subscriptions=messages,
                     expected_revision=expected,
                     request_id=new_id(),
-                    held_lock_tokens=locks,
+                    held_lock_tokens=effects.held_lock_tokens,
+                    enqueue=effects.enqueue,
+                    acknowledge=effects.acknowledge,
+                    publish=effects.publish,
                 ),
                 deadline,
             )
@@ -176,16 +208,14 @@ class Workflows(Reading):
                 revision=response.revision,
                 subscription_ids=list(response.subscription_ids),
                 event_ids=[],
+                returned_receipts=list(response.returned_receipts),
             )
 
-        effects = build(
-            workflow_pb2.CommitWorkflowRequest,
-            create_subscriptions=messages,
-            held_lock_tokens=locks,
-        )
         response = await self._save(instance, effects, whole, expected_revision, strict)
         return PersistedWorkflow(
-            revision=response.revision, subscription_ids=response.subscription_ids
+            revision=response.revision,
+            subscription_ids=response.subscription_ids,
+            returned_receipts=response.returned_receipts,
         )
 
     async def commit_workflow(
@@ -203,6 +233,9 @@ class Workflows(Reading):
         errors: Sequence[ExecutionError] = (),
         schedule_commands: Iterable[ScheduledCommand] = (),
         complete_lease_tokens: Iterable[str] = (),
+        enqueue: Iterable[QueueItem] = (),
+        acknowledge: Iterable[Acknowledgement] = (),
+        publish: Iterable[LifecycleEvent] = (),
         request_id: str | None = None,
     ) -> CommittedWorkflow:
         """Stores one step of an engine, all or nothing, exactly as given.
@@ -227,6 +260,7 @@ class Workflows(Reading):
             errors: errors to log, in this order.
             schedule_commands: commands to schedule; no duplicates.
             complete_lease_tokens: claimed commands to remove, as in `complete_commands`.
+            enqueue, acknowledge, publish: as for `persist_workflow`.
             request_id: the idempotency key of this write, a UUID: repeating the call
                 with the same key and arguments changes nothing and returns the original
                 result. The server remembers it for at least
@@ -237,7 +271,7 @@ class Workflows(Reading):
             WorkflowNotFound, PointerNotFound, SubscriptionNotFound, EventNotFound:
                 something that must exist does not.
             RevisionMismatch: the workflow has another revision.
-            TokenMismatch, LeaseLost: a claim or lock is no longer held.
+            TokenMismatch, LeaseLost: a claim, lock or item is no longer held.
             NameTaken, SubscriptionAlreadyExists, EventAlreadyExists: an id or name is
                 in use with different content.
             RequestIdReused: the `request_id` was used for a different write to this
@@ -271,6 +305,9 @@ class Workflows(Reading):
                 "schedule_commands", schedule_commands, convert.command_to_proto
             ),
             complete_lease_tokens=complete_lease_tokens,
+            enqueue=convert.queue_items_to_proto("enqueue", enqueue),
+            acknowledge=convert.acknowledgements_to_proto(acknowledge),
+            publish=convert.lifecycle_events_to_proto("publish", publish),
             request_id=new_id() if request_id is None else request_id,
         )
         taken: patches.Snapshot | None = None
@@ -453,3 +490,19 @@ class Workflows(Reading):
             ),
             lambda page: [convert.purged_from_proto(page)],
         )
+
+
+def _effects(
+    held_lock_tokens: Iterable[str],
+    enqueue: Iterable[QueueItem],
+    acknowledge: Iterable[Acknowledgement],
+    publish: Iterable[LifecycleEvent],
+) -> workflow_pb2.CommitWorkflowRequest:
+    """What every write of a workflow may come with."""
+    return build(
+        workflow_pb2.CommitWorkflowRequest,
+        held_lock_tokens=list(held_lock_tokens),
+        enqueue=convert.queue_items_to_proto("enqueue", enqueue),
+        acknowledge=convert.acknowledgements_to_proto(acknowledge),
+        publish=convert.lifecycle_events_to_proto("publish", publish),
+    )

@@ -13,12 +13,15 @@ from wfe_persistence_client import (
     DequeuedItem,
     Event,
     LeaseLost,
+    LifecycleEvent,
+    LifecycleEventType,
     PersistenceProvider,
     QueueItem,
     QueueItemState,
     QueueKind,
     ReturnedItem,
     WorkflowInstance,
+    WorkflowStatus,
     WorkflowView,
     connect,
     connect_blocking,
@@ -139,3 +142,95 @@ async def test_item_is_waited_for(real: PersistenceProvider, name: str) -> None:
     await real.enqueue([QueueItem(queue=name, id="a")])
     [item] = (await waiting).items
     assert item.item.id == "a"
+
+
+@pytest.fixture
+async def workflow(real: PersistenceProvider) -> WorkflowInstance:
+    stored = WorkflowInstance(workflow_definition_id="order", version=1, data={"n": 0})
+    await real.create_new_workflow(stored)
+    return stored
+
+
+async def test_items_come_with_what_is_created(real: PersistenceProvider, name: str) -> None:
+    workflow = WorkflowInstance(workflow_definition_id="order", version=1, data={})
+    event = Event(event_name="paid", event_key="1", event_data=None, is_processed=True)
+    item = QueueItem(queue=name, id="")
+    await real.create_new_workflow(workflow, enqueue=[item])
+    created = await real.create_event(event, enqueue=[item])
+    listed = await real.list_queue_items(name)
+    assert [each.item.id for each in listed] == [workflow.id, created]
+
+
+@pytest.mark.parametrize("remembered", [0, 10])
+async def test_writes_settle_and_enqueue(target: str, name: str, remembered: int) -> None:
+    """As a patch, or in full."""
+    async with connect(target, remember=remembered) as real:
+        stored = WorkflowInstance(workflow_definition_id="order", version=1, data={"n": 0})
+        await real.create_new_workflow(stored, enqueue=[QueueItem(queue=name, id="")])
+        again = [QueueItem(queue=name, id="", payload=1)]
+        happened = LifecycleEvent(
+            type=LifecycleEventType.STEP_COMPLETED,
+            workflow_id=stored.id,
+            workflow_definition_id="order",
+        )
+
+        async def settled() -> list[Acknowledgement]:
+            return [Acknowledgement(receipt=(await take(real, name)).receipt)]
+
+        async def watched() -> LifecycleEvent:
+            async for event in real.watch_lifecycle(workflow_id=stored.id):
+                return event
+            raise AssertionError("the stream ended")
+
+        first = asyncio.create_task(watched())
+        await real.persist_workflow(stored, acknowledge=await settled(), enqueue=again)
+        await real.persist_workflow_with_subscriptions(
+            stored, [], acknowledge=await settled(), enqueue=again
+        )
+        await real.commit_workflow(stored, acknowledge=await settled(), enqueue=again)
+        while not first.done():  # nobody knows when the watch has begun
+            await real.persist_workflow(stored, publish=[happened])
+            await asyncio.sleep(0.05)
+        assert (await first).type is LifecycleEventType.STEP_COMPLETED
+        assert (await take(real, name)).item.payload == 1
+
+
+async def test_step_settles_and_enqueues(
+    real: PersistenceProvider, name: str, workflow: WorkflowInstance
+) -> None:
+    await real.configure_queue(name, kind=QueueKind.WORKFLOW)
+    workflow.status, workflow.next_execution = WorkflowStatus.RUNNABLE, 0
+    await real.enqueue([QueueItem(queue=name, id=workflow.id), QueueItem(queue=name, id="gone")])
+    mine, gone = (await real.dequeue([name], max_items=2)).items
+    async with real.step(workflow) as step:
+        step.acknowledge(mine, confirmed=True)
+        step.acknowledge(gone.receipt, confirmed=True)
+        step.enqueue(QueueItem(queue=name, id="next"))
+        step.publish(
+            LifecycleEvent(
+                type=LifecycleEventType.STARTED,
+                workflow_id=workflow.id,
+                workflow_definition_id="order",
+            )
+        )
+    assert step.returned_receipts == [mine.receipt]
+    listed = await real.list_queue_items(name)
+    assert {each.item.id for each in listed} == {workflow.id, "next"}
+    with pytest.raises(LeaseLost) as caught:
+        async with real.step(workflow) as step:
+            step.acknowledge(gone)
+    assert caught.value.metadata["field"] == "acknowledge[0].receipt"
+    workflow.status = WorkflowStatus.COMPLETE
+    await real.persist_workflow(workflow)
+
+
+def test_blocking_step(target: str, name: str) -> None:
+    with connect_blocking(target) as provider:
+        workflow = WorkflowInstance(workflow_definition_id="order", version=1, data={})
+        provider.create_new_workflow(workflow, enqueue=[QueueItem(queue=name, id="")])
+        [item] = provider.dequeue([name]).items
+        with provider.step(workflow) as step:
+            step.acknowledge(item)
+            step.enqueue(QueueItem(queue=name, id="next"))
+        assert step.returned_receipts == []
+        assert [each.item.id for each in provider.list_queue_items(name)] == ["next"]

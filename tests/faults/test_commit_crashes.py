@@ -24,10 +24,15 @@ from tests.faults.test_crashes import socket_dir
 from tests.support import make
 from tests.support.api import Api, connect
 from tests.support.expect import eventually, fails, failure_of
+from tests.support.queues import WAITING, OwnQueue
 from tests.support.server import ServerProcess
+from wfe.persistence.v1.event_pb2 import CreateEventRequest
+from wfe.persistence.v1.lifecycle_pb2 import WatchedEvent
+from wfe.persistence.v1.queue_item_pb2 import Acknowledgement
 from wfe.persistence.v1.workflow_pb2 import (
     CommitWorkflowRequest,
     CommitWorkflowResponse,
+    CreateNewWorkflowRequest,
     SubscriptionClaim,
     WorkflowPatch,
 )
@@ -46,8 +51,15 @@ EFFECTS = [
     ("scheduled_commands", "INSERT"),
     ("scheduled_commands", "UPDATE"),
     ("scheduled_commands", "DELETE"),
+    ("queue_items", "INSERT"),
+    ("queue_items", "UPDATE"),
+    ("queue_items", "DELETE"),
+    ("lifecycle_events", "INSERT"),
     ("requests", "INSERT"),
 ]
+
+# The items of a commit, by their ids: that is enqueued, handled and gone, handled and comes again.
+NEW, GONE, AGAIN = "new", "gone", "again"
 
 
 @pytest.fixture
@@ -57,9 +69,15 @@ def postgres(data_dir: Path) -> Iterator[EmbeddedPostgres]:
         yield postgres
 
 
+HOUR = Duration(seconds=3600)
+CURSORS: dict[str, str] = {}
+"""Where the lifecycle events of each workflow begin."""
+
+
 async def new_step(api: Api) -> CommitWorkflowRequest:
     """A commit with every kind of effect, and what it starts from, stored."""
     instance = make.instance(execution_pointers=[make.pointer(i) for i in "ab"])
+    CURSORS[instance.id] = await api.cursor()
     await api.create_new_workflow(instance)
     subscription = await api.create_event_subscription(make.subscription())
     assert await api.set_subscription_token(subscription, "mine")
@@ -70,6 +88,9 @@ async def new_step(api: Api) -> CommitWorkflowRequest:
     assert claim.command == completed
     await api.schedule_command(rescheduled)
     rescheduled.execute_time = 2**62
+    queue = make.queue()
+    await api.enqueue(*(make.item(queue, id=id_) for id_ in (GONE, AGAIN)))
+    items = (await api.dequeue(queues=[queue], max_items=2, lease_duration=HOUR)).items
     return CommitWorkflowRequest(
         patch=WorkflowPatch(
             id=instance.id,
@@ -85,9 +106,10 @@ async def new_step(api: Api) -> CommitWorkflowRequest:
         errors=[make.error(workflow_id=instance.id)],
         schedule_commands=[make.command(execute_time=2**62), rescheduled],
         complete_lease_tokens=[claim.lease_token],
-        held_lock_tokens=[
-            (await api.acquire_lock(make.new_id("resource"), ttl=Duration(seconds=3600))).token
-        ],
+        held_lock_tokens=[(await api.acquire_lock(make.new_id("resource"), ttl=HOUR)).token],
+        enqueue=[make.item(queue, id=id_, payload_json="1") for id_ in (NEW, AGAIN)],
+        acknowledge=[Acknowledgement(receipt=item.receipt, confirmed=True) for item in items],
+        publish=[make.lifecycle_event(workflow_id=instance.id)],
         request_id=str(uuid.uuid4()),
     )
 
@@ -98,6 +120,7 @@ async def effects_of(api: Api, step: CommitWorkflowRequest) -> set[str]:
     ids = [p.id for p in stored.execution_pointers]
     errors = await api.list_errors(workflow_id=step.patch.id)
     assert len(errors.errors) <= 1
+    items = {item.item.id: item for item in await OwnQueue(api, step.enqueue[0].queue).items()}
     there = {
         "revision": stored.revision == 2,
         "pointer added": "c" in ids,
@@ -112,13 +135,25 @@ async def effects_of(api: Api, step: CommitWorkflowRequest) -> set[str]:
         "command completed": await failure_of(
             api.release_commands(*step.complete_lease_tokens)
         ) is not None,
+        "item enqueued": NEW in items,
+        "item gone": GONE not in items,
+        "item comes again": items[AGAIN].state == WAITING and items[AGAIN].item.payload_json == "1",
+        "lifecycle event published": bool(await published(api, step)),
     }  # fmt: skip
     assert stored.revision <= 2
     return {effect for effect, is_there in there.items() if is_there}
 
 
-ALL = 9
+ALL = 13
 """How many effects effects_of() looks at."""
+
+
+async def published(api: Api, step: CommitWorkflowRequest) -> list[WatchedEvent]:
+    """The lifecycle events of a commit that are there; one that is there twice fails."""
+    cursor = CURSORS[step.patch.id]
+    events = await api.published_since(cursor, [step.patch.id])
+    assert len(events) <= 1
+    return events
 
 
 async def exists(call: Any) -> bool:
@@ -162,6 +197,39 @@ async def test_killed_between_any_two_effects(
             assert len(effects) in (0, ALL), (effect, effects)
             if victim == "postgres":
                 assert not effects, effect
+
+
+@pytest.mark.parametrize("victim", ["server", "postgres"])
+@pytest.mark.parametrize("table", ["workflows", "events"])
+async def test_killed_between_a_creation_and_its_item(
+    tmp_path: Path, postgres: EmbeddedPostgres, table: str, victim: str
+) -> None:
+    with ServerProcess(tmp_path / "log", "--db-url", postgres.url) as server:
+        for effect in ((table, "INSERT"), ("queue_items", "INSERT")):
+            queue, instance, event = make.queue(), make.instance(), make.event()
+            id_ = instance.id if table == "workflows" else event.id
+            workflow_request = CreateNewWorkflowRequest(instance=instance)
+            event_request = CreateEventRequest(event=event)
+            for request in (workflow_request, event_request):
+                request.enqueue.append(make.item(queue, id=""))
+
+            async def create(api: Api) -> None:
+                if table == "workflows":
+                    await api.workflows.CreateNewWorkflow(workflow_request)  # noqa: B023
+                else:
+                    await api.events.CreateEvent(event_request)  # noqa: B023
+
+            await kill_before(server, postgres.url, effect, victim, create)
+            async with connect(server.address) as channel:
+                api = Api(channel)
+                get: Any = api.get_workflow_instance if table == "workflows" else api.get_event
+                is_there = [await exists(get(id_)), bool(await OwnQueue(api, queue).items())]
+                assert is_there in ([False, False], [True, True]), effect
+                if victim == "postgres":
+                    assert is_there == [False, False], effect
+                await create(api)
+                assert await exists(get(id_))
+                assert [each.item.id for each in await OwnQueue(api, queue).items()] == [id_]
 
 
 async def test_a_commit_in_two_transactions_is_caught(

@@ -417,7 +417,7 @@ async def deadlocks(store: Store, url: str) -> int:
 
 async def test_all_writes_at_once(busy: Store, database_url: str) -> None:
     mix = Mix(busy, 11)
-    await run(mix, WRITES, 60)
+    await run(mix, WRITES, 90)
     assert set(mix.done) == set(WRITES), mix.done
     assert await deadlocks(busy, database_url) == 0
 

@@ -15,6 +15,7 @@ from wfe_persistence_client.convert.command import (
 )
 from wfe_persistence_client.convert.event import event_from_proto, event_to_proto, events_to_proto
 from wfe_persistence_client.convert.lifecycle import (
+    lifecycle_event_to_proto,
     lifecycle_event_type_to_proto,
     lifecycle_events_to_proto,
     watched_event_from_proto,
@@ -25,10 +26,12 @@ from wfe_persistence_client.convert.lock import (
     lock_from_proto,
 )
 from wfe_persistence_client.convert.queue import (
+    acknowledgement_to_proto,
     acknowledgements_to_proto,
     dequeued_from_proto,
     item_state_to_proto,
     listed_item_from_proto,
+    queue_item_to_proto,
     queue_items_to_proto,
     queue_kind_to_proto,
     queue_stats_from_proto,
@@ -70,6 +73,7 @@ from wfe_persistence_client.convert.workflow import (
 )
 
 __all__ = [
+    "acknowledgement_to_proto",
     "acknowledgements_to_proto",
     "acquired_lock_from_proto",
     "change_from_proto",
@@ -94,6 +98,7 @@ __all__ = [
     "item_state_to_proto",
     "lease_expiry_from_proto",
     "lease_token",
+    "lifecycle_event_to_proto",
     "lifecycle_event_type_to_proto",
     "lifecycle_events_to_proto",
     "listed_command_from_proto",
@@ -106,6 +111,7 @@ __all__ = [
     "patch_to_proto",
     "pointer_from_proto",
     "purged_from_proto",
+    "queue_item_to_proto",
     "queue_items_to_proto",
     "queue_kind_to_proto",
     "queue_stats_from_proto",

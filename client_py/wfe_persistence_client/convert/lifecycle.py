@@ -24,10 +24,11 @@ def lifecycle_events_to_proto(
     place: str, values: Iterable[model.LifecycleEvent]
 ) -> list[lifecycle_pb2.LifecycleEvent]:
     """Events as messages; `place` is the argument's name, for errors."""
-    return each(place, list(values), _to_proto)
+    return each(place, list(values), lifecycle_event_to_proto)
 
 
-def _to_proto(value: model.LifecycleEvent) -> lifecycle_pb2.LifecycleEvent:
+def lifecycle_event_to_proto(value: model.LifecycleEvent) -> lifecycle_pb2.LifecycleEvent:
+    """An event as a message."""
     _LIFECYCLE_EVENT.check(value)
     return build(
         lifecycle_pb2.LifecycleEvent,

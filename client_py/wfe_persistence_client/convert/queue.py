@@ -24,12 +24,15 @@ _RETURNED: Final = Fields(model.ReturnedItem)
 ReadWorkflow = Callable[[workflow_pb2.WorkflowInstance], model.WorkflowInstance]
 
 
-def queue_items_to_proto(values: Iterable[model.QueueItem]) -> list[queue_item_pb2.QueueItem]:
-    """Items to enqueue as messages."""
-    return each("items", values, _item_to_proto)
+def queue_items_to_proto(
+    place: str, values: Iterable[model.QueueItem]
+) -> list[queue_item_pb2.QueueItem]:
+    """Items to enqueue as messages; `place` is the argument's name, for errors."""
+    return each(place, values, queue_item_to_proto)
 
 
-def _item_to_proto(value: model.QueueItem) -> queue_item_pb2.QueueItem:
+def queue_item_to_proto(value: model.QueueItem) -> queue_item_pb2.QueueItem:
+    """An item to enqueue as a message."""
     _ITEM.check(value)
     return build(
         queue_item_pb2.QueueItem,
@@ -59,10 +62,11 @@ def acknowledgements_to_proto(
     values: Iterable[model.Acknowledgement],
 ) -> list[queue_item_pb2.Acknowledgement]:
     """Acknowledgements as messages."""
-    return each("acknowledge", values, _acknowledgement_to_proto)
+    return each("acknowledge", values, acknowledgement_to_proto)
 
 
-def _acknowledgement_to_proto(value: model.Acknowledgement) -> queue_item_pb2.Acknowledgement:
+def acknowledgement_to_proto(value: model.Acknowledgement) -> queue_item_pb2.Acknowledgement:
+    """An acknowledgement as a message."""
     _ACKNOWLEDGEMENT.check(value)
     return build(queue_item_pb2.Acknowledgement, receipt=value.receipt, confirmed=value.confirmed)
 
