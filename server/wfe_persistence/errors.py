@@ -46,6 +46,19 @@ class PersistenceError(Exception):
         self.retry_after = retry_after
         self.detail = detail
 
+    def copy(self) -> PersistenceError:
+        """The same error, to be raised elsewhere."""
+        twin = PersistenceError(
+            self.reason,
+            str(self),
+            metadata=dict(self.metadata),
+            violations=self.violations,
+            retry_after=self.retry_after,
+            detail=self.detail,
+        )
+        twin.__cause__ = self.__cause__
+        return twin
+
     @property
     def in_full(self) -> str:
         """The message with the detail: for logs and for the command line."""

@@ -29,6 +29,7 @@ from wfe_persistence.store.postgres.counts import (
     show_pool,
 )
 from wfe_persistence.store.postgres.fairness import FairGate
+from wfe_persistence.store.postgres.groups import Groups
 from wfe_persistence.store.postgres.lane import Lane
 from wfe_persistence.store.postgres.pipeline import (
     Command,
@@ -85,6 +86,8 @@ class Database:
     ) -> None:
         self.source = source
         self.reachability = reachability = Reachability(pool_size)
+        self.groups = Groups(max_waiting)
+        """The calls that are run together."""
         self.lane = Lane()
         """The turns of administrative work, most of which connects on its own."""
         self._pool_timeout = pool_timeout

@@ -63,11 +63,7 @@ class FairGate:
             return
         queue = self._queues.setdefault(namespace, deque())
         if len(queue) >= self._max_waiting:
-            raise PersistenceError(
-                ErrorReason.ERROR_REASON_NAMESPACE_BUSY,
-                f"{len(queue)} calls of this namespace are waiting already",
-                retry_after=0.5,
-            )
+            raise namespace_busy(len(queue))
         turn = asyncio.get_running_loop().create_future()
         queue.append(turn)
         try:
@@ -94,3 +90,12 @@ class FairGate:
                 turn.set_result(None)
                 return
         self._free += 1
+
+
+def namespace_busy(waiting: int) -> PersistenceError:
+    """The error of a call that may not wait, because so many of its namespace do."""
+    return PersistenceError(
+        ErrorReason.ERROR_REASON_NAMESPACE_BUSY,
+        f"{waiting} calls of this namespace are waiting already",
+        retry_after=0.5,
+    )
