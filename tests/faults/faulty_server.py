@@ -37,6 +37,7 @@ from wfe_persistence.store import (
     owner,
     purge,
     queue,
+    queue_groups,
     readiness,
     rows,
     subscription,
@@ -68,6 +69,30 @@ def replace(module: ModuleType, constant: str, old: str, new: str) -> Callable[[
         setattr(module, constant, planted)
 
     return plant
+
+
+def both(*plants: Callable[[], None]) -> Callable[[], None]:
+    """The same fault in several statements."""
+
+    def plant() -> None:
+        for each in plants:
+            each()
+
+    return plant
+
+
+def in_dequeues(old: str, new: str) -> Callable[[], None]:
+    """A fault in the statements that hand out items: of one call, and of several together."""
+    return both(
+        replace(dequeue, "DEQUEUE", old, new), replace(queue_groups, "DEQUEUE_TOGETHER", old, new)
+    )
+
+
+def in_enqueues(old: str, new: str) -> Callable[[], None]:
+    """A fault in the statements that enqueue items: of one call, and of several together."""
+    return both(
+        replace(queue, "ENQUEUE", old, new), replace(queue_groups, "ENQUEUE_TOGETHER", old, new)
+    )
 
 
 def paused(
@@ -315,33 +340,43 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     ),
     "items handed out without row locks": (
         paused(
-            replace(dequeue, "DEQUEUE", "FOR UPDATE SKIP LOCKED", ""),
-            dequeue, "DEQUEUE", "wfc.queue_items",
+            paused(
+                in_dequeues("FOR UPDATE SKIP LOCKED", ""), dequeue, "DEQUEUE", "wfc.queue_items"
+            ),
+            queue_groups, "DEQUEUE_TOGETHER", "wfc.queue_items",
         ),
         "test_queue_concurrency.py::test_each_item_is_handled_once",
     ),
     "attempts that are not counted": (
-        replace(dequeue, "DEQUEUE", "least(i.attempt, 2147483646) + 1", "1"),
+        in_dequeues("least(i.attempt, 2147483646) + 1", "1"),
         "test_queue_people.py::test_returned_item_dies_after_max_attempts",
     ),
     "an acknowledgement without its lease": (
-        replace(queue, "ACKNOWLEDGE", "AND i.lease_id = g.lease_id", ""),
+        both(
+            replace(queue, "ACKNOWLEDGE", "AND i.lease_id = g.lease_id", ""),
+            replace(queue_groups, "SETTLE_TOGETHER", "AND i.lease_id = g.lease_id", ""),
+        ),
         "test_queues.py::test_altered_receipts_acknowledge_nothing",
     ),
     "items handed out although what was handled before is lost": (
-        replace(dequeue, "DEQUEUE", "WHERE coalesce(", "WHERE TRUE OR coalesce("),
+        both(
+            replace(dequeue, "DEQUEUE", "WHERE coalesce(", "WHERE TRUE OR coalesce("),
+            replace(
+                queue_groups, "DEQUEUE_TOGETHER", "WHERE NOT coalesce(", "WHERE TRUE OR coalesce("
+            ),
+        ),
         "test_queues.py::test_nothing_is_changed_and_handed_out_if_one_is_lost",
     ),
     "an item handed out while it is handled": (
-        replace(queue, "ENQUEUE", "THEN i.visible_time\n", "THEN g.visible_time\n"),
+        in_enqueues("THEN i.visible_time\n", "THEN g.visible_time\n"),
         "test_queues.py::test_item_enqueued_while_it_is_handled_comes_once_more",
     ),
     "an item forgotten that was enqueued while it was handled": (
-        replace(queue, "ENQUEUE", "THEN least(i.again_time, g.visible_time) END", "THEN NULL END"),
+        in_enqueues("THEN least(i.again_time, g.visible_time) END", "THEN NULL END"),
         "test_queues.py::test_item_enqueued_while_it_is_handled_comes_once_more",
     ),
     "items handed out whoever holds their locks": (
-        replace(dequeue, "DEQUEUE", "(blocked_by = '{}' OR", "(TRUE OR"),
+        in_dequeues("(blocked_by = '{}' OR", "(TRUE OR"),
         "test_queues.py::test_item_is_withheld_while_somebody_holds_a_lock",
     ),
     "a claim without row locks": (

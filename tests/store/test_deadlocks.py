@@ -47,6 +47,7 @@ from wfe_persistence.store import (
 from wfe_persistence.store.migrate import migrate
 from wfe_persistence.store.postgres import database
 from wfe_persistence.store.postgres.sqlstate import Retry, retry, sqlstate
+from wfe_persistence.store.queue_parts import KEY_ORDER
 from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import Store
@@ -478,15 +479,15 @@ FAULTS: Final[dict[str, tuple[ModuleType, tuple[str, ...], str, str, list[str]]]
         "AND pg_sleep(0.001)::text IS NOT NULL\n), published", ["step_new_items"],
     ),
     "items of steps locked in any order": (
-        commit, STEPS, "ORDER BY queue, id FOR UPDATE", "ORDER BY random() FOR UPDATE",
+        commit, STEPS, f"ORDER BY {KEY_ORDER} FOR UPDATE", "ORDER BY random() FOR UPDATE",
         ["step", "enqueue"],
     ),
     "items enqueued with creations in any order": (
-        workflow, ("CREATE_NEW_WORKFLOW_ENQUEUE",), "ORDER BY queue, id FOR UPDATE",
+        workflow, ("CREATE_NEW_WORKFLOW_ENQUEUE",), f"ORDER BY {KEY_ORDER} FOR UPDATE",
         "ORDER BY random() FOR UPDATE", ["create_and_enqueue", "enqueue"],
     ),
     "receipts in any order": (
-        queue, ("ACKNOWLEDGE", "RENEW_ITEMS"), "ORDER BY i.queue, i.id",
+        queue, ("ACKNOWLEDGE", "RENEW_ITEMS"), f"ORDER BY {KEY_ORDER}",
         "ORDER BY random()", ["acknowledge", "settle", "enqueue"],
     ),
 }  # fmt: skip

@@ -40,9 +40,9 @@ STATES: Final = {
 }
 
 STATEMENTS: Final[dict[str, tuple[str, list[object]]]] = {
-    "dequeue most": (dequeue.DEQUEUE, [1000, 30_000, "l", "w", 4_000_000]),
-    "dequeue": (dequeue.DEQUEUE, [10, 30_000, "l", "w", 4_000_000]),
-    "look": (queue_waiting.LOOK_AT_QUEUES, [100]),
+    "dequeue most": (dequeue.DEQUEUE, [1000, 30_000, "l", "w", 4_000_000, "{-infinity}"]),
+    "dequeue": (dequeue.DEQUEUE, [10, 30_000, "l", "w", 4_000_000, "{-infinity}"]),
+    "look": (queue_waiting.LOOK_AT_QUEUES, [100, "{-infinity}"]),
 }
 
 

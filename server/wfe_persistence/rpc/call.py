@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from wfe_persistence.rpc.intake import Place
 from wfe_persistence.store.feeds import Feeds
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.paging import Cursor
-from wfe_persistence.store.queue import wake_queues
+from wfe_persistence.store.queue import wake_for
 from wfe_persistence.store.readiness import Readiness
 from wfe_persistence.store.tables import Store
 from wfe_persistence.store.waiting import Waiters
@@ -94,9 +93,7 @@ class Call:
     ) -> None:
         """Tell those who wait for items or watch the feed that something was written for them.
         `returned_to`: the queues of items that came back, one for each."""
-        queues = Counter(item.queue for item in enqueued)
-        queues.update(returned_to)
-        wake_queues(self.store, self.env.waiters, queues)
+        wake_for(self.store, self.env.waiters, enqueued, returned_to)
         if published:
             self.env.feeds.published(self.store)
 

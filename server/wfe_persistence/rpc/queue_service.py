@@ -12,7 +12,7 @@ from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import Check, read_back
 from wfe_persistence.rpc.check.bounds import MAX_INT4, MAX_LIST_ITEMS
-from wfe_persistence.store import dequeue, queue, queue_list
+from wfe_persistence.store import dequeue, queue, queue_groups, queue_list
 from wfe_persistence.store.paging import Wanted
 from wfe_persistence.store.records import QUEUE_KIND
 from wfe_persistence.store.tables import Store
@@ -28,7 +28,7 @@ class QueueService:
     async def Enqueue(self, request: pb.EnqueueRequest, call: Call) -> pb.EnqueueResponse:
         """Put items into queues."""
         await offload.run(_prepare_enqueue, request, call.check)
-        await queue.enqueue(call.store, request.items, call.env.waiters)
+        await queue_groups.enqueue(call.store, request.items, call.env.waiters)
         return pb.EnqueueResponse()
 
     async def Dequeue(self, request: pb.DequeueRequest, call: Call) -> pb.DequeueResponse:
@@ -62,7 +62,7 @@ class QueueService:
         check = call.check
         check.acknowledgements(request.acknowledge)
         check.done()
-        returned = await queue.acknowledge(call.store, request.acknowledge, call.env.waiters)
+        returned = await queue_groups.acknowledge(call.store, request.acknowledge, call.env.waiters)
         return pb.AcknowledgeResponse(returned_receipts=returned)
 
     async def ReturnItems(

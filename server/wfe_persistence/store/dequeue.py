@@ -9,29 +9,28 @@ from typing import Final, NamedTuple
 from wfe.persistence.v1.queue_pb2 import DequeuedItem, DequeueRequest
 from wfe_persistence import metrics
 from wfe_persistence.errors import PersistenceError
+from wfe_persistence.store import queue_groups
 from wfe_persistence.store.lease import (
     NEXT_EPOCH,
     expiry_after,
-    lease_token,
     new_lease_id,
 )
 from wfe_persistence.store.queue import SETTLE_ITEMS, Settlement
+from wfe_persistence.store.queue_groups import decode_claim
 from wfe_persistence.store.queue_waiting import UNBLOCKED, queue_line
 from wfe_persistence.store.records import QUEUE_ITEM
 from wfe_persistence.store.rows import (
     Param,
     PGresult,
+    floor_array,
+    floor_param,
     integer,
-    read_int4,
     read_int8,
-    read_time,
     text,
     text_array,
 )
 from wfe_persistence.store.tables import Store
 from wfe_persistence.store.waiting import Waiters
-
-_read_item = QUEUE_ITEM.reader()
 
 
 class Dequeued(NamedTuple):
@@ -50,26 +49,34 @@ _ITEM_BYTES: Final = f"""octet_length(queue) + octet_length(id)
                 + octet_length(array_to_string(blocked_by, '')) + 4 * cardinality(blocked_by)
                 + {_CLAIM_BYTES}"""
 
-# $1 the queues, $2 the most items, $3 the lease in ms, $4 its id, $5 the worker, $6 the most bytes.
+MAX_ITEMS: Final = 1000
+"""The most items that a call can ask for."""
+
+# $1 the queues, $2 the most items, $3 the lease in ms, $4 its id, $5 the worker, $6 the most bytes,
+# $7 the floors of the queues.
 # An item that was handed out too often dies here, if its last lease has expired; if that is all
-# there was, there may be others behind. There is always a row, which tells how many died. (Of an
-# array the planner knows the length. It must not expect many times the rows and the cost, or the
-# database compiles the statement at each call.)
+# there was, there may be others behind. There is always a row, which tells how many died. (Planning
+# it takes as long as running it. So how many queues and items are asked for is hidden from the
+# planner: then it makes one plan, and keeps it. It must not expect many times the rows and the cost
+# either, or the database compiles the statement at each call.)
 DEQUEUE = f"""
 WITH wanted AS MATERIALIZED (
-    SELECT g.name, q.max_attempts
-    FROM unnest($1::text[]) AS g(name)
+    SELECT g.name, g.floor, q.max_attempts
+    FROM unnest((SELECT $1::text[]), (SELECT $7::timestamptz[])) AS g(name, floor)
     LEFT JOIN wfc.queues q ON q.name = g.name
     WHERE coalesce(current_setting('wfe.settled', TRUE), '') <> 'false'
 ), visible AS MATERIALIZED (
     SELECT i.*, coalesce(i.attempt >= w.max_attempts, FALSE) AS spent
     FROM wanted w, LATERAL (
-        SELECT n, visible_time, attempt, again_time, {_ITEM_BYTES} AS bytes
-        FROM wfc.queue_items
-        WHERE queue = w.name AND NOT dead AND visible_time <= now() AND {UNBLOCKED}
-        ORDER BY visible_time, n
-        LIMIT $2
-        FOR UPDATE SKIP LOCKED
+        SELECT * FROM (
+            SELECT n, visible_time, attempt, again_time, {_ITEM_BYTES} AS bytes
+            FROM wfc.queue_items
+            WHERE queue = w.name AND NOT dead
+                AND visible_time >= w.floor AND visible_time <= now() AND {UNBLOCKED}
+            ORDER BY visible_time, n
+            LIMIT (SELECT $2::int)
+            FOR UPDATE SKIP LOCKED
+        ) f LIMIT {MAX_ITEMS}
     ) i
 ), died AS (
     UPDATE wfc.queue_items SET dead = TRUE
@@ -127,6 +134,18 @@ async def dequeue(
     return Dequeued(items, ask.returned or [])
 
 
+# The first item of a queue that is visible, or withheld by a lock, from $2 on. A transaction may
+# commit a little after the time that its items have.
+QUEUE_FLOOR = """
+SELECT least(now() - interval '250 milliseconds', (
+    SELECT visible_time FROM wfc.queue_items
+    WHERE queue = $1 AND NOT dead AND visible_time >= $2 AND visible_time <= now()
+    ORDER BY visible_time, n
+    LIMIT 1
+))
+"""
+
+
 @dataclass(slots=True)
 class _Ask:
     """What one call asks for."""
@@ -144,6 +163,33 @@ class _Ask:
 
     async def claim(self) -> list[DequeuedItem]:
         """A look: the items."""
+        queues, floors = self.request.queues, self.store.floors
+        items = await self._claim()
+        if not items and floors.may_hide(queues):
+            for queue in queues:
+                floors.lower(queue)
+            items = await self._claim()
+        floors.keep_up(queues, self._find_floor)
+        return items
+
+    async def _claim(self) -> list[DequeuedItem]:
+        if self.max_items == 1:
+            settlement = self.settlement or Settlement()
+            want = queue_groups.Want(settlement, self.request.worker_id, self.lease_ms)
+            taken = await queue_groups.dequeue_one(
+                self.store, self.request.queues, want, self.waiters
+            )
+            if taken is not None:
+                self._settled(taken.returned)
+                if not taken.look_again:
+                    return [taken.item] if taken.item else []
+        return await self._claim_alone()
+
+    def _settled(self, returned: list[str]) -> None:
+        if self.settlement is not None:
+            self.returned, self.settlement = returned, None
+
+    async def _claim_alone(self) -> list[DequeuedItem]:
         lease_id = new_lease_id()
         if self.settlement is None:
             rows = await self.store.write(DEQUEUE, *self._params(lease_id))
@@ -151,9 +197,12 @@ class _Ask:
             settled, rows = await self.store.write_all(
                 (SETTLE_ITEMS, (self.settlement.document(),)), (DEQUEUE, self._params(lease_id))
             )
-            self.returned = self.settlement.outcome(settled, self.store, self.waiters)
-            self.settlement = None
+            self._settled(self.settlement.outcome(settled, self.store, self.waiters))
         return self._items(rows, lease_id) or await self._behind_dead(rows)
+
+    async def _find_floor(self, queue: str, start: int | None) -> int:
+        row = await self.store.read(QUEUE_FLOOR, text(queue), floor_param(start))
+        return read_int8(row.get_value(0, 0))
 
     def _params(self, lease_id: str) -> Sequence[Param]:
         return (
@@ -163,26 +212,15 @@ class _Ask:
             text(lease_id),
             text(self.request.worker_id),
             integer(self.answer_bytes),
+            floor_array(map(self.store.floors.of, self.request.queues)),
         )
 
     def _items(self, rows: PGresult, lease_id: str) -> list[DequeuedItem]:
         if rows.get_value(0, 0) is None:
             return []
         metrics.CLAIMS_TAKEN.add(("queue_item",), rows.ntuples)
-        return [_decode_claim(rows, i, lease_id) for i in range(rows.ntuples)]
+        return [decode_claim(rows, i, lease_id) for i in range(rows.ntuples)]
 
     async def _behind_dead(self, rows: PGresult) -> list[DequeuedItem]:
         """If all that was found had died, there may be others behind."""
-        return await self.claim() if read_int8(rows.get_value(0, _COUNT_OF_DEAD)) else []
-
-
-def _decode_claim(rows: PGresult, i: int, lease_id: str) -> DequeuedItem:
-    get = rows.get_value
-    claim = DequeuedItem()
-    _read_item(get, i, claim.item)
-    n, expiry, epoch, attempt = (get(i, len(QUEUE_ITEM) + column) for column in range(4))
-    claim.receipt = lease_token(lease_id, read_int8(n))
-    read_time(expiry, claim.lease_expiry)
-    claim.epoch = read_int8(epoch)
-    claim.attempt = read_int4(attempt)
-    return claim
+        return await self._claim_alone() if read_int8(rows.get_value(0, _COUNT_OF_DEAD)) else []

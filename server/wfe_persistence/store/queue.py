@@ -23,8 +23,10 @@ from wfe_persistence.store.lease import (
     unexpired,
 )
 from wfe_persistence.store.queue_parts import (
+    BY_TIME,
     EVENT_IS_UNPROCESSED,
     KEPT,
+    KEY_ORDER,
     MERGED,
     WORKFLOW_IS_DUE,
     backoff,
@@ -35,6 +37,7 @@ from wfe_persistence.store.records import QUEUE_ITEM, QUEUE_KIND
 from wfe_persistence.store.rows import (
     PGresult,
     integer,
+    pg_micros,
     read_bool,
     read_int4,
     read_int8,
@@ -46,9 +49,28 @@ from wfe_persistence.store.rows import (
 from wfe_persistence.store.tables import Store
 from wfe_persistence.store.waiting import Waiters
 
-# Rows are locked, and then inserted, in the order of their keys. Numbers are given in the order of
-# the request.
-ENQUEUE = f"""
+_INSERT: Final = f"""INSERT INTO wfc.queue_items (n, {QUEUE_ITEM.names()})
+SELECT n, {QUEUE_ITEM.names()} FROM fresh ORDER BY queue, id"""
+
+
+def enqueue_statement(*, together: bool) -> str:
+    """The statement that enqueues items, all or none. `together`: each or not, of those whose row
+    is locked, or is being inserted; it returns those that were enqueued.
+
+    Rows are locked, and then inserted, in the order of their keys. Numbers are given in the order
+    of the request.
+    """
+    skip, returning, end = "", "", f"\n{_INSERT}"
+    if together:
+        skip = " SKIP LOCKED"
+        returning = "\n    RETURNING i.queue, i.id"
+        end = f""", inserted AS (
+{_INSERT}
+    ON CONFLICT (queue, id) DO NOTHING
+    RETURNING queue, id
+)
+SELECT queue, id FROM inserted UNION ALL SELECT queue, id FROM merged"""
+    return f"""
 WITH given (at, {QUEUE_ITEM.names()}) AS MATERIALIZED (
     SELECT g.at,
         {QUEUE_ITEM.values("g")}
@@ -58,22 +80,23 @@ WITH given (at, {QUEUE_ITEM.names()}) AS MATERIALIZED (
 ), locked AS MATERIALIZED (
     SELECT i.n, g.queue, g.id
     FROM (SELECT queue, id FROM given ORDER BY queue, id) g, LATERAL (
-        SELECT n FROM wfc.queue_items WHERE queue = g.queue AND id = g.id FOR UPDATE
+        SELECT n FROM wfc.queue_items WHERE queue = g.queue AND id = g.id FOR UPDATE{skip}
     ) i
 ), merged AS (
     UPDATE wfc.queue_items i SET{MERGED}
-    FROM given g
-    WHERE i.queue = g.queue AND i.id = g.id AND i.n = ANY (ARRAY (SELECT n FROM locked))
+    FROM given g JOIN locked l ON l.queue = g.queue AND l.id = g.id
+    WHERE i.n = l.n AND i.n = ANY (ARRAY (SELECT n FROM locked)){returning}
 ), fresh AS MATERIALIZED (
     SELECT nextval('wfc.queue_item_numbers') AS n, g.* FROM (
         SELECT {QUEUE_ITEM.names()} FROM given g
         WHERE NOT EXISTS (SELECT FROM locked l WHERE l.queue = g.queue AND l.id = g.id)
         ORDER BY at
     ) g
-)
-INSERT INTO wfc.queue_items (n, {QUEUE_ITEM.names()})
-SELECT n, {QUEUE_ITEM.names()} FROM fresh ORDER BY queue, id
+){end}
 """
+
+
+ENQUEUE = enqueue_statement(together=False)
 
 
 async def enqueue(store: Store, items: Sequence[QueueItem], waiters: Waiters) -> None:
@@ -81,7 +104,23 @@ async def enqueue(store: Store, items: Sequence[QueueItem], waiters: Waiters) ->
     if items:
         document = await offload.run(lambda: array(map(queue_item_document, items)))
         await store.write(ENQUEUE, document)
-        wake_queues(store, waiters, Counter(item.queue for item in items))
+        wake_for(store, waiters, items)
+
+
+def wake_for(
+    store: Store, waiters: Waiters, enqueued: Iterable[QueueItem], returned_to: Iterable[str] = ()
+) -> None:
+    """Wake whoever waits for items that have been enqueued or have come back. `returned_to`: the
+    queues of the latter, one for each."""
+    counts: Counter[str] = Counter()
+    for item in enqueued:
+        counts[item.queue] += 1
+        if item.HasField("visible_time"):
+            store.floors.lower(item.queue, pg_micros(item.visible_time))
+    for queue in returned_to:
+        counts[queue] += 1
+        store.floors.lower(queue)  # enqueued while it was handled, it may have been due for a while
+    wake_queues(store, waiters, counts)
 
 
 def wake_queues(store: Store, waiters: Waiters, items: Mapping[str, int]) -> None:
@@ -93,28 +132,44 @@ def wake_queues(store: Store, waiters: Waiters, items: Mapping[str, int]) -> Non
 
 _NOT_DONE: Final = not_done(WORKFLOW_IS_DUE, EVENT_IS_UNPROCESSED)
 
-# Acknowledges and returns, all or nothing. An item that was enqueued since it was handed out
-# (`again_time`) is neither removed nor dead. The setting tells DEQUEUE, in the same transaction,
-# whether all were held.
-SETTLE_ITEMS = f"""
+
+def settle_statement(*, together: bool) -> str:
+    """The statement that acknowledges and returns, all or nothing. `together`: that of several
+    calls, each of which is done or, also if a row is locked, left alone.
+
+    An item that was enqueued since it was handed out (`again_time`) is neither removed nor dead.
+    The setting tells what is run next in the same transaction whether all were held; of several
+    calls, the numbers of those of which they were not.
+    """
+    call, of_call, skip, lost = "", "", "", ""
+    all_held, settled = ALL_HELD, f"({ALL_HELD})::text"
+    if together:
+        call, of_call, skip = ", call int", ", g.call", " SKIP LOCKED"
+        lost = """, lost AS MATERIALIZED (
+    SELECT DISTINCT call FROM given WHERE at NOT IN (SELECT at FROM held)
+)"""
+        all_held = "h.call NOT IN (SELECT call FROM lost)"
+        settled = "(SELECT coalesce(jsonb_agg(call), '[]') FROM lost)::text"
+    return f"""
 WITH given AS MATERIALIZED (
     SELECT *
     FROM jsonb_to_recordset($1::jsonb) AS g(at int, n bigint, lease_id text, act text,
-        delay_ms bigint)
+        delay_ms bigint{call})
 ), held AS MATERIALIZED (
-    SELECT i.n, i.queue, i.id, i.dead, i.attempt, i.again_time, g.at, g.act, g.delay_ms
+    SELECT i.n, i.queue, i.id, i.dead, i.attempt, i.again_time,
+        g.at, g.act, g.delay_ms{of_call}
     FROM given g JOIN wfc.queue_items i ON i.n = g.n AND i.lease_id = g.lease_id
     WHERE i.n = ANY (ARRAY (SELECT n FROM given))
-    ORDER BY i.queue, i.id
-    FOR UPDATE OF i
-), judged AS MATERIALIZED (
+    ORDER BY {KEY_ORDER}
+    FOR UPDATE OF i{skip}
+){lost}, judged AS MATERIALIZED (
     SELECT h.*,
         h.act = 'acknowledge' OR (h.act = 'confirm' AND NOT {_NOT_DONE}) AS done,
         h.dead OR coalesce(h.attempt >= q.max_attempts, FALSE) AS spent,
         CASE h.act WHEN 'return' THEN h.delay_ms * interval '1 millisecond'
             ELSE {backoff("h.attempt")} END AS delay
     FROM held h LEFT JOIN wfc.queues q ON q.name = h.queue
-    WHERE {ALL_HELD}
+    WHERE {all_held}
 ), removed AS (
     DELETE FROM wfc.queue_items
     WHERE n = ANY (ARRAY (SELECT n FROM judged WHERE done AND again_time IS NULL))
@@ -124,16 +179,20 @@ WITH given AS MATERIALIZED (
     WHERE i.n = j.n AND NOT (j.done AND j.again_time IS NULL)
         AND i.n = ANY (ARRAY (SELECT n FROM judged))
 )
-SELECT at, EXISTS (SELECT FROM held h WHERE h.at = g.at),
-    EXISTS (SELECT FROM judged j WHERE j.at = g.at AND j.act = 'confirm' AND NOT j.done),
-    (SELECT queue FROM judged j WHERE j.at = g.at AND NOT (j.done AND j.again_time IS NULL)),
-    set_config('wfe.settled', ({ALL_HELD})::text, TRUE)
-FROM given g
+SELECT g.at, h.at IS NOT NULL,
+    coalesce(j.act = 'confirm' AND NOT j.done, FALSE),
+    CASE WHEN NOT (j.done AND j.again_time IS NULL) THEN j.queue END,
+    set_config('wfe.settled', {settled}, TRUE)
+FROM given g LEFT JOIN held h ON h.at = g.at LEFT JOIN judged j ON j.at = g.at
 """
 
 
+SETTLE_ITEMS = settle_statement(together=False)
+
+
 class Settlement:
-    """Items that were handed out, and what becomes of them."""
+    """Items that were handed out, and what becomes of them. Raises PersistenceError if a receipt
+    can't be one."""
 
     def __init__(
         self,
@@ -145,21 +204,27 @@ class Settlement:
         # Numbered as in the document.
         self._receipts = [each.receipt for each in acknowledge]
         self._receipts += [each.receipt for each in return_items]
+        self.members: Final = list(self._claims())
+        """The members of the document of each item, without its number in it."""
 
     def __bool__(self) -> bool:
         """Whether there are any."""
         return bool(self._receipts)
 
-    def document(self) -> bytes:
-        """The parameter of the statement. Raises PersistenceError if a receipt can't be one."""
-        return array(self._documents())
+    @property
+    def receipts(self) -> Sequence[str]:
+        """Their receipts, in the order of `members`."""
+        return self._receipts
 
-    def _documents(self) -> Iterator[str]:
-        yield from acknowledgement_documents(self._acknowledge)
+    def document(self) -> bytes:
+        """The parameter of the statement."""
+        return array(f'{{"at":{at},{each}}}' for at, each in enumerate(self.members))
+
+    def _claims(self) -> Iterator[str]:
+        yield from _acknowledgements(self._acknowledge)
         for i, item in enumerate(self._return_items):
             delay_ms = item.delay.seconds * 1000 + item.delay.nanos // 1_000_000
             yield _claim(
-                len(self._acknowledge) + i,
                 item.receipt,
                 f"return_items[{i}].receipt",
                 f',"act":"return","delay_ms":{delay_ms}',
@@ -177,24 +242,27 @@ class Settlement:
                 field="acknowledge" if lost[0] < len(self._acknowledge) else "return_items",
             )
         back = (get(i, 3) for i in range(rows.ntuples))
-        wake_queues(
-            store, waiters, Counter(read_text(queue) for queue in back if queue is not None)
-        )
+        wake_for(store, waiters, (), (read_text(queue) for queue in back if queue is not None))
         returned = sorted(read_int4(get(i, 0)) for i in range(rows.ntuples) if read_bool(get(i, 2)))
         return [self._receipts[at] for at in returned]
 
 
 def acknowledgement_documents(acknowledgements: Iterable[Acknowledgement]) -> Iterator[str]:
     """Acknowledgements as numbered documents. Raises PersistenceError if a receipt can't be one."""
-    for at, each in enumerate(acknowledgements):
+    for at, members in enumerate(_acknowledgements(acknowledgements)):
+        yield f'{{"at":{at},{members}}}'
+
+
+def _acknowledgements(acknowledgements: Iterable[Acknowledgement]) -> Iterator[str]:
+    for i, each in enumerate(acknowledgements):
         act = "confirm" if each.confirmed else "acknowledge"
-        yield _claim(at, each.receipt, f"acknowledge[{at}].receipt", f',"act":"{act}"')
+        yield _claim(each.receipt, f"acknowledge[{i}].receipt", f',"act":"{act}"')
 
 
-def _claim(at: int, receipt: str, path: str, members: str = "") -> str:
-    """The document of a receipt, with more members."""
+def _claim(receipt: str, path: str, members: str = "") -> str:
+    """The members of the document of a receipt, with more of them."""
     (n,), lease_id = parse_lease_token(receipt, path, numbers=1, origin="Dequeue")
-    return f'{{"at":{at},"n":{n},"lease_id":"{lease_id}"{members}}}'
+    return f'"n":{n},"lease_id":"{lease_id}"{members}'
 
 
 ACKNOWLEDGE = SETTLE_ITEMS
@@ -227,8 +295,8 @@ WITH given AS MATERIALIZED (
     SELECT i.n, g.at
     FROM given g JOIN wfc.queue_items i ON i.n = g.n AND i.lease_id = g.lease_id
     WHERE i.n = ANY (ARRAY (SELECT n FROM given))
-        AND NOT i.dead AND {unexpired("i.visible_time")}
-    ORDER BY i.queue, i.id
+        AND CASE WHEN i.dead THEN FALSE ELSE {unexpired("i.visible_time")} END
+    ORDER BY {KEY_ORDER}
     FOR UPDATE OF i
 ), renewed AS (
     UPDATE wfc.queue_items SET visible_time = {expiry_after("$2")}
@@ -243,7 +311,9 @@ FROM given g
 
 async def renew_items(store: Store, receipts: Sequence[str], lease_ms: int) -> RenewItemsResponse:
     """Extend these leases by `lease_ms` from now, all or none."""
-    document = array(_claim(at, receipt, f"receipts[{at}]") for at, receipt in enumerate(receipts))
+    document = array(
+        f'{{"at":{at},{_claim(receipt, f"receipts[{at}]")}}}' for at, receipt in enumerate(receipts)
+    )
     rows = await store.write(RENEW_ITEMS, document, integer(lease_ms))
     check_held(rows, receipts, field="receipts")
     metrics.CLAIMS_RENEWED.add(("queue_item",), len(receipts))
@@ -270,7 +340,7 @@ async def configure_queue(store: Store, request: ConfigureQueueRequest) -> None:
 
 
 # $1 the queue, $2 ids, $3 the most dead items besides.
-_NAMED_AND_DEAD: Final = """
+_NAMED_AND_DEAD: Final = f"""
 WITH named AS MATERIALIZED (
     SELECT i.n FROM jsonb_array_elements_text($2::jsonb) AS g(id), LATERAL (
         SELECT n FROM wfc.queue_items WHERE queue = $1 AND id = g.id LIMIT 1
@@ -280,11 +350,11 @@ WITH named AS MATERIALIZED (
     WHERE n = ANY (ARRAY (
         SELECT n FROM named
         UNION (
-            SELECT n FROM wfc.queue_items WHERE queue = $1 AND dead
+            SELECT n FROM wfc.queue_items WHERE queue = $1 AND dead AND {BY_TIME}
             ORDER BY visible_time, n LIMIT $3
         )
     ))
-    ORDER BY queue, id
+    ORDER BY {KEY_ORDER}
     FOR UPDATE
 )"""
 

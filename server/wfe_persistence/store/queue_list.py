@@ -16,6 +16,7 @@ from wfe.persistence.v1.queue_pb2 import (
 )
 from wfe_persistence.store.lease import expired, unexpired
 from wfe_persistence.store.paging import TIME, Cursor, Page, fill_page
+from wfe_persistence.store.queue_parts import BY_TIME
 from wfe_persistence.store.records import QUEUE_ITEM, QUEUE_KIND
 from wfe_persistence.store.rows import (
     Param,
@@ -60,7 +61,7 @@ SELECT {QUEUE_ITEM.selection()}, n, dead,
     {_STATE}, attempt, again_time, coalesce(lease_worker_id, ''), lease_epoch
 FROM wfc.queue_items
 WHERE queue = $1
-    AND ($2::text IS NULL OR id = $2)
+    AND CASE WHEN $2::text IS NULL THEN {BY_TIME} ELSE id = $2 END
     AND ($3::boolean IS NULL OR dead = $3)
     AND ($4::boolean IS NULL OR ({unexpired("visible_time")}) = $4)
     AND ($5::boolean IS NULL OR (lease_id IS NOT NULL) = $5)

@@ -31,6 +31,15 @@ MERGED: Final = f"""
         lease_worker_id = CASE WHEN NOT i.dead THEN i.lease_worker_id END,
         dead = FALSE"""
 
+BY_TIME: Final = "visible_time <= 'infinity'"
+"""A condition that every item meets, for statements without another one on visible_time that want
+the items of a queue in their order: its index is only used by statements that have one."""
+
+# Rows of items are locked in this order. (Not by the columns themselves: the statistics of a queue
+# that is drained say that there are no rows, and then PostgreSQL would read a whole index to have
+# the order of its rows, instead of sorting those that were asked for.)
+KEY_ORDER: Final = "queue || '', id || ''"
+
 # What settling makes of an item, as judged in `j`, unless it is removed: done, and not enqueued
 # since it was handed out.
 KEPT: Final = """
@@ -94,7 +103,7 @@ def _locked_items(*, also: str = "", after: str = "") -> str:
         SELECT i.n FROM enqueuing g, LATERAL (
             SELECT n FROM wfc.queue_items WHERE queue = g.queue AND id = g.id LIMIT 1
         ) i)){after}
-    ORDER BY queue, id FOR UPDATE
+    ORDER BY {KEY_ORDER} FOR UPDATE
 )"""
 
 
@@ -106,8 +115,8 @@ def enqueued(*, written: str, after: str, but: str = "") -> str:
     """
     return f"""merged_items AS (
     UPDATE wfc.queue_items i SET{MERGED}
-    FROM enqueuing g
-    WHERE i.queue = g.queue AND i.id = g.id AND i.n = ANY (ARRAY (
+    FROM enqueuing g JOIN locked_items k ON k.queue = g.queue AND k.id = g.id
+    WHERE i.n = k.n AND i.n = ANY (ARRAY (
         SELECT l.n FROM {written}, locked_items l{but}))
 ), fresh_items AS MATERIALIZED (
     SELECT nextval('wfc.queue_item_numbers') AS n, g.* FROM (

@@ -9,6 +9,7 @@ from typing import Final
 from wfe_persistence.store.lease import unexpired
 from wfe_persistence.store.lock import lock_line
 from wfe_persistence.store.rows import (
+    floor_array,
     integer,
     read_int8,
     read_json,
@@ -30,15 +31,16 @@ _MOST: Final = 100
 
 # $1 the queues, $2 how many items, at most, are counted of each. Per queue: how many items could be
 # had now, in how many milliseconds one becomes visible or a lock expires that withholds some, and
-# these locks.
+# these locks. $3 their floors.
 LOOK_AT_QUEUES = f"""
 SELECT g.name, ready.count,
     (extract(epoch FROM least(coming.at, locks.expiry) - now()) * 1000)::bigint, locks.resources
-FROM unnest($1::text[]) AS g(name)
+FROM unnest($1::text[], $3::timestamptz[]) AS g(name, floor)
 CROSS JOIN LATERAL (
     SELECT count(*) FROM (
         SELECT FROM wfc.queue_items
-        WHERE queue = g.name AND NOT dead AND visible_time <= now() AND {UNBLOCKED}
+        WHERE queue = g.name AND NOT dead
+            AND visible_time >= g.floor AND visible_time <= now() AND {UNBLOCKED}
         ORDER BY visible_time, n
         LIMIT $2
     ) i
@@ -52,7 +54,8 @@ LEFT JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT min(l.expiry) AS expiry, jsonb_agg(DISTINCT l.resource) AS resources FROM (
         SELECT blocked_by FROM wfc.queue_items
-        WHERE queue = g.name AND NOT dead AND visible_time <= now()
+        WHERE queue = g.name AND NOT dead
+            AND visible_time >= g.floor AND visible_time <= now()
         ORDER BY visible_time, n
         LIMIT $2
     ) i, unnest(i.blocked_by) AS b(resource), wfc.locks l
@@ -64,7 +67,8 @@ WHERE ready.count > 0 OR coming.at IS NOT NULL OR locks.expiry IS NOT NULL
 
 async def look_at_queues(store: Store, names: Sequence[str]) -> Iterator[Ahead]:
     """Which of these queues have items, now or later."""
-    rows = await store.read(LOOK_AT_QUEUES, text_array(names), integer(_MOST))
+    floors = floor_array(map(store.floors.known, names))
+    rows = await store.read(LOOK_AT_QUEUES, text_array(names), integer(_MOST), floors)
     get = rows.get_value
 
     def ahead(i: int) -> Ahead:

@@ -67,6 +67,11 @@ def timestamp(time: Timestamp) -> bytes:
     return iso(time).encode()
 
 
+def pg_micros(time: Timestamp) -> int:
+    """A time in µs since 2000, as a timestamptz holds it (`read_int8`), truncated."""
+    return time.seconds * 1_000_000 + time.nanos // 1000 - _PG_EPOCH_MICROS
+
+
 def epoch_ms(time: Timestamp) -> int:
     """A time in milliseconds since 1970, truncated towards the past."""
     return time.seconds * 1000 + time.nanos // 1_000_000
@@ -146,3 +151,13 @@ def pg_micros_param(micros: int) -> bytes:
     year = time.year + cycles * _CYCLE_YEARS
     era = "" if year > 0 else " BC"
     return f"{year if year > 0 else 1 - year:04}-{time:%m-%d %H:%M:%S.%f}+00{era}".encode()
+
+
+def floor_param(micros: int | None) -> bytes:
+    """The same; None: earlier than every other."""
+    return b"-infinity" if micros is None else pg_micros_param(micros)
+
+
+def floor_array(times: Iterable[int | None]) -> bytes:
+    """A timestamptz[] parameter of such times."""
+    return b'{"%s"}' % b'","'.join(map(floor_param, times))

@@ -10,6 +10,7 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store.columns import Columns, M, sql_list
 from wfe_persistence.store.postgres.database import MAX_ATTEMPTS, Database
 from wfe_persistence.store.postgres.prepared import Statement
+from wfe_persistence.store.queue_floors import Floors
 from wfe_persistence.store.rows import Param, PGresult, read_bool
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.statement_names import statement_name
@@ -94,6 +95,8 @@ class Store:
         self.database = database
         self.schema = schema
         self.namespace = namespace
+        self.floors = Floors()
+        """Where to begin in its queues."""
 
     async def read(self, sql: str, *params: Param) -> PGresult:
         """Run one statement that reads; it is run again if the connection breaks."""

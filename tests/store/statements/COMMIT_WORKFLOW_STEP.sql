@@ -87,7 +87,7 @@ WITH stored AS MATERIALIZED (
             SELECT n FROM wfc.queue_items WHERE queue = g.queue AND id = g.id LIMIT 1
         ) i))
         AND (SELECT count(*) FROM locked_commands) >= 0
-    ORDER BY queue, id FOR UPDATE
+    ORDER BY queue || '', id || '' FOR UPDATE
 ), held_locks AS MATERIALIZED (
     SELECT h.* FROM jsonb_to_recordset($7::jsonb -> 'locks') AS h(i bigint, n bigint, token text)
 ), locked_locks AS MATERIALIZED (
@@ -319,8 +319,8 @@ WITH stored AS MATERIALIZED (
         lease_id = CASE WHEN NOT i.dead THEN i.lease_id END,
         lease_worker_id = CASE WHEN NOT i.dead THEN i.lease_worker_id END,
         dead = FALSE
-    FROM enqueuing g
-    WHERE i.queue = g.queue AND i.id = g.id AND i.n = ANY (ARRAY (
+    FROM enqueuing g JOIN locked_items k ON k.queue = g.queue AND k.id = g.id
+    WHERE i.n = k.n AND i.n = ANY (ARRAY (
         SELECT l.n FROM updated, locked_items l
         WHERE l.n NOT IN (SELECT n FROM settling)))
 ), fresh_items AS MATERIALIZED (

@@ -11,7 +11,7 @@ WITH enqueuing (at, queue, id, payload, visible_time, blocked_by) AS MATERIALIZE
         SELECT i.n FROM enqueuing g, LATERAL (
             SELECT n FROM wfc.queue_items WHERE queue = g.queue AND id = g.id LIMIT 1
         ) i))
-    ORDER BY queue, id FOR UPDATE
+    ORDER BY queue || '', id || '' FOR UPDATE
 ), given AS MATERIALIZED (
     SELECT w.*, sha256(convert_to($1::jsonb::text, 'UTF8')) AS content_hash
     FROM jsonb_to_record($1::jsonb) AS w(
@@ -62,8 +62,8 @@ WITH enqueuing (at, queue, id, payload, visible_time, blocked_by) AS MATERIALIZE
         lease_id = CASE WHEN NOT i.dead THEN i.lease_id END,
         lease_worker_id = CASE WHEN NOT i.dead THEN i.lease_worker_id END,
         dead = FALSE
-    FROM enqueuing g
-    WHERE i.queue = g.queue AND i.id = g.id AND i.n = ANY (ARRAY (
+    FROM enqueuing g JOIN locked_items k ON k.queue = g.queue AND k.id = g.id
+    WHERE i.n = k.n AND i.n = ANY (ARRAY (
         SELECT l.n FROM created, locked_items l))
 ), fresh_items AS MATERIALIZED (
     SELECT nextval('wfc.queue_item_numbers') AS n, g.* FROM (

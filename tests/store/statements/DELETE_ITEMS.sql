@@ -7,11 +7,11 @@ WITH named AS MATERIALIZED (
     WHERE n = ANY (ARRAY (
         SELECT n FROM named
         UNION (
-            SELECT n FROM wfc.queue_items WHERE queue = $1 AND dead
+            SELECT n FROM wfc.queue_items WHERE queue = $1 AND dead AND visible_time <= 'infinity'
             ORDER BY visible_time, n LIMIT $3
         )
     ))
-    ORDER BY queue, id
+    ORDER BY queue || '', id || ''
     FOR UPDATE
 ), deleted AS (
     DELETE FROM wfc.queue_items WHERE n = ANY (ARRAY (SELECT n FROM chosen))

@@ -1,22 +1,25 @@
 WITH wanted AS MATERIALIZED (
-    SELECT g.name, q.max_attempts
-    FROM unnest($1::text[]) AS g(name)
+    SELECT g.name, g.floor, q.max_attempts
+    FROM unnest((SELECT $1::text[]), (SELECT $7::timestamptz[])) AS g(name, floor)
     LEFT JOIN wfc.queues q ON q.name = g.name
     WHERE coalesce(current_setting('wfe.settled', TRUE), '') <> 'false'
 ), visible AS MATERIALIZED (
     SELECT i.*, coalesce(i.attempt >= w.max_attempts, FALSE) AS spent
     FROM wanted w, LATERAL (
-        SELECT n, visible_time, attempt, again_time, octet_length(queue) + octet_length(id)
+        SELECT * FROM (
+            SELECT n, visible_time, attempt, again_time, octet_length(queue) + octet_length(id)
                 + coalesce(octet_length(payload::text), 0)
                 + octet_length(array_to_string(blocked_by, '')) + 4 * cardinality(blocked_by)
                 + 160 AS bytes
-        FROM wfc.queue_items
-        WHERE queue = w.name AND NOT dead AND visible_time <= now() AND (blocked_by = '{}' OR NOT EXISTS (
+            FROM wfc.queue_items
+            WHERE queue = w.name AND NOT dead
+                AND visible_time >= w.floor AND visible_time <= now() AND (blocked_by = '{}' OR NOT EXISTS (
                 SELECT FROM wfc.locks l
                 WHERE l.resource = ANY (blocked_by) AND l.expiry > now()))
-        ORDER BY visible_time, n
-        LIMIT $2
-        FOR UPDATE SKIP LOCKED
+            ORDER BY visible_time, n
+            LIMIT (SELECT $2::int)
+            FOR UPDATE SKIP LOCKED
+        ) f LIMIT 1000
     ) i
 ), died AS (
     UPDATE wfc.queue_items SET dead = TRUE

@@ -24,8 +24,8 @@ WITH given (at, queue, id, payload, visible_time, blocked_by) AS MATERIALIZED (
         lease_id = CASE WHEN NOT i.dead THEN i.lease_id END,
         lease_worker_id = CASE WHEN NOT i.dead THEN i.lease_worker_id END,
         dead = FALSE
-    FROM given g
-    WHERE i.queue = g.queue AND i.id = g.id AND i.n = ANY (ARRAY (SELECT n FROM locked))
+    FROM given g JOIN locked l ON l.queue = g.queue AND l.id = g.id
+    WHERE i.n = l.n AND i.n = ANY (ARRAY (SELECT n FROM locked))
 ), fresh AS MATERIALIZED (
     SELECT nextval('wfc.queue_item_numbers') AS n, g.* FROM (
         SELECT queue, id, payload, visible_time, blocked_by FROM given g

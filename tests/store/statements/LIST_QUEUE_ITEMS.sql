@@ -3,7 +3,7 @@ SELECT queue, id, payload, visible_time, to_jsonb(blocked_by), n, dead,
         WHEN lease_id IS NULL THEN 'Delayed' ELSE 'Leased' END, attempt, again_time, coalesce(lease_worker_id, ''), lease_epoch
 FROM wfc.queue_items
 WHERE queue = $1
-    AND ($2::text IS NULL OR id = $2)
+    AND CASE WHEN $2::text IS NULL THEN visible_time <= 'infinity' ELSE id = $2 END
     AND ($3::boolean IS NULL OR dead = $3)
     AND ($4::boolean IS NULL OR (visible_time > now()) = $4)
     AND ($5::boolean IS NULL OR (lease_id IS NOT NULL) = $5)

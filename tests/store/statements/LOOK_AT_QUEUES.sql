@@ -1,10 +1,11 @@
 SELECT g.name, ready.count,
     (extract(epoch FROM least(coming.at, locks.expiry) - now()) * 1000)::bigint, locks.resources
-FROM unnest($1::text[]) AS g(name)
+FROM unnest($1::text[], $3::timestamptz[]) AS g(name, floor)
 CROSS JOIN LATERAL (
     SELECT count(*) FROM (
         SELECT FROM wfc.queue_items
-        WHERE queue = g.name AND NOT dead AND visible_time <= now() AND (blocked_by = '{}' OR NOT EXISTS (
+        WHERE queue = g.name AND NOT dead
+            AND visible_time >= g.floor AND visible_time <= now() AND (blocked_by = '{}' OR NOT EXISTS (
                 SELECT FROM wfc.locks l
                 WHERE l.resource = ANY (blocked_by) AND l.expiry > now()))
         ORDER BY visible_time, n
@@ -20,7 +21,8 @@ LEFT JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT min(l.expiry) AS expiry, jsonb_agg(DISTINCT l.resource) AS resources FROM (
         SELECT blocked_by FROM wfc.queue_items
-        WHERE queue = g.name AND NOT dead AND visible_time <= now()
+        WHERE queue = g.name AND NOT dead
+            AND visible_time >= g.floor AND visible_time <= now()
         ORDER BY visible_time, n
         LIMIT $2
     ) i, unnest(i.blocked_by) AS b(resource), wfc.locks l

@@ -4,8 +4,8 @@ WITH given AS MATERIALIZED (
     SELECT i.n, g.at
     FROM given g JOIN wfc.queue_items i ON i.n = g.n AND i.lease_id = g.lease_id
     WHERE i.n = ANY (ARRAY (SELECT n FROM given))
-        AND NOT i.dead AND i.visible_time > now()
-    ORDER BY i.queue, i.id
+        AND CASE WHEN i.dead THEN FALSE ELSE i.visible_time > now() END
+    ORDER BY queue || '', id || ''
     FOR UPDATE OF i
 ), renewed AS (
     UPDATE wfc.queue_items SET visible_time = now() + $2 * interval '1 millisecond'

@@ -3,10 +3,11 @@ WITH given AS MATERIALIZED (
     FROM jsonb_to_recordset($1::jsonb) AS g(at int, n bigint, lease_id text, act text,
         delay_ms bigint)
 ), held AS MATERIALIZED (
-    SELECT i.n, i.queue, i.id, i.dead, i.attempt, i.again_time, g.at, g.act, g.delay_ms
+    SELECT i.n, i.queue, i.id, i.dead, i.attempt, i.again_time,
+        g.at, g.act, g.delay_ms
     FROM given g JOIN wfc.queue_items i ON i.n = g.n AND i.lease_id = g.lease_id
     WHERE i.n = ANY (ARRAY (SELECT n FROM given))
-    ORDER BY i.queue, i.id
+    ORDER BY queue || '', id || ''
     FOR UPDATE OF i
 ), judged AS MATERIALIZED (
     SELECT h.*,
@@ -38,8 +39,8 @@ WITH given AS MATERIALIZED (
     WHERE i.n = j.n AND NOT (j.done AND j.again_time IS NULL)
         AND i.n = ANY (ARRAY (SELECT n FROM judged))
 )
-SELECT at, EXISTS (SELECT FROM held h WHERE h.at = g.at),
-    EXISTS (SELECT FROM judged j WHERE j.at = g.at AND j.act = 'confirm' AND NOT j.done),
-    (SELECT queue FROM judged j WHERE j.at = g.at AND NOT (j.done AND j.again_time IS NULL)),
+SELECT g.at, h.at IS NOT NULL,
+    coalesce(j.act = 'confirm' AND NOT j.done, FALSE),
+    CASE WHEN NOT (j.done AND j.again_time IS NULL) THEN j.queue END,
     set_config('wfe.settled', ((SELECT count(*) FROM held) = (SELECT count(*) FROM given))::text, TRUE)
-FROM given g;
+FROM given g LEFT JOIN held h ON h.at = g.at LEFT JOIN judged j ON j.at = g.at;

@@ -1,0 +1,349 @@
+"""Enqueue, Dequeue and Acknowledge of single items, many callers' in one statement.
+
+They never wait for a row that somebody else has locked: they skip it, and the caller does by itself
+what was not done for it. Also whatever is wrong with a call is found there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from wfe.persistence.v1.queue_item_pb2 import Acknowledgement, QueueItem
+from wfe.persistence.v1.queue_pb2 import DequeuedItem
+from wfe_persistence import metrics
+from wfe_persistence.store import queue
+from wfe_persistence.store.documents import array, queue_item_document
+from wfe_persistence.store.lease import (
+    NEXT_EPOCH,
+    expiry_after,
+    lease_token,
+    new_lease_id,
+    parse_lease_token,
+)
+from wfe_persistence.store.postgres.groups import MAX_CALLS, Group
+from wfe_persistence.store.queue import (
+    Settlement,
+    enqueue_statement,
+    settle_statement,
+    wake_for,
+)
+from wfe_persistence.store.queue_waiting import UNBLOCKED
+from wfe_persistence.store.records import QUEUE_ITEM
+from wfe_persistence.store.rows import (
+    Param,
+    PGresult,
+    floor_param,
+    iso,
+    quote,
+    read_bool,
+    read_int4,
+    read_int8,
+    read_text,
+    read_time,
+)
+from wfe_persistence.store.tables import Store
+from wfe_persistence.store.waiting import Waiters
+
+MAX_RECEIPTS: Final = 8
+"""The most receipts of a call that is run with others."""
+
+MAX_BYTES: Final = 4096
+"""The largest item that is enqueued with others."""
+
+# A key that another transaction is inserting at the moment is waited for, but not for long.
+LOCK_BRIEFLY: Final = "SELECT set_config('lock_timeout', '100ms', TRUE)"
+
+Command = tuple[str, Sequence[Param]]
+
+
+async def _write(
+    store: Store, calls: int, *commands: tuple[str, Sequence[Param]]
+) -> list[PGresult]:
+    """Run statements for so many calls, none of which is to be held up for long by another."""
+    if calls == 1:
+        return await store.write_all(*commands)
+    return (await store.write_all((LOCK_BRIEFLY, ()), *commands))[1:]
+
+
+ENQUEUE_TOGETHER = enqueue_statement(together=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Enqueues(Group[QueueItem, bool]):
+    """Items that are enqueued one by one."""
+
+    store: Store
+    waiters: Waiters
+
+    async def run(self, calls: Sequence[QueueItem]) -> Sequence[bool | None]:
+        """Enqueue each, unless its row is locked, or it is given twice."""
+        places: dict[tuple[str, str], int] = {}
+        for place, item in enumerate(calls):
+            places.setdefault((item.queue, item.id), place)
+        document = array(queue_item_document(calls[place]) for place in places.values())
+        [rows] = await _write(self.store, len(calls), (ENQUEUE_TOGETHER, (document,)))
+        done: list[bool | None] = [None] * len(calls)
+        for i in range(rows.ntuples):
+            key = read_text(rows.get_value(i, 0)), read_text(rows.get_value(i, 1))
+            done[places[key]] = True
+        enqueued = [item for item, is_done in zip(calls, done, strict=True) if is_done]
+        wake_for(self.store, self.waiters, enqueued)
+        return done
+
+
+async def enqueue(store: Store, items: Sequence[QueueItem], waiters: Waiters) -> None:
+    """Put items into queues, all or none; a single one together with those of other calls."""
+    if len(items) == 1 and (size := items[0].ByteSize()) <= MAX_BYTES:
+        enqueues = _Enqueues(store, waiters)
+        if await store.database.groups.run(_key(store, "enqueue"), enqueues, items[0], size):
+            return
+    await queue.enqueue(store, items, waiters)
+
+
+SETTLE_TOGETHER = settle_statement(together=True)
+
+
+@dataclass(slots=True)
+class _Settling:
+    """What several calls acknowledge and return, in one statement; false if it is nothing."""
+
+    store: Store
+    settlements: Sequence[Settlement]
+    returned: list[list[str]] = field(default_factory=list)
+    """Of each call, the receipts that were not confirmed."""
+    refused: set[int] = field(default_factory=set)
+    """The calls of which nothing is done."""
+    _receipts: list[tuple[int, str]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self._receipts)
+
+    def document(self) -> bytes:
+        """The parameter of the statement."""
+        self.returned = [[] for _ in self.settlements]
+        taken: set[str] = set()
+        documents: list[str] = []
+        for call, settlement in enumerate(self.settlements):
+            if not taken.isdisjoint(settlement.receipts):  # one receipt is not good for two
+                self.refused.add(call)
+                continue
+            taken.update(settlement.receipts)
+            for receipt, members in zip(settlement.receipts, settlement.members, strict=True):
+                documents.append(f'{{"at":{len(documents)},"call":{call},{members}}}')
+                self._receipts.append((call, receipt))
+        return array(documents)
+
+    def done(self, rows: PGresult, waiters: Waiters) -> None:
+        """Know the outcome; whoever waits for what comes back is woken."""
+        get = rows.get_value
+        lost = json.loads(read_text(get(0, 4))) if rows.ntuples else []
+        self.refused.update(lost)
+        back: list[str] = []
+        for i in range(rows.ntuples):
+            call, receipt = self._receipts[read_int4(get(i, 0))]
+            if (queue := get(i, 3)) is not None:
+                back.append(read_text(queue))
+            if read_bool(get(i, 2)):
+                self.returned[call].append(receipt)
+        wake_for(self.store, waiters, (), back)
+
+
+@dataclass(frozen=True, slots=True)
+class _Settlements(Group[Settlement, list[str]]):
+    """Items that are acknowledged and returned by calls that do nothing else."""
+
+    store: Store
+    waiters: Waiters
+
+    async def run(self, calls: Sequence[Settlement]) -> Sequence[list[str] | None]:
+        settling = _Settling(self.store, calls)
+        command = SETTLE_TOGETHER, (settling.document(),)
+        [rows] = await _write(self.store, len(calls), command)
+        settling.done(rows, self.waiters)
+        return [
+            None if call in settling.refused else returned
+            for call, returned in enumerate(settling.returned)
+        ]
+
+
+async def acknowledge(
+    store: Store, acknowledgements: Sequence[Acknowledgement], waiters: Waiters
+) -> list[str]:
+    """Remove items that have been handled, all or none; returns the receipts of those that were
+    not confirmed. A few together with those of other calls."""
+    if len(acknowledgements) <= MAX_RECEIPTS:
+        settlement = Settlement(acknowledge=acknowledgements)
+        settlements = _Settlements(store, waiters)
+        groups = store.database.groups
+        returned = await groups.run(_key(store, "settle"), settlements, settlement)
+        if returned is not None:
+            return returned
+    return await queue.acknowledge(store, acknowledgements, waiters)
+
+
+# $1 the calls, of which each gets one item, the first call the first item; $2 the queues and their
+# floors. As
+# DEQUEUE, except that what the planner knows of the parameters is the same whatever they are, so
+# that it plans the statement once.
+DEQUEUE_TOGETHER = f"""
+WITH calls AS MATERIALIZED (
+    SELECT g.lease_id, g.worker_id, g.lease_ms, g.call,
+        row_number() OVER (ORDER BY g.call) AS place
+    FROM jsonb_to_recordset($1::jsonb) AS g(call int, lease_id text, worker_id text,
+        lease_ms bigint)
+    WHERE NOT coalesce(nullif(current_setting('wfe.settled', TRUE), '')::jsonb @> to_jsonb(g.call),
+        FALSE)
+), visible AS MATERIALIZED (
+    SELECT i.*, coalesce(i.attempt >= q.max_attempts, FALSE) AS spent
+    FROM jsonb_to_recordset($2::jsonb) AS w(name text, floor timestamptz)
+    LEFT JOIN wfc.queues q ON q.name = w.name, LATERAL (
+        SELECT n, visible_time, attempt, again_time FROM (
+            SELECT n, visible_time, attempt, again_time FROM wfc.queue_items
+            WHERE queue = w.name AND NOT dead
+                AND visible_time >= w.floor AND visible_time <= now() AND {UNBLOCKED}
+            ORDER BY visible_time, n
+            LIMIT (SELECT count(*) FROM calls)
+            FOR UPDATE SKIP LOCKED
+        ) f LIMIT {MAX_CALLS}
+    ) i
+), died AS (
+    UPDATE wfc.queue_items SET dead = TRUE
+    WHERE n = ANY (ARRAY (SELECT n FROM visible WHERE spent AND again_time IS NULL))
+    RETURNING 1
+), claimed AS (
+    UPDATE wfc.queue_items i SET
+        visible_time = {expiry_after("c.lease_ms")},
+        lease_id = c.lease_id, lease_worker_id = c.worker_id, lease_epoch = {NEXT_EPOCH},
+        attempt = CASE WHEN v.spent THEN 1 ELSE least(i.attempt, 2147483646) + 1 END,
+        again_time = NULL
+    FROM (
+        SELECT n, visible_time, spent, row_number() OVER (ORDER BY visible_time, n) AS place
+        FROM visible WHERE NOT spent OR again_time IS NOT NULL
+    ) v JOIN calls c ON c.place = v.place
+    WHERE i.n = v.n AND i.n = ANY (ARRAY (SELECT n FROM visible))
+    RETURNING i.queue, i.id, i.payload, v.visible_time, i.blocked_by,
+        i.n, i.visible_time AS lease_expiry, i.lease_epoch, i.attempt, c.call
+)
+SELECT {QUEUE_ITEM.selection()}, n, lease_expiry, lease_epoch, attempt, call, died.count
+FROM (SELECT count(*) FROM died) AS died LEFT JOIN claimed ON TRUE
+"""
+
+# Items that were handed out to callers who had gone: as though they had not been. One that was
+# enqueued meanwhile has been handled by nobody since, so once is enough.
+GIVE_BACK = """
+UPDATE wfc.queue_items i SET
+    visible_time = least(g.visible_time, i.again_time), attempt = greatest(i.attempt - 1, 0),
+    again_time = NULL, lease_id = NULL, lease_worker_id = NULL
+FROM jsonb_to_recordset($1::jsonb) AS g(n bigint, lease_id text, visible_time timestamptz)
+WHERE i.n = g.n AND i.lease_id = g.lease_id AND NOT i.dead
+RETURNING i.queue
+"""
+
+
+class Want(NamedTuple):
+    """A call that wants one item of queues."""
+
+    settlement: Settlement
+    worker_id: str
+    lease_ms: int
+
+
+class Taken(NamedTuple):
+    """What a call got."""
+
+    item: DequeuedItem | None
+    returned: list[str]
+    """The receipts that were not confirmed."""
+    look_again: bool
+    """Items have died that were in the way; there may be others behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Dequeues(Group[Want, Taken]):
+    """Calls that want one item each of the same queues."""
+
+    store: Store
+    waiters: Waiters
+    queues: Sequence[str]
+
+    async def run(self, calls: Sequence[Want]) -> Sequence[Taken | None]:
+        settling = _Settling(self.store, [call.settlement for call in calls])
+        settle = settling.document()
+        lease_ids = [new_lease_id() for _ in calls]
+        document = array(
+            f'{{"call":{at},"lease_id":"{lease_ids[at]}","lease_ms":{call.lease_ms},'
+            f'"worker_id":{quote(call.worker_id)}}}'
+            for at, call in enumerate(calls)
+            if at not in settling.refused
+        )
+        queues = array(
+            f'{{"name":"{name}","floor":"{floor_param(self.store.floors.of(name)).decode()}"}}'
+            for name in self.queues
+        )
+        commands: list[Command] = [(DEQUEUE_TOGETHER, (document, queues))]
+        if settling:
+            commands.insert(0, (SETTLE_TOGETHER, (settle,)))
+        *settled, rows = await _write(self.store, len(calls), *commands)
+        if settled:
+            settling.done(settled[0], self.waiters)
+        items: list[DequeuedItem | None] = [None] * len(calls)
+        for i in range(rows.ntuples):
+            if (call := rows.get_value(i, _CALL)) is not None:
+                at = read_int4(call)
+                items[at] = decode_claim(rows, i, lease_ids[at])
+        metrics.CLAIMS_TAKEN.add(("queue_item",), len(calls) - items.count(None))
+        died = read_int8(rows.get_value(0, _COUNT_OF_DEAD)) > 0
+        return [
+            None if at in settling.refused else Taken(item, returned, item is None and died)
+            for at, (item, returned) in enumerate(zip(items, settling.returned, strict=True))
+        ]
+
+    async def take_back(self, results: Sequence[Taken]) -> None:
+        documents = []
+        for item in (result.item for result in results if result.item):
+            (n,), lease_id = parse_lease_token(item.receipt, "", numbers=1, origin="")
+            documents.append(
+                f'{{"n":{n},"lease_id":"{lease_id}","visible_time":"{iso(item.item.visible_time)}"}}'
+            )
+        if documents:
+            rows = await self.store.write(GIVE_BACK, array(documents))
+            queues = (read_text(rows.get_value(i, 0)) for i in range(rows.ntuples))
+            wake_for(self.store, self.waiters, (), queues)
+
+
+async def dequeue_one(
+    store: Store, queues: Sequence[str], want: Want, waiters: Waiters
+) -> Taken | None:
+    """Settle a few items, then take one of these queues, together with other calls. None: it has to
+    be done alone."""
+    if len(want.settlement.receipts) > MAX_RECEIPTS:
+        return None
+    dequeues = _Dequeues(store, waiters, queues)
+    return await store.database.groups.run(_key(store, "dequeue", *queues), dequeues, want)
+
+
+_CALL: Final = len(QUEUE_ITEM) + 4
+_COUNT_OF_DEAD: Final = _CALL + 1
+
+_read_item = QUEUE_ITEM.reader()
+
+
+def decode_claim(rows: PGresult, i: int, lease_id: str) -> DequeuedItem:
+    """An item as it was handed out; the columns after its own are those of the lease."""
+    get = rows.get_value
+    claim = DequeuedItem()
+    _read_item(get, i, claim.item)
+    n, expiry, epoch, attempt = (get(i, len(QUEUE_ITEM) + column) for column in range(4))
+    claim.receipt = lease_token(lease_id, read_int8(n))
+    read_time(expiry, claim.lease_expiry)
+    claim.epoch = read_int8(epoch)
+    claim.attempt = read_int4(attempt)
+    return claim
+
+
+def _key(store: Store, *kind: str) -> tuple[str, ...]:
+    """What calls have in common that are run together."""
+    return (store.schema.name, store.schema.table_prefix, *kind)
