@@ -6,8 +6,8 @@ benchmark registers. What an RPC costs beyond the echo is our own overhead. `--d
 the driver, beside psycopg's cursors and asyncpg; `--namespaces` the cost of many namespaces;
 `--patches` a change in short and long workflows; `--checks` the checks of requests, and how long
 others wait meanwhile; `--access` what authentication costs, and bad credentials; `--metrics` what
-metrics cost; `--strangers` what
-bad handshakes cost; `--purge` a purge under load; `--storage` disk usage.
+metrics cost; `--strangers` what bad handshakes cost; `--queues` the throughput of queues; `--purge`
+a purge under load; `--storage` disk usage.
 """
 
 from __future__ import annotations
@@ -29,11 +29,17 @@ from benchmarks import (
     namespaces,
     patches,
     purge,
+    queues,
     rpcs,
     storage,
     strangers,
 )
 from wfe_persistence.embedded import EmbeddedPostgres
+
+
+def _postmaster(directory: str) -> int:
+    """The id of PostgreSQL's first process."""
+    return int(next(Path(directory).glob("*/postmaster.pid")).read_text().split()[0])
 
 
 def main() -> None:
@@ -84,6 +90,16 @@ def main() -> None:
         help="measure calls while strangers make bad handshakes and send bad tokens",
     )
     parser.add_argument(
+        "--queues", action="store_true", help="measure queues beside CreateEvent, and their growth"
+    )
+    parser.add_argument(
+        "--items",
+        type=int,
+        metavar="N",
+        default=200_000,
+        help="how many items go through a queue for --queues (default 200000)",
+    )
+    parser.add_argument(
         "--purge",
         type=int,
         metavar="N",
@@ -122,12 +138,18 @@ def main() -> None:
         elif arguments.strangers:
             figures = asyncio.run(strangers.measure(postgres.url, arguments.seconds))
             print(strangers.table(figures))
+        elif arguments.queues:
+            process = psutil.Process(_postmaster(directory))
+            figures = asyncio.run(
+                queues.measure(postgres.url, process, arguments.seconds, arguments.items)
+            )
+            print(queues.table(figures))
         elif arguments.purge:
             figures = asyncio.run(purge.measure(postgres.url, arguments.purge))
             print(purge.table(figures))
         elif arguments.patches:
-            pid = int(next(Path(directory).glob("*/postmaster.pid")).read_text().split()[0])
-            figures = asyncio.run(patches.measure(postgres.url, psutil.Process(pid)))
+            process = psutil.Process(_postmaster(directory))
+            figures = asyncio.run(patches.measure(postgres.url, process))
             print(patches.table(figures))
         elif arguments.checks:
             figures = asyncio.run(checks.measure(postgres.url))
@@ -154,6 +176,8 @@ def main() -> None:
         if arguments.metrics
         else "strangers.json"
         if arguments.strangers
+        else "queues.json"
+        if arguments.queues
         else "purge.json"
         if arguments.purge
         else "patches.json"
