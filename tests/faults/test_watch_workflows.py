@@ -15,7 +15,11 @@ from tests.store.originals import Original
 from tests.support import make
 from tests.support.api import Api, connect
 from tests.support.expect import eventually, fails
-from wfe.persistence.v1.store_pb2 import TruncateAllRequest
+from wfe.persistence.v1.store_pb2 import (
+    CreateNamespaceRequest,
+    DeleteNamespaceRequest,
+    TruncateAllRequest,
+)
 from wfe.persistence.v1.workflow_pb2 import (
     WatchWorkflowsRequest,
     WatchWorkflowsResponse,
@@ -164,8 +168,10 @@ async def test_writes_by_hosts_that_use_the_original_come_too(
                 original.persist_workflow("old", pointers=2, data={"b": 2})
                 [changed] = await take(responses, 1)
                 assert (changed.instance.id, changed.instance.data_json) == ("old", '{"b": 2}')
-                original.run("UPDATE {s}.workflows SET status = 'Complete' WHERE id = 'old'")
-                await take(responses, 1)
+                # Larger than a message, which is no reason for a stream to end.
+                original.run("UPDATE {s}.workflows SET description = repeat('x', 5000000)")
+                for large in await take(responses, 2):
+                    assert large.instance.description.endswith("x…")
                 original.run("DELETE FROM {s}.execution_pointers")
                 original.run("DELETE FROM {s}.workflows")
                 gone = await take(responses, 2)
@@ -179,6 +185,62 @@ async def test_writes_by_hosts_that_use_the_original_come_too(
             with fails("OUT_OF_RANGE", "CURSOR_EXPIRED"):
                 async with api.watch_workflows(after=cursor) as responses:
                     await anext(responses)
+
+
+async def test_a_writer_needs_no_privileges_on_what_is_recorded(
+    start: Start, database_url: str
+) -> None:
+    """A server of the release before, or another host: with what was granted then."""
+    server = start()
+    role = make.new_id("role").replace("-", "_")
+    with psycopg.connect(database_url, autocommit=True) as owner:
+        owner.execute(f"CREATE ROLE {role}".encode())
+        try:
+            async with connect(server.address) as channel:
+                api = Api(channel)
+                await api.create(make.instance(id="w"))
+                owner.execute(f"GRANT USAGE ON SCHEMA wfc TO {role}".encode())
+                for what in (
+                    "SELECT, UPDATE, DELETE ON wfc.workflows, wfc.requests",
+                    "SELECT, UPDATE ON SEQUENCE wfc.revision_floor",
+                ):
+                    owner.execute(f"GRANT {what} TO {role}".encode())
+                for is_watched in (False, True):
+                    if is_watched:
+                        cursor = await api.change_cursor()
+                    with psycopg.connect(database_url) as other:
+                        other.execute(f"SET ROLE {role}".encode())
+                        other.execute("UPDATE wfc.workflows SET description = 'theirs'")
+                with psycopg.connect(database_url) as other:
+                    other.execute(f"SET ROLE {role}".encode())
+                    other.execute("UPDATE wfc.workflows SET status = 'Complete'")
+                owner.execute("DELETE FROM wfc.execution_pointers")
+                with psycopg.connect(database_url) as other:
+                    other.execute(f"SET ROLE {role}".encode())
+                    other.execute("DELETE FROM wfc.workflows")
+                async with api.watch_workflows(after=cursor) as responses:
+                    while not (await take(responses, 1))[-1].deleted:
+                        pass
+                assert await query(database_url, "SELECT count(*) FROM wfc.workflow_changes") == 3
+        finally:
+            owner.execute(f"DROP OWNED BY {role}".encode())
+            owner.execute(f"DROP ROLE {role}".encode())
+
+
+async def test_watches_end_when_their_namespace_is_deleted(start: Start) -> None:
+    server = start("--allow-delete-namespace")
+    async with connect(server.address) as channel:
+        api = Api(channel)
+        name = make.new_namespace()
+        await api.store.CreateNamespace(CreateNamespaceRequest(name=name))
+        metadata = (("wfe-namespace", name),)
+        async with api.watch_workflows(metadata=metadata) as responses:
+            await anext(responses)
+            await api.store.DeleteNamespace(DeleteNamespaceRequest(name=name, force=True))
+            with fails("NOT_FOUND", "NAMESPACE_NOT_FOUND"):
+                async with asyncio.timeout(20):
+                    while True:
+                        await anext(responses)
 
 
 async def test_a_cursor_from_before_truncate_all_or_a_restore_has_expired(

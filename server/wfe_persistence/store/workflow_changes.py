@@ -22,6 +22,7 @@ from wfe.persistence.v1.workflow_pb2 import WorkflowInstance, WorkflowView
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store import feed
 from wfe_persistence.store.feed import CLUSTER, SELECTION_AT, Entry, Page, Position
+from wfe_persistence.store.oversize import reduce
 from wfe_persistence.store.paging import Wanted
 from wfe_persistence.store.records import WORKFLOW_BEFORE
 from wfe_persistence.store.rows import (
@@ -167,7 +168,7 @@ async def watch_workflows(
         ):
             headers[header.id] = header
             size += header.ByteSize()
-    return _merge(page, headers, frozenset(wanted.ids))
+    return _merge(page, headers, frozenset(wanted.ids), max_bytes)
 
 
 KEEP_RECORDING = "UPDATE wfc.workflow_feed SET watch_time = now()"
@@ -241,7 +242,10 @@ def _decode(rows: PGresult, row: int, position: Position) -> Entry[WorkflowInsta
 
 
 def _merge(
-    page: Page[WorkflowInstance], headers: dict[str, WorkflowInstance], unread: frozenset[str]
+    page: Page[WorkflowInstance],
+    headers: dict[str, WorkflowInstance],
+    unread: frozenset[str],
+    max_bytes: int,
 ) -> Page[Change]:
     """Changes as watchers get them, up to the first one of a workflow whose header was not read."""
     last: dict[str, Position] = {}
@@ -263,7 +267,11 @@ def _merge(
         known = before[id_]
         # One that is gone, of which this row does not say what it was, has one more to come.
         if (header := headers.get(id_)) or known:
-            instance = header or known[-1]
+            instance = header
+            if instance is None:
+                instance = WorkflowInstance()
+                instance.CopyFrom(known[-1])
+                reduce(instance, max_bytes)
             size = instance.ByteSize() + sum(each.ByteSize() for each in known)
             entries.append(Entry(position, Change(instance, header is None, tuple(known)), size))
     return Page(page.feed_id, page.floor, page.horizon, entries, end, page.pending_ms)
