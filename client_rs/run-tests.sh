@@ -12,3 +12,9 @@ cargo clippy --locked --workspace --all-targets --features tls -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet --features tls
 cargo test --locked --quiet --lib # without TLS
 cargo test --locked --quiet --features tls "$@"
+[ $# -eq 0 ] || exit 0
+# The engine's suites and hosts on its newest version: with a lock file of its own.
+cd engine-1.11
+cargo fmt --check
+cargo clippy --locked --all-targets -- -D warnings
+cargo test --locked --quiet --test all

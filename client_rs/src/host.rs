@@ -124,6 +124,9 @@ impl GrpcHost {
     }
 }
 
+/// The longest id of a workflow whose lock keys the server takes, which have at most 512 bytes.
+const LONGEST_LOCKED: usize = 480;
+
 impl Inner {
     fn handling(&self) -> MutexGuard<'_, Handling> {
         // Nothing panics while it is locked.
@@ -145,7 +148,9 @@ impl Inner {
             queue: self.queue_name(queue),
             id: id.into(),
             blocked_by: match queue {
-                QueueType::Workflow => handling::lock_keys(id).into(),
+                // One that is too long for the engine's locks cannot be locked either.
+                QueueType::Workflow if id.len() <= LONGEST_LOCKED => handling::lock_keys(id).into(),
+                QueueType::Workflow => Vec::new(),
                 QueueType::Event | QueueType::Index => Vec::new(),
             },
             ..Default::default()

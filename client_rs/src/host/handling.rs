@@ -24,6 +24,9 @@ pub(super) fn this_task() -> Task {
 /// makes it at once.
 const ENQUEUED_FOR: Duration = Duration::from_secs(30);
 
+/// A step that starts more workflows does not withhold the others: so many fit in its write.
+const MOST_CHILDREN: usize = 900;
+
 /// A smaller difference of the clocks may be the time that an answer took.
 const CLOCKS_AGREE: TimeDelta = TimeDelta::milliseconds(250);
 
@@ -53,6 +56,8 @@ pub(super) struct Persist {
     pub(super) held_lock_tokens: Vec<String>,
     /// The result of a step: acknowledges this item.
     pub(super) receipt: Option<String>,
+    /// The workflows that the step has started.
+    pub(super) children: Vec<String>,
     /// Between taking an item and running its step: the item's lease stands for its next run.
     pub(super) is_early: bool,
 }
@@ -125,8 +130,9 @@ impl Handling {
     }
 
     /// Items whose tasks will not take another one, because the host was stopped. An item that
-    /// was not locked yet may be about to be.
-    pub(super) fn left_over(&mut self, lease: Duration) -> Vec<Held> {
+    /// was not locked yet may be about to be. With the tokens of locks that withhold what their
+    /// steps have started.
+    pub(super) fn left_over(&mut self, lease: Duration) -> (Vec<Held>, Vec<String>) {
         let over = |held: &Held| !held.is_open() || held.released || held.since.elapsed() > lease;
         let Self { held, locks, .. } = self;
         let keys: Vec<_> = held
@@ -140,7 +146,13 @@ impl Handling {
             })
             .map(|(key, _)| *key)
             .collect();
-        keys.iter().filter_map(|key| held.remove(key)).collect()
+        let over: Vec<_> = keys.iter().filter_map(|key| held.remove(key)).collect();
+        let tokens = over
+            .iter()
+            .filter_map(|held| locks.remove(&held.children_key()))
+            .map(|lock| lock.token)
+            .collect();
+        (over, tokens)
     }
 
     /// A load that is answered by what `Dequeue` brought.
@@ -261,6 +273,7 @@ impl Handling {
         persist.expected_revision = held.revision;
         if locked || held.locked.iter().any(|resource| resource == id) {
             persist.receipt = Some(held.receipt.clone());
+            persist.children.clone_from(&held.children);
         } else {
             persist.is_early = true;
         }
@@ -284,6 +297,32 @@ impl Handling {
             Outcome::LeaseLost if persist.receipt.is_some() => held.end = End::Lost,
             Outcome::Raced | Outcome::LeaseLost | Outcome::Failed => {}
         }
+    }
+
+    /// A workflow is created. If it is a step of this task that starts it, returns the resource of
+    /// the lock that withholds it, and whether the lock is yet to be acquired.
+    pub(super) fn start_child(&mut self, task: Task, id: &str) -> Option<(String, bool)> {
+        let held = self.held.get_mut(&(QueueType::Workflow, task))?;
+        let in_step = self
+            .locks
+            .get(&held.id)
+            .is_some_and(|lock| lock.owner == task)
+            || held.locked.contains(&held.id);
+        if !held.is_open() || !in_step || held.children.len() >= MOST_CHILDREN {
+            return None;
+        }
+        held.children.push(id.into());
+        let key = held.children_key();
+        let is_free = !self.locks.contains_key(&key);
+        Some((key, is_free))
+    }
+
+    /// The token of the lock that withholds what the task has started, if the task holds it: to be
+    /// released.
+    pub(super) fn let_children_go(&mut self, task: Task) -> Option<String> {
+        let held = self.held.get(&(QueueType::Workflow, task))?;
+        let lock = self.locks.remove(&held.children_key())?;
+        Some(lock.token)
     }
 
     /// A write of this task has enqueued it, or found that it need not be.
@@ -365,3 +404,6 @@ impl Handling {
 fn pause(attempt: u32) -> Duration {
     Duration::from_millis(50 << attempt.min(5))
 }
+
+#[cfg(test)]
+mod tests;

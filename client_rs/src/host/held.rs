@@ -35,6 +35,8 @@ pub(super) struct Held {
     pub(super) waits_for_event: bool,
     /// The locks that the lease stands for.
     pub(super) locked: Vec<String>,
+    /// The workflows that the step has started; see [`Held::children_key`].
+    pub(super) children: Vec<String>,
     /// Whether the task has released a lock on the workflow: it is done with it then.
     pub(super) released: bool,
 }
@@ -69,6 +71,7 @@ impl Held {
             revision,
             loaded_under_lock: false,
             locked: Vec::new(),
+            children: Vec::new(),
             released: false,
         }
     }
@@ -80,6 +83,13 @@ impl Held {
 
     pub(super) fn covers(&self, resource: &str) -> bool {
         self.is_open() && lock_keys(&self.id).iter().any(|key| key == resource)
+    }
+
+    /// The resource of a lock that withholds the workflows which a step starts until its result
+    /// is stored: with it the subscription to their ends. Another host could run one to its end
+    /// before that, and nobody would know.
+    pub(super) fn children_key(&self) -> String {
+        format!("children.{}", self.id)
     }
 
     /// What the server is told about the item, at last.

@@ -2,12 +2,15 @@
 //! meanwhile, so the locks that the engine takes before each step need no calls. Other locks, and
 //! the one on a workflow for which an event may come, are the server's.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use uuid::Uuid;
 use wfe_core::traits::DistributedLockProvider;
 
-use super::handling::{this_task, Acquire};
-use super::GrpcHost;
+use super::handling::{this_task, Acquire, Task};
+use super::{GrpcHost, Inner};
+use crate::error::Result;
 use crate::v1;
 
 #[async_trait]
@@ -22,17 +25,7 @@ impl DistributedLockProvider for GrpcHost {
             Acquire::Refused => return Ok(false),
             Acquire::AskServer => {}
         }
-        let request = v1::AcquireLockRequest {
-            resource: resource.into(),
-            owner: self.0.provider.claims.worker_id.clone(),
-            ttl: self.0.lease(),
-            wait: None,
-            request_id: Uuid::new_v4().to_string(),
-        };
-        let answer = self.0.provider.call(&request).await?;
-        let token = answer.acquired.then_some(answer.token);
-        self.0.handling().acquired(task, resource, token);
-        Ok(answer.acquired)
+        Ok(self.0.acquire_on_server(task, resource).await?)
     }
 
     /// Releases a lock; no error if it is not held.
@@ -54,5 +47,33 @@ impl DistributedLockProvider for GrpcHost {
     /// Changes nothing: locks are renewed until they are released.
     async fn stop(&self) -> wfe_core::Result<()> {
         Ok(())
+    }
+}
+
+impl Inner {
+    pub(super) async fn acquire_on_server(&self, task: Task, resource: &str) -> Result<bool> {
+        let request = v1::AcquireLockRequest {
+            resource: resource.into(),
+            owner: self.provider.claims.worker_id.clone(),
+            ttl: self.lease(),
+            wait: None,
+            request_id: Uuid::new_v4().to_string(),
+        };
+        let answer = self.provider.call(&request).await?;
+        let token = answer.acquired.then_some(answer.token);
+        self.handling().acquired(task, resource, token);
+        Ok(answer.acquired)
+    }
+
+    /// Releases a lock that nobody has to wait for.
+    pub(super) fn release_soon(self: &Arc<Self>, token: Option<String>) {
+        let Some(token) = token else {
+            return;
+        };
+        let inner = Arc::clone(self);
+        tokio::spawn(async move {
+            // If it fails, the lock expires.
+            let _ = inner.provider.call(&v1::ReleaseLockRequest { token }).await;
+        });
     }
 }

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -33,6 +34,20 @@ impl Inner {
         Some(item)
     }
 
+    /// Withholds a workflow that a step starts until the step's result is stored.
+    async fn withhold_child(&self, child: &mut v1::QueueItem) -> Result<()> {
+        let task = this_task();
+        let Some((key, is_free)) = self.handling().start_child(task, &child.id) else {
+            return Ok(());
+        };
+        if is_free {
+            // If an earlier holder of the parent still has it, it ends soon.
+            self.acquire_on_server(task, &key).await?;
+        }
+        child.blocked_by.push(key);
+        Ok(())
+    }
+
     /// A time of this machine's clock, by the database's.
     fn by_the_database(&self, time: DateTime<Utc>) -> DateTime<Utc> {
         time.checked_add_signed(self.handling().clock_offset())
@@ -40,7 +55,7 @@ impl Inner {
     }
 
     async fn persist(
-        &self,
+        self: &Arc<Self>,
         instance: &WorkflowInstance,
         subscriptions: &[EventSubscription],
     ) -> Result<()> {
@@ -59,6 +74,8 @@ impl Inner {
             false => self.next_run(&instance.id, due),
         };
         let is_enqueued = enqueue.is_some() || is_step;
+        let children = persist.children.iter();
+        let children = children.map(|id| self.item(QueueType::Workflow, id));
         // While a stream is being opened, they would be committed before it is.
         let publish = match self.watcher.is_opening() {
             true => Vec::new(),
@@ -72,7 +89,7 @@ impl Inner {
             create_subscriptions: to_new_subscriptions(subscriptions)?,
             expected_revision: persist.expected_revision,
             held_lock_tokens: persist.held_lock_tokens.clone(),
-            enqueue: enqueue.into_iter().collect(),
+            enqueue: enqueue.into_iter().chain(children).collect(),
             acknowledge: acknowledge.collect(),
             publish: publish.clone(),
             ..new_effects()
@@ -81,7 +98,6 @@ impl Inner {
         if outcome.is_err() {
             self.outbox.put_back(publish);
         }
-        let mut handling = self.handling();
         let what = match &outcome {
             Ok(revision) => Outcome::Stored(*revision),
             Err(error) => match error.reason() {
@@ -90,7 +106,12 @@ impl Inner {
                 _ => Outcome::Failed,
             },
         };
+        let mut handling = self.handling();
         handling.persisted(task, &instance.id, &persist, what);
+        if !persist.children.is_empty() && outcome.is_ok() {
+            let token = handling.let_children_go(task);
+            self.release_soon(token);
+        }
         if outcome.is_ok() && is_enqueued {
             handling.enqueued(task, QueueType::Workflow, &instance.id);
         }
@@ -107,7 +128,10 @@ impl WorkflowRepository for GrpcHost {
         let mut instance = instance.clone();
         instance.id = id_or_new(&instance.id);
         let due = due(&instance, Utc::now(), |_| false);
-        let item = inner.next_run(&instance.id, due);
+        let mut item = inner.next_run(&instance.id, due);
+        if let Some(item) = &mut item {
+            inner.withhold_child(item).await?;
+        }
         let is_enqueued = item.is_some();
         let item = item.into_iter().collect();
         let id = inner.provider.create(&instance, item).await?;

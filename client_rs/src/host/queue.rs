@@ -145,7 +145,13 @@ impl Inner {
             ),
             ..Default::default()
         };
-        let before = self.handling().finish(queue, task);
+        let before = {
+            let mut handling = self.handling();
+            if queue == QueueType::Workflow {
+                self.release_soon(handling.let_children_go(task));
+            }
+            handling.finish(queue, task)
+        };
         if let Some(before) = &before {
             before.settle(&mut request.acknowledge, &mut request.return_items);
         }
@@ -197,13 +203,16 @@ impl Inner {
 
     /// After `stop`, nobody takes the next item, which would settle the one before.
     pub(super) fn settle_if_stopped(self: &Arc<Self>) {
-        let left = {
+        let (left, tokens) = {
             let mut handling = self.handling();
             if !handling.is_stopped {
                 return;
             }
             handling.left_over(self.settings.lease)
         };
+        for token in tokens {
+            self.release_soon(Some(token));
+        }
         if !left.is_empty() {
             let inner = Arc::clone(self);
             tokio::spawn(async move { inner.settle(left).await });

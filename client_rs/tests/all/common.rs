@@ -70,7 +70,13 @@ const WATCH: &str = r#"
 /// The server's command, without arguments.
 pub fn server_command() -> Command {
     let program = std::env::var_os("WFE_TEST_COMMAND").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/wfe-persistence"),
+        || {
+            let above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().skip(1);
+            let mut found = above.map(|dir| dir.join(".venv/bin/wfe-persistence"));
+            found
+                .find(|path| path.exists())
+                .expect("`./run wfe version` installs the server")
+        },
         PathBuf::from,
     );
     Command::new(program)

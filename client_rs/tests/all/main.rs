@@ -5,6 +5,7 @@ mod codegen;
 mod common;
 mod ended;
 mod host;
+mod hosts;
 mod kill;
 mod mixed_fleet;
 mod newer;

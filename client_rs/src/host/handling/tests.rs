@@ -1,0 +1,232 @@
+use serde_json::json;
+use wfe_core::models::{ExecutionPointer, PointerStatus};
+
+use super::*;
+use crate::v1;
+
+const REVISION: i64 = 7;
+
+fn workflow(status: PointerStatus) -> WorkflowInstance {
+    let mut workflow = WorkflowInstance::new("d", 1, json!({}));
+    workflow.id = "w".into();
+    let mut pointer = ExecutionPointer::new(0);
+    pointer.status = status;
+    workflow.execution_pointers.push(pointer);
+    workflow
+}
+
+fn item(id: &str) -> v1::DequeuedItem {
+    v1::DequeuedItem {
+        item: Some(v1::QueueItem {
+            id: id.into(),
+            ..Default::default()
+        }),
+        receipt: format!("receipt of {id}"),
+        attempt: 1,
+        ..Default::default()
+    }
+}
+
+/// A host whose task `None` has taken the workflow `w`.
+fn taken(status: PointerStatus) -> Handling {
+    let mut handling = Handling::default();
+    let held = Held::new(&item("w"), Some(workflow(status)), Some(REVISION));
+    handling.take(QueueType::Workflow, None, held);
+    handling
+}
+
+fn is_granted(acquire: Acquire) -> bool {
+    matches!(acquire, Acquire::Granted)
+}
+
+/// What the server is told when the task takes its next item.
+fn settled(handling: &mut Handling) -> (Vec<v1::Acknowledgement>, Vec<v1::ReturnedItem>) {
+    let (mut acknowledge, mut return_items) = (Vec::new(), Vec::new());
+    let held = handling.finish(QueueType::Workflow, None).unwrap();
+    held.settle(&mut acknowledge, &mut return_items);
+    (acknowledge, return_items)
+}
+
+#[tokio::test]
+async fn the_lease_stands_for_both_locks_of_its_own_task() {
+    let mut handling = taken(PointerStatus::Pending);
+    let other: Task = tokio::spawn(async { this_task() }).await.unwrap();
+    assert!(other.is_some());
+    for resource in ["w", "workflow-execution.w"] {
+        assert!(matches!(
+            handling.acquire(other, resource),
+            Acquire::Refused
+        ));
+        assert!(is_granted(handling.acquire(None, resource)));
+        assert!(matches!(handling.acquire(None, resource), Acquire::Refused));
+        assert_eq!(handling.release(None, resource), None);
+        assert!(is_granted(handling.acquire(None, resource)));
+    }
+    assert!(matches!(handling.acquire(None, "x"), Acquire::AskServer));
+}
+
+#[test]
+fn a_workflow_for_which_an_event_may_come_is_locked_and_loaded_again() {
+    let mut handling = taken(PointerStatus::WaitingForEvent);
+    assert!(handling.brought(None, "w").is_some());
+    assert!(is_granted(handling.acquire(None, "workflow-execution.w")));
+    assert!(matches!(handling.acquire(None, "w"), Acquire::AskServer));
+    handling.acquired(None, "w", Some("token".into()));
+    assert!(handling.brought(None, "w").is_none());
+    handling.loaded(None, &workflow(PointerStatus::WaitingForEvent), 9);
+    // A step may look at its own workflow: that is not what the executor works on.
+    handling.loaded(None, &workflow(PointerStatus::WaitingForEvent), 11);
+    let persist = handling.persist(None, "w");
+    assert_eq!(persist.expected_revision, Some(9));
+    assert_eq!(persist.held_lock_tokens, ["token"]);
+    assert_eq!(persist.receipt.as_deref(), Some("receipt of w"));
+    assert_eq!(handling.release(None, "w"), Some("token".into()));
+}
+
+#[test]
+fn what_was_brought_answers_the_hosts_two_loads() {
+    let mut handling = taken(PointerStatus::Pending);
+    assert!(handling.brought(None, "x").is_none());
+    assert!(handling.brought(None, "w").is_some());
+    assert!(is_granted(handling.acquire(None, "w")));
+    assert!(handling.brought(None, "w").is_some());
+    assert!(handling.brought(None, "w").is_none());
+    assert_eq!(
+        handling.persist(None, "w").expected_revision,
+        Some(REVISION)
+    );
+}
+
+#[test]
+fn a_lost_lease_answers_nothing_and_stands_for_nothing() {
+    let mut handling = taken(PointerStatus::Pending);
+    assert!(is_granted(handling.acquire(None, "workflow-execution.w")));
+    handling.lost_item("receipt of w");
+    assert!(handling.brought(None, "w").is_none());
+    assert!(matches!(handling.acquire(None, "w"), Acquire::AskServer));
+    assert!(handling.leases(Duration::MAX).receipts.is_empty());
+    assert_eq!(settled(&mut handling), (vec![], vec![]));
+}
+
+#[test]
+fn the_result_of_a_step_acknowledges_and_no_other_write_does() {
+    let mut handling = taken(PointerStatus::Pending);
+    // Before the lock is taken: services are provisioned.
+    let early = handling.persist(None, "w");
+    assert!(early.is_early && early.receipt.is_none());
+    assert_eq!(early.expected_revision, Some(REVISION));
+    handling.persisted(None, "w", &early, Outcome::Stored(8));
+    assert!(handling.brought(None, "w").is_none());
+
+    assert!(is_granted(handling.acquire(None, "w")));
+    assert_eq!(handling.persist(None, "another"), Persist::default());
+    let result = handling.persist(None, "w");
+    assert_eq!(result.expected_revision, Some(8));
+    assert!(result.receipt.is_some() && !result.is_early);
+    handling.persisted(None, "w", &result, Outcome::Stored(9));
+    assert!(handling.leases(Duration::MAX).receipts.is_empty());
+    // Somebody else may have the item by now.
+    assert_eq!(handling.persist(None, "w"), Persist::default());
+    assert_eq!(settled(&mut handling), (vec![], vec![]));
+}
+
+#[test]
+fn what_is_dropped_is_acknowledged_only_if_that_is_confirmed() {
+    let (acknowledge, return_items) = settled(&mut taken(PointerStatus::Pending));
+    assert!(acknowledge[0].confirmed);
+    assert_eq!(return_items, []);
+}
+
+#[test]
+fn what_was_changed_meanwhile_comes_back_at_once() {
+    let mut handling = taken(PointerStatus::Pending);
+    assert!(is_granted(handling.acquire(None, "w")));
+    let result = handling.persist(None, "w");
+    handling.persisted(None, "w", &result, Outcome::Raced);
+    let (acknowledge, return_items) = settled(&mut handling);
+    assert_eq!(acknowledge, []);
+    assert_eq!(return_items[0].delay, None);
+}
+
+#[test]
+fn queue_work_after_a_write_that_enqueued_is_no_call_once() {
+    let mut handling = Handling::default();
+    handling.enqueued(None, QueueType::Event, "e");
+    let mut requeue = |queue, id| handling.requeue(None, queue, id);
+    assert!(matches!(
+        requeue(QueueType::Workflow, "e"),
+        Requeue::Enqueue
+    ));
+    assert!(matches!(requeue(QueueType::Event, "e"), Requeue::Nothing));
+    assert!(matches!(requeue(QueueType::Event, "e"), Requeue::Enqueue));
+}
+
+#[test]
+fn an_item_that_the_host_cannot_handle_comes_back_after_a_while() {
+    let mut handling = taken(PointerStatus::Pending);
+    let requeue = handling.requeue(None, QueueType::Workflow, "w");
+    assert!(matches!(requeue, Requeue::Nothing));
+    let (_, return_items) = settled(&mut handling);
+    assert!(return_items[0].delay.is_some());
+}
+
+#[test]
+fn an_event_for_a_locked_workflow_comes_when_the_lock_is_released() {
+    let mut handling = Handling::default();
+    let held = Held::new(&item("e"), None, None);
+    handling.take(QueueType::Event, None, held);
+    assert!(matches!(handling.acquire(None, "w"), Acquire::AskServer));
+    handling.acquired(None, "w", None);
+    match handling.requeue(None, QueueType::Event, "e") {
+        Requeue::EnqueueBehind(resource) => assert_eq!(resource, "w"),
+        _ => panic!("it is enqueued behind the lock"),
+    }
+}
+
+#[test]
+fn after_stop_an_item_is_settled_when_its_locks_are_released() {
+    let mut handling = taken(PointerStatus::Pending);
+    let lease = Duration::from_secs(3600);
+    for resource in ["workflow-execution.w", "w"] {
+        assert!(is_granted(handling.acquire(None, resource)));
+    }
+    assert!(handling.left_over(lease).0.is_empty());
+    handling.release(None, "w");
+    assert!(handling.left_over(lease).0.is_empty());
+    handling.release(None, "workflow-execution.w");
+    assert_eq!(handling.left_over(lease).0.len(), 1);
+    assert!(handling.left_over(lease).0.is_empty());
+    // One that was not locked may be about to be, but not for ever.
+    let mut handling = taken(PointerStatus::Pending);
+    assert!(handling.left_over(lease).0.is_empty());
+    assert_eq!(handling.left_over(Duration::ZERO).0.len(), 1);
+}
+
+#[test]
+fn what_a_step_starts_is_withheld_until_its_result_is_stored() {
+    let mut handling = taken(PointerStatus::Pending);
+    assert!(handling.start_child(None, "c").is_none());
+    assert!(is_granted(handling.acquire(None, "w")));
+    let (key, is_free) = handling.start_child(None, "c").unwrap();
+    assert!(is_free);
+    handling.acquired(None, &key, Some("token".into()));
+    assert!(!handling.start_child(None, "d").unwrap().1);
+    assert_eq!(handling.leases(Duration::MAX).tokens, ["token"]);
+    let result = handling.persist(None, "w");
+    assert_eq!(result.children, ["c", "d"]);
+    handling.persisted(None, "w", &result, Outcome::Stored(8));
+    assert_eq!(handling.let_children_go(None), Some("token".into()));
+    assert_eq!(handling.let_children_go(None), None);
+}
+
+#[test]
+fn clocks_that_differ_are_taken_into_account() {
+    let mut handling = Handling::default();
+    let own = DateTime::<Utc>::from_timestamp(1_800_000_000, 0).unwrap();
+    handling.compare_clocks(own + TimeDelta::milliseconds(100), own);
+    assert_eq!(handling.clock_offset(), TimeDelta::zero());
+    handling.compare_clocks(own + TimeDelta::seconds(5), own);
+    assert!(handling.clock_offset() >= TimeDelta::seconds(5));
+    handling.compare_clocks(own - TimeDelta::seconds(5), own);
+    assert!(handling.clock_offset() < TimeDelta::seconds(-4));
+}
