@@ -14,6 +14,7 @@ use wfe::models::{
 use wfe::primitives::saga_container::SagaContainerStep;
 use wfe::primitives::sub_workflow::SubWorkflowStep;
 use wfe::traits::step::{StepBody, StepExecutionContext};
+use wfe::traits::DistributedLockProvider;
 use wfe::{WfeError, WorkflowHost, WorkflowHostBuilder};
 use wfe_core::test_support::{InMemoryLockProvider, InMemoryQueueProvider};
 use wfe_persistence_client::GrpcPersistenceProvider;
@@ -75,12 +76,38 @@ impl StepBody for Fail {
     }
 }
 
+/// Waits for a lock that is held. The engine queues a workflow before it releases the lock on it,
+/// and drops one that it takes from the queue in between; `hosts` tests what prevents that.
+struct PatientLocks(InMemoryLockProvider);
+
+#[async_trait]
+impl DistributedLockProvider for PatientLocks {
+    async fn acquire_lock(&self, resource: &str) -> wfe::Result<bool> {
+        while !self.0.acquire_lock(resource).await? {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(true)
+    }
+
+    async fn release_lock(&self, resource: &str) -> wfe::Result<()> {
+        self.0.release_lock(resource).await
+    }
+
+    async fn start(&self) -> wfe::Result<()> {
+        Ok(())
+    }
+
+    async fn stop(&self) -> wfe::Result<()> {
+        Ok(())
+    }
+}
+
 /// A running host of one definition, and the provider it uses.
 async fn host(definitions: Vec<WorkflowDefinition>) -> (WorkflowHost, GrpcPersistenceProvider) {
     let provider = common::provider().await;
     let host = WorkflowHostBuilder::new()
         .use_persistence(Arc::new(provider.clone()))
-        .use_lock_provider(Arc::new(InMemoryLockProvider::new()))
+        .use_lock_provider(Arc::new(PatientLocks(InMemoryLockProvider::new())))
         .use_queue_provider(Arc::new(InMemoryQueueProvider::new()))
         .build()
         .unwrap();
