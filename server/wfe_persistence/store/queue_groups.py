@@ -53,19 +53,11 @@ MAX_RECEIPTS: Final = 8
 MAX_BYTES: Final = 4096
 """The largest item that is enqueued with others."""
 
-# A key that another transaction is inserting at the moment is waited for, but not for long.
+# A key that another transaction is inserting at the moment is waited for, but not for long. (A call
+# that is alone holds nobody up.)
 LOCK_BRIEFLY: Final = "SELECT set_config('lock_timeout', '100ms', TRUE)"
 
 Command = tuple[str, Sequence[Param]]
-
-
-async def _write(
-    store: Store, calls: int, *commands: tuple[str, Sequence[Param]]
-) -> list[PGresult]:
-    """Run statements for so many calls, none of which is to be held up for long by another."""
-    if calls == 1:
-        return await store.write_all(*commands)
-    return (await store.write_all((LOCK_BRIEFLY, ()), *commands))[1:]
 
 
 ENQUEUE_TOGETHER = enqueue_statement(together=True)
@@ -84,7 +76,10 @@ class _Enqueues(Group[QueueItem, bool]):
         for place, item in enumerate(calls):
             places.setdefault((item.queue, item.id), place)
         document = array(queue_item_document(calls[place]) for place in places.values())
-        [rows] = await _write(self.store, len(calls), (ENQUEUE_TOGETHER, (document,)))
+        commands: list[Command] = [(ENQUEUE_TOGETHER, (document,))]
+        if len(calls) > 1:
+            commands.insert(0, (LOCK_BRIEFLY, ()))
+        rows = (await self.store.write_all(*commands))[-1]
         done: list[bool | None] = [None] * len(calls)
         for i in range(rows.ntuples):
             key = read_text(rows.get_value(i, 0)), read_text(rows.get_value(i, 1))
@@ -160,8 +155,7 @@ class _Settlements(Group[Settlement, list[str]]):
 
     async def run(self, calls: Sequence[Settlement]) -> Sequence[list[str] | None]:
         settling = _Settling(self.store, calls)
-        command = SETTLE_TOGETHER, (settling.document(),)
-        [rows] = await _write(self.store, len(calls), command)
+        rows = await self.store.write(SETTLE_TOGETHER, settling.document())
         settling.done(rows, self.waiters)
         return [
             None if call in settling.refused else returned
@@ -286,7 +280,7 @@ class _Dequeues(Group[Want, Taken]):
         commands: list[Command] = [(DEQUEUE_TOGETHER, (document, queues))]
         if settling:
             commands.insert(0, (SETTLE_TOGETHER, (settle,)))
-        *settled, rows = await _write(self.store, len(calls), *commands)
+        *settled, rows = await self.store.write_all(*commands)
         if settled:
             settling.done(settled[0], self.waiters)
         items: list[DequeuedItem | None] = [None] * len(calls)
