@@ -1,7 +1,8 @@
 """What the time of a call goes to, for the log: as with the metrics, everybody may add to it, and
 nobody needs to know whose call it is.
 
-The call is that of the task. Work that other tasks do for it counts for none.
+The call is that of the task. Work that other tasks do for it counts for none, except what is done
+for several calls together: that has a `TimeSpent` of its own, which each of them shares.
 """
 
 from __future__ import annotations
@@ -40,6 +41,15 @@ class TimeSpent:
         self.round_trips += 1
         if seconds >= self.slowest:
             self.slowest, self.slowest_statement = seconds, statement
+
+    def share(self, other: TimeSpent) -> None:
+        """Count what was done for this call and others together."""
+        self.connecting += other.connecting
+        self.database += other.database
+        self.round_trips += other.round_trips
+        self.retries += other.retries
+        if other.slowest >= self.slowest:
+            self.slowest, self.slowest_statement = other.slowest, other.slowest_statement
 
     @property
     def total(self) -> float:

@@ -11,6 +11,7 @@ from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store.postgres import groups
 from wfe_persistence.store.postgres.groups import MAX_BYTES, MAX_CALLS, Group, Groups
+from wfe_persistence.time_spent import CURRENT, TimeSpent
 
 MAX_WAITING = 300
 
@@ -36,6 +37,8 @@ class Doubling(Group[int, int]):
         self.begun.append(list(calls))
         await self.may_end.wait()
         self.ended.append(list(calls))
+        if spent := CURRENT.get():
+            spent.add_round_trip(1.0, str(calls))
         if self.error is not None:
             raise self.error
         return [None if call in self.nothing_for else 2 * call for call in calls]
@@ -249,3 +252,21 @@ async def test_slow_statement_holds_nobody_up(
     await until(lambda: callers.doubling.begun == [[1], [2, 3], [4]])
     assert not callers.doubling.ended
     assert await callers.results() == [2, 4, 6, 8]
+
+
+async def test_each_call_knows_what_its_time_went_to(callers: Callers) -> None:
+    """The statement of its group, and the wait for it: so the log tells why a call was slow."""
+    spent = [TimeSpent() for _ in range(3)]
+
+    async def call(number: int) -> None:
+        CURRENT.set(spent[number])
+        await doubled(callers.groups, callers.doubling, number)
+
+    calls = [asyncio.create_task(call(number)) for number in range(3)]
+    await callers.turn()
+    callers.doubling.may_end.set()
+    await asyncio.gather(*calls)
+    assert [each.round_trips for each in spent] == [1, 1, 1]
+    assert [each.slowest_statement for each in spent] == ["[0]", "[1, 2]", "[1, 2]"]
+    assert not spent[0].connecting
+    assert all(each.connecting > 0 for each in spent[1:])

@@ -15,11 +15,13 @@ from collections import deque
 from collections.abc import Coroutine, Hashable, Sequence
 from contextlib import suppress
 from contextvars import Context
+from time import perf_counter
 from typing import Any, Final, Generic, TypeVar
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store.postgres.fairness import namespace_busy
+from wfe_persistence.time_spent import CURRENT, TimeSpent
 
 SLOW_SECONDS: Final = 0.05
 """When the next group no longer waits for the one before: it may wait for a lock, or be lost."""
@@ -55,9 +57,11 @@ class Group(Generic[C, R]):
 class _Member(Generic[C, R]):
     """A call in a line, and what its caller waits for."""
 
-    __slots__ = ("call", "done", "group", "size")
+    __slots__ = ("call", "came", "done", "group", "size", "spent")
 
     def __init__(self, call: C, size: int) -> None:
+        self.came = perf_counter()
+        self.spent = CURRENT.get()
         self.call = call
         self.size = size
         self.done: asyncio.Future[R | None] = asyncio.get_running_loop().create_future()
@@ -145,6 +149,8 @@ class Groups:
         self, key: Hashable, line: _Line[C, R], group: Group[C, R], running: _Running[C, R]
     ) -> None:
         members = running.members
+        spent = TimeSpent()
+        CURRENT.set(spent)
         try:
             results = await group.run([member.call for member in members])
         except Exception as exc:
@@ -165,6 +171,10 @@ class Groups:
             if left:
                 self._spawn(_take_back(group, left))
         finally:
+            for member in members:
+                if member.spent is not None:
+                    member.spent.connecting += spent.began - member.came  # for its turn
+                    member.spent.share(spent)
             self._ended(key, line, group, running)
 
     def _ended(
