@@ -28,8 +28,7 @@ def watch(api: Api, rpc: str, token: str) -> Any:
     )
 
 
-@pytest.mark.parametrize("rpc", ["Watch", "WatchWorkflows"])
-@pytest.mark.parametrize("how", ["policy", "token"])
+@pytest.mark.parametrize(("rpc", "how"), [("Watch", "policy"), ("WatchWorkflows", "token")])
 async def test_a_stream_ends_with_the_role(guarded: GuardedServer, rpc: str, how: str) -> None:
     token = guarded.create("reader")
     async with connect(guarded.server.address) as channel:
