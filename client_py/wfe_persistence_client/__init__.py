@@ -76,11 +76,12 @@ the hosts then, or connect with `remember=0`.
 from importlib.metadata import version
 from typing import Final
 
-from wfe_persistence_client.blocking import (
+from wfe_persistence_client.blocking import BlockingPersistenceProvider, connect_blocking
+from wfe_persistence_client.blocking_parts import (
     BlockingHeldLock,
-    BlockingPersistenceProvider,
     BlockingStep,
-    connect_blocking,
+    BlockingWork,
+    BlockingWorker,
 )
 from wfe_persistence_client.calls import RetryPolicy
 from wfe_persistence_client.credentials import Tls
@@ -184,6 +185,7 @@ from wfe_persistence_client.model import (
 )
 from wfe_persistence_client.provider import PersistenceProvider, connect
 from wfe_persistence_client.step import Step
+from wfe_persistence_client.worker import Work, Worker, WorkerHooks
 
 __version__: Final = version("wfe-persistence")
 
@@ -199,6 +201,8 @@ __all__ = [
     "BlockingHeldLock",
     "BlockingPersistenceProvider",
     "BlockingStep",
+    "BlockingWork",
+    "BlockingWorker",
     "CallerLimited",
     "Capabilities",
     "ClaimedCommand",
@@ -283,6 +287,9 @@ __all__ = [
     "Unavailable",
     "Unimplemented",
     "Violation",
+    "Work",
+    "Worker",
+    "WorkerHooks",
     "WorkflowAlreadyExists",
     "WorkflowChange",
     "WorkflowFilter",

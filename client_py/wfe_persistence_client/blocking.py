@@ -15,13 +15,23 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from wfe_persistence_client import fork, provider
+from wfe_persistence_client.blocking_parts import (
+    BlockingHeldLock,
+    BlockingStep,
+    BlockingWorker,
+    BlockingWorkHandler,
+)
 from wfe_persistence_client.hints import is_async
-from wfe_persistence_client.lock import Hold
 from wfe_persistence_client.loop_thread import LoopThread
 from wfe_persistence_client.misfit import FieldTypeError
-from wfe_persistence_client.model import CommandName, ScheduledCommand, WorkflowInstance
+from wfe_persistence_client.model import (
+    CommandName,
+    ScheduledCommand,
+    WorkflowInstance,
+    WorkflowView,
+)
 from wfe_persistence_client.provider import PersistenceProvider
-from wfe_persistence_client.step import Step, StepBuilder
+from wfe_persistence_client.worker import Worker, WorkerHooks, WorkHandler
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -107,56 +117,6 @@ _CONNECT_BLOCKING = """Creates a provider for code without an event loop.
     its own (see "Processes" in the package's documentation). A signal handler must not use
     a provider that the interrupted thread may be using.
 """
-
-
-class BlockingStep(StepBuilder):
-    """A step as a plain context manager; `BlockingPersistenceProvider.step` creates one."""
-
-    def __init__(self, step: Step, thread: LoopThread) -> None:
-        super().__init__(step.workflow)
-        self._commit = step._commit
-        self._thread = thread
-
-    def __enter__(self) -> Self:
-        """Returns the step; nothing is sent yet. Raises RuntimeError if it was used already."""
-        self._open()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Stores the step, unless the block raised."""
-        effects = self._open()
-        self._ended = True
-        if exc_type is None:
-            self._committed = self._thread.run(self._commit(self.workflow, effects))
-
-
-class BlockingHeldLock(Hold):
-    """A lock as a plain context manager; `BlockingPersistenceProvider.lock` creates one."""
-
-    def __init__(self, held: Hold, thread: LoopThread) -> None:
-        super().__init__(held._provider, held._resource, held._owner, held._ttl, held._wait)
-        self._thread = thread
-
-    def __enter__(self) -> Self:
-        """Acquires the lock."""
-        self._thread.run(self._acquire(lambda: None))
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Releases the lock; raises LeaseLost if it was lost, unless the block raised."""
-        self._thread.run(self._end())
-        if self._lost is not None and exc_type is None:
-            raise self._lost
 
 
 class BlockingPersistenceProvider:
@@ -350,6 +310,54 @@ class BlockingPersistenceProvider:
             running.cancel()
             raise
         return self._thread.wait(running)
+
+    def worker(
+        self,
+        queue: str,
+        handler: BlockingWorkHandler,
+        *,
+        concurrency: int = 1,
+        lease_duration: timedelta = timedelta(seconds=30),
+        wait: timedelta = timedelta(seconds=5),
+        include_workflow: bool = True,
+        view: WorkflowView = WorkflowView.FULL,
+        confirmed: bool = False,
+        worker_id: str = "",
+        hooks: WorkerHooks | None = None,
+    ) -> BlockingWorker:
+        """`PersistenceProvider.worker` with a plain function as handler, and threads.
+
+            def handle(work: BlockingWork) -> None:
+                with work.commit() as step:
+                    run(work.workflow)
+
+            worker = provider.worker("orders", handle, concurrency=8)
+            signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+            worker.run()
+
+        `run` blocks until `stop` is called, from any thread or a signal handler. Handlers
+        run in as many threads as `concurrency`. A thread cannot be cancelled: if a lease is
+        lost, the handler runs on, and its commit is refused. A long handler looks at
+        `work.lost` now and then. Hooks are called on the provider's thread.
+        """
+        if is_async(handler):
+            raise FieldTypeError("handler", "expected a plain function, not an async one")
+
+        def make(wrapped: WorkHandler) -> Worker:
+            return self._provider.worker(
+                queue,
+                wrapped,
+                concurrency=concurrency,
+                lease_duration=lease_duration,
+                wait=wait,
+                include_workflow=include_workflow,
+                view=view,
+                confirmed=confirmed,
+                worker_id=worker_id,
+                hooks=hooks,
+            )
+
+        return BlockingWorker(make, handler, self._thread, concurrency)
 
     publish = _blocking(PersistenceProvider.publish)
     watch_lifecycle = _blocking_iterator(PersistenceProvider.watch_lifecycle)

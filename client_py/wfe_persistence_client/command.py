@@ -270,7 +270,7 @@ class Commands(Connection):
         """
         if not 1 <= batch_size <= LARGEST_PAGE:
             raise FieldValueError("batch_size", "must be 1 to 1000")
-        if _is_plain(handler):
+        if is_plain(handler):
             raise FieldTypeError("handler", "expected an async function, not a plain one")
         round_ = _CommandRound(self, handler, lease_duration)
         more = True
@@ -444,7 +444,7 @@ class _CommandRound:
                 return
 
 
-def _is_plain(handler: object) -> bool:
+def is_plain(handler: object) -> bool:
     """Whether it is certainly not async: some lambdas and wrappers return a coroutine."""
     return (
         inspect.isroutine(handler)

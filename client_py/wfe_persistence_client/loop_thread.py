@@ -5,7 +5,7 @@ import concurrent.futures
 import contextlib
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from wfe_persistence_client import fork
@@ -57,6 +57,10 @@ class LoopThread:
             return _result(running)
         finally:
             self._calling.discard(caller)
+
+    def soon(self, act: Callable[[], None]) -> None:
+        """Has a function called on the loop, without waiting; also from a signal handler."""
+        self._loop.call_soon_threadsafe(act)
 
     def close(self, last: Coroutine[Any, Any, None]) -> None:
         """Runs a last coroutine, ends all others, and ends the thread."""

@@ -17,17 +17,16 @@ from wfe_persistence_client.hints import checked, checked_methods
 from wfe_persistence_client.lifecycle import Lifecycle
 from wfe_persistence_client.link import check_target
 from wfe_persistence_client.lock import Locks
-from wfe_persistence_client.queue import Queues
 from wfe_persistence_client.store import Store
 from wfe_persistence_client.subscription import Subscriptions
-from wfe_persistence_client.workflow import Workflows
+from wfe_persistence_client.worker import Workers
 
 __all__ = ["CommandHandler", "PersistenceProvider", "Token", "connect"]
 
 
 @checked_methods
 class PersistenceProvider(
-    Workflows, Changes, Events, Subscriptions, Commands, Lifecycle, Locks, Queues, Store
+    Workers, Changes, Events, Subscriptions, Commands, Lifecycle, Locks, Store
 ):
     """The operations of the engine's `PersistenceProvider` trait.
 

@@ -1,7 +1,6 @@
 """What a workflow is made of: its steps, what they get, and what they return."""
 
 import math
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,11 +10,10 @@ from wfe_persistence_client import (
     ABSENT,
     JSON,
     Absent,
-    CommandName,
     Event,
     EventAlreadyExists,
     PersistenceProvider,
-    ScheduledCommand,
+    QueueItem,
 )
 
 
@@ -49,19 +47,9 @@ class WaitFor:
 StepResult = Next | Sleep | WaitFor
 
 
-@dataclass(frozen=True)
-class Lease:
-    """One worker's lease on one workflow or event."""
-
-    worker: str
-    token: str
-    #: When it expires by the database's clock, and when by ours, which is never later.
-    expiry: datetime
-    ends: float
-
-    def remaining(self) -> float:
-        """Seconds left."""
-        return self.ends - time.monotonic()
+#: The queues: of workflows to run, and of events to deliver. An item's id is theirs.
+WORKFLOWS = "orders.workflows"
+EVENTS = "orders.events"
 
 
 @dataclass
@@ -80,7 +68,9 @@ class Context:
     memory: JSON | Absent
     #: The payload of the event that the step waited for.
     event_data: JSON | Absent
-    lease: Lease
+    #: Who runs the step, and the fencing token of its lease on the workflow.
+    worker: str
+    epoch: int
     store: PersistenceProvider
 
     async def publish(self, event_name: str, event_key: str, data: JSON, delay: timedelta) -> None:
@@ -95,12 +85,8 @@ class Context:
             event_time=when,
         )
         with suppress(EventAlreadyExists):  # it has the time of an earlier run
-            await self.store.create_event(event)
-        await self.store.schedule_command(
-            ScheduledCommand(
-                command_name=CommandName.PROCESS_EVENT, data=event.id, execute_time=millis(when)
-            )
-        )
+            due = QueueItem(queue=EVENTS, id=event.id, visible_time=when)
+            await self.store.create_event(event, enqueue=[due])
 
 
 #: Does the step's work. If it raises, the error is logged and the step is retried

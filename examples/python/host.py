@@ -21,6 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
+from examples.python.definition import EVENTS
 from examples.python.engine import Engine, log, start_workflow
 from examples.python.order import PAID, SHIPPED, OrderWorkflow, World
 from wfe_persistence_client import (
@@ -30,6 +31,7 @@ from wfe_persistence_client import (
     PersistenceError,
     PersistenceProvider,
     PointerStatus,
+    QueueItem,
     RetryPolicy,
     Tls,
     WorkflowInstance,
@@ -84,7 +86,7 @@ class Client:
             event_data={"receipt": f"R-{order_id}"},
         )
         with suppress(EventAlreadyExists):
-            await self._store.create_event(event)
+            await self._store.create_event(event, enqueue=[QueueItem(queue=EVENTS, id="")])
             log.info("client  %s  paid", order_id)
 
     async def _over(self, order: WorkflowInstance) -> bool:
@@ -144,8 +146,6 @@ async def host(options: argparse.Namespace) -> bool:
                     tasks.create_task(engine.run(options.workers, stop))
                     complete = await client.run(stop)
                     stop.set()
-                if complete:
-                    await engine.drain()
             await print_table(store, world, ids)
             return complete
 

@@ -27,7 +27,7 @@ _TABLES = """
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS effects (key TEXT PRIMARY KEY, order_id TEXT, what TEXT, cents INT);
 CREATE TABLE IF NOT EXISTS runs (seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    step TEXT, step_key TEXT, begins INT, worker TEXT, lease TEXT);
+    step TEXT, step_key TEXT, begins INT, worker TEXT, epoch INT);
 COMMIT;
 """
 
@@ -68,13 +68,13 @@ class World:
 
     def _note(self, context: Context, *, begins: bool) -> None:
         self._db.execute(
-            "INSERT INTO runs (step, step_key, begins, worker, lease) VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO runs (step, step_key, begins, worker, epoch) VALUES (?, ?, ?, ?, ?)",
             (
                 context.step_name,
                 context.key,
                 begins,
-                context.lease.worker,
-                context.lease.token,
+                context.worker,
+                context.epoch,
             ),
         )
 
@@ -141,7 +141,7 @@ class OrderWorkflow:
         return Next(f"parcel-{context.workflow_id}")
 
     async def _notify(self, context: Context) -> StepResult:
-        """Schedules a command that sends the mail after a delay, on any worker."""
+        """Publishes an event upon which a worker, any, sends the mail after a delay."""
         mail = {"item": context.data["item"]}
         await context.publish(SHIPPED, context.workflow_id, mail, timedelta(milliseconds=200))
         return Next()

@@ -63,6 +63,7 @@ OWN: dict[str, set[str]] = {
     "process_commands": {"handler"},
     "step": set(),
     "lock": set(),
+    "worker": {"handler"},
 }
 
 
