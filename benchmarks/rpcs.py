@@ -18,6 +18,7 @@ from wfe.persistence.v1 import event_pb2 as e
 from wfe.persistence.v1 import store_pb2 as st
 from wfe.persistence.v1 import subscription_pb2 as s
 from wfe.persistence.v1 import workflow_pb2 as w
+from wfe.persistence.v1.queue_item_pb2 import Acknowledgement
 
 Figures = list[dict[str, Any]]
 
@@ -162,6 +163,32 @@ async def _persist_with_subscription(api: Api) -> Call:
     )
 
 
+async def _step(api: Api) -> Call:
+    """What a host does for a step: it takes an item with its workflow, and stores the step with the
+    acknowledgement, the item of the next step and what it tells about it."""
+    queue = make.queue()
+    for id_ in await _store_workflows(api, 10):
+        await api.enqueue(make.item(queue, id=id_))
+
+    async def call(_: int) -> w.CommitWorkflowResponse:
+        [taken] = (
+            await api.dequeue(
+                queues=[queue], include_workflow=True, view=w.WorkflowView.WORKFLOW_VIEW_HEADER
+            )
+        ).items
+        id_ = taken.item.id
+        return await api.commit_workflow(
+            patch=w.WorkflowPatch(id=id_, execution_pointers=[make.pointer("1")]),
+            expected_revision=taken.workflow.revision,
+            acknowledge=[Acknowledgement(receipt=taken.receipt)],
+            enqueue=[make.item(queue, id=id_)],
+            publish=[make.lifecycle_event(workflow_id=id_) for _ in range(2)],
+            request_id=make.request_id(),
+        )
+
+    return call
+
+
 async def _get_runnable_instances(api: Api) -> Call:
     return lambda _: api.workflows.GetRunnableInstances(w.GetRunnableInstancesRequest())
 
@@ -274,6 +301,7 @@ CASES: dict[str, Callable[[Api], Awaitable[Call]]] = {
     "PersistWorkflow, 50 pointers": _persist(50),
     "PersistWorkflow, 200 pointers": _persist(200),
     "PersistWorkflowWithSubscriptions, 10+1": _persist_with_subscription,
+    "Dequeue + CommitWorkflow, a step": _step,
     "GetRunnableInstances, page of 100": _get_runnable_instances,
     "NextDefinitionSequence": _next_definition_sequence,
     "CreateEvent": _create_event,

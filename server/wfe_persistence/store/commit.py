@@ -1,6 +1,6 @@
 """Writes of a workflow's state: whole or as a patch, alone or with the effects of an engine's step.
 
-Each is one statement, and so one transaction, composed of the parts in commit_parts.py; the text as
+Each is one statement, and so one transaction, composed of parts, see commit_parts.py; the text as
 it is sent is in tests/store/statements/.
 
 A statement reads one snapshot. Between that and locking the row another transaction may have

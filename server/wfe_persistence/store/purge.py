@@ -39,7 +39,7 @@ _BATCH_ROOTS: Final = 100
 _OF_DOOMED = "= ANY (ARRAY (SELECT id FROM doomed))"
 
 # Rows that others may write at the same time are locked before they are deleted, in the order in
-# which all lock them (see commit_parts.LOCKED). Pointers are written only under the lock of their
+# which all lock them (see effect_parts.py). Pointers are written only under the lock of their
 # workflow, and errors are only inserted. A trigger deletes the idempotency keys.
 _LOCKED_SUBSCRIPTIONS = f"""locked_subscriptions AS MATERIALIZED (
     SELECT id FROM wfc.event_subscriptions WHERE workflow_id {_OF_DOOMED}
