@@ -440,8 +440,8 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     "a commit that locks no lease": (
         paused(
             replace(
-                commit, "COMMIT_WORKFLOW", "ORDER BY id FOR UPDATE\n), held_locks",
-                "ORDER BY id\n), held_locks",
+                commit, "COMMIT_WORKFLOW", "ORDER BY id FOR UPDATE\n), conditions",
+                "ORDER BY id\n), conditions",
             ),
             commit, "COMMIT_WORKFLOW", "wfc.workflows WHERE",
         ),
@@ -468,13 +468,31 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
         "test_locks.py::test_those_who_wait_are_served_in_the_order_of_arrival",
     ),
     "a commit under a lock that is lost": (
-        replace(commit, "COMMIT_WORKFLOW", "l.token = g.token", "TRUE"),
+        replace(commit, "PERSIST_WORKFLOW_STEP", "l.token = g.token", "TRUE"),
         "test_held_locks.py::test_who_does_not_hold_them_any_more_changes_nothing",
     ),
     "a commit under a lock that has expired": (
-        replace(commit, "COMMIT_WORKFLOW", "(SELECT n FROM held_locks)) AND expiry > now()",
-                "(SELECT n FROM held_locks))"),
+        replace(commit, "PERSIST_WORKFLOW_STEP",
+                "(SELECT n FROM held_locks)) AND expiry > now()", "(SELECT n FROM held_locks))"),
         "test_held_locks.py::test_who_does_not_hold_them_any_more_changes_nothing",
+    ),
+    "items enqueued by a write that is refused": (
+        replace(commit, "PERSIST_WORKFLOW_STEP", "WHERE EXISTS (SELECT FROM updated)",
+                "WHERE TRUE"),
+        "test_one_transaction.py::test_refused_write_does_nothing",
+    ),
+    "an item that is settled by whoever had it": (
+        replace(commit, "PERSIST_WORKFLOW_STEP", "AND i.lease_id = g.lease_id", ""),
+        "test_one_transaction.py::test_expired_lease_is_good_if_nobody_has_got_the_item",
+    ),
+    "confirmed by the state before the write": (
+        replace(commit, "PERSIST_WORKFLOW_STEP", "CASE WHEN h.id = $1", "CASE WHEN FALSE"),
+        "test_one_transaction.py::test_item_of_a_workflow_that_this_write_ends_is_done",
+    ),
+    "a repeated creation that enqueues again": (
+        replace(workflow, "CREATE_NEW_WORKFLOW_ENQUEUE", "WHERE EXISTS (SELECT FROM created)",
+                "WHERE TRUE"),
+        "test_one_transaction.py::test_repeated_creation_of_a_workflow_does_not_enqueue",
     ),
     "effects of a commit that is refused": (
         replace(commit, "COMMIT_WORKFLOW_PATCH", "FROM updated, processing p", "FROM processing p"),

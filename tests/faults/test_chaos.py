@@ -192,6 +192,8 @@ def _broken() -> Iterator[tuple[str, list[Call], Stored]]:
         "I2 commit-1 is of ['a'] and has subscriptions []", [],
         Stored({"commit-1": (2, ["a"])}, events={"e a": ("commit-1", False)}),
     )  # fmt: skip
+    yield "I2 e 1 is stored without its item", [event], Stored(events={"e 1": ("alone", False)})
+    yield "I2 e 1 is stored without the event", [], Stored(items={"e 1"})
     yield "I3 held-0 was held by epochs 1 and 2", [_hold(0, "a", 1), _hold(1, "b", 2)], Stored()
     late = _hold(0, "a", 1)
     late.answer["expiry"] += 3600
@@ -252,7 +254,7 @@ def test_what_is_in_order_is_not_found() -> None:
     ]
     stored = Stored(
         {"commit-1": (2, ["1"])}, {"e 1": ("commit-1", False), "e 2": ("alone", False)},
-        {"s 1": "commit-1"},
+        {"s 1": "commit-1"}, items={"e 1", "e 2"},
     )  # fmt: skip
     assert _violations(*calls, stored=stored) == []
 

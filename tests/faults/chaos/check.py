@@ -20,6 +20,7 @@ from typing import Any
 from tests.faults.chaos.history import Call, History
 from tests.faults.chaos.tags import (
     EVENT_NAME,
+    QUEUE,
     SHARED_RESOURCES,
     SHARED_SUBSCRIPTIONS,
     SHARED_WORKFLOWS,
@@ -64,6 +65,8 @@ class Stored:
     subscriptions: dict[str, str] = field(default_factory=dict)
     """Id → workflow."""
     commands: set[str] = field(default_factory=set)
+    items: set[str] = field(default_factory=set)
+    """The ids of the items that commits and new events have enqueued."""
 
 
 async def read_stored(api: Api, workflow_ids: Iterable[str]) -> Stored:
@@ -98,6 +101,11 @@ async def read_stored(api: Api, workflow_ids: Iterable[str]) -> Stored:
         )
         stored.commands |= {c.command.data for c in commands.commands}
         if not (token := commands.next_page_token):
+            break
+    while True:
+        items = await api.list_queue_items(queue=QUEUE, page_size=1000, page_token=token)
+        stored.items |= {listed.item.id for listed in items.items}
+        if not (token := items.next_page_token):
             return stored
 
 
@@ -274,6 +282,9 @@ def _check_events(by_op: dict[str, list[Call]], stored: Stored) -> Iterator[str]
     for call in by_op["commit"]:
         attempts[f"e {call.what['tag']}"].append(call)
     yield from _check_presence("event", attempts, stored.events)
+    for id_ in stored.items ^ stored.events.keys():
+        missing = "its item" if id_ in stored.events else "the event that it came with"
+        yield f"I2 {id_} is stored without {missing}"
     marks: dict[str, list[Call]] = defaultdict(list)
     for call in by_op["mark_event"]:
         marks[call.what["id"]].append(call)

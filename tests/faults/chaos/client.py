@@ -27,6 +27,7 @@ from tests.faults.chaos.calls import Calls
 from tests.faults.chaos.history import Recorder
 from tests.faults.chaos.tags import (
     EVENT_NAME,
+    QUEUE,
     SHARED_RESOURCES,
     SHARED_SUBSCRIPTIONS,
     SHARED_WORKFLOWS,
@@ -120,6 +121,7 @@ class Client:
                 make.event(id=f"e {tag}", event_name=EVENT_NAME, event_key=known.id)
             ],
             schedule_commands=[make.command(data=f"c {tag}")],
+            enqueue=[make.item(QUEUE, id=f"e {tag}")],
         )  # fmt: skip
         if known.id not in SHARED_WORKFLOWS:
             request.create_subscriptions.append(
@@ -167,7 +169,8 @@ class Client:
         outcome = await self._calls.write_until_known(
             "create_event", lambda api: api.events.CreateEvent,
             event_pb2.CreateEventRequest(
-                event=make.event(id=id_, event_name=EVENT_NAME, event_key="alone")
+                event=make.event(id=id_, event_name=EVENT_NAME, event_key="alone"),
+                enqueue=[make.item(QUEUE, id="")],
             ),
             {"id": id_},
         )  # fmt: skip

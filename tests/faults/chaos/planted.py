@@ -19,6 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tests.faults import faulty_server
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.event_pb2 import Event
+from wfe.persistence.v1.queue_item_pb2 import QueueItem
 from wfe_persistence.cli import main
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.rpc import boundary
@@ -37,12 +38,12 @@ def reply_before_commit() -> None:
     create_event = event.create_event
     later: set[asyncio.Task[None]] = set()
 
-    async def write(store: Store, message: Event) -> None:
+    async def write(store: Store, message: Event, enqueue: Sequence[QueueItem]) -> None:
         await asyncio.sleep(0.3)
-        await create_event(store, message)
+        await create_event(store, message, enqueue)
 
-    async def acknowledge(store: Store, message: Event) -> None:
-        later.add(asyncio.ensure_future(write(store, message)))
+    async def acknowledge(store: Store, message: Event, enqueue: Sequence[QueueItem]) -> None:
+        later.add(asyncio.ensure_future(write(store, message, enqueue)))
 
     _set(event, "create_event", acknowledge)
 
@@ -50,11 +51,11 @@ def reply_before_commit() -> None:
 def no_compare_and_set() -> None:
     """A commit writes over whatever is stored, whatever it expected."""
     faulty_server.replace(
-        commit, "COMMIT_WORKFLOW", "($3::bigint IS NULL OR w.revision = $3)",
+        commit, "COMMIT_WORKFLOW_STEP", "($3::bigint IS NULL OR w.revision = $3)",
         "($3::bigint IS NULL OR TRUE)",
     )()  # fmt: skip
     faulty_server.replace(
-        commit, "COMMIT_WORKFLOW_PATCH", "AND w.revision = $3", "AND $3::bigint IS NOT NULL"
+        commit, "COMMIT_WORKFLOW_PATCH_STEP", "AND w.revision = $3", "AND $3::bigint IS NOT NULL"
     )()
 
 

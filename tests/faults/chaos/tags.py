@@ -1,9 +1,9 @@
 """What the writes of clients look like, so that what is stored tells which were made.
 
 Every write to a workflow has a tag of its own, which the workflow's data and all its pointers
-carry. A commit also creates an event and a command with the tag and, unless the workflow is shared,
-replaces its subscription by one with the tag. So what is stored tells which writes were made, and
-whether as a whole.
+carry. A commit also creates an event with its item and a command with the tag and, unless the
+workflow is shared, replaces its subscription by one with the tag. So what is stored tells which
+writes were made, and whether as a whole.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ SHARED_SUBSCRIPTIONS = [f"held-{i}" for i in range(3)]
 SHARED_RESOURCES = [f"locked-{i}" for i in range(3)]
 """Every client wants to lock these."""
 EVENT_NAME = "chaos"
+QUEUE = "chaos"
 
 
 def tagged(id_: str, tag: str, pointers: int) -> WorkflowInstance:
