@@ -420,21 +420,21 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
         "test_subscription_tokens.py::test_hold_that_expired_is_open_and_taken_by_another",
     ),
     "a commit that does not look at claims": (
-        replace(commit, "COMMIT_WORKFLOW_PATCH", "s.external_token = g.token", "TRUE"),
+        replace(commit, "COMMIT_WORKFLOW_PATCH_STEP", "s.external_token = g.token", "TRUE"),
         "test_commit_workflow.py::test_nothing_changes_where_a_condition_does_not_hold",
     ),
     "a commit that does not look at epochs": (
         replace(
-            commit, "COMMIT_WORKFLOW_PATCH", "g.epoch = s.external_token_epoch", "TRUE",
+            commit, "COMMIT_WORKFLOW_PATCH_STEP", "g.epoch = s.external_token_epoch", "TRUE",
         ),
         "test_commit_workflow.py::test_a_host_whose_claim_was_taken_over_cannot_write",
     ),
     "a commit by a lease that is lost": (
-        replace(commit, "COMMIT_WORKFLOW_PATCH", "c.lease_id = g.lease_id", "TRUE"),
+        replace(commit, "COMMIT_WORKFLOW_PATCH_STEP", "c.lease_id = g.lease_id", "TRUE"),
         "test_commit_workflow.py::test_a_host_whose_lease_was_taken_over_cannot_write",
     ),
     "a commit by a claim that has expired": (
-        replace(commit, "COMMIT_WORKFLOW_PATCH", "AND s.unexpired", ""),
+        replace(commit, "COMMIT_WORKFLOW_PATCH_STEP", "AND s.unexpired", ""),
         "test_commit_workflow.py::test_a_host_whose_claim_has_expired_cannot_write",
     ),
     "a commit that locks no lease": (
@@ -495,7 +495,8 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
         "test_one_transaction.py::test_repeated_creation_of_a_workflow_does_not_enqueue",
     ),
     "effects of a commit that is refused": (
-        replace(commit, "COMMIT_WORKFLOW_PATCH", "FROM updated, processing p", "FROM processing p"),
+        replace(commit, "COMMIT_WORKFLOW_PATCH_STEP", "FROM updated, processing p",
+                "FROM processing p"),
         "test_commit_workflow.py::test_nothing_changes_where_a_condition_does_not_hold",
     ),
     "a patch over what came in between": (
@@ -591,7 +592,9 @@ SERVER_FAULTS: dict[str, tuple[Callable[[], None], str]] = {
         "test_many_namespaces.py::test_migrate_up_brings_all_but_the_failing_ones_up",
     ),
     "a write that does not keep its lock": (
-        replace(commit, "COMMIT_WORKFLOW", "ORDER BY resource FOR SHARE", "ORDER BY resource"),
+        replace(
+            commit, "PERSIST_WORKFLOW_STEP", "ORDER BY resource FOR SHARE", "ORDER BY resource"
+        ),
         "test_lock_faults.py::test_who_takes_over_an_expired_lock_waits_for_the_write_under_it",
     ),
     "administrative work all at once": (
