@@ -6,8 +6,9 @@ benchmark registers. What an RPC costs beyond the echo is our own overhead. `--d
 the driver, beside psycopg's cursors and asyncpg; `--namespaces` the cost of many namespaces;
 `--patches` a change in short and long workflows; `--checks` the checks of requests, and how long
 others wait meanwhile; `--access` what authentication costs, and bad credentials; `--metrics` what
-metrics cost; `--strangers` what bad handshakes cost; `--queues` the throughput of queues; `--purge`
-a purge under load; `--storage` disk usage.
+metrics cost; `--strangers` what bad handshakes cost; `--queues` the throughput of queues;
+`--waiting` calls that wait, ten thousand on one server too; `--purge` a purge under load;
+`--storage` disk usage.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from benchmarks import (
     rpcs,
     storage,
     strangers,
+    waiting,
 )
 from wfe_persistence.embedded import EmbeddedPostgres
 
@@ -100,6 +102,11 @@ def main() -> None:
         help="how many items go through a queue for --queues (default 200000)",
     )
     parser.add_argument(
+        "--waiting",
+        action="store_true",
+        help="measure how soon waiting calls hear of a write, and ten thousand of them",
+    )
+    parser.add_argument(
         "--purge",
         type=int,
         metavar="N",
@@ -144,6 +151,9 @@ def main() -> None:
                 queues.measure(postgres.url, process, arguments.seconds, arguments.items)
             )
             print(queues.table(figures))
+        elif arguments.waiting:
+            figures = asyncio.run(waiting.measure(postgres.url))
+            print(waiting.table(figures))
         elif arguments.purge:
             figures = asyncio.run(purge.measure(postgres.url, arguments.purge))
             print(purge.table(figures))
@@ -178,6 +188,8 @@ def main() -> None:
         if arguments.strangers
         else "queues.json"
         if arguments.queues
+        else "waiting.json"
+        if arguments.waiting
         else "purge.json"
         if arguments.purge
         else "patches.json"
