@@ -133,6 +133,10 @@ def _id_paths(message: Descriptor) -> Iterator[IdPath]:
                 yield (field.name, *path), is_lease
 
 
+_NO_IDS: Final[dict[str, list[str]]] = {}
+_NONE_SEEN: Final[set[str]] = set()
+
+
 class Entry:
     """What the log says about one call; nobody needs to know whether there is a log."""
 
@@ -144,8 +148,9 @@ class Entry:
     def __init__(self, audit: Audit | None, method: Method, peer: str, namespace: str) -> None:
         self._audit = audit
         self._method = method
-        self._ids: dict[str, list[str]] = {}
-        self._seen: set[str] = set()
+        # (Without a log there are none, and ten thousand calls may wait.)
+        self._ids: dict[str, list[str]] = {} if audit else _NO_IDS
+        self._seen: set[str] = set() if audit else _NONE_SEEN
         self._request_id = ""
         self.peer = peer
         self.namespace = namespace

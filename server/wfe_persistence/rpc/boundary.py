@@ -15,10 +15,10 @@ import logging
 import traceback
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing
 from functools import partial
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -36,10 +36,11 @@ from wfe_persistence.rpc.check.wire import require_few_items
 from wfe_persistence.rpc.guard import Caller, Guard, namespace_of
 from wfe_persistence.rpc.intake import Intake, Place
 from wfe_persistence.rpc.limits import Limits
+from wfe_persistence.rpc.observed import Observed
 from wfe_persistence.rpc.services import Method, Service
-from wfe_persistence.rpc.status import STATUS_OF, abort, reason_name
+from wfe_persistence.rpc.status import abort, reason_name
 from wfe_persistence.store.tables import Store
-from wfe_persistence.time_spent import CURRENT, TimeSpent, measured
+from wfe_persistence.time_spent import measured
 
 log = logging.getLogger(__name__)
 refusals = RecurringWarnings(log)
@@ -56,11 +57,6 @@ _OVERLOAD = frozenset(
         ErrorReason.ERROR_REASON_NAMESPACE_BUSY,
     }
 )
-
-# As gRPC has them in a context.
-_CODES: Final[dict[Any, str]] = {
-    key: code.name for code in grpc.StatusCode for key in (code, code.value[0])
-}
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -119,14 +115,14 @@ class Boundary:
                 async with self._intake.deadlines.until(deadline):
                     request, call = await self._open(data, caller, method, entry, place)
                     del data
-                    with _naming_a_field(request):
+                    with _NamingAField(request):
                         response = await function(request, call)
                     entry.names(response)
                     await offload.pause_if_large()
             return self._encode(response)
 
         async def handle(_: object, context: Context) -> bytes:
-            with self._observed(method, context) as entry:
+            with Observed(self._audit, self._call_log, method, context) as entry:
                 try:
                     data = await answer(context, entry)
                     metrics.SENT_BYTES.add(method.labels, len(data))
@@ -158,7 +154,7 @@ class Boundary:
                     request, call = await self._open(data, caller, method, entry, place)
                     del data
                     async with aclosing(function(request, call)) as pages:  # type: ignore[type-var]
-                        with _naming_a_field(request):
+                        with _NamingAField(request):
                             async for page in pages:
                                 messages = deque(map(self._encode, page))
                                 del page
@@ -210,7 +206,7 @@ class Boundary:
         self, method: Method, answer: Callable[[Context, Entry], Awaitable[None]]
     ) -> Any:
         async def handle(_: object, context: Context) -> None:
-            with self._observed(method, context) as entry:
+            with Observed(self._audit, self._call_log, method, context) as entry:
                 try:
                     await answer(context, entry)
                     _observe(None, entry)
@@ -218,34 +214,6 @@ class Boundary:
                     await self._fail(method, exc, context, entry)
 
         return handle
-
-    @contextmanager
-    def _observed(self, method: Method, context: Context) -> Iterator[Entry]:
-        """The call in the audit log and in the metrics, where it stands in any case after this."""
-        spent = TimeSpent()
-        token = CURRENT.set(spent)
-        metrics.CALLS_IN_PROGRESS.add(method.labels)
-        if self._audit is None:
-            entry = Entry(None, method, "", "")
-        else:
-            namespace = "" if method.server_wide else namespace_of(context)
-            entry = Entry(self._audit, method, context.peer(), namespace)
-        try:
-            yield entry
-        except asyncio.CancelledError:
-            # The client has hung up, or its deadline has passed on its side first. What it wrote
-            # may be committed.
-            entry.ended("CANCELLED")
-            raise
-        except grpc.aio.AbortError:
-            entry.ended("NOT_RECEIVED")  # unless it has ended with an error of its own
-            raise
-        finally:
-            metrics.CALLS_IN_PROGRESS.add(method.labels, -1)
-            CURRENT.reset(token)
-            metrics.CALL_SECONDS.observe(spent.total, method.labels)
-            metrics.CALLS.add((*method.labels, _code(entry, context)))
-            self._call_log.ended(method, context, entry, spent)
 
     async def _identify(self, context: Context, method: Method, entry: Entry) -> Caller:
         """Who calls; raises PersistenceError unless they may make this call, as far as that does
@@ -391,24 +359,31 @@ class Boundary:
         return error
 
 
-@contextmanager
-def _naming_a_field(request: Message) -> Iterator[None]:
+class _NamingAField:
     """Have the error of a value that only the database refused name a field, although the checks
     have a rule for every value of which that is known: the first one of the request, which has the
-    rest in it."""
-    try:
-        yield
-    except PersistenceError as exc:
+    rest in it. (Not a generator: ten thousand calls may be inside.)"""
+
+    __slots__ = ("_request",)
+
+    def __init__(self, request: Message) -> None:
+        self._request = request
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
+        if not isinstance(exc, PersistenceError):
+            return
         if exc.reason != ErrorReason.ERROR_REASON_INVALID_FIELD or exc.violations:
-            raise
-        name = request.DESCRIPTOR.full_name
+            return
+        name = self._request.DESCRIPTOR.full_name
         refusals.warn(name, f"{name}: {exc.__cause__}")
-        for field, _ in request.ListFields():
+        for field, _ in self._request.ListFields():
             if field.name != "request_id":
                 raise invalid_field(
                     field.name, FieldViolationReason.FIELD_VIOLATION_REASON_FORMAT, str(exc)
                 ) from exc
-        raise
 
 
 def _let_go_of_locals(exc: BaseException | None) -> None:
@@ -432,12 +407,3 @@ def _observe(error: PersistenceError | None, entry: Entry) -> None:
     entry.error = str(error)
     if error.reason in _OVERLOAD:
         refusals.warn(name, f"calls are refused with {name}: {error}")
-
-
-def _code(entry: Entry, context: Context) -> str:
-    """The name of the status code that a call has ended with."""
-    if entry.reason is not None:
-        return STATUS_OF[entry.reason].name
-    if entry.outcome == "NOT_RECEIVED":
-        return _CODES.get(context.code(), "UNKNOWN")
-    return entry.outcome or "UNKNOWN"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -57,6 +56,32 @@ class Environment:
     allow_delete_namespace: bool
 
 
+class Waiting:
+    """See `Call.waiting`. (Not a generator: ten thousand calls may be inside.)"""
+
+    __slots__ = ("_measured", "_place", "_rests", "_seconds")
+
+    def __init__(self, place: Place, seconds: float) -> None:
+        self._place = place
+        self._seconds = seconds
+        self._rests = False
+        self._measured: measured | None = None
+
+    def __enter__(self) -> float:
+        now = asyncio.get_running_loop().time()
+        if self._seconds:
+            self._rests = self._place.rest()
+            self._measured = measured("waiting")
+            self._measured.__enter__()
+        return min(now + self._seconds, max(now, self._place.deadline - _ANSWER_SECONDS))
+
+    def __exit__(self, *_: object) -> None:
+        if self._measured is not None:
+            self._measured.__exit__()
+        if self._rests:
+            self._place.wake_up()
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One call, as the boundary passes it to a handler with the decoded request."""
@@ -69,20 +94,14 @@ class Call:
     caller: Caller
     place: Place
 
-    @contextmanager
-    def waiting(self, seconds: float) -> Iterator[float]:
-        """Wait for what other calls do, for so long if need be, without keeping them out.
+    def waiting(self, seconds: float) -> Waiting:
+        """Wait for what other calls do, for so long if need be, without keeping them out: a context
+        manager.
 
         Gives the time at which to stop, on the event loop's clock: early enough for an answer
         before the deadline.
         """
-        now = asyncio.get_running_loop().time()
-        until = min(now + seconds, max(now, self.place.deadline - _ANSWER_SECONDS))
-        if not seconds:
-            yield until
-            return
-        with self.place.resting(), measured("waiting"):
-            yield until
+        return Waiting(self.place, seconds)
 
     def written(
         self,

@@ -4,8 +4,7 @@ wait for what others do."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -45,28 +44,31 @@ class Calls:
         self.total += 1
         self.by_peer[peer] += 1
         # Not when the handler returns: an answer that the client does not take still occupies us.
-        context.add_done_callback(lambda _: self._leave(peer))  # type: ignore[arg-type]
+        context.add_done_callback(partial(self._done, peer))  # type: ignore[arg-type]
+
+    def _done(self, peer: str, _: object) -> None:
+        self._leave(peer)
 
     def _leave(self, peer: str) -> None:
         self.total -= 1
         decrement(self.by_peer, peer)
 
-    @contextmanager
-    def resting(self, peer: str) -> Iterator[None]:
-        """Inside, a call does not count for the limits, unless very many rest already."""
+    def rest(self, peer: str) -> bool:
+        """A call begins to rest: until `wake_up` it does not count for the limits. False, if very
+        many rest already: then it goes on to count."""
         if self.resting_by_peer.total() >= _RESTING_FACTOR * self._limit:
-            yield
-            return
+            return False
         self._leave(peer)
         self.resting_by_peer[peer] += 1
-        try:
-            yield
-        finally:
-            # Not more than the limit can be about to: what is woken does little. (If the client has
-            # hung up, the call has left already, and this evens it out.)
-            decrement(self.resting_by_peer, peer)
-            self.total += 1
-            decrement(self.by_peer, peer, -1)
+        return True
+
+    def wake_up(self, peer: str) -> None:
+        """A call that `rest` has let rest goes on."""
+        # Not more than the limit can be about to: what is woken does little. (If the client has
+        # hung up, the call has left already, and this evens it out.)
+        decrement(self.resting_by_peer, peer)
+        self.total += 1
+        decrement(self.by_peer, peer, -1)
 
 
 def names_one_connection(peer: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, NoReturn
@@ -184,9 +184,14 @@ class Intake:
         finally:
             self._slots.give_back(peer, 1)
 
-    def resting(self, peer: str) -> AbstractContextManager[None]:
-        """Inside, one of this connection's calls does not count for the limits of calls."""
-        return self._calls.resting(peer)
+    def rest(self, peer: str) -> bool:
+        """One of this connection's calls does not count for the limits of calls any more, until
+        `wake_up`; false: it still does, because very many do not already."""
+        return self._calls.rest(peer)
+
+    def wake_up(self, peer: str) -> None:
+        """It counts again."""
+        self._calls.wake_up(peer)
 
     def release(self, peer: str, large: int) -> None:
         """Take back the room of a request that has been handled."""
@@ -301,10 +306,15 @@ class Place:
             data, self._large = await self._intake.receive(self._context, self._peer, self.deadline)
         return data
 
-    def resting(self) -> AbstractContextManager[None]:
-        """Inside, the call only waits for what others do, and takes up no place of those that work:
-        waiting ones must not keep others out, of which one may be what they wait for."""
-        return self._intake.resting(self._peer)
+    def rest(self) -> bool:
+        """From now on, until `wake_up`, the call only waits for what others do, and takes up no
+        place of those that work: waiting ones must not keep others out, of which one may be what
+        they wait for. False: it still does, because very many wait."""
+        return self._intake.rest(self._peer)
+
+    def wake_up(self) -> None:
+        """The call that `rest` has let rest goes on."""
+        self._intake.wake_up(self._peer)
 
     def __enter__(self) -> Place:
         return self

@@ -121,11 +121,13 @@ async def dequeue(
     No more are handed out than fit into an answer of `answer_bytes`, but at least one. A call that
     waits goes on waiting while the database is away.
     """
-    settlement = Settlement(request.acknowledge, request.return_items)
-    ask = _Ask(store, request, max_items, lease_ms, answer_bytes, waiters, settlement or None)
-    lines = (queue_line(store, name) for name in request.queues)
+    ask = _Ask(store, request, max_items, lease_ms, answer_bytes, waiters)
+    if request.acknowledge or request.return_items:
+        ask.settlement = Settlement(request.acknowledge, request.return_items)
     try:
-        items = await waiters.take(store, lines, ask.claim, until)
+        items = await waiters.take(
+            store, (queue_line(store, name) for name in request.queues), ask.claim, until
+        )
     except PersistenceError:
         # What was settled must be told, whatever becomes of the rest, or it would seem lost.
         if ask.returned is None:
@@ -156,7 +158,7 @@ class _Ask:
     lease_ms: int
     answer_bytes: int
     waiters: Waiters
-    settlement: Settlement | None
+    settlement: Settlement | None = None
     """What the first look settles before."""
     returned: list[str] | None = None
     """The receipts that were not confirmed; None: nothing has been settled."""

@@ -165,7 +165,9 @@ class Waiters:
         now = asyncio.get_running_loop().time
         if until <= now():
             return await claim()
-        with self.join(store, *lines) as waiter:
+        waiter = self.join(store, *lines)
+        del lines  # ten thousand may wait here
+        with waiter:
             found = await claim()
             while not found and until > now():
                 try:
