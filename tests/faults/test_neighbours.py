@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlparse
 
 import psycopg
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+from tests.faults.proxy import Proxy
 from tests.support import make
+from tests.support.admin import AdminServer
 from tests.support.api import Api, connect
-from tests.support.expect import eventually
+from tests.support.expect import eventually, failure_of
 from tests.support.queues import OwnQueue, ids
 from tests.support.server import ServerProcess
 from wfe.persistence.v1.workflow_pb2 import WorkflowStatus
+from wfe_persistence.embedded import EmbeddedPostgres
 
 LONG = Duration(seconds=60)
 LISTENING = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND {}"
@@ -33,12 +38,18 @@ class Servers:
         self._stack = stack
         self.servers: list[ServerProcess] = []
 
-    async def start(self, *arguments: str, listens: bool = True, url: str = "") -> Api:
+    async def start(
+        self,
+        *arguments: str,
+        listens: bool = True,
+        url: str = "",
+        module: str = "wfe_persistence",
+    ) -> Api:
         """Start one more, and wait until it listens, or says why it can't."""
         log = self._directory / f"log{len(self.servers)}"
-        server = ServerProcess(log, "--db-url", url or self.url, *arguments)
+        server = ServerProcess(log, "--db-url", url or self.url, *arguments, module=module)
         self._stack.callback(server.kill)
-        self.servers.append(server.__enter__())
+        self.servers.append(await asyncio.to_thread(server.__enter__))
         said = "listens to other servers" if listens else "can't listen to other servers"
         if "--no-notify" not in arguments:
             await self.says(-1, said)
@@ -55,7 +66,8 @@ class Servers:
     async def run(self, sql: str) -> list[Any]:
         """Run a statement in the database."""
         async with await psycopg.AsyncConnection.connect(self.url, autocommit=True) as connection:
-            return await (await connection.execute(sql.encode())).fetchall()
+            cursor = await connection.execute(sql.encode())
+            return await cursor.fetchall() if cursor.description else []
 
     async def listeners(self) -> list[int]:
         """The backends that servers listen on."""
@@ -155,7 +167,6 @@ async def test_a_write_through_another_server_ends_a_wait(fleet: Servers) -> Non
     for wait in WAITS:
         await wait(here, there)
         await wait(there, here)
-    assert len(await fleet.listeners()) == 2
 
 
 @pytest.mark.parametrize("which", ["none of them", "the one that waits", "the one that writes"])
@@ -164,3 +175,145 @@ async def test_without_notifications_nothing_is_missed(fleet: Servers, which: st
     there = await fleet.start(*["--no-notify"] * (which != "the one that waits"))
     for wait in WAITS:
         await wait(here, there)
+
+
+async def test_what_is_not_told_is_found_out(fleet: Servers) -> None:
+    """Notifications may be lost at any time, and nobody knows."""
+    here = await fleet.start()
+    there = await fleet.start(module="tests.faults.silent_server")
+    await of_queue(here, there)
+    await of_workflow(here, there)
+
+
+async def test_a_killed_connection_is_made_again(fleet: Servers) -> None:
+    here, there = await fleet.start(), await fleet.start()
+    queue = OwnQueue(here)
+    task = asyncio.ensure_future(here.dequeue(queues=[queue.name], wait=LONG))
+    await settled(task)
+    killed = set(await fleet.listeners())
+    assert len(killed) >= 2
+    for pid in killed:
+        await fleet.run(f"SELECT pg_terminate_backend({pid})")
+    await OwnQueue(there, queue.name).enqueue("a")
+    assert ids((await task).items) == ["a"]
+    for at in range(2):
+        await fleet.says(at, "can't listen to other servers")
+        await fleet.says(at, "listens to other servers", times=2)
+    await of_workflow(here, there)
+    assert not killed & set(await fleet.listeners())
+
+
+async def test_behind_a_pooler_that_passes_on_no_notifications(
+    fleet: Servers, tmp_path: Path
+) -> None:
+    """As PgBouncer in transaction mode: what is heard then is lost, or comes too late."""
+    directory = tmp_path / "proxy"
+    directory.mkdir()
+    [behind] = parse_qs(urlparse(fleet.url).query)["host"]
+    async with Proxy(directory, Path(behind)) as proxy:
+        proxy.rewrite = lambda messages: [m for m in messages if m[:1] != b"A"]
+        there = await fleet.start(listens=False, url=fleet.url.replace(behind, str(directory)))
+        await fleet.says(0, "no notifications come through")
+        here = await fleet.start()
+        await of_queue(here, there)
+        await of_queue(there, here)
+        await of_workflow(here, there)
+        await of_workflow(there, here)
+
+
+async def test_who_waits_is_served_after_a_restart_of_the_database(
+    tmp_path: Path, data_dir: Path
+) -> None:
+    with EmbeddedPostgres(data_dir) as postgres:
+        async with AsyncExitStack() as stack:
+            fleet = Servers(tmp_path, postgres.url, stack)
+            here, there = await fleet.start(), await fleet.start()
+            queue = OwnQueue(here)
+            workflows = [make.instance() for _ in range(30)]
+            for instance in workflows:
+                await here.create(instance)
+            locks = [make.new_id("lock") for _ in range(30)]
+            held = [await here.acquire_lock(each, ttl=Duration(seconds=3600)) for each in locks]
+            waits: list[Awaitable[Any]] = [
+                *(here.dequeue(queues=[queue.name], wait=LONG) for _ in range(40)),
+                *(here.acquire_lock(each, wait=LONG) for each in locks),
+                *(here.wait_for_workflow(each.id, wait=LONG) for each in workflows),
+            ]
+            tasks = [asyncio.ensure_future(each) for each in waits]
+            await asyncio.sleep(1)  # as long as a hundred take to look once
+            await settled(*tasks)
+            await asyncio.to_thread(postgres.stop)
+            await settled(*tasks)
+            await asyncio.to_thread(postgres.start)
+
+            async def is_back() -> bool:
+                return await failure_of(there.get_store_info()) is None
+
+            await eventually(is_back)
+            await there.enqueue(*(make.item(queue.name) for _ in range(40)))
+            for lock in held:
+                await there.release_lock(lock.token)
+            for instance in workflows:
+                instance.status = WorkflowStatus.WORKFLOW_STATUS_COMPLETE
+                await there.persist_workflow(instance)
+            answers = await asyncio.gather(*tasks)
+            assert sum(len(each.items) for each in answers[:40]) == 40
+            assert all(each.acquired for each in answers[40:70])
+            assert {each.status for each in answers[70:]} == {instance.status}
+            for at in range(2):
+                await fleet.says(at, "listens to other servers", times=2)
+
+
+async def test_the_connection_is_given_up_where_calls_need_it(fleet: Servers) -> None:
+    """The role may have as many connections as the pool: one of them is the listener's at first."""
+    await fleet.run("CREATE ROLE few LOGIN CONNECTION LIMIT 4")
+    try:
+        database = (await fleet.run("SELECT current_database()"))[0][0]
+        await fleet.run(f"ALTER DATABASE {database} OWNER TO few")
+        url = fleet.url.replace("postgres@", "few@")
+        assert url != fleet.url
+        api = await fleet.start("--pool-size", "4", url=url)
+
+        async def is_given_up() -> bool:
+            await asyncio.gather(*(api.create_event(make.event()) for _ in range(50)))
+            return "its connection is needed for calls" in fleet.servers[0].log()
+
+        await eventually(is_given_up)
+        await of_queue(api, api)
+    finally:
+        for server in fleet.servers:
+            await asyncio.to_thread(server.stop)
+        await fleet.run("REASSIGN OWNED BY few TO CURRENT_USER")
+        await fleet.run("DROP OWNED BY few")
+        await fleet.run("DROP ROLE few")
+
+
+async def test_calls_that_wait_cost_the_database_next_to_nothing(
+    tmp_path: Path, database_url: str
+) -> None:
+    """However many they are: each for something else, so that nobody looks for another one."""
+    with AdminServer(tmp_path / "log", "--db-url", database_url) as server:
+
+        def statements() -> int:
+            counts = re.findall(
+                r"^wfe_persistence_database_round_trip_seconds_count\S* (\d+)",
+                server.get("/metrics").text,
+                re.MULTILINE,
+            )
+            return sum(map(int, counts))
+
+        async with connect(server.address) as channel:
+            api = Api(channel)
+            tasks = [
+                asyncio.ensure_future(api.dequeue(queues=[make.queue()], wait=LONG))
+                for _ in range(300)
+            ]
+            await settled(*tasks)
+            before = -1
+            while before != (before := await asyncio.to_thread(statements)):
+                await asyncio.sleep(0.3)  # until all have looked
+            await asyncio.sleep(3)
+            # A look at the store and one for all that wait, now and then; not 300 times.
+            assert await asyncio.to_thread(statements) - before < 100
+            for task in tasks:
+                task.cancel()
