@@ -64,10 +64,10 @@ _MOST_LINES: Final = 5_000
 # After a hello with new kinds, until others are taken to know it (seconds).
 _KNOWN_SECONDS: Final = 0.02
 
-# The pause (seconds) until the next attempt to listen: the first and the longest one after a loss,
-# and where it can't be, at least not now.
+# The pause (seconds) until the next attempt to listen, the first and the longest one: after a loss;
+# and where it is not to be had, or calls need the connection.
 _RETRY_SECONDS: Final = (0.5, 15.0)
-_RETRY_REFUSED_SECONDS: Final = 60.0
+_REFUSED_SECONDS: Final = (2.0, 60.0)
 
 _HASH_CHARACTERS: Final = 11
 
@@ -196,7 +196,7 @@ class Neighbours:
     async def run(self) -> None:
         """Listen and tell, for as long as the server runs."""
         loop = asyncio.get_running_loop()
-        pause, longest = _RETRY_SECONDS
+        pause, refused_pause = _RETRY_SECONDS[0], _REFUSED_SECONDS[0]
         while True:
             if not self._default.database.reachability.count_open():
                 await asyncio.sleep(_RETRY_SECONDS[0])  # calls come first
@@ -217,13 +217,14 @@ class Neighbours:
             except Exception:
                 log.exception("bug: can't listen to other servers")
                 refused = True
+            if loop.time() - begun > _REFUSED_SECONDS[1]:
+                pause, refused_pause = _RETRY_SECONDS[0], _REFUSED_SECONDS[0]
             if refused:
-                await self._be_mute(_RETRY_REFUSED_SECONDS * random.uniform(0.75, 1.25))
-                continue
-            if loop.time() - begun > longest:
-                pause = _RETRY_SECONDS[0]
-            await asyncio.sleep(pause * random.uniform(0.5, 1))
-            pause = min(2 * pause, longest)
+                await self._be_mute(refused_pause * random.uniform(0.75, 1.25))
+                refused_pause = min(4 * refused_pause, _REFUSED_SECONDS[1])
+            else:
+                await asyncio.sleep(pause * random.uniform(0.5, 1))
+                pause = min(2 * pause, _RETRY_SECONDS[1])
 
     def _say(self, reason: str) -> None:
         """Log once why nobody can tell this server anything."""
@@ -355,7 +356,8 @@ class Neighbours:
                 await self._say_hello_through_pool("m")
             except PersistenceError as exc:
                 log.debug("can't say hello to other servers: %s", exc)
-            await asyncio.sleep(_HELLO_SECONDS * random.uniform(0.8, 1))
+            pause = _HELLO_SECONDS * random.uniform(0.8, 1)
+            await asyncio.sleep(max(0.0, min(pause, until - loop.time())))
 
     def _heard(self, message: str) -> None:
         """A message of any server; what can't be read is of a release that is yet to come, or of a
