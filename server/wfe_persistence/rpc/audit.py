@@ -107,7 +107,7 @@ REFUSALS: Final = frozenset(
 """The reasons for which reads are logged, too."""
 
 # Of one call.
-MAX_IDS: Final = 20
+MAX_IDS: Final = 32
 MAX_ID_BYTES: Final = 128
 
 # How many lines may wait to be written: at most some 20 MB.
