@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -39,6 +40,7 @@ _WORKFLOWS = 300
 _STEPS = 5
 _CALLS = re.compile(r"^grpc_server_handled_total\{[^}]*\} (\d+)", re.MULTILINE)
 # A backend that has become idle adds to the counters what it has not yet, after 10 s at the latest.
+# So they are read in the first round only; they hardly differ.
 _COUNTERS_SECONDS = 11
 
 
@@ -83,7 +85,14 @@ class _Counters:
 
 
 async def _measure(
-    program: Path, postgres: PostgresServer, directory: Path, kind: str, hosts: int, database: str
+    program: Path,
+    postgres: PostgresServer,
+    directory: Path,
+    kind: str,
+    hosts: int,
+    database: str,
+    *,
+    count: bool,
 ) -> Figures:
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
@@ -110,11 +119,13 @@ async def _measure(
         counters = _Counters(postgres.url, database, server, redis)
         try:
             started = await _part(bench, "started")
-            await asyncio.sleep(_COUNTERS_SECONDS)
+            if count:
+                await asyncio.sleep(_COUNTERS_SECONDS)
             before = counters.read()
             await _go_on(bench)
             ran = await _part(bench, "ran")
-            await asyncio.sleep(_COUNTERS_SECONDS)
+            if count:
+                await asyncio.sleep(_COUNTERS_SECONDS)
             after = counters.read()
             await _go_on(bench)
             alone = await _part(bench, "alone")
@@ -128,7 +139,8 @@ async def _measure(
     return Figures(
         kind, hosts, started["workflows"] / started["seconds"],
         ran["workflows"] / ran["seconds"], alone["median_ms"], alone["p90_ms"],
-        calls / ran["steps"], transactions / ran["steps"],
+        calls / ran["steps"] if count else math.nan,
+        transactions / ran["steps"] if count else math.nan,
     )  # fmt: skip
 
 
@@ -149,7 +161,9 @@ async def _go_on(bench: asyncio.subprocess.Process) -> None:
 
 def _medians(figures: list[Figures]) -> Figures:
     values = {
-        name: statistics.median(getattr(each, name) for each in figures)
+        name: statistics.median(
+            number for each in figures if not math.isnan(number := getattr(each, name))
+        )
         for name, value in asdict(figures[0]).items()
         if isinstance(value, float)
     }
@@ -184,7 +198,9 @@ async def compare(program: Path, run_dir: Path, only: str) -> list[dict[str, Any
                 for kind in (kind for kind in KINDS if only in kind):
                     database = f"{kind}_{hosts}_{round_}".replace("-", "_")
                     (run_dir / database).mkdir()
-                    figures = await _measure(program, postgres, run_dir, kind, hosts, database)
+                    figures = await _measure(
+                        program, postgres, run_dir, kind, hosts, database, count=round_ == 0
+                    )
                     found.setdefault((hosts, kind), []).append(figures)
                     print(f"{kind}, {hosts} hosts: {figures.workflows_per_s:.0f}/s", flush=True)
     rows = [_medians(figures) for figures in found.values()]
