@@ -48,6 +48,10 @@ class _Daemon:
         self.url: str
         """The connection string of its maintenance database."""
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def __exit__(self, *_: object) -> None:
         self._process.send_signal(self._stop_signal)
         try:

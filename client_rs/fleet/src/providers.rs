@@ -115,6 +115,6 @@ pub async fn host(providers: &Providers, options: &Options) -> Result<WorkflowHo
         builder = builder.use_lifecycle(lifecycle.clone());
     }
     let engine = builder.build()?;
-    definitions::register(&engine, definitions::all(options.number("ms", 50)?)).await;
+    definitions::register(&engine, definitions::all(options.number("ms", 20)?)).await;
     Ok(engine)
 }

@@ -159,6 +159,10 @@ class Redis:
         self.url = f"redis://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes]
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     @staticmethod
     def is_installed() -> bool:
         return shutil.which("redis-server") is not None

@@ -9,6 +9,7 @@ medians.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import re
@@ -20,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 from psycopg import sql
 
@@ -57,31 +59,61 @@ class Figures:
     calls_per_step: float
     """To the server, or to Redis."""
     transactions_per_step: float
+    hosts_cpu_ms: float
+    """The processor's time per step: of the hosts, of the server or Redis, of PostgreSQL."""
+    server_cpu_ms: float
+    postgres_cpu_ms: float
 
 
+@dataclass
+class _Counts:
+    """What has been counted so far."""
+
+    calls: int
+    transactions: int
+    hosts_cpu: float
+    server_cpu: float
+    postgres_cpu: float
+
+
+@dataclass
 class _Counters:
-    """What PostgreSQL, and Redis or the server, have counted."""
+    """Where it is counted."""
 
-    def __init__(
-        self, postgres: str, database: str, server: AdminServer | None, redis: Redis | None
-    ) -> None:
-        self._postgres, self._database = postgres, database
-        self._server, self._redis = server, redis
+    postgres: PostgresServer
+    database: str
+    hosts: int
+    """The process of the hosts."""
+    server: AdminServer | None
+    redis: Redis | None
 
-    def read(self) -> tuple[int, int]:
-        with psycopg.connect(self._postgres) as connection:
+    def read(self) -> _Counts:
+        with psycopg.connect(self.postgres.url) as connection:
             found = connection.execute(
-                "SELECT xact_commit FROM pg_stat_database WHERE datname = %s", [self._database]
+                "SELECT xact_commit FROM pg_stat_database WHERE datname = %s", [self.database]
             ).fetchone()
         assert found is not None
-        if self._server is not None:
-            text = self._server.get("/metrics").text
-            return found[0], sum(map(int, _CALLS.findall(text)))
-        if self._redis is not None:
-            answer = re.search(r"total_commands_processed:(\d+)", self._redis.ask("INFO stats"))
+        calls, server = 0, 0.0
+        if self.server is not None:
+            calls = sum(map(int, _CALLS.findall(self.server.get("/metrics").text)))
+            server = _cpu(psutil.Process(self.server.process.pid))
+        if self.redis is not None:
+            answer = re.search(r"total_commands_processed:(\d+)", self.redis.ask("INFO stats"))
             assert answer is not None
-            return found[0], int(answer[1])
-        return found[0], 0
+            calls, server = int(answer[1]), _cpu(psutil.Process(self.redis.pid))
+        postmaster = psutil.Process(self.postgres.pid)
+        backends = sum(map(_cpu, postmaster.children()))
+        # What has ended is in the children's time of the postmaster.
+        ended = postmaster.cpu_times()
+        backends += ended.children_user + ended.children_system
+        return _Counts(calls, found[0], _cpu(psutil.Process(self.hosts)), server, backends)
+
+
+def _cpu(process: psutil.Process) -> float:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        times = process.cpu_times()
+        return float(times.user + times.system)
+    return 0.0
 
 
 async def _measure(
@@ -116,7 +148,7 @@ async def _measure(
             program, "bench", *options, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        counters = _Counters(postgres.url, database, server, redis)
+        counters = _Counters(postgres, database, bench.pid, server, redis)
         try:
             started = await _part(bench, "started")
             if count:
@@ -135,13 +167,25 @@ async def _measure(
             if bench.returncode is None:
                 bench.kill()
                 await bench.wait()
-    transactions, calls = (late - early for late, early in zip(after, before, strict=True))
+    steps = ran["steps"]
+
+    def per_step(name: str) -> float:
+        counted: float = getattr(after, name) - getattr(before, name)
+        return counted / steps
+
     return Figures(
-        kind, hosts, started["workflows"] / started["seconds"],
-        ran["workflows"] / ran["seconds"], alone["median_ms"], alone["p90_ms"],
-        calls / ran["steps"] if count else math.nan,
-        transactions / ran["steps"] if count else math.nan,
-    )  # fmt: skip
+        kind=kind,
+        hosts=hosts,
+        started_per_s=started["workflows"] / started["seconds"],
+        workflows_per_s=ran["workflows"] / ran["seconds"],
+        median_ms=alone["median_ms"],
+        p90_ms=alone["p90_ms"],
+        calls_per_step=per_step("calls") if count else math.nan,
+        transactions_per_step=per_step("transactions") if count else math.nan,
+        hosts_cpu_ms=per_step("hosts_cpu") * 1e3,
+        server_cpu_ms=per_step("server_cpu") * 1e3,
+        postgres_cpu_ms=per_step("postgres_cpu") * 1e3,
+    )
 
 
 async def _part(bench: asyncio.subprocess.Process, name: str) -> dict[str, Any]:
@@ -173,9 +217,10 @@ def _medians(figures: list[Figures]) -> Figures:
 def _table(rows: list[Figures]) -> Iterator[str]:
     yield (
         "| hosts on | hosts | workflows/s | of `memory` | of `valkey` | started/s"
-        " | one alone, median | p90 | calls per step | transactions per step |"
+        " | one alone, median | p90 | calls per step | transactions per step"
+        " | CPU per step: hosts, server or Redis, PostgreSQL |"
     )
-    yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+    yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
     for row in rows:
         rates = {each.kind: each.workflows_per_s for each in rows if each.hosts == row.hosts}
         of = [
@@ -185,7 +230,8 @@ def _table(rows: list[Figures]) -> Iterator[str]:
         yield (
             f"| {KINDS[row.kind]} | {row.hosts} | {row.workflows_per_s:.0f} | {' | '.join(of)}"
             f" | {row.started_per_s:.0f} | {row.median_ms:.1f} ms | {row.p90_ms:.1f} ms"
-            f" | {row.calls_per_step:.2f} | {row.transactions_per_step:.2f} |"
+            f" | {row.calls_per_step:.2f} | {row.transactions_per_step:.2f}"
+            f" | {row.hosts_cpu_ms:.2f}, {row.server_cpu_ms:.2f}, {row.postgres_cpu_ms:.2f} ms |"
         )
 
 

@@ -28,6 +28,9 @@ PROVIDERS = {
 }
 """What hosts can stand on."""
 
+_STEP_MS = 20
+"""How long a step takes at most."""
+
 _PATIENCE_SECONDS = 75
 """How long nothing may happen before a run is over: longer than any lease, lock or backoff."""
 _BETWEEN_KILLS = (0.2, 1.6)
@@ -126,7 +129,7 @@ class Fleet:
             yield
 
     def _options(self, number: int) -> list[str]:
-        options = ["--providers", self.plan.providers]
+        options = ["--providers", self.plan.providers, "--ms", str(_STEP_MS)]
         if self.ours:
             addresses = self.stage.addresses
             target = addresses[number % len(addresses)]
