@@ -2,5 +2,5 @@
 
 `cast` has the processes, `runner` kills them, `judge` decides by journals and tables whether what
 happened is what should have; `compare` measures without kills. The host itself is
-`client_rs/fleet`.
+the example `fleet` of `client_rs/engine-1.11`.
 """

@@ -38,6 +38,8 @@ def _say(line: str) -> None:
 def _plans(arguments: argparse.Namespace) -> list[Plan]:
     plans = []
     for providers in ["grpc", *(["valkey"] if arguments.beside else [])]:
+        if arguments.only not in providers:
+            continue
         for hosts in arguments.hosts:
             plan = Plan(
                 providers, hosts, arguments.workflows, arguments.kills, arguments.seed,
@@ -134,7 +136,7 @@ def main() -> None:
     add("--beside", action="store_true", help="the same on wfe-postgres and wfe-valkey")
     add("--kill-redis", action="store_true", help="with --beside: once more, killing Redis too")
     add("--compare", action="store_true", help="instead: measure, without kills, side by side")
-    add("--only", default="", help="with --compare: only what has this in its name")
+    add("--only", default="", help="only on what has this in its name: grpc, valkey, memory")
     add("--program", type=Path, help="the hosts' program, already built (default: build it)")
     add("--json", type=Path, metavar="FILE", help="save the results")
     add("--keep", type=Path, metavar="DIRECTORY", help="keep journals and logs of what lost")

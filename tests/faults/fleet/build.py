@@ -1,4 +1,4 @@
-"""The program of the hosts, `client_rs/fleet`, built by cargo."""
+"""The program of the hosts, the example `fleet` of `client_rs/engine-1.11`, built by cargo."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-CRATE = Path(__file__).parents[3] / "client_rs" / "fleet"
+CRATE = Path(__file__).parents[3] / "client_rs" / "engine-1.11"
 PROFILES = {"dev": "debug", "bench": "release"}
 """Cargo's profiles, and where each puts what it builds. That for measuring is `bench`."""
 
@@ -38,10 +38,11 @@ def build(directory: Path, *, profile: str = "dev", peers: bool = False) -> Path
         fcntl.flock(lock, fcntl.LOCK_EX)
         # Cargo takes what another clone has built for fresh, if it is newer than the sources.
         _cargo(env, "clean", "--locked", "--profile", profile, "-p", "wfe-persistence-client",
-               "-p", "fleet")  # fmt: skip
-        _cargo(env, "build", "--locked", "--profile", profile,
+               "-p", "engine-1-11")  # fmt: skip
+        _cargo(env, "build", "--locked", "--example", "fleet", "--profile", profile,
                *(["--features", "peers"] if peers else []))  # fmt: skip
-        return Path(shutil.copy(target / PROFILES[profile] / "fleet", directory / "fleet"))
+        built = target / PROFILES[profile] / "examples" / "fleet"
+        return Path(shutil.copy(built, directory / "fleet"))
 
 
 def _cargo(env: dict[str, str], *arguments: str) -> None:

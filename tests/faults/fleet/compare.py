@@ -170,8 +170,8 @@ async def _measure(
     steps = ran["steps"]
 
     def per_step(name: str) -> float:
-        counted: float = getattr(after, name) - getattr(before, name)
-        return counted / steps
+        counted = getattr(after, name) - getattr(before, name)
+        return float(counted / steps)
 
     return Figures(
         kind=kind,

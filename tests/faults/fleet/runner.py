@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +67,15 @@ class Result:
     failures: int = 0
     """Attempts of clients that failed and were repeated."""
     verdict: Verdict = field(default_factory=Verdict)
-    calls: Counter[str] = field(default_factory=Counter)
 
     @property
     def passed(self) -> bool:
         return not self.verdict.lost and self.verdict.complete > 0
 
     def as_json(self) -> dict[str, Any]:
-        found = asdict(self)
-        found["passed"] = self.passed
-        found["verdict"]["notes"] = self.verdict.notes[:50]
-        return found
+        own = {name: value for name, value in vars(self).items() if name != "verdict"}
+        verdict = vars(self.verdict) | {"notes": self.verdict.notes[:50]}
+        return own | {"plan": vars(self.plan), "passed": self.passed, "verdict": verdict}
 
 
 class Fleet:
