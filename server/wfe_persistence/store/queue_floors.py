@@ -1,12 +1,13 @@
 """Where a dequeue begins to look in a queue: behind what is known to have gone.
 
 Items leave at the head of their queue, and what is left of them stays in its index until a vacuum
-comes, or until the oldest transaction in the cluster ends: so whoever began at the beginning would
-pass by all that was handled lately. Here it is remembered for each queue below which visible_time
-there is nothing. What comes to be below all the same (an item enqueued for a time in the past
-through another server, a transaction that took long to commit, an item that was locked) is found by
-looks from the beginning. These take a small part of the time, however long each of them takes; and
-as long as they are quick, a dequeue that finds nothing looks once more from the beginning itself.
+comes, or for as long as a transaction stays open that might see it: so whoever began at the
+beginning would pass by all that was handled lately. Here it is remembered for each queue below
+which visible_time there is nothing. What comes to be below all the same (an item enqueued for a
+time in the past through another server, a transaction that took long to commit, an item that was
+locked) is found by looks from the beginning. These take a small part of the time, however long each
+of them takes; and as long as they are quick, a dequeue that finds nothing looks once more from the
+beginning itself.
 """
 
 from __future__ import annotations
