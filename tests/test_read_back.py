@@ -78,6 +78,10 @@ BESIDE: Final[dict[str, Any]] = {
         worker_id="w" * 512, expiry=make.LAST_TIME, epoch=2**63 - 1
     ),
     "ListedQueueItem.again_time": make.LAST_TIME,
+    "WorkflowChange.deleted": True,
+    "WorkflowChange.passes": True,
+    "WorkflowChange.cursor": "x" * 43,
+    "WatchWorkflowsResponse.cursor": "x" * 43,
 }
 
 BY_THE_STORE: Final[dict[str, Any]] = {

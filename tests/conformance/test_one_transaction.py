@@ -14,10 +14,16 @@ from tests.support import make
 from tests.support.api import Api
 from tests.support.expect import fails, failure_of, invalid
 from tests.support.queues import DEAD, DELAYED, LEASED, SHORT, WAITING, OwnQueue, ids
-from tests.support.scene import found, never_due
+from tests.support.scene import (
+    create_namespace,
+    delete_namespace,
+    found,
+    in_namespace,
+    never_due,
+)
 from wfe.persistence.v1.event_pb2 import CreateEventRequest
 from wfe.persistence.v1.queue_item_pb2 import Acknowledgement
-from wfe.persistence.v1.queue_pb2 import QueueKind
+from wfe.persistence.v1.queue_pb2 import DequeueRequest, QueueKind
 from wfe.persistence.v1.workflow_pb2 import (
     CommitWorkflowRequest,
     CreateNewWorkflowRequest,
@@ -425,6 +431,29 @@ async def test_an_empty_id_and_that_of_the_workflow_are_the_same(
     await write(api, instance, enqueue=items)
     assert ids(await other.items()) == [instance.id]
     await other.clear()
+
+
+async def test_nothing_leaves_the_namespace(api: Api, own: OwnQueue) -> None:
+    instance = never_due()
+    await api.create(instance)
+    name = make.new_namespace()
+    await create_namespace(api, name)
+    there = in_namespace(name)
+    item = make.item(own.name, id="")
+    try:
+        await api.workflows.CreateNewWorkflow(
+            CreateNewWorkflowRequest(instance=instance, enqueue=[item]), **there
+        )
+        [claim] = (await api.queues.Dequeue(DequeueRequest(queues=[own.name]), **there)).items
+        with fails("FAILED_PRECONDITION", "LEASE_LOST"):
+            await persist(api, instance, **acknowledge(claim.receipt))
+        request = PersistWorkflowRequest(
+            instance=instance, enqueue=[item], **acknowledge(claim.receipt)
+        )
+        await api.workflows.PersistWorkflow(request, **there)
+        assert await own.items() == []
+    finally:
+        await delete_namespace(api, name)
 
 
 # Repetitions.
