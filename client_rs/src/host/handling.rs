@@ -184,10 +184,17 @@ impl Handling {
 
     pub(super) fn acquire(&mut self, task: Task, resource: &str) -> Acquire {
         let decision = self.decide(task, resource);
-        if matches!(decision, Acquire::Refused) {
-            self.refused.insert(task, resource.into());
+        // Only a lock on the server can withhold an item.
+        if self.locks.contains_key(resource) {
+            self.refused(task, resource);
         }
         decision
+    }
+
+    fn refused(&mut self, task: Task, resource: &str) {
+        if self.held.contains_key(&(QueueType::Event, task)) {
+            self.refused.insert(task, resource.into());
+        }
     }
 
     fn decide(&mut self, task: Task, resource: &str) -> Acquire {
@@ -220,9 +227,7 @@ impl Handling {
     /// The server has answered.
     pub(super) fn acquired(&mut self, task: Task, resource: &str, token: Option<String>) {
         match token {
-            None => {
-                self.refused.insert(task, resource.into());
-            }
+            None => self.refused(task, resource),
             Some(token) => {
                 self.refused.remove(&task);
                 let lock = HeldLock {

@@ -183,6 +183,19 @@ fn an_event_for_a_locked_workflow_comes_when_the_lock_is_released() {
     }
 }
 
+#[tokio::test]
+async fn an_event_for_a_workflow_that_is_only_leased_comes_after_a_while() {
+    let mut handling = taken(PointerStatus::Pending);
+    assert!(is_granted(handling.acquire(None, "w")));
+    let other: Task = tokio::spawn(async { this_task() }).await.unwrap();
+    let held = Held::new(&item("e"), None, None);
+    handling.take(QueueType::Event, other, held);
+    // No lock on the server would withhold the event.
+    assert!(matches!(handling.acquire(other, "w"), Acquire::Refused));
+    let requeue = handling.requeue(other, QueueType::Event, "e");
+    assert!(matches!(requeue, Requeue::Nothing));
+}
+
 #[test]
 fn after_stop_an_item_is_settled_when_its_locks_are_released() {
     let mut handling = taken(PointerStatus::Pending);
