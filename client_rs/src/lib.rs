@@ -35,7 +35,8 @@
 //! - A workflow is enqueued for the time at which one of its pointers can be run, so one that
 //!   sleeps costs nothing. (The engine itself runs it again and again until it wakes.)
 //! - The item brings the workflow, and its lease stands for the locks on it. So a step is two
-//!   calls: `Dequeue`, and the write. Only while an event may come for the workflow (one of its
+//!   calls: `Dequeue`, and the write; the next item is taken while the result is being stored, if
+//!   there are others. Only while an event may come for the workflow (one of its
 //!   pointers waits for one), it is locked on the server, and loaded under that lock.
 //! - Leases and locks are renewed in the background, however long a step takes, also after
 //!   `stop`. A step that blocks its thread keeps the runtime from doing so if that has no other
@@ -66,7 +67,8 @@
 //! | `set_subscription_token` | yes: the same token and worker acquire again what they hold |
 //! | `next_definition_sequence` | yes: a number may be skipped, but is never returned twice |
 //! | `terminate_subscription`, `clear_subscription_token`, completing and releasing commands | yes: if an earlier attempt may have taken effect, the error that says so (not found, token mismatch, lease lost) counts as success |
-//! | `persist_errors`, claiming commands, `truncate_all`, `delete_namespace` | only if no attempt can have taken effect: there was no connection, or the server says so |
+//! | `queue_work`, locks, renewals, lifecycle events | yes: idempotent; an event may come twice |
+//! | `dequeue_work`, `persist_errors`, claiming commands, `truncate_all`, `delete_namespace` | only if no attempt can have taken effect: there was no connection, or the server says so |
 //!
 //! A call that the server rejects with `UNAUTHENTICATED` is retried once, immediately, if there is
 //! another token by then ([`Builder::token_file`], [`Builder::token_function`]).

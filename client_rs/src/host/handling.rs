@@ -12,6 +12,7 @@ use wfe_core::models::{QueueType, WorkflowInstance};
 
 pub(super) use super::held::{lock_keys, Held};
 use super::held::{waits_for_event, End};
+use super::queue::Ahead;
 
 /// Who calls: the Tokio task, `None` outside of one (in `block_on`).
 pub(super) type Task = Option<tokio::task::Id>;
@@ -99,6 +100,8 @@ pub(super) struct Handling {
     refused: HashMap<Task, String>,
     /// By how much the database's clock is ahead of this machine's, as far as is known.
     clock_offset: TimeDelta,
+    /// What tasks take before they are done with the item before.
+    pub(super) ahead: Ahead,
     pub(super) is_stopped: bool,
 }
 

@@ -94,6 +94,9 @@ impl Inner {
             publish: publish.clone(),
             ..new_effects()
         };
+        if is_step {
+            self.take_ahead(task);
+        }
         let outcome = self.provider.save(message, effects).await;
         if outcome.is_err() {
             self.outbox.put_back(publish);

@@ -2,6 +2,7 @@
 //! that host dies, or drops the item because a load, a lock or a definition failed, nobody does
 //! its work. Here an item stays on the server, under a lease, until its work is done.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
@@ -43,17 +44,36 @@ impl QueueProvider for GrpcHost {
     /// If the call is cancelled, an item that it took is given back.
     async fn dequeue_work(&self, queue: QueueType) -> wfe_core::Result<Option<String>> {
         let task = this_task();
-        let (send, answer) = oneshot::channel();
         let inner = Arc::clone(&self.0);
-        // Not cancelled with the caller: the item would be lost until its lease expires.
-        tokio::spawn(async move {
-            let taken = inner.dequeue(queue, task).await;
-            let _ = send.send(taken);
-        });
+        let ahead = match queue {
+            QueueType::Workflow => inner.handling().ahead.take(task),
+            QueueType::Event | QueueType::Index => None,
+        };
+        let answer = match ahead {
+            Some(answer) => {
+                let before = inner.finish(queue, task);
+                let handled = before.as_ref().map(|before| before.id.clone());
+                inner.settle_soon(before.into_iter().collect());
+                (answer, handled)
+            }
+            None => {
+                let (send, answer) = oneshot::channel();
+                // Not cancelled with the caller: the item would be lost until its lease expires.
+                tokio::spawn(async move {
+                    let _ = send.send(inner.dequeue(queue, task).await);
+                });
+                (answer, None)
+            }
+        };
+        let (answer, handled) = answer;
         let taken = answer
             .await
             .map_err(|_| Error::invalid("the runtime is shutting down"))??;
-        Ok(taken.map(|taken| taken.accept(queue, task)))
+        let id = taken.map(|taken| taken.accept(queue, task));
+        if handled.is_some() && (id.is_none() || id == handled) {
+            self.0.handling().ahead.was_useless(task);
+        }
+        Ok(id)
     }
 
     /// True: it may wait for an item.
@@ -75,8 +95,38 @@ impl QueueProvider for GrpcHost {
     }
 }
 
+/// The answer of a `Dequeue` that is on its way.
+type Answer = oneshot::Receiver<Result<Option<Taken>>>;
+
+/// Items that are taken ahead: while the result of a step is being stored, so that the next step
+/// need not wait for two calls one after the other.
+#[derive(Default)]
+pub(super) struct Ahead(HashMap<Task, (Option<Answer>, u32)>);
+
+/// If no other item waits, to take one ahead is to wait for the very item that is being stored,
+/// which costs more than to ask for it afterwards. So many steps go by until it is tried again.
+const PAUSE: u32 = 16;
+
+impl Ahead {
+    fn take(&mut self, task: Task) -> Option<Answer> {
+        self.0.get_mut(&task)?.0.take()
+    }
+
+    fn was_useless(&mut self, task: Task) {
+        self.0.entry(task).or_default().1 = PAUSE;
+    }
+
+    /// Whether to take one now.
+    fn begins(&mut self, task: Task) -> bool {
+        let (answer, pause) = self.0.entry(task).or_default();
+        let begins = answer.is_none() && *pause == 0;
+        *pause = pause.saturating_sub(1);
+        begins
+    }
+}
+
 /// An item that was taken; given back if nobody accepts it.
-struct Taken {
+pub(super) struct Taken {
     item: Option<v1::DequeuedItem>,
     inner: Weak<Inner>,
 }
@@ -128,9 +178,41 @@ impl Drop for Taken {
 }
 
 impl Inner {
-    async fn dequeue(self: &Arc<Self>, queue: QueueType, task: Task) -> Result<Option<Taken>> {
-        self.configured.get_or_try_init(|| self.configure()).await?;
-        let mut request = v1::DequeueRequest {
+    /// The result of a step is about to be stored.
+    pub(super) fn take_ahead(self: &Arc<Self>, task: Task) {
+        let mut handling = self.handling();
+        if handling.is_stopped || !handling.ahead.begins(task) {
+            return;
+        }
+        let (send, answer) = oneshot::channel();
+        handling.ahead.0.entry(task).or_default().0 = Some(answer);
+        let inner = Arc::clone(self);
+        tokio::spawn(async move {
+            let request = inner.request(QueueType::Workflow);
+            let taken = inner.provider.call(&request).await;
+            let _ = send.send(taken.map(|answer| inner.taken(answer)));
+        });
+    }
+
+    /// The task is done with the item before.
+    fn finish(self: &Arc<Self>, queue: QueueType, task: Task) -> Option<Held> {
+        let mut handling = self.handling();
+        if queue == QueueType::Workflow {
+            self.release_soon(handling.let_children_go(task));
+        }
+        handling.finish(queue, task)
+    }
+
+    fn taken(self: &Arc<Self>, answer: v1::DequeueResponse) -> Option<Taken> {
+        let item = answer.items.into_iter().next()?;
+        Some(Taken {
+            item: Some(item),
+            inner: Arc::downgrade(self),
+        })
+    }
+
+    fn request(&self, queue: QueueType) -> v1::DequeueRequest {
+        v1::DequeueRequest {
             queues: vec![self.queue_name(queue)],
             max_items: 1,
             lease_duration: self.lease(),
@@ -144,14 +226,13 @@ impl Inner {
                     .min(self.provider.caller.timeout / 2),
             ),
             ..Default::default()
-        };
-        let before = {
-            let mut handling = self.handling();
-            if queue == QueueType::Workflow {
-                self.release_soon(handling.let_children_go(task));
-            }
-            handling.finish(queue, task)
-        };
+        }
+    }
+
+    async fn dequeue(self: &Arc<Self>, queue: QueueType, task: Task) -> Result<Option<Taken>> {
+        self.configured.get_or_try_init(|| self.configure()).await?;
+        let mut request = self.request(queue);
+        let before = self.finish(queue, task);
         if let Some(before) = &before {
             before.settle(&mut request.acknowledge, &mut request.return_items);
         }
@@ -164,11 +245,14 @@ impl Inner {
         } else if let (Err(_), Some(before)) = (&answer, before) {
             self.handling().take(queue, task, before);
         }
-        let item = answer?.items.into_iter().next();
-        Ok(item.map(|item| Taken {
-            item: Some(item),
-            inner: Arc::downgrade(self),
-        }))
+        Ok(self.taken(answer?))
+    }
+
+    fn settle_soon(self: &Arc<Self>, items: Vec<Held>) {
+        if items.iter().any(Held::is_open) {
+            let inner = Arc::clone(self);
+            tokio::spawn(async move { inner.settle(items).await });
+        }
     }
 
     /// Settles items whose tasks take no more.
@@ -196,7 +280,12 @@ impl Inner {
     }
 
     pub(super) async fn stop(self: &Arc<Self>) {
-        self.handling().is_stopped = true;
+        {
+            let mut handling = self.handling();
+            handling.is_stopped = true;
+            // What was taken ahead is given back.
+            handling.ahead = Ahead::default();
+        }
         self.settle_if_stopped();
         self.flush().await;
     }
@@ -213,10 +302,7 @@ impl Inner {
         for token in tokens {
             self.release_soon(Some(token));
         }
-        if !left.is_empty() {
-            let inner = Arc::clone(self);
-            tokio::spawn(async move { inner.settle(left).await });
-        }
+        self.settle_soon(left);
     }
 
     /// Says what the items of the queues stand for, unless that is known: an acknowledgement can
@@ -253,4 +339,24 @@ fn lost<T>(answer: &Result<T>) -> bool {
     answer
         .as_ref()
         .is_err_and(|error| error.reason() == Some(ErrorReason::LeaseLost))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_are_taken_ahead_unless_that_was_useless_lately() {
+        let mut ahead = Ahead::default();
+        assert!(ahead.begins(None) && ahead.take(None).is_none());
+        ahead.was_useless(None);
+        let pauses = (0..100).take_while(|_| !ahead.begins(None)).count();
+        assert_eq!(pauses, PAUSE as usize);
+        let (_send, answer) = oneshot::channel();
+        ahead.0.insert(None, (Some(answer), 0));
+        // Not two at a time.
+        assert!(!ahead.begins(None));
+        assert!(ahead.take(None).is_some());
+        assert!(ahead.begins(None));
+    }
 }
