@@ -39,12 +39,14 @@ from wfe_persistence.store import (
     queue,
     queue_groups,
     readiness,
+    records,
     rows,
     subscription,
     tables,
     waiting,
     workflow,
     workflow_changes,
+    workflow_waiting,
 )
 from wfe_persistence.store.owner import Owner
 from wfe_persistence.store.postgres import database
@@ -161,6 +163,19 @@ def plant_no_line() -> None:
     for method in (wake, is_first):
         setattr(waiting.Waiters, method.__name__, method)
     setattr(waiting.Waiters, "call", wake)  # noqa: B010
+
+
+def plant_any_status() -> None:
+    """Whatever status a workflow has ends a wait for it."""
+    wait_for_workflow = workflow_waiting.wait_for_workflow
+
+    async def any_status(
+        store: Store, id_: str, statuses: Any, until: float, waiters: waiting.Waiters
+    ) -> Any:
+        every = records.WORKFLOW_STATUS
+        return await wait_for_workflow(store, id_, every, until, waiters)
+
+    setattr(workflow_waiting, "wait_for_workflow", any_status)  # noqa: B010
 
 
 class OneQueueGate(FairGate):
@@ -466,6 +481,10 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     "waiters in any order": (
         plant_no_line,
         "test_locks.py::test_those_who_wait_are_served_in_the_order_of_arrival",
+    ),
+    "a wait that any status ends": (
+        plant_any_status,
+        "test_wait_for_workflow.py::test_only_the_given_statuses_end_a_wait",
     ),
     "a commit under a lock that is lost": (
         replace(commit, "PERSIST_WORKFLOW_STEP", "l.token = g.token", "TRUE"),
