@@ -39,6 +39,8 @@ _WRITES: Final = 100
 _WAITERS: Final = 10_000
 _CHANNELS: Final = 20
 _QUIET_SECONDS: Final = 10.0
+_CALM: Final = 50
+"""A server that has run no more statements in a second is done with those who came."""
 _SETTLE_SECONDS: Final = 0.03
 
 _COUNTS: Final = re.compile(
@@ -168,6 +170,10 @@ async def _ten_thousand(log: Path, url: str) -> dict[str, Any]:
         tasks = await _many(call)
         waiting = sum(not task.done() for task in tasks)
         memory = _rss(pid)
+        begun = 0
+        while (count := await asyncio.to_thread(_statements, server)) - begun > _CALM:
+            begun = count  # not all have looked yet
+            await asyncio.sleep(1)
         cpu = sum(psutil.Process(pid).cpu_times()[:2])
         begun = await asyncio.to_thread(_statements, server)
         await asyncio.sleep(_QUIET_SECONDS)

@@ -12,8 +12,10 @@ from google.protobuf.duration_pb2 import Duration
 from tests.support import make
 from tests.support.api import Api
 from tests.support.expect import fails
+from tests.support.scene import create_namespace, delete_namespace
 from wfe.persistence.v1.workflow_pb2 import (
     CommitWorkflowRequest,
+    CreateNewWorkflowRequest,
     PersistWorkflowWithSubscriptionsRequest,
     WaitForWorkflowRequest,
     WorkflowInstance,
@@ -181,4 +183,26 @@ async def test_workflow_that_is_deleted_ends_a_wait(
     await settled(task)
     await remove(api, stored)
     with fails("NOT_FOUND", "WORKFLOW_NOT_FOUND"):
+        await task
+
+
+async def test_workflow_of_another_namespace_ends_no_wait(
+    api: Api, stored: WorkflowInstance
+) -> None:
+    """And that the namespace is deleted ends all waits in it."""
+    name = make.new_namespace()
+    await create_namespace(api, name)
+    there = [("wfe-namespace", name)]
+    try:
+        await api.workflows.CreateNewWorkflow(
+            CreateNewWorkflowRequest(instance=stored), metadata=there
+        )
+        request = WaitForWorkflowRequest(id=stored.id, wait=LONG)
+        task = asyncio.ensure_future(api.workflows.WaitForWorkflow(request, metadata=there))
+        await settled(task)
+        await persist(api, with_status(stored, COMPLETE))
+        await settled(task)
+    finally:
+        await delete_namespace(api, name)
+    with fails("NOT_FOUND", "NAMESPACE_NOT_FOUND"):
         await task
