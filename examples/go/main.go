@@ -17,6 +17,13 @@ import (
 func main() {
 	log.SetFlags(0)
 	log.SetOutput(os.Stdout)
+	if len(os.Args) > 1 && os.Args[1] == "worker" {
+		if err := count(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	target := flag.String("target", os.Getenv("WFE_TARGET"), "`HOST:PORT` of the server (or $WFE_TARGET)")
 	flag.Parse()
 	if flag.NArg() > 0 {
