@@ -13,6 +13,7 @@ use wfe_core::models::{QueueType, WorkflowInstance};
 pub(super) use super::held::{lock_keys, Held};
 use super::held::{waits_for_event, End};
 use super::queue::Ahead;
+use crate::v1;
 
 /// Who calls: the Tokio task, `None` outside of one (in `block_on`).
 pub(super) type Task = Option<tokio::task::Id>;
@@ -27,6 +28,9 @@ const ENQUEUED_FOR: Duration = Duration::from_secs(30);
 
 /// A step that starts more workflows does not withhold the others: so many fit in its write.
 const MOST_CHILDREN: usize = 900;
+
+/// The event has the workflow's data; with larger ones, both might not fit in one request.
+const LARGEST_COMPLETION: usize = 256 * 1024;
 
 /// A smaller difference of the clocks may be the time that an answer took.
 const CLOCKS_AGREE: TimeDelta = TimeDelta::milliseconds(250);
@@ -59,6 +63,8 @@ pub(super) struct Persist {
     pub(super) receipt: Option<String>,
     /// The workflows that the step has started.
     pub(super) children: Vec<String>,
+    /// An event to create.
+    pub(super) completion: Option<v1::Event>,
     /// Between taking an item and running its step: the item's lease stands for its next run.
     pub(super) is_early: bool,
 }
@@ -282,6 +288,7 @@ impl Handling {
         if locked || held.locked.iter().any(|resource| resource == id) {
             persist.receipt = Some(held.receipt.clone());
             persist.children.clone_from(&held.children);
+            persist.completion.clone_from(&held.completion);
         } else {
             persist.is_early = true;
         }
@@ -310,19 +317,33 @@ impl Handling {
     /// A workflow is created. If it is a step of this task that starts it, returns the resource of
     /// the lock that withholds it, and whether the lock is yet to be acquired.
     pub(super) fn start_child(&mut self, task: Task, id: &str) -> Option<(String, bool)> {
-        let held = self.held.get_mut(&(QueueType::Workflow, task))?;
-        let in_step = self
-            .locks
-            .get(&held.id)
-            .is_some_and(|lock| lock.owner == task)
-            || held.locked.contains(&held.id);
-        if !held.is_open() || !in_step || held.children.len() >= MOST_CHILDREN {
+        let held = self.in_step(task)?;
+        if held.children.len() >= MOST_CHILDREN {
             return None;
         }
         held.children.push(id.into());
         let key = held.children_key();
         let is_free = !self.locks.contains_key(&key);
         Some((key, is_free))
+    }
+
+    /// An event is created. If it is the one that says that the workflow is complete whose step this
+    /// task runs, it is kept for the write of that state: the engine ignores it if the creation
+    /// fails, and whoever waits for the workflow would wait for ever.
+    pub(super) fn keep_completion(&mut self, task: Task, event: &v1::Event) -> bool {
+        let held = self.in_step(task);
+        let completes = |held: &&mut Held| {
+            event.event_name == "wfe.workflow.completed"
+                && event.event_key == held.id
+                && event.event_data_json.len() <= LARGEST_COMPLETION
+        };
+        match held.filter(completes) {
+            Some(held) => {
+                held.completion = Some(event.clone());
+                true
+            }
+            None => false,
+        }
     }
 
     /// The token of the lock that withholds what the task has started, if the task holds it: to be
@@ -390,6 +411,15 @@ impl Handling {
         if let Some(lock) = self.locks.values_mut().find(|lock| lock.token == token) {
             lock.is_lost = true;
         }
+    }
+
+    /// The item whose workflow the task has locked.
+    fn in_step(&mut self, task: Task) -> Option<&mut Held> {
+        let held = self.held.get_mut(&(QueueType::Workflow, task))?;
+        let lock = self.locks.get(&held.id);
+        let is_locked =
+            lock.is_some_and(|lock| lock.owner == task) || held.locked.contains(&held.id);
+        (held.is_open() && is_locked).then_some(held)
     }
 
     fn own_lock(&mut self, task: Task, resource: &str) -> Option<&mut HeldLock> {

@@ -37,6 +37,8 @@ pub(super) struct Held {
     pub(super) locked: Vec<String>,
     /// The workflows that the step has started; see [`Held::children_key`].
     pub(super) children: Vec<String>,
+    /// The event that says that the workflow is complete, which is stored with that state.
+    pub(super) completion: Option<v1::Event>,
     /// Whether the task has released a lock on the workflow: it is done with it then.
     pub(super) released: bool,
 }
@@ -72,6 +74,7 @@ impl Held {
             loaded_under_lock: false,
             locked: Vec::new(),
             children: Vec::new(),
+            completion: None,
             released: false,
         }
     }

@@ -17,7 +17,7 @@ use wfe_core::traits::{
 use super::due::{due, Due};
 use super::handling::{this_task, Outcome};
 use super::{GrpcHost, Inner};
-use crate::convert::{to_pointer, to_time, to_workflow};
+use crate::convert::{to_event, to_pointer, to_time, to_workflow};
 use crate::error::Result;
 use crate::provider::{id_or_new, new_effects, to_new_subscriptions};
 use crate::v1::{self, ErrorReason};
@@ -76,6 +76,8 @@ impl Inner {
         let is_enqueued = enqueue.is_some() || is_step;
         let children = persist.children.iter();
         let children = children.map(|id| self.item(QueueType::Workflow, id));
+        let completion = persist.completion.iter();
+        let completion = completion.map(|event| self.item(QueueType::Event, &event.id));
         // While a stream is being opened, they would be committed before it is.
         let publish = match self.watcher.is_opening() {
             true => Vec::new(),
@@ -86,10 +88,15 @@ impl Inner {
             confirmed: false,
         });
         let effects = v1::CommitWorkflowRequest {
+            create_events: persist.completion.iter().cloned().collect(),
             create_subscriptions: to_new_subscriptions(subscriptions)?,
             expected_revision: persist.expected_revision,
             held_lock_tokens: persist.held_lock_tokens.clone(),
-            enqueue: enqueue.into_iter().chain(children).collect(),
+            enqueue: enqueue
+                .into_iter()
+                .chain(children)
+                .chain(completion)
+                .collect(),
             acknowledge: acknowledge.collect(),
             publish: publish.clone(),
             ..new_effects()
@@ -206,7 +213,8 @@ impl WorkflowRepository for GrpcHost {
 
 #[async_trait]
 impl EventRepository for GrpcHost {
-    /// Creates an event, and enqueues it in the same transaction.
+    /// Creates an event, and enqueues it in the same transaction. The event by which the engine
+    /// says that a workflow is complete is created with the write of that state, which follows.
     async fn create_event(&self, event: &Event) -> wfe_core::Result<String> {
         let inner = &self.0;
         let mut event = event.clone();
@@ -214,13 +222,18 @@ impl EventRepository for GrpcHost {
         let item = (!event.is_processed).then(|| inner.item(QueueType::Event, &event.id));
         let is_enqueued = item.is_some();
         let item = item.into_iter().collect();
+        let task = this_task();
+        if inner.handling().keep_completion(task, &to_event(&event)) {
+            inner.handling().enqueued(task, QueueType::Event, &event.id);
+            return Ok(event.id);
+        }
         let id = inner
             .provider
             .create_event_and_enqueue(&event, item)
             .await?;
         if is_enqueued {
             let mut handling = inner.handling();
-            handling.enqueued(this_task(), QueueType::Event, &id);
+            handling.enqueued(task, QueueType::Event, &id);
         }
         Ok(id)
     }

@@ -51,8 +51,8 @@ impl GrpcPersistenceProvider {
         self.commit_once(&workflow, &request).await
     }
 
-    /// Persists a workflow, with those of a step's effects that both persists have; returns its
-    /// revision. (Not always as a commit: servers older than that have no `CommitWorkflow`.)
+    /// Persists a workflow, with those of a step's effects that both persists have, and events;
+    /// returns its revision. (Not always as a commit: older servers have no `CommitWorkflow`.)
     pub(crate) async fn save(
         &self,
         workflow: v1::WorkflowInstance,
@@ -66,8 +66,18 @@ impl GrpcPersistenceProvider {
         if let Some(outcome) = self.try_patch(&workflow, base.as_deref(), &effects).await {
             return outcome.map(|committed| committed.revision);
         }
-        let instance = Some(workflow);
         let expected_revision = expected.or(self.strict_revision(base.as_deref()));
+        if !effects.create_events.is_empty() {
+            let request = v1::CommitWorkflowRequest {
+                state: Some(State::Instance(workflow.clone())),
+                expected_revision,
+                request_id: Uuid::new_v4().to_string(),
+                ..effects
+            };
+            let committed = self.commit_once(&workflow, &request).await?;
+            return Ok(committed.revision);
+        }
+        let instance = Some(workflow);
         // Not the request that was refused: another idempotency key.
         let request_id = Uuid::new_v4().to_string();
         let (instance, outcome) = if effects.create_subscriptions.is_empty() {

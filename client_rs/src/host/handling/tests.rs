@@ -233,6 +233,28 @@ fn what_a_step_starts_is_withheld_until_its_result_is_stored() {
 }
 
 #[test]
+fn the_event_that_a_workflow_is_complete_is_stored_with_that_state() {
+    let event = |name: &str, key: &str| v1::Event {
+        id: "e".into(),
+        event_name: name.into(),
+        event_key: key.into(),
+        ..Default::default()
+    };
+    let completed = event("wfe.workflow.completed", "w");
+    let mut handling = taken(PointerStatus::Pending);
+    assert!(!handling.keep_completion(None, &completed));
+    assert!(is_granted(handling.acquire(None, "w")));
+    for other in [event("approved", "w"), event("wfe.workflow.completed", "x")] {
+        assert!(!handling.keep_completion(None, &other));
+    }
+    assert!(handling.keep_completion(None, &completed));
+    let result = handling.persist(None, "w");
+    assert_eq!(result.completion, Some(completed));
+    handling.persisted(None, "w", &result, Outcome::Stored(8));
+    assert_eq!(handling.persist(None, "w").completion, None);
+}
+
+#[test]
 fn clocks_that_differ_are_taken_into_account() {
     let mut handling = Handling::default();
     let own = DateTime::<Utc>::from_timestamp(1_800_000_000, 0).unwrap();

@@ -95,6 +95,7 @@ async fn a_step_is_two_calls_and_a_sleeping_workflow_none() {
         calls("Dequeue")
     );
     for method in [
+        "CreateEvent",
         "GetWorkflowInstance",
         "AcquireLock",
         "ReleaseLock",
