@@ -292,7 +292,7 @@ class Waiters:
         for other in behind:
             if other not in self._dependents:
                 self._dependents[other] = set()
-                if self.teller is not None:
+                if self.teller is not None and other not in self._places:
                     self.teller.wants(other)
             self._dependents[other].add(line)
         place.behind = behind
@@ -303,7 +303,7 @@ class Waiters:
         if place is None:
             place = self._places[line] = Place(store)
             self._of_kind[line.kind] += 1
-            if self.teller is not None:
+            if self.teller is not None and line not in self._dependents:
                 self.teller.wants(line)
         place.store = store
         place.waiters[waiter] = None
