@@ -108,7 +108,7 @@ async def test_who_is_called_in_vain_is_not_called_again_at_once() -> None:
     with waiters.join(STORE, line) as waiter:
         place = waiters.place(line)
         assert place is not None
-        for times in range(1, 30):
+        for times in range(1, 1200):
             waiters.call(line, 1)
             assert await waiter.pause(now() + 60)
             before = now()

@@ -231,7 +231,8 @@ class Waiters:
     def was_in_vain(self, line: Line, now: float) -> None:
         """Whom the lookout has woken has found nothing."""
         place = self._places[line]
-        place.not_before = now + min(_BACKOFF_SECONDS * 2**place.vain, _MOST_BACKOFF_SECONDS)
+        doubled = _BACKOFF_SECONDS * 2 ** min(place.vain, 10)
+        place.not_before = now + min(doubled, _MOST_BACKOFF_SECONDS)
         place.vain += 1
 
     def stir_here(self, line: Line) -> None:
