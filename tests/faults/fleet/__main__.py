@@ -61,7 +61,8 @@ def _print(result: Result) -> None:
         f"{PROVIDERS[plan.providers]}: {plan.hosts} hosts, seed {plan.seed}: {kills} killed,"
         f" {result.frozen} frozen; {verdict.complete} of {verdict.workflows} workflows complete,"
         f" {verdict.executions} executions, {verdict.again} of them again,"
-        f" {verdict.outlived} outlived their locks; {result.published} events;"
+        f" {verdict.outlived} outlived their locks, {verdict.fenced} fenced;"
+        f" {result.published} events;"
         f" {result.seconds:.0f} s: {'passed' if result.passed else 'LOST'}"
     )
     for note in verdict.notes[:12]:
@@ -72,15 +73,17 @@ def _print(result: Result) -> None:
 
 def _table(results: list[Result]) -> None:
     """As docs/reliability.md has it."""
-    _say(f"| hosts on | hosts | kills | workflows | complete | run again | {' | '.join(KINDS)} |")
-    _say("|---|--:|--:|--:|--:|--:|" + "--:|" * len(KINDS))
+    counted = ("hosts", "kills", "workflows", "complete", "run again", "fenced", *KINDS)
+    _say(f"| hosts on | {' | '.join(counted)} |")
+    _say("|---|" + "--:|" * len(counted))
     for result in results:
         plan, verdict = result.plan, result.verdict
         redis = ", Redis killed too" if plan.kill_redis else ""
         counts = " | ".join(str(verdict.lost[kind]) for kind in KINDS)
         _say(
             f"| {PROVIDERS[plan.providers]}{redis} | {plan.hosts} | {result.kills.total()}"
-            f" | {verdict.workflows} | {verdict.complete} | {verdict.again} | {counts} |"
+            f" | {verdict.workflows} | {verdict.complete} | {verdict.again} | {verdict.fenced}"
+            f" | {counts} |"
         )
 
 

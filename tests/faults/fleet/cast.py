@@ -63,14 +63,28 @@ class HostProcess:
         life.killed = killed
 
     async def freeze(self, seconds: float) -> None:
-        """Stop it for a while without its knowledge, as a paused virtual machine is."""
-        begin = time.monotonic_ns()
-        self._process.send_signal(signal.SIGSTOP)
+        """Stop it for a while without its knowledge, as a paused virtual machine is: in the middle
+        of a step, if it comes to one soon."""
+        for _ in range(300):
+            begin = time.monotonic_ns()
+            self._process.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(0.005)  # until all of its threads have stopped
+            if self._is_in_a_step():
+                break
+            self._process.send_signal(signal.SIGCONT)
+            await asyncio.sleep(0.01)
         try:
+            self._process.send_signal(signal.SIGSTOP)
             await asyncio.sleep(seconds)
         finally:
             self._process.send_signal(signal.SIGCONT)
             self.lives[-1].frozen.append((begin, time.monotonic_ns()))
+
+    def _is_in_a_step(self) -> bool:
+        """Whether the last thing that it wrote is that a step begins. It runs one at a time."""
+        journal = self.lives[-1].journal
+        lines = journal.read_bytes().splitlines() if journal.exists() else []
+        return bool(lines) and b'"begin"' in lines[-1]
 
     async def keep_alive(self) -> None:
         """Start it again whenever it has ended by itself, as a supervisor does."""

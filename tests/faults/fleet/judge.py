@@ -62,6 +62,8 @@ class Verdict:
     """Executions of steps that had to be run once more: a host was killed or fenced."""
     outlived: int = 0
     """Executions of frozen hosts that ended when another host had already taken over."""
+    fenced: int = 0
+    """Executions of frozen hosts whose result was refused: that of another one is stored."""
     lost: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
@@ -182,6 +184,7 @@ def _check_workflow(
         if stored is None:
             verdict.violation("not what ran", f"{step} of {what}: {data.get(step)}")
             continue
+        verdict.fenced += sum(run.outlived and run is not stored for run in by_step[step])
         differs = {
             name
             for name in STEPS[definition] & stored.seen.keys()
