@@ -8,6 +8,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -45,9 +46,12 @@ class Execution:
     begin: int
     end: int
 
+    outlived: bool = False
+    """Whether its host was frozen in the run of the workflow that it is part of, so that others may
+    have taken its work."""
+
     @property
-    def outlived(self) -> bool:
-        """Whether its host was frozen meanwhile, so that others may have taken its work."""
+    def was_frozen(self) -> bool:
         return any(begin < self.end and self.begin < end for begin, end in self.life.frozen)
 
 
@@ -103,6 +107,18 @@ def read(lives: Iterable[Life]) -> Iterator[Execution]:
         yield from open_.values()
 
 
+def _mark_outlived(executions: list[Execution]) -> None:
+    """The engine runs all steps that it can of one state of a workflow, one after the other. Who is
+    frozen in the first of them does not know better in the others."""
+    runs: dict[tuple[Path, str, str], list[Execution]] = defaultdict(list)
+    for each in executions:
+        runs[each.life.journal, each.workflow, json.dumps(each.seen, sort_keys=True)].append(each)
+    for run in runs.values():
+        frozen = min((each.begin for each in run if each.was_frozen), default=None)
+        for each in run:
+            each.outlived = frozen is not None and each.begin >= frozen
+
+
 def judge(
     connection: psycopg.Connection[Any],
     lives: Iterable[Life],
@@ -116,6 +132,7 @@ def judge(
     verdict = Verdict()
     executions = list(read(lives))
     verdict.executions = len(executions)
+    _mark_outlived(executions)
     runs: dict[str, list[Execution]] = defaultdict(list)
     for execution in executions:
         runs[execution.workflow].append(execution)
@@ -211,7 +228,7 @@ def _check_overlaps(verdict: Verdict, executions: list[Execution]) -> None:
         for before, after in itertools.pairwise(runs):
             if after.begin >= before.end:
                 continue
-            if before.outlived:
+            if before.outlived or after.outlived:
                 verdict.outlived += 1
             else:
                 seconds = (before.end - after.begin) / 1e9

@@ -166,8 +166,11 @@ class Fleet:
             while number < plan.workflows * count / len(kills):
                 await self.feed.say(f"start {STARTED[number % len(STARTED)]} {number}")
                 number += 1
+            if what == "freeze":  # while there is something to do
+                await self._harm(what)
             await asyncio.sleep(self._random.uniform(*_BETWEEN_KILLS))
-            await self._harm(what)
+            if what == "kill":
+                await self._harm(what)
 
     async def _harm(self, what: str) -> None:
         victims = {f"host {number}": _WEIGHTS["host"] / self.plan.hosts
