@@ -123,3 +123,38 @@ async fn a_dequeue_that_is_cancelled_loses_nothing() {
     let taken = host.dequeue_work(QueueType::Workflow).await.unwrap();
     assert_eq!(taken.as_deref(), Some("w"));
 }
+
+#[tokio::test]
+async fn a_step_of_a_workflow_that_was_changed_meanwhile_is_run_again() {
+    let host = connect(&unique("changed")).await;
+    let store: &dyn PersistenceProvider = &host;
+    let mut workflow = WorkflowInstance::new("changed", 1, json!({"by": "nobody"}));
+    workflow
+        .execution_pointers
+        .push(wfe::models::ExecutionPointer::new(0));
+    let id = store.create_new_workflow(&workflow).await.unwrap();
+    let take = async || {
+        let taken = host.dequeue_work(QueueType::Workflow).await.unwrap();
+        assert_eq!(taken.as_deref(), Some(id.as_str()));
+        assert!(host.acquire_lock(&id).await.unwrap());
+        store.get_workflow_instance(&id).await.unwrap()
+    };
+    let mut by_step = take().await;
+    let user = common::provider().await;
+    let user: &dyn PersistenceProvider = &user;
+    let mut by_user = user.get_workflow_instance(&id).await.unwrap();
+    by_user.data = json!({"by": "user"});
+    user.persist_workflow(&by_user).await.unwrap();
+    by_step.data = json!({"by": "step"});
+    let error = store.persist_workflow(&by_step).await.unwrap_err();
+    assert!(error.to_string().contains("REVISION_MISMATCH"), "{error}");
+    host.release_lock(&id).await.unwrap();
+    // It comes back as it is now, and what is done with that is stored.
+    let mut again = take().await;
+    assert_eq!(again.data, json!({"by": "user"}));
+    again.data = json!({"by": "both"});
+    store.persist_workflow(&again).await.unwrap();
+    host.release_lock(&id).await.unwrap();
+    let stored = user.get_workflow_instance(&id).await.unwrap();
+    assert_eq!(stored.data, json!({"by": "both"}));
+}
