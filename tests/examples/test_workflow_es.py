@@ -19,7 +19,7 @@ EXAMPLE = ROOT / "examples" / "workflow-es"
 pytestmark = pytest.mark.timeout(600)
 
 #: The tests of the example: one that is not found, or left out, would go unnoticed otherwise.
-TESTS = 20
+TESTS = 21
 
 
 def _need(*tools: str) -> None:

@@ -26,9 +26,14 @@ interface Loaded {
   revision: bigint;
   /** The lock under which it was loaded. */
   lock: string | undefined;
+  /** The application whose hosts run it; undefined: this one. */
+  app?: string;
   /** What its execution has yielded; undefined: it was not executed. */
   result?: engine.WorkflowExecutorResult | "failed";
 }
+
+/** The attribute with a workflow's application: an event may be delivered by the hosts of another one. */
+const APP = "workflow-es.app";
 
 /**
  * The engine's store. What the engine does one after the other around a write, and would be lost if
@@ -57,20 +62,20 @@ export class Persistence implements engine.IPersistenceProvider {
 
   async createNewWorkflow(instance: engine.WorkflowInstance): Promise<string> {
     instance.id = randomUUID(); // chosen here, so that the call can be repeated
-    const { revision } = await this.#workflows.createNewWorkflow({
-      instance: workflowToMessage(instance),
-      enqueue: this.#next(instance),
-    });
+    const message = workflowToMessage(instance);
+    message.extensionAttributesJson[APP] = JSON.stringify(this.settings.app);
+    const request = { instance: message, enqueue: this.#next(instance) };
+    const { revision } = await this.#workflows.createNewWorkflow(request);
     this.queues.enqueued(instance.id);
     this.#loaded.set(instance, { revision, lock: undefined });
     return instance.id;
   }
 
   /** When the workflow is to be run next, as an item; none: it is not. */
-  #next({ id, status, nextExecution }: engine.WorkflowInstance) {
+  #next({ id, status, nextExecution }: engine.WorkflowInstance, app?: string) {
     if (status !== engine.WorkflowStatus.Runnable) return [];
     if (nextExecution === null || nextExecution === undefined) return [];
-    return [this.queues.workflowItem(id, later(nextExecution))];
+    return [this.queues.workflowItem(id, later(nextExecution), app)];
   }
 
   async getWorkflowInstance(workflowId: string): Promise<engine.WorkflowInstance> {
@@ -79,7 +84,9 @@ export class Persistence implements engine.IPersistenceProvider {
     // The engine expects undefined, though its types say otherwise.
     if (!found?.instance) return undefined as unknown as engine.WorkflowInstance;
     const workflow = workflowFromMessage(found.instance);
-    this.#loaded.set(workflow, { revision: found.instance.revision, lock });
+    const { revision, extensionAttributesJson } = found.instance;
+    const app = extensionAttributesJson[APP];
+    this.#loaded.set(workflow, { revision, lock, app: app === undefined ? undefined : JSON.parse(app) });
     return workflow;
   }
 
@@ -107,7 +114,7 @@ export class Persistence implements engine.IPersistenceProvider {
     for (const subscription of subscriptions) subscription.id = randomUUID();
     // What the engine could not execute, for example because it does not know the definition, comes
     // back when the engine lets go of the lock: later each time.
-    const enqueue = result === "failed" ? [] : this.#next(instance);
+    const enqueue = result === "failed" ? [] : this.#next(instance, loaded.app);
     const receipt = typeof result === "object" ? this.queues.receipt(instance.id) : undefined;
     const lookBack = timestampFromMs(Date.now() + this.settings.leaseMs);
     const { revision } = await this.#workflows.commitWorkflow({

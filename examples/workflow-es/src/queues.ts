@@ -71,9 +71,9 @@ export class Queues implements IQueueProvider {
 
   // What goes into the queues.
 
-  workflowItem(id: string, visibleTime?: Timestamp): Item {
+  workflowItem(id: string, visibleTime?: Timestamp, app = this.settings.app): Item {
     // Withheld while the lock is held: the engine gives up a workflow whose lock it does not get.
-    return { queue: this.#name("workflows"), id, visibleTime, blockedBy: [resource(id)] };
+    return { queue: `${app}.workflows`, id, visibleTime, blockedBy: [resource(id)] };
   }
 
   eventItem(id: string, visibleTime?: Timestamp): Item {

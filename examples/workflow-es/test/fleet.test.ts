@@ -92,22 +92,37 @@ class Fleet {
         const exit = once(child, "exit");
         child.send("stop");
         assert.deepEqual(await exit, [0, null]);
+        this.#living.delete(child);
       }),
     );
+  }
+
+  /** Whatever happened, no process is left. */
+  async end(): Promise<void> {
+    for (const child of this.#living) await this.kill(child);
+    await this.scene.close();
     rmSync(this.#folder, { recursive: true });
   }
 }
 
-test("two hosts: both take part, and every step runs once", async () => {
-  const ORDERS = 12;
-  const fleet = new Fleet(ORDERS);
-  const hosts = await Promise.all([fleet.host(), fleet.host()]);
-  await fleet.check(await fleet.order());
-  const begun = fleet.notes().filter(([what]) => what === "begin");
-  assert.equal(begun.length, ORDERS * STEPS.length);
-  assert.deepEqual(new Set(begun.map(([, , pid]) => pid)), new Set(hosts.map(({ pid }) => String(pid))));
-  await fleet.close();
-});
+async function withFleet(orders: number, run: (fleet: Fleet) => Promise<void>): Promise<void> {
+  const fleet = new Fleet(orders);
+  try {
+    await run(fleet);
+    await fleet.close();
+  } finally {
+    await fleet.end();
+  }
+}
+
+test("two hosts: both take part, and every step runs once", () =>
+  withFleet(12, async (fleet) => {
+    const hosts = await Promise.all([fleet.host(), fleet.host()]);
+    await fleet.check(await fleet.order());
+    const begun = fleet.notes().filter(([what]) => what === "begin");
+    assert.equal(begun.length, 12 * STEPS.length);
+    assert.deepEqual(new Set(begun.map(([, , pid]) => pid)), new Set(hosts.map(({ pid }) => String(pid))));
+  }));
 
 const seed = Number(process.env["WFE_SEED"] ?? Math.floor(Math.random() * 2 ** 31));
 
@@ -119,21 +134,21 @@ function* numbers(state = seed): Generator<number, never> {
   }
 }
 
-test(`two hosts, killed in the middle of it again and again: WFE_SEED=${seed}`, async () => {
-  const [ORDERS, KILLS] = [25, 6];
-  const chance = numbers();
-  const fleet = new Fleet(ORDERS);
-  const hosts = [await fleet.host(), await fleet.host()];
-  const ids = await fleet.order();
-  // The steps make at least 10 notes for each order.
-  for (let kill = 1; kill <= KILLS; kill++) {
-    const moment = (ORDERS * 10 * (kill - 1 + chance.next().value)) / (KILLS + 1);
-    await until(async () => fleet.notes().length >= moment, `${moment} notes`);
-    const i = Math.floor(chance.next().value * hosts.length);
-    await fleet.kill(hosts[i]!);
-    hosts[i] = await fleet.host();
-  }
-  await fleet.check(ids);
-  assert.equal(fleet.dead.size, KILLS);
-  await fleet.close();
-});
+const [ORDERS, KILLS] = [25, 6];
+
+test(`two hosts, killed in the middle of it again and again: WFE_SEED=${seed}`, () =>
+  withFleet(ORDERS, async (fleet) => {
+    const chance = numbers();
+    const hosts = [await fleet.host(), await fleet.host()];
+    const ids = await fleet.order();
+    // The steps make at least 10 notes for each order.
+    for (let kill = 1; kill <= KILLS; kill++) {
+      const moment = (ORDERS * 10 * (kill - 1 + chance.next().value)) / (KILLS + 1);
+      await until(async () => fleet.notes().length >= moment, `${moment} notes`);
+      const i = Math.floor(chance.next().value * hosts.length);
+      await fleet.kill(hosts[i]!);
+      hosts[i] = await fleet.host();
+    }
+    await fleet.check(ids);
+    assert.equal(fleet.dead.size, KILLS);
+  }));

@@ -346,18 +346,25 @@ describe("the engine's scenarios", { concurrency: 4 }, () => {
 
   test("applications on one store leave each other's workflows alone", async () => {
     const ran: string[] = [];
-    const apps = ["a", "b"].map((name) => define((builder) => void builder.startWith(step(() => ran.push(name)))));
-    const [a, b] = apps.map((definition) => new Scene([definition])) as [Scene, Scene];
-    const id = await (await a.client()).startWorkflow(idOf(apps[0]!), 1, {});
-    const other = await b.host();
-    await b.reaches(await other.startWorkflow(idOf(apps[1]!), 1, {}));
-    await b.polls(); // and finds nothing to run
-    assert.deepEqual(ran, ["b"]);
-    await a.host();
-    await a.reaches(id);
-    assert.deepEqual(ran, ["b", "a"]);
-    await Promise.all([a.tidy(), b.tidy()]);
-    await Promise.all([a.close(), b.close()]);
+    const [ours, theirs] = ["ours", "theirs"].map((name) =>
+      define((builder) => void builder.startWith(step(() => ran.push(name)))),
+    );
+    await withScene([ours!], async (scene, host) => {
+      const other = new Scene([theirs!]);
+      try {
+        const id = await (await other.client()).startWorkflow(idOf(theirs!), 1, {});
+        await scene.reaches(await host.startWorkflow(idOf(ours!), 1, {}));
+        await scene.polls(); // and finds nothing to run
+        await scene.tidy();
+        assert.deepEqual(ran, ["ours"]);
+        await other.host();
+        await other.reaches(id);
+        assert.deepEqual(ran, ["ours", "theirs"]);
+        await other.tidy();
+      } finally {
+        await other.close();
+      }
+    });
   });
 
   /** A connection that counts its calls, and can be cut. */
@@ -376,6 +383,26 @@ describe("the engine's scenarios", { concurrency: 4 }, () => {
     });
   }
 
+  test("whoever delivers an event leaves the workflows of other applications to their hosts", async () => {
+    const name = `shared-${crypto.randomUUID()}`;
+    const definition = waiting(name);
+    const line = new Line();
+    await withScene([definition], async (scene, host) => {
+      const other = new Scene([define((builder) => void builder.startWith(Nothing))]);
+      try {
+        const publisher = await other.host({ transport: line.transport });
+        const id = await host.startWorkflow(idOf(definition), 1, { key: "k" });
+        await scene.waits(id);
+        await publisher.publishEvent(name, "k", "theirs", new Date());
+        assert.equal(JSON.parse((await scene.reaches(id)).dataJson).received, "theirs");
+        await other.tidy();
+      } finally {
+        await other.close();
+      }
+      assert.equal(line.calls["CommitWorkflow"], 1); // the delivery, and no step
+    });
+  });
+
   test("a step is five calls: take, lock, load, commit, unlock", async () => {
     const line = new Line();
     const definition = define((builder) => builder.startWith(Nothing).then(Nothing).then(Nothing));
@@ -392,21 +419,20 @@ describe("the engine's scenarios", { concurrency: 4 }, () => {
   test("no event is lost by a host that dies just when its workflow waits for it", async () => {
     const name = `last-${crypto.randomUUID()}`;
     const definition = waiting(name);
-    const scene = new Scene([definition]);
     const line = new Line();
-    const mortal = await scene.host({ transport: line.transport });
-    await mortal.publishEvent(name, "k", "kept", new Date());
-    await scene.tidy(); // it is processed: nobody waits for it
-    // The engine would look for earlier events after this.
-    line.cut = (method, message) =>
-      method === "CommitWorkflow" && (message as CommitWorkflowRequest).createSubscriptions.length > 0;
-    const id = await mortal.startWorkflow(idOf(definition), 1, { key: "k" });
-    await scene.waits(id);
-    await until(async () => scene.complaints.some((line) => line.includes("dead")), "the death of the host");
-    mortal.stop();
-    await scene.host();
-    assert.equal(JSON.parse((await scene.reaches(id)).dataJson).received, "kept");
-    await scene.tidy();
-    await scene.close();
+    await withScene([definition], async (scene, mortal) => {
+      await mortal.publishEvent(name, "k", "kept", new Date());
+      await scene.tidy(); // it is processed: nobody waits for it
+      // The engine would look for earlier events after this.
+      line.cut = (method, message) =>
+        method === "CommitWorkflow" && (message as CommitWorkflowRequest).createSubscriptions.length > 0;
+      const id = await mortal.startWorkflow(idOf(definition), 1, { key: "k" });
+      await scene.waits(id);
+      const died = async () => scene.complaints.some((complaint) => complaint.includes("dead"));
+      await until(died, "the death of the host");
+      mortal.stop();
+      await scene.host();
+      assert.equal(JSON.parse((await scene.reaches(id)).dataJson).received, "kept");
+    }, { transport: line.transport });
   });
 });

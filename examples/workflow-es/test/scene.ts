@@ -14,7 +14,7 @@ import {
   type WorkflowBuilder,
 } from "workflow-es";
 import { LockService } from "../../typescript/gen/wfe/persistence/v1/lock_pb.js";
-import { type ListedQueueItem, QueueService } from "../../typescript/gen/wfe/persistence/v1/queue_pb.js";
+import { type ListedQueueItem, QueueItemState, QueueService } from "../../typescript/gen/wfe/persistence/v1/queue_pb.js";
 import { StoreService } from "../../typescript/gen/wfe/persistence/v1/store_pb.js";
 import { SubscriptionService } from "../../typescript/gen/wfe/persistence/v1/subscription_pb.js";
 import { type WorkflowInstance, WorkflowService, WorkflowStatus } from "../../typescript/gen/wfe/persistence/v1/workflow_pb.js";
@@ -155,7 +155,12 @@ export class Scene {
 
   /** Nothing is left in the queues, and no lock is held. */
   async tidy(): Promise<void> {
-    await until(async () => (await this.items()).length === 0, `the end of all items: ${this.complaints}`);
+    let left: ListedQueueItem[] = [];
+    const settled = async () => (left = await this.items()).length === 0;
+    await until(settled, "the end of all items").catch((error) => {
+      const items = left.map(({ item, state, attempt }) => `${item?.queue} ${item?.id} ${QueueItemState[state]} ${attempt}`);
+      throw new Error(`${error.message}: ${items.join("; ")}; ${this.complaints}`);
+    });
     await until(
       async () => (await this.#locks.listLocks({ owner: this.app })).locks.length === 0,
       "the release of all locks",
