@@ -27,6 +27,10 @@ COMMANDS = [
     "migrate up",
     "migrate status",
     "migrate sql",
+    "retention show",
+    "retention set",
+    "retention run",
+    "storage",
     "health",
     "version",
 ]
@@ -164,6 +168,47 @@ def test_migrations_of_a_database_that_is_away() -> None:
     assert done.returncode == 1
     assert "can't be reached" in done.stderr
     assert "secret" not in done.stdout + done.stderr
+
+
+def test_retention_and_storage_of_a_namespace(tmp_path: Path, database_url: str) -> None:
+    with ServerProcess(tmp_path / "log", "--db-url", database_url) as server:
+        target = ("--target", server.address)
+        assert "no policy" in run("retention", "show", *target).stdout
+        given = ("--complete", "30d", "--complete", "a=b=1h", "--terminated", "90d")
+        more = ("--keep", "audited", "--errors", "2d", "--processed-events", "90m")
+        done = run("retention", "set", *target, *given, *more)
+        assert (done.returncode, done.stderr) == (0, "")
+        lines = run("retention", "show", *target).stdout.splitlines()
+        assert lines[:6] == [
+            "other workflows: COMPLETE after 30 days, 0:00:00, TERMINATED after 90 days, 0:00:00",
+            "workflows of a=b: COMPLETE after 1:00:00, TERMINATED after never",
+            "workflows of audited: COMPLETE after never, TERMINATED after never",
+            "processed events: after 1:30:00",
+            "errors: after 2 days, 0:00:00",
+            "overdue commands: after never",
+        ]
+        shown = json.loads(run("retention", "show", "--json", *target).stdout)
+        assert shown["policy"]["error_age"] == "172800s"
+        dry = run("retention", "run", "--dry-run", *target)
+        assert dry.stdout == "would be deleted: nothing\n"
+        assert run("retention", "run", *target).returncode == 0
+        report = run("storage", *target)
+        assert report.returncode == 0
+        assert "retention would delete: nothing; about 0 B" in report.stdout
+        tables = json.loads(run("storage", "--json", *target).stdout)["tables"]
+        assert "workflows" in {each["table"] for each in tables}
+        assert run("retention", "set", *target).returncode == 2
+        assert run("retention", "set", "--none", "--errors", "1d", *target).returncode == 2
+        assert run("retention", "set", "--errors", "1", *target).returncode == 2
+        assert run("retention", "set", "--none", *target).returncode == 0
+        assert "no policy" in run("retention", "show", *target).stdout
+        absent = run("retention", "show", "--namespace", "absent", *target)
+        assert (absent.returncode, "NOT_FOUND" in absent.stderr) == (1, True)
+        token = tmp_path / "token"
+        token.write_text("secret")
+        over = ("--target", "db.example:1", "--bearer-token-file", str(token))
+        refused = run("retention", "show", *over)
+        assert (refused.returncode, "plain text" in refused.stderr) == (2, True)
 
 
 def test_health_of_a_server(tmp_path: Path, database_url: str) -> None:

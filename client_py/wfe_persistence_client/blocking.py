@@ -395,6 +395,11 @@ class BlockingPersistenceProvider:
     create_namespace = _blocking(PersistenceProvider.create_namespace)
     list_namespaces = _blocking(PersistenceProvider.list_namespaces)
     delete_namespace = _blocking(PersistenceProvider.delete_namespace)
+    set_retention_policy = _blocking(PersistenceProvider.set_retention_policy)
+    get_retention_policy = _blocking(PersistenceProvider.get_retention_policy)
+    run_retention = _blocking(PersistenceProvider.run_retention)
+    preview_retention = _blocking(PersistenceProvider.preview_retention)
+    get_storage_report = _blocking(PersistenceProvider.get_storage_report)
 
 
 #: `connect` for code without an event loop: the same arguments, a

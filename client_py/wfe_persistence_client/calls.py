@@ -193,6 +193,10 @@ RULES: Mapping[str, Rule] = {
     "ListNamespaces": Rule(Safety.READ),
     # A retry would also delete what others have created since.
     "DeleteNamespace": Rule(Safety.UNREPEATABLE),
+    "SetRetentionPolicy": Rule(Safety.REPEATABLE),
+    "GetRetentionPolicy": Rule(Safety.READ),
+    "RunRetention": Rule(Safety.REPEATABLE),
+    "GetStorageReport": Rule(Safety.READ),
 }
 
 # The reasons of transient failures. UNAVAILABLE is always one, with any reason or none.

@@ -727,6 +727,8 @@ class Capabilities:
     lifecycle: bool = False
     #: Watching the changes of workflows.
     watch_workflows: bool = False
+    #: Retention policies, and the storage report.
+    retention: bool = False
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
@@ -766,3 +768,97 @@ class StoreInfo:
     max_message_bytes: int
     #: The minimum time for which the server remembers a `request_id`; 0: not supported.
     request_retention: timedelta = timedelta(0)
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class WorkflowRetention:
+    """For how long ended workflows are kept."""
+
+    #: Those of this definition; empty: of every definition without a rule of its own.
+    workflow_definition_id: str = ""
+    #: How long after its end a COMPLETE workflow may be deleted; None: never.
+    complete_age: timedelta | None = None
+    #: The same of a TERMINATED workflow.
+    terminated_age: timedelta | None = None
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class RetentionPolicy:
+    """What the servers delete by themselves in a namespace: nothing by default.
+
+    Each age is from 1 minute to 1,000,000 days; None: never.
+    """
+
+    #: Which workflows; at most one rule for each definition.
+    workflows: list[WorkflowRetention] = field(default_factory=list)
+    #: How long after its `event_time` a processed event may be deleted.
+    processed_event_age: timedelta | None = None
+    #: How long after its `error_time` a logged error may be deleted.
+    error_age: timedelta | None = None
+    #: How long after its `execute_time` a command that nobody holds may be deleted.
+    overdue_command_age: timedelta | None = None
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class RetentionState:
+    """A retention policy, and what it has done."""
+
+    #: The policy; without rules: none is set.
+    policy: RetentionPolicy
+    #: When it was set; None: none is set.
+    set_time: datetime | None = None
+    #: How many rows it has deleted since.
+    deleted_rows: int = 0
+    #: When everything that it lets go had been deleted last; None: not yet.
+    complete_time: datetime | None = None
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class RetentionCounts:
+    """Numbers of rows that a retention policy lets go."""
+
+    #: Workflows.
+    workflows: int = 0
+    #: Their execution pointers.
+    execution_pointers: int = 0
+    #: Their subscriptions.
+    subscriptions: int = 0
+    #: Events: processed ones, and those of the completion of such workflows.
+    events: int = 0
+    #: Errors, by their age or with their workflow.
+    errors: int = 0
+    #: Commands.
+    commands: int = 0
+    #: There are more: as many as were asked for have been counted.
+    is_partial: bool = False
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class TableStorage:
+    """How much space a table takes, as PostgreSQL estimates it."""
+
+    #: Its name, without the prefix of the store.
+    table: str
+    #: Its live rows.
+    estimated_rows: int
+    #: Its rows that wait for a vacuum.
+    dead_rows: int
+    #: Its size on disk without indexes.
+    table_bytes: int
+    #: The size of its indexes.
+    index_bytes: int
+    #: How much of `table_bytes` is dead rows and space for new ones; None: not known,
+    #: because the table has not been analyzed yet.
+    bloat_bytes: int | None = None
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class StorageReport:
+    """How much space a namespace takes."""
+
+    #: Its tables, the largest first.
+    tables: list[TableStorage]
+    #: What its retention policy would delete now.
+    freed: RetentionCounts
+    #: About how many bytes that would free for new rows.
+    freed_bytes: int

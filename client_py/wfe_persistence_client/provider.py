@@ -17,6 +17,7 @@ from wfe_persistence_client.hints import checked, checked_methods
 from wfe_persistence_client.lifecycle import Lifecycle
 from wfe_persistence_client.link import check_target
 from wfe_persistence_client.lock import Locks
+from wfe_persistence_client.retention import Retention
 from wfe_persistence_client.store import Store
 from wfe_persistence_client.subscription import Subscriptions
 from wfe_persistence_client.worker import Workers
@@ -26,7 +27,7 @@ __all__ = ["CommandHandler", "PersistenceProvider", "Token", "connect"]
 
 @checked_methods
 class PersistenceProvider(
-    Workers, Changes, Events, Subscriptions, Commands, Lifecycle, Locks, Store
+    Workers, Changes, Events, Subscriptions, Commands, Lifecycle, Locks, Store, Retention
 ):
     """The operations of the engine's `PersistenceProvider` trait.
 

@@ -51,6 +51,10 @@ pub(crate) enum Rpc {
     CreateNamespace,
     ListNamespaces,
     DeleteNamespace,
+    SetRetentionPolicy,
+    GetRetentionPolicy,
+    RunRetention,
+    GetStorageReport,
     CommitWorkflow,
     ListExecutionPointers,
     ListWorkflows,
@@ -114,6 +118,8 @@ impl Rpc {
             | Self::GetQueueStats
             | Self::Watch
             | Self::WatchWorkflows
+            | Self::GetRetentionPolicy
+            | Self::GetStorageReport
             | Self::GetStoreInfo => (Read, None),
             // The id is set before the first attempt; an identical create returns the same.
             Self::CreateNewWorkflow | Self::CreateEvent | Self::CreateEventSubscription => {
@@ -136,6 +142,7 @@ impl Rpc {
             Self::Publish => (Repeatable, None),
             // An item is known by its id.
             Self::Enqueue | Self::RequeueItems | Self::ConfigureQueue => (Repeatable, None),
+            Self::SetRetentionPolicy | Self::RunRetention => (Repeatable, None),
             // A number may be skipped, but is never returned twice.
             Self::NextDefinitionSequence => (Repeatable, None),
             Self::MarkEventProcessed | Self::MarkEventUnprocessed => (Repeatable, None),

@@ -36,15 +36,18 @@ from wfe_persistence.rpc.reflection import reflection_handlers
 from wfe_persistence.rpc.services import SERVICES
 from wfe_persistence.service_manager import ServiceManager
 from wfe_persistence.settings import Settings
+from wfe_persistence.store import workflow_waiting
 from wfe_persistence.store.feeds import Feeds
 from wfe_persistence.store.lifecycle import LifecycleEvents
 from wfe_persistence.store.lookout import Lookout
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.neighbours import Neighbours
 from wfe_persistence.store.readiness import Readiness, State
+from wfe_persistence.store.retention_runner import Retention
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.statistics import watch_stores
 from wfe_persistence.store.sweep import Sweeper
+from wfe_persistence.store.tables import Store
 from wfe_persistence.store.waiting import Kind, Waiters
 from wfe_persistence.store.workflow_changes import WorkflowChanges
 from wfe_persistence.tls import Certificates
@@ -143,6 +146,12 @@ class Server:
             waiters,
             Kind("changes"),
         )
+        self._retention = Retention(
+            namespaces.default,
+            settings.retention_seconds,
+            settings.retention_rows_per_second,
+            self._purged,
+        )
         largest = settings.max_message_bytes * _OVERSIZE_FACTOR
         connections = connections_allowed(
             settings.max_connections,
@@ -183,6 +192,7 @@ class Server:
                 waiters=waiters,
                 feeds=self._feeds,
                 changes=self._changes,
+                retention=self._retention,
                 server_version=VERSION,
                 max_message_bytes=settings.max_message_bytes,
                 default_deadline=settings.default_deadline,
@@ -283,6 +293,8 @@ class Server:
             self._in_background(
                 Sweeper(self._namespaces.default, self._waiters, self._settings.sweep_seconds).run()
             )
+        if self._settings.retention_seconds:
+            self._in_background(self._retention.run())
         self._in_background(self._connections.watch(self._listener.local_name))
         if self._certificates:
             self._in_background(self._certificates.watch())
@@ -291,6 +303,11 @@ class Server:
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Do it until the context is left."""
         self._stack.callback(asyncio.get_running_loop().create_task(work).cancel)
+
+    def _purged(self, store: Store) -> None:
+        """Tell who waits for workflows, or watches them, that some were deleted."""
+        self._changes.published(store)
+        workflow_waiting.stir_purged(store, self._waiters)
 
     def _admin_port(self) -> HttpServer:
         # Loaded on use: most servers of a sidecar have none.

@@ -242,6 +242,17 @@ SWEPT: Final = _declared(
     )
 )
 
+# ----- retention (SetRetentionPolicy) -----
+
+RETENTION_DELETED: Final = _declared(
+    Counter(
+        f"{PREFIX}retention_deleted_rows_total",
+        "Rows that this server has deleted because a retention policy says so, by kind: workflows, "
+        "execution_pointers, subscriptions, events, errors or commands.",
+        ("kind",),
+    )
+)
+
 # ----- waiting -----
 
 WAITERS: Final = _declared(

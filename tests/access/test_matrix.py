@@ -22,7 +22,9 @@ REFUSED: Final = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 def required_role(rpc: Rpc) -> Role:
     if rpc.name == "TruncateAll":
         return Role.ADMIN
-    if rpc.name.startswith(("Delete", "Purge", "Break", "Requeue", "Configure", "CreateNamespace")):
+    if rpc.name.startswith(
+        ("Delete", "Purge", "Break", "Requeue", "Configure", "CreateNamespace", "SetRet", "Run")
+    ):
         return Role.OPERATOR
     return (
         Role.READER

@@ -35,6 +35,7 @@ from wfe_persistence_client import (
     PersistenceProvider,
     PointerStatus,
     QueueItem,
+    RetentionPolicy,
     RetryPolicy,
     ReturnedItem,
     ScheduledCommand,
@@ -44,6 +45,7 @@ from wfe_persistence_client import (
     WorkflowFilter,
     WorkflowInstance,
     WorkflowPatch,
+    WorkflowRetention,
     WorkflowStatus,
     WorkflowView,
     connect,
@@ -72,6 +74,8 @@ CLAIM = SubscriptionClaim(subscription_id="s", token="t")
 COMMAND = ScheduledCommand(command_name=CommandName.PROCESS_EVENT, data="e", execute_time=0)
 CLAIMED = ClaimedCommand(command=COMMAND, lease_token="t", lease_expiry=NOW)
 ERROR = ExecutionError(workflow_id="w")
+RULE = WorkflowRetention()
+POLICY = RetentionPolicy()
 ITEM = QueueItem(queue="q", id="i")
 ACKNOWLEDGEMENT = Acknowledgement(receipt="r")
 RETURNED = ReturnedItem(receipt="r")
@@ -253,6 +257,8 @@ SENT: list[tuple[Any, str, Send]] = [
     (ERROR, "errors[0].", lambda p, v: p.persist_errors([v])),
     (ERROR, "errors[0].", lambda p, v: p.commit_workflow(WORKFLOW, errors=[v])),
     (ERROR, "", lambda p, v: in_a_step(p, lambda step: step.log_error(v))),
+    (POLICY, "", lambda p, v: p.set_retention_policy(v)),
+    (RULE, "workflows[0].", lambda p, v: p.set_retention_policy(RetentionPolicy(workflows=[v]))),
 ]
 
 
@@ -350,6 +356,7 @@ GOOD: dict[Any, Any] = {
     Sequence[str]: ["q"],
     Sequence[EventSubscription]: [],
     Sequence[ExecutionError]: [],
+    RetentionPolicy: POLICY,
     CommandHandler: handle,
     WorkHandler: handle_work,
 }

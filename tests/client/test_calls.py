@@ -50,6 +50,7 @@ from wfe_persistence_client import (
     PersistenceProvider,
     PoolExhausted,
     QueueItem,
+    RetentionPolicy,
     RetryPolicy,
     RevisionMismatch,
     ScheduledCommand,
@@ -297,6 +298,19 @@ CALLS: dict[str, tuple[Call, Any]] = {
     ),
     "ListNamespaces": (lambda p: p.list_namespaces(), store_pb2.ListNamespacesResponse()),
     "DeleteNamespace": (lambda p: p.delete_namespace("n"), store_pb2.DeleteNamespaceResponse()),
+    "SetRetentionPolicy": (
+        lambda p: p.set_retention_policy(RetentionPolicy()),
+        store_pb2.SetRetentionPolicyResponse(),
+    ),
+    "GetRetentionPolicy": (
+        lambda p: p.get_retention_policy(),
+        store_pb2.GetRetentionPolicyResponse(),
+    ),
+    "RunRetention": (lambda p: p.run_retention(), store_pb2.RunRetentionResponse()),
+    "GetStorageReport": (
+        lambda p: p.get_storage_report(),
+        store_pb2.GetStorageReportResponse(),
+    ),
 }
 UNREPEATABLE = {
     "ClaimCommands",

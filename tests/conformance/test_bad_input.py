@@ -164,6 +164,7 @@ KEYS: Final = {
     "WorkflowFilter.name_prefix",
     "WorkflowFilter.root_workflow_id",
     "PurgeWorkflowsRequest.workflow_definition_id",
+    "WorkflowRetention.workflow_definition_id",
     "ListEventsRequest.event_name",
     "ListEventsRequest.event_key",
     "PurgeEventsRequest.event_name",
@@ -344,6 +345,8 @@ NUMBERS: Final = {
     "ListLocksRequest.page_size": (-1, -(2**31)),
     "PurgeWorkflowsRequest.max_rows": (-1, -(2**31)),
     "PurgeEventsRequest.max_rows": (-1, -(2**31)),
+    "RunRetentionRequest.max_rows": (-1, -(2**31)),
+    "GetStorageReportRequest.max_rows": (-1, -(2**31)),
     "DequeueRequest.max_items": (-1, -(2**31)),
     "ListQueueItemsRequest.page_size": (-1, -(2**31)),
     "GetQueueStatsRequest.page_size": (-1, -(2**31)),
@@ -381,6 +384,9 @@ NO_BAD_VALUE: Final = {
     "ListEventsRequest.is_processed": "a bool is good either way",
     "PurgeEventsRequest.include_unprocessed": "a bool is good either way",
     "PurgeEventsRequest.dry_run": "a bool is good either way",
+    "RunRetentionRequest.dry_run": "a bool is good either way",
+    "SetRetentionPolicyRequest.policy": "absent: no policy",
+    "RetentionPolicy.workflows": "see test_retention.py for how many",
     "ListSubscriptionsRequest.held": "a bool is good either way",
     "ListCommandsRequest.leased": "a bool is good either way",
     "EnqueueRequest.items": "see the tests of too many items",
@@ -502,6 +508,22 @@ BAD_WAITS: Final = {
     "nanos 10^9": Duration(seconds=1, nanos=10**9),
     "of two signs": Duration(seconds=1, nanos=-1),
 }
+BAD_AGES: Final = {
+    "nothing": Duration(),
+    "less than a minute": Duration(seconds=59, nanos=999_999_999),
+    "-1 s": Duration(seconds=-1),
+    "more than a million days": Duration(seconds=1_000_000 * 86_400, nanos=1),
+    "seconds 2^63-1": Duration(seconds=2**63 - 1),
+    "nanos 10^9": Duration(seconds=60, nanos=10**9),
+    "of two signs": Duration(seconds=60, nanos=-1),
+}
+AGES: Final = {
+    "WorkflowRetention.complete_age",
+    "WorkflowRetention.terminated_age",
+    "RetentionPolicy.processed_event_age",
+    "RetentionPolicy.error_age",
+    "RetentionPolicy.overdue_command_age",
+}
 WAITS: Final = {
     "AcquireLockRequest.wait",
     "ClaimCommandsRequest.wait",
@@ -524,7 +546,8 @@ def bad_values(rpc: Rpc, field: FieldDescriptor) -> Iterator[Bad]:
         if name in REQUIRED_TIMES:
             yield Bad("absent", None, "REQUIRED")
     elif is_a(field, Duration.DESCRIPTOR):
-        for what, duration in (BAD_WAITS if name in WAITS else BAD_LEASES).items():
+        bad = BAD_WAITS if name in WAITS else BAD_AGES if name in AGES else BAD_LEASES
+        for what, duration in bad.items():
             yield Bad(what, duration, "TIME_RANGE")
     elif field.type == FieldDescriptor.TYPE_STRING or is_map(field):
         yield from _bad_texts(rpc, name)
@@ -717,6 +740,8 @@ def good_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
     elif name in ("WatchRequest.heartbeat", "WatchWorkflowsRequest.heartbeat"):
         yield "1 s", Duration(seconds=1)
         yield "60 s", Duration(seconds=60)
+    elif name in AGES:
+        yield "the longest", make.LONGEST_AGE
     elif is_a(field, Duration.DESCRIPTOR):
         yield "1 ms", Duration(nanos=1_000_000)
         yield "24 h", Duration(seconds=24 * 3600)

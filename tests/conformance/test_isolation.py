@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from tests.support import make
 from tests.support.api import Api
@@ -133,6 +134,7 @@ async def other(api: Api) -> AsyncIterator[Namespace]:
     await namespace.delete()
 
 
+MINUTE = Duration(seconds=60)
 NOTHING = object()
 W, E, S = "WORKFLOW_NOT_FOUND", "EVENT_NOT_FOUND", "SUBSCRIPTION_NOT_FOUND"
 KEY: dict[str, Any] = {"event_name": "order.paid", "event_key": "k"}
@@ -225,6 +227,15 @@ CASES: dict[str, Case] = {
     "CreateNamespace": (lambda n: st.CreateNamespaceRequest(name=n.name), NOTHING),
     "ListNamespaces": (lambda n: st.ListNamespacesRequest(), NOTHING),
     "DeleteNamespace": (lambda n: st.DeleteNamespaceRequest(name="no_such"), "NAMESPACE_NOT_FOUND"),
+    "SetRetentionPolicy": (
+        lambda n: st.SetRetentionPolicyRequest(policy=st.RetentionPolicy(
+            workflows=[st.WorkflowRetention(complete_age=MINUTE, terminated_age=MINUTE)],
+            processed_event_age=MINUTE, error_age=MINUTE, overdue_command_age=MINUTE,
+        )), NOTHING),
+    "GetRetentionPolicy": (lambda n: st.GetRetentionPolicyRequest(), NOTHING),
+    # It would go on with what the namespace that is called lets go.
+    "RunRetention": (lambda n: st.RunRetentionRequest(), NOTHING),
+    "GetStorageReport": (lambda n: st.GetStorageReportRequest(), NOTHING),
 }  # fmt: skip
 
 METHODS = {

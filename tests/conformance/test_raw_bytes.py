@@ -58,6 +58,7 @@ HARMFUL: Final = {
     "DeleteNamespace",
     "PurgeWorkflows",
     "PurgeEvents",
+    "SetRetentionPolicy",
 }
 FUZZED: Final = [rpc for rpc in RPCS.values() if rpc.name not in HARMFUL]
 

@@ -353,6 +353,19 @@ class Api:
     async def list_errors(self, **fields: Any) -> store_pb2.ListErrorsResponse:
         return await self.store.ListErrors(store_pb2.ListErrorsRequest(**fields))
 
+    async def set_retention_policy(self, **fields: Any) -> None:
+        policy = store_pb2.RetentionPolicy(**fields)
+        await self.store.SetRetentionPolicy(store_pb2.SetRetentionPolicyRequest(policy=policy))
+
+    async def get_retention_policy(self) -> store_pb2.GetRetentionPolicyResponse:
+        return await self.store.GetRetentionPolicy(store_pb2.GetRetentionPolicyRequest())
+
+    async def run_retention(self, **fields: Any) -> store_pb2.RunRetentionResponse:
+        return await self.store.RunRetention(store_pb2.RunRetentionRequest(**fields))
+
+    async def get_storage_report(self, **fields: Any) -> store_pb2.GetStorageReportResponse:
+        return await self.store.GetStorageReport(store_pb2.GetStorageReportRequest(**fields))
+
     async def publish(self, *events: LifecycleEvent, metadata: Metadata = ()) -> None:
         request = lifecycle_pb2.PublishRequest(events=events)
         await self.lifecycle.Publish(request, metadata=metadata)

@@ -7,6 +7,7 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -103,6 +104,8 @@ def alike(first: str, second: str) -> tuple[str, str]:
 
 
 FIRST_TIME = Timestamp(seconds=-62_135_596_800)
+LONGEST_AGE = Duration(seconds=1_000_000 * 86_400)
+"""Of a retention policy: what is older was before the year 1."""
 LAST_TIME = Timestamp(seconds=253_402_300_799, nanos=999_999_000)
 """The first and the last time that can be stored."""
 

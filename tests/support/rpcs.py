@@ -510,6 +510,26 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "CreateNamespace": lambda: {"name": make.new_namespace()},
     "ListNamespaces": lambda: {"page_size": 10},
     "DeleteNamespace": lambda: {"name": make.new_namespace(), "force": True},
+    # It must let nothing of anybody else go: of definitions that there are not, and of ages beyond
+    # the first year.
+    "SetRetentionPolicy": lambda: {
+        "policy": store_pb2.RetentionPolicy(
+            workflows=[
+                store_pb2.WorkflowRetention(
+                    workflow_definition_id=make.new_id("definition"),
+                    complete_age=make.LONGEST_AGE,
+                    terminated_age=make.LONGEST_AGE,
+                )
+                for _ in range(2)
+            ],
+            processed_event_age=make.LONGEST_AGE,
+            error_age=make.LONGEST_AGE,
+            overdue_command_age=make.LONGEST_AGE,
+        )
+    },
+    "GetRetentionPolicy": dict,
+    "RunRetention": lambda: {"dry_run": True, "max_rows": 10},
+    "GetStorageReport": lambda: {"max_rows": 10},
 }
 
 

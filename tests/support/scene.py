@@ -20,6 +20,8 @@ from wfe.persistence.v1.store_pb2 import (
     CreateNamespaceRequest,
     DeleteNamespaceRequest,
     GetStoreInfoRequest,
+    RetentionPolicy,
+    SetRetentionPolicyRequest,
 )
 from wfe.persistence.v1.subscription_pb2 import SetSubscriptionTokenRequest
 from wfe.persistence.v1.workflow_pb2 import WorkflowInstance, WorkflowStatus
@@ -102,6 +104,7 @@ class Scene:
         self.request = valid_request(rpc)
         self.own = OwnCommands(api)
         self._namespace = ""
+        self._policy: RetentionPolicy | None = None
         self._locks: dict[str, str] = {}
         self._cursor = ""
         self._queues = [OwnQueue(api, name) for name in self._names_of_queues()]
@@ -189,6 +192,8 @@ class Scene:
                 self._cursor = await api.cursor()
             case "CreateNamespace":
                 await skip_unless_namespaces_can_be_deleted(api)
+            case "SetRetentionPolicy":
+                self._policy = (await api.get_retention_policy()).policy
             case "DeleteNamespace":
                 await create_namespace(api, request.name)
                 self._namespace = request.name
@@ -309,6 +314,8 @@ class Scene:
                 return [list((await api.list_errors(workflow_id=id_)).errors) for id_ in ids]
             case "Publish":
                 return await self._published(request.events)
+            case "SetRetentionPolicy":
+                return (await api.get_retention_policy()).policy
             case "CreateNamespace" | "DeleteNamespace":
                 ask = GetStoreInfoRequest()
                 return await found(api.store.GetStoreInfo(ask, **in_namespace(request.name)))
@@ -371,6 +378,8 @@ class Scene:
         for queue in {*self._names_of_queues(), *(each.name for each in self._queues)}:
             await OwnQueue(self.api, queue).clear()
         await self._handled.clear()
+        if self._policy is not None:
+            await self.api.store.SetRetentionPolicy(SetRetentionPolicyRequest(policy=self._policy))
         if self.rpc.name in ("CreateNamespace", "DeleteNamespace"):
             # The test may have put another name into the request.
             for name in {self.request.name, self._namespace} - {""}:

@@ -37,6 +37,12 @@ from wfe_persistence_client.convert.queue import (
     queue_stats_from_proto,
     returned_items_to_proto,
 )
+from wfe_persistence_client.convert.retention import (
+    retention_counts_from_proto,
+    retention_policy_to_proto,
+    retention_state_from_proto,
+    storage_report_from_proto,
+)
 from wfe_persistence_client.convert.scalars import (
     duration,
     optional_duration,
@@ -115,8 +121,12 @@ __all__ = [
     "queue_items_to_proto",
     "queue_kind_to_proto",
     "queue_stats_from_proto",
+    "retention_counts_from_proto",
+    "retention_policy_to_proto",
+    "retention_state_from_proto",
     "returned_items_to_proto",
     "statuses_to_proto",
+    "storage_report_from_proto",
     "store_info_from_proto",
     "subscription_from_proto",
     "subscription_to_proto",

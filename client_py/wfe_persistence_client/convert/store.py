@@ -61,6 +61,7 @@ def store_info_from_proto(message: store_pb2.GetStoreInfoResponse) -> model.Stor
             queues=message.capabilities.queues,
             lifecycle=message.capabilities.lifecycle,
             watch_workflows=message.capabilities.watch_workflows,
+            retention=message.capabilities.retention,
         ),
         max_message_bytes=message.max_message_bytes,
         request_retention=timedelta_from_proto(message.request_retention),

@@ -2279,6 +2279,165 @@ pub struct ExecutionError {
     #[prost(string, tag = "4")]
     pub message: ::prost::alloc::string::String,
 }
+/// WorkflowRetention is for how long ended workflows are kept.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WorkflowRetention {
+    /// Those of this definition, at most 512 bytes; empty: those of every
+    /// definition that has no rule of its own.
+    #[prost(string, tag = "1")]
+    pub workflow_definition_id: ::prost::alloc::string::String,
+    /// How long after its complete_time (without one: its create_time) a COMPLETE
+    /// workflow may be deleted; absent: never. 1 minute to 1,000,000 days,
+    /// truncated to microseconds. As with PurgeWorkflows, all workflows below it
+    /// are deleted with it, whatever their definition, and it is kept until they
+    /// have all ended for that long.
+    #[prost(message, optional, tag = "2")]
+    pub complete_age: ::core::option::Option<::prost_types::Duration>,
+    /// The same of a TERMINATED workflow.
+    #[prost(message, optional, tag = "3")]
+    pub terminated_age: ::core::option::Option<::prost_types::Duration>,
+}
+/// RetentionPolicy is what the servers delete by themselves in a namespace.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RetentionPolicy {
+    /// Which workflows; at most 100, at most one for each definition.
+    #[prost(message, repeated, tag = "1")]
+    pub workflows: ::prost::alloc::vec::Vec<WorkflowRetention>,
+    /// How long after its event_time a processed event may be deleted; absent:
+    /// never. 1 minute to 1,000,000 days, truncated to microseconds.
+    #[prost(message, optional, tag = "2")]
+    pub processed_event_age: ::core::option::Option<::prost_types::Duration>,
+    /// How long after its error_time an error may be deleted; absent: never, or
+    /// with its workflow. 1 minute to 1,000,000 days, truncated to microseconds.
+    #[prost(message, optional, tag = "3")]
+    pub error_age: ::core::option::Option<::prost_types::Duration>,
+    /// How long after its execute_time a command that nobody holds may be deleted;
+    /// absent: never. (A command that was completed is gone already.) 1 minute to
+    /// 1,000,000 days, truncated to microseconds.
+    #[prost(message, optional, tag = "4")]
+    pub overdue_command_age: ::core::option::Option<::prost_types::Duration>,
+}
+/// SetRetentionPolicyRequest is the request of SetRetentionPolicy.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetRetentionPolicyRequest {
+    /// The policy; absent or empty: nothing is deleted any more.
+    #[prost(message, optional, tag = "1")]
+    pub policy: ::core::option::Option<RetentionPolicy>,
+}
+/// SetRetentionPolicyResponse is the response of SetRetentionPolicy.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetRetentionPolicyResponse {}
+/// GetRetentionPolicyRequest is the request of GetRetentionPolicy.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetRetentionPolicyRequest {}
+/// GetRetentionPolicyResponse is the response of GetRetentionPolicy.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetRetentionPolicyResponse {
+    /// The policy, its rules for workflows ordered by definition; empty: none is
+    /// set.
+    #[prost(message, optional, tag = "1")]
+    pub policy: ::core::option::Option<RetentionPolicy>,
+    /// When it was set; absent: none is set.
+    #[prost(message, optional, tag = "2")]
+    pub set_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// How many rows it has deleted since.
+    #[prost(int64, tag = "3")]
+    pub deleted_rows: i64,
+    /// When everything that it lets go had been deleted last; absent: not yet.
+    #[prost(message, optional, tag = "4")]
+    pub complete_time: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// RunRetentionRequest is the request of RunRetention.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RunRetentionRequest {
+    /// Only count, and delete nothing.
+    #[prost(bool, tag = "1")]
+    pub dry_run: bool,
+    /// With `dry_run`, about how many rows are counted at most. 0 means 10000;
+    /// values above 100000 mean 100000; negative: INVALID_ARGUMENT.
+    #[prost(int32, tag = "2")]
+    pub max_rows: i32,
+}
+/// RetentionCounts are numbers of rows that a retention policy lets go.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RetentionCounts {
+    /// Workflows.
+    #[prost(int64, tag = "1")]
+    pub workflows: i64,
+    /// Their execution pointers.
+    #[prost(int64, tag = "2")]
+    pub execution_pointers: i64,
+    /// Their subscriptions.
+    #[prost(int64, tag = "3")]
+    pub subscriptions: i64,
+    /// Events: processed ones, and those that announce the completion of deleted
+    /// workflows.
+    #[prost(int64, tag = "4")]
+    pub events: i64,
+    /// Errors, by their age or with their workflow. (One for which both is true is
+    /// counted twice, and so is such an event.)
+    #[prost(int64, tag = "5")]
+    pub errors: i64,
+    /// Commands.
+    #[prost(int64, tag = "6")]
+    pub commands: i64,
+    /// There are more: as many as were asked for have been counted.
+    #[prost(bool, tag = "7")]
+    pub is_partial: bool,
+}
+/// RunRetentionResponse is the response of RunRetention.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RunRetentionResponse {
+    /// With `dry_run`: what would be deleted; else absent.
+    #[prost(message, optional, tag = "1")]
+    pub counts: ::core::option::Option<RetentionCounts>,
+}
+/// GetStorageReportRequest is the request of GetStorageReport.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetStorageReportRequest {
+    /// About how many rows are counted at most for `freed`. 0 means 10000; values
+    /// above 100000 mean 100000; negative: INVALID_ARGUMENT.
+    #[prost(int32, tag = "1")]
+    pub max_rows: i32,
+}
+/// TableStorage is how much space a table takes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TableStorage {
+    /// Its name, without the prefix of the store.
+    #[prost(string, tag = "1")]
+    pub table: ::prost::alloc::string::String,
+    /// Its live rows, as PostgreSQL estimates them; seconds behind.
+    #[prost(int64, tag = "2")]
+    pub estimated_rows: i64,
+    /// Its rows that wait for a vacuum, likewise.
+    #[prost(int64, tag = "3")]
+    pub dead_rows: i64,
+    /// Its size on disk without indexes, with what is stored out of line.
+    #[prost(int64, tag = "4")]
+    pub table_bytes: i64,
+    /// The size of its indexes.
+    #[prost(int64, tag = "5")]
+    pub index_bytes: i64,
+    /// How much of `table_bytes` is neither live rows nor out of line: dead rows
+    /// and space for new ones. Estimated with the average width of its columns;
+    /// absent: the table has not been analyzed yet.
+    #[prost(int64, optional, tag = "6")]
+    pub bloat_bytes: ::core::option::Option<i64>,
+}
+/// GetStorageReportResponse is the response of GetStorageReport.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetStorageReportResponse {
+    /// The tables, the largest first.
+    #[prost(message, repeated, tag = "1")]
+    pub tables: ::prost::alloc::vec::Vec<TableStorage>,
+    /// What the retention policy would delete now.
+    #[prost(message, optional, tag = "2")]
+    pub freed: ::core::option::Option<RetentionCounts>,
+    /// About how many bytes that would free for new rows, in tables and indexes.
+    /// Files do not shrink when rows go, unless a vacuum can cut off their end.
+    #[prost(int64, tag = "3")]
+    pub freed_bytes: i64,
+}
 /// Namespace is a separate store: it has its own schema, ids, names, sequences
 /// and commands. The request metadata `wfe-namespace` selects it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2474,6 +2633,9 @@ pub struct Capabilities {
     /// WatchWorkflows.
     #[prost(bool, tag = "8")]
     pub watch_workflows: bool,
+    /// Retention policies, and GetStorageReport.
+    #[prost(bool, tag = "9")]
+    pub retention: bool,
 }
 /// TruncateAllRequest is the request of TruncateAll.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2819,6 +2981,133 @@ pub mod store_service_client {
             req.extensions_mut()
                 .insert(
                     GrpcMethod::new("wfe.persistence.v1.StoreService", "DeleteNamespace"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Replaces the retention policy of the namespace, atomically: what the servers
+        /// delete by themselves. Idempotent. Without a policy nothing is deleted. When
+        /// the call returns, nothing is deleted by the previous policy any more.
+        /// Servers look for what a policy lets go every `--retention-seconds`, delete
+        /// it in small batches, as PurgeWorkflows and PurgeEvents do, at most
+        /// `--retention-rows-per-second`; one server at a time for each rule. Errors:
+        /// INVALID_ARGUMENT.
+        pub async fn set_retention_policy(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetRetentionPolicyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetRetentionPolicyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.StoreService/SetRetentionPolicy",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "wfe.persistence.v1.StoreService",
+                        "SetRetentionPolicy",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Returns the retention policy of the namespace, and what it has done.
+        pub async fn get_retention_policy(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetRetentionPolicyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetRetentionPolicyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.StoreService/GetRetentionPolicy",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "wfe.persistence.v1.StoreService",
+                        "GetRetentionPolicy",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Has the servers apply the retention policy now, from the beginning, rather
+        /// than at the next time; returns before they have. With `dry_run`: counts what
+        /// would go now and changes nothing. Idempotent. Errors: INVALID_ARGUMENT.
+        pub async fn run_retention(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RunRetentionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RunRetentionResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.StoreService/RunRetention",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("wfe.persistence.v1.StoreService", "RunRetention"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Returns how much space the tables of the namespace take, as PostgreSQL
+        /// estimates it, and what the retention policy would free now. Not a snapshot.
+        /// Errors: INVALID_ARGUMENT.
+        pub async fn get_storage_report(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetStorageReportRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetStorageReportResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.StoreService/GetStorageReport",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "wfe.persistence.v1.StoreService",
+                        "GetStorageReport",
+                    ),
                 );
             self.inner.unary(req, path, codec).await
         }

@@ -1,4 +1,4 @@
-"""The command line: `wfe-persistence serve | config | migrate | token | policy | health | version`.
+"""The command line: `wfe-persistence COMMAND`; `group` has the commands.
 
 A file per command; `options` derives the options from `settings`. Exit status: 0 success, 1 failure
 (including a server that is not installed), 2 invalid usage.

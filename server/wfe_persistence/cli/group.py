@@ -8,6 +8,7 @@ from wfe_persistence.cli.config import config
 from wfe_persistence.cli.health import health
 from wfe_persistence.cli.migrate import migrate
 from wfe_persistence.cli.policy import policy
+from wfe_persistence.cli.retention import retention, storage
 from wfe_persistence.cli.serve import serve
 from wfe_persistence.cli.token import token
 from wfe_persistence.cli.version import version
@@ -28,5 +29,5 @@ def commands() -> None:
     """
 
 
-for command in (serve, config, migrate, token, policy, health, version):
+for command in (serve, config, migrate, token, policy, retention, storage, health, version):
     commands.add_command(command)

@@ -62,6 +62,7 @@ ID_FIELDS: Final = {
     "ConfigureQueueRequest": ("queue",),
     "CreateNamespaceRequest": ("name",),
     "DeleteNamespaceRequest": ("name",),
+    "WorkflowRetention": ("workflow_definition_id",),
     # What the server has chosen or found.
     "CreateNewWorkflowResponse": ("id",),
     "PersistWorkflowWithSubscriptionsResponse": ("subscription_ids",),

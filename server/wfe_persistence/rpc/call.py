@@ -19,6 +19,7 @@ from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.paging import Cursor
 from wfe_persistence.store.queue import wake_for
 from wfe_persistence.store.readiness import Readiness
+from wfe_persistence.store.retention_runner import Retention
 from wfe_persistence.store.tables import Store
 from wfe_persistence.store.waiting import Waiters
 from wfe_persistence.store.workflow_changes import Change
@@ -42,6 +43,8 @@ class Environment:
     """What watchers of lifecycle events follow."""
     changes: Feeds[Change]
     """What watchers of workflows follow."""
+    retention: Retention
+    """What deletes what the retention policies let go."""
     server_version: str
     max_message_bytes: int
     """The maximum size of a request or response."""

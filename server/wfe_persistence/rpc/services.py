@@ -113,6 +113,10 @@ REQUIRED_ROLE: Final = {
     "CreateNamespace": Role.OPERATOR,
     "ListNamespaces": Role.READER,
     "DeleteNamespace": Role.OPERATOR,
+    "SetRetentionPolicy": Role.OPERATOR,
+    "GetRetentionPolicy": Role.READER,
+    "RunRetention": Role.OPERATOR,
+    "GetStorageReport": Role.READER,
 }
 """The role that a caller must have for each RPC in its namespace. For a server-wide RPC without one
 it is enough in any namespace, and the answer has only the namespaces in which the caller has it."""

@@ -12,7 +12,15 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import Check, read_back
-from wfe_persistence.store import admin, error_log, migrate, namespace_list, readiness
+from wfe_persistence.store import (
+    admin,
+    error_log,
+    migrate,
+    namespace_list,
+    readiness,
+    retention,
+    storage,
+)
 from wfe_persistence.store.request_key import REQUEST_RETENTION_SECONDS
 
 
@@ -73,6 +81,7 @@ class StoreService:
                 queues=True,
                 lifecycle=True,
                 watch_workflows=True,
+                retention=True,
             ),
             max_message_bytes=call.env.max_message_bytes,
             request_retention=Duration(seconds=REQUEST_RETENTION_SECONDS),
@@ -141,6 +150,42 @@ class StoreService:
         await call.env.namespaces.delete_namespace(request.name, force=request.force)
         admin.stir_emptied(request.name, call.env.waiters)
         return pb.DeleteNamespaceResponse()
+
+    async def SetRetentionPolicy(
+        self, request: pb.SetRetentionPolicyRequest, call: Call
+    ) -> pb.SetRetentionPolicyResponse:
+        """Replace the retention policy."""
+        call.check.retention_policy(request.policy)
+        call.check.done()
+        await retention.set_retention_policy(call.store, request.policy)
+        return pb.SetRetentionPolicyResponse()
+
+    async def GetRetentionPolicy(
+        self, request: pb.GetRetentionPolicyRequest, call: Call
+    ) -> pb.GetRetentionPolicyResponse:
+        """Return the retention policy and what it has done."""
+        return await retention.get_retention_policy(call.store)
+
+    async def RunRetention(
+        self, request: pb.RunRetentionRequest, call: Call
+    ) -> pb.RunRetentionResponse:
+        """Have the retention policy applied now, or count what it lets go."""
+        max_rows = call.check.purged_rows(request.max_rows)
+        call.check.done()
+        if request.dry_run:
+            counts = await retention.count_expired(call.store, max_rows)
+            return pb.RunRetentionResponse(counts=counts)
+        await retention.run_retention(call.store)
+        call.env.retention.run_soon(call.store)
+        return pb.RunRetentionResponse()
+
+    async def GetStorageReport(
+        self, request: pb.GetStorageReportRequest, call: Call
+    ) -> pb.GetStorageReportResponse:
+        """Return how much space the tables take."""
+        max_rows = call.check.purged_rows(request.max_rows)
+        call.check.done()
+        return await storage.get_storage_report(call.store, max_rows)
 
 
 def _prepare_errors(request: pb.PersistErrorsRequest, check: Check) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from wfe_persistence.settings.database import Database, Pool, default_data_dir
 from wfe_persistence.settings.network import DEFAULT_LISTEN, Access, Connections, Listening, Tls
-from wfe_persistence.settings.operation import Logs, Shutdown, Sweep
+from wfe_persistence.settings.operation import Logs, Retention, Shutdown, Sweep
 from wfe_persistence.settings.service import Calls, Rpcs
 from wfe_persistence.settings.setting import ENV_PREFIX, About, Setting, declared
 from wfe_persistence.store.schema import Schema
@@ -49,6 +49,7 @@ GROUPS: Final[dict[str, type[Any]]] = {
     "Client connections": Connections,
     "Shutdown": Shutdown,
     "Sweep": Sweep,
+    "Retention": Retention,
     "Logs": Logs,
 }
 """All groups of settings by their headings, in the order in which they are shown."""
@@ -59,7 +60,18 @@ SETTINGS: Final = declared(GROUPS)
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(
-    Database, Pool, Listening, Tls, Access, Rpcs, Calls, Connections, Shutdown, Sweep, Logs
+    Database,
+    Pool,
+    Listening,
+    Tls,
+    Access,
+    Rpcs,
+    Calls,
+    Connections,
+    Shutdown,
+    Sweep,
+    Retention,
+    Logs,
 ):
     """The settings of the server. Raises ValueError, naming the setting, for an invalid value."""
 

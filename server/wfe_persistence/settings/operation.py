@@ -48,6 +48,29 @@ class Sweep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Retention:
+    """Retention: what is old enough is deleted, where a policy says so."""
+
+    retention_seconds: Annotated[
+        float,
+        About(
+            "How often to look for what the retention policies of the namespaces let go "
+            "(SetRetentionPolicy), and delete it. Without a policy nothing is deleted. 0: this "
+            "server deletes nothing by itself (seconds).",
+            minimum=0,
+        ),
+    ] = 300.0
+    retention_rows_per_second: Annotated[
+        int,
+        About(
+            "How many rows this server deletes at most because of retention policies, on average "
+            "over some seconds.",
+            minimum=1,
+        ),
+    ] = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
 class Logs:
     """What the server logs, and where."""
 

@@ -281,7 +281,8 @@ LOCK TABLE {qualified(MIGRATIONS_TABLE, STORE_TABLE, *TABLES)}
 # Requests are not counted as data: they remain when another host deletes their workflow. Lifecycle
 # events and changes are not either: what they tell of may be long gone.
 _NO_DATA: Final = (
-    "requests", "lifecycle_events", "lifecycle_feed", "workflow_changes", "workflow_feed", "sweeps"
+    "requests", "lifecycle_events", "lifecycle_feed", "workflow_changes", "workflow_feed", "sweeps",
+    "retention_rules",
 )  # fmt: skip
 NAMESPACE_HAS_DATA = "SELECT " + "\n    OR ".join(
     f"EXISTS (SELECT FROM {qualified(table)})" for table in TABLES if table not in _NO_DATA

@@ -26,15 +26,15 @@ from wfe_persistence.store.rows import (
     text,
     timestamp,
 )
-from wfe_persistence.store.tables import Store
+from wfe_persistence.store.tables import NOTHING, Besides, Store
 from wfe_persistence.store.workflow_list import status_array
 
 ENDED: Final = (
     WorkflowStatus.WORKFLOW_STATUS_COMPLETE,
     WorkflowStatus.WORKFLOW_STATUS_TERMINATED,
 )
-_BATCH_ROWS: Final = 2000
-_BATCH_ROOTS: Final = 100
+BATCH_ROWS: Final = 2000
+BATCH_ROOTS: Final = 100
 
 _OF_DOOMED = "= ANY (ARRAY (SELECT id FROM doomed))"
 
@@ -84,31 +84,33 @@ async def delete_workflow(store: Store, id_: str, expected_revision: int | None)
 
 # $1 statuses, $2 ended before, $3 and $4 cursor, $5 definition, $6 maximum number of roots, $7
 # maximum number of rows.
-def _is_asked_for(w: str) -> str:
+def _is_asked_for(w: str, definitions: str) -> str:
     """Whether a workflow itself is to be purged, if it is a root."""
     return f"""{w}.status IN ('Complete', 'Terminated') AND {w}.status = ANY ($1::text[])
         AND coalesce({w}.complete_time, {w}.create_time) < $2::timestamptz
-        AND ($5::text IS NULL OR {w}.definition_id = $5)"""
+        AND {definitions.format(w=w)}"""
 
 
 # Workflows may be each other's roots, in a cycle. One of those that are asked for stands for the
 # root: the first by the hashes of their ids. (The walk up from a workflow ends at any that comes
 # before it, so with hashes it is short, whatever ids a chain has.)
-def _ends_walk(n: str) -> str:
+def _ends_walk(n: str, definitions: str) -> str:
     return f"""{n}.id = w.id
                 OR (hashtextextended({n}.id, 0), {n}.id) < (hashtextextended(w.id, 0), w.id)
-                    AND {_is_asked_for(n)}"""
+                    AND {_is_asked_for(n, definitions)}"""
 
 
-# Whether the workflow w, which has a root, stands for the root of a cycle; NULL: its root is gone.
-_LEADS_CYCLE = f"""(
+def _leads_cycle(definitions: str) -> str:
+    """Whether the workflow w, which has a root, stands for the root of a cycle; NULL: its root is
+    gone."""
+    return f"""(
     SELECT r.root_workflow_id <> r.id IS TRUE AND w.id = ANY (ARRAY (
         WITH RECURSIVE above (id, root, is_last) AS (
             SELECT r.id, r.root_workflow_id,
-                {_ends_walk("r")}
+                {_ends_walk("r", definitions)}
             UNION
             SELECT n.id, n.root_workflow_id,
-                {_ends_walk("n")}
+                {_ends_walk("n", definitions)}
             FROM above a, LATERAL (
                 SELECT * FROM wfc.workflows WHERE id = a.root OFFSET 0
             ) n
@@ -119,18 +121,20 @@ _LEADS_CYCLE = f"""(
     FROM wfc.workflows r WHERE r.id = w.root_workflow_id
 )"""
 
+
 # A tree is all below a root, however deep. A row that was written between the statement's snapshot
 # and its lock is skipped, because the snapshot does not show what else was written; its revision
 # tells.
-_DOOMED = f"""
-WITH RECURSIVE roots AS MATERIALIZED (
+def _doomed(definitions: str, besides: Besides) -> str:
+    return f"""
+WITH RECURSIVE {besides.first}roots AS MATERIALIZED (
     SELECT w.id, coalesce(w.complete_time, w.create_time) AS ended
     FROM wfc.workflows w
-    WHERE {_is_asked_for("w")}
+    WHERE {_is_asked_for("w", definitions)} AND {besides.condition}
         AND ($4::text IS NULL
             OR (coalesce(w.complete_time, w.create_time), w.id) > ($3::timestamptz, $4))
         AND (w.root_workflow_id IS NULL OR w.root_workflow_id = w.id
-            OR coalesce({_LEADS_CYCLE}, TRUE))
+            OR coalesce({_leads_cycle(definitions)}, TRUE))
         AND w.revision = (SELECT s.revision FROM wfc.workflows s WHERE s.id = w.id)
     ORDER BY coalesce(w.complete_time, w.create_time), w.id
     LIMIT $6
@@ -173,6 +177,8 @@ WITH RECURSIVE roots AS MATERIALIZED (
     UNION
     SELECT b.id FROM below b JOIN doomed_roots d ON d.id = b.root
 )"""
+
+
 _LAST_CONSIDERED = """
     (SELECT count(*) FROM considered),
     (SELECT count(*) FROM roots),
@@ -182,7 +188,17 @@ _COMPLETION_EVENTS = f"""wfc.events
     WHERE event_name = 'wfe.workflow.completed' AND is_processed
         AND event_key {_OF_DOOMED}"""
 
-PURGE_WORKFLOWS = f"""{_DOOMED}, {_LOCKED_SUBSCRIPTIONS}, locked_events AS MATERIALIZED (
+# $5 definition.
+_OF_DEFINITION: Final = "($5::text IS NULL OR {w}.definition_id = $5)"
+
+
+def purge_workflows_statement(definitions: str = _OF_DEFINITION, besides: Besides = NOTHING) -> str:
+    """The statement that deletes a batch of workflows.
+
+    `definitions`: the condition on the definition of a workflow {w}, with the parameter $5.
+    """
+    doomed = _doomed(definitions, besides)
+    return f"""{doomed}, {_LOCKED_SUBSCRIPTIONS}, locked_events AS MATERIALIZED (
     SELECT id FROM {_COMPLETION_EVENTS}
         AND {after_all_of("locked_subscriptions")}
     ORDER BY id FOR UPDATE
@@ -196,19 +212,26 @@ PURGE_WORKFLOWS = f"""{_DOOMED}, {_LOCKED_SUBSCRIPTIONS}, locked_events AS MATER
     DELETE FROM wfc.events WHERE id = ANY (ARRAY (SELECT id FROM locked_events)) RETURNING 1
 ), workflows AS (
     DELETE FROM wfc.workflows WHERE id {_OF_DOOMED} RETURNING 1
-)
+){besides.then}
 SELECT (SELECT count(*) FROM workflows), (SELECT count(*) FROM pointers),
     (SELECT count(*) FROM subscriptions), (SELECT count(*) FROM errors),
     (SELECT count(*) FROM events),{_LAST_CONSIDERED}
 """
 
-COUNT_DOOMED_WORKFLOWS = f"""{_DOOMED}
+
+def count_workflows_statement(definitions: str = _OF_DEFINITION) -> str:
+    """The statement that counts a batch of workflows."""
+    return f"""{_doomed(definitions, NOTHING)}
 SELECT (SELECT count(*) FROM doomed),
     (SELECT count(*) FROM wfc.execution_pointers WHERE workflow_id {_OF_DOOMED}),
     (SELECT count(*) FROM wfc.event_subscriptions WHERE workflow_id {_OF_DOOMED}),
     (SELECT count(*) FROM wfc.execution_errors WHERE workflow_id {_OF_DOOMED}),
     (SELECT count(*) FROM {_COMPLETION_EVENTS}),{_LAST_CONSIDERED}
 """
+
+
+PURGE_WORKFLOWS = purge_workflows_statement()
+COUNT_DOOMED_WORKFLOWS = count_workflows_statement()
 
 
 async def purge_workflows(
@@ -234,8 +257,8 @@ async def purge_workflows(
             timestamp(ended_before),
             *TIME.params(after),
             text(definition_id) if definition_id else None,
-            integer(_BATCH_ROOTS),
-            integer(min(_BATCH_ROWS, max_rows - rows)),
+            integer(BATCH_ROOTS),
+            integer(min(BATCH_ROWS, max_rows - rows)),
         )
         get = row.get_value
         counts = [read_int8(get(0, column)) for column in range(7)]
@@ -248,18 +271,19 @@ async def purge_workflows(
         considered, found = counts[5:]
         if found:
             after = (read_int8(get(0, 7)), read_text(get(0, 8)))
-        if considered == found < _BATCH_ROOTS:
+        if considered == found < BATCH_ROOTS:
             return done, None
     return done, after
 
 
-def _doomed_events(*, lock: str = "") -> str:
+def _doomed_events(*, lock: str = "", condition: str = "TRUE") -> str:
     """The CTE of one batch of events."""
     return f"""doomed AS MATERIALIZED (
     SELECT id, event_time FROM wfc.events
     WHERE event_time < $1::timestamptz
         AND ($3::text IS NULL OR (event_time, id) > ($2::timestamptz, $3))
         AND ($4::boolean OR is_processed) AND ($5::text IS NULL OR event_name = $5)
+        AND {condition}
     ORDER BY event_time, id
     LIMIT $6{lock}
 )"""
@@ -269,12 +293,19 @@ _LAST_EVENT = """
     (SELECT event_time FROM doomed ORDER BY event_time DESC, id DESC LIMIT 1),
     (SELECT id FROM doomed ORDER BY event_time DESC, id DESC LIMIT 1)"""
 
-PURGE_EVENTS = f"""
-WITH {_doomed_events(lock=" FOR UPDATE SKIP LOCKED")}, deleted AS (
+
+def purge_events_statement(besides: Besides = NOTHING) -> str:
+    """The statement that deletes a batch of events."""
+    doomed = _doomed_events(lock=" FOR UPDATE SKIP LOCKED", condition=besides.condition)
+    return f"""
+WITH {besides.first}{doomed}, deleted AS (
     DELETE FROM wfc.events WHERE id {_OF_DOOMED} RETURNING 1
-)
+){besides.then}
 SELECT (SELECT count(*) FROM deleted), (SELECT count(*) FROM doomed),{_LAST_EVENT}
 """
+
+
+PURGE_EVENTS = purge_events_statement()
 
 COUNT_DOOMED_EVENTS = f"""
 WITH {_doomed_events()}
@@ -298,7 +329,7 @@ async def purge_events(
     """
     events = 0
     while events < max_rows:
-        batch = min(_BATCH_ROWS, max_rows - events)
+        batch = min(BATCH_ROWS, max_rows - events)
         row = await store.write_once(
             COUNT_DOOMED_EVENTS if dry_run else PURGE_EVENTS,
             timestamp(event_time_before),

@@ -38,6 +38,7 @@ TABLES: Final = (
     "workflow_changes",
     "workflow_feed",
     "sweeps",
+    "retention_rules",
 )
 """Every table that holds data, in the order in which they are locked: the same as writes lock them,
 a workflow before its pointers."""

@@ -3,6 +3,7 @@ WITH doomed AS MATERIALIZED (
     WHERE event_time < $1::timestamptz
         AND ($3::text IS NULL OR (event_time, id) > ($2::timestamptz, $3))
         AND ($4::boolean OR is_processed) AND ($5::text IS NULL OR event_name = $5)
+        AND TRUE
     ORDER BY event_time, id
     LIMIT $6 FOR UPDATE SKIP LOCKED
 ), deleted AS (

@@ -3,7 +3,7 @@ WITH RECURSIVE roots AS MATERIALIZED (
     FROM wfc.workflows w
     WHERE w.status IN ('Complete', 'Terminated') AND w.status = ANY ($1::text[])
         AND coalesce(w.complete_time, w.create_time) < $2::timestamptz
-        AND ($5::text IS NULL OR w.definition_id = $5)
+        AND ($5::text IS NULL OR w.definition_id = $5) AND TRUE
         AND ($4::text IS NULL
             OR (coalesce(w.complete_time, w.create_time), w.id) > ($3::timestamptz, $4))
         AND (w.root_workflow_id IS NULL OR w.root_workflow_id = w.id

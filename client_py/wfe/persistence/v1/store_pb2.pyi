@@ -61,6 +61,361 @@ class ExecutionError(google.protobuf.message.Message):
 Global___ExecutionError: typing_extensions.TypeAlias = ExecutionError
 
 @typing.final
+class WorkflowRetention(google.protobuf.message.Message):
+    """WorkflowRetention is for how long ended workflows are kept."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKFLOW_DEFINITION_ID_FIELD_NUMBER: builtins.int
+    COMPLETE_AGE_FIELD_NUMBER: builtins.int
+    TERMINATED_AGE_FIELD_NUMBER: builtins.int
+    workflow_definition_id: builtins.str
+    """Those of this definition, at most 512 bytes; empty: those of every
+    definition that has no rule of its own.
+    """
+    @property
+    def complete_age(self) -> google.protobuf.duration_pb2.Duration:
+        """How long after its complete_time (without one: its create_time) a COMPLETE
+        workflow may be deleted; absent: never. 1 minute to 1,000,000 days,
+        truncated to microseconds. As with PurgeWorkflows, all workflows below it
+        are deleted with it, whatever their definition, and it is kept until they
+        have all ended for that long.
+        """
+
+    @property
+    def terminated_age(self) -> google.protobuf.duration_pb2.Duration:
+        """The same of a TERMINATED workflow."""
+
+    def __init__(
+        self,
+        *,
+        workflow_definition_id: builtins.str = ...,
+        complete_age: google.protobuf.duration_pb2.Duration | None = ...,
+        terminated_age: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["complete_age", b"complete_age", "terminated_age", b"terminated_age"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["complete_age", b"complete_age", "terminated_age", b"terminated_age", "workflow_definition_id", b"workflow_definition_id"]) -> None: ...
+
+Global___WorkflowRetention: typing_extensions.TypeAlias = WorkflowRetention
+
+@typing.final
+class RetentionPolicy(google.protobuf.message.Message):
+    """RetentionPolicy is what the servers delete by themselves in a namespace."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKFLOWS_FIELD_NUMBER: builtins.int
+    PROCESSED_EVENT_AGE_FIELD_NUMBER: builtins.int
+    ERROR_AGE_FIELD_NUMBER: builtins.int
+    OVERDUE_COMMAND_AGE_FIELD_NUMBER: builtins.int
+    @property
+    def workflows(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WorkflowRetention]:
+        """Which workflows; at most 100, at most one for each definition."""
+
+    @property
+    def processed_event_age(self) -> google.protobuf.duration_pb2.Duration:
+        """How long after its event_time a processed event may be deleted; absent:
+        never. 1 minute to 1,000,000 days, truncated to microseconds.
+        """
+
+    @property
+    def error_age(self) -> google.protobuf.duration_pb2.Duration:
+        """How long after its error_time an error may be deleted; absent: never, or
+        with its workflow. 1 minute to 1,000,000 days, truncated to microseconds.
+        """
+
+    @property
+    def overdue_command_age(self) -> google.protobuf.duration_pb2.Duration:
+        """How long after its execute_time a command that nobody holds may be deleted;
+        absent: never. (A command that was completed is gone already.) 1 minute to
+        1,000,000 days, truncated to microseconds.
+        """
+
+    def __init__(
+        self,
+        *,
+        workflows: collections.abc.Iterable[Global___WorkflowRetention] | None = ...,
+        processed_event_age: google.protobuf.duration_pb2.Duration | None = ...,
+        error_age: google.protobuf.duration_pb2.Duration | None = ...,
+        overdue_command_age: google.protobuf.duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["error_age", b"error_age", "overdue_command_age", b"overdue_command_age", "processed_event_age", b"processed_event_age"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["error_age", b"error_age", "overdue_command_age", b"overdue_command_age", "processed_event_age", b"processed_event_age", "workflows", b"workflows"]) -> None: ...
+
+Global___RetentionPolicy: typing_extensions.TypeAlias = RetentionPolicy
+
+@typing.final
+class SetRetentionPolicyRequest(google.protobuf.message.Message):
+    """SetRetentionPolicyRequest is the request of SetRetentionPolicy."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: builtins.int
+    @property
+    def policy(self) -> Global___RetentionPolicy:
+        """The policy; absent or empty: nothing is deleted any more."""
+
+    def __init__(
+        self,
+        *,
+        policy: Global___RetentionPolicy | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["policy", b"policy"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["policy", b"policy"]) -> None: ...
+
+Global___SetRetentionPolicyRequest: typing_extensions.TypeAlias = SetRetentionPolicyRequest
+
+@typing.final
+class SetRetentionPolicyResponse(google.protobuf.message.Message):
+    """SetRetentionPolicyResponse is the response of SetRetentionPolicy."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___SetRetentionPolicyResponse: typing_extensions.TypeAlias = SetRetentionPolicyResponse
+
+@typing.final
+class GetRetentionPolicyRequest(google.protobuf.message.Message):
+    """GetRetentionPolicyRequest is the request of GetRetentionPolicy."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___GetRetentionPolicyRequest: typing_extensions.TypeAlias = GetRetentionPolicyRequest
+
+@typing.final
+class GetRetentionPolicyResponse(google.protobuf.message.Message):
+    """GetRetentionPolicyResponse is the response of GetRetentionPolicy."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: builtins.int
+    SET_TIME_FIELD_NUMBER: builtins.int
+    DELETED_ROWS_FIELD_NUMBER: builtins.int
+    COMPLETE_TIME_FIELD_NUMBER: builtins.int
+    deleted_rows: builtins.int
+    """How many rows it has deleted since."""
+    @property
+    def policy(self) -> Global___RetentionPolicy:
+        """The policy, its rules for workflows ordered by definition; empty: none is
+        set.
+        """
+
+    @property
+    def set_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When it was set; absent: none is set."""
+
+    @property
+    def complete_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When everything that it lets go had been deleted last; absent: not yet."""
+
+    def __init__(
+        self,
+        *,
+        policy: Global___RetentionPolicy | None = ...,
+        set_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        deleted_rows: builtins.int = ...,
+        complete_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["complete_time", b"complete_time", "policy", b"policy", "set_time", b"set_time"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["complete_time", b"complete_time", "deleted_rows", b"deleted_rows", "policy", b"policy", "set_time", b"set_time"]) -> None: ...
+
+Global___GetRetentionPolicyResponse: typing_extensions.TypeAlias = GetRetentionPolicyResponse
+
+@typing.final
+class RunRetentionRequest(google.protobuf.message.Message):
+    """RunRetentionRequest is the request of RunRetention."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DRY_RUN_FIELD_NUMBER: builtins.int
+    MAX_ROWS_FIELD_NUMBER: builtins.int
+    dry_run: builtins.bool
+    """Only count, and delete nothing."""
+    max_rows: builtins.int
+    """With `dry_run`, about how many rows are counted at most. 0 means 10000;
+    values above 100000 mean 100000; negative: INVALID_ARGUMENT.
+    """
+    def __init__(
+        self,
+        *,
+        dry_run: builtins.bool = ...,
+        max_rows: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dry_run", b"dry_run", "max_rows", b"max_rows"]) -> None: ...
+
+Global___RunRetentionRequest: typing_extensions.TypeAlias = RunRetentionRequest
+
+@typing.final
+class RetentionCounts(google.protobuf.message.Message):
+    """RetentionCounts are numbers of rows that a retention policy lets go."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKFLOWS_FIELD_NUMBER: builtins.int
+    EXECUTION_POINTERS_FIELD_NUMBER: builtins.int
+    SUBSCRIPTIONS_FIELD_NUMBER: builtins.int
+    EVENTS_FIELD_NUMBER: builtins.int
+    ERRORS_FIELD_NUMBER: builtins.int
+    COMMANDS_FIELD_NUMBER: builtins.int
+    IS_PARTIAL_FIELD_NUMBER: builtins.int
+    workflows: builtins.int
+    """Workflows."""
+    execution_pointers: builtins.int
+    """Their execution pointers."""
+    subscriptions: builtins.int
+    """Their subscriptions."""
+    events: builtins.int
+    """Events: processed ones, and those that announce the completion of deleted
+    workflows.
+    """
+    errors: builtins.int
+    """Errors, by their age or with their workflow. (One for which both is true is
+    counted twice, and so is such an event.)
+    """
+    commands: builtins.int
+    """Commands."""
+    is_partial: builtins.bool
+    """There are more: as many as were asked for have been counted."""
+    def __init__(
+        self,
+        *,
+        workflows: builtins.int = ...,
+        execution_pointers: builtins.int = ...,
+        subscriptions: builtins.int = ...,
+        events: builtins.int = ...,
+        errors: builtins.int = ...,
+        commands: builtins.int = ...,
+        is_partial: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["commands", b"commands", "errors", b"errors", "events", b"events", "execution_pointers", b"execution_pointers", "is_partial", b"is_partial", "subscriptions", b"subscriptions", "workflows", b"workflows"]) -> None: ...
+
+Global___RetentionCounts: typing_extensions.TypeAlias = RetentionCounts
+
+@typing.final
+class RunRetentionResponse(google.protobuf.message.Message):
+    """RunRetentionResponse is the response of RunRetention."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COUNTS_FIELD_NUMBER: builtins.int
+    @property
+    def counts(self) -> Global___RetentionCounts:
+        """With `dry_run`: what would be deleted; else absent."""
+
+    def __init__(
+        self,
+        *,
+        counts: Global___RetentionCounts | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["counts", b"counts"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["counts", b"counts"]) -> None: ...
+
+Global___RunRetentionResponse: typing_extensions.TypeAlias = RunRetentionResponse
+
+@typing.final
+class GetStorageReportRequest(google.protobuf.message.Message):
+    """GetStorageReportRequest is the request of GetStorageReport."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MAX_ROWS_FIELD_NUMBER: builtins.int
+    max_rows: builtins.int
+    """About how many rows are counted at most for `freed`. 0 means 10000; values
+    above 100000 mean 100000; negative: INVALID_ARGUMENT.
+    """
+    def __init__(
+        self,
+        *,
+        max_rows: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max_rows", b"max_rows"]) -> None: ...
+
+Global___GetStorageReportRequest: typing_extensions.TypeAlias = GetStorageReportRequest
+
+@typing.final
+class TableStorage(google.protobuf.message.Message):
+    """TableStorage is how much space a table takes."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: builtins.int
+    ESTIMATED_ROWS_FIELD_NUMBER: builtins.int
+    DEAD_ROWS_FIELD_NUMBER: builtins.int
+    TABLE_BYTES_FIELD_NUMBER: builtins.int
+    INDEX_BYTES_FIELD_NUMBER: builtins.int
+    BLOAT_BYTES_FIELD_NUMBER: builtins.int
+    table: builtins.str
+    """Its name, without the prefix of the store."""
+    estimated_rows: builtins.int
+    """Its live rows, as PostgreSQL estimates them; seconds behind."""
+    dead_rows: builtins.int
+    """Its rows that wait for a vacuum, likewise."""
+    table_bytes: builtins.int
+    """Its size on disk without indexes, with what is stored out of line."""
+    index_bytes: builtins.int
+    """The size of its indexes."""
+    bloat_bytes: builtins.int
+    """How much of `table_bytes` is neither live rows nor out of line: dead rows
+    and space for new ones. Estimated with the average width of its columns;
+    absent: the table has not been analyzed yet.
+    """
+    def __init__(
+        self,
+        *,
+        table: builtins.str = ...,
+        estimated_rows: builtins.int = ...,
+        dead_rows: builtins.int = ...,
+        table_bytes: builtins.int = ...,
+        index_bytes: builtins.int = ...,
+        bloat_bytes: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_bloat_bytes", b"_bloat_bytes", "bloat_bytes", b"bloat_bytes"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_bloat_bytes", b"_bloat_bytes", "bloat_bytes", b"bloat_bytes", "dead_rows", b"dead_rows", "estimated_rows", b"estimated_rows", "index_bytes", b"index_bytes", "table", b"table", "table_bytes", b"table_bytes"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_bloat_bytes", b"_bloat_bytes"]) -> typing.Literal["bloat_bytes"] | None: ...
+
+Global___TableStorage: typing_extensions.TypeAlias = TableStorage
+
+@typing.final
+class GetStorageReportResponse(google.protobuf.message.Message):
+    """GetStorageReportResponse is the response of GetStorageReport."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TABLES_FIELD_NUMBER: builtins.int
+    FREED_FIELD_NUMBER: builtins.int
+    FREED_BYTES_FIELD_NUMBER: builtins.int
+    freed_bytes: builtins.int
+    """About how many bytes that would free for new rows, in tables and indexes.
+    Files do not shrink when rows go, unless a vacuum can cut off their end.
+    """
+    @property
+    def tables(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TableStorage]:
+        """The tables, the largest first."""
+
+    @property
+    def freed(self) -> Global___RetentionCounts:
+        """What the retention policy would delete now."""
+
+    def __init__(
+        self,
+        *,
+        tables: collections.abc.Iterable[Global___TableStorage] | None = ...,
+        freed: Global___RetentionCounts | None = ...,
+        freed_bytes: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["freed", b"freed"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["freed", b"freed", "freed_bytes", b"freed_bytes", "tables", b"tables"]) -> None: ...
+
+Global___GetStorageReportResponse: typing_extensions.TypeAlias = GetStorageReportResponse
+
+@typing.final
 class Namespace(google.protobuf.message.Message):
     """Namespace is a separate store: it has its own schema, ids, names, sequences
     and commands. The request metadata `wfe-namespace` selects it.
@@ -452,6 +807,7 @@ class Capabilities(google.protobuf.message.Message):
     QUEUES_FIELD_NUMBER: builtins.int
     LIFECYCLE_FIELD_NUMBER: builtins.int
     WATCH_WORKFLOWS_FIELD_NUMBER: builtins.int
+    RETENTION_FIELD_NUMBER: builtins.int
     scheduled_commands: builtins.bool
     """Scheduled commands (the trait's `supports_scheduled_commands`)."""
     truncate_all: builtins.bool
@@ -470,6 +826,8 @@ class Capabilities(google.protobuf.message.Message):
     """LifecycleService."""
     watch_workflows: builtins.bool
     """WatchWorkflows."""
+    retention: builtins.bool
+    """Retention policies, and GetStorageReport."""
     def __init__(
         self,
         *,
@@ -481,8 +839,9 @@ class Capabilities(google.protobuf.message.Message):
         queues: builtins.bool = ...,
         lifecycle: builtins.bool = ...,
         watch_workflows: builtins.bool = ...,
+        retention: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["create_namespace", b"create_namespace", "delete_namespace", b"delete_namespace", "lifecycle", b"lifecycle", "locks", b"locks", "queues", b"queues", "scheduled_commands", b"scheduled_commands", "truncate_all", b"truncate_all", "watch_workflows", b"watch_workflows"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["create_namespace", b"create_namespace", "delete_namespace", b"delete_namespace", "lifecycle", b"lifecycle", "locks", b"locks", "queues", b"queues", "retention", b"retention", "scheduled_commands", b"scheduled_commands", "truncate_all", b"truncate_all", "watch_workflows", b"watch_workflows"]) -> None: ...
 
 Global___Capabilities: typing_extensions.TypeAlias = Capabilities
 

@@ -75,6 +75,26 @@ class StoreServiceStub(object):
                 request_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceRequest.SerializeToString,
                 response_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceResponse.FromString,
                 _registered_method=True)
+        self.SetRetentionPolicy = channel.unary_unary(
+                '/wfe.persistence.v1.StoreService/SetRetentionPolicy',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.SetRetentionPolicyRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.SetRetentionPolicyResponse.FromString,
+                _registered_method=True)
+        self.GetRetentionPolicy = channel.unary_unary(
+                '/wfe.persistence.v1.StoreService/GetRetentionPolicy',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.GetRetentionPolicyRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.GetRetentionPolicyResponse.FromString,
+                _registered_method=True)
+        self.RunRetention = channel.unary_unary(
+                '/wfe.persistence.v1.StoreService/RunRetention',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.RunRetentionRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.RunRetentionResponse.FromString,
+                _registered_method=True)
+        self.GetStorageReport = channel.unary_unary(
+                '/wfe.persistence.v1.StoreService/GetStorageReport',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.GetStorageReportRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.GetStorageReportResponse.FromString,
+                _registered_method=True)
 
 
 class StoreServiceServicer(object):
@@ -178,6 +198,44 @@ class StoreServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetRetentionPolicy(self, request, context):
+        """Replaces the retention policy of the namespace, atomically: what the servers
+        delete by themselves. Idempotent. Without a policy nothing is deleted. When
+        the call returns, nothing is deleted by the previous policy any more.
+        Servers look for what a policy lets go every `--retention-seconds`, delete
+        it in small batches, as PurgeWorkflows and PurgeEvents do, at most
+        `--retention-rows-per-second`; one server at a time for each rule. Errors:
+        INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRetentionPolicy(self, request, context):
+        """Returns the retention policy of the namespace, and what it has done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RunRetention(self, request, context):
+        """Has the servers apply the retention policy now, from the beginning, rather
+        than at the next time; returns before they have. With `dry_run`: counts what
+        would go now and changes nothing. Idempotent. Errors: INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStorageReport(self, request, context):
+        """Returns how much space the tables of the namespace take, as PostgreSQL
+        estimates it, and what the retention policy would free now. Not a snapshot.
+        Errors: INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StoreServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -220,6 +278,26 @@ def add_StoreServiceServicer_to_server(servicer, server):
                     servicer.DeleteNamespace,
                     request_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceRequest.FromString,
                     response_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceResponse.SerializeToString,
+            ),
+            'SetRetentionPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRetentionPolicy,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.SetRetentionPolicyRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.SetRetentionPolicyResponse.SerializeToString,
+            ),
+            'GetRetentionPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRetentionPolicy,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.GetRetentionPolicyRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.GetRetentionPolicyResponse.SerializeToString,
+            ),
+            'RunRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.RunRetention,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.RunRetentionRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.RunRetentionResponse.SerializeToString,
+            ),
+            'GetStorageReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStorageReport,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.GetStorageReportRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.GetStorageReportResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -439,6 +517,114 @@ class StoreService(object):
             '/wfe.persistence.v1.StoreService/DeleteNamespace',
             wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceRequest.SerializeToString,
             wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRetentionPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.StoreService/SetRetentionPolicy',
+            wfe_dot_persistence_dot_v1_dot_store__pb2.SetRetentionPolicyRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_store__pb2.SetRetentionPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRetentionPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.StoreService/GetRetentionPolicy',
+            wfe_dot_persistence_dot_v1_dot_store__pb2.GetRetentionPolicyRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_store__pb2.GetRetentionPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.StoreService/RunRetention',
+            wfe_dot_persistence_dot_v1_dot_store__pb2.RunRetentionRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_store__pb2.RunRetentionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStorageReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.StoreService/GetStorageReport',
+            wfe_dot_persistence_dot_v1_dot_store__pb2.GetStorageReportRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_store__pb2.GetStorageReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

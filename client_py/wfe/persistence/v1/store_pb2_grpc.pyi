@@ -153,7 +153,71 @@ _StoreServiceDeleteNamespaceType = typing_extensions.TypeVar(
     ],
 )
 
-class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _StoreServicePersistErrorsType, _StoreServiceListErrorsType, _StoreServiceGetStoreInfoType, _StoreServiceTruncateAllType, _StoreServiceCreateNamespaceType, _StoreServiceListNamespacesType, _StoreServiceDeleteNamespaceType]):
+_StoreServiceSetRetentionPolicyType = typing_extensions.TypeVar(
+    '_StoreServiceSetRetentionPolicyType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.SetRetentionPolicyRequest,
+        wfe.persistence.v1.store_pb2.SetRetentionPolicyResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.SetRetentionPolicyRequest,
+        wfe.persistence.v1.store_pb2.SetRetentionPolicyResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.SetRetentionPolicyRequest,
+        wfe.persistence.v1.store_pb2.SetRetentionPolicyResponse,
+    ],
+)
+
+_StoreServiceGetRetentionPolicyType = typing_extensions.TypeVar(
+    '_StoreServiceGetRetentionPolicyType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.GetRetentionPolicyRequest,
+        wfe.persistence.v1.store_pb2.GetRetentionPolicyResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.GetRetentionPolicyRequest,
+        wfe.persistence.v1.store_pb2.GetRetentionPolicyResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.GetRetentionPolicyRequest,
+        wfe.persistence.v1.store_pb2.GetRetentionPolicyResponse,
+    ],
+)
+
+_StoreServiceRunRetentionType = typing_extensions.TypeVar(
+    '_StoreServiceRunRetentionType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.RunRetentionRequest,
+        wfe.persistence.v1.store_pb2.RunRetentionResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.RunRetentionRequest,
+        wfe.persistence.v1.store_pb2.RunRetentionResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.RunRetentionRequest,
+        wfe.persistence.v1.store_pb2.RunRetentionResponse,
+    ],
+)
+
+_StoreServiceGetStorageReportType = typing_extensions.TypeVar(
+    '_StoreServiceGetStorageReportType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.GetStorageReportRequest,
+        wfe.persistence.v1.store_pb2.GetStorageReportResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.GetStorageReportRequest,
+        wfe.persistence.v1.store_pb2.GetStorageReportResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.GetStorageReportRequest,
+        wfe.persistence.v1.store_pb2.GetStorageReportResponse,
+    ],
+)
+
+class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _StoreServicePersistErrorsType, _StoreServiceListErrorsType, _StoreServiceGetStoreInfoType, _StoreServiceTruncateAllType, _StoreServiceCreateNamespaceType, _StoreServiceListNamespacesType, _StoreServiceDeleteNamespaceType, _StoreServiceSetRetentionPolicyType, _StoreServiceGetRetentionPolicyType, _StoreServiceRunRetentionType, _StoreServiceGetStorageReportType]):
     """StoreService manages the store as a whole, its namespaces and the error log."""
 
     @typing.overload
@@ -190,6 +254,22 @@ class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _Store
             wfe.persistence.v1.store_pb2.DeleteNamespaceRequest,
             wfe.persistence.v1.store_pb2.DeleteNamespaceResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.SetRetentionPolicyRequest,
+            wfe.persistence.v1.store_pb2.SetRetentionPolicyResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.GetRetentionPolicyRequest,
+            wfe.persistence.v1.store_pb2.GetRetentionPolicyResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.RunRetentionRequest,
+            wfe.persistence.v1.store_pb2.RunRetentionResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.GetStorageReportRequest,
+            wfe.persistence.v1.store_pb2.GetStorageReportResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -225,6 +305,22 @@ class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _Store
         grpc.aio.UnaryUnaryMultiCallable[
             wfe.persistence.v1.store_pb2.DeleteNamespaceRequest,
             wfe.persistence.v1.store_pb2.DeleteNamespaceResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.SetRetentionPolicyRequest,
+            wfe.persistence.v1.store_pb2.SetRetentionPolicyResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.GetRetentionPolicyRequest,
+            wfe.persistence.v1.store_pb2.GetRetentionPolicyResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.RunRetentionRequest,
+            wfe.persistence.v1.store_pb2.RunRetentionResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.GetStorageReportRequest,
+            wfe.persistence.v1.store_pb2.GetStorageReportResponse,
         ],
     ], channel: grpc.aio.Channel) -> None: ...
 
@@ -300,6 +396,31 @@ class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _Store
     (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
     """
 
+    SetRetentionPolicy: _StoreServiceSetRetentionPolicyType
+    """Replaces the retention policy of the namespace, atomically: what the servers
+    delete by themselves. Idempotent. Without a policy nothing is deleted. When
+    the call returns, nothing is deleted by the previous policy any more.
+    Servers look for what a policy lets go every `--retention-seconds`, delete
+    it in small batches, as PurgeWorkflows and PurgeEvents do, at most
+    `--retention-rows-per-second`; one server at a time for each rule. Errors:
+    INVALID_ARGUMENT.
+    """
+
+    GetRetentionPolicy: _StoreServiceGetRetentionPolicyType
+    """Returns the retention policy of the namespace, and what it has done."""
+
+    RunRetention: _StoreServiceRunRetentionType
+    """Has the servers apply the retention policy now, from the beginning, rather
+    than at the next time; returns before they have. With `dry_run`: counts what
+    would go now and changes nothing. Idempotent. Errors: INVALID_ARGUMENT.
+    """
+
+    GetStorageReport: _StoreServiceGetStorageReportType
+    """Returns how much space the tables of the namespace take, as PostgreSQL
+    estimates it, and what the retention policy would free now. Not a snapshot.
+    Errors: INVALID_ARGUMENT.
+    """
+
 StoreServiceAsyncStub: typing_extensions.TypeAlias = StoreServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.store_pb2.EnsureStoreExistsRequest,
@@ -332,6 +453,22 @@ StoreServiceAsyncStub: typing_extensions.TypeAlias = StoreServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.store_pb2.DeleteNamespaceRequest,
         wfe.persistence.v1.store_pb2.DeleteNamespaceResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.SetRetentionPolicyRequest,
+        wfe.persistence.v1.store_pb2.SetRetentionPolicyResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.GetRetentionPolicyRequest,
+        wfe.persistence.v1.store_pb2.GetRetentionPolicyResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.RunRetentionRequest,
+        wfe.persistence.v1.store_pb2.RunRetentionResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.GetStorageReportRequest,
+        wfe.persistence.v1.store_pb2.GetStorageReportResponse,
     ],
 ]
 
@@ -448,6 +585,51 @@ class StoreServiceServicer(metaclass=abc.ABCMeta):
         (STORE_NOT_OWNED) if it has no recorded owner, until CreateNamespace or a
         call to it has made it this server's; RESOURCE_EXHAUSTED
         (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def SetRetentionPolicy(
+        self,
+        request: wfe.persistence.v1.store_pb2.SetRetentionPolicyRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.store_pb2.SetRetentionPolicyResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.SetRetentionPolicyResponse]]:
+        """Replaces the retention policy of the namespace, atomically: what the servers
+        delete by themselves. Idempotent. Without a policy nothing is deleted. When
+        the call returns, nothing is deleted by the previous policy any more.
+        Servers look for what a policy lets go every `--retention-seconds`, delete
+        it in small batches, as PurgeWorkflows and PurgeEvents do, at most
+        `--retention-rows-per-second`; one server at a time for each rule. Errors:
+        INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def GetRetentionPolicy(
+        self,
+        request: wfe.persistence.v1.store_pb2.GetRetentionPolicyRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.store_pb2.GetRetentionPolicyResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.GetRetentionPolicyResponse]]:
+        """Returns the retention policy of the namespace, and what it has done."""
+
+    @abc.abstractmethod
+    def RunRetention(
+        self,
+        request: wfe.persistence.v1.store_pb2.RunRetentionRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.store_pb2.RunRetentionResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.RunRetentionResponse]]:
+        """Has the servers apply the retention policy now, from the beginning, rather
+        than at the next time; returns before they have. With `dry_run`: counts what
+        would go now and changes nothing. Idempotent. Errors: INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def GetStorageReport(
+        self,
+        request: wfe.persistence.v1.store_pb2.GetStorageReportRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.store_pb2.GetStorageReportResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.GetStorageReportResponse]]:
+        """Returns how much space the tables of the namespace take, as PostgreSQL
+        estimates it, and what the retention policy would free now. Not a snapshot.
+        Errors: INVALID_ARGUMENT.
         """
 
 def add_StoreServiceServicer_to_server(servicer: StoreServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

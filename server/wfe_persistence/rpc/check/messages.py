@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from wfe.persistence.v1.command_pb2 import ListCommandsRequest, ScheduledCommand
 from wfe.persistence.v1.event_pb2 import Event, GetEventsRequest, ListEventsRequest
-from wfe.persistence.v1.store_pb2 import ExecutionError
+from wfe.persistence.v1.store_pb2 import ExecutionError, RetentionPolicy
 from wfe.persistence.v1.subscription_pb2 import (
     EventSubscription,
     GetFirstOpenSubscriptionRequest,
@@ -30,6 +30,7 @@ from wfe_persistence.rpc.check.bounds import (
     MAX_ATTRIBUTES,
     MAX_COMMAND_DATA_BYTES,
     MAX_HEADER_ATTRIBUTES_BYTES,
+    MAX_RETENTION_RULES,
     MAX_REVISION,
 )
 from wfe_persistence.rpc.check.queues import QueueRules
@@ -375,3 +376,23 @@ class Check(QueueRules, WatchingRules):
         self.required_time(path, "error_time", e)
         self.id(path, "workflow_id", e.workflow_id)
         self.key(path, "execution_pointer_id", e.execution_pointer_id)
+
+    def retention_policy(self, policy: RetentionPolicy) -> None:
+        """A retention policy."""
+        path = "policy"
+        if self.at_most(path, "workflows", policy.workflows, MAX_RETENTION_RULES):
+            definitions = [rule.workflow_definition_id for rule in policy.workflows]
+            for i, rule in enumerate(policy.workflows):
+                at = f"{path}.workflows[{i}]"
+                self.id(at, "workflow_definition_id", definitions[i], required=False)
+                self.ages(rule, at, "complete_age", "terminated_age")
+            self.distinct(path, "workflows", "workflow_definition_id", definitions)
+            if definitions.count("") > 1:
+                last = len(definitions) - 1 - definitions[::-1].index("")
+                self.add(
+                    path,
+                    f"workflows[{last}].workflow_definition_id",
+                    R.FIELD_VIOLATION_REASON_DUPLICATE,
+                    "is empty in another rule as well",
+                )
+        self.ages(policy, path, "processed_event_age", "error_age", "overdue_command_age")

@@ -29,8 +29,10 @@ from wfe_persistence.rpc.check.bounds import (
     MAX_LIST_ITEMS,
     MAX_PAGE_SIZE,
     MAX_PURGED_ROWS,
+    MAX_RETENTION_SECONDS,
     MAX_REVISION,
     MAX_WAIT_SECONDS,
+    MIN_RETENTION_SECONDS,
 )
 from wfe_persistence.rpc.check.json_rules import BadJsonError, check_json, stored_bytes
 from wfe_persistence.rpc.check.read_back import (
@@ -341,6 +343,24 @@ class Scalars:
         if not (0 <= value.nanos < 10**9 and 0 <= seconds <= MAX_WAIT_SECONDS):
             self.add("", field, R.FIELD_VIOLATION_REASON_TIME_RANGE, "must be from 0 to 60 s")
         return seconds
+
+    def ages(self, message: Message, path: str, *fields: str) -> None:
+        """Optional times for which something is kept."""
+        for field in fields:
+            if not message.HasField(field):
+                continue
+            age: Duration = getattr(message, field)
+            if not (
+                0 <= age.nanos < 10**9
+                and MIN_RETENTION_SECONDS <= age.seconds <= MAX_RETENTION_SECONDS
+                and (age.seconds < MAX_RETENTION_SECONDS or not age.nanos)
+            ):
+                self.add(
+                    path,
+                    field,
+                    R.FIELD_VIOLATION_REASON_TIME_RANGE,
+                    "must be from 1 minute to 1000000 days",
+                )
 
     def no_nul(self, message: Message) -> None:
         """No U+0000 in any text. It visits every field: call it only if there is a zero byte."""

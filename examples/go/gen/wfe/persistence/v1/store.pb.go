@@ -100,6 +100,755 @@ func (x *ExecutionError) GetMessage() string {
 	return ""
 }
 
+// WorkflowRetention is for how long ended workflows are kept.
+type WorkflowRetention struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Those of this definition, at most 512 bytes; empty: those of every
+	// definition that has no rule of its own.
+	WorkflowDefinitionId string `protobuf:"bytes,1,opt,name=workflow_definition_id,json=workflowDefinitionId,proto3" json:"workflow_definition_id,omitempty"`
+	// How long after its complete_time (without one: its create_time) a COMPLETE
+	// workflow may be deleted; absent: never. 1 minute to 1,000,000 days,
+	// truncated to microseconds. As with PurgeWorkflows, all workflows below it
+	// are deleted with it, whatever their definition, and it is kept until they
+	// have all ended for that long.
+	CompleteAge *durationpb.Duration `protobuf:"bytes,2,opt,name=complete_age,json=completeAge,proto3" json:"complete_age,omitempty"`
+	// The same of a TERMINATED workflow.
+	TerminatedAge *durationpb.Duration `protobuf:"bytes,3,opt,name=terminated_age,json=terminatedAge,proto3" json:"terminated_age,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkflowRetention) Reset() {
+	*x = WorkflowRetention{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkflowRetention) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkflowRetention) ProtoMessage() {}
+
+func (x *WorkflowRetention) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkflowRetention.ProtoReflect.Descriptor instead.
+func (*WorkflowRetention) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *WorkflowRetention) GetWorkflowDefinitionId() string {
+	if x != nil {
+		return x.WorkflowDefinitionId
+	}
+	return ""
+}
+
+func (x *WorkflowRetention) GetCompleteAge() *durationpb.Duration {
+	if x != nil {
+		return x.CompleteAge
+	}
+	return nil
+}
+
+func (x *WorkflowRetention) GetTerminatedAge() *durationpb.Duration {
+	if x != nil {
+		return x.TerminatedAge
+	}
+	return nil
+}
+
+// RetentionPolicy is what the servers delete by themselves in a namespace.
+type RetentionPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which workflows; at most 100, at most one for each definition.
+	Workflows []*WorkflowRetention `protobuf:"bytes,1,rep,name=workflows,proto3" json:"workflows,omitempty"`
+	// How long after its event_time a processed event may be deleted; absent:
+	// never. 1 minute to 1,000,000 days, truncated to microseconds.
+	ProcessedEventAge *durationpb.Duration `protobuf:"bytes,2,opt,name=processed_event_age,json=processedEventAge,proto3" json:"processed_event_age,omitempty"`
+	// How long after its error_time an error may be deleted; absent: never, or
+	// with its workflow. 1 minute to 1,000,000 days, truncated to microseconds.
+	ErrorAge *durationpb.Duration `protobuf:"bytes,3,opt,name=error_age,json=errorAge,proto3" json:"error_age,omitempty"`
+	// How long after its execute_time a command that nobody holds may be deleted;
+	// absent: never. (A command that was completed is gone already.) 1 minute to
+	// 1,000,000 days, truncated to microseconds.
+	OverdueCommandAge *durationpb.Duration `protobuf:"bytes,4,opt,name=overdue_command_age,json=overdueCommandAge,proto3" json:"overdue_command_age,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *RetentionPolicy) Reset() {
+	*x = RetentionPolicy{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetentionPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetentionPolicy) ProtoMessage() {}
+
+func (x *RetentionPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetentionPolicy.ProtoReflect.Descriptor instead.
+func (*RetentionPolicy) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RetentionPolicy) GetWorkflows() []*WorkflowRetention {
+	if x != nil {
+		return x.Workflows
+	}
+	return nil
+}
+
+func (x *RetentionPolicy) GetProcessedEventAge() *durationpb.Duration {
+	if x != nil {
+		return x.ProcessedEventAge
+	}
+	return nil
+}
+
+func (x *RetentionPolicy) GetErrorAge() *durationpb.Duration {
+	if x != nil {
+		return x.ErrorAge
+	}
+	return nil
+}
+
+func (x *RetentionPolicy) GetOverdueCommandAge() *durationpb.Duration {
+	if x != nil {
+		return x.OverdueCommandAge
+	}
+	return nil
+}
+
+// SetRetentionPolicyRequest is the request of SetRetentionPolicy.
+type SetRetentionPolicyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The policy; absent or empty: nothing is deleted any more.
+	Policy        *RetentionPolicy `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetRetentionPolicyRequest) Reset() {
+	*x = SetRetentionPolicyRequest{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRetentionPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRetentionPolicyRequest) ProtoMessage() {}
+
+func (x *SetRetentionPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRetentionPolicyRequest.ProtoReflect.Descriptor instead.
+func (*SetRetentionPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *SetRetentionPolicyRequest) GetPolicy() *RetentionPolicy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+// SetRetentionPolicyResponse is the response of SetRetentionPolicy.
+type SetRetentionPolicyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetRetentionPolicyResponse) Reset() {
+	*x = SetRetentionPolicyResponse{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRetentionPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRetentionPolicyResponse) ProtoMessage() {}
+
+func (x *SetRetentionPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRetentionPolicyResponse.ProtoReflect.Descriptor instead.
+func (*SetRetentionPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{4}
+}
+
+// GetRetentionPolicyRequest is the request of GetRetentionPolicy.
+type GetRetentionPolicyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRetentionPolicyRequest) Reset() {
+	*x = GetRetentionPolicyRequest{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRetentionPolicyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRetentionPolicyRequest) ProtoMessage() {}
+
+func (x *GetRetentionPolicyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRetentionPolicyRequest.ProtoReflect.Descriptor instead.
+func (*GetRetentionPolicyRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{5}
+}
+
+// GetRetentionPolicyResponse is the response of GetRetentionPolicy.
+type GetRetentionPolicyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The policy, its rules for workflows ordered by definition; empty: none is
+	// set.
+	Policy *RetentionPolicy `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	// When it was set; absent: none is set.
+	SetTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=set_time,json=setTime,proto3" json:"set_time,omitempty"`
+	// How many rows it has deleted since.
+	DeletedRows int64 `protobuf:"varint,3,opt,name=deleted_rows,json=deletedRows,proto3" json:"deleted_rows,omitempty"`
+	// When everything that it lets go had been deleted last; absent: not yet.
+	CompleteTime  *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=complete_time,json=completeTime,proto3" json:"complete_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRetentionPolicyResponse) Reset() {
+	*x = GetRetentionPolicyResponse{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRetentionPolicyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRetentionPolicyResponse) ProtoMessage() {}
+
+func (x *GetRetentionPolicyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRetentionPolicyResponse.ProtoReflect.Descriptor instead.
+func (*GetRetentionPolicyResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *GetRetentionPolicyResponse) GetPolicy() *RetentionPolicy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *GetRetentionPolicyResponse) GetSetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SetTime
+	}
+	return nil
+}
+
+func (x *GetRetentionPolicyResponse) GetDeletedRows() int64 {
+	if x != nil {
+		return x.DeletedRows
+	}
+	return 0
+}
+
+func (x *GetRetentionPolicyResponse) GetCompleteTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CompleteTime
+	}
+	return nil
+}
+
+// RunRetentionRequest is the request of RunRetention.
+type RunRetentionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only count, and delete nothing.
+	DryRun bool `protobuf:"varint,1,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// With `dry_run`, about how many rows are counted at most. 0 means 10000;
+	// values above 100000 mean 100000; negative: INVALID_ARGUMENT.
+	MaxRows       int32 `protobuf:"varint,2,opt,name=max_rows,json=maxRows,proto3" json:"max_rows,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunRetentionRequest) Reset() {
+	*x = RunRetentionRequest{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunRetentionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunRetentionRequest) ProtoMessage() {}
+
+func (x *RunRetentionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunRetentionRequest.ProtoReflect.Descriptor instead.
+func (*RunRetentionRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *RunRetentionRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *RunRetentionRequest) GetMaxRows() int32 {
+	if x != nil {
+		return x.MaxRows
+	}
+	return 0
+}
+
+// RetentionCounts are numbers of rows that a retention policy lets go.
+type RetentionCounts struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Workflows.
+	Workflows int64 `protobuf:"varint,1,opt,name=workflows,proto3" json:"workflows,omitempty"`
+	// Their execution pointers.
+	ExecutionPointers int64 `protobuf:"varint,2,opt,name=execution_pointers,json=executionPointers,proto3" json:"execution_pointers,omitempty"`
+	// Their subscriptions.
+	Subscriptions int64 `protobuf:"varint,3,opt,name=subscriptions,proto3" json:"subscriptions,omitempty"`
+	// Events: processed ones, and those that announce the completion of deleted
+	// workflows.
+	Events int64 `protobuf:"varint,4,opt,name=events,proto3" json:"events,omitempty"`
+	// Errors, by their age or with their workflow. (One for which both is true is
+	// counted twice, and so is such an event.)
+	Errors int64 `protobuf:"varint,5,opt,name=errors,proto3" json:"errors,omitempty"`
+	// Commands.
+	Commands int64 `protobuf:"varint,6,opt,name=commands,proto3" json:"commands,omitempty"`
+	// There are more: as many as were asked for have been counted.
+	IsPartial     bool `protobuf:"varint,7,opt,name=is_partial,json=isPartial,proto3" json:"is_partial,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetentionCounts) Reset() {
+	*x = RetentionCounts{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetentionCounts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetentionCounts) ProtoMessage() {}
+
+func (x *RetentionCounts) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetentionCounts.ProtoReflect.Descriptor instead.
+func (*RetentionCounts) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *RetentionCounts) GetWorkflows() int64 {
+	if x != nil {
+		return x.Workflows
+	}
+	return 0
+}
+
+func (x *RetentionCounts) GetExecutionPointers() int64 {
+	if x != nil {
+		return x.ExecutionPointers
+	}
+	return 0
+}
+
+func (x *RetentionCounts) GetSubscriptions() int64 {
+	if x != nil {
+		return x.Subscriptions
+	}
+	return 0
+}
+
+func (x *RetentionCounts) GetEvents() int64 {
+	if x != nil {
+		return x.Events
+	}
+	return 0
+}
+
+func (x *RetentionCounts) GetErrors() int64 {
+	if x != nil {
+		return x.Errors
+	}
+	return 0
+}
+
+func (x *RetentionCounts) GetCommands() int64 {
+	if x != nil {
+		return x.Commands
+	}
+	return 0
+}
+
+func (x *RetentionCounts) GetIsPartial() bool {
+	if x != nil {
+		return x.IsPartial
+	}
+	return false
+}
+
+// RunRetentionResponse is the response of RunRetention.
+type RunRetentionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// With `dry_run`: what would be deleted; else absent.
+	Counts        *RetentionCounts `protobuf:"bytes,1,opt,name=counts,proto3" json:"counts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunRetentionResponse) Reset() {
+	*x = RunRetentionResponse{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunRetentionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunRetentionResponse) ProtoMessage() {}
+
+func (x *RunRetentionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunRetentionResponse.ProtoReflect.Descriptor instead.
+func (*RunRetentionResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *RunRetentionResponse) GetCounts() *RetentionCounts {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+// GetStorageReportRequest is the request of GetStorageReport.
+type GetStorageReportRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// About how many rows are counted at most for `freed`. 0 means 10000; values
+	// above 100000 mean 100000; negative: INVALID_ARGUMENT.
+	MaxRows       int32 `protobuf:"varint,1,opt,name=max_rows,json=maxRows,proto3" json:"max_rows,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetStorageReportRequest) Reset() {
+	*x = GetStorageReportRequest{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetStorageReportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetStorageReportRequest) ProtoMessage() {}
+
+func (x *GetStorageReportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetStorageReportRequest.ProtoReflect.Descriptor instead.
+func (*GetStorageReportRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *GetStorageReportRequest) GetMaxRows() int32 {
+	if x != nil {
+		return x.MaxRows
+	}
+	return 0
+}
+
+// TableStorage is how much space a table takes.
+type TableStorage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name, without the prefix of the store.
+	Table string `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
+	// Its live rows, as PostgreSQL estimates them; seconds behind.
+	EstimatedRows int64 `protobuf:"varint,2,opt,name=estimated_rows,json=estimatedRows,proto3" json:"estimated_rows,omitempty"`
+	// Its rows that wait for a vacuum, likewise.
+	DeadRows int64 `protobuf:"varint,3,opt,name=dead_rows,json=deadRows,proto3" json:"dead_rows,omitempty"`
+	// Its size on disk without indexes, with what is stored out of line.
+	TableBytes int64 `protobuf:"varint,4,opt,name=table_bytes,json=tableBytes,proto3" json:"table_bytes,omitempty"`
+	// The size of its indexes.
+	IndexBytes int64 `protobuf:"varint,5,opt,name=index_bytes,json=indexBytes,proto3" json:"index_bytes,omitempty"`
+	// How much of `table_bytes` is neither live rows nor out of line: dead rows
+	// and space for new ones. Estimated with the average width of its columns;
+	// absent: the table has not been analyzed yet.
+	BloatBytes    *int64 `protobuf:"varint,6,opt,name=bloat_bytes,json=bloatBytes,proto3,oneof" json:"bloat_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TableStorage) Reset() {
+	*x = TableStorage{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TableStorage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TableStorage) ProtoMessage() {}
+
+func (x *TableStorage) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TableStorage.ProtoReflect.Descriptor instead.
+func (*TableStorage) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *TableStorage) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+func (x *TableStorage) GetEstimatedRows() int64 {
+	if x != nil {
+		return x.EstimatedRows
+	}
+	return 0
+}
+
+func (x *TableStorage) GetDeadRows() int64 {
+	if x != nil {
+		return x.DeadRows
+	}
+	return 0
+}
+
+func (x *TableStorage) GetTableBytes() int64 {
+	if x != nil {
+		return x.TableBytes
+	}
+	return 0
+}
+
+func (x *TableStorage) GetIndexBytes() int64 {
+	if x != nil {
+		return x.IndexBytes
+	}
+	return 0
+}
+
+func (x *TableStorage) GetBloatBytes() int64 {
+	if x != nil && x.BloatBytes != nil {
+		return *x.BloatBytes
+	}
+	return 0
+}
+
+// GetStorageReportResponse is the response of GetStorageReport.
+type GetStorageReportResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The tables, the largest first.
+	Tables []*TableStorage `protobuf:"bytes,1,rep,name=tables,proto3" json:"tables,omitempty"`
+	// What the retention policy would delete now.
+	Freed *RetentionCounts `protobuf:"bytes,2,opt,name=freed,proto3" json:"freed,omitempty"`
+	// About how many bytes that would free for new rows, in tables and indexes.
+	// Files do not shrink when rows go, unless a vacuum can cut off their end.
+	FreedBytes    int64 `protobuf:"varint,3,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetStorageReportResponse) Reset() {
+	*x = GetStorageReportResponse{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetStorageReportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetStorageReportResponse) ProtoMessage() {}
+
+func (x *GetStorageReportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetStorageReportResponse.ProtoReflect.Descriptor instead.
+func (*GetStorageReportResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *GetStorageReportResponse) GetTables() []*TableStorage {
+	if x != nil {
+		return x.Tables
+	}
+	return nil
+}
+
+func (x *GetStorageReportResponse) GetFreed() *RetentionCounts {
+	if x != nil {
+		return x.Freed
+	}
+	return nil
+}
+
+func (x *GetStorageReportResponse) GetFreedBytes() int64 {
+	if x != nil {
+		return x.FreedBytes
+	}
+	return 0
+}
+
 // Namespace is a separate store: it has its own schema, ids, names, sequences
 // and commands. The request metadata `wfe-namespace` selects it.
 type Namespace struct {
@@ -119,7 +868,7 @@ type Namespace struct {
 
 func (x *Namespace) Reset() {
 	*x = Namespace{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[1]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -131,7 +880,7 @@ func (x *Namespace) String() string {
 func (*Namespace) ProtoMessage() {}
 
 func (x *Namespace) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[1]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -144,7 +893,7 @@ func (x *Namespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Namespace.ProtoReflect.Descriptor instead.
 func (*Namespace) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{1}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Namespace) GetName() string {
@@ -187,7 +936,7 @@ type CreateNamespaceRequest struct {
 
 func (x *CreateNamespaceRequest) Reset() {
 	*x = CreateNamespaceRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[2]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -199,7 +948,7 @@ func (x *CreateNamespaceRequest) String() string {
 func (*CreateNamespaceRequest) ProtoMessage() {}
 
 func (x *CreateNamespaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[2]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -212,7 +961,7 @@ func (x *CreateNamespaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNamespaceRequest.ProtoReflect.Descriptor instead.
 func (*CreateNamespaceRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{2}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CreateNamespaceRequest) GetName() string {
@@ -236,7 +985,7 @@ type CreateNamespaceResponse struct {
 
 func (x *CreateNamespaceResponse) Reset() {
 	*x = CreateNamespaceResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[3]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -248,7 +997,7 @@ func (x *CreateNamespaceResponse) String() string {
 func (*CreateNamespaceResponse) ProtoMessage() {}
 
 func (x *CreateNamespaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[3]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -261,7 +1010,7 @@ func (x *CreateNamespaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNamespaceResponse.ProtoReflect.Descriptor instead.
 func (*CreateNamespaceResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{3}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CreateNamespaceResponse) GetSchemaVersion() int32 {
@@ -292,7 +1041,7 @@ type ListNamespacesRequest struct {
 
 func (x *ListNamespacesRequest) Reset() {
 	*x = ListNamespacesRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[4]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -304,7 +1053,7 @@ func (x *ListNamespacesRequest) String() string {
 func (*ListNamespacesRequest) ProtoMessage() {}
 
 func (x *ListNamespacesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[4]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -317,7 +1066,7 @@ func (x *ListNamespacesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamespacesRequest.ProtoReflect.Descriptor instead.
 func (*ListNamespacesRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{4}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListNamespacesRequest) GetPageSize() int32 {
@@ -347,7 +1096,7 @@ type ListNamespacesResponse struct {
 
 func (x *ListNamespacesResponse) Reset() {
 	*x = ListNamespacesResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[5]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -359,7 +1108,7 @@ func (x *ListNamespacesResponse) String() string {
 func (*ListNamespacesResponse) ProtoMessage() {}
 
 func (x *ListNamespacesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[5]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -372,7 +1121,7 @@ func (x *ListNamespacesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamespacesResponse.ProtoReflect.Descriptor instead.
 func (*ListNamespacesResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{5}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListNamespacesResponse) GetNamespaces() []*Namespace {
@@ -404,7 +1153,7 @@ type DeleteNamespaceRequest struct {
 
 func (x *DeleteNamespaceRequest) Reset() {
 	*x = DeleteNamespaceRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[6]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -416,7 +1165,7 @@ func (x *DeleteNamespaceRequest) String() string {
 func (*DeleteNamespaceRequest) ProtoMessage() {}
 
 func (x *DeleteNamespaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[6]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -429,7 +1178,7 @@ func (x *DeleteNamespaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNamespaceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteNamespaceRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{6}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DeleteNamespaceRequest) GetName() string {
@@ -455,7 +1204,7 @@ type DeleteNamespaceResponse struct {
 
 func (x *DeleteNamespaceResponse) Reset() {
 	*x = DeleteNamespaceResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[7]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -467,7 +1216,7 @@ func (x *DeleteNamespaceResponse) String() string {
 func (*DeleteNamespaceResponse) ProtoMessage() {}
 
 func (x *DeleteNamespaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[7]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -480,7 +1229,7 @@ func (x *DeleteNamespaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNamespaceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteNamespaceResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{7}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{19}
 }
 
 // EnsureStoreExistsRequest is the request of EnsureStoreExists.
@@ -492,7 +1241,7 @@ type EnsureStoreExistsRequest struct {
 
 func (x *EnsureStoreExistsRequest) Reset() {
 	*x = EnsureStoreExistsRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[8]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -504,7 +1253,7 @@ func (x *EnsureStoreExistsRequest) String() string {
 func (*EnsureStoreExistsRequest) ProtoMessage() {}
 
 func (x *EnsureStoreExistsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[8]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -517,7 +1266,7 @@ func (x *EnsureStoreExistsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnsureStoreExistsRequest.ProtoReflect.Descriptor instead.
 func (*EnsureStoreExistsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{8}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{20}
 }
 
 // EnsureStoreExistsResponse is the response of EnsureStoreExists.
@@ -533,7 +1282,7 @@ type EnsureStoreExistsResponse struct {
 
 func (x *EnsureStoreExistsResponse) Reset() {
 	*x = EnsureStoreExistsResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[9]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -545,7 +1294,7 @@ func (x *EnsureStoreExistsResponse) String() string {
 func (*EnsureStoreExistsResponse) ProtoMessage() {}
 
 func (x *EnsureStoreExistsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[9]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -558,7 +1307,7 @@ func (x *EnsureStoreExistsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnsureStoreExistsResponse.ProtoReflect.Descriptor instead.
 func (*EnsureStoreExistsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{9}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *EnsureStoreExistsResponse) GetSchemaVersion() int32 {
@@ -586,7 +1335,7 @@ type PersistErrorsRequest struct {
 
 func (x *PersistErrorsRequest) Reset() {
 	*x = PersistErrorsRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[10]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -598,7 +1347,7 @@ func (x *PersistErrorsRequest) String() string {
 func (*PersistErrorsRequest) ProtoMessage() {}
 
 func (x *PersistErrorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[10]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -611,7 +1360,7 @@ func (x *PersistErrorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistErrorsRequest.ProtoReflect.Descriptor instead.
 func (*PersistErrorsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{10}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PersistErrorsRequest) GetErrors() []*ExecutionError {
@@ -630,7 +1379,7 @@ type PersistErrorsResponse struct {
 
 func (x *PersistErrorsResponse) Reset() {
 	*x = PersistErrorsResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[11]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -642,7 +1391,7 @@ func (x *PersistErrorsResponse) String() string {
 func (*PersistErrorsResponse) ProtoMessage() {}
 
 func (x *PersistErrorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[11]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -655,7 +1404,7 @@ func (x *PersistErrorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistErrorsResponse.ProtoReflect.Descriptor instead.
 func (*PersistErrorsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{11}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{23}
 }
 
 // ListErrorsRequest is the request of ListErrors.
@@ -682,7 +1431,7 @@ type ListErrorsRequest struct {
 
 func (x *ListErrorsRequest) Reset() {
 	*x = ListErrorsRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[12]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -694,7 +1443,7 @@ func (x *ListErrorsRequest) String() string {
 func (*ListErrorsRequest) ProtoMessage() {}
 
 func (x *ListErrorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[12]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -707,7 +1456,7 @@ func (x *ListErrorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListErrorsRequest.ProtoReflect.Descriptor instead.
 func (*ListErrorsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{12}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListErrorsRequest) GetWorkflowId() string {
@@ -758,7 +1507,7 @@ type ListErrorsResponse struct {
 
 func (x *ListErrorsResponse) Reset() {
 	*x = ListErrorsResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[13]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -770,7 +1519,7 @@ func (x *ListErrorsResponse) String() string {
 func (*ListErrorsResponse) ProtoMessage() {}
 
 func (x *ListErrorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[13]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -783,7 +1532,7 @@ func (x *ListErrorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListErrorsResponse.ProtoReflect.Descriptor instead.
 func (*ListErrorsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{13}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListErrorsResponse) GetErrors() []*ExecutionError {
@@ -809,7 +1558,7 @@ type GetStoreInfoRequest struct {
 
 func (x *GetStoreInfoRequest) Reset() {
 	*x = GetStoreInfoRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[14]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +1570,7 @@ func (x *GetStoreInfoRequest) String() string {
 func (*GetStoreInfoRequest) ProtoMessage() {}
 
 func (x *GetStoreInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[14]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +1583,7 @@ func (x *GetStoreInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStoreInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetStoreInfoRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{14}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{26}
 }
 
 // GetStoreInfoResponse is the response of GetStoreInfo.
@@ -866,7 +1615,7 @@ type GetStoreInfoResponse struct {
 
 func (x *GetStoreInfoResponse) Reset() {
 	*x = GetStoreInfoResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[15]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -878,7 +1627,7 @@ func (x *GetStoreInfoResponse) String() string {
 func (*GetStoreInfoResponse) ProtoMessage() {}
 
 func (x *GetStoreInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[15]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -891,7 +1640,7 @@ func (x *GetStoreInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStoreInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetStoreInfoResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{15}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetStoreInfoResponse) GetServerVersion() string {
@@ -978,13 +1727,15 @@ type Capabilities struct {
 	Lifecycle bool `protobuf:"varint,7,opt,name=lifecycle,proto3" json:"lifecycle,omitempty"`
 	// WatchWorkflows.
 	WatchWorkflows bool `protobuf:"varint,8,opt,name=watch_workflows,json=watchWorkflows,proto3" json:"watch_workflows,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Retention policies, and GetStorageReport.
+	Retention     bool `protobuf:"varint,9,opt,name=retention,proto3" json:"retention,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Capabilities) Reset() {
 	*x = Capabilities{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[16]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -996,7 +1747,7 @@ func (x *Capabilities) String() string {
 func (*Capabilities) ProtoMessage() {}
 
 func (x *Capabilities) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[16]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1009,7 +1760,7 @@ func (x *Capabilities) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capabilities.ProtoReflect.Descriptor instead.
 func (*Capabilities) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{16}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Capabilities) GetScheduledCommands() bool {
@@ -1068,6 +1819,13 @@ func (x *Capabilities) GetWatchWorkflows() bool {
 	return false
 }
 
+func (x *Capabilities) GetRetention() bool {
+	if x != nil {
+		return x.Retention
+	}
+	return false
+}
+
 // TruncateAllRequest is the request of TruncateAll.
 type TruncateAllRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1077,7 +1835,7 @@ type TruncateAllRequest struct {
 
 func (x *TruncateAllRequest) Reset() {
 	*x = TruncateAllRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[17]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1089,7 +1847,7 @@ func (x *TruncateAllRequest) String() string {
 func (*TruncateAllRequest) ProtoMessage() {}
 
 func (x *TruncateAllRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[17]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1102,7 +1860,7 @@ func (x *TruncateAllRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TruncateAllRequest.ProtoReflect.Descriptor instead.
 func (*TruncateAllRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{17}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{29}
 }
 
 // TruncateAllResponse is the response of TruncateAll.
@@ -1114,7 +1872,7 @@ type TruncateAllResponse struct {
 
 func (x *TruncateAllResponse) Reset() {
 	*x = TruncateAllResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[18]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1126,7 +1884,7 @@ func (x *TruncateAllResponse) String() string {
 func (*TruncateAllResponse) ProtoMessage() {}
 
 func (x *TruncateAllResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[18]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1139,7 +1897,7 @@ func (x *TruncateAllResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TruncateAllResponse.ProtoReflect.Descriptor instead.
 func (*TruncateAllResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{18}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{30}
 }
 
 var File_wfe_persistence_v1_store_proto protoreflect.FileDescriptor
@@ -1153,7 +1911,57 @@ const file_wfe_persistence_v1_store_proto_rawDesc = "" +
 	"\vworkflow_id\x18\x02 \x01(\tR\n" +
 	"workflowId\x120\n" +
 	"\x14execution_pointer_id\x18\x03 \x01(\tR\x12executionPointerId\x12\x18\n" +
-	"\amessage\x18\x04 \x01(\tR\amessage\"\x85\x01\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"\xc9\x01\n" +
+	"\x11WorkflowRetention\x124\n" +
+	"\x16workflow_definition_id\x18\x01 \x01(\tR\x14workflowDefinitionId\x12<\n" +
+	"\fcomplete_age\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\vcompleteAge\x12@\n" +
+	"\x0eterminated_age\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\rterminatedAge\"\xa4\x02\n" +
+	"\x0fRetentionPolicy\x12C\n" +
+	"\tworkflows\x18\x01 \x03(\v2%.wfe.persistence.v1.WorkflowRetentionR\tworkflows\x12I\n" +
+	"\x13processed_event_age\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x11processedEventAge\x126\n" +
+	"\terror_age\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\berrorAge\x12I\n" +
+	"\x13overdue_command_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x11overdueCommandAge\"X\n" +
+	"\x19SetRetentionPolicyRequest\x12;\n" +
+	"\x06policy\x18\x01 \x01(\v2#.wfe.persistence.v1.RetentionPolicyR\x06policy\"\x1c\n" +
+	"\x1aSetRetentionPolicyResponse\"\x1b\n" +
+	"\x19GetRetentionPolicyRequest\"\xf4\x01\n" +
+	"\x1aGetRetentionPolicyResponse\x12;\n" +
+	"\x06policy\x18\x01 \x01(\v2#.wfe.persistence.v1.RetentionPolicyR\x06policy\x125\n" +
+	"\bset_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\asetTime\x12!\n" +
+	"\fdeleted_rows\x18\x03 \x01(\x03R\vdeletedRows\x12?\n" +
+	"\rcomplete_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\fcompleteTime\"I\n" +
+	"\x13RunRetentionRequest\x12\x17\n" +
+	"\adry_run\x18\x01 \x01(\bR\x06dryRun\x12\x19\n" +
+	"\bmax_rows\x18\x02 \x01(\x05R\amaxRows\"\xef\x01\n" +
+	"\x0fRetentionCounts\x12\x1c\n" +
+	"\tworkflows\x18\x01 \x01(\x03R\tworkflows\x12-\n" +
+	"\x12execution_pointers\x18\x02 \x01(\x03R\x11executionPointers\x12$\n" +
+	"\rsubscriptions\x18\x03 \x01(\x03R\rsubscriptions\x12\x16\n" +
+	"\x06events\x18\x04 \x01(\x03R\x06events\x12\x16\n" +
+	"\x06errors\x18\x05 \x01(\x03R\x06errors\x12\x1a\n" +
+	"\bcommands\x18\x06 \x01(\x03R\bcommands\x12\x1d\n" +
+	"\n" +
+	"is_partial\x18\a \x01(\bR\tisPartial\"S\n" +
+	"\x14RunRetentionResponse\x12;\n" +
+	"\x06counts\x18\x01 \x01(\v2#.wfe.persistence.v1.RetentionCountsR\x06counts\"4\n" +
+	"\x17GetStorageReportRequest\x12\x19\n" +
+	"\bmax_rows\x18\x01 \x01(\x05R\amaxRows\"\xe0\x01\n" +
+	"\fTableStorage\x12\x14\n" +
+	"\x05table\x18\x01 \x01(\tR\x05table\x12%\n" +
+	"\x0eestimated_rows\x18\x02 \x01(\x03R\restimatedRows\x12\x1b\n" +
+	"\tdead_rows\x18\x03 \x01(\x03R\bdeadRows\x12\x1f\n" +
+	"\vtable_bytes\x18\x04 \x01(\x03R\n" +
+	"tableBytes\x12\x1f\n" +
+	"\vindex_bytes\x18\x05 \x01(\x03R\n" +
+	"indexBytes\x12$\n" +
+	"\vbloat_bytes\x18\x06 \x01(\x03H\x00R\n" +
+	"bloatBytes\x88\x01\x01B\x0e\n" +
+	"\f_bloat_bytes\"\xb0\x01\n" +
+	"\x18GetStorageReportResponse\x128\n" +
+	"\x06tables\x18\x01 \x03(\v2 .wfe.persistence.v1.TableStorageR\x06tables\x129\n" +
+	"\x05freed\x18\x02 \x01(\v2#.wfe.persistence.v1.RetentionCountsR\x05freed\x12\x1f\n" +
+	"\vfreed_bytes\x18\x03 \x01(\x03R\n" +
+	"freedBytes\"\x85\x01\n" +
 	"\tNamespace\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06schema\x18\x02 \x01(\tR\x06schema\x12%\n" +
@@ -1205,7 +2013,7 @@ const file_wfe_persistence_v1_store_proto_rawDesc = "" +
 	"\x15latest_schema_version\x18\x06 \x01(\x05R\x13latestSchemaVersion\x12D\n" +
 	"\fcapabilities\x18\a \x01(\v2 .wfe.persistence.v1.CapabilitiesR\fcapabilities\x12*\n" +
 	"\x11max_message_bytes\x18\b \x01(\x03R\x0fmaxMessageBytes\x12F\n" +
-	"\x11request_retention\x18\t \x01(\v2\x19.google.protobuf.DurationR\x10requestRetention\"\xab\x02\n" +
+	"\x11request_retention\x18\t \x01(\v2\x19.google.protobuf.DurationR\x10requestRetention\"\xc9\x02\n" +
 	"\fCapabilities\x12-\n" +
 	"\x12scheduled_commands\x18\x01 \x01(\bR\x11scheduledCommands\x12!\n" +
 	"\ftruncate_all\x18\x02 \x01(\bR\vtruncateAll\x12)\n" +
@@ -1214,9 +2022,11 @@ const file_wfe_persistence_v1_store_proto_rawDesc = "" +
 	"\x05locks\x18\x05 \x01(\bR\x05locks\x12\x16\n" +
 	"\x06queues\x18\x06 \x01(\bR\x06queues\x12\x1c\n" +
 	"\tlifecycle\x18\a \x01(\bR\tlifecycle\x12'\n" +
-	"\x0fwatch_workflows\x18\b \x01(\bR\x0ewatchWorkflows\"\x14\n" +
+	"\x0fwatch_workflows\x18\b \x01(\bR\x0ewatchWorkflows\x12\x1c\n" +
+	"\tretention\x18\t \x01(\bR\tretention\"\x14\n" +
 	"\x12TruncateAllRequest\"\x15\n" +
-	"\x13TruncateAllResponse2\xc7\x06\n" +
+	"\x13TruncateAllResponse2\x83\n" +
+	"\n" +
 	"\fStoreService\x12p\n" +
 	"\x11EnsureStoreExists\x12,.wfe.persistence.v1.EnsureStoreExistsRequest\x1a-.wfe.persistence.v1.EnsureStoreExistsResponse\x12d\n" +
 	"\rPersistErrors\x12(.wfe.persistence.v1.PersistErrorsRequest\x1a).wfe.persistence.v1.PersistErrorsResponse\x12[\n" +
@@ -1226,7 +2036,11 @@ const file_wfe_persistence_v1_store_proto_rawDesc = "" +
 	"\vTruncateAll\x12&.wfe.persistence.v1.TruncateAllRequest\x1a'.wfe.persistence.v1.TruncateAllResponse\x12j\n" +
 	"\x0fCreateNamespace\x12*.wfe.persistence.v1.CreateNamespaceRequest\x1a+.wfe.persistence.v1.CreateNamespaceResponse\x12g\n" +
 	"\x0eListNamespaces\x12).wfe.persistence.v1.ListNamespacesRequest\x1a*.wfe.persistence.v1.ListNamespacesResponse\x12j\n" +
-	"\x0fDeleteNamespace\x12*.wfe.persistence.v1.DeleteNamespaceRequest\x1a+.wfe.persistence.v1.DeleteNamespaceResponseBO\n" +
+	"\x0fDeleteNamespace\x12*.wfe.persistence.v1.DeleteNamespaceRequest\x1a+.wfe.persistence.v1.DeleteNamespaceResponse\x12s\n" +
+	"\x12SetRetentionPolicy\x12-.wfe.persistence.v1.SetRetentionPolicyRequest\x1a..wfe.persistence.v1.SetRetentionPolicyResponse\x12s\n" +
+	"\x12GetRetentionPolicy\x12-.wfe.persistence.v1.GetRetentionPolicyRequest\x1a..wfe.persistence.v1.GetRetentionPolicyResponse\x12a\n" +
+	"\fRunRetention\x12'.wfe.persistence.v1.RunRetentionRequest\x1a(.wfe.persistence.v1.RunRetentionResponse\x12m\n" +
+	"\x10GetStorageReport\x12+.wfe.persistence.v1.GetStorageReportRequest\x1a,.wfe.persistence.v1.GetStorageReportResponseBO\n" +
 	"\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3"
 
 var (
@@ -1241,60 +2055,93 @@ func file_wfe_persistence_v1_store_proto_rawDescGZIP() []byte {
 	return file_wfe_persistence_v1_store_proto_rawDescData
 }
 
-var file_wfe_persistence_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_wfe_persistence_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_wfe_persistence_v1_store_proto_goTypes = []any{
-	(*ExecutionError)(nil),            // 0: wfe.persistence.v1.ExecutionError
-	(*Namespace)(nil),                 // 1: wfe.persistence.v1.Namespace
-	(*CreateNamespaceRequest)(nil),    // 2: wfe.persistence.v1.CreateNamespaceRequest
-	(*CreateNamespaceResponse)(nil),   // 3: wfe.persistence.v1.CreateNamespaceResponse
-	(*ListNamespacesRequest)(nil),     // 4: wfe.persistence.v1.ListNamespacesRequest
-	(*ListNamespacesResponse)(nil),    // 5: wfe.persistence.v1.ListNamespacesResponse
-	(*DeleteNamespaceRequest)(nil),    // 6: wfe.persistence.v1.DeleteNamespaceRequest
-	(*DeleteNamespaceResponse)(nil),   // 7: wfe.persistence.v1.DeleteNamespaceResponse
-	(*EnsureStoreExistsRequest)(nil),  // 8: wfe.persistence.v1.EnsureStoreExistsRequest
-	(*EnsureStoreExistsResponse)(nil), // 9: wfe.persistence.v1.EnsureStoreExistsResponse
-	(*PersistErrorsRequest)(nil),      // 10: wfe.persistence.v1.PersistErrorsRequest
-	(*PersistErrorsResponse)(nil),     // 11: wfe.persistence.v1.PersistErrorsResponse
-	(*ListErrorsRequest)(nil),         // 12: wfe.persistence.v1.ListErrorsRequest
-	(*ListErrorsResponse)(nil),        // 13: wfe.persistence.v1.ListErrorsResponse
-	(*GetStoreInfoRequest)(nil),       // 14: wfe.persistence.v1.GetStoreInfoRequest
-	(*GetStoreInfoResponse)(nil),      // 15: wfe.persistence.v1.GetStoreInfoResponse
-	(*Capabilities)(nil),              // 16: wfe.persistence.v1.Capabilities
-	(*TruncateAllRequest)(nil),        // 17: wfe.persistence.v1.TruncateAllRequest
-	(*TruncateAllResponse)(nil),       // 18: wfe.persistence.v1.TruncateAllResponse
-	(*timestamppb.Timestamp)(nil),     // 19: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),       // 20: google.protobuf.Duration
+	(*ExecutionError)(nil),             // 0: wfe.persistence.v1.ExecutionError
+	(*WorkflowRetention)(nil),          // 1: wfe.persistence.v1.WorkflowRetention
+	(*RetentionPolicy)(nil),            // 2: wfe.persistence.v1.RetentionPolicy
+	(*SetRetentionPolicyRequest)(nil),  // 3: wfe.persistence.v1.SetRetentionPolicyRequest
+	(*SetRetentionPolicyResponse)(nil), // 4: wfe.persistence.v1.SetRetentionPolicyResponse
+	(*GetRetentionPolicyRequest)(nil),  // 5: wfe.persistence.v1.GetRetentionPolicyRequest
+	(*GetRetentionPolicyResponse)(nil), // 6: wfe.persistence.v1.GetRetentionPolicyResponse
+	(*RunRetentionRequest)(nil),        // 7: wfe.persistence.v1.RunRetentionRequest
+	(*RetentionCounts)(nil),            // 8: wfe.persistence.v1.RetentionCounts
+	(*RunRetentionResponse)(nil),       // 9: wfe.persistence.v1.RunRetentionResponse
+	(*GetStorageReportRequest)(nil),    // 10: wfe.persistence.v1.GetStorageReportRequest
+	(*TableStorage)(nil),               // 11: wfe.persistence.v1.TableStorage
+	(*GetStorageReportResponse)(nil),   // 12: wfe.persistence.v1.GetStorageReportResponse
+	(*Namespace)(nil),                  // 13: wfe.persistence.v1.Namespace
+	(*CreateNamespaceRequest)(nil),     // 14: wfe.persistence.v1.CreateNamespaceRequest
+	(*CreateNamespaceResponse)(nil),    // 15: wfe.persistence.v1.CreateNamespaceResponse
+	(*ListNamespacesRequest)(nil),      // 16: wfe.persistence.v1.ListNamespacesRequest
+	(*ListNamespacesResponse)(nil),     // 17: wfe.persistence.v1.ListNamespacesResponse
+	(*DeleteNamespaceRequest)(nil),     // 18: wfe.persistence.v1.DeleteNamespaceRequest
+	(*DeleteNamespaceResponse)(nil),    // 19: wfe.persistence.v1.DeleteNamespaceResponse
+	(*EnsureStoreExistsRequest)(nil),   // 20: wfe.persistence.v1.EnsureStoreExistsRequest
+	(*EnsureStoreExistsResponse)(nil),  // 21: wfe.persistence.v1.EnsureStoreExistsResponse
+	(*PersistErrorsRequest)(nil),       // 22: wfe.persistence.v1.PersistErrorsRequest
+	(*PersistErrorsResponse)(nil),      // 23: wfe.persistence.v1.PersistErrorsResponse
+	(*ListErrorsRequest)(nil),          // 24: wfe.persistence.v1.ListErrorsRequest
+	(*ListErrorsResponse)(nil),         // 25: wfe.persistence.v1.ListErrorsResponse
+	(*GetStoreInfoRequest)(nil),        // 26: wfe.persistence.v1.GetStoreInfoRequest
+	(*GetStoreInfoResponse)(nil),       // 27: wfe.persistence.v1.GetStoreInfoResponse
+	(*Capabilities)(nil),               // 28: wfe.persistence.v1.Capabilities
+	(*TruncateAllRequest)(nil),         // 29: wfe.persistence.v1.TruncateAllRequest
+	(*TruncateAllResponse)(nil),        // 30: wfe.persistence.v1.TruncateAllResponse
+	(*timestamppb.Timestamp)(nil),      // 31: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 32: google.protobuf.Duration
 }
 var file_wfe_persistence_v1_store_proto_depIdxs = []int32{
-	19, // 0: wfe.persistence.v1.ExecutionError.error_time:type_name -> google.protobuf.Timestamp
-	1,  // 1: wfe.persistence.v1.ListNamespacesResponse.namespaces:type_name -> wfe.persistence.v1.Namespace
-	0,  // 2: wfe.persistence.v1.PersistErrorsRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
-	19, // 3: wfe.persistence.v1.ListErrorsRequest.error_time_from:type_name -> google.protobuf.Timestamp
-	19, // 4: wfe.persistence.v1.ListErrorsRequest.error_time_before:type_name -> google.protobuf.Timestamp
-	0,  // 5: wfe.persistence.v1.ListErrorsResponse.errors:type_name -> wfe.persistence.v1.ExecutionError
-	16, // 6: wfe.persistence.v1.GetStoreInfoResponse.capabilities:type_name -> wfe.persistence.v1.Capabilities
-	20, // 7: wfe.persistence.v1.GetStoreInfoResponse.request_retention:type_name -> google.protobuf.Duration
-	8,  // 8: wfe.persistence.v1.StoreService.EnsureStoreExists:input_type -> wfe.persistence.v1.EnsureStoreExistsRequest
-	10, // 9: wfe.persistence.v1.StoreService.PersistErrors:input_type -> wfe.persistence.v1.PersistErrorsRequest
-	12, // 10: wfe.persistence.v1.StoreService.ListErrors:input_type -> wfe.persistence.v1.ListErrorsRequest
-	14, // 11: wfe.persistence.v1.StoreService.GetStoreInfo:input_type -> wfe.persistence.v1.GetStoreInfoRequest
-	17, // 12: wfe.persistence.v1.StoreService.TruncateAll:input_type -> wfe.persistence.v1.TruncateAllRequest
-	2,  // 13: wfe.persistence.v1.StoreService.CreateNamespace:input_type -> wfe.persistence.v1.CreateNamespaceRequest
-	4,  // 14: wfe.persistence.v1.StoreService.ListNamespaces:input_type -> wfe.persistence.v1.ListNamespacesRequest
-	6,  // 15: wfe.persistence.v1.StoreService.DeleteNamespace:input_type -> wfe.persistence.v1.DeleteNamespaceRequest
-	9,  // 16: wfe.persistence.v1.StoreService.EnsureStoreExists:output_type -> wfe.persistence.v1.EnsureStoreExistsResponse
-	11, // 17: wfe.persistence.v1.StoreService.PersistErrors:output_type -> wfe.persistence.v1.PersistErrorsResponse
-	13, // 18: wfe.persistence.v1.StoreService.ListErrors:output_type -> wfe.persistence.v1.ListErrorsResponse
-	15, // 19: wfe.persistence.v1.StoreService.GetStoreInfo:output_type -> wfe.persistence.v1.GetStoreInfoResponse
-	18, // 20: wfe.persistence.v1.StoreService.TruncateAll:output_type -> wfe.persistence.v1.TruncateAllResponse
-	3,  // 21: wfe.persistence.v1.StoreService.CreateNamespace:output_type -> wfe.persistence.v1.CreateNamespaceResponse
-	5,  // 22: wfe.persistence.v1.StoreService.ListNamespaces:output_type -> wfe.persistence.v1.ListNamespacesResponse
-	7,  // 23: wfe.persistence.v1.StoreService.DeleteNamespace:output_type -> wfe.persistence.v1.DeleteNamespaceResponse
-	16, // [16:24] is the sub-list for method output_type
-	8,  // [8:16] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	31, // 0: wfe.persistence.v1.ExecutionError.error_time:type_name -> google.protobuf.Timestamp
+	32, // 1: wfe.persistence.v1.WorkflowRetention.complete_age:type_name -> google.protobuf.Duration
+	32, // 2: wfe.persistence.v1.WorkflowRetention.terminated_age:type_name -> google.protobuf.Duration
+	1,  // 3: wfe.persistence.v1.RetentionPolicy.workflows:type_name -> wfe.persistence.v1.WorkflowRetention
+	32, // 4: wfe.persistence.v1.RetentionPolicy.processed_event_age:type_name -> google.protobuf.Duration
+	32, // 5: wfe.persistence.v1.RetentionPolicy.error_age:type_name -> google.protobuf.Duration
+	32, // 6: wfe.persistence.v1.RetentionPolicy.overdue_command_age:type_name -> google.protobuf.Duration
+	2,  // 7: wfe.persistence.v1.SetRetentionPolicyRequest.policy:type_name -> wfe.persistence.v1.RetentionPolicy
+	2,  // 8: wfe.persistence.v1.GetRetentionPolicyResponse.policy:type_name -> wfe.persistence.v1.RetentionPolicy
+	31, // 9: wfe.persistence.v1.GetRetentionPolicyResponse.set_time:type_name -> google.protobuf.Timestamp
+	31, // 10: wfe.persistence.v1.GetRetentionPolicyResponse.complete_time:type_name -> google.protobuf.Timestamp
+	8,  // 11: wfe.persistence.v1.RunRetentionResponse.counts:type_name -> wfe.persistence.v1.RetentionCounts
+	11, // 12: wfe.persistence.v1.GetStorageReportResponse.tables:type_name -> wfe.persistence.v1.TableStorage
+	8,  // 13: wfe.persistence.v1.GetStorageReportResponse.freed:type_name -> wfe.persistence.v1.RetentionCounts
+	13, // 14: wfe.persistence.v1.ListNamespacesResponse.namespaces:type_name -> wfe.persistence.v1.Namespace
+	0,  // 15: wfe.persistence.v1.PersistErrorsRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
+	31, // 16: wfe.persistence.v1.ListErrorsRequest.error_time_from:type_name -> google.protobuf.Timestamp
+	31, // 17: wfe.persistence.v1.ListErrorsRequest.error_time_before:type_name -> google.protobuf.Timestamp
+	0,  // 18: wfe.persistence.v1.ListErrorsResponse.errors:type_name -> wfe.persistence.v1.ExecutionError
+	28, // 19: wfe.persistence.v1.GetStoreInfoResponse.capabilities:type_name -> wfe.persistence.v1.Capabilities
+	32, // 20: wfe.persistence.v1.GetStoreInfoResponse.request_retention:type_name -> google.protobuf.Duration
+	20, // 21: wfe.persistence.v1.StoreService.EnsureStoreExists:input_type -> wfe.persistence.v1.EnsureStoreExistsRequest
+	22, // 22: wfe.persistence.v1.StoreService.PersistErrors:input_type -> wfe.persistence.v1.PersistErrorsRequest
+	24, // 23: wfe.persistence.v1.StoreService.ListErrors:input_type -> wfe.persistence.v1.ListErrorsRequest
+	26, // 24: wfe.persistence.v1.StoreService.GetStoreInfo:input_type -> wfe.persistence.v1.GetStoreInfoRequest
+	29, // 25: wfe.persistence.v1.StoreService.TruncateAll:input_type -> wfe.persistence.v1.TruncateAllRequest
+	14, // 26: wfe.persistence.v1.StoreService.CreateNamespace:input_type -> wfe.persistence.v1.CreateNamespaceRequest
+	16, // 27: wfe.persistence.v1.StoreService.ListNamespaces:input_type -> wfe.persistence.v1.ListNamespacesRequest
+	18, // 28: wfe.persistence.v1.StoreService.DeleteNamespace:input_type -> wfe.persistence.v1.DeleteNamespaceRequest
+	3,  // 29: wfe.persistence.v1.StoreService.SetRetentionPolicy:input_type -> wfe.persistence.v1.SetRetentionPolicyRequest
+	5,  // 30: wfe.persistence.v1.StoreService.GetRetentionPolicy:input_type -> wfe.persistence.v1.GetRetentionPolicyRequest
+	7,  // 31: wfe.persistence.v1.StoreService.RunRetention:input_type -> wfe.persistence.v1.RunRetentionRequest
+	10, // 32: wfe.persistence.v1.StoreService.GetStorageReport:input_type -> wfe.persistence.v1.GetStorageReportRequest
+	21, // 33: wfe.persistence.v1.StoreService.EnsureStoreExists:output_type -> wfe.persistence.v1.EnsureStoreExistsResponse
+	23, // 34: wfe.persistence.v1.StoreService.PersistErrors:output_type -> wfe.persistence.v1.PersistErrorsResponse
+	25, // 35: wfe.persistence.v1.StoreService.ListErrors:output_type -> wfe.persistence.v1.ListErrorsResponse
+	27, // 36: wfe.persistence.v1.StoreService.GetStoreInfo:output_type -> wfe.persistence.v1.GetStoreInfoResponse
+	30, // 37: wfe.persistence.v1.StoreService.TruncateAll:output_type -> wfe.persistence.v1.TruncateAllResponse
+	15, // 38: wfe.persistence.v1.StoreService.CreateNamespace:output_type -> wfe.persistence.v1.CreateNamespaceResponse
+	17, // 39: wfe.persistence.v1.StoreService.ListNamespaces:output_type -> wfe.persistence.v1.ListNamespacesResponse
+	19, // 40: wfe.persistence.v1.StoreService.DeleteNamespace:output_type -> wfe.persistence.v1.DeleteNamespaceResponse
+	4,  // 41: wfe.persistence.v1.StoreService.SetRetentionPolicy:output_type -> wfe.persistence.v1.SetRetentionPolicyResponse
+	6,  // 42: wfe.persistence.v1.StoreService.GetRetentionPolicy:output_type -> wfe.persistence.v1.GetRetentionPolicyResponse
+	9,  // 43: wfe.persistence.v1.StoreService.RunRetention:output_type -> wfe.persistence.v1.RunRetentionResponse
+	12, // 44: wfe.persistence.v1.StoreService.GetStorageReport:output_type -> wfe.persistence.v1.GetStorageReportResponse
+	33, // [33:45] is the sub-list for method output_type
+	21, // [21:33] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_store_proto_init() }
@@ -1302,13 +2149,14 @@ func file_wfe_persistence_v1_store_proto_init() {
 	if File_wfe_persistence_v1_store_proto != nil {
 		return
 	}
+	file_wfe_persistence_v1_store_proto_msgTypes[11].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wfe_persistence_v1_store_proto_rawDesc), len(file_wfe_persistence_v1_store_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

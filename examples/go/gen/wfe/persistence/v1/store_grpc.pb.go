@@ -19,14 +19,18 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	StoreService_EnsureStoreExists_FullMethodName = "/wfe.persistence.v1.StoreService/EnsureStoreExists"
-	StoreService_PersistErrors_FullMethodName     = "/wfe.persistence.v1.StoreService/PersistErrors"
-	StoreService_ListErrors_FullMethodName        = "/wfe.persistence.v1.StoreService/ListErrors"
-	StoreService_GetStoreInfo_FullMethodName      = "/wfe.persistence.v1.StoreService/GetStoreInfo"
-	StoreService_TruncateAll_FullMethodName       = "/wfe.persistence.v1.StoreService/TruncateAll"
-	StoreService_CreateNamespace_FullMethodName   = "/wfe.persistence.v1.StoreService/CreateNamespace"
-	StoreService_ListNamespaces_FullMethodName    = "/wfe.persistence.v1.StoreService/ListNamespaces"
-	StoreService_DeleteNamespace_FullMethodName   = "/wfe.persistence.v1.StoreService/DeleteNamespace"
+	StoreService_EnsureStoreExists_FullMethodName  = "/wfe.persistence.v1.StoreService/EnsureStoreExists"
+	StoreService_PersistErrors_FullMethodName      = "/wfe.persistence.v1.StoreService/PersistErrors"
+	StoreService_ListErrors_FullMethodName         = "/wfe.persistence.v1.StoreService/ListErrors"
+	StoreService_GetStoreInfo_FullMethodName       = "/wfe.persistence.v1.StoreService/GetStoreInfo"
+	StoreService_TruncateAll_FullMethodName        = "/wfe.persistence.v1.StoreService/TruncateAll"
+	StoreService_CreateNamespace_FullMethodName    = "/wfe.persistence.v1.StoreService/CreateNamespace"
+	StoreService_ListNamespaces_FullMethodName     = "/wfe.persistence.v1.StoreService/ListNamespaces"
+	StoreService_DeleteNamespace_FullMethodName    = "/wfe.persistence.v1.StoreService/DeleteNamespace"
+	StoreService_SetRetentionPolicy_FullMethodName = "/wfe.persistence.v1.StoreService/SetRetentionPolicy"
+	StoreService_GetRetentionPolicy_FullMethodName = "/wfe.persistence.v1.StoreService/GetRetentionPolicy"
+	StoreService_RunRetention_FullMethodName       = "/wfe.persistence.v1.StoreService/RunRetention"
+	StoreService_GetStorageReport_FullMethodName   = "/wfe.persistence.v1.StoreService/GetStorageReport"
 )
 
 // StoreServiceClient is the client API for StoreService service.
@@ -92,6 +96,24 @@ type StoreServiceClient interface {
 	// call to it has made it this server's; RESOURCE_EXHAUSTED
 	// (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
 	DeleteNamespace(ctx context.Context, in *DeleteNamespaceRequest, opts ...grpc.CallOption) (*DeleteNamespaceResponse, error)
+	// Replaces the retention policy of the namespace, atomically: what the servers
+	// delete by themselves. Idempotent. Without a policy nothing is deleted. When
+	// the call returns, nothing is deleted by the previous policy any more.
+	// Servers look for what a policy lets go every `--retention-seconds`, delete
+	// it in small batches, as PurgeWorkflows and PurgeEvents do, at most
+	// `--retention-rows-per-second`; one server at a time for each rule. Errors:
+	// INVALID_ARGUMENT.
+	SetRetentionPolicy(ctx context.Context, in *SetRetentionPolicyRequest, opts ...grpc.CallOption) (*SetRetentionPolicyResponse, error)
+	// Returns the retention policy of the namespace, and what it has done.
+	GetRetentionPolicy(ctx context.Context, in *GetRetentionPolicyRequest, opts ...grpc.CallOption) (*GetRetentionPolicyResponse, error)
+	// Has the servers apply the retention policy now, from the beginning, rather
+	// than at the next time; returns before they have. With `dry_run`: counts what
+	// would go now and changes nothing. Idempotent. Errors: INVALID_ARGUMENT.
+	RunRetention(ctx context.Context, in *RunRetentionRequest, opts ...grpc.CallOption) (*RunRetentionResponse, error)
+	// Returns how much space the tables of the namespace take, as PostgreSQL
+	// estimates it, and what the retention policy would free now. Not a snapshot.
+	// Errors: INVALID_ARGUMENT.
+	GetStorageReport(ctx context.Context, in *GetStorageReportRequest, opts ...grpc.CallOption) (*GetStorageReportResponse, error)
 }
 
 type storeServiceClient struct {
@@ -182,6 +204,46 @@ func (c *storeServiceClient) DeleteNamespace(ctx context.Context, in *DeleteName
 	return out, nil
 }
 
+func (c *storeServiceClient) SetRetentionPolicy(ctx context.Context, in *SetRetentionPolicyRequest, opts ...grpc.CallOption) (*SetRetentionPolicyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetRetentionPolicyResponse)
+	err := c.cc.Invoke(ctx, StoreService_SetRetentionPolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storeServiceClient) GetRetentionPolicy(ctx context.Context, in *GetRetentionPolicyRequest, opts ...grpc.CallOption) (*GetRetentionPolicyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetRetentionPolicyResponse)
+	err := c.cc.Invoke(ctx, StoreService_GetRetentionPolicy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storeServiceClient) RunRetention(ctx context.Context, in *RunRetentionRequest, opts ...grpc.CallOption) (*RunRetentionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RunRetentionResponse)
+	err := c.cc.Invoke(ctx, StoreService_RunRetention_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storeServiceClient) GetStorageReport(ctx context.Context, in *GetStorageReportRequest, opts ...grpc.CallOption) (*GetStorageReportResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetStorageReportResponse)
+	err := c.cc.Invoke(ctx, StoreService_GetStorageReport_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // StoreServiceServer is the server API for StoreService service.
 // All implementations must embed UnimplementedStoreServiceServer
 // for forward compatibility.
@@ -245,6 +307,24 @@ type StoreServiceServer interface {
 	// call to it has made it this server's; RESOURCE_EXHAUSTED
 	// (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
 	DeleteNamespace(context.Context, *DeleteNamespaceRequest) (*DeleteNamespaceResponse, error)
+	// Replaces the retention policy of the namespace, atomically: what the servers
+	// delete by themselves. Idempotent. Without a policy nothing is deleted. When
+	// the call returns, nothing is deleted by the previous policy any more.
+	// Servers look for what a policy lets go every `--retention-seconds`, delete
+	// it in small batches, as PurgeWorkflows and PurgeEvents do, at most
+	// `--retention-rows-per-second`; one server at a time for each rule. Errors:
+	// INVALID_ARGUMENT.
+	SetRetentionPolicy(context.Context, *SetRetentionPolicyRequest) (*SetRetentionPolicyResponse, error)
+	// Returns the retention policy of the namespace, and what it has done.
+	GetRetentionPolicy(context.Context, *GetRetentionPolicyRequest) (*GetRetentionPolicyResponse, error)
+	// Has the servers apply the retention policy now, from the beginning, rather
+	// than at the next time; returns before they have. With `dry_run`: counts what
+	// would go now and changes nothing. Idempotent. Errors: INVALID_ARGUMENT.
+	RunRetention(context.Context, *RunRetentionRequest) (*RunRetentionResponse, error)
+	// Returns how much space the tables of the namespace take, as PostgreSQL
+	// estimates it, and what the retention policy would free now. Not a snapshot.
+	// Errors: INVALID_ARGUMENT.
+	GetStorageReport(context.Context, *GetStorageReportRequest) (*GetStorageReportResponse, error)
 	mustEmbedUnimplementedStoreServiceServer()
 }
 
@@ -278,6 +358,18 @@ func (UnimplementedStoreServiceServer) ListNamespaces(context.Context, *ListName
 }
 func (UnimplementedStoreServiceServer) DeleteNamespace(context.Context, *DeleteNamespaceRequest) (*DeleteNamespaceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteNamespace not implemented")
+}
+func (UnimplementedStoreServiceServer) SetRetentionPolicy(context.Context, *SetRetentionPolicyRequest) (*SetRetentionPolicyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetRetentionPolicy not implemented")
+}
+func (UnimplementedStoreServiceServer) GetRetentionPolicy(context.Context, *GetRetentionPolicyRequest) (*GetRetentionPolicyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetRetentionPolicy not implemented")
+}
+func (UnimplementedStoreServiceServer) RunRetention(context.Context, *RunRetentionRequest) (*RunRetentionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RunRetention not implemented")
+}
+func (UnimplementedStoreServiceServer) GetStorageReport(context.Context, *GetStorageReportRequest) (*GetStorageReportResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetStorageReport not implemented")
 }
 func (UnimplementedStoreServiceServer) mustEmbedUnimplementedStoreServiceServer() {}
 func (UnimplementedStoreServiceServer) testEmbeddedByValue()                      {}
@@ -444,6 +536,78 @@ func _StoreService_DeleteNamespace_Handler(srv interface{}, ctx context.Context,
 	return interceptor(ctx, in, info, handler)
 }
 
+func _StoreService_SetRetentionPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetRetentionPolicyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StoreServiceServer).SetRetentionPolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StoreService_SetRetentionPolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StoreServiceServer).SetRetentionPolicy(ctx, req.(*SetRetentionPolicyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StoreService_GetRetentionPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetRetentionPolicyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StoreServiceServer).GetRetentionPolicy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StoreService_GetRetentionPolicy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StoreServiceServer).GetRetentionPolicy(ctx, req.(*GetRetentionPolicyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StoreService_RunRetention_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RunRetentionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StoreServiceServer).RunRetention(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StoreService_RunRetention_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StoreServiceServer).RunRetention(ctx, req.(*RunRetentionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StoreService_GetStorageReport_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetStorageReportRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StoreServiceServer).GetStorageReport(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StoreService_GetStorageReport_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StoreServiceServer).GetStorageReport(ctx, req.(*GetStorageReportRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // StoreService_ServiceDesc is the grpc.ServiceDesc for StoreService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -482,6 +646,22 @@ var StoreService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DeleteNamespace",
 			Handler:    _StoreService_DeleteNamespace_Handler,
+		},
+		{
+			MethodName: "SetRetentionPolicy",
+			Handler:    _StoreService_SetRetentionPolicy_Handler,
+		},
+		{
+			MethodName: "GetRetentionPolicy",
+			Handler:    _StoreService_GetRetentionPolicy_Handler,
+		},
+		{
+			MethodName: "RunRetention",
+			Handler:    _StoreService_RunRetention_Handler,
+		},
+		{
+			MethodName: "GetStorageReport",
+			Handler:    _StoreService_GetStorageReport_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

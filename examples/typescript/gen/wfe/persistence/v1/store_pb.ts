@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file wfe/persistence/v1/store.proto.
  */
 export const file_wfe_persistence_v1_store: GenFile = /*@__PURE__*/
-  fileDesc("Ch53ZmUvcGVyc2lzdGVuY2UvdjEvc3RvcmUucHJvdG8SEndmZS5wZXJzaXN0ZW5jZS52MSKEAQoORXhlY3V0aW9uRXJyb3ISLgoKZXJyb3JfdGltZRgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEwoLd29ya2Zsb3dfaWQYAiABKAkSHAoUZXhlY3V0aW9uX3BvaW50ZXJfaWQYAyABKAkSDwoHbWVzc2FnZRgEIAEoCSJZCglOYW1lc3BhY2USDAoEbmFtZRgBIAEoCRIOCgZzY2hlbWEYAiABKAkSFgoOc2NoZW1hX3ZlcnNpb24YAyABKAUSFgoOZXN0aW1hdGVkX3Jvd3MYBCABKAMiJgoWQ3JlYXRlTmFtZXNwYWNlUmVxdWVzdBIMCgRuYW1lGAEgASgJIk0KF0NyZWF0ZU5hbWVzcGFjZVJlc3BvbnNlEhYKDnNjaGVtYV92ZXJzaW9uGAEgASgFEhoKEmFwcGxpZWRfbWlncmF0aW9ucxgCIAMoCSI+ChVMaXN0TmFtZXNwYWNlc1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgFEhIKCnBhZ2VfdG9rZW4YAiABKAkiZAoWTGlzdE5hbWVzcGFjZXNSZXNwb25zZRIxCgpuYW1lc3BhY2VzGAEgAygLMh0ud2ZlLnBlcnNpc3RlbmNlLnYxLk5hbWVzcGFjZRIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiNQoWRGVsZXRlTmFtZXNwYWNlUmVxdWVzdBIMCgRuYW1lGAEgASgJEg0KBWZvcmNlGAIgASgIIhkKF0RlbGV0ZU5hbWVzcGFjZVJlc3BvbnNlIhoKGEVuc3VyZVN0b3JlRXhpc3RzUmVxdWVzdCJPChlFbnN1cmVTdG9yZUV4aXN0c1Jlc3BvbnNlEhYKDnNjaGVtYV92ZXJzaW9uGAEgASgFEhoKEmFwcGxpZWRfbWlncmF0aW9ucxgCIAMoCSJKChRQZXJzaXN0RXJyb3JzUmVxdWVzdBIyCgZlcnJvcnMYASADKAsyIi53ZmUucGVyc2lzdGVuY2UudjEuRXhlY3V0aW9uRXJyb3IiFwoVUGVyc2lzdEVycm9yc1Jlc3BvbnNlIrsBChFMaXN0RXJyb3JzUmVxdWVzdBITCgt3b3JrZmxvd19pZBgBIAEoCRIzCg9lcnJvcl90aW1lX2Zyb20YBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjUKEWVycm9yX3RpbWVfYmVmb3JlGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIRCglwYWdlX3NpemUYAiABKAUSEgoKcGFnZV90b2tlbhgDIAEoCSJhChJMaXN0RXJyb3JzUmVzcG9uc2USMgoGZXJyb3JzGAEgAygLMiIud2ZlLnBlcnNpc3RlbmNlLnYxLkV4ZWN1dGlvbkVycm9yEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSIVChNHZXRTdG9yZUluZm9SZXF1ZXN0IqsCChRHZXRTdG9yZUluZm9SZXNwb25zZRIWCg5zZXJ2ZXJfdmVyc2lvbhgBIAEoCRIYChBwb3N0Z3Jlc192ZXJzaW9uGAIgASgJEhEKCW5hbWVzcGFjZRgDIAEoCRIOCgZzY2hlbWEYBCABKAkSFgoOc2NoZW1hX3ZlcnNpb24YBSABKAUSHQoVbGF0ZXN0X3NjaGVtYV92ZXJzaW9uGAYgASgFEjYKDGNhcGFiaWxpdGllcxgHIAEoCzIgLndmZS5wZXJzaXN0ZW5jZS52MS5DYXBhYmlsaXRpZXMSGQoRbWF4X21lc3NhZ2VfYnl0ZXMYCCABKAMSNAoRcmVxdWVzdF9yZXRlbnRpb24YCSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24ivwEKDENhcGFiaWxpdGllcxIaChJzY2hlZHVsZWRfY29tbWFuZHMYASABKAgSFAoMdHJ1bmNhdGVfYWxsGAIgASgIEhgKEGRlbGV0ZV9uYW1lc3BhY2UYAyABKAgSGAoQY3JlYXRlX25hbWVzcGFjZRgEIAEoCBINCgVsb2NrcxgFIAEoCBIOCgZxdWV1ZXMYBiABKAgSEQoJbGlmZWN5Y2xlGAcgASgIEhcKD3dhdGNoX3dvcmtmbG93cxgIIAEoCCIUChJUcnVuY2F0ZUFsbFJlcXVlc3QiFQoTVHJ1bmNhdGVBbGxSZXNwb25zZTLHBgoMU3RvcmVTZXJ2aWNlEnAKEUVuc3VyZVN0b3JlRXhpc3RzEiwud2ZlLnBlcnNpc3RlbmNlLnYxLkVuc3VyZVN0b3JlRXhpc3RzUmVxdWVzdBotLndmZS5wZXJzaXN0ZW5jZS52MS5FbnN1cmVTdG9yZUV4aXN0c1Jlc3BvbnNlEmQKDVBlcnNpc3RFcnJvcnMSKC53ZmUucGVyc2lzdGVuY2UudjEuUGVyc2lzdEVycm9yc1JlcXVlc3QaKS53ZmUucGVyc2lzdGVuY2UudjEuUGVyc2lzdEVycm9yc1Jlc3BvbnNlElsKCkxpc3RFcnJvcnMSJS53ZmUucGVyc2lzdGVuY2UudjEuTGlzdEVycm9yc1JlcXVlc3QaJi53ZmUucGVyc2lzdGVuY2UudjEuTGlzdEVycm9yc1Jlc3BvbnNlEmEKDEdldFN0b3JlSW5mbxInLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRTdG9yZUluZm9SZXF1ZXN0Gigud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFN0b3JlSW5mb1Jlc3BvbnNlEl4KC1RydW5jYXRlQWxsEiYud2ZlLnBlcnNpc3RlbmNlLnYxLlRydW5jYXRlQWxsUmVxdWVzdBonLndmZS5wZXJzaXN0ZW5jZS52MS5UcnVuY2F0ZUFsbFJlc3BvbnNlEmoKD0NyZWF0ZU5hbWVzcGFjZRIqLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVOYW1lc3BhY2VSZXF1ZXN0Gisud2ZlLnBlcnNpc3RlbmNlLnYxLkNyZWF0ZU5hbWVzcGFjZVJlc3BvbnNlEmcKDkxpc3ROYW1lc3BhY2VzEikud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3ROYW1lc3BhY2VzUmVxdWVzdBoqLndmZS5wZXJzaXN0ZW5jZS52MS5MaXN0TmFtZXNwYWNlc1Jlc3BvbnNlEmoKD0RlbGV0ZU5hbWVzcGFjZRIqLndmZS5wZXJzaXN0ZW5jZS52MS5EZWxldGVOYW1lc3BhY2VSZXF1ZXN0Gisud2ZlLnBlcnNpc3RlbmNlLnYxLkRlbGV0ZU5hbWVzcGFjZVJlc3BvbnNlQk8KEndmZS5wZXJzaXN0ZW5jZS52MVABWjd3ZmUtcGVyc2lzdGVuY2UvZ2VuL2dvL3dmZS9wZXJzaXN0ZW5jZS92MTtwZXJzaXN0ZW5jZXYxYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
+  fileDesc("Ch53ZmUvcGVyc2lzdGVuY2UvdjEvc3RvcmUucHJvdG8SEndmZS5wZXJzaXN0ZW5jZS52MSKEAQoORXhlY3V0aW9uRXJyb3ISLgoKZXJyb3JfdGltZRgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEwoLd29ya2Zsb3dfaWQYAiABKAkSHAoUZXhlY3V0aW9uX3BvaW50ZXJfaWQYAyABKAkSDwoHbWVzc2FnZRgEIAEoCSKXAQoRV29ya2Zsb3dSZXRlbnRpb24SHgoWd29ya2Zsb3dfZGVmaW5pdGlvbl9pZBgBIAEoCRIvCgxjb21wbGV0ZV9hZ2UYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SMQoOdGVybWluYXRlZF9hZ2UYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24i6QEKD1JldGVudGlvblBvbGljeRI4Cgl3b3JrZmxvd3MYASADKAsyJS53ZmUucGVyc2lzdGVuY2UudjEuV29ya2Zsb3dSZXRlbnRpb24SNgoTcHJvY2Vzc2VkX2V2ZW50X2FnZRgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIsCgllcnJvcl9hZ2UYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SNgoTb3ZlcmR1ZV9jb21tYW5kX2FnZRgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiJQChlTZXRSZXRlbnRpb25Qb2xpY3lSZXF1ZXN0EjMKBnBvbGljeRgBIAEoCzIjLndmZS5wZXJzaXN0ZW5jZS52MS5SZXRlbnRpb25Qb2xpY3kiHAoaU2V0UmV0ZW50aW9uUG9saWN5UmVzcG9uc2UiGwoZR2V0UmV0ZW50aW9uUG9saWN5UmVxdWVzdCLIAQoaR2V0UmV0ZW50aW9uUG9saWN5UmVzcG9uc2USMwoGcG9saWN5GAEgASgLMiMud2ZlLnBlcnNpc3RlbmNlLnYxLlJldGVudGlvblBvbGljeRIsCghzZXRfdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFAoMZGVsZXRlZF9yb3dzGAMgASgDEjEKDWNvbXBsZXRlX3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjgKE1J1blJldGVudGlvblJlcXVlc3QSDwoHZHJ5X3J1bhgBIAEoCBIQCghtYXhfcm93cxgCIAEoBSKdAQoPUmV0ZW50aW9uQ291bnRzEhEKCXdvcmtmbG93cxgBIAEoAxIaChJleGVjdXRpb25fcG9pbnRlcnMYAiABKAMSFQoNc3Vic2NyaXB0aW9ucxgDIAEoAxIOCgZldmVudHMYBCABKAMSDgoGZXJyb3JzGAUgASgDEhAKCGNvbW1hbmRzGAYgASgDEhIKCmlzX3BhcnRpYWwYByABKAgiSwoUUnVuUmV0ZW50aW9uUmVzcG9uc2USMwoGY291bnRzGAEgASgLMiMud2ZlLnBlcnNpc3RlbmNlLnYxLlJldGVudGlvbkNvdW50cyIrChdHZXRTdG9yYWdlUmVwb3J0UmVxdWVzdBIQCghtYXhfcm93cxgBIAEoBSKcAQoMVGFibGVTdG9yYWdlEg0KBXRhYmxlGAEgASgJEhYKDmVzdGltYXRlZF9yb3dzGAIgASgDEhEKCWRlYWRfcm93cxgDIAEoAxITCgt0YWJsZV9ieXRlcxgEIAEoAxITCgtpbmRleF9ieXRlcxgFIAEoAxIYCgtibG9hdF9ieXRlcxgGIAEoA0gAiAEBQg4KDF9ibG9hdF9ieXRlcyKVAQoYR2V0U3RvcmFnZVJlcG9ydFJlc3BvbnNlEjAKBnRhYmxlcxgBIAMoCzIgLndmZS5wZXJzaXN0ZW5jZS52MS5UYWJsZVN0b3JhZ2USMgoFZnJlZWQYAiABKAsyIy53ZmUucGVyc2lzdGVuY2UudjEuUmV0ZW50aW9uQ291bnRzEhMKC2ZyZWVkX2J5dGVzGAMgASgDIlkKCU5hbWVzcGFjZRIMCgRuYW1lGAEgASgJEg4KBnNjaGVtYRgCIAEoCRIWCg5zY2hlbWFfdmVyc2lvbhgDIAEoBRIWCg5lc3RpbWF0ZWRfcm93cxgEIAEoAyImChZDcmVhdGVOYW1lc3BhY2VSZXF1ZXN0EgwKBG5hbWUYASABKAkiTQoXQ3JlYXRlTmFtZXNwYWNlUmVzcG9uc2USFgoOc2NoZW1hX3ZlcnNpb24YASABKAUSGgoSYXBwbGllZF9taWdyYXRpb25zGAIgAygJIj4KFUxpc3ROYW1lc3BhY2VzUmVxdWVzdBIRCglwYWdlX3NpemUYASABKAUSEgoKcGFnZV90b2tlbhgCIAEoCSJkChZMaXN0TmFtZXNwYWNlc1Jlc3BvbnNlEjEKCm5hbWVzcGFjZXMYASADKAsyHS53ZmUucGVyc2lzdGVuY2UudjEuTmFtZXNwYWNlEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSI1ChZEZWxldGVOYW1lc3BhY2VSZXF1ZXN0EgwKBG5hbWUYASABKAkSDQoFZm9yY2UYAiABKAgiGQoXRGVsZXRlTmFtZXNwYWNlUmVzcG9uc2UiGgoYRW5zdXJlU3RvcmVFeGlzdHNSZXF1ZXN0Ik8KGUVuc3VyZVN0b3JlRXhpc3RzUmVzcG9uc2USFgoOc2NoZW1hX3ZlcnNpb24YASABKAUSGgoSYXBwbGllZF9taWdyYXRpb25zGAIgAygJIkoKFFBlcnNpc3RFcnJvcnNSZXF1ZXN0EjIKBmVycm9ycxgBIAMoCzIiLndmZS5wZXJzaXN0ZW5jZS52MS5FeGVjdXRpb25FcnJvciIXChVQZXJzaXN0RXJyb3JzUmVzcG9uc2UiuwEKEUxpc3RFcnJvcnNSZXF1ZXN0EhMKC3dvcmtmbG93X2lkGAEgASgJEjMKD2Vycm9yX3RpbWVfZnJvbRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASNQoRZXJyb3JfdGltZV9iZWZvcmUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJImEKEkxpc3RFcnJvcnNSZXNwb25zZRIyCgZlcnJvcnMYASADKAsyIi53ZmUucGVyc2lzdGVuY2UudjEuRXhlY3V0aW9uRXJyb3ISFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIhUKE0dldFN0b3JlSW5mb1JlcXVlc3QiqwIKFEdldFN0b3JlSW5mb1Jlc3BvbnNlEhYKDnNlcnZlcl92ZXJzaW9uGAEgASgJEhgKEHBvc3RncmVzX3ZlcnNpb24YAiABKAkSEQoJbmFtZXNwYWNlGAMgASgJEg4KBnNjaGVtYRgEIAEoCRIWCg5zY2hlbWFfdmVyc2lvbhgFIAEoBRIdChVsYXRlc3Rfc2NoZW1hX3ZlcnNpb24YBiABKAUSNgoMY2FwYWJpbGl0aWVzGAcgASgLMiAud2ZlLnBlcnNpc3RlbmNlLnYxLkNhcGFiaWxpdGllcxIZChFtYXhfbWVzc2FnZV9ieXRlcxgIIAEoAxI0ChFyZXF1ZXN0X3JldGVudGlvbhgJIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiLSAQoMQ2FwYWJpbGl0aWVzEhoKEnNjaGVkdWxlZF9jb21tYW5kcxgBIAEoCBIUCgx0cnVuY2F0ZV9hbGwYAiABKAgSGAoQZGVsZXRlX25hbWVzcGFjZRgDIAEoCBIYChBjcmVhdGVfbmFtZXNwYWNlGAQgASgIEg0KBWxvY2tzGAUgASgIEg4KBnF1ZXVlcxgGIAEoCBIRCglsaWZlY3ljbGUYByABKAgSFwoPd2F0Y2hfd29ya2Zsb3dzGAggASgIEhEKCXJldGVudGlvbhgJIAEoCCIUChJUcnVuY2F0ZUFsbFJlcXVlc3QiFQoTVHJ1bmNhdGVBbGxSZXNwb25zZTKDCgoMU3RvcmVTZXJ2aWNlEnAKEUVuc3VyZVN0b3JlRXhpc3RzEiwud2ZlLnBlcnNpc3RlbmNlLnYxLkVuc3VyZVN0b3JlRXhpc3RzUmVxdWVzdBotLndmZS5wZXJzaXN0ZW5jZS52MS5FbnN1cmVTdG9yZUV4aXN0c1Jlc3BvbnNlEmQKDVBlcnNpc3RFcnJvcnMSKC53ZmUucGVyc2lzdGVuY2UudjEuUGVyc2lzdEVycm9yc1JlcXVlc3QaKS53ZmUucGVyc2lzdGVuY2UudjEuUGVyc2lzdEVycm9yc1Jlc3BvbnNlElsKCkxpc3RFcnJvcnMSJS53ZmUucGVyc2lzdGVuY2UudjEuTGlzdEVycm9yc1JlcXVlc3QaJi53ZmUucGVyc2lzdGVuY2UudjEuTGlzdEVycm9yc1Jlc3BvbnNlEmEKDEdldFN0b3JlSW5mbxInLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRTdG9yZUluZm9SZXF1ZXN0Gigud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFN0b3JlSW5mb1Jlc3BvbnNlEl4KC1RydW5jYXRlQWxsEiYud2ZlLnBlcnNpc3RlbmNlLnYxLlRydW5jYXRlQWxsUmVxdWVzdBonLndmZS5wZXJzaXN0ZW5jZS52MS5UcnVuY2F0ZUFsbFJlc3BvbnNlEmoKD0NyZWF0ZU5hbWVzcGFjZRIqLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVOYW1lc3BhY2VSZXF1ZXN0Gisud2ZlLnBlcnNpc3RlbmNlLnYxLkNyZWF0ZU5hbWVzcGFjZVJlc3BvbnNlEmcKDkxpc3ROYW1lc3BhY2VzEikud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3ROYW1lc3BhY2VzUmVxdWVzdBoqLndmZS5wZXJzaXN0ZW5jZS52MS5MaXN0TmFtZXNwYWNlc1Jlc3BvbnNlEmoKD0RlbGV0ZU5hbWVzcGFjZRIqLndmZS5wZXJzaXN0ZW5jZS52MS5EZWxldGVOYW1lc3BhY2VSZXF1ZXN0Gisud2ZlLnBlcnNpc3RlbmNlLnYxLkRlbGV0ZU5hbWVzcGFjZVJlc3BvbnNlEnMKElNldFJldGVudGlvblBvbGljeRItLndmZS5wZXJzaXN0ZW5jZS52MS5TZXRSZXRlbnRpb25Qb2xpY3lSZXF1ZXN0Gi4ud2ZlLnBlcnNpc3RlbmNlLnYxLlNldFJldGVudGlvblBvbGljeVJlc3BvbnNlEnMKEkdldFJldGVudGlvblBvbGljeRItLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRSZXRlbnRpb25Qb2xpY3lSZXF1ZXN0Gi4ud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFJldGVudGlvblBvbGljeVJlc3BvbnNlEmEKDFJ1blJldGVudGlvbhInLndmZS5wZXJzaXN0ZW5jZS52MS5SdW5SZXRlbnRpb25SZXF1ZXN0Gigud2ZlLnBlcnNpc3RlbmNlLnYxLlJ1blJldGVudGlvblJlc3BvbnNlEm0KEEdldFN0b3JhZ2VSZXBvcnQSKy53ZmUucGVyc2lzdGVuY2UudjEuR2V0U3RvcmFnZVJlcG9ydFJlcXVlc3QaLC53ZmUucGVyc2lzdGVuY2UudjEuR2V0U3RvcmFnZVJlcG9ydFJlc3BvbnNlQk8KEndmZS5wZXJzaXN0ZW5jZS52MVABWjd3ZmUtcGVyc2lzdGVuY2UvZ2VuL2dvL3dmZS9wZXJzaXN0ZW5jZS92MTtwZXJzaXN0ZW5jZXYxYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * ExecutionError is a failure of a step, recorded in the error log.
@@ -61,6 +61,417 @@ export const ExecutionErrorSchema: GenMessage<ExecutionError> = /*@__PURE__*/
   messageDesc(file_wfe_persistence_v1_store, 0);
 
 /**
+ * WorkflowRetention is for how long ended workflows are kept.
+ *
+ * @generated from message wfe.persistence.v1.WorkflowRetention
+ */
+export type WorkflowRetention = Message<"wfe.persistence.v1.WorkflowRetention"> & {
+  /**
+   * Those of this definition, at most 512 bytes; empty: those of every
+   * definition that has no rule of its own.
+   *
+   * @generated from field: string workflow_definition_id = 1;
+   */
+  workflowDefinitionId: string;
+
+  /**
+   * How long after its complete_time (without one: its create_time) a COMPLETE
+   * workflow may be deleted; absent: never. 1 minute to 1,000,000 days,
+   * truncated to microseconds. As with PurgeWorkflows, all workflows below it
+   * are deleted with it, whatever their definition, and it is kept until they
+   * have all ended for that long.
+   *
+   * @generated from field: google.protobuf.Duration complete_age = 2;
+   */
+  completeAge?: Duration | undefined;
+
+  /**
+   * The same of a TERMINATED workflow.
+   *
+   * @generated from field: google.protobuf.Duration terminated_age = 3;
+   */
+  terminatedAge?: Duration | undefined;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.WorkflowRetention.
+ * Use `create(WorkflowRetentionSchema)` to create a new message.
+ */
+export const WorkflowRetentionSchema: GenMessage<WorkflowRetention> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 1);
+
+/**
+ * RetentionPolicy is what the servers delete by themselves in a namespace.
+ *
+ * @generated from message wfe.persistence.v1.RetentionPolicy
+ */
+export type RetentionPolicy = Message<"wfe.persistence.v1.RetentionPolicy"> & {
+  /**
+   * Which workflows; at most 100, at most one for each definition.
+   *
+   * @generated from field: repeated wfe.persistence.v1.WorkflowRetention workflows = 1;
+   */
+  workflows: WorkflowRetention[];
+
+  /**
+   * How long after its event_time a processed event may be deleted; absent:
+   * never. 1 minute to 1,000,000 days, truncated to microseconds.
+   *
+   * @generated from field: google.protobuf.Duration processed_event_age = 2;
+   */
+  processedEventAge?: Duration | undefined;
+
+  /**
+   * How long after its error_time an error may be deleted; absent: never, or
+   * with its workflow. 1 minute to 1,000,000 days, truncated to microseconds.
+   *
+   * @generated from field: google.protobuf.Duration error_age = 3;
+   */
+  errorAge?: Duration | undefined;
+
+  /**
+   * How long after its execute_time a command that nobody holds may be deleted;
+   * absent: never. (A command that was completed is gone already.) 1 minute to
+   * 1,000,000 days, truncated to microseconds.
+   *
+   * @generated from field: google.protobuf.Duration overdue_command_age = 4;
+   */
+  overdueCommandAge?: Duration | undefined;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.RetentionPolicy.
+ * Use `create(RetentionPolicySchema)` to create a new message.
+ */
+export const RetentionPolicySchema: GenMessage<RetentionPolicy> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 2);
+
+/**
+ * SetRetentionPolicyRequest is the request of SetRetentionPolicy.
+ *
+ * @generated from message wfe.persistence.v1.SetRetentionPolicyRequest
+ */
+export type SetRetentionPolicyRequest = Message<"wfe.persistence.v1.SetRetentionPolicyRequest"> & {
+  /**
+   * The policy; absent or empty: nothing is deleted any more.
+   *
+   * @generated from field: wfe.persistence.v1.RetentionPolicy policy = 1;
+   */
+  policy?: RetentionPolicy | undefined;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.SetRetentionPolicyRequest.
+ * Use `create(SetRetentionPolicyRequestSchema)` to create a new message.
+ */
+export const SetRetentionPolicyRequestSchema: GenMessage<SetRetentionPolicyRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 3);
+
+/**
+ * SetRetentionPolicyResponse is the response of SetRetentionPolicy.
+ *
+ * @generated from message wfe.persistence.v1.SetRetentionPolicyResponse
+ */
+export type SetRetentionPolicyResponse = Message<"wfe.persistence.v1.SetRetentionPolicyResponse"> & {
+};
+
+/**
+ * Describes the message wfe.persistence.v1.SetRetentionPolicyResponse.
+ * Use `create(SetRetentionPolicyResponseSchema)` to create a new message.
+ */
+export const SetRetentionPolicyResponseSchema: GenMessage<SetRetentionPolicyResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 4);
+
+/**
+ * GetRetentionPolicyRequest is the request of GetRetentionPolicy.
+ *
+ * @generated from message wfe.persistence.v1.GetRetentionPolicyRequest
+ */
+export type GetRetentionPolicyRequest = Message<"wfe.persistence.v1.GetRetentionPolicyRequest"> & {
+};
+
+/**
+ * Describes the message wfe.persistence.v1.GetRetentionPolicyRequest.
+ * Use `create(GetRetentionPolicyRequestSchema)` to create a new message.
+ */
+export const GetRetentionPolicyRequestSchema: GenMessage<GetRetentionPolicyRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 5);
+
+/**
+ * GetRetentionPolicyResponse is the response of GetRetentionPolicy.
+ *
+ * @generated from message wfe.persistence.v1.GetRetentionPolicyResponse
+ */
+export type GetRetentionPolicyResponse = Message<"wfe.persistence.v1.GetRetentionPolicyResponse"> & {
+  /**
+   * The policy, its rules for workflows ordered by definition; empty: none is
+   * set.
+   *
+   * @generated from field: wfe.persistence.v1.RetentionPolicy policy = 1;
+   */
+  policy?: RetentionPolicy | undefined;
+
+  /**
+   * When it was set; absent: none is set.
+   *
+   * @generated from field: google.protobuf.Timestamp set_time = 2;
+   */
+  setTime?: Timestamp | undefined;
+
+  /**
+   * How many rows it has deleted since.
+   *
+   * @generated from field: int64 deleted_rows = 3;
+   */
+  deletedRows: bigint;
+
+  /**
+   * When everything that it lets go had been deleted last; absent: not yet.
+   *
+   * @generated from field: google.protobuf.Timestamp complete_time = 4;
+   */
+  completeTime?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.GetRetentionPolicyResponse.
+ * Use `create(GetRetentionPolicyResponseSchema)` to create a new message.
+ */
+export const GetRetentionPolicyResponseSchema: GenMessage<GetRetentionPolicyResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 6);
+
+/**
+ * RunRetentionRequest is the request of RunRetention.
+ *
+ * @generated from message wfe.persistence.v1.RunRetentionRequest
+ */
+export type RunRetentionRequest = Message<"wfe.persistence.v1.RunRetentionRequest"> & {
+  /**
+   * Only count, and delete nothing.
+   *
+   * @generated from field: bool dry_run = 1;
+   */
+  dryRun: boolean;
+
+  /**
+   * With `dry_run`, about how many rows are counted at most. 0 means 10000;
+   * values above 100000 mean 100000; negative: INVALID_ARGUMENT.
+   *
+   * @generated from field: int32 max_rows = 2;
+   */
+  maxRows: number;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.RunRetentionRequest.
+ * Use `create(RunRetentionRequestSchema)` to create a new message.
+ */
+export const RunRetentionRequestSchema: GenMessage<RunRetentionRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 7);
+
+/**
+ * RetentionCounts are numbers of rows that a retention policy lets go.
+ *
+ * @generated from message wfe.persistence.v1.RetentionCounts
+ */
+export type RetentionCounts = Message<"wfe.persistence.v1.RetentionCounts"> & {
+  /**
+   * Workflows.
+   *
+   * @generated from field: int64 workflows = 1;
+   */
+  workflows: bigint;
+
+  /**
+   * Their execution pointers.
+   *
+   * @generated from field: int64 execution_pointers = 2;
+   */
+  executionPointers: bigint;
+
+  /**
+   * Their subscriptions.
+   *
+   * @generated from field: int64 subscriptions = 3;
+   */
+  subscriptions: bigint;
+
+  /**
+   * Events: processed ones, and those that announce the completion of deleted
+   * workflows.
+   *
+   * @generated from field: int64 events = 4;
+   */
+  events: bigint;
+
+  /**
+   * Errors, by their age or with their workflow. (One for which both is true is
+   * counted twice, and so is such an event.)
+   *
+   * @generated from field: int64 errors = 5;
+   */
+  errors: bigint;
+
+  /**
+   * Commands.
+   *
+   * @generated from field: int64 commands = 6;
+   */
+  commands: bigint;
+
+  /**
+   * There are more: as many as were asked for have been counted.
+   *
+   * @generated from field: bool is_partial = 7;
+   */
+  isPartial: boolean;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.RetentionCounts.
+ * Use `create(RetentionCountsSchema)` to create a new message.
+ */
+export const RetentionCountsSchema: GenMessage<RetentionCounts> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 8);
+
+/**
+ * RunRetentionResponse is the response of RunRetention.
+ *
+ * @generated from message wfe.persistence.v1.RunRetentionResponse
+ */
+export type RunRetentionResponse = Message<"wfe.persistence.v1.RunRetentionResponse"> & {
+  /**
+   * With `dry_run`: what would be deleted; else absent.
+   *
+   * @generated from field: wfe.persistence.v1.RetentionCounts counts = 1;
+   */
+  counts?: RetentionCounts | undefined;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.RunRetentionResponse.
+ * Use `create(RunRetentionResponseSchema)` to create a new message.
+ */
+export const RunRetentionResponseSchema: GenMessage<RunRetentionResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 9);
+
+/**
+ * GetStorageReportRequest is the request of GetStorageReport.
+ *
+ * @generated from message wfe.persistence.v1.GetStorageReportRequest
+ */
+export type GetStorageReportRequest = Message<"wfe.persistence.v1.GetStorageReportRequest"> & {
+  /**
+   * About how many rows are counted at most for `freed`. 0 means 10000; values
+   * above 100000 mean 100000; negative: INVALID_ARGUMENT.
+   *
+   * @generated from field: int32 max_rows = 1;
+   */
+  maxRows: number;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.GetStorageReportRequest.
+ * Use `create(GetStorageReportRequestSchema)` to create a new message.
+ */
+export const GetStorageReportRequestSchema: GenMessage<GetStorageReportRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 10);
+
+/**
+ * TableStorage is how much space a table takes.
+ *
+ * @generated from message wfe.persistence.v1.TableStorage
+ */
+export type TableStorage = Message<"wfe.persistence.v1.TableStorage"> & {
+  /**
+   * Its name, without the prefix of the store.
+   *
+   * @generated from field: string table = 1;
+   */
+  table: string;
+
+  /**
+   * Its live rows, as PostgreSQL estimates them; seconds behind.
+   *
+   * @generated from field: int64 estimated_rows = 2;
+   */
+  estimatedRows: bigint;
+
+  /**
+   * Its rows that wait for a vacuum, likewise.
+   *
+   * @generated from field: int64 dead_rows = 3;
+   */
+  deadRows: bigint;
+
+  /**
+   * Its size on disk without indexes, with what is stored out of line.
+   *
+   * @generated from field: int64 table_bytes = 4;
+   */
+  tableBytes: bigint;
+
+  /**
+   * The size of its indexes.
+   *
+   * @generated from field: int64 index_bytes = 5;
+   */
+  indexBytes: bigint;
+
+  /**
+   * How much of `table_bytes` is neither live rows nor out of line: dead rows
+   * and space for new ones. Estimated with the average width of its columns;
+   * absent: the table has not been analyzed yet.
+   *
+   * @generated from field: optional int64 bloat_bytes = 6;
+   */
+  bloatBytes?: bigint | undefined;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.TableStorage.
+ * Use `create(TableStorageSchema)` to create a new message.
+ */
+export const TableStorageSchema: GenMessage<TableStorage> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 11);
+
+/**
+ * GetStorageReportResponse is the response of GetStorageReport.
+ *
+ * @generated from message wfe.persistence.v1.GetStorageReportResponse
+ */
+export type GetStorageReportResponse = Message<"wfe.persistence.v1.GetStorageReportResponse"> & {
+  /**
+   * The tables, the largest first.
+   *
+   * @generated from field: repeated wfe.persistence.v1.TableStorage tables = 1;
+   */
+  tables: TableStorage[];
+
+  /**
+   * What the retention policy would delete now.
+   *
+   * @generated from field: wfe.persistence.v1.RetentionCounts freed = 2;
+   */
+  freed?: RetentionCounts | undefined;
+
+  /**
+   * About how many bytes that would free for new rows, in tables and indexes.
+   * Files do not shrink when rows go, unless a vacuum can cut off their end.
+   *
+   * @generated from field: int64 freed_bytes = 3;
+   */
+  freedBytes: bigint;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.GetStorageReportResponse.
+ * Use `create(GetStorageReportResponseSchema)` to create a new message.
+ */
+export const GetStorageReportResponseSchema: GenMessage<GetStorageReportResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 12);
+
+/**
  * Namespace is a separate store: it has its own schema, ids, names, sequences
  * and commands. The request metadata `wfe-namespace` selects it.
  *
@@ -102,7 +513,7 @@ export type Namespace = Message<"wfe.persistence.v1.Namespace"> & {
  * Use `create(NamespaceSchema)` to create a new message.
  */
 export const NamespaceSchema: GenMessage<Namespace> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 1);
+  messageDesc(file_wfe_persistence_v1_store, 13);
 
 /**
  * CreateNamespaceRequest is the request of CreateNamespace.
@@ -124,7 +535,7 @@ export type CreateNamespaceRequest = Message<"wfe.persistence.v1.CreateNamespace
  * Use `create(CreateNamespaceRequestSchema)` to create a new message.
  */
 export const CreateNamespaceRequestSchema: GenMessage<CreateNamespaceRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 2);
+  messageDesc(file_wfe_persistence_v1_store, 14);
 
 /**
  * CreateNamespaceResponse is the response of CreateNamespace.
@@ -153,7 +564,7 @@ export type CreateNamespaceResponse = Message<"wfe.persistence.v1.CreateNamespac
  * Use `create(CreateNamespaceResponseSchema)` to create a new message.
  */
 export const CreateNamespaceResponseSchema: GenMessage<CreateNamespaceResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 3);
+  messageDesc(file_wfe_persistence_v1_store, 15);
 
 /**
  * ListNamespacesRequest is the request of ListNamespaces.
@@ -182,7 +593,7 @@ export type ListNamespacesRequest = Message<"wfe.persistence.v1.ListNamespacesRe
  * Use `create(ListNamespacesRequestSchema)` to create a new message.
  */
 export const ListNamespacesRequestSchema: GenMessage<ListNamespacesRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 4);
+  messageDesc(file_wfe_persistence_v1_store, 16);
 
 /**
  * ListNamespacesResponse is the response of ListNamespaces.
@@ -210,7 +621,7 @@ export type ListNamespacesResponse = Message<"wfe.persistence.v1.ListNamespacesR
  * Use `create(ListNamespacesResponseSchema)` to create a new message.
  */
 export const ListNamespacesResponseSchema: GenMessage<ListNamespacesResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 5);
+  messageDesc(file_wfe_persistence_v1_store, 17);
 
 /**
  * DeleteNamespaceRequest is the request of DeleteNamespace.
@@ -240,7 +651,7 @@ export type DeleteNamespaceRequest = Message<"wfe.persistence.v1.DeleteNamespace
  * Use `create(DeleteNamespaceRequestSchema)` to create a new message.
  */
 export const DeleteNamespaceRequestSchema: GenMessage<DeleteNamespaceRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 6);
+  messageDesc(file_wfe_persistence_v1_store, 18);
 
 /**
  * DeleteNamespaceResponse is the response of DeleteNamespace.
@@ -255,7 +666,7 @@ export type DeleteNamespaceResponse = Message<"wfe.persistence.v1.DeleteNamespac
  * Use `create(DeleteNamespaceResponseSchema)` to create a new message.
  */
 export const DeleteNamespaceResponseSchema: GenMessage<DeleteNamespaceResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 7);
+  messageDesc(file_wfe_persistence_v1_store, 19);
 
 /**
  * EnsureStoreExistsRequest is the request of EnsureStoreExists.
@@ -270,7 +681,7 @@ export type EnsureStoreExistsRequest = Message<"wfe.persistence.v1.EnsureStoreEx
  * Use `create(EnsureStoreExistsRequestSchema)` to create a new message.
  */
 export const EnsureStoreExistsRequestSchema: GenMessage<EnsureStoreExistsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 8);
+  messageDesc(file_wfe_persistence_v1_store, 20);
 
 /**
  * EnsureStoreExistsResponse is the response of EnsureStoreExists.
@@ -298,7 +709,7 @@ export type EnsureStoreExistsResponse = Message<"wfe.persistence.v1.EnsureStoreE
  * Use `create(EnsureStoreExistsResponseSchema)` to create a new message.
  */
 export const EnsureStoreExistsResponseSchema: GenMessage<EnsureStoreExistsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 9);
+  messageDesc(file_wfe_persistence_v1_store, 21);
 
 /**
  * PersistErrorsRequest is the request of PersistErrors.
@@ -319,7 +730,7 @@ export type PersistErrorsRequest = Message<"wfe.persistence.v1.PersistErrorsRequ
  * Use `create(PersistErrorsRequestSchema)` to create a new message.
  */
 export const PersistErrorsRequestSchema: GenMessage<PersistErrorsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 10);
+  messageDesc(file_wfe_persistence_v1_store, 22);
 
 /**
  * PersistErrorsResponse is the response of PersistErrors.
@@ -334,7 +745,7 @@ export type PersistErrorsResponse = Message<"wfe.persistence.v1.PersistErrorsRes
  * Use `create(PersistErrorsResponseSchema)` to create a new message.
  */
 export const PersistErrorsResponseSchema: GenMessage<PersistErrorsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 11);
+  messageDesc(file_wfe_persistence_v1_store, 23);
 
 /**
  * ListErrorsRequest is the request of ListErrors.
@@ -388,7 +799,7 @@ export type ListErrorsRequest = Message<"wfe.persistence.v1.ListErrorsRequest"> 
  * Use `create(ListErrorsRequestSchema)` to create a new message.
  */
 export const ListErrorsRequestSchema: GenMessage<ListErrorsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 12);
+  messageDesc(file_wfe_persistence_v1_store, 24);
 
 /**
  * ListErrorsResponse is the response of ListErrors.
@@ -416,7 +827,7 @@ export type ListErrorsResponse = Message<"wfe.persistence.v1.ListErrorsResponse"
  * Use `create(ListErrorsResponseSchema)` to create a new message.
  */
 export const ListErrorsResponseSchema: GenMessage<ListErrorsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 13);
+  messageDesc(file_wfe_persistence_v1_store, 25);
 
 /**
  * GetStoreInfoRequest is the request of GetStoreInfo.
@@ -431,7 +842,7 @@ export type GetStoreInfoRequest = Message<"wfe.persistence.v1.GetStoreInfoReques
  * Use `create(GetStoreInfoRequestSchema)` to create a new message.
  */
 export const GetStoreInfoRequestSchema: GenMessage<GetStoreInfoRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 14);
+  messageDesc(file_wfe_persistence_v1_store, 26);
 
 /**
  * GetStoreInfoResponse is the response of GetStoreInfo.
@@ -510,7 +921,7 @@ export type GetStoreInfoResponse = Message<"wfe.persistence.v1.GetStoreInfoRespo
  * Use `create(GetStoreInfoResponseSchema)` to create a new message.
  */
 export const GetStoreInfoResponseSchema: GenMessage<GetStoreInfoResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 15);
+  messageDesc(file_wfe_persistence_v1_store, 27);
 
 /**
  * Capabilities are the optional parts of the engine's persistence trait that a
@@ -575,6 +986,13 @@ export type Capabilities = Message<"wfe.persistence.v1.Capabilities"> & {
    * @generated from field: bool watch_workflows = 8;
    */
   watchWorkflows: boolean;
+
+  /**
+   * Retention policies, and GetStorageReport.
+   *
+   * @generated from field: bool retention = 9;
+   */
+  retention: boolean;
 };
 
 /**
@@ -582,7 +1000,7 @@ export type Capabilities = Message<"wfe.persistence.v1.Capabilities"> & {
  * Use `create(CapabilitiesSchema)` to create a new message.
  */
 export const CapabilitiesSchema: GenMessage<Capabilities> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 16);
+  messageDesc(file_wfe_persistence_v1_store, 28);
 
 /**
  * TruncateAllRequest is the request of TruncateAll.
@@ -597,7 +1015,7 @@ export type TruncateAllRequest = Message<"wfe.persistence.v1.TruncateAllRequest"
  * Use `create(TruncateAllRequestSchema)` to create a new message.
  */
 export const TruncateAllRequestSchema: GenMessage<TruncateAllRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 17);
+  messageDesc(file_wfe_persistence_v1_store, 29);
 
 /**
  * TruncateAllResponse is the response of TruncateAll.
@@ -612,7 +1030,7 @@ export type TruncateAllResponse = Message<"wfe.persistence.v1.TruncateAllRespons
  * Use `create(TruncateAllResponseSchema)` to create a new message.
  */
 export const TruncateAllResponseSchema: GenMessage<TruncateAllResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 18);
+  messageDesc(file_wfe_persistence_v1_store, 30);
 
 /**
  * StoreService manages the store as a whole, its namespaces and the error log.
@@ -740,6 +1158,56 @@ export const StoreService: GenService<{
     methodKind: "unary";
     input: typeof DeleteNamespaceRequestSchema;
     output: typeof DeleteNamespaceResponseSchema;
+  },
+  /**
+   * Replaces the retention policy of the namespace, atomically: what the servers
+   * delete by themselves. Idempotent. Without a policy nothing is deleted. When
+   * the call returns, nothing is deleted by the previous policy any more.
+   * Servers look for what a policy lets go every `--retention-seconds`, delete
+   * it in small batches, as PurgeWorkflows and PurgeEvents do, at most
+   * `--retention-rows-per-second`; one server at a time for each rule. Errors:
+   * INVALID_ARGUMENT.
+   *
+   * @generated from rpc wfe.persistence.v1.StoreService.SetRetentionPolicy
+   */
+  setRetentionPolicy: {
+    methodKind: "unary";
+    input: typeof SetRetentionPolicyRequestSchema;
+    output: typeof SetRetentionPolicyResponseSchema;
+  },
+  /**
+   * Returns the retention policy of the namespace, and what it has done.
+   *
+   * @generated from rpc wfe.persistence.v1.StoreService.GetRetentionPolicy
+   */
+  getRetentionPolicy: {
+    methodKind: "unary";
+    input: typeof GetRetentionPolicyRequestSchema;
+    output: typeof GetRetentionPolicyResponseSchema;
+  },
+  /**
+   * Has the servers apply the retention policy now, from the beginning, rather
+   * than at the next time; returns before they have. With `dry_run`: counts what
+   * would go now and changes nothing. Idempotent. Errors: INVALID_ARGUMENT.
+   *
+   * @generated from rpc wfe.persistence.v1.StoreService.RunRetention
+   */
+  runRetention: {
+    methodKind: "unary";
+    input: typeof RunRetentionRequestSchema;
+    output: typeof RunRetentionResponseSchema;
+  },
+  /**
+   * Returns how much space the tables of the namespace take, as PostgreSQL
+   * estimates it, and what the retention policy would free now. Not a snapshot.
+   * Errors: INVALID_ARGUMENT.
+   *
+   * @generated from rpc wfe.persistence.v1.StoreService.GetStorageReport
+   */
+  getStorageReport: {
+    methodKind: "unary";
+    input: typeof GetStorageReportRequestSchema;
+    output: typeof GetStorageReportResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_wfe_persistence_v1_store, 0);

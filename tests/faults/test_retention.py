@@ -1,0 +1,85 @@
+"""Retention by servers that are killed, and by two at once: what the policy lets go, once."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+
+from tests.faults.conftest import Start
+from tests.support import make
+from tests.support.api import Api, connect, for_each
+from tests.support.expect import eventually
+from tests.support.server import ServerProcess
+from wfe.persistence.v1.store_pb2 import WorkflowRetention
+from wfe.persistence.v1.workflow_pb2 import WorkflowStatus
+
+NUMBER = 60
+
+
+def ended(seconds_ago: float) -> Any:
+    return make.instance(
+        status=WorkflowStatus.WORKFLOW_STATUS_COMPLETE,
+        complete_time=make.from_now(-seconds_ago),
+        execution_pointers=[make.pointer("1")],
+    )
+
+
+async def fill(api: Api) -> set[str]:
+    """Workflows that the policy lets go, and those that stay: the ids of these."""
+    staying = [ended(600), make.instance(create_time=make.from_now(-9000))]
+    await for_each(api.create_new_workflow, [ended(7200) for _ in range(NUMBER)] + staying)
+    await api.set_retention_policy(
+        workflows=[WorkflowRetention(complete_age=Duration(seconds=3600))]
+    )
+    return {instance.id for instance in staying}
+
+
+async def ids(api: Api) -> set[str]:
+    return {each.id for each in (await api.list_workflows(page_size=1000)).instances}
+
+
+async def complete(api: Api) -> None:
+    async def is_complete() -> bool:
+        return (await api.get_retention_policy()).HasField("complete_time")
+
+    await eventually(is_complete, 60)
+
+
+def deleted(server: ServerProcess) -> int:
+    """How many workflows a server has deleted, as it says."""
+    return sum(map(int, re.findall(r"retention deleted (\d+) workflows", server.log())))
+
+
+async def test_another_server_goes_on_where_one_was_killed(start: Start) -> None:
+    slow = start("--retention-seconds", "1", "--retention-rows-per-second", "20")
+    async with connect(slow.address) as channel:
+        api = Api(channel)
+        staying = await fill(api)
+
+        async def has_begun() -> bool:
+            return len(await ids(api)) < NUMBER + 2
+
+        await eventually(has_begun, 60)
+    slow.kill()
+    fast = start("--retention-seconds", "1", "--log-level", "info")
+    async with connect(fast.address) as channel:
+        api = Api(channel)
+        await complete(api)
+        assert await ids(api) == staying
+        # Each pointer went with its workflow.
+        assert (await api.get_retention_policy()).deleted_rows == 2 * NUMBER
+    assert 0 < deleted(fast) < NUMBER
+
+
+async def test_two_servers_delete_everything_once(start: Start) -> None:
+    options = ("--retention-seconds", "1", "--retention-rows-per-second", "40")
+    servers = [start(*options, "--log-level", "info") for _ in range(2)]
+    async with connect(servers[0].address) as channel:
+        api = Api(channel)
+        staying = await fill(api)
+        await complete(api)
+        assert await ids(api) == staying
+        assert (await api.get_retention_policy()).deleted_rows == 2 * NUMBER
+    assert sum(map(deleted, servers)) == NUMBER

@@ -1,0 +1,1 @@
+DELETE FROM wfc.retention_rules;

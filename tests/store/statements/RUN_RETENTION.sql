@@ -1,0 +1,1 @@
+UPDATE wfc.retention_rules SET next_time = now(), after_time = NULL, after_id = NULL;
