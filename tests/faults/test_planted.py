@@ -29,6 +29,7 @@ def test_planted_fault_is_caught(fault: str, tmp_path: Path, database_url: str) 
         tmp_path / "log",
         "--db-url",
         database_url,
+        "--allow-delete-namespace",
         module="tests.faults.faulty_server",
         env={**os.environ, "FAULT": fault},
     ) as server:

@@ -21,6 +21,7 @@ from wfe_persistence.store import (
     pointer,
     purge,
     queue,
+    retention,
     subscription,
     sweep,
     workflow,
@@ -222,6 +223,8 @@ NEWEST = ListOrder.LIST_ORDER_NEWEST_FIRST
 OLDEST = ListOrder.LIST_ORDER_OLDEST_FIRST
 HEADER = WorkflowView.WORKFLOW_VIEW_HEADER
 NO_FILTER: list[object] = [None] * 15
+# Of a batch of retention: the rule, and when the next one may be.
+TURN: list[object] = ["00000000-0000-0000-0000-000000000001", 300, 1]
 PURGED: list[object] = ["{Complete,Terminated}", NOW]
 _PAGED: list[tuple[str, str, list[object], list[object], set[str]]] = [
     ("list_workflows", workflow_list.LIST_WORKFLOWS[NEWEST, HEADER], NO_FILTER, [100],
@@ -239,6 +242,11 @@ _PAGED: list[tuple[str, str, list[object], list[object], set[str]]] = [
      {"workflows_ended", "workflows_by_root", "workflows_pkey", "execution_pointers_ordered"}),
     ("purge_events", purge.PURGE_EVENTS, [NOW], [False, None, 2000],
      {"events_by_time", "events_pkey"}),
+    ("expire_workflows", retention.EXPIRE_WORKFLOWS, PURGED,
+     [None, 100, 2000, "{audited}", *TURN],
+     {"workflows_ended", "workflows_by_root", "workflows_pkey", "execution_pointers_ordered"}),
+    ("expire_events", retention.EXPIRE_EVENTS, [NOW], [False, None, 2000, *TURN],
+     {"events_by_time", "events_pkey"}),
 ]  # fmt: skip
 _CURSORS: dict[str, list[object]] = {
     "first": [None, None],
@@ -250,6 +258,10 @@ ONCE: list[tuple[str, str, Sequence[object], set[str]]] = [
         for name, sql, before, rest, indexes in _PAGED
         for page, cursor in _CURSORS.items()
     ),
+    ("expire_errors", retention.EXPIRE_ERRORS, [NOW, 2000, *TURN],
+     {"execution_errors_by_time", "execution_errors_pkey"}),
+    ("expire_commands", retention.EXPIRE_COMMANDS, [NOW, 2000, *TURN],
+     {"scheduled_commands_due", "scheduled_commands_pkey"}),
     # A definition that few workflows have, among many that are due, and one that most of them have.
     *(
         (f"get_runnable_instances_of_{what} {page}", workflow.GET_RUNNABLE_INSTANCES_OF,
@@ -356,6 +368,7 @@ async def _check_plan(
     }
     # One row, or a few; one for each database.
     tables -= {"lifecycle_feed", "workflow_feed", "sweeps", "queues", "pg_database"}
+    tables -= {"retention_rules"}
     assert not tables, f"reads all of {tables}"
 
 
