@@ -31,7 +31,7 @@ from wfe_persistence.rpc.audit import ID_FIELDS, LEASE_FIELDS, MAX_IDS, Audit
 from wfe_persistence.rpc.services import REQUIRED_ROLE
 
 CANARY = "kanarienvogel"
-WITHOUT_IDS = {"EnsureStoreExists", "TruncateAll"}
+WITHOUT_IDS = {"EnsureStoreExists", "TruncateAll", "RunRetention"}
 WRITES = [rpc for rpc in RPCS.values() if REQUIRED_ROLE[rpc.name] > Role.READER]
 
 
