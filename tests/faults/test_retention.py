@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 from typing import Any
 
@@ -52,6 +53,19 @@ def deleted(server: ServerProcess) -> int:
     return sum(map(int, re.findall(r"retention deleted (\d+) workflows", server.log())))
 
 
+def counted(server: ServerProcess) -> int:
+    """How many workflows a server has deleted, as its metrics say."""
+    [address] = re.findall(r"admin port: http://(\S+?)[\s\"]", server.log() + "\n")
+    connection = http.client.HTTPConnection(address, timeout=20)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    values = re.findall(
+        r'^wfe_persistence_retention_deleted_rows_total\{kind="workflows"\} (\S+)$', text, re.M
+    )
+    return int(sum(map(float, values)))
+
+
 async def test_another_server_goes_on_where_one_was_killed(start: Start) -> None:
     slow = start("--retention-seconds", "1", "--retention-rows-per-second", "20")
     async with connect(slow.address) as channel:
@@ -75,7 +89,8 @@ async def test_another_server_goes_on_where_one_was_killed(start: Start) -> None
 
 async def test_two_servers_delete_everything_once(start: Start) -> None:
     options = ("--retention-seconds", "1", "--retention-rows-per-second", "40")
-    servers = [start(*options, "--log-level", "info") for _ in range(2)]
+    more = ("--log-level", "info", "--admin-listen", "127.0.0.1:0")
+    servers = [start(*options, *more) for _ in range(2)]
     async with connect(servers[0].address) as channel:
         api = Api(channel)
         staying = await fill(api)
@@ -83,3 +98,4 @@ async def test_two_servers_delete_everything_once(start: Start) -> None:
         assert await ids(api) == staying
         assert (await api.get_retention_policy()).deleted_rows == 2 * NUMBER
     assert sum(map(deleted, servers)) == NUMBER
+    assert sum(map(counted, servers)) == NUMBER

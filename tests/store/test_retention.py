@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import UTC
 from typing import Any, Final
 
 import psycopg
@@ -11,9 +12,9 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from tests.support import make
-from wfe.persistence.v1.store_pb2 import RetentionPolicy, WorkflowRetention
+from wfe.persistence.v1.store_pb2 import RetentionPolicy, TableStorage, WorkflowRetention
 from wfe.persistence.v1.workflow_pb2 import WorkflowStatus
-from wfe_persistence.store import event, retention, workflow
+from wfe_persistence.store import event, retention, storage, workflow
 from wfe_persistence.store.retention import Batch, Rule
 from wfe_persistence.store.rows import text
 from wfe_persistence.store.tables import Store
@@ -109,3 +110,26 @@ async def test_a_rule_that_was_replaced_deletes_nothing(store: Store) -> None:
     await retention.set_retention_policy(store, POLICY)
     assert (await delete(store, rule)).rows == 0
     assert (await delete(store, await the_rule(store, "Complete"))).rows == 2
+
+
+async def test_bloat_is_what_rows_that_have_gone_leave_once_it_is_known(
+    store: Store, other: psycopg.AsyncConnection[Any]
+) -> None:
+    await ended(store, 100)
+
+    async def workflows() -> TableStorage:
+        report = await storage.get_storage_report(store, 1)
+        [found] = [each for each in report.tables if each.table == "workflows"]
+        return found
+
+    await other.execute("DELETE FROM pg_statistic WHERE starelid = 'wfc.workflows'::regclass")
+    assert not (await workflows()).HasField("bloat_bytes")
+    await other.execute("ANALYZE wfc.workflows")
+    full = await workflows()
+    assert full.estimated_rows == 100
+    last = make.time(9).ToDatetime(UTC)
+    await other.execute("DELETE FROM wfc.workflows WHERE complete_time > %s", [last])
+    await other.execute("ANALYZE wfc.workflows")
+    empty = await workflows()
+    assert empty.estimated_rows == 10
+    assert full.bloat_bytes < full.table_bytes / 2 < empty.bloat_bytes <= empty.table_bytes

@@ -15,7 +15,8 @@ GET_STORAGE_REPORT = """
 SELECT c.relname,
     pg_stat_get_live_tuples(c.oid), pg_stat_get_dead_tuples(c.oid),
     pg_table_size(c.oid), pg_indexes_size(c.oid),
-    greatest(pg_relation_size(c.oid) - pg_stat_get_live_tuples(c.oid) * (28 + w.bytes), 0)
+    CASE WHEN w.bytes IS NOT NULL THEN greatest(
+        pg_relation_size(c.oid) - pg_stat_get_live_tuples(c.oid) * (28 + w.bytes), 0) END
 FROM pg_namespace n
 JOIN pg_class c ON c.relnamespace = n.oid
 CROSS JOIN LATERAL (
