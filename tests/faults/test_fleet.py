@@ -206,3 +206,12 @@ def test_what_a_frozen_host_did_too_late_is_no_violation_unless_it_was_stored(ma
     verdict = made.judge()
     assert verdict.notes == []
     assert (verdict.again, verdict.outlived, verdict.fenced) == (2, 1, 2)
+
+
+def test_what_a_killed_host_did_not_store_may_be_done_again(made: Made) -> None:
+    """The engine runs all steps that it can, and stores their results together."""
+    made.run("step3", "l", 2.6, 2.7, host=1)
+    made.run("step4", "l", 2.7, 2.8, host=1, seen={"step3": "step3 l 2.6"})
+    verdict = made.judge()
+    assert verdict.notes == []
+    assert verdict.again == 2

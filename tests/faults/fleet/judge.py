@@ -110,13 +110,20 @@ def read(lives: Iterable[Life]) -> Iterator[Execution]:
 def _mark_outlived(executions: list[Execution]) -> None:
     """The engine runs all steps that it can of one state of a workflow, one after the other. Who is
     frozen in the first of them does not know better in the others."""
-    runs: dict[tuple[Path, str, str], list[Execution]] = defaultdict(list)
-    for each in executions:
-        runs[each.life.journal, each.workflow, json.dumps(each.seen, sort_keys=True)].append(each)
+    runs: dict[tuple[Path, str], list[Execution]] = defaultdict(list)
+    for each in sorted(executions, key=lambda each: each.begin):
+        runs[each.life.journal, each.workflow].append(each)
     for run in runs.values():
-        frozen = min((each.begin for each in run if each.was_frozen), default=None)
+        frozen: list[Execution] = []
         for each in run:
-            each.outlived = frozen is not None and each.begin >= frozen
+            # It sees what the steps before it in the same run have made, stored or not.
+            ids = {before.id for before in frozen}
+            each.outlived = each.was_frozen or any(
+                each.seen == before.seen or not ids.isdisjoint(map(str, each.seen.values()))
+                for before in frozen
+            )
+            if each.outlived:
+                frozen.append(each)
 
 
 def judge(
@@ -189,10 +196,13 @@ def _check_workflow(
     what = f"{definition} {id_}"
     by_step: dict[str, list[Execution]] = defaultdict(list)
     seen_at: dict[str, int] = {}
+    made_by = {run.id: run.life for run in runs}
     for run in runs:
         by_step[run.step].append(run)
         for name in STEPS[definition] & run.seen.keys():
-            seen_at[name] = min(seen_at.get(name, run.begin), run.begin)
+            # What a step before it in the same run has made may never have been stored.
+            if run.seen[name] == data.get(name) or made_by.get(run.seen[name]) is not run.life:
+                seen_at[name] = min(seen_at.get(name, run.begin), run.begin)
     for step in sorted(STEPS[definition]):
         if step not in by_step:
             verdict.violation("never ran", f"{step} of {what}")
