@@ -147,7 +147,7 @@ class Server:
             Kind("changes"),
         )
         self._retention = Retention(
-            namespaces.default,
+            namespaces,
             settings.retention_seconds,
             settings.retention_rows_per_second,
             self._purged,

@@ -6,13 +6,15 @@ import http.client
 import re
 from typing import Any
 
+import psycopg
 from google.protobuf.duration_pb2 import Duration
 
 from tests.faults.conftest import Start
 from tests.support import make
 from tests.support.api import Api, connect, for_each
-from tests.support.expect import eventually
+from tests.support.expect import eventually, failure_of
 from tests.support.server import ServerProcess
+from tests.support.waiting import wait_for
 from wfe.persistence.v1.store_pb2 import WorkflowRetention
 from wfe.persistence.v1.workflow_pb2 import WorkflowStatus
 
@@ -99,3 +101,31 @@ async def test_two_servers_delete_everything_once(start: Start) -> None:
         assert (await api.get_retention_policy()).deleted_rows == 2 * NUMBER
     assert sum(map(deleted, servers)) == NUMBER
     assert sum(map(counted, servers)) == NUMBER
+
+
+async def test_a_server_that_is_too_old_for_the_store_deletes_nothing(
+    start: Start, database_url: str
+) -> None:
+    """It may not know what belongs to a workflow by now."""
+    server = start("--retention-seconds", "0")
+    async with connect(server.address) as channel:
+        await fill(Api(channel))
+    server.stop()
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("UPDATE wfc.retention_rules SET next_time = 'infinity'")
+        server = start("--retention-seconds", "1")
+        connection.execute("""
+            INSERT INTO wfc.wfe_migrations (version, name, checksum, oldest_server)
+            VALUES (9999, '9999_newer', '', 9999)
+        """)
+        async with connect(server.address) as channel:
+            api = Api(channel)
+
+            async def is_refused() -> bool:
+                return await failure_of(api.list_workflows()) is not None
+
+            await eventually(is_refused, 60)
+        connection.execute("UPDATE wfc.retention_rules SET next_time = now()")
+        wait_for(lambda: "retention: default: " in server.log(), 60)
+        row = connection.execute("SELECT count(*) FROM wfc.workflows").fetchone()
+    assert row == (NUMBER + 2,)

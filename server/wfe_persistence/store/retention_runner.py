@@ -15,6 +15,7 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.recurring import RecurringWarnings
 from wfe_persistence.store import namespace_list
 from wfe_persistence.store.feed import PASSING
+from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.retention import Rule, batch, rules
 from wfe_persistence.store.rows import text
 from wfe_persistence.store.tables import Store
@@ -41,12 +42,12 @@ class Retention:
 
     def __init__(
         self,
-        default: Store,
+        namespaces: Namespaces,
         seconds: float,
         rows_per_second: int,
         purged: Callable[[Store], None],
     ) -> None:
-        self._default = default
+        self._namespaces = namespaces
         self._seconds = max(seconds, _LEAST_SECONDS)
         self._rows_per_second = rows_per_second
         self._purged = purged
@@ -80,7 +81,7 @@ class Retention:
             if loop.time() >= next_look:
                 next_look = loop.time() + self._pause()
                 try:
-                    for store in await namespace_list.all_stores(self._default):
+                    for store in await namespace_list.all_stores(self._namespaces.default):
                         stores.setdefault(store.namespace, store)
                 except Exception as exc:  # whatever it is, the next look may succeed
                     warnings.warn("list", f"retention can't list namespaces: {exc or repr(exc)}")
@@ -95,7 +96,11 @@ class Retention:
         """Apply what is due of one namespace's policy, or a part of it; whether that was all."""
         is_finished = True
         try:
-            for rule in await rules(store, due=True):
+            due = await rules(store, due=True)
+            if due:
+                # Not what this release is too old for, nor what others own.
+                await self._namespaces.get(store.namespace)
+            for rule in due:
                 is_finished = await self._delete(store, rule) and is_finished
         except PersistenceError as exc:
             # Deleted, or not migrated yet; or the next look succeeds.
