@@ -33,6 +33,7 @@ async def claimed(own: OwnCommands, wanted: str, **fields: Any) -> ClaimedComman
         while True:
             for claim in await own.api.claim_commands(**({"wait": LONG, "limit": 1} | fields)):
                 if claim.command.data == wanted:
+                    own.hold([claim])
                     return claim
                 strange.append(claim.lease_token)
     finally:
@@ -136,6 +137,7 @@ async def test_each_command_ends_one_wait(own: OwnCommands) -> None:
     for command in scheduled:
         await own.api.schedule_command(command)
     answers = await asyncio.gather(*tasks)
+    own.hold(claim for claims in answers for claim in claims)
     assert sorted(c.data for claims in answers for c in commands(claims)) == sorted(
         command.data for command in scheduled
     )

@@ -56,10 +56,15 @@ class OwnCommands:
         claims = await self.api.claim_commands(
             **({"as_of": make.FIRST_TIME, "limit": 1000} | fields)
         )
-        own = [claim for claim in claims if claim.command.data in self._data]
-        self._tokens += tokens(own)
+        own = self.hold(claims)
         if strange := [claim for claim in claims if claim.command.data not in self._data]:
             await self.api.release_commands(*tokens(strange))
+        return own
+
+    def hold(self, claims: Iterable[ClaimedCommand]) -> list[ClaimedCommand]:
+        """Those of this test, which are then not left behind under their leases."""
+        own = [claim for claim in claims if claim.command.data in self._data]
+        self._tokens += tokens(own)
         return own
 
     async def reclaim(self) -> ClaimedCommand:
@@ -83,6 +88,6 @@ class OwnCommands:
 
     async def finish(self) -> None:
         for token in self._tokens:
-            await failure_of(self.api.release_commands(token))
+            await failure_of(self.api.complete_commands(token))
         while left := await self.claim():
             await self.api.complete_commands(*tokens(left))
