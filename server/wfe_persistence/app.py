@@ -291,7 +291,7 @@ class Server:
         self._in_background(self._changes.sweep())
         if self._settings.sweep_seconds:
             self._in_background(
-                Sweeper(self._namespaces.default, self._waiters, self._settings.sweep_seconds).run()
+                Sweeper(self._namespaces, self._waiters, self._settings.sweep_seconds).run()
             )
         if self._settings.retention_seconds:
             self._in_background(self._retention.run())

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+import psycopg
 from google.protobuf.duration_pb2 import Duration
 
 from tests.faults.conftest import Start
 from tests.support import make
 from tests.support.api import Api, connect
+from tests.support.expect import eventually, failure_of
+from tests.support.waiting import wait_for
 from wfe.persistence.v1.queue_pb2 import QueueKind
 from wfe.persistence.v1.store_pb2 import CreateNamespaceRequest
 
@@ -39,3 +42,32 @@ async def test_lost_work_is_handed_out_to_who_waits_and_counted_once(start: Star
     said = [line for server in servers for line in server.log().splitlines()]
     said = [line for line in said if "enqueued again" in line]
     assert len(said) == 2, said  # the workflows, and the event
+
+
+async def test_a_server_that_is_too_old_for_the_store_enqueues_nothing(
+    start: Start, database_url: str
+) -> None:
+    """It may not know when work is lost by now."""
+    server = start("--sweep-seconds", "1")
+    async with connect(server.address) as channel:
+        await Api(channel).configure_queue("work", QueueKind.QUEUE_KIND_WORKFLOW)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("""
+            INSERT INTO wfc.wfe_migrations (version, name, checksum, oldest_server)
+            VALUES (9999, '9999_newer', '', 9999)
+        """)
+        async with connect(server.address) as channel:
+            api = Api(channel)
+
+            async def is_refused() -> bool:
+                return await failure_of(api.list_workflows()) is not None
+
+            await eventually(is_refused, 60)
+        connection.execute("""
+            INSERT INTO wfc.workflows (id, name, definition_id, version, status, create_time,
+                next_execution)
+            VALUES ('lost', 'lost', 'd', 1, 'Runnable', '2020-01-01', 0)
+        """)
+        await asyncio.to_thread(wait_for, lambda: "sweep: default: " in server.log(), 60)
+        row = connection.execute("SELECT count(*) FROM wfc.queue_items").fetchone()
+    assert row == (0,)

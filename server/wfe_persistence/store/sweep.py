@@ -24,6 +24,7 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.recurring import RecurringWarnings
 from wfe_persistence.store import namespace_list
 from wfe_persistence.store.feed import PASSING
+from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.queue import wake_queues
 from wfe_persistence.store.rows import boolean, integer, read_int8, read_text
 from wfe_persistence.store.tables import Store
@@ -145,8 +146,8 @@ class Sweeper:
     `seconds`: how often, and for how long work must be in no queue before it is enqueued again.
     """
 
-    def __init__(self, default: Store, waiters: Waiters, seconds: float) -> None:
-        self._default = default
+    def __init__(self, namespaces: Namespaces, waiters: Waiters, seconds: float) -> None:
+        self._namespaces = namespaces
         self._waiters = waiters
         self._seconds = seconds
 
@@ -157,7 +158,7 @@ class Sweeper:
             # often than is needed, as others may have had the last turn.
             await asyncio.sleep(self._seconds / 2 * random.uniform(0.75, 1.25))
             try:
-                for store in await namespace_list.all_stores(self._default):
+                for store in await namespace_list.all_stores(self._namespaces.default):
                     await self._sweep(store)
             except Exception as exc:  # whatever it is, the next turn may succeed
                 warnings.warn("sweep", f"can't look for work in no queue: {exc or repr(exc)}")
@@ -165,13 +166,15 @@ class Sweeper:
     async def _sweep(self, store: Store) -> None:
         """Take the turns that are due in one namespace."""
         try:
+            # Not what this release is too old for, nor what others own.
+            await self._namespaces.get(store.namespace)
             await store.write_once(ADD_SWEEPS)
             for kind in KINDS:
                 await self._take_turn(store, kind)
         except PersistenceError as exc:
             # Deleted, or not migrated yet; or it is swept in the next turn.
             if exc.reason not in {ErrorReason.ERROR_REASON_SCHEMA_OUTDATED, *PASSING}:
-                raise
+                warnings.warn(store.namespace, f"sweep: {store.namespace}: {exc}")
 
     async def _take_turn(self, store: Store, kind: str) -> None:
         for statement in range(1, _STATEMENTS + 1):
