@@ -196,7 +196,7 @@ def test_retention_and_storage_of_a_namespace(tmp_path: Path, database_url: str)
         assert report.returncode == 0
         assert "retention would delete: nothing; about 0 B" in report.stdout
         tables = json.loads(run("storage", "--json", *target).stdout)["tables"]
-        assert "workflows" in {each["table"] for each in tables}
+        assert "workflows" in {each["name"] for each in tables}
         assert run("retention", "set", *target).returncode == 2
         assert run("retention", "set", "--none", "--errors", "1d", *target).returncode == 2
         assert run("retention", "set", "--errors", "1", *target).returncode == 2

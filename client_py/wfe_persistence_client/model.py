@@ -838,7 +838,7 @@ class TableStorage:
     """How much space a table takes, as PostgreSQL estimates it."""
 
     #: Its name, without the prefix of the store.
-    table: str
+    name: str
     #: Its live rows.
     estimated_rows: int
     #: Its rows that wait for a vacuum.

@@ -214,7 +214,7 @@ async def test_the_report_has_every_table_and_what_would_go(own: Api) -> None:
 
     async def are_counted() -> bool:
         report = await api.get_storage_report()
-        return any(t.table == "workflows" and t.estimated_rows == 50 for t in report.tables)
+        return any(t.name == "workflows" and t.estimated_rows == 50 for t in report.tables)
 
     await eventually(are_counted)
     none = await api.get_storage_report()
@@ -224,7 +224,7 @@ async def test_the_report_has_every_table_and_what_would_go(own: Api) -> None:
     assert report.freed == RetentionCounts(workflows=50)
     sizes = [each.table_bytes + each.index_bytes for each in report.tables]
     assert sizes == sorted(sizes, reverse=True)
-    [workflows] = [each for each in report.tables if each.table == "workflows"]
+    [workflows] = [each for each in report.tables if each.name == "workflows"]
     assert workflows.table_bytes > 0 < workflows.index_bytes
     assert 0 < report.freed_bytes <= workflows.table_bytes + workflows.index_bytes
     assert (await api.get_storage_report(max_rows=5)).freed.is_partial

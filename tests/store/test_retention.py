@@ -119,7 +119,7 @@ async def test_bloat_is_what_rows_that_have_gone_leave_once_it_is_known(
 
     async def workflows() -> TableStorage:
         report = await storage.get_storage_report(store, 1)
-        [found] = [each for each in report.tables if each.table == "workflows"]
+        [found] = [each for each in report.tables if each.name == "workflows"]
         return found
 
     await other.execute("DELETE FROM pg_statistic WHERE starelid = 'wfc.workflows'::regclass")

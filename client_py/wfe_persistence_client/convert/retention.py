@@ -93,7 +93,7 @@ def storage_report_from_proto(message: store_pb2.GetStorageReportResponse) -> mo
     return model.StorageReport(
         tables=[
             model.TableStorage(
-                table=table.table,
+                name=table.name,
                 estimated_rows=table.estimated_rows,
                 dead_rows=table.dead_rows,
                 table_bytes=table.table_bytes,

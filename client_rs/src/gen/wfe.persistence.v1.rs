@@ -2405,7 +2405,7 @@ pub struct GetStorageReportRequest {
 pub struct TableStorage {
     /// Its name, without the prefix of the store.
     #[prost(string, tag = "1")]
-    pub table: ::prost::alloc::string::String,
+    pub name: ::prost::alloc::string::String,
     /// Its live rows, as PostgreSQL estimates them; seconds behind.
     #[prost(int64, tag = "2")]
     pub estimated_rows: i64,

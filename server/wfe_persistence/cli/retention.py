@@ -306,7 +306,7 @@ def storage(call: Caller, *, max_rows: int, as_json: bool) -> None:
         bloat = _size(each.bloat_bytes) if each.HasField("bloat_bytes") else "?"
         lines.append(
             (
-                each.table,
+                each.name,
                 f"{each.estimated_rows}",
                 f"{each.dead_rows}",
                 _size(each.table_bytes),

@@ -43,7 +43,7 @@ async def get_storage_report(store: Store, max_rows: int) -> pb.GetStorageReport
         live, dead, data, indexes = (read_int8(rows.get_value(i, n)) for n in range(1, 5))
         table = read_text(rows.get_value(i, 0)).removeprefix(schema.table_prefix)
         found = report.tables.add(
-            table=table,
+            name=table,
             estimated_rows=live,
             dead_rows=dead,
             table_bytes=data,

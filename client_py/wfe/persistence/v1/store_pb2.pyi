@@ -345,13 +345,13 @@ class TableStorage(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TABLE_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
     ESTIMATED_ROWS_FIELD_NUMBER: builtins.int
     DEAD_ROWS_FIELD_NUMBER: builtins.int
     TABLE_BYTES_FIELD_NUMBER: builtins.int
     INDEX_BYTES_FIELD_NUMBER: builtins.int
     BLOAT_BYTES_FIELD_NUMBER: builtins.int
-    table: builtins.str
+    name: builtins.str
     """Its name, without the prefix of the store."""
     estimated_rows: builtins.int
     """Its live rows, as PostgreSQL estimates them; seconds behind."""
@@ -369,7 +369,7 @@ class TableStorage(google.protobuf.message.Message):
     def __init__(
         self,
         *,
-        table: builtins.str = ...,
+        name: builtins.str = ...,
         estimated_rows: builtins.int = ...,
         dead_rows: builtins.int = ...,
         table_bytes: builtins.int = ...,
@@ -377,7 +377,7 @@ class TableStorage(google.protobuf.message.Message):
         bloat_bytes: builtins.int | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_bloat_bytes", b"_bloat_bytes", "bloat_bytes", b"bloat_bytes"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_bloat_bytes", b"_bloat_bytes", "bloat_bytes", b"bloat_bytes", "dead_rows", b"dead_rows", "estimated_rows", b"estimated_rows", "index_bytes", b"index_bytes", "table", b"table", "table_bytes", b"table_bytes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_bloat_bytes", b"_bloat_bytes", "bloat_bytes", b"bloat_bytes", "dead_rows", b"dead_rows", "estimated_rows", b"estimated_rows", "index_bytes", b"index_bytes", "name", b"name", "table_bytes", b"table_bytes"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_bloat_bytes", b"_bloat_bytes"]) -> typing.Literal["bloat_bytes"] | None: ...
 
 Global___TableStorage: typing_extensions.TypeAlias = TableStorage

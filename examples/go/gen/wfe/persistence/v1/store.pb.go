@@ -695,7 +695,7 @@ func (x *GetStorageReportRequest) GetMaxRows() int32 {
 type TableStorage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its name, without the prefix of the store.
-	Table string `protobuf:"bytes,1,opt,name=table,proto3" json:"table,omitempty"`
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Its live rows, as PostgreSQL estimates them; seconds behind.
 	EstimatedRows int64 `protobuf:"varint,2,opt,name=estimated_rows,json=estimatedRows,proto3" json:"estimated_rows,omitempty"`
 	// Its rows that wait for a vacuum, likewise.
@@ -742,9 +742,9 @@ func (*TableStorage) Descriptor() ([]byte, []int) {
 	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{11}
 }
 
-func (x *TableStorage) GetTable() string {
+func (x *TableStorage) GetName() string {
 	if x != nil {
-		return x.Table
+		return x.Name
 	}
 	return ""
 }
@@ -1945,9 +1945,9 @@ const file_wfe_persistence_v1_store_proto_rawDesc = "" +
 	"\x14RunRetentionResponse\x12;\n" +
 	"\x06counts\x18\x01 \x01(\v2#.wfe.persistence.v1.RetentionCountsR\x06counts\"4\n" +
 	"\x17GetStorageReportRequest\x12\x19\n" +
-	"\bmax_rows\x18\x01 \x01(\x05R\amaxRows\"\xe0\x01\n" +
-	"\fTableStorage\x12\x14\n" +
-	"\x05table\x18\x01 \x01(\tR\x05table\x12%\n" +
+	"\bmax_rows\x18\x01 \x01(\x05R\amaxRows\"\xde\x01\n" +
+	"\fTableStorage\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
 	"\x0eestimated_rows\x18\x02 \x01(\x03R\restimatedRows\x12\x1b\n" +
 	"\tdead_rows\x18\x03 \x01(\x03R\bdeadRows\x12\x1f\n" +
 	"\vtable_bytes\x18\x04 \x01(\x03R\n" +
