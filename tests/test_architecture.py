@@ -261,3 +261,23 @@ def test_names_on_the_wire_have_no_prefix() -> None:
     assert [reason_name(r) for r in REASONS if "REASON" in reason_name(r)] == []
     for violation in FieldViolationReason.values():
         assert "REASON" not in violation_name(violation)
+
+
+def clashes(texts: Collection[str], names: Collection[str]) -> set[str]:
+    """Fields that no Java class can have with another: for a text it has a method for its bytes."""
+    return {name for name in texts if f"{name}_bytes" in names}
+
+
+def test_messages_can_be_java_classes() -> None:
+    assert clashes(["table", "other"], ["table", "table_bytes"]) == {"table"}
+    files = sorted((TESTS.parent / "protos/wfe/persistence/v1").glob("*.proto"))
+    modules = [import_module(f"wfe.persistence.v1.{file.stem}_pb2") for file in files]
+    messages = [
+        message
+        for module in modules
+        for message in module.DESCRIPTOR.message_types_by_name.values()
+    ]
+    assert len(messages) > 100
+    for message in messages:
+        texts = [field.name for field in message.fields if field.type == field.TYPE_STRING]
+        assert clashes(texts, message.fields_by_name) == set(), message.full_name
