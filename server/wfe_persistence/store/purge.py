@@ -8,6 +8,7 @@ last one ended, so that none has to skip the dead index entries of earlier batch
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -18,6 +19,7 @@ from wfe_persistence.store.commit import LOCK_WORKFLOW
 from wfe_persistence.store.commit_parts import after_all_of
 from wfe_persistence.store.paging import TIME, Cursor
 from wfe_persistence.store.rows import (
+    PGresult,
     boolean,
     integer,
     read_bool,
@@ -230,6 +232,37 @@ SELECT (SELECT count(*) FROM doomed),
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """What one statement has deleted, or counted."""
+
+    counts: Sequence[int]
+    """Rows, of each kind."""
+    last: Cursor | None
+    """The last that was looked at; None: there was none."""
+    is_over: bool
+    """Nothing is left that is to go."""
+
+
+def purged_workflows(row: PGresult) -> Purged:
+    """The answer to a statement about workflows: of them, and of their pointers, subscriptions,
+    errors and events."""
+    *counts, considered, found = (read_int8(row.get_value(0, column)) for column in range(7))
+    return Purged(counts, _last(row, 7, found), considered == found < BATCH_ROOTS)
+
+
+def purged_events(row: PGresult, most: int) -> Purged:
+    """The answer to a statement about at most so many events."""
+    events, found = (read_int8(row.get_value(0, column)) for column in range(2))
+    return Purged([events], _last(row, 2, found), found < most)
+
+
+def _last(row: PGresult, column: int, found: int) -> Cursor | None:
+    if not found:
+        return None
+    return read_int8(row.get_value(0, column)), read_text(row.get_value(0, column + 1))
+
+
 PURGE_WORKFLOWS = purge_workflows_statement()
 COUNT_DOOMED_WORKFLOWS = count_workflows_statement()
 
@@ -260,19 +293,17 @@ async def purge_workflows(
             integer(BATCH_ROOTS),
             integer(min(BATCH_ROWS, max_rows - rows)),
         )
-        get = row.get_value
-        counts = [read_int8(get(0, column)) for column in range(7)]
-        done.workflows += counts[0]
-        done.execution_pointers += counts[1]
-        done.subscriptions += counts[2]
-        done.errors += counts[3]
-        done.events += counts[4]
-        rows += sum(counts[:5])
-        considered, found = counts[5:]
-        if found:
-            after = (read_int8(get(0, 7)), read_text(get(0, 8)))
-        if considered == found < BATCH_ROOTS:
+        purged = purged_workflows(row)
+        workflows, pointers, subscriptions, errors, events = purged.counts
+        done.workflows += workflows
+        done.execution_pointers += pointers
+        done.subscriptions += subscriptions
+        done.errors += errors
+        done.events += events
+        rows += sum(purged.counts)
+        if purged.is_over:
             return done, None
+        after = purged.last or after
     return done, after
 
 
@@ -338,11 +369,9 @@ async def purge_events(
             text(event_name) if event_name else None,
             integer(batch),
         )
-        get = row.get_value
-        events += read_int8(get(0, 0))
-        found = read_int8(get(0, 1))
-        if found:
-            after = (read_int8(get(0, 2)), read_text(get(0, 3)))
-        if found < batch:
+        purged = purged_events(row, batch)
+        events += sum(purged.counts)
+        if purged.is_over:
             return events, None
+        after = purged.last
     return events, after

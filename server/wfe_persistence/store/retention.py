@@ -21,13 +21,15 @@ from wfe_persistence.store.purge import (
     BATCH_ROOTS,
     BATCH_ROWS,
     COUNT_DOOMED_EVENTS,
+    Purged,
     count_workflows_statement,
     purge_events_statement,
     purge_workflows_statement,
+    purged_events,
+    purged_workflows,
 )
 from wfe_persistence.store.rows import (
     Param,
-    PGresult,
     boolean,
     integer,
     pg_micros_param,
@@ -310,20 +312,19 @@ async def batch(store: Store, rule: Rule, most: int, *turn: Param) -> Batch:
             EXPIRE_EVENTS if turn else COUNT_DOOMED_EVENTS,
             before, *TIME.params(rule.after), boolean(False), None, integer(most), *turn,
         )  # fmt: skip
-        events, found = _numbers(row, 2)
-        return Batch({"events": events}, _cursor(row, 2, found), found < most)
+        return _batch(("events",), purged_events(row, most))
     row = await store.write_once(
         EXPIRE_WORKFLOWS if turn else COUNT_EXPIRED_WORKFLOWS,
         text_array([rule.kind]), before, *TIME.params(rule.after),
         text(rule.definition) if rule.definition else None,
         integer(BATCH_ROOTS), integer(most), rule.others, *turn,
     )  # fmt: skip
-    *counts, considered, found = _numbers(row, 7)
-    return Batch(
-        dict(zip(_WORKFLOW_COUNTS, counts, strict=True)),
-        _cursor(row, 7, found),
-        considered == found < BATCH_ROOTS,
-    )
+    return _batch(_WORKFLOW_COUNTS, purged_workflows(row))
+
+
+def _batch(fields: Sequence[str], purged: Purged) -> Batch:
+    counts = dict(zip(fields, purged.counts, strict=True))
+    return Batch(counts, purged.last, purged.is_over)
 
 
 async def _without_cursor(
@@ -332,18 +333,8 @@ async def _without_cursor(
     if turn:
         most = min(most, BATCH_ROWS)
     row = await store.write_once(sql, before, integer(most), *turn)
-    [count] = _numbers(row, 1)
+    count = read_int8(row.get_value(0, 0))
     return Batch({field: count}, None, is_last=count < most)
-
-
-def _numbers(row: PGresult, columns: int) -> list[int]:
-    return [read_int8(row.get_value(0, column)) for column in range(columns)]
-
-
-def _cursor(row: PGresult, column: int, found: int) -> Cursor | None:
-    if not found:
-        return None
-    return read_int8(row.get_value(0, column)), read_text(row.get_value(0, column + 1))
 
 
 async def count_expired(store: Store, most: int) -> pb.RetentionCounts:
