@@ -25,7 +25,6 @@ from wfe_persistence.store import (
 from wfe_persistence.store.command import stir_commands
 from wfe_persistence.store.documents import HeaderRoom
 from wfe_persistence.store.paging import Wanted
-from wfe_persistence.store.records import WORKFLOW_STATUS
 from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.rows import epoch_ms
 from wfe_persistence.store.workflow_changes import Change
@@ -106,9 +105,7 @@ class WorkflowService:
         """Return a workflow's header when it has one of some statuses."""
         check = call.check
         check.id("", "id", request.id)
-        if check.at_most("", "statuses", request.statuses):
-            for i, status in enumerate(request.statuses):
-                check.enum("", f"statuses[{i}]", status, WORKFLOW_STATUS)
+        check.statuses("", request.statuses)
         wait = check.wait_seconds(request.wait)
         check.done()
         with call.waiting(wait) as until:

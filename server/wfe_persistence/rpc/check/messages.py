@@ -232,15 +232,7 @@ class Check(QueueRules, WatchingRules):
 
     def filter(self, f: WorkflowFilter, path: str = "filter") -> None:
         """A filter of workflows."""
-        if self.at_most(path, "statuses", f.statuses):
-            for i, status in enumerate(f.statuses):
-                self.enum(path, f"statuses[{i}]", status, WORKFLOW_STATUS)
-        self.key(path, "workflow_definition_id", f.workflow_definition_id)
-        if f.HasField("version"):
-            self.number(path, "version", f.version)
-        self.key(path, "reference", f.reference)
-        self.key(path, "name_prefix", f.name_prefix)
-        self.key(path, "root_workflow_id", f.root_workflow_id)
+        self.of_header(f, path)
         self.times(
             f,
             path,

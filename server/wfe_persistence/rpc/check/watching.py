@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from wfe.persistence.v1.lifecycle_pb2 import LifecycleEvent, WatchRequest
-from wfe.persistence.v1.workflow_pb2 import WatchedWorkflows, WatchWorkflowsRequest
+from wfe.persistence.v1.workflow_pb2 import (
+    WatchedWorkflows,
+    WatchWorkflowsRequest,
+    WorkflowFilter,
+    WorkflowStatus,
+)
 from wfe_persistence.rpc.check.bounds import (
     DEFAULT_HEARTBEAT_SECONDS,
     MAX_HEARTBEAT_SECONDS,
@@ -66,11 +71,19 @@ class WatchingRules(Scalars):
             )
         return after, seconds
 
+    def statuses(self, path: str, statuses: Sequence[WorkflowStatus.ValueType]) -> None:
+        """The statuses that workflows may have."""
+        if self.at_most(path, "statuses", statuses):
+            for i, status in enumerate(statuses):
+                self.enum(path, f"statuses[{i}]", status, WORKFLOW_STATUS)
+
     def _watched_workflows(self, f: WatchedWorkflows, path: str) -> None:
         self.key(path, "workflow_id", f.workflow_id)
-        if self.at_most(path, "statuses", f.statuses):
-            for i, status in enumerate(f.statuses):
-                self.enum(path, f"statuses[{i}]", status, WORKFLOW_STATUS)
+        self.of_header(f, path)
+
+    def of_header(self, f: WatchedWorkflows | WorkflowFilter, path: str) -> None:
+        """What all filters of workflows can ask of the header."""
+        self.statuses(path, f.statuses)
         self.key(path, "workflow_definition_id", f.workflow_definition_id)
         if f.HasField("version"):
             self.number(path, "version", f.version)
