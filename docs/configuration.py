@@ -1,10 +1,5 @@
-"""Write docs/configuration.md from the declaration of the settings, or check that it follows.
+"""docs/configuration.md: the settings as they are declared."""
 
-configuration.py write
-configuration.py check    exit with 1 if the page is not that of the declaration
-"""
-
-import sys
 from pathlib import Path
 from typing import Final
 
@@ -70,20 +65,9 @@ Kubernetes gives each pod variables for the Services of its namespace. Those for
 """
 
 
-def main() -> None:
-    """Write or check the page."""
-    match sys.argv[1:]:
-        case ["write"]:
-            PAGE.write_text(page(), "utf-8")
-        case ["check"]:
-            if not PAGE.exists() or PAGE.read_text("utf-8") != page():
-                sys.exit(f"{PAGE.name} differs from the settings: ./run gen")
-        case _:
-            sys.exit(__doc__)
-
-
 def page() -> str:
     """The page as it should be."""
+    assert all(name.startswith(ENV_PREFIX) for name in known_variables())
     parts = [INTRODUCTION]
     for heading, group in GROUPS.items():
         parts.append(f"## {heading}\n\n{(group.__doc__ or '').strip()}\n")
@@ -155,6 +139,4 @@ def _help(parameter: click.Parameter) -> str:
     return (parameter.help or "") if isinstance(parameter, click.Option) else ""
 
 
-if __name__ == "__main__":
-    assert all(name.startswith(ENV_PREFIX) for name in known_variables())
-    main()
+FILES: Final = {PAGE: page}

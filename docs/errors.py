@@ -1,13 +1,8 @@
-"""Write docs/errors.md from the reasons in error_reason.proto and what to do about each, or check it.
-
-errors.py write
-errors.py check    exit with 1 if a reason has no remedy, or the page is not that of both
-"""
+"""docs/errors.md: the reasons in error_reason.proto, and what to do about each."""
 
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -176,21 +171,4 @@ def page() -> str:
     return f"{INTRODUCTION}{table}\n{sections}{FIELDS}{fields}"
 
 
-def main() -> int:
-    """Write or check, as the argument says."""
-    match sys.argv[1:]:
-        case ["write"]:
-            PAGE.write_text(page())
-            return 0
-        case ["check"]:
-            if PAGE.read_text() == page():
-                return 0
-            print(f"{PAGE.name} is not that of the reasons: ./run gen", file=sys.stderr)
-            return 1
-        case _:
-            print(__doc__, file=sys.stderr)
-            return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+FILES: Final = {PAGE: page}

@@ -1,10 +1,5 @@
-"""Write docs/metrics.md from the declaration of the metrics, or check that it follows.
+"""docs/metrics.md: the metrics as they are declared."""
 
-metrics.py write
-metrics.py check    exit with 1 if the page is not that of the declaration
-"""
-
-import sys
 from pathlib import Path
 from typing import Final
 
@@ -62,21 +57,4 @@ def page() -> str:
     return INTRODUCTION + "".join(map(row, METRICS)) + END
 
 
-def main() -> int:
-    """Write or check, as the argument says."""
-    match sys.argv[1:]:
-        case ["write"]:
-            PAGE.write_text(page())
-            return 0
-        case ["check"]:
-            if PAGE.read_text() == page():
-                return 0
-            print(f"{PAGE.name} is not that of the metrics: ./run gen", file=sys.stderr)
-            return 1
-        case _:
-            print(__doc__, file=sys.stderr)
-            return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+FILES: Final = {PAGE: page}

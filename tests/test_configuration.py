@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.support.generated import copy_generated, run_generated
 from tests.support.server import ServerProcess
 from tests.support.settings import other_value
 from wfe_persistence.cli.group import commands
@@ -296,21 +294,14 @@ def test_the_page_has_every_setting() -> None:
 
 
 def test_a_page_that_differs_is_noticed(tmp_path: Path) -> None:
-    script = tmp_path / "configuration.py"
-    shutil.copy(PAGE.with_suffix(".py"), script)
-
-    def check() -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(script), "check"]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
-    shutil.copy(PAGE, tmp_path)
-    assert check().returncode == 0
-    page = tmp_path / PAGE.name
+    copy_generated(tmp_path)
+    assert run_generated(tmp_path, "check").returncode == 0
+    page = tmp_path / "docs" / PAGE.name
     page.write_text(PAGE.read_text().replace("at least 1", "at least 2", 1))
-    done = check()
+    done = run_generated(tmp_path, "check")
     assert (done.returncode, "./run gen" in done.stderr) == (1, True)
     page.unlink()
-    assert check().returncode == 1
+    assert run_generated(tmp_path, "check").returncode == 1
 
 
 def test_the_example_of_the_page_works(tmp_path: Path) -> None:

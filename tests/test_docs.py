@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.generated import copy_generated, run_generated
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.cli.options import known_variables
 from wfe_persistence.settings import SETTINGS
@@ -75,19 +74,13 @@ def test_the_page_of_errors_has_all_reasons() -> None:
 
 
 def test_a_reason_without_a_remedy_is_noticed(tmp_path: Path) -> None:
+    copy_generated(tmp_path)
     proto = tmp_path / "protos/wfe/persistence/v1/error_reason.proto"
-    proto.parent.mkdir(parents=True)
-    (tmp_path / "docs").mkdir()
-    original = ROOT / proto.relative_to(tmp_path)
     proto.write_text(
-        original.read_text().replace(
+        proto.read_text().replace(
             "enum ErrorReason {\n",
             "enum ErrorReason {\n  // INTERNAL: for a test.\n  ERROR_REASON_UNHEARD_OF = 999;\n",
         )
     )
-    script = tmp_path / "docs" / "errors.py"
-    script.write_text((ROOT / "docs" / "errors.py").read_text())
-    done = subprocess.run(
-        [sys.executable, script, "write"], capture_output=True, text=True, check=False
-    )
+    done = run_generated(tmp_path, "check")
     assert (done.returncode, "UNHEARD_OF" in done.stderr) == (1, True)

@@ -1,16 +1,12 @@
-"""Write the Grafana dashboard and the alert rules for Prometheus, or check that they follow.
+"""The Grafana dashboard, the alert rules for Prometheus, and docs/monitoring.md about both.
 
-monitoring.py write
-monitoring.py check    exit with 1 if the files are not those of what is written here
-
-Both are generated, so that a metric has one name in them, and a panel shows what an alert is about.
+All are generated, so that a metric has one name in them, and a panel shows what an alert is about.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -459,24 +455,3 @@ FILES: Final = {
     HERE / "alerts.yaml": lambda: json.dumps(rules(), indent=2) + "\n",
     HERE.parents[1] / "docs" / "monitoring.md": page,
 }
-
-
-def main() -> int:
-    """Write or check, as the argument says."""
-    match sys.argv[1:]:
-        case ["write"]:
-            for path, text in FILES.items():
-                path.write_text(text())
-            return 0
-        case ["check"]:
-            old = [path.name for path, text in FILES.items() if path.read_text() != text()]
-            for name in old:
-                print(f"{name} is not that of deploy/monitoring: ./run gen", file=sys.stderr)
-            return 1 if old else 0
-        case _:
-            print(__doc__, file=sys.stderr)
-            return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())
