@@ -12,7 +12,8 @@ from google.protobuf.duration_pb2 import Duration
 from tests.faults.conftest import Start
 from tests.support import make
 from tests.support.api import Api, connect, for_each
-from tests.support.expect import eventually, failure_of
+from tests.support.expect import eventually
+from tests.support.outdated import outdate
 from tests.support.server import ServerProcess
 from tests.support.waiting import wait_for
 from wfe.persistence.v1.store_pb2 import WorkflowRetention
@@ -114,17 +115,7 @@ async def test_a_server_that_is_too_old_for_the_store_deletes_nothing(
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("UPDATE wfc.retention_rules SET next_time = 'infinity'")
         server = start("--retention-seconds", "1")
-        connection.execute("""
-            INSERT INTO wfc.wfe_migrations (version, name, checksum, oldest_server)
-            VALUES (9999, '9999_newer', '', 9999)
-        """)
-        async with connect(server.address) as channel:
-            api = Api(channel)
-
-            async def is_refused() -> bool:
-                return await failure_of(api.list_workflows()) is not None
-
-            await eventually(is_refused, 60)
+        await outdate(server, connection)
         connection.execute("UPDATE wfc.retention_rules SET next_time = now()")
         wait_for(lambda: "retention: default: " in server.log(), 60)
         row = connection.execute("SELECT count(*) FROM wfc.workflows").fetchone()

@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from tests.faults.conftest import Start
 from tests.support import make
 from tests.support.api import Api, connect
-from tests.support.expect import eventually, failure_of
+from tests.support.outdated import outdate
 from tests.support.waiting import wait_for
 from wfe.persistence.v1.queue_pb2 import QueueKind
 from wfe.persistence.v1.store_pb2 import CreateNamespaceRequest
@@ -52,17 +52,7 @@ async def test_a_server_that_is_too_old_for_the_store_enqueues_nothing(
     async with connect(server.address) as channel:
         await Api(channel).configure_queue("work", QueueKind.QUEUE_KIND_WORKFLOW)
     with psycopg.connect(database_url, autocommit=True) as connection:
-        connection.execute("""
-            INSERT INTO wfc.wfe_migrations (version, name, checksum, oldest_server)
-            VALUES (9999, '9999_newer', '', 9999)
-        """)
-        async with connect(server.address) as channel:
-            api = Api(channel)
-
-            async def is_refused() -> bool:
-                return await failure_of(api.list_workflows()) is not None
-
-            await eventually(is_refused, 60)
+        await outdate(server, connection)
         connection.execute("""
             INSERT INTO wfc.workflows (id, name, definition_id, version, status, create_time,
                 next_execution)
