@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import psycopg
 
+from benchmarks.served import Served
 from benchmarks.timing import Call, counted, percentile
 from tests.support import make
 from tests.support.api import Api, connect
@@ -86,21 +87,14 @@ async def measure(url: str, count: int) -> Figures:
 
 @asynccontextmanager
 async def _server(url: str, *options: str) -> AsyncIterator[tuple[Api, psutil.Process]]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.bench_server", url, *options,
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
+    served = await Served.start(url, *options)
     try:
-        address = (await process.stdout.readline()).decode().strip()
-        async with connect(address) as channel:
+        async with connect(served.address) as channel:
             api = Api(channel)
             await api.store.EnsureStoreExists(st.EnsureStoreExistsRequest())
-            yield api, psutil.Process(process.pid)
+            yield api, served.process
     finally:
-        process.stdin.close()
-        await process.wait()
+        await served.stop()
 
 
 async def _create(api: Api, names: list[str]) -> None:

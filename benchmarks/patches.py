@@ -7,7 +7,6 @@ and of PostgreSQL, with the resolution of the operating system's clock (10 ms pe
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import psutil
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from benchmarks.served import Served
 from tests.support import make
 from tests.support.api import Api, connect
 from wfe.persistence.v1 import store_pb2 as st
@@ -44,15 +44,9 @@ class Counted:
 
 async def measure(url: str, postgres: psutil.Process) -> Figures:
     """Measures patches, views and pages on workflows of every length."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.bench_server", url,
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    address = (await process.stdout.readline()).decode().strip()
-    server = psutil.Process(process.pid)
-    async with connect(address) as channel:
+    served = await Served.start(url)
+    server = served.process
+    async with connect(served.address) as channel:
         api = Api(channel)
         await api.store.EnsureStoreExists(st.EnsureStoreExistsRequest())
         cases = [case for length in LENGTHS for case in await _cases(api, length)]
@@ -60,8 +54,7 @@ async def measure(url: str, postgres: psutil.Process) -> Figures:
         for case in cases:
             case.calls, case.bytes, case.server_cpu, case.postgres_cpu = 0, 0, 0.0, 0.0
         await _run(cases, server, postgres, TURNS)
-    process.stdin.close()
-    await process.wait()
+    await served.stop()
     figures: Figures = [
         {
             "rpc": case.name,

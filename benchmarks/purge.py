@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from benchmarks.served import Served
 from benchmarks.timing import percentile
 from tests.support import make
 from tests.support.api import Api, connect
@@ -55,15 +56,9 @@ FROM generate_series(%(begin)s::int, %(end)s::int) i, generate_series(0, %(last)
 
 async def measure(url: str, count: int) -> Figures:
     """Fills a store with this many events and a tenth as many workflows, and purges all of them."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.bench_server", url,
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    address = (await process.stdout.readline()).decode().strip()
+    served = await Served.start(url)
     figures: Figures = []
-    async with connect(address) as channel:
+    async with connect(served.address) as channel:
         api = Api(channel)
         await api.store.EnsureStoreExists(st.EnsureStoreExistsRequest())
         await asyncio.to_thread(_fill, url, count)
@@ -89,8 +84,7 @@ async def measure(url: str, count: int) -> Figures:
                     **await writing,
                 }
             )
-    process.stdin.close()
-    await process.wait()
+    await served.stop()
     return figures
 
 

@@ -22,6 +22,7 @@ import psutil
 import psycopg
 
 from benchmarks.bench_server import ECHO
+from benchmarks.served import Served
 from benchmarks.timing import percentile, timed
 from tests.support import make
 from tests.support.api import Api, connect
@@ -152,17 +153,11 @@ ECHOES: Final = tuple(name for name in CASES if name.startswith("echo"))
 
 async def measure(url: str, postgres: psutil.Process, seconds: float, items: int) -> Figures:
     """All cases with each state of the queue, then so many items, 100 in each call."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.bench_server", url,
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    address = (await process.stdout.readline()).decode().strip()
-    server = psutil.Process(process.pid)
+    served = await Served.start(url)
+    server = served.process
     figures: Figures = []
     async with (
-        connect(address) as channel,
+        connect(served.address) as channel,
         await psycopg.AsyncConnection.connect(url, autocommit=True) as database,
     ):
         api = Api(channel)
@@ -185,8 +180,7 @@ async def measure(url: str, postgres: psutil.Process, seconds: float, items: int
                 ]
         await database.execute("TRUNCATE wfc.queue_items")
         figures += await _growth(api, database, items)
-    process.stdin.close()
-    await process.wait()
+    await served.stop()
     return figures
 
 

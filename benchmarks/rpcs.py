@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import psutil
-
 from benchmarks.bench_server import ECHO
+from benchmarks.served import Served
 from benchmarks.timing import Call, percentile, timed
 from tests.support import make
 from tests.support.api import Api, connect
@@ -28,16 +26,10 @@ STORED = 200
 
 async def measure(url: str, callers: list[int], seconds: float, only: str) -> Figures:
     """Measures every case with every number of callers."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.bench_server", url,
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    address = (await process.stdout.readline()).decode().strip()
-    server = psutil.Process(process.pid)
+    served = await Served.start(url)
+    server = served.process
     figures: Figures = []
-    async with connect(address) as channel:
+    async with connect(served.address) as channel:
         api = Api(channel)
         await api.store.EnsureStoreExists(st.EnsureStoreExistsRequest())
         for name, prepare in CASES.items():
@@ -61,8 +53,7 @@ async def measure(url: str, callers: list[int], seconds: float, only: str) -> Fi
                 )
                 print(".", end="", flush=True, file=sys.stderr)
     print(file=sys.stderr)
-    process.stdin.close()
-    await process.wait()
+    await served.stop()
     echo = {f["callers"]: f["server_cpu_ms"] for f in figures if f["rpc"] == "echo"}
     for figure in figures:
         figure["cpu_vs_echo"] = figure["server_cpu_ms"] / echo[figure["callers"]]

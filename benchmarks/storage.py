@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 import psycopg
 
+from benchmarks.served import Served
 from tests.support import make
 from tests.support.api import Api, connect
 from wfe.persistence.v1 import store_pb2 as st
@@ -30,20 +30,13 @@ CALLERS = 16
 
 async def measure(url: str, pointers: int) -> Figures:
     """Fills a store with this many pointers, then inspects it in PostgreSQL."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.bench_server", url,
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    address = (await process.stdout.readline()).decode().strip()
+    served = await Served.start(url)
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as database:
-        async with connect(address) as channel:
+        async with connect(served.address) as channel:
             api = Api(channel)
             await api.store.EnsureStoreExists(st.EnsureStoreExistsRequest())
             figures = await _fill(api, database, pointers // POINTERS)
-        process.stdin.close()
-        await process.wait()  # its connections have flushed their statistics by now
+        await served.stop()  # its connections have flushed their statistics by now
         figures += await _rows(database, UPDATES)
         await database.execute("VACUUM ANALYZE")
         figures += await _rows(database, SIZES)
