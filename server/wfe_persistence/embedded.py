@@ -27,7 +27,6 @@ import socket
 import stat
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -62,7 +61,7 @@ class EmbeddedPostgresError(Exception):
 
 
 class StartInterruptedError(EmbeddedPostgresError):
-    """`interrupted` was set before the embedded PostgreSQL had started."""
+    """`interrupt` was called before the embedded PostgreSQL had started."""
 
 
 class EmbeddedPostgres:
@@ -82,8 +81,13 @@ class EmbeddedPostgres:
         self._users_lock = -1
         self._child: subprocess.Popen[bytes] | None = None
         self._log_begin = 0
-        self.interrupted = threading.Event()
-        """Set it to end a start that is in progress: it raises StartInterruptedError."""
+        # Not an Event: its lock would hang a signal handler that interrupts one that holds it.
+        self._interrupted = False
+
+    def interrupt(self) -> None:
+        """End a start that is in progress: it raises StartInterruptedError. From any thread, and
+        from a signal handler."""
+        self._interrupted = True
 
     def __enter__(self) -> Self:
         try:
@@ -108,7 +112,7 @@ class EmbeddedPostgres:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.interrupted.clear()
+        self._interrupted = False
         with _as_embedded_postgres_error(), self._starting():
             self._leave()
 
@@ -165,7 +169,7 @@ class EmbeddedPostgres:
                         raise EmbeddedPostgresError(f"PostgreSQL can't start: {self.last_words()}")
                     self._spawn()
                     started = True
-                if self.interrupted.is_set():
+                if self._interrupted:
                     raise StartInterruptedError("interrupted")
                 if time.monotonic() > deadline:
                     raise EmbeddedPostgresError(
@@ -256,7 +260,7 @@ class EmbeddedPostgres:
             )  # fmt: skip
             try:
                 while initdb.poll() is None:
-                    if self.interrupted.is_set():
+                    if self._interrupted:
                         raise StartInterruptedError("interrupted")
                     time.sleep(_STEP_SECONDS)
             finally:
@@ -390,7 +394,7 @@ class EmbeddedPostgres:
         log_at = time.monotonic() + _SAY_SECONDS
         try:
             while not _try_lock(descriptor):
-                if self.interrupted.is_set():
+                if self._interrupted:
                     raise StartInterruptedError("interrupted")
                 if time.monotonic() > log_at:
                     log.warning(

@@ -47,7 +47,7 @@ class Supervisor:
 
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
-        self._postgres.interrupted.set()
+        self._postgres.interrupt()
         self._thread.join()
 
     def _run(self) -> None:

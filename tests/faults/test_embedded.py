@@ -237,11 +237,56 @@ def test_a_start_that_is_interrupted_leaves_nothing(
             wait_for(reached)
             process.send_signal(number)
             process.send_signal(number)
-            assert process.wait(30) == (0 if command == "serve" else 128 + number)
+            try:
+                assert process.wait(30) == (0 if command == "serve" else 128 + number)
+            finally:
+                process.kill()
+                process.wait()
     assert "Aborted" not in log.read_text()
     assert "Traceback" not in log.read_text()
     assert not postgres_processes(data_dir)
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(data_dir) in str(p.info)]
+
+
+# What the handler of a signal raises would end where the signal happens to arrive.
+SWALLOWED_IN_AN_IMPORT = """
+import os, signal, sys
+from wfe_persistence.cli import main
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name in ("wfe_persistence.app", "wfe_persistence.store.namespace"):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except BaseException:
+                pass
+
+sys.meta_path.insert(0, Finder())
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "status"), [("serve --listen 127.0.0.1:0", 0), ("migrate up", 143)]
+)
+def test_a_signal_is_not_lost_in_an_import(
+    tmp_path: Path, data_dir: Path, command: str, status: int
+) -> None:
+    log = tmp_path / "log"
+    arguments = [*command.split(), "--data-dir", str(data_dir)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SWALLOWED_IN_AN_IMPORT, *arguments],
+            stdout=output,
+            stderr=output,
+        )
+        try:
+            assert process.wait(30) == status, log.read_text()
+        finally:
+            process.kill()
+            process.wait()
+    assert "starting the embedded PostgreSQL" in log.read_text()
+    assert not postgres_processes(data_dir)
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self, TypeVar
 
 import click
 
@@ -20,17 +22,74 @@ from wfe_persistence.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
+_NUMBERS: Final = (signal.SIGINT, signal.SIGTERM)
+
 
 class Interrupted(SystemExit):
-    """SIGINT or SIGTERM, while the embedded PostgreSQL is started, or while a command uses it that
-    does not handle them. What was started is stopped; the exit status is 128 plus the signal."""
+    """SIGINT or SIGTERM before the work was done. What was started for it is stopped; the exit
+    status is 128 plus the signal."""
+
+
+class Signals:
+    """SIGINT and SIGTERM, while a database is in use.
+
+    They are remembered, and given to who handles them; they never raise. An exception that comes
+    out of any line of any library may end there: a start was deaf to SIGTERM, because what it
+    raised was swallowed in an import.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[signal.Signals] = []
+        self._handlers: list[Callable[[signal.Signals], None]] = [self.received.append]
+
+    @classmethod
+    @contextmanager
+    def installed(cls) -> Iterator[Self]:
+        """Takes both over, and gives them back."""
+        signals = cls()
+        before = [(number, signal.getsignal(number)) for number in _NUMBERS]
+        for number in _NUMBERS:
+            signal.signal(number, signals._on_signal)
+        try:
+            yield signals
+        finally:
+            for number, handler in before:
+                signal.signal(number, handler)
+
+    @contextmanager
+    def handled(self, handler: Callable[[signal.Signals], None]) -> Iterator[None]:
+        """Also call `handler` with each, in the main thread between two lines of Python, and with
+        those that have come already."""
+        self._handlers.append(handler)
+        try:
+            for number in list(self.received):
+                handler(number)
+            yield
+        finally:
+            self._handlers.remove(handler)
+
+    def _on_signal(self, number: int, _: object) -> None:
+        for handler in list(self._handlers):
+            handler(signal.Signals(number))
+
+
+@dataclass(frozen=True)
+class OpenDatabase:
+    """A running database: the settings with its address, and the signals that may end its use."""
+
+    settings: Settings
+    signals: Signals
 
 
 @contextmanager
-def open_database(settings: Settings) -> Iterator[Settings]:
-    """The settings with a running database: the one that they name, or the embedded one.
+def open_database(settings: Settings) -> Iterator[OpenDatabase]:
+    """The database that the settings name, or the embedded one.
 
-    The embedded PostgreSQL is started, kept running, and stopped on exit. Raises UsageError for an
+    The embedded PostgreSQL is started, kept running, and stopped on exit. SIGINT and SIGTERM
+    interrupt its start; while it stops, it does already what they ask for; in between, whoever
+    uses it handles them, as `run` does. Raises UsageError for an
     invalid connection string before anything is started, and Interrupted.
     """
     from wfe_persistence.database import source_from
@@ -41,56 +100,38 @@ def open_database(settings: Settings) -> Iterator[Settings]:
             source.check()
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
-    if not settings.uses_embedded_database:
-        yield settings
-        return
-    try:
-        embedded = EmbeddedPostgres(settings.data_dir)
-        log.info("starting the embedded PostgreSQL in %s", settings.data_dir)
-        with _signals(embedded) as use, embedded as postgres, Supervisor(postgres), use():
-            yield replace(settings, db_url=postgres.url)
-    except (EmbeddedPostgresError, OSError) as exc:
-        raise click.ClickException(str(exc)) from exc
-
-
-@contextmanager
-def _signals(embedded: EmbeddedPostgres) -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Neither SIGINT nor SIGTERM ends the process before PostgreSQL is in order.
-
-    While it starts, they interrupt it. While it stops, it does already what they ask for. In
-    between, in the context that this one returns, they raise Interrupted.
-    """
-    received: list[int] = []
-    in_use = False
-
-    def on_signal(number: int, _: object) -> None:
-        received.append(number)
-        embedded.interrupted.set()
-        if in_use:
-            raise Interrupted(128 + number)
-
-    def handle() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, on_signal)
-
-    @contextmanager
-    def use() -> Iterator[None]:
-        nonlocal in_use
-        in_use = True
+    with Signals.installed() as signals:
+        if not settings.uses_embedded_database:
+            yield OpenDatabase(settings, signals)
+            return
         try:
-            if received:
-                raise Interrupted(128 + received[0])
-            yield
-        finally:
-            in_use = False
-            handle()  # the command may have had its own
+            embedded = EmbeddedPostgres(settings.data_dir)
+            log.info("starting the embedded PostgreSQL in %s", settings.data_dir)
+            with (
+                signals.handled(lambda _: embedded.interrupt()),
+                embedded as postgres,
+                Supervisor(postgres),
+            ):
+                yield OpenDatabase(replace(settings, db_url=postgres.url), signals)
+        except StartInterruptedError:
+            raise Interrupted(128 + signals.received[0]) from None
+        except (EmbeddedPostgresError, OSError) as exc:
+            raise click.ClickException(str(exc)) from exc
 
-    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
-    handle()
+
+def run(database: OpenDatabase, main: Coroutine[Any, Any, _T]) -> _T:
+    """What `main` returns. A signal cancels it, and raises Interrupted."""
+
+    async def cancelled_by_signals() -> _T:
+        loop, task = asyncio.get_running_loop(), asyncio.ensure_future(main)
+
+        def cancel(_: signal.Signals) -> None:
+            loop.call_soon_threadsafe(task.cancel)
+
+        with database.signals.handled(cancel):
+            return await task
+
     try:
-        yield use
-    except StartInterruptedError:
-        raise Interrupted(128 + received[0]) from None
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
+        return asyncio.run(cancelled_by_signals())
+    except asyncio.CancelledError:
+        raise Interrupted(128 + database.signals.received[0]) from None

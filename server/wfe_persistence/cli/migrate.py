@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
-from wfe_persistence.cli.database import open_database
+from wfe_persistence.cli.database import open_database, run
 from wfe_persistence.cli.logs import log_to_stderr
 from wfe_persistence.cli.options import DATABASE_SETTINGS, settings_options
 from wfe_persistence.settings import Settings
@@ -50,8 +49,8 @@ def up(settings: Settings, grant_to: str | None) -> None:
     from wfe_persistence.store.migrate import latest_version
 
     log_to_stderr(settings)
-    with open_database(settings) as opened:
-        outcomes = asyncio.run(_migrate_all(opened, grant_to))
+    with open_database(settings) as database:
+        outcomes = run(database, _migrate_all(database.settings, grant_to))
     for name, outcome in outcomes.items():
         if isinstance(outcome, PersistenceError):
             click.echo(f"{name}: failed: {outcome.in_full}", err=True)
@@ -102,9 +101,9 @@ def status(settings: Settings) -> None:
 
     log_to_stderr(settings)
     schema = Schema(settings.schema, settings.table_prefix)
-    with open_database(settings) as opened:
+    with open_database(settings) as database:
         try:
-            applied = asyncio.run(applied_migrations(source_from(opened), schema))
+            applied = run(database, applied_migrations(source_from(database.settings), schema))
         except PersistenceError as exc:
             raise click.ClickException(exc.in_full) from exc
     done = {migration.version: migration for migration in applied}

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from wfe_persistence.cli.database import Interrupted, open_database
+from wfe_persistence.cli.database import Interrupted, Signals, open_database
 from wfe_persistence.cli.logs import log_to_stderr
 from wfe_persistence.cli.options import SettingsCommand, settings_options, sources
 from wfe_persistence.service_manager import ServiceManager
@@ -54,10 +54,10 @@ def serve(settings: Settings) -> None:
     manager = ServiceManager()
     manager.starting("opening the database")
     try:
-        with open_database(settings) as opened:
-            # Of the settings as they were given: `opened` names an embedded database.
+        with open_database(settings) as database:
+            # Of the settings as they were given: those of `database` name the embedded one.
             shown = configuration(settings, sources(click.get_current_context()))
-            status = asyncio.run(_serve(opened, shown, manager))
+            status = asyncio.run(_serve(database.settings, database.signals, shown, manager))
             faulthandler.cancel_dump_traceback_later()
     except Interrupted:
         log.info("stopped before it had started")
@@ -65,7 +65,9 @@ def serve(settings: Settings) -> None:
     sys.exit(status)
 
 
-async def _serve(settings: Settings, shown: dict[str, Any], manager: ServiceManager) -> int:
+async def _serve(
+    settings: Settings, signals: Signals, shown: dict[str, Any], manager: ServiceManager
+) -> int:
     from wfe_persistence.app import VERSION, Server
     from wfe_persistence.errors import CannotServeError
     from wfe_persistence.rpc.connections import raise_descriptor_limit
@@ -85,35 +87,36 @@ async def _serve(settings: Settings, shown: dict[str, Any], manager: ServiceMana
             log.info("%s again: ending the calls in progress", number.name)
             hurry.set()
 
-    # The loop's own handlers would be gone when it ends, and the database is stopped after that.
-    def in_loop(number: int, _: object) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(on_signal, signal.Signals(number))
+    def in_loop(number: signal.Signals) -> None:
+        loop.call_soon_threadsafe(on_signal, number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, in_loop)
     try:
-        async with Server(settings, hurry, shown) as server:
-            if settings.audit_log:
+        with signals.handled(in_loop):
+            await asyncio.sleep(0)  # for those that have come already
+            if stop.done():
+                log.info("stopped before it had started")
+                return 0
+            async with Server(settings, hurry, shown) as server:
+                if settings.audit_log:
 
-                def on_hangup(*_: object) -> None:
-                    if not loop.is_closed():
-                        loop.call_soon_threadsafe(server.reopen_audit_log)
+                    def on_hangup(*_: object) -> None:
+                        if not loop.is_closed():
+                            loop.call_soon_threadsafe(server.reopen_audit_log)
 
-                signal.signal(signal.SIGHUP, on_hangup)
-            log.info(
-                "wfe-persistence %s listens on %s (%s)",
-                VERSION,
-                server.address,
-                settings.protection,
-            )
-            watch = loop.create_task(server.watch(manager))
-            alive = loop.create_task(manager.keep_alive())
-            await asyncio.wait([stop, watch], return_when=asyncio.FIRST_COMPLETED)
-            if watch.done():
-                watch.result()
-            watch.cancel()
-        alive.cancel()
+                    signal.signal(signal.SIGHUP, on_hangup)
+                log.info(
+                    "wfe-persistence %s listens on %s (%s)",
+                    VERSION,
+                    server.address,
+                    settings.protection,
+                )
+                watch = loop.create_task(server.watch(manager))
+                alive = loop.create_task(manager.keep_alive())
+                await asyncio.wait([stop, watch], return_when=asyncio.FIRST_COMPLETED)
+                if watch.done():
+                    watch.result()
+                watch.cancel()
+            alive.cancel()
     except CannotServeError as exc:
         log.error("can't serve: %s", exc)  # noqa: TRY400 — the message says it all
         return 1
