@@ -6,9 +6,9 @@ benchmark registers. What an RPC costs beyond the echo is our own overhead. `--d
 the driver, beside psycopg's cursors and asyncpg; `--namespaces` the cost of many namespaces;
 `--patches` a change in short and long workflows; `--checks` the checks of requests, and how long
 others wait meanwhile; `--access` what authentication costs, and bad credentials; `--metrics` what
-metrics cost; `--strangers` what bad handshakes cost; `--queues` the throughput of queues;
-`--waiting` calls that wait, ten thousand on one server too; `--purge` a purge under load;
-`--storage` disk usage.
+metrics cost, `--traces` what traces cost; `--strangers` what bad handshakes cost; `--queues` the
+throughput of queues; `--waiting` calls that wait, ten thousand on one server too; `--purge` a purge
+under load; `--storage` disk usage.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from benchmarks import (
     rpcs,
     storage,
     strangers,
+    traces,
     waiting,
 )
 from wfe_persistence.embedded import EmbeddedPostgres
@@ -86,6 +87,7 @@ def main() -> None:
         help="measure what authentication costs, and 10,000 bad credentials a minute",
     )
     parser.add_argument("--metrics", action="store_true", help="measure what metrics cost a call")
+    parser.add_argument("--traces", action="store_true", help="measure what traces cost a call")
     parser.add_argument(
         "--strangers",
         action="store_true",
@@ -142,6 +144,9 @@ def main() -> None:
         elif arguments.metrics:
             figures = asyncio.run(metrics.measure(postgres.url, arguments.seconds))
             print(metrics.table(figures))
+        elif arguments.traces:
+            figures = asyncio.run(traces.measure(postgres.url, arguments.seconds))
+            print(traces.table(figures))
         elif arguments.strangers:
             figures = asyncio.run(strangers.measure(postgres.url, arguments.seconds))
             print(strangers.table(figures))
@@ -184,6 +189,8 @@ def main() -> None:
         if arguments.access
         else "metrics.json"
         if arguments.metrics
+        else "traces.json"
+        if arguments.traces
         else "strangers.json"
         if arguments.strangers
         else "queues.json"

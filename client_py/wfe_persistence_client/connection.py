@@ -14,6 +14,7 @@ from wfe_persistence_client.calls import Calls, RetryPolicy
 from wfe_persistence_client.credentials import Token, check_token, current_token
 from wfe_persistence_client.hints import checked
 from wfe_persistence_client.link import Link
+from wfe_persistence_client.tracing import trace_context
 
 if TYPE_CHECKING:
     from wfe.persistence.v1 import (
@@ -184,7 +185,7 @@ def _metadata(namespace: str | None, token: Token | None) -> list[tuple[str, str
         current = current_token(token)
         _check_metadata("token", current)
         metadata.append(("authorization", f"Bearer {current}"))
-    return metadata
+    return metadata + trace_context()
 
 
 def _check_metadata(name: str, value: str) -> None:

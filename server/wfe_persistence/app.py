@@ -18,7 +18,7 @@ from wfe_persistence.access.access import Access
 from wfe_persistence.access.policy import Policy, parse_anonymous_policy, parse_policy
 from wfe_persistence.access.role import Role
 from wfe_persistence.access.watched import WatchedFile
-from wfe_persistence.database import database_from
+from wfe_persistence.database import database_from, source_from
 from wfe_persistence.drain import Drain
 from wfe_persistence.errors import CannotServeError
 from wfe_persistence.offload import Workers
@@ -56,6 +56,7 @@ from wfe_persistence.versions import versions
 if TYPE_CHECKING:
     from wfe_persistence.http.admin import CheckResult
     from wfe_persistence.http.server import HttpServer, Request, Response
+    from wfe_persistence.rpc.traces import Traces
 
 log = logging.getLogger(__name__)
 
@@ -184,6 +185,7 @@ class Server:
         self._limits = Limits((lambda: policy.value) if policy else None)
         self._health = Health(namespaces, intake, guard)
         self._audit = Audit(settings.audit_log) if settings.audit_log else None
+        self._traces = self._spans() if settings.traces == "otlp" else None
         boundary = Boundary(
             Environment(
                 namespaces=namespaces,
@@ -207,6 +209,7 @@ class Server:
             self._limits,
             CallLog(settings.slow_call),
             self._audit,
+            self._traces,
         )
         self._server.add_generic_rpc_handlers(
             [*(boundary.handlers(s) for s in SERVICES), self._health.handlers()]
@@ -260,6 +263,8 @@ class Server:
     async def __aenter__(self) -> Self:
         if self._audit:
             self._stack.callback(self._audit.close)
+        if self._traces:
+            self._stack.push_async_callback(self._traces.close)
         if self._admin:
             # First of all and until the end of the drain, so that probes are always answered.
             await self._admin.open()
@@ -274,6 +279,8 @@ class Server:
                 server_credentials=self._certificates.credentials(),
             )
         self._listener.open(add_port)
+        if self._traces:
+            self._traces.listening(self.address)
         self._stack.callback(self._listener.close)
         self._stack.callback(self._workers.close)
         if self._policy:
@@ -325,6 +332,19 @@ class Server:
             admin.add("/config", Role.OPERATOR, show)
         context = self._certificates.context if self._certificates else None
         return HttpServer(self._settings.admin_listen, admin.answer, context)
+
+    def _spans(self) -> Traces:
+        # Loaded on use: the packages are optional, and large.
+        try:
+            from wfe_persistence.rpc.traces import Traces
+        except ImportError as exc:
+            raise CannotServeError(
+                f"traces: needs the extra otel (pip install 'wfe-persistence[server,otel]'): {exc}"
+            ) from exc
+        settings = self._settings
+        database = source_from(settings).database_name()
+        schema = Schema(settings.schema, settings.table_prefix)
+        return Traces(VERSION, database, schema)
 
     def _checks(self) -> list[CheckResult]:
         """What readiness consists of, as last seen: a probe never waits for the database."""

@@ -10,7 +10,14 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Final
+from typing import Final, Protocol
+
+
+class Named(Protocol):
+    """What has names in the log."""
+
+    def names(self) -> dict[str, str]:
+        """The names of a call that callers and traces gave it; those that it has."""
 
 
 @dataclass(slots=True)
@@ -30,13 +37,20 @@ class TimeSpent:
     """For the client to read on."""
     round_trips: int = 0
     retries: int = 0
+    rows: int = 0
+    """What statements returned; one row of a write says what was written."""
+    sqlstate: str = ""
+    """Of the last statement that failed."""
     slowest: float = 0.0
     slowest_statement: str = ""
+    call: Named | None = None
+    """The call, while it is in progress: what is logged meanwhile names it."""
 
-    def add_round_trip(self, seconds: float, statement: str) -> None:
+    def add_round_trip(self, seconds: float, statement: str, rows: int = 0) -> None:
         """Count a statement that has come to its end."""
         self.database += seconds
         self.round_trips += 1
+        self.rows += rows
         if seconds >= self.slowest:
             self.slowest, self.slowest_statement = seconds, statement
 
@@ -46,6 +60,8 @@ class TimeSpent:
         self.database += other.database
         self.round_trips += other.round_trips
         self.retries += other.retries
+        self.rows += other.rows
+        self.sqlstate = other.sqlstate or self.sqlstate
         if other.slowest >= self.slowest:
             self.slowest, self.slowest_statement = other.slowest, other.slowest_statement
 
@@ -76,6 +92,7 @@ class TimeSpent:
                 "round_trips": self.round_trips,
                 "slowest_statement": self.slowest_statement,
                 "slowest_statement_seconds": round(self.slowest, 4),
+                "rows": self.rows,
             }
         if self.retries:
             parts["retries"] = self.retries
@@ -84,6 +101,12 @@ class TimeSpent:
 
 CURRENT: Final[ContextVar[TimeSpent | None]] = ContextVar("time_spent", default=None)
 """That of the call of this task; None: there is none, or nobody wants to know."""
+
+
+def call_names() -> dict[str, str]:
+    """The names of the call that is in progress here, if one is."""
+    spent = CURRENT.get()
+    return spent.call.names() if spent is not None and spent.call is not None else {}
 
 
 class measured:  # noqa: N801 - used as a function

@@ -8,26 +8,34 @@ import sys
 
 from wfe_persistence.redaction import redacted
 from wfe_persistence.settings import Settings
+from wfe_persistence.time_spent import call_names
 
 
-class _TextFormatter(logging.Formatter):
+class TextFormatter(logging.Formatter):
     """Text without passwords, whatever came into an exception's message."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
+        """A line, with the names of the call in which it was logged."""
+        text = super().format(record)
+        # (The lines about calls themselves have the names in their message.)
+        if not getattr(record, "fields", None) and (names := call_names()):
+            text += f" ({' '.join(f'{name}={value}' for name, value in names.items())})"
+        return redacted(text)
 
 
-class _JsonFormatter(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """One JSON object per line, without passwords."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """A line, with the fields that the record has, or the names of the call in which it was
+        logged."""
         entry = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": redacted(record.getMessage()),
         }
-        entry |= getattr(record, "fields", None) or {}
+        entry |= getattr(record, "fields", None) or call_names()
         if record.exc_info:
             entry["exception"] = redacted(self.formatException(record.exc_info))
         return json.dumps(entry, ensure_ascii=False)
@@ -38,9 +46,9 @@ def log_to_stderr(settings: Settings) -> None:
     handler = logging.StreamHandler()
     auto_json = settings.log_format == "auto" and not sys.stderr.isatty()
     if settings.log_format == "json" or auto_json:
-        handler.setFormatter(_JsonFormatter())
+        handler.setFormatter(JsonFormatter())
     else:
-        handler.setFormatter(_TextFormatter("%(asctime)s %(levelname)-7s %(message)s"))
+        handler.setFormatter(TextFormatter("%(asctime)s %(levelname)-7s %(message)s"))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     # The pool logs every broken connection; what matters about it is reported as health.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -41,6 +41,9 @@ from wfe_persistence.rpc.services import Method, Service
 from wfe_persistence.rpc.status import abort, reason_name
 from wfe_persistence.store.tables import Store
 from wfe_persistence.time_spent import measured
+
+if TYPE_CHECKING:
+    from wfe_persistence.rpc.traces import Traces
 
 log = logging.getLogger(__name__)
 refusals = RecurringWarnings(log)
@@ -72,6 +75,7 @@ class Boundary:
         limits: Limits,
         call_log: CallLog,
         audit: Audit | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self._env = env
         self._intake = intake
@@ -79,6 +83,7 @@ class Boundary:
         self._limits = limits
         self._call_log = call_log
         self._audit = audit
+        self._traces = traces
 
     def handlers(self, service: Service) -> grpc.GenericRpcHandler:
         """gRPC's handlers for a service."""
@@ -122,7 +127,7 @@ class Boundary:
             return self._encode(response)
 
         async def handle(_: object, context: Context) -> bytes:
-            with Observed(self._audit, self._call_log, method, context) as entry:
+            with self._observed(method, context) as entry:
                 try:
                     data = await answer(context, entry)
                     metrics.SENT_BYTES.add(method.labels, len(data))
@@ -206,7 +211,7 @@ class Boundary:
         self, method: Method, answer: Callable[[Context, Entry], Awaitable[None]]
     ) -> Any:
         async def handle(_: object, context: Context) -> None:
-            with Observed(self._audit, self._call_log, method, context) as entry:
+            with self._observed(method, context) as entry:
                 try:
                     await answer(context, entry)
                     _observe(None, entry)
@@ -214,6 +219,9 @@ class Boundary:
                     await self._fail(method, exc, context, entry)
 
         return handle
+
+    def _observed(self, method: Method, context: Context) -> Observed:
+        return Observed(self._audit, self._call_log, self._traces, method, context)
 
     async def _identify(self, context: Context, method: Method, entry: Entry) -> Caller:
         """Who calls; raises PersistenceError unless they may make this call, as far as that does

@@ -6,7 +6,8 @@ It says who called what, how it ended, and what the time went to, never what was
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import grpc
@@ -21,8 +22,11 @@ from wfe_persistence.time_spent import TimeSpent
 log = logging.getLogger(__name__)
 slow_calls = RecurringWarnings(log)
 
-REQUEST_ID_KEYS: Final = ("x-request-id", "traceparent")
-"""Metadata by which callers and proxies name a call."""
+REQUEST_ID_KEY: Final = "x-request-id"
+TRACE_KEY: Final = "traceparent"
+"""Metadata by which callers and proxies name a call, and their trace (W3C Trace Context)."""
+
+_TRACE: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 _MAX_BYTES: Final = 128
 
@@ -35,14 +39,21 @@ class CallLog:
     def __init__(self, slow: float) -> None:
         self._slow = slow
 
-    def ended(self, method: Method, context: Context, entry: Entry, spent: TimeSpent) -> None:
-        """Log a call that has ended, if that is to be known of it."""
+    def ended(
+        self, method: Method, names: Callable[[], Mapping[str, str]], entry: Entry, spent: TimeSpent
+    ) -> None:
+        """Log a call that has ended, if that is to be known of it. `names`: who and what it is."""
         # What the caller asked for, and streams that go on for ever, are not slow.
         seconds = spent.total - spent.waiting
         is_slow = 0 < self._slow < seconds and not method.lasts
         if not is_slow and not log.isEnabledFor(logging.DEBUG):
             return
-        fields = _fields(method, context, entry, spent)
+        fields: dict[str, float | int | str] = {
+            "rpc": method.name,
+            "outcome": entry.outcome or "UNKNOWN",
+            **names(),
+            **spent.parts(),
+        }
         if is_slow:
             slow_calls.warn(method.name, f"slow call: {_text(fields)}", fields)
             return
@@ -55,28 +66,22 @@ def _text(fields: Mapping[str, object]) -> str:
     return " ".join(f"{name}={value}" for name, value in fields.items())
 
 
-def _fields(
-    method: Method, context: Context, entry: Entry, spent: TimeSpent
-) -> dict[str, float | int | str]:
-    named: dict[str, float | int | str] = {
-        "rpc": method.name,
-        "outcome": entry.outcome or "UNKNOWN",
-    }
+def names_of(method: Method, context: Context, entry: Entry) -> dict[str, str]:
+    """Who makes a call, and what callers and their traces name it, each in one printable word."""
+    named = {}
     if not method.server_wide:
-        named["namespace"] = shortened(namespace_of(context), _MAX_BYTES)
+        named["namespace"] = _word(namespace_of(context))
     if entry.caller and entry.caller.principal:
         named["principal"] = shortened(entry.caller.principal, _MAX_BYTES)
-    if request_id := _request_id(context.invocation_metadata() or ()):
-        named["request_id"] = request_id
-    return named | spent.parts()
+    for key, value in context.invocation_metadata() or ():
+        if not isinstance(value, str) or not value:
+            continue
+        if key == REQUEST_ID_KEY:
+            named["request_id"] = _word(value)
+        elif key == TRACE_KEY and (found := _TRACE.match(value)):
+            named["trace_id"] = found[1]
+    return named
 
 
-def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """What the caller names the call, in one printable word."""
-    found = dict(metadata)
-    for key in REQUEST_ID_KEYS:
-        value = found.get(key)
-        if isinstance(value, str) and value:
-            return shortened("".join(c if c.isprintable() and c != " " else "?" for c in value),
-                             _MAX_BYTES)  # fmt: skip
-    return ""
+def _word(text: str) -> str:
+    return shortened("".join(c if c.isprintable() and c != " " else "?" for c in text), _MAX_BYTES)

@@ -1,19 +1,22 @@
-"""A call in the metrics and in the logs."""
+"""A call in the metrics, in the logs and in its trace."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
 from wfe_persistence import metrics
 from wfe_persistence.rpc.audit import Audit, Entry
-from wfe_persistence.rpc.call_log import CallLog
+from wfe_persistence.rpc.call_log import CallLog, names_of
 from wfe_persistence.rpc.guard import namespace_of
 from wfe_persistence.rpc.services import Method
-from wfe_persistence.rpc.status import STATUS_OF
+from wfe_persistence.rpc.status import STATUS_OF, reason_name
 from wfe_persistence.time_spent import CURRENT, TimeSpent
+
+if TYPE_CHECKING:
+    from wfe_persistence.rpc.traces import Traces
 
 # As gRPC has them in a context.
 _CODES: Final[dict[Any, str]] = {
@@ -25,17 +28,24 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 class Observed:
     """As a context manager, it gives the call's entry in the audit log. The call stands in the
-    metrics and logs in any case after this. (No generator: ten thousand calls may be inside.)"""
+    metrics, logs and traces in any case after this. (No generator: ten thousand calls may be
+    inside.)"""
 
-    __slots__ = ("_call_log", "_context", "_entry", "_method", "_spent", "_token")
+    __slots__ = ("_call_log", "_context", "_entry", "_method", "_span", "_spent", "_token")
 
     def __init__(
-        self, audit: Audit | None, call_log: CallLog, method: Method, context: Context
+        self,
+        audit: Audit | None,
+        call_log: CallLog,
+        traces: Traces | None,
+        method: Method,
+        context: Context,
     ) -> None:
         self._call_log = call_log
+        self._span = traces.begin(method, context) if traces else None
         self._context = context
         self._method = method
-        self._spent = TimeSpent()
+        self._spent = TimeSpent(call=self)
         self._token = CURRENT.set(self._spent)
         metrics.CALLS_IN_PROGRESS.add(method.labels)
         if audit is None:
@@ -57,9 +67,19 @@ class Observed:
             entry.ended("NOT_RECEIVED")  # unless it has ended with an error of its own
         metrics.CALLS_IN_PROGRESS.add(method.labels, -1)
         CURRENT.reset(self._token)
+        spent.call = None  # tasks that the call has begun may go on
         metrics.CALL_SECONDS.observe(spent.total, method.labels)
-        metrics.CALLS.add((*method.labels, _code(entry, self._context)))
-        self._call_log.ended(method, self._context, entry, spent)
+        code = _code(entry, self._context)
+        metrics.CALLS.add((*method.labels, code))
+        self._call_log.ended(method, self.names, entry, spent)
+        if self._span:
+            reason = "" if entry.reason is None else reason_name(entry.reason)
+            self._span.ended(code, reason, entry.error, self.names(), spent)
+
+    def names(self) -> dict[str, str]:
+        """Who makes the call, and what it is called."""
+        names = names_of(self._method, self._context, self._entry)
+        return names | self._span.names() if self._span else names
 
 
 def _code(entry: Entry, context: Context) -> str:

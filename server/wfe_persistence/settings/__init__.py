@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from wfe_persistence.settings.database import Database, Pool, default_data_dir
 from wfe_persistence.settings.network import DEFAULT_LISTEN, Access, Connections, Listening, Tls
-from wfe_persistence.settings.operation import Logs, Retention, Shutdown, Sweep
+from wfe_persistence.settings.operation import Logs, Retention, Shutdown, Sweep, Traces
 from wfe_persistence.settings.service import Calls, Rpcs
 from wfe_persistence.settings.setting import ENV_PREFIX, About, Setting, declared
 from wfe_persistence.store.schema import Schema
@@ -51,6 +51,7 @@ GROUPS: Final[dict[str, type[Any]]] = {
     "Sweep": Sweep,
     "Retention": Retention,
     "Logs": Logs,
+    "Traces": Traces,
 }
 """All groups of settings by their headings, in the order in which they are shown."""
 
@@ -72,6 +73,7 @@ class Settings(
     Sweep,
     Retention,
     Logs,
+    Traces,
 ):
     """The settings of the server. Raises ValueError, naming the setting, for an invalid value."""
 

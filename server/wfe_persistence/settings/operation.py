@@ -71,6 +71,20 @@ class Retention:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Traces:
+    """Traces of calls."""
+
+    traces: Annotated[
+        str,
+        About(
+            "Where spans of calls go. otlp: to a collector of OpenTelemetry, as the standard "
+            "variables OTEL_* say; needs the extra otel.",
+            choices=("off", "otlp"),
+        ),
+    ] = "off"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Logs:
     """What the server logs, and where."""
 

@@ -71,9 +71,12 @@ class Schema:
         """The schema of a namespace: this one for `default`, `<this>_<namespace>` for others."""
         if namespace == DEFAULT_NAMESPACE:
             return self
-        return Schema(
-            f"{self.name}_{namespace}", self.table_prefix, owner=self.name, namespace=namespace
-        )
+        name = self.name_for(namespace)
+        return Schema(name, self.table_prefix, owner=self.name, namespace=namespace)
+
+    def name_for(self, namespace: str) -> str:
+        """The name of the schema of a namespace."""
+        return self.name if namespace == DEFAULT_NAMESPACE else f"{self.name}_{namespace}"
 
     def bind(self, sql: str) -> Statement:
         """`sql`, written for `wfc`, as the statement for this schema."""

@@ -31,18 +31,19 @@ def show_pool(
 
 
 def count_round_trip(exchange: Exchange, batch: Sequence[Command]) -> None:
-    """Count a statement that has come to its end, and its error."""
-    count_seconds(exchange, batch[-1])
+    """Count statements that have come to their end, by the last of them, and their error."""
+    seconds, label = exchange.heard - exchange.asked, batch[-1][0].label
+    metrics.STATEMENT_SECONDS.observe(seconds, (label,))
+    if spent := time_spent.CURRENT.get():
+        spent.add_round_trip(seconds, label, sum(result.ntuples for result in exchange.results))
     if exchange.error is not None:
         count_error(exchange.error)
 
 
-def count_seconds(exchange: Exchange, last: Command) -> None:
-    """Count how long an exchange took, by its last statement."""
-    seconds, label = exchange.heard - exchange.asked, last[0].label
-    metrics.STATEMENT_SECONDS.observe(seconds, (label,))
+def count_rows(rows: int) -> None:
+    """Count rows that came one by one."""
     if spent := time_spent.CURRENT.get():
-        spent.add_round_trip(seconds, label)
+        spent.rows += rows
 
 
 def count_wait(seconds: float) -> None:
@@ -58,6 +59,8 @@ def count_error(error: PGresult) -> None:
     metrics.DATABASE_ERRORS.add((state[:2],))
     if state == DEADLOCK:
         metrics.DEADLOCKS.add()
+    if spent := time_spent.CURRENT.get():
+        spent.sqlstate = state
 
 
 def count_retry(error: PGresult | None) -> None:

@@ -24,7 +24,7 @@ from wfe_persistence.errors import PersistenceError, shutting_down
 from wfe_persistence.store.postgres.counts import (
     count_retry,
     count_round_trip,
-    count_seconds,
+    count_rows,
     count_wait,
     show_pool,
 )
@@ -296,6 +296,7 @@ class Database:
                     await exchange.more()
                     ended = exchange.finished or exchange.lost is not None
                     rows, exchange.results = exchange.results, []
+                    count_rows(sum(row.ntuples for row in rows))
                     for row in rows:
                         if row.ntuples:
                             yielded = True
@@ -319,7 +320,7 @@ class Database:
                     raise self.reachability.unavailable() from exchange.lost
                 count_retry(None)
                 continue
-            count_seconds(exchange, command)
+            count_round_trip(exchange, [command])
             if exchange.error is None:
                 if connection.gate is self._locked:
                     self._watch.was_run([command])

@@ -157,6 +157,14 @@ class ConnectionSource:
         public = {key: given[key] for key in _PUBLIC if key in given}
         return conninfo.make_conninfo("", **public) or "as libpq's environment variables say"
 
+    def database_name(self) -> str:
+        """The name of the database; empty: the connection string does not say."""
+        try:
+            self.check()
+            return str(conninfo.conninfo_to_dict(self._url()).get("dbname") or "")
+        except (SourceError, ValueError):
+            return ""
+
     async def conninfo(self) -> str:
         """The connection string for the next connection. Raises SourceError."""
         if self.url_file is None and self.password_file is None:
