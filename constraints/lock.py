@@ -28,8 +28,8 @@ PROJECT: Final = ("pyproject.toml", "-")  # "-": the build backend, which an edi
 NEWEST: Final = ("--constraints", "constraints/lint.txt")
 
 # Each file, and what it is resolved from. `lint` has everything, so it comes first, and the others
-# agree with it: they are installed into one environment. `lowest`, `gen`, `lock` and
-# `audit` have environments of their own.
+# agree with it: they are installed into one environment. `lowest`, `gen`, `lock`,
+# `audit` and `package` have environments of their own.
 SETS: Final[dict[str, tuple[str, ...]]] = {
     "lint": (*PROJECT, "--extra", "lint"),
     "test": (*PROJECT, "--extra", "test", *NEWEST),
@@ -39,6 +39,7 @@ SETS: Final[dict[str, tuple[str, ...]]] = {
     "gen": ("--group", "gen"),
     "lock": ("--group", "lock"),
     "audit": ("--group", "audit"),
+    "package": ("--group", "package"),
 }
 
 

@@ -7,8 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -20,40 +19,25 @@ import grpc
 import psycopg
 import pytest
 
-from tests.support import binaries, make
-from tests.support.api import Api, all_channels_in, connect
+from tests.support import binaries
 from tests.support.binaries import Program
+from tests.support.given import add_options, api, given_server, seed_ids
 from tests.support.postgres import PgBouncer, PostgresServer
 from tests.support.processes import Run
-from tests.support.server import ServerProcess, delete_a_workflow, delete_own_namespaces
+from tests.support.server import ServerProcess
 from wfe.persistence.v1.store_pb2 import CreateNamespaceRequest
 from wfe.persistence.v1.store_pb2_grpc import StoreServiceStub
 from wfe_persistence.embedded import EmbeddedPostgres
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--target",
-        metavar="HOST:PORT",
-        help="run the conformance suite against this server instead of one of its own",
-    )
-    parser.addoption(
-        "--namespace",
-        metavar="NAME",
-        help="run the conformance suite in this namespace, which a given target must have",
-    )
+    add_options(parser)
     parser.addoption(
         "--previous-release",
         metavar="PYTHON",
         default=sys.executable,
         help="the Python of an environment with an earlier release, to be upgraded from; "
         "without it, that is this one",
-    )
-    parser.addoption(
-        "--id-seed",
-        metavar="N",
-        type=int,
-        help="make the same ids and names as every run of the same tests with this number",
     )
     parser.addoption(
         "--postgres",
@@ -74,6 +58,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="take PgBouncer from this release of Debian instead of the one that is installed",
     )
 
+
+__all__ = ["api"]  # a fixture too
 
 RUN: Final = pytest.StashKey[Run]()
 LEFT: Final = pytest.StashKey[list[str]]()
@@ -131,10 +117,8 @@ def pytest_terminal_summary(
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Each test has ids of its own, so that how many the one before took does not matter."""
-    number: int | None = item.config.getoption("--id-seed")
-    if number is not None:
-        make.seed(f"{number} {item.nodeid}")
+    """Ids that can be made again."""
+    seed_ids(item)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -210,11 +194,8 @@ def target(
     address: str | None = request.config.getoption("--target")
     namespace: str | None = request.config.getoption("--namespace")
     if address:
-        with all_channels_in(address, namespace) if namespace else nullcontext():
-            delete_a_workflow(address)
+        with given_server(address, namespace):
             yield address
-        left = delete_own_namespaces(address)
-        assert not left, f"tests left these namespaces behind, now deleted: {left}"
         return
     log = tmp_path_factory.mktemp("server") / "log"
     url = request.getfixturevalue("postgres_url")
@@ -229,17 +210,7 @@ def target(
         if namespace:
             with grpc.insecure_channel(server.address) as channel:
                 StoreServiceStub(channel).CreateNamespace(CreateNamespaceRequest(name=namespace))
-        with all_channels_in(server.address, namespace) if namespace else nullcontext():
-            delete_a_workflow(server.address)
+        with given_server(server.address, namespace):
             yield server.address
-        left = delete_own_namespaces(server.address)
-        assert not left, f"tests left these namespaces behind: {left}"
         assert server.process.poll() is None, f"the server did not survive:\n{server.log()}"
     assert "bug" not in server.log(), server.log()
-
-
-@pytest.fixture(scope="session")
-async def api(target: str) -> AsyncIterator[Api]:
-    """The API of the server under test."""
-    async with connect(target) as channel:
-        yield Api(channel)

@@ -11,6 +11,23 @@ from tests.support.api import Api, connect
 from tests.support.commands import OwnCommands
 from wfe.persistence.v1.store_pb2 import CreateNamespaceRequest, DeleteNamespaceRequest
 
+WHITE_BOX = "white_box"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker."""
+    config.addinivalue_line(
+        "markers", f"{WHITE_BOX}: needs the server's process or its database, not only its address"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a given target only the address is known."""
+    if config.getoption("--target"):
+        left_out = [item for item in items if item.get_closest_marker(WHITE_BOX)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
 
 @pytest.fixture(scope="session")
 async def command_api(api: Api, target: str, pytestconfig: pytest.Config) -> AsyncIterator[Api]:

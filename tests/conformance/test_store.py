@@ -168,15 +168,6 @@ async def test_ensure_by_eight_at_once(api: Api) -> None:
 # What would be in the way of others needs a server and a database of the test's own.
 
 
-@pytest.fixture
-def own_database_url(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> str:
-    """An empty database of the test's own, for servers of its own."""
-    if pytestconfig.getoption("--target"):
-        pytest.skip("needs a server of the test's own, which a given target is not")
-    url: str = request.getfixturevalue("database_url")
-    return url
-
-
 @asynccontextmanager
 async def _server(url: str, log: Path, *arguments: str, serving: bool = True) -> AsyncIterator[Api]:
     """A server of the test's own."""
@@ -191,10 +182,11 @@ async def _server(url: str, log: Path, *arguments: str, serving: bool = True) ->
         server.stop()
 
 
+@pytest.mark.white_box
 async def test_ensure_creates_the_store_once_for_eight_at_once(
-    own_database_url: str, tmp_path: Path
+    database_url: str, tmp_path: Path
 ) -> None:
-    async with _server(own_database_url, tmp_path / "log", "--no-migrate", serving=False) as api:
+    async with _server(database_url, tmp_path / "log", "--no-migrate", serving=False) as api:
         info = await api.get_store_info()
         assert info.schema_version == 0
         with fails("FAILED_PRECONDITION", "SCHEMA_OUTDATED"):
@@ -227,8 +219,9 @@ async def _filled(api: Api) -> dict[str, Any]:
     }
 
 
-async def test_truncate_all_empties_every_table(own_database_url: str, tmp_path: Path) -> None:
-    async with _server(own_database_url, tmp_path / "log", "--allow-truncate") as api:
+@pytest.mark.white_box
+async def test_truncate_all_empties_every_table(database_url: str, tmp_path: Path) -> None:
+    async with _server(database_url, tmp_path / "log", "--allow-truncate") as api:
         assert (await api.get_store_info()).capabilities.truncate_all
         ids = await _filled(api)
         for _ in range(2):  # an empty store too
@@ -247,10 +240,11 @@ async def test_truncate_all_empties_every_table(own_database_url: str, tmp_path:
         await _filled(api)
 
 
+@pytest.mark.white_box
 async def test_truncate_all_is_refused_unless_the_server_was_started_for_it(
-    own_database_url: str, tmp_path: Path
+    database_url: str, tmp_path: Path
 ) -> None:
-    async with _server(own_database_url, tmp_path / "log") as api:
+    async with _server(database_url, tmp_path / "log") as api:
         assert not (await api.get_store_info()).capabilities.truncate_all
         ids = await _filled(api)
         with fails("FAILED_PRECONDITION", "TRUNCATE_NOT_ALLOWED"):

@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psycopg
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
@@ -21,15 +20,16 @@ from tests.support.clock import database_time
 from tests.support.commands import OwnCommands, commands, tokens
 from tests.support.expect import eventually, fails
 
+if TYPE_CHECKING:
+    import psycopg
+
 
 @pytest.fixture
-def tables(
-    request: pytest.FixtureRequest, pytestconfig: pytest.Config, target: str
-) -> Iterator[psycopg.Connection[Any]]:
+def tables(postgres_url: str, target: str) -> Iterator[psycopg.Connection[Any]]:
     """A look into the tables of the server under test."""
-    if pytestconfig.getoption("--target"):
-        pytest.skip("looks into the tables, and the database of a given target is not known")
-    url = request.getfixturevalue("postgres_url").replace("/postgres?", "/conformance?")
+    import psycopg
+
+    url = postgres_url.replace("/postgres?", "/conformance?")
     with psycopg.connect(url, autocommit=True) as connection:
         yield connection
 
@@ -83,6 +83,7 @@ async def test_pointers_come_back_in_the_order_they_were_given(api: Api) -> None
         assert await api.get_workflow_instances([instance.id]) == [instance]
 
 
+@pytest.mark.white_box
 async def test_persist_rewrites_no_unchanged_pointer(
     api: Api, tables: psycopg.Connection[Any]
 ) -> None:
@@ -106,6 +107,7 @@ async def test_persist_rewrites_no_unchanged_pointer(
     assert {id_ for id_ in after if after[id_] != before.get(id_)} == {"7", "new"}
 
 
+@pytest.mark.white_box
 async def test_persist_sets_the_heartbeat(api: Api, tables: psycopg.Connection[Any]) -> None:
     def heartbeat_age() -> float | None:
         row = tables.execute(
