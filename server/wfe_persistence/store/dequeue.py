@@ -17,7 +17,7 @@ from wfe_persistence.store.lease import (
 )
 from wfe_persistence.store.queue import SETTLE_ITEMS, Settlement
 from wfe_persistence.store.queue_groups import decode_claim
-from wfe_persistence.store.queue_waiting import UNBLOCKED, queue_line
+from wfe_persistence.store.queue_waiting import ANY_FLOOR, UNBLOCKED, queue_line
 from wfe_persistence.store.records import QUEUE_ITEM
 from wfe_persistence.store.rows import (
     Param,
@@ -57,19 +57,25 @@ MAX_ITEMS: Final = 1000
 # An item that was handed out too often dies here, if its last lease has expired; if that is all
 # there was, there may be others behind. There is always a row, which tells how many died. (Planning
 # it takes as long as running it. So how many queues and items are asked for is hidden from the
-# planner: then it makes one plan, and keeps it. It must not expect many times the rows and the cost
-# either, or the database compiles the statement at each call.)
+# planner: then it makes one plan, and keeps it. It must expect one row: if it expected more, it would
+# read a whole table that is small when the plan is made, and keep that plan as the table grows; and
+# with many times the cost the database compiles the statement at each call. So the floor is compared
+# with all that there is, which the planner takes for a narrow range.)
+#
+# The rows found are locked, so they stay where they are: `tid`. One that somebody has written since
+# the statement began is not seen there, and left alone as if it were locked.
 DEQUEUE = f"""
 WITH wanted AS MATERIALIZED (
     SELECT g.name, g.floor, q.max_attempts
     FROM unnest((SELECT $1::text[]), (SELECT $7::timestamptz[])) AS g(name, floor)
     LEFT JOIN wfc.queues q ON q.name = g.name
     WHERE coalesce(current_setting('wfe.settled', TRUE), '') <> 'false'
+        AND {ANY_FLOOR}
 ), visible AS MATERIALIZED (
     SELECT i.*, coalesce(i.attempt >= w.max_attempts, FALSE) AS spent
     FROM wanted w, LATERAL (
         SELECT * FROM (
-            SELECT n, visible_time, attempt, again_time, {_ITEM_BYTES} AS bytes
+            SELECT ctid AS tid, n, visible_time, attempt, again_time, {_ITEM_BYTES} AS bytes
             FROM wfc.queue_items
             WHERE queue = w.name AND NOT dead
                 AND visible_time >= w.floor AND visible_time <= now() AND {UNBLOCKED}
@@ -79,11 +85,12 @@ WITH wanted AS MATERIALIZED (
         ) f LIMIT {MAX_ITEMS}
     ) i
 ), died AS (
-    UPDATE wfc.queue_items SET dead = TRUE
-    WHERE n = ANY (ARRAY (SELECT n FROM visible WHERE spent AND again_time IS NULL))
+    UPDATE wfc.queue_items i SET dead = TRUE
+    FROM visible v
+    WHERE i.ctid = v.tid AND v.spent AND v.again_time IS NULL
     RETURNING 1
 ), fitting AS MATERIALIZED (
-    SELECT n, visible_time, spent FROM (
+    SELECT tid, visible_time, spent FROM (
         SELECT *, sum(bytes) OVER in_order AS bytes_so_far, row_number() OVER in_order AS place
         FROM visible WHERE NOT spent OR again_time IS NOT NULL
         WINDOW in_order AS (ORDER BY visible_time, n)
@@ -95,7 +102,7 @@ WITH wanted AS MATERIALIZED (
         attempt = CASE WHEN f.spent THEN 1 ELSE least(i.attempt, 2147483646) + 1 END,
         again_time = NULL
     FROM fitting f
-    WHERE i.n = f.n AND i.n = ANY (ARRAY (SELECT n FROM fitting))
+    WHERE i.ctid = f.tid
     RETURNING i.queue, i.id, i.payload, f.visible_time, i.blocked_by,
         i.n, i.visible_time AS lease_expiry, i.lease_epoch, i.attempt
 )

@@ -30,7 +30,7 @@ from wfe_persistence.store.queue import (
     settle_statement,
     wake_for,
 )
-from wfe_persistence.store.queue_waiting import UNBLOCKED
+from wfe_persistence.store.queue_waiting import ANY_FLOOR, UNBLOCKED
 from wfe_persistence.store.records import QUEUE_ITEM
 from wfe_persistence.store.rows import (
     Param,
@@ -192,20 +192,22 @@ WITH calls AS MATERIALIZED (
         FALSE)
 ), visible AS MATERIALIZED (
     SELECT i.*, coalesce(i.attempt >= q.max_attempts, FALSE) AS spent
-    FROM jsonb_to_recordset($2::jsonb) AS w(name text, floor timestamptz)
-    LEFT JOIN wfc.queues q ON q.name = w.name, LATERAL (
-        SELECT n, visible_time, attempt, again_time FROM (
-            SELECT n, visible_time, attempt, again_time FROM wfc.queue_items
-            WHERE queue = w.name AND NOT dead
-                AND visible_time >= w.floor AND visible_time <= now() AND {UNBLOCKED}
+    FROM jsonb_to_recordset($2::jsonb) AS g(name text, floor timestamptz)
+    LEFT JOIN wfc.queues q ON q.name = g.name, LATERAL (
+        SELECT tid, n, visible_time, attempt, again_time FROM (
+            SELECT ctid AS tid, n, visible_time, attempt, again_time FROM wfc.queue_items
+            WHERE queue = g.name AND NOT dead
+                AND visible_time >= g.floor AND visible_time <= now() AND {UNBLOCKED}
             ORDER BY visible_time, n
             LIMIT (SELECT count(*) FROM calls)
             FOR UPDATE SKIP LOCKED
         ) f LIMIT {MAX_CALLS}
     ) i
+    WHERE {ANY_FLOOR}
 ), died AS (
-    UPDATE wfc.queue_items SET dead = TRUE
-    WHERE n = ANY (ARRAY (SELECT n FROM visible WHERE spent AND again_time IS NULL))
+    UPDATE wfc.queue_items i SET dead = TRUE
+    FROM visible v
+    WHERE i.ctid = v.tid AND v.spent AND v.again_time IS NULL
     RETURNING 1
 ), claimed AS (
     UPDATE wfc.queue_items i SET
@@ -214,10 +216,10 @@ WITH calls AS MATERIALIZED (
         attempt = CASE WHEN v.spent THEN 1 ELSE least(i.attempt, 2147483646) + 1 END,
         again_time = NULL
     FROM (
-        SELECT n, visible_time, spent, row_number() OVER (ORDER BY visible_time, n) AS place
+        SELECT tid, visible_time, spent, row_number() OVER (ORDER BY visible_time, n) AS place
         FROM visible WHERE NOT spent OR again_time IS NOT NULL
     ) v JOIN calls c ON c.place = v.place
-    WHERE i.n = v.n AND i.n = ANY (ARRAY (SELECT n FROM visible))
+    WHERE i.ctid = v.tid
     RETURNING i.queue, i.id, i.payload, v.visible_time, i.blocked_by,
         i.n, i.visible_time AS lease_expiry, i.lease_epoch, i.attempt, c.call
 )

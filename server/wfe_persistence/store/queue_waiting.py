@@ -25,6 +25,10 @@ UNBLOCKED: Final = f"""(blocked_by = '{{}}' OR NOT EXISTS (
 """The condition that nobody holds a lock that an item is withheld for, in SQL. (Most items are
 blocked by nothing, and the locks are looked up for the others only.)"""
 
+ANY_FLOOR: Final = "g.floor BETWEEN '-infinity' AND 'infinity'"
+"""A condition that every queue meets which a dequeue looks into, of which the planner thinks that
+hardly any does."""
+
 # How many waiters of a queue are woken at once, and how many of its first items are looked at for
 # the locks that withhold them.
 _MOST: Final = 100

@@ -3,11 +3,12 @@ WITH wanted AS MATERIALIZED (
     FROM unnest((SELECT $1::text[]), (SELECT $7::timestamptz[])) AS g(name, floor)
     LEFT JOIN wfc.queues q ON q.name = g.name
     WHERE coalesce(current_setting('wfe.settled', TRUE), '') <> 'false'
+        AND g.floor BETWEEN '-infinity' AND 'infinity'
 ), visible AS MATERIALIZED (
     SELECT i.*, coalesce(i.attempt >= w.max_attempts, FALSE) AS spent
     FROM wanted w, LATERAL (
         SELECT * FROM (
-            SELECT n, visible_time, attempt, again_time, octet_length(queue) + octet_length(id)
+            SELECT ctid AS tid, n, visible_time, attempt, again_time, octet_length(queue) + octet_length(id)
                 + coalesce(octet_length(payload::text), 0)
                 + octet_length(array_to_string(blocked_by, '')) + 4 * cardinality(blocked_by)
                 + 160 AS bytes
@@ -22,11 +23,12 @@ WITH wanted AS MATERIALIZED (
         ) f LIMIT 1000
     ) i
 ), died AS (
-    UPDATE wfc.queue_items SET dead = TRUE
-    WHERE n = ANY (ARRAY (SELECT n FROM visible WHERE spent AND again_time IS NULL))
+    UPDATE wfc.queue_items i SET dead = TRUE
+    FROM visible v
+    WHERE i.ctid = v.tid AND v.spent AND v.again_time IS NULL
     RETURNING 1
 ), fitting AS MATERIALIZED (
-    SELECT n, visible_time, spent FROM (
+    SELECT tid, visible_time, spent FROM (
         SELECT *, sum(bytes) OVER in_order AS bytes_so_far, row_number() OVER in_order AS place
         FROM visible WHERE NOT spent OR again_time IS NOT NULL
         WINDOW in_order AS (ORDER BY visible_time, n)
@@ -38,7 +40,7 @@ WITH wanted AS MATERIALIZED (
         attempt = CASE WHEN f.spent THEN 1 ELSE least(i.attempt, 2147483646) + 1 END,
         again_time = NULL
     FROM fitting f
-    WHERE i.n = f.n AND i.n = ANY (ARRAY (SELECT n FROM fitting))
+    WHERE i.ctid = f.tid
     RETURNING i.queue, i.id, i.payload, f.visible_time, i.blocked_by,
         i.n, i.visible_time AS lease_expiry, i.lease_epoch, i.attempt
 )

@@ -7,12 +7,12 @@ WITH calls AS MATERIALIZED (
         FALSE)
 ), visible AS MATERIALIZED (
     SELECT i.*, coalesce(i.attempt >= q.max_attempts, FALSE) AS spent
-    FROM jsonb_to_recordset($2::jsonb) AS w(name text, floor timestamptz)
-    LEFT JOIN wfc.queues q ON q.name = w.name, LATERAL (
-        SELECT n, visible_time, attempt, again_time FROM (
-            SELECT n, visible_time, attempt, again_time FROM wfc.queue_items
-            WHERE queue = w.name AND NOT dead
-                AND visible_time >= w.floor AND visible_time <= now() AND (blocked_by = '{}' OR NOT EXISTS (
+    FROM jsonb_to_recordset($2::jsonb) AS g(name text, floor timestamptz)
+    LEFT JOIN wfc.queues q ON q.name = g.name, LATERAL (
+        SELECT tid, n, visible_time, attempt, again_time FROM (
+            SELECT ctid AS tid, n, visible_time, attempt, again_time FROM wfc.queue_items
+            WHERE queue = g.name AND NOT dead
+                AND visible_time >= g.floor AND visible_time <= now() AND (blocked_by = '{}' OR NOT EXISTS (
                 SELECT FROM wfc.locks l
                 WHERE l.resource = ANY (blocked_by) AND l.expiry > now()))
             ORDER BY visible_time, n
@@ -20,9 +20,11 @@ WITH calls AS MATERIALIZED (
             FOR UPDATE SKIP LOCKED
         ) f LIMIT 100
     ) i
+    WHERE g.floor BETWEEN '-infinity' AND 'infinity'
 ), died AS (
-    UPDATE wfc.queue_items SET dead = TRUE
-    WHERE n = ANY (ARRAY (SELECT n FROM visible WHERE spent AND again_time IS NULL))
+    UPDATE wfc.queue_items i SET dead = TRUE
+    FROM visible v
+    WHERE i.ctid = v.tid AND v.spent AND v.again_time IS NULL
     RETURNING 1
 ), claimed AS (
     UPDATE wfc.queue_items i SET
@@ -31,10 +33,10 @@ WITH calls AS MATERIALIZED (
         attempt = CASE WHEN v.spent THEN 1 ELSE least(i.attempt, 2147483646) + 1 END,
         again_time = NULL
     FROM (
-        SELECT n, visible_time, spent, row_number() OVER (ORDER BY visible_time, n) AS place
+        SELECT tid, visible_time, spent, row_number() OVER (ORDER BY visible_time, n) AS place
         FROM visible WHERE NOT spent OR again_time IS NOT NULL
     ) v JOIN calls c ON c.place = v.place
-    WHERE i.n = v.n AND i.n = ANY (ARRAY (SELECT n FROM visible))
+    WHERE i.ctid = v.tid
     RETURNING i.queue, i.id, i.payload, v.visible_time, i.blocked_by,
         i.n, i.visible_time AS lease_expiry, i.lease_epoch, i.attempt, c.call
 )
