@@ -133,12 +133,13 @@ def _as_strings(text: str) -> list[str]:
     return [item if isinstance(item, str) else dumps(item, ensure_ascii=False) for item in value]
 
 
-def _read_strings(field: str) -> Read:
-    def read(message: Any, value: bytes) -> None:
-        if value != _EMPTY_LIST:
-            getattr(message, field).extend(_as_strings(read_json(value)))
+def decode_strings(value: bytes) -> list[str]:
+    """The strings of a column of them, as it is selected."""
+    return [] if value == _EMPTY_LIST else _as_strings(read_json(value))
 
-    return read
+
+def _read_strings(field: str) -> Read:
+    return lambda message, value: getattr(message, field).extend(decode_strings(value))
 
 
 def _write_json_map(name: str) -> Write:
@@ -182,7 +183,7 @@ TEXT_ARRAY: Final = Codec(
     "text[]",
     _write_strings,
     _read_strings,
-    selected=lambda column: f"to_jsonb({column})",
+    selected=lambda column: f"CASE WHEN {column} <> '{{}}' THEN to_jsonb({column}) END",
 )
 """A repeated string field, as an array."""
 JSON_MAP: Final = Codec(

@@ -16,7 +16,7 @@ from wfe_persistence.store.lease import (
     new_lease_id,
 )
 from wfe_persistence.store.queue import SETTLE_ITEMS, Settlement
-from wfe_persistence.store.queue_groups import decode_claim
+from wfe_persistence.store.queue_claims import CLAIM_COLUMNS, decode_claims
 from wfe_persistence.store.queue_waiting import ANY_FLOOR, UNBLOCKED, queue_line
 from wfe_persistence.store.records import QUEUE_ITEM
 from wfe_persistence.store.rows import (
@@ -57,10 +57,10 @@ MAX_ITEMS: Final = 1000
 # An item that was handed out too often dies here, if its last lease has expired; if that is all
 # there was, there may be others behind. There is always a row, which tells how many died. (Planning
 # it takes as long as running it. So how many queues and items are asked for is hidden from the
-# planner: then it makes one plan, and keeps it. It must expect one row: if it expected more, it would
-# read a whole table that is small when the plan is made, and keep that plan as the table grows; and
-# with many times the cost the database compiles the statement at each call. So the floor is compared
-# with all that there is, which the planner takes for a narrow range.)
+# planner: then it makes one plan, and keeps it. It must expect one row: if it expected more, it
+# would read a whole table that is small when the plan is made, and keep that plan as the table
+# grows; and with many times the cost the database compiles the statement at each call. So the floor
+# is compared with all that there is, which the planner takes for a narrow range.)
 #
 # The rows found are locked, so they stay where they are: `tid`. One that somebody has written since
 # the statement began is not seen there, and left alone as if it were locked.
@@ -110,7 +110,7 @@ SELECT {QUEUE_ITEM.selection()}, n, lease_expiry, lease_epoch, attempt, died.cou
 FROM (SELECT count(*) FROM died) AS died LEFT JOIN claimed ON TRUE
 ORDER BY visible_time, n
 """
-_COUNT_OF_DEAD: Final = len(QUEUE_ITEM) + 4
+_COUNT_OF_DEAD: Final = CLAIM_COLUMNS
 
 
 async def dequeue(
@@ -228,7 +228,7 @@ class _Ask:
         if rows.get_value(0, 0) is None:
             return []
         metrics.CLAIMS_TAKEN.add(("queue_item",), rows.ntuples)
-        return [decode_claim(rows, i, lease_id) for i in range(rows.ntuples)]
+        return decode_claims(rows, lease_id)
 
     async def _behind_dead(self, rows: PGresult) -> list[DequeuedItem]:
         """If all that was found had died, there may be others behind."""

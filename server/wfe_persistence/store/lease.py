@@ -60,6 +60,8 @@ _TOKENS: Final = {
     for numbers in (1, 2)
 }
 
+RECEIPT: Final = _TOKENS[1].fullmatch
+"""Matches a token with one number: its groups are the number and the lease_id."""
 
 _KINDS: Final = {
     "lease_tokens": "command",
@@ -83,13 +85,18 @@ def parse_lease_token(
     one. `origin`: the RPC that returns such tokens."""
     match = _TOKENS[numbers].fullmatch(token)
     if match is None:
-        raise invalid_field(
-            field,
-            FieldViolationReason.FIELD_VIOLATION_REASON_FORMAT,
-            f"is not a token returned by {origin}",
-        )
+        raise bad_token(field, origin=origin)
     *found, lease_id = match.groups()
     return tuple(map(int, found)), lease_id
+
+
+def bad_token(field: str, *, origin: str) -> PersistenceError:
+    """The error of a text that can't be a token. `origin`: the RPC that returns such tokens."""
+    return invalid_field(
+        field,
+        FieldViolationReason.FIELD_VIOLATION_REASON_FORMAT,
+        f"is not a token returned by {origin}",
+    )
 
 
 def check_held(rows: PGresult, tokens: Sequence[str], *, field: str = "lease_tokens") -> None:

@@ -16,10 +16,11 @@ from wfe_persistence import metrics, offload
 from wfe_persistence.store.documents import array, queue_item_document
 from wfe_persistence.store.lease import (
     ALL_HELD,
+    RECEIPT,
+    bad_token,
     check_held,
     expiry_after,
     lease_lost,
-    parse_lease_token,
     unexpired,
 )
 from wfe_persistence.store.queue_parts import (
@@ -224,11 +225,8 @@ class Settlement:
         yield from _acknowledgements(self._acknowledge)
         for i, item in enumerate(self._return_items):
             delay_ms = item.delay.seconds * 1000 + item.delay.nanos // 1_000_000
-            yield _claim(
-                item.receipt,
-                f"return_items[{i}].receipt",
-                f',"act":"return","delay_ms":{delay_ms}',
-            )
+            act = f',"act":"return","delay_ms":{delay_ms}'
+            yield _claim(item.receipt, "return_items[{}].receipt", i, act)
 
     def outcome(self, rows: PGresult, store: Store, waiters: Waiters) -> list[str]:
         """The receipts that were not confirmed; whoever waits for what comes back is woken. Raises
@@ -255,14 +253,16 @@ def acknowledgement_documents(acknowledgements: Iterable[Acknowledgement]) -> It
 
 def _acknowledgements(acknowledgements: Iterable[Acknowledgement]) -> Iterator[str]:
     for i, each in enumerate(acknowledgements):
-        act = "confirm" if each.confirmed else "acknowledge"
-        yield _claim(each.receipt, f"acknowledge[{i}].receipt", f',"act":"{act}"')
+        act = ',"act":"confirm"' if each.confirmed else ',"act":"acknowledge"'
+        yield _claim(each.receipt, "acknowledge[{}].receipt", i, act)
 
 
-def _claim(receipt: str, path: str, members: str = "") -> str:
-    """The members of the document of a receipt, with more of them."""
-    (n,), lease_id = parse_lease_token(receipt, path, numbers=1, origin="Dequeue")
-    return f'"n":{n},"lease_id":"{lease_id}"{members}'
+def _claim(receipt: str, path: str, at: int, members: str = "") -> str:
+    """The members of the document of a receipt, with more of them. `path`: the field, with braces
+    where `at` belongs."""
+    if (match := RECEIPT(receipt)) is None:
+        raise bad_token(path.format(at), origin="Dequeue")
+    return f'"n":{match[1]},"lease_id":"{match[2]}"{members}'
 
 
 ACKNOWLEDGE = SETTLE_ITEMS
@@ -312,7 +312,7 @@ FROM given g
 async def renew_items(store: Store, receipts: Sequence[str], lease_ms: int) -> RenewItemsResponse:
     """Extend these leases by `lease_ms` from now, all or none."""
     document = array(
-        f'{{"at":{at},{_claim(receipt, f"receipts[{at}]")}}}' for at, receipt in enumerate(receipts)
+        f'{{"at":{at},{_claim(each, "receipts[{}]", at)}}}' for at, each in enumerate(receipts)
     )
     rows = await store.write(RENEW_ITEMS, document, integer(lease_ms))
     check_held(rows, receipts, field="receipts")

@@ -19,7 +19,6 @@ from wfe_persistence.store.documents import array, queue_item_document
 from wfe_persistence.store.lease import (
     NEXT_EPOCH,
     expiry_after,
-    lease_token,
     new_lease_id,
     parse_lease_token,
 )
@@ -30,6 +29,7 @@ from wfe_persistence.store.queue import (
     settle_statement,
     wake_for,
 )
+from wfe_persistence.store.queue_claims import CLAIM_COLUMNS, decode_claim
 from wfe_persistence.store.queue_waiting import ANY_FLOOR, UNBLOCKED
 from wfe_persistence.store.records import QUEUE_ITEM
 from wfe_persistence.store.rows import (
@@ -42,7 +42,6 @@ from wfe_persistence.store.rows import (
     read_int4,
     read_int8,
     read_text,
-    read_time,
 )
 from wfe_persistence.store.tables import Store
 from wfe_persistence.store.waiting import Waiters
@@ -321,23 +320,8 @@ async def dequeue_one(
     return await store.database.groups.run(_key(store, "dequeue", *queues), dequeues, want)
 
 
-_CALL: Final = len(QUEUE_ITEM) + 4
+_CALL: Final = CLAIM_COLUMNS
 _COUNT_OF_DEAD: Final = _CALL + 1
-
-_read_item = QUEUE_ITEM.reader()
-
-
-def decode_claim(rows: PGresult, i: int, lease_id: str) -> DequeuedItem:
-    """An item as it was handed out; the columns after its own are those of the lease."""
-    get = rows.get_value
-    claim = DequeuedItem()
-    _read_item(get, i, claim.item)
-    n, expiry, epoch, attempt = (get(i, len(QUEUE_ITEM) + column) for column in range(4))
-    claim.receipt = lease_token(lease_id, read_int8(n))
-    read_time(expiry, claim.lease_expiry)
-    claim.epoch = read_int8(epoch)
-    claim.attempt = read_int4(attempt)
-    return claim
 
 
 def _key(store: Store, *kind: str) -> tuple[str, ...]:

@@ -44,6 +44,7 @@ WITH wanted AS MATERIALIZED (
     RETURNING i.queue, i.id, i.payload, f.visible_time, i.blocked_by,
         i.n, i.visible_time AS lease_expiry, i.lease_epoch, i.attempt
 )
-SELECT queue, id, payload, visible_time, to_jsonb(blocked_by), n, lease_expiry, lease_epoch, attempt, died.count
+SELECT queue, id, payload, visible_time,
+        CASE WHEN blocked_by <> '{}' THEN to_jsonb(blocked_by) END, n, lease_expiry, lease_epoch, attempt, died.count
 FROM (SELECT count(*) FROM died) AS died LEFT JOIN claimed ON TRUE
 ORDER BY visible_time, n;

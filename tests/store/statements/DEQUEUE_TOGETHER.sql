@@ -40,5 +40,6 @@ WITH calls AS MATERIALIZED (
     RETURNING i.queue, i.id, i.payload, v.visible_time, i.blocked_by,
         i.n, i.visible_time AS lease_expiry, i.lease_epoch, i.attempt, c.call
 )
-SELECT queue, id, payload, visible_time, to_jsonb(blocked_by), n, lease_expiry, lease_epoch, attempt, call, died.count
+SELECT queue, id, payload, visible_time,
+        CASE WHEN blocked_by <> '{}' THEN to_jsonb(blocked_by) END, n, lease_expiry, lease_epoch, attempt, call, died.count
 FROM (SELECT count(*) FROM died) AS died LEFT JOIN claimed ON TRUE;

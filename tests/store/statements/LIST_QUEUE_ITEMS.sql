@@ -1,4 +1,5 @@
-SELECT queue, id, payload, visible_time, to_jsonb(blocked_by), n, dead,
+SELECT queue, id, payload, visible_time,
+        CASE WHEN blocked_by <> '{}' THEN to_jsonb(blocked_by) END, n, dead,
     CASE WHEN dead THEN 'Dead' WHEN visible_time <= now() THEN 'Waiting'
         WHEN lease_id IS NULL THEN 'Delayed' ELSE 'Leased' END, attempt, again_time, coalesce(lease_worker_id, ''), lease_epoch
 FROM wfc.queue_items

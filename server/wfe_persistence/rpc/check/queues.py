@@ -41,8 +41,22 @@ class QueueRules(Scalars):
         """Items to enqueue. `stands_for`: the id that an empty one stands for (empty: it will be
         chosen by the server); None: an id is required."""
         if self.at_most("", field, items):
+            known: set[str] = set()
             for n, item in enumerate(items):
+                id_ = item.id
+                # Most items are but an id, of a queue that has been seen already.
+                if (
+                    item.queue in known
+                    and 0 < len(id_) <= 128
+                    and not id_.isspace()
+                    and not item.HasField("payload_json")
+                    and not item.HasField("visible_time")
+                    and not item.blocked_by
+                ):
+                    continue
                 self._queue_item(item, f"{field}[{n}]", id_required=stands_for is None)
+                if _QUEUE.fullmatch(item.queue):
+                    known.add(item.queue)
             ids = [f"{i.queue} {i.id or stands_for}" for i in items]
             self.distinct("", field, "id", ids)
 
