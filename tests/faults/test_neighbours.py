@@ -47,7 +47,12 @@ class Servers:
     ) -> Api:
         """Start one more, and wait until it listens, or says why it can't."""
         log = self._directory / f"log{len(self.servers)}"
-        server = ServerProcess(log, "--db-url", url or self.url, *arguments, module=module)
+        database = ("--db-url", url or self.url)
+        server = (
+            AdminServer(log, *database, *arguments)
+            if module == "wfe_persistence"
+            else ServerProcess(log, *database, *arguments, module=module)
+        )
         self._stack.callback(server.kill)
         self.servers.append(await asyncio.to_thread(server.__enter__))
         said = "listens to other servers" if listens else "can't listen to other servers"
@@ -175,6 +180,50 @@ async def test_without_notifications_nothing_is_missed(fleet: Servers, which: st
     there = await fleet.start(*["--no-notify"] * (which != "the one that waits"))
     for wait in WAITS:
         await wait(here, there)
+
+
+def sent(server: ServerProcess) -> int:
+    """How many notifications this server has sent."""
+    assert isinstance(server, AdminServer)
+    text = server.get("/metrics").text
+    found = re.search(r'^wfe_\w*notifications_total\{direction="sent"\} (\d+)', text, re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
+async def test_others_are_told_only_what_nobody_waits_for_here(fleet: Servers) -> None:
+    here, there = await fleet.start(), await fleet.start()
+    queue = OwnQueue(here)
+
+    def wait(api: Api) -> asyncio.Future[Any]:
+        return asyncio.ensure_future(api.dequeue(queues=[queue.name], wait=LONG))
+
+    of_there = wait(there)
+    await settled(of_there)
+    # The first server tells everything in its first second.
+    await asyncio.sleep(1.5)
+    before = sent(fleet.servers[0])
+    for number in range(12):
+        of_here = wait(here)
+        await settled(of_here)
+        await queue.enqueue(f"{number}")
+        assert ids((await of_here).items) == [f"{number}"]
+    # (Hellos are sent in between.)
+    assert sent(fleet.servers[0]) - before < 6
+    assert not of_there.done()
+    await queue.enqueue("for there")
+    assert ids((await of_there).items) == ["for there"]
+
+
+async def test_who_is_alone_tells_nobody(fleet: Servers) -> None:
+    api = await fleet.start()
+    queue = OwnQueue(api)
+    await asyncio.sleep(1.5)
+    before = sent(fleet.servers[0])
+    for number in range(100):
+        await queue.enqueue(f"{number}")
+        await asyncio.sleep(0.01)
+    assert sent(fleet.servers[0]) - before < 10
 
 
 async def test_what_is_not_told_is_found_out(fleet: Servers) -> None:

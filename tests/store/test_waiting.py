@@ -11,10 +11,17 @@ from typing import Any
 
 import pytest
 
-from wfe_persistence.store.waiting import Kind, Line, Waiters
+from wfe_persistence.store.waiting import Ahead, Kind, Line, Waiters
 
 QUEUE, LOCK = Kind("queue"), Kind("lock")
 STORE: Any = None
+
+
+async def _no_look(*_: object) -> tuple[Ahead, ...]:
+    return ()
+
+
+LOOKED_AT = Kind("looked at", _no_look)
 
 
 class Teller:
@@ -86,6 +93,94 @@ async def test_who_is_woken_but_leaves_wakes_the_next() -> None:
         waiters.leave(first, line)
         assert second.woken
         waiters.enter(first, STORE, line)
+
+
+async def test_those_who_are_woken_at_once_are_different_ones() -> None:
+    waiters = Waiters()
+    line = Line("n", QUEUE, "q")
+    first, second = waiters.join(STORE, line), waiters.join(STORE, line)
+    with first, second:
+        waiters.wake(line)
+        assert (first.woken, second.woken) == (True, False)
+        waiters.wake(line)
+        assert second.woken
+        first.woken = second.woken = False
+
+
+async def test_others_are_told_what_those_who_wait_here_can_not_take() -> None:
+    waiters, teller = Waiters(), Teller()
+    waiters.teller = teller
+    line = Line("n", QUEUE, "q")
+    waiters.wake(line)
+    assert teller.told == [line]
+    first, second = waiters.join(STORE, line), waiters.join(STORE, line)
+    with second:
+        with first:
+            waiters.wake(line)
+            waiters.wake(line)
+            assert teller.told == [line]
+            waiters.wake(line)
+            assert teller.told == [line] * 2
+            second.woken = False  # it has looked
+        assert second.woken  # instead of the first, which has not
+        assert teller.told == [line] * 2
+    assert teller.told == [line] * 3
+    with waiters.join(STORE, line) as waiter:
+        waiters.wake(line, is_ready=False)
+        assert teller.told == [line] * 4
+        waiter.woken = False
+        waiters.wake_all(line)
+        assert teller.told == [line] * 5
+        waiter.woken = False
+    assert teller.told == [line] * 5
+
+
+async def test_who_hangs_up_while_it_looks_is_followed_by_another() -> None:
+    waiters = Waiters()
+    line = Line("n", QUEUE, "q")
+    looks = 0
+
+    async def claim() -> list[int]:
+        nonlocal looks
+        looks += 1
+        if looks > 1:
+            await asyncio.Event().wait()
+        return []
+
+    until = asyncio.get_running_loop().time() + 60
+    taking = asyncio.create_task(waiters.take(STORE, [line], claim, until))
+    while (place := waiters.place(line)) is None or looks == 0:
+        await asyncio.sleep(0)
+    [waiter] = place.waiters
+    with waiters.join(STORE, line) as following:
+        waiters.wake(line)
+        while waiter.woken or looks == 1:
+            await asyncio.sleep(0)
+        taking.cancel()
+        await asyncio.wait([taking])
+        assert following.woken
+
+
+async def test_the_lookout_is_not_asked_for_those_who_are_woken_before() -> None:
+    waiters = Waiters()
+    looked: list[Line] = []
+    waiters.look = looked.append
+    line = Line("n", LOOKED_AT, "q")
+    until = asyncio.get_running_loop().time() + 60
+    with waiters.join(STORE, line) as waiter:
+        pausing = asyncio.create_task(waiter.pause(until))
+        await asyncio.sleep(0)
+        waiters.wake(line)
+        assert await pausing
+    await asyncio.sleep(0.05)
+    assert looked == []
+    with waiters.join(STORE, line) as waiter:
+        pausing = asyncio.create_task(waiter.pause(until))
+        while not looked:
+            await asyncio.sleep(0.001)
+        waiters.wake(line)
+        assert await pausing
+    assert looked == [line]
 
 
 async def test_a_line_wakes_those_behind_it() -> None:

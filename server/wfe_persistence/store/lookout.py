@@ -1,10 +1,10 @@
 """The lookout: looks, for all lines of a server together, whether there is what they wait for.
 
 However many wait, it is one reader: many lines of a kind and a namespace are looked at with one
-statement. A line is looked at when somebody begins to wait in it; when it is told that something
-may concern the line; at the time for which something is expected (a delayed item, the end of a
-lease); and now and then, with all others, because other programs write the same tables, a server
-may be at work that tells nobody, and what is told may be lost.
+statement. A line is looked at soon after somebody begins to wait in it; when it is told that
+something may concern the line; at the time for which something is expected (a delayed item, the end
+of a lease); and now and then, with all others, because other programs write the same tables, a
+server may be at work that tells nobody, and what is told may be lost.
 """
 
 from __future__ import annotations
@@ -141,6 +141,7 @@ class Lookout:
             place.alarm = None
         self._waiters.set_behind(line, place, ahead.behind)
         loop = asyncio.get_running_loop()
+        place.looked = loop.time()
         seconds = ahead.seconds
         if not ahead.ready:
             place.vain = 0

@@ -64,6 +64,10 @@ _MOST_LINES: Final = 5_000
 # After a hello with new kinds, until others are taken to know it (seconds).
 _KNOWN_SECONDS: Final = 0.02
 
+# For so long (seconds) a server that begins to listen tells everything. The others answer its hello
+# at once, and look by themselves after that; those of releases that do not have answered by then.
+_UNKNOWN_SECONDS: Final = 1.0
+
 # The pause (seconds) until the next attempt to listen, the first and the longest one: after a loss;
 # and where it is not to be had, or calls need the connection.
 _RETRY_SECONDS: Final = (0.5, 15.0)
@@ -130,6 +134,8 @@ class Neighbours:
         # those of them in the last hello.
         self._wanted: dict[str, float] = {}
         self._announced: frozenset[str] = frozenset()
+        self._was_asked = False
+        """Whether a server has asked who is there, which may have told nobody anything before."""
         self._told: dict[str, None] = {}
         self._work = asyncio.Event()
         self._hello_at = 0.0
@@ -157,8 +163,7 @@ class Neighbours:
         if session is None:
             return
         now = asyncio.get_running_loop().time()
-        # Who has listened for so long, has heard everybody's hello.
-        if now - session.since > 1.5 * _HELLO_SECONDS and not any(
+        if now - session.since > _UNKNOWN_SECONDS and not any(
             line.kind.name in peer.kinds for peer in self._peers.values()
         ):
             return
@@ -317,7 +322,8 @@ class Neighbours:
         for name in [n for n, peer in self._peers.items() if peer.until < now]:
             del self._peers[name]
         kinds = self._kinds(now)
-        new = kinds - self._announced
+        new = kinds if self._was_asked else kinds - self._announced
+        self._was_asked = False
         self._announced = kinds
         session.echoed.clear()
         await session.notices.send([self._hello("?" if asks else "-", kinds)])
@@ -386,6 +392,7 @@ class Neighbours:
         until = asyncio.get_running_loop().time() + _PEER_SECONDS
         self._peers[name] = _Peer(frozenset(filter(None, kinds)), is_mute, until)
         if "?" in flags:
+            self._was_asked = True
             self._hello_at = 0.0
             self._work.set()
         if is_mute and not (known and known.is_mute):

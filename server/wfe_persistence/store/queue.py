@@ -113,22 +113,28 @@ def wake_for(
 ) -> None:
     """Wake whoever waits for items that have been enqueued or have come back. `returned_to`: the
     queues of the latter, one for each."""
-    counts: Counter[str] = Counter()
+    ready: Counter[str] = Counter()
+    later: Counter[str] = Counter()
     for item in enqueued:
-        counts[item.queue] += 1
         if item.HasField("visible_time"):
+            later[item.queue] += 1
             store.floors.lower(item.queue, pg_micros(item.visible_time))
+        else:
+            ready[item.queue] += 1
     for queue in returned_to:
-        counts[queue] += 1
+        later[queue] += 1
         store.floors.lower(queue)  # enqueued while it was handled, it may have been due for a while
-    wake_queues(store, waiters, counts)
+    wake_queues(store, waiters, ready)
+    wake_queues(store, waiters, later, are_ready=False)
 
 
-def wake_queues(store: Store, waiters: Waiters, items: Mapping[str, int]) -> None:
+def wake_queues(
+    store: Store, waiters: Waiters, items: Mapping[str, int], *, are_ready: bool = True
+) -> None:
     """Wake whoever waits, after so many items of these queues have been written. (Also if none is
     visible yet: when the next one will be is what the first of them waits for.)"""
     for queue, count in items.items():
-        waiters.wake(queue_line(store, queue), count)
+        waiters.wake(queue_line(store, queue), count, is_ready=are_ready)
 
 
 _NOT_DONE: Final = not_done(WORKFLOW_IS_DUE, EVENT_IS_UNPROCESSED)

@@ -1,10 +1,11 @@
 """Calls that wait for what other calls do, without the database: a place in a line each, in memory.
 
 Whoever changes what others wait for calls `wake` (or `stir`) after the commit. That wakes who waits
-here at once, and tells the other servers (`neighbours.py`), which look whether it concerns one of
-theirs. A waiter that is woken looks for itself: that it is woken promises nothing. What nobody
-tells of, because a time comes or another program writes the tables, the `Lookout` finds out for
-all lines of the server together; it needs neither the waiters nor the neighbours for it.
+here at once, and unless enough wait here, it tells the other servers (`neighbours.py`), which look
+whether it concerns one of theirs. A waiter that is woken looks for itself: that it is woken
+promises nothing. What nobody tells of, because a time comes or another program writes the tables,
+the `Lookout` finds out for all lines of the server together; it needs neither the waiters nor the
+neighbours for it.
 
 What the kinds of lines wait for, and how a lookout looks for it, stands beside the statements of
 each: `queue.QUEUE`, `lock.LOCK_FREE`, and so on. To add one:
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self, TypeVar
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence import metrics
 from wfe_persistence.errors import PersistenceError, shutting_down
+from wfe_persistence.store.place import Place
 
 if TYPE_CHECKING:
     from wfe_persistence.store.tables import Store
@@ -51,6 +53,12 @@ _PASSING: Final = frozenset(
 # is woken, which is doubled up to this.
 _BACKOFF_SECONDS: Final = 0.05
 _MOST_BACKOFF_SECONDS: Final = 1.0
+
+# The lookout looks at a line for whoever begins to wait in it: after this time (seconds), because
+# most are woken before; and not so soon (seconds) after it has looked while somebody waits there,
+# because what is written meanwhile is told.
+_LOOK_SECONDS: Final = 0.02
+_LOOKED_SECONDS: Final = 0.25
 
 ALL: Final = -1
 """How many waiters of a line to wake: all."""
@@ -110,24 +118,6 @@ class Teller(Protocol):
         """Nobody does any more."""
 
 
-class Place:
-    """A line's waiters, in the order of their arrival."""
-
-    __slots__ = ("alarm", "behind", "not_before", "store", "vain", "waiters")
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        # The values are not used: it is an ordered set.
-        self.waiters: dict[Waiter, None] = {}
-        self.alarm: asyncio.TimerHandle | None = None
-        """When the lookout looks again."""
-        self.behind: Sequence[Line] = ()
-        self.vain = 0
-        self.not_before = 0.0
-        """How often, one after the other, those that the lookout has woken have found nothing; and
-        so, when it wakes the next one at the earliest, by the event loop's clock."""
-
-
 class Waiters:
     """All that wait on this server."""
 
@@ -180,6 +170,9 @@ class Waiters:
                     lost = exc.reason == ErrorReason.ERROR_REASON_COMMIT_OUTCOME_UNKNOWN
                     if not (lost or is_passing(exc)):
                         raise
+                except asyncio.CancelledError:
+                    waiter.woken = True  # what it was woken for is still there
+                    raise
         return found
 
     def listen(self, store: Store, line: Line, call: Callable[[], None]) -> Callable[[], None]:
@@ -189,15 +182,15 @@ class Waiters:
         self.enter(listener, store, line)
         return lambda: self.leave(listener, line)
 
-    def wake(self, line: Line, count: int = 1) -> None:
-        """Something was committed for up to `count` waiters of a line: wake the first ones here,
-        and tell other servers."""
-        self.wake_here(line, count)
-        if self.teller is not None:
+    def wake(self, line: Line, count: int = 1, *, is_ready: bool = True) -> None:
+        """Something was committed for up to `count` waiters of a line: wake the first ones here. If
+        there are fewer, or it can't be had before a later time (`is_ready`), tell other servers."""
+        woken = self.wake_here(line, count)
+        if self.teller is not None and (count == ALL or woken < count or not is_ready):
             self.teller.tell(line)
 
     def wake_all(self, line: Line) -> None:
-        """The same for all waiters of a line."""
+        """Something was committed for all waiters of a line, here and elsewhere."""
         self.wake(line, ALL)
 
     def stir(self, line: Line) -> None:
@@ -212,14 +205,31 @@ class Waiters:
         for kind in kinds:
             self.stir(Line(namespace, kind, ""))
 
-    def wake_here(self, line: Line, count: int) -> None:
-        """Wake the first waiters of a line, up to `count`, and those of the lines behind it."""
+    def wake_here(self, line: Line, count: int) -> int:
+        """Wake the first waiters of a line that have not been woken yet, up to `count`, and those
+        of the lines behind it; returns how many there were."""
+        woken = 0
         if place := self._places.get(line):
             place.vain, place.not_before = 0, 0.0
-            for waiter in islice(place.waiters, None if count == ALL else count):
+            sleeping = (waiter for waiter in place.waiters if not waiter.woken)
+            for waiter in islice(sleeping, None if count == ALL else count):
                 waiter.wake()
+                woken += 1
         for dependent in self._dependents.get(line, ()):
             self.wake_here(dependent, 1)
+        return woken
+
+    def look_soon(self, line: Line) -> None:
+        """Have the lookout look at a line for somebody who begins to wait in it, unless that is
+        woken before."""
+        place = self._places[line]
+        loop = asyncio.get_running_loop()
+        at = max(loop.time() + _LOOK_SECONDS, place.looked + _LOOKED_SECONDS)
+        if place.alarm is not None:
+            if place.alarm.when() <= at:
+                return
+            place.alarm.cancel()
+        place.alarm = loop.call_at(at, self.look, line)
 
     def call(self, line: Line, count: int) -> None:
         """The lookout wakes the first waiters of a line, up to `count`, but not too often in
@@ -231,6 +241,7 @@ class Waiters:
     def was_in_vain(self, line: Line, now: float) -> None:
         """Whom the lookout has woken has found nothing."""
         place = self._places[line]
+        place.looked = float("-inf")
         doubled = _BACKOFF_SECONDS * 2 ** min(place.vain, 10)
         place.not_before = now + min(doubled, _MOST_BACKOFF_SECONDS)
         place.vain += 1
@@ -311,12 +322,16 @@ class Waiters:
 
     def leave(self, waiter: Waiter, line: Line) -> None:
         """Take a waiter out of a line. If it is woken but can no longer look, the first one of the
-        rest is woken in its place."""
+        rest is woken in its place, or if there is none, other servers are told."""
         place = self._places[line]
         del place.waiters[waiter]
+        if waiter.woken:
+            following = next((each for each in place.waiters if not each.woken), None)
+            if following is not None:
+                following.wake()
+            elif self.teller is not None:
+                self.teller.tell(line)
         if place.waiters:
-            if waiter.woken:
-                next(iter(place.waiters)).wake()
             return
         del self._places[line]
         self._of_kind[line.kind] -= 1
@@ -324,9 +339,12 @@ class Waiters:
             del self._of_kind[line.kind]
         if place.alarm is not None:
             place.alarm.cancel()
+        if self.teller is not None:
+            if place.behind:
+                self.teller.tell(line)  # what was withheld from who waited here
+            if line not in self._dependents:
+                self.teller.unwants(line)
         self.set_behind(line, place, ())
-        if self.teller is not None and line not in self._dependents:
-            self.teller.unwants(line)
 
     def is_first(self, waiter: Waiter, line: Line) -> bool:
         """Whether a waiter is the first of a line."""
@@ -379,7 +397,7 @@ class Waiter:
         """Wait until woken, at most until this time of the event loop; returns whether it was.
         Raises SHUTTING_DOWN if the server stops.
 
-        The lookout looks at its lines first: what came after the waiter's own look, and what is to
+        The lookout looks at its lines soon: what came after the waiter's own look, and what is to
         be expected when.
         """
         loop = asyncio.get_running_loop()
@@ -390,7 +408,7 @@ class Waiter:
         if not self.woken and not self._waiters.closed:
             for line in self._lines:
                 if line.kind.look is not None:
-                    self._waiters.look(line)
+                    self._waiters.look_soon(line)
             self._paused = loop.create_future()
             timer = loop.call_at(until, _end, self._paused)
             try:
