@@ -189,6 +189,17 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
             "Dead rows", "What waits for a vacuum, as PostgreSQL estimates it.", "short",
             ((f"topk(10, max by (table) (wfe_persistence_store_dead_rows{{{STORE}}}))", "{{table}}"),),
         ),
+        Panel(
+            "Retention", "Rows that retention policies have deleted.", "rowsps",
+            ((_rate("wfe_persistence_retention_deleted_rows_total", "kind"), "{{kind}}"),),
+            stacked=True,
+        ),
+        Panel(
+            "Swept", "Work that was in no queue, which the sweep has enqueued again. It should be none.",
+            "short",
+            ((f"sum by (kind) (increase(wfe_persistence_swept_total{{{ALL}}}[$__rate_interval]))",
+              "{{kind}}"),),
+        ),
     ),
     "Process": (
         Panel(
@@ -213,11 +224,15 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
     ),
 }  # fmt: skip
 
+# Calls that ended because of a bug. There is no such series before the first one, of which
+# `increase` sees nothing: it begins with 1.
+_BUGS: Final = 'grpc_server_handled_total{grpc_code=~"INTERNAL|UNKNOWN"}'
+
 ALERTS: Final = (
     Alert(
         "WfePersistenceBug",
-        'sum by (job, grpc_method, grpc_code) '
-        '(increase(grpc_server_handled_total{grpc_code=~"INTERNAL|UNKNOWN"}[10m])) > 0',
+        f"sum by (job, grpc_method, grpc_code) (increase({_BUGS}[10m]) > 0 "
+        f"or ({_BUGS} unless {_BUGS} offset 10m))",
         0, "critical",
         "{{ $labels.grpc_method }} ended with {{ $labels.grpc_code }}, which is a bug of the server",
         "The log has a traceback at the time of the call. Report it.",
@@ -282,10 +297,27 @@ ALERTS: Final = (
         "ListQueueItems with the state DEAD shows them; RequeueItems hands them out again.",
     ),
     Alert(
+        "WfePersistenceWorkLost",
+        "sum by (job, kind) (increase(wfe_persistence_swept_total[1h])) > 0",
+        0, "warning",
+        "{{ $value | humanize }} due pieces of work of the kind {{ $labels.kind }} were in no queue within an hour",
+        "The sweep has enqueued them again, so nothing is stuck, but late by `--sweep-seconds`. Hosts die "
+        "between storing a workflow and enqueueing it, or take items from a queue without leases.",
+    ),
+    Alert(
+        "WfePersistenceRetentionBehind",
+        "sum by (job) (rate(wfe_persistence_retention_deleted_rows_total[1h])) "
+        "> 0.8 * max by (job) (wfe_persistence_retention_budget_rows)",
+        360, "warning",
+        "Retention has deleted as much as it may for hours, now {{ $value | humanize }} rows per second",
+        "More ends than is deleted, or a new policy catches up: `wfe-persistence retention show` tells "
+        "when all was deleted last. Raise `--retention-rows-per-second`, if the database has room for it.",
+    ),
+    Alert(
         "WfePersistenceDeadlocks",
         "sum by (job) (increase(wfe_persistence_deadlocks_total[1h])) > 5",
         0, "warning",
-        "PostgreSQL ended {{ $value }} statements within an hour because of deadlocks",
+        "PostgreSQL ended {{ $value | humanize }} statements within an hour because of deadlocks",
         "The server locks in one order, so something else writes these tables: PostgreSQL's log "
         "names both statements.",
     ),

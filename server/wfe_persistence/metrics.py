@@ -252,6 +252,13 @@ RETENTION_DELETED: Final = _declared(
         ("kind",),
     )
 )
+RETENTION_BUDGET: Final = _declared(
+    Gauge(
+        f"{PREFIX}retention_budget_rows",
+        "Rows that a retention policy deletes in a second at most (--retention-rows-per-second), "
+        "where this server applies any.",
+    )
+)
 
 # ----- waiting -----
 

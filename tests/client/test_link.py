@@ -21,6 +21,7 @@ import wfe_persistence_client
 from tests.client.conftest import FAST
 from tests.client.fake_store import FakeStore, answers, fails, hangs
 from tests.client.test_calls import EVENT
+from tests.support.ports import free_port
 from wfe.persistence.v1 import event_pb2, store_pb2, workflow_pb2
 from wfe_persistence_client import (
     CommitOutcomeUnknown,
@@ -40,13 +41,6 @@ INFO = answers(store_pb2.GetStoreInfoResponse(namespace="n"))
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("grpc_proxy", "https_proxy", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 @asynccontextmanager

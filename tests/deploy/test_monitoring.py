@@ -153,7 +153,7 @@ def test_panels_do_not_overlap() -> None:
 
 
 async def test_a_server_has_what_they_ask_for(tmp_path: Path, database_url: str) -> None:
-    with AdminServer(tmp_path / "log", "--db-url", database_url) as server:
+    with AdminServer(tmp_path / "log", "--db-url", database_url, "--sweep-seconds", "60") as server:
         async with connect(server.address) as channel:
             api = Api(channel)
             created = await api.workflows.CreateNewWorkflow(

@@ -1,4 +1,4 @@
-"""Where the binaries of other PostgreSQL versions, of PgBouncer and of Kustomize come from.
+"""Where the binaries of other PostgreSQL versions, PgBouncer, Prometheus and Kustomize come from.
 
 | PostgreSQL | from |
 |---|---|
@@ -7,8 +7,9 @@
 | 15 | Debian, with `apt-get download` |
 
 PgBouncer comes from Debian too: that of this machine's release, or of another release with its own
-libraries; unless $PGBOUNCER names the program. Kustomize comes from the Go proxy. What was fetched
-is kept in .tools/binaries, and nothing is installed in the system. Raises BinariesError.
+libraries; unless $PGBOUNCER names the program. Prometheus comes from Debian as well, Kustomize from
+the Go proxy. What was fetched is kept in .tools/binaries, and nothing is installed in the system.
+Raises BinariesError.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ _MAVEN_ARTIFACT: Final = (
 )
 _MAVEN_MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64v8"}
 
-# The C library is that of the system, and LLVM only for a JIT that is turned off.
-_NOT_NEEDED: Final = ("libc6", "libgcc", "libstdc++", "libllvm")
+# The C library is that of the system, LLVM is for a JIT that is turned off, JavaScript only for
+# the pages of Prometheus.
+_NOT_NEEDED: Final = ("libc6", "libgcc", "libstdc++", "libllvm", "libjs-")
 _APT_SOURCES: Final = Path("/etc/apt/sources.list.d")
 
 
@@ -119,6 +121,12 @@ def pgbouncer(release: str | None = None) -> Program:
         lambda to: _unpack_debian("pgbouncer", to, release),
     )
     return Program(root / "usr/sbin/pgbouncer", root)
+
+
+def prometheus() -> Program:
+    """Prometheus, with `promtool` beside it."""
+    root = _kept("prometheus", lambda to: _unpack_debian("prometheus", to))
+    return Program(root / "usr/bin/prometheus", root)
 
 
 def kustomize() -> Path:

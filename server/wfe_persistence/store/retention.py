@@ -295,6 +295,9 @@ class Batch:
 
 _WORKFLOW_COUNTS: Final = ("workflows", "execution_pointers", "subscriptions", "errors", "events")
 
+DELETED_KINDS: Final = (*_WORKFLOW_COUNTS, "commands")
+"""The kinds of rows that policies delete, as they are counted."""
+
 
 async def batch(store: Store, rule: Rule, most: int, *turn: Param) -> Batch:
     """Delete about so many rows at most, or count them. `turn`: the last parameters of a statement

@@ -16,7 +16,7 @@ from wfe_persistence.recurring import RecurringWarnings
 from wfe_persistence.store import namespace_list
 from wfe_persistence.store.feed import PASSING
 from wfe_persistence.store.namespace import Namespaces
-from wfe_persistence.store.retention import Rule, batch, rules
+from wfe_persistence.store.retention import DELETED_KINDS, Rule, batch, rules
 from wfe_persistence.store.rows import text
 from wfe_persistence.store.tables import Store
 
@@ -64,6 +64,9 @@ class Retention:
 
     async def run(self) -> None:
         """Apply the policies for as long as the server runs."""
+        metrics.RETENTION_BUDGET.values[()] = self._rows_per_second
+        for kind in DELETED_KINDS:
+            metrics.RETENTION_DELETED.add((kind,), 0)  # so that the first deletion is an increase
         self._is_running = True
         loop = asyncio.get_running_loop()
         next_look = loop.time() + self._pause()

@@ -153,6 +153,8 @@ class Sweeper:
 
     async def run(self) -> None:
         """Sweep for as long as the server runs."""
+        for kind in KINDS:
+            metrics.SWEPT.add((kind,), 0)  # so that the first find is an increase
         while True:
             # With jitter: servers that are started together do not all ask at the same time. More
             # often than is needed, as others may have had the last turn.
