@@ -9,10 +9,11 @@ from __future__ import annotations
 import sys
 from typing import Final
 
+from deploy.helm import schema
 from deploy.monitoring import monitoring
 from docs import configuration, errors, metrics
 
-FILES: Final = configuration.FILES | metrics.FILES | errors.FILES | monitoring.FILES
+FILES: Final = configuration.FILES | metrics.FILES | errors.FILES | monitoring.FILES | schema.FILES
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Where the binaries of other PostgreSQL versions, PgBouncer, Prometheus and Kustomize come from.
+"""Where the binaries of PostgreSQL versions, PgBouncer, Prometheus, Kustomize and Helm come from.
 
 | PostgreSQL | from |
 |---|---|
@@ -7,9 +7,9 @@
 | 15 | Debian, with `apt-get download` |
 
 PgBouncer comes from Debian too: that of this machine's release, or of another release with its own
-libraries; unless $PGBOUNCER names the program. Prometheus comes from Debian as well, Kustomize from
-the Go proxy. What was fetched is kept in .tools/binaries, and nothing is installed in the system.
-Raises BinariesError.
+libraries; unless $PGBOUNCER names the program. Prometheus comes from Debian as well, Kustomize and
+Helm from the Go proxy. What was fetched is kept in .tools/binaries, and nothing is installed in the
+system. Raises BinariesError.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ _WHEEL: Final = {16: "pginstall", 18: "pginstall18"}
 _MAVEN: Final = {14: "14.23.0", 17: "17.10.0"}
 _DEBIAN: Final = {15: "postgresql-15"}
 _KUSTOMIZE: Final = "sigs.k8s.io/kustomize/kustomize/v5@v5.7.1"
+_HELM: Final = "helm.sh/helm/v3/cmd/helm@v3.18.4"
 VERSIONS: Final = tuple(sorted({*_WHEEL, *_MAVEN, *_DEBIAN}))
 """The versions of PostgreSQL that there are binaries of."""
 
@@ -132,6 +133,11 @@ def prometheus() -> Program:
 def kustomize() -> Path:
     """Kustomize, built from its module with `go`."""
     return _kept(_KUSTOMIZE.replace("/", "-"), lambda to: _go_install(_KUSTOMIZE, to)) / "kustomize"
+
+
+def helm() -> Path:
+    """Helm, built from its module with `go`."""
+    return _kept(_HELM.replace("/", "-"), lambda to: _go_install(_HELM, to)) / "helm"
 
 
 def _kept(name: str, unpack: Callable[[Path], None]) -> Path:

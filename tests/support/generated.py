@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 def copy_generated(to: Path) -> None:
     """The pages and files, their scripts, and the error reasons, at the same paths there."""
-    for directory in ("docs", "deploy/monitoring", "protos/wfe/persistence/v1"):
+    for directory in ("docs", "deploy/helm", "deploy/monitoring", "protos/wfe/persistence/v1"):
         shutil.copytree(ROOT / directory, to / directory)
 
 
