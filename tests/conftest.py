@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 # Before gRPC is loaded: its fork handlers complain of the processes that tests start.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
@@ -62,9 +62,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 __all__ = ["api"]  # a fixture too
 
 RUN: Final = pytest.StashKey[Run]()
+RUN_DIR: Final = pytest.StashKey[Path]()
 LEFT: Final = pytest.StashKey[list[str]]()
 BINARIES: Final = pytest.StashKey[dict[str, Program]]()
 VERSIONS: Final = pytest.StashKey[list[str]]()
+BUILDS: Final = (
+    *("tests/deploy/", "tests/examples/", "tests/hosts/", "tests/packages/"),
+    "tests/faults/test_fleet.py",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -80,8 +85,38 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[VERSIONS] = [f"{name} {program.version()}" for name, program in wanted.items()]
     except binaries.BinariesError as exc:
         raise pytest.UsageError(str(exc)) from exc
-    config.stash[RUN] = Run()
+    if config.getoption("numprocesses", None) and options.target:
+        raise pytest.UsageError(
+            "-n would run tests at once that claim each other's work: no --target"
+        )
+    if worker := getattr(config, "workerinput", None):  # one of -n: its processes are the run's
+        config.stash[RUN_DIR] = Path(worker["run_dir"], worker["workerid"])
+        config.stash[RUN_DIR].mkdir(mode=0o711)
+    else:
+        config.stash[RUN] = Run()
+        config.stash[RUN_DIR] = config.stash[RUN].directory
     signal.signal(signal.SIGTERM, _interrupt)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of -n where the data of the run is."""
+    node.workerinput["run_dir"] = str(node.config.stash[RUN].directory)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With -n, a worker runs whole files, in the order of all tests, and one of them those that
+    build in directories of the working tree."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            return "builds" if file.startswith(BUILDS) else file
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 def _interrupt(_: int, frame: FrameType | None) -> None:
@@ -101,6 +136,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """After all fixtures: the run fails if a process of its own is left."""
+    if RUN not in session.config.stash:
+        return
     session.config.stash[LEFT] = left = session.config.stash[RUN].end()
     if left and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -141,7 +178,7 @@ def data_dir(run_dir: Path) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def run_dir(pytestconfig: pytest.Config) -> Path:
     """A directory for the session, which other users can get through."""
-    return pytestconfig.stash[RUN].directory
+    return pytestconfig.stash[RUN_DIR]
 
 
 @pytest.fixture(scope="session")

@@ -19,10 +19,11 @@ ROOT = Path(__file__).parents[1]
 
 LEAVES_ONE = """
 import subprocess
+from pathlib import Path
 
 def test_it():
     process = subprocess.Popen(["sleep", "1000"])
-    print("left", process.pid)
+    Path({left!r}).write_text(str(process.pid))
     process.returncode = 0  # no warning that it is still running
 """
 
@@ -44,14 +45,14 @@ DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); prin
 
 @contextmanager
 def run_of(
-    test: str, directory: Path, shell: Sequence[str] = ()
+    test: str, directory: Path, shell: Sequence[str] = (), options: Sequence[str] = ()
 ) -> Iterator[subprocess.Popen[str]]:
     """A run of a test of these contents, with the fixtures and checks of all tests."""
     file = directory / "test_it.py"
     file.write_text(test)
     with subprocess.Popen(
         [*shell, sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider",
-         "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-qs", str(file)],
+         "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-qs", *options, str(file)],
         cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
     ) as run:  # fmt: skip
         try:
@@ -60,11 +61,15 @@ def run_of(
             run.kill()
 
 
-def test_a_run_that_leaves_a_process_fails_and_names_it(tmp_path: Path) -> None:
-    with run_of(LEAVES_ONE, tmp_path) as run:
+@pytest.mark.parametrize("options", [(), ("-n", "2")])
+def test_a_run_that_leaves_a_process_fails_and_names_it(
+    tmp_path: Path, options: Sequence[str]
+) -> None:
+    left = tmp_path / "left"
+    with run_of(LEAVES_ONE.format(left=str(left)), tmp_path, options=options) as run:
         said, _ = run.communicate()
     assert run.returncode == pytest.ExitCode.TESTS_FAILED, said
-    pid = said.partition("left ")[2].split()[0]
+    pid = left.read_text()
     assert f"\n{pid} sleeping sleep 1000\n" in said
     assert "1 passed" in said
     assert not psutil.pid_exists(int(pid))

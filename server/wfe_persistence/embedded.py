@@ -217,6 +217,8 @@ class EmbeddedPostgres:
                         f"PostgreSQL has not stopped in {_START_SECONDS} s: {self.last_words()}"
                     )
                 time.sleep(_STEP_SECONDS)
+            if self._child:
+                self._child.wait()  # it gives up the lock a moment before it has ended
             self._child = None
             if (recorded := self._recorded_socket_dir()) is not None:
                 if self._is_private(recorded):
