@@ -84,7 +84,7 @@ def out_of_bounds() -> list[Any]:
     cases: list[tuple[Setting, Any]] = []
     for setting in SETTINGS.values():
         about = setting.about
-        cases.append((setting, object()))
+        cases.append((setting, Ellipsis))  # of a type that no setting has
         if about.choices:
             cases.append((setting, "none of them"))
         if about.minimum is not None:
