@@ -39,6 +39,7 @@ SETS: Final[dict[str, tuple[str, ...]]] = {
     "gen": ("--group", "gen"),
     "lock": ("--group", "lock"),
     "audit": ("--group", "audit"),
+    "docs": ("--group", "docs"),
     "package": ("--group", "package"),
 }
 

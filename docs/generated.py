@@ -11,9 +11,11 @@ from typing import Final
 
 from deploy.helm import schema
 from deploy.monitoring import monitoring
-from docs import configuration, errors, metrics
+from docs import configuration, errors, metrics, protocol
 
-FILES: Final = configuration.FILES | metrics.FILES | errors.FILES | monitoring.FILES | schema.FILES
+MADE_BY: Final = (configuration, errors, metrics, monitoring, protocol, schema)
+
+FILES: Final = {path: text for module in MADE_BY for path, text in module.FILES.items()}
 
 
 def main() -> None:
@@ -21,6 +23,7 @@ def main() -> None:
     match sys.argv[1:]:
         case ["write"]:
             for path, text in FILES.items():
+                path.parent.mkdir(exist_ok=True)
                 path.write_text(text(), "utf-8")
         case ["check"]:
             old = [path.name for path, text in FILES.items()

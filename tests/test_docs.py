@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     path
     for path in ROOT.rglob("*.md")
-    if not {".venv", ".tools", "node_modules", "target"} & set(path.relative_to(ROOT).parts)
+    if not {".venv", ".tools", ".pytest_cache", "build", "node_modules", "target"}
+    & set(path.relative_to(ROOT).parts)
 )
 
 

@@ -151,7 +151,7 @@ async def _prepare(api: Api) -> None:
     )
 
 
-def _path_with(tool: str, tmp_path: Path) -> str:
+def path_with(tool: str, tmp_path: Path) -> str:
     """A PATH with that tool on it: where it is installed, or installed for this test."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     if shutil.which(tool, path=path):
@@ -194,7 +194,7 @@ def _comparable(output: str) -> object:
 async def test_commands_print_what_the_page_says(
     tool: str, tmp_path: Path, database_url: str
 ) -> None:
-    path = await asyncio.to_thread(_path_with, tool, tmp_path)
+    path = await asyncio.to_thread(path_with, tool, tmp_path)
     shown = [c for c in _commands(tool) if not _TLS.search(c.line)]
     assert shown
     with ServerProcess(tmp_path / "log", "--db-url", database_url) as server:
@@ -211,7 +211,7 @@ async def test_commands_print_what_the_page_says(
 def test_commands_over_tls_print_what_the_page_says(
     tool: str, tmp_path: Path, database_url: str
 ) -> None:
-    path = _path_with(tool, tmp_path)
+    path = path_with(tool, tmp_path)
     [command] = [c for c in _commands(tool) if _TLS.search(c.line)]
     secured = Secured(tmp_path, database_url)
     (tmp_path / "protos").symlink_to(ROOT / "protos")
