@@ -1,10 +1,12 @@
 """Storage: bytes per row with its indexes, and WAL and dead rows per step.
 
 Fills a store through a server with workflows of ten pointers, the last one running, and half as
-many events and subscriptions as workflows. Then every third workflow takes two steps: the first
-right after a checkpoint (when PostgreSQL writes full pages), the second without a checkpoint in
-between. In a step the running pointer completes, a new one starts, and the workflow becomes due
-again. In a third one changes are recorded for watchers.
+many events and subscriptions as workflows. Then every third workflow takes four steps: the first
+right after a checkpoint (when PostgreSQL writes full pages), the others without a checkpoint in
+between. In a step the running pointer completes, and a new one starts. In the first two the
+workflow becomes due at another time, as before and after a sleep; in the others it goes on at once,
+for which the engine leaves next_execution as it was (0). In the last one changes are recorded for
+watchers.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ async def measure(url: str, pointers: int) -> Figures:
     """Fills a store with this many pointers, then inspects it in PostgreSQL."""
     served = await Served.start(url)
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as database:
+        for sql in UNDISTURBED:
+            await database.execute(sql.encode())
         async with connect(served.address) as channel:
             api = Api(channel)
             await api.store.EnsureStoreExists(st.EnsureStoreExistsRequest())
@@ -66,15 +70,16 @@ async def _fill(api: Api, database: psycopg.AsyncConnection[Any], workflows: int
     await with_wal(
         "a subscription created", len(half), _each(api.create_event_subscription, subscriptions)
     )
-    for what, checkpoint, is_watched in (
-        ("the first step after a checkpoint", True, False),
-        ("a step", False, False),
-        ("a step while somebody watches", False, True),
+    for what, is_first, later_ms, is_watched in (
+        ("the first step after a checkpoint", True, 1000, False),
+        ("a step, due at another time", False, 1000, False),
+        ("a step", False, 0, False),
+        ("a step while somebody watches", False, 0, True),
     ):
         if is_watched:
             await api.change_cursor()
-        steps = _each(api.persist_workflow, map(_step, third))
-        await with_wal(what, len(third), steps, checkpoint=checkpoint)
+        steps = _each(api.persist_workflow, (_step(each, later_ms) for each in third))
+        await with_wal(what, len(third), steps, checkpoint=is_first)
     return figures
 
 
@@ -123,11 +128,11 @@ def _done(pointer: ExecutionPointer) -> ExecutionPointer:
     return pointer
 
 
-def _step(instance: WorkflowInstance) -> WorkflowInstance:
-    """The last pointer completes, the next one starts, and the workflow becomes due again."""
+def _step(instance: WorkflowInstance, later_ms: int) -> WorkflowInstance:
+    """The last pointer completes, the next one starts, and the workflow is due so much later."""
     _done(instance.execution_pointers[-1])
     instance.execution_pointers.append(_running(len(instance.execution_pointers)))
-    instance.next_execution += 1000
+    instance.next_execution += later_ms
     return instance
 
 
@@ -148,6 +153,14 @@ async def _rows(database: psycopg.AsyncConnection[Any], sql: str) -> Figures:
     names = [column.name for column in cursor.description]
     return [dict(zip(names, row, strict=True)) for row in await cursor.fetchall()]
 
+
+# No checkpoint and no vacuum comes in between: both write full pages, whenever they come.
+UNDISTURBED = (
+    "ALTER SYSTEM SET autovacuum = off",
+    "ALTER SYSTEM SET checkpoint_timeout = '1d'",
+    "ALTER SYSTEM SET max_wal_size = '100GB'",
+    "SELECT pg_reload_conf()",
+)
 
 WAL = """
 SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::float8 AS bytes
