@@ -236,6 +236,7 @@ class Workflows(Reading):
         enqueue: Iterable[QueueItem] = (),
         acknowledge: Iterable[Acknowledgement] = (),
         publish: Iterable[LifecycleEvent] = (),
+        skip_unawaited_events: bool = False,
         request_id: str | None = None,
     ) -> CommittedWorkflow:
         """Stores one step of an engine, all or nothing, exactly as given.
@@ -261,6 +262,9 @@ class Workflows(Reading):
             schedule_commands: commands to schedule; no duplicates.
             complete_lease_tokens: claimed commands to remove, as in `complete_commands`.
             enqueue, acknowledge, publish: as for `persist_workflow`.
+            skip_unawaited_events: of `create_events`, those to whose name and key there is
+                no subscription are stored as processed, and items of `enqueue` with their
+                ids are left out. (A server that does not know this stores and enqueues all.)
             request_id: the idempotency key of this write, a UUID: repeating the call
                 with the same key and arguments changes nothing and returns the original
                 result. The server remembers it for at least
@@ -308,6 +312,7 @@ class Workflows(Reading):
             enqueue=convert.queue_items_to_proto("enqueue", enqueue),
             acknowledge=convert.acknowledgements_to_proto(acknowledge),
             publish=convert.lifecycle_events_to_proto("publish", publish),
+            skip_unawaited_events=skip_unawaited_events,
             request_id=new_id() if request_id is None else request_id,
         )
         taken: patches.Snapshot | None = None

@@ -4297,6 +4297,15 @@ pub struct CommitWorkflowRequest {
     /// See PersistWorkflowRequest.
     #[prost(message, repeated, tag = "17")]
     pub publish: ::prost::alloc::vec::Vec<LifecycleEvent>,
+    /// Of `create_events`, those for which nobody waits are stored as processed, and
+    /// the items of `enqueue` with their ids are left out: to handle such an event
+    /// would come to the same. Somebody waits if there is a subscription to its
+    /// event_name and event_key, open or held, whatever its time; also one in
+    /// `create_subscriptions`. One that is committed at the same time may be too
+    /// late, as if the event had been handled before it. Servers that do not know
+    /// this field store and enqueue all events.
+    #[prost(bool, tag = "18")]
+    pub skip_unawaited_events: bool,
     /// The workflow's new state; required.
     #[prost(oneof = "commit_workflow_request::State", tags = "1, 2")]
     pub state: ::core::option::Option<commit_workflow_request::State>,

@@ -420,4 +420,7 @@ def _tell(
     """Tell all who wait or watch what a write has changed for them."""
     call.env.changes.published(call.store)
     workflow_waiting.wake_written(call.store, request, call.env.waiters)
-    call.written(request.enqueue, written.returned_to, published=bool(request.publish))
+    enqueued: Iterable[QueueItem] = request.enqueue
+    if written.unawaited:
+        enqueued = [item for item in enqueued if item.id not in written.unawaited]
+    call.written(enqueued, written.returned_to, published=bool(request.publish))

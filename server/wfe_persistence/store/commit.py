@@ -92,6 +92,8 @@ class Written(NamedTuple):
     """The receipts of the acknowledgements that were not confirmed."""
     returned_to: Sequence[str] = ()
     """The queues of the items that came back, one for each."""
+    unawaited: Sequence[str] = ()
+    """The ids of the events for which nobody waits, and whose items were left out."""
 
 
 LOCK_WORKFLOW = "SELECT FROM wfc.workflows WHERE id = $1 FOR UPDATE"
@@ -112,7 +114,7 @@ def _statement(*, patch: bool = False, effects: bool = False, step: bool = False
     if step:
         found |= effect_parts.OF_LOCKS | queue_parts.OF_ITEMS
         locked += (
-            queue_parts.WORK,
+            queue_parts.work(but=queue_parts.BUT_UNAWAITED if effects else ""),
             queue_parts.locked_work(after=last),
             effect_parts.locked_locks(after="locked_items"),
         )
@@ -127,6 +129,9 @@ def _statement(*, patch: bool = False, effects: bool = False, step: bool = False
     else:
         conditions, hold = [], parts.NOT_REPEATED
     done: list[str] = []
+    worked: dict[str, str] = {}
+    if step:
+        worked = queue_parts.WITH_EVENTS if effects else queue_parts.WORKED
     if effects:
         done.append(effect_parts.EFFECTS)
     if step:
@@ -149,7 +154,7 @@ def _statement(*, patch: bool = False, effects: bool = False, step: bool = False
         parts.SUBSCRIBED,
         *done,
         remembered,
-        result=parts.committed(found) | (queue_parts.WORKED if step else {}),
+        result=parts.committed(found) | worked,
         source="conditions c" if found else "",
     )
 
@@ -320,8 +325,11 @@ def _repeated(outcome: Outcome, message: CommitWorkflowRequest) -> Written | Non
 
 def _written(revision: int, outcome: Outcome, message: CommitWorkflowRequest) -> Written:
     """What this request came to."""
-    queues = () if outcome.returned_to is None else json.loads(read_json(outcome.returned_to))
-    return Written(revision, _receipts(outcome.unconfirmed, message), queues)
+    queues, unawaited = (
+        () if found is None else json.loads(read_json(found))
+        for found in (outcome.returned_to, outcome.unawaited)
+    )
+    return Written(revision, _receipts(outcome.unconfirmed, message), queues, unawaited)
 
 
 def _receipts(indexes: bytes | None, message: CommitWorkflowRequest) -> Sequence[str]:

@@ -76,6 +76,8 @@ class Outcome(NamedTuple):
     """The queues of the items that come back, one for each, as a JSON array."""
     repeated_unconfirmed: bytes | None = None
     """The same as `unconfirmed`, of the earlier request."""
+    unawaited: bytes | None = None
+    """The ids of the events for which nobody waits, as a JSON array."""
 
     @classmethod
     def read(cls, row: PGresult) -> Outcome:

@@ -106,6 +106,7 @@ def effects_document(
         f'"publish":{_documents(LIFECYCLE_EVENT, request.publish)},'
         f'"terminated":{strings(request.terminate_subscription_ids)},'
         f'"events":{_documents(EVENT, request.create_events)},'
+        f'"skip_unawaited":{"true" if request.skip_unawaited_events else "false"},'
         f'"processed":{strings(request.processed_event_ids)},'
         f'"errors":{_documents(ERROR, request.errors)},'
         f'"commands":{_documents(COMMAND, request.schedule_commands)}}}'

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from wfe_persistence.store.columns import Column, sql_list
 from wfe_persistence.store.commit_parts import after_all_of
 from wfe_persistence.store.lease import unexpired, unexpired_or_endless
 from wfe_persistence.store.records import ERROR, EVENT, LIFECYCLE_EVENT
@@ -40,6 +41,13 @@ LOCKED_BY_EFFECTS: Final = f"""claims AS MATERIALIZED (
     FROM jsonb_array_elements($7::jsonb -> 'events') WITH ORDINALITY AS documents(document, n),
         jsonb_to_record(document) AS e(
             {EVENT.record(indent=12)})
+), unawaited AS MATERIALIZED (
+    SELECT e.id FROM events e
+    WHERE ($7::jsonb -> 'skip_unawaited')::boolean
+        AND NOT EXISTS (SELECT FROM subscriptions s
+            WHERE s.event_name = e.event_name AND s.event_key = e.event_key)
+        AND NOT EXISTS (SELECT FROM wfc.event_subscriptions s
+            WHERE s.event_name = e.event_name AND s.event_key = e.event_key)
 ), existing_events AS MATERIALIZED (
     SELECT e.id, e.content_hash IS NOT DISTINCT FROM
         (SELECT g.content_hash FROM events g WHERE g.id = e.id) AS same
@@ -116,6 +124,15 @@ OF_LOCKS: Final = {
 
 # --- What is done.
 
+
+def _created(column: Column) -> str:
+    """A column of an event that is created."""
+    value = column.value("e")
+    if column.name != "is_processed":
+        return value
+    return f"({value} OR e.id IN (SELECT id FROM unawaited))"
+
+
 # Two transactions that insert the same key wait for each other, so rows are inserted in the order
 # of their keys, and subscriptions before events before commands. If the other commits first, the
 # insert fails, and the statement runs again and finds the row. (ON CONFLICT DO UPDATE would lock it
@@ -128,7 +145,7 @@ EFFECTS: Final = f"""terminated AS (
 ), created_events AS (
     INSERT INTO wfc.events
         ({EVENT.names()}, content_hash)
-    SELECT {EVENT.values("e")},
+    SELECT {sql_list(map(_created, EVENT.written))},
         e.content_hash
     FROM updated, events e
     WHERE NOT EXISTS (SELECT FROM existing_events x WHERE x.id = e.id)

@@ -84,14 +84,15 @@ def not_done(workflow_is_due: str, event_is_unprocessed: str) -> str:
 # --- Enqueueing with another write.
 
 
-def enqueuing(documents: str) -> str:
-    """The items to enqueue, in their order. `documents`: a list of them, in SQL."""
+def enqueuing(documents: str, *, but: str = "") -> str:
+    """The items to enqueue, in their order. `documents`: a list of them, in SQL. `but`: SQL that
+    leaves some out."""
     return f"""enqueuing (at, {QUEUE_ITEM.names()}) AS MATERIALIZED (
     SELECT g.at,
         {QUEUE_ITEM.values("g")}
     FROM ROWS FROM (jsonb_to_recordset({documents}) AS (
         {QUEUE_ITEM.record()}
-    )) WITH ORDINALITY AS g({QUEUE_ITEM.names()}, at)
+    )) WITH ORDINALITY AS g({QUEUE_ITEM.names()}, at){but}
 )"""
 
 
@@ -142,10 +143,20 @@ ENQUEUE_CREATED: Final = Besides(
 
 # --- The same with the write of a workflow, which acknowledges, too; of $7, see commit_parts.py.
 
-WORK: Final = f"""settling AS MATERIALIZED (
+
+
+def work(*, but: str = "") -> str:
+    """The items to acknowledge and to enqueue; `but`: see `enqueuing`."""
+    return f"""settling AS MATERIALIZED (
     SELECT g.* FROM jsonb_to_recordset($7::jsonb -> 'acknowledge')
         AS g(at int, n bigint, lease_id text, act text)
-), {enqueuing("$7::jsonb -> 'enqueue'")}"""
+), {enqueuing("$7::jsonb -> 'enqueue'", but=but)}"""
+
+
+BUT_UNAWAITED: Final = """
+    WHERE g.id NOT IN (SELECT id FROM unawaited)"""
+"""Leaves out the items of events for which nobody waits."""
+
 
 
 def locked_work(*, after: str) -> str:
@@ -211,6 +222,11 @@ WORKED: Final = {
     "repeated_unconfirmed": "(SELECT unconfirmed FROM repeated)",
 }
 """What a statement with these parts returns last."""
+
+WITH_EVENTS: Final = WORKED | {
+    "unawaited": "(SELECT jsonb_agg(u.id) FROM updated, unawaited u)",
+}
+"""The same if it creates events, too."""
 
 # A repetition is told what the first one was told, so what was not confirmed is remembered behind
 # the hash of the request, whose length is fixed. (Another statement takes it for another hash, and

@@ -40,6 +40,13 @@ WITH stored AS MATERIALIZED (
         jsonb_to_record(document) AS e(
             id text, event_name text, event_key text, event_data jsonb, event_time timestamptz,
             is_processed boolean)
+), unawaited AS MATERIALIZED (
+    SELECT e.id FROM events e
+    WHERE ($7::jsonb -> 'skip_unawaited')::boolean
+        AND NOT EXISTS (SELECT FROM subscriptions s
+            WHERE s.event_name = e.event_name AND s.event_key = e.event_key)
+        AND NOT EXISTS (SELECT FROM wfc.event_subscriptions s
+            WHERE s.event_name = e.event_name AND s.event_key = e.event_key)
 ), existing_events AS MATERIALIZED (
     SELECT e.id, e.content_hash IS NOT DISTINCT FROM
         (SELECT g.content_hash FROM events g WHERE g.id = e.id) AS same
@@ -191,7 +198,8 @@ WITH stored AS MATERIALIZED (
 ), created_events AS (
     INSERT INTO wfc.events
         (id, event_name, event_key, event_data, event_time, is_processed, content_hash)
-    SELECT e.id, e.event_name, e.event_key, e.event_data -> 0, e.event_time, e.is_processed,
+    SELECT e.id, e.event_name, e.event_key, e.event_data -> 0, e.event_time,
+        (e.is_processed OR e.id IN (SELECT id FROM unawaited)),
         e.content_hash
     FROM updated, events e
     WHERE NOT EXISTS (SELECT FROM existing_events x WHERE x.id = e.id)

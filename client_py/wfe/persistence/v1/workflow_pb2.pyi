@@ -1127,12 +1127,22 @@ class CommitWorkflowRequest(google.protobuf.message.Message):
     ENQUEUE_FIELD_NUMBER: builtins.int
     ACKNOWLEDGE_FIELD_NUMBER: builtins.int
     PUBLISH_FIELD_NUMBER: builtins.int
+    SKIP_UNAWAITED_EVENTS_FIELD_NUMBER: builtins.int
     expected_revision: builtins.int
     """Write only if this is the stored revision, 1 or higher; absent: write
     regardless of the stored revision.
     """
     request_id: builtins.str
     """See PersistWorkflowRequest.request_id."""
+    skip_unawaited_events: builtins.bool
+    """Of `create_events`, those for which nobody waits are stored as processed, and
+    the items of `enqueue` with their ids are left out: to handle such an event
+    would come to the same. Somebody waits if there is a subscription to its
+    event_name and event_key, open or held, whatever its time; also one in
+    `create_subscriptions`. One that is committed at the same time may be too
+    late, as if the event had been handled before it. Servers that do not know
+    this field store and enqueue all events.
+    """
     @property
     def instance(self) -> Global___WorkflowInstance:
         """The full new state, as in PersistWorkflow."""
@@ -1223,9 +1233,10 @@ class CommitWorkflowRequest(google.protobuf.message.Message):
         enqueue: collections.abc.Iterable[wfe.persistence.v1.queue_item_pb2.QueueItem] | None = ...,
         acknowledge: collections.abc.Iterable[wfe.persistence.v1.queue_item_pb2.Acknowledgement] | None = ...,
         publish: collections.abc.Iterable[wfe.persistence.v1.lifecycle_pb2.LifecycleEvent] | None = ...,
+        skip_unawaited_events: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "expected_revision", b"expected_revision", "instance", b"instance", "patch", b"patch", "state", b"state"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "acknowledge", b"acknowledge", "complete_lease_tokens", b"complete_lease_tokens", "create_events", b"create_events", "create_subscriptions", b"create_subscriptions", "enqueue", b"enqueue", "errors", b"errors", "expected_revision", b"expected_revision", "held_lease_tokens", b"held_lease_tokens", "held_lock_tokens", b"held_lock_tokens", "held_subscriptions", b"held_subscriptions", "instance", b"instance", "patch", b"patch", "processed_event_ids", b"processed_event_ids", "publish", b"publish", "request_id", b"request_id", "schedule_commands", b"schedule_commands", "state", b"state", "terminate_subscription_ids", b"terminate_subscription_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_expected_revision", b"_expected_revision", "acknowledge", b"acknowledge", "complete_lease_tokens", b"complete_lease_tokens", "create_events", b"create_events", "create_subscriptions", b"create_subscriptions", "enqueue", b"enqueue", "errors", b"errors", "expected_revision", b"expected_revision", "held_lease_tokens", b"held_lease_tokens", "held_lock_tokens", b"held_lock_tokens", "held_subscriptions", b"held_subscriptions", "instance", b"instance", "patch", b"patch", "processed_event_ids", b"processed_event_ids", "publish", b"publish", "request_id", b"request_id", "schedule_commands", b"schedule_commands", "skip_unawaited_events", b"skip_unawaited_events", "state", b"state", "terminate_subscription_ids", b"terminate_subscription_ids"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_expected_revision", b"_expected_revision"]) -> typing.Literal["expected_revision"] | None: ...
     @typing.overload

@@ -1843,9 +1843,17 @@ type CommitWorkflowRequest struct {
 	// See PersistWorkflowRequest.
 	Acknowledge []*Acknowledgement `protobuf:"bytes,16,rep,name=acknowledge,proto3" json:"acknowledge,omitempty"`
 	// See PersistWorkflowRequest.
-	Publish       []*LifecycleEvent `protobuf:"bytes,17,rep,name=publish,proto3" json:"publish,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Publish []*LifecycleEvent `protobuf:"bytes,17,rep,name=publish,proto3" json:"publish,omitempty"`
+	// Of `create_events`, those for which nobody waits are stored as processed, and
+	// the items of `enqueue` with their ids are left out: to handle such an event
+	// would come to the same. Somebody waits if there is a subscription to its
+	// event_name and event_key, open or held, whatever its time; also one in
+	// `create_subscriptions`. One that is committed at the same time may be too
+	// late, as if the event had been handled before it. Servers that do not know
+	// this field store and enqueue all events.
+	SkipUnawaitedEvents bool `protobuf:"varint,18,opt,name=skip_unawaited_events,json=skipUnawaitedEvents,proto3" json:"skip_unawaited_events,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *CommitWorkflowRequest) Reset() {
@@ -2006,6 +2014,13 @@ func (x *CommitWorkflowRequest) GetPublish() []*LifecycleEvent {
 		return x.Publish
 	}
 	return nil
+}
+
+func (x *CommitWorkflowRequest) GetSkipUnawaitedEvents() bool {
+	if x != nil {
+		return x.SkipUnawaitedEvents
+	}
+	return false
 }
 
 type isCommitWorkflowRequest_State interface {
@@ -3633,7 +3648,7 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"(PersistWorkflowWithSubscriptionsResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12)\n" +
 	"\x10subscription_ids\x18\x02 \x03(\tR\x0fsubscriptionIds\x12+\n" +
-	"\x11returned_receipts\x18\x03 \x03(\tR\x10returnedReceipts\"\xbb\b\n" +
+	"\x11returned_receipts\x18\x03 \x03(\tR\x10returnedReceipts\"\xef\b\n" +
 	"\x15CommitWorkflowRequest\x12B\n" +
 	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceH\x00R\binstance\x129\n" +
 	"\x05patch\x18\x02 \x01(\v2!.wfe.persistence.v1.WorkflowPatchH\x00R\x05patch\x120\n" +
@@ -3653,7 +3668,8 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\x10held_lock_tokens\x18\x0e \x03(\tR\x0eheldLockTokens\x127\n" +
 	"\aenqueue\x18\x0f \x03(\v2\x1d.wfe.persistence.v1.QueueItemR\aenqueue\x12E\n" +
 	"\vacknowledge\x18\x10 \x03(\v2#.wfe.persistence.v1.AcknowledgementR\vacknowledge\x12<\n" +
-	"\apublish\x18\x11 \x03(\v2\".wfe.persistence.v1.LifecycleEventR\apublishB\a\n" +
+	"\apublish\x18\x11 \x03(\v2\".wfe.persistence.v1.LifecycleEventR\apublish\x122\n" +
+	"\x15skip_unawaited_events\x18\x12 \x01(\bR\x13skipUnawaitedEventsB\a\n" +
 	"\x05stateB\x14\n" +
 	"\x12_expected_revision\"\xa9\x01\n" +
 	"\x16CommitWorkflowResponse\x12\x1a\n" +
