@@ -74,6 +74,7 @@ pub(crate) struct HostSettings {
     pub(crate) lease: Duration,
     pub(crate) longest_step: Duration,
     pub(crate) dequeue_wait: Duration,
+    pub(crate) turn: Duration,
 }
 
 impl Default for HostSettings {
@@ -83,6 +84,7 @@ impl Default for HostSettings {
             lease: Duration::from_secs(30),
             longest_step: Duration::from_secs(24 * 3600),
             dequeue_wait: Duration::from_secs(20),
+            turn: Duration::from_millis(100),
         }
     }
 }

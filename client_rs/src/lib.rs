@@ -34,9 +34,11 @@
 //!   lost, or if the workflow has been changed since it was loaded; the step is run again then.
 //! - A workflow is enqueued for the time at which one of its pointers can be run, so one that
 //!   sleeps costs nothing. (The engine itself runs it again and again until it wakes.)
-//! - The item brings the workflow, and its lease stands for the locks on it. So a step is two
-//!   calls: `Dequeue`, and the write; the next item is taken while the result is being stored, if
-//!   there are others. Only while an event may come for the workflow (one of its
+//! - The item brings the workflow, and its lease stands for the locks on it. A host goes on with a
+//!   workflow for [`Builder::turn`] (100 ms), under the same lease, so most steps are one call: the
+//!   write. If it dies, the item comes back when the lease expires, for the step that was not
+//!   stored. After its turn, a step is two calls: the write, and `Dequeue`; the next item is taken
+//!   while the result is being stored, if there are others. Only while an event may come for the workflow (one of its
 //!   pointers waits for one), it is locked on the server, and loaded under that lock.
 //! - Leases and locks are renewed in the background, however long a step takes, also after
 //!   `stop`. A step that blocks its thread keeps the runtime from doing so if that has no other

@@ -4,6 +4,8 @@
 //! the one before. What they have is an order: one task of the host takes an item, handles it, and
 //! takes the next. So everything here is known by its [`Task`].
 
+mod steps;
+
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -13,7 +15,7 @@ use wfe_core::models::{QueueType, WorkflowInstance};
 pub(super) use super::held::{lock_keys, Held};
 use super::held::{waits_for_event, End};
 use super::queue::Ahead;
-use crate::v1;
+pub(super) use steps::Outcome;
 
 /// Who calls: the Tokio task, `None` outside of one (in `block_on`).
 pub(super) type Task = Option<tokio::task::Id>;
@@ -25,12 +27,6 @@ pub(super) fn this_task() -> Task {
 /// How long after a write that enqueued something a `queue_work` of the same is none. The engine
 /// makes it at once.
 const ENQUEUED_FOR: Duration = Duration::from_secs(30);
-
-/// A step that starts more workflows does not withhold the others: so many fit in its write.
-const MOST_CHILDREN: usize = 900;
-
-/// The event has the workflow's data; with larger ones, both might not fit in one request.
-const LARGEST_COMPLETION: usize = 256 * 1024;
 
 /// A smaller difference of the clocks may be the time that an answer took.
 const CLOCKS_AGREE: TimeDelta = TimeDelta::milliseconds(250);
@@ -51,32 +47,6 @@ pub(super) enum Acquire {
     Granted,
     Refused,
     AskServer,
-}
-
-/// What a persist of a workflow is.
-#[derive(Debug, Default, PartialEq)]
-pub(super) struct Persist {
-    /// Only if the workflow is at this revision.
-    pub(super) expected_revision: Option<i64>,
-    pub(super) held_lock_tokens: Vec<String>,
-    /// The result of a step: acknowledges this item.
-    pub(super) receipt: Option<String>,
-    /// The workflows that the step has started.
-    pub(super) children: Vec<String>,
-    /// An event to create.
-    pub(super) completion: Option<v1::Event>,
-    /// Between taking an item and running its step: the item's lease stands for its next run.
-    pub(super) is_early: bool,
-}
-
-/// See [`Persist`].
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Outcome {
-    Stored(i64),
-    /// Another writer was faster.
-    Raced,
-    LeaseLost,
-    Failed,
 }
 
 /// What to do about `queue_work`.
@@ -265,95 +235,6 @@ impl Handling {
         lock.map(|lock| lock.token)
     }
 
-    /// What a persist of this workflow by this task is.
-    pub(super) fn persist(&mut self, task: Task, id: &str) -> Persist {
-        let mut persist = Persist::default();
-        let mut locked = false;
-        if let Some(lock) = self.own_lock(task, id) {
-            locked = true;
-            persist.expected_revision = lock.revision;
-            persist.held_lock_tokens.push(lock.token.clone());
-        }
-        let [_, claim] = lock_keys(id);
-        if let Some(lock) = self.own_lock(task, &claim) {
-            persist.held_lock_tokens.push(lock.token.clone());
-        }
-        let Some(held) = self.held_any_workflow(task, id) else {
-            return persist;
-        };
-        if held.end == End::Acknowledged {
-            return persist;
-        }
-        persist.expected_revision = held.revision;
-        if locked || held.locked.iter().any(|resource| resource == id) {
-            persist.receipt = Some(held.receipt.clone());
-            persist.children.clone_from(&held.children);
-            persist.completion.clone_from(&held.completion);
-        } else {
-            persist.is_early = true;
-        }
-        persist
-    }
-
-    pub(super) fn persisted(&mut self, task: Task, id: &str, persist: &Persist, outcome: Outcome) {
-        if let (Some(lock), Outcome::Stored(revision)) = (self.own_lock(task, id), outcome) {
-            lock.revision = Some(revision);
-        }
-        let Some(held) = self.held_any_workflow(task, id) else {
-            return;
-        };
-        match outcome {
-            Outcome::Stored(_) if persist.receipt.is_some() => held.end = End::Acknowledged,
-            Outcome::Stored(revision) => {
-                held.revision = Some(revision);
-                held.brought = None;
-            }
-            Outcome::Raced if held.is_open() => held.end = End::Return(Duration::ZERO),
-            Outcome::LeaseLost if persist.receipt.is_some() => held.end = End::Lost,
-            Outcome::Raced | Outcome::LeaseLost | Outcome::Failed => {}
-        }
-    }
-
-    /// A workflow is created. If it is a step of this task that starts it, returns the resource of
-    /// the lock that withholds it, and whether the lock is yet to be acquired.
-    pub(super) fn start_child(&mut self, task: Task, id: &str) -> Option<(String, bool)> {
-        let held = self.in_step(task)?;
-        if held.children.len() >= MOST_CHILDREN {
-            return None;
-        }
-        held.children.push(id.into());
-        let key = held.children_key();
-        let is_free = !self.locks.contains_key(&key);
-        Some((key, is_free))
-    }
-
-    /// An event is created. If it is the one that says that the workflow is complete whose step this
-    /// task runs, it is kept for the write of that state: the engine ignores it if the creation
-    /// fails, and whoever waits for the workflow would wait for ever.
-    pub(super) fn keep_completion(&mut self, task: Task, event: &v1::Event) -> bool {
-        let held = self.in_step(task);
-        let completes = |held: &&mut Held| {
-            event.event_name == "wfe.workflow.completed"
-                && event.event_key == held.id
-                && event.event_data_json.len() <= LARGEST_COMPLETION
-        };
-        match held.filter(completes) {
-            Some(held) => {
-                held.completion = Some(event.clone());
-                true
-            }
-            None => false,
-        }
-    }
-
-    /// The token of the lock that withholds what the task has started, if the task holds it: to be
-    /// released.
-    pub(super) fn let_children_go(&mut self, task: Task) -> Option<String> {
-        let held = self.held.get(&(QueueType::Workflow, task))?;
-        let lock = self.locks.remove(&held.children_key())?;
-        Some(lock.token)
-    }
-
     /// A write of this task has enqueued it, or found that it need not be.
     pub(super) fn enqueued(&mut self, task: Task, queue: QueueType, id: &str) {
         if self.enqueued.len() >= 1024 {
@@ -395,6 +276,15 @@ impl Handling {
         Leases {
             receipts: open.map(|held| held.receipt.clone()).collect(),
             tokens: locks.map(|lock| lock.token.clone()).collect(),
+        }
+    }
+
+    /// The leases of items were renewed, so that they last until then at least.
+    pub(super) fn renewed(&mut self, receipts: &[String], until: Instant) {
+        for held in self.held.values_mut() {
+            if receipts.contains(&held.receipt) {
+                held.renewed(until);
+            }
         }
     }
 

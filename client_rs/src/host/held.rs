@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use wfe_core::models::{PointerStatus, WorkflowInstance};
 
+use super::HostSettings;
 use crate::v1;
 
 /// How often the host loads a workflow before each step: before it takes the lock, and after.
@@ -24,6 +25,10 @@ pub(super) struct Held {
     pub(super) receipt: String,
     pub(super) attempt: u32,
     pub(super) since: Instant,
+    /// When it was taken from the queue.
+    taken: Instant,
+    /// The lease does not expire before, by this machine's clock.
+    leased_until: Instant,
     pub(super) end: End,
     /// What `Dequeue` brought, for the host's loads.
     pub(super) brought: Option<(WorkflowInstance, u8)>,
@@ -52,6 +57,9 @@ pub(super) enum End {
     Return(Duration),
     /// Nothing: it was acknowledged with the workflow's new state.
     Acknowledged,
+    /// The task has the next step of the same workflow to do: it takes the same item again, without
+    /// a call, if the lease still lasts. Else the item comes back.
+    GoOn,
     /// Nothing: the lease is lost.
     Lost,
 }
@@ -61,12 +69,15 @@ impl Held {
         item: &v1::DequeuedItem,
         brought: Option<WorkflowInstance>,
         revision: Option<i64>,
+        leased_until: Instant,
     ) -> Self {
         Self {
             id: item.item.as_ref().map(|i| i.id.clone()).unwrap_or_default(),
             receipt: item.receipt.clone(),
             attempt: u32::try_from(item.attempt).unwrap_or(1),
             since: Instant::now(),
+            taken: Instant::now(),
+            leased_until,
             end: End::Confirm,
             waits_for_event: brought.as_ref().is_some_and(waits_for_event),
             brought: brought.map(|workflow| (workflow, LOADS)),
@@ -81,7 +92,49 @@ impl Held {
 
     /// Whether the lease is to be kept.
     pub(super) fn is_open(&self) -> bool {
-        matches!(self.end, End::Confirm | End::Return(_))
+        matches!(self.end, End::Confirm | End::Return(_) | End::GoOn)
+    }
+
+    /// The lease was renewed.
+    pub(super) fn renewed(&mut self, until: Instant) {
+        self.leased_until = self.leased_until.max(until);
+    }
+
+    /// Whether its task may go on with the workflow after the step that it does: nobody else does
+    /// anything with it as long as the lease stands for the workflow's locks.
+    pub(super) fn may_go_on(&self, workflow: &WorkflowInstance, settings: &HostSettings) -> bool {
+        self.end == End::Confirm
+            && self.locked.contains(&self.id)
+            && self.children.is_empty()
+            && self.revision.is_some()
+            && !waits_for_event(workflow)
+            && self.taken.elapsed() < settings.turn
+            && self.is_leased(settings.lease / 3)
+    }
+
+    /// The step's result is stored, with this revision.
+    pub(super) fn go_on(&mut self, workflow: WorkflowInstance, revision: i64) {
+        self.end = End::GoOn;
+        self.brought = Some((workflow, LOADS));
+        self.revision = Some(revision);
+    }
+
+    /// Takes the item again for the next step; false if it has to go back.
+    pub(super) fn take_again(&mut self) -> bool {
+        let again = self.end == End::GoOn && self.is_leased(Duration::ZERO);
+        if again {
+            self.end = End::Confirm;
+            self.since = Instant::now();
+            self.loaded_under_lock = false;
+            self.locked.clear();
+            self.released = false;
+        }
+        again
+    }
+
+    /// Whether the lease lasts for at least so long.
+    fn is_leased(&self, time: Duration) -> bool {
+        Instant::now() + time < self.leased_until
     }
 
     pub(super) fn covers(&self, resource: &str) -> bool {
@@ -112,6 +165,10 @@ impl Held {
                 delay: (!delay.is_zero())
                     .then(|| super::to_duration(delay))
                     .flatten(),
+            }),
+            End::GoOn => return_items.push(v1::ReturnedItem {
+                receipt,
+                delay: None,
             }),
             End::Acknowledged | End::Lost => {}
         }

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::Inner;
 use crate::error::Result;
@@ -35,7 +36,11 @@ impl Inner {
                 receipts,
                 lease_duration: self.lease(),
             };
-            self.provider.call(&request).await.map(|_| ())
+            let asked = Instant::now();
+            self.provider.call(&request).await?;
+            let until = asked + self.settings.lease;
+            self.handling().renewed(&request.receipts, until);
+            Ok(())
         });
         for receipt in lost.await {
             self.handling().lost_item(&receipt);

@@ -61,7 +61,7 @@ impl Inner {
     ) -> Result<()> {
         let task = this_task();
         let message = to_workflow(instance)?;
-        let persist = self.handling().persist(task, &instance.id);
+        let mut persist = self.handling().persist(task, &instance.id);
         let is_step = persist.receipt.is_some();
         let base = self.provider.cache.get(&instance.id);
         let base = base.filter(|base| Some(base.revision) == persist.expected_revision);
@@ -69,7 +69,17 @@ impl Inner {
             let base = base.as_ref().filter(|_| is_step);
             base.is_some_and(|base| to_pointer(pointer).is_ok_and(|p| base.has(&p)))
         });
-        let enqueue = match persist.is_early {
+        if due == Due::Now
+            && subscriptions.is_empty()
+            && self
+                .handling()
+                .goes_on(task, instance, &persist, &self.settings)
+        {
+            // Another host gets the item when the lease expires; nothing else is to be written.
+            persist.goes_on = true;
+            persist.receipt = None;
+        }
+        let enqueue = match persist.is_early || persist.goes_on {
             true => None,
             false => self.next_run(&instance.id, due),
         };
@@ -99,9 +109,11 @@ impl Inner {
                 .collect(),
             acknowledge: acknowledge.collect(),
             publish: publish.clone(),
+            // To handle the event that says that a workflow is complete takes four more calls.
+            skip_unawaited_events: true,
             ..new_effects()
         };
-        if is_step {
+        if is_step && !persist.goes_on {
             self.take_ahead(task);
         }
         let outcome = self.provider.save(message, effects).await;
@@ -117,7 +129,7 @@ impl Inner {
             },
         };
         let mut handling = self.handling();
-        handling.persisted(task, &instance.id, &persist, what);
+        handling.persisted(task, instance, &persist, what);
         if !persist.children.is_empty() && outcome.is_ok() {
             let token = handling.let_children_go(task);
             self.release_soon(token);

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use chrono::Utc;
@@ -46,7 +47,13 @@ impl QueueProvider for GrpcHost {
         let task = this_task();
         let inner = Arc::clone(&self.0);
         let ahead = match queue {
-            QueueType::Workflow => inner.handling().ahead.take(task),
+            QueueType::Workflow => {
+                let mut handling = inner.handling();
+                if let Some(id) = handling.take_again(task) {
+                    return Ok(Some(id));
+                }
+                handling.ahead.take(task)
+            }
             QueueType::Event | QueueType::Index => None,
         };
         let answer = match ahead {
@@ -128,6 +135,8 @@ impl Ahead {
 /// An item that was taken; given back if nobody accepts it.
 pub(super) struct Taken {
     item: Option<v1::DequeuedItem>,
+    /// When it was asked for, before which its lease cannot have begun.
+    asked: Instant,
     inner: Weak<Inner>,
 }
 
@@ -143,7 +152,9 @@ impl Taken {
             Some((workflow, revision))
         });
         let (brought, revision) = brought.unzip();
-        let held = Held::new(&item, brought, revision);
+        let lease = inner.as_ref().map(|inner| inner.settings.lease);
+        let leased_until = self.asked + lease.unwrap_or_default();
+        let held = Held::new(&item, brought, revision, leased_until);
         let id = held.id.clone();
         if let Some(inner) = inner {
             let mut handling = inner.handling();
@@ -189,8 +200,9 @@ impl Inner {
         let inner = Arc::clone(self);
         tokio::spawn(async move {
             let request = inner.request(QueueType::Workflow);
+            let asked = Instant::now();
             let taken = inner.provider.call(&request).await;
-            let _ = send.send(taken.map(|answer| inner.taken(answer)));
+            let _ = send.send(taken.map(|answer| inner.taken(answer, asked)));
         });
     }
 
@@ -203,10 +215,11 @@ impl Inner {
         handling.finish(queue, task)
     }
 
-    fn taken(self: &Arc<Self>, answer: v1::DequeueResponse) -> Option<Taken> {
+    fn taken(self: &Arc<Self>, answer: v1::DequeueResponse, asked: Instant) -> Option<Taken> {
         let item = answer.items.into_iter().next()?;
         Some(Taken {
             item: Some(item),
+            asked,
             inner: Arc::downgrade(self),
         })
     }
@@ -236,16 +249,18 @@ impl Inner {
         if let Some(before) = &before {
             before.settle(&mut request.acknowledge, &mut request.return_items);
         }
+        let mut asked = Instant::now();
         let mut answer = self.provider.call(&request).await;
         if lost(&answer) {
             // Somebody else has it, or an attempt whose answer was lost has settled it.
             request.acknowledge.clear();
             request.return_items.clear();
+            asked = Instant::now();
             answer = self.provider.call(&request).await;
         } else if let (Err(_), Some(before)) = (&answer, before) {
             self.handling().take(queue, task, before);
         }
-        Ok(self.taken(answer?))
+        Ok(self.taken(answer?, asked))
     }
 
     fn settle_soon(self: &Arc<Self>, items: Vec<Held>) {

@@ -39,6 +39,15 @@ impl Builder {
         self
     }
 
+    /// For how long a host goes on with a workflow that has more to do, before it takes another one
+    /// from the queue; default: 100 ms. A step that is under way then is not interrupted. As long as
+    /// it goes on, a step is one call; and others wait for their turns. 0: after each step it takes
+    /// what has waited longest, which is one more call.
+    pub fn turn(mut self, turn: Duration) -> Self {
+        self.host.turn = turn;
+        self
+    }
+
     /// Connects a host, and calls `GetStoreInfo`, as [`connect`](Self::connect) does.
     ///
     /// # Errors

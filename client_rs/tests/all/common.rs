@@ -126,6 +126,23 @@ pub fn start_server_process(arguments: &[&str]) -> (String, u32) {
     panic!("the server did not start:\n{}", seen.join("\n"));
 }
 
+/// An address at which nobody listens.
+pub fn free_address() -> String {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    free.local_addr().unwrap().to_string()
+}
+
+/// The metrics of the server that has this admin port.
+pub fn metrics(admin: &str) -> String {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(admin).unwrap();
+    let request = "GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
 /// A directory that is removed when this process ends.
 pub fn temporary_directory() -> PathBuf {
     let directory = tempfile::Builder::new()

@@ -5,6 +5,7 @@ use std::time::Duration;
 use wfe_core::models::{QueueType, WorkflowInstance};
 
 use super::{lock_keys, End, Handling, Held, Task};
+use crate::host::HostSettings;
 use crate::v1;
 
 /// A step that starts more workflows does not withhold the others: so many fit in its write.
@@ -79,12 +80,12 @@ impl Handling {
         task: Task,
         workflow: &WorkflowInstance,
         persist: &Persist,
-        lease: Duration,
+        settings: &HostSettings,
     ) -> bool {
         let may =
             persist.receipt.is_some() && persist.held_lock_tokens.is_empty() && !self.is_stopped;
         let held = self.held_workflow(task, &workflow.id);
-        may && held.is_some_and(|held| held.may_go_on(workflow, lease))
+        may && held.is_some_and(|held| held.may_go_on(workflow, settings))
     }
 
     /// The item of the workflow that the task goes on with; its id.

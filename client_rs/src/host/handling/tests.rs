@@ -1,10 +1,13 @@
 use serde_json::json;
 use wfe_core::models::{ExecutionPointer, PointerStatus};
 
+use super::steps::Persist;
 use super::*;
+use crate::host::HostSettings;
 use crate::v1;
 
 const REVISION: i64 = 7;
+const LEASE: Duration = Duration::from_secs(30);
 
 fn workflow(status: PointerStatus) -> WorkflowInstance {
     let mut workflow = WorkflowInstance::new("d", 1, json!({}));
@@ -30,9 +33,27 @@ fn item(id: &str) -> v1::DequeuedItem {
 /// A host whose task `None` has taken the workflow `w`.
 fn taken(status: PointerStatus) -> Handling {
     let mut handling = Handling::default();
-    let held = Held::new(&item("w"), Some(workflow(status)), Some(REVISION));
+    let held = Held::new(&item("w"), Some(workflow(status)), Some(REVISION), soon());
     handling.take(QueueType::Workflow, None, held);
     handling
+}
+
+/// The leases of items end then, unless they are renewed.
+fn soon() -> Instant {
+    Instant::now() + LEASE
+}
+
+fn settings(lease: Duration) -> HostSettings {
+    HostSettings {
+        lease,
+        turn: Duration::MAX,
+        ..Default::default()
+    }
+}
+
+/// The task has written `w`.
+fn persisted(handling: &mut Handling, persist: &Persist, outcome: Outcome) {
+    handling.persisted(None, &workflow(PointerStatus::Pending), persist, outcome);
 }
 
 fn is_granted(acquire: Acquire) -> bool {
@@ -115,7 +136,7 @@ fn the_result_of_a_step_acknowledges_and_no_other_write_does() {
     let early = handling.persist(None, "w");
     assert!(early.is_early && early.receipt.is_none());
     assert_eq!(early.expected_revision, Some(REVISION));
-    handling.persisted(None, "w", &early, Outcome::Stored(8));
+    persisted(&mut handling, &early, Outcome::Stored(8));
     assert!(handling.brought(None, "w").is_none());
 
     assert!(is_granted(handling.acquire(None, "w")));
@@ -123,11 +144,115 @@ fn the_result_of_a_step_acknowledges_and_no_other_write_does() {
     let result = handling.persist(None, "w");
     assert_eq!(result.expected_revision, Some(8));
     assert!(result.receipt.is_some() && !result.is_early);
-    handling.persisted(None, "w", &result, Outcome::Stored(9));
+    persisted(&mut handling, &result, Outcome::Stored(9));
     assert!(handling.leases(Duration::MAX).receipts.is_empty());
     // Somebody else may have the item by now.
     assert_eq!(handling.persist(None, "w"), Persist::default());
     assert_eq!(settled(&mut handling), (vec![], vec![]));
+}
+
+/// The task stores the result of a step, and goes on with the workflow; false if it may not.
+fn goes_on(handling: &mut Handling, to: PointerStatus) -> bool {
+    let next = workflow(to);
+    let mut result = handling.persist(None, "w");
+    if !handling.goes_on(None, &next, &result, &settings(LEASE)) {
+        return false;
+    }
+    result.goes_on = true;
+    result.receipt = None;
+    handling.persisted(None, &next, &result, Outcome::Stored(8));
+    for resource in ["w", "workflow-execution.w"] {
+        handling.release(None, resource);
+    }
+    true
+}
+
+/// A host in a step of `w`, whose lease lasts so long.
+fn in_step(leased: Duration) -> Handling {
+    let mut handling = Handling::default();
+    let brought = Some(workflow(PointerStatus::Pending));
+    let until = Instant::now() + leased;
+    let held = Held::new(&item("w"), brought, Some(REVISION), until);
+    handling.take(QueueType::Workflow, None, held);
+    assert!(is_granted(handling.acquire(None, "workflow-execution.w")));
+    assert!(is_granted(handling.acquire(None, "w")));
+    handling
+}
+
+#[test]
+fn a_task_goes_on_with_its_workflow_and_keeps_the_item() {
+    let mut handling = in_step(LEASE);
+    assert!(handling.take_again(None).is_none());
+    assert!(goes_on(&mut handling, PointerStatus::Pending));
+    assert_eq!(handling.leases(Duration::MAX).receipts, ["receipt of w"]);
+    assert_eq!(handling.take_again(None), Some("w".into()));
+    // Once for each step, which begins like the one before.
+    assert!(handling.take_again(None).is_none());
+    assert!(handling.brought(None, "w").is_some());
+    assert!(is_granted(handling.acquire(None, "workflow-execution.w")));
+    assert!(is_granted(handling.acquire(None, "w")));
+    assert!(handling.brought(None, "w").is_some());
+    let result = handling.persist(None, "w");
+    assert_eq!(result.expected_revision, Some(8));
+    assert_eq!(result.receipt, Some("receipt of w".into()));
+}
+
+#[test]
+fn a_task_goes_on_only_as_long_as_nobody_else_can_have_the_item() {
+    // Renewals are late.
+    assert!(!goes_on(&mut in_step(LEASE / 4), PointerStatus::Pending));
+    let mut handling = in_step(LEASE / 4);
+    handling.renewed(&["receipt of w".into()], soon());
+    assert!(goes_on(&mut handling, PointerStatus::Pending));
+    // An event that comes may change it.
+    let mut handling = in_step(LEASE);
+    assert!(!goes_on(&mut handling, PointerStatus::WaitingForEvent));
+    let mut handling = in_step(LEASE);
+    handling.lost_item("receipt of w");
+    assert!(!goes_on(&mut handling, PointerStatus::Pending));
+    // Lost while the result was being stored.
+    let mut handling = in_step(LEASE);
+    assert!(goes_on(&mut handling, PointerStatus::Pending));
+    handling.lost_item("receipt of w");
+    assert!(handling.take_again(None).is_none());
+    assert_eq!(settled(&mut handling), (vec![], vec![]));
+    // A host that was frozen for longer than its lease.
+    let mut handling = in_step(Duration::from_millis(60));
+    let result = handling.persist(None, "w");
+    let next = workflow(PointerStatus::Pending);
+    assert!(handling.goes_on(None, &next, &result, &settings(Duration::from_millis(60))));
+    let result = Persist {
+        goes_on: true,
+        receipt: None,
+        ..result
+    };
+    handling.persisted(None, &next, &result, Outcome::Stored(8));
+    std::thread::sleep(Duration::from_millis(60));
+    assert!(handling.take_again(None).is_none());
+    let (acknowledge, return_items) = settled(&mut handling);
+    assert_eq!((acknowledge.len(), return_items.len()), (0, 1));
+}
+
+#[test]
+fn a_task_that_does_not_go_on_gives_the_item_back() {
+    let mut handling = in_step(LEASE);
+    assert!(goes_on(&mut handling, PointerStatus::Pending));
+    handling.is_stopped = true;
+    assert!(handling.take_again(None).is_none());
+    let (left, _) = handling.left_over(LEASE);
+    assert_eq!(left.len(), 1);
+    // Others wait for their turns.
+    let mut handling = in_step(LEASE);
+    let (result, next) = (
+        handling.persist(None, "w"),
+        workflow(PointerStatus::Pending),
+    );
+    let turn = Duration::ZERO;
+    let settings = HostSettings {
+        turn,
+        ..settings(LEASE)
+    };
+    assert!(!handling.goes_on(None, &next, &result, &settings));
 }
 
 #[test]
@@ -142,7 +267,7 @@ fn what_was_changed_meanwhile_comes_back_at_once() {
     let mut handling = taken(PointerStatus::Pending);
     assert!(is_granted(handling.acquire(None, "w")));
     let result = handling.persist(None, "w");
-    handling.persisted(None, "w", &result, Outcome::Raced);
+    persisted(&mut handling, &result, Outcome::Raced);
     let (acknowledge, return_items) = settled(&mut handling);
     assert_eq!(acknowledge, []);
     assert_eq!(return_items[0].delay, None);
@@ -173,7 +298,7 @@ fn an_item_that_the_host_cannot_handle_comes_back_after_a_while() {
 #[test]
 fn an_event_for_a_locked_workflow_comes_when_the_lock_is_released() {
     let mut handling = Handling::default();
-    let held = Held::new(&item("e"), None, None);
+    let held = Held::new(&item("e"), None, None, soon());
     handling.take(QueueType::Event, None, held);
     assert!(matches!(handling.acquire(None, "w"), Acquire::AskServer));
     handling.acquired(None, "w", None);
@@ -188,7 +313,7 @@ async fn an_event_for_a_workflow_that_is_only_leased_comes_after_a_while() {
     let mut handling = taken(PointerStatus::Pending);
     assert!(is_granted(handling.acquire(None, "w")));
     let other: Task = tokio::spawn(async { this_task() }).await.unwrap();
-    let held = Held::new(&item("e"), None, None);
+    let held = Held::new(&item("e"), None, None, soon());
     handling.take(QueueType::Event, other, held);
     // No lock on the server would withhold the event.
     assert!(matches!(handling.acquire(other, "w"), Acquire::Refused));
@@ -227,7 +352,7 @@ fn what_a_step_starts_is_withheld_until_its_result_is_stored() {
     assert_eq!(handling.leases(Duration::MAX).tokens, ["token"]);
     let result = handling.persist(None, "w");
     assert_eq!(result.children, ["c", "d"]);
-    handling.persisted(None, "w", &result, Outcome::Stored(8));
+    persisted(&mut handling, &result, Outcome::Stored(8));
     assert_eq!(handling.let_children_go(None), Some("token".into()));
     assert_eq!(handling.let_children_go(None), None);
 }
@@ -250,7 +375,7 @@ fn the_event_that_a_workflow_is_complete_is_stored_with_that_state() {
     assert!(handling.keep_completion(None, &completed));
     let result = handling.persist(None, "w");
     assert_eq!(result.completion, Some(completed));
-    handling.persisted(None, "w", &result, Outcome::Stored(8));
+    persisted(&mut handling, &result, Outcome::Stored(8));
     assert_eq!(handling.persist(None, "w").completion, None);
 }
 
