@@ -144,7 +144,6 @@ ENQUEUE_CREATED: Final = Besides(
 # --- The same with the write of a workflow, which acknowledges, too; of $7, see commit_parts.py.
 
 
-
 def work(*, but: str = "") -> str:
     """The items to acknowledge and to enqueue; `but`: see `enqueuing`."""
     return f"""settling AS MATERIALIZED (
@@ -156,7 +155,6 @@ def work(*, but: str = "") -> str:
 BUT_UNAWAITED: Final = """
     WHERE g.id NOT IN (SELECT id FROM unawaited)"""
 """Leaves out the items of events for which nobody waits."""
-
 
 
 def locked_work(*, after: str) -> str:
