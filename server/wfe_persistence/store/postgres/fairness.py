@@ -41,6 +41,13 @@ class FairGate:
         """Whether calls wait for a slot."""
         return bool(self._queues)
 
+    def try_acquire(self) -> bool:
+        """Take a slot unless it must be waited for."""
+        if not self._free or not (self._within is None or self._within.try_acquire()):
+            return False
+        self._free -= 1
+        return True
+
     async def acquire(self, namespace: str) -> None:
         """Take a slot, now or in turn. Raises PersistenceError."""
         await self._take(namespace)

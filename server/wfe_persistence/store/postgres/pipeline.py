@@ -42,6 +42,12 @@ Command = tuple[Statement, Sequence[Param]]
 _BINARY: Final = 1
 _MAX_BUFFERED_ROWS: Final = 32
 
+# As numbers, as libpq has them: they are compared several times a call.
+_COMMAND_OK: Final = int(pq.ExecStatus.COMMAND_OK)
+_FATAL_ERROR: Final = int(pq.ExecStatus.FATAL_ERROR)
+_PIPELINE_SYNC: Final = int(pq.ExecStatus.PIPELINE_SYNC)
+_PIPELINE_ABORTED: Final = int(pq.ExecStatus.PIPELINE_ABORTED)
+
 
 class ConnectionLostError(Exception):
     """The connection broke during a batch. `unwritten`: nothing can have been committed."""
@@ -75,6 +81,10 @@ class _DisorderError(psycopg.OperationalError):
 class Connection(psycopg.AsyncConnection[Any]):
     """A pooled connection in pipeline mode, which knows what is prepared on it.
 
+    The event loop watches its socket from the beginning to the end: to watch it for each batch
+    anew costs two system calls a batch, and to look whether PostgreSQL has hung up meanwhile, two
+    more.
+
     A pool has a subclass of its own for its connections.
     """
 
@@ -87,10 +97,20 @@ class Connection(psycopg.AsyncConnection[Any]):
     """When it was made, by the event loop's clock."""
     gate: FairGate
     """Where the call that has the connection took its turn, and returns it."""
+    kept_until = 0.0
+    """Until when it need not go back to the pool, by the event loop's clock."""
 
     def __init__(self, pgconn: pq.abc.PGconn) -> None:
         super().__init__(pgconn)
         self.prepared = PreparedStatements(self.max_prepared_bytes)
+        self.exchange: Exchange | None = None
+        """The batch that is under way."""
+        self.has_said = False
+        """Whether PostgreSQL has said something that nobody asked for, and that nobody has
+        looked at yet: mostly why it is about to hang up."""
+        self.loop = asyncio.get_running_loop()
+        self.fd = pgconn.socket
+        self._watched = False
 
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
@@ -101,6 +121,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         connection.peer = cls._peer_of(connection.pgconn)
         connection.pgconn.nonblocking = 1
         connection.pgconn.enter_pipeline_mode()
+        connection.watch()
         return connection
 
     @classmethod
@@ -112,18 +133,36 @@ class Connection(psycopg.AsyncConnection[Any]):
             cls.peers[key] = Peer(options)
         return cls.peers[key]
 
-    def is_alive(self) -> bool:
-        """Whether the server has not hung up. Costs no round trip: it would have said so."""
-        if self.peer.stalled > self.born:
-            return False
+    async def close(self) -> None:
+        """Close it. Its socket's number may be that of another one right after that."""
+        self.unwatch()
+        await super().close()
+
+    def watch(self) -> None:
+        """Take what PostgreSQL says as it comes."""
+        if not self._watched:
+            self._watched = True
+            self.loop.add_reader(self.fd, self._readable)
+
+    def unwatch(self) -> None:
+        """Leave what comes where it is, until `watch`."""
+        if self._watched:
+            self._watched = False
+            self.loop.remove_reader(self.fd)
+
+    def _readable(self) -> None:
+        if self.exchange is not None:
+            self.exchange.readable()
+            return
         try:
-            # Twice, because the server's last message hides the end of the connection from the
-            # first read.
             self.pgconn.consume_input()
-            self.pgconn.consume_input()
+            self.has_said = True
         except psycopg.OperationalError:
-            return False
-        return self.pgconn.status == pq.ConnStatus.OK
+            self.unwatch()  # for good: `is_alive` says so
+
+    def is_alive(self) -> bool:
+        """Whether the server has not hung up, as far as that has been heard. Costs nothing."""
+        return self._watched and self.peer.stalled <= self.born
 
 
 class CalledOff(Enum):
@@ -144,8 +183,7 @@ class Exchange:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._pgconn = connection.pgconn
-        self._loop = asyncio.get_running_loop()
-        self._fd = self._pgconn.socket
+        self._loop = connection.loop
         self.asked = self.heard = self._loop.time()
         """When it was begun; and when the last bytes came, or were asked for again."""
         self.listening = False
@@ -163,7 +201,7 @@ class Exchange:
         self._rolled_back = False
         self._row_by_row = False
         self._discards = False
-        self._changed = self._loop.create_future()
+        self._changed: asyncio.Future[None] | None = None
         self.results: list[PGresult] = []
         self.error: PGresult | None = None
         self.finished = False
@@ -210,12 +248,14 @@ class Exchange:
             self._sync()
         self._flush()
         self._listen()
-        # What PostgreSQL said when it ended an idle session, `is_alive` has read from the socket
-        # already, so nothing would announce it.
-        self._receive()
+        if self.connection.has_said:
+            # That has been read from the socket already, so nothing would announce it.
+            self.connection.has_said = False
+            self._receive()
 
     def _listen(self) -> None:
-        self._loop.add_reader(self._fd, self._readable)
+        self.connection.exchange = self
+        self.connection.watch()
         self.listening = True
 
     def _sync(self) -> None:
@@ -242,22 +282,23 @@ class Exchange:
         if self._pgconn.flush() == 0:
             self.flushed = True
         else:
-            self._loop.add_writer(self._fd, self._writable)
+            self._loop.add_writer(self.connection.fd, self._writable)
 
     def _writable(self) -> None:
-        self._loop.remove_writer(self._fd)
+        self._loop.remove_writer(self.connection.fd)
         try:
             self._flush()
         except psycopg.OperationalError as exc:
             self._lose(exc)
 
-    def _readable(self) -> None:
+    def readable(self) -> None:
+        """Take what has come on the connection."""
         self.heard = self.connection.peer.heard = self._loop.time()
         try:
             self._pgconn.consume_input()
             self._receive()
-            if self.results and self._row_by_row:
-                self._loop.remove_reader(self._fd)  # until resume()
+            if self._row_by_row and self.results and not self.finished:
+                self.connection.unwatch()  # until resume()
                 self.listening = False
         except psycopg.OperationalError as exc:
             self._lose(exc)
@@ -266,7 +307,7 @@ class Exchange:
         pgconn = self._pgconn
         ended = False
         while not pgconn.is_busy():
-            if len(self.results) >= _MAX_BUFFERED_ROWS and self._row_by_row:
+            if self._row_by_row and len(self.results) >= _MAX_BUFFERED_ROWS:
                 return  # until resume()
             result = pgconn.get_result()
             if result is None:
@@ -280,10 +321,10 @@ class Exchange:
                 continue
             ended = False
             status = result.status
-            if status == pq.ExecStatus.PIPELINE_SYNC:
+            if status == _PIPELINE_SYNC:
                 if self._synchronized():
                     return
-            elif status == pq.ExecStatus.FATAL_ERROR:
+            elif status == _FATAL_ERROR:
                 if not sqlstate(result):
                     raise psycopg.OperationalError("libpq closed the connection")
                 if self.error is None and not self._settled:
@@ -292,7 +333,7 @@ class Exchange:
                 if ends_session(result):
                     # A backend that is slow to exit keeps the connection open for a while.
                     raise psycopg.OperationalError("PostgreSQL ended the session")
-            elif status != pq.ExecStatus.PIPELINE_ABORTED:
+            elif status != _PIPELINE_ABORTED:
                 self._succeeded(result)
             elif self.error is None:
                 raise _DisorderError("a statement was not run")
@@ -306,6 +347,7 @@ class Exchange:
         if self._syncs:
             return False
         self._stop_listening()
+        self.connection.watch()
         self.finished = True
         self._signal()
         return True
@@ -316,7 +358,7 @@ class Exchange:
         note = self._sent[self._received]
         # A statement returns rows, or says what it has done; nothing else does.
         if (note is None) != (
-            result.status != pq.ExecStatus.COMMAND_OK or bool(result.command_status)
+            result.status != _COMMAND_OK or bool(result.command_status)
         ):
             raise _DisorderError("a result of another statement")
         self._answered = True
@@ -362,27 +404,26 @@ class Exchange:
         return self._rolled_back or (not self.flushed and len(self._syncs) == 1)
 
     def _stop_listening(self) -> None:
-        self._loop.remove_reader(self._fd)
         self.listening = False
+        self.connection.exchange = None
         if not self.flushed:
-            self._loop.remove_writer(self._fd)
+            self._loop.remove_writer(self.connection.fd)
 
     def _signal(self) -> None:
-        if not self._changed.done():
+        if self._changed is not None and not self._changed.done():
             self._changed.set_result(None)
 
     async def more(self) -> None:
         """Wait for the end of the batch, or after `send_row_by_row` for more rows."""
-        if not (self.finished or self.lost):
-            try:
-                await self._changed
-            finally:  # also if the caller was cancelled: the exchange is then waited for once more
-                self._changed = self._loop.create_future()
+        if not (self.finished or self.lost or self.results):
+            self._changed = self._loop.create_future()
+            await self._changed
 
     async def complete(self) -> None:
         """Wait for the end of the batch. Raises ConnectionLostError."""
         while not (self.finished or self.lost):
-            await self.more()
+            self._changed = self._loop.create_future()
+            await self._changed
         if self.lost:
             raise self.lost
 
