@@ -85,12 +85,14 @@ class Workers:
         self._large, self._largest = _Lane("large-requests"), _Lane("largest-requests")
         self.slices = asyncio.Lock()
 
-    def begin(self, request_bytes: int) -> None:
-        """From now on `run` and `in_slices` serve the current call."""
+    def begin(self, request_bytes: int) -> bool:
+        """From now on `run` and `in_slices` serve the current call; returns whether `run` does so
+        in a worker thread."""
         lane = None
         if request_bytes > LARGE_BYTES:
             lane = self._large if request_bytes <= LARGEST_BYTES else self._largest
         _current.set(_CallWork(self, lane))
+        return lane is not None
 
     def close(self) -> None:
         """End the threads."""
@@ -158,10 +160,16 @@ class Slices:
             self._end = time.perf_counter() + _SLICE_SECONDS
 
 
-async def pause_if_large() -> None:
-    """Let others through if the current call has read much, as there is more to do with it."""
+def has_read_much() -> bool:
+    """Whether the current call has read so much that others should be let through, as there is more
+    to do with it."""
     call = _current.get()
-    if call is not None and call.result_is_large:
+    return call is not None and call.result_is_large
+
+
+async def pause_if_large() -> None:
+    """Let others through if the current call has read much."""
+    if has_read_much():
         await asyncio.sleep(0)
 
 

@@ -117,13 +117,14 @@ class Boundary:
             with self._intake.admit(context, deadline) as place:
                 data = await place.receive()
                 metrics.RECEIVED_BYTES.add(method.labels, len(data))
-                async with self._intake.deadlines.until(deadline):
+                with self._intake.deadlines.until(deadline):
                     request, call = await self._open(data, caller, method, entry, place)
                     del data
                     with _NamingAField(request):
                         response = await function(request, call)
                     entry.names(response)
-                    await offload.pause_if_large()
+                    if offload.has_read_much():
+                        await offload.pause_if_large()
             return self._encode(response)
 
         async def handle(_: object, context: Context) -> bytes:
@@ -155,7 +156,7 @@ class Boundary:
             with self._intake.admit(context, deadline) as place:
                 data = await place.receive()
                 metrics.RECEIVED_BYTES.add(method.labels, len(data))
-                async with self._intake.deadlines.until(deadline):
+                with self._intake.deadlines.until(deadline):
                     request, call = await self._open(data, caller, method, entry, place)
                     del data
                     async with aclosing(function(request, call)) as pages:  # type: ignore[type-var]
@@ -184,13 +185,13 @@ class Boundary:
             with self._intake.admit(context, deadline, lasts=True) as place:
                 data = await place.receive()
                 metrics.RECEIVED_BYTES.add(method.labels, len(data))
-                async with self._intake.deadlines.until(deadline):
+                with self._intake.deadlines.until(deadline):
                     request, call = await self._open(data, caller, method, entry, place)
                 del data
                 place.release()
                 remaining = context.time_remaining()
                 loop = asyncio.get_running_loop()
-                async with self._intake.deadlines.until(
+                with self._intake.deadlines.until(
                     None if remaining is None else loop.time() + remaining
                 ):
                     await lasting.run(
@@ -245,8 +246,10 @@ class Boundary:
         self, data: bytes, caller: Caller, method: Method, entry: Entry, place: Place
     ) -> tuple[Message, Call]:
         """What a handler takes: the decoded request, and its call in the caller's namespace."""
-        self._env.workers.begin(len(data))
-        request, check = await offload.run(self._decode, data, method)
+        if self._env.workers.begin(len(data)):
+            request, check = await offload.run(self._decode, data, method)
+        else:
+            request, check = self._decode(data, method)
         entry.names(request)
         if method.namespace_field:
             namespace = getattr(request, method.namespace_field)

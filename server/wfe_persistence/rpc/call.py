@@ -85,7 +85,7 @@ class Waiting:
             self._place.wake_up()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
     """One call, as the boundary passes it to a handler with the decoded request."""
 

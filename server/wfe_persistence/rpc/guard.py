@@ -26,7 +26,7 @@ AUTHORIZATION_KEY: Final = "authorization"
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Caller:
     """Who makes a call, what they may do, and the namespace that the call is for."""
 
@@ -49,13 +49,18 @@ def namespace_of(context: Context) -> str:
 
 
 def _only_namespace(context: Context) -> str:
-    named = {value for key, value in context.invocation_metadata() or () if key == NAMESPACE_KEY}
-    if len(named) > 1:
-        raise PersistenceError(
-            ErrorReason.ERROR_REASON_INVALID_NAMESPACE,
-            f"the metadata has {len(named)} different values of {NAMESPACE_KEY}",
-        )
-    return namespace_of(context)
+    named: str | bytes | None = None
+    for key, value in context.invocation_metadata() or ():
+        if key == NAMESPACE_KEY:
+            if named is not None and value != named:
+                raise PersistenceError(
+                    ErrorReason.ERROR_REASON_INVALID_NAMESPACE,
+                    f"the metadata has different values of {NAMESPACE_KEY}",
+                )
+            named = value
+    if named is None:
+        return DEFAULT_NAMESPACE
+    return named if isinstance(named, str) else named.decode()
 
 
 class Guard:

@@ -125,7 +125,7 @@ class Health(health.aio.HealthServicer):
         """Send the health of one service, and again whenever it changes."""
         self.watches += 1
         try:
-            async with self._watches.until(None):
+            with self._watches.until(None):
                 await self._watch(request, context)
         except TimeoutError:
             await abort(context, shutting_down())

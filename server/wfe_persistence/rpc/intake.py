@@ -19,7 +19,7 @@ import grpc
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError, shutting_down, too_large
 from wfe_persistence.rpc.calls import Calls, decrement, names_one_connection, too_many
-from wfe_persistence.rpc.deadlines import Deadlines
+from wfe_persistence.rpc.deadlines import Deadlines, Moments
 from wfe_persistence.rpc.status import abort
 from wfe_persistence.time_spent import measured
 
@@ -76,6 +76,7 @@ class Intake:
         self._health_reads: OrderedDict[_Read, None] = OrderedDict()
         self._eviction: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._late = Moments()
         self.deadlines = Deadlines()
         """Of the calls in progress."""
         self.refuses = False
@@ -108,12 +109,8 @@ class Intake:
         if len(self._health_reads) >= _MAX_HEALTH_READS:
             oldest, _ = self._health_reads.popitem(last=False)
             self._end(oldest, _too_slow)
-        read = _Read(context, asyncio.get_running_loop().time())
-        self._health_reads[read] = None
-        try:
-            return await self._read_whole(read, _MAX_HEALTH_BYTES)
-        finally:
-            self._health_reads.pop(read, None)
+        read = _Read(self, context, asyncio.get_running_loop().time())
+        return await _receive(read, self._health_reads, _MAX_HEALTH_BYTES)
 
     @property
     def in_progress(self) -> int:
@@ -173,15 +170,22 @@ class Intake:
         """The bytes of a call's request, and how many of them `release` must be told of."""
         if not self._slots.try_take(peer, 1):
             self._evict_later()
-            async with self.deadlines.until(deadline):
+            with self.deadlines.until(deadline):
                 await self._slots.take(peer, 1)
+        read = _Read(self, context, asyncio.get_running_loop().time())
+        moment = self._late.add(deadline, read)
         try:
-            data = await self._read(context, deadline)
-            large = len(data) if len(data) > _SMALL_BYTES else 0
-            if large and not self._large.try_take(peer, large):
-                await self._wait_for_room(peer, large, deadline)
-            return data, large
+            if self._slots.waiting:
+                self._evict_later(read)
+            data = await _receive(read, self._reads, self._max_message_bytes)
+            if len(data) <= _SMALL_BYTES:
+                return data, 0
+            moment.discard(read)
+            if not self._large.try_take(peer, len(data)):
+                await self._wait_for_room(peer, len(data), deadline)
+            return data, len(data)
         finally:
+            moment.discard(read)
             self._slots.give_back(peer, 1)
 
     def rest(self, peer: str) -> bool:
@@ -197,36 +201,6 @@ class Intake:
         """Take back the room of a request that has been handled."""
         self._large.give_back(peer, large)
 
-    async def _read(self, context: Context, deadline: float) -> bytes:
-        read = _Read(context, asyncio.get_running_loop().time())
-        timer = asyncio.get_running_loop().call_at(deadline, self._end, read, _too_late)
-        self._reads[read] = None
-        if self._slots.waiting:
-            self._evict_later()
-        try:
-            return await self._read_whole(read, self._max_message_bytes)
-        finally:
-            timer.cancel()
-            self._reads.pop(read, None)
-
-    async def _read_whole(self, read: _Read, max_bytes: int) -> bytes:
-        # It must not be cancelled: gRPC would go on writing to memory that is freed. So it is
-        # ended by ending the call.
-        try:
-            data = await read.context.read()
-        finally:
-            read.ended = True
-        if data is grpc.aio.EOF:
-            raise PersistenceError(
-                ErrorReason.ERROR_REASON_MALFORMED_MESSAGE, "the call has no request message"
-            )
-        assert isinstance(data, bytes)
-        if len(data) > max_bytes:
-            raise too_large(
-                ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE, "request", len(data), max_bytes
-            )
-        return data
-
     async def _wait_for_room(self, peer: str, large: int, deadline: float) -> None:
         """Wait in turn until a large request may be handled."""
         if self._large.waiting >= self._max_waiting:
@@ -234,17 +208,17 @@ class Intake:
         loop = asyncio.get_running_loop()
         patience = loop.time() + _PATIENCE_SECONDS
         try:
-            async with self.deadlines.until(min(deadline, patience)):
+            with self.deadlines.until(min(deadline, patience)):
                 await self._large.take(peer, large)
         except TimeoutError as exc:
             if deadline <= patience or self.deadlines.expired:
                 raise
             raise too_many("the large requests in progress take too long") from exc
 
-    def _evict_later(self) -> None:
+    def _evict_later(self, newest: _Read | None = None) -> None:
         """Refuse, as soon as they have had their time, the requests that hold up others."""
-        if self._eviction is None and self._reads:
-            oldest = next(iter(self._reads))
+        oldest = next(iter(self._reads), newest)
+        if self._eviction is None and oldest is not None:
             self._eviction = asyncio.get_running_loop().call_at(
                 oldest.since + self._patience(), self._evict
             )
@@ -264,6 +238,10 @@ class Intake:
         rounds = 1 + self._slots.waiting / self._slot_count
         return max(_PATIENCE_SECONDS / rounds, _MIN_PATIENCE_SECONDS)
 
+    def end_late(self, read: _Read) -> None:
+        """End a call whose deadline has passed before its request was complete."""
+        self._end(read, _too_late)
+
     def _end(self, read: _Read, error: Callable[[], PersistenceError]) -> None:
         """End a call from outside its handler, whose read then raises AbortError."""
         task = asyncio.get_running_loop().create_task(read.end(error()))
@@ -275,9 +253,14 @@ class Intake:
 class _Read:
     """A request that is being received."""
 
+    intake: Intake
     context: Context
     since: float
     ended: bool = False
+
+    def expire(self) -> None:
+        """The deadline of its call has passed."""
+        self.intake.end_late(self)
 
     async def end(self, error: PersistenceError) -> None:
         """End its call, unless it is complete."""
@@ -285,6 +268,26 @@ class _Read:
         with suppress(grpc.aio.BaseError):
             if not self.ended:
                 await abort(self.context, error)
+
+
+async def _receive(read: _Read, reads: OrderedDict[_Read, None], max_bytes: int) -> bytes:
+    """The bytes of a request, which meanwhile is one of `reads`."""
+    reads[read] = None
+    # It must not be cancelled: gRPC would go on writing to memory that is freed. So it is ended by
+    # ending the call.
+    try:
+        data = await read.context.read()
+    finally:
+        read.ended = True
+        reads.pop(read, None)
+    if data is grpc.aio.EOF:
+        raise PersistenceError(
+            ErrorReason.ERROR_REASON_MALFORMED_MESSAGE, "the call has no request message"
+        )
+    assert isinstance(data, bytes)
+    if len(data) > max_bytes:
+        raise too_large(ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE, "request", len(data), max_bytes)
+    return data
 
 
 class Place:

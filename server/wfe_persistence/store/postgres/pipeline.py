@@ -357,9 +357,7 @@ class Exchange:
             raise _DisorderError("a result of nothing that was sent")
         note = self._sent[self._received]
         # A statement returns rows, or says what it has done; nothing else does.
-        if (note is None) != (
-            result.status != _COMMAND_OK or bool(result.command_status)
-        ):
+        if (note is None) != (result.status != _COMMAND_OK or bool(result.command_status)):
             raise _DisorderError("a result of another statement")
         self._answered = True
         if note is not None:
