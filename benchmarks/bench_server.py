@@ -13,6 +13,7 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 import grpc
 
 from wfe_persistence.app import Server
+from wfe_persistence.event_loop import run
 from wfe_persistence.settings import Settings
 
 ECHO = "/bench.Echo/Echo"
@@ -46,4 +47,4 @@ if __name__ == "__main__":
     parser.add_argument("url")
     parser.add_argument("--max-prepared-mb", type=int, default=Settings().max_prepared_mb)
     arguments = parser.parse_args()
-    asyncio.run(_main(arguments.url, arguments.max_prepared_mb))
+    run(_main(arguments.url, arguments.max_prepared_mb))

@@ -23,7 +23,15 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 # The top-level modules of the extra `server`. The package without it is the client, but brings the
 # same console script.
-_SERVER_MODULES = ("click", "psycopg", "psycopg_pool", "grpc_health", "grpc_reflection", "jwt")
+_SERVER_MODULES = (
+    "click",
+    "psycopg",
+    "psycopg_pool",
+    "grpc_health",
+    "grpc_reflection",
+    "jwt",
+    "uvloop",
+)
 
 
 def main(args: Sequence[str] | None = None, prog_name: str | None = None) -> NoReturn:

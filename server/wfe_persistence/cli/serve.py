@@ -45,6 +45,7 @@ def serve(settings: Settings) -> None:
       WFE_PERSISTENCE_DB_URL=postgresql://… wfe-persistence serve
     """
     from wfe_persistence.configuration import configuration
+    from wfe_persistence.event_loop import run
 
     try:
         settings.require_protection()
@@ -57,7 +58,7 @@ def serve(settings: Settings) -> None:
         with open_database(settings) as database:
             # Of the settings as they were given: those of `database` name the embedded one.
             shown = configuration(settings, sources(click.get_current_context()))
-            status = asyncio.run(_serve(database.settings, database.signals, shown, manager))
+            status = run(_serve(database.settings, database.signals, shown, manager))
             faulthandler.cancel_dump_traceback_later()
     except Interrupted:
         log.info("stopped before it had started")

@@ -14,6 +14,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import suppress
+from time import monotonic
 from typing import Any, ClassVar, Final, Self, TypeVar
 
 import psycopg
@@ -434,7 +435,7 @@ class Database:
     async def _acquire(self, gate: FairGate, namespace: str) -> Connection:
         """A connection that works, until `_release` or `_discard`."""
         self.reachability.check()
-        begun = asyncio.get_running_loop().time()
+        begun = monotonic()
         timeout = asyncio.timeout(self._pool_timeout)
         self.reachability.waiting.add(timeout)
         try:
@@ -453,7 +454,7 @@ class Database:
             raise shutting_down() from exc
         finally:
             self.reachability.waiting.discard(timeout)
-            count_wait(asyncio.get_running_loop().time() - begun)
+            count_wait(monotonic() - begun)
 
     async def _living(self, gate: FairGate) -> Connection:
         while True:
@@ -465,7 +466,7 @@ class Database:
                     connection = await self._pool.getconn()
                 finally:
                     self._asking -= 1
-                connection.kept_until = connection.loop.time() + _KEPT_SECONDS
+                connection.kept_until = monotonic() + _KEPT_SECONDS
             if connection.is_alive():
                 connection.gate = gate
                 return connection
@@ -473,7 +474,7 @@ class Database:
 
     def _release(self, connection: Connection) -> None:
         """Have a connection at hand for the next call, or give it back to the pool."""
-        if self._stopped or self._asking or connection.kept_until <= connection.loop.time():
+        if self._stopped or self._asking or connection.kept_until <= monotonic():
             self._put(connection)
         else:
             self._at_hand.append(connection)
@@ -501,7 +502,7 @@ class Database:
             self._giving_back.cancel()
             self._giving_back = None
         loop = asyncio.get_running_loop()
-        until = loop.time() if until is None else until
+        until = monotonic() if until is None else until
         kept, self._at_hand = self._at_hand, []
         for connection in kept:
             if connection.kept_until <= until:

@@ -20,6 +20,7 @@ import logging
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from functools import partial
+from time import monotonic
 from typing import Any, ClassVar, Final, Self
 
 import psycopg
@@ -63,7 +64,7 @@ class ConnectionLostError(Exception):
 class Peer:
     """One PostgreSQL server, or pooler, and what is known of it; shared by the connections to it.
 
-    `options` are those of another connection to it. Times are those of the event loop.
+    `options` are those of another connection to it. Times are those of `time.monotonic`.
     """
 
     def __init__(self, options: dict[str, str]) -> None:
@@ -94,11 +95,11 @@ class Connection(psycopg.AsyncConnection[Any]):
     """Whom the pool has been connected to: those that the connection string names."""
     peer: Peer
     born: float
-    """When it was made, by the event loop's clock."""
+    """When it was made, by `time.monotonic`."""
     gate: FairGate
     """Where the call that has the connection took its turn, and returns it."""
     kept_until = 0.0
-    """Until when it need not go back to the pool, by the event loop's clock."""
+    """Until when it need not go back to the pool, by `time.monotonic`."""
 
     def __init__(self, pgconn: pq.abc.PGconn) -> None:
         super().__init__(pgconn)
@@ -115,7 +116,7 @@ class Connection(psycopg.AsyncConnection[Any]):
     @classmethod
     async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
         """Connect, and enter the pipeline mode."""
-        born = asyncio.get_running_loop().time()
+        born = monotonic()
         connection = await super().connect(conninfo, **kwargs)
         connection.born = born
         connection.peer = cls._peer_of(connection.pgconn)
@@ -184,7 +185,7 @@ class Exchange:
         self.connection = connection
         self._pgconn = connection.pgconn
         self._loop = connection.loop
-        self.asked = self.heard = self._loop.time()
+        self.asked = self.heard = monotonic()
         """When it was begun; and when the last bytes came, or were asked for again."""
         self.listening = False
         """Whether more is awaited, and taken when it comes."""
@@ -293,7 +294,7 @@ class Exchange:
 
     def readable(self) -> None:
         """Take what has come on the connection."""
-        self.heard = self.connection.peer.heard = self._loop.time()
+        self.heard = self.connection.peer.heard = monotonic()
         try:
             self._pgconn.consume_input()
             self._receive()
@@ -439,7 +440,7 @@ class Exchange:
             self._lose(exc)
             return
         if not (self.results or self.finished):
-            self.heard = self._loop.time()
+            self.heard = monotonic()
             self._listen()
 
     def discard_results(self) -> None:

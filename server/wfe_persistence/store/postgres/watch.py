@@ -17,6 +17,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, Final
 
 import psycopg
@@ -116,11 +117,10 @@ class Watch:
 
     async def run(self) -> None:
         """Look into them for as long as the pool is open."""
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_PAUSE_SECONDS)
             try:
-                await self._look(loop)
+                await self._look()
             except Exception:
                 log.exception("bug: the watch of the database failed")
 
@@ -136,11 +136,11 @@ class Watch:
         """Whether a peer says anything to a new connection, or said something meanwhile."""
         return await self._ask(peer, seconds) is not None
 
-    async def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        before = loop.time() - SILENT_SECONDS
+    async def _look(self) -> None:
+        before = monotonic() - SILENT_SECONDS
         silent = [e for e in self.under_way if e.listening and e.heard < before]
         for peer in {e.connection.peer for e in silent}:
-            begun = loop.time()
+            begun = monotonic()
             findings = await self._ask(peer, _CONNECT_SECONDS)
             if findings is None:
                 self._unanswered[peer] = self._unanswered.get(peer, 0) + 1
@@ -150,13 +150,13 @@ class Watch:
             self._unanswered.pop(peer, None)
             for exchange in silent:
                 if exchange.connection.peer is peer and exchange in self.under_way:
-                    self._judge(exchange, findings, loop.time() - exchange.heard)
+                    self._judge(exchange, findings, monotonic() - exchange.heard)
             self._keep_locked_apart(
                 [e for e in silent if e.connection.peer is peer and e in self.under_way],
                 findings,
-                loop.time(),
+                monotonic(),
             )
-        if loop.time() - self._locked_seen > _FORGET_SECONDS:
+        if monotonic() - self._locked_seen > _FORGET_SECONDS:
             self._locked.clear()
         if not silent:
             self._unanswered.clear()
@@ -221,12 +221,11 @@ class Watch:
 
     async def _ask(self, peer: Peer | None, seconds: float) -> Findings | None:
         """What a peer says to a new connection; None: nothing at all, on no connection."""
-        loop = asyncio.get_running_loop()
         try:
             conninfo = await self._source.conninfo()
         except psycopg.Error:
             return Findings()
-        begun = loop.time()
+        begun = monotonic()
         heard = Findings()
         connection: psycopg.AsyncConnection[Any] | None = None
         try:
@@ -243,7 +242,7 @@ class Watch:
             heard.locked = {pid: query.encode() for _, pid, _, waits, query in rows if waits}
         except (TimeoutError, psycopg.errors.ConnectionTimeout):
             # If this process was too busy to listen, nothing is known.
-            late = loop.time() - begun > seconds + _QUERY_SECONDS + _PAUSE_SECONDS
+            late = monotonic() - begun > seconds + _QUERY_SECONDS + _PAUSE_SECONDS
             if connection is None and not late and not (peer and peer.heard > begun):
                 return None
         except psycopg.Error:
