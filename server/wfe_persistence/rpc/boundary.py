@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -239,8 +240,7 @@ class Boundary:
             remaining = self._env.default_deadline
         elif remaining < _MIN_SECONDS:
             raise TimeoutError
-        timeout = min(remaining, self._env.max_deadline)
-        return asyncio.get_running_loop().time() + timeout
+        return monotonic() + min(remaining, self._env.max_deadline)
 
     async def _open(
         self, data: bytes, caller: Caller, method: Method, entry: Entry, place: Place

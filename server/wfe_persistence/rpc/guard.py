@@ -26,7 +26,7 @@ AUTHORIZATION_KEY: Final = "authorization"
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Caller:
     """Who makes a call, what they may do, and the namespace that the call is for."""
 
@@ -63,6 +63,14 @@ def _only_namespace(context: Context) -> str:
     return named if isinstance(named, str) else named.decode()
 
 
+def _anybody(namespace: str) -> Caller:
+    """Whoever makes a call on a server without authentication."""
+    return Caller("", ALL_RIGHTS, namespace)
+
+
+_ANYBODY: Final = _anybody(DEFAULT_NAMESPACE)
+
+
 class Guard:
     """Decides whether a call is served. Without an `access`, everybody may do everything."""
 
@@ -73,7 +81,8 @@ class Guard:
         """Who makes a call. Raises PersistenceError for credentials that are missing or bad, and
         for several namespaces: a proxy in between may have vouched for another one."""
         if self._access is None:
-            return Caller("", ALL_RIGHTS, _only_namespace(context))
+            namespace = _only_namespace(context)
+            return _ANYBODY if namespace == DEFAULT_NAMESPACE else _anybody(namespace)
         authorization = [
             value for key, value in context.invocation_metadata() or () if key == AUTHORIZATION_KEY
         ]
@@ -91,6 +100,8 @@ class Guard:
         None: in any. Nothing has been asked of the database, so neither the answer nor its time
         tells whether the namespace exists.
         """
+        if caller.rights is ALL_RIGHTS:
+            return
         if namespace is None:
             allowed, where = caller.rights.allow_somewhere(role), "any namespace"
         else:

@@ -16,8 +16,8 @@ from grpc_health.v1 import health, health_pb2
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence import metrics
 from wfe_persistence.access.role import Role
+from wfe_persistence.deadlines import Deadlines
 from wfe_persistence.errors import PersistenceError, shutting_down
-from wfe_persistence.rpc.deadlines import Deadlines
 from wfe_persistence.rpc.guard import Caller, Guard
 from wfe_persistence.rpc.intake import Intake
 from wfe_persistence.rpc.services import SERVICES

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from time import monotonic
 from types import TracebackType
 from typing import Any, Final, NoReturn
 
 import grpc
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe_persistence.deadlines import Deadlines, Moments
 from wfe_persistence.errors import PersistenceError, shutting_down, too_large
 from wfe_persistence.rpc.calls import Calls, decrement, names_one_connection, too_many
-from wfe_persistence.rpc.deadlines import Deadlines, Moments
 from wfe_persistence.rpc.status import abort
 from wfe_persistence.time_spent import measured
 
@@ -109,7 +110,7 @@ class Intake:
         if len(self._health_reads) >= _MAX_HEALTH_READS:
             oldest, _ = self._health_reads.popitem(last=False)
             self._end(oldest, _too_slow)
-        read = _Read(self, context, asyncio.get_running_loop().time())
+        read = _Read(self, context, monotonic())
         return await _receive(read, self._health_reads, _MAX_HEALTH_BYTES)
 
     @property
@@ -166,27 +167,29 @@ class Intake:
         calls.enter(context, peer)
         return Place(self, context, peer, deadline)
 
-    async def receive(self, context: Context, peer: str, deadline: float) -> tuple[bytes, int]:
-        """The bytes of a call's request, and how many of them `release` must be told of."""
-        if not self._slots.try_take(peer, 1):
-            self._evict_later()
-            with self.deadlines.until(deadline):
-                await self._slots.take(peer, 1)
-        read = _Read(self, context, asyncio.get_running_loop().time())
-        moment = self._late.add(deadline, read)
-        try:
-            if self._slots.waiting:
-                self._evict_later(read)
-            data = await _receive(read, self._reads, self._max_message_bytes)
-            if len(data) <= _SMALL_BYTES:
-                return data, 0
-            moment.discard(read)
-            if not self._large.try_take(peer, len(data)):
-                await self._wait_for_room(peer, len(data), deadline)
-            return data, len(data)
-        finally:
-            moment.discard(read)
-            self._slots.give_back(peer, 1)
+    async def receive(self, place: Place) -> bytes:
+        """The bytes of a call's request; `release` must be told of those that are `place.large`."""
+        peer = place.peer
+        with measured("receiving"):
+            if not self._slots.try_take(peer, 1):
+                self._evict_later()
+                with self.deadlines.until(place.deadline):
+                    await self._slots.take(peer, 1)
+            read = _Read(self, place.context, monotonic())
+            moment = self._late.add(place.deadline, read)
+            try:
+                if self._slots.waiting:
+                    self._evict_later(read)
+                data = await _receive(read, self._reads, self._max_message_bytes)
+                if len(data) > _SMALL_BYTES:
+                    moment.discard(read)
+                    if not self._large.try_take(peer, len(data)):
+                        await self._wait_for_room(peer, len(data), place.deadline)
+                    place.large = len(data)
+                return data
+            finally:
+                moment.discard(read)
+                self._slots.give_back(peer, 1)
 
     def rest(self, peer: str) -> bool:
         """One of this connection's calls does not count for the limits of calls any more, until
@@ -225,7 +228,7 @@ class Intake:
 
     def _evict(self) -> None:
         self._eviction = None
-        latest = asyncio.get_running_loop().time() - self._patience()
+        latest = monotonic() - self._patience()
         for read in list(self._reads)[: self._slots.waiting]:
             if read.since > latest:
                 break
@@ -293,31 +296,30 @@ async def _receive(read: _Read, reads: OrderedDict[_Read, None], max_bytes: int)
 class Place:
     """One call that was admitted. As a context manager, it holds the room of the request."""
 
-    __slots__ = ("_context", "_intake", "_large", "_peer", "deadline")
+    __slots__ = ("_intake", "context", "deadline", "large", "peer")
 
     def __init__(self, intake: Intake, context: Context, peer: str, deadline: float) -> None:
         self._intake = intake
-        self._context = context
-        self._peer = peer
+        self.context = context
+        self.peer = peer
         self.deadline = deadline
         """When the call ends at the latest, on the event loop's clock."""
-        self._large = 0
+        self.large = 0
+        """How many bytes of a large request are kept for it."""
 
-    async def receive(self) -> bytes:
+    def receive(self) -> Awaitable[bytes]:
         """The bytes of the request. Raises PersistenceError, TimeoutError, or AbortError."""
-        with measured("receiving"):
-            data, self._large = await self._intake.receive(self._context, self._peer, self.deadline)
-        return data
+        return self._intake.receive(self)
 
     def rest(self) -> bool:
         """From now on, until `wake_up`, the call only waits for what others do, and takes up no
         place of those that work: waiting ones must not keep others out, of which one may be what
         they wait for. False: it still does, because very many wait."""
-        return self._intake.rest(self._peer)
+        return self._intake.rest(self.peer)
 
     def wake_up(self) -> None:
         """The call that `rest` has let rest goes on."""
-        self._intake.wake_up(self._peer)
+        self._intake.wake_up(self.peer)
 
     def __enter__(self) -> Place:
         return self
@@ -332,9 +334,9 @@ class Place:
 
     def release(self) -> None:
         """Give back the room of the request, because it will not be looked at again."""
-        if self._large:
-            self._intake.release(self._peer, self._large)
-            self._large = 0
+        if self.large:
+            self._intake.release(self.peer, self.large)
+            self.large = 0
 
 
 class _Room:

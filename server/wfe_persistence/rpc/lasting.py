@@ -12,9 +12,9 @@ from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe_persistence.deadlines import Deadlines
 from wfe_persistence.errors import PersistenceError, shutting_down
 from wfe_persistence.rpc.call import Call
-from wfe_persistence.rpc.deadlines import Deadlines
 from wfe_persistence.store.feed import Cursor, Entry
 from wfe_persistence.store.feeds import Feed, Feeds
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -53,7 +54,7 @@ async def create_event(store: Store, event: Event, enqueue: Sequence[QueueItem] 
     await store.create(
         CREATE_EVENT_ENQUEUE if enqueue else CREATE_EVENT,
         *await offload.run(params),
-        exists=event_exists("event.id"),
+        exists=partial(event_exists, "event.id"),
     )
 
 

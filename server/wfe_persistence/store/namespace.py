@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 from collections import OrderedDict
+from time import monotonic
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -77,7 +78,12 @@ class Namespaces:
         even if it does not exist yet; if it belongs to other servers, STORE_NOT_OWNED is raised.
         """
         name = DEFAULT_NAMESPACE if name is None else name
-        store = self._bound.get(name) or self._store(name)
+        bound = self._bound.get(name)
+        if bound is not None and self._known.get(name, 0.0) > monotonic():  # nearly always
+            self._known.move_to_end(name)
+            self._bound.move_to_end(name)
+            return bound
+        store = bound or self._store(name)
         now = asyncio.get_running_loop().time()
         next_look = self._known.get(name, 0.0)
         if next_look <= now:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
@@ -37,7 +39,7 @@ async def create_event_subscription(store: Store, subscription: EventSubscriptio
     await store.create(
         CREATE_EVENT_SUBSCRIPTION,
         (await offload.run(subscription_document, subscription)).encode(),
-        exists=already_subscribed("subscription.id"),
+        exists=partial(already_subscribed, "subscription.id"),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from typing import Final, NamedTuple
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
@@ -142,8 +142,8 @@ class Store:
         self,
         sql: str,
         *params: Param,
-        exists: PersistenceError,
-        taken: PersistenceError | None = None,
+        exists: Callable[[], PersistenceError],
+        taken: Callable[[], PersistenceError] | None = None,
     ) -> PGresult:
         """Run a create statement; it returns whether the row was created, whether the one that
         exists has the same content (NULL: none exists) and, with `taken`, whether another row has
@@ -159,9 +159,9 @@ class Store:
             if same is not None:
                 if read_bool(same):
                     return row
-                raise exists
+                raise exists()
             if taken is not None and read_bool(row.get_value(0, 2)):
-                raise taken
+                raise taken()
             # The conflicting row was committed after the statement took its snapshot. The next
             # snapshot shows it, unless it has been deleted since.
         raise PersistenceError(

@@ -109,12 +109,12 @@ async def create_new_workflow(
     row = await store.create(
         CREATE_NEW_WORKFLOW_ENQUEUE if enqueue else CREATE_NEW_WORKFLOW,
         *await offload.run(params),
-        exists=field_error(
+        exists=lambda: field_error(
             "instance.id",
             ErrorReason.ERROR_REASON_WORKFLOW_ALREADY_EXISTS,
             "a workflow with this id and different content exists",
         ),
-        taken=name_taken("instance.name"),
+        taken=lambda: name_taken("instance.name"),
     )
     return read_int8(row.get_value(0, _FIRST_REVISION))
 

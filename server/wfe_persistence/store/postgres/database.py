@@ -436,10 +436,8 @@ class Database:
         """A connection that works, until `_release` or `_discard`."""
         self.reachability.check()
         begun = monotonic()
-        timeout = asyncio.timeout(self._pool_timeout)
-        self.reachability.waiting.add(timeout)
         try:
-            async with timeout:
+            with self.reachability.waiting.until(begun + self._pool_timeout):
                 await gate.acquire(namespace)
                 try:
                     return await self._living(gate)
@@ -453,7 +451,6 @@ class Database:
         except psycopg_pool.PoolClosed as exc:
             raise shutting_down() from exc
         finally:
-            self.reachability.waiting.discard(timeout)
             count_wait(monotonic() - begun)
 
     async def _living(self, gate: FairGate) -> Connection:

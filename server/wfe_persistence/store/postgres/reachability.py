@@ -20,6 +20,7 @@ from weakref import WeakSet
 import psycopg
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe_persistence.deadlines import Deadlines
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.redaction import redacted
 from wfe_persistence.store.postgres.pipeline import Connection
@@ -50,8 +51,8 @@ class Reachability:
         """Why the last attempt to connect failed, without secrets; empty: it did not."""
         self.refuses = False
         """The database is away: calls fail at once."""
-        self.waiting: set[asyncio.Timeout] = set()
-        """The timeouts of the calls that wait for a connection. They end when it is away."""
+        self.waiting = Deadlines()
+        """Those of the calls that wait for a connection. They end when it is away."""
         self.when_full: Callable[[], None] = lambda: None
         """Called when PostgreSQL gives the pool no more connections."""
         self._most = most
@@ -144,9 +145,7 @@ class Reachability:
         self._say("can't connect to the database", "", _REPEAT_SECONDS)
         if time.monotonic() - self._failing_since >= _DOUBT_SECONDS and not self.refuses:
             self.refuses = True
-            now = asyncio.get_running_loop().time()
-            for timeout in self.waiting:
-                timeout.reschedule(now)
+            self.waiting.expire(later_too=False)
         if self._prober is None:
             self._prober = asyncio.get_running_loop().create_task(self._find_out())
 

@@ -79,9 +79,9 @@ class Deadlines:
             return self._without
         return self._moments.add(when, deadline)
 
-    def expire(self) -> None:
-        """Have everything that is under way, or begins later, raise TimeoutError now."""
-        self.expired = True
+    def expire(self, *, later_too: bool = True) -> None:
+        """Have everything that is under way raise TimeoutError now, and what begins later."""
+        self.expired = later_too
         self._moments.expire()
         _expire(self._without)
 
