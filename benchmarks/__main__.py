@@ -1,4 +1,4 @@
-"""`./run bench`: every hot RPC with 1 and 32 concurrent callers, beside a bare echo in the same
+"""`./run bench`: every hot RPC with 1, 32 and 64 concurrent callers, beside a bare echo in the same
 server.
 
 The server runs in its own process, on an embedded PostgreSQL, and also serves an echo that only the
@@ -18,6 +18,7 @@ import asyncio
 import json
 import platform
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -58,10 +59,15 @@ def main() -> None:
         "--callers",
         type=int,
         nargs="+",
-        default=[1, 32],
-        help="numbers of concurrent callers (default 1 32)",
+        default=[1, 32, 64],
+        help="numbers of concurrent callers (default 1 32 64)",
     )
-    parser.add_argument("--only", metavar="NAME", help="only RPCs whose name contains this")
+    parser.add_argument(
+        "--only", metavar="NAME", nargs="+", default=[], help="only RPCs whose name contains one"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="rounds in which all RPCs are called (default 5)"
+    )
     parser.add_argument(
         "--driver",
         action="store_true",
@@ -128,7 +134,7 @@ def main() -> None:
         "--json",
         type=Path,
         metavar="FILE",
-        help="file for the figures (default benchmarks/results/latest.json)",
+        help="file for the figures (default benchmarks/results/NAME.json)",
     )
     arguments = parser.parse_args()
     with (
@@ -178,7 +184,11 @@ def main() -> None:
         else:
             figures = asyncio.run(
                 rpcs.measure(
-                    postgres.url, arguments.callers, arguments.seconds, arguments.only or ""
+                    postgres.url,
+                    arguments.callers,
+                    arguments.seconds,
+                    arguments.rounds,
+                    arguments.only,
                 )
             )
             print(rpcs.table(figures))
@@ -207,11 +217,15 @@ def main() -> None:
         if arguments.namespaces
         else "storage.json"
         if arguments.storage
-        else "latest.json"
+        else "rpcs.json"
     )
     file: Path = arguments.json or Path(__file__).parent / "results" / name
     file.parent.mkdir(exist_ok=True)
-    machine = {"python": platform.python_version(), "machine": platform.machine()}
+    machine = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "grpcio": version("grpcio"),
+    }
     file.write_text(json.dumps({**machine, "figures": figures}, indent=1) + "\n")
 
 

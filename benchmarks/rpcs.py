@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -20,44 +22,64 @@ from wfe.persistence.v1.queue_item_pb2 import Acknowledgement
 
 Figures = list[dict[str, Any]]
 
+ECHO_CASE = "echo"
+
 # Workflows to read and write: enough that callers rarely use the same one at the same time.
 STORED = 200
 
 
-async def measure(url: str, callers: list[int], seconds: float, only: str) -> Figures:
-    """Measures every case with every number of callers."""
+async def measure(
+    url: str, callers: list[int], seconds: float, rounds: int, only: list[str]
+) -> Figures:
+    """Measures every case with every number of callers, in rounds of all cases in turns: so that
+    what else the machine does meanwhile concerns all of them.
+
+    Of each it gives the medians of the rounds; also those of the proportions to the echo in the
+    same round.
+    """
     served = await Served.start(url)
-    server = served.process
-    figures: Figures = []
+    chosen = {
+        name: prepare
+        for name, prepare in CASES.items()
+        if name == ECHO_CASE or not only or any(part.lower() in name.lower() for part in only)
+    }
+    seen: dict[tuple[str, int], Figures] = {}
     async with connect(served.address) as channel:
         api = Api(channel)
         await api.store.EnsureStoreExists(st.EnsureStoreExistsRequest())
-        for name, prepare in CASES.items():
-            if only.lower() not in name.lower() and name != "echo":
-                continue
-            call = await prepare(api)
+        calls = {name: await prepare(api) for name, prepare in chosen.items()}
+        for call in calls.values():
             await timed(call, 4, 0.3)  # connections, plans, caches
+        for _ in range(rounds):
             for count in callers:
-                before = sum(server.cpu_times()[:2])
-                took = await timed(_shifted(call), count, seconds)
-                cpu = sum(server.cpu_times()[:2]) - before
-                figures.append(
-                    {
-                        "rpc": name,
-                        "callers": count,
-                        "calls": len(took),
-                        "p50_ms": percentile(took, 50) * 1e3,
-                        "p99_ms": percentile(took, 99) * 1e3,
-                        "server_cpu_ms": cpu / len(took) * 1e3,
-                    }
-                )
+                for name, call in calls.items():
+                    figure = await _one(served, _shifted(call), count, seconds)
+                    echo = seen[ECHO_CASE, count][-1] if name != ECHO_CASE else figure
+                    for what in ("p50_ms", "server_cpu_ms", "calls_per_second"):
+                        figure[f"{what}_vs_echo"] = figure[what] / echo[what]
+                    seen.setdefault((name, count), []).append(figure)
                 print(".", end="", flush=True, file=sys.stderr)
     print(file=sys.stderr)
     await served.stop()
-    echo = {f["callers"]: f["server_cpu_ms"] for f in figures if f["rpc"] == "echo"}
-    for figure in figures:
-        figure["cpu_vs_echo"] = figure["server_cpu_ms"] / echo[figure["callers"]]
-    return figures
+    return [
+        {"rpc": name, "callers": count, "rounds": rounds}
+        | {what: statistics.median(figure[what] for figure in figures) for what in figures[0]}
+        for (name, count), figures in seen.items()
+    ]
+
+
+async def _one(served: Served, call: Call, callers: int, seconds: float) -> dict[str, Any]:
+    before = sum(served.process.cpu_times()[:2])
+    begun = time.perf_counter()
+    took = await timed(call, callers, seconds)
+    elapsed = time.perf_counter() - begun
+    cpu = sum(served.process.cpu_times()[:2]) - before
+    return {
+        "p50_ms": percentile(took, 50) * 1e3,
+        "p99_ms": percentile(took, 99) * 1e3,
+        "server_cpu_ms": cpu / len(took) * 1e3,
+        "calls_per_second": len(took) / elapsed,
+    }
 
 
 _shift = 0
@@ -72,13 +94,14 @@ def _shifted(call: Call) -> Call:
 
 
 def table(figures: Figures) -> str:
-    """Prints the figures as a table."""
-    lines = [
-        f"{'RPC':<38}{'callers':>8}{'p50 ms':>9}{'p99 ms':>9}{'CPU ms':>9}{'x echo':>8}{'calls':>8}"
-    ]
+    """Prints the figures as a table; `x`: in proportion to the echo in the same rounds."""
+    names = ("callers", 8), ("p50 ms", 9), ("x", 6), ("p99 ms", 9), ("CPU ms", 9), ("x", 6)
+    heads = (f"{name:>{width}}" for name, width in (*names, ("calls/s", 9), ("x", 6)))
+    lines = [f"{'RPC':<40}{''.join(heads)}"]
     lines += [
-        f"{f['rpc']:<38}{f['callers']:>8}{f['p50_ms']:>9.2f}{f['p99_ms']:>9.2f}"
-        f"{f['server_cpu_ms']:>9.3f}{f['cpu_vs_echo']:>8.2f}{f['calls']:>8}"
+        f"{f['rpc']:<40}{f['callers']:>8}{f['p50_ms']:>9.2f}{f['p50_ms_vs_echo']:>6.2f}"
+        f"{f['p99_ms']:>9.2f}{f['server_cpu_ms']:>9.3f}{f['server_cpu_ms_vs_echo']:>6.2f}"
+        f"{f['calls_per_second']:>9.0f}{f['calls_per_second_vs_echo']:>6.2f}"
         for f in figures
     ]
     return "\n".join(lines)
@@ -152,6 +175,23 @@ async def _persist_with_subscription(api: Api) -> Call:
             instance=_instance(10, i, ids[i % STORED]), subscriptions=[make.subscription()]
         )
     )
+
+
+async def _patch(api: Api) -> Call:
+    """One of ten pointers changes, if the workflow is as the caller knows it."""
+    ids = await _store_workflows(api, 10)
+    revisions = dict.fromkeys(ids, 1)
+    for id_ in ids:
+        revisions[id_] = (await api.get_workflow_instance(id_)).revision
+
+    async def call(i: int) -> None:
+        id_ = ids[i % STORED]
+        pointer = make.pointer("1", step_name="step 1", outcome_json=f'{{"tag": {i}}}')
+        patch = w.WorkflowPatch(id=id_, execution_pointers=[pointer])
+        answer = await api.commit_workflow(patch=patch, expected_revision=revisions[id_])
+        revisions[id_] = answer.revision
+
+    return call
 
 
 async def _step(api: Api) -> Call:
@@ -282,7 +322,7 @@ async def _persist_error(api: Api) -> Call:
 
 
 CASES: dict[str, Callable[[Api], Awaitable[Call]]] = {
-    "echo": _echo(100),
+    ECHO_CASE: _echo(100),
     "CreateNewWorkflow, 1 pointer": _create(1),
     "CreateNewWorkflow, 50 pointers": _create(50),
     "GetWorkflowInstance, 1 pointer": _get(1),
@@ -292,6 +332,7 @@ CASES: dict[str, Callable[[Api], Awaitable[Call]]] = {
     "PersistWorkflow, 50 pointers": _persist(50),
     "PersistWorkflow, 200 pointers": _persist(200),
     "PersistWorkflowWithSubscriptions, 10+1": _persist_with_subscription,
+    "CommitWorkflow, a patch of 1 in 10": _patch,
     "Dequeue + CommitWorkflow, a step": _step,
     "GetRunnableInstances, page of 100": _get_runnable_instances,
     "NextDefinitionSequence": _next_definition_sequence,

@@ -51,9 +51,10 @@ from wfe_persistence.store import (
 )
 from wfe_persistence.store.owner import Owner
 from wfe_persistence.store.postgres import database
+from wfe_persistence.store.postgres.connection import Peer
 from wfe_persistence.store.postgres.fairness import FairGate
 from wfe_persistence.store.postgres.lane import Lane
-from wfe_persistence.store.postgres.pipeline import Exchange, Peer
+from wfe_persistence.store.postgres.pipeline import Exchange
 from wfe_persistence.store.postgres.watch import Findings, Watch
 from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.tables import Store

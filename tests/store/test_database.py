@@ -16,8 +16,9 @@ from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.database import database_from
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.settings import Settings
+from wfe_persistence.store.postgres.connection import Connection
 from wfe_persistence.store.postgres.database import MAX_ATTEMPTS, Database
-from wfe_persistence.store.postgres.pipeline import Connection, Exchange
+from wfe_persistence.store.postgres.pipeline import Exchange
 from wfe_persistence.store.postgres.prepared import Statement
 from wfe_persistence.store.postgres.sqlstate import UnexpectedDatabaseError, UniqueViolation
 from wfe_persistence.store.rows import integer, read_int4, read_int8, read_text, text
@@ -93,7 +94,7 @@ async def test_a_call_ends_while_the_pool_makes_its_connection_wait(database_url
         store = Store(database, Schema(), "default")
         read = asyncio.create_task(store.read("SELECT 42 FROM pg_sleep(0.1)"))
         await asyncio.sleep(0.05)
-        async with database._pool._lock:
+        async with database._pool._pool._lock:
             await read
         await store.read(ONE)
 

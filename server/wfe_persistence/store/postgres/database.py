@@ -4,42 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import random
-import types
 from collections.abc import (
     AsyncGenerator,
     Callable,
     Collection,
     Coroutine,
-    Generator,
     Sequence,
 )
 from contextlib import suppress
-from time import monotonic
-from typing import Any, ClassVar, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import psycopg
-import psycopg_pool
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
-from wfe_persistence.errors import PersistenceError, shutting_down
+from wfe_persistence.errors import PersistenceError
+from wfe_persistence.store.postgres.connection import Connection
 from wfe_persistence.store.postgres.counts import (
     count_retry,
     count_round_trip,
     count_rows,
-    count_wait,
     show_pool,
 )
 from wfe_persistence.store.postgres.fairness import FairGate
 from wfe_persistence.store.postgres.groups import Groups
 from wfe_persistence.store.postgres.lane import Lane
-from wfe_persistence.store.postgres.pipeline import (
-    Command,
-    Connection,
-    ConnectionLostError,
-    Exchange,
-    Peer,
-    PGresult,
-)
+from wfe_persistence.store.postgres.pipeline import Command, ConnectionLostError, Exchange, PGresult
+from wfe_persistence.store.postgres.pool import Pool
 from wfe_persistence.store.postgres.reachability import Reachability, is_full
 from wfe_persistence.store.postgres.source import Connect, ConnectionSource
 from wfe_persistence.store.postgres.sqlstate import (
@@ -62,10 +52,6 @@ _CANCEL_INTERVAL_SECONDS: Final = 0.05
 _ROOM_ATTEMPTS: Final = 20
 _ROOM_INTERVAL_SECONDS: Final = 0.05
 _LARGE_BYTES: Final = 65_536
-
-# For how long a connection that is in use is not given back to the pool, which takes 10 µs CPU each
-# time, but must see its connections to replace old ones, and to close those that are not needed.
-_KEPT_SECONDS: Final = 1.0
 
 
 class Database:
@@ -95,7 +81,6 @@ class Database:
         """The calls that are run together."""
         self.lane = Lane()
         """The turns of administrative work, most of which connects on its own."""
-        self._pool_timeout = pool_timeout
         self._gate = FairGate(pool_size, max_waiting)
         self._streams = FairGate(max(1, pool_size // 2), max_waiting, within=self._gate)
         most = max(1, pool_size // 4)
@@ -103,56 +88,28 @@ class Database:
         self._watch = Watch(
             source, reachability.stalled, gate=self._gate, locked=self._locked, most_locked=most
         )
-
-        class PoolConnection(Connection):
-            """The connections of this pool."""
-
-            peers: ClassVar[dict[str, Peer]] = {}
-
-            @classmethod
-            async def connect(cls, conninfo: str = "", **kwargs: Any) -> Any:  # noqa: ARG003
-                connect = super().connect
-                return await reachability.connect(
-                    lambda: source.connect(connect, **kwargs),
-                    lambda: source.connect(psycopg.AsyncConnection.connect),
-                )
-
-        PoolConnection.max_prepared_bytes = max_prepared_bytes if prepare else None
-        self._pool: psycopg_pool.AsyncConnectionPool[Any] = psycopg_pool.AsyncConnectionPool(
-            connection_class=PoolConnection,
-            kwargs={"autocommit": True},
-            min_size=min(2, pool_size),
-            max_size=pool_size,
+        self._pool = Pool(
+            source,
+            reachability,
+            size=pool_size,
             timeout=pool_timeout,
-            # Give up soon: the next call, or the health watch, starts a new attempt. The pool's
-            # own backoff would pause for as long as the outage has lasted.
-            reconnect_timeout=1.0,
-            open=False,
+            max_prepared_bytes=max_prepared_bytes if prepare else None,
         )
-        self._connection_class = PoolConnection
-        self._pool_size = pool_size
-        # Connections that are not in use, but not given back to the pool yet, the last one used
-        # last; and how many calls wait for the pool to give them one.
-        self._at_hand: list[Connection] = []
-        self._asking = 0
-        self._giving_back: asyncio.TimerHandle | None = None
         self._stopped = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         await self._pool.open()
         self._watching = asyncio.get_running_loop().create_task(self._watch.run())
-        show_pool(self._pool_size, self._gate, (self._streams, self._locked), self.reachability)
+        show_pool(self._pool.size, self._gate, (self._streams, self._locked), self.reachability)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._watching.cancel()
-        self._stopped = True
-        self._give_back(float("inf"))
         await self.reachability.close()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_CANCEL_TIMEOUT_SECONDS)
-        await self._pool.close(timeout=_CANCEL_TIMEOUT_SECONDS)
+        await self._pool.close(_CANCEL_TIMEOUT_SECONDS)
 
     async def stop_statements(self, seconds: float) -> None:
         """Cancel the statements that run, and give out no more connections; takes at most so long.
@@ -162,11 +119,10 @@ class Database:
         answered fails with COMMIT_OUTCOME_UNKNOWN if it writes.
         """
         self._stopped = True
-        self._give_back(float("inf"))
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await asyncio.gather(
-                    self._pool.close(timeout=seconds), *map(self._stop, self._watch.under_way)
+                    self._pool.close(seconds), *map(self._stop, self._watch.under_way)
                 )
 
     async def _stop(self, exchange: Exchange) -> None:
@@ -184,8 +140,8 @@ class Database:
 
     async def answers(self, seconds: float) -> bool:
         """Whether the database says anything within this time, be it only on a new connection."""
-        peers = self._connection_class.peers.values()
-        return await self._watch.answers(max(peers, key=lambda p: p.heard, default=None), seconds)
+        peer = max(self._pool.peers, key=lambda peer: peer.heard, default=None)
+        return await self._watch.answers(peer, seconds)
 
     async def connect(self, connect: Connect, **options: Any) -> psycopg.AsyncConnection[Any]:
         """Connect for administration, apart from the pool. Raises psycopg.Error.
@@ -198,7 +154,7 @@ class Database:
             if not (is_full(exc) and self.reachability.count_open()):
                 raise
             try:
-                spare = await self._acquire(self._gate, "")
+                spare = await self._pool.take(self._gate, "")
             except PersistenceError:
                 raise exc from None
         try:
@@ -206,7 +162,7 @@ class Database:
                 await spare.close()
                 return await self._connect_into_room(connect, **options)
         finally:
-            self._spawn(self._discard(spare))
+            self._pool.discard(spare)
 
     async def _connect_into_room(
         self, connect: Connect, **options: Any
@@ -246,7 +202,9 @@ class Database:
         while True:
             attempt += 1
             try:
-                connection = self._take_at_once(batch)
+                connection = None
+                if not self._watch.waits_for_lock(batch):
+                    connection = self._pool.take_at_once(self._gate)
                 if connection is None:
                     connection = await self._turn(self._gate, namespace, batch)
                 exchange = await self._exchange(connection, Exchange.send, batch)
@@ -268,14 +226,14 @@ class Database:
             if error is None:
                 if connection.gate is self._locked:
                     self._watch.was_run(batch)
-                self._release(exchange.connection)
+                self._pool.release(exchange.connection)
                 return exchange.results
             again = retry(error)
             if again is Retry.OTHER_CONNECTION:
-                self._spawn(self._discard(exchange.connection))
+                self._pool.discard(exchange.connection)
                 batch = [(statement.as_unprepared(), params) for statement, params in batch]
             else:
-                self._release(exchange.connection)
+                self._pool.release(exchange.connection)
             if was_cancelled(error):
                 attempt -= free_attempts(exchange)
             if (
@@ -322,9 +280,9 @@ class Database:
             finally:
                 self._watch.under_way.discard(exchange)
                 if exchange.lost or again is Retry.OTHER_CONNECTION:
-                    self._spawn(self._discard(connection))
+                    self._pool.discard(connection)
                 elif exchange.finished:
-                    self._release(connection)
+                    self._pool.release(connection)
                 else:
                     self._spawn(self._cancel(exchange))
             # A row that was received can't be taken back, so then it is not run again.
@@ -360,31 +318,15 @@ class Database:
                 if attempt >= MAX_ATTEMPTS:
                     raise self.reachability.unavailable() from exc
 
-    def _take_at_once(self, batch: Sequence[Command]) -> Connection | None:
-        """A connection for a batch, if it need not be waited for."""
-        if self.reachability.refuses or not self._at_hand or self._watch.waits_for_lock(batch):
-            return None
-        if not self._gate.try_acquire():
-            return None
-        while self._at_hand:
-            connection = self._at_hand.pop()
-            if connection.is_alive():
-                connection.gate = self._gate
-                count_wait(0.0)
-                return connection
-            self._spawn(self._replace(connection))
-        self._gate.release()
-        return None
-
     async def _turn(self, gate: FairGate, namespace: str, batch: Sequence[Command]) -> Connection:
         """A connection for a batch, in its turn at a gate. Statements that are known to wait for a
         lock take their turn apart, also if that became known while they waited for it."""
         if not self._watch.waits_for_lock(batch):
-            connection = await self._acquire(gate, namespace)
+            connection = await self._pool.take(gate, namespace)
             if not self._watch.waits_for_lock(batch):
                 return connection
-            self._release(connection)
-        return await self._acquire(self._locked, namespace)
+            self._pool.release(connection)
+        return await self._pool.take(self._locked, namespace, in_vain=row_locked)
 
     async def _exchange(
         self, connection: Connection, send: Callable[[Exchange, T], None], what: T
@@ -402,7 +344,7 @@ class Database:
                 raise ConnectionLostError("stopped", unwritten=exchange.is_unwritten) from None
             raise
         except ConnectionLostError as exc:
-            self._spawn(self._discard(exchange.connection))
+            self._pool.discard(exchange.connection)
             if exc.unwritten and exchange.error is not None:
                 if hit_limit(exchange.error):
                     raise_error(exchange.error)
@@ -427,96 +369,10 @@ class Database:
                         async with asyncio.timeout(_CANCEL_INTERVAL_SECONDS):
                             await exchange.complete()
         if exchange.finished:
-            self._release(connection)
+            self._pool.release(connection)
         else:
             exchange.abandon()
-            await self._discard(connection)
-
-    async def _acquire(self, gate: FairGate, namespace: str) -> Connection:
-        """A connection that works, until `_release` or `_discard`."""
-        self.reachability.check()
-        begun = monotonic()
-        try:
-            with self.reachability.waiting.until(begun + self._pool_timeout):
-                await gate.acquire(namespace)
-                try:
-                    return await self._living(gate)
-                except BaseException:
-                    gate.release()
-                    raise
-        except (TimeoutError, psycopg_pool.PoolTimeout) as exc:
-            if gate is self._locked and not self.is_away:
-                raise row_locked() from exc
-            raise (self.reachability.unavailable() if self.is_away else _busy()) from exc
-        except psycopg_pool.PoolClosed as exc:
-            raise shutting_down() from exc
-        finally:
-            count_wait(monotonic() - begun)
-
-    async def _living(self, gate: FairGate) -> Connection:
-        while True:
-            if self._at_hand:
-                connection = self._at_hand.pop()
-            else:
-                self._asking += 1
-                try:
-                    connection = await self._pool.getconn()
-                finally:
-                    self._asking -= 1
-                connection.kept_until = monotonic() + _KEPT_SECONDS
-            if connection.is_alive():
-                connection.gate = gate
-                return connection
-            self._spawn(self._replace(connection))
-
-    def _release(self, connection: Connection) -> None:
-        """Have a connection at hand for the next call, or give it back to the pool."""
-        if self._stopped or self._asking or connection.kept_until <= monotonic():
-            self._put(connection)
-        else:
-            self._at_hand.append(connection)
-            if self._giving_back is None:
-                self._giving_back = connection.loop.call_later(_KEPT_SECONDS, self._give_back)
-        connection.gate.release()
-
-    def _put(self, connection: Connection) -> None:
-        """Return a connection to the pool.
-
-        It must not be awaited: a caller who is cancelled meanwhile would lose the connection. But
-        it hardly ever has to wait, so the first step is made here, and only if there are more a
-        task makes them.
-        """
-        steps = self._pool.putconn(connection).__await__()
-        try:
-            waiting_for = next(steps)
-        except StopIteration:
-            return
-        self._spawn(_remaining(waiting_for, steps))
-
-    def _give_back(self, until: float | None = None) -> None:
-        """Return to the pool what is at hand and was to be returned before a time: by now."""
-        if self._giving_back is not None:
-            self._giving_back.cancel()
-            self._giving_back = None
-        loop = asyncio.get_running_loop()
-        until = monotonic() if until is None else until
-        kept, self._at_hand = self._at_hand, []
-        for connection in kept:
-            if connection.kept_until <= until:
-                self._put(connection)
-            else:
-                self._at_hand.append(connection)
-        if self._at_hand:
-            self._giving_back = loop.call_later(_KEPT_SECONDS, self._give_back)
-
-    async def _discard(self, connection: Connection) -> None:
-        """Close a connection that is not to be used again; the pool replaces it."""
-        connection.gate.release()
-        await self._replace(connection)
-
-    async def _replace(self, connection: Connection) -> None:
-        await connection.close()
-        await self._pool.putconn(connection)
+            self._pool.discard(connection)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Do in a task of its own what must not end when the caller is cancelled."""
@@ -533,20 +389,3 @@ def _size(batch: Sequence[Command]) -> int:
             if param:
                 size += len(param)
     return size
-
-
-@types.coroutine
-def _remaining(
-    waiting_for: object, steps: Generator[Any, Any, None]
-) -> Generator[object, Any, None]:
-    """The steps of a coroutine whose first one has been made, and waits for something."""
-    yield waiting_for
-    yield from steps
-
-
-def _busy() -> PersistenceError:
-    return PersistenceError(
-        ErrorReason.ERROR_REASON_POOL_EXHAUSTED,
-        "all database connections are busy",
-        retry_after=0.5,
-    )

@@ -23,7 +23,7 @@ from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.deadlines import Deadlines
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.redaction import redacted
-from wfe_persistence.store.postgres.pipeline import Connection
+from wfe_persistence.store.postgres.connection import Connection
 
 log = logging.getLogger(__name__)
 

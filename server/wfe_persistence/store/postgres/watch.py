@@ -24,8 +24,9 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from wfe_persistence.recurring import RecurringWarnings
+from wfe_persistence.store.postgres.connection import Peer
 from wfe_persistence.store.postgres.fairness import FairGate
-from wfe_persistence.store.postgres.pipeline import CalledOff, Command, Exchange, Peer
+from wfe_persistence.store.postgres.pipeline import CalledOff, Command, Exchange
 from wfe_persistence.store.postgres.prepared import Statement
 from wfe_persistence.store.postgres.source import ConnectionSource
 from wfe_persistence.store.postgres.sqlstate import row_locked
