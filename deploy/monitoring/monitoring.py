@@ -478,6 +478,18 @@ INTRODUCTION: Final = """\
 | row | panels |
 |---|---|
 {rows}
+![The dashboard of a run of some minutes](monitoring.png)
+
+The picture is not a screenshot of Grafana, of which no package was to be had where it was made: its lines are the
+answers of a real Prometheus, which scraped two servers under traffic with some troubles (workflows in no queue, items
+that fail, lost claims, broken connections), to the dashboard's queries. They are drawn by matplotlib, with the
+places, titles and units of `dashboard.json`. `./run picture` makes it anew, in seven minutes. All servers and the
+traffic shared two busy cores, so its times are not those of a server that has a machine.
+
+`tests/deploy/test_prometheus.py` loads dashboard and rules into a Prometheus that scrapes a server: every query
+of the dashboard finds data, and for each alert there are time series at which it fires, and others at which it does
+not (`promtool test rules`).
+
 ## Alerts
 
 """

@@ -71,13 +71,13 @@ async def order(api: Api) -> None:
     await api.workflows.CreateNewWorkflow(CreateNewWorkflowRequest(instance=workflow))
     await api.queues.Enqueue(EnqueueRequest(items=[make.item(_WORK, id=workflow.id)]))
     found = await api.queues.Dequeue(DequeueRequest(queues=[_WORK], include_workflow=True))
-    workflow.status = WorkflowStatus.WORKFLOW_STATUS_COMPLETE
-    workflow.complete_time.CopyFrom(make.from_now(0))
-    commit = CommitWorkflowRequest(
-        instance=workflow,
-        acknowledge=[Acknowledgement(receipt=item.receipt) for item in found.items],
-    )
-    await api.workflows.CommitWorkflow(commit)
+    for item in found.items:  # it may be another one, which the sweep has found
+        item.workflow.status = WorkflowStatus.WORKFLOW_STATUS_COMPLETE
+        item.workflow.complete_time.CopyFrom(make.from_now(0))
+        commit = CommitWorkflowRequest(
+            instance=item.workflow, acknowledge=[Acknowledgement(receipt=item.receipt)]
+        )
+        await api.workflows.CommitWorkflow(commit)
     created = await api.events.CreateEvent(CreateEventRequest(event=make.event()))
     await api.events.MarkEventProcessed(MarkEventProcessedRequest(id=created.id))
     await api.store.PersistErrors(PersistErrorsRequest(errors=[make.error()]))
@@ -87,7 +87,9 @@ async def order(api: Api) -> None:
 async def trouble(api: Api) -> None:
     """What goes wrong with hosts: a workflow in no queue, an item that fails for good, a claim that
     is lost, an id that nobody knows; and what is left waiting."""
-    lost = make.instance(create_time=make.from_now(-3600))
+    lost = make.instance(
+        create_time=make.from_now(-60), next_execution=make.epoch_ms(make.from_now(-60))
+    )
     await api.workflows.CreateNewWorkflow(CreateNewWorkflowRequest(instance=lost))
     await api.queues.Enqueue(EnqueueRequest(items=[make.item(_NEVER)]))
     brief = Duration(nanos=1_000_000)
@@ -133,7 +135,7 @@ async def interrupt(database_url: str, schema: str, how: str) -> None:
 
 async def go_on(
     api: Api,
-    database_url: str,
+    database_url: str | None,
     schema: str = "wfc",
     *,
     hosts: int,
@@ -152,12 +154,13 @@ async def go_on(
                     await trouble(api)
             await asyncio.sleep(pause)
 
-    async def breaker() -> None:
+    async def breaker(url: str) -> None:
         for how in itertools.cycle(("pg_cancel_backend", "pg_terminate_backend")):
             await asyncio.sleep(pause * trouble_every)
-            await interrupt(database_url, schema, how)
+            await interrupt(url, schema, how)
 
     async with asyncio.TaskGroup() as group:
         for number in range(hosts):
             group.create_task(host(number))
-        group.create_task(breaker())
+        if database_url:
+            group.create_task(breaker(database_url))
