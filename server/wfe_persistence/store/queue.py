@@ -6,9 +6,10 @@ whoever looks for work does not even see it, and when the lease expires it is si
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from wfe.persistence.v1.queue_item_pb2 import Acknowledgement, QueueItem
 from wfe.persistence.v1.queue_pb2 import ConfigureQueueRequest, RenewItemsResponse, ReturnedItem
@@ -26,6 +27,7 @@ from wfe_persistence.store.lease import (
 from wfe_persistence.store.queue_parts import (
     BY_TIME,
     EVENT_IS_UNPROCESSED,
+    IS_REMOVED,
     KEPT,
     KEY_ORDER,
     MERGED,
@@ -39,9 +41,8 @@ from wfe_persistence.store.rows import (
     PGresult,
     integer,
     pg_micros,
-    read_bool,
-    read_int4,
     read_int8,
+    read_json,
     read_text,
     read_time,
     text,
@@ -186,15 +187,33 @@ WITH given AS MATERIALIZED (
     WHERE i.n = j.n AND NOT (j.done AND j.again_time IS NULL)
         AND i.n = ANY (ARRAY (SELECT n FROM judged))
 )
-SELECT g.at, h.at IS NOT NULL,
-    coalesce(j.act = 'confirm' AND NOT j.done, FALSE),
-    CASE WHEN NOT (j.done AND j.again_time IS NULL) THEN j.queue END,
+SELECT (SELECT jsonb_agg(at ORDER BY at) FROM given WHERE at NOT IN (SELECT at FROM held)),
+    (SELECT jsonb_agg(at ORDER BY at) FROM judged WHERE act = 'confirm' AND NOT done),
+    (SELECT jsonb_agg(queue) FROM judged WHERE NOT ({IS_REMOVED})),
     set_config('wfe.settled', {settled}, TRUE)
-FROM given g LEFT JOIN held h ON h.at = g.at LEFT JOIN judged j ON j.at = g.at
 """
 
 
 SETTLE_ITEMS = settle_statement(together=False)
+
+
+class Settled(NamedTuple):
+    """What a statement has settled. Items are numbered as in its document."""
+
+    lost: Sequence[int]
+    """Those that are no longer held."""
+    unconfirmed: Sequence[int]
+    returned_to: Sequence[str]
+    """The queues of the items that come back, one for each."""
+    setting: str
+    """What the statements behind it in the same transaction are told."""
+
+    @classmethod
+    def read(cls, row: PGresult) -> Settled:
+        """Out of the statement's row."""
+        lists = (row.get_value(0, column) for column in range(3))
+        lost, unconfirmed, queues = ([] if v is None else json.loads(read_json(v)) for v in lists)
+        return cls(lost, unconfirmed, queues, read_text(row.get_value(0, 3)))
 
 
 class Settlement:
@@ -237,18 +256,15 @@ class Settlement:
     def outcome(self, rows: PGresult, store: Store, waiters: Waiters) -> list[str]:
         """The receipts that were not confirmed; whoever waits for what comes back is woken. Raises
         PersistenceError if any is lost."""
-        get = rows.get_value
-        held = {read_int4(get(i, 0)): read_bool(get(i, 1)) for i in range(rows.ntuples)}
-        if lost := sorted(at for at, is_held in held.items() if not is_held):
+        settled = Settled.read(rows)
+        if lost := settled.lost:
             raise lease_lost(
                 [self._receipts[at] for at in lost],
-                of=len(held),
+                of=len(self._receipts),
                 field="acknowledge" if lost[0] < len(self._acknowledge) else "return_items",
             )
-        back = (get(i, 3) for i in range(rows.ntuples))
-        wake_for(store, waiters, (), (read_text(queue) for queue in back if queue is not None))
-        returned = sorted(read_int4(get(i, 0)) for i in range(rows.ntuples) if read_bool(get(i, 2)))
-        return [self._receipts[at] for at in returned]
+        wake_for(store, waiters, (), settled.returned_to)
+        return [self._receipts[at] for at in settled.unconfirmed]
 
 
 def acknowledgement_documents(acknowledgements: Iterable[Acknowledgement]) -> Iterator[str]:

@@ -24,6 +24,7 @@ from wfe_persistence.store.lease import (
 )
 from wfe_persistence.store.postgres.groups import MAX_CALLS, Group
 from wfe_persistence.store.queue import (
+    Settled,
     Settlement,
     enqueue_statement,
     settle_statement,
@@ -38,7 +39,6 @@ from wfe_persistence.store.rows import (
     floor_param,
     iso,
     quote,
-    read_bool,
     read_int4,
     read_int8,
     read_text,
@@ -132,17 +132,12 @@ class _Settling:
 
     def done(self, rows: PGresult, waiters: Waiters) -> None:
         """Know the outcome; whoever waits for what comes back is woken."""
-        get = rows.get_value
-        lost = json.loads(read_text(get(0, 4))) if rows.ntuples else []
-        self.refused.update(lost)
-        back: list[str] = []
-        for i in range(rows.ntuples):
-            call, receipt = self._receipts[read_int4(get(i, 0))]
-            if (queue := get(i, 3)) is not None:
-                back.append(read_text(queue))
-            if read_bool(get(i, 2)):
-                self.returned[call].append(receipt)
-        wake_for(self.store, waiters, (), back)
+        settled = Settled.read(rows)
+        self.refused.update(json.loads(settled.setting))
+        for at in settled.unconfirmed:
+            call, receipt = self._receipts[at]
+            self.returned[call].append(receipt)
+        wake_for(self.store, waiters, (), settled.returned_to)
 
 
 @dataclass(frozen=True, slots=True)

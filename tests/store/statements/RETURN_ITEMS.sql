@@ -39,8 +39,7 @@ WITH given AS MATERIALIZED (
     WHERE i.n = j.n AND NOT (j.done AND j.again_time IS NULL)
         AND i.n = ANY (ARRAY (SELECT n FROM judged))
 )
-SELECT g.at, h.at IS NOT NULL,
-    coalesce(j.act = 'confirm' AND NOT j.done, FALSE),
-    CASE WHEN NOT (j.done AND j.again_time IS NULL) THEN j.queue END,
-    set_config('wfe.settled', ((SELECT count(*) FROM held) = (SELECT count(*) FROM given))::text, TRUE)
-FROM given g LEFT JOIN held h ON h.at = g.at LEFT JOIN judged j ON j.at = g.at;
+SELECT (SELECT jsonb_agg(at ORDER BY at) FROM given WHERE at NOT IN (SELECT at FROM held)),
+    (SELECT jsonb_agg(at ORDER BY at) FROM judged WHERE act = 'confirm' AND NOT done),
+    (SELECT jsonb_agg(queue) FROM judged WHERE NOT (done AND again_time IS NULL)),
+    set_config('wfe.settled', ((SELECT count(*) FROM held) = (SELECT count(*) FROM given))::text, TRUE);
