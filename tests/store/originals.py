@@ -86,14 +86,17 @@ CREATE TABLE {s}.scheduled_commands (
     execute_time BIGINT NOT NULL,
     UNIQUE(command_name, data)
 );
-CREATE INDEX idx_workflows_next_execution ON {s}.workflows (next_execution);
-CREATE INDEX idx_workflows_status ON {s}.workflows (status);
-CREATE INDEX idx_events_name_key ON {s}.events (event_name, event_key);
-CREATE INDEX idx_events_is_processed ON {s}.events (is_processed);
-CREATE INDEX idx_events_event_time ON {s}.events (event_time);
-CREATE INDEX idx_subscriptions_name_key ON {s}.event_subscriptions (event_name, event_key);
-CREATE INDEX idx_subscriptions_workflow ON {s}.event_subscriptions (workflow_id);
-CREATE INDEX idx_scheduled_commands_execute_time ON {s}.scheduled_commands (execute_time);
+"""
+
+INDEXES = """
+CREATE INDEX IF NOT EXISTS {i}_workflows_next_execution ON {s}.workflows (next_execution);
+CREATE INDEX IF NOT EXISTS {i}_workflows_status ON {s}.workflows (status);
+CREATE INDEX IF NOT EXISTS {i}_events_name_key ON {s}.events (event_name, event_key);
+CREATE INDEX IF NOT EXISTS {i}_events_is_processed ON {s}.events (is_processed);
+CREATE INDEX IF NOT EXISTS {i}_events_event_time ON {s}.events (event_time);
+CREATE INDEX IF NOT EXISTS {i}_subscriptions_name_key ON {s}.event_subscriptions (event_name, event_key);
+CREATE INDEX IF NOT EXISTS {i}_subscriptions_workflow ON {s}.event_subscriptions (workflow_id);
+CREATE INDEX IF NOT EXISTS {i}_scheduled_commands_execute_time ON {s}.scheduled_commands (execute_time);
 """
 
 SEQUENCES = """
@@ -116,30 +119,47 @@ DATA_TABLES = (
 class Original:
     """The original crate, as far as the database sees it: `age` 1 or 2, in a schema."""
 
-    def __init__(self, connection: psycopg.Connection[Any], age: int, schema: str = "wfc") -> None:
+    def __init__(
+        self,
+        connection: psycopg.Connection[Any],
+        age: int,
+        schema: str = "wfc",
+        prefix: str = "",
+    ) -> None:
         self._connection = connection
         self.age = age
         self.schema = schema
+        self.prefix = prefix
+
+    def _named(self, sql: str) -> bytes:
+        named = sql.replace("{s}.", f'"{self.schema}".{self.prefix}')
+        return named.replace("{s}", f'"{self.schema}"').encode()
 
     def run(self, sql: str, *params: object) -> list[dict[str, Any]]:
         """Run one of the original's statements."""
         with self._connection.cursor(row_factory=psycopg.rows.dict_row) as cursor:
-            cursor.execute(sql.replace("{s}", self.schema).encode(), params or None)
+            cursor.execute(self._named(sql), params or None)
             return cursor.fetchall() if cursor.description else []
 
     def create_tables(self) -> None:
         """Its schema, on an empty database."""
         second = self.age >= 2
         tables = TABLES.format(
-            s=self.schema,
+            s="{s}",
             second_age_columns="name TEXT NOT NULL UNIQUE, root_workflow_id TEXT,"
             if second
             else "",
             second_age_heartbeat=", last_heartbeat_at TIMESTAMPTZ" if second else "",
         )
-        self._connection.execute(tables.encode())
+        self._connection.execute(self._named(tables))
+        self.create_indexes()
         if second:
-            self._connection.execute(SEQUENCES.format(s=self.schema).encode())
+            self._connection.execute(self._named(SEQUENCES))
+
+    def create_indexes(self) -> None:
+        """Its indexes, where they are not there; on every start of a host of 1.11 for which its
+        migrations are not recorded in the schema, so also on a store that we have made."""
+        self._connection.execute(self._named(INDEXES.replace("{i}", self.prefix + "idx")))
 
     def create_workflow(self, id_: str, *, pointers: int = 0, data: object = None) -> None:
         """create_new_workflow."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,19 @@ from wfe.persistence.v1.workflow_pb2 import (
 from wfe_persistence.database import database_from
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.settings import Settings
-from wfe_persistence.store import command, commit, error_log, event, migrate, subscription, workflow
+from wfe_persistence.store import (
+    command,
+    commit,
+    error_log,
+    event,
+    migrate,
+    namespace_list,
+    subscription,
+    workflow,
+)
+from wfe_persistence.store.grants import grant
 from wfe_persistence.store.migrate import Migrated
+from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.paging import START
 from wfe_persistence.store.postgres.database import Database
 from wfe_persistence.store.postgres.source import ConnectionSource
@@ -251,9 +263,9 @@ async def test_a_schema_made_beforehand_needs_no_right_on_the_database(
 @pytest.mark.parametrize(
     ("schema", "prefix"),
     [
-        ("", ""), ("Wfc", ""), ("1wfc", ""), ("w-fc", ""), ('w"; DROP TABLE x', ""), ("w\0", ""),
+        ("", ""), ("1wfc", ""), ("w-fc", ""), ('w"; DROP TABLE x', ""), ("w\0", ""),
         ("pg_wfc", ""), ("information_schema", ""), ("w" * 64, ""), ("wfc", "A"), ("wfc", "a b"),
-        ("wfc", "pg_"), ("wfc", "p" * 30), ("wfç", ""),
+        ("wfc", "pg_"), ("wfc", "p" * 29), ("wfç", ""),
     ],
 )  # fmt: skip
 def test_bad_names_are_refused(schema: str, prefix: str) -> None:
@@ -264,15 +276,50 @@ def test_bad_names_are_refused(schema: str, prefix: str) -> None:
 async def test_the_longest_names_fit_uncut(
     database_url: str, connection: psycopg.Connection[Any]
 ) -> None:
-    prefix = "p" * 23
+    prefix = "p" * 28
     await migrate.migrate(ConnectionSource(database_url), Schema("s" * 63, prefix))
-    names = connection.execute(
-        "SELECT relname FROM pg_class WHERE relnamespace = %s::regnamespace", ["s" * 63]
-    ).fetchall()
-    assert max(len(name) for (name,) in names) == 63
-    assert f"{prefix}scheduled_commands_command_name_data_key" in {name for (name,) in names}
+    named = set(re.findall(r"\{prefix\}(\w+)", "".join(m.template for m in migrate.migrations())))
+    made = {name.removeprefix(prefix) for _, schema, name in objects(connection) if schema != "wfc"}
+    triggers = connection.execute("SELECT tgname FROM pg_trigger").fetchall()
+    made |= {name.removeprefix(prefix) for (name,) in triggers}
+    assert named - made == set()
     with pytest.raises(ValueError, match="prefix"):
         Schema("s", prefix + "p")
+
+
+async def test_every_name_that_the_original_allows_is_adopted(
+    database_url: str, connection: psycopg.Connection[Any]
+) -> None:
+    """A schema of mixed case, and the longest prefix with which its own indexes fit."""
+    original = Original(connection, 2, "Wfc_Prod", "p" * 28)
+    original.create_tables()
+    original.fill()
+    before = original.rows()
+    columns = {table: list(rows[0]) for table, rows in before.items()}
+    schema = Schema("Wfc_Prod", "p" * 28)
+    async with database_from(Settings(db_url=database_url, pool_size=2)) as database:
+        store = Store(database, schema, "default")
+        assert (await migrate.migrate(database.source, schema)).version == LATEST
+        assert original.rows(columns) == before
+        instance = await get_instance(store, "w0")
+        assert await persist(store, instance, 1) == 2
+        taken = make.instance(name="w1")
+        with pytest.raises(PersistenceError) as caught:
+            await workflow.create_new_workflow(store, taken)
+        assert caught.value.reason == ErrorReason.ERROR_REASON_NAME_TAKEN
+        await command.schedule_command(store, make.command())
+        await grant(database.source, schema, "pg_monitor")
+        namespaces = Namespaces(database, schema, migrate_on_use=True, max_namespaces=10)
+        await namespaces.create_namespace("shop")
+        listed = await namespace_list.list_namespaces(store, None, 10)
+        assert [n.schema for n in listed.items] == ["Wfc_Prod", "Wfc_Prod_shop"]
+        await namespaces.delete_namespace("shop", force=False)
+    assert schemas(connection, "Wfc%") == ["Wfc_Prod"]
+
+
+def schemas(connection: psycopg.Connection[Any], like: str) -> list[str]:
+    found = connection.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE %s", [like])
+    return [name for (name,) in found]
 
 
 @pytest.fixture(params=[1, 2], ids=["first age", "second age"])

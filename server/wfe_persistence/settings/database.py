@@ -70,8 +70,8 @@ class Database:
             directory=True,
         ),
     ] = field(default_factory=default_data_dir)
-    schema: Annotated[str, About("PostgreSQL schema of the tables.")] = DEFAULT_SCHEMA
-    table_prefix: Annotated[str, About("Prefix of all table names.", default_help="none")] = ""
+    schema: Annotated[str, About("PostgreSQL schema of the tables; upper and lower case count.")] = DEFAULT_SCHEMA
+    table_prefix: Annotated[str, About("Prefix of all table names, at most 28 bytes.", default_help="none")] = ""
     migrate: Annotated[
         bool,
         About("Apply pending migrations at startup. Otherwise wait until `migrate up` has run."),

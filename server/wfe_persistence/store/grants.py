@@ -31,12 +31,12 @@ BEGIN
     FOR found IN
         SELECT format('GRANT USAGE, SELECT, UPDATE ON SEQUENCE %s', c.oid::regclass)
         FROM pg_class c
-        WHERE c.relnamespace = '{{schema}}'::regnamespace AND c.relkind = 'S'
+        WHERE c.relnamespace = '"{{schema}}"'::regnamespace AND c.relkind = 'S'
             AND starts_with(c.relname, '{{prefix}}')
         UNION ALL
         SELECT format('GRANT EXECUTE ON FUNCTION %s', p.oid::regprocedure)
         FROM pg_proc p
-        WHERE p.pronamespace = '{{schema}}'::regnamespace AND starts_with(p.proname, '{{prefix}}')
+        WHERE p.pronamespace = '"{{schema}}"'::regnamespace AND starts_with(p.proname, '{{prefix}}')
     LOOP
         EXECUTE found || ' TO {{role_in_text}}';
     END LOOP;

@@ -275,8 +275,8 @@ async def _admit(connection: psycopg.AsyncConnection[Any], store: Store, most: i
 
 
 NAMESPACE_TABLES = """
-SELECT c.relname FROM pg_class c
-WHERE c.relnamespace = to_regnamespace(%s) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 """
 
 LOCK_NAMESPACE = f"""

@@ -15,10 +15,14 @@ MAX_IDENTIFIER_BYTES = 63
 DEFAULT_SCHEMA = "wfc"
 DEFAULT_NAMESPACE = "default"
 
-# The longest name of a table, index, function or trigger in the migrations.
-LONGEST_NAME = "scheduled_commands_command_name_data_key"
+# The longest name of a table, index, function or trigger that a migration gives. Longer ones that
+# PostgreSQL makes up itself, it shortens so that they stay apart; nothing here names them.
+LONGEST_NAME = "idx_scheduled_commands_execute_time"
 
-_IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]*")
+# What the original crate allows, so that every store of it can be adopted. It quotes the schema, but
+# creates tables without quotes and so with a prefix in lower case, in which it does not find them.
+_SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PREFIX = re.compile(r"[a-z_][a-z0-9_]*")
 _NAMESPACE = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _QUALIFIED = re.compile(r"\bwfc\.([a-z_]+)")
 
@@ -31,8 +35,8 @@ def is_namespace(name: str) -> bool:
 class Schema:
     """A PostgreSQL schema and a prefix for every name in it.
 
-    Raises ValueError unless both are plain identifiers (`[a-z_][a-z0-9_]*`), do not start with
-    `pg_`, and fit into 63 bytes (PostgreSQL silently truncates longer names).
+    Raises ValueError unless both are plain identifiers (`[A-Za-z_][A-Za-z0-9_]*`, the prefix in lower
+    case), do not start with `pg_`, and fit into 63 bytes (PostgreSQL silently truncates longer names).
 
     `owner` and `namespace` say whose store it is: that of the servers with `--schema OWNER`, under
     this name. As given to the constructor, a schema is its own owner's default namespace.
@@ -46,13 +50,13 @@ class Schema:
         owner: str | None = None,
         namespace: str = DEFAULT_NAMESPACE,
     ) -> None:
-        if not _IDENTIFIER.fullmatch(name):
-            raise ValueError(f"schema {name!r}: must match [a-z_][a-z0-9_]*")
+        if not _SCHEMA.fullmatch(name):
+            raise ValueError(f"schema {name!r}: must match [A-Za-z_][A-Za-z0-9_]*")
         if name.startswith("pg_") or name == "information_schema":
             raise ValueError(f"schema {name!r}: the name is reserved by PostgreSQL")
         if len(name) > MAX_IDENTIFIER_BYTES:
             raise ValueError(f"schema {name!r}: longer than {MAX_IDENTIFIER_BYTES} bytes")
-        if table_prefix and not _IDENTIFIER.fullmatch(table_prefix):
+        if table_prefix and not _PREFIX.fullmatch(table_prefix):
             raise ValueError(f"table prefix {table_prefix!r}: must match [a-z_][a-z0-9_]*")
         if table_prefix.startswith("pg_"):
             raise ValueError(f"table prefix {table_prefix!r}: pg_ is reserved by PostgreSQL")
