@@ -38,9 +38,10 @@ REMEDIES: Final = {
     "TRUNCATE_NOT_ALLOWED": "TruncateAll is for tests. Start the server with `--allow-truncate` if that is what it is "
     "for.",
     "SCHEMA_OUTDATED": "Run `wfe-persistence migrate up`, or call EnsureStoreExists, or start the server without "
-    "`--no-migrate`.",
+    "`--no-migrate`. What takes longer than `--migrate-seconds` waits for `migrate up` "
+    "([upgrading.md](upgrading.md#up)).",
     "SCHEMA_TOO_NEW": "This server is older than its store allows: upgrade it. `wfe-persistence migrate status` shows "
-    "both versions ([running.md](running.md#upgrading)).",
+    "both versions ([upgrading.md](upgrading.md#a-newer-store)).",
     "DATABASE_PERMISSION_DENIED": "Grant the server's role what it needs: `wfe-persistence migrate grants` prints it. "
     "The log names the statement.",
     "NAMESPACE_NOT_EMPTY": "Look at what is in it, then repeat with `force`. Tables and views that are not the server's "

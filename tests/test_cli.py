@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from tests.support.server import ServerProcess
-from wfe_persistence.store.migrate import migrations
+from wfe_persistence.store.migration_files import migrations
 
 COMMANDS = [
     "token create",
@@ -26,6 +26,8 @@ COMMANDS = [
     "config show",
     "migrate up",
     "migrate status",
+    "migrate plan",
+    "migrate down",
     "migrate sql",
     "retention show",
     "retention set",

@@ -34,7 +34,7 @@ from wfe.persistence.v1.workflow_pb2 import (
     GetWorkflowInstanceRequest,
 )
 from wfe_persistence import metrics
-from wfe_persistence.store.migrate import latest_version
+from wfe_persistence.store.migration_files import latest_version
 from wfe_persistence.store.tables import TABLES
 
 OPEN_METRICS: Final = "application/openmetrics-text; version=1.0.0"

@@ -122,11 +122,15 @@ class Server:
             self._database,
             Schema(settings.schema, settings.table_prefix),
             migrate_on_use=settings.migrate,
+            migrate_seconds=settings.migrate_seconds,
             max_namespaces=settings.max_namespaces,
         )
         metrics.NAMESPACES_LOADED.read = lambda: [((), namespaces.count_loaded())]
         self._readiness = Readiness(
-            namespaces.default, migrate=settings.migrate, allow_data_loss=settings.allow_data_loss
+            namespaces.default,
+            migrate=settings.migrate,
+            migrate_seconds=settings.migrate_seconds,
+            allow_data_loss=settings.allow_data_loss,
         )
         self._workers = Workers()
         self._waiters = waiters = Waiters()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib.metadata import version
 
-from wfe_persistence.store.migrate import latest_version
+from wfe_persistence.store.migration_files import latest_version
 
 
 def versions() -> dict[str, str]:

@@ -9,16 +9,18 @@ from functools import cache
 from pathlib import Path
 
 from wfe_persistence.cli import main
-from wfe_persistence.store import migrate
-from wfe_persistence.store.migrate import Migration
+from wfe_persistence.store import migration_files
+from wfe_persistence.store.migration_files import Migration
 
 
 @cache
 def migrations() -> tuple[Migration, ...]:
     """All migrations of the next release in order."""
-    return migrate.read_migrations(migrate.PACKAGED, Path(os.environ["NEXT_MIGRATIONS"]))
+    return migration_files.read_migrations(
+        migration_files.PACKAGED, Path(os.environ["NEXT_MIGRATIONS"])
+    )
 
 
 if __name__ == "__main__":
-    migrate.migrations = migrations
+    migration_files.migrations = migrations
     main(prog_name="wfe-persistence")

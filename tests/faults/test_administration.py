@@ -26,7 +26,7 @@ from wfe.persistence.v1.store_pb2 import (
     ListNamespacesRequest,
     TruncateAllRequest,
 )
-from wfe_persistence.store import migrate
+from wfe_persistence.store import migrate, migration_history
 from wfe_persistence.store.postgres.lane import CONNECTIONS, MAX_WAITING
 from wfe_persistence.store.postgres.source import ConnectionSource
 from wfe_persistence.store.schema import Schema
@@ -99,7 +99,7 @@ async def test_waiting_ends_at_the_deadline(
     """Two migrations wait for locks that somebody else holds, and hold up the lane."""
     with server(tmp_path / "log", database_url) as started, psycopg.connect(database_url) as locks:
         for name in ("wfc_a", "wfc_b"):
-            locks.execute(migrate.LOCK_MIGRATIONS, [name])
+            locks.execute(migration_history.LOCK_MIGRATIONS, [name])
         async with connect(started.address) as channel:
             api = Api(channel)
             held = [asyncio.create_task(create(api, name)) for name in ("a", "a", "a", "b", "b")]

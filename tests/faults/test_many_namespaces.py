@@ -25,13 +25,13 @@ from wfe.persistence.v1.store_pb2 import (
     GetStoreInfoRequest,
     ListNamespacesRequest,
 )
-from wfe_persistence.store import migrate
+from wfe_persistence.store import migration_files, migration_history
 from wfe_persistence.store.schema import Schema
 
 # With the fault of test_planted, if there is one.
 MODULE = "tests.faults.faulty_server" if "FAULT" in os.environ else "wfe_persistence"
 
-LATEST = migrate.latest_version()
+LATEST = migration_files.latest_version()
 
 
 @pytest.fixture
@@ -43,14 +43,15 @@ def database(database_url: str) -> Iterator[psycopg.Connection[Any]]:
 
 def make_old(database: psycopg.Connection[Any], *names: str) -> None:
     """Namespaces as the first version of the schema made them."""
-    first = migrate.migrations()[0]
+    first = migration_files.migrations()[0]
     for name in names:
         schema = Schema().for_namespace(name)
         database.execute(f'CREATE SCHEMA "{schema.name}"'.encode())
-        for sql in (migrate.CREATE_MIGRATIONS_TABLE, first.sql(schema)):
+        for sql in (migration_history.CREATE_MIGRATIONS_TABLE, first.sql(schema)):
             database.execute(schema.qualify(sql).encode())
         database.execute(
-            schema.qualify(migrate.RECORD_MIGRATION).encode(), migrate.record_values(first)
+            schema.qualify(migration_history.RECORD_MIGRATION).encode(),
+            migration_history.record_values(first),
         )
 
 

@@ -26,7 +26,7 @@ from wfe.persistence.v1.store_pb2 import (
     GetStoreInfoRequest,
     ListNamespacesRequest,
 )
-from wfe_persistence.store import migrate
+from wfe_persistence.store import migration_files, migration_history
 from wfe_persistence.store.schema import Schema
 
 # With the fault of test_planted, if there is one.
@@ -45,11 +45,12 @@ def database(database_url: str) -> Iterator[psycopg.Connection[Any]]:
 def make_old(database: psycopg.Connection[Any], schema: Schema, version: int = 3) -> None:
     """A store as servers made it that did not record owners."""
     database.execute(f'CREATE SCHEMA "{schema.name}"'.encode())
-    database.execute(schema.qualify(migrate.CREATE_MIGRATIONS_TABLE).encode())
-    for old in migrate.migrations()[:version]:
+    database.execute(schema.qualify(migration_history.CREATE_MIGRATIONS_TABLE).encode())
+    for old in migration_files.migrations()[:version]:
         database.execute(old.sql(schema).encode())
         database.execute(
-            schema.qualify(migrate.RECORD_MIGRATION).encode(), migrate.record_values(old)
+            schema.qualify(migration_history.RECORD_MIGRATION).encode(),
+            migration_history.record_values(old),
         )
 
 

@@ -22,7 +22,10 @@ from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.database import database_from
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.settings import Settings
-from wfe_persistence.store.migrate import INDEPENDENT, LOCK_MIGRATIONS, migrate, migrations
+from wfe_persistence.store.administration import INDEPENDENT
+from wfe_persistence.store.migrate import migrate
+from wfe_persistence.store.migration_files import migrations
+from wfe_persistence.store.migration_history import LOCK_MIGRATIONS
 from wfe_persistence.store.postgres.source import ConnectionSource
 from wfe_persistence.store.rows import read_int8
 from wfe_persistence.store.schema import Schema

@@ -11,7 +11,7 @@ from tests.support import make
 from tests.support.api import Api, connect
 from tests.support.expect import eventually, fails, failure_of
 from tests.support.server import ServerProcess
-from wfe_persistence.store import migrate
+from wfe_persistence.store import migration_history
 
 
 async def test_calls_while_the_store_is_made_may_be_tried_again(
@@ -19,7 +19,7 @@ async def test_calls_while_the_store_is_made_may_be_tried_again(
 ) -> None:
     server = ServerProcess(tmp_path / "log", "--db-url", database_url)
     with psycopg.connect(database_url) as another:
-        another.execute(migrate.LOCK_MIGRATIONS.encode(), ["wfc"])
+        another.execute(migration_history.LOCK_MIGRATIONS.encode(), ["wfc"])
         await asyncio.to_thread(server.start)
         try:
             async with connect(server.address) as channel:

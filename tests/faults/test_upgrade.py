@@ -30,11 +30,11 @@ from tests.support.api import Api, connect
 from tests.support.expect import eventually, fails, failure_of, read_failure
 from tests.support.server import ServerProcess
 from wfe.persistence.v1.store_pb2 import CreateNamespaceRequest, GetStoreInfoResponse
-from wfe_persistence.store import migrate
+from wfe_persistence.store import migration_files
 
 Answer = TypeVar("Answer")
 
-LATEST = migrate.latest_version()
+LATEST = migration_files.latest_version()
 NEXT = "tests.faults.next_release_server"
 NAMESPACES = ("default", "shop")
 

@@ -94,9 +94,11 @@ CREATE INDEX IF NOT EXISTS {i}_workflows_status ON {s}.workflows (status);
 CREATE INDEX IF NOT EXISTS {i}_events_name_key ON {s}.events (event_name, event_key);
 CREATE INDEX IF NOT EXISTS {i}_events_is_processed ON {s}.events (is_processed);
 CREATE INDEX IF NOT EXISTS {i}_events_event_time ON {s}.events (event_time);
-CREATE INDEX IF NOT EXISTS {i}_subscriptions_name_key ON {s}.event_subscriptions (event_name, event_key);
+CREATE INDEX IF NOT EXISTS {i}_subscriptions_name_key
+    ON {s}.event_subscriptions (event_name, event_key);
 CREATE INDEX IF NOT EXISTS {i}_subscriptions_workflow ON {s}.event_subscriptions (workflow_id);
-CREATE INDEX IF NOT EXISTS {i}_scheduled_commands_execute_time ON {s}.scheduled_commands (execute_time);
+CREATE INDEX IF NOT EXISTS {i}_scheduled_commands_execute_time
+    ON {s}.scheduled_commands (execute_time);
 """
 
 SEQUENCES = """

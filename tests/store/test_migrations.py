@@ -30,6 +30,8 @@ from wfe_persistence.store import (
     error_log,
     event,
     migrate,
+    migration_files,
+    migration_history,
     namespace_list,
     subscription,
     workflow,
@@ -44,8 +46,8 @@ from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import Store
 
-LATEST = migrate.latest_version()
-OLDEST = migrate.migrations()[-1].oldest_server
+LATEST = migration_files.latest_version()
+OLDEST = migration_files.migrations()[-1].oldest_server
 
 OBJECTS = """
 SELECT 'relation', n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
@@ -98,9 +100,9 @@ async def test_a_second_run_changes_nothing(
     schema = Schema()
     source = ConnectionSource(database_url)
     migrated = await migrate.migrate(source, schema)
-    assert migrated.applied == [m.name for m in migrate.migrations()]
+    assert migrated.applied == [m.name for m in migration_files.migrations()]
     before = objects(connection)
-    assert await migrate.migrate(source, schema) == Migrated(migrate.latest_version(), [])
+    assert await migrate.migrate(source, schema) == Migrated(migration_files.latest_version(), [])
     assert objects(connection) == before
 
 
@@ -108,7 +110,7 @@ async def test_twenty_at_once_on_an_empty_database_all_succeed(database_url: str
     source = ConnectionSource(database_url)
     runs = await asyncio.gather(*(migrate.migrate(source, Schema()) for _ in range(20)))
     names = [name for run in runs for name in run.applied]
-    assert sorted(names) == [m.name for m in migrate.migrations()]
+    assert sorted(names) == [m.name for m in migration_files.migrations()]
 
 
 async def test_stores_with_different_prefixes_share_a_schema(database_url: str) -> None:
@@ -183,9 +185,12 @@ def test_a_migration_states_the_oldest_server_that_may_go_on(
     file = tmp_path / f"{LATEST + 1:04}_next.sql"
     file.write_text(text)
     with pytest.raises(AssertionError, match=message):
-        migrate.read_migrations(migrate.PACKAGED, tmp_path)
+        migration_files.read_migrations(migration_files.PACKAGED, tmp_path)
     file.write_text(migration(LATEST + 1, LATEST))
-    assert migrate.read_migrations(migrate.PACKAGED, tmp_path)[-1].oldest_server == LATEST
+    assert (
+        migration_files.read_migrations(migration_files.PACKAGED, tmp_path)[-1].oldest_server
+        == LATEST
+    )
 
 
 async def test_a_newer_store_is_used_if_its_newest_migration_says_so(
@@ -213,21 +218,21 @@ async def test_a_store_of_servers_that_stated_nothing_is_migrated(
 ) -> None:
     """Their table of migrations has no column for it, and their statements go on to work."""
     connection.execute("ALTER TABLE wfc.wfe_migrations DROP COLUMN oldest_server")
-    assert await migrate.schema_version(store) == (LATEST, LATEST)
-    [*_, last] = await migrate.applied_migrations(store.database, store.schema)
+    assert await migration_history.schema_version(store) == (LATEST, LATEST)
+    [*_, last] = await migration_history.applied_migrations(store.database, store.schema)
     assert last.oldest_server == LATEST
 
-    next_one = migrate.Migration(LATEST + 1, "next", migration(LATEST + 1, LATEST))
-    known = migrate.migrations()
+    next_one = migration_files.Migration(LATEST + 1, "next", migration(LATEST + 1, LATEST))
+    known = migration_files.migrations()
     with monkeypatch.context() as patched:
-        patched.setattr(migrate, "migrations", lambda: (*known, next_one))
+        patched.setattr(migration_files, "migrations", lambda: (*known, next_one))
         migrated = await migrate.migrate(store.database, store.schema)
     assert migrated == Migrated(LATEST + 1, ["next"])
-    assert await migrate.schema_version(store) == (LATEST + 1, LATEST)
+    assert await migration_history.schema_version(store) == (LATEST + 1, LATEST)
     connection.execute(
         "INSERT INTO wfc.wfe_migrations (version, name, checksum) VALUES (999, '', '')"
     )
-    assert await migrate.schema_version(store) == (999, 999)
+    assert await migration_history.schema_version(store) == (999, 999)
 
 
 async def test_a_changed_migration_is_noticed(
@@ -278,7 +283,9 @@ async def test_the_longest_names_fit_uncut(
 ) -> None:
     prefix = "p" * 28
     await migrate.migrate(ConnectionSource(database_url), Schema("s" * 63, prefix))
-    named = set(re.findall(r"\{prefix\}(\w+)", "".join(m.template for m in migrate.migrations())))
+    named = set(
+        re.findall(r"\{prefix\}(\w+)", "".join(m.template for m in migration_files.migrations()))
+    )
     made = {name.removeprefix(prefix) for _, schema, name in objects(connection) if schema != "wfc"}
     triggers = connection.execute("SELECT tgname FROM pg_trigger").fetchall()
     made |= {name.removeprefix(prefix) for (name,) in triggers}

@@ -1,4 +1,4 @@
-"""`wfe-persistence migrate up | status | sql`."""
+"""`wfe-persistence migrate up | plan | down | status | grants | sql`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wfe_persistence.settings import Settings
 from wfe_persistence.store.schema import DEFAULT_NAMESPACE, Schema, is_namespace
 
 if TYPE_CHECKING:
-    from wfe_persistence.store.migrate import Applied
+    from wfe_persistence.store.migration_history import Applied
     from wfe_persistence.store.namespace import Outcomes
 
 
@@ -46,7 +46,7 @@ def up(settings: Settings, grant_to: str | None) -> None:
       wfe-persistence migrate up --db-url postgresql://owner@db.example/wfe --grant-to wfe_server
     """
     from wfe_persistence.errors import PersistenceError
-    from wfe_persistence.store.migrate import latest_version
+    from wfe_persistence.store.migration_files import latest_version
 
     log_to_stderr(settings)
     with open_database(settings) as database:
@@ -97,7 +97,8 @@ def status(settings: Settings) -> None:
     """
     from wfe_persistence.database import source_from
     from wfe_persistence.errors import PersistenceError
-    from wfe_persistence.store.migrate import applied_migrations, latest_version, migrations
+    from wfe_persistence.store.migration_files import latest_version, migrations
+    from wfe_persistence.store.migration_history import applied_migrations
 
     log_to_stderr(settings)
     schema = Schema(settings.schema, settings.table_prefix)
@@ -159,13 +160,119 @@ def grants(settings: Settings, role: str, namespace: str) -> None:
 
 @migrate.command()
 @click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Form of the output.",
+)
+@settings_options(*DATABASE_SETTINGS, "migrate_seconds")
+def plan(settings: Settings, form: str) -> None:
+    """Show what pending migrations would do in each namespace; nothing is changed.
+
+    For each: the indexes that are built before it and hold up nobody, the tables that it locks,
+    whom that holds up, and for how long, reckoned from their sizes and measured rates.
+
+    \b
+    Examples:
+      wfe-persistence migrate plan --db-url postgresql://wfe@db.example/wfe
+      wfe-persistence migrate plan --db-url postgresql://wfe@db.example/wfe --format json
+    """
+    from wfe_persistence.cli import migration_plan
+    from wfe_persistence.errors import PersistenceError
+
+    log_to_stderr(settings)
+    with open_database(settings) as database:
+        try:
+            plans = run(database, migration_plan.reckon_all(database.settings))
+        except PersistenceError as exc:
+            raise click.ClickException(exc.in_full) from exc
+    show = migration_plan.as_json if form == "json" else migration_plan.as_text
+    click.echo(show(plans, settings.migrate_seconds))
+
+
+@migrate.command()
+@click.option(
+    "--to",
+    "version",
+    type=click.IntRange(min=0),
+    required=True,
+    metavar="VERSION",
+    help="Schema version to go back to: that before the newest one of the store.",
+)
+@settings_options(*DATABASE_SETTINGS)
+def down(settings: Settings, version: int) -> None:
+    """Take back the newest migration in every namespace, where nothing would be lost.
+
+    It is the newer release that can do this. Stop its servers first, or they will report that the
+    store is outdated. If something would be lost in any namespace, nothing is changed. Servers do
+    not apply the migration again by themselves, only `migrate up` does.
+
+    \b
+    Example: wfe-persistence migrate down --to 10 --db-url postgresql://wfe@db.example/wfe
+    """
+    log_to_stderr(settings)
+    with open_database(settings) as database:
+        refused, taken_back = run(database, _take_back_all(database.settings, version))
+    for name, why in refused.items():
+        click.echo(f"{name}: {why}", err=True)
+    for name, migration in taken_back.items():
+        click.echo(f"{name}: took back {migration}" if migration else f"{name}: is at {version}")
+    sys.exit(bool(refused))
+
+
+async def _take_back_all(
+    settings: Settings, version: int
+) -> tuple[dict[str, str], dict[str, str | None]]:
+    """By namespace: why it is not taken back; and which migration was taken back."""
+    from wfe_persistence.database import database_from, source_from
+    from wfe_persistence.errors import PersistenceError
+    from wfe_persistence.store import namespace, take_back
+    from wfe_persistence.store.tables import Store
+
+    schema = Schema(settings.schema, settings.table_prefix)
+    source = source_from(settings)
+    refused: dict[str, str] = {}
+    done: dict[str, str | None] = {}
+    try:
+        async with database_from(replace(settings, pool_size=1)) as database:
+            names = await namespace.all_names(Store(database, schema, DEFAULT_NAMESPACE))
+    except PersistenceError as exc:
+        return {DEFAULT_NAMESPACE: exc.in_full}, done
+    for name in names:
+        try:
+            found = await take_back.obstacle(source, schema.for_namespace(name), version)
+            if found:
+                refused[name] = str(found)
+        except (PersistenceError, take_back.NotTakenBackError) as exc:
+            refused[name] = _in_full(exc)
+    for name in () if refused else names:
+        try:
+            done[name] = await take_back.take_back(source, schema.for_namespace(name), version)
+        except (PersistenceError, take_back.NotTakenBackError) as exc:
+            refused[name] = _in_full(exc)
+    return refused, done
+
+
+def _in_full(error: Exception) -> str:
+    return getattr(error, "in_full", str(error))
+
+
+@migrate.command()
+@click.option(
     "--from", "first", type=int, default=1, show_default=True, help="First version to print."
 )
 @click.option(
     "--namespace", default=DEFAULT_NAMESPACE, show_default=True, help="Namespace to migrate."
 )
+@click.option(
+    "--concurrently",
+    is_flag=True,
+    help="Build indexes without holding up writes; not in a single transaction then.",
+)
 @settings_options("schema", "table_prefix")
-def sql(settings: Settings, first: int, namespace: str) -> None:
+def sql(settings: Settings, first: int, namespace: str, *, concurrently: bool) -> None:
     """Print the migrations of one namespace as one SQL script.
 
     For administrators who apply it themselves.
@@ -175,7 +282,8 @@ def sql(settings: Settings, first: int, namespace: str) -> None:
     """
     from wfe_persistence.store.migrate import script
 
-    click.echo(script(_schema_of(settings, namespace), first), nl=False)
+    schema = _schema_of(settings, namespace)
+    click.echo(script(schema, first, concurrently=concurrently), nl=False)
 
 
 def _schema_of(settings: Settings, namespace: str) -> Schema:

@@ -15,7 +15,8 @@ from wfe_persistence.rpc.check import Check, read_back
 from wfe_persistence.store import (
     admin,
     error_log,
-    migrate,
+    migration_files,
+    migration_history,
     namespace_list,
     readiness,
     retention,
@@ -31,7 +32,9 @@ class StoreService:
         self, request: pb.EnsureStoreExistsRequest, call: Call
     ) -> pb.EnsureStoreExistsResponse:
         """Create the store or migrate it."""
-        migrated = await readiness.ensure_store_exists(call.store)
+        migrated = await readiness.ensure_store_exists(
+            call.store, call.env.namespaces.migrate_seconds
+        )
         return pb.EnsureStoreExistsResponse(
             schema_version=migrated.version, applied_migrations=migrated.applied
         )
@@ -70,8 +73,8 @@ class StoreService:
             postgres_version=database.version,
             namespace=call.store.namespace,
             schema=call.store.schema.name,
-            schema_version=(await migrate.schema_version(call.store)).number,
-            latest_schema_version=migrate.latest_version(),
+            schema_version=(await migration_history.schema_version(call.store)).number,
+            latest_schema_version=migration_files.latest_version(),
             capabilities=pb.Capabilities(
                 scheduled_commands=True,
                 truncate_all=call.env.allow_truncate,

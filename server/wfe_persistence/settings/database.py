@@ -70,12 +70,24 @@ class Database:
             directory=True,
         ),
     ] = field(default_factory=default_data_dir)
-    schema: Annotated[str, About("PostgreSQL schema of the tables; upper and lower case count.")] = DEFAULT_SCHEMA
-    table_prefix: Annotated[str, About("Prefix of all table names, at most 28 bytes.", default_help="none")] = ""
+    schema: Annotated[
+        str, About("PostgreSQL schema of the tables; upper and lower case count.")
+    ] = DEFAULT_SCHEMA
+    table_prefix: Annotated[
+        str, About("Prefix of all table names, at most 28 bytes.", default_help="none")
+    ] = ""
     migrate: Annotated[
         bool,
         About("Apply pending migrations at startup. Otherwise wait until `migrate up` has run."),
     ] = True
+    migrate_seconds: Annotated[
+        float,
+        About(
+            "How long pending migrations may take for a server to apply them by itself, as "
+            "`migrate plan` reckons (seconds). Longer ones wait until `migrate up` has run.",
+            minimum=0,
+        ),
+    ] = 10.0
     allow_data_loss: Annotated[
         bool, About("Accept a database with fsync or synchronous_commit off.")
     ] = False

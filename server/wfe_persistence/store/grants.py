@@ -10,8 +10,8 @@ import psycopg
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
+from wfe_persistence.store.administration import connect
 from wfe_persistence.store.columns import sql_list
-from wfe_persistence.store.migrate import connect
 from wfe_persistence.store.postgres.reachability import why
 from wfe_persistence.store.postgres.source import Connector
 from wfe_persistence.store.schema import MAX_IDENTIFIER_BYTES, Schema

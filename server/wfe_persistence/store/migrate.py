@@ -6,6 +6,10 @@ leaves nothing half done. The lock is held until the transaction ends and is tak
 is created (`CREATE ... IF NOT EXISTS` alone is subject to races). Checksums detect a store that was
 migrated by other files.
 
+Whoever waits for the lock of a table holds up all that come after him. So a migration waits for a
+short time, and gives way and tries again for as long as it takes. Indexes of large tables are built
+before it, without any such lock (`online.py`).
+
 Servers of different releases use one store while they are upgraded one by one. So a migration says
 which is the oldest server that may go on using the store, and that is recorded with it: there a
 server reads of a migration that it does not know whether it may go on.
@@ -13,84 +17,42 @@ server reads of a migration that it does not know whether it may go on.
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 import logging
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import random
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
-from functools import cache
-from importlib import resources
-from importlib.resources.abc import Traversable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import psycopg
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
-from wfe_persistence.store import owner
+from wfe_persistence.store import (
+    migration_files,
+    migration_history,
+    migration_plan,
+    online,
+    original_indexes,
+    owner,
+)
+from wfe_persistence.store.administration import INDEPENDENT, connect, wait_briefly
+from wfe_persistence.store.migration_files import Migration
+from wfe_persistence.store.migration_history import LOCK_MIGRATIONS, Applied, record_values
 from wfe_persistence.store.owner import Owner
 from wfe_persistence.store.postgres.reachability import why
 from wfe_persistence.store.postgres.source import Connector
-from wfe_persistence.store.postgres.sqlstate import refusal
-from wfe_persistence.store.rows import read_int4
 from wfe_persistence.store.schema import Schema
-from wfe_persistence.store.tables import MIGRATIONS_TABLE, Store
+from wfe_persistence.store.tables import MIGRATIONS_TABLE
 
 log = logging.getLogger(__name__)
 
 Admission = Callable[[psycopg.AsyncConnection[Any]], Awaitable[None]]
 """Called in the transaction that creates a store, before it is created; raises what forbids it."""
 
-_FILE_NAME: Final = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
-_OLDEST_SERVER: Final = re.compile(r"^-- oldest server: (\d+)$", re.MULTILINE)
-
-# Those before it were released without a statement.
-_FIRST_THAT_STATES: Final = 5
-
-PACKAGED: Final = resources.files("wfe_persistence.store").joinpath("migrations")
-"""The directory of this release's migrations."""
-
-
-@dataclass(frozen=True, slots=True)
-class Migration:
-    """One file of `migrations/`."""
-
-    version: int
-    name: str
-    template: str
-
-    @property
-    def checksum(self) -> str:
-        """The checksum of the file before it is bound to a schema: the same for every store."""
-        return hashlib.sha256(self.template.encode()).hexdigest()
-
-    @property
-    def oldest_server(self) -> int:
-        """The schema version of the oldest server that may go on using the store."""
-        stated = _OLDEST_SERVER.search(self.template)
-        if stated is None:
-            assert self.version < _FIRST_THAT_STATES, (
-                f"{self.name} does not state its oldest server"
-            )
-            return self.version
-        return int(stated[1])
-
-    def sql(self, schema: Schema) -> str:
-        """The SQL for this schema."""
-        return schema.qualify(self.template.replace("{prefix}", schema.table_prefix))
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """A row of the table of applied migrations."""
-
-    version: int
-    name: str
-    checksum: str
-    applied_at: datetime
-    oldest_server: int
+_FIRST_PAUSE: Final = 0.5
+_LONGEST_PAUSE: Final = 10.0
+_SAY_AGAIN_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,136 +63,22 @@ class Migrated:
     applied: list[str]
 
 
-def read_migrations(*directories: Traversable) -> tuple[Migration, ...]:
-    """The migrations in these directories in order; they are numbered from 1 without gaps."""
-    found = []
-    for file in (file for directory in directories for file in directory.iterdir()):
-        if match := _FILE_NAME.fullmatch(file.name):
-            name = file.name.removesuffix(".sql")
-            found.append(Migration(int(match[1]), name, file.read_text("utf-8")))
-    found.sort(key=lambda migration: migration.version)
-    assert [m.version for m in found] == list(range(1, len(found) + 1))
-    oldest = [0, *(m.oldest_server for m in found)]
-    assert oldest == sorted(oldest), "who may not use the store will not be able to later"
-    assert all(m.oldest_server <= m.version for m in found), "it would lock out its own servers"
-    return tuple(found)
-
-
-@cache
-def migrations() -> tuple[Migration, ...]:
-    """All migrations of this release in order."""
-    return read_migrations(PACKAGED)
-
-
-def latest_version() -> int:
-    """The schema version of this server: that of the newest migration that it knows."""
-    return len(migrations())
-
-
-class SchemaVersion(NamedTuple):
-    """The version of a store's schema, and of the oldest server that may use it."""
-
-    number: int
-    """That of the newest migration; 0: the store is not created yet."""
-    oldest_server: int
-
-    @property
-    def is_outdated(self) -> bool:
-        """Whether this server needs a newer one."""
-        return self.number < latest_version()
-
-    @property
-    def is_newer(self) -> bool:
-        """Whether a newer server has migrated the store."""
-        return self.number > latest_version()
-
-    def check_usable(self) -> None:
-        """Raise SCHEMA_TOO_NEW if this server is too old for the store."""
-        if self.is_newer and self.oldest_server > latest_version():
-            raise PersistenceError(
-                ErrorReason.ERROR_REASON_SCHEMA_TOO_NEW,
-                f"the store has schema version {self.number}, which only servers of schema version "
-                f"{self.oldest_server} or newer may use; this one has {latest_version()}: use a "
-                "newer server",
-                metadata={
-                    "schema_version": str(self.number),
-                    "oldest_server": str(self.oldest_server),
-                    "latest_version": str(latest_version()),
-                },
-            )
-
-
-# Read through JSON because the column is missing in tables made by servers that stated nothing:
-# then none but those with this version may use the store.
-_OLDEST_SERVER_COLUMN: Final = (
-    "coalesce((to_jsonb(wfe_migrations) ->> 'oldest_server')::int, version)"
-)
-
-SCHEMA_VERSION = f"""
-SELECT version, {_OLDEST_SERVER_COLUMN}
-FROM wfc.wfe_migrations AS wfe_migrations ORDER BY version DESC LIMIT 1
-"""
-
-
-async def schema_version(store: Store) -> SchemaVersion:
-    """The schema version of a store."""
-    try:
-        row = await store.read_once(SCHEMA_VERSION)
-    except PersistenceError as exc:
-        if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED:
-            return SchemaVersion(0, 0)
-        raise
-    if row.ntuples == 0:
-        return SchemaVersion(0, 0)
-    return SchemaVersion(read_int4(row.get_value(0, 0)), read_int4(row.get_value(0, 1)))
-
-
-LOCK_MIGRATIONS = """
-SELECT pg_advisory_xact_lock(hashtextextended('wfe-persistence ' || current_database() || %s, 0))
-"""
-
-# What the role or the database may have set, and a migration must not depend on: it may take long,
-# and its functions are those of PostgreSQL. For this transaction only; the names that this
-# PostgreSQL has.
-INDEPENDENT = """
-SELECT set_config(name, value, true)
-FROM pg_settings JOIN (VALUES ('statement_timeout', '0'), ('transaction_timeout', '0'),
-    ('idle_in_transaction_session_timeout', '0'), ('search_path', 'pg_catalog'),
-    ('standard_conforming_strings', 'on')) AS wanted (name, value) USING (name)
-"""
-
 SCHEMA_AND_TABLE_EXIST = """
 SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %s), to_regclass(%s) IS NOT NULL
 """
 
-CREATE_MIGRATIONS_TABLE = """
-CREATE TABLE IF NOT EXISTS wfc.wfe_migrations (
-    version int PRIMARY KEY,
-    name text NOT NULL,
-    checksum text NOT NULL,
-    applied_at timestamptz NOT NULL DEFAULT now(),
-    oldest_server int
-)
-"""
-
-STATES_OLDEST_SERVER = """
-SELECT EXISTS (SELECT FROM pg_attribute
-    WHERE attrelid = 'wfc.wfe_migrations'::regclass AND attname = 'oldest_server')
-"""
-
-# No migration adds the column: its version would end the servers of the releases that know nothing
-# of this. They go on with the column, and leave it NULL.
-ADD_OLDEST_SERVER = """
-ALTER TABLE wfc.wfe_migrations ADD COLUMN IF NOT EXISTS oldest_server int
-"""
-
-APPLIED_MIGRATIONS = f"""
-SELECT version, name, checksum, applied_at, {_OLDEST_SERVER_COLUMN}
-FROM wfc.wfe_migrations AS wfe_migrations ORDER BY version
-"""
-
-RECORD_MIGRATION = """
-INSERT INTO wfc.wfe_migrations (version, name, checksum, oldest_server) VALUES (%s, %s, %s, %s)
+# Who uses tables of the schema for longest.
+OLDEST_USER = """
+SELECT a.pid, coalesce(a.usename, '?'), coalesce(a.application_name, '?'),
+    extract(epoch FROM clock_timestamp() - a.xact_start)::float8
+FROM pg_stat_activity a
+WHERE a.pid IN (
+    SELECT l.pid FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = %s
+        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+) AND a.pid <> pg_backend_pid()
+ORDER BY a.xact_start LIMIT 1
 """
 
 
@@ -240,16 +88,20 @@ async def migrate(
     *,
     claim: bool = True,
     admit: Admission | None = None,
+    unattended: float | None = None,
 ) -> Migrated:
     """Apply the missing migrations on a separate connection. A newer store is left as it is.
 
-    A store that has no owner yet gets `schema`'s, unless `claim` is false. Raises SCHEMA_TOO_NEW
-    for a newer store that this server may not use; STORE_NOT_OWNED, having changed nothing, if it
-    has another owner; and SCHEMA_OUTDATED if PostgreSQL rejects a migration, because of a
-    conflicting object for example.
+    A store that has no owner yet gets `schema`'s, unless `claim` is false. `unattended`: nobody has
+    ordered it, so it is not done if it is reckoned to take more than so many seconds, or after one
+    was taken back. None: whatever it takes.
+
+    Raises SCHEMA_TOO_NEW for a newer store that this server may not use; STORE_NOT_OWNED, having
+    changed nothing, if it has another owner; and SCHEMA_OUTDATED if PostgreSQL rejects a migration,
+    because of a conflicting object for example, or if it is left to `migrate up`.
     """
     try:
-        return await _migrate(connector, schema, claim, admit)
+        return await _migrate(connector, schema, claim, admit, unattended)
     except psycopg.Error as exc:
         log.error(  # noqa: TRY400
             "schema %s: migration failed: %s", schema.name, why(exc)
@@ -262,47 +114,177 @@ async def migrate(
 
 
 async def _migrate(
-    connector: Connector, schema: Schema, claim: bool, admit: Admission | None
+    connector: Connector,
+    schema: Schema,
+    claim: bool,
+    admit: Admission | None,
+    unattended: float | None,
 ) -> Migrated:
     done: list[str] = []
+    giving_way = _GivingWay(schema)
     async with connect(connector) as connection:
+        if unattended is not None:
+            await _leave_to_operator(connection, schema, unattended)
         while True:
-            async with connection.transaction():
-                await connection.execute(INDEPENDENT)
-                await connection.execute(LOCK_MIGRATIONS, [schema.name])
-                await _create_schema(connection, schema)
-                applied = await _applied(connection, schema)
-                _check(applied)
-                if not applied and admit is not None:
-                    await admit(connection)
-                is_new = not applied or applied[0].name in done
-                has_owner = await _has_owner(connection, schema, len(applied))
-                if len(applied) >= latest_version():
-                    if not has_owner:
-                        await _without_owner(connection, schema, claim)
-                    return Migrated(applied[-1].version, done)
-                if not await _states_oldest_server(connection, schema):
-                    # In a transaction of its own: servers that look for the version would wait
-                    # for the end of the migration.
-                    await connection.execute(schema.qualify(ADD_OLDEST_SERVER).encode())
-                    continue
-                migration = migrations()[len(applied)]
-                await connection.execute(migration.sql(schema).encode())
-                await connection.execute(
-                    schema.qualify(RECORD_MIGRATION).encode(), record_values(migration)
-                )
-                if is_new and migration.version == owner.FIRST_VERSION:
-                    await connection.execute(owner.claim_statement(schema).encode())
-            done.append(migration.name)
+            try:
+                await _build_online(connector, connection, schema)
+                applied = await _step(connection, schema, claim, admit, done)
+            except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as exc:
+                await giving_way.pause(connection, exc)
+                continue
+            if applied is not None:
+                break
+        await migration_plan.analyze(connection, schema, done)
+        if applied.version == migration_files.latest_version():
+            await original_indexes.drop(connection, schema)
+    return Migrated(applied.version, done)
 
 
-def record_values(migration: Migration) -> tuple[int, str, str, int]:
-    """The parameters of RECORD_MIGRATION."""
-    return migration.version, migration.name, migration.checksum, migration.oldest_server
+async def _step(
+    connection: psycopg.AsyncConnection[Any],
+    schema: Schema,
+    claim: bool,
+    admit: Admission | None,
+    done: list[str],
+) -> Applied | None:
+    """Apply the next migration; returns the newest one if there is none to be applied."""
+    async with connection.transaction():
+        await connection.execute(INDEPENDENT)
+        await connection.execute(LOCK_MIGRATIONS, [schema.name])
+        await wait_briefly(connection)
+        await _create_schema(connection, schema)
+        applied = await migration_history.read_applied(connection, schema)
+        migration_history.check(applied)
+        if not applied and admit is not None:
+            await admit(connection)
+        is_new = not applied or applied[0].name in done
+        has_owner = await _has_owner(connection, schema, len(applied))
+        if len(applied) >= migration_files.latest_version():
+            if not has_owner:
+                await _without_owner(connection, schema, claim)
+            return applied[-1]
+        if not await _states_oldest_server(connection, schema):
+            # In a transaction of its own: servers that look for the version would wait for the end
+            # of the migration.
+            await connection.execute(schema.qualify(migration_history.ADD_OLDEST_SERVER).encode())
+            return None
+        migration = migration_files.migrations()[len(applied)]
+        await _apply(connection, schema, migration)
+        if is_new and migration.version == owner.FIRST_VERSION:
+            await connection.execute(owner.claim_statement(schema).encode())
+    done.append(migration.name)
+    return None
+
+
+async def _apply(
+    connection: psycopg.AsyncConnection[Any], schema: Schema, migration: Migration
+) -> None:
+    built = await online.state(connection, schema, migration.indexes)
+    for index in migration.indexes:
+        if built.get(index.name) is False:
+            # It was interrupted, and then the table became a small one.
+            await connection.execute(index.drop(schema, concurrently=False).encode())
+            del built[index.name]
+    await connection.execute(migration.sql(schema, built=built).encode())
+    await connection.execute(
+        schema.qualify(migration_history.RECORD_MIGRATION).encode(), record_values(migration)
+    )
+
+
+async def _build_online(
+    connector: Connector, connection: psycopg.AsyncConnection[Any], schema: Schema
+) -> None:
+    """Build the indexes of the next migration that are built before it."""
+    version = await _version(connection, schema)
+    if not 0 < version < migration_files.latest_version():
+        return
+
+    async def is_pending() -> bool:
+        return await _version(connection, schema) == version
+
+    migration = migration_files.migrations()[version]
+    await online.build(connector, connection, schema, migration, is_pending)
+
+
+async def _version(connection: psycopg.AsyncConnection[Any], schema: Schema) -> int:
+    """The number of migrations that a store of ours has; 0: it is not there, or not ours."""
+    applied = await _applied_if_any(connection, schema)
+    if len(applied) >= owner.FIRST_VERSION:
+        whose = await migration_history.owner_of(connection, schema)
+        if whose is not None and whose != Owner.of(schema):
+            return 0
+    return len(applied)
+
+
+async def _applied_if_any(
+    connection: psycopg.AsyncConnection[Any], schema: Schema
+) -> list[Applied]:
+    try:
+        return await migration_history.read_applied(connection, schema)
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+        return []
+
+
+async def _leave_to_operator(
+    connection: psycopg.AsyncConnection[Any], schema: Schema, most: float
+) -> None:
+    """Raise SCHEMA_OUTDATED if the migrations that are pending are not for a server to apply by
+    itself."""
+    applied = await _applied_if_any(connection, schema)
+    if len(applied) >= migration_files.latest_version():
+        return
+    if applied and applied[-1].is_held:
+        raise PersistenceError(
+            ErrorReason.ERROR_REASON_SCHEMA_OUTDATED,
+            f"the store was taken back to schema version {applied[-1].version}, and this server "
+            f"needs {migration_files.latest_version()}: use an older server, or apply the "
+            "migrations again with wfe-persistence migrate up",
+        )
+    plan = await migration_plan.reckon(connection, schema, len(applied))
+    if plan.seconds > most:
+        raise PersistenceError(
+            ErrorReason.ERROR_REASON_SCHEMA_OUTDATED,
+            f"the store's migrations are reckoned to take {plan.seconds:.0f} s, for "
+            f"{plan.locked_seconds:.0f} s of which they lock tables; a server does by itself what "
+            f"takes up to {most:g} s (migrate-seconds): see wfe-persistence migrate plan, and "
+            "run wfe-persistence migrate up",
+        )
+
+
+class _GivingWay:
+    """Pauses after a lock was not to be had, and says why once in a while."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema = schema
+        self._pause = _FIRST_PAUSE
+        self._said: float | None = None
+
+    async def pause(self, connection: psycopg.AsyncConnection[Any], exc: psycopg.Error) -> None:
+        """Wait before the next attempt."""
+        now = asyncio.get_running_loop().time()
+        if self._said is None or now - self._said >= _SAY_AGAIN_SECONDS:
+            self._said = now
+            log.warning(
+                "schema %s: the migration gives way and tries again: %s%s",
+                self._schema.name, why(exc), await self._held_by(connection),
+            )  # fmt: skip
+        await asyncio.sleep(self._pause * random.uniform(0.75, 1.25))
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+
+    async def _held_by(self, connection: psycopg.AsyncConnection[Any]) -> str:
+        cursor = await connection.execute(OLDEST_USER.encode(), [self._schema.name])
+        row = await cursor.fetchone()
+        if row is None:
+            return ""
+        pid, user, application, seconds = row
+        for_ = "" if seconds is None else f", for {seconds:.0f} s"
+        return f"; its tables are used by process {pid} ({user}, {application}){for_}"
 
 
 async def _states_oldest_server(connection: psycopg.AsyncConnection[Any], schema: Schema) -> bool:
-    cursor = await connection.execute(schema.qualify(STATES_OLDEST_SERVER).encode())
+    cursor = await connection.execute(
+        schema.qualify(migration_history.STATES_OLDEST_SERVER).encode()
+    )
     return await cursor.fetchone() == (True,)
 
 
@@ -310,17 +292,14 @@ async def _has_owner(
     connection: psycopg.AsyncConnection[Any], schema: Schema, version: int
 ) -> bool:
     """Whether this store has an owner; raises STORE_NOT_OWNED if it is another one than ours."""
-    found = await owner_of(connection, schema) if version >= owner.FIRST_VERSION else None
+    found = (
+        await migration_history.owner_of(connection, schema)
+        if version >= owner.FIRST_VERSION
+        else None
+    )
     if found is not None and found != Owner.of(schema):
         owner.raise_foreign(schema, found)
     return found is not None
-
-
-async def owner_of(connection: psycopg.AsyncConnection[Any], schema: Schema) -> Owner | None:
-    """Whose store it is, which must have the table for that; None: nobody's yet."""
-    cursor = await connection.execute(schema.qualify(owner.READ_OWNER).encode())
-    row = await cursor.fetchone()
-    return None if row is None else Owner(*row)
 
 
 async def _without_owner(
@@ -336,29 +315,26 @@ async def _without_owner(
         )
 
 
-def script(schema: Schema, first: int = 1) -> str:
-    """The migrations from number `first` on as one script that also records them as applied."""
+def script(schema: Schema, first: int = 1, *, concurrently: bool = False) -> str:
+    """The migrations from number `first` on as one script that also records them as applied.
+
+    It may be run as one transaction, unless it builds indexes `concurrently`.
+    """
     parts = []
     if first <= 1:
         parts.append(f'CREATE SCHEMA IF NOT EXISTS "{schema.name}";\n')
-    for table in (CREATE_MIGRATIONS_TABLE, ADD_OLDEST_SERVER):
+    for table in (
+        migration_history.CREATE_MIGRATIONS_TABLE,
+        migration_history.ADD_OLDEST_SERVER,
+    ):
         parts.append(schema.qualify(table).strip() + ";\n")
-    for migration in migrations()[max(first, 1) - 1 :]:
-        parts.append(migration.sql(schema))
-        record = schema.qualify(RECORD_MIGRATION).strip()
+    for migration in migration_files.migrations()[max(first, 1) - 1 :]:
+        parts.append(migration.sql_online(schema) if concurrently else migration.sql(schema))
+        record = schema.qualify(migration_history.RECORD_MIGRATION).strip()
         version, name, checksum, oldest_server = record_values(migration)
         parts.append(record % (version, f"'{name}'", f"'{checksum}'", oldest_server) + ";\n")
     parts.append(owner.claim_statement(schema).strip() + ";\n")
     return "\n".join(parts)
-
-
-async def applied_migrations(connector: Connector, schema: Schema) -> list[Applied]:
-    """The migrations applied to a store; creates nothing."""
-    async with connect(connector) as connection:
-        try:
-            return await _applied(connection, schema)
-        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
-            return []
 
 
 async def _create_schema(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:
@@ -372,52 +348,4 @@ async def _create_schema(connection: psycopg.AsyncConnection[Any], schema: Schem
     if not schema_exists:
         await connection.execute(f'CREATE SCHEMA "{schema.name}"'.encode())
     if not table_exists:
-        await connection.execute(schema.qualify(CREATE_MIGRATIONS_TABLE).encode())
-
-
-async def _applied(connection: psycopg.AsyncConnection[Any], schema: Schema) -> list[Applied]:
-    # Binary: psycopg can't read times as text unless the role's datestyle is ISO.
-    cursor = connection.cursor(binary=True)
-    await cursor.execute(schema.qualify(APPLIED_MIGRATIONS).encode())
-    return [Applied(*row) for row in await cursor.fetchall()]
-
-
-def _check(applied: list[Applied]) -> None:
-    if applied:
-        SchemaVersion(applied[-1].version, applied[-1].oldest_server).check_usable()
-    for ours, theirs in zip(migrations(), applied, strict=False):
-        if (ours.version, ours.checksum) != (theirs.version, theirs.checksum):
-            raise PersistenceError(
-                ErrorReason.ERROR_REASON_SCHEMA_TOO_NEW,
-                f"migration {theirs.name} was applied by another build with different content",
-            )
-
-
-@asynccontextmanager
-async def connect(connector: Connector) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-    """A connection for administration, outside the pool.
-
-    PostgreSQL's errors on connecting and within the block become PersistenceErrors, unless only a
-    bug or an object that is in the way explains them.
-    """
-    try:
-        connection = await connector.connect(
-            psycopg.AsyncConnection.connect, autocommit=True, prepare_threshold=None
-        )
-    except psycopg.Error as exc:
-        raise PersistenceError(
-            ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
-            "the database can't be reached",
-            detail=why(exc),
-            retry_after=1.0,
-        ) from exc
-    # Not that of the role: who has waited for a lock must see what was committed meanwhile.
-    await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
-    async with connection:
-        try:
-            yield connection
-        except psycopg.Error as exc:
-            lost = "08000" if isinstance(exc, psycopg.OperationalError) else ""
-            if error := refusal(exc.sqlstate or lost, why(exc)):
-                raise error from exc
-            raise
+        await connection.execute(schema.qualify(migration_history.CREATE_MIGRATIONS_TABLE).encode())

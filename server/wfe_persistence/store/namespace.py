@@ -13,7 +13,14 @@ import psycopg
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
 from wfe_persistence.errors import PersistenceError, invalid_field
-from wfe_persistence.store import migrate, namespace_list, owner
+from wfe_persistence.store import (
+    migrate,
+    migration_files,
+    migration_history,
+    namespace_list,
+    owner,
+)
+from wfe_persistence.store.administration import connect
 from wfe_persistence.store.migrate import Migrated
 from wfe_persistence.store.owner import Owner
 from wfe_persistence.store.paging import Cursor
@@ -52,13 +59,21 @@ _RETRY_SECONDS = 2.0
 class Namespaces:
     """The stores of one database that belong to the servers with this schema, by namespace.
 
-    `migrate_on_use`: migrate a namespace when it is first used. `max_namespaces`: how many there
-    may be besides `default` for one to be created.
+    `migrate_on_use`: migrate a namespace when it is first used. `migrate_seconds`: how long that
+    may be reckoned to take. `max_namespaces`: how many there may be besides `default` for one to be
+    created.
     """
 
     def __init__(
-        self, database: Database, schema: Schema, *, migrate_on_use: bool, max_namespaces: int
+        self,
+        database: Database,
+        schema: Schema,
+        *,
+        migrate_on_use: bool,
+        max_namespaces: int,
+        migrate_seconds: float = 10.0,
     ) -> None:
+        self.migrate_seconds = migrate_seconds
         self.default = Store(database, schema, DEFAULT_NAMESPACE)
         self._migrate_on_use = migrate_on_use
         self._max_namespaces = max_namespaces
@@ -67,8 +82,9 @@ class Namespaces:
         self._bound: OrderedDict[str, Store] = OrderedDict()
         self._known: OrderedDict[str, float] = OrderedDict()
         self._migrating: dict[str, asyncio.Task[PersistenceError | None]] = {}
-        # Namespaces whose migration failed, and the time (of the event loop) of the next attempt.
-        self._failed: dict[str, float] = {}
+        # Namespaces whose migration failed, the time (of the event loop) of the next attempt, and
+        # why.
+        self._failed: dict[str, tuple[float, PersistenceError]] = {}
 
     async def get(self, name: str | None) -> Store:
         """The store of a namespace; None: the default one.
@@ -101,7 +117,7 @@ class Namespaces:
         try:
             if store is not self.default:
                 return await self._is_current(store)
-            version = await migrate.schema_version(store)
+            version = await migration_history.schema_version(store)
             version.check_usable()
             whose = await owner.read_owner(store, version.number)
             if whose is not None and whose != Owner.of(store.schema):
@@ -149,7 +165,7 @@ class Namespaces:
         return Store(self.default.database, schema, name)
 
     async def _is_current(self, store: Store) -> bool:
-        version = await migrate.schema_version(store)
+        version = await migration_history.schema_version(store)
         if version.number == 0:
             raise _not_found(store.namespace)
         whose = await owner.read_owner(store, version.number)
@@ -166,8 +182,9 @@ class Namespaces:
     async def _migrate_once(self, store: Store) -> None:
         """Migrate a namespace, once for all calls that wait for it."""
         name = store.namespace
-        if asyncio.get_running_loop().time() < self._failed.get(name, 0.0):
-            raise _not_migrated(name)
+        next_attempt, error_before = self._failed.get(name, (0.0, None))
+        if error_before and asyncio.get_running_loop().time() < next_attempt:
+            raise error_before
         task = self._migrating.get(name)
         if task is None:
             task = asyncio.create_task(self._migrate(store))
@@ -183,13 +200,13 @@ class Namespaces:
         name = store.namespace
         try:
             async with store.database.lane.turn(store.schema.name):
-                await _migrated(store.database, store.schema)
+                await _migrated(store.database, store.schema, self.migrate_seconds)
         except PersistenceError as exc:
             if exc.reason == ErrorReason.ERROR_REASON_STORE_NOT_OWNED:
                 return _not_found(name)
             if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED:
                 now = asyncio.get_running_loop().time()
-                self._failed[name] = now + _RETRY_SECONDS
+                self._failed[name] = (now + _RETRY_SECONDS, exc)
             return exc
         self._failed.pop(name, None)
         log.info("namespace %s: migrated", name)
@@ -208,7 +225,7 @@ class Namespaces:
             await _admit(connection, self.default, self._max_namespaces)
 
         async with database.lane.turn(schema.name):
-            return await _migrated(database, schema, admit)
+            return await _migrated(database, schema, self.migrate_seconds, admit)
 
     async def delete_namespace(self, name: str, *, force: bool) -> None:
         """Delete a namespace that is empty, or with `force` together with its data."""
@@ -244,13 +261,18 @@ def _check_own(store: Store, whose: Owner | None) -> None:
 
 
 async def _migrated(
-    connector: Connector, schema: Schema, admit: migrate.Admission | None = None
+    connector: Connector,
+    schema: Schema,
+    migrate_seconds: float,
+    admit: migrate.Admission | None = None,
 ) -> Migrated:
     """Migrate; an error of PostgreSQL becomes one that names the namespace."""
     try:
-        return await migrate.migrate(connector, schema, admit=admit)
+        return await migrate.migrate(connector, schema, admit=admit, unattended=migrate_seconds)
     except PersistenceError as exc:
-        if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED:
+        if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED and isinstance(
+            exc.__cause__, psycopg.Error
+        ):
             raise _not_migrated(schema.namespace) from exc
         raise
 
@@ -306,7 +328,7 @@ _CREATED: Final = re.compile(
 
 async def _drop(connector: Connector, schema: Schema, name: str, *, force: bool) -> None:
     ours = {schema.table_prefix + table for table in (MIGRATIONS_TABLE, STORE_TABLE, *TABLES)}
-    async with migrate.connect(connector) as connection, connection.transaction():
+    async with connect(connector) as connection, connection.transaction():
         cursor = await connection.execute(NAMESPACE_TABLES, [schema.name])
         tables = {row[0] for row in await cursor.fetchall()}
         if schema.table_prefix + MIGRATIONS_TABLE not in tables:
@@ -349,7 +371,7 @@ async def _drop(connector: Connector, schema: Schema, name: str, *, force: bool)
 def _drop_statements(schema: Schema, tables: list[str]) -> list[str]:
     """The statements that drop these tables and the rest of what the migrations create, one by one
     and not by CASCADE: PostgreSQL refuses the last ones if that is not all."""
-    created = "\n".join(migration.template for migration in migrate.migrations())
+    created = "\n".join(migration.template for migration in migration_files.migrations())
     statements = ["DROP TABLE " + ", ".join(f'"{schema.name}"."{table}"' for table in tables)]
     for kind, name in _CREATED.findall(created):
         statements.append(schema.qualify(f"DROP {kind} IF EXISTS {name}"))
@@ -359,7 +381,7 @@ def _drop_statements(schema: Schema, tables: list[str]) -> list[str]:
 async def _check_deletable(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:
     """Raise NAMESPACE_NOT_FOUND for the store of other servers. One without an owner may be such a
     store: STORE_NOT_OWNED."""
-    whose = await migrate.owner_of(connection, schema)
+    whose = await migration_history.owner_of(connection, schema)
     if whose is None:
         owner.raise_foreign(schema, None)
     if whose != Owner.of(schema):
@@ -370,21 +392,26 @@ Outcomes = dict[str, Migrated | PersistenceError]
 """By namespace: what was done, or the error."""
 
 
+async def all_names(store: Store) -> list[str]:
+    """The names of all namespaces; `store` is the default one, which may not be there yet."""
+    names = [DEFAULT_NAMESPACE]
+    after: Cursor | None = None
+    while True:
+        page = await namespace_list.list_namespaces(store, after, 1000)
+        names += [n.name for n in page.items if n.name != DEFAULT_NAMESPACE]
+        if page.next is None:
+            return names
+        after = page.next
+
+
 async def migrate_all(store: Store) -> Outcomes:
     """Migrate every namespace, a few at a time; returns the outcome of each.
 
     A namespace that has no owner is migrated without claiming it, because nobody has named it: it
     may be the store of other servers.
     """
-    names = [DEFAULT_NAMESPACE]
-    after: Cursor | None = None
     try:
-        while True:
-            page = await namespace_list.list_namespaces(store, after, 1000)
-            names += [n.name for n in page.items if n.name != DEFAULT_NAMESPACE]
-            if page.next is None:
-                break
-            after = page.next
+        names = await all_names(store)
     except PersistenceError as exc:
         return {DEFAULT_NAMESPACE: exc}
     lane = store.database.lane

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import CannotServeError, PersistenceError
-from wfe_persistence.store import admin, migrate, owner
-from wfe_persistence.store.migrate import Migrated, SchemaVersion
+from wfe_persistence.store import admin, migrate, migration_files, migration_history, owner
+from wfe_persistence.store.migrate import Migrated
+from wfe_persistence.store.migration_history import SchemaVersion
 from wfe_persistence.store.owner import Owner
 from wfe_persistence.store.tables import Store
 
@@ -35,13 +36,17 @@ class State:
 class Readiness:
     """Prepares the default store and knows its state; one for the whole server.
 
-    `migrate`: apply pending migrations when the database is first reached. `allow_data_loss`:
-    accept a database that may lose committed transactions.
+    `migrate`: apply pending migrations when the database is first reached, if that is reckoned to
+    take up to `migrate_seconds`. `allow_data_loss`: accept a database that may lose committed
+    transactions.
     """
 
-    def __init__(self, store: Store, *, migrate: bool, allow_data_loss: bool) -> None:
+    def __init__(
+        self, store: Store, *, migrate: bool, migrate_seconds: float, allow_data_loss: bool
+    ) -> None:
         self._store = store
         self._migrate = migrate
+        self._migrate_seconds = migrate_seconds
         self._allow_data_loss = allow_data_loss
         self._examined = False
         self._has_served = False
@@ -93,20 +98,20 @@ class Readiness:
             await self._examine()
             self._examined = True
             self.is_starting = False
-        version = await migrate.schema_version(self._store)
+        version = await migration_history.schema_version(self._store)
         version.check_usable()
         await self._check_owner(version)
         if version.is_outdated:
             return State(
                 ready=False,
-                why=f"the store has schema version {version.number}, {migrate.latest_version()} "
-                "is needed (wfe-persistence migrate up)",
+                why=f"the store has schema version {version.number}, "
+                f"{migration_files.latest_version()} is needed (wfe-persistence migrate up)",
             )
         if version.is_newer and not self._is_outrun:
             log.info(
                 "the store has been migrated to schema version %d, which this server with version "
                 "%d may go on using",
-                version.number, migrate.latest_version(),
+                version.number, migration_files.latest_version(),
             )  # fmt: skip
         self._is_outrun = version.is_newer
         self._has_served = True
@@ -133,13 +138,15 @@ class Readiness:
                 )
             log.warning("the database may lose committed transactions (--allow-data-loss)")
         if self._migrate:
-            await ensure_store_exists(self._store, refuse=False)
+            await ensure_store_exists(self._store, self._migrate_seconds, refuse=False)
 
 
-async def ensure_store_exists(store: Store, *, refuse: bool = True) -> Migrated:
-    """Create a store or migrate it."""
+async def ensure_store_exists(
+    store: Store, migrate_seconds: float, *, refuse: bool = True
+) -> Migrated:
+    """Create a store or migrate it, if that is reckoned to take up to `migrate_seconds`."""
     async with store.database.lane.turn(store.schema.name, refuse=refuse):
-        migrated = await migrate.migrate(store.database, store.schema)
+        migrated = await migrate.migrate(store.database, store.schema, unattended=migrate_seconds)
     for name in migrated.applied:
         log.info("schema %s: applied %s", store.schema.name, name)
     return migrated

@@ -19,8 +19,9 @@ DEFAULT_NAMESPACE = "default"
 # PostgreSQL makes up itself, it shortens so that they stay apart; nothing here names them.
 LONGEST_NAME = "idx_scheduled_commands_execute_time"
 
-# What the original crate allows, so that every store of it can be adopted. It quotes the schema, but
-# creates tables without quotes and so with a prefix in lower case, in which it does not find them.
+# What the original crate allows, so that every store of it can be adopted. It quotes the schema,
+# but creates tables without quotes and so with a prefix in lower case, in which it does not find
+# them.
 _SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PREFIX = re.compile(r"[a-z_][a-z0-9_]*")
 _NAMESPACE = re.compile(r"[a-z][a-z0-9_]{0,39}")
@@ -35,8 +36,9 @@ def is_namespace(name: str) -> bool:
 class Schema:
     """A PostgreSQL schema and a prefix for every name in it.
 
-    Raises ValueError unless both are plain identifiers (`[A-Za-z_][A-Za-z0-9_]*`, the prefix in lower
-    case), do not start with `pg_`, and fit into 63 bytes (PostgreSQL silently truncates longer names).
+    Raises ValueError unless both are plain identifiers (`[A-Za-z_][A-Za-z0-9_]*`, the prefix in
+    lower case), do not start with `pg_`, and fit into 63 bytes (PostgreSQL silently truncates
+    longer names).
 
     `owner` and `namespace` say whose store it is: that of the servers with `--schema OWNER`, under
     this name. As given to the constructor, a schema is its own owner's default namespace.

@@ -10,7 +10,7 @@ from typing import Final
 
 from wfe_persistence import metrics
 from wfe_persistence.errors import PersistenceError
-from wfe_persistence.store import migrate
+from wfe_persistence.store import migration_history
 from wfe_persistence.store.lease import unexpired, unexpired_or_endless
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.records import WORKFLOW_STATUS
@@ -111,7 +111,7 @@ async def watch_stores(namespaces: Namespaces) -> None:
 async def _look(store: Store, numbers: Numbers) -> None:
     """Add the numbers of one store; those of the counts or the sizes all or none."""
     name = store.namespace
-    version = await migrate.schema_version(store)
+    version = await migration_history.schema_version(store)
     rows = await store.read(STORE_COUNTS, integer(MAX_COUNTED))
     for kind, states in _STATES.items():
         for state in states:

@@ -1,0 +1,1 @@
+-- not possible: the tables of the original would be gone

@@ -1,0 +1,1 @@
+-- not possible: the ids of execution pointers need no longer be unique in the store, as they were

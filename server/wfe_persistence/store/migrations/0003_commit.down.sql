@@ -1,0 +1,1 @@
+-- not possible: epochs of claims would come again, so that an old holder could pass for a new one

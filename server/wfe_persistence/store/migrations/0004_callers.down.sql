@@ -1,0 +1,1 @@
+-- not possible: revisions of deleted workflows would come again

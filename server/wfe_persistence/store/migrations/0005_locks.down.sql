@@ -1,0 +1,2 @@
+-- loses locks that are held: SELECT count(*) FROM wfc.locks WHERE expiry > now()
+DROP TABLE wfc.locks;

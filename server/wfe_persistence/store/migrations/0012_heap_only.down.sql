@@ -1,0 +1,1 @@
+ALTER TABLE wfc.workflows RESET (fillfactor);
