@@ -106,7 +106,13 @@ CURRENT: Final[ContextVar[TimeSpent | None]] = ContextVar("time_spent", default=
 def call_names() -> dict[str, str]:
     """The names of the call that is in progress here, if one is."""
     spent = CURRENT.get()
-    return spent.call.names() if spent is not None and spent.call is not None else {}
+    if spent is None or (call := spent.call) is None:
+        return {}
+    spent.call = None  # gRPC logs metadata that it can't read, and so would ask for them again
+    try:
+        return call.names()
+    finally:
+        spent.call = call
 
 
 class measured:  # noqa: N801 - used as a function
