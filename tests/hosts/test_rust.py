@@ -104,7 +104,7 @@ def _need_rust() -> None:
         pytest.skip(f"the Rust crate needs Rust {wanted} or newer; found {found.stdout.strip()}")
 
 
-def _target_dir() -> Path:
+def target_dir() -> Path:
     """Return cargo's target directory: the user's choice, else a cache shared by all clones of
     this project, so that only the first run on a machine compiles the 300 crates that ours
     depends on."""
@@ -118,7 +118,7 @@ def _target_dir() -> Path:
 def cargo_env() -> Iterator[dict[str, str]]:
     """The environment for cargo, with the crate's tests built."""
     _need_rust()
-    target = _target_dir()
+    target = target_dir()
     target.mkdir(parents=True, exist_ok=True)
     env = {**os.environ, "CARGO_TARGET_DIR": str(target), "CARGO_INCREMENTAL": "0"}
     with (target / "wfe-persistence.lock").open("w") as lock:
