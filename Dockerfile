@@ -8,13 +8,22 @@
 #
 # It listens on all addresses of the container, so without WFE_PERSISTENCE_INSECURE it starts only with
 # TLS and authentication (docs/security.md).
-FROM python:3.13-slim AS build
+#
+# The base is pinned by its digest, so that the same build is the same image. To renew it:
+#
+#   docker buildx imagetools inspect python:3.13-slim --format '{{.Manifest.Digest}}'
+#
+# What is in the image, for those who have to know: `./run sbom`.
+ARG BASE=python:3.13-slim@sha256:9d2e5553305c7c7b0097999bb17187c69b921ccd6bc9d40e4bb5ebe652c00285
+
+FROM ${BASE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 COPY constraints constraints
 RUN python -m venv /venv \
     && /venv/bin/pip install --require-hashes --requirement constraints/server.txt
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml LICENSE ./
+COPY packages/python.md packages/python.md
 COPY server server
 COPY client_py client_py
 COPY protos protos
@@ -23,7 +32,7 @@ RUN /venv/bin/pip install --no-deps --no-build-isolation .
 FROM build AS build-embedded
 RUN /venv/bin/pip install --require-hashes --requirement constraints/embedded.txt
 
-FROM python:3.13-slim AS base
+FROM ${BASE} AS base
 RUN useradd --system --uid 1000 --home-dir /var/lib/wfe-persistence --create-home wfe
 ENV PATH=/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
