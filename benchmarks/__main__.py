@@ -7,8 +7,8 @@ the driver, beside psycopg's cursors and asyncpg; `--namespaces` the cost of man
 `--patches` a change in short and long workflows; `--checks` the checks of requests, and how long
 others wait meanwhile; `--access` what authentication costs, and bad credentials; `--metrics` what
 metrics cost, `--traces` what traces cost; `--strangers` what bad handshakes cost; `--queues` the
-throughput of queues; `--waiting` calls that wait, ten thousand on one server too; `--purge` a purge
-under load; `--storage` disk usage.
+throughput of queues, `--queue-statements` what they cost PostgreSQL; `--waiting` calls that wait,
+ten thousand on one server too; `--purge` a purge under load; `--storage` disk usage.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from benchmarks import (
     namespaces,
     patches,
     purge,
+    queue_statements,
     queues,
     rpcs,
     storage,
@@ -103,11 +104,16 @@ def main() -> None:
         "--queues", action="store_true", help="measure queues beside CreateEvent, and their growth"
     )
     parser.add_argument(
+        "--queue-statements",
+        action="store_true",
+        help="measure what an item of a queue costs PostgreSQL, and the growth of its table",
+    )
+    parser.add_argument(
         "--items",
         type=int,
         metavar="N",
         default=200_000,
-        help="how many items go through a queue for --queues (default 200000)",
+        help="how many items go through a queue for --queues, --queue-statements (default 200000)",
     )
     parser.add_argument(
         "--waiting",
@@ -156,6 +162,9 @@ def main() -> None:
         elif arguments.strangers:
             figures = asyncio.run(strangers.measure(postgres.url, arguments.seconds))
             print(strangers.table(figures))
+        elif arguments.queue_statements:
+            figures = queue_statements.measure(postgres.url, arguments.items)
+            print(queue_statements.table(figures))
         elif arguments.queues:
             process = psutil.Process(_postmaster(directory))
             figures = asyncio.run(
