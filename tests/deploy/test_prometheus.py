@@ -22,6 +22,9 @@ from tests.support.api import Api, connect
 from tests.support.binaries import Program
 from tests.support.prometheus import RULES, Prometheus, promtool
 
+# Prometheus may have to be fetched first, and must have scraped for a while.
+pytestmark = pytest.mark.timeout(600)
+
 JOB: Final = "wfe"
 SCHEMA: Final = "monitored"
 SET_OFF: Final = "WfePersistenceWorkLost"
