@@ -68,7 +68,8 @@ async def test_140_creates_at_once_take_two_connections_beside_the_pool(
     tmp_path: Path, database_url: str, database: psycopg.Connection[Any]
 ) -> None:
     most = 0
-    with server(tmp_path / "log", database_url, "--pool-size", str(POOL)) as started:
+    options = ("--pool-size", str(POOL), "--no-notify")  # which would take one more
+    with server(tmp_path / "log", database_url, *options) as started:
         async with connect(started.address) as channel:
             api = Api(channel)
             creates = [asyncio.create_task(create(api, f"n{i}")) for i in range(140)]
