@@ -6,9 +6,10 @@ benchmark registers. What an RPC costs beyond the echo is our own overhead. `--d
 the driver, beside psycopg's cursors and asyncpg; `--namespaces` the cost of many namespaces;
 `--patches` a change in short and long workflows; `--checks` the checks of requests, and how long
 others wait meanwhile; `--access` what authentication costs, and bad credentials; `--metrics` what
-metrics cost, `--traces` what traces cost; `--strangers` what bad handshakes cost; `--queues` the
-throughput of queues, `--queue-statements` what they cost PostgreSQL; `--waiting` calls that wait,
-ten thousand on one server too; `--purge` a purge under load; `--storage` disk usage.
+metrics cost, `--traces` what traces cost; `--workers` servers of several processes; `--strangers`
+what bad handshakes cost; `--queues` the throughput of queues, `--queue-statements` what they cost
+PostgreSQL; `--waiting` calls that wait, ten thousand on one server too; `--purge` a purge under load;
+`--storage` disk usage.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from benchmarks import (
     strangers,
     traces,
     waiting,
+    workers,
 )
 from wfe_persistence.embedded import EmbeddedPostgres
 
@@ -95,6 +97,9 @@ def main() -> None:
     )
     parser.add_argument("--metrics", action="store_true", help="measure what metrics cost a call")
     parser.add_argument("--traces", action="store_true", help="measure what traces cost a call")
+    parser.add_argument(
+        "--workers", action="store_true", help="measure servers of 1, 2 and 4 processes"
+    )
     parser.add_argument(
         "--strangers",
         action="store_true",
@@ -159,6 +164,9 @@ def main() -> None:
         elif arguments.traces:
             figures = asyncio.run(traces.measure(postgres.url, arguments.seconds))
             print(traces.table(figures))
+        elif arguments.workers:
+            figures = asyncio.run(workers.measure(postgres.url, arguments.seconds))
+            print(workers.table(figures))
         elif arguments.strangers:
             figures = asyncio.run(strangers.measure(postgres.url, arguments.seconds))
             print(strangers.table(figures))
@@ -210,6 +218,8 @@ def main() -> None:
         if arguments.metrics
         else "traces.json"
         if arguments.traces
+        else "workers.json"
+        if arguments.workers
         else "strangers.json"
         if arguments.strangers
         else "queues.json"

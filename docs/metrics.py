@@ -28,7 +28,8 @@ scrape_configs:
       - targets: ["wfe.example:9464"]
 ```
 
-The numbers are those of one server process; they start at 0 with it. Calls of `grpc.health.v1` and
+The numbers are those of one server, with `--workers` of all its processes together; they start at 0
+with it. Calls of `grpc.health.v1` and
 of reflection are not counted as calls. No label has a value that a caller chooses, but for the
 namespaces of the store's numbers: the default one and at most 19 others, those that were used last.
 Each server counts them for itself once a minute, within 5 s, so take `max by (namespace, …)` over

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Final
 
 import grpc
 import grpc.aio
@@ -17,10 +18,13 @@ from wfe_persistence_client.hints import checked, checked_methods
 from wfe_persistence_client.lifecycle import Lifecycle
 from wfe_persistence_client.link import check_target
 from wfe_persistence_client.lock import Locks
+from wfe_persistence_client.pool import OWN_CONNECTION, ChannelPool
 from wfe_persistence_client.retention import Retention
 from wfe_persistence_client.store import Store
 from wfe_persistence_client.subscription import Subscriptions
 from wfe_persistence_client.worker import Workers
+
+_MAX_CHANNELS: Final = 64
 
 __all__ = ["CommandHandler", "PersistenceProvider", "Token", "connect"]
 
@@ -72,6 +76,7 @@ def connect(
     tls: Tls | None = None,
     credentials: grpc.ChannelCredentials | None = None,
     max_message_bytes: int | None = None,
+    channels: int = 1,
     retry: RetryPolicy | None = None,
     strict: bool = False,
     remember: int = patches.DEFAULT_CAPACITY,
@@ -107,6 +112,9 @@ def connect(
             key=…)`; None: no TLS, unless there are `credentials`.
         credentials: gRPC's own, instead of `tls`.
         max_message_bytes: maximum size of a response; None: unlimited.
+        channels: number of connections, over which the calls are spread, from 1 to 64. More
+            than one make sense if one host keeps several processes of a server busy
+            (`--workers`), or several servers behind one address: a connection stays with one.
         retry: how often and how fast to retry; None: the defaults.
         strict: whether a write may replace only the revision with which the workflow
             was loaded or last written; otherwise the last writer wins. See
@@ -121,6 +129,8 @@ def connect(
         OSError: a file cannot be read.
     """
     check_target(target)
+    if not 1 <= channels <= _MAX_CHANNELS:
+        raise ValueError(f"channels must be from 1 to {_MAX_CHANNELS}")
     source = token_source(token, token_file)
     options: list[tuple[str, int | str]] = []
     if tls is not None:
@@ -150,10 +160,15 @@ def connect(
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2_000),
     ]
-    if credentials is None:
-        channel = grpc.aio.insecure_channel(target, options)
-    else:
-        channel = grpc.aio.secure_channel(target, credentials, options)
+    if channels > 1:
+        options.append(OWN_CONNECTION)
+    made: list[grpc.aio.Channel] = [
+        grpc.aio.insecure_channel(target, options)
+        if credentials is None
+        else grpc.aio.secure_channel(target, credentials, options)
+        for _ in range(channels)
+    ]
+    channel = made[0] if channels == 1 else ChannelPool(made)
     provider = PersistenceProvider(
         channel,
         namespace=namespace,

@@ -15,10 +15,8 @@ import grpc
 from grpc_health.v1 import health
 
 from wfe_persistence import metrics
-from wfe_persistence.access.access import Access
-from wfe_persistence.access.policy import Policy, parse_anonymous_policy, parse_policy
+from wfe_persistence.access.access import Access, watched_policy
 from wfe_persistence.access.role import Role
-from wfe_persistence.access.watched import WatchedFile
 from wfe_persistence.database import database_from, source_from
 from wfe_persistence.drain import Drain
 from wfe_persistence.errors import CannotServeError
@@ -35,7 +33,8 @@ from wfe_persistence.rpc.limits import Limits
 from wfe_persistence.rpc.listener import Listener
 from wfe_persistence.rpc.reflection import reflection_handlers
 from wfe_persistence.rpc.services import SERVICES
-from wfe_persistence.service_manager import ServiceManager
+from wfe_persistence.rpc.shared_listener import Shared, SharedListener
+from wfe_persistence.service_manager import Manager
 from wfe_persistence.settings import Settings
 from wfe_persistence.store import workflow_waiting
 from wfe_persistence.store.feeds import Feeds
@@ -51,7 +50,7 @@ from wfe_persistence.store.sweep import Sweeper
 from wfe_persistence.store.tables import Store
 from wfe_persistence.store.waiting import Kind, Waiters
 from wfe_persistence.store.workflow_changes import WorkflowChanges
-from wfe_persistence.tls import Certificates
+from wfe_persistence.tls import certificates_of
 from wfe_persistence.versions import versions
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ class Server:
 
     It listens at once, but reports NOT_SERVING until the database is reached and its schema is
     current. Leaving the context drains it, see `drain.py`; `hurry` cuts that short. The admin port
-    shows the `configuration` (see `configuration.py`).
+    shows the `configuration` (see `configuration.py`). `shared`: it is one of several processes.
     """
 
     def __init__(
@@ -114,9 +113,13 @@ class Server:
         settings: Settings,
         hurry: asyncio.Event | None = None,
         configuration: dict[str, Any] | None = None,
+        shared: Shared | None = None,
     ) -> None:
         self._settings = settings
         self._configuration = configuration
+        # Whether somebody wants to know what is counted at an interval; and what is in the stores.
+        self._counts = shared.counts if shared else bool(settings.admin_listen)
+        self._counts_stores = self._counts and (shared is None or shared.index == 0)
         self._database = database_from(settings)
         self._namespaces = namespaces = Namespaces(
             self._database,
@@ -183,7 +186,7 @@ class Server:
             memory=settings.max_request_mb * 1024 * 1024,
         )
         self._connections = IdleConnections(connections, intake.busy_peers, intake.health_peers)
-        self._policy = _policy(settings)
+        self._policy = watched_policy(settings)
         policy = self._policy
         self._access = Access(settings, policy) if policy and settings.authentication else None
         guard = Guard(self._access)
@@ -222,22 +225,15 @@ class Server:
         if settings.reflection_enabled:
             names = [*(s.name for s in SERVICES), health.SERVICE_NAME]
             self._server.add_generic_rpc_handlers([reflection_handlers(names, guard)])
-        self._certificates: Certificates | None = None
-        if settings.tls_cert and settings.tls_key:
-            try:
-                self._certificates = Certificates(
-                    settings.tls_cert,
-                    settings.tls_key,
-                    settings.tls_client_ca,
-                    for_http=bool(settings.admin_listen),
-                )
-            except ValueError as exc:
-                raise CannotServeError(f"TLS: {exc}") from exc
+        self._certificates = certificates_of(settings)
         self._state: State | None = None
-        self._counts_stores = False
         self._admin = self._admin_port() if settings.admin_listen else None
         self._stack = AsyncExitStack()
-        self._listener = Listener(settings.listen, settings.socket_permissions)
+        self._listener = (
+            SharedListener(settings.listen, shared)
+            if shared
+            else Listener(settings.listen, settings.socket_permissions)
+        )
         self._drain = Drain(
             self._health,
             intake,
@@ -274,9 +270,10 @@ class Server:
             # First of all and until the end of the drain, so that probes are always answered.
             await self._admin.open()
             self._stack.push_async_callback(self._admin.close)
-            self._in_background(_watch_loop())
             scheme = "https" if self._certificates else "http"
             log.info("admin port: %s://%s", scheme, self._admin.address)
+        if self._counts:
+            self._in_background(_watch_loop())
         add_port = self._server.add_insecure_port
         if self._certificates:
             add_port = partial(
@@ -295,6 +292,7 @@ class Server:
         await self._health.start()
         await self._stack.enter_async_context(self._database)
         await self._server.start()
+        self._listener.accept()
         self._in_background(self._limits.space.watch())
         self._in_background(self._lookout.run())
         if self._neighbours:
@@ -327,7 +325,7 @@ class Server:
         from wfe_persistence.http.metrics import MetricsPage
         from wfe_persistence.http.server import HttpServer
 
-        admin = Admin(self._access, self._checks, versions)
+        admin = Admin(self._access, self.checks, versions)
         admin.add("/metrics", Role.MONITOR, MetricsPage().answer)
         if shown := self._configuration:
 
@@ -351,7 +349,7 @@ class Server:
         schema = Schema(settings.schema, settings.table_prefix)
         return Traces(VERSION, database, schema)
 
-    def _checks(self) -> list[CheckResult]:
+    def checks(self) -> list[CheckResult]:
         """What readiness consists of, as last seen: a probe never waits for the database."""
         from wfe_persistence.http.admin import CheckResult
 
@@ -372,7 +370,7 @@ class Server:
         """Serve other handlers as well; call it before the context is entered."""
         self._server.add_generic_rpc_handlers([handlers])
 
-    async def watch(self, manager: ServiceManager | None = None) -> None:
+    async def watch(self, manager: Manager | None = None) -> None:
         """Migrate the store, then report its health for as long as the server runs.
 
         Raises CannotServeError if the server is configured for one that it can't serve.
@@ -386,8 +384,8 @@ class Server:
                     manager.report(serving=state.ready, why=state.why)
                 if state.ready:
                     log.info("serving on %s", self.address)
-                    if self._admin and not self._counts_stores:
-                        self._counts_stores = True
+                    if self._counts_stores:
+                        self._counts_stores = False  # begun once
                         self._in_background(watch_stores(self._namespaces))
                 else:
                     log.warning("not serving: %s", state.why)
@@ -400,16 +398,6 @@ async def _watch_loop() -> None:
         due = time.monotonic() + _LAG_SECONDS
         await asyncio.sleep(_LAG_SECONDS)
         metrics.LOOP_LAG.observe(max(0.0, time.monotonic() - due))
-
-
-def _policy(settings: Settings) -> WatchedFile[Policy] | None:
-    """The policy file of the settings. Raises CannotServeError if it can't be used."""
-    if settings.policy_file is None:
-        return None
-    parse = parse_policy if settings.authentication else parse_anonymous_policy
-    policy = WatchedFile(settings.policy_file, parse)
-    policy.load()
-    return policy
 
 
 def _milliseconds(seconds: float) -> int:

@@ -44,6 +44,7 @@ def configuration(settings: Settings, sources: Mapping[str, Source]) -> dict[str
             "authentication": list(settings.authentication),
             "reflection": settings.reflection_enabled,
             "allow-create-namespace": settings.create_namespace_allowed,
+            "workers": settings.worker_count,
             "drain-delay": settings.seconds_before_drain,
         },
     }

@@ -89,6 +89,7 @@ class Drain:
         await self._wait(lambda: self._intake.quiet_for >= _QUIET_SECONDS, _MAX_QUIET_SECONDS)
         self._health.end_watches()
         await self._wait(lambda: not self._health.watches, _CALL_OFF_SECONDS)
+        self._listener.stop_accepting()
         with closing(Disconnection(self._listener.local_name)) as clients:
             clients.close_listener()
             self._intake.tell_refused()

@@ -13,7 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 Labels = tuple[str, ...]
 """The values of a metric's labels, in their order."""
@@ -52,6 +52,8 @@ class Gauge:
     labels: Labels = ()
     values: dict[Labels, float] = field(default_factory=dict)
     read: Callable[[], Iterable[tuple[Labels, float]]] | None = None
+    over: Literal["sum", "min", "max"] = "sum"
+    """What the number of several worker processes is (`--workers`)."""
 
     def add(self, labels: Labels = (), by: float = 1) -> None:
         """Count up, or down."""
@@ -257,6 +259,7 @@ RETENTION_BUDGET: Final = _declared(
         f"{PREFIX}retention_budget_rows",
         "Rows that a retention policy deletes in a second at most (--retention-rows-per-second), "
         "where this server applies any.",
+        over="max",
     )
 )
 
@@ -271,6 +274,7 @@ LISTENING: Final = _declared(
         f"{PREFIX}listening",
         "Whether other servers can tell this one what they write (1), or it looks for that itself "
         "twice a second (0).",
+        over="min",
     )
 )
 NOTIFICATIONS: Final = _declared(
@@ -295,10 +299,34 @@ SERVING: Final = _declared(
     Gauge(
         f"{PREFIX}serving",
         "Whether the server as a whole is SERVING (1) or not (0), as its health says.",
+        over="min",
     )
 )
 NAMESPACES_LOADED: Final = _declared(
-    Gauge(f"{PREFIX}namespaces_loaded", "Namespaces that the server has looked up and remembers.")
+    Gauge(
+        f"{PREFIX}namespaces_loaded",
+        "Namespaces that the server has looked up and remembers.",
+        over="max",
+    )
+)
+
+# ----- the worker processes (`--workers`); without, there are none -----
+
+WORKERS: Final = _declared(
+    Gauge(f"{PREFIX}workers", "Worker processes by state: ready or not_ready.", ("state",))
+)
+WORKER_MEMORY: Final = _declared(
+    Gauge(
+        f"{PREFIX}worker_resident_memory_bytes",
+        "Resident memory of each worker process; that of the supervisor is not in it.",
+        ("worker",),
+    )
+)
+WORKER_RESTARTS: Final = _declared(
+    Counter(
+        f"{PREFIX}worker_restarts_total",
+        "Worker processes that were started because another had ended.",
+    )
 )
 
 # ----- what is in the stores, looked at once a minute (`store/statistics.py`) -----
@@ -307,7 +335,7 @@ _OF_STORE: Final = ("namespace",)
 
 
 def _of_store(name: str, help_: str, *labels: str) -> Gauge:
-    return _declared(Gauge(f"{PREFIX}store_{name}", help_, (*_OF_STORE, *labels)))
+    return _declared(Gauge(f"{PREFIX}store_{name}", help_, (*_OF_STORE, *labels), over="max"))
 
 
 STORE_WORKFLOWS: Final = _of_store(

@@ -11,9 +11,22 @@ import logging
 import os
 import socket
 from collections.abc import MutableMapping
-from typing import Final
+from typing import Final, Protocol
 
 log = logging.getLogger(__name__)
+
+
+class Manager(Protocol):
+    """Who is told how the server is: a service manager, or the supervisor of worker processes."""
+
+    def report(self, *, serving: bool, why: str) -> None:
+        """Say whether calls can succeed, and if not, why."""
+
+    def stopping(self) -> None:
+        """Say that the server drains."""
+
+    async def keep_alive(self) -> None:
+        """Say, for as long as the event loop turns, that this process is not hung."""
 
 
 class ServiceManager:
@@ -33,6 +46,8 @@ class ServiceManager:
         self.watchdog_seconds: Final = int(interval) / 1e6 if watched else 0.0
         """How often it wants to hear from this process, or it restarts it; 0: it does not."""
         self._ready = False
+        self.is_alive = True
+        """Whether all is well with what this process stands for, too."""
 
     def starting(self, what: str) -> None:
         """Say what the start takes its time for."""
@@ -54,7 +69,8 @@ class ServiceManager:
     async def keep_alive(self) -> None:
         """Tell it, for as long as the event loop turns, that this process is not hung."""
         while self._address and self.watchdog_seconds:
-            self._notify("WATCHDOG=1")
+            if self.is_alive:
+                self._notify("WATCHDOG=1")
             await asyncio.sleep(self.watchdog_seconds / 3)
 
     def _notify(self, message: str) -> None:

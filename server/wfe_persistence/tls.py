@@ -16,6 +16,9 @@ from typing import Final
 
 import grpc
 
+from wfe_persistence.errors import CannotServeError
+from wfe_persistence.settings import Settings
+
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS: Final = 1.0
@@ -172,3 +175,18 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as exc:
         raise ValueError(f"{file}: {exc.strerror}") from exc
+
+
+def certificates_of(settings: Settings) -> Certificates | None:
+    """The files that the settings name, if any. Raises CannotServeError if they can't be used."""
+    if not (settings.tls_cert and settings.tls_key):
+        return None
+    try:
+        return Certificates(
+            settings.tls_cert,
+            settings.tls_key,
+            settings.tls_client_ca,
+            for_http=bool(settings.admin_listen),
+        )
+    except ValueError as exc:
+        raise CannotServeError(f"TLS: {exc}") from exc

@@ -7,6 +7,13 @@ from typing import Any
 
 from wfe_persistence.settings import Setting
 
+_TEXTS = {
+    "admin_listen": "[::1]:1",
+    "listen": "unix:other",
+    "socket_mode": "0660",
+    "workers": "2",
+}
+
 
 def other_value(setting: Setting) -> Any:
     """A valid value that is not the default."""
@@ -16,10 +23,4 @@ def other_value(setting: Setting) -> Any:
         return not setting.default
     if setting.type in (int, float):
         return (setting.default or 0) + 1
-    return (
-        Path("/other")
-        if setting.type is Path
-        else {"admin_listen": "[::1]:1", "listen": "unix:other", "socket_mode": "0660"}.get(
-            setting.name, "other"
-        )
-    )
+    return Path("/other") if setting.type is Path else _TEXTS.get(setting.name, "other")

@@ -10,7 +10,12 @@ from wfe_persistence.access.certificate import Properties, certificate_principal
 from wfe_persistence.access.credentials import bearer_token, expired, missing, rejected
 from wfe_persistence.access.jwt import JwtVerifier
 from wfe_persistence.access.keys import Keys
-from wfe_persistence.access.policy import Policy, Rights
+from wfe_persistence.access.policy import (
+    Policy,
+    Rights,
+    parse_anonymous_policy,
+    parse_policy,
+)
 from wfe_persistence.access.tokens import Tokens, parse_tokens
 from wfe_persistence.access.watched import WatchedFile
 from wfe_persistence.errors import CannotServeError
@@ -69,6 +74,16 @@ class Access:
         if self._jwt and token.count(".") == 2:
             return await self._jwt.principal(token)
         raise rejected("the token is unknown")
+
+
+def watched_policy(settings: Settings) -> WatchedFile[Policy] | None:
+    """The policy file of the settings. Raises CannotServeError if it can't be used."""
+    if settings.policy_file is None:
+        return None
+    parse = parse_policy if settings.authentication else parse_anonymous_policy
+    policy = WatchedFile(settings.policy_file, parse)
+    policy.load()
+    return policy
 
 
 def _verifier(settings: Settings) -> JwtVerifier | None:

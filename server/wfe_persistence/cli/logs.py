@@ -24,7 +24,11 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line, without passwords."""
+    """One JSON object per line, without passwords. It names the worker, if there are several."""
+
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self._worker = {} if worker is None else {"worker": worker}
 
     def format(self, record: logging.LogRecord) -> str:
         """A line, with the fields that the record has, or the names of the call in which it was
@@ -34,6 +38,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": redacted(record.getMessage()),
+            **self._worker,
         }
         entry |= getattr(record, "fields", None) or call_names()
         if record.exc_info:
@@ -41,14 +46,16 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False)
 
 
-def log_to_stderr(settings: Settings) -> None:
-    """Set up logging with the level and format of the settings."""
+def log_to_stderr(settings: Settings, worker: int | None = None) -> None:
+    """Set up logging with the level and format of the settings. `worker`: which of several
+    processes this is."""
     handler = logging.StreamHandler()
     auto_json = settings.log_format == "auto" and not sys.stderr.isatty()
     if settings.log_format == "json" or auto_json:
-        handler.setFormatter(JsonFormatter())
+        handler.setFormatter(JsonFormatter(worker))
     else:
-        handler.setFormatter(TextFormatter("%(asctime)s %(levelname)-7s %(message)s"))
+        of = "" if worker is None else f"worker {worker}: "
+        handler.setFormatter(TextFormatter(f"%(asctime)s %(levelname)-7s {of}%(message)s"))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     # The pool logs every broken connection; what matters about it is reported as health.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)

@@ -54,10 +54,12 @@ class Admin:
         access: Access | None,
         checks: Callable[[], Sequence[CheckResult]],
         versions: Callable[[], Mapping[str, str]],
+        alive: Callable[[], Sequence[CheckResult]] = lambda: [CheckResult("ping", "")],
     ) -> None:
         self._access = access
         self._checks = checks
         self._versions = versions
+        self._alive = alive
         self._pages: dict[str, tuple[Role, Handler]] = {}
         self.add("/version", Role.MONITOR, self._version)
 
@@ -68,8 +70,8 @@ class Admin:
     async def answer(self, request: Request) -> Response:
         """The response to a request."""
         if request.path == "/livez":
-            # That this is answered is what it says: the event loop runs.
-            return _probe(request, [CheckResult("ping", "")], why=False)
+            # That this is answered is what it says above all: the event loop runs.
+            return _probe(request, self._alive(), why=False)
         if request.path == "/readyz":
             return await self._readyz(request)
         role, page = self._pages.get(request.path, (Role.MONITOR, None))

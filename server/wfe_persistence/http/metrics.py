@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from http import HTTPStatus
 from itertools import accumulate
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import (
@@ -22,13 +24,17 @@ from wfe_persistence import metrics
 from wfe_persistence.http.server import Request, Response
 from wfe_persistence.versions import versions
 
+_T = TypeVar("_T")
+
 
 class MetricsPage:
-    """Answers scrapes, one after the other, in a thread: encoding takes some 10 ms."""
+    """Answers scrapes, one after the other, in a thread: encoding takes some 10 ms. `own`: the
+    metrics of the server's own that it has."""
 
-    def __init__(self) -> None:
+    def __init__(self, own: Sequence[metrics.Metric] = metrics.METRICS) -> None:
+        self._own = own
         self._registry = CollectorRegistry(auto_describe=False)
-        self._metrics = _Metrics()
+        self._metrics = _Metrics(own)
         self._registry.register(self._metrics)
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
@@ -37,23 +43,32 @@ class MetricsPage:
 
     async def answer(self, request: Request) -> Response:
         """The metrics, in the format that the client prefers."""
-        accept = ", ".join(request.headers.get("accept", ()))
-        encode, content_type = choose_encoder(accept)
+        return await self.read(partial(encoded, request))
+
+    async def read(self, use: Callable[[Collector], _T]) -> _T:
+        """What `use` makes of the metrics, in a thread."""
         async with self._turn:
             # Here, where nothing changes meanwhile.
             self._metrics.gauges = {
                 metric.name: metric.current()
-                for metric in metrics.METRICS
+                for metric in self._own
                 if isinstance(metric, metrics.Gauge)
             }
-            body = await asyncio.to_thread(encode, self._registry)
-        return Response(HTTPStatus.OK, body, content_type)
+            return await asyncio.to_thread(use, self._registry)
+
+
+def encoded(request: Request, of: Collector) -> Response:
+    """Metrics, in the format that the client prefers."""
+    accept = ", ".join(request.headers.get("accept", ()))
+    encode, content_type = choose_encoder(accept)
+    return Response(HTTPStatus.OK, encode(of), content_type)
 
 
 class _Metrics(Collector):
     """What the server has counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, own: Sequence[metrics.Metric]) -> None:
+        self._own = own
         self.gauges: dict[str, Sequence[tuple[metrics.Labels, float]]] = {}
 
     def collect(self) -> Iterator[Metric]:
@@ -63,7 +78,7 @@ class _Metrics(Collector):
             "The version of the server, and the schema version that it has.",
             {"version": numbers["wfe-persistence"], "schema_version": numbers["schema"]},
         )
-        for metric in metrics.METRICS:
+        for metric in self._own:
             if isinstance(metric, metrics.Gauge):
                 gauge = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
                 for labels, value in self.gauges.get(metric.name, ()):

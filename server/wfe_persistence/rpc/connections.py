@@ -155,15 +155,42 @@ class Disconnection:
         self._silent.close()
 
     def _sockets(self, *, listening: bool) -> Iterator[tuple[int, socket.socket]]:
-        for name in os.listdir(_DESCRIPTORS):
-            # With a descriptor of our own it remains the same socket, whatever gRPC does meanwhile.
-            with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as ours:
-                address = ours.getsockname()
-                if ours.family in _INTERNET:
-                    address = address[1]
-                listens = bool(ours.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-                if address == self._local_name and listens == listening:
-                    yield int(name), ours
+        return _sockets(self._local_name, listening=listening)
+
+
+def count_accepted(local_name: int | str) -> int:
+    """How many connections there are that were accepted on a port, or a Unix socket's path."""
+    return sum(1 for _ in _sockets(local_name, listening=False))
+
+
+def listening_descriptor(name: bytes) -> int:
+    """The descriptor of what listens on an abstract name."""
+    [(descriptor, _)] = _sockets(name, listening=True)
+    return descriptor
+
+
+def _sockets(
+    local_name: int | str | bytes, *, listening: bool
+) -> Iterator[tuple[int, socket.socket]]:
+    for name in os.listdir(_DESCRIPTORS):
+        # With a descriptor of our own it remains the same socket, whatever gRPC does meanwhile.
+        with suppress(OSError), _duplicate(int(name)) as ours:
+            address = ours.getsockname()
+            if ours.family in _INTERNET:
+                address = address[1]
+            listens = bool(ours.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+            if address == local_name and listens == listening:
+                yield int(name), ours
+
+
+def _duplicate(descriptor: int) -> socket.socket:
+    """The socket of a descriptor, under another one. Raises OSError if it is none."""
+    ours = os.dup(descriptor)
+    try:
+        return socket.socket(fileno=ours)
+    except OSError:
+        os.close(ours)
+        raise
 
 
 def _open_descriptors() -> int:

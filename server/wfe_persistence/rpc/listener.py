@@ -38,9 +38,7 @@ class Listener:
         self.address = address
         """After `open` with the real port."""
         self._socket = (
-            _UnixSocket(address.removeprefix("unix:"), socket_mode)
-            if address.startswith("unix:")
-            else None
+            _UnixSocket(_path_of(address), socket_mode) if address.startswith("unix:") else None
         )
 
     def open(self, add_port: AddPort) -> None:
@@ -55,9 +53,13 @@ class Listener:
     def local_name(self) -> int | str:
         """What the connections that were accepted here have in common: the port, or the path that
         the Unix socket was bound to."""
-        if self._socket is not None:
-            return self._socket.bound_path
-        return int(self.address.rpartition(":")[2])
+        return local_name_of(self.address)
+
+    def accept(self) -> None:
+        """Begin to accept, after the server was started: gRPC does so by itself."""
+
+    def stop_accepting(self) -> None:
+        """Leave new connections to others; here there are none."""
 
     def close(self) -> None:
         """Remove the Unix socket, unless it is no longer ours."""
@@ -75,8 +77,7 @@ class _UnixSocket:
     """
 
     def __init__(self, path: str, mode: int) -> None:
-        # unix:///absolute is a URL without a host.
-        self._path = path.removeprefix("//") if path.startswith("///") else path
+        self._path = path
         self._mode = mode
         self._lock = -1
         self._identity: tuple[int, int] | None = None
@@ -84,7 +85,7 @@ class _UnixSocket:
     @property
     def bound_path(self) -> str:
         """What the socket was bound to, which stays its name for the kernel."""
-        return self._path + _NEW
+        return _bound_path(self._path)
 
     def open(self, add_port: AddPort) -> None:
         """Take the path over from nobody but the dead. Raises CannotServeError."""
@@ -168,6 +169,23 @@ class _UnixSocket:
         if result in (0, errno.EAGAIN):  # the latter: its backlog is full
             raise CannotServeError(f"can't listen on {self._path}: another program does")
         raise CannotServeError(f"can't listen on {self._path}: {os.strerror(result)}")
+
+
+def local_name_of(address: str) -> int | str:
+    """What the connections that are accepted at an address have in common, see `Listener`."""
+    if address.startswith("unix:"):
+        return _bound_path(_path_of(address))
+    return int(address.rpartition(":")[2])
+
+
+def _path_of(address: str) -> str:
+    path = address.removeprefix("unix:")
+    # unix:///absolute is a URL without a host.
+    return path.removeprefix("//") if path.startswith("///") else path
+
+
+def _bound_path(path: str) -> str:
+    return path + _NEW
 
 
 def _bind(add_port: AddPort, address: str, name: str) -> int:

@@ -8,14 +8,16 @@ settings is fast and needs no gRPC.
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Final
 
 from wfe_persistence.settings.database import Database, Pool, default_data_dir
 from wfe_persistence.settings.network import DEFAULT_LISTEN, Access, Connections, Listening, Tls
-from wfe_persistence.settings.operation import Logs, Retention, Shutdown, Sweep, Traces
+from wfe_persistence.settings.operation import Logs, Processes, Retention, Shutdown, Sweep, Traces
 from wfe_persistence.settings.service import Calls, Rpcs
 from wfe_persistence.settings.setting import ENV_PREFIX, About, Setting, declared
 from wfe_persistence.store.schema import Schema
@@ -36,6 +38,9 @@ __all__ = [
 # --drain-seconds and what ending calls takes, it is less than the 10 s after which Docker kills.
 _DRAIN_DELAY: Final = 3.0
 
+MAX_WORKERS: Final = 64
+"""The most processes that serve."""
+
 _MODE: Final = re.compile("0?[0-7]{3}")
 
 GROUPS: Final[dict[str, type[Any]]] = {
@@ -47,6 +52,7 @@ GROUPS: Final[dict[str, type[Any]]] = {
     "RPCs": Rpcs,
     "Limits of calls": Calls,
     "Client connections": Connections,
+    "Processes": Processes,
     "Shutdown": Shutdown,
     "Sweep": Sweep,
     "Retention": Retention,
@@ -69,6 +75,7 @@ class Settings(
     Rpcs,
     Calls,
     Connections,
+    Processes,
     Shutdown,
     Sweep,
     Retention,
@@ -88,6 +95,12 @@ class Settings(
                 "listen: an abstract socket has no permissions, so every user could connect; use "
                 "unix:PATH"
             )
+        if self.workers != "auto" and not (
+            self.workers.isdecimal() and 1 <= int(self.workers) <= MAX_WORKERS
+        ):
+            raise ValueError(f"workers: must be a number from 1 to {MAX_WORKERS}, or auto")
+        if self.worker_count > 1 and not sys.platform.startswith("linux"):
+            raise ValueError("workers: more than one need Linux")
         if self.db_url and self.db_url_file:
             raise ValueError("db-url-file: can't be set together with db-url")
         if self.db_password_file and self.db_password_command:
@@ -175,6 +188,15 @@ class Settings(
         if self.drain_delay is None:
             return 0.0 if listens_locally(self.listen) else _DRAIN_DELAY
         return self.drain_delay
+
+    @property
+    def worker_count(self) -> int:
+        """How many processes serve."""
+        if self.workers != "auto":
+            return int(self.workers)
+        if sys.platform.startswith("linux"):
+            return min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+        return 1
 
     @property
     def uses_embedded_database(self) -> bool:

@@ -9,6 +9,20 @@ from wfe_persistence.settings.setting import About
 
 
 @dataclass(frozen=True, kw_only=True)
+class Processes:
+    """How many processes serve."""
+
+    workers: Annotated[
+        str,
+        About(
+            "Processes that serve calls, each on one core and with limits, database connections "
+            "and memory of its own; auto: one for each core. More than one need Linux.",
+            metavar="N|auto",
+        ),
+    ] = "1"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shutdown:
     """How the server stops."""
 
