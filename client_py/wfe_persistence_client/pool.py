@@ -25,7 +25,8 @@ OWN_CONNECTION: Final = ("grpc.use_local_subchannel_pool", 1)
 class ChannelPool(grpc.aio.Channel):
     """A channel that makes each call on the next of several, of those that are connected.
 
-    It is ready when one of them is; the others connect meanwhile.
+    It is ready when one of them is; the others connect meanwhile, one after the other, because a
+    server of several processes spreads evenly what does not come at the same moment.
     """
 
     def __init__(self, channels: Sequence[grpc.aio.Channel]) -> None:
@@ -34,16 +35,26 @@ class ChannelPool(grpc.aio.Channel):
 
     def _choose(self) -> int:
         """The index of the channel for the next call."""
+        self._connect()
         count = len(self._channels)
         for offset in range(count):
             index = (self._next + offset) % count
-            # Asked to connect, those that are not will take part later.
-            if self._channels[index].get_state(try_to_connect=True) is _READY:
+            if self._channels[index].get_state() is _READY:
                 break
         else:
             index = self._next
         self._next = (index + 1) % count
         return index
+
+    def _connect(self) -> None:
+        """Have the next channel connect that is not, unless one does so already."""
+        for channel in self._channels:
+            state = channel.get_state()
+            if state is _CONNECTING:
+                return
+            if state is _IDLE:
+                channel.get_state(try_to_connect=True)
+                return
 
     def _turns(self, callables: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -69,7 +80,9 @@ class ChannelPool(grpc.aio.Channel):
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         """The best state of all."""
-        states = {channel.get_state(try_to_connect) for channel in self._channels}
+        if try_to_connect:
+            self._connect()
+        states = {channel.get_state() for channel in self._channels}
         return next(state for state in _BEST_FIRST if state in states)
 
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:

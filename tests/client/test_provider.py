@@ -51,14 +51,6 @@ async def test_an_impossible_number_of_channels(channels: int) -> None:
         connect("localhost:1", channels=channels)
 
 
-async def test_several_channels_are_one_connection_to_the_caller(store: FakeStore) -> None:
-    async with connect(store.target, channels=3) as provider:
-        for _ in range(6):
-            assert await provider.get_events("none", "none") == []
-    with pytest.raises(RuntimeError, match="closed"):
-        await provider.get_events("none", "none")
-
-
 async def test_create_new_workflow(store: FakeStore, provider: PersistenceProvider) -> None:
     store.on("CreateNewWorkflow", answers(workflow_pb2.CreateNewWorkflowResponse(id="chosen")))
     instance = replace(WORKFLOW)
