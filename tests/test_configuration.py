@@ -166,10 +166,11 @@ def test_what_is_derived() -> None:
         "authentication": [],
         "reflection": True,
         "allow-create-namespace": True,
+        "workers": 1,
         "drain-delay": 0.0,
     }
     files = ("--tls-cert", "c", "--tls-key", "k", "--token-file", "t", "--policy-file", "p")
-    open_ = show("--listen", "0.0.0.0:50052", *files)
+    open_ = show("--listen", "0.0.0.0:50052", "--workers", "3", *files)
     assert open_["refused"] is None
     del open_["derived"]["database"]
     assert open_["derived"] == {
@@ -177,6 +178,7 @@ def test_what_is_derived() -> None:
         "authentication": ["token"],
         "reflection": False,
         "allow-create-namespace": False,
+        "workers": 3,
         "drain-delay": 3.0,
     }
     assert show("--drain-delay", "1.5", "--reflection")["derived"]["drain-delay"] == 1.5
