@@ -317,7 +317,7 @@ WORKERS: Final = _declared(
 )
 WORKER_MEMORY: Final = _declared(
     Gauge(
-        f"{PREFIX}worker_resident_memory_bytes",
+        f"{PREFIX}process_resident_memory_bytes",
         "Resident memory of each worker process; that of the supervisor is not in it.",
         ("worker",),
     )

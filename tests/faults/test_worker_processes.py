@@ -136,7 +136,7 @@ async def test_the_metrics_are_those_of_all_and_outlive_a_worker(server: Server)
         assert server.metric('wfe_persistence_calls_in_progress{grpc_method="CreateEvent"') == 0
         assert server.metric(loaded) == 20
         assert server.metric('wfe_persistence_workers{state="ready"}') == 2
-        assert server.metric("wfe_persistence_worker_resident_memory_bytes") > 40_000_000
+        assert server.metric("wfe_persistence_process_resident_memory_bytes") > 40_000_000
         assert server.metric("wfe_persistence_serving") == 1
     first = server.workers[0]
     first.kill()
