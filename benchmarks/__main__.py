@@ -8,8 +8,8 @@ the driver, beside psycopg's cursors and asyncpg; `--namespaces` the cost of man
 others wait meanwhile; `--access` what authentication costs, and bad credentials; `--metrics` what
 metrics cost, `--traces` what traces cost; `--workers` servers of several processes; `--strangers`
 what bad handshakes cost; `--queues` the throughput of queues, `--queue-statements` what they cost
-PostgreSQL; `--waiting` calls that wait, ten thousand on one server too; `--purge` a purge under load;
-`--storage` disk usage.
+PostgreSQL; `--waiting` calls that wait, ten thousand on one server too; `--purge` a purge under
+load; `--storage` disk usage.
 """
 
 from __future__ import annotations
