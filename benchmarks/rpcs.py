@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -180,16 +181,15 @@ async def _persist_with_subscription(api: Api) -> Call:
 async def _patch(api: Api) -> Call:
     """One of ten pointers changes, if the workflow is as the caller knows it."""
     ids = await _store_workflows(api, 10)
-    revisions = dict.fromkeys(ids, 1)
-    for id_ in ids:
-        revisions[id_] = (await api.get_workflow_instance(id_)).revision
+    # Those that nobody changes just now, with their revisions.
+    free = deque([(id_, (await api.get_workflow_instance(id_)).revision) for id_ in ids])
 
     async def call(i: int) -> None:
-        id_ = ids[i % STORED]
+        id_, revision = free.popleft()
         pointer = make.pointer("1", step_name="step 1", outcome_json=f'{{"tag": {i}}}')
         patch = w.WorkflowPatch(id=id_, execution_pointers=[pointer])
-        answer = await api.commit_workflow(patch=patch, expected_revision=revisions[id_])
-        revisions[id_] = answer.revision
+        answer = await api.commit_workflow(patch=patch, expected_revision=revision)
+        free.append((id_, answer.revision))
 
     return call
 

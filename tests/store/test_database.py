@@ -26,6 +26,7 @@ from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import Store
 
 ONE = "SELECT 1"
+BACKEND = "SELECT pg_backend_pid()::bigint"
 BACKENDS = """
 SELECT pid FROM pg_stat_activity WHERE application_name = 'wfe-persistence'
     AND datname = current_database()
@@ -97,6 +98,33 @@ async def test_a_call_ends_while_the_pool_makes_its_connection_wait(database_url
         async with database._pool._pool._lock:
             await read
         await store.read(ONE)
+
+
+async def test_old_connections_are_replaced_although_they_are_always_in_use(
+    database_url: str,
+) -> None:
+    """Those at hand for the next call must come back to the pool, which replaces them."""
+    async with database_from(Settings(db_url=database_url, pool_size=1)) as database:
+        store = Store(database, Schema(), "default")
+        before = await number(store, BACKEND)
+        assert await number(store, BACKEND) == before
+        for connection in database.reachability._open:
+            connection._expire_at = 0.0
+        async with asyncio.timeout(20):
+            while await number(store, BACKEND) == before:
+                await asyncio.sleep(0.01)
+
+
+async def test_idle_connections_come_back_to_the_pool(database_url: str) -> None:
+    """It closes those that nobody has needed for long."""
+    async with database_from(Settings(db_url=database_url, pool_size=4)) as database:
+        store = Store(database, Schema(), "default")
+        await asyncio.gather(*(store.read("SELECT pg_sleep(0.1)") for _ in range(4)))
+        pool = database._pool._pool
+        assert pool.get_stats()["pool_available"] < 4
+        async with asyncio.timeout(20):
+            while pool.get_stats()["pool_available"] < 4:
+                await asyncio.sleep(0.05)
 
 
 async def test_calls_cancelled_at_any_moment_hurt_no_other(counter: Store) -> None:
