@@ -32,11 +32,10 @@ STORED = 200
 async def measure(
     url: str, callers: list[int], seconds: float, rounds: int, only: list[str]
 ) -> Figures:
-    """Measures every case with every number of callers, in rounds of all cases in turns: so that
-    what else the machine does meanwhile concerns all of them.
+    """Measures every case with every number of callers, in rounds, each time right behind the
+    echo: so that what else the machine does meanwhile concerns both.
 
-    Of each it gives the medians of the rounds; also those of the proportions to the echo in the
-    same round.
+    Of each it gives the medians of the rounds; also those of the proportions to that echo.
     """
     served = await Served.start(url)
     chosen = {
@@ -54,8 +53,8 @@ async def measure(
         for _ in range(rounds):
             for count in callers:
                 for name, call in calls.items():
+                    echo = await _one(served, _shifted(calls[ECHO_CASE]), count, seconds)
                     figure = await _one(served, _shifted(call), count, seconds)
-                    echo = seen[ECHO_CASE, count][-1] if name != ECHO_CASE else figure
                     for what in ("p50_ms", "server_cpu_ms", "calls_per_second"):
                         figure[f"{what}_vs_echo"] = figure[what] / echo[what]
                     seen.setdefault((name, count), []).append(figure)
