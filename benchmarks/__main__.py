@@ -9,7 +9,7 @@ others wait meanwhile; `--access` what authentication costs, and bad credentials
 metrics cost, `--traces` what traces cost; `--workers` servers of several processes; `--strangers`
 what bad handshakes cost; `--queues` the throughput of queues, `--queue-statements` what they cost
 PostgreSQL; `--waiting` calls that wait, ten thousand on one server too; `--purge` a purge under
-load; `--storage` disk usage.
+load; `--storage` disk usage; `--export` an export and its import.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from benchmarks import (
     storage,
     strangers,
     traces,
+    transfer,
     waiting,
     workers,
 )
@@ -142,6 +143,15 @@ def main() -> None:
         help="measure disk usage of this many pointers, and WAL of their steps (default 100000)",
     )
     parser.add_argument(
+        "--export",
+        type=int,
+        metavar="N",
+        nargs="?",
+        const=560_000,
+        help="export this many records, import and export them again (default 560000, which are a "
+        "million rows)",
+    )
+    parser.add_argument(
         "--json",
         type=Path,
         metavar="FILE",
@@ -185,6 +195,13 @@ def main() -> None:
         elif arguments.purge:
             figures = asyncio.run(purge.measure(postgres.url, arguments.purge))
             print(purge.table(figures))
+        elif arguments.export:
+            process = psutil.Process(_postmaster(directory))
+            with tempfile.TemporaryDirectory(prefix="wfe-export-") as files:
+                figures = asyncio.run(
+                    transfer.measure(postgres.url, process, arguments.export, Path(files))
+                )
+            print(transfer.table(figures))
         elif arguments.patches:
             process = psutil.Process(_postmaster(directory))
             figures = asyncio.run(patches.measure(postgres.url, process))
@@ -228,6 +245,8 @@ def main() -> None:
         if arguments.waiting
         else "purge.json"
         if arguments.purge
+        else "export.json"
+        if arguments.export
         else "patches.json"
         if arguments.patches
         else "checks.json"

@@ -26,6 +26,8 @@ REMEDIES: Final = {
     "EVENT_ALREADY_EXISTS": "An id names one event for ever. If the content differs on purpose, use another id.",
     "SUBSCRIPTION_ALREADY_EXISTS": "As for events.",
     "REQUEST_ID_REUSED": "A `request_id` names one write. Make a new one for each, and keep it for its repetitions.",
+    "RECORD_CONFLICT": "Import into an empty namespace, or say `--on-conflict skip` to keep what the store has. "
+    "What was stored before stays; the same import can be repeated.",
     "REVISION_MISMATCH": "Somebody else has written. Load the workflow, apply the change again, write again. If it "
     "happens all the time, two hosts run the same workflow: hold a lock, and name it in `held_lock_tokens`.",
     "TRANSACTION_CONFLICT": "Repeat the call after the time in RetryInfo. If it is frequent, look for another program "
@@ -77,7 +79,7 @@ REMEDIES: Final = {
     "DEADLINE_EXCEEDED": "Nothing was written, or the answer was lost: see the RPC's comment. Give the call more time, "
     "or find out why the database is slow: the metric "
     "`wfe_persistence_database_round_trip_seconds` names the statement.",
-    "CURSOR_EXPIRED": "Start from `oldest_cursor`, and read what was missed from the store itself. A watcher that is away "
+    "CURSOR_EXPIRED": "Of an export: begin anew. Of a watcher: start from `oldest_cursor`, and read what was missed from the store itself. A watcher that is away "
     "for long needs a longer `--lifecycle-retention`.",
     "READER_TOO_SLOW": "Resume from the `cursor`. If it happens again, handle events in several tasks, or watch fewer of "
     "them.",

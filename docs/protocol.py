@@ -41,6 +41,7 @@ TITLES: Final = {
     "lock": "Locks",
     "lifecycle": "Lifecycle events",
     "store": "Store, namespaces, retention",
+    "transfer": "Export and import",
     "list_order": "Order of lists",
     "error_reason": "Error reasons",
 }
@@ -230,7 +231,7 @@ def _notes(method: MethodDescriptorProto) -> str:
     if method.name in SERVER_WIDE:
         notes.append("of the whole server")
     if method.server_streaming:
-        notes.append("a stream without end" if method.name in LASTS else "a stream")
+        notes.append("a stream without a maximum deadline" if method.name in LASTS else "a stream")
     if method.name in ADDS:
         notes.append("refused when the namespace is full")
     return ", ".join(notes)
@@ -241,9 +242,10 @@ def _service(name: str, service: ServiceDescriptorProto) -> Iterator[str]:
     for method in service.method:
         of, to = (each.rpartition(".")[2] for each in (method.input_type, method.output_type))
         stream = "stream of " if method.server_streaming else ""
+        streamed = "stream of " if method.client_streaming else ""
         yield (
             f"### {method.name}\n\n"
-            f"[{of}]({_anchors()[of]}) → {stream}[{to}]({_anchors()[to]}); {_notes(method)}.\n\n"
+            f"{streamed}[{of}]({_anchors()[of]}) → {stream}[{to}]({_anchors()[to]}); {_notes(method)}.\n\n"
             f"{_linked(_comment(name, f'{service.name}.{method.name}'), method.name)}\n\n"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
 import re
 import subprocess
@@ -25,7 +26,15 @@ from wfe.persistence.v1.store_pb2 import CreateNamespaceRequest
 from wfe.persistence.v1.workflow_pb2 import CreateNewWorkflowRequest, ListWorkflowsRequest
 
 PAGE = Path(__file__).parents[1] / "docs" / "backup.md"
-COMMANDS = {command.line.split()[0]: command.line for command in commands(PAGE, "sh")}
+
+
+def _name(line: str) -> str:
+    """What a command is called: its first word, or that of `wfe-persistence` with the second."""
+    words = line.split()
+    return " ".join(words[: 2 if words[0] == "wfe-persistence" else 1])
+
+
+COMMANDS = {_name(command.line): command.line for command in commands(PAGE, "sh")}
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +134,34 @@ async def test_dump_and_restore(
         run(COMMANDS["pg_dump"], tmp_path, env=env, path=env["PATH"])
         await write(server, ("default", "later"))
     run(COMMANDS["pg_restore"], tmp_path, env=env, path=env["PATH"])
-    assert "pending" not in run(COMMANDS["wfe-persistence"], tmp_path, env=env, path=env["PATH"])
+    assert "pending" not in run(
+        COMMANDS["wfe-persistence migrate"], tmp_path, env=env, path=env["PATH"]
+    )
     run(COMMANDS["for"], tmp_path, env=env, path=env["PATH"])
     as_server = new.replace("postgres@", "wfe_server@")
     assert await names(as_server, tmp_path / "new.log") == {("default", "a"), ("other", "b")}
+
+
+async def test_export_and_import(
+    database_url: str, shell: Mapping[str, str], tmp_path: Path
+) -> None:
+    with ServerProcess(tmp_path / "log", "--db-url", database_url) as server:
+        await write(server, ("default", "a"), ("default", "b"))
+        env = {**shell, "OLD": server.address, "NEW": server.address}
+
+        def runs(name: str) -> None:
+            run(COMMANDS[name], tmp_path, env=env, path=env["PATH"])
+
+        runs("wfe-persistence export")
+        runs("wfe-persistence import")
+        runs("WFE_PERSISTENCE_NAMESPACE=default")
+        runs("exec")
+        for namespace in ("restored", "moved"):
+            async with connect(server.address, namespace=namespace) as channel:
+                listed = await Api(channel).workflows.ListWorkflows(ListWorkflowsRequest())
+            assert {workflow.id for workflow in listed.instances} == {"a", "b"}
+    assert gzip.decompress((tmp_path / "backup.jsonl.gz").read_bytes()).count(b"\n") == 4
+    assert (tmp_path / "old.jsonl").read_bytes().count(b"\n") == 2  # the fences
 
 
 async def test_point_in_time(

@@ -33,6 +33,8 @@ COMMANDS = [
     "retention set",
     "retention run",
     "storage",
+    "export",
+    "import",
     "health",
     "version",
 ]

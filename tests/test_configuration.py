@@ -199,7 +199,7 @@ def test_settings_that_serve_would_refuse_are_shown_with_the_reason() -> None:
 READERS = (
     "serve", "config show", "migrate up", "migrate status", "migrate sql",
     "migrate grants --role x", "token list", "token create x", "token revoke x", "health",
-    "retention show", "storage",
+    "retention show", "storage", "export", "import",
 )  # fmt: skip
 
 

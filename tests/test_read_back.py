@@ -82,6 +82,18 @@ BESIDE: Final[dict[str, Any]] = {
     "WorkflowChange.passes": True,
     "WorkflowChange.cursor": "x" * 43,
     "WatchWorkflowsResponse.cursor": "x" * 43,
+    "ExportRecordsResponse.cursor": "x" * 140,
+    # In the first response, which has no records.
+    "ExportRecordsResponse.estimated_records": 0,
+    "ExportRecordsResponse.snapshot_time": Timestamp(),
+    "Record.creation_hash": b"x" * 32,
+    "WorkflowRecord.first_revision": 2**63 - 1,
+    "WorkflowRecord.is_continued": True,
+    "ExecutionPointersRecord.workflow_id": "w" * 512,
+    "ExecutionPointersRecord.is_continued": True,
+    "ErrorRecord.copy": 2**31 - 1,
+    "QueueItemRecord.is_dead": True,
+    "QueueItemRecord.attempt": 2**31 - 1,
 }
 
 BY_THE_STORE: Final[dict[str, Any]] = {
@@ -120,6 +132,11 @@ def _put(holder: Any, field: Any, value: Any) -> None:
         setattr(holder, field.name, value)
 
 
+def _excludes(field: Any, other: Any) -> bool:
+    """Whether a message has only one of these."""
+    return field.containing_oneof is not None and field.containing_oneof is other.containing_oneof
+
+
 def envelopes(holder: Any, item: Message) -> Iterator[Message]:
     """The messages of this type with the item somewhere in it, and all else at its largest. Inside
     of a workflow, pointers are part of it."""
@@ -137,7 +154,7 @@ def envelopes(holder: Any, item: Message) -> Iterator[Message]:
             answer = type(holder)()
             _put(answer, field, value)
             for other in holder.DESCRIPTOR.fields:
-                if other is not field:
+                if other is not field and not _excludes(field, other):
                     name = f"{holder.DESCRIPTOR.name}.{other.name}"
                     given = BESIDE.get(name, BESIDE.get(other.name))
                     assert given is not None, f"{name}: how large can it be beside an item?"

@@ -401,6 +401,9 @@ class BlockingPersistenceProvider:
     preview_retention = _blocking(PersistenceProvider.preview_retention)
     get_storage_report = _blocking(PersistenceProvider.get_storage_report)
 
+    export_records = _blocking_iterator(PersistenceProvider.export_records)
+    import_records = _blocking(PersistenceProvider.import_records)
+
 
 #: `connect` for code without an event loop: the same arguments, a
 #: `BlockingPersistenceProvider`.

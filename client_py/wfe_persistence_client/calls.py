@@ -197,6 +197,9 @@ RULES: Mapping[str, Rule] = {
     "GetRetentionPolicy": Rule(Safety.READ),
     "RunRetention": Rule(Safety.REPEATABLE),
     "GetStorageReport": Rule(Safety.READ),
+    "ExportRecords": Rule(Safety.READ),
+    # What is there already, the same, is left as it is.
+    "ImportRecords": Rule(Safety.REPEATABLE),
 }
 
 # The reasons of transient failures. UNAVAILABLE is always one, with any reason or none.
@@ -356,13 +359,32 @@ class Calls:
 
         return await self._with_retries(request, attempt, deadline)
 
+    async def exchange(
+        self,
+        method: grpc.aio.StreamStreamMultiCallable[_RequestT, _ResponseT],
+        requests: Sequence[_RequestT],
+        deadline: Deadline | None = None,
+    ) -> list[_ResponseT]:
+        """Makes a call with a stream of requests, at least one, and a response to each."""
+
+        async def attempt(seconds: float, metadata: Metadata) -> list[_ResponseT]:
+            stream = method(iter(requests), timeout=seconds, metadata=metadata)
+            try:
+                return [response async for response in stream]
+            finally:
+                stream.cancel()
+
+        return await self._with_retries(requests[0], attempt, deadline)
+
     async def watch(
         self,
         method: grpc.aio.UnaryStreamMultiCallable[_WatchRequestT, _WatchedT],
         request: _WatchRequestT,
         heartbeat: timedelta,
+        *,
+        ends: bool = False,
     ) -> AsyncGenerator[_WatchedT, None]:
-        """The responses of a stream that goes on for ever.
+        """The responses of a stream that goes on for ever, or with `ends` until the server ends it.
 
         A stream that breaks, or is silent although there should be heartbeats, is resumed
         behind the last response, after which the attempts and their timeout begin anew.
@@ -379,6 +401,8 @@ class Calls:
                     async with asyncio.timeout(silence):
                         read = await stream.read()
                     if read is grpc.aio.EOF:
+                        if ends:
+                            return
                         break
                     response = cast(_WatchedT, read)
             except TimeoutError:

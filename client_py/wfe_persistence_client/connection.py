@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         queue_pb2_grpc,
         store_pb2_grpc,
         subscription_pb2_grpc,
+        transfer_pb2_grpc,
         workflow_pb2_grpc,
     )
 
@@ -165,6 +166,10 @@ class Connection:
     @property
     def _store(self) -> "store_pb2_grpc.StoreServiceAsyncStub":
         return self._link.stubs.store
+
+    @property
+    def _transfer(self) -> "transfer_pb2_grpc.TransferServiceAsyncStub":
+        return self._link.stubs.transfer
 
     @property
     def _space(self) -> str:

@@ -141,6 +141,15 @@ class RequestIdReused(AlreadyExists):
     """This `request_id` was used for a different write to the same workflow."""
 
 
+class RecordConflict(AlreadyExists):
+    """The store has another record in the place of one that was to be imported."""
+
+    @property
+    def field(self) -> str:
+        """The first such record of its request: `records[3]`."""
+        return self.metadata.get("field", "")
+
+
 class PartialWorkflow(PersistenceError):
     """A partially loaded workflow cannot be stored; nothing was sent.
 
@@ -357,6 +366,7 @@ _BY_REASON: Mapping[str, type[PersistenceError]] = {
     "EVENT_ALREADY_EXISTS": EventAlreadyExists,
     "SUBSCRIPTION_ALREADY_EXISTS": SubscriptionAlreadyExists,
     "REQUEST_ID_REUSED": RequestIdReused,
+    "RECORD_CONFLICT": RecordConflict,
     "REVISION_MISMATCH": RevisionMismatch,
     "TRANSACTION_CONFLICT": TransactionConflict,
     "ROW_LOCKED": TransactionConflict,

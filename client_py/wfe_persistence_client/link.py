@@ -19,6 +19,7 @@ from wfe.persistence.v1 import (
     queue_pb2_grpc,
     store_pb2_grpc,
     subscription_pb2_grpc,
+    transfer_pb2_grpc,
     workflow_pb2_grpc,
 )
 from wfe_persistence_client import fork
@@ -70,6 +71,9 @@ class Stubs:
         self.locks: lock_pb2_grpc.LockServiceAsyncStub = lock_pb2_grpc.LockServiceStub(channel)
         self.queues: queue_pb2_grpc.QueueServiceAsyncStub = queue_pb2_grpc.QueueServiceStub(channel)
         self.store: store_pb2_grpc.StoreServiceAsyncStub = store_pb2_grpc.StoreServiceStub(channel)
+        self.transfer: transfer_pb2_grpc.TransferServiceAsyncStub = (
+            transfer_pb2_grpc.TransferServiceStub(channel)
+        )
 
 
 class Link:

@@ -406,6 +406,29 @@ class ListedCommand:
     lease: CommandLease | None = None
 
 
+class RecordKind(Enum):
+    """A kind of records, in an export."""
+
+    #: Workflows, with their execution pointers.
+    WORKFLOW = 1
+    #: Subscriptions, with the claims on them.
+    SUBSCRIPTION = 2
+    #: Events.
+    EVENT = 3
+    #: Logged errors.
+    ERROR = 4
+    #: Scheduled commands.
+    COMMAND = 5
+    #: Configured queues.
+    QUEUE = 6
+    #: Items of queues.
+    QUEUE_ITEM = 7
+    #: Sequences of definitions.
+    DEFINITION_SEQUENCE = 8
+    #: The retention policy.
+    RETENTION_POLICY = 9
+
+
 class QueueKind(Enum):
     """What the items of a queue stand for."""
 
@@ -811,6 +834,18 @@ class RetentionState:
     deleted_rows: int = 0
     #: When everything that it lets go had been deleted last; None: not yet.
     complete_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportCounts:
+    """What became of the records of an import."""
+
+    #: Stored.
+    stored: int = 0
+    #: There already, the same.
+    unchanged: int = 0
+    #: Left out, because the store has another record in their place.
+    skipped: int = 0
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)

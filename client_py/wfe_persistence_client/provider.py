@@ -22,6 +22,7 @@ from wfe_persistence_client.pool import OWN_CONNECTION, ChannelPool
 from wfe_persistence_client.retention import Retention
 from wfe_persistence_client.store import Store
 from wfe_persistence_client.subscription import Subscriptions
+from wfe_persistence_client.transfer import Transfer
 from wfe_persistence_client.worker import Workers
 
 _MAX_CHANNELS: Final = 64
@@ -31,7 +32,7 @@ __all__ = ["CommandHandler", "PersistenceProvider", "Token", "connect"]
 
 @checked_methods
 class PersistenceProvider(
-    Workers, Changes, Events, Subscriptions, Commands, Lifecycle, Locks, Store, Retention
+    Workers, Changes, Events, Subscriptions, Commands, Lifecycle, Locks, Store, Retention, Transfer
 ):
     """The operations of the engine's `PersistenceProvider` trait.
 

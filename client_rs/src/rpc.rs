@@ -86,6 +86,8 @@ pub(crate) enum Rpc {
     ConfigureQueue,
     Publish,
     Watch,
+    ExportRecords,
+    ImportRecords,
 }
 
 impl Rpc {
@@ -120,6 +122,7 @@ impl Rpc {
             | Self::WatchWorkflows
             | Self::GetRetentionPolicy
             | Self::GetStorageReport
+            | Self::ExportRecords
             | Self::GetStoreInfo => (Read, None),
             // The id is set before the first attempt; an identical create returns the same.
             Self::CreateNewWorkflow | Self::CreateEvent | Self::CreateEventSubscription => {
@@ -143,6 +146,8 @@ impl Rpc {
             // An item is known by its id.
             Self::Enqueue | Self::RequeueItems | Self::ConfigureQueue => (Repeatable, None),
             Self::SetRetentionPolicy | Self::RunRetention => (Repeatable, None),
+            // What is there already, the same, is left as it is.
+            Self::ImportRecords => (Repeatable, None),
             // A number may be skipped, but is never returned twice.
             Self::NextDefinitionSequence => (Repeatable, None),
             Self::MarkEventProcessed | Self::MarkEventUnprocessed => (Repeatable, None),

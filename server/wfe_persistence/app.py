@@ -48,6 +48,7 @@ from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.statistics import watch_stores
 from wfe_persistence.store.sweep import Sweeper
 from wfe_persistence.store.tables import Store
+from wfe_persistence.store.transfers import Transfers
 from wfe_persistence.store.waiting import Kind, Waiters
 from wfe_persistence.store.workflow_changes import WorkflowChanges
 from wfe_persistence.tls import certificates_of
@@ -161,6 +162,7 @@ class Server:
             settings.retention_rows_per_second,
             self._purged,
         )
+        self._transfers = Transfers(settings.max_transfers, settings.export_seconds)
         largest = settings.max_message_bytes * _OVERSIZE_FACTOR
         connections = connections_allowed(
             settings.max_connections,
@@ -203,6 +205,7 @@ class Server:
                 feeds=self._feeds,
                 changes=self._changes,
                 retention=self._retention,
+                transfers=self._transfers,
                 server_version=VERSION,
                 max_message_bytes=settings.max_message_bytes,
                 default_deadline=settings.default_deadline,
@@ -291,6 +294,7 @@ class Server:
             self._in_background(self._access.watch())
         await self._health.start()
         await self._stack.enter_async_context(self._database)
+        self._stack.push_async_callback(self._transfers.close)
         await self._server.start()
         self._listener.accept()
         self._in_background(self._limits.space.watch())

@@ -23,12 +23,22 @@ def required_role(rpc: Rpc) -> Role:
     if rpc.name == "TruncateAll":
         return Role.ADMIN
     if rpc.name.startswith(
-        ("Delete", "Purge", "Break", "Requeue", "Configure", "CreateNamespace", "SetRet", "Run")
+        (
+            "Delete",
+            "Purge",
+            "Break",
+            "Requeue",
+            "Configure",
+            "CreateNamespace",
+            "SetRet",
+            "Run",
+            "Import",
+        )
     ):
         return Role.OPERATOR
     return (
         Role.READER
-        if rpc.name.startswith(("Get", "List", "Count", "Watch", "WaitFor"))
+        if rpc.name.startswith(("Get", "List", "Count", "Watch", "WaitFor", "Export"))
         else Role.HOST
     )
 

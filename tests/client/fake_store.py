@@ -22,6 +22,7 @@ from wfe.persistence.v1 import (
     queue_pb2,
     store_pb2,
     subscription_pb2,
+    transfer_pb2,
     workflow_pb2,
 )
 
@@ -36,6 +37,7 @@ SERVICES = [
         lock_pb2,
         queue_pb2,
         store_pb2,
+        transfer_pb2,
     )
     for service in file.DESCRIPTOR.services_by_name.values()
 ]
@@ -44,7 +46,14 @@ METHODS = {
     for service in SERVICES
     for method in service.methods
 }
-STREAMING = {"GetWorkflowInstances", "Watch", "WatchWorkflows"}
+STREAMING = {
+    "GetWorkflowInstances",
+    "Watch",
+    "WatchWorkflows",
+    "ExportRecords",
+    # Of one request, in the tests.
+    "ImportRecords",
+}
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Step: TypeAlias = Callable[[Any, Context], Awaitable[Message | Sequence[Message]]]

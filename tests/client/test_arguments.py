@@ -18,6 +18,7 @@ import pytest
 
 from tests.client.fake_store import FakeStore, answers
 from wfe.persistence.v1 import command_pb2
+from wfe.persistence.v1.transfer_pb2 import Record
 from wfe_persistence_client import (
     ABSENT,
     JSON,
@@ -357,6 +358,7 @@ GOOD: dict[Any, Any] = {
     Sequence[EventSubscription]: [],
     Sequence[ExecutionError]: [],
     RetentionPolicy: POLICY,
+    Iterable[Record]: [Record()],
     CommandHandler: handle,
     WorkHandler: handle_work,
 }

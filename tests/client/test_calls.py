@@ -34,6 +34,7 @@ from wfe.persistence.v1 import (
     queue_pb2,
     store_pb2,
     subscription_pb2,
+    transfer_pb2,
     workflow_pb2,
 )
 from wfe_persistence_client import (
@@ -86,6 +87,17 @@ STORED = workflow_pb2.WorkflowInstance(
 LIFECYCLE_EVENT = LifecycleEvent(
     type=LifecycleEventType.STARTED, workflow_id="w", workflow_definition_id="d"
 )
+
+
+def all_of(items: Any) -> Any:
+    """All items of an iterator, or what to await for those of an async one."""
+    if not hasattr(items, "aclose"):
+        return list(items)
+
+    async def take() -> list[object]:
+        return [item async for item in items]
+
+    return take()
 
 
 def first(items: Any) -> Any:
@@ -311,6 +323,14 @@ CALLS: dict[str, tuple[Call, Any]] = {
         lambda p: p.get_storage_report(),
         store_pb2.GetStorageReportResponse(),
     ),
+    "ExportRecords": (
+        lambda p: all_of(p.export_records()),
+        [transfer_pb2.ExportRecordsResponse(cursor="c")],
+    ),
+    "ImportRecords": (
+        lambda p: p.import_records([transfer_pb2.Record()]),
+        [transfer_pb2.ImportRecordsResponse(stored=1)],
+    ),
 }
 UNREPEATABLE = {
     "ClaimCommands",
@@ -340,7 +360,8 @@ def test_the_rules_find_the_rpc_by_its_request() -> None:
 def test_which_calls_are_not_repeated() -> None:
     # Said here once more on purpose: a change of the table must be a decision.
     assert {n for n, rule in RULES.items() if rule.safety is Safety.UNREPEATABLE} == UNREPEATABLE
-    assert {n for n in RULES if n.startswith(("Get", "List", "Count", "Watch", "WaitFor"))} == READS
+    reads = ("Get", "List", "Count", "Watch", "WaitFor", "Export")
+    assert {n for n in RULES if n.startswith(reads)} == READS
 
 
 PASSES: list[tuple[Status, str]] = [

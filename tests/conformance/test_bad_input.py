@@ -131,6 +131,10 @@ REQUIRED_IDS: Final = {
     "RequeueItemsRequest.ids",
     "DeleteItemsRequest.ids",
     "GetRunnableInstancesRequest.workflow_definition_ids",
+    "WorkflowSelection.ids",
+    "WorkflowSelection.workflow_definition_ids",
+    "ExecutionPointersRecord.workflow_id",
+    "DefinitionSequenceRecord.definition_id",
     "LifecycleEvent.workflow_id",
     "LifecycleEvent.workflow_definition_id",
 }
@@ -198,6 +202,7 @@ CURSORS: Final = {
     # What the server itself has made.
     "WatchRequest.after",
     "WatchWorkflowsRequest.after",
+    "ExportRecordsRequest.after",
 }
 FREE_TEXTS: Final = {
     # Without a bound: only NUL is bad. (Of page tokens more is said in tests of their own.)
@@ -245,6 +250,7 @@ QUEUES: Final = {
     "RequeueItemsRequest.queue",
     "DeleteItemsRequest.queue",
     "ConfigureQueueRequest.queue",
+    "QueueRecord.name",
 }
 REQUIRED_JSON: Final = {"WorkflowInstance.data_json", "Event.event_data_json"}
 JSON: Final = REQUIRED_JSON | {
@@ -294,6 +300,8 @@ OPTIONAL_TIMES: Final = {
     "ListErrorsRequest.error_time_from",
     "ListErrorsRequest.error_time_before",
     "QueueItem.visible_time",
+    "WorkflowSelection.create_time_from",
+    "WorkflowSelection.create_time_before",
 }
 ENUMS: Final = {
     # What is bad where it is not 0 and the unknown.
@@ -308,6 +316,7 @@ ENUMS: Final = {
     "ListEventsRequest.order": (3, 99, -1),
     "ClaimCommandsRequest.command_name": (3, 99, -1),
     "ListCommandsRequest.command_name": (0, 3, 99, -1),  # 0 only because it goes with data
+    "ImportRecordsRequest.on_conflict": (3, 99, -1),
     "PurgeWorkflowsRequest.statuses": (0, 1, 2, 99, -1),  # only what has ended
 }
 NUMBERS: Final = {
@@ -353,6 +362,13 @@ NUMBERS: Final = {
     "RequeueItemsRequest.max_dead": (-1, -(2**31)),
     "DeleteItemsRequest.max_dead": (-1, -(2**31)),
     "ConfigureQueueRequest.max_attempts": (-1, -(2**31)),
+    "QueueRecord.max_attempts": (0, -1, -(2**31)),
+    "QueueItemRecord.attempt": (-1, -(2**31)),
+    "ErrorRecord.copy": (-1, -(2**31)),
+    "DefinitionSequenceRecord.last_number": (-1, -(2**63)),
+    "Fence.epoch": (-1, -(2**63)),
+    "Fence.revision": (-1, -(2**63)),
+    "WorkflowRecord.first_revision": (0, -1, -(2**63), 2, 2**63 - 1),  # the revision is 1
 }
 NO_BAD_VALUE: Final = {
     "WorkflowInstance.execution_pointers": "any number of them will do",
@@ -408,6 +424,29 @@ NO_BAD_VALUE: Final = {
     "CreateNewWorkflowRequest.enqueue": "see the tests of too many items",
     "CreateEventRequest.enqueue": "see the tests of too many items",
     "PublishRequest.events": "see test_lifecycle.py for how many",
+    "ExportRecordsRequest.workflows": "absent: any workflow",
+    "ImportRecordsRequest.records": "see test_transfer.py for how many",
+    "Record.creation_hash": "see test_transfer.py",
+    "WorkflowRecord.is_continued": "see test_transfer.py for what must follow",
+    "ExecutionPointersRecord.execution_pointers": "see test_transfer.py",
+    "ExecutionPointersRecord.is_continued": "see test_transfer.py for what must follow",
+    "QueueItemRecord.is_dead": "a bool is good either way",
+    **{
+        f"Record.{kind}": "one of them; see test_transfer.py for none"
+        for kind in (
+            "fence",
+            "subscription",
+            "event",
+            "command",
+            "queue",
+            "queue_item",
+            "error",
+            "workflow",
+            "execution_pointers",
+            "definition_sequence",
+            "retention_policy",
+        )
+    },
 }
 
 TOO_LONG: Final = {
@@ -524,6 +563,15 @@ AGES: Final = {
     "RetentionPolicy.error_age",
     "RetentionPolicy.overdue_command_age",
 }
+BAD_HOLDS: Final = {
+    "-1 s": Duration(seconds=-1),
+    "-1 ns": Duration(nanos=-1),
+    "more than 10 minutes": Duration(seconds=600, nanos=1),
+    "seconds 2^63-1": Duration(seconds=2**63 - 1),
+    "nanos 10^9": Duration(seconds=1, nanos=10**9),
+    "of two signs": Duration(seconds=1, nanos=-1),
+}
+HOLDS: Final = {"ExportRecordsRequest.hold"}
 WAITS: Final = {
     "AcquireLockRequest.wait",
     "ClaimCommandsRequest.wait",
@@ -546,7 +594,8 @@ def bad_values(rpc: Rpc, field: FieldDescriptor) -> Iterator[Bad]:
         if name in REQUIRED_TIMES:
             yield Bad("absent", None, "REQUIRED")
     elif is_a(field, Duration.DESCRIPTOR):
-        bad = BAD_WAITS if name in WAITS else BAD_AGES if name in AGES else BAD_LEASES
+        tables = ((WAITS, BAD_WAITS), (AGES, BAD_AGES), (HOLDS, BAD_HOLDS))
+        bad = next((bad for names, bad in tables if name in names), BAD_LEASES)
         for what, duration in bad.items():
             yield Bad(what, duration, "TIME_RANGE")
     elif field.type == FieldDescriptor.TYPE_STRING or is_map(field):
@@ -702,6 +751,8 @@ TOKENS: Final = {
     "CommitWorkflowRequest.held_lock_tokens",
     "PersistWorkflowRequest.held_lock_tokens",
     "PersistWorkflowWithSubscriptionsRequest.held_lock_tokens",
+    # It must be the workflow before.
+    "ExecutionPointersRecord.workflow_id",
 }
 
 
@@ -742,12 +793,15 @@ def good_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
         yield "60 s", Duration(seconds=60)
     elif name in AGES:
         yield "the longest", make.LONGEST_AGE
+    elif name in HOLDS:
+        yield "nothing", Duration()
+        yield "1 ms", Duration(nanos=1_000_000)  # the longest, others would wait for
     elif is_a(field, Duration.DESCRIPTOR):
         yield "1 ms", Duration(nanos=1_000_000)
         yield "24 h", Duration(seconds=24 * 3600)
     elif name in NUMBERS and (-1 in NUMBERS[name] and 0 not in NUMBERS[name]):
         yield "0", 0
-    if name in NUMBERS:
+    if name in NUMBERS and name != "WorkflowRecord.first_revision":  # at most the present one
         yield "2^31-1", 2**31 - 1
     if name in UUIDS:
         yield "none", ""

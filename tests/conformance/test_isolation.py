@@ -27,6 +27,7 @@ from wfe.persistence.v1 import lifecycle_pb2 as lc
 from wfe.persistence.v1 import lock_pb2 as lk
 from wfe.persistence.v1 import store_pb2 as st
 from wfe.persistence.v1 import subscription_pb2 as s
+from wfe.persistence.v1 import transfer_pb2 as tr
 from wfe.persistence.v1 import workflow_pb2 as w
 
 
@@ -236,6 +237,11 @@ CASES: dict[str, Case] = {
     # It would go on with what the namespace that is called lets go.
     "RunRetention": (lambda n: st.RunRetentionRequest(), NOTHING),
     "GetStorageReport": (lambda n: st.GetStorageReportRequest(), NOTHING),
+    "ExportRecords": (
+        lambda n: tr.ExportRecordsRequest(workflows=tr.WorkflowSelection(ids=["w"])), ["records"]),
+    "ImportRecords": (
+        lambda n: tr.ImportRecordsRequest(records=[tr.Record(event=make.event(id="e"))]),
+        {"stored": 1}),
 }  # fmt: skip
 
 METHODS = {
@@ -248,6 +254,7 @@ METHODS = {
         lifecycle_pb2,
         lock_pb2,
         store_pb2,
+        tr,
     )
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
@@ -322,9 +329,10 @@ async def call(api: Api, rpc: str, request: Any, namespace: Namespace) -> list[A
         "LifecycleService": api.lifecycle,
         "LockService": api.locks,
         "StoreService": api.store,
+        "TransferService": api.transfer,
     }
     made: Any = getattr(stubs[method.containing_service.name], rpc)(
-        request, metadata=namespace.metadata
+        iter([request]) if method.client_streaming else request, metadata=namespace.metadata
     )
     if method.server_streaming:
         return [answer async for answer in made]

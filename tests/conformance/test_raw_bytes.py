@@ -59,6 +59,7 @@ HARMFUL: Final = {
     "PurgeWorkflows",
     "PurgeEvents",
     "SetRetentionPolicy",
+    "ImportRecords",
 }
 FUZZED: Final = [rpc for rpc in RPCS.values() if rpc.name not in HARMFUL]
 

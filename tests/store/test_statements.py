@@ -64,7 +64,9 @@ def constants() -> Iterator[tuple[str, Any]]:
 
 
 def key_name(constant: str, key: Any) -> str:
-    """`newest_first.full` for a key out of a list order and a view."""
+    """`newest_first.full` for a key out of a list order and a view; a text is its own name."""
+    if isinstance(key, str):
+        return key
     parts = key if isinstance(key, tuple) else (key,)
     names = []
     for enum, value in zip(KEYS[constant], parts, strict=True):

@@ -28,6 +28,7 @@ from wfe.persistence.v1 import (
     store_pb2_grpc,
     subscription_pb2,
     subscription_pb2_grpc,
+    transfer_pb2_grpc,
     workflow_pb2,
     workflow_pb2_grpc,
 )
@@ -78,6 +79,9 @@ class Api:
             lifecycle_pb2_grpc.LifecycleServiceStub(channel)
         )
         self.store: store_pb2_grpc.StoreServiceAsyncStub = store_pb2_grpc.StoreServiceStub(channel)
+        self.transfer: transfer_pb2_grpc.TransferServiceAsyncStub = (
+            transfer_pb2_grpc.TransferServiceStub(channel)
+        )
 
     def unary(self, method: str) -> Any:
         """A unary method by its full path, bytes in and bytes out."""
@@ -501,7 +505,26 @@ class _StreamsInNamespace(grpc.aio.UnaryStreamClientInterceptor):
         return await continuation(_within(self._name, client_call_details), request)
 
 
-class _BlockingInNamespace(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
+class _ExchangesInNamespace(grpc.aio.StreamStreamClientInterceptor):
+    """The same of calls with streams both ways."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    async def intercept_stream_stream(
+        self,
+        continuation: Callable[[grpc.aio.ClientCallDetails, Any], Any],
+        client_call_details: grpc.aio.ClientCallDetails,
+        request_iterator: Any,
+    ) -> Any:
+        return await continuation(_within(self._name, client_call_details), request_iterator)
+
+
+class _BlockingInNamespace(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
+):
     """Sends the calls of a blocking channel to a namespace."""
 
     def __init__(self, name: str) -> None:
@@ -516,6 +539,11 @@ class _BlockingInNamespace(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamCli
         self, continuation: Any, client_call_details: Any, request: Any
     ) -> Any:
         return continuation(_within(self._name, client_call_details), request)
+
+    def intercept_stream_stream(
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        return continuation(_within(self._name, client_call_details), request_iterator)
 
 
 @contextmanager
@@ -545,7 +573,11 @@ def all_channels_in(address: str, name: str) -> Iterator[None]:
 
 
 def _interceptors(namespace: str) -> list[grpc.aio.ClientInterceptor]:
-    return [_InNamespace(namespace), _StreamsInNamespace(namespace)]
+    return [
+        _InNamespace(namespace),
+        _StreamsInNamespace(namespace),
+        _ExchangesInNamespace(namespace),
+    ]
 
 
 def connect(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
@@ -25,6 +26,7 @@ from wfe.persistence.v1 import (
     queue_pb2,
     store_pb2,
     subscription_pb2,
+    transfer_pb2,
     workflow_pb2,
 )
 from wfe.persistence.v1.list_order_pb2 import ListOrder
@@ -48,6 +50,7 @@ FILES: Final = (
     queue_pb2.DESCRIPTOR,
     lifecycle_pb2.DESCRIPTOR,
     store_pb2.DESCRIPTOR,
+    transfer_pb2.DESCRIPTOR,
 )
 
 LASTS: Final = {"Watch", "WatchWorkflows"}
@@ -105,19 +108,31 @@ _METHODS: Final = [
 ]
 
 VARIANTS: Final = {
-    "ClaimCommands": "wait",
-    "CommitWorkflow": "patch",
-    "SetSubscriptionToken": "duration",
+    "ClaimCommands": ("wait",),
+    "CommitWorkflow": ("patch",),
+    "SetSubscriptionToken": ("duration",),
+    "ImportRecords": (
+        "execution_pointers",
+        "subscription",
+        "event",
+        "error",
+        "command",
+        "queue",
+        "queue_item",
+        "definition_sequence",
+        "retention_policy",
+        "fence",
+    ),
 }
-"""Methods with fields of which a request has one or the other, and the one that a second entry in
-RPCS has: `CommitWorkflow` is with an instance, `CommitWorkflow-patch` with a patch."""
+"""Methods with fields of which a request has one or the other, and those that more entries in RPCS
+have: `CommitWorkflow` is with an instance, `CommitWorkflow-patch` with a patch."""
 
 RPCS: Final[dict[str, Rpc]] = {
     str(rpc): rpc
     for method in _METHODS
     for rpc in (
         method,
-        *(replace(method, variant=VARIANTS[name]) for name in VARIANTS if name == method.name),
+        *(replace(method, variant=variant) for variant in VARIANTS.get(method.name, ())),
     )
 }
 
@@ -250,6 +265,72 @@ def _item() -> queue_item_pb2.QueueItem:
 def _lock_tokens() -> list[str]:
     """Tokens of two locks."""
     return [f"{n}.{'0' * 32}" for n in (1, 2)]
+
+
+def _import(record: transfer_pb2.Record, *before: transfer_pb2.Record) -> dict[str, Any]:
+    """Records to import, where there are no others."""
+    return {
+        "records": [*before, record],
+        "on_conflict": transfer_pb2.CONFLICT_POLICY_SKIP,
+    }
+
+
+def _imported_workflow(*, is_continued: bool) -> transfer_pb2.Record:
+    instance = _instance()
+    instance.view = WorkflowView.WORKFLOW_VIEW_UNSPECIFIED
+    workflow = transfer_pb2.WorkflowRecord(
+        instance=instance, first_revision=1, is_continued=is_continued
+    )
+    return transfer_pb2.Record(workflow=workflow, creation_hash=bytes(32))
+
+
+def _more_pointers() -> dict[str, Any]:
+    before = _imported_workflow(is_continued=True)
+    more = transfer_pb2.ExecutionPointersRecord(
+        workflow_id=before.workflow.instance.id,
+        execution_pointers=[make.pointer("more"), make.full_pointer("most")],
+    )
+    return _import(transfer_pb2.Record(execution_pointers=more), before)
+
+
+def _retention_policy() -> store_pb2.RetentionPolicy:
+    """It must let nothing of anybody else go: of definitions that there are not, and of ages beyond
+    the first year."""
+    return store_pb2.RetentionPolicy(
+        workflows=[
+            store_pb2.WorkflowRetention(
+                workflow_definition_id=make.new_id("definition"),
+                complete_age=make.LONGEST_AGE,
+                terminated_age=make.LONGEST_AGE,
+            )
+            for _ in range(2)
+        ],
+        processed_event_age=make.LONGEST_AGE,
+        error_age=make.LONGEST_AGE,
+        overdue_command_age=make.LONGEST_AGE,
+    )
+
+
+_RECORDS: Final[dict[str, Callable[[], Message]]] = {
+    "subscription": _subscription,
+    "event": lambda: make.event(is_processed=True),
+    "error": lambda: transfer_pb2.ErrorRecord(error=make.error(), copy=0),
+    "command": _command,
+    "queue": lambda: transfer_pb2.QueueRecord(
+        name=make.queue(), kind=queue_pb2.QUEUE_KIND_EVENT, max_attempts=3
+    ),
+    "queue_item": lambda: transfer_pb2.QueueItemRecord(item=_item(), is_dead=True, attempt=3),
+    "definition_sequence": lambda: transfer_pb2.DefinitionSequenceRecord(
+        definition_id=make.new_id("definition"), last_number=3
+    ),
+    "retention_policy": _retention_policy,
+    "fence": lambda: transfer_pb2.Fence(epoch=1, revision=1),
+}
+
+
+def _import_one(kind: str) -> dict[str, Any]:
+    given: Any = {kind: _RECORDS[kind]()}
+    return _import(transfer_pb2.Record(**given))
 
 
 def _claim() -> dict[str, Any]:
@@ -510,26 +591,27 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "CreateNamespace": lambda: {"name": make.new_namespace()},
     "ListNamespaces": lambda: {"page_size": 10},
     "DeleteNamespace": lambda: {"name": make.new_namespace(), "force": True},
-    # It must let nothing of anybody else go: of definitions that there are not, and of ages beyond
-    # the first year.
-    "SetRetentionPolicy": lambda: {
-        "policy": store_pb2.RetentionPolicy(
-            workflows=[
-                store_pb2.WorkflowRetention(
-                    workflow_definition_id=make.new_id("definition"),
-                    complete_age=make.LONGEST_AGE,
-                    terminated_age=make.LONGEST_AGE,
-                )
-                for _ in range(2)
-            ],
-            processed_event_age=make.LONGEST_AGE,
-            error_age=make.LONGEST_AGE,
-            overdue_command_age=make.LONGEST_AGE,
-        )
-    },
+    "SetRetentionPolicy": lambda: {"policy": _retention_policy()},
     "GetRetentionPolicy": dict,
     "RunRetention": lambda: {"dry_run": True, "max_rows": 10},
     "GetStorageReport": lambda: {"max_rows": 10},
+    "ExportRecords": lambda: {
+        "kinds": [transfer_pb2.RECORD_KIND_WORKFLOW, transfer_pb2.RECORD_KIND_ERROR],
+        "workflows": transfer_pb2.WorkflowSelection(
+            ids=[make.new_id("workflow"), make.new_id("workflow")],
+            statuses=[
+                WorkflowStatus.WORKFLOW_STATUS_COMPLETE,
+                WorkflowStatus.WORKFLOW_STATUS_TERMINATED,
+            ],
+            workflow_definition_ids=[make.new_id("definition"), make.new_id("definition")],
+            create_time_from=make.time(),
+            create_time_before=make.time(1),
+        ),
+        "hold": Duration(nanos=1_000_000),
+    },
+    "ImportRecords": lambda: _import(_imported_workflow(is_continued=False)),
+    "ImportRecords-execution_pointers": _more_pointers,
+    **{f"ImportRecords-{kind}": partial(_import_one, kind) for kind in _RECORDS},
 }
 
 

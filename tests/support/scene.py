@@ -24,6 +24,7 @@ from wfe.persistence.v1.store_pb2 import (
     SetRetentionPolicyRequest,
 )
 from wfe.persistence.v1.subscription_pb2 import SetSubscriptionTokenRequest
+from wfe.persistence.v1.transfer_pb2 import Record
 from wfe.persistence.v1.workflow_pb2 import WorkflowInstance, WorkflowStatus
 
 
@@ -122,6 +123,9 @@ class Scene:
                 return [item.queue for item in self.request.enqueue]
             case "Enqueue":
                 return [item.queue for item in self.request.items]
+            case "ImportRecords":
+                items = [r.queue_item.item.queue for r in self.request.records]
+                return [queue for queue in items if queue]
             case "Dequeue" | "GetQueueStats":
                 return list(self.request.queues)
             case "ListQueueItems" | "RequeueItems" | "DeleteItems" | "ConfigureQueue":
@@ -192,6 +196,11 @@ class Scene:
                 self._cursor = await api.cursor()
             case "CreateNamespace":
                 await skip_unless_namespaces_can_be_deleted(api)
+            case "ImportRecords":
+                self._policy = (await api.get_retention_policy()).policy
+                for record in request.records:
+                    if record.HasField("command"):
+                        record.command.CopyFrom(self.own.new())
             case "SetRetentionPolicy":
                 self._policy = (await api.get_retention_policy()).policy
             case "DeleteNamespace":
@@ -314,11 +323,32 @@ class Scene:
                 return [list((await api.list_errors(workflow_id=id_)).errors) for id_ in ids]
             case "Publish":
                 return await self._published(request.events)
+            case "ImportRecords":
+                return [await self._state_of_record(record) for record in request.records]
             case "SetRetentionPolicy":
                 return (await api.get_retention_policy()).policy
             case "CreateNamespace" | "DeleteNamespace":
                 ask = GetStoreInfoRequest()
                 return await found(api.store.GetStoreInfo(ask, **in_namespace(request.name)))
+        return None
+
+    async def _state_of_record(self, record: Record) -> object:
+        api = self.api
+        match record.WhichOneof("record"):
+            case "workflow":
+                return await found(api.get_workflow_instance(record.workflow.instance.id))
+            case "subscription":
+                return await found(api.get_subscription(record.subscription.id))
+            case "event":
+                return await found(api.get_event(record.event.id))
+            case "error":
+                return await api.list_errors(workflow_id=record.error.error.workflow_id)
+            case "command":
+                return await self._due_commands()
+            case "queue_item":
+                return await self._state_of_queues()
+            case "retention_policy":
+                return (await api.get_retention_policy()).policy
         return None
 
     async def _state_around(self) -> object:
@@ -371,7 +401,7 @@ class Scene:
         if self.rpc.name == "CommitWorkflow":
             for id_ in self.request.processed_event_ids:
                 await found(self.api.mark_event_processed(id_))
-        if "Command" in self.rpc.name or self.rpc.name == "CommitWorkflow":
+        if "Command" in self.rpc.name or self.rpc.name in ("CommitWorkflow", "ImportRecords"):
             await self.own.finish()
         for token in self._locks.values():
             await self.api.release_lock(token)

@@ -18,6 +18,7 @@ from wfe.persistence.v1.command_pb2 import CommandName, ScheduledCommand
 from wfe.persistence.v1.event_pb2 import Event
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
+from wfe.persistence.v1.transfer_pb2 import ErrorRecord, Record, WorkflowRecord
 from wfe.persistence.v1.workflow_pb2 import (
     ExecutionPointer,
     PointerStatus,
@@ -292,6 +293,31 @@ def execution_errors() -> SearchStrategy[ExecutionError]:
         execution_pointer_id=keys(),
         message=texts(2000),
     )
+
+
+def records() -> SearchStrategy[Record]:
+    """A record that can be imported into an empty namespace, odd in all fields."""
+    hashes = st.binary(min_size=32, max_size=32) | st.just(b"")
+    positive = st.integers(1, INT8_MAX) | st.sampled_from((1, 2, INT8_MAX))
+    return st.one_of(
+        st.builds(_workflow_record, workflow_instances(), positive, positive, hashes),
+        st.builds(_subscription_record, event_subscriptions(), int4s(), hashes),
+        st.builds(lambda e, h: Record(event=e, creation_hash=h), events(), hashes),
+        execution_errors().map(lambda e: Record(error=ErrorRecord(error=e))),
+        scheduled_commands().map(lambda c: Record(command=c)),
+    )
+
+
+def _workflow_record(w: WorkflowInstance, one: int, other: int, hash_: bytes) -> Record:
+    w.name = w.name or w.id
+    w.revision = max(one, other)
+    record = WorkflowRecord(instance=w, first_revision=min(one, other))
+    return Record(workflow=record, creation_hash=hash_)
+
+
+def _subscription_record(s: EventSubscription, epoch: int, hash_: bytes) -> Record:
+    s.external_token_epoch = epoch
+    return Record(subscription=s, creation_hash=hash_)
 
 
 def _known(values: list[Any]) -> SearchStrategy[Any]:

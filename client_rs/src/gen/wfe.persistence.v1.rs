@@ -560,6 +560,10 @@ pub enum ErrorReason {
     /// ALREADY_EXISTS: this `request_id` (idempotency key) was used for a
     /// different write to the same workflow.
     RequestIdReused = 14,
+    /// ALREADY_EXISTS: the store has another record in the place of one that was to
+    /// be imported; nothing of the request was stored. ErrorInfo's metadata has the
+    /// first such record as `field` and how many there are as `conflicts`.
+    RecordConflict = 15,
     /// ABORTED: `expected_revision` is not the stored revision; ErrorInfo's
     /// metadata has the stored one as `revision`. Load the workflow again, reapply
     /// the change, and persist again.
@@ -743,6 +747,7 @@ impl ErrorReason {
             Self::EventAlreadyExists => "ERROR_REASON_EVENT_ALREADY_EXISTS",
             Self::SubscriptionAlreadyExists => "ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS",
             Self::RequestIdReused => "ERROR_REASON_REQUEST_ID_REUSED",
+            Self::RecordConflict => "ERROR_REASON_RECORD_CONFLICT",
             Self::RevisionMismatch => "ERROR_REASON_REVISION_MISMATCH",
             Self::TransactionConflict => "ERROR_REASON_TRANSACTION_CONFLICT",
             Self::RowLocked => "ERROR_REASON_ROW_LOCKED",
@@ -809,6 +814,7 @@ impl ErrorReason {
                 Some(Self::SubscriptionAlreadyExists)
             }
             "ERROR_REASON_REQUEST_ID_REUSED" => Some(Self::RequestIdReused),
+            "ERROR_REASON_RECORD_CONFLICT" => Some(Self::RecordConflict),
             "ERROR_REASON_REVISION_MISMATCH" => Some(Self::RevisionMismatch),
             "ERROR_REASON_TRANSACTION_CONFLICT" => Some(Self::TransactionConflict),
             "ERROR_REASON_ROW_LOCKED" => Some(Self::RowLocked),
@@ -6268,6 +6274,517 @@ pub mod queue_service_client {
                     GrpcMethod::new("wfe.persistence.v1.QueueService", "ConfigureQueue"),
                 );
             self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// WorkflowSelection selects workflows: those that meet all conditions.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WorkflowSelection {
+    /// Only those with one of these ids; at most 1000; empty: any.
+    #[prost(string, repeated, tag = "1")]
+    pub ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Only those with one of these statuses; at most 1000; empty: any.
+    #[prost(enumeration = "WorkflowStatus", repeated, tag = "2")]
+    pub statuses: ::prost::alloc::vec::Vec<i32>,
+    /// Only those of these definitions; at most 1000; empty: any.
+    #[prost(string, repeated, tag = "3")]
+    pub workflow_definition_ids: ::prost::alloc::vec::Vec<
+        ::prost::alloc::string::String,
+    >,
+    /// Only those created at or after this time; absent: no lower bound. Years
+    /// 1-9999, truncated to microseconds.
+    #[prost(message, optional, tag = "4")]
+    pub create_time_from: ::core::option::Option<::prost_types::Timestamp>,
+    /// Only those created before this time; absent: no upper bound. Years 1-9999,
+    /// truncated to microseconds.
+    #[prost(message, optional, tag = "5")]
+    pub create_time_before: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// ExportRecordsRequest is the request of ExportRecords.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExportRecordsRequest {
+    /// The kinds to export, no duplicates; empty: all, or with `workflows` those
+    /// that belong to workflows.
+    #[prost(enumeration = "RecordKind", repeated, tag = "1")]
+    pub kinds: ::prost::alloc::vec::Vec<i32>,
+    /// Only these workflows, and of subscriptions, errors and commands only theirs;
+    /// absent: all. Other kinds are not affected.
+    #[prost(message, optional, tag = "2")]
+    pub workflows: ::core::option::Option<WorkflowSelection>,
+    /// The last cursor of a stream that broke; empty: begin.
+    #[prost(string, tag = "3")]
+    pub after: ::prost::alloc::string::String,
+    /// For how long the snapshot is held if the stream breaks, or is cancelled; 0 to
+    /// 10 minutes; absent: not at all. It may differ when the stream is resumed.
+    #[prost(message, optional, tag = "4")]
+    pub hold: ::core::option::Option<::prost_types::Duration>,
+}
+/// ExportRecordsResponse is a message of the stream of ExportRecords.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExportRecordsResponse {
+    /// Records; none in the first response, which says that the export has begun.
+    #[prost(message, repeated, tag = "1")]
+    pub records: ::prost::alloc::vec::Vec<Record>,
+    /// To resume behind these records; opaque.
+    #[prost(string, tag = "2")]
+    pub cursor: ::prost::alloc::string::String,
+    /// About how many records there will be, in the first response; 0: unknown.
+    #[prost(int64, tag = "3")]
+    pub estimated_records: i64,
+    /// The moment of the export, by the database's clock, in the first response.
+    #[prost(message, optional, tag = "4")]
+    pub snapshot_time: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// Record is one thing of a namespace. In files, a record is a line: this message
+/// in the JSON form of protobuf, with the names of fields as they are here.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Record {
+    /// Of a workflow, subscription or event: the hash of what was given when it was
+    /// created, 32 bytes, by which a repeated create is told from another one.
+    /// Empty: none, so that a repeated create is refused.
+    #[prost(bytes = "vec", tag = "12")]
+    pub creation_hash: ::prost::alloc::vec::Vec<u8>,
+    /// What it is; required.
+    #[prost(oneof = "record::Record", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    pub record: ::core::option::Option<record::Record>,
+}
+/// Nested message and enum types in `Record`.
+pub mod record {
+    /// What it is; required.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Record {
+        /// What claims and revisions must stay above.
+        #[prost(message, tag = "1")]
+        Fence(super::Fence),
+        /// A workflow.
+        #[prost(message, tag = "2")]
+        Workflow(super::WorkflowRecord),
+        /// More execution pointers of the workflow before.
+        #[prost(message, tag = "3")]
+        ExecutionPointers(super::ExecutionPointersRecord),
+        /// A subscription, with its claim. A claim that is there stays valid.
+        #[prost(message, tag = "4")]
+        Subscription(super::EventSubscription),
+        /// An event.
+        #[prost(message, tag = "5")]
+        Event(super::Event),
+        /// A logged error.
+        #[prost(message, tag = "6")]
+        Error(super::ErrorRecord),
+        /// A scheduled command, without its lease.
+        #[prost(message, tag = "7")]
+        Command(super::ScheduledCommand),
+        /// A configured queue.
+        #[prost(message, tag = "8")]
+        Queue(super::QueueRecord),
+        /// An item of a queue, without its lease.
+        #[prost(message, tag = "9")]
+        QueueItem(super::QueueItemRecord),
+        /// A sequence.
+        #[prost(message, tag = "10")]
+        DefinitionSequence(super::DefinitionSequenceRecord),
+        /// The retention policy.
+        #[prost(message, tag = "11")]
+        RetentionPolicy(super::RetentionPolicy),
+    }
+}
+/// Fence is what the claims and revisions of a store must stay above, so that none
+/// comes twice. The first record of an export has the epoch, the last one the
+/// revision.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Fence {
+    /// The highest epoch that any claim had; 0 to 2^63-1.
+    #[prost(int64, tag = "1")]
+    pub epoch: i64,
+    /// The highest revision that any deleted workflow had; 0 to 2^63-1.
+    #[prost(int64, tag = "2")]
+    pub revision: i64,
+}
+/// WorkflowRecord is a workflow.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WorkflowRecord {
+    /// The workflow, with its revision, at least 1; required. All of it, or its
+    /// first execution pointers. Its id and its name are required, too.
+    #[prost(message, optional, tag = "1")]
+    pub instance: ::core::option::Option<WorkflowInstance>,
+    /// Its revision when it was created, 1 to the present one.
+    #[prost(int64, tag = "2")]
+    pub first_revision: i64,
+    /// The next record has more of its execution pointers.
+    #[prost(bool, tag = "3")]
+    pub is_continued: bool,
+}
+/// ExecutionPointersRecord is more execution pointers of the workflow before.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExecutionPointersRecord {
+    /// The workflow's id; required.
+    #[prost(string, tag = "1")]
+    pub workflow_id: ::prost::alloc::string::String,
+    /// The pointers, behind those before; at least one, at most 200000.
+    #[prost(message, repeated, tag = "2")]
+    pub execution_pointers: ::prost::alloc::vec::Vec<ExecutionPointer>,
+    /// The next record has more of them.
+    #[prost(bool, tag = "3")]
+    pub is_continued: bool,
+}
+/// ErrorRecord is a logged error.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ErrorRecord {
+    /// The error; required.
+    #[prost(message, optional, tag = "1")]
+    pub error: ::core::option::Option<ExecutionError>,
+    /// How many equal errors were logged before it; 0 to 2^31-1.
+    #[prost(int32, tag = "2")]
+    pub copy: i32,
+}
+/// QueueRecord is a configured queue.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QueueRecord {
+    /// Its name; required.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Its kind; required.
+    #[prost(enumeration = "QueueKind", tag = "2")]
+    pub kind: i32,
+    /// How often its items are handed out at most, at least 1; absent: without end.
+    #[prost(int32, optional, tag = "3")]
+    pub max_attempts: ::core::option::Option<i32>,
+}
+/// QueueItemRecord is an item of a queue. One that is leased has the expiry of the
+/// lease as its visible_time.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QueueItemRecord {
+    /// The item; required, and so is its visible_time.
+    #[prost(message, optional, tag = "1")]
+    pub item: ::core::option::Option<QueueItem>,
+    /// It failed too often.
+    #[prost(bool, tag = "2")]
+    pub is_dead: bool,
+    /// How often it has been handed out; 0 to 2^31-1.
+    #[prost(int32, tag = "3")]
+    pub attempt: i32,
+}
+/// DefinitionSequenceRecord is the sequence of a definition.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DefinitionSequenceRecord {
+    /// The definition; required, at most 512 bytes.
+    #[prost(string, tag = "1")]
+    pub definition_id: ::prost::alloc::string::String,
+    /// The number that NextDefinitionSequence returned last; 0 to 2^63-1.
+    #[prost(int64, tag = "2")]
+    pub last_number: i64,
+}
+/// ImportRecordsRequest is a message of the stream of ImportRecords.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ImportRecordsRequest {
+    /// The records, at most 1000, of no id two; none: nothing happens.
+    #[prost(message, repeated, tag = "1")]
+    pub records: ::prost::alloc::vec::Vec<Record>,
+    /// What becomes of a record for which the store has another one.
+    #[prost(enumeration = "ConflictPolicy", tag = "2")]
+    pub on_conflict: i32,
+}
+/// ImportRecordsResponse is the answer to one message of ImportRecords.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImportRecordsResponse {
+    /// How many records have been stored.
+    #[prost(int64, tag = "1")]
+    pub stored: i64,
+    /// How many were there already.
+    #[prost(int64, tag = "2")]
+    pub unchanged: i64,
+    /// How many were left out, because there is another record.
+    #[prost(int64, tag = "3")]
+    pub skipped: i64,
+}
+/// RecordKind is a kind of records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RecordKind {
+    /// Rejected in a request.
+    Unspecified = 0,
+    /// Workflows, with their execution pointers.
+    Workflow = 1,
+    /// Subscriptions, with the claims on them.
+    Subscription = 2,
+    /// Events, processed or not.
+    Event = 3,
+    /// Logged errors.
+    Error = 4,
+    /// Scheduled commands.
+    Command = 5,
+    /// Configured queues.
+    Queue = 6,
+    /// Items of queues, dead ones too.
+    QueueItem = 7,
+    /// Sequences of definitions.
+    DefinitionSequence = 8,
+    /// The retention policy.
+    RetentionPolicy = 9,
+}
+impl RecordKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "RECORD_KIND_UNSPECIFIED",
+            Self::Workflow => "RECORD_KIND_WORKFLOW",
+            Self::Subscription => "RECORD_KIND_SUBSCRIPTION",
+            Self::Event => "RECORD_KIND_EVENT",
+            Self::Error => "RECORD_KIND_ERROR",
+            Self::Command => "RECORD_KIND_COMMAND",
+            Self::Queue => "RECORD_KIND_QUEUE",
+            Self::QueueItem => "RECORD_KIND_QUEUE_ITEM",
+            Self::DefinitionSequence => "RECORD_KIND_DEFINITION_SEQUENCE",
+            Self::RetentionPolicy => "RECORD_KIND_RETENTION_POLICY",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "RECORD_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "RECORD_KIND_WORKFLOW" => Some(Self::Workflow),
+            "RECORD_KIND_SUBSCRIPTION" => Some(Self::Subscription),
+            "RECORD_KIND_EVENT" => Some(Self::Event),
+            "RECORD_KIND_ERROR" => Some(Self::Error),
+            "RECORD_KIND_COMMAND" => Some(Self::Command),
+            "RECORD_KIND_QUEUE" => Some(Self::Queue),
+            "RECORD_KIND_QUEUE_ITEM" => Some(Self::QueueItem),
+            "RECORD_KIND_DEFINITION_SEQUENCE" => Some(Self::DefinitionSequence),
+            "RECORD_KIND_RETENTION_POLICY" => Some(Self::RetentionPolicy),
+            _ => None,
+        }
+    }
+}
+/// ConflictPolicy is what becomes of a record for which the store has another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ConflictPolicy {
+    /// As REFUSE.
+    Unspecified = 0,
+    /// The request is refused as a whole, and the stream ends.
+    Refuse = 1,
+    /// The record is left out; what is stored stays.
+    Skip = 2,
+}
+impl ConflictPolicy {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CONFLICT_POLICY_UNSPECIFIED",
+            Self::Refuse => "CONFLICT_POLICY_REFUSE",
+            Self::Skip => "CONFLICT_POLICY_SKIP",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CONFLICT_POLICY_UNSPECIFIED" => Some(Self::Unspecified),
+            "CONFLICT_POLICY_REFUSE" => Some(Self::Refuse),
+            "CONFLICT_POLICY_SKIP" => Some(Self::Skip),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod transfer_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// TransferService takes a namespace, or a part of it, out of a store and into
+    /// another one, for backup and for moving. What is exported, imported into an
+    /// empty namespace and exported again is the same, byte for byte.
+    ///
+    /// Not exported, because it means nothing elsewhere or ends by itself: locks, the
+    /// leases of commands and queue items (the work is handed out again), request
+    /// ids, lifecycle events and the changes that WatchWorkflows sends, and what
+    /// retention and sweeps remember.
+    #[derive(Debug, Clone)]
+    pub struct TransferServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> TransferServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> TransferServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            TransferServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Sends the records of the namespace, or a selection of them, as they were at
+        /// one moment: when the call began. They come in the order in which they are to
+        /// be imported, of one kind by id, compared byte by byte; queue items and errors
+        /// in the order in which they were added. The stream is complete when it ends
+        /// with OK.
+        ///
+        /// Every response has a cursor. A stream that broke is resumed by the same
+        /// request with the last cursor as `after`, on any server of the store, at the
+        /// same moment, for as long as the server that it broke on holds the snapshot:
+        /// for `hold` after the break. If that time is over, or that server or its
+        /// database connection has ended, the error is OUT_OF_RANGE (CURSOR_EXPIRED):
+        /// begin anew. Without `hold`, the end of the call ends the snapshot at once.
+        ///
+        /// Until its end an export takes a database connection beside the pool, and
+        /// keeps PostgreSQL from removing what was deleted meanwhile. So there are at
+        /// most `--max-transfers` at a time in one server, snapshots that are held
+        /// included, and none takes longer than `--export-seconds`, after which it is
+        /// CURSOR_EXPIRED. The server buffers no more than a response for a client that
+        /// reads slowly. The maximum deadline of the server does not apply; what ends
+        /// the stream has the `cursor` in the metadata of its ErrorInfo: UNAVAILABLE
+        /// (SHUTTING_DOWN), RESOURCE_EXHAUSTED (READER_TOO_SLOW), errors of the
+        /// database, or PERMISSION_DENIED when the role was taken away. Errors:
+        /// RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY) if there are too many;
+        /// RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) at a record that only other software
+        /// can have stored; INVALID_ARGUMENT.
+        pub async fn export_records(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExportRecordsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ExportRecordsResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.TransferService/ExportRecords",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "wfe.persistence.v1.TransferService",
+                        "ExportRecords",
+                    ),
+                );
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Stores records. Each request is checked, and written in one transaction, as a
+        /// whole, and has one response; so whatever was answered is stored. (Only of a
+        /// workflow in several records, nothing is stored before the last one is.) If
+        /// the stream ends before, send it again from the first request without a
+        /// response; or from the beginning: a record that is there already, the same,
+        /// is left as it is, and does not count as stored. So is a workflow whose
+        /// revision is higher now but nothing else, as in a store in which workflows
+        /// have been deleted: revisions and epochs of the store never go back.
+        ///
+        /// Nothing else is changed. A record for whose id (name, or key) there is
+        /// another one in the store is refused or left out, as `on_conflict` says. A
+        /// sequence becomes the higher of the two. An error is added unless it is there
+        /// as often as in the export.
+        ///
+        /// Hosts see the records of a request as soon as it is answered, workflows
+        /// before their subscriptions: have none work in the namespace meanwhile. There
+        /// are at most `--max-transfers` imports at a time in one server, each on a
+        /// database connection beside the pool. The maximum deadline of the server does
+        /// not apply. Errors: ALREADY_EXISTS (RECORD_CONFLICT); RESOURCE_EXHAUSTED
+        /// (ADMINISTRATION_BUSY) if there are too many, and (TOO_MANY_CALLS) if the
+        /// client does not send on; FAILED_PRECONDITION (NAMESPACE_FULL);
+        /// INVALID_ARGUMENT; what the writes of each kind refuse.
+        pub async fn import_records(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<
+                Message = super::ImportRecordsRequest,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ImportRecordsResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.TransferService/ImportRecords",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "wfe.persistence.v1.TransferService",
+                        "ImportRecords",
+                    ),
+                );
+            self.inner.streaming(req, path, codec).await
         }
     }
 }

@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 
 from wfe_persistence.cli.config import config
+from wfe_persistence.cli.export import export
 from wfe_persistence.cli.health import health
+from wfe_persistence.cli.importing import import_
 from wfe_persistence.cli.migrate import migrate
 from wfe_persistence.cli.policy import policy
 from wfe_persistence.cli.retention import retention, storage
@@ -29,5 +31,7 @@ def commands() -> None:
     """
 
 
-for command in (serve, config, migrate, token, policy, retention, storage, health, version):
+for command in (
+    serve, config, migrate, token, policy, retention, storage, export, import_, health, version
+):  # fmt: skip
     commands.add_command(command)

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
-from functools import wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from wfe_persistence.cli.options import SettingsCommand, config_option, refuse_unknown_variables
-from wfe_persistence.cli.target import Target, file_option, target_options
-from wfe_persistence.settings import ENV_PREFIX
-from wfe_persistence.store.schema import DEFAULT_NAMESPACE
+from wfe_persistence.cli.calling import Caller, calls_server
+from wfe_persistence.cli.options import SettingsCommand
 
 if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
@@ -28,68 +21,6 @@ _UNITS: Final = {"m": 60, "h": 3600, "d": 86_400}
 _COUNTED: Final = (
     "workflows", "execution_pointers", "subscriptions", "events", "errors", "commands"
 )  # fmt: skip
-
-
-class Caller:
-    """Calls the methods of StoreService in a namespace."""
-
-    def __init__(self, stub: Any, timeout: float, metadata: list[tuple[str, str]]) -> None:
-        self._stub = stub
-        self._timeout = timeout
-        self._metadata = metadata
-
-    def __call__(self, method: str, request: Any) -> Any:
-        """The response of a method."""
-        call = getattr(self._stub, method)
-        return call(request, timeout=self._timeout, metadata=self._metadata)
-
-
-def _calls(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that name a server and a namespace; it takes them as `call`."""
-
-    @wraps(command)
-    def with_caller(
-        target: Target, namespace: str, bearer_token_file: Path | None, **arguments: Any
-    ) -> None:
-        refuse_unknown_variables()
-        with _caller(target, namespace, bearer_token_file) as call:
-            command(call, **arguments)
-
-    token_option: Callable[[Callable[..., None]], Callable[..., None]] = file_option(
-        "--bearer-token-file",
-        "File with the bearer token to send; only with TLS or to a server on this machine.",
-    )
-    in_namespace = click.option(
-        "--namespace",
-        default=DEFAULT_NAMESPACE,
-        envvar=ENV_PREFIX + "NAMESPACE",
-        show_envvar=True,
-        show_default=True,
-        help="Namespace to use.",
-    )
-    return config_option(in_namespace(token_option(target_options(with_caller))))
-
-
-@contextmanager
-def _caller(target: Target, namespace: str, token_file: Path | None) -> Iterator[Caller]:
-    import grpc
-
-    from wfe.persistence.v1.store_pb2_grpc import StoreServiceStub
-
-    metadata = [("wfe-namespace", namespace)]
-    if token_file:
-        if not target.may_have_token():
-            raise click.UsageError(
-                "--bearer-token-file: a token is not sent in plain text over a network; "
-                "connect with --tls-ca"
-            )
-        metadata.append(("authorization", f"Bearer {token_file.read_text('utf-8').strip()}"))
-    with target.channel() as channel:
-        try:
-            yield Caller(StoreServiceStub(channel), target.timeout, metadata)
-        except grpc.RpcError as exc:
-            click.echo(f"{exc.code().name}: {exc.details()}", err=True)
-            sys.exit(1)
 
 
 class _Age(click.ParamType):  # type: ignore[type-arg]
@@ -121,7 +52,7 @@ def retention() -> None:
 
 
 @retention.command(cls=SettingsCommand)
-@_calls
+@calls_server
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(call: Caller, *, as_json: bool) -> None:
     """Show the retention policy of a namespace, and what it has done.
@@ -165,7 +96,7 @@ def _age(message: Any, field: str) -> str:
 
 
 @retention.command("set", cls=SettingsCommand)
-@_calls
+@calls_server
 @click.option(
     "--complete",
     type=_Age(of_definition=True),
@@ -240,7 +171,7 @@ def set_(
 
 
 @retention.command(cls=SettingsCommand)
-@_calls
+@calls_server
 @click.option("--dry-run", is_flag=True, help="Only count what would be deleted.")
 @click.option(
     "--max-rows",
@@ -274,7 +205,7 @@ def _counts(counts: RetentionCounts) -> str:
 
 
 @click.command(cls=SettingsCommand)
-@_calls
+@calls_server
 @click.option(
     "--max-rows",
     type=click.IntRange(1, 100_000),

@@ -63,6 +63,9 @@ ID_FIELDS: Final = {
     "CreateNamespaceRequest": ("name",),
     "DeleteNamespaceRequest": ("name",),
     "WorkflowRetention": ("workflow_definition_id",),
+    "ExecutionPointersRecord": ("workflow_id",),
+    "QueueRecord": ("name",),
+    "DefinitionSequenceRecord": ("definition_id",),
     # What the server has chosen or found.
     "CreateNewWorkflowResponse": ("id",),
     "PersistWorkflowWithSubscriptionsResponse": ("subscription_ids",),

@@ -16,7 +16,7 @@ import traceback
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -100,6 +100,8 @@ class Boundary:
     def _handler(self, method: Method, function: Any) -> grpc.RpcMethodHandler[bytes, bytes]:
         # From the beginning, so that the first call is seen as an increase.
         metrics.CALLS.add((*method.labels, "OK"), 0)
+        if method.descriptor.client_streaming:
+            return grpc.stream_stream_rpc_method_handler(self._exchange(method, function))
         if method.lasts:
             return grpc.stream_stream_rpc_method_handler(self._lasting(method, function))
         if method.descriptor.server_streaming:
@@ -208,6 +210,70 @@ class Boundary:
             await self._send(deque([data]), context, ErrorReason.ERROR_REASON_READER_TOO_SLOW)
 
         return self._streaming(method, answer)
+
+    def _exchange(
+        self,
+        method: Method,
+        function: Callable[[Call], AbstractAsyncContextManager[Callable[[Any, Check], Any]]],
+    ) -> Any:
+        """A handler that answers each request of a stream, which goes on until the client ends it.
+
+        The function gives, for as long as the stream lasts, what answers a request.
+        """
+
+        async def answer(context: Context, entry: Entry) -> None:
+            loop = asyncio.get_running_loop()
+            caller = await self._identify(context, method, entry)
+            self._limits.admit(context, caller, method)
+            deadline = self._deadline(context)
+            if self._intake.refuses:
+                await self._intake.refuse(context)
+            remaining = context.time_remaining()
+            ends = float("inf") if remaining is None else loop.time() + remaining
+            with self._intake.admit(context, deadline, lasts=True) as place:
+                data: bytes | None = await place.receive()
+                with self._intake.deadlines.until(deadline):
+                    store = await self._namespace(caller, method)
+                place.release()
+                call = Call(store, Check(0, 0), self._env, caller, place)
+                identified = loop.time()
+                async with function(call) as handle:
+                    while data is not None:
+                        if loop.time() - identified >= lasting.IDENTIFY_SECONDS:
+                            await self._identify(context, method, entry)
+                            self._limits.require_space(caller, method)
+                            identified = loop.time()
+                        metrics.RECEIVED_BYTES.add(method.labels, len(data))
+                        self._limits.space.note(store, method)
+                        until = min(ends, loop.time() + self._env.max_deadline)
+                        with self._intake.deadlines.until(until):
+                            response = self._encode(
+                                await self._answer_one(data, method, entry, handle)
+                            )
+                        metrics.SENT_BYTES.add(method.labels, len(response))
+                        del data
+                        await self._send(
+                            deque([response]), context, ErrorReason.ERROR_REASON_READER_TOO_SLOW
+                        )
+                        data = await self._intake.receive_next(
+                            context, min(ends, loop.time() + self._env.stall_seconds)
+                        )
+
+        return self._streaming(method, answer)
+
+    async def _answer_one(
+        self,
+        data: bytes,
+        method: Method,
+        entry: Entry,
+        handle: Callable[[Message, Check], Awaitable[Message]],
+    ) -> Message:
+        """The answer to one request of a stream."""
+        self._env.workers.begin(len(data))
+        request, check = await offload.run(self._decode, data, method)
+        entry.names(request)
+        with _NamingAField(request):
+            return await handle(request, check)
 
     def _streaming(
         self, method: Method, answer: Callable[[Context, Entry], Awaitable[None]]

@@ -21,6 +21,7 @@ from wfe_persistence.store.queue import wake_for
 from wfe_persistence.store.readiness import Readiness
 from wfe_persistence.store.retention_runner import Retention
 from wfe_persistence.store.tables import Store
+from wfe_persistence.store.transfers import Transfers
 from wfe_persistence.store.waiting import Waiters
 from wfe_persistence.store.workflow_changes import Change
 from wfe_persistence.time_spent import measured
@@ -45,6 +46,8 @@ class Environment:
     """What watchers of workflows follow."""
     retention: Retention
     """What deletes what the retention policies let go."""
+    transfers: Transfers
+    """The exports and imports."""
     server_version: str
     max_message_bytes: int
     """The maximum size of a request or response."""

@@ -75,6 +75,7 @@ class Intake:
         )
         self._reads: OrderedDict[_Read, None] = OrderedDict()  # in progress, the oldest first
         self._health_reads: OrderedDict[_Read, None] = OrderedDict()
+        self._next_reads: OrderedDict[_Read, None] = OrderedDict()
         self._eviction: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._late = Moments()
@@ -152,7 +153,7 @@ class Intake:
     def end_calls(self) -> None:
         """End the calls in progress, because the server stops."""
         self.deadlines.expire()
-        for read in list(self._reads):
+        for read in (*self._reads, *self._next_reads):
             self._end(read, shutting_down)
 
     def admit(self, context: Context, deadline: float, *, lasts: bool = False) -> Place:
@@ -190,6 +191,21 @@ class Intake:
             finally:
                 moment.discard(read)
                 self._slots.give_back(peer, 1)
+
+    async def receive_next(self, context: Context, deadline: float) -> bytes | None:
+        """The bytes of the next request of a stream; None: the client sends no more.
+
+        It takes no room of other calls: there are few such streams. Raises PersistenceError, or
+        AbortError, also if nothing has come until the deadline.
+        """
+        read = _Read(self, context, monotonic())
+        timer = asyncio.get_running_loop().call_at(deadline, self._end, read, _no_more)
+        if self.deadlines.expired:
+            self._end(read, shutting_down)
+        try:
+            return await _receive_more(read, self._next_reads, self._max_message_bytes)
+        finally:
+            timer.cancel()
 
     def rest(self, peer: str) -> bool:
         """One of this connection's calls does not count for the limits of calls any more, until
@@ -275,6 +291,18 @@ class _Read:
 
 async def _receive(read: _Read, reads: OrderedDict[_Read, None], max_bytes: int) -> bytes:
     """The bytes of a request, which meanwhile is one of `reads`."""
+    data = await _receive_more(read, reads, max_bytes)
+    if data is None:
+        raise PersistenceError(
+            ErrorReason.ERROR_REASON_MALFORMED_MESSAGE, "the call has no request message"
+        )
+    return data
+
+
+async def _receive_more(
+    read: _Read, reads: OrderedDict[_Read, None], max_bytes: int
+) -> bytes | None:
+    """The same; None: there is no more request."""
     reads[read] = None
     # It must not be cancelled: gRPC would go on writing to memory that is freed. So it is ended by
     # ending the call.
@@ -284,9 +312,7 @@ async def _receive(read: _Read, reads: OrderedDict[_Read, None], max_bytes: int)
         read.ended = True
         reads.pop(read, None)
     if data is grpc.aio.EOF:
-        raise PersistenceError(
-            ErrorReason.ERROR_REASON_MALFORMED_MESSAGE, "the call has no request message"
-        )
+        return None
     assert isinstance(data, bytes)
     if len(data) > max_bytes:
         raise too_large(ErrorReason.ERROR_REASON_MESSAGE_TOO_LARGE, "request", len(data), max_bytes)
@@ -419,6 +445,10 @@ class _Room:
 
 def _too_slow() -> PersistenceError:
     return too_many("the request came too slowly while others were waiting")
+
+
+def _no_more() -> PersistenceError:
+    return too_many("the client has not sent on")
 
 
 def _too_late() -> PersistenceError:

@@ -21,7 +21,7 @@ from wfe_persistence.store.feeds import Feed, Feeds
 T = TypeVar("T")
 
 # How often it is asked again, at most, whether the caller may still read.
-_IDENTIFY_SECONDS: Final = 5.0
+IDENTIFY_SECONDS: Final = 5.0
 
 # A response is sent before it becomes larger than this, unless a single item is.
 _RESPONSE_BYTES: Final = 262_144
@@ -101,16 +101,17 @@ async def run(
     try:
         async with aclosing(pages):  # type: ignore[type-var]
             async for page in pages:
-                if loop.time() - identified >= _IDENTIFY_SECONDS:
+                if loop.time() - identified >= IDENTIFY_SECONDS:
                     await identify()
                     identified = loop.time()
                 for message in page:
                     await send(message)
                     cursor = message.cursor
-    except (PersistenceError, TimeoutError) as exc:
-        if isinstance(exc, TimeoutError) and not deadlines.expired:
+    except (PersistenceError, TimeoutError, asyncio.CancelledError) as exc:
+        # (A deadline that passes is a cancellation here, in the midst of what it is for.)
+        if not isinstance(exc, PersistenceError) and not deadlines.expired:
             raise
-        error = shutting_down() if isinstance(exc, TimeoutError) else exc
+        error = exc if isinstance(exc, PersistenceError) else shutting_down()
         if error.reason != ErrorReason.ERROR_REASON_CURSOR_EXPIRED and cursor:
             error.metadata.setdefault("cursor", cursor)
         raise error from exc.__cause__

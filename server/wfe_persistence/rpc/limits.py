@@ -84,6 +84,14 @@ class Limits:
         if of_namespace and method.adds:
             self.space.require(of_namespace, namespace)
 
+    def require_space(self, caller: Caller, method: Method) -> None:
+        """Raise NAMESPACE_FULL if a call that lasts may not add more."""
+        if self._policy is None or not method.adds or not is_namespace(caller.namespace):
+            return
+        limits = self._policy().limits(caller.principal, caller.namespace)
+        if limits.of_namespace:
+            self.space.require(limits.of_namespace, caller.namespace)
+
 
 class Accounts:
     """What callers use of the limits of calls."""

@@ -22,6 +22,7 @@ from wfe.persistence.v1 import (
     queue_pb2,
     store_pb2,
     subscription_pb2,
+    transfer_pb2,
     workflow_pb2,
 )
 from wfe_persistence.access.role import Role
@@ -32,6 +33,7 @@ from wfe_persistence.rpc.lock_service import LockService
 from wfe_persistence.rpc.queue_service import QueueService
 from wfe_persistence.rpc.store_service import StoreService
 from wfe_persistence.rpc.subscription_service import SubscriptionService
+from wfe_persistence.rpc.transfer_service import TransferService
 from wfe_persistence.rpc.workflow_service import WorkflowService
 
 SERVER_WIDE: Final = frozenset({"CreateNamespace", "ListNamespaces", "DeleteNamespace"})
@@ -117,6 +119,9 @@ REQUIRED_ROLE: Final = {
     "GetRetentionPolicy": Role.READER,
     "RunRetention": Role.OPERATOR,
     "GetStorageReport": Role.READER,
+    # TransferService
+    "ExportRecords": Role.READER,
+    "ImportRecords": Role.OPERATOR,
 }
 """The role that a caller must have for each RPC in its namespace. For a server-wide RPC without one
 it is enough in any namespace, and the answer has only the namespaces in which the caller has it."""
@@ -134,13 +139,22 @@ ADDS: Final = frozenset(
         "Enqueue",
         "PersistErrors",
         "Publish",
+        "ImportRecords",
     }
 )
 """RPCs that may add rows or bytes to a namespace, which are refused when it is full."""
 
-LASTS: Final = frozenset({"Watch", "WatchWorkflows"})
-"""Streams that go on until the client ends them. Each message has a `cursor`, and the error that
-ends the stream has that of the last one; see `boundary.py`."""
+LASTS: Final = frozenset({"Watch", "WatchWorkflows", "ExportRecords", "ImportRecords"})
+"""Streams without a maximum deadline: those that go on until the client ends them, and exports and
+imports. Where only the server streams, each message has a `cursor`, and the error that ends the
+stream has that of the last one; see `boundary.py`."""
+
+
+_TYPES: Final = {
+    (False, False): "unary",
+    (False, True): "server_stream",
+    (True, True): "bidi_stream",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +174,7 @@ class Method:
     labels: tuple[str, str, str]
     """What it is called in metrics: its type, its service, its name."""
     lasts: bool
-    """Whether it is a stream that goes on until the client ends it."""
+    """Whether it is a stream without a maximum deadline."""
 
     @property
     def is_write(self) -> bool:
@@ -193,7 +207,7 @@ class Service:
                 required_role=REQUIRED_ROLE.get(method.name, Role.ADMIN),
                 adds=method.name in ADDS,
                 labels=(
-                    "server_stream" if method.server_streaming else "unary",
+                    _TYPES[method.client_streaming, method.server_streaming],
                     self.name,
                     method.name,
                 ),
@@ -216,4 +230,5 @@ SERVICES: Final = (
     Service(queue_pb2.DESCRIPTOR.services_by_name["QueueService"], QueueService),
     Service(lifecycle_pb2.DESCRIPTOR.services_by_name["LifecycleService"], LifecycleService),
     Service(store_pb2.DESCRIPTOR.services_by_name["StoreService"], StoreService),
+    Service(transfer_pb2.DESCRIPTOR.services_by_name["TransferService"], TransferService),
 )

@@ -44,6 +44,7 @@ _STATUS: Final[dict[grpc.StatusCode, tuple[str, ...]]] = {
         "EVENT_ALREADY_EXISTS",
         "SUBSCRIPTION_ALREADY_EXISTS",
         "REQUEST_ID_REUSED",
+        "RECORD_CONFLICT",
     ),
     grpc.StatusCode.ABORTED: ("REVISION_MISMATCH", "TRANSACTION_CONFLICT", "ROW_LOCKED"),
     grpc.StatusCode.FAILED_PRECONDITION: (

@@ -17,7 +17,15 @@ from typing import Any, Final
 
 from wfe_persistence.settings.database import Database, Pool, default_data_dir
 from wfe_persistence.settings.network import DEFAULT_LISTEN, Access, Connections, Listening, Tls
-from wfe_persistence.settings.operation import Logs, Processes, Retention, Shutdown, Sweep, Traces
+from wfe_persistence.settings.operation import (
+    Logs,
+    Processes,
+    Retention,
+    Shutdown,
+    Sweep,
+    Traces,
+    Transfers,
+)
 from wfe_persistence.settings.service import Calls, Rpcs
 from wfe_persistence.settings.setting import ENV_PREFIX, About, Setting, declared
 from wfe_persistence.store.schema import Schema
@@ -56,6 +64,7 @@ GROUPS: Final[dict[str, type[Any]]] = {
     "Shutdown": Shutdown,
     "Sweep": Sweep,
     "Retention": Retention,
+    "Export and import": Transfers,
     "Logs": Logs,
     "Traces": Traces,
 }
@@ -79,6 +88,7 @@ class Settings(
     Shutdown,
     Sweep,
     Retention,
+    Transfers,
     Logs,
     Traces,
 ):

@@ -99,6 +99,28 @@ class Traces:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Transfers:
+    """Exports and imports of namespaces."""
+
+    max_transfers: Annotated[
+        int,
+        About(
+            "Maximum number of exports, and of imports, at a time; each takes a database "
+            "connection beside --pool-size. Further ones are refused with ADMINISTRATION_BUSY.",
+            minimum=1,
+        ),
+    ] = 2
+    export_seconds: Annotated[
+        float,
+        About(
+            "Longest time that an export may take. Until its end PostgreSQL does not remove what "
+            "was deleted meanwhile (seconds).",
+            above=0,
+        ),
+    ] = 21_600.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Logs:
     """What the server logs, and where."""
 

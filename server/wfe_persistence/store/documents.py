@@ -49,15 +49,16 @@ def array(documents: Iterable[str]) -> bytes:
 def workflow_document(w: WorkflowInstance) -> bytes:
     """A workflow with its pointers."""
     members = WORKFLOW.members(w)
-    members.append(f'"execution_pointers":{_pointers(w.execution_pointers)}')
+    members.append(f'"execution_pointers":{pointers_document(w.execution_pointers)}')
     return f"{{{','.join(members)}}}".encode()
 
 
-def _pointers(pointers: Iterable[ExecutionPointer]) -> str:
+def pointers_document(pointers: Iterable[ExecutionPointer], first: int = 0) -> str:
+    """Execution pointers, numbered from `first` on."""
     members = POINTER.members
     documents = [
         f'{{"ordinal":{ordinal},{",".join(members(pointer))}}}'
-        for ordinal, pointer in enumerate(pointers)
+        for ordinal, pointer in enumerate(pointers, first)
     ]
     return f"[{','.join(documents)}]"
 
@@ -78,7 +79,7 @@ def patch_document(patch: WorkflowPatch, room: HeaderRoom | None) -> bytes:
     members = [
         WORKFLOW.member(HEADER_FIELDS[name], patch.header) for name in patch.header_mask.paths
     ]
-    members.append(f'"execution_pointers":{_pointers(patch.execution_pointers)}')
+    members.append(f'"execution_pointers":{pointers_document(patch.execution_pointers)}')
     members.append(f'"removed":{strings(patch.removed_pointer_ids)}')
     if room is not None:
         members.append(f'"room":{{"together":{room.together},"other":{room.other}}}')

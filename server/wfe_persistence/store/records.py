@@ -16,6 +16,7 @@ from wfe.persistence.v1.queue_item_pb2 import QueueItem
 from wfe.persistence.v1.queue_pb2 import QueueKind
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
+from wfe.persistence.v1.transfer_pb2 import DefinitionSequenceRecord, QueueRecord
 from wfe.persistence.v1.workflow_pb2 import (
     ExecutionPointer,
     PointerStatus,
@@ -187,6 +188,21 @@ QUEUE_ITEM: Final = Columns(
     Column("payload", JSON, nullable=True),
     Column("visible_time", TIME, default="now()"),
     Column("blocked_by", TEXT_ARRAY, default=EMPTY_TEXT_ARRAY),
+)
+
+# wfc.queues. (Only exports and imports use these lists.)
+QUEUE: Final = Columns(
+    QueueRecord,
+    Column("name", TEXT, key=True),
+    Column("kind", enum(QUEUE_KIND)),
+    Column("max_attempts", INT4, nullable=True),
+)
+
+# wfc.definition_sequences. (Only exports and imports use these lists.)
+DEFINITION_SEQUENCE: Final = Columns(
+    DefinitionSequenceRecord,
+    Column("definition_id", TEXT, key=True),
+    Column("next_num", INT8, field="last_number"),
 )
 
 # wfc.lifecycle_events, without their place in the order.

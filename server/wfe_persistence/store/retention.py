@@ -8,7 +8,7 @@ one, another one goes on where one was killed, and a rule that has been replaced
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from json import dumps
 from typing import Final
@@ -30,6 +30,7 @@ from wfe_persistence.store.purge import (
 )
 from wfe_persistence.store.rows import (
     Param,
+    PGresult,
     boolean,
     integer,
     pg_micros_param,
@@ -48,6 +49,9 @@ _EVENT: Final = "Event"
 _ERROR: Final = "Error"
 _COMMAND: Final = "Command"
 
+_StoredRule = tuple[str, str, int | None]
+"""Its kind, its definition, and its age in µs; None: for ever."""
+
 FORGET_RETENTION_RULES = "DELETE FROM wfc.retention_rules"
 
 # $1: arrays of kind, definition and age. A concurrent one inserts the same key, which is retried.
@@ -60,13 +64,23 @@ ORDER BY 1, 2
 
 async def set_retention_policy(store: Store, policy: pb.RetentionPolicy) -> None:
     """Replace the policy, after the batches in progress have ended."""
-    rules = [[kind, definition, age] for kind, definition, age in _rules_of(policy)]
     await store.write_all(
-        (FORGET_RETENTION_RULES, ()), (SET_RETENTION_POLICY, (dumps(rules).encode(),))
+        (FORGET_RETENTION_RULES, ()), (SET_RETENTION_POLICY, (rules_document(policy),))
     )
 
 
-def _rules_of(policy: pb.RetentionPolicy) -> Iterator[tuple[str, str, int | None]]:
+def rules_document(policy: pb.RetentionPolicy) -> bytes:
+    """A policy as the parameter of SET_RETENTION_POLICY."""
+    return dumps([[kind, definition, age] for kind, definition, age in _rules_of(policy)]).encode()
+
+
+def in_order(policy: pb.RetentionPolicy) -> pb.RetentionPolicy:
+    """A policy as it is read once it is stored: ages in microseconds, rules by definition."""
+    rows = sorted(_rules_of(policy), key=lambda rule: (rule[1].encode(), rule[0]))
+    return _policy_of(rows)
+
+
+def _rules_of(policy: pb.RetentionPolicy) -> Iterator[_StoredRule]:
     """A rule of each kind and definition, with its age in µs; None: for ever."""
     for w in policy.workflows:
         # Also for ever: no other rule is for this definition then.
@@ -100,30 +114,44 @@ FROM wfc.retention_rules ORDER BY definition_id, kind
 
 async def get_retention_policy(store: Store) -> pb.GetRetentionPolicyResponse:
     """The policy, and what it has done."""
-    rows = await store.read(GET_RETENTION_POLICY)
-    answer = pb.GetRetentionPolicyResponse(policy=pb.RetentionPolicy())
-    of_definition: dict[str, pb.WorkflowRetention] = {}
+    return read_policy(await store.read(GET_RETENTION_POLICY))
+
+
+def read_policy(rows: PGresult) -> pb.GetRetentionPolicyResponse:
+    """The policy out of the rows of GET_RETENTION_POLICY."""
+    get = rows.get_value
+    answer = pb.GetRetentionPolicyResponse()
+    found: list[_StoredRule] = []
     passed: list[bytes | None] = []
     for i in range(rows.ntuples):
-        get = rows.get_value
-        kind, definition = read_text(get(i, 0)), read_text(get(i, 1))
-        if kind in _FIELDS:
-            age = getattr(answer.policy, _FIELDS[kind])
-        else:
-            if definition not in of_definition:
-                of_definition[definition] = answer.policy.workflows.add(
-                    workflow_definition_id=definition
-                )
-            rule = of_definition[definition]
-            age = rule.complete_age if kind == _COMPLETE else rule.terminated_age
-        if (micros := get(i, 2)) is not None:
-            age.FromMicroseconds(read_int8(micros))
+        age = get(i, 2)
+        found.append(
+            (read_text(get(i, 0)), read_text(get(i, 1)), None if age is None else read_int8(age))
+        )
+        if age is not None:
             passed.append(get(i, 5))
         read_time(get(i, 3), answer.set_time)
         answer.deleted_rows += read_int8(get(i, 4))
+    answer.policy.CopyFrom(_policy_of(found))
     if passed and None not in passed:
         read_time(min(passed, key=read_int8), answer.complete_time)
     return answer
+
+
+def _policy_of(rules: Iterable[_StoredRule]) -> pb.RetentionPolicy:
+    policy = pb.RetentionPolicy()
+    of_definition: dict[str, pb.WorkflowRetention] = {}
+    for kind, definition, micros in rules:
+        if kind in _FIELDS:
+            age = getattr(policy, _FIELDS[kind])
+        else:
+            if definition not in of_definition:
+                of_definition[definition] = policy.workflows.add(workflow_definition_id=definition)
+            rule = of_definition[definition]
+            age = rule.complete_age if kind == _COMPLETE else rule.terminated_age
+        if micros is not None:
+            age.FromMicroseconds(micros)
+    return policy
 
 
 RUN_RETENTION = """

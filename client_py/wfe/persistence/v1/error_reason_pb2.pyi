@@ -58,6 +58,11 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """ALREADY_EXISTS: this `request_id` (idempotency key) was used for a
     different write to the same workflow.
     """
+    ERROR_REASON_RECORD_CONFLICT: _ErrorReason.ValueType  # 15
+    """ALREADY_EXISTS: the store has another record in the place of one that was to
+    be imported; nothing of the request was stored. ErrorInfo's metadata has the
+    first such record as `field` and how many there are as `conflicts`.
+    """
     ERROR_REASON_REVISION_MISMATCH: _ErrorReason.ValueType  # 20
     """ABORTED: `expected_revision` is not the stored revision; ErrorInfo's
     metadata has the stored one as `revision`. Load the workflow again, reapply
@@ -321,6 +326,11 @@ with different content.
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 14
 """ALREADY_EXISTS: this `request_id` (idempotency key) was used for a
 different write to the same workflow.
+"""
+ERROR_REASON_RECORD_CONFLICT: ErrorReason.ValueType  # 15
+"""ALREADY_EXISTS: the store has another record in the place of one that was to
+be imported; nothing of the request was stored. ErrorInfo's metadata has the
+first such record as `field` and how many there are as `conflicts`.
 """
 ERROR_REASON_REVISION_MISMATCH: ErrorReason.ValueType  # 20
 """ABORTED: `expected_revision` is not the stored revision; ErrorInfo's

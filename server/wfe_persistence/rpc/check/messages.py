@@ -82,7 +82,7 @@ class Check(QueueRules, WatchingRules):
                 "is a partial view; storing it would delete the rest: send a patch",
             )
         self._header_attributes(w, path)
-        self._pointers(w.execution_pointers, path)
+        self.pointers(w.execution_pointers, path)
 
     def _header_attributes(self, w: WorkflowInstance, path: str) -> None:
         attributes = w.extension_attributes_json
@@ -104,7 +104,8 @@ class Check(QueueRules, WatchingRules):
                 f"must have at most {MAX_HEADER_ATTRIBUTES_BYTES} bytes",
             )
 
-    def _pointers(self, pointers: Sequence[ExecutionPointer], path: str) -> None:
+    def pointers(self, pointers: Sequence[ExecutionPointer], path: str) -> None:
+        """Execution pointers of one workflow."""
         for i, p in enumerate(pointers):
             self._pointer(p, f"{path}.execution_pointers[{i}]")
         self.distinct(path, "execution_pointers", "id", [p.id for p in pointers])
@@ -144,7 +145,7 @@ class Check(QueueRules, WatchingRules):
             self.times(w, head, "complete_time")
         if "extension_attributes_json" in mask:
             self._header_attributes(w, head)
-        self._pointers(patch.execution_pointers, path)
+        self.pointers(patch.execution_pointers, path)
         self.ids(path, "removed_pointer_ids", patch.removed_pointer_ids)
         self.distinct(path, "removed_pointer_ids", "", patch.removed_pointer_ids)
         given = {p.id for p in patch.execution_pointers}
@@ -369,9 +370,8 @@ class Check(QueueRules, WatchingRules):
         self.id(path, "workflow_id", e.workflow_id)
         self.key(path, "execution_pointer_id", e.execution_pointer_id)
 
-    def retention_policy(self, policy: RetentionPolicy) -> None:
+    def retention_policy(self, policy: RetentionPolicy, path: str = "policy") -> None:
         """A retention policy."""
-        path = "policy"
         if self.at_most(path, "workflows", policy.workflows, MAX_RETENTION_RULES):
             definitions = [rule.workflow_definition_id for rule in policy.workflows]
             for i, rule in enumerate(policy.workflows):

@@ -54,13 +54,14 @@ class QueueRules(Scalars):
                     and not item.blocked_by
                 ):
                     continue
-                self._queue_item(item, f"{field}[{n}]", id_required=stands_for is None)
+                self.queue_item(item, f"{field}[{n}]", id_required=stands_for is None)
                 if _QUEUE.fullmatch(item.queue):
                     known.add(item.queue)
             ids = [f"{i.queue} {i.id or stands_for}" for i in items]
             self.distinct("", field, "id", ids)
 
-    def _queue_item(self, i: QueueItem, path: str, *, id_required: bool) -> None:
+    def queue_item(self, i: QueueItem, path: str, *, id_required: bool = True) -> None:
+        """An item to enqueue."""
         self.queue(path, "queue", i.queue)
         self.id(path, "id", i.id, required=id_required)
         if i.HasField("payload_json"):

@@ -18,14 +18,14 @@ _LENGTH_DELIMITED = 2
 _FIXED_BYTES = {1: 8, 5: 4}
 _SMALLEST_ITEM = 2  # bytes
 
-_Fields = dict[int, tuple[str, Descriptor | None]]
+_Fields = dict[int, tuple[str, Descriptor | None, bool]]
 
 
 def require_few_items(data: bytes, message: Descriptor) -> None:
     """Raise INVALID_FIELD if a list of messages in an encoded request has too many items.
 
-    It looks at the lists of the request itself and of its single messages; the messages that are
-    listed have only texts in their lists, which are decoded fast.
+    It looks at the lists of the request itself and of the messages in it, those that are listed
+    taken together. (Lists of texts are decoded fast.)
     """
     if len(data) > MAX_ITEMS * _SMALLEST_ITEM:
         try:
@@ -44,11 +44,11 @@ def _count(
         if wire_type == _LENGTH_DELIMITED:
             length, at = _varint(data, at)
             if (field := fields.get(tag)) is not None:
-                name, inner = field
+                name, inner, is_list = field
+                full = path + name
                 if inner is not None:
-                    _count(data, at, min(at + length, end), inner, f"{path}{name}.", counts)
-                else:
-                    full = path + name
+                    _count(data, at, min(at + length, end), inner, f"{full}.", counts)
+                if is_list:
                     counts[full] = counts.get(full, 0) + 1
                     if counts[full] > MAX_ITEMS:
                         raise invalid_field(
@@ -81,13 +81,13 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 @cache
 def _fields(message: Descriptor) -> _Fields:
-    """By their tags: the lists of messages (None), and the messages that have any."""
+    """By their tags: the lists of messages, and the messages that have any, listed or not (None: it
+    has none)."""
     found: _Fields = {}
     for field in message.fields:
         if field.type == FieldDescriptor.TYPE_MESSAGE:
             tag = field.number << 3 | _LENGTH_DELIMITED
-            if field.is_repeated:
-                found[tag] = field.name, None
-            elif _fields(field.message_type):
-                found[tag] = field.name, field.message_type
+            inner = field.message_type if _fields(field.message_type) else None
+            if field.is_repeated or inner is not None:
+                found[tag] = field.name, inner, field.is_repeated
     return found

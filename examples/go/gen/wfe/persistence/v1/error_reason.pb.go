@@ -70,6 +70,10 @@ const (
 	// ALREADY_EXISTS: this `request_id` (idempotency key) was used for a
 	// different write to the same workflow.
 	ErrorReason_ERROR_REASON_REQUEST_ID_REUSED ErrorReason = 14
+	// ALREADY_EXISTS: the store has another record in the place of one that was to
+	// be imported; nothing of the request was stored. ErrorInfo's metadata has the
+	// first such record as `field` and how many there are as `conflicts`.
+	ErrorReason_ERROR_REASON_RECORD_CONFLICT ErrorReason = 15
 	// ABORTED: `expected_revision` is not the stored revision; ErrorInfo's
 	// metadata has the stored one as `revision`. Load the workflow again, reapply
 	// the change, and persist again.
@@ -250,6 +254,7 @@ var (
 		12:  "ERROR_REASON_EVENT_ALREADY_EXISTS",
 		13:  "ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS",
 		14:  "ERROR_REASON_REQUEST_ID_REUSED",
+		15:  "ERROR_REASON_RECORD_CONFLICT",
 		20:  "ERROR_REASON_REVISION_MISMATCH",
 		21:  "ERROR_REASON_TRANSACTION_CONFLICT",
 		22:  "ERROR_REASON_ROW_LOCKED",
@@ -307,6 +312,7 @@ var (
 		"ERROR_REASON_EVENT_ALREADY_EXISTS":         12,
 		"ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS":  13,
 		"ERROR_REASON_REQUEST_ID_REUSED":            14,
+		"ERROR_REASON_RECORD_CONFLICT":              15,
 		"ERROR_REASON_REVISION_MISMATCH":            20,
 		"ERROR_REASON_TRANSACTION_CONFLICT":         21,
 		"ERROR_REASON_ROW_LOCKED":                   22,
@@ -483,7 +489,7 @@ var File_wfe_persistence_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"%wfe/persistence/v1/error_reason.proto\x12\x12wfe.persistence.v1*\xc2\x0f\n" +
+	"%wfe/persistence/v1/error_reason.proto\x12\x12wfe.persistence.v1*\xe4\x0f\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12#\n" +
 	"\x1fERROR_REASON_WORKFLOW_NOT_FOUND\x10\x01\x12 \n" +
@@ -496,7 +502,8 @@ const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	"\x17ERROR_REASON_NAME_TAKEN\x10\v\x12%\n" +
 	"!ERROR_REASON_EVENT_ALREADY_EXISTS\x10\f\x12,\n" +
 	"(ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS\x10\r\x12\"\n" +
-	"\x1eERROR_REASON_REQUEST_ID_REUSED\x10\x0e\x12\"\n" +
+	"\x1eERROR_REASON_REQUEST_ID_REUSED\x10\x0e\x12 \n" +
+	"\x1cERROR_REASON_RECORD_CONFLICT\x10\x0f\x12\"\n" +
 	"\x1eERROR_REASON_REVISION_MISMATCH\x10\x14\x12%\n" +
 	"!ERROR_REASON_TRANSACTION_CONFLICT\x10\x15\x12\x1b\n" +
 	"\x17ERROR_REASON_ROW_LOCKED\x10\x16\x12\x1f\n" +

@@ -1,0 +1,7 @@
+SELECT ARRAY (SELECT ROW ((p.id), (p.step_id), (coalesce(p.active, FALSE)), (p.status), (p.sleep_until), (p.persistence_data -> 0)::text, (p.start_time), (p.end_time), (p.event_name), (p.event_key), (coalesce(p.event_published, FALSE)), (p.event_data -> 0)::text, (p.step_name), (coalesce(p.retry_count, 0)), (coalesce(p.children, '[]')), (p.context_item -> 0)::text, (p.predecessor_id), (p.outcome -> 0)::text, (coalesce(p.scope, '[]')), (coalesce(p.extension_attributes, '{}'))::text)::text FROM jsonb_to_recordset($2::jsonb) AS p(ordinal bigint,
+        id text, step_id int, active boolean, status text, sleep_until timestamptz,
+        persistence_data jsonb, start_time timestamptz, end_time timestamptz, event_name text,
+        event_key text, event_published boolean, event_data jsonb, step_name text, retry_count int,
+        children jsonb, context_item jsonb, predecessor_id text, outcome jsonb, scope jsonb,
+        extension_attributes jsonb) ORDER BY p.ordinal)
+    = ARRAY (SELECT ROW (p.id, p.step_id, p.active, p.status, p.sleep_until, p.persistence_data::text, p.start_time, p.end_time, p.event_name, p.event_key, p.event_published, p.event_data::text, p.step_name, p.retry_count, p.children, p.context_item::text, p.predecessor_id, p.outcome::text, p.scope, p.extension_attributes::text)::text FROM (SELECT * FROM wfc.execution_pointers p WHERE p.workflow_id = $1 ORDER BY p.ordinal, p.id OFFSET $3 LIMIT CASE WHEN $4::boolean THEN NULL::bigint ELSE jsonb_array_length($2::jsonb) END) p);

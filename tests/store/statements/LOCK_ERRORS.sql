@@ -1,0 +1,2 @@
+SELECT pg_advisory_xact_lock(hashtextextended(
+    'wfe-persistence import errors', 'wfc.execution_errors'::regclass::oid::bigint));

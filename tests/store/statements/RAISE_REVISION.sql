@@ -1,0 +1,1 @@
+SELECT wfc.raise_revision_floor($1);
