@@ -3,8 +3,9 @@
 //!
 //! `cargo bench --bench compare`; for the options: `cargo bench --bench compare -- --help`.
 
-#[path = "../tests/all/common.rs"]
+#[path = "../../tests/all/common.rs"]
 mod common;
+mod workflows;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,11 +19,15 @@ use wfe_postgres::PostgresPersistenceProvider;
 
 const HELP: &str = "\
 cargo bench --bench compare -- [--rows N]… [--large] [--callers N]… [--seconds S] [--only TEXT]
+cargo bench --bench compare -- --workflows [--rounds N] [--seconds S] [--json FILE] [--only TEXT]
   --rows     initial number of workflows, events and subscriptions in each store [default: 10000]
   --large    same as --rows 1000000
   --callers  number of concurrent callers [default: 1 and 32]
   --seconds  duration of each measurement, per side [default: 2]
   --only     run only the workloads whose names contain this text
+  --workflows  whole workflows instead, on hosts of the engine, from empty stores
+  --rounds     of workflows, in turn; the figures are medians [default: 5]
+  --json       where to save them
 WFE_TEST_POSTGRES: the URL of the PostgreSQL to use [default: an embedded one]";
 
 struct Options {
@@ -30,6 +35,9 @@ struct Options {
     callers: Vec<usize>,
     seconds: f64,
     only: String,
+    workflows: bool,
+    rounds: usize,
+    json: Option<std::path::PathBuf>,
 }
 
 impl Options {
@@ -39,6 +47,9 @@ impl Options {
             callers: Vec::new(),
             seconds: 2.0,
             only: String::new(),
+            workflows: false,
+            rounds: 5,
+            json: None,
         };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
@@ -50,6 +61,9 @@ impl Options {
                 "--callers" => options.callers.push(value().parse().expect("a number")),
                 "--seconds" => options.seconds = value().parse().expect("a number"),
                 "--only" => options.only = value(),
+                "--workflows" => options.workflows = true,
+                "--rounds" => options.rounds = value().parse().expect("a number"),
+                "--json" => options.json = Some(value().into()),
                 _ => {
                     println!("{HELP}");
                     std::process::exit(if argument == "--help" { 0 } else { 2 });
@@ -370,6 +384,13 @@ async fn fill(url: &str, rows: u64) {
 #[tokio::main]
 async fn main() {
     let options = Options::parse();
+    if options.workflows {
+        let found = workflows::compare(options.rounds, options.seconds, &options.only).await;
+        if let Some(path) = &options.json {
+            std::fs::write(path, format!("{found:#}\n")).expect("the file can be written");
+        }
+        return;
+    }
     println!(
         "wfe-postgres with its connection pool of 10, and the server with its pool of 10, on one \
          PostgreSQL; latency of one operation as its caller sees it, in milliseconds.\n"
