@@ -358,7 +358,19 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     "items handed out without row locks": (
         paused(
             paused(
-                in_dequeues("FOR UPDATE SKIP LOCKED", ""), dequeue, "DEQUEUE", "wfc.queue_items"
+                both(
+                    in_dequeues("FOR UPDATE SKIP LOCKED", ""),
+                    # (By their place alone, rows that others have claimed meanwhile are not found.)
+                    replace(
+                        dequeue, "DEQUEUE", "i.ctid = f.tid",
+                        "i.n = (SELECT n FROM visible WHERE tid = f.tid)",
+                    ),
+                    replace(
+                        queue_groups, "DEQUEUE_TOGETHER", "i.ctid = v.tid",
+                        "i.n = (SELECT n FROM visible WHERE tid = v.tid)",
+                    ),
+                ),
+                dequeue, "DEQUEUE", "wfc.queue_items",
             ),
             queue_groups, "DEQUEUE_TOGETHER", "wfc.queue_items",
         ),
