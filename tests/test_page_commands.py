@@ -37,8 +37,16 @@ PROGRAMS: Final = {
 
 # Options of other programs that a page names without them.
 OTHERS: Final = {
-    *("--collect-only", "--features", "--junitxml", "--preload", "--reflect-header", "--set"),
-    *("--upgrade", "--vulnerability-service", "--workers"),
+    *(
+        "--build-arg",
+        "--collect-only",
+        "--features",
+        "--junitxml",
+        "--preload",
+        "--reflect-header",
+        "--set",
+    ),
+    *("--read-only", "--upgrade", "--vulnerability-service", "--workers"),
 }
 
 TASKS: Final = set(re.findall(r"^task_(\w+)\(\)", (ROOT / "run").read_text(), re.MULTILINE))
