@@ -136,6 +136,15 @@ def test_the_server_alone_says_how_to_install_its_postgresql(
     assert "Traceback" not in done.stderr
 
 
+def test_the_server_alone_says_how_to_install_traces(server: Environment) -> None:
+    url = "postgresql://nobody@127.0.0.1:1/none"
+    done = server.run("wfe-persistence", "serve", "--db-url", url, "--traces", "otlp")
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert "pip install 'wfe-persistence[server,otel]'" in line
+    assert "Traceback" not in done.stderr
+
+
 def test_the_server_serves_a_postgresql_of_ones_own(
     server: Environment, client: Environment, tmp_path: Path, database_url: str
 ) -> None:
