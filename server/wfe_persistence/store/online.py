@@ -161,15 +161,18 @@ async def _without_timeout(connection: psycopg.AsyncConnection[Any]) -> None:
 async def _turn(connector: Connector, schema: Schema) -> AsyncIterator[None]:
     """Wait until no other server builds indexes of this schema; inside the context none does."""
     take_turn = (TAKE_TURN % f"'{schema.name}'").encode()  # a name that needs no quotes
-    async with connect(connector) as connection, connection.transaction():
-        await connection.execute(INDEPENDENT)
-        has_waited = False
+    has_waited = False
+    async with connect(connector) as connection:
         while True:
-            cursor = await connection.execute(take_turn)
-            if await cursor.fetchone() == (True,):
-                break
+            # Each attempt is a transaction of its own: whoever builds waits for the end of those
+            # that had a snapshot at a certain moment, as one that asks has.
+            async with connection.transaction():
+                await connection.execute(INDEPENDENT)
+                cursor = await connection.execute(take_turn)
+                if await cursor.fetchone() == (True,):
+                    yield
+                    return
             if not has_waited:
                 has_waited = True
                 log.info("schema %s: another server is building indexes", schema.name)
             await asyncio.sleep(_ASK_AGAIN_SECONDS)
-        yield
