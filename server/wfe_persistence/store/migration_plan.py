@@ -136,7 +136,7 @@ class Plan:
         return self.locked_seconds + online
 
 
-TABLE_SIZES = """
+SIZES_IN_PLAN = """
 SELECT c.relname, pg_relation_size(c.oid), c.reltuples::bigint,
     (SELECT count(*) FROM pg_index x WHERE x.indrelid = c.oid)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -158,7 +158,7 @@ async def reckon(connection: psycopg.AsyncConnection[Any], schema: Schema, versi
 async def table_sizes(connection: psycopg.AsyncConnection[Any], schema: Schema) -> dict[str, Size]:
     """How large the tables are that there are, by name without prefix."""
     names = [schema.table_prefix + table for table in TABLES]
-    cursor = await connection.execute(TABLE_SIZES, [schema.name, names])
+    cursor = await connection.execute(SIZES_IN_PLAN, [schema.name, names])
     return {
         name.removeprefix(schema.table_prefix): Size(
             size, size // _BYTES_PER_ROW if rows < 0 else rows, indexes

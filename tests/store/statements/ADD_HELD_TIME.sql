@@ -1,0 +1,1 @@
+ALTER TABLE wfc.wfe_migrations ADD COLUMN IF NOT EXISTS held_time timestamptz;

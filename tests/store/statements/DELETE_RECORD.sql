@@ -1,0 +1,1 @@
+DELETE FROM wfc.wfe_migrations WHERE version = $1;
