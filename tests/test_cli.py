@@ -317,7 +317,7 @@ def test_flags_go_before_environment_before_file_before_default(
     ("arguments", "said"),
     [
         (["--schema", "pg_x"], "reserved"),
-        (["--schema", "X"], "must match"),
+        (["--schema", "x-y"], "must match"),
         (["--table-prefix", "p" * 40], "longer than"),
         (["--listen", "nonsense"], "neither HOST:PORT"),
         (["--listen", "127.0.0.1:70000"], "neither HOST:PORT"),
