@@ -29,6 +29,8 @@ from wfe_persistence.store import (
     commit,
     dequeue,
     event,
+    export,
+    importing,
     lifecycle,
     lock,
     migrate,
@@ -44,6 +46,7 @@ from wfe_persistence.store import (
     rows,
     subscription,
     tables,
+    transfers,
     waiting,
     workflow,
     workflow_changes,
@@ -557,6 +560,22 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     "retention of commands that somebody holds": (
         replace(retention, "EXPIRE_COMMANDS", "lease_expiry <= now()", "TRUE"),
         "test_retention.py::test_events_errors_and_commands_go_by_their_age",
+    ),
+    "an export of several moments": (
+        replace(transfers, "BEGIN_SNAPSHOT", "REPEATABLE READ", "READ COMMITTED"),
+        "test_transfer.py::test_what_is_written_during_an_export_is_not_in_it",
+    ),
+    "an export that goes on one record too late": (
+        replace(export, "EXPORT_RECORDS", "OFFSET $1", "OFFSET $1 + ($1 > 0)::int"),
+        "test_transfer.py::test_export_that_broke_goes_on_at_the_same_moment",
+    ),
+    "an import that does not compare": (
+        replace(importing, "IMPORT_RECORDS", "AS same", "OR TRUE AS same"),
+        "test_transfer.py::test_a_request_with_a_conflict_stores_nothing",
+    ),
+    "an import after which epochs go back": (
+        replace(importing, "EPOCH_IS_LOWER", "last_value < $1", "last_value + $1 < 0"),
+        "test_transfer.py::test_epochs_never_go_back",
     ),
     "a call that goes to another namespace": (
         plant_namespaces_not_kept_apart,

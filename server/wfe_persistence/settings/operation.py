@@ -105,8 +105,9 @@ class Transfers:
     max_transfers: Annotated[
         int,
         About(
-            "Maximum number of exports, and of imports, at a time; each takes a database "
-            "connection beside --pool-size. Further ones are refused with ADMINISTRATION_BUSY.",
+            "Maximum number of exports, and of imports, at a time in each worker process; each "
+            "takes a database connection beside --pool-size. Further ones are refused with "
+            "ADMINISTRATION_BUSY.",
             minimum=1,
         ),
     ] = 2

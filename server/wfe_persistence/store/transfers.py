@@ -26,6 +26,8 @@ from wfe_persistence.store.tables import Store
 
 log = logging.getLogger(__name__)
 
+BEGIN_SNAPSHOT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+
 # Whatever the role's settings are: between its statements an export waits for its client, and one
 # of them may take long. Plans need not be compiled, and workers would be taken from others.
 _SETTINGS: Final = (
@@ -130,7 +132,7 @@ class Transfers:
                 self._exports -= 1
 
     async def _begin(self, session: Session, resumed: str | None) -> Snapshot:
-        begin = ["BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"]
+        begin = [BEGIN_SNAPSHOT]
         if resumed is not None:
             if not _SNAPSHOT_ID.fullmatch(resumed):
                 raise snapshot_gone()
