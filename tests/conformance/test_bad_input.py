@@ -410,6 +410,7 @@ NO_BAD_VALUE: Final = {
     "DequeueRequest.return_items": "see the tests of too many items",
     "DequeueRequest.include_workflow": "a bool is good either way",
     "Acknowledgement.confirmed": "a bool is good either way",
+    "CommitWorkflowRequest.skip_unawaited_events": "a bool is good either way",
     "AcknowledgeRequest.acknowledge": "see the tests of too many items",
     "ReturnItemsRequest.return_items": "see the tests of too many items",
     **{

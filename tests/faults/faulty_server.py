@@ -602,7 +602,7 @@ def plant_endless_stop() -> None:
         await asyncio.Event().wait()
 
     setattr(drain.Drain, "run", never)  # noqa: B010
-    setattr(import_module("wfe_persistence.cli.serve"), "_HUNG_SECONDS", 1.0)  # noqa: B010
+    setattr(import_module("wfe_persistence.cli.serving"), "HUNG_SECONDS", 1.0)  # noqa: B010
 
 
 def plant_newest_transaction() -> None:

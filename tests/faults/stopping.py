@@ -50,6 +50,14 @@ async def kill_before(
     if victim == "server":
         await asyncio.to_thread(server.start)
     await asyncio.to_thread(server.wait_until_serving)
+    async with connect(server.address) as channel:
+        # It may still be serving from before the kill, and about to find its connections broken.
+        await eventually(lambda: _reaches_the_database(Api(channel)))
+
+
+async def _reaches_the_database(api: Api) -> bool:
+    failure = await failure_of(api.get_event("no such event"))
+    return failure is not None and failure.code == grpc.StatusCode.NOT_FOUND
 
 
 @contextmanager

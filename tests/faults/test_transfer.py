@@ -29,6 +29,9 @@ pytestmark = pytest.mark.timeout(600)
 PROGRAM = [sys.executable, "-m", "wfe_persistence"]
 COUNT = 20_000
 
+# A client that is slow to read has not got all of it already.
+LITTLE_AHEAD = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536)]
+
 
 async def begun(api: Api, hold: float) -> tuple[list[Record], str]:
     """The beginning of an export, which is cut off, and its cursor."""
@@ -74,7 +77,7 @@ async def test_export_does_not_go_on_if_its_server_was_killed(
 async def test_export_ends_with_its_server_in_order(start: Start, database_url: str) -> None:
     server = start("--drain-seconds", "0.5")
     fill_with_workflows(database_url, COUNT)
-    async with connect(server.address) as channel:
+    async with connect(server.address, LITTLE_AHEAD) as channel:
         stream = Api(channel).transfer.ExportRecords(ExportRecordsRequest(hold=Duration(seconds=9)))
         with fails("UNAVAILABLE", "SHUTTING_DOWN") as failure:
             stopping = None

@@ -133,6 +133,8 @@ class Replay:
             # As the base does: otherwise the Python there might find the library of another one.
             image, root = self.mounted(image)
             self._outside("chroot", root, "ldconfig")
+            # A server that ran here as root may have left its own.
+            self._outside("rm", "-rf", root / "var" / "lib" / "wfe-persistence")
             return image, root
         return self.mounted(image)
 

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
-import psycopg
 from google.protobuf.duration_pb2 import Duration
 
 from tests.support import make
@@ -172,6 +171,8 @@ FROM generate_series(1, COUNT) n, generate_series(1, 2) p
 
 def fill_with_workflows(url: str, count: int, schema: str = "wfc") -> None:
     """Put many workflows into a store, each with two pointers, by SQL: it takes less time."""
+    import psycopg  # which the conformance suite for others has not
+
     with psycopg.connect(url, autocommit=True) as connection:
         for statement in (WORKFLOWS, POINTERS, "ANALYZE SCHEMA.workflows"):
             text = statement.replace("SCHEMA", schema).replace("COUNT", str(count))
