@@ -361,7 +361,8 @@ class Calls:
 
     async def exchange(
         self,
-        method: grpc.aio.StreamStreamMultiCallable[_RequestT, _ResponseT],
+        # In quotes, because in older versions of grpcio this one can't be subscripted.
+        method: "grpc.aio.StreamStreamMultiCallable[_RequestT, _ResponseT]",
         requests: Sequence[_RequestT],
         deadline: Deadline | None = None,
     ) -> list[_ResponseT]:
