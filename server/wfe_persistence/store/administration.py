@@ -8,9 +8,7 @@ from typing import Any, Final
 
 import psycopg
 
-from wfe.persistence.v1.error_reason_pb2 import ErrorReason
-from wfe_persistence.errors import PersistenceError
-from wfe_persistence.store.postgres.reachability import why
+from wfe_persistence.store.postgres.reachability import unavailable, why
 from wfe_persistence.store.postgres.source import Connector
 from wfe_persistence.store.postgres.sqlstate import refusal
 
@@ -49,12 +47,7 @@ async def connect(connector: Connector) -> AsyncIterator[psycopg.AsyncConnection
             psycopg.AsyncConnection.connect, autocommit=True, prepare_threshold=None
         )
     except psycopg.Error as exc:
-        raise PersistenceError(
-            ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
-            "the database can't be reached",
-            detail=why(exc),
-            retry_after=1.0,
-        ) from exc
+        raise unavailable(why(exc)) from exc
     # Not that of the role: who has waited for a lock must see what was committed meanwhile.
     await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
     async with connection:

@@ -43,6 +43,16 @@ _FULL: Final = re.compile(
 Connect = Callable[[], Awaitable[psycopg.AsyncConnection[Any]]]
 
 
+def unavailable(detail: str) -> PersistenceError:
+    """DATABASE_UNAVAILABLE. `detail`: why, without secrets."""
+    return PersistenceError(
+        ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
+        "the database can't be reached",
+        detail=detail,
+        retry_after=1.0,
+    )
+
+
 class Reachability:
     """Knows whether connections can be made; one for each pool. `most`: the size of the pool."""
 
@@ -96,12 +106,7 @@ class Reachability:
 
     def unavailable(self) -> PersistenceError:
         """The error of a call that needs the database while it is away."""
-        return PersistenceError(
-            ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
-            "the database can't be reached",
-            detail=self.reason,
-            retry_after=1.0,
-        )
+        return unavailable(self.reason)
 
     @contextmanager
     def keep_room(self) -> Iterator[None]:

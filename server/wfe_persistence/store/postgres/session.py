@@ -20,7 +20,7 @@ from wfe_persistence.store.postgres.pipeline import (
     Exchange,
     PGresult,
 )
-from wfe_persistence.store.postgres.reachability import why
+from wfe_persistence.store.postgres.reachability import unavailable, why
 from wfe_persistence.store.postgres.source import Connector
 from wfe_persistence.store.postgres.sqlstate import raise_error
 
@@ -48,12 +48,7 @@ class Session:
         try:
             connection: Any = await connector.connect(_SessionConnection.connect, autocommit=True)
         except psycopg.Error as exc:
-            raise PersistenceError(
-                ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
-                "the database can't be reached",
-                detail=why(exc),
-                retry_after=1.0,
-            ) from exc
+            raise unavailable(why(exc)) from exc
         return cls(connection)
 
     async def run(self, batch: Sequence[Command]) -> list[PGresult]:
