@@ -19,7 +19,7 @@ from typing import Any, Final
 import grpc
 import psutil
 
-from benchmarks.timing import percentile, timed
+from benchmarks.timing import percentile, timed_with_cpu
 from tests.support.api import Api, connect
 from tests.support.issuer import AUDIENCE, ISSUER, Issuer
 from tests.support.server import ServerProcess
@@ -97,14 +97,11 @@ async def _calls(
             return await api.workflows.GetRunnableInstances(request, metadata=metadata)
 
         await call(0)
-        before = process.cpu_times()
-        took = await timed(call, _CALLERS, seconds)
-        after = process.cpu_times()
-    used = after.user + after.system - before.user - before.system
+        took, microseconds = await timed_with_cpu(call, _CALLERS, seconds, process)
     return {
         "p50_ms": percentile(took, 50) * 1e3,
         "p99_ms": percentile(took, 99) * 1e3,
-        "server_us": used / len(took) * 1e6,
+        "server_us": microseconds,
     }
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import psutil
 
-from benchmarks.timing import percentile, timed
+from benchmarks.timing import cost_table, percentile, timed_with_cpu
 from tests.support import make
 from tests.support.admin import AdminServer
 from tests.support.api import Api, connect
@@ -68,12 +68,9 @@ async def _calls(
 
         await call(0)
         scraping = asyncio.create_task(_scrape(admin))
-        before = process.cpu_times()
-        took = await timed(call, _CALLERS, seconds)
-        after = process.cpu_times()
+        took, microseconds = await timed_with_cpu(call, _CALLERS, seconds, process)
         scraping.cancel()
-    used = after.user + after.system - before.user - before.system
-    return {"p50_ms": percentile(took, 50) * 1e3, "server_us": used / len(took) * 1e6}
+    return {"p50_ms": percentile(took, 50) * 1e3, "server_us": microseconds}
 
 
 async def _scrape(admin: tuple[str, int] | None) -> None:
@@ -90,11 +87,4 @@ def _get(url: str) -> None:
 
 def table(figures: Figures) -> str:
     """The figures as text."""
-    lines = [f"{'metrics':10}{'p50 ms':>16}{'server µs/call':>20}"]
-    for row in figures:
-        cells = [
-            f"{row[key]:.{digits}f} (x{row[f'{key}_ratio']:.3f})"
-            for key, digits in (("p50_ms", 2), ("server_us", 0))
-        ]
-        lines.append(f"{row['metrics']:10}{cells[0]:>16}{cells[1]:>20}")
-    return "\n".join(lines)
+    return cost_table("metrics", 10, figures)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import psutil
 
 Call = Callable[[int], Awaitable[object]]
 """One call; its argument is a number unique to the call."""
@@ -26,6 +29,18 @@ async def timed(call: Call, callers: int, seconds: float) -> list[float]:
     return took
 
 
+async def timed_with_cpu(
+    call: Call, callers: int, seconds: float, process: psutil.Process
+) -> tuple[list[float], float]:
+    """Does the same; also returns the processor's time that the process took per call, in
+    microseconds."""
+    before = process.cpu_times()
+    took = await timed(call, callers, seconds)
+    after = process.cpu_times()
+    used = after.user + after.system - before.user - before.system
+    return took, used / len(took) * 1e6
+
+
 async def counted(call: Call, callers: int, calls: int) -> list[float]:
     """Makes this many calls in total from concurrent callers; returns the latency of each."""
     took: list[float] = []
@@ -45,3 +60,16 @@ def percentile(values: Sequence[float], percent: float) -> float:
     """The given percentile."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+
+def cost_table(what: str, width: int, figures: Sequence[dict[str, Any]]) -> str:
+    """The cost of something: `p50_ms` and `server_us` of each row, which is named by its `what`,
+    with their ratios to the first one's."""
+    lines = [f"{what:{width}}{'p50 ms':>16}{'server µs/call':>20}"]
+    for row in figures:
+        cells = [
+            f"{row[key]:.{digits}f} (x{row[f'{key}_ratio']:.3f})"
+            for key, digits in (("p50_ms", 2), ("server_us", 0))
+        ]
+        lines.append(f"{row[what]:{width}}{cells[0]:>16}{cells[1]:>20}")
+    return "\n".join(lines)

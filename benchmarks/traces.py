@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import psutil
 
-from benchmarks.timing import percentile, timed
+from benchmarks.timing import cost_table, percentile, timed_with_cpu
 from tests.support import make
 from tests.support.api import Api, connect
 from tests.support.collector import collector
@@ -71,20 +71,10 @@ async def _calls(server: ServerProcess, flags: str, seconds: float) -> dict[str,
             return await api.events.CreateEvent(request, metadata=metadata)
 
         await call(0)
-        before = process.cpu_times()
-        took = await timed(call, _CALLERS, seconds)
-        after = process.cpu_times()
-    used = after.user + after.system - before.user - before.system
-    return {"p50_ms": percentile(took, 50) * 1e3, "server_us": used / len(took) * 1e6}
+        took, microseconds = await timed_with_cpu(call, _CALLERS, seconds, process)
+    return {"p50_ms": percentile(took, 50) * 1e3, "server_us": microseconds}
 
 
 def table(figures: Figures) -> str:
     """The figures as text."""
-    lines = [f"{'traces':14}{'p50 ms':>16}{'server µs/call':>20}"]
-    for row in figures:
-        cells = [
-            f"{row[key]:.{digits}f} (x{row[f'{key}_ratio']:.3f})"
-            for key, digits in (("p50_ms", 2), ("server_us", 0))
-        ]
-        lines.append(f"{row['traces']:14}{cells[0]:>16}{cells[1]:>20}")
-    return "\n".join(lines)
+    return cost_table("traces", 14, figures)
