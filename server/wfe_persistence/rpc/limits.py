@@ -221,7 +221,7 @@ class Space:
             return False
         try:
             async with asyncio.timeout(_LOOK_SECONDS):
-                used = await usage(store)
+                used = await usage(store, limit.max_rows)
         except Exception as exc:  # whatever it is, the other namespaces are still looked at
             why = repr(exc) if not str(exc) else exc
             refusals.warn("usage", f"{store.namespace}: can't tell how much it stores: {why}")
