@@ -9,7 +9,8 @@ others wait meanwhile; `--access` what authentication costs, and bad credentials
 metrics cost, `--traces` what traces cost; `--workers` servers of several processes; `--strangers`
 what bad handshakes cost; `--queues` the throughput of queues, `--queue-statements` what they cost
 PostgreSQL; `--waiting` calls that wait, ten thousand on one server too; `--purge` a purge under
-load; `--storage` disk usage; `--export` an export and its import.
+load; `--start` starts, and idle servers; `--storage` disk usage; `--export` an export and its
+import.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from benchmarks import (
     queue_statements,
     queues,
     rpcs,
+    start,
     storage,
     strangers,
     traces,
@@ -135,6 +137,9 @@ def main() -> None:
         help="purge this many events while others write (default 1000000)",
     )
     parser.add_argument(
+        "--start", action="store_true", help="measure starts, and the memory of idle servers"
+    )
+    parser.add_argument(
         "--storage",
         type=int,
         metavar="N",
@@ -212,6 +217,9 @@ def main() -> None:
         elif arguments.namespaces:
             figures = asyncio.run(namespaces.measure(postgres.url, arguments.namespaces))
             print(namespaces.table(figures))
+        elif arguments.start:
+            figures = start.measure(postgres.url, arguments.rounds)
+            print(start.table(figures))
         elif arguments.storage:
             figures = asyncio.run(storage.measure(postgres.url, arguments.storage))
             print(storage.table(figures))
@@ -253,6 +261,8 @@ def main() -> None:
         if arguments.checks
         else "namespaces.json"
         if arguments.namespaces
+        else "start.json"
+        if arguments.start
         else "storage.json"
         if arguments.storage
         else "rpcs.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -38,6 +39,12 @@ COMMANDS = [
     "health",
     "version",
 ]
+
+
+# The modules of all commands but `serve`.
+OTHER_COMMANDS = {
+    "config", "migrate", "token", "policy", "retention", "export", "importing", "health", "version"
+}  # fmt: skip
 
 
 def run(
@@ -114,12 +121,40 @@ def test_version_option() -> None:
 
 
 def test_help_is_fast_because_it_loads_neither_grpc_nor_a_driver() -> None:
-    program = "import sys, wfe_persistence.cli.group; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0
-    loaded = set(done.stdout.split())
-    assert "wfe_persistence.cli.serve" in loaded
+    loaded = modules_loaded_by("--help")
+    assert {"wfe_persistence.cli.serve", "wfe_persistence.cli.export"} <= loaded
     assert not loaded & {"grpc", "psycopg", "google.protobuf"}
+
+
+def test_a_server_loads_no_other_command() -> None:
+    loaded = modules_loaded_by("serve", "--listen", "nonsense")
+    commands = {name for name in loaded if name.startswith("wfe_persistence.cli.")}
+    assert "wfe_persistence.cli.serve" in commands
+    assert not commands & {f"wfe_persistence.cli.{name}" for name in OTHER_COMMANDS}
+
+
+def modules_loaded_by(*arguments: str) -> set[str]:
+    """The modules that a command has loaded at its end."""
+    command = [sys.executable, "-m", "tests.support.collected", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return set(done.stderr.partition("loaded: ")[2].split())
+
+
+def test_a_server_collects_garbage_but_not_what_its_start_has_made(
+    tmp_path: Path, database_url: str
+) -> None:
+    options = ("--db-url", database_url)
+    with ServerProcess(tmp_path / "log", *options, module="tests.support.collected") as server:
+        pass
+    [said] = re.findall(r"^collector: (\w+) (\d+)$", server.log(), re.MULTILINE)
+    assert said[0] == "True"
+    assert int(said[1]) > 50_000
+
+
+def test_other_commands_collect_garbage_as_well() -> None:
+    command = [sys.executable, "-m", "tests.support.collected", "version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "collector: True" in done.stderr
 
 
 def test_help_shows_where_data_is_kept_by_default() -> None:

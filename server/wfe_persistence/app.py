@@ -31,7 +31,6 @@ from wfe_persistence.rpc.health import Health
 from wfe_persistence.rpc.intake import Intake
 from wfe_persistence.rpc.limits import Limits
 from wfe_persistence.rpc.listener import Listener
-from wfe_persistence.rpc.reflection import reflection_handlers
 from wfe_persistence.rpc.services import SERVICES
 from wfe_persistence.rpc.shared_listener import Shared, SharedListener
 from wfe_persistence.service_manager import Manager
@@ -226,6 +225,8 @@ class Server:
             [*(boundary.handlers(s) for s in SERVICES), self._health.handlers()]
         )
         if settings.reflection_enabled:
+            from wfe_persistence.rpc.reflection import reflection_handlers
+
             names = [*(s.name for s in SERVICES), health.SERVICE_NAME]
             self._server.add_generic_rpc_handlers([reflection_handlers(names, guard)])
         self._certificates = certificates_of(settings)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from wfe_persistence.access.certificate import Properties, certificate_principal
 from wfe_persistence.access.credentials import bearer_token, expired, missing, rejected
-from wfe_persistence.access.jwt import JwtVerifier
-from wfe_persistence.access.keys import Keys
 from wfe_persistence.access.policy import (
     Policy,
     Rights,
@@ -20,6 +19,9 @@ from wfe_persistence.access.tokens import Tokens, parse_tokens
 from wfe_persistence.access.watched import WatchedFile
 from wfe_persistence.errors import CannotServeError
 from wfe_persistence.settings import Settings
+
+if TYPE_CHECKING:
+    from wfe_persistence.access.jwt import JwtVerifier
 
 
 class Access:
@@ -90,6 +92,10 @@ def _verifier(settings: Settings) -> JwtVerifier | None:
     """The verifier of the settings; None: they accept no JWT."""
     if not settings.jwt_issuer:
         return None
+    # Loaded on use, with an HTTP client.
+    from wfe_persistence.access.jwt import JwtVerifier
+    from wfe_persistence.access.keys import Keys
+
     try:
         keys = Keys(settings.jwt_jwks, ca=settings.jwt_jwks_ca, token=settings.jwt_jwks_token_file)
         keys.load()

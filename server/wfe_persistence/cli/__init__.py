@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import NoReturn
 
+from wfe_persistence import collector
 from wfe_persistence.redaction import redacted
 
 # Before gRPC is loaded: PostgreSQL is started as a child process, and gRPC's fork handlers would
@@ -49,6 +50,7 @@ def main(args: Sequence[str] | None = None, prog_name: str | None = None) -> NoR
         from wfe_persistence.cli.pid1 import become_init
 
         become_init()
+    collector.pause()
     from wfe_persistence.cli.group import commands
 
     try:

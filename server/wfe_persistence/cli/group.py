@@ -1,37 +1,66 @@
-"""The command group. The commands load gRPC and psycopg when they run, so that help is fast."""
+"""The command group. A command is loaded when it is used, and loads gRPC and psycopg when it runs,
+so that help is fast, and a server does not keep what it does not need."""
 
 from __future__ import annotations
 
+from collections import UserDict
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Final
+
 import click
 
-from wfe_persistence.cli.config import config
-from wfe_persistence.cli.export import export
-from wfe_persistence.cli.health import health
-from wfe_persistence.cli.importing import import_
-from wfe_persistence.cli.migrate import migrate
-from wfe_persistence.cli.policy import policy
-from wfe_persistence.cli.retention import retention, storage
-from wfe_persistence.cli.serve import serve
-from wfe_persistence.cli.token import token
-from wfe_persistence.cli.version import version
+from wfe_persistence import collector
+
+_MODULES: Final = {
+    "serve": "serve",
+    "config": "config",
+    "migrate": "migrate",
+    "token": "token",
+    "policy": "policy",
+    "retention": "retention",
+    "storage": "retention",
+    "export": "export",
+    "import": "importing",
+    "health": "health",
+    "version": "version",
+}
+"""The modules of the commands. Each has its command under its name, `import` as `import_`."""
+
+
+class _Commands(UserDict[str, click.Command]):
+    """The commands by their names, each loaded when it is looked up."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self.data:
+            module = import_module(f"wfe_persistence.cli.{_MODULES[name]}")
+            self.data[name] = getattr(module, "import_" if name == "import" else name)
+        return self.data[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in _MODULES
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_MODULES)
+
+    def __len__(self) -> int:
+        return len(_MODULES)
 
 
 @click.group(
+    commands=_Commands(),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit status: 0 success, 1 failure, 2 invalid usage.",
 )
 @click.version_option(
     package_name="wfe-persistence", prog_name="wfe-persistence", message="%(prog)s %(version)s"
 )
-def commands() -> None:
+@click.pass_context
+def commands(context: click.Context) -> None:
     """Workflow persistence server: a gRPC API on top of PostgreSQL.
 
     \b
     Example: wfe-persistence serve
     """
-
-
-for command in (
-    serve, config, migrate, token, policy, retention, storage, export, import_, health, version
-):  # fmt: skip
-    commands.add_command(command)
+    if context.invoked_subcommand != "serve":  # which has more to load
+        collector.resume()

@@ -107,7 +107,11 @@ def setting_option(setting: Setting) -> Callable[[F], F]:
 
 def refuse_unknown_variables() -> None:
     """Raise UsageError if the environment has variables that look like ours but are not known."""
-    if unknown := unknown_variables(os.environ, known_variables()):
+    known = {ENV_PREFIX + "CONFIG", *(setting.env for setting in SETTINGS.values())}
+    # The commands that have other ones are loaded only if there are others.
+    if unknown_variables(os.environ, known) and (
+        unknown := unknown_variables(os.environ, known_variables())
+    ):
         raise click.UsageError("\n".join(unknown))
 
 

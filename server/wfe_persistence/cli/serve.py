@@ -9,6 +9,7 @@ import sys
 
 import click
 
+from wfe_persistence import collector
 from wfe_persistence.cli.database import Interrupted, open_database
 from wfe_persistence.cli.logs import log_to_stderr
 from wfe_persistence.cli.options import SettingsCommand, settings_options, sources
@@ -54,6 +55,7 @@ def serve(settings: Settings) -> None:
                 from wfe_persistence.processes.supervisor import Processes
 
                 command = (sys.executable, "-m", "wfe_persistence.cli.worker")
+                collector.resume()
                 processes = Processes(database.settings, shown, manager, command)
                 status = asyncio.run(processes.run(database.signals.handled))
             else:

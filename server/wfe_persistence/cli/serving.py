@@ -7,7 +7,8 @@ import logging
 import signal
 from typing import TYPE_CHECKING, Any, Final
 
-from wfe_persistence.cli.database import Signals
+from wfe_persistence import collector
+from wfe_persistence.cli.signals import Signals
 from wfe_persistence.service_manager import Manager
 from wfe_persistence.settings import Settings
 from wfe_persistence.stopping import HUNG_SECONDS, Stop, end_if_hung
@@ -68,11 +69,14 @@ class Serving:
                 alive.cancel()
         except CannotServeError as exc:
             log.error("can't serve: %s", exc)  # noqa: TRY400 — the message says it all
-            return CAN_NOT_SERVE
-        log.info("stopped")
-        return 0
+        else:
+            log.info("stopped")
+            return 0
+        collector.resume_after_failure()
+        return CAN_NOT_SERVE
 
     def _listens(self, server: Server) -> None:
+        collector.resume()
         from wfe_persistence.app import VERSION
 
         loop = asyncio.get_running_loop()

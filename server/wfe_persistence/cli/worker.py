@@ -10,9 +10,10 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Final
 
-from wfe_persistence.cli.database import Signals
+from wfe_persistence import collector
 from wfe_persistence.cli.logs import log_to_stderr
 from wfe_persistence.cli.serving import Serving
+from wfe_persistence.cli.signals import Signals
 from wfe_persistence.event_loop import run
 from wfe_persistence.processes.channel import STATE_SECONDS, Assignment, Channel
 
@@ -94,6 +95,7 @@ async def _run(signals: Signals, end: socket.socket) -> int:
 
 def main() -> None:
     """Be a worker, and exit."""
+    collector.pause()
     with Signals.installed() as signals:
         status = run(_run(signals, socket.socket(fileno=int(sys.argv[1]))))
         faulthandler.cancel_dump_traceback_later()

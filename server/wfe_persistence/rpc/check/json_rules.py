@@ -188,18 +188,17 @@ def _shrinkage(piece: str) -> int:
     return shrinkage
 
 
-def _shrinkage_of(code: int) -> int:
-    stored = chr(code)
-    if stored in '"\\\b\f\n\r\t':
-        return 4  # a backslash and a character
-    if code < 0x20:
-        return 0
-    if 0xD800 <= code <= 0xDFFF:
-        return 4  # one of two that become four bytes
-    return 6 - len(stored.encode())
+def _shrinkages() -> bytes:
+    """By how much each escape shrinks: from six bytes to those of its character in UTF-8."""
+    shrinkages = bytearray(b"\5" * 0x80 + b"\4" * 0x780 + b"\3" * 0xF800)
+    shrinkages[:0x20] = bytes(0x20)  # as it is
+    for character in b'"\\\b\f\n\r\t':
+        shrinkages[character] = 4  # a backslash and a character
+    shrinkages[0xD800:0xE000] = b"\4" * 0x800  # one of two that become four bytes
+    return bytes(shrinkages)
 
 
-_SHRINKAGE: Final = bytes(map(_shrinkage_of, range(0x1_0000)))
+_SHRINKAGE: Final = _shrinkages()
 
 
 def _number_growth(literal: str) -> int:
