@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import psycopg
 import pytest
 
-from wfe_persistence.store import namespace_list
+from tests.support import make
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe_persistence.errors import PersistenceError
+from wfe_persistence.recurring import RecurringWarnings
+from wfe_persistence.store import migration_history, namespace_list
 from wfe_persistence.store.migrate import migrate
 from wfe_persistence.store.namespace_list import count_at_most, list_namespaces
 from wfe_persistence.store.paging import Cursor
+from wfe_persistence.store.namespace import Namespaces
+from wfe_persistence.store.postgres import sqlstate
 from wfe_persistence.store.postgres.database import Database
 from wfe_persistence.store.tables import Store
 
@@ -97,3 +104,20 @@ async def test_namespaces_that_are_deleted_meanwhile_do_not_end_the_list(
         monkeypatch.setattr(Store, "read_once", after_a_deletion)
         page = await list_namespaces(store, None, 100)
     assert [n.name for n in page.items] == ["default", "b"]
+
+
+async def test_a_namespace_that_does_not_exist_is_nothing_to_be_logged(
+    store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its caller is told, and the log has nothing of a statement that was refused."""
+    monkeypatch.setattr(sqlstate, "refusals", RecurringWarnings(logging.getLogger(make.new_id())))
+    namespaces = Namespaces(store.database, store.schema, migrate_on_use=False, max_namespaces=9)
+    with pytest.raises(PersistenceError) as refused:
+        await namespaces.get("none")
+    assert refused.value.reason == ErrorReason.ERROR_REASON_NAMESPACE_NOT_FOUND
+    nothing = Store(store.database, store.schema.for_namespace("none"), "none")
+    assert (await migration_history.schema_version(nothing)).number == 0
+    assert not caplog.records
+    with pytest.raises(PersistenceError):  # any other use of tables that are gone is logged
+        await nothing.read("SELECT count(*) FROM wfc.workflows")
+    assert "42P01" in caplog.text

@@ -81,13 +81,8 @@ FROM wfc.wfe_migrations AS wfe_migrations ORDER BY version DESC LIMIT 1
 
 async def schema_version(store: Store) -> SchemaVersion:
     """The schema version of a store."""
-    try:
-        row = await store.read_once(SCHEMA_VERSION)
-    except PersistenceError as exc:
-        if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED:
-            return SchemaVersion(0, 0)
-        raise
-    if row.ntuples == 0:
+    row = await store.read_if_there(SCHEMA_VERSION)
+    if row is None or row.ntuples == 0:
         return SchemaVersion(0, 0)
     return SchemaVersion(read_int4(row.get_value(0, 0)), read_int4(row.get_value(0, 1)))
 

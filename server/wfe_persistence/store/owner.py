@@ -57,13 +57,8 @@ async def read_owner(store: Store, version: int) -> Owner | None:
     """Whose store it is, given its schema version; None: nobody's yet."""
     if version < FIRST_VERSION:
         return None
-    try:
-        row = await store.read_once(READ_OWNER)
-    except PersistenceError as exc:
-        if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED:
-            return None
-        raise
-    if row.ntuples == 0:
+    row = await store.read_if_there(READ_OWNER)
+    if row is None or row.ntuples == 0:
         return None
     return Owner(read_text(row.get_value(0, 0)), read_text(row.get_value(0, 1)))
 

@@ -15,6 +15,8 @@ from wfe_persistence.store.rows import Param, PGresult, read_bool
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.statement_names import statement_name
 
+_OUTDATED: Final = ErrorReason.ERROR_REASON_SCHEMA_OUTDATED
+
 MIGRATIONS_TABLE: Final = "wfe_migrations"
 """The table of applied migrations; a schema that has it is a namespace."""
 
@@ -110,6 +112,19 @@ class Store:
         better when the parameters are known."""
         batch = [(self._unprepared(sql), params)]
         [result] = await self.database.run(self.namespace, batch, write=False)
+        return result
+
+    async def read_if_there(self, sql: str, *params: Param) -> PGresult | None:
+        """The same; None: there is no such table, which is nothing to be logged."""
+        batch = [(self._unprepared(sql), params)]
+        try:
+            [result] = await self.database.run(
+                self.namespace, batch, write=False, expected=(_OUTDATED,)
+            )
+        except PersistenceError as exc:
+            if exc.reason == _OUTDATED:
+                return None
+            raise
         return result
 
     async def write_once(self, sql: str, *params: Param) -> PGresult:

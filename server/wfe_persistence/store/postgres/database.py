@@ -184,12 +184,14 @@ class Database:
         *,
         write: bool,
         final_constraints: Collection[str] = (),
+        expected: Collection[ErrorReason.ValueType] = (),
     ) -> list[PGresult]:
         """Run a batch as one transaction, in one round trip; returns a result per statement.
 
         What can't have been written is retried here, and only here. A unique violation is retried
         too, as the next snapshot shows the row that was in the way; not so that of a constraint
-        in `final_constraints`, which is the caller's to explain.
+        in `final_constraints`, which is the caller's to explain. Errors of an `expected` reason are
+        not logged.
 
         Raises PersistenceError; UniqueViolation; or UnexpectedDatabaseError for what only a bug
         explains.
@@ -241,7 +243,7 @@ class Database:
                 or again is Retry.NO
                 or violated_constraint(error) in final_constraints
             ):
-                raise_error(error, final_constraints)
+                raise_error(error, final_constraints, expected)
             count_retry(error)
             await asyncio.sleep(random.uniform(0.0, 0.005 * 2**attempt))
 

@@ -150,9 +150,14 @@ def was_idle(error: pq.abc.PGresult) -> bool:
     return sqlstate(error) == _IDLE_SESSION_TIMEOUT
 
 
-def raise_error(error: pq.abc.PGresult, final_constraints: Collection[str] = ()) -> NoReturn:
+def raise_error(
+    error: pq.abc.PGresult,
+    final_constraints: Collection[str] = (),
+    expected: Collection[ErrorReason.ValueType] = (),
+) -> NoReturn:
     """Raise a failed statement's error: PersistenceError; UniqueViolation for a constraint in
-    `final_constraints`; or for what only a bug explains UnexpectedDatabaseError."""
+    `final_constraints`; or for what only a bug explains UnexpectedDatabaseError. Reasons that are
+    `expected` are not logged."""
     message = f"SQLSTATE {sqlstate(error)}: {error.error_message.decode()}"
     if (constraint := violated_constraint(error)) in final_constraints:
         raise UniqueViolation(message, constraint)
@@ -160,7 +165,7 @@ def raise_error(error: pq.abc.PGresult, final_constraints: Collection[str] = ())
     meaning = _meaning(error)
     if meaning.reason is None:
         raise cause
-    if meaning.reason not in (_CONFLICT, _INVALID, _LOCKED):
+    if meaning.reason not in (_CONFLICT, _INVALID, _LOCKED, *expected):
         refusals.warn(sqlstate(error), f"the database refused a statement: {cause}")
     raise PersistenceError(
         meaning.reason,
