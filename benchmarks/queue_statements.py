@@ -20,7 +20,7 @@ import psutil
 import psycopg
 
 from benchmarks.queues import SIZES
-from wfe_persistence.store import dequeue, queue
+from wfe_persistence.store import dequeue, queue, queue_settling
 from wfe_persistence.store.lease import new_lease_id
 from wfe_persistence.store.migrate import migrate
 from wfe_persistence.store.postgres.source import ConnectionSource
@@ -39,7 +39,7 @@ _FLOOR_SECONDS: Final = 0.1
 _STATEMENTS: Final = {
     "enqueue": queue.ENQUEUE,
     "dequeue": dequeue.DEQUEUE,
-    "acknowledge": queue.ACKNOWLEDGE,
+    "acknowledge": queue_settling.ACKNOWLEDGE,
     "floor": dequeue.QUEUE_FLOOR,
 }
 _WAL: Final = "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint"
@@ -87,11 +87,7 @@ class _Session:
             b'{"%b"}' % self.floor,
         )  # fmt: skip
         numbers = [taken.get_value(i, 5) for i in range(taken.ntuples)]
-        receipts = [
-            {"at": at, "n": read_int8(n), "lease_id": lease_id, "act": "acknowledge"}
-            for at, n in enumerate(numbers)
-            if n is not None
-        ]
+        receipts = [{"n": read_int8(n), "lease_id": lease_id} for n in numbers if n is not None]
         yield "acknowledge"
         self.run("acknowledge", json.dumps(receipts).encode())
         yield ""

@@ -40,6 +40,7 @@ from wfe_persistence.store import (
     purge,
     queue,
     queue_groups,
+    queue_settling,
     readiness,
     records,
     retention,
@@ -385,8 +386,8 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     ),
     "an acknowledgement without its lease": (
         both(
-            replace(queue, "ACKNOWLEDGE", "AND i.lease_id = g.lease_id", ""),
-            replace(queue_groups, "SETTLE_TOGETHER", "AND i.lease_id = g.lease_id", ""),
+            replace(queue_settling, "ACKNOWLEDGE", "AND i.lease_id = g.lease_id", ""),
+            replace(queue_groups, "REMOVE_TOGETHER", "AND i.lease_id = g.lease_id", ""),
         ),
         "test_queues.py::test_altered_receipts_acknowledge_nothing",
     ),

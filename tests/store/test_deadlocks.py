@@ -41,6 +41,7 @@ from wfe_persistence.store import (
     lock,
     purge,
     queue,
+    queue_settling,
     subscription,
     workflow,
 )
@@ -305,9 +306,9 @@ class Mix:
     async def dequeued(self) -> list[str]:
         """Receipts, in any order."""
         request = DequeueRequest(queues=["q0", "q1"], worker_id="worker")
-        items, _ = await dequeue.dequeue(
-            self.store, request, 10, 60_000, 1_000_000, 0.0, self.waiters
-        )
+        items = (
+            await dequeue.dequeue(self.store, request, 10, 60_000, 1_000_000, 0.0, self.waiters)
+        ).items
         return self.random.sample([item.receipt for item in items], len(items))
 
     async def settle(self) -> None:
@@ -323,7 +324,7 @@ class Mix:
 
     async def acknowledge(self) -> None:
         taken = [Acknowledgement(receipt=receipt) for receipt in await self.dequeued()]
-        await queue.acknowledge(self.store, taken, self.waiters)
+        await queue_settling.acknowledge(self.store, taken, self.waiters)
 
     async def tidy_queue(self) -> None:
         ids = [id_ for _, id_ in self.random.sample(ITEMS, 5)]
@@ -467,8 +468,8 @@ FAULTS: Final[dict[str, tuple[ModuleType, tuple[str, ...], str, str, list[str]]]
         ["renew_same_locks"],
     ),
     "items enqueued in any order": (
-        queue, ("ENQUEUE",), "FROM fresh ORDER BY queue, id",
-        "FROM fresh WHERE pg_sleep(0.001)::text IS NOT NULL", ["enqueue_new"],
+        queue, ("ENQUEUE",), "l.id = g.id)\nORDER BY queue, id",
+        "l.id = g.id)\n    AND pg_sleep(0.001)::text IS NOT NULL", ["enqueue_new"],
     ),
     "items locked in any order": (
         queue, ("ENQUEUE",), "FROM given ORDER BY queue, id", "FROM given ORDER BY random()",
@@ -487,7 +488,7 @@ FAULTS: Final[dict[str, tuple[ModuleType, tuple[str, ...], str, str, list[str]]]
         "ORDER BY random() FOR UPDATE", ["create_and_enqueue", "enqueue"],
     ),
     "receipts in any order": (
-        queue, ("ACKNOWLEDGE", "RENEW_ITEMS"), f"ORDER BY {KEY_ORDER}",
+        queue_settling, ("ACKNOWLEDGE", "SETTLE_ITEMS"), f"ORDER BY {KEY_ORDER}",
         "ORDER BY random()", ["acknowledge", "settle", "enqueue"],
     ),
 }  # fmt: skip

@@ -14,9 +14,9 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.recurring import RecurringWarnings
 from wfe_persistence.store import migration_history, namespace_list
 from wfe_persistence.store.migrate import migrate
+from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.namespace_list import count_at_most, list_namespaces
 from wfe_persistence.store.paging import Cursor
-from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.postgres import sqlstate
 from wfe_persistence.store.postgres.database import Database
 from wfe_persistence.store.tables import Store

@@ -10,7 +10,13 @@ import psycopg.sql
 import pytest
 
 from tests.store.test_plans import walk
-from wfe_persistence.store import dequeue, queue, queue_list, queue_waiting
+from wfe_persistence.store import (
+    dequeue,
+    queue,
+    queue_list,
+    queue_settling,
+    queue_waiting,
+)
 from wfe_persistence.store.migrate import migrate
 from wfe_persistence.store.postgres.source import ConnectionSource
 from wfe_persistence.store.schema import Schema
@@ -115,7 +121,8 @@ async def test_what_is_named_is_looked_up(filled: psycopg.AsyncConnection[Any], 
     settle = '[{"at": 0, "n": 7, "lease_id": "x", "act": "confirm"}]'
     item = '[{"queue": "all", "id": "leased7"}]'
     for sql, params in (
-        (queue.SETTLE_ITEMS, [settle]),
+        (queue_settling.SETTLE_ITEMS, [settle]),
+        (queue_settling.REMOVE_ITEMS, [settle]),
         (queue.RENEW_ITEMS, [settle, 1000]),
         (queue.ENQUEUE, [item]),
         (queue.REQUEUE_ITEMS, ["all", '["dead7"]', 10]),

@@ -10,9 +10,9 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from wfe.persistence.v1.queue_item_pb2 import QueueItem
-from wfe.persistence.v1.queue_pb2 import DequeuedItem
+from wfe.persistence.v1.queue_pb2 import DequeuedItem, DequeueResponse
 from wfe_persistence.store.lease import new_lease_id
-from wfe_persistence.store.queue_claims import decode_claim, decode_claims
+from wfe_persistence.store.queue_claims import decode_claim, encode_claim, encode_claims
 
 DAY: Final = Timestamp(seconds=946_684_800 + 86_400, nanos=7000)
 ITEMS: Final = {
@@ -79,12 +79,20 @@ def claimed(lease_id: str, item: QueueItem, epoch: int, attempt: int) -> Dequeue
 def test_one_row(name: str) -> None:
     lease_id = new_lease_id()
     rows: Any = Rows([row(*ITEMS[name])])
-    assert decode_claim(rows, 0, lease_id) == claimed(lease_id, *ITEMS[name])
+    assert decode_claim(encode_claim(rows, 0, lease_id.encode())) == claimed(lease_id, *ITEMS[name])
 
 
 def test_all_rows_in_their_order() -> None:
     lease_id = new_lease_id()
     rows: Any = Rows([row(*each) for each in ITEMS.values()])
-    assert decode_claims(rows, lease_id) == [claimed(lease_id, *each) for each in ITEMS.values()]
+    response = DequeueResponse.FromString(b"".join(encode_claims(rows, lease_id)))
+    assert list(response.items) == [claimed(lease_id, *each) for each in ITEMS.values()]
     nothing: Any = Rows([])
-    assert decode_claims(nothing, lease_id) == []
+    assert encode_claims(nothing, lease_id) == []
+
+
+@pytest.mark.parametrize("bits", range(63))
+def test_epochs_of_all_lengths(bits: int) -> None:
+    for epoch in {2**bits - 1, 2**bits, 2**bits + 1} - {0}:
+        rows: Any = Rows([row(ITEMS["short"][0], epoch, 1)])
+        assert decode_claim(encode_claim(rows, 0, b"x")).epoch == epoch

@@ -17,14 +17,16 @@ from wfe.persistence.v1.queue_pb2 import (
     ConfigureQueueRequest,
     DequeuedItem,
     DequeueRequest,
+    DequeueResponse,
     QueueKind,
     ReturnedItem,
 )
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store import queue, queue_groups
-from wfe_persistence.store.dequeue import Dequeued, dequeue
-from wfe_persistence.store.queue import Settlement
+from wfe_persistence.store.dequeue import dequeue
+from wfe_persistence.store.queue_claims import decode_claim
 from wfe_persistence.store.queue_groups import Want
+from wfe_persistence.store.queue_settling import Settlement
 from wfe_persistence.store.tables import Store
 from wfe_persistence.store.waiting import Waiters
 
@@ -46,7 +48,7 @@ class Queue:
     def enqueue(self, id_: str, **fields: Any) -> Awaitable[None]:
         return queue_groups.enqueue(self.store, [self.item(id_, **fields)], self.waiters)
 
-    def dequeue(self, *acknowledge: DequeuedItem, **fields: Any) -> Awaitable[Dequeued]:
+    def dequeue(self, *acknowledge: DequeuedItem, **fields: Any) -> Awaitable[DequeueResponse]:
         acknowledgements = [Acknowledgement(receipt=claim.receipt) for claim in acknowledge]
         request = DequeueRequest(queues=["q"], acknowledge=acknowledgements, **fields)
         return dequeue(self.store, request, 1, LEASE_MS, 2**22, 0.0, self.waiters)
@@ -72,7 +74,7 @@ async def together(*calls: Awaitable[Any], errors: bool = False) -> list[Any]:
         return list(await asyncio.gather(*calls, return_exceptions=errors))
 
 
-def ids(results: list[Dequeued]) -> list[str]:
+def ids(results: list[DequeueResponse]) -> list[str]:
     return [claim.item.id for got in results for claim in got.items]
 
 
@@ -178,7 +180,7 @@ async def test_lost_lease_fails_its_own_caller_only(q: Queue) -> None:
     got = [
         claim.item.id
         for result in results
-        if isinstance(result, Dequeued)
+        if isinstance(result, DequeueResponse)
         for claim in result.items
     ]
     assert got == ["item005", "item006", "item007", "item008"]
@@ -194,7 +196,8 @@ async def test_call_of_which_one_lease_is_lost_settles_nothing(q: Queue) -> None
         q.dequeue(), q.dequeue(claims[0], claims[3]), q.dequeue(claims[1]), errors=True
     )
     assert reasons(results) == [None, LOST, None]
-    assert [len(result.items) for result in results if isinstance(result, Dequeued)] == [1, 1]
+    answers = [result for result in results if isinstance(result, DequeueResponse)]
+    assert [len(answer.items) for answer in answers] == [1, 1]
     await q.acknowledge(claims[0])
 
 
@@ -253,7 +256,7 @@ async def test_item_that_nobody_took_is_as_if_it_had_not_been_handed_out(
     assert third
     assert third.item
     await q.enqueue(ids_[0])  # while it is under the lease
-    await q.acknowledge(third.item)  # nobody holds it any more
+    await q.acknowledge(decode_claim(third.item))  # nobody holds it any more
     await group.take_back([first, second, third])
     claims = await q.taken(3)
     assert [claim.item.id for claim in claims] == ids_[:2]

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from tests.store.test_queue_backlog import blocks, explained
-from wfe_persistence.store import dequeue, queue, queue_groups
+from wfe_persistence.store import dequeue, queue, queue_groups, queue_settling
 from wfe_persistence.store.migrate import migrate
 from wfe_persistence.store.postgres.source import ConnectionSource
 from wfe_persistence.store.schema import Schema
@@ -27,8 +27,11 @@ ITEM: Final = '[{"queue": "q", "id": "item7"}, {"queue": "q", "id": "new"}]'
 CALL: Final = '[{"call": 0, "lease_id": "l", "worker_id": "", "lease_ms": 1000}]'
 STATEMENTS: Final[dict[str, tuple[str, list[object]]]] = {
     "enqueue": (queue.ENQUEUE, [ITEM]),
+    "insert together": (queue_groups.INSERT_TOGETHER, [ITEM, True]),
     "enqueue together": (queue_groups.ENQUEUE_TOGETHER, [ITEM]),
-    "settle": (queue.SETTLE_ITEMS, [RECEIPTS]),
+    "settle": (queue_settling.SETTLE_ITEMS, [RECEIPTS]),
+    "remove": (queue_settling.REMOVE_ITEMS, [RECEIPTS]),
+    "remove together": (queue_groups.REMOVE_TOGETHER, [RECEIPTS]),
     "settle together": (queue_groups.SETTLE_TOGETHER, [RECEIPTS]),
     "renew": (queue.RENEW_ITEMS, [RECEIPTS, 1000]),
     "dequeue": (dequeue.DEQUEUE, ["{q}", 1, 1000, "l", "", 1000, "{-infinity}"]),

@@ -12,7 +12,7 @@ from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import Check, read_back
 from wfe_persistence.rpc.check.bounds import MAX_INT4, MAX_LIST_ITEMS
-from wfe_persistence.store import dequeue, queue, queue_groups, queue_list
+from wfe_persistence.store import dequeue, queue, queue_groups, queue_list, queue_settling
 from wfe_persistence.store.paging import Wanted
 from wfe_persistence.store.records import QUEUE_KIND
 from wfe_persistence.store.tables import Store
@@ -46,10 +46,9 @@ class QueueService:
         receipts = sum(len(each.receipt) + 4 for each in request.acknowledge if each.confirmed)
         room = call.env.max_message_bytes - receipts
         with call.waiting(wait) as until:
-            items, returned = await dequeue.dequeue(
+            response = await dequeue.dequeue(
                 call.store, request, max_items, lease_ms, room, until, call.env.waiters
             )
-        response = pb.DequeueResponse(items=items, returned_receipts=returned)
         if request.include_workflow:
             room = call.env.max_message_bytes - response.ByteSize()
             await _add_workflows(call.store, response.items, view, room)
@@ -72,7 +71,7 @@ class QueueService:
         check = call.check
         check.returned_items(request.return_items)
         check.done()
-        await queue.return_items(call.store, request.return_items, call.env.waiters)
+        await queue_settling.return_items(call.store, request.return_items, call.env.waiters)
         return pb.ReturnItemsResponse()
 
     async def RenewItems(self, request: pb.RenewItemsRequest, call: Call) -> pb.RenewItemsResponse:

@@ -46,7 +46,7 @@ from wfe_persistence.store.event import event_exists, event_not_found
 from wfe_persistence.store.lease import lease_lost
 from wfe_persistence.store.lock import lock_documents
 from wfe_persistence.store.postgres.sqlstate import UniqueViolation
-from wfe_persistence.store.queue import acknowledgement_documents
+from wfe_persistence.store.queue_settling import acknowledgement_documents
 from wfe_persistence.store.request_key import RequestKey
 from wfe_persistence.store.rows import (
     Param,

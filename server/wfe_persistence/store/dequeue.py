@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
-from wfe.persistence.v1.queue_pb2 import DequeuedItem, DequeueRequest
+from wfe.persistence.v1.queue_pb2 import DequeueRequest, DequeueResponse
 from wfe_persistence import metrics
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store import queue_groups
@@ -15,8 +15,13 @@ from wfe_persistence.store.lease import (
     expiry_after,
     new_lease_id,
 )
-from wfe_persistence.store.queue import SETTLE_ITEMS, Settlement
-from wfe_persistence.store.queue_claims import CLAIM_COLUMNS, decode_claims
+from wfe_persistence.store.queue_claims import CLAIM_COLUMNS, encode_claims
+from wfe_persistence.store.queue_settling import (
+    REMOVE_ITEMS,
+    SETTLE_ITEMS,
+    Settlement,
+    is_removed,
+)
 from wfe_persistence.store.queue_waiting import ANY_FLOOR, UNBLOCKED, queue_line
 from wfe_persistence.store.records import QUEUE_ITEM
 from wfe_persistence.store.rows import (
@@ -31,15 +36,6 @@ from wfe_persistence.store.rows import (
 )
 from wfe_persistence.store.tables import Store
 from wfe_persistence.store.waiting import Waiters
-
-
-class Dequeued(NamedTuple):
-    """What a dequeue came to."""
-
-    items: list[DequeuedItem]
-    returned_receipts: list[str]
-    """The receipts of the acknowledgements that were not confirmed."""
-
 
 # What an item has at most in the answer, beside its texts.
 _CLAIM_BYTES: Final = 160
@@ -121,7 +117,7 @@ async def dequeue(
     answer_bytes: int,
     until: float,
     waiters: Waiters,
-) -> Dequeued:
+) -> DequeueResponse:
     """Settle items handed out before, then hand out others, in one transaction; if there are none,
     wait for some until this time of the event loop.
 
@@ -140,7 +136,9 @@ async def dequeue(
         if ask.returned is None:
             raise
         items = []
-    return Dequeued(items, ask.returned or [])
+    response = DequeueResponse.FromString(b"".join(items))
+    response.returned_receipts.extend(ask.returned or ())
+    return response
 
 
 # The first item of a queue that is visible, or withheld by a lock, from $2 on. A transaction may
@@ -170,8 +168,8 @@ class _Ask:
     returned: list[str] | None = None
     """The receipts that were not confirmed; None: nothing has been settled."""
 
-    async def claim(self) -> list[DequeuedItem]:
-        """A look: the items."""
+    async def claim(self) -> list[bytes]:
+        """A look: the items, encoded."""
         queues, floors = self.request.queues, self.store.floors
         items = await self._claim()
         if not items and floors.may_hide(queues):
@@ -181,7 +179,7 @@ class _Ask:
         floors.keep_up(queues, self._find_floor)
         return items
 
-    async def _claim(self) -> list[DequeuedItem]:
+    async def _claim(self) -> list[bytes]:
         if self.max_items == 1:
             settlement = self.settlement or Settlement()
             want = queue_groups.Want(settlement, self.request.worker_id, self.lease_ms)
@@ -198,13 +196,21 @@ class _Ask:
         if self.settlement is not None:
             self.returned, self.settlement = returned, None
 
-    async def _claim_alone(self) -> list[DequeuedItem]:
+    async def _claim_alone(self) -> list[bytes]:
         lease_id = new_lease_id()
+        dequeue = DEQUEUE, self._params(lease_id)
+        if self.settlement is not None and self.settlement.is_plain:
+            removed, rows = await self.store.write_all(
+                (REMOVE_ITEMS, (self.settlement.removal(),)), dequeue
+            )
+            if is_removed(removed):
+                self._settled([])
+                return self._items(rows, lease_id) or await self._behind_dead(rows)
         if self.settlement is None:
-            rows = await self.store.write(DEQUEUE, *self._params(lease_id))
+            [rows] = await self.store.write_all(dequeue)
         else:
             settled, rows = await self.store.write_all(
-                (SETTLE_ITEMS, (self.settlement.document(),)), (DEQUEUE, self._params(lease_id))
+                (SETTLE_ITEMS, (self.settlement.document(),)), dequeue
             )
             self._settled(self.settlement.outcome(settled, self.store, self.waiters))
         return self._items(rows, lease_id) or await self._behind_dead(rows)
@@ -224,12 +230,12 @@ class _Ask:
             floor_array(map(self.store.floors.of, self.request.queues)),
         )
 
-    def _items(self, rows: PGresult, lease_id: str) -> list[DequeuedItem]:
+    def _items(self, rows: PGresult, lease_id: str) -> list[bytes]:
         if rows.get_value(0, 0) is None:
             return []
         metrics.CLAIMS_TAKEN.add(("queue_item",), rows.ntuples)
-        return decode_claims(rows, lease_id)
+        return encode_claims(rows, lease_id)
 
-    async def _behind_dead(self, rows: PGresult) -> list[DequeuedItem]:
+    async def _behind_dead(self, rows: PGresult) -> list[bytes]:
         """If all that was found had died, there may be others behind."""
         return await self._claim_alone() if read_int8(rows.get_value(0, _COUNT_OF_DEAD)) else []

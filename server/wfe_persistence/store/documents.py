@@ -131,7 +131,9 @@ def error_document(e: ExecutionError) -> str:
 
 def queue_item_document(i: QueueItem) -> str:
     """An item of a queue."""
-    return _document(QUEUE_ITEM, i)
+    if i.HasField("payload_json") or i.HasField("visible_time") or i.blocked_by:
+        return _document(QUEUE_ITEM, i)
+    return f'{{"queue":{quote(i.queue)},"id":{quote(i.id)}}}'  # as most are
 
 
 def queue_items_document(items: Iterable[QueueItem]) -> bytes:

@@ -60,8 +60,7 @@ _TOKENS: Final = {
     for numbers in (1, 2)
 }
 
-RECEIPT: Final = _TOKENS[1].fullmatch
-"""Matches a token with one number: its groups are the number and the lease_id."""
+_RECEIPT: Final = _TOKENS[1].fullmatch
 
 _KINDS: Final = {
     "lease_tokens": "command",
@@ -97,6 +96,17 @@ def bad_token(field: str, *, origin: str) -> PersistenceError:
         FieldViolationReason.FIELD_VIOLATION_REASON_FORMAT,
         f"is not a token returned by {origin}",
     )
+
+
+def receipt_claims(receipts: Sequence[str], path: str) -> list[str]:
+    """The members of the documents that tell which items receipts are of: `n` and `lease_id`.
+    Raises PersistenceError if one can't be a receipt; `path`: its field, with braces where its
+    number belongs."""
+    try:
+        return [f'"n":{m[1]},"lease_id":"{m[2]}"' for m in map(_RECEIPT, receipts)]  # type: ignore[index]
+    except TypeError:  # one of them does not match
+        at = next(at for at, receipt in enumerate(receipts) if _RECEIPT(receipt) is None)
+        raise bad_token(path.format(at), origin="Dequeue") from None
 
 
 def check_held(rows: PGresult, tokens: Sequence[str], *, field: str = "lease_tokens") -> None:

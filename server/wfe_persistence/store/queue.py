@@ -6,53 +6,32 @@ whoever looks for work does not even see it, and when the lease expires it is si
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
-from wfe.persistence.v1.queue_item_pb2 import Acknowledgement, QueueItem
-from wfe.persistence.v1.queue_pb2 import ConfigureQueueRequest, RenewItemsResponse, ReturnedItem
+from wfe.persistence.v1.queue_item_pb2 import QueueItem
+from wfe.persistence.v1.queue_pb2 import ConfigureQueueRequest, RenewItemsResponse
 from wfe_persistence import metrics, offload
 from wfe_persistence.store.documents import array, queue_item_document
 from wfe_persistence.store.lease import (
     ALL_HELD,
-    RECEIPT,
-    bad_token,
     check_held,
     expiry_after,
-    lease_lost,
+    receipt_claims,
     unexpired,
 )
-from wfe_persistence.store.queue_parts import (
-    BY_TIME,
-    EVENT_IS_UNPROCESSED,
-    IS_REMOVED,
-    KEPT,
-    KEY_ORDER,
-    MERGED,
-    WORKFLOW_IS_DUE,
-    backoff,
-    not_done,
-)
+from wfe_persistence.store.queue_parts import BY_TIME, KEY_ORDER, MERGED
 from wfe_persistence.store.queue_waiting import queue_line
 from wfe_persistence.store.records import QUEUE_ITEM, QUEUE_KIND
-from wfe_persistence.store.rows import (
-    PGresult,
-    integer,
-    pg_micros,
-    read_int8,
-    read_json,
-    read_text,
-    read_time,
-    text,
-    text_list,
-)
+from wfe_persistence.store.rows import integer, pg_micros, read_int8, read_time, text, text_list
 from wfe_persistence.store.tables import Store
 from wfe_persistence.store.waiting import Waiters
 
 _INSERT: Final = f"""INSERT INTO wfc.queue_items (n, {QUEUE_ITEM.names()})
-SELECT n, {QUEUE_ITEM.names()} FROM fresh ORDER BY queue, id"""
+SELECT n, {QUEUE_ITEM.names()} FROM given g
+WHERE NOT EXISTS (SELECT FROM locked l WHERE l.queue = g.queue AND l.id = g.id)
+ORDER BY queue, id"""
 
 
 def enqueue_statement(*, together: bool) -> str:
@@ -73,12 +52,12 @@ def enqueue_statement(*, together: bool) -> str:
 )
 SELECT queue, id FROM inserted UNION ALL SELECT queue, id FROM merged"""
     return f"""
-WITH given (at, {QUEUE_ITEM.names()}) AS MATERIALIZED (
-    SELECT g.at,
+WITH given (n, {QUEUE_ITEM.names()}) AS MATERIALIZED (
+    SELECT nextval('wfc.queue_item_numbers'),
         {QUEUE_ITEM.values("g")}
-    FROM ROWS FROM (jsonb_to_recordset($1::jsonb) AS (
+    FROM jsonb_to_recordset($1::jsonb) AS g(
         {QUEUE_ITEM.record()}
-    )) WITH ORDINALITY AS g({QUEUE_ITEM.names()}, at)
+    )
 ), locked AS MATERIALIZED (
     SELECT i.n, g.queue, g.id
     FROM (SELECT queue, id FROM given ORDER BY queue, id) g, LATERAL (
@@ -88,12 +67,6 @@ WITH given (at, {QUEUE_ITEM.names()}) AS MATERIALIZED (
     UPDATE wfc.queue_items i SET{MERGED}
     FROM given g JOIN locked l ON l.queue = g.queue AND l.id = g.id
     WHERE i.n = l.n AND i.n = ANY (ARRAY (SELECT n FROM locked)){returning}
-), fresh AS MATERIALIZED (
-    SELECT nextval('wfc.queue_item_numbers') AS n, g.* FROM (
-        SELECT {QUEUE_ITEM.names()} FROM given g
-        WHERE NOT EXISTS (SELECT FROM locked l WHERE l.queue = g.queue AND l.id = g.id)
-        ORDER BY at
-    ) g
 ){end}
 """
 
@@ -138,178 +111,6 @@ def wake_queues(
         waiters.wake(queue_line(store, queue), count, is_ready=are_ready)
 
 
-_NOT_DONE: Final = not_done(WORKFLOW_IS_DUE, EVENT_IS_UNPROCESSED)
-
-
-def settle_statement(*, together: bool) -> str:
-    """The statement that acknowledges and returns, all or nothing. `together`: that of several
-    calls, each of which is done or, also if a row is locked, left alone.
-
-    An item that was enqueued since it was handed out (`again_time`) is neither removed nor dead.
-    The setting tells what is run next in the same transaction whether all were held; of several
-    calls, the numbers of those of which they were not.
-    """
-    call, of_call, skip, lost = "", "", "", ""
-    all_held, settled = ALL_HELD, f"({ALL_HELD})::text"
-    if together:
-        call, of_call, skip = ", call int", ", g.call", " SKIP LOCKED"
-        lost = """, lost AS MATERIALIZED (
-    SELECT DISTINCT call FROM given WHERE at NOT IN (SELECT at FROM held)
-)"""
-        all_held = "h.call NOT IN (SELECT call FROM lost)"
-        settled = "(SELECT coalesce(jsonb_agg(call), '[]') FROM lost)::text"
-    return f"""
-WITH given AS MATERIALIZED (
-    SELECT *
-    FROM jsonb_to_recordset($1::jsonb) AS g(at int, n bigint, lease_id text, act text,
-        delay_ms bigint{call})
-), held AS MATERIALIZED (
-    SELECT i.n, i.queue, i.id, i.dead, i.attempt, i.again_time,
-        g.at, g.act, g.delay_ms{of_call}
-    FROM given g JOIN wfc.queue_items i ON i.n = g.n AND i.lease_id = g.lease_id
-    WHERE i.n = ANY (ARRAY (SELECT n FROM given))
-    ORDER BY {KEY_ORDER}
-    FOR UPDATE OF i{skip}
-){lost}, judged AS MATERIALIZED (
-    SELECT h.*,
-        h.act = 'acknowledge' OR (h.act = 'confirm' AND NOT {_NOT_DONE}) AS done,
-        h.dead OR coalesce(h.attempt >= q.max_attempts, FALSE) AS spent,
-        CASE h.act WHEN 'return' THEN h.delay_ms * interval '1 millisecond'
-            ELSE {backoff("h.attempt")} END AS delay
-    FROM held h LEFT JOIN wfc.queues q ON q.name = h.queue
-    WHERE {all_held}
-), removed AS (
-    DELETE FROM wfc.queue_items
-    WHERE n = ANY (ARRAY (SELECT n FROM judged WHERE done AND again_time IS NULL))
-), kept AS (
-    UPDATE wfc.queue_items i SET{KEPT}
-    FROM judged j
-    WHERE i.n = j.n AND NOT (j.done AND j.again_time IS NULL)
-        AND i.n = ANY (ARRAY (SELECT n FROM judged))
-)
-SELECT (SELECT jsonb_agg(at ORDER BY at) FROM given WHERE at NOT IN (SELECT at FROM held)),
-    (SELECT jsonb_agg(at ORDER BY at) FROM judged WHERE act = 'confirm' AND NOT done),
-    (SELECT jsonb_agg(queue) FROM judged WHERE NOT ({IS_REMOVED})),
-    set_config('wfe.settled', {settled}, TRUE)
-"""
-
-
-SETTLE_ITEMS = settle_statement(together=False)
-
-
-class Settled(NamedTuple):
-    """What a statement has settled. Items are numbered as in its document."""
-
-    lost: Sequence[int]
-    """Those that are no longer held."""
-    unconfirmed: Sequence[int]
-    returned_to: Sequence[str]
-    """The queues of the items that come back, one for each."""
-    setting: str
-    """What the statements behind it in the same transaction are told."""
-
-    @classmethod
-    def read(cls, row: PGresult) -> Settled:
-        """Out of the statement's row."""
-        lists = (row.get_value(0, column) for column in range(3))
-        lost, unconfirmed, queues = ([] if v is None else json.loads(read_json(v)) for v in lists)
-        return cls(lost, unconfirmed, queues, read_text(row.get_value(0, 3)))
-
-
-class Settlement:
-    """Items that were handed out, and what becomes of them. Raises PersistenceError if a receipt
-    can't be one."""
-
-    def __init__(
-        self,
-        acknowledge: Sequence[Acknowledgement] = (),
-        return_items: Sequence[ReturnedItem] = (),
-    ) -> None:
-        self._acknowledge = acknowledge
-        self._return_items = return_items
-        # Numbered as in the document.
-        self._receipts = [each.receipt for each in acknowledge]
-        self._receipts += [each.receipt for each in return_items]
-        self.members: Final = list(self._claims())
-        """The members of the document of each item, without its number in it."""
-
-    def __bool__(self) -> bool:
-        """Whether there are any."""
-        return bool(self._receipts)
-
-    @property
-    def receipts(self) -> Sequence[str]:
-        """Their receipts, in the order of `members`."""
-        return self._receipts
-
-    def document(self) -> bytes:
-        """The parameter of the statement."""
-        return array(f'{{"at":{at},{each}}}' for at, each in enumerate(self.members))
-
-    def _claims(self) -> Iterator[str]:
-        yield from _acknowledgements(self._acknowledge)
-        for i, item in enumerate(self._return_items):
-            delay_ms = item.delay.seconds * 1000 + item.delay.nanos // 1_000_000
-            act = f',"act":"return","delay_ms":{delay_ms}'
-            yield _claim(item.receipt, "return_items[{}].receipt", i, act)
-
-    def outcome(self, rows: PGresult, store: Store, waiters: Waiters) -> list[str]:
-        """The receipts that were not confirmed; whoever waits for what comes back is woken. Raises
-        PersistenceError if any is lost."""
-        settled = Settled.read(rows)
-        if lost := settled.lost:
-            raise lease_lost(
-                [self._receipts[at] for at in lost],
-                of=len(self._receipts),
-                field="acknowledge" if lost[0] < len(self._acknowledge) else "return_items",
-            )
-        wake_for(store, waiters, (), settled.returned_to)
-        return [self._receipts[at] for at in settled.unconfirmed]
-
-
-def acknowledgement_documents(acknowledgements: Iterable[Acknowledgement]) -> Iterator[str]:
-    """Acknowledgements as numbered documents. Raises PersistenceError if a receipt can't be one."""
-    for at, members in enumerate(_acknowledgements(acknowledgements)):
-        yield f'{{"at":{at},{members}}}'
-
-
-def _acknowledgements(acknowledgements: Iterable[Acknowledgement]) -> Iterator[str]:
-    for i, each in enumerate(acknowledgements):
-        act = ',"act":"confirm"' if each.confirmed else ',"act":"acknowledge"'
-        yield _claim(each.receipt, "acknowledge[{}].receipt", i, act)
-
-
-def _claim(receipt: str, path: str, at: int, members: str = "") -> str:
-    """The members of the document of a receipt, with more of them. `path`: the field, with braces
-    where `at` belongs."""
-    if (match := RECEIPT(receipt)) is None:
-        raise bad_token(path.format(at), origin="Dequeue")
-    return f'"n":{match[1]},"lease_id":"{match[2]}"{members}'
-
-
-ACKNOWLEDGE = SETTLE_ITEMS
-
-
-async def acknowledge(
-    store: Store, acknowledgements: Sequence[Acknowledgement], waiters: Waiters
-) -> list[str]:
-    """Remove items that have been handled, all or none; returns the receipts of those that were
-    not confirmed."""
-    settlement = Settlement(acknowledge=acknowledgements)
-    rows = await store.write(ACKNOWLEDGE, settlement.document())
-    return settlement.outcome(rows, store, waiters)
-
-
-RETURN_ITEMS = SETTLE_ITEMS
-
-
-async def return_items(store: Store, items: Sequence[ReturnedItem], waiters: Waiters) -> None:
-    """Give back items unhandled, all or none."""
-    settlement = Settlement(return_items=items)
-    rows = await store.write(RETURN_ITEMS, settlement.document())
-    settlement.outcome(rows, store, waiters)
-
-
 RENEW_ITEMS = f"""
 WITH given AS MATERIALIZED (
     SELECT * FROM jsonb_to_recordset($1::jsonb) AS g(at int, n bigint, lease_id text)
@@ -333,9 +134,8 @@ FROM given g
 
 async def renew_items(store: Store, receipts: Sequence[str], lease_ms: int) -> RenewItemsResponse:
     """Extend these leases by `lease_ms` from now, all or none."""
-    document = array(
-        f'{{"at":{at},{_claim(each, "receipts[{}]", at)}}}' for at, each in enumerate(receipts)
-    )
+    claims = receipt_claims(receipts, "receipts[{}]")
+    document = array(f'{{"at":{at},{claim}}}' for at, claim in enumerate(claims))
     rows = await store.write(RENEW_ITEMS, document, integer(lease_ms))
     check_held(rows, receipts, field="receipts")
     metrics.CLAIMS_RENEWED.add(("queue_item",), len(receipts))

@@ -1,8 +1,7 @@
 """Items as they were handed out, out of the rows of a dequeue.
 
-Their messages are encoded straight from the columns' bytes and then parsed by protobuf: about an
-eighth of the time that setting their fields takes, of which there are a dozen, in messages within
-messages.
+Their messages are encoded straight from the columns' bytes: about a twelfth of the time that
+setting their fields takes, of which there are a dozen, in messages within messages.
 """
 
 from __future__ import annotations
@@ -28,19 +27,31 @@ def _key(message: type[Message], field: str, wire_type: int = _DELIMITED) -> byt
     return _varint(message.DESCRIPTOR.fields_by_name[field].number << 3 | wire_type)
 
 
-_BYTES: Final = [bytes((number,)) for number in range(0x80)]
+_ONE_BYTE: Final = [bytes((number,)) for number in range(0x80)]
+_MORE_FOLLOW: Final = [bytes((number | 0x80,)) for number in range(0x80)]
 
 
 def _varint(number: int) -> bytes:
     """A number that is not negative."""
-    if number < 0x80:
-        return _BYTES[number]
-    encoded = bytearray()
+    encoded = b""
     while number >= 0x80:
-        encoded.append(number & 0x7F | 0x80)
+        encoded += _MORE_FOLLOW[number & 0x7F]
         number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
+    return encoded + _ONE_BYTE[number]
+
+
+@lru_cache(maxsize=256)
+def _high_part(number: int) -> bytes:
+    """What consecutive numbers have in common behind their lowest bits."""
+    return _varint(number)
+
+
+def _large_varint(number: int) -> bytes:
+    """A number of which others that are near come, too."""
+    if number < 0x4000:
+        return _varint(number)
+    low, high = number & 0x7F, number >> 7 & 0x7F
+    return _MORE_FOLLOW[low] + _MORE_FOLLOW[high] + _high_part(number >> 14)
 
 
 def _delimited(key: bytes, value: bytes) -> bytes:
@@ -54,6 +65,12 @@ def _time(column: bytes | None) -> bytes:
     time = Timestamp()
     read_time(column, time)
     return _delimited(b"", time.SerializeToString())
+
+
+@lru_cache(maxsize=256)
+def _attempt(column: bytes | None) -> bytes:
+    """The field with the attempt."""
+    return _ATTEMPT + _varint(read_int4(column))
 
 
 _LENGTHS: Final = [_varint(length) for length in range(1024)]
@@ -80,7 +97,8 @@ CLAIM_COLUMNS: Final = len(QUEUE_ITEM) + 4
 the expiry, the epoch and the attempt."""
 
 
-def _encoded(rows: PGresult, i: int, lease_id: bytes) -> bytes:
+def encode_claim(rows: PGresult, i: int, lease_id: bytes) -> bytes:
+    """The item of one row, as the field `items` of a DequeueResponse."""
     get, lengths = rows.get_value, _LENGTHS
     queue, id_ = get(i, 0), get(i, 1)
     assert queue is not None
@@ -93,18 +111,22 @@ def _encoded(rows: PGresult, i: int, lease_id: bytes) -> bytes:
         for resource in decode_strings(blocked_by):
             item += _delimited(_BLOCKED_BY, resource.encode())
     receipt = b"%d.%b" % (read_int8(get(i, 5)), lease_id)
-    item = _ITEM + _varint(len(item)) + item + _RECEIPT + lengths[len(receipt)] + receipt
-    item += _LEASE_EXPIRY + _time(get(i, 6)) + _EPOCH + _varint(read_int8(get(i, 7)))
-    return item + _ATTEMPT + _varint(read_int4(get(i, 8)))
+    claim = b"".join(
+        (
+            _ITEM, _varint(len(item)), item, _RECEIPT, lengths[len(receipt)], receipt,
+            _LEASE_EXPIRY, _time(get(i, 6)), _EPOCH, _large_varint(read_int8(get(i, 7))),
+            _attempt(get(i, 8)),
+        )
+    )  # fmt: skip
+    return _ITEMS + _varint(len(claim)) + claim
 
 
-def decode_claim(rows: PGresult, i: int, lease_id: str) -> DequeuedItem:
-    """The item of one row."""
-    return DequeuedItem.FromString(_encoded(rows, i, lease_id.encode()))
-
-
-def decode_claims(rows: PGresult, lease_id: str) -> list[DequeuedItem]:
+def encode_claims(rows: PGresult, lease_id: str) -> list[bytes]:
     """The items of all rows, which are under leases of the same id."""
     of_all = lease_id.encode()
-    encoded = [_delimited(_ITEMS, _encoded(rows, i, of_all)) for i in range(rows.ntuples)]
-    return list(DequeueResponse.FromString(b"".join(encoded)).items)
+    return [encode_claim(rows, i, of_all) for i in range(rows.ntuples)]
+
+
+def decode_claim(encoded: bytes) -> DequeuedItem:
+    """What was encoded."""
+    return DequeueResponse.FromString(encoded).items[0]

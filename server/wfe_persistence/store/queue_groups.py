@@ -2,19 +2,22 @@
 
 They never wait for a row that somebody else has locked: they skip it, and the caller does by itself
 what was not done for it. Also whatever is wrong with a call is found there.
+
+To start a plan costs PostgreSQL more than one item does. So there are statements for what is nearly
+always all: that items are new, and that what was handled is removed.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from wfe.persistence.v1.queue_item_pb2 import Acknowledgement, QueueItem
-from wfe.persistence.v1.queue_pb2 import DequeuedItem
 from wfe_persistence import metrics
-from wfe_persistence.store import queue
+from wfe_persistence.errors import PersistenceError
+from wfe_persistence.store import queue, queue_settling
 from wfe_persistence.store.documents import array, queue_item_document
 from wfe_persistence.store.lease import (
     NEXT_EPOCH,
@@ -23,24 +26,25 @@ from wfe_persistence.store.lease import (
     parse_lease_token,
 )
 from wfe_persistence.store.postgres.groups import MAX_CALLS, Group
-from wfe_persistence.store.queue import (
+from wfe_persistence.store.queue import enqueue_statement, wake_for
+from wfe_persistence.store.queue_claims import CLAIM_COLUMNS, decode_claim, encode_claim
+from wfe_persistence.store.queue_settling import (
     Settled,
     Settlement,
-    enqueue_statement,
+    remove_statement,
     settle_statement,
-    wake_for,
 )
-from wfe_persistence.store.queue_claims import CLAIM_COLUMNS, decode_claim
 from wfe_persistence.store.queue_waiting import ANY_FLOOR, UNBLOCKED
 from wfe_persistence.store.records import QUEUE_ITEM
 from wfe_persistence.store.rows import (
     Param,
     PGresult,
+    boolean,
     floor_param,
     iso,
     quote,
+    read_bool,
     read_int4,
-    read_int8,
     read_text,
 )
 from wfe_persistence.store.tables import Store
@@ -52,12 +56,28 @@ MAX_RECEIPTS: Final = 8
 MAX_BYTES: Final = 4096
 """The largest item that is enqueued with others."""
 
-# A key that another transaction is inserting at the moment is waited for, but not for long. (A call
-# that is alone holds nobody up.)
-LOCK_BRIEFLY: Final = "SELECT set_config('lock_timeout', '100ms', TRUE)"
-
 Command = tuple[str, Sequence[Param]]
 
+# A key that another transaction is inserting at the moment is waited for, but not for long. (A call
+# that is alone holds nobody up.)
+_BRIEFLY: Final = "set_config('lock_timeout', '100ms', TRUE)"
+LOCK_BRIEFLY: Final = f"SELECT {_BRIEFLY}"
+
+# Inserts what is not there. $2: whether it waits only briefly.
+INSERT_TOGETHER = f"""
+INSERT INTO wfc.queue_items (n, {QUEUE_ITEM.names()})
+SELECT n, {QUEUE_ITEM.names()} FROM (
+    SELECT nextval('wfc.queue_item_numbers') AS n,
+        {QUEUE_ITEM.values("g")}
+    FROM (SELECT CASE WHEN $2::boolean THEN {_BRIEFLY} END OFFSET 0) AS briefly,
+    jsonb_to_recordset($1::jsonb) AS g(
+        {QUEUE_ITEM.record()}
+    )
+) AS g(n, {QUEUE_ITEM.names()})
+ORDER BY queue, id
+ON CONFLICT (queue, id) DO NOTHING
+RETURNING queue, id
+"""
 
 ENQUEUE_TOGETHER = enqueue_statement(together=True)
 
@@ -74,17 +94,30 @@ class _Enqueues(Group[QueueItem, bool]):
         places: dict[tuple[str, str], int] = {}
         for place, item in enumerate(calls):
             places.setdefault((item.queue, item.id), place)
-        document = array(queue_item_document(calls[place]) for place in places.values())
-        commands: list[Command] = [(ENQUEUE_TOGETHER, (document,))]
-        if len(calls) > 1:
-            commands.insert(0, (LOCK_BRIEFLY, ()))
-        rows = (await self.store.write_all(*commands))[-1]
         done: list[bool | None] = [None] * len(calls)
-        for i in range(rows.ntuples):
-            key = read_text(rows.get_value(i, 0)), read_text(rows.get_value(i, 1))
-            done[places[key]] = True
-        enqueued = [item for item, is_done in zip(calls, done, strict=True) if is_done]
-        wake_for(self.store, self.waiters, enqueued)
+
+        def enqueued(rows: PGresult) -> None:
+            for i in range(rows.ntuples):
+                key = read_text(rows.get_value(i, 0)), read_text(rows.get_value(i, 1))
+                done[places.pop(key)] = True
+
+        def document() -> bytes:
+            return array(queue_item_document(calls[place]) for place in places.values())
+
+        is_alone = len(calls) == 1
+        try:
+            enqueued(await self.store.write(INSERT_TOGETHER, document(), boolean(not is_alone)))
+            if places and not is_alone:
+                merge = ENQUEUE_TOGETHER, (document(),)
+                enqueued((await self.store.write_all((LOCK_BRIEFLY, ()), merge))[-1])
+        except PersistenceError:
+            if True not in done:
+                raise  # else: those of which nothing was done go on by themselves
+        wake_for(
+            self.store,
+            self.waiters,
+            [item for item, is_done in zip(calls, done, strict=True) if is_done],
+        )
         return done
 
 
@@ -98,46 +131,61 @@ async def enqueue(store: Store, items: Sequence[QueueItem], waiters: Waiters) ->
 
 
 SETTLE_TOGETHER = settle_statement(together=True)
+REMOVE_TOGETHER = remove_statement(together=True)
 
 
-@dataclass(slots=True)
 class _Settling:
     """What several calls acknowledge and return, in one statement; false if it is nothing."""
 
-    store: Store
-    settlements: Sequence[Settlement]
-    returned: list[list[str]] = field(default_factory=list)
-    """Of each call, the receipts that were not confirmed."""
-    refused: set[int] = field(default_factory=set)
-    """The calls of which nothing is done."""
-    _receipts: list[tuple[int, str]] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self._receipts)
-
-    def document(self) -> bytes:
-        """The parameter of the statement."""
-        self.returned = [[] for _ in self.settlements]
+    def __init__(self, store: Store, settlements: Sequence[Settlement]) -> None:
+        self._store = store
+        self._settlements = settlements
+        self.returned: list[list[str]] = [[] for _ in settlements]
+        """Of each call, the receipts that were not confirmed."""
+        self.refused: set[int] = set()
+        """The calls of which nothing is done."""
         taken: set[str] = set()
-        documents: list[str] = []
-        for call, settlement in enumerate(self.settlements):
+        self._calls: list[int] = []
+        for call, settlement in enumerate(settlements):
             if not taken.isdisjoint(settlement.receipts):  # one receipt is not good for two
                 self.refused.add(call)
-                continue
-            taken.update(settlement.receipts)
+            elif settlement:
+                taken.update(settlement.receipts)
+                self._calls.append(call)
+        self._removes = all(
+            settlements[call].is_plain and len(settlements[call].receipts) == 1
+            for call in self._calls
+        )
+        # The receipts as they are numbered in the document, each with its call.
+        self._receipts: list[tuple[int, str]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._calls)
+
+    def command(self) -> Command:
+        """The statement."""
+        if self._removes:
+            claims = ((call, self._settlements[call].claims[0]) for call in self._calls)
+            return REMOVE_TOGETHER, (array(f'{{"call":{call},{each}}}' for call, each in claims),)
+        documents: list[str] = []
+        for call in self._calls:
+            settlement = self._settlements[call]
             for receipt, members in zip(settlement.receipts, settlement.members, strict=True):
                 documents.append(f'{{"at":{len(documents)},"call":{call},{members}}}')
                 self._receipts.append((call, receipt))
-        return array(documents)
+        return SETTLE_TOGETHER, (array(documents),)
 
     def done(self, rows: PGresult, waiters: Waiters) -> None:
         """Know the outcome; whoever waits for what comes back is woken."""
+        if self._removes:
+            self.refused.update(json.loads(read_text(rows.get_value(0, 0))))
+            return
         settled = Settled.read(rows)
         self.refused.update(json.loads(settled.setting))
         for at in settled.unconfirmed:
             call, receipt = self._receipts[at]
             self.returned[call].append(receipt)
-        wake_for(self.store, waiters, (), settled.returned_to)
+        wake_for(self._store, waiters, (), settled.returned_to)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +197,9 @@ class _Settlements(Group[Settlement, list[str]]):
 
     async def run(self, calls: Sequence[Settlement]) -> Sequence[list[str] | None]:
         settling = _Settling(self.store, calls)
-        rows = await self.store.write(SETTLE_TOGETHER, settling.document())
-        settling.done(rows, self.waiters)
+        if settling:
+            [rows] = await self.store.write_all(settling.command())
+            settling.done(rows, self.waiters)
         return [
             None if call in settling.refused else returned
             for call, returned in enumerate(settling.returned)
@@ -169,56 +218,51 @@ async def acknowledge(
         returned = await groups.run(_key(store, "settle"), settlements, settlement)
         if returned is not None:
             return returned
-    return await queue.acknowledge(store, acknowledgements, waiters)
+    return await queue_settling.acknowledge(store, acknowledgements, waiters)
 
 
 # $1 the calls, of which each gets one item, the first call the first item; $2 the queues and their
-# floors. As
-# DEQUEUE, except that what the planner knows of the parameters is the same whatever they are, so
-# that it plans the statement once.
+# floors. As DEQUEUE, except that what the planner knows of the parameters is the same
+# whatever they are, so that it plans the statement once; and that an item that dies is returned,
+# too, for the call that would have got it, so that all is written by one UPDATE.
 DEQUEUE_TOGETHER = f"""
-WITH calls AS MATERIALIZED (
-    SELECT g.lease_id, g.worker_id, g.lease_ms, g.call,
-        row_number() OVER (ORDER BY g.call) AS place
-    FROM jsonb_to_recordset($1::jsonb) AS g(call int, lease_id text, worker_id text,
-        lease_ms bigint)
-    WHERE NOT coalesce(nullif(current_setting('wfe.settled', TRUE), '')::jsonb @> to_jsonb(g.call),
-        FALSE)
-), visible AS MATERIALIZED (
-    SELECT i.*, coalesce(i.attempt >= q.max_attempts, FALSE) AS spent
+WITH visible AS MATERIALIZED (
+    SELECT i.*, row_number() OVER (ORDER BY i.visible_time, i.n) AS place,
+        coalesce(i.attempt >= q.max_attempts, FALSE) AS spent,
+        coalesce(i.attempt >= q.max_attempts, FALSE) AND i.again_time IS NULL AS dies
     FROM jsonb_to_recordset($2::jsonb) AS g(name text, floor timestamptz)
     LEFT JOIN wfc.queues q ON q.name = g.name, LATERAL (
-        SELECT tid, n, visible_time, attempt, again_time FROM (
+        SELECT * FROM (
             SELECT ctid AS tid, n, visible_time, attempt, again_time FROM wfc.queue_items
             WHERE queue = g.name AND NOT dead
                 AND visible_time >= g.floor AND visible_time <= now() AND {UNBLOCKED}
             ORDER BY visible_time, n
-            LIMIT (SELECT count(*) FROM calls)
+            LIMIT (SELECT jsonb_array_length($1::jsonb))
             FOR UPDATE SKIP LOCKED
         ) f LIMIT {MAX_CALLS}
     ) i
     WHERE {ANY_FLOOR}
-), died AS (
-    UPDATE wfc.queue_items i SET dead = TRUE
-    FROM visible v
-    WHERE i.ctid = v.tid AND v.spent AND v.again_time IS NULL
-    RETURNING 1
 ), claimed AS (
     UPDATE wfc.queue_items i SET
-        visible_time = {expiry_after("c.lease_ms")},
-        lease_id = c.lease_id, lease_worker_id = c.worker_id, lease_epoch = {NEXT_EPOCH},
-        attempt = CASE WHEN v.spent THEN 1 ELSE least(i.attempt, 2147483646) + 1 END,
+        dead = v.dies,
+        visible_time = CASE WHEN v.dies THEN i.visible_time ELSE {expiry_after("c.lease_ms")} END,
+        lease_id = CASE WHEN v.dies THEN i.lease_id ELSE c.lease_id END,
+        lease_worker_id = c.worker_id, lease_epoch = {NEXT_EPOCH},
+        attempt = CASE WHEN v.dies THEN i.attempt WHEN v.spent THEN 1
+            ELSE least(i.attempt, 2147483646) + 1 END,
         again_time = NULL
-    FROM (
-        SELECT tid, visible_time, spent, row_number() OVER (ORDER BY visible_time, n) AS place
-        FROM visible WHERE NOT spent OR again_time IS NOT NULL
-    ) v JOIN calls c ON c.place = v.place
+    FROM visible v JOIN (
+        SELECT g.*, row_number() OVER (ORDER BY g.call) AS place
+        FROM jsonb_to_recordset($1::jsonb) AS g(call int, lease_id text, worker_id text,
+            lease_ms bigint)
+        WHERE NOT coalesce(nullif(current_setting('wfe.settled', TRUE), '')::jsonb
+            @> to_jsonb(g.call), FALSE)
+    ) c ON c.place = v.place
     WHERE i.ctid = v.tid
     RETURNING i.queue, i.id, i.payload, v.visible_time, i.blocked_by,
-        i.n, i.visible_time AS lease_expiry, i.lease_epoch, i.attempt, c.call
+        i.n, i.visible_time AS lease_expiry, i.lease_epoch, i.attempt, c.call, i.dead
 )
-SELECT {QUEUE_ITEM.selection()}, n, lease_expiry, lease_epoch, attempt, call, died.count
-FROM (SELECT count(*) FROM died) AS died LEFT JOIN claimed ON TRUE
+SELECT {QUEUE_ITEM.selection()}, n, lease_expiry, lease_epoch, attempt, call, dead FROM claimed
 """
 
 # Items that were handed out to callers who had gone: as though they had not been. One that was
@@ -244,7 +288,8 @@ class Want(NamedTuple):
 class Taken(NamedTuple):
     """What a call got."""
 
-    item: DequeuedItem | None
+    item: bytes | None
+    """Encoded."""
     returned: list[str]
     """The receipts that were not confirmed."""
     look_again: bool
@@ -261,7 +306,6 @@ class _Dequeues(Group[Want, Taken]):
 
     async def run(self, calls: Sequence[Want]) -> Sequence[Taken | None]:
         settling = _Settling(self.store, [call.settlement for call in calls])
-        settle = settling.document()
         lease_ids = [new_lease_id() for _ in calls]
         document = array(
             f'{{"call":{at},"lease_id":"{lease_ids[at]}","lease_ms":{call.lease_ms},'
@@ -275,17 +319,19 @@ class _Dequeues(Group[Want, Taken]):
         )
         commands: list[Command] = [(DEQUEUE_TOGETHER, (document, queues))]
         if settling:
-            commands.insert(0, (SETTLE_TOGETHER, (settle,)))
+            commands.insert(0, settling.command())
         *settled, rows = await self.store.write_all(*commands)
         if settled:
             settling.done(settled[0], self.waiters)
-        items: list[DequeuedItem | None] = [None] * len(calls)
+        items: list[bytes | None] = [None] * len(calls)
+        died = False
         for i in range(rows.ntuples):
-            if (call := rows.get_value(i, _CALL)) is not None:
-                at = read_int4(call)
-                items[at] = decode_claim(rows, i, lease_ids[at])
+            if read_bool(rows.get_value(i, _DEAD)):
+                died = True
+            else:
+                at = read_int4(rows.get_value(i, _CALL))
+                items[at] = encode_claim(rows, i, lease_ids[at].encode())
         metrics.CLAIMS_TAKEN.add(("queue_item",), len(calls) - items.count(None))
-        died = read_int8(rows.get_value(0, _COUNT_OF_DEAD)) > 0
         return [
             None if at in settling.refused else Taken(item, returned, item is None and died)
             for at, (item, returned) in enumerate(zip(items, settling.returned, strict=True))
@@ -293,7 +339,7 @@ class _Dequeues(Group[Want, Taken]):
 
     async def take_back(self, results: Sequence[Taken]) -> None:
         documents = []
-        for item in (result.item for result in results if result.item):
+        for item in (decode_claim(result.item) for result in results if result.item):
             (n,), lease_id = parse_lease_token(item.receipt, "", numbers=1, origin="")
             documents.append(
                 f'{{"n":{n},"lease_id":"{lease_id}","visible_time":"{iso(item.item.visible_time)}"}}'
@@ -316,7 +362,7 @@ async def dequeue_one(
 
 
 _CALL: Final = CLAIM_COLUMNS
-_COUNT_OF_DEAD: Final = _CALL + 1
+_DEAD: Final = _CALL + 1
 
 
 def _key(store: Store, *kind: str) -> tuple[str, ...]:

@@ -1,10 +1,10 @@
-WITH given (at, queue, id, payload, visible_time, blocked_by) AS MATERIALIZED (
-    SELECT g.at,
+WITH given (n, queue, id, payload, visible_time, blocked_by) AS MATERIALIZED (
+    SELECT nextval('wfc.queue_item_numbers'),
         g.queue, g.id, g.payload -> 0, coalesce(g.visible_time, now()),
         coalesce(g.blocked_by, '{}'::text[])
-    FROM ROWS FROM (jsonb_to_recordset($1::jsonb) AS (
+    FROM jsonb_to_recordset($1::jsonb) AS g(
         queue text, id text, payload jsonb, visible_time timestamptz, blocked_by text[]
-    )) WITH ORDINALITY AS g(queue, id, payload, visible_time, blocked_by, at)
+    )
 ), locked AS MATERIALIZED (
     SELECT i.n, g.queue, g.id
     FROM (SELECT queue, id FROM given ORDER BY queue, id) g, LATERAL (
@@ -27,15 +27,11 @@ WITH given (at, queue, id, payload, visible_time, blocked_by) AS MATERIALIZED (
     FROM given g JOIN locked l ON l.queue = g.queue AND l.id = g.id
     WHERE i.n = l.n AND i.n = ANY (ARRAY (SELECT n FROM locked))
     RETURNING i.queue, i.id
-), fresh AS MATERIALIZED (
-    SELECT nextval('wfc.queue_item_numbers') AS n, g.* FROM (
-        SELECT queue, id, payload, visible_time, blocked_by FROM given g
-        WHERE NOT EXISTS (SELECT FROM locked l WHERE l.queue = g.queue AND l.id = g.id)
-        ORDER BY at
-    ) g
 ), inserted AS (
 INSERT INTO wfc.queue_items (n, queue, id, payload, visible_time, blocked_by)
-SELECT n, queue, id, payload, visible_time, blocked_by FROM fresh ORDER BY queue, id
+SELECT n, queue, id, payload, visible_time, blocked_by FROM given g
+WHERE NOT EXISTS (SELECT FROM locked l WHERE l.queue = g.queue AND l.id = g.id)
+ORDER BY queue, id
     ON CONFLICT (queue, id) DO NOTHING
     RETURNING queue, id
 )
