@@ -56,6 +56,7 @@ MODULES: Final = {
     "bench": "benchmarks",
     "faults": "tests.faults.chaos",
     "fleet": "tests.faults.fleet",
+    "soak": "benchmarks.soak",
 }
 
 

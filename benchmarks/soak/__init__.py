@@ -1,0 +1,1 @@
+"""Mixed load for a long time, on a large store."""
