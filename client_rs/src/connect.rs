@@ -10,9 +10,9 @@ use tonic::transport::Endpoint;
 
 use crate::cache::Cache;
 use crate::call::{Caller, Retry};
-use crate::clients::Clients;
 use crate::error::Error;
 use crate::host::HostSettings;
+use crate::pool::Pool;
 use crate::provider::{Claims, GrpcPersistenceProvider, Options};
 use crate::token::{self, Authorization};
 
@@ -41,6 +41,7 @@ pub struct Builder {
     token: Option<Token>,
     insecure_token: bool,
     max_message_bytes: usize,
+    channels: usize,
     retry: Retry,
     claims: Claims,
     remember: usize,
@@ -49,6 +50,8 @@ pub struct Builder {
     #[cfg(feature = "tls")]
     tls: Tls,
 }
+
+const MOST_CHANNELS: usize = 64;
 
 #[derive(Clone)]
 enum Token {
@@ -97,6 +100,7 @@ impl Builder {
             token: None,
             insecure_token: false,
             max_message_bytes: 64 * 1024 * 1024,
+            channels: 1,
             remember: 200_000,
             strict: false,
             host: HostSettings::default(),
@@ -186,6 +190,16 @@ impl Builder {
     /// requests is limited by the server only.
     pub fn max_message_bytes(mut self, bytes: usize) -> Self {
         self.max_message_bytes = bytes;
+        self
+    }
+
+    /// The number of connections, over which the calls are spread; default: 1, from 1 to 64 (other
+    /// values are reported when connecting). More than one make sense if one host keeps several
+    /// processes of a server busy (`--workers`), or several servers behind one address: a
+    /// connection stays with one. A call goes to the connection with the fewest calls in progress,
+    /// of those that are there; one that breaks is made again while the others are used.
+    pub fn channels(mut self, channels: usize) -> Self {
+        self.channels = channels;
         self
     }
 
@@ -300,6 +314,13 @@ impl Builder {
     /// It is called outside a Tokio runtime.
     pub fn connect_lazy(self) -> Result<GrpcPersistenceProvider, Error> {
         let endpoint = self.endpoint()?;
+        if !(1..=MOST_CHANNELS).contains(&self.channels) {
+            return Err(Error::invalid(format!(
+                "there are {} channels, but must be from 1 to {MOST_CHANNELS}",
+                self.channels
+            )));
+        }
+        let channels = (0..self.channels).map(|_| endpoint.connect_lazy());
         let caller = Caller {
             timeout: self.timeout,
             retry: self.retry,
@@ -311,7 +332,7 @@ impl Builder {
             authorization: self.authorization()?,
         };
         Ok(GrpcPersistenceProvider::from_parts(
-            Clients::new(endpoint.connect_lazy(), self.max_message_bytes),
+            Pool::new(channels, self.max_message_bytes),
             caller,
             Options {
                 claims: self.claims,

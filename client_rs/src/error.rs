@@ -13,6 +13,7 @@ use std::time::Duration;
 use tonic::Code;
 use wfe_core::WfeError;
 
+pub(crate) use self::status::is_disconnected;
 use crate::v1::ErrorReason;
 
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;

@@ -42,7 +42,7 @@
 //!   pointers waits for one), it is locked on the server, and loaded under that lock.
 //! - Leases and locks are renewed in the background, however long a step takes, also after
 //!   `stop`. A step that blocks its thread keeps the runtime from doing so if that has no other
-//!   thread.
+//!   thread. A step that panics ends the engine's consumer, unless it is [`guarded`].
 //!
 //! `start` and `stop` of the providers need not be called. The feature `wfe-1-11` adds what the
 //! engine's traits have since 1.11: `LifecyclePublisher::subscribe`; with any version there is
@@ -116,8 +116,10 @@ mod clients;
 mod connect;
 mod convert;
 mod error;
+mod guard;
 mod host;
 mod patch;
+mod pool;
 mod provider;
 mod rpc;
 mod step;
@@ -132,6 +134,7 @@ pub mod v1;
 
 pub use connect::Builder;
 pub use error::{Error, FieldViolation};
+pub use guard::guarded;
 pub use host::{GrpcHost, Lag};
 pub use provider::GrpcPersistenceProvider;
 pub use step::{Committed, Step};

@@ -20,8 +20,9 @@ use uuid::Uuid;
 
 use crate::cache::Cache;
 use crate::call::Caller;
-use crate::clients::{Call, Clients};
+use crate::clients::Call;
 use crate::error::Result;
+use crate::pool::Pool;
 use crate::v1;
 
 /// The maximum page size of the server.
@@ -29,8 +30,9 @@ pub(crate) const PAGE_SIZE: i32 = 1000;
 
 /// The engine's persistence provider on a WFE persistence server.
 ///
-/// Clones share one HTTP/2 connection, which is re-established when it breaks; concurrent
-/// calls are multiplexed over it.
+/// Clones share one HTTP/2 connection (or several, see
+/// [`Builder::channels`](crate::Builder::channels)), which is re-established when it breaks;
+/// concurrent calls are multiplexed over it.
 ///
 /// Differences from `wfe-postgres`: persisting a workflow that does not exist is
 /// `WorkflowNotFound`, not a silent success; a token holds a subscription only until its
@@ -39,7 +41,7 @@ pub(crate) const PAGE_SIZE: i32 = 1000;
 /// other commands.
 #[derive(Clone)]
 pub struct GrpcPersistenceProvider {
-    pub(crate) clients: Clients,
+    pub(crate) pool: Pool,
     pub(crate) caller: Caller,
     pub(crate) claims: Claims,
     pub(crate) cache: Cache,
@@ -64,9 +66,9 @@ pub(crate) struct Claims {
 }
 
 impl GrpcPersistenceProvider {
-    pub(crate) fn from_parts(clients: Clients, caller: Caller, options: Options) -> Self {
+    pub(crate) fn from_parts(pool: Pool, caller: Caller, options: Options) -> Self {
         Self {
-            clients,
+            pool,
             caller,
             claims: options.claims,
             cache: options.cache,
@@ -84,7 +86,7 @@ impl GrpcPersistenceProvider {
     /// Calls the RPC that the request belongs to.
     pub(crate) async fn call<C: Call>(&self, request: &C) -> Result<C::Response> {
         self.caller
-            .call(C::RPC, request, |attempt| C::send(&self.clients, attempt))
+            .call(C::RPC, request, |attempt| self.pool.send(attempt))
             .await
     }
 }

@@ -114,6 +114,12 @@ impl Error {
     }
 }
 
+/// Whether it was made by this client, because there is no connection, or none any more.
+pub(crate) fn is_disconnected(status: &Status) -> bool {
+    std::error::Error::source(status)
+        .is_some_and(|source| !has_cause::<tonic::TimeoutExpired>(source))
+}
+
 /// Whether an error is, or was caused by, a `T`. A `ConnectError` means that there was no
 /// connection, so nothing was sent.
 fn has_cause<T: std::error::Error + 'static>(error: &(dyn std::error::Error + 'static)) -> bool {

@@ -25,8 +25,8 @@ impl Builder {
 
     /// How long a host renews the lease of an item at most; default: 24 h. A step that takes
     /// longer may be run once more by another host, and its own result is refused. This is for
-    /// steps that never return and for those that panic, which ends the engine's consumer, but
-    /// not the process.
+    /// steps that never return and for those that panic without being [`guarded`](crate::guarded),
+    /// which ends the engine's consumer, but not the process.
     pub fn longest_step(mut self, longest: Duration) -> Self {
         self.host.longest_step = longest;
         self

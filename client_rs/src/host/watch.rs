@@ -149,7 +149,7 @@ async fn feed(
             ..Default::default()
         };
         let stream = match inner.provider.caller.endless(request) {
-            Ok(request) => inner.provider.clients.watch(request).await,
+            Ok(request) => inner.provider.pool.watch(request).await,
             Err(error) => Err(Status::unauthenticated(error.to_string())),
         };
         drop(inner);

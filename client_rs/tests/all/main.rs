@@ -1,6 +1,7 @@
 //! All integration tests, in one binary: separate ones would each be linked, and would each
 //! start a server. `cargo test --test all kill::` runs those of one module.
 
+mod channels;
 mod codegen;
 mod common;
 mod ended;

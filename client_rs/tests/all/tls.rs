@@ -8,6 +8,7 @@ use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::Code;
 use wfe_persistence_client::{Builder, Error, GrpcPersistenceProvider};
 
+use crate::channels::{warm, Proxy};
 use crate::common;
 use crate::stub::{self, Seen};
 
@@ -74,6 +75,25 @@ async fn a_server_of_the_right_authority_gets_the_token() {
     assert_eq!(seen.count(), 2);
     assert_eq!(seen.last("authorization"), ["Bearer s3cret-token"]);
     assert_eq!(seen.last("wfe-namespace"), ["orders"]);
+}
+
+#[tokio::test]
+async fn each_of_several_connections_is_encrypted() {
+    let authority = Authority::new();
+    let (address, seen) = serve(&authority, "127.0.0.1", None).await;
+    let target = address.strip_prefix("https://").unwrap();
+    let (address, proxy) = Proxy::start(target).await;
+    let provider = trusting(&authority, &format!("https://{address}"))
+        .bearer_token("s3cret-token")
+        .channels(3)
+        .connect()
+        .await
+        .unwrap();
+    warm(&provider, || proxy.open() == 3).await;
+    for _ in 0..12 {
+        provider.store_info().await.unwrap();
+        assert_eq!(seen.last("authorization"), ["Bearer s3cret-token"]);
+    }
 }
 
 #[tokio::test]

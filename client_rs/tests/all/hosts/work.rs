@@ -120,3 +120,61 @@ async fn what_a_host_cannot_do_another_one_does() {
     unable.stop().await;
     able.stop().await;
 }
+
+/// Panics the first time.
+#[derive(Default)]
+struct Panics;
+
+#[async_trait]
+impl StepBody for Panics {
+    async fn run(&mut self, context: &StepExecutionContext<'_>) -> wfe::Result<ExecutionResult> {
+        let key = context.workflow.data["key"].as_str().unwrap().to_string();
+        let runs = *RUNS
+            .lock()
+            .unwrap()
+            .entry(key)
+            .and_modify(|n| *n += 1)
+            .or_insert(1);
+        tokio::task::yield_now().await;
+        assert!(runs > 1, "out of luck");
+        Ok(ExecutionResult::next())
+    }
+}
+
+#[tokio::test]
+async fn a_guarded_step_that_panics_fails_and_is_run_again_by_the_same_host() {
+    let fleet = unique("panics");
+    let name = unique("panics");
+    let server = connect(&fleet).await;
+    let definition = Steps::new()
+        .start_with::<Panics>()
+        .on_error(wfe::models::ErrorBehavior::Retry {
+            interval: Duration::from_millis(10),
+            max_retries: 5,
+        })
+        .then::<Work>()
+        .build(&name, 1);
+    let host = prepare(&server, &[&definition]).await;
+    let step = std::any::type_name::<Panics>();
+    host.register_step_factory(step, wfe_persistence_client::guarded::<Panics>)
+        .await;
+    host.start().await.unwrap();
+    let data = json!({ "key": name });
+    let id = host.start_workflow(&name, 1, data.clone()).await.unwrap();
+    let done = wait_for(&host, &id, is_complete).await;
+    assert_eq!(done.execution_pointers[0].retry_count, 1);
+    assert_eq!(runs(&name), 3);
+    let errors = server.persistence().list_errors(Some(&id)).await.unwrap();
+    assert_eq!(errors.len(), 1);
+    assert!(
+        errors[0]
+            .message
+            .ends_with("the step panicked: out of luck"),
+        "{errors:?}"
+    );
+    // Nothing is held any more, and the host goes on with others.
+    let id = host.start_workflow(&name, 1, data).await.unwrap();
+    wait_for(&host, &id, is_complete).await;
+    wait_for_empty_queues(&fleet).await;
+    host.stop().await;
+}
