@@ -640,6 +640,10 @@ SERVER_FAULTS: dict[str, tuple[Callable[[], None], str]] = {
         plant_gate(OneQueueGate),
         "test_fairness.py::test_flood_is_refused_while_another_namespace_is_served",
     ),
+    "one queue for all namespaces of a worker": (
+        plant_gate(OneQueueGate),
+        "test_worker_drain.py::test_flood_over_many_connections_does_not_reach_another_namespace",
+    ),
     "nobody is refused": (
         plant_gate(EndlessGate),
         "test_fairness.py::test_calls_behind_a_full_queue_get_every_second_turn",

@@ -11,9 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,44 +21,14 @@ import pytest
 
 from tests.access.conftest import GuardedServer, bearer
 from tests.support import make
-from tests.support.admin import AdminServer
 from tests.support.api import Api
 from tests.support.expect import eventually
 from tests.support.server import ServerProcess
 from tests.support.waiting import wait_for
+from tests.support.workers import Server, accepted, connections, several
 from wfe.persistence.v1.event_pb2 import CreateEventRequest, GetEventRequest
 from wfe.persistence.v1.store_pb2 import ListNamespacesRequest
 from wfe_persistence_client import Event, connect
-
-
-class Server(AdminServer):
-    """A server of several processes, all of which serve inside its context."""
-
-    def __enter__(self) -> Server:
-        super().__enter__()
-        with self._killed_on_failure():
-            self.wait_for("/readyz", lambda answer: answer.status == 200)
-        return self
-
-    @property
-    def workers(self) -> list[psutil.Process]:
-        """The processes that serve, in the order of their start."""
-        found = [
-            child
-            for child in psutil.Process(self.process.pid).children()
-            if "wfe_persistence.cli.worker" in child.cmdline()
-        ]
-        return sorted(found, key=lambda child: child.create_time())
-
-    def metric(self, line: str) -> float:
-        """The sum of the samples that begin like this."""
-        found = re.findall(rf"^{re.escape(line)}.* (\S+)$", self.get("/metrics").text, re.MULTILINE)
-        return sum(map(float, found))
-
-
-def several(tmp_path: Path, url: str, *more: str, workers: int = 2) -> Server:
-    log = tmp_path / f"log{len(list(tmp_path.glob('log*')))}"
-    return Server(log, "--db-url", url, "--workers", str(workers), *more)
 
 
 @pytest.fixture
@@ -69,43 +37,6 @@ def server(tmp_path: Path, database_url: str) -> Iterator[Server]:
         yield started
     assert "bug" not in started.log()
     assert "Traceback" not in started.log()
-
-
-@asynccontextmanager
-async def connections(server: Server, count: int) -> AsyncIterator[list[Api]]:
-    """As many connections, which do not share any."""
-    async with AsyncExitStack() as stack:
-        apis = []
-        for _ in range(count):
-            channel = grpc.aio.insecure_channel(
-                server.address, options=[("grpc.use_local_subchannel_pool", 1)]
-            )
-            await stack.enter_async_context(channel)
-            apis.append(Api(channel))
-            await asyncio.wait_for(channel.channel_ready(), 20)
-        yield apis
-
-
-def accepted(server: Server) -> Counter[int]:
-    """How many client connections each worker has."""
-    path = server.address.removeprefix("unix:")
-    count: Counter[int] = Counter()
-    for worker in server.workers:
-        if server.address.startswith("unix:"):
-            count[worker.pid] = (
-                sum(
-                    str(each.laddr).startswith(path) and each.status != "LISTEN"
-                    for each in worker.net_connections("unix")
-                )
-                - 1
-            )  # its own end of the listener
-        else:
-            port = int(server.address.rpartition(":")[2])
-            count[worker.pid] = sum(
-                each.laddr.port == port and each.status == "ESTABLISHED"
-                for each in worker.net_connections("tcp")
-            )
-    return count
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])

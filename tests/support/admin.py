@@ -27,10 +27,10 @@ class Answer:
 class AdminServer(ServerProcess):
     """A server whose admin port listens on a free port, unless another address is given."""
 
-    def __init__(self, log_file: Path, *arguments: str) -> None:
+    def __init__(self, log_file: Path, *arguments: str, module: str = "wfe_persistence") -> None:
         if "--admin-listen" not in arguments:
             arguments = ("--admin-listen", "127.0.0.1:0", *arguments)
-        super().__init__(log_file, *arguments)
+        super().__init__(log_file, *arguments, module=module)
         self.context: ssl.SSLContext | None = None
 
     @property
