@@ -103,9 +103,7 @@ async def test_a_worker_that_is_stopped_does_not_keep_the_server_from_ending(
         said = server.log()
         assert "1 workers have not stopped after 8 s: killing them" in said
         assert not any(process.is_running() for process in processes)
-        assert (
-            said.count('"message": "stopped"') == 2
-        )  # the supervisor, too
+        assert said.count('"message": "stopped"') == 2  # the supervisor, too
 
 
 async def test_a_worker_whose_event_loop_hangs_in_the_drain_says_where_and_ends(

@@ -19,13 +19,16 @@ use wfe_postgres::PostgresPersistenceProvider;
 
 const HELP: &str = "\
 cargo bench --bench compare -- [--rows N]… [--large] [--callers N]… [--seconds S] [--only TEXT]
-cargo bench --bench compare -- --workflows [--rounds N] [--seconds S] [--json FILE] [--only TEXT]
+cargo bench --bench compare -- --workflows [--steps N] [--at-once N] [--rounds N] [--seconds S] [--quick]
+                                           [--json FILE] [--only TEXT]
   --rows     initial number of workflows, events and subscriptions in each store [default: 10000]
   --large    same as --rows 1000000
   --callers  number of concurrent callers [default: 1 and 32]
   --seconds  duration of each measurement, per side [default: 2]
-  --only     run only the workloads whose names contain this text
+  --only     run only the workloads, or sides, whose names contain this text
   --workflows  whole workflows instead, on hosts of the engine, from empty stores
+  --steps      of a workflow [default: 5 and 50]; --at-once: how many workflows [default: 1 and 32]
+  --quick      same as --rounds 3 --seconds 1
   --rounds     of workflows, in turn; the figures are medians [default: 5]
   --json       where to save them
 WFE_TEST_POSTGRES: the URL of the PostgreSQL to use [default: an embedded one]";
@@ -36,6 +39,7 @@ struct Options {
     seconds: f64,
     only: String,
     workflows: bool,
+    shape: workflows::Shape,
     rounds: usize,
     json: Option<std::path::PathBuf>,
 }
@@ -48,6 +52,7 @@ impl Options {
             seconds: 2.0,
             only: String::new(),
             workflows: false,
+            shape: workflows::Shape::default(),
             rounds: 5,
             json: None,
         };
@@ -62,6 +67,9 @@ impl Options {
                 "--seconds" => options.seconds = value().parse().expect("a number"),
                 "--only" => options.only = value(),
                 "--workflows" => options.workflows = true,
+                "--steps" => options.shape.steps = vec![value().parse().expect("a number")],
+                "--at-once" => options.shape.at_once = vec![value().parse().expect("a number")],
+                "--quick" => (options.rounds, options.seconds) = (3, 1.0),
                 "--rounds" => options.rounds = value().parse().expect("a number"),
                 "--json" => options.json = Some(value().into()),
                 _ => {
@@ -385,7 +393,8 @@ async fn fill(url: &str, rows: u64) {
 async fn main() {
     let options = Options::parse();
     if options.workflows {
-        let found = workflows::compare(options.rounds, options.seconds, &options.only).await;
+        let Options { shape, only, .. } = &options;
+        let found = workflows::compare(shape, options.rounds, options.seconds, only).await;
         if let Some(path) = &options.json {
             std::fs::write(path, format!("{found:#}\n")).expect("the file can be written");
         }

@@ -1,9 +1,14 @@
 //! Whole workflows: a real host of the engine on `wfe-postgres`, and on the server; and the server's
-//! own best way, without the engine: a call to get work, a call to commit.
+//! own best way (`own_way.rs`).
 
-use std::collections::BTreeMap;
+#[path = "own_way.rs"]
+mod own_way;
+#[path = "process.rs"]
+mod process;
+
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -16,30 +21,51 @@ use wfe::traits::step::{StepBody, StepExecutionContext};
 use wfe::{WorkflowHost, WorkflowHostBuilder};
 use wfe_core::test_support::{InMemoryLockProvider, InMemoryQueueProvider};
 use wfe_core::traits::PersistenceProvider;
-use wfe_persistence_client::v1;
-use wfe_persistence_client::v1::commit_workflow_request::State;
-use wfe_persistence_client::v1::queue_service_client::QueueServiceClient;
-use wfe_persistence_client::v1::workflow_service_client::WorkflowServiceClient;
 use wfe_persistence_client::GrpcHost;
 use wfe_postgres::PostgresPersistenceProvider;
 
+use self::own_way::Python;
+use self::process::{process, with_children};
 use crate::common;
 
-const STEPS: [usize; 2] = [5, 50];
-const AT_ONCE: [usize; 2] = [1, 32];
+/// How many steps a workflow has, and how many of them there are at a time: all combinations.
+pub struct Shape {
+    pub steps: Vec<usize>,
+    pub at_once: Vec<usize>,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self {
+            steps: vec![5, 50],
+            at_once: vec![1, 32],
+        }
+    }
+}
+
 const DEFINITION: &str = "compare";
 
 /// Those that are compared, in the order of the table.
-const SIDES: [&str; 4] = [
+const SIDES: [&str; 7] = [
     "wfe-postgres",
     "wfe-postgres, index added",
     "through the server",
-    "the server's own way",
+    "wfe-postgres, index added, 8 consumers",
+    "through the server, 8 consumers",
+    "the server's own way, Rust",
+    "the server's own way, Python",
 ];
+
+/// How often the host is started, if so: each time it has one task more that runs workflows.
+const CONSUMERS: usize = 8;
 
 /// Does nothing; the last one of a workflow is counted.
 #[derive(Default)]
 struct Nothing;
+
+/// When each workflow's last step was run.
+static LAST: Mutex<Option<HashMap<String, Instant>>> = Mutex::new(None);
+static BETWEEN: Mutex<Vec<f64>> = Mutex::new(Vec::new());
 
 static ENDED: AtomicUsize = AtomicUsize::new(0);
 static END: Notify = Notify::const_new();
@@ -47,7 +73,20 @@ static END: Notify = Notify::const_new();
 #[async_trait]
 impl StepBody for Nothing {
     async fn run(&mut self, context: &StepExecutionContext<'_>) -> wfe::Result<ExecutionResult> {
-        if context.step.outcomes.is_empty() {
+        let (id, now) = (&context.workflow.id, Instant::now());
+        let is_last = context.step.outcomes.is_empty();
+        let before = {
+            let mut last = LAST.lock().unwrap();
+            let last = last.get_or_insert_default();
+            match is_last {
+                true => last.remove(id),
+                false => last.insert(id.clone(), now),
+            }
+        };
+        if let Some(before) = before {
+            BETWEEN.lock().unwrap().push(ms(now - before));
+        }
+        if is_last {
             ENDED.fetch_add(1, Ordering::SeqCst);
             END.notify_one();
         }
@@ -73,10 +112,39 @@ fn definition(steps: usize) -> WorkflowDefinition {
     definition
 }
 
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// What a run came to.
+#[derive(Default)]
+pub struct Ended {
+    workflows: usize,
+    /// From each step of a workflow to its next one.
+    between_ms: Vec<f64>,
+}
+
+impl Ended {
+    fn between(&mut self, before: Option<Instant>, now: Instant) {
+        self.between_ms
+            .extend(before.map(|before| ms(now - before)));
+    }
+
+    fn quantile(&mut self, share: f64) -> f64 {
+        self.between_ms.sort_by(f64::total_cmp);
+        let index = self.between_ms.len().saturating_sub(1) as f64 * share;
+        self.between_ms
+            .get(index as usize)
+            .copied()
+            .unwrap_or(f64::NAN)
+    }
+}
+
 /// What runs workflows.
 enum Runner {
     Host(Arc<WorkflowHost>),
     OwnWay(Channel),
+    Python(Box<Python>),
 }
 
 /// One side, with an empty store of its own.
@@ -89,12 +157,16 @@ struct Side {
 }
 
 impl Side {
-    async fn new(name: &'static str) -> Self {
+    async fn new(name: &'static str, shape: &Shape) -> Self {
         let url = common::new_database().await;
+        let consumers = match name.ends_with("consumers") {
+            true => CONSUMERS,
+            false => 1,
+        };
         let (runner, server) = if name.starts_with("wfe-postgres") {
             let store = PostgresPersistenceProvider::new(&url).await.unwrap();
             store.ensure_store_exists().await.unwrap();
-            if name.ends_with("index added") {
+            if name.contains("index added") {
                 let pool = sqlx::PgPool::connect(&url).await.unwrap();
                 let index = "CREATE INDEX ON wfc.execution_pointers (workflow_id)";
                 pool.execute(index).await.unwrap();
@@ -104,20 +176,22 @@ impl Side {
                 .use_persistence(Arc::new(store))
                 .use_queue_provider(Arc::new(InMemoryQueueProvider::new()))
                 .use_lock_provider(Arc::new(InMemoryLockProvider::new()));
-            (Runner::Host(start(builder).await), None)
+            (Runner::Host(start(builder, shape, consumers).await), None)
         } else {
             let admin = common::free_address();
             let arguments = ["--db-url", &url, "--admin-listen", &admin];
             let (target, pid) = common::start_server_process(&arguments);
             let host = GrpcHost::new(format!("http://{target}")).await.unwrap();
             host.ensure_store_exists().await.unwrap();
-            let runner = if name == "through the server" {
+            let runner = if name.starts_with("through the server") {
                 let host = Arc::new(host);
                 let builder = WorkflowHostBuilder::new()
                     .use_persistence(host.clone())
                     .use_queue_provider(host.clone())
                     .use_lock_provider(host);
-                Runner::Host(start(builder).await)
+                Runner::Host(start(builder, shape, consumers).await)
+            } else if name.ends_with("Python") {
+                Runner::Python(Box::new(Python::start(&target)))
             } else {
                 let endpoint = Channel::from_shared(format!("http://{target}")).unwrap();
                 Runner::OwnWay(endpoint.connect().await.unwrap())
@@ -136,16 +210,19 @@ impl Side {
     async fn run(&self, steps: usize, at_once: usize, time: Duration) -> Numbers {
         let before = self.counters().await;
         let begun = Instant::now();
-        let workflows = match &self.runner {
+        let mut ended = match &self.runner {
             Runner::Host(host) => run_on_host(host, steps, at_once, time).await,
-            Runner::OwnWay(channel) => run_own_way(channel, steps, at_once, time).await,
+            Runner::OwnWay(channel) => own_way::run(channel, steps, at_once, time).await,
+            Runner::Python(python) => python.run(steps, at_once, time).await,
         };
         let seconds = begun.elapsed().as_secs_f64();
         let after = self.counters().await;
-        let made = (workflows * steps) as f64;
+        let made = (ended.workflows * steps) as f64;
         let per_step = |name: &str| (after[name] - before[name]) / made;
         Numbers(BTreeMap::from([
-            ("workflows_per_s", workflows as f64 / seconds),
+            ("workflows_per_s", ended.workflows as f64 / seconds),
+            ("latency_p50_ms", ended.quantile(0.5)),
+            ("latency_p99_ms", ended.quantile(0.99)),
             ("ms_per_step", 1e3 * seconds / made),
             ("calls_per_step", per_step("calls")),
             ("host_cpu_ms_per_step", 1e3 * per_step("host")),
@@ -162,6 +239,10 @@ impl Side {
             .unwrap();
         let postmaster = process(backend as u32).parent;
         pool.close().await;
+        let host = match &self.runner {
+            Runner::Python(python) => python.pid(),
+            Runner::Host(_) | Runner::OwnWay(_) => std::process::id(),
+        };
         let (mut calls, mut server) = (0.0, 0.0);
         if let Some((pid, admin)) = &self.server {
             calls = common::metrics(admin)
@@ -173,20 +254,22 @@ impl Side {
         }
         BTreeMap::from([
             ("calls", calls),
-            ("host", process(std::process::id()).cpu),
+            ("host", process(host).cpu),
             ("server", server),
             ("postgres", with_children(postmaster)),
         ])
     }
 }
 
-async fn start(builder: WorkflowHostBuilder) -> Arc<WorkflowHost> {
+async fn start(builder: WorkflowHostBuilder, shape: &Shape, consumers: usize) -> Arc<WorkflowHost> {
     let host = builder.build().unwrap();
     host.register_step::<Nothing>().await;
-    for steps in STEPS {
+    for &steps in &shape.steps {
         host.register_workflow_definition(definition(steps)).await;
     }
-    host.start().await.unwrap();
+    for _ in 0..consumers {
+        host.start().await.unwrap();
+    }
     Arc::new(host)
 }
 
@@ -195,8 +278,9 @@ async fn run_on_host(
     steps: usize,
     at_once: usize,
     time: Duration,
-) -> usize {
+) -> Ended {
     let name = format!("{DEFINITION}-{steps}");
+    BETWEEN.lock().unwrap().clear();
     let (before, begun) = (ENDED.load(Ordering::SeqCst), Instant::now());
     let mut started = 0;
     loop {
@@ -212,177 +296,15 @@ async fn run_on_host(
                 id.unwrap();
             }
         } else if ended == started {
-            return ended;
+            return Ended {
+                workflows: ended,
+                between_ms: std::mem::take(&mut *BETWEEN.lock().unwrap()),
+            };
         }
         if ENDED.load(Ordering::SeqCst) - before == ended {
             END.notified().await;
         }
     }
-}
-
-/// Workers that each get a workflow, commit a step, and are told with the next one; it stays theirs
-/// until its last step.
-async fn run_own_way(channel: &Channel, steps: usize, at_once: usize, time: Duration) -> usize {
-    let begun = Instant::now();
-    let mut workers = tokio::task::JoinSet::new();
-    for worker in 0..at_once {
-        let channel = channel.clone();
-        let queue = format!("own-{steps}-{worker}");
-        workers.spawn(async move {
-            let mut workflows = WorkflowServiceClient::new(channel.clone());
-            let mut queues = QueueServiceClient::new(channel);
-            let mut done = 0;
-            while begun.elapsed() < time {
-                let id = uuid::Uuid::new_v4().to_string();
-                create(&mut workflows, &queue, &id).await;
-                for step in 0..steps {
-                    let item = take(&mut queues, &queue).await;
-                    let is_last = step + 1 == steps;
-                    let request = commit(&queue, item, step, is_last);
-                    workflows.commit_workflow(request).await.unwrap();
-                }
-                done += 1;
-            }
-            done
-        });
-    }
-    workers.join_all().await.into_iter().sum()
-}
-
-async fn create(workflows: &mut WorkflowServiceClient<Channel>, queue: &str, id: &str) {
-    let instance = v1::WorkflowInstance {
-        id: id.into(),
-        workflow_definition_id: DEFINITION.into(),
-        version: 1,
-        data_json: "{}".into(),
-        status: v1::WorkflowStatus::Runnable.into(),
-        execution_pointers: vec![pointer(0, true)],
-        create_time: Some(std::time::SystemTime::now().into()),
-        next_execution: Some(0),
-        ..Default::default()
-    };
-    let request = v1::CreateNewWorkflowRequest {
-        instance: Some(instance),
-        enqueue: vec![item(queue)],
-    };
-    workflows.create_new_workflow(request).await.unwrap();
-}
-
-async fn take(queues: &mut QueueServiceClient<Channel>, queue: &str) -> v1::DequeuedItem {
-    let request = v1::DequeueRequest {
-        queues: vec![queue.into()],
-        max_items: 1,
-        worker_id: "compare".into(),
-        lease_duration: Some(seconds(30)),
-        wait: Some(seconds(10)),
-        include_workflow: true,
-        ..Default::default()
-    };
-    let answer = queues.dequeue(request).await.unwrap().into_inner();
-    answer.items.into_iter().next().expect("it is there")
-}
-
-fn commit(
-    queue: &str,
-    item_: v1::DequeuedItem,
-    step: usize,
-    is_last: bool,
-) -> v1::CommitWorkflowRequest {
-    let workflow = item_.workflow.expect("it fits");
-    let mut pointers = vec![pointer(step, false)];
-    if !is_last {
-        pointers.push(pointer(step + 1, true));
-    }
-    let status = match is_last {
-        true => v1::WorkflowStatus::Complete,
-        false => v1::WorkflowStatus::Runnable,
-    };
-    let patch = v1::WorkflowPatch {
-        id: workflow.id,
-        header: Some(v1::WorkflowInstance {
-            status: status.into(),
-            ..Default::default()
-        }),
-        header_mask: Some(prost_types::FieldMask {
-            paths: vec!["status".into()],
-        }),
-        execution_pointers: pointers,
-        ..Default::default()
-    };
-    v1::CommitWorkflowRequest {
-        state: Some(State::Patch(patch)),
-        expected_revision: Some(workflow.revision),
-        acknowledge: vec![v1::Acknowledgement {
-            receipt: item_.receipt,
-            confirmed: false,
-        }],
-        enqueue: (!is_last).then(|| item(queue)).into_iter().collect(),
-        request_id: uuid::Uuid::new_v4().to_string(),
-        ..Default::default()
-    }
-}
-
-fn pointer(step: usize, active: bool) -> v1::ExecutionPointer {
-    let status = match active {
-        true => v1::PointerStatus::Pending,
-        false => v1::PointerStatus::Complete,
-    };
-    v1::ExecutionPointer {
-        id: format!("pointer {step}"),
-        step_id: step as i64,
-        active,
-        status: status.into(),
-        step_name: Some(format!("step {step}")),
-        ..Default::default()
-    }
-}
-
-fn item(queue: &str) -> v1::QueueItem {
-    v1::QueueItem {
-        queue: queue.into(),
-        ..Default::default()
-    }
-}
-
-fn seconds(seconds: i64) -> prost_types::Duration {
-    prost_types::Duration { seconds, nanos: 0 }
-}
-
-struct Process {
-    parent: u32,
-    /// Seconds of the processor.
-    cpu: f64,
-    /// The same, of children that have ended.
-    of_ended: f64,
-}
-
-fn process(pid: u32) -> Process {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let fields: Vec<f64> = rest
-        .split_whitespace()
-        .map(|field| field.parse().unwrap_or_default())
-        .collect();
-    let at = |field: usize| fields.get(field - 3).copied().unwrap_or_default();
-    // SAFETY: it has no preconditions.
-    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
-    Process {
-        parent: at(4) as u32,
-        cpu: (at(14) + at(15)) / ticks,
-        of_ended: (at(16) + at(17)) / ticks,
-    }
-}
-
-fn with_children(pid: u32) -> f64 {
-    let children = std::fs::read_dir("/proc")
-        .unwrap()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .map(process)
-        .filter(|child| child.parent == pid)
-        .map(|child| child.cpu)
-        .sum::<f64>();
-    let own = process(pid);
-    own.cpu + own.of_ended + children
 }
 
 struct Numbers(BTreeMap<&'static str, f64>);
@@ -394,19 +316,19 @@ fn median(rounds: &[Numbers], name: &str) -> f64 {
 }
 
 /// Measures all sides in turn, `rounds` times; returns the medians.
-pub async fn compare(rounds: usize, seconds: f64, only: &str) -> serde_json::Value {
+pub async fn compare(shape: &Shape, rounds: usize, seconds: f64, only: &str) -> serde_json::Value {
     let mut sides = Vec::new();
     for name in SIDES.into_iter().filter(|name| name.contains(only)) {
-        sides.push(Side::new(name).await);
+        sides.push(Side::new(name, shape).await);
     }
     println!(
-        "| steps | at once | on | workflows/s | of wfe-postgres | ms per step | calls per step \
-         | CPU per step: host, server, PostgreSQL |"
+        "| steps | at once | on | workflows/s | of wfe-postgres | step to step: median, p99 \
+         | calls per step | CPU per step: host, server, PostgreSQL |"
     );
     println!("|--:|--:|---|--:|--:|--:|--:|--:|");
     let mut rows = Vec::new();
-    for steps in STEPS {
-        for at_once in AT_ONCE {
+    for &steps in &shape.steps {
+        for &at_once in &shape.at_once {
             let mut found: Vec<Vec<Numbers>> = sides.iter().map(|_| Vec::new()).collect();
             for round in 0..=rounds {
                 for (side, found) in sides.iter().zip(&mut found) {
@@ -423,11 +345,12 @@ pub async fn compare(rounds: usize, seconds: f64, only: &str) -> serde_json::Val
                 let at = |name: &str| median(found, name);
                 let rate = at("workflows_per_s");
                 println!(
-                    "| {steps} | {at_once} | {} | {rate:.1} | {:.2}x | {:.2} | {:.2} \
+                    "| {steps} | {at_once} | {} | {rate:.1} | {:.2}x | {:.1}, {:.1} ms | {:.2} \
                      | {:.2}, {:.2}, {:.2} ms |",
                     side.name,
                     rate / first,
-                    at("ms_per_step"),
+                    at("latency_p50_ms"),
+                    at("latency_p99_ms"),
                     at("calls_per_step"),
                     at("host_cpu_ms_per_step"),
                     at("server_cpu_ms_per_step"),
