@@ -44,6 +44,9 @@
 //!   `stop`. A step that blocks its thread keeps the runtime from doing so if that has no other
 //!   thread. A step that panics ends the engine's consumer, unless it is [`guarded`].
 //!
+//! The engine runs one workflow at a time in a host. Each call of `WorkflowHost::start` starts one more
+//! task that does, so call it several times for more; every task has items and a turn of its own.
+//!
 //! `start` and `stop` of the providers need not be called. The feature `wfe-1-11` adds what the
 //! engine's traits have since 1.11: `LifecyclePublisher::subscribe`; with any version there is
 //! [`GrpcHost::subscribe`].

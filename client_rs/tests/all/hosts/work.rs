@@ -178,3 +178,50 @@ async fn a_guarded_step_that_panics_fails_and_is_run_again_by_the_same_host() {
     wait_for_empty_queues(&fleet).await;
     host.stop().await;
 }
+
+/// So many workflows are run at once.
+const AT_ONCE: usize = 3;
+
+static MEETING: LazyLock<tokio::sync::Barrier> =
+    LazyLock::new(|| tokio::sync::Barrier::new(AT_ONCE));
+
+/// Ends when as many are there.
+#[derive(Default)]
+struct Meets;
+
+#[async_trait]
+impl StepBody for Meets {
+    async fn run(&mut self, _: &StepExecutionContext<'_>) -> wfe::Result<ExecutionResult> {
+        MEETING.wait().await;
+        Ok(ExecutionResult::next())
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_is_started_several_times_runs_as_many_workflows_at_once() {
+    let fleet = unique("consumers");
+    let (meets, line) = (unique("meets"), unique("line"));
+    let server = connect(&fleet).await;
+    let meet = Steps::new()
+        .start_with::<Meets>()
+        .then::<Work>()
+        .build(&meets, 1);
+    let host = prepare(&server, &[&meet, &linear(&line, 5)]).await;
+    host.register_step::<Meets>().await;
+    for _ in 0..AT_ONCE {
+        host.start().await.unwrap();
+    }
+    let mut ids = Vec::new();
+    for (name, count) in [(&meets, AT_ONCE), (&line, 12)] {
+        for _ in 0..count {
+            let data = json!({ "key": name });
+            ids.push(host.start_workflow(name, 1, data).await.unwrap());
+        }
+    }
+    for id in &ids {
+        wait_for(&host, id, is_complete).await;
+    }
+    assert_eq!((runs(&meets), runs(&line)), (AT_ONCE, 12 * 5));
+    wait_for_empty_queues(&fleet).await;
+    host.stop().await;
+}
