@@ -47,6 +47,7 @@ OTHERS: Final = {
         "--set",
     ),
     *("--read-only", "--upgrade", "--vulnerability-service", "--workers"),
+    *("--at-once", "--quick", "--steps"),  # of client_rs/benches/compare
 }
 
 TASKS: Final = set(re.findall(r"^task_(\w+)\(\)", (ROOT / "run").read_text(), re.MULTILINE))
