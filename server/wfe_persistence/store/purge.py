@@ -124,25 +124,33 @@ def _leads_cycle(definitions: str) -> str:
 )"""
 
 
+# How large trees are is not known before they are read, so that PostgreSQL would think a batch
+# worth compiling (`jit`): some 140 functions for what takes 20 ms.
+#
 # A tree is all below a root, however deep. A row that was written between the statement's snapshot
 # and its lock is skipped, because the snapshot does not show what else was written; its revision
-# tells.
+# tells. That is compared once the batch is chosen: among the conditions of the choice, the planner
+# would take it for one that hardly any row meets, and sort all of a status or definition for each
+# batch.
 def _doomed(definitions: str, besides: Besides) -> str:
     return f"""
-WITH RECURSIVE {besides.first}roots AS MATERIALIZED (
-    SELECT w.id, coalesce(w.complete_time, w.create_time) AS ended
+WITH RECURSIVE {besides.first}locked AS MATERIALIZED (
+    SELECT w.id, coalesce(w.complete_time, w.create_time) AS ended, w.revision
     FROM wfc.workflows w
     WHERE {_is_asked_for("w", definitions)} AND {besides.condition}
         AND ($4::text IS NULL
             OR (coalesce(w.complete_time, w.create_time), w.id) > ($3::timestamptz, $4))
         AND (w.root_workflow_id IS NULL OR w.root_workflow_id = w.id
             OR coalesce({_leads_cycle(definitions)}, TRUE))
-        AND w.revision = (SELECT s.revision FROM wfc.workflows s WHERE s.id = w.id)
     ORDER BY coalesce(w.complete_time, w.create_time), w.id
     LIMIT $6
     FOR UPDATE OF w SKIP LOCKED
+), roots AS MATERIALIZED (
+    SELECT l.id, l.ended, l.revision = (
+        SELECT s.revision FROM wfc.workflows s WHERE s.id = l.id) AS is_current
+    FROM locked l
 ), tree (root, id) AS (
-    SELECT id, id FROM roots
+    SELECT id, id FROM roots WHERE is_current
     UNION
     SELECT t.root, b.id FROM tree t, LATERAL (
         SELECT id FROM wfc.workflows WHERE root_workflow_id = t.id OFFSET 0
@@ -158,20 +166,21 @@ WITH RECURSIVE {besides.first}roots AS MATERIALIZED (
     ) c
     WHERE t.id <> t.root
 ), trees AS MATERIALIZED (
-    SELECT r.id, r.ended, sizes.pointers
+    SELECT r.id, r.ended, r.is_current, sizes.pointers
     FROM roots r, LATERAL (
         SELECT count(*) AS pointers FROM wfc.execution_pointers p
         WHERE p.workflow_id = r.id
             OR p.workflow_id = ANY (ARRAY (SELECT b.id FROM below b WHERE b.root = r.id))
     ) sizes
 ), considered AS MATERIALIZED (
-    SELECT id, ended FROM (
-        SELECT id, ended, sum(pointers + 1) OVER (ORDER BY ended, id) - pointers - 1 AS before
+    SELECT id, ended, is_current FROM (
+        SELECT id, ended, is_current,
+            sum(pointers + 1) OVER (ORDER BY ended, id) - pointers - 1 AS before
         FROM trees
     ) t WHERE before < $7::bigint
 ), doomed_roots AS MATERIALIZED (
     SELECT id FROM considered c
-    WHERE NOT EXISTS (SELECT FROM below b WHERE b.root = c.id AND NOT b.has_ended)
+    WHERE is_current AND NOT EXISTS (SELECT FROM below b WHERE b.root = c.id AND NOT b.has_ended)
         AND (SELECT count(*) FROM below b WHERE b.root = c.id)
             = (SELECT count(*) FROM tree t WHERE t.root = c.id AND t.id <> c.id)
 ), doomed AS MATERIALIZED (
@@ -292,6 +301,7 @@ async def purge_workflows(
             text(definition_id) if definition_id else None,
             integer(BATCH_ROOTS),
             integer(min(BATCH_ROWS, max_rows - rows)),
+            jit=False,
         )
         purged = purged_workflows(row)
         workflows, pointers, subscriptions, errors, events = purged.counts
@@ -368,6 +378,7 @@ async def purge_events(
             boolean(include_unprocessed),
             text(event_name) if event_name else None,
             integer(batch),
+            jit=False,
         )
         purged = purged_events(row, batch)
         events += sum(purged.counts)

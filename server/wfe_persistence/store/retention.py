@@ -342,6 +342,7 @@ async def batch(store: Store, rule: Rule, most: int, *turn: Param) -> Batch:
         row = await store.write_once(
             EXPIRE_EVENTS if turn else COUNT_DOOMED_EVENTS,
             before, *TIME.params(rule.after), boolean(False), None, integer(most), *turn,
+            jit=False,
         )  # fmt: skip
         return _batch(("events",), purged_events(row, most))
     row = await store.write_once(
@@ -349,6 +350,7 @@ async def batch(store: Store, rule: Rule, most: int, *turn: Param) -> Batch:
         text_array([rule.kind]), before, *TIME.params(rule.after),
         text(rule.definition) if rule.definition else None,
         integer(BATCH_ROOTS), integer(most), rule.others, *turn,
+        jit=False,
     )  # fmt: skip
     return _batch(_WORKFLOW_COUNTS, purged_workflows(row))
 
@@ -363,7 +365,7 @@ async def _without_cursor(
 ) -> Batch:
     if turn:
         most = min(most, BATCH_ROWS)
-    row = await store.write_once(sql, before, integer(most), *turn)
+    row = await store.write_once(sql, before, integer(most), *turn, jit=False)
     count = read_int8(row.get_value(0, 0))
     return Batch({field: count}, None, is_last=count < most)
 

@@ -91,6 +91,12 @@ SELECT EXISTS (SELECT FROM created),
 """
 
 
+# For the statements behind it in its transaction, so that it is nobody else's behind a PgBouncer.
+WITHOUT_JIT: Final = """
+SELECT set_config('jit', 'off', true)
+"""
+
+
 class Store:
     """A namespace's tables in a database; the functions of `store.*` run their SQL on it."""
 
@@ -127,11 +133,15 @@ class Store:
             raise
         return result
 
-    async def write_once(self, sql: str, *params: Param) -> PGresult:
-        """Run one statement that writes in its own transaction, without preparing it."""
+    async def write_once(self, sql: str, *params: Param, jit: bool = True) -> PGresult:
+        """Run one statement that writes in its own transaction, without preparing it.
+
+        `jit` False: PostgreSQL does not compile it, however long it thinks that it will take.
+        """
         batch = [(self._unprepared(sql), params)]
-        [result] = await self.database.run(self.namespace, batch, write=True)
-        return result
+        if not jit:
+            batch.insert(0, (self.schema.bind(WITHOUT_JIT), ()))
+        return (await self.database.run(self.namespace, batch, write=True))[-1]
 
     async def write(
         self, sql: str, *params: Param, final_constraints: Collection[str] = ()

@@ -1,5 +1,5 @@
-WITH RECURSIVE roots AS MATERIALIZED (
-    SELECT w.id, coalesce(w.complete_time, w.create_time) AS ended
+WITH RECURSIVE locked AS MATERIALIZED (
+    SELECT w.id, coalesce(w.complete_time, w.create_time) AS ended, w.revision
     FROM wfc.workflows w
     WHERE w.status IN ('Complete', 'Terminated') AND w.status = ANY ($1::text[])
         AND coalesce(w.complete_time, w.create_time) < $2::timestamptz
@@ -32,12 +32,15 @@ WITH RECURSIVE roots AS MATERIALIZED (
     ))
     FROM wfc.workflows r WHERE r.id = w.root_workflow_id
 ), TRUE))
-        AND w.revision = (SELECT s.revision FROM wfc.workflows s WHERE s.id = w.id)
     ORDER BY coalesce(w.complete_time, w.create_time), w.id
     LIMIT $6
     FOR UPDATE OF w SKIP LOCKED
+), roots AS MATERIALIZED (
+    SELECT l.id, l.ended, l.revision = (
+        SELECT s.revision FROM wfc.workflows s WHERE s.id = l.id) AS is_current
+    FROM locked l
 ), tree (root, id) AS (
-    SELECT id, id FROM roots
+    SELECT id, id FROM roots WHERE is_current
     UNION
     SELECT t.root, b.id FROM tree t, LATERAL (
         SELECT id FROM wfc.workflows WHERE root_workflow_id = t.id OFFSET 0
@@ -53,20 +56,21 @@ WITH RECURSIVE roots AS MATERIALIZED (
     ) c
     WHERE t.id <> t.root
 ), trees AS MATERIALIZED (
-    SELECT r.id, r.ended, sizes.pointers
+    SELECT r.id, r.ended, r.is_current, sizes.pointers
     FROM roots r, LATERAL (
         SELECT count(*) AS pointers FROM wfc.execution_pointers p
         WHERE p.workflow_id = r.id
             OR p.workflow_id = ANY (ARRAY (SELECT b.id FROM below b WHERE b.root = r.id))
     ) sizes
 ), considered AS MATERIALIZED (
-    SELECT id, ended FROM (
-        SELECT id, ended, sum(pointers + 1) OVER (ORDER BY ended, id) - pointers - 1 AS before
+    SELECT id, ended, is_current FROM (
+        SELECT id, ended, is_current,
+            sum(pointers + 1) OVER (ORDER BY ended, id) - pointers - 1 AS before
         FROM trees
     ) t WHERE before < $7::bigint
 ), doomed_roots AS MATERIALIZED (
     SELECT id FROM considered c
-    WHERE NOT EXISTS (SELECT FROM below b WHERE b.root = c.id AND NOT b.has_ended)
+    WHERE is_current AND NOT EXISTS (SELECT FROM below b WHERE b.root = c.id AND NOT b.has_ended)
         AND (SELECT count(*) FROM below b WHERE b.root = c.id)
             = (SELECT count(*) FROM tree t WHERE t.root = c.id AND t.id <> c.id)
 ), doomed AS MATERIALIZED (
