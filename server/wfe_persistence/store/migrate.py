@@ -127,8 +127,8 @@ async def _migrate(
             await _leave_to_operator(connection, schema, unattended)
         while True:
             try:
-                await _build_online(connector, connection, schema)
-                applied = await _step(connection, schema, claim, admit, done)
+                version = await _build_online(connector, connection, schema)
+                applied = await _step(connection, schema, claim, admit, done, version)
             except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as exc:
                 await giving_way.pause(connection, exc)
                 continue
@@ -146,8 +146,10 @@ async def _step(
     claim: bool,
     admit: Admission | None,
     done: list[str],
+    version: int,
 ) -> Applied | None:
-    """Apply the next migration; returns the newest one if there is none to be applied."""
+    """Apply the migration of a store of this version; returns the newest one if there is none to be
+    applied."""
     async with connection.transaction():
         await connection.execute(INDEPENDENT)
         await connection.execute(LOCK_MIGRATIONS, [schema.name])
@@ -163,6 +165,9 @@ async def _step(
             if not has_owner:
                 await _without_owner(connection, schema, claim)
             return applied[-1]
+        if len(applied) != version:
+            # Another server was faster. The next migration may have indexes to be built before it.
+            return None
         if not await _states_oldest_server(connection, schema):
             # In a transaction of its own: servers that look for the version would wait for the end
             # of the migration.
@@ -193,17 +198,19 @@ async def _apply(
 
 async def _build_online(
     connector: Connector, connection: psycopg.AsyncConnection[Any], schema: Schema
-) -> None:
-    """Build the indexes of the next migration that are built before it."""
+) -> int:
+    """Build the indexes of the next migration that are built before it; returns the version that
+    the store has before it."""
     version = await _version(connection, schema)
     if not 0 < version < migration_files.latest_version():
-        return
+        return version
 
     async def is_pending() -> bool:
         return await _version(connection, schema) == version
 
     migration = migration_files.migrations()[version]
     await online.build(connector, connection, schema, migration, is_pending)
+    return version
 
 
 async def _version(connection: psycopg.AsyncConnection[Any], schema: Schema) -> int:
