@@ -56,10 +56,13 @@ STUCK: Final[dict[str, tuple[list[object], set[str]]]] = {
         [None, None, "rare", "k", None],
         {"event_subscriptions_by_key", "workflows_pkey"},
     ),
-    "errors": ([None, None, None, None, YESTERDAY], {"execution_errors_by_time", "workflows_pkey"}),
+    "errors": (
+        [None, None, None, None, YESTERDAY],
+        {"execution_errors_by_time_and_id", "workflows_pkey"},
+    ),
     "all": (
         [TOMORROW, 10**12, "rare", "k", YESTERDAY],
-        {"event_subscriptions_by_key", "execution_errors_by_time", "workflows_pkey"},
+        {"event_subscriptions_by_key", "execution_errors_by_time_and_id", "workflows_pkey"},
     ),
 }
 STATUSES: Final = (None, "{Runnable}", "{Runnable,Suspended}", "{Complete}")

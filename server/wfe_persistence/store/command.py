@@ -73,17 +73,31 @@ _NOW_MS: Final = "floor(extract(epoch FROM now()) * 1000)::bigint"
 # What a claimed command has at most in the answer beside its data.
 _CLAIM_BYTES: Final = 160
 
-# = ANY (ARRAY (...)) makes the planner use an index scan, whatever number of rows it estimates.
-CLAIM_COMMANDS = f"""
-WITH due AS (
+# Commands without a lease and those whose lease has expired have an index each, in which none of
+# those that are leased is.
+_IS_FREE: Final = "lease_expiry IS NULL"
+
+
+def _due(condition: str) -> str:
+    return f"""
     SELECT id, execute_time, octet_length(data) + {_CLAIM_BYTES} AS bytes
     FROM wfc.scheduled_commands
     WHERE execute_time <= coalesce($1::bigint, {_NOW_MS})
         AND ($7::text IS NULL OR command_name = $7)
-        AND (lease_expiry IS NULL OR {expired("lease_expiry")})
+        AND {condition}
     ORDER BY execute_time, id
     LIMIT $2
-    FOR UPDATE SKIP LOCKED
+    FOR UPDATE SKIP LOCKED"""
+
+
+# = ANY (ARRAY (...)) makes the planner use an index scan, whatever number of rows it estimates.
+CLAIM_COMMANDS = f"""
+WITH free AS MATERIALIZED ({_due(_IS_FREE)}
+), expired AS MATERIALIZED ({_due(expired("lease_expiry"))}
+), due AS (
+    SELECT * FROM (SELECT * FROM free UNION ALL SELECT * FROM expired) d
+    ORDER BY execute_time, id
+    LIMIT $2
 ), fitting AS (
     SELECT id FROM (
         SELECT id, sum(bytes) OVER soonest_first AS bytes, row_number() OVER soonest_first AS n
@@ -137,31 +151,36 @@ _LEASE_MS: Final = "(extract(epoch FROM lease_expiry - now()) * 1000)::bigint"
 # be claimed now, and in how many milliseconds one becomes due, or a lease expires on one that is
 # due.
 LOOK_AT_COMMANDS = f"""
-SELECT g.name, ready.count, least(coming.ms, leased.ms)
+SELECT g.name, free.count + expired.count, least(coming.ms, leased.ms)
 FROM unnest($1::text[]) AS g(name)
 CROSS JOIN LATERAL (
     SELECT count(*) FROM (
         SELECT FROM wfc.scheduled_commands
-        WHERE command_name = g.name AND execute_time <= {_NOW_MS}
-            AND (lease_expiry IS NULL OR {expired("lease_expiry")})
+        WHERE command_name = g.name AND execute_time <= {_NOW_MS} AND {_IS_FREE}
         ORDER BY execute_time, id
         LIMIT $2
     ) c
-) ready
+) free
+CROSS JOIN LATERAL (
+    SELECT count(*) FROM (
+        SELECT FROM wfc.scheduled_commands
+        WHERE command_name = g.name AND execute_time <= {_NOW_MS} AND {expired("lease_expiry")}
+        ORDER BY lease_expiry
+        LIMIT $2
+    ) c
+) expired
 LEFT JOIN LATERAL (
     SELECT greatest(execute_time - {_NOW_MS}, {_LEASE_MS}) AS ms FROM wfc.scheduled_commands
     WHERE command_name = g.name AND execute_time > {_NOW_MS}
     ORDER BY execute_time, id
     LIMIT 1
 ) coming ON TRUE
-CROSS JOIN LATERAL (
-    SELECT min(ms) AS ms FROM (
-        SELECT {_LEASE_MS} AS ms FROM wfc.scheduled_commands
-        WHERE command_name = g.name AND execute_time <= {_NOW_MS} AND {unexpired("lease_expiry")}
-        ORDER BY execute_time, id
-        LIMIT $2
-    ) c
-) leased
+LEFT JOIN LATERAL (
+    SELECT {_LEASE_MS} AS ms FROM wfc.scheduled_commands
+    WHERE command_name = g.name AND execute_time <= {_NOW_MS} AND {unexpired("lease_expiry")}
+    ORDER BY lease_expiry
+    LIMIT 1
+) leased ON TRUE
 """
 _MOST_LOOKED_AT: Final = 100
 
@@ -285,8 +304,8 @@ async def renew_commands(
     return response
 
 
-# An absent filter is NULL, and the planner, which knows the parameters, removes its condition. No
-# index has the leases: it would cost every claim and every renewal.
+# An absent filter is NULL, and the planner, which knows the parameters, removes its condition.
+# They are in the order of execute_time, which no index of leases has.
 LIST_COMMANDS = f"""
 SELECT {COMMAND.selection()}, id,
     CASE WHEN {unexpired("lease_expiry")} THEN lease_expiry END,

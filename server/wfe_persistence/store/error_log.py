@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from wfe.persistence.v1.store_pb2 import ExecutionError, ListErrorsRequest
 from wfe_persistence import offload
@@ -38,13 +39,52 @@ def _by_number(row: PGresult, _: ExecutionError) -> Cursor:
 
 
 # An absent filter is NULL, and the planner, which knows the parameters, removes its condition.
+#
+# Errors are listed as they were logged. Those of a window of time mostly begin right behind the
+# cursor; if they do not, and the window has not too many, they are found by their times and sorted.
+# (The planner takes them for evenly spread, and would go through all that was logged after an old
+# window.)
+_IS_BY_TIME = "$1::text IS NULL AND num_nonnulls($2::timestamptz, $3::timestamptz) > 0"
+_IS_BEHIND = "($4::bigint IS NULL OR id < $4)"
+_IS_IN_TIME = """($2::timestamptz IS NULL OR error_time >= $2)
+        AND ($3::timestamptz IS NULL OR error_time < $3)"""
+_LISTED = f"""($1::text IS NULL OR workflow_id = $1)
+        AND {_IS_IN_TIME} AND {_IS_BEHIND}"""
+_MOST_FEW: Final = 50_000
+_BY_TIME = f"{_IS_BY_TIME} AND NOT (SELECT found FROM soon)"
 LIST_ERRORS = f"""
+WITH soon AS MATERIALIZED (
+    SELECT count(*) >= $5 AS found FROM (
+        SELECT error_time FROM wfc.execution_errors
+        WHERE {_IS_BEHIND}
+        ORDER BY id DESC
+        LIMIT 10 * $5::bigint
+    ) e
+    WHERE {_IS_IN_TIME}
+), few AS MATERIALIZED (
+    SELECT id FROM wfc.execution_errors
+    WHERE {_BY_TIME}
+        AND {_LISTED}
+    LIMIT {_MOST_FEW + 1}
+), are_few AS MATERIALIZED (
+    SELECT count(*) <= {_MOST_FEW} AS yes FROM few
+)
 SELECT {ERROR.selection()}, id
-FROM wfc.execution_errors
-WHERE ($1::text IS NULL OR workflow_id = $1)
-    AND ($2::timestamptz IS NULL OR error_time >= $2)
-    AND ($3::timestamptz IS NULL OR error_time < $3)
-    AND ($4::bigint IS NULL OR id < $4)
+FROM (
+    (
+        SELECT * FROM wfc.execution_errors
+        WHERE {_BY_TIME} AND (SELECT yes FROM are_few)
+            AND id = ANY (ARRAY (SELECT id FROM few ORDER BY id DESC LIMIT $5))
+        ORDER BY id DESC
+        LIMIT $5
+    ) UNION ALL (
+        SELECT * FROM wfc.execution_errors
+        WHERE {_LISTED}
+            AND (NOT ({_BY_TIME}) OR NOT (SELECT yes FROM are_few))
+        ORDER BY id DESC
+        LIMIT $5
+    )
+) e
 ORDER BY id DESC
 LIMIT $5
 """

@@ -152,13 +152,14 @@ async def mark_event_unprocessed(store: Store, id_: str) -> None:
 def _list_events(direction: Direction) -> str:
     """The statement for one direction. An absent filter is NULL, and the planner, which knows the
     parameters, removes its condition."""
+    since, until = direction.bounds("event_time", "$4::timestamptz", "$5::timestamptz", "$7")
     return f"""
 SELECT {EVENT.selection()}
 FROM wfc.events
 WHERE ($1::text IS NULL OR event_name = $1) AND ($2::text IS NULL OR event_key = $2)
     AND ($3::boolean IS NULL OR is_processed = $3)
-    AND ($4::timestamptz IS NULL OR event_time >= $4)
-    AND ($5::timestamptz IS NULL OR event_time < $5)
+    AND {since}
+    AND {until}
     AND ($7::text IS NULL OR (event_time, id) {direction.after} ($6::timestamptz, $7))
 ORDER BY event_time {direction.order}, id {direction.order}
 LIMIT $8

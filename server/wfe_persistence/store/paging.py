@@ -44,6 +44,20 @@ class Direction(NamedTuple):
     order: str
     after: str
 
+    def bounds(self, column: str, since: str, until: str, after_id: str) -> tuple[str, str]:
+        """The conditions that a column is not less than `since`, and less than `until`, each if it
+        is not NULL; `after_id`: the cursor's id, NULL on the first page.
+
+        The one at which the first page begins is for that page only: a later one begins behind its
+        cursor, which is within it. With both an index may be read from the wrong one of them, more
+        of it with each page. For statements that are planned with their parameters.
+        """
+        is_first = f" OR {after_id}::text IS NOT NULL"
+        return (
+            f"({since} IS NULL OR {column} >= {since}{is_first if self.order == 'ASC' else ''})",
+            f"({until} IS NULL OR {column} < {until}{is_first if self.order == 'DESC' else ''})",
+        )
+
 
 DIRECTIONS: Final[dict[ListOrder.ValueType, Direction]] = {
     ListOrder.LIST_ORDER_NEWEST_FIRST: Direction("DESC", "<"),

@@ -73,16 +73,34 @@ async def get_subscription(store: Store, id_: str) -> EventSubscription:
     return _decode_subscription(rows)
 
 
-_OPEN_FOR_EVENT = f"""event_name = $1 AND event_key = $2
-    AND subscribe_as_of <= coalesce($3::timestamptz, now())
-    AND (external_token IS NULL OR {expired("external_token_expiry")})"""
+_IS_EXPIRED = f"external_token IS NOT NULL AND {expired('external_token_expiry')}"
+
+
+def _first_open(condition: str, order: str, limit: str) -> str:
+    """The first open subscriptions with this condition, in a FROM clause. Those without a token and
+    those whose token has expired have an index each, in which none of those that are held is."""
+    first = f"""
+        SELECT * FROM wfc.event_subscriptions
+        WHERE {condition}
+            AND {{}}
+        ORDER BY {order}
+        LIMIT {limit}"""
+    return f"""(
+    ({first.format("external_token IS NULL")}
+    ) UNION ALL ({first.format(_IS_EXPIRED)}
+    )
+) s"""
+
+
+_FOR_EVENT = """event_name = $1 AND event_key = $2
+            AND subscribe_as_of <= coalesce($3::timestamptz, now())"""
+_BEHIND = behind("(subscribe_as_of, id)", "$4::timestamptz", "$5::text", least=LEAST_TIME)
+_BY_TIME = "subscribe_as_of, id"
 
 GET_SUBSCRIPTIONS = f"""
 SELECT {_COLUMNS}
-FROM wfc.event_subscriptions
-WHERE {_OPEN_FOR_EVENT}
-    AND {behind("(subscribe_as_of, id)", "$4::timestamptz", "$5::text", least=LEAST_TIME)}
-ORDER BY subscribe_as_of, id
+FROM {_first_open(f"{_FOR_EVENT} AND {_BEHIND}", _BY_TIME, "$6")}
+ORDER BY {_BY_TIME}
 LIMIT $6
 """
 
@@ -110,9 +128,8 @@ async def get_subscriptions(
 
 GET_FIRST_OPEN_SUBSCRIPTION = f"""
 SELECT {_COLUMNS}
-FROM wfc.event_subscriptions
-WHERE {_OPEN_FOR_EVENT}
-ORDER BY subscribe_as_of, id
+FROM {_first_open(_FOR_EVENT, _BY_TIME, "1")}
+ORDER BY {_BY_TIME}
 LIMIT 1
 """
 
@@ -297,15 +314,26 @@ async def clear_subscription_token(store: Store, id_: str, token: str, epoch: in
         raise token_mismatch("token")
 
 
-# An absent filter is NULL, and the planner, which knows the parameters, removes its condition.
+# An absent filter is NULL, and the planner, which knows the parameters, removes its condition, and
+# the part that can return nothing.
+_LISTED = """($1::text IS NULL OR workflow_id = $1)
+            AND ($2::text IS NULL OR event_name = $2)
+            AND ($3::text IS NULL OR event_key = $3)
+            AND ($5::text IS NULL OR id > $5)"""
+_IS_HELD = f"""external_token IS NOT NULL
+                AND {unexpired_or_endless("external_token_expiry")}"""
 LIST_SUBSCRIPTIONS = f"""
 SELECT {_COLUMNS}
-FROM wfc.event_subscriptions
-WHERE ($1::text IS NULL OR workflow_id = $1) AND ($2::text IS NULL OR event_name = $2)
-    AND ($3::text IS NULL OR event_key = $3)
-    AND ($4::boolean IS NULL OR $4 = (external_token IS NOT NULL
-        AND {unexpired_or_endless("external_token_expiry")}))
-    AND ($5::text IS NULL OR id > $5)
+FROM (
+    SELECT * FROM {_first_open(f"NOT $4::boolean AND {_LISTED}", "id", "$6")}
+    UNION ALL (
+        SELECT * FROM wfc.event_subscriptions
+        WHERE {_LISTED}
+            AND ($4 IS NULL OR ($4 AND {_IS_HELD}))
+        ORDER BY id
+        LIMIT $6
+    )
+) s
 ORDER BY id
 LIMIT $6
 """

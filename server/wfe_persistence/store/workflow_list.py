@@ -15,7 +15,15 @@ from wfe.persistence.v1.workflow_pb2 import (
     WorkflowView,
 )
 from wfe_persistence.store.columns import INT8, Column, Columns, enum
-from wfe_persistence.store.paging import DIRECTIONS, TIME, Cursor, Page, fill_page, like_prefix
+from wfe_persistence.store.paging import (
+    DIRECTIONS,
+    TIME,
+    Cursor,
+    Direction,
+    Page,
+    fill_page,
+    like_prefix,
+)
 from wfe_persistence.store.records import WORKFLOW_STATUS
 from wfe_persistence.store.rows import Param, epoch_ms, integer, text, timestamp
 from wfe_persistence.store.tables import Store
@@ -27,18 +35,25 @@ from wfe_persistence.store.workflow import INSTANCE_COLUMNS, POINTERS_OF_VIEW, r
 # No index has last_heartbeat_at. Every persist writes it, so that none could be a HOT update: with
 # such an index for runnable workflows alone, 0 of 3000 updates were HOT instead of 2156, and each
 # wrote a third more WAL. written_before reads what the other criteria leave.
-_FILTER = """($1::text[] IS NULL OR w.status = ANY ($1))
-            AND ($2::text IS NULL OR w.definition_id = $2)
+_HAS_STATUS = "($1::text[] IS NULL OR w.status = ANY ($1))"
+_IS_INDEXED = """($2::text IS NULL OR w.definition_id = $2)
             AND ($3::int IS NULL OR w.version = $3)
             AND ($4::text IS NULL OR w.reference = $4)
             AND ($5::text IS NULL OR w.name LIKE $5)
             AND ($6::text IS NULL OR w.root_workflow_id = $6)
-            AND ($7::timestamptz IS NULL OR w.create_time >= $7)
-            AND ($8::timestamptz IS NULL OR w.create_time < $8)
             AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
-            AND ($10::timestamptz IS NULL OR w.complete_time < $10)
-            AND ($11::timestamptz IS NULL OR coalesce(w.last_heartbeat_at, w.create_time) < $11)
+            AND ($10::timestamptz IS NULL OR w.complete_time < $10)"""
+_IS_OTHERWISE = """($11::timestamptz IS NULL OR coalesce(w.last_heartbeat_at, w.create_time) < $11)
             AND ($12::bigint IS NULL OR (w.status = 'Runnable' AND w.next_execution < $12))"""
+
+
+def _filter(since: str, until: str) -> str:
+    """All criteria but the statuses; `since`, `until`: the conditions on create_time."""
+    return f"""{_IS_INDEXED}
+            AND {since}
+            AND {until}
+            AND {_IS_OTHERWISE}"""
+
 
 # Where a criterion is about subscriptions or errors, those are read first, and then the workflows
 # that have all that is asked for, by their ids: LATERAL with LIMIT 1, as in `_get_instances`. What
@@ -86,6 +101,24 @@ def status_array(statuses: Iterable[WorkflowStatus.ValueType]) -> bytes:
     return f"{{{','.join(WORKFLOW_STATUS[status] for status in dict.fromkeys(statuses))}}}".encode()
 
 
+# Criteria that have an index, though mostly not in the order of the list. Where few workflows meet
+# them all, these are found by that index, once, and sorted. (The planner would often rather go
+# through the list until a page is full, once for each status: it takes the few for evenly spread,
+# and they may all be old, or of one status.) Where many do, the list soon has a page of them. A
+# definition and a version have indexes in the order of the list: more than a thousand are many.
+_UNORDERED = "$4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz"
+_IS_BY_INDEX = f"num_nonnulls($2::text, $3::int, {_UNORDERED}) > 0 AND NOT {_IS_CHOSEN}"
+_MOST_FEW = f"CASE WHEN num_nonnulls({_UNORDERED}) > 0 THEN 20000 ELSE 1000 END"
+_FEW = f"""few AS MATERIALIZED (
+    SELECT count(*) <= {_MOST_FEW} AS are_few FROM (
+        SELECT FROM wfc.workflows w
+        WHERE {_IS_BY_INDEX} AND {_IS_INDEXED}
+        LIMIT {_MOST_FEW} + 1
+    ) w
+)"""
+_ARE_FEW = f"{_IS_BY_INDEX} AND (SELECT are_few FROM few)"
+_ARE_MANY = f"NOT {_IS_CHOSEN} AND (NOT ({_IS_BY_INDEX}) OR NOT (SELECT are_few FROM few))"
+
 _STATUSES: Final = sorted(f"'{name}'" for name in WORKFLOW_STATUS.values())
 # Other software may have stored statuses that this server does not know. They are found between
 # those that it knows, in the same index, as one look into each gap.
@@ -98,37 +131,79 @@ _OTHER_STATUS: Final = " OR ".join(
 )
 
 
-def _list_workflows(*, after: str, direction: str, pointers: str) -> str:
+def _list_workflows(direction: Direction, pointers: str) -> str:
     """A page of workflows by create_time, numbered in their order.
 
     It is merged from the first workflows of each status, so that one index by status is enough, or
-    sorted if subscriptions or errors choose them.
+    sorted if there are few, or subscriptions or errors choose them. Each status is a part of its
+    own, so that the planner knows how many have it, and leaves out those that are not asked for.
     """
+    since, until = direction.bounds("w.create_time", "$7::timestamptz", "$8::timestamptz", "$17")
+    order = f"create_time {direction.order}, {{0}}id {direction.order}"
+
+    meets = f"""{_filter(since, until)}
+            AND ($17::text IS NULL
+                OR (w.create_time, w.id) {direction.after} ($16::timestamptz, $17))"""
+
+    # The newest of those that ended before a time were created before it. Any that say otherwise,
+    # by different clocks, are in an index of their own.
+    is_early, early = "TRUE", []
+    if direction.order == "DESC":
+        is_early = "($10::timestamptz IS NULL OR w.create_time < $10)"
+        early = [
+            f"""$10 IS NOT NULL AND {_ARE_MANY} AND {_HAS_STATUS}
+            AND w.complete_time < w.create_time AND w.create_time >= $10
+            AND {meets}"""
+        ]
 
     def first(condition: str, source: str = "wfc.workflows w") -> str:
-        return f"""
+        return f"""(
         SELECT w.* FROM {source}
-        WHERE {condition} AND {_FILTER}
-            AND ($17::text IS NULL OR (w.create_time, w.id) {after} ($16::timestamptz, $17))
-        ORDER BY w.create_time {direction}, w.id {direction}
-        LIMIT $18"""
+        WHERE {condition}
+        ORDER BY w.{order.format("w.")}
+        LIMIT $18
+        )"""
 
+    parts = [
+        *(
+            first(
+                f"""({status} = ANY ($1::text[])) IS NOT FALSE AND {_ARE_MANY}
+            AND w.status = {status} AND {is_early}
+            AND {meets}"""
+            )
+            for status in _STATUSES
+        ),
+        *map(first, early),
+        first(
+            f"""$1 IS NULL AND {_ARE_MANY}
+            AND ({_OTHER_STATUS}) AND {is_early}
+            AND {meets}"""
+        ),
+        # OFFSET: what is inside is not read in the order outside.
+        first(
+            _ARE_FEW,
+            f"""(
+            SELECT * FROM wfc.workflows w
+            WHERE {_HAS_STATUS}
+            AND {meets}
+            OFFSET 0
+        ) w""",
+        ),
+        first(
+            f"""{_IS_CHOSEN} AND {_HAS_STATUS}
+            AND {meets}""",
+            _CHOSEN,
+        ),
+    ]
     return f"""
-WITH page AS MATERIALIZED (
+WITH {_FEW}, page AS MATERIALIZED (
     SELECT * FROM (
-        SELECT w.* FROM unnest(
-            coalesce($1::text[], ARRAY[{", ".join(_STATUSES)}])
-        ) AS of (status), LATERAL ({first(f"NOT {_IS_CHOSEN} AND w.status = of.status")}
-        ) w
-        UNION ALL
-        ({first(f"NOT {_IS_CHOSEN} AND $1 IS NULL AND ({_OTHER_STATUS})")})
-        UNION ALL
-        ({first(_IS_CHOSEN, _CHOSEN)})
+        {" UNION ALL ".join(parts)}
     ) first
-    ORDER BY first.create_time {direction}, first.id {direction}
+    ORDER BY first.{order.format("first.")}
     LIMIT $18
 ), numbered AS (
-    SELECT page.*, row_number() OVER (ORDER BY create_time {direction}, id {direction}) AS n
+    SELECT page.*, row_number() OVER (ORDER BY {order.format("")}) AS n
     FROM page
 )
 SELECT {INSTANCE_COLUMNS},
@@ -140,9 +215,7 @@ ORDER BY w.n, p.ordinal
 
 
 LIST_WORKFLOWS = {
-    (order, view): _list_workflows(
-        after=direction.after, direction=direction.order, pointers=pointers
-    )
+    (order, view): _list_workflows(direction, pointers)
     for order, direction in DIRECTIONS.items()
     for view, pointers in POINTERS_OF_VIEW.items()
 }
@@ -177,13 +250,17 @@ _read_count = Columns(
     WorkflowCount, Column("status", enum(WORKFLOW_STATUS)), Column("count", INT8)
 ).reader()
 
+_SINCE = "($7::timestamptz IS NULL OR w.create_time >= $7)"
+_UNTIL = "($8::timestamptz IS NULL OR w.create_time < $8)"
+_ALL_CRITERIA = f"{_HAS_STATUS} AND {_filter(_SINCE, _UNTIL)}"
+
 COUNT_WORKFLOWS = f"""
 SELECT w.status, count(*) FROM (
         SELECT w.status FROM wfc.workflows w
-        WHERE NOT {_IS_CHOSEN} AND {_FILTER}
+        WHERE NOT {_IS_CHOSEN} AND {_ALL_CRITERIA}
         UNION ALL
         SELECT w.status FROM {_CHOSEN}
-        WHERE {_IS_CHOSEN} AND {_FILTER}
+        WHERE {_IS_CHOSEN} AND {_ALL_CRITERIA}
 ) w GROUP BY w.status
 """
 

@@ -1,12 +1,25 @@
-WITH due AS (
+WITH free AS MATERIALIZED (
     SELECT id, execute_time, octet_length(data) + 160 AS bytes
     FROM wfc.scheduled_commands
     WHERE execute_time <= coalesce($1::bigint, floor(extract(epoch FROM now()) * 1000)::bigint)
         AND ($7::text IS NULL OR command_name = $7)
-        AND (lease_expiry IS NULL OR lease_expiry <= now())
+        AND lease_expiry IS NULL
     ORDER BY execute_time, id
     LIMIT $2
     FOR UPDATE SKIP LOCKED
+), expired AS MATERIALIZED (
+    SELECT id, execute_time, octet_length(data) + 160 AS bytes
+    FROM wfc.scheduled_commands
+    WHERE execute_time <= coalesce($1::bigint, floor(extract(epoch FROM now()) * 1000)::bigint)
+        AND ($7::text IS NULL OR command_name = $7)
+        AND lease_expiry <= now()
+    ORDER BY execute_time, id
+    LIMIT $2
+    FOR UPDATE SKIP LOCKED
+), due AS (
+    SELECT * FROM (SELECT * FROM free UNION ALL SELECT * FROM expired) d
+    ORDER BY execute_time, id
+    LIMIT $2
 ), fitting AS (
     SELECT id FROM (
         SELECT id, sum(bytes) OVER soonest_first AS bytes, row_number() OVER soonest_first AS n

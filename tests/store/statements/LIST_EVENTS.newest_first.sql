@@ -2,8 +2,8 @@ SELECT id, event_name, event_key, event_data, event_time, is_processed
 FROM wfc.events
 WHERE ($1::text IS NULL OR event_name = $1) AND ($2::text IS NULL OR event_key = $2)
     AND ($3::boolean IS NULL OR is_processed = $3)
-    AND ($4::timestamptz IS NULL OR event_time >= $4)
-    AND ($5::timestamptz IS NULL OR event_time < $5)
+    AND ($4::timestamptz IS NULL OR event_time >= $4::timestamptz)
+    AND ($5::timestamptz IS NULL OR event_time < $5::timestamptz OR $7::text IS NOT NULL)
     AND ($7::text IS NULL OR (event_time, id) < ($6::timestamptz, $7))
 ORDER BY event_time DESC, id DESC
 LIMIT $8;

@@ -1,45 +1,154 @@
-WITH page AS MATERIALIZED (
+WITH few AS MATERIALIZED (
+    SELECT count(*) <= CASE WHEN num_nonnulls($4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0 THEN 20000 ELSE 1000 END AS are_few FROM (
+        SELECT FROM wfc.workflows w
+        WHERE num_nonnulls($2::text, $3::int, $4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0 AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND ($2::text IS NULL OR w.definition_id = $2)
+            AND ($3::int IS NULL OR w.version = $3)
+            AND ($4::text IS NULL OR w.reference = $4)
+            AND ($5::text IS NULL OR w.name LIKE $5)
+            AND ($6::text IS NULL OR w.root_workflow_id = $6)
+            AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
+            AND ($10::timestamptz IS NULL OR w.complete_time < $10)
+        LIMIT CASE WHEN num_nonnulls($4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0 THEN 20000 ELSE 1000 END + 1
+    ) w
+), page AS MATERIALIZED (
     SELECT * FROM (
-        SELECT w.* FROM unnest(
-            coalesce($1::text[], ARRAY['Complete', 'Runnable', 'Suspended', 'Terminated'])
-        ) AS of (status), LATERAL (
+        (
         SELECT w.* FROM wfc.workflows w
-        WHERE NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND w.status = of.status AND ($1::text[] IS NULL OR w.status = ANY ($1))
+        WHERE ('Complete' = ANY ($1::text[])) IS NOT FALSE AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND (NOT (num_nonnulls($2::text, $3::int, $4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0 AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL)) OR NOT (SELECT are_few FROM few))
+            AND w.status = 'Complete' AND ($10::timestamptz IS NULL OR w.create_time < $10)
             AND ($2::text IS NULL OR w.definition_id = $2)
             AND ($3::int IS NULL OR w.version = $3)
             AND ($4::text IS NULL OR w.reference = $4)
             AND ($5::text IS NULL OR w.name LIKE $5)
             AND ($6::text IS NULL OR w.root_workflow_id = $6)
-            AND ($7::timestamptz IS NULL OR w.create_time >= $7)
-            AND ($8::timestamptz IS NULL OR w.create_time < $8)
             AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
             AND ($10::timestamptz IS NULL OR w.complete_time < $10)
+            AND ($7::timestamptz IS NULL OR w.create_time >= $7::timestamptz)
+            AND ($8::timestamptz IS NULL OR w.create_time < $8::timestamptz OR $17::text IS NOT NULL)
             AND ($11::timestamptz IS NULL OR coalesce(w.last_heartbeat_at, w.create_time) < $11)
             AND ($12::bigint IS NULL OR (w.status = 'Runnable' AND w.next_execution < $12))
-            AND ($17::text IS NULL OR (w.create_time, w.id) < ($16::timestamptz, $17))
+            AND ($17::text IS NULL
+                OR (w.create_time, w.id) < ($16::timestamptz, $17))
         ORDER BY w.create_time DESC, w.id DESC
         LIMIT $18
-        ) w
-        UNION ALL
-        (
+        ) UNION ALL (
         SELECT w.* FROM wfc.workflows w
-        WHERE NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND $1 IS NULL AND (w.status < 'Complete' OR w.status > 'Complete' AND w.status < 'Runnable' OR w.status > 'Runnable' AND w.status < 'Suspended' OR w.status > 'Suspended' AND w.status < 'Terminated' OR w.status > 'Terminated') AND ($1::text[] IS NULL OR w.status = ANY ($1))
+        WHERE ('Runnable' = ANY ($1::text[])) IS NOT FALSE AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND (NOT (num_nonnulls($2::text, $3::int, $4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0 AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL)) OR NOT (SELECT are_few FROM few))
+            AND w.status = 'Runnable' AND ($10::timestamptz IS NULL OR w.create_time < $10)
             AND ($2::text IS NULL OR w.definition_id = $2)
             AND ($3::int IS NULL OR w.version = $3)
             AND ($4::text IS NULL OR w.reference = $4)
             AND ($5::text IS NULL OR w.name LIKE $5)
             AND ($6::text IS NULL OR w.root_workflow_id = $6)
-            AND ($7::timestamptz IS NULL OR w.create_time >= $7)
-            AND ($8::timestamptz IS NULL OR w.create_time < $8)
             AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
             AND ($10::timestamptz IS NULL OR w.complete_time < $10)
+            AND ($7::timestamptz IS NULL OR w.create_time >= $7::timestamptz)
+            AND ($8::timestamptz IS NULL OR w.create_time < $8::timestamptz OR $17::text IS NOT NULL)
             AND ($11::timestamptz IS NULL OR coalesce(w.last_heartbeat_at, w.create_time) < $11)
             AND ($12::bigint IS NULL OR (w.status = 'Runnable' AND w.next_execution < $12))
-            AND ($17::text IS NULL OR (w.create_time, w.id) < ($16::timestamptz, $17))
+            AND ($17::text IS NULL
+                OR (w.create_time, w.id) < ($16::timestamptz, $17))
         ORDER BY w.create_time DESC, w.id DESC
-        LIMIT $18)
-        UNION ALL
-        (
+        LIMIT $18
+        ) UNION ALL (
+        SELECT w.* FROM wfc.workflows w
+        WHERE ('Suspended' = ANY ($1::text[])) IS NOT FALSE AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND (NOT (num_nonnulls($2::text, $3::int, $4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0 AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL)) OR NOT (SELECT are_few FROM few))
+            AND w.status = 'Suspended' AND ($10::timestamptz IS NULL OR w.create_time < $10)
+            AND ($2::text IS NULL OR w.definition_id = $2)
+            AND ($3::int IS NULL OR w.version = $3)
+            AND ($4::text IS NULL OR w.reference = $4)
+            AND ($5::text IS NULL OR w.name LIKE $5)
+            AND ($6::text IS NULL OR w.root_workflow_id = $6)
+            AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
+            AND ($10::timestamptz IS NULL OR w.complete_time < $10)
+            AND ($7::timestamptz IS NULL OR w.create_time >= $7::timestamptz)
+            AND ($8::timestamptz IS NULL OR w.create_time < $8::timestamptz OR $17::text IS NOT NULL)
+            AND ($11::timestamptz IS NULL OR coalesce(w.last_heartbeat_at, w.create_time) < $11)
+            AND ($12::bigint IS NULL OR (w.status = 'Runnable' AND w.next_execution < $12))
+            AND ($17::text IS NULL
+                OR (w.create_time, w.id) < ($16::timestamptz, $17))
+        ORDER BY w.create_time DESC, w.id DESC
+        LIMIT $18
+        ) UNION ALL (
+        SELECT w.* FROM wfc.workflows w
+        WHERE ('Terminated' = ANY ($1::text[])) IS NOT FALSE AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND (NOT (num_nonnulls($2::text, $3::int, $4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0 AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL)) OR NOT (SELECT are_few FROM few))
+            AND w.status = 'Terminated' AND ($10::timestamptz IS NULL OR w.create_time < $10)
+            AND ($2::text IS NULL OR w.definition_id = $2)
+            AND ($3::int IS NULL OR w.version = $3)
+            AND ($4::text IS NULL OR w.reference = $4)
+            AND ($5::text IS NULL OR w.name LIKE $5)
+            AND ($6::text IS NULL OR w.root_workflow_id = $6)
+            AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
+            AND ($10::timestamptz IS NULL OR w.complete_time < $10)
+            AND ($7::timestamptz IS NULL OR w.create_time >= $7::timestamptz)
+            AND ($8::timestamptz IS NULL OR w.create_time < $8::timestamptz OR $17::text IS NOT NULL)
+            AND ($11::timestamptz IS NULL OR coalesce(w.last_heartbeat_at, w.create_time) < $11)
+            AND ($12::bigint IS NULL OR (w.status = 'Runnable' AND w.next_execution < $12))
+            AND ($17::text IS NULL
+                OR (w.create_time, w.id) < ($16::timestamptz, $17))
+        ORDER BY w.create_time DESC, w.id DESC
+        LIMIT $18
+        ) UNION ALL (
+        SELECT w.* FROM wfc.workflows w
+        WHERE $10 IS NOT NULL AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND (NOT (num_nonnulls($2::text, $3::int, $4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0 AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL)) OR NOT (SELECT are_few FROM few)) AND ($1::text[] IS NULL OR w.status = ANY ($1))
+            AND w.complete_time < w.create_time AND w.create_time >= $10
+            AND ($2::text IS NULL OR w.definition_id = $2)
+            AND ($3::int IS NULL OR w.version = $3)
+            AND ($4::text IS NULL OR w.reference = $4)
+            AND ($5::text IS NULL OR w.name LIKE $5)
+            AND ($6::text IS NULL OR w.root_workflow_id = $6)
+            AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
+            AND ($10::timestamptz IS NULL OR w.complete_time < $10)
+            AND ($7::timestamptz IS NULL OR w.create_time >= $7::timestamptz)
+            AND ($8::timestamptz IS NULL OR w.create_time < $8::timestamptz OR $17::text IS NOT NULL)
+            AND ($11::timestamptz IS NULL OR coalesce(w.last_heartbeat_at, w.create_time) < $11)
+            AND ($12::bigint IS NULL OR (w.status = 'Runnable' AND w.next_execution < $12))
+            AND ($17::text IS NULL
+                OR (w.create_time, w.id) < ($16::timestamptz, $17))
+        ORDER BY w.create_time DESC, w.id DESC
+        LIMIT $18
+        ) UNION ALL (
+        SELECT w.* FROM wfc.workflows w
+        WHERE $1 IS NULL AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND (NOT (num_nonnulls($2::text, $3::int, $4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0 AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL)) OR NOT (SELECT are_few FROM few))
+            AND (w.status < 'Complete' OR w.status > 'Complete' AND w.status < 'Runnable' OR w.status > 'Runnable' AND w.status < 'Suspended' OR w.status > 'Suspended' AND w.status < 'Terminated' OR w.status > 'Terminated') AND ($10::timestamptz IS NULL OR w.create_time < $10)
+            AND ($2::text IS NULL OR w.definition_id = $2)
+            AND ($3::int IS NULL OR w.version = $3)
+            AND ($4::text IS NULL OR w.reference = $4)
+            AND ($5::text IS NULL OR w.name LIKE $5)
+            AND ($6::text IS NULL OR w.root_workflow_id = $6)
+            AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
+            AND ($10::timestamptz IS NULL OR w.complete_time < $10)
+            AND ($7::timestamptz IS NULL OR w.create_time >= $7::timestamptz)
+            AND ($8::timestamptz IS NULL OR w.create_time < $8::timestamptz OR $17::text IS NOT NULL)
+            AND ($11::timestamptz IS NULL OR coalesce(w.last_heartbeat_at, w.create_time) < $11)
+            AND ($12::bigint IS NULL OR (w.status = 'Runnable' AND w.next_execution < $12))
+            AND ($17::text IS NULL
+                OR (w.create_time, w.id) < ($16::timestamptz, $17))
+        ORDER BY w.create_time DESC, w.id DESC
+        LIMIT $18
+        ) UNION ALL (
+        SELECT w.* FROM (
+            SELECT * FROM wfc.workflows w
+            WHERE ($1::text[] IS NULL OR w.status = ANY ($1))
+            AND ($2::text IS NULL OR w.definition_id = $2)
+            AND ($3::int IS NULL OR w.version = $3)
+            AND ($4::text IS NULL OR w.reference = $4)
+            AND ($5::text IS NULL OR w.name LIKE $5)
+            AND ($6::text IS NULL OR w.root_workflow_id = $6)
+            AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
+            AND ($10::timestamptz IS NULL OR w.complete_time < $10)
+            AND ($7::timestamptz IS NULL OR w.create_time >= $7::timestamptz)
+            AND ($8::timestamptz IS NULL OR w.create_time < $8::timestamptz OR $17::text IS NOT NULL)
+            AND ($11::timestamptz IS NULL OR coalesce(w.last_heartbeat_at, w.create_time) < $11)
+            AND ($12::bigint IS NULL OR (w.status = 'Runnable' AND w.next_execution < $12))
+            AND ($17::text IS NULL
+                OR (w.create_time, w.id) < ($16::timestamptz, $17))
+            OFFSET 0
+        ) w
+        WHERE num_nonnulls($2::text, $3::int, $4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0 AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND (SELECT are_few FROM few)
+        ORDER BY w.create_time DESC, w.id DESC
+        LIMIT $18
+        ) UNION ALL (
         SELECT w.* FROM (
             SELECT c.id FROM (
                 SELECT DISTINCT s.workflow_id AS id FROM wfc.event_subscriptions s
@@ -56,15 +165,17 @@ WITH page AS MATERIALIZED (
             AND ($4::text IS NULL OR w.reference = $4)
             AND ($5::text IS NULL OR w.name LIKE $5)
             AND ($6::text IS NULL OR w.root_workflow_id = $6)
-            AND ($7::timestamptz IS NULL OR w.create_time >= $7)
-            AND ($8::timestamptz IS NULL OR w.create_time < $8)
             AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
             AND ($10::timestamptz IS NULL OR w.complete_time < $10)
+            AND ($7::timestamptz IS NULL OR w.create_time >= $7::timestamptz)
+            AND ($8::timestamptz IS NULL OR w.create_time < $8::timestamptz OR $17::text IS NOT NULL)
             AND ($11::timestamptz IS NULL OR coalesce(w.last_heartbeat_at, w.create_time) < $11)
             AND ($12::bigint IS NULL OR (w.status = 'Runnable' AND w.next_execution < $12))
-            AND ($17::text IS NULL OR (w.create_time, w.id) < ($16::timestamptz, $17))
+            AND ($17::text IS NULL
+                OR (w.create_time, w.id) < ($16::timestamptz, $17))
         ORDER BY w.create_time DESC, w.id DESC
-        LIMIT $18)
+        LIMIT $18
+        )
     ) first
     ORDER BY first.create_time DESC, first.id DESC
     LIMIT $18
