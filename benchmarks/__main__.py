@@ -9,8 +9,8 @@ others wait meanwhile; `--access` what authentication costs, and bad credentials
 metrics cost, `--traces` what traces cost; `--workers` servers of several processes; `--strangers`
 what bad handshakes cost; `--queues` the throughput of queues, `--queue-statements` what they cost
 PostgreSQL; `--waiting` calls that wait, ten thousand on one server too; `--purge` a purge under
-load; `--start` starts, and idle servers; `--storage` disk usage; `--export` an export and its
-import.
+load; `--start` starts, and idle servers; `--storage` disk usage; `--growth` statements on a store
+that has grown for long; `--export` an export and its import.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from benchmarks import (
     access,
     checks,
     driver,
+    growth,
     metrics,
     namespaces,
     patches,
@@ -148,6 +149,14 @@ def main() -> None:
         help="measure disk usage of this many pointers, and WAL of their steps (default 100000)",
     )
     parser.add_argument(
+        "--growth",
+        type=int,
+        metavar="N",
+        nargs="?",
+        const=1_000_000,
+        help="measure statements on a skewed store of this many workflows (default 1000000)",
+    )
+    parser.add_argument(
         "--export",
         type=int,
         metavar="N",
@@ -220,6 +229,9 @@ def main() -> None:
         elif arguments.start:
             figures = start.measure(postgres.url, arguments.rounds)
             print(start.table(figures))
+        elif arguments.growth:
+            figures = growth.measure(postgres.url, arguments.growth)
+            print(growth.table(figures))
         elif arguments.storage:
             figures = asyncio.run(storage.measure(postgres.url, arguments.storage))
             print(storage.table(figures))
@@ -265,6 +277,8 @@ def main() -> None:
         if arguments.start
         else "storage.json"
         if arguments.storage
+        else "growth.json"
+        if arguments.growth
         else "rpcs.json"
     )
     file: Path = arguments.json or Path(__file__).parent / "results" / name
