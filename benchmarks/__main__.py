@@ -10,7 +10,8 @@ metrics cost, `--traces` what traces cost; `--workers` servers of several proces
 what bad handshakes cost; `--queues` the throughput of queues, `--queue-statements` what they cost
 PostgreSQL; `--waiting` calls that wait, ten thousand on one server too; `--purge` a purge under
 load; `--start` starts, and idle servers; `--storage` disk usage; `--growth` statements on a store
-that has grown for long; `--export` an export and its import.
+that has grown for long; `--export` an export and its import;
+`--bulk` creates in bulk beside single ones.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import psutil
 
 from benchmarks import (
     access,
+    bulk,
     checks,
     driver,
     growth,
@@ -98,6 +100,9 @@ def main() -> None:
         "--access",
         action="store_true",
         help="measure what authentication costs, and 10,000 bad credentials a minute",
+    )
+    parser.add_argument(
+        "--bulk", action="store_true", help="measure creates in bulk beside single ones"
     )
     parser.add_argument("--metrics", action="store_true", help="measure what metrics cost a call")
     parser.add_argument("--traces", action="store_true", help="measure what traces cost a call")
@@ -216,6 +221,10 @@ def main() -> None:
                     transfer.measure(postgres.url, process, arguments.export, Path(files))
                 )
             print(transfer.table(figures))
+        elif arguments.bulk:
+            process = psutil.Process(_postmaster(directory))
+            figures = asyncio.run(bulk.measure(postgres.url, process, arguments.rounds))
+            print(bulk.table(figures))
         elif arguments.patches:
             process = psutil.Process(_postmaster(directory))
             figures = asyncio.run(patches.measure(postgres.url, process))
@@ -267,6 +276,8 @@ def main() -> None:
         if arguments.purge
         else "export.json"
         if arguments.export
+        else "bulk.json"
+        if arguments.bulk
         else "patches.json"
         if arguments.patches
         else "checks.json"

@@ -138,7 +138,7 @@ async def _single(served: Served, postgres: psutil.Process) -> dict[str, Any]:
     """Workflows that are created by calls, one after the other."""
     async with connect(served.address, namespace="single") as channel:
         api = Api(channel)
-        before, before_postgres = _cpu(served.process), _cpu(postgres)
+        before, before_postgres = cpu_seconds(served.process), cpu_seconds(postgres)
         begin = time.perf_counter()
         for _ in range(SINGLE):
             await api.create_new_workflow(
@@ -150,8 +150,8 @@ async def _single(served: Served, postgres: psutil.Process) -> dict[str, Any]:
         "records": SINGLE,
         "seconds": seconds,
         "records_per_second": SINGLE / seconds,
-        "server_cpu_s": _cpu(served.process) - before,
-        "postgres_cpu_s": _cpu(postgres) - before_postgres,
+        "server_cpu_s": cpu_seconds(served.process) - before,
+        "postgres_cpu_s": cpu_seconds(postgres) - before_postgres,
     }
 
 
@@ -159,7 +159,7 @@ async def _run(
     server: psutil.Process, postgres: psutil.Process, *arguments: str
 ) -> dict[str, float]:
     """A command to its end."""
-    before, before_postgres = _cpu(server), _cpu(postgres)
+    before, before_postgres = cpu_seconds(server), cpu_seconds(postgres)
     begin = time.perf_counter()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "wfe_persistence", *arguments
@@ -169,21 +169,21 @@ async def _run(
     while process.returncode is None:
         most = max(most, server.memory_info().rss / 1e6)
         try:
-            client = _cpu(command)
+            client = cpu_seconds(command)
         except psutil.Error:
             break
         await asyncio.sleep(0.1)
     assert await process.wait() == 0
     return {
         "seconds": time.perf_counter() - begin,
-        "server_cpu_s": _cpu(server) - before,
+        "server_cpu_s": cpu_seconds(server) - before,
         "command_cpu_s": client,
-        "postgres_cpu_s": _cpu(postgres) - before_postgres,
+        "postgres_cpu_s": cpu_seconds(postgres) - before_postgres,
         "server_rss_mb": most,
     }
 
 
-def _cpu(process: psutil.Process) -> float:
+def cpu_seconds(process: psutil.Process) -> float:
     """Seconds of a process and its children, those that have ended included."""
     total = 0.0
     for each in (process, *process.children()):

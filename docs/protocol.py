@@ -38,6 +38,7 @@ TITLES: Final = {
     "command": "Scheduled commands",
     "queue": "Queues",
     "queue_item": "Items of queues",
+    "item_error": "Errors of items",
     "lock": "Locks",
     "lifecycle": "Lifecycle events",
     "store": "Store, namespaces, retention",

@@ -25,6 +25,7 @@ from wfe_persistence.rpc.audit import Audit
 from wfe_persistence.rpc.boundary import Boundary
 from wfe_persistence.rpc.call import Environment
 from wfe_persistence.rpc.call_log import CallLog
+from wfe_persistence.rpc.calls import BulkStreams
 from wfe_persistence.rpc.connections import IdleConnections, connections_allowed
 from wfe_persistence.rpc.guard import Guard
 from wfe_persistence.rpc.health import Health
@@ -205,6 +206,7 @@ class Server:
                 changes=self._changes,
                 retention=self._retention,
                 transfers=self._transfers,
+                bulk_streams=BulkStreams(settings.max_bulk_streams),
                 server_version=VERSION,
                 max_message_bytes=settings.max_message_bytes,
                 default_deadline=settings.default_deadline,

@@ -153,6 +153,15 @@ CALL_ERRORS: Final = _declared(
     )
 )
 
+BULK_ITEMS: Final = _declared(
+    Counter(
+        f"{PREFIX}bulk_items_total",
+        "Items of streams of bulk requests, by what they were answered with: OK, or the reason for "
+        "which they were refused.",
+        ("grpc_method", "reason"),
+    )
+)
+
 # ----- the database -----
 
 _ROUND_TRIP_BOUNDS: Final = (

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence import metrics, offload
-from wfe_persistence.errors import PersistenceError, invalid_field, shutting_down, too_large
+from wfe_persistence.errors import PersistenceError, shutting_down, too_large
 from wfe_persistence.recurring import RecurringWarnings
 from wfe_persistence.rpc import lasting
 from wfe_persistence.rpc.audit import Audit, Entry
@@ -37,6 +37,7 @@ from wfe_persistence.rpc.check.wire import require_few_items
 from wfe_persistence.rpc.guard import Caller, Guard, namespace_of
 from wfe_persistence.rpc.intake import Intake, Place
 from wfe_persistence.rpc.limits import Limits
+from wfe_persistence.rpc.named_field import naming_a_field
 from wfe_persistence.rpc.observed import Observed
 from wfe_persistence.rpc.services import Method, Service
 from wfe_persistence.rpc.status import abort, reason_name
@@ -234,14 +235,12 @@ class Boundary:
                 data: bytes | None = await place.receive()
                 with self._intake.deadlines.until(deadline):
                     store = await self._namespace(caller, method)
-                place.release()
                 call = Call(store, Check(0, 0), self._env, caller, place)
                 identified = loop.time()
                 async with function(call) as handle:
                     while data is not None:
                         if loop.time() - identified >= lasting.IDENTIFY_SECONDS:
                             await self._identify(context, method, entry)
-                            self._limits.require_space(caller, method)
                             identified = loop.time()
                         metrics.RECEIVED_BYTES.add(method.labels, len(data))
                         self._limits.space.note(store, method)
@@ -252,12 +251,18 @@ class Boundary:
                             )
                         metrics.SENT_BYTES.add(method.labels, len(response))
                         del data
+                        place.release()
                         await self._send(
                             deque([response]), context, ErrorReason.ERROR_REASON_READER_TOO_SLOW
                         )
-                        data = await self._intake.receive_next(
-                            context, min(ends, loop.time() + self._env.stall_seconds)
-                        )
+                        until = min(ends, loop.time() + self._env.stall_seconds)
+                        data = await self._intake.receive_next(place, until)
+                        if data is not None:
+                            self._limits.require_space(caller, method)
+                            with self._intake.deadlines.until(
+                                min(ends, loop.time() + self._env.max_deadline)
+                            ):
+                                await self._limits.pace(caller, method)
 
         return self._streaming(method, answer)
 
@@ -273,7 +278,9 @@ class Boundary:
         request, check = await offload.run(self._decode, data, method)
         entry.names(request)
         with _NamingAField(request):
-            return await handle(request, check)
+            response = await handle(request, check)
+        entry.names(response)
+        return response
 
     def _streaming(
         self, method: Method, answer: Callable[[Context, Entry], Awaitable[None]]
@@ -337,7 +344,9 @@ class Boundary:
             ) from exc
         check = Check(len(data), self._env.max_message_bytes)
         if b"\0" in data:
-            check.no_nul(request)
+            check.has_zero_byte = True
+            if not method.is_bulk:
+                check.no_nul(request)
         return request, check
 
     async def _namespace(self, caller: Caller, method: Method) -> Store:
@@ -437,9 +446,8 @@ class Boundary:
 
 
 class _NamingAField:
-    """Have the error of a value that only the database refused name a field, although the checks
-    have a rule for every value of which that is known: the first one of the request, which has the
-    rest in it. (Not a generator: ten thousand calls may be inside.)"""
+    """Have the errors of a request name a field; see `naming_a_field`. (Not a generator: ten
+    thousand calls may be inside.)"""
 
     __slots__ = ("_request",)
 
@@ -450,17 +458,10 @@ class _NamingAField:
         pass
 
     def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
-        if not isinstance(exc, PersistenceError):
-            return
-        if exc.reason != ErrorReason.ERROR_REASON_INVALID_FIELD or exc.violations:
-            return
-        name = self._request.DESCRIPTOR.full_name
-        refusals.warn(name, f"{name}: {exc.__cause__}")
-        for field, _ in self._request.ListFields():
-            if field.name != "request_id":
-                raise invalid_field(
-                    field.name, FieldViolationReason.FIELD_VIOLATION_REASON_FORMAT, str(exc)
-                ) from exc
+        if isinstance(exc, PersistenceError):
+            named = naming_a_field(exc, self._request)
+            if named is not exc:
+                raise named from exc
 
 
 def _let_go_of_locals(exc: BaseException | None) -> None:

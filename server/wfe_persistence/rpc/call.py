@@ -11,6 +11,7 @@ from wfe.persistence.v1.lifecycle_pb2 import LifecycleEvent
 from wfe.persistence.v1.queue_item_pb2 import QueueItem
 from wfe_persistence.offload import Workers
 from wfe_persistence.rpc import paging
+from wfe_persistence.rpc.calls import BulkStreams
 from wfe_persistence.rpc.check import Check
 from wfe_persistence.rpc.guard import Caller
 from wfe_persistence.rpc.intake import Place
@@ -48,6 +49,8 @@ class Environment:
     """What deletes what the retention policies let go."""
     transfers: Transfers
     """The exports and imports."""
+    bulk_streams: BulkStreams
+    """The streams of bulk requests."""
     server_version: str
     max_message_bytes: int
     """The maximum size of a request or response."""

@@ -4,6 +4,8 @@ wait for what others do."""
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -69,6 +71,30 @@ class Calls:
         decrement(self.resting_by_peer, peer)
         self.total += 1
         decrement(self.by_peer, peer, -1)
+
+
+class BulkStreams:
+    """At most `most` streams at a time, and of one namespace three quarters of that: each may be
+    receiving a request, and wants all the time that there is."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._most_of_one = most - most // 4
+        self._total = 0
+        self._of: Counter[str] = Counter()
+
+    @contextmanager
+    def one(self, namespace: str) -> Iterator[None]:
+        """Count a stream. Raises TOO_MANY_CALLS."""
+        if self._total >= self._most or self._of[namespace] >= self._most_of_one:
+            raise too_many(f"{self._total} streams of bulk requests are open already")
+        self._total += 1
+        self._of[namespace] += 1
+        try:
+            yield
+        finally:
+            self._total -= 1
+            decrement(self._of, namespace)
 
 
 def names_one_connection(peer: str) -> bool:

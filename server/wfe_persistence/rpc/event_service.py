@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 from wfe.persistence.v1 import event_pb2 as pb
 from wfe_persistence import offload
-from wfe_persistence.rpc import paging
+from wfe_persistence.errors import PersistenceError
+from wfe_persistence.rpc import bulk, paging
 from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import Check, read_back
 from wfe_persistence.store import event, purge
+from wfe_persistence.store.bulk import create_events
+from wfe_persistence.store.request_key import random_id
 
 
 class EventService:
@@ -23,6 +27,35 @@ class EventService:
         await event.create_event(call.store, request.event, request.enqueue)
         call.written(request.enqueue)
         return pb.CreateEventResponse(id=request.event.id)
+
+    @asynccontextmanager
+    async def CreateEvents(
+        self, call: Call
+    ) -> AsyncIterator[
+        Callable[[pb.CreateEventsRequest, Check], Awaitable[pb.CreateEventsResponse]]
+    ]:
+        """Store new events, those of each request together."""
+
+        async def store(requests: list[pb.CreateEventRequest]) -> list[bool | PersistenceError]:
+            found = await create_events(call.store, requests)
+            call.written([item for request in requests for item in request.enqueue])
+            return found
+
+        async def answer(request: pb.CreateEventsRequest, check: Check) -> pb.CreateEventsResponse:
+            return await bulk.answer(
+                request,
+                request.events,
+                call,
+                check,
+                rpc="CreateEvents",
+                prepare=_prepare_create,
+                store=store,
+                created=lambda item, _: pb.CreateEventResponse(id=item.event.id),
+                response=pb.CreateEventsResponse,
+            )
+
+        with call.env.bulk_streams.one(call.store.namespace):
+            yield answer
 
     async def GetEvent(self, request: pb.GetEventRequest, call: Call) -> pb.GetEventResponse:
         """Return one event."""
@@ -126,11 +159,13 @@ class EventService:
         )
 
 
-def _prepare_create(request: pb.CreateEventRequest, check: Check) -> None:
+def _prepare_create(
+    request: pb.CreateEventRequest, check: Check, new_id: Callable[[], str] = random_id
+) -> None:
     check.required(request, "event", check.event)
     check.queue_items("enqueue", request.enqueue, stands_for=request.event.id)
     check.done()
-    request.event.id = request.event.id or str(uuid.uuid4())
+    request.event.id = request.event.id or new_id()
     for item in request.enqueue:
         item.id = item.id or request.event.id
     check.fits(read_back.create_event(request.event, request.enqueue))

@@ -192,20 +192,26 @@ class Intake:
                 moment.discard(read)
                 self._slots.give_back(peer, 1)
 
-    async def receive_next(self, context: Context, deadline: float) -> bytes | None:
-        """The bytes of the next request of a stream; None: the client sends no more.
+    async def receive_next(self, place: Place, deadline: float) -> bytes | None:
+        """The bytes of the next request of a stream; None: the client sends no more. `release` must
+        be told of those that are `place.large`.
 
-        It takes no room of other calls: there are few such streams. Raises PersistenceError, or
-        AbortError, also if nothing has come until the deadline.
+        While it is received it takes no room of other calls: there are few such streams. Raises
+        PersistenceError, or AbortError, also if nothing has come until the deadline.
         """
-        read = _Read(self, context, monotonic())
+        read = _Read(self, place.context, monotonic())
         timer = asyncio.get_running_loop().call_at(deadline, self._end, read, _no_more)
         if self.deadlines.expired:
             self._end(read, shutting_down)
         try:
-            return await _receive_more(read, self._next_reads, self._max_message_bytes)
+            data = await _receive_more(read, self._next_reads, self._max_message_bytes)
         finally:
             timer.cancel()
+        if data is not None and len(data) > _SMALL_BYTES:
+            if not self._large.try_take(place.peer, len(data)):
+                await self._wait_for_room(place.peer, len(data), deadline)
+            place.large = len(data)
+        return data
 
     def rest(self, peer: str) -> bool:
         """One of this connection's calls does not count for the limits of calls any more, until
@@ -342,6 +348,11 @@ class Place:
         place of those that work: waiting ones must not keep others out, of which one may be what
         they wait for. False: it still does, because very many wait."""
         return self._intake.rest(self.peer)
+
+    @property
+    def refuses(self) -> bool:
+        """Whether calls are refused, because the server stops."""
+        return self._intake.refuses
 
     def wake_up(self) -> None:
         """The call that `rest` has let rest goes on."""

@@ -66,23 +66,41 @@ class Limits:
         """
         if self._policy is None:
             return
-        principal = caller.principal
-        namespace = caller.namespace
-        if method.server_wide or not is_namespace(namespace):
-            namespace = ""
-        limits = self._policy().limits(principal, namespace)
-        of_namespace = limits.of_namespace
-        shares: list[tuple[Key, Limit]] = []
-        if limits.of_principal:
-            shares.append(((principal, ""), limits.of_principal))
-        if of_namespace:
-            shares.append((("", namespace), of_namespace))
-        if limits.of_both:
-            shares.append(((principal, namespace), limits.of_both))
+        namespace, of_namespace, shares = self._shares(self._policy(), caller, method)
         if shares:
             self._accounts.enter(shares, context)
         if of_namespace and method.adds:
             self.space.require(of_namespace, namespace)
+
+    async def pace(self, caller: Caller, method: Method) -> None:
+        """Count one more request of a stream as a call, for the limits of calls per second; wait
+        until it may come."""
+        if self._policy is None or not method.is_bulk:
+            return
+        _, _, shares = self._shares(self._policy(), caller, method)
+        wait = self._accounts.count(shares) if shares else 0.0
+        while wait:  # for time to pass, so there is no event
+            await asyncio.sleep(wait)
+            wait = self._accounts.count(shares)
+
+    @staticmethod
+    def _shares(
+        policy: Policy, caller: Caller, method: Method
+    ) -> tuple[str, Limit | None, list[tuple[Key, Limit]]]:
+        """The namespace of a call, its limit, and all limits that count for the call."""
+        principal = caller.principal
+        namespace = caller.namespace
+        if method.server_wide or not is_namespace(namespace):
+            namespace = ""
+        limits = policy.limits(principal, namespace)
+        shares: list[tuple[Key, Limit]] = []
+        if limits.of_principal:
+            shares.append(((principal, ""), limits.of_principal))
+        if limits.of_namespace:
+            shares.append((("", namespace), limits.of_namespace))
+        if limits.of_both:
+            shares.append(((principal, namespace), limits.of_both))
+        return namespace, limits.of_namespace, shares
 
     def require_space(self, caller: Caller, method: Method) -> None:
         """Raise NAMESPACE_FULL if a call that lasts may not add more."""
@@ -119,6 +137,17 @@ class Accounts:
             # Not when the handler returns: see Intake.
             context.add_done_callback(partial(self._leave, key, account))  # type: ignore[arg-type]
 
+    def count(self, shares: list[tuple[Key, Limit]]) -> float:
+        """Count one more call, of those that are in progress, in the calls per second. If there may
+        be none now, count nothing and return after how many seconds to try again."""
+        now = asyncio.get_running_loop().time()
+        accounts = [(self._find(key), limit) for key, limit in shares]
+        wait = max(account.wait_for_token(limit, now) for account, limit in accounts)
+        if not wait:
+            for account, _ in accounts:
+                account.tokens -= 1
+        return wait
+
     def _find(self, key: Key) -> _Account:
         account = self._busy.get(key)
         if account is None:
@@ -152,15 +181,19 @@ class _Account:
         """Raise CALLER_LIMITED if there can't be one more call."""
         if limit.max_calls is not None and self.calls >= limit.max_calls:
             raise _limited(key, "max_calls", limit.max_calls, _RETRY_AFTER)
+        if wait := self.wait_for_token(limit, now):
+            assert limit.calls_per_second is not None
+            raise _limited(key, "calls_per_second", limit.calls_per_second, wait)
+
+    def wait_for_token(self, limit: Limit, now: float) -> float:
+        """After how many seconds there will be a token for a call; 0: there is."""
         rate = limit.calls_per_second
         if rate is None:
             self.tokens = float("inf")
-            return
+            return 0.0
         self.tokens = min(limit.burst, self.tokens + (now - self.updated) * rate)
         self.updated = now
-        if self.tokens < 1:
-            wait = (1 - self.tokens) / rate + _MIN_RETRY_AFTER
-            raise _limited(key, "calls_per_second", rate, wait)
+        return 0.0 if self.tokens >= 1 else (1 - self.tokens) / rate + _MIN_RETRY_AFTER
 
 
 class Space:

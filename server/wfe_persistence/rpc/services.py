@@ -45,6 +45,7 @@ NAMESPACE_FIELD: Final = {"CreateNamespace": "name", "DeleteNamespace": "name"}
 REQUIRED_ROLE: Final = {
     # WorkflowService
     "CreateNewWorkflow": Role.HOST,
+    "CreateWorkflows": Role.HOST,
     "PersistWorkflow": Role.HOST,
     "PersistWorkflowWithSubscriptions": Role.HOST,
     "CommitWorkflow": Role.HOST,
@@ -62,6 +63,7 @@ REQUIRED_ROLE: Final = {
     "WatchWorkflows": Role.READER,
     # EventService
     "CreateEvent": Role.HOST,
+    "CreateEvents": Role.HOST,
     "GetEvent": Role.READER,
     "GetRunnableEvents": Role.READER,
     "GetEvents": Role.READER,
@@ -129,11 +131,13 @@ it is enough in any namespace, and the answer has only the namespaces in which t
 ADDS: Final = frozenset(
     {
         "CreateNewWorkflow",
+        "CreateWorkflows",
         "PersistWorkflow",
         "PersistWorkflowWithSubscriptions",
         "CommitWorkflow",
         "NextDefinitionSequence",
         "CreateEvent",
+        "CreateEvents",
         "CreateEventSubscription",
         "ScheduleCommand",
         "Enqueue",
@@ -144,10 +148,13 @@ ADDS: Final = frozenset(
 )
 """RPCs that may add rows or bytes to a namespace, which are refused when it is full."""
 
-LASTS: Final = frozenset({"Watch", "WatchWorkflows", "ExportRecords", "ImportRecords"})
-"""Streams without a maximum deadline: those that go on until the client ends them, and exports and
-imports. Where only the server streams, each message has a `cursor`, and the error that ends the
-stream has that of the last one; see `boundary.py`."""
+BULK: Final = frozenset({"CreateWorkflows", "CreateEvents"})
+"""Streams of requests whose items are checked and answered one by one, whatever the others are."""
+
+LASTS: Final = frozenset({"Watch", "WatchWorkflows", "ExportRecords", "ImportRecords", *BULK})
+"""Streams without a maximum deadline: those that go on until the client ends them, exports and
+imports, and those of BULK. Where only the server streams, each message has a `cursor`, and the
+error that ends the stream has that of the last one; see `boundary.py`."""
 
 
 _TYPES: Final = {
@@ -175,6 +182,8 @@ class Method:
     """What it is called in metrics: its type, its service, its name."""
     lasts: bool
     """Whether it is a stream without a maximum deadline."""
+    is_bulk: bool
+    """Whether the items of its requests are checked and answered one by one."""
 
     @property
     def is_write(self) -> bool:
@@ -212,6 +221,7 @@ class Service:
                     method.name,
                 ),
                 lasts=method.name in LASTS,
+                is_bulk=method.name in BULK,
             )
             for method in self.descriptor.methods
         )

@@ -20,8 +20,8 @@ _DETAILS_KEY: Final = "grpc-status-details-bin"
 
 # The status travels in HTTP/2 headers, which peers limit to 8 kB in all: the message with three
 # bytes for each byte beyond ASCII, the details in base64. So of many violations, as many as fit.
-_MAX_MESSAGE_BYTES: Final = 300
-_MAX_PATH_BYTES = 300
+MAX_MESSAGE_BYTES: Final = 300
+MAX_PATH_BYTES: Final = 300
 _MAX_VIOLATIONS_BYTES = 3500
 
 _STATUS: Final[dict[grpc.StatusCode, tuple[str, ...]]] = {
@@ -118,7 +118,7 @@ async def abort(
     metrics.CALL_ERRORS.add((reason_name(error.reason),))
     await context.abort(
         STATUS_OF[error.reason],
-        shortened(str(error), _MAX_MESSAGE_BYTES),
+        shortened(str(error), MAX_MESSAGE_BYTES),
         trailing_metadata=((_DETAILS_KEY, details(error)),),
     )
     raise AssertionError("abort() raises")
@@ -134,7 +134,7 @@ def details(error: PersistenceError) -> bytes:
         bad_request = error_details_pb2.BadRequest()
         for violation in error.violations:
             bad_request.field_violations.add(
-                field=shortened(violation.field, _MAX_PATH_BYTES),
+                field=shortened(violation.field, MAX_PATH_BYTES),
                 description=violation.description,
                 reason=violation_name(violation.reason),
             )
@@ -147,7 +147,7 @@ def details(error: PersistenceError) -> bytes:
         packed.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
     status = status_pb2.Status(
         code=STATUS_OF[error.reason].value[0],
-        message=shortened(str(error), _MAX_MESSAGE_BYTES),
+        message=shortened(str(error), MAX_MESSAGE_BYTES),
         details=packed,
     )
     serialized: bytes = status.SerializeToString()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from wfe.persistence.v1 import workflow_pb2 as pb
 from wfe.persistence.v1.queue_item_pb2 import QueueItem
 from wfe_persistence import offload
-from wfe_persistence.rpc import lasting, paging
+from wfe_persistence.errors import PersistenceError
+from wfe_persistence.rpc import bulk, lasting, paging
 from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import Check, R, read_back
 from wfe_persistence.rpc.check.bounds import MAX_REVISION
@@ -22,10 +23,11 @@ from wfe_persistence.store import (
     workflow_list,
     workflow_waiting,
 )
+from wfe_persistence.store.bulk import create_workflows
 from wfe_persistence.store.command import stir_commands
 from wfe_persistence.store.documents import HeaderRoom
 from wfe_persistence.store.paging import Wanted
-from wfe_persistence.store.request_key import RequestKey
+from wfe_persistence.store.request_key import RequestKey, random_id
 from wfe_persistence.store.rows import epoch_ms
 from wfe_persistence.store.workflow_changes import Change
 
@@ -45,6 +47,44 @@ class WorkflowService:
         call.env.changes.published(call.store)
         call.written(request.enqueue)
         return pb.CreateNewWorkflowResponse(id=instance.id, name=instance.name, revision=revision)
+
+    @asynccontextmanager
+    async def CreateWorkflows(
+        self, call: Call
+    ) -> AsyncIterator[
+        Callable[[pb.CreateWorkflowsRequest, Check], Awaitable[pb.CreateWorkflowsResponse]]
+    ]:
+        """Store new workflows, those of each request together."""
+
+        async def store(
+            requests: list[pb.CreateNewWorkflowRequest],
+        ) -> list[int | PersistenceError]:
+            found = await create_workflows(call.store, requests)
+            call.env.changes.published(call.store)
+            call.written([item for request in requests for item in request.enqueue])
+            return found
+
+        async def answer(
+            request: pb.CreateWorkflowsRequest, check: Check
+        ) -> pb.CreateWorkflowsResponse:
+            return await bulk.answer(
+                request,
+                request.workflows,
+                call,
+                check,
+                rpc="CreateWorkflows",
+                prepare=_prepare_create,
+                store=store,
+                created=lambda item, revision: pb.CreateNewWorkflowResponse(
+                    id=item.instance.id,
+                    name=item.instance.name,
+                    revision=MAX_REVISION if revision is None else revision,
+                ),
+                response=pb.CreateWorkflowsResponse,
+            )
+
+        with call.env.bulk_streams.one(call.store.namespace):
+            yield answer
 
     async def PersistWorkflow(
         self, request: pb.PersistWorkflowRequest, call: Call
@@ -321,12 +361,14 @@ def _watched(f: pb.WatchedWorkflows) -> Callable[[Change, str], pb.WorkflowChang
 # What is done for a write before it is handed to the store. It takes long for a large workflow.
 
 
-def _prepare_create(request: pb.CreateNewWorkflowRequest, check: Check) -> None:
+def _prepare_create(
+    request: pb.CreateNewWorkflowRequest, check: Check, new_id: Callable[[], str] = random_id
+) -> None:
     check.required(request, "instance", check.new_instance)
     check.queue_items("enqueue", request.enqueue, stands_for=request.instance.id)
     check.done()
     instance = request.instance
-    instance.id = instance.id or str(uuid.uuid4())
+    instance.id = instance.id or new_id()
     instance.name = instance.name or instance.id
     _set_ids(request.enqueue, instance.id)
     check.fits(read_back.create(instance, request.enqueue))

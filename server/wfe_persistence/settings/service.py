@@ -68,6 +68,15 @@ class Calls:
             minimum=1,
         ),
     ] = 4000
+    max_bulk_streams: Annotated[
+        int,
+        About(
+            "Maximum number of streams of CreateWorkflows and CreateEvents at a time in each "
+            "worker process, and of one namespace three quarters of them; further ones are "
+            "refused. Each may receive a request beside the memory for requests.",
+            minimum=1,
+        ),
+    ] = 16
     max_calls_per_connection: Annotated[
         int,
         About(

@@ -141,6 +141,13 @@ def queue_items_document(items: Iterable[QueueItem]) -> bytes:
     return _documents(QUEUE_ITEM, items).encode()
 
 
+def owned_items_document(items: Iterable[tuple[int, QueueItem]]) -> bytes:
+    """Items of queues, each with the number of what it is enqueued with."""
+    return array(
+        f'{{"owner":{owner},{",".join(QUEUE_ITEM.members(item))}}}' for owner, item in items
+    )
+
+
 def lifecycle_document(e: LifecycleEvent) -> str:
     """A lifecycle event."""
     return _document(LIFECYCLE_EVENT, e)

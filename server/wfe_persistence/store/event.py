@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -54,7 +53,7 @@ async def create_event(store: Store, event: Event, enqueue: Sequence[QueueItem] 
     await store.create(
         CREATE_EVENT_ENQUEUE if enqueue else CREATE_EVENT,
         *await offload.run(params),
-        exists=partial(event_exists, "event.id"),
+        exists=new_event_exists,
     )
 
 
@@ -210,3 +209,8 @@ def event_exists(field: str) -> PersistenceError:
         ErrorReason.ERROR_REASON_EVENT_ALREADY_EXISTS,
         "an event with this id and different content exists",
     )
+
+
+def new_event_exists() -> PersistenceError:
+    """The same of an event to create."""
+    return event_exists("event.id")

@@ -84,15 +84,16 @@ def not_done(workflow_is_due: str, event_is_unprocessed: str) -> str:
 # --- Enqueueing with another write.
 
 
-def enqueuing(documents: str, *, but: str = "") -> str:
+def enqueuing(documents: str, *, but: str = "", of_many: bool = False) -> str:
     """The items to enqueue, in their order. `documents`: a list of them, in SQL. `but`: SQL that
-    leaves some out."""
-    return f"""enqueuing (at, {QUEUE_ITEM.names()}) AS MATERIALIZED (
-    SELECT g.at,
+    leaves some out. `of_many`: each says what it is enqueued with, by its number `owner`."""
+    owner, owner_type = ("owner, ", "owner bigint, ") if of_many else ("", "")
+    return f"""enqueuing (at, {owner}{QUEUE_ITEM.names()}) AS MATERIALIZED (
+    SELECT g.at, {owner}
         {QUEUE_ITEM.values("g")}
-    FROM ROWS FROM (jsonb_to_recordset({documents}) AS (
+    FROM ROWS FROM (jsonb_to_recordset({documents}) AS ({owner_type}
         {QUEUE_ITEM.record()}
-    )) WITH ORDINALITY AS g({QUEUE_ITEM.names()}, at){but}
+    )) WITH ORDINALITY AS g({owner}{QUEUE_ITEM.names()}, at){but}
 )"""
 
 
@@ -108,20 +109,21 @@ def _locked_items(*, also: str = "", after: str = "") -> str:
 )"""
 
 
-def enqueued(*, written: str, after: str, but: str = "") -> str:
+def enqueued(*, written: str, after: str, but: str = "", items: str = "enqueuing") -> str:
     """They are written, if the part `written` has a row; new ones once all rows of the part `after`
     are there, because those are inserted before. `but`: SQL that excludes some that there are.
+    `items`: the part that has them.
 
     Numbers are given in the order of the request, rows inserted in the order of their keys.
     """
     return f"""merged_items AS (
     UPDATE wfc.queue_items i SET{MERGED}
-    FROM enqueuing g JOIN locked_items k ON k.queue = g.queue AND k.id = g.id
+    FROM {items} g JOIN locked_items k ON k.queue = g.queue AND k.id = g.id
     WHERE i.n = k.n AND i.n = ANY (ARRAY (
         SELECT l.n FROM {written}, locked_items l{but}))
 ), fresh_items AS MATERIALIZED (
     SELECT nextval('wfc.queue_item_numbers') AS n, g.* FROM (
-        SELECT {QUEUE_ITEM.names()} FROM enqueuing g
+        SELECT {QUEUE_ITEM.names()} FROM {items} g
         WHERE EXISTS (SELECT FROM {written})
             AND NOT EXISTS (SELECT FROM locked_items l WHERE l.queue = g.queue AND l.id = g.id)
         ORDER BY at
@@ -140,6 +142,15 @@ ENQUEUE_CREATED: Final = Besides(
     then=f", {enqueued(written='created', after='created')}",
 )
 """Items are enqueued with what is created, and not if it has been created before; $2: the items."""
+
+ENQUEUE_EACH_CREATED: Final = Besides(
+    first=f"{enqueuing('$2::jsonb', of_many=True)}, {_locked_items()}, ",
+    condition=after_all_of("locked_items"),
+    then=f""", due_items AS MATERIALIZED (
+    SELECT e.* FROM enqueuing e JOIN given g ON g.at = e.owner JOIN created c ON c.id = g.id
+), {enqueued(written="created", after="created", items="due_items")}""",
+)
+"""The same where many are created, each with its items. No two items have the same key."""
 
 # --- The same with the write of a workflow, which acknowledges, too; of $7, see commit_parts.py.
 

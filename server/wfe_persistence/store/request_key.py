@@ -41,4 +41,14 @@ class RequestKey:
 
     def new_id(self, kind: str, n: int) -> str:
         """The id of the n-th new item of a kind, if the host did not choose one."""
-        return str(uuid.uuid4() if self._id is None else uuid.uuid5(self._id, f"{kind}/{n}"))
+        return new_id(self._id, kind, n)
+
+
+def new_id(request_id: uuid.UUID | None, kind: str, n: int) -> str:
+    """The id of the n-th new item of a kind of a request; without a `request_id`, any."""
+    return random_id() if request_id is None else str(uuid.uuid5(request_id, f"{kind}/{n}"))
+
+
+def random_id() -> str:
+    """An id that no other has."""
+    return str(uuid.uuid4())

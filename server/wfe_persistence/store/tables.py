@@ -97,6 +97,30 @@ SELECT set_config('jit', 'off', true)
 """
 
 
+def is_stored(
+    rows: PGresult,
+    row: int = 0,
+    *,
+    exists: Callable[[], PersistenceError],
+    taken: Callable[[], PersistenceError] | None = None,
+    first: int = 0,
+) -> bool:
+    """What a create statement has found, as `Store.create` describes it, from the column `first`
+    on. False: the conflicting row was committed after the statement took its snapshot. The next
+    snapshot shows it, unless it has been deleted since.
+    """
+    if read_bool(rows.get_value(row, first)):
+        return True
+    same = rows.get_value(row, first + 1)
+    if same is not None:
+        if read_bool(same):
+            return True
+        raise exists()
+    if taken is not None and read_bool(rows.get_value(row, first + 2)):
+        raise taken()
+    return False
+
+
 class Store:
     """A namespace's tables in a database; the functions of `store.*` run their SQL on it."""
 
@@ -143,6 +167,13 @@ class Store:
             batch.insert(0, (self.schema.bind(WITHOUT_JIT), ()))
         return (await self.database.run(self.namespace, batch, write=True))[-1]
 
+    async def write_apart(self, sql: str, *params: Param) -> PGresult:
+        """The same as `write`, for a statement that takes long: those have a part of the
+        connections."""
+        batch = [(self.schema.bind(sql), params)]
+        [result] = await self.database.run(self.namespace, batch, write=True, takes_long=True)
+        return result
+
     async def write(
         self, sql: str, *params: Param, final_constraints: Collection[str] = ()
     ) -> PGresult:
@@ -178,17 +209,8 @@ class Store:
         """
         for _ in range(MAX_ATTEMPTS):
             row = await self.write(sql, *params)
-            if read_bool(row.get_value(0, 0)):
+            if is_stored(row, exists=exists, taken=taken):
                 return row
-            same = row.get_value(0, 1)
-            if same is not None:
-                if read_bool(same):
-                    return row
-                raise exists()
-            if taken is not None and read_bool(row.get_value(0, 2)):
-                raise taken()
-            # The conflicting row was committed after the statement took its snapshot. The next
-            # snapshot shows it, unless it has been deleted since.
         raise PersistenceError(
             ErrorReason.ERROR_REASON_TRANSACTION_CONFLICT,
             "the create conflicted with concurrent transactions repeatedly",

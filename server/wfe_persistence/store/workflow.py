@@ -50,6 +50,20 @@ def name_taken(field: str) -> PersistenceError:
     return field_error(field, ErrorReason.ERROR_REASON_NAME_TAKEN, "another workflow has this name")
 
 
+def new_name_taken() -> PersistenceError:
+    """The same of a workflow to create."""
+    return name_taken("instance.name")
+
+
+def workflow_exists() -> PersistenceError:
+    """The error of the id of a workflow to create that is in use with different content."""
+    return field_error(
+        "instance.id",
+        ErrorReason.ERROR_REASON_WORKFLOW_ALREADY_EXISTS,
+        "a workflow with this id and different content exists",
+    )
+
+
 # The content given at the creation is compared, by its hash, so that a repeated create is
 # recognized even after the workflow has changed. A trigger sets the first revision, above those of
 # deleted workflows. If one was deleted in the meantime, another trigger raises it at the end of
@@ -109,12 +123,8 @@ async def create_new_workflow(
     row = await store.create(
         CREATE_NEW_WORKFLOW_ENQUEUE if enqueue else CREATE_NEW_WORKFLOW,
         *await offload.run(params),
-        exists=lambda: field_error(
-            "instance.id",
-            ErrorReason.ERROR_REASON_WORKFLOW_ALREADY_EXISTS,
-            "a workflow with this id and different content exists",
-        ),
-        taken=lambda: name_taken("instance.name"),
+        exists=workflow_exists,
+        taken=new_name_taken,
     )
     return read_int8(row.get_value(0, _FIRST_REVISION))
 

@@ -23,11 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from wfe.persistence.v1 import item_error_pb2 as wfe_dot_persistence_dot_v1_dot_item__error__pb2
 from wfe.persistence.v1 import list_order_pb2 as wfe_dot_persistence_dot_v1_dot_list__order__pb2
 from wfe.persistence.v1 import queue_item_pb2 as wfe_dot_persistence_dot_v1_dot_queue__item__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ewfe/persistence/v1/event.proto\x12\x12wfe.persistence.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#wfe/persistence/v1/list_order.proto\x1a#wfe/persistence/v1/queue_item.proto\"\x99\x01\n\x05\x45vent\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nevent_name\x18\x02 \x01(\t\x12\x11\n\tevent_key\x18\x03 \x01(\t\x12\x17\n\x0f\x65vent_data_json\x18\x04 \x01(\t\x12.\n\nevent_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cis_processed\x18\x06 \x01(\x08\"n\n\x12\x43reateEventRequest\x12(\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x19.wfe.persistence.v1.Event\x12.\n\x07\x65nqueue\x18\x02 \x03(\x0b\x32\x1d.wfe.persistence.v1.QueueItem\"!\n\x13\x43reateEventResponse\x12\n\n\x02id\x18\x01 \x01(\t\"\x1d\n\x0fGetEventRequest\x12\n\n\x02id\x18\x01 \x01(\t\"<\n\x10GetEventResponse\x12(\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x19.wfe.persistence.v1.Event\"l\n\x18GetRunnableEventsRequest\x12)\n\x05\x61s_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"G\n\x19GetRunnableEventsResponse\x12\x11\n\tevent_ids\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc0\x01\n\x10GetEventsRequest\x12\x12\n\nevent_name\x18\x01 \x01(\t\x12\x11\n\tevent_key\x18\x02 \x01(\t\x12)\n\x05\x61s_of\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x33\n\x0f\x65vent_time_from\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"?\n\x11GetEventsResponse\x12\x11\n\tevent_ids\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\x19MarkEventProcessedRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1c\n\x1aMarkEventProcessedResponse\")\n\x1bMarkEventUnprocessedRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1e\n\x1cMarkEventUnprocessedResponse\"\xba\x02\n\x11ListEventsRequest\x12\x12\n\nevent_name\x18\x01 \x01(\t\x12\x16\n\tevent_key\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x19\n\x0cis_processed\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x33\n\x0f\x65vent_time_from\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11\x65vent_time_before\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x05order\x18\x06 \x01(\x0e\x32\x1d.wfe.persistence.v1.ListOrder\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\tB\x0c\n\n_event_keyB\x0f\n\r_is_processed\"X\n\x12ListEventsResponse\x12)\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x19.wfe.persistence.v1.Event\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xb3\x01\n\x12PurgeEventsRequest\x12\x35\n\x11\x65vent_time_before\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nevent_name\x18\x02 \x01(\t\x12\x1b\n\x13include_unprocessed\x18\x03 \x01(\x08\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\x12\x10\n\x08max_rows\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\">\n\x13PurgeEventsResponse\x12\x0e\n\x06\x65vents\x18\x01 \x01(\x03\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xbe\x06\n\x0c\x45ventService\x12^\n\x0b\x43reateEvent\x12&.wfe.persistence.v1.CreateEventRequest\x1a\'.wfe.persistence.v1.CreateEventResponse\x12U\n\x08GetEvent\x12#.wfe.persistence.v1.GetEventRequest\x1a$.wfe.persistence.v1.GetEventResponse\x12p\n\x11GetRunnableEvents\x12,.wfe.persistence.v1.GetRunnableEventsRequest\x1a-.wfe.persistence.v1.GetRunnableEventsResponse\x12X\n\tGetEvents\x12$.wfe.persistence.v1.GetEventsRequest\x1a%.wfe.persistence.v1.GetEventsResponse\x12s\n\x12MarkEventProcessed\x12-.wfe.persistence.v1.MarkEventProcessedRequest\x1a..wfe.persistence.v1.MarkEventProcessedResponse\x12y\n\x14MarkEventUnprocessed\x12/.wfe.persistence.v1.MarkEventUnprocessedRequest\x1a\x30.wfe.persistence.v1.MarkEventUnprocessedResponse\x12[\n\nListEvents\x12%.wfe.persistence.v1.ListEventsRequest\x1a&.wfe.persistence.v1.ListEventsResponse\x12^\n\x0bPurgeEvents\x12&.wfe.persistence.v1.PurgeEventsRequest\x1a\'.wfe.persistence.v1.PurgeEventsResponseBO\n\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ewfe/persistence/v1/event.proto\x12\x12wfe.persistence.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#wfe/persistence/v1/item_error.proto\x1a#wfe/persistence/v1/list_order.proto\x1a#wfe/persistence/v1/queue_item.proto\"\x99\x01\n\x05\x45vent\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nevent_name\x18\x02 \x01(\t\x12\x11\n\tevent_key\x18\x03 \x01(\t\x12\x17\n\x0f\x65vent_data_json\x18\x04 \x01(\t\x12.\n\nevent_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cis_processed\x18\x06 \x01(\x08\"n\n\x12\x43reateEventRequest\x12(\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x19.wfe.persistence.v1.Event\x12.\n\x07\x65nqueue\x18\x02 \x03(\x0b\x32\x1d.wfe.persistence.v1.QueueItem\"!\n\x13\x43reateEventResponse\x12\n\n\x02id\x18\x01 \x01(\t\"a\n\x13\x43reateEventsRequest\x12\x36\n\x06\x65vents\x18\x01 \x03(\x0b\x32&.wfe.persistence.v1.CreateEventRequest\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"O\n\x14\x43reateEventsResponse\x12\x37\n\x07results\x18\x01 \x03(\x0b\x32&.wfe.persistence.v1.CreateEventsResult\"\x8a\x01\n\x12\x43reateEventsResult\x12:\n\x07\x63reated\x18\x01 \x01(\x0b\x32\'.wfe.persistence.v1.CreateEventResponseH\x00\x12.\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1d.wfe.persistence.v1.ItemErrorH\x00\x42\x08\n\x06result\"\x1d\n\x0fGetEventRequest\x12\n\n\x02id\x18\x01 \x01(\t\"<\n\x10GetEventResponse\x12(\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x19.wfe.persistence.v1.Event\"l\n\x18GetRunnableEventsRequest\x12)\n\x05\x61s_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"G\n\x19GetRunnableEventsResponse\x12\x11\n\tevent_ids\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc0\x01\n\x10GetEventsRequest\x12\x12\n\nevent_name\x18\x01 \x01(\t\x12\x11\n\tevent_key\x18\x02 \x01(\t\x12)\n\x05\x61s_of\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x33\n\x0f\x65vent_time_from\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"?\n\x11GetEventsResponse\x12\x11\n\tevent_ids\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\x19MarkEventProcessedRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1c\n\x1aMarkEventProcessedResponse\")\n\x1bMarkEventUnprocessedRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1e\n\x1cMarkEventUnprocessedResponse\"\xba\x02\n\x11ListEventsRequest\x12\x12\n\nevent_name\x18\x01 \x01(\t\x12\x16\n\tevent_key\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x19\n\x0cis_processed\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x33\n\x0f\x65vent_time_from\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11\x65vent_time_before\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x05order\x18\x06 \x01(\x0e\x32\x1d.wfe.persistence.v1.ListOrder\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\tB\x0c\n\n_event_keyB\x0f\n\r_is_processed\"X\n\x12ListEventsResponse\x12)\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x19.wfe.persistence.v1.Event\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xb3\x01\n\x12PurgeEventsRequest\x12\x35\n\x11\x65vent_time_before\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nevent_name\x18\x02 \x01(\t\x12\x1b\n\x13include_unprocessed\x18\x03 \x01(\x08\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\x12\x10\n\x08max_rows\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\">\n\x13PurgeEventsResponse\x12\x0e\n\x06\x65vents\x18\x01 \x01(\x03\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xa5\x07\n\x0c\x45ventService\x12^\n\x0b\x43reateEvent\x12&.wfe.persistence.v1.CreateEventRequest\x1a\'.wfe.persistence.v1.CreateEventResponse\x12\x65\n\x0c\x43reateEvents\x12\'.wfe.persistence.v1.CreateEventsRequest\x1a(.wfe.persistence.v1.CreateEventsResponse(\x01\x30\x01\x12U\n\x08GetEvent\x12#.wfe.persistence.v1.GetEventRequest\x1a$.wfe.persistence.v1.GetEventResponse\x12p\n\x11GetRunnableEvents\x12,.wfe.persistence.v1.GetRunnableEventsRequest\x1a-.wfe.persistence.v1.GetRunnableEventsResponse\x12X\n\tGetEvents\x12$.wfe.persistence.v1.GetEventsRequest\x1a%.wfe.persistence.v1.GetEventsResponse\x12s\n\x12MarkEventProcessed\x12-.wfe.persistence.v1.MarkEventProcessedRequest\x1a..wfe.persistence.v1.MarkEventProcessedResponse\x12y\n\x14MarkEventUnprocessed\x12/.wfe.persistence.v1.MarkEventUnprocessedRequest\x1a\x30.wfe.persistence.v1.MarkEventUnprocessedResponse\x12[\n\nListEvents\x12%.wfe.persistence.v1.ListEventsRequest\x1a&.wfe.persistence.v1.ListEventsResponse\x12^\n\x0bPurgeEvents\x12&.wfe.persistence.v1.PurgeEventsRequest\x1a\'.wfe.persistence.v1.PurgeEventsResponseBO\n\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,40 +36,46 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'wfe.persistence.v1.event_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\022wfe.persistence.v1P\001Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1'
-  _globals['_EVENT']._serialized_start=162
-  _globals['_EVENT']._serialized_end=315
-  _globals['_CREATEEVENTREQUEST']._serialized_start=317
-  _globals['_CREATEEVENTREQUEST']._serialized_end=427
-  _globals['_CREATEEVENTRESPONSE']._serialized_start=429
-  _globals['_CREATEEVENTRESPONSE']._serialized_end=462
-  _globals['_GETEVENTREQUEST']._serialized_start=464
-  _globals['_GETEVENTREQUEST']._serialized_end=493
-  _globals['_GETEVENTRESPONSE']._serialized_start=495
-  _globals['_GETEVENTRESPONSE']._serialized_end=555
-  _globals['_GETRUNNABLEEVENTSREQUEST']._serialized_start=557
-  _globals['_GETRUNNABLEEVENTSREQUEST']._serialized_end=665
-  _globals['_GETRUNNABLEEVENTSRESPONSE']._serialized_start=667
-  _globals['_GETRUNNABLEEVENTSRESPONSE']._serialized_end=738
-  _globals['_GETEVENTSREQUEST']._serialized_start=741
-  _globals['_GETEVENTSREQUEST']._serialized_end=933
-  _globals['_GETEVENTSRESPONSE']._serialized_start=935
-  _globals['_GETEVENTSRESPONSE']._serialized_end=998
-  _globals['_MARKEVENTPROCESSEDREQUEST']._serialized_start=1000
-  _globals['_MARKEVENTPROCESSEDREQUEST']._serialized_end=1039
-  _globals['_MARKEVENTPROCESSEDRESPONSE']._serialized_start=1041
-  _globals['_MARKEVENTPROCESSEDRESPONSE']._serialized_end=1069
-  _globals['_MARKEVENTUNPROCESSEDREQUEST']._serialized_start=1071
-  _globals['_MARKEVENTUNPROCESSEDREQUEST']._serialized_end=1112
-  _globals['_MARKEVENTUNPROCESSEDRESPONSE']._serialized_start=1114
-  _globals['_MARKEVENTUNPROCESSEDRESPONSE']._serialized_end=1144
-  _globals['_LISTEVENTSREQUEST']._serialized_start=1147
-  _globals['_LISTEVENTSREQUEST']._serialized_end=1461
-  _globals['_LISTEVENTSRESPONSE']._serialized_start=1463
-  _globals['_LISTEVENTSRESPONSE']._serialized_end=1551
-  _globals['_PURGEEVENTSREQUEST']._serialized_start=1554
-  _globals['_PURGEEVENTSREQUEST']._serialized_end=1733
-  _globals['_PURGEEVENTSRESPONSE']._serialized_start=1735
-  _globals['_PURGEEVENTSRESPONSE']._serialized_end=1797
-  _globals['_EVENTSERVICE']._serialized_start=1800
-  _globals['_EVENTSERVICE']._serialized_end=2630
+  _globals['_EVENT']._serialized_start=199
+  _globals['_EVENT']._serialized_end=352
+  _globals['_CREATEEVENTREQUEST']._serialized_start=354
+  _globals['_CREATEEVENTREQUEST']._serialized_end=464
+  _globals['_CREATEEVENTRESPONSE']._serialized_start=466
+  _globals['_CREATEEVENTRESPONSE']._serialized_end=499
+  _globals['_CREATEEVENTSREQUEST']._serialized_start=501
+  _globals['_CREATEEVENTSREQUEST']._serialized_end=598
+  _globals['_CREATEEVENTSRESPONSE']._serialized_start=600
+  _globals['_CREATEEVENTSRESPONSE']._serialized_end=679
+  _globals['_CREATEEVENTSRESULT']._serialized_start=682
+  _globals['_CREATEEVENTSRESULT']._serialized_end=820
+  _globals['_GETEVENTREQUEST']._serialized_start=822
+  _globals['_GETEVENTREQUEST']._serialized_end=851
+  _globals['_GETEVENTRESPONSE']._serialized_start=853
+  _globals['_GETEVENTRESPONSE']._serialized_end=913
+  _globals['_GETRUNNABLEEVENTSREQUEST']._serialized_start=915
+  _globals['_GETRUNNABLEEVENTSREQUEST']._serialized_end=1023
+  _globals['_GETRUNNABLEEVENTSRESPONSE']._serialized_start=1025
+  _globals['_GETRUNNABLEEVENTSRESPONSE']._serialized_end=1096
+  _globals['_GETEVENTSREQUEST']._serialized_start=1099
+  _globals['_GETEVENTSREQUEST']._serialized_end=1291
+  _globals['_GETEVENTSRESPONSE']._serialized_start=1293
+  _globals['_GETEVENTSRESPONSE']._serialized_end=1356
+  _globals['_MARKEVENTPROCESSEDREQUEST']._serialized_start=1358
+  _globals['_MARKEVENTPROCESSEDREQUEST']._serialized_end=1397
+  _globals['_MARKEVENTPROCESSEDRESPONSE']._serialized_start=1399
+  _globals['_MARKEVENTPROCESSEDRESPONSE']._serialized_end=1427
+  _globals['_MARKEVENTUNPROCESSEDREQUEST']._serialized_start=1429
+  _globals['_MARKEVENTUNPROCESSEDREQUEST']._serialized_end=1470
+  _globals['_MARKEVENTUNPROCESSEDRESPONSE']._serialized_start=1472
+  _globals['_MARKEVENTUNPROCESSEDRESPONSE']._serialized_end=1502
+  _globals['_LISTEVENTSREQUEST']._serialized_start=1505
+  _globals['_LISTEVENTSREQUEST']._serialized_end=1819
+  _globals['_LISTEVENTSRESPONSE']._serialized_start=1821
+  _globals['_LISTEVENTSRESPONSE']._serialized_end=1909
+  _globals['_PURGEEVENTSREQUEST']._serialized_start=1912
+  _globals['_PURGEEVENTSREQUEST']._serialized_end=2091
+  _globals['_PURGEEVENTSRESPONSE']._serialized_start=2093
+  _globals['_PURGEEVENTSRESPONSE']._serialized_end=2155
+  _globals['_EVENTSERVICE']._serialized_start=2158
+  _globals['_EVENTSERVICE']._serialized_end=3091
 # @@protoc_insertion_point(module_scope)

@@ -11,6 +11,7 @@ import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import sys
 import typing
+import wfe.persistence.v1.item_error_pb2
 import wfe.persistence.v1.list_order_pb2
 import wfe.persistence.v1.queue_item_pb2
 
@@ -120,6 +121,83 @@ class CreateEventResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["id", b"id"]) -> None: ...
 
 Global___CreateEventResponse: typing_extensions.TypeAlias = CreateEventResponse
+
+@typing.final
+class CreateEventsRequest(google.protobuf.message.Message):
+    """CreateEventsRequest is a message of the stream of CreateEvents."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """A UUID, such as `6f1c2a54-9f0e-4a4e-8f57-3b1d6c0c6a10`, that determines the
+    ids of the events that have none, so that the request sent again means
+    the same events. Empty: their ids are random.
+    """
+    @property
+    def events(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___CreateEventRequest]:
+        """The events, each with the items to enqueue with it; at most 1000. None:
+        nothing happens.
+        """
+
+    def __init__(
+        self,
+        *,
+        events: collections.abc.Iterable[Global___CreateEventRequest] | None = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["events", b"events", "request_id", b"request_id"]) -> None: ...
+
+Global___CreateEventsRequest: typing_extensions.TypeAlias = CreateEventsRequest
+
+@typing.final
+class CreateEventsResponse(google.protobuf.message.Message):
+    """CreateEventsResponse is the answer to one message of CreateEvents."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: builtins.int
+    @property
+    def results(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___CreateEventsResult]:
+        """A result for each event of the request, in their order."""
+
+    def __init__(
+        self,
+        *,
+        results: collections.abc.Iterable[Global___CreateEventsResult] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["results", b"results"]) -> None: ...
+
+Global___CreateEventsResponse: typing_extensions.TypeAlias = CreateEventsResponse
+
+@typing.final
+class CreateEventsResult(google.protobuf.message.Message):
+    """CreateEventsResult is what became of one event."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CREATED_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    @property
+    def created(self) -> Global___CreateEventResponse:
+        """It is stored, by this request or one before."""
+
+    @property
+    def error(self) -> wfe.persistence.v1.item_error_pb2.ItemError:
+        """It is not stored."""
+
+    def __init__(
+        self,
+        *,
+        created: Global___CreateEventResponse | None = ...,
+        error: wfe.persistence.v1.item_error_pb2.ItemError | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["created", b"created", "error", b"error", "result", b"result"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["created", b"created", "error", b"error", "result", b"result"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["result", b"result"]) -> typing.Literal["created", "error"] | None: ...
+
+Global___CreateEventsResult: typing_extensions.TypeAlias = CreateEventsResult
 
 @typing.final
 class GetEventRequest(google.protobuf.message.Message):

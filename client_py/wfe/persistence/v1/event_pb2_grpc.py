@@ -41,6 +41,11 @@ class EventServiceStub(object):
                 request_serializer=wfe_dot_persistence_dot_v1_dot_event__pb2.CreateEventRequest.SerializeToString,
                 response_deserializer=wfe_dot_persistence_dot_v1_dot_event__pb2.CreateEventResponse.FromString,
                 _registered_method=True)
+        self.CreateEvents = channel.stream_stream(
+                '/wfe.persistence.v1.EventService/CreateEvents',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_event__pb2.CreateEventsRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_event__pb2.CreateEventsResponse.FromString,
+                _registered_method=True)
         self.GetEvent = channel.unary_unary(
                 '/wfe.persistence.v1.EventService/GetEvent',
                 request_serializer=wfe_dot_persistence_dot_v1_dot_event__pb2.GetEventRequest.SerializeToString,
@@ -91,6 +96,22 @@ class EventServiceServicer(object):
         ALREADY_EXISTS (EVENT_ALREADY_EXISTS) if the id is in use with different
         content; RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if it or an item could not be
         read back in one message; INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateEvents(self, request_iterator, context):
+        """Stores many new events. Each request of the stream has some, and is answered
+        by one response, in the order of the requests, with a result for each event,
+        in their order. What was answered as created is stored, and will be found
+        after any crash.
+
+        Each event is created as by CreateEvent, all or nothing, with the same
+        checks, limits and errors: one that is refused has its error in its result,
+        and does not affect the others. All else is as it is with
+        WorkflowService.CreateWorkflows: what to send again if the stream ends, what
+        the limits are, and what the errors of the stream are.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -164,6 +185,11 @@ def add_EventServiceServicer_to_server(servicer, server):
                     request_deserializer=wfe_dot_persistence_dot_v1_dot_event__pb2.CreateEventRequest.FromString,
                     response_serializer=wfe_dot_persistence_dot_v1_dot_event__pb2.CreateEventResponse.SerializeToString,
             ),
+            'CreateEvents': grpc.stream_stream_rpc_method_handler(
+                    servicer.CreateEvents,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_event__pb2.CreateEventsRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_event__pb2.CreateEventsResponse.SerializeToString,
+            ),
             'GetEvent': grpc.unary_unary_rpc_method_handler(
                     servicer.GetEvent,
                     request_deserializer=wfe_dot_persistence_dot_v1_dot_event__pb2.GetEventRequest.FromString,
@@ -229,6 +255,33 @@ class EventService(object):
             '/wfe.persistence.v1.EventService/CreateEvent',
             wfe_dot_persistence_dot_v1_dot_event__pb2.CreateEventRequest.SerializeToString,
             wfe_dot_persistence_dot_v1_dot_event__pb2.CreateEventResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateEvents(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/wfe.persistence.v1.EventService/CreateEvents',
+            wfe_dot_persistence_dot_v1_dot_event__pb2.CreateEventsRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_event__pb2.CreateEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,22 @@ _EventServiceCreateEventType = typing_extensions.TypeVar(
     ],
 )
 
+_EventServiceCreateEventsType = typing_extensions.TypeVar(
+    '_EventServiceCreateEventsType',
+    grpc.StreamStreamMultiCallable[
+        wfe.persistence.v1.event_pb2.CreateEventsRequest,
+        wfe.persistence.v1.event_pb2.CreateEventsResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        wfe.persistence.v1.event_pb2.CreateEventsRequest,
+        wfe.persistence.v1.event_pb2.CreateEventsResponse,
+    ],
+    default=grpc.StreamStreamMultiCallable[
+        wfe.persistence.v1.event_pb2.CreateEventsRequest,
+        wfe.persistence.v1.event_pb2.CreateEventsResponse,
+    ],
+)
+
 _EventServiceGetEventType = typing_extensions.TypeVar(
     '_EventServiceGetEventType',
     grpc.UnaryUnaryMultiCallable[
@@ -153,7 +169,7 @@ _EventServicePurgeEventsType = typing_extensions.TypeVar(
     ],
 )
 
-class EventServiceStub(typing.Generic[_EventServiceCreateEventType, _EventServiceGetEventType, _EventServiceGetRunnableEventsType, _EventServiceGetEventsType, _EventServiceMarkEventProcessedType, _EventServiceMarkEventUnprocessedType, _EventServiceListEventsType, _EventServicePurgeEventsType]):
+class EventServiceStub(typing.Generic[_EventServiceCreateEventType, _EventServiceCreateEventsType, _EventServiceGetEventType, _EventServiceGetRunnableEventsType, _EventServiceGetEventsType, _EventServiceMarkEventProcessedType, _EventServiceMarkEventUnprocessedType, _EventServiceListEventsType, _EventServicePurgeEventsType]):
     """EventService stores events and finds those that have not been processed yet.
     Every call is one transaction (a purge runs several).
     """
@@ -163,6 +179,10 @@ class EventServiceStub(typing.Generic[_EventServiceCreateEventType, _EventServic
         grpc.UnaryUnaryMultiCallable[
             wfe.persistence.v1.event_pb2.CreateEventRequest,
             wfe.persistence.v1.event_pb2.CreateEventResponse,
+        ],
+        grpc.StreamStreamMultiCallable[
+            wfe.persistence.v1.event_pb2.CreateEventsRequest,
+            wfe.persistence.v1.event_pb2.CreateEventsResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             wfe.persistence.v1.event_pb2.GetEventRequest,
@@ -199,6 +219,10 @@ class EventServiceStub(typing.Generic[_EventServiceCreateEventType, _EventServic
         grpc.aio.UnaryUnaryMultiCallable[
             wfe.persistence.v1.event_pb2.CreateEventRequest,
             wfe.persistence.v1.event_pb2.CreateEventResponse,
+        ],
+        grpc.aio.StreamStreamMultiCallable[
+            wfe.persistence.v1.event_pb2.CreateEventsRequest,
+            wfe.persistence.v1.event_pb2.CreateEventsResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             wfe.persistence.v1.event_pb2.GetEventRequest,
@@ -238,6 +262,19 @@ class EventServiceStub(typing.Generic[_EventServiceCreateEventType, _EventServic
     ALREADY_EXISTS (EVENT_ALREADY_EXISTS) if the id is in use with different
     content; RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if it or an item could not be
     read back in one message; INVALID_ARGUMENT.
+    """
+
+    CreateEvents: _EventServiceCreateEventsType
+    """Stores many new events. Each request of the stream has some, and is answered
+    by one response, in the order of the requests, with a result for each event,
+    in their order. What was answered as created is stored, and will be found
+    after any crash.
+
+    Each event is created as by CreateEvent, all or nothing, with the same
+    checks, limits and errors: one that is refused has its error in its result,
+    and does not affect the others. All else is as it is with
+    WorkflowService.CreateWorkflows: what to send again if the stream ends, what
+    the limits are, and what the errors of the stream are.
     """
 
     GetEvent: _EventServiceGetEventType
@@ -282,6 +319,10 @@ EventServiceAsyncStub: typing_extensions.TypeAlias = EventServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.event_pb2.CreateEventRequest,
         wfe.persistence.v1.event_pb2.CreateEventResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        wfe.persistence.v1.event_pb2.CreateEventsRequest,
+        wfe.persistence.v1.event_pb2.CreateEventsResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.event_pb2.GetEventRequest,
@@ -331,6 +372,24 @@ class EventServiceServicer(metaclass=abc.ABCMeta):
         ALREADY_EXISTS (EVENT_ALREADY_EXISTS) if the id is in use with different
         content; RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if it or an item could not be
         read back in one message; INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def CreateEvents(
+        self,
+        request_iterator: _MaybeAsyncIterator[wfe.persistence.v1.event_pb2.CreateEventsRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[wfe.persistence.v1.event_pb2.CreateEventsResponse], collections.abc.AsyncIterator[wfe.persistence.v1.event_pb2.CreateEventsResponse]]:
+        """Stores many new events. Each request of the stream has some, and is answered
+        by one response, in the order of the requests, with a result for each event,
+        in their order. What was answered as created is stored, and will be found
+        after any crash.
+
+        Each event is created as by CreateEvent, all or nothing, with the same
+        checks, limits and errors: one that is refused has its error in its result,
+        and does not affect the others. All else is as it is with
+        WorkflowService.CreateWorkflows: what to send again if the stream ends, what
+        the limits are, and what the errors of the stream are.
         """
 
     @abc.abstractmethod

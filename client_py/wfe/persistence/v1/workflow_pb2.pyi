@@ -18,6 +18,7 @@ import sys
 import typing
 import wfe.persistence.v1.command_pb2
 import wfe.persistence.v1.event_pb2
+import wfe.persistence.v1.item_error_pb2
 import wfe.persistence.v1.lifecycle_pb2
 import wfe.persistence.v1.list_order_pb2
 import wfe.persistence.v1.queue_item_pb2
@@ -910,6 +911,83 @@ class CreateNewWorkflowResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["id", b"id", "name", b"name", "revision", b"revision"]) -> None: ...
 
 Global___CreateNewWorkflowResponse: typing_extensions.TypeAlias = CreateNewWorkflowResponse
+
+@typing.final
+class CreateWorkflowsRequest(google.protobuf.message.Message):
+    """CreateWorkflowsRequest is a message of the stream of CreateWorkflows."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKFLOWS_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    """A UUID, such as `6f1c2a54-9f0e-4a4e-8f57-3b1d6c0c6a10`, that determines the
+    ids of the workflows that have none, so that the request sent again means
+    the same workflows. Empty: their ids are random.
+    """
+    @property
+    def workflows(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___CreateNewWorkflowRequest]:
+        """The workflows, each with the items to enqueue with it; at most 1000. None:
+        nothing happens.
+        """
+
+    def __init__(
+        self,
+        *,
+        workflows: collections.abc.Iterable[Global___CreateNewWorkflowRequest] | None = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["request_id", b"request_id", "workflows", b"workflows"]) -> None: ...
+
+Global___CreateWorkflowsRequest: typing_extensions.TypeAlias = CreateWorkflowsRequest
+
+@typing.final
+class CreateWorkflowsResponse(google.protobuf.message.Message):
+    """CreateWorkflowsResponse is the answer to one message of CreateWorkflows."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: builtins.int
+    @property
+    def results(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___CreateWorkflowsResult]:
+        """A result for each workflow of the request, in their order."""
+
+    def __init__(
+        self,
+        *,
+        results: collections.abc.Iterable[Global___CreateWorkflowsResult] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["results", b"results"]) -> None: ...
+
+Global___CreateWorkflowsResponse: typing_extensions.TypeAlias = CreateWorkflowsResponse
+
+@typing.final
+class CreateWorkflowsResult(google.protobuf.message.Message):
+    """CreateWorkflowsResult is what became of one workflow."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CREATED_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    @property
+    def created(self) -> Global___CreateNewWorkflowResponse:
+        """It is stored, by this request or one before."""
+
+    @property
+    def error(self) -> wfe.persistence.v1.item_error_pb2.ItemError:
+        """It is not stored."""
+
+    def __init__(
+        self,
+        *,
+        created: Global___CreateNewWorkflowResponse | None = ...,
+        error: wfe.persistence.v1.item_error_pb2.ItemError | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["created", b"created", "error", b"error", "result", b"result"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["created", b"created", "error", b"error", "result", b"result"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["result", b"result"]) -> typing.Literal["created", "error"] | None: ...
+
+Global___CreateWorkflowsResult: typing_extensions.TypeAlias = CreateWorkflowsResult
 
 @typing.final
 class PersistWorkflowRequest(google.protobuf.message.Message):

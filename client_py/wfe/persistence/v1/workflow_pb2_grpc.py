@@ -42,6 +42,11 @@ class WorkflowServiceStub(object):
                 request_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.CreateNewWorkflowRequest.SerializeToString,
                 response_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.CreateNewWorkflowResponse.FromString,
                 _registered_method=True)
+        self.CreateWorkflows = channel.stream_stream(
+                '/wfe.persistence.v1.WorkflowService/CreateWorkflows',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.CreateWorkflowsRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.CreateWorkflowsResponse.FromString,
+                _registered_method=True)
         self.PersistWorkflow = channel.unary_unary(
                 '/wfe.persistence.v1.WorkflowService/PersistWorkflow',
                 request_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.PersistWorkflowRequest.SerializeToString,
@@ -136,6 +141,41 @@ class WorkflowServiceServicer(object):
         content, ALREADY_EXISTS (NAME_TAKEN) if the name is; RESOURCE_EXHAUSTED
         (ANSWER_TOO_LARGE) if it or an item could not be read back in one message;
         INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateWorkflows(self, request_iterator, context):
+        """Stores many new workflows. Each request of the stream has some, and is
+        answered by one response, in the order of the requests, with a result for
+        each workflow, in their order. What was answered as created is stored, and
+        will be found after any crash.
+
+        Each workflow is created as by CreateNewWorkflow, all or nothing, with the
+        same checks, limits and errors: one that is refused has its error in its
+        result, and does not affect the others. The workflows of a request are not
+        one transaction: readers may see some of them before others. One that is
+        given twice is created once, and so is one whose name is: the first.
+
+        If the stream ends before, send the requests that have no response again,
+        on any server. What had been stored of them is answered the same, if the
+        workflows have ids, or the request has a `request_id`; without either, it
+        would be created twice.
+
+        A request is handled when the one before has been answered. Several may be
+        sent ahead: they stay with the client, but for the window of HTTP/2. They
+        take at most a quarter of the database connections, in turns with those of
+        other namespaces, and each counts as a call for `calls_per_second` of the
+        policy, which is waited for. There are at most `--max-bulk-streams` at a
+        time in one worker process, of one namespace three quarters of that. The
+        maximum deadline of the server applies to each request, not to the stream.
+        Errors of the stream: RESOURCE_EXHAUSTED (TOO_MANY_CALLS) if there are too
+        many, or if the client does not send on for `--stall-seconds`;
+        FAILED_PRECONDITION (NAMESPACE_FULL); UNAVAILABLE (SHUTTING_DOWN), and what
+        befalls the database; INVALID_ARGUMENT if what is wrong is no item's;
+        RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if the results would not fit in one
+        message. Nothing that was answered before is affected by them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -369,6 +409,11 @@ def add_WorkflowServiceServicer_to_server(servicer, server):
                     request_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.CreateNewWorkflowRequest.FromString,
                     response_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.CreateNewWorkflowResponse.SerializeToString,
             ),
+            'CreateWorkflows': grpc.stream_stream_rpc_method_handler(
+                    servicer.CreateWorkflows,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.CreateWorkflowsRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.CreateWorkflowsResponse.SerializeToString,
+            ),
             'PersistWorkflow': grpc.unary_unary_rpc_method_handler(
                     servicer.PersistWorkflow,
                     request_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.PersistWorkflowRequest.FromString,
@@ -475,6 +520,33 @@ class WorkflowService(object):
             '/wfe.persistence.v1.WorkflowService/CreateNewWorkflow',
             wfe_dot_persistence_dot_v1_dot_workflow__pb2.CreateNewWorkflowRequest.SerializeToString,
             wfe_dot_persistence_dot_v1_dot_workflow__pb2.CreateNewWorkflowResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateWorkflows(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/wfe.persistence.v1.WorkflowService/CreateWorkflows',
+            wfe_dot_persistence_dot_v1_dot_workflow__pb2.CreateWorkflowsRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_workflow__pb2.CreateWorkflowsResponse.FromString,
             options,
             channel_credentials,
             insecure,

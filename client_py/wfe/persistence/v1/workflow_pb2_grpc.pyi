@@ -43,6 +43,22 @@ _WorkflowServiceCreateNewWorkflowType = typing_extensions.TypeVar(
     ],
 )
 
+_WorkflowServiceCreateWorkflowsType = typing_extensions.TypeVar(
+    '_WorkflowServiceCreateWorkflowsType',
+    grpc.StreamStreamMultiCallable[
+        wfe.persistence.v1.workflow_pb2.CreateWorkflowsRequest,
+        wfe.persistence.v1.workflow_pb2.CreateWorkflowsResponse,
+    ],
+    grpc.aio.StreamStreamMultiCallable[
+        wfe.persistence.v1.workflow_pb2.CreateWorkflowsRequest,
+        wfe.persistence.v1.workflow_pb2.CreateWorkflowsResponse,
+    ],
+    default=grpc.StreamStreamMultiCallable[
+        wfe.persistence.v1.workflow_pb2.CreateWorkflowsRequest,
+        wfe.persistence.v1.workflow_pb2.CreateWorkflowsResponse,
+    ],
+)
+
 _WorkflowServicePersistWorkflowType = typing_extensions.TypeVar(
     '_WorkflowServicePersistWorkflowType',
     grpc.UnaryUnaryMultiCallable[
@@ -283,7 +299,7 @@ _WorkflowServiceWatchWorkflowsType = typing_extensions.TypeVar(
     ],
 )
 
-class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, _WorkflowServicePersistWorkflowType, _WorkflowServicePersistWorkflowWithSubscriptionsType, _WorkflowServiceCommitWorkflowType, _WorkflowServiceGetWorkflowInstanceType, _WorkflowServiceGetWorkflowInstanceByNameType, _WorkflowServiceWaitForWorkflowType, _WorkflowServiceGetWorkflowInstancesType, _WorkflowServiceGetRunnableInstancesType, _WorkflowServiceNextDefinitionSequenceType, _WorkflowServiceListExecutionPointersType, _WorkflowServiceListWorkflowsType, _WorkflowServiceCountWorkflowsType, _WorkflowServiceDeleteWorkflowType, _WorkflowServicePurgeWorkflowsType, _WorkflowServiceWatchWorkflowsType]):
+class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, _WorkflowServiceCreateWorkflowsType, _WorkflowServicePersistWorkflowType, _WorkflowServicePersistWorkflowWithSubscriptionsType, _WorkflowServiceCommitWorkflowType, _WorkflowServiceGetWorkflowInstanceType, _WorkflowServiceGetWorkflowInstanceByNameType, _WorkflowServiceWaitForWorkflowType, _WorkflowServiceGetWorkflowInstancesType, _WorkflowServiceGetRunnableInstancesType, _WorkflowServiceNextDefinitionSequenceType, _WorkflowServiceListExecutionPointersType, _WorkflowServiceListWorkflowsType, _WorkflowServiceCountWorkflowsType, _WorkflowServiceDeleteWorkflowType, _WorkflowServicePurgeWorkflowsType, _WorkflowServiceWatchWorkflowsType]):
     """WorkflowService stores workflows with their execution pointers. Every call is
     one transaction (a purge runs several); every read sees one consistent
     snapshot (GetWorkflowInstances: one for each workflow).
@@ -294,6 +310,10 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
         grpc.UnaryUnaryMultiCallable[
             wfe.persistence.v1.workflow_pb2.CreateNewWorkflowRequest,
             wfe.persistence.v1.workflow_pb2.CreateNewWorkflowResponse,
+        ],
+        grpc.StreamStreamMultiCallable[
+            wfe.persistence.v1.workflow_pb2.CreateWorkflowsRequest,
+            wfe.persistence.v1.workflow_pb2.CreateWorkflowsResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             wfe.persistence.v1.workflow_pb2.PersistWorkflowRequest,
@@ -362,6 +382,10 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
         grpc.aio.UnaryUnaryMultiCallable[
             wfe.persistence.v1.workflow_pb2.CreateNewWorkflowRequest,
             wfe.persistence.v1.workflow_pb2.CreateNewWorkflowResponse,
+        ],
+        grpc.aio.StreamStreamMultiCallable[
+            wfe.persistence.v1.workflow_pb2.CreateWorkflowsRequest,
+            wfe.persistence.v1.workflow_pb2.CreateWorkflowsResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             wfe.persistence.v1.workflow_pb2.PersistWorkflowRequest,
@@ -436,6 +460,38 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
     content, ALREADY_EXISTS (NAME_TAKEN) if the name is; RESOURCE_EXHAUSTED
     (ANSWER_TOO_LARGE) if it or an item could not be read back in one message;
     INVALID_ARGUMENT.
+    """
+
+    CreateWorkflows: _WorkflowServiceCreateWorkflowsType
+    """Stores many new workflows. Each request of the stream has some, and is
+    answered by one response, in the order of the requests, with a result for
+    each workflow, in their order. What was answered as created is stored, and
+    will be found after any crash.
+
+    Each workflow is created as by CreateNewWorkflow, all or nothing, with the
+    same checks, limits and errors: one that is refused has its error in its
+    result, and does not affect the others. The workflows of a request are not
+    one transaction: readers may see some of them before others. One that is
+    given twice is created once, and so is one whose name is: the first.
+
+    If the stream ends before, send the requests that have no response again,
+    on any server. What had been stored of them is answered the same, if the
+    workflows have ids, or the request has a `request_id`; without either, it
+    would be created twice.
+
+    A request is handled when the one before has been answered. Several may be
+    sent ahead: they stay with the client, but for the window of HTTP/2. They
+    take at most a quarter of the database connections, in turns with those of
+    other namespaces, and each counts as a call for `calls_per_second` of the
+    policy, which is waited for. There are at most `--max-bulk-streams` at a
+    time in one worker process, of one namespace three quarters of that. The
+    maximum deadline of the server applies to each request, not to the stream.
+    Errors of the stream: RESOURCE_EXHAUSTED (TOO_MANY_CALLS) if there are too
+    many, or if the client does not send on for `--stall-seconds`;
+    FAILED_PRECONDITION (NAMESPACE_FULL); UNAVAILABLE (SHUTTING_DOWN), and what
+    befalls the database; INVALID_ARGUMENT if what is wrong is no item's;
+    RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if the results would not fit in one
+    message. Nothing that was answered before is affected by them.
     """
 
     PersistWorkflow: _WorkflowServicePersistWorkflowType
@@ -618,6 +674,10 @@ WorkflowServiceAsyncStub: typing_extensions.TypeAlias = WorkflowServiceStub[
         wfe.persistence.v1.workflow_pb2.CreateNewWorkflowRequest,
         wfe.persistence.v1.workflow_pb2.CreateNewWorkflowResponse,
     ],
+    grpc.aio.StreamStreamMultiCallable[
+        wfe.persistence.v1.workflow_pb2.CreateWorkflowsRequest,
+        wfe.persistence.v1.workflow_pb2.CreateWorkflowsResponse,
+    ],
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.workflow_pb2.PersistWorkflowRequest,
         wfe.persistence.v1.workflow_pb2.PersistWorkflowResponse,
@@ -702,6 +762,43 @@ class WorkflowServiceServicer(metaclass=abc.ABCMeta):
         content, ALREADY_EXISTS (NAME_TAKEN) if the name is; RESOURCE_EXHAUSTED
         (ANSWER_TOO_LARGE) if it or an item could not be read back in one message;
         INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def CreateWorkflows(
+        self,
+        request_iterator: _MaybeAsyncIterator[wfe.persistence.v1.workflow_pb2.CreateWorkflowsRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[wfe.persistence.v1.workflow_pb2.CreateWorkflowsResponse], collections.abc.AsyncIterator[wfe.persistence.v1.workflow_pb2.CreateWorkflowsResponse]]:
+        """Stores many new workflows. Each request of the stream has some, and is
+        answered by one response, in the order of the requests, with a result for
+        each workflow, in their order. What was answered as created is stored, and
+        will be found after any crash.
+
+        Each workflow is created as by CreateNewWorkflow, all or nothing, with the
+        same checks, limits and errors: one that is refused has its error in its
+        result, and does not affect the others. The workflows of a request are not
+        one transaction: readers may see some of them before others. One that is
+        given twice is created once, and so is one whose name is: the first.
+
+        If the stream ends before, send the requests that have no response again,
+        on any server. What had been stored of them is answered the same, if the
+        workflows have ids, or the request has a `request_id`; without either, it
+        would be created twice.
+
+        A request is handled when the one before has been answered. Several may be
+        sent ahead: they stay with the client, but for the window of HTTP/2. They
+        take at most a quarter of the database connections, in turns with those of
+        other namespaces, and each counts as a call for `calls_per_second` of the
+        policy, which is waited for. There are at most `--max-bulk-streams` at a
+        time in one worker process, of one namespace three quarters of that. The
+        maximum deadline of the server applies to each request, not to the stream.
+        Errors of the stream: RESOURCE_EXHAUSTED (TOO_MANY_CALLS) if there are too
+        many, or if the client does not send on for `--stall-seconds`;
+        FAILED_PRECONDITION (NAMESPACE_FULL); UNAVAILABLE (SHUTTING_DOWN), and what
+        befalls the database; INVALID_ARGUMENT if what is wrong is no item's;
+        RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if the results would not fit in one
+        message. Nothing that was answered before is affected by them.
         """
 
     @abc.abstractmethod

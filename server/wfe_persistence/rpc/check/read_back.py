@@ -79,9 +79,9 @@ def require_readable(
             raise unreadable(max_message_bytes)
 
 
-def require_sendable(answer: Message, max_message_bytes: int) -> None:
+def require_sendable(answer_bytes: int, max_message_bytes: int) -> None:
     """Raise ANSWER_TOO_LARGE if an answer could not be sent."""
-    if answer.ByteSize() > max_message_bytes:
+    if answer_bytes > max_message_bytes:
         raise PersistenceError(
             ErrorReason.ERROR_REASON_ANSWER_TOO_LARGE,
             f"the answer would not fit in one message of {max_message_bytes} bytes",

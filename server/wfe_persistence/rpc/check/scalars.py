@@ -71,6 +71,7 @@ class Scalars:
         "_request_bytes",
         "_stored",
         "_violations",
+        "has_zero_byte",
     )
 
     def __init__(self, request_bytes: int, max_message_bytes: int) -> None:
@@ -82,6 +83,8 @@ class Scalars:
         self._stored: dict[str, int] = {}
         self._json_growth = 0
         self._attributes_left = MAX_ATTRIBUTES
+        self.has_zero_byte = False
+        """Whether the encoded request has one, so that U+0000 may be in a text."""
 
     def done(self) -> None:
         """Raise PersistenceError with all violations, if there are any."""
@@ -131,7 +134,11 @@ class Scalars:
 
         Raises PersistenceError, with ANSWER_TOO_LARGE.
         """
-        require_sendable(answer, self._max_message_bytes)
+        require_sendable(answer.ByteSize(), self._max_message_bytes)
+
+    def bytes_fit(self, answer_bytes: int) -> None:
+        """The same, for an answer of so many bytes."""
+        require_sendable(answer_bytes, self._max_message_bytes)
 
     def add(self, path: str, field: str, reason: R.ValueType, description: str) -> None:
         """Add a violation. Only the first one of a field is kept.

@@ -62,7 +62,8 @@ class Database:
     Prepared statements may take about `max_prepared_bytes` of PostgreSQL's memory on each
     connection; `prepare=False` sends every statement unprepared, for a PgBouncer older than 1.21
     in transaction mode. Row-by-row reads (`stream`) get at most half of the connections, because a
-    large one takes long; so other calls never wait for those alone. Use it as a context manager.
+    large one takes long, and writes that take long get a quarter; so other calls never wait for
+    those alone. Use it as a context manager.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Database:
         self._gate = FairGate(pool_size, max_waiting)
         self._streams = FairGate(max(1, pool_size // 2), max_waiting, within=self._gate)
         most = max(1, pool_size // 4)
+        self._long = FairGate(most, max_waiting, within=self._gate)
         self._locked = FairGate(most, max_waiting, within=self._gate)
         self._watch = Watch(
             source, reachability.stalled, gate=self._gate, locked=self._locked, most_locked=most
@@ -101,7 +103,12 @@ class Database:
     async def __aenter__(self) -> Self:
         await self._pool.open()
         self._watching = asyncio.get_running_loop().create_task(self._watch.run())
-        show_pool(self._pool.size, self._gate, (self._streams, self._locked), self.reachability)
+        show_pool(
+            self._pool.size,
+            self._gate,
+            (self._streams, self._long, self._locked),
+            self.reachability,
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -185,6 +192,7 @@ class Database:
         write: bool,
         final_constraints: Collection[str] = (),
         expected: Collection[ErrorReason.ValueType] = (),
+        takes_long: bool = False,
     ) -> list[PGresult]:
         """Run a batch as one transaction, in one round trip; returns a result per statement.
 
@@ -200,15 +208,16 @@ class Database:
             # Checking and serializing so much has kept the loop busy. A deadline that passed
             # meanwhile is noticed here, before anything is sent.
             await asyncio.sleep(0)
+        gate = self._long if takes_long else self._gate
         attempt = 0
         while True:
             attempt += 1
             try:
                 connection = None
                 if not self._watch.waits_for_lock(batch):
-                    connection = self._pool.take_at_once(self._gate)
+                    connection = self._pool.take_at_once(gate)
                 if connection is None:
-                    connection = await self._turn(self._gate, namespace, batch)
+                    connection = await self._turn(gate, namespace, batch)
                 exchange = await self._exchange(connection, Exchange.send, batch)
             except ConnectionLostError as exc:
                 if write and not exc.unwritten:

@@ -1,0 +1,131 @@
+"""Streams whose requests have many items, each of which is checked, done and answered as if it were
+a call of its own."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+
+from wfe.persistence.v1.event_pb2 import CreateEventsRequest, CreateEventsResponse
+from wfe.persistence.v1.item_error_pb2 import ItemError
+from wfe.persistence.v1.workflow_pb2 import CreateWorkflowsRequest, CreateWorkflowsResponse
+from wfe_persistence import metrics, offload
+from wfe_persistence.errors import PersistenceError, shutting_down
+from wfe_persistence.rpc.call import Call
+from wfe_persistence.rpc.check import Check
+from wfe_persistence.rpc.named_field import naming_a_field
+from wfe_persistence.rpc.status import (
+    MAX_MESSAGE_BYTES,
+    MAX_PATH_BYTES,
+    STATUS_OF,
+    reason_name,
+    shortened,
+)
+from wfe_persistence.store.request_key import new_id
+
+R = TypeVar("R", bound=Message)
+T = TypeVar("T")
+A = TypeVar("A", CreateWorkflowsResponse, CreateEventsResponse)
+
+# Of one item, as of one call.
+_MAX_VIOLATIONS_BYTES: Final = 3500
+# More than a result has beside the ids of what was created, or the violations that were found; and
+# more than one has of an item that the store refuses.
+_RESULT_BYTES: Final = 1024
+
+
+async def answer(
+    request: CreateWorkflowsRequest | CreateEventsRequest,
+    items: Sequence[R],
+    call: Call,
+    check: Check,
+    *,
+    rpc: str,
+    prepare: Callable[[R, Check, Callable[[], str]], None],
+    store: Callable[[list[R]], Awaitable[Sequence[T | PersistenceError]]],
+    created: Callable[[R, T | None], Any],
+    response: type[A],
+) -> A:
+    """The answer to a request with items.
+
+    `prepare` raises PersistenceError for one that is bad; it is given what makes the id of one
+    without. `store` takes the others. `created`: the answer for one, with what the store returned
+    for it, or before that is known the largest one.
+    """
+    if call.place.refuses:
+        raise shutting_down()  # another server can go on
+
+    field, max_bytes = request.DESCRIPTOR.fields[0].name, call.env.max_message_bytes
+
+    def prepare_all() -> dict[int, PersistenceError]:
+        check.request_id(request.request_id)
+        check.at_most("", field, items)
+        check.done()
+        request_id = uuid.UUID(request.request_id) if request.request_id else None
+        refused: dict[int, PersistenceError] = {}
+        for n, item in enumerate(items):
+            own = Check(item.ByteSize(), max_bytes)
+            try:
+                if check.has_zero_byte:
+                    own.no_nul(item)
+                prepare(item, own, partial(new_id, request_id, field, n))
+            except PersistenceError as exc:
+                refused[n] = exc
+        # Nothing is written whose answer can't be sent. First roughly: it has ids of the request,
+        # each twice at most, or new ones.
+        errors = sum(item_error(exc, room).ByteSize() for exc in refused.values())
+        most = errors + _RESULT_BYTES * len(items)
+        if most + 2 * request.ByteSize() > max_bytes:
+            good = (item for n, item in enumerate(items) if n not in refused)
+            check.bytes_fit(most + sum(created(item, None).ByteSize() for item in good))
+        return refused
+
+    room = max_bytes // 2 // max(len(items), 1)
+    refused = await offload.run(prepare_all)
+    good = [n for n in range(len(items)) if n not in refused]
+    found = await store([items[n] for n in good]) if good else ()
+    outcomes = dict(zip(good, found, strict=True))
+    answer = response()
+    for n, item in enumerate(items):
+        result, outcome = answer.results.add(), refused.get(n) or outcomes[n]
+        if isinstance(outcome, PersistenceError):
+            refused[n] = error = naming_a_field(outcome, item)
+            result.error.CopyFrom(item_error(error, room))
+        else:
+            result.created.CopyFrom(created(item, outcome))
+    if len(items) > len(refused):
+        metrics.BULK_ITEMS.add((rpc, "OK"), len(items) - len(refused))
+    for error in refused.values():
+        metrics.BULK_ITEMS.add((rpc, reason_name(error.reason)))
+    return answer
+
+
+def item_error(error: PersistenceError, violations_bytes: int) -> ItemError:
+    """What a response says of an error of one of many items, whose violations may take so many
+    bytes; the first one is always there."""
+    found = ItemError(
+        code=STATUS_OF[error.reason].value[0],
+        reason=error.reason,
+        message=shortened(str(error), MAX_MESSAGE_BYTES),
+        metadata=error.metadata,
+    )
+    left = min(violations_bytes, _MAX_VIOLATIONS_BYTES)
+    for violation in error.violations:
+        added = found.field_violations.add(
+            field=shortened(violation.field, MAX_PATH_BYTES),
+            reason=violation.reason,
+            description=violation.description,
+        )
+        left -= added.ByteSize()
+        if left < 0:
+            break
+    if error.retry_after is not None:
+        nanos, seconds = math.modf(error.retry_after)
+        found.retry_delay.CopyFrom(Duration(seconds=int(seconds), nanos=int(nanos * 1e9)))
+    return found
