@@ -1,5 +1,5 @@
-"""Workflows and events that are created one by one, in bulk, and by an import: items a second, and the
-processor time that each takes from the server and from PostgreSQL.
+"""Workflows and events that are created one by one, in bulk, and by an import: items a second, and
+the processor time that each takes from the server and from PostgreSQL.
 
 The ways take turns, each in every round, on one server that keeps what was created; the medians of
 the rounds count. Single calls come from 32 callers at once, which is where they are cheapest. The

@@ -28,6 +28,7 @@ from wfe_persistence.rpc.services import (
 from wfe_persistence.rpc.status import STATUS_OF, reason_name, violation_name
 from wfe_persistence.store import (
     admin,
+    bulk,
     command,
     commit,
     dequeue,
@@ -54,6 +55,7 @@ from wfe_persistence.store import (
 
 STORE: tuple[ModuleType, ...] = (
     admin,
+    bulk,
     command,
     commit,
     dequeue,

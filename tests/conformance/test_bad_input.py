@@ -422,6 +422,8 @@ NO_BAD_VALUE: Final = {
         )
         for field in ("enqueue", "acknowledge", "publish")
     },
+    "CreateWorkflowsRequest.workflows": "see test_bulk.py for how many",
+    "CreateEventsRequest.events": "see test_bulk.py for how many",
     "CreateNewWorkflowRequest.enqueue": "see the tests of too many items",
     "CreateEventRequest.enqueue": "see the tests of too many items",
     "PublishRequest.events": "see test_lifecycle.py for how many",
@@ -650,7 +652,7 @@ def _bad_texts(rpc: Rpc, name: str) -> Iterator[Bad]:
         yield Bad("100 kB", "x" * 100_000, "TOO_LONG")
     required = name in REQUIRED_IDS
     if name == "WorkflowInstance.id":
-        required = rpc.name != "CreateNewWorkflow"
+        required = rpc.name not in ("CreateNewWorkflow", "CreateWorkflows")
     if name == "QueueItem.id":
         required = rpc.name == "Enqueue"
     if required:
@@ -821,6 +823,8 @@ ONCE: Final = {
     ("PersistWorkflowWithSubscriptions", "publish"),
     ("CommitWorkflow", "publish"),
     ("CreateNewWorkflow", "enqueue"),
+    ("CreateWorkflows", "workflows"),
+    ("CreateEvents", "events"),
 }
 
 EDGES: Final = [

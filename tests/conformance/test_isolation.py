@@ -170,6 +170,12 @@ CASES: dict[str, Case] = {
     "PurgeWorkflows": (
         lambda n: w.PurgeWorkflowsRequest(ended_before=make.LAST_TIME),
         ["workflows", "execution_pointers", "subscriptions", "errors", "events"]),
+    "CreateWorkflows": (
+        lambda n: w.CreateWorkflowsRequest(workflows=[
+            w.CreateNewWorkflowRequest(instance=make.instance(id="w"))]), NOTHING),
+    "CreateEvents": (
+        lambda n: e.CreateEventsRequest(events=[
+            e.CreateEventRequest(event=make.event(id="e"))]), NOTHING),
     "CreateNewWorkflow": (
         lambda n: w.CreateNewWorkflowRequest(instance=make.instance(id="w", name="the one")),
         NOTHING),

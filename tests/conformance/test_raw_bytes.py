@@ -24,7 +24,7 @@ from wfe.persistence.v1.command_pb2 import (
     ReleaseCommandsRequest,
     ScheduleCommandRequest,
 )
-from wfe.persistence.v1.event_pb2 import MarkEventProcessedRequest
+from wfe.persistence.v1.event_pb2 import CreateEventsResponse, MarkEventProcessedRequest
 
 # A property that fails is shrunk, which may take minutes.
 pytestmark = pytest.mark.timeout(600)
@@ -163,6 +163,10 @@ def clean_up(call: Call, rpc: Rpc, data: bytes, answer: list[bytes]) -> None:
         release(call, [claim.lease_token for claim in claims if claim.command != command])
         done = CompleteCommandsRequest(lease_tokens=own)
         call(RPCS["CompleteCommands"], done.SerializeToString())
+    elif rpc.name == "CreateEvents":
+        for result in CreateEventsResponse.FromString(answer[0]).results:
+            mark = MarkEventProcessedRequest(id=result.created.id)
+            call(RPCS["MarkEventProcessed"], mark.SerializeToString())
     elif rpc.name in ("CreateEvent", "MarkEventUnprocessed"):
         request = rpc.request.FromString(data)
         id_ = look(request, "event.id" if rpc.name == "CreateEvent" else "id")

@@ -17,6 +17,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.support import make
 from tests.support.api import Api
+from tests.support.bulk import raise_first_error
 from wfe.persistence.v1 import (
     command_pb2,
     event_pb2,
@@ -53,6 +54,9 @@ FILES: Final = (
     transfer_pb2.DESCRIPTOR,
 )
 
+BULK: Final = {"CreateWorkflows", "CreateEvents"}
+"""Streams whose items are answered one by one."""
+
 LASTS: Final = {"Watch", "WatchWorkflows"}
 """Streams that only the client ends."""
 
@@ -74,7 +78,8 @@ class Rpc:
         return f"{self.name}-{self.variant}" if self.variant else self.name
 
     async def call(self, api: Api, request: Message | bytes, **options: Any) -> list[Any]:
-        """Call it, with a message or with any bytes; all the messages of the answer."""
+        """Call it, with a message or with any bytes; all the messages of the answer. It fails as
+        the first item that is refused."""
         data = request if isinstance(request, bytes) else request.SerializeToString()
         if not self.streams:
             unary: Any = api.channel.unary_unary(self.path)
@@ -87,7 +92,10 @@ class Rpc:
                 return [self.response.FromString(await anext(aiter(call)))]
             finally:
                 call.cancel()
-        return [self.response.FromString(answer) async for answer in stream(data, **options)]
+        answers = [self.response.FromString(answer) async for answer in stream(data, **options)]
+        for answer in answers if self.name in BULK else ():
+            raise_first_error(self.request(), answer)
+        return answers
 
 
 def _rpc(method: MethodDescriptor) -> Rpc:
@@ -343,6 +351,13 @@ _OLDEST_FIRST: Final = ListOrder.LIST_ORDER_OLDEST_FIRST
 
 _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "CreateNewWorkflow": lambda: {"instance": _instance(), "enqueue": [_item(), _item()]},
+    "CreateWorkflows": lambda: {
+        "workflows": [
+            workflow_pb2.CreateNewWorkflowRequest(**_FIELDS["CreateNewWorkflow"]())
+            for _ in range(2)
+        ],
+        "request_id": make.request_id(),
+    },
     "PersistWorkflow": lambda: {
         "instance": _instance(),
         "expected_revision": 1,
@@ -417,6 +432,10 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
             root_workflow_id=make.new_id("root"),
         ),
         "heartbeat": Duration(seconds=10),
+    },
+    "CreateEvents": lambda: {
+        "events": [event_pb2.CreateEventRequest(**_FIELDS["CreateEvent"]()) for _ in range(2)],
+        "request_id": make.request_id(),
     },
     "CreateEvent": lambda: {
         "event": make.event(is_processed=True),

@@ -16,6 +16,7 @@ from tests.support.expect import Failure, read_failure
 from tests.support.queues import OwnQueue, receipts
 from tests.support.rpcs import Rpc, put, valid_request
 from wfe.persistence.v1.lifecycle_pb2 import LifecycleEvent
+from wfe.persistence.v1.queue_item_pb2 import QueueItem
 from wfe.persistence.v1.store_pb2 import (
     CreateNamespaceRequest,
     DeleteNamespaceRequest,
@@ -121,6 +122,10 @@ class Scene:
                 | "CreateEvent"
             ):
                 return [item.queue for item in self.request.enqueue]
+            case "CreateWorkflows":
+                return [item.queue for each in self.request.workflows for item in each.enqueue]
+            case "CreateEvents":
+                return [item.queue for each in self.request.events for item in each.enqueue]
             case "Enqueue":
                 return [item.queue for item in self.request.items]
             case "ImportRecords":
@@ -280,6 +285,19 @@ class Scene:
                 )
             case "CommitWorkflow":
                 return await self._state_of_commit()
+            case "CreateWorkflows":
+                # What is put into the last one does not affect the others.
+                last = request.workflows[-1]
+                return (
+                    await found(api.get_workflow_instance(last.instance.id)),
+                    await self._state_of_queues(last.enqueue),
+                )
+            case "CreateEvents":
+                last = request.events[-1]
+                return (
+                    await found(api.get_event(last.event.id)),
+                    await self._state_of_queues(last.enqueue),
+                )
             case "DeleteWorkflow":
                 return await found(api.get_workflow_instance(request.id))
             case "CreateEvent":
@@ -355,10 +373,13 @@ class Scene:
         published = await self._published(getattr(self.request, "publish", ()))
         return await self._state_of_queues(), published
 
-    async def _state_of_queues(self) -> object:
+    async def _state_of_queues(self, items: Iterable[QueueItem] | None = None) -> object:
+        """Of all queues, or those of some items."""
+        only = None if items is None else {item.queue for item in items}
         return [
             (await each.items(), (await each.stats()).max_attempts)
             for each in (*self._queues, self._handled)
+            if only is None or each.name in only
         ]
 
     async def _published(self, events: Iterable[LifecycleEvent]) -> object:

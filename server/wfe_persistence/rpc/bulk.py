@@ -35,9 +35,11 @@ A = TypeVar("A", CreateWorkflowsResponse, CreateEventsResponse)
 
 # Of one item, as of one call.
 _MAX_VIOLATIONS_BYTES: Final = 3500
-# More than a result has beside the ids of what was created, or the violations that were found; and
-# more than one has of an item that the store refuses.
-_RESULT_BYTES: Final = 1024
+# More than a result has beside its ids, and also of an item that the store refuses. (Only what the
+# checks do not know of, and the database refuses, may have more.)
+_REFUSAL_BYTES: Final = 192
+# The tags and lengths of a result and what is in it.
+_FRAMING_BYTES: Final = 10
 
 
 async def answer(
@@ -49,19 +51,20 @@ async def answer(
     rpc: str,
     prepare: Callable[[R, Check, Callable[[], str]], None],
     store: Callable[[list[R]], Awaitable[Sequence[T | PersistenceError]]],
-    created: Callable[[R, T | None], Any],
+    created: Callable[[Any, R, T | None], None],
     response: type[A],
 ) -> A:
     """The answer to a request with items.
 
     `prepare` raises PersistenceError for one that is bad; it is given what makes the id of one
-    without. `store` takes the others. `created`: the answer for one, with what the store returned
-    for it, or before that is known the largest one.
+    without. `store` takes the others. `created` fills in the answer for one, with what the store
+    returned for it, or before that is known the largest one.
     """
     if call.place.refuses:
         raise shutting_down()  # another server can go on
 
     field, max_bytes = request.DESCRIPTOR.fields[0].name, call.env.max_message_bytes
+    room = max_bytes // 2 // max(len(items), 1)
 
     def prepare_all() -> dict[int, PersistenceError]:
         check.request_id(request.request_id)
@@ -77,28 +80,30 @@ async def answer(
                 prepare(item, own, partial(new_id, request_id, field, n))
             except PersistenceError as exc:
                 refused[n] = exc
-        # Nothing is written whose answer can't be sent. First roughly: it has ids of the request,
-        # each twice at most, or new ones.
+        # Nothing is written whose answer can't be sent. It has ids of the request, each at most
+        # twice, and new ones; only if that might be too much, it is measured.
         errors = sum(item_error(exc, room).ByteSize() for exc in refused.values())
-        most = errors + _RESULT_BYTES * len(items)
-        if most + 2 * request.ByteSize() > max_bytes:
-            good = (item for n, item in enumerate(items) if n not in refused)
-            check.bytes_fit(most + sum(created(item, None).ByteSize() for item in good))
+        if errors + 2 * request.ByteSize() + _REFUSAL_BYTES * len(items) > max_bytes:
+            largest = response()
+            for n, item in enumerate(items):
+                if n not in refused:
+                    created(largest.results.add().created, item, None)
+            measured = sum(max(each.ByteSize(), _REFUSAL_BYTES) for each in largest.results)
+            check.bytes_fit(errors + measured + _FRAMING_BYTES * len(items))
         return refused
 
-    room = max_bytes // 2 // max(len(items), 1)
     refused = await offload.run(prepare_all)
-    good = [n for n in range(len(items)) if n not in refused]
-    found = await store([items[n] for n in good]) if good else ()
-    outcomes = dict(zip(good, found, strict=True))
+    good = [item for n, item in enumerate(items) if n not in refused] if refused else list(items)
+    outcomes = iter(await store(good) if good else ())
     answer = response()
     for n, item in enumerate(items):
-        result, outcome = answer.results.add(), refused.get(n) or outcomes[n]
+        result = answer.results.add()
+        outcome = refused.get(n) or next(outcomes)
         if isinstance(outcome, PersistenceError):
             refused[n] = error = naming_a_field(outcome, item)
             result.error.CopyFrom(item_error(error, room))
         else:
-            result.created.CopyFrom(created(item, outcome))
+            created(result.created, item, outcome)
     if len(items) > len(refused):
         metrics.BULK_ITEMS.add((rpc, "OK"), len(items) - len(refused))
     for error in refused.values():

@@ -50,7 +50,7 @@ class EventService:
                 rpc="CreateEvents",
                 prepare=_prepare_create,
                 store=store,
-                created=lambda item, _: pb.CreateEventResponse(id=item.event.id),
+                created=_fill_in_created,
                 response=pb.CreateEventsResponse,
             )
 
@@ -169,3 +169,9 @@ def _prepare_create(
     for item in request.enqueue:
         item.id = item.id or request.event.id
     check.fits(read_back.create_event(request.event, request.enqueue))
+
+
+def _fill_in_created(
+    answer: pb.CreateEventResponse, request: pb.CreateEventRequest, _: bool | None
+) -> None:
+    answer.id = request.event.id

@@ -75,11 +75,7 @@ class WorkflowService:
                 rpc="CreateWorkflows",
                 prepare=_prepare_create,
                 store=store,
-                created=lambda item, revision: pb.CreateNewWorkflowResponse(
-                    id=item.instance.id,
-                    name=item.instance.name,
-                    revision=MAX_REVISION if revision is None else revision,
-                ),
+                created=_fill_in_created,
                 response=pb.CreateWorkflowsResponse,
             )
 
@@ -372,6 +368,14 @@ def _prepare_create(
     instance.name = instance.name or instance.id
     _set_ids(request.enqueue, instance.id)
     check.fits(read_back.create(instance, request.enqueue))
+
+
+def _fill_in_created(
+    answer: pb.CreateNewWorkflowResponse, request: pb.CreateNewWorkflowRequest, revision: int | None
+) -> None:
+    answer.id = request.instance.id
+    answer.name = request.instance.name
+    answer.revision = MAX_REVISION if revision is None else revision
 
 
 def _prepare_persist(request: pb.PersistWorkflowRequest, check: Check) -> RequestKey:

@@ -206,6 +206,10 @@ async def _create(
 
 def _distinct(kind: _Kind[R, T], requests: Sequence[R]) -> list[int]:
     """The numbers of those that have nothing in common with one before."""
+    if not any(request.enqueue for request in requests):
+        columns = zip(*map(kind.keys, requests), strict=True)
+        if all(len(set(column)) == len(requests) for column in columns):
+            return list(range(len(requests)))
     seen: set[tuple[str, ...]] = set()
     numbers: list[int] = []
     for n, request in enumerate(requests):

@@ -40,7 +40,7 @@ class QueueRules(Scalars):
     ) -> None:
         """Items to enqueue. `stands_for`: the id that an empty one stands for (empty: it will be
         chosen by the server); None: an id is required."""
-        if self.at_most("", field, items):
+        if items and self.at_most("", field, items):
             known: set[str] = set()
             for n, item in enumerate(items):
                 id_ = item.id
