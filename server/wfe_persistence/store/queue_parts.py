@@ -87,13 +87,13 @@ def not_done(workflow_is_due: str, event_is_unprocessed: str) -> str:
 def enqueuing(documents: str, *, but: str = "", of_many: bool = False) -> str:
     """The items to enqueue, in their order. `documents`: a list of them, in SQL. `but`: SQL that
     leaves some out. `of_many`: each says what it is enqueued with, by its number `owner`."""
-    owner, owner_type = ("owner, ", "owner bigint, ") if of_many else ("", "")
-    return f"""enqueuing (at, {owner}{QUEUE_ITEM.names()}) AS MATERIALIZED (
-    SELECT g.at, {owner}
+    owner, owner_type = (" owner,", "owner bigint, ") if of_many else ("", "")
+    return f"""enqueuing (at,{owner} {QUEUE_ITEM.names()}) AS MATERIALIZED (
+    SELECT g.at,{owner}
         {QUEUE_ITEM.values("g")}
     FROM ROWS FROM (jsonb_to_recordset({documents}) AS ({owner_type}
         {QUEUE_ITEM.record()}
-    )) WITH ORDINALITY AS g({owner}{QUEUE_ITEM.names()}, at){but}
+    )) WITH ORDINALITY AS g({owner.lstrip()}{" " if owner else ""}{QUEUE_ITEM.names()}, at){but}
 )"""
 
 
