@@ -83,6 +83,7 @@ from wfe_persistence_client.blocking_parts import (
     BlockingWork,
     BlockingWorker,
 )
+from wfe_persistence_client.bulk import BulkResult
 from wfe_persistence_client.calls import RetryPolicy
 from wfe_persistence_client.credentials import Tls
 from wfe_persistence_client.errors import (
@@ -212,6 +213,7 @@ __all__ = [
     "BlockingStep",
     "BlockingWork",
     "BlockingWorker",
+    "BulkResult",
     "CallerLimited",
     "Capabilities",
     "ClaimedCommand",

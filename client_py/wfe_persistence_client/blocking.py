@@ -170,6 +170,7 @@ class BlockingPersistenceProvider:
     # in a loop would hide their signatures from type checkers and editors.
 
     create_new_workflow = _blocking(PersistenceProvider.create_new_workflow)
+    create_workflows = _blocking_iterator(PersistenceProvider.create_workflows)
     persist_workflow = _blocking(PersistenceProvider.persist_workflow)
     persist_workflow_with_subscriptions = _blocking(
         PersistenceProvider.persist_workflow_with_subscriptions
@@ -217,6 +218,7 @@ class BlockingPersistenceProvider:
     iter_all_subscriptions = _blocking_iterator(PersistenceProvider.iter_all_subscriptions)
 
     create_event = _blocking(PersistenceProvider.create_event)
+    create_events = _blocking_iterator(PersistenceProvider.create_events)
     get_event = _blocking(PersistenceProvider.get_event)
     get_runnable_events = _blocking(PersistenceProvider.get_runnable_events)
     iter_runnable_events = _blocking_iterator(PersistenceProvider.iter_runnable_events)

@@ -114,6 +114,7 @@ RULES: Mapping[str, Rule] = {
     # Creates carry an id generated before the first attempt (see new_id), and repeating
     # a create returns the same response.
     "CreateNewWorkflow": Rule(Safety.REPEATABLE),
+    "CreateWorkflows": Rule(Safety.REPEATABLE),
     # Persists and commits carry a request_id. A server too old to support it stores the
     # same, but does not recognize a retry: hence the guard (see saving.py).
     "PersistWorkflow": Rule(Safety.REPEATABLE, guard="expected_revision"),
@@ -135,6 +136,7 @@ RULES: Mapping[str, Rule] = {
     "PurgeWorkflows": Rule(Safety.REPEATABLE),
     "WatchWorkflows": Rule(Safety.READ),
     "CreateEvent": Rule(Safety.REPEATABLE),
+    "CreateEvents": Rule(Safety.REPEATABLE),
     "GetEvent": Rule(Safety.READ),
     "GetRunnableEvents": Rule(Safety.READ),
     "GetEvents": Rule(Safety.READ),
@@ -377,6 +379,13 @@ class Calls:
 
         return await self._with_retries(requests[0], attempt, deadline)
 
+    async def repeated(
+        self, request: _Request, attempt: Callable[[float, Metadata], Awaitable[_T]]
+    ) -> _T:
+        """Makes attempts at something, each given its seconds and metadata, by the rule for
+        this request."""
+        return await self._with_retries(request, attempt, None)
+
     async def watch(
         self,
         method: grpc.aio.UnaryStreamMultiCallable[_WatchRequestT, _WatchedT],
@@ -410,7 +419,7 @@ class Calls:
                 log.debug("%s: silent for %g s", _rpc(request), silence)
             except grpc.aio.AioRpcError as exc:
                 error = from_rpc_error(exc)
-                if not _passes(error):
+                if not passes(error):
                     raise error from exc
                 log.debug("%s: resumed after: %s", _rpc(request), error)
             except asyncio.CancelledError:
@@ -489,7 +498,7 @@ class Calls:
                 renewed = True
                 wait = 0.0
             if (
-                not (renews or _passes(error))
+                not (renews or passes(error))
                 or (maybe_written and rule.safety is Safety.UNREPEATABLE)
                 or self.retry.ends_after(attempts)
                 or wait >= deadline.remaining()
@@ -567,7 +576,8 @@ def _rule(request: _Request) -> Rule:
     return RULES[_rpc(request)]
 
 
-def _passes(error: PersistenceError) -> bool:
+def passes(error: PersistenceError) -> bool:
+    """Whether a call that failed so is worth trying again."""
     return isinstance(error, Unavailable) or error.reason in _PASSING_REASONS
 
 
@@ -581,7 +591,7 @@ def _verdict(rule: Rule, request: _Request, error: PersistenceError) -> Persiste
         error.maybe_written = error.revision == 0 or error.revision > getattr(request, rule.guard)
         unknown = error.maybe_written
     else:
-        unknown = _passes(error)
+        unknown = passes(error)
     if not unknown:
         return error
     verdict = CommitOutcomeUnknown(

@@ -19,6 +19,8 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
+from wfe.persistence.v1.item_error_pb2 import ItemError
 from wfe_persistence_client import transport
 
 _DOMAIN = "wfe.persistence"
@@ -499,6 +501,39 @@ def from_rpc_error(rpc_error: grpc.aio.AioRpcError) -> PersistenceError:
     )
     error.__cause__ = rpc_error
     return error
+
+
+def from_item_error(item: ItemError) -> PersistenceError:
+    """The exception for one of many items that was refused, as for a call for it alone."""
+    status = next((code for code in grpc.StatusCode if code.value[0] == item.code), None)
+    # (A newer server may have reasons that this client does not know.)
+    known = item.reason in ErrorReason.values()
+    reason = ErrorReason.Name(item.reason).removeprefix("ERROR_REASON_") if known else ""
+    error_class = _BY_REASON.get(reason)
+    if error_class is None:
+        error_class = (
+            PersistenceError if status is None else _BY_STATUS.get(status, PersistenceError)
+        )
+    delay = item.retry_delay
+    return error_class(
+        item.message or "the item was refused without an error message",
+        reason=reason,
+        status=status,
+        metadata=dict(item.metadata),
+        violations=[
+            Violation(
+                violation.field,
+                FieldViolationReason.Name(violation.reason).removeprefix("FIELD_VIOLATION_REASON_")
+                if violation.reason in FieldViolationReason.values()
+                else "",
+                violation.description,
+            )
+            for violation in item.field_violations
+        ],
+        retry_after=max(0.0, delay.seconds + delay.nanos / 1e9)
+        if item.HasField("retry_delay")
+        else None,
+    )
 
 
 def _details(rpc_error: grpc.aio.AioRpcError) -> Sequence[Any]:

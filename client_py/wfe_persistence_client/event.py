@@ -1,10 +1,11 @@
 """Operations on events: create, read by name and key, mark as processed, purge."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from datetime import datetime
 
 from wfe.persistence.v1 import event_pb2
 from wfe_persistence_client import convert
+from wfe_persistence_client.bulk import Bulk, BulkKind, BulkResult
 from wfe_persistence_client.connection import LARGEST_PAGE, Connection, new_id
 from wfe_persistence_client.misfit import build
 from wfe_persistence_client.model import Event, ListOrder, QueueItem
@@ -37,6 +38,45 @@ class Events(Connection):
             ),
         )
         return response.id
+
+    def create_events(
+        self,
+        events: Iterable[Event] | AsyncIterable[Event],
+        *,
+        enqueue: Iterable[QueueItem] = (),
+    ) -> AsyncIterator[BulkResult[Event]]:
+        """Stores many new events, and yields what became of each, in their order.
+
+        Each is stored as by `create_event`, at a tenth of the cost; all else is as with
+        `create_workflows`.
+
+        Args:
+            events: the events. Set their ids if you want to be able to repeat the call after
+                an error.
+            enqueue: items to enqueue with each of them; an empty id stands for that of the
+                event.
+
+        Raises:
+            NamespaceFull: the namespace stores as much as it may.
+            CommitOutcomeUnknown: what was sent last may or may not be stored.
+        """
+        items = convert.queue_items_to_proto("enqueue", enqueue)
+
+        def to_proto(event: Event) -> event_pb2.CreateEventRequest:
+            message = convert.event_to_proto(event)
+            message.id = message.id or new_id()
+            return event_pb2.CreateEventRequest(event=message, enqueue=items)
+
+        kind = BulkKind(
+            argument="events",
+            type=Event,
+            convert=to_proto,
+            method=self._events.CreateEvents,
+            request=lambda some: event_pb2.CreateEventsRequest(events=some),
+            alone=self._events.CreateEvent,
+            created=lambda _, answer: answer.id,
+        )
+        return Bulk(self._calls, kind).results(events)
 
     async def get_event(self, event_id: str) -> Event:
         """Returns one event.

@@ -9,7 +9,7 @@ checked without further code.
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from operator import attrgetter
 from types import NoneType, UnionType
@@ -93,6 +93,17 @@ class _Items(Rule):
         return value
 
 
+class _Source(Rule):
+    """What the hint of items allows that are read one by one, so that there may be any number:
+    each is checked when it is read."""
+
+    def __init__(self, item: type) -> None:
+        super().__init__(f"an iterable or async iterable of {item.__name__}", (), self._is_one)
+
+    def _is_one(self, value: object) -> bool:
+        return isinstance(value, Iterable | AsyncIterable) and not isinstance(value, _TEXTS)
+
+
 class _Attributes(Rule):
     """What the hint of a mapping from names to JSON allows; `write_json` checks the values."""
 
@@ -141,6 +152,9 @@ def _is_number(value: object, kind: type | tuple[type, ...]) -> bool:
 def _union(options: Sequence[Any]) -> Rule | None:
     if frozenset(options) >= _JSON_TYPES:
         return None
+    origins = [get_origin(option) for option in options]
+    if origins == [Iterable, AsyncIterable]:
+        return _Source(get_args(options[0])[0])
     rules = [rule_of(option) for option in options]
     known = [rule for rule in rules if rule is not None]
     if len(known) < len(rules):

@@ -19,6 +19,7 @@ pub(crate) enum Safety {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rpc {
     CreateNewWorkflow,
+    CreateWorkflows,
     PersistWorkflow,
     PersistWorkflowWithSubscriptions,
     GetWorkflowInstance,
@@ -27,6 +28,7 @@ pub(crate) enum Rpc {
     GetRunnableInstances,
     NextDefinitionSequence,
     CreateEvent,
+    CreateEvents,
     GetEvent,
     GetRunnableEvents,
     GetEvents,
@@ -125,9 +127,11 @@ impl Rpc {
             | Self::ExportRecords
             | Self::GetStoreInfo => (Read, None),
             // The id is set before the first attempt; an identical create returns the same.
-            Self::CreateNewWorkflow | Self::CreateEvent | Self::CreateEventSubscription => {
-                (Repeatable, None)
-            }
+            Self::CreateNewWorkflow
+            | Self::CreateWorkflows
+            | Self::CreateEvent
+            | Self::CreateEvents
+            | Self::CreateEventSubscription => (Repeatable, None),
             // The request id is an idempotency key.
             Self::PersistWorkflow
             | Self::PersistWorkflowWithSubscriptions

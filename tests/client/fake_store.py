@@ -53,6 +53,8 @@ STREAMING = {
     "ExportRecords",
     # Of one request, in the tests.
     "ImportRecords",
+    "CreateWorkflows",
+    "CreateEvents",
 }
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"

@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import pickle
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from enum import IntEnum
 from functools import partial
@@ -131,6 +131,8 @@ POOL: list[Any] = [
 def takes(hint: Any, value: Any) -> bool:
     """Whether a value is right for a hint: the rule, written a second time."""
     origin, args = get_origin(hint), get_args(hint)
+    if any(get_origin(arg) is AsyncIterable for arg in args):  # read one by one: its items are looked at later
+        return isinstance(value, Iterable) and not isinstance(value, str | bytes)
     if hint in (str, "str"):
         return type(value) is str and value.isascii()
     if hint is float:
@@ -351,6 +353,8 @@ GOOD: dict[Any, Any] = {
     EventSubscription: SUBSCRIPTION,
     SubscriptionClaim: CLAIM,
     ScheduledCommand: COMMAND,
+    Iterable[WorkflowInstance] | AsyncIterable[WorkflowInstance]: [WORKFLOW],
+    Iterable[Event] | AsyncIterable[Event]: [EVENT],
     Iterable[str]: ["x"],
     Iterable[QueueItem]: [ITEM],
     Iterable[LifecycleEvent]: [HAPPENED],

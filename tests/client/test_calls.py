@@ -38,6 +38,7 @@ from wfe.persistence.v1 import (
     workflow_pb2,
 )
 from wfe_persistence_client import (
+    BulkResult,
     CommandName,
     CommitOutcomeUnknown,
     DeadlineExceeded,
@@ -114,11 +115,41 @@ def first(items: Any) -> Any:
 
 Call = Callable[[PersistenceProvider], Awaitable[object]]
 
+
+async def all_created(results: AsyncIterator[BulkResult[Any]]) -> None:
+    """All of them, of which none may have been refused."""
+    async for result in results:
+        if result.error is not None:
+            raise result.error
+
+
 #: Every RPC: a call that makes it, and a good answer.
 CALLS: dict[str, tuple[Call, Any]] = {
     "CreateNewWorkflow": (
         lambda p: p.create_new_workflow(replace(WORKFLOW)),
         workflow_pb2.CreateNewWorkflowResponse(id="w"),
+    ),
+    "CreateWorkflows": (
+        lambda p: all_created(p.create_workflows([replace(WORKFLOW)])),
+        [
+            workflow_pb2.CreateWorkflowsResponse(
+                results=[
+                    workflow_pb2.CreateWorkflowsResult(
+                        created=workflow_pb2.CreateNewWorkflowResponse(id="w")
+                    )
+                ]
+            )
+        ],
+    ),
+    "CreateEvents": (
+        lambda p: all_created(p.create_events([EVENT])),
+        [
+            event_pb2.CreateEventsResponse(
+                results=[
+                    event_pb2.CreateEventsResult(created=event_pb2.CreateEventResponse(id="e"))
+                ]
+            )
+        ],
     ),
     "PersistWorkflow": (
         lambda p: p.persist_workflow(WORKFLOW),

@@ -227,6 +227,8 @@ FREE_TEXTS: Final = {
     "GetQueueStatsRequest.page_token",
 }
 UUIDS: Final = {
+    "CreateWorkflowsRequest.request_id",
+    "CreateEventsRequest.request_id",
     "PersistWorkflowRequest.request_id",
     "PersistWorkflowWithSubscriptionsRequest.request_id",
     "CommitWorkflowRequest.request_id",

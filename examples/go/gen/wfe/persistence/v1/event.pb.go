@@ -222,6 +222,197 @@ func (x *CreateEventResponse) GetId() string {
 	return ""
 }
 
+// CreateEventsRequest is a message of the stream of CreateEvents.
+type CreateEventsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The events, each with the items to enqueue with it; at most 1000. None:
+	// nothing happens.
+	Events []*CreateEventRequest `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	// A UUID, such as `6f1c2a54-9f0e-4a4e-8f57-3b1d6c0c6a10`, that determines the
+	// ids of the events that have none, so that the request sent again means
+	// the same events. Empty: their ids are random.
+	RequestId     string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateEventsRequest) Reset() {
+	*x = CreateEventsRequest{}
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateEventsRequest) ProtoMessage() {}
+
+func (x *CreateEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateEventsRequest.ProtoReflect.Descriptor instead.
+func (*CreateEventsRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *CreateEventsRequest) GetEvents() []*CreateEventRequest {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *CreateEventsRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+// CreateEventsResponse is the answer to one message of CreateEvents.
+type CreateEventsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A result for each event of the request, in their order.
+	Results       []*CreateEventsResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateEventsResponse) Reset() {
+	*x = CreateEventsResponse{}
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateEventsResponse) ProtoMessage() {}
+
+func (x *CreateEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateEventsResponse.ProtoReflect.Descriptor instead.
+func (*CreateEventsResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *CreateEventsResponse) GetResults() []*CreateEventsResult {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+// CreateEventsResult is what became of one event.
+type CreateEventsResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Either one or the other.
+	//
+	// Types that are valid to be assigned to Result:
+	//
+	//	*CreateEventsResult_Created
+	//	*CreateEventsResult_Error
+	Result        isCreateEventsResult_Result `protobuf_oneof:"result"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateEventsResult) Reset() {
+	*x = CreateEventsResult{}
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateEventsResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateEventsResult) ProtoMessage() {}
+
+func (x *CreateEventsResult) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateEventsResult.ProtoReflect.Descriptor instead.
+func (*CreateEventsResult) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *CreateEventsResult) GetResult() isCreateEventsResult_Result {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+func (x *CreateEventsResult) GetCreated() *CreateEventResponse {
+	if x != nil {
+		if x, ok := x.Result.(*CreateEventsResult_Created); ok {
+			return x.Created
+		}
+	}
+	return nil
+}
+
+func (x *CreateEventsResult) GetError() *ItemError {
+	if x != nil {
+		if x, ok := x.Result.(*CreateEventsResult_Error); ok {
+			return x.Error
+		}
+	}
+	return nil
+}
+
+type isCreateEventsResult_Result interface {
+	isCreateEventsResult_Result()
+}
+
+type CreateEventsResult_Created struct {
+	// It is stored, by this request or one before.
+	Created *CreateEventResponse `protobuf:"bytes,1,opt,name=created,proto3,oneof"`
+}
+
+type CreateEventsResult_Error struct {
+	// It is not stored.
+	Error *ItemError `protobuf:"bytes,2,opt,name=error,proto3,oneof"`
+}
+
+func (*CreateEventsResult_Created) isCreateEventsResult_Result() {}
+
+func (*CreateEventsResult_Error) isCreateEventsResult_Result() {}
+
 // GetEventRequest is the request of GetEvent.
 type GetEventRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -233,7 +424,7 @@ type GetEventRequest struct {
 
 func (x *GetEventRequest) Reset() {
 	*x = GetEventRequest{}
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[3]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -245,7 +436,7 @@ func (x *GetEventRequest) String() string {
 func (*GetEventRequest) ProtoMessage() {}
 
 func (x *GetEventRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[3]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -258,7 +449,7 @@ func (x *GetEventRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEventRequest.ProtoReflect.Descriptor instead.
 func (*GetEventRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{3}
+	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *GetEventRequest) GetId() string {
@@ -279,7 +470,7 @@ type GetEventResponse struct {
 
 func (x *GetEventResponse) Reset() {
 	*x = GetEventResponse{}
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[4]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -291,7 +482,7 @@ func (x *GetEventResponse) String() string {
 func (*GetEventResponse) ProtoMessage() {}
 
 func (x *GetEventResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[4]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -304,7 +495,7 @@ func (x *GetEventResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEventResponse.ProtoReflect.Descriptor instead.
 func (*GetEventResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{4}
+	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GetEventResponse) GetEvent() *Event {
@@ -332,7 +523,7 @@ type GetRunnableEventsRequest struct {
 
 func (x *GetRunnableEventsRequest) Reset() {
 	*x = GetRunnableEventsRequest{}
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[5]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -344,7 +535,7 @@ func (x *GetRunnableEventsRequest) String() string {
 func (*GetRunnableEventsRequest) ProtoMessage() {}
 
 func (x *GetRunnableEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[5]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -357,7 +548,7 @@ func (x *GetRunnableEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRunnableEventsRequest.ProtoReflect.Descriptor instead.
 func (*GetRunnableEventsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{5}
+	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetRunnableEventsRequest) GetAsAt() *timestamppb.Timestamp {
@@ -394,7 +585,7 @@ type GetRunnableEventsResponse struct {
 
 func (x *GetRunnableEventsResponse) Reset() {
 	*x = GetRunnableEventsResponse{}
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[6]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -406,7 +597,7 @@ func (x *GetRunnableEventsResponse) String() string {
 func (*GetRunnableEventsResponse) ProtoMessage() {}
 
 func (x *GetRunnableEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[6]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -419,7 +610,7 @@ func (x *GetRunnableEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRunnableEventsResponse.ProtoReflect.Descriptor instead.
 func (*GetRunnableEventsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{6}
+	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetRunnableEventsResponse) GetEventIds() []string {
@@ -465,7 +656,7 @@ type GetEventsRequest struct {
 
 func (x *GetEventsRequest) Reset() {
 	*x = GetEventsRequest{}
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[7]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -477,7 +668,7 @@ func (x *GetEventsRequest) String() string {
 func (*GetEventsRequest) ProtoMessage() {}
 
 func (x *GetEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[7]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -490,7 +681,7 @@ func (x *GetEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEventsRequest.ProtoReflect.Descriptor instead.
 func (*GetEventsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{7}
+	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetEventsRequest) GetEventName() string {
@@ -548,7 +739,7 @@ type GetEventsResponse struct {
 
 func (x *GetEventsResponse) Reset() {
 	*x = GetEventsResponse{}
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[8]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -560,7 +751,7 @@ func (x *GetEventsResponse) String() string {
 func (*GetEventsResponse) ProtoMessage() {}
 
 func (x *GetEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[8]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -573,7 +764,7 @@ func (x *GetEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEventsResponse.ProtoReflect.Descriptor instead.
 func (*GetEventsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{8}
+	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetEventsResponse) GetEventIds() []string {
@@ -601,7 +792,7 @@ type MarkEventProcessedRequest struct {
 
 func (x *MarkEventProcessedRequest) Reset() {
 	*x = MarkEventProcessedRequest{}
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[9]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -613,7 +804,7 @@ func (x *MarkEventProcessedRequest) String() string {
 func (*MarkEventProcessedRequest) ProtoMessage() {}
 
 func (x *MarkEventProcessedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[9]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -626,7 +817,7 @@ func (x *MarkEventProcessedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarkEventProcessedRequest.ProtoReflect.Descriptor instead.
 func (*MarkEventProcessedRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{9}
+	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *MarkEventProcessedRequest) GetId() string {
@@ -645,7 +836,7 @@ type MarkEventProcessedResponse struct {
 
 func (x *MarkEventProcessedResponse) Reset() {
 	*x = MarkEventProcessedResponse{}
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[10]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -657,7 +848,7 @@ func (x *MarkEventProcessedResponse) String() string {
 func (*MarkEventProcessedResponse) ProtoMessage() {}
 
 func (x *MarkEventProcessedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[10]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -670,7 +861,7 @@ func (x *MarkEventProcessedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarkEventProcessedResponse.ProtoReflect.Descriptor instead.
 func (*MarkEventProcessedResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{10}
+	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{13}
 }
 
 // MarkEventUnprocessedRequest is the request of MarkEventUnprocessed.
@@ -684,7 +875,7 @@ type MarkEventUnprocessedRequest struct {
 
 func (x *MarkEventUnprocessedRequest) Reset() {
 	*x = MarkEventUnprocessedRequest{}
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[11]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +887,7 @@ func (x *MarkEventUnprocessedRequest) String() string {
 func (*MarkEventUnprocessedRequest) ProtoMessage() {}
 
 func (x *MarkEventUnprocessedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[11]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +900,7 @@ func (x *MarkEventUnprocessedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarkEventUnprocessedRequest.ProtoReflect.Descriptor instead.
 func (*MarkEventUnprocessedRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{11}
+	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *MarkEventUnprocessedRequest) GetId() string {
@@ -728,7 +919,7 @@ type MarkEventUnprocessedResponse struct {
 
 func (x *MarkEventUnprocessedResponse) Reset() {
 	*x = MarkEventUnprocessedResponse{}
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[12]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -740,7 +931,7 @@ func (x *MarkEventUnprocessedResponse) String() string {
 func (*MarkEventUnprocessedResponse) ProtoMessage() {}
 
 func (x *MarkEventUnprocessedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[12]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -753,7 +944,7 @@ func (x *MarkEventUnprocessedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MarkEventUnprocessedResponse.ProtoReflect.Descriptor instead.
 func (*MarkEventUnprocessedResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{12}
+	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{15}
 }
 
 // ListEventsRequest is the request of ListEvents.
@@ -787,7 +978,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[13]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -799,7 +990,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[13]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -812,7 +1003,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{13}
+	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListEventsRequest) GetEventName() string {
@@ -884,7 +1075,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[14]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -896,7 +1087,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[14]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -909,7 +1100,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{14}
+	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -950,7 +1141,7 @@ type PurgeEventsRequest struct {
 
 func (x *PurgeEventsRequest) Reset() {
 	*x = PurgeEventsRequest{}
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[15]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -962,7 +1153,7 @@ func (x *PurgeEventsRequest) String() string {
 func (*PurgeEventsRequest) ProtoMessage() {}
 
 func (x *PurgeEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[15]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -975,7 +1166,7 @@ func (x *PurgeEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeEventsRequest.ProtoReflect.Descriptor instead.
 func (*PurgeEventsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{15}
+	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PurgeEventsRequest) GetEventTimeBefore() *timestamppb.Timestamp {
@@ -1033,7 +1224,7 @@ type PurgeEventsResponse struct {
 
 func (x *PurgeEventsResponse) Reset() {
 	*x = PurgeEventsResponse{}
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[16]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1045,7 +1236,7 @@ func (x *PurgeEventsResponse) String() string {
 func (*PurgeEventsResponse) ProtoMessage() {}
 
 func (x *PurgeEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_event_proto_msgTypes[16]
+	mi := &file_wfe_persistence_v1_event_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1058,7 +1249,7 @@ func (x *PurgeEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeEventsResponse.ProtoReflect.Descriptor instead.
 func (*PurgeEventsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{16}
+	return file_wfe_persistence_v1_event_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PurgeEventsResponse) GetEvents() int64 {
@@ -1079,7 +1270,7 @@ var File_wfe_persistence_v1_event_proto protoreflect.FileDescriptor
 
 const file_wfe_persistence_v1_event_proto_rawDesc = "" +
 	"\n" +
-	"\x1ewfe/persistence/v1/event.proto\x12\x12wfe.persistence.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#wfe/persistence/v1/list_order.proto\x1a#wfe/persistence/v1/queue_item.proto\"\xd9\x01\n" +
+	"\x1ewfe/persistence/v1/event.proto\x12\x12wfe.persistence.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#wfe/persistence/v1/item_error.proto\x1a#wfe/persistence/v1/list_order.proto\x1a#wfe/persistence/v1/queue_item.proto\"\xd9\x01\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -1093,7 +1284,17 @@ const file_wfe_persistence_v1_event_proto_rawDesc = "" +
 	"\x05event\x18\x01 \x01(\v2\x19.wfe.persistence.v1.EventR\x05event\x127\n" +
 	"\aenqueue\x18\x02 \x03(\v2\x1d.wfe.persistence.v1.QueueItemR\aenqueue\"%\n" +
 	"\x13CreateEventResponse\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"!\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"t\n" +
+	"\x13CreateEventsRequest\x12>\n" +
+	"\x06events\x18\x01 \x03(\v2&.wfe.persistence.v1.CreateEventRequestR\x06events\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x02 \x01(\tR\trequestId\"X\n" +
+	"\x14CreateEventsResponse\x12@\n" +
+	"\aresults\x18\x01 \x03(\v2&.wfe.persistence.v1.CreateEventsResultR\aresults\"\x9a\x01\n" +
+	"\x12CreateEventsResult\x12C\n" +
+	"\acreated\x18\x01 \x01(\v2'.wfe.persistence.v1.CreateEventResponseH\x00R\acreated\x125\n" +
+	"\x05error\x18\x02 \x01(\v2\x1d.wfe.persistence.v1.ItemErrorH\x00R\x05errorB\b\n" +
+	"\x06result\"!\n" +
 	"\x0fGetEventRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"C\n" +
 	"\x10GetEventResponse\x12/\n" +
@@ -1152,9 +1353,10 @@ const file_wfe_persistence_v1_event_proto_rawDesc = "" +
 	"page_token\x18\x06 \x01(\tR\tpageToken\"U\n" +
 	"\x13PurgeEventsResponse\x12\x16\n" +
 	"\x06events\x18\x01 \x01(\x03R\x06events\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\xbe\x06\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\xa5\a\n" +
 	"\fEventService\x12^\n" +
-	"\vCreateEvent\x12&.wfe.persistence.v1.CreateEventRequest\x1a'.wfe.persistence.v1.CreateEventResponse\x12U\n" +
+	"\vCreateEvent\x12&.wfe.persistence.v1.CreateEventRequest\x1a'.wfe.persistence.v1.CreateEventResponse\x12e\n" +
+	"\fCreateEvents\x12'.wfe.persistence.v1.CreateEventsRequest\x1a(.wfe.persistence.v1.CreateEventsResponse(\x010\x01\x12U\n" +
 	"\bGetEvent\x12#.wfe.persistence.v1.GetEventRequest\x1a$.wfe.persistence.v1.GetEventResponse\x12p\n" +
 	"\x11GetRunnableEvents\x12,.wfe.persistence.v1.GetRunnableEventsRequest\x1a-.wfe.persistence.v1.GetRunnableEventsResponse\x12X\n" +
 	"\tGetEvents\x12$.wfe.persistence.v1.GetEventsRequest\x1a%.wfe.persistence.v1.GetEventsResponse\x12s\n" +
@@ -1177,63 +1379,73 @@ func file_wfe_persistence_v1_event_proto_rawDescGZIP() []byte {
 	return file_wfe_persistence_v1_event_proto_rawDescData
 }
 
-var file_wfe_persistence_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_wfe_persistence_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_wfe_persistence_v1_event_proto_goTypes = []any{
 	(*Event)(nil),                        // 0: wfe.persistence.v1.Event
 	(*CreateEventRequest)(nil),           // 1: wfe.persistence.v1.CreateEventRequest
 	(*CreateEventResponse)(nil),          // 2: wfe.persistence.v1.CreateEventResponse
-	(*GetEventRequest)(nil),              // 3: wfe.persistence.v1.GetEventRequest
-	(*GetEventResponse)(nil),             // 4: wfe.persistence.v1.GetEventResponse
-	(*GetRunnableEventsRequest)(nil),     // 5: wfe.persistence.v1.GetRunnableEventsRequest
-	(*GetRunnableEventsResponse)(nil),    // 6: wfe.persistence.v1.GetRunnableEventsResponse
-	(*GetEventsRequest)(nil),             // 7: wfe.persistence.v1.GetEventsRequest
-	(*GetEventsResponse)(nil),            // 8: wfe.persistence.v1.GetEventsResponse
-	(*MarkEventProcessedRequest)(nil),    // 9: wfe.persistence.v1.MarkEventProcessedRequest
-	(*MarkEventProcessedResponse)(nil),   // 10: wfe.persistence.v1.MarkEventProcessedResponse
-	(*MarkEventUnprocessedRequest)(nil),  // 11: wfe.persistence.v1.MarkEventUnprocessedRequest
-	(*MarkEventUnprocessedResponse)(nil), // 12: wfe.persistence.v1.MarkEventUnprocessedResponse
-	(*ListEventsRequest)(nil),            // 13: wfe.persistence.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),           // 14: wfe.persistence.v1.ListEventsResponse
-	(*PurgeEventsRequest)(nil),           // 15: wfe.persistence.v1.PurgeEventsRequest
-	(*PurgeEventsResponse)(nil),          // 16: wfe.persistence.v1.PurgeEventsResponse
-	(*timestamppb.Timestamp)(nil),        // 17: google.protobuf.Timestamp
-	(*QueueItem)(nil),                    // 18: wfe.persistence.v1.QueueItem
-	(ListOrder)(0),                       // 19: wfe.persistence.v1.ListOrder
+	(*CreateEventsRequest)(nil),          // 3: wfe.persistence.v1.CreateEventsRequest
+	(*CreateEventsResponse)(nil),         // 4: wfe.persistence.v1.CreateEventsResponse
+	(*CreateEventsResult)(nil),           // 5: wfe.persistence.v1.CreateEventsResult
+	(*GetEventRequest)(nil),              // 6: wfe.persistence.v1.GetEventRequest
+	(*GetEventResponse)(nil),             // 7: wfe.persistence.v1.GetEventResponse
+	(*GetRunnableEventsRequest)(nil),     // 8: wfe.persistence.v1.GetRunnableEventsRequest
+	(*GetRunnableEventsResponse)(nil),    // 9: wfe.persistence.v1.GetRunnableEventsResponse
+	(*GetEventsRequest)(nil),             // 10: wfe.persistence.v1.GetEventsRequest
+	(*GetEventsResponse)(nil),            // 11: wfe.persistence.v1.GetEventsResponse
+	(*MarkEventProcessedRequest)(nil),    // 12: wfe.persistence.v1.MarkEventProcessedRequest
+	(*MarkEventProcessedResponse)(nil),   // 13: wfe.persistence.v1.MarkEventProcessedResponse
+	(*MarkEventUnprocessedRequest)(nil),  // 14: wfe.persistence.v1.MarkEventUnprocessedRequest
+	(*MarkEventUnprocessedResponse)(nil), // 15: wfe.persistence.v1.MarkEventUnprocessedResponse
+	(*ListEventsRequest)(nil),            // 16: wfe.persistence.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),           // 17: wfe.persistence.v1.ListEventsResponse
+	(*PurgeEventsRequest)(nil),           // 18: wfe.persistence.v1.PurgeEventsRequest
+	(*PurgeEventsResponse)(nil),          // 19: wfe.persistence.v1.PurgeEventsResponse
+	(*timestamppb.Timestamp)(nil),        // 20: google.protobuf.Timestamp
+	(*QueueItem)(nil),                    // 21: wfe.persistence.v1.QueueItem
+	(*ItemError)(nil),                    // 22: wfe.persistence.v1.ItemError
+	(ListOrder)(0),                       // 23: wfe.persistence.v1.ListOrder
 }
 var file_wfe_persistence_v1_event_proto_depIdxs = []int32{
-	17, // 0: wfe.persistence.v1.Event.event_time:type_name -> google.protobuf.Timestamp
+	20, // 0: wfe.persistence.v1.Event.event_time:type_name -> google.protobuf.Timestamp
 	0,  // 1: wfe.persistence.v1.CreateEventRequest.event:type_name -> wfe.persistence.v1.Event
-	18, // 2: wfe.persistence.v1.CreateEventRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
-	0,  // 3: wfe.persistence.v1.GetEventResponse.event:type_name -> wfe.persistence.v1.Event
-	17, // 4: wfe.persistence.v1.GetRunnableEventsRequest.as_at:type_name -> google.protobuf.Timestamp
-	17, // 5: wfe.persistence.v1.GetEventsRequest.as_of:type_name -> google.protobuf.Timestamp
-	17, // 6: wfe.persistence.v1.GetEventsRequest.event_time_from:type_name -> google.protobuf.Timestamp
-	17, // 7: wfe.persistence.v1.ListEventsRequest.event_time_from:type_name -> google.protobuf.Timestamp
-	17, // 8: wfe.persistence.v1.ListEventsRequest.event_time_before:type_name -> google.protobuf.Timestamp
-	19, // 9: wfe.persistence.v1.ListEventsRequest.order:type_name -> wfe.persistence.v1.ListOrder
-	0,  // 10: wfe.persistence.v1.ListEventsResponse.events:type_name -> wfe.persistence.v1.Event
-	17, // 11: wfe.persistence.v1.PurgeEventsRequest.event_time_before:type_name -> google.protobuf.Timestamp
-	1,  // 12: wfe.persistence.v1.EventService.CreateEvent:input_type -> wfe.persistence.v1.CreateEventRequest
-	3,  // 13: wfe.persistence.v1.EventService.GetEvent:input_type -> wfe.persistence.v1.GetEventRequest
-	5,  // 14: wfe.persistence.v1.EventService.GetRunnableEvents:input_type -> wfe.persistence.v1.GetRunnableEventsRequest
-	7,  // 15: wfe.persistence.v1.EventService.GetEvents:input_type -> wfe.persistence.v1.GetEventsRequest
-	9,  // 16: wfe.persistence.v1.EventService.MarkEventProcessed:input_type -> wfe.persistence.v1.MarkEventProcessedRequest
-	11, // 17: wfe.persistence.v1.EventService.MarkEventUnprocessed:input_type -> wfe.persistence.v1.MarkEventUnprocessedRequest
-	13, // 18: wfe.persistence.v1.EventService.ListEvents:input_type -> wfe.persistence.v1.ListEventsRequest
-	15, // 19: wfe.persistence.v1.EventService.PurgeEvents:input_type -> wfe.persistence.v1.PurgeEventsRequest
-	2,  // 20: wfe.persistence.v1.EventService.CreateEvent:output_type -> wfe.persistence.v1.CreateEventResponse
-	4,  // 21: wfe.persistence.v1.EventService.GetEvent:output_type -> wfe.persistence.v1.GetEventResponse
-	6,  // 22: wfe.persistence.v1.EventService.GetRunnableEvents:output_type -> wfe.persistence.v1.GetRunnableEventsResponse
-	8,  // 23: wfe.persistence.v1.EventService.GetEvents:output_type -> wfe.persistence.v1.GetEventsResponse
-	10, // 24: wfe.persistence.v1.EventService.MarkEventProcessed:output_type -> wfe.persistence.v1.MarkEventProcessedResponse
-	12, // 25: wfe.persistence.v1.EventService.MarkEventUnprocessed:output_type -> wfe.persistence.v1.MarkEventUnprocessedResponse
-	14, // 26: wfe.persistence.v1.EventService.ListEvents:output_type -> wfe.persistence.v1.ListEventsResponse
-	16, // 27: wfe.persistence.v1.EventService.PurgeEvents:output_type -> wfe.persistence.v1.PurgeEventsResponse
-	20, // [20:28] is the sub-list for method output_type
-	12, // [12:20] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	21, // 2: wfe.persistence.v1.CreateEventRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
+	1,  // 3: wfe.persistence.v1.CreateEventsRequest.events:type_name -> wfe.persistence.v1.CreateEventRequest
+	5,  // 4: wfe.persistence.v1.CreateEventsResponse.results:type_name -> wfe.persistence.v1.CreateEventsResult
+	2,  // 5: wfe.persistence.v1.CreateEventsResult.created:type_name -> wfe.persistence.v1.CreateEventResponse
+	22, // 6: wfe.persistence.v1.CreateEventsResult.error:type_name -> wfe.persistence.v1.ItemError
+	0,  // 7: wfe.persistence.v1.GetEventResponse.event:type_name -> wfe.persistence.v1.Event
+	20, // 8: wfe.persistence.v1.GetRunnableEventsRequest.as_at:type_name -> google.protobuf.Timestamp
+	20, // 9: wfe.persistence.v1.GetEventsRequest.as_of:type_name -> google.protobuf.Timestamp
+	20, // 10: wfe.persistence.v1.GetEventsRequest.event_time_from:type_name -> google.protobuf.Timestamp
+	20, // 11: wfe.persistence.v1.ListEventsRequest.event_time_from:type_name -> google.protobuf.Timestamp
+	20, // 12: wfe.persistence.v1.ListEventsRequest.event_time_before:type_name -> google.protobuf.Timestamp
+	23, // 13: wfe.persistence.v1.ListEventsRequest.order:type_name -> wfe.persistence.v1.ListOrder
+	0,  // 14: wfe.persistence.v1.ListEventsResponse.events:type_name -> wfe.persistence.v1.Event
+	20, // 15: wfe.persistence.v1.PurgeEventsRequest.event_time_before:type_name -> google.protobuf.Timestamp
+	1,  // 16: wfe.persistence.v1.EventService.CreateEvent:input_type -> wfe.persistence.v1.CreateEventRequest
+	3,  // 17: wfe.persistence.v1.EventService.CreateEvents:input_type -> wfe.persistence.v1.CreateEventsRequest
+	6,  // 18: wfe.persistence.v1.EventService.GetEvent:input_type -> wfe.persistence.v1.GetEventRequest
+	8,  // 19: wfe.persistence.v1.EventService.GetRunnableEvents:input_type -> wfe.persistence.v1.GetRunnableEventsRequest
+	10, // 20: wfe.persistence.v1.EventService.GetEvents:input_type -> wfe.persistence.v1.GetEventsRequest
+	12, // 21: wfe.persistence.v1.EventService.MarkEventProcessed:input_type -> wfe.persistence.v1.MarkEventProcessedRequest
+	14, // 22: wfe.persistence.v1.EventService.MarkEventUnprocessed:input_type -> wfe.persistence.v1.MarkEventUnprocessedRequest
+	16, // 23: wfe.persistence.v1.EventService.ListEvents:input_type -> wfe.persistence.v1.ListEventsRequest
+	18, // 24: wfe.persistence.v1.EventService.PurgeEvents:input_type -> wfe.persistence.v1.PurgeEventsRequest
+	2,  // 25: wfe.persistence.v1.EventService.CreateEvent:output_type -> wfe.persistence.v1.CreateEventResponse
+	4,  // 26: wfe.persistence.v1.EventService.CreateEvents:output_type -> wfe.persistence.v1.CreateEventsResponse
+	7,  // 27: wfe.persistence.v1.EventService.GetEvent:output_type -> wfe.persistence.v1.GetEventResponse
+	9,  // 28: wfe.persistence.v1.EventService.GetRunnableEvents:output_type -> wfe.persistence.v1.GetRunnableEventsResponse
+	11, // 29: wfe.persistence.v1.EventService.GetEvents:output_type -> wfe.persistence.v1.GetEventsResponse
+	13, // 30: wfe.persistence.v1.EventService.MarkEventProcessed:output_type -> wfe.persistence.v1.MarkEventProcessedResponse
+	15, // 31: wfe.persistence.v1.EventService.MarkEventUnprocessed:output_type -> wfe.persistence.v1.MarkEventUnprocessedResponse
+	17, // 32: wfe.persistence.v1.EventService.ListEvents:output_type -> wfe.persistence.v1.ListEventsResponse
+	19, // 33: wfe.persistence.v1.EventService.PurgeEvents:output_type -> wfe.persistence.v1.PurgeEventsResponse
+	25, // [25:34] is the sub-list for method output_type
+	16, // [16:25] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_event_proto_init() }
@@ -1241,16 +1453,21 @@ func file_wfe_persistence_v1_event_proto_init() {
 	if File_wfe_persistence_v1_event_proto != nil {
 		return
 	}
+	file_wfe_persistence_v1_item_error_proto_init()
 	file_wfe_persistence_v1_list_order_proto_init()
 	file_wfe_persistence_v1_queue_item_proto_init()
-	file_wfe_persistence_v1_event_proto_msgTypes[13].OneofWrappers = []any{}
+	file_wfe_persistence_v1_event_proto_msgTypes[5].OneofWrappers = []any{
+		(*CreateEventsResult_Created)(nil),
+		(*CreateEventsResult_Error)(nil),
+	}
+	file_wfe_persistence_v1_event_proto_msgTypes[16].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wfe_persistence_v1_event_proto_rawDesc), len(file_wfe_persistence_v1_event_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

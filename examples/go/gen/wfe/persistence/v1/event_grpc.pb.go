@@ -20,6 +20,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	EventService_CreateEvent_FullMethodName          = "/wfe.persistence.v1.EventService/CreateEvent"
+	EventService_CreateEvents_FullMethodName         = "/wfe.persistence.v1.EventService/CreateEvents"
 	EventService_GetEvent_FullMethodName             = "/wfe.persistence.v1.EventService/GetEvent"
 	EventService_GetRunnableEvents_FullMethodName    = "/wfe.persistence.v1.EventService/GetRunnableEvents"
 	EventService_GetEvents_FullMethodName            = "/wfe.persistence.v1.EventService/GetEvents"
@@ -44,6 +45,17 @@ type EventServiceClient interface {
 	// content; RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if it or an item could not be
 	// read back in one message; INVALID_ARGUMENT.
 	CreateEvent(ctx context.Context, in *CreateEventRequest, opts ...grpc.CallOption) (*CreateEventResponse, error)
+	// Stores many new events. Each request of the stream has some, and is answered
+	// by one response, in the order of the requests, with a result for each event,
+	// in their order. What was answered as created is stored, and will be found
+	// after any crash.
+	//
+	// Each event is created as by CreateEvent, all or nothing, with the same
+	// checks, limits and errors: one that is refused has its error in its result,
+	// and does not affect the others. All else is as it is with
+	// WorkflowService.CreateWorkflows: what to send again if the stream ends, what
+	// the limits are, and what the errors of the stream are.
+	CreateEvents(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[CreateEventsRequest, CreateEventsResponse], error)
 	// Returns one event. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
 	GetEvent(ctx context.Context, in *GetEventRequest, opts ...grpc.CallOption) (*GetEventResponse, error)
 	// Returns the ids of unprocessed events with `event_time <= as_at`, oldest
@@ -88,6 +100,19 @@ func (c *eventServiceClient) CreateEvent(ctx context.Context, in *CreateEventReq
 	}
 	return out, nil
 }
+
+func (c *eventServiceClient) CreateEvents(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[CreateEventsRequest, CreateEventsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &EventService_ServiceDesc.Streams[0], EventService_CreateEvents_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CreateEventsRequest, CreateEventsResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type EventService_CreateEventsClient = grpc.BidiStreamingClient[CreateEventsRequest, CreateEventsResponse]
 
 func (c *eventServiceClient) GetEvent(ctx context.Context, in *GetEventRequest, opts ...grpc.CallOption) (*GetEventResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -174,6 +199,17 @@ type EventServiceServer interface {
 	// content; RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if it or an item could not be
 	// read back in one message; INVALID_ARGUMENT.
 	CreateEvent(context.Context, *CreateEventRequest) (*CreateEventResponse, error)
+	// Stores many new events. Each request of the stream has some, and is answered
+	// by one response, in the order of the requests, with a result for each event,
+	// in their order. What was answered as created is stored, and will be found
+	// after any crash.
+	//
+	// Each event is created as by CreateEvent, all or nothing, with the same
+	// checks, limits and errors: one that is refused has its error in its result,
+	// and does not affect the others. All else is as it is with
+	// WorkflowService.CreateWorkflows: what to send again if the stream ends, what
+	// the limits are, and what the errors of the stream are.
+	CreateEvents(grpc.BidiStreamingServer[CreateEventsRequest, CreateEventsResponse]) error
 	// Returns one event. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
 	GetEvent(context.Context, *GetEventRequest) (*GetEventResponse, error)
 	// Returns the ids of unprocessed events with `event_time <= as_at`, oldest
@@ -211,6 +247,9 @@ type UnimplementedEventServiceServer struct{}
 
 func (UnimplementedEventServiceServer) CreateEvent(context.Context, *CreateEventRequest) (*CreateEventResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateEvent not implemented")
+}
+func (UnimplementedEventServiceServer) CreateEvents(grpc.BidiStreamingServer[CreateEventsRequest, CreateEventsResponse]) error {
+	return status.Error(codes.Unimplemented, "method CreateEvents not implemented")
 }
 func (UnimplementedEventServiceServer) GetEvent(context.Context, *GetEventRequest) (*GetEventResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetEvent not implemented")
@@ -271,6 +310,13 @@ func _EventService_CreateEvent_Handler(srv interface{}, ctx context.Context, dec
 	}
 	return interceptor(ctx, in, info, handler)
 }
+
+func _EventService_CreateEvents_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(EventServiceServer).CreateEvents(&grpc.GenericServerStream[CreateEventsRequest, CreateEventsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type EventService_CreateEventsServer = grpc.BidiStreamingServer[CreateEventsRequest, CreateEventsResponse]
 
 func _EventService_GetEvent_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetEventRequest)
@@ -438,6 +484,13 @@ var EventService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _EventService_PurgeEvents_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "CreateEvents",
+			Handler:       _EventService_CreateEvents_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+	},
 	Metadata: "wfe/persistence/v1/event.proto",
 }

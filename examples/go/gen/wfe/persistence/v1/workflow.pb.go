@@ -1454,6 +1454,197 @@ func (x *CreateNewWorkflowResponse) GetRevision() int64 {
 	return 0
 }
 
+// CreateWorkflowsRequest is a message of the stream of CreateWorkflows.
+type CreateWorkflowsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The workflows, each with the items to enqueue with it; at most 1000. None:
+	// nothing happens.
+	Workflows []*CreateNewWorkflowRequest `protobuf:"bytes,1,rep,name=workflows,proto3" json:"workflows,omitempty"`
+	// A UUID, such as `6f1c2a54-9f0e-4a4e-8f57-3b1d6c0c6a10`, that determines the
+	// ids of the workflows that have none, so that the request sent again means
+	// the same workflows. Empty: their ids are random.
+	RequestId     string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateWorkflowsRequest) Reset() {
+	*x = CreateWorkflowsRequest{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateWorkflowsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateWorkflowsRequest) ProtoMessage() {}
+
+func (x *CreateWorkflowsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateWorkflowsRequest.ProtoReflect.Descriptor instead.
+func (*CreateWorkflowsRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *CreateWorkflowsRequest) GetWorkflows() []*CreateNewWorkflowRequest {
+	if x != nil {
+		return x.Workflows
+	}
+	return nil
+}
+
+func (x *CreateWorkflowsRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+// CreateWorkflowsResponse is the answer to one message of CreateWorkflows.
+type CreateWorkflowsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A result for each workflow of the request, in their order.
+	Results       []*CreateWorkflowsResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateWorkflowsResponse) Reset() {
+	*x = CreateWorkflowsResponse{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateWorkflowsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateWorkflowsResponse) ProtoMessage() {}
+
+func (x *CreateWorkflowsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateWorkflowsResponse.ProtoReflect.Descriptor instead.
+func (*CreateWorkflowsResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *CreateWorkflowsResponse) GetResults() []*CreateWorkflowsResult {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+// CreateWorkflowsResult is what became of one workflow.
+type CreateWorkflowsResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Either one or the other.
+	//
+	// Types that are valid to be assigned to Result:
+	//
+	//	*CreateWorkflowsResult_Created
+	//	*CreateWorkflowsResult_Error
+	Result        isCreateWorkflowsResult_Result `protobuf_oneof:"result"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateWorkflowsResult) Reset() {
+	*x = CreateWorkflowsResult{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateWorkflowsResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateWorkflowsResult) ProtoMessage() {}
+
+func (x *CreateWorkflowsResult) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateWorkflowsResult.ProtoReflect.Descriptor instead.
+func (*CreateWorkflowsResult) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *CreateWorkflowsResult) GetResult() isCreateWorkflowsResult_Result {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+func (x *CreateWorkflowsResult) GetCreated() *CreateNewWorkflowResponse {
+	if x != nil {
+		if x, ok := x.Result.(*CreateWorkflowsResult_Created); ok {
+			return x.Created
+		}
+	}
+	return nil
+}
+
+func (x *CreateWorkflowsResult) GetError() *ItemError {
+	if x != nil {
+		if x, ok := x.Result.(*CreateWorkflowsResult_Error); ok {
+			return x.Error
+		}
+	}
+	return nil
+}
+
+type isCreateWorkflowsResult_Result interface {
+	isCreateWorkflowsResult_Result()
+}
+
+type CreateWorkflowsResult_Created struct {
+	// It is stored, by this request or one before.
+	Created *CreateNewWorkflowResponse `protobuf:"bytes,1,opt,name=created,proto3,oneof"`
+}
+
+type CreateWorkflowsResult_Error struct {
+	// It is not stored.
+	Error *ItemError `protobuf:"bytes,2,opt,name=error,proto3,oneof"`
+}
+
+func (*CreateWorkflowsResult_Created) isCreateWorkflowsResult_Result() {}
+
+func (*CreateWorkflowsResult_Error) isCreateWorkflowsResult_Result() {}
+
 // PersistWorkflowRequest is the request of PersistWorkflow.
 type PersistWorkflowRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1489,7 +1680,7 @@ type PersistWorkflowRequest struct {
 
 func (x *PersistWorkflowRequest) Reset() {
 	*x = PersistWorkflowRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[11]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1501,7 +1692,7 @@ func (x *PersistWorkflowRequest) String() string {
 func (*PersistWorkflowRequest) ProtoMessage() {}
 
 func (x *PersistWorkflowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[11]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1514,7 +1705,7 @@ func (x *PersistWorkflowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistWorkflowRequest.ProtoReflect.Descriptor instead.
 func (*PersistWorkflowRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{11}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PersistWorkflowRequest) GetInstance() *WorkflowInstance {
@@ -1579,7 +1770,7 @@ type PersistWorkflowResponse struct {
 
 func (x *PersistWorkflowResponse) Reset() {
 	*x = PersistWorkflowResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[12]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1591,7 +1782,7 @@ func (x *PersistWorkflowResponse) String() string {
 func (*PersistWorkflowResponse) ProtoMessage() {}
 
 func (x *PersistWorkflowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[12]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1604,7 +1795,7 @@ func (x *PersistWorkflowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistWorkflowResponse.ProtoReflect.Descriptor instead.
 func (*PersistWorkflowResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{12}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PersistWorkflowResponse) GetRevision() int64 {
@@ -1648,7 +1839,7 @@ type PersistWorkflowWithSubscriptionsRequest struct {
 
 func (x *PersistWorkflowWithSubscriptionsRequest) Reset() {
 	*x = PersistWorkflowWithSubscriptionsRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[13]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +1851,7 @@ func (x *PersistWorkflowWithSubscriptionsRequest) String() string {
 func (*PersistWorkflowWithSubscriptionsRequest) ProtoMessage() {}
 
 func (x *PersistWorkflowWithSubscriptionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[13]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +1864,7 @@ func (x *PersistWorkflowWithSubscriptionsRequest) ProtoReflect() protoreflect.Me
 
 // Deprecated: Use PersistWorkflowWithSubscriptionsRequest.ProtoReflect.Descriptor instead.
 func (*PersistWorkflowWithSubscriptionsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{13}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PersistWorkflowWithSubscriptionsRequest) GetInstance() *WorkflowInstance {
@@ -1748,7 +1939,7 @@ type PersistWorkflowWithSubscriptionsResponse struct {
 
 func (x *PersistWorkflowWithSubscriptionsResponse) Reset() {
 	*x = PersistWorkflowWithSubscriptionsResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[14]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1760,7 +1951,7 @@ func (x *PersistWorkflowWithSubscriptionsResponse) String() string {
 func (*PersistWorkflowWithSubscriptionsResponse) ProtoMessage() {}
 
 func (x *PersistWorkflowWithSubscriptionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[14]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1773,7 +1964,7 @@ func (x *PersistWorkflowWithSubscriptionsResponse) ProtoReflect() protoreflect.M
 
 // Deprecated: Use PersistWorkflowWithSubscriptionsResponse.ProtoReflect.Descriptor instead.
 func (*PersistWorkflowWithSubscriptionsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{14}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PersistWorkflowWithSubscriptionsResponse) GetRevision() int64 {
@@ -1858,7 +2049,7 @@ type CommitWorkflowRequest struct {
 
 func (x *CommitWorkflowRequest) Reset() {
 	*x = CommitWorkflowRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[15]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1870,7 +2061,7 @@ func (x *CommitWorkflowRequest) String() string {
 func (*CommitWorkflowRequest) ProtoMessage() {}
 
 func (x *CommitWorkflowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[15]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1883,7 +2074,7 @@ func (x *CommitWorkflowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitWorkflowRequest.ProtoReflect.Descriptor instead.
 func (*CommitWorkflowRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{15}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CommitWorkflowRequest) GetState() isCommitWorkflowRequest_State {
@@ -2058,7 +2249,7 @@ type CommitWorkflowResponse struct {
 
 func (x *CommitWorkflowResponse) Reset() {
 	*x = CommitWorkflowResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[16]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2070,7 +2261,7 @@ func (x *CommitWorkflowResponse) String() string {
 func (*CommitWorkflowResponse) ProtoMessage() {}
 
 func (x *CommitWorkflowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[16]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2083,7 +2274,7 @@ func (x *CommitWorkflowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitWorkflowResponse.ProtoReflect.Descriptor instead.
 func (*CommitWorkflowResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{16}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CommitWorkflowResponse) GetRevision() int64 {
@@ -2127,7 +2318,7 @@ type GetWorkflowInstanceRequest struct {
 
 func (x *GetWorkflowInstanceRequest) Reset() {
 	*x = GetWorkflowInstanceRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[17]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2139,7 +2330,7 @@ func (x *GetWorkflowInstanceRequest) String() string {
 func (*GetWorkflowInstanceRequest) ProtoMessage() {}
 
 func (x *GetWorkflowInstanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[17]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2152,7 +2343,7 @@ func (x *GetWorkflowInstanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkflowInstanceRequest.ProtoReflect.Descriptor instead.
 func (*GetWorkflowInstanceRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{17}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetWorkflowInstanceRequest) GetId() string {
@@ -2180,7 +2371,7 @@ type GetWorkflowInstanceResponse struct {
 
 func (x *GetWorkflowInstanceResponse) Reset() {
 	*x = GetWorkflowInstanceResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[18]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2192,7 +2383,7 @@ func (x *GetWorkflowInstanceResponse) String() string {
 func (*GetWorkflowInstanceResponse) ProtoMessage() {}
 
 func (x *GetWorkflowInstanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[18]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +2396,7 @@ func (x *GetWorkflowInstanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkflowInstanceResponse.ProtoReflect.Descriptor instead.
 func (*GetWorkflowInstanceResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{18}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetWorkflowInstanceResponse) GetInstance() *WorkflowInstance {
@@ -2228,7 +2419,7 @@ type GetWorkflowInstanceByNameRequest struct {
 
 func (x *GetWorkflowInstanceByNameRequest) Reset() {
 	*x = GetWorkflowInstanceByNameRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[19]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2240,7 +2431,7 @@ func (x *GetWorkflowInstanceByNameRequest) String() string {
 func (*GetWorkflowInstanceByNameRequest) ProtoMessage() {}
 
 func (x *GetWorkflowInstanceByNameRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[19]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2253,7 +2444,7 @@ func (x *GetWorkflowInstanceByNameRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkflowInstanceByNameRequest.ProtoReflect.Descriptor instead.
 func (*GetWorkflowInstanceByNameRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{19}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetWorkflowInstanceByNameRequest) GetName() string {
@@ -2282,7 +2473,7 @@ type GetWorkflowInstanceByNameResponse struct {
 
 func (x *GetWorkflowInstanceByNameResponse) Reset() {
 	*x = GetWorkflowInstanceByNameResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[20]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2294,7 +2485,7 @@ func (x *GetWorkflowInstanceByNameResponse) String() string {
 func (*GetWorkflowInstanceByNameResponse) ProtoMessage() {}
 
 func (x *GetWorkflowInstanceByNameResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[20]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2307,7 +2498,7 @@ func (x *GetWorkflowInstanceByNameResponse) ProtoReflect() protoreflect.Message 
 
 // Deprecated: Use GetWorkflowInstanceByNameResponse.ProtoReflect.Descriptor instead.
 func (*GetWorkflowInstanceByNameResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{20}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetWorkflowInstanceByNameResponse) GetInstance() *WorkflowInstance {
@@ -2334,7 +2525,7 @@ type WaitForWorkflowRequest struct {
 
 func (x *WaitForWorkflowRequest) Reset() {
 	*x = WaitForWorkflowRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[21]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2346,7 +2537,7 @@ func (x *WaitForWorkflowRequest) String() string {
 func (*WaitForWorkflowRequest) ProtoMessage() {}
 
 func (x *WaitForWorkflowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[21]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2359,7 +2550,7 @@ func (x *WaitForWorkflowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitForWorkflowRequest.ProtoReflect.Descriptor instead.
 func (*WaitForWorkflowRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{21}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WaitForWorkflowRequest) GetId() string {
@@ -2395,7 +2586,7 @@ type WaitForWorkflowResponse struct {
 
 func (x *WaitForWorkflowResponse) Reset() {
 	*x = WaitForWorkflowResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[22]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2407,7 +2598,7 @@ func (x *WaitForWorkflowResponse) String() string {
 func (*WaitForWorkflowResponse) ProtoMessage() {}
 
 func (x *WaitForWorkflowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[22]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2420,7 +2611,7 @@ func (x *WaitForWorkflowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitForWorkflowResponse.ProtoReflect.Descriptor instead.
 func (*WaitForWorkflowResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{22}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WaitForWorkflowResponse) GetInstance() *WorkflowInstance {
@@ -2443,7 +2634,7 @@ type GetWorkflowInstancesRequest struct {
 
 func (x *GetWorkflowInstancesRequest) Reset() {
 	*x = GetWorkflowInstancesRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[23]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2455,7 +2646,7 @@ func (x *GetWorkflowInstancesRequest) String() string {
 func (*GetWorkflowInstancesRequest) ProtoMessage() {}
 
 func (x *GetWorkflowInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[23]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2468,7 +2659,7 @@ func (x *GetWorkflowInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkflowInstancesRequest.ProtoReflect.Descriptor instead.
 func (*GetWorkflowInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{23}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetWorkflowInstancesRequest) GetIds() []string {
@@ -2497,7 +2688,7 @@ type GetWorkflowInstancesResponse struct {
 
 func (x *GetWorkflowInstancesResponse) Reset() {
 	*x = GetWorkflowInstancesResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[24]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2509,7 +2700,7 @@ func (x *GetWorkflowInstancesResponse) String() string {
 func (*GetWorkflowInstancesResponse) ProtoMessage() {}
 
 func (x *GetWorkflowInstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[24]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2522,7 +2713,7 @@ func (x *GetWorkflowInstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetWorkflowInstancesResponse.ProtoReflect.Descriptor instead.
 func (*GetWorkflowInstancesResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{24}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetWorkflowInstancesResponse) GetInstance() *WorkflowInstance {
@@ -2555,7 +2746,7 @@ type GetRunnableInstancesRequest struct {
 
 func (x *GetRunnableInstancesRequest) Reset() {
 	*x = GetRunnableInstancesRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[25]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2567,7 +2758,7 @@ func (x *GetRunnableInstancesRequest) String() string {
 func (*GetRunnableInstancesRequest) ProtoMessage() {}
 
 func (x *GetRunnableInstancesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[25]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2580,7 +2771,7 @@ func (x *GetRunnableInstancesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRunnableInstancesRequest.ProtoReflect.Descriptor instead.
 func (*GetRunnableInstancesRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{25}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetRunnableInstancesRequest) GetAsAt() *timestamppb.Timestamp {
@@ -2624,7 +2815,7 @@ type GetRunnableInstancesResponse struct {
 
 func (x *GetRunnableInstancesResponse) Reset() {
 	*x = GetRunnableInstancesResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[26]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2636,7 +2827,7 @@ func (x *GetRunnableInstancesResponse) String() string {
 func (*GetRunnableInstancesResponse) ProtoMessage() {}
 
 func (x *GetRunnableInstancesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[26]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2649,7 +2840,7 @@ func (x *GetRunnableInstancesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRunnableInstancesResponse.ProtoReflect.Descriptor instead.
 func (*GetRunnableInstancesResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{26}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetRunnableInstancesResponse) GetInstanceIds() []string {
@@ -2677,7 +2868,7 @@ type NextDefinitionSequenceRequest struct {
 
 func (x *NextDefinitionSequenceRequest) Reset() {
 	*x = NextDefinitionSequenceRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[27]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2689,7 +2880,7 @@ func (x *NextDefinitionSequenceRequest) String() string {
 func (*NextDefinitionSequenceRequest) ProtoMessage() {}
 
 func (x *NextDefinitionSequenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[27]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2702,7 +2893,7 @@ func (x *NextDefinitionSequenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextDefinitionSequenceRequest.ProtoReflect.Descriptor instead.
 func (*NextDefinitionSequenceRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{27}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *NextDefinitionSequenceRequest) GetDefinitionId() string {
@@ -2723,7 +2914,7 @@ type NextDefinitionSequenceResponse struct {
 
 func (x *NextDefinitionSequenceResponse) Reset() {
 	*x = NextDefinitionSequenceResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[28]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2735,7 +2926,7 @@ func (x *NextDefinitionSequenceResponse) String() string {
 func (*NextDefinitionSequenceResponse) ProtoMessage() {}
 
 func (x *NextDefinitionSequenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[28]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2748,7 +2939,7 @@ func (x *NextDefinitionSequenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextDefinitionSequenceResponse.ProtoReflect.Descriptor instead.
 func (*NextDefinitionSequenceResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{28}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *NextDefinitionSequenceResponse) GetNumber() int64 {
@@ -2781,7 +2972,7 @@ type ListExecutionPointersRequest struct {
 
 func (x *ListExecutionPointersRequest) Reset() {
 	*x = ListExecutionPointersRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[29]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2793,7 +2984,7 @@ func (x *ListExecutionPointersRequest) String() string {
 func (*ListExecutionPointersRequest) ProtoMessage() {}
 
 func (x *ListExecutionPointersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[29]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2806,7 +2997,7 @@ func (x *ListExecutionPointersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExecutionPointersRequest.ProtoReflect.Descriptor instead.
 func (*ListExecutionPointersRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{29}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListExecutionPointersRequest) GetWorkflowId() string {
@@ -2859,7 +3050,7 @@ type ListExecutionPointersResponse struct {
 
 func (x *ListExecutionPointersResponse) Reset() {
 	*x = ListExecutionPointersResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[30]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2871,7 +3062,7 @@ func (x *ListExecutionPointersResponse) String() string {
 func (*ListExecutionPointersResponse) ProtoMessage() {}
 
 func (x *ListExecutionPointersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[30]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2884,7 +3075,7 @@ func (x *ListExecutionPointersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExecutionPointersResponse.ProtoReflect.Descriptor instead.
 func (*ListExecutionPointersResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{30}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListExecutionPointersResponse) GetExecutionPointers() []*ExecutionPointer {
@@ -2930,7 +3121,7 @@ type ListWorkflowsRequest struct {
 
 func (x *ListWorkflowsRequest) Reset() {
 	*x = ListWorkflowsRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[31]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2942,7 +3133,7 @@ func (x *ListWorkflowsRequest) String() string {
 func (*ListWorkflowsRequest) ProtoMessage() {}
 
 func (x *ListWorkflowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[31]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2955,7 +3146,7 @@ func (x *ListWorkflowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkflowsRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkflowsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{31}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListWorkflowsRequest) GetFilter() *WorkflowFilter {
@@ -3008,7 +3199,7 @@ type ListWorkflowsResponse struct {
 
 func (x *ListWorkflowsResponse) Reset() {
 	*x = ListWorkflowsResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[32]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3020,7 +3211,7 @@ func (x *ListWorkflowsResponse) String() string {
 func (*ListWorkflowsResponse) ProtoMessage() {}
 
 func (x *ListWorkflowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[32]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3033,7 +3224,7 @@ func (x *ListWorkflowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkflowsResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkflowsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{32}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListWorkflowsResponse) GetInstances() []*WorkflowInstance {
@@ -3061,7 +3252,7 @@ type CountWorkflowsRequest struct {
 
 func (x *CountWorkflowsRequest) Reset() {
 	*x = CountWorkflowsRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[33]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3073,7 +3264,7 @@ func (x *CountWorkflowsRequest) String() string {
 func (*CountWorkflowsRequest) ProtoMessage() {}
 
 func (x *CountWorkflowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[33]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3086,7 +3277,7 @@ func (x *CountWorkflowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountWorkflowsRequest.ProtoReflect.Descriptor instead.
 func (*CountWorkflowsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{33}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *CountWorkflowsRequest) GetFilter() *WorkflowFilter {
@@ -3109,7 +3300,7 @@ type WorkflowCount struct {
 
 func (x *WorkflowCount) Reset() {
 	*x = WorkflowCount{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[34]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3121,7 +3312,7 @@ func (x *WorkflowCount) String() string {
 func (*WorkflowCount) ProtoMessage() {}
 
 func (x *WorkflowCount) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[34]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3134,7 +3325,7 @@ func (x *WorkflowCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkflowCount.ProtoReflect.Descriptor instead.
 func (*WorkflowCount) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{34}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *WorkflowCount) GetStatus() WorkflowStatus {
@@ -3163,7 +3354,7 @@ type CountWorkflowsResponse struct {
 
 func (x *CountWorkflowsResponse) Reset() {
 	*x = CountWorkflowsResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[35]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3175,7 +3366,7 @@ func (x *CountWorkflowsResponse) String() string {
 func (*CountWorkflowsResponse) ProtoMessage() {}
 
 func (x *CountWorkflowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[35]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3188,7 +3379,7 @@ func (x *CountWorkflowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountWorkflowsResponse.ProtoReflect.Descriptor instead.
 func (*CountWorkflowsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{35}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CountWorkflowsResponse) GetCounts() []*WorkflowCount {
@@ -3212,7 +3403,7 @@ type DeleteWorkflowRequest struct {
 
 func (x *DeleteWorkflowRequest) Reset() {
 	*x = DeleteWorkflowRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[36]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3224,7 +3415,7 @@ func (x *DeleteWorkflowRequest) String() string {
 func (*DeleteWorkflowRequest) ProtoMessage() {}
 
 func (x *DeleteWorkflowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[36]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3237,7 +3428,7 @@ func (x *DeleteWorkflowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWorkflowRequest.ProtoReflect.Descriptor instead.
 func (*DeleteWorkflowRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{36}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DeleteWorkflowRequest) GetId() string {
@@ -3263,7 +3454,7 @@ type DeleteWorkflowResponse struct {
 
 func (x *DeleteWorkflowResponse) Reset() {
 	*x = DeleteWorkflowResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[37]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3275,7 +3466,7 @@ func (x *DeleteWorkflowResponse) String() string {
 func (*DeleteWorkflowResponse) ProtoMessage() {}
 
 func (x *DeleteWorkflowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[37]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3288,7 +3479,7 @@ func (x *DeleteWorkflowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWorkflowResponse.ProtoReflect.Descriptor instead.
 func (*DeleteWorkflowResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{37}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{40}
 }
 
 // PurgeWorkflowsRequest is the request of PurgeWorkflows.
@@ -3319,7 +3510,7 @@ type PurgeWorkflowsRequest struct {
 
 func (x *PurgeWorkflowsRequest) Reset() {
 	*x = PurgeWorkflowsRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[38]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3331,7 +3522,7 @@ func (x *PurgeWorkflowsRequest) String() string {
 func (*PurgeWorkflowsRequest) ProtoMessage() {}
 
 func (x *PurgeWorkflowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[38]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3344,7 +3535,7 @@ func (x *PurgeWorkflowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeWorkflowsRequest.ProtoReflect.Descriptor instead.
 func (*PurgeWorkflowsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{38}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PurgeWorkflowsRequest) GetEndedBefore() *timestamppb.Timestamp {
@@ -3411,7 +3602,7 @@ type PurgeWorkflowsResponse struct {
 
 func (x *PurgeWorkflowsResponse) Reset() {
 	*x = PurgeWorkflowsResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[39]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3423,7 +3614,7 @@ func (x *PurgeWorkflowsResponse) String() string {
 func (*PurgeWorkflowsResponse) ProtoMessage() {}
 
 func (x *PurgeWorkflowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[39]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3436,7 +3627,7 @@ func (x *PurgeWorkflowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeWorkflowsResponse.ProtoReflect.Descriptor instead.
 func (*PurgeWorkflowsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{39}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PurgeWorkflowsResponse) GetWorkflows() int64 {
@@ -3485,7 +3676,7 @@ var File_wfe_persistence_v1_workflow_proto protoreflect.FileDescriptor
 
 const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\n" +
-	"!wfe/persistence/v1/workflow.proto\x12\x12wfe.persistence.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a wfe/persistence/v1/command.proto\x1a\x1ewfe/persistence/v1/event.proto\x1a\"wfe/persistence/v1/lifecycle.proto\x1a#wfe/persistence/v1/list_order.proto\x1a#wfe/persistence/v1/queue_item.proto\x1a\x1ewfe/persistence/v1/store.proto\x1a%wfe/persistence/v1/subscription.proto\"\xba\a\n" +
+	"!wfe/persistence/v1/workflow.proto\x12\x12wfe.persistence.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a wfe/persistence/v1/command.proto\x1a\x1ewfe/persistence/v1/event.proto\x1a#wfe/persistence/v1/item_error.proto\x1a\"wfe/persistence/v1/lifecycle.proto\x1a#wfe/persistence/v1/list_order.proto\x1a#wfe/persistence/v1/queue_item.proto\x1a\x1ewfe/persistence/v1/store.proto\x1a%wfe/persistence/v1/subscription.proto\"\xba\a\n" +
 	"\x10WorkflowInstance\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12-\n" +
@@ -3620,7 +3811,17 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\x19CreateNewWorkflowResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x03R\brevision\"\xa9\x03\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\"\x83\x01\n" +
+	"\x16CreateWorkflowsRequest\x12J\n" +
+	"\tworkflows\x18\x01 \x03(\v2,.wfe.persistence.v1.CreateNewWorkflowRequestR\tworkflows\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x02 \x01(\tR\trequestId\"^\n" +
+	"\x17CreateWorkflowsResponse\x12C\n" +
+	"\aresults\x18\x01 \x03(\v2).wfe.persistence.v1.CreateWorkflowsResultR\aresults\"\xa3\x01\n" +
+	"\x15CreateWorkflowsResult\x12I\n" +
+	"\acreated\x18\x01 \x01(\v2-.wfe.persistence.v1.CreateNewWorkflowResponseH\x00R\acreated\x125\n" +
+	"\x05error\x18\x02 \x01(\v2\x1d.wfe.persistence.v1.ItemErrorH\x00R\x05errorB\b\n" +
+	"\x06result\"\xa9\x03\n" +
 	"\x16PersistWorkflowRequest\x12@\n" +
 	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\x120\n" +
 	"\x11expected_revision\x18\x02 \x01(\x03H\x00R\x10expectedRevision\x88\x01\x01\x12\x1d\n" +
@@ -3786,9 +3987,10 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\x19WORKFLOW_VIEW_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12WORKFLOW_VIEW_FULL\x10\x01\x12\x18\n" +
 	"\x14WORKFLOW_VIEW_ACTIVE\x10\x02\x12\x18\n" +
-	"\x14WORKFLOW_VIEW_HEADER\x10\x032\xea\x0e\n" +
+	"\x14WORKFLOW_VIEW_HEADER\x10\x032\xda\x0f\n" +
 	"\x0fWorkflowService\x12p\n" +
-	"\x11CreateNewWorkflow\x12,.wfe.persistence.v1.CreateNewWorkflowRequest\x1a-.wfe.persistence.v1.CreateNewWorkflowResponse\x12j\n" +
+	"\x11CreateNewWorkflow\x12,.wfe.persistence.v1.CreateNewWorkflowRequest\x1a-.wfe.persistence.v1.CreateNewWorkflowResponse\x12n\n" +
+	"\x0fCreateWorkflows\x12*.wfe.persistence.v1.CreateWorkflowsRequest\x1a+.wfe.persistence.v1.CreateWorkflowsResponse(\x010\x01\x12j\n" +
 	"\x0fPersistWorkflow\x12*.wfe.persistence.v1.PersistWorkflowRequest\x1a+.wfe.persistence.v1.PersistWorkflowResponse\x12\x9d\x01\n" +
 	" PersistWorkflowWithSubscriptions\x12;.wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest\x1a<.wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse\x12g\n" +
 	"\x0eCommitWorkflow\x12).wfe.persistence.v1.CommitWorkflowRequest\x1a*.wfe.persistence.v1.CommitWorkflowResponse\x12v\n" +
@@ -3819,7 +4021,7 @@ func file_wfe_persistence_v1_workflow_proto_rawDescGZIP() []byte {
 }
 
 var file_wfe_persistence_v1_workflow_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_wfe_persistence_v1_workflow_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_wfe_persistence_v1_workflow_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_wfe_persistence_v1_workflow_proto_goTypes = []any{
 	(WorkflowStatus)(0),                              // 0: wfe.persistence.v1.WorkflowStatus
 	(PointerStatus)(0),                               // 1: wfe.persistence.v1.PointerStatus
@@ -3835,155 +4037,165 @@ var file_wfe_persistence_v1_workflow_proto_goTypes = []any{
 	(*WatchWorkflowsResponse)(nil),                   // 11: wfe.persistence.v1.WatchWorkflowsResponse
 	(*CreateNewWorkflowRequest)(nil),                 // 12: wfe.persistence.v1.CreateNewWorkflowRequest
 	(*CreateNewWorkflowResponse)(nil),                // 13: wfe.persistence.v1.CreateNewWorkflowResponse
-	(*PersistWorkflowRequest)(nil),                   // 14: wfe.persistence.v1.PersistWorkflowRequest
-	(*PersistWorkflowResponse)(nil),                  // 15: wfe.persistence.v1.PersistWorkflowResponse
-	(*PersistWorkflowWithSubscriptionsRequest)(nil),  // 16: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest
-	(*PersistWorkflowWithSubscriptionsResponse)(nil), // 17: wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse
-	(*CommitWorkflowRequest)(nil),                    // 18: wfe.persistence.v1.CommitWorkflowRequest
-	(*CommitWorkflowResponse)(nil),                   // 19: wfe.persistence.v1.CommitWorkflowResponse
-	(*GetWorkflowInstanceRequest)(nil),               // 20: wfe.persistence.v1.GetWorkflowInstanceRequest
-	(*GetWorkflowInstanceResponse)(nil),              // 21: wfe.persistence.v1.GetWorkflowInstanceResponse
-	(*GetWorkflowInstanceByNameRequest)(nil),         // 22: wfe.persistence.v1.GetWorkflowInstanceByNameRequest
-	(*GetWorkflowInstanceByNameResponse)(nil),        // 23: wfe.persistence.v1.GetWorkflowInstanceByNameResponse
-	(*WaitForWorkflowRequest)(nil),                   // 24: wfe.persistence.v1.WaitForWorkflowRequest
-	(*WaitForWorkflowResponse)(nil),                  // 25: wfe.persistence.v1.WaitForWorkflowResponse
-	(*GetWorkflowInstancesRequest)(nil),              // 26: wfe.persistence.v1.GetWorkflowInstancesRequest
-	(*GetWorkflowInstancesResponse)(nil),             // 27: wfe.persistence.v1.GetWorkflowInstancesResponse
-	(*GetRunnableInstancesRequest)(nil),              // 28: wfe.persistence.v1.GetRunnableInstancesRequest
-	(*GetRunnableInstancesResponse)(nil),             // 29: wfe.persistence.v1.GetRunnableInstancesResponse
-	(*NextDefinitionSequenceRequest)(nil),            // 30: wfe.persistence.v1.NextDefinitionSequenceRequest
-	(*NextDefinitionSequenceResponse)(nil),           // 31: wfe.persistence.v1.NextDefinitionSequenceResponse
-	(*ListExecutionPointersRequest)(nil),             // 32: wfe.persistence.v1.ListExecutionPointersRequest
-	(*ListExecutionPointersResponse)(nil),            // 33: wfe.persistence.v1.ListExecutionPointersResponse
-	(*ListWorkflowsRequest)(nil),                     // 34: wfe.persistence.v1.ListWorkflowsRequest
-	(*ListWorkflowsResponse)(nil),                    // 35: wfe.persistence.v1.ListWorkflowsResponse
-	(*CountWorkflowsRequest)(nil),                    // 36: wfe.persistence.v1.CountWorkflowsRequest
-	(*WorkflowCount)(nil),                            // 37: wfe.persistence.v1.WorkflowCount
-	(*CountWorkflowsResponse)(nil),                   // 38: wfe.persistence.v1.CountWorkflowsResponse
-	(*DeleteWorkflowRequest)(nil),                    // 39: wfe.persistence.v1.DeleteWorkflowRequest
-	(*DeleteWorkflowResponse)(nil),                   // 40: wfe.persistence.v1.DeleteWorkflowResponse
-	(*PurgeWorkflowsRequest)(nil),                    // 41: wfe.persistence.v1.PurgeWorkflowsRequest
-	(*PurgeWorkflowsResponse)(nil),                   // 42: wfe.persistence.v1.PurgeWorkflowsResponse
-	nil,                                              // 43: wfe.persistence.v1.WorkflowInstance.ExtensionAttributesJsonEntry
-	nil,                                              // 44: wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
-	(*timestamppb.Timestamp)(nil),                    // 45: google.protobuf.Timestamp
-	(*fieldmaskpb.FieldMask)(nil),                    // 46: google.protobuf.FieldMask
-	(*durationpb.Duration)(nil),                      // 47: google.protobuf.Duration
-	(*QueueItem)(nil),                                // 48: wfe.persistence.v1.QueueItem
-	(*Acknowledgement)(nil),                          // 49: wfe.persistence.v1.Acknowledgement
-	(*LifecycleEvent)(nil),                           // 50: wfe.persistence.v1.LifecycleEvent
-	(*EventSubscription)(nil),                        // 51: wfe.persistence.v1.EventSubscription
-	(*Event)(nil),                                    // 52: wfe.persistence.v1.Event
-	(*ExecutionError)(nil),                           // 53: wfe.persistence.v1.ExecutionError
-	(*ScheduledCommand)(nil),                         // 54: wfe.persistence.v1.ScheduledCommand
-	(ListOrder)(0),                                   // 55: wfe.persistence.v1.ListOrder
+	(*CreateWorkflowsRequest)(nil),                   // 14: wfe.persistence.v1.CreateWorkflowsRequest
+	(*CreateWorkflowsResponse)(nil),                  // 15: wfe.persistence.v1.CreateWorkflowsResponse
+	(*CreateWorkflowsResult)(nil),                    // 16: wfe.persistence.v1.CreateWorkflowsResult
+	(*PersistWorkflowRequest)(nil),                   // 17: wfe.persistence.v1.PersistWorkflowRequest
+	(*PersistWorkflowResponse)(nil),                  // 18: wfe.persistence.v1.PersistWorkflowResponse
+	(*PersistWorkflowWithSubscriptionsRequest)(nil),  // 19: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest
+	(*PersistWorkflowWithSubscriptionsResponse)(nil), // 20: wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse
+	(*CommitWorkflowRequest)(nil),                    // 21: wfe.persistence.v1.CommitWorkflowRequest
+	(*CommitWorkflowResponse)(nil),                   // 22: wfe.persistence.v1.CommitWorkflowResponse
+	(*GetWorkflowInstanceRequest)(nil),               // 23: wfe.persistence.v1.GetWorkflowInstanceRequest
+	(*GetWorkflowInstanceResponse)(nil),              // 24: wfe.persistence.v1.GetWorkflowInstanceResponse
+	(*GetWorkflowInstanceByNameRequest)(nil),         // 25: wfe.persistence.v1.GetWorkflowInstanceByNameRequest
+	(*GetWorkflowInstanceByNameResponse)(nil),        // 26: wfe.persistence.v1.GetWorkflowInstanceByNameResponse
+	(*WaitForWorkflowRequest)(nil),                   // 27: wfe.persistence.v1.WaitForWorkflowRequest
+	(*WaitForWorkflowResponse)(nil),                  // 28: wfe.persistence.v1.WaitForWorkflowResponse
+	(*GetWorkflowInstancesRequest)(nil),              // 29: wfe.persistence.v1.GetWorkflowInstancesRequest
+	(*GetWorkflowInstancesResponse)(nil),             // 30: wfe.persistence.v1.GetWorkflowInstancesResponse
+	(*GetRunnableInstancesRequest)(nil),              // 31: wfe.persistence.v1.GetRunnableInstancesRequest
+	(*GetRunnableInstancesResponse)(nil),             // 32: wfe.persistence.v1.GetRunnableInstancesResponse
+	(*NextDefinitionSequenceRequest)(nil),            // 33: wfe.persistence.v1.NextDefinitionSequenceRequest
+	(*NextDefinitionSequenceResponse)(nil),           // 34: wfe.persistence.v1.NextDefinitionSequenceResponse
+	(*ListExecutionPointersRequest)(nil),             // 35: wfe.persistence.v1.ListExecutionPointersRequest
+	(*ListExecutionPointersResponse)(nil),            // 36: wfe.persistence.v1.ListExecutionPointersResponse
+	(*ListWorkflowsRequest)(nil),                     // 37: wfe.persistence.v1.ListWorkflowsRequest
+	(*ListWorkflowsResponse)(nil),                    // 38: wfe.persistence.v1.ListWorkflowsResponse
+	(*CountWorkflowsRequest)(nil),                    // 39: wfe.persistence.v1.CountWorkflowsRequest
+	(*WorkflowCount)(nil),                            // 40: wfe.persistence.v1.WorkflowCount
+	(*CountWorkflowsResponse)(nil),                   // 41: wfe.persistence.v1.CountWorkflowsResponse
+	(*DeleteWorkflowRequest)(nil),                    // 42: wfe.persistence.v1.DeleteWorkflowRequest
+	(*DeleteWorkflowResponse)(nil),                   // 43: wfe.persistence.v1.DeleteWorkflowResponse
+	(*PurgeWorkflowsRequest)(nil),                    // 44: wfe.persistence.v1.PurgeWorkflowsRequest
+	(*PurgeWorkflowsResponse)(nil),                   // 45: wfe.persistence.v1.PurgeWorkflowsResponse
+	nil,                                              // 46: wfe.persistence.v1.WorkflowInstance.ExtensionAttributesJsonEntry
+	nil,                                              // 47: wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
+	(*timestamppb.Timestamp)(nil),                    // 48: google.protobuf.Timestamp
+	(*fieldmaskpb.FieldMask)(nil),                    // 49: google.protobuf.FieldMask
+	(*durationpb.Duration)(nil),                      // 50: google.protobuf.Duration
+	(*QueueItem)(nil),                                // 51: wfe.persistence.v1.QueueItem
+	(*ItemError)(nil),                                // 52: wfe.persistence.v1.ItemError
+	(*Acknowledgement)(nil),                          // 53: wfe.persistence.v1.Acknowledgement
+	(*LifecycleEvent)(nil),                           // 54: wfe.persistence.v1.LifecycleEvent
+	(*EventSubscription)(nil),                        // 55: wfe.persistence.v1.EventSubscription
+	(*Event)(nil),                                    // 56: wfe.persistence.v1.Event
+	(*ExecutionError)(nil),                           // 57: wfe.persistence.v1.ExecutionError
+	(*ScheduledCommand)(nil),                         // 58: wfe.persistence.v1.ScheduledCommand
+	(ListOrder)(0),                                   // 59: wfe.persistence.v1.ListOrder
 }
 var file_wfe_persistence_v1_workflow_proto_depIdxs = []int32{
 	4,  // 0: wfe.persistence.v1.WorkflowInstance.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
 	0,  // 1: wfe.persistence.v1.WorkflowInstance.status:type_name -> wfe.persistence.v1.WorkflowStatus
-	45, // 2: wfe.persistence.v1.WorkflowInstance.create_time:type_name -> google.protobuf.Timestamp
-	45, // 3: wfe.persistence.v1.WorkflowInstance.complete_time:type_name -> google.protobuf.Timestamp
+	48, // 2: wfe.persistence.v1.WorkflowInstance.create_time:type_name -> google.protobuf.Timestamp
+	48, // 3: wfe.persistence.v1.WorkflowInstance.complete_time:type_name -> google.protobuf.Timestamp
 	2,  // 4: wfe.persistence.v1.WorkflowInstance.view:type_name -> wfe.persistence.v1.WorkflowView
-	43, // 5: wfe.persistence.v1.WorkflowInstance.extension_attributes_json:type_name -> wfe.persistence.v1.WorkflowInstance.ExtensionAttributesJsonEntry
+	46, // 5: wfe.persistence.v1.WorkflowInstance.extension_attributes_json:type_name -> wfe.persistence.v1.WorkflowInstance.ExtensionAttributesJsonEntry
 	1,  // 6: wfe.persistence.v1.ExecutionPointer.status:type_name -> wfe.persistence.v1.PointerStatus
-	45, // 7: wfe.persistence.v1.ExecutionPointer.sleep_until:type_name -> google.protobuf.Timestamp
-	45, // 8: wfe.persistence.v1.ExecutionPointer.start_time:type_name -> google.protobuf.Timestamp
-	45, // 9: wfe.persistence.v1.ExecutionPointer.end_time:type_name -> google.protobuf.Timestamp
-	44, // 10: wfe.persistence.v1.ExecutionPointer.extension_attributes_json:type_name -> wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
+	48, // 7: wfe.persistence.v1.ExecutionPointer.sleep_until:type_name -> google.protobuf.Timestamp
+	48, // 8: wfe.persistence.v1.ExecutionPointer.start_time:type_name -> google.protobuf.Timestamp
+	48, // 9: wfe.persistence.v1.ExecutionPointer.end_time:type_name -> google.protobuf.Timestamp
+	47, // 10: wfe.persistence.v1.ExecutionPointer.extension_attributes_json:type_name -> wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
 	3,  // 11: wfe.persistence.v1.WorkflowPatch.header:type_name -> wfe.persistence.v1.WorkflowInstance
-	46, // 12: wfe.persistence.v1.WorkflowPatch.header_mask:type_name -> google.protobuf.FieldMask
+	49, // 12: wfe.persistence.v1.WorkflowPatch.header_mask:type_name -> google.protobuf.FieldMask
 	4,  // 13: wfe.persistence.v1.WorkflowPatch.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
 	0,  // 14: wfe.persistence.v1.WorkflowFilter.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
-	45, // 15: wfe.persistence.v1.WorkflowFilter.create_time_from:type_name -> google.protobuf.Timestamp
-	45, // 16: wfe.persistence.v1.WorkflowFilter.create_time_before:type_name -> google.protobuf.Timestamp
-	45, // 17: wfe.persistence.v1.WorkflowFilter.complete_time_from:type_name -> google.protobuf.Timestamp
-	45, // 18: wfe.persistence.v1.WorkflowFilter.complete_time_before:type_name -> google.protobuf.Timestamp
-	45, // 19: wfe.persistence.v1.WorkflowFilter.written_before:type_name -> google.protobuf.Timestamp
-	45, // 20: wfe.persistence.v1.WorkflowFilter.due_before:type_name -> google.protobuf.Timestamp
-	45, // 21: wfe.persistence.v1.WorkflowFilter.error_time_from:type_name -> google.protobuf.Timestamp
+	48, // 15: wfe.persistence.v1.WorkflowFilter.create_time_from:type_name -> google.protobuf.Timestamp
+	48, // 16: wfe.persistence.v1.WorkflowFilter.create_time_before:type_name -> google.protobuf.Timestamp
+	48, // 17: wfe.persistence.v1.WorkflowFilter.complete_time_from:type_name -> google.protobuf.Timestamp
+	48, // 18: wfe.persistence.v1.WorkflowFilter.complete_time_before:type_name -> google.protobuf.Timestamp
+	48, // 19: wfe.persistence.v1.WorkflowFilter.written_before:type_name -> google.protobuf.Timestamp
+	48, // 20: wfe.persistence.v1.WorkflowFilter.due_before:type_name -> google.protobuf.Timestamp
+	48, // 21: wfe.persistence.v1.WorkflowFilter.error_time_from:type_name -> google.protobuf.Timestamp
 	0,  // 22: wfe.persistence.v1.WatchedWorkflows.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
 	8,  // 23: wfe.persistence.v1.WatchWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WatchedWorkflows
-	47, // 24: wfe.persistence.v1.WatchWorkflowsRequest.heartbeat:type_name -> google.protobuf.Duration
+	50, // 24: wfe.persistence.v1.WatchWorkflowsRequest.heartbeat:type_name -> google.protobuf.Duration
 	3,  // 25: wfe.persistence.v1.WorkflowChange.instance:type_name -> wfe.persistence.v1.WorkflowInstance
 	10, // 26: wfe.persistence.v1.WatchWorkflowsResponse.changes:type_name -> wfe.persistence.v1.WorkflowChange
 	3,  // 27: wfe.persistence.v1.CreateNewWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	48, // 28: wfe.persistence.v1.CreateNewWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
-	3,  // 29: wfe.persistence.v1.PersistWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	48, // 30: wfe.persistence.v1.PersistWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
-	49, // 31: wfe.persistence.v1.PersistWorkflowRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
-	50, // 32: wfe.persistence.v1.PersistWorkflowRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
-	3,  // 33: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	51, // 34: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.subscriptions:type_name -> wfe.persistence.v1.EventSubscription
-	48, // 35: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
-	49, // 36: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
-	50, // 37: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
-	3,  // 38: wfe.persistence.v1.CommitWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	5,  // 39: wfe.persistence.v1.CommitWorkflowRequest.patch:type_name -> wfe.persistence.v1.WorkflowPatch
-	6,  // 40: wfe.persistence.v1.CommitWorkflowRequest.held_subscriptions:type_name -> wfe.persistence.v1.SubscriptionClaim
-	51, // 41: wfe.persistence.v1.CommitWorkflowRequest.create_subscriptions:type_name -> wfe.persistence.v1.EventSubscription
-	52, // 42: wfe.persistence.v1.CommitWorkflowRequest.create_events:type_name -> wfe.persistence.v1.Event
-	53, // 43: wfe.persistence.v1.CommitWorkflowRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
-	54, // 44: wfe.persistence.v1.CommitWorkflowRequest.schedule_commands:type_name -> wfe.persistence.v1.ScheduledCommand
-	48, // 45: wfe.persistence.v1.CommitWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
-	49, // 46: wfe.persistence.v1.CommitWorkflowRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
-	50, // 47: wfe.persistence.v1.CommitWorkflowRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
-	2,  // 48: wfe.persistence.v1.GetWorkflowInstanceRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	3,  // 49: wfe.persistence.v1.GetWorkflowInstanceResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	2,  // 50: wfe.persistence.v1.GetWorkflowInstanceByNameRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	3,  // 51: wfe.persistence.v1.GetWorkflowInstanceByNameResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	0,  // 52: wfe.persistence.v1.WaitForWorkflowRequest.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
-	47, // 53: wfe.persistence.v1.WaitForWorkflowRequest.wait:type_name -> google.protobuf.Duration
-	3,  // 54: wfe.persistence.v1.WaitForWorkflowResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	2,  // 55: wfe.persistence.v1.GetWorkflowInstancesRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	3,  // 56: wfe.persistence.v1.GetWorkflowInstancesResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	45, // 57: wfe.persistence.v1.GetRunnableInstancesRequest.as_at:type_name -> google.protobuf.Timestamp
-	4,  // 58: wfe.persistence.v1.ListExecutionPointersResponse.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
-	7,  // 59: wfe.persistence.v1.ListWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
-	55, // 60: wfe.persistence.v1.ListWorkflowsRequest.order:type_name -> wfe.persistence.v1.ListOrder
-	2,  // 61: wfe.persistence.v1.ListWorkflowsRequest.view:type_name -> wfe.persistence.v1.WorkflowView
-	3,  // 62: wfe.persistence.v1.ListWorkflowsResponse.instances:type_name -> wfe.persistence.v1.WorkflowInstance
-	7,  // 63: wfe.persistence.v1.CountWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
-	0,  // 64: wfe.persistence.v1.WorkflowCount.status:type_name -> wfe.persistence.v1.WorkflowStatus
-	37, // 65: wfe.persistence.v1.CountWorkflowsResponse.counts:type_name -> wfe.persistence.v1.WorkflowCount
-	45, // 66: wfe.persistence.v1.PurgeWorkflowsRequest.ended_before:type_name -> google.protobuf.Timestamp
-	0,  // 67: wfe.persistence.v1.PurgeWorkflowsRequest.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
-	12, // 68: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:input_type -> wfe.persistence.v1.CreateNewWorkflowRequest
-	14, // 69: wfe.persistence.v1.WorkflowService.PersistWorkflow:input_type -> wfe.persistence.v1.PersistWorkflowRequest
-	16, // 70: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:input_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest
-	18, // 71: wfe.persistence.v1.WorkflowService.CommitWorkflow:input_type -> wfe.persistence.v1.CommitWorkflowRequest
-	20, // 72: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:input_type -> wfe.persistence.v1.GetWorkflowInstanceRequest
-	22, // 73: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:input_type -> wfe.persistence.v1.GetWorkflowInstanceByNameRequest
-	24, // 74: wfe.persistence.v1.WorkflowService.WaitForWorkflow:input_type -> wfe.persistence.v1.WaitForWorkflowRequest
-	26, // 75: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:input_type -> wfe.persistence.v1.GetWorkflowInstancesRequest
-	28, // 76: wfe.persistence.v1.WorkflowService.GetRunnableInstances:input_type -> wfe.persistence.v1.GetRunnableInstancesRequest
-	30, // 77: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:input_type -> wfe.persistence.v1.NextDefinitionSequenceRequest
-	32, // 78: wfe.persistence.v1.WorkflowService.ListExecutionPointers:input_type -> wfe.persistence.v1.ListExecutionPointersRequest
-	34, // 79: wfe.persistence.v1.WorkflowService.ListWorkflows:input_type -> wfe.persistence.v1.ListWorkflowsRequest
-	36, // 80: wfe.persistence.v1.WorkflowService.CountWorkflows:input_type -> wfe.persistence.v1.CountWorkflowsRequest
-	39, // 81: wfe.persistence.v1.WorkflowService.DeleteWorkflow:input_type -> wfe.persistence.v1.DeleteWorkflowRequest
-	41, // 82: wfe.persistence.v1.WorkflowService.PurgeWorkflows:input_type -> wfe.persistence.v1.PurgeWorkflowsRequest
-	9,  // 83: wfe.persistence.v1.WorkflowService.WatchWorkflows:input_type -> wfe.persistence.v1.WatchWorkflowsRequest
-	13, // 84: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:output_type -> wfe.persistence.v1.CreateNewWorkflowResponse
-	15, // 85: wfe.persistence.v1.WorkflowService.PersistWorkflow:output_type -> wfe.persistence.v1.PersistWorkflowResponse
-	17, // 86: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:output_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse
-	19, // 87: wfe.persistence.v1.WorkflowService.CommitWorkflow:output_type -> wfe.persistence.v1.CommitWorkflowResponse
-	21, // 88: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:output_type -> wfe.persistence.v1.GetWorkflowInstanceResponse
-	23, // 89: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:output_type -> wfe.persistence.v1.GetWorkflowInstanceByNameResponse
-	25, // 90: wfe.persistence.v1.WorkflowService.WaitForWorkflow:output_type -> wfe.persistence.v1.WaitForWorkflowResponse
-	27, // 91: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:output_type -> wfe.persistence.v1.GetWorkflowInstancesResponse
-	29, // 92: wfe.persistence.v1.WorkflowService.GetRunnableInstances:output_type -> wfe.persistence.v1.GetRunnableInstancesResponse
-	31, // 93: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:output_type -> wfe.persistence.v1.NextDefinitionSequenceResponse
-	33, // 94: wfe.persistence.v1.WorkflowService.ListExecutionPointers:output_type -> wfe.persistence.v1.ListExecutionPointersResponse
-	35, // 95: wfe.persistence.v1.WorkflowService.ListWorkflows:output_type -> wfe.persistence.v1.ListWorkflowsResponse
-	38, // 96: wfe.persistence.v1.WorkflowService.CountWorkflows:output_type -> wfe.persistence.v1.CountWorkflowsResponse
-	40, // 97: wfe.persistence.v1.WorkflowService.DeleteWorkflow:output_type -> wfe.persistence.v1.DeleteWorkflowResponse
-	42, // 98: wfe.persistence.v1.WorkflowService.PurgeWorkflows:output_type -> wfe.persistence.v1.PurgeWorkflowsResponse
-	11, // 99: wfe.persistence.v1.WorkflowService.WatchWorkflows:output_type -> wfe.persistence.v1.WatchWorkflowsResponse
-	84, // [84:100] is the sub-list for method output_type
-	68, // [68:84] is the sub-list for method input_type
-	68, // [68:68] is the sub-list for extension type_name
-	68, // [68:68] is the sub-list for extension extendee
-	0,  // [0:68] is the sub-list for field type_name
+	51, // 28: wfe.persistence.v1.CreateNewWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
+	12, // 29: wfe.persistence.v1.CreateWorkflowsRequest.workflows:type_name -> wfe.persistence.v1.CreateNewWorkflowRequest
+	16, // 30: wfe.persistence.v1.CreateWorkflowsResponse.results:type_name -> wfe.persistence.v1.CreateWorkflowsResult
+	13, // 31: wfe.persistence.v1.CreateWorkflowsResult.created:type_name -> wfe.persistence.v1.CreateNewWorkflowResponse
+	52, // 32: wfe.persistence.v1.CreateWorkflowsResult.error:type_name -> wfe.persistence.v1.ItemError
+	3,  // 33: wfe.persistence.v1.PersistWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	51, // 34: wfe.persistence.v1.PersistWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
+	53, // 35: wfe.persistence.v1.PersistWorkflowRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
+	54, // 36: wfe.persistence.v1.PersistWorkflowRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
+	3,  // 37: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	55, // 38: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.subscriptions:type_name -> wfe.persistence.v1.EventSubscription
+	51, // 39: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
+	53, // 40: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
+	54, // 41: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
+	3,  // 42: wfe.persistence.v1.CommitWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	5,  // 43: wfe.persistence.v1.CommitWorkflowRequest.patch:type_name -> wfe.persistence.v1.WorkflowPatch
+	6,  // 44: wfe.persistence.v1.CommitWorkflowRequest.held_subscriptions:type_name -> wfe.persistence.v1.SubscriptionClaim
+	55, // 45: wfe.persistence.v1.CommitWorkflowRequest.create_subscriptions:type_name -> wfe.persistence.v1.EventSubscription
+	56, // 46: wfe.persistence.v1.CommitWorkflowRequest.create_events:type_name -> wfe.persistence.v1.Event
+	57, // 47: wfe.persistence.v1.CommitWorkflowRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
+	58, // 48: wfe.persistence.v1.CommitWorkflowRequest.schedule_commands:type_name -> wfe.persistence.v1.ScheduledCommand
+	51, // 49: wfe.persistence.v1.CommitWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
+	53, // 50: wfe.persistence.v1.CommitWorkflowRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
+	54, // 51: wfe.persistence.v1.CommitWorkflowRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
+	2,  // 52: wfe.persistence.v1.GetWorkflowInstanceRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 53: wfe.persistence.v1.GetWorkflowInstanceResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	2,  // 54: wfe.persistence.v1.GetWorkflowInstanceByNameRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 55: wfe.persistence.v1.GetWorkflowInstanceByNameResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	0,  // 56: wfe.persistence.v1.WaitForWorkflowRequest.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
+	50, // 57: wfe.persistence.v1.WaitForWorkflowRequest.wait:type_name -> google.protobuf.Duration
+	3,  // 58: wfe.persistence.v1.WaitForWorkflowResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	2,  // 59: wfe.persistence.v1.GetWorkflowInstancesRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 60: wfe.persistence.v1.GetWorkflowInstancesResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	48, // 61: wfe.persistence.v1.GetRunnableInstancesRequest.as_at:type_name -> google.protobuf.Timestamp
+	4,  // 62: wfe.persistence.v1.ListExecutionPointersResponse.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
+	7,  // 63: wfe.persistence.v1.ListWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
+	59, // 64: wfe.persistence.v1.ListWorkflowsRequest.order:type_name -> wfe.persistence.v1.ListOrder
+	2,  // 65: wfe.persistence.v1.ListWorkflowsRequest.view:type_name -> wfe.persistence.v1.WorkflowView
+	3,  // 66: wfe.persistence.v1.ListWorkflowsResponse.instances:type_name -> wfe.persistence.v1.WorkflowInstance
+	7,  // 67: wfe.persistence.v1.CountWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
+	0,  // 68: wfe.persistence.v1.WorkflowCount.status:type_name -> wfe.persistence.v1.WorkflowStatus
+	40, // 69: wfe.persistence.v1.CountWorkflowsResponse.counts:type_name -> wfe.persistence.v1.WorkflowCount
+	48, // 70: wfe.persistence.v1.PurgeWorkflowsRequest.ended_before:type_name -> google.protobuf.Timestamp
+	0,  // 71: wfe.persistence.v1.PurgeWorkflowsRequest.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
+	12, // 72: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:input_type -> wfe.persistence.v1.CreateNewWorkflowRequest
+	14, // 73: wfe.persistence.v1.WorkflowService.CreateWorkflows:input_type -> wfe.persistence.v1.CreateWorkflowsRequest
+	17, // 74: wfe.persistence.v1.WorkflowService.PersistWorkflow:input_type -> wfe.persistence.v1.PersistWorkflowRequest
+	19, // 75: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:input_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest
+	21, // 76: wfe.persistence.v1.WorkflowService.CommitWorkflow:input_type -> wfe.persistence.v1.CommitWorkflowRequest
+	23, // 77: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:input_type -> wfe.persistence.v1.GetWorkflowInstanceRequest
+	25, // 78: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:input_type -> wfe.persistence.v1.GetWorkflowInstanceByNameRequest
+	27, // 79: wfe.persistence.v1.WorkflowService.WaitForWorkflow:input_type -> wfe.persistence.v1.WaitForWorkflowRequest
+	29, // 80: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:input_type -> wfe.persistence.v1.GetWorkflowInstancesRequest
+	31, // 81: wfe.persistence.v1.WorkflowService.GetRunnableInstances:input_type -> wfe.persistence.v1.GetRunnableInstancesRequest
+	33, // 82: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:input_type -> wfe.persistence.v1.NextDefinitionSequenceRequest
+	35, // 83: wfe.persistence.v1.WorkflowService.ListExecutionPointers:input_type -> wfe.persistence.v1.ListExecutionPointersRequest
+	37, // 84: wfe.persistence.v1.WorkflowService.ListWorkflows:input_type -> wfe.persistence.v1.ListWorkflowsRequest
+	39, // 85: wfe.persistence.v1.WorkflowService.CountWorkflows:input_type -> wfe.persistence.v1.CountWorkflowsRequest
+	42, // 86: wfe.persistence.v1.WorkflowService.DeleteWorkflow:input_type -> wfe.persistence.v1.DeleteWorkflowRequest
+	44, // 87: wfe.persistence.v1.WorkflowService.PurgeWorkflows:input_type -> wfe.persistence.v1.PurgeWorkflowsRequest
+	9,  // 88: wfe.persistence.v1.WorkflowService.WatchWorkflows:input_type -> wfe.persistence.v1.WatchWorkflowsRequest
+	13, // 89: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:output_type -> wfe.persistence.v1.CreateNewWorkflowResponse
+	15, // 90: wfe.persistence.v1.WorkflowService.CreateWorkflows:output_type -> wfe.persistence.v1.CreateWorkflowsResponse
+	18, // 91: wfe.persistence.v1.WorkflowService.PersistWorkflow:output_type -> wfe.persistence.v1.PersistWorkflowResponse
+	20, // 92: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:output_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse
+	22, // 93: wfe.persistence.v1.WorkflowService.CommitWorkflow:output_type -> wfe.persistence.v1.CommitWorkflowResponse
+	24, // 94: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:output_type -> wfe.persistence.v1.GetWorkflowInstanceResponse
+	26, // 95: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:output_type -> wfe.persistence.v1.GetWorkflowInstanceByNameResponse
+	28, // 96: wfe.persistence.v1.WorkflowService.WaitForWorkflow:output_type -> wfe.persistence.v1.WaitForWorkflowResponse
+	30, // 97: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:output_type -> wfe.persistence.v1.GetWorkflowInstancesResponse
+	32, // 98: wfe.persistence.v1.WorkflowService.GetRunnableInstances:output_type -> wfe.persistence.v1.GetRunnableInstancesResponse
+	34, // 99: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:output_type -> wfe.persistence.v1.NextDefinitionSequenceResponse
+	36, // 100: wfe.persistence.v1.WorkflowService.ListExecutionPointers:output_type -> wfe.persistence.v1.ListExecutionPointersResponse
+	38, // 101: wfe.persistence.v1.WorkflowService.ListWorkflows:output_type -> wfe.persistence.v1.ListWorkflowsResponse
+	41, // 102: wfe.persistence.v1.WorkflowService.CountWorkflows:output_type -> wfe.persistence.v1.CountWorkflowsResponse
+	43, // 103: wfe.persistence.v1.WorkflowService.DeleteWorkflow:output_type -> wfe.persistence.v1.DeleteWorkflowResponse
+	45, // 104: wfe.persistence.v1.WorkflowService.PurgeWorkflows:output_type -> wfe.persistence.v1.PurgeWorkflowsResponse
+	11, // 105: wfe.persistence.v1.WorkflowService.WatchWorkflows:output_type -> wfe.persistence.v1.WatchWorkflowsResponse
+	89, // [89:106] is the sub-list for method output_type
+	72, // [72:89] is the sub-list for method input_type
+	72, // [72:72] is the sub-list for extension type_name
+	72, // [72:72] is the sub-list for extension extendee
+	0,  // [0:72] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_workflow_proto_init() }
@@ -3993,6 +4205,7 @@ func file_wfe_persistence_v1_workflow_proto_init() {
 	}
 	file_wfe_persistence_v1_command_proto_init()
 	file_wfe_persistence_v1_event_proto_init()
+	file_wfe_persistence_v1_item_error_proto_init()
 	file_wfe_persistence_v1_lifecycle_proto_init()
 	file_wfe_persistence_v1_list_order_proto_init()
 	file_wfe_persistence_v1_queue_item_proto_init()
@@ -4003,21 +4216,25 @@ func file_wfe_persistence_v1_workflow_proto_init() {
 	file_wfe_persistence_v1_workflow_proto_msgTypes[3].OneofWrappers = []any{}
 	file_wfe_persistence_v1_workflow_proto_msgTypes[4].OneofWrappers = []any{}
 	file_wfe_persistence_v1_workflow_proto_msgTypes[5].OneofWrappers = []any{}
-	file_wfe_persistence_v1_workflow_proto_msgTypes[11].OneofWrappers = []any{}
-	file_wfe_persistence_v1_workflow_proto_msgTypes[13].OneofWrappers = []any{}
-	file_wfe_persistence_v1_workflow_proto_msgTypes[15].OneofWrappers = []any{
+	file_wfe_persistence_v1_workflow_proto_msgTypes[13].OneofWrappers = []any{
+		(*CreateWorkflowsResult_Created)(nil),
+		(*CreateWorkflowsResult_Error)(nil),
+	}
+	file_wfe_persistence_v1_workflow_proto_msgTypes[14].OneofWrappers = []any{}
+	file_wfe_persistence_v1_workflow_proto_msgTypes[16].OneofWrappers = []any{}
+	file_wfe_persistence_v1_workflow_proto_msgTypes[18].OneofWrappers = []any{
 		(*CommitWorkflowRequest_Instance)(nil),
 		(*CommitWorkflowRequest_Patch)(nil),
 	}
-	file_wfe_persistence_v1_workflow_proto_msgTypes[29].OneofWrappers = []any{}
-	file_wfe_persistence_v1_workflow_proto_msgTypes[36].OneofWrappers = []any{}
+	file_wfe_persistence_v1_workflow_proto_msgTypes[32].OneofWrappers = []any{}
+	file_wfe_persistence_v1_workflow_proto_msgTypes[39].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wfe_persistence_v1_workflow_proto_rawDesc), len(file_wfe_persistence_v1_workflow_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   42,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,6 +23,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	WorkflowService_CreateNewWorkflow_FullMethodName                = "/wfe.persistence.v1.WorkflowService/CreateNewWorkflow"
+	WorkflowService_CreateWorkflows_FullMethodName                  = "/wfe.persistence.v1.WorkflowService/CreateWorkflows"
 	WorkflowService_PersistWorkflow_FullMethodName                  = "/wfe.persistence.v1.WorkflowService/PersistWorkflow"
 	WorkflowService_PersistWorkflowWithSubscriptions_FullMethodName = "/wfe.persistence.v1.WorkflowService/PersistWorkflowWithSubscriptions"
 	WorkflowService_CommitWorkflow_FullMethodName                   = "/wfe.persistence.v1.WorkflowService/CommitWorkflow"
@@ -59,6 +60,36 @@ type WorkflowServiceClient interface {
 	// (ANSWER_TOO_LARGE) if it or an item could not be read back in one message;
 	// INVALID_ARGUMENT.
 	CreateNewWorkflow(ctx context.Context, in *CreateNewWorkflowRequest, opts ...grpc.CallOption) (*CreateNewWorkflowResponse, error)
+	// Stores many new workflows. Each request of the stream has some, and is
+	// answered by one response, in the order of the requests, with a result for
+	// each workflow, in their order. What was answered as created is stored, and
+	// will be found after any crash.
+	//
+	// Each workflow is created as by CreateNewWorkflow, all or nothing, with the
+	// same checks, limits and errors: one that is refused has its error in its
+	// result, and does not affect the others. The workflows of a request are not
+	// one transaction: readers may see some of them before others. One that is
+	// given twice is created once, and so is one whose name is: the first.
+	//
+	// If the stream ends before, send the requests that have no response again,
+	// on any server. What had been stored of them is answered the same, if the
+	// workflows have ids, or the request has a `request_id`; without either, it
+	// would be created twice.
+	//
+	// A request is handled when the one before has been answered. Several may be
+	// sent ahead: they stay with the client, but for the window of HTTP/2. They
+	// take at most a quarter of the database connections, in turns with those of
+	// other namespaces, and each counts as a call for `calls_per_second` of the
+	// policy, which is waited for. There are at most `--max-bulk-streams` at a
+	// time in one worker process, of one namespace three quarters of that. The
+	// maximum deadline of the server applies to each request, not to the stream.
+	// Errors of the stream: RESOURCE_EXHAUSTED (TOO_MANY_CALLS) if there are too
+	// many, or if the client does not send on for `--stall-seconds`;
+	// FAILED_PRECONDITION (NAMESPACE_FULL); UNAVAILABLE (SHUTTING_DOWN), and what
+	// befalls the database; INVALID_ARGUMENT if what is wrong is no item's;
+	// RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if the results would not fit in one
+	// message. Nothing that was answered before is affected by them.
+	CreateWorkflows(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[CreateWorkflowsRequest, CreateWorkflowsResponse], error)
 	// Replaces the stored state with the given one: pointers that are no longer
 	// listed are removed, unchanged ones are not rewritten, the order is
 	// preserved. The last writer wins, unless `expected_revision` is given. Sets
@@ -224,6 +255,19 @@ func (c *workflowServiceClient) CreateNewWorkflow(ctx context.Context, in *Creat
 	return out, nil
 }
 
+func (c *workflowServiceClient) CreateWorkflows(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[CreateWorkflowsRequest, CreateWorkflowsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &WorkflowService_ServiceDesc.Streams[0], WorkflowService_CreateWorkflows_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CreateWorkflowsRequest, CreateWorkflowsResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type WorkflowService_CreateWorkflowsClient = grpc.BidiStreamingClient[CreateWorkflowsRequest, CreateWorkflowsResponse]
+
 func (c *workflowServiceClient) PersistWorkflow(ctx context.Context, in *PersistWorkflowRequest, opts ...grpc.CallOption) (*PersistWorkflowResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(PersistWorkflowResponse)
@@ -286,7 +330,7 @@ func (c *workflowServiceClient) WaitForWorkflow(ctx context.Context, in *WaitFor
 
 func (c *workflowServiceClient) GetWorkflowInstances(ctx context.Context, in *GetWorkflowInstancesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[GetWorkflowInstancesResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &WorkflowService_ServiceDesc.Streams[0], WorkflowService_GetWorkflowInstances_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &WorkflowService_ServiceDesc.Streams[1], WorkflowService_GetWorkflowInstances_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -375,7 +419,7 @@ func (c *workflowServiceClient) PurgeWorkflows(ctx context.Context, in *PurgeWor
 
 func (c *workflowServiceClient) WatchWorkflows(ctx context.Context, in *WatchWorkflowsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchWorkflowsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &WorkflowService_ServiceDesc.Streams[1], WorkflowService_WatchWorkflows_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &WorkflowService_ServiceDesc.Streams[2], WorkflowService_WatchWorkflows_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -411,6 +455,36 @@ type WorkflowServiceServer interface {
 	// (ANSWER_TOO_LARGE) if it or an item could not be read back in one message;
 	// INVALID_ARGUMENT.
 	CreateNewWorkflow(context.Context, *CreateNewWorkflowRequest) (*CreateNewWorkflowResponse, error)
+	// Stores many new workflows. Each request of the stream has some, and is
+	// answered by one response, in the order of the requests, with a result for
+	// each workflow, in their order. What was answered as created is stored, and
+	// will be found after any crash.
+	//
+	// Each workflow is created as by CreateNewWorkflow, all or nothing, with the
+	// same checks, limits and errors: one that is refused has its error in its
+	// result, and does not affect the others. The workflows of a request are not
+	// one transaction: readers may see some of them before others. One that is
+	// given twice is created once, and so is one whose name is: the first.
+	//
+	// If the stream ends before, send the requests that have no response again,
+	// on any server. What had been stored of them is answered the same, if the
+	// workflows have ids, or the request has a `request_id`; without either, it
+	// would be created twice.
+	//
+	// A request is handled when the one before has been answered. Several may be
+	// sent ahead: they stay with the client, but for the window of HTTP/2. They
+	// take at most a quarter of the database connections, in turns with those of
+	// other namespaces, and each counts as a call for `calls_per_second` of the
+	// policy, which is waited for. There are at most `--max-bulk-streams` at a
+	// time in one worker process, of one namespace three quarters of that. The
+	// maximum deadline of the server applies to each request, not to the stream.
+	// Errors of the stream: RESOURCE_EXHAUSTED (TOO_MANY_CALLS) if there are too
+	// many, or if the client does not send on for `--stall-seconds`;
+	// FAILED_PRECONDITION (NAMESPACE_FULL); UNAVAILABLE (SHUTTING_DOWN), and what
+	// befalls the database; INVALID_ARGUMENT if what is wrong is no item's;
+	// RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if the results would not fit in one
+	// message. Nothing that was answered before is affected by them.
+	CreateWorkflows(grpc.BidiStreamingServer[CreateWorkflowsRequest, CreateWorkflowsResponse]) error
 	// Replaces the stored state with the given one: pointers that are no longer
 	// listed are removed, unchanged ones are not rewritten, the order is
 	// preserved. The last writer wins, unless `expected_revision` is given. Sets
@@ -569,6 +643,9 @@ type UnimplementedWorkflowServiceServer struct{}
 func (UnimplementedWorkflowServiceServer) CreateNewWorkflow(context.Context, *CreateNewWorkflowRequest) (*CreateNewWorkflowResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateNewWorkflow not implemented")
 }
+func (UnimplementedWorkflowServiceServer) CreateWorkflows(grpc.BidiStreamingServer[CreateWorkflowsRequest, CreateWorkflowsResponse]) error {
+	return status.Error(codes.Unimplemented, "method CreateWorkflows not implemented")
+}
 func (UnimplementedWorkflowServiceServer) PersistWorkflow(context.Context, *PersistWorkflowRequest) (*PersistWorkflowResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method PersistWorkflow not implemented")
 }
@@ -652,6 +729,13 @@ func _WorkflowService_CreateNewWorkflow_Handler(srv interface{}, ctx context.Con
 	}
 	return interceptor(ctx, in, info, handler)
 }
+
+func _WorkflowService_CreateWorkflows_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(WorkflowServiceServer).CreateWorkflows(&grpc.GenericServerStream[CreateWorkflowsRequest, CreateWorkflowsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type WorkflowService_CreateWorkflowsServer = grpc.BidiStreamingServer[CreateWorkflowsRequest, CreateWorkflowsResponse]
 
 func _WorkflowService_PersistWorkflow_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(PersistWorkflowRequest)
@@ -974,6 +1058,12 @@ var WorkflowService_ServiceDesc = grpc.ServiceDesc{
 		},
 	},
 	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "CreateWorkflows",
+			Handler:       _WorkflowService_CreateWorkflows_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
 		{
 			StreamName:    "GetWorkflowInstances",
 			Handler:       _WorkflowService_GetWorkflowInstances_Handler,

@@ -6,6 +6,8 @@ import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegen
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
+import type { ItemError } from "./item_error_pb.js";
+import { file_wfe_persistence_v1_item_error } from "./item_error_pb.js";
 import type { ListOrder } from "./list_order_pb.js";
 import { file_wfe_persistence_v1_list_order } from "./list_order_pb.js";
 import type { QueueItem } from "./queue_item_pb.js";
@@ -16,7 +18,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file wfe/persistence/v1/event.proto.
  */
 export const file_wfe_persistence_v1_event: GenFile = /*@__PURE__*/
-  fileDesc("Ch53ZmUvcGVyc2lzdGVuY2UvdjEvZXZlbnQucHJvdG8SEndmZS5wZXJzaXN0ZW5jZS52MSKZAQoFRXZlbnQSCgoCaWQYASABKAkSEgoKZXZlbnRfbmFtZRgCIAEoCRIRCglldmVudF9rZXkYAyABKAkSFwoPZXZlbnRfZGF0YV9qc29uGAQgASgJEi4KCmV2ZW50X3RpbWUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhQKDGlzX3Byb2Nlc3NlZBgGIAEoCCJuChJDcmVhdGVFdmVudFJlcXVlc3QSKAoFZXZlbnQYASABKAsyGS53ZmUucGVyc2lzdGVuY2UudjEuRXZlbnQSLgoHZW5xdWV1ZRgCIAMoCzIdLndmZS5wZXJzaXN0ZW5jZS52MS5RdWV1ZUl0ZW0iIQoTQ3JlYXRlRXZlbnRSZXNwb25zZRIKCgJpZBgBIAEoCSIdCg9HZXRFdmVudFJlcXVlc3QSCgoCaWQYASABKAkiPAoQR2V0RXZlbnRSZXNwb25zZRIoCgVldmVudBgBIAEoCzIZLndmZS5wZXJzaXN0ZW5jZS52MS5FdmVudCJsChhHZXRSdW5uYWJsZUV2ZW50c1JlcXVlc3QSKQoFYXNfYXQYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJIkcKGUdldFJ1bm5hYmxlRXZlbnRzUmVzcG9uc2USEQoJZXZlbnRfaWRzGAEgAygJEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSLAAQoQR2V0RXZlbnRzUmVxdWVzdBISCgpldmVudF9uYW1lGAEgASgJEhEKCWV2ZW50X2tleRgCIAEoCRIpCgVhc19vZhgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoJcGFnZV9zaXplGAQgASgFEhIKCnBhZ2VfdG9rZW4YBSABKAkSMwoPZXZlbnRfdGltZV9mcm9tGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCI/ChFHZXRFdmVudHNSZXNwb25zZRIRCglldmVudF9pZHMYASADKAkSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIicKGU1hcmtFdmVudFByb2Nlc3NlZFJlcXVlc3QSCgoCaWQYASABKAkiHAoaTWFya0V2ZW50UHJvY2Vzc2VkUmVzcG9uc2UiKQobTWFya0V2ZW50VW5wcm9jZXNzZWRSZXF1ZXN0EgoKAmlkGAEgASgJIh4KHE1hcmtFdmVudFVucHJvY2Vzc2VkUmVzcG9uc2UiugIKEUxpc3RFdmVudHNSZXF1ZXN0EhIKCmV2ZW50X25hbWUYASABKAkSFgoJZXZlbnRfa2V5GAIgASgJSACIAQESGQoMaXNfcHJvY2Vzc2VkGAMgASgISAGIAQESMwoPZXZlbnRfdGltZV9mcm9tGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI1ChFldmVudF90aW1lX2JlZm9yZRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoFb3JkZXIYBiABKA4yHS53ZmUucGVyc2lzdGVuY2UudjEuTGlzdE9yZGVyEhEKCXBhZ2Vfc2l6ZRgHIAEoBRISCgpwYWdlX3Rva2VuGAggASgJQgwKCl9ldmVudF9rZXlCDwoNX2lzX3Byb2Nlc3NlZCJYChJMaXN0RXZlbnRzUmVzcG9uc2USKQoGZXZlbnRzGAEgAygLMhkud2ZlLnBlcnNpc3RlbmNlLnYxLkV2ZW50EhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSKzAQoSUHVyZ2VFdmVudHNSZXF1ZXN0EjUKEWV2ZW50X3RpbWVfYmVmb3JlGAEgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBISCgpldmVudF9uYW1lGAIgASgJEhsKE2luY2x1ZGVfdW5wcm9jZXNzZWQYAyABKAgSDwoHZHJ5X3J1bhgEIAEoCBIQCghtYXhfcm93cxgFIAEoBRISCgpwYWdlX3Rva2VuGAYgASgJIj4KE1B1cmdlRXZlbnRzUmVzcG9uc2USDgoGZXZlbnRzGAEgASgDEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCTK+BgoMRXZlbnRTZXJ2aWNlEl4KC0NyZWF0ZUV2ZW50EiYud2ZlLnBlcnNpc3RlbmNlLnYxLkNyZWF0ZUV2ZW50UmVxdWVzdBonLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVFdmVudFJlc3BvbnNlElUKCEdldEV2ZW50EiMud2ZlLnBlcnNpc3RlbmNlLnYxLkdldEV2ZW50UmVxdWVzdBokLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRFdmVudFJlc3BvbnNlEnAKEUdldFJ1bm5hYmxlRXZlbnRzEiwud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFJ1bm5hYmxlRXZlbnRzUmVxdWVzdBotLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRSdW5uYWJsZUV2ZW50c1Jlc3BvbnNlElgKCUdldEV2ZW50cxIkLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRFdmVudHNSZXF1ZXN0GiUud2ZlLnBlcnNpc3RlbmNlLnYxLkdldEV2ZW50c1Jlc3BvbnNlEnMKEk1hcmtFdmVudFByb2Nlc3NlZBItLndmZS5wZXJzaXN0ZW5jZS52MS5NYXJrRXZlbnRQcm9jZXNzZWRSZXF1ZXN0Gi4ud2ZlLnBlcnNpc3RlbmNlLnYxLk1hcmtFdmVudFByb2Nlc3NlZFJlc3BvbnNlEnkKFE1hcmtFdmVudFVucHJvY2Vzc2VkEi8ud2ZlLnBlcnNpc3RlbmNlLnYxLk1hcmtFdmVudFVucHJvY2Vzc2VkUmVxdWVzdBowLndmZS5wZXJzaXN0ZW5jZS52MS5NYXJrRXZlbnRVbnByb2Nlc3NlZFJlc3BvbnNlElsKCkxpc3RFdmVudHMSJS53ZmUucGVyc2lzdGVuY2UudjEuTGlzdEV2ZW50c1JlcXVlc3QaJi53ZmUucGVyc2lzdGVuY2UudjEuTGlzdEV2ZW50c1Jlc3BvbnNlEl4KC1B1cmdlRXZlbnRzEiYud2ZlLnBlcnNpc3RlbmNlLnYxLlB1cmdlRXZlbnRzUmVxdWVzdBonLndmZS5wZXJzaXN0ZW5jZS52MS5QdXJnZUV2ZW50c1Jlc3BvbnNlQk8KEndmZS5wZXJzaXN0ZW5jZS52MVABWjd3ZmUtcGVyc2lzdGVuY2UvZ2VuL2dvL3dmZS9wZXJzaXN0ZW5jZS92MTtwZXJzaXN0ZW5jZXYxYgZwcm90bzM", [file_google_protobuf_timestamp, file_wfe_persistence_v1_list_order, file_wfe_persistence_v1_queue_item]);
+  fileDesc("Ch53ZmUvcGVyc2lzdGVuY2UvdjEvZXZlbnQucHJvdG8SEndmZS5wZXJzaXN0ZW5jZS52MSKZAQoFRXZlbnQSCgoCaWQYASABKAkSEgoKZXZlbnRfbmFtZRgCIAEoCRIRCglldmVudF9rZXkYAyABKAkSFwoPZXZlbnRfZGF0YV9qc29uGAQgASgJEi4KCmV2ZW50X3RpbWUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhQKDGlzX3Byb2Nlc3NlZBgGIAEoCCJuChJDcmVhdGVFdmVudFJlcXVlc3QSKAoFZXZlbnQYASABKAsyGS53ZmUucGVyc2lzdGVuY2UudjEuRXZlbnQSLgoHZW5xdWV1ZRgCIAMoCzIdLndmZS5wZXJzaXN0ZW5jZS52MS5RdWV1ZUl0ZW0iIQoTQ3JlYXRlRXZlbnRSZXNwb25zZRIKCgJpZBgBIAEoCSJhChNDcmVhdGVFdmVudHNSZXF1ZXN0EjYKBmV2ZW50cxgBIAMoCzImLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVFdmVudFJlcXVlc3QSEgoKcmVxdWVzdF9pZBgCIAEoCSJPChRDcmVhdGVFdmVudHNSZXNwb25zZRI3CgdyZXN1bHRzGAEgAygLMiYud2ZlLnBlcnNpc3RlbmNlLnYxLkNyZWF0ZUV2ZW50c1Jlc3VsdCKKAQoSQ3JlYXRlRXZlbnRzUmVzdWx0EjoKB2NyZWF0ZWQYASABKAsyJy53ZmUucGVyc2lzdGVuY2UudjEuQ3JlYXRlRXZlbnRSZXNwb25zZUgAEi4KBWVycm9yGAIgASgLMh0ud2ZlLnBlcnNpc3RlbmNlLnYxLkl0ZW1FcnJvckgAQggKBnJlc3VsdCIdCg9HZXRFdmVudFJlcXVlc3QSCgoCaWQYASABKAkiPAoQR2V0RXZlbnRSZXNwb25zZRIoCgVldmVudBgBIAEoCzIZLndmZS5wZXJzaXN0ZW5jZS52MS5FdmVudCJsChhHZXRSdW5uYWJsZUV2ZW50c1JlcXVlc3QSKQoFYXNfYXQYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJIkcKGUdldFJ1bm5hYmxlRXZlbnRzUmVzcG9uc2USEQoJZXZlbnRfaWRzGAEgAygJEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSLAAQoQR2V0RXZlbnRzUmVxdWVzdBISCgpldmVudF9uYW1lGAEgASgJEhEKCWV2ZW50X2tleRgCIAEoCRIpCgVhc19vZhgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoJcGFnZV9zaXplGAQgASgFEhIKCnBhZ2VfdG9rZW4YBSABKAkSMwoPZXZlbnRfdGltZV9mcm9tGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCI/ChFHZXRFdmVudHNSZXNwb25zZRIRCglldmVudF9pZHMYASADKAkSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIicKGU1hcmtFdmVudFByb2Nlc3NlZFJlcXVlc3QSCgoCaWQYASABKAkiHAoaTWFya0V2ZW50UHJvY2Vzc2VkUmVzcG9uc2UiKQobTWFya0V2ZW50VW5wcm9jZXNzZWRSZXF1ZXN0EgoKAmlkGAEgASgJIh4KHE1hcmtFdmVudFVucHJvY2Vzc2VkUmVzcG9uc2UiugIKEUxpc3RFdmVudHNSZXF1ZXN0EhIKCmV2ZW50X25hbWUYASABKAkSFgoJZXZlbnRfa2V5GAIgASgJSACIAQESGQoMaXNfcHJvY2Vzc2VkGAMgASgISAGIAQESMwoPZXZlbnRfdGltZV9mcm9tGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI1ChFldmVudF90aW1lX2JlZm9yZRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoFb3JkZXIYBiABKA4yHS53ZmUucGVyc2lzdGVuY2UudjEuTGlzdE9yZGVyEhEKCXBhZ2Vfc2l6ZRgHIAEoBRISCgpwYWdlX3Rva2VuGAggASgJQgwKCl9ldmVudF9rZXlCDwoNX2lzX3Byb2Nlc3NlZCJYChJMaXN0RXZlbnRzUmVzcG9uc2USKQoGZXZlbnRzGAEgAygLMhkud2ZlLnBlcnNpc3RlbmNlLnYxLkV2ZW50EhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSKzAQoSUHVyZ2VFdmVudHNSZXF1ZXN0EjUKEWV2ZW50X3RpbWVfYmVmb3JlGAEgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBISCgpldmVudF9uYW1lGAIgASgJEhsKE2luY2x1ZGVfdW5wcm9jZXNzZWQYAyABKAgSDwoHZHJ5X3J1bhgEIAEoCBIQCghtYXhfcm93cxgFIAEoBRISCgpwYWdlX3Rva2VuGAYgASgJIj4KE1B1cmdlRXZlbnRzUmVzcG9uc2USDgoGZXZlbnRzGAEgASgDEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCTKlBwoMRXZlbnRTZXJ2aWNlEl4KC0NyZWF0ZUV2ZW50EiYud2ZlLnBlcnNpc3RlbmNlLnYxLkNyZWF0ZUV2ZW50UmVxdWVzdBonLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVFdmVudFJlc3BvbnNlEmUKDENyZWF0ZUV2ZW50cxInLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVFdmVudHNSZXF1ZXN0Gigud2ZlLnBlcnNpc3RlbmNlLnYxLkNyZWF0ZUV2ZW50c1Jlc3BvbnNlKAEwARJVCghHZXRFdmVudBIjLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRFdmVudFJlcXVlc3QaJC53ZmUucGVyc2lzdGVuY2UudjEuR2V0RXZlbnRSZXNwb25zZRJwChFHZXRSdW5uYWJsZUV2ZW50cxIsLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRSdW5uYWJsZUV2ZW50c1JlcXVlc3QaLS53ZmUucGVyc2lzdGVuY2UudjEuR2V0UnVubmFibGVFdmVudHNSZXNwb25zZRJYCglHZXRFdmVudHMSJC53ZmUucGVyc2lzdGVuY2UudjEuR2V0RXZlbnRzUmVxdWVzdBolLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRFdmVudHNSZXNwb25zZRJzChJNYXJrRXZlbnRQcm9jZXNzZWQSLS53ZmUucGVyc2lzdGVuY2UudjEuTWFya0V2ZW50UHJvY2Vzc2VkUmVxdWVzdBouLndmZS5wZXJzaXN0ZW5jZS52MS5NYXJrRXZlbnRQcm9jZXNzZWRSZXNwb25zZRJ5ChRNYXJrRXZlbnRVbnByb2Nlc3NlZBIvLndmZS5wZXJzaXN0ZW5jZS52MS5NYXJrRXZlbnRVbnByb2Nlc3NlZFJlcXVlc3QaMC53ZmUucGVyc2lzdGVuY2UudjEuTWFya0V2ZW50VW5wcm9jZXNzZWRSZXNwb25zZRJbCgpMaXN0RXZlbnRzEiUud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RFdmVudHNSZXF1ZXN0GiYud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RFdmVudHNSZXNwb25zZRJeCgtQdXJnZUV2ZW50cxImLndmZS5wZXJzaXN0ZW5jZS52MS5QdXJnZUV2ZW50c1JlcXVlc3QaJy53ZmUucGVyc2lzdGVuY2UudjEuUHVyZ2VFdmVudHNSZXNwb25zZUJPChJ3ZmUucGVyc2lzdGVuY2UudjFQAVo3d2ZlLXBlcnNpc3RlbmNlL2dlbi9nby93ZmUvcGVyc2lzdGVuY2UvdjE7cGVyc2lzdGVuY2V2MWIGcHJvdG8z", [file_google_protobuf_timestamp, file_wfe_persistence_v1_item_error, file_wfe_persistence_v1_list_order, file_wfe_persistence_v1_queue_item]);
 
 /**
  * Event is an occurrence that workflows may be waiting for.
@@ -132,6 +134,95 @@ export const CreateEventResponseSchema: GenMessage<CreateEventResponse> = /*@__P
   messageDesc(file_wfe_persistence_v1_event, 2);
 
 /**
+ * CreateEventsRequest is a message of the stream of CreateEvents.
+ *
+ * @generated from message wfe.persistence.v1.CreateEventsRequest
+ */
+export type CreateEventsRequest = Message<"wfe.persistence.v1.CreateEventsRequest"> & {
+  /**
+   * The events, each with the items to enqueue with it; at most 1000. None:
+   * nothing happens.
+   *
+   * @generated from field: repeated wfe.persistence.v1.CreateEventRequest events = 1;
+   */
+  events: CreateEventRequest[];
+
+  /**
+   * A UUID, such as `6f1c2a54-9f0e-4a4e-8f57-3b1d6c0c6a10`, that determines the
+   * ids of the events that have none, so that the request sent again means
+   * the same events. Empty: their ids are random.
+   *
+   * @generated from field: string request_id = 2;
+   */
+  requestId: string;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.CreateEventsRequest.
+ * Use `create(CreateEventsRequestSchema)` to create a new message.
+ */
+export const CreateEventsRequestSchema: GenMessage<CreateEventsRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_event, 3);
+
+/**
+ * CreateEventsResponse is the answer to one message of CreateEvents.
+ *
+ * @generated from message wfe.persistence.v1.CreateEventsResponse
+ */
+export type CreateEventsResponse = Message<"wfe.persistence.v1.CreateEventsResponse"> & {
+  /**
+   * A result for each event of the request, in their order.
+   *
+   * @generated from field: repeated wfe.persistence.v1.CreateEventsResult results = 1;
+   */
+  results: CreateEventsResult[];
+};
+
+/**
+ * Describes the message wfe.persistence.v1.CreateEventsResponse.
+ * Use `create(CreateEventsResponseSchema)` to create a new message.
+ */
+export const CreateEventsResponseSchema: GenMessage<CreateEventsResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_event, 4);
+
+/**
+ * CreateEventsResult is what became of one event.
+ *
+ * @generated from message wfe.persistence.v1.CreateEventsResult
+ */
+export type CreateEventsResult = Message<"wfe.persistence.v1.CreateEventsResult"> & {
+  /**
+   * Either one or the other.
+   *
+   * @generated from oneof wfe.persistence.v1.CreateEventsResult.result
+   */
+  result: {
+    /**
+     * It is stored, by this request or one before.
+     *
+     * @generated from field: wfe.persistence.v1.CreateEventResponse created = 1;
+     */
+    value: CreateEventResponse;
+    case: "created";
+  } | {
+    /**
+     * It is not stored.
+     *
+     * @generated from field: wfe.persistence.v1.ItemError error = 2;
+     */
+    value: ItemError;
+    case: "error";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message wfe.persistence.v1.CreateEventsResult.
+ * Use `create(CreateEventsResultSchema)` to create a new message.
+ */
+export const CreateEventsResultSchema: GenMessage<CreateEventsResult> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_event, 5);
+
+/**
  * GetEventRequest is the request of GetEvent.
  *
  * @generated from message wfe.persistence.v1.GetEventRequest
@@ -150,7 +241,7 @@ export type GetEventRequest = Message<"wfe.persistence.v1.GetEventRequest"> & {
  * Use `create(GetEventRequestSchema)` to create a new message.
  */
 export const GetEventRequestSchema: GenMessage<GetEventRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_event, 3);
+  messageDesc(file_wfe_persistence_v1_event, 6);
 
 /**
  * GetEventResponse is the response of GetEvent.
@@ -171,7 +262,7 @@ export type GetEventResponse = Message<"wfe.persistence.v1.GetEventResponse"> & 
  * Use `create(GetEventResponseSchema)` to create a new message.
  */
 export const GetEventResponseSchema: GenMessage<GetEventResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_event, 4);
+  messageDesc(file_wfe_persistence_v1_event, 7);
 
 /**
  * GetRunnableEventsRequest is the request of GetRunnableEvents.
@@ -209,7 +300,7 @@ export type GetRunnableEventsRequest = Message<"wfe.persistence.v1.GetRunnableEv
  * Use `create(GetRunnableEventsRequestSchema)` to create a new message.
  */
 export const GetRunnableEventsRequestSchema: GenMessage<GetRunnableEventsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_event, 5);
+  messageDesc(file_wfe_persistence_v1_event, 8);
 
 /**
  * GetRunnableEventsResponse is the response of GetRunnableEvents.
@@ -237,7 +328,7 @@ export type GetRunnableEventsResponse = Message<"wfe.persistence.v1.GetRunnableE
  * Use `create(GetRunnableEventsResponseSchema)` to create a new message.
  */
 export const GetRunnableEventsResponseSchema: GenMessage<GetRunnableEventsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_event, 6);
+  messageDesc(file_wfe_persistence_v1_event, 9);
 
 /**
  * GetEventsRequest is the request of GetEvents.
@@ -301,7 +392,7 @@ export type GetEventsRequest = Message<"wfe.persistence.v1.GetEventsRequest"> & 
  * Use `create(GetEventsRequestSchema)` to create a new message.
  */
 export const GetEventsRequestSchema: GenMessage<GetEventsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_event, 7);
+  messageDesc(file_wfe_persistence_v1_event, 10);
 
 /**
  * GetEventsResponse is the response of GetEvents.
@@ -329,7 +420,7 @@ export type GetEventsResponse = Message<"wfe.persistence.v1.GetEventsResponse"> 
  * Use `create(GetEventsResponseSchema)` to create a new message.
  */
 export const GetEventsResponseSchema: GenMessage<GetEventsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_event, 8);
+  messageDesc(file_wfe_persistence_v1_event, 11);
 
 /**
  * MarkEventProcessedRequest is the request of MarkEventProcessed.
@@ -350,7 +441,7 @@ export type MarkEventProcessedRequest = Message<"wfe.persistence.v1.MarkEventPro
  * Use `create(MarkEventProcessedRequestSchema)` to create a new message.
  */
 export const MarkEventProcessedRequestSchema: GenMessage<MarkEventProcessedRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_event, 9);
+  messageDesc(file_wfe_persistence_v1_event, 12);
 
 /**
  * MarkEventProcessedResponse is the response of MarkEventProcessed.
@@ -365,7 +456,7 @@ export type MarkEventProcessedResponse = Message<"wfe.persistence.v1.MarkEventPr
  * Use `create(MarkEventProcessedResponseSchema)` to create a new message.
  */
 export const MarkEventProcessedResponseSchema: GenMessage<MarkEventProcessedResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_event, 10);
+  messageDesc(file_wfe_persistence_v1_event, 13);
 
 /**
  * MarkEventUnprocessedRequest is the request of MarkEventUnprocessed.
@@ -386,7 +477,7 @@ export type MarkEventUnprocessedRequest = Message<"wfe.persistence.v1.MarkEventU
  * Use `create(MarkEventUnprocessedRequestSchema)` to create a new message.
  */
 export const MarkEventUnprocessedRequestSchema: GenMessage<MarkEventUnprocessedRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_event, 11);
+  messageDesc(file_wfe_persistence_v1_event, 14);
 
 /**
  * MarkEventUnprocessedResponse is the response of MarkEventUnprocessed.
@@ -401,7 +492,7 @@ export type MarkEventUnprocessedResponse = Message<"wfe.persistence.v1.MarkEvent
  * Use `create(MarkEventUnprocessedResponseSchema)` to create a new message.
  */
 export const MarkEventUnprocessedResponseSchema: GenMessage<MarkEventUnprocessedResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_event, 12);
+  messageDesc(file_wfe_persistence_v1_event, 15);
 
 /**
  * ListEventsRequest is the request of ListEvents.
@@ -477,7 +568,7 @@ export type ListEventsRequest = Message<"wfe.persistence.v1.ListEventsRequest"> 
  * Use `create(ListEventsRequestSchema)` to create a new message.
  */
 export const ListEventsRequestSchema: GenMessage<ListEventsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_event, 13);
+  messageDesc(file_wfe_persistence_v1_event, 16);
 
 /**
  * ListEventsResponse is the response of ListEvents.
@@ -505,7 +596,7 @@ export type ListEventsResponse = Message<"wfe.persistence.v1.ListEventsResponse"
  * Use `create(ListEventsResponseSchema)` to create a new message.
  */
 export const ListEventsResponseSchema: GenMessage<ListEventsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_event, 14);
+  messageDesc(file_wfe_persistence_v1_event, 17);
 
 /**
  * PurgeEventsRequest is the request of PurgeEvents.
@@ -564,7 +655,7 @@ export type PurgeEventsRequest = Message<"wfe.persistence.v1.PurgeEventsRequest"
  * Use `create(PurgeEventsRequestSchema)` to create a new message.
  */
 export const PurgeEventsRequestSchema: GenMessage<PurgeEventsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_event, 15);
+  messageDesc(file_wfe_persistence_v1_event, 18);
 
 /**
  * PurgeEventsResponse is the response of PurgeEvents.
@@ -592,7 +683,7 @@ export type PurgeEventsResponse = Message<"wfe.persistence.v1.PurgeEventsRespons
  * Use `create(PurgeEventsResponseSchema)` to create a new message.
  */
 export const PurgeEventsResponseSchema: GenMessage<PurgeEventsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_event, 16);
+  messageDesc(file_wfe_persistence_v1_event, 19);
 
 /**
  * EventService stores events and finds those that have not been processed yet.
@@ -616,6 +707,25 @@ export const EventService: GenService<{
     methodKind: "unary";
     input: typeof CreateEventRequestSchema;
     output: typeof CreateEventResponseSchema;
+  },
+  /**
+   * Stores many new events. Each request of the stream has some, and is answered
+   * by one response, in the order of the requests, with a result for each event,
+   * in their order. What was answered as created is stored, and will be found
+   * after any crash.
+   *
+   * Each event is created as by CreateEvent, all or nothing, with the same
+   * checks, limits and errors: one that is refused has its error in its result,
+   * and does not affect the others. All else is as it is with
+   * WorkflowService.CreateWorkflows: what to send again if the stream ends, what
+   * the limits are, and what the errors of the stream are.
+   *
+   * @generated from rpc wfe.persistence.v1.EventService.CreateEvents
+   */
+  createEvents: {
+    methodKind: "bidi_streaming";
+    input: typeof CreateEventsRequestSchema;
+    output: typeof CreateEventsResponseSchema;
   },
   /**
    * Returns one event. Errors: NOT_FOUND (EVENT_NOT_FOUND); INVALID_ARGUMENT.
