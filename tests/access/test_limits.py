@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ import pytest
 from tests.access.conftest import FOREIGN, MODULE, OWN, POLICY, GuardedServer, bearer
 from tests.support import make
 from tests.support.api import Api, connect
+from tests.support.bulk import create_events
 from tests.support.expect import Failure, eventually, fails, failure_of
 from tests.support.server import ServerProcess
+from wfe.persistence.v1.event_pb2 import CreateEventRequest, CreateEventsRequest
 from wfe.persistence.v1.store_pb2 import (
     CreateNamespaceRequest,
     GetStoreInfoRequest,
@@ -231,7 +233,7 @@ def open_server(
         connection.execute("CREATE DATABASE limits_open")
     policy = directory / "policy.toml"
     policy.write_text(
-        '[[limit]]\nnamespaces = ["rows"]\nmax_rows = 50\n'
+        '[[limit]]\nnamespaces = ["rows", "rows_too"]\nmax_rows = 50\n'
         '[[limit]]\nnamespaces = ["bytes"]\nmax_mb = 2\n'
         '[[limit]]\nnamespaces = ["rate"]\ncalls_per_second = 0.01\n'
     )
@@ -279,6 +281,8 @@ async def test_a_namespace_that_is_full_of_rows_takes_writes_again_after_deletes
         assert len(ids) >= 20  # a workflow and a pointer each
         with fails("RESOURCE_EXHAUSTED", "NAMESPACE_FULL"):
             await api.create_event(make.event())
+        with fails("RESOURCE_EXHAUSTED", "NAMESPACE_FULL"):
+            await create_events(api, [make.event()])
         await api.get_workflow_instance(ids[0])
         await api.get_runnable_instances()
         await Api(own).create(make.instance())  # other namespaces go on
@@ -289,6 +293,55 @@ async def test_a_namespace_that_is_full_of_rows_takes_writes_again_after_deletes
             return not await is_full()
 
         await eventually(has_space, 60)
+
+
+async def test_a_stream_of_bulk_requests_ends_when_its_namespace_is_full(
+    open_server: ServerProcess,
+) -> None:
+    answered = 0
+
+    async def requests() -> AsyncIterator[CreateEventsRequest]:
+        while True:
+            events = [CreateEventRequest(event=make.event()) for _ in range(5)]
+            yield CreateEventsRequest(events=events)
+            await asyncio.sleep(0.3)
+
+    async with (
+        connect(open_server.address) as own,
+        connect(open_server.address, namespace="rows_too") as channel,
+    ):
+        await create_namespace(Api(own), "rows_too")
+        with fails("RESOURCE_EXHAUSTED", "NAMESPACE_FULL"):
+            async for answer in Api(channel).events.CreateEvents(requests(), timeout=90):
+                answered += len(answer.results)
+        listed = await Api(channel).list_events(page_size=1000)
+        assert len(listed.events) == answered >= 50
+
+
+async def test_a_stream_of_bulk_requests_keeps_the_rate(
+    guarded: GuardedServer, api_url: str
+) -> None:
+    """It is held up, rather than refused."""
+    rate, burst, count = 10, 2, 12
+    limit(
+        guarded,
+        f'[[limit]]\nprincipals = ["token:host"]\ncalls_per_second = {rate}\nburst = {burst}',
+    )
+    async with connect(api_url) as channel:
+        api = Api(channel)
+        host = guarded.tokens["host"]
+
+        async def is_limited() -> bool:
+            return any(await asyncio.gather(*(info(api, host) for _ in range(2 * burst))))
+
+        await eventually(is_limited)
+        await asyncio.sleep(1 / rate + 0.05)  # for the call itself
+        begin = time.monotonic()
+        parts = [[make.event(is_processed=True)] for _ in range(count)]
+        metadata = [("wfe-namespace", OWN), bearer(host)]
+        results = await create_events(api, *parts, metadata=metadata)
+        assert len(results) == count
+        assert time.monotonic() - begin >= (count - burst - 1) / rate
 
 
 async def test_a_namespace_that_is_full_of_bytes_takes_writes_again_when_they_are_given_back(

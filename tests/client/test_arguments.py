@@ -131,7 +131,9 @@ POOL: list[Any] = [
 def takes(hint: Any, value: Any) -> bool:
     """Whether a value is right for a hint: the rule, written a second time."""
     origin, args = get_origin(hint), get_args(hint)
-    if any(get_origin(arg) is AsyncIterable for arg in args):  # read one by one: its items are looked at later
+    if any(
+        get_origin(arg) is AsyncIterable for arg in args
+    ):  # read one by one: its items are looked at later
         return isinstance(value, Iterable) and not isinstance(value, str | bytes)
     if hint in (str, "str"):
         return type(value) is str and value.isascii()

@@ -233,6 +233,13 @@ def test_missing_metadata_is_no_second_error() -> None:
     assert TooLarge("words", metadata={"limit_bytes": "many"}).limit_bytes == 0
 
 
+def test_a_stream_that_ended_while_a_request_was_sent_is_worth_another_attempt() -> None:
+    assert transport.reason_of(Status.INTERNAL, "Internal error from Core") == (
+        "SERVER_UNREACHABLE",
+        {},
+    )
+
+
 def test_what_may_be_written_is_a_kind_of_unavailable() -> None:
     assert issubclass(CommitOutcomeUnknown, Unavailable)
     assert issubclass(DatabaseFull, ResourceExhausted)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -23,7 +24,9 @@ from wfe.persistence.v1.workflow_pb2 import CommitWorkflowRequest
 from wfe_persistence import drain
 from wfe_persistence.cli import main
 from wfe_persistence.errors import PersistenceError
+from wfe_persistence.rpc import bulk as rpc_bulk
 from wfe_persistence.store import (
+    bulk,
     columns,
     command,
     commit,
@@ -123,6 +126,11 @@ def rounded_iso(time: Timestamp) -> str:
     return (
         rounded.ToDatetime(tzinfo=None) + timedelta(microseconds=round(time.nanos % 1000 / 1000))
     ).isoformat() + "+00:00"
+
+
+def plant_random_ids() -> None:
+    """Whatever the request_id of a bulk request."""
+    setattr(rpc_bulk, "new_id", lambda *_: str(uuid.uuid4()))  # noqa: B010
 
 
 def plant_rounding() -> None:
@@ -577,6 +585,24 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     "an import after which epochs go back": (
         replace(importing, "EPOCH_IS_LOWER", "last_value < $1", "last_value + $1 < 0"),
         "test_transfer.py::test_epochs_never_go_back",
+    ),
+    "items of a bulk request that are told of in another order": (
+        replace(bulk, "CREATE_WORKFLOWS", "SELECT g.at,",
+                "SELECT (SELECT count(*) FROM given) + 1 - g.at,"),
+        "test_bulk.py::test_one_that_is_refused_does_not_affect_the_others",
+    ),
+    "a bulk create that does not compare": (
+        replace(bulk, "CREATE_EVENTS", "coalesce(e.content_hash = g.content_hash, FALSE)", "TRUE"),
+        "test_bulk.py::test_events_that_are_refused_do_not_affect_others",
+    ),
+    "items enqueued by bulk creates that create nothing": (
+        replace(bulk, "CREATE_WORKFLOWS_ENQUEUE",
+                "JOIN given g ON g.at = e.owner JOIN created c ON c.id = g.id", ""),
+        "test_bulk.py::test_items_are_enqueued_with_those_that_are_created_only",
+    ),
+    "a bulk request sent again that is another one": (
+        plant_random_ids,
+        "test_bulk.py::test_a_request_id_determines_the_ids_that_are_left_open",
     ),
     "a call that goes to another namespace": (
         plant_namespaces_not_kept_apart,

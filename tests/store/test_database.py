@@ -154,6 +154,20 @@ async def test_idle_connections_that_died_are_not_used(counter: Store, database_
     assert await number(counter, COUNT) == 8
 
 
+@pytest.mark.parametrize("size", [10, 1_000_000])
+async def test_a_write_on_connections_that_have_just_died_is_made_on_another_one(
+    counter: Store, database_url: str, size: int
+) -> None:
+    """Before the event loop notices; a large one is partly sent before its end is queued."""
+    add = f"{ADD} + 0 * length($1::text)"
+    for n in range(1, 4):
+        await asyncio.gather(*(counter.read("SELECT pg_sleep(0.05)") for _ in range(4)))
+        with psycopg.connect(database_url, autocommit=True) as other:
+            other.execute(f"SELECT pg_terminate_backend(pid, 5000) FROM ({BACKENDS}) b".encode())
+        await counter.write(add, text("x" * size))
+        assert await number(counter, COUNT) == n
+
+
 async def test_read_is_repeated_when_its_connection_breaks(
     counter: Store, database_url: str
 ) -> None:

@@ -18,13 +18,14 @@ import pytest
 
 from tests.support import make
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
-from wfe.persistence.v1.event_pb2 import Event
+from wfe.persistence.v1.event_pb2 import CreateEventRequest, Event
 from wfe.persistence.v1.lock_pb2 import AcquireLockRequest
 from wfe.persistence.v1.queue_item_pb2 import Acknowledgement, QueueItem
 from wfe.persistence.v1.queue_pb2 import DequeueRequest, ReturnedItem
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
 from wfe.persistence.v1.workflow_pb2 import (
     CommitWorkflowRequest,
+    CreateNewWorkflowRequest,
     PersistWorkflowWithSubscriptionsRequest,
     WorkflowInstance,
     WorkflowStatus,
@@ -33,6 +34,7 @@ from wfe_persistence.database import database_from
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.settings import Settings
 from wfe_persistence.store import (
+    bulk,
     command,
     commit,
     dequeue,
@@ -228,6 +230,23 @@ class Mix:
         id_ = self.new("e")[0]
         new = make.event(id=id_, event_key=id_)
         await event.create_event(self.store, new, self.items())
+
+    async def create_many(self) -> None:
+        """Some that are there, others that several are about to create."""
+        instances = [self.instance() for _ in range(3)]
+        for id_ in self.new("w"):
+            instances.append(make.instance(id=id_, name=id_, status=COMPLETE))
+            instances[-1].complete_time.CopyFrom(make.time())
+        requests = [CreateNewWorkflowRequest(instance=instance) for instance in instances]
+        requests[0].enqueue.extend(self.items())
+        await bulk.create_workflows(self.store, requests)
+
+    async def create_many_events(self) -> None:
+        events = [*self.events(), *(make.event(id=id_, event_key=id_) for id_ in self.new("e"))]
+        requests = [CreateEventRequest(event=event) for event in events]
+        for request, item in zip(requests, self.items(), strict=False):
+            request.enqueue.append(item)
+        await bulk.create_events(self.store, requests)
 
     async def commit_terminations(self) -> None:
         await self.commit(
@@ -486,6 +505,18 @@ FAULTS: Final[dict[str, tuple[ModuleType, tuple[str, ...], str, str, list[str]]]
     "items enqueued with creations in any order": (
         workflow, ("CREATE_NEW_WORKFLOW_ENQUEUE",), f"ORDER BY {KEY_ORDER} FOR UPDATE",
         "ORDER BY random() FOR UPDATE", ["create_and_enqueue", "enqueue"],
+    ),
+    "many workflows created in any order": (
+        bulk, ("CREATE_WORKFLOWS", "CREATE_WORKFLOWS_ENQUEUE"), "ORDER BY g.id\n", SLOWLY,
+        ["create_many"],
+    ),
+    "many events created in any order": (
+        bulk, ("CREATE_EVENTS", "CREATE_EVENTS_ENQUEUE"), "ORDER BY g.id\n", SLOWLY,
+        ["create_many_events"],
+    ),
+    "items enqueued with many creations in any order": (
+        bulk, ("CREATE_EVENTS_ENQUEUE",), f"ORDER BY {KEY_ORDER} FOR UPDATE",
+        "ORDER BY random() FOR UPDATE", ["create_many_events", "enqueue"],
     ),
     "receipts in any order": (
         queue_settling, ("ACKNOWLEDGE", "SETTLE_ITEMS"), f"ORDER BY {KEY_ORDER}",

@@ -12,6 +12,7 @@ import pytest
 from wfe.persistence.v1.list_order_pb2 import ListOrder
 from wfe.persistence.v1.workflow_pb2 import WorkflowView
 from wfe_persistence.store import (
+    bulk,
     command,
     commit,
     error_log,
@@ -113,6 +114,7 @@ STEP = json.dumps(OF_STEP)
 RECEIPTS = json.dumps(OF_STEP["acknowledge"])
 EFFECTS_AND_STEP = json.dumps(json.loads(EFFECTS) | OF_STEP)
 ITEMS = json.dumps(OF_STEP["enqueue"])
+OWNED = json.dumps([{"owner": 1, "queue": "q", "id": id_} for id_ in ("i7", "new")])
 EVENT = json.dumps(json.loads(EFFECTS)["events"][0])
 PATCH = json.dumps(
     {
@@ -162,6 +164,13 @@ CASES: list[tuple[str, str, Sequence[object], set[str]]] = [
      ["w7", PATCH, 1, "[]", UUID, HASH, STEP], STEP_INDEXES),
     ("create_new_workflow_enqueue", workflow.CREATE_NEW_WORKFLOW_ENQUEUE, [DOCUMENT, ITEMS],
      {"workflows_pkey", "queue_items_pkey", "queue_items_queue_id_key"}),
+    ("create_workflows", bulk.CREATE_WORKFLOWS, [f"[{DOCUMENT}]"],
+     {"workflows_pkey", "workflows_name_key"}),
+    ("create_workflows_enqueue", bulk.CREATE_WORKFLOWS_ENQUEUE, [f"[{DOCUMENT}]", OWNED],
+     {"workflows_pkey", "workflows_name_key", "queue_items_pkey", "queue_items_queue_id_key"}),
+    ("create_events", bulk.CREATE_EVENTS, [f"[{EVENT}]"], {"events_pkey"}),
+    ("create_events_enqueue", bulk.CREATE_EVENTS_ENQUEUE, [f"[{EVENT}]", OWNED],
+     {"events_pkey", "queue_items_pkey", "queue_items_queue_id_key"}),
     ("create_event_enqueue", event.CREATE_EVENT_ENQUEUE, [EVENT, ITEMS],
      {"events_pkey", "queue_items_pkey", "queue_items_queue_id_key"}),
     ("acknowledge", queue_settling.ACKNOWLEDGE, [RECEIPTS], {"queue_items_pkey"}),

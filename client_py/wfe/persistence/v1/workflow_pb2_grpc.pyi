@@ -488,7 +488,7 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
     maximum deadline of the server applies to each request, not to the stream.
     Errors of the stream: RESOURCE_EXHAUSTED (TOO_MANY_CALLS) if there are too
     many, or if the client does not send on for `--stall-seconds`;
-    FAILED_PRECONDITION (NAMESPACE_FULL); UNAVAILABLE (SHUTTING_DOWN), and what
+    RESOURCE_EXHAUSTED (NAMESPACE_FULL); UNAVAILABLE (SHUTTING_DOWN), and what
     befalls the database; INVALID_ARGUMENT if what is wrong is no item's;
     RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if the results would not fit in one
     message. Nothing that was answered before is affected by them.
@@ -795,7 +795,7 @@ class WorkflowServiceServicer(metaclass=abc.ABCMeta):
         maximum deadline of the server applies to each request, not to the stream.
         Errors of the stream: RESOURCE_EXHAUSTED (TOO_MANY_CALLS) if there are too
         many, or if the client does not send on for `--stall-seconds`;
-        FAILED_PRECONDITION (NAMESPACE_FULL); UNAVAILABLE (SHUTTING_DOWN), and what
+        RESOURCE_EXHAUSTED (NAMESPACE_FULL); UNAVAILABLE (SHUTTING_DOWN), and what
         befalls the database; INVALID_ARGUMENT if what is wrong is no item's;
         RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if the results would not fit in one
         message. Nothing that was answered before is affected by them.

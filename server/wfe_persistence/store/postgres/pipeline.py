@@ -229,7 +229,7 @@ class Exchange:
                     raise psycopg.OperationalError("libpq closed the connection")
                 if self.error is None and not self._settled:
                     self.error = result
-                    self._rolled_back = self._received < self._syncs[0]
+                    self._rolled_back = self._received < self._before_sync
                 if ends_session(result):
                     # A backend that is slow to exit keeps the connection open for a while.
                     raise psycopg.OperationalError("PostgreSQL ended the session")
@@ -237,6 +237,12 @@ class Exchange:
                 self._succeeded(result)
             elif self.error is None:
                 raise _DisorderError("a statement was not run")
+
+    @property
+    def _before_sync(self) -> int:
+        """How many messages were sent before the next Sync: all, if the connection ended before
+        one was sent. (libpq sends large messages at once, and may receive their errors then.)"""
+        return self._syncs[0] if self._syncs else len(self._sent)
 
     def _synchronized(self) -> bool:
         """A Sync was acknowledged; whether it was the last one."""
@@ -253,7 +259,7 @@ class Exchange:
         return True
 
     def _succeeded(self, result: PGresult) -> None:
-        if self._received >= self._syncs[0] or (self._answered and not self._row_by_row):
+        if self._received >= self._before_sync or (self._answered and not self._row_by_row):
             raise _DisorderError("a result of nothing that was sent")
         note = self._sent[self._received]
         # A statement returns rows, or says what it has done; nothing else does.
@@ -299,7 +305,7 @@ class Exchange:
         The commit happens at the first Sync. So if that was not sent, or if a statement failed
         before it, nothing was written. Otherwise nobody can know.
         """
-        return self._rolled_back or (not self.flushed and len(self._syncs) == 1)
+        return self._rolled_back or (not self.flushed and len(self._syncs) <= 1)
 
     def _stop_listening(self) -> None:
         self.listening = False

@@ -761,7 +761,7 @@ export const TransferService: GenService<{
    * database connection beside the pool. The maximum deadline of the server does
    * not apply. Errors: ALREADY_EXISTS (RECORD_CONFLICT); RESOURCE_EXHAUSTED
    * (ADMINISTRATION_BUSY) if there are too many, and (TOO_MANY_CALLS) if the
-   * client does not send on; FAILED_PRECONDITION (NAMESPACE_FULL);
+   * client does not send on; RESOURCE_EXHAUSTED (NAMESPACE_FULL);
    * INVALID_ARGUMENT; what the writes of each kind refuse.
    *
    * @generated from rpc wfe.persistence.v1.TransferService.ImportRecords
