@@ -10,8 +10,8 @@ metrics cost, `--traces` what traces cost; `--workers` servers of several proces
 what bad handshakes cost; `--queues` the throughput of queues, `--queue-statements` what they cost
 PostgreSQL; `--waiting` calls that wait, ten thousand on one server too; `--purge` a purge under
 load; `--start` starts, and idle servers; `--storage` disk usage; `--growth` statements on a store
-that has grown for long; `--export` an export and its import;
-`--bulk` creates in bulk beside single ones.
+that has grown for long; `--export` an export and its import; `--bulk` creates in bulk beside single
+ones.
 """
 
 from __future__ import annotations

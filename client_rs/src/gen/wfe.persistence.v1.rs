@@ -5090,7 +5090,7 @@ pub mod workflow_service_client {
         /// maximum deadline of the server applies to each request, not to the stream.
         /// Errors of the stream: RESOURCE_EXHAUSTED (TOO_MANY_CALLS) if there are too
         /// many, or if the client does not send on for `--stall-seconds`;
-        /// FAILED_PRECONDITION (NAMESPACE_FULL); UNAVAILABLE (SHUTTING_DOWN), and what
+        /// RESOURCE_EXHAUSTED (NAMESPACE_FULL); UNAVAILABLE (SHUTTING_DOWN), and what
         /// befalls the database; INVALID_ARGUMENT if what is wrong is no item's;
         /// RESOURCE_EXHAUSTED (ANSWER_TOO_LARGE) if the results would not fit in one
         /// message. Nothing that was answered before is affected by them.
@@ -6973,7 +6973,7 @@ pub mod transfer_service_client {
         /// database connection beside the pool. The maximum deadline of the server does
         /// not apply. Errors: ALREADY_EXISTS (RECORD_CONFLICT); RESOURCE_EXHAUSTED
         /// (ADMINISTRATION_BUSY) if there are too many, and (TOO_MANY_CALLS) if the
-        /// client does not send on; FAILED_PRECONDITION (NAMESPACE_FULL);
+        /// client does not send on; RESOURCE_EXHAUSTED (NAMESPACE_FULL);
         /// INVALID_ARGUMENT; what the writes of each kind refuse.
         pub async fn import_records(
             &mut self,
