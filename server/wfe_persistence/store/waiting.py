@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self, TypeVar
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence import metrics
+from wfe_persistence.deadlines import Moments
 from wfe_persistence.errors import PersistenceError, shutting_down
 from wfe_persistence.store.place import Place
 
@@ -126,6 +127,7 @@ class Waiters:
         self._of_kind: Final[Counter[Kind]] = Counter()
         # Lines that are woken when another one is.
         self._dependents: Final[dict[Line, set[Line]]] = {}
+        self.moments: Final = Moments()  # when pauses end
         self.look: Callable[[Line], None] = lambda _: None
         """Have the lookout look at a line soon."""
         self.teller: Teller | None = None
@@ -393,6 +395,10 @@ class Waiter:
         self.woken = True
         _end(self._paused)
 
+    def expire(self) -> None:
+        """The time of the pause is over."""
+        _end(self._paused)
+
     async def pause(self, until: float) -> bool:
         """Wait until woken, at most until this time of the event loop; returns whether it was.
         Raises SHUTTING_DOWN if the server stops.
@@ -410,11 +416,11 @@ class Waiter:
                 if line.kind.look is not None:
                     self._waiters.look_soon(line)
             self._paused = loop.create_future()
-            timer = loop.call_at(until, _end, self._paused)
+            moment = self._waiters.moments.add(until, self)
             try:
                 await self._paused
             finally:
-                timer.cancel()
+                moment.discard(self)
                 self._paused = None
         woken, self.woken = self.woken, False
         if self._waiters.closed:
