@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from tests.store.test_plans import walk
 from wfe_persistence.store import (
     dequeue,
     queue,
+    queue_groups,
     queue_list,
     queue_settling,
     queue_waiting,
@@ -49,7 +51,11 @@ STATEMENTS: Final[dict[str, tuple[str, list[object]]]] = {
     "dequeue most": (dequeue.DEQUEUE, [1000, 30_000, "l", "w", 4_000_000, "{-infinity}"]),
     "dequeue": (dequeue.DEQUEUE, [10, 30_000, "l", "w", 4_000_000, "{-infinity}"]),
     "look": (queue_waiting.LOOK_AT_QUEUES, [100, "{-infinity}"]),
+    "together": (queue_groups.DEQUEUE_TOGETHER, []),
 }
+CALLS: Final = json.dumps(
+    [{"call": i, "lease_id": "l", "worker_id": "w", "lease_ms": 30_000} for i in range(32)]
+)
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +109,14 @@ async def test_a_million_items_cost_no_more_than_some(
     filled: psycopg.AsyncConnection[Any], statement: str, plan: str
 ) -> None:
     sql, params = STATEMENTS[statement]
-    few = await explained(filled, sql, ["{some}", *params], plan)
-    many = await explained(filled, sql, ["{all}", *params], plan)
+
+    def given(name: str) -> list[object]:
+        if sql is queue_groups.DEQUEUE_TOGETHER:
+            return [CALLS, json.dumps([{"name": name, "floor": "-infinity"}])]
+        return [f"{{{name}}}", *params]
+
+    few = await explained(filled, sql, given("some"), plan)
+    many = await explained(filled, sql, given("all"), plan)
     for found in (few, many):
         tables = {
             node.get("Relation Name") for node in walk(found) if node["Node Type"] == "Seq Scan"
@@ -120,11 +132,15 @@ async def test_a_million_items_cost_no_more_than_some(
 async def test_what_is_named_is_looked_up(filled: psycopg.AsyncConnection[Any], plan: str) -> None:
     settle = '[{"at": 0, "n": 7, "lease_id": "x", "act": "confirm"}]'
     item = '[{"queue": "all", "id": "leased7"}]'
+    calls = '[{"call": 0, "n": 7, "lease_id": "x"}, {"call": 1, "n": 8, "lease_id": "x"}]'
     for sql, params in (
         (queue_settling.SETTLE_ITEMS, [settle]),
         (queue_settling.REMOVE_ITEMS, [settle]),
         (queue.RENEW_ITEMS, [settle, 1000]),
         (queue.ENQUEUE, [item]),
+        (queue_groups.INSERT_TOGETHER, [item, True]),
+        (queue_groups.ENQUEUE_TOGETHER, [item]),
+        (queue_groups.REMOVE_TOGETHER, [calls]),
         (queue.REQUEUE_ITEMS, ["all", '["dead7"]', 10]),
         (queue.DELETE_ITEMS, ["all", '["dead7"]', 10]),
     ):

@@ -42,11 +42,13 @@ class QueueRules(Scalars):
         chosen by the server); None: an id is required."""
         if items and self.at_most("", field, items):
             known: set[str] = set()
+            keys: list[str] = []
             for n, item in enumerate(items):
-                id_ = item.id
+                queue, id_ = item.queue, item.id
+                keys.append(f"{queue} {id_ or stands_for}")
                 # Most items are but an id, of a queue that has been seen already.
                 if (
-                    item.queue in known
+                    queue in known
                     and 0 < len(id_) <= 128
                     and not id_.isspace()
                     and not item.HasField("payload_json")
@@ -55,10 +57,9 @@ class QueueRules(Scalars):
                 ):
                     continue
                 self.queue_item(item, f"{field}[{n}]", id_required=stands_for is None)
-                if _QUEUE.fullmatch(item.queue):
-                    known.add(item.queue)
-            ids = [f"{i.queue} {i.id or stands_for}" for i in items]
-            self.distinct("", field, "id", ids)
+                if _QUEUE.fullmatch(queue):
+                    known.add(queue)
+            self.distinct("", field, "id", keys)
 
     def queue_item(self, i: QueueItem, path: str, *, id_required: bool = True) -> None:
         """An item to enqueue."""
@@ -122,7 +123,8 @@ class QueueRules(Scalars):
         if not self.at_most("", field, receipts):
             return False
         for i, receipt in enumerate(receipts):
-            self.id(f"{field}[{i}]", "receipt", receipt)
+            if not 0 < len(receipt) <= 128 or receipt.isspace():
+                self.id(f"{field}[{i}]", "receipt", receipt)
         self.distinct("", field, "receipt", receipts)
         return True
 
