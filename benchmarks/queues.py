@@ -14,12 +14,13 @@ import itertools
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Any, Final, NamedTuple
 
 import psutil
 import psycopg
+from google.protobuf.duration_pb2 import Duration
 
 from benchmarks.bench_server import ECHO
 from benchmarks.served import Served
@@ -80,6 +81,14 @@ def _items(count: int) -> list[qi.QueueItem]:
     return [qi.QueueItem(queue=QUEUE, id=f"item-{next(_numbers):032}") for _ in range(count)]
 
 
+def _dequeue(count: int, handled: Sequence[qi.Acknowledgement] = ()) -> q.DequeueRequest:
+    # Those of one round are acknowledged in the next, which on a busy machine comes late.
+    lease = Duration(seconds=3600)
+    return q.DequeueRequest(
+        queues=[QUEUE], max_items=count, acknowledge=handled, lease_duration=lease
+    )
+
+
 def _acknowledged(taken: q.DequeueResponse) -> list[qi.Acknowledgement]:
     return [qi.Acknowledgement(receipt=item.receipt) for item in taken.items]
 
@@ -106,7 +115,7 @@ def _three_calls(count: int) -> Callable[[Api], Cycle]:
     def prepare(api: Api) -> Cycle:
         async def cycle(_: int) -> None:
             await api.queues.Enqueue(q.EnqueueRequest(items=_items(count)))
-            taken = await api.queues.Dequeue(q.DequeueRequest(queues=[QUEUE], max_items=count))
+            taken = await api.queues.Dequeue(_dequeue(count))
             await api.queues.Acknowledge(q.AcknowledgeRequest(acknowledge=_acknowledged(taken)))
 
         return cycle
@@ -121,9 +130,7 @@ def _two_calls(count: int) -> Callable[[Api], Cycle]:
         async def cycle(_: int) -> None:
             await api.queues.Enqueue(q.EnqueueRequest(items=_items(count)))
             before = handled.pop() if handled else []
-            taken = await api.queues.Dequeue(
-                q.DequeueRequest(queues=[QUEUE], max_items=count, acknowledge=before)
-            )
+            taken = await api.queues.Dequeue(_dequeue(count, before))
             handled.append(_acknowledged(taken))
 
         return cycle
