@@ -12,6 +12,7 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 import grpc
 
+from wfe_persistence import collector
 from wfe_persistence.app import Server
 from wfe_persistence.event_loop import run
 from wfe_persistence.settings import Settings
@@ -36,6 +37,7 @@ async def _main(url: str, max_prepared_mb: int) -> None:
     echo: dict[str, Any] = {"Echo": grpc.unary_unary_rpc_method_handler(behavior)}
     server.add_service(grpc.method_handlers_generic_handler("bench.Echo", echo))
     async with server:
+        collector.resume()
         print(server.address, flush=True)
         watch = asyncio.create_task(server.watch())
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
