@@ -254,6 +254,35 @@ async def test_slow_statement_holds_nobody_up(
     assert await callers.results() == [2, 4, 6, 8]
 
 
+async def test_second_call_is_run_at_once_if_its_kind_may(
+    callers: Callers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But only one group at a time: the more is run together, the less each costs."""
+    monkeypatch.setattr(Doubling, "at_once", 2)
+    await callers.call(1, 2, 3, 4)
+    assert callers.doubling.begun == [[1], [2]]
+    callers.doubling.may_end.set()
+    await asyncio.sleep(0)
+    callers.doubling.may_end.clear()
+    await until(lambda: callers.doubling.begun == [[1], [2], [3, 4]])
+    await callers.call(5, 6)
+    assert callers.doubling.begun == [[1], [2], [3, 4], [5]]
+    assert await callers.results() == [2, 4, 6, 8, 10, 12]
+    assert callers.doubling.begun == [[1], [2], [3, 4], [5], [6]]
+
+
+async def test_call_that_comes_alone_meets_its_own_error_if_that_is_final(
+    callers: Callers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Doubling, "alone_is_final", True)
+    callers.doubling.error = PersistenceError(ErrorReason.ERROR_REASON_ROW_LOCKED, "locked")
+    await callers.call(1, 2, 3)
+    callers.doubling.may_end.set()
+    alone, *others = await asyncio.gather(*callers.tasks, return_exceptions=True)
+    assert alone is callers.doubling.error
+    assert others == [None, None]
+
+
 async def test_each_call_knows_what_its_time_went_to(callers: Callers) -> None:
     """The statement of its group, and the wait for it: so the log tells why a call was slow."""
     spent = [TimeSpent() for _ in range(3)]

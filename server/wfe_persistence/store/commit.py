@@ -295,8 +295,10 @@ async def _write(
     """Run a writing statement; if it refuses to write to a stored workflow, once more after locking
     the workflow, whose outcome is final. `name_field`: the request's field of the name."""
     name_key = store.schema.constraint(NAME_KEY)
+    # What locks other rows than those of its workflow is run by itself.
+    write = store.write_together if sql is PATCH_WORKFLOW else store.write
     try:
-        outcome = Outcome.read(await store.write(sql, *params, final_constraints=(name_key,)))
+        outcome = Outcome.read(await write(sql, *params, final_constraints=(name_key,)))
         if outcome.refused:
             _, row = await store.write_all(
                 (LOCK_WORKFLOW, (id_,)), (sql, params), final_constraints=(name_key,)

@@ -36,7 +36,7 @@ from wfe_persistence.store.rows import (
     text,
     timestamp,
 )
-from wfe_persistence.store.tables import Store, create_statement
+from wfe_persistence.store.tables import Store, create_statement, is_small
 
 CREATE_EVENT = create_statement("events", EVENT)
 CREATE_EVENT_ENQUEUE = create_statement("events", EVENT, ENQUEUE_CREATED)
@@ -54,6 +54,7 @@ async def create_event(store: Store, event: Event, enqueue: Sequence[QueueItem] 
         CREATE_EVENT_ENQUEUE if enqueue else CREATE_EVENT,
         *await offload.run(params),
         exists=new_event_exists,
+        together=not enqueue,
     )
 
 
@@ -64,11 +65,12 @@ SELECT {EVENT.selection()}
 FROM wfc.events
 WHERE id = $1
 """
+GET_EVENT_TOGETHER = f"{GET_EVENT}    AND {is_small('event_data')}\n"
 
 
 async def get_event(store: Store, id_: str) -> Event:
     """One event."""
-    rows = await store.read(GET_EVENT, text(id_))
+    rows = await store.read_together(GET_EVENT, text(id_), together=GET_EVENT_TOGETHER)
     if rows.ntuples == 0:
         raise event_not_found("id")
     return _decode_event(rows)

@@ -29,7 +29,7 @@ from wfe_persistence.store.rows import (
     text,
     timestamp,
 )
-from wfe_persistence.store.tables import Store, create_statement
+from wfe_persistence.store.tables import Store, create_statement, is_small
 
 CREATE_EVENT_SUBSCRIPTION = create_statement("event_subscriptions", SUBSCRIPTION)
 
@@ -40,6 +40,7 @@ async def create_event_subscription(store: Store, subscription: EventSubscriptio
         CREATE_EVENT_SUBSCRIPTION,
         (await offload.run(subscription_document, subscription)).encode(),
         exists=partial(already_subscribed, "subscription.id"),
+        together=True,
     )
 
 
@@ -63,11 +64,14 @@ SELECT {_COLUMNS}
 FROM wfc.event_subscriptions
 WHERE id = $1
 """
+GET_SUBSCRIPTION_TOGETHER = f"{GET_SUBSCRIPTION}    AND {is_small('subscription_data')}\n"
 
 
 async def get_subscription(store: Store, id_: str) -> EventSubscription:
     """One subscription, open or held."""
-    rows = await store.read(GET_SUBSCRIPTION, text(id_))
+    rows = await store.read_together(
+        GET_SUBSCRIPTION, text(id_), together=GET_SUBSCRIPTION_TOGETHER
+    )
     if rows.ntuples == 0:
         raise subscription_not_found("id")
     return _decode_subscription(rows)
@@ -226,7 +230,7 @@ async def set_subscription_token(
     `expiry` or `duration_ms` from now; neither: the claim does not expire. `epoch`: only extend the
     claim that has it. The response says whether it was acquired, and the claim's epoch and expiry.
     """
-    row = await store.write(
+    row = await store.write_together(
         SET_SUBSCRIPTION_TOKEN,
         text(id_),
         text(token),

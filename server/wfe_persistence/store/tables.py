@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, Final, NamedTuple
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store.columns import Columns, M, sql_list
 from wfe_persistence.store.postgres.database import MAX_ATTEMPTS, Database
+from wfe_persistence.store.postgres.groups import Group
+from wfe_persistence.store.postgres.pipeline import Command
 from wfe_persistence.store.postgres.prepared import Statement
 from wfe_persistence.store.queue_floors import Floors
 from wfe_persistence.store.rows import Param, PGresult, read_bool
@@ -96,6 +99,65 @@ WITHOUT_JIT: Final = """
 SELECT set_config('jit', 'off', true)
 """
 
+HOLD_NOBODY_UP: Final = "SELECT set_config('lock_timeout', '20ms', TRUE)"
+"""How long one of several calls may wait for a row that another transaction has locked: a commit
+takes about as long. Then each is run by itself. It is also shorter than any deadlock lasts."""
+
+_MAX_BYTES: Final = 4096
+"""The most that the parameters of a statement have that is run together with others."""
+
+
+def is_small(column: str) -> str:
+    """An SQL condition: a value is small, and PostgreSQL can tell without reading it."""
+    return f"""(pg_column_size({column}) > {_MAX_BYTES}
+        OR pg_column_compression({column}) IS NOT NULL) IS NOT TRUE"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Together(Group[Sequence[Param], PGresult]):
+    """Calls of one statement, each with its own parameters, as one transaction in one round trip.
+
+    They are run in the order of their first parameters, which begin with the id of the row, so that
+    those of two servers lock rows in the same order.
+    """
+
+    at_once: ClassVar[int] = 2
+    alone_is_final: ClassVar[bool] = True
+
+    store: Store
+    alone: str
+    """The statement, as it is run for one call."""
+    together: str
+    """The same, or one that returns no row for what is too large to be read with others."""
+    write: bool
+    final_constraints: Collection[str] = ()
+
+    async def run(self, calls: Sequence[Sequence[Param]]) -> Sequence[PGresult | None]:
+        store = self.store
+        if len(calls) == 1:
+            batch = [(store.schema.bind(self.alone), calls[0])]
+            return await self._run(batch)
+        places = sorted(range(len(calls)), key=lambda at: calls[at][0] or b"")
+        statement = store.schema.bind(self.together)
+        batch = [(statement, calls[at]) for at in places]
+        if self.write:
+            rows = (await self._run([(store.schema.bind(HOLD_NOBODY_UP), ()), *batch]))[1:]
+        else:
+            rows = await self._run(batch)
+        results: list[PGresult | None] = [None] * len(calls)
+        for at, result in zip(places, rows, strict=True):
+            if result.ntuples:
+                results[at] = result
+        return results
+
+    async def _run(self, batch: Sequence[Command]) -> list[PGresult]:
+        return await self.store.database.run(
+            self.store.namespace,
+            batch,
+            write=self.write,
+            final_constraints=self.final_constraints,
+        )
+
 
 def is_stored(
     rows: PGresult,
@@ -181,6 +243,32 @@ class Store:
         [result] = await self.write_all((sql, params), final_constraints=final_constraints)
         return result
 
+    async def read_together(self, sql: str, *params: Param, together: str) -> PGresult:
+        """Run one statement that reads a row by its key, the first parameter, in one round trip
+        with other calls of the same that come meanwhile. `together`: what is run then; it returns
+        no row if that is large, as the answers to all of them are in memory at the same time."""
+        return await self._together(_Together(self, sql, together, write=False), params)
+
+    async def write_together(
+        self, sql: str, *params: Param, final_constraints: Collection[str] = ()
+    ) -> PGresult:
+        """Run one statement that writes, in one transaction with other calls of the same that come
+        meanwhile, unless it is large. It must return a row. What fails one of them, or makes it
+        wait for longer than a moment, the others do not notice."""
+        group = _Together(self, sql, sql, write=True, final_constraints=final_constraints)
+        return await self._together(group, params)
+
+    async def _together(self, group: _Together, params: Sequence[Param]) -> PGresult:
+        size = sum(len(param) for param in params if param)
+        if size <= _MAX_BYTES:
+            key = (self.schema.name, self.schema.table_prefix, group.alone)
+            found = await self.database.groups.run(key, group, params, size)
+            if found is not None:
+                return found
+        [result] = await group.run([params])
+        assert result is not None
+        return result
+
     async def write_all(
         self, *commands: tuple[str, Sequence[Param]], final_constraints: Collection[str] = ()
     ) -> list[PGresult]:
@@ -200,15 +288,18 @@ class Store:
         *params: Param,
         exists: Callable[[], PersistenceError],
         taken: Callable[[], PersistenceError] | None = None,
+        together: bool = False,
     ) -> PGresult:
         """Run a create statement; it returns whether the row was created, whether the one that
         exists has the same content (NULL: none exists) and, with `taken`, whether another row has
-        a value that must be unique. What it returns besides is for the caller.
+        a value that must be unique. What it returns besides is for the caller. `together`: see
+        `write_together`.
 
         Raises `exists` if there is a row of other content, `taken` if another row has the value.
         """
+        write = self.write_together if together else self.write
         for _ in range(MAX_ATTEMPTS):
-            row = await self.write(sql, *params)
+            row = await write(sql, *params)
             if is_stored(row, exists=exists, taken=taken):
                 return row
         raise PersistenceError(

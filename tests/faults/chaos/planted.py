@@ -25,6 +25,7 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.rpc import boundary
 from wfe_persistence.store import command, commit, event, subscription
 from wfe_persistence.store.commit_parts import Outcome
+from wfe_persistence.store.postgres.database import Database
 from wfe_persistence.store.rows import Param
 from wfe_persistence.store.tables import Store
 
@@ -139,17 +140,17 @@ def clock_of_the_server() -> None:
 
 def lost_connection_is_a_bug() -> None:
     """A write whose connection is lost ends as INTERNAL."""
-    write_all = Store.write_all
+    run = Database.run
 
-    async def write(self: Store, *commands: Any, **options: Any) -> Any:
+    async def run_and_lose(self: Database, *arguments: Any, **options: Any) -> Any:
         try:
-            return await write_all(self, *commands, **options)
+            return await run(self, *arguments, **options)
         except PersistenceError as exc:
             if exc.reason == ErrorReason.ERROR_REASON_COMMIT_OUTCOME_UNKNOWN:
                 raise RuntimeError("the connection is lost") from exc
             raise
 
-    _set(Store, "write_all", write)
+    _set(Database, "run", run_and_lose)
 
 
 def no_deadline() -> None:

@@ -2,6 +2,7 @@
 
 A call that comes alone is run at once, as if there were no groups: nobody is ever waited for. What
 comes meanwhile piles up, and is run together when that one has ended, or has taken `SLOW_SECONDS`.
+(Of some kinds the second is run at once, too, so that two callers do not wait for each other.)
 So the more there is to do the less each costs, and nothing is tuned.
 
 Neighbours do not notice each other. A call for which a group did nothing, or that may be the reason
@@ -16,7 +17,7 @@ from collections.abc import Coroutine, Hashable, Sequence
 from contextlib import suppress
 from contextvars import Context
 from time import perf_counter
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
@@ -45,6 +46,12 @@ R = TypeVar("R")
 
 class Group(Generic[C, R]):
     """How calls of one kind are run together."""
+
+    at_once: ClassVar[int] = 1
+    """How many are run before others have to wait: one group, the others calls that came alone."""
+    alone_is_final: ClassVar[bool] = False
+    """Whether a call that came alone is run as its caller would run it by itself, so that it is
+    not to be run again whatever it failed for."""
 
     async def run(self, calls: Sequence[C]) -> Sequence[R | None]:
         """Run them in one transaction; returns what each came to, None: nothing was done for it."""
@@ -86,11 +93,11 @@ class _Running(Generic[C, R]):
 class _Line(Generic[C, R]):
     """The calls of one kind: what is run, and what has piled up meanwhile."""
 
-    __slots__ = ("newest", "timer", "waiting")
+    __slots__ = ("running", "timer", "waiting")
 
     def __init__(self) -> None:
-        self.newest: _Running[C, R] | None = None
-        """What was begun last, until it ends; what was begun before it is slow."""
+        self.running: set[_Running[C, R]] = set()
+        """What is run, without what is slow."""
         self.waiting: deque[_Member[C, R]] = deque()
         self.timer: asyncio.TimerHandle | None = None
 
@@ -112,7 +119,7 @@ class Groups:
         line: _Line[C, R] | None = self._lines.get(key)
         if line is None:
             line = self._lines[key] = _Line()
-        if line.newest is None:
+        if len(line.running) < group.at_once and not line.waiting:
             return await self._alone(key, line, group, call)
         if len(line.waiting) >= self._max_waiting:
             raise namespace_busy(len(line.waiting))
@@ -134,11 +141,12 @@ class Groups:
     async def _alone(
         self, key: Hashable, line: _Line[C, R], group: Group[C, R], call: C
     ) -> R | None:
-        running = line.newest = _Running()
+        running: _Running[C, R] = _Running()
+        line.running.add(running)
         try:
             [result] = await group.run([call])
         except Exception as exc:
-            if _may_be_of_one(exc):
+            if _may_be_of_one(exc) and not group.alone_is_final:
                 return None
             raise
         finally:
@@ -180,22 +188,24 @@ class Groups:
     def _ended(
         self, key: Hashable, line: _Line[C, R], group: Group[C, R], running: _Running[C, R]
     ) -> None:
-        if line.newest is running:
-            line.newest = None
+        if running in line.running:
+            line.running.remove(running)
             self._next(key, line, group)
 
     def _next(self, key: Hashable, line: _Line[C, R], group: Group[C, R]) -> None:
-        """Run what has piled up."""
-        members = _take(line.waiting)
-        if members:
-            line.newest = running = _Running(members)
+        """Run what has piled up, unless that is to wait for a group."""
+        if not any(running.members for running in line.running) and (
+            members := _take(line.waiting)
+        ):
+            running = _Running(members)
+            line.running.add(running)
             for member in members:
                 member.group = running
             running.task = self._spawn(self._together(key, line, group, running))
         if line.timer is not None and not line.waiting:
             line.timer.cancel()
             line.timer = None
-        if line.newest is None and self._lines.get(key) is line:
+        if not line.running and self._lines.get(key) is line:
             del self._lines[key]
 
     def _watch(self, key: Hashable, line: _Line[C, R], group: Group[C, R]) -> None:
@@ -203,6 +213,7 @@ class Groups:
 
         def look() -> None:
             line.timer = None
+            line.running.clear()
             self._next(key, line, group)
             if line.waiting:
                 self._watch(key, line, group)
