@@ -231,8 +231,9 @@ async def commit_workflow(
     Everything to be created must have an id. `room`: if a patch sets either the data or the
     description, it is refused if the one that stays is too large.
     """
-    has_effects = any(getattr(message, field) for field in _EFFECT_FIELDS)
-    has_step = any(getattr(message, field) for field in _STEP_FIELDS)
+    given = {field.name for field, _ in message.ListFields()}
+    has_effects = not given.isdisjoint(_EFFECT_FIELDS)
+    has_step = not given.isdisjoint(_STEP_FIELDS)
     if message.HasField("patch"):
         state, name_field = "patch", "patch.header.name"
         id_ = text(message.patch.id)

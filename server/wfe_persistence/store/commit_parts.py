@@ -82,7 +82,8 @@ class Outcome(NamedTuple):
     @classmethod
     def read(cls, row: PGresult) -> Outcome:
         """Out of the statement's row."""
-        return cls(*(row.get_value(0, column) for column in range(row.nfields)))
+        value = row.get_value
+        return cls(*[value(0, column) for column in range(row.nfields)])
 
     @property
     def refused(self) -> bool:

@@ -87,6 +87,8 @@ def wake_for(
 ) -> None:
     """Wake whoever waits for items that have been enqueued or have come back. `returned_to`: the
     queues of the latter, one for each."""
+    if not enqueued and not returned_to:
+        return
     ready: Counter[str] = Counter()
     later: Counter[str] = Counter()
     for item in enqueued:
