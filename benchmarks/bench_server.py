@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")  # as the real one
 
 import grpc
 

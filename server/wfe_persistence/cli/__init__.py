@@ -21,6 +21,9 @@ from wfe_persistence.redaction import redacted
 # line by line; what of it matters, errors and our own log tell.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+# As in older versions of gRPC: who polls for a call also reads its bytes, instead of being
+# woken by a thread that has. (A version that does not know the name does as it does.)
+os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
 
 # The top-level modules of the extra `server`. The package without it is the client, but brings the
 # same console script.
