@@ -17,7 +17,7 @@ from tests.faults.test_transfer import end_connections
 from tests.support import make
 from tests.support.api import Api, connect
 from tests.support.bulk import create_events, create_workflows
-from tests.support.expect import fails, failure_of
+from tests.support.expect import eventually, fails, failure_of
 from tests.support.ports import free_port
 from tests.support.server import ServerProcess
 from wfe.persistence.v1.event_pb2 import CreateEventRequest, CreateEventsRequest
@@ -212,14 +212,13 @@ async def test_there_are_so_many_streams_and_no_namespace_has_all(start: Start) 
     begun = 0
 
     async def requests() -> AsyncIterator[CreateEventsRequest]:
-        nonlocal begun
         yield CreateEventsRequest()
-        begun += 1
         await stop.wait()
 
     async def hold(api: Api) -> None:
+        nonlocal begun
         async for _ in api.events.CreateEvents(requests()):
-            pass
+            begun += 1
 
     async with (
         connect(server.address) as channel,
@@ -240,7 +239,11 @@ async def test_there_are_so_many_streams_and_no_namespace_has_all(start: Start) 
             await user.create_event(make.event())
         stop.set()
         await asyncio.gather(*holding)
-        await asyncio.gather(*(create_events(api, [make.event()]) for _ in range(3)))
+
+        async def is_free() -> bool:
+            return await failure_of(create_events(api, [make.event()])) is None
+
+        await eventually(is_free)
 
 
 async def until(condition: Any) -> None:

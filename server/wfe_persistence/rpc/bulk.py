@@ -67,6 +67,7 @@ async def answer(
     room = max_bytes // 2 // max(len(items), 1)
 
     def prepare_all() -> dict[int, PersistenceError]:
+        check.no_nul(type(request)(request_id=request.request_id))
         check.request_id(request.request_id)
         check.at_most("", field, items)
         check.done()
