@@ -47,7 +47,7 @@ class Events(Connection):
     ) -> AsyncIterator[BulkResult[Event]]:
         """Stores many new events, and yields what became of each, in their order.
 
-        Each is stored as by `create_event`, at a tenth of the cost; all else is as with
+        Each is stored as by `create_event`, at a fraction of the cost; all else is as with
         `create_workflows`.
 
         Args:

@@ -92,7 +92,7 @@ class Workflows(Reading):
                 if result.error is not None:
                     print(result.item.reference, result.error)
 
-        Each is stored as by `create_new_workflow`, at a tenth of the cost: they are sent in
+        Each is stored as by `create_new_workflow`, at a fraction of the cost: they are sent in
         batches over one stream, and one that is refused does not affect the others. When the
         stream breaks, or the server stops, it is resumed where it was, and no workflow is
         stored twice; `timeout` applies to each batch. What has been yielded without an error
