@@ -47,6 +47,9 @@ _CALLERS: Final = 32
 _SAMPLES: Final = 180
 _SAVE_SECONDS: Final = 60.0
 
+# With fewer rows a table is mostly what has been in it.
+_MANY: Final = 1000
+
 
 def main() -> None:
     """Parses the options, runs the soak, saves the results and draws them."""
@@ -246,7 +249,7 @@ class Soak:
             "bytes_per_row": {
                 name: [_bytes_per_row(each["tables"][name]) for each in (first, last)]
                 for name in first["tables"]
-                if name in last["tables"]
+                if name in last["tables"] and last["tables"][name]["live"] > _MANY
             },
             "failed": dict(self._load.failed),
             "no_item": self._load.idle,

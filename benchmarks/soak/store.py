@@ -12,12 +12,12 @@ from wfe_persistence.embedded import EmbeddedPostgres
 
 _BATCH: Final = 50_000
 
-# Three of five workflows wait for an event for a long time, the others have ended, each with three
-# pointers. Ids as hosts make them: in no order.
+# Of each definition three of five workflows wait for an event for long, the others have ended,
+# each with three pointers. Ids as hosts make them: in no order.
 WORKFLOWS: Final = """
 INSERT INTO wfc.workflows (id, name, definition_id, version, reference, status, data,
     next_execution, create_time, complete_time)
-SELECT id, id, 'order-' || i % 20, 1, 'customer-' || i % 50000,
+SELECT id, id, 'order-' || i / 5 % 20, 1, 'customer-' || i % 50000,
     CASE WHEN i % 5 < 3 THEN 'Runnable' ELSE 'Complete' END,
     jsonb_build_object('order', i, 'customer', 'Customer ' || i % 50000, 'note', repeat('x', 200)),
     CASE WHEN i % 5 < 3 THEN 4000000000000 + i END,
