@@ -13,13 +13,15 @@ unwrapped by `-> 0`), because JSON `null` itself would arrive as SQL NULL and be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from json import JSONDecoder, dumps, loads
 from typing import Any, Final, Generic, TypeVar
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from wfe_persistence.store import wire
 from wfe_persistence.store.rows import (
     GetValue,
     PGresult,
@@ -58,6 +60,8 @@ class Codec:
     """Makes the function that writes it, from its name in the document."""
     reader: Callable[[str], Read]
     """Makes the function that reads it, from the name of the message's field."""
+    encoder: Callable[[FieldDescriptor], wire.Encode]
+    """Makes the function that does the same for many rows, see wire.py."""
     field_suffix: str = ""
     """What the message's field has behind the column's name."""
     unwrapped: Callable[[str], str] = lambda column: column
@@ -157,32 +161,45 @@ def _select_json_map(column: str) -> str:
             (SELECT jsonb_object_agg(key, value::text) FROM jsonb_each({column})) END"""
 
 
+def _decode_json_map(value: bytes) -> dict[str, str]:
+    decoded: dict[str, str] = loads(read_json(value))
+    return decoded
+
+
 def _read_json_map(field: str) -> Read:
-    return lambda message, value: getattr(message, field).update(loads(read_json(value)))
+    return lambda message, value: getattr(message, field).update(_decode_json_map(value))
 
 
-TEXT: Final = Codec("text", _write_text, _setter(bytes.decode))
-INT4: Final = Codec("int", _write_number, _setter(read_int4))
-INT8: Final = Codec("bigint", _write_number, _setter(read_int8))
-UINT4: Final = Codec("int", _write_number, _setter(read_uint))
+TEXT: Final = Codec("text", _write_text, _setter(bytes.decode), wire.texts)
+INT4: Final = Codec("int", _write_number, _setter(read_int4), wire.int4s)
+INT8: Final = Codec("bigint", _write_number, _setter(read_int8), wire.int8s)
+UINT4: Final = Codec("int", _write_number, _setter(read_uint), wire.uints)
 """An unsigned 32-bit field in an int column."""
-BOOL: Final = Codec("boolean", _write_bool, _setter(read_bool))
-TIME: Final = Codec("timestamptz", _write_time, _read_time)
+BOOL: Final = Codec("boolean", _write_bool, _setter(read_bool), wire.booleans)
+TIME: Final = Codec("timestamptz", _write_time, _read_time, wire.times)
 JSON: Final = Codec(
     "jsonb",
     _write_json,
     _setter(read_json),
+    wire.json,
     field_suffix="_json",
     unwrapped=lambda column: f"{column} -> 0",
     compared=_as_text,
 )
 """A JSON document, in a string field."""
-STRINGS: Final = Codec("jsonb", _write_strings, _read_strings)
+STRINGS: Final = Codec(
+    "jsonb",
+    _write_strings,
+    _read_strings,
+    wire.strings(decode_strings),
+    selected=lambda column: f"nullif({column}, {EMPTY_ARRAY})",
+)
 """A repeated string field, as a JSON array."""
 TEXT_ARRAY: Final = Codec(
     "text[]",
     _write_strings,
     _read_strings,
+    wire.strings(decode_strings),
     selected=lambda column: f"CASE WHEN {column} <> '{{}}' THEN to_jsonb({column}) END",
 )
 """A repeated string field, as an array."""
@@ -190,6 +207,7 @@ JSON_MAP: Final = Codec(
     "jsonb",
     _write_json_map,
     _read_json_map,
+    wire.maps(_decode_json_map),
     field_suffix="_json",
     selected=_select_json_map,
     compared=_as_text,
@@ -205,7 +223,7 @@ def enum(names: Mapping[Any, str]) -> Codec:
         members = {value: f'"{column}":"{name}"' for value, name in names.items()}
         return members.__getitem__
 
-    return Codec("text", writer, _setter(lambda value: values.get(value, 0)))
+    return Codec("text", writer, _setter(lambda value: values.get(value, 0)), wire.enum(values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +333,14 @@ class Columns(Generic[M]):
                     put(message, value)
 
         return read
+
+    def encoder(self) -> Callable[[Sequence[wire.Cells]], Iterable[bytes]]:
+        """The function that makes encoded messages of many rows, from the values of each column;
+        for `selection()`."""
+        fields = self.message.DESCRIPTOR.fields_by_name
+        return wire.message_encoder(
+            column.codec.encoder(fields[column.field_name]) for column in self.columns
+        )
 
     def decoder(self) -> Callable[[PGresult], M]:
         """The function that makes a message of a result's first row; for `selection()`."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from wfe.persistence.v1.workflow_pb2 import ExecutionPointer
+from collections.abc import Sequence
+from typing import Final
+
+from wfe.persistence.v1.workflow_pb2 import ExecutionPointer, WorkflowInstance
 from wfe_persistence.errors import revision_mismatch, workflow_not_found
 from wfe_persistence.store.paging import LEAST_NUMBER, NUMBER, Cursor, Page, behind, fill_page
 from wfe_persistence.store.records import POINTER
 from wfe_persistence.store.rows import PGresult, integer, read_int8, text
 from wfe_persistence.store.tables import Store
+from wfe_persistence.store.wire import Cells, Heads
 
 # Pointers that can still run: WorkflowView ACTIVE, and the condition of their index.
 IS_ACTIVE = """(p.active OR p.status IN
@@ -16,6 +20,20 @@ IS_ACTIVE = """(p.active OR p.status IN
 POINTER_SELECTION = POINTER.selection("p")
 read_pointer = POINTER.reader()
 """Reads the first columns of a row, POINTER_SELECTION, into a pointer; other columns follow."""
+
+FEW: Final = 6
+"""For so many pointers `read_pointer` takes less than `add_pointers`."""
+AT_ONCE: Final = 64
+"""For how many pointers `add_pointers` is called at a time: it takes 0.2 ms for them."""
+_encode = POINTER.encoder()
+_heads = Heads(WorkflowInstance.DESCRIPTOR.fields_by_name["execution_pointers"])
+
+
+def add_pointers(instance: WorkflowInstance, columns: Sequence[Cells]) -> None:
+    """Append pointers to a workflow, from the values of each column of POINTER_SELECTION."""
+    heads = _heads
+    encoded = [heads[len(pointer)] + pointer for pointer in _encode(columns)]
+    instance.MergeFromString(b"".join(encoded))
 
 
 def _list_pointers(*, condition: str) -> str:

@@ -124,13 +124,18 @@ def read_json(value: bytes | None) -> str:
     return value[1:].decode()
 
 
+def epoch_micros(value: bytes) -> int:
+    """A timestamptz column in µs since 1970, within what a Timestamp can express."""
+    micros: int = _INT8(value)[0] + _PG_EPOCH_MICROS
+    if _FIRST_MICROS <= micros <= _LAST_MICROS:
+        return micros
+    return min(max(micros, _FIRST_MICROS), _LAST_MICROS)
+
+
 def read_time(value: bytes | None, into: Timestamp) -> None:
     """Put a timestamptz column into a Timestamp; the Timestamp is set even at the epoch."""
     assert value is not None
-    micros: int = _INT8(value)[0] + _PG_EPOCH_MICROS
-    if not _FIRST_MICROS <= micros <= _LAST_MICROS:
-        micros = min(max(micros, _FIRST_MICROS), _LAST_MICROS)
-    seconds, micros = divmod(micros, 1_000_000)
+    seconds, micros = divmod(epoch_micros(value), 1_000_000)
     into.seconds = seconds
     into.nanos = micros * 1000
     into.SetInParent()

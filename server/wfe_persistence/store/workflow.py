@@ -26,7 +26,14 @@ from wfe_persistence.store.paging import (
     behind,
     page_of_ids,
 )
-from wfe_persistence.store.pointer import IS_ACTIVE, POINTER_SELECTION, read_pointer
+from wfe_persistence.store.pointer import (
+    AT_ONCE,
+    FEW,
+    IS_ACTIVE,
+    POINTER_SELECTION,
+    add_pointers,
+    read_pointer,
+)
 from wfe_persistence.store.queue_parts import ENQUEUE_CREATED
 from wfe_persistence.store.records import POINTER, WORKFLOW
 from wfe_persistence.store.rows import (
@@ -247,19 +254,32 @@ async def read_instances(
     instance: WorkflowInstance | None = None
     at: Cursor = (0, "")
     current: bytes | None = None
+    pointers: list[list[bytes | None]] = []
+    columns = range(len(POINTER))
     slices = offload.Slices()
+
+    def add_to(instance: WorkflowInstance) -> None:
+        if pointers:
+            add_pointers(instance, list(zip(*pointers, strict=True)))
+            pointers.clear()
+
     async with aclosing(rows):
         async for row in rows:
             await slices.pause()
-            number = row.get_value(0, row.nfields - 1)
+            get = row.get_value
+            number = get(0, row.nfields - 1)
             if instance is None or number != current:
                 if instance is not None:
+                    add_to(instance)
                     yield instance, at
-                instance, current = _read_header(row.get_value, view), number
-                at = read_int8(row.get_value(0, _CREATE_TIME)), instance.id
-            if row.get_value(0, 0) is not None:
-                read_pointer(row.get_value, 0, instance.execution_pointers.add())
+                instance, current = _read_header(get, view), number
+                at = read_int8(get(0, _CREATE_TIME)), instance.id
+            if get(0, 0) is not None:
+                pointers.append([get(0, column) for column in columns])
+                if len(pointers) == AT_ONCE:
+                    add_to(instance)
     if instance is not None:
+        add_to(instance)
         yield instance, at
 
 
@@ -327,10 +347,22 @@ async def _read_instance(
         raise workflow_not_found(key)
     get = rows.get_value
     instance = _read_header(get, view)
-    if get(0, 0) is not None:
-        add = instance.execution_pointers.add
-        await offload.in_slices(read_pointer(get, i, add()) for i in range(rows.ntuples))
+    if get(0, 0) is None:
+        return instance
+    if rows.ntuples <= FEW:
+        for row in range(rows.ntuples):
+            read_pointer(get, row, instance.execution_pointers.add())
+    else:
+        await offload.in_slices(
+            add_pointers(instance, _cells(get, range(first, min(first + AT_ONCE, rows.ntuples))))
+            for first in range(0, rows.ntuples, AT_ONCE)
+        )
     return instance
+
+
+def _cells(get: GetValue, rows: range) -> list[list[bytes | None]]:
+    """The values of some rows' pointers, by column."""
+    return [[get(row, column) for row in rows] for column in range(len(POINTER))]
 
 
 def _read_header(get: GetValue, view: WorkflowView.ValueType) -> WorkflowInstance:
