@@ -1,6 +1,7 @@
 SELECT p.id, p.step_id, p.active, p.status, p.sleep_until, p.persistence_data, p.start_time,
         p.end_time, p.event_name, p.event_key, p.event_published, p.event_data, p.step_name,
-        p.retry_count, p.children, p.context_item, p.predecessor_id, p.outcome, p.scope,
+        p.retry_count, nullif(p.children, '[]'), p.context_item, p.predecessor_id, p.outcome,
+        nullif(p.scope, '[]'),
         CASE WHEN p.extension_attributes <> '{}' AND jsonb_typeof(p.extension_attributes) = 'object' THEN
             (SELECT jsonb_object_agg(key, value::text) FROM jsonb_each(p.extension_attributes)) END,
     w.id, w.name, w.root_workflow_id, w.definition_id, w.version,
