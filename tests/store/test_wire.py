@@ -50,6 +50,10 @@ TABLES: Final[dict[str, Columns[Any]]] = {
 }
 
 
+def _names() -> SearchStrategy[bytes]:
+    return st.sampled_from([*ENUM_NAMES, b"", b"Unheard of"])
+
+
 def _packed(kind: str, bits: int) -> SearchStrategy[bytes]:
     least, most = -(1 << bits - 1), (1 << bits - 1) - 1
     numbers = st.integers(least, most) | st.sampled_from((least, -1, 0, 1, 127, 128, most))
@@ -120,8 +124,7 @@ ENUM_NAMES: Final = [
 
 
 def _cells(codec: Codec) -> SearchStrategy[Cell]:
-    values = CELLS.get(id(codec), lambda: st.sampled_from([*ENUM_NAMES, b"", b"Unheard of"]))
-    return st.none() | values()
+    return st.none() | CELLS.get(id(codec), _names)()
 
 
 def _rows(columns: Sequence[Column]) -> SearchStrategy[list[tuple[Cell, ...]]]:
@@ -173,7 +176,8 @@ def test_rows_without_values_are_empty_messages() -> None:
 def test_pointers_are_added_in_their_order() -> None:
     instance = WorkflowInstance(execution_pointers=[ExecutionPointer(id="first")])
     absent: list[Cell] = [None, None]
-    columns = [[b"second", b"third"], *([absent] * (len(records.POINTER) - 1))]
+    columns: list[list[Cell]] = [[b"second", b"third"]]
+    columns += [absent] * (len(records.POINTER) - 1)
     add_pointers(instance, columns)
     assert [pointer.id for pointer in instance.execution_pointers] == ["first", "second", "third"]
 

@@ -337,7 +337,7 @@ class Columns(Generic[M]):
     def encoder(self) -> Callable[[Sequence[wire.Cells]], Iterable[bytes]]:
         """The function that makes encoded messages of many rows, from the values of each column;
         for `selection()`."""
-        fields = self.message.DESCRIPTOR.fields_by_name
+        fields: Mapping[str, Any] = self.message.DESCRIPTOR.fields_by_name
         return wire.message_encoder(
             column.codec.encoder(fields[column.field_name]) for column in self.columns
         )

@@ -197,6 +197,7 @@ def maps(
 
     def made(field: FieldDescriptor) -> Encode:
         heads = Heads(field)
+        assert field.message_type is not None
         keys, values = (Heads(part) for part in field.message_type.fields)
 
         def entry(name: str, text: str) -> bytes:

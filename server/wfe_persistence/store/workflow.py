@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from itertools import islice
 from typing import Final
@@ -353,16 +353,17 @@ async def _read_instance(
         for row in range(rows.ntuples):
             read_pointer(get, row, instance.execution_pointers.add())
     else:
-        await offload.in_slices(
-            add_pointers(instance, _cells(get, range(first, min(first + AT_ONCE, rows.ntuples))))
-            for first in range(0, rows.ntuples, AT_ONCE)
-        )
+        await offload.in_slices(_add_pointers(instance, rows))
     return instance
 
 
-def _cells(get: GetValue, rows: range) -> list[list[bytes | None]]:
-    """The values of some rows' pointers, by column."""
-    return [[get(row, column) for row in rows] for column in range(len(POINTER))]
+def _add_pointers(instance: WorkflowInstance, rows: PGresult) -> Iterator[None]:
+    """Append the pointers of all rows, some at a time."""
+    get, columns = rows.get_value, range(len(POINTER))
+    for first in range(0, rows.ntuples, AT_ONCE):
+        some = range(first, min(first + AT_ONCE, rows.ntuples))
+        add_pointers(instance, [[get(row, column) for row in some] for column in columns])
+        yield
 
 
 def _read_header(get: GetValue, view: WorkflowView.ValueType) -> WorkflowInstance:
