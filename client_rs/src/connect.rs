@@ -45,6 +45,7 @@ pub struct Builder {
     retry: Retry,
     claims: Claims,
     remember: usize,
+    keep_bytes: usize,
     strict: bool,
     pub(crate) host: HostSettings,
     #[cfg(feature = "tls")]
@@ -102,6 +103,7 @@ impl Builder {
             max_message_bytes: 64 * 1024 * 1024,
             channels: 1,
             remember: 200_000,
+            keep_bytes: 64 * 1024 * 1024,
             strict: false,
             host: HostSettings::default(),
             retry: Retry::default(),
@@ -280,6 +282,17 @@ impl Builder {
         self
     }
 
+    /// How much memory the execution pointers of long workflows may take, roughly; default: 64 MiB.
+    /// A workflow of 64 pointers or more that was loaded or stored is loaded again by its header:
+    /// if its revision is still the same, its pointers are those that are kept. (Every host and
+    /// server that writes a workflow gives it a new revision. A person who changes execution
+    /// pointers by SQL has to update the row of the workflow, too.) 0, or
+    /// [`remember`](Self::remember) 0: nothing is kept.
+    pub fn keep(mut self, bytes: usize) -> Self {
+        self.keep_bytes = bytes;
+        self
+    }
+
     /// Optimistic concurrency control: persisting a workflow that another writer has changed
     /// since this provider last loaded or stored it fails with `REVISION_MISMATCH`, instead
     /// of the last writer winning; so does every further attempt until the workflow is loaded
@@ -336,7 +349,14 @@ impl Builder {
             caller,
             Options {
                 claims: self.claims,
-                cache: Cache::new(self.remember),
+                cache: Cache::new(
+                    self.remember,
+                    if self.remember > 0 {
+                        self.keep_bytes
+                    } else {
+                        0
+                    },
+                ),
                 strict: self.strict,
             },
         ))

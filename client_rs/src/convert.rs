@@ -9,16 +9,23 @@ use std::collections::HashMap;
 use wfe_core::models as engine;
 
 pub(crate) use self::lifecycle::{from_lifecycle_event, to_lifecycle_event};
-use self::values::{
-    from_json, from_optional_json, from_required_time, from_step_id, to_json, to_step_id,
-};
-pub(crate) use self::values::{from_time, to_time};
+pub(crate) use self::values::{append_json, from_time, to_step_id, to_time};
+use self::values::{from_json, from_optional_json, from_required_time, from_step_id, to_json};
 use crate::error::{Error, Result};
 use crate::v1;
 
 /// A workflow to send.
 pub(crate) fn to_workflow(instance: &engine::WorkflowInstance) -> Result<v1::WorkflowInstance> {
+    let pointers = instance.execution_pointers.iter().map(to_pointer);
     Ok(v1::WorkflowInstance {
+        execution_pointers: pointers.collect::<Result<_>>()?,
+        ..to_header(instance)
+    })
+}
+
+/// A workflow without its pointers.
+pub(crate) fn to_header(instance: &engine::WorkflowInstance) -> v1::WorkflowInstance {
+    v1::WorkflowInstance {
         id: instance.id.clone(),
         name: instance.name.clone(),
         root_workflow_id: instance.root_workflow_id.clone(),
@@ -26,18 +33,13 @@ pub(crate) fn to_workflow(instance: &engine::WorkflowInstance) -> Result<v1::Wor
         version: instance.version,
         description: instance.description.clone(),
         reference: instance.reference.clone(),
-        execution_pointers: instance
-            .execution_pointers
-            .iter()
-            .map(to_pointer)
-            .collect::<Result<_>>()?,
         next_execution: instance.next_execution,
         status: to_workflow_status(instance.status).into(),
         data_json: to_json(&instance.data),
         create_time: Some(to_time(instance.create_time)),
         complete_time: instance.complete_time.map(to_time),
         ..Default::default()
-    })
+    }
 }
 
 pub(crate) fn to_workflow_status(status: engine::WorkflowStatus) -> v1::WorkflowStatus {

@@ -5,7 +5,7 @@ use wfe_core::models::{
     Event, EventSubscription, ExecutionError, ScheduledCommand, WorkflowInstance,
 };
 
-use crate::convert::{to_command, to_event, to_execution_error, to_subscription, to_workflow};
+use crate::convert::{to_command, to_event, to_execution_error, to_step_id, to_subscription};
 use crate::error::Error;
 use crate::v1;
 
@@ -31,7 +31,7 @@ use crate::v1;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Step {
-    pub(crate) workflow: v1::WorkflowInstance,
+    pub(crate) workflow: WorkflowInstance,
     pub(crate) effects: v1::CommitWorkflowRequest,
 }
 
@@ -53,8 +53,11 @@ impl Step {
     ///
     /// A value that cannot be sent, for example a step id beyond 2^63-1.
     pub fn new(workflow: &WorkflowInstance) -> Result<Self, Error> {
+        for pointer in &workflow.execution_pointers {
+            to_step_id(pointer.step_id)?;
+        }
         Ok(Self {
-            workflow: to_workflow(workflow)?,
+            workflow: workflow.clone(),
             effects: v1::CommitWorkflowRequest {
                 request_id: Uuid::new_v4().to_string(),
                 ..Default::default()

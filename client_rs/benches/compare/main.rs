@@ -5,6 +5,8 @@
 
 #[path = "../../tests/all/common.rs"]
 mod common;
+mod long;
+mod process;
 mod workflows;
 
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use wfe_postgres::PostgresPersistenceProvider;
 
 const HELP: &str = "\
 cargo bench --bench compare -- [--rows N]… [--large] [--callers N]… [--seconds S] [--only TEXT]
+cargo bench --bench compare -- --long [--rows N] [--callers N]… [--rounds N] [--seconds S] [--json FILE]
 cargo bench --bench compare -- --workflows [--steps N] [--at-once N] [--rounds N] [--seconds S] [--quick]
                                            [--json FILE] [--only TEXT]
   --rows     initial number of workflows, events and subscriptions in each store [default: 10000]
@@ -26,10 +29,11 @@ cargo bench --bench compare -- --workflows [--steps N] [--at-once N] [--rounds N
   --callers  number of concurrent callers [default: 1 and 32]
   --seconds  duration of each measurement, per side [default: 2]
   --only     run only the workloads, or sides, whose names contain this text
+  --long       loads and persists of up to 1000 pointers, and whose processor's time they take
   --workflows  whole workflows instead, on hosts of the engine, from empty stores
   --steps      of a workflow [default: 5 and 50]; --at-once: how many workflows [default: 1 and 32]
   --quick      same as --rounds 3 --seconds 1
-  --rounds     of workflows, in turn; the figures are medians [default: 5]
+  --rounds     of these two, in turn; the figures are medians [default: 5]
   --json       where to save them
 WFE_TEST_POSTGRES: the URL of the PostgreSQL to use [default: an embedded one]";
 
@@ -40,6 +44,7 @@ struct Options {
     only: String,
     workflows: bool,
     shape: workflows::Shape,
+    long: bool,
     rounds: usize,
     json: Option<std::path::PathBuf>,
 }
@@ -53,6 +58,7 @@ impl Options {
             only: String::new(),
             workflows: false,
             shape: workflows::Shape::default(),
+            long: false,
             rounds: 5,
             json: None,
         };
@@ -66,6 +72,7 @@ impl Options {
                 "--callers" => options.callers.push(value().parse().expect("a number")),
                 "--seconds" => options.seconds = value().parse().expect("a number"),
                 "--only" => options.only = value(),
+                "--long" => options.long = true,
                 "--workflows" => options.workflows = true,
                 "--steps" => options.shape.steps = vec![value().parse().expect("a number")],
                 "--at-once" => options.shape.at_once = vec![value().parse().expect("a number")],
@@ -392,9 +399,13 @@ async fn fill(url: &str, rows: u64) {
 #[tokio::main]
 async fn main() {
     let options = Options::parse();
-    if options.workflows {
+    if options.workflows || options.long {
         let Options { shape, only, .. } = &options;
-        let found = workflows::compare(shape, options.rounds, options.seconds, only).await;
+        let (rounds, seconds) = (options.rounds, options.seconds);
+        let found = match options.workflows {
+            true => workflows::compare(shape, rounds, seconds, only).await,
+            false => long::compare(options.rows[0], &options.callers, rounds, seconds, only).await,
+        };
         if let Some(path) = &options.json {
             std::fs::write(path, format!("{found:#}\n")).expect("the file can be written");
         }

@@ -3,8 +3,6 @@
 
 #[path = "own_way.rs"]
 mod own_way;
-#[path = "process.rs"]
-mod process;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,8 +23,8 @@ use wfe_persistence_client::GrpcHost;
 use wfe_postgres::PostgresPersistenceProvider;
 
 use self::own_way::Python;
-use self::process::{process, with_children};
 use crate::common;
+use crate::process::{process, with_children};
 
 /// How many steps a workflow has, and how many of them there are at a time: all combinations.
 pub struct Shape {
@@ -307,9 +305,9 @@ async fn run_on_host(
     }
 }
 
-struct Numbers(BTreeMap<&'static str, f64>);
+pub struct Numbers(pub BTreeMap<&'static str, f64>);
 
-fn median(rounds: &[Numbers], name: &str) -> f64 {
+pub fn median(rounds: &[Numbers], name: &str) -> f64 {
     let mut values: Vec<f64> = rounds.iter().map(|numbers| numbers.0[name]).collect();
     values.sort_by(f64::total_cmp);
     (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0

@@ -36,7 +36,7 @@ pub(super) fn from_required_time(message: Option<Timestamp>) -> Result<DateTime<
     from_time(message)?.ok_or_else(|| Error::bad_response("no value for a required time"))
 }
 
-pub(super) fn to_step_id(step_id: usize) -> Result<i64> {
+pub(crate) fn to_step_id(step_id: usize) -> Result<i64> {
     i64::try_from(step_id).map_err(|_| Error::invalid(format!("step id {step_id} is too large")))
 }
 
@@ -48,12 +48,17 @@ pub(super) fn from_step_id(step_id: i64) -> Result<usize> {
 /// A JSON value as text.
 pub(super) fn to_json(value: &Value) -> String {
     let mut text = Vec::with_capacity(64);
+    append_json(value, &mut text);
+    String::from_utf8(text).expect("JSON is UTF-8")
+}
+
+/// Appends the same text.
+pub(crate) fn append_json(value: &Value, text: &mut Vec<u8>) {
     value
         .serialize(&mut serde_json::Serializer::with_formatter(
-            &mut text, KeepFloats,
+            text, KeepFloats,
         ))
         .expect("keys are strings, and writing to memory does not fail");
-    String::from_utf8(text).expect("JSON is UTF-8")
 }
 
 pub(super) fn from_json(text: &str) -> Result<Value> {

@@ -17,7 +17,7 @@ use wfe_core::traits::{
 use super::due::{due, Due};
 use super::handling::{this_task, Outcome};
 use super::{GrpcHost, Inner};
-use crate::convert::{to_event, to_pointer, to_time, to_workflow};
+use crate::convert::{to_event, to_time};
 use crate::error::Result;
 use crate::provider::{id_or_new, new_effects, to_new_subscriptions};
 use crate::v1::{self, ErrorReason};
@@ -60,14 +60,13 @@ impl Inner {
         subscriptions: &[EventSubscription],
     ) -> Result<()> {
         let task = this_task();
-        let message = to_workflow(instance)?;
         let mut persist = self.handling().persist(task, &instance.id);
         let is_step = persist.receipt.is_some();
         let base = self.provider.cache.get(&instance.id);
         let base = base.filter(|base| Some(base.revision) == persist.expected_revision);
         let due = due(instance, Utc::now(), |pointer| {
             let base = base.as_ref().filter(|_| is_step);
-            base.is_some_and(|base| to_pointer(pointer).is_ok_and(|p| base.has(&p)))
+            base.is_some_and(|base| base.has(pointer))
         });
         if due == Due::Now
             && subscriptions.is_empty()
@@ -116,7 +115,7 @@ impl Inner {
         if is_step && !persist.goes_on {
             self.take_ahead(task);
         }
-        let outcome = self.provider.save(message, effects).await;
+        let outcome = self.provider.save(instance, effects).await;
         if outcome.is_err() {
             self.outbox.put_back(publish);
         }

@@ -4,13 +4,16 @@ use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use prost::Message;
 use wfe_core::models::{EventSubscription, WorkflowInstance};
 use wfe_core::traits::WorkflowRepository;
 
 use super::write::new_effects;
 use super::{all_pages, id_or_new, GrpcPersistenceProvider, PAGE_SIZE};
+use crate::cache::LONG;
 use crate::convert::{from_workflow, to_subscription, to_time, to_workflow};
 use crate::error::{Error, Result};
+use crate::patch::Snapshot;
 use crate::v1;
 
 /// The maximum number of ids in one `GetWorkflowInstances`.
@@ -31,23 +34,53 @@ impl GrpcPersistenceProvider {
             enqueue,
         };
         let response = self.call(&request).await?;
-        let mut stored = request.instance.unwrap_or_default();
-        stored.id.clone_from(&response.id);
-        stored.name = response.name;
-        self.cache.put(&stored, response.revision);
+        self.remember(|| {
+            let mut snapshot = Snapshot::new(instance, response.revision);
+            snapshot.rename(&response.id, &response.name);
+            snapshot
+        });
         Ok(response.id)
     }
 
     /// Loads a workflow; returns it with its revision.
     pub(crate) async fn load(&self, id: &str) -> Result<(WorkflowInstance, i64)> {
-        let request = v1::GetWorkflowInstanceRequest {
-            id: id.into(),
-            ..Default::default()
-        };
-        let response = self.call(&request).await.map_err(|error| error.about(id))?;
-        let message = response.instance.unwrap_or_default();
+        if let Some(unchanged) = self.load_header(id).await? {
+            return Ok(unchanged);
+        }
+        let message = self.get(id, v1::WorkflowView::Full).await?;
         let revision = message.revision;
         Ok((self.loaded(message)?, revision))
+    }
+
+    async fn get(&self, id: &str, view: v1::WorkflowView) -> Result<v1::WorkflowInstance> {
+        let request = v1::GetWorkflowInstanceRequest {
+            id: id.into(),
+            view: view.into(),
+        };
+        let response = self.call(&request).await.map_err(|error| error.about(id))?;
+        Ok(response.instance.unwrap_or_default())
+    }
+
+    /// Loads only the header of a workflow whose pointers are kept; returns it with these if it is
+    /// at the same revision. Every writer makes a new one, also a host that accesses the database
+    /// directly.
+    async fn load_header(&self, id: &str) -> Result<Option<(WorkflowInstance, i64)>> {
+        let Some((revision, pointers)) = self.cache.kept(id) else {
+            return Ok(None);
+        };
+        let message = self.get(id, v1::WorkflowView::Header).await?;
+        if message.revision != revision {
+            return Ok(None);
+        }
+        let mut instance = from_workflow(message)?;
+        // Of a store that was restored to an earlier state, it may be another revision of the same
+        // number.
+        let known = self.cache.get(id);
+        if !known.is_some_and(|known| known.revision == revision && known.has_header(&instance)) {
+            return Ok(None);
+        }
+        instance.execution_pointers = Vec::clone(&pointers);
+        Ok(Some((instance, revision)))
     }
 
     /// Converts a workflow that was received, and caches it.
@@ -56,9 +89,14 @@ impl GrpcPersistenceProvider {
             return Err(Error::left_out(&format!("workflow {:?}", message.id)));
         }
         let revision = message.revision;
+        let bytes = match message.execution_pointers.len() {
+            LONG.. => message.encoded_len(),
+            _ => 0,
+        };
         let instance = from_workflow(message)?;
         // As it would be sent, so that an unchanged workflow makes an empty patch.
-        self.cache.put(&to_workflow(&instance)?, revision);
+        self.remember(|| Snapshot::new(&instance, revision));
+        self.cache.keep(&instance, revision, bytes);
         Ok(instance)
     }
 }
@@ -95,7 +133,7 @@ impl WorkflowRepository for GrpcPersistenceProvider {
     ///
     /// `WorkflowNotFound`; `Persistence` with `NAME_TAKEN`, `INVALID_FIELD`, …
     async fn persist_workflow(&self, instance: &WorkflowInstance) -> wfe_core::Result<()> {
-        self.save(to_workflow(instance)?, new_effects()).await?;
+        self.save(instance, new_effects()).await?;
         Ok(())
     }
 
@@ -113,7 +151,7 @@ impl WorkflowRepository for GrpcPersistenceProvider {
             create_subscriptions: to_new_subscriptions(subscriptions)?,
             ..new_effects()
         };
-        self.save(to_workflow(instance)?, effects).await?;
+        self.save(instance, effects).await?;
         Ok(())
     }
 

@@ -1,10 +1,14 @@
 //! Writes of workflows: as a patch of the cached state where possible, else as the whole
 //! state.
 
+use std::sync::Arc;
+
 use tonic::Code;
 use uuid::Uuid;
+use wfe_core::models::WorkflowInstance;
 
 use super::GrpcPersistenceProvider;
+use crate::convert::to_workflow;
 use crate::error::{Error, Result};
 use crate::patch::Snapshot;
 use crate::step::{Committed, Step};
@@ -20,6 +24,13 @@ pub(crate) fn new_effects() -> v1::CommitWorkflowRequest {
     }
 }
 
+/// What came of a patch.
+enum Tried {
+    Done(Result<Committed>),
+    /// All is to be sent; with the snapshot of it, if it has been made.
+    SendAll(Option<Snapshot>),
+}
+
 impl GrpcPersistenceProvider {
     /// Commits one step of an engine in one transaction: the workflow's new state, sent as a
     /// patch if its stored state is cached, and everything else in the [`Step`]. The step is
@@ -33,54 +44,52 @@ impl GrpcPersistenceProvider {
     /// `INVALID_FIELD`.
     pub async fn commit(&self, step: Step) -> Result<Committed, Error> {
         let Step { workflow, effects } = step;
+        let workflow = &workflow;
         let expected = effects.expected_revision;
-        let base = self
-            .cache
-            .get(&workflow.id)
-            .filter(|snapshot| expected.is_none_or(|revision| revision == snapshot.revision));
-        if let Some(outcome) = self.try_patch(&workflow, base.as_deref(), &effects).await {
-            return outcome;
-        }
+        let base = self.base(&workflow.id, expected);
+        let new = match self.try_patch(workflow, base.as_deref(), &effects).await {
+            Tried::Done(outcome) => return outcome,
+            Tried::SendAll(new) => new,
+        };
         let request = v1::CommitWorkflowRequest {
-            state: Some(State::Instance(workflow.clone())),
+            state: Some(State::Instance(to_workflow(workflow)?)),
             expected_revision: expected.or(self.strict_revision(base.as_deref())),
             // Not the request that was refused: another idempotency key.
             request_id: Uuid::new_v4().to_string(),
             ..effects
         };
-        self.commit_once(&workflow, &request).await
+        self.commit_once(workflow, new, &request).await
     }
 
     /// Persists a workflow, with those of a step's effects that both persists have, and events;
     /// returns its revision. (Not always as a commit: older servers have no `CommitWorkflow`.)
     pub(crate) async fn save(
         &self,
-        workflow: v1::WorkflowInstance,
+        workflow: &WorkflowInstance,
         effects: v1::CommitWorkflowRequest,
     ) -> Result<i64> {
         let expected = effects.expected_revision;
-        let base = self
-            .cache
-            .get(&workflow.id)
-            .filter(|snapshot| expected.is_none_or(|revision| revision == snapshot.revision));
-        if let Some(outcome) = self.try_patch(&workflow, base.as_deref(), &effects).await {
-            return outcome.map(|committed| committed.revision);
-        }
+        let base = self.base(&workflow.id, expected);
+        let new = match self.try_patch(workflow, base.as_deref(), &effects).await {
+            Tried::Done(outcome) => return outcome.map(|committed| committed.revision),
+            Tried::SendAll(new) => new,
+        };
         let expected_revision = expected.or(self.strict_revision(base.as_deref()));
-        if !effects.create_events.is_empty() {
-            let request = v1::CommitWorkflowRequest {
-                state: Some(State::Instance(workflow.clone())),
-                expected_revision,
-                request_id: Uuid::new_v4().to_string(),
-                ..effects
-            };
-            let committed = self.commit_once(&workflow, &request).await?;
-            return Ok(committed.revision);
-        }
-        let instance = Some(workflow);
+        let instance = to_workflow(workflow)?;
         // Not the request that was refused: another idempotency key.
         let request_id = Uuid::new_v4().to_string();
-        let (instance, outcome) = if effects.create_subscriptions.is_empty() {
+        if !effects.create_events.is_empty() {
+            let request = v1::CommitWorkflowRequest {
+                state: Some(State::Instance(instance)),
+                expected_revision,
+                request_id,
+                ..effects
+            };
+            let committed = self.commit_once(workflow, new, &request).await?;
+            return Ok(committed.revision);
+        }
+        let instance = Some(instance);
+        let outcome = if effects.create_subscriptions.is_empty() {
             let request = v1::PersistWorkflowRequest {
                 instance,
                 expected_revision,
@@ -90,8 +99,7 @@ impl GrpcPersistenceProvider {
                 acknowledge: effects.acknowledge,
                 publish: effects.publish,
             };
-            let outcome = self.call(&request).await.map(|response| response.revision);
-            (request.instance, outcome)
+            self.call(&request).await.map(|response| response.revision)
         } else {
             let request = v1::PersistWorkflowWithSubscriptionsRequest {
                 instance,
@@ -103,39 +111,67 @@ impl GrpcPersistenceProvider {
                 acknowledge: effects.acknowledge,
                 publish: effects.publish,
             };
-            let outcome = self.call(&request).await.map(|response| response.revision);
-            (request.instance, outcome)
+            self.call(&request).await.map(|response| response.revision)
         };
-        self.written(&instance.unwrap_or_default(), outcome, |revision| *revision)
+        self.written(workflow, new, outcome, |revision| *revision)
     }
 
-    /// Commits the workflow as a patch of the stored state. `None` if there is no such patch,
-    /// or if it was refused in favour of the full state.
+    /// Remembers a workflow as it is stored, unless nothing is remembered.
+    pub(crate) fn remember(&self, snapshot: impl FnOnce() -> Snapshot) {
+        if self.cache.is_enabled() {
+            self.cache.put(snapshot());
+        }
+    }
+
+    /// What a workflow is known to be, if that is what the write expects.
+    fn base(&self, id: &str, expected_revision: Option<i64>) -> Option<Arc<Snapshot>> {
+        self.cache.get(id).filter(|snapshot| {
+            expected_revision.is_none_or(|revision| revision == snapshot.revision)
+        })
+    }
+
+    /// Commits the workflow as a patch of the stored state, unless there is no such patch, or it is
+    /// refused in favour of the full state.
     async fn try_patch(
         &self,
-        workflow: &v1::WorkflowInstance,
+        workflow: &WorkflowInstance,
         base: Option<&Snapshot>,
         effects: &v1::CommitWorkflowRequest,
-    ) -> Option<Result<Committed>> {
-        let base = base?;
+    ) -> Tried {
+        let Some(base) = base else {
+            return Tried::SendAll(None);
+        };
+        let new = Snapshot::new(workflow, 0);
+        let change = match base.patch(workflow, &new) {
+            Ok(Some(change)) => change,
+            Ok(None) => return Tried::SendAll(Some(new)),
+            Err(error) => return Tried::Done(Err(error)),
+        };
         let request = v1::CommitWorkflowRequest {
-            state: Some(State::Patch(base.patch(workflow)?)),
+            state: Some(State::Patch(change.patch.clone())),
             expected_revision: Some(base.revision),
             ..effects.clone()
         };
-        match self.commit_once(workflow, &request).await {
-            Err(error) if self.falls_back(&error, effects.expected_revision.is_some()) => None,
-            outcome => Some(outcome),
+        match self.commit_once(workflow, Some(new), &request).await {
+            Err(error) if self.falls_back(&error, effects.expected_revision.is_some()) => {
+                Tried::SendAll(None)
+            }
+            Ok(committed) => {
+                self.cache.advance(workflow, &change, committed.revision);
+                Tried::Done(Ok(committed))
+            }
+            outcome => Tried::Done(outcome),
         }
     }
 
     async fn commit_once(
         &self,
-        workflow: &v1::WorkflowInstance,
+        workflow: &WorkflowInstance,
+        new: Option<Snapshot>,
         request: &v1::CommitWorkflowRequest,
     ) -> Result<Committed> {
         let outcome = self.call(request).await;
-        let response = self.written(workflow, outcome, |response| response.revision)?;
+        let response = self.written(workflow, new, outcome, |response| response.revision)?;
         Ok(Committed {
             revision: response.revision,
             subscription_ids: response.subscription_ids,
@@ -143,15 +179,21 @@ impl GrpcPersistenceProvider {
         })
     }
 
-    /// Updates the cache after a write, for which the response has the new revision.
+    /// Updates the cache after a write, for which the response has the new revision. `new`: the
+    /// snapshot of the workflow, if it has been made.
     fn written<T>(
         &self,
-        workflow: &v1::WorkflowInstance,
+        workflow: &WorkflowInstance,
+        new: Option<Snapshot>,
         outcome: Result<T>,
         revision: fn(&T) -> i64,
     ) -> Result<T> {
         match &outcome {
-            Ok(response) => self.cache.put(workflow, revision(response)),
+            Ok(response) => self.remember(|| {
+                let mut new = new.unwrap_or_else(|| Snapshot::new(workflow, 0));
+                new.revision = revision(response);
+                new
+            }),
             // Without the revision, the same write would succeed when it is made again.
             Err(error) if self.strict && error.reason() == Some(ErrorReason::RevisionMismatch) => {}
             Err(_) => self.cache.forget(&workflow.id),

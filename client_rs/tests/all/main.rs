@@ -8,6 +8,7 @@ mod ended;
 mod host;
 mod hosts;
 mod kill;
+mod long;
 mod mixed_fleet;
 mod newer;
 mod persistence;
