@@ -26,8 +26,10 @@ struct Inner {
 }
 
 impl Cache {
-    /// `pointers`: the capacity for snapshots; `bytes`: for the pointers of long workflows.
+    /// `pointers`: the capacity for snapshots; `bytes`: for the pointers of long workflows, which
+    /// are of no use without.
     pub(crate) fn new(pointers: usize, bytes: usize) -> Self {
+        let bytes = if pointers == 0 { 0 } else { bytes };
         Self(Arc::new(Mutex::new(Inner {
             snapshots: Lru::new(pointers),
             kept: Lru::new(bytes),

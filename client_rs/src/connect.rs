@@ -282,12 +282,10 @@ impl Builder {
         self
     }
 
-    /// How much memory the execution pointers of long workflows may take, roughly; default: 64 MiB.
-    /// A workflow of 64 pointers or more that was loaded or stored is loaded again by its header:
-    /// if its revision is still the same, its pointers are those that are kept. (Every host and
-    /// server that writes a workflow gives it a new revision. A person who changes execution
-    /// pointers by SQL has to update the row of the workflow, too.) 0, or
-    /// [`remember`](Self::remember) 0: nothing is kept.
+    /// The memory for execution pointers of long workflows, roughly; default: 64 MiB. Of a workflow
+    /// with 64 or more that was loaded before, only the header is read, if its revision is still
+    /// the same. (Every writer makes a new one; who changes pointers by hand has to update the row
+    /// of the workflow, too.) 0, or [`remember`](Self::remember) 0: nothing is kept.
     pub fn keep(mut self, bytes: usize) -> Self {
         self.keep_bytes = bytes;
         self
@@ -349,14 +347,7 @@ impl Builder {
             caller,
             Options {
                 claims: self.claims,
-                cache: Cache::new(
-                    self.remember,
-                    if self.remember > 0 {
-                        self.keep_bytes
-                    } else {
-                        0
-                    },
-                ),
+                cache: Cache::new(self.remember, self.keep_bytes),
                 strict: self.strict,
             },
         ))

@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use sqlx::Executor;
 use wfe_core::traits::PersistenceProvider;
+use wfe_persistence_client::GrpcPersistenceProvider;
 use wfe_postgres::PostgresPersistenceProvider;
 
+use crate::fill::fill;
 use crate::process::{process, with_children};
 use crate::workflows::{median, Numbers};
-use crate::{common, fill, Caller, Work};
+use crate::{common, Caller, Work};
 
 const LENGTHS: [usize; 5] = [1, 10, 50, 200, 1000];
 
@@ -36,13 +38,20 @@ impl Side {
         }
     }
 
-    async fn served() -> Self {
+    /// `keep`: whether the client keeps the pointers of long workflows, so that it need not load
+    /// those again that nobody has changed.
+    async fn served(keep: bool) -> Self {
         let url = common::new_database().await;
         let (target, pid) = common::start_server_process(&["--db-url", &url]);
-        let store = common::connect(&target).await;
+        let builder = GrpcPersistenceProvider::builder(target);
+        let (name, builder) = match keep {
+            true => ("through the server", builder),
+            false => ("through the server, nothing kept", builder.keep(0)),
+        };
+        let store = builder.connect().await.unwrap();
         store.ensure_store_exists().await.unwrap();
         Self {
-            name: "through the server",
+            name,
             store: Arc::new(store),
             url,
             server: Some(pid),
@@ -99,7 +108,7 @@ async fn run(
     (callers, Numbers(numbers))
 }
 
-/// Measures both sides in turn, `rounds` times; returns the medians.
+/// Measures all sides in turn, `rounds` times; returns the medians.
 pub async fn compare(
     rows: u64,
     at_once: &[usize],
@@ -107,7 +116,11 @@ pub async fn compare(
     seconds: f64,
     only: &str,
 ) -> serde_json::Value {
-    let sides = [Side::direct().await, Side::served().await];
+    let sides = [
+        Side::direct().await,
+        Side::served(true).await,
+        Side::served(false).await,
+    ];
     for side in &sides {
         fill(&side.url, rows).await;
     }
