@@ -28,7 +28,7 @@ pub(crate) fn new_effects() -> v1::CommitWorkflowRequest {
 enum Tried {
     Done(Result<Committed>),
     /// All is to be sent; with the snapshot of it, if it has been made.
-    SendAll(Option<Snapshot>),
+    SendAll(Option<Box<Snapshot>>),
 }
 
 impl GrpcPersistenceProvider {
@@ -49,7 +49,7 @@ impl GrpcPersistenceProvider {
         let base = self.base(&workflow.id, expected);
         let new = match self.try_patch(workflow, base.as_deref(), &effects).await {
             Tried::Done(outcome) => return outcome,
-            Tried::SendAll(new) => new,
+            Tried::SendAll(new) => new.map(|new| *new),
         };
         let request = v1::CommitWorkflowRequest {
             state: Some(State::Instance(to_workflow(workflow)?)),
@@ -72,7 +72,7 @@ impl GrpcPersistenceProvider {
         let base = self.base(&workflow.id, expected);
         let new = match self.try_patch(workflow, base.as_deref(), &effects).await {
             Tried::Done(outcome) => return outcome.map(|committed| committed.revision),
-            Tried::SendAll(new) => new,
+            Tried::SendAll(new) => new.map(|new| *new),
         };
         let expected_revision = expected.or(self.strict_revision(base.as_deref()));
         let instance = to_workflow(workflow)?;
@@ -144,7 +144,7 @@ impl GrpcPersistenceProvider {
         let new = Snapshot::new(workflow, 0);
         let change = match base.patch(workflow, &new) {
             Ok(Some(change)) => change,
-            Ok(None) => return Tried::SendAll(Some(new)),
+            Ok(None) => return Tried::SendAll(Some(Box::new(new))),
             Err(error) => return Tried::Done(Err(error)),
         };
         let request = v1::CommitWorkflowRequest {

@@ -94,7 +94,8 @@ async fn what_was_stored_is_loaded_as_if_it_were_read() {
     let other = provider(&target, 0).await;
     let id = ours.create_new_workflow(&workflow(LONG)).await.unwrap();
     let mut instance = ours.get_workflow_instance(&id).await.unwrap();
-    let changes: [(bool, fn(&mut WorkflowInstance)); 5] = [
+    type Change = fn(&mut WorkflowInstance);
+    let changes: [(bool, Change); 5] = [
         (true, |w| w.data = json!({"total": 0.1, "x": 1e300})),
         (true, |w| {
             let pointer = &mut w.execution_pointers[3];
