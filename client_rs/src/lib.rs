@@ -85,6 +85,8 @@
 //! with thousands of pointers costs no more than one of a short workflow. If another writer
 //! has changed the workflow in the meantime, the provider sends the full state, so that the
 //! last writer wins, as the trait requires; with [`Builder::strict`] that is an error instead.
+//! A workflow of 64 pointers or more that was loaded before is loaded by its header, if its
+//! revision is still the same ([`Builder::keep`]).
 //! A [`Step`] stores a workflow together with subscriptions, events, errors and commands in
 //! one transaction.
 //!

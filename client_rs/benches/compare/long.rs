@@ -208,6 +208,8 @@ async fn postmaster(url: &str) -> u32 {
         .fetch_one(&pool)
         .await
         .unwrap();
+    // While it is there.
+    let postmaster = process(backend as u32).parent;
     pool.close().await;
-    process(backend as u32).parent
+    postmaster
 }
