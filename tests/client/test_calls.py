@@ -38,7 +38,6 @@ from wfe.persistence.v1 import (
     workflow_pb2,
 )
 from wfe_persistence_client import (
-    BulkResult,
     CommandName,
     CommitOutcomeUnknown,
     DeadlineExceeded,
@@ -116,11 +115,20 @@ def first(items: Any) -> Any:
 Call = Callable[[PersistenceProvider], Awaitable[object]]
 
 
-async def all_created(results: AsyncIterator[BulkResult[Any]]) -> None:
-    """All of them, of which none may have been refused."""
-    async for result in results:
-        if result.error is not None:
-            raise result.error
+def all_created(results: Any) -> Any:
+    """Take all of them, of which none may have been refused; what to await for it of async ones."""
+    if not hasattr(results, "aclose"):
+        for result in results:
+            if result.error is not None:
+                raise result.error
+        return None
+
+    async def take() -> None:
+        async for result in results:
+            if result.error is not None:
+                raise result.error
+
+    return take()
 
 
 #: Every RPC: a call that makes it, and a good answer.

@@ -364,7 +364,10 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
         "test_events.py",
     ),
     "a claim that ignores leases": (
-        replace(command, "CLAIM_COMMANDS", "lease_expiry IS NULL OR lease_expiry <= now()", "TRUE"),
+        replace(
+            command, "CLAIM_COMMANDS",
+            "AND lease_expiry <= now()", "AND lease_expiry IS NOT NULL",
+        ),
         "test_commands.py::test_claimed_command_is_not_claimed_again",
     ),
     "items handed out without row locks": (
@@ -450,7 +453,8 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     "held subscriptions handed out": (
         replace(
             subscription, "GET_FIRST_OPEN_SUBSCRIPTION",
-            "AND (external_token IS NULL OR external_token_expiry <= now())", "",
+            "AND external_token IS NOT NULL AND external_token_expiry <= now()",
+            "AND external_token IS NOT NULL",
         ),
         "test_subscriptions.py",
     ),

@@ -16,8 +16,8 @@ from tests.support import make
 from tests.support.api import Api, connect
 from tests.support.expect import Failure, eventually, fails, failure_of
 from tests.support.server import ServerProcess
-from wfe.persistence.v1.event_pb2 import CreateEventRequest
 from wfe.persistence.v1.store_pb2 import CreateNamespaceRequest
+from wfe.persistence.v1.workflow_pb2 import CreateNewWorkflowRequest
 
 CONNECTIONS = 2
 MAX_WAITING = 50
@@ -46,7 +46,8 @@ class Caller:
     failures: list[Failure] = field(default_factory=list)
 
     async def call(self) -> None:
-        failure = await failure_of(self.api.create_event(make.event()))
+        # (A call that is not run together with others of its kind.)
+        failure = await failure_of(self.api.create(make.instance()))
         if failure:
             self.failures.append(failure)
         else:
@@ -112,7 +113,7 @@ async def test_calls_behind_a_full_queue_get_every_second_turn(
     flood, victim = callers
     calls = 20
     with psycopg.connect(database_url) as connection:
-        connection.execute("LOCK TABLE wfc_flood.events IN ACCESS EXCLUSIVE MODE")
+        connection.execute("LOCK TABLE wfc_flood.workflows IN ACCESS EXCLUSIVE MODE")
         flooding = [asyncio.create_task(flood.call()) for _ in range(FLOOD)]
 
         async def is_full() -> bool:
@@ -124,8 +125,9 @@ async def test_calls_behind_a_full_queue_get_every_second_turn(
         # they wait at the gate.
         for _ in range(10):
             with fails("RESOURCE_EXHAUSTED", "NAMESPACE_BUSY"):
-                await victim.api.events.CreateEvent(
-                    CreateEventRequest(event=make.event()), metadata=(("wfe-namespace", "flood"),)
+                await victim.api.workflows.CreateNewWorkflow(
+                    CreateNewWorkflowRequest(instance=make.instance()),
+                    metadata=(("wfe-namespace", "flood"),),
                 )
         assert not any(task.done() for task in waiting)
         assert not flood.log
