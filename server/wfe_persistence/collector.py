@@ -8,11 +8,6 @@ through all of it again and again, and let no call go on meanwhile.
 from __future__ import annotations
 
 import gc
-from typing import Final
-
-_YOUNG_OBJECTS: Final = 5_000
-"""How many more objects there must be before it looks for cycles among the new ones. A call in
-progress has about a hundred, and ends without it. (Python's default is 700.)"""
 
 
 def pause() -> None:
@@ -23,7 +18,6 @@ def pause() -> None:
 def resume() -> None:
     """End a start: collect garbage again, but of what is made from now on."""
     gc.freeze()
-    gc.set_threshold(_YOUNG_OBJECTS)
     gc.enable()
 
 
