@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import quote
 
+from wfe_persistence.embedded_log import EmbeddedLog
 from wfe_persistence.privileges import User, reachable_binaries, unprivileged_user
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,6 @@ _SAY_SECONDS: Final = 1.0
 _UNSEEN_SECONDS: Final = 10.0
 _SOCKET_PATH_BYTES: Final = 100  # sun_path holds 108
 _SOCKET_RECORD: Final = "socket-dir"
-_LOG_BYTES: Final = 2000
 _FULL_BYTES: Final = 16 * 2**20  # a segment of the write-ahead log
 
 # A process's own working directory, whatever the directories above it allow.
@@ -75,12 +75,11 @@ class EmbeddedPostgres:
     def __init__(self, data_dir: Path) -> None:
         self._dir = data_dir.expanduser().absolute()
         self._pgdata = self._dir / f"postgres-{_VERSION}"
-        self._log = self._pgdata / "log"
+        self._log = EmbeddedLog(self._pgdata / "log", self._give)
         self._installed = _installed()
         self._user: User | None = None
         self._users_lock = -1
         self._child: subprocess.Popen[bytes] | None = None
-        self._log_begin = 0
         # Not an Event: its lock would hang a signal handler that interrupts one that holds it.
         self._interrupted = False
 
@@ -236,12 +235,13 @@ class EmbeddedPostgres:
         space = os.statvfs(self._dir)
         if space.f_bavail * space.f_frsize < _FULL_BYTES:
             words.append(f"the disk of {self._dir} is full")
-        with suppress(OSError), open(self._open_log(), "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(size - _LOG_BYTES, min(self._log_begin, size)))
-            if text := file.read().decode(errors="replace").strip():
-                words.append(f"end of {self._log}:\n{text}")
+        if text := self._log.end():
+            words.append(f"end of {self._log.path}:\n{text}")
         return ", ".join(words) or "without a word"
+
+    def keep_log_small(self) -> None:
+        """Let PostgreSQL's log begin again once it is large."""
+        self._log.keep_small()
 
     # Starting
 
@@ -281,9 +281,8 @@ class EmbeddedPostgres:
             (socket_dir / f".s.PGSQL.{_PORT}{suffix}").unlink(missing_ok=True)
         listening = self._as_seen(socket_dir).replace('"', '""')
         lock = self._open_private("postgres.lock")
-        output = self._open_log()
+        output = self._log.begin()
         try:
-            self._log_begin = os.fstat(output).st_size
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._child = self._popen(
                 self._pgdata, "postgres", "-D", self._as_seen(self._pgdata),
@@ -420,13 +419,10 @@ class EmbeddedPostgres:
             os.fchmod(descriptor, 0o600)
         return descriptor
 
-    def _open_log(self) -> int:
-        # PostgreSQL's user owns the directory, and must not make root write elsewhere.
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(self._log, flags, 0o600)
+    def _give(self, descriptor: int) -> None:
+        """Make PostgreSQL's user the owner of a file that was created for it."""
         if self._user and os.fstat(descriptor).st_uid == os.geteuid():
             os.fchown(descriptor, self._user.uid, self._user.gid)
-        return descriptor
 
     def _socket_dir(self) -> Path:
         name_bytes = len(f"/.s.PGSQL.{_PORT}.lock")

@@ -58,6 +58,7 @@ class Supervisor:
                     if time.monotonic() > started + _STABLE_SECONDS:
                         self._pause = _LOOK_SECONDS
                     self._hasten_if_stopping()
+                    self._postgres.keep_log_small()
                     continue
                 again = self._postgres.start_again(self._say_it_has_ended)
             except StartInterruptedError:
