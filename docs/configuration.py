@@ -16,6 +16,7 @@ KINDS: Final[dict[type, str]] = {
     float: "number",
     str: "string",
     Path: "path",
+    tuple: "table",
 }
 
 INTRODUCTION: Final = """\
@@ -122,7 +123,8 @@ def _type(setting: Setting) -> str:
     if about.above is not None:
         bounds.append(f"more than {about.above:g}")
     if about.secret:
-        bounds.append("secret: never shown")
+        several = setting.type is tuple
+        bounds.append("its secrets are never shown" if several else "secret: never shown")
     return ", ".join([kind, *bounds])
 
 

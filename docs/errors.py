@@ -19,6 +19,8 @@ REMEDIES: Final = {
     "there are. Without a role in a namespace, a caller is told ACCESS_DENIED instead.",
     "POINTER_NOT_FOUND": "The patch was made from another state than the stored one. Load the workflow again, "
     "and give the patch its revision.",
+    "DATABASE_NOT_FOUND": "Correct the name or the labels; ListNamespaces shows which databases are in use. Or add "
+    "the database to the settings of all servers ([databases.md](databases.md)).",
     "WORKFLOW_ALREADY_EXISTS": "Give each workflow an id of its own, or none: the store makes one. A repetition of "
     "the same creation is no error.",
     "NAME_TAKEN": "Names are unique in a namespace. Choose another, or find the workflow that has it with "
@@ -28,6 +30,8 @@ REMEDIES: Final = {
     "REQUEST_ID_REUSED": "A `request_id` names one write. Make a new one for each, and keep it for its repetitions.",
     "RECORD_CONFLICT": "Import into an empty namespace, or say `--on-conflict skip` to keep what the store has. "
     "What was stored before stays; the same import can be repeated.",
+    "NAMESPACE_IN_OTHER_DATABASE": "Use it where it is, or create another one. CreateNamespace without a database "
+    "takes it as it is.",
     "REVISION_MISMATCH": "Somebody else has written. Load the workflow, apply the change again, write again. If it "
     "happens all the time, two hosts run the same workflow: hold a lock, and name it in `held_lock_tokens`.",
     "TRANSACTION_CONFLICT": "Repeat the call after the time in RetryInfo. If it is frequent, look for another program "
@@ -90,6 +94,8 @@ REMEDIES: Final = {
     "SHUTTING_DOWN": "Repeat the call; another server, or this one after its restart, answers it.",
     "KEYS_UNAVAILABLE": "The server can't fetch the issuer's keys: its log says why. Calls with tokens signed by keys "
     "that it knows go on.",
+    "DATABASE_NOT_CONFIGURED": "Give all servers of the service the same `[databases]`, and start this one anew "
+    "([databases.md](databases.md)). Clients try again, and may get to a server that knows it.",
     "CREDENTIALS_REQUIRED": "Send a token or a client certificate ([security.md](security.md)). A proxy that ends TLS "
     "takes the certificate away.",
     "CREDENTIALS_INVALID": "The server's log says what is wrong with it, the caller is not told. Revoked, for another "

@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -209,15 +210,30 @@ def pooler(
 _numbers = itertools.count(1)
 
 
-@pytest.fixture
-def database_url(postgres_url: str) -> Iterator[str]:
-    """An empty database of the test's own."""
+@contextmanager
+def _new_database(postgres_url: str) -> Iterator[str]:
     name = f"test_{next(_numbers)}"
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}".encode())
     yield postgres_url.replace("/postgres?", f"/{name}?")
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture
+def database_url(postgres_url: str) -> Iterator[str]:
+    """An empty database of the test's own."""
+    with _new_database(postgres_url) as url:
+        yield url
+
+
+@pytest.fixture
+def database_urls(postgres_url: str) -> Iterator[dict[str, str]]:
+    """Three empty databases of the test's own, by the names that they have in a service."""
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(_new_database(postgres_url)) for name in ("home", "a", "b")
+        }
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from tests.support.generated import copy_generated, run_generated
 from tests.support.server import ServerProcess
-from tests.support.settings import other_value
+from tests.support.settings import as_text, as_toml, other_value
 from wfe_persistence.cli.group import commands
 from wfe_persistence.cli.options import known_variables
 from wfe_persistence.settings import GROUPS, SETTINGS, Setting
@@ -42,6 +42,8 @@ def show(*arguments: str, env: dict[str, str | None] | None = None) -> dict[str,
 def shown(setting: Setting) -> Any:
     """`other_value` as it is shown."""
     value = other_value(setting)
+    if setting.type is tuple:
+        return {value[0].name: {"url": "***"}}
     return "***" if setting.about.secret else str(value) if setting.type is Path else value
 
 
@@ -49,21 +51,23 @@ def shown(setting: Setting) -> Any:
 def test_a_default_is_shown(setting: Setting) -> None:
     entry = show()["settings"][setting.key]
     default = setting.default() if callable(setting.default) else setting.default
-    assert entry["value"] == (str(default) if isinstance(default, Path) else default)
+    assert entry["value"] == (
+        str(default) if isinstance(default, Path) else {} if default == () else default
+    )
     assert (entry["source"], entry["from"]) == ("default", None)
 
 
 @each_setting
 def test_an_option_is_shown(setting: Setting) -> None:
     value = other_value(setting)
-    option = f"--no-{setting.key}" if value is False else f"--{setting.key}"
-    entry = show(*([option] if setting.type is bool else [option, str(value)]))["settings"]
+    option = setting.flag.split("/")[value is False]
+    entry = show(*([option] if setting.type is bool else [option, as_text(value)]))["settings"]
     assert entry[setting.key] == {"value": shown(setting), "source": "flag", "from": option}
 
 
 @each_setting
 def test_a_variable_is_shown(setting: Setting) -> None:
-    entry = show(env={setting.env: str(other_value(setting))})["settings"][setting.key]
+    entry = show(env={setting.env: as_text(other_value(setting))})["settings"][setting.key]
     assert entry == {"value": shown(setting), "source": "environment", "from": setting.env}
 
 
@@ -71,8 +75,7 @@ def test_a_variable_is_shown(setting: Setting) -> None:
 def test_a_value_from_the_file_shows_the_file(setting: Setting, tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     value = other_value(setting)
-    toml = json.dumps(str(value) if isinstance(value, Path) else value)
-    file.write_text(f"{setting.name} = {toml}\n")
+    file.write_text(f"{setting.name} = {as_toml(value)}\n")
     for document in (
         show("--config", str(file)),
         show(env={"WFE_PERSISTENCE_CONFIG": str(file)}),
@@ -289,7 +292,7 @@ def test_the_page_has_every_setting() -> None:
     for setting in SETTINGS.values():
         section = by_title[setting.key]
         assert setting.about.help in section
-        assert f"`--{setting.key}" in section
+        assert f"`{setting.flag.split('/')[0]}" in section
         assert f"`{setting.env}`" in section
         for bound in (setting.about.minimum, setting.about.maximum):
             assert bound is None or str(bound) in section

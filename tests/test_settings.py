@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from tests.support.settings import other_value
+from tests.support.settings import as_text, as_toml, other_value
 from wfe_persistence.cli.options import settings_options
 from wfe_persistence.cli.serve import serve
 from wfe_persistence.settings import GROUPS, SETTINGS, Setting, Settings
@@ -53,7 +52,7 @@ def test_every_setting_has_an_option_of_serve(setting: Setting) -> None:
     if setting.type is bool:
         arguments = [f"--{setting.key}" if value else f"--no-{setting.key}"]
     else:
-        arguments = [f"--{setting.key}", str(value)]
+        arguments = [setting.flag, as_text(value)]
     assert parse(*arguments) == changed(setting)
     assert setting.name in {parameter.name for parameter in serve.params}
 
@@ -61,23 +60,21 @@ def test_every_setting_has_an_option_of_serve(setting: Setting) -> None:
 @each_setting
 def test_every_setting_has_an_environment_variable(setting: Setting) -> None:
     assert setting.env == "WFE_PERSISTENCE_" + setting.key.upper().replace("-", "_")
-    assert parse(env={setting.env: str(other_value(setting))}) == changed(setting)
+    assert parse(env={setting.env: as_text(other_value(setting))}) == changed(setting)
 
 
 @each_setting
 def test_every_setting_has_a_key_in_the_file(setting: Setting, tmp_path: Path) -> None:
     value = other_value(setting)
     file = tmp_path / "settings.toml"
-    file.write_text(
-        f"{setting.key} = {json.dumps(str(value) if isinstance(value, Path) else value)}\n"
-    )
+    file.write_text(f"{setting.key} = {as_toml(value)}\n")
     assert parse("--config", str(file)) == changed(setting)
 
 
 @each_setting
 def test_every_setting_is_described(setting: Setting) -> None:
     assert setting.about.help.endswith(".")
-    assert setting.type in (bool, int, float, str, Path)
+    assert setting.type in (bool, int, float, str, Path, tuple)
 
 
 def out_of_bounds() -> list[Any]:
@@ -149,7 +146,7 @@ def test_help_has_the_options_in_their_groups() -> None:
         elif line.startswith("  --") and sections:
             section.append(line.split()[0])
     assert sections == {
-        heading: [f"--{s.key}" for s in SETTINGS.values() if s.group == heading]
+        heading: [s.flag.split("/")[0] for s in SETTINGS.values() if s.group == heading]
         for heading in GROUPS
     }
 

@@ -114,6 +114,10 @@ class NamespaceNotFound(NotFound):
     """The namespace does not exist; namespaces are never created implicitly."""
 
 
+class DatabaseNotFound(NotFound):
+    """The service has no database with this name and these labels."""
+
+
 class AlreadyExists(PersistenceError):
     """The id is in use with different content, or the name is taken."""
 
@@ -141,6 +145,15 @@ class SubscriptionAlreadyExists(AlreadyExists):
 
 class RequestIdReused(AlreadyExists):
     """This `request_id` was used for a different write to the same workflow."""
+
+
+class NamespaceInOtherDatabase(AlreadyExists):
+    """The namespace exists, in another database than the one asked for."""
+
+    @property
+    def database(self) -> str:
+        """The name of that database."""
+        return self.metadata.get("database", "")
 
 
 class RecordConflict(AlreadyExists):
@@ -363,12 +376,14 @@ _BY_REASON: Mapping[str, type[PersistenceError]] = {
     "SUBSCRIPTION_NOT_FOUND": SubscriptionNotFound,
     "NAMESPACE_NOT_FOUND": NamespaceNotFound,
     "POINTER_NOT_FOUND": PointerNotFound,
+    "DATABASE_NOT_FOUND": DatabaseNotFound,
     "WORKFLOW_ALREADY_EXISTS": WorkflowAlreadyExists,
     "NAME_TAKEN": NameTaken,
     "EVENT_ALREADY_EXISTS": EventAlreadyExists,
     "SUBSCRIPTION_ALREADY_EXISTS": SubscriptionAlreadyExists,
     "REQUEST_ID_REUSED": RequestIdReused,
     "RECORD_CONFLICT": RecordConflict,
+    "NAMESPACE_IN_OTHER_DATABASE": NamespaceInOtherDatabase,
     "REVISION_MISMATCH": RevisionMismatch,
     "TRANSACTION_CONFLICT": TransactionConflict,
     "ROW_LOCKED": TransactionConflict,
@@ -404,6 +419,7 @@ _BY_REASON: Mapping[str, type[PersistenceError]] = {
     "SHUTTING_DOWN": Unavailable,
     "INTERNAL": ServerError,
     "KEYS_UNAVAILABLE": Unavailable,
+    "DATABASE_NOT_CONFIGURED": Unavailable,
     "CREDENTIALS_REQUIRED": Unauthenticated,
     "CREDENTIALS_INVALID": Unauthenticated,
     "CREDENTIALS_EXPIRED": Unauthenticated,

@@ -635,6 +635,9 @@ class MigratedStore:
     schema_version: int
     #: The migrations that the call applied, in order; empty: it was up to date.
     applied_migrations: list[str]
+    #: Of `create_namespace`, the name of the database in which the namespace lives; empty from
+    #: a server that knows only one.
+    database: str = ""
 
 
 class LifecycleEventType(Enum):
@@ -766,6 +769,10 @@ class Namespace:
     schema_version: int
     #: The total number of rows in it, as estimated by PostgreSQL.
     estimated_rows: int
+    #: The name of the database in which it lives; empty from a server that knows only one.
+    database: str = ""
+    #: That database can't be reached at present: the version and the rows are 0.
+    unavailable: bool = False
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
@@ -791,6 +798,9 @@ class StoreInfo:
     max_message_bytes: int
     #: The minimum time for which the server remembers a `request_id`; 0: not supported.
     request_retention: timedelta = timedelta(0)
+    #: The name of the database in which the namespace lives; empty from a server that knows
+    #: only one.
+    database: str = ""
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)

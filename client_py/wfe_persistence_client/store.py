@@ -1,6 +1,6 @@
 """Operations on the store as a whole: the error log, the schema, namespaces."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 
 from wfe.persistence.v1 import store_pb2
@@ -103,14 +103,25 @@ class Store(Connection):
         self._shared.memory.forget_namespace(self._space)
         await self._calls.unary(self._store.TruncateAll, store_pb2.TruncateAllRequest())
 
-    async def create_namespace(self, name: str) -> MigratedStore:
+    async def create_namespace(
+        self,
+        name: str,
+        *,
+        database: str = "",
+        database_labels: Mapping[str, str] | None = None,
+    ) -> MigratedStore:
         """Creates a namespace, or migrates it.
 
         Args:
             name: `[a-z][a-z0-9_]{0,39}`, not `default`.
+            database: The name of the database in which it is to live. Empty: the server chooses
+                the one with the fewest bytes.
+            database_labels: Labels that the database must have.
 
         Raises:
-            InvalidArgument: the name is invalid.
+            InvalidArgument: the name is invalid, or that of the database, or a label.
+            DatabaseNotFound: there is no such database.
+            NamespaceInOtherDatabase: it exists, in another database.
             CreateNamespaceNotAllowed: the server was started without the flag for it.
             StoreNotOwned: its schema contains the store of other servers.
             TooManyNamespaces: there are as many as the server allows.
@@ -119,11 +130,18 @@ class Store(Connection):
         """
         whole = self.with_namespace(None)
         response = await whole._calls.unary(
-            whole._store.CreateNamespace, build(store_pb2.CreateNamespaceRequest, name=name)
+            whole._store.CreateNamespace,
+            build(
+                store_pb2.CreateNamespaceRequest,
+                name=name,
+                database=database,
+                database_labels=database_labels or {},
+            ),
         )
         return MigratedStore(
             schema_version=response.schema_version,
             applied_migrations=list(response.applied_migrations),
+            database=response.database,
         )
 
     async def list_namespaces(self) -> list[Namespace]:

@@ -17,7 +17,7 @@ from grpc_health.v1 import health
 from wfe_persistence import metrics
 from wfe_persistence.access.access import Access, watched_policy
 from wfe_persistence.access.role import Role
-from wfe_persistence.database import database_from, source_from
+from wfe_persistence.database import databases_from, source_from
 from wfe_persistence.drain import Drain
 from wfe_persistence.errors import CannotServeError
 from wfe_persistence.offload import Workers
@@ -121,9 +121,9 @@ class Server:
         # Whether somebody wants to know what is counted at an interval; and what is in the stores.
         self._counts = shared.counts if shared else bool(settings.admin_listen)
         self._counts_stores = self._counts and (shared is None or shared.index == 0)
-        self._database = database_from(settings)
+        self._databases = databases_from(settings)
         self._namespaces = namespaces = Namespaces(
-            self._database,
+            self._databases,
             Schema(settings.schema, settings.table_prefix),
             migrate_on_use=settings.migrate,
             migrate_seconds=settings.migrate_seconds,
@@ -144,14 +144,14 @@ class Server:
         )
         self._feeds = Feeds(
             LifecycleEvents(),
-            namespaces.default,
+            namespaces,
             settings.lifecycle_retention,
             waiters,
             Kind("lifecycle"),
         )
         self._changes = Feeds(
             WorkflowChanges(settings.max_message_bytes),
-            namespaces.default,
+            namespaces,
             settings.watch_retention,
             waiters,
             Kind("changes"),
@@ -166,7 +166,7 @@ class Server:
         largest = settings.max_message_bytes * _OVERSIZE_FACTOR
         connections = connections_allowed(
             settings.max_connections,
-            settings.pool_size + settings.notify,
+            settings.most_database_connections,
             _ADMIN_DESCRIPTORS if settings.admin_listen else 0,
         )
         self._server = grpc.aio.server(
@@ -244,7 +244,7 @@ class Server:
             self._health,
             intake,
             waiters,
-            self._database,
+            self._databases,
             self._listener,
             (self._feeds, self._changes),
             delay=settings.seconds_before_drain,
@@ -296,7 +296,7 @@ class Server:
         if self._access:
             self._in_background(self._access.watch())
         await self._health.start()
-        await self._stack.enter_async_context(self._database)
+        await self._stack.enter_async_context(self._databases)
         self._stack.push_async_callback(self._transfers.close)
         await self._server.start()
         self._listener.accept()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from wfe_persistence.database import source_from
+from wfe_persistence.database import source_from, sources_from
 from wfe_persistence.redaction import redacted
 from wfe_persistence.settings import SETTINGS, Setting, Settings
 
@@ -57,12 +57,16 @@ def refusal(settings: Settings) -> str | None:
         source = source_from(settings)
         if not settings.uses_embedded_database:
             source.check()
+        for other in sources_from(settings).values():
+            other.check()
     except ValueError as exc:
         return redacted(str(exc))
     return None
 
 
 def _shown(setting: Setting, value: Any) -> Any:
+    if setting.type is tuple:
+        return {each.name: each.shown(HIDDEN) for each in value}
     if setting.about.secret:
         return HIDDEN if value else value
     if isinstance(value, Path):

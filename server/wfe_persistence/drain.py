@@ -20,7 +20,7 @@ from wfe_persistence.rpc.health import Health
 from wfe_persistence.rpc.intake import Intake
 from wfe_persistence.rpc.listener import Listener
 from wfe_persistence.store.feeds import Feeds
-from wfe_persistence.store.postgres.database import Database
+from wfe_persistence.store.placement import Databases
 from wfe_persistence.store.waiting import Waiters
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Drain:
         health: Health,
         intake: Intake,
         waiters: Waiters,
-        database: Database,
+        databases: Databases,
         listener: Listener,
         feeds: Iterable[Feeds[Any]],
         *,
@@ -66,7 +66,7 @@ class Drain:
         self._health = health
         self._intake = intake
         self._waiters = waiters
-        self._database = database
+        self._databases = databases
         self._listener = listener
         self._feeds = feeds
         self._delay = delay
@@ -105,7 +105,7 @@ class Drain:
         time has an unknown outcome. What remains is waiting for something else, and ended there.
         """
         log.warning("%d calls are still under way: ending them", self._intake.in_progress)
-        await self._database.stop_statements(_CALL_OFF_SECONDS)
+        await self._databases.stop_statements(_CALL_OFF_SECONDS)
         self._intake.end_calls()
         await self._wait(lambda: not self._intake.in_progress, _CALL_OFF_SECONDS)
 

@@ -110,6 +110,15 @@ def field_error(field: str, reason: ErrorReason.ValueType, message: str) -> Pers
     return PersistenceError(reason, message, metadata={"field": field})
 
 
+def namespace_not_found(name: str) -> PersistenceError:
+    """The error of a namespace that does not exist, or belongs to other servers."""
+    return PersistenceError(
+        ErrorReason.ERROR_REASON_NAMESPACE_NOT_FOUND,
+        "the namespace does not exist",
+        metadata={"namespace": name},
+    )
+
+
 def workflow_not_found(field: str) -> PersistenceError:
     """The error of a workflow that does not exist; `field`: the request's field."""
     return field_error(field, ErrorReason.ERROR_REASON_WORKFLOW_NOT_FOUND, "no such workflow")

@@ -206,22 +206,39 @@ POOL_WAIT: Final = _declared(
     )
 )
 POOL_WAITING: Final = _declared(
-    Gauge(f"{PREFIX}pool_waiting_calls", "Calls that wait for a database connection.")
+    Gauge(
+        f"{PREFIX}pool_waiting_calls",
+        "Calls that wait for a connection to a database, by its name; `home` is that of --db-url.",
+        ("database",),
+    )
 )
 POOL_CONNECTIONS: Final = _declared(
     Gauge(
         f"{PREFIX}pool_connections",
-        "Database connections of the pool, by state: in_use or idle.",
-        ("state",),
+        "Connections of the pool of a database, by state: in_use or idle.",
+        ("database", "state"),
     )
 )
 POOL_MAX: Final = _declared(
-    Gauge(f"{PREFIX}pool_max_connections", "Most database connections of the pool (--pool-size).")
+    Gauge(
+        f"{PREFIX}pool_max_connections",
+        "Most connections of the pool of a database (--pool-size).",
+        ("database",),
+    )
 )
 PREPARED: Final = _declared(
     Gauge(
         f"{PREFIX}prepared_statements",
-        "Statements that are prepared on the connections of the pool, all together.",
+        "Statements that are prepared on the connections of the pool of a database, all together.",
+        ("database",),
+    )
+)
+DATABASE_REACHABLE: Final = _declared(
+    Gauge(
+        f"{PREFIX}postgres_reachable",
+        "Whether connections to a database can be made (1), or calls to it fail at once (0).",
+        ("database",),
+        over="min",
     )
 )
 

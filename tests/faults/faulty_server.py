@@ -37,6 +37,7 @@ from wfe_persistence.store import (
     lifecycle,
     lock,
     migrate,
+    migrate_all,
     namespace,
     namespace_list,
     owner,
@@ -250,20 +251,24 @@ def plant_start_that_migrates_all() -> None:
 
     async def examine(self: readiness.Readiness) -> None:
         await original(self)
-        await namespace.migrate_all(self._store)
+        namespaces = namespace.Namespaces(
+            self._store.database, self._store.schema, migrate_on_use=False, max_namespaces=0
+        )
+        await migrate_all.migrate_all(namespaces)
 
     setattr(readiness.Readiness, "_examine", examine)  # noqa: B010
 
 
 def plant_migration_that_stops() -> None:
     """`migrate up` goes from one namespace to the next until one fails."""
-    original = namespace.migrate_all
+    original = migrate_all.migrate_all
 
-    async def migrate_all(store: tables.Store) -> namespace.Outcomes:
-        outcomes: namespace.Outcomes = {}
+    async def migrate_some(namespaces: namespace.Namespaces) -> migrate_all.Outcomes:
+        outcomes: migrate_all.Outcomes = {}
+        store = namespaces.default
         listed = await namespace_list.list_namespaces(store, None, 1000)
         if not listed.items:
-            return await original(store)
+            return await original(namespaces)
         for item in listed.items:
             try:
                 outcomes[item.name] = await migrate.migrate(
@@ -274,7 +279,7 @@ def plant_migration_that_stops() -> None:
                 break
         return outcomes
 
-    setattr(namespace, "migrate_all", migrate_all)  # noqa: B010
+    setattr(migrate_all, "migrate_all", migrate_some)  # noqa: B010
 
 
 def plant_no_lane() -> None:

@@ -49,6 +49,7 @@ ROWS = {
     " extension_attributes) VALUES ('a', 'a', 'd', 1, 'Runnable', now(), '{\"a\": 1}')",
     9: "INSERT INTO wfc.workflow_changes (workflow_id) VALUES ('w')",
     11: "INSERT INTO wfc.retention_rules (kind) VALUES ('Event')",
+    14: "INSERT INTO wfc.placements (namespace, database) VALUES ('x', 'a')",
 }
 """By version: what would be lost."""
 

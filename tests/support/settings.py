@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from wfe_persistence.settings import Setting
+from wfe_persistence.settings import NamedDatabase, Setting
 
 _TEXTS = {
     "admin_listen": "[::1]:1",
@@ -23,4 +24,18 @@ def other_value(setting: Setting) -> Any:
         return not setting.default
     if setting.type in (int, float):
         return (setting.default or 0) + 1
+    if setting.type is tuple:
+        return (NamedDatabase(name="other", url="postgresql://h/x"),)
     return Path("/other") if setting.type is Path else _TEXTS.get(setting.name, "other")
+
+
+def as_text(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return f"{value[0].name}={value[0].url}" if isinstance(value, tuple) else str(value)
+
+
+def as_toml(value: Any) -> str:
+    """A value as it is written in a file."""
+    if isinstance(value, tuple):
+        return f'{{{value[0].name} = "{value[0].url}"}}'
+    return json.dumps(str(value) if isinstance(value, Path) else value)

@@ -64,6 +64,7 @@ def store_info_from_proto(message: store_pb2.GetStoreInfoResponse) -> model.Stor
             retention=message.capabilities.retention,
         ),
         max_message_bytes=message.max_message_bytes,
+        database=message.database,
         request_retention=timedelta_from_proto(message.request_retention),
     )
 
@@ -75,4 +76,6 @@ def namespace_from_proto(message: store_pb2.Namespace) -> model.Namespace:
         schema=message.schema,
         schema_version=message.schema_version,
         estimated_rows=message.estimated_rows,
+        database=message.database,
+        unavailable=message.unavailable,
     )

@@ -545,6 +545,9 @@ pub enum ErrorReason {
     /// NOT_FOUND: a patch removes an execution pointer that the workflow does not
     /// have; ErrorInfo's metadata has the `field`.
     PointerNotFound = 5,
+    /// NOT_FOUND: the service has no database with the name and the labels that
+    /// CreateNamespace asks for, or none of its databases takes new namespaces.
+    DatabaseNotFound = 6,
     /// ALREADY_EXISTS: the workflow id is in use by a workflow created with
     /// different content.
     WorkflowAlreadyExists = 10,
@@ -564,6 +567,10 @@ pub enum ErrorReason {
     /// be imported; nothing of the request was stored. ErrorInfo's metadata has the
     /// first such record as `field` and how many there are as `conflicts`.
     RecordConflict = 15,
+    /// ALREADY_EXISTS: the namespace exists in another database than those that
+    /// CreateNamespace asks for. ErrorInfo's metadata has the `namespace`, and the
+    /// name of its `database`.
+    NamespaceInOtherDatabase = 16,
     /// ABORTED: `expected_revision` is not the stored revision; ErrorInfo's
     /// metadata has the stored one as `revision`. Load the workflow again, reapply
     /// the change, and persist again.
@@ -697,6 +704,11 @@ pub enum ErrorReason {
     /// UNAVAILABLE: the keys to verify a JWT with cannot be fetched from its issuer
     /// at present. Nothing was written; retry.
     KeysUnavailable = 73,
+    /// UNAVAILABLE: the namespace lives in a database that this server is not
+    /// configured for; other servers of the service may be. ErrorInfo's metadata
+    /// has the `namespace`, and the name of its `database`. Nothing was written;
+    /// retry.
+    DatabaseNotConfigured = 74,
     /// UNAUTHENTICATED: the call has neither a token (metadata `authorization:
     /// Bearer TOKEN`) nor a client certificate, one of which the server requires.
     CredentialsRequired = 80,
@@ -742,12 +754,14 @@ impl ErrorReason {
             Self::SubscriptionNotFound => "ERROR_REASON_SUBSCRIPTION_NOT_FOUND",
             Self::NamespaceNotFound => "ERROR_REASON_NAMESPACE_NOT_FOUND",
             Self::PointerNotFound => "ERROR_REASON_POINTER_NOT_FOUND",
+            Self::DatabaseNotFound => "ERROR_REASON_DATABASE_NOT_FOUND",
             Self::WorkflowAlreadyExists => "ERROR_REASON_WORKFLOW_ALREADY_EXISTS",
             Self::NameTaken => "ERROR_REASON_NAME_TAKEN",
             Self::EventAlreadyExists => "ERROR_REASON_EVENT_ALREADY_EXISTS",
             Self::SubscriptionAlreadyExists => "ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS",
             Self::RequestIdReused => "ERROR_REASON_REQUEST_ID_REUSED",
             Self::RecordConflict => "ERROR_REASON_RECORD_CONFLICT",
+            Self::NamespaceInOtherDatabase => "ERROR_REASON_NAMESPACE_IN_OTHER_DATABASE",
             Self::RevisionMismatch => "ERROR_REASON_REVISION_MISMATCH",
             Self::TransactionConflict => "ERROR_REASON_TRANSACTION_CONFLICT",
             Self::RowLocked => "ERROR_REASON_ROW_LOCKED",
@@ -786,6 +800,7 @@ impl ErrorReason {
             Self::CommitOutcomeUnknown => "ERROR_REASON_COMMIT_OUTCOME_UNKNOWN",
             Self::ShuttingDown => "ERROR_REASON_SHUTTING_DOWN",
             Self::KeysUnavailable => "ERROR_REASON_KEYS_UNAVAILABLE",
+            Self::DatabaseNotConfigured => "ERROR_REASON_DATABASE_NOT_CONFIGURED",
             Self::CredentialsRequired => "ERROR_REASON_CREDENTIALS_REQUIRED",
             Self::CredentialsInvalid => "ERROR_REASON_CREDENTIALS_INVALID",
             Self::CredentialsExpired => "ERROR_REASON_CREDENTIALS_EXPIRED",
@@ -807,6 +822,7 @@ impl ErrorReason {
             "ERROR_REASON_SUBSCRIPTION_NOT_FOUND" => Some(Self::SubscriptionNotFound),
             "ERROR_REASON_NAMESPACE_NOT_FOUND" => Some(Self::NamespaceNotFound),
             "ERROR_REASON_POINTER_NOT_FOUND" => Some(Self::PointerNotFound),
+            "ERROR_REASON_DATABASE_NOT_FOUND" => Some(Self::DatabaseNotFound),
             "ERROR_REASON_WORKFLOW_ALREADY_EXISTS" => Some(Self::WorkflowAlreadyExists),
             "ERROR_REASON_NAME_TAKEN" => Some(Self::NameTaken),
             "ERROR_REASON_EVENT_ALREADY_EXISTS" => Some(Self::EventAlreadyExists),
@@ -815,6 +831,9 @@ impl ErrorReason {
             }
             "ERROR_REASON_REQUEST_ID_REUSED" => Some(Self::RequestIdReused),
             "ERROR_REASON_RECORD_CONFLICT" => Some(Self::RecordConflict),
+            "ERROR_REASON_NAMESPACE_IN_OTHER_DATABASE" => {
+                Some(Self::NamespaceInOtherDatabase)
+            }
             "ERROR_REASON_REVISION_MISMATCH" => Some(Self::RevisionMismatch),
             "ERROR_REASON_TRANSACTION_CONFLICT" => Some(Self::TransactionConflict),
             "ERROR_REASON_ROW_LOCKED" => Some(Self::RowLocked),
@@ -855,6 +874,7 @@ impl ErrorReason {
             "ERROR_REASON_COMMIT_OUTCOME_UNKNOWN" => Some(Self::CommitOutcomeUnknown),
             "ERROR_REASON_SHUTTING_DOWN" => Some(Self::ShuttingDown),
             "ERROR_REASON_KEYS_UNAVAILABLE" => Some(Self::KeysUnavailable),
+            "ERROR_REASON_DATABASE_NOT_CONFIGURED" => Some(Self::DatabaseNotConfigured),
             "ERROR_REASON_CREDENTIALS_REQUIRED" => Some(Self::CredentialsRequired),
             "ERROR_REASON_CREDENTIALS_INVALID" => Some(Self::CredentialsInvalid),
             "ERROR_REASON_CREDENTIALS_EXPIRED" => Some(Self::CredentialsExpired),
@@ -2581,14 +2601,35 @@ pub struct Namespace {
     /// the last VACUUM or ANALYZE).
     #[prost(int64, tag = "4")]
     pub estimated_rows: i64,
+    /// The name of the database in which it lives; `home` is the one that also has
+    /// the namespace `default`.
+    #[prost(string, tag = "5")]
+    pub database: ::prost::alloc::string::String,
+    /// That database cannot be reached from this server at present: schema_version
+    /// and estimated_rows are 0.
+    #[prost(bool, tag = "6")]
+    pub unavailable: bool,
 }
 /// CreateNamespaceRequest is the request of CreateNamespace.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateNamespaceRequest {
     /// Its name, `[a-z][a-z0-9_]{0,39}`, and short enough for the schema's name to
     /// fit in PostgreSQL's limit of 63 bytes; required.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
+    /// The name of the database in which it is to live, `[a-z][a-z0-9_-]{0,39}`;
+    /// empty: the server chooses, among those that have the `database_labels` and
+    /// take new namespaces, the one with the fewest bytes. One that exists stays
+    /// where it is.
+    #[prost(string, tag = "2")]
+    pub database: ::prost::alloc::string::String,
+    /// Labels that the database must have, as the servers' configuration gives
+    /// them; at most 64, keys and values of 1 to 63 characters. Empty: any.
+    #[prost(map = "string, string", tag = "3")]
+    pub database_labels: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 /// CreateNamespaceResponse is the response of CreateNamespace.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2600,6 +2641,9 @@ pub struct CreateNamespaceResponse {
     /// up to date.
     #[prost(string, repeated, tag = "2")]
     pub applied_migrations: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The name of the database in which it lives.
+    #[prost(string, tag = "3")]
+    pub database: ::prost::alloc::string::String,
 }
 /// ListNamespacesRequest is the request of ListNamespaces.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2729,6 +2773,10 @@ pub struct GetStoreInfoResponse {
     /// The minimum time for which a `request_id` is remembered.
     #[prost(message, optional, tag = "9")]
     pub request_retention: ::core::option::Option<::prost_types::Duration>,
+    /// The name of the database in which the namespace lives; `home` is the one
+    /// that also has the namespace `default`.
+    #[prost(string, tag = "10")]
+    pub database: ::prost::alloc::string::String,
 }
 /// Capabilities are the optional parts of the engine's persistence trait that a
 /// store supports.
@@ -3006,8 +3054,13 @@ pub mod store_service_client {
         /// its own transaction. It belongs to the servers with the same `--schema`.
         /// Idempotent, and safe to call concurrently; an existing namespace is
         /// migrated, and if it has no recorded owner (its schema version was below 4)
-        /// it becomes this server's. This call, ListNamespaces and DeleteNamespace
-        /// ignore the metadata `wfe-namespace`. Errors: FAILED_PRECONDITION
+        /// it becomes this server's. Where the service has several databases, a new
+        /// namespace is put where the request says, or else in the smallest one. This
+        /// call, ListNamespaces and DeleteNamespace ignore the metadata
+        /// `wfe-namespace`. Errors: NOT_FOUND (DATABASE_NOT_FOUND); ALREADY_EXISTS
+        /// (NAMESPACE_IN_OTHER_DATABASE); ABORTED (TRANSACTION_CONFLICT) if it is
+        /// created and deleted in several databases at the same time;
+        /// FAILED_PRECONDITION
         /// (CREATE_NAMESPACE_NOT_ALLOWED) if the server was started without
         /// `--allow-create-namespace`; FAILED_PRECONDITION (STORE_NOT_OWNED) if its
         /// schema contains the store of other servers, which is left as it is;
@@ -3041,10 +3094,11 @@ pub mod store_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Lists the namespaces in this server's database, by name, in pages: those
-        /// that belong to servers with its `--schema`, and those that have no recorded
-        /// owner yet; on a server with authentication, only those in which the caller
-        /// has a role. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
+        /// Lists the namespaces in all databases of the service, by name, in pages:
+        /// those that belong to servers with its `--schema`, and those that have no
+        /// recorded owner yet; on a server with authentication, only those in which the
+        /// caller has a role. Those in a database that cannot be reached are listed,
+        /// too. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
         /// (TRANSACTION_CONFLICT) if namespaces are being deleted all the time.
         pub async fn list_namespaces(
             &mut self,

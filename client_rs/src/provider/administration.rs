@@ -64,8 +64,11 @@ impl GrpcPersistenceProvider {
     /// `--allow-create-namespace`; `STORE_NOT_OWNED` if its schema contains the store of other
     /// servers; `TOO_MANY_NAMESPACES`; `SCHEMA_TOO_NEW`; `DATABASE_PERMISSION_DENIED`.
     pub async fn create_namespace(&self, name: &str) -> Result<(), Error> {
-        self.call(&v1::CreateNamespaceRequest { name: name.into() })
-            .await?;
+        let request = v1::CreateNamespaceRequest {
+            name: name.into(),
+            ..Default::default()
+        };
+        self.call(&request).await?;
         Ok(())
     }
 

@@ -85,7 +85,7 @@ def _text(shown: dict[str, Any]) -> str:
 
 def _value(setting: Setting, value: Any) -> str:
     """The value as it is written in a file of settings; what it means, if there is none."""
-    if value is None or value == "":
+    if value is None or value in ("", {}):
         return f"({setting.about.default_help or 'none'})"
     return _plain(value)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -15,8 +14,8 @@ from wfe_persistence.settings import Settings
 from wfe_persistence.store.schema import DEFAULT_NAMESPACE, Schema, is_namespace
 
 if TYPE_CHECKING:
+    from wfe_persistence.store.migrate_all import Outcomes
     from wfe_persistence.store.migration_history import Applied
-    from wfe_persistence.store.namespace import Outcomes
 
 
 @click.group()
@@ -67,22 +66,21 @@ def up(settings: Settings, grant_to: str | None) -> None:
 
 
 async def _migrate_all(settings: Settings, grant_to: str | None) -> Outcomes:
-    from wfe_persistence.database import database_from, source_from
+    from wfe_persistence.cli.namespaces import opened
     from wfe_persistence.errors import PersistenceError
-    from wfe_persistence.store import namespace
     from wfe_persistence.store.grants import grant
-    from wfe_persistence.store.tables import Store
+    from wfe_persistence.store.migrate_all import migrate_all
 
-    schema = Schema(settings.schema, settings.table_prefix)
-    async with database_from(replace(settings, pool_size=1)) as database:
-        outcomes = await namespace.migrate_all(Store(database, schema, DEFAULT_NAMESPACE))
-    if grant_to is not None:
-        for name, outcome in outcomes.items():
-            if not isinstance(outcome, PersistenceError):
-                try:
-                    await grant(source_from(settings), schema.for_namespace(name), grant_to)
-                except PersistenceError as exc:
-                    outcomes[name] = exc
+    async with opened(settings) as namespaces:
+        outcomes = await migrate_all(namespaces)
+        if grant_to is not None:
+            for name, outcome in outcomes.items():
+                if not isinstance(outcome, PersistenceError):
+                    try:
+                        store = await namespaces.find(name)
+                        await grant(store.database, store.schema, grant_to)
+                    except PersistenceError as exc:
+                        outcomes[name] = exc
     return outcomes
 
 
@@ -226,30 +224,28 @@ async def _take_back_all(
     settings: Settings, version: int
 ) -> tuple[dict[str, str], dict[str, str | None]]:
     """By namespace: why it is not taken back; and which migration was taken back."""
-    from wfe_persistence.database import database_from, source_from
+    from wfe_persistence.cli.namespaces import all_stores
     from wfe_persistence.errors import PersistenceError
-    from wfe_persistence.store import namespace, take_back
-    from wfe_persistence.store.tables import Store
+    from wfe_persistence.store import take_back
 
-    schema = Schema(settings.schema, settings.table_prefix)
-    source = source_from(settings)
     refused: dict[str, str] = {}
     done: dict[str, str | None] = {}
     try:
-        async with database_from(replace(settings, pool_size=1)) as database:
-            names = await namespace.all_names(Store(database, schema, DEFAULT_NAMESPACE))
+        stores = await all_stores(settings)
     except PersistenceError as exc:
         return {DEFAULT_NAMESPACE: exc.in_full}, done
-    for name in names:
+    for store in stores:
+        source, schema, name = store.database.source, store.schema, store.namespace
         try:
-            found = await take_back.obstacle(source, schema.for_namespace(name), version)
+            found = await take_back.obstacle(source, schema, version)
             if found:
                 refused[name] = str(found)
         except (PersistenceError, take_back.NotTakenBackError) as exc:
             refused[name] = _in_full(exc)
-    for name in () if refused else names:
+    for store in () if refused else stores:
+        source, schema, name = store.database.source, store.schema, store.namespace
         try:
-            done[name] = await take_back.take_back(source, schema.for_namespace(name), version)
+            done[name] = await take_back.take_back(source, schema, version)
         except (PersistenceError, take_back.NotTakenBackError) as exc:
             refused[name] = _in_full(exc)
     return refused, done

@@ -7,14 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from wfe_persistence.database import database_from, source_from
+from wfe_persistence.cli.namespaces import all_stores
 from wfe_persistence.settings import Settings
-from wfe_persistence.store import migration_history, migration_plan, namespace
+from wfe_persistence.store import migration_history, migration_plan
 from wfe_persistence.store.administration import connect
 from wfe_persistence.store.migration_files import latest_version
 from wfe_persistence.store.migration_plan import Plan, PlannedMigration
-from wfe_persistence.store.schema import DEFAULT_NAMESPACE, Schema
-from wfe_persistence.store.tables import Store
 
 Plans = Mapping[str, Plan]
 """By namespace."""
@@ -22,13 +20,9 @@ Plans = Mapping[str, Plan]
 
 async def reckon_all(settings: Settings) -> Plans:
     """The plan of every namespace. Raises PersistenceError."""
-    schema = Schema(settings.schema, settings.table_prefix)
-    async with database_from(replace(settings, pool_size=1)) as database:
-        names = await namespace.all_names(Store(database, schema, DEFAULT_NAMESPACE))
     plans = {}
-    source = source_from(settings)
-    for name in names:
-        own = schema.for_namespace(name)
+    for store in await all_stores(settings):
+        source, own, name = store.database.source, store.schema, store.namespace
         applied = await migration_history.applied_migrations(source, own)
         migration_history.check(applied)
         async with connect(source) as connection:

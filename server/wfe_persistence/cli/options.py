@@ -17,6 +17,8 @@ import click
 from click.core import ParameterSource
 
 from wfe_persistence.settings import ENV_PREFIX, GROUPS, SETTINGS, Setting, Settings
+from wfe_persistence.settings import databases as named_databases
+from wfe_persistence.settings.databases import NamedDatabase
 from wfe_persistence.settings.names import did_you_mean, unknown_variables
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 DATABASE_SETTINGS = (
     "db_url", "db_url_file", "db_password_file", "db_password_command", "data_dir", "schema",
-    "table_prefix", "log_level", "log_format",
+    "table_prefix", "databases", "log_level", "log_format",
 )  # fmt: skip
 """The settings of every command that opens the database."""
 
@@ -91,8 +93,10 @@ def settings_options(*names: str) -> Callable[[Callable[..., None]], Callable[..
 def setting_option(setting: Setting) -> Callable[[F], F]:
     """The option of a setting, which its environment variable can set too."""
     about = setting.about
+    several = setting.type is tuple
     return click.option(
-        setting.flag,
+        *((setting.flag, setting.name) if several else (setting.flag,)),
+        multiple=several,
         cls=SettingOption,
         setting=setting,
         type=_parameter_type(setting),
@@ -137,7 +141,7 @@ def sources(context: click.Context) -> dict[str, Source]:
         match context.get_parameter_source(setting.name):
             case ParameterSource.COMMANDLINE:
                 off = setting.type is bool and not context.params[setting.name]
-                return Source("flag", f"--no-{setting.key}" if off else f"--{setting.key}")
+                return Source("flag", setting.flag.split("/")[off])
             case ParameterSource.ENVIRONMENT:
                 return Source("environment", setting.env)
             case ParameterSource.DEFAULT_MAP:
@@ -155,7 +159,26 @@ def config_file(context: click.Context) -> Path | None:
     return path
 
 
+class _DatabaseType(click.ParamType):  # type: ignore[type-arg] — older ones take no type
+    """NAME=URL; in a file, what `[databases]` has become."""
+
+    name = "database"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> NamedDatabase:
+        """One database."""
+        if isinstance(value, NamedDatabase):
+            return value
+        try:
+            return NamedDatabase.from_text(value)
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
+
+
 def _parameter_type(setting: Setting) -> Any:
+    if setting.type is tuple:
+        return _DatabaseType()
     if setting.about.choices:
         return click.Choice(setting.about.choices)
     if setting.type is Path:
@@ -184,8 +207,10 @@ def _read_config_file(context: click.Context, _: click.Parameter, path: Path | N
             raise click.BadParameter(f"{path}: unknown setting {key!r}{near}")
         # A string is converted as it is on the command line. Anything else must be valid as
         # it is: click would silently turn 2.5 into 2.
-        if not isinstance(value, str):
+        if not isinstance(value, str) or setting.type is tuple:
             try:
+                if setting.type is tuple:
+                    value = named_databases.from_toml(value)
                 setting.validate(value)
             except ValueError as exc:
                 raise click.BadParameter(f"{path}: {exc}") from exc

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from wfe_persistence.rpc.shared_listener import Shared
-from wfe_persistence.settings import SETTINGS, Settings
+from wfe_persistence.settings import SETTINGS, NamedDatabase, Settings
 
 # A page of metrics is some 500 kB.
 _MAX_LINE_BYTES: Final = 64 * 1024 * 1024
@@ -38,8 +38,9 @@ class Assignment:
         """Itself, as the first line."""
         settings = {
             name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(self.settings).items()
+            for name, value in ((name, getattr(self.settings, name)) for name in SETTINGS)
         }
+        settings["databases"] = [each.to_json() for each in self.settings.databases]
         return {"settings": settings, "shared": asdict(self.shared)}
 
     @classmethod
@@ -49,6 +50,7 @@ class Assignment:
             name: Path(value) if SETTINGS[name].type is Path and value is not None else value
             for name, value in line["settings"].items()
         }
+        settings["databases"] = tuple(map(NamedDatabase.from_json, settings["databases"]))
         shared = line["shared"]
         sockets = tuple(shared["sockets"])
         return cls(Settings(**settings), Shared(**(shared | {"sockets": sockets})))

@@ -37,6 +37,7 @@ _STATUS: Final[dict[grpc.StatusCode, tuple[str, ...]]] = {
         "SUBSCRIPTION_NOT_FOUND",
         "NAMESPACE_NOT_FOUND",
         "POINTER_NOT_FOUND",
+        "DATABASE_NOT_FOUND",
     ),
     grpc.StatusCode.ALREADY_EXISTS: (
         "WORKFLOW_ALREADY_EXISTS",
@@ -45,6 +46,7 @@ _STATUS: Final[dict[grpc.StatusCode, tuple[str, ...]]] = {
         "SUBSCRIPTION_ALREADY_EXISTS",
         "REQUEST_ID_REUSED",
         "RECORD_CONFLICT",
+        "NAMESPACE_IN_OTHER_DATABASE",
     ),
     grpc.StatusCode.ABORTED: ("REVISION_MISMATCH", "TRANSACTION_CONFLICT", "ROW_LOCKED"),
     grpc.StatusCode.FAILED_PRECONDITION: (
@@ -79,6 +81,7 @@ _STATUS: Final[dict[grpc.StatusCode, tuple[str, ...]]] = {
         "COMMIT_OUTCOME_UNKNOWN",
         "SHUTTING_DOWN",
         "KEYS_UNAVAILABLE",
+        "DATABASE_NOT_CONFIGURED",
     ),
     grpc.StatusCode.UNAUTHENTICATED: (
         "CREDENTIALS_REQUIRED",

@@ -88,6 +88,7 @@ class StoreService:
             ),
             max_message_bytes=call.env.max_message_bytes,
             request_retention=Duration(seconds=REQUEST_RETENTION_SECONDS),
+            database=call.store.database.name,
         )
 
     async def TruncateAll(
@@ -109,6 +110,8 @@ class StoreService:
         """Create a namespace or migrate it."""
         check = call.check
         check.namespace("name", request.name)
+        check.database("database", request.database)
+        check.labels("database_labels", request.database_labels)
         check.done()
         if not call.env.allow_create_namespace:
             raise PersistenceError(
@@ -116,9 +119,13 @@ class StoreService:
                 "the server was started without --allow-create-namespace, which is the default "
                 "only where it listens on loopback",
             )
-        migrated = await call.env.namespaces.create_namespace(request.name)
+        migrated, database = await call.env.namespaces.create_namespace(
+            request.name, request.database, request.database_labels
+        )
         return pb.CreateNamespaceResponse(
-            schema_version=migrated.version, applied_migrations=migrated.applied
+            schema_version=migrated.version,
+            applied_migrations=migrated.applied,
+            database=database,
         )
 
     async def ListNamespaces(
@@ -128,8 +135,8 @@ class StoreService:
         check = call.check
         page_size = check.page_size(request.page_size)
         check.done()
-        page = await namespace_list.list_namespaces(
-            call.env.namespaces.default,
+        page = await namespace_list.list_all(
+            call.env.namespaces,
             paging.decode(request, call.store),
             page_size,
             visible=lambda name: call.caller.may(Role.READER, name),

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Final
 
+from wfe_persistence.settings import databases
 from wfe_persistence.settings.database import Database, Pool, default_data_dir
+from wfe_persistence.settings.databases import NamedDatabase
 from wfe_persistence.settings.network import DEFAULT_LISTEN, Access, Connections, Listening, Tls
 from wfe_persistence.settings.operation import (
     Logs,
@@ -28,7 +30,7 @@ from wfe_persistence.settings.operation import (
 )
 from wfe_persistence.settings.service import Calls, Rpcs
 from wfe_persistence.settings.setting import ENV_PREFIX, About, Setting, declared
-from wfe_persistence.store.schema import Schema
+from wfe_persistence.store.schema import HOME, Schema
 
 __all__ = [
     "DEFAULT_LISTEN",
@@ -36,6 +38,7 @@ __all__ = [
     "GROUPS",
     "SETTINGS",
     "About",
+    "NamedDatabase",
     "Setting",
     "Settings",
     "default_data_dir",
@@ -98,6 +101,7 @@ class Settings(
         for setting in SETTINGS.values():
             setting.validate(getattr(self, setting.name))
         Schema(self.schema, self.table_prefix)
+        databases.check(self.databases)
         if not _MODE.fullmatch(self.socket_mode):
             raise ValueError("socket-mode: must be octal permissions, for example 0660")
         if self.listen.startswith("unix-abstract:"):
@@ -212,6 +216,25 @@ class Settings(
     def uses_embedded_database(self) -> bool:
         """Whether no database was named."""
         return not (self.db_url or self.db_url_file)
+
+    @property
+    def home(self) -> NamedDatabase:
+        """What is said of the home database beside how to connect to it."""
+        for each in self.databases:
+            if each.name == HOME:
+                return each
+        return NamedDatabase(name=HOME)
+
+    @property
+    def other_databases(self) -> tuple[NamedDatabase, ...]:
+        """The databases besides the home."""
+        return tuple(each for each in self.databases if each.name != HOME)
+
+    @property
+    def most_database_connections(self) -> int:
+        """How many connections the pools of all databases have at most, and what listens."""
+        others = sum(each.pool_size or self.pool_size for each in self.other_databases)
+        return self.pool_size + others + self.notify
 
     @property
     def reflection_enabled(self) -> bool:

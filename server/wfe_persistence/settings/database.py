@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from wfe_persistence.settings.databases import Databases
 from wfe_persistence.settings.setting import About
 from wfe_persistence.store.schema import DEFAULT_SCHEMA
 
@@ -91,6 +92,18 @@ class Database:
     allow_data_loss: Annotated[
         bool, About("Accept a database with fsync or synchronous_commit off.")
     ] = False
+    databases: Annotated[
+        Databases,
+        About(
+            "A further database in which namespaces may live, by a name and its connection string; "
+            "once for each. In the file, a table that can say more of each: see "
+            "[Many databases](databases.md). All servers of a service need the same ones.",
+            metavar="NAME=URL",
+            default_help="none",
+            secret=True,
+            flag="--database",
+        ),
+    ] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

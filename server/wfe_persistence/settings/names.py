@@ -20,6 +20,9 @@ _OF_A_SERVICE: Final = re.compile(
 _PORT_OF_A_SERVICE: Final = re.compile(ENV_PREFIX + r"(?:[A-Z0-9_]+_)?PORT")
 _URL_OF_A_SERVICE: Final = re.compile(r"(?:tcp|udp|sctp)://")
 
+# What others call a setting, where another one is nearer by its letters.
+_USUAL: Final = {"database-url": "db-url"}
+
 
 def is_of_a_service(name: str, value: str) -> bool:
     """Whether Kubernetes made this variable for a Service; it is not meant for the server then."""
@@ -42,7 +45,9 @@ def unknown_variables(environment: Mapping[str, str], known: Collection[str]) ->
 
 def did_you_mean(name: str, known: Collection[str], prefix: str = "") -> str:
     """The end of a message about an unknown name: the nearest known one, if one is near."""
-    nearest = get_close_matches(name, sorted(known), n=1)
+    usual = _USUAL.get(name.lower().replace("_", "-"))
+    nearest = [each for each in known if each.lower().replace("_", "-") == usual]
+    nearest = nearest or get_close_matches(name, sorted(known), n=1)
     if not nearest:
         return "; `wfe-persistence serve --help` lists all"
     return f"; did you mean {prefix}{nearest[0]}?"

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, fields
 from math import isfinite
 from pathlib import Path
 from types import NoneType
-from typing import Any, Final, get_args, get_type_hints
+from typing import Any, Final, get_args, get_origin, get_type_hints
 
 ENV_PREFIX: Final = "WFE_PERSISTENCE_"
 
@@ -30,6 +30,8 @@ class About:
     above: float | None = None
     secret: bool = False
     directory: bool = False
+    flag: str | None = None
+    """The option, if it is not the name: that of a setting of several values names one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ class Setting:
     @property
     def flag(self) -> str:
         """The command-line option: `--pool-size`; a bool has two: `--prepare/--no-prepare`."""
+        if self.about.flag:
+            return self.about.flag
         return f"--{self.key}/--no-{self.key}" if self.type is bool else f"--{self.key}"
 
     @property
@@ -86,6 +90,7 @@ _KINDS: Final[dict[type, str]] = {
     float: "a number",
     str: "a string",
     Path: "a path",
+    tuple: "a table",
 }
 
 
@@ -98,6 +103,7 @@ def declared(groups: Mapping[str, type[Any]]) -> dict[str, Setting]:
             type_, about = get_args(hints[item.name])
             if NoneType in get_args(type_):
                 type_ = next(t for t in get_args(type_) if t is not NoneType)
+            type_ = get_origin(type_) or type_
             default = item.default_factory if item.default is MISSING else item.default
             settings[item.name] = Setting(item.name, type_, default, about, heading)
     return settings

@@ -20,7 +20,6 @@ from typing import Final, Generic, TypeVar
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError, shutting_down
 from wfe_persistence.recurring import RecurringWarnings
-from wfe_persistence.store import namespace_list
 from wfe_persistence.store.feed import (
     KEEP_SECONDS,
     PASSING,
@@ -31,6 +30,7 @@ from wfe_persistence.store.feed import (
     Source,
     cursor_expired,
 )
+from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.tables import Store
 from wfe_persistence.store.waiting import Kind, Line, Waiters
 
@@ -261,7 +261,7 @@ class Feeds(Generic[T]):
     def __init__(
         self,
         source: Source[T],
-        default: Store,
+        namespaces: Namespaces,
         retention: float,
         waiters: Waiters,
         kind: Kind,
@@ -271,7 +271,7 @@ class Feeds(Generic[T]):
         # By namespace: how to stop to listen to what is written.
         self._listening: dict[str, Callable[[], None]] = {}
         self._source = source
-        self._default = default
+        self._namespaces = namespaces
         self._retention = retention
         self._feeds: dict[str, Feed[T]] = {}
         self._noted: dict[str, Store] = {}
@@ -336,7 +336,7 @@ class Feeds(Generic[T]):
             due, self._noted = list(self._noted.values()), {}
             try:
                 if loop.time() - swept_all >= _SWEEP_ALL_SECONDS:
-                    due = await namespace_list.all_stores(self._default)
+                    due = await self._namespaces.all_stores()
                     swept_all = loop.time()
                 for store in due:
                     await self._sweep(store)

@@ -89,19 +89,21 @@ async def migrate(
     claim: bool = True,
     admit: Admission | None = None,
     unattended: float | None = None,
+    own_later: bool = False,
 ) -> Migrated:
     """Apply the missing migrations on a separate connection. A newer store is left as it is.
 
     A store that has no owner yet gets `schema`'s, unless `claim` is false. `unattended`: nobody has
     ordered it, so it is not done if it is reckoned to take more than so many seconds, or after one
-    was taken back. None: whatever it takes.
+    was taken back. None: whatever it takes. `own_later`: a store without an owner stays without, as
+    the caller will say whose it is.
 
     Raises SCHEMA_TOO_NEW for a newer store that this server may not use; STORE_NOT_OWNED, having
     changed nothing, if it has another owner; and SCHEMA_OUTDATED if PostgreSQL rejects a migration,
     because of a conflicting object for example, or if it is left to `migrate up`.
     """
     try:
-        return await _migrate(connector, schema, claim, admit, unattended)
+        return await _migrate(connector, schema, claim, admit, unattended, own_later)
     except psycopg.Error as exc:
         log.error(  # noqa: TRY400
             "schema %s: migration failed: %s", schema.name, why(exc)
@@ -119,6 +121,7 @@ async def _migrate(
     claim: bool,
     admit: Admission | None,
     unattended: float | None,
+    own_later: bool,
 ) -> Migrated:
     done: list[str] = []
     giving_way = _GivingWay(schema)
@@ -128,7 +131,7 @@ async def _migrate(
         while True:
             try:
                 version = await _build_online(connector, connection, schema)
-                applied = await _step(connection, schema, claim, admit, done, version)
+                applied = await _step(connection, schema, claim, admit, done, version, own_later)
             except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as exc:
                 await giving_way.pause(connection, exc)
                 continue
@@ -147,6 +150,7 @@ async def _step(
     admit: Admission | None,
     done: list[str],
     version: int,
+    own_later: bool,
 ) -> Applied | None:
     """Apply the migration of a store of this version; returns the newest one if there is none to be
     applied."""
@@ -162,7 +166,7 @@ async def _step(
         is_new = not applied or applied[0].name in done
         has_owner = await _has_owner(connection, schema, len(applied))
         if len(applied) >= migration_files.latest_version():
-            if not has_owner:
+            if not has_owner and not own_later:
                 await _without_owner(connection, schema, claim)
             return applied[-1]
         if len(applied) != version:
@@ -175,7 +179,7 @@ async def _step(
             return None
         migration = migration_files.migrations()[len(applied)]
         await _apply(connection, schema, migration)
-        if is_new and migration.version == owner.FIRST_VERSION:
+        if is_new and migration.version == owner.FIRST_VERSION and not own_later:
             await connection.execute(owner.claim_statement(schema).encode())
     done.append(migration.name)
     return None

@@ -1,33 +1,33 @@
-"""Namespaces: each is a store in its own schema; all share one connection pool."""
+"""Namespaces: each is a store in its own schema, in one of the databases; all stores in a database
+share its connection pool."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections import OrderedDict
+from collections.abc import Mapping
 from time import monotonic
 from typing import Any, Final, TypeVar
 
 import psycopg
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
-from wfe_persistence.errors import PersistenceError, invalid_field
+from wfe_persistence.errors import PersistenceError, invalid_field, namespace_not_found
 from wfe_persistence.store import (
     migrate,
-    migration_files,
     migration_history,
+    namespace_creation,
+    namespace_drop,
     namespace_list,
     owner,
 )
-from wfe_persistence.store.administration import connect
 from wfe_persistence.store.migrate import Migrated
 from wfe_persistence.store.owner import Owner
-from wfe_persistence.store.paging import Cursor
+from wfe_persistence.store.placement import SWITCHING, Databases, Placement, Placements
 from wfe_persistence.store.postgres.database import Database
-from wfe_persistence.store.postgres.source import Connector
-from wfe_persistence.store.schema import DEFAULT_NAMESPACE, Schema, is_namespace
-from wfe_persistence.store.tables import MIGRATIONS_TABLE, STORE_TABLE, TABLES, Store, qualified
+from wfe_persistence.store.schema import DEFAULT_NAMESPACE, HOME, Schema, is_namespace
+from wfe_persistence.store.tables import Store
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +39,14 @@ _REFUSALS: Final = frozenset(
         ErrorReason.ERROR_REASON_SCHEMA_OUTDATED,
         ErrorReason.ERROR_REASON_SCHEMA_TOO_NEW,
         ErrorReason.ERROR_REASON_STORE_NOT_OWNED,
+        ErrorReason.ERROR_REASON_DATABASE_NOT_CONFIGURED,
     }
 )
 """The reasons why a store can't be used; any other one only hides whether it can."""
 
 # A store caches the SQL bound to its schema, up to 50 kB; binding it takes longer than the rest of
-# a call. Of further namespaces only the name is cached, which saves checking that they exist.
+# a call. Of further namespaces only the name is cached, which saves checking that they exist, and
+# where those are that are not at home.
 _MAX_BOUND = 2_000
 _MAX_KNOWN = 100_000
 
@@ -55,32 +57,46 @@ _LOOK_SECONDS = 5.0
 # A failed migration is not retried by every call to its namespace.
 _RETRY_SECONDS = 2.0
 
+# How often the directory is read while a namespace is between two databases, and for how long.
+_SWITCH_LOOK_SECONDS: Final = (0.01, 0.25)
+_SWITCH_SECONDS: Final = 60.0
+
 
 class Namespaces:
-    """The stores of one database that belong to the servers with this schema, by namespace.
+    """The stores that belong to the servers with this schema, by namespace.
 
-    `migrate_on_use`: migrate a namespace when it is first used. `migrate_seconds`: how long that
-    may be reckoned to take. `max_namespaces`: how many there may be besides `default` for one to be
-    created.
+    `databases`: where they are; a single one is the home. `migrate_on_use`: migrate a namespace
+    when it is first used. `migrate_seconds`: how long that may be reckoned to take.
+    `max_namespaces`: how many there may be besides `default` for one to be created.
     """
 
     def __init__(
         self,
-        database: Database,
+        databases: Databases | Database,
         schema: Schema,
         *,
         migrate_on_use: bool,
         max_namespaces: int,
         migrate_seconds: float = 10.0,
     ) -> None:
+        if isinstance(databases, Database):
+            databases = Databases(databases)
+        self.databases = databases
         self.migrate_seconds = migrate_seconds
-        self.default = Store(database, schema, DEFAULT_NAMESPACE)
+        self.default = Store(databases.home, schema, DEFAULT_NAMESPACE)
+        self.placements = Placements(self.default)
+        """The directory."""
+        self._creation = namespace_creation.Creation(
+            self.default, databases, self.placements, max_namespaces
+        )
         self._migrate_on_use = migrate_on_use
-        self._max_namespaces = max_namespaces
         # LRU caches: the stores used most recently; and the names of those that could be used, with
         # the time (of the event loop) of the next look.
         self._bound: OrderedDict[str, Store] = OrderedDict()
         self._known: OrderedDict[str, float] = OrderedDict()
+        # Where those are that were found in another database, for when the home is away.
+        self._placed: OrderedDict[str, Placement] = OrderedDict()
+        self._finding: dict[str, asyncio.Task[Placement | PersistenceError | None]] = {}
         self._migrating: dict[str, asyncio.Task[PersistenceError | None]] = {}
         # Namespaces whose migration failed, the time (of the event loop) of the next attempt, and
         # why.
@@ -90,8 +106,9 @@ class Namespaces:
         """The store of a namespace; None: the default one.
 
         Raises NAMESPACE_NOT_FOUND if it does not exist or belongs to other servers, it is not
-        created; and SCHEMA_TOO_NEW if this server is too old for it. The default one is returned
-        even if it does not exist yet; if it belongs to other servers, STORE_NOT_OWNED is raised.
+        created; SCHEMA_TOO_NEW if this server is too old for it; and DATABASE_NOT_CONFIGURED. The
+        default one is returned even if it does not exist yet; if it belongs to other servers,
+        STORE_NOT_OWNED is raised.
         """
         name = DEFAULT_NAMESPACE if name is None else name
         bound = self._bound.get(name)
@@ -99,7 +116,7 @@ class Namespaces:
             self._known.move_to_end(name)
             self._bound.move_to_end(name)
             return bound
-        store = bound or self._store(name)
+        store = bound or await self.find(name)
         now = asyncio.get_running_loop().time()
         next_look = self._known.get(name, 0.0)
         if next_look <= now:
@@ -120,7 +137,7 @@ class Namespaces:
             version = await migration_history.schema_version(store)
             version.check_usable()
             whose = await owner.read_owner(store, version.number)
-            if whose is not None and whose != Owner.of(store.schema):
+            if whose is not None and not whose.is_of(store):
                 owner.raise_foreign(store.schema, whose)
         except PersistenceError as exc:
             if exc.reason in _REFUSALS:
@@ -145,39 +162,137 @@ class Namespaces:
     async def is_current(self, name: str) -> bool:
         """Whether a namespace's schema is current. Raises NAMESPACE_NOT_FOUND if it is absent."""
         try:
-            return await self._is_current(self._bound.get(name) or self._store(name))
+            return await self._is_current(self._bound.get(name) or await self.find(name))
         except PersistenceError:
             self.forget(name)
             raise
 
-    def _store(self, name: str) -> Store:
+    # ----- where a namespace is
+
+    async def find(self, name: str) -> Store:
+        """The store of a namespace, as far as the directory knows: it need not exist. Raises
+        INVALID_NAMESPACE, NAMESPACE_NOT_FOUND and DATABASE_NOT_CONFIGURED."""
         if name == DEFAULT_NAMESPACE:
             return self.default
+        schema = self._schema(name)
+        if len(self.databases) == 1:
+            # If it is elsewhere after all, that is found out when it is not here.
+            return self.store_at(schema, None)
+        return self.store_at(schema, await self._placement(name))
+
+    def store_at(self, schema: Schema, placement: Placement | None) -> Store:
+        """The store of a namespace that is where the directory says; None: at home."""
+        name = schema.namespace
+        if placement is None:
+            return Store(self.databases.home, schema, name, 0, self.look_elsewhere)
+        database = self.databases.named(placement.database, name)
+        return Store(database, schema, name, placement.generation, self.look_elsewhere)
+
+    def store_in(self, name: str, database: str) -> Store:
+        """The store of a namespace that is known to exist, in this database."""
+        schema = self.default.schema.for_namespace(name)
+        return Store(self.databases.named(database, name), schema, name, 0, self.look_elsewhere)
+
+    async def look_elsewhere(self, store: Store, missed_in: Database) -> bool:
+        """Whether a namespace that was missed in a database is in another one now; its store is set
+        to that. Waits while it is being moved."""
+        if store.database is not missed_in:
+            return True  # another call has found it already
+        was_at = store.database.name, store.generation
+        placement = await self._placement(store.namespace)
+        is_at = (HOME, 0) if placement is None else (placement.database, placement.generation)
+        if is_at == was_at:
+            return False
+        store.database = (
+            self.databases.home
+            if placement is None
+            else self.databases.named(placement.database, store.namespace)
+        )
+        store.generation = is_at[1]
+        log.info("namespace %s: found in the database %s", store.namespace, store.database.name)
+        return True
+
+    async def _placement(self, name: str) -> Placement | None:
+        """Where a namespace is, once for all calls that want to know it; while the home is away,
+        where it was last. None: at home. Raises NAMESPACE_NOT_FOUND."""
+        task = self._finding.get(name)
+        if task is None:
+            task = asyncio.create_task(self._read_placement(name))
+            self._finding[name] = task
+            task.add_done_callback(lambda _: self._finding.pop(name, None))
+        found = await asyncio.shield(task)
+        if isinstance(found, PersistenceError):
+            raise found.copy()
+        return found
+
+    async def _read_placement(self, name: str) -> Placement | PersistenceError | None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _SWITCH_SECONDS
+        pause, longest = _SWITCH_LOOK_SECONDS
+        while True:
+            try:
+                placement = await self.placements.read(name)
+            except PersistenceError as exc:
+                if exc.reason == ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE:
+                    return self._placed.get(name, exc)
+                return exc
+            if placement is None or placement.phase != SWITCHING:
+                break
+            if loop.time() >= until:
+                return PersistenceError(
+                    ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
+                    "the namespace is being moved to another database",
+                    metadata={"namespace": name},
+                    retry_after=1.0,
+                )
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, longest)
+        if placement is None or placement.database == HOME:
+            self._placed.pop(name, None)
+            return placement
+        if not placement.is_there:
+            return namespace_not_found(name)
+        _remember(self._placed, name, placement, _MAX_KNOWN)
+        return placement
+
+    async def learn_placements(self) -> None:
+        """Read the whole directory, so that these namespaces can be found while the home is
+        away. Raises PersistenceError."""
+        after = ""
+        while page := await self.placements.page(after, 1000):
+            for placement in page:
+                if placement.is_there and placement.database != HOME:
+                    _remember(self._placed, placement.namespace, placement, _MAX_KNOWN)
+            after = page[-1].namespace
+
+    def _schema(self, name: str) -> Schema:
         if not is_namespace(name):
             raise PersistenceError(
                 ErrorReason.ERROR_REASON_INVALID_NAMESPACE,
                 "a namespace must match [a-z][a-z0-9_]{0,39}",
             )
         try:
-            schema = self.default.schema.for_namespace(name)
+            return self.default.schema.for_namespace(name)
         except ValueError:
-            raise _not_found(name) from None  # too long for a schema's name, so it can't exist
-        return Store(self.default.database, schema, name)
+            raise namespace_not_found(name) from None  # too long for a schema, so it can't exist
 
-    async def _is_current(self, store: Store) -> bool:
+    async def _is_current(self, store: Store, *, is_last: bool = False) -> bool:
         version = await migration_history.schema_version(store)
-        if version.number == 0:
-            raise _not_found(store.namespace)
-        whose = await owner.read_owner(store, version.number)
-        _check_own(store, whose)
+        whose = await owner.read_owner(store, version.number) if version.number else None
+        if not version.number or not _is_here(store, whose):
+            if is_last or not await self.look_elsewhere(store, store.database):
+                raise namespace_not_found(store.namespace)
+            return await self._is_current(store, is_last=True)
         version.check_usable()
         if version.is_outdated:
             if self._migrate_on_use:
                 await self._migrate_once(store)
             return self._migrate_on_use
-        if whose is None:
-            _check_own(store, await owner.claim(store))
+        if whose is None and not _is_here(store, await owner.claim(store)):
+            raise namespace_not_found(store.namespace)
         return True
+
+    # ----- migrating, creating and deleting
 
     async def _migrate_once(self, store: Store) -> None:
         """Migrate a namespace, once for all calls that wait for it."""
@@ -200,10 +315,10 @@ class Namespaces:
         name = store.namespace
         try:
             async with store.database.lane.turn(store.schema.name):
-                await _migrated(store.database, store.schema, self.migrate_seconds)
+                await _migrated(store, self.migrate_seconds)
         except PersistenceError as exc:
             if exc.reason == ErrorReason.ERROR_REASON_STORE_NOT_OWNED:
-                return _not_found(name)
+                return namespace_not_found(name)
             if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED:
                 now = asyncio.get_running_loop().time()
                 self._failed[name] = (now + _RETRY_SECONDS, exc)
@@ -212,28 +327,61 @@ class Namespaces:
         log.info("namespace %s: migrated", name)
         return None
 
-    async def create_namespace(self, name: str) -> Migrated:
-        """Create a namespace or migrate it.
+    async def create_namespace(
+        self, name: str, database: str = "", labels: Mapping[str, str] | None = None
+    ) -> tuple[Migrated, str]:
+        """Create a namespace or migrate it; returns the name of its database, too.
 
-        Raises STORE_NOT_OWNED if its schema has the store of other servers, and TOO_MANY_NAMESPACES
-        if it does not exist and there are as many as may be.
+        A new one is created in this database, or else in the one of those with all these labels
+        that has the fewest bytes. Raises DATABASE_NOT_FOUND if there is none,
+        NAMESPACE_IN_OTHER_DATABASE if it exists in another one, STORE_NOT_OWNED if its schema has
+        the store of other servers, and TOO_MANY_NAMESPACES if it does not exist and there are as
+        many as may be.
         """
         schema = self._schema_to_change(name)
-        database = self.default.database
+        creation = self._creation
+        placement = await creation.place(self.store_at(schema, None), database, labels or {})
+        store = self.store_at(schema, placement)
 
         async def admit(connection: psycopg.AsyncConnection[Any]) -> None:
-            await _admit(connection, self.default, self._max_namespaces)
+            if store.database is self.databases.home:
+                await creation.admit(connection, name)
 
-        async with database.lane.turn(schema.name):
-            return await _migrated(database, schema, self.migrate_seconds, admit)
+        async with store.database.lane.turn(schema.name):
+            if placement is not None:
+                await creation.check_target(store, placement)
+            migrated = await _migrated(
+                store, self.migrate_seconds, admit, own_later=placement is not None
+            )
+            if placement is not None:
+                await creation.finish(store, placement)
+        return migrated, store.database.name
 
     async def delete_namespace(self, name: str, *, force: bool) -> None:
         """Delete a namespace that is empty, or with `force` together with its data."""
         schema = self._schema_to_change(name)
-        database = self.default.database
-        async with database.lane.turn(schema.name):
+        placement = await self.placements.read(name)
+        if placement is not None and placement.phase and placement.is_there:
+            raise PersistenceError(
+                ErrorReason.ERROR_REASON_ADMINISTRATION_BUSY,
+                "the namespace is being moved to another database",
+                metadata={"namespace": name},
+                retry_after=5.0,
+            )
+        store = self.store_at(schema, placement)
+        async with store.database.lane.turn(schema.name):
             self.forget(name)
-            await _drop(database, schema, name, force=force)
+            try:
+                await namespace_drop.drop(store, force=force)
+            except PersistenceError as exc:
+                if exc.reason != ErrorReason.ERROR_REASON_NAMESPACE_NOT_FOUND:
+                    raise
+                if placement is not None:
+                    await self.placements.remove(placement)  # what a deletion before has left
+                raise
+            if placement is not None:
+                await self.placements.remove(placement)
+                self._placed.pop(name, None)
 
     def _schema_to_change(self, name: str) -> Schema:
         try:
@@ -245,6 +393,31 @@ class Namespaces:
                 "is too long for a schema's name",
             ) from exc
 
+    # ----- all namespaces
+
+    async def all_stores(self) -> list[Store]:
+        """The stores of all namespaces that can be reached; while the home is away, of those that
+        are known to be elsewhere. Raises PersistenceError."""
+        try:
+            found, _ = await namespace_list.all_namespaces(self)
+        except PersistenceError as exc:
+            if exc.reason != ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE or not self._placed:
+                raise
+            return [
+                self.store_at(self.default.schema.for_namespace(name), placement)
+                for name, placement in self._placed.items()
+                if placement.database in self.databases
+            ]
+        return found
+
+
+def _is_here(store: Store, whose: Owner | None) -> bool:
+    """Whether a store is the one that the directory means. One without an owner is too old to be in
+    another database than the home."""
+    if whose is None:
+        return store.database.name == HOME
+    return whose.is_of(store) and (not store.generation or whose.generation == store.generation)
+
 
 def _remember(cache: OrderedDict[str, T], name: str, value: T, max_size: int) -> None:
     """Make an entry the most recently used one; evict the least recently used beyond `max_size`."""
@@ -254,193 +427,29 @@ def _remember(cache: OrderedDict[str, T], name: str, value: T, max_size: int) ->
         cache.popitem(last=False)
 
 
-def _check_own(store: Store, whose: Owner | None) -> None:
-    """Raise NAMESPACE_NOT_FOUND for the store of other servers."""
-    if whose is not None and whose != Owner.of(store.schema):
-        raise _not_found(store.namespace)
-
-
 async def _migrated(
-    connector: Connector,
-    schema: Schema,
+    store: Store,
     migrate_seconds: float,
     admit: migrate.Admission | None = None,
+    *,
+    own_later: bool = False,
 ) -> Migrated:
     """Migrate; an error of PostgreSQL becomes one that names the namespace."""
     try:
-        return await migrate.migrate(connector, schema, admit=admit, unattended=migrate_seconds)
+        return await migrate.migrate(
+            store.database,
+            store.schema,
+            admit=admit,
+            unattended=migrate_seconds,
+            own_later=own_later,
+        )
     except PersistenceError as exc:
         if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED and isinstance(
             exc.__cause__, psycopg.Error
         ):
-            raise _not_migrated(schema.namespace) from exc
-        raise
-
-
-# Serializes the transactions that create a namespace of one owner, in all servers: each of them
-# counts those that the ones before it have created.
-LOCK_CREATION = """
-SELECT pg_advisory_xact_lock(
-    hashtextextended('wfe-persistence create ' || current_database() || %s, 0))
-"""
-
-
-async def _admit(connection: psycopg.AsyncConnection[Any], store: Store, most: int) -> None:
-    """Raise TOO_MANY_NAMESPACES if there are `most` besides `default`, the one of `store`."""
-    await connection.execute(LOCK_CREATION, [store.schema.name])
-    if await namespace_list.count_at_most(store, most) >= most:
-        raise PersistenceError(
-            ErrorReason.ERROR_REASON_TOO_MANY_NAMESPACES,
-            f"there are {most} namespaces, as many as the server allows (--max-namespaces)",
-            metadata={"limit": str(most)},
-        )
-
-
-NAMESPACE_TABLES = """
-SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = %s AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
-"""
-
-LOCK_NAMESPACE = f"""
-LOCK TABLE {qualified(MIGRATIONS_TABLE, STORE_TABLE, *TABLES)}
-    IN ACCESS EXCLUSIVE MODE
-"""
-
-# Requests are not counted as data: they remain when another host deletes their workflow. Lifecycle
-# events and changes are not either: what they tell of may be long gone.
-_NO_DATA: Final = (
-    "requests", "lifecycle_events", "lifecycle_feed", "workflow_changes", "workflow_feed", "sweeps",
-    "retention_rules",
-)  # fmt: skip
-NAMESPACE_HAS_DATA = "SELECT " + "\n    OR ".join(
-    f"EXISTS (SELECT FROM {qualified(table)})" for table in TABLES if table not in _NO_DATA
-)
-
-# The migrations of a host that uses `wfe-postgres`. They are part of a store as the workflows are,
-# which such a host may have written too, so `force` covers them.
-_HOST_TABLES: Final = frozenset({"_sqlx_migrations", "_wfe_sqlx_migrations"})
-
-
-_CREATED: Final = re.compile(
-    r"^CREATE (?:OR REPLACE )?(FUNCTION|SEQUENCE) (wfc\.\w+)", re.MULTILINE
-)
-
-
-async def _drop(connector: Connector, schema: Schema, name: str, *, force: bool) -> None:
-    ours = {schema.table_prefix + table for table in (MIGRATIONS_TABLE, STORE_TABLE, *TABLES)}
-    async with connect(connector) as connection, connection.transaction():
-        cursor = await connection.execute(NAMESPACE_TABLES, [schema.name])
-        tables = {row[0] for row in await cursor.fetchall()}
-        if schema.table_prefix + MIGRATIONS_TABLE not in tables:
-            raise _not_found(name)
-        if schema.table_prefix + STORE_TABLE not in tables:
-            owner.raise_foreign(schema, None)
-        try:
-            await _check_deletable(connection, schema)
-            await connection.execute(schema.qualify(LOCK_NAMESPACE).encode())
-            # Once more: it may have been deleted and created by other servers meanwhile.
-            await _check_deletable(connection, schema)
-        except psycopg.errors.UndefinedTable:
-            raise _not_found(name) from None  # deleted concurrently
-        cursor = await connection.execute(schema.qualify(NAMESPACE_HAS_DATA).encode())
-        [(has_data,)] = await cursor.fetchall()
-        foreign = tables - ours - _HOST_TABLES
-        if foreign or ((has_data or tables & _HOST_TABLES) and not force):
             raise PersistenceError(
-                ErrorReason.ERROR_REASON_NAMESPACE_NOT_EMPTY,
-                "the schema has other tables as well"
-                if foreign
-                else "the namespace has data"
-                if has_data
-                else "the namespace has the migrations of a host that uses wfe-postgres",
-                metadata={"namespace": name},
-            )
-        for statement in _drop_statements(schema, sorted(tables)):
-            try:
-                await connection.execute(statement.encode())
-            except psycopg.errors.DependentObjectsStillExist as exc:
-                log.warning("namespace %s: not deleted: %s", name, exc)
-                raise PersistenceError(
-                    ErrorReason.ERROR_REASON_NAMESPACE_NOT_EMPTY,
-                    "there are objects in its schema, or that depend on it, which are not the "
-                    "server's; see the server's log",
-                    metadata={"namespace": name},
-                ) from exc
-
-
-def _drop_statements(schema: Schema, tables: list[str]) -> list[str]:
-    """The statements that drop these tables and the rest of what the migrations create, one by one
-    and not by CASCADE: PostgreSQL refuses the last ones if that is not all."""
-    created = "\n".join(migration.template for migration in migration_files.migrations())
-    statements = ["DROP TABLE " + ", ".join(f'"{schema.name}"."{table}"' for table in tables)]
-    for kind, name in _CREATED.findall(created):
-        statements.append(schema.qualify(f"DROP {kind} IF EXISTS {name}"))
-    return [*statements, f'DROP SCHEMA "{schema.name}"']
-
-
-async def _check_deletable(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:
-    """Raise NAMESPACE_NOT_FOUND for the store of other servers. One without an owner may be such a
-    store: STORE_NOT_OWNED."""
-    whose = await migration_history.owner_of(connection, schema)
-    if whose is None:
-        owner.raise_foreign(schema, None)
-    if whose != Owner.of(schema):
-        raise _not_found(schema.namespace)
-
-
-Outcomes = dict[str, Migrated | PersistenceError]
-"""By namespace: what was done, or the error."""
-
-
-async def all_names(store: Store) -> list[str]:
-    """The names of all namespaces; `store` is the default one, which may not be there yet."""
-    names = [DEFAULT_NAMESPACE]
-    after: Cursor | None = None
-    while True:
-        page = await namespace_list.list_namespaces(store, after, 1000)
-        names += [n.name for n in page.items if n.name != DEFAULT_NAMESPACE]
-        if page.next is None:
-            return names
-        after = page.next
-
-
-async def migrate_all(store: Store) -> Outcomes:
-    """Migrate every namespace, a few at a time; returns the outcome of each.
-
-    A namespace that has no owner is migrated without claiming it, because nobody has named it: it
-    may be the store of other servers.
-    """
-    try:
-        names = await all_names(store)
-    except PersistenceError as exc:
-        return {DEFAULT_NAMESPACE: exc}
-    lane = store.database.lane
-
-    async def migrate_one(name: str) -> Migrated | PersistenceError:
-        schema = store.schema.for_namespace(name)
-        async with lane.turn(schema.name, refuse=False):
-            try:
-                return await migrate.migrate(
-                    store.database, schema, claim=name == DEFAULT_NAMESPACE
-                )
-            except PersistenceError as exc:
-                return exc
-
-    results = await asyncio.gather(*map(migrate_one, names))
-    return dict(zip(names, results, strict=True))
-
-
-def _not_migrated(name: str) -> PersistenceError:
-    return PersistenceError(
-        ErrorReason.ERROR_REASON_SCHEMA_OUTDATED,
-        "the namespace's migration failed; see the server's log",
-        metadata={"namespace": name},
-    )
-
-
-def _not_found(name: str) -> PersistenceError:
-    return PersistenceError(
-        ErrorReason.ERROR_REASON_NAMESPACE_NOT_FOUND,
-        "the namespace does not exist",
-        metadata={"namespace": name},
-    )
+                ErrorReason.ERROR_REASON_SCHEMA_OUTDATED,
+                "the namespace's migration failed; see the server's log",
+                metadata={"namespace": store.namespace},
+            ) from exc
+        raise

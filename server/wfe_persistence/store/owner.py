@@ -10,13 +10,13 @@ on it or when a call names the namespace; the first one keeps it.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
-from wfe_persistence.store.rows import read_text
-from wfe_persistence.store.schema import Schema
+from wfe_persistence.store.rows import PGresult, read_int8, read_text
+from wfe_persistence.store.schema import HOME, Schema
 from wfe_persistence.store.tables import Store
 
 log = logging.getLogger(__name__)
@@ -25,14 +25,32 @@ FIRST_VERSION: Final = 4
 """The schema version that the table of the owner came with."""
 
 
+ACTIVE: Final = "active"
+"""The state of a store that is used. Another one is a copy that is being made, or was left."""
+
+
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """What a store says about whose it is."""
+    """What a store says about whose it is, and which: its identity."""
 
     schema: str
     """`--schema` of its servers."""
     namespace: str
     """Its name as a namespace of these servers."""
+    database: str = field(default=HOME, compare=False)
+    """The name that the database in which it is has among these servers."""
+    generation: int = field(default=0, compare=False)
+    """How often the namespace was created or moved there; see `placement.py`."""
+    state: str = field(default=ACTIVE, compare=False)
+    """ACTIVE, or why it must not be used."""
+
+    def is_of(self, store: Store) -> bool:
+        """Whether it is that of this store, in this database, and may be used."""
+        return (
+            self == Owner.of(store.schema)
+            and self.database == store.database.name
+            and self.state == ACTIVE
+        )
 
     @classmethod
     def of(cls, schema: Schema) -> Owner:
@@ -40,7 +58,12 @@ class Owner:
         return cls(schema.owner, schema.namespace)
 
 
-READ_OWNER = "SELECT owner_schema, namespace FROM wfc.wfe_store"
+# Read through JSON because these columns came later than the table.
+IDENTITY: Final = """o.owner_schema, o.namespace, coalesce(to_jsonb(o) ->> 'database', 'home'),
+    coalesce((to_jsonb(o) ->> 'generation')::bigint, 0),
+    coalesce(to_jsonb(o) ->> 'state', 'active')"""
+
+READ_OWNER = f"SELECT {IDENTITY} FROM wfc.wfe_store AS o"
 
 CLAIM_STORE = """
 INSERT INTO wfc.wfe_store (owner_schema, namespace) VALUES (%s, %s) ON CONFLICT DO NOTHING
@@ -60,7 +83,14 @@ async def read_owner(store: Store, version: int) -> Owner | None:
     row = await store.read_if_there(READ_OWNER)
     if row is None or row.ntuples == 0:
         return None
-    return Owner(read_text(row.get_value(0, 0)), read_text(row.get_value(0, 1)))
+    return read_identity(row, 0, 0)
+
+
+def read_identity(rows: PGresult, row: int, first: int) -> Owner:
+    """What IDENTITY has selected, from a column on."""
+    schema, namespace, database = (read_text(rows.get_value(row, first + n)) for n in range(3))
+    generation = read_int8(rows.get_value(row, first + 3))
+    return Owner(schema, namespace, database, generation, read_text(rows.get_value(row, first + 4)))
 
 
 async def claim(store: Store) -> Owner | None:

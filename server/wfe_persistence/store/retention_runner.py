@@ -13,7 +13,6 @@ from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence import metrics
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.recurring import RecurringWarnings
-from wfe_persistence.store import namespace_list
 from wfe_persistence.store.feed import PASSING
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.retention import DELETED_KINDS, Rule, batch, rules
@@ -84,7 +83,7 @@ class Retention:
             if loop.time() >= next_look:
                 next_look = loop.time() + self._pause()
                 try:
-                    for store in await namespace_list.all_stores(self._namespaces.default):
+                    for store in await self._namespaces.all_stores():
                         stores.setdefault(store.namespace, store)
                 except Exception as exc:  # whatever it is, the next look may succeed
                     warnings.warn("list", f"retention can't list namespaces: {exc or repr(exc)}")

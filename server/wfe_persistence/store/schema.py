@@ -15,6 +15,9 @@ MAX_IDENTIFIER_BYTES = 63
 DEFAULT_SCHEMA = "wfc"
 DEFAULT_NAMESPACE = "default"
 
+HOME = "home"
+"""The name of the database that has the namespace `default` and the placements of all others."""
+
 # The longest name of a table, index, function or trigger that a migration gives. Longer ones that
 # PostgreSQL makes up itself, it shortens so that they stay apart; nothing here names them.
 LONGEST_NAME = "idx_scheduled_commands_execute_time"
@@ -25,12 +28,18 @@ LONGEST_NAME = "idx_scheduled_commands_execute_time"
 _SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PREFIX = re.compile(r"[a-z_][a-z0-9_]*")
 _NAMESPACE = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_DATABASE = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 _QUALIFIED = re.compile(r"\bwfc\.([a-z_]+)")
 
 
 def is_namespace(name: str) -> bool:
     """Whether `name` is a valid name of a namespace: `[a-z][a-z0-9_]{0,39}`."""
     return _NAMESPACE.fullmatch(name) is not None
+
+
+def is_database(name: str) -> bool:
+    """Whether `name` is a valid name of a database of the service: `[a-z][a-z0-9_-]{0,39}`."""
+    return _DATABASE.fullmatch(name) is not None
 
 
 class Schema:

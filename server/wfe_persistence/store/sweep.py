@@ -22,7 +22,6 @@ from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence import metrics
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.recurring import RecurringWarnings
-from wfe_persistence.store import namespace_list
 from wfe_persistence.store.feed import PASSING
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.queue import wake_queues
@@ -160,7 +159,7 @@ class Sweeper:
             # often than is needed, as others may have had the last turn.
             await asyncio.sleep(self._seconds / 2 * random.uniform(0.75, 1.25))
             try:
-                for store in await namespace_list.all_stores(self._namespaces.default):
+                for store in await self._namespaces.all_stores():
                     await self._sweep(store)
             except Exception as exc:  # whatever it is, the next turn may succeed
                 warnings.warn("sweep", f"can't look for work in no queue: {exc or repr(exc)}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
@@ -25,6 +26,10 @@ MIGRATIONS_TABLE: Final = "wfe_migrations"
 
 STORE_TABLE: Final = "wfe_store"
 """The table of the one row that says whose store it is; see `owner.py`."""
+
+PLACEMENTS_TABLE: Final = "placements"
+"""The table of the namespaces that are not in the home database; see `placement.py`. Only that of
+the default store has rows."""
 
 TABLES: Final = (
     "workflows",
@@ -151,12 +156,18 @@ class _Together(Group[Sequence[Param], PGresult]):
         return results
 
     async def _run(self, batch: Sequence[Command]) -> list[PGresult]:
-        return await self.store.database.run(
-            self.store.namespace,
-            batch,
-            write=self.write,
-            final_constraints=self.final_constraints,
-        )
+        store, database = self.store, self.store.database
+        try:
+            return await database.run(
+                store.namespace,
+                batch,
+                write=self.write,
+                final_constraints=self.final_constraints,
+            )
+        except PersistenceError as exc:
+            return await store.run_elsewhere(
+                exc, database, batch, write=self.write, final_constraints=self.final_constraints
+            )
 
 
 def is_stored(
@@ -184,30 +195,69 @@ def is_stored(
 
 
 class Store:
-    """A namespace's tables in a database; the functions of `store.*` run their SQL on it."""
+    """A namespace's tables in a database; the functions of `store.*` run their SQL on it.
 
-    def __init__(self, database: Database, schema: Schema, namespace: str) -> None:
+    `elsewhere`, called when the tables are not in the database where they were looked for: whether
+    the namespace lives in another one now, having set that.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        schema: Schema,
+        namespace: str,
+        generation: int = 0,
+        elsewhere: Callable[[Store, Database], Awaitable[bool]] | None = None,
+    ) -> None:
         self.database = database
         self.schema = schema
         self.namespace = namespace
+        self.generation = generation
+        """That of the row in the directory (`placement.py`); 0: there is none."""
+        self._elsewhere = elsewhere
         self.floors = Floors()
         """Where to begin in its queues."""
 
     async def read(self, sql: str, *params: Param) -> PGresult:
         """Run one statement that reads; it is run again if the connection breaks."""
         batch = [(self.schema.bind(sql), params)]
-        [result] = await self.database.run(self.namespace, batch, write=False)
+        database = self.database
+        try:
+            [result] = await database.run(self.namespace, batch, write=False)
+        except PersistenceError as exc:
+            [result] = await self.run_elsewhere(exc, database, batch, write=False)
         return result
+
+    async def run_elsewhere(
+        self, error: PersistenceError, missed_in: Database, batch: Sequence[Command], **options: Any
+    ) -> list[PGresult]:
+        """Run once more what has failed in a database, having changed nothing, because the
+        namespace has moved. Raises the error if that was not the reason."""
+        if not await self._has_moved(error, missed_in):
+            raise error
+        return await self.database.run(self.namespace, batch, **options)
+
+    async def _has_moved(self, error: PersistenceError, missed_in: Database) -> bool:
+        return (
+            error.reason == _OUTDATED
+            and self._elsewhere is not None
+            and await self._elsewhere(self, missed_in)
+        )
 
     async def read_once(self, sql: str, *params: Param) -> PGresult:
         """Run a statement that reads without preparing it: it is seldom repeated, or its plan is
         better when the parameters are known."""
         batch = [(self._unprepared(sql), params)]
-        [result] = await self.database.run(self.namespace, batch, write=False)
+        database = self.database
+        try:
+            [result] = await database.run(self.namespace, batch, write=False)
+        except PersistenceError as exc:
+            [result] = await self.run_elsewhere(exc, database, batch, write=False)
         return result
 
     async def read_if_there(self, sql: str, *params: Param) -> PGresult | None:
-        """The same; None: there is no such table, which is nothing to be logged."""
+        """The same, in this database only; None: there is no such table, which is nothing to be
+        logged."""
         batch = [(self._unprepared(sql), params)]
         try:
             [result] = await self.database.run(
@@ -227,13 +277,21 @@ class Store:
         batch = [(self._unprepared(sql), params)]
         if not jit:
             batch.insert(0, (self.schema.bind(WITHOUT_JIT), ()))
-        return (await self.database.run(self.namespace, batch, write=True))[-1]
+        database = self.database
+        try:
+            return (await database.run(self.namespace, batch, write=True))[-1]
+        except PersistenceError as exc:
+            return (await self.run_elsewhere(exc, database, batch, write=True))[-1]
 
     async def write_apart(self, sql: str, *params: Param) -> PGresult:
         """The same as `write`, for a statement that takes long: those have a part of the
         connections."""
         batch = [(self.schema.bind(sql), params)]
-        [result] = await self.database.run(self.namespace, batch, write=True, takes_long=True)
+        database = self.database
+        try:
+            [result] = await database.run(self.namespace, batch, write=True, takes_long=True)
+        except PersistenceError as exc:
+            [result] = await self.run_elsewhere(exc, database, batch, write=True, takes_long=True)
         return result
 
     async def write(
@@ -278,9 +336,15 @@ class Store:
         that raises UniqueViolation at once.
         """
         batch = [(self.schema.bind(sql), params) for sql, params in commands]
-        return await self.database.run(
-            self.namespace, batch, write=True, final_constraints=final_constraints
-        )
+        database = self.database
+        try:
+            return await database.run(
+                self.namespace, batch, write=True, final_constraints=final_constraints
+            )
+        except PersistenceError as exc:
+            return await self.run_elsewhere(
+                exc, database, batch, write=True, final_constraints=final_constraints
+            )
 
     async def create(
         self,
@@ -310,11 +374,33 @@ class Store:
 
     def stream(self, sql: str, *params: Param) -> AsyncGenerator[PGresult, None]:
         """Run one statement that reads and yield its rows one by one; see Database.stream."""
-        return self.database.stream(self.namespace, (self.schema.bind(sql), params))
+        return self._stream((self.schema.bind(sql), params))
 
     def stream_once(self, sql: str, *params: Param) -> AsyncGenerator[PGresult, None]:
         """The same, without preparing the statement."""
-        return self.database.stream(self.namespace, (self._unprepared(sql), params))
+        return self._stream((self._unprepared(sql), params))
+
+    def _stream(self, command: Command) -> AsyncGenerator[PGresult, None]:
+        if self._elsewhere is None:
+            return self.database.stream(self.namespace, command)
+        return self._stream_here_or_elsewhere(command)
+
+    async def _stream_here_or_elsewhere(self, command: Command) -> AsyncGenerator[PGresult, None]:
+        yielded = False
+        database = self.database
+        try:
+            async with aclosing(database.stream(self.namespace, command)) as rows:
+                async for row in rows:
+                    yielded = True
+                    yield row
+        except PersistenceError as exc:
+            if yielded or not await self._has_moved(exc, database):
+                raise
+        else:
+            return
+        async with aclosing(self.database.stream(self.namespace, command)) as rows:
+            async for row in rows:
+                yield row
 
     def _unprepared(self, sql: str) -> Statement:
         return Statement.unprepared(self.schema.qualify(sql), statement_name(sql))

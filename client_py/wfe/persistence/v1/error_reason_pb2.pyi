@@ -38,6 +38,10 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """NOT_FOUND: a patch removes an execution pointer that the workflow does not
     have; ErrorInfo's metadata has the `field`.
     """
+    ERROR_REASON_DATABASE_NOT_FOUND: _ErrorReason.ValueType  # 6
+    """NOT_FOUND: the service has no database with the name and the labels that
+    CreateNamespace asks for, or none of its databases takes new namespaces.
+    """
     ERROR_REASON_WORKFLOW_ALREADY_EXISTS: _ErrorReason.ValueType  # 10
     """ALREADY_EXISTS: the workflow id is in use by a workflow created with
     different content.
@@ -62,6 +66,11 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """ALREADY_EXISTS: the store has another record in the place of one that was to
     be imported; nothing of the request was stored. ErrorInfo's metadata has the
     first such record as `field` and how many there are as `conflicts`.
+    """
+    ERROR_REASON_NAMESPACE_IN_OTHER_DATABASE: _ErrorReason.ValueType  # 16
+    """ALREADY_EXISTS: the namespace exists in another database than those that
+    CreateNamespace asks for. ErrorInfo's metadata has the `namespace`, and the
+    name of its `database`.
     """
     ERROR_REASON_REVISION_MISMATCH: _ErrorReason.ValueType  # 20
     """ABORTED: `expected_revision` is not the stored revision; ErrorInfo's
@@ -229,6 +238,12 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """UNAVAILABLE: the keys to verify a JWT with cannot be fetched from its issuer
     at present. Nothing was written; retry.
     """
+    ERROR_REASON_DATABASE_NOT_CONFIGURED: _ErrorReason.ValueType  # 74
+    """UNAVAILABLE: the namespace lives in a database that this server is not
+    configured for; other servers of the service may be. ErrorInfo's metadata
+    has the `namespace`, and the name of its `database`. Nothing was written;
+    retry.
+    """
     ERROR_REASON_CREDENTIALS_REQUIRED: _ErrorReason.ValueType  # 80
     """UNAUTHENTICATED: the call has neither a token (metadata `authorization:
     Bearer TOKEN`) nor a client certificate, one of which the server requires.
@@ -307,6 +322,10 @@ ERROR_REASON_POINTER_NOT_FOUND: ErrorReason.ValueType  # 5
 """NOT_FOUND: a patch removes an execution pointer that the workflow does not
 have; ErrorInfo's metadata has the `field`.
 """
+ERROR_REASON_DATABASE_NOT_FOUND: ErrorReason.ValueType  # 6
+"""NOT_FOUND: the service has no database with the name and the labels that
+CreateNamespace asks for, or none of its databases takes new namespaces.
+"""
 ERROR_REASON_WORKFLOW_ALREADY_EXISTS: ErrorReason.ValueType  # 10
 """ALREADY_EXISTS: the workflow id is in use by a workflow created with
 different content.
@@ -331,6 +350,11 @@ ERROR_REASON_RECORD_CONFLICT: ErrorReason.ValueType  # 15
 """ALREADY_EXISTS: the store has another record in the place of one that was to
 be imported; nothing of the request was stored. ErrorInfo's metadata has the
 first such record as `field` and how many there are as `conflicts`.
+"""
+ERROR_REASON_NAMESPACE_IN_OTHER_DATABASE: ErrorReason.ValueType  # 16
+"""ALREADY_EXISTS: the namespace exists in another database than those that
+CreateNamespace asks for. ErrorInfo's metadata has the `namespace`, and the
+name of its `database`.
 """
 ERROR_REASON_REVISION_MISMATCH: ErrorReason.ValueType  # 20
 """ABORTED: `expected_revision` is not the stored revision; ErrorInfo's
@@ -497,6 +521,12 @@ server.
 ERROR_REASON_KEYS_UNAVAILABLE: ErrorReason.ValueType  # 73
 """UNAVAILABLE: the keys to verify a JWT with cannot be fetched from its issuer
 at present. Nothing was written; retry.
+"""
+ERROR_REASON_DATABASE_NOT_CONFIGURED: ErrorReason.ValueType  # 74
+"""UNAVAILABLE: the namespace lives in a database that this server is not
+configured for; other servers of the service may be. ErrorInfo's metadata
+has the `namespace`, and the name of its `database`. Nothing was written;
+retry.
 """
 ERROR_REASON_CREDENTIALS_REQUIRED: ErrorReason.ValueType  # 80
 """UNAUTHENTICATED: the call has neither a token (metadata `authorization:

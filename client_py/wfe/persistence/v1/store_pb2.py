@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ewfe/persistence/v1/store.proto\x12\x12wfe.persistence.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x84\x01\n\x0e\x45xecutionError\x12.\n\nerror_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x1c\n\x14\x65xecution_pointer_id\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\x97\x01\n\x11WorkflowRetention\x12\x1e\n\x16workflow_definition_id\x18\x01 \x01(\t\x12/\n\x0c\x63omplete_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0eterminated_age\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xe9\x01\n\x0fRetentionPolicy\x12\x38\n\tworkflows\x18\x01 \x03(\x0b\x32%.wfe.persistence.v1.WorkflowRetention\x12\x36\n\x13processed_event_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\terror_age\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\x13overdue_command_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"P\n\x19SetRetentionPolicyRequest\x12\x33\n\x06policy\x18\x01 \x01(\x0b\x32#.wfe.persistence.v1.RetentionPolicy\"\x1c\n\x1aSetRetentionPolicyResponse\"\x1b\n\x19GetRetentionPolicyRequest\"\xc8\x01\n\x1aGetRetentionPolicyResponse\x12\x33\n\x06policy\x18\x01 \x01(\x0b\x32#.wfe.persistence.v1.RetentionPolicy\x12,\n\x08set_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x64\x65leted_rows\x18\x03 \x01(\x03\x12\x31\n\rcomplete_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"8\n\x13RunRetentionRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\x12\x10\n\x08max_rows\x18\x02 \x01(\x05\"\x9d\x01\n\x0fRetentionCounts\x12\x11\n\tworkflows\x18\x01 \x01(\x03\x12\x1a\n\x12\x65xecution_pointers\x18\x02 \x01(\x03\x12\x15\n\rsubscriptions\x18\x03 \x01(\x03\x12\x0e\n\x06\x65vents\x18\x04 \x01(\x03\x12\x0e\n\x06\x65rrors\x18\x05 \x01(\x03\x12\x10\n\x08\x63ommands\x18\x06 \x01(\x03\x12\x12\n\nis_partial\x18\x07 \x01(\x08\"K\n\x14RunRetentionResponse\x12\x33\n\x06\x63ounts\x18\x01 \x01(\x0b\x32#.wfe.persistence.v1.RetentionCounts\"+\n\x17GetStorageReportRequest\x12\x10\n\x08max_rows\x18\x01 \x01(\x05\"\x9b\x01\n\x0cTableStorage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x65stimated_rows\x18\x02 \x01(\x03\x12\x11\n\tdead_rows\x18\x03 \x01(\x03\x12\x13\n\x0btable_bytes\x18\x04 \x01(\x03\x12\x13\n\x0bindex_bytes\x18\x05 \x01(\x03\x12\x18\n\x0b\x62loat_bytes\x18\x06 \x01(\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_bloat_bytes\"\x95\x01\n\x18GetStorageReportResponse\x12\x30\n\x06tables\x18\x01 \x03(\x0b\x32 .wfe.persistence.v1.TableStorage\x12\x32\n\x05\x66reed\x18\x02 \x01(\x0b\x32#.wfe.persistence.v1.RetentionCounts\x12\x13\n\x0b\x66reed_bytes\x18\x03 \x01(\x03\"Y\n\tNamespace\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06schema\x18\x02 \x01(\t\x12\x16\n\x0eschema_version\x18\x03 \x01(\x05\x12\x16\n\x0e\x65stimated_rows\x18\x04 \x01(\x03\"&\n\x16\x43reateNamespaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"M\n\x17\x43reateNamespaceResponse\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\x1a\n\x12\x61pplied_migrations\x18\x02 \x03(\t\">\n\x15ListNamespacesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"d\n\x16ListNamespacesResponse\x12\x31\n\nnamespaces\x18\x01 \x03(\x0b\x32\x1d.wfe.persistence.v1.Namespace\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"5\n\x16\x44\x65leteNamespaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x19\n\x17\x44\x65leteNamespaceResponse\"\x1a\n\x18\x45nsureStoreExistsRequest\"O\n\x19\x45nsureStoreExistsResponse\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\x1a\n\x12\x61pplied_migrations\x18\x02 \x03(\t\"J\n\x14PersistErrorsRequest\x12\x32\n\x06\x65rrors\x18\x01 \x03(\x0b\x32\".wfe.persistence.v1.ExecutionError\"\x17\n\x15PersistErrorsResponse\"\xbb\x01\n\x11ListErrorsRequest\x12\x13\n\x0bworkflow_id\x18\x01 \x01(\t\x12\x33\n\x0f\x65rror_time_from\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11\x65rror_time_before\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"a\n\x12ListErrorsResponse\x12\x32\n\x06\x65rrors\x18\x01 \x03(\x0b\x32\".wfe.persistence.v1.ExecutionError\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x15\n\x13GetStoreInfoRequest\"\xab\x02\n\x14GetStoreInfoResponse\x12\x16\n\x0eserver_version\x18\x01 \x01(\t\x12\x18\n\x10postgres_version\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0e\n\x06schema\x18\x04 \x01(\t\x12\x16\n\x0eschema_version\x18\x05 \x01(\x05\x12\x1d\n\x15latest_schema_version\x18\x06 \x01(\x05\x12\x36\n\x0c\x63\x61pabilities\x18\x07 \x01(\x0b\x32 .wfe.persistence.v1.Capabilities\x12\x19\n\x11max_message_bytes\x18\x08 \x01(\x03\x12\x34\n\x11request_retention\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\"\xd2\x01\n\x0c\x43\x61pabilities\x12\x1a\n\x12scheduled_commands\x18\x01 \x01(\x08\x12\x14\n\x0ctruncate_all\x18\x02 \x01(\x08\x12\x18\n\x10\x64\x65lete_namespace\x18\x03 \x01(\x08\x12\x18\n\x10\x63reate_namespace\x18\x04 \x01(\x08\x12\r\n\x05locks\x18\x05 \x01(\x08\x12\x0e\n\x06queues\x18\x06 \x01(\x08\x12\x11\n\tlifecycle\x18\x07 \x01(\x08\x12\x17\n\x0fwatch_workflows\x18\x08 \x01(\x08\x12\x11\n\tretention\x18\t \x01(\x08\"\x14\n\x12TruncateAllRequest\"\x15\n\x13TruncateAllResponse2\x83\n\n\x0cStoreService\x12p\n\x11\x45nsureStoreExists\x12,.wfe.persistence.v1.EnsureStoreExistsRequest\x1a-.wfe.persistence.v1.EnsureStoreExistsResponse\x12\x64\n\rPersistErrors\x12(.wfe.persistence.v1.PersistErrorsRequest\x1a).wfe.persistence.v1.PersistErrorsResponse\x12[\n\nListErrors\x12%.wfe.persistence.v1.ListErrorsRequest\x1a&.wfe.persistence.v1.ListErrorsResponse\x12\x61\n\x0cGetStoreInfo\x12\'.wfe.persistence.v1.GetStoreInfoRequest\x1a(.wfe.persistence.v1.GetStoreInfoResponse\x12^\n\x0bTruncateAll\x12&.wfe.persistence.v1.TruncateAllRequest\x1a\'.wfe.persistence.v1.TruncateAllResponse\x12j\n\x0f\x43reateNamespace\x12*.wfe.persistence.v1.CreateNamespaceRequest\x1a+.wfe.persistence.v1.CreateNamespaceResponse\x12g\n\x0eListNamespaces\x12).wfe.persistence.v1.ListNamespacesRequest\x1a*.wfe.persistence.v1.ListNamespacesResponse\x12j\n\x0f\x44\x65leteNamespace\x12*.wfe.persistence.v1.DeleteNamespaceRequest\x1a+.wfe.persistence.v1.DeleteNamespaceResponse\x12s\n\x12SetRetentionPolicy\x12-.wfe.persistence.v1.SetRetentionPolicyRequest\x1a..wfe.persistence.v1.SetRetentionPolicyResponse\x12s\n\x12GetRetentionPolicy\x12-.wfe.persistence.v1.GetRetentionPolicyRequest\x1a..wfe.persistence.v1.GetRetentionPolicyResponse\x12\x61\n\x0cRunRetention\x12\'.wfe.persistence.v1.RunRetentionRequest\x1a(.wfe.persistence.v1.RunRetentionResponse\x12m\n\x10GetStorageReport\x12+.wfe.persistence.v1.GetStorageReportRequest\x1a,.wfe.persistence.v1.GetStorageReportResponseBO\n\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ewfe/persistence/v1/store.proto\x12\x12wfe.persistence.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x84\x01\n\x0e\x45xecutionError\x12.\n\nerror_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x1c\n\x14\x65xecution_pointer_id\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\x97\x01\n\x11WorkflowRetention\x12\x1e\n\x16workflow_definition_id\x18\x01 \x01(\t\x12/\n\x0c\x63omplete_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0eterminated_age\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xe9\x01\n\x0fRetentionPolicy\x12\x38\n\tworkflows\x18\x01 \x03(\x0b\x32%.wfe.persistence.v1.WorkflowRetention\x12\x36\n\x13processed_event_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\terror_age\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x36\n\x13overdue_command_age\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"P\n\x19SetRetentionPolicyRequest\x12\x33\n\x06policy\x18\x01 \x01(\x0b\x32#.wfe.persistence.v1.RetentionPolicy\"\x1c\n\x1aSetRetentionPolicyResponse\"\x1b\n\x19GetRetentionPolicyRequest\"\xc8\x01\n\x1aGetRetentionPolicyResponse\x12\x33\n\x06policy\x18\x01 \x01(\x0b\x32#.wfe.persistence.v1.RetentionPolicy\x12,\n\x08set_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x64\x65leted_rows\x18\x03 \x01(\x03\x12\x31\n\rcomplete_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"8\n\x13RunRetentionRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\x12\x10\n\x08max_rows\x18\x02 \x01(\x05\"\x9d\x01\n\x0fRetentionCounts\x12\x11\n\tworkflows\x18\x01 \x01(\x03\x12\x1a\n\x12\x65xecution_pointers\x18\x02 \x01(\x03\x12\x15\n\rsubscriptions\x18\x03 \x01(\x03\x12\x0e\n\x06\x65vents\x18\x04 \x01(\x03\x12\x0e\n\x06\x65rrors\x18\x05 \x01(\x03\x12\x10\n\x08\x63ommands\x18\x06 \x01(\x03\x12\x12\n\nis_partial\x18\x07 \x01(\x08\"K\n\x14RunRetentionResponse\x12\x33\n\x06\x63ounts\x18\x01 \x01(\x0b\x32#.wfe.persistence.v1.RetentionCounts\"+\n\x17GetStorageReportRequest\x12\x10\n\x08max_rows\x18\x01 \x01(\x05\"\x9b\x01\n\x0cTableStorage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x65stimated_rows\x18\x02 \x01(\x03\x12\x11\n\tdead_rows\x18\x03 \x01(\x03\x12\x13\n\x0btable_bytes\x18\x04 \x01(\x03\x12\x13\n\x0bindex_bytes\x18\x05 \x01(\x03\x12\x18\n\x0b\x62loat_bytes\x18\x06 \x01(\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_bloat_bytes\"\x95\x01\n\x18GetStorageReportResponse\x12\x30\n\x06tables\x18\x01 \x03(\x0b\x32 .wfe.persistence.v1.TableStorage\x12\x32\n\x05\x66reed\x18\x02 \x01(\x0b\x32#.wfe.persistence.v1.RetentionCounts\x12\x13\n\x0b\x66reed_bytes\x18\x03 \x01(\x03\"\x80\x01\n\tNamespace\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06schema\x18\x02 \x01(\t\x12\x16\n\x0eschema_version\x18\x03 \x01(\x05\x12\x16\n\x0e\x65stimated_rows\x18\x04 \x01(\x03\x12\x10\n\x08\x64\x61tabase\x18\x05 \x01(\t\x12\x13\n\x0bunavailable\x18\x06 \x01(\x08\"\xc8\x01\n\x16\x43reateNamespaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tabase\x18\x02 \x01(\t\x12W\n\x0f\x64\x61tabase_labels\x18\x03 \x03(\x0b\x32>.wfe.persistence.v1.CreateNamespaceRequest.DatabaseLabelsEntry\x1a\x35\n\x13\x44\x61tabaseLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"_\n\x17\x43reateNamespaceResponse\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\x1a\n\x12\x61pplied_migrations\x18\x02 \x03(\t\x12\x10\n\x08\x64\x61tabase\x18\x03 \x01(\t\">\n\x15ListNamespacesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"d\n\x16ListNamespacesResponse\x12\x31\n\nnamespaces\x18\x01 \x03(\x0b\x32\x1d.wfe.persistence.v1.Namespace\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"5\n\x16\x44\x65leteNamespaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x19\n\x17\x44\x65leteNamespaceResponse\"\x1a\n\x18\x45nsureStoreExistsRequest\"O\n\x19\x45nsureStoreExistsResponse\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\x1a\n\x12\x61pplied_migrations\x18\x02 \x03(\t\"J\n\x14PersistErrorsRequest\x12\x32\n\x06\x65rrors\x18\x01 \x03(\x0b\x32\".wfe.persistence.v1.ExecutionError\"\x17\n\x15PersistErrorsResponse\"\xbb\x01\n\x11ListErrorsRequest\x12\x13\n\x0bworkflow_id\x18\x01 \x01(\t\x12\x33\n\x0f\x65rror_time_from\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11\x65rror_time_before\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"a\n\x12ListErrorsResponse\x12\x32\n\x06\x65rrors\x18\x01 \x03(\x0b\x32\".wfe.persistence.v1.ExecutionError\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x15\n\x13GetStoreInfoRequest\"\xbd\x02\n\x14GetStoreInfoResponse\x12\x16\n\x0eserver_version\x18\x01 \x01(\t\x12\x18\n\x10postgres_version\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0e\n\x06schema\x18\x04 \x01(\t\x12\x16\n\x0eschema_version\x18\x05 \x01(\x05\x12\x1d\n\x15latest_schema_version\x18\x06 \x01(\x05\x12\x36\n\x0c\x63\x61pabilities\x18\x07 \x01(\x0b\x32 .wfe.persistence.v1.Capabilities\x12\x19\n\x11max_message_bytes\x18\x08 \x01(\x03\x12\x34\n\x11request_retention\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08\x64\x61tabase\x18\n \x01(\t\"\xd2\x01\n\x0c\x43\x61pabilities\x12\x1a\n\x12scheduled_commands\x18\x01 \x01(\x08\x12\x14\n\x0ctruncate_all\x18\x02 \x01(\x08\x12\x18\n\x10\x64\x65lete_namespace\x18\x03 \x01(\x08\x12\x18\n\x10\x63reate_namespace\x18\x04 \x01(\x08\x12\r\n\x05locks\x18\x05 \x01(\x08\x12\x0e\n\x06queues\x18\x06 \x01(\x08\x12\x11\n\tlifecycle\x18\x07 \x01(\x08\x12\x17\n\x0fwatch_workflows\x18\x08 \x01(\x08\x12\x11\n\tretention\x18\t \x01(\x08\"\x14\n\x12TruncateAllRequest\"\x15\n\x13TruncateAllResponse2\x83\n\n\x0cStoreService\x12p\n\x11\x45nsureStoreExists\x12,.wfe.persistence.v1.EnsureStoreExistsRequest\x1a-.wfe.persistence.v1.EnsureStoreExistsResponse\x12\x64\n\rPersistErrors\x12(.wfe.persistence.v1.PersistErrorsRequest\x1a).wfe.persistence.v1.PersistErrorsResponse\x12[\n\nListErrors\x12%.wfe.persistence.v1.ListErrorsRequest\x1a&.wfe.persistence.v1.ListErrorsResponse\x12\x61\n\x0cGetStoreInfo\x12\'.wfe.persistence.v1.GetStoreInfoRequest\x1a(.wfe.persistence.v1.GetStoreInfoResponse\x12^\n\x0bTruncateAll\x12&.wfe.persistence.v1.TruncateAllRequest\x1a\'.wfe.persistence.v1.TruncateAllResponse\x12j\n\x0f\x43reateNamespace\x12*.wfe.persistence.v1.CreateNamespaceRequest\x1a+.wfe.persistence.v1.CreateNamespaceResponse\x12g\n\x0eListNamespaces\x12).wfe.persistence.v1.ListNamespacesRequest\x1a*.wfe.persistence.v1.ListNamespacesResponse\x12j\n\x0f\x44\x65leteNamespace\x12*.wfe.persistence.v1.DeleteNamespaceRequest\x1a+.wfe.persistence.v1.DeleteNamespaceResponse\x12s\n\x12SetRetentionPolicy\x12-.wfe.persistence.v1.SetRetentionPolicyRequest\x1a..wfe.persistence.v1.SetRetentionPolicyResponse\x12s\n\x12GetRetentionPolicy\x12-.wfe.persistence.v1.GetRetentionPolicyRequest\x1a..wfe.persistence.v1.GetRetentionPolicyResponse\x12\x61\n\x0cRunRetention\x12\'.wfe.persistence.v1.RunRetentionRequest\x1a(.wfe.persistence.v1.RunRetentionResponse\x12m\n\x10GetStorageReport\x12+.wfe.persistence.v1.GetStorageReportRequest\x1a,.wfe.persistence.v1.GetStorageReportResponseBO\n\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,6 +34,8 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'wfe.persistence.v1.store_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\022wfe.persistence.v1P\001Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1'
+  _globals['_CREATENAMESPACEREQUEST_DATABASELABELSENTRY']._loaded_options = None
+  _globals['_CREATENAMESPACEREQUEST_DATABASELABELSENTRY']._serialized_options = b'8\001'
   _globals['_EXECUTIONERROR']._serialized_start=120
   _globals['_EXECUTIONERROR']._serialized_end=252
   _globals['_WORKFLOWRETENTION']._serialized_start=255
@@ -60,42 +62,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TABLESTORAGE']._serialized_end=1484
   _globals['_GETSTORAGEREPORTRESPONSE']._serialized_start=1487
   _globals['_GETSTORAGEREPORTRESPONSE']._serialized_end=1636
-  _globals['_NAMESPACE']._serialized_start=1638
-  _globals['_NAMESPACE']._serialized_end=1727
-  _globals['_CREATENAMESPACEREQUEST']._serialized_start=1729
-  _globals['_CREATENAMESPACEREQUEST']._serialized_end=1767
-  _globals['_CREATENAMESPACERESPONSE']._serialized_start=1769
-  _globals['_CREATENAMESPACERESPONSE']._serialized_end=1846
-  _globals['_LISTNAMESPACESREQUEST']._serialized_start=1848
-  _globals['_LISTNAMESPACESREQUEST']._serialized_end=1910
-  _globals['_LISTNAMESPACESRESPONSE']._serialized_start=1912
-  _globals['_LISTNAMESPACESRESPONSE']._serialized_end=2012
-  _globals['_DELETENAMESPACEREQUEST']._serialized_start=2014
-  _globals['_DELETENAMESPACEREQUEST']._serialized_end=2067
-  _globals['_DELETENAMESPACERESPONSE']._serialized_start=2069
-  _globals['_DELETENAMESPACERESPONSE']._serialized_end=2094
-  _globals['_ENSURESTOREEXISTSREQUEST']._serialized_start=2096
-  _globals['_ENSURESTOREEXISTSREQUEST']._serialized_end=2122
-  _globals['_ENSURESTOREEXISTSRESPONSE']._serialized_start=2124
-  _globals['_ENSURESTOREEXISTSRESPONSE']._serialized_end=2203
-  _globals['_PERSISTERRORSREQUEST']._serialized_start=2205
-  _globals['_PERSISTERRORSREQUEST']._serialized_end=2279
-  _globals['_PERSISTERRORSRESPONSE']._serialized_start=2281
-  _globals['_PERSISTERRORSRESPONSE']._serialized_end=2304
-  _globals['_LISTERRORSREQUEST']._serialized_start=2307
-  _globals['_LISTERRORSREQUEST']._serialized_end=2494
-  _globals['_LISTERRORSRESPONSE']._serialized_start=2496
-  _globals['_LISTERRORSRESPONSE']._serialized_end=2593
-  _globals['_GETSTOREINFOREQUEST']._serialized_start=2595
-  _globals['_GETSTOREINFOREQUEST']._serialized_end=2616
-  _globals['_GETSTOREINFORESPONSE']._serialized_start=2619
-  _globals['_GETSTOREINFORESPONSE']._serialized_end=2918
-  _globals['_CAPABILITIES']._serialized_start=2921
-  _globals['_CAPABILITIES']._serialized_end=3131
-  _globals['_TRUNCATEALLREQUEST']._serialized_start=3133
-  _globals['_TRUNCATEALLREQUEST']._serialized_end=3153
-  _globals['_TRUNCATEALLRESPONSE']._serialized_start=3155
-  _globals['_TRUNCATEALLRESPONSE']._serialized_end=3176
-  _globals['_STORESERVICE']._serialized_start=3179
-  _globals['_STORESERVICE']._serialized_end=4462
+  _globals['_NAMESPACE']._serialized_start=1639
+  _globals['_NAMESPACE']._serialized_end=1767
+  _globals['_CREATENAMESPACEREQUEST']._serialized_start=1770
+  _globals['_CREATENAMESPACEREQUEST']._serialized_end=1970
+  _globals['_CREATENAMESPACEREQUEST_DATABASELABELSENTRY']._serialized_start=1917
+  _globals['_CREATENAMESPACEREQUEST_DATABASELABELSENTRY']._serialized_end=1970
+  _globals['_CREATENAMESPACERESPONSE']._serialized_start=1972
+  _globals['_CREATENAMESPACERESPONSE']._serialized_end=2067
+  _globals['_LISTNAMESPACESREQUEST']._serialized_start=2069
+  _globals['_LISTNAMESPACESREQUEST']._serialized_end=2131
+  _globals['_LISTNAMESPACESRESPONSE']._serialized_start=2133
+  _globals['_LISTNAMESPACESRESPONSE']._serialized_end=2233
+  _globals['_DELETENAMESPACEREQUEST']._serialized_start=2235
+  _globals['_DELETENAMESPACEREQUEST']._serialized_end=2288
+  _globals['_DELETENAMESPACERESPONSE']._serialized_start=2290
+  _globals['_DELETENAMESPACERESPONSE']._serialized_end=2315
+  _globals['_ENSURESTOREEXISTSREQUEST']._serialized_start=2317
+  _globals['_ENSURESTOREEXISTSREQUEST']._serialized_end=2343
+  _globals['_ENSURESTOREEXISTSRESPONSE']._serialized_start=2345
+  _globals['_ENSURESTOREEXISTSRESPONSE']._serialized_end=2424
+  _globals['_PERSISTERRORSREQUEST']._serialized_start=2426
+  _globals['_PERSISTERRORSREQUEST']._serialized_end=2500
+  _globals['_PERSISTERRORSRESPONSE']._serialized_start=2502
+  _globals['_PERSISTERRORSRESPONSE']._serialized_end=2525
+  _globals['_LISTERRORSREQUEST']._serialized_start=2528
+  _globals['_LISTERRORSREQUEST']._serialized_end=2715
+  _globals['_LISTERRORSRESPONSE']._serialized_start=2717
+  _globals['_LISTERRORSRESPONSE']._serialized_end=2814
+  _globals['_GETSTOREINFOREQUEST']._serialized_start=2816
+  _globals['_GETSTOREINFOREQUEST']._serialized_end=2837
+  _globals['_GETSTOREINFORESPONSE']._serialized_start=2840
+  _globals['_GETSTOREINFORESPONSE']._serialized_end=3157
+  _globals['_CAPABILITIES']._serialized_start=3160
+  _globals['_CAPABILITIES']._serialized_end=3370
+  _globals['_TRUNCATEALLREQUEST']._serialized_start=3372
+  _globals['_TRUNCATEALLREQUEST']._serialized_end=3392
+  _globals['_TRUNCATEALLRESPONSE']._serialized_start=3394
+  _globals['_TRUNCATEALLRESPONSE']._serialized_end=3415
+  _globals['_STORESERVICE']._serialized_start=3418
+  _globals['_STORESERVICE']._serialized_end=4701
 # @@protoc_insertion_point(module_scope)

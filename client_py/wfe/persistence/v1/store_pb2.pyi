@@ -427,6 +427,8 @@ class Namespace(google.protobuf.message.Message):
     SCHEMA_FIELD_NUMBER: builtins.int
     SCHEMA_VERSION_FIELD_NUMBER: builtins.int
     ESTIMATED_ROWS_FIELD_NUMBER: builtins.int
+    DATABASE_FIELD_NUMBER: builtins.int
+    UNAVAILABLE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Its name, `[a-z][a-z0-9_]{0,39}`; without the metadata, `default` is used."""
     schema: builtins.str
@@ -437,6 +439,14 @@ class Namespace(google.protobuf.message.Message):
     """The total number of rows in its tables, as estimated by PostgreSQL (as of
     the last VACUUM or ANALYZE).
     """
+    database: builtins.str
+    """The name of the database in which it lives; `home` is the one that also has
+    the namespace `default`.
+    """
+    unavailable: builtins.bool
+    """That database cannot be reached from this server at present: schema_version
+    and estimated_rows are 0.
+    """
     def __init__(
         self,
         *,
@@ -444,8 +454,10 @@ class Namespace(google.protobuf.message.Message):
         schema: builtins.str = ...,
         schema_version: builtins.int = ...,
         estimated_rows: builtins.int = ...,
+        database: builtins.str = ...,
+        unavailable: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["estimated_rows", b"estimated_rows", "name", b"name", "schema", b"schema", "schema_version", b"schema_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["database", b"database", "estimated_rows", b"estimated_rows", "name", b"name", "schema", b"schema", "schema_version", b"schema_version", "unavailable", b"unavailable"]) -> None: ...
 
 Global___Namespace: typing_extensions.TypeAlias = Namespace
 
@@ -455,17 +467,49 @@ class CreateNamespaceRequest(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class DatabaseLabelsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     NAME_FIELD_NUMBER: builtins.int
+    DATABASE_FIELD_NUMBER: builtins.int
+    DATABASE_LABELS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Its name, `[a-z][a-z0-9_]{0,39}`, and short enough for the schema's name to
     fit in PostgreSQL's limit of 63 bytes; required.
     """
+    database: builtins.str
+    """The name of the database in which it is to live, `[a-z][a-z0-9_-]{0,39}`;
+    empty: the server chooses, among those that have the `database_labels` and
+    take new namespaces, the one with the fewest bytes. One that exists stays
+    where it is.
+    """
+    @property
+    def database_labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """Labels that the database must have, as the servers' configuration gives
+        them; at most 64, keys and values of 1 to 63 characters. Empty: any.
+        """
+
     def __init__(
         self,
         *,
         name: builtins.str = ...,
+        database: builtins.str = ...,
+        database_labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["database", b"database", "database_labels", b"database_labels", "name", b"name"]) -> None: ...
 
 Global___CreateNamespaceRequest: typing_extensions.TypeAlias = CreateNamespaceRequest
 
@@ -477,8 +521,11 @@ class CreateNamespaceResponse(google.protobuf.message.Message):
 
     SCHEMA_VERSION_FIELD_NUMBER: builtins.int
     APPLIED_MIGRATIONS_FIELD_NUMBER: builtins.int
+    DATABASE_FIELD_NUMBER: builtins.int
     schema_version: builtins.int
     """The namespace's schema version after the call."""
+    database: builtins.str
+    """The name of the database in which it lives."""
     @property
     def applied_migrations(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The migrations that this call applied, in order; empty: it existed and was
@@ -490,8 +537,9 @@ class CreateNamespaceResponse(google.protobuf.message.Message):
         *,
         schema_version: builtins.int = ...,
         applied_migrations: collections.abc.Iterable[builtins.str] | None = ...,
+        database: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["applied_migrations", b"applied_migrations", "schema_version", b"schema_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["applied_migrations", b"applied_migrations", "database", b"database", "schema_version", b"schema_version"]) -> None: ...
 
 Global___CreateNamespaceResponse: typing_extensions.TypeAlias = CreateNamespaceResponse
 
@@ -747,6 +795,7 @@ class GetStoreInfoResponse(google.protobuf.message.Message):
     CAPABILITIES_FIELD_NUMBER: builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: builtins.int
     REQUEST_RETENTION_FIELD_NUMBER: builtins.int
+    DATABASE_FIELD_NUMBER: builtins.int
     server_version: builtins.str
     """The server's version, for example `0.1.0`."""
     postgres_version: builtins.str
@@ -764,6 +813,10 @@ class GetStoreInfoResponse(google.protobuf.message.Message):
     max_message_bytes: builtins.int
     """The maximum size of a request, and of a stored workflow, event or
     subscription, in bytes.
+    """
+    database: builtins.str
+    """The name of the database in which the namespace lives; `home` is the one
+    that also has the namespace `default`.
     """
     @property
     def capabilities(self) -> Global___Capabilities:
@@ -785,9 +838,10 @@ class GetStoreInfoResponse(google.protobuf.message.Message):
         capabilities: Global___Capabilities | None = ...,
         max_message_bytes: builtins.int = ...,
         request_retention: google.protobuf.duration_pb2.Duration | None = ...,
+        database: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["capabilities", b"capabilities", "request_retention", b"request_retention"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["capabilities", b"capabilities", "latest_schema_version", b"latest_schema_version", "max_message_bytes", b"max_message_bytes", "namespace", b"namespace", "postgres_version", b"postgres_version", "request_retention", b"request_retention", "schema", b"schema", "schema_version", b"schema_version", "server_version", b"server_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["capabilities", b"capabilities", "database", b"database", "latest_schema_version", b"latest_schema_version", "max_message_bytes", b"max_message_bytes", "namespace", b"namespace", "postgres_version", b"postgres_version", "request_retention", b"request_retention", "schema", b"schema", "schema_version", b"schema_version", "server_version", b"server_version"]) -> None: ...
 
 Global___GetStoreInfoResponse: typing_extensions.TypeAlias = GetStoreInfoResponse
 

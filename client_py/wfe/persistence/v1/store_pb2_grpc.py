@@ -155,8 +155,13 @@ class StoreServiceServicer(object):
         its own transaction. It belongs to the servers with the same `--schema`.
         Idempotent, and safe to call concurrently; an existing namespace is
         migrated, and if it has no recorded owner (its schema version was below 4)
-        it becomes this server's. This call, ListNamespaces and DeleteNamespace
-        ignore the metadata `wfe-namespace`. Errors: FAILED_PRECONDITION
+        it becomes this server's. Where the service has several databases, a new
+        namespace is put where the request says, or else in the smallest one. This
+        call, ListNamespaces and DeleteNamespace ignore the metadata
+        `wfe-namespace`. Errors: NOT_FOUND (DATABASE_NOT_FOUND); ALREADY_EXISTS
+        (NAMESPACE_IN_OTHER_DATABASE); ABORTED (TRANSACTION_CONFLICT) if it is
+        created and deleted in several databases at the same time;
+        FAILED_PRECONDITION
         (CREATE_NAMESPACE_NOT_ALLOWED) if the server was started without
         `--allow-create-namespace`; FAILED_PRECONDITION (STORE_NOT_OWNED) if its
         schema contains the store of other servers, which is left as it is;
@@ -170,10 +175,11 @@ class StoreServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListNamespaces(self, request, context):
-        """Lists the namespaces in this server's database, by name, in pages: those
-        that belong to servers with its `--schema`, and those that have no recorded
-        owner yet; on a server with authentication, only those in which the caller
-        has a role. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
+        """Lists the namespaces in all databases of the service, by name, in pages:
+        those that belong to servers with its `--schema`, and those that have no
+        recorded owner yet; on a server with authentication, only those in which the
+        caller has a role. Those in a database that cannot be reached are listed,
+        too. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
         (TRANSACTION_CONFLICT) if namespaces are being deleted all the time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Final, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -25,6 +25,8 @@ from wfe_persistence.rpc.check.bounds import (
     MAX_ID_BYTES,
     MAX_INT4,
     MAX_ITEMS,
+    MAX_LABEL_CHARACTERS,
+    MAX_LABELS,
     MAX_LEASE_SECONDS,
     MAX_LIST_ITEMS,
     MAX_PAGE_SIZE,
@@ -41,7 +43,7 @@ from wfe_persistence.rpc.check.read_back import (
     require_sendable,
 )
 from wfe_persistence.store.documents import HeaderRoom
-from wfe_persistence.store.schema import DEFAULT_NAMESPACE, is_namespace
+from wfe_persistence.store.schema import DEFAULT_NAMESPACE, is_database, is_namespace
 
 _MOST_VIOLATIONS: Final = 100
 
@@ -390,6 +392,33 @@ class Scalars:
                 R.FIELD_VIOLATION_REASON_FORMAT,
                 "must match [a-z][a-z0-9_]{0,39} and not be 'default'",
             )
+
+    def database(self, field: str, value: str) -> None:
+        """The name of a database; empty: any."""
+        if value and not is_database(value):
+            self.add(
+                "",
+                field,
+                R.FIELD_VIOLATION_REASON_FORMAT,
+                "must match [a-z][a-z0-9_-]{0,39}",
+            )
+
+    def labels(self, field: str, labels: Mapping[str, str]) -> None:
+        """Labels of a database."""
+        if not self.at_most("", field, labels, MAX_LABELS):
+            return
+        for key, value in labels.items():
+            for text in (key, value):
+                if not 0 < len(text) <= MAX_LABEL_CHARACTERS:
+                    self.add(
+                        "",
+                        field,
+                        R.FIELD_VIOLATION_REASON_TOO_LONG
+                        if text
+                        else R.FIELD_VIOLATION_REASON_REQUIRED,
+                        f"keys and values must have 1 to {MAX_LABEL_CHARACTERS} characters",
+                    )
+                    return
 
 
 def _fields_with_nul(message: Message, path: str) -> Iterator[str]:

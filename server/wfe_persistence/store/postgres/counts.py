@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from wfe_persistence import metrics, time_spent
@@ -13,21 +14,45 @@ from wfe_persistence.store.postgres.sqlstate import DEADLOCK, sqlstate
 
 _LOST: Final = ("connection_lost",)
 
+_Numbers = list[tuple[metrics.Labels, float]]
+
+# By the name of its database: how to read the gauges of a pool.
+_POOLS: Final[dict[str, Callable[[], dict[metrics.Gauge, _Numbers]]]] = {}
+
 
 def show_pool(
-    size: int, gate: FairGate, parts: Sequence[FairGate], reachability: Reachability
-) -> None:
-    """Have the gauges of the pool tell of this one. `parts`: gates within its gate."""
+    name: str, size: int, gate: FairGate, parts: Sequence[FairGate], reachability: Reachability
+) -> Callable[[], None]:
+    """Have the gauges of the pools tell of that of a database, until what is returned is called.
+    `parts`: gates within its gate."""
 
-    def connections() -> list[tuple[metrics.Labels, float]]:
+    def numbers() -> dict[metrics.Gauge, _Numbers]:
         open_ = reachability.count_open()
         in_use = min(gate.taken, open_)
-        return [(("in_use",), in_use), (("idle",), open_ - in_use)]
+        return {
+            metrics.POOL_WAITING: [((name,), sum(g.waiting for g in (gate, *parts)))],
+            metrics.POOL_CONNECTIONS: [
+                ((name, "in_use"), in_use),
+                ((name, "idle"), open_ - in_use),
+            ],
+            metrics.POOL_MAX: [((name,), size)],
+            metrics.PREPARED: [((name,), reachability.count_prepared())],
+            metrics.DATABASE_REACHABLE: [((name,), float(not reachability.refuses))],
+        }
 
-    metrics.POOL_WAITING.read = lambda: [((), sum(g.waiting for g in (gate, *parts)))]
-    metrics.POOL_CONNECTIONS.read = connections
-    metrics.POOL_MAX.read = lambda: [((), size)]
-    metrics.PREPARED.read = lambda: [((), reachability.count_prepared())]
+    _POOLS[name] = numbers
+    for gauge in numbers():
+        gauge.read = partial(_read, gauge)
+
+    def forget() -> None:
+        if _POOLS.get(name) is numbers:
+            del _POOLS[name]
+
+    return forget
+
+
+def _read(gauge: metrics.Gauge) -> _Numbers:
+    return [number for pool in list(_POOLS.values()) for number in pool()[gauge]]
 
 
 def count_round_trip(exchange: Exchange, batch: Sequence[Command]) -> None:

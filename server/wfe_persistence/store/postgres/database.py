@@ -9,6 +9,7 @@ from collections.abc import (
     Callable,
     Collection,
     Coroutine,
+    Mapping,
     Sequence,
 )
 from contextlib import suppress
@@ -64,6 +65,8 @@ class Database:
     in transaction mode. Row-by-row reads (`stream`) get at most half of the connections, because a
     large one takes long, and writes that take long get a quarter; so other calls never wait for
     those alone. Use it as a context manager.
+
+    `name`, `labels` and `accepts_new`: what it is for those who place namespaces.
     """
 
     def __init__(
@@ -75,9 +78,15 @@ class Database:
         prepare: bool,
         max_prepared_bytes: int,
         max_waiting: int,
+        name: str = "home",
+        labels: Mapping[str, str] | None = None,
+        accepts_new: bool = True,
     ) -> None:
         self.source = source
-        self.reachability = reachability = Reachability(pool_size)
+        self.name = name
+        self.labels = labels or {}
+        self.accepts_new = accepts_new
+        self.reachability = reachability = Reachability(pool_size, name)
         self.groups = Groups(max_waiting)
         """The calls that are run together."""
         self.lane = Lane()
@@ -103,7 +112,8 @@ class Database:
     async def __aenter__(self) -> Self:
         await self._pool.open()
         self._watching = asyncio.get_running_loop().create_task(self._watch.run())
-        show_pool(
+        self._forget_pool = show_pool(
+            self.name,
             self._pool.size,
             self._gate,
             (self._streams, self._long, self._locked),
@@ -113,6 +123,7 @@ class Database:
 
     async def __aexit__(self, *_: object) -> None:
         self._watching.cancel()
+        self._forget_pool()
         await self.reachability.close()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_CANCEL_TIMEOUT_SECONDS)

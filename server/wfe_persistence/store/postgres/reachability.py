@@ -43,20 +43,22 @@ _FULL: Final = re.compile(
 Connect = Callable[[], Awaitable[psycopg.AsyncConnection[Any]]]
 
 
-def unavailable(detail: str) -> PersistenceError:
-    """DATABASE_UNAVAILABLE. `detail`: why, without secrets."""
+def unavailable(detail: str, which: str = "") -> PersistenceError:
+    """DATABASE_UNAVAILABLE. `detail`: why, without secrets; `which`: the end of its name."""
     return PersistenceError(
         ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
-        "the database can't be reached",
+        f"the database{which} can't be reached",
         detail=detail,
         retry_after=1.0,
     )
 
 
 class Reachability:
-    """Knows whether connections can be made; one for each pool. `most`: the size of the pool."""
+    """Knows whether connections can be made; one for each pool. `most`: the size of the pool;
+    `name`: that of the database, which messages have unless it is `home`."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, name: str = "home") -> None:
+        self._which = "" if name == "home" else f" {name}"
         self.reason = ""
         """Why the last attempt to connect failed, without secrets; empty: it did not."""
         self.refuses = False
@@ -106,7 +108,7 @@ class Reachability:
 
     def unavailable(self) -> PersistenceError:
         """The error of a call that needs the database while it is away."""
-        return unavailable(self.reason)
+        return unavailable(self.reason, self._which)
 
     @contextmanager
     def keep_room(self) -> Iterator[None]:
@@ -144,10 +146,12 @@ class Reachability:
         if connections := self.count_open():
             are_open = f", {connections} of --pool-size {self._most} are open"
             self._say(
-                "can't make more connections to the database", are_open, _REPEAT_LIMITED_SECONDS
+                f"can't make more connections to the database{self._which}",
+                are_open,
+                _REPEAT_LIMITED_SECONDS,
             )
             return
-        self._say("can't connect to the database", "", _REPEAT_SECONDS)
+        self._say(f"can't connect to the database{self._which}", "", _REPEAT_SECONDS)
         if time.monotonic() - self._failing_since >= _DOUBT_SECONDS and not self.refuses:
             self.refuses = True
             self.waiting.expire(later_too=False)
@@ -157,7 +161,7 @@ class Reachability:
     def _succeeded(self) -> None:
         if self.reason and self._failing_since is not None and self.refuses:
             away = time.monotonic() - self._failing_since
-            log.info("the database can be reached again, after %.1f s", away)
+            log.info("the database%s can be reached again, after %.1f s", self._which, away)
         self.reason = self._last_said = ""
         self._failing_since = None
         self.refuses = False

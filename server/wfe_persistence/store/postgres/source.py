@@ -142,6 +142,8 @@ class ConnectionSource:
     url_file: SecretFile | None = None
     password_file: SecretFile | None = None
     password_command: SecretCommand | None = None
+    setting: str = "db-url"
+    """Where the connection string is from, for messages."""
 
     def check(self) -> None:
         """Raise ValueError for an invalid connection string, or a file that can't be used now."""
@@ -188,7 +190,7 @@ class ConnectionSource:
 
     def _conninfo(self, url: str, password: str | None) -> str:
         """A connection string with our defaults for what it leaves open. Raises SourceError."""
-        name = "db-url" if self.url_file is None else self.url_file.name
+        name = self.setting if self.url_file is None else self.url_file.name
         # Messages of the driver would repeat parts of the string, and with them a password: none
         # of them is passed on, not even as a cause.
         try:

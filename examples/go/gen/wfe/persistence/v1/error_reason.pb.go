@@ -55,6 +55,9 @@ const (
 	// NOT_FOUND: a patch removes an execution pointer that the workflow does not
 	// have; ErrorInfo's metadata has the `field`.
 	ErrorReason_ERROR_REASON_POINTER_NOT_FOUND ErrorReason = 5
+	// NOT_FOUND: the service has no database with the name and the labels that
+	// CreateNamespace asks for, or none of its databases takes new namespaces.
+	ErrorReason_ERROR_REASON_DATABASE_NOT_FOUND ErrorReason = 6
 	// ALREADY_EXISTS: the workflow id is in use by a workflow created with
 	// different content.
 	ErrorReason_ERROR_REASON_WORKFLOW_ALREADY_EXISTS ErrorReason = 10
@@ -74,6 +77,10 @@ const (
 	// be imported; nothing of the request was stored. ErrorInfo's metadata has the
 	// first such record as `field` and how many there are as `conflicts`.
 	ErrorReason_ERROR_REASON_RECORD_CONFLICT ErrorReason = 15
+	// ALREADY_EXISTS: the namespace exists in another database than those that
+	// CreateNamespace asks for. ErrorInfo's metadata has the `namespace`, and the
+	// name of its `database`.
+	ErrorReason_ERROR_REASON_NAMESPACE_IN_OTHER_DATABASE ErrorReason = 16
 	// ABORTED: `expected_revision` is not the stored revision; ErrorInfo's
 	// metadata has the stored one as `revision`. Load the workflow again, reapply
 	// the change, and persist again.
@@ -207,6 +214,11 @@ const (
 	// UNAVAILABLE: the keys to verify a JWT with cannot be fetched from its issuer
 	// at present. Nothing was written; retry.
 	ErrorReason_ERROR_REASON_KEYS_UNAVAILABLE ErrorReason = 73
+	// UNAVAILABLE: the namespace lives in a database that this server is not
+	// configured for; other servers of the service may be. ErrorInfo's metadata
+	// has the `namespace`, and the name of its `database`. Nothing was written;
+	// retry.
+	ErrorReason_ERROR_REASON_DATABASE_NOT_CONFIGURED ErrorReason = 74
 	// UNAUTHENTICATED: the call has neither a token (metadata `authorization:
 	// Bearer TOKEN`) nor a client certificate, one of which the server requires.
 	ErrorReason_ERROR_REASON_CREDENTIALS_REQUIRED ErrorReason = 80
@@ -249,12 +261,14 @@ var (
 		3:   "ERROR_REASON_SUBSCRIPTION_NOT_FOUND",
 		4:   "ERROR_REASON_NAMESPACE_NOT_FOUND",
 		5:   "ERROR_REASON_POINTER_NOT_FOUND",
+		6:   "ERROR_REASON_DATABASE_NOT_FOUND",
 		10:  "ERROR_REASON_WORKFLOW_ALREADY_EXISTS",
 		11:  "ERROR_REASON_NAME_TAKEN",
 		12:  "ERROR_REASON_EVENT_ALREADY_EXISTS",
 		13:  "ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS",
 		14:  "ERROR_REASON_REQUEST_ID_REUSED",
 		15:  "ERROR_REASON_RECORD_CONFLICT",
+		16:  "ERROR_REASON_NAMESPACE_IN_OTHER_DATABASE",
 		20:  "ERROR_REASON_REVISION_MISMATCH",
 		21:  "ERROR_REASON_TRANSACTION_CONFLICT",
 		22:  "ERROR_REASON_ROW_LOCKED",
@@ -289,6 +303,7 @@ var (
 		71:  "ERROR_REASON_COMMIT_OUTCOME_UNKNOWN",
 		72:  "ERROR_REASON_SHUTTING_DOWN",
 		73:  "ERROR_REASON_KEYS_UNAVAILABLE",
+		74:  "ERROR_REASON_DATABASE_NOT_CONFIGURED",
 		80:  "ERROR_REASON_CREDENTIALS_REQUIRED",
 		81:  "ERROR_REASON_CREDENTIALS_INVALID",
 		82:  "ERROR_REASON_CREDENTIALS_EXPIRED",
@@ -307,12 +322,14 @@ var (
 		"ERROR_REASON_SUBSCRIPTION_NOT_FOUND":       3,
 		"ERROR_REASON_NAMESPACE_NOT_FOUND":          4,
 		"ERROR_REASON_POINTER_NOT_FOUND":            5,
+		"ERROR_REASON_DATABASE_NOT_FOUND":           6,
 		"ERROR_REASON_WORKFLOW_ALREADY_EXISTS":      10,
 		"ERROR_REASON_NAME_TAKEN":                   11,
 		"ERROR_REASON_EVENT_ALREADY_EXISTS":         12,
 		"ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS":  13,
 		"ERROR_REASON_REQUEST_ID_REUSED":            14,
 		"ERROR_REASON_RECORD_CONFLICT":              15,
+		"ERROR_REASON_NAMESPACE_IN_OTHER_DATABASE":  16,
 		"ERROR_REASON_REVISION_MISMATCH":            20,
 		"ERROR_REASON_TRANSACTION_CONFLICT":         21,
 		"ERROR_REASON_ROW_LOCKED":                   22,
@@ -347,6 +364,7 @@ var (
 		"ERROR_REASON_COMMIT_OUTCOME_UNKNOWN":       71,
 		"ERROR_REASON_SHUTTING_DOWN":                72,
 		"ERROR_REASON_KEYS_UNAVAILABLE":             73,
+		"ERROR_REASON_DATABASE_NOT_CONFIGURED":      74,
 		"ERROR_REASON_CREDENTIALS_REQUIRED":         80,
 		"ERROR_REASON_CREDENTIALS_INVALID":          81,
 		"ERROR_REASON_CREDENTIALS_EXPIRED":          82,
@@ -489,21 +507,23 @@ var File_wfe_persistence_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"%wfe/persistence/v1/error_reason.proto\x12\x12wfe.persistence.v1*\xe4\x0f\n" +
+	"%wfe/persistence/v1/error_reason.proto\x12\x12wfe.persistence.v1*\xe1\x10\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12#\n" +
 	"\x1fERROR_REASON_WORKFLOW_NOT_FOUND\x10\x01\x12 \n" +
 	"\x1cERROR_REASON_EVENT_NOT_FOUND\x10\x02\x12'\n" +
 	"#ERROR_REASON_SUBSCRIPTION_NOT_FOUND\x10\x03\x12$\n" +
 	" ERROR_REASON_NAMESPACE_NOT_FOUND\x10\x04\x12\"\n" +
-	"\x1eERROR_REASON_POINTER_NOT_FOUND\x10\x05\x12(\n" +
+	"\x1eERROR_REASON_POINTER_NOT_FOUND\x10\x05\x12#\n" +
+	"\x1fERROR_REASON_DATABASE_NOT_FOUND\x10\x06\x12(\n" +
 	"$ERROR_REASON_WORKFLOW_ALREADY_EXISTS\x10\n" +
 	"\x12\x1b\n" +
 	"\x17ERROR_REASON_NAME_TAKEN\x10\v\x12%\n" +
 	"!ERROR_REASON_EVENT_ALREADY_EXISTS\x10\f\x12,\n" +
 	"(ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS\x10\r\x12\"\n" +
 	"\x1eERROR_REASON_REQUEST_ID_REUSED\x10\x0e\x12 \n" +
-	"\x1cERROR_REASON_RECORD_CONFLICT\x10\x0f\x12\"\n" +
+	"\x1cERROR_REASON_RECORD_CONFLICT\x10\x0f\x12,\n" +
+	"(ERROR_REASON_NAMESPACE_IN_OTHER_DATABASE\x10\x10\x12\"\n" +
 	"\x1eERROR_REASON_REVISION_MISMATCH\x10\x14\x12%\n" +
 	"!ERROR_REASON_TRANSACTION_CONFLICT\x10\x15\x12\x1b\n" +
 	"\x17ERROR_REASON_ROW_LOCKED\x10\x16\x12\x1f\n" +
@@ -537,7 +557,8 @@ const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	"!ERROR_REASON_DATABASE_UNAVAILABLE\x10F\x12'\n" +
 	"#ERROR_REASON_COMMIT_OUTCOME_UNKNOWN\x10G\x12\x1e\n" +
 	"\x1aERROR_REASON_SHUTTING_DOWN\x10H\x12!\n" +
-	"\x1dERROR_REASON_KEYS_UNAVAILABLE\x10I\x12%\n" +
+	"\x1dERROR_REASON_KEYS_UNAVAILABLE\x10I\x12(\n" +
+	"$ERROR_REASON_DATABASE_NOT_CONFIGURED\x10J\x12%\n" +
 	"!ERROR_REASON_CREDENTIALS_REQUIRED\x10P\x12$\n" +
 	" ERROR_REASON_CREDENTIALS_INVALID\x10Q\x12$\n" +
 	" ERROR_REASON_CREDENTIALS_EXPIRED\x10R\x12\x1e\n" +

@@ -1,0 +1,137 @@
+"""Dropping the schema of a namespace: all that is the server's in it, and nothing else."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any, Final
+
+import psycopg
+
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason
+from wfe_persistence.errors import PersistenceError, namespace_not_found
+from wfe_persistence.store import migration_files, migration_history, owner
+from wfe_persistence.store.administration import connect
+from wfe_persistence.store.schema import Schema
+from wfe_persistence.store.tables import (
+    MIGRATIONS_TABLE,
+    PLACEMENTS_TABLE,
+    STORE_TABLE,
+    TABLES,
+    Store,
+    qualified,
+)
+
+log = logging.getLogger(__name__)
+
+
+NAMESPACE_TABLES = """
+SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+"""
+
+LOCK_NAMESPACE = f"""
+LOCK TABLE {qualified(MIGRATIONS_TABLE, STORE_TABLE, *TABLES)}
+    IN ACCESS EXCLUSIVE MODE
+"""
+
+# Requests are not counted as data: they remain when another host deletes their workflow. Lifecycle
+# events and changes are not either: what they tell of may be long gone.
+_NO_DATA: Final = (
+    "requests", "lifecycle_events", "lifecycle_feed", "workflow_changes", "workflow_feed", "sweeps",
+    "retention_rules",
+)  # fmt: skip
+NAMESPACE_HAS_DATA = "SELECT " + "\n    OR ".join(
+    f"EXISTS (SELECT FROM {qualified(table)})" for table in TABLES if table not in _NO_DATA
+)
+
+# The migrations of a host that uses `wfe-postgres`. They are part of a store as the workflows are,
+# which such a host may have written too, so `force` covers them.
+_HOST_TABLES: Final = frozenset({"_sqlx_migrations", "_wfe_sqlx_migrations"})
+
+
+_CREATED: Final = re.compile(
+    r"^CREATE (?:OR REPLACE )?(FUNCTION|SEQUENCE) (wfc\.\w+)", re.MULTILINE
+)
+
+
+async def drop(store: Store, *, force: bool) -> None:
+    """Drop the store of a namespace, with its schema. Raises NAMESPACE_NOT_EMPTY, unless it is
+    empty or `force` is set, NAMESPACE_NOT_FOUND and STORE_NOT_OWNED."""
+    schema, name = store.schema, store.namespace
+    ours = {
+        schema.table_prefix + table
+        for table in (MIGRATIONS_TABLE, STORE_TABLE, PLACEMENTS_TABLE, *TABLES)
+    }
+    async with connect(store.database) as connection, connection.transaction():
+        cursor = await connection.execute(NAMESPACE_TABLES, [schema.name])
+        tables = {row[0] for row in await cursor.fetchall()}
+        if schema.table_prefix + MIGRATIONS_TABLE not in tables:
+            raise namespace_not_found(name)
+        if schema.table_prefix + STORE_TABLE not in tables:
+            owner.raise_foreign(schema, None)
+        try:
+            await _check_deletable(connection, store)
+            await connection.execute(schema.qualify(LOCK_NAMESPACE).encode())
+            # Once more: it may have been deleted and created by other servers meanwhile.
+            await _check_deletable(connection, store)
+        except psycopg.errors.UndefinedTable:
+            raise namespace_not_found(name) from None  # deleted concurrently
+        cursor = await connection.execute(schema.qualify(NAMESPACE_HAS_DATA).encode())
+        [(has_data,)] = await cursor.fetchall()
+        foreign = tables - ours - _HOST_TABLES
+        if foreign or ((has_data or tables & _HOST_TABLES) and not force):
+            raise PersistenceError(
+                ErrorReason.ERROR_REASON_NAMESPACE_NOT_EMPTY,
+                "the schema has other tables as well"
+                if foreign
+                else "the namespace has data"
+                if has_data
+                else "the namespace has the migrations of a host that uses wfe-postgres",
+                metadata={"namespace": name},
+            )
+        for statement in _drop_statements(schema, sorted(tables)):
+            try:
+                await connection.execute(statement.encode())
+            except psycopg.errors.DependentObjectsStillExist as exc:
+                log.warning("namespace %s: not deleted: %s", name, exc)
+                raise PersistenceError(
+                    ErrorReason.ERROR_REASON_NAMESPACE_NOT_EMPTY,
+                    "there are objects in its schema, or that depend on it, which are not the "
+                    "server's; see the server's log",
+                    metadata={"namespace": name},
+                ) from exc
+
+
+def _drop_statements(schema: Schema, tables: list[str]) -> list[str]:
+    """The statements that drop these tables and the rest of what the migrations create, one by one
+    and not by CASCADE: PostgreSQL refuses the last ones if that is not all."""
+    created = "\n".join(migration.template for migration in migration_files.migrations())
+    statements = ["DROP TABLE " + ", ".join(f'"{schema.name}"."{table}"' for table in tables)]
+    for kind, name in _CREATED.findall(created):
+        statements.append(schema.qualify(f"DROP {kind} IF EXISTS {name}"))
+    return [*statements, f'DROP SCHEMA "{schema.name}"']
+
+
+async def _check_deletable(connection: psycopg.AsyncConnection[Any], store: Store) -> None:
+    """Raise NAMESPACE_NOT_FOUND for the store of other servers. One without an owner may be such a
+    store: STORE_NOT_OWNED."""
+    whose = await migration_history.owner_of(connection, store.schema)
+    if whose is None:
+        owner.raise_foreign(store.schema, None)
+    if not whose.is_of(store):
+        raise namespace_not_found(store.namespace)
+
+
+async def is_empty(connection: psycopg.AsyncConnection[Any], store: Store) -> bool:
+    """Whether a store, of whatever version, has no data."""
+    schema = store.schema
+    cursor = await connection.execute(NAMESPACE_TABLES, [schema.name])
+    there = {row[0] for row in await cursor.fetchall()}
+    for table in TABLES:
+        if table not in _NO_DATA and schema.table_prefix + table in there:
+            statement = schema.qualify(f"SELECT EXISTS (SELECT FROM wfc.{table})")
+            cursor = await connection.execute(statement.encode())
+            if await cursor.fetchone() == (True,):
+                return False
+    return True
