@@ -135,7 +135,9 @@ class Store(Connection):
                 store_pb2.CreateNamespaceRequest,
                 name=name,
                 database=database,
-                database_labels=database_labels or {},
+                database_labels=[
+                    f"{key}={value}" for key, value in (database_labels or {}).items()
+                ],
             ),
         )
         return MigratedStore(

@@ -70,6 +70,6 @@ def _pool(
         max_prepared_bytes=settings.max_prepared_mb * 1_000_000,
         max_waiting=settings.max_waiting,
         name=named.name,
-        labels=dict(named.labels),
+        labels={"name": named.name, **named.labels},
         accepts_new=named.accepts_new,
     )

@@ -254,6 +254,14 @@ QUEUES: Final = {
     "ConfigureQueueRequest.queue",
     "QueueRecord.name",
 }
+DATABASES: Final = {
+    # [a-z][a-z0-9_-]{0,39}
+    "CreateNamespaceRequest.database",
+}
+LABELS: Final = {
+    # KEY=VALUE
+    "CreateNamespaceRequest.database_labels",
+}
 REQUIRED_JSON: Final = {"WorkflowInstance.data_json", "Event.event_data_json"}
 JSON: Final = REQUIRED_JSON | {
     "ExecutionPointer.persistence_data_json",
@@ -509,6 +517,13 @@ BAD_QUEUES: Final = [
     CANARY.upper(), "1a", "_a", "-a", ".a", "a b", "a/b", "a:b", "a*", "x" * 65, "x" * 4000, " ",
     "\u00e9", "a\u0301", "a\n", "*",
 ]  # fmt: skip
+BAD_DATABASES: Final = [
+    CANARY.upper(), "1a", "_a", "-a", "a b", "a/b", "a.b", "x" * 41, " ", "\u00e9", "a\n",
+]  # fmt: skip
+BAD_LABELS: Final = [
+    CANARY, "", "=", f"{CANARY}=", f"={CANARY}", f"{CANARY}=a=b", "a b=c", "a=\u00e9", "a=b\n",
+    "a" * 64 + "=b", "a=" + "b" * 64, "x" * 10_000,
+]  # fmt: skip
 BAD_UUIDS: Final = [
     CANARY, "1", " ", "x" * 10_000, "00000000000000000000000000000001",
     "{00000000-0000-0000-0000-000000000001}", "urn:uuid:00000000-0000-0000-0000-000000000001",
@@ -640,6 +655,8 @@ def _bad_texts(rpc: Rpc, name: str) -> Iterator[Bad]:
         (UUIDS, BAD_UUIDS),
         (MASKS, BAD_PATHS),
         (QUEUES, BAD_QUEUES),
+        (DATABASES, BAD_DATABASES),
+        (LABELS, BAD_LABELS),
         (CURSORS, BAD_CURSORS),
     ):
         if name in table:
@@ -685,7 +702,8 @@ def test_every_field_has_bad_values_or_a_reason_for_none() -> None:
 def test_the_tables_name_fields_that_exist() -> None:
     tables = (
         REQUIRED_IDS, OPTIONAL_IDS, KEYS, LONG_KEYS, FREE_TEXTS, NAMESPACES, JSON, REQUIRED_TIMES,
-        OPTIONAL_TIMES, ENUMS, NUMBERS, UUIDS, MASKS, QUEUES, CURSORS, NO_BAD_VALUE,
+        OPTIONAL_TIMES, ENUMS, NUMBERS, UUIDS, MASKS, QUEUES, DATABASES, LABELS, CURSORS,
+        NO_BAD_VALUE,
     )  # fmt: skip
     named = [name for table in tables for name in table]
     known = {name_of(f) for rpc in RPCS.values() for _, f in fields(valid_request(rpc))}

@@ -42,10 +42,8 @@ async def serving(
         for name, url in urls.items()
         if name != "home"
     )
-    given = Settings(
-        **({"db_url": urls["home"], "databases": named, "pool_size": 2, "pool_timeout": 5.0}
-           | settings)
-    )  # fmt: skip
+    arguments: dict[str, Any] = {"databases": named, "pool_size": 2, **settings}
+    given = Settings(db_url=urls["home"], pool_timeout=5.0, **arguments)
     async with databases_from(given) as databases:
         yield Namespaces(databases, Schema(), migrate_on_use=True, max_namespaces=most)
 

@@ -607,7 +607,11 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     },
     "GetStoreInfo": dict,
     "TruncateAll": dict,
-    "CreateNamespace": lambda: {"name": make.new_namespace()},
+    "CreateNamespace": lambda: {
+        "name": make.new_namespace(),
+        "database": "home",
+        "database_labels": ["name=home"],
+    },
     "ListNamespaces": lambda: {"page_size": 10},
     "DeleteNamespace": lambda: {"name": make.new_namespace(), "force": True},
     "SetRetentionPolicy": lambda: {"policy": _retention_policy()},

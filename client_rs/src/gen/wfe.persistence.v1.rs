@@ -2611,7 +2611,7 @@ pub struct Namespace {
     pub unavailable: bool,
 }
 /// CreateNamespaceRequest is the request of CreateNamespace.
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateNamespaceRequest {
     /// Its name, `[a-z][a-z0-9_]{0,39}`, and short enough for the schema's name to
     /// fit in PostgreSQL's limit of 63 bytes; required.
@@ -2624,12 +2624,11 @@ pub struct CreateNamespaceRequest {
     #[prost(string, tag = "2")]
     pub database: ::prost::alloc::string::String,
     /// Labels that the database must have, as the servers' configuration gives
-    /// them; at most 64, keys and values of 1 to 63 characters. Empty: any.
-    #[prost(map = "string, string", tag = "3")]
-    pub database_labels: ::std::collections::HashMap<
-        ::prost::alloc::string::String,
-        ::prost::alloc::string::String,
-    >,
+    /// them, each as `KEY=VALUE`: both 1 to 63 of the characters `A-Z a-z 0-9 _ . /
+    /// -`. Every database has the label `name`, which is its name. At most 64;
+    /// empty: any database.
+    #[prost(string, repeated, tag = "3")]
+    pub database_labels: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// CreateNamespaceResponse is the response of CreateNamespace.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

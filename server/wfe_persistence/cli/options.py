@@ -159,7 +159,8 @@ def config_file(context: click.Context) -> Path | None:
     return path
 
 
-class _DatabaseType(click.ParamType):  # type: ignore[type-arg] — older ones take no type
+# (Older releases of click take no type.)
+class _DatabaseType(click.ParamType):  # type: ignore[type-arg]
     """NAME=URL; in a file, what `[databases]` has become."""
 
     name = "database"

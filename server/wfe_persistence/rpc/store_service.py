@@ -111,7 +111,7 @@ class StoreService:
         check = call.check
         check.namespace("name", request.name)
         check.database("database", request.database)
-        check.labels("database_labels", request.database_labels)
+        labels = check.labels("database_labels", request.database_labels)
         check.done()
         if not call.env.allow_create_namespace:
             raise PersistenceError(
@@ -120,7 +120,7 @@ class StoreService:
                 "only where it listens on loopback",
             )
         migrated, database = await call.env.namespaces.create_namespace(
-            request.name, request.database, request.database_labels
+            request.name, request.database, labels
         )
         return pb.CreateNamespaceResponse(
             schema_version=migrated.version,

@@ -20,10 +20,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Self
 
-from wfe_persistence.store.schema import HOME, is_database
+from wfe_persistence.store.schema import HOME, is_database, is_label
 
 _MAX_LABELS: Final = 64
-_MAX_LABEL: Final = 63
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,11 +173,10 @@ def _check_types(key: str, given: NamedDatabase) -> None:
         isinstance(given.labels, Mapping)
         and len(given.labels) <= _MAX_LABELS
         and all(
-            isinstance(text, str) and 0 < len(text) <= _MAX_LABEL
-            for pair in given.labels.items()
-            for text in pair
+            isinstance(value, str) and is_label(f"{key_}={value}") and key_ != "name"
+            for key_, value in given.labels.items()
         ),
-        "labels", f"a table of at most {_MAX_LABELS} texts of 1 to {_MAX_LABEL} characters",
+        "labels", f"a table of at most {_MAX_LABELS} texts of 1 to 63 of A-Za-z0-9_./- (and not `name`)",
     )  # fmt: skip
     require(
         isinstance(given.read_urls, tuple)

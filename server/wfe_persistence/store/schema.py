@@ -29,6 +29,7 @@ _SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PREFIX = re.compile(r"[a-z_][a-z0-9_]*")
 _NAMESPACE = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _DATABASE = re.compile(r"[a-z][a-z0-9_-]{0,39}")
+_LABEL = re.compile(r"[A-Za-z0-9_./-]{1,63}=[A-Za-z0-9_./-]{1,63}")
 _QUALIFIED = re.compile(r"\bwfc\.([a-z_]+)")
 
 
@@ -40,6 +41,11 @@ def is_namespace(name: str) -> bool:
 def is_database(name: str) -> bool:
     """Whether `name` is a valid name of a database of the service: `[a-z][a-z0-9_-]{0,39}`."""
     return _DATABASE.fullmatch(name) is not None
+
+
+def is_label(text: str) -> bool:
+    """Whether `text` is a valid label of a database: `KEY=VALUE`."""
+    return _LABEL.fullmatch(text) is not None
 
 
 class Schema:

@@ -467,22 +467,6 @@ class CreateNamespaceRequest(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    @typing.final
-    class DatabaseLabelsEntry(google.protobuf.message.Message):
-        DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: builtins.int
-        VALUE_FIELD_NUMBER: builtins.int
-        key: builtins.str
-        value: builtins.str
-        def __init__(
-            self,
-            *,
-            key: builtins.str = ...,
-            value: builtins.str = ...,
-        ) -> None: ...
-        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
-
     NAME_FIELD_NUMBER: builtins.int
     DATABASE_FIELD_NUMBER: builtins.int
     DATABASE_LABELS_FIELD_NUMBER: builtins.int
@@ -497,9 +481,11 @@ class CreateNamespaceRequest(google.protobuf.message.Message):
     where it is.
     """
     @property
-    def database_labels(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+    def database_labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Labels that the database must have, as the servers' configuration gives
-        them; at most 64, keys and values of 1 to 63 characters. Empty: any.
+        them, each as `KEY=VALUE`: both 1 to 63 of the characters `A-Z a-z 0-9 _ . /
+        -`. Every database has the label `name`, which is its name. At most 64;
+        empty: any database.
         """
 
     def __init__(
@@ -507,7 +493,7 @@ class CreateNamespaceRequest(google.protobuf.message.Message):
         *,
         name: builtins.str = ...,
         database: builtins.str = ...,
-        database_labels: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        database_labels: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def ClearField(self, field_name: typing.Literal["database", b"database", "database_labels", b"database_labels", "name", b"name"]) -> None: ...
 

@@ -24,7 +24,6 @@ DEFAULT_HEARTBEAT_SECONDS: Final = 10.0
 MAX_HEARTBEAT_SECONDS: Final = 60
 MAX_LIST_ITEMS: Final = 1000
 MAX_LABELS: Final = 64
-MAX_LABEL_CHARACTERS: Final = 63
 MAX_ITEMS: Final = 200_000
 """Of lists that have no smaller bound: more would take much longer to decode than to send."""
 MAX_ATTRIBUTES: Final = 100_000

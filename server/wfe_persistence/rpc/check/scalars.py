@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any, Final, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -25,7 +25,6 @@ from wfe_persistence.rpc.check.bounds import (
     MAX_ID_BYTES,
     MAX_INT4,
     MAX_ITEMS,
-    MAX_LABEL_CHARACTERS,
     MAX_LABELS,
     MAX_LEASE_SECONDS,
     MAX_LIST_ITEMS,
@@ -43,7 +42,7 @@ from wfe_persistence.rpc.check.read_back import (
     require_sendable,
 )
 from wfe_persistence.store.documents import HeaderRoom
-from wfe_persistence.store.schema import DEFAULT_NAMESPACE, is_database, is_namespace
+from wfe_persistence.store.schema import DEFAULT_NAMESPACE, is_database, is_label, is_namespace
 
 _MOST_VIOLATIONS: Final = 100
 
@@ -403,22 +402,23 @@ class Scalars:
                 "must match [a-z][a-z0-9_-]{0,39}",
             )
 
-    def labels(self, field: str, labels: Mapping[str, str]) -> None:
-        """Labels of a database."""
-        if not self.at_most("", field, labels, MAX_LABELS):
-            return
-        for key, value in labels.items():
-            for text in (key, value):
-                if not 0 < len(text) <= MAX_LABEL_CHARACTERS:
-                    self.add(
-                        "",
-                        field,
-                        R.FIELD_VIOLATION_REASON_TOO_LONG
-                        if text
-                        else R.FIELD_VIOLATION_REASON_REQUIRED,
-                        f"keys and values must have 1 to {MAX_LABEL_CHARACTERS} characters",
-                    )
-                    return
+    def labels(self, field: str, values: Sequence[str]) -> dict[str, str]:
+        """Labels of a database, as KEY=VALUE."""
+        labels: dict[str, str] = {}
+        if not self.at_most("", field, values, MAX_LABELS):
+            return labels
+        for i, value in enumerate(values):
+            if is_label(value):
+                key, _, of_key = value.partition("=")
+                labels[key] = of_key
+            else:
+                self.add(
+                    "",
+                    f"{field}[{i}]",
+                    R.FIELD_VIOLATION_REASON_FORMAT,
+                    "must be KEY=VALUE, each of 1 to 63 of A-Z a-z 0-9 _ . / -",
+                )
+        return labels
 
 
 def _fields_with_nul(message: Message, path: str) -> Iterator[str]:

@@ -84,7 +84,7 @@ class Database:
     ) -> None:
         self.source = source
         self.name = name
-        self.labels = labels or {}
+        self.labels = labels or {"name": name}
         self.accepts_new = accepts_new
         self.reachability = reachability = Reachability(pool_size, name)
         self.groups = Groups(max_waiting)

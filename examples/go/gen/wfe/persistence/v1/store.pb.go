@@ -956,8 +956,10 @@ type CreateNamespaceRequest struct {
 	// where it is.
 	Database string `protobuf:"bytes,2,opt,name=database,proto3" json:"database,omitempty"`
 	// Labels that the database must have, as the servers' configuration gives
-	// them; at most 64, keys and values of 1 to 63 characters. Empty: any.
-	DatabaseLabels map[string]string `protobuf:"bytes,3,rep,name=database_labels,json=databaseLabels,proto3" json:"database_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// them, each as `KEY=VALUE`: both 1 to 63 of the characters `A-Z a-z 0-9 _ . /
+	// -`. Every database has the label `name`, which is its name. At most 64;
+	// empty: any database.
+	DatabaseLabels []string `protobuf:"bytes,3,rep,name=database_labels,json=databaseLabels,proto3" json:"database_labels,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1006,7 +1008,7 @@ func (x *CreateNamespaceRequest) GetDatabase() string {
 	return ""
 }
 
-func (x *CreateNamespaceRequest) GetDatabaseLabels() map[string]string {
+func (x *CreateNamespaceRequest) GetDatabaseLabels() []string {
 	if x != nil {
 		return x.DatabaseLabels
 	}
@@ -2029,14 +2031,11 @@ const file_wfe_persistence_v1_store_proto_rawDesc = "" +
 	"\x0eschema_version\x18\x03 \x01(\x05R\rschemaVersion\x12%\n" +
 	"\x0eestimated_rows\x18\x04 \x01(\x03R\restimatedRows\x12\x1a\n" +
 	"\bdatabase\x18\x05 \x01(\tR\bdatabase\x12 \n" +
-	"\vunavailable\x18\x06 \x01(\bR\vunavailable\"\xf4\x01\n" +
+	"\vunavailable\x18\x06 \x01(\bR\vunavailable\"q\n" +
 	"\x16CreateNamespaceRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
-	"\bdatabase\x18\x02 \x01(\tR\bdatabase\x12g\n" +
-	"\x0fdatabase_labels\x18\x03 \x03(\v2>.wfe.persistence.v1.CreateNamespaceRequest.DatabaseLabelsEntryR\x0edatabaseLabels\x1aA\n" +
-	"\x13DatabaseLabelsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8b\x01\n" +
+	"\bdatabase\x18\x02 \x01(\tR\bdatabase\x12'\n" +
+	"\x0fdatabase_labels\x18\x03 \x03(\tR\x0edatabaseLabels\"\x8b\x01\n" +
 	"\x17CreateNamespaceResponse\x12%\n" +
 	"\x0eschema_version\x18\x01 \x01(\x05R\rschemaVersion\x12-\n" +
 	"\x12applied_migrations\x18\x02 \x03(\tR\x11appliedMigrations\x12\x1a\n" +
@@ -2126,7 +2125,7 @@ func file_wfe_persistence_v1_store_proto_rawDescGZIP() []byte {
 	return file_wfe_persistence_v1_store_proto_rawDescData
 }
 
-var file_wfe_persistence_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_wfe_persistence_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_wfe_persistence_v1_store_proto_goTypes = []any{
 	(*ExecutionError)(nil),             // 0: wfe.persistence.v1.ExecutionError
 	(*WorkflowRetention)(nil),          // 1: wfe.persistence.v1.WorkflowRetention
@@ -2159,62 +2158,60 @@ var file_wfe_persistence_v1_store_proto_goTypes = []any{
 	(*Capabilities)(nil),               // 28: wfe.persistence.v1.Capabilities
 	(*TruncateAllRequest)(nil),         // 29: wfe.persistence.v1.TruncateAllRequest
 	(*TruncateAllResponse)(nil),        // 30: wfe.persistence.v1.TruncateAllResponse
-	nil,                                // 31: wfe.persistence.v1.CreateNamespaceRequest.DatabaseLabelsEntry
-	(*timestamppb.Timestamp)(nil),      // 32: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 33: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),      // 31: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 32: google.protobuf.Duration
 }
 var file_wfe_persistence_v1_store_proto_depIdxs = []int32{
-	32, // 0: wfe.persistence.v1.ExecutionError.error_time:type_name -> google.protobuf.Timestamp
-	33, // 1: wfe.persistence.v1.WorkflowRetention.complete_age:type_name -> google.protobuf.Duration
-	33, // 2: wfe.persistence.v1.WorkflowRetention.terminated_age:type_name -> google.protobuf.Duration
+	31, // 0: wfe.persistence.v1.ExecutionError.error_time:type_name -> google.protobuf.Timestamp
+	32, // 1: wfe.persistence.v1.WorkflowRetention.complete_age:type_name -> google.protobuf.Duration
+	32, // 2: wfe.persistence.v1.WorkflowRetention.terminated_age:type_name -> google.protobuf.Duration
 	1,  // 3: wfe.persistence.v1.RetentionPolicy.workflows:type_name -> wfe.persistence.v1.WorkflowRetention
-	33, // 4: wfe.persistence.v1.RetentionPolicy.processed_event_age:type_name -> google.protobuf.Duration
-	33, // 5: wfe.persistence.v1.RetentionPolicy.error_age:type_name -> google.protobuf.Duration
-	33, // 6: wfe.persistence.v1.RetentionPolicy.overdue_command_age:type_name -> google.protobuf.Duration
+	32, // 4: wfe.persistence.v1.RetentionPolicy.processed_event_age:type_name -> google.protobuf.Duration
+	32, // 5: wfe.persistence.v1.RetentionPolicy.error_age:type_name -> google.protobuf.Duration
+	32, // 6: wfe.persistence.v1.RetentionPolicy.overdue_command_age:type_name -> google.protobuf.Duration
 	2,  // 7: wfe.persistence.v1.SetRetentionPolicyRequest.policy:type_name -> wfe.persistence.v1.RetentionPolicy
 	2,  // 8: wfe.persistence.v1.GetRetentionPolicyResponse.policy:type_name -> wfe.persistence.v1.RetentionPolicy
-	32, // 9: wfe.persistence.v1.GetRetentionPolicyResponse.set_time:type_name -> google.protobuf.Timestamp
-	32, // 10: wfe.persistence.v1.GetRetentionPolicyResponse.complete_time:type_name -> google.protobuf.Timestamp
+	31, // 9: wfe.persistence.v1.GetRetentionPolicyResponse.set_time:type_name -> google.protobuf.Timestamp
+	31, // 10: wfe.persistence.v1.GetRetentionPolicyResponse.complete_time:type_name -> google.protobuf.Timestamp
 	8,  // 11: wfe.persistence.v1.RunRetentionResponse.counts:type_name -> wfe.persistence.v1.RetentionCounts
 	11, // 12: wfe.persistence.v1.GetStorageReportResponse.tables:type_name -> wfe.persistence.v1.TableStorage
 	8,  // 13: wfe.persistence.v1.GetStorageReportResponse.freed:type_name -> wfe.persistence.v1.RetentionCounts
-	31, // 14: wfe.persistence.v1.CreateNamespaceRequest.database_labels:type_name -> wfe.persistence.v1.CreateNamespaceRequest.DatabaseLabelsEntry
-	13, // 15: wfe.persistence.v1.ListNamespacesResponse.namespaces:type_name -> wfe.persistence.v1.Namespace
-	0,  // 16: wfe.persistence.v1.PersistErrorsRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
-	32, // 17: wfe.persistence.v1.ListErrorsRequest.error_time_from:type_name -> google.protobuf.Timestamp
-	32, // 18: wfe.persistence.v1.ListErrorsRequest.error_time_before:type_name -> google.protobuf.Timestamp
-	0,  // 19: wfe.persistence.v1.ListErrorsResponse.errors:type_name -> wfe.persistence.v1.ExecutionError
-	28, // 20: wfe.persistence.v1.GetStoreInfoResponse.capabilities:type_name -> wfe.persistence.v1.Capabilities
-	33, // 21: wfe.persistence.v1.GetStoreInfoResponse.request_retention:type_name -> google.protobuf.Duration
-	20, // 22: wfe.persistence.v1.StoreService.EnsureStoreExists:input_type -> wfe.persistence.v1.EnsureStoreExistsRequest
-	22, // 23: wfe.persistence.v1.StoreService.PersistErrors:input_type -> wfe.persistence.v1.PersistErrorsRequest
-	24, // 24: wfe.persistence.v1.StoreService.ListErrors:input_type -> wfe.persistence.v1.ListErrorsRequest
-	26, // 25: wfe.persistence.v1.StoreService.GetStoreInfo:input_type -> wfe.persistence.v1.GetStoreInfoRequest
-	29, // 26: wfe.persistence.v1.StoreService.TruncateAll:input_type -> wfe.persistence.v1.TruncateAllRequest
-	14, // 27: wfe.persistence.v1.StoreService.CreateNamespace:input_type -> wfe.persistence.v1.CreateNamespaceRequest
-	16, // 28: wfe.persistence.v1.StoreService.ListNamespaces:input_type -> wfe.persistence.v1.ListNamespacesRequest
-	18, // 29: wfe.persistence.v1.StoreService.DeleteNamespace:input_type -> wfe.persistence.v1.DeleteNamespaceRequest
-	3,  // 30: wfe.persistence.v1.StoreService.SetRetentionPolicy:input_type -> wfe.persistence.v1.SetRetentionPolicyRequest
-	5,  // 31: wfe.persistence.v1.StoreService.GetRetentionPolicy:input_type -> wfe.persistence.v1.GetRetentionPolicyRequest
-	7,  // 32: wfe.persistence.v1.StoreService.RunRetention:input_type -> wfe.persistence.v1.RunRetentionRequest
-	10, // 33: wfe.persistence.v1.StoreService.GetStorageReport:input_type -> wfe.persistence.v1.GetStorageReportRequest
-	21, // 34: wfe.persistence.v1.StoreService.EnsureStoreExists:output_type -> wfe.persistence.v1.EnsureStoreExistsResponse
-	23, // 35: wfe.persistence.v1.StoreService.PersistErrors:output_type -> wfe.persistence.v1.PersistErrorsResponse
-	25, // 36: wfe.persistence.v1.StoreService.ListErrors:output_type -> wfe.persistence.v1.ListErrorsResponse
-	27, // 37: wfe.persistence.v1.StoreService.GetStoreInfo:output_type -> wfe.persistence.v1.GetStoreInfoResponse
-	30, // 38: wfe.persistence.v1.StoreService.TruncateAll:output_type -> wfe.persistence.v1.TruncateAllResponse
-	15, // 39: wfe.persistence.v1.StoreService.CreateNamespace:output_type -> wfe.persistence.v1.CreateNamespaceResponse
-	17, // 40: wfe.persistence.v1.StoreService.ListNamespaces:output_type -> wfe.persistence.v1.ListNamespacesResponse
-	19, // 41: wfe.persistence.v1.StoreService.DeleteNamespace:output_type -> wfe.persistence.v1.DeleteNamespaceResponse
-	4,  // 42: wfe.persistence.v1.StoreService.SetRetentionPolicy:output_type -> wfe.persistence.v1.SetRetentionPolicyResponse
-	6,  // 43: wfe.persistence.v1.StoreService.GetRetentionPolicy:output_type -> wfe.persistence.v1.GetRetentionPolicyResponse
-	9,  // 44: wfe.persistence.v1.StoreService.RunRetention:output_type -> wfe.persistence.v1.RunRetentionResponse
-	12, // 45: wfe.persistence.v1.StoreService.GetStorageReport:output_type -> wfe.persistence.v1.GetStorageReportResponse
-	34, // [34:46] is the sub-list for method output_type
-	22, // [22:34] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	13, // 14: wfe.persistence.v1.ListNamespacesResponse.namespaces:type_name -> wfe.persistence.v1.Namespace
+	0,  // 15: wfe.persistence.v1.PersistErrorsRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
+	31, // 16: wfe.persistence.v1.ListErrorsRequest.error_time_from:type_name -> google.protobuf.Timestamp
+	31, // 17: wfe.persistence.v1.ListErrorsRequest.error_time_before:type_name -> google.protobuf.Timestamp
+	0,  // 18: wfe.persistence.v1.ListErrorsResponse.errors:type_name -> wfe.persistence.v1.ExecutionError
+	28, // 19: wfe.persistence.v1.GetStoreInfoResponse.capabilities:type_name -> wfe.persistence.v1.Capabilities
+	32, // 20: wfe.persistence.v1.GetStoreInfoResponse.request_retention:type_name -> google.protobuf.Duration
+	20, // 21: wfe.persistence.v1.StoreService.EnsureStoreExists:input_type -> wfe.persistence.v1.EnsureStoreExistsRequest
+	22, // 22: wfe.persistence.v1.StoreService.PersistErrors:input_type -> wfe.persistence.v1.PersistErrorsRequest
+	24, // 23: wfe.persistence.v1.StoreService.ListErrors:input_type -> wfe.persistence.v1.ListErrorsRequest
+	26, // 24: wfe.persistence.v1.StoreService.GetStoreInfo:input_type -> wfe.persistence.v1.GetStoreInfoRequest
+	29, // 25: wfe.persistence.v1.StoreService.TruncateAll:input_type -> wfe.persistence.v1.TruncateAllRequest
+	14, // 26: wfe.persistence.v1.StoreService.CreateNamespace:input_type -> wfe.persistence.v1.CreateNamespaceRequest
+	16, // 27: wfe.persistence.v1.StoreService.ListNamespaces:input_type -> wfe.persistence.v1.ListNamespacesRequest
+	18, // 28: wfe.persistence.v1.StoreService.DeleteNamespace:input_type -> wfe.persistence.v1.DeleteNamespaceRequest
+	3,  // 29: wfe.persistence.v1.StoreService.SetRetentionPolicy:input_type -> wfe.persistence.v1.SetRetentionPolicyRequest
+	5,  // 30: wfe.persistence.v1.StoreService.GetRetentionPolicy:input_type -> wfe.persistence.v1.GetRetentionPolicyRequest
+	7,  // 31: wfe.persistence.v1.StoreService.RunRetention:input_type -> wfe.persistence.v1.RunRetentionRequest
+	10, // 32: wfe.persistence.v1.StoreService.GetStorageReport:input_type -> wfe.persistence.v1.GetStorageReportRequest
+	21, // 33: wfe.persistence.v1.StoreService.EnsureStoreExists:output_type -> wfe.persistence.v1.EnsureStoreExistsResponse
+	23, // 34: wfe.persistence.v1.StoreService.PersistErrors:output_type -> wfe.persistence.v1.PersistErrorsResponse
+	25, // 35: wfe.persistence.v1.StoreService.ListErrors:output_type -> wfe.persistence.v1.ListErrorsResponse
+	27, // 36: wfe.persistence.v1.StoreService.GetStoreInfo:output_type -> wfe.persistence.v1.GetStoreInfoResponse
+	30, // 37: wfe.persistence.v1.StoreService.TruncateAll:output_type -> wfe.persistence.v1.TruncateAllResponse
+	15, // 38: wfe.persistence.v1.StoreService.CreateNamespace:output_type -> wfe.persistence.v1.CreateNamespaceResponse
+	17, // 39: wfe.persistence.v1.StoreService.ListNamespaces:output_type -> wfe.persistence.v1.ListNamespacesResponse
+	19, // 40: wfe.persistence.v1.StoreService.DeleteNamespace:output_type -> wfe.persistence.v1.DeleteNamespaceResponse
+	4,  // 41: wfe.persistence.v1.StoreService.SetRetentionPolicy:output_type -> wfe.persistence.v1.SetRetentionPolicyResponse
+	6,  // 42: wfe.persistence.v1.StoreService.GetRetentionPolicy:output_type -> wfe.persistence.v1.GetRetentionPolicyResponse
+	9,  // 43: wfe.persistence.v1.StoreService.RunRetention:output_type -> wfe.persistence.v1.RunRetentionResponse
+	12, // 44: wfe.persistence.v1.StoreService.GetStorageReport:output_type -> wfe.persistence.v1.GetStorageReportResponse
+	33, // [33:45] is the sub-list for method output_type
+	21, // [21:33] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_store_proto_init() }
@@ -2229,7 +2226,7 @@ func file_wfe_persistence_v1_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wfe_persistence_v1_store_proto_rawDesc), len(file_wfe_persistence_v1_store_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
