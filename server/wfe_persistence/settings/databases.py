@@ -176,7 +176,7 @@ def _check_types(key: str, given: NamedDatabase) -> None:
             isinstance(value, str) and is_label(f"{key_}={value}") and key_ != "name"
             for key_, value in given.labels.items()
         ),
-        "labels", f"a table of at most {_MAX_LABELS} texts of 1 to 63 of A-Za-z0-9_./- (and not `name`)",
+        "labels", f"a table of at most {_MAX_LABELS} texts of 1 to 63 of A-Za-z0-9_./-, not `name`",
     )  # fmt: skip
     require(
         isinstance(given.read_urls, tuple)
