@@ -38,13 +38,26 @@ COMMANDS = [
     "import",
     "health",
     "version",
+    "list",
+    "get",
+    "history",
+    "errors",
+    "events",
+    "subscriptions",
+    "commands",
+    "queues",
+    "locks",
+    "stats",
+    "context list",
+    "context use",
+    "context set",
+    "context delete",
+    "completion",
 ]
 
 
-# The modules of all commands but `serve`.
-OTHER_COMMANDS = {
-    "config", "migrate", "token", "policy", "retention", "export", "importing", "health", "version"
-}  # fmt: skip
+# The modules of the server's commands but `serve`.
+OTHER_COMMANDS = {"config", "migrate", "token", "policy", "version"}
 
 
 def run(
@@ -86,8 +99,15 @@ def run_without(modules: list[str], *arguments: str) -> subprocess.CompletedProc
     )
 
 
-@pytest.mark.parametrize("arguments", [["serve"], ["--help"], []])
-@pytest.mark.parametrize("missing", ["click", "psycopg", "psycopg_pool", "grpc_health"])
+@pytest.mark.parametrize(
+    ("missing", "arguments"),
+    [
+        *((missing, ["serve"]) for missing in ("click", "psycopg", "psycopg_pool", "grpc_health")),
+        ("click", ["list"]),
+        ("click", ["--help"]),
+        ("click", []),
+    ],
+)
 def test_the_client_alone_says_how_to_install_the_server(
     missing: str, arguments: list[str]
 ) -> None:
@@ -95,7 +115,26 @@ def test_the_client_alone_says_how_to_install_the_server(
     assert (done.returncode, done.stdout) == (1, "")
     [line] = done.stderr.splitlines()
     assert missing in line
-    assert line.endswith("pip install 'wfe-persistence[server,embedded]'")
+    assert "pip install 'wfe-persistence[server,embedded]'" in line
+    assert ("wfe-persistence[cli,rich]" in line) == (missing == "click")
+
+
+def test_without_the_server_there_are_the_commands_that_call_one(tmp_path: Path) -> None:
+    server = ["psycopg", "psycopg_pool", "grpc_reflection", "jwt", "uvloop", "cryptography"]
+    done = run_without(server, "--help")
+    assert done.returncode == 0
+    assert "  list " in done.stdout
+    assert "  serve " not in done.stdout
+    unreachable = run_without(server, "list", "--target", "127.0.0.1:1")
+    assert (unreachable.returncode, "Connection refused" in unreachable.stderr) == (5, True)
+    lacking = run_without([*server, "grpc_health"], "health")
+    assert lacking.returncode == 1
+    assert "pip install 'wfe-persistence[cli,rich]'" in lacking.stderr
+
+
+def test_help_names_each_command_once() -> None:
+    words = re.findall(r"^  ([a-z]+)  ", run("--help").stdout, re.MULTILINE)
+    assert sorted(words) == sorted({command.split()[0] for command in COMMANDS})
 
 
 @pytest.mark.parametrize("command", ["serve", "migrate up", "migrate status"])
@@ -122,7 +161,7 @@ def test_version_option() -> None:
 
 def test_help_is_fast_because_it_loads_neither_grpc_nor_a_driver() -> None:
     loaded = modules_loaded_by("--help")
-    assert {"wfe_persistence.cli.serve", "wfe_persistence.cli.export"} <= loaded
+    assert {"wfe_persistence.cli.serve", "wfe_persistence_cli.commands.export"} <= loaded
     assert not loaded & {"grpc", "psycopg", "google.protobuf"}
 
 
@@ -130,6 +169,7 @@ def test_a_server_loads_no_other_command() -> None:
     loaded = modules_loaded_by("serve", "--listen", "nonsense")
     commands = {name for name in loaded if name.startswith("wfe_persistence.cli.")}
     assert "wfe_persistence.cli.serve" in commands
+    assert not {name for name in loaded if name.startswith("wfe_persistence_cli.commands.")}
     assert not commands & {f"wfe_persistence.cli.{name}" for name in OTHER_COMMANDS}
 
 
@@ -242,7 +282,7 @@ def test_retention_and_storage_of_a_namespace(tmp_path: Path, database_url: str)
         assert run("retention", "set", "--none", *target).returncode == 0
         assert "no policy" in run("retention", "show", *target).stdout
         absent = run("retention", "show", "--namespace", "absent", *target)
-        assert (absent.returncode, "NOT_FOUND" in absent.stderr) == (1, True)
+        assert (absent.returncode, "NOT_FOUND" in absent.stderr) == (4, True)
         token = tmp_path / "token"
         token.write_text("secret")
         over = ("--target", "db.example:1", "--bearer-token-file", str(token))

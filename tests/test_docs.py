@@ -11,6 +11,7 @@ from tests.support.generated import copy_generated, run_generated
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.cli.options import known_variables
 from wfe_persistence.settings import SETTINGS
+from wfe_persistence_cli.target import OTHER_VARIABLES
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -61,6 +62,7 @@ def test_variables(page: Path) -> None:
     if page.name == "CHANGELOG.md":
         return  # it may name what is gone
     known = {setting.env for setting in SETTINGS.values()} | set(known_variables())
+    known |= OTHER_VARIABLES
     named = set(re.findall(r"\bWFE_PERSISTENCE_[A-Z_]*[A-Z]\b(?![_*])", page.read_text()))
     # docs/configuration.md names those that Kubernetes makes.
     made = re.compile(r"WFE_PERSISTENCE_(SERVICE_(HOST|PORT)|PORT(_50052_TCP_ADDR)?)")

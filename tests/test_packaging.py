@@ -31,7 +31,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def test_the_wheel_has_every_module_proto_and_migration(wheel: zipfile.ZipFile) -> None:
     expected = {
         str(file.relative_to(ROOT / source))
-        for source in ("server", "client_py", "protos")
+        for source in ("server", "client_py", "cli_py", "protos")
         for file in (ROOT / source).rglob("*")
         if file.suffix in {".py", ".pyi", ".proto", ".sql", ".typed"}
     }
@@ -42,7 +42,13 @@ def test_the_wheel_has_every_module_proto_and_migration(wheel: zipfile.ZipFile) 
 def test_the_wheel_has_nothing_else_but_its_metadata(wheel: zipfile.ZipFile) -> None:
     top = {name.split("/")[0] for name in wheel.namelist()}
     metadata = f"wfe_persistence-{version('wfe-persistence')}.dist-info"
-    assert top == {"wfe", "wfe_persistence", "wfe_persistence_client", metadata}
+    assert top == {
+        "wfe",
+        "wfe_persistence",
+        "wfe_persistence_cli",
+        "wfe_persistence_client",
+        metadata,
+    }
 
 
 @pytest.mark.parametrize("package", ["wfe", "wfe_persistence_client"])

@@ -25,7 +25,7 @@ from tests.support.transfer import export, fill, fill_with_workflows
 from tests.support.waiting import wait_for
 from wfe.persistence.v1.store_pb2 import CreateNamespaceRequest
 from wfe.persistence.v1.transfer_pb2 import Record
-from wfe_persistence.cli.json_lines import from_line, to_line
+from wfe_persistence_cli.json_lines import from_line, to_line
 
 PROGRAM = [sys.executable, "-m", "wfe_persistence"]
 
@@ -274,7 +274,7 @@ def test_what_can_not_be_written_or_read_is_said(server: ServerProcess, tmp_path
     assert done.returncode == 1
     assert b"bad.gz: " in done.stderr
     refused = run(server, "export", "-", "--namespace", "absent")
-    assert refused.returncode == 1
+    assert refused.returncode == 4
     assert refused.stderr.startswith(b"NOT_FOUND: ")
     assert refused.stdout == b""
 

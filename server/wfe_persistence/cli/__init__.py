@@ -1,4 +1,5 @@
-"""The command line: `wfe-persistence COMMAND`; `group` has the commands.
+"""The command line: `wfe-persistence COMMAND`; `group` has the commands. Those that call a server
+are in `wfe_persistence_cli`.
 
 A file per command; `options` derives the options from `settings`. Exit status: 0 success, 1 failure
 (including a server that is not installed), 2 invalid usage.
@@ -37,18 +38,18 @@ _SERVER_MODULES = (
     "uvloop",
 )
 
+SERVER_COMMANDS = ("serve", "config", "migrate", "token", "policy", "version")
+"""The commands that need it."""
+
 
 def main(args: Sequence[str] | None = None, prog_name: str | None = None) -> NoReturn:
     """Run the command line with `args` (default: those of the process) and exit.
 
-    If only the client is installed, says how to install the server and exits 1.
+    If the server is not installed, it has only the commands that call one; without the extra `cli`
+    none. Says then how to install what is missing, and exits 1.
     """
     if missing := [name for name in _SERVER_MODULES if find_spec(name) is None]:
-        sys.exit(
-            "wfe-persistence: the server is not installed "
-            f"(missing: {', '.join(missing)}); "
-            "install it with: pip install 'wfe-persistence[server,embedded]'"
-        )
+        _without_server(missing, sys.argv[1:] if args is None else args, prog_name)
     if os.getpid() == 1:
         from wfe_persistence.cli.pid1 import become_init
 
@@ -60,4 +61,26 @@ def main(args: Sequence[str] | None = None, prog_name: str | None = None) -> NoR
         commands.main(args, prog_name)
     except Exception:
         # A bug: its traceback must not show a password either.
+        sys.exit(redacted(traceback.format_exc()).rstrip())
+
+
+def _without_server(missing: Sequence[str], args: Sequence[str], prog_name: str | None) -> NoReturn:
+    server = (
+        f"the server is not installed (missing: {', '.join(missing)}); "
+        "install it with: pip install 'wfe-persistence[server,embedded]'"
+    )
+    if "click" in missing:
+        sys.exit(f"wfe-persistence: {server}, or, to call one, 'wfe-persistence[cli,rich]'")
+    from wfe_persistence_cli import program
+
+    if args and args[0] in SERVER_COMMANDS:
+        sys.exit(f"wfe-persistence: {server}")
+    if lacking := program.missing_modules():
+        sys.exit(
+            f"wfe-persistence: the commands that call a server lack {', '.join(lacking)}; "
+            "install them with: pip install 'wfe-persistence[cli,rich]'"
+        )
+    try:
+        program.run(args, prog_name)
+    except Exception:
         sys.exit(redacted(traceback.format_exc()).rstrip())

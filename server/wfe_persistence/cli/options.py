@@ -20,6 +20,7 @@ from wfe_persistence.settings import ENV_PREFIX, GROUPS, SETTINGS, Setting, Sett
 from wfe_persistence.settings import databases as named_databases
 from wfe_persistence.settings.databases import NamedDatabase
 from wfe_persistence.settings.names import did_you_mean, unknown_variables
+from wfe_persistence_cli.target import OTHER_VARIABLES
 
 if TYPE_CHECKING:
     from wfe_persistence.configuration import Source
@@ -114,7 +115,7 @@ def refuse_unknown_variables() -> None:
     known = {ENV_PREFIX + "CONFIG", *(setting.env for setting in SETTINGS.values())}
     # The commands that have other ones are loaded only if there are others.
     if unknown_variables(os.environ, known) and (
-        unknown := unknown_variables(os.environ, known_variables())
+        unknown := unknown_variables(os.environ, OTHER_VARIABLES | known_variables().keys())
     ):
         raise click.UsageError("\n".join(unknown))
 
@@ -188,9 +189,13 @@ def _parameter_type(setting: Setting) -> Any:
     return setting.type
 
 
-def _read_config_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:
-    if path is None:
-        return
+def _take_config_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    if path is not None:
+        context.default_map = read_config_file(context, path)
+
+
+def read_config_file(context: click.Context, path: Path) -> dict[str, Any]:
+    """The settings in a file, by their names. Raises BadParameter."""
     try:
         values = tomllib.loads(path.read_text("utf-8"))
     except OSError as exc:
@@ -200,7 +205,7 @@ def _read_config_file(context: click.Context, _: click.Parameter, path: Path | N
     # One file serves all commands, each of which takes the settings that it has options for.
     context.meta[_FILE] = path
     by_key = {setting.key: setting for setting in SETTINGS.values()}
-    context.default_map = {}
+    found: dict[str, Any] = {}
     for key, value in values.items():
         setting = by_key.get(key.replace("_", "-"))
         if setting is None:
@@ -215,7 +220,8 @@ def _read_config_file(context: click.Context, _: click.Parameter, path: Path | N
                 setting.validate(value)
             except ValueError as exc:
                 raise click.BadParameter(f"{path}: {exc}") from exc
-        context.default_map[setting.name] = value
+        found[setting.name] = value
+    return found
 
 
 config_option = click.option(
@@ -226,6 +232,6 @@ config_option = click.option(
     show_envvar=True,
     is_eager=True,
     expose_value=False,
-    callback=_read_config_file,
+    callback=_take_config_file,
     help="TOML file with settings; the keys are the option names without the leading dashes.",
 )

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from wfe_persistence.cli.calling import Caller, calls_server
-from wfe_persistence.cli.options import SettingsCommand
+from wfe_persistence_cli.calling import Caller, calls_server
+from wfe_persistence_cli.status import EPILOG
+from wfe_persistence_cli.target import ClientCommand
 
 if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
@@ -51,7 +52,7 @@ def retention() -> None:
     """
 
 
-@retention.command(cls=SettingsCommand)
+@retention.command(cls=ClientCommand, epilog=EPILOG)
 @calls_server
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(call: Caller, *, as_json: bool) -> None:
@@ -95,7 +96,7 @@ def _age(message: Any, field: str) -> str:
     return str(timedelta(seconds=age.seconds, microseconds=age.nanos // 1000))
 
 
-@retention.command("set", cls=SettingsCommand)
+@retention.command("set", cls=ClientCommand, epilog=EPILOG)
 @calls_server
 @click.option(
     "--complete",
@@ -170,7 +171,7 @@ def set_(
     call("SetRetentionPolicy", store_pb2.SetRetentionPolicyRequest(policy=policy))
 
 
-@retention.command(cls=SettingsCommand)
+@retention.command(cls=ClientCommand, epilog=EPILOG)
 @calls_server
 @click.option("--dry-run", is_flag=True, help="Only count what would be deleted.")
 @click.option(
@@ -204,7 +205,7 @@ def _counts(counts: RetentionCounts) -> str:
     return (", ".join(parts) or "nothing") + more
 
 
-@click.command(cls=SettingsCommand)
+@click.command(cls=ClientCommand, epilog=EPILOG)
 @calls_server
 @click.option(
     "--max-rows",

@@ -17,12 +17,11 @@ from typing import Any, BinaryIO, Final
 
 import click
 
-from wfe_persistence.cli.calling import Caller, calls_server, shown
-from wfe_persistence.cli.export import INTERRUPTED, STDIO, FileError, is_passing, reason
-from wfe_persistence.cli.options import SettingsCommand
-from wfe_persistence.cli.progress import Progress
-
-CONFLICT: Final = 3
+from wfe_persistence_cli.calling import Caller, calls_server
+from wfe_persistence_cli.commands.export import STDIO, FileError, is_passing, one_line, reason
+from wfe_persistence_cli.progress import Progress
+from wfe_persistence_cli.status import CONFLICT, EPILOG, INTERRUPTED
+from wfe_persistence_cli.target import ClientCommand
 
 _BATCH_RECORDS: Final = 500
 _BATCH_BYTES: Final = 262_144
@@ -65,7 +64,7 @@ class _Counts:
         self.skipped += answer.skipped
 
 
-@click.command("import", cls=SettingsCommand)
+@click.command("import", cls=ClientCommand, epilog=EPILOG)
 @click.argument("file", metavar="FILE", default=STDIO)
 @calls_server
 @click.option(
@@ -107,8 +106,6 @@ def import_(
     Examples:
       wfe-persistence import prod.jsonl.gz --namespace copy --create-namespace
       wfe-persistence export --target a:50051 | wfe-persistence import --target b:50051
-
-    Exit status: 0 success, 1 failure, 2 invalid usage, 3 the store has other records, 130 Ctrl-C.
     """
     import grpc
 
@@ -126,7 +123,7 @@ def import_(
         sys.exit(CONFLICT if reason(exc.__cause__) == "RECORD_CONFLICT" else 1)
     except grpc.RpcError as exc:
         error: Any = exc
-        _tell(counts, shown(error))
+        _tell(counts, one_line(error))
         sys.exit(CONFLICT if reason(error) == "RECORD_CONFLICT" else 1)
     except KeyboardInterrupt:
         _tell(counts, "interrupted")
@@ -149,7 +146,7 @@ def _tell(counts: _Counts, error: str) -> None:
 
 @contextmanager
 def _lines_of(name: str) -> Iterator[Iterator[bytes]]:
-    from wfe_persistence.cli.json_lines import lines
+    from wfe_persistence_cli.json_lines import lines
 
     file: BinaryIO
     try:
@@ -165,7 +162,7 @@ def _lines_of(name: str) -> Iterator[Iterator[bytes]]:
 def _batches(lines: Iterator[bytes], from_line: int, *, skip: bool) -> Iterator[_Batch]:
     """The records of a file in requests. Raises FileError."""
     from wfe.persistence.v1 import transfer_pb2 as pb
-    from wfe_persistence.cli.json_lines import from_line as parse
+    from wfe_persistence_cli.json_lines import from_line as parse
 
     policy = pb.CONFLICT_POLICY_SKIP if skip else pb.CONFLICT_POLICY_REFUSE
     batch, size = _Batch(from_line), 0
@@ -235,9 +232,9 @@ def _run(
                     _RETRY_SECONDS, call.timeout
                 ):
                     if line := attempt.line_of(error):
-                        raise FileError(f"line {line}: {shown(error)}") from exc
+                        raise FileError(f"line {line}: {one_line(error)}") from exc
                     raise
-                click.echo(f"{shown(error)}; trying again", err=True)
+                click.echo(f"{one_line(error)}; trying again", err=True)
                 time.sleep(_PAUSE_SECONDS)
             else:
                 if source.error is not None:

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import click
 
-from wfe_persistence.cli.calling import Caller, calls_server, shown
-from wfe_persistence.cli.options import SettingsCommand
-from wfe_persistence.cli.progress import Progress
+from wfe_persistence_cli.calling import Caller, calls_server
+from wfe_persistence_cli.filters import STATUSES
+from wfe_persistence_cli.progress import Progress
+from wfe_persistence_cli.status import EPILOG, INTERRUPTED
+from wfe_persistence_cli.target import ClientCommand
+from wfe_persistence_cli.times import Since
 
 if TYPE_CHECKING:
     import grpc
@@ -27,9 +30,7 @@ KINDS: Final = (
     "workflow", "subscription", "event", "error", "command", "queue", "queue_item",
     "definition_sequence", "retention_policy",
 )  # fmt: skip
-STATUSES: Final = ("runnable", "suspended", "complete", "terminated")
 STDIO: Final = "-"
-INTERRUPTED: Final = 130
 
 # How long the server holds the snapshot if the connection breaks, and how often to try meanwhile.
 _HOLD_SECONDS: Final = 60
@@ -101,7 +102,7 @@ class _Output:
             self._part.unlink(missing_ok=True)
 
 
-@click.command(cls=SettingsCommand)
+@click.command(cls=ClientCommand, epilog=EPILOG)
 @click.argument("file", metavar="FILE", default=STDIO)
 @calls_server
 @click.option(
@@ -124,13 +125,13 @@ class _Output:
 )
 @click.option(
     "--created-from",
-    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]),
-    help="Only workflows created at or after this time (UTC, unless it says otherwise).",
+    type=Since(),
+    help="Only workflows created then or later: a time (UTC, unless it says otherwise) or an age.",
 )
 @click.option(
     "--created-before",
-    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]),
-    help="Only workflows created before this time.",
+    type=Since(),
+    help="Only workflows created before then.",
 )
 @click.option(
     "--progress/--no-progress",
@@ -160,8 +161,6 @@ def export(
     Examples:
       wfe-persistence export prod.jsonl.gz --namespace prod
       wfe-persistence export --status complete --created-before 2026-01-01 >old.jsonl
-
-    Exit status: 0 success, 1 failure, 2 invalid usage, 130 Ctrl-C.
     """
     from wfe.persistence.v1 import transfer_pb2 as pb
     from wfe.persistence.v1.workflow_pb2 import WorkflowStatus
@@ -204,7 +203,7 @@ def _run(
     call: Caller, request: transfer_pb2.ExportRecordsRequest, output: _Output, shown_: bool | None
 ) -> tuple[int, float]:
     """Write all records; how many there are, and the seconds that it took."""
-    from wfe_persistence.cli.json_lines import to_line
+    from wfe_persistence_cli.json_lines import to_line
 
     count = 0
     with Progress("exporting", shown=shown_) as progress, call.channel() as channel:
@@ -259,7 +258,7 @@ class _Stream:
                 ):
                     raise
                 else:
-                    click.echo(f"{shown(error)}; trying again", err=True)
+                    click.echo(f"{one_line(error)}; trying again", err=True)
                     time.sleep(_PAUSE_SECONDS)
             else:
                 return
@@ -298,6 +297,11 @@ def is_passing(error: Any) -> bool:
         )
         or (code == grpc.StatusCode.ABORTED and reason(error) != "REVISION_MISMATCH")
     )
+
+
+def one_line(error: Any) -> str:
+    """A call's error on one line."""
+    return f"{error.code().name}: {error.details()}"
 
 
 def _is_expired(error: Any) -> bool:

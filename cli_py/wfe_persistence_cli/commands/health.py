@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 import click
 
-from wfe_persistence.cli.options import SettingsCommand, config_option, refuse_unknown_variables
-from wfe_persistence.cli.target import Target, target_options
+from wfe_persistence_cli.screen import tell
+from wfe_persistence_cli.target import ClientCommand, Target, target_options
+
+_quick_target = partial(target_options, timeout=3.0)  # as whoever probes expects it
 
 
-@click.command(cls=SettingsCommand)
-@config_option
-@target_options
+@click.command(cls=ClientCommand)
+@_quick_target
 @click.option(
     "--service",
     default="",
@@ -32,17 +34,20 @@ def health(target: Target, service: str) -> None:
       wfe-persistence health --target 127.0.0.1:50052
       wfe-persistence health --target db.example:50052 --tls-ca ca.pem
     """
-    refuse_unknown_variables()
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    with target.channel() as channel:
+    try:
+        opened = target.channel()
+    except (OSError, ValueError) as exc:
+        raise click.ClickException(str(exc)) from None
+    with opened as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest(service=service)
         try:
             response = stub.Check(request, timeout=target.timeout)
         except grpc.RpcError as exc:
-            click.echo(f"{exc.code().name}: {exc.details()}", err=True)
+            tell(f"{exc.code().name}: {exc.details()}")
             sys.exit(1)
     click.echo(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
     sys.exit(0 if response.status == health_pb2.HealthCheckResponse.SERVING else 1)
