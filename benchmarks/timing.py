@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -29,16 +30,26 @@ async def timed(call: Call, callers: int, seconds: float) -> list[float]:
     return took
 
 
+def cpu_seconds(process: psutil.Process) -> float:
+    """The processor's time, user and system, that a process has taken so far.
+
+    What `/proc` says of others is in ticks of 10 ms, which is what thousands of small calls take.
+    Linux has a clock for each process that is exact; its number follows from the process's.
+    """
+    if sys.platform == "linux":
+        return time.clock_gettime(~process.pid << 3 | 2)
+    times = process.cpu_times()
+    return times.user + times.system
+
+
 async def timed_with_cpu(
     call: Call, callers: int, seconds: float, process: psutil.Process
 ) -> tuple[list[float], float]:
     """Does the same; also returns the processor's time that the process took per call, in
     microseconds."""
-    before = process.cpu_times()
+    before = cpu_seconds(process)
     took = await timed(call, callers, seconds)
-    after = process.cpu_times()
-    used = after.user + after.system - before.user - before.system
-    return took, used / len(took) * 1e6
+    return took, (cpu_seconds(process) - before) / len(took) * 1e6
 
 
 async def counted(call: Call, callers: int, calls: int) -> list[float]:
