@@ -4,6 +4,7 @@ store that is as skewed as one that has grown for long."""
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -46,8 +47,8 @@ BOUNDS: Final[Mapping[str, Bound]] = {
     "ListWorkflows, completed in an old window": FEW,
     "ListWorkflows, completed in an old window, Complete": FEW,
     "ListWorkflows, completed in a wide old window": Bound(rows=2 * WORKFLOWS // 10, pages=400),
-    # It is first counted that they are not few.
-    "ListWorkflows, completed in the older half": Bound(rows=22_000, pages=900),
+    # It is first counted that they are not few, and looked whether they are near.
+    "ListWorkflows, completed in the older half": Bound(rows=22_000, pages=1000),
     "ListWorkflows, an old version": FEW,
     "ListWorkflows, no such version": Bound(0, 10),
     "ListWorkflows, an old version of a definition": FEW,
@@ -123,6 +124,36 @@ async def test_a_batch_is_not_compiled(store: Store) -> None:
         assert (await store.write_once(show, jit=jit)).get_value(0, 0) == shown
 
 
+def as_if_large(sql: str, *, sorted_: int = 10_000) -> str:
+    """ListWorkflows with what it takes for few, for near, and for too many to be sorted, as if the
+    store were a hundred times as large."""
+    for most, fewer in (
+        (workflow_list._MOST_FEW, 200),
+        (workflow_list._FIRST_ONES, 500),
+        (workflow_list._MOST_SORTED, sorted_),
+    ):
+        sql, places = re.subn(rf"\b{most}\b", str(fewer), sql)
+        assert places
+    return sql
+
+
+@pytest.mark.parametrize("order", [growth.NEWEST, growth.OLDEST], ids=["old names", "ended late"])
+def test_many_of_which_none_is_near_are_sorted(filled: psycopg.Connection[Any], order: Any) -> None:
+    params: list[object] = [None] * 18
+    if order == growth.NEWEST:
+        found, params[4] = WORKFLOWS // 50, "old%"
+    else:
+        found, params[8] = WORKFLOWS // 10, growth.at(filled, WORKFLOWS, 0.9)
+    params[17] = growth.PAGE
+    sql = workflow_list.LIST_WORKFLOWS[order, growth.HEADER]
+    sorted_ = growth.explain(filled, growth.Case(as_if_large(sql), params))
+    # What they are, counted twice; and the first of each status, counted too.
+    most = 3 * found + 8 * 500
+    assert sorted_.rows_read <= most
+    merged = growth.explain(filled, growth.Case(as_if_large(sql, sorted_=10), params))
+    assert merged.rows_read > sorted_.rows_read
+
+
 CONDITIONS: Final[Mapping[str, tuple[int, str]]] = {
     "statuses": (0, "status = ANY (%s::text[])"),
     "definition": (1, "definition_id = %s"),
@@ -181,16 +212,18 @@ def test_workflows_are_listed_whichever_way_they_are_found(
         values,
     ).fetchall()
     expected = [(id_, str(time)) for id_, time in rows]
-    found: list[tuple[str, str]] = []
-    cursor: list[object] = [None, None]
     sql = workflow_list.LIST_WORKFLOWS[order, growth.HEADER]
-    while len(found) < 250:
-        page = growth.run(filled, growth.Case(sql, [*params, *cursor, 100]), "id", "create_time")
-        found += page
-        if len(page) < 100:
-            break
-        cursor = [found[-1][1], found[-1][0]]
-    assert found[:250] == expected
+    for way in (sql, as_if_large(sql), as_if_large(sql, sorted_=10)):
+        found: list[tuple[str, str]] = []
+        cursor: list[object] = [None, None]
+        while len(found) < 250:
+            case = growth.Case(way, [*params, *cursor, 100])
+            page = growth.run(filled, case, "id", "create_time")
+            found += page
+            if len(page) < 100:
+                break
+            cursor = [found[-1][1], found[-1][0]]
+        assert found[:250] == expected
 
 
 @pytest.mark.parametrize(

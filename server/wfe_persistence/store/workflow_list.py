@@ -104,21 +104,21 @@ def status_array(statuses: Iterable[WorkflowStatus.ValueType]) -> bytes:
 # Criteria that have an index, though mostly not in the order of the list. Where few workflows meet
 # them all, these are found by that index, once, and sorted. (The planner would often rather go
 # through the list until a page is full, once for each status: it takes the few for evenly spread,
-# and they may all be old, or of one status.) Where many do, the list soon has a page of them. A
-# definition and a version have indexes in the order of the list: more than a thousand are many.
-_UNORDERED = "$4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz"
-_IS_BY_INDEX = f"num_nonnulls($2::text, $3::int, {_UNORDERED}) > 0 AND NOT {_IS_CHOSEN}"
-_MOST_FEW = f"CASE WHEN num_nonnulls({_UNORDERED}) > 0 THEN 20000 ELSE 1000 END"
-_FEW = f"""few AS MATERIALIZED (
-    SELECT count(*) <= {_MOST_FEW} AS are_few FROM (
-        SELECT FROM wfc.workflows w
-        WHERE {_IS_BY_INDEX} AND {_IS_INDEXED}
-        LIMIT {_MOST_FEW} + 1
-    ) w
-)"""
+# and they may all be old, or of one status.) Where many do, the list mostly has a page of them
+# soon; if it is not among the first of each status, they are sorted as well, unless they are very
+# many. A definition and a version have indexes in the order of the list: more than a thousand are
+# many.
+_UNORDERED = "num_nonnulls($4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0"
+_IS_BY_INDEX = f"""($2::text IS NOT NULL OR $3::int IS NOT NULL OR {_UNORDERED})
+            AND NOT {_IS_CHOSEN}"""
+_MOST_FEW: Final = 20_000
+_FIRST_ONES: Final = 50_000
+_MOST_SORTED: Final = 200_000
+_MOST = f"CASE WHEN {_UNORDERED} THEN {_MOST_FEW} ELSE 1000 END"
 _ARE_FEW = f"{_IS_BY_INDEX} AND (SELECT are_few FROM few)"
 _ARE_MANY = f"NOT {_IS_CHOSEN} AND (NOT ({_IS_BY_INDEX}) OR NOT (SELECT are_few FROM few))"
 
+_ENDED: Final = ("'Complete'", "'Terminated'")
 _STATUSES: Final = sorted(f"'{name}'" for name in WORKFLOW_STATUS.values())
 # Other software may have stored statuses that this server does not know. They are found between
 # those that it knows, in the same index, as one look into each gap.
@@ -131,6 +131,23 @@ _OTHER_STATUS: Final = " OR ".join(
 )
 
 
+def _few(page_is_near: str) -> str:
+    """Whether the workflows that are asked for are to be sorted."""
+
+    def found(most: str) -> str:
+        return f"""(SELECT count(*) FROM (
+            SELECT FROM wfc.workflows w
+            WHERE {_IS_BY_INDEX} AND {_IS_INDEXED}
+            LIMIT {most} + 1
+        ) w)"""
+
+    return f"""few AS MATERIALIZED (
+    SELECT {found(_MOST)} <= {_MOST}
+        OR {_UNORDERED} AND NOT ({page_is_near}) AND {found(str(_MOST_SORTED))} <= {_MOST_SORTED}
+        AS are_few
+)"""
+
+
 def _list_workflows(direction: Direction, pointers: str) -> str:
     """A page of workflows by create_time, numbered in their order.
 
@@ -141,9 +158,10 @@ def _list_workflows(direction: Direction, pointers: str) -> str:
     since, until = direction.bounds("w.create_time", "$7::timestamptz", "$8::timestamptz", "$17")
     order = f"create_time {direction.order}, {{0}}id {direction.order}"
 
-    meets = f"""{_filter(since, until)}
-            AND ($17::text IS NULL
+    behind = f"""($17::text IS NULL
                 OR (w.create_time, w.id) {direction.after} ($16::timestamptz, $17))"""
+    meets = f"""{_filter(since, until)}
+            AND {behind}"""
 
     # The newest of those that ended before a time were created before it. Any that say otherwise,
     # by different clocks, are in an index of their own.
@@ -155,6 +173,28 @@ def _list_workflows(direction: Direction, pointers: str) -> str:
             AND w.complete_time < w.create_time AND w.create_time >= $10
             AND {meets}"""
         ]
+
+    def page_is_near(status: str) -> str:
+        """Whether a page of a status is among its first in the list, or it has no more."""
+        first_ones = f"""wfc.workflows w
+            WHERE w.status = {status} AND {is_early} AND {since} AND {until}
+                AND {behind}"""
+        # None that has not ended has a complete_time: those are gone through in any case.
+        is_vain = "" if status in _ENDED else "\n        OR num_nonnulls($9, $10) > 0"
+        return f"""(
+        ({status} = ANY ($1::text[])) IS FALSE{is_vain}
+        OR $18 <= (SELECT count(*) FROM (
+            SELECT FROM (
+                SELECT * FROM {first_ones}
+                ORDER BY w.{order.format("w.")} LIMIT {_FIRST_ONES}
+            ) w
+            WHERE {_IS_INDEXED} AND {_IS_OTHERWISE}
+            LIMIT $18
+        ) page)
+        OR {_FIRST_ONES} > (SELECT count(*) FROM (
+            SELECT FROM {first_ones}
+            LIMIT {_FIRST_ONES}
+        ) first_ones))"""
 
     def first(condition: str, source: str = "wfc.workflows w") -> str:
         return f"""(
@@ -196,7 +236,7 @@ def _list_workflows(direction: Direction, pointers: str) -> str:
         ),
     ]
     return f"""
-WITH {_FEW}, page AS MATERIALIZED (
+WITH {_few(" AND ".join(map(page_is_near, _STATUSES)))}, page AS MATERIALIZED (
     SELECT * FROM (
         {" UNION ALL ".join(parts)}
     ) first

@@ -1,20 +1,141 @@
 WITH few AS MATERIALIZED (
-    SELECT count(*) <= CASE WHEN num_nonnulls($4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0 THEN 20000 ELSE 1000 END AS are_few FROM (
-        SELECT FROM wfc.workflows w
-        WHERE num_nonnulls($2::text, $3::int, $4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0 AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND ($2::text IS NULL OR w.definition_id = $2)
+    SELECT (SELECT count(*) FROM (
+            SELECT FROM wfc.workflows w
+            WHERE ($2::text IS NOT NULL OR $3::int IS NOT NULL OR num_nonnulls($4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0)
+            AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND ($2::text IS NULL OR w.definition_id = $2)
             AND ($3::int IS NULL OR w.version = $3)
             AND ($4::text IS NULL OR w.reference = $4)
             AND ($5::text IS NULL OR w.name LIKE $5)
             AND ($6::text IS NULL OR w.root_workflow_id = $6)
             AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
             AND ($10::timestamptz IS NULL OR w.complete_time < $10)
-        LIMIT CASE WHEN num_nonnulls($4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0 THEN 20000 ELSE 1000 END + 1
-    ) w
+            LIMIT CASE WHEN num_nonnulls($4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0 THEN 20000 ELSE 1000 END + 1
+        ) w) <= CASE WHEN num_nonnulls($4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0 THEN 20000 ELSE 1000 END
+        OR num_nonnulls($4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0 AND NOT ((
+        ('Complete' = ANY ($1::text[])) IS FALSE
+        OR $18 <= (SELECT count(*) FROM (
+            SELECT FROM (
+                SELECT * FROM wfc.workflows w
+            WHERE w.status = 'Complete' AND ($10::timestamptz IS NULL OR w.create_time < $10) AND ($7::timestamptz IS NULL OR w.create_time >= $7::timestamptz) AND ($8::timestamptz IS NULL OR w.create_time < $8::timestamptz OR $17::text IS NOT NULL)
+                AND ($17::text IS NULL
+                OR (w.create_time, w.id) < ($16::timestamptz, $17))
+                ORDER BY w.create_time DESC, w.id DESC LIMIT 50000
+            ) w
+            WHERE ($2::text IS NULL OR w.definition_id = $2)
+            AND ($3::int IS NULL OR w.version = $3)
+            AND ($4::text IS NULL OR w.reference = $4)
+            AND ($5::text IS NULL OR w.name LIKE $5)
+            AND ($6::text IS NULL OR w.root_workflow_id = $6)
+            AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
+            AND ($10::timestamptz IS NULL OR w.complete_time < $10) AND ($11::timestamptz IS NULL OR coalesce(w.last_heartbeat_at, w.create_time) < $11)
+            AND ($12::bigint IS NULL OR (w.status = 'Runnable' AND w.next_execution < $12))
+            LIMIT $18
+        ) page)
+        OR 50000 > (SELECT count(*) FROM (
+            SELECT FROM wfc.workflows w
+            WHERE w.status = 'Complete' AND ($10::timestamptz IS NULL OR w.create_time < $10) AND ($7::timestamptz IS NULL OR w.create_time >= $7::timestamptz) AND ($8::timestamptz IS NULL OR w.create_time < $8::timestamptz OR $17::text IS NOT NULL)
+                AND ($17::text IS NULL
+                OR (w.create_time, w.id) < ($16::timestamptz, $17))
+            LIMIT 50000
+        ) first_ones)) AND (
+        ('Runnable' = ANY ($1::text[])) IS FALSE
+        OR num_nonnulls($9, $10) > 0
+        OR $18 <= (SELECT count(*) FROM (
+            SELECT FROM (
+                SELECT * FROM wfc.workflows w
+            WHERE w.status = 'Runnable' AND ($10::timestamptz IS NULL OR w.create_time < $10) AND ($7::timestamptz IS NULL OR w.create_time >= $7::timestamptz) AND ($8::timestamptz IS NULL OR w.create_time < $8::timestamptz OR $17::text IS NOT NULL)
+                AND ($17::text IS NULL
+                OR (w.create_time, w.id) < ($16::timestamptz, $17))
+                ORDER BY w.create_time DESC, w.id DESC LIMIT 50000
+            ) w
+            WHERE ($2::text IS NULL OR w.definition_id = $2)
+            AND ($3::int IS NULL OR w.version = $3)
+            AND ($4::text IS NULL OR w.reference = $4)
+            AND ($5::text IS NULL OR w.name LIKE $5)
+            AND ($6::text IS NULL OR w.root_workflow_id = $6)
+            AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
+            AND ($10::timestamptz IS NULL OR w.complete_time < $10) AND ($11::timestamptz IS NULL OR coalesce(w.last_heartbeat_at, w.create_time) < $11)
+            AND ($12::bigint IS NULL OR (w.status = 'Runnable' AND w.next_execution < $12))
+            LIMIT $18
+        ) page)
+        OR 50000 > (SELECT count(*) FROM (
+            SELECT FROM wfc.workflows w
+            WHERE w.status = 'Runnable' AND ($10::timestamptz IS NULL OR w.create_time < $10) AND ($7::timestamptz IS NULL OR w.create_time >= $7::timestamptz) AND ($8::timestamptz IS NULL OR w.create_time < $8::timestamptz OR $17::text IS NOT NULL)
+                AND ($17::text IS NULL
+                OR (w.create_time, w.id) < ($16::timestamptz, $17))
+            LIMIT 50000
+        ) first_ones)) AND (
+        ('Suspended' = ANY ($1::text[])) IS FALSE
+        OR num_nonnulls($9, $10) > 0
+        OR $18 <= (SELECT count(*) FROM (
+            SELECT FROM (
+                SELECT * FROM wfc.workflows w
+            WHERE w.status = 'Suspended' AND ($10::timestamptz IS NULL OR w.create_time < $10) AND ($7::timestamptz IS NULL OR w.create_time >= $7::timestamptz) AND ($8::timestamptz IS NULL OR w.create_time < $8::timestamptz OR $17::text IS NOT NULL)
+                AND ($17::text IS NULL
+                OR (w.create_time, w.id) < ($16::timestamptz, $17))
+                ORDER BY w.create_time DESC, w.id DESC LIMIT 50000
+            ) w
+            WHERE ($2::text IS NULL OR w.definition_id = $2)
+            AND ($3::int IS NULL OR w.version = $3)
+            AND ($4::text IS NULL OR w.reference = $4)
+            AND ($5::text IS NULL OR w.name LIKE $5)
+            AND ($6::text IS NULL OR w.root_workflow_id = $6)
+            AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
+            AND ($10::timestamptz IS NULL OR w.complete_time < $10) AND ($11::timestamptz IS NULL OR coalesce(w.last_heartbeat_at, w.create_time) < $11)
+            AND ($12::bigint IS NULL OR (w.status = 'Runnable' AND w.next_execution < $12))
+            LIMIT $18
+        ) page)
+        OR 50000 > (SELECT count(*) FROM (
+            SELECT FROM wfc.workflows w
+            WHERE w.status = 'Suspended' AND ($10::timestamptz IS NULL OR w.create_time < $10) AND ($7::timestamptz IS NULL OR w.create_time >= $7::timestamptz) AND ($8::timestamptz IS NULL OR w.create_time < $8::timestamptz OR $17::text IS NOT NULL)
+                AND ($17::text IS NULL
+                OR (w.create_time, w.id) < ($16::timestamptz, $17))
+            LIMIT 50000
+        ) first_ones)) AND (
+        ('Terminated' = ANY ($1::text[])) IS FALSE
+        OR $18 <= (SELECT count(*) FROM (
+            SELECT FROM (
+                SELECT * FROM wfc.workflows w
+            WHERE w.status = 'Terminated' AND ($10::timestamptz IS NULL OR w.create_time < $10) AND ($7::timestamptz IS NULL OR w.create_time >= $7::timestamptz) AND ($8::timestamptz IS NULL OR w.create_time < $8::timestamptz OR $17::text IS NOT NULL)
+                AND ($17::text IS NULL
+                OR (w.create_time, w.id) < ($16::timestamptz, $17))
+                ORDER BY w.create_time DESC, w.id DESC LIMIT 50000
+            ) w
+            WHERE ($2::text IS NULL OR w.definition_id = $2)
+            AND ($3::int IS NULL OR w.version = $3)
+            AND ($4::text IS NULL OR w.reference = $4)
+            AND ($5::text IS NULL OR w.name LIKE $5)
+            AND ($6::text IS NULL OR w.root_workflow_id = $6)
+            AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
+            AND ($10::timestamptz IS NULL OR w.complete_time < $10) AND ($11::timestamptz IS NULL OR coalesce(w.last_heartbeat_at, w.create_time) < $11)
+            AND ($12::bigint IS NULL OR (w.status = 'Runnable' AND w.next_execution < $12))
+            LIMIT $18
+        ) page)
+        OR 50000 > (SELECT count(*) FROM (
+            SELECT FROM wfc.workflows w
+            WHERE w.status = 'Terminated' AND ($10::timestamptz IS NULL OR w.create_time < $10) AND ($7::timestamptz IS NULL OR w.create_time >= $7::timestamptz) AND ($8::timestamptz IS NULL OR w.create_time < $8::timestamptz OR $17::text IS NOT NULL)
+                AND ($17::text IS NULL
+                OR (w.create_time, w.id) < ($16::timestamptz, $17))
+            LIMIT 50000
+        ) first_ones))) AND (SELECT count(*) FROM (
+            SELECT FROM wfc.workflows w
+            WHERE ($2::text IS NOT NULL OR $3::int IS NOT NULL OR num_nonnulls($4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0)
+            AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND ($2::text IS NULL OR w.definition_id = $2)
+            AND ($3::int IS NULL OR w.version = $3)
+            AND ($4::text IS NULL OR w.reference = $4)
+            AND ($5::text IS NULL OR w.name LIKE $5)
+            AND ($6::text IS NULL OR w.root_workflow_id = $6)
+            AND ($9::timestamptz IS NULL OR w.complete_time >= $9)
+            AND ($10::timestamptz IS NULL OR w.complete_time < $10)
+            LIMIT 200000 + 1
+        ) w) <= 200000
+        AS are_few
 ), page AS MATERIALIZED (
     SELECT * FROM (
         (
         SELECT w.* FROM wfc.workflows w
-        WHERE ('Complete' = ANY ($1::text[])) IS NOT FALSE AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND (NOT (num_nonnulls($2::text, $3::int, $4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0 AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL)) OR NOT (SELECT are_few FROM few))
+        WHERE ('Complete' = ANY ($1::text[])) IS NOT FALSE AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND (NOT (($2::text IS NOT NULL OR $3::int IS NOT NULL OR num_nonnulls($4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0)
+            AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL)) OR NOT (SELECT are_few FROM few))
             AND w.status = 'Complete' AND ($10::timestamptz IS NULL OR w.create_time < $10)
             AND ($2::text IS NULL OR w.definition_id = $2)
             AND ($3::int IS NULL OR w.version = $3)
@@ -33,7 +154,8 @@ WITH few AS MATERIALIZED (
         LIMIT $18
         ) UNION ALL (
         SELECT w.* FROM wfc.workflows w
-        WHERE ('Runnable' = ANY ($1::text[])) IS NOT FALSE AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND (NOT (num_nonnulls($2::text, $3::int, $4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0 AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL)) OR NOT (SELECT are_few FROM few))
+        WHERE ('Runnable' = ANY ($1::text[])) IS NOT FALSE AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND (NOT (($2::text IS NOT NULL OR $3::int IS NOT NULL OR num_nonnulls($4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0)
+            AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL)) OR NOT (SELECT are_few FROM few))
             AND w.status = 'Runnable' AND ($10::timestamptz IS NULL OR w.create_time < $10)
             AND ($2::text IS NULL OR w.definition_id = $2)
             AND ($3::int IS NULL OR w.version = $3)
@@ -52,7 +174,8 @@ WITH few AS MATERIALIZED (
         LIMIT $18
         ) UNION ALL (
         SELECT w.* FROM wfc.workflows w
-        WHERE ('Suspended' = ANY ($1::text[])) IS NOT FALSE AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND (NOT (num_nonnulls($2::text, $3::int, $4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0 AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL)) OR NOT (SELECT are_few FROM few))
+        WHERE ('Suspended' = ANY ($1::text[])) IS NOT FALSE AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND (NOT (($2::text IS NOT NULL OR $3::int IS NOT NULL OR num_nonnulls($4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0)
+            AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL)) OR NOT (SELECT are_few FROM few))
             AND w.status = 'Suspended' AND ($10::timestamptz IS NULL OR w.create_time < $10)
             AND ($2::text IS NULL OR w.definition_id = $2)
             AND ($3::int IS NULL OR w.version = $3)
@@ -71,7 +194,8 @@ WITH few AS MATERIALIZED (
         LIMIT $18
         ) UNION ALL (
         SELECT w.* FROM wfc.workflows w
-        WHERE ('Terminated' = ANY ($1::text[])) IS NOT FALSE AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND (NOT (num_nonnulls($2::text, $3::int, $4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0 AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL)) OR NOT (SELECT are_few FROM few))
+        WHERE ('Terminated' = ANY ($1::text[])) IS NOT FALSE AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND (NOT (($2::text IS NOT NULL OR $3::int IS NOT NULL OR num_nonnulls($4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0)
+            AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL)) OR NOT (SELECT are_few FROM few))
             AND w.status = 'Terminated' AND ($10::timestamptz IS NULL OR w.create_time < $10)
             AND ($2::text IS NULL OR w.definition_id = $2)
             AND ($3::int IS NULL OR w.version = $3)
@@ -90,7 +214,8 @@ WITH few AS MATERIALIZED (
         LIMIT $18
         ) UNION ALL (
         SELECT w.* FROM wfc.workflows w
-        WHERE $10 IS NOT NULL AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND (NOT (num_nonnulls($2::text, $3::int, $4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0 AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL)) OR NOT (SELECT are_few FROM few)) AND ($1::text[] IS NULL OR w.status = ANY ($1))
+        WHERE $10 IS NOT NULL AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND (NOT (($2::text IS NOT NULL OR $3::int IS NOT NULL OR num_nonnulls($4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0)
+            AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL)) OR NOT (SELECT are_few FROM few)) AND ($1::text[] IS NULL OR w.status = ANY ($1))
             AND w.complete_time < w.create_time AND w.create_time >= $10
             AND ($2::text IS NULL OR w.definition_id = $2)
             AND ($3::int IS NULL OR w.version = $3)
@@ -109,7 +234,8 @@ WITH few AS MATERIALIZED (
         LIMIT $18
         ) UNION ALL (
         SELECT w.* FROM wfc.workflows w
-        WHERE $1 IS NULL AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND (NOT (num_nonnulls($2::text, $3::int, $4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0 AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL)) OR NOT (SELECT are_few FROM few))
+        WHERE $1 IS NULL AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND (NOT (($2::text IS NOT NULL OR $3::int IS NOT NULL OR num_nonnulls($4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0)
+            AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL)) OR NOT (SELECT are_few FROM few))
             AND (w.status < 'Complete' OR w.status > 'Complete' AND w.status < 'Runnable' OR w.status > 'Runnable' AND w.status < 'Suspended' OR w.status > 'Suspended' AND w.status < 'Terminated' OR w.status > 'Terminated') AND ($10::timestamptz IS NULL OR w.create_time < $10)
             AND ($2::text IS NULL OR w.definition_id = $2)
             AND ($3::int IS NULL OR w.version = $3)
@@ -145,7 +271,8 @@ WITH few AS MATERIALIZED (
                 OR (w.create_time, w.id) < ($16::timestamptz, $17))
             OFFSET 0
         ) w
-        WHERE num_nonnulls($2::text, $3::int, $4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0 AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND (SELECT are_few FROM few)
+        WHERE ($2::text IS NOT NULL OR $3::int IS NOT NULL OR num_nonnulls($4::text, $5::text, $6::text, $9::timestamptz, $10::timestamptz) > 0)
+            AND NOT ($13::text IS NOT NULL OR $15::timestamptz IS NOT NULL) AND (SELECT are_few FROM few)
         ORDER BY w.create_time DESC, w.id DESC
         LIMIT $18
         ) UNION ALL (
