@@ -6,6 +6,7 @@ A fault is a piece of SQL, or a function, replaced by one that breaks a guarante
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import uuid
 from collections import Counter
@@ -65,16 +66,18 @@ from wfe_persistence.store.postgres.lane import Lane
 from wfe_persistence.store.postgres.pipeline import Exchange
 from wfe_persistence.store.postgres.watch import Findings, Watch
 from wfe_persistence.store.request_key import RequestKey
-from wfe_persistence.store.tables import Store
+from wfe_persistence.store.tables import Each, Store
 
 
 def replace(module: ModuleType, constant: str, old: str, new: str) -> Callable[[], None]:
     """A fault in a piece of SQL."""
 
     def plant() -> None:
-        sql: str | dict[object, str] = getattr(module, constant)
+        sql: str | dict[object, str] | Each = getattr(module, constant)
         if isinstance(sql, dict):
             planted: object = {key: text.replace(old, new) for key, text in sql.items()}
+        elif isinstance(sql, Each):
+            planted = dataclasses.replace(sql, sql=sql.sql.replace(old, new))
         else:
             planted = sql.replace(old, new)
         assert planted != sql, f"{constant} has changed: plant the fault anew"
@@ -97,6 +100,14 @@ def in_dequeues(old: str, new: str) -> Callable[[], None]:
     """A fault in the statements that hand out items: of one call, and of several together."""
     return both(
         replace(dequeue, "DEQUEUE", old, new), replace(queue_groups, "DEQUEUE_TOGETHER", old, new)
+    )
+
+
+def in_claims(old: str, new: str) -> Callable[[], None]:
+    """A fault in the statements that claim subscriptions: for one call, and for several."""
+    return both(
+        replace(subscription, "SET_SUBSCRIPTION_TOKEN", old, new),
+        replace(subscription, "SET_EACH_TOKEN", old, new),
     )
 
 
@@ -343,7 +354,7 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
         "test_persist_workflow.py::test_revision_mismatch_creates_no_subscription",
     ),
     "pointers come in any order": (
-        replace(workflow, "GET_WORKFLOW_INSTANCE", "ORDER BY p.ordinal\n", "ORDER BY p.id\n"),
+        replace(workflow, "GET_WORKFLOW_INSTANCE", "ORDER BY ordinal NULLS", "ORDER BY 1 NULLS"),
         "test_persist_workflow.py::test_order_of_pointers_is_kept_exactly",
     ),
     "two columns that change places": (
@@ -450,9 +461,7 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
         "test_commands.py::test_one_lost_lease_fails_the_batch_and_nothing_is_changed",
     ),
     "a token that anybody may replace": (
-        replace(
-            subscription, "SET_SUBSCRIPTION_TOKEN", "s.external_token IS NULL OR", "TRUE OR",
-        ),
+        in_claims("s.external_token IS NULL OR", "TRUE OR"),
         "test_concurrency.py::test_exactly_one_worker_acquires_a_subscription",
     ),
     "held subscriptions handed out": (
@@ -464,9 +473,7 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
         "test_subscriptions.py",
     ),
     "tokens that never expire": (
-        replace(
-            subscription, "SET_SUBSCRIPTION_TOKEN", "OR s.external_token_expiry <= now()", "",
-        ),
+        in_claims("OR s.external_token_expiry <= now()", ""),
         "test_subscription_tokens.py::test_hold_that_expired_is_open_and_taken_by_another",
     ),
     "a commit that does not look at claims": (

@@ -18,6 +18,7 @@ from wfe.persistence.v1.workflow_pb2 import CommitWorkflowRequest, WorkflowInsta
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store import commit, event, subscription, workflow
 from wfe_persistence.store.request_key import RequestKey
+from wfe_persistence.store.rows import text_array
 from wfe_persistence.store.tables import Store
 
 NUMBER = 12
@@ -90,9 +91,8 @@ async def test_large_row_is_not_read_with_others(store: Store, letter: str) -> N
     events[5].event_data_json = f'"{text}"'
     await create_events(store, events)
     assert await together(*(event.get_event(store, e.id) for e in events)) == events
-    batch = [(store.schema.bind(event.GET_EVENT_TOGETHER), [events[n].id.encode()]) for n in (4, 5)]
-    small, large = await store.database.run("default", batch, write=False)
-    assert (small.ntuples, large.ntuples) == (1, 0)
+    found = await store.read(event.GET_EACH_EVENT, text_array(events[n].id for n in (4, 5)))
+    assert [found.get_value(row, 0) for row in range(found.ntuples)] == [events[4].id.encode()]
 
 
 async def test_writes_share_a_transaction(store: Store) -> None:
@@ -197,3 +197,71 @@ async def test_name_that_is_taken_is_refused_to_its_own_caller_only(store: Store
     assert found == [None] * (NUMBER - 1)
     named = "SELECT count(*) FROM wfc.workflows WHERE name LIKE 'name %'"
     assert await number(store, named) == NUMBER - 1
+
+
+async def test_events_of_one_id_are_one(store: Store) -> None:
+    """What says the same is a repetition, and the rest is refused, whichever was first."""
+    first = make.event()
+    other = make.event(id=first.id, event_data_json="[1]")
+    events = [make.event() for _ in range(4)]
+    found = reasons(await create_events(store, [*events, first, other, first, other]))
+    exists = ErrorReason.ERROR_REASON_EVENT_ALREADY_EXISTS
+    assert found[:4] == [None] * 4
+    assert sorted(found[4:], key=str) == sorted([None, exists, None, exists], key=str)
+    assert found[4] == found[6]
+    assert await number(store, "SELECT count(*) FROM wfc.events") == 5
+
+
+async def test_subscriptions_are_created_and_read_together(store: Store) -> None:
+    subscriptions = [make.subscription(subscription_data_json="[1]") for _ in range(NUMBER)]
+    repeated = [*subscriptions, subscriptions[2]]
+    calls = (subscription.create_event_subscription(store, each) for each in repeated)
+    assert await together(*calls) == [None] * (NUMBER + 1)
+    ids = [each.id for each in subscriptions]
+    ids[3:3] = ["nobody"]
+    found = await together(*(subscription.get_subscription(store, id_) for id_ in ids))
+    assert reasons(found)[3] == ErrorReason.ERROR_REASON_SUBSCRIPTION_NOT_FOUND
+    assert found[:3] + found[4:] == subscriptions
+
+
+async def test_claims_get_their_own_answer(store: Store) -> None:
+    """Whatever is in a token, and although one is refused for each reason."""
+    tokens = ["t", 'a"b', "a\\b", "a,b", "{a}", "NULL", "null", " ", "\u00e9", "'", "%s", "$1"]
+    subscriptions = [make.subscription() for _ in tokens]
+    await together(*(subscription.create_event_subscription(store, s) for s in subscriptions))
+    now = make.from_now(0)
+    past, future = make.from_now(-60), make.from_now(60)
+
+    def claim(id_: str, token: str, n: int, **given: Any) -> Awaitable[Any]:
+        lasts: dict[str, Any] = {"expiry": None, "duration_ms": None, "epoch": None}
+        lasts |= ({"expiry": future}, {"duration_ms": 60_000}, {})[n % 3]
+        return subscription.set_subscription_token(store, id_, token, token, **(lasts | given))
+
+    ids = [each.id for each in subscriptions]
+    calls = [claim(id_, token, n) for n, (id_, token) in enumerate(zip(ids, tokens, strict=True))]
+    calls.append(claim(ids[3], "another", 1))
+    calls.append(claim("nobody", "t", 1))
+    calls.append(claim(ids[4], tokens[4], 0, expiry=past))
+    results = await together(*calls)
+    assert reasons(results) == [None] * (len(tokens) + 1) + [
+        ErrorReason.ERROR_REASON_SUBSCRIPTION_NOT_FOUND,
+        ErrorReason.ERROR_REASON_INVALID_FIELD,
+    ]
+    winners = results[: len(tokens)]
+    assert [r.acquired for r in (winners[3], results[len(tokens)])].count(True) == 1
+    for n, (id_, token, result) in enumerate(zip(ids, tokens, winners, strict=True)):
+        assert result.HasField("expiry") == (result.acquired and n % 3 < 2)
+        stored = await subscription.get_subscription(store, id_)
+        assert stored.external_token_epoch == (result if result.acquired else results[-3]).epoch
+        if result.acquired:
+            assert (stored.external_token, stored.external_worker_id) == (token, token)
+            assert stored.HasField("external_token_expiry") == result.HasField("expiry")
+            assert n % 3 == 2 or stored.external_token_expiry.seconds > now.seconds
+    extended = await together(
+        *(
+            claim(id_, token, 1, epoch=result.epoch)
+            for id_, token, result in zip(ids, tokens, winners, strict=True)
+            if result.acquired
+        )
+    )
+    assert [r.epoch for r in extended] == [r.epoch for r in winners if r.acquired]

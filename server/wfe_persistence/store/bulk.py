@@ -23,9 +23,16 @@ from wfe_persistence.store.documents import (
     workflow_document,
 )
 from wfe_persistence.store.queue_parts import ENQUEUE_EACH_CREATED
-from wfe_persistence.store.records import EVENT, POINTER, WORKFLOW
+from wfe_persistence.store.records import EVENT
 from wfe_persistence.store.rows import PGresult, read_int8
-from wfe_persistence.store.tables import NOTHING, Besides, Store, is_stored
+from wfe_persistence.store.tables import (
+    MANY,
+    NOTHING,
+    Besides,
+    Store,
+    inserting,
+    is_stored,
+)
 
 R = TypeVar("R", bound=CreateNewWorkflowRequest | CreateEventRequest)
 T = TypeVar("T")
@@ -52,31 +59,7 @@ _FIRST_REVISION: Final = 4
 
 
 def _create_workflows(besides: Besides = NOTHING) -> str:
-    return f"""
-WITH {besides.first}given AS MATERIALIZED (
-    SELECT d.at, w.*, sha256(convert_to(d.document::text, 'UTF8')) AS content_hash
-    FROM jsonb_array_elements($1::jsonb) WITH ORDINALITY AS d(document, at),
-        jsonb_to_record(d.document) AS w(
-        {WORKFLOW.record()}, execution_pointers jsonb)
-), created AS (
-    INSERT INTO wfc.workflows (
-        {WORKFLOW.names()}, content_hash)
-    SELECT {WORKFLOW.values("g")},
-        g.content_hash
-    FROM given g
-    WHERE {besides.condition}
-    ORDER BY g.id
-    ON CONFLICT DO NOTHING
-    RETURNING id, first_revision
-), pointers AS (
-    INSERT INTO wfc.execution_pointers (workflow_id, ordinal,
-        {POINTER.names()})
-    SELECT created.id, p.ordinal,
-        {POINTER.values("p")}
-    FROM created JOIN given ON given.id = created.id,
-        jsonb_to_recordset(given.execution_pointers) AS p(ordinal bigint,
-        {POINTER.record()})
-){besides.then}
+    return f"""{workflow.inserting_workflows(MANY, besides)}
 SELECT g.at,
     coalesce(c.first_revision > pg_sequence_last_value('wfc.revision_floor'), FALSE),
     CASE WHEN c.id IS NULL THEN (SELECT coalesce(w.content_hash = g.content_hash, FALSE)
@@ -118,24 +101,7 @@ def _read_workflow(rows: PGresult, row: int) -> int | None:
 
 
 def _create_events(besides: Besides = NOTHING) -> str:
-    return f"""
-WITH {besides.first}given AS MATERIALIZED (
-    SELECT d.at, e.*, sha256(convert_to(d.document::text, 'UTF8')) AS content_hash
-    FROM jsonb_array_elements($1::jsonb) WITH ORDINALITY AS d(document, at),
-        jsonb_to_record(d.document) AS e(
-        {EVENT.record()})
-), created AS (
-    INSERT INTO wfc.events (
-        {EVENT.names()},
-        content_hash)
-    SELECT {EVENT.values("g")},
-        g.content_hash
-    FROM given g
-    WHERE {besides.condition}
-    ORDER BY g.id
-    ON CONFLICT (id) DO NOTHING
-    RETURNING id
-){besides.then}
+    return f"""{inserting("events", EVENT, MANY, besides)}
 SELECT g.at, FALSE, (SELECT coalesce(e.content_hash = g.content_hash, FALSE)
         FROM wfc.events e WHERE e.id = g.id)
 FROM given g LEFT JOIN created c ON c.id = g.id

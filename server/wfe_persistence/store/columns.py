@@ -23,8 +23,8 @@ from google.protobuf.message import Message
 
 from wfe_persistence.store import wire
 from wfe_persistence.store.rows import (
+    Found,
     GetValue,
-    PGresult,
     iso,
     quote,
     read_bool,
@@ -342,11 +342,11 @@ class Columns(Generic[M]):
             column.codec.encoder(fields[column.field_name]) for column in self.columns
         )
 
-    def decoder(self) -> Callable[[PGresult], M]:
+    def decoder(self) -> Callable[[Found], M]:
         """The function that makes a message of a result's first row; for `selection()`."""
         read, message = self.reader(), self.message
 
-        def decode(row: PGresult) -> M:
+        def decode(row: Found) -> M:
             decoded = message()
             read(row.get_value, 0, decoded)
             return decoded

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from wfe_persistence.store.columns import Column
 from wfe_persistence.store.records import POINTER, SUBSCRIPTION, WORKFLOW
 from wfe_persistence.store.request_key import REQUEST_RETENTION_SECONDS
-from wfe_persistence.store.rows import PGresult
+from wfe_persistence.store.rows import Found
 
 
 def statement(*parts: str, result: Mapping[str, str], source: str = "") -> str:
@@ -80,7 +80,7 @@ class Outcome(NamedTuple):
     """The ids of the events for which nobody waits, as a JSON array."""
 
     @classmethod
-    def read(cls, row: PGresult) -> Outcome:
+    def read(cls, row: Found) -> Outcome:
         """Out of the statement's row."""
         value = row.get_value
         return cls(*[value(0, column) for column in range(row.nfields)])

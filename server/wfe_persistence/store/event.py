@@ -36,9 +36,19 @@ from wfe_persistence.store.rows import (
     text,
     timestamp,
 )
-from wfe_persistence.store.tables import Store, create_statement, is_small
+from wfe_persistence.store.tables import (
+    Each,
+    Store,
+    by_column,
+    create_each_statement,
+    create_statement,
+    documents,
+    is_small,
+)
 
 CREATE_EVENT = create_statement("events", EVENT)
+CREATE_EACH_EVENT = create_each_statement("events", EVENT)
+_CREATE_EACH = Each(CREATE_EACH_EVENT, documents)
 CREATE_EVENT_ENQUEUE = create_statement("events", EVENT, ENQUEUE_CREATED)
 
 
@@ -54,7 +64,7 @@ async def create_event(store: Store, event: Event, enqueue: Sequence[QueueItem] 
         CREATE_EVENT_ENQUEUE if enqueue else CREATE_EVENT,
         *await offload.run(params),
         exists=new_event_exists,
-        together=not enqueue,
+        each=None if enqueue else _CREATE_EACH,
     )
 
 
@@ -65,12 +75,21 @@ SELECT {EVENT.selection()}
 FROM wfc.events
 WHERE id = $1
 """
-GET_EVENT_TOGETHER = f"{GET_EVENT}    AND {is_small('event_data')}\n"
+# (LATERAL with LIMIT 1: each is looked up in the index, whatever number is expected.)
+GET_EACH_EVENT = f"""
+SELECT {EVENT.selection("e")}, asked.n
+FROM unnest($1::text[]) WITH ORDINALITY AS asked(id, n), LATERAL (
+    SELECT * FROM wfc.events e
+    WHERE e.id = asked.id AND {is_small("e.event_data")}
+    LIMIT 1
+) e
+"""
+_GET_EACH = Each(GET_EACH_EVENT, by_column)
 
 
 async def get_event(store: Store, id_: str) -> Event:
     """One event."""
-    rows = await store.read_together(GET_EVENT, text(id_), together=GET_EVENT_TOGETHER)
+    rows = await store.read_together(GET_EVENT, text(id_), each=_GET_EACH)
     if rows.ntuples == 0:
         raise event_not_found("id")
     return _decode_event(rows)

@@ -7,12 +7,52 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from json import dumps
 from json.encoder import encode_basestring
-from typing import Final
+from typing import ClassVar, Final, Protocol
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from psycopg import pq
+from psycopg.abc import Transformer as AnyTransformer
+from psycopg.adapt import Transformer
 
 from wfe_persistence.store.postgres.pipeline import Param as Param
 from wfe_persistence.store.postgres.pipeline import PGresult as PGresult
+
+
+class Found(Protocol):
+    """What a statement has returned, or one row of it."""
+
+    @property
+    def ntuples(self) -> int:
+        """How many rows there are."""
+
+    @property
+    def nfields(self) -> int:
+        """How many columns each has."""
+
+    def get_value(self, row: int, column: int, /) -> bytes | None:
+        """The value at a row and a column, None for NULL."""
+
+
+class Row:
+    """One row of a result, as if it were a result of its own."""
+
+    __slots__ = ("_at", "_result")
+
+    ntuples = 1
+
+    def __init__(self, result: PGresult, at: int) -> None:
+        self._result = result
+        self._at = at
+
+    @property
+    def nfields(self) -> int:
+        """How many columns it has."""
+        return self._result.nfields
+
+    def get_value(self, _: int, column: int, /) -> bytes | None:
+        """The value of a column, None for NULL."""
+        return self._result.get_value(self._at, column)
+
 
 GetValue = Callable[[int, int], bytes | None]
 """`PGresult.get_value`: the value at a row and a column, None for NULL."""
@@ -33,7 +73,11 @@ _DAY_MICROS: Final = 86_400_000_000
 _CYCLE_YEARS: Final = 400
 _CYCLE_DAYS: Final = 146_097
 
+_BYTEA: Final = 17
+"""The number of the type whose values are taken as they are."""
+
 _INT4 = struct.Struct("!i").unpack
+_LENGTH = struct.Struct("!4xi").unpack_from
 _INT8 = struct.Struct("!q").unpack
 
 quote = encode_basestring
@@ -88,6 +132,19 @@ def text_array(values: Iterable[str]) -> bytes:
     return "{{{}}}".format(",".join(f'"{value}"' for value in escaped)).encode()
 
 
+def array_of(values: Iterable[Param]) -> bytes:
+    """An array parameter of what would be a parameter each."""
+    return b"{%s}" % b",".join(
+        b"NULL" if value is None else b'"%s"' % value.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+        for value in values
+    )
+
+
+def list_of(documents: Iterable[Param]) -> bytes:
+    """JSON documents as one that lists them."""
+    return b"[%s]" % b",".join(document or b"null" for document in documents)
+
+
 def read_text(value: bytes | None) -> str:
     """A text column that is not NULL."""
     assert value is not None
@@ -130,6 +187,46 @@ def epoch_micros(value: bytes) -> int:
     if _FIRST_MICROS <= micros <= _LAST_MICROS:
         return micros
     return min(max(micros, _FIRST_MICROS), _LAST_MICROS)
+
+
+def read_record(value: bytes) -> list[bytes | None]:
+    """The values of a record: behind their number, each with its type and its length."""
+    values: list[bytes | None] = []
+    at, end = 4, len(value)
+    while at < end:
+        [length] = _LENGTH(value, at)
+        at += 8
+        if length < 0:
+            values.append(None)
+        else:
+            values.append(value[at : at + length])
+            at += length
+    return values
+
+
+class Rows:
+    """The values of many rows, which psycopg takes out of a result in C: a quarter of what
+    `get_value` costs for each. (For the event loop only.)"""
+
+    _transformers: ClassVar[dict[int, AnyTransformer]] = {}
+    """By the number of columns."""
+
+    def __init__(self, result: PGresult) -> None:
+        self._result = result
+        width = result.nfields
+        transformer = self._transformers.get(width)
+        if transformer is None:
+            transformer = self._transformers[width] = Transformer()
+            transformer.set_loader_types([_BYTEA] * width, pq.Format.BINARY)
+        self._transformer = transformer
+
+    def columns(self, first: int, end: int) -> list[tuple[bytes | None, ...]]:
+        """The values of each column, of the rows from `first` to before `end`."""
+        transformer = self._transformer
+        transformer.set_pgresult(self._result, set_loaders=False)
+        rows = transformer.load_rows(first, end, tuple)
+        transformer.set_pgresult(None, set_loaders=False)
+        return list(zip(*rows, strict=True))
 
 
 def read_time(value: bytes | None, into: Timestamp) -> None:

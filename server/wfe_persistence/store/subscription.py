@@ -29,9 +29,20 @@ from wfe_persistence.store.rows import (
     text,
     timestamp,
 )
-from wfe_persistence.store.tables import Store, create_statement, is_small
+from wfe_persistence.store.tables import (
+    Each,
+    Store,
+    by_column,
+    create_each_statement,
+    create_statement,
+    documents,
+    is_small,
+)
 
 CREATE_EVENT_SUBSCRIPTION = create_statement("event_subscriptions", SUBSCRIPTION)
+
+CREATE_EACH_SUBSCRIPTION = create_each_statement("event_subscriptions", SUBSCRIPTION)
+_CREATE_EACH = Each(CREATE_EACH_SUBSCRIPTION, documents)
 
 
 async def create_event_subscription(store: Store, subscription: EventSubscription) -> None:
@@ -40,7 +51,7 @@ async def create_event_subscription(store: Store, subscription: EventSubscriptio
         CREATE_EVENT_SUBSCRIPTION,
         (await offload.run(subscription_document, subscription)).encode(),
         exists=partial(already_subscribed, "subscription.id"),
-        together=True,
+        each=_CREATE_EACH,
     )
 
 
@@ -64,14 +75,20 @@ SELECT {_COLUMNS}
 FROM wfc.event_subscriptions
 WHERE id = $1
 """
-GET_SUBSCRIPTION_TOGETHER = f"{GET_SUBSCRIPTION}    AND {is_small('subscription_data')}\n"
+GET_EACH_SUBSCRIPTION = f"""
+SELECT {SUBSCRIPTION.selection("s")}, asked.n
+FROM unnest($1::text[]) WITH ORDINALITY AS asked(id, n), LATERAL (
+    SELECT * FROM wfc.event_subscriptions s
+    WHERE s.id = asked.id AND {is_small("s.subscription_data")}
+    LIMIT 1
+) s
+"""
+_GET_EACH = Each(GET_EACH_SUBSCRIPTION, by_column)
 
 
 async def get_subscription(store: Store, id_: str) -> EventSubscription:
     """One subscription, open or held."""
-    rows = await store.read_together(
-        GET_SUBSCRIPTION, text(id_), together=GET_SUBSCRIPTION_TOGETHER
-    )
+    rows = await store.read_together(GET_SUBSCRIPTION, text(id_), each=_GET_EACH)
     if rows.ntuples == 0:
         raise subscription_not_found("id")
     return _decode_subscription(rows)
@@ -185,26 +202,31 @@ async def terminate_subscription(
 
 
 # A claim that is still held keeps its epoch, and only its expiry changes; otherwise it is a new
-# claim. $4 is the expiry, $5 a duration instead, $6 the epoch of a claim that must be held.
-SET_SUBSCRIPTION_TOKEN = f"""
-WITH given AS MATERIALIZED (
-    SELECT coalesce($4::timestamptz, {expiry_after("$5::bigint")}) AS expiry
-), taken AS (
-    UPDATE wfc.event_subscriptions s
-    SET external_token = $2, external_worker_id = $3, external_token_expiry = g.expiry,
+# claim. `g`: what a call gives, with the expiry; its epoch is that of a claim that must be held.
+_TAKEN = f"""UPDATE wfc.event_subscriptions s
+    SET external_token = g.token, external_worker_id = g.worker_id,
+        external_token_expiry = g.expiry,
         external_token_epoch = CASE
-            WHEN s.external_token = $2 AND coalesce(s.external_worker_id, '') = $3
+            WHEN s.external_token = g.token AND coalesce(s.external_worker_id, '') = g.worker_id
                 AND s.external_token_epoch > 0
                 AND {unexpired_or_endless("s.external_token_expiry")}
             THEN s.external_token_epoch ELSE {NEXT_EPOCH} END
     FROM given g
-    WHERE s.id = $1
+    WHERE s.id = g.id
         AND (g.expiry IS NULL OR g.expiry > now())
-        AND (($6::bigint IS NULL
+        AND ((g.epoch IS NULL
                 AND (s.external_token IS NULL OR {expired("s.external_token_expiry")}))
-            OR (s.external_token = $2 AND coalesce(s.external_worker_id, '') = $3
-                AND ($6 IS NULL OR (s.external_token_epoch = $6
-                    AND {unexpired_or_endless("s.external_token_expiry")}))))
+            OR (s.external_token = g.token AND coalesce(s.external_worker_id, '') = g.worker_id
+                AND (g.epoch IS NULL OR (s.external_token_epoch = g.epoch
+                    AND {unexpired_or_endless("s.external_token_expiry")}))))"""
+
+# $4 is the expiry, $5 a duration instead.
+SET_SUBSCRIPTION_TOKEN = f"""
+WITH given AS MATERIALIZED (
+    SELECT $1::text AS id, $2::text AS token, $3::text AS worker_id, $6::bigint AS epoch,
+        coalesce($4::timestamptz, {expiry_after("$5::bigint")}) AS expiry
+), taken AS (
+    {_TAKEN}
     RETURNING s.external_token_epoch, s.external_token_expiry
 )
 SELECT EXISTS (SELECT FROM taken),
@@ -213,6 +235,19 @@ SELECT EXISTS (SELECT FROM taken),
     (SELECT external_token_epoch FROM taken),
     (SELECT external_token_expiry FROM taken)
 """
+
+# Of two calls for one subscription, it does something for one at most.
+SET_EACH_SUBSCRIPTION_TOKEN = f"""
+WITH given AS MATERIALIZED (
+    SELECT g.id, g.token, g.worker_id, g.epoch, g.n,
+        coalesce(g.expiry, {expiry_after("g.duration")}) AS expiry
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::bigint[], $6::bigint[])
+        WITH ORDINALITY AS g(id, token, worker_id, expiry, duration, epoch, n)
+)
+{_TAKEN}
+RETURNING TRUE, TRUE, FALSE, s.external_token_epoch, s.external_token_expiry, g.n
+"""
+SET_EACH_TOKEN = Each(SET_EACH_SUBSCRIPTION_TOKEN, by_column)
 
 
 async def set_subscription_token(
@@ -238,6 +273,7 @@ async def set_subscription_token(
         None if expiry is None else timestamp(expiry),
         None if duration_ms is None else integer(duration_ms),
         None if epoch is None else integer(epoch),
+        each=SET_EACH_TOKEN,
     )
     taken, exists, expired = (read_bool(row.get_value(0, column)) for column in range(3))
     if not taken and expired:

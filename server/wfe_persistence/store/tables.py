@@ -15,7 +15,16 @@ from wfe_persistence.store.postgres.groups import Group
 from wfe_persistence.store.postgres.pipeline import Command
 from wfe_persistence.store.postgres.prepared import Statement
 from wfe_persistence.store.queue_floors import Floors
-from wfe_persistence.store.rows import Param, PGresult, read_bool
+from wfe_persistence.store.rows import (
+    Found,
+    Param,
+    PGresult,
+    Row,
+    array_of,
+    list_of,
+    read_bool,
+    read_int8,
+)
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.statement_names import statement_name
 
@@ -71,16 +80,37 @@ class Besides(NamedTuple):
 NOTHING: Final = Besides()
 
 
-def create_statement(table: str, columns: Columns[M], besides: Besides = NOTHING) -> str:
-    """The statement that inserts a row with the key `id`, for `Store.create`. $1: its document.
+class Documents(NamedTuple):
+    """Where a creating statement has its documents from, as SQL: a table `d` with the column
+    `document`."""
 
-    It compares the content given at the creation, by its hash, so that a repeated create is
-    recognized even after the row has changed.
-    """
+    table: str
+    number: str = ""
+    """Its column with their numbers."""
+    order: str = ""
+    """The order in which what they say is inserted."""
+
+
+ONE: Final = Documents("(VALUES ($1::jsonb)) AS d(document)")
+MANY: Final = Documents(
+    "jsonb_array_elements($1::jsonb) WITH ORDINALITY AS d(document, at)",
+    "d.at, ",
+    "\n    ORDER BY g.id",
+)
+"""A list, whose numbers begin at 1."""
+
+
+def inserting(
+    table: str, columns: Columns[M], documents: Documents, besides: Besides = NOTHING
+) -> str:
+    """What a statement begins with that inserts rows with the key `id`: the parts `given` and
+    `created`, which has those that are new. `documents`: ONE or MANY."""
     return f"""
 WITH {besides.first}given AS MATERIALIZED (
-    SELECT g.*, sha256(convert_to($1::jsonb::text, 'UTF8')) AS content_hash
-    FROM jsonb_to_record($1::jsonb) AS g(
+    SELECT {documents.number}g.*,
+        sha256(convert_to(d.document::text, 'UTF8')) AS content_hash
+    FROM {documents.table},
+        jsonb_to_record(d.document) AS g(
         {columns.record()})
 ), created AS (
     INSERT INTO wfc.{table} (
@@ -89,13 +119,31 @@ WITH {besides.first}given AS MATERIALIZED (
     SELECT {columns.values("g")},
         g.content_hash
     FROM given g
-    WHERE {besides.condition}
+    WHERE {besides.condition}{documents.order}
     ON CONFLICT (id) DO NOTHING
-    RETURNING id
-){besides.then}
+    RETURNING id, content_hash
+){besides.then}"""
+
+
+def create_statement(table: str, columns: Columns[M], besides: Besides = NOTHING) -> str:
+    """The statement that inserts a row with the key `id`, for `Store.create`. $1: its document.
+
+    It compares the content given at the creation, by its hash, so that a repeated create is
+    recognized even after the row has changed.
+    """
+    return f"""{inserting(table, columns, ONE, besides)}
 SELECT EXISTS (SELECT FROM created),
     (SELECT coalesce(e.content_hash = g.content_hash, FALSE)
         FROM wfc.{table} e JOIN given g ON e.id = g.id)
+"""
+
+
+def create_each_statement(table: str, columns: Columns[M]) -> str:
+    """The same for many, as in `Together`: it returns those that are new. $1: a list of documents.
+    (Of two with one id, it is the one that was inserted.)"""
+    return f"""{inserting(table, columns, MANY)}
+SELECT TRUE, NULL::boolean, g.at
+FROM created c JOIN given g ON g.id = c.id AND g.content_hash = c.content_hash
 """
 
 
@@ -119,7 +167,30 @@ def is_small(column: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Together(Group[Sequence[Param], PGresult]):
+class Each:
+    """One statement that does for many calls what another does for one.
+
+    It returns a row for each call for which it has done something: the same columns, and last the
+    number of the call, from 1 on.
+    """
+
+    sql: str
+    params: Callable[[Sequence[Sequence[Param]]], Sequence[Param]]
+    """Its parameters, from those of the calls."""
+
+
+def by_column(calls: Sequence[Sequence[Param]]) -> Sequence[Param]:
+    """An array for each parameter."""
+    return [array_of(column) for column in zip(*calls, strict=True)]
+
+
+def documents(calls: Sequence[Sequence[Param]]) -> Sequence[Param]:
+    """A list of the documents that are the only parameter of each."""
+    return [list_of(document for (document,) in calls)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Together(Group[Sequence[Param], Found]):
     """Calls of one statement, each with its own parameters, as one transaction in one round trip.
 
     They are run in the order of their first parameters, which begin with the id of the row, so that
@@ -132,27 +203,36 @@ class _Together(Group[Sequence[Param], PGresult]):
     store: Store
     alone: str
     """The statement, as it is run for one call."""
-    together: str
-    """The same, or one that returns no row for what is too large to be read with others."""
+    each: Each | None
+    """How it is run for many; None: once for each, and it always returns a row."""
     write: bool
     final_constraints: Collection[str] = ()
 
-    async def run(self, calls: Sequence[Sequence[Param]]) -> Sequence[PGresult | None]:
-        store = self.store
+    async def run(self, calls: Sequence[Sequence[Param]]) -> Sequence[Found | None]:
+        bind = self.store.schema.bind
         if len(calls) == 1:
-            batch = [(store.schema.bind(self.alone), calls[0])]
-            return await self._run(batch)
+            return await self._run([(bind(self.alone), calls[0])])
         places = sorted(range(len(calls)), key=lambda at: calls[at][0] or b"")
-        statement = store.schema.bind(self.together)
-        batch = [(statement, calls[at]) for at in places]
-        if self.write:
-            rows = (await self._run([(store.schema.bind(HOLD_NOBODY_UP), ()), *batch]))[1:]
+        ordered = [calls[at] for at in places]
+        if self.each is None:
+            statement = bind(self.alone)
+            batch = [(statement, call) for call in ordered]
         else:
-            rows = await self._run(batch)
-        results: list[PGresult | None] = [None] * len(calls)
-        for at, result in zip(places, rows, strict=True):
-            if result.ntuples:
+            batch = [(bind(self.each.sql), self.each.params(ordered))]
+        if self.write:
+            found = (await self._run([(bind(HOLD_NOBODY_UP), ()), *batch]))[1:]
+        else:
+            found = await self._run(batch)
+        results: list[Found | None] = [None] * len(calls)
+        if self.each is None:
+            for at, result in zip(places, found, strict=True):
                 results[at] = result
+        else:
+            [rows] = found
+            number = rows.nfields - 1
+            for row in range(rows.ntuples):
+                at = places[read_int8(rows.get_value(row, number)) - 1]
+                results[at] = Row(rows, row)
         return results
 
     async def _run(self, batch: Sequence[Command]) -> list[PGresult]:
@@ -171,7 +251,7 @@ class _Together(Group[Sequence[Param], PGresult]):
 
 
 def is_stored(
-    rows: PGresult,
+    rows: Found,
     row: int = 0,
     *,
     exists: Callable[[], PersistenceError],
@@ -217,6 +297,7 @@ class Store:
         self._elsewhere = elsewhere
         self.floors = Floors()
         """Where to begin in its queues."""
+        self._groups: dict[str, _Together] = {}
 
     async def read(self, sql: str, *params: Param) -> PGresult:
         """Run one statement that reads; it is run again if the connection breaks."""
@@ -301,25 +382,46 @@ class Store:
         [result] = await self.write_all((sql, params), final_constraints=final_constraints)
         return result
 
-    async def read_together(self, sql: str, *params: Param, together: str) -> PGresult:
+    async def read_together(self, sql: str, *params: Param, each: Each) -> Found:
         """Run one statement that reads a row by its key, the first parameter, in one round trip
-        with other calls of the same that come meanwhile. `together`: what is run then; it returns
-        no row if that is large, as the answers to all of them are in memory at the same time."""
-        return await self._together(_Together(self, sql, together, write=False), params)
+        with other calls of the same that come meanwhile. `each`: what is run then; it returns no
+        row for what is large, as the answers to all of them are in memory at the same time."""
+        return await self._together(sql, params, each, write=False)
 
     async def write_together(
-        self, sql: str, *params: Param, final_constraints: Collection[str] = ()
-    ) -> PGresult:
+        self,
+        sql: str,
+        *params: Param,
+        each: Each | None = None,
+        final_constraints: Collection[str] = (),
+    ) -> Found:
         """Run one statement that writes, in one transaction with other calls of the same that come
-        meanwhile, unless it is large. It must return a row. What fails one of them, or makes it
-        wait for longer than a moment, the others do not notice."""
-        group = _Together(self, sql, sql, write=True, final_constraints=final_constraints)
-        return await self._together(group, params)
+        meanwhile, unless it is large. `each`: what is run then, instead of the same for each of
+        them; it returns rows for what is simply done. What fails one of them, or makes it wait for
+        longer than a moment, the others do not notice."""
+        return await self._together(
+            sql, params, each, write=True, final_constraints=final_constraints
+        )
 
-    async def _together(self, group: _Together, params: Sequence[Param]) -> PGresult:
-        size = sum(len(param) for param in params if param)
+    async def _together(
+        self,
+        sql: str,
+        params: Sequence[Param],
+        each: Each | None,
+        *,
+        write: bool,
+        final_constraints: Collection[str] = (),
+    ) -> Found:
+        group = self._groups.get(sql)
+        if group is None:
+            group = _Together(self, sql, each, write, final_constraints)
+            self._groups[sql] = group
+        size = 0
+        for param in params:
+            if param:
+                size += len(param)
         if size <= _MAX_BYTES:
-            key = (self.schema.name, self.schema.table_prefix, group.alone)
+            key = (self.schema.name, self.schema.table_prefix, sql)
             found = await self.database.groups.run(key, group, params, size)
             if found is not None:
                 return found
@@ -352,18 +454,19 @@ class Store:
         *params: Param,
         exists: Callable[[], PersistenceError],
         taken: Callable[[], PersistenceError] | None = None,
-        together: bool = False,
-    ) -> PGresult:
+        each: Each | None = None,
+    ) -> Found:
         """Run a create statement; it returns whether the row was created, whether the one that
         exists has the same content (NULL: none exists) and, with `taken`, whether another row has
-        a value that must be unique. What it returns besides is for the caller. `together`: see
-        `write_together`.
+        a value that must be unique. What it returns besides is for the caller. `each`: see
+        `write_together`; None: it is run by itself.
 
         Raises `exists` if there is a row of other content, `taken` if another row has the value.
         """
-        write = self.write_together if together else self.write
         for _ in range(MAX_ATTEMPTS):
-            row = await write(sql, *params)
+            row: Found = await (
+                self.write_together(sql, *params, each=each) if each else self.write(sql, *params)
+            )
             if is_stored(row, exists=exists, taken=taken):
                 return row
         raise PersistenceError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from itertools import islice
 from typing import Final
@@ -15,6 +15,7 @@ from wfe.persistence.v1.workflow_pb2 import (
 )
 from wfe_persistence import offload
 from wfe_persistence.errors import PersistenceError, field_error, workflow_not_found
+from wfe_persistence.store.columns import sql_list
 from wfe_persistence.store.documents import queue_items_document, workflow_document
 from wfe_persistence.store.oversize import reduce
 from wfe_persistence.store.paging import (
@@ -40,13 +41,15 @@ from wfe_persistence.store.rows import (
     GetValue,
     Param,
     PGresult,
+    Rows,
     integer,
     read_int8,
+    read_record,
     text,
     text_array,
     text_list,
 )
-from wfe_persistence.store.tables import NOTHING, Besides, Store
+from wfe_persistence.store.tables import NOTHING, ONE, Besides, Documents, Store
 
 NAME_KEY: Final = "workflows_name_key"
 """The unique constraint on a workflow's name."""
@@ -75,11 +78,15 @@ def workflow_exists() -> PersistenceError:
 # recognized even after the workflow has changed. A trigger sets the first revision, above those of
 # deleted workflows. If one was deleted in the meantime, another trigger raises it at the end of
 # this statement: then it is not reported as created, and the next run returns what is stored.
-def _create(besides: Besides = NOTHING) -> str:
+def inserting_workflows(documents: Documents, besides: Besides = NOTHING) -> str:
+    """What a statement begins with that creates workflows: the parts `given` and `created`, which
+    has those that are new."""
     return f"""
 WITH {besides.first}given AS MATERIALIZED (
-    SELECT w.*, sha256(convert_to($1::jsonb::text, 'UTF8')) AS content_hash
-    FROM jsonb_to_record($1::jsonb) AS w(
+    SELECT {documents.number}w.*,
+        sha256(convert_to(d.document::text, 'UTF8')) AS content_hash
+    FROM {documents.table},
+        jsonb_to_record(d.document) AS w(
         {WORKFLOW.record()}, execution_pointers jsonb)
 ), created AS (
     INSERT INTO wfc.workflows (
@@ -87,7 +94,7 @@ WITH {besides.first}given AS MATERIALIZED (
     SELECT {WORKFLOW.values("g")},
         g.content_hash
     FROM given g
-    WHERE {besides.condition}
+    WHERE {besides.condition}{documents.order}
     ON CONFLICT DO NOTHING
     RETURNING id, first_revision
 ), pointers AS (
@@ -95,9 +102,14 @@ WITH {besides.first}given AS MATERIALIZED (
         {POINTER.names()})
     SELECT created.id, p.ordinal,
         {POINTER.values("p")}
-    FROM created, given, jsonb_to_recordset(given.execution_pointers) AS p(ordinal bigint,
+    FROM created JOIN given ON given.id = created.id,
+        jsonb_to_recordset(given.execution_pointers) AS p(ordinal bigint,
         {POINTER.record()})
-){besides.then}
+){besides.then}"""
+
+
+def _create(besides: Besides = NOTHING) -> str:
+    return f"""{inserting_workflows(ONE, besides)}
 SELECT EXISTS (SELECT FROM created
         WHERE first_revision > pg_sequence_last_value('wfc.revision_floor')),
     (SELECT coalesce(w.content_hash = g.content_hash, FALSE)
@@ -139,6 +151,7 @@ async def create_new_workflow(
 # The header's large columns are returned with a workflow's first pointer only.
 INSTANCE_COLUMNS = f"""{POINTER_SELECTION},
     {WORKFLOW.selection("w", large_if="row_number() OVER pointers = 1")}"""
+_read_columns = WORKFLOW.reader()
 _read_header_columns = WORKFLOW.reader(first=len(POINTER))
 _CREATE_TIME: Final = len(POINTER) + WORKFLOW.at("create_time")
 
@@ -150,21 +163,49 @@ POINTERS_OF_VIEW: Final[dict[WorkflowView.ValueType, str]] = {
 }
 
 
-def _get_instance(*, condition: str, pointers: str) -> str:
-    """A workflow with the pointers of a view: one row for each pointer, or one without any."""
-    return f"""
-SELECT {INSTANCE_COLUMNS}
-FROM wfc.workflows w LEFT JOIN wfc.execution_pointers p ON {pointers}
+# The header comes as a row of its own behind the pointers, as a record: to send its columns with
+# each pointer costs PostgreSQL a third of what it takes for a long workflow.
+_HEADER_ROW: Final = f"""
+UNION ALL
+SELECT {sql_list(["NULL"] * (len(POINTER) + 1))},
+    ROW(
+        {WORKFLOW.selection("w")})"""
+_RECORD: Final = len(POINTER) + 1
+
+
+def _get_instance(*, condition: str, pointers: str | None) -> str:
+    """A workflow with the pointers that meet a condition, None: without."""
+    if pointers is None:
+        return f"""
+SELECT {WORKFLOW.selection("w")}
+FROM wfc.workflows w
 WHERE {condition}
-WINDOW pointers AS (ORDER BY p.ordinal)
-ORDER BY p.ordinal
+"""
+    return f"""
+SELECT {POINTER_SELECTION}, p.ordinal, NULL::record
+FROM wfc.execution_pointers p
+WHERE {pointers}{_HEADER_ROW}
+FROM wfc.workflows w
+WHERE {condition}
+ORDER BY ordinal NULLS LAST
 """
 
 
-GET_WORKFLOW_INSTANCE = {
-    view: _get_instance(condition="w.id = $1", pointers=pointers)
-    for view, pointers in POINTERS_OF_VIEW.items()
+_OF_VIEW: Final[dict[WorkflowView.ValueType, str | None]] = {
+    WorkflowView.WORKFLOW_VIEW_FULL: "p.workflow_id = {id}",
+    WorkflowView.WORKFLOW_VIEW_ACTIVE: f"p.workflow_id = {{id}} AND {IS_ACTIVE}",
+    WorkflowView.WORKFLOW_VIEW_HEADER: None,
 }
+
+
+def _get_instance_of_views(*, condition: str, id_: str) -> dict[WorkflowView.ValueType, str]:
+    return {
+        view: _get_instance(condition=condition, pointers=pointers and pointers.format(id=id_))
+        for view, pointers in _OF_VIEW.items()
+    }
+
+
+GET_WORKFLOW_INSTANCE = _get_instance_of_views(condition="w.id = $1", id_="$1")
 
 
 async def get_workflow_instance(
@@ -175,10 +216,9 @@ async def get_workflow_instance(
     return await _read_instance(rows, view, "id")
 
 
-GET_WORKFLOW_INSTANCE_BY_NAME = {
-    view: _get_instance(condition="w.name = $1", pointers=pointers)
-    for view, pointers in POINTERS_OF_VIEW.items()
-}
+GET_WORKFLOW_INSTANCE_BY_NAME = _get_instance_of_views(
+    condition="w.name = $1", id_="(SELECT id FROM wfc.workflows WHERE name = $1)"
+)
 
 
 async def get_workflow_instance_by_name(
@@ -272,7 +312,7 @@ async def read_instances(
                 if instance is not None:
                     add_to(instance)
                     yield instance, at
-                instance, current = _read_header(get, view), number
+                instance, current = _header(_read_header_columns, get, view), number
                 at = read_int8(get(0, _CREATE_TIME)), instance.id
             if get(0, 0) is not None:
                 pointers.append([get(0, column) for column in columns])
@@ -345,30 +385,39 @@ async def _read_instance(
 ) -> WorkflowInstance:
     if rows.ntuples == 0:
         raise workflow_not_found(key)
-    get = rows.get_value
-    instance = _read_header(get, view)
-    if get(0, 0) is None:
-        return instance
-    if rows.ntuples <= FEW:
-        for row in range(rows.ntuples):
+    get, last = rows.get_value, rows.ntuples - 1
+    if view == WorkflowView.WORKFLOW_VIEW_HEADER:
+        return _header(_read_columns, get, view)
+    record = get(last, _RECORD)
+    if record is None:
+        raise workflow_not_found(key)
+    header = read_record(record)
+    instance = _header(_read_columns, lambda _, column: header[column], view)
+    if last <= FEW:
+        for row in range(last):
             read_pointer(get, row, instance.execution_pointers.add())
     else:
-        await offload.in_slices(_add_pointers(instance, rows))
+        await offload.in_slices(_add_pointers(instance, rows, last))
     return instance
 
 
-def _add_pointers(instance: WorkflowInstance, rows: PGresult) -> Iterator[None]:
-    """Append the pointers of all rows, some at a time."""
-    get, columns = rows.get_value, range(len(POINTER))
-    for first in range(0, rows.ntuples, AT_ONCE):
-        some = range(first, min(first + AT_ONCE, rows.ntuples))
-        add_pointers(instance, [[get(row, column) for row in some] for column in columns])
+def _add_pointers(instance: WorkflowInstance, result: PGresult, end: int) -> Iterator[None]:
+    """Append the pointers of the rows before `end`, some at a time."""
+    rows = Rows(result)
+    for first in range(0, end, AT_ONCE):
+        columns = rows.columns(first, min(first + AT_ONCE, end))
+        add_pointers(instance, columns[: len(POINTER)])
         yield
 
 
-def _read_header(get: GetValue, view: WorkflowView.ValueType) -> WorkflowInstance:
+def _header(
+    read: Callable[[GetValue, int, WorkflowInstance], None],
+    get: GetValue,
+    view: WorkflowView.ValueType,
+) -> WorkflowInstance:
+    """A workflow without pointers."""
     instance = WorkflowInstance()
-    _read_header_columns(get, 0, instance)
+    read(get, 0, instance)
     if view != WorkflowView.WORKFLOW_VIEW_FULL:
         instance.view = view
     return instance

@@ -1,7 +1,8 @@
 WITH given AS MATERIALIZED (
-    SELECT d.at, e.*, sha256(convert_to(d.document::text, 'UTF8')) AS content_hash
+    SELECT d.at, g.*,
+        sha256(convert_to(d.document::text, 'UTF8')) AS content_hash
     FROM jsonb_array_elements($1::jsonb) WITH ORDINALITY AS d(document, at),
-        jsonb_to_record(d.document) AS e(
+        jsonb_to_record(d.document) AS g(
         id text, event_name text, event_key text, event_data jsonb, event_time timestamptz,
         is_processed boolean)
 ), created AS (
@@ -14,7 +15,7 @@ WITH given AS MATERIALIZED (
     WHERE TRUE
     ORDER BY g.id
     ON CONFLICT (id) DO NOTHING
-    RETURNING id
+    RETURNING id, content_hash
 )
 SELECT g.at, FALSE, (SELECT coalesce(e.content_hash = g.content_hash, FALSE)
         FROM wfc.events e WHERE e.id = g.id)

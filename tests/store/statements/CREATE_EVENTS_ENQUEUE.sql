@@ -13,9 +13,10 @@ WITH enqueuing (at, owner, queue, id, payload, visible_time, blocked_by) AS MATE
         ) i))
     ORDER BY queue || '', id || '' FOR UPDATE
 ), given AS MATERIALIZED (
-    SELECT d.at, e.*, sha256(convert_to(d.document::text, 'UTF8')) AS content_hash
+    SELECT d.at, g.*,
+        sha256(convert_to(d.document::text, 'UTF8')) AS content_hash
     FROM jsonb_array_elements($1::jsonb) WITH ORDINALITY AS d(document, at),
-        jsonb_to_record(d.document) AS e(
+        jsonb_to_record(d.document) AS g(
         id text, event_name text, event_key text, event_data jsonb, event_time timestamptz,
         is_processed boolean)
 ), created AS (
@@ -28,7 +29,7 @@ WITH enqueuing (at, owner, queue, id, payload, visible_time, blocked_by) AS MATE
     WHERE (SELECT count(*) FROM locked_items) >= 0
     ORDER BY g.id
     ON CONFLICT (id) DO NOTHING
-    RETURNING id
+    RETURNING id, content_hash
 ), due_items AS MATERIALIZED (
     SELECT e.* FROM enqueuing e JOIN given g ON g.at = e.owner JOIN created c ON c.id = g.id
 ), merged_items AS (

@@ -13,8 +13,10 @@ WITH enqueuing (at, queue, id, payload, visible_time, blocked_by) AS MATERIALIZE
         ) i))
     ORDER BY queue || '', id || '' FOR UPDATE
 ), given AS MATERIALIZED (
-    SELECT g.*, sha256(convert_to($1::jsonb::text, 'UTF8')) AS content_hash
-    FROM jsonb_to_record($1::jsonb) AS g(
+    SELECT g.*,
+        sha256(convert_to(d.document::text, 'UTF8')) AS content_hash
+    FROM (VALUES ($1::jsonb)) AS d(document),
+        jsonb_to_record(d.document) AS g(
         id text, event_name text, event_key text, event_data jsonb, event_time timestamptz,
         is_processed boolean)
 ), created AS (
@@ -26,7 +28,7 @@ WITH enqueuing (at, queue, id, payload, visible_time, blocked_by) AS MATERIALIZE
     FROM given g
     WHERE (SELECT count(*) FROM locked_items) >= 0
     ON CONFLICT (id) DO NOTHING
-    RETURNING id
+    RETURNING id, content_hash
 ), merged_items AS (
     UPDATE wfc.queue_items i SET
         payload = g.payload,

@@ -1,6 +1,8 @@
 WITH given AS MATERIALIZED (
-    SELECT g.*, sha256(convert_to($1::jsonb::text, 'UTF8')) AS content_hash
-    FROM jsonb_to_record($1::jsonb) AS g(
+    SELECT g.*,
+        sha256(convert_to(d.document::text, 'UTF8')) AS content_hash
+    FROM (VALUES ($1::jsonb)) AS d(document),
+        jsonb_to_record(d.document) AS g(
         id text, workflow_id text, step_id int, execution_pointer_id text, event_name text,
         event_key text, subscribe_as_of timestamptz, subscription_data jsonb, external_token text,
         external_worker_id text, external_token_expiry timestamptz)
@@ -16,7 +18,7 @@ WITH given AS MATERIALIZED (
     FROM given g
     WHERE TRUE
     ON CONFLICT (id) DO NOTHING
-    RETURNING id
+    RETURNING id, content_hash
 )
 SELECT EXISTS (SELECT FROM created),
     (SELECT coalesce(e.content_hash = g.content_hash, FALSE)

@@ -1,6 +1,8 @@
 WITH given AS MATERIALIZED (
-    SELECT w.*, sha256(convert_to($1::jsonb::text, 'UTF8')) AS content_hash
-    FROM jsonb_to_record($1::jsonb) AS w(
+    SELECT w.*,
+        sha256(convert_to(d.document::text, 'UTF8')) AS content_hash
+    FROM (VALUES ($1::jsonb)) AS d(document),
+        jsonb_to_record(d.document) AS w(
         id text, name text, root_workflow_id text, definition_id text, version int,
         description text, reference text, status text, data jsonb, next_execution bigint,
         create_time timestamptz, complete_time timestamptz, extension_attributes jsonb, execution_pointers jsonb)
@@ -28,7 +30,8 @@ WITH given AS MATERIALIZED (
         coalesce(p.retry_count, 0), coalesce(p.children, '[]'), p.context_item -> 0,
         p.predecessor_id, p.outcome -> 0, coalesce(p.scope, '[]'),
         coalesce(p.extension_attributes, '{}')
-    FROM created, given, jsonb_to_recordset(given.execution_pointers) AS p(ordinal bigint,
+    FROM created JOIN given ON given.id = created.id,
+        jsonb_to_recordset(given.execution_pointers) AS p(ordinal bigint,
         id text, step_id int, active boolean, status text, sleep_until timestamptz,
         persistence_data jsonb, start_time timestamptz, end_time timestamptz, event_name text,
         event_key text, event_published boolean, event_data jsonb, step_name text, retry_count int,

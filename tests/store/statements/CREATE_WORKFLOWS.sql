@@ -1,5 +1,6 @@
 WITH given AS MATERIALIZED (
-    SELECT d.at, w.*, sha256(convert_to(d.document::text, 'UTF8')) AS content_hash
+    SELECT d.at, w.*,
+        sha256(convert_to(d.document::text, 'UTF8')) AS content_hash
     FROM jsonb_array_elements($1::jsonb) WITH ORDINALITY AS d(document, at),
         jsonb_to_record(d.document) AS w(
         id text, name text, root_workflow_id text, definition_id text, version int,

@@ -13,7 +13,8 @@ WITH enqueuing (at, owner, queue, id, payload, visible_time, blocked_by) AS MATE
         ) i))
     ORDER BY queue || '', id || '' FOR UPDATE
 ), given AS MATERIALIZED (
-    SELECT d.at, w.*, sha256(convert_to(d.document::text, 'UTF8')) AS content_hash
+    SELECT d.at, w.*,
+        sha256(convert_to(d.document::text, 'UTF8')) AS content_hash
     FROM jsonb_array_elements($1::jsonb) WITH ORDINALITY AS d(document, at),
         jsonb_to_record(d.document) AS w(
         id text, name text, root_workflow_id text, definition_id text, version int,

@@ -3,15 +3,17 @@ SELECT p.id, p.step_id, p.active, p.status, p.sleep_until, p.persistence_data, p
         p.retry_count, nullif(p.children, '[]'), p.context_item, p.predecessor_id, p.outcome,
         nullif(p.scope, '[]'),
         CASE WHEN p.extension_attributes <> '{}' AND jsonb_typeof(p.extension_attributes) = 'object' THEN
-            (SELECT jsonb_object_agg(key, value::text) FROM jsonb_each(p.extension_attributes)) END,
-    w.id, w.name, w.root_workflow_id, w.definition_id, w.version,
-        CASE WHEN row_number() OVER pointers = 1 THEN w.description END,
-        CASE WHEN row_number() OVER pointers = 1 THEN w.reference END, w.status,
-        CASE WHEN row_number() OVER pointers = 1 THEN w.data END, w.next_execution, w.create_time,
-        w.complete_time, w.revision,
-        CASE WHEN row_number() OVER pointers = 1 THEN CASE WHEN w.extension_attributes <> '{}' AND jsonb_typeof(w.extension_attributes) = 'object' THEN
-            (SELECT jsonb_object_agg(key, value::text) FROM jsonb_each(w.extension_attributes)) END END
-FROM wfc.workflows w LEFT JOIN wfc.execution_pointers p ON p.workflow_id = w.id
+            (SELECT jsonb_object_agg(key, value::text) FROM jsonb_each(p.extension_attributes)) END, p.ordinal, NULL::record
+FROM wfc.execution_pointers p
+WHERE p.workflow_id = $1
+UNION ALL
+SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+        NULL, NULL, NULL, NULL, NULL, NULL,
+    ROW(
+        w.id, w.name, w.root_workflow_id, w.definition_id, w.version, w.description, w.reference,
+        w.status, w.data, w.next_execution, w.create_time, w.complete_time, w.revision,
+        CASE WHEN w.extension_attributes <> '{}' AND jsonb_typeof(w.extension_attributes) = 'object' THEN
+            (SELECT jsonb_object_agg(key, value::text) FROM jsonb_each(w.extension_attributes)) END)
+FROM wfc.workflows w
 WHERE w.id = $1
-WINDOW pointers AS (ORDER BY p.ordinal)
-ORDER BY p.ordinal;
+ORDER BY ordinal NULLS LAST;

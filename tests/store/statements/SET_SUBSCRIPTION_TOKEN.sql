@@ -1,20 +1,22 @@
 WITH given AS MATERIALIZED (
-    SELECT coalesce($4::timestamptz, now() + $5::bigint * interval '1 millisecond') AS expiry
+    SELECT $1::text AS id, $2::text AS token, $3::text AS worker_id, $6::bigint AS epoch,
+        coalesce($4::timestamptz, now() + $5::bigint * interval '1 millisecond') AS expiry
 ), taken AS (
     UPDATE wfc.event_subscriptions s
-    SET external_token = $2, external_worker_id = $3, external_token_expiry = g.expiry,
+    SET external_token = g.token, external_worker_id = g.worker_id,
+        external_token_expiry = g.expiry,
         external_token_epoch = CASE
-            WHEN s.external_token = $2 AND coalesce(s.external_worker_id, '') = $3
+            WHEN s.external_token = g.token AND coalesce(s.external_worker_id, '') = g.worker_id
                 AND s.external_token_epoch > 0
                 AND (s.external_token_expiry IS NULL OR s.external_token_expiry > now())
             THEN s.external_token_epoch ELSE nextval('wfc.claim_epochs') END
     FROM given g
-    WHERE s.id = $1
+    WHERE s.id = g.id
         AND (g.expiry IS NULL OR g.expiry > now())
-        AND (($6::bigint IS NULL
+        AND ((g.epoch IS NULL
                 AND (s.external_token IS NULL OR s.external_token_expiry <= now()))
-            OR (s.external_token = $2 AND coalesce(s.external_worker_id, '') = $3
-                AND ($6 IS NULL OR (s.external_token_epoch = $6
+            OR (s.external_token = g.token AND coalesce(s.external_worker_id, '') = g.worker_id
+                AND (g.epoch IS NULL OR (s.external_token_epoch = g.epoch
                     AND (s.external_token_expiry IS NULL OR s.external_token_expiry > now())))))
     RETURNING s.external_token_epoch, s.external_token_expiry
 )
