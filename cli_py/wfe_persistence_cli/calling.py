@@ -49,13 +49,18 @@ class Caller:
             timeout = max(self.timeout, at_least)
             return call(request, timeout=timeout, metadata=self.metadata)
 
-    def run(self, body: Callable[[PersistenceProvider], Awaitable[_T]]) -> _T:
+    def run(
+        self, body: Callable[[PersistenceProvider], Awaitable[_T]], *, patient: bool = False
+    ) -> _T:
         """What `body` returns, which gets a provider. Ctrl-C cancels it, and raises
-        KeyboardInterrupt."""
+        KeyboardInterrupt.
+
+        `patient`: calls wait for a server that is away; else the first failure to connect ends it.
+        """
 
         async def main() -> _T:
             try:
-                provider = self.target.connect()
+                provider = self.target.connect(patient=patient)
             except ValueError as exc:
                 raise click.UsageError(str(exc)) from None
             async with provider:
@@ -121,6 +126,11 @@ def confirm(question: str, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise click.UsageError(f"{question} Nobody can be asked here: say --yes")
-    if not click.confirm(question, err=True):
+    try:
+        said = click.confirm(question, err=True)
+    except click.Abort:
+        tell("", "interrupted: nothing was changed")
+        sys.exit(INTERRUPTED)
+    if not said:
         tell("nothing was changed")
         sys.exit(FAILURE)

@@ -24,10 +24,20 @@ COMMANDS: Final[Mapping[str, str]] = {
     "queues": "lists:queues",
     "locks": "lists:locks",
     "stats": "stats:stats",
+    "watch": "watch:watch",
+    "suspend": "changing:suspend",
+    "resume": "changing:resume",
+    "terminate": "changing:terminate",
+    "delete": "changing:delete",
+    "requeue": "requeue:requeue",
+    "release": "release:release",
+    "purge": "purge:purge",
+    "namespace": "namespace:namespace",
     "retention": "retention:retention",
     "storage": "retention:storage",
     "export": "export:export",
     "import": "importing:import_",
+    "bench": "bench:bench",
     "context": "context:context",
     "completion": "completion:completion",
     "health": "health:health",
@@ -87,10 +97,11 @@ class ProgramGroup(click.Group):
 SECTIONS: Final[Mapping[str, Sequence[str]]] = {
     "See what is there": (
         "list", "get", "history", "errors", "events", "subscriptions", "commands", "queues",
-        "locks", "stats",
+        "locks", "stats", "watch",
     ),
-    "Keep and move data": ("retention", "storage", "export", "import"),
-    "This program": ("context", "completion", "health"),
+    "Change it": ("suspend", "resume", "terminate", "delete", "requeue", "release"),
+    "Keep and move data": ("purge", "namespace", "retention", "storage", "export", "import"),
+    "This program": ("bench", "context", "completion", "health"),
 }  # fmt: skip
 """The commands under their headings."""
 

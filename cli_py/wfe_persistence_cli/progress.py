@@ -21,7 +21,10 @@ class Progress:
     As a context manager. `shown`: None: on a terminal only.
     """
 
-    def __init__(self, doing: str, total: int = 0, *, shown: bool | None = None) -> None:
+    def __init__(
+        self, doing: str, total: int = 0, *, shown: bool | None = None, what: str = "records"
+    ) -> None:
+        self._what = what
         self._doing = doing
         self._total = total
         self._is_shown = sys.stderr.isatty() if shown is None else shown
@@ -66,7 +69,7 @@ class Progress:
             self._said = now
             of = f" of about {self._total}" if self._total >= done else ""
             rate = done / max(self.seconds, 0.001)
-            click.echo(f"{self._doing}: {done}{of} records, {rate:.0f} a second", err=True)
+            click.echo(f"{self._doing}: {done}{of} {self._what}, {rate:.0f} a second", err=True)
 
     def _begin_bar(self) -> None:
         from rich.console import Console

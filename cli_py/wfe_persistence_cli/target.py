@@ -89,9 +89,9 @@ class Target:
             return grpc.insecure_channel(self.address)
         return grpc.secure_channel(self.address, tls.credentials(), tls.options())
 
-    def connect(self) -> PersistenceProvider:
-        """A provider for it, which gives up at the first failure to connect. Raises OSError,
-        ValueError."""
+    def connect(self, *, patient: bool = False) -> PersistenceProvider:
+        """A provider for it. It gives up at the first failure to connect, unless it is `patient`.
+        Raises OSError, ValueError."""
         from wfe_persistence_client import RetryPolicy, connect
 
         return connect(
@@ -101,7 +101,7 @@ class Target:
             token=self.token,
             token_file=self.token_file,
             tls=self._tls(),
-            retry=RetryPolicy(max_attempts=1),
+            retry=RetryPolicy() if patient else RetryPolicy(max_attempts=1),
         )
 
     def _tls(self) -> Tls | None:

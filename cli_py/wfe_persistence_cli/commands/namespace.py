@@ -1,0 +1,137 @@
+"""`wfe-persistence namespace list | create | delete`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from wfe_persistence_cli.calling import Caller, calls_server
+from wfe_persistence_cli.output import Output, aiter_of, output_option
+from wfe_persistence_cli.screen import Cell, tell
+from wfe_persistence_cli.status import EPILOG, FAILURE
+from wfe_persistence_cli.table import Column
+from wfe_persistence_cli.target import ClientCommand
+
+if TYPE_CHECKING:
+    from wfe_persistence_client import Namespace, PersistenceProvider
+
+# It makes tables, or deletes all of them.
+_SECONDS = 60.0
+
+
+@click.group()
+def namespace() -> None:
+    """List, create and delete namespaces: separate stores on the same server.
+
+    \b
+    Example: wfe-persistence namespace list
+    """
+
+
+@namespace.command("list", cls=ClientCommand, epilog=EPILOG)
+@calls_server
+@output_option
+def list_(call: Caller, *, output: Output) -> None:
+    """List the namespaces in which the caller may do anything.
+
+    \b
+    Example: wfe-persistence namespace list -o json
+    """
+
+    async def body(provider: PersistenceProvider) -> None:
+        columns: list[Column[Namespace]] = [
+            Column("NAME", lambda each: each.name),
+            Column("DATABASE", lambda each: _database(each), shrinks=True),
+            Column("SCHEMA", lambda each: each.schema, shrinks=True, wide=True),
+            Column("VERSION", lambda each: each.schema_version, right=True),
+            Column("ROWS (ESTIMATED)", lambda each: each.estimated_rows, right=True),
+            Column(
+                "",
+                lambda each: Cell("←" if each.name == call.namespace else "", "good"),
+            ),
+        ]
+        found = await provider.list_namespaces()
+        await output.list(aiter_of(found), columns, limit=0, what="namespaces")
+
+    call.run(body)
+
+
+def _database(each: Namespace) -> Cell:
+    name = each.database or "-"
+    return Cell(f"{name} (can't be reached)", "bad") if each.unavailable else Cell(name)
+
+
+@namespace.command(cls=ClientCommand, epilog=EPILOG)
+@click.argument("name")
+@calls_server
+@click.option(
+    "--database",
+    default="",
+    metavar="NAME",
+    help="The database in which it is to live.  [default: the server chooses]",
+)
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A label that the database must have; may be repeated.",
+)
+def create(call: Caller, *, name: str, database: str, labels: tuple[str, ...]) -> None:
+    """Create the namespace NAME, or bring its tables up to date.
+
+    \b
+    Examples:
+      wfe-persistence namespace create orders
+      wfe-persistence namespace create archive --label disk=slow
+    """
+    wanted = {}
+    for label in labels:
+        key, equals, value = label.partition("=")
+        if not equals:
+            raise click.UsageError(f"--label {label}: must be KEY=VALUE")
+        wanted[key] = value
+
+    async def body(provider: PersistenceProvider) -> None:
+        patient = provider.with_timeout(max(call.timeout, _SECONDS))
+        made = await patient.create_namespace(
+            name, database=database, database_labels=wanted or None
+        )
+        if made.applied_migrations:
+            tell(f"{name}: created, schema version {made.schema_version}")
+        else:
+            tell(f"{name}: is there already, schema version {made.schema_version}")
+
+    call.run(body)
+
+
+@namespace.command(cls=ClientCommand, epilog=EPILOG)
+@click.argument("name")
+@calls_server
+@click.option("--force", is_flag=True, help="Also if it is not empty.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def delete(call: Caller, *, name: str, force: bool, yes: bool) -> None:
+    """Delete the namespace NAME, and with --force everything in it. It can't be undone.
+
+    On a terminal its name has to be typed again.
+
+    \b
+    Example: wfe-persistence namespace delete old
+    """
+    if not yes:
+        where = f"the namespace {name} at {call.target.address}"
+        if not sys.stdin.isatty():
+            raise click.UsageError(f"Delete {where}? Nobody can be asked here: say --yes")
+        typed = click.prompt(f"Type its name to delete {where}", err=True, default="")
+        if typed != name:
+            tell("that is another name: nothing was changed")
+            sys.exit(FAILURE)
+
+    async def body(provider: PersistenceProvider) -> None:
+        patient = provider.with_timeout(max(call.timeout, _SECONDS))
+        await patient.delete_namespace(name, force=force)
+
+    call.run(body)
+    tell(f"{name}: deleted")
