@@ -17,6 +17,8 @@ REMEDIES: Final = {
     "SUBSCRIPTION_NOT_FOUND": "It was terminated, most likely by a host that handled its event: let go of it.",
     "NAMESPACE_NOT_FOUND": "Create it with CreateNamespace, or correct the metadata; ListNamespaces shows which "
     "there are. Without a role in a namespace, a caller is told ACCESS_DENIED instead.",
+    "NAMESPACE_SET_NOT_FOUND": "Create it with CreateNamespaceSet, or correct its name. A namespace is not a set of one "
+    "member.",
     "POINTER_NOT_FOUND": "The patch was made from another state than the stored one. Load the workflow again, "
     "and give the patch its revision.",
     "DATABASE_NOT_FOUND": "Correct the name or the labels; ListNamespaces shows which databases are in use. Or add "
@@ -32,6 +34,8 @@ REMEDIES: Final = {
     "What was stored before stays; the same import can be repeated.",
     "NAMESPACE_IN_OTHER_DATABASE": "Use it where it is, or create another one. CreateNamespace without a database "
     "takes it as it is.",
+    "NAMESPACE_SET_EXISTS": "Use the set as it is, with the number of members in the error's metadata, or create one of "
+    "another name.",
     "REVISION_MISMATCH": "Somebody else has written. Load the workflow, apply the change again, write again. If it "
     "happens all the time, two hosts run the same workflow: hold a lock, and name it in `held_lock_tokens`.",
     "TRANSACTION_CONFLICT": "Repeat the call after the time in RetryInfo. If it is frequent, look for another program "
@@ -52,6 +56,9 @@ REMEDIES: Final = {
     "The log names the statement.",
     "NAMESPACE_NOT_EMPTY": "Look at what is in it, then repeat with `force`. Tables and views that are not the server's "
     "must be dropped by hand.",
+    "NAMESPACE_SET_INCOMPLETE": "Repeat the CreateNamespaceSet or DeleteNamespaceSet that was interrupted, which finishes "
+    "it; or wait for the one that is at work.",
+    "NAMESPACE_IN_SET": "Delete the whole set with DeleteNamespaceSet. To empty one member, use purges.",
     "DELETE_NAMESPACE_NOT_ALLOWED": "Start a server with `--allow-delete-namespace`, if that is wanted.",
     "CREATE_NAMESPACE_NOT_ALLOWED": "Start the server with `--allow-create-namespace`, or create namespaces through one "
     "that only administrators reach.",
@@ -109,6 +116,9 @@ REMEDIES: Final = {
     "TRANSPORT_LIMIT": "Too many streams or too much metadata for a proxy or for gRPC: see their limits.",
     "UNAUTHENTICATED": "A proxy wants credentials, not the server: ask its operator.",
     "PERMISSION_DENIED": "A proxy refuses the call, not the server: ask its operator.",
+    "MEMBERS_DIFFER": "Write what is on other members of the set with calls of their own, such as "
+    "`mark_event_processed` after the commit: see [Namespace sets](namespace-sets.md).",
+    "NOT_OVER_A_SET": "Make the call in each of the set's members, as a single namespace.",
     "UNIMPLEMENTED": "Upgrade the server, or connect to the right one: `grpcurl ADDRESS list` shows what it serves.",
 }  # fmt: skip
 

@@ -23,6 +23,7 @@ from wfe_persistence.rpc.services import (
     REQUIRED_ROLE,
     SERVER_WIDE,
     SERVICES,
+    SET_FIELD,
     Service,
 )
 from wfe_persistence.rpc.status import STATUS_OF, reason_name, violation_name
@@ -38,7 +39,9 @@ from wfe_persistence.store import (
     importing,
     lifecycle,
     lock,
+    name_holder,
     namespace_list,
+    namespace_set,
     pointer,
     purge,
     queue,
@@ -67,6 +70,8 @@ STORE: tuple[ModuleType, ...] = (
     lock,
     namespace_list,
     pointer,
+    name_holder,
+    namespace_set,
     purge,
     retention,
     storage,
@@ -86,6 +91,8 @@ WITHOUT_FUNCTION = {
     "GetStoreInfo": "is put together from admin, migrate and the configuration",
     "CreateNamespace": "is Namespaces.create_namespace, which migrates",
     "DeleteNamespace": "is Namespaces.delete_namespace, which drops a schema",
+    "CreateNamespaceSet": "is namespace_set.create_namespace_set, which creates namespaces",
+    "DeleteNamespaceSet": "is namespace_set.delete_namespace_set, which deletes namespaces",
 }
 METHODS = [method.descriptor for service in SERVICES for method in service.methods]
 SERVICERS = {service.name: service.servicer for service in SERVICES}
@@ -119,8 +126,8 @@ def test_names_of_methods_are_unique() -> None:
 
 @pytest.mark.parametrize(
     "table",
-    [SERVER_WIDE, NAMESPACE_FIELD, REQUIRED_ROLE, ADDS],
-    ids=["SERVER_WIDE", "NAMESPACE_FIELD", "REQUIRED_ROLE", "ADDS"],
+    [SERVER_WIDE, NAMESPACE_FIELD, SET_FIELD, REQUIRED_ROLE, ADDS],
+    ids=["SERVER_WIDE", "NAMESPACE_FIELD", "SET_FIELD", "REQUIRED_ROLE", "ADDS"],
 )
 def test_no_table_of_methods_has_one_that_does_not_exist(table: Collection[str]) -> None:
     assert set(table) <= {method.name for method in METHODS}
@@ -159,7 +166,7 @@ def test_what_adds_is_all_that_hosts_do_but_for_claims_and_what_ends_something()
 
 
 def test_a_namespace_field_is_one_of_a_server_wide_method() -> None:
-    assert set(NAMESPACE_FIELD) <= SERVER_WIDE
+    assert {*NAMESPACE_FIELD, *SET_FIELD} <= SERVER_WIDE
     for method in METHODS:
         if method.name in NAMESPACE_FIELD:
             assert NAMESPACE_FIELD[method.name] in method.input_type.fields_by_name

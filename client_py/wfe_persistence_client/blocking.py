@@ -41,10 +41,12 @@ def _blocking(
     method: Callable[Concatenate[PersistenceProvider, _P], Coroutine[Any, Any, _T]],
 ) -> "Callable[Concatenate[BlockingPersistenceProvider, _P], _T]":
     """The blocking form of an async method."""
+    name = method.__name__  # the provider of a namespace set has its own
 
     @functools.wraps(method)
     def call(self: "BlockingPersistenceProvider", /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        return self._thread.run(method(self._provider, *args, **kwargs))
+        result: _T = self._thread.run(getattr(self._provider, name)(*args, **kwargs))
+        return result
 
     return call
 
@@ -53,12 +55,13 @@ def _blocking_iterator(
     method: Callable[Concatenate[PersistenceProvider, _P], AsyncIterator[_T]],
 ) -> "Callable[Concatenate[BlockingPersistenceProvider, _P], Iterator[_T]]":
     """The blocking form of a method that returns an async iterator."""
+    name = method.__name__
 
     @functools.wraps(method)
     def iterate(
         self: "BlockingPersistenceProvider", /, *args: _P.args, **kwargs: _P.kwargs
     ) -> Iterator[_T]:
-        items = method(self._provider, *args, **kwargs)
+        items = getattr(self._provider, name)(*args, **kwargs)
 
         async def following() -> list[_T]:
             # In a list, because StopAsyncIteration cannot be a result.
@@ -181,6 +184,8 @@ class BlockingPersistenceProvider:
     get_workflow_instances = _blocking(PersistenceProvider.get_workflow_instances)
     get_runnable_instances = _blocking(PersistenceProvider.get_runnable_instances)
     iter_runnable_instances = _blocking_iterator(PersistenceProvider.iter_runnable_instances)
+    set_name_holder = _blocking(PersistenceProvider.set_name_holder)
+    get_name_holder = _blocking(PersistenceProvider.get_name_holder)
     next_definition_sequence = _blocking(PersistenceProvider.next_definition_sequence)
     commit_workflow = _blocking(PersistenceProvider.commit_workflow)
     list_execution_pointers = _blocking(PersistenceProvider.list_execution_pointers)
@@ -397,6 +402,9 @@ class BlockingPersistenceProvider:
     create_namespace = _blocking(PersistenceProvider.create_namespace)
     list_namespaces = _blocking(PersistenceProvider.list_namespaces)
     delete_namespace = _blocking(PersistenceProvider.delete_namespace)
+    create_namespace_set = _blocking(PersistenceProvider.create_namespace_set)
+    get_namespace_set = _blocking(PersistenceProvider.get_namespace_set)
+    delete_namespace_set = _blocking(PersistenceProvider.delete_namespace_set)
     set_retention_policy = _blocking(PersistenceProvider.set_retention_policy)
     get_retention_policy = _blocking(PersistenceProvider.get_retention_policy)
     run_retention = _blocking(PersistenceProvider.run_retention)

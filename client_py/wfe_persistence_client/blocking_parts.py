@@ -22,6 +22,7 @@ class BlockingStep(StepBuilder):
         super().__init__(step.workflow)
         self._effects.MergeFrom(step._open())  # such as the acknowledgement of the item
         self._commit = step._commit
+        self._new_id = step._new_id
         self._thread = thread
 
     def __enter__(self) -> Self:

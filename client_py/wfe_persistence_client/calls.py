@@ -127,6 +127,9 @@ RULES: Mapping[str, Rule] = {
     "GetRunnableInstances": Rule(Safety.READ),
     # A number may be skipped, but is never returned twice.
     "NextDefinitionSequence": Rule(Safety.REPEATABLE),
+    # Carries a claim_id, by which a repetition is recognized.
+    "SetNameHolder": Rule(Safety.REPEATABLE),
+    "GetNameHolder": Rule(Safety.READ),
     "ListExecutionPointers": Rule(Safety.READ),
     "ListWorkflows": Rule(Safety.READ),
     "CountWorkflows": Rule(Safety.READ),
@@ -195,6 +198,9 @@ RULES: Mapping[str, Rule] = {
     "ListNamespaces": Rule(Safety.READ),
     # A retry would also delete what others have created since.
     "DeleteNamespace": Rule(Safety.UNREPEATABLE),
+    "CreateNamespaceSet": Rule(Safety.REPEATABLE),
+    "GetNamespaceSet": Rule(Safety.READ),
+    "DeleteNamespaceSet": Rule(Safety.UNREPEATABLE),
     "SetRetentionPolicy": Rule(Safety.REPEATABLE),
     "GetRetentionPolicy": Rule(Safety.READ),
     "RunRetention": Rule(Safety.REPEATABLE),

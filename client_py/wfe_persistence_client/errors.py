@@ -118,12 +118,20 @@ class DatabaseNotFound(NotFound):
     """The service has no database with this name and these labels."""
 
 
+class NamespaceSetNotFound(NotFound):
+    """There is no namespace set of this name."""
+
+
 class AlreadyExists(PersistenceError):
     """The id is in use with different content, or the name is taken."""
 
 
 class WorkflowAlreadyExists(AlreadyExists):
     """The id is in use by a workflow created with different content."""
+
+
+class NamespaceSetExists(AlreadyExists):
+    """The namespace set exists with another number of members, which never changes."""
 
 
 class NameTaken(AlreadyExists):
@@ -221,6 +229,21 @@ class TruncateNotAllowed(FailedPrecondition):
 
 class NamespaceNotEmpty(FailedPrecondition):
     """The namespace to delete is not empty."""
+
+
+class NamespaceSetIncomplete(FailedPrecondition):
+    """The creation or deletion of the namespace set has not been finished."""
+
+
+class NamespaceInSet(FailedPrecondition):
+    """The namespace is a member of a set, which can only be deleted as a whole."""
+
+
+class MembersDiffer(FailedPrecondition):
+    """A write concerns things on different members of a namespace set: it can't be one transaction.
+
+    Nothing was sent. Write what is on other members with calls of their own.
+    """
 
 
 class DeleteNamespaceNotAllowed(FailedPrecondition):
@@ -362,6 +385,10 @@ class Unimplemented(PersistenceError):
     """The server does not implement this RPC: it is too old, or a different server."""
 
 
+class NotOverASet(Unimplemented):
+    """A namespace set does not offer this: call it in its members (`with_namespace`)."""
+
+
 class ServerError(PersistenceError):
     """A bug in the server; the message has the id under which the server logged it."""
 
@@ -394,6 +421,12 @@ _BY_REASON: Mapping[str, type[PersistenceError]] = {
     "DELETE_NAMESPACE_NOT_ALLOWED": DeleteNamespaceNotAllowed,
     "CREATE_NAMESPACE_NOT_ALLOWED": CreateNamespaceNotAllowed,
     "STORE_NOT_OWNED": StoreNotOwned,
+    "NAMESPACE_SET_NOT_FOUND": NamespaceSetNotFound,
+    "NAMESPACE_SET_EXISTS": NamespaceSetExists,
+    "NAMESPACE_SET_INCOMPLETE": NamespaceSetIncomplete,
+    "NAMESPACE_IN_SET": NamespaceInSet,
+    "MEMBERS_DIFFER": MembersDiffer,
+    "NOT_OVER_A_SET": NotOverASet,
     "SCHEMA_OUTDATED": SchemaOutdated,
     "SCHEMA_TOO_NEW": SchemaTooNew,
     "DATABASE_PERMISSION_DENIED": DatabasePermissionDenied,

@@ -112,6 +112,48 @@ class Events(Connection):
             lambda page: page.event_ids,
         )
 
+    async def _keyed_runnable_events(
+        self, as_at: datetime | None, page_size: int
+    ) -> AsyncIterator[tuple[int, str]]:
+        """`iter_runnable_events`, each with the number that it is ordered by."""
+        pages = self._calls.pages(
+            self._events.GetRunnableEvents,
+            build(
+                event_pb2.GetRunnableEventsRequest,
+                as_at=convert.optional_timestamp("as_at", as_at),
+                page_size=page_size,
+                with_order_keys=True,
+            ),
+            lambda page: zip(page.order_keys, page.event_ids, strict=True),
+        )
+        async for keyed in pages:
+            yield keyed
+
+    async def _keyed_events(
+        self,
+        event_name: str,
+        event_key: str,
+        as_of: datetime | None,
+        event_time_from: datetime | None,
+        page_size: int,
+    ) -> AsyncIterator[tuple[int, str]]:
+        """`iter_events`, each with the number that it is ordered by."""
+        pages = self._calls.pages(
+            self._events.GetEvents,
+            build(
+                event_pb2.GetEventsRequest,
+                event_name=event_name,
+                event_key=event_key,
+                as_of=convert.optional_timestamp("as_of", as_of),
+                event_time_from=convert.optional_timestamp("event_time_from", event_time_from),
+                page_size=page_size,
+                with_order_keys=True,
+            ),
+            lambda page: zip(page.order_keys, page.event_ids, strict=True),
+        )
+        async for keyed in pages:
+            yield keyed
+
     async def get_events(
         self,
         event_name: str,

@@ -776,6 +776,26 @@ class Namespace:
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
+class NamespaceSet:
+    """A store that is spread over namespaces, selected by `connect(..., namespace_set=...)`."""
+
+    #: Its name.
+    name: str
+    #: The namespaces that it consists of, in the order of their indexes, from 0.
+    members: list[str]
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class NameHolder:
+    """Which workflow of a namespace set has a name."""
+
+    #: The workflow; empty: none.
+    workflow_id: str
+    #: The claim under which it has it; empty: none, or the name is the workflow's id.
+    claim_id: str
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
 class StoreInfo:
     """The versions, limits and capabilities of a server and its store."""
 

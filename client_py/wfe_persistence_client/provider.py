@@ -70,6 +70,7 @@ def connect(
     target: str,
     *,
     namespace: str | None = None,
+    namespace_set: str | None = None,
     timeout: float = DEFAULT_TIMEOUT,
     token: Token | None = None,
     token_file: str | Path | None = None,
@@ -97,6 +98,9 @@ def connect(
             connects through an HTTP proxy if the environment variable `http_proxy` names
             one, except to the hosts in `no_proxy`, and never with a token in plain text.
         namespace: the namespace of all calls; None: the server's default.
+        namespace_set: the namespace set over which all calls are spread, instead of a
+            namespace. The first call asks the server which members it has; see
+            `NamespaceSetProvider` for what differs.
         timeout: maximum duration of a call, including all attempts and the wait for a
             connection, in seconds; infinity counts as a year.
         token: sent as `authorization: Bearer …`: the token, or a function that returns the
@@ -130,6 +134,8 @@ def connect(
         OSError: a file cannot be read.
     """
     check_target(target)
+    if namespace is not None and namespace_set is not None:
+        raise ValueError("give namespace or namespace_set, not both")
     if not 1 <= channels <= _MAX_CHANNELS:
         raise ValueError(f"channels must be from 1 to {_MAX_CHANNELS}")
     source = token_source(token, token_file)
@@ -180,4 +186,9 @@ def connect(
         remember=remember,
     )
     provider._link.own(target, encrypted=credentials is not None)
+    if namespace_set is not None:
+        # (It is a subclass.)
+        from wfe_persistence_client.sets.provider import NamespaceSetProvider
+
+        return NamespaceSetProvider.over(provider, namespace_set)
     return provider

@@ -244,6 +244,24 @@ class Reading(Saving):
             lambda page: page.instance_ids,
         )
 
+    async def _keyed_runnable_instances(
+        self, as_at: datetime | None, workflow_definition_ids: Iterable[str], page_size: int
+    ) -> AsyncIterator[tuple[int, str]]:
+        """`iter_runnable_instances`, each with the number that it is ordered by."""
+        pages = self._calls.pages(
+            self._workflows.GetRunnableInstances,
+            build(
+                workflow_pb2.GetRunnableInstancesRequest,
+                as_at=convert.optional_timestamp("as_at", as_at),
+                page_size=page_size,
+                workflow_definition_ids=list(workflow_definition_ids),
+                with_order_keys=True,
+            ),
+            lambda page: zip(page.order_keys, page.instance_ids, strict=True),
+        )
+        async for keyed in pages:
+            yield keyed
+
     async def list_execution_pointers(
         self,
         workflow_id: str,

@@ -32,6 +32,10 @@ from wfe_persistence_client.model import (
 )
 
 
+def _random_id() -> str:
+    return str(uuid.uuid4())
+
+
 @checked_methods
 class StepBuilder:
     """Collects the effects of one step: everything but the workflow's own state.
@@ -47,11 +51,13 @@ class StepBuilder:
         self._effects = workflow_pb2.CommitWorkflowRequest()
         self._committed: CommittedWorkflow | None = None
         self._ended = False
+        #: Makes up the ids of what has none.
+        self._new_id: Callable[[], str] = _random_id
 
     def create_subscription(self, subscription: EventSubscription) -> str:
         """Creates a subscription, and returns its id (a new UUID if it has none)."""
         message = convert.subscription_to_proto(subscription)
-        message.id = message.id or str(uuid.uuid4())
+        message.id = message.id or self._new_id()
         self._open().create_subscriptions.append(message)
         return message.id
 
@@ -62,7 +68,7 @@ class StepBuilder:
     def create_event(self, event: Event) -> str:
         """Creates an event, and returns its id (a new UUID if it has none)."""
         message = convert.event_to_proto(event)
-        message.id = message.id or str(uuid.uuid4())
+        message.id = message.id or self._new_id()
         self._open().create_events.append(message)
         return message.id
 

@@ -1,13 +1,19 @@
 """Operations on the store as a whole: the error log, the schema, namespaces."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from wfe.persistence.v1 import store_pb2
 from wfe_persistence_client import convert
 from wfe_persistence_client.connection import LARGEST_PAGE, Connection
 from wfe_persistence_client.misfit import build
-from wfe_persistence_client.model import ExecutionError, MigratedStore, Namespace, StoreInfo
+from wfe_persistence_client.model import (
+    ExecutionError,
+    MigratedStore,
+    Namespace,
+    NamespaceSet,
+    StoreInfo,
+)
 
 
 class Store(Connection):
@@ -166,6 +172,7 @@ class Store(Connection):
 
         Raises:
             NamespaceNotFound: it does not exist, or belongs to other servers.
+            NamespaceInSet: it is a member of a set, which can only be deleted as a whole.
             StoreNotOwned: it is older than the record of its owner; `create_namespace`
                 claims it.
             NamespaceNotEmpty: it is not empty, and `force` is false.
@@ -176,4 +183,73 @@ class Store(Connection):
         await whole._calls.unary(
             whole._store.DeleteNamespace,
             build(store_pb2.DeleteNamespaceRequest, name=name, force=force),
+        )
+
+    async def create_namespace_set(
+        self, name: str, members: int, *, databases: Iterable[str] = ()
+    ) -> NamespaceSet:
+        """Creates a namespace set, or finishes a creation that was interrupted.
+
+        A set is one store that is spread over a fixed number of namespaces; see
+        `connect(..., namespace_set=...)`. To create a member takes about as long as
+        `create_namespace`: with many of them, use a longer timeout, or call it again.
+
+        Args:
+            name: `[a-z][a-z0-9_]{0,35}`.
+            members: how many, for ever: 1 to 256.
+            databases: the names of those over which the members are spread, in turn; none:
+                all that take new namespaces.
+
+        Raises:
+            NamespaceSetExists: it exists with another number of members.
+            NamespaceNotEmpty: a member existed before, with data.
+            NamespaceSetIncomplete: it is being deleted.
+            DatabaseNotFound: the service has no such database.
+            CreateNamespaceNotAllowed, StoreNotOwned, TooManyNamespaces, SchemaTooNew,
+            DatabasePermissionDenied: as for `create_namespace`.
+        """
+        whole = self.with_namespace(None)
+        response = await whole._calls.unary(
+            whole._store.CreateNamespaceSet,
+            build(
+                store_pb2.CreateNamespaceSetRequest,
+                name=name,
+                members=members,
+                databases=databases,
+            ),
+        )
+        return convert.namespace_set_from_proto(response.namespace_set)
+
+    async def get_namespace_set(self, name: str) -> NamespaceSet:
+        """Returns a namespace set.
+
+        Args:
+            name: its name.
+
+        Raises:
+            NamespaceSetNotFound: it does not exist.
+            NamespaceSetIncomplete: its creation or deletion has not been finished.
+        """
+        whole = self.with_namespace(None)
+        response = await whole._calls.unary(
+            whole._store.GetNamespaceSet, build(store_pb2.GetNamespaceSetRequest, name=name)
+        )
+        return convert.namespace_set_from_proto(response.namespace_set)
+
+    async def delete_namespace_set(self, name: str, *, force: bool = False) -> None:
+        """Deletes a namespace set and all its members, or finishes that.
+
+        Args:
+            name: its name.
+            force: delete it even if members are not empty.
+
+        Raises:
+            NamespaceSetNotFound: it does not exist.
+            NamespaceNotEmpty: a member is not empty, and `force` is false.
+            DeleteNamespaceNotAllowed: the server was started without the flag for it.
+        """
+        whole = self.with_namespace(None)
+        await whole._calls.unary(
+            whole._store.DeleteNamespaceSet,
+            build(store_pb2.DeleteNamespaceSetRequest, name=name, force=force),
         )

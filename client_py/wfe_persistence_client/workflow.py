@@ -22,6 +22,7 @@ from wfe_persistence_client.model import (
     EventSubscription,
     ExecutionError,
     LifecycleEvent,
+    NameHolder,
     PersistedWorkflow,
     PurgedWorkflows,
     QueueItem,
@@ -40,7 +41,11 @@ class Workflows(Reading):
     """The operations on workflows."""
 
     async def create_new_workflow(
-        self, instance: WorkflowInstance, *, enqueue: Iterable[QueueItem] = ()
+        self,
+        instance: WorkflowInstance,
+        *,
+        enqueue: Iterable[QueueItem] = (),
+        held_lock_tokens: Iterable[str] = (),
     ) -> str:
         """Stores a new workflow with all its pointers, and returns its id.
 
@@ -55,9 +60,11 @@ class Workflows(Reading):
             enqueue: items to enqueue with it, in the same transaction, as by `enqueue`;
                 an empty id stands for that of the workflow. A workflow that is stored
                 already is not enqueued again: that was done when it was created.
+            held_lock_tokens: create it only if each of these locks is still held.
 
         Raises:
             PartialWorkflow: it was loaded with a view.
+            LeaseLost: a lock is no longer held; nothing was written.
             WorkflowAlreadyExists: the id is in use with different content.
             NameTaken: another workflow has the name.
             TooLarge: it exceeds the server's message limit.
@@ -69,8 +76,11 @@ class Workflows(Reading):
         message.id = message.id or new_id()
         response = await self._calls.unary(
             self._workflows.CreateNewWorkflow,
-            workflow_pb2.CreateNewWorkflowRequest(
-                instance=message, enqueue=convert.queue_items_to_proto("enqueue", enqueue)
+            build(
+                workflow_pb2.CreateNewWorkflowRequest,
+                instance=message,
+                enqueue=convert.queue_items_to_proto("enqueue", enqueue),
+                held_lock_tokens=held_lock_tokens,
             ),
         )
         if self._shared.memory.capacity:
@@ -446,6 +456,47 @@ class Workflows(Reading):
             return await self._save(instance, effects, whole, expected_revision, strict)
 
         return Step(workflow, commit)
+
+    async def set_name_holder(
+        self, name: str, workflow_id: str, *, claim_id: str = "", expected_claim_id: str = ""
+    ) -> NameHolder:
+        """Says which workflow of a namespace set has a name, and returns which one has it then.
+
+        The provider of a set calls this itself, in the member to which the name belongs.
+        Nothing changes if it is held under another claim than the expected one.
+
+        Args:
+            name: the name.
+            workflow_id: the workflow that is to hold it; empty: none, it is given up.
+            claim_id: what tells this claim from all others, a new UUID; empty with an empty
+                `workflow_id`.
+            expected_claim_id: the claim under which it is held until now; empty: nobody
+                holds it.
+        """
+        response = await self._calls.unary(
+            self._workflows.SetNameHolder,
+            build(
+                workflow_pb2.SetNameHolderRequest,
+                name=name,
+                workflow_id=workflow_id,
+                claim_id=claim_id,
+                expected_claim_id=expected_claim_id,
+            ),
+        )
+        return NameHolder(workflow_id=response.workflow_id, claim_id=response.claim_id)
+
+    async def get_name_holder(self, name: str) -> NameHolder | None:
+        """Returns which workflow of a namespace set has a name, by its claim; None: none.
+
+        Args:
+            name: the name.
+        """
+        response = await self._calls.unary(
+            self._workflows.GetNameHolder, build(workflow_pb2.GetNameHolderRequest, name=name)
+        )
+        if not response.workflow_id:
+            return None
+        return NameHolder(workflow_id=response.workflow_id, claim_id=response.claim_id)
 
     async def next_definition_sequence(self, definition_id: str) -> int:
         """Returns the next number of a definition's sequence, starting at 1.

@@ -98,6 +98,8 @@ unary! {
     ListWorkflows: workflows.list_workflows(ListWorkflowsRequest) -> ListWorkflowsResponse;
     CountWorkflows: workflows.count_workflows(CountWorkflowsRequest) -> CountWorkflowsResponse;
     GetRunnableInstances: workflows.get_runnable_instances(GetRunnableInstancesRequest) -> GetRunnableInstancesResponse;
+    SetNameHolder: workflows.set_name_holder(SetNameHolderRequest) -> SetNameHolderResponse;
+    GetNameHolder: workflows.get_name_holder(GetNameHolderRequest) -> GetNameHolderResponse;
     NextDefinitionSequence: workflows.next_definition_sequence(NextDefinitionSequenceRequest) -> NextDefinitionSequenceResponse;
 
     CreateEvent: events.create_event(CreateEventRequest) -> CreateEventResponse;
@@ -129,6 +131,10 @@ unary! {
     ListNamespaces: store.list_namespaces(ListNamespacesRequest) -> ListNamespacesResponse;
     DeleteNamespace: store.delete_namespace(DeleteNamespaceRequest) -> DeleteNamespaceResponse;
 
+    CreateNamespaceSet: store.create_namespace_set(CreateNamespaceSetRequest) -> CreateNamespaceSetResponse;
+    GetNamespaceSet: store.get_namespace_set(GetNamespaceSetRequest) -> GetNamespaceSetResponse;
+    DeleteNamespaceSet: store.delete_namespace_set(DeleteNamespaceSetRequest) -> DeleteNamespaceSetResponse;
+
     Enqueue: queues.enqueue(EnqueueRequest) -> EnqueueResponse;
     Dequeue: queues.dequeue(DequeueRequest) -> DequeueResponse;
     Acknowledge: queues.acknowledge(AcknowledgeRequest) -> AcknowledgeResponse;
@@ -139,6 +145,7 @@ unary! {
 
     AcquireLock: locks.acquire_lock(AcquireLockRequest) -> AcquireLockResponse;
     RenewLocks: locks.renew_locks(RenewLocksRequest) -> RenewLocksResponse;
+    ListLocks: locks.list_locks(ListLocksRequest) -> ListLocksResponse;
     ReleaseLock: locks.release_lock(ReleaseLockRequest) -> ReleaseLockResponse;
 
     Publish: lifecycle.publish(PublishRequest) -> PublishResponse;

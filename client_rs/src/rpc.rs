@@ -26,6 +26,8 @@ pub(crate) enum Rpc {
     GetWorkflowInstanceByName,
     GetWorkflowInstances,
     GetRunnableInstances,
+    SetNameHolder,
+    GetNameHolder,
     NextDefinitionSequence,
     CreateEvent,
     CreateEvents,
@@ -53,6 +55,9 @@ pub(crate) enum Rpc {
     CreateNamespace,
     ListNamespaces,
     DeleteNamespace,
+    CreateNamespaceSet,
+    GetNamespaceSet,
+    DeleteNamespaceSet,
     SetRetentionPolicy,
     GetRetentionPolicy,
     RunRetention,
@@ -125,6 +130,8 @@ impl Rpc {
             | Self::GetRetentionPolicy
             | Self::GetStorageReport
             | Self::ExportRecords
+            | Self::GetNamespaceSet
+            | Self::GetNameHolder
             | Self::GetStoreInfo => (Read, None),
             // The id is set before the first attempt; an identical create returns the same.
             Self::CreateNewWorkflow
@@ -152,14 +159,17 @@ impl Rpc {
             Self::SetRetentionPolicy | Self::RunRetention => (Repeatable, None),
             // What is there already, the same, is left as it is.
             Self::ImportRecords => (Repeatable, None),
+            // The claim's id makes a repeated attempt the same one.
+            Self::SetNameHolder => (Repeatable, None),
             // A number may be skipped, but is never returned twice.
             Self::NextDefinitionSequence => (Repeatable, None),
             Self::MarkEventProcessed | Self::MarkEventUnprocessed => (Repeatable, None),
             // The same token and worker acquire again what they hold already.
             Self::SetSubscriptionToken => (Repeatable, None),
-            Self::ScheduleCommand | Self::EnsureStoreExists | Self::CreateNamespace => {
-                (Repeatable, None)
-            }
+            Self::ScheduleCommand
+            | Self::EnsureStoreExists
+            | Self::CreateNamespace
+            | Self::CreateNamespaceSet => (Repeatable, None),
             Self::TerminateSubscription => (Repeatable, Some(ErrorReason::SubscriptionNotFound)),
             Self::ClearSubscriptionToken => (Repeatable, Some(ErrorReason::TokenMismatch)),
             Self::CompleteCommands
@@ -175,9 +185,10 @@ impl Rpc {
             Self::BreakLock => (Unrepeatable, None),
             // Repeated, it removes what others have stored since.
             Self::DeleteItems => (Unrepeatable, None),
-            Self::TruncateAll | Self::DeleteNamespace | Self::DeleteWorkflow => {
-                (Unrepeatable, None)
-            }
+            Self::TruncateAll
+            | Self::DeleteNamespace
+            | Self::DeleteNamespaceSet
+            | Self::DeleteWorkflow => (Unrepeatable, None),
         }
     }
 }

@@ -154,7 +154,7 @@ async def test_every_write_is_logged_with_its_ids_and_nothing_else_of_the_reques
     assert entry["authenticated_by"] == "token"
     assert entry["peer"].startswith("ipv4:127.0.0.1:")
     assert entry["request_id"] == request_id
-    assert entry["namespace"] == (None if rpc.name.endswith("Namespace") else OWN)
+    assert entry["namespace"] == (None if rpc.name.endswith(("Namespace", "NamespaceSet")) else OWN)
     assert entry.get("dry_run", False) == hasattr(request, "dry_run")
     assert entry["time"].endswith("Z")
     assert CANARY not in audited.file.read_text()

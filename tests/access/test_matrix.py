@@ -15,7 +15,10 @@ from tests.support.rpcs import LASTS, RPCS, Rpc, valid_request
 from wfe.persistence.v1.store_pb2 import ListNamespacesRequest
 from wfe_persistence.access.role import ROLES, Role
 
-NAMED: Final = ("CreateNamespace", "DeleteNamespace")
+NAMED: Final = (
+    "CreateNamespace", "DeleteNamespace",
+    "CreateNamespaceSet", "GetNamespaceSet", "DeleteNamespaceSet",
+)  # fmt: skip
 REFUSED: Final = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 
 
@@ -50,6 +53,8 @@ async def outcome(
     request = valid_request(rpc)
     if rpc.name in NAMED:
         request.name = namespace
+    if rpc.name == "CreateNamespaceSet":
+        request.members = 0  # nothing is to be left behind
     metadata = [("wfe-namespace", namespace), *([bearer(token)] if token else [])]
     method: Any = (channel.unary_stream if rpc.streams else channel.unary_unary)(rpc.path)
     call = method(request.SerializeToString(), metadata=metadata, timeout=20)

@@ -349,6 +349,7 @@ GOOD: dict[Any, Any] = {
     datetime: NOW,
     datetime | None: NOW,
     str | None: "x",
+    int: 1,
     WorkflowInstance: WORKFLOW,
     WorkflowInstance | WorkflowPatch: WORKFLOW,
     Event: EVENT,

@@ -82,6 +82,9 @@ REQUIRED_IDS: Final = {
     "GetWorkflowInstanceByNameRequest.name",
     "GetWorkflowInstancesRequest.ids",
     "NextDefinitionSequenceRequest.definition_id",
+    "SetNameHolderRequest.name",
+    "SetNameHolderRequest.claim_id",
+    "GetNameHolderRequest.name",
     "WorkflowPatch.id",
     "WorkflowPatch.removed_pointer_ids",
     "SubscriptionClaim.subscription_id",
@@ -91,6 +94,7 @@ REQUIRED_IDS: Final = {
     "CommitWorkflowRequest.processed_event_ids",
     "CommitWorkflowRequest.complete_lease_tokens",
     "CommitWorkflowRequest.held_lock_tokens",
+    "CreateNewWorkflowRequest.held_lock_tokens",
     "PersistWorkflowRequest.held_lock_tokens",
     "PersistWorkflowWithSubscriptionsRequest.held_lock_tokens",
     "ListExecutionPointersRequest.workflow_id",
@@ -143,6 +147,8 @@ OPTIONAL_IDS: Final = {
     "WorkflowInstance.id",
     "Event.id",
     "EventSubscription.id",
+    "SetNameHolderRequest.workflow_id",
+    "SetNameHolderRequest.expected_claim_id",
 }
 KEYS: Final = {
     # Anything of at most 512 bytes.
@@ -242,6 +248,10 @@ NAMESPACES: Final = {
     # [a-z][a-z0-9_]{0,39}
     "CreateNamespaceRequest.name",
     "DeleteNamespaceRequest.name",
+    # [a-z][a-z0-9_]{0,35}
+    "CreateNamespaceSetRequest.name",
+    "GetNamespaceSetRequest.name",
+    "DeleteNamespaceSetRequest.name",
 }
 QUEUES: Final = {
     # [a-z][a-z0-9_.-]{0,63}
@@ -257,6 +267,7 @@ QUEUES: Final = {
 DATABASES: Final = {
     # [a-z][a-z0-9_-]{0,39}
     "CreateNamespaceRequest.database",
+    "CreateNamespaceSetRequest.databases",
 }
 LABELS: Final = {
     # KEY=VALUE
@@ -365,6 +376,7 @@ NUMBERS: Final = {
     "PurgeWorkflowsRequest.max_rows": (-1, -(2**31)),
     "PurgeEventsRequest.max_rows": (-1, -(2**31)),
     "RunRetentionRequest.max_rows": (-1, -(2**31)),
+    "CreateNamespaceSetRequest.members": (-1, -(2**31), 0, 257, 2**31 - 1),
     "GetStorageReportRequest.max_rows": (-1, -(2**31)),
     "DequeueRequest.max_items": (-1, -(2**31)),
     "ListQueueItemsRequest.page_size": (-1, -(2**31)),
@@ -391,6 +403,10 @@ NO_BAD_VALUE: Final = {
     "ScheduledCommand.execute_time": "any int64",
     "PersistErrorsRequest.errors": "any number of them will do",
     "DeleteNamespaceRequest.force": "a bool is good either way",
+    "DeleteNamespaceSetRequest.force": "a bool is good either way",
+    "GetRunnableInstancesRequest.with_order_keys": "a bool is good either way",
+    "GetRunnableEventsRequest.with_order_keys": "a bool is good either way",
+    "GetEventsRequest.with_order_keys": "a bool is good either way",
     "CommitWorkflowRequest.instance": "one of the two; see the tests of a commit's state",
     "CommitWorkflowRequest.patch": "one of the two; see the tests of a commit's state",
     "CommitWorkflowRequest.held_subscriptions": "see MOST_ITEMS",
@@ -772,6 +788,7 @@ TOKENS: Final = {
     "ReturnedItem.receipt",
     "RenewItemsRequest.receipts",
     "CommitWorkflowRequest.held_lock_tokens",
+    "CreateNewWorkflowRequest.held_lock_tokens",
     "PersistWorkflowRequest.held_lock_tokens",
     "PersistWorkflowWithSubscriptionsRequest.held_lock_tokens",
     # It must be the workflow before.
@@ -803,7 +820,8 @@ def good_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
     elif name in QUEUES:
         yield "64 characters", f"{make.queue()}{'_.-0' * 16}"[:64]
     elif name in NAMESPACES:
-        yield "40 characters", f"{make.new_namespace()}_0"[:40]
+        most = 36 if "NamespaceSet" in name else 40
+        yield f"{most} characters", f"{make.new_namespace()}_0"[:most]
     elif name in REQUIRED_TIMES | OPTIONAL_TIMES:
         if name != "SetSubscriptionTokenRequest.expiry":  # that one must not have passed
             yield "first", make.FIRST_TIME
@@ -824,7 +842,9 @@ def good_values(field: FieldDescriptor) -> Iterator[tuple[str, Any]]:
         yield "24 h", Duration(seconds=24 * 3600)
     elif name in NUMBERS and (-1 in NUMBERS[name] and 0 not in NUMBERS[name]):
         yield "0", 0
-    if name in NUMBERS and name != "WorkflowRecord.first_revision":  # at most the present one
+    if name == "CreateNamespaceSetRequest.members":
+        yield "1", 1  # (256 would take minutes)
+    elif name in NUMBERS and name != "WorkflowRecord.first_revision":  # at most the present one
         yield "2^31-1", 2**31 - 1
     if name in UUIDS:
         yield "none", ""
@@ -1400,7 +1420,10 @@ async def test_token_expiry_that_has_passed_is_refused(api: Api) -> None:
 
 
 # For these the metadata plays no part.
-UNBOUND: Final = ("CreateNamespace", "ListNamespaces", "DeleteNamespace")
+UNBOUND: Final = (
+    "CreateNamespace", "ListNamespaces", "DeleteNamespace",
+    "CreateNamespaceSet", "GetNamespaceSet", "DeleteNamespaceSet",
+)  # fmt: skip
 BOUND: Final = [rpc for rpc in RPCS.values() if rpc.name not in UNBOUND]
 
 

@@ -56,6 +56,9 @@ HARMFUL: Final = {
     "TruncateAll",
     "CreateNamespace",
     "DeleteNamespace",
+    "CreateNamespaceSet",
+    "GetNamespaceSet",  # whose scene takes a namespace each time
+    "DeleteNamespaceSet",
     "PurgeWorkflows",
     "PurgeEvents",
     "SetRetentionPolicy",

@@ -6,6 +6,7 @@ from wfe_persistence.store.rows import read_text
 from wfe_persistence.store.tables import (
     MIGRATIONS_TABLE,
     PLACEMENTS_TABLE,
+    SETS_TABLE,
     STORE_TABLE,
     TABLES,
     Store,
@@ -20,4 +21,6 @@ WHERE c.relnamespace = 'wfc'::regnamespace AND c.relkind IN ('r', 'p')
 async def test_tables_are_those_that_the_migrations_create(store: Store) -> None:
     rows = await store.read(CREATED_TABLES)
     created = [read_text(rows.get_value(i, 0)) for i in range(rows.ntuples)]
-    assert sorted(created) == sorted([MIGRATIONS_TABLE, STORE_TABLE, PLACEMENTS_TABLE, *TABLES])
+    assert sorted(created) == sorted(
+        [MIGRATIONS_TABLE, STORE_TABLE, PLACEMENTS_TABLE, SETS_TABLE, *TABLES]
+    )

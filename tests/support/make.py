@@ -60,6 +60,14 @@ def new_namespace() -> str:
     return name
 
 
+def new_namespace_set() -> str:
+    """The name of a namespace set that no other test uses."""
+    # Its members are namespaces, so theirs start with it.
+    name = new_namespace()[:36]
+    _namespaces.append(name)
+    return name
+
+
 def is_new_namespace(name: str) -> bool:
     """Whether a name was made here, or starts with one that was."""
     return name.startswith(tuple(_namespaces))

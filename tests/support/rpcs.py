@@ -350,7 +350,11 @@ _ACTIVE: Final = WorkflowView.WORKFLOW_VIEW_ACTIVE
 _OLDEST_FIRST: Final = ListOrder.LIST_ORDER_OLDEST_FIRST
 
 _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
-    "CreateNewWorkflow": lambda: {"instance": _instance(), "enqueue": [_item(), _item()]},
+    "CreateNewWorkflow": lambda: {
+        "instance": _instance(),
+        "enqueue": [_item(), _item()],
+        "held_lock_tokens": _lock_tokens(),
+    },
     "CreateWorkflows": lambda: {
         "workflows": [
             workflow_pb2.CreateNewWorkflowRequest(**_FIELDS["CreateNewWorkflow"]())
@@ -391,7 +395,15 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
         "as_at": make.FIRST_TIME,
         "workflow_definition_ids": [make.new_id("definition") for _ in range(2)],
         "page_size": 10,
+        "with_order_keys": True,
     },
+    "SetNameHolder": lambda: {
+        "name": make.new_id("name"),
+        "workflow_id": make.new_id("workflow"),
+        "claim_id": make.new_id("claim"),
+        "expected_claim_id": make.new_id("claim"),
+    },
+    "GetNameHolder": lambda: {"name": make.new_id("name")},
     "NextDefinitionSequence": lambda: {"definition_id": make.new_id("definition")},
     "ListExecutionPointers": lambda: {
         "workflow_id": make.new_id("workflow"),
@@ -442,13 +454,18 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
         "enqueue": [_item(), _item()],
     },
     "GetEvent": lambda: {"id": make.new_id("event")},
-    "GetRunnableEvents": lambda: {"as_at": make.FIRST_TIME, "page_size": 10},
+    "GetRunnableEvents": lambda: {
+        "as_at": make.FIRST_TIME,
+        "page_size": 10,
+        "with_order_keys": True,
+    },
     "GetEvents": lambda: {
         "event_name": "order.paid",
         "event_key": make.new_id("key"),
         "as_of": make.time(),
         "event_time_from": make.FIRST_TIME,
         "page_size": 10,
+        "with_order_keys": True,
     },
     "MarkEventProcessed": lambda: {"id": make.new_id("event")},
     "MarkEventUnprocessed": lambda: {"id": make.new_id("event")},
@@ -613,6 +630,13 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
         "database_labels": ["name=home"],
     },
     "ListNamespaces": lambda: {"page_size": 10},
+    "CreateNamespaceSet": lambda: {
+        "name": make.new_namespace_set(),
+        "members": 1,
+        "databases": ["home", "home"],
+    },
+    "GetNamespaceSet": lambda: {"name": make.new_namespace_set()},
+    "DeleteNamespaceSet": lambda: {"name": make.new_namespace_set(), "force": True},
     "DeleteNamespace": lambda: {"name": make.new_namespace(), "force": True},
     "SetRetentionPolicy": lambda: {"policy": _retention_policy()},
     "GetRetentionPolicy": dict,

@@ -19,14 +19,22 @@ from wfe.persistence.v1.lifecycle_pb2 import LifecycleEvent
 from wfe.persistence.v1.queue_item_pb2 import QueueItem
 from wfe.persistence.v1.store_pb2 import (
     CreateNamespaceRequest,
+    CreateNamespaceSetRequest,
     DeleteNamespaceRequest,
+    DeleteNamespaceSetRequest,
+    GetNamespaceSetRequest,
     GetStoreInfoRequest,
     RetentionPolicy,
     SetRetentionPolicyRequest,
 )
 from wfe.persistence.v1.subscription_pb2 import SetSubscriptionTokenRequest
 from wfe.persistence.v1.transfer_pb2 import Record
-from wfe.persistence.v1.workflow_pb2 import WorkflowInstance, WorkflowStatus
+from wfe.persistence.v1.workflow_pb2 import (
+    GetNameHolderRequest,
+    SetNameHolderRequest,
+    WorkflowInstance,
+    WorkflowStatus,
+)
 
 
 def never_due(**fields: Any) -> WorkflowInstance:
@@ -90,6 +98,15 @@ async def delete_namespace(api: Api, name: str) -> None:
     await found(api.store.DeleteNamespace(DeleteNamespaceRequest(name=name, force=True)))
 
 
+async def give_name_up(api: Api, name: str) -> None:
+    """Have no workflow hold a name."""
+    holder = await api.workflows.GetNameHolder(GetNameHolderRequest(name=name))
+    if holder.claim_id:
+        await api.workflows.SetNameHolder(
+            SetNameHolderRequest(name=name, expected_claim_id=holder.claim_id)
+        )
+
+
 async def skip_unless_namespaces_can_be_deleted(api: Api) -> None:
     """Nothing may be left behind in the store of somebody else."""
     capabilities = (await api.get_store_info()).capabilities
@@ -106,6 +123,7 @@ class Scene:
         self.request = valid_request(rpc)
         self.own = OwnCommands(api)
         self._namespace = ""
+        self._name = ""
         self._policy: RetentionPolicy | None = None
         self._locks: dict[str, str] = {}
         self._cursor = ""
@@ -140,6 +158,11 @@ class Scene:
     async def __aenter__(self) -> Self:
         api, request = self.api, self.request
         match self.rpc.name:
+            case "CreateNewWorkflow":
+                await self._hold(request.held_lock_tokens)
+            case "CreateWorkflows":
+                for each in request.workflows:
+                    await self._hold(each.held_lock_tokens)
             case "PersistWorkflow" | "PersistWorkflowWithSubscriptions":
                 request.expected_revision = await api.create(never_due(id=request.instance.id))
                 await self._set_up_around()
@@ -199,7 +222,7 @@ class Scene:
                     await each.enqueue(id_, visible_time=make.from_now(3600))
             case "Publish":
                 self._cursor = await api.cursor()
-            case "CreateNamespace":
+            case "CreateNamespace" | "CreateNamespaceSet":
                 await skip_unless_namespaces_can_be_deleted(api)
             case "ImportRecords":
                 self._policy = (await api.get_retention_policy()).policy
@@ -211,7 +234,26 @@ class Scene:
             case "DeleteNamespace":
                 await create_namespace(api, request.name)
                 self._namespace = request.name
+            case "GetNamespaceSet" | "DeleteNamespaceSet":
+                await skip_unless_namespaces_can_be_deleted(api)
+                await api.store.CreateNamespaceSet(
+                    CreateNamespaceSetRequest(name=request.name, members=1)
+                )
+                self._namespace = request.name
+            case "SetNameHolder":
+                await self._hold_name(request.expected_claim_id)
+            case "GetNameHolder":
+                await self._hold_name(make.new_id())
         return self
+
+    async def _hold_name(self, claim_id: str) -> None:
+        """Another workflow has the name until now."""
+        self._name = self.request.name
+        await self.api.workflows.SetNameHolder(
+            SetNameHolderRequest(
+                name=self._name, workflow_id=make.new_id("workflow"), claim_id=claim_id
+            )
+        )
 
     async def _receipts(self, count: int) -> list[str]:
         """The receipts of so many new items."""
@@ -348,6 +390,12 @@ class Scene:
             case "CreateNamespace" | "DeleteNamespace":
                 ask = GetStoreInfoRequest()
                 return await found(api.store.GetStoreInfo(ask, **in_namespace(request.name)))
+            case "CreateNamespaceSet" | "DeleteNamespaceSet":
+                return await found(
+                    api.store.GetNamespaceSet(GetNamespaceSetRequest(name=request.name))
+                )
+            case "SetNameHolder":
+                return await api.workflows.GetNameHolder(GetNameHolderRequest(name=request.name))
         return None
 
     async def _state_of_record(self, record: Record) -> object:
@@ -435,3 +483,12 @@ class Scene:
             # The test may have put another name into the request.
             for name in {self.request.name, self._namespace} - {""}:
                 await delete_namespace(self.api, name)
+        if self.rpc.name.endswith("NamespaceSet"):
+            for name in {self.request.name, self._namespace} - {""}:
+                await found(
+                    self.api.store.DeleteNamespaceSet(
+                        DeleteNamespaceSetRequest(name=name, force=True)
+                    )
+                )
+        for name in {self.request.name, self._name} if self._name else ():
+            await give_name_up(self.api, name)

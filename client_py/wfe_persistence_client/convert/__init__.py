@@ -54,6 +54,7 @@ from wfe_persistence_client.convert.store import (
     error_to_proto,
     errors_to_proto,
     namespace_from_proto,
+    namespace_set_from_proto,
     store_info_from_proto,
 )
 from wfe_persistence_client.convert.subscription import (
@@ -111,6 +112,7 @@ __all__ = [
     "listed_item_from_proto",
     "lock_from_proto",
     "namespace_from_proto",
+    "namespace_set_from_proto",
     "optional_duration",
     "optional_timestamp",
     "order_to_proto",

@@ -79,3 +79,8 @@ def namespace_from_proto(message: store_pb2.Namespace) -> model.Namespace:
         database=message.database,
         unavailable=message.unavailable,
     )
+
+
+def namespace_set_from_proto(message: store_pb2.NamespaceSet) -> model.NamespaceSet:
+    """A namespace set from a message."""
+    return model.NamespaceSet(name=message.name, members=list(message.members))

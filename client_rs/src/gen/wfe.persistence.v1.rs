@@ -548,6 +548,8 @@ pub enum ErrorReason {
     /// NOT_FOUND: the service has no database with the name and the labels that
     /// CreateNamespace asks for, or none of its databases takes new namespaces.
     DatabaseNotFound = 6,
+    /// NOT_FOUND: there is no namespace set of this name.
+    NamespaceSetNotFound = 7,
     /// ALREADY_EXISTS: the workflow id is in use by a workflow created with
     /// different content.
     WorkflowAlreadyExists = 10,
@@ -571,6 +573,9 @@ pub enum ErrorReason {
     /// CreateNamespace asks for. ErrorInfo's metadata has the `namespace`, and the
     /// name of its `database`.
     NamespaceInOtherDatabase = 16,
+    /// ALREADY_EXISTS: the namespace set exists with another number of members;
+    /// ErrorInfo's metadata has that as `members`.
+    NamespaceSetExists = 17,
     /// ABORTED: `expected_revision` is not the stored revision; ErrorInfo's
     /// metadata has the stored one as `revision`. Load the workflow again, reapply
     /// the change, and persist again.
@@ -633,6 +638,13 @@ pub enum ErrorReason {
     /// INVALID_ARGUMENT: the metadata `wfe-namespace` does not match
     /// `[a-z][a-z0-9_]{0,39}`.
     InvalidNamespace = 43,
+    /// FAILED_PRECONDITION: the namespace set can't be used: its creation or deletion
+    /// has not been finished. Repeating the call that was interrupted finishes it.
+    NamespaceSetIncomplete = 48,
+    /// FAILED_PRECONDITION: the namespace is a member of a namespace set, which can
+    /// only be deleted as a whole; ErrorInfo's metadata has the set as
+    /// `namespace_set`.
+    NamespaceInSet = 49,
     /// RESOURCE_EXHAUSTED: the request is larger than the server's message limit;
     /// ErrorInfo's metadata has the limit as `limit_bytes`.
     MessageTooLarge = 50,
@@ -740,6 +752,12 @@ pub enum ErrorReason {
     /// UNIMPLEMENTED: the server does not have this RPC: it is older than the
     /// client, or a different server.
     Unimplemented = 104,
+    /// FAILED_PRECONDITION: a write to a namespace set concerns things on different
+    /// members, so it can't be one transaction. Nothing was sent.
+    MembersDiffer = 105,
+    /// UNIMPLEMENTED: a namespace set does not offer the operation; make it in one of
+    /// its members. Nothing was sent.
+    NotOverASet = 106,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -755,6 +773,7 @@ impl ErrorReason {
             Self::NamespaceNotFound => "ERROR_REASON_NAMESPACE_NOT_FOUND",
             Self::PointerNotFound => "ERROR_REASON_POINTER_NOT_FOUND",
             Self::DatabaseNotFound => "ERROR_REASON_DATABASE_NOT_FOUND",
+            Self::NamespaceSetNotFound => "ERROR_REASON_NAMESPACE_SET_NOT_FOUND",
             Self::WorkflowAlreadyExists => "ERROR_REASON_WORKFLOW_ALREADY_EXISTS",
             Self::NameTaken => "ERROR_REASON_NAME_TAKEN",
             Self::EventAlreadyExists => "ERROR_REASON_EVENT_ALREADY_EXISTS",
@@ -762,6 +781,7 @@ impl ErrorReason {
             Self::RequestIdReused => "ERROR_REASON_REQUEST_ID_REUSED",
             Self::RecordConflict => "ERROR_REASON_RECORD_CONFLICT",
             Self::NamespaceInOtherDatabase => "ERROR_REASON_NAMESPACE_IN_OTHER_DATABASE",
+            Self::NamespaceSetExists => "ERROR_REASON_NAMESPACE_SET_EXISTS",
             Self::RevisionMismatch => "ERROR_REASON_REVISION_MISMATCH",
             Self::TransactionConflict => "ERROR_REASON_TRANSACTION_CONFLICT",
             Self::RowLocked => "ERROR_REASON_ROW_LOCKED",
@@ -783,6 +803,8 @@ impl ErrorReason {
             Self::MalformedMessage => "ERROR_REASON_MALFORMED_MESSAGE",
             Self::InvalidPageToken => "ERROR_REASON_INVALID_PAGE_TOKEN",
             Self::InvalidNamespace => "ERROR_REASON_INVALID_NAMESPACE",
+            Self::NamespaceSetIncomplete => "ERROR_REASON_NAMESPACE_SET_INCOMPLETE",
+            Self::NamespaceInSet => "ERROR_REASON_NAMESPACE_IN_SET",
             Self::MessageTooLarge => "ERROR_REASON_MESSAGE_TOO_LARGE",
             Self::AnswerTooLarge => "ERROR_REASON_ANSWER_TOO_LARGE",
             Self::PoolExhausted => "ERROR_REASON_POOL_EXHAUSTED",
@@ -811,6 +833,8 @@ impl ErrorReason {
             Self::Unauthenticated => "ERROR_REASON_UNAUTHENTICATED",
             Self::PermissionDenied => "ERROR_REASON_PERMISSION_DENIED",
             Self::Unimplemented => "ERROR_REASON_UNIMPLEMENTED",
+            Self::MembersDiffer => "ERROR_REASON_MEMBERS_DIFFER",
+            Self::NotOverASet => "ERROR_REASON_NOT_OVER_A_SET",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -823,6 +847,7 @@ impl ErrorReason {
             "ERROR_REASON_NAMESPACE_NOT_FOUND" => Some(Self::NamespaceNotFound),
             "ERROR_REASON_POINTER_NOT_FOUND" => Some(Self::PointerNotFound),
             "ERROR_REASON_DATABASE_NOT_FOUND" => Some(Self::DatabaseNotFound),
+            "ERROR_REASON_NAMESPACE_SET_NOT_FOUND" => Some(Self::NamespaceSetNotFound),
             "ERROR_REASON_WORKFLOW_ALREADY_EXISTS" => Some(Self::WorkflowAlreadyExists),
             "ERROR_REASON_NAME_TAKEN" => Some(Self::NameTaken),
             "ERROR_REASON_EVENT_ALREADY_EXISTS" => Some(Self::EventAlreadyExists),
@@ -834,6 +859,7 @@ impl ErrorReason {
             "ERROR_REASON_NAMESPACE_IN_OTHER_DATABASE" => {
                 Some(Self::NamespaceInOtherDatabase)
             }
+            "ERROR_REASON_NAMESPACE_SET_EXISTS" => Some(Self::NamespaceSetExists),
             "ERROR_REASON_REVISION_MISMATCH" => Some(Self::RevisionMismatch),
             "ERROR_REASON_TRANSACTION_CONFLICT" => Some(Self::TransactionConflict),
             "ERROR_REASON_ROW_LOCKED" => Some(Self::RowLocked),
@@ -857,6 +883,8 @@ impl ErrorReason {
             "ERROR_REASON_MALFORMED_MESSAGE" => Some(Self::MalformedMessage),
             "ERROR_REASON_INVALID_PAGE_TOKEN" => Some(Self::InvalidPageToken),
             "ERROR_REASON_INVALID_NAMESPACE" => Some(Self::InvalidNamespace),
+            "ERROR_REASON_NAMESPACE_SET_INCOMPLETE" => Some(Self::NamespaceSetIncomplete),
+            "ERROR_REASON_NAMESPACE_IN_SET" => Some(Self::NamespaceInSet),
             "ERROR_REASON_MESSAGE_TOO_LARGE" => Some(Self::MessageTooLarge),
             "ERROR_REASON_ANSWER_TOO_LARGE" => Some(Self::AnswerTooLarge),
             "ERROR_REASON_POOL_EXHAUSTED" => Some(Self::PoolExhausted),
@@ -885,6 +913,8 @@ impl ErrorReason {
             "ERROR_REASON_UNAUTHENTICATED" => Some(Self::Unauthenticated),
             "ERROR_REASON_PERMISSION_DENIED" => Some(Self::PermissionDenied),
             "ERROR_REASON_UNIMPLEMENTED" => Some(Self::Unimplemented),
+            "ERROR_REASON_MEMBERS_DIFFER" => Some(Self::MembersDiffer),
+            "ERROR_REASON_NOT_OVER_A_SET" => Some(Self::NotOverASet),
             _ => None,
         }
     }
@@ -1199,6 +1229,9 @@ pub struct GetRunnableEventsRequest {
     /// other fields must be the same as for the first page.
     #[prost(string, tag = "3")]
     pub page_token: ::prost::alloc::string::String,
+    /// Return `order_keys`, too.
+    #[prost(bool, tag = "4")]
+    pub with_order_keys: bool,
 }
 /// GetRunnableEventsResponse is the response of GetRunnableEvents.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1209,6 +1242,10 @@ pub struct GetRunnableEventsResponse {
     /// The token of the next page; empty: this is the last page.
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
+    /// With `with_order_keys`: a number for each id, by which, and then by id, lists
+    /// of several namespaces can be merged: it rises with event_time.
+    #[prost(int64, repeated, tag = "3")]
+    pub order_keys: ::prost::alloc::vec::Vec<i64>,
 }
 /// GetEventsRequest is the request of GetEvents.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1239,6 +1276,9 @@ pub struct GetEventsRequest {
     /// whose event came before it began to wait would wait for ever.
     #[prost(message, optional, tag = "6")]
     pub event_time_from: ::core::option::Option<::prost_types::Timestamp>,
+    /// Return `order_keys`, too.
+    #[prost(bool, tag = "7")]
+    pub with_order_keys: bool,
 }
 /// GetEventsResponse is the response of GetEvents.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1249,6 +1289,10 @@ pub struct GetEventsResponse {
     /// The token of the next page; empty: this is the last page.
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
+    /// With `with_order_keys`: a number for each id, by which, and then by id, lists
+    /// of several namespaces can be merged: it rises with event_time.
+    #[prost(int64, repeated, tag = "3")]
+    pub order_keys: ::prost::alloc::vec::Vec<i64>,
 }
 /// MarkEventProcessedRequest is the request of MarkEventProcessed.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2680,6 +2724,72 @@ pub struct DeleteNamespaceRequest {
 /// DeleteNamespaceResponse is the response of DeleteNamespace.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteNamespaceResponse {}
+/// NamespaceSet is a store that is spread over several namespaces.
+///
+/// What has the id of a workflow is in the member with the index that jump
+/// consistent hash (Lamping and Veach, 2014) gives for the number of members and,
+/// as the key, the first 8 bytes of the SHA-256 of the id's UTF-8 bytes, as a big-
+/// endian unsigned integer. `protos/wfe/persistence/v1/namespace_sets.json`
+/// in the repository has test vectors.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NamespaceSet {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// The namespaces that it consists of, in the order of their indexes, from 0.
+    #[prost(string, repeated, tag = "2")]
+    pub members: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// CreateNamespaceSetRequest is the request of CreateNamespaceSet.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateNamespaceSetRequest {
+    /// Its name, `[a-z][a-z0-9_]{0,35}`, and short enough that its members' names
+    /// fit; required.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// How many members it has, for ever: 1 to 256.
+    #[prost(int32, tag = "2")]
+    pub members: i32,
+    /// The databases over which its members are spread, in turn, each
+    /// `[a-z][a-z0-9_-]{0,39}`, at most 256; empty: all that take new namespaces.
+    /// A member that exists stays where it is.
+    #[prost(string, repeated, tag = "3")]
+    pub databases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// CreateNamespaceSetResponse is the response of CreateNamespaceSet.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateNamespaceSetResponse {
+    /// The set.
+    #[prost(message, optional, tag = "1")]
+    pub namespace_set: ::core::option::Option<NamespaceSet>,
+}
+/// GetNamespaceSetRequest is the request of GetNamespaceSet.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetNamespaceSetRequest {
+    /// Its name, `[a-z][a-z0-9_]{0,35}`; required.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+/// GetNamespaceSetResponse is the response of GetNamespaceSet.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetNamespaceSetResponse {
+    /// The set.
+    #[prost(message, optional, tag = "1")]
+    pub namespace_set: ::core::option::Option<NamespaceSet>,
+}
+/// DeleteNamespaceSetRequest is the request of DeleteNamespaceSet.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteNamespaceSetRequest {
+    /// Its name, `[a-z][a-z0-9_]{0,35}`; required.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Delete it even if members are not empty; see DeleteNamespaceRequest.
+    #[prost(bool, tag = "2")]
+    pub force: bool,
+}
+/// DeleteNamespaceSetResponse is the response of DeleteNamespaceSet.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteNamespaceSetResponse {}
 /// EnsureStoreExistsRequest is the request of EnsureStoreExists.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EnsureStoreExistsRequest {}
@@ -3135,7 +3245,8 @@ pub mod store_service_client {
         /// set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already
         /// deleted, or if it is the store of other servers; FAILED_PRECONDITION
         /// (STORE_NOT_OWNED) if it has no recorded owner, until CreateNamespace or a
-        /// call to it has made it this server's; RESOURCE_EXHAUSTED
+        /// call to it has made it this server's; FAILED_PRECONDITION (NAMESPACE_IN_SET)
+        /// if it is a member of a namespace set; RESOURCE_EXHAUSTED
         /// (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
         pub async fn delete_namespace(
             &mut self,
@@ -3160,6 +3271,112 @@ pub mod store_service_client {
             req.extensions_mut()
                 .insert(
                     GrpcMethod::new("wfe.persistence.v1.StoreService", "DeleteNamespace"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Creates a namespace set: one store that is spread over a fixed number of
+        /// namespaces, its members, named `<set>_0`, `<set>_1` and so on. Clients route
+        /// by what GetNamespaceSet says. Idempotent, and resumed by repeating it,
+        /// however it was interrupted; of concurrent calls for the same set one works,
+        /// the others wait. Each member is created as by CreateNamespace, with its
+        /// errors. A set can't be used before all its members are there. This call,
+        /// GetNamespaceSet and DeleteNamespaceSet ignore the metadata `wfe-namespace`;
+        /// the caller needs the role in every member. Errors: ALREADY_EXISTS
+        /// (NAMESPACE_SET_EXISTS) if it exists with another number of members, which
+        /// never changes; FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) if a member existed
+        /// before, with data; FAILED_PRECONDITION (NAMESPACE_SET_INCOMPLETE) if it is
+        /// being deleted; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
+        pub async fn create_namespace_set(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateNamespaceSetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateNamespaceSetResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.StoreService/CreateNamespaceSet",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "wfe.persistence.v1.StoreService",
+                        "CreateNamespaceSet",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Returns a namespace set. Clients call it when they connect. Errors: NOT_FOUND
+        /// (NAMESPACE_SET_NOT_FOUND); FAILED_PRECONDITION (NAMESPACE_SET_INCOMPLETE)
+        /// while it is being created or deleted; INVALID_ARGUMENT.
+        pub async fn get_namespace_set(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetNamespaceSetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetNamespaceSetResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.StoreService/GetNamespaceSet",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("wfe.persistence.v1.StoreService", "GetNamespaceSet"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Deletes a namespace set and its members, each as by DeleteNamespace, with its
+        /// errors. When it has begun, the set can't be used any more; it is resumed by
+        /// repeating it. Without `force` it does not begin unless all members are empty.
+        /// Errors: NOT_FOUND (NAMESPACE_SET_NOT_FOUND), also if a retry finds it already
+        /// deleted; FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY;
+        /// DELETE_NAMESPACE_NOT_ALLOWED); RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY);
+        /// INVALID_ARGUMENT.
+        pub async fn delete_namespace_set(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteNamespaceSetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteNamespaceSetResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.StoreService/DeleteNamespaceSet",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "wfe.persistence.v1.StoreService",
+                        "DeleteNamespaceSet",
+                    ),
                 );
             self.inner.unary(req, path, codec).await
         }
@@ -4313,6 +4530,10 @@ pub struct CreateNewWorkflowRequest {
     /// id) twice. An empty id stands for the id of the workflow.
     #[prost(message, repeated, tag = "2")]
     pub enqueue: ::prost::alloc::vec::Vec<QueueItem>,
+    /// Create it only if each of these locks (AcquireLock) is still held and has not
+    /// expired; at most 1000, no duplicates.
+    #[prost(string, repeated, tag = "3")]
+    pub held_lock_tokens: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// CreateNewWorkflowResponse is the response of CreateNewWorkflow.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -4657,6 +4878,9 @@ pub struct GetRunnableInstancesRequest {
     pub workflow_definition_ids: ::prost::alloc::vec::Vec<
         ::prost::alloc::string::String,
     >,
+    /// Return `order_keys`, too.
+    #[prost(bool, tag = "5")]
+    pub with_order_keys: bool,
 }
 /// GetRunnableInstancesResponse is the response of GetRunnableInstances.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -4667,6 +4891,58 @@ pub struct GetRunnableInstancesResponse {
     /// The token of the next page; empty: this is the last page.
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
+    /// With `with_order_keys`: a number for each id, by which, and then by id, lists
+    /// of several namespaces can be merged: next_execution.
+    #[prost(int64, repeated, tag = "3")]
+    pub order_keys: ::prost::alloc::vec::Vec<i64>,
+}
+/// SetNameHolderRequest is the request of SetNameHolder.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetNameHolderRequest {
+    /// The name; required, at most 512 bytes.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// The workflow that is to hold it, at most 512 bytes; empty: none, it is given
+    /// up.
+    #[prost(string, tag = "2")]
+    pub workflow_id: ::prost::alloc::string::String,
+    /// What tells this claim from all others, of the same workflow, too: a new UUID;
+    /// required with a workflow_id, at most 512 bytes.
+    #[prost(string, tag = "3")]
+    pub claim_id: ::prost::alloc::string::String,
+    /// The claim under which it is held until now, at most 512 bytes; empty: none.
+    /// Required without a workflow_id.
+    #[prost(string, tag = "4")]
+    pub expected_claim_id: ::prost::alloc::string::String,
+}
+/// SetNameHolderResponse is the response of SetNameHolder.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetNameHolderResponse {
+    /// The workflow that holds the name after the call: that of the request, or
+    /// another one, if nothing was changed; empty: none.
+    #[prost(string, tag = "1")]
+    pub workflow_id: ::prost::alloc::string::String,
+    /// The claim under which it does; empty: none, or it is a workflow in this
+    /// namespace that has the name without a claim, because it is its id.
+    #[prost(string, tag = "2")]
+    pub claim_id: ::prost::alloc::string::String,
+}
+/// GetNameHolderRequest is the request of GetNameHolder.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetNameHolderRequest {
+    /// The name; required, at most 512 bytes.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+/// GetNameHolderResponse is the response of GetNameHolder.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetNameHolderResponse {
+    /// The workflow that holds the name; empty: none.
+    #[prost(string, tag = "1")]
+    pub workflow_id: ::prost::alloc::string::String,
+    /// The claim under which it does.
+    #[prost(string, tag = "2")]
+    pub claim_id: ::prost::alloc::string::String,
 }
 /// NextDefinitionSequenceRequest is the request of NextDefinitionSequence.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -5085,7 +5361,8 @@ pub mod workflow_service_client {
         /// updated since; but if it has been deleted since, it is created anew, with a
         /// higher revision. A repetition does not enqueue: that was done with the
         /// creation, and a workflow that has ended since is not to be run again. Errors:
-        /// ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the id is in use with different
+        /// FAILED_PRECONDITION (LEASE_LOST) if one of `held_lock_tokens` is not held,
+        /// unless it is a repetition; ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the id is in use with different
         /// content, ALREADY_EXISTS (NAME_TAKEN) if the name is; RESOURCE_EXHAUSTED
         /// (ANSWER_TOO_LARGE) if it or an item could not be read back in one message;
         /// INVALID_ARGUMENT.
@@ -5469,6 +5746,72 @@ pub mod workflow_service_client {
                     GrpcMethod::new(
                         "wfe.persistence.v1.WorkflowService",
                         "GetRunnableInstances",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Says which workflow of a namespace set has a name: the name is held by one
+        /// workflow at a time, which may be in another namespace and need not exist yet.
+        /// Clients of a set call it in the member to which the name belongs, before they
+        /// give a workflow in any member that name. Nothing changes if it is held under
+        /// another claim than `expected_claim_id`, or if another workflow in this
+        /// namespace has the name. Idempotent. Errors: INVALID_ARGUMENT.
+        pub async fn set_name_holder(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetNameHolderRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetNameHolderResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.WorkflowService/SetNameHolder",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "wfe.persistence.v1.WorkflowService",
+                        "SetNameHolder",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Returns the workflow of a namespace set that holds a name, if there is one.
+        /// Errors: INVALID_ARGUMENT.
+        pub async fn get_name_holder(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetNameHolderRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetNameHolderResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.WorkflowService/GetNameHolder",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "wfe.persistence.v1.WorkflowService",
+                        "GetNameHolder",
                     ),
                 );
             self.inner.unary(req, path, codec).await

@@ -72,6 +72,41 @@ impl GrpcPersistenceProvider {
         Ok(())
     }
 
+    /// Creates a namespace set with so many members, for ever, or finishes a creation that was
+    /// interrupted; see [`Builder::connect_set`](crate::Builder::connect_set).
+    ///
+    /// # Errors
+    ///
+    /// `NAMESPACE_SET_EXISTS`: with another number of members; `NAMESPACE_NOT_EMPTY`: a member
+    /// existed before, with data; `NAMESPACE_SET_INCOMPLETE`: it is being deleted; those of
+    /// `create_namespace`.
+    pub async fn create_namespace_set(
+        &self,
+        name: &str,
+        members: u32,
+    ) -> Result<v1::NamespaceSet, Error> {
+        let request = v1::CreateNamespaceSetRequest {
+            name: name.into(),
+            members: i32::try_from(members).unwrap_or(i32::MAX),
+            ..Default::default()
+        };
+        Ok(self.call(&request).await?.namespace_set.unwrap_or_default())
+    }
+
+    /// Deletes a namespace set with its members; with `force`, even if they are not empty.
+    ///
+    /// # Errors
+    ///
+    /// `NAMESPACE_SET_NOT_FOUND`; `NAMESPACE_NOT_EMPTY`; those of `delete_namespace`.
+    pub async fn delete_namespace_set(&self, name: &str, force: bool) -> Result<(), Error> {
+        let request = v1::DeleteNamespaceSetRequest {
+            name: name.into(),
+            force,
+        };
+        self.call(&request).await?;
+        Ok(())
+    }
+
     /// Returns all namespaces of the server, `default` first.
     ///
     /// # Errors

@@ -59,6 +59,7 @@ impl EventRepository for GrpcPersistenceProvider {
                 as_at: Some(to_time(as_at)),
                 page_size: PAGE_SIZE,
                 page_token,
+                ..Default::default()
             };
             let response = self.call(&request).await?;
             Ok((response.event_ids, response.next_page_token))

@@ -27,11 +27,22 @@ impl GrpcPersistenceProvider {
         instance: &WorkflowInstance,
         enqueue: Vec<v1::QueueItem>,
     ) -> Result<String> {
+        self.create_under(instance, enqueue, Vec::new()).await
+    }
+
+    /// The same, only if each of these locks is still held.
+    pub(crate) async fn create_under(
+        &self,
+        instance: &WorkflowInstance,
+        enqueue: Vec<v1::QueueItem>,
+        held_lock_tokens: Vec<String>,
+    ) -> Result<String> {
         let mut message = to_workflow(instance)?;
         message.id = id_or_new(&instance.id);
         let request = v1::CreateNewWorkflowRequest {
             instance: Some(message),
             enqueue,
+            held_lock_tokens,
         };
         let response = self.call(&request).await?;
         self.remember(|| {

@@ -41,6 +41,7 @@ from wfe_persistence.rpc.named_field import naming_a_field
 from wfe_persistence.rpc.observed import Observed
 from wfe_persistence.rpc.services import Method, Service
 from wfe_persistence.rpc.status import abort, reason_name
+from wfe_persistence.store.namespace_set import members_of
 from wfe_persistence.store.tables import Store
 from wfe_persistence.time_spent import measured
 
@@ -327,6 +328,9 @@ class Boundary:
         if method.namespace_field:
             namespace = getattr(request, method.namespace_field)
             self._guard.require(caller, method.required_role, namespace, method.name)
+        if method.set_field:
+            [member] = members_of(getattr(request, method.set_field), 1)
+            self._guard.require(caller, method.required_role, member, method.name)
         store = await self._namespace(caller, method)
         self._limits.space.note(store, method)
         return request, Call(store, check, self._env, caller, place)

@@ -76,9 +76,12 @@ class EventService:
             call.store,
             request.as_at if request.HasField("as_at") else None,
             *call.page(request, page_size),
+            with_keys=request.with_order_keys,
         )
         return pb.GetRunnableEventsResponse(
-            event_ids=page.items, next_page_token=paging.encode(request, call.store, page.next)
+            event_ids=page.items,
+            next_page_token=paging.encode(request, call.store, page.next),
+            order_keys=page.keys,
         )
 
     async def GetEvents(self, request: pb.GetEventsRequest, call: Call) -> pb.GetEventsResponse:
@@ -93,9 +96,12 @@ class EventService:
             *query,
             request.event_time_from if request.HasField("event_time_from") else None,
             *call.page(request, page_size),
+            with_keys=request.with_order_keys,
         )
         return pb.GetEventsResponse(
-            event_ids=page.items, next_page_token=paging.encode(request, call.store, page.next)
+            event_ids=page.items,
+            next_page_token=paging.encode(request, call.store, page.next),
+            order_keys=page.keys,
         )
 
     async def MarkEventProcessed(

@@ -100,24 +100,28 @@ class Guard:
         None: in any. Nothing has been asked of the database, so neither the answer nor its time
         tells whether the namespace exists.
         """
-        if caller.rights is ALL_RIGHTS:
-            return
-        if namespace is None:
-            allowed, where = caller.rights.allow_somewhere(role), "any namespace"
-        else:
-            allowed, where = caller.rights.allow(role, namespace), "the namespace"
-        if allowed:
-            return
-        refusals.warn_each(
-            "ACCESS_DENIED",
-            caller.principal,
-            f"calls are refused with ACCESS_DENIED: {caller.principal} does not have the role "
-            f"{role.label} in {'any namespace' if namespace is None else repr(namespace[:40])} "
-            f"for {what}",
-        )
-        raise PersistenceError(
-            ErrorReason.ERROR_REASON_ACCESS_DENIED,
-            f"{what} requires the role {role.label} in {where}, which {caller.principal} does not "
-            "have",
-            metadata={"principal": caller.principal, "role": role.label},
-        )
+        require(caller, role, namespace, what)
+
+
+def require(caller: Caller, role: Role, namespace: str | None, what: str) -> None:
+    """See `Guard.require`."""
+    if caller.rights is ALL_RIGHTS:
+        return
+    if namespace is None:
+        allowed, where = caller.rights.allow_somewhere(role), "any namespace"
+    else:
+        allowed, where = caller.rights.allow(role, namespace), "the namespace"
+    if allowed:
+        return
+    refusals.warn_each(
+        "ACCESS_DENIED",
+        caller.principal,
+        f"calls are refused with ACCESS_DENIED: {caller.principal} does not have the role "
+        f"{role.label} in {'any namespace' if namespace is None else repr(namespace[:40])} "
+        f"for {what}",
+    )
+    raise PersistenceError(
+        ErrorReason.ERROR_REASON_ACCESS_DENIED,
+        f"{what} requires the role {role.label} in {where}, which {caller.principal} does not have",
+        metadata={"principal": caller.principal, "role": role.label},
+    )

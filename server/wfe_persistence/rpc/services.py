@@ -36,11 +36,28 @@ from wfe_persistence.rpc.subscription_service import SubscriptionService
 from wfe_persistence.rpc.transfer_service import TransferService
 from wfe_persistence.rpc.workflow_service import WorkflowService
 
-SERVER_WIDE: Final = frozenset({"CreateNamespace", "ListNamespaces", "DeleteNamespace"})
+SERVER_WIDE: Final = frozenset(
+    {
+        "CreateNamespace",
+        "ListNamespaces",
+        "DeleteNamespace",
+        "CreateNamespaceSet",
+        "GetNamespaceSet",
+        "DeleteNamespaceSet",
+    }
+)
 """RPCs that concern the whole server; the namespace in their metadata is ignored."""
 
 NAMESPACE_FIELD: Final = {"CreateNamespace": "name", "DeleteNamespace": "name"}
 """Of server-wide RPCs that concern one namespace, the field of the request that names it."""
+
+SET_FIELD: Final = {
+    "CreateNamespaceSet": "name",
+    "GetNamespaceSet": "name",
+    "DeleteNamespaceSet": "name",
+}
+"""The same of those that concern a namespace set. The role is required in its first member before
+anything else is done, and in all others by the handler, which knows which there are."""
 
 REQUIRED_ROLE: Final = {
     # WorkflowService
@@ -54,6 +71,8 @@ REQUIRED_ROLE: Final = {
     "WaitForWorkflow": Role.READER,
     "GetWorkflowInstances": Role.READER,
     "GetRunnableInstances": Role.READER,
+    "SetNameHolder": Role.HOST,
+    "GetNameHolder": Role.READER,
     "NextDefinitionSequence": Role.HOST,
     "ListExecutionPointers": Role.READER,
     "ListWorkflows": Role.READER,
@@ -117,6 +136,9 @@ REQUIRED_ROLE: Final = {
     "CreateNamespace": Role.OPERATOR,
     "ListNamespaces": Role.READER,
     "DeleteNamespace": Role.OPERATOR,
+    "CreateNamespaceSet": Role.OPERATOR,
+    "GetNamespaceSet": Role.READER,
+    "DeleteNamespaceSet": Role.OPERATOR,
     "SetRetentionPolicy": Role.OPERATOR,
     "GetRetentionPolicy": Role.READER,
     "RunRetention": Role.OPERATOR,
@@ -135,6 +157,7 @@ ADDS: Final = frozenset(
         "PersistWorkflow",
         "PersistWorkflowWithSubscriptions",
         "CommitWorkflow",
+        "SetNameHolder",
         "NextDefinitionSequence",
         "CreateEvent",
         "CreateEvents",
@@ -175,6 +198,8 @@ class Method:
     server_wide: bool
     namespace_field: str | None
     """Of a server-wide RPC: the field of the request that has the name of a namespace."""
+    set_field: str | None
+    """The same of a namespace set."""
     required_role: Role
     adds: bool
     """Whether it may add rows or bytes to a namespace."""
@@ -213,6 +238,7 @@ class Service:
                 GetMessageClass(method.input_type),
                 server_wide=method.name in SERVER_WIDE,
                 namespace_field=NAMESPACE_FIELD.get(method.name),
+                set_field=SET_FIELD.get(method.name),
                 required_role=REQUIRED_ROLE.get(method.name, Role.ADMIN),
                 adds=method.name in ADDS,
                 labels=(

@@ -38,6 +38,7 @@ _STATUS: Final[dict[grpc.StatusCode, tuple[str, ...]]] = {
         "NAMESPACE_NOT_FOUND",
         "POINTER_NOT_FOUND",
         "DATABASE_NOT_FOUND",
+        "NAMESPACE_SET_NOT_FOUND",
     ),
     grpc.StatusCode.ALREADY_EXISTS: (
         "WORKFLOW_ALREADY_EXISTS",
@@ -47,6 +48,7 @@ _STATUS: Final[dict[grpc.StatusCode, tuple[str, ...]]] = {
         "REQUEST_ID_REUSED",
         "RECORD_CONFLICT",
         "NAMESPACE_IN_OTHER_DATABASE",
+        "NAMESPACE_SET_EXISTS",
     ),
     grpc.StatusCode.ABORTED: ("REVISION_MISMATCH", "TRANSACTION_CONFLICT", "ROW_LOCKED"),
     grpc.StatusCode.FAILED_PRECONDITION: (
@@ -60,6 +62,8 @@ _STATUS: Final[dict[grpc.StatusCode, tuple[str, ...]]] = {
         "DELETE_NAMESPACE_NOT_ALLOWED",
         "CREATE_NAMESPACE_NOT_ALLOWED",
         "STORE_NOT_OWNED",
+        "NAMESPACE_SET_INCOMPLETE",
+        "NAMESPACE_IN_SET",
     ),
     grpc.StatusCode.RESOURCE_EXHAUSTED: (
         "MESSAGE_TOO_LARGE",

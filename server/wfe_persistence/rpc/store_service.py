@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from google.protobuf.duration_pb2 import Duration
 
 from wfe.persistence.v1 import store_pb2 as pb
@@ -12,17 +14,20 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import Check, read_back
+from wfe_persistence.rpc.guard import require
 from wfe_persistence.store import (
     admin,
     error_log,
     migration_files,
     migration_history,
     namespace_list,
+    namespace_set,
     readiness,
     retention,
     storage,
 )
 from wfe_persistence.store.request_key import REQUEST_RETENTION_SECONDS
+from wfe_persistence.store.schema import MAX_MEMBERS
 
 
 class StoreService:
@@ -113,12 +118,7 @@ class StoreService:
         check.database("database", request.database)
         labels = check.labels("database_labels", request.database_labels)
         check.done()
-        if not call.env.allow_create_namespace:
-            raise PersistenceError(
-                ErrorReason.ERROR_REASON_CREATE_NAMESPACE_NOT_ALLOWED,
-                "the server was started without --allow-create-namespace, which is the default "
-                "only where it listens on loopback",
-            )
+        _check_may_create(call)
         migrated, database = await call.env.namespaces.create_namespace(
             request.name, request.database, labels
         )
@@ -152,14 +152,59 @@ class StoreService:
         check = call.check
         check.namespace("name", request.name)
         check.done()
-        if not call.env.allow_delete_namespace:
-            raise PersistenceError(
-                ErrorReason.ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED,
-                "the server was started without --allow-delete-namespace",
-            )
+        _check_may_delete(call)
+        await namespace_set.check_in_no_set(call.env.namespaces.default, request.name)
         await call.env.namespaces.delete_namespace(request.name, force=request.force)
         admin.stir_emptied(request.name, call.env.waiters)
         return pb.DeleteNamespaceResponse()
+
+    async def CreateNamespaceSet(
+        self, request: pb.CreateNamespaceSetRequest, call: Call
+    ) -> pb.CreateNamespaceSetResponse:
+        """Create a namespace set or finish its creation."""
+        check = call.check
+        check.namespace_set("name", request.name)
+        check.members("members", request.members)
+        if check.at_most("", "databases", request.databases, MAX_MEMBERS):
+            for i, database in enumerate(request.databases):
+                check.database(f"databases[{i}]", database, required=True)
+        check.done()
+        _check_may_create(call)
+        _require_in_each(
+            call, Role.OPERATOR, namespace_set.members_of(request.name, request.members)
+        )
+        made = await namespace_set.create_namespace_set(
+            call.env.namespaces, request.name, request.members, request.databases
+        )
+        return pb.CreateNamespaceSetResponse(namespace_set=_set(made))
+
+    async def GetNamespaceSet(
+        self, request: pb.GetNamespaceSetRequest, call: Call
+    ) -> pb.GetNamespaceSetResponse:
+        """Return a namespace set."""
+        call.check.namespace_set("name", request.name)
+        call.check.done()
+        found = await namespace_set.get_namespace_set(call.env.namespaces.default, request.name)
+        _require_in_each(call, Role.READER, found.members)
+        return pb.GetNamespaceSetResponse(namespace_set=_set(found))
+
+    async def DeleteNamespaceSet(
+        self, request: pb.DeleteNamespaceSetRequest, call: Call
+    ) -> pb.DeleteNamespaceSetResponse:
+        """Delete a namespace set with its members."""
+        call.check.namespace_set("name", request.name)
+        call.check.done()
+        _check_may_delete(call)
+        namespaces = call.env.namespaces
+        found = await namespace_set.read_set(namespaces.default, request.name)
+        if found is not None:
+            _require_in_each(call, Role.OPERATOR, found.members)
+        deleted = await namespace_set.delete_namespace_set(
+            namespaces, request.name, force=request.force
+        )
+        for member in deleted:
+            admin.stir_emptied(member, call.env.waiters)
+        return pb.DeleteNamespaceSetResponse()
 
     async def SetRetentionPolicy(
         self, request: pb.SetRetentionPolicyRequest, call: Call
@@ -196,6 +241,32 @@ class StoreService:
         max_rows = call.check.purged_rows(request.max_rows)
         call.check.done()
         return await storage.get_storage_report(call.store, max_rows)
+
+
+def _check_may_create(call: Call) -> None:
+    if not call.env.allow_create_namespace:
+        raise PersistenceError(
+            ErrorReason.ERROR_REASON_CREATE_NAMESPACE_NOT_ALLOWED,
+            "the server was started without --allow-create-namespace, which is the default "
+            "only where it listens on loopback",
+        )
+
+
+def _check_may_delete(call: Call) -> None:
+    if not call.env.allow_delete_namespace:
+        raise PersistenceError(
+            ErrorReason.ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED,
+            "the server was started without --allow-delete-namespace",
+        )
+
+
+def _require_in_each(call: Call, role: Role, members: Iterable[str]) -> None:
+    for member in members:
+        require(call.caller, role, member, "a namespace set with this member")
+
+
+def _set(of: namespace_set.NamespaceSet) -> pb.NamespaceSet:
+    return pb.NamespaceSet(name=of.name, members=of.members)
 
 
 def _prepare_errors(request: pb.PersistErrorsRequest, check: Check) -> None:

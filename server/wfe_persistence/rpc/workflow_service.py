@@ -17,6 +17,7 @@ from wfe_persistence.rpc.check import Check, R, read_back
 from wfe_persistence.rpc.check.bounds import MAX_REVISION
 from wfe_persistence.store import (
     commit,
+    name_holder,
     pointer,
     purge,
     workflow,
@@ -43,7 +44,9 @@ class WorkflowService:
         """Store a new workflow."""
         instance = request.instance
         await offload.run(_prepare_create, request, call.check)
-        revision = await workflow.create_new_workflow(call.store, instance, request.enqueue)
+        revision = await workflow.create_new_workflow(
+            call.store, instance, request.enqueue, request.held_lock_tokens
+        )
         call.env.changes.published(call.store)
         call.written(request.enqueue)
         return pb.CreateNewWorkflowResponse(id=instance.id, name=instance.name, revision=revision)
@@ -189,10 +192,37 @@ class WorkflowService:
             epoch_ms(request.as_at) if request.HasField("as_at") else None,
             request.workflow_definition_ids,
             *call.page(request, page_size),
+            with_keys=request.with_order_keys,
         )
         return pb.GetRunnableInstancesResponse(
-            instance_ids=page.items, next_page_token=paging.encode(request, call.store, page.next)
+            instance_ids=page.items,
+            next_page_token=paging.encode(request, call.store, page.next),
+            order_keys=page.keys,
         )
+
+    async def SetNameHolder(
+        self, request: pb.SetNameHolderRequest, call: Call
+    ) -> pb.SetNameHolderResponse:
+        """Say which workflow of a set has a name."""
+        check = call.check
+        check.id("", "name", request.name)
+        check.id("", "workflow_id", request.workflow_id, required=False)
+        taken = bool(request.workflow_id)
+        check.id("", "claim_id", request.claim_id, required=taken)
+        check.id("", "expected_claim_id", request.expected_claim_id, required=not taken)
+        check.done()
+        holder = await name_holder.set_name_holder(call.store, request)
+        return pb.SetNameHolderResponse(workflow_id=holder.workflow_id, claim_id=holder.claim_id)
+
+    async def GetNameHolder(
+        self, request: pb.GetNameHolderRequest, call: Call
+    ) -> pb.GetNameHolderResponse:
+        """Return the workflow of a set that has a name."""
+        check = call.check
+        check.id("", "name", request.name)
+        check.done()
+        holder = await name_holder.get_name_holder(call.store, request.name)
+        return pb.GetNameHolderResponse(workflow_id=holder.workflow_id, claim_id=holder.claim_id)
 
     async def NextDefinitionSequence(
         self, request: pb.NextDefinitionSequenceRequest, call: Call
@@ -362,6 +392,7 @@ def _prepare_create(
 ) -> None:
     check.required(request, "instance", check.new_instance)
     check.queue_items("enqueue", request.enqueue, stands_for=request.instance.id)
+    check.lease_tokens("held_lock_tokens", request.held_lock_tokens)
     check.done()
     instance = request.instance
     instance.id = instance.id or new_id()

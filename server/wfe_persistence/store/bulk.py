@@ -43,6 +43,7 @@ OF_ITEM: Final = frozenset(
         ErrorReason.ERROR_REASON_ANSWER_TOO_LARGE,
         ErrorReason.ERROR_REASON_WORKFLOW_ALREADY_EXISTS,
         ErrorReason.ERROR_REASON_NAME_TAKEN,
+        ErrorReason.ERROR_REASON_LEASE_LOST,
         ErrorReason.ERROR_REASON_EVENT_ALREADY_EXISTS,
         ErrorReason.ERROR_REASON_ROW_LOCKED,
         ErrorReason.ERROR_REASON_TRANSACTION_CONFLICT,
@@ -87,7 +88,9 @@ async def create_workflows(
         document=lambda request: workflow_document(request.instance),
         keys=lambda request: (("id", request.instance.id), ("name", request.instance.name)),
         read=_read_workflow,
-        alone=lambda r: workflow.create_new_workflow(store, r.instance, r.enqueue),
+        alone=lambda r: workflow.create_new_workflow(
+            store, r.instance, r.enqueue, r.held_lock_tokens
+        ),
         new=1,
     )
     return await _create(store, kind, requests)
@@ -195,6 +198,8 @@ async def _together(
     results: dict[int, T | PersistenceError],
 ) -> None:
     """Run these as one statement; the results of those that it has decided."""
+    # Those that depend on locks alone.
+    numbers = [n for n in numbers if not getattr(requests[n], "held_lock_tokens", ())]
     if len(numbers) < 2:
         return  # alone
     given = [requests[n] for n in numbers]

@@ -79,12 +79,12 @@ LOCKED_BY_EFFECTS: Final = f"""claims AS MATERIALIZED (
 )"""
 
 
-def locked_locks(*, after: str) -> str:
-    """The locks that must be held, after all rows of the part `after`. They are only read, so that
-    writes under the same lock do not wait for each other; who wants to take over an expired one
-    waits for them."""
+def locked_locks(*, after: str, of: str = "$7::jsonb -> 'locks'") -> str:
+    """The locks that must be held, those of the documents `of`, after all rows of the part `after`.
+    They are only read, so that writes under the same lock do not wait for each other; who wants to
+    take over an expired one waits for them."""
     return f"""held_locks AS MATERIALIZED (
-    SELECT h.* FROM jsonb_to_recordset($7::jsonb -> 'locks') AS h(i bigint, n bigint, token text)
+    SELECT h.* FROM jsonb_to_recordset({of}) AS h(i bigint, n bigint, token text)
 ), locked_locks AS MATERIALIZED (
     SELECT n, token FROM wfc.locks
     WHERE n = ANY (ARRAY (SELECT n FROM held_locks)) AND {unexpired("expiry")}

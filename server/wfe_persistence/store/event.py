@@ -105,11 +105,19 @@ LIMIT $4
 
 
 async def get_runnable_events(
-    store: Store, as_at: Timestamp | None, after: Cursor | None, page_size: int, page_bytes: int
+    store: Store,
+    as_at: Timestamp | None,
+    after: Cursor | None,
+    page_size: int,
+    page_bytes: int,
+    *,
+    with_keys: bool = False,
 ) -> Page[str]:
     """The ids of unprocessed events, the oldest first. `as_at` None: the database's clock."""
     due = None if as_at is None else timestamp(as_at)
-    return await page_of_ids(store, GET_RUNNABLE_EVENTS, [due], TIME, after, page_size, page_bytes)
+    return await page_of_ids(
+        store, GET_RUNNABLE_EVENTS, [due], TIME, after, page_size, page_bytes, with_keys=with_keys
+    )
 
 
 # The lower bound is where the first page starts, so that an index finds it. Each later page starts
@@ -134,6 +142,8 @@ async def get_events(
     after: Cursor | None,
     page_size: int,
     page_bytes: int,
+    *,
+    with_keys: bool = False,
 ) -> Page[str]:
     """The ids of the events with this name and key, the oldest first. `as_of` None: the
     database's clock; `event_time_from` None: no lower bound."""
@@ -142,7 +152,9 @@ async def get_events(
         text(event_key),
         *(None if time is None else timestamp(time) for time in (as_of, event_time_from)),
     ]
-    return await page_of_ids(store, GET_EVENTS, filters, TIME, after, page_size, page_bytes)
+    return await page_of_ids(
+        store, GET_EVENTS, filters, TIME, after, page_size, page_bytes, with_keys=with_keys
+    )
 
 
 MARK_EVENT_PROCESSED = """

@@ -15,14 +15,21 @@ from wfe_persistence.store.columns import sql_list
 from wfe_persistence.store.postgres.reachability import why
 from wfe_persistence.store.postgres.source import Connector
 from wfe_persistence.store.schema import MAX_IDENTIFIER_BYTES, Schema
-from wfe_persistence.store.tables import MIGRATIONS_TABLE, PLACEMENTS_TABLE, STORE_TABLE, TABLES
+from wfe_persistence.store.tables import (
+    MIGRATIONS_TABLE,
+    PLACEMENTS_TABLE,
+    SETS_TABLE,
+    STORE_TABLE,
+    TABLES,
+)
 
 # The triggers that keep revisions and epochs rising run with the privileges of whoever writes, so
 # the role needs their functions and sequences: UPDATE is for setval, SELECT for the last value.
 GRANTS = f"""
 GRANT USAGE ON SCHEMA "{{schema}}" TO {{role}};
 GRANT SELECT, INSERT, UPDATE, DELETE
-    ON {sql_list(f"wfc.{table}" for table in (*TABLES, STORE_TABLE, PLACEMENTS_TABLE))} TO {{role}};
+    ON {sql_list(f"wfc.{table}" for table in (*TABLES, STORE_TABLE, PLACEMENTS_TABLE, SETS_TABLE))}
+    TO {{role}};
 GRANT SELECT ON wfc.{MIGRATIONS_TABLE} TO {{role}};
 DO $grants$
 DECLARE

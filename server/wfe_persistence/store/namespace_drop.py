@@ -16,6 +16,7 @@ from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import (
     MIGRATIONS_TABLE,
     PLACEMENTS_TABLE,
+    SETS_TABLE,
     STORE_TABLE,
     TABLES,
     Store,
@@ -36,10 +37,11 @@ LOCK TABLE {qualified(MIGRATIONS_TABLE, STORE_TABLE, *TABLES)}
 """
 
 # Requests are not counted as data: they remain when another host deletes their workflow. Lifecycle
-# events and changes are not either: what they tell of may be long gone.
+# events and changes are not either: what they tell of may be long gone. Nor are names that
+# workflows of other members of a set have, or had.
 _NO_DATA: Final = (
     "requests", "lifecycle_events", "lifecycle_feed", "workflow_changes", "workflow_feed", "sweeps",
-    "retention_rules",
+    "retention_rules", "name_holders",
 )  # fmt: skip
 NAMESPACE_HAS_DATA = "SELECT " + "\n    OR ".join(
     f"EXISTS (SELECT FROM {qualified(table)})" for table in TABLES if table not in _NO_DATA
@@ -61,7 +63,7 @@ async def drop(store: Store, *, force: bool) -> None:
     schema, name = store.schema, store.namespace
     ours = {
         schema.table_prefix + table
-        for table in (MIGRATIONS_TABLE, STORE_TABLE, PLACEMENTS_TABLE, *TABLES)
+        for table in (MIGRATIONS_TABLE, STORE_TABLE, PLACEMENTS_TABLE, SETS_TABLE, *TABLES)
     }
     async with connect(store.database) as connection, connection.transaction():
         cursor = await connection.execute(NAMESPACE_TABLES, [schema.name])

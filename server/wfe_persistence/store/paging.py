@@ -88,6 +88,8 @@ def like_prefix(prefix: str) -> str:
 
 # An item's tag and length take at most this many bytes in the response.
 _FRAMING_BYTES: Final = 8
+# The most that a number takes.
+_KEY_BYTES: Final = 10
 # Page tokens have room for an id of this size. Other software may have stored a longer one.
 _ID_BYTES: Final = 512
 
@@ -98,6 +100,8 @@ class Page(Generic[Item]):
 
     items: list[Item]
     next: Cursor | None
+    keys: Sequence[int] = ()
+    """Of a page of ids: the number by which each of them stands where it does."""
 
 
 class Key(NamedTuple):
@@ -146,21 +150,26 @@ async def page_of_ids(
     page_bytes: int,
     *,
     once: bool = False,
+    with_keys: bool = False,
 ) -> Page[str]:
     """A page of ids. `sql` selects (id, key); its parameters are the filters, the cursor's number
-    and id, and the maximum number of rows. `once`: plan it with its parameters each time."""
+    and id, and the maximum number of rows. `once`: plan it with its parameters each time.
+    `with_keys`: the keys are returned, too."""
     read = store.read_once if once else store.read
     rows = await read(sql, *filters, *key.params(after), integer(page_size + 1))
     get = rows.get_value
     ids: list[str] = []
+    keys: list[int] = []
     size = 0
     for row in range(rows.ntuples):
         id_ = read_text(get(row, 0))
-        size += len(id_.encode()) + _FRAMING_BYTES
+        size += len(id_.encode()) + _FRAMING_BYTES + (_KEY_BYTES if with_keys else 0)
         if ids and (row == page_size or size + _token_growth(id_) > page_bytes):
-            return Page(ids, (key.decode(get(row - 1, 1)), ids[-1]))
+            return Page(ids, (key.decode(get(row - 1, 1)), ids[-1]), keys)
         ids.append(id_)
-    return Page(ids, None)
+        if with_keys:
+            keys.append(key.decode(get(row, 1)))
+    return Page(ids, None, keys)
 
 
 async def fill_page(

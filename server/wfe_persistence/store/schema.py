@@ -48,6 +48,15 @@ def is_label(text: str) -> bool:
     return _LABEL.fullmatch(text) is not None
 
 
+MAX_MEMBERS = 256
+"""How many members a namespace set may have."""
+
+
+def is_namespace_set(name: str) -> bool:
+    """Whether `name` is a valid name of a namespace set, to which `_255` can be added."""
+    return is_namespace(name) and name != DEFAULT_NAMESPACE and len(name) <= 36
+
+
 class Schema:
     """A PostgreSQL schema and a prefix for every name in it.
 

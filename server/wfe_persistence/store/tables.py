@@ -40,6 +40,10 @@ PLACEMENTS_TABLE: Final = "placements"
 """The table of the namespaces that are not in the home database; see `placement.py`. Only that of
 the default store has rows."""
 
+SETS_TABLE: Final = "namespace_sets"
+"""The table of the namespace sets; see `namespace_set.py`. Only that of the default store has
+rows."""
+
 TABLES: Final = (
     "workflows",
     "execution_pointers",
@@ -58,6 +62,7 @@ TABLES: Final = (
     "workflow_feed",
     "sweeps",
     "retention_rules",
+    "name_holders",
 )
 """Every table that holds data, in the order in which they are locked: the same as writes lock them,
 a workflow before its pointers."""
@@ -70,11 +75,13 @@ def qualified(*tables: str) -> str:
 
 class Besides(NamedTuple):
     """What a creating statement does besides, as SQL: parts before the insertion of the row, a
-    condition that it waits for, and parts behind it, which depend on the part `created`."""
+    condition that it waits for, parts behind it, which depend on the part `created`, and a column
+    at the end of what it returns."""
 
     first: str = ""
     condition: str = "TRUE"
     then: str = ""
+    column: str = ""
 
 
 NOTHING: Final = Besides()
@@ -455,11 +462,13 @@ class Store:
         exists: Callable[[], PersistenceError],
         taken: Callable[[], PersistenceError] | None = None,
         each: Each | None = None,
+        check: Callable[[Found], None] | None = None,
     ) -> Found:
         """Run a create statement; it returns whether the row was created, whether the one that
         exists has the same content (NULL: none exists) and, with `taken`, whether another row has
         a value that must be unique. What it returns besides is for the caller. `each`: see
-        `write_together`; None: it is run by itself.
+        `write_together`; None: it is run by itself. `check`: looks at what was returned if the row
+        is not there.
 
         Raises `exists` if there is a row of other content, `taken` if another row has the value.
         """
@@ -469,6 +478,8 @@ class Store:
             )
             if is_stored(row, exists=exists, taken=taken):
                 return row
+            if check is not None:
+                check(row)
         raise PersistenceError(
             ErrorReason.ERROR_REASON_TRANSACTION_CONFLICT,
             "the create conflicted with concurrent transactions repeatedly",

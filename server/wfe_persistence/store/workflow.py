@@ -16,7 +16,10 @@ from wfe.persistence.v1.workflow_pb2 import (
 from wfe_persistence import offload
 from wfe_persistence.errors import PersistenceError, field_error, workflow_not_found
 from wfe_persistence.store.columns import sql_list
-from wfe_persistence.store.documents import queue_items_document, workflow_document
+from wfe_persistence.store.documents import array, queue_items_document, workflow_document
+from wfe_persistence.store.effect_parts import OF_LOCKS, locked_locks
+from wfe_persistence.store.lease import lease_lost
+from wfe_persistence.store.lock import lock_documents
 from wfe_persistence.store.oversize import reduce
 from wfe_persistence.store.paging import (
     LEAST_NUMBER,
@@ -38,6 +41,7 @@ from wfe_persistence.store.pointer import (
 from wfe_persistence.store.queue_parts import ENQUEUE_CREATED
 from wfe_persistence.store.records import POINTER, WORKFLOW
 from wfe_persistence.store.rows import (
+    Found,
     GetValue,
     Param,
     PGresult,
@@ -116,34 +120,58 @@ SELECT EXISTS (SELECT FROM created
         FROM wfc.workflows w JOIN given g ON w.id = g.id),
     EXISTS (SELECT FROM wfc.workflows w JOIN given g ON w.name = g.name AND w.id <> g.id),
     coalesce((SELECT first_revision FROM created),
-        (SELECT w.first_revision FROM wfc.workflows w JOIN given g ON w.id = g.id))
+        (SELECT w.first_revision FROM wfc.workflows w JOIN given g ON w.id = g.id)){besides.column}
 """
 
 
 _FIRST_REVISION: Final = 3
+_LOST_LOCK: Final = 4
 
 CREATE_NEW_WORKFLOW = _create()
 CREATE_NEW_WORKFLOW_ENQUEUE = _create(ENQUEUE_CREATED)
+# $3: the locks. If one is lost, nothing is created.
+CREATE_NEW_WORKFLOW_LOCKED = _create(
+    Besides(
+        first=f"""{ENQUEUE_CREATED.first}{locked_locks(after="locked_items", of="$3::jsonb")}, """,
+        condition=f"{OF_LOCKS['lost_lock']} IS NULL",
+        then=ENQUEUE_CREATED.then,
+        column=f""",
+    {OF_LOCKS["lost_lock"]}""",
+    )
+)
 
 
 async def create_new_workflow(
-    store: Store, instance: WorkflowInstance, enqueue: Sequence[QueueItem] = ()
+    store: Store,
+    instance: WorkflowInstance,
+    enqueue: Sequence[QueueItem] = (),
+    held_lock_tokens: Sequence[str] = (),
 ) -> int:
     """Insert a workflow, which must have an id and a name, and enqueue items with it; returns its
-    revision at creation.
+    revision at creation. Raises LEASE_LOST if a lock is not held.
 
     Repeating the call changes nothing, and returns the same.
     """
+    locks = array(lock_documents(held_lock_tokens, "held_lock_tokens"))
 
     def params() -> tuple[Param, ...]:
         document = workflow_document(instance)
+        if held_lock_tokens:
+            return document, queue_items_document(enqueue), locks
         return (document, queue_items_document(enqueue)) if enqueue else (document,)
 
+    def check_locks(row: Found) -> None:
+        if held_lock_tokens and (lost := row.get_value(0, _LOST_LOCK)) is not None:
+            at = read_int8(lost)
+            raise lease_lost([held_lock_tokens[at]], field=f"held_lock_tokens[{at}]")
+
+    enqueuing = CREATE_NEW_WORKFLOW_ENQUEUE if enqueue else CREATE_NEW_WORKFLOW
     row = await store.create(
-        CREATE_NEW_WORKFLOW_ENQUEUE if enqueue else CREATE_NEW_WORKFLOW,
+        CREATE_NEW_WORKFLOW_LOCKED if held_lock_tokens else enqueuing,
         *await offload.run(params),
         exists=workflow_exists,
         taken=new_name_taken,
+        check=check_locks,
     )
     return read_int8(row.get_value(0, _FIRST_REVISION))
 
@@ -356,6 +384,8 @@ async def get_runnable_instances(
     after: Cursor | None,
     page_size: int,
     page_bytes: int,
+    *,
+    with_keys: bool = False,
 ) -> Page[str]:
     """The ids of workflows that are due, soonest first. `as_at_ms` None: the database's clock;
     `definition_ids` empty: of any definition."""
@@ -364,7 +394,9 @@ async def get_runnable_instances(
         sql, filters, once = GET_RUNNABLE_INSTANCES_OF, [due, text_array(definition_ids)], True
     else:
         sql, filters, once = GET_RUNNABLE_INSTANCES, [due], False
-    return await page_of_ids(store, sql, filters, NUMBER, after, page_size, page_bytes, once=once)
+    return await page_of_ids(
+        store, sql, filters, NUMBER, after, page_size, page_bytes, once=once, with_keys=with_keys
+    )
 
 
 NEXT_DEFINITION_SEQUENCE = """

@@ -42,6 +42,8 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """NOT_FOUND: the service has no database with the name and the labels that
     CreateNamespace asks for, or none of its databases takes new namespaces.
     """
+    ERROR_REASON_NAMESPACE_SET_NOT_FOUND: _ErrorReason.ValueType  # 7
+    """NOT_FOUND: there is no namespace set of this name."""
     ERROR_REASON_WORKFLOW_ALREADY_EXISTS: _ErrorReason.ValueType  # 10
     """ALREADY_EXISTS: the workflow id is in use by a workflow created with
     different content.
@@ -71,6 +73,10 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """ALREADY_EXISTS: the namespace exists in another database than those that
     CreateNamespace asks for. ErrorInfo's metadata has the `namespace`, and the
     name of its `database`.
+    """
+    ERROR_REASON_NAMESPACE_SET_EXISTS: _ErrorReason.ValueType  # 17
+    """ALREADY_EXISTS: the namespace set exists with another number of members;
+    ErrorInfo's metadata has that as `members`.
     """
     ERROR_REASON_REVISION_MISMATCH: _ErrorReason.ValueType  # 20
     """ABORTED: `expected_revision` is not the stored revision; ErrorInfo's
@@ -149,6 +155,15 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     ERROR_REASON_INVALID_NAMESPACE: _ErrorReason.ValueType  # 43
     """INVALID_ARGUMENT: the metadata `wfe-namespace` does not match
     `[a-z][a-z0-9_]{0,39}`.
+    """
+    ERROR_REASON_NAMESPACE_SET_INCOMPLETE: _ErrorReason.ValueType  # 48
+    """FAILED_PRECONDITION: the namespace set can't be used: its creation or deletion
+    has not been finished. Repeating the call that was interrupted finishes it.
+    """
+    ERROR_REASON_NAMESPACE_IN_SET: _ErrorReason.ValueType  # 49
+    """FAILED_PRECONDITION: the namespace is a member of a namespace set, which can
+    only be deleted as a whole; ErrorInfo's metadata has the set as
+    `namespace_set`.
     """
     ERROR_REASON_MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 50
     """RESOURCE_EXHAUSTED: the request is larger than the server's message limit;
@@ -285,6 +300,14 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     """UNIMPLEMENTED: the server does not have this RPC: it is older than the
     client, or a different server.
     """
+    ERROR_REASON_MEMBERS_DIFFER: _ErrorReason.ValueType  # 105
+    """FAILED_PRECONDITION: a write to a namespace set concerns things on different
+    members, so it can't be one transaction. Nothing was sent.
+    """
+    ERROR_REASON_NOT_OVER_A_SET: _ErrorReason.ValueType  # 106
+    """UNIMPLEMENTED: a namespace set does not offer the operation; make it in one of
+    its members. Nothing was sent.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """ErrorReason is the reason why a call failed. Every error status carries a
@@ -326,6 +349,8 @@ ERROR_REASON_DATABASE_NOT_FOUND: ErrorReason.ValueType  # 6
 """NOT_FOUND: the service has no database with the name and the labels that
 CreateNamespace asks for, or none of its databases takes new namespaces.
 """
+ERROR_REASON_NAMESPACE_SET_NOT_FOUND: ErrorReason.ValueType  # 7
+"""NOT_FOUND: there is no namespace set of this name."""
 ERROR_REASON_WORKFLOW_ALREADY_EXISTS: ErrorReason.ValueType  # 10
 """ALREADY_EXISTS: the workflow id is in use by a workflow created with
 different content.
@@ -355,6 +380,10 @@ ERROR_REASON_NAMESPACE_IN_OTHER_DATABASE: ErrorReason.ValueType  # 16
 """ALREADY_EXISTS: the namespace exists in another database than those that
 CreateNamespace asks for. ErrorInfo's metadata has the `namespace`, and the
 name of its `database`.
+"""
+ERROR_REASON_NAMESPACE_SET_EXISTS: ErrorReason.ValueType  # 17
+"""ALREADY_EXISTS: the namespace set exists with another number of members;
+ErrorInfo's metadata has that as `members`.
 """
 ERROR_REASON_REVISION_MISMATCH: ErrorReason.ValueType  # 20
 """ABORTED: `expected_revision` is not the stored revision; ErrorInfo's
@@ -433,6 +462,15 @@ ERROR_REASON_INVALID_PAGE_TOKEN: ErrorReason.ValueType  # 42
 ERROR_REASON_INVALID_NAMESPACE: ErrorReason.ValueType  # 43
 """INVALID_ARGUMENT: the metadata `wfe-namespace` does not match
 `[a-z][a-z0-9_]{0,39}`.
+"""
+ERROR_REASON_NAMESPACE_SET_INCOMPLETE: ErrorReason.ValueType  # 48
+"""FAILED_PRECONDITION: the namespace set can't be used: its creation or deletion
+has not been finished. Repeating the call that was interrupted finishes it.
+"""
+ERROR_REASON_NAMESPACE_IN_SET: ErrorReason.ValueType  # 49
+"""FAILED_PRECONDITION: the namespace is a member of a namespace set, which can
+only be deleted as a whole; ErrorInfo's metadata has the set as
+`namespace_set`.
 """
 ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 50
 """RESOURCE_EXHAUSTED: the request is larger than the server's message limit;
@@ -568,6 +606,14 @@ ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 103
 ERROR_REASON_UNIMPLEMENTED: ErrorReason.ValueType  # 104
 """UNIMPLEMENTED: the server does not have this RPC: it is older than the
 client, or a different server.
+"""
+ERROR_REASON_MEMBERS_DIFFER: ErrorReason.ValueType  # 105
+"""FAILED_PRECONDITION: a write to a namespace set concerns things on different
+members, so it can't be one transaction. Nothing was sent.
+"""
+ERROR_REASON_NOT_OVER_A_SET: ErrorReason.ValueType  # 106
+"""UNIMPLEMENTED: a namespace set does not offer the operation; make it in one of
+its members. Nothing was sent.
 """
 Global___ErrorReason: typing_extensions.TypeAlias = ErrorReason
 

@@ -247,6 +247,7 @@ class GetRunnableEventsRequest(google.protobuf.message.Message):
     AS_AT_FIELD_NUMBER: builtins.int
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    WITH_ORDER_KEYS_FIELD_NUMBER: builtins.int
     page_size: builtins.int
     """Maximum number of ids to return. 0 means 100; values above 1000 mean 1000;
     negative: INVALID_ARGUMENT.
@@ -255,6 +256,8 @@ class GetRunnableEventsRequest(google.protobuf.message.Message):
     """The `next_page_token` of the previous page; empty: the first page. All
     other fields must be the same as for the first page.
     """
+    with_order_keys: builtins.bool
+    """Return `order_keys`, too."""
     @property
     def as_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Events up to and including this time; absent: the database's clock. Years
@@ -267,9 +270,10 @@ class GetRunnableEventsRequest(google.protobuf.message.Message):
         as_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
+        with_order_keys: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["as_at", b"as_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["as_at", b"as_at", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["as_at", b"as_at", "page_size", b"page_size", "page_token", b"page_token", "with_order_keys", b"with_order_keys"]) -> None: ...
 
 Global___GetRunnableEventsRequest: typing_extensions.TypeAlias = GetRunnableEventsRequest
 
@@ -281,19 +285,27 @@ class GetRunnableEventsResponse(google.protobuf.message.Message):
 
     EVENT_IDS_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    ORDER_KEYS_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
     """The token of the next page; empty: this is the last page."""
     @property
     def event_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The ids, oldest event first; ties in id order."""
 
+    @property
+    def order_keys(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """With `with_order_keys`: a number for each id, by which, and then by id, lists
+        of several namespaces can be merged: it rises with event_time.
+        """
+
     def __init__(
         self,
         *,
         event_ids: collections.abc.Iterable[builtins.str] | None = ...,
         next_page_token: builtins.str = ...,
+        order_keys: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["event_ids", b"event_ids", "next_page_token", b"next_page_token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["event_ids", b"event_ids", "next_page_token", b"next_page_token", "order_keys", b"order_keys"]) -> None: ...
 
 Global___GetRunnableEventsResponse: typing_extensions.TypeAlias = GetRunnableEventsResponse
 
@@ -309,6 +321,7 @@ class GetEventsRequest(google.protobuf.message.Message):
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     EVENT_TIME_FROM_FIELD_NUMBER: builtins.int
+    WITH_ORDER_KEYS_FIELD_NUMBER: builtins.int
     event_name: builtins.str
     """The event name; required, at most 512 bytes."""
     event_key: builtins.str
@@ -321,6 +334,8 @@ class GetEventsRequest(google.protobuf.message.Message):
     """The `next_page_token` of the previous page; empty: the first page. All
     other fields must be the same as for the first page.
     """
+    with_order_keys: builtins.bool
+    """Return `order_keys`, too."""
     @property
     def as_of(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Events up to and including this time (`event_time <= as_of`); absent: the
@@ -346,9 +361,10 @@ class GetEventsRequest(google.protobuf.message.Message):
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
         event_time_from: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        with_order_keys: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["as_of", b"as_of", "event_time_from", b"event_time_from"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["as_of", b"as_of", "event_key", b"event_key", "event_name", b"event_name", "event_time_from", b"event_time_from", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["as_of", b"as_of", "event_key", b"event_key", "event_name", b"event_name", "event_time_from", b"event_time_from", "page_size", b"page_size", "page_token", b"page_token", "with_order_keys", b"with_order_keys"]) -> None: ...
 
 Global___GetEventsRequest: typing_extensions.TypeAlias = GetEventsRequest
 
@@ -360,19 +376,27 @@ class GetEventsResponse(google.protobuf.message.Message):
 
     EVENT_IDS_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    ORDER_KEYS_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
     """The token of the next page; empty: this is the last page."""
     @property
     def event_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The ids, oldest event first; ties in id order."""
 
+    @property
+    def order_keys(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """With `with_order_keys`: a number for each id, by which, and then by id, lists
+        of several namespaces can be merged: it rises with event_time.
+        """
+
     def __init__(
         self,
         *,
         event_ids: collections.abc.Iterable[builtins.str] | None = ...,
         next_page_token: builtins.str = ...,
+        order_keys: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["event_ids", b"event_ids", "next_page_token", b"next_page_token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["event_ids", b"event_ids", "next_page_token", b"next_page_token", "order_keys", b"order_keys"]) -> None: ...
 
 Global___GetEventsResponse: typing_extensions.TypeAlias = GetEventsResponse
 

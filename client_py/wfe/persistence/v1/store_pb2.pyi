@@ -615,6 +615,164 @@ class DeleteNamespaceResponse(google.protobuf.message.Message):
 Global___DeleteNamespaceResponse: typing_extensions.TypeAlias = DeleteNamespaceResponse
 
 @typing.final
+class NamespaceSet(google.protobuf.message.Message):
+    """NamespaceSet is a store that is spread over several namespaces.
+
+    What has the id of a workflow is in the member with the index that jump
+    consistent hash (Lamping and Veach, 2014) gives for the number of members and,
+    as the key, the first 8 bytes of the SHA-256 of the id's UTF-8 bytes, as a big-
+    endian unsigned integer. `protos/wfe/persistence/v1/namespace_sets.json`
+    in the repository has test vectors.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    MEMBERS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its name."""
+    @property
+    def members(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The namespaces that it consists of, in the order of their indexes, from 0."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        members: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["members", b"members", "name", b"name"]) -> None: ...
+
+Global___NamespaceSet: typing_extensions.TypeAlias = NamespaceSet
+
+@typing.final
+class CreateNamespaceSetRequest(google.protobuf.message.Message):
+    """CreateNamespaceSetRequest is the request of CreateNamespaceSet."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    MEMBERS_FIELD_NUMBER: builtins.int
+    DATABASES_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its name, `[a-z][a-z0-9_]{0,35}`, and short enough that its members' names
+    fit; required.
+    """
+    members: builtins.int
+    """How many members it has, for ever: 1 to 256."""
+    @property
+    def databases(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The databases over which its members are spread, in turn, each
+        `[a-z][a-z0-9_-]{0,39}`, at most 256; empty: all that take new namespaces.
+        A member that exists stays where it is.
+        """
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        members: builtins.int = ...,
+        databases: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["databases", b"databases", "members", b"members", "name", b"name"]) -> None: ...
+
+Global___CreateNamespaceSetRequest: typing_extensions.TypeAlias = CreateNamespaceSetRequest
+
+@typing.final
+class CreateNamespaceSetResponse(google.protobuf.message.Message):
+    """CreateNamespaceSetResponse is the response of CreateNamespaceSet."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAMESPACE_SET_FIELD_NUMBER: builtins.int
+    @property
+    def namespace_set(self) -> Global___NamespaceSet:
+        """The set."""
+
+    def __init__(
+        self,
+        *,
+        namespace_set: Global___NamespaceSet | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["namespace_set", b"namespace_set"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["namespace_set", b"namespace_set"]) -> None: ...
+
+Global___CreateNamespaceSetResponse: typing_extensions.TypeAlias = CreateNamespaceSetResponse
+
+@typing.final
+class GetNamespaceSetRequest(google.protobuf.message.Message):
+    """GetNamespaceSetRequest is the request of GetNamespaceSet."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its name, `[a-z][a-z0-9_]{0,35}`; required."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___GetNamespaceSetRequest: typing_extensions.TypeAlias = GetNamespaceSetRequest
+
+@typing.final
+class GetNamespaceSetResponse(google.protobuf.message.Message):
+    """GetNamespaceSetResponse is the response of GetNamespaceSet."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAMESPACE_SET_FIELD_NUMBER: builtins.int
+    @property
+    def namespace_set(self) -> Global___NamespaceSet:
+        """The set."""
+
+    def __init__(
+        self,
+        *,
+        namespace_set: Global___NamespaceSet | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["namespace_set", b"namespace_set"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["namespace_set", b"namespace_set"]) -> None: ...
+
+Global___GetNamespaceSetResponse: typing_extensions.TypeAlias = GetNamespaceSetResponse
+
+@typing.final
+class DeleteNamespaceSetRequest(google.protobuf.message.Message):
+    """DeleteNamespaceSetRequest is the request of DeleteNamespaceSet."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    FORCE_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its name, `[a-z][a-z0-9_]{0,35}`; required."""
+    force: builtins.bool
+    """Delete it even if members are not empty; see DeleteNamespaceRequest."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        force: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["force", b"force", "name", b"name"]) -> None: ...
+
+Global___DeleteNamespaceSetRequest: typing_extensions.TypeAlias = DeleteNamespaceSetRequest
+
+@typing.final
+class DeleteNamespaceSetResponse(google.protobuf.message.Message):
+    """DeleteNamespaceSetResponse is the response of DeleteNamespaceSet."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___DeleteNamespaceSetResponse: typing_extensions.TypeAlias = DeleteNamespaceSetResponse
+
+@typing.final
 class EnsureStoreExistsRequest(google.protobuf.message.Message):
     """EnsureStoreExistsRequest is the request of EnsureStoreExists."""
 

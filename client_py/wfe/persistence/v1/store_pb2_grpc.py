@@ -75,6 +75,21 @@ class StoreServiceStub(object):
                 request_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceRequest.SerializeToString,
                 response_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceResponse.FromString,
                 _registered_method=True)
+        self.CreateNamespaceSet = channel.unary_unary(
+                '/wfe.persistence.v1.StoreService/CreateNamespaceSet',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.CreateNamespaceSetRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.CreateNamespaceSetResponse.FromString,
+                _registered_method=True)
+        self.GetNamespaceSet = channel.unary_unary(
+                '/wfe.persistence.v1.StoreService/GetNamespaceSet',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.GetNamespaceSetRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.GetNamespaceSetResponse.FromString,
+                _registered_method=True)
+        self.DeleteNamespaceSet = channel.unary_unary(
+                '/wfe.persistence.v1.StoreService/DeleteNamespaceSet',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceSetRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceSetResponse.FromString,
+                _registered_method=True)
         self.SetRetentionPolicy = channel.unary_unary(
                 '/wfe.persistence.v1.StoreService/SetRetentionPolicy',
                 request_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.SetRetentionPolicyRequest.SerializeToString,
@@ -197,8 +212,49 @@ class StoreServiceServicer(object):
         set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already
         deleted, or if it is the store of other servers; FAILED_PRECONDITION
         (STORE_NOT_OWNED) if it has no recorded owner, until CreateNamespace or a
-        call to it has made it this server's; RESOURCE_EXHAUSTED
+        call to it has made it this server's; FAILED_PRECONDITION (NAMESPACE_IN_SET)
+        if it is a member of a namespace set; RESOURCE_EXHAUSTED
         (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateNamespaceSet(self, request, context):
+        """Creates a namespace set: one store that is spread over a fixed number of
+        namespaces, its members, named `<set>_0`, `<set>_1` and so on. Clients route
+        by what GetNamespaceSet says. Idempotent, and resumed by repeating it,
+        however it was interrupted; of concurrent calls for the same set one works,
+        the others wait. Each member is created as by CreateNamespace, with its
+        errors. A set can't be used before all its members are there. This call,
+        GetNamespaceSet and DeleteNamespaceSet ignore the metadata `wfe-namespace`;
+        the caller needs the role in every member. Errors: ALREADY_EXISTS
+        (NAMESPACE_SET_EXISTS) if it exists with another number of members, which
+        never changes; FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) if a member existed
+        before, with data; FAILED_PRECONDITION (NAMESPACE_SET_INCOMPLETE) if it is
+        being deleted; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetNamespaceSet(self, request, context):
+        """Returns a namespace set. Clients call it when they connect. Errors: NOT_FOUND
+        (NAMESPACE_SET_NOT_FOUND); FAILED_PRECONDITION (NAMESPACE_SET_INCOMPLETE)
+        while it is being created or deleted; INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteNamespaceSet(self, request, context):
+        """Deletes a namespace set and its members, each as by DeleteNamespace, with its
+        errors. When it has begun, the set can't be used any more; it is resumed by
+        repeating it. Without `force` it does not begin unless all members are empty.
+        Errors: NOT_FOUND (NAMESPACE_SET_NOT_FOUND), also if a retry finds it already
+        deleted; FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY;
+        DELETE_NAMESPACE_NOT_ALLOWED); RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY);
+        INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -284,6 +340,21 @@ def add_StoreServiceServicer_to_server(servicer, server):
                     servicer.DeleteNamespace,
                     request_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceRequest.FromString,
                     response_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceResponse.SerializeToString,
+            ),
+            'CreateNamespaceSet': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateNamespaceSet,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.CreateNamespaceSetRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.CreateNamespaceSetResponse.SerializeToString,
+            ),
+            'GetNamespaceSet': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetNamespaceSet,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.GetNamespaceSetRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.GetNamespaceSetResponse.SerializeToString,
+            ),
+            'DeleteNamespaceSet': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteNamespaceSet,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceSetRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceSetResponse.SerializeToString,
             ),
             'SetRetentionPolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.SetRetentionPolicy,
@@ -523,6 +594,87 @@ class StoreService(object):
             '/wfe.persistence.v1.StoreService/DeleteNamespace',
             wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceRequest.SerializeToString,
             wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateNamespaceSet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.StoreService/CreateNamespaceSet',
+            wfe_dot_persistence_dot_v1_dot_store__pb2.CreateNamespaceSetRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_store__pb2.CreateNamespaceSetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetNamespaceSet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.StoreService/GetNamespaceSet',
+            wfe_dot_persistence_dot_v1_dot_store__pb2.GetNamespaceSetRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_store__pb2.GetNamespaceSetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteNamespaceSet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.StoreService/DeleteNamespaceSet',
+            wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceSetRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceSetResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -153,6 +153,54 @@ _StoreServiceDeleteNamespaceType = typing_extensions.TypeVar(
     ],
 )
 
+_StoreServiceCreateNamespaceSetType = typing_extensions.TypeVar(
+    '_StoreServiceCreateNamespaceSetType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.CreateNamespaceSetRequest,
+        wfe.persistence.v1.store_pb2.CreateNamespaceSetResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.CreateNamespaceSetRequest,
+        wfe.persistence.v1.store_pb2.CreateNamespaceSetResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.CreateNamespaceSetRequest,
+        wfe.persistence.v1.store_pb2.CreateNamespaceSetResponse,
+    ],
+)
+
+_StoreServiceGetNamespaceSetType = typing_extensions.TypeVar(
+    '_StoreServiceGetNamespaceSetType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.GetNamespaceSetRequest,
+        wfe.persistence.v1.store_pb2.GetNamespaceSetResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.GetNamespaceSetRequest,
+        wfe.persistence.v1.store_pb2.GetNamespaceSetResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.GetNamespaceSetRequest,
+        wfe.persistence.v1.store_pb2.GetNamespaceSetResponse,
+    ],
+)
+
+_StoreServiceDeleteNamespaceSetType = typing_extensions.TypeVar(
+    '_StoreServiceDeleteNamespaceSetType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.DeleteNamespaceSetRequest,
+        wfe.persistence.v1.store_pb2.DeleteNamespaceSetResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.DeleteNamespaceSetRequest,
+        wfe.persistence.v1.store_pb2.DeleteNamespaceSetResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.DeleteNamespaceSetRequest,
+        wfe.persistence.v1.store_pb2.DeleteNamespaceSetResponse,
+    ],
+)
+
 _StoreServiceSetRetentionPolicyType = typing_extensions.TypeVar(
     '_StoreServiceSetRetentionPolicyType',
     grpc.UnaryUnaryMultiCallable[
@@ -217,7 +265,7 @@ _StoreServiceGetStorageReportType = typing_extensions.TypeVar(
     ],
 )
 
-class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _StoreServicePersistErrorsType, _StoreServiceListErrorsType, _StoreServiceGetStoreInfoType, _StoreServiceTruncateAllType, _StoreServiceCreateNamespaceType, _StoreServiceListNamespacesType, _StoreServiceDeleteNamespaceType, _StoreServiceSetRetentionPolicyType, _StoreServiceGetRetentionPolicyType, _StoreServiceRunRetentionType, _StoreServiceGetStorageReportType]):
+class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _StoreServicePersistErrorsType, _StoreServiceListErrorsType, _StoreServiceGetStoreInfoType, _StoreServiceTruncateAllType, _StoreServiceCreateNamespaceType, _StoreServiceListNamespacesType, _StoreServiceDeleteNamespaceType, _StoreServiceCreateNamespaceSetType, _StoreServiceGetNamespaceSetType, _StoreServiceDeleteNamespaceSetType, _StoreServiceSetRetentionPolicyType, _StoreServiceGetRetentionPolicyType, _StoreServiceRunRetentionType, _StoreServiceGetStorageReportType]):
     """StoreService manages the store as a whole, its namespaces and the error log."""
 
     @typing.overload
@@ -253,6 +301,18 @@ class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _Store
         grpc.UnaryUnaryMultiCallable[
             wfe.persistence.v1.store_pb2.DeleteNamespaceRequest,
             wfe.persistence.v1.store_pb2.DeleteNamespaceResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.CreateNamespaceSetRequest,
+            wfe.persistence.v1.store_pb2.CreateNamespaceSetResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.GetNamespaceSetRequest,
+            wfe.persistence.v1.store_pb2.GetNamespaceSetResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.DeleteNamespaceSetRequest,
+            wfe.persistence.v1.store_pb2.DeleteNamespaceSetResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             wfe.persistence.v1.store_pb2.SetRetentionPolicyRequest,
@@ -305,6 +365,18 @@ class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _Store
         grpc.aio.UnaryUnaryMultiCallable[
             wfe.persistence.v1.store_pb2.DeleteNamespaceRequest,
             wfe.persistence.v1.store_pb2.DeleteNamespaceResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.CreateNamespaceSetRequest,
+            wfe.persistence.v1.store_pb2.CreateNamespaceSetResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.GetNamespaceSetRequest,
+            wfe.persistence.v1.store_pb2.GetNamespaceSetResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.DeleteNamespaceSetRequest,
+            wfe.persistence.v1.store_pb2.DeleteNamespaceSetResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             wfe.persistence.v1.store_pb2.SetRetentionPolicyRequest,
@@ -398,8 +470,40 @@ class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _Store
     set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already
     deleted, or if it is the store of other servers; FAILED_PRECONDITION
     (STORE_NOT_OWNED) if it has no recorded owner, until CreateNamespace or a
-    call to it has made it this server's; RESOURCE_EXHAUSTED
+    call to it has made it this server's; FAILED_PRECONDITION (NAMESPACE_IN_SET)
+    if it is a member of a namespace set; RESOURCE_EXHAUSTED
     (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
+    """
+
+    CreateNamespaceSet: _StoreServiceCreateNamespaceSetType
+    """Creates a namespace set: one store that is spread over a fixed number of
+    namespaces, its members, named `<set>_0`, `<set>_1` and so on. Clients route
+    by what GetNamespaceSet says. Idempotent, and resumed by repeating it,
+    however it was interrupted; of concurrent calls for the same set one works,
+    the others wait. Each member is created as by CreateNamespace, with its
+    errors. A set can't be used before all its members are there. This call,
+    GetNamespaceSet and DeleteNamespaceSet ignore the metadata `wfe-namespace`;
+    the caller needs the role in every member. Errors: ALREADY_EXISTS
+    (NAMESPACE_SET_EXISTS) if it exists with another number of members, which
+    never changes; FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) if a member existed
+    before, with data; FAILED_PRECONDITION (NAMESPACE_SET_INCOMPLETE) if it is
+    being deleted; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
+    """
+
+    GetNamespaceSet: _StoreServiceGetNamespaceSetType
+    """Returns a namespace set. Clients call it when they connect. Errors: NOT_FOUND
+    (NAMESPACE_SET_NOT_FOUND); FAILED_PRECONDITION (NAMESPACE_SET_INCOMPLETE)
+    while it is being created or deleted; INVALID_ARGUMENT.
+    """
+
+    DeleteNamespaceSet: _StoreServiceDeleteNamespaceSetType
+    """Deletes a namespace set and its members, each as by DeleteNamespace, with its
+    errors. When it has begun, the set can't be used any more; it is resumed by
+    repeating it. Without `force` it does not begin unless all members are empty.
+    Errors: NOT_FOUND (NAMESPACE_SET_NOT_FOUND), also if a retry finds it already
+    deleted; FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY;
+    DELETE_NAMESPACE_NOT_ALLOWED); RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY);
+    INVALID_ARGUMENT.
     """
 
     SetRetentionPolicy: _StoreServiceSetRetentionPolicyType
@@ -459,6 +563,18 @@ StoreServiceAsyncStub: typing_extensions.TypeAlias = StoreServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.store_pb2.DeleteNamespaceRequest,
         wfe.persistence.v1.store_pb2.DeleteNamespaceResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.CreateNamespaceSetRequest,
+        wfe.persistence.v1.store_pb2.CreateNamespaceSetResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.GetNamespaceSetRequest,
+        wfe.persistence.v1.store_pb2.GetNamespaceSetResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.DeleteNamespaceSetRequest,
+        wfe.persistence.v1.store_pb2.DeleteNamespaceSetResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.store_pb2.SetRetentionPolicyRequest,
@@ -595,8 +711,55 @@ class StoreServiceServicer(metaclass=abc.ABCMeta):
         set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already
         deleted, or if it is the store of other servers; FAILED_PRECONDITION
         (STORE_NOT_OWNED) if it has no recorded owner, until CreateNamespace or a
-        call to it has made it this server's; RESOURCE_EXHAUSTED
+        call to it has made it this server's; FAILED_PRECONDITION (NAMESPACE_IN_SET)
+        if it is a member of a namespace set; RESOURCE_EXHAUSTED
         (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def CreateNamespaceSet(
+        self,
+        request: wfe.persistence.v1.store_pb2.CreateNamespaceSetRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.store_pb2.CreateNamespaceSetResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.CreateNamespaceSetResponse]]:
+        """Creates a namespace set: one store that is spread over a fixed number of
+        namespaces, its members, named `<set>_0`, `<set>_1` and so on. Clients route
+        by what GetNamespaceSet says. Idempotent, and resumed by repeating it,
+        however it was interrupted; of concurrent calls for the same set one works,
+        the others wait. Each member is created as by CreateNamespace, with its
+        errors. A set can't be used before all its members are there. This call,
+        GetNamespaceSet and DeleteNamespaceSet ignore the metadata `wfe-namespace`;
+        the caller needs the role in every member. Errors: ALREADY_EXISTS
+        (NAMESPACE_SET_EXISTS) if it exists with another number of members, which
+        never changes; FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) if a member existed
+        before, with data; FAILED_PRECONDITION (NAMESPACE_SET_INCOMPLETE) if it is
+        being deleted; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def GetNamespaceSet(
+        self,
+        request: wfe.persistence.v1.store_pb2.GetNamespaceSetRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.store_pb2.GetNamespaceSetResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.GetNamespaceSetResponse]]:
+        """Returns a namespace set. Clients call it when they connect. Errors: NOT_FOUND
+        (NAMESPACE_SET_NOT_FOUND); FAILED_PRECONDITION (NAMESPACE_SET_INCOMPLETE)
+        while it is being created or deleted; INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def DeleteNamespaceSet(
+        self,
+        request: wfe.persistence.v1.store_pb2.DeleteNamespaceSetRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.store_pb2.DeleteNamespaceSetResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.DeleteNamespaceSetResponse]]:
+        """Deletes a namespace set and its members, each as by DeleteNamespace, with its
+        errors. When it has begun, the set can't be used any more; it is resumed by
+        repeating it. Without `force` it does not begin unless all members are empty.
+        Errors: NOT_FOUND (NAMESPACE_SET_NOT_FOUND), also if a retry finds it already
+        deleted; FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY;
+        DELETE_NAMESPACE_NOT_ALLOWED); RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY);
+        INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod

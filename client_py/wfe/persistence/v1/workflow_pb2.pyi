@@ -863,6 +863,7 @@ class CreateNewWorkflowRequest(google.protobuf.message.Message):
 
     INSTANCE_FIELD_NUMBER: builtins.int
     ENQUEUE_FIELD_NUMBER: builtins.int
+    HELD_LOCK_TOKENS_FIELD_NUMBER: builtins.int
     @property
     def instance(self) -> Global___WorkflowInstance:
         """The workflow to store; required."""
@@ -873,14 +874,21 @@ class CreateNewWorkflowRequest(google.protobuf.message.Message):
         id) twice. An empty id stands for the id of the workflow.
         """
 
+    @property
+    def held_lock_tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Create it only if each of these locks (AcquireLock) is still held and has not
+        expired; at most 1000, no duplicates.
+        """
+
     def __init__(
         self,
         *,
         instance: Global___WorkflowInstance | None = ...,
         enqueue: collections.abc.Iterable[wfe.persistence.v1.queue_item_pb2.QueueItem] | None = ...,
+        held_lock_tokens: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["instance", b"instance"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["enqueue", b"enqueue", "instance", b"instance"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["enqueue", b"enqueue", "held_lock_tokens", b"held_lock_tokens", "instance", b"instance"]) -> None: ...
 
 Global___CreateNewWorkflowRequest: typing_extensions.TypeAlias = CreateNewWorkflowRequest
 
@@ -1560,6 +1568,7 @@ class GetRunnableInstancesRequest(google.protobuf.message.Message):
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
     WORKFLOW_DEFINITION_IDS_FIELD_NUMBER: builtins.int
+    WITH_ORDER_KEYS_FIELD_NUMBER: builtins.int
     page_size: builtins.int
     """Maximum number of ids to return. 0 means 100; values above 1000 mean 1000;
     negative: INVALID_ARGUMENT.
@@ -1568,6 +1577,8 @@ class GetRunnableInstancesRequest(google.protobuf.message.Message):
     """The `next_page_token` of the previous page; empty: the first page. All
     other fields must be the same as for the first page.
     """
+    with_order_keys: builtins.bool
+    """Return `order_keys`, too."""
     @property
     def as_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """Workflows due up to and including this time, truncated to milliseconds;
@@ -1589,9 +1600,10 @@ class GetRunnableInstancesRequest(google.protobuf.message.Message):
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
         workflow_definition_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        with_order_keys: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["as_at", b"as_at"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["as_at", b"as_at", "page_size", b"page_size", "page_token", b"page_token", "workflow_definition_ids", b"workflow_definition_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["as_at", b"as_at", "page_size", b"page_size", "page_token", b"page_token", "with_order_keys", b"with_order_keys", "workflow_definition_ids", b"workflow_definition_ids"]) -> None: ...
 
 Global___GetRunnableInstancesRequest: typing_extensions.TypeAlias = GetRunnableInstancesRequest
 
@@ -1603,21 +1615,131 @@ class GetRunnableInstancesResponse(google.protobuf.message.Message):
 
     INSTANCE_IDS_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    ORDER_KEYS_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
     """The token of the next page; empty: this is the last page."""
     @property
     def instance_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The ids, soonest next_execution first; ties in id order."""
 
+    @property
+    def order_keys(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """With `with_order_keys`: a number for each id, by which, and then by id, lists
+        of several namespaces can be merged: next_execution.
+        """
+
     def __init__(
         self,
         *,
         instance_ids: collections.abc.Iterable[builtins.str] | None = ...,
         next_page_token: builtins.str = ...,
+        order_keys: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["instance_ids", b"instance_ids", "next_page_token", b"next_page_token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["instance_ids", b"instance_ids", "next_page_token", b"next_page_token", "order_keys", b"order_keys"]) -> None: ...
 
 Global___GetRunnableInstancesResponse: typing_extensions.TypeAlias = GetRunnableInstancesResponse
+
+@typing.final
+class SetNameHolderRequest(google.protobuf.message.Message):
+    """SetNameHolderRequest is the request of SetNameHolder."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    WORKFLOW_ID_FIELD_NUMBER: builtins.int
+    CLAIM_ID_FIELD_NUMBER: builtins.int
+    EXPECTED_CLAIM_ID_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """The name; required, at most 512 bytes."""
+    workflow_id: builtins.str
+    """The workflow that is to hold it, at most 512 bytes; empty: none, it is given
+    up.
+    """
+    claim_id: builtins.str
+    """What tells this claim from all others, of the same workflow, too: a new UUID;
+    required with a workflow_id, at most 512 bytes.
+    """
+    expected_claim_id: builtins.str
+    """The claim under which it is held until now, at most 512 bytes; empty: none.
+    Required without a workflow_id.
+    """
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        workflow_id: builtins.str = ...,
+        claim_id: builtins.str = ...,
+        expected_claim_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["claim_id", b"claim_id", "expected_claim_id", b"expected_claim_id", "name", b"name", "workflow_id", b"workflow_id"]) -> None: ...
+
+Global___SetNameHolderRequest: typing_extensions.TypeAlias = SetNameHolderRequest
+
+@typing.final
+class SetNameHolderResponse(google.protobuf.message.Message):
+    """SetNameHolderResponse is the response of SetNameHolder."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKFLOW_ID_FIELD_NUMBER: builtins.int
+    CLAIM_ID_FIELD_NUMBER: builtins.int
+    workflow_id: builtins.str
+    """The workflow that holds the name after the call: that of the request, or
+    another one, if nothing was changed; empty: none.
+    """
+    claim_id: builtins.str
+    """The claim under which it does; empty: none, or it is a workflow in this
+    namespace that has the name without a claim, because it is its id.
+    """
+    def __init__(
+        self,
+        *,
+        workflow_id: builtins.str = ...,
+        claim_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["claim_id", b"claim_id", "workflow_id", b"workflow_id"]) -> None: ...
+
+Global___SetNameHolderResponse: typing_extensions.TypeAlias = SetNameHolderResponse
+
+@typing.final
+class GetNameHolderRequest(google.protobuf.message.Message):
+    """GetNameHolderRequest is the request of GetNameHolder."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """The name; required, at most 512 bytes."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___GetNameHolderRequest: typing_extensions.TypeAlias = GetNameHolderRequest
+
+@typing.final
+class GetNameHolderResponse(google.protobuf.message.Message):
+    """GetNameHolderResponse is the response of GetNameHolder."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKFLOW_ID_FIELD_NUMBER: builtins.int
+    CLAIM_ID_FIELD_NUMBER: builtins.int
+    workflow_id: builtins.str
+    """The workflow that holds the name; empty: none."""
+    claim_id: builtins.str
+    """The claim under which it does."""
+    def __init__(
+        self,
+        *,
+        workflow_id: builtins.str = ...,
+        claim_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["claim_id", b"claim_id", "workflow_id", b"workflow_id"]) -> None: ...
+
+Global___GetNameHolderResponse: typing_extensions.TypeAlias = GetNameHolderResponse
 
 @typing.final
 class NextDefinitionSequenceRequest(google.protobuf.message.Message):

@@ -87,6 +87,16 @@ class WorkflowServiceStub(object):
                 request_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.GetRunnableInstancesRequest.SerializeToString,
                 response_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.GetRunnableInstancesResponse.FromString,
                 _registered_method=True)
+        self.SetNameHolder = channel.unary_unary(
+                '/wfe.persistence.v1.WorkflowService/SetNameHolder',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.SetNameHolderRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.SetNameHolderResponse.FromString,
+                _registered_method=True)
+        self.GetNameHolder = channel.unary_unary(
+                '/wfe.persistence.v1.WorkflowService/GetNameHolder',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.GetNameHolderRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.GetNameHolderResponse.FromString,
+                _registered_method=True)
         self.NextDefinitionSequence = channel.unary_unary(
                 '/wfe.persistence.v1.WorkflowService/NextDefinitionSequence',
                 request_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.NextDefinitionSequenceRequest.SerializeToString,
@@ -137,7 +147,8 @@ class WorkflowServiceServicer(object):
         updated since; but if it has been deleted since, it is created anew, with a
         higher revision. A repetition does not enqueue: that was done with the
         creation, and a workflow that has ended since is not to be run again. Errors:
-        ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the id is in use with different
+        FAILED_PRECONDITION (LEASE_LOST) if one of `held_lock_tokens` is not held,
+        unless it is a repetition; ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the id is in use with different
         content, ALREADY_EXISTS (NAME_TAKEN) if the name is; RESOURCE_EXHAUSTED
         (ANSWER_TOO_LARGE) if it or an item could not be read back in one message;
         INVALID_ARGUMENT.
@@ -283,6 +294,26 @@ class WorkflowServiceServicer(object):
         as_at`, soonest first, in pages. Each page is read from its own snapshot: a
         workflow that stops being runnable between two pages is omitted. Errors:
         INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetNameHolder(self, request, context):
+        """Says which workflow of a namespace set has a name: the name is held by one
+        workflow at a time, which may be in another namespace and need not exist yet.
+        Clients of a set call it in the member to which the name belongs, before they
+        give a workflow in any member that name. Nothing changes if it is held under
+        another claim than `expected_claim_id`, or if another workflow in this
+        namespace has the name. Idempotent. Errors: INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetNameHolder(self, request, context):
+        """Returns the workflow of a namespace set that holds a name, if there is one.
+        Errors: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -453,6 +484,16 @@ def add_WorkflowServiceServicer_to_server(servicer, server):
                     servicer.GetRunnableInstances,
                     request_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.GetRunnableInstancesRequest.FromString,
                     response_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.GetRunnableInstancesResponse.SerializeToString,
+            ),
+            'SetNameHolder': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetNameHolder,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.SetNameHolderRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.SetNameHolderResponse.SerializeToString,
+            ),
+            'GetNameHolder': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetNameHolder,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.GetNameHolderRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_workflow__pb2.GetNameHolderResponse.SerializeToString,
             ),
             'NextDefinitionSequence': grpc.unary_unary_rpc_method_handler(
                     servicer.NextDefinitionSequence,
@@ -763,6 +804,60 @@ class WorkflowService(object):
             '/wfe.persistence.v1.WorkflowService/GetRunnableInstances',
             wfe_dot_persistence_dot_v1_dot_workflow__pb2.GetRunnableInstancesRequest.SerializeToString,
             wfe_dot_persistence_dot_v1_dot_workflow__pb2.GetRunnableInstancesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetNameHolder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.WorkflowService/SetNameHolder',
+            wfe_dot_persistence_dot_v1_dot_workflow__pb2.SetNameHolderRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_workflow__pb2.SetNameHolderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetNameHolder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.WorkflowService/GetNameHolder',
+            wfe_dot_persistence_dot_v1_dot_workflow__pb2.GetNameHolderRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_workflow__pb2.GetNameHolderResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -187,6 +187,38 @@ _WorkflowServiceGetRunnableInstancesType = typing_extensions.TypeVar(
     ],
 )
 
+_WorkflowServiceSetNameHolderType = typing_extensions.TypeVar(
+    '_WorkflowServiceSetNameHolderType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.SetNameHolderRequest,
+        wfe.persistence.v1.workflow_pb2.SetNameHolderResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.SetNameHolderRequest,
+        wfe.persistence.v1.workflow_pb2.SetNameHolderResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.SetNameHolderRequest,
+        wfe.persistence.v1.workflow_pb2.SetNameHolderResponse,
+    ],
+)
+
+_WorkflowServiceGetNameHolderType = typing_extensions.TypeVar(
+    '_WorkflowServiceGetNameHolderType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.GetNameHolderRequest,
+        wfe.persistence.v1.workflow_pb2.GetNameHolderResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.GetNameHolderRequest,
+        wfe.persistence.v1.workflow_pb2.GetNameHolderResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.GetNameHolderRequest,
+        wfe.persistence.v1.workflow_pb2.GetNameHolderResponse,
+    ],
+)
+
 _WorkflowServiceNextDefinitionSequenceType = typing_extensions.TypeVar(
     '_WorkflowServiceNextDefinitionSequenceType',
     grpc.UnaryUnaryMultiCallable[
@@ -299,7 +331,7 @@ _WorkflowServiceWatchWorkflowsType = typing_extensions.TypeVar(
     ],
 )
 
-class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, _WorkflowServiceCreateWorkflowsType, _WorkflowServicePersistWorkflowType, _WorkflowServicePersistWorkflowWithSubscriptionsType, _WorkflowServiceCommitWorkflowType, _WorkflowServiceGetWorkflowInstanceType, _WorkflowServiceGetWorkflowInstanceByNameType, _WorkflowServiceWaitForWorkflowType, _WorkflowServiceGetWorkflowInstancesType, _WorkflowServiceGetRunnableInstancesType, _WorkflowServiceNextDefinitionSequenceType, _WorkflowServiceListExecutionPointersType, _WorkflowServiceListWorkflowsType, _WorkflowServiceCountWorkflowsType, _WorkflowServiceDeleteWorkflowType, _WorkflowServicePurgeWorkflowsType, _WorkflowServiceWatchWorkflowsType]):
+class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, _WorkflowServiceCreateWorkflowsType, _WorkflowServicePersistWorkflowType, _WorkflowServicePersistWorkflowWithSubscriptionsType, _WorkflowServiceCommitWorkflowType, _WorkflowServiceGetWorkflowInstanceType, _WorkflowServiceGetWorkflowInstanceByNameType, _WorkflowServiceWaitForWorkflowType, _WorkflowServiceGetWorkflowInstancesType, _WorkflowServiceGetRunnableInstancesType, _WorkflowServiceSetNameHolderType, _WorkflowServiceGetNameHolderType, _WorkflowServiceNextDefinitionSequenceType, _WorkflowServiceListExecutionPointersType, _WorkflowServiceListWorkflowsType, _WorkflowServiceCountWorkflowsType, _WorkflowServiceDeleteWorkflowType, _WorkflowServicePurgeWorkflowsType, _WorkflowServiceWatchWorkflowsType]):
     """WorkflowService stores workflows with their execution pointers. Every call is
     one transaction (a purge runs several); every read sees one consistent
     snapshot (GetWorkflowInstances: one for each workflow).
@@ -346,6 +378,14 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
         grpc.UnaryUnaryMultiCallable[
             wfe.persistence.v1.workflow_pb2.GetRunnableInstancesRequest,
             wfe.persistence.v1.workflow_pb2.GetRunnableInstancesResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.workflow_pb2.SetNameHolderRequest,
+            wfe.persistence.v1.workflow_pb2.SetNameHolderResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.workflow_pb2.GetNameHolderRequest,
+            wfe.persistence.v1.workflow_pb2.GetNameHolderResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             wfe.persistence.v1.workflow_pb2.NextDefinitionSequenceRequest,
@@ -420,6 +460,14 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
             wfe.persistence.v1.workflow_pb2.GetRunnableInstancesResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.workflow_pb2.SetNameHolderRequest,
+            wfe.persistence.v1.workflow_pb2.SetNameHolderResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.workflow_pb2.GetNameHolderRequest,
+            wfe.persistence.v1.workflow_pb2.GetNameHolderResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             wfe.persistence.v1.workflow_pb2.NextDefinitionSequenceRequest,
             wfe.persistence.v1.workflow_pb2.NextDefinitionSequenceResponse,
         ],
@@ -456,7 +504,8 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
     updated since; but if it has been deleted since, it is created anew, with a
     higher revision. A repetition does not enqueue: that was done with the
     creation, and a workflow that has ended since is not to be run again. Errors:
-    ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the id is in use with different
+    FAILED_PRECONDITION (LEASE_LOST) if one of `held_lock_tokens` is not held,
+    unless it is a repetition; ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the id is in use with different
     content, ALREADY_EXISTS (NAME_TAKEN) if the name is; RESOURCE_EXHAUSTED
     (ANSWER_TOO_LARGE) if it or an item could not be read back in one message;
     INVALID_ARGUMENT.
@@ -575,6 +624,20 @@ class WorkflowServiceStub(typing.Generic[_WorkflowServiceCreateNewWorkflowType, 
     as_at`, soonest first, in pages. Each page is read from its own snapshot: a
     workflow that stops being runnable between two pages is omitted. Errors:
     INVALID_ARGUMENT.
+    """
+
+    SetNameHolder: _WorkflowServiceSetNameHolderType
+    """Says which workflow of a namespace set has a name: the name is held by one
+    workflow at a time, which may be in another namespace and need not exist yet.
+    Clients of a set call it in the member to which the name belongs, before they
+    give a workflow in any member that name. Nothing changes if it is held under
+    another claim than `expected_claim_id`, or if another workflow in this
+    namespace has the name. Idempotent. Errors: INVALID_ARGUMENT.
+    """
+
+    GetNameHolder: _WorkflowServiceGetNameHolderType
+    """Returns the workflow of a namespace set that holds a name, if there is one.
+    Errors: INVALID_ARGUMENT.
     """
 
     NextDefinitionSequence: _WorkflowServiceNextDefinitionSequenceType
@@ -711,6 +774,14 @@ WorkflowServiceAsyncStub: typing_extensions.TypeAlias = WorkflowServiceStub[
         wfe.persistence.v1.workflow_pb2.GetRunnableInstancesResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.SetNameHolderRequest,
+        wfe.persistence.v1.workflow_pb2.SetNameHolderResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.workflow_pb2.GetNameHolderRequest,
+        wfe.persistence.v1.workflow_pb2.GetNameHolderResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.workflow_pb2.NextDefinitionSequenceRequest,
         wfe.persistence.v1.workflow_pb2.NextDefinitionSequenceResponse,
     ],
@@ -758,7 +829,8 @@ class WorkflowServiceServicer(metaclass=abc.ABCMeta):
         updated since; but if it has been deleted since, it is created anew, with a
         higher revision. A repetition does not enqueue: that was done with the
         creation, and a workflow that has ended since is not to be run again. Errors:
-        ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the id is in use with different
+        FAILED_PRECONDITION (LEASE_LOST) if one of `held_lock_tokens` is not held,
+        unless it is a repetition; ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the id is in use with different
         content, ALREADY_EXISTS (NAME_TAKEN) if the name is; RESOURCE_EXHAUSTED
         (ANSWER_TOO_LARGE) if it or an item could not be read back in one message;
         INVALID_ARGUMENT.
@@ -922,6 +994,30 @@ class WorkflowServiceServicer(metaclass=abc.ABCMeta):
         as_at`, soonest first, in pages. Each page is read from its own snapshot: a
         workflow that stops being runnable between two pages is omitted. Errors:
         INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def SetNameHolder(
+        self,
+        request: wfe.persistence.v1.workflow_pb2.SetNameHolderRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.workflow_pb2.SetNameHolderResponse, collections.abc.Awaitable[wfe.persistence.v1.workflow_pb2.SetNameHolderResponse]]:
+        """Says which workflow of a namespace set has a name: the name is held by one
+        workflow at a time, which may be in another namespace and need not exist yet.
+        Clients of a set call it in the member to which the name belongs, before they
+        give a workflow in any member that name. Nothing changes if it is held under
+        another claim than `expected_claim_id`, or if another workflow in this
+        namespace has the name. Idempotent. Errors: INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def GetNameHolder(
+        self,
+        request: wfe.persistence.v1.workflow_pb2.GetNameHolderRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.workflow_pb2.GetNameHolderResponse, collections.abc.Awaitable[wfe.persistence.v1.workflow_pb2.GetNameHolderResponse]]:
+        """Returns the workflow of a namespace set that holds a name, if there is one.
+        Errors: INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod

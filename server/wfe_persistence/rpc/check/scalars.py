@@ -42,7 +42,14 @@ from wfe_persistence.rpc.check.read_back import (
     require_sendable,
 )
 from wfe_persistence.store.documents import HeaderRoom
-from wfe_persistence.store.schema import DEFAULT_NAMESPACE, is_database, is_label, is_namespace
+from wfe_persistence.store.schema import (
+    DEFAULT_NAMESPACE,
+    MAX_MEMBERS,
+    is_database,
+    is_label,
+    is_namespace,
+    is_namespace_set,
+)
 
 _MOST_VIOLATIONS: Final = 100
 
@@ -392,9 +399,11 @@ class Scalars:
                 "must match [a-z][a-z0-9_]{0,39} and not be 'default'",
             )
 
-    def database(self, field: str, value: str) -> None:
-        """The name of a database; empty: any."""
-        if value and not is_database(value):
+    def database(self, field: str, value: str, *, required: bool = False) -> None:
+        """The name of a database; empty: any, unless it is required."""
+        if required and not value:
+            self.add("", field, R.FIELD_VIOLATION_REASON_REQUIRED, "must not be empty or blank")
+        elif value and not is_database(value):
             self.add(
                 "",
                 field,
@@ -419,6 +428,28 @@ class Scalars:
                     "must be KEY=VALUE, each of 1 to 63 of A-Z a-z 0-9 _ . / -",
                 )
         return labels
+
+    def namespace_set(self, field: str, value: str) -> None:
+        """The name of a namespace set."""
+        if not value:
+            self.add("", field, R.FIELD_VIOLATION_REASON_REQUIRED, "must not be empty or blank")
+        elif not is_namespace_set(value):
+            self.add(
+                "",
+                field,
+                R.FIELD_VIOLATION_REASON_FORMAT,
+                "must match [a-z][a-z0-9_]{0,35} and not be 'default'",
+            )
+
+    def members(self, field: str, value: int) -> None:
+        """The number of members of a namespace set."""
+        if not 1 <= value <= MAX_MEMBERS:
+            self.add(
+                "",
+                field,
+                R.FIELD_VIOLATION_REASON_NUMBER_RANGE,
+                f"must be from 1 to {MAX_MEMBERS}",
+            )
 
 
 def _fields_with_nul(message: Message, path: str) -> Iterator[str]:

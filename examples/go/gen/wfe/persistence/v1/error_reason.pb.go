@@ -58,6 +58,8 @@ const (
 	// NOT_FOUND: the service has no database with the name and the labels that
 	// CreateNamespace asks for, or none of its databases takes new namespaces.
 	ErrorReason_ERROR_REASON_DATABASE_NOT_FOUND ErrorReason = 6
+	// NOT_FOUND: there is no namespace set of this name.
+	ErrorReason_ERROR_REASON_NAMESPACE_SET_NOT_FOUND ErrorReason = 7
 	// ALREADY_EXISTS: the workflow id is in use by a workflow created with
 	// different content.
 	ErrorReason_ERROR_REASON_WORKFLOW_ALREADY_EXISTS ErrorReason = 10
@@ -81,6 +83,9 @@ const (
 	// CreateNamespace asks for. ErrorInfo's metadata has the `namespace`, and the
 	// name of its `database`.
 	ErrorReason_ERROR_REASON_NAMESPACE_IN_OTHER_DATABASE ErrorReason = 16
+	// ALREADY_EXISTS: the namespace set exists with another number of members;
+	// ErrorInfo's metadata has that as `members`.
+	ErrorReason_ERROR_REASON_NAMESPACE_SET_EXISTS ErrorReason = 17
 	// ABORTED: `expected_revision` is not the stored revision; ErrorInfo's
 	// metadata has the stored one as `revision`. Load the workflow again, reapply
 	// the change, and persist again.
@@ -143,6 +148,13 @@ const (
 	// INVALID_ARGUMENT: the metadata `wfe-namespace` does not match
 	// `[a-z][a-z0-9_]{0,39}`.
 	ErrorReason_ERROR_REASON_INVALID_NAMESPACE ErrorReason = 43
+	// FAILED_PRECONDITION: the namespace set can't be used: its creation or deletion
+	// has not been finished. Repeating the call that was interrupted finishes it.
+	ErrorReason_ERROR_REASON_NAMESPACE_SET_INCOMPLETE ErrorReason = 48
+	// FAILED_PRECONDITION: the namespace is a member of a namespace set, which can
+	// only be deleted as a whole; ErrorInfo's metadata has the set as
+	// `namespace_set`.
+	ErrorReason_ERROR_REASON_NAMESPACE_IN_SET ErrorReason = 49
 	// RESOURCE_EXHAUSTED: the request is larger than the server's message limit;
 	// ErrorInfo's metadata has the limit as `limit_bytes`.
 	ErrorReason_ERROR_REASON_MESSAGE_TOO_LARGE ErrorReason = 50
@@ -250,6 +262,12 @@ const (
 	// UNIMPLEMENTED: the server does not have this RPC: it is older than the
 	// client, or a different server.
 	ErrorReason_ERROR_REASON_UNIMPLEMENTED ErrorReason = 104
+	// FAILED_PRECONDITION: a write to a namespace set concerns things on different
+	// members, so it can't be one transaction. Nothing was sent.
+	ErrorReason_ERROR_REASON_MEMBERS_DIFFER ErrorReason = 105
+	// UNIMPLEMENTED: a namespace set does not offer the operation; make it in one of
+	// its members. Nothing was sent.
+	ErrorReason_ERROR_REASON_NOT_OVER_A_SET ErrorReason = 106
 )
 
 // Enum value maps for ErrorReason.
@@ -262,6 +280,7 @@ var (
 		4:   "ERROR_REASON_NAMESPACE_NOT_FOUND",
 		5:   "ERROR_REASON_POINTER_NOT_FOUND",
 		6:   "ERROR_REASON_DATABASE_NOT_FOUND",
+		7:   "ERROR_REASON_NAMESPACE_SET_NOT_FOUND",
 		10:  "ERROR_REASON_WORKFLOW_ALREADY_EXISTS",
 		11:  "ERROR_REASON_NAME_TAKEN",
 		12:  "ERROR_REASON_EVENT_ALREADY_EXISTS",
@@ -269,6 +288,7 @@ var (
 		14:  "ERROR_REASON_REQUEST_ID_REUSED",
 		15:  "ERROR_REASON_RECORD_CONFLICT",
 		16:  "ERROR_REASON_NAMESPACE_IN_OTHER_DATABASE",
+		17:  "ERROR_REASON_NAMESPACE_SET_EXISTS",
 		20:  "ERROR_REASON_REVISION_MISMATCH",
 		21:  "ERROR_REASON_TRANSACTION_CONFLICT",
 		22:  "ERROR_REASON_ROW_LOCKED",
@@ -286,6 +306,8 @@ var (
 		41:  "ERROR_REASON_MALFORMED_MESSAGE",
 		42:  "ERROR_REASON_INVALID_PAGE_TOKEN",
 		43:  "ERROR_REASON_INVALID_NAMESPACE",
+		48:  "ERROR_REASON_NAMESPACE_SET_INCOMPLETE",
+		49:  "ERROR_REASON_NAMESPACE_IN_SET",
 		50:  "ERROR_REASON_MESSAGE_TOO_LARGE",
 		51:  "ERROR_REASON_ANSWER_TOO_LARGE",
 		52:  "ERROR_REASON_POOL_EXHAUSTED",
@@ -314,6 +336,8 @@ var (
 		102: "ERROR_REASON_UNAUTHENTICATED",
 		103: "ERROR_REASON_PERMISSION_DENIED",
 		104: "ERROR_REASON_UNIMPLEMENTED",
+		105: "ERROR_REASON_MEMBERS_DIFFER",
+		106: "ERROR_REASON_NOT_OVER_A_SET",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":                  0,
@@ -323,6 +347,7 @@ var (
 		"ERROR_REASON_NAMESPACE_NOT_FOUND":          4,
 		"ERROR_REASON_POINTER_NOT_FOUND":            5,
 		"ERROR_REASON_DATABASE_NOT_FOUND":           6,
+		"ERROR_REASON_NAMESPACE_SET_NOT_FOUND":      7,
 		"ERROR_REASON_WORKFLOW_ALREADY_EXISTS":      10,
 		"ERROR_REASON_NAME_TAKEN":                   11,
 		"ERROR_REASON_EVENT_ALREADY_EXISTS":         12,
@@ -330,6 +355,7 @@ var (
 		"ERROR_REASON_REQUEST_ID_REUSED":            14,
 		"ERROR_REASON_RECORD_CONFLICT":              15,
 		"ERROR_REASON_NAMESPACE_IN_OTHER_DATABASE":  16,
+		"ERROR_REASON_NAMESPACE_SET_EXISTS":         17,
 		"ERROR_REASON_REVISION_MISMATCH":            20,
 		"ERROR_REASON_TRANSACTION_CONFLICT":         21,
 		"ERROR_REASON_ROW_LOCKED":                   22,
@@ -347,6 +373,8 @@ var (
 		"ERROR_REASON_MALFORMED_MESSAGE":            41,
 		"ERROR_REASON_INVALID_PAGE_TOKEN":           42,
 		"ERROR_REASON_INVALID_NAMESPACE":            43,
+		"ERROR_REASON_NAMESPACE_SET_INCOMPLETE":     48,
+		"ERROR_REASON_NAMESPACE_IN_SET":             49,
 		"ERROR_REASON_MESSAGE_TOO_LARGE":            50,
 		"ERROR_REASON_ANSWER_TOO_LARGE":             51,
 		"ERROR_REASON_POOL_EXHAUSTED":               52,
@@ -375,6 +403,8 @@ var (
 		"ERROR_REASON_UNAUTHENTICATED":              102,
 		"ERROR_REASON_PERMISSION_DENIED":            103,
 		"ERROR_REASON_UNIMPLEMENTED":                104,
+		"ERROR_REASON_MEMBERS_DIFFER":               105,
+		"ERROR_REASON_NOT_OVER_A_SET":               106,
 	}
 )
 
@@ -507,7 +537,7 @@ var File_wfe_persistence_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"%wfe/persistence/v1/error_reason.proto\x12\x12wfe.persistence.v1*\xe1\x10\n" +
+	"%wfe/persistence/v1/error_reason.proto\x12\x12wfe.persistence.v1*\xc2\x12\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12#\n" +
 	"\x1fERROR_REASON_WORKFLOW_NOT_FOUND\x10\x01\x12 \n" +
@@ -516,6 +546,7 @@ const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	" ERROR_REASON_NAMESPACE_NOT_FOUND\x10\x04\x12\"\n" +
 	"\x1eERROR_REASON_POINTER_NOT_FOUND\x10\x05\x12#\n" +
 	"\x1fERROR_REASON_DATABASE_NOT_FOUND\x10\x06\x12(\n" +
+	"$ERROR_REASON_NAMESPACE_SET_NOT_FOUND\x10\a\x12(\n" +
 	"$ERROR_REASON_WORKFLOW_ALREADY_EXISTS\x10\n" +
 	"\x12\x1b\n" +
 	"\x17ERROR_REASON_NAME_TAKEN\x10\v\x12%\n" +
@@ -523,7 +554,8 @@ const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	"(ERROR_REASON_SUBSCRIPTION_ALREADY_EXISTS\x10\r\x12\"\n" +
 	"\x1eERROR_REASON_REQUEST_ID_REUSED\x10\x0e\x12 \n" +
 	"\x1cERROR_REASON_RECORD_CONFLICT\x10\x0f\x12,\n" +
-	"(ERROR_REASON_NAMESPACE_IN_OTHER_DATABASE\x10\x10\x12\"\n" +
+	"(ERROR_REASON_NAMESPACE_IN_OTHER_DATABASE\x10\x10\x12%\n" +
+	"!ERROR_REASON_NAMESPACE_SET_EXISTS\x10\x11\x12\"\n" +
 	"\x1eERROR_REASON_REVISION_MISMATCH\x10\x14\x12%\n" +
 	"!ERROR_REASON_TRANSACTION_CONFLICT\x10\x15\x12\x1b\n" +
 	"\x17ERROR_REASON_ROW_LOCKED\x10\x16\x12\x1f\n" +
@@ -540,7 +572,9 @@ const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10(\x12\"\n" +
 	"\x1eERROR_REASON_MALFORMED_MESSAGE\x10)\x12#\n" +
 	"\x1fERROR_REASON_INVALID_PAGE_TOKEN\x10*\x12\"\n" +
-	"\x1eERROR_REASON_INVALID_NAMESPACE\x10+\x12\"\n" +
+	"\x1eERROR_REASON_INVALID_NAMESPACE\x10+\x12)\n" +
+	"%ERROR_REASON_NAMESPACE_SET_INCOMPLETE\x100\x12!\n" +
+	"\x1dERROR_REASON_NAMESPACE_IN_SET\x101\x12\"\n" +
 	"\x1eERROR_REASON_MESSAGE_TOO_LARGE\x102\x12!\n" +
 	"\x1dERROR_REASON_ANSWER_TOO_LARGE\x103\x12\x1f\n" +
 	"\x1bERROR_REASON_POOL_EXHAUSTED\x104\x12\x1e\n" +
@@ -568,7 +602,9 @@ const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	"\x1cERROR_REASON_TRANSPORT_LIMIT\x10e\x12 \n" +
 	"\x1cERROR_REASON_UNAUTHENTICATED\x10f\x12\"\n" +
 	"\x1eERROR_REASON_PERMISSION_DENIED\x10g\x12\x1e\n" +
-	"\x1aERROR_REASON_UNIMPLEMENTED\x10h*\x97\x04\n" +
+	"\x1aERROR_REASON_UNIMPLEMENTED\x10h\x12\x1f\n" +
+	"\x1bERROR_REASON_MEMBERS_DIFFER\x10i\x12\x1f\n" +
+	"\x1bERROR_REASON_NOT_OVER_A_SET\x10j*\x97\x04\n" +
 	"\x14FieldViolationReason\x12&\n" +
 	"\"FIELD_VIOLATION_REASON_UNSPECIFIED\x10\x00\x12#\n" +
 	"\x1fFIELD_VIOLATION_REASON_REQUIRED\x10\x01\x12'\n" +

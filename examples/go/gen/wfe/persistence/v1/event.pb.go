@@ -516,7 +516,9 @@ type GetRunnableEventsRequest struct {
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The `next_page_token` of the previous page; empty: the first page. All
 	// other fields must be the same as for the first page.
-	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Return `order_keys`, too.
+	WithOrderKeys bool `protobuf:"varint,4,opt,name=with_order_keys,json=withOrderKeys,proto3" json:"with_order_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -572,6 +574,13 @@ func (x *GetRunnableEventsRequest) GetPageToken() string {
 	return ""
 }
 
+func (x *GetRunnableEventsRequest) GetWithOrderKeys() bool {
+	if x != nil {
+		return x.WithOrderKeys
+	}
+	return false
+}
+
 // GetRunnableEventsResponse is the response of GetRunnableEvents.
 type GetRunnableEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -579,6 +588,9 @@ type GetRunnableEventsResponse struct {
 	EventIds []string `protobuf:"bytes,1,rep,name=event_ids,json=eventIds,proto3" json:"event_ids,omitempty"`
 	// The token of the next page; empty: this is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// With `with_order_keys`: a number for each id, by which, and then by id, lists
+	// of several namespaces can be merged: it rises with event_time.
+	OrderKeys     []int64 `protobuf:"varint,3,rep,packed,name=order_keys,json=orderKeys,proto3" json:"order_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -627,6 +639,13 @@ func (x *GetRunnableEventsResponse) GetNextPageToken() string {
 	return ""
 }
 
+func (x *GetRunnableEventsResponse) GetOrderKeys() []int64 {
+	if x != nil {
+		return x.OrderKeys
+	}
+	return nil
+}
+
 // GetEventsRequest is the request of GetEvents.
 type GetEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -650,6 +669,8 @@ type GetEventsRequest struct {
 	// of": their adapters set this field. With `as_of` in its place, a workflow
 	// whose event came before it began to wait would wait for ever.
 	EventTimeFrom *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=event_time_from,json=eventTimeFrom,proto3" json:"event_time_from,omitempty"`
+	// Return `order_keys`, too.
+	WithOrderKeys bool `protobuf:"varint,7,opt,name=with_order_keys,json=withOrderKeys,proto3" json:"with_order_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -726,6 +747,13 @@ func (x *GetEventsRequest) GetEventTimeFrom() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *GetEventsRequest) GetWithOrderKeys() bool {
+	if x != nil {
+		return x.WithOrderKeys
+	}
+	return false
+}
+
 // GetEventsResponse is the response of GetEvents.
 type GetEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -733,6 +761,9 @@ type GetEventsResponse struct {
 	EventIds []string `protobuf:"bytes,1,rep,name=event_ids,json=eventIds,proto3" json:"event_ids,omitempty"`
 	// The token of the next page; empty: this is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// With `with_order_keys`: a number for each id, by which, and then by id, lists
+	// of several namespaces can be merged: it rises with event_time.
+	OrderKeys     []int64 `protobuf:"varint,3,rep,packed,name=order_keys,json=orderKeys,proto3" json:"order_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -779,6 +810,13 @@ func (x *GetEventsResponse) GetNextPageToken() string {
 		return x.NextPageToken
 	}
 	return ""
+}
+
+func (x *GetEventsResponse) GetOrderKeys() []int64 {
+	if x != nil {
+		return x.OrderKeys
+	}
+	return nil
 }
 
 // MarkEventProcessedRequest is the request of MarkEventProcessed.
@@ -1298,15 +1336,18 @@ const file_wfe_persistence_v1_event_proto_rawDesc = "" +
 	"\x0fGetEventRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"C\n" +
 	"\x10GetEventResponse\x12/\n" +
-	"\x05event\x18\x01 \x01(\v2\x19.wfe.persistence.v1.EventR\x05event\"\x87\x01\n" +
+	"\x05event\x18\x01 \x01(\v2\x19.wfe.persistence.v1.EventR\x05event\"\xaf\x01\n" +
 	"\x18GetRunnableEventsRequest\x12/\n" +
 	"\x05as_at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04asAt\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tR\tpageToken\"`\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\x12&\n" +
+	"\x0fwith_order_keys\x18\x04 \x01(\bR\rwithOrderKeys\"\x7f\n" +
 	"\x19GetRunnableEventsResponse\x12\x1b\n" +
 	"\tevent_ids\x18\x01 \x03(\tR\beventIds\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xff\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1d\n" +
+	"\n" +
+	"order_keys\x18\x03 \x03(\x03R\torderKeys\"\xa7\x02\n" +
 	"\x10GetEventsRequest\x12\x1d\n" +
 	"\n" +
 	"event_name\x18\x01 \x01(\tR\teventName\x12\x1b\n" +
@@ -1315,10 +1356,13 @@ const file_wfe_persistence_v1_event_proto_rawDesc = "" +
 	"\tpage_size\x18\x04 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
 	"page_token\x18\x05 \x01(\tR\tpageToken\x12B\n" +
-	"\x0fevent_time_from\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\reventTimeFrom\"X\n" +
+	"\x0fevent_time_from\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\reventTimeFrom\x12&\n" +
+	"\x0fwith_order_keys\x18\a \x01(\bR\rwithOrderKeys\"w\n" +
 	"\x11GetEventsResponse\x12\x1b\n" +
 	"\tevent_ids\x18\x01 \x03(\tR\beventIds\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"+\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1d\n" +
+	"\n" +
+	"order_keys\x18\x03 \x03(\x03R\torderKeys\"+\n" +
 	"\x19MarkEventProcessedRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x1c\n" +
 	"\x1aMarkEventProcessedResponse\"-\n" +

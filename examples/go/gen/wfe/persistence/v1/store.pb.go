@@ -1285,6 +1285,364 @@ func (*DeleteNamespaceResponse) Descriptor() ([]byte, []int) {
 	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{19}
 }
 
+// NamespaceSet is a store that is spread over several namespaces.
+//
+// What has the id of a workflow is in the member with the index that jump
+// consistent hash (Lamping and Veach, 2014) gives for the number of members and,
+// as the key, the first 8 bytes of the SHA-256 of the id's UTF-8 bytes, as a big-
+// endian unsigned integer. `protos/wfe/persistence/v1/namespace_sets.json`
+// in the repository has test vectors.
+type NamespaceSet struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The namespaces that it consists of, in the order of their indexes, from 0.
+	Members       []string `protobuf:"bytes,2,rep,name=members,proto3" json:"members,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NamespaceSet) Reset() {
+	*x = NamespaceSet{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NamespaceSet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NamespaceSet) ProtoMessage() {}
+
+func (x *NamespaceSet) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NamespaceSet.ProtoReflect.Descriptor instead.
+func (*NamespaceSet) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *NamespaceSet) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *NamespaceSet) GetMembers() []string {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+// CreateNamespaceSetRequest is the request of CreateNamespaceSet.
+type CreateNamespaceSetRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name, `[a-z][a-z0-9_]{0,35}`, and short enough that its members' names
+	// fit; required.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// How many members it has, for ever: 1 to 256.
+	Members int32 `protobuf:"varint,2,opt,name=members,proto3" json:"members,omitempty"`
+	// The databases over which its members are spread, in turn, each
+	// `[a-z][a-z0-9_-]{0,39}`, at most 256; empty: all that take new namespaces.
+	// A member that exists stays where it is.
+	Databases     []string `protobuf:"bytes,3,rep,name=databases,proto3" json:"databases,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateNamespaceSetRequest) Reset() {
+	*x = CreateNamespaceSetRequest{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateNamespaceSetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateNamespaceSetRequest) ProtoMessage() {}
+
+func (x *CreateNamespaceSetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateNamespaceSetRequest.ProtoReflect.Descriptor instead.
+func (*CreateNamespaceSetRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *CreateNamespaceSetRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateNamespaceSetRequest) GetMembers() int32 {
+	if x != nil {
+		return x.Members
+	}
+	return 0
+}
+
+func (x *CreateNamespaceSetRequest) GetDatabases() []string {
+	if x != nil {
+		return x.Databases
+	}
+	return nil
+}
+
+// CreateNamespaceSetResponse is the response of CreateNamespaceSet.
+type CreateNamespaceSetResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The set.
+	NamespaceSet  *NamespaceSet `protobuf:"bytes,1,opt,name=namespace_set,json=namespaceSet,proto3" json:"namespace_set,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateNamespaceSetResponse) Reset() {
+	*x = CreateNamespaceSetResponse{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateNamespaceSetResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateNamespaceSetResponse) ProtoMessage() {}
+
+func (x *CreateNamespaceSetResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateNamespaceSetResponse.ProtoReflect.Descriptor instead.
+func (*CreateNamespaceSetResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *CreateNamespaceSetResponse) GetNamespaceSet() *NamespaceSet {
+	if x != nil {
+		return x.NamespaceSet
+	}
+	return nil
+}
+
+// GetNamespaceSetRequest is the request of GetNamespaceSet.
+type GetNamespaceSetRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name, `[a-z][a-z0-9_]{0,35}`; required.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetNamespaceSetRequest) Reset() {
+	*x = GetNamespaceSetRequest{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetNamespaceSetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetNamespaceSetRequest) ProtoMessage() {}
+
+func (x *GetNamespaceSetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetNamespaceSetRequest.ProtoReflect.Descriptor instead.
+func (*GetNamespaceSetRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *GetNamespaceSetRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// GetNamespaceSetResponse is the response of GetNamespaceSet.
+type GetNamespaceSetResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The set.
+	NamespaceSet  *NamespaceSet `protobuf:"bytes,1,opt,name=namespace_set,json=namespaceSet,proto3" json:"namespace_set,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetNamespaceSetResponse) Reset() {
+	*x = GetNamespaceSetResponse{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetNamespaceSetResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetNamespaceSetResponse) ProtoMessage() {}
+
+func (x *GetNamespaceSetResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetNamespaceSetResponse.ProtoReflect.Descriptor instead.
+func (*GetNamespaceSetResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *GetNamespaceSetResponse) GetNamespaceSet() *NamespaceSet {
+	if x != nil {
+		return x.NamespaceSet
+	}
+	return nil
+}
+
+// DeleteNamespaceSetRequest is the request of DeleteNamespaceSet.
+type DeleteNamespaceSetRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name, `[a-z][a-z0-9_]{0,35}`; required.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Delete it even if members are not empty; see DeleteNamespaceRequest.
+	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteNamespaceSetRequest) Reset() {
+	*x = DeleteNamespaceSetRequest{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteNamespaceSetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteNamespaceSetRequest) ProtoMessage() {}
+
+func (x *DeleteNamespaceSetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteNamespaceSetRequest.ProtoReflect.Descriptor instead.
+func (*DeleteNamespaceSetRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *DeleteNamespaceSetRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeleteNamespaceSetRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+// DeleteNamespaceSetResponse is the response of DeleteNamespaceSet.
+type DeleteNamespaceSetResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteNamespaceSetResponse) Reset() {
+	*x = DeleteNamespaceSetResponse{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteNamespaceSetResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteNamespaceSetResponse) ProtoMessage() {}
+
+func (x *DeleteNamespaceSetResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteNamespaceSetResponse.ProtoReflect.Descriptor instead.
+func (*DeleteNamespaceSetResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{26}
+}
+
 // EnsureStoreExistsRequest is the request of EnsureStoreExists.
 type EnsureStoreExistsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1294,7 +1652,7 @@ type EnsureStoreExistsRequest struct {
 
 func (x *EnsureStoreExistsRequest) Reset() {
 	*x = EnsureStoreExistsRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[20]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1306,7 +1664,7 @@ func (x *EnsureStoreExistsRequest) String() string {
 func (*EnsureStoreExistsRequest) ProtoMessage() {}
 
 func (x *EnsureStoreExistsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[20]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1319,7 +1677,7 @@ func (x *EnsureStoreExistsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnsureStoreExistsRequest.ProtoReflect.Descriptor instead.
 func (*EnsureStoreExistsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{20}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{27}
 }
 
 // EnsureStoreExistsResponse is the response of EnsureStoreExists.
@@ -1335,7 +1693,7 @@ type EnsureStoreExistsResponse struct {
 
 func (x *EnsureStoreExistsResponse) Reset() {
 	*x = EnsureStoreExistsResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[21]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1347,7 +1705,7 @@ func (x *EnsureStoreExistsResponse) String() string {
 func (*EnsureStoreExistsResponse) ProtoMessage() {}
 
 func (x *EnsureStoreExistsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[21]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1360,7 +1718,7 @@ func (x *EnsureStoreExistsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnsureStoreExistsResponse.ProtoReflect.Descriptor instead.
 func (*EnsureStoreExistsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{21}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *EnsureStoreExistsResponse) GetSchemaVersion() int32 {
@@ -1388,7 +1746,7 @@ type PersistErrorsRequest struct {
 
 func (x *PersistErrorsRequest) Reset() {
 	*x = PersistErrorsRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[22]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1400,7 +1758,7 @@ func (x *PersistErrorsRequest) String() string {
 func (*PersistErrorsRequest) ProtoMessage() {}
 
 func (x *PersistErrorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[22]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1413,7 +1771,7 @@ func (x *PersistErrorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistErrorsRequest.ProtoReflect.Descriptor instead.
 func (*PersistErrorsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{22}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PersistErrorsRequest) GetErrors() []*ExecutionError {
@@ -1432,7 +1790,7 @@ type PersistErrorsResponse struct {
 
 func (x *PersistErrorsResponse) Reset() {
 	*x = PersistErrorsResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[23]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1444,7 +1802,7 @@ func (x *PersistErrorsResponse) String() string {
 func (*PersistErrorsResponse) ProtoMessage() {}
 
 func (x *PersistErrorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[23]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1457,7 +1815,7 @@ func (x *PersistErrorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistErrorsResponse.ProtoReflect.Descriptor instead.
 func (*PersistErrorsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{23}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{30}
 }
 
 // ListErrorsRequest is the request of ListErrors.
@@ -1484,7 +1842,7 @@ type ListErrorsRequest struct {
 
 func (x *ListErrorsRequest) Reset() {
 	*x = ListErrorsRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[24]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1496,7 +1854,7 @@ func (x *ListErrorsRequest) String() string {
 func (*ListErrorsRequest) ProtoMessage() {}
 
 func (x *ListErrorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[24]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1509,7 +1867,7 @@ func (x *ListErrorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListErrorsRequest.ProtoReflect.Descriptor instead.
 func (*ListErrorsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{24}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListErrorsRequest) GetWorkflowId() string {
@@ -1560,7 +1918,7 @@ type ListErrorsResponse struct {
 
 func (x *ListErrorsResponse) Reset() {
 	*x = ListErrorsResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[25]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1572,7 +1930,7 @@ func (x *ListErrorsResponse) String() string {
 func (*ListErrorsResponse) ProtoMessage() {}
 
 func (x *ListErrorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[25]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1585,7 +1943,7 @@ func (x *ListErrorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListErrorsResponse.ProtoReflect.Descriptor instead.
 func (*ListErrorsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{25}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListErrorsResponse) GetErrors() []*ExecutionError {
@@ -1611,7 +1969,7 @@ type GetStoreInfoRequest struct {
 
 func (x *GetStoreInfoRequest) Reset() {
 	*x = GetStoreInfoRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[26]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1623,7 +1981,7 @@ func (x *GetStoreInfoRequest) String() string {
 func (*GetStoreInfoRequest) ProtoMessage() {}
 
 func (x *GetStoreInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[26]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1636,7 +1994,7 @@ func (x *GetStoreInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStoreInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetStoreInfoRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{26}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{33}
 }
 
 // GetStoreInfoResponse is the response of GetStoreInfo.
@@ -1671,7 +2029,7 @@ type GetStoreInfoResponse struct {
 
 func (x *GetStoreInfoResponse) Reset() {
 	*x = GetStoreInfoResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[27]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1683,7 +2041,7 @@ func (x *GetStoreInfoResponse) String() string {
 func (*GetStoreInfoResponse) ProtoMessage() {}
 
 func (x *GetStoreInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[27]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1696,7 +2054,7 @@ func (x *GetStoreInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStoreInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetStoreInfoResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{27}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetStoreInfoResponse) GetServerVersion() string {
@@ -1798,7 +2156,7 @@ type Capabilities struct {
 
 func (x *Capabilities) Reset() {
 	*x = Capabilities{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[28]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1810,7 +2168,7 @@ func (x *Capabilities) String() string {
 func (*Capabilities) ProtoMessage() {}
 
 func (x *Capabilities) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[28]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1823,7 +2181,7 @@ func (x *Capabilities) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capabilities.ProtoReflect.Descriptor instead.
 func (*Capabilities) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{28}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Capabilities) GetScheduledCommands() bool {
@@ -1898,7 +2256,7 @@ type TruncateAllRequest struct {
 
 func (x *TruncateAllRequest) Reset() {
 	*x = TruncateAllRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[29]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1910,7 +2268,7 @@ func (x *TruncateAllRequest) String() string {
 func (*TruncateAllRequest) ProtoMessage() {}
 
 func (x *TruncateAllRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[29]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1923,7 +2281,7 @@ func (x *TruncateAllRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TruncateAllRequest.ProtoReflect.Descriptor instead.
 func (*TruncateAllRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{29}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{36}
 }
 
 // TruncateAllResponse is the response of TruncateAll.
@@ -1935,7 +2293,7 @@ type TruncateAllResponse struct {
 
 func (x *TruncateAllResponse) Reset() {
 	*x = TruncateAllResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[30]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1947,7 +2305,7 @@ func (x *TruncateAllResponse) String() string {
 func (*TruncateAllResponse) ProtoMessage() {}
 
 func (x *TruncateAllResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[30]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1960,7 +2318,7 @@ func (x *TruncateAllResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TruncateAllResponse.ProtoReflect.Descriptor instead.
 func (*TruncateAllResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{30}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{37}
 }
 
 var File_wfe_persistence_v1_store_proto protoreflect.FileDescriptor
@@ -2052,7 +2410,24 @@ const file_wfe_persistence_v1_store_proto_rawDesc = "" +
 	"\x16DeleteNamespaceRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"\x19\n" +
-	"\x17DeleteNamespaceResponse\"\x1a\n" +
+	"\x17DeleteNamespaceResponse\"<\n" +
+	"\fNamespaceSet\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\amembers\x18\x02 \x03(\tR\amembers\"g\n" +
+	"\x19CreateNamespaceSetRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\amembers\x18\x02 \x01(\x05R\amembers\x12\x1c\n" +
+	"\tdatabases\x18\x03 \x03(\tR\tdatabases\"c\n" +
+	"\x1aCreateNamespaceSetResponse\x12E\n" +
+	"\rnamespace_set\x18\x01 \x01(\v2 .wfe.persistence.v1.NamespaceSetR\fnamespaceSet\",\n" +
+	"\x16GetNamespaceSetRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"`\n" +
+	"\x17GetNamespaceSetResponse\x12E\n" +
+	"\rnamespace_set\x18\x01 \x01(\v2 .wfe.persistence.v1.NamespaceSetR\fnamespaceSet\"E\n" +
+	"\x19DeleteNamespaceSetRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\x1c\n" +
+	"\x1aDeleteNamespaceSetResponse\"\x1a\n" +
 	"\x18EnsureStoreExistsRequest\"q\n" +
 	"\x19EnsureStoreExistsResponse\x12%\n" +
 	"\x0eschema_version\x18\x01 \x01(\x05R\rschemaVersion\x12-\n" +
@@ -2095,8 +2470,7 @@ const file_wfe_persistence_v1_store_proto_rawDesc = "" +
 	"\x0fwatch_workflows\x18\b \x01(\bR\x0ewatchWorkflows\x12\x1c\n" +
 	"\tretention\x18\t \x01(\bR\tretention\"\x14\n" +
 	"\x12TruncateAllRequest\"\x15\n" +
-	"\x13TruncateAllResponse2\x83\n" +
-	"\n" +
+	"\x13TruncateAllResponse2\xd9\f\n" +
 	"\fStoreService\x12p\n" +
 	"\x11EnsureStoreExists\x12,.wfe.persistence.v1.EnsureStoreExistsRequest\x1a-.wfe.persistence.v1.EnsureStoreExistsResponse\x12d\n" +
 	"\rPersistErrors\x12(.wfe.persistence.v1.PersistErrorsRequest\x1a).wfe.persistence.v1.PersistErrorsResponse\x12[\n" +
@@ -2107,6 +2481,9 @@ const file_wfe_persistence_v1_store_proto_rawDesc = "" +
 	"\x0fCreateNamespace\x12*.wfe.persistence.v1.CreateNamespaceRequest\x1a+.wfe.persistence.v1.CreateNamespaceResponse\x12g\n" +
 	"\x0eListNamespaces\x12).wfe.persistence.v1.ListNamespacesRequest\x1a*.wfe.persistence.v1.ListNamespacesResponse\x12j\n" +
 	"\x0fDeleteNamespace\x12*.wfe.persistence.v1.DeleteNamespaceRequest\x1a+.wfe.persistence.v1.DeleteNamespaceResponse\x12s\n" +
+	"\x12CreateNamespaceSet\x12-.wfe.persistence.v1.CreateNamespaceSetRequest\x1a..wfe.persistence.v1.CreateNamespaceSetResponse\x12j\n" +
+	"\x0fGetNamespaceSet\x12*.wfe.persistence.v1.GetNamespaceSetRequest\x1a+.wfe.persistence.v1.GetNamespaceSetResponse\x12s\n" +
+	"\x12DeleteNamespaceSet\x12-.wfe.persistence.v1.DeleteNamespaceSetRequest\x1a..wfe.persistence.v1.DeleteNamespaceSetResponse\x12s\n" +
 	"\x12SetRetentionPolicy\x12-.wfe.persistence.v1.SetRetentionPolicyRequest\x1a..wfe.persistence.v1.SetRetentionPolicyResponse\x12s\n" +
 	"\x12GetRetentionPolicy\x12-.wfe.persistence.v1.GetRetentionPolicyRequest\x1a..wfe.persistence.v1.GetRetentionPolicyResponse\x12a\n" +
 	"\fRunRetention\x12'.wfe.persistence.v1.RunRetentionRequest\x1a(.wfe.persistence.v1.RunRetentionResponse\x12m\n" +
@@ -2125,7 +2502,7 @@ func file_wfe_persistence_v1_store_proto_rawDescGZIP() []byte {
 	return file_wfe_persistence_v1_store_proto_rawDescData
 }
 
-var file_wfe_persistence_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_wfe_persistence_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_wfe_persistence_v1_store_proto_goTypes = []any{
 	(*ExecutionError)(nil),             // 0: wfe.persistence.v1.ExecutionError
 	(*WorkflowRetention)(nil),          // 1: wfe.persistence.v1.WorkflowRetention
@@ -2147,71 +2524,86 @@ var file_wfe_persistence_v1_store_proto_goTypes = []any{
 	(*ListNamespacesResponse)(nil),     // 17: wfe.persistence.v1.ListNamespacesResponse
 	(*DeleteNamespaceRequest)(nil),     // 18: wfe.persistence.v1.DeleteNamespaceRequest
 	(*DeleteNamespaceResponse)(nil),    // 19: wfe.persistence.v1.DeleteNamespaceResponse
-	(*EnsureStoreExistsRequest)(nil),   // 20: wfe.persistence.v1.EnsureStoreExistsRequest
-	(*EnsureStoreExistsResponse)(nil),  // 21: wfe.persistence.v1.EnsureStoreExistsResponse
-	(*PersistErrorsRequest)(nil),       // 22: wfe.persistence.v1.PersistErrorsRequest
-	(*PersistErrorsResponse)(nil),      // 23: wfe.persistence.v1.PersistErrorsResponse
-	(*ListErrorsRequest)(nil),          // 24: wfe.persistence.v1.ListErrorsRequest
-	(*ListErrorsResponse)(nil),         // 25: wfe.persistence.v1.ListErrorsResponse
-	(*GetStoreInfoRequest)(nil),        // 26: wfe.persistence.v1.GetStoreInfoRequest
-	(*GetStoreInfoResponse)(nil),       // 27: wfe.persistence.v1.GetStoreInfoResponse
-	(*Capabilities)(nil),               // 28: wfe.persistence.v1.Capabilities
-	(*TruncateAllRequest)(nil),         // 29: wfe.persistence.v1.TruncateAllRequest
-	(*TruncateAllResponse)(nil),        // 30: wfe.persistence.v1.TruncateAllResponse
-	(*timestamppb.Timestamp)(nil),      // 31: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 32: google.protobuf.Duration
+	(*NamespaceSet)(nil),               // 20: wfe.persistence.v1.NamespaceSet
+	(*CreateNamespaceSetRequest)(nil),  // 21: wfe.persistence.v1.CreateNamespaceSetRequest
+	(*CreateNamespaceSetResponse)(nil), // 22: wfe.persistence.v1.CreateNamespaceSetResponse
+	(*GetNamespaceSetRequest)(nil),     // 23: wfe.persistence.v1.GetNamespaceSetRequest
+	(*GetNamespaceSetResponse)(nil),    // 24: wfe.persistence.v1.GetNamespaceSetResponse
+	(*DeleteNamespaceSetRequest)(nil),  // 25: wfe.persistence.v1.DeleteNamespaceSetRequest
+	(*DeleteNamespaceSetResponse)(nil), // 26: wfe.persistence.v1.DeleteNamespaceSetResponse
+	(*EnsureStoreExistsRequest)(nil),   // 27: wfe.persistence.v1.EnsureStoreExistsRequest
+	(*EnsureStoreExistsResponse)(nil),  // 28: wfe.persistence.v1.EnsureStoreExistsResponse
+	(*PersistErrorsRequest)(nil),       // 29: wfe.persistence.v1.PersistErrorsRequest
+	(*PersistErrorsResponse)(nil),      // 30: wfe.persistence.v1.PersistErrorsResponse
+	(*ListErrorsRequest)(nil),          // 31: wfe.persistence.v1.ListErrorsRequest
+	(*ListErrorsResponse)(nil),         // 32: wfe.persistence.v1.ListErrorsResponse
+	(*GetStoreInfoRequest)(nil),        // 33: wfe.persistence.v1.GetStoreInfoRequest
+	(*GetStoreInfoResponse)(nil),       // 34: wfe.persistence.v1.GetStoreInfoResponse
+	(*Capabilities)(nil),               // 35: wfe.persistence.v1.Capabilities
+	(*TruncateAllRequest)(nil),         // 36: wfe.persistence.v1.TruncateAllRequest
+	(*TruncateAllResponse)(nil),        // 37: wfe.persistence.v1.TruncateAllResponse
+	(*timestamppb.Timestamp)(nil),      // 38: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 39: google.protobuf.Duration
 }
 var file_wfe_persistence_v1_store_proto_depIdxs = []int32{
-	31, // 0: wfe.persistence.v1.ExecutionError.error_time:type_name -> google.protobuf.Timestamp
-	32, // 1: wfe.persistence.v1.WorkflowRetention.complete_age:type_name -> google.protobuf.Duration
-	32, // 2: wfe.persistence.v1.WorkflowRetention.terminated_age:type_name -> google.protobuf.Duration
+	38, // 0: wfe.persistence.v1.ExecutionError.error_time:type_name -> google.protobuf.Timestamp
+	39, // 1: wfe.persistence.v1.WorkflowRetention.complete_age:type_name -> google.protobuf.Duration
+	39, // 2: wfe.persistence.v1.WorkflowRetention.terminated_age:type_name -> google.protobuf.Duration
 	1,  // 3: wfe.persistence.v1.RetentionPolicy.workflows:type_name -> wfe.persistence.v1.WorkflowRetention
-	32, // 4: wfe.persistence.v1.RetentionPolicy.processed_event_age:type_name -> google.protobuf.Duration
-	32, // 5: wfe.persistence.v1.RetentionPolicy.error_age:type_name -> google.protobuf.Duration
-	32, // 6: wfe.persistence.v1.RetentionPolicy.overdue_command_age:type_name -> google.protobuf.Duration
+	39, // 4: wfe.persistence.v1.RetentionPolicy.processed_event_age:type_name -> google.protobuf.Duration
+	39, // 5: wfe.persistence.v1.RetentionPolicy.error_age:type_name -> google.protobuf.Duration
+	39, // 6: wfe.persistence.v1.RetentionPolicy.overdue_command_age:type_name -> google.protobuf.Duration
 	2,  // 7: wfe.persistence.v1.SetRetentionPolicyRequest.policy:type_name -> wfe.persistence.v1.RetentionPolicy
 	2,  // 8: wfe.persistence.v1.GetRetentionPolicyResponse.policy:type_name -> wfe.persistence.v1.RetentionPolicy
-	31, // 9: wfe.persistence.v1.GetRetentionPolicyResponse.set_time:type_name -> google.protobuf.Timestamp
-	31, // 10: wfe.persistence.v1.GetRetentionPolicyResponse.complete_time:type_name -> google.protobuf.Timestamp
+	38, // 9: wfe.persistence.v1.GetRetentionPolicyResponse.set_time:type_name -> google.protobuf.Timestamp
+	38, // 10: wfe.persistence.v1.GetRetentionPolicyResponse.complete_time:type_name -> google.protobuf.Timestamp
 	8,  // 11: wfe.persistence.v1.RunRetentionResponse.counts:type_name -> wfe.persistence.v1.RetentionCounts
 	11, // 12: wfe.persistence.v1.GetStorageReportResponse.tables:type_name -> wfe.persistence.v1.TableStorage
 	8,  // 13: wfe.persistence.v1.GetStorageReportResponse.freed:type_name -> wfe.persistence.v1.RetentionCounts
 	13, // 14: wfe.persistence.v1.ListNamespacesResponse.namespaces:type_name -> wfe.persistence.v1.Namespace
-	0,  // 15: wfe.persistence.v1.PersistErrorsRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
-	31, // 16: wfe.persistence.v1.ListErrorsRequest.error_time_from:type_name -> google.protobuf.Timestamp
-	31, // 17: wfe.persistence.v1.ListErrorsRequest.error_time_before:type_name -> google.protobuf.Timestamp
-	0,  // 18: wfe.persistence.v1.ListErrorsResponse.errors:type_name -> wfe.persistence.v1.ExecutionError
-	28, // 19: wfe.persistence.v1.GetStoreInfoResponse.capabilities:type_name -> wfe.persistence.v1.Capabilities
-	32, // 20: wfe.persistence.v1.GetStoreInfoResponse.request_retention:type_name -> google.protobuf.Duration
-	20, // 21: wfe.persistence.v1.StoreService.EnsureStoreExists:input_type -> wfe.persistence.v1.EnsureStoreExistsRequest
-	22, // 22: wfe.persistence.v1.StoreService.PersistErrors:input_type -> wfe.persistence.v1.PersistErrorsRequest
-	24, // 23: wfe.persistence.v1.StoreService.ListErrors:input_type -> wfe.persistence.v1.ListErrorsRequest
-	26, // 24: wfe.persistence.v1.StoreService.GetStoreInfo:input_type -> wfe.persistence.v1.GetStoreInfoRequest
-	29, // 25: wfe.persistence.v1.StoreService.TruncateAll:input_type -> wfe.persistence.v1.TruncateAllRequest
-	14, // 26: wfe.persistence.v1.StoreService.CreateNamespace:input_type -> wfe.persistence.v1.CreateNamespaceRequest
-	16, // 27: wfe.persistence.v1.StoreService.ListNamespaces:input_type -> wfe.persistence.v1.ListNamespacesRequest
-	18, // 28: wfe.persistence.v1.StoreService.DeleteNamespace:input_type -> wfe.persistence.v1.DeleteNamespaceRequest
-	3,  // 29: wfe.persistence.v1.StoreService.SetRetentionPolicy:input_type -> wfe.persistence.v1.SetRetentionPolicyRequest
-	5,  // 30: wfe.persistence.v1.StoreService.GetRetentionPolicy:input_type -> wfe.persistence.v1.GetRetentionPolicyRequest
-	7,  // 31: wfe.persistence.v1.StoreService.RunRetention:input_type -> wfe.persistence.v1.RunRetentionRequest
-	10, // 32: wfe.persistence.v1.StoreService.GetStorageReport:input_type -> wfe.persistence.v1.GetStorageReportRequest
-	21, // 33: wfe.persistence.v1.StoreService.EnsureStoreExists:output_type -> wfe.persistence.v1.EnsureStoreExistsResponse
-	23, // 34: wfe.persistence.v1.StoreService.PersistErrors:output_type -> wfe.persistence.v1.PersistErrorsResponse
-	25, // 35: wfe.persistence.v1.StoreService.ListErrors:output_type -> wfe.persistence.v1.ListErrorsResponse
-	27, // 36: wfe.persistence.v1.StoreService.GetStoreInfo:output_type -> wfe.persistence.v1.GetStoreInfoResponse
-	30, // 37: wfe.persistence.v1.StoreService.TruncateAll:output_type -> wfe.persistence.v1.TruncateAllResponse
-	15, // 38: wfe.persistence.v1.StoreService.CreateNamespace:output_type -> wfe.persistence.v1.CreateNamespaceResponse
-	17, // 39: wfe.persistence.v1.StoreService.ListNamespaces:output_type -> wfe.persistence.v1.ListNamespacesResponse
-	19, // 40: wfe.persistence.v1.StoreService.DeleteNamespace:output_type -> wfe.persistence.v1.DeleteNamespaceResponse
-	4,  // 41: wfe.persistence.v1.StoreService.SetRetentionPolicy:output_type -> wfe.persistence.v1.SetRetentionPolicyResponse
-	6,  // 42: wfe.persistence.v1.StoreService.GetRetentionPolicy:output_type -> wfe.persistence.v1.GetRetentionPolicyResponse
-	9,  // 43: wfe.persistence.v1.StoreService.RunRetention:output_type -> wfe.persistence.v1.RunRetentionResponse
-	12, // 44: wfe.persistence.v1.StoreService.GetStorageReport:output_type -> wfe.persistence.v1.GetStorageReportResponse
-	33, // [33:45] is the sub-list for method output_type
-	21, // [21:33] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	20, // 15: wfe.persistence.v1.CreateNamespaceSetResponse.namespace_set:type_name -> wfe.persistence.v1.NamespaceSet
+	20, // 16: wfe.persistence.v1.GetNamespaceSetResponse.namespace_set:type_name -> wfe.persistence.v1.NamespaceSet
+	0,  // 17: wfe.persistence.v1.PersistErrorsRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
+	38, // 18: wfe.persistence.v1.ListErrorsRequest.error_time_from:type_name -> google.protobuf.Timestamp
+	38, // 19: wfe.persistence.v1.ListErrorsRequest.error_time_before:type_name -> google.protobuf.Timestamp
+	0,  // 20: wfe.persistence.v1.ListErrorsResponse.errors:type_name -> wfe.persistence.v1.ExecutionError
+	35, // 21: wfe.persistence.v1.GetStoreInfoResponse.capabilities:type_name -> wfe.persistence.v1.Capabilities
+	39, // 22: wfe.persistence.v1.GetStoreInfoResponse.request_retention:type_name -> google.protobuf.Duration
+	27, // 23: wfe.persistence.v1.StoreService.EnsureStoreExists:input_type -> wfe.persistence.v1.EnsureStoreExistsRequest
+	29, // 24: wfe.persistence.v1.StoreService.PersistErrors:input_type -> wfe.persistence.v1.PersistErrorsRequest
+	31, // 25: wfe.persistence.v1.StoreService.ListErrors:input_type -> wfe.persistence.v1.ListErrorsRequest
+	33, // 26: wfe.persistence.v1.StoreService.GetStoreInfo:input_type -> wfe.persistence.v1.GetStoreInfoRequest
+	36, // 27: wfe.persistence.v1.StoreService.TruncateAll:input_type -> wfe.persistence.v1.TruncateAllRequest
+	14, // 28: wfe.persistence.v1.StoreService.CreateNamespace:input_type -> wfe.persistence.v1.CreateNamespaceRequest
+	16, // 29: wfe.persistence.v1.StoreService.ListNamespaces:input_type -> wfe.persistence.v1.ListNamespacesRequest
+	18, // 30: wfe.persistence.v1.StoreService.DeleteNamespace:input_type -> wfe.persistence.v1.DeleteNamespaceRequest
+	21, // 31: wfe.persistence.v1.StoreService.CreateNamespaceSet:input_type -> wfe.persistence.v1.CreateNamespaceSetRequest
+	23, // 32: wfe.persistence.v1.StoreService.GetNamespaceSet:input_type -> wfe.persistence.v1.GetNamespaceSetRequest
+	25, // 33: wfe.persistence.v1.StoreService.DeleteNamespaceSet:input_type -> wfe.persistence.v1.DeleteNamespaceSetRequest
+	3,  // 34: wfe.persistence.v1.StoreService.SetRetentionPolicy:input_type -> wfe.persistence.v1.SetRetentionPolicyRequest
+	5,  // 35: wfe.persistence.v1.StoreService.GetRetentionPolicy:input_type -> wfe.persistence.v1.GetRetentionPolicyRequest
+	7,  // 36: wfe.persistence.v1.StoreService.RunRetention:input_type -> wfe.persistence.v1.RunRetentionRequest
+	10, // 37: wfe.persistence.v1.StoreService.GetStorageReport:input_type -> wfe.persistence.v1.GetStorageReportRequest
+	28, // 38: wfe.persistence.v1.StoreService.EnsureStoreExists:output_type -> wfe.persistence.v1.EnsureStoreExistsResponse
+	30, // 39: wfe.persistence.v1.StoreService.PersistErrors:output_type -> wfe.persistence.v1.PersistErrorsResponse
+	32, // 40: wfe.persistence.v1.StoreService.ListErrors:output_type -> wfe.persistence.v1.ListErrorsResponse
+	34, // 41: wfe.persistence.v1.StoreService.GetStoreInfo:output_type -> wfe.persistence.v1.GetStoreInfoResponse
+	37, // 42: wfe.persistence.v1.StoreService.TruncateAll:output_type -> wfe.persistence.v1.TruncateAllResponse
+	15, // 43: wfe.persistence.v1.StoreService.CreateNamespace:output_type -> wfe.persistence.v1.CreateNamespaceResponse
+	17, // 44: wfe.persistence.v1.StoreService.ListNamespaces:output_type -> wfe.persistence.v1.ListNamespacesResponse
+	19, // 45: wfe.persistence.v1.StoreService.DeleteNamespace:output_type -> wfe.persistence.v1.DeleteNamespaceResponse
+	22, // 46: wfe.persistence.v1.StoreService.CreateNamespaceSet:output_type -> wfe.persistence.v1.CreateNamespaceSetResponse
+	24, // 47: wfe.persistence.v1.StoreService.GetNamespaceSet:output_type -> wfe.persistence.v1.GetNamespaceSetResponse
+	26, // 48: wfe.persistence.v1.StoreService.DeleteNamespaceSet:output_type -> wfe.persistence.v1.DeleteNamespaceSetResponse
+	4,  // 49: wfe.persistence.v1.StoreService.SetRetentionPolicy:output_type -> wfe.persistence.v1.SetRetentionPolicyResponse
+	6,  // 50: wfe.persistence.v1.StoreService.GetRetentionPolicy:output_type -> wfe.persistence.v1.GetRetentionPolicyResponse
+	9,  // 51: wfe.persistence.v1.StoreService.RunRetention:output_type -> wfe.persistence.v1.RunRetentionResponse
+	12, // 52: wfe.persistence.v1.StoreService.GetStorageReport:output_type -> wfe.persistence.v1.GetStorageReportResponse
+	38, // [38:53] is the sub-list for method output_type
+	23, // [23:38] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_store_proto_init() }
@@ -2226,7 +2618,7 @@ func file_wfe_persistence_v1_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wfe_persistence_v1_store_proto_rawDesc), len(file_wfe_persistence_v1_store_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -27,6 +27,9 @@ const (
 	StoreService_CreateNamespace_FullMethodName    = "/wfe.persistence.v1.StoreService/CreateNamespace"
 	StoreService_ListNamespaces_FullMethodName     = "/wfe.persistence.v1.StoreService/ListNamespaces"
 	StoreService_DeleteNamespace_FullMethodName    = "/wfe.persistence.v1.StoreService/DeleteNamespace"
+	StoreService_CreateNamespaceSet_FullMethodName = "/wfe.persistence.v1.StoreService/CreateNamespaceSet"
+	StoreService_GetNamespaceSet_FullMethodName    = "/wfe.persistence.v1.StoreService/GetNamespaceSet"
+	StoreService_DeleteNamespaceSet_FullMethodName = "/wfe.persistence.v1.StoreService/DeleteNamespaceSet"
 	StoreService_SetRetentionPolicy_FullMethodName = "/wfe.persistence.v1.StoreService/SetRetentionPolicy"
 	StoreService_GetRetentionPolicy_FullMethodName = "/wfe.persistence.v1.StoreService/GetRetentionPolicy"
 	StoreService_RunRetention_FullMethodName       = "/wfe.persistence.v1.StoreService/RunRetention"
@@ -99,9 +102,35 @@ type StoreServiceClient interface {
 	// set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already
 	// deleted, or if it is the store of other servers; FAILED_PRECONDITION
 	// (STORE_NOT_OWNED) if it has no recorded owner, until CreateNamespace or a
-	// call to it has made it this server's; RESOURCE_EXHAUSTED
+	// call to it has made it this server's; FAILED_PRECONDITION (NAMESPACE_IN_SET)
+	// if it is a member of a namespace set; RESOURCE_EXHAUSTED
 	// (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
 	DeleteNamespace(ctx context.Context, in *DeleteNamespaceRequest, opts ...grpc.CallOption) (*DeleteNamespaceResponse, error)
+	// Creates a namespace set: one store that is spread over a fixed number of
+	// namespaces, its members, named `<set>_0`, `<set>_1` and so on. Clients route
+	// by what GetNamespaceSet says. Idempotent, and resumed by repeating it,
+	// however it was interrupted; of concurrent calls for the same set one works,
+	// the others wait. Each member is created as by CreateNamespace, with its
+	// errors. A set can't be used before all its members are there. This call,
+	// GetNamespaceSet and DeleteNamespaceSet ignore the metadata `wfe-namespace`;
+	// the caller needs the role in every member. Errors: ALREADY_EXISTS
+	// (NAMESPACE_SET_EXISTS) if it exists with another number of members, which
+	// never changes; FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) if a member existed
+	// before, with data; FAILED_PRECONDITION (NAMESPACE_SET_INCOMPLETE) if it is
+	// being deleted; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
+	CreateNamespaceSet(ctx context.Context, in *CreateNamespaceSetRequest, opts ...grpc.CallOption) (*CreateNamespaceSetResponse, error)
+	// Returns a namespace set. Clients call it when they connect. Errors: NOT_FOUND
+	// (NAMESPACE_SET_NOT_FOUND); FAILED_PRECONDITION (NAMESPACE_SET_INCOMPLETE)
+	// while it is being created or deleted; INVALID_ARGUMENT.
+	GetNamespaceSet(ctx context.Context, in *GetNamespaceSetRequest, opts ...grpc.CallOption) (*GetNamespaceSetResponse, error)
+	// Deletes a namespace set and its members, each as by DeleteNamespace, with its
+	// errors. When it has begun, the set can't be used any more; it is resumed by
+	// repeating it. Without `force` it does not begin unless all members are empty.
+	// Errors: NOT_FOUND (NAMESPACE_SET_NOT_FOUND), also if a retry finds it already
+	// deleted; FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY;
+	// DELETE_NAMESPACE_NOT_ALLOWED); RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY);
+	// INVALID_ARGUMENT.
+	DeleteNamespaceSet(ctx context.Context, in *DeleteNamespaceSetRequest, opts ...grpc.CallOption) (*DeleteNamespaceSetResponse, error)
 	// Replaces the retention policy of the namespace, atomically: what the servers
 	// delete by themselves. Idempotent. Without a policy nothing is deleted. When
 	// the call returns, nothing is deleted by the previous policy any more.
@@ -204,6 +233,36 @@ func (c *storeServiceClient) DeleteNamespace(ctx context.Context, in *DeleteName
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DeleteNamespaceResponse)
 	err := c.cc.Invoke(ctx, StoreService_DeleteNamespace_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storeServiceClient) CreateNamespaceSet(ctx context.Context, in *CreateNamespaceSetRequest, opts ...grpc.CallOption) (*CreateNamespaceSetResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CreateNamespaceSetResponse)
+	err := c.cc.Invoke(ctx, StoreService_CreateNamespaceSet_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storeServiceClient) GetNamespaceSet(ctx context.Context, in *GetNamespaceSetRequest, opts ...grpc.CallOption) (*GetNamespaceSetResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetNamespaceSetResponse)
+	err := c.cc.Invoke(ctx, StoreService_GetNamespaceSet_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storeServiceClient) DeleteNamespaceSet(ctx context.Context, in *DeleteNamespaceSetRequest, opts ...grpc.CallOption) (*DeleteNamespaceSetResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteNamespaceSetResponse)
+	err := c.cc.Invoke(ctx, StoreService_DeleteNamespaceSet_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -316,9 +375,35 @@ type StoreServiceServer interface {
 	// set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already
 	// deleted, or if it is the store of other servers; FAILED_PRECONDITION
 	// (STORE_NOT_OWNED) if it has no recorded owner, until CreateNamespace or a
-	// call to it has made it this server's; RESOURCE_EXHAUSTED
+	// call to it has made it this server's; FAILED_PRECONDITION (NAMESPACE_IN_SET)
+	// if it is a member of a namespace set; RESOURCE_EXHAUSTED
 	// (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
 	DeleteNamespace(context.Context, *DeleteNamespaceRequest) (*DeleteNamespaceResponse, error)
+	// Creates a namespace set: one store that is spread over a fixed number of
+	// namespaces, its members, named `<set>_0`, `<set>_1` and so on. Clients route
+	// by what GetNamespaceSet says. Idempotent, and resumed by repeating it,
+	// however it was interrupted; of concurrent calls for the same set one works,
+	// the others wait. Each member is created as by CreateNamespace, with its
+	// errors. A set can't be used before all its members are there. This call,
+	// GetNamespaceSet and DeleteNamespaceSet ignore the metadata `wfe-namespace`;
+	// the caller needs the role in every member. Errors: ALREADY_EXISTS
+	// (NAMESPACE_SET_EXISTS) if it exists with another number of members, which
+	// never changes; FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) if a member existed
+	// before, with data; FAILED_PRECONDITION (NAMESPACE_SET_INCOMPLETE) if it is
+	// being deleted; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
+	CreateNamespaceSet(context.Context, *CreateNamespaceSetRequest) (*CreateNamespaceSetResponse, error)
+	// Returns a namespace set. Clients call it when they connect. Errors: NOT_FOUND
+	// (NAMESPACE_SET_NOT_FOUND); FAILED_PRECONDITION (NAMESPACE_SET_INCOMPLETE)
+	// while it is being created or deleted; INVALID_ARGUMENT.
+	GetNamespaceSet(context.Context, *GetNamespaceSetRequest) (*GetNamespaceSetResponse, error)
+	// Deletes a namespace set and its members, each as by DeleteNamespace, with its
+	// errors. When it has begun, the set can't be used any more; it is resumed by
+	// repeating it. Without `force` it does not begin unless all members are empty.
+	// Errors: NOT_FOUND (NAMESPACE_SET_NOT_FOUND), also if a retry finds it already
+	// deleted; FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY;
+	// DELETE_NAMESPACE_NOT_ALLOWED); RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY);
+	// INVALID_ARGUMENT.
+	DeleteNamespaceSet(context.Context, *DeleteNamespaceSetRequest) (*DeleteNamespaceSetResponse, error)
 	// Replaces the retention policy of the namespace, atomically: what the servers
 	// delete by themselves. Idempotent. Without a policy nothing is deleted. When
 	// the call returns, nothing is deleted by the previous policy any more.
@@ -370,6 +455,15 @@ func (UnimplementedStoreServiceServer) ListNamespaces(context.Context, *ListName
 }
 func (UnimplementedStoreServiceServer) DeleteNamespace(context.Context, *DeleteNamespaceRequest) (*DeleteNamespaceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteNamespace not implemented")
+}
+func (UnimplementedStoreServiceServer) CreateNamespaceSet(context.Context, *CreateNamespaceSetRequest) (*CreateNamespaceSetResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateNamespaceSet not implemented")
+}
+func (UnimplementedStoreServiceServer) GetNamespaceSet(context.Context, *GetNamespaceSetRequest) (*GetNamespaceSetResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetNamespaceSet not implemented")
+}
+func (UnimplementedStoreServiceServer) DeleteNamespaceSet(context.Context, *DeleteNamespaceSetRequest) (*DeleteNamespaceSetResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteNamespaceSet not implemented")
 }
 func (UnimplementedStoreServiceServer) SetRetentionPolicy(context.Context, *SetRetentionPolicyRequest) (*SetRetentionPolicyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetRetentionPolicy not implemented")
@@ -548,6 +642,60 @@ func _StoreService_DeleteNamespace_Handler(srv interface{}, ctx context.Context,
 	return interceptor(ctx, in, info, handler)
 }
 
+func _StoreService_CreateNamespaceSet_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateNamespaceSetRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StoreServiceServer).CreateNamespaceSet(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StoreService_CreateNamespaceSet_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StoreServiceServer).CreateNamespaceSet(ctx, req.(*CreateNamespaceSetRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StoreService_GetNamespaceSet_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetNamespaceSetRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StoreServiceServer).GetNamespaceSet(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StoreService_GetNamespaceSet_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StoreServiceServer).GetNamespaceSet(ctx, req.(*GetNamespaceSetRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StoreService_DeleteNamespaceSet_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteNamespaceSetRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StoreServiceServer).DeleteNamespaceSet(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StoreService_DeleteNamespaceSet_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StoreServiceServer).DeleteNamespaceSet(ctx, req.(*DeleteNamespaceSetRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _StoreService_SetRetentionPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SetRetentionPolicyRequest)
 	if err := dec(in); err != nil {
@@ -658,6 +806,18 @@ var StoreService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "DeleteNamespace",
 			Handler:    _StoreService_DeleteNamespace_Handler,
+		},
+		{
+			MethodName: "CreateNamespaceSet",
+			Handler:    _StoreService_CreateNamespaceSet_Handler,
+		},
+		{
+			MethodName: "GetNamespaceSet",
+			Handler:    _StoreService_GetNamespaceSet_Handler,
+		},
+		{
+			MethodName: "DeleteNamespaceSet",
+			Handler:    _StoreService_DeleteNamespaceSet_Handler,
 		},
 		{
 			MethodName: "SetRetentionPolicy",

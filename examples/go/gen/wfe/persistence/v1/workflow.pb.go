@@ -1340,9 +1340,12 @@ type CreateNewWorkflowRequest struct {
 	Instance *WorkflowInstance `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
 	// Items to enqueue when it is created, as by Enqueue; at most 1000, no (queue,
 	// id) twice. An empty id stands for the id of the workflow.
-	Enqueue       []*QueueItem `protobuf:"bytes,2,rep,name=enqueue,proto3" json:"enqueue,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Enqueue []*QueueItem `protobuf:"bytes,2,rep,name=enqueue,proto3" json:"enqueue,omitempty"`
+	// Create it only if each of these locks (AcquireLock) is still held and has not
+	// expired; at most 1000, no duplicates.
+	HeldLockTokens []string `protobuf:"bytes,3,rep,name=held_lock_tokens,json=heldLockTokens,proto3" json:"held_lock_tokens,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CreateNewWorkflowRequest) Reset() {
@@ -1385,6 +1388,13 @@ func (x *CreateNewWorkflowRequest) GetInstance() *WorkflowInstance {
 func (x *CreateNewWorkflowRequest) GetEnqueue() []*QueueItem {
 	if x != nil {
 		return x.Enqueue
+	}
+	return nil
+}
+
+func (x *CreateNewWorkflowRequest) GetHeldLockTokens() []string {
+	if x != nil {
+		return x.HeldLockTokens
 	}
 	return nil
 }
@@ -2740,8 +2750,10 @@ type GetRunnableInstancesRequest struct {
 	// workflows with other definitions may be passed over one by one, so a backlog
 	// of those makes the call slower.
 	WorkflowDefinitionIds []string `protobuf:"bytes,4,rep,name=workflow_definition_ids,json=workflowDefinitionIds,proto3" json:"workflow_definition_ids,omitempty"`
-	unknownFields         protoimpl.UnknownFields
-	sizeCache             protoimpl.SizeCache
+	// Return `order_keys`, too.
+	WithOrderKeys bool `protobuf:"varint,5,opt,name=with_order_keys,json=withOrderKeys,proto3" json:"with_order_keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetRunnableInstancesRequest) Reset() {
@@ -2802,6 +2814,13 @@ func (x *GetRunnableInstancesRequest) GetWorkflowDefinitionIds() []string {
 	return nil
 }
 
+func (x *GetRunnableInstancesRequest) GetWithOrderKeys() bool {
+	if x != nil {
+		return x.WithOrderKeys
+	}
+	return false
+}
+
 // GetRunnableInstancesResponse is the response of GetRunnableInstances.
 type GetRunnableInstancesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2809,6 +2828,9 @@ type GetRunnableInstancesResponse struct {
 	InstanceIds []string `protobuf:"bytes,1,rep,name=instance_ids,json=instanceIds,proto3" json:"instance_ids,omitempty"`
 	// The token of the next page; empty: this is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// With `with_order_keys`: a number for each id, by which, and then by id, lists
+	// of several namespaces can be merged: next_execution.
+	OrderKeys     []int64 `protobuf:"varint,3,rep,packed,name=order_keys,json=orderKeys,proto3" json:"order_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2857,6 +2879,247 @@ func (x *GetRunnableInstancesResponse) GetNextPageToken() string {
 	return ""
 }
 
+func (x *GetRunnableInstancesResponse) GetOrderKeys() []int64 {
+	if x != nil {
+		return x.OrderKeys
+	}
+	return nil
+}
+
+// SetNameHolderRequest is the request of SetNameHolder.
+type SetNameHolderRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name; required, at most 512 bytes.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The workflow that is to hold it, at most 512 bytes; empty: none, it is given
+	// up.
+	WorkflowId string `protobuf:"bytes,2,opt,name=workflow_id,json=workflowId,proto3" json:"workflow_id,omitempty"`
+	// What tells this claim from all others, of the same workflow, too: a new UUID;
+	// required with a workflow_id, at most 512 bytes.
+	ClaimId string `protobuf:"bytes,3,opt,name=claim_id,json=claimId,proto3" json:"claim_id,omitempty"`
+	// The claim under which it is held until now, at most 512 bytes; empty: none.
+	// Required without a workflow_id.
+	ExpectedClaimId string `protobuf:"bytes,4,opt,name=expected_claim_id,json=expectedClaimId,proto3" json:"expected_claim_id,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *SetNameHolderRequest) Reset() {
+	*x = SetNameHolderRequest{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetNameHolderRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetNameHolderRequest) ProtoMessage() {}
+
+func (x *SetNameHolderRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetNameHolderRequest.ProtoReflect.Descriptor instead.
+func (*SetNameHolderRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *SetNameHolderRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SetNameHolderRequest) GetWorkflowId() string {
+	if x != nil {
+		return x.WorkflowId
+	}
+	return ""
+}
+
+func (x *SetNameHolderRequest) GetClaimId() string {
+	if x != nil {
+		return x.ClaimId
+	}
+	return ""
+}
+
+func (x *SetNameHolderRequest) GetExpectedClaimId() string {
+	if x != nil {
+		return x.ExpectedClaimId
+	}
+	return ""
+}
+
+// SetNameHolderResponse is the response of SetNameHolder.
+type SetNameHolderResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The workflow that holds the name after the call: that of the request, or
+	// another one, if nothing was changed; empty: none.
+	WorkflowId string `protobuf:"bytes,1,opt,name=workflow_id,json=workflowId,proto3" json:"workflow_id,omitempty"`
+	// The claim under which it does; empty: none, or it is a workflow in this
+	// namespace that has the name without a claim, because it is its id.
+	ClaimId       string `protobuf:"bytes,2,opt,name=claim_id,json=claimId,proto3" json:"claim_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetNameHolderResponse) Reset() {
+	*x = SetNameHolderResponse{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetNameHolderResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetNameHolderResponse) ProtoMessage() {}
+
+func (x *SetNameHolderResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetNameHolderResponse.ProtoReflect.Descriptor instead.
+func (*SetNameHolderResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *SetNameHolderResponse) GetWorkflowId() string {
+	if x != nil {
+		return x.WorkflowId
+	}
+	return ""
+}
+
+func (x *SetNameHolderResponse) GetClaimId() string {
+	if x != nil {
+		return x.ClaimId
+	}
+	return ""
+}
+
+// GetNameHolderRequest is the request of GetNameHolder.
+type GetNameHolderRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name; required, at most 512 bytes.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetNameHolderRequest) Reset() {
+	*x = GetNameHolderRequest{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetNameHolderRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetNameHolderRequest) ProtoMessage() {}
+
+func (x *GetNameHolderRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetNameHolderRequest.ProtoReflect.Descriptor instead.
+func (*GetNameHolderRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *GetNameHolderRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// GetNameHolderResponse is the response of GetNameHolder.
+type GetNameHolderResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The workflow that holds the name; empty: none.
+	WorkflowId string `protobuf:"bytes,1,opt,name=workflow_id,json=workflowId,proto3" json:"workflow_id,omitempty"`
+	// The claim under which it does.
+	ClaimId       string `protobuf:"bytes,2,opt,name=claim_id,json=claimId,proto3" json:"claim_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetNameHolderResponse) Reset() {
+	*x = GetNameHolderResponse{}
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetNameHolderResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetNameHolderResponse) ProtoMessage() {}
+
+func (x *GetNameHolderResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetNameHolderResponse.ProtoReflect.Descriptor instead.
+func (*GetNameHolderResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *GetNameHolderResponse) GetWorkflowId() string {
+	if x != nil {
+		return x.WorkflowId
+	}
+	return ""
+}
+
+func (x *GetNameHolderResponse) GetClaimId() string {
+	if x != nil {
+		return x.ClaimId
+	}
+	return ""
+}
+
 // NextDefinitionSequenceRequest is the request of NextDefinitionSequence.
 type NextDefinitionSequenceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2868,7 +3131,7 @@ type NextDefinitionSequenceRequest struct {
 
 func (x *NextDefinitionSequenceRequest) Reset() {
 	*x = NextDefinitionSequenceRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[30]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2880,7 +3143,7 @@ func (x *NextDefinitionSequenceRequest) String() string {
 func (*NextDefinitionSequenceRequest) ProtoMessage() {}
 
 func (x *NextDefinitionSequenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[30]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2893,7 +3156,7 @@ func (x *NextDefinitionSequenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextDefinitionSequenceRequest.ProtoReflect.Descriptor instead.
 func (*NextDefinitionSequenceRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{30}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *NextDefinitionSequenceRequest) GetDefinitionId() string {
@@ -2914,7 +3177,7 @@ type NextDefinitionSequenceResponse struct {
 
 func (x *NextDefinitionSequenceResponse) Reset() {
 	*x = NextDefinitionSequenceResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[31]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2926,7 +3189,7 @@ func (x *NextDefinitionSequenceResponse) String() string {
 func (*NextDefinitionSequenceResponse) ProtoMessage() {}
 
 func (x *NextDefinitionSequenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[31]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2939,7 +3202,7 @@ func (x *NextDefinitionSequenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextDefinitionSequenceResponse.ProtoReflect.Descriptor instead.
 func (*NextDefinitionSequenceResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{31}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *NextDefinitionSequenceResponse) GetNumber() int64 {
@@ -2972,7 +3235,7 @@ type ListExecutionPointersRequest struct {
 
 func (x *ListExecutionPointersRequest) Reset() {
 	*x = ListExecutionPointersRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[32]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2984,7 +3247,7 @@ func (x *ListExecutionPointersRequest) String() string {
 func (*ListExecutionPointersRequest) ProtoMessage() {}
 
 func (x *ListExecutionPointersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[32]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2997,7 +3260,7 @@ func (x *ListExecutionPointersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExecutionPointersRequest.ProtoReflect.Descriptor instead.
 func (*ListExecutionPointersRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{32}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListExecutionPointersRequest) GetWorkflowId() string {
@@ -3050,7 +3313,7 @@ type ListExecutionPointersResponse struct {
 
 func (x *ListExecutionPointersResponse) Reset() {
 	*x = ListExecutionPointersResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[33]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3062,7 +3325,7 @@ func (x *ListExecutionPointersResponse) String() string {
 func (*ListExecutionPointersResponse) ProtoMessage() {}
 
 func (x *ListExecutionPointersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[33]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3075,7 +3338,7 @@ func (x *ListExecutionPointersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExecutionPointersResponse.ProtoReflect.Descriptor instead.
 func (*ListExecutionPointersResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{33}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListExecutionPointersResponse) GetExecutionPointers() []*ExecutionPointer {
@@ -3121,7 +3384,7 @@ type ListWorkflowsRequest struct {
 
 func (x *ListWorkflowsRequest) Reset() {
 	*x = ListWorkflowsRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[34]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3133,7 +3396,7 @@ func (x *ListWorkflowsRequest) String() string {
 func (*ListWorkflowsRequest) ProtoMessage() {}
 
 func (x *ListWorkflowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[34]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3146,7 +3409,7 @@ func (x *ListWorkflowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkflowsRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkflowsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{34}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListWorkflowsRequest) GetFilter() *WorkflowFilter {
@@ -3199,7 +3462,7 @@ type ListWorkflowsResponse struct {
 
 func (x *ListWorkflowsResponse) Reset() {
 	*x = ListWorkflowsResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[35]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3211,7 +3474,7 @@ func (x *ListWorkflowsResponse) String() string {
 func (*ListWorkflowsResponse) ProtoMessage() {}
 
 func (x *ListWorkflowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[35]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3224,7 +3487,7 @@ func (x *ListWorkflowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkflowsResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkflowsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{35}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListWorkflowsResponse) GetInstances() []*WorkflowInstance {
@@ -3252,7 +3515,7 @@ type CountWorkflowsRequest struct {
 
 func (x *CountWorkflowsRequest) Reset() {
 	*x = CountWorkflowsRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[36]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3264,7 +3527,7 @@ func (x *CountWorkflowsRequest) String() string {
 func (*CountWorkflowsRequest) ProtoMessage() {}
 
 func (x *CountWorkflowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[36]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3277,7 +3540,7 @@ func (x *CountWorkflowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountWorkflowsRequest.ProtoReflect.Descriptor instead.
 func (*CountWorkflowsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{36}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CountWorkflowsRequest) GetFilter() *WorkflowFilter {
@@ -3300,7 +3563,7 @@ type WorkflowCount struct {
 
 func (x *WorkflowCount) Reset() {
 	*x = WorkflowCount{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[37]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3312,7 +3575,7 @@ func (x *WorkflowCount) String() string {
 func (*WorkflowCount) ProtoMessage() {}
 
 func (x *WorkflowCount) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[37]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3325,7 +3588,7 @@ func (x *WorkflowCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkflowCount.ProtoReflect.Descriptor instead.
 func (*WorkflowCount) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{37}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *WorkflowCount) GetStatus() WorkflowStatus {
@@ -3354,7 +3617,7 @@ type CountWorkflowsResponse struct {
 
 func (x *CountWorkflowsResponse) Reset() {
 	*x = CountWorkflowsResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[38]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3366,7 +3629,7 @@ func (x *CountWorkflowsResponse) String() string {
 func (*CountWorkflowsResponse) ProtoMessage() {}
 
 func (x *CountWorkflowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[38]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3379,7 +3642,7 @@ func (x *CountWorkflowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CountWorkflowsResponse.ProtoReflect.Descriptor instead.
 func (*CountWorkflowsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{38}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CountWorkflowsResponse) GetCounts() []*WorkflowCount {
@@ -3403,7 +3666,7 @@ type DeleteWorkflowRequest struct {
 
 func (x *DeleteWorkflowRequest) Reset() {
 	*x = DeleteWorkflowRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[39]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3415,7 +3678,7 @@ func (x *DeleteWorkflowRequest) String() string {
 func (*DeleteWorkflowRequest) ProtoMessage() {}
 
 func (x *DeleteWorkflowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[39]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3428,7 +3691,7 @@ func (x *DeleteWorkflowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWorkflowRequest.ProtoReflect.Descriptor instead.
 func (*DeleteWorkflowRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{39}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DeleteWorkflowRequest) GetId() string {
@@ -3454,7 +3717,7 @@ type DeleteWorkflowResponse struct {
 
 func (x *DeleteWorkflowResponse) Reset() {
 	*x = DeleteWorkflowResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[40]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3466,7 +3729,7 @@ func (x *DeleteWorkflowResponse) String() string {
 func (*DeleteWorkflowResponse) ProtoMessage() {}
 
 func (x *DeleteWorkflowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[40]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3479,7 +3742,7 @@ func (x *DeleteWorkflowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWorkflowResponse.ProtoReflect.Descriptor instead.
 func (*DeleteWorkflowResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{40}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{44}
 }
 
 // PurgeWorkflowsRequest is the request of PurgeWorkflows.
@@ -3510,7 +3773,7 @@ type PurgeWorkflowsRequest struct {
 
 func (x *PurgeWorkflowsRequest) Reset() {
 	*x = PurgeWorkflowsRequest{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[41]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3522,7 +3785,7 @@ func (x *PurgeWorkflowsRequest) String() string {
 func (*PurgeWorkflowsRequest) ProtoMessage() {}
 
 func (x *PurgeWorkflowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[41]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3535,7 +3798,7 @@ func (x *PurgeWorkflowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeWorkflowsRequest.ProtoReflect.Descriptor instead.
 func (*PurgeWorkflowsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{41}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *PurgeWorkflowsRequest) GetEndedBefore() *timestamppb.Timestamp {
@@ -3602,7 +3865,7 @@ type PurgeWorkflowsResponse struct {
 
 func (x *PurgeWorkflowsResponse) Reset() {
 	*x = PurgeWorkflowsResponse{}
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[42]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3614,7 +3877,7 @@ func (x *PurgeWorkflowsResponse) String() string {
 func (*PurgeWorkflowsResponse) ProtoMessage() {}
 
 func (x *PurgeWorkflowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[42]
+	mi := &file_wfe_persistence_v1_workflow_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3627,7 +3890,7 @@ func (x *PurgeWorkflowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeWorkflowsResponse.ProtoReflect.Descriptor instead.
 func (*PurgeWorkflowsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{42}
+	return file_wfe_persistence_v1_workflow_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PurgeWorkflowsResponse) GetWorkflows() int64 {
@@ -3804,10 +4067,11 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\x06cursor\x18\x04 \x01(\tR\x06cursor\"n\n" +
 	"\x16WatchWorkflowsResponse\x12<\n" +
 	"\achanges\x18\x01 \x03(\v2\".wfe.persistence.v1.WorkflowChangeR\achanges\x12\x16\n" +
-	"\x06cursor\x18\x02 \x01(\tR\x06cursor\"\x95\x01\n" +
+	"\x06cursor\x18\x02 \x01(\tR\x06cursor\"\xbf\x01\n" +
 	"\x18CreateNewWorkflowRequest\x12@\n" +
 	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\x127\n" +
-	"\aenqueue\x18\x02 \x03(\v2\x1d.wfe.persistence.v1.QueueItemR\aenqueue\"[\n" +
+	"\aenqueue\x18\x02 \x03(\v2\x1d.wfe.persistence.v1.QueueItemR\aenqueue\x12(\n" +
+	"\x10held_lock_tokens\x18\x03 \x03(\tR\x0eheldLockTokens\"[\n" +
 	"\x19CreateNewWorkflowResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1a\n" +
@@ -3898,16 +4162,35 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\x03ids\x18\x01 \x03(\tR\x03ids\x124\n" +
 	"\x04view\x18\x02 \x01(\x0e2 .wfe.persistence.v1.WorkflowViewR\x04view\"`\n" +
 	"\x1cGetWorkflowInstancesResponse\x12@\n" +
-	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\"\xc2\x01\n" +
+	"\binstance\x18\x01 \x01(\v2$.wfe.persistence.v1.WorkflowInstanceR\binstance\"\xea\x01\n" +
 	"\x1bGetRunnableInstancesRequest\x12/\n" +
 	"\x05as_at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04asAt\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
 	"page_token\x18\x03 \x01(\tR\tpageToken\x126\n" +
-	"\x17workflow_definition_ids\x18\x04 \x03(\tR\x15workflowDefinitionIds\"i\n" +
+	"\x17workflow_definition_ids\x18\x04 \x03(\tR\x15workflowDefinitionIds\x12&\n" +
+	"\x0fwith_order_keys\x18\x05 \x01(\bR\rwithOrderKeys\"\x88\x01\n" +
 	"\x1cGetRunnableInstancesResponse\x12!\n" +
 	"\finstance_ids\x18\x01 \x03(\tR\vinstanceIds\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"D\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1d\n" +
+	"\n" +
+	"order_keys\x18\x03 \x03(\x03R\torderKeys\"\x92\x01\n" +
+	"\x14SetNameHolderRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
+	"\vworkflow_id\x18\x02 \x01(\tR\n" +
+	"workflowId\x12\x19\n" +
+	"\bclaim_id\x18\x03 \x01(\tR\aclaimId\x12*\n" +
+	"\x11expected_claim_id\x18\x04 \x01(\tR\x0fexpectedClaimId\"S\n" +
+	"\x15SetNameHolderResponse\x12\x1f\n" +
+	"\vworkflow_id\x18\x01 \x01(\tR\n" +
+	"workflowId\x12\x19\n" +
+	"\bclaim_id\x18\x02 \x01(\tR\aclaimId\"*\n" +
+	"\x14GetNameHolderRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"S\n" +
+	"\x15GetNameHolderResponse\x12\x1f\n" +
+	"\vworkflow_id\x18\x01 \x01(\tR\n" +
+	"workflowId\x12\x19\n" +
+	"\bclaim_id\x18\x02 \x01(\tR\aclaimId\"D\n" +
 	"\x1dNextDefinitionSequenceRequest\x12#\n" +
 	"\rdefinition_id\x18\x01 \x01(\tR\fdefinitionId\"8\n" +
 	"\x1eNextDefinitionSequenceResponse\x12\x16\n" +
@@ -3987,7 +4270,7 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\x19WORKFLOW_VIEW_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12WORKFLOW_VIEW_FULL\x10\x01\x12\x18\n" +
 	"\x14WORKFLOW_VIEW_ACTIVE\x10\x02\x12\x18\n" +
-	"\x14WORKFLOW_VIEW_HEADER\x10\x032\xda\x0f\n" +
+	"\x14WORKFLOW_VIEW_HEADER\x10\x032\xa6\x11\n" +
 	"\x0fWorkflowService\x12p\n" +
 	"\x11CreateNewWorkflow\x12,.wfe.persistence.v1.CreateNewWorkflowRequest\x1a-.wfe.persistence.v1.CreateNewWorkflowResponse\x12n\n" +
 	"\x0fCreateWorkflows\x12*.wfe.persistence.v1.CreateWorkflowsRequest\x1a+.wfe.persistence.v1.CreateWorkflowsResponse(\x010\x01\x12j\n" +
@@ -3998,7 +4281,9 @@ const file_wfe_persistence_v1_workflow_proto_rawDesc = "" +
 	"\x19GetWorkflowInstanceByName\x124.wfe.persistence.v1.GetWorkflowInstanceByNameRequest\x1a5.wfe.persistence.v1.GetWorkflowInstanceByNameResponse\x12j\n" +
 	"\x0fWaitForWorkflow\x12*.wfe.persistence.v1.WaitForWorkflowRequest\x1a+.wfe.persistence.v1.WaitForWorkflowResponse\x12{\n" +
 	"\x14GetWorkflowInstances\x12/.wfe.persistence.v1.GetWorkflowInstancesRequest\x1a0.wfe.persistence.v1.GetWorkflowInstancesResponse0\x01\x12y\n" +
-	"\x14GetRunnableInstances\x12/.wfe.persistence.v1.GetRunnableInstancesRequest\x1a0.wfe.persistence.v1.GetRunnableInstancesResponse\x12\x7f\n" +
+	"\x14GetRunnableInstances\x12/.wfe.persistence.v1.GetRunnableInstancesRequest\x1a0.wfe.persistence.v1.GetRunnableInstancesResponse\x12d\n" +
+	"\rSetNameHolder\x12(.wfe.persistence.v1.SetNameHolderRequest\x1a).wfe.persistence.v1.SetNameHolderResponse\x12d\n" +
+	"\rGetNameHolder\x12(.wfe.persistence.v1.GetNameHolderRequest\x1a).wfe.persistence.v1.GetNameHolderResponse\x12\x7f\n" +
 	"\x16NextDefinitionSequence\x121.wfe.persistence.v1.NextDefinitionSequenceRequest\x1a2.wfe.persistence.v1.NextDefinitionSequenceResponse\x12|\n" +
 	"\x15ListExecutionPointers\x120.wfe.persistence.v1.ListExecutionPointersRequest\x1a1.wfe.persistence.v1.ListExecutionPointersResponse\x12d\n" +
 	"\rListWorkflows\x12(.wfe.persistence.v1.ListWorkflowsRequest\x1a).wfe.persistence.v1.ListWorkflowsResponse\x12g\n" +
@@ -4021,7 +4306,7 @@ func file_wfe_persistence_v1_workflow_proto_rawDescGZIP() []byte {
 }
 
 var file_wfe_persistence_v1_workflow_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_wfe_persistence_v1_workflow_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_wfe_persistence_v1_workflow_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_wfe_persistence_v1_workflow_proto_goTypes = []any{
 	(WorkflowStatus)(0),                              // 0: wfe.persistence.v1.WorkflowStatus
 	(PointerStatus)(0),                               // 1: wfe.persistence.v1.PointerStatus
@@ -4056,106 +4341,110 @@ var file_wfe_persistence_v1_workflow_proto_goTypes = []any{
 	(*GetWorkflowInstancesResponse)(nil),             // 30: wfe.persistence.v1.GetWorkflowInstancesResponse
 	(*GetRunnableInstancesRequest)(nil),              // 31: wfe.persistence.v1.GetRunnableInstancesRequest
 	(*GetRunnableInstancesResponse)(nil),             // 32: wfe.persistence.v1.GetRunnableInstancesResponse
-	(*NextDefinitionSequenceRequest)(nil),            // 33: wfe.persistence.v1.NextDefinitionSequenceRequest
-	(*NextDefinitionSequenceResponse)(nil),           // 34: wfe.persistence.v1.NextDefinitionSequenceResponse
-	(*ListExecutionPointersRequest)(nil),             // 35: wfe.persistence.v1.ListExecutionPointersRequest
-	(*ListExecutionPointersResponse)(nil),            // 36: wfe.persistence.v1.ListExecutionPointersResponse
-	(*ListWorkflowsRequest)(nil),                     // 37: wfe.persistence.v1.ListWorkflowsRequest
-	(*ListWorkflowsResponse)(nil),                    // 38: wfe.persistence.v1.ListWorkflowsResponse
-	(*CountWorkflowsRequest)(nil),                    // 39: wfe.persistence.v1.CountWorkflowsRequest
-	(*WorkflowCount)(nil),                            // 40: wfe.persistence.v1.WorkflowCount
-	(*CountWorkflowsResponse)(nil),                   // 41: wfe.persistence.v1.CountWorkflowsResponse
-	(*DeleteWorkflowRequest)(nil),                    // 42: wfe.persistence.v1.DeleteWorkflowRequest
-	(*DeleteWorkflowResponse)(nil),                   // 43: wfe.persistence.v1.DeleteWorkflowResponse
-	(*PurgeWorkflowsRequest)(nil),                    // 44: wfe.persistence.v1.PurgeWorkflowsRequest
-	(*PurgeWorkflowsResponse)(nil),                   // 45: wfe.persistence.v1.PurgeWorkflowsResponse
-	nil,                                              // 46: wfe.persistence.v1.WorkflowInstance.ExtensionAttributesJsonEntry
-	nil,                                              // 47: wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
-	(*timestamppb.Timestamp)(nil),                    // 48: google.protobuf.Timestamp
-	(*fieldmaskpb.FieldMask)(nil),                    // 49: google.protobuf.FieldMask
-	(*durationpb.Duration)(nil),                      // 50: google.protobuf.Duration
-	(*QueueItem)(nil),                                // 51: wfe.persistence.v1.QueueItem
-	(*ItemError)(nil),                                // 52: wfe.persistence.v1.ItemError
-	(*Acknowledgement)(nil),                          // 53: wfe.persistence.v1.Acknowledgement
-	(*LifecycleEvent)(nil),                           // 54: wfe.persistence.v1.LifecycleEvent
-	(*EventSubscription)(nil),                        // 55: wfe.persistence.v1.EventSubscription
-	(*Event)(nil),                                    // 56: wfe.persistence.v1.Event
-	(*ExecutionError)(nil),                           // 57: wfe.persistence.v1.ExecutionError
-	(*ScheduledCommand)(nil),                         // 58: wfe.persistence.v1.ScheduledCommand
-	(ListOrder)(0),                                   // 59: wfe.persistence.v1.ListOrder
+	(*SetNameHolderRequest)(nil),                     // 33: wfe.persistence.v1.SetNameHolderRequest
+	(*SetNameHolderResponse)(nil),                    // 34: wfe.persistence.v1.SetNameHolderResponse
+	(*GetNameHolderRequest)(nil),                     // 35: wfe.persistence.v1.GetNameHolderRequest
+	(*GetNameHolderResponse)(nil),                    // 36: wfe.persistence.v1.GetNameHolderResponse
+	(*NextDefinitionSequenceRequest)(nil),            // 37: wfe.persistence.v1.NextDefinitionSequenceRequest
+	(*NextDefinitionSequenceResponse)(nil),           // 38: wfe.persistence.v1.NextDefinitionSequenceResponse
+	(*ListExecutionPointersRequest)(nil),             // 39: wfe.persistence.v1.ListExecutionPointersRequest
+	(*ListExecutionPointersResponse)(nil),            // 40: wfe.persistence.v1.ListExecutionPointersResponse
+	(*ListWorkflowsRequest)(nil),                     // 41: wfe.persistence.v1.ListWorkflowsRequest
+	(*ListWorkflowsResponse)(nil),                    // 42: wfe.persistence.v1.ListWorkflowsResponse
+	(*CountWorkflowsRequest)(nil),                    // 43: wfe.persistence.v1.CountWorkflowsRequest
+	(*WorkflowCount)(nil),                            // 44: wfe.persistence.v1.WorkflowCount
+	(*CountWorkflowsResponse)(nil),                   // 45: wfe.persistence.v1.CountWorkflowsResponse
+	(*DeleteWorkflowRequest)(nil),                    // 46: wfe.persistence.v1.DeleteWorkflowRequest
+	(*DeleteWorkflowResponse)(nil),                   // 47: wfe.persistence.v1.DeleteWorkflowResponse
+	(*PurgeWorkflowsRequest)(nil),                    // 48: wfe.persistence.v1.PurgeWorkflowsRequest
+	(*PurgeWorkflowsResponse)(nil),                   // 49: wfe.persistence.v1.PurgeWorkflowsResponse
+	nil,                                              // 50: wfe.persistence.v1.WorkflowInstance.ExtensionAttributesJsonEntry
+	nil,                                              // 51: wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
+	(*timestamppb.Timestamp)(nil),                    // 52: google.protobuf.Timestamp
+	(*fieldmaskpb.FieldMask)(nil),                    // 53: google.protobuf.FieldMask
+	(*durationpb.Duration)(nil),                      // 54: google.protobuf.Duration
+	(*QueueItem)(nil),                                // 55: wfe.persistence.v1.QueueItem
+	(*ItemError)(nil),                                // 56: wfe.persistence.v1.ItemError
+	(*Acknowledgement)(nil),                          // 57: wfe.persistence.v1.Acknowledgement
+	(*LifecycleEvent)(nil),                           // 58: wfe.persistence.v1.LifecycleEvent
+	(*EventSubscription)(nil),                        // 59: wfe.persistence.v1.EventSubscription
+	(*Event)(nil),                                    // 60: wfe.persistence.v1.Event
+	(*ExecutionError)(nil),                           // 61: wfe.persistence.v1.ExecutionError
+	(*ScheduledCommand)(nil),                         // 62: wfe.persistence.v1.ScheduledCommand
+	(ListOrder)(0),                                   // 63: wfe.persistence.v1.ListOrder
 }
 var file_wfe_persistence_v1_workflow_proto_depIdxs = []int32{
 	4,  // 0: wfe.persistence.v1.WorkflowInstance.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
 	0,  // 1: wfe.persistence.v1.WorkflowInstance.status:type_name -> wfe.persistence.v1.WorkflowStatus
-	48, // 2: wfe.persistence.v1.WorkflowInstance.create_time:type_name -> google.protobuf.Timestamp
-	48, // 3: wfe.persistence.v1.WorkflowInstance.complete_time:type_name -> google.protobuf.Timestamp
+	52, // 2: wfe.persistence.v1.WorkflowInstance.create_time:type_name -> google.protobuf.Timestamp
+	52, // 3: wfe.persistence.v1.WorkflowInstance.complete_time:type_name -> google.protobuf.Timestamp
 	2,  // 4: wfe.persistence.v1.WorkflowInstance.view:type_name -> wfe.persistence.v1.WorkflowView
-	46, // 5: wfe.persistence.v1.WorkflowInstance.extension_attributes_json:type_name -> wfe.persistence.v1.WorkflowInstance.ExtensionAttributesJsonEntry
+	50, // 5: wfe.persistence.v1.WorkflowInstance.extension_attributes_json:type_name -> wfe.persistence.v1.WorkflowInstance.ExtensionAttributesJsonEntry
 	1,  // 6: wfe.persistence.v1.ExecutionPointer.status:type_name -> wfe.persistence.v1.PointerStatus
-	48, // 7: wfe.persistence.v1.ExecutionPointer.sleep_until:type_name -> google.protobuf.Timestamp
-	48, // 8: wfe.persistence.v1.ExecutionPointer.start_time:type_name -> google.protobuf.Timestamp
-	48, // 9: wfe.persistence.v1.ExecutionPointer.end_time:type_name -> google.protobuf.Timestamp
-	47, // 10: wfe.persistence.v1.ExecutionPointer.extension_attributes_json:type_name -> wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
+	52, // 7: wfe.persistence.v1.ExecutionPointer.sleep_until:type_name -> google.protobuf.Timestamp
+	52, // 8: wfe.persistence.v1.ExecutionPointer.start_time:type_name -> google.protobuf.Timestamp
+	52, // 9: wfe.persistence.v1.ExecutionPointer.end_time:type_name -> google.protobuf.Timestamp
+	51, // 10: wfe.persistence.v1.ExecutionPointer.extension_attributes_json:type_name -> wfe.persistence.v1.ExecutionPointer.ExtensionAttributesJsonEntry
 	3,  // 11: wfe.persistence.v1.WorkflowPatch.header:type_name -> wfe.persistence.v1.WorkflowInstance
-	49, // 12: wfe.persistence.v1.WorkflowPatch.header_mask:type_name -> google.protobuf.FieldMask
+	53, // 12: wfe.persistence.v1.WorkflowPatch.header_mask:type_name -> google.protobuf.FieldMask
 	4,  // 13: wfe.persistence.v1.WorkflowPatch.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
 	0,  // 14: wfe.persistence.v1.WorkflowFilter.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
-	48, // 15: wfe.persistence.v1.WorkflowFilter.create_time_from:type_name -> google.protobuf.Timestamp
-	48, // 16: wfe.persistence.v1.WorkflowFilter.create_time_before:type_name -> google.protobuf.Timestamp
-	48, // 17: wfe.persistence.v1.WorkflowFilter.complete_time_from:type_name -> google.protobuf.Timestamp
-	48, // 18: wfe.persistence.v1.WorkflowFilter.complete_time_before:type_name -> google.protobuf.Timestamp
-	48, // 19: wfe.persistence.v1.WorkflowFilter.written_before:type_name -> google.protobuf.Timestamp
-	48, // 20: wfe.persistence.v1.WorkflowFilter.due_before:type_name -> google.protobuf.Timestamp
-	48, // 21: wfe.persistence.v1.WorkflowFilter.error_time_from:type_name -> google.protobuf.Timestamp
+	52, // 15: wfe.persistence.v1.WorkflowFilter.create_time_from:type_name -> google.protobuf.Timestamp
+	52, // 16: wfe.persistence.v1.WorkflowFilter.create_time_before:type_name -> google.protobuf.Timestamp
+	52, // 17: wfe.persistence.v1.WorkflowFilter.complete_time_from:type_name -> google.protobuf.Timestamp
+	52, // 18: wfe.persistence.v1.WorkflowFilter.complete_time_before:type_name -> google.protobuf.Timestamp
+	52, // 19: wfe.persistence.v1.WorkflowFilter.written_before:type_name -> google.protobuf.Timestamp
+	52, // 20: wfe.persistence.v1.WorkflowFilter.due_before:type_name -> google.protobuf.Timestamp
+	52, // 21: wfe.persistence.v1.WorkflowFilter.error_time_from:type_name -> google.protobuf.Timestamp
 	0,  // 22: wfe.persistence.v1.WatchedWorkflows.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
 	8,  // 23: wfe.persistence.v1.WatchWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WatchedWorkflows
-	50, // 24: wfe.persistence.v1.WatchWorkflowsRequest.heartbeat:type_name -> google.protobuf.Duration
+	54, // 24: wfe.persistence.v1.WatchWorkflowsRequest.heartbeat:type_name -> google.protobuf.Duration
 	3,  // 25: wfe.persistence.v1.WorkflowChange.instance:type_name -> wfe.persistence.v1.WorkflowInstance
 	10, // 26: wfe.persistence.v1.WatchWorkflowsResponse.changes:type_name -> wfe.persistence.v1.WorkflowChange
 	3,  // 27: wfe.persistence.v1.CreateNewWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	51, // 28: wfe.persistence.v1.CreateNewWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
+	55, // 28: wfe.persistence.v1.CreateNewWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
 	12, // 29: wfe.persistence.v1.CreateWorkflowsRequest.workflows:type_name -> wfe.persistence.v1.CreateNewWorkflowRequest
 	16, // 30: wfe.persistence.v1.CreateWorkflowsResponse.results:type_name -> wfe.persistence.v1.CreateWorkflowsResult
 	13, // 31: wfe.persistence.v1.CreateWorkflowsResult.created:type_name -> wfe.persistence.v1.CreateNewWorkflowResponse
-	52, // 32: wfe.persistence.v1.CreateWorkflowsResult.error:type_name -> wfe.persistence.v1.ItemError
+	56, // 32: wfe.persistence.v1.CreateWorkflowsResult.error:type_name -> wfe.persistence.v1.ItemError
 	3,  // 33: wfe.persistence.v1.PersistWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	51, // 34: wfe.persistence.v1.PersistWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
-	53, // 35: wfe.persistence.v1.PersistWorkflowRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
-	54, // 36: wfe.persistence.v1.PersistWorkflowRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
+	55, // 34: wfe.persistence.v1.PersistWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
+	57, // 35: wfe.persistence.v1.PersistWorkflowRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
+	58, // 36: wfe.persistence.v1.PersistWorkflowRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
 	3,  // 37: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	55, // 38: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.subscriptions:type_name -> wfe.persistence.v1.EventSubscription
-	51, // 39: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
-	53, // 40: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
-	54, // 41: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
+	59, // 38: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.subscriptions:type_name -> wfe.persistence.v1.EventSubscription
+	55, // 39: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
+	57, // 40: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
+	58, // 41: wfe.persistence.v1.PersistWorkflowWithSubscriptionsRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
 	3,  // 42: wfe.persistence.v1.CommitWorkflowRequest.instance:type_name -> wfe.persistence.v1.WorkflowInstance
 	5,  // 43: wfe.persistence.v1.CommitWorkflowRequest.patch:type_name -> wfe.persistence.v1.WorkflowPatch
 	6,  // 44: wfe.persistence.v1.CommitWorkflowRequest.held_subscriptions:type_name -> wfe.persistence.v1.SubscriptionClaim
-	55, // 45: wfe.persistence.v1.CommitWorkflowRequest.create_subscriptions:type_name -> wfe.persistence.v1.EventSubscription
-	56, // 46: wfe.persistence.v1.CommitWorkflowRequest.create_events:type_name -> wfe.persistence.v1.Event
-	57, // 47: wfe.persistence.v1.CommitWorkflowRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
-	58, // 48: wfe.persistence.v1.CommitWorkflowRequest.schedule_commands:type_name -> wfe.persistence.v1.ScheduledCommand
-	51, // 49: wfe.persistence.v1.CommitWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
-	53, // 50: wfe.persistence.v1.CommitWorkflowRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
-	54, // 51: wfe.persistence.v1.CommitWorkflowRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
+	59, // 45: wfe.persistence.v1.CommitWorkflowRequest.create_subscriptions:type_name -> wfe.persistence.v1.EventSubscription
+	60, // 46: wfe.persistence.v1.CommitWorkflowRequest.create_events:type_name -> wfe.persistence.v1.Event
+	61, // 47: wfe.persistence.v1.CommitWorkflowRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
+	62, // 48: wfe.persistence.v1.CommitWorkflowRequest.schedule_commands:type_name -> wfe.persistence.v1.ScheduledCommand
+	55, // 49: wfe.persistence.v1.CommitWorkflowRequest.enqueue:type_name -> wfe.persistence.v1.QueueItem
+	57, // 50: wfe.persistence.v1.CommitWorkflowRequest.acknowledge:type_name -> wfe.persistence.v1.Acknowledgement
+	58, // 51: wfe.persistence.v1.CommitWorkflowRequest.publish:type_name -> wfe.persistence.v1.LifecycleEvent
 	2,  // 52: wfe.persistence.v1.GetWorkflowInstanceRequest.view:type_name -> wfe.persistence.v1.WorkflowView
 	3,  // 53: wfe.persistence.v1.GetWorkflowInstanceResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
 	2,  // 54: wfe.persistence.v1.GetWorkflowInstanceByNameRequest.view:type_name -> wfe.persistence.v1.WorkflowView
 	3,  // 55: wfe.persistence.v1.GetWorkflowInstanceByNameResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
 	0,  // 56: wfe.persistence.v1.WaitForWorkflowRequest.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
-	50, // 57: wfe.persistence.v1.WaitForWorkflowRequest.wait:type_name -> google.protobuf.Duration
+	54, // 57: wfe.persistence.v1.WaitForWorkflowRequest.wait:type_name -> google.protobuf.Duration
 	3,  // 58: wfe.persistence.v1.WaitForWorkflowResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
 	2,  // 59: wfe.persistence.v1.GetWorkflowInstancesRequest.view:type_name -> wfe.persistence.v1.WorkflowView
 	3,  // 60: wfe.persistence.v1.GetWorkflowInstancesResponse.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	48, // 61: wfe.persistence.v1.GetRunnableInstancesRequest.as_at:type_name -> google.protobuf.Timestamp
+	52, // 61: wfe.persistence.v1.GetRunnableInstancesRequest.as_at:type_name -> google.protobuf.Timestamp
 	4,  // 62: wfe.persistence.v1.ListExecutionPointersResponse.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
 	7,  // 63: wfe.persistence.v1.ListWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
-	59, // 64: wfe.persistence.v1.ListWorkflowsRequest.order:type_name -> wfe.persistence.v1.ListOrder
+	63, // 64: wfe.persistence.v1.ListWorkflowsRequest.order:type_name -> wfe.persistence.v1.ListOrder
 	2,  // 65: wfe.persistence.v1.ListWorkflowsRequest.view:type_name -> wfe.persistence.v1.WorkflowView
 	3,  // 66: wfe.persistence.v1.ListWorkflowsResponse.instances:type_name -> wfe.persistence.v1.WorkflowInstance
 	7,  // 67: wfe.persistence.v1.CountWorkflowsRequest.filter:type_name -> wfe.persistence.v1.WorkflowFilter
 	0,  // 68: wfe.persistence.v1.WorkflowCount.status:type_name -> wfe.persistence.v1.WorkflowStatus
-	40, // 69: wfe.persistence.v1.CountWorkflowsResponse.counts:type_name -> wfe.persistence.v1.WorkflowCount
-	48, // 70: wfe.persistence.v1.PurgeWorkflowsRequest.ended_before:type_name -> google.protobuf.Timestamp
+	44, // 69: wfe.persistence.v1.CountWorkflowsResponse.counts:type_name -> wfe.persistence.v1.WorkflowCount
+	52, // 70: wfe.persistence.v1.PurgeWorkflowsRequest.ended_before:type_name -> google.protobuf.Timestamp
 	0,  // 71: wfe.persistence.v1.PurgeWorkflowsRequest.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
 	12, // 72: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:input_type -> wfe.persistence.v1.CreateNewWorkflowRequest
 	14, // 73: wfe.persistence.v1.WorkflowService.CreateWorkflows:input_type -> wfe.persistence.v1.CreateWorkflowsRequest
@@ -4167,32 +4456,36 @@ var file_wfe_persistence_v1_workflow_proto_depIdxs = []int32{
 	27, // 79: wfe.persistence.v1.WorkflowService.WaitForWorkflow:input_type -> wfe.persistence.v1.WaitForWorkflowRequest
 	29, // 80: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:input_type -> wfe.persistence.v1.GetWorkflowInstancesRequest
 	31, // 81: wfe.persistence.v1.WorkflowService.GetRunnableInstances:input_type -> wfe.persistence.v1.GetRunnableInstancesRequest
-	33, // 82: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:input_type -> wfe.persistence.v1.NextDefinitionSequenceRequest
-	35, // 83: wfe.persistence.v1.WorkflowService.ListExecutionPointers:input_type -> wfe.persistence.v1.ListExecutionPointersRequest
-	37, // 84: wfe.persistence.v1.WorkflowService.ListWorkflows:input_type -> wfe.persistence.v1.ListWorkflowsRequest
-	39, // 85: wfe.persistence.v1.WorkflowService.CountWorkflows:input_type -> wfe.persistence.v1.CountWorkflowsRequest
-	42, // 86: wfe.persistence.v1.WorkflowService.DeleteWorkflow:input_type -> wfe.persistence.v1.DeleteWorkflowRequest
-	44, // 87: wfe.persistence.v1.WorkflowService.PurgeWorkflows:input_type -> wfe.persistence.v1.PurgeWorkflowsRequest
-	9,  // 88: wfe.persistence.v1.WorkflowService.WatchWorkflows:input_type -> wfe.persistence.v1.WatchWorkflowsRequest
-	13, // 89: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:output_type -> wfe.persistence.v1.CreateNewWorkflowResponse
-	15, // 90: wfe.persistence.v1.WorkflowService.CreateWorkflows:output_type -> wfe.persistence.v1.CreateWorkflowsResponse
-	18, // 91: wfe.persistence.v1.WorkflowService.PersistWorkflow:output_type -> wfe.persistence.v1.PersistWorkflowResponse
-	20, // 92: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:output_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse
-	22, // 93: wfe.persistence.v1.WorkflowService.CommitWorkflow:output_type -> wfe.persistence.v1.CommitWorkflowResponse
-	24, // 94: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:output_type -> wfe.persistence.v1.GetWorkflowInstanceResponse
-	26, // 95: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:output_type -> wfe.persistence.v1.GetWorkflowInstanceByNameResponse
-	28, // 96: wfe.persistence.v1.WorkflowService.WaitForWorkflow:output_type -> wfe.persistence.v1.WaitForWorkflowResponse
-	30, // 97: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:output_type -> wfe.persistence.v1.GetWorkflowInstancesResponse
-	32, // 98: wfe.persistence.v1.WorkflowService.GetRunnableInstances:output_type -> wfe.persistence.v1.GetRunnableInstancesResponse
-	34, // 99: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:output_type -> wfe.persistence.v1.NextDefinitionSequenceResponse
-	36, // 100: wfe.persistence.v1.WorkflowService.ListExecutionPointers:output_type -> wfe.persistence.v1.ListExecutionPointersResponse
-	38, // 101: wfe.persistence.v1.WorkflowService.ListWorkflows:output_type -> wfe.persistence.v1.ListWorkflowsResponse
-	41, // 102: wfe.persistence.v1.WorkflowService.CountWorkflows:output_type -> wfe.persistence.v1.CountWorkflowsResponse
-	43, // 103: wfe.persistence.v1.WorkflowService.DeleteWorkflow:output_type -> wfe.persistence.v1.DeleteWorkflowResponse
-	45, // 104: wfe.persistence.v1.WorkflowService.PurgeWorkflows:output_type -> wfe.persistence.v1.PurgeWorkflowsResponse
-	11, // 105: wfe.persistence.v1.WorkflowService.WatchWorkflows:output_type -> wfe.persistence.v1.WatchWorkflowsResponse
-	89, // [89:106] is the sub-list for method output_type
-	72, // [72:89] is the sub-list for method input_type
+	33, // 82: wfe.persistence.v1.WorkflowService.SetNameHolder:input_type -> wfe.persistence.v1.SetNameHolderRequest
+	35, // 83: wfe.persistence.v1.WorkflowService.GetNameHolder:input_type -> wfe.persistence.v1.GetNameHolderRequest
+	37, // 84: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:input_type -> wfe.persistence.v1.NextDefinitionSequenceRequest
+	39, // 85: wfe.persistence.v1.WorkflowService.ListExecutionPointers:input_type -> wfe.persistence.v1.ListExecutionPointersRequest
+	41, // 86: wfe.persistence.v1.WorkflowService.ListWorkflows:input_type -> wfe.persistence.v1.ListWorkflowsRequest
+	43, // 87: wfe.persistence.v1.WorkflowService.CountWorkflows:input_type -> wfe.persistence.v1.CountWorkflowsRequest
+	46, // 88: wfe.persistence.v1.WorkflowService.DeleteWorkflow:input_type -> wfe.persistence.v1.DeleteWorkflowRequest
+	48, // 89: wfe.persistence.v1.WorkflowService.PurgeWorkflows:input_type -> wfe.persistence.v1.PurgeWorkflowsRequest
+	9,  // 90: wfe.persistence.v1.WorkflowService.WatchWorkflows:input_type -> wfe.persistence.v1.WatchWorkflowsRequest
+	13, // 91: wfe.persistence.v1.WorkflowService.CreateNewWorkflow:output_type -> wfe.persistence.v1.CreateNewWorkflowResponse
+	15, // 92: wfe.persistence.v1.WorkflowService.CreateWorkflows:output_type -> wfe.persistence.v1.CreateWorkflowsResponse
+	18, // 93: wfe.persistence.v1.WorkflowService.PersistWorkflow:output_type -> wfe.persistence.v1.PersistWorkflowResponse
+	20, // 94: wfe.persistence.v1.WorkflowService.PersistWorkflowWithSubscriptions:output_type -> wfe.persistence.v1.PersistWorkflowWithSubscriptionsResponse
+	22, // 95: wfe.persistence.v1.WorkflowService.CommitWorkflow:output_type -> wfe.persistence.v1.CommitWorkflowResponse
+	24, // 96: wfe.persistence.v1.WorkflowService.GetWorkflowInstance:output_type -> wfe.persistence.v1.GetWorkflowInstanceResponse
+	26, // 97: wfe.persistence.v1.WorkflowService.GetWorkflowInstanceByName:output_type -> wfe.persistence.v1.GetWorkflowInstanceByNameResponse
+	28, // 98: wfe.persistence.v1.WorkflowService.WaitForWorkflow:output_type -> wfe.persistence.v1.WaitForWorkflowResponse
+	30, // 99: wfe.persistence.v1.WorkflowService.GetWorkflowInstances:output_type -> wfe.persistence.v1.GetWorkflowInstancesResponse
+	32, // 100: wfe.persistence.v1.WorkflowService.GetRunnableInstances:output_type -> wfe.persistence.v1.GetRunnableInstancesResponse
+	34, // 101: wfe.persistence.v1.WorkflowService.SetNameHolder:output_type -> wfe.persistence.v1.SetNameHolderResponse
+	36, // 102: wfe.persistence.v1.WorkflowService.GetNameHolder:output_type -> wfe.persistence.v1.GetNameHolderResponse
+	38, // 103: wfe.persistence.v1.WorkflowService.NextDefinitionSequence:output_type -> wfe.persistence.v1.NextDefinitionSequenceResponse
+	40, // 104: wfe.persistence.v1.WorkflowService.ListExecutionPointers:output_type -> wfe.persistence.v1.ListExecutionPointersResponse
+	42, // 105: wfe.persistence.v1.WorkflowService.ListWorkflows:output_type -> wfe.persistence.v1.ListWorkflowsResponse
+	45, // 106: wfe.persistence.v1.WorkflowService.CountWorkflows:output_type -> wfe.persistence.v1.CountWorkflowsResponse
+	47, // 107: wfe.persistence.v1.WorkflowService.DeleteWorkflow:output_type -> wfe.persistence.v1.DeleteWorkflowResponse
+	49, // 108: wfe.persistence.v1.WorkflowService.PurgeWorkflows:output_type -> wfe.persistence.v1.PurgeWorkflowsResponse
+	11, // 109: wfe.persistence.v1.WorkflowService.WatchWorkflows:output_type -> wfe.persistence.v1.WatchWorkflowsResponse
+	91, // [91:110] is the sub-list for method output_type
+	72, // [72:91] is the sub-list for method input_type
 	72, // [72:72] is the sub-list for extension type_name
 	72, // [72:72] is the sub-list for extension extendee
 	0,  // [0:72] is the sub-list for field type_name
@@ -4226,15 +4519,15 @@ func file_wfe_persistence_v1_workflow_proto_init() {
 		(*CommitWorkflowRequest_Instance)(nil),
 		(*CommitWorkflowRequest_Patch)(nil),
 	}
-	file_wfe_persistence_v1_workflow_proto_msgTypes[32].OneofWrappers = []any{}
-	file_wfe_persistence_v1_workflow_proto_msgTypes[39].OneofWrappers = []any{}
+	file_wfe_persistence_v1_workflow_proto_msgTypes[36].OneofWrappers = []any{}
+	file_wfe_persistence_v1_workflow_proto_msgTypes[43].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wfe_persistence_v1_workflow_proto_rawDesc), len(file_wfe_persistence_v1_workflow_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   45,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -32,6 +32,8 @@ const (
 	WorkflowService_WaitForWorkflow_FullMethodName                  = "/wfe.persistence.v1.WorkflowService/WaitForWorkflow"
 	WorkflowService_GetWorkflowInstances_FullMethodName             = "/wfe.persistence.v1.WorkflowService/GetWorkflowInstances"
 	WorkflowService_GetRunnableInstances_FullMethodName             = "/wfe.persistence.v1.WorkflowService/GetRunnableInstances"
+	WorkflowService_SetNameHolder_FullMethodName                    = "/wfe.persistence.v1.WorkflowService/SetNameHolder"
+	WorkflowService_GetNameHolder_FullMethodName                    = "/wfe.persistence.v1.WorkflowService/GetNameHolder"
 	WorkflowService_NextDefinitionSequence_FullMethodName           = "/wfe.persistence.v1.WorkflowService/NextDefinitionSequence"
 	WorkflowService_ListExecutionPointers_FullMethodName            = "/wfe.persistence.v1.WorkflowService/ListExecutionPointers"
 	WorkflowService_ListWorkflows_FullMethodName                    = "/wfe.persistence.v1.WorkflowService/ListWorkflows"
@@ -55,7 +57,8 @@ type WorkflowServiceClient interface {
 	// updated since; but if it has been deleted since, it is created anew, with a
 	// higher revision. A repetition does not enqueue: that was done with the
 	// creation, and a workflow that has ended since is not to be run again. Errors:
-	// ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the id is in use with different
+	// FAILED_PRECONDITION (LEASE_LOST) if one of `held_lock_tokens` is not held,
+	// unless it is a repetition; ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the id is in use with different
 	// content, ALREADY_EXISTS (NAME_TAKEN) if the name is; RESOURCE_EXHAUSTED
 	// (ANSWER_TOO_LARGE) if it or an item could not be read back in one message;
 	// INVALID_ARGUMENT.
@@ -157,6 +160,16 @@ type WorkflowServiceClient interface {
 	// workflow that stops being runnable between two pages is omitted. Errors:
 	// INVALID_ARGUMENT.
 	GetRunnableInstances(ctx context.Context, in *GetRunnableInstancesRequest, opts ...grpc.CallOption) (*GetRunnableInstancesResponse, error)
+	// Says which workflow of a namespace set has a name: the name is held by one
+	// workflow at a time, which may be in another namespace and need not exist yet.
+	// Clients of a set call it in the member to which the name belongs, before they
+	// give a workflow in any member that name. Nothing changes if it is held under
+	// another claim than `expected_claim_id`, or if another workflow in this
+	// namespace has the name. Idempotent. Errors: INVALID_ARGUMENT.
+	SetNameHolder(ctx context.Context, in *SetNameHolderRequest, opts ...grpc.CallOption) (*SetNameHolderResponse, error)
+	// Returns the workflow of a namespace set that holds a name, if there is one.
+	// Errors: INVALID_ARGUMENT.
+	GetNameHolder(ctx context.Context, in *GetNameHolderRequest, opts ...grpc.CallOption) (*GetNameHolderResponse, error)
 	// Returns the next number of a definition's sequence, starting at 1. Atomic:
 	// no number is ever returned twice; after a lost response one may be skipped.
 	// Errors: INVALID_ARGUMENT.
@@ -357,6 +370,26 @@ func (c *workflowServiceClient) GetRunnableInstances(ctx context.Context, in *Ge
 	return out, nil
 }
 
+func (c *workflowServiceClient) SetNameHolder(ctx context.Context, in *SetNameHolderRequest, opts ...grpc.CallOption) (*SetNameHolderResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetNameHolderResponse)
+	err := c.cc.Invoke(ctx, WorkflowService_SetNameHolder_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *workflowServiceClient) GetNameHolder(ctx context.Context, in *GetNameHolderRequest, opts ...grpc.CallOption) (*GetNameHolderResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetNameHolderResponse)
+	err := c.cc.Invoke(ctx, WorkflowService_GetNameHolder_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *workflowServiceClient) NextDefinitionSequence(ctx context.Context, in *NextDefinitionSequenceRequest, opts ...grpc.CallOption) (*NextDefinitionSequenceResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(NextDefinitionSequenceResponse)
@@ -450,7 +483,8 @@ type WorkflowServiceServer interface {
 	// updated since; but if it has been deleted since, it is created anew, with a
 	// higher revision. A repetition does not enqueue: that was done with the
 	// creation, and a workflow that has ended since is not to be run again. Errors:
-	// ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the id is in use with different
+	// FAILED_PRECONDITION (LEASE_LOST) if one of `held_lock_tokens` is not held,
+	// unless it is a repetition; ALREADY_EXISTS (WORKFLOW_ALREADY_EXISTS) if the id is in use with different
 	// content, ALREADY_EXISTS (NAME_TAKEN) if the name is; RESOURCE_EXHAUSTED
 	// (ANSWER_TOO_LARGE) if it or an item could not be read back in one message;
 	// INVALID_ARGUMENT.
@@ -552,6 +586,16 @@ type WorkflowServiceServer interface {
 	// workflow that stops being runnable between two pages is omitted. Errors:
 	// INVALID_ARGUMENT.
 	GetRunnableInstances(context.Context, *GetRunnableInstancesRequest) (*GetRunnableInstancesResponse, error)
+	// Says which workflow of a namespace set has a name: the name is held by one
+	// workflow at a time, which may be in another namespace and need not exist yet.
+	// Clients of a set call it in the member to which the name belongs, before they
+	// give a workflow in any member that name. Nothing changes if it is held under
+	// another claim than `expected_claim_id`, or if another workflow in this
+	// namespace has the name. Idempotent. Errors: INVALID_ARGUMENT.
+	SetNameHolder(context.Context, *SetNameHolderRequest) (*SetNameHolderResponse, error)
+	// Returns the workflow of a namespace set that holds a name, if there is one.
+	// Errors: INVALID_ARGUMENT.
+	GetNameHolder(context.Context, *GetNameHolderRequest) (*GetNameHolderResponse, error)
 	// Returns the next number of a definition's sequence, starting at 1. Atomic:
 	// no number is ever returned twice; after a lost response one may be skipped.
 	// Errors: INVALID_ARGUMENT.
@@ -669,6 +713,12 @@ func (UnimplementedWorkflowServiceServer) GetWorkflowInstances(*GetWorkflowInsta
 }
 func (UnimplementedWorkflowServiceServer) GetRunnableInstances(context.Context, *GetRunnableInstancesRequest) (*GetRunnableInstancesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetRunnableInstances not implemented")
+}
+func (UnimplementedWorkflowServiceServer) SetNameHolder(context.Context, *SetNameHolderRequest) (*SetNameHolderResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetNameHolder not implemented")
+}
+func (UnimplementedWorkflowServiceServer) GetNameHolder(context.Context, *GetNameHolderRequest) (*GetNameHolderResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetNameHolder not implemented")
 }
 func (UnimplementedWorkflowServiceServer) NextDefinitionSequence(context.Context, *NextDefinitionSequenceRequest) (*NextDefinitionSequenceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method NextDefinitionSequence not implemented")
@@ -874,6 +924,42 @@ func _WorkflowService_GetRunnableInstances_Handler(srv interface{}, ctx context.
 	return interceptor(ctx, in, info, handler)
 }
 
+func _WorkflowService_SetNameHolder_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetNameHolderRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkflowServiceServer).SetNameHolder(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: WorkflowService_SetNameHolder_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkflowServiceServer).SetNameHolder(ctx, req.(*SetNameHolderRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _WorkflowService_GetNameHolder_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetNameHolderRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkflowServiceServer).GetNameHolder(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: WorkflowService_GetNameHolder_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkflowServiceServer).GetNameHolder(ctx, req.(*GetNameHolderRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _WorkflowService_NextDefinitionSequence_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(NextDefinitionSequenceRequest)
 	if err := dec(in); err != nil {
@@ -1031,6 +1117,14 @@ var WorkflowService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetRunnableInstances",
 			Handler:    _WorkflowService_GetRunnableInstances_Handler,
+		},
+		{
+			MethodName: "SetNameHolder",
+			Handler:    _WorkflowService_SetNameHolder_Handler,
+		},
+		{
+			MethodName: "GetNameHolder",
+			Handler:    _WorkflowService_GetNameHolder_Handler,
 		},
 		{
 			MethodName: "NextDefinitionSequence",

@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file wfe/persistence/v1/store.proto.
  */
 export const file_wfe_persistence_v1_store: GenFile = /*@__PURE__*/
-  fileDesc("Ch53ZmUvcGVyc2lzdGVuY2UvdjEvc3RvcmUucHJvdG8SEndmZS5wZXJzaXN0ZW5jZS52MSKEAQoORXhlY3V0aW9uRXJyb3ISLgoKZXJyb3JfdGltZRgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEwoLd29ya2Zsb3dfaWQYAiABKAkSHAoUZXhlY3V0aW9uX3BvaW50ZXJfaWQYAyABKAkSDwoHbWVzc2FnZRgEIAEoCSKXAQoRV29ya2Zsb3dSZXRlbnRpb24SHgoWd29ya2Zsb3dfZGVmaW5pdGlvbl9pZBgBIAEoCRIvCgxjb21wbGV0ZV9hZ2UYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SMQoOdGVybWluYXRlZF9hZ2UYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24i6QEKD1JldGVudGlvblBvbGljeRI4Cgl3b3JrZmxvd3MYASADKAsyJS53ZmUucGVyc2lzdGVuY2UudjEuV29ya2Zsb3dSZXRlbnRpb24SNgoTcHJvY2Vzc2VkX2V2ZW50X2FnZRgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIsCgllcnJvcl9hZ2UYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SNgoTb3ZlcmR1ZV9jb21tYW5kX2FnZRgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiJQChlTZXRSZXRlbnRpb25Qb2xpY3lSZXF1ZXN0EjMKBnBvbGljeRgBIAEoCzIjLndmZS5wZXJzaXN0ZW5jZS52MS5SZXRlbnRpb25Qb2xpY3kiHAoaU2V0UmV0ZW50aW9uUG9saWN5UmVzcG9uc2UiGwoZR2V0UmV0ZW50aW9uUG9saWN5UmVxdWVzdCLIAQoaR2V0UmV0ZW50aW9uUG9saWN5UmVzcG9uc2USMwoGcG9saWN5GAEgASgLMiMud2ZlLnBlcnNpc3RlbmNlLnYxLlJldGVudGlvblBvbGljeRIsCghzZXRfdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFAoMZGVsZXRlZF9yb3dzGAMgASgDEjEKDWNvbXBsZXRlX3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjgKE1J1blJldGVudGlvblJlcXVlc3QSDwoHZHJ5X3J1bhgBIAEoCBIQCghtYXhfcm93cxgCIAEoBSKdAQoPUmV0ZW50aW9uQ291bnRzEhEKCXdvcmtmbG93cxgBIAEoAxIaChJleGVjdXRpb25fcG9pbnRlcnMYAiABKAMSFQoNc3Vic2NyaXB0aW9ucxgDIAEoAxIOCgZldmVudHMYBCABKAMSDgoGZXJyb3JzGAUgASgDEhAKCGNvbW1hbmRzGAYgASgDEhIKCmlzX3BhcnRpYWwYByABKAgiSwoUUnVuUmV0ZW50aW9uUmVzcG9uc2USMwoGY291bnRzGAEgASgLMiMud2ZlLnBlcnNpc3RlbmNlLnYxLlJldGVudGlvbkNvdW50cyIrChdHZXRTdG9yYWdlUmVwb3J0UmVxdWVzdBIQCghtYXhfcm93cxgBIAEoBSKbAQoMVGFibGVTdG9yYWdlEgwKBG5hbWUYASABKAkSFgoOZXN0aW1hdGVkX3Jvd3MYAiABKAMSEQoJZGVhZF9yb3dzGAMgASgDEhMKC3RhYmxlX2J5dGVzGAQgASgDEhMKC2luZGV4X2J5dGVzGAUgASgDEhgKC2Jsb2F0X2J5dGVzGAYgASgDSACIAQFCDgoMX2Jsb2F0X2J5dGVzIpUBChhHZXRTdG9yYWdlUmVwb3J0UmVzcG9uc2USMAoGdGFibGVzGAEgAygLMiAud2ZlLnBlcnNpc3RlbmNlLnYxLlRhYmxlU3RvcmFnZRIyCgVmcmVlZBgCIAEoCzIjLndmZS5wZXJzaXN0ZW5jZS52MS5SZXRlbnRpb25Db3VudHMSEwoLZnJlZWRfYnl0ZXMYAyABKAMigAEKCU5hbWVzcGFjZRIMCgRuYW1lGAEgASgJEg4KBnNjaGVtYRgCIAEoCRIWCg5zY2hlbWFfdmVyc2lvbhgDIAEoBRIWCg5lc3RpbWF0ZWRfcm93cxgEIAEoAxIQCghkYXRhYmFzZRgFIAEoCRITCgt1bmF2YWlsYWJsZRgGIAEoCCJRChZDcmVhdGVOYW1lc3BhY2VSZXF1ZXN0EgwKBG5hbWUYASABKAkSEAoIZGF0YWJhc2UYAiABKAkSFwoPZGF0YWJhc2VfbGFiZWxzGAMgAygJIl8KF0NyZWF0ZU5hbWVzcGFjZVJlc3BvbnNlEhYKDnNjaGVtYV92ZXJzaW9uGAEgASgFEhoKEmFwcGxpZWRfbWlncmF0aW9ucxgCIAMoCRIQCghkYXRhYmFzZRgDIAEoCSI+ChVMaXN0TmFtZXNwYWNlc1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgFEhIKCnBhZ2VfdG9rZW4YAiABKAkiZAoWTGlzdE5hbWVzcGFjZXNSZXNwb25zZRIxCgpuYW1lc3BhY2VzGAEgAygLMh0ud2ZlLnBlcnNpc3RlbmNlLnYxLk5hbWVzcGFjZRIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiNQoWRGVsZXRlTmFtZXNwYWNlUmVxdWVzdBIMCgRuYW1lGAEgASgJEg0KBWZvcmNlGAIgASgIIhkKF0RlbGV0ZU5hbWVzcGFjZVJlc3BvbnNlIhoKGEVuc3VyZVN0b3JlRXhpc3RzUmVxdWVzdCJPChlFbnN1cmVTdG9yZUV4aXN0c1Jlc3BvbnNlEhYKDnNjaGVtYV92ZXJzaW9uGAEgASgFEhoKEmFwcGxpZWRfbWlncmF0aW9ucxgCIAMoCSJKChRQZXJzaXN0RXJyb3JzUmVxdWVzdBIyCgZlcnJvcnMYASADKAsyIi53ZmUucGVyc2lzdGVuY2UudjEuRXhlY3V0aW9uRXJyb3IiFwoVUGVyc2lzdEVycm9yc1Jlc3BvbnNlIrsBChFMaXN0RXJyb3JzUmVxdWVzdBITCgt3b3JrZmxvd19pZBgBIAEoCRIzCg9lcnJvcl90aW1lX2Zyb20YBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjUKEWVycm9yX3RpbWVfYmVmb3JlGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIRCglwYWdlX3NpemUYAiABKAUSEgoKcGFnZV90b2tlbhgDIAEoCSJhChJMaXN0RXJyb3JzUmVzcG9uc2USMgoGZXJyb3JzGAEgAygLMiIud2ZlLnBlcnNpc3RlbmNlLnYxLkV4ZWN1dGlvbkVycm9yEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSIVChNHZXRTdG9yZUluZm9SZXF1ZXN0Ir0CChRHZXRTdG9yZUluZm9SZXNwb25zZRIWCg5zZXJ2ZXJfdmVyc2lvbhgBIAEoCRIYChBwb3N0Z3Jlc192ZXJzaW9uGAIgASgJEhEKCW5hbWVzcGFjZRgDIAEoCRIOCgZzY2hlbWEYBCABKAkSFgoOc2NoZW1hX3ZlcnNpb24YBSABKAUSHQoVbGF0ZXN0X3NjaGVtYV92ZXJzaW9uGAYgASgFEjYKDGNhcGFiaWxpdGllcxgHIAEoCzIgLndmZS5wZXJzaXN0ZW5jZS52MS5DYXBhYmlsaXRpZXMSGQoRbWF4X21lc3NhZ2VfYnl0ZXMYCCABKAMSNAoRcmVxdWVzdF9yZXRlbnRpb24YCSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SEAoIZGF0YWJhc2UYCiABKAki0gEKDENhcGFiaWxpdGllcxIaChJzY2hlZHVsZWRfY29tbWFuZHMYASABKAgSFAoMdHJ1bmNhdGVfYWxsGAIgASgIEhgKEGRlbGV0ZV9uYW1lc3BhY2UYAyABKAgSGAoQY3JlYXRlX25hbWVzcGFjZRgEIAEoCBINCgVsb2NrcxgFIAEoCBIOCgZxdWV1ZXMYBiABKAgSEQoJbGlmZWN5Y2xlGAcgASgIEhcKD3dhdGNoX3dvcmtmbG93cxgIIAEoCBIRCglyZXRlbnRpb24YCSABKAgiFAoSVHJ1bmNhdGVBbGxSZXF1ZXN0IhUKE1RydW5jYXRlQWxsUmVzcG9uc2UygwoKDFN0b3JlU2VydmljZRJwChFFbnN1cmVTdG9yZUV4aXN0cxIsLndmZS5wZXJzaXN0ZW5jZS52MS5FbnN1cmVTdG9yZUV4aXN0c1JlcXVlc3QaLS53ZmUucGVyc2lzdGVuY2UudjEuRW5zdXJlU3RvcmVFeGlzdHNSZXNwb25zZRJkCg1QZXJzaXN0RXJyb3JzEigud2ZlLnBlcnNpc3RlbmNlLnYxLlBlcnNpc3RFcnJvcnNSZXF1ZXN0Gikud2ZlLnBlcnNpc3RlbmNlLnYxLlBlcnNpc3RFcnJvcnNSZXNwb25zZRJbCgpMaXN0RXJyb3JzEiUud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RFcnJvcnNSZXF1ZXN0GiYud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RFcnJvcnNSZXNwb25zZRJhCgxHZXRTdG9yZUluZm8SJy53ZmUucGVyc2lzdGVuY2UudjEuR2V0U3RvcmVJbmZvUmVxdWVzdBooLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRTdG9yZUluZm9SZXNwb25zZRJeCgtUcnVuY2F0ZUFsbBImLndmZS5wZXJzaXN0ZW5jZS52MS5UcnVuY2F0ZUFsbFJlcXVlc3QaJy53ZmUucGVyc2lzdGVuY2UudjEuVHJ1bmNhdGVBbGxSZXNwb25zZRJqCg9DcmVhdGVOYW1lc3BhY2USKi53ZmUucGVyc2lzdGVuY2UudjEuQ3JlYXRlTmFtZXNwYWNlUmVxdWVzdBorLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVOYW1lc3BhY2VSZXNwb25zZRJnCg5MaXN0TmFtZXNwYWNlcxIpLndmZS5wZXJzaXN0ZW5jZS52MS5MaXN0TmFtZXNwYWNlc1JlcXVlc3QaKi53ZmUucGVyc2lzdGVuY2UudjEuTGlzdE5hbWVzcGFjZXNSZXNwb25zZRJqCg9EZWxldGVOYW1lc3BhY2USKi53ZmUucGVyc2lzdGVuY2UudjEuRGVsZXRlTmFtZXNwYWNlUmVxdWVzdBorLndmZS5wZXJzaXN0ZW5jZS52MS5EZWxldGVOYW1lc3BhY2VSZXNwb25zZRJzChJTZXRSZXRlbnRpb25Qb2xpY3kSLS53ZmUucGVyc2lzdGVuY2UudjEuU2V0UmV0ZW50aW9uUG9saWN5UmVxdWVzdBouLndmZS5wZXJzaXN0ZW5jZS52MS5TZXRSZXRlbnRpb25Qb2xpY3lSZXNwb25zZRJzChJHZXRSZXRlbnRpb25Qb2xpY3kSLS53ZmUucGVyc2lzdGVuY2UudjEuR2V0UmV0ZW50aW9uUG9saWN5UmVxdWVzdBouLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRSZXRlbnRpb25Qb2xpY3lSZXNwb25zZRJhCgxSdW5SZXRlbnRpb24SJy53ZmUucGVyc2lzdGVuY2UudjEuUnVuUmV0ZW50aW9uUmVxdWVzdBooLndmZS5wZXJzaXN0ZW5jZS52MS5SdW5SZXRlbnRpb25SZXNwb25zZRJtChBHZXRTdG9yYWdlUmVwb3J0Eisud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFN0b3JhZ2VSZXBvcnRSZXF1ZXN0Giwud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFN0b3JhZ2VSZXBvcnRSZXNwb25zZUJPChJ3ZmUucGVyc2lzdGVuY2UudjFQAVo3d2ZlLXBlcnNpc3RlbmNlL2dlbi9nby93ZmUvcGVyc2lzdGVuY2UvdjE7cGVyc2lzdGVuY2V2MWIGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
+  fileDesc("Ch53ZmUvcGVyc2lzdGVuY2UvdjEvc3RvcmUucHJvdG8SEndmZS5wZXJzaXN0ZW5jZS52MSKEAQoORXhlY3V0aW9uRXJyb3ISLgoKZXJyb3JfdGltZRgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEwoLd29ya2Zsb3dfaWQYAiABKAkSHAoUZXhlY3V0aW9uX3BvaW50ZXJfaWQYAyABKAkSDwoHbWVzc2FnZRgEIAEoCSKXAQoRV29ya2Zsb3dSZXRlbnRpb24SHgoWd29ya2Zsb3dfZGVmaW5pdGlvbl9pZBgBIAEoCRIvCgxjb21wbGV0ZV9hZ2UYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SMQoOdGVybWluYXRlZF9hZ2UYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24i6QEKD1JldGVudGlvblBvbGljeRI4Cgl3b3JrZmxvd3MYASADKAsyJS53ZmUucGVyc2lzdGVuY2UudjEuV29ya2Zsb3dSZXRlbnRpb24SNgoTcHJvY2Vzc2VkX2V2ZW50X2FnZRgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIsCgllcnJvcl9hZ2UYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SNgoTb3ZlcmR1ZV9jb21tYW5kX2FnZRgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiJQChlTZXRSZXRlbnRpb25Qb2xpY3lSZXF1ZXN0EjMKBnBvbGljeRgBIAEoCzIjLndmZS5wZXJzaXN0ZW5jZS52MS5SZXRlbnRpb25Qb2xpY3kiHAoaU2V0UmV0ZW50aW9uUG9saWN5UmVzcG9uc2UiGwoZR2V0UmV0ZW50aW9uUG9saWN5UmVxdWVzdCLIAQoaR2V0UmV0ZW50aW9uUG9saWN5UmVzcG9uc2USMwoGcG9saWN5GAEgASgLMiMud2ZlLnBlcnNpc3RlbmNlLnYxLlJldGVudGlvblBvbGljeRIsCghzZXRfdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFAoMZGVsZXRlZF9yb3dzGAMgASgDEjEKDWNvbXBsZXRlX3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjgKE1J1blJldGVudGlvblJlcXVlc3QSDwoHZHJ5X3J1bhgBIAEoCBIQCghtYXhfcm93cxgCIAEoBSKdAQoPUmV0ZW50aW9uQ291bnRzEhEKCXdvcmtmbG93cxgBIAEoAxIaChJleGVjdXRpb25fcG9pbnRlcnMYAiABKAMSFQoNc3Vic2NyaXB0aW9ucxgDIAEoAxIOCgZldmVudHMYBCABKAMSDgoGZXJyb3JzGAUgASgDEhAKCGNvbW1hbmRzGAYgASgDEhIKCmlzX3BhcnRpYWwYByABKAgiSwoUUnVuUmV0ZW50aW9uUmVzcG9uc2USMwoGY291bnRzGAEgASgLMiMud2ZlLnBlcnNpc3RlbmNlLnYxLlJldGVudGlvbkNvdW50cyIrChdHZXRTdG9yYWdlUmVwb3J0UmVxdWVzdBIQCghtYXhfcm93cxgBIAEoBSKbAQoMVGFibGVTdG9yYWdlEgwKBG5hbWUYASABKAkSFgoOZXN0aW1hdGVkX3Jvd3MYAiABKAMSEQoJZGVhZF9yb3dzGAMgASgDEhMKC3RhYmxlX2J5dGVzGAQgASgDEhMKC2luZGV4X2J5dGVzGAUgASgDEhgKC2Jsb2F0X2J5dGVzGAYgASgDSACIAQFCDgoMX2Jsb2F0X2J5dGVzIpUBChhHZXRTdG9yYWdlUmVwb3J0UmVzcG9uc2USMAoGdGFibGVzGAEgAygLMiAud2ZlLnBlcnNpc3RlbmNlLnYxLlRhYmxlU3RvcmFnZRIyCgVmcmVlZBgCIAEoCzIjLndmZS5wZXJzaXN0ZW5jZS52MS5SZXRlbnRpb25Db3VudHMSEwoLZnJlZWRfYnl0ZXMYAyABKAMigAEKCU5hbWVzcGFjZRIMCgRuYW1lGAEgASgJEg4KBnNjaGVtYRgCIAEoCRIWCg5zY2hlbWFfdmVyc2lvbhgDIAEoBRIWCg5lc3RpbWF0ZWRfcm93cxgEIAEoAxIQCghkYXRhYmFzZRgFIAEoCRITCgt1bmF2YWlsYWJsZRgGIAEoCCJRChZDcmVhdGVOYW1lc3BhY2VSZXF1ZXN0EgwKBG5hbWUYASABKAkSEAoIZGF0YWJhc2UYAiABKAkSFwoPZGF0YWJhc2VfbGFiZWxzGAMgAygJIl8KF0NyZWF0ZU5hbWVzcGFjZVJlc3BvbnNlEhYKDnNjaGVtYV92ZXJzaW9uGAEgASgFEhoKEmFwcGxpZWRfbWlncmF0aW9ucxgCIAMoCRIQCghkYXRhYmFzZRgDIAEoCSI+ChVMaXN0TmFtZXNwYWNlc1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgFEhIKCnBhZ2VfdG9rZW4YAiABKAkiZAoWTGlzdE5hbWVzcGFjZXNSZXNwb25zZRIxCgpuYW1lc3BhY2VzGAEgAygLMh0ud2ZlLnBlcnNpc3RlbmNlLnYxLk5hbWVzcGFjZRIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiNQoWRGVsZXRlTmFtZXNwYWNlUmVxdWVzdBIMCgRuYW1lGAEgASgJEg0KBWZvcmNlGAIgASgIIhkKF0RlbGV0ZU5hbWVzcGFjZVJlc3BvbnNlIi0KDE5hbWVzcGFjZVNldBIMCgRuYW1lGAEgASgJEg8KB21lbWJlcnMYAiADKAkiTQoZQ3JlYXRlTmFtZXNwYWNlU2V0UmVxdWVzdBIMCgRuYW1lGAEgASgJEg8KB21lbWJlcnMYAiABKAUSEQoJZGF0YWJhc2VzGAMgAygJIlUKGkNyZWF0ZU5hbWVzcGFjZVNldFJlc3BvbnNlEjcKDW5hbWVzcGFjZV9zZXQYASABKAsyIC53ZmUucGVyc2lzdGVuY2UudjEuTmFtZXNwYWNlU2V0IiYKFkdldE5hbWVzcGFjZVNldFJlcXVlc3QSDAoEbmFtZRgBIAEoCSJSChdHZXROYW1lc3BhY2VTZXRSZXNwb25zZRI3Cg1uYW1lc3BhY2Vfc2V0GAEgASgLMiAud2ZlLnBlcnNpc3RlbmNlLnYxLk5hbWVzcGFjZVNldCI4ChlEZWxldGVOYW1lc3BhY2VTZXRSZXF1ZXN0EgwKBG5hbWUYASABKAkSDQoFZm9yY2UYAiABKAgiHAoaRGVsZXRlTmFtZXNwYWNlU2V0UmVzcG9uc2UiGgoYRW5zdXJlU3RvcmVFeGlzdHNSZXF1ZXN0Ik8KGUVuc3VyZVN0b3JlRXhpc3RzUmVzcG9uc2USFgoOc2NoZW1hX3ZlcnNpb24YASABKAUSGgoSYXBwbGllZF9taWdyYXRpb25zGAIgAygJIkoKFFBlcnNpc3RFcnJvcnNSZXF1ZXN0EjIKBmVycm9ycxgBIAMoCzIiLndmZS5wZXJzaXN0ZW5jZS52MS5FeGVjdXRpb25FcnJvciIXChVQZXJzaXN0RXJyb3JzUmVzcG9uc2UiuwEKEUxpc3RFcnJvcnNSZXF1ZXN0EhMKC3dvcmtmbG93X2lkGAEgASgJEjMKD2Vycm9yX3RpbWVfZnJvbRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASNQoRZXJyb3JfdGltZV9iZWZvcmUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJImEKEkxpc3RFcnJvcnNSZXNwb25zZRIyCgZlcnJvcnMYASADKAsyIi53ZmUucGVyc2lzdGVuY2UudjEuRXhlY3V0aW9uRXJyb3ISFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIhUKE0dldFN0b3JlSW5mb1JlcXVlc3QivQIKFEdldFN0b3JlSW5mb1Jlc3BvbnNlEhYKDnNlcnZlcl92ZXJzaW9uGAEgASgJEhgKEHBvc3RncmVzX3ZlcnNpb24YAiABKAkSEQoJbmFtZXNwYWNlGAMgASgJEg4KBnNjaGVtYRgEIAEoCRIWCg5zY2hlbWFfdmVyc2lvbhgFIAEoBRIdChVsYXRlc3Rfc2NoZW1hX3ZlcnNpb24YBiABKAUSNgoMY2FwYWJpbGl0aWVzGAcgASgLMiAud2ZlLnBlcnNpc3RlbmNlLnYxLkNhcGFiaWxpdGllcxIZChFtYXhfbWVzc2FnZV9ieXRlcxgIIAEoAxI0ChFyZXF1ZXN0X3JldGVudGlvbhgJIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIQCghkYXRhYmFzZRgKIAEoCSLSAQoMQ2FwYWJpbGl0aWVzEhoKEnNjaGVkdWxlZF9jb21tYW5kcxgBIAEoCBIUCgx0cnVuY2F0ZV9hbGwYAiABKAgSGAoQZGVsZXRlX25hbWVzcGFjZRgDIAEoCBIYChBjcmVhdGVfbmFtZXNwYWNlGAQgASgIEg0KBWxvY2tzGAUgASgIEg4KBnF1ZXVlcxgGIAEoCBIRCglsaWZlY3ljbGUYByABKAgSFwoPd2F0Y2hfd29ya2Zsb3dzGAggASgIEhEKCXJldGVudGlvbhgJIAEoCCIUChJUcnVuY2F0ZUFsbFJlcXVlc3QiFQoTVHJ1bmNhdGVBbGxSZXNwb25zZTLZDAoMU3RvcmVTZXJ2aWNlEnAKEUVuc3VyZVN0b3JlRXhpc3RzEiwud2ZlLnBlcnNpc3RlbmNlLnYxLkVuc3VyZVN0b3JlRXhpc3RzUmVxdWVzdBotLndmZS5wZXJzaXN0ZW5jZS52MS5FbnN1cmVTdG9yZUV4aXN0c1Jlc3BvbnNlEmQKDVBlcnNpc3RFcnJvcnMSKC53ZmUucGVyc2lzdGVuY2UudjEuUGVyc2lzdEVycm9yc1JlcXVlc3QaKS53ZmUucGVyc2lzdGVuY2UudjEuUGVyc2lzdEVycm9yc1Jlc3BvbnNlElsKCkxpc3RFcnJvcnMSJS53ZmUucGVyc2lzdGVuY2UudjEuTGlzdEVycm9yc1JlcXVlc3QaJi53ZmUucGVyc2lzdGVuY2UudjEuTGlzdEVycm9yc1Jlc3BvbnNlEmEKDEdldFN0b3JlSW5mbxInLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRTdG9yZUluZm9SZXF1ZXN0Gigud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFN0b3JlSW5mb1Jlc3BvbnNlEl4KC1RydW5jYXRlQWxsEiYud2ZlLnBlcnNpc3RlbmNlLnYxLlRydW5jYXRlQWxsUmVxdWVzdBonLndmZS5wZXJzaXN0ZW5jZS52MS5UcnVuY2F0ZUFsbFJlc3BvbnNlEmoKD0NyZWF0ZU5hbWVzcGFjZRIqLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVOYW1lc3BhY2VSZXF1ZXN0Gisud2ZlLnBlcnNpc3RlbmNlLnYxLkNyZWF0ZU5hbWVzcGFjZVJlc3BvbnNlEmcKDkxpc3ROYW1lc3BhY2VzEikud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3ROYW1lc3BhY2VzUmVxdWVzdBoqLndmZS5wZXJzaXN0ZW5jZS52MS5MaXN0TmFtZXNwYWNlc1Jlc3BvbnNlEmoKD0RlbGV0ZU5hbWVzcGFjZRIqLndmZS5wZXJzaXN0ZW5jZS52MS5EZWxldGVOYW1lc3BhY2VSZXF1ZXN0Gisud2ZlLnBlcnNpc3RlbmNlLnYxLkRlbGV0ZU5hbWVzcGFjZVJlc3BvbnNlEnMKEkNyZWF0ZU5hbWVzcGFjZVNldBItLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVOYW1lc3BhY2VTZXRSZXF1ZXN0Gi4ud2ZlLnBlcnNpc3RlbmNlLnYxLkNyZWF0ZU5hbWVzcGFjZVNldFJlc3BvbnNlEmoKD0dldE5hbWVzcGFjZVNldBIqLndmZS5wZXJzaXN0ZW5jZS52MS5HZXROYW1lc3BhY2VTZXRSZXF1ZXN0Gisud2ZlLnBlcnNpc3RlbmNlLnYxLkdldE5hbWVzcGFjZVNldFJlc3BvbnNlEnMKEkRlbGV0ZU5hbWVzcGFjZVNldBItLndmZS5wZXJzaXN0ZW5jZS52MS5EZWxldGVOYW1lc3BhY2VTZXRSZXF1ZXN0Gi4ud2ZlLnBlcnNpc3RlbmNlLnYxLkRlbGV0ZU5hbWVzcGFjZVNldFJlc3BvbnNlEnMKElNldFJldGVudGlvblBvbGljeRItLndmZS5wZXJzaXN0ZW5jZS52MS5TZXRSZXRlbnRpb25Qb2xpY3lSZXF1ZXN0Gi4ud2ZlLnBlcnNpc3RlbmNlLnYxLlNldFJldGVudGlvblBvbGljeVJlc3BvbnNlEnMKEkdldFJldGVudGlvblBvbGljeRItLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRSZXRlbnRpb25Qb2xpY3lSZXF1ZXN0Gi4ud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFJldGVudGlvblBvbGljeVJlc3BvbnNlEmEKDFJ1blJldGVudGlvbhInLndmZS5wZXJzaXN0ZW5jZS52MS5SdW5SZXRlbnRpb25SZXF1ZXN0Gigud2ZlLnBlcnNpc3RlbmNlLnYxLlJ1blJldGVudGlvblJlc3BvbnNlEm0KEEdldFN0b3JhZ2VSZXBvcnQSKy53ZmUucGVyc2lzdGVuY2UudjEuR2V0U3RvcmFnZVJlcG9ydFJlcXVlc3QaLC53ZmUucGVyc2lzdGVuY2UudjEuR2V0U3RvcmFnZVJlcG9ydFJlc3BvbnNlQk8KEndmZS5wZXJzaXN0ZW5jZS52MVABWjd3ZmUtcGVyc2lzdGVuY2UvZ2VuL2dvL3dmZS9wZXJzaXN0ZW5jZS92MTtwZXJzaXN0ZW5jZXYxYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * ExecutionError is a failure of a step, recorded in the error log.
@@ -712,6 +712,184 @@ export const DeleteNamespaceResponseSchema: GenMessage<DeleteNamespaceResponse> 
   messageDesc(file_wfe_persistence_v1_store, 19);
 
 /**
+ * NamespaceSet is a store that is spread over several namespaces.
+ *
+ * What has the id of a workflow is in the member with the index that jump
+ * consistent hash (Lamping and Veach, 2014) gives for the number of members and,
+ * as the key, the first 8 bytes of the SHA-256 of the id's UTF-8 bytes, as a big-
+ * endian unsigned integer. `protos/wfe/persistence/v1/namespace_sets.json`
+ * in the repository has test vectors.
+ *
+ * @generated from message wfe.persistence.v1.NamespaceSet
+ */
+export type NamespaceSet = Message<"wfe.persistence.v1.NamespaceSet"> & {
+  /**
+   * Its name.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * The namespaces that it consists of, in the order of their indexes, from 0.
+   *
+   * @generated from field: repeated string members = 2;
+   */
+  members: string[];
+};
+
+/**
+ * Describes the message wfe.persistence.v1.NamespaceSet.
+ * Use `create(NamespaceSetSchema)` to create a new message.
+ */
+export const NamespaceSetSchema: GenMessage<NamespaceSet> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 20);
+
+/**
+ * CreateNamespaceSetRequest is the request of CreateNamespaceSet.
+ *
+ * @generated from message wfe.persistence.v1.CreateNamespaceSetRequest
+ */
+export type CreateNamespaceSetRequest = Message<"wfe.persistence.v1.CreateNamespaceSetRequest"> & {
+  /**
+   * Its name, `[a-z][a-z0-9_]{0,35}`, and short enough that its members' names
+   * fit; required.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * How many members it has, for ever: 1 to 256.
+   *
+   * @generated from field: int32 members = 2;
+   */
+  members: number;
+
+  /**
+   * The databases over which its members are spread, in turn, each
+   * `[a-z][a-z0-9_-]{0,39}`, at most 256; empty: all that take new namespaces.
+   * A member that exists stays where it is.
+   *
+   * @generated from field: repeated string databases = 3;
+   */
+  databases: string[];
+};
+
+/**
+ * Describes the message wfe.persistence.v1.CreateNamespaceSetRequest.
+ * Use `create(CreateNamespaceSetRequestSchema)` to create a new message.
+ */
+export const CreateNamespaceSetRequestSchema: GenMessage<CreateNamespaceSetRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 21);
+
+/**
+ * CreateNamespaceSetResponse is the response of CreateNamespaceSet.
+ *
+ * @generated from message wfe.persistence.v1.CreateNamespaceSetResponse
+ */
+export type CreateNamespaceSetResponse = Message<"wfe.persistence.v1.CreateNamespaceSetResponse"> & {
+  /**
+   * The set.
+   *
+   * @generated from field: wfe.persistence.v1.NamespaceSet namespace_set = 1;
+   */
+  namespaceSet?: NamespaceSet | undefined;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.CreateNamespaceSetResponse.
+ * Use `create(CreateNamespaceSetResponseSchema)` to create a new message.
+ */
+export const CreateNamespaceSetResponseSchema: GenMessage<CreateNamespaceSetResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 22);
+
+/**
+ * GetNamespaceSetRequest is the request of GetNamespaceSet.
+ *
+ * @generated from message wfe.persistence.v1.GetNamespaceSetRequest
+ */
+export type GetNamespaceSetRequest = Message<"wfe.persistence.v1.GetNamespaceSetRequest"> & {
+  /**
+   * Its name, `[a-z][a-z0-9_]{0,35}`; required.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.GetNamespaceSetRequest.
+ * Use `create(GetNamespaceSetRequestSchema)` to create a new message.
+ */
+export const GetNamespaceSetRequestSchema: GenMessage<GetNamespaceSetRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 23);
+
+/**
+ * GetNamespaceSetResponse is the response of GetNamespaceSet.
+ *
+ * @generated from message wfe.persistence.v1.GetNamespaceSetResponse
+ */
+export type GetNamespaceSetResponse = Message<"wfe.persistence.v1.GetNamespaceSetResponse"> & {
+  /**
+   * The set.
+   *
+   * @generated from field: wfe.persistence.v1.NamespaceSet namespace_set = 1;
+   */
+  namespaceSet?: NamespaceSet | undefined;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.GetNamespaceSetResponse.
+ * Use `create(GetNamespaceSetResponseSchema)` to create a new message.
+ */
+export const GetNamespaceSetResponseSchema: GenMessage<GetNamespaceSetResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 24);
+
+/**
+ * DeleteNamespaceSetRequest is the request of DeleteNamespaceSet.
+ *
+ * @generated from message wfe.persistence.v1.DeleteNamespaceSetRequest
+ */
+export type DeleteNamespaceSetRequest = Message<"wfe.persistence.v1.DeleteNamespaceSetRequest"> & {
+  /**
+   * Its name, `[a-z][a-z0-9_]{0,35}`; required.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * Delete it even if members are not empty; see DeleteNamespaceRequest.
+   *
+   * @generated from field: bool force = 2;
+   */
+  force: boolean;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.DeleteNamespaceSetRequest.
+ * Use `create(DeleteNamespaceSetRequestSchema)` to create a new message.
+ */
+export const DeleteNamespaceSetRequestSchema: GenMessage<DeleteNamespaceSetRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 25);
+
+/**
+ * DeleteNamespaceSetResponse is the response of DeleteNamespaceSet.
+ *
+ * @generated from message wfe.persistence.v1.DeleteNamespaceSetResponse
+ */
+export type DeleteNamespaceSetResponse = Message<"wfe.persistence.v1.DeleteNamespaceSetResponse"> & {
+};
+
+/**
+ * Describes the message wfe.persistence.v1.DeleteNamespaceSetResponse.
+ * Use `create(DeleteNamespaceSetResponseSchema)` to create a new message.
+ */
+export const DeleteNamespaceSetResponseSchema: GenMessage<DeleteNamespaceSetResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 26);
+
+/**
  * EnsureStoreExistsRequest is the request of EnsureStoreExists.
  *
  * @generated from message wfe.persistence.v1.EnsureStoreExistsRequest
@@ -724,7 +902,7 @@ export type EnsureStoreExistsRequest = Message<"wfe.persistence.v1.EnsureStoreEx
  * Use `create(EnsureStoreExistsRequestSchema)` to create a new message.
  */
 export const EnsureStoreExistsRequestSchema: GenMessage<EnsureStoreExistsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 20);
+  messageDesc(file_wfe_persistence_v1_store, 27);
 
 /**
  * EnsureStoreExistsResponse is the response of EnsureStoreExists.
@@ -752,7 +930,7 @@ export type EnsureStoreExistsResponse = Message<"wfe.persistence.v1.EnsureStoreE
  * Use `create(EnsureStoreExistsResponseSchema)` to create a new message.
  */
 export const EnsureStoreExistsResponseSchema: GenMessage<EnsureStoreExistsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 21);
+  messageDesc(file_wfe_persistence_v1_store, 28);
 
 /**
  * PersistErrorsRequest is the request of PersistErrors.
@@ -773,7 +951,7 @@ export type PersistErrorsRequest = Message<"wfe.persistence.v1.PersistErrorsRequ
  * Use `create(PersistErrorsRequestSchema)` to create a new message.
  */
 export const PersistErrorsRequestSchema: GenMessage<PersistErrorsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 22);
+  messageDesc(file_wfe_persistence_v1_store, 29);
 
 /**
  * PersistErrorsResponse is the response of PersistErrors.
@@ -788,7 +966,7 @@ export type PersistErrorsResponse = Message<"wfe.persistence.v1.PersistErrorsRes
  * Use `create(PersistErrorsResponseSchema)` to create a new message.
  */
 export const PersistErrorsResponseSchema: GenMessage<PersistErrorsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 23);
+  messageDesc(file_wfe_persistence_v1_store, 30);
 
 /**
  * ListErrorsRequest is the request of ListErrors.
@@ -842,7 +1020,7 @@ export type ListErrorsRequest = Message<"wfe.persistence.v1.ListErrorsRequest"> 
  * Use `create(ListErrorsRequestSchema)` to create a new message.
  */
 export const ListErrorsRequestSchema: GenMessage<ListErrorsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 24);
+  messageDesc(file_wfe_persistence_v1_store, 31);
 
 /**
  * ListErrorsResponse is the response of ListErrors.
@@ -870,7 +1048,7 @@ export type ListErrorsResponse = Message<"wfe.persistence.v1.ListErrorsResponse"
  * Use `create(ListErrorsResponseSchema)` to create a new message.
  */
 export const ListErrorsResponseSchema: GenMessage<ListErrorsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 25);
+  messageDesc(file_wfe_persistence_v1_store, 32);
 
 /**
  * GetStoreInfoRequest is the request of GetStoreInfo.
@@ -885,7 +1063,7 @@ export type GetStoreInfoRequest = Message<"wfe.persistence.v1.GetStoreInfoReques
  * Use `create(GetStoreInfoRequestSchema)` to create a new message.
  */
 export const GetStoreInfoRequestSchema: GenMessage<GetStoreInfoRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 26);
+  messageDesc(file_wfe_persistence_v1_store, 33);
 
 /**
  * GetStoreInfoResponse is the response of GetStoreInfo.
@@ -972,7 +1150,7 @@ export type GetStoreInfoResponse = Message<"wfe.persistence.v1.GetStoreInfoRespo
  * Use `create(GetStoreInfoResponseSchema)` to create a new message.
  */
 export const GetStoreInfoResponseSchema: GenMessage<GetStoreInfoResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 27);
+  messageDesc(file_wfe_persistence_v1_store, 34);
 
 /**
  * Capabilities are the optional parts of the engine's persistence trait that a
@@ -1051,7 +1229,7 @@ export type Capabilities = Message<"wfe.persistence.v1.Capabilities"> & {
  * Use `create(CapabilitiesSchema)` to create a new message.
  */
 export const CapabilitiesSchema: GenMessage<Capabilities> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 28);
+  messageDesc(file_wfe_persistence_v1_store, 35);
 
 /**
  * TruncateAllRequest is the request of TruncateAll.
@@ -1066,7 +1244,7 @@ export type TruncateAllRequest = Message<"wfe.persistence.v1.TruncateAllRequest"
  * Use `create(TruncateAllRequestSchema)` to create a new message.
  */
 export const TruncateAllRequestSchema: GenMessage<TruncateAllRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 29);
+  messageDesc(file_wfe_persistence_v1_store, 36);
 
 /**
  * TruncateAllResponse is the response of TruncateAll.
@@ -1081,7 +1259,7 @@ export type TruncateAllResponse = Message<"wfe.persistence.v1.TruncateAllRespons
  * Use `create(TruncateAllResponseSchema)` to create a new message.
  */
 export const TruncateAllResponseSchema: GenMessage<TruncateAllResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 30);
+  messageDesc(file_wfe_persistence_v1_store, 37);
 
 /**
  * StoreService manages the store as a whole, its namespaces and the error log.
@@ -1206,7 +1384,8 @@ export const StoreService: GenService<{
    * set; NOT_FOUND (NAMESPACE_NOT_FOUND), also if a retry finds it already
    * deleted, or if it is the store of other servers; FAILED_PRECONDITION
    * (STORE_NOT_OWNED) if it has no recorded owner, until CreateNamespace or a
-   * call to it has made it this server's; RESOURCE_EXHAUSTED
+   * call to it has made it this server's; FAILED_PRECONDITION (NAMESPACE_IN_SET)
+   * if it is a member of a namespace set; RESOURCE_EXHAUSTED
    * (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
    *
    * @generated from rpc wfe.persistence.v1.StoreService.DeleteNamespace
@@ -1215,6 +1394,55 @@ export const StoreService: GenService<{
     methodKind: "unary";
     input: typeof DeleteNamespaceRequestSchema;
     output: typeof DeleteNamespaceResponseSchema;
+  },
+  /**
+   * Creates a namespace set: one store that is spread over a fixed number of
+   * namespaces, its members, named `<set>_0`, `<set>_1` and so on. Clients route
+   * by what GetNamespaceSet says. Idempotent, and resumed by repeating it,
+   * however it was interrupted; of concurrent calls for the same set one works,
+   * the others wait. Each member is created as by CreateNamespace, with its
+   * errors. A set can't be used before all its members are there. This call,
+   * GetNamespaceSet and DeleteNamespaceSet ignore the metadata `wfe-namespace`;
+   * the caller needs the role in every member. Errors: ALREADY_EXISTS
+   * (NAMESPACE_SET_EXISTS) if it exists with another number of members, which
+   * never changes; FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY) if a member existed
+   * before, with data; FAILED_PRECONDITION (NAMESPACE_SET_INCOMPLETE) if it is
+   * being deleted; RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY); INVALID_ARGUMENT.
+   *
+   * @generated from rpc wfe.persistence.v1.StoreService.CreateNamespaceSet
+   */
+  createNamespaceSet: {
+    methodKind: "unary";
+    input: typeof CreateNamespaceSetRequestSchema;
+    output: typeof CreateNamespaceSetResponseSchema;
+  },
+  /**
+   * Returns a namespace set. Clients call it when they connect. Errors: NOT_FOUND
+   * (NAMESPACE_SET_NOT_FOUND); FAILED_PRECONDITION (NAMESPACE_SET_INCOMPLETE)
+   * while it is being created or deleted; INVALID_ARGUMENT.
+   *
+   * @generated from rpc wfe.persistence.v1.StoreService.GetNamespaceSet
+   */
+  getNamespaceSet: {
+    methodKind: "unary";
+    input: typeof GetNamespaceSetRequestSchema;
+    output: typeof GetNamespaceSetResponseSchema;
+  },
+  /**
+   * Deletes a namespace set and its members, each as by DeleteNamespace, with its
+   * errors. When it has begun, the set can't be used any more; it is resumed by
+   * repeating it. Without `force` it does not begin unless all members are empty.
+   * Errors: NOT_FOUND (NAMESPACE_SET_NOT_FOUND), also if a retry finds it already
+   * deleted; FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY;
+   * DELETE_NAMESPACE_NOT_ALLOWED); RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY);
+   * INVALID_ARGUMENT.
+   *
+   * @generated from rpc wfe.persistence.v1.StoreService.DeleteNamespaceSet
+   */
+  deleteNamespaceSet: {
+    methodKind: "unary";
+    input: typeof DeleteNamespaceSetRequestSchema;
+    output: typeof DeleteNamespaceSetResponseSchema;
   },
   /**
    * Replaces the retention policy of the namespace, atomically: what the servers

@@ -1,0 +1,1 @@
+"""Namespace sets: one store that is spread over several namespaces; see `connect`."""

@@ -1,0 +1,1 @@
+DELETE FROM wfc.namespace_sets WHERE name = $1;

@@ -1,0 +1,1 @@
+SELECT members, phase FROM wfc.namespace_sets WHERE name = $1;
