@@ -27,6 +27,7 @@ COPY packages/python.md packages/python.md
 COPY server server
 COPY client_py client_py
 COPY cli_py cli_py
+COPY console console
 COPY protos protos
 RUN /venv/bin/pip install --no-deps --no-build-isolation .
 

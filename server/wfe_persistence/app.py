@@ -69,6 +69,9 @@ _LAG_SECONDS: Final = 0.25
 # The connections of the admin port, its listener, and what opens while it makes room.
 _ADMIN_DESCRIPTORS: Final = 68
 
+# Both ends of its connection to this server, twice while a new one replaces it.
+_CONSOLE_DESCRIPTORS: Final = 4
+
 # Requests above our own limit are received up to this factor, to be refused with a reason: a state
 # that grows, or a batch, exceeds the limit by less at first. Beyond it gRPC refuses them itself,
 # unreceived and with a text of its own.
@@ -167,7 +170,8 @@ class Server:
         connections = connections_allowed(
             settings.max_connections,
             settings.most_database_connections,
-            _ADMIN_DESCRIPTORS if settings.admin_listen else 0,
+            (_ADMIN_DESCRIPTORS if settings.admin_listen else 0)
+            + (_CONSOLE_DESCRIPTORS if settings.console else 0),
         )
         self._server = grpc.aio.server(
             options=[
@@ -233,8 +237,8 @@ class Server:
             self._server.add_generic_rpc_handlers([reflection_handlers(names, guard)])
         self._certificates = certificates_of(settings)
         self._state: State | None = None
-        self._admin = self._admin_port() if settings.admin_listen else None
         self._stack = AsyncExitStack()
+        self._admin = self._admin_port() if settings.admin_listen else None
         self._listener = (
             SharedListener(settings.listen, shared)
             if shared
@@ -341,7 +345,14 @@ class Server:
 
             admin.add("/config", Role.OPERATOR, show)
         context = self._certificates.context if self._certificates else None
-        return HttpServer(self._settings.admin_listen, admin.answer, context)
+        posts = ""
+        if self._settings.console:
+            from wfe_persistence.http.console import CONSOLE_PATH, ConsolePages
+
+            pages = ConsolePages(self._settings, lambda: self.address)
+            admin.mount(posts := CONSOLE_PATH, pages.answer)
+            self._stack.push_async_callback(pages.close)
+        return HttpServer(self._settings.admin_listen, admin.answer, context, posts)
 
     def _spans(self) -> Traces:
         # Loaded on use: the packages are optional, and large.

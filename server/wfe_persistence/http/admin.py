@@ -61,11 +61,17 @@ class Admin:
         self._versions = versions
         self._alive = alive
         self._pages: dict[str, tuple[Role, Handler]] = {}
+        self._below: dict[str, Handler] = {}
         self.add("/version", Role.MONITOR, self._version)
 
     def add(self, path: str, role: Role, page: Handler) -> None:
         """Answer requests for a path, too, of those who have this role in all namespaces."""
         self._pages[path] = role, page
+
+    def mount(self, start: str, pages: Handler) -> None:
+        """Answer requests for all paths that start so, of everybody: who may see what is decided
+        there."""
+        self._below[start] = pages
 
     async def answer(self, request: Request) -> Response:
         """The response to a request."""
@@ -74,13 +80,16 @@ class Admin:
             return _probe(request, self._alive(), why=False)
         if request.path == "/readyz":
             return await self._readyz(request)
+        for start, pages in self._below.items():
+            if request.path.startswith(start):
+                return await pages(request)
         role, page = self._pages.get(request.path, (Role.MONITOR, None))
         try:
             await self._require(role, request)
         except PersistenceError as exc:
             return self._refuse(request, exc)
         if page is None:
-            known = " ".join(sorted(("/livez", "/readyz", *self._pages)))
+            known = " ".join(sorted(("/livez", "/readyz", *self._pages, *self._below)))
             return Response.text(HTTPStatus.NOT_FOUND, f"not found; there is {known}")
         return await page(request)
 

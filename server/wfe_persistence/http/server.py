@@ -1,8 +1,9 @@
 """A small HTTP/1.1 server for GET and HEAD, parsed by h11, and bounded in everything.
 
-It never waits for a client longer than `_PATIENCE_SECONDS`, takes no bodies, and keeps at most
-`MAX_CONNECTIONS`: a new one replaces the one that has waited longest, so that strangers who hold
-theirs open do not lock a kubelet out.
+It never waits for a client longer than `_PATIENCE_SECONDS`, and keeps at most `MAX_CONNECTIONS`: a
+new one replaces the one that has waited longest, so that strangers who hold theirs open do not lock
+a kubelet out. It takes no bodies, but for small ones of POST below one path. A response may be a
+stream, of which there are at most `MAX_STREAMS`, so that there is always room for a probe.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -25,6 +26,8 @@ from wfe_persistence.errors import CannotServeError
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS: Final = 64
+MAX_STREAMS: Final = 24
+MAX_BODY_BYTES: Final = 32_768
 
 _PATIENCE_SECONDS: Final = 10.0
 _IDLE_SECONDS: Final = 75.0  # longer than scrapers pause, which is 15 to 60 s
@@ -36,7 +39,7 @@ _ALLOWED: Final = (b"GET", b"HEAD")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request without a body."""
+    """A request; its body is empty but for POST."""
 
     path: str
     query: Mapping[str, list[str]]
@@ -45,16 +48,22 @@ class Request:
     certificate: Mapping[str, object] | None
     """The client's certificate, which TLS has verified, as `ssl` decodes it; None: it has none."""
     peer: str
+    method: str = "GET"
+    body: bytes = b""
+    encrypted: bool = False
+    """Whether it came with TLS."""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response, by default of plain text."""
+    """A response, by default of plain text. A `stream` is what follows the body, for as long as the
+    client stays; each piece is sent at once."""
 
     status: HTTPStatus
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
     headers: Mapping[str, str] = field(default_factory=dict)
+    stream: AsyncGenerator[bytes, None] | None = None
 
     @classmethod
     def text(cls, status: HTTPStatus, text: str, **headers: str) -> Response:
@@ -68,15 +77,22 @@ Handler = Callable[[Request], Awaitable[Response]]
 class HttpServer:
     """Listens at HOST:PORT from `open` to `close`, and answers with `handler`.
 
-    `context` returns the TLS context of a new connection, None: plaintext.
+    `context` returns the TLS context of a new connection, None: plaintext. `posts` is the start of
+    the paths to which POST is allowed, with up to `MAX_BODY_BYTES`; empty: to none.
     """
 
     def __init__(
-        self, listen: str, handler: Handler, context: Callable[[], ssl.SSLContext] | None
+        self,
+        listen: str,
+        handler: Handler,
+        context: Callable[[], ssl.SSLContext] | None,
+        posts: str = "",
     ) -> None:
         self._listen = listen
         self._handler = handler
         self._context = context
+        self._posts = posts
+        self._streams = 0
         self._socket: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -190,8 +206,9 @@ class HttpServer:
             try:
                 async with asyncio.timeout(patience):
                     request = await _receive(http, reader)
-                if request is None:
-                    return
+                    if request is None:
+                        return
+                    body = await self._body(http, reader, request)
             except TimeoutError:
                 return
             except h11.RemoteProtocolError as exc:
@@ -203,7 +220,10 @@ class HttpServer:
             task = asyncio.current_task()
             assert task is not None
             self._waiting.pop(task, None)
-            answer = await self._answer(request, writer)
+            answer = await self._answer(request, body, writer)
+            if answer.stream is not None:
+                await self._send_stream(http, reader, writer, answer, answer.stream)
+                return
             await _send(http, writer, answer, only_head=request.method == b"HEAD")
             if http.our_state is not h11.DONE or http.their_state is not h11.DONE:
                 return
@@ -211,8 +231,39 @@ class HttpServer:
             self._waiting[task] = None
             patience = _IDLE_SECONDS
 
-    async def _answer(self, request: h11.Request, writer: asyncio.StreamWriter) -> Response:
-        if request.method not in _ALLOWED:
+    def _takes_body(self, request: h11.Request) -> bool:
+        return (
+            bool(self._posts)
+            and request.method == b"POST"
+            and request.target.startswith(self._posts.encode())
+        )
+
+    async def _body(
+        self, http: h11.Connection, reader: asyncio.StreamReader, request: h11.Request
+    ) -> bytes:
+        """The body of a request. Raises RemoteProtocolError if it is too large, or cut off."""
+        body = b""
+        if not self._takes_body(request):
+            # What it says beyond its header is not read: then this is its last request.
+            with suppress(h11.RemoteProtocolError):
+                http.next_event()
+            return body
+        while True:
+            event = http.next_event()
+            if event is h11.NEED_DATA:
+                http.receive_data(await reader.read(_READ_BYTES))
+            elif isinstance(event, h11.Data):
+                body += event.data
+                if len(body) > MAX_BODY_BYTES:
+                    raise h11.RemoteProtocolError("too large", error_status_hint=413)
+            else:
+                return body
+
+    async def _answer(
+        self, request: h11.Request, body: bytes, writer: asyncio.StreamWriter
+    ) -> Response:
+        takes_body = self._takes_body(request)
+        if request.method not in _ALLOWED and not takes_body:
             status = HTTPStatus.METHOD_NOT_ALLOWED
             return Response.text(status, status.phrase, allow="GET, HEAD")
         try:
@@ -231,8 +282,40 @@ class HttpServer:
                 headers=headers,
                 certificate=writer.get_extra_info("peercert") or None,
                 peer=f"{peer[0]}:{peer[1]}" if peer else "",
+                method=request.method.decode("ascii"),
+                body=body,
+                encrypted=writer.get_extra_info("ssl_object") is not None,
             )
         )
+
+    async def _send_stream(
+        self,
+        http: h11.Connection,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        response: Response,
+        stream: AsyncGenerator[bytes, None],
+    ) -> None:
+        """Send a stream until either side ends it; the connection ends with it."""
+        if self._streams >= MAX_STREAMS:
+            await stream.aclose()
+            status = HTTPStatus.SERVICE_UNAVAILABLE
+            await _send(http, writer, Response.text(status, "there are too many streams"))
+            return
+        self._streams += 1
+        sending = asyncio.ensure_future(_pump(http, writer, response, stream))
+        # A client that hangs up is noticed at once; so is one that says more, which it may not.
+        leaving = asyncio.ensure_future(reader.read(1))
+        try:
+            await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._streams -= 1
+            for task in (sending, leaving):
+                task.cancel()
+            await asyncio.gather(sending, leaving, return_exceptions=True)
+            await stream.aclose()
+        if not sending.cancelled() and (exc := sending.exception()):
+            raise exc
 
 
 async def _receive(http: h11.Connection, reader: asyncio.StreamReader) -> h11.Request | None:
@@ -242,9 +325,6 @@ async def _receive(http: h11.Connection, reader: asyncio.StreamReader) -> h11.Re
         if event is h11.NEED_DATA:
             http.receive_data(await reader.read(_READ_BYTES))
         elif isinstance(event, h11.Request):
-            # What it says beyond its header is not read: then this is its last request.
-            with suppress(h11.RemoteProtocolError):
-                http.next_event()
             return event
         else:
             return None
@@ -259,27 +339,48 @@ async def _send(
     last: bool = False,
 ) -> None:
     """Send a response. Raises TimeoutError if the client does not take it."""
+    head = _head(response, {"content-length": str(len(response.body))}, last=last)
+    data = http.send(head) or b""
+    if not only_head:
+        data += http.send(h11.Data(data=response.body)) or b""
+    data += http.send(h11.EndOfMessage()) or b""
+    await _write(writer, data)
+
+
+async def _pump(
+    http: h11.Connection,
+    writer: asyncio.StreamWriter,
+    response: Response,
+    stream: AsyncGenerator[bytes, None],
+) -> None:
+    """Send a response whose end is that of the connection, or that it says itself."""
+    await _write(writer, http.send(_head(response, {}, last=True)) or b"")
+    async for piece in stream:
+        await _write(writer, http.send(h11.Data(data=piece)) or b"")
+    await _write(writer, http.send(h11.EndOfMessage()) or b"")
+
+
+def _head(response: Response, length: Mapping[str, str], *, last: bool) -> h11.Response:
     headers = {
         "content-type": response.content_type,
-        "content-length": str(len(response.body)),
+        **length,
         "cache-control": "no-store",
         "x-content-type-options": "nosniff",
         **response.headers,
     }
     if last:
         headers["connection"] = "close"
-    head = h11.Response(
+    return h11.Response(
         status_code=response.status.value,
         reason=response.status.phrase.encode(),
         headers=list(headers.items()),
     )
-    data = http.send(head) or b""
-    if not only_head:
-        data += http.send(h11.Data(data=response.body)) or b""
-    data += http.send(h11.EndOfMessage()) or b""
+
+
+async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
+    """Send, and wait until all of it is on its way, so that what a client does not read is not
+    kept. Raises TimeoutError if it takes nothing."""
     writer.write(data)
-    # All of it must be on its way, so that what a client does not read is not kept.
-    transport = writer.transport
-    transport.set_write_buffer_limits(0)
+    writer.transport.set_write_buffer_limits(0)
     async with asyncio.timeout(_PATIENCE_SECONDS):
         await writer.drain()

@@ -233,7 +233,12 @@ class Processes:
         try:
             channel = worker.channel = await Channel.open(ours)
             settings = replace(
-                self._settings, listen=self._listener.address, admin_listen="", workers="1"
+                self._settings,
+                listen=self._listener.address,
+                admin_listen="",
+                console=False,
+                console_write=False,
+                workers="1",
             )
             counts = bool(self._settings.admin_listen)
             channel.send(
@@ -361,8 +366,18 @@ class Processes:
         )
         admin.add("/metrics", Role.MONITOR, show_metrics)
         admin.add("/config", Role.OPERATOR, show_configuration)
+        posts = ""
+        if settings.console:
+            from wfe_persistence.http.console import CONSOLE_PATH, ConsolePages
+
+            pages = ConsolePages(settings, lambda: self._listener.address)
+            admin.mount(posts := CONSOLE_PATH, pages.answer)
+            stack.push_async_callback(pages.close)
         port = HttpServer(
-            settings.admin_listen, admin.answer, certificates.context if certificates else None
+            settings.admin_listen,
+            admin.answer,
+            certificates.context if certificates else None,
+            posts,
         )
         await port.open()
         stack.push_async_callback(port.close)

@@ -18,7 +18,14 @@ from typing import Any, Final
 from wfe_persistence.settings import databases
 from wfe_persistence.settings.database import Database, Pool, default_data_dir
 from wfe_persistence.settings.databases import NamedDatabase
-from wfe_persistence.settings.network import DEFAULT_LISTEN, Access, Connections, Listening, Tls
+from wfe_persistence.settings.network import (
+    DEFAULT_LISTEN,
+    Access,
+    Connections,
+    Console,
+    Listening,
+    Tls,
+)
 from wfe_persistence.settings.operation import (
     Logs,
     Processes,
@@ -58,6 +65,7 @@ GROUPS: Final[dict[str, type[Any]]] = {
     "Database": Database,
     "Database connections": Pool,
     "Listening": Listening,
+    "Console": Console,
     "TLS": Tls,
     "Authentication and access": Access,
     "RPCs": Rpcs,
@@ -82,6 +90,7 @@ class Settings(
     Database,
     Pool,
     Listening,
+    Console,
     Tls,
     Access,
     Rpcs,
@@ -127,6 +136,15 @@ class Settings(
             host, _, port = self.admin_listen.rpartition(":")
             if not host or not port.isdecimal() or int(port) > 65535:
                 raise ValueError(f"admin-listen: {self.admin_listen!r} is not HOST:PORT")
+        if self.console and not self.admin_listen:
+            raise ValueError("console: needs admin-listen, where it is served")
+        if self.console_write and not self.console:
+            raise ValueError("console-write: needs console")
+        if self.console and self.tls_client_ca:
+            raise ValueError(
+                "console: is not possible with tls-client-ca: it calls the server with the token "
+                "of whoever uses it, and has no client certificate"
+            )
 
     def require_protection(self) -> None:
         """Raise ValueError if strangers could call a server with these settings without TLS and

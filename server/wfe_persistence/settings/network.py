@@ -39,6 +39,27 @@ class Listening:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Console:
+    """The console: a page in a browser, on the admin port."""
+
+    console: Annotated[
+        bool,
+        About(
+            "Serve the console at /console/ of the admin port: a page that shows workflows and what "
+            "they wait for. With authentication, people log in with their bearer token. Needs "
+            "admin-listen."
+        ),
+    ] = False
+    console_write: Annotated[
+        bool,
+        About(
+            "Let the console also suspend, resume, terminate and delete workflows, and release "
+            "claims and locks, for callers whose role allows it."
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tls:
     """TLS of the listen address."""
 

@@ -1,0 +1,227 @@
+// The frame around the pages: which one is shown, and whether it is live.
+
+import { ApiError, get, live, namespace, post } from "./api.js";
+import { logIn } from "./dialog.js";
+import { address, clean, h, problem, refreshTimes } from "./dom.js";
+
+const PAGES = {
+  "": ["Overview", () => import("./pages/overview.js")],
+  workflows: ["Workflows", () => import("./pages/workflows.js")],
+  errors: ["Errors", () => import("./pages/errors.js")],
+  events: ["Events", () => import("./pages/events.js")],
+  commands: ["Commands", () => import("./pages/commands.js")],
+  queues: ["Queues", () => import("./pages/queues.js")],
+  locks: ["Locks", () => import("./pages/locks.js")],
+  namespaces: ["Namespaces", () => import("./pages/namespaces.js")],
+  storage: ["Storage", () => import("./pages/storage.js")],
+};
+const HIDDEN = { workflow: ["Workflow", () => import("./pages/workflow.js"), "workflows"] };
+
+const nav = h("nav", { "aria-label": "Pages" });
+const main = h("main", { id: "main", tabindex: "-1" });
+const banner = h("p", { class: "banner", role: "status", hidden: true });
+const liveSwitch = h("button", { type: "button", class: "quiet live", title: "Follow the changes of workflows" });
+const theme = h("button", { type: "button", class: "quiet" }, "Theme");
+const namespaces = h("select", { "aria-label": "Namespace", hidden: true });
+const out = h("button", { type: "button", class: "quiet", hidden: true }, "Log out");
+const find = h("input", { type: "search", name: "find", "aria-label": "Open a workflow by its id or name", placeholder: "Id or name of a workflow", autocomplete: "off", spellcheck: "false" });
+
+let session = { authentication: false, signed_in: true, write: false };
+let leave = new AbortController();
+const wantsLive = () => localStorage.getItem("wfe-live") !== "no";
+
+function frame() {
+  document.body.append(
+    h("a", { class: "skip", href: "#main", onclick: (event) => { event.preventDefault(); main.focus(); } }, "Skip to content"),
+    h("header", { class: "top" },
+      h("a", { class: "brand", href: "./" }, "wfe", h("span", { class: "muted" }, "-persistence")),
+      nav,
+      h("form", { role: "search", onsubmit: open }, find),
+      h("div", { class: "tools" }, namespaces, liveSwitch, theme, out)),
+    banner, main);
+
+  namespaces.addEventListener("change", () => {
+    const page = location.pathname.split("/").pop();
+    go(address(page === "workflow" ? "workflows" : page, { namespace: namespaces.value }));
+  });
+  liveSwitch.addEventListener("click", () => {
+    localStorage.setItem("wfe-live", wantsLive() ? "no" : "yes");
+    show();
+  });
+  theme.addEventListener("click", () => {
+    const order = ["auto", "light", "dark"];
+    const now = document.documentElement.dataset.theme ?? "auto";
+    const next = order[(order.indexOf(now) + 1) % 3];
+    if (next === "auto") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = next;
+    localStorage.setItem("wfe-theme", next);
+    nameTheme();
+  });
+  out.addEventListener("click", async () => {
+    await post("logout", {}).catch(() => {});
+    location.assign("./");
+  });
+  nameTheme();
+}
+
+function nameTheme() {
+  const now = document.documentElement.dataset.theme ?? "auto";
+  theme.textContent = { auto: "◐", light: "☀", dark: "☾" }[now];
+  theme.setAttribute("aria-label", `Colours: ${now}`);
+  theme.title = `Colours: ${now}`;
+}
+
+/** `on`: changes come. A page without a live part shows what is wanted elsewhere. */
+function nameLive(on) {
+  liveSwitch.textContent = on ? "● Live" : wantsLive() ? "○ Live" : "Live: off";
+  liveSwitch.classList.toggle("on", on);
+  liveSwitch.setAttribute("aria-pressed", String(wantsLive()));
+  liveSwitch.dataset.on = on ? "yes" : "no";
+}
+
+async function open(event) {
+  event.preventDefault();
+  const text = find.value.trim();
+  if (!text) return;
+  for (const by of ["id", "name"]) {
+    try {
+      const found = await get("workflow", { [by]: text });
+      find.value = "";
+      go(address("workflow", { id: found.workflow.id }));
+      return;
+    } catch (error) {
+      if (!(error instanceof ApiError) || error.status !== 404) break;
+    }
+  }
+  go(address("workflows", { name: text }));
+}
+
+function say(text) {
+  banner.hidden = !text;
+  banner.textContent = text;
+}
+
+const wait = (ms, signal) => new Promise((resolve, reject) => {
+  const timer = setTimeout(resolve, ms);
+  signal.addEventListener("abort", () => { clearTimeout(timer); reject(new DOMException("", "AbortError")); });
+});
+
+/** What a page may use, for as long as it is shown. */
+function context(root, signal) {
+  return {
+    root,
+    signal,
+    write: session.write,
+    parameters: new URLSearchParams(location.search),
+    title(text) { document.title = `${clean(text)} – wfe-persistence`; },
+    /** Another address of the same page, without showing it anew. */
+    rename(where) { history.replaceState(null, "", where); },
+    go,
+    reload: show,
+    /** What `make` gets from the server, however long it is away; other errors are thrown. */
+    async load(make) {
+      for (let pause = 500; ; pause = Math.min(pause * 2, 5000)) {
+        try {
+          const value = await make(signal);
+          say("");
+          return value;
+        } catch (error) {
+          if (signal.aborted) throw new DOMException("", "AbortError");
+          if (!(error instanceof ApiError)) throw error;
+          if (error.status === 401) await logIn();
+          else if (error.passes) {
+            say(`${error.message} – trying again`);
+            await wait(pause, signal);
+          } else throw error;
+        }
+      }
+    },
+    /** Do it now and then, while somebody looks. */
+    every(ms, act) {
+      const timer = setInterval(() => { if (!document.hidden) act(); }, ms);
+      signal.addEventListener("abort", () => clearInterval(timer));
+    },
+    /** Call `changed` with the changes of workflows, or null: some may have been missed. */
+    live(parameters, changed) {
+      if (!wantsLive()) return;
+      live(parameters, changed, (on) => { if (!signal.aborted) nameLive(on); }, signal);
+    },
+  };
+}
+
+async function show() {
+  leave.abort();
+  leave = new AbortController();
+  const { signal } = leave;
+  const name = location.pathname.split("/").pop();
+  const [heading, load, within] = PAGES[name] ?? HIDDEN[name] ?? PAGES[""];
+  document.title = `${heading} – wfe-persistence`;
+  nav.replaceChildren(...Object.entries(PAGES).map(([page, [text]]) =>
+    h("a", { href: address(page), "aria-current": page === (within ?? name) ? "page" : null }, text)));
+  nameLive(false);
+  const root = h("div", { class: "page" });
+  main.replaceChildren(root);
+  main.dataset.page = name || "overview";
+  delete main.dataset.ready;
+  try {
+    const { page } = await load();
+    if (signal.aborted) return;
+    await page(context(root, signal));
+  } catch (error) {
+    if (error.name === "AbortError" || signal.aborted) return;
+    root.append(h("h1", {}, heading), problem(error));
+    if (!(error instanceof ApiError)) console.error(error);
+  }
+  if (!signal.aborted) main.dataset.ready = "yes";
+}
+
+function go(where) {
+  if (new URL(where, location.href).href !== location.href) history.pushState(null, "", where);
+  scrollTo(0, 0);
+  main.focus({ preventScroll: true });
+  show();
+}
+
+async function nameNamespaces() {
+  try {
+    const found = await get("namespaces", { size: 1000 });
+    const names = found.namespaces.map((one) => one.name);
+    const now = namespace() || "default";
+    if (!names.includes(now)) names.push(now);
+    namespaces.replaceChildren(...names.map((name) =>
+      h("option", { value: name === "default" ? "" : name, selected: name === now }, name)));
+    namespaces.hidden = names.length < 2;
+  } catch { /* the page itself says what is wrong */ }
+}
+
+document.addEventListener("click", (event) => {
+  const anchor = event.target.closest?.("a[href]");
+  if (!anchor || event.defaultPrevented || event.button || event.metaKey || event.ctrlKey || event.shiftKey) return;
+  const where = new URL(anchor.href, location.href);
+  if (where.origin !== location.origin || where.pathname.replace(/[^/]*$/, "") !== location.pathname.replace(/[^/]*$/, "")) return;
+  event.preventDefault();
+  go(where.href);
+});
+addEventListener("popstate", show);
+setInterval(() => refreshTimes(document), 1000);
+
+async function begin() {
+  frame();
+  for (let pause = 500; ; pause = Math.min(pause * 2, 5000)) {
+    try {
+      session = await get("session");
+      break;
+    } catch (error) {
+      say(`${error.message} – trying again`);
+      await wait(pause, leave.signal);
+    }
+  }
+  say("");
+  out.hidden = !session.authentication;
+  if (session.authentication && !session.signed_in) await logIn();
+  document.addEventListener("logged-in", nameNamespaces);
+  nameNamespaces();
+  await show();
+}
+
+begin();
