@@ -49,9 +49,7 @@ async def _change(
     """Give the workflow another status, if it still is as it was seen."""
     provider = caller.provider()
     revision = _number(request, "revision")
-    workflow = await provider.get_workflow_instance(
-        request.field("id"), view=WorkflowView.HEADER
-    )
+    workflow = await provider.get_workflow_instance(request.field("id"), view=WorkflowView.HEADER)
     if workflow.status not in possible:
         raise Refusal(
             HTTPStatus.CONFLICT, "WRONG_STATUS", f"the workflow is {workflow.status.name} now"
@@ -59,9 +57,7 @@ async def _change(
     committed = await provider.commit_workflow(
         WorkflowPatch(id=workflow.id, header=changes),
         expected_revision=revision,
-        enqueue=await _items(provider, workflow.id)
-        if what is LifecycleEventType.RESUMED
-        else (),
+        enqueue=await _items(provider, workflow.id) if what is LifecycleEventType.RESUMED else (),
         publish=[
             LifecycleEvent(
                 type=what,

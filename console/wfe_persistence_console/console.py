@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import Callable
@@ -166,9 +165,7 @@ class Console:
         try:
             # Allowed to everybody who may read anything.
             caller = Caller(self._link, token, "")
-            await caller.call(
-                caller.stubs.store.ListNamespaces, ListNamespacesRequest(page_size=1)
-            )
+            await caller.call(caller.stubs.store.ListNamespaces, ListNamespacesRequest(page_size=1))
         finally:
             self._logins -= 1
         cookie = set_cookie(self._sessions.begin(token), encrypted=_is_encrypted(request))
@@ -217,8 +214,8 @@ class Console:
             ) from None
 
     def _check_origin(self, request: Request) -> None:
-        """Only its own pages may have it change anything: no page of another site can send JSON, nor
-        give another origin than its own."""
+        """Only its own pages may have it change anything: no page of another site can send JSON,
+        nor give another origin than its own."""
         if request.header("content-type") != "application/json":
             raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "CONTENT_TYPE", "send JSON")
         site = request.header("sec-fetch-site")

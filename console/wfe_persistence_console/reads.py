@@ -271,9 +271,7 @@ async def queues(caller: Caller, request: Request) -> Shape:
     """A page of queues."""
     found = await caller.call(
         caller.stubs.queues.GetQueueStats,
-        queue_pb2.GetQueueStatsRequest(
-            page_size=_size(request), page_token=request.text("cursor")
-        ),
+        queue_pb2.GetQueueStatsRequest(page_size=_size(request), page_token=request.text("cursor")),
     )
     return shapes.page("queues", found.queues, shapes.queue, found.next_page_token)
 

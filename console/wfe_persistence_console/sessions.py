@@ -1,8 +1,8 @@
 """Who has logged in: a cookie stands for a token, which stays here, in memory.
 
 A session is made only for a token that the server has accepted, so strangers can't fill the table.
-It ends when its user logs out, when it was not used for a while, after a day's work in any case, and
-when the console does.
+It ends when its user logs out, when it was not used for a while, after a day's work in any case,
+and when the console does.
 """
 
 from __future__ import annotations

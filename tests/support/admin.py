@@ -40,7 +40,12 @@ class AdminServer(ServerProcess):
         return host.replace("0.0.0.0", "127.0.0.1"), int(port)
 
     def get(
-        self, path: str, headers: dict[str, str] | None = None, *, method: str = "GET"
+        self,
+        path: str,
+        headers: dict[str, str] | None = None,
+        *,
+        method: str = "GET",
+        body: bytes | None = None,
     ) -> Answer:
         """One request on a connection of its own."""
         host, port = self.admin
@@ -50,7 +55,7 @@ class AdminServer(ServerProcess):
             else http.client.HTTPConnection(host, port, timeout=20)
         )
         try:
-            connection.request(method, path, headers=headers or {})
+            connection.request(method, path, body=body, headers=headers or {})
             response = connection.getresponse()
             text = response.read().decode()
         finally:

@@ -1,8 +1,9 @@
-"""A Chromium, driven over the DevTools protocol through a pipe: nothing but the browser is needed."""
+"""A Chromium, driven over the DevTools protocol through a pipe: it needs nothing else."""
 
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import queue
@@ -12,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -23,13 +25,16 @@ _PLACES: Final = (
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
 )
 
-ABSENT: Final = "no Chromium at the usual places; $CHROMIUM names one (Debian: apt install chromium)"
+ABSENT: Final = (
+    "no Chromium at the usual places; $CHROMIUM names one (Debian: apt install chromium)"
+)
 
 
 def find_browser() -> str | None:
     """The browser to test with: what $CHROMIUM names, or one at the usual places."""
     named = os.environ.get("CHROMIUM")
-    return next((path for place in (named, *_PLACES) if place and (path := shutil.which(place))), None)
+    places = [place for place in (named, *_PLACES) if place]
+    return next((found for place in places if (found := shutil.which(place))), None)
 
 
 class Browser:
@@ -40,8 +45,8 @@ class Browser:
         self._read, from_browser = os.pipe()
 
         def pipes() -> None:
-            # The protocol is spoken on 3 and 4. They may be in each other's place.
-            kept = os.dup(to_browser), os.dup(from_browser)
+            # The protocol is spoken on 3 and 4, where each of them may be already.
+            kept = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_browser, from_browser)]
             os.dup2(kept[0], 3)
             os.dup2(kept[1], 4)
 
@@ -76,15 +81,11 @@ class Browser:
 
     def close(self) -> None:
         """End it and all its processes, which are a group of their own."""
-        try:
+        with suppress(AssertionError, OSError, subprocess.TimeoutExpired):
             self.call("Browser.close", timeout=5)
             self.process.wait(10)
-        except (AssertionError, OSError, subprocess.TimeoutExpired):
-            pass
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait(10)
         os.close(self._write)
 
@@ -120,9 +121,9 @@ class Browser:
         """A new tab, in a context of its own: cookies and storage are not shared with others."""
         context = self.call("Target.createBrowserContext")["browserContextId"]
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)
-        session = self.call(
-            "Target.attachToTarget", targetId=target["targetId"], flatten=True
-        )["sessionId"]
+        session = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)[
+            "sessionId"
+        ]
         return Tab(self, context, session, width, height, dark=dark)
 
     def _listen(self) -> None:
@@ -216,13 +217,13 @@ class Tab:
             raise AssertionError(f"{script[:200]}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
-    def wait(self, condition: str, seconds: float = 30) -> Any:
-        """Wait until an expression is true; returns its value."""
+    def wait(self, condition: str, seconds: float = 30) -> None:
+        """Wait until an expression is true."""
         deadline = time.monotonic() + seconds
         while True:
             try:
-                if value := self.run(condition):
-                    return value
+                if self.run(f"!!({condition})"):
+                    return
             except AssertionError as exc:  # the page is just being left
                 if "context" not in str(exc).lower() and "Error" in str(exc):
                     raise
@@ -256,7 +257,7 @@ class Tab:
         """Press keys, one after the other, such as `Tab` and `Enter`."""
         for key in keys:
             code = _KEYS.get(key, 0)
-            text = {"text": "\r"} if key == "Enter" else {}
+            text: dict[str, Any] = {"text": "\r"} if key == "Enter" else {}
             for kind in ("keyDown", "keyUp"):
                 self.call(
                     "Input.dispatchKeyEvent",

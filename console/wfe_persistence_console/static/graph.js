@@ -26,7 +26,8 @@ export const nameOf = (pointer) => pointer.name || `step ${pointer.step}`;
 export function graph(choose) {
   const edges = s("svg", { class: "edges", "aria-hidden": "true" });
   const boxes = h("div", { class: "boxes" });
-  const inside = h("div", { class: "inside" }, edges, boxes);
+  const none = h("p", { class: "muted none", hidden: true }, "It has no steps.");
+  const inside = h("div", { class: "inside" }, none, edges, boxes);
   const view = h("div", { class: "graph", role: "group", tabindex: "0", "aria-label": "Graph of the steps. Arrow keys go from step to step, Enter shows one." }, inside);
   let plan = layout([]);
   let focus = 0;
@@ -147,6 +148,7 @@ export function graph(choose) {
       const kept = plan.nodes[focus]?.pointer.id;
       const focused = boxes.contains(document.activeElement);
       plan = layout(pointers);
+      none.hidden = pointers.length > 0;
       focus = Math.max(0, plan.nodes.findIndex((node) => node.pointer.id === kept));
       for (const element of drawn.values()) element.remove();
       drawn.clear();

@@ -38,6 +38,7 @@ export function parse(text) {
     while (text[at] !== close) {
       let key = null;
       if (open === "{") {
+        if (text[at] !== '"') throw new SyntaxError(`at ${at}`);
         key = token();
         skip();
         if (text[at] !== ":") throw new SyntaxError(`at ${at}`);

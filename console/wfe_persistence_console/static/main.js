@@ -3,26 +3,37 @@
 import { ApiError, get, live, namespace, post } from "./api.js";
 import { logIn } from "./dialog.js";
 import { address, clean, h, problem, refreshTimes } from "./dom.js";
+import { page as commands } from "./pages/commands.js";
+import { page as errors } from "./pages/errors.js";
+import { page as events } from "./pages/events.js";
+import { page as locks } from "./pages/locks.js";
+import { page as namespaces } from "./pages/namespaces.js";
+import { page as overview } from "./pages/overview.js";
+import { page as queues } from "./pages/queues.js";
+import { page as storage } from "./pages/storage.js";
+import { page as workflow } from "./pages/workflow.js";
+import { page as workflows } from "./pages/workflows.js";
 
+// All are loaded at once: one that is chosen while the server is away is shown, too.
 const PAGES = {
-  "": ["Overview", () => import("./pages/overview.js")],
-  workflows: ["Workflows", () => import("./pages/workflows.js")],
-  errors: ["Errors", () => import("./pages/errors.js")],
-  events: ["Events", () => import("./pages/events.js")],
-  commands: ["Commands", () => import("./pages/commands.js")],
-  queues: ["Queues", () => import("./pages/queues.js")],
-  locks: ["Locks", () => import("./pages/locks.js")],
-  namespaces: ["Namespaces", () => import("./pages/namespaces.js")],
-  storage: ["Storage", () => import("./pages/storage.js")],
+  "": ["Overview", overview],
+  workflows: ["Workflows", workflows],
+  errors: ["Errors", errors],
+  events: ["Events", events],
+  commands: ["Commands", commands],
+  queues: ["Queues", queues],
+  locks: ["Locks", locks],
+  namespaces: ["Namespaces", namespaces],
+  storage: ["Storage", storage],
 };
-const HIDDEN = { workflow: ["Workflow", () => import("./pages/workflow.js"), "workflows"] };
+const HIDDEN = { workflow: ["Workflow", workflow, "workflows"] };
 
 const nav = h("nav", { "aria-label": "Pages" });
 const main = h("main", { id: "main", tabindex: "-1" });
 const banner = h("p", { class: "banner", role: "status", hidden: true });
 const liveSwitch = h("button", { type: "button", class: "quiet live", title: "Follow the changes of workflows" });
 const theme = h("button", { type: "button", class: "quiet" }, "Theme");
-const namespaces = h("select", { "aria-label": "Namespace", hidden: true });
+const spaces = h("select", { "aria-label": "Namespace", hidden: true });
 const out = h("button", { type: "button", class: "quiet", hidden: true }, "Log out");
 const find = h("input", { type: "search", name: "find", "aria-label": "Open a workflow by its id or name", placeholder: "Id or name of a workflow", autocomplete: "off", spellcheck: "false" });
 
@@ -37,12 +48,12 @@ function frame() {
       h("a", { class: "brand", href: "./" }, "wfe", h("span", { class: "muted" }, "-persistence")),
       nav,
       h("form", { role: "search", onsubmit: open }, find),
-      h("div", { class: "tools" }, namespaces, liveSwitch, theme, out)),
+      h("div", { class: "tools" }, spaces, liveSwitch, theme, out)),
     banner, main);
 
-  namespaces.addEventListener("change", () => {
+  spaces.addEventListener("change", () => {
     const page = location.pathname.split("/").pop();
-    go(address(page === "workflow" ? "workflows" : page, { namespace: namespaces.value }));
+    go(address(page === "workflow" ? "workflows" : page, { namespace: spaces.value }));
   });
   liveSwitch.addEventListener("click", () => {
     localStorage.setItem("wfe-live", wantsLive() ? "no" : "yes");
@@ -154,7 +165,7 @@ async function show() {
   leave = new AbortController();
   const { signal } = leave;
   const name = location.pathname.split("/").pop();
-  const [heading, load, within] = PAGES[name] ?? HIDDEN[name] ?? PAGES[""];
+  const [heading, page, within] = PAGES[name] ?? HIDDEN[name] ?? PAGES[""];
   document.title = `${heading} – wfe-persistence`;
   nav.replaceChildren(...Object.entries(PAGES).map(([page, [text]]) =>
     h("a", { href: address(page), "aria-current": page === (within ?? name) ? "page" : null }, text)));
@@ -164,8 +175,6 @@ async function show() {
   main.dataset.page = name || "overview";
   delete main.dataset.ready;
   try {
-    const { page } = await load();
-    if (signal.aborted) return;
     await page(context(root, signal));
   } catch (error) {
     if (error.name === "AbortError" || signal.aborted) return;
@@ -188,9 +197,9 @@ async function nameNamespaces() {
     const names = found.namespaces.map((one) => one.name);
     const now = namespace() || "default";
     if (!names.includes(now)) names.push(now);
-    namespaces.replaceChildren(...names.map((name) =>
+    spaces.replaceChildren(...names.map((name) =>
       h("option", { value: name === "default" ? "" : name, selected: name === now }, name)));
-    namespaces.hidden = names.length < 2;
+    spaces.hidden = names.length < 2;
   } catch { /* the page itself says what is wrong */ }
 }
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 import grpc
 import grpc.aio
-from wfe_persistence_console import Console
-from wfe_persistence_console.web import Request as ConsoleRequest
 
 from wfe_persistence.http.server import Request, Response
+from wfe_persistence_console import Console
+from wfe_persistence_console.web import Request as ConsoleRequest
 
 if TYPE_CHECKING:
     from wfe_persistence.settings import Settings

@@ -45,7 +45,7 @@ class Console:
     console: Annotated[
         bool,
         About(
-            "Serve the console at /console/ of the admin port: a page that shows workflows and what "
+            "Serve the console at /console/ of the admin port: pages that show workflows and what "
             "they wait for. With authentication, people log in with their bearer token. Needs "
             "admin-listen."
         ),

@@ -61,7 +61,7 @@ async function waitingList(ctx, target, only) {
     try {
       const found = await ctx.load((signal) => get("subscriptions", { ...only, cursor }, signal));
       place.replaceChildren(
-        table(ctx.write ? [...columns, ["", (one) => forceRelease(one, read)]] : columns, found.subscriptions, { caption: "Subscriptions", empty: "Nobody waits." }),
+        table(ctx.write ? [...columns, ["Action", (one) => forceRelease(one, read)]] : columns, found.subscriptions, { caption: "Subscriptions", empty: "Nobody waits." }),
         found.next ? h("p", { class: "pager" }, h("a", { class: "button", href: address("events", { ...Object.fromEntries(parameters), waiting: found.next }) }, "More who wait")) : "");
     } catch (error) {
       if (error.name === "AbortError") throw error;

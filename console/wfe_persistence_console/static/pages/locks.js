@@ -21,7 +21,7 @@ export async function page(ctx) {
       ["Acquired", (l) => time(l.acquired)],
       ["Ends", (l) => time(l.expiry)],
       ["Epoch", (l) => l.epoch, "number"],
-      ...(ctx.write ? [["", release]] : []),
+      ...(ctx.write ? [["Action", release]] : []),
     ],
   });
   ctx.every(5000, read);

@@ -32,7 +32,7 @@ export async function page(ctx) {
       ["Table", (t) => t.name],
       ["Rows", (t) => count(t.rows), "number"],
       ["Dead rows", (t) => count(t.dead_rows), "number"],
-      ["Table", (t) => bytes(t.table_bytes), "number"],
+      ["Data", (t) => bytes(t.table_bytes), "number"],
       ["Indexes", (t) => bytes(t.index_bytes), "number"],
       ["Bloat", (t) => (t.bloat_bytes === null ? muted("–") : bytes(t.bloat_bytes)), "number"],
     ], found.tables, { caption: "Tables" }),

@@ -87,16 +87,17 @@ async function tree(ctx, panel, workflow) {
   async function below(parent, list, cursor = "", at = null) {
     const found = await ctx.load((signal) => get("workflows", { root: parent.id, order: "oldest", size: 50, cursor, at }, signal));
     for (const one of found.workflows) {
-      const details = h("details", {}, h("summary", {}, label(one)), h("ul", { class: "tree" }));
-      details.addEventListener("toggle", () => {
-        if (details.open && !details.begun && !seen.has(one.id)) {
-          details.begun = true;
-          below(one, details.querySelector("ul")).catch((error) => {
-            if (error.name !== "AbortError") details.append(problem(error));
-          });
+      const inner = h("ul", { class: "tree", hidden: true });
+      const fold = h("button", { type: "button", class: "quiet", "aria-expanded": "false", "aria-label": "Workflows below it", onclick: () => {
+        inner.hidden = !inner.hidden;
+        fold.setAttribute("aria-expanded", String(!inner.hidden));
+        fold.textContent = inner.hidden ? "▸" : "▾";
+        if (!inner.begun && !seen.has(one.id)) {
+          inner.begun = true;
+          below(one, inner).catch((error) => { if (error.name !== "AbortError") inner.append(problem(error)); });
         }
-      });
-      list.append(h("li", {}, details));
+      } }, "▸");
+      list.append(h("li", {}, fold, label(one), inner));
     }
     if (!found.workflows.length && !cursor) list.append(h("li", { class: "muted" }, "None below it."));
     if (found.next) {
@@ -164,7 +165,7 @@ export async function page(ctx) {
   const dataPanel = (panel) => {
     panel.replaceChildren(
       current.data ? json(current.data) : h("p", { class: "muted" }, "The data is too large to be shown."),
-      ...Object.entries(current.attributes).flatMap(([name, text]) => [h("h3", {}, theirs(name)), json(text)]));
+      ...Object.entries(current.attributes).flatMap(([name, text]) => [h("h2", {}, theirs(name)), json(text)]));
   };
   const rows = (api, name, asked, caption, columns, empty) => {
     const read = async (panel) => {
@@ -185,7 +186,7 @@ export async function page(ctx) {
       ["Message", (e) => h("pre", { class: "message" }, theirs(e.message))],
     ], "No errors are logged."),
     subscriptions: rows("subscriptions", "subscriptions", { workflow: workflowId }, "Subscriptions",
-      (again) => subscriptionColumns.filter(([heading]) => heading !== "Workflow").concat(ctx.write ? [["", (one) => forceRelease(one, again)]] : []),
+      (again) => subscriptionColumns.filter(([heading]) => heading !== "Workflow").concat(ctx.write ? [["Action", (one) => forceRelease(one, again)]] : []),
       "It waits for no event."),
     commands: rows("commands", "commands", { command: "process_workflow", data: workflowId }, "Commands", () => commandColumns, "No command is scheduled for it."),
   };

@@ -1,0 +1,212 @@
+"""The console in a real browser: every page, light and dark, wide and narrow, and the keyboard."""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import urlencode
+
+import pytest
+
+from tests.console.viewing import READY, base, check_accessibility, show
+from tests.support.admin import AdminServer
+from tests.support.browser import Browser, Tab
+
+ORDER = {"id": "order-1042"}
+PAGES = {
+    "overview": "",
+    "workflows": "workflows",
+    "workflows-filtered": "workflows?status=runnable&stuck=300&definition=invoice",
+    "workflow": "workflow?" + urlencode(ORDER),
+    "timeline": "workflow?" + urlencode(ORDER | {"tab": "timeline"}),
+    "data": "workflow?" + urlencode(ORDER | {"tab": "data"}),
+    "workflow-errors": "workflow?" + urlencode(ORDER | {"tab": "errors"}),
+    "subscriptions": "workflow?" + urlencode(ORDER | {"tab": "subscriptions"}),
+    "workflow-commands": "workflow?" + urlencode(ORDER | {"tab": "commands"}),
+    "tree": "workflow?" + urlencode({"id": "campaign-north", "tab": "tree"}),
+    "errors": "errors",
+    "events": "events",
+    "commands": "commands",
+    "queues": "queues",
+    "queue": "queues?queue=mails",
+    "locks": "locks",
+    "namespaces": "namespaces",
+    "storage": "storage",
+    "nothing": "workflow?id=none",
+}
+# What is in the text of each page, if it works.
+SHOWN = {
+    "overview": ["Backlog", "invoice-2026-2", "2 h 3", "mails", "the bank did not answer"],
+    "workflows": ["mail-0", "Waits for event", "complete"],
+    "workflows-filtered": ["invoice-2026-1", "3 shown"],
+    "workflow": ["await payment", "waits for payment.confirmed", "customer-17", "Graph (8)"],
+    "timeline": ["reserve stock", "payment.confirmed / ord", "sleeping", "3.5 s"],
+    "data": ["12345678901234567890123", "42.95", "[ 2 items ]"],
+    "workflow-errors": ["the bank did not answer"],
+    "subscriptions": ["payment.confirmed", "open"],
+    "workflow-commands": ["process workflow"],
+    "tree": ["campaign-north-1", "campaign-north-2"],
+    "errors": ["no price for article"],
+    "events": ["stock.arrived", "Waiting", "worker-7"],
+    "commands": ["process workflow", "worker-1"],
+    "queues": ["orders", "mails"],
+    "queue": ["mail-3", "worker-3", "delayed"],
+    "locks": ["nightly-report", "cron"],
+    "namespaces": ["default"],
+    "storage": ["execution_pointers", "All other workflows, complete", "after 30 d"],
+    "nothing": ["WORKFLOW_NOT_FOUND"],
+}
+
+
+# ----- every page -----
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page(tab: Tab, shop: AdminServer, page: str) -> None:
+    show(tab, shop, PAGES[page])
+    for expected in SHOWN[page]:
+        tab.wait(f"document.body.innerText.includes({json.dumps(expected)})")
+    assert tab.run("document.querySelectorAll('h1').length") == 1
+    # Nothing is asked of anybody else, and nothing tells where one is.
+    assert {url for url in tab.requested if not url.startswith(base(shop))} <= {"about:blank"}
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_accessible_in_any_colours_and_width(
+    browser: Browser, shop: AdminServer, width: int, dark: bool
+) -> None:
+    tab = browser.tab(width=width, dark=dark)
+    for page in PAGES.values():
+        show(tab, shop, page)
+        check_accessibility(tab)
+        assert tab.run("document.documentElement.scrollWidth") <= width, page
+    assert tab.problems == []
+    tab.close()
+
+
+def test_dialogs_are_accessible(tab: Tab, shop: AdminServer) -> None:
+    show(tab, shop, PAGES["workflow"])
+    for opens in (".node", ".actions button", ".actions button.danger"):
+        tab.click(opens)
+        tab.wait(
+            "document.querySelector('dialog[open]') && !document.body.innerText.includes('Reading')"
+        )
+        check_accessibility(tab)
+        tab.press("Escape")
+        tab.wait("!document.querySelector('dialog')")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_chosen_colours_win(browser: Browser, shop: AdminServer, dark: bool) -> None:
+    tab = browser.tab(dark=dark)
+    back = "getComputedStyle(document.body).backgroundColor"
+    show(tab, shop, "locks")
+    system = tab.run(back)
+    seen = [system]
+    for _ in range(2):
+        tab.click("[aria-label^=Colours]")
+        seen.append(tab.run(back))
+    assert len(set(seen)) == 2
+    show(tab, shop, "locks")
+    assert tab.run(back) == seen[-1], "and are remembered"
+    assert tab.problems == []
+    tab.close()
+
+
+# ----- what people do -----
+
+
+def test_from_the_overview_to_what_is_stuck(tab: Tab, shop: AdminServer) -> None:
+    show(tab, shop, "")
+    tab.run("document.querySelector('.card a').click()")
+    tab.wait("location.search === '?stuck=0' && document.querySelector('table')")
+    tab.wait("document.body.innerText.includes('3 shown')")
+    tab.run(
+        "[...document.querySelectorAll('td a')].find(a => a.innerText === 'invoice-2026-2').click()"
+    )
+    tab.wait("document.querySelector('h1')?.innerText === 'invoice-2026-2'")
+    tab.run("history.back()")
+    tab.wait("document.body.innerText.includes('3 shown')")
+
+
+def test_filters_are_in_the_address(tab: Tab, shop: AdminServer) -> None:
+    show(tab, shop, "workflows")
+    tab.click("#filter-definition")
+    tab.type("mail")
+    tab.press("Enter")
+    tab.wait(
+        "location.search === '?definition=mail' && document.body.innerText.includes('40 shown')"
+    )
+    tab.run(
+        "(() => { const s = document.querySelector('#filter-status'); s.value = 'terminated';"
+        "s.dispatchEvent(new Event('change', { bubbles: true })); })()"
+    )
+    tab.wait("document.body.innerText.includes('4 shown')")
+    address = tab.run("location.search")
+    show(tab, shop, "workflows" + address)
+    assert "4 shown" in tab.text(), "whoever is sent the link sees the same"
+    tab.click(".heading button")
+    tab.wait("document.body.innerText.includes('4 terminated')")
+
+
+def test_pages_of_a_list(tab: Tab, shop: AdminServer) -> None:
+    show(tab, shop, "workflows")
+    first = tab.text("tbody")
+    assert "50 shown" in tab.text()
+    tab.click("a[rel=next]")
+    tab.wait(
+        "location.search.includes('cursor=') && document.querySelector('.pager .button')?.innerText === 'First page'"
+    )
+    tab.wait(READY)
+    assert not set(tab.text("tbody").split()) & {w for w in first.split() if w.startswith("mail-")}
+
+
+@pytest.mark.parametrize("by", ["order-1042", "invoice-2026-1"])
+def test_open_by_id_or_name(tab: Tab, shop: AdminServer, by: str) -> None:
+    show(tab, shop, "")
+    tab.click("[name=find]")
+    tab.type(by)
+    tab.press("Enter")
+    tab.wait(f"document.querySelector('h1')?.innerText === {json.dumps(by)}")
+
+
+def test_a_step_shows_its_documents(tab: Tab, shop: AdminServer) -> None:
+    show(tab, shop, PAGES["workflow"])
+    tab.run(
+        "[...document.querySelectorAll('.node')].find(n => n.innerText.includes('reserve')).click()"
+    )
+    tab.wait("document.querySelector('dialog')?.innerText.includes('Outcome')")
+    text = tab.text("dialog")
+    assert "A-17" in text
+    assert "complete" in text
+    assert "3.5 s" in text
+
+
+def test_with_the_keyboard_alone(tab: Tab, shop: AdminServer) -> None:
+    focused = "document.activeElement"
+    show(tab, shop, PAGES["workflow"])
+    tab.press("Tab")
+    assert tab.run(f"{focused}.innerText") == "Skip to content"
+    tab.press("Enter")
+    assert tab.run(f"{focused}.id") == "main"
+    for _ in range(12):
+        tab.press("Tab")
+        if tab.run(f"{focused}.getAttribute('role')") == "tab":
+            break
+    else:
+        raise AssertionError("Tab does not lead to the tabs")
+    tab.press("ArrowRight")
+    assert tab.run(f"{focused}.innerText") == "Timeline"
+    tab.press("Tab", "ArrowDown", "Enter")
+    tab.wait("document.querySelector('dialog h2')?.innerText === 'reserve stock'")
+    tab.press("Escape")
+    tab.wait("!document.querySelector('dialog')")
+    assert tab.run(f"{focused}.getAttribute('role')") == "grid", "the focus comes back"
+
+    tab.run("document.querySelector('#tab-graph').focus()")
+    tab.press("Enter", "Tab", "ArrowDown", "ArrowDown")
+    assert "reserve" in tab.run(f"{focused}.innerText")
+    tab.press("ArrowDown", "ArrowDown", "ArrowRight")
+    assert "print label" in tab.run(f"{focused}.innerText")
+    tab.press("Enter")
+    tab.wait("document.querySelector('dialog h2')?.innerText === 'print label'")
