@@ -79,14 +79,20 @@ def test_off_by_default() -> None:
         ({"console": True}, "console: needs admin-listen"),
         ({"console_write": True, "admin_listen": "localhost:1"}, "console-write: needs console"),
         (
-            {"console": True, "admin_listen": "localhost:1", "tls_client_ca": Path("x")},
+            {
+                "console": True,
+                "admin_listen": "localhost:1",
+                "tls_client_ca": Path("x"),
+                "tls_cert": Path("x"),
+                "tls_key": Path("x"),
+            },
             "has no client certificate",
         ),
     ],
 )
 def test_settings_that_do_not_go_together(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Settings(**settings)
+        Settings(**settings).require_protection()
 
 
 def test_without_the_setting_there_is_none(log_file: Path, database_url: str) -> None:

@@ -224,8 +224,8 @@ class Tab:
             try:
                 if self.run(f"!!({condition})"):
                     return
-            except AssertionError as exc:  # the page is just being left
-                if "context" not in str(exc).lower() and "Error" in str(exc):
+            except AssertionError:  # a page that is just being left, or that has begun
+                if time.monotonic() > deadline:
                     raise
             if time.monotonic() > deadline:
                 text = self.run("document.body?.innerText")

@@ -106,6 +106,14 @@ export function graph(choose) {
         }
       }
     }
+    // As large as what is in sight, and a little more for the next frame of a scroll: to paint one as large
+    // as the graph takes a browser ten times as long.
+    const width = view.clientWidth + 2 * STEP_X;
+    const height = view.clientHeight + 2 * STEP_Y;
+    edges.setAttribute("viewBox", `${left} ${top} ${width} ${height}`);
+    edges.style.transform = `translate(${left}px, ${top}px)`;
+    edges.style.width = `${width}px`;
+    edges.style.height = `${height}px`;
     edges.replaceChildren(...lines);
   }
   const redraw = () => { frame ||= requestAnimationFrame(draw); };
@@ -154,8 +162,8 @@ export function graph(choose) {
       drawn.clear();
       const width = 2 * MARGIN + plan.width * STEP_X - GAP_X;
       const height = 2 * MARGIN + plan.levels.length * STEP_Y - GAP_Y;
-      inside.style.width = edges.style.width = `${Math.max(0, width)}px`;
-      inside.style.height = edges.style.height = `${Math.max(0, height)}px`;
+      inside.style.width = `${Math.max(0, width)}px`;
+      inside.style.height = `${Math.max(0, height)}px`;
       view.setAttribute("aria-label", `Graph of ${count(pointers.length)} steps. Arrow keys go from step to step, Enter shows one.`);
       draw();
       if (focused) drawn.get(plan.nodes[focus])?.focus({ preventScroll: true });

@@ -136,6 +136,9 @@ class Settings(
             host, _, port = self.admin_listen.rpartition(":")
             if not host or not port.isdecimal() or int(port) > 65535:
                 raise ValueError(f"admin-listen: {self.admin_listen!r} is not HOST:PORT")
+
+    def _require_console(self) -> None:
+        """Raise ValueError if there can be no console with these settings."""
         if self.console and not self.admin_listen:
             raise ValueError("console: needs admin-listen, where it is served")
         if self.console_write and not self.console:
@@ -148,11 +151,13 @@ class Settings(
 
     def require_protection(self) -> None:
         """Raise ValueError if strangers could call a server with these settings without TLS and
-        authentication, unless that is accepted; or if the settings of either are incomplete.
+        authentication, unless that is accepted; or if the settings of either, or of the console,
+        do not go together.
 
         Strangers are callers from other machines, and on a Unix socket other users than its owner
         and group.
         """
+        self._require_console()
         if bool(self.tls_cert) != bool(self.tls_key):
             raise ValueError("tls-cert and tls-key: set both or neither")
         if self.tls_client_ca and not self.tls_cert:
