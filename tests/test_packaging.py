@@ -31,9 +31,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def test_the_wheel_has_every_module_proto_and_migration(wheel: zipfile.ZipFile) -> None:
     expected = {
         str(file.relative_to(ROOT / source))
-        for source in ("server", "client_py", "cli_py", "protos")
+        for source in ("server", "client_py", "cli_py", "console", "protos")
         for file in (ROOT / source).rglob("*")
-        if file.suffix in {".py", ".pyi", ".proto", ".sql", ".typed"}
+        if file.suffix in {".py", ".pyi", ".proto", ".sql", ".typed", ".js", ".css", ".svg", ".html"}
     }
     assert "wfe/persistence/v1/workflow.proto" in expected
     assert expected <= set(wheel.namelist())
@@ -47,6 +47,7 @@ def test_the_wheel_has_nothing_else_but_its_metadata(wheel: zipfile.ZipFile) -> 
         "wfe_persistence",
         "wfe_persistence_cli",
         "wfe_persistence_client",
+        "wfe_persistence_console",
         metadata,
     }
 
