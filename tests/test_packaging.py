@@ -33,7 +33,8 @@ def test_the_wheel_has_every_module_proto_and_migration(wheel: zipfile.ZipFile) 
         str(file.relative_to(ROOT / source))
         for source in ("server", "client_py", "cli_py", "console", "protos")
         for file in (ROOT / source).rglob("*")
-        if file.suffix in {".py", ".pyi", ".proto", ".sql", ".typed", ".js", ".css", ".svg", ".html"}
+        if file.suffix
+        in {".py", ".pyi", ".proto", ".sql", ".typed", ".js", ".css", ".svg", ".html"}
     }
     assert "wfe/persistence/v1/workflow.proto" in expected
     assert expected <= set(wheel.namelist())

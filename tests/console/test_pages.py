@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 
+from tests.console import scene
+from tests.console.pictures import PICTURES, take
 from tests.console.viewing import READY, base, check_accessibility, show
 from tests.support.admin import AdminServer
 from tests.support.browser import Browser, Tab
@@ -210,3 +213,17 @@ def test_with_the_keyboard_alone(tab: Tab, shop: AdminServer) -> None:
     assert "print label" in tab.run(f"{focused}.innerText")
     tab.press("Enter")
     tab.wait("document.querySelector('dialog h2')?.innerText === 'print label'")
+
+
+# ----- the docs -----
+
+
+def test_the_pictures_of_the_docs_can_be_taken_again(shop: AdminServer, tmp_path: Path) -> None:
+    take(shop, tmp_path / "profile", tmp_path)
+    docs = scene.ROOT / "docs"
+    page = (docs / "console.md").read_text()
+    for name in PICTURES:
+        new, old = (folder / f"console-{name}.png" for folder in (tmp_path, docs))
+        # Width and height: the first of what a PNG says. (How long ago something was differs.)
+        assert new.read_bytes()[:24] == old.read_bytes()[:24], "python -m tests.console.pictures"
+        assert f"(console-{name}.png)" in page
