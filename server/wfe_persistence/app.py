@@ -38,13 +38,14 @@ from wfe_persistence.service_manager import Manager
 from wfe_persistence.settings import Settings
 from wfe_persistence.store import workflow_waiting
 from wfe_persistence.store.feeds import Feeds
+from wfe_persistence.store.learning import learn_placements
 from wfe_persistence.store.lifecycle import LifecycleEvents
 from wfe_persistence.store.lookout import Lookout
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.neighbours import Neighbours
-from wfe_persistence.store.readiness import Readiness, State
+from wfe_persistence.store.readiness import WATCH_SECONDS, Readiness, Service, State
 from wfe_persistence.store.retention_runner import Retention
-from wfe_persistence.store.schema import Schema
+from wfe_persistence.store.schema import HOME, Schema
 from wfe_persistence.store.statistics import watch_stores
 from wfe_persistence.store.sweep import Sweeper
 from wfe_persistence.store.tables import Store
@@ -63,7 +64,6 @@ log = logging.getLogger(__name__)
 
 VERSION: Final = version("wfe-persistence")
 
-_WATCH_SECONDS = 1.0
 _LAG_SECONDS: Final = 0.25
 
 # The connections of the admin port, its listener, and what opens while it makes room.
@@ -137,6 +137,13 @@ class Server:
             namespaces.default,
             migrate=settings.migrate,
             migrate_seconds=settings.migrate_seconds,
+            allow_data_loss=settings.allow_data_loss,
+        )
+        default = namespaces.default
+        self._service = Service(
+            self._readiness,
+            HOME,
+            [Store(each, default.schema, default.namespace) for each in self._databases.others],
             allow_data_loss=settings.allow_data_loss,
         )
         self._workers = Workers()
@@ -237,6 +244,7 @@ class Server:
             self._server.add_generic_rpc_handlers([reflection_handlers(names, guard)])
         self._certificates = certificates_of(settings)
         self._state: State | None = None
+        self._learns = False
         self._stack = AsyncExitStack()
         self._admin = self._admin_port() if settings.admin_listen else None
         self._listener = (
@@ -305,11 +313,13 @@ class Server:
         await self._server.start()
         self._listener.accept()
         self._in_background(self._limits.space.watch())
-        self._in_background(self._lookout.run())
+        self._in_background(self._lookout.run(len(self._databases)))
         if self._neighbours:
             self._in_background(self._neighbours.run())
         self._in_background(self._feeds.sweep())
         self._in_background(self._changes.sweep())
+        if self._databases.others:
+            self._in_background(self._service.watch())
         if self._settings.sweep_seconds:
             self._in_background(
                 Sweeper(self._namespaces, self._waiters, self._settings.sweep_seconds).run()
@@ -371,13 +381,18 @@ class Server:
         """What readiness consists of, as last seen: a probe never waits for the database."""
         from wfe_persistence.http.admin import CheckResult
 
-        state = self._state or State(
-            ready=False, why="the database has not been reached yet", reached=False
-        )
+        states = self._service.states
+        home = states[HOME]
+        is_needed = self._state is None or not self._state.ready
         return [
             CheckResult("shutdown", "the server drains" if self._health.is_draining else ""),
-            CheckResult("database", "" if state.reached else state.why),
-            CheckResult("store", "" if state.ready else state.why),
+            CheckResult("database", "" if home.reached else home.why, is_needed),
+            CheckResult("store", "" if home.ready else home.why, is_needed),
+            *(
+                CheckResult(f"database-{name}", "" if state.ready else state.why, is_needed=False)
+                for name, state in states.items()
+                if name != HOME
+            ),
         ]
 
     async def __aexit__(self, *_: object) -> None:
@@ -394,20 +409,28 @@ class Server:
         Raises CannotServeError if the server is configured for one that it can't serve.
         """
         while True:
-            state = await self._readiness.look()
+            state = await self._service.look()
+            for name, each in self._service.states.items():
+                await self._health.report_database(name, serving=each.ready)
             if state is not None and state != self._state:
                 self._state = state
                 await self._health.report(serving=state.ready)
                 if manager:
                     manager.report(serving=state.ready, why=state.why)
                 if state.ready:
-                    log.info("serving on %s", self.address)
+                    if state.why:
+                        log.warning("serving only what is in other databases: %s", state.why)
+                    else:
+                        log.info("serving on %s", self.address)
+                    if not self._learns:
+                        self._learns = True
+                        self._in_background(learn_placements(self._namespaces))
                     if self._counts_stores:
                         self._counts_stores = False  # begun once
                         self._in_background(watch_stores(self._namespaces))
                 else:
                     log.warning("not serving: %s", state.why)
-            await asyncio.sleep(_WATCH_SECONDS)
+            await asyncio.sleep(WATCH_SECONDS)
 
 
 async def _watch_loop() -> None:

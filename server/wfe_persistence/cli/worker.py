@@ -33,7 +33,7 @@ class _Worker:
         self._channel = channel
         self._counts = assignment.shared.counts
         self._serving = Serving(assignment.settings, shared=assignment.shared)
-        self._said: list[list[str]] | None = None
+        self._said: list[list[object]] | None = None
         self._page: MetricsPage | None = None
 
     async def run(self, signals: Signals) -> int:
@@ -76,7 +76,10 @@ class _Worker:
         due = 0.0
         while True:
             assert self._serving.server is not None
-            checks = [[check.name, check.failure] for check in self._serving.server.checks()]
+            checks: list[list[object]] = [
+                [check.name, check.failure, check.is_needed]
+                for check in self._serving.server.checks()
+            ]
             if checks != self._said or loop.time() >= due:
                 self._said = checks
                 due = loop.time() + STATE_SECONDS

@@ -44,6 +44,8 @@ class CheckResult:
     name: str
     failure: str
     """Why it is not so; empty: it is."""
+    is_needed: bool = True
+    """Without one that is not, the server is ready all the same: for a part of what it serves."""
 
 
 class Admin:
@@ -149,7 +151,7 @@ def _probe(request: Request, checks: Iterable[CheckResult], *, why: bool) -> Res
         if check.name in excluded:
             lines.append(f"[+]{check.name} excluded: ok")
         elif check.failure:
-            healthy = False
+            healthy = healthy and not check.is_needed
             lines.append(f"[-]{check.name} failed: {check.failure if why else 'reason withheld'}")
         else:
             lines.append(f"[+]{check.name} ok")

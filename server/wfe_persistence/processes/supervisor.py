@@ -59,7 +59,7 @@ class _Worker:
     index: int
     process: Process | None = None
     channel: Channel | None = None
-    checks: list[list[str]] | None = None
+    checks: list[tuple[str, str, bool]] | None = None
     """What its readiness consists of; None: it has not started."""
     heard: float = 0.0
     """When it last said something."""
@@ -74,7 +74,7 @@ class _Worker:
             return "it has not started yet"
         if hung := self.hung(now):
             return hung
-        return next((f"{name}: {why}" for name, why in self.checks if why), "")
+        return next((f"{name}: {why}" for name, why, needed in self.checks if why and needed), "")
 
     def hung(self, now: float) -> str:
         """Why it is taken for hung; empty: it is not."""
@@ -262,7 +262,7 @@ class Processes:
     def _heard(self, worker: _Worker, line: dict[str, Any]) -> None:
         worker.heard = asyncio.get_running_loop().time()
         if (checks := line.get("state")) is not None:
-            worker.checks = checks
+            worker.checks = [(name, why, needed) for name, why, needed in checks]
         if (counted := line.get("metrics")) is not None:
             worker.counted = counted
             worker.answered.set()

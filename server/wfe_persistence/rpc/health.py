@@ -31,6 +31,9 @@ reason to restart the server. The empty name and those of services tell whether 
 
 _WATCH_SECONDS = 1.0
 
+OF_A_DATABASE: Final = "database:"
+"""What the name of the health of one of the service's databases begins with; its name follows."""
+
 _NAMES: Final = frozenset(service.name for service in SERVICES)
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -47,6 +50,7 @@ class Health(health.aio.HealthServicer):
         self._guard = guard
         self._serving: bool | None = None
         self._draining = False
+        self._databases: dict[str, bool] = {}
         self._watches = Deadlines()
         self.watches = 0
         """How many clients watch the health of something."""
@@ -65,6 +69,14 @@ class Health(health.aio.HealthServicer):
         for name in ("", *_NAMES):
             await self.set(name, Response.SERVING if serving else Response.NOT_SERVING)
         return True
+
+    async def report_database(self, name: str, *, serving: bool) -> None:
+        """Set the health of one of the databases."""
+        if serving == self._databases.get(name) or self._draining:
+            return
+        self._databases[name] = serving
+        status = Response.SERVING if serving else Response.NOT_SERVING
+        await self.set(OF_A_DATABASE + name, status)
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """gRPC's handlers. They get the request from the intake: gRPC would take in large ones from
@@ -156,6 +168,8 @@ class Health(health.aio.HealthServicer):
     async def enter_graceful_shutdown(self) -> None:
         """From now on nothing but the process is SERVING."""
         await self.report(serving=False)
+        for name in self._databases:
+            await self.report_database(name, serving=False)
         self._draining = True
 
     def end_watches(self) -> None:

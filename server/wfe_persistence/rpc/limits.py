@@ -22,6 +22,7 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.recurring import RecurringWarnings
 from wfe_persistence.rpc.guard import Caller
 from wfe_persistence.rpc.services import Method
+from wfe_persistence.store.placement import side_by_side
 from wfe_persistence.store.schema import is_namespace
 from wfe_persistence.store.tables import Store
 from wfe_persistence.store.usage import Usage, usage
@@ -240,8 +241,8 @@ class Space:
         while True:
             await self._any_due.wait()
             due, self._due = self._due, {}
-            for store in due.values():
-                if await self._is_full(store):
+            for store, is_full in await side_by_side(due.values(), self._is_full):
+                if is_full:
                     self._due[store.namespace] = store  # until it is not
             if not self._due:
                 self._any_due.clear()

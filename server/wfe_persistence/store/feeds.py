@@ -31,6 +31,7 @@ from wfe_persistence.store.feed import (
     cursor_expired,
 )
 from wfe_persistence.store.namespace import Namespaces
+from wfe_persistence.store.placement import side_by_side
 from wfe_persistence.store.tables import Store
 from wfe_persistence.store.waiting import Kind, Line, Waiters
 
@@ -338,8 +339,7 @@ class Feeds(Generic[T]):
                 if loop.time() - swept_all >= _SWEEP_ALL_SECONDS:
                     due = await self._namespaces.all_stores()
                     swept_all = loop.time()
-                for store in due:
-                    await self._sweep(store)
+                await side_by_side(due, self._sweep)
             except Exception as exc:  # whatever it is, the next sweep may succeed
                 warnings.warn(
                     f"sweep of {self._source.name}",

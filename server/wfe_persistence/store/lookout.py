@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from wfe_persistence.errors import PersistenceError
@@ -29,8 +30,8 @@ _TOLD_SECONDS: Final = 5.0
 _UNTOLD_SECONDS: Final = 0.5
 _SECONDS_PER_LINE: Final = 0.0002
 
-# How many lines are looked at with one statement, how many statements run at once, and the pause
-# (seconds) after each: what comes meanwhile is looked at together.
+# How many lines are looked at with one statement, how many statements run at once in each database,
+# and the pause (seconds) after each: what comes meanwhile is looked at together.
 _LINES: Final = 500
 _READERS: Final = 2
 _PAUSE_SECONDS: Final = 0.003
@@ -51,6 +52,8 @@ class Lookout:
         # one, of the sweep over all lines, comes after the first.
         self._due: dict[_Batch, dict[str, None]] = {}
         self._swept: dict[_Batch, dict[str, None]] = {}
+        # By database: how many looks there are at the moment.
+        self._reading: Counter[str] = Counter()
         self._work = asyncio.Event()
         self._told = False
         self._retold = asyncio.Event()
@@ -66,11 +69,11 @@ class Lookout:
         """Other servers have begun, or ceased, to tell this one."""
         self._retold.set()
 
-    async def run(self) -> None:
-        """Look, for as long as the server runs."""
+    async def run(self, databases: int = 1) -> None:
+        """Look, for as long as the server runs: in so many databases."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._sweep())
-            for _ in range(_READERS):
+            for _ in range(_READERS * databases):
                 tasks.create_task(self._read())
 
     async def _sweep(self) -> None:
@@ -91,14 +94,30 @@ class Lookout:
         while True:
             await self._work.wait()
             if (batch := self._take()) is not None:
-                await self._look_at(*batch)
+                key, names = batch
+                database = self._database(key, names)
+                self._reading[database] += 1
+                try:
+                    await self._look_at(key, names)
+                finally:
+                    self._reading[database] -= 1
+                    if self._due or self._swept:
+                        self._work.set()  # for those that may be taken only now
             await asyncio.sleep(_PAUSE_SECONDS)
 
+    def _database(self, key: _Batch, names: Iterable[str]) -> str:
+        """The name of the database in which lines are looked at; empty: nobody waits any more."""
+        for name in names:
+            if (place := self._waiters.place(Line(*key, name))) is not None:
+                return place.store.database.name
+        return ""
+
     def _take(self) -> tuple[_Batch, list[str]] | None:
-        """Some of what is to be looked at."""
+        """Some of what is to be looked at, in a database in which there are not enough looks."""
         for due in (self._due, self._swept):
-            if due:
-                key = next(iter(due))
+            for key in due:
+                if self._reading[self._database(key, due[key])] >= _READERS:
+                    continue
                 names = due.pop(key)
                 taken = [names.popitem()[0] for _ in range(min(len(names), _LINES))]
                 if names:

@@ -252,18 +252,12 @@ class Namespaces:
             return placement
         if not placement.is_there:
             return namespace_not_found(name)
-        _remember(self._placed, name, placement, _MAX_KNOWN)
+        self.remember(placement)
         return placement
 
-    async def learn_placements(self) -> None:
-        """Read the whole directory, so that these namespaces can be found while the home is
-        away. Raises PersistenceError."""
-        after = ""
-        while page := await self.placements.page(after, 1000):
-            for placement in page:
-                if placement.is_there and placement.database != HOME:
-                    _remember(self._placed, placement.namespace, placement, _MAX_KNOWN)
-            after = page[-1].namespace
+    def remember(self, placement: Placement) -> None:
+        """Know where a namespace is, for when the home is away."""
+        _remember(self._placed, placement.namespace, placement, _MAX_KNOWN)
 
     def _schema(self, name: str) -> Schema:
         if not is_namespace(name):

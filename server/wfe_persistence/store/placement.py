@@ -13,10 +13,10 @@ changed nothing, and it looks here and runs them again (`Store.elsewhere`).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import psycopg
 
@@ -34,6 +34,8 @@ from wfe_persistence.store.rows import (
 )
 from wfe_persistence.store.tables import Store
 
+T = TypeVar("T")
+
 CREATING: Final = "creating"
 """The phase of a namespace whose store is not there yet: there is no such namespace."""
 
@@ -47,6 +49,7 @@ class Databases:
 
     def __init__(self, home: Database, *others: Database) -> None:
         self.home = home
+        self.others: Final = others
         self._all: Final = {database.name: database for database in (home, *others)}
         self._stack = AsyncExitStack()
 
@@ -289,10 +292,25 @@ def _placement(rows: PGresult, row: int) -> Placement:
     )
 
 
-def by_database(stores: Iterable[Store]) -> dict[str, list[Store]]:
-    """Stores by the names of their databases: what one of those holds up, is not to hold up the
-    others."""
-    found: dict[str, list[Store]] = {}
+async def side_by_side(
+    stores: Iterable[Store], work: Callable[[Store], Awaitable[T]]
+) -> list[tuple[Store, T]]:
+    """Do work on stores, one after the other in each database, so that one that is slow or away
+    holds up only its own. Raises the first error, when the work in the other databases is done."""
+    parts: dict[Database, list[Store]] = {}
     for store in stores:
-        found.setdefault(store.database.name, []).append(store)
-    return found
+        parts.setdefault(store.database, []).append(store)
+
+    async def do(part: list[Store]) -> list[tuple[Store, T]]:
+        return [(store, await work(store)) for store in part]
+
+    done: list[tuple[Store, T]] = []
+    errors: list[BaseException] = []
+    for result in await asyncio.gather(*map(do, parts.values()), return_exceptions=True):
+        if isinstance(result, BaseException):
+            errors.append(result)
+        else:
+            done += result
+    if errors:
+        raise errors[0]
+    return done

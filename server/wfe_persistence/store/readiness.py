@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import CannotServeError, PersistenceError
@@ -22,6 +24,9 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.75
 _ANSWER_SECONDS = 1.0
 
+WATCH_SECONDS: Final = 1.0
+"""The pause between two looks."""
+
 
 @dataclass(frozen=True, slots=True)
 class State:
@@ -31,6 +36,15 @@ class State:
     why: str = ""
     reached: bool = True
     """Whether the database answers."""
+
+
+async def busy_or_stalled(store: Store) -> State | None:
+    """A database that is only busy stays healthy: its state is unknown."""
+    if store.database.is_away:
+        return State(ready=False, why="the database can't be reached", reached=False)
+    if not await store.database.answers(_ANSWER_SECONDS):
+        return State(ready=False, why="the database has stopped answering", reached=False)
+    return None
 
 
 class Readiness:
@@ -74,7 +88,7 @@ class Readiness:
             ):
                 self.is_starting = False
             if exc.reason == ErrorReason.ERROR_REASON_POOL_EXHAUSTED:
-                return await self._busy_or_stalled()
+                return await busy_or_stalled(self._store)
             # Why it can't be reached has been logged.
             away = self._store.database.is_away
             return State(
@@ -83,15 +97,7 @@ class Readiness:
                 reached=exc.reason != ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
             )
         except TimeoutError:
-            return await self._busy_or_stalled()
-
-    async def _busy_or_stalled(self) -> State | None:
-        """A server that is only busy stays healthy."""
-        if self._store.database.is_away:
-            return State(ready=False, why="the database can't be reached", reached=False)
-        if not await self._store.database.answers(_ANSWER_SECONDS):
-            return State(ready=False, why="the database has stopped answering", reached=False)
-        return None
+            return await busy_or_stalled(self._store)
 
     async def _look(self) -> State:
         if not self._examined:
@@ -139,6 +145,74 @@ class Readiness:
             log.warning("the database may lose committed transactions (--allow-data-loss)")
         if self._migrate:
             await ensure_store_exists(self._store, self._migrate_seconds, refuse=False)
+
+
+class Service:
+    """The state of a service with all its databases.
+
+    It is ready as long as the namespaces in one of them can be served, once it has known the home.
+    `others`: the default store, as it would be in each of the databases besides the home.
+    """
+
+    def __init__(
+        self, readiness: Readiness, home: str, others: Sequence[Store], *, allow_data_loss: bool
+    ) -> None:
+        self._readiness = readiness
+        self._home = home
+        self._others = others
+        self._allow_data_loss = allow_data_loss
+        self._has_been_ready = False
+        self.states: dict[str, State] = {
+            name: State(ready=False, why="the database has not been reached yet", reached=False)
+            for name in (home, *(store.database.name for store in others))
+        }
+        """By the names of the databases, as last seen."""
+
+    async def look(self) -> State | None:
+        """The state of the whole, having looked at the home; None: nothing is known yet. Raises
+        what `Readiness.look` does."""
+        state = await self._readiness.look()
+        if state is not None:
+            self.states[self._home] = state
+        elif not self._has_been_ready:
+            return None
+        home = self.states[self._home]
+        self._has_been_ready = self._has_been_ready or home.ready
+        if self._has_been_ready and any(state.ready for state in self.states.values()):
+            return State(ready=True, why=home.why, reached=home.reached)
+        return home
+
+    async def watch(self) -> None:
+        """Look at the others, for as long as the server runs; none waits for another."""
+        await asyncio.gather(*map(self._watch, self._others))
+
+    async def _watch(self, store: Store) -> None:
+        name = store.database.name
+        while True:
+            state = await self._look(store)
+            if state is not None and state != self.states[name]:
+                self.states[name] = state
+                if state.ready:
+                    log.info("the database %s can be used", name)
+                else:
+                    log.warning("the database %s can't be used: %s", name, state.why)
+            await asyncio.sleep(WATCH_SECONDS)
+
+    async def _look(self, store: Store) -> State | None:
+        try:
+            async with asyncio.timeout(_LOOK_SECONDS):
+                found = await admin.database_info(store)
+        except PersistenceError as exc:
+            if exc.reason == ErrorReason.ERROR_REASON_POOL_EXHAUSTED:
+                return await busy_or_stalled(store)
+            away = store.database.is_away
+            return State(ready=False, why=str(exc) if away else exc.in_full, reached=not away)
+        except TimeoutError:
+            return await busy_or_stalled(store)
+        objections = found.objections()
+        if not (found.durable or self._allow_data_loss):
+            objections.append("fsync or synchronous_commit is off (see --allow-data-loss)")
+        return State(ready=not objections, why="; ".join(objections))
 
 
 async def ensure_store_exists(

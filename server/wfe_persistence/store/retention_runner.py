@@ -15,6 +15,7 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.recurring import RecurringWarnings
 from wfe_persistence.store.feed import PASSING
 from wfe_persistence.store.namespace import Namespaces
+from wfe_persistence.store.placement import side_by_side
 from wfe_persistence.store.retention import DELETED_KINDS, Rule, batch, rules
 from wfe_persistence.store.rows import text
 from wfe_persistence.store.tables import Store
@@ -87,7 +88,8 @@ class Retention:
                         stores.setdefault(store.namespace, store)
                 except Exception as exc:  # whatever it is, the next look may succeed
                     warnings.warn("list", f"retention can't list namespaces: {exc or repr(exc)}")
-            unfinished = [store for store in stores.values() if not await self._apply(store)]
+            done = await side_by_side(stores.values(), self._apply)
+            unfinished = [store for store, is_finished in done if not is_finished]
 
     def _pause(self) -> float:
         # With jitter: servers that are started together do not all ask at the same time. More often
@@ -101,7 +103,7 @@ class Retention:
             due = await rules(store, due=True)
             if due:
                 # Not what this release is too old for, nor what others own.
-                await self._namespaces.get(store.namespace)
+                store = await self._namespaces.get(store.namespace)
             for rule in due:
                 is_finished = await self._delete(store, rule) and is_finished
         except PersistenceError as exc:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Final
 
 from wfe_persistence import metrics
@@ -13,6 +14,7 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store import migration_history
 from wfe_persistence.store.lease import unexpired, unexpired_or_endless
 from wfe_persistence.store.namespace import Namespaces
+from wfe_persistence.store.placement import side_by_side
 from wfe_persistence.store.records import WORKFLOW_STATUS
 from wfe_persistence.store.rows import integer, read_int8, read_text, text, text_list
 from wfe_persistence.store.tables import TABLES, Store
@@ -94,18 +96,23 @@ async def watch_stores(namespaces: Namespaces) -> None:
     """Have the metrics tell what is in the stores, for as long as the server runs."""
     while True:
         numbers: Numbers = {gauge: {} for gauge in _ALL}
-        for store in namespaces.used_last(MAX_NAMESPACES):
-            try:
-                async with asyncio.timeout(_TIMEOUT_SECONDS):
-                    await _look(store, numbers)
-            except (PersistenceError, TimeoutError) as exc:
-                # Why the database can't be reached has been logged elsewhere.
-                log.debug("statistics of %s: %s", store.namespace, exc)
-                metrics.STORE_LOOKS_FAILED.add()
+        await side_by_side(
+            namespaces.used_last(MAX_NAMESPACES), partial(_look_if_possible, numbers)
+        )
         # All at once. What was not found this time is not shown: it would be out of date.
         for gauge, values in numbers.items():
             gauge.values = values
         await asyncio.sleep(INTERVAL_SECONDS)
+
+
+async def _look_if_possible(numbers: Numbers, store: Store) -> None:
+    try:
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
+            await _look(store, numbers)
+    except (PersistenceError, TimeoutError) as exc:
+        # Why the database can't be reached has been logged elsewhere.
+        log.debug("statistics of %s: %s", store.namespace, exc)
+        metrics.STORE_LOOKS_FAILED.add()
 
 
 async def _look(store: Store, numbers: Numbers) -> None:

@@ -24,6 +24,7 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.recurring import RecurringWarnings
 from wfe_persistence.store.feed import PASSING
 from wfe_persistence.store.namespace import Namespaces
+from wfe_persistence.store.placement import side_by_side
 from wfe_persistence.store.queue import wake_queues
 from wfe_persistence.store.rows import boolean, integer, read_int8, read_text
 from wfe_persistence.store.tables import Store
@@ -159,8 +160,7 @@ class Sweeper:
             # often than is needed, as others may have had the last turn.
             await asyncio.sleep(self._seconds / 2 * random.uniform(0.75, 1.25))
             try:
-                for store in await self._namespaces.all_stores():
-                    await self._sweep(store)
+                await side_by_side(await self._namespaces.all_stores(), self._sweep)
             except Exception as exc:  # whatever it is, the next turn may succeed
                 warnings.warn("sweep", f"can't look for work in no queue: {exc or repr(exc)}")
 
@@ -168,7 +168,7 @@ class Sweeper:
         """Take the turns that are due in one namespace."""
         try:
             # Not what this release is too old for, nor what others own.
-            await self._namespaces.get(store.namespace)
+            store = await self._namespaces.get(store.namespace)
             await store.write_once(ADD_SWEEPS)
             for kind in KINDS:
                 await self._take_turn(store, kind)
