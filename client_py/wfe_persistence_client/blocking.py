@@ -400,6 +400,7 @@ class BlockingPersistenceProvider:
     get_store_info = _blocking(PersistenceProvider.get_store_info)
     truncate_all = _blocking(PersistenceProvider.truncate_all)
     create_namespace = _blocking(PersistenceProvider.create_namespace)
+    list_databases = _blocking(PersistenceProvider.list_databases)
     list_namespaces = _blocking(PersistenceProvider.list_namespaces)
     delete_namespace = _blocking(PersistenceProvider.delete_namespace)
     create_namespace_set = _blocking(PersistenceProvider.create_namespace_set)

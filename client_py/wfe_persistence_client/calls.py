@@ -196,6 +196,7 @@ RULES: Mapping[str, Rule] = {
     "TruncateAll": Rule(Safety.UNREPEATABLE),
     "CreateNamespace": Rule(Safety.REPEATABLE),
     "ListNamespaces": Rule(Safety.READ),
+    "ListDatabases": Rule(Safety.READ),
     # A retry would also delete what others have created since.
     "DeleteNamespace": Rule(Safety.UNREPEATABLE),
     "CreateNamespaceSet": Rule(Safety.REPEATABLE),

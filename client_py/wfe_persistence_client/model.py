@@ -796,6 +796,24 @@ class NameHolder:
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)
+class Database:
+    """One of the PostgreSQL databases in which the namespaces of a service live."""
+
+    #: Its name; `home` is the one that has the namespace `default`.
+    name: str
+    #: Its labels; `name` is among them.
+    labels: dict[str, str]
+    #: Namespaces are created there that do not ask for a database.
+    accepts_new: bool
+    #: The server can use it at present. If not, what follows is 0 or empty.
+    reachable: bool
+    #: Its size on disk, with all that is in it.
+    size_bytes: int
+    #: The PostgreSQL server's version, for example `18.4`.
+    postgres_version: str
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
 class StoreInfo:
     """The versions, limits and capabilities of a server and its store."""
 

@@ -8,6 +8,7 @@ from wfe_persistence_client import convert
 from wfe_persistence_client.connection import LARGEST_PAGE, Connection
 from wfe_persistence_client.misfit import build
 from wfe_persistence_client.model import (
+    Database,
     ExecutionError,
     MigratedStore,
     Namespace,
@@ -162,6 +163,17 @@ class Store(Connection):
             whole._calls.deadline(),
         )
         return [namespace async for namespace in pages]
+
+    async def list_databases(self) -> list[Database]:
+        """Returns the databases in which namespaces live, `home` first.
+
+        A server that is older than this knows only one, and raises Unimplemented.
+        """
+        whole = self.with_namespace(None)
+        response = await whole._calls.unary(
+            whole._store.ListDatabases, store_pb2.ListDatabasesRequest()
+        )
+        return [convert.database_from_proto(each) for each in response.databases]
 
     async def delete_namespace(self, name: str, *, force: bool = False) -> None:
         """Deletes a namespace and everything in it.

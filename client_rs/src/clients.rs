@@ -129,6 +129,7 @@ unary! {
     TruncateAll: store.truncate_all(TruncateAllRequest) -> TruncateAllResponse;
     CreateNamespace: store.create_namespace(CreateNamespaceRequest) -> CreateNamespaceResponse;
     ListNamespaces: store.list_namespaces(ListNamespacesRequest) -> ListNamespacesResponse;
+    ListDatabases: store.list_databases(ListDatabasesRequest) -> ListDatabasesResponse;
     DeleteNamespace: store.delete_namespace(DeleteNamespaceRequest) -> DeleteNamespaceResponse;
 
     CreateNamespaceSet: store.create_namespace_set(CreateNamespaceSetRequest) -> CreateNamespaceSetResponse;

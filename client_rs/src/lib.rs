@@ -65,7 +65,7 @@
 //!
 //! | call | retried |
 //! |---|---|
-//! | every read, `store_info`, `list_errors`, `list_namespaces` | yes |
+//! | every read, `store_info`, `list_errors`, `list_namespaces`, `list_databases` | yes |
 //! | `create_new_workflow`, `create_event`, `create_event_subscription` | yes: the id is set before the first attempt, and an identical create returns the same |
 //! | `persist_workflow`, `persist_workflow_with_subscriptions`, `commit` | yes: the request id is an idempotency key, so that the write is made once |
 //! | `mark_event_processed`, `mark_event_unprocessed`, `schedule_command`, `ensure_store_exists`, `create_namespace` | yes: idempotent |

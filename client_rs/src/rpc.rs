@@ -54,6 +54,7 @@ pub(crate) enum Rpc {
     TruncateAll,
     CreateNamespace,
     ListNamespaces,
+    ListDatabases,
     DeleteNamespace,
     CreateNamespaceSet,
     GetNamespaceSet,
@@ -116,6 +117,7 @@ impl Rpc {
             | Self::GetFirstOpenSubscription
             | Self::ListErrors
             | Self::ListNamespaces
+            | Self::ListDatabases
             | Self::ListExecutionPointers
             | Self::ListWorkflows
             | Self::CountWorkflows

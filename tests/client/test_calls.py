@@ -347,6 +347,7 @@ CALLS: dict[str, tuple[Call, Any]] = {
         lambda p: p.create_namespace("n"),
         store_pb2.CreateNamespaceResponse(schema_version=1),
     ),
+    "ListDatabases": (lambda p: p.list_databases(), store_pb2.ListDatabasesResponse()),
     "ListNamespaces": (lambda p: p.list_namespaces(), store_pb2.ListNamespacesResponse()),
     "DeleteNamespace": (lambda p: p.delete_namespace("n"), store_pb2.DeleteNamespaceResponse()),
     "SetRetentionPolicy": (

@@ -1421,7 +1421,7 @@ async def test_token_expiry_that_has_passed_is_refused(api: Api) -> None:
 
 # For these the metadata plays no part.
 UNBOUND: Final = (
-    "CreateNamespace", "ListNamespaces", "DeleteNamespace",
+    "CreateNamespace", "ListNamespaces", "ListDatabases", "DeleteNamespace",
     "CreateNamespaceSet", "GetNamespaceSet", "DeleteNamespaceSet",
 )  # fmt: skip
 BOUND: Final = [rpc for rpc in RPCS.values() if rpc.name not in UNBOUND]

@@ -232,6 +232,7 @@ CASES: dict[str, Case] = {
     "GetStoreInfo": (lambda n: st.GetStoreInfoRequest(), NOTHING),
     "TruncateAll": (lambda n: st.TruncateAllRequest(), NOTHING),
     "CreateNamespace": (lambda n: st.CreateNamespaceRequest(name=n.name), NOTHING),
+    "ListDatabases": (lambda n: st.ListDatabasesRequest(), NOTHING),
     "ListNamespaces": (lambda n: st.ListNamespacesRequest(), NOTHING),
     "DeleteNamespace": (lambda n: st.DeleteNamespaceRequest(name="no_such"), "NAMESPACE_NOT_FOUND"),
     "SetRetentionPolicy": (

@@ -17,6 +17,7 @@ from wfe.persistence.v1.store_pb2 import (
     DeleteNamespaceRequest,
     EnsureStoreExistsRequest,
     GetStoreInfoRequest,
+    ListDatabasesRequest,
     ListNamespacesRequest,
     Namespace,
 )
@@ -171,3 +172,41 @@ async def test_health_of_each_namespace(api: Api, name: str) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await status(unknown)
         assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+async def test_databases_are_listed_with_what_they_say_of_themselves(api: Api) -> None:
+    databases = (await api.store.ListDatabases(ListDatabasesRequest())).databases
+    home = databases[0]
+    assert (home.name, home.reachable) == ("home", True)
+    assert "name=home" in home.labels
+    assert home.size_bytes > 1_000_000
+    assert home.postgres_version == (await api.get_store_info()).postgres_version
+    names = [each.name for each in databases]
+    assert len(set(names)) == len(names)
+    for each in databases:
+        assert list(each.labels) == sorted(each.labels)
+
+
+async def test_a_namespace_is_created_in_the_database_that_is_asked_for(
+    api: Api, name: str
+) -> None:
+    await api.store.DeleteNamespace(DeleteNamespaceRequest(name=name))
+    for database in (await api.store.ListDatabases(ListDatabasesRequest())).databases:
+        if not database.reachable:
+            continue
+        for wish in ({"database": database.name}, {"database_labels": database.labels}):
+            request = CreateNamespaceRequest(name=name, **wish)
+            assert (await api.store.CreateNamespace(request)).database == database.name
+        request = CreateNamespaceRequest(name=name)
+        assert (await api.store.CreateNamespace(request)).database == database.name
+        with fails("NOT_FOUND", "DATABASE_NOT_FOUND"):
+            await api.store.CreateNamespace(
+                CreateNamespaceRequest(name=name, database="there-is-no-such-database")
+            )
+        assert (await listed(api))[name].database == database.name
+        await api.store.DeleteNamespace(DeleteNamespaceRequest(name=name))
+
+
+async def test_the_store_says_in_which_database_it_is(api: Api) -> None:
+    names = [d.name for d in (await api.store.ListDatabases(ListDatabasesRequest())).databases]
+    assert (await api.get_store_info()).database in names

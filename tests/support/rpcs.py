@@ -629,6 +629,7 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
         "database": "home",
         "database_labels": ["name=home"],
     },
+    "ListDatabases": dict,
     "ListNamespaces": lambda: {"page_size": 10},
     "CreateNamespaceSet": lambda: {
         "name": make.new_namespace_set(),

@@ -50,6 +50,7 @@ from wfe_persistence_client.convert.scalars import (
     timestamp,
 )
 from wfe_persistence_client.convert.store import (
+    database_from_proto,
     error_from_proto,
     error_to_proto,
     errors_to_proto,
@@ -92,6 +93,7 @@ __all__ = [
     "command_name_to_proto",
     "command_to_proto",
     "counts_from_proto",
+    "database_from_proto",
     "dequeued_from_proto",
     "duration",
     "error_from_proto",

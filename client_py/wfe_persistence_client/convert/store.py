@@ -69,6 +69,18 @@ def store_info_from_proto(message: store_pb2.GetStoreInfoResponse) -> model.Stor
     )
 
 
+def database_from_proto(message: store_pb2.Database) -> model.Database:
+    """A database from a message."""
+    return model.Database(
+        name=message.name,
+        labels=dict(label.split("=", 1) for label in message.labels),
+        accepts_new=message.accepts_new,
+        reachable=message.reachable,
+        size_bytes=message.size_bytes,
+        postgres_version=message.postgres_version,
+    )
+
+
 def namespace_from_proto(message: store_pb2.Namespace) -> model.Namespace:
     """A namespace from a message."""
     return model.Namespace(

@@ -2709,6 +2709,41 @@ pub struct ListNamespacesResponse {
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
 }
+/// Database is one of the PostgreSQL databases in which the namespaces of a
+/// service live.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Database {
+    /// Its name, `[a-z][a-z0-9_-]{0,39}`; `home` is the one that has the namespace
+    /// `default`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Its labels as the server's configuration gives them, as `KEY=VALUE`, ordered
+    /// by key; the label `name` is among them.
+    #[prost(string, repeated, tag = "2")]
+    pub labels: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Namespaces are created there that do not ask for a database.
+    #[prost(bool, tag = "3")]
+    pub accepts_new: bool,
+    /// This server can use it at present. If not, what follows is 0 or empty.
+    #[prost(bool, tag = "4")]
+    pub reachable: bool,
+    /// Its size on disk, with all that is in it.
+    #[prost(int64, tag = "5")]
+    pub size_bytes: i64,
+    /// The PostgreSQL server's version, for example `18.4`.
+    #[prost(string, tag = "6")]
+    pub postgres_version: ::prost::alloc::string::String,
+}
+/// ListDatabasesRequest is the request of ListDatabases.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListDatabasesRequest {}
+/// ListDatabasesResponse is the response of ListDatabases.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListDatabasesResponse {
+    /// The databases; at least one.
+    #[prost(message, repeated, tag = "1")]
+    pub databases: ::prost::alloc::vec::Vec<Database>,
+}
 /// DeleteNamespaceRequest is the request of DeleteNamespace.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteNamespaceRequest {
@@ -3232,6 +3267,36 @@ pub mod store_service_client {
             req.extensions_mut()
                 .insert(
                     GrpcMethod::new("wfe.persistence.v1.StoreService", "ListNamespaces"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists the databases of the service, the home first, then in the order of the
+        /// server's configuration. What a database says of itself is as of now; one
+        /// that does not answer within 2 s is listed as not reachable. Not paged: there
+        /// are few.
+        pub async fn list_databases(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListDatabasesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListDatabasesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.StoreService/ListDatabases",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("wfe.persistence.v1.StoreService", "ListDatabases"),
                 );
             self.inner.unary(req, path, codec).await
         }

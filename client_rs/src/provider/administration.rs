@@ -107,6 +107,16 @@ impl GrpcPersistenceProvider {
         Ok(())
     }
 
+    /// Returns the databases in which namespaces live, `home` first.
+    ///
+    /// # Errors
+    ///
+    /// The server cannot be reached, or is older than this.
+    pub async fn list_databases(&self) -> Result<Vec<v1::Database>, Error> {
+        let response = self.call(&v1::ListDatabasesRequest {}).await?;
+        Ok(response.databases)
+    }
+
     /// Returns all namespaces of the server, `default` first.
     ///
     /// # Errors

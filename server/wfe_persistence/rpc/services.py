@@ -40,6 +40,7 @@ SERVER_WIDE: Final = frozenset(
     {
         "CreateNamespace",
         "ListNamespaces",
+        "ListDatabases",
         "DeleteNamespace",
         "CreateNamespaceSet",
         "GetNamespaceSet",
@@ -135,6 +136,7 @@ REQUIRED_ROLE: Final = {
     "TruncateAll": Role.ADMIN,
     "CreateNamespace": Role.OPERATOR,
     "ListNamespaces": Role.READER,
+    "ListDatabases": Role.READER,
     "DeleteNamespace": Role.OPERATOR,
     "CreateNamespaceSet": Role.OPERATOR,
     "GetNamespaceSet": Role.READER,

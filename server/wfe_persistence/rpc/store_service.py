@@ -17,6 +17,7 @@ from wfe_persistence.rpc.check import Check, read_back
 from wfe_persistence.rpc.guard import require
 from wfe_persistence.store import (
     admin,
+    database_list,
     error_log,
     migration_files,
     migration_history,
@@ -144,6 +145,14 @@ class StoreService:
         return pb.ListNamespacesResponse(
             namespaces=page.items, next_page_token=paging.encode(request, call.store, page.next)
         )
+
+    async def ListDatabases(
+        self, request: pb.ListDatabasesRequest, call: Call
+    ) -> pb.ListDatabasesResponse:
+        """Return the databases."""
+        call.check.done()
+        databases = await database_list.list_databases(call.env.namespaces)
+        return pb.ListDatabasesResponse(databases=databases)
 
     async def DeleteNamespace(
         self, request: pb.DeleteNamespaceRequest, call: Call

@@ -578,6 +578,84 @@ class ListNamespacesResponse(google.protobuf.message.Message):
 Global___ListNamespacesResponse: typing_extensions.TypeAlias = ListNamespacesResponse
 
 @typing.final
+class Database(google.protobuf.message.Message):
+    """Database is one of the PostgreSQL databases in which the namespaces of a
+    service live.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
+    ACCEPTS_NEW_FIELD_NUMBER: builtins.int
+    REACHABLE_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    POSTGRES_VERSION_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its name, `[a-z][a-z0-9_-]{0,39}`; `home` is the one that has the namespace
+    `default`.
+    """
+    accepts_new: builtins.bool
+    """Namespaces are created there that do not ask for a database."""
+    reachable: builtins.bool
+    """This server can use it at present. If not, what follows is 0 or empty."""
+    size_bytes: builtins.int
+    """Its size on disk, with all that is in it."""
+    postgres_version: builtins.str
+    """The PostgreSQL server's version, for example `18.4`."""
+    @property
+    def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Its labels as the server's configuration gives them, as `KEY=VALUE`, ordered
+        by key; the label `name` is among them.
+        """
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        labels: collections.abc.Iterable[builtins.str] | None = ...,
+        accepts_new: builtins.bool = ...,
+        reachable: builtins.bool = ...,
+        size_bytes: builtins.int = ...,
+        postgres_version: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accepts_new", b"accepts_new", "labels", b"labels", "name", b"name", "postgres_version", b"postgres_version", "reachable", b"reachable", "size_bytes", b"size_bytes"]) -> None: ...
+
+Global___Database: typing_extensions.TypeAlias = Database
+
+@typing.final
+class ListDatabasesRequest(google.protobuf.message.Message):
+    """ListDatabasesRequest is the request of ListDatabases."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___ListDatabasesRequest: typing_extensions.TypeAlias = ListDatabasesRequest
+
+@typing.final
+class ListDatabasesResponse(google.protobuf.message.Message):
+    """ListDatabasesResponse is the response of ListDatabases."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DATABASES_FIELD_NUMBER: builtins.int
+    @property
+    def databases(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Database]:
+        """The databases; at least one."""
+
+    def __init__(
+        self,
+        *,
+        databases: collections.abc.Iterable[Global___Database] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["databases", b"databases"]) -> None: ...
+
+Global___ListDatabasesResponse: typing_extensions.TypeAlias = ListDatabasesResponse
+
+@typing.final
 class DeleteNamespaceRequest(google.protobuf.message.Message):
     """DeleteNamespaceRequest is the request of DeleteNamespace."""
 

@@ -70,6 +70,11 @@ class StoreServiceStub(object):
                 request_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.ListNamespacesRequest.SerializeToString,
                 response_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.ListNamespacesResponse.FromString,
                 _registered_method=True)
+        self.ListDatabases = channel.unary_unary(
+                '/wfe.persistence.v1.StoreService/ListDatabases',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.ListDatabasesRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.ListDatabasesResponse.FromString,
+                _registered_method=True)
         self.DeleteNamespace = channel.unary_unary(
                 '/wfe.persistence.v1.StoreService/DeleteNamespace',
                 request_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceRequest.SerializeToString,
@@ -196,6 +201,16 @@ class StoreServiceServicer(object):
         caller has a role. Those in a database that cannot be reached are listed,
         too. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
         (TRANSACTION_CONFLICT) if namespaces are being deleted all the time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDatabases(self, request, context):
+        """Lists the databases of the service, the home first, then in the order of the
+        server's configuration. What a database says of itself is as of now; one
+        that does not answer within 2 s is listed as not reachable. Not paged: there
+        are few.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -335,6 +350,11 @@ def add_StoreServiceServicer_to_server(servicer, server):
                     servicer.ListNamespaces,
                     request_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.ListNamespacesRequest.FromString,
                     response_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.ListNamespacesResponse.SerializeToString,
+            ),
+            'ListDatabases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDatabases,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.ListDatabasesRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.ListDatabasesResponse.SerializeToString,
             ),
             'DeleteNamespace': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteNamespace,
@@ -567,6 +587,33 @@ class StoreService(object):
             '/wfe.persistence.v1.StoreService/ListNamespaces',
             wfe_dot_persistence_dot_v1_dot_store__pb2.ListNamespacesRequest.SerializeToString,
             wfe_dot_persistence_dot_v1_dot_store__pb2.ListNamespacesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDatabases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.StoreService/ListDatabases',
+            wfe_dot_persistence_dot_v1_dot_store__pb2.ListDatabasesRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_store__pb2.ListDatabasesResponse.FromString,
             options,
             channel_credentials,
             insecure,

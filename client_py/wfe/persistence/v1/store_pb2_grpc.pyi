@@ -137,6 +137,22 @@ _StoreServiceListNamespacesType = typing_extensions.TypeVar(
     ],
 )
 
+_StoreServiceListDatabasesType = typing_extensions.TypeVar(
+    '_StoreServiceListDatabasesType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.ListDatabasesRequest,
+        wfe.persistence.v1.store_pb2.ListDatabasesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.ListDatabasesRequest,
+        wfe.persistence.v1.store_pb2.ListDatabasesResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.ListDatabasesRequest,
+        wfe.persistence.v1.store_pb2.ListDatabasesResponse,
+    ],
+)
+
 _StoreServiceDeleteNamespaceType = typing_extensions.TypeVar(
     '_StoreServiceDeleteNamespaceType',
     grpc.UnaryUnaryMultiCallable[
@@ -265,7 +281,7 @@ _StoreServiceGetStorageReportType = typing_extensions.TypeVar(
     ],
 )
 
-class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _StoreServicePersistErrorsType, _StoreServiceListErrorsType, _StoreServiceGetStoreInfoType, _StoreServiceTruncateAllType, _StoreServiceCreateNamespaceType, _StoreServiceListNamespacesType, _StoreServiceDeleteNamespaceType, _StoreServiceCreateNamespaceSetType, _StoreServiceGetNamespaceSetType, _StoreServiceDeleteNamespaceSetType, _StoreServiceSetRetentionPolicyType, _StoreServiceGetRetentionPolicyType, _StoreServiceRunRetentionType, _StoreServiceGetStorageReportType]):
+class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _StoreServicePersistErrorsType, _StoreServiceListErrorsType, _StoreServiceGetStoreInfoType, _StoreServiceTruncateAllType, _StoreServiceCreateNamespaceType, _StoreServiceListNamespacesType, _StoreServiceListDatabasesType, _StoreServiceDeleteNamespaceType, _StoreServiceCreateNamespaceSetType, _StoreServiceGetNamespaceSetType, _StoreServiceDeleteNamespaceSetType, _StoreServiceSetRetentionPolicyType, _StoreServiceGetRetentionPolicyType, _StoreServiceRunRetentionType, _StoreServiceGetStorageReportType]):
     """StoreService manages the store as a whole, its namespaces and the error log."""
 
     @typing.overload
@@ -297,6 +313,10 @@ class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _Store
         grpc.UnaryUnaryMultiCallable[
             wfe.persistence.v1.store_pb2.ListNamespacesRequest,
             wfe.persistence.v1.store_pb2.ListNamespacesResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.ListDatabasesRequest,
+            wfe.persistence.v1.store_pb2.ListDatabasesResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             wfe.persistence.v1.store_pb2.DeleteNamespaceRequest,
@@ -361,6 +381,10 @@ class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _Store
         grpc.aio.UnaryUnaryMultiCallable[
             wfe.persistence.v1.store_pb2.ListNamespacesRequest,
             wfe.persistence.v1.store_pb2.ListNamespacesResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.ListDatabasesRequest,
+            wfe.persistence.v1.store_pb2.ListDatabasesResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             wfe.persistence.v1.store_pb2.DeleteNamespaceRequest,
@@ -457,6 +481,13 @@ class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _Store
     caller has a role. Those in a database that cannot be reached are listed,
     too. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
     (TRANSACTION_CONFLICT) if namespaces are being deleted all the time.
+    """
+
+    ListDatabases: _StoreServiceListDatabasesType
+    """Lists the databases of the service, the home first, then in the order of the
+    server's configuration. What a database says of itself is as of now; one
+    that does not answer within 2 s is listed as not reachable. Not paged: there
+    are few.
     """
 
     DeleteNamespace: _StoreServiceDeleteNamespaceType
@@ -559,6 +590,10 @@ StoreServiceAsyncStub: typing_extensions.TypeAlias = StoreServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.store_pb2.ListNamespacesRequest,
         wfe.persistence.v1.store_pb2.ListNamespacesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.ListDatabasesRequest,
+        wfe.persistence.v1.store_pb2.ListDatabasesResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.store_pb2.DeleteNamespaceRequest,
@@ -693,6 +728,18 @@ class StoreServiceServicer(metaclass=abc.ABCMeta):
         caller has a role. Those in a database that cannot be reached are listed,
         too. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
         (TRANSACTION_CONFLICT) if namespaces are being deleted all the time.
+        """
+
+    @abc.abstractmethod
+    def ListDatabases(
+        self,
+        request: wfe.persistence.v1.store_pb2.ListDatabasesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.store_pb2.ListDatabasesResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.ListDatabasesResponse]]:
+        """Lists the databases of the service, the home first, then in the order of the
+        server's configuration. What a database says of itself is as of now; one
+        that does not answer within 2 s is listed as not reachable. Not paged: there
+        are few.
         """
 
     @abc.abstractmethod

@@ -26,6 +26,7 @@ const (
 	StoreService_TruncateAll_FullMethodName        = "/wfe.persistence.v1.StoreService/TruncateAll"
 	StoreService_CreateNamespace_FullMethodName    = "/wfe.persistence.v1.StoreService/CreateNamespace"
 	StoreService_ListNamespaces_FullMethodName     = "/wfe.persistence.v1.StoreService/ListNamespaces"
+	StoreService_ListDatabases_FullMethodName      = "/wfe.persistence.v1.StoreService/ListDatabases"
 	StoreService_DeleteNamespace_FullMethodName    = "/wfe.persistence.v1.StoreService/DeleteNamespace"
 	StoreService_CreateNamespaceSet_FullMethodName = "/wfe.persistence.v1.StoreService/CreateNamespaceSet"
 	StoreService_GetNamespaceSet_FullMethodName    = "/wfe.persistence.v1.StoreService/GetNamespaceSet"
@@ -92,6 +93,11 @@ type StoreServiceClient interface {
 	// too. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
 	// (TRANSACTION_CONFLICT) if namespaces are being deleted all the time.
 	ListNamespaces(ctx context.Context, in *ListNamespacesRequest, opts ...grpc.CallOption) (*ListNamespacesResponse, error)
+	// Lists the databases of the service, the home first, then in the order of the
+	// server's configuration. What a database says of itself is as of now; one
+	// that does not answer within 2 s is listed as not reachable. Not paged: there
+	// are few.
+	ListDatabases(ctx context.Context, in *ListDatabasesRequest, opts ...grpc.CallOption) (*ListDatabasesResponse, error)
 	// Deletes a namespace and everything in it, in one transaction, after calls
 	// in progress in that namespace have finished. The namespace `default` cannot
 	// be deleted. A namespace that is created again under its name is another
@@ -223,6 +229,16 @@ func (c *storeServiceClient) ListNamespaces(ctx context.Context, in *ListNamespa
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListNamespacesResponse)
 	err := c.cc.Invoke(ctx, StoreService_ListNamespaces_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *storeServiceClient) ListDatabases(ctx context.Context, in *ListDatabasesRequest, opts ...grpc.CallOption) (*ListDatabasesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListDatabasesResponse)
+	err := c.cc.Invoke(ctx, StoreService_ListDatabases_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -365,6 +381,11 @@ type StoreServiceServer interface {
 	// too. The page is not a snapshot. Errors: INVALID_ARGUMENT; ABORTED
 	// (TRANSACTION_CONFLICT) if namespaces are being deleted all the time.
 	ListNamespaces(context.Context, *ListNamespacesRequest) (*ListNamespacesResponse, error)
+	// Lists the databases of the service, the home first, then in the order of the
+	// server's configuration. What a database says of itself is as of now; one
+	// that does not answer within 2 s is listed as not reachable. Not paged: there
+	// are few.
+	ListDatabases(context.Context, *ListDatabasesRequest) (*ListDatabasesResponse, error)
 	// Deletes a namespace and everything in it, in one transaction, after calls
 	// in progress in that namespace have finished. The namespace `default` cannot
 	// be deleted. A namespace that is created again under its name is another
@@ -452,6 +473,9 @@ func (UnimplementedStoreServiceServer) CreateNamespace(context.Context, *CreateN
 }
 func (UnimplementedStoreServiceServer) ListNamespaces(context.Context, *ListNamespacesRequest) (*ListNamespacesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListNamespaces not implemented")
+}
+func (UnimplementedStoreServiceServer) ListDatabases(context.Context, *ListDatabasesRequest) (*ListDatabasesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListDatabases not implemented")
 }
 func (UnimplementedStoreServiceServer) DeleteNamespace(context.Context, *DeleteNamespaceRequest) (*DeleteNamespaceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteNamespace not implemented")
@@ -620,6 +644,24 @@ func _StoreService_ListNamespaces_Handler(srv interface{}, ctx context.Context, 
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(StoreServiceServer).ListNamespaces(ctx, req.(*ListNamespacesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StoreService_ListDatabases_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListDatabasesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StoreServiceServer).ListDatabases(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StoreService_ListDatabases_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StoreServiceServer).ListDatabases(ctx, req.(*ListDatabasesRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -802,6 +844,10 @@ var StoreService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListNamespaces",
 			Handler:    _StoreService_ListNamespaces_Handler,
+		},
+		{
+			MethodName: "ListDatabases",
+			Handler:    _StoreService_ListDatabases_Handler,
 		},
 		{
 			MethodName: "DeleteNamespace",
