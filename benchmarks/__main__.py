@@ -4,6 +4,7 @@ server.
 The server runs in its own process, on an embedded PostgreSQL, and also serves an echo that only the
 benchmark registers. What an RPC costs beyond the echo is our own overhead. `--driver` measures only
 the driver, beside psycopg's cursors and asyncpg; `--namespaces` the cost of many namespaces;
+`--databases` that of a call in a service with three databases, beside one;
 `--patches` a change in short and long workflows; `--checks` the checks of requests, and how long
 others wait meanwhile; `--access` what authentication costs, and bad credentials; `--metrics` what
 metrics cost, `--traces` what traces cost; `--workers` servers of several processes; `--strangers`
@@ -30,6 +31,7 @@ from benchmarks import (
     access,
     bulk,
     checks,
+    databases,
     driver,
     growth,
     metrics,
@@ -87,6 +89,11 @@ def main() -> None:
         type=int,
         metavar="N",
         help="measure calls to one and to all of this many namespaces",
+    )
+    parser.add_argument(
+        "--databases",
+        action="store_true",
+        help="measure calls in a service with one and with three databases",
     )
     parser.add_argument(
         "--patches", action="store_true", help="measure one change in short and in long workflows"
@@ -235,6 +242,9 @@ def main() -> None:
         elif arguments.namespaces:
             figures = asyncio.run(namespaces.measure(postgres.url, arguments.namespaces))
             print(namespaces.table(figures))
+        elif arguments.databases:
+            figures = asyncio.run(databases.measure(postgres.url, arguments.rounds))
+            print(databases.table(figures))
         elif arguments.start:
             figures = start.measure(postgres.url, arguments.rounds)
             print(start.table(figures))
@@ -284,6 +294,8 @@ def main() -> None:
         if arguments.checks
         else "namespaces.json"
         if arguments.namespaces
+        else "databases.json"
+        if arguments.databases
         else "start.json"
         if arguments.start
         else "storage.json"

@@ -16,7 +16,7 @@ import grpc
 from wfe_persistence import collector
 from wfe_persistence.app import Server
 from wfe_persistence.event_loop import run
-from wfe_persistence.settings import Settings
+from wfe_persistence.settings import NamedDatabase, Settings
 
 ECHO = "/bench.Echo/Echo"
 
@@ -25,13 +25,14 @@ async def _echo(request: bytes, _: object) -> bytes:
     return request
 
 
-async def _main(url: str, max_prepared_mb: int) -> None:
+async def _main(url: str, max_prepared_mb: int, databases: list[str]) -> None:
     settings = Settings(
         max_namespaces=1_000_000,
         db_url=url,
         listen="127.0.0.1:0",
         allow_truncate=True,
         max_prepared_mb=max_prepared_mb,
+        databases=tuple(map(NamedDatabase.from_text, databases)),
     )
     server = Server(settings)
     behavior: Any = _echo
@@ -49,5 +50,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
     parser.add_argument("--max-prepared-mb", type=int, default=Settings().max_prepared_mb)
+    parser.add_argument("--database", action="append", default=[])
     arguments = parser.parse_args()
-    run(_main(arguments.url, arguments.max_prepared_mb))
+    run(_main(arguments.url, arguments.max_prepared_mb, arguments.database))

@@ -54,12 +54,12 @@ async def measure(url: str, count: int) -> Figures:
             for database, present in (("single", names[:1]), ("many", names)):
                 connection.execute(f"CREATE DATABASE {database}".encode())
                 to_database = url.replace("/postgres?", f"/{database}?")
-                async with _server(to_database) as (api, _):
+                async with server_on(to_database) as (api, _):
                     await _create(api, present)
         for case, (database, choose) in cases.items():
             to_database = url.replace("/postgres?", f"/{database}?")
             options = ["--max-prepared-mb", FEW_MB] if "not" in case else []
-            servers[case] = await stack.enter_async_context(_server(to_database, *options))
+            servers[case] = await stack.enter_async_context(server_on(to_database, *options))
             # Until nearly every connection has used nearly every namespace more than five times:
             # PostgreSQL plans the first five executions of a prepared statement individually.
             calls = CALLS + (10 if options else 100) * len(choose)
@@ -70,15 +70,15 @@ async def measure(url: str, count: int) -> Figures:
             for name in order:
                 api, server = servers[name]
                 choose = cases[name][1]
-                before = _cpu([server]), _cpu(_postgres(url))
+                before = cpu([server]), cpu(postgres_processes(url))
                 took = await counted(_into(api, choose), CALLERS, CALLS)
                 figures.append(
                     {
                         "calls to": name,
                         "round": round_,
                         "p50_ms": percentile(took, 50) * 1e3,
-                        "server_cpu_ms": (_cpu([server]) - before[0]) / CALLS * 1e3,
-                        "postgres_cpu_ms": (_cpu(_postgres(url)) - before[1]) / CALLS * 1e3,
+                        "server_cpu_ms": (cpu([server]) - before[0]) / CALLS * 1e3,
+                        "postgres_cpu_ms": (cpu(postgres_processes(url)) - before[1]) / CALLS * 1e3,
                         "server_mb": server.memory_info().rss / 1e6,
                     }
                 )
@@ -86,7 +86,8 @@ async def measure(url: str, count: int) -> Figures:
 
 
 @asynccontextmanager
-async def _server(url: str, *options: str) -> AsyncIterator[tuple[Api, psutil.Process]]:
+async def server_on(url: str, *options: str) -> AsyncIterator[tuple[Api, psutil.Process]]:
+    """A server on a database, and its process."""
     served = await Served.start(url, *options)
     try:
         async with connect(served.address) as channel:
@@ -117,7 +118,8 @@ def _into(api: Api, names: list[str]) -> Call:
     )
 
 
-def _cpu(processes: list[psutil.Process]) -> float:
+def cpu(processes: list[psutil.Process]) -> float:
+    """The seconds of CPU, user and system, that these have taken."""
     total = 0.0
     for process in processes:
         try:
@@ -127,7 +129,7 @@ def _cpu(processes: list[psutil.Process]) -> float:
     return total
 
 
-def _postgres(url: str) -> list[psutil.Process]:
+def postgres_processes(url: str) -> list[psutil.Process]:
     """The processes of this PostgreSQL."""
     with psycopg.connect(url) as connection:
         row = connection.execute(

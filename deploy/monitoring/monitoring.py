@@ -247,6 +247,15 @@ ALERTS: Final = (
         "yours, because only you know its job.)",
     ),
     Alert(
+        "WfePersistenceDatabaseAway",
+        "min by (job, instance, database) (wfe_persistence_postgres_reachable) == 0"
+        " and on (job, instance) min by (job, instance) (wfe_persistence_serving) == 1",
+        2, "critical",
+        "{{ $labels.instance }} can't reach the database {{ $labels.database }}, but others",
+        "The namespaces in it fail, all others go on. The log says why, and ListNamespaces which those "
+        "are.",
+    ),
+    Alert(
         "WfePersistenceFailing",
         'sum by (job) (rate(grpc_server_handled_total{grpc_code=~"UNAVAILABLE|DEADLINE_EXCEEDED"}[5m]))'
         " / sum by (job) (rate(grpc_server_handled_total[5m])) > 0.05",

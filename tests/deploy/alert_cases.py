@@ -69,6 +69,15 @@ CASES: Final[Mapping[str, tuple[Case, ...]]] = {
              Fires(_SERVER, "a does not serve")),
         Case({f"wfe_persistence_serving{{{_OF}}}": "1x5 0 1x10"}, 8),
     ),
+    "WfePersistenceDatabaseAway": (
+        Case({f'wfe_persistence_postgres_reachable{{{_OF},database="far"}}': "1x5 0x10",
+              f'wfe_persistence_postgres_reachable{{{_OF},database="home"}}': "1x20",
+              f"wfe_persistence_serving{{{_OF}}}": "1x20"}, 8,
+             Fires(_SERVER | {"database": "far"}, "a can't reach the database far, but others")),
+        # Then it does not serve at all, which another alert says.
+        Case({f'wfe_persistence_postgres_reachable{{{_OF},database="home"}}': "1x5 0x10",
+              f"wfe_persistence_serving{{{_OF}}}": "1x5 0x20"}, 8),
+    ),
     "WfePersistenceFailing": (
         Case({_handled("UNAVAILABLE"): "0+6x30", _handled("OK"): "0+54x30"}, 12,
              Fires({"job": "wfe"},

@@ -20,6 +20,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.faults.access_faults import ACCESS_FAULTS
+from tests.faults.database_faults import DATABASE_FAULTS
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.workflow_pb2 import CommitWorkflowRequest
 from wfe_persistence import drain
@@ -672,67 +673,71 @@ OTHER_FAULTS: dict[str, Callable[[], None]] = {
     "a stop that never ends": plant_endless_stop,
 }
 
-SERVER_FAULTS: dict[str, tuple[Callable[[], None], str]] = {
-    # The same for tests in this directory, which start their server themselves.
-    "connections first come, first served": (
-        plant_gate(FirstComeGate),
-        "test_fairness.py::test_calls_behind_a_full_queue_get_every_second_turn",
-    ),
-    "one queue for all namespaces": (
-        plant_gate(OneQueueGate),
-        "test_fairness.py::test_flood_is_refused_while_another_namespace_is_served",
-    ),
-    "one queue for all namespaces of a worker": (
-        plant_gate(OneQueueGate),
-        "test_worker_drain.py::test_flood_over_many_connections_does_not_reach_another_namespace",
-    ),
-    "nobody is refused": (
-        plant_gate(EndlessGate),
-        "test_fairness.py::test_calls_behind_a_full_queue_get_every_second_turn",
-    ),
-    "a start that looks into each namespace": (
-        plant_start_that_migrates_all,
-        "test_many_namespaces.py::test_start_does_not_touch_the_namespaces",
-    ),
-    "namespaces migrated until one fails": (
-        plant_migration_that_stops,
-        "test_many_namespaces.py::test_migrate_up_brings_all_but_the_failing_ones_up",
-    ),
-    "a write that does not keep its lock": (
-        replace(
-            commit, "PERSIST_WORKFLOW_STEP", "ORDER BY resource FOR SHARE", "ORDER BY resource"
+SERVER_FAULTS: dict[str, tuple[Callable[[], None], str]] = (
+    {
+        # The same for tests in this directory, which start their server themselves.
+        "connections first come, first served": (
+            plant_gate(FirstComeGate),
+            "test_fairness.py::test_calls_behind_a_full_queue_get_every_second_turn",
         ),
-        "test_lock_faults.py::test_who_takes_over_an_expired_lock_waits_for_the_write_under_it",
-    ),
-    "administrative work all at once": (
-        plant_no_lane,
-        "test_administration.py::test_140_creates_at_once_take_two_connections_beside_the_pool",
-    ),
-    "a database that no longer answers is waited for": (
-        plant_no_end_of_waiting,
-        "test_stalls.py::test_stalled_database_is_noticed_by_health_and_by_calls_without_a_deadline",
-    ),
-    "waiters for a lock take the whole pool": (
-        plant_waiters_everywhere,
-        "test_stalls.py::test_calls_that_need_another_table_than_the_locked_one_go_on",
-    ),
-    "no store has an owner": (
-        plant_no_owners,
-        "test_owners.py::test_store_of_other_servers_is_no_namespace",
-    ),
-    "watchers go by the newest transaction": (
-        plant_newest_transaction,
-        "test_lifecycle.py::test_event_of_a_transaction_that_is_committed_late_is_not_left_out",
-    ),
-    "watchers of workflows go by the newest transaction": (
-        plant_newest_transaction,
-        "test_watch_workflows.py::test_change_of_a_transaction_that_is_committed_late_comes",
-    ),
-    "changes of workflows are complete at once": (
-        plant_recording_at_once,
-        "test_watch_workflows.py::test_first_watcher_waits_for_those_who_had_written_before",
-    ),
-} | ACCESS_FAULTS
+        "one queue for all namespaces": (
+            plant_gate(OneQueueGate),
+            "test_fairness.py::test_flood_is_refused_while_another_namespace_is_served",
+        ),
+        "one queue for all namespaces of a worker": (
+            plant_gate(OneQueueGate),
+            "test_worker_drain.py::test_flood_over_many_connections_does_not_reach_another_namespace",
+        ),
+        "nobody is refused": (
+            plant_gate(EndlessGate),
+            "test_fairness.py::test_calls_behind_a_full_queue_get_every_second_turn",
+        ),
+        "a start that looks into each namespace": (
+            plant_start_that_migrates_all,
+            "test_many_namespaces.py::test_start_does_not_touch_the_namespaces",
+        ),
+        "namespaces migrated until one fails": (
+            plant_migration_that_stops,
+            "test_many_namespaces.py::test_migrate_up_brings_all_but_the_failing_ones_up",
+        ),
+        "a write that does not keep its lock": (
+            replace(
+                commit, "PERSIST_WORKFLOW_STEP", "ORDER BY resource FOR SHARE", "ORDER BY resource"
+            ),
+            "test_lock_faults.py::test_who_takes_over_an_expired_lock_waits_for_the_write_under_it",
+        ),
+        "administrative work all at once": (
+            plant_no_lane,
+            "test_administration.py::test_140_creates_at_once_take_two_connections_beside_the_pool",
+        ),
+        "a database that no longer answers is waited for": (
+            plant_no_end_of_waiting,
+            "test_stalls.py::test_stalled_database_is_noticed_by_health_and_by_calls_without_a_deadline",
+        ),
+        "waiters for a lock take the whole pool": (
+            plant_waiters_everywhere,
+            "test_stalls.py::test_calls_that_need_another_table_than_the_locked_one_go_on",
+        ),
+        "no store has an owner": (
+            plant_no_owners,
+            "test_owners.py::test_store_of_other_servers_is_no_namespace",
+        ),
+        "watchers go by the newest transaction": (
+            plant_newest_transaction,
+            "test_lifecycle.py::test_event_of_a_transaction_that_is_committed_late_is_not_left_out",
+        ),
+        "watchers of workflows go by the newest transaction": (
+            plant_newest_transaction,
+            "test_watch_workflows.py::test_change_of_a_transaction_that_is_committed_late_comes",
+        ),
+        "changes of workflows are complete at once": (
+            plant_recording_at_once,
+            "test_watch_workflows.py::test_first_watcher_waits_for_those_who_had_written_before",
+        ),
+    }
+    | ACCESS_FAULTS
+    | DATABASE_FAULTS
+)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ back."""
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -66,6 +67,7 @@ async def serving(log: Path, databases: Databases, *arguments: str) -> AsyncIter
         log,
         *("--db-url", databases.urls["home"], "--database", f"far={databases.urls['far']}"),
         *("--pool-size", "4", "--pool-timeout", "1", *arguments),
+        module="tests.faults.faulty_server" if "FAULT" in os.environ else "wfe_persistence",
     )
     await asyncio.to_thread(server.__enter__)
     try:

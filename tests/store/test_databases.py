@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from tests.support import make
+from tests.test_cli import run
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.database import databases_from
 from wfe_persistence.errors import PersistenceError
@@ -331,3 +332,41 @@ async def test_a_copy_that_is_older_than_the_directory_is_not_used(
             await others.get("x")
         await execute(database_urls["a"], "UPDATE wfc_x.wfe_store SET state = 'active'")
         assert (await others.get("x")).database.name == "a"
+
+
+async def test_the_migrate_commands_go_over_all_databases(
+    namespaces: Namespaces, database_urls: dict[str, str]
+) -> None:
+    for name, database in (("x", "a"), ("y", "b"), ("z", "home")):
+        await namespaces.create_namespace(name, database)
+    options = ["--db-url", database_urls["home"]]
+    for name in ("a", "b"):
+        options += ["--database", f"{name}={database_urls[name]}"]
+    await execute(database_urls["a"], "DELETE FROM wfc_x.wfe_migrations WHERE version = 14")
+    status = await asyncio.to_thread(run, "migrate", "status", *options)
+    assert status.returncode == 1
+    assert "database a: 1 namespaces, behind: x" in status.stdout
+    assert "database b: 1 namespaces, up to date" in status.stdout
+    plan = await asyncio.to_thread(run, "migrate", "plan", *options)
+    assert "x: version 13 to 14" in plan.stdout
+    assert "y: version 14, nothing to do" in plan.stdout
+
+
+async def test_what_migrate_up_can_not_reach_fails_and_nothing_else(
+    namespaces: Namespaces, database_urls: dict[str, str]
+) -> None:
+    for name, database in (("x", "a"), ("y", "b")):
+        await namespaces.create_namespace(name, database)
+    away = database_urls["a"].replace("/test_", "/no_such_")
+    options = ["--db-url", database_urls["home"], "--database", f"a={away}"]
+    options += ["--database", f"b={database_urls['b']}"]
+    done = await asyncio.to_thread(run, "migrate", "up", *options)
+    assert done.returncode == 1
+    assert "x: failed: the database a can't be reached" in done.stdout + done.stderr
+    assert f"y: up to date (version {latest_version()})" in done.stdout + done.stderr
+    status = await asyncio.to_thread(run, "migrate", "status", *options)
+    assert status.returncode == 1
+    assert "database a: can't be reached" in status.stdout
+    down = await asyncio.to_thread(run, "migrate", "down", "--to", "13", *options)
+    assert down.returncode == 1
+    assert "can't be reached" in down.stdout + down.stderr

@@ -90,6 +90,9 @@ def status(settings: Settings) -> None:
     """Show the state of each migration. The exit status is 1 if this release can't use the store:
     migrations are pending, or newer ones do not allow it.
 
+    With several databases also how many namespaces each of them has, and those in it that are
+    behind. It is 1, too, if one of them can't be reached.
+
     \b
     Example: wfe-persistence migrate status --db-url postgresql://wfe@db.example/wfe
     """
@@ -128,7 +131,39 @@ def status(settings: Settings) -> None:
             f"The store is newer than this release (schema version {latest_version()}), which "
             + ("may go on using it." if usable else "may not use it.")
         )
+    if settings.other_databases:
+        try:
+            found_in = run(database, _status_of_others(database.settings))
+        except PersistenceError as exc:
+            raise click.ClickException(exc.in_full) from exc
+        for line, is_usable in found_in:
+            usable = usable and is_usable
+            click.echo(line)
     sys.exit(0 if usable else 1)
+
+
+async def _status_of_others(settings: Settings) -> list[tuple[str, bool]]:
+    """A line about each database besides the home, and whether it can be used as it is."""
+    from wfe_persistence.cli.namespaces import opened
+    from wfe_persistence.store.database_list import list_databases
+    from wfe_persistence.store.migration_files import latest_version
+    from wfe_persistence.store.namespace_list import list_every
+
+    lines: list[tuple[str, bool]] = []
+    async with opened(settings) as namespaces:
+        databases = await list_databases(namespaces)
+        found = await list_every(namespaces)
+    for listed in databases[1:]:
+        those = [each for each in found if each.database == listed.name]
+        old = [each.name for each in those if each.schema_version < latest_version()]
+        if not listed.reachable:
+            lines.append((f"database {listed.name}: can't be reached", False))
+        elif old:
+            behind = f"behind: {', '.join(old[:10])}{', …' if len(old) > 10 else ''}"
+            lines.append((f"database {listed.name}: {len(those)} namespaces, {behind}", False))
+        else:
+            lines.append((f"database {listed.name}: {len(those)} namespaces, up to date", True))
+    return lines
 
 
 def _time(applied: Applied) -> str:

@@ -45,6 +45,7 @@ class TransferService:
         call.check.done()
         plan = Plan.of(request)
         cursor = _Cursor.parse(request, call) if request.after else None
+        await call.env.namespaces.make_sure(call.store)  # as no statement can be run elsewhere
         most_bytes = min(_RESPONSE_BYTES, call.env.max_message_bytes - _FRAMING_BYTES)
         async with call.env.transfers.exporting(
             call.store, cursor.snapshot if cursor else None, hold
@@ -81,6 +82,7 @@ class TransferService:
     @asynccontextmanager
     async def ImportRecords(self, call: Call) -> AsyncIterator[Answer]:
         """Store the records of each request."""
+        await call.env.namespaces.make_sure(call.store)
         async with call.env.transfers.importing(call.store) as session:
             into = Import(call.store, session)
 

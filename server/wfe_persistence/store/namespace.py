@@ -15,7 +15,6 @@ import psycopg
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
 from wfe_persistence.errors import PersistenceError, invalid_field, namespace_not_found
 from wfe_persistence.store import (
-    migrate,
     migration_history,
     namespace_creation,
     namespace_drop,
@@ -23,6 +22,7 @@ from wfe_persistence.store import (
     owner,
 )
 from wfe_persistence.store.migrate import Migrated
+from wfe_persistence.store.namespace_creation import migrated_store
 from wfe_persistence.store.owner import Owner
 from wfe_persistence.store.placement import SWITCHING, Databases, Placement, Placements
 from wfe_persistence.store.postgres.database import Database
@@ -167,6 +167,12 @@ class Namespaces:
             self.forget(name)
             raise
 
+    async def make_sure(self, store: Store) -> None:
+        """Look whether a namespace is still where it is thought to be; if not, its store is set to
+        where it is now. Raises what `get` does."""
+        if store is not self.default:
+            await self._is_current(store)
+
     # ----- where a namespace is
 
     async def find(self, name: str) -> Store:
@@ -309,7 +315,7 @@ class Namespaces:
         name = store.namespace
         try:
             async with store.database.lane.turn(store.schema.name):
-                await _migrated(store, self.migrate_seconds)
+                await migrated_store(store, self.migrate_seconds)
         except PersistenceError as exc:
             if exc.reason == ErrorReason.ERROR_REASON_STORE_NOT_OWNED:
                 return namespace_not_found(name)
@@ -344,7 +350,7 @@ class Namespaces:
         async with store.database.lane.turn(schema.name):
             if placement is not None:
                 await creation.check_target(store, placement)
-            migrated = await _migrated(
+            migrated = await migrated_store(
                 store, self.migrate_seconds, admit, own_later=placement is not None
             )
             if placement is not None:
@@ -393,7 +399,7 @@ class Namespaces:
         """The stores of all namespaces that can be reached; while the home is away, of those that
         are known to be elsewhere. Raises PersistenceError."""
         try:
-            found, _ = await namespace_list.all_namespaces(self)
+            return (await namespace_list.all_namespaces(self))[0]
         except PersistenceError as exc:
             if exc.reason != ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE or not self._placed:
                 raise
@@ -402,7 +408,6 @@ class Namespaces:
                 for name, placement in self._placed.items()
                 if placement.database in self.databases
             ]
-        return found
 
 
 def _is_here(store: Store, whose: Owner | None) -> bool:
@@ -419,31 +424,3 @@ def _remember(cache: OrderedDict[str, T], name: str, value: T, max_size: int) ->
     cache.move_to_end(name)
     if len(cache) > max_size:
         cache.popitem(last=False)
-
-
-async def _migrated(
-    store: Store,
-    migrate_seconds: float,
-    admit: migrate.Admission | None = None,
-    *,
-    own_later: bool = False,
-) -> Migrated:
-    """Migrate; an error of PostgreSQL becomes one that names the namespace."""
-    try:
-        return await migrate.migrate(
-            store.database,
-            store.schema,
-            admit=admit,
-            unattended=migrate_seconds,
-            own_later=own_later,
-        )
-    except PersistenceError as exc:
-        if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED and isinstance(
-            exc.__cause__, psycopg.Error
-        ):
-            raise PersistenceError(
-                ErrorReason.ERROR_REASON_SCHEMA_OUTDATED,
-                "the namespace's migration failed; see the server's log",
-                metadata={"namespace": store.namespace},
-            ) from exc
-        raise

@@ -19,6 +19,7 @@ import psycopg
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store import (
+    migrate,
     migration_history,
     namespace_drop,
     namespace_list,
@@ -26,6 +27,7 @@ from wfe_persistence.store import (
     placement,
 )
 from wfe_persistence.store.administration import connect
+from wfe_persistence.store.migrate import Migrated
 from wfe_persistence.store.owner import Owner
 from wfe_persistence.store.placement import CREATING, Databases, Placement, Placements
 from wfe_persistence.store.postgres.database import MAX_ATTEMPTS, Database
@@ -281,3 +283,31 @@ def _conflict(namespace: str) -> PersistenceError:
         metadata={"namespace": namespace},
         retry_after=0.1,
     )
+
+
+async def migrated_store(
+    store: Store,
+    migrate_seconds: float,
+    admit: migrate.Admission | None = None,
+    *,
+    own_later: bool = False,
+) -> Migrated:
+    """Migrate; an error of PostgreSQL becomes one that names the namespace."""
+    try:
+        return await migrate.migrate(
+            store.database,
+            store.schema,
+            admit=admit,
+            unattended=migrate_seconds,
+            own_later=own_later,
+        )
+    except PersistenceError as exc:
+        if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED and isinstance(
+            exc.__cause__, psycopg.Error
+        ):
+            raise PersistenceError(
+                ErrorReason.ERROR_REASON_SCHEMA_OUTDATED,
+                "the namespace's migration failed; see the server's log",
+                metadata={"namespace": store.namespace},
+            ) from exc
+        raise

@@ -344,20 +344,27 @@ async def _described(store: Store, names: list[str]) -> list[Namespace]:
     raise _deleted_meanwhile()
 
 
+async def list_every(namespaces: Namespaces) -> list[Namespace]:
+    """All namespaces, in all databases."""
+    found: list[Namespace] = []
+    after = None
+    while True:
+        page = await list_all(namespaces, after, 1000)
+        found += page.items
+        if page.next is None:
+            return found
+        after = page.next
+
+
 async def all_namespaces(namespaces: Namespaces) -> tuple[list[Store], dict[str, str]]:
     """The stores of all namespaces that can be reached, the default one first, whether it is there
     or not; and of the others, the names of their databases."""
     default = namespaces.default
     stores = [default]
     away: dict[str, str] = {}
-    after = None
-    while True:
-        page = await list_all(namespaces, after, 1000)
-        for found in page.items:
-            if found.unavailable:
-                away[found.name] = found.database
-            elif found.name != default.namespace:
-                stores.append(namespaces.store_in(found.name, found.database))
-        if page.next is None:
-            return stores, away
-        after = page.next
+    for found in await list_every(namespaces):
+        if found.unavailable:
+            away[found.name] = found.database
+        elif found.name != default.namespace:
+            stores.append(namespaces.store_in(found.name, found.database))
+    return stores, away
