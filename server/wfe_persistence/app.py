@@ -17,7 +17,7 @@ from grpc_health.v1 import health
 from wfe_persistence import metrics
 from wfe_persistence.access.access import Access, watched_policy
 from wfe_persistence.access.role import Role
-from wfe_persistence.database import databases_from, source_from
+from wfe_persistence.database import databases_from
 from wfe_persistence.drain import Drain
 from wfe_persistence.errors import CannotServeError
 from wfe_persistence.offload import Workers
@@ -373,9 +373,9 @@ class Server:
                 f"traces: needs the extra otel (pip install 'wfe-persistence[server,otel]'): {exc}"
             ) from exc
         settings = self._settings
-        database = source_from(settings).database_name()
+        names = {each.name: each.source.database_name() for each in self._databases}
         schema = Schema(settings.schema, settings.table_prefix)
-        return Traces(VERSION, database, schema)
+        return Traces(VERSION, lambda name: names[self._namespaces.database_of(name)], schema)
 
     def checks(self) -> list[CheckResult]:
         """What readiness consists of, as last seen: a probe never waits for the database."""

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import unquote
@@ -86,12 +86,13 @@ class CallSpan:
 
 
 class Traces:
-    """The spans of a server that stores in this database and schema.
+    """The spans of a server that stores in this schema. `database`: the name in PostgreSQL of the
+    database in which a namespace is; empty: it is not known.
 
     Raises CannotServeError for variables with which nothing can be exported.
     """
 
-    def __init__(self, version: str, database: str, schema: Schema) -> None:
+    def __init__(self, version: str, database: Callable[[str], str], schema: Schema) -> None:
         for name in _HEADERS:
             for header in os.environ.get(name, "").split(","):
                 value = header.partition("=")[2].strip()
@@ -158,10 +159,11 @@ class Traces:
         return known
 
     def _namespace(self, namespace: str) -> str:
+        database = self._database(namespace)
         if not is_namespace(namespace):
-            return self._database
+            return database
         schema = self._schema.name_for(namespace)
-        return f"{self._database}|{schema}" if self._database else schema
+        return f"{database}|{schema}" if database else schema
 
     async def close(self) -> None:
         """Export what there is, if the collector takes it now."""

@@ -154,6 +154,12 @@ class Namespaces:
         """How many stores are remembered."""
         return len(self._bound)
 
+    def database_of(self, name: str) -> str:
+        """The name of the database of a namespace that is remembered; of others, that of the
+        home."""
+        bound = self._bound.get(name)
+        return HOME if bound is None else bound.database.name
+
     def forget(self, name: str) -> None:
         """Check again on the next use whether it exists; another server may have deleted it."""
         self._bound.pop(name, None)
