@@ -286,16 +286,15 @@ async def test_calls_of_a_server_that_knows_nothing_of_a_move_go_on(
         mover = asyncio.create_task(
             move(namespaces, store, "b", database_urls["a"], database_urls["b"])
         )
-        stored = []
         while not mover.done():
-            stored = [make.event() for _ in range(8)]
-            await asyncio.gather(*(event.create_event(store, each) for each in stored))
+            await asyncio.gather(*(event.create_event(store, make.event()) for _ in range(8)))
         await mover
         assert store.database.name == "b"
         assert store.generation == 2
         assert await others.get("x") is store
-        [last, *_] = stored
-        assert (await event.get_event(store, last.id)).id == last.id
+        stored = make.event()
+        await event.create_event(store, stored)
+        assert (await event.get_event(store, stored.id)).id == stored.id
         rows = [row async for row in store.stream("SELECT id FROM wfc.events")]
         assert rows
         # One that was idle meanwhile finds it by its next look.
