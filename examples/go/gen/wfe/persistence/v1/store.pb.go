@@ -1191,6 +1191,183 @@ func (x *ListNamespacesResponse) GetNextPageToken() string {
 	return ""
 }
 
+// Database is one of the PostgreSQL databases in which the namespaces of a
+// service live.
+type Database struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name, `[a-z][a-z0-9_-]{0,39}`; `home` is the one that has the namespace
+	// `default`.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Its labels as the server's configuration gives them, as `KEY=VALUE`, ordered
+	// by key; the label `name` is among them.
+	Labels []string `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty"`
+	// Namespaces are created there that do not ask for a database.
+	AcceptsNew bool `protobuf:"varint,3,opt,name=accepts_new,json=acceptsNew,proto3" json:"accepts_new,omitempty"`
+	// This server can use it at present. If not, what follows is 0 or empty.
+	Reachable bool `protobuf:"varint,4,opt,name=reachable,proto3" json:"reachable,omitempty"`
+	// Its size on disk, with all that is in it.
+	SizeBytes int64 `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// The PostgreSQL server's version, for example `18.4`.
+	PostgresVersion string `protobuf:"bytes,6,opt,name=postgres_version,json=postgresVersion,proto3" json:"postgres_version,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Database) Reset() {
+	*x = Database{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Database) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Database) ProtoMessage() {}
+
+func (x *Database) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Database.ProtoReflect.Descriptor instead.
+func (*Database) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Database) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Database) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Database) GetAcceptsNew() bool {
+	if x != nil {
+		return x.AcceptsNew
+	}
+	return false
+}
+
+func (x *Database) GetReachable() bool {
+	if x != nil {
+		return x.Reachable
+	}
+	return false
+}
+
+func (x *Database) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *Database) GetPostgresVersion() string {
+	if x != nil {
+		return x.PostgresVersion
+	}
+	return ""
+}
+
+// ListDatabasesRequest is the request of ListDatabases.
+type ListDatabasesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDatabasesRequest) Reset() {
+	*x = ListDatabasesRequest{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDatabasesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDatabasesRequest) ProtoMessage() {}
+
+func (x *ListDatabasesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDatabasesRequest.ProtoReflect.Descriptor instead.
+func (*ListDatabasesRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{19}
+}
+
+// ListDatabasesResponse is the response of ListDatabases.
+type ListDatabasesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The databases; at least one.
+	Databases     []*Database `protobuf:"bytes,1,rep,name=databases,proto3" json:"databases,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDatabasesResponse) Reset() {
+	*x = ListDatabasesResponse{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDatabasesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDatabasesResponse) ProtoMessage() {}
+
+func (x *ListDatabasesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDatabasesResponse.ProtoReflect.Descriptor instead.
+func (*ListDatabasesResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ListDatabasesResponse) GetDatabases() []*Database {
+	if x != nil {
+		return x.Databases
+	}
+	return nil
+}
+
 // DeleteNamespaceRequest is the request of DeleteNamespace.
 type DeleteNamespaceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1206,7 +1383,7 @@ type DeleteNamespaceRequest struct {
 
 func (x *DeleteNamespaceRequest) Reset() {
 	*x = DeleteNamespaceRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[18]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1218,7 +1395,7 @@ func (x *DeleteNamespaceRequest) String() string {
 func (*DeleteNamespaceRequest) ProtoMessage() {}
 
 func (x *DeleteNamespaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[18]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1231,7 +1408,7 @@ func (x *DeleteNamespaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNamespaceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteNamespaceRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{18}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeleteNamespaceRequest) GetName() string {
@@ -1257,7 +1434,7 @@ type DeleteNamespaceResponse struct {
 
 func (x *DeleteNamespaceResponse) Reset() {
 	*x = DeleteNamespaceResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[19]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1269,7 +1446,7 @@ func (x *DeleteNamespaceResponse) String() string {
 func (*DeleteNamespaceResponse) ProtoMessage() {}
 
 func (x *DeleteNamespaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[19]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1282,7 +1459,7 @@ func (x *DeleteNamespaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNamespaceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteNamespaceResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{19}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{22}
 }
 
 // NamespaceSet is a store that is spread over several namespaces.
@@ -1304,7 +1481,7 @@ type NamespaceSet struct {
 
 func (x *NamespaceSet) Reset() {
 	*x = NamespaceSet{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[20]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1316,7 +1493,7 @@ func (x *NamespaceSet) String() string {
 func (*NamespaceSet) ProtoMessage() {}
 
 func (x *NamespaceSet) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[20]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1329,7 +1506,7 @@ func (x *NamespaceSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamespaceSet.ProtoReflect.Descriptor instead.
 func (*NamespaceSet) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{20}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *NamespaceSet) GetName() string {
@@ -1364,7 +1541,7 @@ type CreateNamespaceSetRequest struct {
 
 func (x *CreateNamespaceSetRequest) Reset() {
 	*x = CreateNamespaceSetRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[21]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1376,7 +1553,7 @@ func (x *CreateNamespaceSetRequest) String() string {
 func (*CreateNamespaceSetRequest) ProtoMessage() {}
 
 func (x *CreateNamespaceSetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[21]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1389,7 +1566,7 @@ func (x *CreateNamespaceSetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNamespaceSetRequest.ProtoReflect.Descriptor instead.
 func (*CreateNamespaceSetRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{21}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CreateNamespaceSetRequest) GetName() string {
@@ -1424,7 +1601,7 @@ type CreateNamespaceSetResponse struct {
 
 func (x *CreateNamespaceSetResponse) Reset() {
 	*x = CreateNamespaceSetResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[22]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1436,7 +1613,7 @@ func (x *CreateNamespaceSetResponse) String() string {
 func (*CreateNamespaceSetResponse) ProtoMessage() {}
 
 func (x *CreateNamespaceSetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[22]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1449,7 +1626,7 @@ func (x *CreateNamespaceSetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNamespaceSetResponse.ProtoReflect.Descriptor instead.
 func (*CreateNamespaceSetResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{22}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CreateNamespaceSetResponse) GetNamespaceSet() *NamespaceSet {
@@ -1470,7 +1647,7 @@ type GetNamespaceSetRequest struct {
 
 func (x *GetNamespaceSetRequest) Reset() {
 	*x = GetNamespaceSetRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[23]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1482,7 +1659,7 @@ func (x *GetNamespaceSetRequest) String() string {
 func (*GetNamespaceSetRequest) ProtoMessage() {}
 
 func (x *GetNamespaceSetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[23]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1495,7 +1672,7 @@ func (x *GetNamespaceSetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNamespaceSetRequest.ProtoReflect.Descriptor instead.
 func (*GetNamespaceSetRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{23}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetNamespaceSetRequest) GetName() string {
@@ -1516,7 +1693,7 @@ type GetNamespaceSetResponse struct {
 
 func (x *GetNamespaceSetResponse) Reset() {
 	*x = GetNamespaceSetResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[24]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1528,7 +1705,7 @@ func (x *GetNamespaceSetResponse) String() string {
 func (*GetNamespaceSetResponse) ProtoMessage() {}
 
 func (x *GetNamespaceSetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[24]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1541,7 +1718,7 @@ func (x *GetNamespaceSetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNamespaceSetResponse.ProtoReflect.Descriptor instead.
 func (*GetNamespaceSetResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{24}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetNamespaceSetResponse) GetNamespaceSet() *NamespaceSet {
@@ -1564,7 +1741,7 @@ type DeleteNamespaceSetRequest struct {
 
 func (x *DeleteNamespaceSetRequest) Reset() {
 	*x = DeleteNamespaceSetRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[25]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1576,7 +1753,7 @@ func (x *DeleteNamespaceSetRequest) String() string {
 func (*DeleteNamespaceSetRequest) ProtoMessage() {}
 
 func (x *DeleteNamespaceSetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[25]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1589,7 +1766,7 @@ func (x *DeleteNamespaceSetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNamespaceSetRequest.ProtoReflect.Descriptor instead.
 func (*DeleteNamespaceSetRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{25}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DeleteNamespaceSetRequest) GetName() string {
@@ -1615,7 +1792,7 @@ type DeleteNamespaceSetResponse struct {
 
 func (x *DeleteNamespaceSetResponse) Reset() {
 	*x = DeleteNamespaceSetResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[26]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1627,7 +1804,7 @@ func (x *DeleteNamespaceSetResponse) String() string {
 func (*DeleteNamespaceSetResponse) ProtoMessage() {}
 
 func (x *DeleteNamespaceSetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[26]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1640,7 +1817,7 @@ func (x *DeleteNamespaceSetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNamespaceSetResponse.ProtoReflect.Descriptor instead.
 func (*DeleteNamespaceSetResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{26}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{29}
 }
 
 // EnsureStoreExistsRequest is the request of EnsureStoreExists.
@@ -1652,7 +1829,7 @@ type EnsureStoreExistsRequest struct {
 
 func (x *EnsureStoreExistsRequest) Reset() {
 	*x = EnsureStoreExistsRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[27]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1664,7 +1841,7 @@ func (x *EnsureStoreExistsRequest) String() string {
 func (*EnsureStoreExistsRequest) ProtoMessage() {}
 
 func (x *EnsureStoreExistsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[27]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1677,7 +1854,7 @@ func (x *EnsureStoreExistsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnsureStoreExistsRequest.ProtoReflect.Descriptor instead.
 func (*EnsureStoreExistsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{27}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{30}
 }
 
 // EnsureStoreExistsResponse is the response of EnsureStoreExists.
@@ -1693,7 +1870,7 @@ type EnsureStoreExistsResponse struct {
 
 func (x *EnsureStoreExistsResponse) Reset() {
 	*x = EnsureStoreExistsResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[28]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1705,7 +1882,7 @@ func (x *EnsureStoreExistsResponse) String() string {
 func (*EnsureStoreExistsResponse) ProtoMessage() {}
 
 func (x *EnsureStoreExistsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[28]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1718,7 +1895,7 @@ func (x *EnsureStoreExistsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnsureStoreExistsResponse.ProtoReflect.Descriptor instead.
 func (*EnsureStoreExistsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{28}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *EnsureStoreExistsResponse) GetSchemaVersion() int32 {
@@ -1746,7 +1923,7 @@ type PersistErrorsRequest struct {
 
 func (x *PersistErrorsRequest) Reset() {
 	*x = PersistErrorsRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[29]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1758,7 +1935,7 @@ func (x *PersistErrorsRequest) String() string {
 func (*PersistErrorsRequest) ProtoMessage() {}
 
 func (x *PersistErrorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[29]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1771,7 +1948,7 @@ func (x *PersistErrorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistErrorsRequest.ProtoReflect.Descriptor instead.
 func (*PersistErrorsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{29}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PersistErrorsRequest) GetErrors() []*ExecutionError {
@@ -1790,7 +1967,7 @@ type PersistErrorsResponse struct {
 
 func (x *PersistErrorsResponse) Reset() {
 	*x = PersistErrorsResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[30]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1802,7 +1979,7 @@ func (x *PersistErrorsResponse) String() string {
 func (*PersistErrorsResponse) ProtoMessage() {}
 
 func (x *PersistErrorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[30]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1815,7 +1992,7 @@ func (x *PersistErrorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistErrorsResponse.ProtoReflect.Descriptor instead.
 func (*PersistErrorsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{30}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{33}
 }
 
 // ListErrorsRequest is the request of ListErrors.
@@ -1842,7 +2019,7 @@ type ListErrorsRequest struct {
 
 func (x *ListErrorsRequest) Reset() {
 	*x = ListErrorsRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[31]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1854,7 +2031,7 @@ func (x *ListErrorsRequest) String() string {
 func (*ListErrorsRequest) ProtoMessage() {}
 
 func (x *ListErrorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[31]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1867,7 +2044,7 @@ func (x *ListErrorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListErrorsRequest.ProtoReflect.Descriptor instead.
 func (*ListErrorsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{31}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListErrorsRequest) GetWorkflowId() string {
@@ -1918,7 +2095,7 @@ type ListErrorsResponse struct {
 
 func (x *ListErrorsResponse) Reset() {
 	*x = ListErrorsResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[32]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1930,7 +2107,7 @@ func (x *ListErrorsResponse) String() string {
 func (*ListErrorsResponse) ProtoMessage() {}
 
 func (x *ListErrorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[32]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1943,7 +2120,7 @@ func (x *ListErrorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListErrorsResponse.ProtoReflect.Descriptor instead.
 func (*ListErrorsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{32}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListErrorsResponse) GetErrors() []*ExecutionError {
@@ -1969,7 +2146,7 @@ type GetStoreInfoRequest struct {
 
 func (x *GetStoreInfoRequest) Reset() {
 	*x = GetStoreInfoRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[33]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1981,7 +2158,7 @@ func (x *GetStoreInfoRequest) String() string {
 func (*GetStoreInfoRequest) ProtoMessage() {}
 
 func (x *GetStoreInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[33]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1994,7 +2171,7 @@ func (x *GetStoreInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStoreInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetStoreInfoRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{33}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{36}
 }
 
 // GetStoreInfoResponse is the response of GetStoreInfo.
@@ -2029,7 +2206,7 @@ type GetStoreInfoResponse struct {
 
 func (x *GetStoreInfoResponse) Reset() {
 	*x = GetStoreInfoResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[34]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2041,7 +2218,7 @@ func (x *GetStoreInfoResponse) String() string {
 func (*GetStoreInfoResponse) ProtoMessage() {}
 
 func (x *GetStoreInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[34]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2054,7 +2231,7 @@ func (x *GetStoreInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStoreInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetStoreInfoResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{34}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GetStoreInfoResponse) GetServerVersion() string {
@@ -2156,7 +2333,7 @@ type Capabilities struct {
 
 func (x *Capabilities) Reset() {
 	*x = Capabilities{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[35]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2168,7 +2345,7 @@ func (x *Capabilities) String() string {
 func (*Capabilities) ProtoMessage() {}
 
 func (x *Capabilities) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[35]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2181,7 +2358,7 @@ func (x *Capabilities) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capabilities.ProtoReflect.Descriptor instead.
 func (*Capabilities) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{35}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Capabilities) GetScheduledCommands() bool {
@@ -2256,7 +2433,7 @@ type TruncateAllRequest struct {
 
 func (x *TruncateAllRequest) Reset() {
 	*x = TruncateAllRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[36]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2268,7 +2445,7 @@ func (x *TruncateAllRequest) String() string {
 func (*TruncateAllRequest) ProtoMessage() {}
 
 func (x *TruncateAllRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[36]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2281,7 +2458,7 @@ func (x *TruncateAllRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TruncateAllRequest.ProtoReflect.Descriptor instead.
 func (*TruncateAllRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{36}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{39}
 }
 
 // TruncateAllResponse is the response of TruncateAll.
@@ -2293,7 +2470,7 @@ type TruncateAllResponse struct {
 
 func (x *TruncateAllResponse) Reset() {
 	*x = TruncateAllResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[37]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2305,7 +2482,7 @@ func (x *TruncateAllResponse) String() string {
 func (*TruncateAllResponse) ProtoMessage() {}
 
 func (x *TruncateAllResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[37]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2318,7 +2495,7 @@ func (x *TruncateAllResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TruncateAllResponse.ProtoReflect.Descriptor instead.
 func (*TruncateAllResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{37}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{40}
 }
 
 var File_wfe_persistence_v1_store_proto protoreflect.FileDescriptor
@@ -2406,7 +2583,19 @@ const file_wfe_persistence_v1_store_proto_rawDesc = "" +
 	"\n" +
 	"namespaces\x18\x01 \x03(\v2\x1d.wfe.persistence.v1.NamespaceR\n" +
 	"namespaces\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"B\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xbf\x01\n" +
+	"\bDatabase\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06labels\x18\x02 \x03(\tR\x06labels\x12\x1f\n" +
+	"\vaccepts_new\x18\x03 \x01(\bR\n" +
+	"acceptsNew\x12\x1c\n" +
+	"\treachable\x18\x04 \x01(\bR\treachable\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x05 \x01(\x03R\tsizeBytes\x12)\n" +
+	"\x10postgres_version\x18\x06 \x01(\tR\x0fpostgresVersion\"\x16\n" +
+	"\x14ListDatabasesRequest\"S\n" +
+	"\x15ListDatabasesResponse\x12:\n" +
+	"\tdatabases\x18\x01 \x03(\v2\x1c.wfe.persistence.v1.DatabaseR\tdatabases\"B\n" +
 	"\x16DeleteNamespaceRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"\x19\n" +
@@ -2470,7 +2659,7 @@ const file_wfe_persistence_v1_store_proto_rawDesc = "" +
 	"\x0fwatch_workflows\x18\b \x01(\bR\x0ewatchWorkflows\x12\x1c\n" +
 	"\tretention\x18\t \x01(\bR\tretention\"\x14\n" +
 	"\x12TruncateAllRequest\"\x15\n" +
-	"\x13TruncateAllResponse2\xd9\f\n" +
+	"\x13TruncateAllResponse2\xbf\r\n" +
 	"\fStoreService\x12p\n" +
 	"\x11EnsureStoreExists\x12,.wfe.persistence.v1.EnsureStoreExistsRequest\x1a-.wfe.persistence.v1.EnsureStoreExistsResponse\x12d\n" +
 	"\rPersistErrors\x12(.wfe.persistence.v1.PersistErrorsRequest\x1a).wfe.persistence.v1.PersistErrorsResponse\x12[\n" +
@@ -2479,7 +2668,8 @@ const file_wfe_persistence_v1_store_proto_rawDesc = "" +
 	"\fGetStoreInfo\x12'.wfe.persistence.v1.GetStoreInfoRequest\x1a(.wfe.persistence.v1.GetStoreInfoResponse\x12^\n" +
 	"\vTruncateAll\x12&.wfe.persistence.v1.TruncateAllRequest\x1a'.wfe.persistence.v1.TruncateAllResponse\x12j\n" +
 	"\x0fCreateNamespace\x12*.wfe.persistence.v1.CreateNamespaceRequest\x1a+.wfe.persistence.v1.CreateNamespaceResponse\x12g\n" +
-	"\x0eListNamespaces\x12).wfe.persistence.v1.ListNamespacesRequest\x1a*.wfe.persistence.v1.ListNamespacesResponse\x12j\n" +
+	"\x0eListNamespaces\x12).wfe.persistence.v1.ListNamespacesRequest\x1a*.wfe.persistence.v1.ListNamespacesResponse\x12d\n" +
+	"\rListDatabases\x12(.wfe.persistence.v1.ListDatabasesRequest\x1a).wfe.persistence.v1.ListDatabasesResponse\x12j\n" +
 	"\x0fDeleteNamespace\x12*.wfe.persistence.v1.DeleteNamespaceRequest\x1a+.wfe.persistence.v1.DeleteNamespaceResponse\x12s\n" +
 	"\x12CreateNamespaceSet\x12-.wfe.persistence.v1.CreateNamespaceSetRequest\x1a..wfe.persistence.v1.CreateNamespaceSetResponse\x12j\n" +
 	"\x0fGetNamespaceSet\x12*.wfe.persistence.v1.GetNamespaceSetRequest\x1a+.wfe.persistence.v1.GetNamespaceSetResponse\x12s\n" +
@@ -2502,7 +2692,7 @@ func file_wfe_persistence_v1_store_proto_rawDescGZIP() []byte {
 	return file_wfe_persistence_v1_store_proto_rawDescData
 }
 
-var file_wfe_persistence_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_wfe_persistence_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_wfe_persistence_v1_store_proto_goTypes = []any{
 	(*ExecutionError)(nil),             // 0: wfe.persistence.v1.ExecutionError
 	(*WorkflowRetention)(nil),          // 1: wfe.persistence.v1.WorkflowRetention
@@ -2522,88 +2712,94 @@ var file_wfe_persistence_v1_store_proto_goTypes = []any{
 	(*CreateNamespaceResponse)(nil),    // 15: wfe.persistence.v1.CreateNamespaceResponse
 	(*ListNamespacesRequest)(nil),      // 16: wfe.persistence.v1.ListNamespacesRequest
 	(*ListNamespacesResponse)(nil),     // 17: wfe.persistence.v1.ListNamespacesResponse
-	(*DeleteNamespaceRequest)(nil),     // 18: wfe.persistence.v1.DeleteNamespaceRequest
-	(*DeleteNamespaceResponse)(nil),    // 19: wfe.persistence.v1.DeleteNamespaceResponse
-	(*NamespaceSet)(nil),               // 20: wfe.persistence.v1.NamespaceSet
-	(*CreateNamespaceSetRequest)(nil),  // 21: wfe.persistence.v1.CreateNamespaceSetRequest
-	(*CreateNamespaceSetResponse)(nil), // 22: wfe.persistence.v1.CreateNamespaceSetResponse
-	(*GetNamespaceSetRequest)(nil),     // 23: wfe.persistence.v1.GetNamespaceSetRequest
-	(*GetNamespaceSetResponse)(nil),    // 24: wfe.persistence.v1.GetNamespaceSetResponse
-	(*DeleteNamespaceSetRequest)(nil),  // 25: wfe.persistence.v1.DeleteNamespaceSetRequest
-	(*DeleteNamespaceSetResponse)(nil), // 26: wfe.persistence.v1.DeleteNamespaceSetResponse
-	(*EnsureStoreExistsRequest)(nil),   // 27: wfe.persistence.v1.EnsureStoreExistsRequest
-	(*EnsureStoreExistsResponse)(nil),  // 28: wfe.persistence.v1.EnsureStoreExistsResponse
-	(*PersistErrorsRequest)(nil),       // 29: wfe.persistence.v1.PersistErrorsRequest
-	(*PersistErrorsResponse)(nil),      // 30: wfe.persistence.v1.PersistErrorsResponse
-	(*ListErrorsRequest)(nil),          // 31: wfe.persistence.v1.ListErrorsRequest
-	(*ListErrorsResponse)(nil),         // 32: wfe.persistence.v1.ListErrorsResponse
-	(*GetStoreInfoRequest)(nil),        // 33: wfe.persistence.v1.GetStoreInfoRequest
-	(*GetStoreInfoResponse)(nil),       // 34: wfe.persistence.v1.GetStoreInfoResponse
-	(*Capabilities)(nil),               // 35: wfe.persistence.v1.Capabilities
-	(*TruncateAllRequest)(nil),         // 36: wfe.persistence.v1.TruncateAllRequest
-	(*TruncateAllResponse)(nil),        // 37: wfe.persistence.v1.TruncateAllResponse
-	(*timestamppb.Timestamp)(nil),      // 38: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 39: google.protobuf.Duration
+	(*Database)(nil),                   // 18: wfe.persistence.v1.Database
+	(*ListDatabasesRequest)(nil),       // 19: wfe.persistence.v1.ListDatabasesRequest
+	(*ListDatabasesResponse)(nil),      // 20: wfe.persistence.v1.ListDatabasesResponse
+	(*DeleteNamespaceRequest)(nil),     // 21: wfe.persistence.v1.DeleteNamespaceRequest
+	(*DeleteNamespaceResponse)(nil),    // 22: wfe.persistence.v1.DeleteNamespaceResponse
+	(*NamespaceSet)(nil),               // 23: wfe.persistence.v1.NamespaceSet
+	(*CreateNamespaceSetRequest)(nil),  // 24: wfe.persistence.v1.CreateNamespaceSetRequest
+	(*CreateNamespaceSetResponse)(nil), // 25: wfe.persistence.v1.CreateNamespaceSetResponse
+	(*GetNamespaceSetRequest)(nil),     // 26: wfe.persistence.v1.GetNamespaceSetRequest
+	(*GetNamespaceSetResponse)(nil),    // 27: wfe.persistence.v1.GetNamespaceSetResponse
+	(*DeleteNamespaceSetRequest)(nil),  // 28: wfe.persistence.v1.DeleteNamespaceSetRequest
+	(*DeleteNamespaceSetResponse)(nil), // 29: wfe.persistence.v1.DeleteNamespaceSetResponse
+	(*EnsureStoreExistsRequest)(nil),   // 30: wfe.persistence.v1.EnsureStoreExistsRequest
+	(*EnsureStoreExistsResponse)(nil),  // 31: wfe.persistence.v1.EnsureStoreExistsResponse
+	(*PersistErrorsRequest)(nil),       // 32: wfe.persistence.v1.PersistErrorsRequest
+	(*PersistErrorsResponse)(nil),      // 33: wfe.persistence.v1.PersistErrorsResponse
+	(*ListErrorsRequest)(nil),          // 34: wfe.persistence.v1.ListErrorsRequest
+	(*ListErrorsResponse)(nil),         // 35: wfe.persistence.v1.ListErrorsResponse
+	(*GetStoreInfoRequest)(nil),        // 36: wfe.persistence.v1.GetStoreInfoRequest
+	(*GetStoreInfoResponse)(nil),       // 37: wfe.persistence.v1.GetStoreInfoResponse
+	(*Capabilities)(nil),               // 38: wfe.persistence.v1.Capabilities
+	(*TruncateAllRequest)(nil),         // 39: wfe.persistence.v1.TruncateAllRequest
+	(*TruncateAllResponse)(nil),        // 40: wfe.persistence.v1.TruncateAllResponse
+	(*timestamppb.Timestamp)(nil),      // 41: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 42: google.protobuf.Duration
 }
 var file_wfe_persistence_v1_store_proto_depIdxs = []int32{
-	38, // 0: wfe.persistence.v1.ExecutionError.error_time:type_name -> google.protobuf.Timestamp
-	39, // 1: wfe.persistence.v1.WorkflowRetention.complete_age:type_name -> google.protobuf.Duration
-	39, // 2: wfe.persistence.v1.WorkflowRetention.terminated_age:type_name -> google.protobuf.Duration
+	41, // 0: wfe.persistence.v1.ExecutionError.error_time:type_name -> google.protobuf.Timestamp
+	42, // 1: wfe.persistence.v1.WorkflowRetention.complete_age:type_name -> google.protobuf.Duration
+	42, // 2: wfe.persistence.v1.WorkflowRetention.terminated_age:type_name -> google.protobuf.Duration
 	1,  // 3: wfe.persistence.v1.RetentionPolicy.workflows:type_name -> wfe.persistence.v1.WorkflowRetention
-	39, // 4: wfe.persistence.v1.RetentionPolicy.processed_event_age:type_name -> google.protobuf.Duration
-	39, // 5: wfe.persistence.v1.RetentionPolicy.error_age:type_name -> google.protobuf.Duration
-	39, // 6: wfe.persistence.v1.RetentionPolicy.overdue_command_age:type_name -> google.protobuf.Duration
+	42, // 4: wfe.persistence.v1.RetentionPolicy.processed_event_age:type_name -> google.protobuf.Duration
+	42, // 5: wfe.persistence.v1.RetentionPolicy.error_age:type_name -> google.protobuf.Duration
+	42, // 6: wfe.persistence.v1.RetentionPolicy.overdue_command_age:type_name -> google.protobuf.Duration
 	2,  // 7: wfe.persistence.v1.SetRetentionPolicyRequest.policy:type_name -> wfe.persistence.v1.RetentionPolicy
 	2,  // 8: wfe.persistence.v1.GetRetentionPolicyResponse.policy:type_name -> wfe.persistence.v1.RetentionPolicy
-	38, // 9: wfe.persistence.v1.GetRetentionPolicyResponse.set_time:type_name -> google.protobuf.Timestamp
-	38, // 10: wfe.persistence.v1.GetRetentionPolicyResponse.complete_time:type_name -> google.protobuf.Timestamp
+	41, // 9: wfe.persistence.v1.GetRetentionPolicyResponse.set_time:type_name -> google.protobuf.Timestamp
+	41, // 10: wfe.persistence.v1.GetRetentionPolicyResponse.complete_time:type_name -> google.protobuf.Timestamp
 	8,  // 11: wfe.persistence.v1.RunRetentionResponse.counts:type_name -> wfe.persistence.v1.RetentionCounts
 	11, // 12: wfe.persistence.v1.GetStorageReportResponse.tables:type_name -> wfe.persistence.v1.TableStorage
 	8,  // 13: wfe.persistence.v1.GetStorageReportResponse.freed:type_name -> wfe.persistence.v1.RetentionCounts
 	13, // 14: wfe.persistence.v1.ListNamespacesResponse.namespaces:type_name -> wfe.persistence.v1.Namespace
-	20, // 15: wfe.persistence.v1.CreateNamespaceSetResponse.namespace_set:type_name -> wfe.persistence.v1.NamespaceSet
-	20, // 16: wfe.persistence.v1.GetNamespaceSetResponse.namespace_set:type_name -> wfe.persistence.v1.NamespaceSet
-	0,  // 17: wfe.persistence.v1.PersistErrorsRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
-	38, // 18: wfe.persistence.v1.ListErrorsRequest.error_time_from:type_name -> google.protobuf.Timestamp
-	38, // 19: wfe.persistence.v1.ListErrorsRequest.error_time_before:type_name -> google.protobuf.Timestamp
-	0,  // 20: wfe.persistence.v1.ListErrorsResponse.errors:type_name -> wfe.persistence.v1.ExecutionError
-	35, // 21: wfe.persistence.v1.GetStoreInfoResponse.capabilities:type_name -> wfe.persistence.v1.Capabilities
-	39, // 22: wfe.persistence.v1.GetStoreInfoResponse.request_retention:type_name -> google.protobuf.Duration
-	27, // 23: wfe.persistence.v1.StoreService.EnsureStoreExists:input_type -> wfe.persistence.v1.EnsureStoreExistsRequest
-	29, // 24: wfe.persistence.v1.StoreService.PersistErrors:input_type -> wfe.persistence.v1.PersistErrorsRequest
-	31, // 25: wfe.persistence.v1.StoreService.ListErrors:input_type -> wfe.persistence.v1.ListErrorsRequest
-	33, // 26: wfe.persistence.v1.StoreService.GetStoreInfo:input_type -> wfe.persistence.v1.GetStoreInfoRequest
-	36, // 27: wfe.persistence.v1.StoreService.TruncateAll:input_type -> wfe.persistence.v1.TruncateAllRequest
-	14, // 28: wfe.persistence.v1.StoreService.CreateNamespace:input_type -> wfe.persistence.v1.CreateNamespaceRequest
-	16, // 29: wfe.persistence.v1.StoreService.ListNamespaces:input_type -> wfe.persistence.v1.ListNamespacesRequest
-	18, // 30: wfe.persistence.v1.StoreService.DeleteNamespace:input_type -> wfe.persistence.v1.DeleteNamespaceRequest
-	21, // 31: wfe.persistence.v1.StoreService.CreateNamespaceSet:input_type -> wfe.persistence.v1.CreateNamespaceSetRequest
-	23, // 32: wfe.persistence.v1.StoreService.GetNamespaceSet:input_type -> wfe.persistence.v1.GetNamespaceSetRequest
-	25, // 33: wfe.persistence.v1.StoreService.DeleteNamespaceSet:input_type -> wfe.persistence.v1.DeleteNamespaceSetRequest
-	3,  // 34: wfe.persistence.v1.StoreService.SetRetentionPolicy:input_type -> wfe.persistence.v1.SetRetentionPolicyRequest
-	5,  // 35: wfe.persistence.v1.StoreService.GetRetentionPolicy:input_type -> wfe.persistence.v1.GetRetentionPolicyRequest
-	7,  // 36: wfe.persistence.v1.StoreService.RunRetention:input_type -> wfe.persistence.v1.RunRetentionRequest
-	10, // 37: wfe.persistence.v1.StoreService.GetStorageReport:input_type -> wfe.persistence.v1.GetStorageReportRequest
-	28, // 38: wfe.persistence.v1.StoreService.EnsureStoreExists:output_type -> wfe.persistence.v1.EnsureStoreExistsResponse
-	30, // 39: wfe.persistence.v1.StoreService.PersistErrors:output_type -> wfe.persistence.v1.PersistErrorsResponse
-	32, // 40: wfe.persistence.v1.StoreService.ListErrors:output_type -> wfe.persistence.v1.ListErrorsResponse
-	34, // 41: wfe.persistence.v1.StoreService.GetStoreInfo:output_type -> wfe.persistence.v1.GetStoreInfoResponse
-	37, // 42: wfe.persistence.v1.StoreService.TruncateAll:output_type -> wfe.persistence.v1.TruncateAllResponse
-	15, // 43: wfe.persistence.v1.StoreService.CreateNamespace:output_type -> wfe.persistence.v1.CreateNamespaceResponse
-	17, // 44: wfe.persistence.v1.StoreService.ListNamespaces:output_type -> wfe.persistence.v1.ListNamespacesResponse
-	19, // 45: wfe.persistence.v1.StoreService.DeleteNamespace:output_type -> wfe.persistence.v1.DeleteNamespaceResponse
-	22, // 46: wfe.persistence.v1.StoreService.CreateNamespaceSet:output_type -> wfe.persistence.v1.CreateNamespaceSetResponse
-	24, // 47: wfe.persistence.v1.StoreService.GetNamespaceSet:output_type -> wfe.persistence.v1.GetNamespaceSetResponse
-	26, // 48: wfe.persistence.v1.StoreService.DeleteNamespaceSet:output_type -> wfe.persistence.v1.DeleteNamespaceSetResponse
-	4,  // 49: wfe.persistence.v1.StoreService.SetRetentionPolicy:output_type -> wfe.persistence.v1.SetRetentionPolicyResponse
-	6,  // 50: wfe.persistence.v1.StoreService.GetRetentionPolicy:output_type -> wfe.persistence.v1.GetRetentionPolicyResponse
-	9,  // 51: wfe.persistence.v1.StoreService.RunRetention:output_type -> wfe.persistence.v1.RunRetentionResponse
-	12, // 52: wfe.persistence.v1.StoreService.GetStorageReport:output_type -> wfe.persistence.v1.GetStorageReportResponse
-	38, // [38:53] is the sub-list for method output_type
-	23, // [23:38] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	18, // 15: wfe.persistence.v1.ListDatabasesResponse.databases:type_name -> wfe.persistence.v1.Database
+	23, // 16: wfe.persistence.v1.CreateNamespaceSetResponse.namespace_set:type_name -> wfe.persistence.v1.NamespaceSet
+	23, // 17: wfe.persistence.v1.GetNamespaceSetResponse.namespace_set:type_name -> wfe.persistence.v1.NamespaceSet
+	0,  // 18: wfe.persistence.v1.PersistErrorsRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
+	41, // 19: wfe.persistence.v1.ListErrorsRequest.error_time_from:type_name -> google.protobuf.Timestamp
+	41, // 20: wfe.persistence.v1.ListErrorsRequest.error_time_before:type_name -> google.protobuf.Timestamp
+	0,  // 21: wfe.persistence.v1.ListErrorsResponse.errors:type_name -> wfe.persistence.v1.ExecutionError
+	38, // 22: wfe.persistence.v1.GetStoreInfoResponse.capabilities:type_name -> wfe.persistence.v1.Capabilities
+	42, // 23: wfe.persistence.v1.GetStoreInfoResponse.request_retention:type_name -> google.protobuf.Duration
+	30, // 24: wfe.persistence.v1.StoreService.EnsureStoreExists:input_type -> wfe.persistence.v1.EnsureStoreExistsRequest
+	32, // 25: wfe.persistence.v1.StoreService.PersistErrors:input_type -> wfe.persistence.v1.PersistErrorsRequest
+	34, // 26: wfe.persistence.v1.StoreService.ListErrors:input_type -> wfe.persistence.v1.ListErrorsRequest
+	36, // 27: wfe.persistence.v1.StoreService.GetStoreInfo:input_type -> wfe.persistence.v1.GetStoreInfoRequest
+	39, // 28: wfe.persistence.v1.StoreService.TruncateAll:input_type -> wfe.persistence.v1.TruncateAllRequest
+	14, // 29: wfe.persistence.v1.StoreService.CreateNamespace:input_type -> wfe.persistence.v1.CreateNamespaceRequest
+	16, // 30: wfe.persistence.v1.StoreService.ListNamespaces:input_type -> wfe.persistence.v1.ListNamespacesRequest
+	19, // 31: wfe.persistence.v1.StoreService.ListDatabases:input_type -> wfe.persistence.v1.ListDatabasesRequest
+	21, // 32: wfe.persistence.v1.StoreService.DeleteNamespace:input_type -> wfe.persistence.v1.DeleteNamespaceRequest
+	24, // 33: wfe.persistence.v1.StoreService.CreateNamespaceSet:input_type -> wfe.persistence.v1.CreateNamespaceSetRequest
+	26, // 34: wfe.persistence.v1.StoreService.GetNamespaceSet:input_type -> wfe.persistence.v1.GetNamespaceSetRequest
+	28, // 35: wfe.persistence.v1.StoreService.DeleteNamespaceSet:input_type -> wfe.persistence.v1.DeleteNamespaceSetRequest
+	3,  // 36: wfe.persistence.v1.StoreService.SetRetentionPolicy:input_type -> wfe.persistence.v1.SetRetentionPolicyRequest
+	5,  // 37: wfe.persistence.v1.StoreService.GetRetentionPolicy:input_type -> wfe.persistence.v1.GetRetentionPolicyRequest
+	7,  // 38: wfe.persistence.v1.StoreService.RunRetention:input_type -> wfe.persistence.v1.RunRetentionRequest
+	10, // 39: wfe.persistence.v1.StoreService.GetStorageReport:input_type -> wfe.persistence.v1.GetStorageReportRequest
+	31, // 40: wfe.persistence.v1.StoreService.EnsureStoreExists:output_type -> wfe.persistence.v1.EnsureStoreExistsResponse
+	33, // 41: wfe.persistence.v1.StoreService.PersistErrors:output_type -> wfe.persistence.v1.PersistErrorsResponse
+	35, // 42: wfe.persistence.v1.StoreService.ListErrors:output_type -> wfe.persistence.v1.ListErrorsResponse
+	37, // 43: wfe.persistence.v1.StoreService.GetStoreInfo:output_type -> wfe.persistence.v1.GetStoreInfoResponse
+	40, // 44: wfe.persistence.v1.StoreService.TruncateAll:output_type -> wfe.persistence.v1.TruncateAllResponse
+	15, // 45: wfe.persistence.v1.StoreService.CreateNamespace:output_type -> wfe.persistence.v1.CreateNamespaceResponse
+	17, // 46: wfe.persistence.v1.StoreService.ListNamespaces:output_type -> wfe.persistence.v1.ListNamespacesResponse
+	20, // 47: wfe.persistence.v1.StoreService.ListDatabases:output_type -> wfe.persistence.v1.ListDatabasesResponse
+	22, // 48: wfe.persistence.v1.StoreService.DeleteNamespace:output_type -> wfe.persistence.v1.DeleteNamespaceResponse
+	25, // 49: wfe.persistence.v1.StoreService.CreateNamespaceSet:output_type -> wfe.persistence.v1.CreateNamespaceSetResponse
+	27, // 50: wfe.persistence.v1.StoreService.GetNamespaceSet:output_type -> wfe.persistence.v1.GetNamespaceSetResponse
+	29, // 51: wfe.persistence.v1.StoreService.DeleteNamespaceSet:output_type -> wfe.persistence.v1.DeleteNamespaceSetResponse
+	4,  // 52: wfe.persistence.v1.StoreService.SetRetentionPolicy:output_type -> wfe.persistence.v1.SetRetentionPolicyResponse
+	6,  // 53: wfe.persistence.v1.StoreService.GetRetentionPolicy:output_type -> wfe.persistence.v1.GetRetentionPolicyResponse
+	9,  // 54: wfe.persistence.v1.StoreService.RunRetention:output_type -> wfe.persistence.v1.RunRetentionResponse
+	12, // 55: wfe.persistence.v1.StoreService.GetStorageReport:output_type -> wfe.persistence.v1.GetStorageReportResponse
+	40, // [40:56] is the sub-list for method output_type
+	24, // [24:40] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_store_proto_init() }
@@ -2618,7 +2814,7 @@ func file_wfe_persistence_v1_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wfe_persistence_v1_store_proto_rawDesc), len(file_wfe_persistence_v1_store_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file wfe/persistence/v1/store.proto.
  */
 export const file_wfe_persistence_v1_store: GenFile = /*@__PURE__*/
-  fileDesc("Ch53ZmUvcGVyc2lzdGVuY2UvdjEvc3RvcmUucHJvdG8SEndmZS5wZXJzaXN0ZW5jZS52MSKEAQoORXhlY3V0aW9uRXJyb3ISLgoKZXJyb3JfdGltZRgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEwoLd29ya2Zsb3dfaWQYAiABKAkSHAoUZXhlY3V0aW9uX3BvaW50ZXJfaWQYAyABKAkSDwoHbWVzc2FnZRgEIAEoCSKXAQoRV29ya2Zsb3dSZXRlbnRpb24SHgoWd29ya2Zsb3dfZGVmaW5pdGlvbl9pZBgBIAEoCRIvCgxjb21wbGV0ZV9hZ2UYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SMQoOdGVybWluYXRlZF9hZ2UYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24i6QEKD1JldGVudGlvblBvbGljeRI4Cgl3b3JrZmxvd3MYASADKAsyJS53ZmUucGVyc2lzdGVuY2UudjEuV29ya2Zsb3dSZXRlbnRpb24SNgoTcHJvY2Vzc2VkX2V2ZW50X2FnZRgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIsCgllcnJvcl9hZ2UYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SNgoTb3ZlcmR1ZV9jb21tYW5kX2FnZRgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiJQChlTZXRSZXRlbnRpb25Qb2xpY3lSZXF1ZXN0EjMKBnBvbGljeRgBIAEoCzIjLndmZS5wZXJzaXN0ZW5jZS52MS5SZXRlbnRpb25Qb2xpY3kiHAoaU2V0UmV0ZW50aW9uUG9saWN5UmVzcG9uc2UiGwoZR2V0UmV0ZW50aW9uUG9saWN5UmVxdWVzdCLIAQoaR2V0UmV0ZW50aW9uUG9saWN5UmVzcG9uc2USMwoGcG9saWN5GAEgASgLMiMud2ZlLnBlcnNpc3RlbmNlLnYxLlJldGVudGlvblBvbGljeRIsCghzZXRfdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFAoMZGVsZXRlZF9yb3dzGAMgASgDEjEKDWNvbXBsZXRlX3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjgKE1J1blJldGVudGlvblJlcXVlc3QSDwoHZHJ5X3J1bhgBIAEoCBIQCghtYXhfcm93cxgCIAEoBSKdAQoPUmV0ZW50aW9uQ291bnRzEhEKCXdvcmtmbG93cxgBIAEoAxIaChJleGVjdXRpb25fcG9pbnRlcnMYAiABKAMSFQoNc3Vic2NyaXB0aW9ucxgDIAEoAxIOCgZldmVudHMYBCABKAMSDgoGZXJyb3JzGAUgASgDEhAKCGNvbW1hbmRzGAYgASgDEhIKCmlzX3BhcnRpYWwYByABKAgiSwoUUnVuUmV0ZW50aW9uUmVzcG9uc2USMwoGY291bnRzGAEgASgLMiMud2ZlLnBlcnNpc3RlbmNlLnYxLlJldGVudGlvbkNvdW50cyIrChdHZXRTdG9yYWdlUmVwb3J0UmVxdWVzdBIQCghtYXhfcm93cxgBIAEoBSKbAQoMVGFibGVTdG9yYWdlEgwKBG5hbWUYASABKAkSFgoOZXN0aW1hdGVkX3Jvd3MYAiABKAMSEQoJZGVhZF9yb3dzGAMgASgDEhMKC3RhYmxlX2J5dGVzGAQgASgDEhMKC2luZGV4X2J5dGVzGAUgASgDEhgKC2Jsb2F0X2J5dGVzGAYgASgDSACIAQFCDgoMX2Jsb2F0X2J5dGVzIpUBChhHZXRTdG9yYWdlUmVwb3J0UmVzcG9uc2USMAoGdGFibGVzGAEgAygLMiAud2ZlLnBlcnNpc3RlbmNlLnYxLlRhYmxlU3RvcmFnZRIyCgVmcmVlZBgCIAEoCzIjLndmZS5wZXJzaXN0ZW5jZS52MS5SZXRlbnRpb25Db3VudHMSEwoLZnJlZWRfYnl0ZXMYAyABKAMigAEKCU5hbWVzcGFjZRIMCgRuYW1lGAEgASgJEg4KBnNjaGVtYRgCIAEoCRIWCg5zY2hlbWFfdmVyc2lvbhgDIAEoBRIWCg5lc3RpbWF0ZWRfcm93cxgEIAEoAxIQCghkYXRhYmFzZRgFIAEoCRITCgt1bmF2YWlsYWJsZRgGIAEoCCJRChZDcmVhdGVOYW1lc3BhY2VSZXF1ZXN0EgwKBG5hbWUYASABKAkSEAoIZGF0YWJhc2UYAiABKAkSFwoPZGF0YWJhc2VfbGFiZWxzGAMgAygJIl8KF0NyZWF0ZU5hbWVzcGFjZVJlc3BvbnNlEhYKDnNjaGVtYV92ZXJzaW9uGAEgASgFEhoKEmFwcGxpZWRfbWlncmF0aW9ucxgCIAMoCRIQCghkYXRhYmFzZRgDIAEoCSI+ChVMaXN0TmFtZXNwYWNlc1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgFEhIKCnBhZ2VfdG9rZW4YAiABKAkiZAoWTGlzdE5hbWVzcGFjZXNSZXNwb25zZRIxCgpuYW1lc3BhY2VzGAEgAygLMh0ud2ZlLnBlcnNpc3RlbmNlLnYxLk5hbWVzcGFjZRIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiNQoWRGVsZXRlTmFtZXNwYWNlUmVxdWVzdBIMCgRuYW1lGAEgASgJEg0KBWZvcmNlGAIgASgIIhkKF0RlbGV0ZU5hbWVzcGFjZVJlc3BvbnNlIi0KDE5hbWVzcGFjZVNldBIMCgRuYW1lGAEgASgJEg8KB21lbWJlcnMYAiADKAkiTQoZQ3JlYXRlTmFtZXNwYWNlU2V0UmVxdWVzdBIMCgRuYW1lGAEgASgJEg8KB21lbWJlcnMYAiABKAUSEQoJZGF0YWJhc2VzGAMgAygJIlUKGkNyZWF0ZU5hbWVzcGFjZVNldFJlc3BvbnNlEjcKDW5hbWVzcGFjZV9zZXQYASABKAsyIC53ZmUucGVyc2lzdGVuY2UudjEuTmFtZXNwYWNlU2V0IiYKFkdldE5hbWVzcGFjZVNldFJlcXVlc3QSDAoEbmFtZRgBIAEoCSJSChdHZXROYW1lc3BhY2VTZXRSZXNwb25zZRI3Cg1uYW1lc3BhY2Vfc2V0GAEgASgLMiAud2ZlLnBlcnNpc3RlbmNlLnYxLk5hbWVzcGFjZVNldCI4ChlEZWxldGVOYW1lc3BhY2VTZXRSZXF1ZXN0EgwKBG5hbWUYASABKAkSDQoFZm9yY2UYAiABKAgiHAoaRGVsZXRlTmFtZXNwYWNlU2V0UmVzcG9uc2UiGgoYRW5zdXJlU3RvcmVFeGlzdHNSZXF1ZXN0Ik8KGUVuc3VyZVN0b3JlRXhpc3RzUmVzcG9uc2USFgoOc2NoZW1hX3ZlcnNpb24YASABKAUSGgoSYXBwbGllZF9taWdyYXRpb25zGAIgAygJIkoKFFBlcnNpc3RFcnJvcnNSZXF1ZXN0EjIKBmVycm9ycxgBIAMoCzIiLndmZS5wZXJzaXN0ZW5jZS52MS5FeGVjdXRpb25FcnJvciIXChVQZXJzaXN0RXJyb3JzUmVzcG9uc2UiuwEKEUxpc3RFcnJvcnNSZXF1ZXN0EhMKC3dvcmtmbG93X2lkGAEgASgJEjMKD2Vycm9yX3RpbWVfZnJvbRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASNQoRZXJyb3JfdGltZV9iZWZvcmUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJImEKEkxpc3RFcnJvcnNSZXNwb25zZRIyCgZlcnJvcnMYASADKAsyIi53ZmUucGVyc2lzdGVuY2UudjEuRXhlY3V0aW9uRXJyb3ISFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIhUKE0dldFN0b3JlSW5mb1JlcXVlc3QivQIKFEdldFN0b3JlSW5mb1Jlc3BvbnNlEhYKDnNlcnZlcl92ZXJzaW9uGAEgASgJEhgKEHBvc3RncmVzX3ZlcnNpb24YAiABKAkSEQoJbmFtZXNwYWNlGAMgASgJEg4KBnNjaGVtYRgEIAEoCRIWCg5zY2hlbWFfdmVyc2lvbhgFIAEoBRIdChVsYXRlc3Rfc2NoZW1hX3ZlcnNpb24YBiABKAUSNgoMY2FwYWJpbGl0aWVzGAcgASgLMiAud2ZlLnBlcnNpc3RlbmNlLnYxLkNhcGFiaWxpdGllcxIZChFtYXhfbWVzc2FnZV9ieXRlcxgIIAEoAxI0ChFyZXF1ZXN0X3JldGVudGlvbhgJIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIQCghkYXRhYmFzZRgKIAEoCSLSAQoMQ2FwYWJpbGl0aWVzEhoKEnNjaGVkdWxlZF9jb21tYW5kcxgBIAEoCBIUCgx0cnVuY2F0ZV9hbGwYAiABKAgSGAoQZGVsZXRlX25hbWVzcGFjZRgDIAEoCBIYChBjcmVhdGVfbmFtZXNwYWNlGAQgASgIEg0KBWxvY2tzGAUgASgIEg4KBnF1ZXVlcxgGIAEoCBIRCglsaWZlY3ljbGUYByABKAgSFwoPd2F0Y2hfd29ya2Zsb3dzGAggASgIEhEKCXJldGVudGlvbhgJIAEoCCIUChJUcnVuY2F0ZUFsbFJlcXVlc3QiFQoTVHJ1bmNhdGVBbGxSZXNwb25zZTLZDAoMU3RvcmVTZXJ2aWNlEnAKEUVuc3VyZVN0b3JlRXhpc3RzEiwud2ZlLnBlcnNpc3RlbmNlLnYxLkVuc3VyZVN0b3JlRXhpc3RzUmVxdWVzdBotLndmZS5wZXJzaXN0ZW5jZS52MS5FbnN1cmVTdG9yZUV4aXN0c1Jlc3BvbnNlEmQKDVBlcnNpc3RFcnJvcnMSKC53ZmUucGVyc2lzdGVuY2UudjEuUGVyc2lzdEVycm9yc1JlcXVlc3QaKS53ZmUucGVyc2lzdGVuY2UudjEuUGVyc2lzdEVycm9yc1Jlc3BvbnNlElsKCkxpc3RFcnJvcnMSJS53ZmUucGVyc2lzdGVuY2UudjEuTGlzdEVycm9yc1JlcXVlc3QaJi53ZmUucGVyc2lzdGVuY2UudjEuTGlzdEVycm9yc1Jlc3BvbnNlEmEKDEdldFN0b3JlSW5mbxInLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRTdG9yZUluZm9SZXF1ZXN0Gigud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFN0b3JlSW5mb1Jlc3BvbnNlEl4KC1RydW5jYXRlQWxsEiYud2ZlLnBlcnNpc3RlbmNlLnYxLlRydW5jYXRlQWxsUmVxdWVzdBonLndmZS5wZXJzaXN0ZW5jZS52MS5UcnVuY2F0ZUFsbFJlc3BvbnNlEmoKD0NyZWF0ZU5hbWVzcGFjZRIqLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVOYW1lc3BhY2VSZXF1ZXN0Gisud2ZlLnBlcnNpc3RlbmNlLnYxLkNyZWF0ZU5hbWVzcGFjZVJlc3BvbnNlEmcKDkxpc3ROYW1lc3BhY2VzEikud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3ROYW1lc3BhY2VzUmVxdWVzdBoqLndmZS5wZXJzaXN0ZW5jZS52MS5MaXN0TmFtZXNwYWNlc1Jlc3BvbnNlEmoKD0RlbGV0ZU5hbWVzcGFjZRIqLndmZS5wZXJzaXN0ZW5jZS52MS5EZWxldGVOYW1lc3BhY2VSZXF1ZXN0Gisud2ZlLnBlcnNpc3RlbmNlLnYxLkRlbGV0ZU5hbWVzcGFjZVJlc3BvbnNlEnMKEkNyZWF0ZU5hbWVzcGFjZVNldBItLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVOYW1lc3BhY2VTZXRSZXF1ZXN0Gi4ud2ZlLnBlcnNpc3RlbmNlLnYxLkNyZWF0ZU5hbWVzcGFjZVNldFJlc3BvbnNlEmoKD0dldE5hbWVzcGFjZVNldBIqLndmZS5wZXJzaXN0ZW5jZS52MS5HZXROYW1lc3BhY2VTZXRSZXF1ZXN0Gisud2ZlLnBlcnNpc3RlbmNlLnYxLkdldE5hbWVzcGFjZVNldFJlc3BvbnNlEnMKEkRlbGV0ZU5hbWVzcGFjZVNldBItLndmZS5wZXJzaXN0ZW5jZS52MS5EZWxldGVOYW1lc3BhY2VTZXRSZXF1ZXN0Gi4ud2ZlLnBlcnNpc3RlbmNlLnYxLkRlbGV0ZU5hbWVzcGFjZVNldFJlc3BvbnNlEnMKElNldFJldGVudGlvblBvbGljeRItLndmZS5wZXJzaXN0ZW5jZS52MS5TZXRSZXRlbnRpb25Qb2xpY3lSZXF1ZXN0Gi4ud2ZlLnBlcnNpc3RlbmNlLnYxLlNldFJldGVudGlvblBvbGljeVJlc3BvbnNlEnMKEkdldFJldGVudGlvblBvbGljeRItLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRSZXRlbnRpb25Qb2xpY3lSZXF1ZXN0Gi4ud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFJldGVudGlvblBvbGljeVJlc3BvbnNlEmEKDFJ1blJldGVudGlvbhInLndmZS5wZXJzaXN0ZW5jZS52MS5SdW5SZXRlbnRpb25SZXF1ZXN0Gigud2ZlLnBlcnNpc3RlbmNlLnYxLlJ1blJldGVudGlvblJlc3BvbnNlEm0KEEdldFN0b3JhZ2VSZXBvcnQSKy53ZmUucGVyc2lzdGVuY2UudjEuR2V0U3RvcmFnZVJlcG9ydFJlcXVlc3QaLC53ZmUucGVyc2lzdGVuY2UudjEuR2V0U3RvcmFnZVJlcG9ydFJlc3BvbnNlQk8KEndmZS5wZXJzaXN0ZW5jZS52MVABWjd3ZmUtcGVyc2lzdGVuY2UvZ2VuL2dvL3dmZS9wZXJzaXN0ZW5jZS92MTtwZXJzaXN0ZW5jZXYxYgZwcm90bzM", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
+  fileDesc("Ch53ZmUvcGVyc2lzdGVuY2UvdjEvc3RvcmUucHJvdG8SEndmZS5wZXJzaXN0ZW5jZS52MSKEAQoORXhlY3V0aW9uRXJyb3ISLgoKZXJyb3JfdGltZRgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEwoLd29ya2Zsb3dfaWQYAiABKAkSHAoUZXhlY3V0aW9uX3BvaW50ZXJfaWQYAyABKAkSDwoHbWVzc2FnZRgEIAEoCSKXAQoRV29ya2Zsb3dSZXRlbnRpb24SHgoWd29ya2Zsb3dfZGVmaW5pdGlvbl9pZBgBIAEoCRIvCgxjb21wbGV0ZV9hZ2UYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SMQoOdGVybWluYXRlZF9hZ2UYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24i6QEKD1JldGVudGlvblBvbGljeRI4Cgl3b3JrZmxvd3MYASADKAsyJS53ZmUucGVyc2lzdGVuY2UudjEuV29ya2Zsb3dSZXRlbnRpb24SNgoTcHJvY2Vzc2VkX2V2ZW50X2FnZRgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIsCgllcnJvcl9hZ2UYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SNgoTb3ZlcmR1ZV9jb21tYW5kX2FnZRgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiJQChlTZXRSZXRlbnRpb25Qb2xpY3lSZXF1ZXN0EjMKBnBvbGljeRgBIAEoCzIjLndmZS5wZXJzaXN0ZW5jZS52MS5SZXRlbnRpb25Qb2xpY3kiHAoaU2V0UmV0ZW50aW9uUG9saWN5UmVzcG9uc2UiGwoZR2V0UmV0ZW50aW9uUG9saWN5UmVxdWVzdCLIAQoaR2V0UmV0ZW50aW9uUG9saWN5UmVzcG9uc2USMwoGcG9saWN5GAEgASgLMiMud2ZlLnBlcnNpc3RlbmNlLnYxLlJldGVudGlvblBvbGljeRIsCghzZXRfdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFAoMZGVsZXRlZF9yb3dzGAMgASgDEjEKDWNvbXBsZXRlX3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjgKE1J1blJldGVudGlvblJlcXVlc3QSDwoHZHJ5X3J1bhgBIAEoCBIQCghtYXhfcm93cxgCIAEoBSKdAQoPUmV0ZW50aW9uQ291bnRzEhEKCXdvcmtmbG93cxgBIAEoAxIaChJleGVjdXRpb25fcG9pbnRlcnMYAiABKAMSFQoNc3Vic2NyaXB0aW9ucxgDIAEoAxIOCgZldmVudHMYBCABKAMSDgoGZXJyb3JzGAUgASgDEhAKCGNvbW1hbmRzGAYgASgDEhIKCmlzX3BhcnRpYWwYByABKAgiSwoUUnVuUmV0ZW50aW9uUmVzcG9uc2USMwoGY291bnRzGAEgASgLMiMud2ZlLnBlcnNpc3RlbmNlLnYxLlJldGVudGlvbkNvdW50cyIrChdHZXRTdG9yYWdlUmVwb3J0UmVxdWVzdBIQCghtYXhfcm93cxgBIAEoBSKbAQoMVGFibGVTdG9yYWdlEgwKBG5hbWUYASABKAkSFgoOZXN0aW1hdGVkX3Jvd3MYAiABKAMSEQoJZGVhZF9yb3dzGAMgASgDEhMKC3RhYmxlX2J5dGVzGAQgASgDEhMKC2luZGV4X2J5dGVzGAUgASgDEhgKC2Jsb2F0X2J5dGVzGAYgASgDSACIAQFCDgoMX2Jsb2F0X2J5dGVzIpUBChhHZXRTdG9yYWdlUmVwb3J0UmVzcG9uc2USMAoGdGFibGVzGAEgAygLMiAud2ZlLnBlcnNpc3RlbmNlLnYxLlRhYmxlU3RvcmFnZRIyCgVmcmVlZBgCIAEoCzIjLndmZS5wZXJzaXN0ZW5jZS52MS5SZXRlbnRpb25Db3VudHMSEwoLZnJlZWRfYnl0ZXMYAyABKAMigAEKCU5hbWVzcGFjZRIMCgRuYW1lGAEgASgJEg4KBnNjaGVtYRgCIAEoCRIWCg5zY2hlbWFfdmVyc2lvbhgDIAEoBRIWCg5lc3RpbWF0ZWRfcm93cxgEIAEoAxIQCghkYXRhYmFzZRgFIAEoCRITCgt1bmF2YWlsYWJsZRgGIAEoCCJRChZDcmVhdGVOYW1lc3BhY2VSZXF1ZXN0EgwKBG5hbWUYASABKAkSEAoIZGF0YWJhc2UYAiABKAkSFwoPZGF0YWJhc2VfbGFiZWxzGAMgAygJIl8KF0NyZWF0ZU5hbWVzcGFjZVJlc3BvbnNlEhYKDnNjaGVtYV92ZXJzaW9uGAEgASgFEhoKEmFwcGxpZWRfbWlncmF0aW9ucxgCIAMoCRIQCghkYXRhYmFzZRgDIAEoCSI+ChVMaXN0TmFtZXNwYWNlc1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgFEhIKCnBhZ2VfdG9rZW4YAiABKAkiZAoWTGlzdE5hbWVzcGFjZXNSZXNwb25zZRIxCgpuYW1lc3BhY2VzGAEgAygLMh0ud2ZlLnBlcnNpc3RlbmNlLnYxLk5hbWVzcGFjZRIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkifgoIRGF0YWJhc2USDAoEbmFtZRgBIAEoCRIOCgZsYWJlbHMYAiADKAkSEwoLYWNjZXB0c19uZXcYAyABKAgSEQoJcmVhY2hhYmxlGAQgASgIEhIKCnNpemVfYnl0ZXMYBSABKAMSGAoQcG9zdGdyZXNfdmVyc2lvbhgGIAEoCSIWChRMaXN0RGF0YWJhc2VzUmVxdWVzdCJIChVMaXN0RGF0YWJhc2VzUmVzcG9uc2USLwoJZGF0YWJhc2VzGAEgAygLMhwud2ZlLnBlcnNpc3RlbmNlLnYxLkRhdGFiYXNlIjUKFkRlbGV0ZU5hbWVzcGFjZVJlcXVlc3QSDAoEbmFtZRgBIAEoCRINCgVmb3JjZRgCIAEoCCIZChdEZWxldGVOYW1lc3BhY2VSZXNwb25zZSItCgxOYW1lc3BhY2VTZXQSDAoEbmFtZRgBIAEoCRIPCgdtZW1iZXJzGAIgAygJIk0KGUNyZWF0ZU5hbWVzcGFjZVNldFJlcXVlc3QSDAoEbmFtZRgBIAEoCRIPCgdtZW1iZXJzGAIgASgFEhEKCWRhdGFiYXNlcxgDIAMoCSJVChpDcmVhdGVOYW1lc3BhY2VTZXRSZXNwb25zZRI3Cg1uYW1lc3BhY2Vfc2V0GAEgASgLMiAud2ZlLnBlcnNpc3RlbmNlLnYxLk5hbWVzcGFjZVNldCImChZHZXROYW1lc3BhY2VTZXRSZXF1ZXN0EgwKBG5hbWUYASABKAkiUgoXR2V0TmFtZXNwYWNlU2V0UmVzcG9uc2USNwoNbmFtZXNwYWNlX3NldBgBIAEoCzIgLndmZS5wZXJzaXN0ZW5jZS52MS5OYW1lc3BhY2VTZXQiOAoZRGVsZXRlTmFtZXNwYWNlU2V0UmVxdWVzdBIMCgRuYW1lGAEgASgJEg0KBWZvcmNlGAIgASgIIhwKGkRlbGV0ZU5hbWVzcGFjZVNldFJlc3BvbnNlIhoKGEVuc3VyZVN0b3JlRXhpc3RzUmVxdWVzdCJPChlFbnN1cmVTdG9yZUV4aXN0c1Jlc3BvbnNlEhYKDnNjaGVtYV92ZXJzaW9uGAEgASgFEhoKEmFwcGxpZWRfbWlncmF0aW9ucxgCIAMoCSJKChRQZXJzaXN0RXJyb3JzUmVxdWVzdBIyCgZlcnJvcnMYASADKAsyIi53ZmUucGVyc2lzdGVuY2UudjEuRXhlY3V0aW9uRXJyb3IiFwoVUGVyc2lzdEVycm9yc1Jlc3BvbnNlIrsBChFMaXN0RXJyb3JzUmVxdWVzdBITCgt3b3JrZmxvd19pZBgBIAEoCRIzCg9lcnJvcl90aW1lX2Zyb20YBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjUKEWVycm9yX3RpbWVfYmVmb3JlGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIRCglwYWdlX3NpemUYAiABKAUSEgoKcGFnZV90b2tlbhgDIAEoCSJhChJMaXN0RXJyb3JzUmVzcG9uc2USMgoGZXJyb3JzGAEgAygLMiIud2ZlLnBlcnNpc3RlbmNlLnYxLkV4ZWN1dGlvbkVycm9yEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSIVChNHZXRTdG9yZUluZm9SZXF1ZXN0Ir0CChRHZXRTdG9yZUluZm9SZXNwb25zZRIWCg5zZXJ2ZXJfdmVyc2lvbhgBIAEoCRIYChBwb3N0Z3Jlc192ZXJzaW9uGAIgASgJEhEKCW5hbWVzcGFjZRgDIAEoCRIOCgZzY2hlbWEYBCABKAkSFgoOc2NoZW1hX3ZlcnNpb24YBSABKAUSHQoVbGF0ZXN0X3NjaGVtYV92ZXJzaW9uGAYgASgFEjYKDGNhcGFiaWxpdGllcxgHIAEoCzIgLndmZS5wZXJzaXN0ZW5jZS52MS5DYXBhYmlsaXRpZXMSGQoRbWF4X21lc3NhZ2VfYnl0ZXMYCCABKAMSNAoRcmVxdWVzdF9yZXRlbnRpb24YCSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SEAoIZGF0YWJhc2UYCiABKAki0gEKDENhcGFiaWxpdGllcxIaChJzY2hlZHVsZWRfY29tbWFuZHMYASABKAgSFAoMdHJ1bmNhdGVfYWxsGAIgASgIEhgKEGRlbGV0ZV9uYW1lc3BhY2UYAyABKAgSGAoQY3JlYXRlX25hbWVzcGFjZRgEIAEoCBINCgVsb2NrcxgFIAEoCBIOCgZxdWV1ZXMYBiABKAgSEQoJbGlmZWN5Y2xlGAcgASgIEhcKD3dhdGNoX3dvcmtmbG93cxgIIAEoCBIRCglyZXRlbnRpb24YCSABKAgiFAoSVHJ1bmNhdGVBbGxSZXF1ZXN0IhUKE1RydW5jYXRlQWxsUmVzcG9uc2Uyvw0KDFN0b3JlU2VydmljZRJwChFFbnN1cmVTdG9yZUV4aXN0cxIsLndmZS5wZXJzaXN0ZW5jZS52MS5FbnN1cmVTdG9yZUV4aXN0c1JlcXVlc3QaLS53ZmUucGVyc2lzdGVuY2UudjEuRW5zdXJlU3RvcmVFeGlzdHNSZXNwb25zZRJkCg1QZXJzaXN0RXJyb3JzEigud2ZlLnBlcnNpc3RlbmNlLnYxLlBlcnNpc3RFcnJvcnNSZXF1ZXN0Gikud2ZlLnBlcnNpc3RlbmNlLnYxLlBlcnNpc3RFcnJvcnNSZXNwb25zZRJbCgpMaXN0RXJyb3JzEiUud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RFcnJvcnNSZXF1ZXN0GiYud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RFcnJvcnNSZXNwb25zZRJhCgxHZXRTdG9yZUluZm8SJy53ZmUucGVyc2lzdGVuY2UudjEuR2V0U3RvcmVJbmZvUmVxdWVzdBooLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRTdG9yZUluZm9SZXNwb25zZRJeCgtUcnVuY2F0ZUFsbBImLndmZS5wZXJzaXN0ZW5jZS52MS5UcnVuY2F0ZUFsbFJlcXVlc3QaJy53ZmUucGVyc2lzdGVuY2UudjEuVHJ1bmNhdGVBbGxSZXNwb25zZRJqCg9DcmVhdGVOYW1lc3BhY2USKi53ZmUucGVyc2lzdGVuY2UudjEuQ3JlYXRlTmFtZXNwYWNlUmVxdWVzdBorLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVOYW1lc3BhY2VSZXNwb25zZRJnCg5MaXN0TmFtZXNwYWNlcxIpLndmZS5wZXJzaXN0ZW5jZS52MS5MaXN0TmFtZXNwYWNlc1JlcXVlc3QaKi53ZmUucGVyc2lzdGVuY2UudjEuTGlzdE5hbWVzcGFjZXNSZXNwb25zZRJkCg1MaXN0RGF0YWJhc2VzEigud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3REYXRhYmFzZXNSZXF1ZXN0Gikud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3REYXRhYmFzZXNSZXNwb25zZRJqCg9EZWxldGVOYW1lc3BhY2USKi53ZmUucGVyc2lzdGVuY2UudjEuRGVsZXRlTmFtZXNwYWNlUmVxdWVzdBorLndmZS5wZXJzaXN0ZW5jZS52MS5EZWxldGVOYW1lc3BhY2VSZXNwb25zZRJzChJDcmVhdGVOYW1lc3BhY2VTZXQSLS53ZmUucGVyc2lzdGVuY2UudjEuQ3JlYXRlTmFtZXNwYWNlU2V0UmVxdWVzdBouLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVOYW1lc3BhY2VTZXRSZXNwb25zZRJqCg9HZXROYW1lc3BhY2VTZXQSKi53ZmUucGVyc2lzdGVuY2UudjEuR2V0TmFtZXNwYWNlU2V0UmVxdWVzdBorLndmZS5wZXJzaXN0ZW5jZS52MS5HZXROYW1lc3BhY2VTZXRSZXNwb25zZRJzChJEZWxldGVOYW1lc3BhY2VTZXQSLS53ZmUucGVyc2lzdGVuY2UudjEuRGVsZXRlTmFtZXNwYWNlU2V0UmVxdWVzdBouLndmZS5wZXJzaXN0ZW5jZS52MS5EZWxldGVOYW1lc3BhY2VTZXRSZXNwb25zZRJzChJTZXRSZXRlbnRpb25Qb2xpY3kSLS53ZmUucGVyc2lzdGVuY2UudjEuU2V0UmV0ZW50aW9uUG9saWN5UmVxdWVzdBouLndmZS5wZXJzaXN0ZW5jZS52MS5TZXRSZXRlbnRpb25Qb2xpY3lSZXNwb25zZRJzChJHZXRSZXRlbnRpb25Qb2xpY3kSLS53ZmUucGVyc2lzdGVuY2UudjEuR2V0UmV0ZW50aW9uUG9saWN5UmVxdWVzdBouLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRSZXRlbnRpb25Qb2xpY3lSZXNwb25zZRJhCgxSdW5SZXRlbnRpb24SJy53ZmUucGVyc2lzdGVuY2UudjEuUnVuUmV0ZW50aW9uUmVxdWVzdBooLndmZS5wZXJzaXN0ZW5jZS52MS5SdW5SZXRlbnRpb25SZXNwb25zZRJtChBHZXRTdG9yYWdlUmVwb3J0Eisud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFN0b3JhZ2VSZXBvcnRSZXF1ZXN0Giwud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFN0b3JhZ2VSZXBvcnRSZXNwb25zZUJPChJ3ZmUucGVyc2lzdGVuY2UudjFQAVo3d2ZlLXBlcnNpc3RlbmNlL2dlbi9nby93ZmUvcGVyc2lzdGVuY2UvdjE7cGVyc2lzdGVuY2V2MWIGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * ExecutionError is a failure of a step, recorded in the error log.
@@ -667,6 +667,101 @@ export const ListNamespacesResponseSchema: GenMessage<ListNamespacesResponse> = 
   messageDesc(file_wfe_persistence_v1_store, 17);
 
 /**
+ * Database is one of the PostgreSQL databases in which the namespaces of a
+ * service live.
+ *
+ * @generated from message wfe.persistence.v1.Database
+ */
+export type Database = Message<"wfe.persistence.v1.Database"> & {
+  /**
+   * Its name, `[a-z][a-z0-9_-]{0,39}`; `home` is the one that has the namespace
+   * `default`.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * Its labels as the server's configuration gives them, as `KEY=VALUE`, ordered
+   * by key; the label `name` is among them.
+   *
+   * @generated from field: repeated string labels = 2;
+   */
+  labels: string[];
+
+  /**
+   * Namespaces are created there that do not ask for a database.
+   *
+   * @generated from field: bool accepts_new = 3;
+   */
+  acceptsNew: boolean;
+
+  /**
+   * This server can use it at present. If not, what follows is 0 or empty.
+   *
+   * @generated from field: bool reachable = 4;
+   */
+  reachable: boolean;
+
+  /**
+   * Its size on disk, with all that is in it.
+   *
+   * @generated from field: int64 size_bytes = 5;
+   */
+  sizeBytes: bigint;
+
+  /**
+   * The PostgreSQL server's version, for example `18.4`.
+   *
+   * @generated from field: string postgres_version = 6;
+   */
+  postgresVersion: string;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.Database.
+ * Use `create(DatabaseSchema)` to create a new message.
+ */
+export const DatabaseSchema: GenMessage<Database> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 18);
+
+/**
+ * ListDatabasesRequest is the request of ListDatabases.
+ *
+ * @generated from message wfe.persistence.v1.ListDatabasesRequest
+ */
+export type ListDatabasesRequest = Message<"wfe.persistence.v1.ListDatabasesRequest"> & {
+};
+
+/**
+ * Describes the message wfe.persistence.v1.ListDatabasesRequest.
+ * Use `create(ListDatabasesRequestSchema)` to create a new message.
+ */
+export const ListDatabasesRequestSchema: GenMessage<ListDatabasesRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 19);
+
+/**
+ * ListDatabasesResponse is the response of ListDatabases.
+ *
+ * @generated from message wfe.persistence.v1.ListDatabasesResponse
+ */
+export type ListDatabasesResponse = Message<"wfe.persistence.v1.ListDatabasesResponse"> & {
+  /**
+   * The databases; at least one.
+   *
+   * @generated from field: repeated wfe.persistence.v1.Database databases = 1;
+   */
+  databases: Database[];
+};
+
+/**
+ * Describes the message wfe.persistence.v1.ListDatabasesResponse.
+ * Use `create(ListDatabasesResponseSchema)` to create a new message.
+ */
+export const ListDatabasesResponseSchema: GenMessage<ListDatabasesResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 20);
+
+/**
  * DeleteNamespaceRequest is the request of DeleteNamespace.
  *
  * @generated from message wfe.persistence.v1.DeleteNamespaceRequest
@@ -694,7 +789,7 @@ export type DeleteNamespaceRequest = Message<"wfe.persistence.v1.DeleteNamespace
  * Use `create(DeleteNamespaceRequestSchema)` to create a new message.
  */
 export const DeleteNamespaceRequestSchema: GenMessage<DeleteNamespaceRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 18);
+  messageDesc(file_wfe_persistence_v1_store, 21);
 
 /**
  * DeleteNamespaceResponse is the response of DeleteNamespace.
@@ -709,7 +804,7 @@ export type DeleteNamespaceResponse = Message<"wfe.persistence.v1.DeleteNamespac
  * Use `create(DeleteNamespaceResponseSchema)` to create a new message.
  */
 export const DeleteNamespaceResponseSchema: GenMessage<DeleteNamespaceResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 19);
+  messageDesc(file_wfe_persistence_v1_store, 22);
 
 /**
  * NamespaceSet is a store that is spread over several namespaces.
@@ -743,7 +838,7 @@ export type NamespaceSet = Message<"wfe.persistence.v1.NamespaceSet"> & {
  * Use `create(NamespaceSetSchema)` to create a new message.
  */
 export const NamespaceSetSchema: GenMessage<NamespaceSet> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 20);
+  messageDesc(file_wfe_persistence_v1_store, 23);
 
 /**
  * CreateNamespaceSetRequest is the request of CreateNamespaceSet.
@@ -781,7 +876,7 @@ export type CreateNamespaceSetRequest = Message<"wfe.persistence.v1.CreateNamesp
  * Use `create(CreateNamespaceSetRequestSchema)` to create a new message.
  */
 export const CreateNamespaceSetRequestSchema: GenMessage<CreateNamespaceSetRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 21);
+  messageDesc(file_wfe_persistence_v1_store, 24);
 
 /**
  * CreateNamespaceSetResponse is the response of CreateNamespaceSet.
@@ -802,7 +897,7 @@ export type CreateNamespaceSetResponse = Message<"wfe.persistence.v1.CreateNames
  * Use `create(CreateNamespaceSetResponseSchema)` to create a new message.
  */
 export const CreateNamespaceSetResponseSchema: GenMessage<CreateNamespaceSetResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 22);
+  messageDesc(file_wfe_persistence_v1_store, 25);
 
 /**
  * GetNamespaceSetRequest is the request of GetNamespaceSet.
@@ -823,7 +918,7 @@ export type GetNamespaceSetRequest = Message<"wfe.persistence.v1.GetNamespaceSet
  * Use `create(GetNamespaceSetRequestSchema)` to create a new message.
  */
 export const GetNamespaceSetRequestSchema: GenMessage<GetNamespaceSetRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 23);
+  messageDesc(file_wfe_persistence_v1_store, 26);
 
 /**
  * GetNamespaceSetResponse is the response of GetNamespaceSet.
@@ -844,7 +939,7 @@ export type GetNamespaceSetResponse = Message<"wfe.persistence.v1.GetNamespaceSe
  * Use `create(GetNamespaceSetResponseSchema)` to create a new message.
  */
 export const GetNamespaceSetResponseSchema: GenMessage<GetNamespaceSetResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 24);
+  messageDesc(file_wfe_persistence_v1_store, 27);
 
 /**
  * DeleteNamespaceSetRequest is the request of DeleteNamespaceSet.
@@ -872,7 +967,7 @@ export type DeleteNamespaceSetRequest = Message<"wfe.persistence.v1.DeleteNamesp
  * Use `create(DeleteNamespaceSetRequestSchema)` to create a new message.
  */
 export const DeleteNamespaceSetRequestSchema: GenMessage<DeleteNamespaceSetRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 25);
+  messageDesc(file_wfe_persistence_v1_store, 28);
 
 /**
  * DeleteNamespaceSetResponse is the response of DeleteNamespaceSet.
@@ -887,7 +982,7 @@ export type DeleteNamespaceSetResponse = Message<"wfe.persistence.v1.DeleteNames
  * Use `create(DeleteNamespaceSetResponseSchema)` to create a new message.
  */
 export const DeleteNamespaceSetResponseSchema: GenMessage<DeleteNamespaceSetResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 26);
+  messageDesc(file_wfe_persistence_v1_store, 29);
 
 /**
  * EnsureStoreExistsRequest is the request of EnsureStoreExists.
@@ -902,7 +997,7 @@ export type EnsureStoreExistsRequest = Message<"wfe.persistence.v1.EnsureStoreEx
  * Use `create(EnsureStoreExistsRequestSchema)` to create a new message.
  */
 export const EnsureStoreExistsRequestSchema: GenMessage<EnsureStoreExistsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 27);
+  messageDesc(file_wfe_persistence_v1_store, 30);
 
 /**
  * EnsureStoreExistsResponse is the response of EnsureStoreExists.
@@ -930,7 +1025,7 @@ export type EnsureStoreExistsResponse = Message<"wfe.persistence.v1.EnsureStoreE
  * Use `create(EnsureStoreExistsResponseSchema)` to create a new message.
  */
 export const EnsureStoreExistsResponseSchema: GenMessage<EnsureStoreExistsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 28);
+  messageDesc(file_wfe_persistence_v1_store, 31);
 
 /**
  * PersistErrorsRequest is the request of PersistErrors.
@@ -951,7 +1046,7 @@ export type PersistErrorsRequest = Message<"wfe.persistence.v1.PersistErrorsRequ
  * Use `create(PersistErrorsRequestSchema)` to create a new message.
  */
 export const PersistErrorsRequestSchema: GenMessage<PersistErrorsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 29);
+  messageDesc(file_wfe_persistence_v1_store, 32);
 
 /**
  * PersistErrorsResponse is the response of PersistErrors.
@@ -966,7 +1061,7 @@ export type PersistErrorsResponse = Message<"wfe.persistence.v1.PersistErrorsRes
  * Use `create(PersistErrorsResponseSchema)` to create a new message.
  */
 export const PersistErrorsResponseSchema: GenMessage<PersistErrorsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 30);
+  messageDesc(file_wfe_persistence_v1_store, 33);
 
 /**
  * ListErrorsRequest is the request of ListErrors.
@@ -1020,7 +1115,7 @@ export type ListErrorsRequest = Message<"wfe.persistence.v1.ListErrorsRequest"> 
  * Use `create(ListErrorsRequestSchema)` to create a new message.
  */
 export const ListErrorsRequestSchema: GenMessage<ListErrorsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 31);
+  messageDesc(file_wfe_persistence_v1_store, 34);
 
 /**
  * ListErrorsResponse is the response of ListErrors.
@@ -1048,7 +1143,7 @@ export type ListErrorsResponse = Message<"wfe.persistence.v1.ListErrorsResponse"
  * Use `create(ListErrorsResponseSchema)` to create a new message.
  */
 export const ListErrorsResponseSchema: GenMessage<ListErrorsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 32);
+  messageDesc(file_wfe_persistence_v1_store, 35);
 
 /**
  * GetStoreInfoRequest is the request of GetStoreInfo.
@@ -1063,7 +1158,7 @@ export type GetStoreInfoRequest = Message<"wfe.persistence.v1.GetStoreInfoReques
  * Use `create(GetStoreInfoRequestSchema)` to create a new message.
  */
 export const GetStoreInfoRequestSchema: GenMessage<GetStoreInfoRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 33);
+  messageDesc(file_wfe_persistence_v1_store, 36);
 
 /**
  * GetStoreInfoResponse is the response of GetStoreInfo.
@@ -1150,7 +1245,7 @@ export type GetStoreInfoResponse = Message<"wfe.persistence.v1.GetStoreInfoRespo
  * Use `create(GetStoreInfoResponseSchema)` to create a new message.
  */
 export const GetStoreInfoResponseSchema: GenMessage<GetStoreInfoResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 34);
+  messageDesc(file_wfe_persistence_v1_store, 37);
 
 /**
  * Capabilities are the optional parts of the engine's persistence trait that a
@@ -1229,7 +1324,7 @@ export type Capabilities = Message<"wfe.persistence.v1.Capabilities"> & {
  * Use `create(CapabilitiesSchema)` to create a new message.
  */
 export const CapabilitiesSchema: GenMessage<Capabilities> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 35);
+  messageDesc(file_wfe_persistence_v1_store, 38);
 
 /**
  * TruncateAllRequest is the request of TruncateAll.
@@ -1244,7 +1339,7 @@ export type TruncateAllRequest = Message<"wfe.persistence.v1.TruncateAllRequest"
  * Use `create(TruncateAllRequestSchema)` to create a new message.
  */
 export const TruncateAllRequestSchema: GenMessage<TruncateAllRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 36);
+  messageDesc(file_wfe_persistence_v1_store, 39);
 
 /**
  * TruncateAllResponse is the response of TruncateAll.
@@ -1259,7 +1354,7 @@ export type TruncateAllResponse = Message<"wfe.persistence.v1.TruncateAllRespons
  * Use `create(TruncateAllResponseSchema)` to create a new message.
  */
 export const TruncateAllResponseSchema: GenMessage<TruncateAllResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 37);
+  messageDesc(file_wfe_persistence_v1_store, 40);
 
 /**
  * StoreService manages the store as a whole, its namespaces and the error log.
@@ -1372,6 +1467,19 @@ export const StoreService: GenService<{
     methodKind: "unary";
     input: typeof ListNamespacesRequestSchema;
     output: typeof ListNamespacesResponseSchema;
+  },
+  /**
+   * Lists the databases of the service, the home first, then in the order of the
+   * server's configuration. What a database says of itself is as of now; one
+   * that does not answer within 2 s is listed as not reachable. Not paged: there
+   * are few.
+   *
+   * @generated from rpc wfe.persistence.v1.StoreService.ListDatabases
+   */
+  listDatabases: {
+    methodKind: "unary";
+    input: typeof ListDatabasesRequestSchema;
+    output: typeof ListDatabasesResponseSchema;
   },
   /**
    * Deletes a namespace and everything in it, in one transaction, after calls
