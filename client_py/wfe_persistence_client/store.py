@@ -1,6 +1,6 @@
 """Operations on the store as a whole: the error log, the schema, namespaces."""
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
 
 from wfe.persistence.v1 import store_pb2
@@ -115,7 +115,7 @@ class Store(Connection):
         name: str,
         *,
         database: str = "",
-        database_labels: Mapping[str, str] | None = None,
+        database_labels: Sequence[str] = (),
     ) -> MigratedStore:
         """Creates a namespace, or migrates it.
 
@@ -123,7 +123,7 @@ class Store(Connection):
             name: `[a-z][a-z0-9_]{0,39}`, not `default`.
             database: The name of the database in which it is to live. Empty: the server chooses
                 the one with the fewest bytes.
-            database_labels: Labels that the database must have.
+            database_labels: Labels that the database must have, each as `KEY=VALUE`.
 
         Raises:
             InvalidArgument: the name is invalid, or that of the database, or a label.
@@ -142,9 +142,7 @@ class Store(Connection):
                 store_pb2.CreateNamespaceRequest,
                 name=name,
                 database=database,
-                database_labels=[
-                    f"{key}={value}" for key, value in (database_labels or {}).items()
-                ],
+                database_labels=database_labels,
             ),
         )
         return MigratedStore(

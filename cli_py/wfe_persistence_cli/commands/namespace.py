@@ -87,18 +87,13 @@ def create(call: Caller, *, name: str, database: str, labels: tuple[str, ...]) -
       wfe-persistence namespace create orders
       wfe-persistence namespace create archive --label disk=slow
     """
-    wanted = {}
     for label in labels:
-        key, equals, value = label.partition("=")
-        if not equals:
+        if "=" not in label:
             raise click.UsageError(f"--label {label}: must be KEY=VALUE")
-        wanted[key] = value
 
     async def body(provider: PersistenceProvider) -> None:
         patient = provider.with_timeout(max(call.timeout, _SECONDS))
-        made = await patient.create_namespace(
-            name, database=database, database_labels=wanted or None
-        )
+        made = await patient.create_namespace(name, database=database, database_labels=list(labels))
         if made.applied_migrations:
             tell(f"{name}: created, schema version {made.schema_version}")
         else:
