@@ -17,6 +17,7 @@ KINDS: Final[dict[type, str]] = {
     str: "string",
     Path: "path",
     tuple: "table",
+    list: "list of strings",
 }
 
 INTRODUCTION: Final = """\
@@ -130,7 +131,7 @@ def _type(setting: Setting) -> str:
 
 def _default(setting: Setting) -> str:
     default = setting.default
-    if setting.about.default_help or default is None or default == "" or callable(default):
+    if setting.about.default_help or default in (None, "", ()) or callable(default):
         return setting.about.default_help or "none"
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"

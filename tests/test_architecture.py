@@ -20,10 +20,12 @@ from wfe_persistence.rpc import check
 from wfe_persistence.rpc.services import (
     ADDS,
     NAMESPACE_FIELD,
+    READS,
     REQUIRED_ROLE,
     SERVER_WIDE,
     SERVICES,
     SET_FIELD,
+    WRITES_APART,
     Service,
 )
 from wfe_persistence.rpc.status import STATUS_OF, reason_name, violation_name
@@ -128,8 +130,11 @@ def test_names_of_methods_are_unique() -> None:
 
 @pytest.mark.parametrize(
     "table",
-    [SERVER_WIDE, NAMESPACE_FIELD, SET_FIELD, REQUIRED_ROLE, ADDS],
-    ids=["SERVER_WIDE", "NAMESPACE_FIELD", "SET_FIELD", "REQUIRED_ROLE", "ADDS"],
+    [SERVER_WIDE, NAMESPACE_FIELD, SET_FIELD, REQUIRED_ROLE, ADDS, READS, WRITES_APART],
+    ids=[
+        "SERVER_WIDE", "NAMESPACE_FIELD", "SET_FIELD", "REQUIRED_ROLE", "ADDS", "READS",
+        "WRITES_APART",
+    ],  # fmt: skip
 )
 def test_no_table_of_methods_has_one_that_does_not_exist(table: Collection[str]) -> None:
     assert set(table) <= {method.name for method in METHODS}
@@ -138,6 +143,10 @@ def test_no_table_of_methods_has_one_that_does_not_exist(table: Collection[str])
 @pytest.mark.parametrize("method", METHODS, ids=_name)
 def test_every_method_has_the_role_that_it_requires(method: MethodDescriptor) -> None:
     assert method.name in REQUIRED_ROLE
+
+
+def test_it_is_decided_where_each_method_reads_that_changes_nothing() -> None:
+    assert set(READS) == {name for name, role in REQUIRED_ROLE.items() if role == Role.READER}
 
 
 def test_what_adds_is_all_that_hosts_do_but_for_claims_and_what_ends_something() -> None:

@@ -74,7 +74,7 @@ def test_every_setting_has_a_key_in_the_file(setting: Setting, tmp_path: Path) -
 @each_setting
 def test_every_setting_is_described(setting: Setting) -> None:
     assert setting.about.help.endswith(".")
-    assert setting.type in (bool, int, float, str, Path, tuple)
+    assert setting.type in (bool, int, float, str, Path, tuple, list)
 
 
 def out_of_bounds() -> list[Any]:

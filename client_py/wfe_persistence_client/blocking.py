@@ -169,6 +169,10 @@ class BlockingPersistenceProvider:
         """A provider on the same connection, for another namespace."""
         return BlockingPersistenceProvider(self._provider.with_namespace(namespace), self._thread)
 
+    def with_reads(self, reads: str | None) -> "BlockingPersistenceProvider":
+        """See `PersistenceProvider.with_reads`."""
+        return BlockingPersistenceProvider(self._provider.with_reads(reads), self._thread)
+
     # A table with one line per method. The lines are alike on purpose: generating the methods
     # in a loop would hide their signatures from type checkers and editors.
 

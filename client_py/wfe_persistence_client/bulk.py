@@ -271,6 +271,8 @@ class Bulk(Generic[_ItemT, _MessageT]):
         if response is grpc.aio.EOF:
             self._drop()
             raise Unavailable("the stream ended without an answer", maybe_written=True)
+        # Up to where that is written, only the end of the stream says.
+        self._calls.reading.lost()
         return response
 
     async def _result(
@@ -302,6 +304,8 @@ class Bulk(Generic[_ItemT, _MessageT]):
             async with asyncio.timeout(_LAST_ANSWER):
                 await stream.done_writing()
                 await stream.read()
+                reading = self._calls.reading
+                reading.written(await stream.trailing_metadata(), reading.losses)
         stream.cancel()
 
     def _drop(self) -> None:

@@ -41,6 +41,7 @@ from wfe_persistence_client.errors import (
 )
 from wfe_persistence_client.hints import Fields
 from wfe_persistence_client.link import Link, closed_during_call, is_cancelled, log
+from wfe_persistence_client.positions import Reading
 
 Metadata: TypeAlias = list[tuple[str, str]]
 
@@ -299,9 +300,11 @@ class Calls:
         timeout: float,
         retry: RetryPolicy,
         metadata: Callable[[], Metadata],
+        reading: Reading,
     ) -> None:
         check_timeout(timeout)
         self._link = link
+        self.reading = reading
         self.timeout = timeout
         self.retry = retry
         self._metadata = metadata
@@ -325,8 +328,15 @@ class Calls:
     ) -> _ResponseT:
         """Makes a call with one response."""
 
+        writes = _rule(request).safety is not Safety.READ
+
         async def attempt(seconds: float, metadata: Metadata) -> _ResponseT:
-            return await method(request, timeout=seconds, metadata=metadata)
+            losses = self.reading.losses
+            call = method(request, timeout=seconds, metadata=metadata)
+            response = await call
+            if writes:
+                self.reading.written(await call.trailing_metadata(), losses)
+            return response
 
         return await self._with_retries(request, attempt, deadline)
 
@@ -378,9 +388,12 @@ class Calls:
         """Makes a call with a stream of requests, at least one, and a response to each."""
 
         async def attempt(seconds: float, metadata: Metadata) -> list[_ResponseT]:
+            losses = self.reading.losses
             stream = method(iter(requests), timeout=seconds, metadata=metadata)
             try:
-                return [response async for response in stream]
+                responses = [response async for response in stream]
+                self.reading.written(await stream.trailing_metadata(), losses)
+                return responses
             finally:
                 stream.cancel()
 
@@ -476,7 +489,10 @@ class Calls:
             try:
                 await self._link.ready(deadline, fail_fast=self.retry.max_attempts == 1)
                 metadata = self._metadata()
-                return await attempt(_time_left(deadline), metadata)
+                sent = metadata
+                if rule.safety is Safety.READ:
+                    sent = metadata + self.reading.metadata()
+                return await attempt(_time_left(deadline), sent)
             except PersistenceError as exc:
                 error = exc
             except grpc.aio.AioRpcError as exc:
@@ -487,6 +503,8 @@ class Calls:
                 error.__cause__ = exc
             except asyncio.CancelledError as exc:
                 if not self._link.closed or is_cancelled():
+                    if rule.safety is not Safety.READ:
+                        self.reading.lost()
                     raise
                 # This task was not cancelled: gRPC ends calls this way when the channel
                 # is closed.
@@ -514,6 +532,8 @@ class Calls:
                 if rule.once and isinstance(error, _REFUSALS):
                     error.maybe_written = this_one
                 verdict = _verdict(rule, request, error)
+                if maybe_written:
+                    self.reading.lost()
                 try:
                     raise verdict from verdict.__cause__
                 finally:

@@ -14,6 +14,7 @@ from wfe_persistence_client.calls import Calls, RetryPolicy
 from wfe_persistence_client.credentials import Token, check_token, current_token
 from wfe_persistence_client.hints import checked
 from wfe_persistence_client.link import Link
+from wfe_persistence_client.positions import Positions, Reading
 from wfe_persistence_client.tracing import trace_context
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class _Shared:
     """State that all copies of a provider share."""
 
     memory: patches.Memory
+    positions: Positions
     #: False: the server is too old to support CommitWorkflow.
     commits: bool = True
 
@@ -61,6 +63,7 @@ class Connection:
         retry: RetryPolicy | None = None,
         strict: bool = False,
         remember: int = patches.DEFAULT_CAPACITY,
+        reads: str | None = None,
     ) -> None:
         """Creates a provider on the caller's channel; `connect` creates its own.
 
@@ -70,9 +73,9 @@ class Connection:
         check_token(token)
         self._token = token
         self._strict = strict
-        self._shared = _Shared(patches.Memory(remember))
+        self._shared = _Shared(patches.Memory(remember), Positions())
         self._link = Link(channel)
-        self._bind(namespace, timeout, retry or RetryPolicy())
+        self._bind(namespace, timeout, retry or RetryPolicy(), reads)
 
     async def __aenter__(self) -> Self:
         """The provider itself."""
@@ -104,7 +107,10 @@ class Connection:
         Args:
             timeout: in seconds, greater than 0; infinity counts as a year.
         """
-        return self._copy(namespace=self._namespace, timeout=timeout)
+        # Shares the stubs, so that a copy for a single call is cheap.
+        other = copy.copy(self)
+        other._bind(self._namespace, timeout, self._calls.retry, self._calls.reading.source)
+        return other
 
     def with_namespace(self, namespace: str | None) -> Self:
         """A provider on the same connection, for another namespace.
@@ -112,7 +118,21 @@ class Connection:
         Args:
             namespace: its name; None: the server's default.
         """
-        return self._copy(namespace=namespace, timeout=self._calls.timeout)
+        other = copy.copy(self)
+        other._bind(namespace, self._calls.timeout, self._calls.retry, self._calls.reading.source)
+        return other
+
+    def with_reads(self, reads: str | None) -> Self:
+        """A provider on the same connection, whose reads go elsewhere.
+
+        For a single call: `await provider.with_reads("primary").list_events()`.
+
+        Args:
+            reads: see `connect`.
+        """
+        other = copy.copy(self)
+        other._bind(self._namespace, self._calls.timeout, self._calls.retry, reads)
+        return other
 
     def _in_one_go(self) -> Self:
         """A copy of the provider in which all calls share one deadline, which starts now."""
@@ -120,20 +140,23 @@ class Connection:
         other._calls = self._calls.in_one_go()
         return other
 
-    def _copy(self, *, namespace: str | None, timeout: float) -> Self:
-        # Shares the stubs, so that a copy for a single call is cheap.
-        other = copy.copy(self)
-        other._bind(namespace, timeout, self._calls.retry)
-        return other
-
-    def _bind(self, namespace: str | None, timeout: float, retry: RetryPolicy) -> None:
+    def _bind(
+        self,
+        namespace: str | None,
+        timeout: float,
+        retry: RetryPolicy,
+        reads: str | None,
+    ) -> None:
         if namespace is not None:
             _check_metadata("namespace", namespace)
         self._namespace = namespace
         # Refers to neither this provider nor its link: without a cycle, one that nobody
         # closes is noticed at once.
         metadata = partial(_metadata, namespace, self._token)
-        self._calls = Calls(self._link, timeout=timeout, retry=retry, metadata=metadata)
+        reading = Reading(self._shared.positions, self._space, reads)
+        self._calls = Calls(
+            self._link, timeout=timeout, retry=retry, metadata=metadata, reading=reading
+        )
 
     @property
     def _workflows(self) -> "workflow_pb2_grpc.WorkflowServiceAsyncStub":

@@ -82,6 +82,7 @@ def connect(
     retry: RetryPolicy | None = None,
     strict: bool = False,
     remember: int = patches.DEFAULT_CAPACITY,
+    reads: str | None = None,
 ) -> PersistenceProvider:
     """Creates a provider with its own connection.
 
@@ -128,6 +129,12 @@ def connect(
             which patches are computed, in units of 250 bytes. An execution pointer takes
             about one, a workflow about three more; what they really take is counted. 0:
             always send the full state.
+        reads: where the server reads, if its database has replicas: "replica", for what may be
+            stale by a moment, or "primary"; None: lists, counts, exports and what is behind in
+            feeds from a replica, all else from the primary. Whatever this provider (with those
+            made from it) has written, its reads contain; what others have written may be missing
+            for up to 2 s, or as the server is set up. Not for hosts: what they load to write it
+            should be current.
 
     Raises:
         ValueError: an argument is invalid, or a token would be sent in plain text.
@@ -184,6 +191,7 @@ def connect(
         retry=retry,
         strict=strict,
         remember=remember,
+        reads=reads,
     )
     provider._link.own(target, encrypted=credentials is not None)
     if namespace_set is not None:

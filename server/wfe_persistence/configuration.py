@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from wfe_persistence.database import source_from, sources_from
+from wfe_persistence.database import read_sources_from, source_from, sources_from
 from wfe_persistence.redaction import redacted
 from wfe_persistence.settings import SETTINGS, Setting, Settings
+from wfe_persistence.store.postgres.source import ConnectionSource
 
 HIDDEN: Final = "***"
 
@@ -40,6 +41,7 @@ def configuration(settings: Settings, sources: Mapping[str, Source]) -> dict[str
         },
         "derived": {
             "database": _database(settings),
+            "replicas": _replicas(settings),
             "protection": settings.protection,
             "authentication": list(settings.authentication),
             "reflection": settings.reflection_enabled,
@@ -59,6 +61,8 @@ def refusal(settings: Settings) -> str | None:
             source.check()
         for other in sources_from(settings).values():
             other.check()
+        for replica in read_sources_from(settings):
+            replica.check()
     except ValueError as exc:
         return redacted(str(exc))
     return None
@@ -67,6 +71,8 @@ def refusal(settings: Settings) -> str | None:
 def _shown(setting: Setting, value: Any) -> Any:
     if setting.type is tuple:
         return {each.name: each.shown(HIDDEN) for each in value}
+    if setting.type is list and setting.about.secret:
+        return [HIDDEN] * len(value)
     if setting.about.secret:
         return HIDDEN if value else value
     if isinstance(value, Path):
@@ -77,7 +83,18 @@ def _shown(setting: Setting, value: Any) -> Any:
 def _database(settings: Settings) -> str:
     if settings.uses_embedded_database:
         return f"embedded PostgreSQL in {settings.data_dir}"
+    return _description(source_from(settings))
+
+
+def _replicas(settings: Settings) -> list[str]:
     try:
-        return redacted(source_from(settings).description())
+        return [_description(each) for each in read_sources_from(settings)]
+    except ValueError as exc:
+        return [redacted(str(exc))]
+
+
+def _description(source: ConnectionSource) -> str:
+    try:
+        return redacted(source.description())
     except ValueError as exc:
         return redacted(str(exc))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from wfe_persistence.settings import NamedDatabase, Settings
 from wfe_persistence.store.placement import Databases
 from wfe_persistence.store.postgres.database import Database
+from wfe_persistence.store.postgres.replicas import Replicas
 from wfe_persistence.store.postgres.source import ConnectionSource, SecretCommand, SecretFile
 from wfe_persistence.store.schema import HOME
 
@@ -31,17 +33,27 @@ def sources_from(settings: Settings) -> dict[str, ConnectionSource]:
     return {each.name: _source(each) for each in settings.other_databases}
 
 
+def read_sources_from(settings: Settings) -> list[ConnectionSource]:
+    """How to connect to the replicas of all databases. Raises ValueError."""
+    sources = {HOME: source_from(settings), **sources_from(settings)}
+    named = {HOME: settings.home, **{each.name: each for each in settings.other_databases}}
+    return [
+        replica
+        for name, source in sources.items()
+        for replica in _replicas(settings, source, named[name])
+    ]
+
+
 def database_from(settings: Settings) -> Database:
-    """The connection pool for the home database of the settings, with their limits; not yet
+    """The connection pools for the home database of the settings, with their limits; not yet
     open."""
-    return _pool(settings, source_from(settings), settings.home, settings.pool_size)
+    return _database(settings, source_from(settings), settings.home)
 
 
 def databases_from(settings: Settings) -> Databases:
     """All databases of the settings, the home first; not yet open."""
     others: Sequence[Database] = [
-        _pool(settings, _source(each), each, each.pool_size or settings.pool_size)
-        for each in settings.other_databases
+        _database(settings, _source(each), each) for each in settings.other_databases
     ]
     return Databases(database_from(settings), *others)
 
@@ -59,12 +71,39 @@ def _source(named: NamedDatabase) -> ConnectionSource:
     )
 
 
+def _replicas(
+    settings: Settings, source: ConnectionSource, named: NamedDatabase
+) -> list[ConnectionSource]:
+    """How to connect to the replicas of a database: with its password, where that is apart."""
+    urls = named.read_urls
+    setting = f"databases.{named.name}.read-urls"
+    if named.name == HOME and settings.db_read_url:
+        urls, setting = tuple(settings.db_read_url), "db-read-url"
+    return [replace(source, url=url, url_file=None, setting=setting) for url in urls]
+
+
+def _database(settings: Settings, source: ConnectionSource, named: NamedDatabase) -> Database:
+    """A database with its replicas."""
+    database = _pool(settings, source, named)
+    if replicas := _replicas(settings, source, named):
+        database.replicas = Replicas(
+            database,
+            [
+                _pool(settings, replica, named, f"{named.name}/{number}")
+                for number, replica in enumerate(replicas, 1)
+            ],
+            max_lag=settings.replica_max_lag,
+            wait=settings.replica_wait,
+        )
+    return database
+
+
 def _pool(
-    settings: Settings, source: ConnectionSource, named: NamedDatabase, pool_size: int
+    settings: Settings, source: ConnectionSource, named: NamedDatabase, replica: str = ""
 ) -> Database:
     return Database(
         source,
-        pool_size=pool_size,
+        pool_size=named.pool_size or settings.pool_size,
         pool_timeout=settings.pool_timeout,
         prepare=settings.prepare,
         max_prepared_bytes=settings.max_prepared_mb * 1_000_000,
@@ -72,4 +111,5 @@ def _pool(
         name=named.name,
         labels={"name": named.name, **named.labels},
         accepts_new=named.accepts_new,
+        replica=replica,
     )

@@ -242,6 +242,47 @@ DATABASE_REACHABLE: Final = _declared(
     )
 )
 
+# ----- replicas (`--db-read-url`); without, there are none -----
+
+_REPLICA: Final = ("standby",)
+
+REPLICA_LAG_BYTES: Final = _declared(
+    Gauge(
+        f"{PREFIX}replica_lag_bytes",
+        "How much WAL a replica has not replayed yet, as last seen (4 times a second).",
+        _REPLICA,
+        over="max",
+    )
+)
+REPLICA_LAG_SECONDS: Final = _declared(
+    Gauge(
+        f"{PREFIX}replica_lag_seconds",
+        "How stale a replica may be: how long ago everything had been committed that it is known "
+        "to have. About 0.3 s if it keeps up.",
+        _REPLICA,
+        over="max",
+    )
+)
+REPLICA_USABLE: Final = _declared(
+    Gauge(
+        f"{PREFIX}replica_usable",
+        "Whether reads may use a replica (1), or it is left out because it lags, does not answer "
+        "or is no standby (0).",
+        _REPLICA,
+        over="min",
+    )
+)
+REPLICA_READS: Final = _declared(
+    Counter(
+        f"{PREFIX}replica_reads_total",
+        "Calls that were to read from a replica, by what they have read from: replica; or the "
+        "primary, because the replica had not replayed in time what the call relies on (behind), "
+        "or did not answer (failed), or because there was none to be used (none; the label is the "
+        "database).",
+        ("standby", "outcome"),
+    )
+)
+
 # ----- claims: of a subscription, a command, a lock or a queue_item -----
 
 CLAIMS_TAKEN: Final = _declared(

@@ -60,6 +60,7 @@ OWN: dict[str, set[str]] = {
     "close": set(),
     "with_timeout": set(),
     "with_namespace": set(),
+    "with_reads": set(),
     "process_commands": {"handler"},
     "step": set(),
     "lock": set(),

@@ -21,6 +21,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.faults.access_faults import ACCESS_FAULTS
 from tests.faults.database_faults import DATABASE_FAULTS
+from tests.faults.replica_faults import REPLICA_FAULTS
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.workflow_pb2 import CommitWorkflowRequest
 from wfe_persistence import drain
@@ -737,6 +738,7 @@ SERVER_FAULTS: dict[str, tuple[Callable[[], None], str]] = (
     }
     | ACCESS_FAULTS
     | DATABASE_FAULTS
+    | REPLICA_FAULTS
 )
 
 

@@ -35,6 +35,7 @@ class _Daemon:
         self.directory = directory
         """Where its socket is."""
         directory.mkdir()
+        self._installed = program
         self._as: dict[str, Any] = {"cwd": directory}
         if os.geteuid() == 0:
             nobody = pwd.getpwnam("nobody")
@@ -114,12 +115,7 @@ class PostgresServer(_Daemon):
         port = self._settings.get("port", "5432")
         self.url = f"postgresql://postgres@/postgres?host={self.directory}&port={port}"
         data = self.directory / "data"
-        subprocess.run(
-            [self._program.path.with_name("initdb"), "--auth=trust", "--username=postgres",
-             "--encoding=UTF8", "--locale=C", "--pgdata", data],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True, **self._as,
-        )  # fmt: skip
-        (data / "pg_hba.conf").write_text(f"local all all trust\n{self._access}")
+        self._make(data)
         settings = {
             "listen_addresses": "",
             "unix_socket_directories": str(self.directory),
@@ -128,6 +124,15 @@ class PostgresServer(_Daemon):
         }
         self._start(["-D", data, *(f"--{name}={value}" for name, value in settings.items())])
         return self
+
+    def _make(self, data: Path) -> None:
+        """Make its data directory."""
+        subprocess.run(
+            [self._program.path.with_name("initdb"), "--auth=trust", "--username=postgres",
+             "--encoding=UTF8", "--locale=C", "--pgdata", data],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True, **self._as,
+        )  # fmt: skip
+        (data / "pg_hba.conf").write_text(f"local all all trust\n{self._access}")
 
 
 class PgBouncer(_Daemon):

@@ -24,6 +24,8 @@ def other_value(setting: Setting) -> Any:
         return not setting.default
     if setting.type in (int, float):
         return (setting.default or 0) + 1
+    if setting.type is list:
+        return ("postgresql://other/x",)
     if setting.type is tuple:
         return (NamedDatabase(name="other", url="postgresql://h/x"),)
     return Path("/other") if setting.type is Path else _TEXTS.get(setting.name, "other")
@@ -31,11 +33,14 @@ def other_value(setting: Setting) -> Any:
 
 def as_text(value: Any) -> str:
     """A value as it is written on the command line."""
-    return f"{value[0].name}={value[0].url}" if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        [one] = value
+        return one if isinstance(one, str) else f"{one.name}={one.url}"
+    return str(value)
 
 
 def as_toml(value: Any) -> str:
     """A value as it is written in a file."""
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and isinstance(value[0], NamedDatabase):
         return f'{{{value[0].name} = "{value[0].url}"}}'
     return json.dumps(str(value) if isinstance(value, Path) else value)

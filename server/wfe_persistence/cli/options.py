@@ -97,7 +97,7 @@ def setting_option(setting: Setting) -> Callable[[F], F]:
     several = setting.type is tuple
     return click.option(
         *((setting.flag, setting.name) if several else (setting.flag,)),
-        multiple=several,
+        multiple=several or setting.type is list,
         cls=SettingOption,
         setting=setting,
         type=_parameter_type(setting),
@@ -183,6 +183,8 @@ def _parameter_type(setting: Setting) -> Any:
         return _DatabaseType()
     if setting.about.choices:
         return click.Choice(setting.about.choices)
+    if setting.type is list:
+        return str
     if setting.type is Path:
         directory = setting.about.directory
         return click.Path(file_okay=not directory, dir_okay=directory, path_type=Path)

@@ -28,7 +28,7 @@ from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence import metrics, offload
 from wfe_persistence.errors import PersistenceError, shutting_down, too_large
 from wfe_persistence.recurring import RecurringWarnings
-from wfe_persistence.rpc import lasting
+from wfe_persistence.rpc import lasting, reading
 from wfe_persistence.rpc.audit import Audit, Entry
 from wfe_persistence.rpc.call import Call, Environment
 from wfe_persistence.rpc.call_log import CallLog
@@ -123,13 +123,14 @@ class Boundary:
                 data = await place.receive()
                 metrics.RECEIVED_BYTES.add(method.labels, len(data))
                 with self._intake.deadlines.until(deadline):
-                    request, call = await self._open(data, caller, method, entry, place)
+                    request, call = await self._open(data, caller, method, entry, place, context)
                     del data
                     with _NamingAField(request):
                         response = await function(request, call)
                     entry.names(response)
                     if offload.has_read_much():
                         await offload.pause_if_large()
+                    await reading.tell(context, call, method)
             return self._encode(response)
 
         async def handle(_: object, context: Context) -> bytes:
@@ -162,7 +163,7 @@ class Boundary:
                 data = await place.receive()
                 metrics.RECEIVED_BYTES.add(method.labels, len(data))
                 with self._intake.deadlines.until(deadline):
-                    request, call = await self._open(data, caller, method, entry, place)
+                    request, call = await self._open(data, caller, method, entry, place, context)
                     del data
                     async with aclosing(function(request, call)) as pages:  # type: ignore[type-var]
                         with _NamingAField(request):
@@ -173,6 +174,7 @@ class Boundary:
                                 await self._send(
                                     messages, context, ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED
                                 )
+                    await reading.tell(context, call, method)
 
         return self._streaming(method, answer)
 
@@ -191,7 +193,7 @@ class Boundary:
                 data = await place.receive()
                 metrics.RECEIVED_BYTES.add(method.labels, len(data))
                 with self._intake.deadlines.until(deadline):
-                    request, call = await self._open(data, caller, method, entry, place)
+                    request, call = await self._open(data, caller, method, entry, place, context)
                 del data
                 place.release()
                 remaining = context.time_remaining()
@@ -236,7 +238,7 @@ class Boundary:
                 data: bytes | None = await place.receive()
                 with self._intake.deadlines.until(deadline):
                     store = await self._namespace(caller, method)
-                call = Call(store, Check(0, 0), self._env, caller, place)
+                call = Call(store, Check(0, 0), self._env, caller, place, store.database)
                 identified = loop.time()
                 async with function(call) as handle:
                     while data is not None:
@@ -264,6 +266,8 @@ class Boundary:
                                 min(ends, loop.time() + self._env.max_deadline)
                             ):
                                 await self._limits.pace(caller, method)
+                with self._intake.deadlines.until(min(ends, loop.time() + self._env.max_deadline)):
+                    await reading.tell(context, call, method)
 
         return self._streaming(method, answer)
 
@@ -317,7 +321,13 @@ class Boundary:
         return monotonic() + min(remaining, self._env.max_deadline)
 
     async def _open(
-        self, data: bytes, caller: Caller, method: Method, entry: Entry, place: Place
+        self,
+        data: bytes,
+        caller: Caller,
+        method: Method,
+        entry: Entry,
+        place: Place,
+        context: Context,
     ) -> tuple[Message, Call]:
         """What a handler takes: the decoded request, and its call in the caller's namespace."""
         if self._env.workers.begin(len(data)):
@@ -333,7 +343,13 @@ class Boundary:
             self._guard.require(caller, method.required_role, member, method.name)
         store = await self._namespace(caller, method)
         self._limits.space.note(store, method)
-        return request, Call(store, check, self._env, caller, place)
+        database, at = store.database, None
+        if database.replicas is not None:
+            if method.lasts:
+                at = reading.position_for_replica(method, context)
+            else:
+                store = reading.store_to_read(store, database.replicas, method, context)
+        return request, Call(store, check, self._env, caller, place, database, at)
 
     def _decode(self, data: bytes, method: Method) -> tuple[Message, Check]:
         """The request, and what is wrong with it so far."""

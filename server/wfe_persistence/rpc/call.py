@@ -18,6 +18,7 @@ from wfe_persistence.rpc.intake import Place
 from wfe_persistence.store.feeds import Feeds
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.paging import Cursor
+from wfe_persistence.store.postgres.database import Database
 from wfe_persistence.store.queue import wake_for
 from wfe_persistence.store.readiness import Readiness
 from wfe_persistence.store.retention_runner import Retention
@@ -102,6 +103,11 @@ class Call:
     env: Environment
     caller: Caller
     place: Place
+    database: Database
+    """Where the namespace was when the call began; it may be moved meanwhile."""
+    replica_at: str | None = None
+    """Of a stream that lasts: the position that a replica must have to be read from (empty: any);
+    None: it is the primary that is read from. (Of other calls the store knows.)"""
 
     def waiting(self, seconds: float) -> Waiting:
         """Wait for what other calls do, for so long if need be, without keeping them out: a context

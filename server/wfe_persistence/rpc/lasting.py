@@ -50,7 +50,11 @@ async def follow(
         yield [response(cursor=feed.cursor(position))]
         sent = loop.time()
         while True:
-            entries, position = await feed.read(position, sent + heartbeat - loop.time())
+            entries, position = await feed.read(
+                position,
+                sent + heartbeat - loop.time(),
+                from_replica=call.replica_at is not None,
+            )
             for filled in _responses(entries, feed, response, items, item, most_bytes):
                 yield [filled]
                 sent = loop.time()

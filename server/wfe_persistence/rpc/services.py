@@ -8,6 +8,7 @@ with the descriptors.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Final
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -35,6 +36,18 @@ from wfe_persistence.rpc.store_service import StoreService
 from wfe_persistence.rpc.subscription_service import SubscriptionService
 from wfe_persistence.rpc.transfer_service import TransferService
 from wfe_persistence.rpc.workflow_service import WorkflowService
+
+
+class Source(Enum):
+    """Where an RPC reads."""
+
+    REPLICA = auto()
+    """At a replica, unless the client says `wfe-read: primary`."""
+    EITHER = auto()
+    """At the primary, unless the client says `wfe-read: replica`."""
+    PRIMARY = auto()
+    """At the primary, whatever the client says."""
+
 
 SERVER_WIDE: Final = frozenset(
     {
@@ -176,6 +189,53 @@ ADDS: Final = frozenset(
 BULK: Final = frozenset({"CreateWorkflows", "CreateEvents"})
 """Streams of requests whose items are checked and answered one by one, whatever the others are."""
 
+READS: Final = {
+    # WorkflowService. A host loads a workflow to write it: what is stale costs it a conflict.
+    "GetWorkflowInstance": Source.EITHER,
+    "GetWorkflowInstanceByName": Source.EITHER,
+    "GetWorkflowInstances": Source.EITHER,
+    "GetRunnableInstances": Source.EITHER,  # stale, it names what others have run meanwhile
+    "ListExecutionPointers": Source.EITHER,  # a part of loading a workflow, at its revision
+    "WaitForWorkflow": Source.PRIMARY,  # it is woken by writes
+    "ListWorkflows": Source.REPLICA,
+    "CountWorkflows": Source.REPLICA,
+    "WatchWorkflows": Source.REPLICA,  # who is behind; what is new is asked of the primary
+    # EventService. As with workflows: hosts process what they get.
+    "GetEvent": Source.EITHER,
+    "GetRunnableEvents": Source.EITHER,
+    "GetEvents": Source.EITHER,
+    "ListEvents": Source.REPLICA,
+    # SubscriptionService. Claims follow, and fail if it was stale.
+    "GetSubscription": Source.EITHER,
+    "GetSubscriptions": Source.EITHER,
+    "GetFirstOpenSubscription": Source.EITHER,
+    "ListSubscriptions": Source.REPLICA,
+    # ScheduledCommandService, LockService, QueueService. Those who claim get it from the claim.
+    "ListCommands": Source.REPLICA,
+    "ListLocks": Source.REPLICA,
+    "ListQueueItems": Source.REPLICA,
+    "GetQueueStats": Source.REPLICA,
+    # LifecycleService
+    "Watch": Source.REPLICA,
+    # StoreService
+    "ListErrors": Source.REPLICA,
+    "GetStoreInfo": Source.PRIMARY,  # it is about the primary
+    "ListNamespaces": Source.PRIMARY,  # it is of all databases, and seldom
+    "GetNamespaceSet": Source.PRIMARY,  # clients route by it
+    "GetRetentionPolicy": Source.EITHER,  # of one row, mostly to change it
+    "GetStorageReport": Source.PRIMARY,  # PostgreSQL counts rows on the primary only
+    # TransferService
+    "ExportRecords": Source.REPLICA,
+}
+"""Where RPCs read that change nothing, if the namespace's database has replicas: those that show
+many rows to people and tools at a replica, those on which somebody acts at the primary, unless the
+client says otherwise. What changes something is at the primary, with all that it reads."""
+
+WRITES_APART: Final = frozenset(
+    {"EnsureStoreExists", "CreateNamespace", "DeleteNamespace", "ImportRecords"}
+)
+"""RPCs that write on a connection of their own: the position that they reach is asked for."""
+
 LASTS: Final = frozenset({"Watch", "WatchWorkflows", "ExportRecords", "ImportRecords", *BULK})
 """Streams without a maximum deadline: those that go on until the client ends them, exports and
 imports, and those of BULK. Where only the server streams, each message has a `cursor`, and the
@@ -211,6 +271,8 @@ class Method:
     """Whether it is a stream without a maximum deadline."""
     is_bulk: bool
     """Whether the items of its requests are checked and answered one by one."""
+    reads: Source
+    """Where it reads."""
 
     @property
     def is_write(self) -> bool:
@@ -250,6 +312,7 @@ class Service:
                 ),
                 lasts=method.name in LASTS,
                 is_bulk=method.name in BULK,
+                reads=READS.get(method.name, Source.PRIMARY),
             )
             for method in self.descriptor.methods
         )

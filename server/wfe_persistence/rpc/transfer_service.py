@@ -48,7 +48,7 @@ class TransferService:
         await call.env.namespaces.make_sure(call.store)  # as no statement can be run elsewhere
         most_bytes = min(_RESPONSE_BYTES, call.env.max_message_bytes - _FRAMING_BYTES)
         async with call.env.transfers.exporting(
-            call.store, cursor.snapshot if cursor else None, hold
+            call.store, cursor.snapshot if cursor else None, hold, call.replica_at
         ) as snapshot:
             session, loop = snapshot.session, asyncio.get_running_loop()
             cursor = cursor or _Cursor(snapshot.id, Position(), time.time())

@@ -126,6 +126,8 @@ class Settings(
             raise ValueError("workers: more than one need Linux")
         if self.db_url and self.db_url_file:
             raise ValueError("db-url-file: can't be set together with db-url")
+        if self.db_read_url and self.home.read_urls:
+            raise ValueError("db-read-url: can't be set together with databases.home.read-urls")
         if self.db_password_file and self.db_password_command:
             raise ValueError("db-password-command: can't be set together with db-password-file")
         if not self.listen.startswith("unix:"):
@@ -256,8 +258,10 @@ class Settings(
     @property
     def most_database_connections(self) -> int:
         """How many connections the pools of all databases have at most, and what listens."""
-        others = sum(each.pool_size or self.pool_size for each in self.other_databases)
-        return self.pool_size + others + self.notify
+        most = self.pool_size * (1 + len(self.db_read_url or self.home.read_urls))
+        for each in self.other_databases:
+            most += (each.pool_size or self.pool_size) * (1 + len(each.read_urls))
+        return most + self.notify
 
     @property
     def reflection_enabled(self) -> bool:

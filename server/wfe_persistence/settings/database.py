@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -61,6 +62,17 @@ class Database:
             secret=True,
         ),
     ] = field(default="", repr=False)
+    db_read_url: Annotated[
+        Sequence[str],
+        About(
+            "Streaming replica of the database, which reads may use; repeat it for each. In the "
+            "TOML file it is an array. --db-password-file and --db-password-command are for "
+            "replicas too.",
+            metavar="URL",
+            default_help="none",
+            secret=True,
+        ),
+    ] = field(default=(), repr=False)
     data_dir: Annotated[
         Path,
         About(
@@ -125,6 +137,22 @@ class Pool:
     max_waiting: Annotated[
         int, About("Maximum calls per namespace waiting for a connection.", minimum=1)
     ] = 2000
+    replica_max_lag: Annotated[
+        float,
+        About(
+            "How stale what is read from a replica may be (seconds). One that lags by more, or "
+            "does not answer, is left out.",
+            minimum=1,
+        ),
+    ] = 2.0
+    replica_wait: Annotated[
+        float,
+        About(
+            "How long a read waits for a replica that has not replayed what it relies on, before "
+            "it reads from the primary (seconds).",
+            minimum=0,
+        ),
+    ] = 0.1
     prepare: Annotated[
         bool,
         About(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from math import isfinite
 from pathlib import Path
@@ -18,7 +18,8 @@ class About:
 
     `minimum` and `maximum` are inclusive, `above` is exclusive. `default_help` describes a default
     that depends on the environment or that is empty. The value of a `secret` is never shown. A path
-    is that of a file unless it is a `directory`.
+    is that of a file unless it is a `directory`. A sequence has any number of strings: its option
+    is repeated, its variable has them separated by spaces, and the TOML file has an array.
     """
 
     help: str
@@ -68,6 +69,10 @@ class Setting:
         about = self.about
         if value is None and self.default is None:
             return
+        if self.type is list:
+            if not isinstance(value, list | tuple) or not all(isinstance(x, str) for x in value):
+                raise ValueError(f"{self.key}: must be {_KINDS[self.type]}")
+            return
         accepted: Any = (int, float) if self.type is float else self.type
         # bool is a subclass of int.
         if not isinstance(value, accepted) or (isinstance(value, bool) and self.type is not bool):
@@ -91,6 +96,7 @@ _KINDS: Final[dict[type, str]] = {
     str: "a string",
     Path: "a path",
     tuple: "a table",
+    list: "a list of strings",
 }
 
 
@@ -104,6 +110,8 @@ def declared(groups: Mapping[str, type[Any]]) -> dict[str, Setting]:
             if NoneType in get_args(type_):
                 type_ = next(t for t in get_args(type_) if t is not NoneType)
             type_ = get_origin(type_) or type_
+            if type_ is Sequence:
+                type_ = list
             default = item.default_factory if item.default is MISSING else item.default
             settings[item.name] = Setting(item.name, type_, default, about, heading)
     return settings

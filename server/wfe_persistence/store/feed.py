@@ -107,6 +107,10 @@ class Source(Protocol[T]):
         """What is behind a position, at most so many rows; None: what is to come, of which there is
         none yet. Raises PersistenceError."""
 
+    async def read_copy(self, store: Store, after: Position, limit: int) -> Page[T] | None:
+        """The same from a replica, without asking whether the feed is valid; None: there is none
+        yet. Raises PersistenceError."""
+
     async def keep(self, store: Store) -> None:
         """Know that it is still watched. Called at least every `KEEP_SECONDS`."""
 

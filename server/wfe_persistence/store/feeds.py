@@ -111,14 +111,17 @@ class Feed(Generic[T]):
             return position
         raise cursor_expired(page.feed_id, page.floor)
 
-    async def read(self, after: Position, seconds: float) -> tuple[list[Entry[T]], Position]:
+    async def read(
+        self, after: Position, seconds: float, *, from_replica: bool = False
+    ) -> tuple[list[Entry[T]], Position]:
         """The next entries behind a position, and up to where they were looked at.
 
-        Waits for some, at most so long. Raises CURSOR_EXPIRED if some are gone already, and
+        Waits for some, at most so long. `from_replica`: what is no longer kept here may be read
+        from a replica. Raises CURSOR_EXPIRED if some are gone already, and
         what has ended the feed.
         """
         if after < self._start:
-            return await self._read_stored(after)
+            return await self._read_stored(after, from_replica)
         self._raise_error()
         if after >= self.horizon:
             with suppress(TimeoutError):
@@ -126,20 +129,37 @@ class Feed(Generic[T]):
                     while after >= self.horizon:
                         await self._changed()
             if after < self._start:
-                return await self._read_stored(after)
+                return await self._read_stored(after, from_replica)
         first = bisect_right(self._kept, after, key=lambda entry: entry.position)
         entries = self._kept[first : first + _PAGE]
         if first + len(entries) < len(self._kept):
             return entries, entries[-1].position
         return entries, max(self.horizon, after)
 
-    async def _read_stored(self, after: Position) -> tuple[list[Entry[T]], Position]:
+    async def _read_stored(
+        self, after: Position, from_replica: bool
+    ) -> tuple[list[Entry[T]], Position]:
         self._raise_error()
         async with self._readers:
-            page = await self._source.read(self._store, after, _PAGE)
+            page = await self._read_replica(after) if from_replica else None
+            page = page or await self._source.read(self._store, after, _PAGE)
         if page.feed_id != self._feed_id or after < page.floor:
             raise cursor_expired(page.feed_id, page.floor)
         return page.entries, max(page.end, after)
+
+    async def _read_replica(self, after: Position) -> Page[T] | None:
+        """A page from a replica; None: there is none, or the replica is not so far yet.
+
+        Whether the feed is valid, only the primary knows, which is asked all the time.
+        """
+        replicas = self._store.database.replicas
+        reads = replicas.reader("") if replicas else None
+        if reads is None:
+            return None
+        page = await self._source.read_copy(self._store.read_from(reads), after, _PAGE)
+        if not reads.ended() or page is None:
+            return None
+        return page if page.feed_id == self._feed_id and page.end > after else None
 
     async def _changed(self) -> None:
         self._raise_error()

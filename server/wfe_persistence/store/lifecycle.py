@@ -55,6 +55,10 @@ WATCH = feed.reading(
     "lifecycle_events", "lifecycle_feed", f"f.cluster = {CLUSTER}", LIFECYCLE_EVENT.selection("e")
 )
 
+WATCH_COPY = feed.reading(
+    "lifecycle_events", "lifecycle_feed", "TRUE", LIFECYCLE_EVENT.selection("e")
+)
+
 
 async def watch(store: Store, after: Position | None, limit: int) -> Page[LifecycleEvent]:
     """The events behind a position; see `Source.read`."""
@@ -85,6 +89,12 @@ class LifecycleEvents:
     async def read(self, store: Store, after: Position | None, limit: int) -> Page[LifecycleEvent]:
         """See `Source`."""
         return await watch(store, after, limit)
+
+    async def read_copy(
+        self, store: Store, after: Position, limit: int
+    ) -> Page[LifecycleEvent] | None:
+        """See `Source`."""
+        return await feed.read_page(store, WATCH_COPY, after, limit, _decode)
 
     async def keep(self, store: Store) -> None:
         """Events are kept whether anybody watches or not."""

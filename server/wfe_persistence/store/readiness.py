@@ -100,6 +100,8 @@ class Readiness:
             return await busy_or_stalled(self._store)
 
     async def _look(self) -> State:
+        if why := await admin.why_read_only(self._store):
+            return State(ready=False, why=why)
         if not self._examined:
             await self._examine()
             self._examined = True

@@ -14,6 +14,7 @@ from wfe_persistence.store.postgres.database import MAX_ATTEMPTS, Database
 from wfe_persistence.store.postgres.groups import Group
 from wfe_persistence.store.postgres.pipeline import Command
 from wfe_persistence.store.postgres.prepared import Statement
+from wfe_persistence.store.postgres.reads import Reader
 from wfe_persistence.store.queue_floors import Floors
 from wfe_persistence.store.rows import (
     Found,
@@ -245,7 +246,7 @@ class _Together(Group[Sequence[Param], Found]):
     async def _run(self, batch: Sequence[Command]) -> list[PGresult]:
         store, database = self.store, self.store.database
         try:
-            return await database.run(
+            return await (database if self.write else store.reader).run(
                 store.namespace,
                 batch,
                 write=self.write,
@@ -285,7 +286,8 @@ class Store:
     """A namespace's tables in a database; the functions of `store.*` run their SQL on it.
 
     `elsewhere`, called when the tables are not in the database where they were looked for: whether
-    the namespace lives in another one now, having set that.
+    the namespace lives in another one now, having set that. `reads`: what is read from instead of
+    the database, by a call that may use a replica.
     """
 
     def __init__(
@@ -295,6 +297,7 @@ class Store:
         namespace: str,
         generation: int = 0,
         elsewhere: Callable[[Store, Database], Awaitable[bool]] | None = None,
+        reads: Reader | None = None,
     ) -> None:
         self.database = database
         self.schema = schema
@@ -302,16 +305,28 @@ class Store:
         self.generation = generation
         """That of the row in the directory (`placement.py`); 0: there is none."""
         self._elsewhere = elsewhere
+        self._reads = reads
         self.floors = Floors()
         """Where to begin in its queues."""
         self._groups: dict[str, _Together] = {}
+
+    @property
+    def reader(self) -> Reader:
+        """What is read from: the database, or what a call reads from instead."""
+        return self._reads or self.database
+
+    def read_from(self, reads: Reader) -> Store:
+        """The same tables, whose rows are read from a replica."""
+        return Store(
+            self.database, self.schema, self.namespace, self.generation, self._elsewhere, reads
+        )
 
     async def read(self, sql: str, *params: Param) -> PGresult:
         """Run one statement that reads; it is run again if the connection breaks."""
         batch = [(self.schema.bind(sql), params)]
         database = self.database
         try:
-            [result] = await database.run(self.namespace, batch, write=False)
+            [result] = await self.reader.run(self.namespace, batch, write=False)
         except PersistenceError as exc:
             [result] = await self.run_elsewhere(exc, database, batch, write=False)
         return result
@@ -338,7 +353,7 @@ class Store:
         batch = [(self._unprepared(sql), params)]
         database = self.database
         try:
-            [result] = await database.run(self.namespace, batch, write=False)
+            [result] = await self.reader.run(self.namespace, batch, write=False)
         except PersistenceError as exc:
             [result] = await self.run_elsewhere(exc, database, batch, write=False)
         return result
@@ -348,7 +363,7 @@ class Store:
         logged."""
         batch = [(self._unprepared(sql), params)]
         try:
-            [result] = await self.database.run(
+            [result] = await self.reader.run(
                 self.namespace, batch, write=False, expected=(_OUTDATED,)
             )
         except PersistenceError as exc:
@@ -427,7 +442,7 @@ class Store:
         for param in params:
             if param:
                 size += len(param)
-        if size <= _MAX_BYTES:
+        if size <= _MAX_BYTES and (write or self._reads is None):
             key = (self.schema.name, self.schema.table_prefix, sql)
             found = await self.database.groups.run(key, group, params, size)
             if found is not None:
@@ -496,14 +511,14 @@ class Store:
 
     def _stream(self, command: Command) -> AsyncGenerator[PGresult, None]:
         if self._elsewhere is None:
-            return self.database.stream(self.namespace, command)
+            return self.reader.stream(self.namespace, command)
         return self._stream_here_or_elsewhere(command)
 
     async def _stream_here_or_elsewhere(self, command: Command) -> AsyncGenerator[PGresult, None]:
         yielded = False
         database = self.database
         try:
-            async with aclosing(database.stream(self.namespace, command)) as rows:
+            async with aclosing(self.reader.stream(self.namespace, command)) as rows:
                 async for row in rows:
                     yielded = True
                     yield row

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store.postgres.prepared import Statement
+from wfe_persistence.store.postgres.replicas import Replica, Replicas
 from wfe_persistence.store.postgres.session import Session
 from wfe_persistence.store.postgres.sqlstate import UnexpectedDatabaseError
 from wfe_persistence.store.rows import read_text, read_time
@@ -37,6 +38,11 @@ _SETTINGS: Final = (
     "SET LOCAL max_parallel_workers_per_gather = 0",
 )
 _SNAPSHOT: Final = "SELECT pg_export_snapshot(), now()"
+_STARTED: Final = """
+SELECT to_hex((extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint)
+"""
+_AT: Final = "@"
+"""Between the id of a snapshot on a replica and the server that it is from."""
 _SNAPSHOT_ID: Final = re.compile(r"[0-9A-Fa-f-]{1,64}")
 
 
@@ -98,10 +104,13 @@ class Transfers:
 
     @asynccontextmanager
     async def exporting(
-        self, store: Store, resumed: str | None, hold: float
+        self, store: Store, resumed: str | None, hold: float, replica_at: str | None = None
     ) -> AsyncIterator[Snapshot]:
         """A snapshot: a new one, or that with the id `resumed`. If the block is left by an error,
         cancellation included, it is held for `hold` seconds.
+
+        `replica_at`: the position that a replica must have (empty: any) for the new one to be
+        taken there, if there is one on which it can last; None: it is taken on the primary.
 
         Raises ADMINISTRATION_BUSY, and CURSOR_EXPIRED.
         """
@@ -114,8 +123,15 @@ class Transfers:
         complete = False
         snapshot = None
         try:
-            session = await Session.open(store.database)
-            snapshot = await self._begin(session, resumed)
+            id_, _, server = (resumed or "").partition(_AT)
+            replicas = store.database.replicas
+            if server:
+                session = await _open_on(replicas or (), server)
+            elif resumed is None and replicas is not None and replica_at is not None:
+                session, server = await _open_replica(replicas, replica_at)
+            if session is None:
+                session = await Session.open(store.database)
+            snapshot = await self._begin(session, id_ or None, server)
             if resumed in self._read:
                 self._read[resumed].is_resumed = True
             elif resumed in self._held:
@@ -131,7 +147,7 @@ class Transfers:
             else:
                 self._exports -= 1
 
-    async def _begin(self, session: Session, resumed: str | None) -> Snapshot:
+    async def _begin(self, session: Session, resumed: str | None, server: str) -> Snapshot:
         begin = [BEGIN_SNAPSHOT]
         if resumed is not None:
             if not _SNAPSHOT_ID.fullmatch(resumed):
@@ -152,7 +168,8 @@ class Transfers:
         time = Timestamp()
         read_time(row.get_value(0, 1), time)
         ends = asyncio.get_running_loop().time() + self._seconds
-        return Snapshot(session, read_text(row.get_value(0, 0)), time, ends)
+        id_ = read_text(row.get_value(0, 0))
+        return Snapshot(session, f"{id_}{_AT}{server}" if server else id_, time, ends)
 
     async def _hold(self, snapshot: Snapshot, seconds: float) -> None:
         """Stop reading, but keep the snapshot."""
@@ -187,6 +204,49 @@ class Transfers:
             if snapshot is not None:
                 self._read.pop(snapshot.id, None)
             self._exports -= 1
+
+
+async def _open_replica(replicas: Replicas, position: str) -> tuple[Session | None, str]:
+    """A connection to a replica that has a position, and which server that is; None: there is none
+    that will do."""
+    replica = replicas.choose(position, long=True)
+    if replica is None:
+        return None, ""
+    try:
+        session = await Session.open(replica.database)
+    except PersistenceError:
+        return None, ""
+    try:
+        if await replicas.has_replayed(replica, session.run, position):
+            return session, await _server_of(session)
+    except (PersistenceError, UnexpectedDatabaseError) as exc:
+        log.info("no export from replica %s: %s", replica.label, exc)
+    except BaseException:
+        await session.close()
+        raise
+    await session.close()
+    return None, ""
+
+
+async def _open_on(replicas: Iterable[Replica], server: str) -> Session:
+    """A connection to the replica on which a snapshot was taken. Raises CURSOR_EXPIRED."""
+    for replica in replicas:
+        with suppress(PersistenceError, UnexpectedDatabaseError):
+            session = await Session.open(replica.database)
+            try:
+                if await _server_of(session) == server:
+                    return session
+            except BaseException:
+                await session.close()
+                raise
+            await session.close()
+    raise snapshot_gone()
+
+
+async def _server_of(session: Session) -> str:
+    """Which server it is: ids of snapshots are those of one, since it was started."""
+    [row] = await session.run([(Statement.unprepared(_STARTED), ())])
+    return read_text(row.get_value(0, 0))
 
 
 async def _uninterrupted(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:

@@ -144,6 +144,13 @@ WATCH_WORKFLOWS = feed.reading(
     WORKFLOW_BEFORE.selection("e"),
 )
 
+WATCH_WORKFLOWS_COPY = feed.reading(
+    "workflow_changes",
+    "workflow_feed",
+    "f.floor_xid IS NOT NULL",
+    WORKFLOW_BEFORE.selection("e"),
+)
+
 
 async def watch_workflows(
     store: Store, after: Position | None, limit: int, max_bytes: int
@@ -157,6 +164,10 @@ async def watch_workflows(
         await _begin(store)
     else:
         raise feed.changed_repeatedly()
+    return await _with_headers(store, page, max_bytes)
+
+
+async def _with_headers(store: Store, page: Page[WorkflowInstance], max_bytes: int) -> Page[Change]:
     # What a workflow was before is known from the same transaction as the change. What it is
     # may be read later: it is newer then, and there is one more change to come.
     wanted = Wanted(deque(dict.fromkeys(each.item.id for each in page.entries)))
@@ -209,6 +220,11 @@ class WorkflowChanges:
     async def read(self, store: Store, after: Position | None, limit: int) -> Page[Change]:
         """See `Source`."""
         return await watch_workflows(store, after, limit, self._max_bytes)
+
+    async def read_copy(self, store: Store, after: Position, limit: int) -> Page[Change] | None:
+        """See `Source`."""
+        page = await feed.read_page(store, WATCH_WORKFLOWS_COPY, after, limit, _decode)
+        return None if page is None else await _with_headers(store, page, self._max_bytes)
 
     async def keep(self, store: Store) -> None:
         """See `Source`."""

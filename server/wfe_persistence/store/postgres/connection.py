@@ -116,6 +116,11 @@ class Connection(psycopg.AsyncConnection[Any]):
         except psycopg.OperationalError:
             self.unwatch()  # for good: `is_alive` says so
 
+    def look(self) -> None:
+        """Take what has come, whether the event loop knows of it or not."""
+        if self._watched:
+            self._readable()
+
     def is_alive(self) -> bool:
         """Whether the server has not hung up, as far as that has been heard. Costs nothing."""
         return self._watched and self.peer.stalled <= self.born

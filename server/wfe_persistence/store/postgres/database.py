@@ -13,7 +13,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import suppress
-from typing import Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import psycopg
 
@@ -31,6 +31,8 @@ from wfe_persistence.store.postgres.groups import Groups
 from wfe_persistence.store.postgres.lane import Lane
 from wfe_persistence.store.postgres.pipeline import Command, ConnectionLostError, Exchange, PGresult
 from wfe_persistence.store.postgres.pool import Pool
+from wfe_persistence.store.postgres.position import require, send_write
+from wfe_persistence.store.postgres.prepared import Statement
 from wfe_persistence.store.postgres.reachability import Reachability, is_full
 from wfe_persistence.store.postgres.source import Connect, ConnectionSource
 from wfe_persistence.store.postgres.sqlstate import (
@@ -44,6 +46,9 @@ from wfe_persistence.store.postgres.sqlstate import (
     was_idle,
 )
 from wfe_persistence.store.postgres.watch import Watch, free_attempts
+
+if TYPE_CHECKING:
+    from wfe_persistence.store.postgres.replicas import Replicas
 
 T = TypeVar("T")
 
@@ -66,7 +71,8 @@ class Database:
     large one takes long, and writes that take long get a quarter; so other calls never wait for
     those alone. Use it as a context manager.
 
-    `name`, `labels` and `accepts_new`: what it is for those who place namespaces.
+    `name`, `labels` and `accepts_new`: what it is for those who place namespaces. `replica`: what
+    messages call it if it is a replica, and so is not in the gauges of the pools.
     """
 
     def __init__(
@@ -81,12 +87,17 @@ class Database:
         name: str = "home",
         labels: Mapping[str, str] | None = None,
         accepts_new: bool = True,
+        replica: str = "",
     ) -> None:
         self.source = source
         self.name = name
         self.labels = labels or {"name": name}
         self.accepts_new = accepts_new
-        self.reachability = reachability = Reachability(pool_size, name)
+        self._is_replica = bool(replica)
+        self._forget_pool: Callable[[], None] | None = None
+        self.reachability = reachability = Reachability(pool_size, replica or name)
+        self.replicas: Replicas | None = None
+        """Its replicas, if it has any. They know which position each write has reached."""
         self.groups = Groups(max_waiting)
         """The calls that are run together."""
         self.lane = Lane()
@@ -97,7 +108,12 @@ class Database:
         self._long = FairGate(most, max_waiting, within=self._gate)
         self._locked = FairGate(most, max_waiting, within=self._gate)
         self._watch = Watch(
-            source, reachability.stalled, gate=self._gate, locked=self._locked, most_locked=most
+            source,
+            reachability.stalled,
+            reachability.open_connections,
+            gate=self._gate,
+            locked=self._locked,
+            most_locked=most,
         )
         self._pool = Pool(
             source,
@@ -112,18 +128,24 @@ class Database:
     async def __aenter__(self) -> Self:
         await self._pool.open()
         self._watching = asyncio.get_running_loop().create_task(self._watch.run())
-        self._forget_pool = show_pool(
-            self.name,
-            self._pool.size,
-            self._gate,
-            (self._streams, self._long, self._locked),
-            self.reachability,
-        )
+        if not self._is_replica:
+            self._forget_pool = show_pool(
+                self.name,
+                self._pool.size,
+                self._gate,
+                (self._streams, self._long, self._locked),
+                self.reachability,
+            )
+        if self.replicas is not None:
+            await self.replicas.open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self.replicas is not None:
+            await self.replicas.close()
         self._watching.cancel()
-        self._forget_pool()
+        if self._forget_pool is not None:
+            self._forget_pool()
         await self.reachability.close()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_CANCEL_TIMEOUT_SECONDS)
@@ -140,7 +162,9 @@ class Database:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await asyncio.gather(
-                    self._pool.close(seconds), *map(self._stop, self._watch.under_way)
+                    self._pool.close(seconds),
+                    *map(self._stop, self._watch.under_way),
+                    *(each.database.stop_statements(seconds) for each in self.replicas or ()),
                 )
 
     async def _stop(self, exchange: Exchange) -> None:
@@ -150,6 +174,11 @@ class Database:
                 with suppress(psycopg.Error):
                     await exchange.connection.cancel_safe(timeout=_CANCEL_TIMEOUT_SECONDS)
             await asyncio.sleep(_CANCEL_INTERVAL_SECONDS)
+
+    @property
+    def in_use(self) -> int:
+        """How many of its connections are in use."""
+        return self._gate.taken
 
     @property
     def is_away(self) -> bool:
@@ -220,6 +249,8 @@ class Database:
             # meanwhile is noticed here, before anything is sent.
             await asyncio.sleep(0)
         gate = self._long if takes_long else self._gate
+        replicas = self.replicas if write else None
+        send = Exchange.send if replicas is None else send_write
         attempt = 0
         while True:
             attempt += 1
@@ -229,7 +260,7 @@ class Database:
                     connection = self._pool.take_at_once(gate)
                 if connection is None:
                     connection = await self._turn(gate, namespace, batch)
-                exchange = await self._exchange(connection, Exchange.send, batch)
+                exchange = await self._exchange(connection, send, batch)
             except ConnectionLostError as exc:
                 if write and not exc.unwritten:
                     raise PersistenceError(
@@ -244,11 +275,15 @@ class Database:
                 count_retry(None)
                 continue
             error = exchange.error
+            if replicas is not None and error is None:
+                is_known = replicas.take_position(exchange, len(batch))
             count_round_trip(exchange, batch)
             if error is None:
                 if connection.gate is self._locked:
                     self._watch.was_run(batch)
                 self._pool.release(exchange.connection)
+                if replicas is not None and not is_known:
+                    await replicas.find_position()
                 return exchange.results
             again = retry(error)
             if again is Retry.OTHER_CONNECTION:
@@ -267,22 +302,29 @@ class Database:
             count_retry(error)
             await asyncio.sleep(random.uniform(0.0, 0.005 * 2**attempt))
 
-    async def stream(self, namespace: str, command: Command) -> AsyncGenerator[PGresult, None]:
+    async def stream(
+        self, namespace: str, command: Command, requires: Command | None = None
+    ) -> AsyncGenerator[PGresult, None]:
         """Run one reading statement and yield its rows one by one, each as a result of one row.
 
         Rows are received as fast as they are consumed, so a large result is never held in memory.
         A connection is held until the generator is closed (`contextlib.aclosing`): never let it
         wait for a client, or for another connection. Raises what `run` does.
+
+        `requires`: a statement that is run before, on the same connection, and whose result must be
+        a true boolean. Raises NotReplayedError.
         """
         attempt = 0
         while True:
             attempt += 1
-            exchange = await self._prepared(namespace, command)
+            exchange = await self._prepared(namespace, command, requires)
             connection = exchange.connection
             yielded = False
             again = Retry.NO
             try:
                 if exchange.error is None:
+                    if requires is not None:
+                        require(exchange.results[0])
                     exchange = Exchange(connection)
                     exchange.send_row_by_row(command)
                     self._watch.under_way.add(exchange)
@@ -327,15 +369,20 @@ class Database:
             count_retry(exchange.error)
             if again is Retry.OTHER_CONNECTION:
                 command = (command[0].as_unprepared(), command[1])
+                if requires is not None:
+                    requires = (requires[0].as_unprepared(), requires[1])
 
-    async def _prepared(self, namespace: str, command: Command) -> Exchange:
-        """A finished exchange, whose connection the statement is prepared on if it has no error."""
+    async def _prepared(
+        self, namespace: str, command: Command, requires: Command | None
+    ) -> Exchange:
+        """A finished exchange, whose connection the statement is prepared on if it has no error,
+        and in which what it requires was run."""
         attempt = 0
         while True:
             attempt += 1
             try:
                 connection = await self._turn(self._streams, namespace, [command])
-                return await self._exchange(connection, Exchange.send_prepare, command[0])
+                return await self._exchange(connection, _send_prepare, (command[0], requires))
             except ConnectionLostError as exc:
                 if attempt >= MAX_ATTEMPTS:
                     raise self.reachability.unavailable() from exc
@@ -401,6 +448,10 @@ class Database:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _send_prepare(exchange: Exchange, what: tuple[Statement, Command | None]) -> None:
+    exchange.send_prepare(*what)
 
 
 def _size(batch: Sequence[Command]) -> int:

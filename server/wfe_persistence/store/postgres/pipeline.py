@@ -77,7 +77,8 @@ class Exchange:
     """One batch on one connection: sent at once, its results received in order.
 
     `results` are those of the statements that succeeded, `error` that of the first that did not.
-    Without an error there is one for each statement.
+    Without an error there is one for each statement, and behind them that of what was run `then`,
+    unless the connection broke, or that failed.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -107,13 +108,22 @@ class Exchange:
         self.finished = False
         self.lost: ConnectionLostError | None = None
 
-    def send(self, batch: Sequence[Command]) -> None:
-        """Send a batch, preparing first what is not prepared, and start to receive results."""
+    def send(self, batch: Sequence[Command], then: Statement | None = None) -> None:
+        """Send a batch, preparing first what is not prepared, and start to receive results.
+
+        `then`: a statement that is run after the commit, whose failure is nothing to the batch.
+        """
         self.statements = [statement for statement, _ in batch]
         try:
-            closed = self._queue_prepares(self.statements)
+            if then is None:
+                closed = self._queue_prepares(self.statements)
+            else:
+                closed = self._queue_prepares([*self.statements, then])
             for statement, params in batch:
                 self._queue(statement, params)
+            if then is not None:
+                self._sync()
+                self._queue(then, ())
             self._start(closed)
         except psycopg.OperationalError as exc:
             self._lose(exc)
@@ -131,11 +141,16 @@ class Exchange:
         except psycopg.OperationalError as exc:
             self._lose(exc)
 
-    def send_prepare(self, statement: Statement) -> None:
-        """Only prepare a statement, unless it is."""
+    def send_prepare(self, statement: Statement, meanwhile: Command | None = None) -> None:
+        """Only prepare a statement, unless it is, and run another one."""
         self.statements = [statement]
         try:
-            self._start(self._queue_prepares(self.statements))
+            if meanwhile is None:
+                closed = self._queue_prepares(self.statements)
+            else:
+                closed = self._queue_prepares([statement, meanwhile[0]])
+                self._queue(*meanwhile)
+            self._start(closed)
         except psycopg.OperationalError as exc:
             self._lose(exc)
 
@@ -289,7 +304,8 @@ class Exchange:
             disorders.warn(
                 "disorder", f"a database connection is given up: {exc} (a pooler's bug?)"
             )
-        if self._settled:  # the statements' results are here, only what was to be closed is open
+        if self._settled:  # the statements' results are here, only what comes after them is open
+            self.connection.unwatch()  # its socket's number may be that of another one at once
             self._pgconn.finish()
             self.finished = True
             self._signal()

@@ -125,17 +125,17 @@ class Reachability:
             self._prober.cancel()
             await asyncio.wait([self._prober])
 
+    def open_connections(self) -> list[Connection]:
+        """The connections of the pool that are open."""
+        return [e for e in self._open if isinstance(e, Connection) and not e.closed]
+
     def count_open(self) -> int:
         """How many connections of the pool are open."""
         return sum(not connection.closed for connection in self._open)
 
     def count_prepared(self) -> int:
         """How many statements are prepared on them, all together."""
-        return sum(
-            len(each.prepared)
-            for each in self._open
-            if isinstance(each, Connection) and not each.closed
-        )
+        return sum(len(each.prepared) for each in self.open_connections())
 
     def _failed(self, begun: float, exc: Exception) -> None:
         self.reason = why(exc)

@@ -4,6 +4,9 @@ A connection that has said nothing for a second is looked into, on a new connect
 database that is busy answers that, or something else meanwhile; one that is stalled does not. A
 proxy, a frozen machine or a failover may keep a connection open that nobody will ever answer.
 
+Whether something has come is asked of the system, too: after an error on a socket, as when its peer
+has crashed with a statement unread, libuv looks at it no more, and says so to nobody.
+
 While calls wait for a connection, statements that wait for a lock (mostly an outsider's: our own
 are short) may have only a quarter of the pool, those in the gate `locked`. Those beyond are
 cancelled and run again in that gate, as are new ones of the same SQL. There, whoever has waited for
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +28,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from wfe_persistence.recurring import RecurringWarnings
-from wfe_persistence.store.postgres.connection import Peer
+from wfe_persistence.store.postgres.connection import Connection, Peer
 from wfe_persistence.store.postgres.fairness import FairGate
 from wfe_persistence.store.postgres.pipeline import CalledOff, Command, Exchange
 from wfe_persistence.store.postgres.prepared import Statement
@@ -91,7 +95,8 @@ class Findings:
 class Watch:
     """Looks into the exchanges `under_way` that wait for long; one for each pool.
 
-    `stalled` is told of a database that has stopped answering. `gate` is that of the pool, and
+    `stalled` is told of a database that has stopped answering. `connections` are those that are
+    open, of the whole pool. `gate` is that of the pool, and
     `most_locked` how many of its connections statements may have that wait for a lock.
     """
 
@@ -99,6 +104,7 @@ class Watch:
         self,
         source: ConnectionSource,
         stalled: Callable[[str], None],
+        connections: Callable[[], Sequence[Connection]],
         *,
         gate: FairGate,
         locked: FairGate,
@@ -114,6 +120,7 @@ class Watch:
         self._cancelling: set[asyncio.Task[None]] = set()
         self._source = source
         self._stalled = stalled
+        self._connections = connections
         self._unanswered: dict[Peer, int] = {}
 
     async def run(self) -> None:
@@ -138,6 +145,8 @@ class Watch:
         return await self._ask(peer, seconds) is not None
 
     async def _look(self) -> None:
+        for connection in _heard(self._connections()):
+            connection.look()
         before = monotonic() - SILENT_SECONDS
         silent = [e for e in self.under_way if e.listening and e.heard < before]
         for peer in {e.connection.peer for e in silent}:
@@ -253,6 +262,15 @@ class Watch:
                 with suppress(psycopg.Error):
                     await connection.close()
         return heard
+
+
+def _heard(connections: Sequence[Connection]) -> list[Connection]:
+    """Those on which something has come that has not been read, be it an end."""
+    by_fd = {connection.fd: connection for connection in connections}
+    poll = select.poll()
+    for fd in by_fd:
+        poll.register(fd, select.POLLIN)
+    return [by_fd[fd] for fd, _ in poll.poll(0)]
 
 
 def free_attempts(exchange: Exchange) -> int:
