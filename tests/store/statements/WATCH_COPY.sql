@@ -1,0 +1,14 @@
+SELECT f.feed_id, TRUE, f.floor_xid, f.floor_n, h.xid,
+    (SELECT (extract(epoch FROM now() - publish_time) * 1000)::bigint
+        FROM wfc.lifecycle_events WHERE xid >= h.xid ORDER BY xid, n LIMIT 1),
+    e.xid, e.n, e.type, e.workflow_id, e.definition_id, e.version, e.reference, e.event_time, e.step_id,
+        e.step_name, e.message
+FROM (SELECT pg_snapshot_xmin(pg_current_snapshot()) AS xid) h
+LEFT JOIN wfc.lifecycle_feed f ON TRUE
+LEFT JOIN LATERAL (
+    SELECT * FROM wfc.lifecycle_events
+    WHERE (xid, n) > ($1::xid8, $2::bigint) AND xid < h.xid
+    ORDER BY xid, n
+    LIMIT $3
+) e ON TRUE
+ORDER BY e.xid, e.n;
