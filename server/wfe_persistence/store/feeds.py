@@ -157,9 +157,8 @@ class Feed(Generic[T]):
         if reads is None:
             return None
         page = await self._source.read_copy(self._store.read_from(reads), after, _PAGE)
-        if not reads.ended() or page is None:
-            return None
-        return page if page.feed_id == self._feed_id and page.end > after else None
+        is_good = page is not None and page.feed_id == self._feed_id and page.end > after
+        return page if reads.ended(in_vain=not is_good) and is_good else None
 
     async def _changed(self) -> None:
         self._raise_error()

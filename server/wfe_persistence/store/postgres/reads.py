@@ -70,8 +70,11 @@ class Reads:
         self._label = replica.label
         self._outcome = "replica"
 
-    def ended(self) -> bool:
-        """Count the call; whether all that it has read is from the replica."""
+    def ended(self, *, in_vain: bool = False) -> bool:
+        """Count the call; whether all that it has read is from the replica. `in_vain`: that did
+        not have what was looked for."""
+        if in_vain and self._replica is not None:
+            self._outcome = "behind"
         metrics.REPLICA_READS.add((self._label, self._outcome))
         return self._replica is not None
 
