@@ -132,7 +132,12 @@ def test_names_of_methods_are_unique() -> None:
     "table",
     [SERVER_WIDE, NAMESPACE_FIELD, SET_FIELD, REQUIRED_ROLE, ADDS, READS, WRITES_APART],
     ids=[
-        "SERVER_WIDE", "NAMESPACE_FIELD", "SET_FIELD", "REQUIRED_ROLE", "ADDS", "READS",
+        "SERVER_WIDE",
+        "NAMESPACE_FIELD",
+        "SET_FIELD",
+        "REQUIRED_ROLE",
+        "ADDS",
+        "READS",
         "WRITES_APART",
     ],  # fmt: skip
 )

@@ -75,7 +75,8 @@ class Connection:
         self._strict = strict
         self._shared = _Shared(patches.Memory(remember), Positions())
         self._link = Link(channel)
-        self._bind(namespace, timeout, retry or RetryPolicy(), reads)
+        self._reads = reads
+        self._bind(namespace, timeout, retry or RetryPolicy())
 
     async def __aenter__(self) -> Self:
         """The provider itself."""
@@ -107,10 +108,7 @@ class Connection:
         Args:
             timeout: in seconds, greater than 0; infinity counts as a year.
         """
-        # Shares the stubs, so that a copy for a single call is cheap.
-        other = copy.copy(self)
-        other._bind(self._namespace, timeout, self._calls.retry, self._calls.reading.source)
-        return other
+        return self._copy(namespace=self._namespace, timeout=timeout)
 
     def with_namespace(self, namespace: str | None) -> Self:
         """A provider on the same connection, for another namespace.
@@ -118,9 +116,7 @@ class Connection:
         Args:
             namespace: its name; None: the server's default.
         """
-        other = copy.copy(self)
-        other._bind(namespace, self._calls.timeout, self._calls.retry, self._calls.reading.source)
-        return other
+        return self._copy(namespace=namespace, timeout=self._calls.timeout)
 
     def with_reads(self, reads: str | None) -> Self:
         """A provider on the same connection, whose reads go elsewhere.
@@ -131,8 +127,8 @@ class Connection:
             reads: see `connect`.
         """
         other = copy.copy(self)
-        other._bind(self._namespace, self._calls.timeout, self._calls.retry, reads)
-        return other
+        other._reads = reads
+        return other._copy(namespace=self._namespace, timeout=self._calls.timeout)
 
     def _in_one_go(self) -> Self:
         """A copy of the provider in which all calls share one deadline, which starts now."""
@@ -140,20 +136,20 @@ class Connection:
         other._calls = self._calls.in_one_go()
         return other
 
-    def _bind(
-        self,
-        namespace: str | None,
-        timeout: float,
-        retry: RetryPolicy,
-        reads: str | None,
-    ) -> None:
+    def _copy(self, *, namespace: str | None, timeout: float) -> Self:
+        # Shares the stubs, so that a copy for a single call is cheap.
+        other = copy.copy(self)
+        other._bind(namespace, timeout, self._calls.retry)
+        return other
+
+    def _bind(self, namespace: str | None, timeout: float, retry: RetryPolicy) -> None:
         if namespace is not None:
             _check_metadata("namespace", namespace)
         self._namespace = namespace
         # Refers to neither this provider nor its link: without a cycle, one that nobody
         # closes is noticed at once.
         metadata = partial(_metadata, namespace, self._token)
-        reading = Reading(self._shared.positions, self._space, reads)
+        reading = Reading(self._shared.positions, self._space, self._reads)
         self._calls = Calls(
             self._link, timeout=timeout, retry=retry, metadata=metadata, reading=reading
         )
