@@ -139,7 +139,7 @@ def test_names_of_methods_are_unique() -> None:
         "ADDS",
         "READS",
         "WRITES_APART",
-    ],  # fmt: skip
+    ],
 )
 def test_no_table_of_methods_has_one_that_does_not_exist(table: Collection[str]) -> None:
     assert set(table) <= {method.name for method in METHODS}

@@ -222,6 +222,7 @@ READS: Final = {
     "GetStoreInfo": Source.PRIMARY,  # it is about the primary
     "ListNamespaces": Source.PRIMARY,  # it is of all databases, and seldom
     "GetNamespaceSet": Source.PRIMARY,  # clients route by it
+    "GetNameHolder": Source.PRIMARY,  # whoever asks goes on to write
     "GetRetentionPolicy": Source.EITHER,  # of one row, mostly to change it
     "GetStorageReport": Source.PRIMARY,  # PostgreSQL counts rows on the primary only
     # TransferService
