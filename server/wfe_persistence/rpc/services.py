@@ -221,6 +221,7 @@ READS: Final = {
     "ListErrors": Source.REPLICA,
     "GetStoreInfo": Source.PRIMARY,  # it is about the primary
     "ListNamespaces": Source.PRIMARY,  # it is of all databases, and seldom
+    "ListDatabases": Source.PRIMARY,  # it is about them
     "GetNamespaceSet": Source.PRIMARY,  # clients route by it
     "GetNameHolder": Source.PRIMARY,  # whoever asks goes on to write
     "GetRetentionPolicy": Source.EITHER,  # of one row, mostly to change it
