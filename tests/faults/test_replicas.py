@@ -16,6 +16,7 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+import wfe_persistence_client
 from tests.support import binaries, make
 from tests.support.admin import AdminServer
 from tests.support.api import Api, connect
@@ -27,6 +28,7 @@ from tests.support.waiting import wait_for
 from wfe.persistence.v1.event_pb2 import CreateEventRequest, GetEventRequest, ListEventsRequest
 from wfe.persistence.v1.transfer_pb2 import ExportRecordsRequest
 from wfe_persistence.rpc.services import READS, Source
+from wfe_persistence_client import Event, EventNotFound
 
 MODULE = "tests.faults.faulty_server" if "FAULT" in os.environ else "wfe_persistence"
 LABEL = re.compile(r'(\w+)="([^"]*)"')
@@ -356,3 +358,20 @@ async def test_who_is_behind_in_a_feed_reads_from_a_replica(
                     found += [each.instance.id for each in answer.changes]
     assert [id_ for id_ in found if id_ in ids] == ids
     assert count(outcome) > before
+
+
+async def test_a_provider_reads_what_it_has_written(server: AdminServer, standby: Standby) -> None:
+    """By itself, whatever the replica has; another one, that has not written it, need not."""
+    async with (
+        wfe_persistence_client.connect(server.address, reads="replica") as provider,
+        wfe_persistence_client.connect(server.address, reads="replica") as other,
+    ):
+        with standby.paused():
+            event = Event(event_name="paid", event_key=make.new_id("key"), event_data={})
+            id_ = await provider.create_event(event)
+            assert (await provider.get_event(id_)).event_key == event.event_key
+            page = await provider.get_events(event.event_name, event.event_key, event.event_time)
+            assert page == [id_]
+            with pytest.raises(EventNotFound):
+                await other.get_event(id_)
+            assert (await other.with_reads("primary").get_event(id_)).id == id_
