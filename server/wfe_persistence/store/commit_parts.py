@@ -314,17 +314,22 @@ SUBSCRIBED: Final = f"""subscribed AS (
 
 
 def remembered(*, hash_: str = "$6::bytea") -> str:
-    """The request id with the hash of the request. Up to two expired ones are deleted for each one
-    that is added, so they do not pile up."""
+    """The request id with the hash of the request."""
     return f"""remembered AS (
     INSERT INTO wfc.requests (workflow_id, request_id, content_hash, revision)
     SELECT updated.id, $5::uuid, {hash_}, updated.revision FROM updated
     WHERE $5::uuid IS NOT NULL
-), forgotten AS (
+)"""
+
+
+def forgotten(most: int) -> str:
+    """Up to so many expired request ids are deleted: of those statements that are always run, twice
+    as many as they add, so that they do not pile up."""
+    return f"""forgotten AS (
     DELETE FROM wfc.requests WHERE ctid = ANY (ARRAY (
         SELECT r.ctid FROM updated, LATERAL (
             SELECT ctid FROM wfc.requests
             WHERE create_time < now() - interval '{REQUEST_RETENTION_SECONDS} seconds'
-            ORDER BY create_time LIMIT 2 FOR UPDATE SKIP LOCKED
+            ORDER BY create_time LIMIT {most} FOR UPDATE SKIP LOCKED
         ) r WHERE $5::uuid IS NOT NULL))
 )"""

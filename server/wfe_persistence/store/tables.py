@@ -308,6 +308,8 @@ class Store:
         self._reads = reads
         self.floors = Floors()
         """Where to begin in its queues."""
+        self.patches_remembered = 0
+        """How many patches with a request id there were, of which some forget old ones."""
         self._groups: dict[str, _Together] = {}
 
     @property

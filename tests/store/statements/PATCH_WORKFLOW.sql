@@ -130,13 +130,6 @@ WITH stored AS MATERIALIZED (
     INSERT INTO wfc.requests (workflow_id, request_id, content_hash, revision)
     SELECT updated.id, $5::uuid, $6::bytea, updated.revision FROM updated
     WHERE $5::uuid IS NOT NULL
-), forgotten AS (
-    DELETE FROM wfc.requests WHERE ctid = ANY (ARRAY (
-        SELECT r.ctid FROM updated, LATERAL (
-            SELECT ctid FROM wfc.requests
-            WHERE create_time < now() - interval '3600 seconds'
-            ORDER BY create_time LIMIT 2 FOR UPDATE SKIP LOCKED
-        ) r WHERE $5::uuid IS NOT NULL))
 )
 SELECT (SELECT revision FROM updated) AS revision,
     (SELECT revision FROM stored) AS stored_revision,
