@@ -10,7 +10,8 @@ others wait meanwhile; `--access` what authentication costs, and bad credentials
 metrics cost, `--traces` what traces cost; `--workers` servers of several processes; `--strangers`
 what bad handshakes cost; `--queues` the throughput of queues, `--queue-statements` what they cost
 PostgreSQL; `--waiting` calls that wait, ten thousand on one server too; `--purge` a purge under
-load; `--start` starts, and idle servers; `--storage` disk usage; `--growth` statements on a store
+load; `--start` starts, and idle servers; `--storage` disk usage; `--moves` moves of a namespace;
+`--growth` statements on a store
 that has grown for long; `--export` an export and its import; `--bulk` creates in bulk beside single
 ones.
 """
@@ -35,6 +36,7 @@ from benchmarks import (
     driver,
     growth,
     metrics,
+    moves,
     namespaces,
     patches,
     purge,
@@ -153,6 +155,12 @@ def main() -> None:
         "--start", action="store_true", help="measure starts, and the memory of idle servers"
     )
     parser.add_argument(
+        "--moves",
+        type=int,
+        metavar="N",
+        help="measure so many moves of a namespace that is written 500 times a second",
+    )
+    parser.add_argument(
         "--storage",
         type=int,
         metavar="N",
@@ -251,6 +259,9 @@ def main() -> None:
         elif arguments.growth:
             figures = growth.measure(postgres.url, arguments.growth)
             print(growth.table(figures))
+        elif arguments.moves:
+            figures = moves.measure(arguments.moves)
+            print(moves.table(figures))
         elif arguments.storage:
             figures = asyncio.run(storage.measure(postgres.url, arguments.storage))
             print(storage.table(figures))
@@ -298,6 +309,8 @@ def main() -> None:
         if arguments.databases
         else "start.json"
         if arguments.start
+        else "moves.json"
+        if arguments.moves
         else "storage.json"
         if arguments.storage
         else "growth.json"

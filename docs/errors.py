@@ -64,6 +64,10 @@ REMEDIES: Final = {
     "that only administrators reach.",
     "STORE_NOT_OWNED": "Two installations share the database. Give this one another `--schema`, or namespaces of other "
     "names.",
+    "MOVE_NOT_POSSIBLE": "The message says what is missing; [databases.md](databases.md#move-a-namespace) has what a move "
+    "needs.",
+    "MOVE_IN_PROGRESS": "Wait for that move, or give it up with `wfe-persistence namespace move NAME --abort`. One that "
+    "has switched can only be moved back.",
     "INVALID_FIELD": "`google.rpc.BadRequest` names each field and what is wrong with it "
     "([below](#what-is-wrong-with-a-field)). It is a bug of the caller: repeating the call does not help.",
     "MALFORMED_MESSAGE": "The client's stubs are not those of this protocol, or put bytes in a text field.",

@@ -97,6 +97,8 @@ WITHOUT_FUNCTION = {
     "DeleteNamespace": "is Namespaces.delete_namespace, which drops a schema",
     "CreateNamespaceSet": "is namespace_set.create_namespace_set, which creates namespaces",
     "DeleteNamespaceSet": "is namespace_set.delete_namespace_set, which deletes namespaces",
+    "MoveNamespace": "is Mover.move, of many statements in two databases",
+    "AbortMoveNamespace": "is Mover.abort",
 }
 METHODS = [method.descriptor for service in SERVICES for method in service.methods]
 SERVICERS = {service.name: service.servicer for service in SERVICES}

@@ -410,6 +410,8 @@ class BlockingPersistenceProvider:
     create_namespace_set = _blocking(PersistenceProvider.create_namespace_set)
     get_namespace_set = _blocking(PersistenceProvider.get_namespace_set)
     delete_namespace_set = _blocking(PersistenceProvider.delete_namespace_set)
+    move_namespace = _blocking_iterator(PersistenceProvider.move_namespace)
+    abort_move_namespace = _blocking(PersistenceProvider.abort_move_namespace)
     set_retention_policy = _blocking(PersistenceProvider.set_retention_policy)
     get_retention_policy = _blocking(PersistenceProvider.get_retention_policy)
     run_retention = _blocking(PersistenceProvider.run_retention)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum, auto
 from functools import partial
-from typing import Final, Protocol, Self, TypeAlias, TypeVar, cast
+from typing import Any, Final, Protocol, Self, TypeAlias, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -65,19 +65,11 @@ class _Page(Protocol):
     next_page_token: str
 
 
-class _WatchRequest(_Request, Protocol):
-    after: str
-
-
-class _Watched(Protocol):
-    cursor: str
-
-
 _RequestT = TypeVar("_RequestT", bound=_Request)
 _ResponseT = TypeVar("_ResponseT")
 _PageRequestT = TypeVar("_PageRequestT", bound=_PageRequest)
-_WatchRequestT = TypeVar("_WatchRequestT", bound=_WatchRequest)
-_WatchedT = TypeVar("_WatchedT", bound=_Watched)
+_WatchRequestT = TypeVar("_WatchRequestT", bound=_Request)
+_WatchedT = TypeVar("_WatchedT")
 _PageT = TypeVar("_PageT", bound=_Page)
 _T = TypeVar("_T")
 
@@ -203,6 +195,9 @@ RULES: Mapping[str, Rule] = {
     "CreateNamespaceSet": Rule(Safety.REPEATABLE),
     "GetNamespaceSet": Rule(Safety.READ),
     "DeleteNamespaceSet": Rule(Safety.UNREPEATABLE),
+    # It goes on where it was.
+    "MoveNamespace": Rule(Safety.REPEATABLE),
+    "AbortMoveNamespace": Rule(Safety.REPEATABLE),
     "SetRetentionPolicy": Rule(Safety.REPEATABLE),
     "GetRetentionPolicy": Rule(Safety.READ),
     "RunRetention": Rule(Safety.REPEATABLE),
@@ -417,7 +412,8 @@ class Calls:
         """The responses of a stream that goes on for ever, or with `ends` until the server ends it.
 
         A stream that breaks, or is silent although there should be heartbeats, is resumed
-        behind the last response, after which the attempts and their timeout begin anew.
+        behind the last response if that has a cursor, after which the attempts and their
+        timeout begin anew.
         """
         silence = heartbeat.total_seconds() * _MISSED_HEARTBEATS + _GRACE_SECONDS
         while True:
@@ -426,7 +422,8 @@ class Calls:
             )
             try:
                 while True:
-                    request.after = response.cursor
+                    if cursor := getattr(response, "cursor", ""):
+                        cast(Any, request).after = cursor
                     yield response
                     async with asyncio.timeout(silence):
                         read = await stream.read()

@@ -250,6 +250,14 @@ class DeleteNamespaceNotAllowed(FailedPrecondition):
     """The server was started without the flag that allows `delete_namespace`."""
 
 
+class MoveNotPossible(FailedPrecondition):
+    """The namespace can't be moved to that database, or not in that way; the message says why."""
+
+
+class MoveInProgress(FailedPrecondition):
+    """The namespace is being moved somewhere else, or its move can't be aborted any more."""
+
+
 class CreateNamespaceNotAllowed(FailedPrecondition):
     """The server was started without the flag that allows `create_namespace`."""
 
@@ -427,6 +435,8 @@ _BY_REASON: Mapping[str, type[PersistenceError]] = {
     "NAMESPACE_IN_SET": NamespaceInSet,
     "MEMBERS_DIFFER": MembersDiffer,
     "NOT_OVER_A_SET": NotOverASet,
+    "MOVE_NOT_POSSIBLE": MoveNotPossible,
+    "MOVE_IN_PROGRESS": MoveInProgress,
     "SCHEMA_OUTDATED": SchemaOutdated,
     "SCHEMA_TOO_NEW": SchemaTooNew,
     "DATABASE_PERMISSION_DENIED": DatabasePermissionDenied,

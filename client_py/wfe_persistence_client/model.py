@@ -406,6 +406,30 @@ class ListedCommand:
     lease: CommandLease | None = None
 
 
+class MoveWay(Enum):
+    """How a namespace gets to another database."""
+
+    #: By PostgreSQL's logical replication: writes are held for about a second.
+    LOGICAL_REPLICATION = 1
+    #: By a copy of the tables, during which writes are held.
+    COPY = 2
+
+
+class MovePhase(Enum):
+    """How far a move of a namespace is."""
+
+    #: It has not begun: this is what it will be like.
+    PLANNED = 1
+    #: The new database gets the rows, and what is written meanwhile.
+    COPYING = 2
+    #: Writes are held, until the new database has everything and is in use.
+    SWITCHING = 3
+    #: It is in use in its new database; what the move needed is taken away.
+    CLEANING = 4
+    #: Nothing is left to be done.
+    MOVED = 5
+
+
 class RecordKind(Enum):
     """A kind of records, in an export."""
 
@@ -811,6 +835,27 @@ class Database:
     size_bytes: int
     #: The PostgreSQL server's version, for example `18.4`.
     postgres_version: str
+
+
+@dataclass(slots=True, kw_only=True, frozen=True)
+class NamespaceMove:
+    """How far a move of a namespace is."""
+
+    #: How far it is.
+    phase: MovePhase
+    #: How it is moved; None: it was there already.
+    way: MoveWay | None
+    #: With PLANNED: why it can't be by logical replication; empty: it can.
+    obstacles: list[str]
+    #: With PLANNED: for how long writes will be held, as reckoned; from CLEANING on: for
+    #: how long they were held. None: that is not known.
+    pause: timedelta | None
+    #: The size of its tables in the old database when the move began, without indexes.
+    total_bytes: int
+    #: How much the new database has, about.
+    copied_bytes: int
+    #: How much write-ahead log the new database is behind.
+    lag_bytes: int
 
 
 @dataclass(slots=True, kw_only=True, frozen=True)

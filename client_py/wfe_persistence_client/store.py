@@ -1,7 +1,8 @@
 """Operations on the store as a whole: the error log, the schema, namespaces."""
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from datetime import datetime
+from contextlib import aclosing
+from datetime import datetime, timedelta
 
 from wfe.persistence.v1 import store_pb2
 from wfe_persistence_client import convert
@@ -11,7 +12,9 @@ from wfe_persistence_client.model import (
     Database,
     ExecutionError,
     MigratedStore,
+    MoveWay,
     Namespace,
+    NamespaceMove,
     NamespaceSet,
     StoreInfo,
 )
@@ -263,3 +266,57 @@ class Store(Connection):
             whole._store.DeleteNamespaceSet,
             build(store_pb2.DeleteNamespaceSetRequest, name=name, force=force),
         )
+
+    def move_namespace(
+        self, name: str, database: str, *, way: MoveWay | None = None, dry_run: bool = False
+    ) -> AsyncIterator[NamespaceMove]:
+        """Moves a namespace to another database of the service while it is used, and says
+        about twice a second how far it is; the last of it has the phase MOVED.
+
+        When the connection breaks, it goes on, on any server; `timeout` applies to each
+        resumption. If the iterator is closed before its end, the move stays where it is, for
+        the next call.
+
+        Args:
+            name: not `default`.
+            database: the name of the database; where it is already, nothing is done.
+            way: how; None: by logical replication where that is possible, else by a copy.
+            dry_run: only say what it would be like.
+
+        Raises:
+            NamespaceNotFound: it does not exist, or belongs to other servers.
+            MoveNotPossible: something is missing; the message says what.
+            MoveInProgress: it is being moved somewhere else, or its move is being aborted.
+        """
+        whole = self.with_namespace(None)
+        request = build(
+            store_pb2.MoveNamespaceRequest,
+            name=name,
+            database=database,
+            way=store_pb2.MoveWay.ValueType(0 if way is None else way.value),
+            dry_run=dry_run,
+        )
+        return whole._moved(request)
+
+    async def _moved(self, request: store_pb2.MoveNamespaceRequest) -> AsyncIterator[NamespaceMove]:
+        silence = timedelta(seconds=10)
+        responses = self._calls.watch(self._store.MoveNamespace, request, silence, ends=True)
+        async with aclosing(responses):
+            async for response in responses:
+                yield convert.move_from_proto(response)
+
+    async def abort_move_namespace(self, name: str) -> bool:
+        """Gives up a move of a namespace; whether it was being moved.
+
+        Args:
+            name: not `default`.
+
+        Raises:
+            MoveInProgress: it is in use in its new database already: move it back.
+        """
+        whole = self.with_namespace(None)
+        response = await whole._calls.unary(
+            whole._store.AbortMoveNamespace,
+            build(store_pb2.AbortMoveNamespaceRequest, name=name),
+        )
+        return response.aborted

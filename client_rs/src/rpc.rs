@@ -59,6 +59,8 @@ pub(crate) enum Rpc {
     CreateNamespaceSet,
     GetNamespaceSet,
     DeleteNamespaceSet,
+    MoveNamespace,
+    AbortMoveNamespace,
     SetRetentionPolicy,
     GetRetentionPolicy,
     RunRetention,
@@ -159,6 +161,8 @@ impl Rpc {
             // An item is known by its id.
             Self::Enqueue | Self::RequeueItems | Self::ConfigureQueue => (Repeatable, None),
             Self::SetRetentionPolicy | Self::RunRetention => (Repeatable, None),
+            // It goes on where it was.
+            Self::MoveNamespace | Self::AbortMoveNamespace => (Repeatable, None),
             // What is there already, the same, is left as it is.
             Self::ImportRecords => (Repeatable, None),
             // The claim's id makes a repeated attempt the same one.

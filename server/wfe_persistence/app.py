@@ -41,6 +41,8 @@ from wfe_persistence.store.feeds import Feeds
 from wfe_persistence.store.learning import learn_placements
 from wfe_persistence.store.lifecycle import LifecycleEvents
 from wfe_persistence.store.lookout import Lookout
+from wfe_persistence.store.moving.directory import Directory
+from wfe_persistence.store.moving.mover import Mover
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.neighbours import Neighbours
 from wfe_persistence.store.readiness import WATCH_SECONDS, Readiness, Service, State
@@ -172,6 +174,11 @@ class Server:
             settings.retention_rows_per_second,
             self._purged,
         )
+        self._mover = Mover(
+            Directory(namespaces.default),
+            self._databases,
+            grace=settings.move_grace,
+        )
         self._transfers = Transfers(settings.max_transfers, settings.export_seconds)
         largest = settings.max_message_bytes * _OVERSIZE_FACTOR
         connections = connections_allowed(
@@ -216,6 +223,7 @@ class Server:
                 feeds=self._feeds,
                 changes=self._changes,
                 retention=self._retention,
+                mover=self._mover,
                 transfers=self._transfers,
                 bulk_streams=BulkStreams(settings.max_bulk_streams),
                 server_version=VERSION,
@@ -326,6 +334,8 @@ class Server:
             )
         if self._settings.retention_seconds:
             self._in_background(self._retention.run())
+        if len(self._databases) > 1:
+            self._in_background(self._mover.run())
         self._in_background(self._connections.watch(self._listener.local_name))
         if self._certificates:
             self._in_background(self._certificates.watch())

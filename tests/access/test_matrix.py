@@ -16,14 +16,14 @@ from wfe.persistence.v1.store_pb2 import ListNamespacesRequest
 from wfe_persistence.access.role import ROLES, Role
 
 NAMED: Final = (
-    "CreateNamespace", "DeleteNamespace",
+    "CreateNamespace", "DeleteNamespace", "MoveNamespace", "AbortMoveNamespace",
     "CreateNamespaceSet", "GetNamespaceSet", "DeleteNamespaceSet",
 )  # fmt: skip
 REFUSED: Final = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 
 
 def required_role(rpc: Rpc) -> Role:
-    if rpc.name == "TruncateAll":
+    if rpc.name in ("TruncateAll", "MoveNamespace", "AbortMoveNamespace"):
         return Role.ADMIN
     if rpc.name.startswith(
         (

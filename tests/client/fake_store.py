@@ -51,6 +51,7 @@ STREAMING = {
     "Watch",
     "WatchWorkflows",
     "ExportRecords",
+    "MoveNamespace",
     # Of one request, in the tests.
     "ImportRecords",
     "CreateWorkflows",

@@ -350,6 +350,14 @@ CALLS: dict[str, tuple[Call, Any]] = {
     "ListDatabases": (lambda p: p.list_databases(), store_pb2.ListDatabasesResponse()),
     "ListNamespaces": (lambda p: p.list_namespaces(), store_pb2.ListNamespacesResponse()),
     "DeleteNamespace": (lambda p: p.delete_namespace("n"), store_pb2.DeleteNamespaceResponse()),
+    "MoveNamespace": (
+        lambda p: all_of(p.move_namespace("n", "b")),
+        [store_pb2.MoveNamespaceResponse(phase=store_pb2.MOVE_PHASE_MOVED)],
+    ),
+    "AbortMoveNamespace": (
+        lambda p: p.abort_move_namespace("n"),
+        store_pb2.AbortMoveNamespaceResponse(),
+    ),
     "SetRetentionPolicy": (
         lambda p: p.set_retention_policy(RetentionPolicy()),
         store_pb2.SetRetentionPolicyResponse(),

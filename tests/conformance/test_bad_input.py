@@ -252,6 +252,8 @@ NAMESPACES: Final = {
     "CreateNamespaceSetRequest.name",
     "GetNamespaceSetRequest.name",
     "DeleteNamespaceSetRequest.name",
+    "MoveNamespaceRequest.name",
+    "AbortMoveNamespaceRequest.name",
 }
 QUEUES: Final = {
     # [a-z][a-z0-9_.-]{0,63}
@@ -338,6 +340,7 @@ ENUMS: Final = {
     "ClaimCommandsRequest.command_name": (3, 99, -1),
     "ListCommandsRequest.command_name": (0, 3, 99, -1),  # 0 only because it goes with data
     "ImportRecordsRequest.on_conflict": (3, 99, -1),
+    "MoveNamespaceRequest.way": (3, 99, -1),
     "PurgeWorkflowsRequest.statuses": (0, 1, 2, 99, -1),  # only what has ended
 }
 NUMBERS: Final = {
@@ -407,6 +410,7 @@ NO_BAD_VALUE: Final = {
     "GetRunnableInstancesRequest.with_order_keys": "a bool is good either way",
     "GetRunnableEventsRequest.with_order_keys": "a bool is good either way",
     "GetEventsRequest.with_order_keys": "a bool is good either way",
+    "MoveNamespaceRequest.dry_run": "a bool is good either way",
     "CommitWorkflowRequest.instance": "one of the two; see the tests of a commit's state",
     "CommitWorkflowRequest.patch": "one of the two; see the tests of a commit's state",
     "CommitWorkflowRequest.held_subscriptions": "see MOST_ITEMS",
@@ -1422,6 +1426,7 @@ async def test_token_expiry_that_has_passed_is_refused(api: Api) -> None:
 # For these the metadata plays no part.
 UNBOUND: Final = (
     "CreateNamespace", "ListNamespaces", "ListDatabases", "DeleteNamespace",
+    "MoveNamespace", "AbortMoveNamespace",
     "CreateNamespaceSet", "GetNamespaceSet", "DeleteNamespaceSet",
 )  # fmt: skip
 BOUND: Final = [rpc for rpc in RPCS.values() if rpc.name not in UNBOUND]

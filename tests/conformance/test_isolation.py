@@ -235,6 +235,9 @@ CASES: dict[str, Case] = {
     "ListDatabases": (lambda n: st.ListDatabasesRequest(), NOTHING),
     "ListNamespaces": (lambda n: st.ListNamespacesRequest(), NOTHING),
     "DeleteNamespace": (lambda n: st.DeleteNamespaceRequest(name="no_such"), "NAMESPACE_NOT_FOUND"),
+    "MoveNamespace": (
+        lambda n: st.MoveNamespaceRequest(name="no_such", database="home"), "NAMESPACE_NOT_FOUND"),
+    "AbortMoveNamespace": (lambda n: st.AbortMoveNamespaceRequest(name="no_such"), ["aborted"]),
     "SetRetentionPolicy": (
         lambda n: st.SetRetentionPolicyRequest(policy=st.RetentionPolicy(
             workflows=[st.WorkflowRetention(complete_age=MINUTE, terminated_age=MINUTE)],

@@ -13,12 +13,16 @@ from tests.support.api import Api
 from tests.support.expect import fails, invalid
 from wfe.persistence.v1.event_pb2 import CreateEventRequest, GetEventRequest
 from wfe.persistence.v1.store_pb2 import (
+    AbortMoveNamespaceRequest,
     CreateNamespaceRequest,
     DeleteNamespaceRequest,
     EnsureStoreExistsRequest,
     GetStoreInfoRequest,
     ListDatabasesRequest,
     ListNamespacesRequest,
+    MoveNamespaceRequest,
+    MoveNamespaceResponse,
+    MovePhase,
     Namespace,
 )
 from wfe.persistence.v1.workflow_pb2 import NextDefinitionSequenceRequest
@@ -156,6 +160,39 @@ async def test_empty_namespace_is_deleted_without_force(api: Api, name: str) -> 
 async def test_default_is_never_deleted(api: Api, name: str) -> None:
     with invalid("name"):
         await api.store.DeleteNamespace(DeleteNamespaceRequest(name="default", force=True))
+
+
+# What needs a second database is in tests/faults/test_move_namespace.py.
+
+
+async def test_a_namespace_that_is_there_already_is_not_moved(api: Api, name: str) -> None:
+    database = (await listed(api))[name].database
+    request = MoveNamespaceRequest(name=name, database=database)
+    [response] = [each async for each in api.store.MoveNamespace(request)]
+    assert response == MoveNamespaceResponse(phase=MovePhase.MOVE_PHASE_MOVED)
+    request.dry_run = True
+    assert [each async for each in api.store.MoveNamespace(request)] == [response]
+    assert (await listed(api))[name].database == database
+
+
+async def test_what_is_not_there_is_not_moved(api: Api, name: str) -> None:
+    database = (await listed(api))[name].database
+    with fails("NOT_FOUND", "NAMESPACE_NOT_FOUND"):
+        request = MoveNamespaceRequest(name=make.new_namespace(), database=database)
+        assert [each async for each in api.store.MoveNamespace(request)]
+    with fails("NOT_FOUND", "DATABASE_NOT_FOUND"):
+        request = MoveNamespaceRequest(name=name, database="of-another-service")
+        assert [each async for each in api.store.MoveNamespace(request)]
+    with invalid("name"):
+        request = MoveNamespaceRequest(name="default", database=database)
+        assert [each async for each in api.store.MoveNamespace(request)]
+
+
+async def test_without_a_move_nothing_is_aborted(api: Api, name: str) -> None:
+    for _ in range(2):
+        answer = await api.store.AbortMoveNamespace(AbortMoveNamespaceRequest(name=name))
+        assert not answer.aborted
+    assert name in await listed(api)
 
 
 async def test_health_of_each_namespace(api: Api, name: str) -> None:

@@ -122,7 +122,9 @@ class PostgresServer(_Daemon):
             "jit": "off",  # a package may lack the library
             **self._settings,
         }
-        self._start(["-D", data, *(f"--{name}={value}" for name, value in settings.items())])
+        options = [f"--{name}={value}" for name, value in settings.items()]
+        self._arguments: list[str | Path] = ["-D", data, *options]
+        self._start(self._arguments)
         return self
 
     def _make(self, data: Path) -> None:
@@ -133,6 +135,12 @@ class PostgresServer(_Daemon):
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True, **self._as,
         )  # fmt: skip
         (data / "pg_hba.conf").write_text(f"local all all trust\n{self._access}")
+
+    def crash(self) -> None:
+        """End it at once, as a loss of power would, and start it again: it recovers."""
+        self._process.send_signal(signal.SIGQUIT)
+        self._process.wait(_STOP_SECONDS)
+        self._start(self._arguments)
 
 
 class PgBouncer(_Daemon):

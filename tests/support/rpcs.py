@@ -630,6 +630,9 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
         "database_labels": ["name=home"],
     },
     "ListDatabases": dict,
+    # It is there already.
+    "MoveNamespace": lambda: {"name": make.new_namespace(), "database": "home", "way": 0},
+    "AbortMoveNamespace": lambda: {"name": make.new_namespace()},
     "ListNamespaces": lambda: {"page_size": 10},
     "CreateNamespaceSet": lambda: {
         "name": make.new_namespace_set(),

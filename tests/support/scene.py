@@ -231,7 +231,7 @@ class Scene:
                         record.command.CopyFrom(self.own.new())
             case "SetRetentionPolicy":
                 self._policy = (await api.get_retention_policy()).policy
-            case "DeleteNamespace":
+            case "DeleteNamespace" | "MoveNamespace" | "AbortMoveNamespace":
                 await create_namespace(api, request.name)
                 self._namespace = request.name
             case "GetNamespaceSet" | "DeleteNamespaceSet":
@@ -387,7 +387,7 @@ class Scene:
                 return [await self._state_of_record(record) for record in request.records]
             case "SetRetentionPolicy":
                 return (await api.get_retention_policy()).policy
-            case "CreateNamespace" | "DeleteNamespace":
+            case "CreateNamespace" | "DeleteNamespace" | "MoveNamespace" | "AbortMoveNamespace":
                 ask = GetStoreInfoRequest()
                 return await found(api.store.GetStoreInfo(ask, **in_namespace(request.name)))
             case "CreateNamespaceSet" | "DeleteNamespaceSet":
@@ -479,7 +479,7 @@ class Scene:
         await self._handled.clear()
         if self._policy is not None:
             await self.api.store.SetRetentionPolicy(SetRetentionPolicyRequest(policy=self._policy))
-        if self.rpc.name in ("CreateNamespace", "DeleteNamespace"):
+        if self.rpc.name.endswith("Namespace"):
             # The test may have put another name into the request.
             for name in {self.request.name, self._namespace} - {""}:
                 await delete_namespace(self.api, name)

@@ -1,4 +1,4 @@
-"""`wfe-persistence namespace list | create | delete`."""
+"""`wfe-persistence namespace list | create | delete`; `move` is in `moving.py`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from wfe_persistence_cli.calling import Caller, calls_server
+from wfe_persistence_cli.commands.moving import move
 from wfe_persistence_cli.output import Output, aiter_of, output_option
 from wfe_persistence_cli.screen import Cell, tell
 from wfe_persistence_cli.status import EPILOG, FAILURE
@@ -23,11 +24,14 @@ _SECONDS = 60.0
 
 @click.group()
 def namespace() -> None:
-    """List, create and delete namespaces: separate stores on the same server.
+    """List, create, move and delete namespaces: separate stores on the same server.
 
     \b
     Example: wfe-persistence namespace list
     """
+
+
+namespace.add_command(move)
 
 
 @namespace.command("list", cls=ClientCommand, epilog=EPILOG)

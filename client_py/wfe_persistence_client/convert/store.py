@@ -43,6 +43,19 @@ def error_from_proto(message: store_pb2.ExecutionError) -> model.ExecutionError:
     )
 
 
+def move_from_proto(message: store_pb2.MoveNamespaceResponse) -> model.NamespaceMove:
+    """How far a move is, from a message."""
+    return model.NamespaceMove(
+        phase=model.MovePhase(message.phase),
+        way=model.MoveWay(message.way) if message.way else None,
+        obstacles=list(message.obstacles),
+        pause=timedelta_from_proto(message.pause) if message.HasField("pause") else None,
+        total_bytes=message.total_bytes,
+        copied_bytes=message.copied_bytes,
+        lag_bytes=message.lag_bytes,
+    )
+
+
 def store_info_from_proto(message: store_pb2.GetStoreInfoResponse) -> model.StoreInfo:
     """Information about a server and its store from a message."""
     return model.StoreInfo(

@@ -626,6 +626,14 @@ pub enum ErrorReason {
     /// the record of its owner; CreateNamespace claims the latter. ErrorInfo's
     /// metadata has the `namespace`.
     StoreNotOwned = 39,
+    /// FAILED_PRECONDITION: the namespace can't be moved to that database, or not in
+    /// that way. The message says what is missing, and what to do.
+    MoveNotPossible = 45,
+    /// FAILED_PRECONDITION: the namespace is being moved somewhere else, its move is
+    /// being aborted, or it can't be aborted any more because the namespace is used
+    /// in its new database already. `namespace` and `database` (its new one) are in
+    /// the metadata.
+    MoveInProgress = 46,
     /// INVALID_ARGUMENT: one or more fields are invalid; `google.rpc.BadRequest`
     /// has the path of each and, as the violation's `reason`, a
     /// FieldViolationReason.
@@ -799,6 +807,8 @@ impl ErrorReason {
                 "ERROR_REASON_CREATE_NAMESPACE_NOT_ALLOWED"
             }
             Self::StoreNotOwned => "ERROR_REASON_STORE_NOT_OWNED",
+            Self::MoveNotPossible => "ERROR_REASON_MOVE_NOT_POSSIBLE",
+            Self::MoveInProgress => "ERROR_REASON_MOVE_IN_PROGRESS",
             Self::InvalidField => "ERROR_REASON_INVALID_FIELD",
             Self::MalformedMessage => "ERROR_REASON_MALFORMED_MESSAGE",
             Self::InvalidPageToken => "ERROR_REASON_INVALID_PAGE_TOKEN",
@@ -879,6 +889,8 @@ impl ErrorReason {
                 Some(Self::CreateNamespaceNotAllowed)
             }
             "ERROR_REASON_STORE_NOT_OWNED" => Some(Self::StoreNotOwned),
+            "ERROR_REASON_MOVE_NOT_POSSIBLE" => Some(Self::MoveNotPossible),
+            "ERROR_REASON_MOVE_IN_PROGRESS" => Some(Self::MoveInProgress),
             "ERROR_REASON_INVALID_FIELD" => Some(Self::InvalidField),
             "ERROR_REASON_MALFORMED_MESSAGE" => Some(Self::MalformedMessage),
             "ERROR_REASON_INVALID_PAGE_TOKEN" => Some(Self::InvalidPageToken),
@@ -2469,6 +2481,66 @@ pub struct ExecutionError {
     #[prost(string, tag = "4")]
     pub message: ::prost::alloc::string::String,
 }
+/// MoveNamespaceRequest is the request of MoveNamespace.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MoveNamespaceRequest {
+    /// The namespace, `[a-z][a-z0-9_]{0,39}`; required, not `default`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// The name of the database to which it is to be moved, `[a-z][a-z0-9_-]{0,39}`;
+    /// required. Where it is already, nothing is done.
+    #[prost(string, tag = "2")]
+    pub database: ::prost::alloc::string::String,
+    /// How; zero: the server chooses. Of a move that has begun, how that was begun
+    /// counts.
+    #[prost(enumeration = "MoveWay", tag = "3")]
+    pub way: i32,
+    /// Only say what it would be like, in one response, and change nothing.
+    #[prost(bool, tag = "4")]
+    pub dry_run: bool,
+}
+/// MoveNamespaceResponse says how far a move is.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MoveNamespaceResponse {
+    /// How far it is.
+    #[prost(enumeration = "MovePhase", tag = "1")]
+    pub phase: i32,
+    /// How it is moved; zero: it was there already.
+    #[prost(enumeration = "MoveWay", tag = "2")]
+    pub way: i32,
+    /// With PLANNED: why it can't be by logical replication; empty: it can.
+    #[prost(string, repeated, tag = "3")]
+    pub obstacles: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// With PLANNED: for how long writes will be held, as reckoned; from CLEANING on:
+    /// for how long they were held, absent if whoever held them has not lived to
+    /// tell.
+    #[prost(message, optional, tag = "4")]
+    pub pause: ::core::option::Option<::prost_types::Duration>,
+    /// The size of its tables in the old database when the move began, without
+    /// indexes.
+    #[prost(int64, tag = "5")]
+    pub total_bytes: i64,
+    /// How much the new database has, about: it may become more than `total_bytes`.
+    #[prost(int64, tag = "6")]
+    pub copied_bytes: i64,
+    /// How much write-ahead log the new database is behind.
+    #[prost(int64, tag = "7")]
+    pub lag_bytes: i64,
+}
+/// AbortMoveNamespaceRequest is the request of AbortMoveNamespace.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AbortMoveNamespaceRequest {
+    /// The namespace, `[a-z][a-z0-9_]{0,39}`; required, not `default`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+/// AbortMoveNamespaceResponse is the response of AbortMoveNamespace.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AbortMoveNamespaceResponse {
+    /// Whether it was being moved.
+    #[prost(bool, tag = "1")]
+    pub aborted: bool,
+}
 /// WorkflowRetention is for how long ended workflows are kept.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WorkflowRetention {
@@ -2961,6 +3033,85 @@ pub struct TruncateAllRequest {}
 /// TruncateAllResponse is the response of TruncateAll.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TruncateAllResponse {}
+/// MoveWay is how a namespace gets to another database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum MoveWay {
+    /// In a request: by logical replication where that is possible, else by a copy.
+    Unspecified = 0,
+    /// By PostgreSQL's logical replication: writes are held for about a second.
+    LogicalReplication = 1,
+    /// By a copy of the tables, during which writes are held.
+    Copy = 2,
+}
+impl MoveWay {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "MOVE_WAY_UNSPECIFIED",
+            Self::LogicalReplication => "MOVE_WAY_LOGICAL_REPLICATION",
+            Self::Copy => "MOVE_WAY_COPY",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "MOVE_WAY_UNSPECIFIED" => Some(Self::Unspecified),
+            "MOVE_WAY_LOGICAL_REPLICATION" => Some(Self::LogicalReplication),
+            "MOVE_WAY_COPY" => Some(Self::Copy),
+            _ => None,
+        }
+    }
+}
+/// MovePhase is how far a move is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum MovePhase {
+    /// Never sent.
+    Unspecified = 0,
+    /// It has not begun: this is what it will be like.
+    Planned = 1,
+    /// The new database gets the rows, and what is written meanwhile.
+    Copying = 2,
+    /// Writes are held, until the new database has everything and is in use.
+    Switching = 3,
+    /// The namespace is in use in its new database; what the move needed is taken
+    /// away.
+    Cleaning = 4,
+    /// It is in its new database, and nothing is left to be done.
+    Moved = 5,
+}
+impl MovePhase {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "MOVE_PHASE_UNSPECIFIED",
+            Self::Planned => "MOVE_PHASE_PLANNED",
+            Self::Copying => "MOVE_PHASE_COPYING",
+            Self::Switching => "MOVE_PHASE_SWITCHING",
+            Self::Cleaning => "MOVE_PHASE_CLEANING",
+            Self::Moved => "MOVE_PHASE_MOVED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "MOVE_PHASE_UNSPECIFIED" => Some(Self::Unspecified),
+            "MOVE_PHASE_PLANNED" => Some(Self::Planned),
+            "MOVE_PHASE_COPYING" => Some(Self::Copying),
+            "MOVE_PHASE_SWITCHING" => Some(Self::Switching),
+            "MOVE_PHASE_CLEANING" => Some(Self::Cleaning),
+            "MOVE_PHASE_MOVED" => Some(Self::Moved),
+            _ => None,
+        }
+    }
+}
 /// Generated client implementations.
 pub mod store_service_client {
     #![allow(
@@ -3441,6 +3592,89 @@ pub mod store_service_client {
                     GrpcMethod::new(
                         "wfe.persistence.v1.StoreService",
                         "DeleteNamespaceSet",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Moves a namespace to another database of the service while it is used, and
+        /// says how far it is, about twice a second. The rows are copied, and what is
+        /// written meanwhile follows; then writes are held, not refused, for a moment
+        /// (see `MoveNamespaceResponse.pause`), and the calls that waited, and all after
+        /// them, go to the new database. Nothing that was acknowledged is lost, and at no
+        /// time both databases can be written. Feeds begin anew: cursors of before are
+        /// CURSOR_EXPIRED. The call ends when the namespace is moved, and it has no
+        /// maximum deadline. If the call ends before, the move stays where it is: the
+        /// same call, to any server, goes on with it, also while another one drives it,
+        /// to which it listens then; AbortMoveNamespace gives it up. Once writes have
+        /// been held for good, servers finish it by themselves. The schema in the old
+        /// database is renamed, and dropped after `--move-grace`. This call and
+        /// AbortMoveNamespace ignore the metadata `wfe-namespace`. The namespace
+        /// `default` can't be moved. Errors: FAILED_PRECONDITION (MOVE_NOT_POSSIBLE),
+        /// with what is missing; FAILED_PRECONDITION (MOVE_IN_PROGRESS) if it is being
+        /// moved to another database, or aborted; NOT_FOUND (NAMESPACE_NOT_FOUND;
+        /// DATABASE_NOT_FOUND); UNAVAILABLE (DATABASE_UNAVAILABLE) if a database can't be
+        /// reached, after which the move can be taken up again; ABORTED
+        /// (TRANSACTION_CONFLICT) if another call has taken the move over;
+        /// INVALID_ARGUMENT.
+        pub async fn move_namespace(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MoveNamespaceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::MoveNamespaceResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.StoreService/MoveNamespace",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("wfe.persistence.v1.StoreService", "MoveNamespace"),
+                );
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Gives up a move and takes away what it has made; the namespace stays where it
+        /// is, and is usable all the time. Possible until the old database has been
+        /// closed to writes for good. Idempotent: a namespace that is not being moved is
+        /// left as it is. Errors: FAILED_PRECONDITION (MOVE_IN_PROGRESS) if it is too
+        /// late: move it back instead; FAILED_PRECONDITION (MOVE_NOT_POSSIBLE) if
+        /// PostgreSQL refuses to take something away; NOT_FOUND (NAMESPACE_NOT_FOUND);
+        /// UNAVAILABLE (DATABASE_UNAVAILABLE), after which the servers finish it by
+        /// themselves; INVALID_ARGUMENT.
+        pub async fn abort_move_namespace(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AbortMoveNamespaceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AbortMoveNamespaceResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.StoreService/AbortMoveNamespace",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "wfe.persistence.v1.StoreService",
+                        "AbortMoveNamespace",
                     ),
                 );
             self.inner.unary(req, path, codec).await

@@ -65,6 +65,8 @@ ID_FIELDS: Final = {
     "CreateNamespaceSetRequest": ("name",),
     "DeleteNamespaceSetRequest": ("name",),
     "SetNameHolderRequest": ("name", "workflow_id"),
+    "MoveNamespaceRequest": ("name", "database"),
+    "AbortMoveNamespaceRequest": ("name",),
     "WorkflowRetention": ("workflow_definition_id",),
     "ExecutionPointersRecord": ("workflow_id",),
     "QueueRecord": ("name",),

@@ -16,6 +16,7 @@ from wfe_persistence.rpc.check import Check
 from wfe_persistence.rpc.guard import Caller
 from wfe_persistence.rpc.intake import Place
 from wfe_persistence.store.feeds import Feeds
+from wfe_persistence.store.moving.mover import Mover
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.paging import Cursor
 from wfe_persistence.store.postgres.database import Database
@@ -48,6 +49,8 @@ class Environment:
     """What watchers of workflows follow."""
     retention: Retention
     """What deletes what the retention policies let go."""
+    mover: Mover
+    """What moves namespaces to other databases."""
     transfers: Transfers
     """The exports and imports."""
     bulk_streams: BulkStreams

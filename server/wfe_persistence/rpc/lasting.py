@@ -1,6 +1,6 @@
 """Streams that last: what is in a feed, sent for as long as the client reads on, and may.
 
-Each message has a `cursor`. What ends the stream tells that of the last message that gRPC has
+Messages may have a `cursor`. Then what ends the stream tells that of the last message that gRPC has
 taken, unless it says itself where to go on.
 """
 
@@ -110,7 +110,7 @@ async def run(
                     identified = loop.time()
                 for message in page:
                     await send(message)
-                    cursor = message.cursor
+                    cursor = getattr(message, "cursor", "")
     except (PersistenceError, TimeoutError, asyncio.CancelledError) as exc:
         # (A deadline that passes is a cancellation here, in the midst of what it is for.)
         if not isinstance(exc, PersistenceError) and not deadlines.expired:

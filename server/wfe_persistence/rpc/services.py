@@ -58,11 +58,18 @@ SERVER_WIDE: Final = frozenset(
         "CreateNamespaceSet",
         "GetNamespaceSet",
         "DeleteNamespaceSet",
+        "MoveNamespace",
+        "AbortMoveNamespace",
     }
 )
 """RPCs that concern the whole server; the namespace in their metadata is ignored."""
 
-NAMESPACE_FIELD: Final = {"CreateNamespace": "name", "DeleteNamespace": "name"}
+NAMESPACE_FIELD: Final = {
+    "CreateNamespace": "name",
+    "DeleteNamespace": "name",
+    "MoveNamespace": "name",
+    "AbortMoveNamespace": "name",
+}
 """Of server-wide RPCs that concern one namespace, the field of the request that names it."""
 
 SET_FIELD: Final = {
@@ -154,6 +161,8 @@ REQUIRED_ROLE: Final = {
     "CreateNamespaceSet": Role.OPERATOR,
     "GetNamespaceSet": Role.READER,
     "DeleteNamespaceSet": Role.OPERATOR,
+    "MoveNamespace": Role.ADMIN,
+    "AbortMoveNamespace": Role.ADMIN,
     "SetRetentionPolicy": Role.OPERATOR,
     "GetRetentionPolicy": Role.READER,
     "RunRetention": Role.OPERATOR,
@@ -238,10 +247,12 @@ WRITES_APART: Final = frozenset(
 )
 """RPCs that write on a connection of their own: the position that they reach is asked for."""
 
-LASTS: Final = frozenset({"Watch", "WatchWorkflows", "ExportRecords", "ImportRecords", *BULK})
-"""Streams without a maximum deadline: those that go on until the client ends them, exports and
-imports, and those of BULK. Where only the server streams, each message has a `cursor`, and the
-error that ends the stream has that of the last one; see `boundary.py`."""
+LASTS: Final = frozenset(
+    {"Watch", "WatchWorkflows", "ExportRecords", "ImportRecords", "MoveNamespace", *BULK}
+)
+"""Streams without a maximum deadline: those that go on until the client ends them, exports, imports
+and moves, and those of BULK. Where only the server streams, messages may have a `cursor`, and then
+the error that ends the stream has that of the last one; see `boundary.py`."""
 
 
 _TYPES: Final = {

@@ -64,6 +64,8 @@ _STATUS: Final[dict[grpc.StatusCode, tuple[str, ...]]] = {
         "STORE_NOT_OWNED",
         "NAMESPACE_SET_INCOMPLETE",
         "NAMESPACE_IN_SET",
+        "MOVE_NOT_POSSIBLE",
+        "MOVE_IN_PROGRESS",
     ),
     grpc.StatusCode.RESOURCE_EXHAUSTED: (
         "MESSAGE_TOO_LARGE",

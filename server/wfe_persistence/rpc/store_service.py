@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -11,7 +12,7 @@ from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence import offload
 from wfe_persistence.access.role import Role
 from wfe_persistence.errors import PersistenceError
-from wfe_persistence.rpc import paging
+from wfe_persistence.rpc import moves, paging
 from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import Check, read_back
 from wfe_persistence.rpc.guard import require
@@ -214,6 +215,24 @@ class StoreService:
         for member in deleted:
             admin.stir_emptied(member, call.env.waiters)
         return pb.DeleteNamespaceSetResponse()
+
+    async def MoveNamespace(
+        self, request: pb.MoveNamespaceRequest, call: Call
+    ) -> AsyncIterator[Iterable[pb.MoveNamespaceResponse]]:
+        """Move a namespace to another database."""
+        way = moves.check_move(request, call.check)
+        async with aclosing(moves.move(call.env.mover, request, way)) as moving:
+            async for response in moving:
+                yield [response]
+
+    async def AbortMoveNamespace(
+        self, request: pb.AbortMoveNamespaceRequest, call: Call
+    ) -> pb.AbortMoveNamespaceResponse:
+        """Give up a move."""
+        check = call.check
+        check.namespace("name", request.name)
+        check.done()
+        return pb.AbortMoveNamespaceResponse(aborted=await call.env.mover.abort(request.name))
 
     async def SetRetentionPolicy(
         self, request: pb.SetRetentionPolicyRequest, call: Call

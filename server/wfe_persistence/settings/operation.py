@@ -100,7 +100,7 @@ class Traces:
 
 @dataclass(frozen=True, kw_only=True)
 class Transfers:
-    """Exports and imports of namespaces."""
+    """Exports, imports and moves of namespaces."""
 
     max_transfers: Annotated[
         int,
@@ -119,6 +119,14 @@ class Transfers:
             above=0,
         ),
     ] = 21_600.0
+    move_grace: Annotated[
+        float,
+        About(
+            "How long a namespace's schema is kept in its old database, under another name, after "
+            "the namespace was moved to another one (seconds).",
+            minimum=0,
+        ),
+    ] = 86_400.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from wfe_persistence.store.migrate import Migrated
 from wfe_persistence.store.namespace_creation import migrated_store
 from wfe_persistence.store.owner import Owner
 from wfe_persistence.store.placement import SWITCHING, Databases, Placement, Placements
-from wfe_persistence.store.postgres.database import Database
+from wfe_persistence.store.postgres.database import MAX_ATTEMPTS, Database
 from wfe_persistence.store.schema import DEFAULT_NAMESPACE, HOME, Schema, is_namespace
 from wfe_persistence.store.tables import Store
 
@@ -212,7 +212,12 @@ class Namespaces:
             return True  # another call has found it already
         was_at = store.database.name, store.generation
         placement = await self._placement(store.namespace)
-        is_at = (HOME, 0) if placement is None else (placement.database, placement.generation)
+        if _place(placement) == was_at:
+            # That may be what was known before, if the home is away: then nothing can be said.
+            placement = await self.placements.read(store.namespace)
+            if placement is not None and placement.phase == SWITCHING:
+                placement = await self._placement(store.namespace)
+        is_at = _place(placement)
         if is_at == was_at:
             return False
         store.database = (
@@ -282,13 +287,14 @@ class Namespaces:
         except ValueError:
             raise namespace_not_found(name) from None  # too long for a schema, so it can't exist
 
-    async def _is_current(self, store: Store, *, is_last: bool = False) -> bool:
+    async def _is_current(self, store: Store, attempts: int = MAX_ATTEMPTS) -> bool:
+        database = store.database  # another call may find it elsewhere meanwhile
         version = await migration_history.schema_version(store)
         whose = await owner.read_owner(store, version.number) if version.number else None
         if not version.number or not _is_here(store, whose):
-            if is_last or not await self.look_elsewhere(store, store.database):
+            if attempts == 1 or not await self.look_elsewhere(store, database):
                 raise namespace_not_found(store.namespace)
-            return await self._is_current(store, is_last=True)
+            return await self._is_current(store, attempts - 1)
         version.check_usable()
         if version.is_outdated:
             if self._migrate_on_use:
@@ -414,6 +420,10 @@ class Namespaces:
                 for name, placement in self._placed.items()
                 if placement.database in self.databases
             ]
+
+
+def _place(placement: Placement | None) -> tuple[str, int]:
+    return (HOME, 0) if placement is None else (placement.database, placement.generation)
 
 
 def _is_here(store: Store, whose: Owner | None) -> bool:

@@ -141,6 +141,16 @@ class _ErrorReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._En
     the record of its owner; CreateNamespace claims the latter. ErrorInfo's
     metadata has the `namespace`.
     """
+    ERROR_REASON_MOVE_NOT_POSSIBLE: _ErrorReason.ValueType  # 45
+    """FAILED_PRECONDITION: the namespace can't be moved to that database, or not in
+    that way. The message says what is missing, and what to do.
+    """
+    ERROR_REASON_MOVE_IN_PROGRESS: _ErrorReason.ValueType  # 46
+    """FAILED_PRECONDITION: the namespace is being moved somewhere else, its move is
+    being aborted, or it can't be aborted any more because the namespace is used
+    in its new database already. `namespace` and `database` (its new one) are in
+    the metadata.
+    """
     ERROR_REASON_INVALID_FIELD: _ErrorReason.ValueType  # 40
     """INVALID_ARGUMENT: one or more fields are invalid; `google.rpc.BadRequest`
     has the path of each and, as the violation's `reason`, a
@@ -447,6 +457,16 @@ ERROR_REASON_STORE_NOT_OWNED: ErrorReason.ValueType  # 39
 with another `--schema`), or, for DeleteNamespace, one that is older than
 the record of its owner; CreateNamespace claims the latter. ErrorInfo's
 metadata has the `namespace`.
+"""
+ERROR_REASON_MOVE_NOT_POSSIBLE: ErrorReason.ValueType  # 45
+"""FAILED_PRECONDITION: the namespace can't be moved to that database, or not in
+that way. The message says what is missing, and what to do.
+"""
+ERROR_REASON_MOVE_IN_PROGRESS: ErrorReason.ValueType  # 46
+"""FAILED_PRECONDITION: the namespace is being moved somewhere else, its move is
+being aborted, or it can't be aborted any more because the namespace is used
+in its new database already. `namespace` and `database` (its new one) are in
+the metadata.
 """
 ERROR_REASON_INVALID_FIELD: ErrorReason.ValueType  # 40
 """INVALID_ARGUMENT: one or more fields are invalid; `google.rpc.BadRequest`

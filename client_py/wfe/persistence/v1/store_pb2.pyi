@@ -8,6 +8,7 @@ import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
 import sys
@@ -19,6 +20,70 @@ else:
     import typing_extensions
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _MoveWay:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _MoveWayEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_MoveWay.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    MOVE_WAY_UNSPECIFIED: _MoveWay.ValueType  # 0
+    """In a request: by logical replication where that is possible, else by a copy."""
+    MOVE_WAY_LOGICAL_REPLICATION: _MoveWay.ValueType  # 1
+    """By PostgreSQL's logical replication: writes are held for about a second."""
+    MOVE_WAY_COPY: _MoveWay.ValueType  # 2
+    """By a copy of the tables, during which writes are held."""
+
+class MoveWay(_MoveWay, metaclass=_MoveWayEnumTypeWrapper):
+    """MoveWay is how a namespace gets to another database."""
+
+MOVE_WAY_UNSPECIFIED: MoveWay.ValueType  # 0
+"""In a request: by logical replication where that is possible, else by a copy."""
+MOVE_WAY_LOGICAL_REPLICATION: MoveWay.ValueType  # 1
+"""By PostgreSQL's logical replication: writes are held for about a second."""
+MOVE_WAY_COPY: MoveWay.ValueType  # 2
+"""By a copy of the tables, during which writes are held."""
+Global___MoveWay: typing_extensions.TypeAlias = MoveWay
+
+class _MovePhase:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _MovePhaseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_MovePhase.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    MOVE_PHASE_UNSPECIFIED: _MovePhase.ValueType  # 0
+    """Never sent."""
+    MOVE_PHASE_PLANNED: _MovePhase.ValueType  # 1
+    """It has not begun: this is what it will be like."""
+    MOVE_PHASE_COPYING: _MovePhase.ValueType  # 2
+    """The new database gets the rows, and what is written meanwhile."""
+    MOVE_PHASE_SWITCHING: _MovePhase.ValueType  # 3
+    """Writes are held, until the new database has everything and is in use."""
+    MOVE_PHASE_CLEANING: _MovePhase.ValueType  # 4
+    """The namespace is in use in its new database; what the move needed is taken
+    away.
+    """
+    MOVE_PHASE_MOVED: _MovePhase.ValueType  # 5
+    """It is in its new database, and nothing is left to be done."""
+
+class MovePhase(_MovePhase, metaclass=_MovePhaseEnumTypeWrapper):
+    """MovePhase is how far a move is."""
+
+MOVE_PHASE_UNSPECIFIED: MovePhase.ValueType  # 0
+"""Never sent."""
+MOVE_PHASE_PLANNED: MovePhase.ValueType  # 1
+"""It has not begun: this is what it will be like."""
+MOVE_PHASE_COPYING: MovePhase.ValueType  # 2
+"""The new database gets the rows, and what is written meanwhile."""
+MOVE_PHASE_SWITCHING: MovePhase.ValueType  # 3
+"""Writes are held, until the new database has everything and is in use."""
+MOVE_PHASE_CLEANING: MovePhase.ValueType  # 4
+"""The namespace is in use in its new database; what the move needed is taken
+away.
+"""
+MOVE_PHASE_MOVED: MovePhase.ValueType  # 5
+"""It is in its new database, and nothing is left to be done."""
+Global___MovePhase: typing_extensions.TypeAlias = MovePhase
 
 @typing.final
 class ExecutionError(google.protobuf.message.Message):
@@ -59,6 +124,128 @@ class ExecutionError(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["error_time", b"error_time", "execution_pointer_id", b"execution_pointer_id", "message", b"message", "workflow_id", b"workflow_id"]) -> None: ...
 
 Global___ExecutionError: typing_extensions.TypeAlias = ExecutionError
+
+@typing.final
+class MoveNamespaceRequest(google.protobuf.message.Message):
+    """MoveNamespaceRequest is the request of MoveNamespace."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    DATABASE_FIELD_NUMBER: builtins.int
+    WAY_FIELD_NUMBER: builtins.int
+    DRY_RUN_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """The namespace, `[a-z][a-z0-9_]{0,39}`; required, not `default`."""
+    database: builtins.str
+    """The name of the database to which it is to be moved, `[a-z][a-z0-9_-]{0,39}`;
+    required. Where it is already, nothing is done.
+    """
+    way: Global___MoveWay.ValueType
+    """How; zero: the server chooses. Of a move that has begun, how that was begun
+    counts.
+    """
+    dry_run: builtins.bool
+    """Only say what it would be like, in one response, and change nothing."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        database: builtins.str = ...,
+        way: Global___MoveWay.ValueType = ...,
+        dry_run: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["database", b"database", "dry_run", b"dry_run", "name", b"name", "way", b"way"]) -> None: ...
+
+Global___MoveNamespaceRequest: typing_extensions.TypeAlias = MoveNamespaceRequest
+
+@typing.final
+class MoveNamespaceResponse(google.protobuf.message.Message):
+    """MoveNamespaceResponse says how far a move is."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: builtins.int
+    WAY_FIELD_NUMBER: builtins.int
+    OBSTACLES_FIELD_NUMBER: builtins.int
+    PAUSE_FIELD_NUMBER: builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: builtins.int
+    COPIED_BYTES_FIELD_NUMBER: builtins.int
+    LAG_BYTES_FIELD_NUMBER: builtins.int
+    phase: Global___MovePhase.ValueType
+    """How far it is."""
+    way: Global___MoveWay.ValueType
+    """How it is moved; zero: it was there already."""
+    total_bytes: builtins.int
+    """The size of its tables in the old database when the move began, without
+    indexes.
+    """
+    copied_bytes: builtins.int
+    """How much the new database has, about: it may become more than `total_bytes`."""
+    lag_bytes: builtins.int
+    """How much write-ahead log the new database is behind."""
+    @property
+    def obstacles(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """With PLANNED: why it can't be by logical replication; empty: it can."""
+
+    @property
+    def pause(self) -> google.protobuf.duration_pb2.Duration:
+        """With PLANNED: for how long writes will be held, as reckoned; from CLEANING on:
+        for how long they were held, absent if whoever held them has not lived to
+        tell.
+        """
+
+    def __init__(
+        self,
+        *,
+        phase: Global___MovePhase.ValueType = ...,
+        way: Global___MoveWay.ValueType = ...,
+        obstacles: collections.abc.Iterable[builtins.str] | None = ...,
+        pause: google.protobuf.duration_pb2.Duration | None = ...,
+        total_bytes: builtins.int = ...,
+        copied_bytes: builtins.int = ...,
+        lag_bytes: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["pause", b"pause"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["copied_bytes", b"copied_bytes", "lag_bytes", b"lag_bytes", "obstacles", b"obstacles", "pause", b"pause", "phase", b"phase", "total_bytes", b"total_bytes", "way", b"way"]) -> None: ...
+
+Global___MoveNamespaceResponse: typing_extensions.TypeAlias = MoveNamespaceResponse
+
+@typing.final
+class AbortMoveNamespaceRequest(google.protobuf.message.Message):
+    """AbortMoveNamespaceRequest is the request of AbortMoveNamespace."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """The namespace, `[a-z][a-z0-9_]{0,39}`; required, not `default`."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+Global___AbortMoveNamespaceRequest: typing_extensions.TypeAlias = AbortMoveNamespaceRequest
+
+@typing.final
+class AbortMoveNamespaceResponse(google.protobuf.message.Message):
+    """AbortMoveNamespaceResponse is the response of AbortMoveNamespace."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ABORTED_FIELD_NUMBER: builtins.int
+    aborted: builtins.bool
+    """Whether it was being moved."""
+    def __init__(
+        self,
+        *,
+        aborted: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["aborted", b"aborted"]) -> None: ...
+
+Global___AbortMoveNamespaceResponse: typing_extensions.TypeAlias = AbortMoveNamespaceResponse
 
 @typing.final
 class WorkflowRetention(google.protobuf.message.Message):

@@ -95,6 +95,16 @@ class StoreServiceStub(object):
                 request_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceSetRequest.SerializeToString,
                 response_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceSetResponse.FromString,
                 _registered_method=True)
+        self.MoveNamespace = channel.unary_stream(
+                '/wfe.persistence.v1.StoreService/MoveNamespace',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.MoveNamespaceRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.MoveNamespaceResponse.FromString,
+                _registered_method=True)
+        self.AbortMoveNamespace = channel.unary_unary(
+                '/wfe.persistence.v1.StoreService/AbortMoveNamespace',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.AbortMoveNamespaceRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.AbortMoveNamespaceResponse.FromString,
+                _registered_method=True)
         self.SetRetentionPolicy = channel.unary_unary(
                 '/wfe.persistence.v1.StoreService/SetRetentionPolicy',
                 request_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.SetRetentionPolicyRequest.SerializeToString,
@@ -275,6 +285,46 @@ class StoreServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MoveNamespace(self, request, context):
+        """Moves a namespace to another database of the service while it is used, and
+        says how far it is, about twice a second. The rows are copied, and what is
+        written meanwhile follows; then writes are held, not refused, for a moment
+        (see `MoveNamespaceResponse.pause`), and the calls that waited, and all after
+        them, go to the new database. Nothing that was acknowledged is lost, and at no
+        time both databases can be written. Feeds begin anew: cursors of before are
+        CURSOR_EXPIRED. The call ends when the namespace is moved, and it has no
+        maximum deadline. If the call ends before, the move stays where it is: the
+        same call, to any server, goes on with it, also while another one drives it,
+        to which it listens then; AbortMoveNamespace gives it up. Once writes have
+        been held for good, servers finish it by themselves. The schema in the old
+        database is renamed, and dropped after `--move-grace`. This call and
+        AbortMoveNamespace ignore the metadata `wfe-namespace`. The namespace
+        `default` can't be moved. Errors: FAILED_PRECONDITION (MOVE_NOT_POSSIBLE),
+        with what is missing; FAILED_PRECONDITION (MOVE_IN_PROGRESS) if it is being
+        moved to another database, or aborted; NOT_FOUND (NAMESPACE_NOT_FOUND;
+        DATABASE_NOT_FOUND); UNAVAILABLE (DATABASE_UNAVAILABLE) if a database can't be
+        reached, after which the move can be taken up again; ABORTED
+        (TRANSACTION_CONFLICT) if another call has taken the move over;
+        INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AbortMoveNamespace(self, request, context):
+        """Gives up a move and takes away what it has made; the namespace stays where it
+        is, and is usable all the time. Possible until the old database has been
+        closed to writes for good. Idempotent: a namespace that is not being moved is
+        left as it is. Errors: FAILED_PRECONDITION (MOVE_IN_PROGRESS) if it is too
+        late: move it back instead; FAILED_PRECONDITION (MOVE_NOT_POSSIBLE) if
+        PostgreSQL refuses to take something away; NOT_FOUND (NAMESPACE_NOT_FOUND);
+        UNAVAILABLE (DATABASE_UNAVAILABLE), after which the servers finish it by
+        themselves; INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetRetentionPolicy(self, request, context):
         """Replaces the retention policy of the namespace, atomically: what the servers
         delete by themselves. Idempotent. Without a policy nothing is deleted. When
@@ -375,6 +425,16 @@ def add_StoreServiceServicer_to_server(servicer, server):
                     servicer.DeleteNamespaceSet,
                     request_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceSetRequest.FromString,
                     response_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceSetResponse.SerializeToString,
+            ),
+            'MoveNamespace': grpc.unary_stream_rpc_method_handler(
+                    servicer.MoveNamespace,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.MoveNamespaceRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.MoveNamespaceResponse.SerializeToString,
+            ),
+            'AbortMoveNamespace': grpc.unary_unary_rpc_method_handler(
+                    servicer.AbortMoveNamespace,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_store__pb2.AbortMoveNamespaceRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_store__pb2.AbortMoveNamespaceResponse.SerializeToString,
             ),
             'SetRetentionPolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.SetRetentionPolicy,
@@ -722,6 +782,60 @@ class StoreService(object):
             '/wfe.persistence.v1.StoreService/DeleteNamespaceSet',
             wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceSetRequest.SerializeToString,
             wfe_dot_persistence_dot_v1_dot_store__pb2.DeleteNamespaceSetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveNamespace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/wfe.persistence.v1.StoreService/MoveNamespace',
+            wfe_dot_persistence_dot_v1_dot_store__pb2.MoveNamespaceRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_store__pb2.MoveNamespaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AbortMoveNamespace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.StoreService/AbortMoveNamespace',
+            wfe_dot_persistence_dot_v1_dot_store__pb2.AbortMoveNamespaceRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_store__pb2.AbortMoveNamespaceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -217,6 +217,38 @@ _StoreServiceDeleteNamespaceSetType = typing_extensions.TypeVar(
     ],
 )
 
+_StoreServiceMoveNamespaceType = typing_extensions.TypeVar(
+    '_StoreServiceMoveNamespaceType',
+    grpc.UnaryStreamMultiCallable[
+        wfe.persistence.v1.store_pb2.MoveNamespaceRequest,
+        wfe.persistence.v1.store_pb2.MoveNamespaceResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        wfe.persistence.v1.store_pb2.MoveNamespaceRequest,
+        wfe.persistence.v1.store_pb2.MoveNamespaceResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        wfe.persistence.v1.store_pb2.MoveNamespaceRequest,
+        wfe.persistence.v1.store_pb2.MoveNamespaceResponse,
+    ],
+)
+
+_StoreServiceAbortMoveNamespaceType = typing_extensions.TypeVar(
+    '_StoreServiceAbortMoveNamespaceType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.AbortMoveNamespaceRequest,
+        wfe.persistence.v1.store_pb2.AbortMoveNamespaceResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.AbortMoveNamespaceRequest,
+        wfe.persistence.v1.store_pb2.AbortMoveNamespaceResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.AbortMoveNamespaceRequest,
+        wfe.persistence.v1.store_pb2.AbortMoveNamespaceResponse,
+    ],
+)
+
 _StoreServiceSetRetentionPolicyType = typing_extensions.TypeVar(
     '_StoreServiceSetRetentionPolicyType',
     grpc.UnaryUnaryMultiCallable[
@@ -281,7 +313,7 @@ _StoreServiceGetStorageReportType = typing_extensions.TypeVar(
     ],
 )
 
-class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _StoreServicePersistErrorsType, _StoreServiceListErrorsType, _StoreServiceGetStoreInfoType, _StoreServiceTruncateAllType, _StoreServiceCreateNamespaceType, _StoreServiceListNamespacesType, _StoreServiceListDatabasesType, _StoreServiceDeleteNamespaceType, _StoreServiceCreateNamespaceSetType, _StoreServiceGetNamespaceSetType, _StoreServiceDeleteNamespaceSetType, _StoreServiceSetRetentionPolicyType, _StoreServiceGetRetentionPolicyType, _StoreServiceRunRetentionType, _StoreServiceGetStorageReportType]):
+class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _StoreServicePersistErrorsType, _StoreServiceListErrorsType, _StoreServiceGetStoreInfoType, _StoreServiceTruncateAllType, _StoreServiceCreateNamespaceType, _StoreServiceListNamespacesType, _StoreServiceListDatabasesType, _StoreServiceDeleteNamespaceType, _StoreServiceCreateNamespaceSetType, _StoreServiceGetNamespaceSetType, _StoreServiceDeleteNamespaceSetType, _StoreServiceMoveNamespaceType, _StoreServiceAbortMoveNamespaceType, _StoreServiceSetRetentionPolicyType, _StoreServiceGetRetentionPolicyType, _StoreServiceRunRetentionType, _StoreServiceGetStorageReportType]):
     """StoreService manages the store as a whole, its namespaces and the error log."""
 
     @typing.overload
@@ -333,6 +365,14 @@ class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _Store
         grpc.UnaryUnaryMultiCallable[
             wfe.persistence.v1.store_pb2.DeleteNamespaceSetRequest,
             wfe.persistence.v1.store_pb2.DeleteNamespaceSetResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            wfe.persistence.v1.store_pb2.MoveNamespaceRequest,
+            wfe.persistence.v1.store_pb2.MoveNamespaceResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.AbortMoveNamespaceRequest,
+            wfe.persistence.v1.store_pb2.AbortMoveNamespaceResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             wfe.persistence.v1.store_pb2.SetRetentionPolicyRequest,
@@ -401,6 +441,14 @@ class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _Store
         grpc.aio.UnaryUnaryMultiCallable[
             wfe.persistence.v1.store_pb2.DeleteNamespaceSetRequest,
             wfe.persistence.v1.store_pb2.DeleteNamespaceSetResponse,
+        ],
+        grpc.aio.UnaryStreamMultiCallable[
+            wfe.persistence.v1.store_pb2.MoveNamespaceRequest,
+            wfe.persistence.v1.store_pb2.MoveNamespaceResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.store_pb2.AbortMoveNamespaceRequest,
+            wfe.persistence.v1.store_pb2.AbortMoveNamespaceResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             wfe.persistence.v1.store_pb2.SetRetentionPolicyRequest,
@@ -537,6 +585,40 @@ class StoreServiceStub(typing.Generic[_StoreServiceEnsureStoreExistsType, _Store
     INVALID_ARGUMENT.
     """
 
+    MoveNamespace: _StoreServiceMoveNamespaceType
+    """Moves a namespace to another database of the service while it is used, and
+    says how far it is, about twice a second. The rows are copied, and what is
+    written meanwhile follows; then writes are held, not refused, for a moment
+    (see `MoveNamespaceResponse.pause`), and the calls that waited, and all after
+    them, go to the new database. Nothing that was acknowledged is lost, and at no
+    time both databases can be written. Feeds begin anew: cursors of before are
+    CURSOR_EXPIRED. The call ends when the namespace is moved, and it has no
+    maximum deadline. If the call ends before, the move stays where it is: the
+    same call, to any server, goes on with it, also while another one drives it,
+    to which it listens then; AbortMoveNamespace gives it up. Once writes have
+    been held for good, servers finish it by themselves. The schema in the old
+    database is renamed, and dropped after `--move-grace`. This call and
+    AbortMoveNamespace ignore the metadata `wfe-namespace`. The namespace
+    `default` can't be moved. Errors: FAILED_PRECONDITION (MOVE_NOT_POSSIBLE),
+    with what is missing; FAILED_PRECONDITION (MOVE_IN_PROGRESS) if it is being
+    moved to another database, or aborted; NOT_FOUND (NAMESPACE_NOT_FOUND;
+    DATABASE_NOT_FOUND); UNAVAILABLE (DATABASE_UNAVAILABLE) if a database can't be
+    reached, after which the move can be taken up again; ABORTED
+    (TRANSACTION_CONFLICT) if another call has taken the move over;
+    INVALID_ARGUMENT.
+    """
+
+    AbortMoveNamespace: _StoreServiceAbortMoveNamespaceType
+    """Gives up a move and takes away what it has made; the namespace stays where it
+    is, and is usable all the time. Possible until the old database has been
+    closed to writes for good. Idempotent: a namespace that is not being moved is
+    left as it is. Errors: FAILED_PRECONDITION (MOVE_IN_PROGRESS) if it is too
+    late: move it back instead; FAILED_PRECONDITION (MOVE_NOT_POSSIBLE) if
+    PostgreSQL refuses to take something away; NOT_FOUND (NAMESPACE_NOT_FOUND);
+    UNAVAILABLE (DATABASE_UNAVAILABLE), after which the servers finish it by
+    themselves; INVALID_ARGUMENT.
+    """
+
     SetRetentionPolicy: _StoreServiceSetRetentionPolicyType
     """Replaces the retention policy of the namespace, atomically: what the servers
     delete by themselves. Idempotent. Without a policy nothing is deleted. When
@@ -610,6 +692,14 @@ StoreServiceAsyncStub: typing_extensions.TypeAlias = StoreServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.store_pb2.DeleteNamespaceSetRequest,
         wfe.persistence.v1.store_pb2.DeleteNamespaceSetResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        wfe.persistence.v1.store_pb2.MoveNamespaceRequest,
+        wfe.persistence.v1.store_pb2.MoveNamespaceResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.store_pb2.AbortMoveNamespaceRequest,
+        wfe.persistence.v1.store_pb2.AbortMoveNamespaceResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.store_pb2.SetRetentionPolicyRequest,
@@ -807,6 +897,50 @@ class StoreServiceServicer(metaclass=abc.ABCMeta):
         deleted; FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY;
         DELETE_NAMESPACE_NOT_ALLOWED); RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY);
         INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def MoveNamespace(
+        self,
+        request: wfe.persistence.v1.store_pb2.MoveNamespaceRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[wfe.persistence.v1.store_pb2.MoveNamespaceResponse], collections.abc.AsyncIterator[wfe.persistence.v1.store_pb2.MoveNamespaceResponse]]:
+        """Moves a namespace to another database of the service while it is used, and
+        says how far it is, about twice a second. The rows are copied, and what is
+        written meanwhile follows; then writes are held, not refused, for a moment
+        (see `MoveNamespaceResponse.pause`), and the calls that waited, and all after
+        them, go to the new database. Nothing that was acknowledged is lost, and at no
+        time both databases can be written. Feeds begin anew: cursors of before are
+        CURSOR_EXPIRED. The call ends when the namespace is moved, and it has no
+        maximum deadline. If the call ends before, the move stays where it is: the
+        same call, to any server, goes on with it, also while another one drives it,
+        to which it listens then; AbortMoveNamespace gives it up. Once writes have
+        been held for good, servers finish it by themselves. The schema in the old
+        database is renamed, and dropped after `--move-grace`. This call and
+        AbortMoveNamespace ignore the metadata `wfe-namespace`. The namespace
+        `default` can't be moved. Errors: FAILED_PRECONDITION (MOVE_NOT_POSSIBLE),
+        with what is missing; FAILED_PRECONDITION (MOVE_IN_PROGRESS) if it is being
+        moved to another database, or aborted; NOT_FOUND (NAMESPACE_NOT_FOUND;
+        DATABASE_NOT_FOUND); UNAVAILABLE (DATABASE_UNAVAILABLE) if a database can't be
+        reached, after which the move can be taken up again; ABORTED
+        (TRANSACTION_CONFLICT) if another call has taken the move over;
+        INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def AbortMoveNamespace(
+        self,
+        request: wfe.persistence.v1.store_pb2.AbortMoveNamespaceRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.store_pb2.AbortMoveNamespaceResponse, collections.abc.Awaitable[wfe.persistence.v1.store_pb2.AbortMoveNamespaceResponse]]:
+        """Gives up a move and takes away what it has made; the namespace stays where it
+        is, and is usable all the time. Possible until the old database has been
+        closed to writes for good. Idempotent: a namespace that is not being moved is
+        left as it is. Errors: FAILED_PRECONDITION (MOVE_IN_PROGRESS) if it is too
+        late: move it back instead; FAILED_PRECONDITION (MOVE_NOT_POSSIBLE) if
+        PostgreSQL refuses to take something away; NOT_FOUND (NAMESPACE_NOT_FOUND);
+        UNAVAILABLE (DATABASE_UNAVAILABLE), after which the servers finish it by
+        themselves; INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod

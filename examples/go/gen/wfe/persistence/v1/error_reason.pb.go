@@ -136,6 +136,14 @@ const (
 	// the record of its owner; CreateNamespace claims the latter. ErrorInfo's
 	// metadata has the `namespace`.
 	ErrorReason_ERROR_REASON_STORE_NOT_OWNED ErrorReason = 39
+	// FAILED_PRECONDITION: the namespace can't be moved to that database, or not in
+	// that way. The message says what is missing, and what to do.
+	ErrorReason_ERROR_REASON_MOVE_NOT_POSSIBLE ErrorReason = 45
+	// FAILED_PRECONDITION: the namespace is being moved somewhere else, its move is
+	// being aborted, or it can't be aborted any more because the namespace is used
+	// in its new database already. `namespace` and `database` (its new one) are in
+	// the metadata.
+	ErrorReason_ERROR_REASON_MOVE_IN_PROGRESS ErrorReason = 46
 	// INVALID_ARGUMENT: one or more fields are invalid; `google.rpc.BadRequest`
 	// has the path of each and, as the violation's `reason`, a
 	// FieldViolationReason.
@@ -302,6 +310,8 @@ var (
 		37:  "ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED",
 		38:  "ERROR_REASON_CREATE_NAMESPACE_NOT_ALLOWED",
 		39:  "ERROR_REASON_STORE_NOT_OWNED",
+		45:  "ERROR_REASON_MOVE_NOT_POSSIBLE",
+		46:  "ERROR_REASON_MOVE_IN_PROGRESS",
 		40:  "ERROR_REASON_INVALID_FIELD",
 		41:  "ERROR_REASON_MALFORMED_MESSAGE",
 		42:  "ERROR_REASON_INVALID_PAGE_TOKEN",
@@ -369,6 +379,8 @@ var (
 		"ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED": 37,
 		"ERROR_REASON_CREATE_NAMESPACE_NOT_ALLOWED": 38,
 		"ERROR_REASON_STORE_NOT_OWNED":              39,
+		"ERROR_REASON_MOVE_NOT_POSSIBLE":            45,
+		"ERROR_REASON_MOVE_IN_PROGRESS":             46,
 		"ERROR_REASON_INVALID_FIELD":                40,
 		"ERROR_REASON_MALFORMED_MESSAGE":            41,
 		"ERROR_REASON_INVALID_PAGE_TOKEN":           42,
@@ -537,7 +549,7 @@ var File_wfe_persistence_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"%wfe/persistence/v1/error_reason.proto\x12\x12wfe.persistence.v1*\xc2\x12\n" +
+	"%wfe/persistence/v1/error_reason.proto\x12\x12wfe.persistence.v1*\x89\x13\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12#\n" +
 	"\x1fERROR_REASON_WORKFLOW_NOT_FOUND\x10\x01\x12 \n" +
@@ -568,7 +580,9 @@ const file_wfe_persistence_v1_error_reason_proto_rawDesc = "" +
 	" ERROR_REASON_NAMESPACE_NOT_EMPTY\x10$\x12-\n" +
 	")ERROR_REASON_DELETE_NAMESPACE_NOT_ALLOWED\x10%\x12-\n" +
 	")ERROR_REASON_CREATE_NAMESPACE_NOT_ALLOWED\x10&\x12 \n" +
-	"\x1cERROR_REASON_STORE_NOT_OWNED\x10'\x12\x1e\n" +
+	"\x1cERROR_REASON_STORE_NOT_OWNED\x10'\x12\"\n" +
+	"\x1eERROR_REASON_MOVE_NOT_POSSIBLE\x10-\x12!\n" +
+	"\x1dERROR_REASON_MOVE_IN_PROGRESS\x10.\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10(\x12\"\n" +
 	"\x1eERROR_REASON_MALFORMED_MESSAGE\x10)\x12#\n" +
 	"\x1fERROR_REASON_INVALID_PAGE_TOKEN\x10*\x12\"\n" +

@@ -23,6 +23,125 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// MoveWay is how a namespace gets to another database.
+type MoveWay int32
+
+const (
+	// In a request: by logical replication where that is possible, else by a copy.
+	MoveWay_MOVE_WAY_UNSPECIFIED MoveWay = 0
+	// By PostgreSQL's logical replication: writes are held for about a second.
+	MoveWay_MOVE_WAY_LOGICAL_REPLICATION MoveWay = 1
+	// By a copy of the tables, during which writes are held.
+	MoveWay_MOVE_WAY_COPY MoveWay = 2
+)
+
+// Enum value maps for MoveWay.
+var (
+	MoveWay_name = map[int32]string{
+		0: "MOVE_WAY_UNSPECIFIED",
+		1: "MOVE_WAY_LOGICAL_REPLICATION",
+		2: "MOVE_WAY_COPY",
+	}
+	MoveWay_value = map[string]int32{
+		"MOVE_WAY_UNSPECIFIED":         0,
+		"MOVE_WAY_LOGICAL_REPLICATION": 1,
+		"MOVE_WAY_COPY":                2,
+	}
+)
+
+func (x MoveWay) Enum() *MoveWay {
+	p := new(MoveWay)
+	*p = x
+	return p
+}
+
+func (x MoveWay) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (MoveWay) Descriptor() protoreflect.EnumDescriptor {
+	return file_wfe_persistence_v1_store_proto_enumTypes[0].Descriptor()
+}
+
+func (MoveWay) Type() protoreflect.EnumType {
+	return &file_wfe_persistence_v1_store_proto_enumTypes[0]
+}
+
+func (x MoveWay) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use MoveWay.Descriptor instead.
+func (MoveWay) EnumDescriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{0}
+}
+
+// MovePhase is how far a move is.
+type MovePhase int32
+
+const (
+	// Never sent.
+	MovePhase_MOVE_PHASE_UNSPECIFIED MovePhase = 0
+	// It has not begun: this is what it will be like.
+	MovePhase_MOVE_PHASE_PLANNED MovePhase = 1
+	// The new database gets the rows, and what is written meanwhile.
+	MovePhase_MOVE_PHASE_COPYING MovePhase = 2
+	// Writes are held, until the new database has everything and is in use.
+	MovePhase_MOVE_PHASE_SWITCHING MovePhase = 3
+	// The namespace is in use in its new database; what the move needed is taken
+	// away.
+	MovePhase_MOVE_PHASE_CLEANING MovePhase = 4
+	// It is in its new database, and nothing is left to be done.
+	MovePhase_MOVE_PHASE_MOVED MovePhase = 5
+)
+
+// Enum value maps for MovePhase.
+var (
+	MovePhase_name = map[int32]string{
+		0: "MOVE_PHASE_UNSPECIFIED",
+		1: "MOVE_PHASE_PLANNED",
+		2: "MOVE_PHASE_COPYING",
+		3: "MOVE_PHASE_SWITCHING",
+		4: "MOVE_PHASE_CLEANING",
+		5: "MOVE_PHASE_MOVED",
+	}
+	MovePhase_value = map[string]int32{
+		"MOVE_PHASE_UNSPECIFIED": 0,
+		"MOVE_PHASE_PLANNED":     1,
+		"MOVE_PHASE_COPYING":     2,
+		"MOVE_PHASE_SWITCHING":   3,
+		"MOVE_PHASE_CLEANING":    4,
+		"MOVE_PHASE_MOVED":       5,
+	}
+)
+
+func (x MovePhase) Enum() *MovePhase {
+	p := new(MovePhase)
+	*p = x
+	return p
+}
+
+func (x MovePhase) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (MovePhase) Descriptor() protoreflect.EnumDescriptor {
+	return file_wfe_persistence_v1_store_proto_enumTypes[1].Descriptor()
+}
+
+func (MovePhase) Type() protoreflect.EnumType {
+	return &file_wfe_persistence_v1_store_proto_enumTypes[1]
+}
+
+func (x MovePhase) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use MovePhase.Descriptor instead.
+func (MovePhase) EnumDescriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{1}
+}
+
 // ExecutionError is a failure of a step, recorded in the error log.
 type ExecutionError struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -100,6 +219,276 @@ func (x *ExecutionError) GetMessage() string {
 	return ""
 }
 
+// MoveNamespaceRequest is the request of MoveNamespace.
+type MoveNamespaceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The namespace, `[a-z][a-z0-9_]{0,39}`; required, not `default`.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The name of the database to which it is to be moved, `[a-z][a-z0-9_-]{0,39}`;
+	// required. Where it is already, nothing is done.
+	Database string `protobuf:"bytes,2,opt,name=database,proto3" json:"database,omitempty"`
+	// How; zero: the server chooses. Of a move that has begun, how that was begun
+	// counts.
+	Way MoveWay `protobuf:"varint,3,opt,name=way,proto3,enum=wfe.persistence.v1.MoveWay" json:"way,omitempty"`
+	// Only say what it would be like, in one response, and change nothing.
+	DryRun        bool `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveNamespaceRequest) Reset() {
+	*x = MoveNamespaceRequest{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveNamespaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveNamespaceRequest) ProtoMessage() {}
+
+func (x *MoveNamespaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveNamespaceRequest.ProtoReflect.Descriptor instead.
+func (*MoveNamespaceRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *MoveNamespaceRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *MoveNamespaceRequest) GetDatabase() string {
+	if x != nil {
+		return x.Database
+	}
+	return ""
+}
+
+func (x *MoveNamespaceRequest) GetWay() MoveWay {
+	if x != nil {
+		return x.Way
+	}
+	return MoveWay_MOVE_WAY_UNSPECIFIED
+}
+
+func (x *MoveNamespaceRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+// MoveNamespaceResponse says how far a move is.
+type MoveNamespaceResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How far it is.
+	Phase MovePhase `protobuf:"varint,1,opt,name=phase,proto3,enum=wfe.persistence.v1.MovePhase" json:"phase,omitempty"`
+	// How it is moved; zero: it was there already.
+	Way MoveWay `protobuf:"varint,2,opt,name=way,proto3,enum=wfe.persistence.v1.MoveWay" json:"way,omitempty"`
+	// With PLANNED: why it can't be by logical replication; empty: it can.
+	Obstacles []string `protobuf:"bytes,3,rep,name=obstacles,proto3" json:"obstacles,omitempty"`
+	// With PLANNED: for how long writes will be held, as reckoned; from CLEANING on:
+	// for how long they were held, absent if whoever held them has not lived to
+	// tell.
+	Pause *durationpb.Duration `protobuf:"bytes,4,opt,name=pause,proto3" json:"pause,omitempty"`
+	// The size of its tables in the old database when the move began, without
+	// indexes.
+	TotalBytes int64 `protobuf:"varint,5,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	// How much the new database has, about: it may become more than `total_bytes`.
+	CopiedBytes int64 `protobuf:"varint,6,opt,name=copied_bytes,json=copiedBytes,proto3" json:"copied_bytes,omitempty"`
+	// How much write-ahead log the new database is behind.
+	LagBytes      int64 `protobuf:"varint,7,opt,name=lag_bytes,json=lagBytes,proto3" json:"lag_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveNamespaceResponse) Reset() {
+	*x = MoveNamespaceResponse{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveNamespaceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveNamespaceResponse) ProtoMessage() {}
+
+func (x *MoveNamespaceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveNamespaceResponse.ProtoReflect.Descriptor instead.
+func (*MoveNamespaceResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *MoveNamespaceResponse) GetPhase() MovePhase {
+	if x != nil {
+		return x.Phase
+	}
+	return MovePhase_MOVE_PHASE_UNSPECIFIED
+}
+
+func (x *MoveNamespaceResponse) GetWay() MoveWay {
+	if x != nil {
+		return x.Way
+	}
+	return MoveWay_MOVE_WAY_UNSPECIFIED
+}
+
+func (x *MoveNamespaceResponse) GetObstacles() []string {
+	if x != nil {
+		return x.Obstacles
+	}
+	return nil
+}
+
+func (x *MoveNamespaceResponse) GetPause() *durationpb.Duration {
+	if x != nil {
+		return x.Pause
+	}
+	return nil
+}
+
+func (x *MoveNamespaceResponse) GetTotalBytes() int64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *MoveNamespaceResponse) GetCopiedBytes() int64 {
+	if x != nil {
+		return x.CopiedBytes
+	}
+	return 0
+}
+
+func (x *MoveNamespaceResponse) GetLagBytes() int64 {
+	if x != nil {
+		return x.LagBytes
+	}
+	return 0
+}
+
+// AbortMoveNamespaceRequest is the request of AbortMoveNamespace.
+type AbortMoveNamespaceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The namespace, `[a-z][a-z0-9_]{0,39}`; required, not `default`.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AbortMoveNamespaceRequest) Reset() {
+	*x = AbortMoveNamespaceRequest{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AbortMoveNamespaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AbortMoveNamespaceRequest) ProtoMessage() {}
+
+func (x *AbortMoveNamespaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AbortMoveNamespaceRequest.ProtoReflect.Descriptor instead.
+func (*AbortMoveNamespaceRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *AbortMoveNamespaceRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// AbortMoveNamespaceResponse is the response of AbortMoveNamespace.
+type AbortMoveNamespaceResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether it was being moved.
+	Aborted       bool `protobuf:"varint,1,opt,name=aborted,proto3" json:"aborted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AbortMoveNamespaceResponse) Reset() {
+	*x = AbortMoveNamespaceResponse{}
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AbortMoveNamespaceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AbortMoveNamespaceResponse) ProtoMessage() {}
+
+func (x *AbortMoveNamespaceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AbortMoveNamespaceResponse.ProtoReflect.Descriptor instead.
+func (*AbortMoveNamespaceResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *AbortMoveNamespaceResponse) GetAborted() bool {
+	if x != nil {
+		return x.Aborted
+	}
+	return false
+}
+
 // WorkflowRetention is for how long ended workflows are kept.
 type WorkflowRetention struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -120,7 +509,7 @@ type WorkflowRetention struct {
 
 func (x *WorkflowRetention) Reset() {
 	*x = WorkflowRetention{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[1]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -132,7 +521,7 @@ func (x *WorkflowRetention) String() string {
 func (*WorkflowRetention) ProtoMessage() {}
 
 func (x *WorkflowRetention) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[1]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -145,7 +534,7 @@ func (x *WorkflowRetention) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkflowRetention.ProtoReflect.Descriptor instead.
 func (*WorkflowRetention) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{1}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *WorkflowRetention) GetWorkflowDefinitionId() string {
@@ -190,7 +579,7 @@ type RetentionPolicy struct {
 
 func (x *RetentionPolicy) Reset() {
 	*x = RetentionPolicy{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[2]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -202,7 +591,7 @@ func (x *RetentionPolicy) String() string {
 func (*RetentionPolicy) ProtoMessage() {}
 
 func (x *RetentionPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[2]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -215,7 +604,7 @@ func (x *RetentionPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetentionPolicy.ProtoReflect.Descriptor instead.
 func (*RetentionPolicy) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{2}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RetentionPolicy) GetWorkflows() []*WorkflowRetention {
@@ -257,7 +646,7 @@ type SetRetentionPolicyRequest struct {
 
 func (x *SetRetentionPolicyRequest) Reset() {
 	*x = SetRetentionPolicyRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[3]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -269,7 +658,7 @@ func (x *SetRetentionPolicyRequest) String() string {
 func (*SetRetentionPolicyRequest) ProtoMessage() {}
 
 func (x *SetRetentionPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[3]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -282,7 +671,7 @@ func (x *SetRetentionPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRetentionPolicyRequest.ProtoReflect.Descriptor instead.
 func (*SetRetentionPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{3}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SetRetentionPolicyRequest) GetPolicy() *RetentionPolicy {
@@ -301,7 +690,7 @@ type SetRetentionPolicyResponse struct {
 
 func (x *SetRetentionPolicyResponse) Reset() {
 	*x = SetRetentionPolicyResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[4]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -313,7 +702,7 @@ func (x *SetRetentionPolicyResponse) String() string {
 func (*SetRetentionPolicyResponse) ProtoMessage() {}
 
 func (x *SetRetentionPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[4]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -326,7 +715,7 @@ func (x *SetRetentionPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRetentionPolicyResponse.ProtoReflect.Descriptor instead.
 func (*SetRetentionPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{4}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{8}
 }
 
 // GetRetentionPolicyRequest is the request of GetRetentionPolicy.
@@ -338,7 +727,7 @@ type GetRetentionPolicyRequest struct {
 
 func (x *GetRetentionPolicyRequest) Reset() {
 	*x = GetRetentionPolicyRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[5]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -350,7 +739,7 @@ func (x *GetRetentionPolicyRequest) String() string {
 func (*GetRetentionPolicyRequest) ProtoMessage() {}
 
 func (x *GetRetentionPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[5]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -363,7 +752,7 @@ func (x *GetRetentionPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRetentionPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetRetentionPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{5}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{9}
 }
 
 // GetRetentionPolicyResponse is the response of GetRetentionPolicy.
@@ -384,7 +773,7 @@ type GetRetentionPolicyResponse struct {
 
 func (x *GetRetentionPolicyResponse) Reset() {
 	*x = GetRetentionPolicyResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[6]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -396,7 +785,7 @@ func (x *GetRetentionPolicyResponse) String() string {
 func (*GetRetentionPolicyResponse) ProtoMessage() {}
 
 func (x *GetRetentionPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[6]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -409,7 +798,7 @@ func (x *GetRetentionPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRetentionPolicyResponse.ProtoReflect.Descriptor instead.
 func (*GetRetentionPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{6}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetRetentionPolicyResponse) GetPolicy() *RetentionPolicy {
@@ -454,7 +843,7 @@ type RunRetentionRequest struct {
 
 func (x *RunRetentionRequest) Reset() {
 	*x = RunRetentionRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[7]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -466,7 +855,7 @@ func (x *RunRetentionRequest) String() string {
 func (*RunRetentionRequest) ProtoMessage() {}
 
 func (x *RunRetentionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[7]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -479,7 +868,7 @@ func (x *RunRetentionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunRetentionRequest.ProtoReflect.Descriptor instead.
 func (*RunRetentionRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{7}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RunRetentionRequest) GetDryRun() bool {
@@ -521,7 +910,7 @@ type RetentionCounts struct {
 
 func (x *RetentionCounts) Reset() {
 	*x = RetentionCounts{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[8]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -533,7 +922,7 @@ func (x *RetentionCounts) String() string {
 func (*RetentionCounts) ProtoMessage() {}
 
 func (x *RetentionCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[8]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -546,7 +935,7 @@ func (x *RetentionCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetentionCounts.ProtoReflect.Descriptor instead.
 func (*RetentionCounts) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{8}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RetentionCounts) GetWorkflows() int64 {
@@ -609,7 +998,7 @@ type RunRetentionResponse struct {
 
 func (x *RunRetentionResponse) Reset() {
 	*x = RunRetentionResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[9]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -621,7 +1010,7 @@ func (x *RunRetentionResponse) String() string {
 func (*RunRetentionResponse) ProtoMessage() {}
 
 func (x *RunRetentionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[9]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -634,7 +1023,7 @@ func (x *RunRetentionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunRetentionResponse.ProtoReflect.Descriptor instead.
 func (*RunRetentionResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{9}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RunRetentionResponse) GetCounts() *RetentionCounts {
@@ -656,7 +1045,7 @@ type GetStorageReportRequest struct {
 
 func (x *GetStorageReportRequest) Reset() {
 	*x = GetStorageReportRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[10]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -668,7 +1057,7 @@ func (x *GetStorageReportRequest) String() string {
 func (*GetStorageReportRequest) ProtoMessage() {}
 
 func (x *GetStorageReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[10]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -681,7 +1070,7 @@ func (x *GetStorageReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStorageReportRequest.ProtoReflect.Descriptor instead.
 func (*GetStorageReportRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{10}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetStorageReportRequest) GetMaxRows() int32 {
@@ -714,7 +1103,7 @@ type TableStorage struct {
 
 func (x *TableStorage) Reset() {
 	*x = TableStorage{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[11]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -726,7 +1115,7 @@ func (x *TableStorage) String() string {
 func (*TableStorage) ProtoMessage() {}
 
 func (x *TableStorage) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[11]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -739,7 +1128,7 @@ func (x *TableStorage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableStorage.ProtoReflect.Descriptor instead.
 func (*TableStorage) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{11}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TableStorage) GetName() string {
@@ -800,7 +1189,7 @@ type GetStorageReportResponse struct {
 
 func (x *GetStorageReportResponse) Reset() {
 	*x = GetStorageReportResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[12]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -812,7 +1201,7 @@ func (x *GetStorageReportResponse) String() string {
 func (*GetStorageReportResponse) ProtoMessage() {}
 
 func (x *GetStorageReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[12]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -825,7 +1214,7 @@ func (x *GetStorageReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStorageReportResponse.ProtoReflect.Descriptor instead.
 func (*GetStorageReportResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{12}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetStorageReportResponse) GetTables() []*TableStorage {
@@ -874,7 +1263,7 @@ type Namespace struct {
 
 func (x *Namespace) Reset() {
 	*x = Namespace{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[13]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -886,7 +1275,7 @@ func (x *Namespace) String() string {
 func (*Namespace) ProtoMessage() {}
 
 func (x *Namespace) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[13]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -899,7 +1288,7 @@ func (x *Namespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Namespace.ProtoReflect.Descriptor instead.
 func (*Namespace) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{13}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Namespace) GetName() string {
@@ -966,7 +1355,7 @@ type CreateNamespaceRequest struct {
 
 func (x *CreateNamespaceRequest) Reset() {
 	*x = CreateNamespaceRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[14]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -978,7 +1367,7 @@ func (x *CreateNamespaceRequest) String() string {
 func (*CreateNamespaceRequest) ProtoMessage() {}
 
 func (x *CreateNamespaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[14]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -991,7 +1380,7 @@ func (x *CreateNamespaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNamespaceRequest.ProtoReflect.Descriptor instead.
 func (*CreateNamespaceRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{14}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CreateNamespaceRequest) GetName() string {
@@ -1031,7 +1420,7 @@ type CreateNamespaceResponse struct {
 
 func (x *CreateNamespaceResponse) Reset() {
 	*x = CreateNamespaceResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[15]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +1432,7 @@ func (x *CreateNamespaceResponse) String() string {
 func (*CreateNamespaceResponse) ProtoMessage() {}
 
 func (x *CreateNamespaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[15]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +1445,7 @@ func (x *CreateNamespaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNamespaceResponse.ProtoReflect.Descriptor instead.
 func (*CreateNamespaceResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{15}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateNamespaceResponse) GetSchemaVersion() int32 {
@@ -1094,7 +1483,7 @@ type ListNamespacesRequest struct {
 
 func (x *ListNamespacesRequest) Reset() {
 	*x = ListNamespacesRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[16]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1106,7 +1495,7 @@ func (x *ListNamespacesRequest) String() string {
 func (*ListNamespacesRequest) ProtoMessage() {}
 
 func (x *ListNamespacesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[16]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1119,7 +1508,7 @@ func (x *ListNamespacesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamespacesRequest.ProtoReflect.Descriptor instead.
 func (*ListNamespacesRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{16}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListNamespacesRequest) GetPageSize() int32 {
@@ -1149,7 +1538,7 @@ type ListNamespacesResponse struct {
 
 func (x *ListNamespacesResponse) Reset() {
 	*x = ListNamespacesResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[17]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1161,7 +1550,7 @@ func (x *ListNamespacesResponse) String() string {
 func (*ListNamespacesResponse) ProtoMessage() {}
 
 func (x *ListNamespacesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[17]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1174,7 +1563,7 @@ func (x *ListNamespacesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNamespacesResponse.ProtoReflect.Descriptor instead.
 func (*ListNamespacesResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{17}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListNamespacesResponse) GetNamespaces() []*Namespace {
@@ -1215,7 +1604,7 @@ type Database struct {
 
 func (x *Database) Reset() {
 	*x = Database{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[18]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1227,7 +1616,7 @@ func (x *Database) String() string {
 func (*Database) ProtoMessage() {}
 
 func (x *Database) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[18]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1240,7 +1629,7 @@ func (x *Database) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Database.ProtoReflect.Descriptor instead.
 func (*Database) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{18}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Database) GetName() string {
@@ -1294,7 +1683,7 @@ type ListDatabasesRequest struct {
 
 func (x *ListDatabasesRequest) Reset() {
 	*x = ListDatabasesRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[19]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1306,7 +1695,7 @@ func (x *ListDatabasesRequest) String() string {
 func (*ListDatabasesRequest) ProtoMessage() {}
 
 func (x *ListDatabasesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[19]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1319,7 +1708,7 @@ func (x *ListDatabasesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDatabasesRequest.ProtoReflect.Descriptor instead.
 func (*ListDatabasesRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{19}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{23}
 }
 
 // ListDatabasesResponse is the response of ListDatabases.
@@ -1333,7 +1722,7 @@ type ListDatabasesResponse struct {
 
 func (x *ListDatabasesResponse) Reset() {
 	*x = ListDatabasesResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[20]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1345,7 +1734,7 @@ func (x *ListDatabasesResponse) String() string {
 func (*ListDatabasesResponse) ProtoMessage() {}
 
 func (x *ListDatabasesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[20]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1358,7 +1747,7 @@ func (x *ListDatabasesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDatabasesResponse.ProtoReflect.Descriptor instead.
 func (*ListDatabasesResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{20}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListDatabasesResponse) GetDatabases() []*Database {
@@ -1383,7 +1772,7 @@ type DeleteNamespaceRequest struct {
 
 func (x *DeleteNamespaceRequest) Reset() {
 	*x = DeleteNamespaceRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[21]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1395,7 +1784,7 @@ func (x *DeleteNamespaceRequest) String() string {
 func (*DeleteNamespaceRequest) ProtoMessage() {}
 
 func (x *DeleteNamespaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[21]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1408,7 +1797,7 @@ func (x *DeleteNamespaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNamespaceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteNamespaceRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{21}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DeleteNamespaceRequest) GetName() string {
@@ -1434,7 +1823,7 @@ type DeleteNamespaceResponse struct {
 
 func (x *DeleteNamespaceResponse) Reset() {
 	*x = DeleteNamespaceResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[22]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1446,7 +1835,7 @@ func (x *DeleteNamespaceResponse) String() string {
 func (*DeleteNamespaceResponse) ProtoMessage() {}
 
 func (x *DeleteNamespaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[22]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1459,7 +1848,7 @@ func (x *DeleteNamespaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNamespaceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteNamespaceResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{22}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{26}
 }
 
 // NamespaceSet is a store that is spread over several namespaces.
@@ -1481,7 +1870,7 @@ type NamespaceSet struct {
 
 func (x *NamespaceSet) Reset() {
 	*x = NamespaceSet{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[23]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1882,7 @@ func (x *NamespaceSet) String() string {
 func (*NamespaceSet) ProtoMessage() {}
 
 func (x *NamespaceSet) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[23]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1895,7 @@ func (x *NamespaceSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamespaceSet.ProtoReflect.Descriptor instead.
 func (*NamespaceSet) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{23}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *NamespaceSet) GetName() string {
@@ -1541,7 +1930,7 @@ type CreateNamespaceSetRequest struct {
 
 func (x *CreateNamespaceSetRequest) Reset() {
 	*x = CreateNamespaceSetRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[24]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1553,7 +1942,7 @@ func (x *CreateNamespaceSetRequest) String() string {
 func (*CreateNamespaceSetRequest) ProtoMessage() {}
 
 func (x *CreateNamespaceSetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[24]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1566,7 +1955,7 @@ func (x *CreateNamespaceSetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNamespaceSetRequest.ProtoReflect.Descriptor instead.
 func (*CreateNamespaceSetRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{24}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CreateNamespaceSetRequest) GetName() string {
@@ -1601,7 +1990,7 @@ type CreateNamespaceSetResponse struct {
 
 func (x *CreateNamespaceSetResponse) Reset() {
 	*x = CreateNamespaceSetResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[25]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1613,7 +2002,7 @@ func (x *CreateNamespaceSetResponse) String() string {
 func (*CreateNamespaceSetResponse) ProtoMessage() {}
 
 func (x *CreateNamespaceSetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[25]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1626,7 +2015,7 @@ func (x *CreateNamespaceSetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateNamespaceSetResponse.ProtoReflect.Descriptor instead.
 func (*CreateNamespaceSetResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{25}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CreateNamespaceSetResponse) GetNamespaceSet() *NamespaceSet {
@@ -1647,7 +2036,7 @@ type GetNamespaceSetRequest struct {
 
 func (x *GetNamespaceSetRequest) Reset() {
 	*x = GetNamespaceSetRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[26]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1659,7 +2048,7 @@ func (x *GetNamespaceSetRequest) String() string {
 func (*GetNamespaceSetRequest) ProtoMessage() {}
 
 func (x *GetNamespaceSetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[26]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1672,7 +2061,7 @@ func (x *GetNamespaceSetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNamespaceSetRequest.ProtoReflect.Descriptor instead.
 func (*GetNamespaceSetRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{26}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetNamespaceSetRequest) GetName() string {
@@ -1693,7 +2082,7 @@ type GetNamespaceSetResponse struct {
 
 func (x *GetNamespaceSetResponse) Reset() {
 	*x = GetNamespaceSetResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[27]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1705,7 +2094,7 @@ func (x *GetNamespaceSetResponse) String() string {
 func (*GetNamespaceSetResponse) ProtoMessage() {}
 
 func (x *GetNamespaceSetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[27]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1718,7 +2107,7 @@ func (x *GetNamespaceSetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNamespaceSetResponse.ProtoReflect.Descriptor instead.
 func (*GetNamespaceSetResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{27}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GetNamespaceSetResponse) GetNamespaceSet() *NamespaceSet {
@@ -1741,7 +2130,7 @@ type DeleteNamespaceSetRequest struct {
 
 func (x *DeleteNamespaceSetRequest) Reset() {
 	*x = DeleteNamespaceSetRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[28]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1753,7 +2142,7 @@ func (x *DeleteNamespaceSetRequest) String() string {
 func (*DeleteNamespaceSetRequest) ProtoMessage() {}
 
 func (x *DeleteNamespaceSetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[28]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1766,7 +2155,7 @@ func (x *DeleteNamespaceSetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNamespaceSetRequest.ProtoReflect.Descriptor instead.
 func (*DeleteNamespaceSetRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{28}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DeleteNamespaceSetRequest) GetName() string {
@@ -1792,7 +2181,7 @@ type DeleteNamespaceSetResponse struct {
 
 func (x *DeleteNamespaceSetResponse) Reset() {
 	*x = DeleteNamespaceSetResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[29]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1804,7 +2193,7 @@ func (x *DeleteNamespaceSetResponse) String() string {
 func (*DeleteNamespaceSetResponse) ProtoMessage() {}
 
 func (x *DeleteNamespaceSetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[29]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1817,7 +2206,7 @@ func (x *DeleteNamespaceSetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteNamespaceSetResponse.ProtoReflect.Descriptor instead.
 func (*DeleteNamespaceSetResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{29}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{33}
 }
 
 // EnsureStoreExistsRequest is the request of EnsureStoreExists.
@@ -1829,7 +2218,7 @@ type EnsureStoreExistsRequest struct {
 
 func (x *EnsureStoreExistsRequest) Reset() {
 	*x = EnsureStoreExistsRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[30]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1841,7 +2230,7 @@ func (x *EnsureStoreExistsRequest) String() string {
 func (*EnsureStoreExistsRequest) ProtoMessage() {}
 
 func (x *EnsureStoreExistsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[30]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1854,7 +2243,7 @@ func (x *EnsureStoreExistsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnsureStoreExistsRequest.ProtoReflect.Descriptor instead.
 func (*EnsureStoreExistsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{30}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{34}
 }
 
 // EnsureStoreExistsResponse is the response of EnsureStoreExists.
@@ -1870,7 +2259,7 @@ type EnsureStoreExistsResponse struct {
 
 func (x *EnsureStoreExistsResponse) Reset() {
 	*x = EnsureStoreExistsResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[31]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1882,7 +2271,7 @@ func (x *EnsureStoreExistsResponse) String() string {
 func (*EnsureStoreExistsResponse) ProtoMessage() {}
 
 func (x *EnsureStoreExistsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[31]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1895,7 +2284,7 @@ func (x *EnsureStoreExistsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnsureStoreExistsResponse.ProtoReflect.Descriptor instead.
 func (*EnsureStoreExistsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{31}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *EnsureStoreExistsResponse) GetSchemaVersion() int32 {
@@ -1923,7 +2312,7 @@ type PersistErrorsRequest struct {
 
 func (x *PersistErrorsRequest) Reset() {
 	*x = PersistErrorsRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[32]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1935,7 +2324,7 @@ func (x *PersistErrorsRequest) String() string {
 func (*PersistErrorsRequest) ProtoMessage() {}
 
 func (x *PersistErrorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[32]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1948,7 +2337,7 @@ func (x *PersistErrorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistErrorsRequest.ProtoReflect.Descriptor instead.
 func (*PersistErrorsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{32}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PersistErrorsRequest) GetErrors() []*ExecutionError {
@@ -1967,7 +2356,7 @@ type PersistErrorsResponse struct {
 
 func (x *PersistErrorsResponse) Reset() {
 	*x = PersistErrorsResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[33]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1979,7 +2368,7 @@ func (x *PersistErrorsResponse) String() string {
 func (*PersistErrorsResponse) ProtoMessage() {}
 
 func (x *PersistErrorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[33]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1992,7 +2381,7 @@ func (x *PersistErrorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PersistErrorsResponse.ProtoReflect.Descriptor instead.
 func (*PersistErrorsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{33}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{37}
 }
 
 // ListErrorsRequest is the request of ListErrors.
@@ -2019,7 +2408,7 @@ type ListErrorsRequest struct {
 
 func (x *ListErrorsRequest) Reset() {
 	*x = ListErrorsRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[34]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2031,7 +2420,7 @@ func (x *ListErrorsRequest) String() string {
 func (*ListErrorsRequest) ProtoMessage() {}
 
 func (x *ListErrorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[34]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2044,7 +2433,7 @@ func (x *ListErrorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListErrorsRequest.ProtoReflect.Descriptor instead.
 func (*ListErrorsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{34}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListErrorsRequest) GetWorkflowId() string {
@@ -2095,7 +2484,7 @@ type ListErrorsResponse struct {
 
 func (x *ListErrorsResponse) Reset() {
 	*x = ListErrorsResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[35]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2107,7 +2496,7 @@ func (x *ListErrorsResponse) String() string {
 func (*ListErrorsResponse) ProtoMessage() {}
 
 func (x *ListErrorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[35]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2120,7 +2509,7 @@ func (x *ListErrorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListErrorsResponse.ProtoReflect.Descriptor instead.
 func (*ListErrorsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{35}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListErrorsResponse) GetErrors() []*ExecutionError {
@@ -2146,7 +2535,7 @@ type GetStoreInfoRequest struct {
 
 func (x *GetStoreInfoRequest) Reset() {
 	*x = GetStoreInfoRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[36]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2158,7 +2547,7 @@ func (x *GetStoreInfoRequest) String() string {
 func (*GetStoreInfoRequest) ProtoMessage() {}
 
 func (x *GetStoreInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[36]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2171,7 +2560,7 @@ func (x *GetStoreInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStoreInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetStoreInfoRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{36}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{40}
 }
 
 // GetStoreInfoResponse is the response of GetStoreInfo.
@@ -2206,7 +2595,7 @@ type GetStoreInfoResponse struct {
 
 func (x *GetStoreInfoResponse) Reset() {
 	*x = GetStoreInfoResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[37]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2218,7 +2607,7 @@ func (x *GetStoreInfoResponse) String() string {
 func (*GetStoreInfoResponse) ProtoMessage() {}
 
 func (x *GetStoreInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[37]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2231,7 +2620,7 @@ func (x *GetStoreInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStoreInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetStoreInfoResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{37}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetStoreInfoResponse) GetServerVersion() string {
@@ -2333,7 +2722,7 @@ type Capabilities struct {
 
 func (x *Capabilities) Reset() {
 	*x = Capabilities{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[38]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2345,7 +2734,7 @@ func (x *Capabilities) String() string {
 func (*Capabilities) ProtoMessage() {}
 
 func (x *Capabilities) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[38]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2358,7 +2747,7 @@ func (x *Capabilities) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capabilities.ProtoReflect.Descriptor instead.
 func (*Capabilities) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{38}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Capabilities) GetScheduledCommands() bool {
@@ -2433,7 +2822,7 @@ type TruncateAllRequest struct {
 
 func (x *TruncateAllRequest) Reset() {
 	*x = TruncateAllRequest{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[39]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2445,7 +2834,7 @@ func (x *TruncateAllRequest) String() string {
 func (*TruncateAllRequest) ProtoMessage() {}
 
 func (x *TruncateAllRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[39]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2458,7 +2847,7 @@ func (x *TruncateAllRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TruncateAllRequest.ProtoReflect.Descriptor instead.
 func (*TruncateAllRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{39}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{43}
 }
 
 // TruncateAllResponse is the response of TruncateAll.
@@ -2470,7 +2859,7 @@ type TruncateAllResponse struct {
 
 func (x *TruncateAllResponse) Reset() {
 	*x = TruncateAllResponse{}
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[40]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2482,7 +2871,7 @@ func (x *TruncateAllResponse) String() string {
 func (*TruncateAllResponse) ProtoMessage() {}
 
 func (x *TruncateAllResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_store_proto_msgTypes[40]
+	mi := &file_wfe_persistence_v1_store_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2495,7 +2884,7 @@ func (x *TruncateAllResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TruncateAllResponse.ProtoReflect.Descriptor instead.
 func (*TruncateAllResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{40}
+	return file_wfe_persistence_v1_store_proto_rawDescGZIP(), []int{44}
 }
 
 var File_wfe_persistence_v1_store_proto protoreflect.FileDescriptor
@@ -2509,7 +2898,25 @@ const file_wfe_persistence_v1_store_proto_rawDesc = "" +
 	"\vworkflow_id\x18\x02 \x01(\tR\n" +
 	"workflowId\x120\n" +
 	"\x14execution_pointer_id\x18\x03 \x01(\tR\x12executionPointerId\x12\x18\n" +
-	"\amessage\x18\x04 \x01(\tR\amessage\"\xc9\x01\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"\x8e\x01\n" +
+	"\x14MoveNamespaceRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\bdatabase\x18\x02 \x01(\tR\bdatabase\x12-\n" +
+	"\x03way\x18\x03 \x01(\x0e2\x1b.wfe.persistence.v1.MoveWayR\x03way\x12\x17\n" +
+	"\adry_run\x18\x04 \x01(\bR\x06dryRun\"\xab\x02\n" +
+	"\x15MoveNamespaceResponse\x123\n" +
+	"\x05phase\x18\x01 \x01(\x0e2\x1d.wfe.persistence.v1.MovePhaseR\x05phase\x12-\n" +
+	"\x03way\x18\x02 \x01(\x0e2\x1b.wfe.persistence.v1.MoveWayR\x03way\x12\x1c\n" +
+	"\tobstacles\x18\x03 \x03(\tR\tobstacles\x12/\n" +
+	"\x05pause\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05pause\x12\x1f\n" +
+	"\vtotal_bytes\x18\x05 \x01(\x03R\n" +
+	"totalBytes\x12!\n" +
+	"\fcopied_bytes\x18\x06 \x01(\x03R\vcopiedBytes\x12\x1b\n" +
+	"\tlag_bytes\x18\a \x01(\x03R\blagBytes\"/\n" +
+	"\x19AbortMoveNamespaceRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"6\n" +
+	"\x1aAbortMoveNamespaceResponse\x12\x18\n" +
+	"\aaborted\x18\x01 \x01(\bR\aaborted\"\xc9\x01\n" +
 	"\x11WorkflowRetention\x124\n" +
 	"\x16workflow_definition_id\x18\x01 \x01(\tR\x14workflowDefinitionId\x12<\n" +
 	"\fcomplete_age\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\vcompleteAge\x12@\n" +
@@ -2659,7 +3066,18 @@ const file_wfe_persistence_v1_store_proto_rawDesc = "" +
 	"\x0fwatch_workflows\x18\b \x01(\bR\x0ewatchWorkflows\x12\x1c\n" +
 	"\tretention\x18\t \x01(\bR\tretention\"\x14\n" +
 	"\x12TruncateAllRequest\"\x15\n" +
-	"\x13TruncateAllResponse2\xbf\r\n" +
+	"\x13TruncateAllResponse*X\n" +
+	"\aMoveWay\x12\x18\n" +
+	"\x14MOVE_WAY_UNSPECIFIED\x10\x00\x12 \n" +
+	"\x1cMOVE_WAY_LOGICAL_REPLICATION\x10\x01\x12\x11\n" +
+	"\rMOVE_WAY_COPY\x10\x02*\xa0\x01\n" +
+	"\tMovePhase\x12\x1a\n" +
+	"\x16MOVE_PHASE_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12MOVE_PHASE_PLANNED\x10\x01\x12\x16\n" +
+	"\x12MOVE_PHASE_COPYING\x10\x02\x12\x18\n" +
+	"\x14MOVE_PHASE_SWITCHING\x10\x03\x12\x17\n" +
+	"\x13MOVE_PHASE_CLEANING\x10\x04\x12\x14\n" +
+	"\x10MOVE_PHASE_MOVED\x10\x052\x9c\x0f\n" +
 	"\fStoreService\x12p\n" +
 	"\x11EnsureStoreExists\x12,.wfe.persistence.v1.EnsureStoreExistsRequest\x1a-.wfe.persistence.v1.EnsureStoreExistsResponse\x12d\n" +
 	"\rPersistErrors\x12(.wfe.persistence.v1.PersistErrorsRequest\x1a).wfe.persistence.v1.PersistErrorsResponse\x12[\n" +
@@ -2673,7 +3091,9 @@ const file_wfe_persistence_v1_store_proto_rawDesc = "" +
 	"\x0fDeleteNamespace\x12*.wfe.persistence.v1.DeleteNamespaceRequest\x1a+.wfe.persistence.v1.DeleteNamespaceResponse\x12s\n" +
 	"\x12CreateNamespaceSet\x12-.wfe.persistence.v1.CreateNamespaceSetRequest\x1a..wfe.persistence.v1.CreateNamespaceSetResponse\x12j\n" +
 	"\x0fGetNamespaceSet\x12*.wfe.persistence.v1.GetNamespaceSetRequest\x1a+.wfe.persistence.v1.GetNamespaceSetResponse\x12s\n" +
-	"\x12DeleteNamespaceSet\x12-.wfe.persistence.v1.DeleteNamespaceSetRequest\x1a..wfe.persistence.v1.DeleteNamespaceSetResponse\x12s\n" +
+	"\x12DeleteNamespaceSet\x12-.wfe.persistence.v1.DeleteNamespaceSetRequest\x1a..wfe.persistence.v1.DeleteNamespaceSetResponse\x12f\n" +
+	"\rMoveNamespace\x12(.wfe.persistence.v1.MoveNamespaceRequest\x1a).wfe.persistence.v1.MoveNamespaceResponse0\x01\x12s\n" +
+	"\x12AbortMoveNamespace\x12-.wfe.persistence.v1.AbortMoveNamespaceRequest\x1a..wfe.persistence.v1.AbortMoveNamespaceResponse\x12s\n" +
 	"\x12SetRetentionPolicy\x12-.wfe.persistence.v1.SetRetentionPolicyRequest\x1a..wfe.persistence.v1.SetRetentionPolicyResponse\x12s\n" +
 	"\x12GetRetentionPolicy\x12-.wfe.persistence.v1.GetRetentionPolicyRequest\x1a..wfe.persistence.v1.GetRetentionPolicyResponse\x12a\n" +
 	"\fRunRetention\x12'.wfe.persistence.v1.RunRetentionRequest\x1a(.wfe.persistence.v1.RunRetentionResponse\x12m\n" +
@@ -2692,114 +3112,129 @@ func file_wfe_persistence_v1_store_proto_rawDescGZIP() []byte {
 	return file_wfe_persistence_v1_store_proto_rawDescData
 }
 
-var file_wfe_persistence_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_wfe_persistence_v1_store_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_wfe_persistence_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_wfe_persistence_v1_store_proto_goTypes = []any{
-	(*ExecutionError)(nil),             // 0: wfe.persistence.v1.ExecutionError
-	(*WorkflowRetention)(nil),          // 1: wfe.persistence.v1.WorkflowRetention
-	(*RetentionPolicy)(nil),            // 2: wfe.persistence.v1.RetentionPolicy
-	(*SetRetentionPolicyRequest)(nil),  // 3: wfe.persistence.v1.SetRetentionPolicyRequest
-	(*SetRetentionPolicyResponse)(nil), // 4: wfe.persistence.v1.SetRetentionPolicyResponse
-	(*GetRetentionPolicyRequest)(nil),  // 5: wfe.persistence.v1.GetRetentionPolicyRequest
-	(*GetRetentionPolicyResponse)(nil), // 6: wfe.persistence.v1.GetRetentionPolicyResponse
-	(*RunRetentionRequest)(nil),        // 7: wfe.persistence.v1.RunRetentionRequest
-	(*RetentionCounts)(nil),            // 8: wfe.persistence.v1.RetentionCounts
-	(*RunRetentionResponse)(nil),       // 9: wfe.persistence.v1.RunRetentionResponse
-	(*GetStorageReportRequest)(nil),    // 10: wfe.persistence.v1.GetStorageReportRequest
-	(*TableStorage)(nil),               // 11: wfe.persistence.v1.TableStorage
-	(*GetStorageReportResponse)(nil),   // 12: wfe.persistence.v1.GetStorageReportResponse
-	(*Namespace)(nil),                  // 13: wfe.persistence.v1.Namespace
-	(*CreateNamespaceRequest)(nil),     // 14: wfe.persistence.v1.CreateNamespaceRequest
-	(*CreateNamespaceResponse)(nil),    // 15: wfe.persistence.v1.CreateNamespaceResponse
-	(*ListNamespacesRequest)(nil),      // 16: wfe.persistence.v1.ListNamespacesRequest
-	(*ListNamespacesResponse)(nil),     // 17: wfe.persistence.v1.ListNamespacesResponse
-	(*Database)(nil),                   // 18: wfe.persistence.v1.Database
-	(*ListDatabasesRequest)(nil),       // 19: wfe.persistence.v1.ListDatabasesRequest
-	(*ListDatabasesResponse)(nil),      // 20: wfe.persistence.v1.ListDatabasesResponse
-	(*DeleteNamespaceRequest)(nil),     // 21: wfe.persistence.v1.DeleteNamespaceRequest
-	(*DeleteNamespaceResponse)(nil),    // 22: wfe.persistence.v1.DeleteNamespaceResponse
-	(*NamespaceSet)(nil),               // 23: wfe.persistence.v1.NamespaceSet
-	(*CreateNamespaceSetRequest)(nil),  // 24: wfe.persistence.v1.CreateNamespaceSetRequest
-	(*CreateNamespaceSetResponse)(nil), // 25: wfe.persistence.v1.CreateNamespaceSetResponse
-	(*GetNamespaceSetRequest)(nil),     // 26: wfe.persistence.v1.GetNamespaceSetRequest
-	(*GetNamespaceSetResponse)(nil),    // 27: wfe.persistence.v1.GetNamespaceSetResponse
-	(*DeleteNamespaceSetRequest)(nil),  // 28: wfe.persistence.v1.DeleteNamespaceSetRequest
-	(*DeleteNamespaceSetResponse)(nil), // 29: wfe.persistence.v1.DeleteNamespaceSetResponse
-	(*EnsureStoreExistsRequest)(nil),   // 30: wfe.persistence.v1.EnsureStoreExistsRequest
-	(*EnsureStoreExistsResponse)(nil),  // 31: wfe.persistence.v1.EnsureStoreExistsResponse
-	(*PersistErrorsRequest)(nil),       // 32: wfe.persistence.v1.PersistErrorsRequest
-	(*PersistErrorsResponse)(nil),      // 33: wfe.persistence.v1.PersistErrorsResponse
-	(*ListErrorsRequest)(nil),          // 34: wfe.persistence.v1.ListErrorsRequest
-	(*ListErrorsResponse)(nil),         // 35: wfe.persistence.v1.ListErrorsResponse
-	(*GetStoreInfoRequest)(nil),        // 36: wfe.persistence.v1.GetStoreInfoRequest
-	(*GetStoreInfoResponse)(nil),       // 37: wfe.persistence.v1.GetStoreInfoResponse
-	(*Capabilities)(nil),               // 38: wfe.persistence.v1.Capabilities
-	(*TruncateAllRequest)(nil),         // 39: wfe.persistence.v1.TruncateAllRequest
-	(*TruncateAllResponse)(nil),        // 40: wfe.persistence.v1.TruncateAllResponse
-	(*timestamppb.Timestamp)(nil),      // 41: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 42: google.protobuf.Duration
+	(MoveWay)(0),                       // 0: wfe.persistence.v1.MoveWay
+	(MovePhase)(0),                     // 1: wfe.persistence.v1.MovePhase
+	(*ExecutionError)(nil),             // 2: wfe.persistence.v1.ExecutionError
+	(*MoveNamespaceRequest)(nil),       // 3: wfe.persistence.v1.MoveNamespaceRequest
+	(*MoveNamespaceResponse)(nil),      // 4: wfe.persistence.v1.MoveNamespaceResponse
+	(*AbortMoveNamespaceRequest)(nil),  // 5: wfe.persistence.v1.AbortMoveNamespaceRequest
+	(*AbortMoveNamespaceResponse)(nil), // 6: wfe.persistence.v1.AbortMoveNamespaceResponse
+	(*WorkflowRetention)(nil),          // 7: wfe.persistence.v1.WorkflowRetention
+	(*RetentionPolicy)(nil),            // 8: wfe.persistence.v1.RetentionPolicy
+	(*SetRetentionPolicyRequest)(nil),  // 9: wfe.persistence.v1.SetRetentionPolicyRequest
+	(*SetRetentionPolicyResponse)(nil), // 10: wfe.persistence.v1.SetRetentionPolicyResponse
+	(*GetRetentionPolicyRequest)(nil),  // 11: wfe.persistence.v1.GetRetentionPolicyRequest
+	(*GetRetentionPolicyResponse)(nil), // 12: wfe.persistence.v1.GetRetentionPolicyResponse
+	(*RunRetentionRequest)(nil),        // 13: wfe.persistence.v1.RunRetentionRequest
+	(*RetentionCounts)(nil),            // 14: wfe.persistence.v1.RetentionCounts
+	(*RunRetentionResponse)(nil),       // 15: wfe.persistence.v1.RunRetentionResponse
+	(*GetStorageReportRequest)(nil),    // 16: wfe.persistence.v1.GetStorageReportRequest
+	(*TableStorage)(nil),               // 17: wfe.persistence.v1.TableStorage
+	(*GetStorageReportResponse)(nil),   // 18: wfe.persistence.v1.GetStorageReportResponse
+	(*Namespace)(nil),                  // 19: wfe.persistence.v1.Namespace
+	(*CreateNamespaceRequest)(nil),     // 20: wfe.persistence.v1.CreateNamespaceRequest
+	(*CreateNamespaceResponse)(nil),    // 21: wfe.persistence.v1.CreateNamespaceResponse
+	(*ListNamespacesRequest)(nil),      // 22: wfe.persistence.v1.ListNamespacesRequest
+	(*ListNamespacesResponse)(nil),     // 23: wfe.persistence.v1.ListNamespacesResponse
+	(*Database)(nil),                   // 24: wfe.persistence.v1.Database
+	(*ListDatabasesRequest)(nil),       // 25: wfe.persistence.v1.ListDatabasesRequest
+	(*ListDatabasesResponse)(nil),      // 26: wfe.persistence.v1.ListDatabasesResponse
+	(*DeleteNamespaceRequest)(nil),     // 27: wfe.persistence.v1.DeleteNamespaceRequest
+	(*DeleteNamespaceResponse)(nil),    // 28: wfe.persistence.v1.DeleteNamespaceResponse
+	(*NamespaceSet)(nil),               // 29: wfe.persistence.v1.NamespaceSet
+	(*CreateNamespaceSetRequest)(nil),  // 30: wfe.persistence.v1.CreateNamespaceSetRequest
+	(*CreateNamespaceSetResponse)(nil), // 31: wfe.persistence.v1.CreateNamespaceSetResponse
+	(*GetNamespaceSetRequest)(nil),     // 32: wfe.persistence.v1.GetNamespaceSetRequest
+	(*GetNamespaceSetResponse)(nil),    // 33: wfe.persistence.v1.GetNamespaceSetResponse
+	(*DeleteNamespaceSetRequest)(nil),  // 34: wfe.persistence.v1.DeleteNamespaceSetRequest
+	(*DeleteNamespaceSetResponse)(nil), // 35: wfe.persistence.v1.DeleteNamespaceSetResponse
+	(*EnsureStoreExistsRequest)(nil),   // 36: wfe.persistence.v1.EnsureStoreExistsRequest
+	(*EnsureStoreExistsResponse)(nil),  // 37: wfe.persistence.v1.EnsureStoreExistsResponse
+	(*PersistErrorsRequest)(nil),       // 38: wfe.persistence.v1.PersistErrorsRequest
+	(*PersistErrorsResponse)(nil),      // 39: wfe.persistence.v1.PersistErrorsResponse
+	(*ListErrorsRequest)(nil),          // 40: wfe.persistence.v1.ListErrorsRequest
+	(*ListErrorsResponse)(nil),         // 41: wfe.persistence.v1.ListErrorsResponse
+	(*GetStoreInfoRequest)(nil),        // 42: wfe.persistence.v1.GetStoreInfoRequest
+	(*GetStoreInfoResponse)(nil),       // 43: wfe.persistence.v1.GetStoreInfoResponse
+	(*Capabilities)(nil),               // 44: wfe.persistence.v1.Capabilities
+	(*TruncateAllRequest)(nil),         // 45: wfe.persistence.v1.TruncateAllRequest
+	(*TruncateAllResponse)(nil),        // 46: wfe.persistence.v1.TruncateAllResponse
+	(*timestamppb.Timestamp)(nil),      // 47: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 48: google.protobuf.Duration
 }
 var file_wfe_persistence_v1_store_proto_depIdxs = []int32{
-	41, // 0: wfe.persistence.v1.ExecutionError.error_time:type_name -> google.protobuf.Timestamp
-	42, // 1: wfe.persistence.v1.WorkflowRetention.complete_age:type_name -> google.protobuf.Duration
-	42, // 2: wfe.persistence.v1.WorkflowRetention.terminated_age:type_name -> google.protobuf.Duration
-	1,  // 3: wfe.persistence.v1.RetentionPolicy.workflows:type_name -> wfe.persistence.v1.WorkflowRetention
-	42, // 4: wfe.persistence.v1.RetentionPolicy.processed_event_age:type_name -> google.protobuf.Duration
-	42, // 5: wfe.persistence.v1.RetentionPolicy.error_age:type_name -> google.protobuf.Duration
-	42, // 6: wfe.persistence.v1.RetentionPolicy.overdue_command_age:type_name -> google.protobuf.Duration
-	2,  // 7: wfe.persistence.v1.SetRetentionPolicyRequest.policy:type_name -> wfe.persistence.v1.RetentionPolicy
-	2,  // 8: wfe.persistence.v1.GetRetentionPolicyResponse.policy:type_name -> wfe.persistence.v1.RetentionPolicy
-	41, // 9: wfe.persistence.v1.GetRetentionPolicyResponse.set_time:type_name -> google.protobuf.Timestamp
-	41, // 10: wfe.persistence.v1.GetRetentionPolicyResponse.complete_time:type_name -> google.protobuf.Timestamp
-	8,  // 11: wfe.persistence.v1.RunRetentionResponse.counts:type_name -> wfe.persistence.v1.RetentionCounts
-	11, // 12: wfe.persistence.v1.GetStorageReportResponse.tables:type_name -> wfe.persistence.v1.TableStorage
-	8,  // 13: wfe.persistence.v1.GetStorageReportResponse.freed:type_name -> wfe.persistence.v1.RetentionCounts
-	13, // 14: wfe.persistence.v1.ListNamespacesResponse.namespaces:type_name -> wfe.persistence.v1.Namespace
-	18, // 15: wfe.persistence.v1.ListDatabasesResponse.databases:type_name -> wfe.persistence.v1.Database
-	23, // 16: wfe.persistence.v1.CreateNamespaceSetResponse.namespace_set:type_name -> wfe.persistence.v1.NamespaceSet
-	23, // 17: wfe.persistence.v1.GetNamespaceSetResponse.namespace_set:type_name -> wfe.persistence.v1.NamespaceSet
-	0,  // 18: wfe.persistence.v1.PersistErrorsRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
-	41, // 19: wfe.persistence.v1.ListErrorsRequest.error_time_from:type_name -> google.protobuf.Timestamp
-	41, // 20: wfe.persistence.v1.ListErrorsRequest.error_time_before:type_name -> google.protobuf.Timestamp
-	0,  // 21: wfe.persistence.v1.ListErrorsResponse.errors:type_name -> wfe.persistence.v1.ExecutionError
-	38, // 22: wfe.persistence.v1.GetStoreInfoResponse.capabilities:type_name -> wfe.persistence.v1.Capabilities
-	42, // 23: wfe.persistence.v1.GetStoreInfoResponse.request_retention:type_name -> google.protobuf.Duration
-	30, // 24: wfe.persistence.v1.StoreService.EnsureStoreExists:input_type -> wfe.persistence.v1.EnsureStoreExistsRequest
-	32, // 25: wfe.persistence.v1.StoreService.PersistErrors:input_type -> wfe.persistence.v1.PersistErrorsRequest
-	34, // 26: wfe.persistence.v1.StoreService.ListErrors:input_type -> wfe.persistence.v1.ListErrorsRequest
-	36, // 27: wfe.persistence.v1.StoreService.GetStoreInfo:input_type -> wfe.persistence.v1.GetStoreInfoRequest
-	39, // 28: wfe.persistence.v1.StoreService.TruncateAll:input_type -> wfe.persistence.v1.TruncateAllRequest
-	14, // 29: wfe.persistence.v1.StoreService.CreateNamespace:input_type -> wfe.persistence.v1.CreateNamespaceRequest
-	16, // 30: wfe.persistence.v1.StoreService.ListNamespaces:input_type -> wfe.persistence.v1.ListNamespacesRequest
-	19, // 31: wfe.persistence.v1.StoreService.ListDatabases:input_type -> wfe.persistence.v1.ListDatabasesRequest
-	21, // 32: wfe.persistence.v1.StoreService.DeleteNamespace:input_type -> wfe.persistence.v1.DeleteNamespaceRequest
-	24, // 33: wfe.persistence.v1.StoreService.CreateNamespaceSet:input_type -> wfe.persistence.v1.CreateNamespaceSetRequest
-	26, // 34: wfe.persistence.v1.StoreService.GetNamespaceSet:input_type -> wfe.persistence.v1.GetNamespaceSetRequest
-	28, // 35: wfe.persistence.v1.StoreService.DeleteNamespaceSet:input_type -> wfe.persistence.v1.DeleteNamespaceSetRequest
-	3,  // 36: wfe.persistence.v1.StoreService.SetRetentionPolicy:input_type -> wfe.persistence.v1.SetRetentionPolicyRequest
-	5,  // 37: wfe.persistence.v1.StoreService.GetRetentionPolicy:input_type -> wfe.persistence.v1.GetRetentionPolicyRequest
-	7,  // 38: wfe.persistence.v1.StoreService.RunRetention:input_type -> wfe.persistence.v1.RunRetentionRequest
-	10, // 39: wfe.persistence.v1.StoreService.GetStorageReport:input_type -> wfe.persistence.v1.GetStorageReportRequest
-	31, // 40: wfe.persistence.v1.StoreService.EnsureStoreExists:output_type -> wfe.persistence.v1.EnsureStoreExistsResponse
-	33, // 41: wfe.persistence.v1.StoreService.PersistErrors:output_type -> wfe.persistence.v1.PersistErrorsResponse
-	35, // 42: wfe.persistence.v1.StoreService.ListErrors:output_type -> wfe.persistence.v1.ListErrorsResponse
-	37, // 43: wfe.persistence.v1.StoreService.GetStoreInfo:output_type -> wfe.persistence.v1.GetStoreInfoResponse
-	40, // 44: wfe.persistence.v1.StoreService.TruncateAll:output_type -> wfe.persistence.v1.TruncateAllResponse
-	15, // 45: wfe.persistence.v1.StoreService.CreateNamespace:output_type -> wfe.persistence.v1.CreateNamespaceResponse
-	17, // 46: wfe.persistence.v1.StoreService.ListNamespaces:output_type -> wfe.persistence.v1.ListNamespacesResponse
-	20, // 47: wfe.persistence.v1.StoreService.ListDatabases:output_type -> wfe.persistence.v1.ListDatabasesResponse
-	22, // 48: wfe.persistence.v1.StoreService.DeleteNamespace:output_type -> wfe.persistence.v1.DeleteNamespaceResponse
-	25, // 49: wfe.persistence.v1.StoreService.CreateNamespaceSet:output_type -> wfe.persistence.v1.CreateNamespaceSetResponse
-	27, // 50: wfe.persistence.v1.StoreService.GetNamespaceSet:output_type -> wfe.persistence.v1.GetNamespaceSetResponse
-	29, // 51: wfe.persistence.v1.StoreService.DeleteNamespaceSet:output_type -> wfe.persistence.v1.DeleteNamespaceSetResponse
-	4,  // 52: wfe.persistence.v1.StoreService.SetRetentionPolicy:output_type -> wfe.persistence.v1.SetRetentionPolicyResponse
-	6,  // 53: wfe.persistence.v1.StoreService.GetRetentionPolicy:output_type -> wfe.persistence.v1.GetRetentionPolicyResponse
-	9,  // 54: wfe.persistence.v1.StoreService.RunRetention:output_type -> wfe.persistence.v1.RunRetentionResponse
-	12, // 55: wfe.persistence.v1.StoreService.GetStorageReport:output_type -> wfe.persistence.v1.GetStorageReportResponse
-	40, // [40:56] is the sub-list for method output_type
-	24, // [24:40] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	47, // 0: wfe.persistence.v1.ExecutionError.error_time:type_name -> google.protobuf.Timestamp
+	0,  // 1: wfe.persistence.v1.MoveNamespaceRequest.way:type_name -> wfe.persistence.v1.MoveWay
+	1,  // 2: wfe.persistence.v1.MoveNamespaceResponse.phase:type_name -> wfe.persistence.v1.MovePhase
+	0,  // 3: wfe.persistence.v1.MoveNamespaceResponse.way:type_name -> wfe.persistence.v1.MoveWay
+	48, // 4: wfe.persistence.v1.MoveNamespaceResponse.pause:type_name -> google.protobuf.Duration
+	48, // 5: wfe.persistence.v1.WorkflowRetention.complete_age:type_name -> google.protobuf.Duration
+	48, // 6: wfe.persistence.v1.WorkflowRetention.terminated_age:type_name -> google.protobuf.Duration
+	7,  // 7: wfe.persistence.v1.RetentionPolicy.workflows:type_name -> wfe.persistence.v1.WorkflowRetention
+	48, // 8: wfe.persistence.v1.RetentionPolicy.processed_event_age:type_name -> google.protobuf.Duration
+	48, // 9: wfe.persistence.v1.RetentionPolicy.error_age:type_name -> google.protobuf.Duration
+	48, // 10: wfe.persistence.v1.RetentionPolicy.overdue_command_age:type_name -> google.protobuf.Duration
+	8,  // 11: wfe.persistence.v1.SetRetentionPolicyRequest.policy:type_name -> wfe.persistence.v1.RetentionPolicy
+	8,  // 12: wfe.persistence.v1.GetRetentionPolicyResponse.policy:type_name -> wfe.persistence.v1.RetentionPolicy
+	47, // 13: wfe.persistence.v1.GetRetentionPolicyResponse.set_time:type_name -> google.protobuf.Timestamp
+	47, // 14: wfe.persistence.v1.GetRetentionPolicyResponse.complete_time:type_name -> google.protobuf.Timestamp
+	14, // 15: wfe.persistence.v1.RunRetentionResponse.counts:type_name -> wfe.persistence.v1.RetentionCounts
+	17, // 16: wfe.persistence.v1.GetStorageReportResponse.tables:type_name -> wfe.persistence.v1.TableStorage
+	14, // 17: wfe.persistence.v1.GetStorageReportResponse.freed:type_name -> wfe.persistence.v1.RetentionCounts
+	19, // 18: wfe.persistence.v1.ListNamespacesResponse.namespaces:type_name -> wfe.persistence.v1.Namespace
+	24, // 19: wfe.persistence.v1.ListDatabasesResponse.databases:type_name -> wfe.persistence.v1.Database
+	29, // 20: wfe.persistence.v1.CreateNamespaceSetResponse.namespace_set:type_name -> wfe.persistence.v1.NamespaceSet
+	29, // 21: wfe.persistence.v1.GetNamespaceSetResponse.namespace_set:type_name -> wfe.persistence.v1.NamespaceSet
+	2,  // 22: wfe.persistence.v1.PersistErrorsRequest.errors:type_name -> wfe.persistence.v1.ExecutionError
+	47, // 23: wfe.persistence.v1.ListErrorsRequest.error_time_from:type_name -> google.protobuf.Timestamp
+	47, // 24: wfe.persistence.v1.ListErrorsRequest.error_time_before:type_name -> google.protobuf.Timestamp
+	2,  // 25: wfe.persistence.v1.ListErrorsResponse.errors:type_name -> wfe.persistence.v1.ExecutionError
+	44, // 26: wfe.persistence.v1.GetStoreInfoResponse.capabilities:type_name -> wfe.persistence.v1.Capabilities
+	48, // 27: wfe.persistence.v1.GetStoreInfoResponse.request_retention:type_name -> google.protobuf.Duration
+	36, // 28: wfe.persistence.v1.StoreService.EnsureStoreExists:input_type -> wfe.persistence.v1.EnsureStoreExistsRequest
+	38, // 29: wfe.persistence.v1.StoreService.PersistErrors:input_type -> wfe.persistence.v1.PersistErrorsRequest
+	40, // 30: wfe.persistence.v1.StoreService.ListErrors:input_type -> wfe.persistence.v1.ListErrorsRequest
+	42, // 31: wfe.persistence.v1.StoreService.GetStoreInfo:input_type -> wfe.persistence.v1.GetStoreInfoRequest
+	45, // 32: wfe.persistence.v1.StoreService.TruncateAll:input_type -> wfe.persistence.v1.TruncateAllRequest
+	20, // 33: wfe.persistence.v1.StoreService.CreateNamespace:input_type -> wfe.persistence.v1.CreateNamespaceRequest
+	22, // 34: wfe.persistence.v1.StoreService.ListNamespaces:input_type -> wfe.persistence.v1.ListNamespacesRequest
+	25, // 35: wfe.persistence.v1.StoreService.ListDatabases:input_type -> wfe.persistence.v1.ListDatabasesRequest
+	27, // 36: wfe.persistence.v1.StoreService.DeleteNamespace:input_type -> wfe.persistence.v1.DeleteNamespaceRequest
+	30, // 37: wfe.persistence.v1.StoreService.CreateNamespaceSet:input_type -> wfe.persistence.v1.CreateNamespaceSetRequest
+	32, // 38: wfe.persistence.v1.StoreService.GetNamespaceSet:input_type -> wfe.persistence.v1.GetNamespaceSetRequest
+	34, // 39: wfe.persistence.v1.StoreService.DeleteNamespaceSet:input_type -> wfe.persistence.v1.DeleteNamespaceSetRequest
+	3,  // 40: wfe.persistence.v1.StoreService.MoveNamespace:input_type -> wfe.persistence.v1.MoveNamespaceRequest
+	5,  // 41: wfe.persistence.v1.StoreService.AbortMoveNamespace:input_type -> wfe.persistence.v1.AbortMoveNamespaceRequest
+	9,  // 42: wfe.persistence.v1.StoreService.SetRetentionPolicy:input_type -> wfe.persistence.v1.SetRetentionPolicyRequest
+	11, // 43: wfe.persistence.v1.StoreService.GetRetentionPolicy:input_type -> wfe.persistence.v1.GetRetentionPolicyRequest
+	13, // 44: wfe.persistence.v1.StoreService.RunRetention:input_type -> wfe.persistence.v1.RunRetentionRequest
+	16, // 45: wfe.persistence.v1.StoreService.GetStorageReport:input_type -> wfe.persistence.v1.GetStorageReportRequest
+	37, // 46: wfe.persistence.v1.StoreService.EnsureStoreExists:output_type -> wfe.persistence.v1.EnsureStoreExistsResponse
+	39, // 47: wfe.persistence.v1.StoreService.PersistErrors:output_type -> wfe.persistence.v1.PersistErrorsResponse
+	41, // 48: wfe.persistence.v1.StoreService.ListErrors:output_type -> wfe.persistence.v1.ListErrorsResponse
+	43, // 49: wfe.persistence.v1.StoreService.GetStoreInfo:output_type -> wfe.persistence.v1.GetStoreInfoResponse
+	46, // 50: wfe.persistence.v1.StoreService.TruncateAll:output_type -> wfe.persistence.v1.TruncateAllResponse
+	21, // 51: wfe.persistence.v1.StoreService.CreateNamespace:output_type -> wfe.persistence.v1.CreateNamespaceResponse
+	23, // 52: wfe.persistence.v1.StoreService.ListNamespaces:output_type -> wfe.persistence.v1.ListNamespacesResponse
+	26, // 53: wfe.persistence.v1.StoreService.ListDatabases:output_type -> wfe.persistence.v1.ListDatabasesResponse
+	28, // 54: wfe.persistence.v1.StoreService.DeleteNamespace:output_type -> wfe.persistence.v1.DeleteNamespaceResponse
+	31, // 55: wfe.persistence.v1.StoreService.CreateNamespaceSet:output_type -> wfe.persistence.v1.CreateNamespaceSetResponse
+	33, // 56: wfe.persistence.v1.StoreService.GetNamespaceSet:output_type -> wfe.persistence.v1.GetNamespaceSetResponse
+	35, // 57: wfe.persistence.v1.StoreService.DeleteNamespaceSet:output_type -> wfe.persistence.v1.DeleteNamespaceSetResponse
+	4,  // 58: wfe.persistence.v1.StoreService.MoveNamespace:output_type -> wfe.persistence.v1.MoveNamespaceResponse
+	6,  // 59: wfe.persistence.v1.StoreService.AbortMoveNamespace:output_type -> wfe.persistence.v1.AbortMoveNamespaceResponse
+	10, // 60: wfe.persistence.v1.StoreService.SetRetentionPolicy:output_type -> wfe.persistence.v1.SetRetentionPolicyResponse
+	12, // 61: wfe.persistence.v1.StoreService.GetRetentionPolicy:output_type -> wfe.persistence.v1.GetRetentionPolicyResponse
+	15, // 62: wfe.persistence.v1.StoreService.RunRetention:output_type -> wfe.persistence.v1.RunRetentionResponse
+	18, // 63: wfe.persistence.v1.StoreService.GetStorageReport:output_type -> wfe.persistence.v1.GetStorageReportResponse
+	46, // [46:64] is the sub-list for method output_type
+	28, // [28:46] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_store_proto_init() }
@@ -2807,19 +3242,20 @@ func file_wfe_persistence_v1_store_proto_init() {
 	if File_wfe_persistence_v1_store_proto != nil {
 		return
 	}
-	file_wfe_persistence_v1_store_proto_msgTypes[11].OneofWrappers = []any{}
+	file_wfe_persistence_v1_store_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wfe_persistence_v1_store_proto_rawDesc), len(file_wfe_persistence_v1_store_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   41,
+			NumEnums:      2,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_wfe_persistence_v1_store_proto_goTypes,
 		DependencyIndexes: file_wfe_persistence_v1_store_proto_depIdxs,
+		EnumInfos:         file_wfe_persistence_v1_store_proto_enumTypes,
 		MessageInfos:      file_wfe_persistence_v1_store_proto_msgTypes,
 	}.Build()
 	File_wfe_persistence_v1_store_proto = out.File

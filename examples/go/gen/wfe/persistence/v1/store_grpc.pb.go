@@ -31,6 +31,8 @@ const (
 	StoreService_CreateNamespaceSet_FullMethodName = "/wfe.persistence.v1.StoreService/CreateNamespaceSet"
 	StoreService_GetNamespaceSet_FullMethodName    = "/wfe.persistence.v1.StoreService/GetNamespaceSet"
 	StoreService_DeleteNamespaceSet_FullMethodName = "/wfe.persistence.v1.StoreService/DeleteNamespaceSet"
+	StoreService_MoveNamespace_FullMethodName      = "/wfe.persistence.v1.StoreService/MoveNamespace"
+	StoreService_AbortMoveNamespace_FullMethodName = "/wfe.persistence.v1.StoreService/AbortMoveNamespace"
 	StoreService_SetRetentionPolicy_FullMethodName = "/wfe.persistence.v1.StoreService/SetRetentionPolicy"
 	StoreService_GetRetentionPolicy_FullMethodName = "/wfe.persistence.v1.StoreService/GetRetentionPolicy"
 	StoreService_RunRetention_FullMethodName       = "/wfe.persistence.v1.StoreService/RunRetention"
@@ -137,6 +139,36 @@ type StoreServiceClient interface {
 	// DELETE_NAMESPACE_NOT_ALLOWED); RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY);
 	// INVALID_ARGUMENT.
 	DeleteNamespaceSet(ctx context.Context, in *DeleteNamespaceSetRequest, opts ...grpc.CallOption) (*DeleteNamespaceSetResponse, error)
+	// Moves a namespace to another database of the service while it is used, and
+	// says how far it is, about twice a second. The rows are copied, and what is
+	// written meanwhile follows; then writes are held, not refused, for a moment
+	// (see `MoveNamespaceResponse.pause`), and the calls that waited, and all after
+	// them, go to the new database. Nothing that was acknowledged is lost, and at no
+	// time both databases can be written. Feeds begin anew: cursors of before are
+	// CURSOR_EXPIRED. The call ends when the namespace is moved, and it has no
+	// maximum deadline. If the call ends before, the move stays where it is: the
+	// same call, to any server, goes on with it, also while another one drives it,
+	// to which it listens then; AbortMoveNamespace gives it up. Once writes have
+	// been held for good, servers finish it by themselves. The schema in the old
+	// database is renamed, and dropped after `--move-grace`. This call and
+	// AbortMoveNamespace ignore the metadata `wfe-namespace`. The namespace
+	// `default` can't be moved. Errors: FAILED_PRECONDITION (MOVE_NOT_POSSIBLE),
+	// with what is missing; FAILED_PRECONDITION (MOVE_IN_PROGRESS) if it is being
+	// moved to another database, or aborted; NOT_FOUND (NAMESPACE_NOT_FOUND;
+	// DATABASE_NOT_FOUND); UNAVAILABLE (DATABASE_UNAVAILABLE) if a database can't be
+	// reached, after which the move can be taken up again; ABORTED
+	// (TRANSACTION_CONFLICT) if another call has taken the move over;
+	// INVALID_ARGUMENT.
+	MoveNamespace(ctx context.Context, in *MoveNamespaceRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[MoveNamespaceResponse], error)
+	// Gives up a move and takes away what it has made; the namespace stays where it
+	// is, and is usable all the time. Possible until the old database has been
+	// closed to writes for good. Idempotent: a namespace that is not being moved is
+	// left as it is. Errors: FAILED_PRECONDITION (MOVE_IN_PROGRESS) if it is too
+	// late: move it back instead; FAILED_PRECONDITION (MOVE_NOT_POSSIBLE) if
+	// PostgreSQL refuses to take something away; NOT_FOUND (NAMESPACE_NOT_FOUND);
+	// UNAVAILABLE (DATABASE_UNAVAILABLE), after which the servers finish it by
+	// themselves; INVALID_ARGUMENT.
+	AbortMoveNamespace(ctx context.Context, in *AbortMoveNamespaceRequest, opts ...grpc.CallOption) (*AbortMoveNamespaceResponse, error)
 	// Replaces the retention policy of the namespace, atomically: what the servers
 	// delete by themselves. Idempotent. Without a policy nothing is deleted. When
 	// the call returns, nothing is deleted by the previous policy any more.
@@ -285,6 +317,35 @@ func (c *storeServiceClient) DeleteNamespaceSet(ctx context.Context, in *DeleteN
 	return out, nil
 }
 
+func (c *storeServiceClient) MoveNamespace(ctx context.Context, in *MoveNamespaceRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[MoveNamespaceResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &StoreService_ServiceDesc.Streams[0], StoreService_MoveNamespace_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[MoveNamespaceRequest, MoveNamespaceResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type StoreService_MoveNamespaceClient = grpc.ServerStreamingClient[MoveNamespaceResponse]
+
+func (c *storeServiceClient) AbortMoveNamespace(ctx context.Context, in *AbortMoveNamespaceRequest, opts ...grpc.CallOption) (*AbortMoveNamespaceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AbortMoveNamespaceResponse)
+	err := c.cc.Invoke(ctx, StoreService_AbortMoveNamespace_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *storeServiceClient) SetRetentionPolicy(ctx context.Context, in *SetRetentionPolicyRequest, opts ...grpc.CallOption) (*SetRetentionPolicyResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(SetRetentionPolicyResponse)
@@ -425,6 +486,36 @@ type StoreServiceServer interface {
 	// DELETE_NAMESPACE_NOT_ALLOWED); RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY);
 	// INVALID_ARGUMENT.
 	DeleteNamespaceSet(context.Context, *DeleteNamespaceSetRequest) (*DeleteNamespaceSetResponse, error)
+	// Moves a namespace to another database of the service while it is used, and
+	// says how far it is, about twice a second. The rows are copied, and what is
+	// written meanwhile follows; then writes are held, not refused, for a moment
+	// (see `MoveNamespaceResponse.pause`), and the calls that waited, and all after
+	// them, go to the new database. Nothing that was acknowledged is lost, and at no
+	// time both databases can be written. Feeds begin anew: cursors of before are
+	// CURSOR_EXPIRED. The call ends when the namespace is moved, and it has no
+	// maximum deadline. If the call ends before, the move stays where it is: the
+	// same call, to any server, goes on with it, also while another one drives it,
+	// to which it listens then; AbortMoveNamespace gives it up. Once writes have
+	// been held for good, servers finish it by themselves. The schema in the old
+	// database is renamed, and dropped after `--move-grace`. This call and
+	// AbortMoveNamespace ignore the metadata `wfe-namespace`. The namespace
+	// `default` can't be moved. Errors: FAILED_PRECONDITION (MOVE_NOT_POSSIBLE),
+	// with what is missing; FAILED_PRECONDITION (MOVE_IN_PROGRESS) if it is being
+	// moved to another database, or aborted; NOT_FOUND (NAMESPACE_NOT_FOUND;
+	// DATABASE_NOT_FOUND); UNAVAILABLE (DATABASE_UNAVAILABLE) if a database can't be
+	// reached, after which the move can be taken up again; ABORTED
+	// (TRANSACTION_CONFLICT) if another call has taken the move over;
+	// INVALID_ARGUMENT.
+	MoveNamespace(*MoveNamespaceRequest, grpc.ServerStreamingServer[MoveNamespaceResponse]) error
+	// Gives up a move and takes away what it has made; the namespace stays where it
+	// is, and is usable all the time. Possible until the old database has been
+	// closed to writes for good. Idempotent: a namespace that is not being moved is
+	// left as it is. Errors: FAILED_PRECONDITION (MOVE_IN_PROGRESS) if it is too
+	// late: move it back instead; FAILED_PRECONDITION (MOVE_NOT_POSSIBLE) if
+	// PostgreSQL refuses to take something away; NOT_FOUND (NAMESPACE_NOT_FOUND);
+	// UNAVAILABLE (DATABASE_UNAVAILABLE), after which the servers finish it by
+	// themselves; INVALID_ARGUMENT.
+	AbortMoveNamespace(context.Context, *AbortMoveNamespaceRequest) (*AbortMoveNamespaceResponse, error)
 	// Replaces the retention policy of the namespace, atomically: what the servers
 	// delete by themselves. Idempotent. Without a policy nothing is deleted. When
 	// the call returns, nothing is deleted by the previous policy any more.
@@ -488,6 +579,12 @@ func (UnimplementedStoreServiceServer) GetNamespaceSet(context.Context, *GetName
 }
 func (UnimplementedStoreServiceServer) DeleteNamespaceSet(context.Context, *DeleteNamespaceSetRequest) (*DeleteNamespaceSetResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteNamespaceSet not implemented")
+}
+func (UnimplementedStoreServiceServer) MoveNamespace(*MoveNamespaceRequest, grpc.ServerStreamingServer[MoveNamespaceResponse]) error {
+	return status.Error(codes.Unimplemented, "method MoveNamespace not implemented")
+}
+func (UnimplementedStoreServiceServer) AbortMoveNamespace(context.Context, *AbortMoveNamespaceRequest) (*AbortMoveNamespaceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AbortMoveNamespace not implemented")
 }
 func (UnimplementedStoreServiceServer) SetRetentionPolicy(context.Context, *SetRetentionPolicyRequest) (*SetRetentionPolicyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetRetentionPolicy not implemented")
@@ -738,6 +835,35 @@ func _StoreService_DeleteNamespaceSet_Handler(srv interface{}, ctx context.Conte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _StoreService_MoveNamespace_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(MoveNamespaceRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(StoreServiceServer).MoveNamespace(m, &grpc.GenericServerStream[MoveNamespaceRequest, MoveNamespaceResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type StoreService_MoveNamespaceServer = grpc.ServerStreamingServer[MoveNamespaceResponse]
+
+func _StoreService_AbortMoveNamespace_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AbortMoveNamespaceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StoreServiceServer).AbortMoveNamespace(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StoreService_AbortMoveNamespace_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StoreServiceServer).AbortMoveNamespace(ctx, req.(*AbortMoveNamespaceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _StoreService_SetRetentionPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SetRetentionPolicyRequest)
 	if err := dec(in); err != nil {
@@ -866,6 +992,10 @@ var StoreService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _StoreService_DeleteNamespaceSet_Handler,
 		},
 		{
+			MethodName: "AbortMoveNamespace",
+			Handler:    _StoreService_AbortMoveNamespace_Handler,
+		},
+		{
 			MethodName: "SetRetentionPolicy",
 			Handler:    _StoreService_SetRetentionPolicy_Handler,
 		},
@@ -882,6 +1012,12 @@ var StoreService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _StoreService_GetStorageReport_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "MoveNamespace",
+			Handler:       _StoreService_MoveNamespace_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "wfe/persistence/v1/store.proto",
 }

@@ -2,8 +2,8 @@
 // @generated from file wfe/persistence/v1/store.proto (package wfe.persistence.v1, syntax proto3)
 /* eslint-disable */
 
-import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
-import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
+import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
+import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import type { Duration, Timestamp } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_duration, file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
 import type { Message } from "@bufbuild/protobuf";
@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file wfe/persistence/v1/store.proto.
  */
 export const file_wfe_persistence_v1_store: GenFile = /*@__PURE__*/
-  fileDesc("Ch53ZmUvcGVyc2lzdGVuY2UvdjEvc3RvcmUucHJvdG8SEndmZS5wZXJzaXN0ZW5jZS52MSKEAQoORXhlY3V0aW9uRXJyb3ISLgoKZXJyb3JfdGltZRgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEwoLd29ya2Zsb3dfaWQYAiABKAkSHAoUZXhlY3V0aW9uX3BvaW50ZXJfaWQYAyABKAkSDwoHbWVzc2FnZRgEIAEoCSKXAQoRV29ya2Zsb3dSZXRlbnRpb24SHgoWd29ya2Zsb3dfZGVmaW5pdGlvbl9pZBgBIAEoCRIvCgxjb21wbGV0ZV9hZ2UYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SMQoOdGVybWluYXRlZF9hZ2UYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24i6QEKD1JldGVudGlvblBvbGljeRI4Cgl3b3JrZmxvd3MYASADKAsyJS53ZmUucGVyc2lzdGVuY2UudjEuV29ya2Zsb3dSZXRlbnRpb24SNgoTcHJvY2Vzc2VkX2V2ZW50X2FnZRgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIsCgllcnJvcl9hZ2UYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SNgoTb3ZlcmR1ZV9jb21tYW5kX2FnZRgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiJQChlTZXRSZXRlbnRpb25Qb2xpY3lSZXF1ZXN0EjMKBnBvbGljeRgBIAEoCzIjLndmZS5wZXJzaXN0ZW5jZS52MS5SZXRlbnRpb25Qb2xpY3kiHAoaU2V0UmV0ZW50aW9uUG9saWN5UmVzcG9uc2UiGwoZR2V0UmV0ZW50aW9uUG9saWN5UmVxdWVzdCLIAQoaR2V0UmV0ZW50aW9uUG9saWN5UmVzcG9uc2USMwoGcG9saWN5GAEgASgLMiMud2ZlLnBlcnNpc3RlbmNlLnYxLlJldGVudGlvblBvbGljeRIsCghzZXRfdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFAoMZGVsZXRlZF9yb3dzGAMgASgDEjEKDWNvbXBsZXRlX3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIjgKE1J1blJldGVudGlvblJlcXVlc3QSDwoHZHJ5X3J1bhgBIAEoCBIQCghtYXhfcm93cxgCIAEoBSKdAQoPUmV0ZW50aW9uQ291bnRzEhEKCXdvcmtmbG93cxgBIAEoAxIaChJleGVjdXRpb25fcG9pbnRlcnMYAiABKAMSFQoNc3Vic2NyaXB0aW9ucxgDIAEoAxIOCgZldmVudHMYBCABKAMSDgoGZXJyb3JzGAUgASgDEhAKCGNvbW1hbmRzGAYgASgDEhIKCmlzX3BhcnRpYWwYByABKAgiSwoUUnVuUmV0ZW50aW9uUmVzcG9uc2USMwoGY291bnRzGAEgASgLMiMud2ZlLnBlcnNpc3RlbmNlLnYxLlJldGVudGlvbkNvdW50cyIrChdHZXRTdG9yYWdlUmVwb3J0UmVxdWVzdBIQCghtYXhfcm93cxgBIAEoBSKbAQoMVGFibGVTdG9yYWdlEgwKBG5hbWUYASABKAkSFgoOZXN0aW1hdGVkX3Jvd3MYAiABKAMSEQoJZGVhZF9yb3dzGAMgASgDEhMKC3RhYmxlX2J5dGVzGAQgASgDEhMKC2luZGV4X2J5dGVzGAUgASgDEhgKC2Jsb2F0X2J5dGVzGAYgASgDSACIAQFCDgoMX2Jsb2F0X2J5dGVzIpUBChhHZXRTdG9yYWdlUmVwb3J0UmVzcG9uc2USMAoGdGFibGVzGAEgAygLMiAud2ZlLnBlcnNpc3RlbmNlLnYxLlRhYmxlU3RvcmFnZRIyCgVmcmVlZBgCIAEoCzIjLndmZS5wZXJzaXN0ZW5jZS52MS5SZXRlbnRpb25Db3VudHMSEwoLZnJlZWRfYnl0ZXMYAyABKAMigAEKCU5hbWVzcGFjZRIMCgRuYW1lGAEgASgJEg4KBnNjaGVtYRgCIAEoCRIWCg5zY2hlbWFfdmVyc2lvbhgDIAEoBRIWCg5lc3RpbWF0ZWRfcm93cxgEIAEoAxIQCghkYXRhYmFzZRgFIAEoCRITCgt1bmF2YWlsYWJsZRgGIAEoCCJRChZDcmVhdGVOYW1lc3BhY2VSZXF1ZXN0EgwKBG5hbWUYASABKAkSEAoIZGF0YWJhc2UYAiABKAkSFwoPZGF0YWJhc2VfbGFiZWxzGAMgAygJIl8KF0NyZWF0ZU5hbWVzcGFjZVJlc3BvbnNlEhYKDnNjaGVtYV92ZXJzaW9uGAEgASgFEhoKEmFwcGxpZWRfbWlncmF0aW9ucxgCIAMoCRIQCghkYXRhYmFzZRgDIAEoCSI+ChVMaXN0TmFtZXNwYWNlc1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgFEhIKCnBhZ2VfdG9rZW4YAiABKAkiZAoWTGlzdE5hbWVzcGFjZXNSZXNwb25zZRIxCgpuYW1lc3BhY2VzGAEgAygLMh0ud2ZlLnBlcnNpc3RlbmNlLnYxLk5hbWVzcGFjZRIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkifgoIRGF0YWJhc2USDAoEbmFtZRgBIAEoCRIOCgZsYWJlbHMYAiADKAkSEwoLYWNjZXB0c19uZXcYAyABKAgSEQoJcmVhY2hhYmxlGAQgASgIEhIKCnNpemVfYnl0ZXMYBSABKAMSGAoQcG9zdGdyZXNfdmVyc2lvbhgGIAEoCSIWChRMaXN0RGF0YWJhc2VzUmVxdWVzdCJIChVMaXN0RGF0YWJhc2VzUmVzcG9uc2USLwoJZGF0YWJhc2VzGAEgAygLMhwud2ZlLnBlcnNpc3RlbmNlLnYxLkRhdGFiYXNlIjUKFkRlbGV0ZU5hbWVzcGFjZVJlcXVlc3QSDAoEbmFtZRgBIAEoCRINCgVmb3JjZRgCIAEoCCIZChdEZWxldGVOYW1lc3BhY2VSZXNwb25zZSItCgxOYW1lc3BhY2VTZXQSDAoEbmFtZRgBIAEoCRIPCgdtZW1iZXJzGAIgAygJIk0KGUNyZWF0ZU5hbWVzcGFjZVNldFJlcXVlc3QSDAoEbmFtZRgBIAEoCRIPCgdtZW1iZXJzGAIgASgFEhEKCWRhdGFiYXNlcxgDIAMoCSJVChpDcmVhdGVOYW1lc3BhY2VTZXRSZXNwb25zZRI3Cg1uYW1lc3BhY2Vfc2V0GAEgASgLMiAud2ZlLnBlcnNpc3RlbmNlLnYxLk5hbWVzcGFjZVNldCImChZHZXROYW1lc3BhY2VTZXRSZXF1ZXN0EgwKBG5hbWUYASABKAkiUgoXR2V0TmFtZXNwYWNlU2V0UmVzcG9uc2USNwoNbmFtZXNwYWNlX3NldBgBIAEoCzIgLndmZS5wZXJzaXN0ZW5jZS52MS5OYW1lc3BhY2VTZXQiOAoZRGVsZXRlTmFtZXNwYWNlU2V0UmVxdWVzdBIMCgRuYW1lGAEgASgJEg0KBWZvcmNlGAIgASgIIhwKGkRlbGV0ZU5hbWVzcGFjZVNldFJlc3BvbnNlIhoKGEVuc3VyZVN0b3JlRXhpc3RzUmVxdWVzdCJPChlFbnN1cmVTdG9yZUV4aXN0c1Jlc3BvbnNlEhYKDnNjaGVtYV92ZXJzaW9uGAEgASgFEhoKEmFwcGxpZWRfbWlncmF0aW9ucxgCIAMoCSJKChRQZXJzaXN0RXJyb3JzUmVxdWVzdBIyCgZlcnJvcnMYASADKAsyIi53ZmUucGVyc2lzdGVuY2UudjEuRXhlY3V0aW9uRXJyb3IiFwoVUGVyc2lzdEVycm9yc1Jlc3BvbnNlIrsBChFMaXN0RXJyb3JzUmVxdWVzdBITCgt3b3JrZmxvd19pZBgBIAEoCRIzCg9lcnJvcl90aW1lX2Zyb20YBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjUKEWVycm9yX3RpbWVfYmVmb3JlGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIRCglwYWdlX3NpemUYAiABKAUSEgoKcGFnZV90b2tlbhgDIAEoCSJhChJMaXN0RXJyb3JzUmVzcG9uc2USMgoGZXJyb3JzGAEgAygLMiIud2ZlLnBlcnNpc3RlbmNlLnYxLkV4ZWN1dGlvbkVycm9yEhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSIVChNHZXRTdG9yZUluZm9SZXF1ZXN0Ir0CChRHZXRTdG9yZUluZm9SZXNwb25zZRIWCg5zZXJ2ZXJfdmVyc2lvbhgBIAEoCRIYChBwb3N0Z3Jlc192ZXJzaW9uGAIgASgJEhEKCW5hbWVzcGFjZRgDIAEoCRIOCgZzY2hlbWEYBCABKAkSFgoOc2NoZW1hX3ZlcnNpb24YBSABKAUSHQoVbGF0ZXN0X3NjaGVtYV92ZXJzaW9uGAYgASgFEjYKDGNhcGFiaWxpdGllcxgHIAEoCzIgLndmZS5wZXJzaXN0ZW5jZS52MS5DYXBhYmlsaXRpZXMSGQoRbWF4X21lc3NhZ2VfYnl0ZXMYCCABKAMSNAoRcmVxdWVzdF9yZXRlbnRpb24YCSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SEAoIZGF0YWJhc2UYCiABKAki0gEKDENhcGFiaWxpdGllcxIaChJzY2hlZHVsZWRfY29tbWFuZHMYASABKAgSFAoMdHJ1bmNhdGVfYWxsGAIgASgIEhgKEGRlbGV0ZV9uYW1lc3BhY2UYAyABKAgSGAoQY3JlYXRlX25hbWVzcGFjZRgEIAEoCBINCgVsb2NrcxgFIAEoCBIOCgZxdWV1ZXMYBiABKAgSEQoJbGlmZWN5Y2xlGAcgASgIEhcKD3dhdGNoX3dvcmtmbG93cxgIIAEoCBIRCglyZXRlbnRpb24YCSABKAgiFAoSVHJ1bmNhdGVBbGxSZXF1ZXN0IhUKE1RydW5jYXRlQWxsUmVzcG9uc2Uyvw0KDFN0b3JlU2VydmljZRJwChFFbnN1cmVTdG9yZUV4aXN0cxIsLndmZS5wZXJzaXN0ZW5jZS52MS5FbnN1cmVTdG9yZUV4aXN0c1JlcXVlc3QaLS53ZmUucGVyc2lzdGVuY2UudjEuRW5zdXJlU3RvcmVFeGlzdHNSZXNwb25zZRJkCg1QZXJzaXN0RXJyb3JzEigud2ZlLnBlcnNpc3RlbmNlLnYxLlBlcnNpc3RFcnJvcnNSZXF1ZXN0Gikud2ZlLnBlcnNpc3RlbmNlLnYxLlBlcnNpc3RFcnJvcnNSZXNwb25zZRJbCgpMaXN0RXJyb3JzEiUud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RFcnJvcnNSZXF1ZXN0GiYud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RFcnJvcnNSZXNwb25zZRJhCgxHZXRTdG9yZUluZm8SJy53ZmUucGVyc2lzdGVuY2UudjEuR2V0U3RvcmVJbmZvUmVxdWVzdBooLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRTdG9yZUluZm9SZXNwb25zZRJeCgtUcnVuY2F0ZUFsbBImLndmZS5wZXJzaXN0ZW5jZS52MS5UcnVuY2F0ZUFsbFJlcXVlc3QaJy53ZmUucGVyc2lzdGVuY2UudjEuVHJ1bmNhdGVBbGxSZXNwb25zZRJqCg9DcmVhdGVOYW1lc3BhY2USKi53ZmUucGVyc2lzdGVuY2UudjEuQ3JlYXRlTmFtZXNwYWNlUmVxdWVzdBorLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVOYW1lc3BhY2VSZXNwb25zZRJnCg5MaXN0TmFtZXNwYWNlcxIpLndmZS5wZXJzaXN0ZW5jZS52MS5MaXN0TmFtZXNwYWNlc1JlcXVlc3QaKi53ZmUucGVyc2lzdGVuY2UudjEuTGlzdE5hbWVzcGFjZXNSZXNwb25zZRJkCg1MaXN0RGF0YWJhc2VzEigud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3REYXRhYmFzZXNSZXF1ZXN0Gikud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3REYXRhYmFzZXNSZXNwb25zZRJqCg9EZWxldGVOYW1lc3BhY2USKi53ZmUucGVyc2lzdGVuY2UudjEuRGVsZXRlTmFtZXNwYWNlUmVxdWVzdBorLndmZS5wZXJzaXN0ZW5jZS52MS5EZWxldGVOYW1lc3BhY2VSZXNwb25zZRJzChJDcmVhdGVOYW1lc3BhY2VTZXQSLS53ZmUucGVyc2lzdGVuY2UudjEuQ3JlYXRlTmFtZXNwYWNlU2V0UmVxdWVzdBouLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVOYW1lc3BhY2VTZXRSZXNwb25zZRJqCg9HZXROYW1lc3BhY2VTZXQSKi53ZmUucGVyc2lzdGVuY2UudjEuR2V0TmFtZXNwYWNlU2V0UmVxdWVzdBorLndmZS5wZXJzaXN0ZW5jZS52MS5HZXROYW1lc3BhY2VTZXRSZXNwb25zZRJzChJEZWxldGVOYW1lc3BhY2VTZXQSLS53ZmUucGVyc2lzdGVuY2UudjEuRGVsZXRlTmFtZXNwYWNlU2V0UmVxdWVzdBouLndmZS5wZXJzaXN0ZW5jZS52MS5EZWxldGVOYW1lc3BhY2VTZXRSZXNwb25zZRJzChJTZXRSZXRlbnRpb25Qb2xpY3kSLS53ZmUucGVyc2lzdGVuY2UudjEuU2V0UmV0ZW50aW9uUG9saWN5UmVxdWVzdBouLndmZS5wZXJzaXN0ZW5jZS52MS5TZXRSZXRlbnRpb25Qb2xpY3lSZXNwb25zZRJzChJHZXRSZXRlbnRpb25Qb2xpY3kSLS53ZmUucGVyc2lzdGVuY2UudjEuR2V0UmV0ZW50aW9uUG9saWN5UmVxdWVzdBouLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRSZXRlbnRpb25Qb2xpY3lSZXNwb25zZRJhCgxSdW5SZXRlbnRpb24SJy53ZmUucGVyc2lzdGVuY2UudjEuUnVuUmV0ZW50aW9uUmVxdWVzdBooLndmZS5wZXJzaXN0ZW5jZS52MS5SdW5SZXRlbnRpb25SZXNwb25zZRJtChBHZXRTdG9yYWdlUmVwb3J0Eisud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFN0b3JhZ2VSZXBvcnRSZXF1ZXN0Giwud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFN0b3JhZ2VSZXBvcnRSZXNwb25zZUJPChJ3ZmUucGVyc2lzdGVuY2UudjFQAVo3d2ZlLXBlcnNpc3RlbmNlL2dlbi9nby93ZmUvcGVyc2lzdGVuY2UvdjE7cGVyc2lzdGVuY2V2MWIGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
+  fileDesc("Ch53ZmUvcGVyc2lzdGVuY2UvdjEvc3RvcmUucHJvdG8SEndmZS5wZXJzaXN0ZW5jZS52MSKEAQoORXhlY3V0aW9uRXJyb3ISLgoKZXJyb3JfdGltZRgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEwoLd29ya2Zsb3dfaWQYAiABKAkSHAoUZXhlY3V0aW9uX3BvaW50ZXJfaWQYAyABKAkSDwoHbWVzc2FnZRgEIAEoCSJxChRNb3ZlTmFtZXNwYWNlUmVxdWVzdBIMCgRuYW1lGAEgASgJEhAKCGRhdGFiYXNlGAIgASgJEigKA3dheRgDIAEoDjIbLndmZS5wZXJzaXN0ZW5jZS52MS5Nb3ZlV2F5Eg8KB2RyeV9ydW4YBCABKAgi6gEKFU1vdmVOYW1lc3BhY2VSZXNwb25zZRIsCgVwaGFzZRgBIAEoDjIdLndmZS5wZXJzaXN0ZW5jZS52MS5Nb3ZlUGhhc2USKAoDd2F5GAIgASgOMhsud2ZlLnBlcnNpc3RlbmNlLnYxLk1vdmVXYXkSEQoJb2JzdGFjbGVzGAMgAygJEigKBXBhdXNlGAQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhMKC3RvdGFsX2J5dGVzGAUgASgDEhQKDGNvcGllZF9ieXRlcxgGIAEoAxIRCglsYWdfYnl0ZXMYByABKAMiKQoZQWJvcnRNb3ZlTmFtZXNwYWNlUmVxdWVzdBIMCgRuYW1lGAEgASgJIi0KGkFib3J0TW92ZU5hbWVzcGFjZVJlc3BvbnNlEg8KB2Fib3J0ZWQYASABKAgilwEKEVdvcmtmbG93UmV0ZW50aW9uEh4KFndvcmtmbG93X2RlZmluaXRpb25faWQYASABKAkSLwoMY29tcGxldGVfYWdlGAIgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjEKDnRlcm1pbmF0ZWRfYWdlGAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIukBCg9SZXRlbnRpb25Qb2xpY3kSOAoJd29ya2Zsb3dzGAEgAygLMiUud2ZlLnBlcnNpc3RlbmNlLnYxLldvcmtmbG93UmV0ZW50aW9uEjYKE3Byb2Nlc3NlZF9ldmVudF9hZ2UYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SLAoJZXJyb3JfYWdlGAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjYKE292ZXJkdWVfY29tbWFuZF9hZ2UYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iUAoZU2V0UmV0ZW50aW9uUG9saWN5UmVxdWVzdBIzCgZwb2xpY3kYASABKAsyIy53ZmUucGVyc2lzdGVuY2UudjEuUmV0ZW50aW9uUG9saWN5IhwKGlNldFJldGVudGlvblBvbGljeVJlc3BvbnNlIhsKGUdldFJldGVudGlvblBvbGljeVJlcXVlc3QiyAEKGkdldFJldGVudGlvblBvbGljeVJlc3BvbnNlEjMKBnBvbGljeRgBIAEoCzIjLndmZS5wZXJzaXN0ZW5jZS52MS5SZXRlbnRpb25Qb2xpY3kSLAoIc2V0X3RpbWUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhQKDGRlbGV0ZWRfcm93cxgDIAEoAxIxCg1jb21wbGV0ZV90aW1lGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCI4ChNSdW5SZXRlbnRpb25SZXF1ZXN0Eg8KB2RyeV9ydW4YASABKAgSEAoIbWF4X3Jvd3MYAiABKAUinQEKD1JldGVudGlvbkNvdW50cxIRCgl3b3JrZmxvd3MYASABKAMSGgoSZXhlY3V0aW9uX3BvaW50ZXJzGAIgASgDEhUKDXN1YnNjcmlwdGlvbnMYAyABKAMSDgoGZXZlbnRzGAQgASgDEg4KBmVycm9ycxgFIAEoAxIQCghjb21tYW5kcxgGIAEoAxISCgppc19wYXJ0aWFsGAcgASgIIksKFFJ1blJldGVudGlvblJlc3BvbnNlEjMKBmNvdW50cxgBIAEoCzIjLndmZS5wZXJzaXN0ZW5jZS52MS5SZXRlbnRpb25Db3VudHMiKwoXR2V0U3RvcmFnZVJlcG9ydFJlcXVlc3QSEAoIbWF4X3Jvd3MYASABKAUimwEKDFRhYmxlU3RvcmFnZRIMCgRuYW1lGAEgASgJEhYKDmVzdGltYXRlZF9yb3dzGAIgASgDEhEKCWRlYWRfcm93cxgDIAEoAxITCgt0YWJsZV9ieXRlcxgEIAEoAxITCgtpbmRleF9ieXRlcxgFIAEoAxIYCgtibG9hdF9ieXRlcxgGIAEoA0gAiAEBQg4KDF9ibG9hdF9ieXRlcyKVAQoYR2V0U3RvcmFnZVJlcG9ydFJlc3BvbnNlEjAKBnRhYmxlcxgBIAMoCzIgLndmZS5wZXJzaXN0ZW5jZS52MS5UYWJsZVN0b3JhZ2USMgoFZnJlZWQYAiABKAsyIy53ZmUucGVyc2lzdGVuY2UudjEuUmV0ZW50aW9uQ291bnRzEhMKC2ZyZWVkX2J5dGVzGAMgASgDIoABCglOYW1lc3BhY2USDAoEbmFtZRgBIAEoCRIOCgZzY2hlbWEYAiABKAkSFgoOc2NoZW1hX3ZlcnNpb24YAyABKAUSFgoOZXN0aW1hdGVkX3Jvd3MYBCABKAMSEAoIZGF0YWJhc2UYBSABKAkSEwoLdW5hdmFpbGFibGUYBiABKAgiUQoWQ3JlYXRlTmFtZXNwYWNlUmVxdWVzdBIMCgRuYW1lGAEgASgJEhAKCGRhdGFiYXNlGAIgASgJEhcKD2RhdGFiYXNlX2xhYmVscxgDIAMoCSJfChdDcmVhdGVOYW1lc3BhY2VSZXNwb25zZRIWCg5zY2hlbWFfdmVyc2lvbhgBIAEoBRIaChJhcHBsaWVkX21pZ3JhdGlvbnMYAiADKAkSEAoIZGF0YWJhc2UYAyABKAkiPgoVTGlzdE5hbWVzcGFjZXNSZXF1ZXN0EhEKCXBhZ2Vfc2l6ZRgBIAEoBRISCgpwYWdlX3Rva2VuGAIgASgJImQKFkxpc3ROYW1lc3BhY2VzUmVzcG9uc2USMQoKbmFtZXNwYWNlcxgBIAMoCzIdLndmZS5wZXJzaXN0ZW5jZS52MS5OYW1lc3BhY2USFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIn4KCERhdGFiYXNlEgwKBG5hbWUYASABKAkSDgoGbGFiZWxzGAIgAygJEhMKC2FjY2VwdHNfbmV3GAMgASgIEhEKCXJlYWNoYWJsZRgEIAEoCBISCgpzaXplX2J5dGVzGAUgASgDEhgKEHBvc3RncmVzX3ZlcnNpb24YBiABKAkiFgoUTGlzdERhdGFiYXNlc1JlcXVlc3QiSAoVTGlzdERhdGFiYXNlc1Jlc3BvbnNlEi8KCWRhdGFiYXNlcxgBIAMoCzIcLndmZS5wZXJzaXN0ZW5jZS52MS5EYXRhYmFzZSI1ChZEZWxldGVOYW1lc3BhY2VSZXF1ZXN0EgwKBG5hbWUYASABKAkSDQoFZm9yY2UYAiABKAgiGQoXRGVsZXRlTmFtZXNwYWNlUmVzcG9uc2UiLQoMTmFtZXNwYWNlU2V0EgwKBG5hbWUYASABKAkSDwoHbWVtYmVycxgCIAMoCSJNChlDcmVhdGVOYW1lc3BhY2VTZXRSZXF1ZXN0EgwKBG5hbWUYASABKAkSDwoHbWVtYmVycxgCIAEoBRIRCglkYXRhYmFzZXMYAyADKAkiVQoaQ3JlYXRlTmFtZXNwYWNlU2V0UmVzcG9uc2USNwoNbmFtZXNwYWNlX3NldBgBIAEoCzIgLndmZS5wZXJzaXN0ZW5jZS52MS5OYW1lc3BhY2VTZXQiJgoWR2V0TmFtZXNwYWNlU2V0UmVxdWVzdBIMCgRuYW1lGAEgASgJIlIKF0dldE5hbWVzcGFjZVNldFJlc3BvbnNlEjcKDW5hbWVzcGFjZV9zZXQYASABKAsyIC53ZmUucGVyc2lzdGVuY2UudjEuTmFtZXNwYWNlU2V0IjgKGURlbGV0ZU5hbWVzcGFjZVNldFJlcXVlc3QSDAoEbmFtZRgBIAEoCRINCgVmb3JjZRgCIAEoCCIcChpEZWxldGVOYW1lc3BhY2VTZXRSZXNwb25zZSIaChhFbnN1cmVTdG9yZUV4aXN0c1JlcXVlc3QiTwoZRW5zdXJlU3RvcmVFeGlzdHNSZXNwb25zZRIWCg5zY2hlbWFfdmVyc2lvbhgBIAEoBRIaChJhcHBsaWVkX21pZ3JhdGlvbnMYAiADKAkiSgoUUGVyc2lzdEVycm9yc1JlcXVlc3QSMgoGZXJyb3JzGAEgAygLMiIud2ZlLnBlcnNpc3RlbmNlLnYxLkV4ZWN1dGlvbkVycm9yIhcKFVBlcnNpc3RFcnJvcnNSZXNwb25zZSK7AQoRTGlzdEVycm9yc1JlcXVlc3QSEwoLd29ya2Zsb3dfaWQYASABKAkSMwoPZXJyb3JfdGltZV9mcm9tGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI1ChFlcnJvcl90aW1lX2JlZm9yZRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoJcGFnZV9zaXplGAIgASgFEhIKCnBhZ2VfdG9rZW4YAyABKAkiYQoSTGlzdEVycm9yc1Jlc3BvbnNlEjIKBmVycm9ycxgBIAMoCzIiLndmZS5wZXJzaXN0ZW5jZS52MS5FeGVjdXRpb25FcnJvchIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiFQoTR2V0U3RvcmVJbmZvUmVxdWVzdCK9AgoUR2V0U3RvcmVJbmZvUmVzcG9uc2USFgoOc2VydmVyX3ZlcnNpb24YASABKAkSGAoQcG9zdGdyZXNfdmVyc2lvbhgCIAEoCRIRCgluYW1lc3BhY2UYAyABKAkSDgoGc2NoZW1hGAQgASgJEhYKDnNjaGVtYV92ZXJzaW9uGAUgASgFEh0KFWxhdGVzdF9zY2hlbWFfdmVyc2lvbhgGIAEoBRI2CgxjYXBhYmlsaXRpZXMYByABKAsyIC53ZmUucGVyc2lzdGVuY2UudjEuQ2FwYWJpbGl0aWVzEhkKEW1heF9tZXNzYWdlX2J5dGVzGAggASgDEjQKEXJlcXVlc3RfcmV0ZW50aW9uGAkgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhAKCGRhdGFiYXNlGAogASgJItIBCgxDYXBhYmlsaXRpZXMSGgoSc2NoZWR1bGVkX2NvbW1hbmRzGAEgASgIEhQKDHRydW5jYXRlX2FsbBgCIAEoCBIYChBkZWxldGVfbmFtZXNwYWNlGAMgASgIEhgKEGNyZWF0ZV9uYW1lc3BhY2UYBCABKAgSDQoFbG9ja3MYBSABKAgSDgoGcXVldWVzGAYgASgIEhEKCWxpZmVjeWNsZRgHIAEoCBIXCg93YXRjaF93b3JrZmxvd3MYCCABKAgSEQoJcmV0ZW50aW9uGAkgASgIIhQKElRydW5jYXRlQWxsUmVxdWVzdCIVChNUcnVuY2F0ZUFsbFJlc3BvbnNlKlgKB01vdmVXYXkSGAoUTU9WRV9XQVlfVU5TUEVDSUZJRUQQABIgChxNT1ZFX1dBWV9MT0dJQ0FMX1JFUExJQ0FUSU9OEAESEQoNTU9WRV9XQVlfQ09QWRACKqABCglNb3ZlUGhhc2USGgoWTU9WRV9QSEFTRV9VTlNQRUNJRklFRBAAEhYKEk1PVkVfUEhBU0VfUExBTk5FRBABEhYKEk1PVkVfUEhBU0VfQ09QWUlORxACEhgKFE1PVkVfUEhBU0VfU1dJVENISU5HEAMSFwoTTU9WRV9QSEFTRV9DTEVBTklORxAEEhQKEE1PVkVfUEhBU0VfTU9WRUQQBTKcDwoMU3RvcmVTZXJ2aWNlEnAKEUVuc3VyZVN0b3JlRXhpc3RzEiwud2ZlLnBlcnNpc3RlbmNlLnYxLkVuc3VyZVN0b3JlRXhpc3RzUmVxdWVzdBotLndmZS5wZXJzaXN0ZW5jZS52MS5FbnN1cmVTdG9yZUV4aXN0c1Jlc3BvbnNlEmQKDVBlcnNpc3RFcnJvcnMSKC53ZmUucGVyc2lzdGVuY2UudjEuUGVyc2lzdEVycm9yc1JlcXVlc3QaKS53ZmUucGVyc2lzdGVuY2UudjEuUGVyc2lzdEVycm9yc1Jlc3BvbnNlElsKCkxpc3RFcnJvcnMSJS53ZmUucGVyc2lzdGVuY2UudjEuTGlzdEVycm9yc1JlcXVlc3QaJi53ZmUucGVyc2lzdGVuY2UudjEuTGlzdEVycm9yc1Jlc3BvbnNlEmEKDEdldFN0b3JlSW5mbxInLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRTdG9yZUluZm9SZXF1ZXN0Gigud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFN0b3JlSW5mb1Jlc3BvbnNlEl4KC1RydW5jYXRlQWxsEiYud2ZlLnBlcnNpc3RlbmNlLnYxLlRydW5jYXRlQWxsUmVxdWVzdBonLndmZS5wZXJzaXN0ZW5jZS52MS5UcnVuY2F0ZUFsbFJlc3BvbnNlEmoKD0NyZWF0ZU5hbWVzcGFjZRIqLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVOYW1lc3BhY2VSZXF1ZXN0Gisud2ZlLnBlcnNpc3RlbmNlLnYxLkNyZWF0ZU5hbWVzcGFjZVJlc3BvbnNlEmcKDkxpc3ROYW1lc3BhY2VzEikud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3ROYW1lc3BhY2VzUmVxdWVzdBoqLndmZS5wZXJzaXN0ZW5jZS52MS5MaXN0TmFtZXNwYWNlc1Jlc3BvbnNlEmQKDUxpc3REYXRhYmFzZXMSKC53ZmUucGVyc2lzdGVuY2UudjEuTGlzdERhdGFiYXNlc1JlcXVlc3QaKS53ZmUucGVyc2lzdGVuY2UudjEuTGlzdERhdGFiYXNlc1Jlc3BvbnNlEmoKD0RlbGV0ZU5hbWVzcGFjZRIqLndmZS5wZXJzaXN0ZW5jZS52MS5EZWxldGVOYW1lc3BhY2VSZXF1ZXN0Gisud2ZlLnBlcnNpc3RlbmNlLnYxLkRlbGV0ZU5hbWVzcGFjZVJlc3BvbnNlEnMKEkNyZWF0ZU5hbWVzcGFjZVNldBItLndmZS5wZXJzaXN0ZW5jZS52MS5DcmVhdGVOYW1lc3BhY2VTZXRSZXF1ZXN0Gi4ud2ZlLnBlcnNpc3RlbmNlLnYxLkNyZWF0ZU5hbWVzcGFjZVNldFJlc3BvbnNlEmoKD0dldE5hbWVzcGFjZVNldBIqLndmZS5wZXJzaXN0ZW5jZS52MS5HZXROYW1lc3BhY2VTZXRSZXF1ZXN0Gisud2ZlLnBlcnNpc3RlbmNlLnYxLkdldE5hbWVzcGFjZVNldFJlc3BvbnNlEnMKEkRlbGV0ZU5hbWVzcGFjZVNldBItLndmZS5wZXJzaXN0ZW5jZS52MS5EZWxldGVOYW1lc3BhY2VTZXRSZXF1ZXN0Gi4ud2ZlLnBlcnNpc3RlbmNlLnYxLkRlbGV0ZU5hbWVzcGFjZVNldFJlc3BvbnNlEmYKDU1vdmVOYW1lc3BhY2USKC53ZmUucGVyc2lzdGVuY2UudjEuTW92ZU5hbWVzcGFjZVJlcXVlc3QaKS53ZmUucGVyc2lzdGVuY2UudjEuTW92ZU5hbWVzcGFjZVJlc3BvbnNlMAEScwoSQWJvcnRNb3ZlTmFtZXNwYWNlEi0ud2ZlLnBlcnNpc3RlbmNlLnYxLkFib3J0TW92ZU5hbWVzcGFjZVJlcXVlc3QaLi53ZmUucGVyc2lzdGVuY2UudjEuQWJvcnRNb3ZlTmFtZXNwYWNlUmVzcG9uc2UScwoSU2V0UmV0ZW50aW9uUG9saWN5Ei0ud2ZlLnBlcnNpc3RlbmNlLnYxLlNldFJldGVudGlvblBvbGljeVJlcXVlc3QaLi53ZmUucGVyc2lzdGVuY2UudjEuU2V0UmV0ZW50aW9uUG9saWN5UmVzcG9uc2UScwoSR2V0UmV0ZW50aW9uUG9saWN5Ei0ud2ZlLnBlcnNpc3RlbmNlLnYxLkdldFJldGVudGlvblBvbGljeVJlcXVlc3QaLi53ZmUucGVyc2lzdGVuY2UudjEuR2V0UmV0ZW50aW9uUG9saWN5UmVzcG9uc2USYQoMUnVuUmV0ZW50aW9uEicud2ZlLnBlcnNpc3RlbmNlLnYxLlJ1blJldGVudGlvblJlcXVlc3QaKC53ZmUucGVyc2lzdGVuY2UudjEuUnVuUmV0ZW50aW9uUmVzcG9uc2USbQoQR2V0U3RvcmFnZVJlcG9ydBIrLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRTdG9yYWdlUmVwb3J0UmVxdWVzdBosLndmZS5wZXJzaXN0ZW5jZS52MS5HZXRTdG9yYWdlUmVwb3J0UmVzcG9uc2VCTwoSd2ZlLnBlcnNpc3RlbmNlLnYxUAFaN3dmZS1wZXJzaXN0ZW5jZS9nZW4vZ28vd2ZlL3BlcnNpc3RlbmNlL3YxO3BlcnNpc3RlbmNldjFiBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * ExecutionError is a failure of a step, recorded in the error log.
@@ -61,6 +61,158 @@ export const ExecutionErrorSchema: GenMessage<ExecutionError> = /*@__PURE__*/
   messageDesc(file_wfe_persistence_v1_store, 0);
 
 /**
+ * MoveNamespaceRequest is the request of MoveNamespace.
+ *
+ * @generated from message wfe.persistence.v1.MoveNamespaceRequest
+ */
+export type MoveNamespaceRequest = Message<"wfe.persistence.v1.MoveNamespaceRequest"> & {
+  /**
+   * The namespace, `[a-z][a-z0-9_]{0,39}`; required, not `default`.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * The name of the database to which it is to be moved, `[a-z][a-z0-9_-]{0,39}`;
+   * required. Where it is already, nothing is done.
+   *
+   * @generated from field: string database = 2;
+   */
+  database: string;
+
+  /**
+   * How; zero: the server chooses. Of a move that has begun, how that was begun
+   * counts.
+   *
+   * @generated from field: wfe.persistence.v1.MoveWay way = 3;
+   */
+  way: MoveWay;
+
+  /**
+   * Only say what it would be like, in one response, and change nothing.
+   *
+   * @generated from field: bool dry_run = 4;
+   */
+  dryRun: boolean;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.MoveNamespaceRequest.
+ * Use `create(MoveNamespaceRequestSchema)` to create a new message.
+ */
+export const MoveNamespaceRequestSchema: GenMessage<MoveNamespaceRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 1);
+
+/**
+ * MoveNamespaceResponse says how far a move is.
+ *
+ * @generated from message wfe.persistence.v1.MoveNamespaceResponse
+ */
+export type MoveNamespaceResponse = Message<"wfe.persistence.v1.MoveNamespaceResponse"> & {
+  /**
+   * How far it is.
+   *
+   * @generated from field: wfe.persistence.v1.MovePhase phase = 1;
+   */
+  phase: MovePhase;
+
+  /**
+   * How it is moved; zero: it was there already.
+   *
+   * @generated from field: wfe.persistence.v1.MoveWay way = 2;
+   */
+  way: MoveWay;
+
+  /**
+   * With PLANNED: why it can't be by logical replication; empty: it can.
+   *
+   * @generated from field: repeated string obstacles = 3;
+   */
+  obstacles: string[];
+
+  /**
+   * With PLANNED: for how long writes will be held, as reckoned; from CLEANING on:
+   * for how long they were held, absent if whoever held them has not lived to
+   * tell.
+   *
+   * @generated from field: google.protobuf.Duration pause = 4;
+   */
+  pause?: Duration | undefined;
+
+  /**
+   * The size of its tables in the old database when the move began, without
+   * indexes.
+   *
+   * @generated from field: int64 total_bytes = 5;
+   */
+  totalBytes: bigint;
+
+  /**
+   * How much the new database has, about: it may become more than `total_bytes`.
+   *
+   * @generated from field: int64 copied_bytes = 6;
+   */
+  copiedBytes: bigint;
+
+  /**
+   * How much write-ahead log the new database is behind.
+   *
+   * @generated from field: int64 lag_bytes = 7;
+   */
+  lagBytes: bigint;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.MoveNamespaceResponse.
+ * Use `create(MoveNamespaceResponseSchema)` to create a new message.
+ */
+export const MoveNamespaceResponseSchema: GenMessage<MoveNamespaceResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 2);
+
+/**
+ * AbortMoveNamespaceRequest is the request of AbortMoveNamespace.
+ *
+ * @generated from message wfe.persistence.v1.AbortMoveNamespaceRequest
+ */
+export type AbortMoveNamespaceRequest = Message<"wfe.persistence.v1.AbortMoveNamespaceRequest"> & {
+  /**
+   * The namespace, `[a-z][a-z0-9_]{0,39}`; required, not `default`.
+   *
+   * @generated from field: string name = 1;
+   */
+  name: string;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.AbortMoveNamespaceRequest.
+ * Use `create(AbortMoveNamespaceRequestSchema)` to create a new message.
+ */
+export const AbortMoveNamespaceRequestSchema: GenMessage<AbortMoveNamespaceRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 3);
+
+/**
+ * AbortMoveNamespaceResponse is the response of AbortMoveNamespace.
+ *
+ * @generated from message wfe.persistence.v1.AbortMoveNamespaceResponse
+ */
+export type AbortMoveNamespaceResponse = Message<"wfe.persistence.v1.AbortMoveNamespaceResponse"> & {
+  /**
+   * Whether it was being moved.
+   *
+   * @generated from field: bool aborted = 1;
+   */
+  aborted: boolean;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.AbortMoveNamespaceResponse.
+ * Use `create(AbortMoveNamespaceResponseSchema)` to create a new message.
+ */
+export const AbortMoveNamespaceResponseSchema: GenMessage<AbortMoveNamespaceResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_store, 4);
+
+/**
  * WorkflowRetention is for how long ended workflows are kept.
  *
  * @generated from message wfe.persistence.v1.WorkflowRetention
@@ -98,7 +250,7 @@ export type WorkflowRetention = Message<"wfe.persistence.v1.WorkflowRetention"> 
  * Use `create(WorkflowRetentionSchema)` to create a new message.
  */
 export const WorkflowRetentionSchema: GenMessage<WorkflowRetention> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 1);
+  messageDesc(file_wfe_persistence_v1_store, 5);
 
 /**
  * RetentionPolicy is what the servers delete by themselves in a namespace.
@@ -144,7 +296,7 @@ export type RetentionPolicy = Message<"wfe.persistence.v1.RetentionPolicy"> & {
  * Use `create(RetentionPolicySchema)` to create a new message.
  */
 export const RetentionPolicySchema: GenMessage<RetentionPolicy> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 2);
+  messageDesc(file_wfe_persistence_v1_store, 6);
 
 /**
  * SetRetentionPolicyRequest is the request of SetRetentionPolicy.
@@ -165,7 +317,7 @@ export type SetRetentionPolicyRequest = Message<"wfe.persistence.v1.SetRetention
  * Use `create(SetRetentionPolicyRequestSchema)` to create a new message.
  */
 export const SetRetentionPolicyRequestSchema: GenMessage<SetRetentionPolicyRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 3);
+  messageDesc(file_wfe_persistence_v1_store, 7);
 
 /**
  * SetRetentionPolicyResponse is the response of SetRetentionPolicy.
@@ -180,7 +332,7 @@ export type SetRetentionPolicyResponse = Message<"wfe.persistence.v1.SetRetentio
  * Use `create(SetRetentionPolicyResponseSchema)` to create a new message.
  */
 export const SetRetentionPolicyResponseSchema: GenMessage<SetRetentionPolicyResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 4);
+  messageDesc(file_wfe_persistence_v1_store, 8);
 
 /**
  * GetRetentionPolicyRequest is the request of GetRetentionPolicy.
@@ -195,7 +347,7 @@ export type GetRetentionPolicyRequest = Message<"wfe.persistence.v1.GetRetention
  * Use `create(GetRetentionPolicyRequestSchema)` to create a new message.
  */
 export const GetRetentionPolicyRequestSchema: GenMessage<GetRetentionPolicyRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 5);
+  messageDesc(file_wfe_persistence_v1_store, 9);
 
 /**
  * GetRetentionPolicyResponse is the response of GetRetentionPolicy.
@@ -238,7 +390,7 @@ export type GetRetentionPolicyResponse = Message<"wfe.persistence.v1.GetRetentio
  * Use `create(GetRetentionPolicyResponseSchema)` to create a new message.
  */
 export const GetRetentionPolicyResponseSchema: GenMessage<GetRetentionPolicyResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 6);
+  messageDesc(file_wfe_persistence_v1_store, 10);
 
 /**
  * RunRetentionRequest is the request of RunRetention.
@@ -267,7 +419,7 @@ export type RunRetentionRequest = Message<"wfe.persistence.v1.RunRetentionReques
  * Use `create(RunRetentionRequestSchema)` to create a new message.
  */
 export const RunRetentionRequestSchema: GenMessage<RunRetentionRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 7);
+  messageDesc(file_wfe_persistence_v1_store, 11);
 
 /**
  * RetentionCounts are numbers of rows that a retention policy lets go.
@@ -332,7 +484,7 @@ export type RetentionCounts = Message<"wfe.persistence.v1.RetentionCounts"> & {
  * Use `create(RetentionCountsSchema)` to create a new message.
  */
 export const RetentionCountsSchema: GenMessage<RetentionCounts> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 8);
+  messageDesc(file_wfe_persistence_v1_store, 12);
 
 /**
  * RunRetentionResponse is the response of RunRetention.
@@ -353,7 +505,7 @@ export type RunRetentionResponse = Message<"wfe.persistence.v1.RunRetentionRespo
  * Use `create(RunRetentionResponseSchema)` to create a new message.
  */
 export const RunRetentionResponseSchema: GenMessage<RunRetentionResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 9);
+  messageDesc(file_wfe_persistence_v1_store, 13);
 
 /**
  * GetStorageReportRequest is the request of GetStorageReport.
@@ -375,7 +527,7 @@ export type GetStorageReportRequest = Message<"wfe.persistence.v1.GetStorageRepo
  * Use `create(GetStorageReportRequestSchema)` to create a new message.
  */
 export const GetStorageReportRequestSchema: GenMessage<GetStorageReportRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 10);
+  messageDesc(file_wfe_persistence_v1_store, 14);
 
 /**
  * TableStorage is how much space a table takes.
@@ -433,7 +585,7 @@ export type TableStorage = Message<"wfe.persistence.v1.TableStorage"> & {
  * Use `create(TableStorageSchema)` to create a new message.
  */
 export const TableStorageSchema: GenMessage<TableStorage> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 11);
+  messageDesc(file_wfe_persistence_v1_store, 15);
 
 /**
  * GetStorageReportResponse is the response of GetStorageReport.
@@ -469,7 +621,7 @@ export type GetStorageReportResponse = Message<"wfe.persistence.v1.GetStorageRep
  * Use `create(GetStorageReportResponseSchema)` to create a new message.
  */
 export const GetStorageReportResponseSchema: GenMessage<GetStorageReportResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 12);
+  messageDesc(file_wfe_persistence_v1_store, 16);
 
 /**
  * Namespace is a separate store: it has its own schema, ids, names, sequences
@@ -529,7 +681,7 @@ export type Namespace = Message<"wfe.persistence.v1.Namespace"> & {
  * Use `create(NamespaceSchema)` to create a new message.
  */
 export const NamespaceSchema: GenMessage<Namespace> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 13);
+  messageDesc(file_wfe_persistence_v1_store, 17);
 
 /**
  * CreateNamespaceRequest is the request of CreateNamespace.
@@ -571,7 +723,7 @@ export type CreateNamespaceRequest = Message<"wfe.persistence.v1.CreateNamespace
  * Use `create(CreateNamespaceRequestSchema)` to create a new message.
  */
 export const CreateNamespaceRequestSchema: GenMessage<CreateNamespaceRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 14);
+  messageDesc(file_wfe_persistence_v1_store, 18);
 
 /**
  * CreateNamespaceResponse is the response of CreateNamespace.
@@ -607,7 +759,7 @@ export type CreateNamespaceResponse = Message<"wfe.persistence.v1.CreateNamespac
  * Use `create(CreateNamespaceResponseSchema)` to create a new message.
  */
 export const CreateNamespaceResponseSchema: GenMessage<CreateNamespaceResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 15);
+  messageDesc(file_wfe_persistence_v1_store, 19);
 
 /**
  * ListNamespacesRequest is the request of ListNamespaces.
@@ -636,7 +788,7 @@ export type ListNamespacesRequest = Message<"wfe.persistence.v1.ListNamespacesRe
  * Use `create(ListNamespacesRequestSchema)` to create a new message.
  */
 export const ListNamespacesRequestSchema: GenMessage<ListNamespacesRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 16);
+  messageDesc(file_wfe_persistence_v1_store, 20);
 
 /**
  * ListNamespacesResponse is the response of ListNamespaces.
@@ -664,7 +816,7 @@ export type ListNamespacesResponse = Message<"wfe.persistence.v1.ListNamespacesR
  * Use `create(ListNamespacesResponseSchema)` to create a new message.
  */
 export const ListNamespacesResponseSchema: GenMessage<ListNamespacesResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 17);
+  messageDesc(file_wfe_persistence_v1_store, 21);
 
 /**
  * Database is one of the PostgreSQL databases in which the namespaces of a
@@ -723,7 +875,7 @@ export type Database = Message<"wfe.persistence.v1.Database"> & {
  * Use `create(DatabaseSchema)` to create a new message.
  */
 export const DatabaseSchema: GenMessage<Database> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 18);
+  messageDesc(file_wfe_persistence_v1_store, 22);
 
 /**
  * ListDatabasesRequest is the request of ListDatabases.
@@ -738,7 +890,7 @@ export type ListDatabasesRequest = Message<"wfe.persistence.v1.ListDatabasesRequ
  * Use `create(ListDatabasesRequestSchema)` to create a new message.
  */
 export const ListDatabasesRequestSchema: GenMessage<ListDatabasesRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 19);
+  messageDesc(file_wfe_persistence_v1_store, 23);
 
 /**
  * ListDatabasesResponse is the response of ListDatabases.
@@ -759,7 +911,7 @@ export type ListDatabasesResponse = Message<"wfe.persistence.v1.ListDatabasesRes
  * Use `create(ListDatabasesResponseSchema)` to create a new message.
  */
 export const ListDatabasesResponseSchema: GenMessage<ListDatabasesResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 20);
+  messageDesc(file_wfe_persistence_v1_store, 24);
 
 /**
  * DeleteNamespaceRequest is the request of DeleteNamespace.
@@ -789,7 +941,7 @@ export type DeleteNamespaceRequest = Message<"wfe.persistence.v1.DeleteNamespace
  * Use `create(DeleteNamespaceRequestSchema)` to create a new message.
  */
 export const DeleteNamespaceRequestSchema: GenMessage<DeleteNamespaceRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 21);
+  messageDesc(file_wfe_persistence_v1_store, 25);
 
 /**
  * DeleteNamespaceResponse is the response of DeleteNamespace.
@@ -804,7 +956,7 @@ export type DeleteNamespaceResponse = Message<"wfe.persistence.v1.DeleteNamespac
  * Use `create(DeleteNamespaceResponseSchema)` to create a new message.
  */
 export const DeleteNamespaceResponseSchema: GenMessage<DeleteNamespaceResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 22);
+  messageDesc(file_wfe_persistence_v1_store, 26);
 
 /**
  * NamespaceSet is a store that is spread over several namespaces.
@@ -838,7 +990,7 @@ export type NamespaceSet = Message<"wfe.persistence.v1.NamespaceSet"> & {
  * Use `create(NamespaceSetSchema)` to create a new message.
  */
 export const NamespaceSetSchema: GenMessage<NamespaceSet> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 23);
+  messageDesc(file_wfe_persistence_v1_store, 27);
 
 /**
  * CreateNamespaceSetRequest is the request of CreateNamespaceSet.
@@ -876,7 +1028,7 @@ export type CreateNamespaceSetRequest = Message<"wfe.persistence.v1.CreateNamesp
  * Use `create(CreateNamespaceSetRequestSchema)` to create a new message.
  */
 export const CreateNamespaceSetRequestSchema: GenMessage<CreateNamespaceSetRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 24);
+  messageDesc(file_wfe_persistence_v1_store, 28);
 
 /**
  * CreateNamespaceSetResponse is the response of CreateNamespaceSet.
@@ -897,7 +1049,7 @@ export type CreateNamespaceSetResponse = Message<"wfe.persistence.v1.CreateNames
  * Use `create(CreateNamespaceSetResponseSchema)` to create a new message.
  */
 export const CreateNamespaceSetResponseSchema: GenMessage<CreateNamespaceSetResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 25);
+  messageDesc(file_wfe_persistence_v1_store, 29);
 
 /**
  * GetNamespaceSetRequest is the request of GetNamespaceSet.
@@ -918,7 +1070,7 @@ export type GetNamespaceSetRequest = Message<"wfe.persistence.v1.GetNamespaceSet
  * Use `create(GetNamespaceSetRequestSchema)` to create a new message.
  */
 export const GetNamespaceSetRequestSchema: GenMessage<GetNamespaceSetRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 26);
+  messageDesc(file_wfe_persistence_v1_store, 30);
 
 /**
  * GetNamespaceSetResponse is the response of GetNamespaceSet.
@@ -939,7 +1091,7 @@ export type GetNamespaceSetResponse = Message<"wfe.persistence.v1.GetNamespaceSe
  * Use `create(GetNamespaceSetResponseSchema)` to create a new message.
  */
 export const GetNamespaceSetResponseSchema: GenMessage<GetNamespaceSetResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 27);
+  messageDesc(file_wfe_persistence_v1_store, 31);
 
 /**
  * DeleteNamespaceSetRequest is the request of DeleteNamespaceSet.
@@ -967,7 +1119,7 @@ export type DeleteNamespaceSetRequest = Message<"wfe.persistence.v1.DeleteNamesp
  * Use `create(DeleteNamespaceSetRequestSchema)` to create a new message.
  */
 export const DeleteNamespaceSetRequestSchema: GenMessage<DeleteNamespaceSetRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 28);
+  messageDesc(file_wfe_persistence_v1_store, 32);
 
 /**
  * DeleteNamespaceSetResponse is the response of DeleteNamespaceSet.
@@ -982,7 +1134,7 @@ export type DeleteNamespaceSetResponse = Message<"wfe.persistence.v1.DeleteNames
  * Use `create(DeleteNamespaceSetResponseSchema)` to create a new message.
  */
 export const DeleteNamespaceSetResponseSchema: GenMessage<DeleteNamespaceSetResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 29);
+  messageDesc(file_wfe_persistence_v1_store, 33);
 
 /**
  * EnsureStoreExistsRequest is the request of EnsureStoreExists.
@@ -997,7 +1149,7 @@ export type EnsureStoreExistsRequest = Message<"wfe.persistence.v1.EnsureStoreEx
  * Use `create(EnsureStoreExistsRequestSchema)` to create a new message.
  */
 export const EnsureStoreExistsRequestSchema: GenMessage<EnsureStoreExistsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 30);
+  messageDesc(file_wfe_persistence_v1_store, 34);
 
 /**
  * EnsureStoreExistsResponse is the response of EnsureStoreExists.
@@ -1025,7 +1177,7 @@ export type EnsureStoreExistsResponse = Message<"wfe.persistence.v1.EnsureStoreE
  * Use `create(EnsureStoreExistsResponseSchema)` to create a new message.
  */
 export const EnsureStoreExistsResponseSchema: GenMessage<EnsureStoreExistsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 31);
+  messageDesc(file_wfe_persistence_v1_store, 35);
 
 /**
  * PersistErrorsRequest is the request of PersistErrors.
@@ -1046,7 +1198,7 @@ export type PersistErrorsRequest = Message<"wfe.persistence.v1.PersistErrorsRequ
  * Use `create(PersistErrorsRequestSchema)` to create a new message.
  */
 export const PersistErrorsRequestSchema: GenMessage<PersistErrorsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 32);
+  messageDesc(file_wfe_persistence_v1_store, 36);
 
 /**
  * PersistErrorsResponse is the response of PersistErrors.
@@ -1061,7 +1213,7 @@ export type PersistErrorsResponse = Message<"wfe.persistence.v1.PersistErrorsRes
  * Use `create(PersistErrorsResponseSchema)` to create a new message.
  */
 export const PersistErrorsResponseSchema: GenMessage<PersistErrorsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 33);
+  messageDesc(file_wfe_persistence_v1_store, 37);
 
 /**
  * ListErrorsRequest is the request of ListErrors.
@@ -1115,7 +1267,7 @@ export type ListErrorsRequest = Message<"wfe.persistence.v1.ListErrorsRequest"> 
  * Use `create(ListErrorsRequestSchema)` to create a new message.
  */
 export const ListErrorsRequestSchema: GenMessage<ListErrorsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 34);
+  messageDesc(file_wfe_persistence_v1_store, 38);
 
 /**
  * ListErrorsResponse is the response of ListErrors.
@@ -1143,7 +1295,7 @@ export type ListErrorsResponse = Message<"wfe.persistence.v1.ListErrorsResponse"
  * Use `create(ListErrorsResponseSchema)` to create a new message.
  */
 export const ListErrorsResponseSchema: GenMessage<ListErrorsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 35);
+  messageDesc(file_wfe_persistence_v1_store, 39);
 
 /**
  * GetStoreInfoRequest is the request of GetStoreInfo.
@@ -1158,7 +1310,7 @@ export type GetStoreInfoRequest = Message<"wfe.persistence.v1.GetStoreInfoReques
  * Use `create(GetStoreInfoRequestSchema)` to create a new message.
  */
 export const GetStoreInfoRequestSchema: GenMessage<GetStoreInfoRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 36);
+  messageDesc(file_wfe_persistence_v1_store, 40);
 
 /**
  * GetStoreInfoResponse is the response of GetStoreInfo.
@@ -1245,7 +1397,7 @@ export type GetStoreInfoResponse = Message<"wfe.persistence.v1.GetStoreInfoRespo
  * Use `create(GetStoreInfoResponseSchema)` to create a new message.
  */
 export const GetStoreInfoResponseSchema: GenMessage<GetStoreInfoResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 37);
+  messageDesc(file_wfe_persistence_v1_store, 41);
 
 /**
  * Capabilities are the optional parts of the engine's persistence trait that a
@@ -1324,7 +1476,7 @@ export type Capabilities = Message<"wfe.persistence.v1.Capabilities"> & {
  * Use `create(CapabilitiesSchema)` to create a new message.
  */
 export const CapabilitiesSchema: GenMessage<Capabilities> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 38);
+  messageDesc(file_wfe_persistence_v1_store, 42);
 
 /**
  * TruncateAllRequest is the request of TruncateAll.
@@ -1339,7 +1491,7 @@ export type TruncateAllRequest = Message<"wfe.persistence.v1.TruncateAllRequest"
  * Use `create(TruncateAllRequestSchema)` to create a new message.
  */
 export const TruncateAllRequestSchema: GenMessage<TruncateAllRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 39);
+  messageDesc(file_wfe_persistence_v1_store, 43);
 
 /**
  * TruncateAllResponse is the response of TruncateAll.
@@ -1354,7 +1506,97 @@ export type TruncateAllResponse = Message<"wfe.persistence.v1.TruncateAllRespons
  * Use `create(TruncateAllResponseSchema)` to create a new message.
  */
 export const TruncateAllResponseSchema: GenMessage<TruncateAllResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_store, 40);
+  messageDesc(file_wfe_persistence_v1_store, 44);
+
+/**
+ * MoveWay is how a namespace gets to another database.
+ *
+ * @generated from enum wfe.persistence.v1.MoveWay
+ */
+export enum MoveWay {
+  /**
+   * In a request: by logical replication where that is possible, else by a copy.
+   *
+   * @generated from enum value: MOVE_WAY_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * By PostgreSQL's logical replication: writes are held for about a second.
+   *
+   * @generated from enum value: MOVE_WAY_LOGICAL_REPLICATION = 1;
+   */
+  LOGICAL_REPLICATION = 1,
+
+  /**
+   * By a copy of the tables, during which writes are held.
+   *
+   * @generated from enum value: MOVE_WAY_COPY = 2;
+   */
+  COPY = 2,
+}
+
+/**
+ * Describes the enum wfe.persistence.v1.MoveWay.
+ */
+export const MoveWaySchema: GenEnum<MoveWay> = /*@__PURE__*/
+  enumDesc(file_wfe_persistence_v1_store, 0);
+
+/**
+ * MovePhase is how far a move is.
+ *
+ * @generated from enum wfe.persistence.v1.MovePhase
+ */
+export enum MovePhase {
+  /**
+   * Never sent.
+   *
+   * @generated from enum value: MOVE_PHASE_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * It has not begun: this is what it will be like.
+   *
+   * @generated from enum value: MOVE_PHASE_PLANNED = 1;
+   */
+  PLANNED = 1,
+
+  /**
+   * The new database gets the rows, and what is written meanwhile.
+   *
+   * @generated from enum value: MOVE_PHASE_COPYING = 2;
+   */
+  COPYING = 2,
+
+  /**
+   * Writes are held, until the new database has everything and is in use.
+   *
+   * @generated from enum value: MOVE_PHASE_SWITCHING = 3;
+   */
+  SWITCHING = 3,
+
+  /**
+   * The namespace is in use in its new database; what the move needed is taken
+   * away.
+   *
+   * @generated from enum value: MOVE_PHASE_CLEANING = 4;
+   */
+  CLEANING = 4,
+
+  /**
+   * It is in its new database, and nothing is left to be done.
+   *
+   * @generated from enum value: MOVE_PHASE_MOVED = 5;
+   */
+  MOVED = 5,
+}
+
+/**
+ * Describes the enum wfe.persistence.v1.MovePhase.
+ */
+export const MovePhaseSchema: GenEnum<MovePhase> = /*@__PURE__*/
+  enumDesc(file_wfe_persistence_v1_store, 1);
 
 /**
  * StoreService manages the store as a whole, its namespaces and the error log.
@@ -1551,6 +1793,52 @@ export const StoreService: GenService<{
     methodKind: "unary";
     input: typeof DeleteNamespaceSetRequestSchema;
     output: typeof DeleteNamespaceSetResponseSchema;
+  },
+  /**
+   * Moves a namespace to another database of the service while it is used, and
+   * says how far it is, about twice a second. The rows are copied, and what is
+   * written meanwhile follows; then writes are held, not refused, for a moment
+   * (see `MoveNamespaceResponse.pause`), and the calls that waited, and all after
+   * them, go to the new database. Nothing that was acknowledged is lost, and at no
+   * time both databases can be written. Feeds begin anew: cursors of before are
+   * CURSOR_EXPIRED. The call ends when the namespace is moved, and it has no
+   * maximum deadline. If the call ends before, the move stays where it is: the
+   * same call, to any server, goes on with it, also while another one drives it,
+   * to which it listens then; AbortMoveNamespace gives it up. Once writes have
+   * been held for good, servers finish it by themselves. The schema in the old
+   * database is renamed, and dropped after `--move-grace`. This call and
+   * AbortMoveNamespace ignore the metadata `wfe-namespace`. The namespace
+   * `default` can't be moved. Errors: FAILED_PRECONDITION (MOVE_NOT_POSSIBLE),
+   * with what is missing; FAILED_PRECONDITION (MOVE_IN_PROGRESS) if it is being
+   * moved to another database, or aborted; NOT_FOUND (NAMESPACE_NOT_FOUND;
+   * DATABASE_NOT_FOUND); UNAVAILABLE (DATABASE_UNAVAILABLE) if a database can't be
+   * reached, after which the move can be taken up again; ABORTED
+   * (TRANSACTION_CONFLICT) if another call has taken the move over;
+   * INVALID_ARGUMENT.
+   *
+   * @generated from rpc wfe.persistence.v1.StoreService.MoveNamespace
+   */
+  moveNamespace: {
+    methodKind: "server_streaming";
+    input: typeof MoveNamespaceRequestSchema;
+    output: typeof MoveNamespaceResponseSchema;
+  },
+  /**
+   * Gives up a move and takes away what it has made; the namespace stays where it
+   * is, and is usable all the time. Possible until the old database has been
+   * closed to writes for good. Idempotent: a namespace that is not being moved is
+   * left as it is. Errors: FAILED_PRECONDITION (MOVE_IN_PROGRESS) if it is too
+   * late: move it back instead; FAILED_PRECONDITION (MOVE_NOT_POSSIBLE) if
+   * PostgreSQL refuses to take something away; NOT_FOUND (NAMESPACE_NOT_FOUND);
+   * UNAVAILABLE (DATABASE_UNAVAILABLE), after which the servers finish it by
+   * themselves; INVALID_ARGUMENT.
+   *
+   * @generated from rpc wfe.persistence.v1.StoreService.AbortMoveNamespace
+   */
+  abortMoveNamespace: {
+    methodKind: "unary";
+    input: typeof AbortMoveNamespaceRequestSchema;
+    output: typeof AbortMoveNamespaceResponseSchema;
   },
   /**
    * Replaces the retention policy of the namespace, atomically: what the servers

@@ -1,0 +1,1 @@
+UPDATE wfc.wfe_store SET database = $1, generation = $2, state = $3;

@@ -1,0 +1,1 @@
+SELECT set_config('wfe.conninfo', $1, true);

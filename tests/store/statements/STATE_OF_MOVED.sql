@@ -1,0 +1,1 @@
+UPDATE wfc.wfe_store SET state = $1;
