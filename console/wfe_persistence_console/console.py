@@ -19,6 +19,7 @@ from wfe_persistence_console.link import Caller, Link
 from wfe_persistence_console.live import watch
 from wfe_persistence_console.reads import READS
 from wfe_persistence_console.sessions import Session, Sessions, cookie_in, set_cookie
+from wfe_persistence_console.shapes import Shape
 from wfe_persistence_console.web import Answer, Refusal, Request, json_answer
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,10 @@ log = logging.getLogger(__name__)
 # How many logins are checked at a time: each is a call in the name of a stranger.
 _MOST_LOGINS: Final = 4
 _MAX_TOKEN_CHARACTERS: Final = 16_384
+
+MOST_READS: Final = 32
+"""How many reads are answered at a time. With the streams they are fewer than the connections that
+the server keeps, so that there is room for a probe however long the reads take."""
 
 _NAMESPACE: Final = re.compile("[a-z][a-z0-9_]{0,39}")
 _FILE: Final = re.compile(r"static/((?:pages/)?[a-z]+\.(?:css|js|svg))")
@@ -67,6 +72,7 @@ class Console:
         self._write = write
         self._sessions = Sessions()
         self._logins = 0
+        self._reads = 0
         self._files: dict[str, Answer] = {}
 
     async def close(self) -> None:
@@ -118,18 +124,29 @@ class Console:
             )
         session = self._required_session(request)
         caller = self._caller(request, session)
-        if name == "watch":
-            stream = watch(caller, request, lambda: self._is_over(session))
-            return Answer(HTTPStatus.OK, b"", "text/event-stream", stream=stream)
-        if name not in READS:
-            raise Refusal(HTTPStatus.NOT_FOUND, "NOT_FOUND", f"there is no {name[:100]!r}")
         try:
-            return json_answer(await READS[name](caller, request))
+            if name == "watch":
+                stream = watch(caller, request, lambda: self._is_over(session))
+                return Answer(HTTPStatus.OK, b"", "text/event-stream", stream=stream)
+            return json_answer(await self._read(name, caller, request))
         except Refusal as exc:
             self._note(session, exc)
             raise
         except ValueError as exc:  # protobuf's: what can't be sent, such as a lone surrogate
             raise Refusal(HTTPStatus.BAD_REQUEST, "MALFORMED", "a parameter is invalid") from exc
+
+    async def _read(self, name: str, caller: Caller, request: Request) -> Shape:
+        if name not in READS:
+            raise Refusal(HTTPStatus.NOT_FOUND, "NOT_FOUND", f"there is no {name[:100]!r}")
+        if self._reads >= MOST_READS:
+            raise Refusal(
+                HTTPStatus.TOO_MANY_REQUESTS, "BUSY", "too many others are just looking: try again"
+            )
+        self._reads += 1
+        try:
+            return await READS[name](caller, request)
+        finally:
+            self._reads -= 1
 
     async def _post(self, request: Request, name: str) -> Answer:
         if name == "login" and self._authentication:

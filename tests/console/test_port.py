@@ -31,7 +31,7 @@ from wfe_persistence_client import (
     connect,
 )
 from wfe_persistence_console import Console
-from wfe_persistence_console.console import PAGES
+from wfe_persistence_console.console import MOST_READS, PAGES
 from wfe_persistence_console.reads import READS
 from wfe_persistence_console.sessions import (
     IDLE_SECONDS,
@@ -670,26 +670,42 @@ def test_sessions_are_bounded_and_end() -> None:
     assert len(sessions) == 0
 
 
-async def test_logins_at_a_time_are_few() -> None:
-    """A console whose server does not answer: strangers who log in do not pile up calls."""
+def test_there_is_always_room_for_a_probe() -> None:
+    assert MOST_READS + MAX_STREAMS < MAX_CONNECTIONS
+
+
+@pytest.mark.parametrize(
+    ("authentication", "path", "most"),
+    [(True, "api/login", 4), (False, "api/workflows", MOST_READS)],
+    ids=["logins", "reads"],
+)
+async def test_calls_at_a_time_are_few(authentication: bool, path: str, most: int) -> None:
+    """A console whose server does not answer: those who ask do not pile up calls."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         console = Console(
-            lambda: grpc.aio.insecure_channel(address), authentication=True, write=False
+            lambda: grpc.aio.insecure_channel(address), authentication=authentication, write=False
         )
         headers = {
-            "content-type": ["application/json"], "origin": ["http://x"], "host": ["x"],
-        }  # fmt: skip
-        request = Request("POST", "api/login", {}, headers, b'{"token": "x"}')
-        tasks = [asyncio.ensure_future(console.answer(request)) for _ in range(20)]
-        done, waiting = await asyncio.wait(tasks, timeout=5, return_when="FIRST_COMPLETED")
+            "content-type": ["application/json"],
+            "origin": ["http://localhost"],
+            "host": ["localhost"],
+        }
+        method = "POST" if path == "api/login" else "GET"
+        request = Request(method, path, {}, headers, b'{"token": "x"}')
+        tasks = [asyncio.ensure_future(console.answer(request)) for _ in range(most + 20)]
+        await asyncio.wait(tasks, timeout=5, return_when="FIRST_COMPLETED")
         await asyncio.sleep(0)
         refused = [task for task in tasks if task.done()]
-        assert len(tasks) - len(refused) <= 4
+        assert len(refused) >= 20
         assert {task.result().status for task in refused} == {HTTPStatus.TOO_MANY_REQUESTS}
-        assert done
-        assert waiting
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # Who has gone has given his place back.
+        again = asyncio.ensure_future(console.answer(request))
+        await asyncio.wait([again], timeout=0.2)
+        assert not again.done()
+        again.cancel()
+        await asyncio.gather(again, return_exceptions=True)
         await console.close()

@@ -19,13 +19,14 @@ const ACTIONS = {
   delete: ["Delete", null, "It is removed with its steps, subscriptions and errors; workflows below it stay. It can't be taken back."],
 };
 
-/** All pages of the pointers, handed to `some` as they come. */
-async function readPointers(ctx, workflowId, some) {
+/** All pages of the pointers, handed to `some` as they come. `early`: the first, if it was asked for already. */
+async function readPointers(ctx, workflowId, some, early = null) {
   let cursor = "";
   let all = [];
   do {
     const asked = cursor;
-    const found = await ctx.load((signal) => get("pointers", { id: workflowId, size: PAGE, cursor: asked }, signal));
+    const found = (asked === "" && (await early)) ||
+      (await ctx.load((signal) => get("pointers", { id: workflowId, size: PAGE, cursor: asked }, signal)));
     for (const pointer of found.pointers) pointer.page = asked;
     all = all.concat(found.pointers);
     cursor = found.next;
@@ -114,6 +115,8 @@ async function tree(ctx, panel, workflow) {
 
 export async function page(ctx) {
   const by = ctx.parameters.get("id");
+  // Together with the workflow; if it fails, it is asked for again, and then it is said why.
+  const early = by === null ? null : get("pointers", { id: by, size: PAGE, cursor: "" }, ctx.signal).catch(() => null);
   const { workflow } = await ctx.load((signal) => get("workflow", by === null ? { name: ctx.parameters.get("name") ?? "" } : { id: by }, signal));
   const workflowId = workflow.id;
   let current = workflow;
@@ -210,7 +213,7 @@ export async function page(ctx) {
     if (parts.panel("graph").begun) drawing.update(all);
     if (parts.panel("timeline").begun) times.update(all);
   }
-  await readPointers(ctx, workflowId, showPointers);
+  await readPointers(ctx, workflowId, showPointers, early);
 
   async function refresh() {
     let found;
