@@ -29,7 +29,7 @@ DEFINITION = "wfe-persistence-bench"
 """The definition of its workflows. They are SUSPENDED, so no host runs them."""
 
 
-@click.command(cls=ClientCommand, epilog=EPILOG)
+@click.command(cls=ClientCommand, epilog=EPILOG, short_help="Measure a server from here.")
 @calls_server
 @click.option(
     "--seconds",

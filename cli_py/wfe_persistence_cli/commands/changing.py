@@ -77,7 +77,7 @@ def _changes_workflows(command: Callable[..., None]) -> Callable[..., None]:
 _yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 
 
-@click.command(cls=ClientCommand, epilog=EPILOG)
+@click.command(cls=ClientCommand, epilog=EPILOG, short_help="Suspend workflows.")
 @_changes_workflows
 def suspend(call: Caller, *, workflows: tuple[str, ...], force: bool, wait: float) -> None:
     """Suspend workflows (ids or names), so that no host runs them until they are resumed.
@@ -97,7 +97,7 @@ def suspend(call: Caller, *, workflows: tuple[str, ...], force: bool, wait: floa
     _change(call, workflows, "SUSPENDED", header, force=force, wait=wait)
 
 
-@click.command(cls=ClientCommand, epilog=EPILOG)
+@click.command(cls=ClientCommand, epilog=EPILOG, short_help="Resume suspended workflows.")
 @_changes_workflows
 def resume(call: Caller, *, workflows: tuple[str, ...], force: bool, wait: float) -> None:
     """Resume suspended workflows (ids or names): hosts go on with them.
@@ -123,7 +123,7 @@ def resume(call: Caller, *, workflows: tuple[str, ...], force: bool, wait: float
     _change(call, workflows, "RESUMED", header, force=force, wait=wait, enqueues=True)
 
 
-@click.command(cls=ClientCommand, epilog=EPILOG)
+@click.command(cls=ClientCommand, epilog=EPILOG, short_help="End workflows for good.")
 @_changes_workflows
 @_yes_option
 def terminate(
@@ -150,7 +150,7 @@ def terminate(
     _change(call, ids, "TERMINATED", header, force=force, wait=wait)
 
 
-@click.command(cls=ClientCommand, epilog=EPILOG)
+@click.command(cls=ClientCommand, epilog=EPILOG, short_help="Delete workflows.")
 @_changes_workflows
 @_yes_option
 def delete(

@@ -9,7 +9,7 @@ _PROGRAM = "wfe-persistence"
 _VARIABLE = "_WFE_PERSISTENCE_COMPLETE"
 
 
-@click.command()
+@click.command(short_help="Print the script for bash, zsh or fish.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:

@@ -19,7 +19,7 @@ from wfe_persistence_cli.table import Column, Table
 from wfe_persistence_cli.target import SERVER_OPTIONS
 
 
-@click.group()
+@click.group(short_help="Give servers names.")
 def context() -> None:
     """Name servers, so that not every command has to say which one it is, and how it is reached.
 

@@ -102,7 +102,7 @@ class _Output:
             self._part.unlink(missing_ok=True)
 
 
-@click.command(cls=ClientCommand, epilog=EPILOG)
+@click.command(cls=ClientCommand, epilog=EPILOG, short_help="Write a namespace to a file.")
 @click.argument("file", metavar="FILE", default=STDIO)
 @calls_server
 @click.option(

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from wfe_persistence_client import ExecutionError, PersistenceProvider, WorkflowInstance
 
 
-@click.command(cls=ClientCommand, epilog=EPILOG)
+@click.command(
+    cls=ClientCommand, epilog=EPILOG, short_help="Show one workflow, and why it does not go on."
+)
 @click.argument("workflow")
 @calls_server
 @click.option("--data", is_flag=True, help="Show its data in full, and the pointers' as well.")

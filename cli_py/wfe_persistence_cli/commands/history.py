@@ -37,7 +37,7 @@ class Happening:
     detail: str = ""
 
 
-@click.command(cls=ClientCommand, epilog=EPILOG)
+@click.command(cls=ClientCommand, epilog=EPILOG, short_help="Show what happened to a workflow.")
 @click.argument("workflow")
 @calls_server
 @limit_options

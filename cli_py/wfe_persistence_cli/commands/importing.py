@@ -64,7 +64,9 @@ class _Counts:
         self.skipped += answer.skipped
 
 
-@click.command("import", cls=ClientCommand, epilog=EPILOG)
+@click.command(
+    "import", cls=ClientCommand, epilog=EPILOG, short_help="Store the records of a file."
+)
 @click.argument("file", metavar="FILE", default=STDIO)
 @calls_server
 @click.option(

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     )
 
 
-@click.command(cls=ClientCommand, epilog=EPILOG)
+@click.command(cls=ClientCommand, epilog=EPILOG, short_help="List errors, the latest first.")
 @click.argument("workflow", required=False)
 @calls_server
 @click.option("--from", "from_", type=Since(), help="Only those that occurred then or later.")
@@ -93,7 +93,7 @@ async def _id_of(provider: PersistenceProvider, workflow: str) -> str:
         return workflow
 
 
-@click.command(cls=ClientCommand, epilog=EPILOG)
+@click.command(cls=ClientCommand, epilog=EPILOG, short_help="List events, the latest first.")
 @calls_server
 @click.option("--name", default="", metavar="NAME", help="Only those with this name.")
 @click.option("--key", metavar="KEY", help="With --name: only those with this key.")
@@ -158,7 +158,7 @@ def _event_state(event: Event) -> Cell:
     return Cell("processed", "faint") if event.is_processed else Cell("unprocessed", "held")
 
 
-@click.command(cls=ClientCommand, epilog=EPILOG)
+@click.command(cls=ClientCommand, epilog=EPILOG, short_help="List who waits for which events.")
 @calls_server
 @click.option("--workflow", metavar="ID|NAME", help="Only those of this workflow.")
 @click.option("--event", default="", metavar="NAME", help="Only those for this event.")
@@ -220,7 +220,9 @@ def holder(subscription: EventSubscription, now: datetime) -> Cell:
     return Cell(f"{worker} (expires {ago(expiry, now)})", "held")
 
 
-@click.command(cls=ClientCommand, epilog=EPILOG)
+@click.command(
+    cls=ClientCommand, epilog=EPILOG, short_help="List scheduled commands, the soonest first."
+)
 @calls_server
 @click.option(
     "--kind",
@@ -294,7 +296,7 @@ def _epoch(lease: Any) -> str:
     return "-" if lease is None else str(lease.epoch)
 
 
-@click.command(cls=ClientCommand, epilog=EPILOG)
+@click.command(cls=ClientCommand, epilog=EPILOG, short_help="List queues, or the items of one.")
 @click.argument("queue", required=False)
 @calls_server
 @click.option(
@@ -336,7 +338,7 @@ def queues(
         columns: list[Column[ListedQueueItem]] = [
             Column("ID", lambda each: each.item.id, shrinks=True),
             Column("STATE", lambda each: status_cell(each.state.name)),
-            Column("VISIBLE", lambda each: ago(each.item.visible_time, now), right=True),
+            Column("VISIBLE", lambda each: _visible(each, now), right=True),
             Column("ATTEMPT", lambda each: each.attempt, right=True),
             Column("LEASED BY", lambda each: _lease(each.lease, now), shrinks=True),
             Column("BLOCKED BY", lambda each: ", ".join(each.item.blocked_by) or "-", wide=True),
@@ -345,6 +347,10 @@ def queues(
         await output.list(items, columns, limit=limit, what="items")
 
     call.run(body)
+
+
+def _visible(listed: ListedQueueItem, now: datetime) -> str:
+    return "-" if listed.state.name == "DEAD" else ago(listed.item.visible_time, now)
 
 
 def _depth(number: int, style: str) -> Cell:
@@ -367,7 +373,7 @@ def _oldest(stats: QueueStats) -> str:
     return "-" if stats.oldest_waiting_age is None else brief(stats.oldest_waiting_age)
 
 
-@click.command(cls=ClientCommand, epilog=EPILOG)
+@click.command(cls=ClientCommand, epilog=EPILOG, short_help="List locks, and who holds them.")
 @calls_server
 @click.option(
     "--resource", default="", metavar="TEXT", help="Only locks of resources that begin so."

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _SECONDS = 60.0
 
 
-@click.group()
+@click.group(short_help="List, create and delete namespaces.")
 def namespace() -> None:
     """List, create, move and delete namespaces: separate stores on the same server.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from wfe_persistence_client import PersistenceProvider
 
 
-@click.command(cls=ClientCommand, epilog=EPILOG)
+@click.command(cls=ClientCommand, epilog=EPILOG, short_help="Delete what ended long ago.")
 @calls_server
 @click.option(
     "--ended-before",

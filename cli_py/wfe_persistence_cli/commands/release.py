@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from wfe_persistence_client import EventSubscription, Lock, PersistenceProvider
 
 
-@click.group()
+@click.group(short_help="Take a hold from a worker that is gone.")
 def release() -> None:
     """Take a lock or the token of a subscription away from a worker that is gone for good.
 

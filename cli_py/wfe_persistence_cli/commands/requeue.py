@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 _MOST = 1000
 
 
-@click.command(cls=ClientCommand, epilog=EPILOG)
+@click.command(
+    cls=ClientCommand, epilog=EPILOG, short_help="Have dead or delayed items tried again."
+)
 @click.argument("queue")
 @click.argument("ids", nargs=-1, metavar="[ID]…")
 @calls_server

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from wfe_persistence_cli.calling import Caller, calls_server
+from wfe_persistence_cli.output import Output, output_option
 from wfe_persistence_cli.status import EPILOG
 from wfe_persistence_cli.target import ClientCommand
 
@@ -41,7 +41,7 @@ class _Age(click.ParamType):  # type: ignore[type-arg]
         return (definition, seconds) if self._of_definition else seconds
 
 
-@click.group()
+@click.group(short_help="Show and set what is deleted by itself.")
 def retention() -> None:
     """Show, set and try out what the servers delete by themselves in a namespace.
 
@@ -54,8 +54,9 @@ def retention() -> None:
 
 @retention.command(cls=ClientCommand, epilog=EPILOG)
 @calls_server
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def show(call: Caller, *, as_json: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="As -o json.")
+@output_option
+def show(call: Caller, *, as_json: bool, output: Output) -> None:
     """Show the retention policy of a namespace, and what it has done.
 
     \b
@@ -66,9 +67,9 @@ def show(call: Caller, *, as_json: bool) -> None:
     from wfe.persistence.v1 import store_pb2
 
     state = call("GetRetentionPolicy", store_pb2.GetRetentionPolicyRequest())
-    if as_json:
+    if as_json or output.is_data:
         shown = MessageToDict(state, preserving_proto_field_name=True)
-        click.echo(json.dumps(shown, indent=2))
+        (Output("json") if as_json else output).one(shown)
         return
     if not state.HasField("set_time"):
         click.echo("no policy: nothing is deleted by itself")
@@ -205,7 +206,9 @@ def _counts(counts: RetentionCounts) -> str:
     return (", ".join(parts) or "nothing") + more
 
 
-@click.command(cls=ClientCommand, epilog=EPILOG)
+@click.command(
+    cls=ClientCommand, epilog=EPILOG, short_help="Show how much space a namespace takes."
+)
 @calls_server
 @click.option(
     "--max-rows",
@@ -214,8 +217,9 @@ def _counts(counts: RetentionCounts) -> str:
     show_default=True,
     help="About how many rows to count at most of those that the retention policy lets go.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def storage(call: Caller, *, max_rows: int, as_json: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="As -o json.")
+@output_option
+def storage(call: Caller, *, max_rows: int, as_json: bool, output: Output) -> None:
     """Show how much space a namespace takes, and what its retention policy would free.
 
     \b
@@ -227,11 +231,11 @@ def storage(call: Caller, *, max_rows: int, as_json: bool) -> None:
 
     request = store_pb2.GetStorageReportRequest(max_rows=max_rows)
     report = call("GetStorageReport", request)
-    if as_json:
+    if as_json or output.is_data:
         shown = MessageToDict(
             report, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
         )
-        click.echo(json.dumps(shown, indent=2))
+        (Output("json") if as_json else output).one(shown)
         return
     lines = [("table", "rows", "dead rows", "table", "indexes", "bloat")]
     for each in report.tables:

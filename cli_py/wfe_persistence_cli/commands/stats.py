@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _MOST: Final = 1000
 
 
-@click.command(cls=ClientCommand, epilog=EPILOG)
+@click.command(cls=ClientCommand, epilog=EPILOG, short_help="Show how a namespace is, at a glance.")
 @calls_server
 @click.option("--no-count", is_flag=True, help="Do not count the workflows, which reads them all.")
 @output_option

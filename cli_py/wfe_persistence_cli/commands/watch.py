@@ -29,7 +29,7 @@ _EVENT_STYLES = {
 }  # fmt: skip
 
 
-@click.command(cls=ClientCommand, epilog=EPILOG)
+@click.command(cls=ClientCommand, epilog=EPILOG, short_help="Show changes as they come.")
 @click.argument("workflow", required=False)
 @calls_server
 @click.option(

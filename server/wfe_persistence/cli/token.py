@@ -17,7 +17,7 @@ from wfe_persistence.settings import Settings
 _UNITS: Final = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
 
 
-@click.group()
+@click.group(short_help="Manage the file of bearer tokens.")
 def token() -> None:
     """Manage the file of bearer tokens that `serve --token-file` accepts.
 
