@@ -54,6 +54,7 @@ COMMANDS = [
     "terminate",
     "delete",
     "requeue",
+    "release item",
     "release lock",
     "release subscription",
     "purge",

@@ -169,7 +169,8 @@ def _of_queues(found: Circumstances, now: datetime) -> Iterator[tuple[str, str]]
         elif state == "LEASED" and listed.lease is not None:
             yield (
                 f"{listed.lease.worker_id or 'A worker without a name'} is running it, under a "
-                f"lease that expires {ago(listed.lease.expiry, now)}.",
+                f"lease that expires {ago(listed.lease.expiry, now)}. (If it is gone, "
+                f"`release item {queue} {listed.item.id}` has another run it.)",
                 "running",
             )
         else:

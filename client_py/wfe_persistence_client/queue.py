@@ -228,7 +228,12 @@ class Queues(Saving):
         ]
 
     async def requeue_items(
-        self, queue: str, item_ids: Iterable[str] = (), *, max_dead: int = 0
+        self,
+        queue: str,
+        item_ids: Iterable[str] = (),
+        *,
+        max_dead: int = 0,
+        break_leases: bool = False,
     ) -> int:
         """Makes dead and delayed items visible now, and returns how many.
 
@@ -236,11 +241,18 @@ class Queues(Saving):
             queue: its name.
             item_ids: the ids of items, at most 1000.
             max_dead: at most how many dead items besides, up to 1000, whatever their ids.
+            break_leases: those of `item_ids` that are under a lease, too: their worker is gone
+                for good, or must be stopped; it gets `LeaseLost`. A repetition after a lost
+                response would break the next worker's lease as well.
         """
         response = await self._calls.unary(
             self._queues.RequeueItems,
             build(
-                queue_pb2.RequeueItemsRequest, queue=queue, ids=list(item_ids), max_dead=max_dead
+                queue_pb2.RequeueItemsRequest,
+                queue=queue,
+                ids=list(item_ids),
+                max_dead=max_dead,
+                break_leases=break_leases,
             ),
         )
         return response.requeued

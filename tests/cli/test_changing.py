@@ -17,6 +17,7 @@ from tests.cli.conftest import Shop, with_provider
 from tests.cli.program import AT_NOON, ROOT, on_terminal, run
 from tests.cli.scene import before_noon
 from wfe_persistence_client import (
+    LeaseLost,
     LifecycleEvent,
     LifecycleEventType,
     PersistenceProvider,
@@ -224,6 +225,30 @@ def test_release(shop: Shop) -> None:
     shop.says("release", "lock", "6f0c", "--yes", "--epoch", "1", status=3)
     assert "was held by host-7" in shop.says("release", "lock", "6f0c", "--yes")
     assert shop.says("locks") == "no locks\n"
+
+
+def test_release_of_an_item(shop: Shop) -> None:
+    shop.says("release", "item", "workflow", "nope", "--yes", status=4)
+    assert "nobody holds a lease on 6f0c: it is DEAD" in shop.says(
+        "release", "item", "workflow", "6f0c"
+    )
+
+    async def held(provider: PersistenceProvider) -> None:
+        await provider.enqueue([QueueItem(queue="workflow", id="6f0c")])
+        [taken] = (await provider.dequeue(["workflow"], worker_id="host-8")).items
+        told = await asyncio.to_thread(run, ["get", "6f0c"], shop.env)
+        assert "`release item workflow 6f0c` has another run it" in told.stdout
+        asked = await asyncio.to_thread(run, ["release", "item", "workflow", "6f0c"], shop.env)
+        assert asked.returncode == 2
+        done = await asyncio.to_thread(
+            run, ["release", "item", "workflow", "6f0c", "--yes"], shop.env
+        )
+        assert (done.returncode, "was held by host-8" in done.stderr) == (0, True)
+        with pytest.raises(LeaseLost):
+            await provider.acknowledge([taken.receipt])
+        assert len((await provider.dequeue(["workflow"])).items) == 1
+
+    with_provider(shop, held)
 
 
 def test_requeue(shop: Shop) -> None:

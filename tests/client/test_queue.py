@@ -120,6 +120,11 @@ async def test_people_see_and_mend_queues(real: PersistenceProvider, name: str) 
     [item] = await real.list_queue_items(name, item_id="a")
     assert item.lease is not None
     assert item.lease.epoch == held.epoch
+    assert await real.requeue_items(name, ["a"]) == 0
+    assert await real.requeue_items(name, ["a"], break_leases=True) == 1
+    with pytest.raises(LeaseLost):
+        await real.acknowledge([held.receipt])
+    held = await take(real, name)
     await real.enqueue([QueueItem(queue=name, id="a")])
     [item] = await real.list_queue_items(name)
     assert item.again_time is not None

@@ -427,6 +427,7 @@ NO_BAD_VALUE: Final = {
     "CountWorkflowsRequest.filter": "absent: any workflow",
     "WatchWorkflowsRequest.filter": "absent: any workflow",
     "PurgeWorkflowsRequest.dry_run": "a bool is good either way",
+    "RequeueItemsRequest.break_leases": "a bool is good either way",
     "ListEventsRequest.is_processed": "a bool is good either way",
     "PurgeEventsRequest.include_unprocessed": "a bool is good either way",
     "PurgeEventsRequest.dry_run": "a bool is good either way",

@@ -294,6 +294,44 @@ async def test_waiting_and_leased_items_are_not_requeued(own: OwnQueue) -> None:
     assert await own.items() == before
 
 
+async def test_leases_are_broken_if_that_is_asked_for(own: OwnQueue) -> None:
+    await filled(own)
+    chosen = {"ids": ["waiting 1", "leased 1", "delayed 1", "absent"], "break_leases": True}
+    assert await own.api.requeue_items(queue=own.name, **chosen) == 2
+    states = await own.states()
+    assert [states[f"{state} 1"] for state in ("waiting", "leased", "delayed")] == [WAITING] * 3
+    assert (states["leased 2"], states["dead 1"]) == (LEASED, DEAD)
+
+
+async def test_a_worker_whose_lease_was_broken_has_lost_the_item(own: OwnQueue) -> None:
+    claim = await own.taken("a")
+    assert await own.api.requeue_items(queue=own.name, ids=["a"], break_leases=True) == 1
+    for use in (own.api.acknowledge, own.api.return_items, own.api.renew_items):
+        with fails("FAILED_PRECONDITION", "LEASE_LOST"):
+            await use(claim.receipt)
+    again = {each.item.id: each for each in await own.dequeue()}
+    assert again["a"].epoch > claim.epoch
+    assert again["a"].attempt == 1
+
+
+async def test_a_lease_is_broken_even_if_it_has_expired(own: OwnQueue) -> None:
+    claim = await own.taken("a", lease_duration=SHORT)
+
+    async def has_expired() -> bool:
+        return (await own.states())["a"] == WAITING
+
+    await eventually(has_expired)
+    assert await own.api.requeue_items(queue=own.name, ids=["a"], break_leases=True) == 1
+    with fails("FAILED_PRECONDITION", "LEASE_LOST"):
+        await own.api.acknowledge(claim.receipt)
+
+
+async def test_what_is_chosen_by_max_dead_breaks_no_lease(own: OwnQueue) -> None:
+    await filled(own)
+    assert await own.api.requeue_items(queue=own.name, max_dead=10, break_leases=True) == 2
+    assert (await own.states())["leased 1"] == LEASED
+
+
 async def test_requeueing_again_changes_nothing(own: OwnQueue) -> None:
     await filled(own)
     assert await own.api.requeue_items(queue=own.name, max_dead=10) == 2

@@ -334,6 +334,10 @@ def plant_no_owners() -> None:
 
 FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     # name: (how to plant it, the conformance test that must catch it)
+    "a broken lease is still its worker's": (
+        replace(queue, "REQUEUE_ITEMS", "lease_id = NULL", "lease_id = lease_id"),
+        "test_queue_people.py::test_a_worker_whose_lease_was_broken_has_lost_the_item",
+    ),
     "persist writes over what came in between": (
         paused(
             replace(commit, "PERSIST_WORKFLOW", "AND w.revision = stored.revision", ""),

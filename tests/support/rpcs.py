@@ -593,6 +593,7 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
         "queue": make.queue(),
         "ids": [make.new_id("item") for _ in range(3)],
         "max_dead": 10,
+        "break_leases": True,
     },
     "DeleteItems": lambda: {
         "queue": make.queue(),

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 @click.group(short_help="Take a hold from a worker that is gone.")
 def release() -> None:
-    """Take a lock or the token of a subscription away from a worker that is gone for good.
+    """Take a lock, the lease on an item of a queue, or the token of a subscription away from a
+    worker that is gone for good.
 
     A worker that is not gone learns of it when it next uses what it held, and its writes under it
-    are refused. The server's audit log says who did it. Leases on commands and items of queues end
-    by themselves when they expire.
+    are refused. The server's audit log says who did it. Leases on commands end by themselves when
+    they expire.
 
     \b
     Example: wfe-persistence release subscription s2
@@ -101,3 +102,36 @@ def subscription(call: Caller, *, id_: str, yes: bool) -> None:
     )
     call.run(lambda provider: provider.release_subscription(claim))
     tell(f"{id_}: released, was held by {by}")
+
+
+@release.command(cls=ClientCommand, epilog=EPILOG)
+@click.argument("queue")
+@click.argument("id_", metavar="ID")
+@calls_server
+@_yes_option
+def item(call: Caller, *, queue: str, id_: str, yes: bool) -> None:
+    """Have the item ID of QUEUE handled by another worker than the one that holds its lease.
+
+    \b
+    Example: wfe-persistence release item workflow 6f0c
+    """
+    found = call.run(lambda provider: provider.list_queue_items(queue, item_id=id_))
+    if not found:
+        tell(f"the queue {queue} has no item {id_}")
+        sys.exit(NOT_FOUND)
+    lease = found[0].lease
+    if lease is None:
+        tell(f"nobody holds a lease on {id_}: it is {found[0].state.name}")
+        return
+    worker = lease.worker_id or "A worker without a name"
+    expiry = ago(lease.expiry, times.now())
+    confirm(
+        f"{worker} holds {id_} of the queue {queue}, under a lease that expires {expiry}. "
+        "Release it?",
+        yes=yes,
+    )
+    done = call.run(lambda provider: provider.requeue_items(queue, [id_], break_leases=True))
+    if not done:
+        tell(f"{id_}: it was released by itself, or the server can't do that; nothing was changed")
+        sys.exit(CONFLICT)
+    tell(f"{id_}: released, was held by {worker}")

@@ -193,13 +193,18 @@ class SetQueues(SetTaking):
         return [total[name] for name in sorted(total)]
 
     async def requeue_items(
-        self, queue: str, item_ids: Iterable[str] = (), *, max_dead: int = 0
+        self,
+        queue: str,
+        item_ids: Iterable[str] = (),
+        *,
+        max_dead: int = 0,
+        break_leases: bool = False,
     ) -> int:
         """As of a single namespace."""
         ids = list(item_ids)
         requeued = 0
         for member in await self._members():
-            some = await member.requeue_items(queue, ids)
+            some = await member.requeue_items(queue, ids, break_leases=break_leases)
             if (left := max_dead) > 0:
                 dead = await member.requeue_items(queue, max_dead=left)
                 max_dead -= dead

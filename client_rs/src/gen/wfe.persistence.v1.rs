@@ -6670,6 +6670,12 @@ pub struct RequeueItemsRequest {
     /// INVALID_ARGUMENT. Repeat the call until it has requeued fewer.
     #[prost(int32, tag = "3")]
     pub max_dead: i32,
+    /// Items of `ids` under a lease, too, even if it has expired: their worker is gone
+    /// for good, or must be stopped. It gets LEASE_LOST when it uses its receipt. The
+    /// audit log says who did it. Servers that do not know this field leave such items
+    /// alone.
+    #[prost(bool, tag = "4")]
+    pub break_leases: bool,
 }
 /// RequeueItemsResponse is the response of RequeueItems.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -7105,8 +7111,9 @@ pub mod queue_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// Makes dead and delayed items of a queue visible now, with attempt 0, for
-        /// people who have mended what was wrong. Items of other states, and ids of which
-        /// there is no item, are left alone. Idempotent. Errors: INVALID_ARGUMENT.
+        /// people who have mended what was wrong; with `break_leases`, leased ones too.
+        /// Items of other states, and ids of which there is no item, are left alone.
+        /// Idempotent, but for `break_leases`. Errors: INVALID_ARGUMENT.
         pub async fn requeue_items(
             &mut self,
             request: impl tonic::IntoRequest<super::RequeueItemsRequest>,

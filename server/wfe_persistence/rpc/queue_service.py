@@ -117,10 +117,15 @@ class QueueService:
     async def RequeueItems(
         self, request: pb.RequeueItemsRequest, call: Call
     ) -> pb.RequeueItemsResponse:
-        """Make dead and delayed items visible."""
+        """Make dead and delayed items visible, and leased ones if asked to."""
         max_dead = _check_chosen(request, call.check)
         requeued = await queue.requeue_items(
-            call.store, request.queue, request.ids, max_dead, call.env.waiters
+            call.store,
+            request.queue,
+            request.ids,
+            max_dead,
+            call.env.waiters,
+            break_leases=request.break_leases,
         )
         return pb.RequeueItemsResponse(requeued=requeued)
 

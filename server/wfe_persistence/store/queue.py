@@ -24,7 +24,15 @@ from wfe_persistence.store.lease import (
 from wfe_persistence.store.queue_parts import BY_TIME, KEY_ORDER, MERGED
 from wfe_persistence.store.queue_waiting import queue_line
 from wfe_persistence.store.records import QUEUE_ITEM, QUEUE_KIND
-from wfe_persistence.store.rows import integer, pg_micros, read_int8, read_time, text, text_list
+from wfe_persistence.store.rows import (
+    boolean,
+    integer,
+    pg_micros,
+    read_int8,
+    read_time,
+    text,
+    text_list,
+)
 from wfe_persistence.store.tables import Store
 from wfe_persistence.store.waiting import Waiters
 
@@ -163,7 +171,7 @@ async def configure_queue(store: Store, request: ConfigureQueueRequest) -> None:
     )
 
 
-# $1 the queue, $2 ids, $3 the most dead items besides.
+# $1 the queue, $2 ids, $3 the most dead items besides ($4 whether leases are broken).
 _NAMED_AND_DEAD: Final = f"""
 WITH named AS MATERIALIZED (
     SELECT i.n FROM jsonb_array_elements_text($2::jsonb) AS g(id), LATERAL (
@@ -187,7 +195,10 @@ REQUEUE_ITEMS = f"""{_NAMED_AND_DEAD}, requeued AS (
         visible_time = now(), dead = FALSE, attempt = 0,
         again_time = NULL, lease_id = NULL, lease_worker_id = NULL
     WHERE n = ANY (ARRAY (SELECT n FROM chosen))
-        AND (dead OR (lease_id IS NULL AND {unexpired("visible_time")}))
+        AND (dead OR CASE
+            WHEN lease_id IS NULL THEN {unexpired("visible_time")}
+            ELSE $4::boolean
+        END)
     RETURNING 1
 )
 SELECT count(*) FROM requeued
@@ -195,10 +206,19 @@ SELECT count(*) FROM requeued
 
 
 async def requeue_items(
-    store: Store, queue: str, ids: Iterable[str], max_dead: int, waiters: Waiters
+    store: Store,
+    queue: str,
+    ids: Iterable[str],
+    max_dead: int,
+    waiters: Waiters,
+    *,
+    break_leases: bool = False,
 ) -> int:
-    """Make dead and delayed items visible; returns how many."""
-    row = await store.write_once(REQUEUE_ITEMS, text(queue), text_list(ids), integer(max_dead))
+    """Make dead and delayed items visible, and leased ones if their leases are to be broken;
+    returns how many."""
+    row = await store.write_once(
+        REQUEUE_ITEMS, text(queue), text_list(ids), integer(max_dead), boolean(break_leases)
+    )
     requeued = read_int8(row.get_value(0, 0))
     wake_queues(store, waiters, {queue: requeued})
     return requeued

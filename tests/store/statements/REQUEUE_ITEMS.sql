@@ -18,7 +18,10 @@ WITH named AS MATERIALIZED (
         visible_time = now(), dead = FALSE, attempt = 0,
         again_time = NULL, lease_id = NULL, lease_worker_id = NULL
     WHERE n = ANY (ARRAY (SELECT n FROM chosen))
-        AND (dead OR (lease_id IS NULL AND visible_time > now()))
+        AND (dead OR CASE
+            WHEN lease_id IS NULL THEN visible_time > now()
+            ELSE $4::boolean
+        END)
     RETURNING 1
 )
 SELECT count(*) FROM requeued;

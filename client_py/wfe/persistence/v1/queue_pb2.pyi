@@ -697,12 +697,19 @@ class RequeueItemsRequest(google.protobuf.message.Message):
     QUEUE_FIELD_NUMBER: builtins.int
     IDS_FIELD_NUMBER: builtins.int
     MAX_DEAD_FIELD_NUMBER: builtins.int
+    BREAK_LEASES_FIELD_NUMBER: builtins.int
     queue: builtins.str
     """The queue's name; required."""
     max_dead: builtins.int
     """Dead items of the queue besides, whatever their ids: at most this number, the
     first ones first. 0: none; values above 1000 mean 1000; negative:
     INVALID_ARGUMENT. Repeat the call until it has requeued fewer.
+    """
+    break_leases: builtins.bool
+    """Items of `ids` under a lease, too, even if it has expired: their worker is gone
+    for good, or must be stopped. It gets LEASE_LOST when it uses its receipt. The
+    audit log says who did it. Servers that do not know this field leave such items
+    alone.
     """
     @property
     def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -714,8 +721,9 @@ class RequeueItemsRequest(google.protobuf.message.Message):
         queue: builtins.str = ...,
         ids: collections.abc.Iterable[builtins.str] | None = ...,
         max_dead: builtins.int = ...,
+        break_leases: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["ids", b"ids", "max_dead", b"max_dead", "queue", b"queue"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["break_leases", b"break_leases", "ids", b"ids", "max_dead", b"max_dead", "queue", b"queue"]) -> None: ...
 
 Global___RequeueItemsRequest: typing_extensions.TypeAlias = RequeueItemsRequest
 

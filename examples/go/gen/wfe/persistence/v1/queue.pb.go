@@ -1379,7 +1379,12 @@ type RequeueItemsRequest struct {
 	// Dead items of the queue besides, whatever their ids: at most this number, the
 	// first ones first. 0: none; values above 1000 mean 1000; negative:
 	// INVALID_ARGUMENT. Repeat the call until it has requeued fewer.
-	MaxDead       int32 `protobuf:"varint,3,opt,name=max_dead,json=maxDead,proto3" json:"max_dead,omitempty"`
+	MaxDead int32 `protobuf:"varint,3,opt,name=max_dead,json=maxDead,proto3" json:"max_dead,omitempty"`
+	// Items of `ids` under a lease, too, even if it has expired: their worker is gone
+	// for good, or must be stopped. It gets LEASE_LOST when it uses its receipt. The
+	// audit log says who did it. Servers that do not know this field leave such items
+	// alone.
+	BreakLeases   bool `protobuf:"varint,4,opt,name=break_leases,json=breakLeases,proto3" json:"break_leases,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1433,6 +1438,13 @@ func (x *RequeueItemsRequest) GetMaxDead() int32 {
 		return x.MaxDead
 	}
 	return 0
+}
+
+func (x *RequeueItemsRequest) GetBreakLeases() bool {
+	if x != nil {
+		return x.BreakLeases
+	}
+	return false
 }
 
 // RequeueItemsResponse is the response of RequeueItems.
@@ -1777,11 +1789,12 @@ const file_wfe_persistence_v1_queue_proto_rawDesc = "" +
 	"\adelayed\x18\x05 \x01(\x03R\adelayed\x12\x16\n" +
 	"\x06leased\x18\x06 \x01(\x03R\x06leased\x12\x12\n" +
 	"\x04dead\x18\a \x01(\x03R\x04dead\x12G\n" +
-	"\x12oldest_waiting_age\x18\b \x01(\v2\x19.google.protobuf.DurationR\x10oldestWaitingAge\"X\n" +
+	"\x12oldest_waiting_age\x18\b \x01(\v2\x19.google.protobuf.DurationR\x10oldestWaitingAge\"{\n" +
 	"\x13RequeueItemsRequest\x12\x14\n" +
 	"\x05queue\x18\x01 \x01(\tR\x05queue\x12\x10\n" +
 	"\x03ids\x18\x02 \x03(\tR\x03ids\x12\x19\n" +
-	"\bmax_dead\x18\x03 \x01(\x05R\amaxDead\"2\n" +
+	"\bmax_dead\x18\x03 \x01(\x05R\amaxDead\x12!\n" +
+	"\fbreak_leases\x18\x04 \x01(\bR\vbreakLeases\"2\n" +
 	"\x14RequeueItemsResponse\x12\x1a\n" +
 	"\brequeued\x18\x01 \x01(\x05R\brequeued\"W\n" +
 	"\x12DeleteItemsRequest\x12\x14\n" +
