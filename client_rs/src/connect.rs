@@ -12,9 +12,11 @@ use crate::cache::Cache;
 use crate::call::{Caller, Retry};
 use crate::error::Error;
 use crate::host::HostSettings;
+use crate::namespace_set::GrpcNamespaceSet;
 use crate::pool::Pool;
 use crate::provider::{Claims, GrpcPersistenceProvider, Options};
 use crate::token::{self, Authorization};
+use crate::v1;
 
 /// Configures and connects a [`GrpcPersistenceProvider`] or a [`GrpcHost`](crate::GrpcHost).
 ///
@@ -312,6 +314,33 @@ impl Builder {
         let provider = self.connect_lazy()?;
         let info = provider.store_info().await?;
         Ok(provider.with_capabilities(info.capabilities.unwrap_or_default()))
+    }
+
+    /// Connects to a namespace set: one store that is spread over several namespaces. The server
+    /// says which they are, so no client can be told a wrong number of them. The namespace of
+    /// [`Builder::namespace`] does not matter.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Builder::connect`]; `NAMESPACE_SET_NOT_FOUND`; `NAMESPACE_SET_INCOMPLETE`: its
+    /// creation or deletion has not been finished.
+    pub async fn connect_set(self, name: &str) -> Result<GrpcNamespaceSet, Error> {
+        let provider = self.connect_lazy()?;
+        let request = v1::GetNamespaceSetRequest { name: name.into() };
+        let found = provider.call(&request).await?.namespace_set;
+        let mut members = Vec::new();
+        for member in found.unwrap_or_default().members {
+            let namespace = metadata("namespace", &member)?;
+            members.push(provider.clone().in_namespace(namespace));
+        }
+        let Some(first) = members.first() else {
+            return Err(Error::bad_response("a namespace set without members"));
+        };
+        let capabilities = first.store_info().await?.capabilities.unwrap_or_default();
+        let members = members
+            .into_iter()
+            .map(|member| member.with_capabilities(capabilities));
+        Ok(GrpcNamespaceSet::new(members.collect()))
     }
 
     /// Checks the settings, but connects only with the first call.

@@ -121,6 +121,13 @@ impl Error {
         Self::local(Code::InvalidArgument, message)
     }
 
+    /// What the client itself refuses, for a reason that the server has, too.
+    pub(crate) fn refused(reason: ErrorReason, message: &str) -> Self {
+        let mut error = Self::local(Code::AlreadyExists, message);
+        error.0.reason = Some(reason);
+        error
+    }
+
     /// A response that cannot be converted to the engine's model.
     pub(crate) fn bad_response(what: &str) -> Self {
         let mut error = Self::local(Code::Internal, format!("the server returned {what}"));

@@ -16,6 +16,7 @@ use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
+use tonic::metadata::{Ascii, MetadataValue};
 use uuid::Uuid;
 
 use crate::cache::Cache;
@@ -75,6 +76,12 @@ impl GrpcPersistenceProvider {
             strict: options.strict,
             scheduled_commands: true,
         }
+    }
+
+    /// The same, for a namespace.
+    pub(crate) fn in_namespace(mut self, namespace: MetadataValue<Ascii>) -> Self {
+        self.caller.namespace = Some(namespace);
+        self
     }
 
     /// What the server said it supports.

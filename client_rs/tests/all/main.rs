@@ -13,6 +13,7 @@ mod mixed_fleet;
 mod newer;
 mod persistence;
 mod saving;
+mod sets;
 mod stub;
 mod suites;
 #[cfg(feature = "tls")]
