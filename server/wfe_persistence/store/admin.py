@@ -52,17 +52,16 @@ async def database_info(store: Store) -> DatabaseInfo:
     )
 
 
-READ_ONLY = """
-SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::boolean
-"""
+READ_ONLY = "SELECT pg_is_in_recovery()"
 
 
 async def why_read_only(store: Store) -> str:
-    """Why the database takes no writes; empty: it takes them."""
+    """Why the database takes no writes; empty: it is no standby. (Whether it is read-only by a
+    setting, the sessions that are there would say only as it was when they began.)"""
     row = await store.read(READ_ONLY)
     if read_bool(row.get_value(0, 0)):
         return "the database is a standby, which takes no writes until it is promoted"
-    return "the database is read-only" if read_bool(row.get_value(0, 1)) else ""
+    return ""
 
 
 TRUNCATE_ALL = f"""

@@ -1,1 +1,1 @@
-SELECT pg_is_in_recovery(), current_setting('transaction_read_only')::boolean;
+SELECT pg_is_in_recovery();
