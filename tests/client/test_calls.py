@@ -84,6 +84,8 @@ STORED = workflow_pb2.WorkflowInstance(
     id="w", data_json="{}", status=workflow_pb2.WORKFLOW_STATUS_RUNNABLE
 )
 
+SET = store_pb2.NamespaceSet(name="s", members=["s_0"])
+
 LIFECYCLE_EVENT = LifecycleEvent(
     type=LifecycleEventType.STARTED, workflow_id="w", workflow_definition_id="d"
 )
@@ -350,6 +352,26 @@ CALLS: dict[str, tuple[Call, Any]] = {
     "ListDatabases": (lambda p: p.list_databases(), store_pb2.ListDatabasesResponse()),
     "ListNamespaces": (lambda p: p.list_namespaces(), store_pb2.ListNamespacesResponse()),
     "DeleteNamespace": (lambda p: p.delete_namespace("n"), store_pb2.DeleteNamespaceResponse()),
+    "CreateNamespaceSet": (
+        lambda p: p.create_namespace_set("s", 1),
+        store_pb2.CreateNamespaceSetResponse(namespace_set=SET),
+    ),
+    "GetNamespaceSet": (
+        lambda p: p.get_namespace_set("s"),
+        store_pb2.GetNamespaceSetResponse(namespace_set=SET),
+    ),
+    "DeleteNamespaceSet": (
+        lambda p: p.delete_namespace_set("s"),
+        store_pb2.DeleteNamespaceSetResponse(),
+    ),
+    "SetNameHolder": (
+        lambda p: p.set_name_holder("n", "w", claim_id="c"),
+        workflow_pb2.SetNameHolderResponse(workflow_id="w", claim_id="c"),
+    ),
+    "GetNameHolder": (
+        lambda p: p.get_name_holder("n"),
+        workflow_pb2.GetNameHolderResponse(workflow_id="w", claim_id="c"),
+    ),
     "MoveNamespace": (
         lambda p: all_of(p.move_namespace("n", "b")),
         [store_pb2.MoveNamespaceResponse(phase=store_pb2.MOVE_PHASE_MOVED)],
@@ -388,6 +410,7 @@ UNREPEATABLE = {
     "PersistErrors",
     "TruncateAll",
     "DeleteNamespace",
+    "DeleteNamespaceSet",
     "DeleteWorkflow",
 }
 REPEATED = sorted(set(CALLS) - UNREPEATABLE)

@@ -79,6 +79,9 @@ class Namespace:
         await api.commands.ScheduleCommand(
             c.ScheduleCommandRequest(command=self.command), metadata=metadata
         )
+        await api.workflows.SetNameHolder(
+            w.SetNameHolderRequest(name="claimed", workflow_id="w", claim_id="c"), metadata=metadata
+        )
         claimed = await api.commands.ClaimCommands(c.ClaimCommandsRequest(), metadata=metadata)
         self.lease_token = claimed.commands[0].lease_token
         locked = await api.locks.AcquireLock(lk.AcquireLockRequest(resource="r"), metadata=metadata)
@@ -101,6 +104,9 @@ class Namespace:
             await api.store.ListErrors(st.ListErrorsRequest(), metadata=metadata),
             await api.commands.ListCommands(c.ListCommandsRequest(), metadata=metadata),
             await api.locks.ListLocks(lk.ListLocksRequest(), metadata=metadata),
+            await api.workflows.GetNameHolder(
+                w.GetNameHolderRequest(name="claimed"), metadata=metadata
+            ),
             await api.published_since(self.cursor, metadata=metadata),
         ]
 
@@ -238,6 +244,15 @@ CASES: dict[str, Case] = {
     "MoveNamespace": (
         lambda n: st.MoveNamespaceRequest(name="no_such", database="home"), "NAMESPACE_NOT_FOUND"),
     "AbortMoveNamespace": (lambda n: st.AbortMoveNamespaceRequest(name="no_such"), ["aborted"]),
+    "CreateNamespaceSet": (
+        lambda n: st.CreateNamespaceSetRequest(name=n.name, members=0), "INVALID_FIELD"),
+    "GetNamespaceSet": (
+        lambda n: st.GetNamespaceSetRequest(name="no_such"), "NAMESPACE_SET_NOT_FOUND"),
+    "DeleteNamespaceSet": (
+        lambda n: st.DeleteNamespaceSetRequest(name="no_such"), "NAMESPACE_SET_NOT_FOUND"),
+    "SetNameHolder": (
+        lambda n: w.SetNameHolderRequest(name="claimed", expected_claim_id="c"), ["workflow_id"]),
+    "GetNameHolder": (lambda n: w.GetNameHolderRequest(name="claimed"), ["workflow_id"]),
     "SetRetentionPolicy": (
         lambda n: st.SetRetentionPolicyRequest(policy=st.RetentionPolicy(
             workflows=[st.WorkflowRetention(complete_age=MINUTE, terminated_age=MINUTE)],
@@ -282,7 +297,11 @@ async def test_call_with_ids_of_another_namespace_sees_and_changes_nothing(
     before = await filled.state()
     request, expected = CASES[rpc]
     if isinstance(expected, str):
-        codes = {"LEASE_LOST": "FAILED_PRECONDITION", "CURSOR_EXPIRED": "OUT_OF_RANGE"}
+        codes = {
+            "LEASE_LOST": "FAILED_PRECONDITION",
+            "CURSOR_EXPIRED": "OUT_OF_RANGE",
+            "INVALID_FIELD": "INVALID_ARGUMENT",
+        }
         with fails(codes.get(expected, "NOT_FOUND"), expected):
             await call(api, rpc, request(filled), other)
     else:

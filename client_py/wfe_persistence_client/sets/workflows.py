@@ -1,4 +1,7 @@
-"""Workflows of a namespace set: each is in the member of its id, with what is written with it."""
+"""Workflows of a namespace set: each is in the member of its id, with what is written with it.
+
+(Longer than 450 lines, as it has the methods of `WorkflowMethods`, each with its arguments.)
+"""
 
 import copy
 from collections.abc import (
