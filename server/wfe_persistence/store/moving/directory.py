@@ -15,7 +15,10 @@ from typing import Any, Final
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
+from wfe_persistence.store.postgres.prepared import Statement
+from wfe_persistence.store.postgres.session import Session
 from wfe_persistence.store.rows import (
+    Param,
     PGresult,
     boolean,
     integer,
@@ -179,11 +182,12 @@ class Directory:
         generation: int | None = None,
         moving_to: str | None = None,
         detail: dict[str, Any] | None = None,
+        session: Session | None = None,
     ) -> Entry:
-        """Write how far a move is. `was`: the phase it must be in. Raises TRANSACTION_CONFLICT if
-        somebody else drives it by now."""
-        rows = await self.home.write_once(
-            CHANGE_MOVE,
+        """Write how far a move is. `was`: the phase it must be in. `session`: a connection of its
+        own, while those of the pool wait for the move. Raises TRANSACTION_CONFLICT if somebody else
+        drives it by now."""
+        params: list[Param] = [
             text(entry.namespace),
             text(str(entry.epoch)),
             None if was is None else text(was),
@@ -192,7 +196,12 @@ class Directory:
             None if moving_to is None else text(moving_to),
             None if phase is None else text(phase),
             _json(detail or {}),
-        )
+        ]
+        if session is None:
+            rows = await self.home.write_once(CHANGE_MOVE, *params)
+        else:
+            statement = Statement.unprepared(self.home.schema.qualify(CHANGE_MOVE))
+            [rows] = await session.run([(statement, params)])
         return _entry(rows) or _lost(entry.namespace)
 
     async def touch(self, entry: Entry, detail: dict[str, Any]) -> None:

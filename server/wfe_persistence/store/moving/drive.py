@@ -27,6 +27,7 @@ from wfe_persistence.store.moving.directory import Directory, Entry
 from wfe_persistence.store.moving.failures import explained
 from wfe_persistence.store.moving.prerequisites import NotPossible, Plan, Way
 from wfe_persistence.store.moving.sides import AsyncConnection, Side
+from wfe_persistence.store.postgres.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -236,6 +237,7 @@ class Drive:
         """Hold writes, have the rest follow, and fence the source."""
         source, target, move = self.source, self.target, self.move
         async with (
+            self._apart() as session,
             source.connect() as holder,
             source.connect() as here,
             target.connect() as there,
@@ -264,7 +266,7 @@ class Drive:
                 )
             await switch.hold_sequences(holder, source)
             self.is_final = True
-            self.entry = await self._change(directory.SWITCHING)
+            self.entry = await self._change(directory.SWITCHING, session)
             await self._at("switching")
             await switch.fence(holder, source, self.archive, move)
             await self._at("fenced")
@@ -351,9 +353,22 @@ class Drive:
         for table in self.target.tables().values():
             await there.execute(sides.sql(f"ANALYZE {table}"))
 
-    async def _change(self, phase: str) -> Entry:
+    @asynccontextmanager
+    async def _apart(self) -> AsyncIterator[Session]:
+        """A connection to the directory that waits for nobody's writes."""
+        session = await Session.open(self._directory.home.database)
+        try:
+            yield session
+        finally:
+            await session.close()
+
+    async def _change(self, phase: str, session: Session | None = None) -> Entry:
         return await self._directory.change(
-            self.entry, phase=phase, was=self.entry.phase, moving_to=self.target.name
+            self.entry,
+            phase=phase,
+            was=self.entry.phase,
+            moving_to=self.target.name,
+            session=session,
         )
 
     @asynccontextmanager
