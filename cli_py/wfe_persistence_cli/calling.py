@@ -15,6 +15,7 @@ import click
 from wfe_persistence_cli.screen import tell
 from wfe_persistence_cli.status import FAILURE, INTERRUPTED, USAGE
 from wfe_persistence_cli.target import Target, target_options
+from wfe_persistence_cli.text import harmless
 
 if TYPE_CHECKING:
     import grpc
@@ -124,6 +125,7 @@ def confirm(question: str, *, yes: bool) -> None:
     """
     if yes:
         return
+    question = harmless(question)  # names in it are anybody's
     if not sys.stdin.isatty():
         raise click.UsageError(f"{question} Nobody can be asked here: say --yes")
     try:

@@ -86,7 +86,10 @@ class Target:
 
         tls = self._tls()
         if tls is None:
-            return grpc.insecure_channel(self.address)
+            # A proxy would be somewhere else, and the token is not for it.
+            has_token = self.token or self.token_file is not None
+            options = [("grpc.enable_http_proxy", 0)] if has_token else None
+            return grpc.insecure_channel(self.address, options)
         return grpc.secure_channel(self.address, tls.credentials(), tls.options())
 
     def connect(self, *, patient: bool = False) -> PersistenceProvider:

@@ -86,6 +86,10 @@ class Console:
             answer = await self._answer(request)
         except Refusal as exc:
             answer = exc.answer()
+        except (ValueError, OverflowError):  # of urlsplit, of times beyond the calendar
+            answer = Refusal(
+                HTTPStatus.BAD_REQUEST, "MALFORMED", "the request is malformed"
+            ).answer()
         return answer.secured()
 
     async def _answer(self, request: Request) -> Answer:
@@ -114,6 +118,9 @@ class Console:
         if request.method == "POST":
             self._check_origin(request)
             return await self._post(request, name)
+        if request.header("sec-fetch-site") not in ("", "none", "same-origin"):
+            # It could read nothing, but have the server count and record.
+            raise Refusal(HTTPStatus.FORBIDDEN, "ORIGIN", "the request comes from another site")
         if name == "session":
             return json_answer(
                 {

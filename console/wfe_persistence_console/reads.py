@@ -368,7 +368,8 @@ async def overview(caller: Caller, _: Request) -> Shape:
                     id=first.instance_ids[0], view=workflow_pb2.WorkflowView.WORKFLOW_VIEW_HEADER
                 ),
             )
-            oldest = shapes.header(found.instance)
+            if found.instance.HasField("next_execution"):  # a host may have just run it
+                oldest = shapes.header(found.instance)
         except Refusal as exc:
             if exc.status != HTTPStatus.NOT_FOUND:  # deleted meanwhile
                 raise

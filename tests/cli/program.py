@@ -60,13 +60,20 @@ def on_terminal(
     written = b""
     seen = 0
     waiting = list(answers)
+    interrupted = False
     deadline = time.monotonic() + seconds
     try:
         while time.monotonic() < deadline:
             if waiting and (at := written.find(waiting[0][0].encode(), seen)) >= 0:
                 seen = at + len(waiting[0][0])
-                os.write(terminal, waiting.pop(0)[1].encode())
-            if not select.select([terminal], [], [], 0.1)[0]:
+                typed = waiting.pop(0)[1]
+                os.write(terminal, typed.encode())
+                interrupted = typed == "\x03"
+            if not select.select([terminal], [], [], 5.0 if interrupted else 0.1)[0]:
+                if interrupted:
+                    # Python does not notice it between its last look and its wait for a key. Who
+                    # sits there presses it again.
+                    os.write(terminal, b"\x03")
                 continue
             try:
                 part = os.read(terminal, 65536)

@@ -85,8 +85,8 @@ def test_the_blocking_form_is_of_the_method_of_its_name(name: str) -> None:
     else:
         assert inspect.unwrap(blocking) is inspect.unwrap(ASYNC[name])
         assert blocking.__doc__ == ASYNC[name].__doc__
-        bulk = ("create_workflows", "create_events")
-        iterates = name in bulk or name.startswith(("iter_", "watch_", "export_"))
+        streams = ("create_workflows", "create_events", "move_namespace")
+        iterates = name in streams or name.startswith(("iter_", "watch_", "export_"))
         assert inspect.isgeneratorfunction(blocking) == iterates
         assert inspect.iscoroutinefunction(ASYNC[name]) != iterates
 

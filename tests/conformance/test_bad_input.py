@@ -270,6 +270,7 @@ DATABASES: Final = {
     # [a-z][a-z0-9_-]{0,39}
     "CreateNamespaceRequest.database",
     "CreateNamespaceSetRequest.databases",
+    "MoveNamespaceRequest.database",
 }
 LABELS: Final = {
     # KEY=VALUE
@@ -670,7 +671,7 @@ def _bad_texts(rpc: Rpc, name: str) -> Iterator[Bad]:
             if bad:
                 yield Bad(f"{bad[:50]}", bad, "FORMAT")
         return
-    if name in QUEUES:
+    if name in QUEUES or name == "MoveNamespaceRequest.database":
         yield Bad("empty", "", "REQUIRED")
     for table, texts in (
         (UUIDS, BAD_UUIDS),

@@ -66,7 +66,15 @@ def test_the_npm_package(consumer: Path, built: Callable[[str], Path], server: s
     # No sources, no tests, nothing of the build.
     kinds = (".js", ".d.ts", ".proto")
     others = {name for name in names if not name.endswith(kinds)}
-    assert others == {f"package/{name}" for name in ("LICENSE", "README.md", "package.json")}
+    assert others == {
+        f"package/{name}"
+        for name in (
+            "LICENSE",
+            "README.md",
+            "package.json",
+            "protos/wfe/persistence/v1/namespace_sets.json",
+        )
+    }
 
     run("npm", "install", "--no-audit", "--no-fund", package, cwd=consumer)
     run("npx", "--no-install", "tsc", cwd=consumer)

@@ -22,6 +22,7 @@ from wfe_persistence.store import event, namespace_list
 from wfe_persistence.store.migrate import migrate
 from wfe_persistence.store.migrate_all import migrate_all
 from wfe_persistence.store.migration_files import latest_version
+from wfe_persistence.store.migration_history import schema_version
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.paging import Cursor
 from wfe_persistence.store.placement import CREATING, SWITCHING, Placement
@@ -271,6 +272,31 @@ async def move(namespaces: Namespaces, store: Store, to: str, url: str, url_to: 
     assert await namespaces.placements.change(
         switching, phase=None, moving_to=None, database=to, generation=seen.generation + 1
     )
+
+
+async def test_the_store_that_a_move_has_left_is_not_created_anew(
+    namespaces: Namespaces, database_urls: dict[str, str]
+) -> None:
+    """Otherwise a server that does not know of the move would go on in an empty one."""
+    await namespaces.create_namespace("x", "a")
+    store = await namespaces.get("x")
+    seen = await namespaces.placements.read("x")
+    assert seen is not None
+    assert await namespaces.placements.change(seen, phase=SWITCHING, moving_to="b")
+    name = store.schema.name
+    await execute(database_urls["a"], f"ALTER SCHEMA {name} RENAME TO {name}__moved_1")
+    for database in ("", "a"):
+        with refused("ADMINISTRATION_BUSY"):
+            await namespaces.create_namespace("x", database)
+    with refused("SCHEMA_OUTDATED"):
+        await migrate(store.database, store.schema, must_exist=True)
+    assert (await schema_version(store)).number == 0
+    # One that was deleted, so that only its row is left, is created again.
+    switching = await namespaces.placements.read("x")
+    assert switching is not None
+    assert await namespaces.placements.change(switching, phase=None, moving_to=None)
+    await namespaces.create_namespace("x", "a")
+    assert (await schema_version(store)).number > 0
 
 
 async def test_calls_of_a_server_that_knows_nothing_of_a_move_go_on(

@@ -289,7 +289,8 @@ class _Lock:
     def __init__(
         self, provider: PersistenceProvider, instance: WorkflowInstance, *, force: bool, wait: float
     ) -> None:
-        self._provider = provider
+        # A replica might not know yet who runs it.
+        self._provider = provider.with_reads("primary")
         self._id = instance.id
         self._title = title_of(instance)
         self._force = force
@@ -304,7 +305,7 @@ class _Lock:
             acquired = await self._provider.acquire_lock(
                 self._id,
                 owner=_me(),
-                ttl=timedelta(seconds=_LOCK_SECONDS),
+                ttl=timedelta(seconds=_LOCK_SECONDS + self._wait),
                 wait=timedelta(seconds=self._wait),
             )
         except Unimplemented:
@@ -316,7 +317,9 @@ class _Lock:
             self._refuse(held[0].owner if held else "", "the lock on it")
         self._token = acquired.token
         try:
-            while not self._force and (worker := await self._worker()) is not None:
+            # What is counted there takes time, so only once.
+            queues = [] if self._force else await _queues(self._provider)
+            while (worker := await self._worker(queues)) is not None:
                 if time.monotonic() >= until:
                     self._refuse(worker, "its item of a queue")
                 await asyncio.sleep(_LOOK_SECONDS)
@@ -329,9 +332,9 @@ class _Lock:
         if self._token is not None:
             await self._provider.release_lock(self._token)
 
-    async def _worker(self) -> str | None:
+    async def _worker(self, queues: list[str]) -> str | None:
         """Who runs it; None: nobody."""
-        for queue in await _queues(self._provider):
+        for queue in queues:
             for listed in await self._provider.list_queue_items(queue, item_id=self._id):
                 if listed.lease is not None:
                     return listed.lease.worker_id

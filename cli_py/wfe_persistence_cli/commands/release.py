@@ -16,7 +16,12 @@ from wfe_persistence_cli.target import ClientCommand
 from wfe_persistence_cli.times import ago
 
 if TYPE_CHECKING:
-    from wfe_persistence_client import EventSubscription, Lock, PersistenceProvider
+    from wfe_persistence_client import (
+        EventSubscription,
+        ListedQueueItem,
+        Lock,
+        PersistenceProvider,
+    )
 
 
 @click.group(short_help="Take a hold from a worker that is gone.")
@@ -115,7 +120,13 @@ def item(call: Caller, *, queue: str, id_: str, yes: bool) -> None:
     \b
     Example: wfe-persistence release item workflow 6f0c
     """
-    found = call.run(lambda provider: provider.list_queue_items(queue, item_id=id_))
+
+    def look() -> list[ListedQueueItem]:
+        return call.run(
+            lambda provider: provider.with_reads("primary").list_queue_items(queue, item_id=id_)
+        )
+
+    found = look()
     if not found:
         tell(f"the queue {queue} has no item {id_}")
         sys.exit(NOT_FOUND)
@@ -130,6 +141,10 @@ def item(call: Caller, *, queue: str, id_: str, yes: bool) -> None:
         "Release it?",
         yes=yes,
     )
+    now = look()
+    if not (now and now[0].lease and now[0].lease.epoch == lease.epoch):
+        tell(f"{id_}: nobody holds it by now, or another worker; nothing was changed")
+        sys.exit(CONFLICT)
     done = call.run(lambda provider: provider.requeue_items(queue, [id_], break_leases=True))
     if not done:
         tell(f"{id_}: it was released by itself, or the server can't do that; nothing was changed")

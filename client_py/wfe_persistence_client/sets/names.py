@@ -91,7 +91,8 @@ class SetNames(SetMembers):
         """Whether a name can be taken over: its holder neither has it nor can get it any more."""
         if not holder.claim_id:
             return False
-        member = await self._of(holder.workflow_id)
+        # A replica might have neither yet.
+        member = (await self._of(holder.workflow_id)).with_reads("primary")
         # In this order: with the lock gone, what is not written will not be.
         resource = name_lock(holder.workflow_id, name)
         if await member.list_locks(resource_prefix=resource):

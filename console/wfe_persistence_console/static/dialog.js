@@ -6,9 +6,9 @@ import { h } from "./dom.js";
 let numbers = 0;
 
 /** A dialog with a heading; it is gone when it is closed. */
-export function open(heading, content, { wide = false, onclose } = {}) {
+export function open(heading, content, { kind = null, onclose } = {}) {
   const label = `dialog-${(numbers += 1)}`;
-  const dialog = h("dialog", { "aria-labelledby": label, class: wide ? "wide" : null },
+  const dialog = h("dialog", { "aria-labelledby": label, class: kind },
     h("header", {},
       h("h2", { id: label }, heading),
       h("button", { type: "button", class: "quiet", "aria-label": "Close", onclick: () => dialog.close() }, "✕")),
@@ -39,6 +39,11 @@ export function confirm(heading, explanation, verb, act) {
   return dialog;
 }
 
+/** Close what was asked about another page: the answer would be meant for that. */
+export function closeAll() {
+  for (const dialog of document.querySelectorAll("dialog:not(.login)")) dialog.close();
+}
+
 let login = null;
 
 /** Ask for the token; the promise ends when somebody has logged in. */
@@ -62,7 +67,7 @@ export function logIn() {
       h("p", {}, "Log in with the token with which you call the server. It is kept by the server until you log out, not in this browser."),
       h("label", { for: "token" }, "Token"), token, failed,
       h("p", { class: "actions" }, h("button", { type: "submit", class: "primary" }, "Log in")));
-    const show = () => open("Log in", form, { onclose: () => {
+    const show = () => open("Log in", form, { kind: "login", onclose: () => {
       if (!done) { dialog = show(); return; } // there is nothing else to see
       login = null;
       document.dispatchEvent(new Event("logged-in"));
@@ -75,4 +80,4 @@ export function logIn() {
 }
 
 /** What is said of the namespace where something is changed. */
-export const where = () => (namespace() ? ` in the namespace ${namespace()}` : "");
+export const where = () => ` in the namespace ${namespace() || "default"}`;

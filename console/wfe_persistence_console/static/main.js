@@ -1,7 +1,7 @@
 // The frame around the pages: which one is shown, and whether it is live.
 
 import { ApiError, get, live, namespace, post } from "./api.js";
-import { logIn } from "./dialog.js";
+import { closeAll, logIn } from "./dialog.js";
 import { address, clean, h, problem, refreshTimes } from "./dom.js";
 import { page as commands } from "./pages/commands.js";
 import { page as errors } from "./pages/errors.js";
@@ -149,7 +149,12 @@ function context(root, signal) {
     },
     /** Do it now and then, while somebody looks. */
     every(ms, act) {
-      const timer = setInterval(() => { if (!document.hidden) act(); }, ms);
+      let busy = false; // while the server is slow or away, one at a time
+      const timer = setInterval(async () => {
+        if (document.hidden || busy) return;
+        busy = true;
+        try { await act(); } catch (error) { if (error.name !== "AbortError") console.error(error); } finally { busy = false; }
+      }, ms);
       signal.addEventListener("abort", () => clearInterval(timer));
     },
     /** Call `changed` with the changes of workflows, or null: some may have been missed. */
@@ -170,6 +175,8 @@ async function show() {
   nav.replaceChildren(...Object.entries(PAGES).map(([page, [text]]) =>
     h("a", { href: address(page), "aria-current": page === (within ?? name) ? "page" : null }, text)));
   nameLive(false);
+  closeAll();
+  nameNamespace();
   const root = h("div", { class: "page" });
   main.replaceChildren(root);
   main.dataset.page = name || "overview";
@@ -189,6 +196,15 @@ function go(where) {
   scrollTo(0, 0);
   main.focus({ preventScroll: true });
   show();
+}
+
+/** Show which namespace the page is of. */
+function nameNamespace() {
+  const now = namespace();
+  if (![...spaces.options].some((option) => option.value === now)) {
+    spaces.append(h("option", { value: now }, now || "default"));
+  }
+  spaces.value = now;
 }
 
 async function nameNamespaces() {

@@ -82,14 +82,20 @@ export async function list(ctx, { page, api, name, fields = [], fixed = {}, kept
 /** The same function, at most once in so many milliseconds; the last call is never left out. */
 export function seldom(ms, act) {
   let waiting = false;
+  let running = false;
+  let once = false; // more, because it was called while it ran
   let last = 0;
-  return () => {
-    if (waiting) return;
+  const call = () => {
+    if (running) once = true;
+    if (waiting || running) return;
     waiting = true;
     setTimeout(async () => {
-      waiting = false;
+      [waiting, running, once] = [false, true, false];
       last = Date.now();
       try { await act(); } catch (error) { if (error.name !== "AbortError") console.error(error); }
+      running = false;
+      if (once) call();
     }, Math.max(50, last + ms - Date.now()));
   };
+  return call;
 }

@@ -221,7 +221,7 @@ READS: Final = {
     "ListSubscriptions": Source.REPLICA,
     # ScheduledCommandService, LockService, QueueService. Those who claim get it from the claim.
     "ListCommands": Source.REPLICA,
-    "ListLocks": Source.REPLICA,
+    "ListLocks": Source.EITHER,  # whoever asks whether somebody is at work goes on to write
     "ListQueueItems": Source.REPLICA,
     "GetQueueStats": Source.REPLICA,
     # LifecycleService

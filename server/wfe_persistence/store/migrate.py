@@ -90,20 +90,22 @@ async def migrate(
     admit: Admission | None = None,
     unattended: float | None = None,
     own_later: bool = False,
+    must_exist: bool = False,
 ) -> Migrated:
     """Apply the missing migrations on a separate connection. A newer store is left as it is.
 
     A store that has no owner yet gets `schema`'s, unless `claim` is false. `unattended`: nobody has
     ordered it, so it is not done if it is reckoned to take more than so many seconds, or after one
     was taken back. None: whatever it takes. `own_later`: a store without an owner stays without, as
-    the caller will say whose it is.
+    the caller will say whose it is. `must_exist`: one that is not there is not created; it may have
+    moved to another database.
 
     Raises SCHEMA_TOO_NEW for a newer store that this server may not use; STORE_NOT_OWNED, having
     changed nothing, if it has another owner; and SCHEMA_OUTDATED if PostgreSQL rejects a migration,
     because of a conflicting object for example, or if it is left to `migrate up`.
     """
     try:
-        return await _migrate(connector, schema, claim, admit, unattended, own_later)
+        return await _migrate(connector, schema, claim, admit, unattended, own_later, must_exist)
     except psycopg.Error as exc:
         log.error(  # noqa: TRY400
             "schema %s: migration failed: %s", schema.name, why(exc)
@@ -122,6 +124,7 @@ async def _migrate(
     admit: Admission | None,
     unattended: float | None,
     own_later: bool,
+    must_exist: bool,
 ) -> Migrated:
     done: list[str] = []
     giving_way = _GivingWay(schema)
@@ -131,7 +134,9 @@ async def _migrate(
         while True:
             try:
                 version = await _build_online(connector, connection, schema)
-                applied = await _step(connection, schema, claim, admit, done, version, own_later)
+                applied = await _step(
+                    connection, schema, claim, admit, done, version, own_later, must_exist
+                )
             except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as exc:
                 await giving_way.pause(connection, exc)
                 continue
@@ -151,6 +156,7 @@ async def _step(
     done: list[str],
     version: int,
     own_later: bool,
+    must_exist: bool,
 ) -> Applied | None:
     """Apply the migration of a store of this version; returns the newest one if there is none to be
     applied."""
@@ -158,7 +164,7 @@ async def _step(
         await connection.execute(INDEPENDENT)
         await connection.execute(LOCK_MIGRATIONS, [schema.name])
         await wait_briefly(connection)
-        await _create_schema(connection, schema)
+        await _create_schema(connection, schema, must_exist)
         applied = await migration_history.read_applied(connection, schema)
         migration_history.check(applied)
         if not applied and admit is not None:
@@ -348,7 +354,9 @@ def script(schema: Schema, first: int = 1, *, concurrently: bool = False) -> str
     return "\n".join(parts)
 
 
-async def _create_schema(connection: psycopg.AsyncConnection[Any], schema: Schema) -> None:
+async def _create_schema(
+    connection: psycopg.AsyncConnection[Any], schema: Schema, must_exist: bool
+) -> None:
     # IF NOT EXISTS needs the CREATE privilege even where there is nothing to create: for the schema
     # if an administrator has created it beforehand, for the table if he has migrated the store.
     table = schema.qualify(f"wfc.{MIGRATIONS_TABLE}")
@@ -356,6 +364,10 @@ async def _create_schema(connection: psycopg.AsyncConnection[Any], schema: Schem
     row = await cursor.fetchone()
     assert row is not None
     schema_exists, table_exists = row
+    if must_exist and not table_exists:
+        raise PersistenceError(
+            ErrorReason.ERROR_REASON_SCHEMA_OUTDATED, "the store is not here any more"
+        )
     if not schema_exists:
         await connection.execute(f'CREATE SCHEMA "{schema.name}"'.encode())
     if not table_exists:

@@ -30,8 +30,9 @@ async def migrate_all(namespaces: Namespaces) -> Outcomes:
     async def migrate_one(store: Store) -> Migrated | PersistenceError:
         async with store.database.lane.turn(store.schema.name, refuse=False):
             try:
+                is_default = store is namespaces.default
                 return await migrate.migrate(
-                    store.database, store.schema, claim=store is namespaces.default
+                    store.database, store.schema, claim=is_default, must_exist=not is_default
                 )
             except PersistenceError as exc:
                 return exc

@@ -327,7 +327,7 @@ class Namespaces:
         name = store.namespace
         try:
             async with store.database.lane.turn(store.schema.name):
-                await migrated_store(store, self.migrate_seconds)
+                await migrated_store(store, self.migrate_seconds, must_exist=True)
         except PersistenceError as exc:
             if exc.reason == ErrorReason.ERROR_REASON_STORE_NOT_OWNED:
                 return namespace_not_found(name)
@@ -356,7 +356,9 @@ class Namespaces:
         store = self.store_at(schema, placement)
 
         async def admit(connection: psycopg.AsyncConnection[Any]) -> None:
-            if store.database is self.databases.home:
+            if placement is not None:
+                await creation.admit_placed(placement)
+            else:
                 await creation.admit(connection, name)
 
         async with store.database.lane.turn(schema.name):

@@ -182,7 +182,25 @@ class Creation:
             if found is not None and found.database != HOME:
                 self._databases.named(found.database, namespace)
                 raise _conflict(namespace)
+            if found is not None and found.phase:
+                raise _is_being_moved(namespace)
         await self._require_room(connection)
+
+    async def admit_placed(self, seen: Placement) -> None:
+        """Called in the transaction that creates the store of a row; raises what forbids it.
+
+        A move renames the schema that it leaves, after it has written its phase into the row. So
+        one that is not there, while the row is what it was, was never created, or deleted.
+        """
+        found = await self._placements.read(seen.namespace)
+        if found is not None and found.is_there and found.phase:
+            raise _is_being_moved(seen.namespace)
+        if found is None or (found.database, found.generation, found.phase) != (
+            seen.database,
+            seen.generation,
+            seen.phase,
+        ):
+            raise _conflict(seen.namespace)
 
     async def _require_room(self, connection: psycopg.AsyncConnection[Any]) -> None:
         """Raise TOO_MANY_NAMESPACES if there are as many as may be, besides `default`."""
@@ -285,12 +303,22 @@ def _conflict(namespace: str) -> PersistenceError:
     )
 
 
+def _is_being_moved(namespace: str) -> PersistenceError:
+    return PersistenceError(
+        ErrorReason.ERROR_REASON_ADMINISTRATION_BUSY,
+        "the namespace is being moved to another database",
+        metadata={"namespace": namespace},
+        retry_after=5.0,
+    )
+
+
 async def migrated_store(
     store: Store,
     migrate_seconds: float,
     admit: migrate.Admission | None = None,
     *,
     own_later: bool = False,
+    must_exist: bool = False,
 ) -> Migrated:
     """Migrate; an error of PostgreSQL becomes one that names the namespace."""
     try:
@@ -300,6 +328,7 @@ async def migrated_store(
             admit=admit,
             unattended=migrate_seconds,
             own_later=own_later,
+            must_exist=must_exist,
         )
     except PersistenceError as exc:
         if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED and isinstance(

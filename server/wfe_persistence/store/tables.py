@@ -340,6 +340,7 @@ class Store:
         namespace has moved. Raises the error if that was not the reason."""
         if not await self._has_moved(error, missed_in):
             raise error
+        self._reads = None  # of the database where it was
         return await self.database.run(self.namespace, batch, **options)
 
     async def _has_moved(self, error: PersistenceError, missed_in: Database) -> bool:

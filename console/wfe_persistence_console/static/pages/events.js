@@ -7,7 +7,7 @@ import { json } from "../json.js";
 import { list, table } from "../table.js";
 
 const document_ = (text, heading) => (text
-  ? h("button", { type: "button", class: "quiet", onclick: () => open(heading, json(text), { wide: true }) }, "Show")
+  ? h("button", { type: "button", class: "quiet", onclick: () => open(heading, json(text), { kind: "wide" }) }, "Show")
   : muted("–"));
 
 /** A button that takes a claim from its worker. */

@@ -42,7 +42,7 @@ async function items(ctx, queue) {
       ["Visible", (i) => time(i.visible)],
       ["Held by", (i) => (i.lease ? [theirs(i.lease.worker || "(no name)"), " until ", time(i.lease.expiry)] : "")],
       ["Blocked by", (i) => i.blocked_by.map((name) => [id(name), " "])],
-      ["Payload", (i) => (i.payload === null ? muted("–") : h("button", { type: "button", class: "quiet", onclick: () => open("Payload", json(i.payload), { wide: true }) }, "Show"))],
+      ["Payload", (i) => (i.payload === null ? muted("–") : h("button", { type: "button", class: "quiet", onclick: () => open("Payload", json(i.payload), { kind: "wide" }) }, "Show"))],
     ],
   });
   ctx.every(3000, read);

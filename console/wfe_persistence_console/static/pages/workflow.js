@@ -53,7 +53,7 @@ function showPointer(ctx, workflowId, pointer) {
       ["After", pointer.predecessor === undefined ? null : theirs(pointer.predecessor)],
       ["Started pointers", pointer.children ? count(pointer.children.length) : null],
     ]),
-    documents), { wide: true });
+    documents), { kind: "wide" });
   const headings = { outcome: "Outcome", persistence_data: "State between runs", event_data: "Data of the event", context_item: "Item of the loop" };
   get("pointer", { id: workflowId, pointer: pointer.id, cursor: pointer.page, size: PAGE }, ctx.signal).then((found) => {
     const whole = found.pointer;

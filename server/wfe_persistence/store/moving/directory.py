@@ -90,7 +90,7 @@ SELECT {_COLUMNS}, {_is_stale("$1")} FROM wfc.placements
 WHERE (move_phase IN ('{SWITCHING}', '{CLEANING}', '{ABORTING}') AND {_is_stale("$1")})
     OR EXISTS (SELECT FROM jsonb_array_elements(move_detail -> 'remains') r
         WHERE (r ->> 'until')::float8 < extract(epoch FROM now()))
-ORDER BY namespace LIMIT 100
+ORDER BY move_phase IS DISTINCT FROM '{SWITCHING}', move_phase IS NULL, changed LIMIT 100
 """
 
 BEGIN_MOVE = f"""

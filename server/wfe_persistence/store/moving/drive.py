@@ -37,6 +37,12 @@ _BEAT_SECONDS: Final = 0.2 * directory.STALE_SECONDS
 _CLOSE_SECONDS: Final = 0.3
 _APPLY_SECONDS: Final = 5.0
 
+# For how long writes are held at most while nothing is heard of who moves: then PostgreSQL ends its
+# connection, and with that the move up to there. Less than the time after which others go on with a
+# move, since its last beat: so they find nobody who could still commit a fence.
+_HOLD_SECONDS: Final = 0.7 * directory.STALE_SECONDS
+_COPY_SECONDS: Final = 600.0
+
 # What is done to its end even if nobody waits for it.
 _tasks: set[asyncio.Task[Any]] = set()
 
@@ -101,7 +107,7 @@ class Drive:
     @property
     def archive(self) -> str:
         """What the source's schema is called behind the fence."""
-        return sides.archive_name(self.source.schema, int(self.entry.detail["generation"]))
+        return sides.archive_name(self.source.schema, self.move)
 
     def progress(self) -> Progress:
         """How far it is, without a look at the databases."""
@@ -246,7 +252,9 @@ class Drive:
                 self.entry = await self._change(directory.SWITCHING)
                 return
             began = time.monotonic()
-            await switch.hold_writes(holder, source)
+            # Copying says little to this connection for as long as it takes.
+            is_copy = self.way is Way.COPY
+            await switch.hold_writes(holder, source, _COPY_SECONDS if is_copy else _HOLD_SECONDS)
             await self._at("held")
             versions = [
                 await prerequisites.schema_version(*each)
@@ -265,6 +273,7 @@ class Drive:
                     "up again"
                 )
             await switch.hold_sequences(holder, source)
+            await switch.hold_for(holder, _HOLD_SECONDS)
             self.is_final = True
             self.entry = await self._change(directory.SWITCHING, session)
             await self._at("switching")
@@ -318,6 +327,9 @@ class Drive:
     async def _beyond_fence_or_back(self) -> None:
         """Of a move that was left while it was switching: on which side of the fence it is."""
         async with self.source.connect() as here:
+            # Who drove it may only be slow. Whoever takes this away decides: see `switch.fence`.
+            await here.execute("SET lock_timeout = '10s'")
+            await logical.take_publication(here, self.move)
             if not await self._is_beyond_fence(here):
                 self.entry = await self._change(directory.COPYING)
 

@@ -42,9 +42,10 @@ def sql(text: str) -> bytes:
     return text.encode()
 
 
-def archive_name(schema: Schema, generation: int) -> str:
-    """What a schema is called after it was moved away as that generation."""
-    suffix = f"__moved_{generation}"
+def archive_name(schema: Schema, move: str) -> str:
+    """What a schema is called after it was moved away. (Not by its generation: a namespace that was
+    deleted and created again has the same.)"""
+    suffix = f"__moved_{move}"
     return schema.name[: MAX_IDENTIFIER_BYTES - len(suffix)] + suffix
 
 
@@ -90,6 +91,8 @@ async def drop_archive(connection: AsyncConnection, archive: str) -> bool:
         found = await comment(connection, archive)
         if found is None or not found.startswith(_MOVED):
             return False
+        # Somebody may read it; the next time will do.
+        await connection.execute("SET LOCAL lock_timeout = '5s'")
         await connection.execute(sql(f'DROP SCHEMA "{archive}" CASCADE'))
     return True
 

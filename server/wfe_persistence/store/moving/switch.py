@@ -29,9 +29,9 @@ _LOCK_SECONDS: Final = (0.2, 0.3, 0.5, 0.5, 1.2, 2.0)
 _LOCK_PAUSE_SECONDS: Final = 0.3
 
 
-async def hold_writes(connection: AsyncConnection, source: Side) -> None:
-    """Begin a transaction that holds back all writes. Raises NotPossible if others hold the tables
-    for long."""
+async def hold_writes(connection: AsyncConnection, source: Side, idle_seconds: float) -> None:
+    """Begin a transaction that holds back all writes. PostgreSQL ends it if it hears nothing for so
+    many seconds. Raises NotPossible if others hold the tables for long."""
     tables = ", ".join(source.tables().values())
     for seconds in _LOCK_SECONDS:
         await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
@@ -42,6 +42,7 @@ async def hold_writes(connection: AsyncConnection, source: Side) -> None:
             )
             await connection.execute(sql(f"LOCK TABLE {tables} IN EXCLUSIVE MODE"))
             await connection.execute("SELECT set_config('lock_timeout', '5s', true)")
+            await hold_for(connection, idle_seconds)
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as exc:
             await connection.execute("ROLLBACK")
             reason = why(exc)
@@ -51,6 +52,14 @@ async def hold_writes(connection: AsyncConnection, source: Side) -> None:
     raise NotPossible(
         "writes could not be held: a transaction keeps tables of the namespace locked, see "
         f"pg_locks ({reason}). The move can be taken up again"
+    )
+
+
+async def hold_for(connection: AsyncConnection, idle_seconds: float) -> None:
+    """Have PostgreSQL end the transaction if it hears nothing for so many seconds."""
+    await connection.execute(
+        "SELECT set_config('idle_in_transaction_session_timeout', %s, true)",
+        [f"{idle_seconds * 1000:.0f}"],
     )
 
 
