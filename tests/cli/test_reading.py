@@ -322,6 +322,11 @@ def test_hostile_names_do_nothing(empty: Shop, command: str) -> None:
     assert status == 0
     assert not set(printed) & set("\x1b\x07\x9b\u202e"), printed
     assert "x1b]52" in printed or "u001b]52" in printed
+    asked = on_terminal(
+        ["delete", HOSTILE], {**empty.env, "NO_COLOR": "1"}, columns=500, answers=[("[y/N]", "n\n")]
+    )
+    assert "Delete " in asked[1]
+    assert not set(asked[1]) & set("\x1b\x07\x9b\u202e"), asked
     missing = on_terminal(["get", "no" + HOSTILE], {**empty.env, "NO_COLOR": "1"})
     assert missing[0] == 4
     assert not set(missing[1]) & set("\x1b\x07\x9b\u202e"), missing

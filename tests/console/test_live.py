@@ -96,6 +96,25 @@ def test_somebody_else_was_faster(tab: Tab, shop: AdminServer) -> None:
     assert asyncio.run(stored()) is WorkflowStatus.RUNNABLE
 
 
+def test_what_is_asked_about_one_page_is_not_answered_on_another(
+    tab: Tab, shop: AdminServer
+) -> None:
+    """It would be done in the namespace of the other page."""
+    workflow = asyncio.run(_new(shop))
+    show(tab, shop, "workflows")
+    address = urlencode({"id": workflow.id, "namespace": "default"})
+    tab.run(f"document.querySelector('.brand').setAttribute('href', './workflow?{address}')")
+    tab.click(".brand")
+    tab.wait(READY)
+    tab.click(".actions button")
+    tab.wait("document.querySelector('dialog')")
+    assert "in the namespace default" in tab.text("dialog")
+    tab.run("history.back()")
+    tab.wait("location.pathname.endsWith('/workflows')")
+    tab.wait(READY)
+    tab.wait("!document.querySelector('dialog')", 5)
+
+
 # ----- a server that is away -----
 
 

@@ -355,6 +355,20 @@ async def test_other_sites_change_nothing(
     assert post(shop, "suspend", body, sec_fetch_site="").status == 200
 
 
+def test_other_sites_start_nothing(shop: AdminServer) -> None:
+    """They could not read the answer, but have everything counted."""
+    for site, status in (("cross-site", 403), ("same-site", 403), ("none", 200), ("", 200)):
+        headers = {"sec-fetch-site": site} if site else {}
+        assert shop.get("/console/api/throughput", headers).status == status, site
+
+
+def test_what_is_malformed_is_refused(shop: AdminServer) -> None:
+    assert shop.get("/console/api/workflows", {"Host": "["}).status == 400
+    assert post(shop, "suspend", {"id": "x"}, origin="http://[").status in (400, 403)
+    beyond = shop.get("/console/api/workflows?at=0001-01-02&younger=999999999")
+    assert beyond.status == 400
+
+
 def test_without_logins_no_name_of_another_site_leads_here(shop: AdminServer) -> None:
     for host in ("evil.example", "127.0.0.1.evil.example", "", "localhost.evil.example:9"):
         assert shop.get("/console/api/workflows", {"Host": host}).status in (400, 421), host

@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.faults.test_replicas import MODULE, ask, create, wait_until_usable
+from tests.faults.test_replicas import MODULE, ask, create, metric, wait_until_usable
 from tests.support import binaries, make
 from tests.support.admin import AdminServer
 from tests.support.api import Api, connect
@@ -215,6 +215,11 @@ async def test_a_replica_of_an_older_timeline_lacks_what_is_on_the_new(
                 id_, position = await create(api)
                 lsn = behind.execute("SELECT pg_last_wal_replay_lsn() - '0/0'::pg_lsn")
                 assert int(position.split("/")[2], 16) < lsn
+                # Long enough for it to be looked at, and to be asked if it were taken for usable.
+                for _ in range(50):
+                    if metric(server, "replica_usable", standby="home/1"):
+                        break
+                    await asyncio.sleep(0.1)
                 for _ in range(20):
                     answer, told = await ask(
                         api.events.GetEvent,

@@ -50,6 +50,7 @@ ROWS = {
     9: "INSERT INTO wfc.workflow_changes (workflow_id) VALUES ('w')",
     11: "INSERT INTO wfc.retention_rules (kind) VALUES ('Event')",
     14: "INSERT INTO wfc.placements (namespace, database) VALUES ('x', 'a')",
+    15: "INSERT INTO wfc.name_holders (name, workflow_id, claim_id) VALUES ('n', 'w', 'c')",
 }
 """By version: what would be lost."""
 

@@ -4,4 +4,4 @@ WHERE (move_phase IN ('switching', 'cleaning', 'aborting') AND (changed < now() 
         OR move_detail ->> 'released' = 'true'))
     OR EXISTS (SELECT FROM jsonb_array_elements(move_detail -> 'remains') r
         WHERE (r ->> 'until')::float8 < extract(epoch FROM now()))
-ORDER BY namespace LIMIT 100;
+ORDER BY move_phase IS DISTINCT FROM 'switching', move_phase IS NULL, changed LIMIT 100;
