@@ -59,6 +59,8 @@ HARMFUL: Final = {
     "CreateNamespaceSet",
     "GetNamespaceSet",  # whose scene takes a namespace each time
     "DeleteNamespaceSet",
+    "MoveNamespace",
+    "AbortMoveNamespace",
     "PurgeWorkflows",
     "PurgeEvents",
     "SetRetentionPolicy",
