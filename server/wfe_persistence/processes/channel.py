@@ -47,13 +47,21 @@ class Assignment:
     def from_line(cls, line: dict[str, Any]) -> Self:
         """What `to_line` has made a line of."""
         settings: dict[str, Any] = {
-            name: Path(value) if SETTINGS[name].type is Path and value is not None else value
-            for name, value in line["settings"].items()
+            name: _from_json(name, value) for name, value in line["settings"].items()
         }
         settings["databases"] = tuple(map(NamedDatabase.from_json, settings["databases"]))
         shared = line["shared"]
         sockets = tuple(shared["sockets"])
         return cls(Settings(**settings), Shared(**(shared | {"sockets": sockets})))
+
+
+def _from_json(name: str, value: Any) -> Any:
+    """The value of a setting that JSON has made a list or a string of."""
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, str) and SETTINGS[name].type is Path:
+        return Path(value)
+    return value
 
 
 class Channel:
