@@ -147,6 +147,7 @@ class Replicas:
         self._samples: deque[tuple[float, Position]] = deque(maxlen=_SAMPLES)
         self._sampled = float("-inf")
         self._nudged: Position | None = None
+        self._nudging: asyncio.Task[None] | None = None
         self._turn = 0
         self._stack = AsyncExitStack()
 
@@ -170,6 +171,8 @@ class Replicas:
         _OPEN.discard(self)
         for replica in self._replicas:
             replica.stop()
+        if self._nudging is not None:
+            self._nudging.cancel()
         await self._stack.aclose()
 
     # ----- what the primary has written -----
@@ -274,7 +277,8 @@ class Replicas:
             replica.has_all_since = max(replica.has_all_since, self._sampled)
         elif newest is not None and newest != self._nudged and self._is_idle(newest):
             self._nudged = newest
-            self._stack.callback(asyncio.get_running_loop().create_task(self._nudge()).cancel)
+            if self._nudging is None or self._nudging.done():
+                self._nudging = asyncio.get_running_loop().create_task(self._nudge())
 
     def _is_idle(self, newest: Position) -> bool:
         """Whether the WAL has not grown for some looks."""
