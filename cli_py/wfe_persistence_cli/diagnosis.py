@@ -7,9 +7,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from wfe_persistence_cli import times
-from wfe_persistence_cli.filters import STUCK_AFTER
 from wfe_persistence_cli.text import counted
-from wfe_persistence_cli.times import ago, brief, from_ms, stamp
+from wfe_persistence_cli.times import ago, brief, from_ms, is_at_once, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,12 +45,21 @@ class Circumstances:
     """Its items in queues whose items stand for workflows."""
     locks: list[Lock]
     """Those on resources with its id."""
+    is_stuck: bool
+    """In the sense of `wfe_persistence_client.administration`."""
+
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody seems to be running it."""
+        leases = [*(each.lease for each in self.items), *(each.lease for each in self.commands)]
+        return bool(self.locks) or any(lease is not None for lease in leases)
 
 
 async def look(provider: PersistenceProvider, instance: WorkflowInstance) -> Circumstances:
     """Find what concerns a workflow. What the server is too old for, or the caller may not read,
     there is none of."""
     from wfe_persistence_client import CommandName, QueueKind
+    from wfe_persistence_client.administration import STUCK_AFTER, is_stuck
 
     id_ = instance.id
     items: list[Any] = []
@@ -88,6 +96,7 @@ async def look(provider: PersistenceProvider, instance: WorkflowInstance) -> Cir
             for lock in await first(provider.iter_locks(resource_prefix=prefix, page_size=_MOST))
             if lock.resource == prefix
         ],
+        is_stuck=await is_stuck(provider, instance, times.now() - STUCK_AFTER),
     )
 
 
@@ -126,7 +135,7 @@ def reasons(found: Circumstances, now: datetime | None = None) -> Iterator[tuple
     if status == "SUSPENDED":
         yield "It is suspended: nobody runs it until somebody resumes it.", "held"
     if status == "RUNNABLE":
-        yield from _of_time(instance, now)
+        yield from _of_time(found, now)
     yield from _of_queues(found, now)
     yield from _of_events(found, now)
     if found.errors:
@@ -138,18 +147,26 @@ def reasons(found: Circumstances, now: datetime | None = None) -> Iterator[tuple
         )
 
 
-def _of_time(instance: WorkflowInstance, now: datetime) -> Iterator[tuple[str, str]]:
+def _of_time(found: Circumstances, now: datetime) -> Iterator[tuple[str, str]]:
+    instance = found.instance
     if instance.next_execution is None:
         return
     at = from_ms(instance.next_execution)
-    if at is None:
+    at_once = is_at_once(instance.next_execution)
+    if found.is_stuck:
+        due = f"was to be run {ago(at, now)} ago" if at and not at_once else "is to be run at once"
+        if found.is_held:  # by whom is said below: one step may take a host long
+            yield f"It is stuck: it {due}, and whoever has it has written nothing since.", "worst"
+        else:
+            yield (
+                f"It is stuck: it {due}, and no host has. Are there hosts for "
+                f"{instance.workflow_definition_id}?",
+                "worst",
+            )
+    elif at_once:
+        yield "It is to be run at once.", "running"
+    elif at is None:
         return
-    if now - at >= STUCK_AFTER:
-        yield (
-            f"It is stuck: it was to be run {ago(at, now)} ago, and no host has. Are there hosts "
-            f"for {instance.workflow_definition_id}?",
-            "worst",
-        )
     elif at > now:
         yield f"It is to be run in {brief(at - now)}, at {stamp(at)}.", "waiting"
     else:

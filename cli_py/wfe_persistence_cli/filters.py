@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
     from wfe_persistence_client import WorkflowFilter
 
 STATUSES: Final = ("runnable", "suspended", "complete", "terminated")
-
-STUCK_AFTER: Final = timedelta(minutes=5)
-"""So long after its time has come, a workflow that nobody has run counts as stuck."""
 
 _OPTIONS: Final = (
     click.option(
@@ -53,8 +49,8 @@ _OPTIONS: Final = (
     click.option(
         "--stuck",
         is_flag=True,
-        help="Only those that are stuck: RUNNABLE, and nobody has run them for 5 minutes after "
-        "their time had come.",
+        help="Only those that are stuck: RUNNABLE, their time came 5 minutes ago or earlier, and "
+        "nobody has written them since.",
     ),
     click.option("--overdue", type=Age(), help="As --stuck, but for so long."),
     click.option(
@@ -92,6 +88,7 @@ def filter_options(command: Callable[..., None]) -> Callable[..., None]:
 def workflow_filter(chosen: dict[str, Any]) -> WorkflowFilter:
     """The filter that the options stand for."""
     from wfe_persistence_client import WorkflowFilter, WorkflowStatus
+    from wfe_persistence_client.administration import STUCK_AFTER, stuck_since
 
     now = times.now()
     overdue = STUCK_AFTER if chosen["stuck"] else chosen["overdue"]
@@ -99,6 +96,9 @@ def workflow_filter(chosen: dict[str, Any]) -> WorkflowFilter:
     statuses = [WorkflowStatus[name.upper()] for name in chosen["statuses"]]
     if idle and not statuses:
         statuses = [WorkflowStatus.RUNNABLE, WorkflowStatus.SUSPENDED]
+    # The earlier of the two.
+    silent = [stuck_since(now - overdue)["written_before"]] if overdue else []
+    silent += [now - idle] if idle else []
     return WorkflowFilter(
         statuses=statuses,
         workflow_definition_id=chosen["definition"] or "",
@@ -110,8 +110,8 @@ def workflow_filter(chosen: dict[str, Any]) -> WorkflowFilter:
         create_time_before=chosen["created_before"],
         complete_time_from=chosen["ended_from"],
         complete_time_before=chosen["ended_before"],
-        written_before=now - idle if idle else None,
-        due_before=now - overdue if overdue else None,
+        written_before=min(silent, default=None),
+        due_before=stuck_since(now - overdue)["due_before"] if overdue else None,
         waiting_event_name=chosen["waiting_for"] or "",
         waiting_event_key=chosen["event_key"],
         error_time_from=chosen["errors_from"],

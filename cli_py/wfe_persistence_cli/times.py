@@ -97,6 +97,11 @@ def stamp(at: datetime) -> str:
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
 
 
+def is_at_once(milliseconds: int) -> bool:
+    """Whether a `next_execution` says "at once", and nothing of when that was: an engine's is 0."""
+    return milliseconds <= 0
+
+
 def from_ms(milliseconds: int) -> datetime | None:
     """What a field in milliseconds since 1970 means; None: no year from 1 to 9999."""
     try:

@@ -1,33 +1,25 @@
 """What the console changes, with `--console-write`: each is one call, on the state that was seen.
 
-They do what the engine's host does for the same: see `WorkflowHost::suspend_workflow` and its
-neighbours. Events of the lifecycle are published with them, in the same transaction.
+What happens to a workflow is what the command line means by the same word, too: see
+`wfe_persistence_client.administration`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 
 from wfe.persistence.v1 import subscription_pb2
-from wfe_persistence_client import (
-    HeaderChanges,
-    LifecycleEvent,
-    LifecycleEventType,
-    PersistenceError,
-    PersistenceProvider,
-    QueueItem,
-    QueueKind,
-    SubscriptionClaim,
-    WorkflowPatch,
-    WorkflowStatus,
-    WorkflowView,
-)
+from wfe_persistence_client import PersistenceError, SubscriptionClaim
+from wfe_persistence_client.administration import Administration, Change, NotChanged
 from wfe_persistence_console.link import Caller, refusal
 from wfe_persistence_console.shapes import Shape
 from wfe_persistence_console.web import Refusal, Request
+
+# Who holds the lock on a workflow that is being changed, and who it was, as its events tell.
+_BY: Final = "the console of wfe-persistence"
 
 Action = Callable[[Caller, Request], Awaitable[Shape]]
 
@@ -39,83 +31,23 @@ def _number(request: Request, name: str) -> int:
     return int(text)
 
 
-async def _change(
-    caller: Caller,
-    request: Request,
-    possible: tuple[WorkflowStatus, ...],
-    changes: HeaderChanges,
-    what: LifecycleEventType,
-) -> Shape:
+async def _change(caller: Caller, request: Request, verb: str) -> Shape:
     """Give the workflow another status, if it still is as it was seen."""
-    provider = caller.provider()
     revision = _number(request, "revision")
-    workflow = await provider.get_workflow_instance(request.field("id"), view=WorkflowView.HEADER)
-    if workflow.status not in possible:
+    administration = Administration(caller.provider(), by=_BY)
+    change: Change = await getattr(administration, verb)(
+        request.field("id"), expected_revision=revision
+    )
+    if not change.changed:
         raise Refusal(
-            HTTPStatus.CONFLICT, "WRONG_STATUS", f"the workflow is {workflow.status.name} now"
+            HTTPStatus.CONFLICT, "WRONG_STATUS", f"the workflow is {change.status.name} already"
         )
-    committed = await provider.commit_workflow(
-        WorkflowPatch(id=workflow.id, header=changes),
-        expected_revision=revision,
-        enqueue=await _items(provider, workflow.id) if what is LifecycleEventType.RESUMED else (),
-        publish=[
-            LifecycleEvent(
-                type=what,
-                workflow_id=workflow.id,
-                workflow_definition_id=workflow.workflow_definition_id,
-                version=workflow.version,
-                reference=workflow.reference,
-            )
-        ],
-    )
-    return {"revision": str(committed.revision)}
-
-
-async def _items(provider: PersistenceProvider, workflow_id: str) -> list[QueueItem]:
-    """What has hosts look at a workflow: an item in every queue of workflows."""
-    return [
-        QueueItem(queue=queue.queue, id=workflow_id)
-        for queue in await provider.get_queue_stats()
-        if queue.kind is QueueKind.WORKFLOW
-    ]
-
-
-async def suspend(caller: Caller, request: Request) -> Shape:
-    """A workflow that runs is not run on."""
-    return await _change(
-        caller,
-        request,
-        (WorkflowStatus.RUNNABLE,),
-        {"status": WorkflowStatus.SUSPENDED},
-        LifecycleEventType.SUSPENDED,
-    )
-
-
-async def resume(caller: Caller, request: Request) -> Shape:
-    """A suspended workflow is run on."""
-    return await _change(
-        caller,
-        request,
-        (WorkflowStatus.SUSPENDED,),
-        {"status": WorkflowStatus.RUNNABLE},
-        LifecycleEventType.RESUMED,
-    )
-
-
-async def terminate(caller: Caller, request: Request) -> Shape:
-    """A workflow that has not ended ends now."""
-    return await _change(
-        caller,
-        request,
-        (WorkflowStatus.RUNNABLE, WorkflowStatus.SUSPENDED),
-        {"status": WorkflowStatus.TERMINATED, "complete_time": datetime.now(UTC)},
-        LifecycleEventType.TERMINATED,
-    )
+    return {"revision": str(change.revision)}
 
 
 async def delete(caller: Caller, request: Request) -> Shape:
     """A workflow is gone."""
-    await caller.provider().delete_workflow(
+    await Administration(caller.provider(), by=_BY).delete(
         request.field("id"), expected_revision=_number(request, "revision")
     )
     return {}
@@ -150,9 +82,7 @@ async def break_lock(caller: Caller, request: Request) -> Shape:
 
 
 ACTIONS: Final[dict[str, Action]] = {
-    "suspend": suspend,
-    "resume": resume,
-    "terminate": terminate,
+    **{verb: partial(_change, verb=verb) for verb in ("suspend", "resume", "terminate")},
     "delete": delete,
     "release-subscription": release_subscription,
     "break-lock": break_lock,
@@ -166,5 +96,7 @@ async def act(action: Action, caller: Caller, request: Request) -> Shape:
         return await action(caller, request)
     except PersistenceError as exc:
         raise refusal(exc) from exc
+    except NotChanged as exc:
+        raise Refusal(HTTPStatus.CONFLICT, "WRONG_STATUS", f"the workflow {exc}") from exc
     except (TypeError, ValueError) as exc:  # the provider's: what can't be sent
         raise Refusal(HTTPStatus.BAD_REQUEST, "MALFORMED", str(exc)) from exc

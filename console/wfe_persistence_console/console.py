@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import grpc.aio
 
 from wfe.persistence.v1.store_pb2 import ListNamespacesRequest
+from wfe_persistence_client.administration import EXPLANATIONS
 from wfe_persistence_console.actions import ACTIONS, act
 from wfe_persistence_console.link import Caller, Link
 from wfe_persistence_console.live import watch
@@ -127,6 +128,7 @@ class Console:
                     "authentication": self._authentication,
                     "signed_in": self._session(request) is not None,
                     "write": self._write,
+                    "explanations": EXPLANATIONS,
                 }
             )
         session = self._required_session(request)

@@ -20,6 +20,7 @@ from wfe.persistence.v1 import (
     workflow_pb2,
 )
 from wfe.persistence.v1.list_order_pb2 import ListOrder
+from wfe_persistence_client.administration import stuck_since
 from wfe_persistence_console import shapes
 from wfe_persistence_console.link import Caller
 from wfe_persistence_console.shapes import Shape
@@ -119,11 +120,10 @@ def _filter(request: Request, now: datetime) -> workflow_pb2.WorkflowFilter:
         ("create_time_from", _ago(request, "younger", now)),
         ("create_time_before", _ago(request, "older", now)),
         ("error_time_from", _ago(request, "errors", now)),
-        # Stuck: due for that long, and nobody has written them since.
-        ("due_before", _ago(request, "stuck", now)),
-        ("written_before", _ago(request, "stuck", now)),
     )
-    for field, time in times:
+    since = _ago(request, "stuck", now)
+    stuck = () if since is None else stuck_since(since).items()
+    for field, time in (*times, *stuck):
         if time is not None:
             getattr(chosen, field).FromDatetime(time)
     return chosen

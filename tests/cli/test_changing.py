@@ -78,6 +78,7 @@ def test_a_host_that_runs_it_is_waited_for(shop: Shop) -> None:
             done = await asyncio.to_thread(run, ["suspend", "6f0c", "--wait", "0.1"], shop.env)
             assert done.returncode == 3
             assert "host-7 holds the lock on it" in done.stderr
+            assert "--force changes it all the same" in done.stderr
             forced = await asyncio.to_thread(run, ["suspend", "6f0c", "--force"], shop.env)
             assert forced.returncode == 0, forced.stderr
 

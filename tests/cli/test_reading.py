@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,36 @@ def test_get_says_why_a_workflow_does_not_go_on(shop: Shop) -> None:
     assert "It is suspended" in shop.says("get", "order-45")
     assert "Why" not in shop.says("get", "order-41")
     assert "It is to be run in 10h" in shop.says("get", "nightly-2026-01-05")
+
+
+def test_what_is_to_be_run_at_once_is_stuck_when_nobody_has_written_it(empty: Shop) -> None:
+    """An engine's next_execution is 0 while there is something to do: it says nothing of when."""
+
+    async def play(provider: PersistenceProvider) -> None:
+        for name, minutes in (("fresh", 4), ("forgotten", 90), ("held", 60)):
+            await provider.create_new_workflow(
+                WorkflowInstance(
+                    id=name, workflow_definition_id="order", version=1, data={},
+                    next_execution=0, create_time=before_noon(minutes=minutes),
+                )
+            )  # fmt: skip
+        await provider.acquire_lock("held", owner="host-7", ttl=timedelta(hours=1))
+
+    with_provider(empty, play)
+    assert names(empty.says("list", "--stuck")) == ["held", "forgotten"]
+    assert names(empty.says("list", "--overdue", "1m")) == ["fresh", "held", "forgotten"]
+    assert "at once" in empty.says("list", "--name", "fresh")
+    stats = empty.says("stats")
+    assert re.search(r"stuck +2\n", stats)
+    assert "56y" not in stats
+    assert "It is to be run at once.\n" in empty.says("get", "fresh")
+    forgotten = empty.says("get", "forgotten")
+    assert "It is stuck: it is to be run at once, and no host has. Are there hosts for order?" in (
+        forgotten
+    )
+    held = empty.says("get", "held")
+    assert "It is stuck: it is to be run at once, and whoever has it has written nothing" in held
+    assert "host-7 has held the lock held" in held
 
 
 def test_an_event_that_cannot_come_is_said(shop: Shop) -> None:

@@ -11,6 +11,7 @@ from tests.console.viewing import READY, base, check_accessibility, show
 from tests.support.admin import AdminServer
 from tests.support.browser import Browser, Tab, started
 from wfe_persistence_client import ExecutionError, WorkflowInstance, WorkflowStatus, connect
+from wfe_persistence_client.administration import EXPLANATIONS
 
 # ----- live -----
 
@@ -64,6 +65,7 @@ def test_what_is_deleted_stays_on_the_page(tab: Tab, shop: AdminServer) -> None:
             f"[...document.querySelectorAll('.actions button')].find(b => b.innerText === {verb!r}).click()"
         )
         tab.wait("document.querySelector('dialog')")
+        assert EXPLANATIONS[verb.lower()] in tab.text("dialog"), "as on the command line"
         # A click too many does nothing: the focus is on the way out.
         assert tab.run("document.activeElement.innerText") == "Cancel"
         tab.run("document.querySelector('dialog .danger').click()")

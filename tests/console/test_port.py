@@ -279,6 +279,11 @@ async def test_suspend_resume_terminate_delete(shop: AdminServer, own: WorkflowI
     assert [one["id"] for one in items] == [own.id], "hosts are told to run it on"
     now = await stored(shop, own.id)
     assert now.status is WorkflowStatus.RUNNABLE
+    assert now.next_execution is not None, "it is due, for hosts without queues"
+    async with connect(shop.address) as store, store.lock(own.id, owner="host-7"):
+        answer = act("suspend", now.revision)
+        assert (answer.status, "host-7 holds the lock on it" in answer.text) == (409, True)
+    assert (await stored(shop, own.id)).revision == now.revision
     assert act("terminate", now.revision).status == 200
     now = await stored(shop, own.id)
     assert now.status is WorkflowStatus.TERMINATED

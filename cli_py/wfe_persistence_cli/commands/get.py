@@ -17,7 +17,7 @@ from wfe_persistence_cli.output import Output, output_option
 from wfe_persistence_cli.screen import Cell, Screen, status_cell
 from wfe_persistence_cli.status import EPILOG
 from wfe_persistence_cli.target import ClientCommand
-from wfe_persistence_cli.times import ago, brief, from_ms, stamp
+from wfe_persistence_cli.times import ago, brief, from_ms, is_at_once, stamp
 
 if TYPE_CHECKING:
     from wfe_persistence_client import ExecutionError, PersistenceProvider, WorkflowInstance
@@ -109,6 +109,8 @@ def _header(instance: WorkflowInstance, now: datetime) -> list[tuple[str, Cell |
     if instance.next_execution is not None and instance.complete_time is None:
         at = from_ms(instance.next_execution)
         text = f"{stamp(at)} ({_when(at, now)})" if at else f"{instance.next_execution} ms"
+        if is_at_once(instance.next_execution):
+            text = "at once"
         found.append(("next run", text))
     found.append(("revision", f"{instance.revision}"))
     return found

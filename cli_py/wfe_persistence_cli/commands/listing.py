@@ -15,7 +15,7 @@ from wfe_persistence_cli.screen import Cell, status_cell
 from wfe_persistence_cli.status import EPILOG
 from wfe_persistence_cli.table import Column
 from wfe_persistence_cli.target import ClientCommand
-from wfe_persistence_cli.times import ago, from_ms, stamp
+from wfe_persistence_cli.times import ago, from_ms, is_at_once, stamp
 
 if TYPE_CHECKING:
     from wfe_persistence_client import PersistenceProvider, WorkflowInstance
@@ -32,8 +32,8 @@ def list_(
 ) -> None:
     """List workflows, the newest first. The options that choose them all have to match.
 
-    DUE is how long ago a RUNNABLE workflow was to be run, or in how long it will be; `-` is one
-    that waits for something else.
+    DUE is how long ago a RUNNABLE workflow was to be run, or in how long it will be (`at once`: as
+    soon as a host can); `-` is one that waits for something else.
 
     \b
     Examples:
@@ -76,10 +76,12 @@ def due_cell(instance: WorkflowInstance, now: datetime) -> Cell:
     """When a workflow is to be run, if it is."""
     if instance.status.name != "RUNNABLE" or instance.next_execution is None:
         return Cell("-", "faint")
+    if is_at_once(instance.next_execution):
+        return Cell("at once")
     at = from_ms(instance.next_execution)
     if at is None:
-        return Cell("never" if instance.next_execution > 0 else "always", "faint")
-    from wfe_persistence_cli.filters import STUCK_AFTER
+        return Cell("never", "faint")
+    from wfe_persistence_client.administration import STUCK_AFTER
 
     return Cell(ago(at, now), "bad" if now - at >= STUCK_AFTER else "")
 

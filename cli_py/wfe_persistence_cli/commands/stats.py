@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from wfe_persistence_cli import times
 from wfe_persistence_cli.calling import Caller, calls_server
-from wfe_persistence_cli.filters import STUCK_AFTER
 from wfe_persistence_cli.output import Output, output_option
 from wfe_persistence_cli.screen import Cell, Screen, status_cell
 from wfe_persistence_cli.status import EPILOG
 from wfe_persistence_cli.target import ClientCommand
-from wfe_persistence_cli.times import brief, from_ms
+from wfe_persistence_cli.times import brief, from_ms, is_at_once
 
 if TYPE_CHECKING:
     from wfe_persistence_client import PersistenceProvider
@@ -49,6 +48,7 @@ def stats(call: Caller, *, no_count: bool, output: Output) -> None:
 
 async def _gather(provider: PersistenceProvider, *, count: bool) -> dict[str, Any]:
     from wfe_persistence_client import WorkflowFilter, WorkflowView
+    from wfe_persistence_client.administration import STUCK_AFTER, stuck_since
 
     now = times.now()
     info = await provider.get_store_info()
@@ -58,7 +58,7 @@ async def _gather(provider: PersistenceProvider, *, count: bool) -> dict[str, An
         for first in await provider.get_workflow_instances([id_], view=WorkflowView.HEADER):
             oldest = first.next_execution
         break
-    stuck = await provider.count_workflows(WorkflowFilter(due_before=now - STUCK_AFTER))
+    stuck = await provider.count_workflows(WorkflowFilter(**stuck_since(now - STUCK_AFTER)))
     queues = await provider.get_queue_stats() if info.capabilities.queues else []
     return {
         "server_version": info.server_version,
@@ -110,8 +110,7 @@ def _show(screen: Screen, found: dict[str, Any]) -> None:
             )
     line("stuck", _alarming(found["stuck"], "worst"))
     now = times.now()
-    at = None if found["oldest_due"] is None else from_ms(found["oldest_due"])
-    line("longest due", f"{brief(now - at)}" if at and at <= now else "-")
+    line("longest due", _longest(found["oldest_due"], now))
     line("errors, last hour", _alarming(found["errors_last_hour"], "bad"))
     line("unprocessed events", _alarming(found["unprocessed_events"], "held"))
     line("due commands", _alarming(found["due_commands"], "held"))
@@ -127,6 +126,15 @@ def _show(screen: Screen, found: dict[str, Any]) -> None:
         ]
         dead: list[Cell | str] = [", ", Cell(f"{queue.dead:,} dead", "worst")] if queue.dead else []
         line(f"queue {queue.queue}", ", ".join(parts), *dead)
+
+
+def _longest(milliseconds: int | None, now: datetime) -> str:
+    if milliseconds is None:
+        return "-"
+    if is_at_once(milliseconds):
+        return "(since when is not known)"
+    at = from_ms(milliseconds)
+    return brief(now - at) if at is not None and at <= now else "-"
 
 
 def _number(number: int) -> str:

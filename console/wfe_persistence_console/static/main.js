@@ -37,7 +37,7 @@ const spaces = h("select", { "aria-label": "Namespace", hidden: true });
 const out = h("button", { type: "button", class: "quiet", hidden: true }, "Log out");
 const find = h("input", { type: "search", name: "find", "aria-label": "Open a workflow by its id or name", placeholder: "Id or name of a workflow", autocomplete: "off", spellcheck: "false" });
 
-let session = { authentication: false, signed_in: true, write: false };
+let session = { authentication: false, signed_in: true, write: false, explanations: {} };
 let leave = new AbortController();
 const wantsLive = () => localStorage.getItem("wfe-live") !== "no";
 
@@ -123,6 +123,7 @@ function context(root, signal) {
     root,
     signal,
     write: session.write,
+    explanations: session.explanations,
     parameters: new URLSearchParams(location.search),
     title(text) { document.title = `${clean(text)} – wfe-persistence`; },
     /** Another address of the same page, without showing it anew. */

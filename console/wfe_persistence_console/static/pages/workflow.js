@@ -12,11 +12,12 @@ import { columns as commandColumns } from "./commands.js";
 import { columns as subscriptionColumns, forceRelease } from "./events.js";
 
 const PAGE = 500;
+// By the statuses in which they are possible. What each means, the server says: the command line means the same.
 const ACTIONS = {
-  suspend: ["Suspend", ["RUNNABLE"], "Hosts do not run it on until it is resumed. What a step is doing just now may still be stored, and win."],
-  resume: ["Resume", ["SUSPENDED"], "It is runnable again, and put into every queue of workflows."],
-  terminate: ["Terminate", ["RUNNABLE", "SUSPENDED"], "It ends now, without its remaining steps and without compensation. It can't be taken back."],
-  delete: ["Delete", null, "It is removed with its steps, subscriptions and errors; workflows below it stay. It can't be taken back."],
+  suspend: ["Suspend", ["RUNNABLE"]],
+  resume: ["Resume", ["SUSPENDED"]],
+  terminate: ["Terminate", ["RUNNABLE", "SUSPENDED"]],
+  delete: ["Delete", null],
 };
 
 /** All pages of the pointers, handed to `some` as they come. `early`: the first, if it was asked for already. */
@@ -129,11 +130,11 @@ export async function page(ctx) {
   ctx.root.append(gone, h("div", { class: "heading" }, h("h1", {}, theirs(workflow.name || workflow.id)), actions), header);
 
   function act(name) {
-    const [verb, , explanation] = ACTIONS[name];
+    const [verb] = ACTIONS[name];
     const seen = current;
     confirm(`${verb} this workflow?`, h("div", {},
       h("p", {}, theirs(seen.name || seen.id), ` (revision ${seen.revision})${where()}`),
-      h("p", {}, explanation),
+      h("p", {}, ctx.explanations[name]),
       h("p", { class: "muted" }, "Nothing is changed if somebody has written it since you saw it.")), verb, async () => {
       await post(name, { id: workflowId, revision: seen.revision });
       if (name === "delete") ctx.go(address("workflows"));
