@@ -44,39 +44,33 @@ pub fn guarded<S: StepBody + Default + 'static>() -> Box<dyn StepBody> {
 /// The step is made by the first call, as that may panic, too.
 struct Guarded<S>(Option<S>);
 
+impl<S: Default> Guarded<S> {
+    fn step(&mut self) -> &mut S {
+        self.0.get_or_insert_with(S::default)
+    }
+}
+
 #[async_trait]
 impl<S: StepBody + Default> StepBody for Guarded<S> {
     async fn run(
         &mut self,
         context: &StepExecutionContext<'_>,
     ) -> wfe_core::Result<ExecutionResult> {
-        caught(async { self.0.get_or_insert_with(S::default).run(context).await }).await
+        caught(async { self.step().run(context).await }).await
     }
 
     async fn mount_artifacts(
         &mut self,
         context: &StepExecutionContext<'_>,
     ) -> wfe_core::Result<()> {
-        let step = async {
-            self.0
-                .get_or_insert_with(S::default)
-                .mount_artifacts(context)
-                .await
-        };
-        caught(step).await
+        caught(async { self.step().mount_artifacts(context).await }).await
     }
 
     async fn unmount_artifacts(
         &mut self,
         context: &StepExecutionContext<'_>,
     ) -> wfe_core::Result<()> {
-        let step = async {
-            self.0
-                .get_or_insert_with(S::default)
-                .unmount_artifacts(context)
-                .await
-        };
-        caught(step).await
+        caught(async { self.step().unmount_artifacts(context).await }).await
     }
 }
 

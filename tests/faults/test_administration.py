@@ -15,7 +15,7 @@ import pytest
 
 from tests.support import make
 from tests.support.api import Api, connect
-from tests.support.expect import Failure, fails, failure_of
+from tests.support.expect import Failure, eventually, fails, failure_of
 from tests.support.server import ServerProcess
 from wfe.persistence.v1.event_pb2 import CreateEventRequest
 from wfe.persistence.v1.store_pb2 import (
@@ -104,17 +104,25 @@ async def test_waiting_ends_at_the_deadline(
         async with connect(started.address) as channel:
             api = Api(channel)
             held = [asyncio.create_task(create(api, name)) for name in ("a", "a", "a", "b", "b")]
-            await asyncio.sleep(0.3)
+
+            def waiting() -> int:
+                row = database.execute(
+                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+                    " AND wait_event = 'advisory'"
+                ).fetchone()
+                assert row
+                return int(row[0])
+
+            async def are_held_up() -> bool:
+                return waiting() == 2
+
+            await eventually(are_held_up)
             late = await failure_of(
                 api.store.CreateNamespace(CreateNamespaceRequest(name="c"), timeout=0.5)
             )
             assert late is not None
             assert late.code is grpc.StatusCode.DEADLINE_EXCEEDED
-            row = database.execute(
-                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-                " AND wait_event = 'advisory'"
-            ).fetchone()
-            assert row == (2,)
+            assert waiting() == 2
             await api.events.CreateEvent(CreateEventRequest(event=make.event()))
             locks.rollback()
             assert await asyncio.gather(*held) == [None] * 5

@@ -122,8 +122,8 @@ def status_of(address: str, service: str = "") -> str:
         return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
 
-def wait_for_status(address: str, status: str) -> None:
-    wait_for(lambda: status_of(address) == status)
+def wait_for_status(address: str, status: str, seconds: float = 30) -> None:
+    wait_for(lambda: status_of(address) == status, seconds)
 
 
 async def test_server_without_a_database_waits_for_it(

@@ -33,6 +33,11 @@ MODULE = "tests.faults.faulty_server" if "FAULT" in os.environ else "wfe_persist
 
 LATEST = migration_files.latest_version()
 
+WAITS_FOR_A_TABLE = """
+SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+WHERE d.datname = current_database() AND l.locktype = 'relation' AND NOT l.granted
+"""
+
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[psycopg.Connection[Any]]:
@@ -203,7 +208,7 @@ async def test_start_does_not_touch_the_namespaces(
     tmp_path: Path, database_url: str, database: psycopg.Connection[Any]
 ) -> None:
     """Every table of theirs is locked while the server starts and serves; whoever looked into one
-    would wait for ever. (What they are called and how large they are, the catalog tells.)"""
+    would wait for its lock. (What they are called and how large they are, the catalog tells.)"""
     names = [f"shut{i}" for i in range(5)]
     assert migrate_up(database_url).returncode == 0
     make_old(database, *names, "open")
@@ -214,9 +219,18 @@ async def test_start_does_not_touch_the_namespaces(
     with psycopg.connect(database_url) as locks:
         for schema, table in tables:
             locks.execute(f'LOCK TABLE "{schema}"."{table}" IN ACCESS EXCLUSIVE MODE'.encode())
-        with ServerProcess(tmp_path / "log", "--db-url", database_url, module=MODULE) as server:
+        server = ServerProcess(tmp_path / "log", "--db-url", database_url, module=MODULE)
+        server.start()
+        try:
             async with connect(server.address) as channel:
                 api = Api(channel)
+
+                async def serves() -> bool:
+                    row = database.execute(WAITS_FOR_A_TABLE).fetchone()
+                    assert row == (0,), "the start waits for a lock"
+                    return await health_of_server(api) == "SERVING"
+
+                await eventually(serves, 60)
                 await create_event(api, "default")
                 assert await is_served(api, "open")  # brought up to date meanwhile
                 await api.store.CreateNamespace(CreateNamespaceRequest(name="fresh"))
@@ -233,4 +247,6 @@ async def test_start_does_not_touch_the_namespaces(
                 await api.store.ListNamespaces(ListNamespacesRequest())
                 for name in names:
                     assert await is_served(api, name)
+        finally:
+            server.stop()
     assert "bug" not in server.log(), server.log()

@@ -15,11 +15,14 @@ from tests.support.server import ServerProcess
 CONFORMANCE = Path(__file__).parents[1] / "conformance"
 
 
-def run_conformance(address: str, test: str) -> subprocess.CompletedProcess[str]:
+def run_pytest(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a test. (Hypothesis, whose plugin takes longer to load than most of them run, is there
+    for those that use it without its plugin, too.)"""
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
-         "--target", address, str(CONFORMANCE / test)],
+        [sys.executable, "-m", "pytest", "-q", "-x",
+         "-p", "no:cacheprovider", "-p", "no:hypothesispytest", *arguments],
         capture_output=True, text=True, timeout=100, check=False, cwd=CONFORMANCE.parents[1],
+        env=os.environ | env,
     )  # fmt: skip
 
 
@@ -33,7 +36,7 @@ def test_planted_fault_is_caught(fault: str, tmp_path: Path, database_url: str) 
         module="tests.faults.faulty_server",
         env={**os.environ, "FAULT": fault},
     ) as server:
-        done = run_conformance(server.address, FAULTS[fault][1])
+        done = run_pytest("--target", server.address, str(CONFORMANCE / FAULTS[fault][1]))
     assert done.returncode == 1, done.stdout
     assert "1 failed" in done.stdout, done.stdout
     assert "AssertionError" in done.stdout or "AioRpcError" in done.stdout, done.stdout
@@ -42,10 +45,6 @@ def test_planted_fault_is_caught(fault: str, tmp_path: Path, database_url: str) 
 @pytest.mark.parametrize("fault", SERVER_FAULTS)
 def test_fault_planted_in_the_server_of_a_test_is_caught(fault: str) -> None:
     test = Path(__file__).parent / SERVER_FAULTS[fault][1]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(test)],
-        capture_output=True, text=True, timeout=100, check=False, cwd=CONFORMANCE.parents[1],
-        env={**os.environ, "FAULT": fault},
-    )  # fmt: skip
+    done = run_pytest(str(test), FAULT=fault)
     assert done.returncode == 1, done.stdout
     assert "1 failed" in done.stdout or "1 error" in done.stdout, done.stdout

@@ -45,12 +45,16 @@ async def test_all_workers_serve_one_address_evenly(
 ) -> None:
     listen = ("--listen", f"unix:{data_dir}/socket") if kind == "unix" else ()
     with several(tmp_path, database_url, *listen) as server:
-        async with connections(server, 8) as apis:
-            for api in apis:
-                await api.get_workflow_instances([])
-            count = accepted(server)
-        assert len(count) == 2
-        assert min(count.values()) >= 2, count
+
+        async def is_even() -> bool:
+            async with connections(server, 8) as apis:
+                for api in apis:
+                    await api.get_workflow_instances([])
+                count = accepted(server)
+            # (Not at the first attempt, if one got no time for a while, and so few connections.)
+            return len(count) == 2 and 4 * min(count.values()) >= sum(count.values())
+
+        await eventually(is_even, 60)
     assert not os.listdir(data_dir)
 
 

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
+import psycopg
 import pytest
 
 from wfe_persistence.database import database_from
 from wfe_persistence.settings import Settings
 from wfe_persistence.store.migrate import migrate
 from wfe_persistence.store.postgres.database import Database
+from wfe_persistence.store.postgres.source import ConnectionSource
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import Store
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
+    """A look into the database, and a hand in it."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def source(database_url: str) -> ConnectionSource:
+    """What administration connects with."""
+    return ConnectionSource(database_url)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +60,6 @@ UNION ALL SELECT 'extension', '', extname FROM pg_extension
 UNION ALL SELECT 'role', '', rolname FROM pg_roles
 UNION ALL SELECT 'setting', '', setconfig::text FROM pg_db_role_setting
 """
-
-
-@pytest.fixture
-def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        yield connection
 
 
 async def get_instance(store: Store, id_: str) -> WorkflowInstance:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -53,17 +52,6 @@ SELECT relname FROM pg_class WHERE relnamespace = 'wfc'::regnamespace AND relkin
 """
 
 FILES = "SELECT relname, relfilenode FROM pg_class WHERE relname = ANY (%s) AND relkind = 'r'"
-
-
-@pytest.fixture
-def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        yield connection
-
-
-@pytest.fixture
-def source(database_url: str) -> ConnectionSource:
-    return ConnectionSource(database_url)
 
 
 def at_version(source: ConnectionSource, version: int) -> None:

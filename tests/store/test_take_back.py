@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +52,6 @@ ROWS = {
     15: "INSERT INTO wfc.name_holders (name, workflow_id, claim_id) VALUES ('n', 'w', 'c')",
 }
 """By version: what would be lost."""
-
-
-@pytest.fixture
-def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        yield connection
-
-
-@pytest.fixture
-def source(database_url: str) -> ConnectionSource:
-    return ConnectionSource(database_url)
 
 
 def structure(connection: psycopg.Connection[Any]) -> set[tuple[str, ...]]:
