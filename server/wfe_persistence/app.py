@@ -27,6 +27,7 @@ from wfe_persistence.rpc.call import Environment
 from wfe_persistence.rpc.call_log import CallLog
 from wfe_persistence.rpc.calls import BulkStreams
 from wfe_persistence.rpc.connections import IdleConnections, connections_allowed
+from wfe_persistence.rpc.grpc_server import grpc_server, largest_request
 from wfe_persistence.rpc.guard import Guard
 from wfe_persistence.rpc.health import Health
 from wfe_persistence.rpc.intake import Intake
@@ -73,37 +74,6 @@ _ADMIN_DESCRIPTORS: Final = 68
 
 # Both ends of its connection to this server, twice while a new one replaces it.
 _CONSOLE_DESCRIPTORS: Final = 4
-
-# Requests above our own limit are received up to this factor, to be refused with a reason: a state
-# that grows, or a batch, exceeds the limit by less at first. Beyond it gRPC refuses them itself,
-# unreceived and with a text of its own.
-_OVERSIZE_FACTOR = 2
-
-_SERVER_OPTIONS: Final = (
-    # Otherwise a second server would silently share the port, and get half of the calls.
-    ("grpc.so_reuseport", 0),
-    ("grpc.server_handshake_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.max_send_message_length", -1),
-    # How much of a request a client may send before we receive it. Without the second option gRPC
-    # would raise it to what the network carries per round trip, and so take in whole requests that
-    # we have not admitted yet.
-    ("grpc.http2.lookahead_bytes", 16_384),
-    ("grpc.http2.bdp_probe", 0),
-    # Calls that we have not looked at yet, to refuse them with a reason. What comes beyond, gRPC
-    # ends with CANCELLED: at random from the first number on, always from the second. (A limit of
-    # streams per connection would bound them too, but gRPC's clients answer that with UNAVAILABLE.
-    # So that limit is out of their reach, see `_streams`.)
-    ("grpc.server.max_pending_requests", 8000),
-    ("grpc.server.max_pending_requests_hard_limit", 12_000),
-)
-
-
-def _streams(max_calls: int) -> int:
-    """How many streams a connection may have: far more than calls, which are refused with a reason
-    before. With any limit, gRPC defends itself against floods of calls that are reset at once."""
-    return max(12_000, 2 * max_calls)
 
 
 class Server:
@@ -180,29 +150,18 @@ class Server:
             grace=settings.move_grace,
         )
         self._transfers = Transfers(settings.max_transfers, settings.export_seconds)
-        largest = settings.max_message_bytes * _OVERSIZE_FACTOR
         connections = connections_allowed(
             settings.max_connections,
             settings.most_database_connections,
             (_ADMIN_DESCRIPTORS if settings.admin_listen else 0)
             + (_CONSOLE_DESCRIPTORS if settings.console else 0),
         )
-        self._server = grpc.aio.server(
-            options=[
-                *_SERVER_OPTIONS,
-                ("grpc.max_receive_message_length", largest),
-                ("grpc.max_concurrent_streams", _streams(settings.max_calls_per_connection)),
-                ("grpc.max_allowed_incoming_connections", connections),
-                ("grpc.max_connection_idle_ms", _milliseconds(settings.max_connection_idle)),
-                ("grpc.max_connection_age_ms", _milliseconds(settings.max_connection_age)),
-                ("grpc.max_connection_age_grace_ms", _milliseconds(settings.max_connection_grace)),
-            ]
-        )
+        self._server = grpc_server(settings, connections)
         intake = Intake(
             max_calls=settings.max_calls,
             max_calls_per_connection=settings.max_calls_per_connection,
             max_message_bytes=settings.max_message_bytes,
-            largest=largest,
+            largest=largest_request(settings),
             memory=settings.max_request_mb * 1024 * 1024,
         )
         self._connections = IdleConnections(connections, intake.busy_peers, intake.health_peers)
@@ -449,8 +408,3 @@ async def _watch_loop() -> None:
         due = time.monotonic() + _LAG_SECONDS
         await asyncio.sleep(_LAG_SECONDS)
         metrics.LOOP_LAG.observe(max(0.0, time.monotonic() - due))
-
-
-def _milliseconds(seconds: float) -> int:
-    """For gRPC, which counts in 32 bits; the largest number means for ever."""
-    return min(max(1, int(seconds * 1000)), 2**31 - 1)

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from typing import TypeVar
 
 from wfe.persistence.v1 import workflow_pb2 as pb
-from wfe.persistence.v1.queue_item_pb2 import QueueItem
 from wfe_persistence import offload
 from wfe_persistence.errors import PersistenceError
-from wfe_persistence.rpc import bulk, lasting, paging
+from wfe_persistence.rpc import bulk, lasting, paging, workflow_writes
 from wfe_persistence.rpc.call import Call
-from wfe_persistence.rpc.check import Check, R, read_back
-from wfe_persistence.rpc.check.bounds import MAX_REVISION
+from wfe_persistence.rpc.check import Check, R
 from wfe_persistence.store import (
     commit,
     name_holder,
@@ -26,13 +23,9 @@ from wfe_persistence.store import (
 )
 from wfe_persistence.store.bulk import create_workflows
 from wfe_persistence.store.command import stir_commands
-from wfe_persistence.store.documents import HeaderRoom
 from wfe_persistence.store.paging import Wanted
-from wfe_persistence.store.request_key import RequestKey, random_id
 from wfe_persistence.store.rows import epoch_ms
 from wfe_persistence.store.workflow_changes import Change
-
-Answer = TypeVar("Answer", pb.PersistWorkflowWithSubscriptionsResponse, pb.CommitWorkflowResponse)
 
 
 class WorkflowService:
@@ -43,7 +36,7 @@ class WorkflowService:
     ) -> pb.CreateNewWorkflowResponse:
         """Store a new workflow."""
         instance = request.instance
-        await offload.run(_prepare_create, request, call.check)
+        await offload.run(workflow_writes.prepare_create, request, call.check)
         revision = await workflow.create_new_workflow(
             call.store, instance, request.enqueue, request.held_lock_tokens
         )
@@ -76,9 +69,9 @@ class WorkflowService:
                 call,
                 check,
                 rpc="CreateWorkflows",
-                prepare=_prepare_create,
+                prepare=workflow_writes.prepare_create,
                 store=store,
-                created=_fill_in_created,
+                created=workflow_writes.fill_in_created,
                 response=pb.CreateWorkflowsResponse,
             )
 
@@ -89,9 +82,9 @@ class WorkflowService:
         self, request: pb.PersistWorkflowRequest, call: Call
     ) -> pb.PersistWorkflowResponse:
         """Replace a workflow's stored state."""
-        key = await offload.run(_prepare_persist, request, call.check)
+        key = await offload.run(workflow_writes.prepare_persist, request, call.check)
         written = await commit.persist_workflow(call.store, request, (), key)
-        _tell(call, request, written)
+        workflow_writes.tell(call, request, written)
         return pb.PersistWorkflowResponse(
             revision=written.revision, returned_receipts=written.returned_receipts
         )
@@ -100,21 +93,23 @@ class WorkflowService:
         self, request: pb.PersistWorkflowWithSubscriptionsRequest, call: Call
     ) -> pb.PersistWorkflowWithSubscriptionsResponse:
         """Replace a workflow's stored state and create subscriptions, atomically."""
-        key, answer = await offload.run(_prepare_persist_with_subscriptions, request, call.check)
+        key, answer = await offload.run(
+            workflow_writes.prepare_persist_with_subscriptions, request, call.check
+        )
         written = await commit.persist_workflow(call.store, request, request.subscriptions, key)
-        _tell(call, request, written)
-        return _answer(answer, written)
+        workflow_writes.tell(call, request, written)
+        return workflow_writes.answered(answer, written)
 
     async def CommitWorkflow(
         self, request: pb.CommitWorkflowRequest, call: Call
     ) -> pb.CommitWorkflowResponse:
         """Store one step of an engine atomically."""
-        key, answer, room = await offload.run(_prepare_commit, request, call.check)
+        key, answer, room = await offload.run(workflow_writes.prepare_commit, request, call.check)
         written = await commit.commit_workflow(call.store, request, key, room)
-        _tell(call, request, written)
+        workflow_writes.tell(call, request, written)
         if request.schedule_commands or request.complete_lease_tokens:
             stir_commands(call.store, call.env.waiters)
-        return _answer(answer, written)
+        return workflow_writes.answered(answer, written)
 
     async def GetWorkflowInstance(
         self, request: pb.GetWorkflowInstanceRequest, call: Call
@@ -382,122 +377,3 @@ def _watched(f: pb.WatchedWorkflows) -> Callable[[Change, str], pb.WorkflowChang
         )
 
     return item
-
-
-# What is done for a write before it is handed to the store. It takes long for a large workflow.
-
-
-def _prepare_create(
-    request: pb.CreateNewWorkflowRequest, check: Check, new_id: Callable[[], str] = random_id
-) -> None:
-    check.required(request, "instance", check.new_instance)
-    check.queue_items("enqueue", request.enqueue, stands_for=request.instance.id)
-    check.lease_tokens("held_lock_tokens", request.held_lock_tokens)
-    check.done()
-    instance = request.instance
-    instance.id = instance.id or new_id()
-    instance.name = instance.name or instance.id
-    _set_ids(request.enqueue, instance.id)
-    check.fits(read_back.create(instance, request.enqueue))
-
-
-def _fill_in_created(
-    answer: pb.CreateNewWorkflowResponse, request: pb.CreateNewWorkflowRequest, revision: int | None
-) -> None:
-    answer.id = request.instance.id
-    answer.name = request.instance.name
-    answer.revision = MAX_REVISION if revision is None else revision
-
-
-def _prepare_persist(request: pb.PersistWorkflowRequest, check: Check) -> RequestKey:
-    check.revision(request)
-    check.request_id(request.request_id)
-    check.required(request, "instance", check.instance)
-    check.step(request, request.instance.id)
-    check.done()
-    key = RequestKey(request)
-    _set_ids(request.enqueue, request.instance.id)
-    check.fits(read_back.create(request.instance, request.enqueue))
-    return key
-
-
-def _prepare_persist_with_subscriptions(
-    request: pb.PersistWorkflowWithSubscriptionsRequest, check: Check
-) -> tuple[RequestKey, pb.PersistWorkflowWithSubscriptionsResponse]:
-    check.revision(request)
-    check.request_id(request.request_id)
-    check.required(request, "instance", check.instance)
-    check.each("subscriptions", request.subscriptions, check.subscription)
-    check.distinct("", "subscriptions", "id", [s.id for s in request.subscriptions])
-    check.step(request, request.instance.id)
-    check.done()
-    key = RequestKey(request)
-    for i, subscription in enumerate(request.subscriptions):
-        subscription.id = subscription.id or key.new_id("subscription", i)
-    _set_ids(request.enqueue, request.instance.id)
-    check.fits(read_back.persist(request))
-    answer = pb.PersistWorkflowWithSubscriptionsResponse(
-        revision=MAX_REVISION,
-        subscription_ids=[s.id for s in request.subscriptions],
-        returned_receipts=_returnable(request),
-    )
-    check.answer_fits(answer)
-    return key, answer
-
-
-def _prepare_commit(
-    request: pb.CommitWorkflowRequest, check: Check
-) -> tuple[RequestKey, pb.CommitWorkflowResponse, HeaderRoom | None]:
-    check.commit(request)
-    check.done()
-    key = RequestKey(request)
-    for i, subscription in enumerate(request.create_subscriptions):
-        subscription.id = subscription.id or key.new_id("subscription", i)
-    for i, event in enumerate(request.create_events):
-        event.id = event.id or key.new_id("event", i)
-    _set_ids(request.enqueue, request.patch.id or request.instance.id)
-    check.fits(read_back.commit(request))
-    answer = pb.CommitWorkflowResponse(
-        revision=MAX_REVISION,
-        subscription_ids=[s.id for s in request.create_subscriptions],
-        event_ids=[e.id for e in request.create_events],
-        returned_receipts=_returnable(request),
-    )
-    check.answer_fits(answer)
-    return key, answer, check.header_room(request.patch)
-
-
-def _set_ids(items: Iterable[QueueItem], id_: str) -> None:
-    """An item without an id is that of what is written."""
-    for item in items:
-        item.id = item.id or id_
-
-
-def _returnable(
-    request: pb.PersistWorkflowWithSubscriptionsRequest | pb.CommitWorkflowRequest,
-) -> list[str]:
-    """All receipts that the answer may have to return."""
-    return [each.receipt for each in request.acknowledge if each.confirmed]
-
-
-def _answer(answer: Answer, written: commit.Written) -> Answer:
-    """The answer that was measured, now with what became of the write."""
-    answer.revision = written.revision
-    answer.returned_receipts[:] = written.returned_receipts
-    return answer
-
-
-def _tell(
-    call: Call,
-    request: pb.PersistWorkflowRequest
-    | pb.PersistWorkflowWithSubscriptionsRequest
-    | pb.CommitWorkflowRequest,
-    written: commit.Written,
-) -> None:
-    """Tell all who wait or watch what a write has changed for them."""
-    call.env.changes.published(call.store)
-    workflow_waiting.wake_written(call.store, request, call.env.waiters)
-    enqueued: Iterable[QueueItem] = request.enqueue
-    if written.unawaited:
-        enqueued = [item for item in enqueued if item.id not in written.unawaited]
-    call.written(enqueued, written.returned_to, published=bool(request.publish))
