@@ -68,7 +68,8 @@ from wfe_persistence.store.postgres.lane import Lane
 from wfe_persistence.store.postgres.pipeline import Exchange
 from wfe_persistence.store.postgres.watch import Findings, Watch
 from wfe_persistence.store.request_key import RequestKey
-from wfe_persistence.store.tables import Each, Store
+from wfe_persistence.store.tables import Store
+from wfe_persistence.store.together import Each
 
 
 def replace(module: ModuleType, constant: str, old: str, new: str) -> Callable[[], None]:

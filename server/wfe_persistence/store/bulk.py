@@ -17,6 +17,7 @@ from wfe.persistence.v1.workflow_pb2 import CreateNewWorkflowRequest
 from wfe_persistence import offload
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store import event, workflow
+from wfe_persistence.store.create_parts import MANY, NOTHING, Besides, inserting, is_stored
 from wfe_persistence.store.documents import (
     event_document,
     owned_items_document,
@@ -25,14 +26,7 @@ from wfe_persistence.store.documents import (
 from wfe_persistence.store.queue_parts import ENQUEUE_EACH_CREATED
 from wfe_persistence.store.records import EVENT
 from wfe_persistence.store.rows import PGresult, read_int8
-from wfe_persistence.store.tables import (
-    MANY,
-    NOTHING,
-    Besides,
-    Store,
-    inserting,
-    is_stored,
-)
+from wfe_persistence.store.tables import Store
 
 R = TypeVar("R", bound=CreateNewWorkflowRequest | CreateEventRequest)
 T = TypeVar("T")

@@ -13,6 +13,7 @@ from wfe.persistence.v1.list_order_pb2 import ListOrder
 from wfe.persistence.v1.queue_item_pb2 import QueueItem
 from wfe_persistence import offload
 from wfe_persistence.errors import PersistenceError, field_error
+from wfe_persistence.store.create_parts import create_each_statement, create_statement
 from wfe_persistence.store.documents import event_document, queue_items_document
 from wfe_persistence.store.paging import (
     DIRECTIONS,
@@ -36,15 +37,8 @@ from wfe_persistence.store.rows import (
     text,
     timestamp,
 )
-from wfe_persistence.store.tables import (
-    Each,
-    Store,
-    by_column,
-    create_each_statement,
-    create_statement,
-    documents,
-    is_small,
-)
+from wfe_persistence.store.tables import Store
+from wfe_persistence.store.together import Each, by_column, documents, is_small
 
 CREATE_EVENT = create_statement("events", EVENT)
 CREATE_EACH_EVENT = create_each_statement("events", EVENT)

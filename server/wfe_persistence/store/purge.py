@@ -17,6 +17,7 @@ from wfe.persistence.v1.workflow_pb2 import PurgeWorkflowsResponse, WorkflowStat
 from wfe_persistence.errors import revision_mismatch, workflow_not_found
 from wfe_persistence.store.commit import LOCK_WORKFLOW
 from wfe_persistence.store.commit_parts import after_all_of
+from wfe_persistence.store.create_parts import NOTHING, Besides
 from wfe_persistence.store.paging import TIME, Cursor
 from wfe_persistence.store.rows import (
     PGresult,
@@ -28,7 +29,7 @@ from wfe_persistence.store.rows import (
     text,
     timestamp,
 )
-from wfe_persistence.store.tables import NOTHING, Besides, Store
+from wfe_persistence.store.tables import Store
 from wfe_persistence.store.workflow_list import status_array
 
 ENDED: Final = (

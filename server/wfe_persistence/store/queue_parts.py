@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Final
 
 from wfe_persistence.store.commit_parts import after_all_of, remembered, repeated
+from wfe_persistence.store.create_parts import Besides
 from wfe_persistence.store.lease import unexpired
 from wfe_persistence.store.records import QUEUE_ITEM
-from wfe_persistence.store.tables import Besides
 
 # --- The rules.
 

@@ -16,6 +16,7 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 
 from wfe.persistence.v1 import store_pb2 as pb
+from wfe_persistence.store.create_parts import Besides
 from wfe_persistence.store.paging import TIME, Cursor
 from wfe_persistence.store.purge import (
     BATCH_ROOTS,
@@ -40,7 +41,7 @@ from wfe_persistence.store.rows import (
     text,
     text_array,
 )
-from wfe_persistence.store.tables import Besides, Store
+from wfe_persistence.store.tables import Store
 
 # Of workflows: their statuses, as they are stored.
 _COMPLETE: Final = "Complete"

@@ -15,6 +15,7 @@ from wfe.persistence.v1.subscription_pb2 import (
 )
 from wfe_persistence import metrics, offload
 from wfe_persistence.errors import PersistenceError, field_error, invalid_field
+from wfe_persistence.store.create_parts import create_each_statement, create_statement
 from wfe_persistence.store.documents import subscription_document
 from wfe_persistence.store.lease import NEXT_EPOCH, expired, expiry_after, unexpired_or_endless
 from wfe_persistence.store.paging import LEAST_TIME, TIME, Cursor, Page, behind, fill_page
@@ -29,15 +30,8 @@ from wfe_persistence.store.rows import (
     text,
     timestamp,
 )
-from wfe_persistence.store.tables import (
-    Each,
-    Store,
-    by_column,
-    create_each_statement,
-    create_statement,
-    documents,
-    is_small,
-)
+from wfe_persistence.store.tables import Store
+from wfe_persistence.store.together import Each, by_column, documents, is_small
 
 CREATE_EVENT_SUBSCRIPTION = create_statement("event_subscriptions", SUBSCRIPTION)
 

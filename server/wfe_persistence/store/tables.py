@@ -4,30 +4,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, Final
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
-from wfe_persistence.store.columns import Columns, M, sql_list
+from wfe_persistence.store.columns import sql_list
+from wfe_persistence.store.create_parts import is_stored
 from wfe_persistence.store.postgres.database import MAX_ATTEMPTS, Database
-from wfe_persistence.store.postgres.groups import Group
 from wfe_persistence.store.postgres.pipeline import Command
 from wfe_persistence.store.postgres.prepared import Statement
 from wfe_persistence.store.postgres.reads import Reader
 from wfe_persistence.store.queue_floors import Floors
-from wfe_persistence.store.rows import (
-    Found,
-    Param,
-    PGresult,
-    Row,
-    array_of,
-    list_of,
-    read_bool,
-    read_int8,
-)
+from wfe_persistence.store.rows import Found, Param, PGresult
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.statement_names import statement_name
+from wfe_persistence.store.together import MAX_BYTES, Each, Together
 
 _OUTDATED: Final = ErrorReason.ERROR_REASON_SCHEMA_OUTDATED
 
@@ -74,212 +65,10 @@ def qualified(*tables: str) -> str:
     return sql_list(f"wfc.{table}" for table in tables)
 
 
-class Besides(NamedTuple):
-    """What a creating statement does besides, as SQL: parts before the insertion of the row, a
-    condition that it waits for, parts behind it, which depend on the part `created`, and a column
-    at the end of what it returns."""
-
-    first: str = ""
-    condition: str = "TRUE"
-    then: str = ""
-    column: str = ""
-
-
-NOTHING: Final = Besides()
-
-
-class Documents(NamedTuple):
-    """Where a creating statement has its documents from, as SQL: a table `d` with the column
-    `document`."""
-
-    table: str
-    number: str = ""
-    """Its column with their numbers."""
-    order: str = ""
-    """The order in which what they say is inserted."""
-
-
-ONE: Final = Documents("(VALUES ($1::jsonb)) AS d(document)")
-MANY: Final = Documents(
-    "jsonb_array_elements($1::jsonb) WITH ORDINALITY AS d(document, at)",
-    "d.at, ",
-    "\n    ORDER BY g.id",
-)
-"""A list, whose numbers begin at 1."""
-
-
-def inserting(
-    table: str, columns: Columns[M], documents: Documents, besides: Besides = NOTHING
-) -> str:
-    """What a statement begins with that inserts rows with the key `id`: the parts `given` and
-    `created`, which has those that are new. `documents`: ONE or MANY."""
-    return f"""
-WITH {besides.first}given AS MATERIALIZED (
-    SELECT {documents.number}g.*,
-        sha256(convert_to(d.document::text, 'UTF8')) AS content_hash
-    FROM {documents.table},
-        jsonb_to_record(d.document) AS g(
-        {columns.record()})
-), created AS (
-    INSERT INTO wfc.{table} (
-        {columns.names()},
-        content_hash)
-    SELECT {columns.values("g")},
-        g.content_hash
-    FROM given g
-    WHERE {besides.condition}{documents.order}
-    ON CONFLICT (id) DO NOTHING
-    RETURNING id, content_hash
-){besides.then}"""
-
-
-def create_statement(table: str, columns: Columns[M], besides: Besides = NOTHING) -> str:
-    """The statement that inserts a row with the key `id`, for `Store.create`. $1: its document.
-
-    It compares the content given at the creation, by its hash, so that a repeated create is
-    recognized even after the row has changed.
-    """
-    return f"""{inserting(table, columns, ONE, besides)}
-SELECT EXISTS (SELECT FROM created),
-    (SELECT coalesce(e.content_hash = g.content_hash, FALSE)
-        FROM wfc.{table} e JOIN given g ON e.id = g.id)
-"""
-
-
-def create_each_statement(table: str, columns: Columns[M]) -> str:
-    """The same for many, as in `Together`: it returns those that are new. $1: a list of documents.
-    (Of two with one id, it is the one that was inserted.)"""
-    return f"""{inserting(table, columns, MANY)}
-SELECT TRUE, NULL::boolean, g.at
-FROM created c JOIN given g ON g.id = c.id AND g.content_hash = c.content_hash
-"""
-
-
 # For the statements behind it in its transaction, so that it is nobody else's behind a PgBouncer.
 WITHOUT_JIT: Final = """
 SELECT set_config('jit', 'off', true)
 """
-
-HOLD_NOBODY_UP: Final = "SELECT set_config('lock_timeout', '20ms', TRUE)"
-"""How long one of several calls may wait for a row that another transaction has locked: a commit
-takes about as long. Then each is run by itself. It is also shorter than any deadlock lasts."""
-
-_MAX_BYTES: Final = 4096
-"""The most that the parameters of a statement have that is run together with others."""
-
-
-def is_small(column: str) -> str:
-    """An SQL condition: a value is small, and PostgreSQL can tell without reading it."""
-    return f"""(pg_column_size({column}) > {_MAX_BYTES}
-        OR pg_column_compression({column}) IS NOT NULL) IS NOT TRUE"""
-
-
-@dataclass(frozen=True, slots=True)
-class Each:
-    """One statement that does for many calls what another does for one.
-
-    It returns a row for each call for which it has done something: the same columns, and last the
-    number of the call, from 1 on.
-    """
-
-    sql: str
-    params: Callable[[Sequence[Sequence[Param]]], Sequence[Param]]
-    """Its parameters, from those of the calls."""
-
-
-def by_column(calls: Sequence[Sequence[Param]]) -> Sequence[Param]:
-    """An array for each parameter."""
-    return [array_of(column) for column in zip(*calls, strict=True)]
-
-
-def documents(calls: Sequence[Sequence[Param]]) -> Sequence[Param]:
-    """A list of the documents that are the only parameter of each."""
-    return [list_of(document for (document,) in calls)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Together(Group[Sequence[Param], Found]):
-    """Calls of one statement, each with its own parameters, as one transaction in one round trip.
-
-    They are run in the order of their first parameters, which begin with the id of the row, so that
-    those of two servers lock rows in the same order.
-    """
-
-    at_once: ClassVar[int] = 2
-    alone_is_final: ClassVar[bool] = True
-
-    store: Store
-    alone: str
-    """The statement, as it is run for one call."""
-    each: Each | None
-    """How it is run for many; None: once for each, and it always returns a row."""
-    write: bool
-    final_constraints: Collection[str] = ()
-
-    async def run(self, calls: Sequence[Sequence[Param]]) -> Sequence[Found | None]:
-        bind = self.store.schema.bind
-        if len(calls) == 1:
-            return await self._run([(bind(self.alone), calls[0])])
-        places = sorted(range(len(calls)), key=lambda at: calls[at][0] or b"")
-        ordered = [calls[at] for at in places]
-        if self.each is None:
-            statement = bind(self.alone)
-            batch = [(statement, call) for call in ordered]
-        else:
-            batch = [(bind(self.each.sql), self.each.params(ordered))]
-        if self.write:
-            found = (await self._run([(bind(HOLD_NOBODY_UP), ()), *batch]))[1:]
-        else:
-            found = await self._run(batch)
-        results: list[Found | None] = [None] * len(calls)
-        if self.each is None:
-            for at, result in zip(places, found, strict=True):
-                results[at] = result
-        else:
-            [rows] = found
-            number = rows.nfields - 1
-            for row in range(rows.ntuples):
-                at = places[read_int8(rows.get_value(row, number)) - 1]
-                results[at] = Row(rows, row)
-        return results
-
-    async def _run(self, batch: Sequence[Command]) -> list[PGresult]:
-        store, database = self.store, self.store.database
-        try:
-            return await (database if self.write else store.reader).run(
-                store.namespace,
-                batch,
-                write=self.write,
-                final_constraints=self.final_constraints,
-            )
-        except PersistenceError as exc:
-            return await store.run_elsewhere(
-                exc, database, batch, write=self.write, final_constraints=self.final_constraints
-            )
-
-
-def is_stored(
-    rows: Found,
-    row: int = 0,
-    *,
-    exists: Callable[[], PersistenceError],
-    taken: Callable[[], PersistenceError] | None = None,
-    first: int = 0,
-) -> bool:
-    """What a create statement has found, as `Store.create` describes it, from the column `first`
-    on. False: the conflicting row was committed after the statement took its snapshot. The next
-    snapshot shows it, unless it has been deleted since.
-    """
-    if read_bool(rows.get_value(row, first)):
-        return True
-    same = rows.get_value(row, first + 1)
-    if same is not None:
-        if read_bool(same):
-            return True
-        raise exists()
-    if taken is not None and read_bool(rows.get_value(row, first + 2)):
-        raise taken()
-    return False
 
 
 class Store:
@@ -310,7 +99,7 @@ class Store:
         """Where to begin in its queues."""
         self.patches_remembered = 0
         """How many patches with a request id there were, of which some forget old ones."""
-        self._groups: dict[str, _Together] = {}
+        self._groups: dict[str, Together] = {}
 
     @property
     def reader(self) -> Reader:
@@ -439,13 +228,13 @@ class Store:
     ) -> Found:
         group = self._groups.get(sql)
         if group is None:
-            group = _Together(self, sql, each, write, final_constraints)
+            group = Together(self, sql, each, write, final_constraints)
             self._groups[sql] = group
         size = 0
         for param in params:
             if param:
                 size += len(param)
-        if size <= _MAX_BYTES and (write or self._reads is None):
+        if size <= MAX_BYTES and (write or self._reads is None):
             key = (self.schema.name, self.schema.table_prefix, sql)
             found = await self.database.groups.run(key, group, params, size)
             if found is not None:

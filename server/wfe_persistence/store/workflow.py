@@ -16,6 +16,7 @@ from wfe.persistence.v1.workflow_pb2 import (
 from wfe_persistence import offload
 from wfe_persistence.errors import PersistenceError, field_error, workflow_not_found
 from wfe_persistence.store.columns import sql_list
+from wfe_persistence.store.create_parts import NOTHING, ONE, Besides, Documents
 from wfe_persistence.store.documents import array, queue_items_document, workflow_document
 from wfe_persistence.store.effect_parts import OF_LOCKS, locked_locks
 from wfe_persistence.store.lease import lease_lost
@@ -53,7 +54,7 @@ from wfe_persistence.store.rows import (
     text_array,
     text_list,
 )
-from wfe_persistence.store.tables import NOTHING, ONE, Besides, Documents, Store
+from wfe_persistence.store.tables import Store
 
 NAME_KEY: Final = "workflows_name_key"
 """The unique constraint on a workflow's name."""
