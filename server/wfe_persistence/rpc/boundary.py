@@ -11,36 +11,32 @@ Each step is one function; `_unary` and `_stream` take them in this order.
 from __future__ import annotations
 
 import asyncio
-import logging
-import traceback
-import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, aclosing
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence import metrics, offload
-from wfe_persistence.errors import PersistenceError, shutting_down, too_large
-from wfe_persistence.recurring import RecurringWarnings
+from wfe_persistence.errors import PersistenceError, too_large
 from wfe_persistence.rpc import lasting, reading
 from wfe_persistence.rpc.audit import Audit, Entry
 from wfe_persistence.rpc.call import Call, Environment
 from wfe_persistence.rpc.call_log import CallLog
 from wfe_persistence.rpc.check import Check
 from wfe_persistence.rpc.check.wire import require_few_items
-from wfe_persistence.rpc.guard import Caller, Guard, namespace_of
+from wfe_persistence.rpc.failing import Context, Failures, note_outcome
+from wfe_persistence.rpc.guard import Caller, Guard
 from wfe_persistence.rpc.intake import Intake, Place
 from wfe_persistence.rpc.limits import Limits
-from wfe_persistence.rpc.named_field import naming_a_field
+from wfe_persistence.rpc.named_field import NamingAField
 from wfe_persistence.rpc.observed import Observed
 from wfe_persistence.rpc.services import Method, Service
-from wfe_persistence.rpc.status import abort, reason_name
 from wfe_persistence.store.namespace_set import members_of
 from wfe_persistence.store.tables import Store
 from wfe_persistence.time_spent import measured
@@ -48,23 +44,9 @@ from wfe_persistence.time_spent import measured
 if TYPE_CHECKING:
     from wfe_persistence.rpc.traces import Traces
 
-log = logging.getLogger(__name__)
-refusals = RecurringWarnings(log)
-
 # A call with less time than this (seconds) before its deadline can't succeed, so nothing is begun
 # for it. (Clients round short timeouts up to whole milliseconds.)
 _MIN_SECONDS = 0.005
-
-# Reasons that whoever runs the server should know of.
-_OVERLOAD = frozenset(
-    {
-        ErrorReason.ERROR_REASON_TOO_MANY_CALLS,
-        ErrorReason.ERROR_REASON_POOL_EXHAUSTED,
-        ErrorReason.ERROR_REASON_NAMESPACE_BUSY,
-    }
-)
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Boundary:
@@ -87,6 +69,7 @@ class Boundary:
         self._call_log = call_log
         self._audit = audit
         self._traces = traces
+        self._failures = Failures(env, intake.deadlines)
 
     def handlers(self, service: Service) -> grpc.GenericRpcHandler:
         """gRPC's handlers for a service."""
@@ -125,7 +108,7 @@ class Boundary:
                 with self._intake.deadlines.until(deadline):
                     request, call = await self._open(data, caller, method, entry, place, context)
                     del data
-                    with _NamingAField(request):
+                    with NamingAField(request):
                         response = await function(request, call)
                     entry.names(response)
                     if offload.has_read_much():
@@ -138,9 +121,9 @@ class Boundary:
                 try:
                     data = await answer(context, entry)
                     metrics.SENT_BYTES.add(method.labels, len(data))
-                    _observe(None, entry)
+                    note_outcome(None, entry)
                 except Exception as exc:
-                    await self._fail(method, exc, context, entry)
+                    await self._failures.end(method, exc, context, entry)
             return data
 
         return handle
@@ -166,7 +149,7 @@ class Boundary:
                     request, call = await self._open(data, caller, method, entry, place, context)
                     del data
                     async with aclosing(function(request, call)) as pages:  # type: ignore[type-var]
-                        with _NamingAField(request):
+                        with NamingAField(request):
                             async for page in pages:
                                 messages = deque(map(self._encode, page))
                                 del page
@@ -282,7 +265,7 @@ class Boundary:
         self._env.workers.begin(len(data))
         request, check = await offload.run(self._decode, data, method)
         entry.names(request)
-        with _NamingAField(request):
+        with NamingAField(request):
             response = await handle(request, check)
         entry.names(response)
         return response
@@ -294,9 +277,9 @@ class Boundary:
             with self._observed(method, context) as entry:
                 try:
                     await answer(context, entry)
-                    _observe(None, entry)
+                    note_outcome(None, entry)
                 except Exception as exc:
-                    await self._fail(method, exc, context, entry)
+                    await self._failures.end(method, exc, context, entry)
 
         return handle
 
@@ -405,103 +388,3 @@ class Boundary:
             ) from exc
         finally:
             messages.clear()  # the error's traceback refers to them
-
-    async def _fail(
-        self, method: Method, exc: Exception, context: Context, entry: Entry
-    ) -> NoReturn:
-        """End a call with the status of what was raised."""
-        _let_go_of_locals(exc)
-        try:
-            if isinstance(exc, grpc.aio.BaseError):
-                raise exc
-            namespace = None if method.server_wide else namespace_of(context)
-            error = await self._explain(exc, namespace)
-            _observe(error, entry)
-            await abort(context, error)
-        except grpc.aio.AbortError:
-            raise
-        except grpc.aio.BaseError as gone:
-            # The call has ended already, mostly because its client has hung up, which is no
-            # reason to log anything. Nobody is there to be told of any error.
-            log.debug("%s: ended by gRPC: %s", method.name, gone)
-            raise asyncio.CancelledError from gone
-
-    async def _explain(self, exc: Exception, namespace: str | None) -> PersistenceError:
-        """What the caller may know about a failure."""
-        if isinstance(exc, PersistenceError):
-            if exc.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED:
-                return await self._explain_missing_tables(exc, namespace)
-            return exc
-        if isinstance(exc, TimeoutError):
-            if self._intake.deadlines.expired:
-                return shutting_down()
-            return PersistenceError(
-                ErrorReason.ERROR_REASON_DEADLINE_EXCEEDED, "the deadline passed", retry_after=0.1
-            )
-        reference = uuid.uuid4().hex[:12]
-        log.error("bug %s", reference, exc_info=exc)
-        return PersistenceError(
-            ErrorReason.ERROR_REASON_INTERNAL,
-            f"internal error; the server logged it under {reference}",
-        )
-
-    async def _explain_missing_tables(
-        self, error: PersistenceError, namespace: str | None
-    ) -> PersistenceError:
-        """While the server starts and migrates, they will be created soon; later their absence may
-        mean that the namespace was deleted."""
-        if self._env.readiness.is_starting:
-            return PersistenceError(
-                ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
-                "the server is starting and migrating the store",
-                retry_after=0.5,
-            )
-        if namespace:
-            self._env.namespaces.forget(namespace)
-            try:
-                await self._env.namespaces.get(namespace)
-            except PersistenceError as exc:
-                return exc
-        return error
-
-
-class _NamingAField:
-    """Have the errors of a request name a field; see `naming_a_field`. (Not a generator: ten
-    thousand calls may be inside.)"""
-
-    __slots__ = ("_request",)
-
-    def __init__(self, request: Message) -> None:
-        self._request = request
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
-        if isinstance(exc, PersistenceError):
-            named = naming_a_field(exc, self._request)
-            if named is not exc:
-                raise named from exc
-
-
-def _let_go_of_locals(exc: BaseException | None) -> None:
-    """Free what the functions that an error passed through held: the request above all.
-
-    gRPC keeps the error that ends a call, and that keeps its traceback: a cycle, which lasts until
-    the garbage collector comes.
-    """
-    while exc is not None:
-        traceback.clear_frames(exc.__traceback__)
-        exc = exc.__cause__ or exc.__context__
-
-
-def _observe(error: PersistenceError | None, entry: Entry) -> None:
-    """Note the outcome of a call; None: it succeeded."""
-    if error is None:
-        entry.ended("OK")
-        return
-    name = reason_name(error.reason)
-    entry.ended(name, error.reason)
-    entry.error = str(error)
-    if error.reason in _OVERLOAD:
-        refusals.warn(name, f"calls are refused with {name}: {error}")
