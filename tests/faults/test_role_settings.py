@@ -90,7 +90,8 @@ def test_the_server_works_whatever_the_database_sets(
         delete_a_workflow(server.address)
         done = subprocess.run(
             [
-                *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+                *(sys.executable, "-m", "pytest", "-q"),
+                *("-p", "no:cacheprovider", "-p", "no:hypothesispytest"),
                 *("--target", server.address),
                 *(f"tests/conformance/{name}.py" for name in FILES),
             ],
