@@ -196,7 +196,9 @@ def _of_queues(found: Circumstances, now: datetime) -> Iterator[tuple[str, str]]
         if command.lease is not None:
             yield (
                 f"{command.lease.worker_id or 'A worker without a name'} holds the command to "
-                f"process it, under a lease that expires {ago(command.lease.expiry, now)}.",
+                f"process it, under a lease that expires {ago(command.lease.expiry, now)}. (If it "
+                f"is gone, `release command process_workflow {command.command.data}` has another "
+                "process it.)",
                 "running",
             )
     for lock in found.locks:

@@ -245,6 +245,7 @@ class BlockingPersistenceProvider:
     claim_commands = _blocking(PersistenceProvider.claim_commands)
     complete_commands = _blocking(PersistenceProvider.complete_commands)
     release_commands = _blocking(PersistenceProvider.release_commands)
+    break_command_lease = _blocking(PersistenceProvider.break_command_lease)
     renew_commands = _blocking(PersistenceProvider.renew_commands)
     list_commands = _blocking(PersistenceProvider.list_commands)
     iter_commands = _blocking_iterator(PersistenceProvider.iter_commands)

@@ -167,6 +167,7 @@ RULES: Mapping[str, Rule] = {
     "ReleaseLock": Rule(Safety.REPEATABLE),
     # A retry would also release the next holder's lock.
     "BreakLock": Rule(Safety.UNREPEATABLE),
+    "BreakCommandLease": Rule(Safety.UNREPEATABLE),
     "ListLocks": Rule(Safety.READ),
     "Enqueue": Rule(Safety.REPEATABLE),
     # A retry takes other items; those of a lost response stay taken until their leases

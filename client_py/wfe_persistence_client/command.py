@@ -16,6 +16,7 @@ from wfe_persistence_client.errors import LeaseLost, PersistenceError, Unimpleme
 from wfe_persistence_client.misfit import FieldTypeError, FieldValueError, build
 from wfe_persistence_client.model import (
     ClaimedCommand,
+    CommandLease,
     CommandName,
     ListedCommand,
     ScheduledCommand,
@@ -161,6 +162,37 @@ class Commands(Connection):
             ),
         )
         return convert.lease_expiry_from_proto(response)
+
+    async def break_command_lease(
+        self, command_name: CommandName, data: str, *, epoch: int | None = None
+    ) -> CommandLease | None:
+        """Ends the lease on a command without its token, for operators: its worker is gone for
+        good, or must be stopped. It gets `LeaseLost`.
+
+        Args:
+            command_name: the command's name.
+            data: its data.
+            epoch: only if the lease has this epoch, as `list_commands` tells; None: whoever
+                holds it. A repetition after a lost response would break the next worker's lease.
+
+        Returns:
+            The lease that was ended, which may have expired; None: there was none, or not with
+            this epoch.
+        """
+        response = await self._calls.unary(
+            self._commands.BreakCommandLease,
+            build(
+                command_pb2.BreakCommandLeaseRequest,
+                command_name=convert.command_name_to_proto(command_name),
+                data=data,
+                epoch=epoch,
+            ),
+        )
+        return (
+            convert.command_lease_from_proto(response.broken)
+            if response.HasField("broken")
+            else None
+        )
 
     async def list_commands(
         self,

@@ -234,6 +234,7 @@ class Queues(Saving):
         *,
         max_dead: int = 0,
         break_leases: bool = False,
+        break_epoch: int | None = None,
     ) -> int:
         """Makes dead and delayed items visible now, and returns how many.
 
@@ -244,6 +245,9 @@ class Queues(Saving):
             break_leases: those of `item_ids` that are under a lease, too: their worker is gone
                 for good, or must be stopped; it gets `LeaseLost`. A repetition after a lost
                 response would break the next worker's lease as well.
+            break_epoch: the one item of `item_ids`, only if it is under a lease with this epoch,
+                as `list_queue_items` tells: the next worker's is never broken. Not together with
+                `break_leases`.
         """
         response = await self._calls.unary(
             self._queues.RequeueItems,
@@ -253,6 +257,7 @@ class Queues(Saving):
                 ids=list(item_ids),
                 max_dead=max_dead,
                 break_leases=break_leases,
+                break_epoch=break_epoch,
             ),
         )
         return response.requeued

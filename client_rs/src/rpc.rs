@@ -77,6 +77,7 @@ pub(crate) enum Rpc {
     RenewSubscriptionToken,
     ListSubscriptions,
     RenewCommands,
+    BreakCommandLease,
     ListCommands,
     AcquireLock,
     RenewLocks,
@@ -188,7 +189,7 @@ impl Rpc {
             // Repeated, it logs the errors twice.
             Self::PersistErrors => (Unrepeatable, None),
             // Repeated, it breaks the next holder's lock.
-            Self::BreakLock => (Unrepeatable, None),
+            Self::BreakLock | Self::BreakCommandLease => (Unrepeatable, None),
             // Repeated, it removes what others have stored since.
             Self::DeleteItems => (Unrepeatable, None),
             Self::TruncateAll

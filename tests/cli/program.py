@@ -11,7 +11,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,12 +45,13 @@ def on_terminal(
     *,
     columns: int = 80,
     program: Sequence[str] = AT_NOON,
-    answers: Sequence[tuple[str, str]] = (),
+    answers: Sequence[tuple[str, str | Callable[[], str]]] = (),
     seconds: float = 60,
 ) -> tuple[int, str]:
     """Run it on a terminal; its exit status, and all that was written there.
 
-    `answers`: what to type when what is written has a text, each after the one before.
+    `answers`: what to type, or what returns that, when what is written has a text, each after the
+    one before.
     """
     child, terminal = pty.fork()
     if child == 0:
@@ -66,7 +67,8 @@ def on_terminal(
         while time.monotonic() < deadline:
             if waiting and (at := written.find(waiting[0][0].encode(), seen)) >= 0:
                 seen = at + len(waiting[0][0])
-                typed = waiting.pop(0)[1]
+                answer = waiting.pop(0)[1]
+                typed = answer if isinstance(answer, str) else answer()
                 os.write(terminal, typed.encode())
                 interrupted = typed == "\x03"
             if not select.select([terminal], [], [], 5.0 if interrupted else 0.1)[0]:

@@ -252,6 +252,82 @@ def test_release_of_an_item(shop: Shop) -> None:
     with_provider(shop, held)
 
 
+def test_release_of_a_command(shop: Shop) -> None:
+    shop.says("release", "command", "process_event", "6f0c", "--yes", status=4)
+    assert "nobody holds a lease" in shop.says("release", "command", "process_workflow", "6f0c")
+    env = {**shop.env, "NO_COLOR": "1"}
+    question = "host-8 holds the command PROCESS_WORKFLOW of 6f0c, under a lease that expires"
+    arguments = ["release", "command", "process_workflow", "6f0c"]
+
+    async def held(provider: PersistenceProvider) -> None:
+        [taken] = await provider.claim_commands(
+            worker_id="host-8", lease_duration=timedelta(hours=1)
+        )
+        told = await asyncio.to_thread(run, ["get", "6f0c"], shop.env)
+        assert "`release command process_workflow 6f0c` has another process it" in told.stdout
+
+        def answered(answer: str) -> tuple[int, str]:
+            return on_terminal(arguments, env, answers=[(question, answer)], columns=300)
+
+        code, printed = await asyncio.to_thread(answered, "n\n")
+        assert (code, "nothing was changed" in printed) == (1, True)
+        await provider.renew_commands([taken.lease_token])
+        code, printed = await asyncio.to_thread(answered, "y\n")
+        assert (code, "released, was held by host-8" in printed) == (0, True)
+        with pytest.raises(LeaseLost):
+            await provider.complete_commands([taken.lease_token])
+        assert len(await provider.claim_commands()) == 1
+
+    with_provider(shop, held)
+
+
+@pytest.mark.parametrize("kind", ["item", "command"])
+def test_the_next_workers_lease_is_not_released_instead(shop: Shop, kind: str) -> None:
+    """It is claimed by another worker while somebody thinks about the question."""
+    is_item = kind == "item"
+    arguments = ["release", kind, "workflow" if is_item else "process_workflow", "6f0c"]
+
+    async def held(provider: PersistenceProvider) -> None:
+        async def claim(worker: str) -> str:
+            if is_item:
+                [item] = (await provider.dequeue(["workflow"], worker_id=worker)).items
+                return item.receipt
+            [command] = await provider.claim_commands(worker_id=worker)
+            return command.lease_token
+
+        if is_item:
+            await provider.requeue_items("workflow", ["6f0c"])
+        first = await claim("host-8")
+        second = ""
+
+        async def next_one() -> None:
+            nonlocal second
+            if is_item:
+                await provider.requeue_items("workflow", ["6f0c"], break_leases=True)
+            else:
+                await provider.release_commands([first])
+            second = await claim("host-9")
+
+        loop = asyncio.get_running_loop()
+
+        def answered() -> tuple[int, str]:
+            def meanwhile() -> str:
+                asyncio.run_coroutine_threadsafe(next_one(), loop).result(60)
+                return "y\n"
+
+            env = {**shop.env, "NO_COLOR": "1"}
+            return on_terminal(arguments, env, answers=[("host-8 holds", meanwhile)], columns=300)
+
+        code, printed = await asyncio.to_thread(answered)
+        assert (code, "or another worker; nothing was changed" in printed) == (3, True)
+        if is_item:
+            await provider.acknowledge([second])
+        else:
+            await provider.complete_commands([second])
+
+    with_provider(shop, held)
+
+
 def test_requeue(shop: Shop) -> None:
     assert "1 item requeued" in shop.says("requeue", "workflow", "6f0c")
     assert "0 items requeued" in shop.says("requeue", "workflow", "6f0c", status=4)

@@ -355,6 +355,7 @@ GOOD: dict[Any, Any] = {
     Event: EVENT,
     EventSubscription: SUBSCRIPTION,
     SubscriptionClaim: CLAIM,
+    CommandName: CommandName.PROCESS_WORKFLOW,
     ScheduledCommand: COMMAND,
     Iterable[WorkflowInstance] | AsyncIterable[WorkflowInstance]: [WORKFLOW],
     Iterable[Event] | AsyncIterable[Event]: [EVENT],

@@ -277,6 +277,10 @@ CALLS: dict[str, tuple[Call, Any]] = {
         lambda p: p.renew_commands(["t"]),
         command_pb2.RenewCommandsResponse(),
     ),
+    "BreakCommandLease": (
+        lambda p: p.break_command_lease(CommandName.PROCESS_WORKFLOW, "w"),
+        command_pb2.BreakCommandLeaseResponse(),
+    ),
     "ListCommands": (lambda p: p.list_commands(), command_pb2.ListCommandsResponse()),
     "ScheduleCommand": (
         lambda p: p.schedule_command(COMMAND),
@@ -405,6 +409,7 @@ CALLS: dict[str, tuple[Call, Any]] = {
 UNREPEATABLE = {
     "ClaimCommands",
     "BreakLock",
+    "BreakCommandLease",
     "Dequeue",
     "DeleteItems",
     "PersistErrors",

@@ -202,6 +202,7 @@ KEYS: Final = {
 LONG_KEYS: Final = {
     "ScheduledCommand.data": 2048,
     "ListCommandsRequest.data": 2048,
+    "BreakCommandLeaseRequest.data": 2048,
     "LifecycleEvent.message": 65_536,
 }
 CURSORS: Final = {
@@ -339,6 +340,7 @@ ENUMS: Final = {
     "ListWorkflowsRequest.order": (3, 99, -1),
     "ListEventsRequest.order": (3, 99, -1),
     "ClaimCommandsRequest.command_name": (3, 99, -1),
+    "BreakCommandLeaseRequest.command_name": (0, 3, 99, -1),
     "ListCommandsRequest.command_name": (0, 3, 99, -1),  # 0 only because it goes with data
     "ImportRecordsRequest.on_conflict": (3, 99, -1),
     "MoveNamespaceRequest.way": (3, 99, -1),
@@ -376,6 +378,8 @@ NUMBERS: Final = {
     "ListSubscriptionsRequest.page_size": (-1, -(2**31)),
     "ListCommandsRequest.page_size": (-1, -(2**31)),
     "BreakLockRequest.epoch": (0, -1, -(2**63)),
+    "BreakCommandLeaseRequest.epoch": (0, -1, -(2**63)),
+    "RequeueItemsRequest.break_epoch": (0, -1, -(2**63)),
     "ListLocksRequest.page_size": (-1, -(2**31)),
     "PurgeWorkflowsRequest.max_rows": (-1, -(2**31)),
     "PurgeEventsRequest.max_rows": (-1, -(2**31)),

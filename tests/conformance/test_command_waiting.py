@@ -108,6 +108,15 @@ async def test_released_command_ends_a_wait(own: OwnCommands) -> None:
     assert (await task).command == command
 
 
+async def test_broken_lease_ends_a_wait(own: OwnCommands) -> None:
+    command = await own.schedule()
+    await own.claim(lease_duration=Duration(seconds=3600))
+    task = waiting(own, command)
+    await settled(task)
+    assert await own.api.break_command_lease(command) is not None
+    assert (await task).command == command
+
+
 async def test_command_that_survives_its_completion_ends_a_wait(own: OwnCommands) -> None:
     command = await own.schedule()
     held = await own.claim(lease_duration=Duration(seconds=3600))

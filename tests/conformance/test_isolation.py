@@ -220,6 +220,10 @@ CASES: dict[str, Case] = {
         lambda n: c.ReleaseCommandsRequest(lease_tokens=[n.lease_token]), "LEASE_LOST"),
     "RenewCommands": (
         lambda n: c.RenewCommandsRequest(lease_tokens=[n.lease_token]), "LEASE_LOST"),
+    "BreakCommandLease": (
+        lambda n: c.BreakCommandLeaseRequest(
+            command_name=c.COMMAND_NAME_PROCESS_WORKFLOW, data="w"),
+        ["broken"]),
     "ListCommands": (lambda n: c.ListCommandsRequest(), ["commands"]),
     "Publish": (lambda n: lc.PublishRequest(events=[make.lifecycle_event()]), NOTHING),
     "Watch": (lambda n: lc.WatchRequest(after=n.cursor), "CURSOR_EXPIRED"),

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import make
 from tests.support.api import Api, pages
-from tests.support.expect import eventually, fails
+from tests.support.expect import eventually, fails, invalid
 from tests.support.queues import (
     DEAD,
     DELAYED,
@@ -324,6 +324,46 @@ async def test_a_lease_is_broken_even_if_it_has_expired(own: OwnQueue) -> None:
     assert await own.api.requeue_items(queue=own.name, ids=["a"], break_leases=True) == 1
     with fails("FAILED_PRECONDITION", "LEASE_LOST"):
         await own.api.acknowledge(claim.receipt)
+
+
+async def test_only_the_lease_with_the_epoch_is_broken(own: OwnQueue) -> None:
+    first = await own.taken("a")
+    await own.api.return_items(first.receipt)
+    second = await own.take()
+    chosen = {"queue": own.name, "ids": ["a"]}
+    assert await own.api.requeue_items(**chosen, break_epoch=first.epoch) == 0
+    await own.api.renew_items(second.receipt)
+    assert await own.api.requeue_items(**chosen, break_epoch=second.epoch) == 1
+    with fails("FAILED_PRECONDITION", "LEASE_LOST"):
+        await own.api.acknowledge(second.receipt)
+    assert await own.api.requeue_items(**chosen, break_epoch=second.epoch) == 0
+    assert await own.states() == {"a": WAITING}
+
+
+async def test_with_an_epoch_what_is_under_no_lease_is_left_alone(own: OwnQueue) -> None:
+    await filled(own)
+    before = await own.items()
+    for state in ("waiting", "delayed", "dead"):
+        ids = [f"{state} 1"]
+        assert await own.api.requeue_items(queue=own.name, ids=ids, break_epoch=1) == 0
+    assert await own.items() == before
+    chosen = {"ids": ["delayed 1"], "max_dead": 1}
+    assert await own.api.requeue_items(queue=own.name, **chosen, break_epoch=1) == 1
+    states = await own.states()
+    assert (states["dead 1"], states["delayed 1"]) == (WAITING, DELAYED)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [{"ids": []}, {"ids": ["a", "b"]}, {"break_leases": True}],
+    ids=["no id", "two ids", "break_leases"],
+)
+async def test_an_epoch_is_of_one_item(own: OwnQueue, beside: dict[str, Any]) -> None:
+    claim = await own.taken("a")
+    chosen = {"queue": own.name, "ids": ["a"], "break_epoch": claim.epoch}
+    with invalid("break_epoch", reason="DUPLICATE"):
+        await own.api.requeue_items(**(chosen | beside))
+    await own.api.renew_items(claim.receipt)
 
 
 async def test_what_is_chosen_by_max_dead_breaks_no_lease(own: OwnQueue) -> None:

@@ -511,6 +511,10 @@ FAULTS: dict[str, tuple[Callable[[], None], str]] = {
         ),
         "test_commit_workflow.py::test_one_lease_completes_one_commit",
     ),
+    "a broken lease that is another one by now": (
+        replace(command, "BREAK_COMMAND_LEASE", "lease_epoch = $3", "TRUE"),
+        "test_break_command_lease.py::test_only_the_lease_that_was_meant_is_broken",
+    ),
     "a lock with two holders": (
         replace(lock, "ACQUIRE_LOCK", "AND expiry <= clock_timestamp()", ""),
         "test_locks.py::test_of_many_at_once_exactly_one_gets_it",

@@ -229,6 +229,8 @@ CASES: list[tuple[str, str, Sequence[object], set[str]]] = [
      {"event_subscriptions_pkey"}),
     ("renew_subscription_token", subscription.RENEW_SUBSCRIPTION_TOKEN, ["s7", "t", None, 1000],
      {"event_subscriptions_pkey"}),
+    ("break_command_lease", command.BREAK_COMMAND_LEASE, ["ProcessWorkflow", "w7", None],
+     {"scheduled_commands_command_name_data_key", "scheduled_commands_pkey"}),
     ("renew_commands", command.RENEW_COMMANDS, [LEASES, 1000], {"scheduled_commands_pkey"}),
     ("watch", lifecycle.WATCH, ["7", 7, 500], {"lifecycle_events_pkey"}),
     ("watch_workflows", workflow_changes.WATCH_WORKFLOWS, ["7", 7, 500], {"workflow_changes_pkey"}),

@@ -32,7 +32,7 @@ from wfe.persistence.v1 import (
     workflow_pb2,
     workflow_pb2_grpc,
 )
-from wfe.persistence.v1.command_pb2 import ClaimedCommand, ScheduledCommand
+from wfe.persistence.v1.command_pb2 import ClaimedCommand, CommandLease, ScheduledCommand
 from wfe.persistence.v1.event_pb2 import Event
 from wfe.persistence.v1.lifecycle_pb2 import LifecycleEvent, WatchedEvent, WatchResponse
 from wfe.persistence.v1.lock_pb2 import Lock
@@ -271,6 +271,15 @@ class Api:
     async def release_commands(self, *lease_tokens: str) -> None:
         request = command_pb2.ReleaseCommandsRequest(lease_tokens=lease_tokens)
         await self.commands.ReleaseCommands(request)
+
+    async def break_command_lease(
+        self, command: ScheduledCommand, **fields: Any
+    ) -> CommandLease | None:
+        request = command_pb2.BreakCommandLeaseRequest(
+            command_name=command.command_name, data=command.data, **fields
+        )
+        answer = await self.commands.BreakCommandLease(request)
+        return answer.broken if answer.HasField("broken") else None
 
     async def renew_commands(
         self, *lease_tokens: str, lease_duration: Duration | None = None

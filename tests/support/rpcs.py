@@ -117,6 +117,7 @@ _METHODS: Final = [
 
 VARIANTS: Final = {
     "ClaimCommands": ("wait",),
+    "RequeueItems": ("break_epoch",),
     "CommitWorkflow": ("patch",),
     "SetSubscriptionToken": ("duration",),
     "ImportRecords": (
@@ -533,6 +534,11 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
         "lease_tokens": ["1.1.00", "1.1.01", "1.1.02"],
         "lease_duration": Duration(seconds=60),
     },
+    "BreakCommandLease": lambda: {
+        "command_name": command_pb2.COMMAND_NAME_PROCESS_WORKFLOW,
+        "data": make.new_id("workflow"),
+        "epoch": 1,
+    },
     "ListCommands": lambda: {
         "command_name": command_pb2.COMMAND_NAME_PROCESS_WORKFLOW,
         "data": make.new_id("workflow"),
@@ -594,6 +600,11 @@ _FIELDS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
         "ids": [make.new_id("item") for _ in range(3)],
         "max_dead": 10,
         "break_leases": True,
+    },
+    "RequeueItems-break_epoch": lambda: {
+        "queue": make.queue(),
+        "ids": [make.new_id("item")],
+        "break_epoch": 1,
     },
     "DeleteItems": lambda: {
         "queue": make.queue(),
@@ -726,6 +737,7 @@ def _has_alternative(field: FieldDescriptor) -> bool:
     return (oneof is not None and len(oneof.fields) > 1) or name_of(field) in (
         "ClaimCommandsRequest.as_of",
         "ClaimCommandsRequest.wait",
+        "RequeueItemsRequest.break_epoch",
         "SetSubscriptionTokenRequest.expiry",
         "SetSubscriptionTokenRequest.duration",
     )

@@ -198,6 +198,10 @@ class Scene:
                 for _ in request.lease_tokens:
                     await self.own.schedule()
                 request.lease_tokens[:] = tokens(await self.own.claim())
+            case "BreakCommandLease":
+                await self.own.schedule(data=request.data, command_name=request.command_name)
+                [claim] = await self.own.claim()
+                request.epoch = claim.epoch
             case "RenewLocks":
                 await self._hold(request.tokens)
             case "ReleaseLock":
@@ -216,6 +220,9 @@ class Scene:
                 await self._take(request.return_items)
             case "RenewItems":
                 request.receipts[:] = await self._receipts(len(request.receipts))
+            case "RequeueItems" if request.HasField("break_epoch"):
+                [each] = self._queues
+                request.break_epoch = (await each.taken(request.ids[0])).epoch
             case "RequeueItems" | "DeleteItems":
                 [each] = self._queues
                 for id_ in request.ids:
@@ -361,6 +368,7 @@ class Scene:
                 | "CompleteCommands"
                 | "ReleaseCommands"
                 | "RenewCommands"
+                | "BreakCommandLease"
             ):
                 return await self._due_commands()
             case "AcquireLock":

@@ -4,7 +4,7 @@ beside workflows, as lists."""
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
         PersistenceProvider,
         QueueStats,
     )
+
+COMMANDS: Final = ("process_workflow", "process_event")
+"""The names of commands, as they are typed."""
 
 
 @click.command(cls=ClientCommand, epilog=EPILOG, short_help="List errors, the latest first.")
@@ -226,7 +229,7 @@ def holder(subscription: EventSubscription, now: datetime) -> Cell:
 @calls_server
 @click.option(
     "--kind",
-    type=click.Choice(["process_workflow", "process_event"]),
+    type=click.Choice(COMMANDS, case_sensitive=False),
     help="Only those to process workflows, or only those to process events.",
 )
 @click.option("--data", metavar="ID", help="With --kind: only the one for this workflow or event.")

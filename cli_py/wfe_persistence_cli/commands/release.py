@@ -9,7 +9,7 @@ import click
 
 from wfe_persistence_cli import times
 from wfe_persistence_cli.calling import Caller, calls_server, confirm
-from wfe_persistence_cli.commands.lists import holder
+from wfe_persistence_cli.commands.lists import COMMANDS, holder
 from wfe_persistence_cli.screen import tell
 from wfe_persistence_cli.status import CONFLICT, EPILOG, NOT_FOUND
 from wfe_persistence_cli.target import ClientCommand
@@ -18,6 +18,7 @@ from wfe_persistence_cli.times import ago
 if TYPE_CHECKING:
     from wfe_persistence_client import (
         EventSubscription,
+        ListedCommand,
         ListedQueueItem,
         Lock,
         PersistenceProvider,
@@ -26,12 +27,11 @@ if TYPE_CHECKING:
 
 @click.group(short_help="Take a hold from a worker that is gone.")
 def release() -> None:
-    """Take a lock, the lease on an item of a queue, or the token of a subscription away from a
-    worker that is gone for good.
+    """Take a lock, the lease on an item of a queue or on a command, or the token of a subscription
+    away from a worker that is gone for good.
 
     A worker that is not gone learns of it when it next uses what it held, and its writes under it
-    are refused. The server's audit log says who did it. Leases on commands end by themselves when
-    they expire.
+    are refused. The server's audit log says who did it.
 
     \b
     Example: wfe-persistence release subscription s2
@@ -120,13 +120,9 @@ def item(call: Caller, *, queue: str, id_: str, yes: bool) -> None:
     \b
     Example: wfe-persistence release item workflow 6f0c
     """
-
-    def look() -> list[ListedQueueItem]:
-        return call.run(
-            lambda provider: provider.with_reads("primary").list_queue_items(queue, item_id=id_)
-        )
-
-    found = look()
+    found: list[ListedQueueItem] = call.run(
+        lambda provider: provider.with_reads("primary").list_queue_items(queue, item_id=id_)
+    )
     if not found:
         tell(f"the queue {queue} has no item {id_}")
         sys.exit(NOT_FOUND)
@@ -141,12 +137,45 @@ def item(call: Caller, *, queue: str, id_: str, yes: bool) -> None:
         "Release it?",
         yes=yes,
     )
-    now = look()
-    if not (now and now[0].lease and now[0].lease.epoch == lease.epoch):
+    # With its epoch, so that the next worker's is not taken instead.
+    done = call.run(lambda provider: provider.requeue_items(queue, [id_], break_epoch=lease.epoch))
+    if not done:
         tell(f"{id_}: nobody holds it by now, or another worker; nothing was changed")
         sys.exit(CONFLICT)
-    done = call.run(lambda provider: provider.requeue_items(queue, [id_], break_leases=True))
-    if not done:
-        tell(f"{id_}: it was released by itself, or the server can't do that; nothing was changed")
-        sys.exit(CONFLICT)
     tell(f"{id_}: released, was held by {worker}")
+
+
+@release.command(cls=ClientCommand, epilog=EPILOG)
+@click.argument("name", type=click.Choice(COMMANDS, case_sensitive=False))
+@click.argument("data", metavar="ID")
+@calls_server
+@_yes_option
+def command(call: Caller, *, name: str, data: str, yes: bool) -> None:
+    """Have the command NAME for the workflow or event ID handled by another worker than the one
+    that holds its lease.
+
+    \b
+    Example: wfe-persistence release command process_workflow 6f0c
+    """
+    from wfe_persistence_client import CommandName
+
+    named = CommandName[name.upper()]
+    title = f"the command {named.name} of {data}"
+    found: list[ListedCommand] = call.run(
+        lambda provider: provider.with_reads("primary").list_commands(command_name=named, data=data)
+    )
+    if not found:
+        tell(f"there is no command {named.name} of {data}")
+        sys.exit(NOT_FOUND)
+    lease = found[0].lease
+    if lease is None:
+        tell(f"nobody holds a lease on {title}")
+        return
+    worker = lease.worker_id or "A worker without a name"
+    expiry = ago(lease.expiry, times.now())
+    confirm(f"{worker} holds {title}, under a lease that expires {expiry}. Release it?", yes=yes)
+    broken = call.run(lambda provider: provider.break_command_lease(named, data, epoch=lease.epoch))
+    if broken is None:
+        tell(f"{title}: nobody holds it by now, or another worker; nothing was changed")
+        sys.exit(CONFLICT)
+    tell(f"{title}: released, was held by {broken.worker_id or 'somebody'}")

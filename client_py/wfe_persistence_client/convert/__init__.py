@@ -7,6 +7,7 @@ message that cannot be read raises `MalformedAnswer`.
 from wfe_persistence_client.convert.command import (
     claimed_command_from_proto,
     command_from_proto,
+    command_lease_from_proto,
     command_name_to_proto,
     command_to_proto,
     lease_expiry_from_proto,
@@ -91,6 +92,7 @@ __all__ = [
     "claim_to_proto",
     "claimed_command_from_proto",
     "command_from_proto",
+    "command_lease_from_proto",
     "command_name_to_proto",
     "command_to_proto",
     "counts_from_proto",

@@ -43,15 +43,16 @@ def claimed_command_from_proto(message: command_pb2.ClaimedCommand) -> model.Cla
     )
 
 
+def command_lease_from_proto(message: command_pb2.CommandLease) -> model.CommandLease:
+    """A lease on a command from a message."""
+    return model.CommandLease(
+        worker_id=message.worker_id, expiry=time_from_proto(message.expiry), epoch=message.epoch
+    )
+
+
 def listed_command_from_proto(message: command_pb2.ListedCommand) -> model.ListedCommand:
     """A command of a list from a message."""
-    lease = None
-    if message.HasField("lease"):
-        lease = model.CommandLease(
-            worker_id=message.lease.worker_id,
-            expiry=time_from_proto(message.lease.expiry),
-            epoch=message.lease.epoch,
-        )
+    lease = command_lease_from_proto(message.lease) if message.HasField("lease") else None
     return model.ListedCommand(command=command_from_proto(message.command), lease=lease)
 
 

@@ -17,6 +17,7 @@ from wfe_persistence_client.connection import LARGEST_PAGE, new_id
 from wfe_persistence_client.errors import EventNotFound, SubscriptionNotFound
 from wfe_persistence_client.model import (
     ClaimedCommand,
+    CommandLease,
     CommandName,
     Event,
     EventSubscription,
@@ -319,6 +320,16 @@ class SetCommands(SetTaking):
             ]
         )
         return min(filter(None, expiries), default=None)
+
+    async def break_command_lease(
+        self, command_name: CommandName, data: str, *, epoch: int | None = None
+    ) -> CommandLease | None:
+        """As of a single namespace; in the first member that has such a lease."""
+        for member in await self._members():
+            broken = await member.break_command_lease(command_name, data, epoch=epoch)
+            if broken is not None:
+                return broken
+        return None
 
     def iter_commands(
         self,

@@ -199,12 +199,15 @@ class SetQueues(SetTaking):
         *,
         max_dead: int = 0,
         break_leases: bool = False,
+        break_epoch: int | None = None,
     ) -> int:
         """As of a single namespace."""
         ids = list(item_ids)
         requeued = 0
         for member in await self._members():
-            some = await member.requeue_items(queue, ids, break_leases=break_leases)
+            some = await member.requeue_items(
+                queue, ids, break_leases=break_leases, break_epoch=break_epoch
+            )
             if (left := max_dead) > 0:
                 dead = await member.requeue_items(queue, max_dead=left)
                 max_dead -= dead

@@ -143,6 +143,29 @@ pub struct RenewCommandsResponse {
     #[prost(message, optional, tag = "1")]
     pub lease_expiry: ::core::option::Option<::prost_types::Timestamp>,
 }
+/// BreakCommandLeaseRequest is the request of BreakCommandLease.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BreakCommandLeaseRequest {
+    /// The command's name; required.
+    #[prost(enumeration = "CommandName", tag = "1")]
+    pub command_name: i32,
+    /// The command's data, at most 2048 bytes. The empty string is valid data.
+    #[prost(string, tag = "2")]
+    pub data: ::prost::alloc::string::String,
+    /// Only if the lease has this epoch, 1 or higher, as ListCommands returned it, so
+    /// that the next worker's is not broken instead; absent: whoever holds it.
+    #[prost(int64, optional, tag = "3")]
+    pub epoch: ::core::option::Option<i64>,
+}
+/// BreakCommandLeaseResponse is the response of BreakCommandLease.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BreakCommandLeaseResponse {
+    /// The lease that was ended. It may have expired: until another worker claims the
+    /// command, its worker could still have completed it. Absent: there was none, or
+    /// not with this epoch.
+    #[prost(message, optional, tag = "1")]
+    pub broken: ::core::option::Option<CommandLease>,
+}
 /// ListCommandsRequest is the request of ListCommands. Commands must match every
 /// condition given.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -468,6 +491,41 @@ pub mod scheduled_command_service_client {
                     GrpcMethod::new(
                         "wfe.persistence.v1.ScheduledCommandService",
                         "RenewCommands",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends the lease on a command without its token, for operators: its worker is
+        /// gone for good, or must be stopped. The command is due again at its
+        /// execute_time; the worker learns of it when it next uses its token, or commits
+        /// under it (LEASE_LOST). The server logs who did it. Idempotent: if there is no
+        /// such command, or nobody holds it, nothing is changed. Errors:
+        /// INVALID_ARGUMENT.
+        pub async fn break_command_lease(
+            &mut self,
+            request: impl tonic::IntoRequest<super::BreakCommandLeaseRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::BreakCommandLeaseResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/wfe.persistence.v1.ScheduledCommandService/BreakCommandLease",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "wfe.persistence.v1.ScheduledCommandService",
+                        "BreakCommandLease",
                     ),
                 );
             self.inner.unary(req, path, codec).await
@@ -6676,6 +6734,14 @@ pub struct RequeueItemsRequest {
     /// alone.
     #[prost(bool, tag = "4")]
     pub break_leases: bool,
+    /// The one item of `ids` only if it is under a lease with this epoch, 1 or higher,
+    /// as ListQueueItems returned it, even if that has expired: so the next worker's
+    /// lease is not broken instead, and what is dead or delayed by now is left alone.
+    /// Requires exactly one id; must not be set together with `break_leases`, which
+    /// decides if this is absent. Servers that do not know this field leave leased
+    /// items alone.
+    #[prost(int64, optional, tag = "5")]
+    pub break_epoch: ::core::option::Option<i64>,
 }
 /// RequeueItemsResponse is the response of RequeueItems.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -7111,9 +7177,9 @@ pub mod queue_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// Makes dead and delayed items of a queue visible now, with attempt 0, for
-        /// people who have mended what was wrong; with `break_leases`, leased ones too.
-        /// Items of other states, and ids of which there is no item, are left alone.
-        /// Idempotent, but for `break_leases`. Errors: INVALID_ARGUMENT.
+        /// people who have mended what was wrong; with `break_leases` or `break_epoch`,
+        /// leased ones too. Items of other states, and ids of which there is no item, are
+        /// left alone. Idempotent, but for `break_leases`. Errors: INVALID_ARGUMENT.
         pub async fn requeue_items(
             &mut self,
             request: impl tonic::IntoRequest<super::RequeueItemsRequest>,

@@ -53,6 +53,7 @@ ID_FIELDS: Final = {
     "ClearSubscriptionTokenRequest": ("id",),
     "RenewSubscriptionTokenRequest": ("id",),
     "ClaimCommandsRequest": ("worker_id",),
+    "BreakCommandLeaseRequest": ("data",),
     "AcquireLockRequest": ("resource", "owner"),
     "BreakLockRequest": ("resource",),
     "QueueItem": ("queue", "id"),

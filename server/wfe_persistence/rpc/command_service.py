@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 from wfe.persistence.v1 import command_pb2 as pb
@@ -11,6 +12,8 @@ from wfe_persistence.rpc.check import R, read_back
 from wfe_persistence.store import command
 from wfe_persistence.store.records import COMMAND_NAME
 from wfe_persistence.store.rows import epoch_ms
+
+log = logging.getLogger(__name__)
 
 
 class ScheduledCommandService:
@@ -99,6 +102,29 @@ class ScheduledCommandService:
         )
         check.done()
         return await command.renew_commands(call.store, request.lease_tokens, lease_ms)
+
+    async def BreakCommandLease(
+        self, request: pb.BreakCommandLeaseRequest, call: Call
+    ) -> pb.BreakCommandLeaseResponse:
+        """End somebody else's lease."""
+        check = call.check
+        check.named_command(request)
+        check.revision(request, "epoch")
+        check.done()
+        broken = await command.break_command_lease(call.store, request)
+        if broken is not None:
+            log.warning(
+                "%s broke the lease on the command %s of %r in the namespace %s, which %r held "
+                "with epoch %d",
+                call.caller.principal or "somebody",
+                COMMAND_NAME[request.command_name],
+                request.data,
+                call.store.namespace,
+                broken.worker_id,
+                broken.epoch,
+            )
+            command.stir_commands(call.store, call.env.waiters, request.command_name)
+        return pb.BreakCommandLeaseResponse(broken=broken)
 
     async def ListCommands(
         self, request: pb.ListCommandsRequest, call: Call

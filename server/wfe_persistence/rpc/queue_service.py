@@ -10,7 +10,7 @@ from wfe.persistence.v1.workflow_pb2 import WorkflowView
 from wfe_persistence import offload
 from wfe_persistence.rpc import paging
 from wfe_persistence.rpc.call import Call
-from wfe_persistence.rpc.check import Check, read_back
+from wfe_persistence.rpc.check import Check, R, read_back
 from wfe_persistence.rpc.check.bounds import MAX_INT4, MAX_LIST_ITEMS
 from wfe_persistence.store import dequeue, queue, queue_groups, queue_list, queue_settling
 from wfe_persistence.store.paging import Wanted
@@ -118,6 +118,7 @@ class QueueService:
         self, request: pb.RequeueItemsRequest, call: Call
     ) -> pb.RequeueItemsResponse:
         """Make dead and delayed items visible, and leased ones if asked to."""
+        break_epoch = _check_break_epoch(request, call.check)
         max_dead = _check_chosen(request, call.check)
         requeued = await queue.requeue_items(
             call.store,
@@ -126,6 +127,7 @@ class QueueService:
             max_dead,
             call.env.waiters,
             break_leases=request.break_leases,
+            break_epoch=break_epoch,
         )
         return pb.RequeueItemsResponse(requeued=requeued)
 
@@ -154,6 +156,21 @@ def _prepare_enqueue(request: pb.EnqueueRequest, check: Check) -> None:
     check.queue_items("items", request.items)
     check.done()
     check.fits(read_back.queue_items(request.items))
+
+
+def _check_break_epoch(request: pb.RequeueItemsRequest, check: Check) -> int | None:
+    """The epoch of the one lease that is to be broken; None: another rule decides."""
+    epoch = check.revision(request, "break_epoch")
+    if epoch is None:
+        return None
+    if len(request.ids) != 1 or request.break_leases:
+        check.add(
+            "",
+            "break_epoch",
+            R.FIELD_VIOLATION_REASON_DUPLICATE,
+            "must be set with exactly one of ids, and without break_leases",
+        )
+    return epoch
 
 
 def _check_chosen(request: pb.RequeueItemsRequest | pb.DeleteItemsRequest, check: Check) -> int:

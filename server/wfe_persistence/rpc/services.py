@@ -127,6 +127,7 @@ REQUIRED_ROLE: Final = {
     "CompleteCommands": Role.HOST,
     "ReleaseCommands": Role.HOST,
     "RenewCommands": Role.HOST,
+    "BreakCommandLease": Role.OPERATOR,
     "ListCommands": Role.READER,
     # LockService
     "AcquireLock": Role.HOST,

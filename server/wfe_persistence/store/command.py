@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from wfe.persistence.v1.command_pb2 import (
+    BreakCommandLeaseRequest,
     ClaimedCommand,
+    CommandLease,
     CommandName,
     ListCommandsRequest,
     ListedCommand,
@@ -302,6 +304,41 @@ async def renew_commands(
     if rows.ntuples:
         read_time(rows.get_value(0, 2), response.lease_expiry)
     return response
+
+
+BREAK_COMMAND_LEASE = """
+WITH held AS MATERIALIZED (
+    SELECT id, lease_worker_id, lease_expiry, lease_epoch FROM wfc.scheduled_commands
+    WHERE command_name = $1 AND data = $2
+        AND lease_id IS NOT NULL AND ($3::bigint IS NULL OR lease_epoch = $3)
+    FOR UPDATE
+), broken AS (
+    UPDATE wfc.scheduled_commands
+    SET lease_id = NULL, lease_worker_id = NULL, lease_expiry = NULL
+    WHERE id = ANY (ARRAY (SELECT id FROM held))
+)
+SELECT lease_expiry, coalesce(lease_worker_id, ''), lease_epoch FROM held
+"""
+
+
+async def break_command_lease(
+    store: Store, request: BreakCommandLeaseRequest
+) -> CommandLease | None:
+    """End the lease on a command without its token; it is returned, None: there was none."""
+    row = await store.write_once(
+        BREAK_COMMAND_LEASE,
+        text(COMMAND_NAME[request.command_name]),
+        text(request.data),
+        integer(request.epoch) if request.HasField("epoch") else None,
+    )
+    if not row.ntuples:
+        return None
+    broken = CommandLease()
+    expiry, worker, epoch = (row.get_value(0, i) for i in range(3))
+    read_time(expiry, broken.expiry)
+    broken.worker_id = read_text(worker)
+    broken.epoch = read_int8(epoch)
+    return broken
 
 
 # An absent filter is NULL, and the planner, which knows the parameters, removes its condition.

@@ -171,7 +171,8 @@ async def configure_queue(store: Store, request: ConfigureQueueRequest) -> None:
     )
 
 
-# $1 the queue, $2 ids, $3 the most dead items besides ($4 whether leases are broken).
+# $1 the queue, $2 ids, $3 the most dead items besides ($4 whether leases are broken, $5 of the ids
+# only the lease with this epoch).
 _NAMED_AND_DEAD: Final = f"""
 WITH named AS MATERIALIZED (
     SELECT i.n FROM jsonb_array_elements_text($2::jsonb) AS g(id), LATERAL (
@@ -195,10 +196,13 @@ REQUEUE_ITEMS = f"""{_NAMED_AND_DEAD}, requeued AS (
         visible_time = now(), dead = FALSE, attempt = 0,
         again_time = NULL, lease_id = NULL, lease_worker_id = NULL
     WHERE n = ANY (ARRAY (SELECT n FROM chosen))
-        AND (dead OR CASE
+        AND CASE
+            WHEN $5::bigint IS NOT NULL AND n = ANY (ARRAY (SELECT n FROM named))
+                THEN lease_id IS NOT NULL AND lease_epoch = $5
+            WHEN dead THEN TRUE
             WHEN lease_id IS NULL THEN {unexpired("visible_time")}
             ELSE $4::boolean
-        END)
+        END
     RETURNING 1
 )
 SELECT count(*) FROM requeued
@@ -213,11 +217,17 @@ async def requeue_items(
     waiters: Waiters,
     *,
     break_leases: bool = False,
+    break_epoch: int | None = None,
 ) -> int:
     """Make dead and delayed items visible, and leased ones if their leases are to be broken;
-    returns how many."""
+    returns how many. `break_epoch`: of `ids`, only what is leased with this epoch."""
     row = await store.write_once(
-        REQUEUE_ITEMS, text(queue), text_list(ids), integer(max_dead), boolean(break_leases)
+        REQUEUE_ITEMS,
+        text(queue),
+        text_list(ids),
+        integer(max_dead),
+        boolean(break_leases),
+        None if break_epoch is None else integer(break_epoch),
     )
     requeued = read_int8(row.get_value(0, 0))
     wake_queues(store, waiters, {queue: requeued})

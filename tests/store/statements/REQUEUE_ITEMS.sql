@@ -18,10 +18,13 @@ WITH named AS MATERIALIZED (
         visible_time = now(), dead = FALSE, attempt = 0,
         again_time = NULL, lease_id = NULL, lease_worker_id = NULL
     WHERE n = ANY (ARRAY (SELECT n FROM chosen))
-        AND (dead OR CASE
+        AND CASE
+            WHEN $5::bigint IS NOT NULL AND n = ANY (ARRAY (SELECT n FROM named))
+                THEN lease_id IS NOT NULL AND lease_epoch = $5
+            WHEN dead THEN TRUE
             WHEN lease_id IS NULL THEN visible_time > now()
             ELSE $4::boolean
-        END)
+        END
     RETURNING 1
 )
 SELECT count(*) FROM requeued;

@@ -403,6 +403,60 @@ class RenewCommandsResponse(google.protobuf.message.Message):
 Global___RenewCommandsResponse: typing_extensions.TypeAlias = RenewCommandsResponse
 
 @typing.final
+class BreakCommandLeaseRequest(google.protobuf.message.Message):
+    """BreakCommandLeaseRequest is the request of BreakCommandLease."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COMMAND_NAME_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    command_name: Global___CommandName.ValueType
+    """The command's name; required."""
+    data: builtins.str
+    """The command's data, at most 2048 bytes. The empty string is valid data."""
+    epoch: builtins.int
+    """Only if the lease has this epoch, 1 or higher, as ListCommands returned it, so
+    that the next worker's is not broken instead; absent: whoever holds it.
+    """
+    def __init__(
+        self,
+        *,
+        command_name: Global___CommandName.ValueType = ...,
+        data: builtins.str = ...,
+        epoch: builtins.int | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_epoch", b"_epoch", "epoch", b"epoch"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_epoch", b"_epoch", "command_name", b"command_name", "data", b"data", "epoch", b"epoch"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_epoch", b"_epoch"]) -> typing.Literal["epoch"] | None: ...
+
+Global___BreakCommandLeaseRequest: typing_extensions.TypeAlias = BreakCommandLeaseRequest
+
+@typing.final
+class BreakCommandLeaseResponse(google.protobuf.message.Message):
+    """BreakCommandLeaseResponse is the response of BreakCommandLease."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BROKEN_FIELD_NUMBER: builtins.int
+    @property
+    def broken(self) -> Global___CommandLease:
+        """The lease that was ended. It may have expired: until another worker claims the
+        command, its worker could still have completed it. Absent: there was none, or
+        not with this epoch.
+        """
+
+    def __init__(
+        self,
+        *,
+        broken: Global___CommandLease | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["broken", b"broken"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["broken", b"broken"]) -> None: ...
+
+Global___BreakCommandLeaseResponse: typing_extensions.TypeAlias = BreakCommandLeaseResponse
+
+@typing.final
 class ListCommandsRequest(google.protobuf.message.Message):
     """ListCommandsRequest is the request of ListCommands. Commands must match every
     condition given.

@@ -61,6 +61,11 @@ class ScheduledCommandServiceStub(object):
                 request_serializer=wfe_dot_persistence_dot_v1_dot_command__pb2.RenewCommandsRequest.SerializeToString,
                 response_deserializer=wfe_dot_persistence_dot_v1_dot_command__pb2.RenewCommandsResponse.FromString,
                 _registered_method=True)
+        self.BreakCommandLease = channel.unary_unary(
+                '/wfe.persistence.v1.ScheduledCommandService/BreakCommandLease',
+                request_serializer=wfe_dot_persistence_dot_v1_dot_command__pb2.BreakCommandLeaseRequest.SerializeToString,
+                response_deserializer=wfe_dot_persistence_dot_v1_dot_command__pb2.BreakCommandLeaseResponse.FromString,
+                _registered_method=True)
         self.ListCommands = channel.unary_unary(
                 '/wfe.persistence.v1.ScheduledCommandService/ListCommands',
                 request_serializer=wfe_dot_persistence_dot_v1_dot_command__pb2.ListCommandsRequest.SerializeToString,
@@ -126,6 +131,18 @@ class ScheduledCommandServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BreakCommandLease(self, request, context):
+        """Ends the lease on a command without its token, for operators: its worker is
+        gone for good, or must be stopped. The command is due again at its
+        execute_time; the worker learns of it when it next uses its token, or commits
+        under it (LEASE_LOST). The server logs who did it. Idempotent: if there is no
+        such command, or nobody holds it, nothing is changed. Errors:
+        INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListCommands(self, request, context):
         """Lists commands, due or not, under a lease or not, soonest first, in pages,
         for inspection by people and tools. It changes nothing and delays no worker.
@@ -167,6 +184,11 @@ def add_ScheduledCommandServiceServicer_to_server(servicer, server):
                     servicer.RenewCommands,
                     request_deserializer=wfe_dot_persistence_dot_v1_dot_command__pb2.RenewCommandsRequest.FromString,
                     response_serializer=wfe_dot_persistence_dot_v1_dot_command__pb2.RenewCommandsResponse.SerializeToString,
+            ),
+            'BreakCommandLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.BreakCommandLease,
+                    request_deserializer=wfe_dot_persistence_dot_v1_dot_command__pb2.BreakCommandLeaseRequest.FromString,
+                    response_serializer=wfe_dot_persistence_dot_v1_dot_command__pb2.BreakCommandLeaseResponse.SerializeToString,
             ),
             'ListCommands': grpc.unary_unary_rpc_method_handler(
                     servicer.ListCommands,
@@ -311,6 +333,33 @@ class ScheduledCommandService(object):
             '/wfe.persistence.v1.ScheduledCommandService/RenewCommands',
             wfe_dot_persistence_dot_v1_dot_command__pb2.RenewCommandsRequest.SerializeToString,
             wfe_dot_persistence_dot_v1_dot_command__pb2.RenewCommandsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BreakCommandLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wfe.persistence.v1.ScheduledCommandService/BreakCommandLease',
+            wfe_dot_persistence_dot_v1_dot_command__pb2.BreakCommandLeaseRequest.SerializeToString,
+            wfe_dot_persistence_dot_v1_dot_command__pb2.BreakCommandLeaseResponse.FromString,
             options,
             channel_credentials,
             insecure,

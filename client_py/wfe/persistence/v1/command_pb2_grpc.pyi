@@ -105,6 +105,22 @@ _ScheduledCommandServiceRenewCommandsType = typing_extensions.TypeVar(
     ],
 )
 
+_ScheduledCommandServiceBreakCommandLeaseType = typing_extensions.TypeVar(
+    '_ScheduledCommandServiceBreakCommandLeaseType',
+    grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.command_pb2.BreakCommandLeaseRequest,
+        wfe.persistence.v1.command_pb2.BreakCommandLeaseResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.command_pb2.BreakCommandLeaseRequest,
+        wfe.persistence.v1.command_pb2.BreakCommandLeaseResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.command_pb2.BreakCommandLeaseRequest,
+        wfe.persistence.v1.command_pb2.BreakCommandLeaseResponse,
+    ],
+)
+
 _ScheduledCommandServiceListCommandsType = typing_extensions.TypeVar(
     '_ScheduledCommandServiceListCommandsType',
     grpc.UnaryUnaryMultiCallable[
@@ -121,7 +137,7 @@ _ScheduledCommandServiceListCommandsType = typing_extensions.TypeVar(
     ],
 )
 
-class ScheduledCommandServiceStub(typing.Generic[_ScheduledCommandServiceScheduleCommandType, _ScheduledCommandServiceClaimCommandsType, _ScheduledCommandServiceCompleteCommandsType, _ScheduledCommandServiceReleaseCommandsType, _ScheduledCommandServiceRenewCommandsType, _ScheduledCommandServiceListCommandsType]):
+class ScheduledCommandServiceStub(typing.Generic[_ScheduledCommandServiceScheduleCommandType, _ScheduledCommandServiceClaimCommandsType, _ScheduledCommandServiceCompleteCommandsType, _ScheduledCommandServiceReleaseCommandsType, _ScheduledCommandServiceRenewCommandsType, _ScheduledCommandServiceBreakCommandLeaseType, _ScheduledCommandServiceListCommandsType]):
     """ScheduledCommandService stores scheduled work and lets workers claim what is
     due: claim, handle, complete. Every call is one transaction.
     """
@@ -147,6 +163,10 @@ class ScheduledCommandServiceStub(typing.Generic[_ScheduledCommandServiceSchedul
         grpc.UnaryUnaryMultiCallable[
             wfe.persistence.v1.command_pb2.RenewCommandsRequest,
             wfe.persistence.v1.command_pb2.RenewCommandsResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.command_pb2.BreakCommandLeaseRequest,
+            wfe.persistence.v1.command_pb2.BreakCommandLeaseResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             wfe.persistence.v1.command_pb2.ListCommandsRequest,
@@ -175,6 +195,10 @@ class ScheduledCommandServiceStub(typing.Generic[_ScheduledCommandServiceSchedul
         grpc.aio.UnaryUnaryMultiCallable[
             wfe.persistence.v1.command_pb2.RenewCommandsRequest,
             wfe.persistence.v1.command_pb2.RenewCommandsResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            wfe.persistence.v1.command_pb2.BreakCommandLeaseRequest,
+            wfe.persistence.v1.command_pb2.BreakCommandLeaseResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
             wfe.persistence.v1.command_pb2.ListCommandsRequest,
@@ -220,6 +244,15 @@ class ScheduledCommandServiceStub(typing.Generic[_ScheduledCommandServiceSchedul
     (LEASE_LOST); INVALID_ARGUMENT.
     """
 
+    BreakCommandLease: _ScheduledCommandServiceBreakCommandLeaseType
+    """Ends the lease on a command without its token, for operators: its worker is
+    gone for good, or must be stopped. The command is due again at its
+    execute_time; the worker learns of it when it next uses its token, or commits
+    under it (LEASE_LOST). The server logs who did it. Idempotent: if there is no
+    such command, or nobody holds it, nothing is changed. Errors:
+    INVALID_ARGUMENT.
+    """
+
     ListCommands: _ScheduledCommandServiceListCommandsType
     """Lists commands, due or not, under a lease or not, soonest first, in pages,
     for inspection by people and tools. It changes nothing and delays no worker.
@@ -251,6 +284,10 @@ ScheduledCommandServiceAsyncStub: typing_extensions.TypeAlias = ScheduledCommand
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.command_pb2.RenewCommandsRequest,
         wfe.persistence.v1.command_pb2.RenewCommandsResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        wfe.persistence.v1.command_pb2.BreakCommandLeaseRequest,
+        wfe.persistence.v1.command_pb2.BreakCommandLeaseResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         wfe.persistence.v1.command_pb2.ListCommandsRequest,
@@ -324,6 +361,20 @@ class ScheduledCommandServiceServicer(metaclass=abc.ABCMeta):
         clock. A lease that has expired cannot be renewed, even if no other worker
         has claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
         (LEASE_LOST); INVALID_ARGUMENT.
+        """
+
+    @abc.abstractmethod
+    def BreakCommandLease(
+        self,
+        request: wfe.persistence.v1.command_pb2.BreakCommandLeaseRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[wfe.persistence.v1.command_pb2.BreakCommandLeaseResponse, collections.abc.Awaitable[wfe.persistence.v1.command_pb2.BreakCommandLeaseResponse]]:
+        """Ends the lease on a command without its token, for operators: its worker is
+        gone for good, or must be stopped. The command is due again at its
+        execute_time; the worker learns of it when it next uses its token, or commits
+        under it (LEASE_LOST). The server logs who did it. Idempotent: if there is no
+        such command, or nobody holds it, nothing is changed. Errors:
+        INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod

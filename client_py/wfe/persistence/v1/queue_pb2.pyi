@@ -698,6 +698,7 @@ class RequeueItemsRequest(google.protobuf.message.Message):
     IDS_FIELD_NUMBER: builtins.int
     MAX_DEAD_FIELD_NUMBER: builtins.int
     BREAK_LEASES_FIELD_NUMBER: builtins.int
+    BREAK_EPOCH_FIELD_NUMBER: builtins.int
     queue: builtins.str
     """The queue's name; required."""
     max_dead: builtins.int
@@ -711,6 +712,14 @@ class RequeueItemsRequest(google.protobuf.message.Message):
     audit log says who did it. Servers that do not know this field leave such items
     alone.
     """
+    break_epoch: builtins.int
+    """The one item of `ids` only if it is under a lease with this epoch, 1 or higher,
+    as ListQueueItems returned it, even if that has expired: so the next worker's
+    lease is not broken instead, and what is dead or delayed by now is left alone.
+    Requires exactly one id; must not be set together with `break_leases`, which
+    decides if this is absent. Servers that do not know this field leave leased
+    items alone.
+    """
     @property
     def ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """The ids of the items, at most 1000, each at most 512 bytes, no duplicates."""
@@ -722,8 +731,11 @@ class RequeueItemsRequest(google.protobuf.message.Message):
         ids: collections.abc.Iterable[builtins.str] | None = ...,
         max_dead: builtins.int = ...,
         break_leases: builtins.bool = ...,
+        break_epoch: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["break_leases", b"break_leases", "ids", b"ids", "max_dead", b"max_dead", "queue", b"queue"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_break_epoch", b"_break_epoch", "break_epoch", b"break_epoch"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_break_epoch", b"_break_epoch", "break_epoch", b"break_epoch", "break_leases", b"break_leases", "ids", b"ids", "max_dead", b"max_dead", "queue", b"queue"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_break_epoch", b"_break_epoch"]) -> typing.Literal["break_epoch"] | None: ...
 
 Global___RequeueItemsRequest: typing_extensions.TypeAlias = RequeueItemsRequest
 

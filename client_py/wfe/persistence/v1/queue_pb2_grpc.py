@@ -184,9 +184,9 @@ class QueueServiceServicer(object):
 
     def RequeueItems(self, request, context):
         """Makes dead and delayed items of a queue visible now, with attempt 0, for
-        people who have mended what was wrong; with `break_leases`, leased ones too.
-        Items of other states, and ids of which there is no item, are left alone.
-        Idempotent, but for `break_leases`. Errors: INVALID_ARGUMENT.
+        people who have mended what was wrong; with `break_leases` or `break_epoch`,
+        leased ones too. Items of other states, and ids of which there is no item, are
+        left alone. Idempotent, but for `break_leases`. Errors: INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -346,9 +346,9 @@ class QueueServiceStub(typing.Generic[_QueueServiceEnqueueType, _QueueServiceDeq
 
     RequeueItems: _QueueServiceRequeueItemsType
     """Makes dead and delayed items of a queue visible now, with attempt 0, for
-    people who have mended what was wrong; with `break_leases`, leased ones too.
-    Items of other states, and ids of which there is no item, are left alone.
-    Idempotent, but for `break_leases`. Errors: INVALID_ARGUMENT.
+    people who have mended what was wrong; with `break_leases` or `break_epoch`,
+    leased ones too. Items of other states, and ids of which there is no item, are
+    left alone. Idempotent, but for `break_leases`. Errors: INVALID_ARGUMENT.
     """
 
     DeleteItems: _QueueServiceDeleteItemsType
@@ -518,9 +518,9 @@ class QueueServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[wfe.persistence.v1.queue_pb2.RequeueItemsResponse, collections.abc.Awaitable[wfe.persistence.v1.queue_pb2.RequeueItemsResponse]]:
         """Makes dead and delayed items of a queue visible now, with attempt 0, for
-        people who have mended what was wrong; with `break_leases`, leased ones too.
-        Items of other states, and ids of which there is no item, are left alone.
-        Idempotent, but for `break_leases`. Errors: INVALID_ARGUMENT.
+        people who have mended what was wrong; with `break_leases` or `break_epoch`,
+        leased ones too. Items of other states, and ids of which there is no item, are
+        left alone. Idempotent, but for `break_leases`. Errors: INVALID_ARGUMENT.
         """
 
     @abc.abstractmethod

@@ -6,7 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from wfe.persistence.v1.command_pb2 import ListCommandsRequest, ScheduledCommand
+from wfe.persistence.v1.command_pb2 import (
+    BreakCommandLeaseRequest,
+    ListCommandsRequest,
+    ScheduledCommand,
+)
 from wfe.persistence.v1.event_pb2 import Event, GetEventsRequest, ListEventsRequest
 from wfe.persistence.v1.store_pb2 import ExecutionError, RetentionPolicy
 from wfe.persistence.v1.subscription_pb2 import (
@@ -363,6 +367,11 @@ class Check(QueueRules, WatchingRules):
         """A command to schedule."""
         self.enum(path, "command_name", c.command_name, COMMAND_NAME)
         self._command_data(c.data, path)
+
+    def named_command(self, request: BreakCommandLeaseRequest) -> None:
+        """Which command is meant."""
+        self.enum("", "command_name", request.command_name, COMMAND_NAME)
+        self._command_data(request.data, "")
 
     def command_query(self, request: ListCommandsRequest) -> None:
         """Which commands to list; their data needs their name."""

@@ -836,6 +836,119 @@ func (x *RenewCommandsResponse) GetLeaseExpiry() *timestamppb.Timestamp {
 	return nil
 }
 
+// BreakCommandLeaseRequest is the request of BreakCommandLease.
+type BreakCommandLeaseRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The command's name; required.
+	CommandName CommandName `protobuf:"varint,1,opt,name=command_name,json=commandName,proto3,enum=wfe.persistence.v1.CommandName" json:"command_name,omitempty"`
+	// The command's data, at most 2048 bytes. The empty string is valid data.
+	Data string `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	// Only if the lease has this epoch, 1 or higher, as ListCommands returned it, so
+	// that the next worker's is not broken instead; absent: whoever holds it.
+	Epoch         *int64 `protobuf:"varint,3,opt,name=epoch,proto3,oneof" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BreakCommandLeaseRequest) Reset() {
+	*x = BreakCommandLeaseRequest{}
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BreakCommandLeaseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BreakCommandLeaseRequest) ProtoMessage() {}
+
+func (x *BreakCommandLeaseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BreakCommandLeaseRequest.ProtoReflect.Descriptor instead.
+func (*BreakCommandLeaseRequest) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *BreakCommandLeaseRequest) GetCommandName() CommandName {
+	if x != nil {
+		return x.CommandName
+	}
+	return CommandName_COMMAND_NAME_UNSPECIFIED
+}
+
+func (x *BreakCommandLeaseRequest) GetData() string {
+	if x != nil {
+		return x.Data
+	}
+	return ""
+}
+
+func (x *BreakCommandLeaseRequest) GetEpoch() int64 {
+	if x != nil && x.Epoch != nil {
+		return *x.Epoch
+	}
+	return 0
+}
+
+// BreakCommandLeaseResponse is the response of BreakCommandLease.
+type BreakCommandLeaseResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The lease that was ended. It may have expired: until another worker claims the
+	// command, its worker could still have completed it. Absent: there was none, or
+	// not with this epoch.
+	Broken        *CommandLease `protobuf:"bytes,1,opt,name=broken,proto3" json:"broken,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BreakCommandLeaseResponse) Reset() {
+	*x = BreakCommandLeaseResponse{}
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BreakCommandLeaseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BreakCommandLeaseResponse) ProtoMessage() {}
+
+func (x *BreakCommandLeaseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BreakCommandLeaseResponse.ProtoReflect.Descriptor instead.
+func (*BreakCommandLeaseResponse) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *BreakCommandLeaseResponse) GetBroken() *CommandLease {
+	if x != nil {
+		return x.Broken
+	}
+	return nil
+}
+
 // ListCommandsRequest is the request of ListCommands. Commands must match every
 // condition given.
 type ListCommandsRequest struct {
@@ -866,7 +979,7 @@ type ListCommandsRequest struct {
 
 func (x *ListCommandsRequest) Reset() {
 	*x = ListCommandsRequest{}
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[14]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -878,7 +991,7 @@ func (x *ListCommandsRequest) String() string {
 func (*ListCommandsRequest) ProtoMessage() {}
 
 func (x *ListCommandsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[14]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -891,7 +1004,7 @@ func (x *ListCommandsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCommandsRequest.ProtoReflect.Descriptor instead.
 func (*ListCommandsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{14}
+	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListCommandsRequest) GetCommandName() CommandName {
@@ -957,7 +1070,7 @@ type ListCommandsResponse struct {
 
 func (x *ListCommandsResponse) Reset() {
 	*x = ListCommandsResponse{}
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[15]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -969,7 +1082,7 @@ func (x *ListCommandsResponse) String() string {
 func (*ListCommandsResponse) ProtoMessage() {}
 
 func (x *ListCommandsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_command_proto_msgTypes[15]
+	mi := &file_wfe_persistence_v1_command_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -982,7 +1095,7 @@ func (x *ListCommandsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCommandsResponse.ProtoReflect.Descriptor instead.
 func (*ListCommandsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{15}
+	return file_wfe_persistence_v1_command_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListCommandsResponse) GetCommands() []*ListedCommand {
@@ -1043,7 +1156,14 @@ const file_wfe_persistence_v1_command_proto_rawDesc = "" +
 	"\flease_tokens\x18\x01 \x03(\tR\vleaseTokens\x12@\n" +
 	"\x0elease_duration\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\rleaseDuration\"V\n" +
 	"\x15RenewCommandsResponse\x12=\n" +
-	"\flease_expiry\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\vleaseExpiry\"\xb7\x02\n" +
+	"\flease_expiry\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\vleaseExpiry\"\x97\x01\n" +
+	"\x18BreakCommandLeaseRequest\x12B\n" +
+	"\fcommand_name\x18\x01 \x01(\x0e2\x1f.wfe.persistence.v1.CommandNameR\vcommandName\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\tR\x04data\x12\x19\n" +
+	"\x05epoch\x18\x03 \x01(\x03H\x00R\x05epoch\x88\x01\x01B\b\n" +
+	"\x06_epoch\"U\n" +
+	"\x19BreakCommandLeaseResponse\x128\n" +
+	"\x06broken\x18\x01 \x01(\v2 .wfe.persistence.v1.CommandLeaseR\x06broken\"\xb7\x02\n" +
 	"\x13ListCommandsRequest\x12B\n" +
 	"\fcommand_name\x18\x01 \x01(\x0e2\x1f.wfe.persistence.v1.CommandNameR\vcommandName\x12\x17\n" +
 	"\x04data\x18\x02 \x01(\tH\x00R\x04data\x88\x01\x01\x129\n" +
@@ -1062,13 +1182,14 @@ const file_wfe_persistence_v1_command_proto_rawDesc = "" +
 	"\vCommandName\x12\x1c\n" +
 	"\x18COMMAND_NAME_UNSPECIFIED\x10\x00\x12!\n" +
 	"\x1dCOMMAND_NAME_PROCESS_WORKFLOW\x10\x01\x12\x1e\n" +
-	"\x1aCOMMAND_NAME_PROCESS_EVENT\x10\x022\x8f\x05\n" +
+	"\x1aCOMMAND_NAME_PROCESS_EVENT\x10\x022\x81\x06\n" +
 	"\x17ScheduledCommandService\x12j\n" +
 	"\x0fScheduleCommand\x12*.wfe.persistence.v1.ScheduleCommandRequest\x1a+.wfe.persistence.v1.ScheduleCommandResponse\x12d\n" +
 	"\rClaimCommands\x12(.wfe.persistence.v1.ClaimCommandsRequest\x1a).wfe.persistence.v1.ClaimCommandsResponse\x12m\n" +
 	"\x10CompleteCommands\x12+.wfe.persistence.v1.CompleteCommandsRequest\x1a,.wfe.persistence.v1.CompleteCommandsResponse\x12j\n" +
 	"\x0fReleaseCommands\x12*.wfe.persistence.v1.ReleaseCommandsRequest\x1a+.wfe.persistence.v1.ReleaseCommandsResponse\x12d\n" +
-	"\rRenewCommands\x12(.wfe.persistence.v1.RenewCommandsRequest\x1a).wfe.persistence.v1.RenewCommandsResponse\x12a\n" +
+	"\rRenewCommands\x12(.wfe.persistence.v1.RenewCommandsRequest\x1a).wfe.persistence.v1.RenewCommandsResponse\x12p\n" +
+	"\x11BreakCommandLease\x12,.wfe.persistence.v1.BreakCommandLeaseRequest\x1a-.wfe.persistence.v1.BreakCommandLeaseResponse\x12a\n" +
 	"\fListCommands\x12'.wfe.persistence.v1.ListCommandsRequest\x1a(.wfe.persistence.v1.ListCommandsResponseBO\n" +
 	"\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3"
 
@@ -1085,63 +1206,69 @@ func file_wfe_persistence_v1_command_proto_rawDescGZIP() []byte {
 }
 
 var file_wfe_persistence_v1_command_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_wfe_persistence_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_wfe_persistence_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_wfe_persistence_v1_command_proto_goTypes = []any{
-	(CommandName)(0),                 // 0: wfe.persistence.v1.CommandName
-	(*ScheduledCommand)(nil),         // 1: wfe.persistence.v1.ScheduledCommand
-	(*ClaimedCommand)(nil),           // 2: wfe.persistence.v1.ClaimedCommand
-	(*CommandLease)(nil),             // 3: wfe.persistence.v1.CommandLease
-	(*ListedCommand)(nil),            // 4: wfe.persistence.v1.ListedCommand
-	(*ScheduleCommandRequest)(nil),   // 5: wfe.persistence.v1.ScheduleCommandRequest
-	(*ScheduleCommandResponse)(nil),  // 6: wfe.persistence.v1.ScheduleCommandResponse
-	(*ClaimCommandsRequest)(nil),     // 7: wfe.persistence.v1.ClaimCommandsRequest
-	(*ClaimCommandsResponse)(nil),    // 8: wfe.persistence.v1.ClaimCommandsResponse
-	(*CompleteCommandsRequest)(nil),  // 9: wfe.persistence.v1.CompleteCommandsRequest
-	(*CompleteCommandsResponse)(nil), // 10: wfe.persistence.v1.CompleteCommandsResponse
-	(*ReleaseCommandsRequest)(nil),   // 11: wfe.persistence.v1.ReleaseCommandsRequest
-	(*ReleaseCommandsResponse)(nil),  // 12: wfe.persistence.v1.ReleaseCommandsResponse
-	(*RenewCommandsRequest)(nil),     // 13: wfe.persistence.v1.RenewCommandsRequest
-	(*RenewCommandsResponse)(nil),    // 14: wfe.persistence.v1.RenewCommandsResponse
-	(*ListCommandsRequest)(nil),      // 15: wfe.persistence.v1.ListCommandsRequest
-	(*ListCommandsResponse)(nil),     // 16: wfe.persistence.v1.ListCommandsResponse
-	(*timestamppb.Timestamp)(nil),    // 17: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 18: google.protobuf.Duration
+	(CommandName)(0),                  // 0: wfe.persistence.v1.CommandName
+	(*ScheduledCommand)(nil),          // 1: wfe.persistence.v1.ScheduledCommand
+	(*ClaimedCommand)(nil),            // 2: wfe.persistence.v1.ClaimedCommand
+	(*CommandLease)(nil),              // 3: wfe.persistence.v1.CommandLease
+	(*ListedCommand)(nil),             // 4: wfe.persistence.v1.ListedCommand
+	(*ScheduleCommandRequest)(nil),    // 5: wfe.persistence.v1.ScheduleCommandRequest
+	(*ScheduleCommandResponse)(nil),   // 6: wfe.persistence.v1.ScheduleCommandResponse
+	(*ClaimCommandsRequest)(nil),      // 7: wfe.persistence.v1.ClaimCommandsRequest
+	(*ClaimCommandsResponse)(nil),     // 8: wfe.persistence.v1.ClaimCommandsResponse
+	(*CompleteCommandsRequest)(nil),   // 9: wfe.persistence.v1.CompleteCommandsRequest
+	(*CompleteCommandsResponse)(nil),  // 10: wfe.persistence.v1.CompleteCommandsResponse
+	(*ReleaseCommandsRequest)(nil),    // 11: wfe.persistence.v1.ReleaseCommandsRequest
+	(*ReleaseCommandsResponse)(nil),   // 12: wfe.persistence.v1.ReleaseCommandsResponse
+	(*RenewCommandsRequest)(nil),      // 13: wfe.persistence.v1.RenewCommandsRequest
+	(*RenewCommandsResponse)(nil),     // 14: wfe.persistence.v1.RenewCommandsResponse
+	(*BreakCommandLeaseRequest)(nil),  // 15: wfe.persistence.v1.BreakCommandLeaseRequest
+	(*BreakCommandLeaseResponse)(nil), // 16: wfe.persistence.v1.BreakCommandLeaseResponse
+	(*ListCommandsRequest)(nil),       // 17: wfe.persistence.v1.ListCommandsRequest
+	(*ListCommandsResponse)(nil),      // 18: wfe.persistence.v1.ListCommandsResponse
+	(*timestamppb.Timestamp)(nil),     // 19: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 20: google.protobuf.Duration
 }
 var file_wfe_persistence_v1_command_proto_depIdxs = []int32{
 	0,  // 0: wfe.persistence.v1.ScheduledCommand.command_name:type_name -> wfe.persistence.v1.CommandName
 	1,  // 1: wfe.persistence.v1.ClaimedCommand.command:type_name -> wfe.persistence.v1.ScheduledCommand
-	17, // 2: wfe.persistence.v1.ClaimedCommand.lease_expiry:type_name -> google.protobuf.Timestamp
-	17, // 3: wfe.persistence.v1.CommandLease.expiry:type_name -> google.protobuf.Timestamp
+	19, // 2: wfe.persistence.v1.ClaimedCommand.lease_expiry:type_name -> google.protobuf.Timestamp
+	19, // 3: wfe.persistence.v1.CommandLease.expiry:type_name -> google.protobuf.Timestamp
 	1,  // 4: wfe.persistence.v1.ListedCommand.command:type_name -> wfe.persistence.v1.ScheduledCommand
 	3,  // 5: wfe.persistence.v1.ListedCommand.lease:type_name -> wfe.persistence.v1.CommandLease
 	1,  // 6: wfe.persistence.v1.ScheduleCommandRequest.command:type_name -> wfe.persistence.v1.ScheduledCommand
-	17, // 7: wfe.persistence.v1.ClaimCommandsRequest.as_of:type_name -> google.protobuf.Timestamp
-	18, // 8: wfe.persistence.v1.ClaimCommandsRequest.lease_duration:type_name -> google.protobuf.Duration
+	19, // 7: wfe.persistence.v1.ClaimCommandsRequest.as_of:type_name -> google.protobuf.Timestamp
+	20, // 8: wfe.persistence.v1.ClaimCommandsRequest.lease_duration:type_name -> google.protobuf.Duration
 	0,  // 9: wfe.persistence.v1.ClaimCommandsRequest.command_name:type_name -> wfe.persistence.v1.CommandName
-	18, // 10: wfe.persistence.v1.ClaimCommandsRequest.wait:type_name -> google.protobuf.Duration
+	20, // 10: wfe.persistence.v1.ClaimCommandsRequest.wait:type_name -> google.protobuf.Duration
 	2,  // 11: wfe.persistence.v1.ClaimCommandsResponse.commands:type_name -> wfe.persistence.v1.ClaimedCommand
-	18, // 12: wfe.persistence.v1.RenewCommandsRequest.lease_duration:type_name -> google.protobuf.Duration
-	17, // 13: wfe.persistence.v1.RenewCommandsResponse.lease_expiry:type_name -> google.protobuf.Timestamp
-	0,  // 14: wfe.persistence.v1.ListCommandsRequest.command_name:type_name -> wfe.persistence.v1.CommandName
-	17, // 15: wfe.persistence.v1.ListCommandsRequest.due_before:type_name -> google.protobuf.Timestamp
-	4,  // 16: wfe.persistence.v1.ListCommandsResponse.commands:type_name -> wfe.persistence.v1.ListedCommand
-	5,  // 17: wfe.persistence.v1.ScheduledCommandService.ScheduleCommand:input_type -> wfe.persistence.v1.ScheduleCommandRequest
-	7,  // 18: wfe.persistence.v1.ScheduledCommandService.ClaimCommands:input_type -> wfe.persistence.v1.ClaimCommandsRequest
-	9,  // 19: wfe.persistence.v1.ScheduledCommandService.CompleteCommands:input_type -> wfe.persistence.v1.CompleteCommandsRequest
-	11, // 20: wfe.persistence.v1.ScheduledCommandService.ReleaseCommands:input_type -> wfe.persistence.v1.ReleaseCommandsRequest
-	13, // 21: wfe.persistence.v1.ScheduledCommandService.RenewCommands:input_type -> wfe.persistence.v1.RenewCommandsRequest
-	15, // 22: wfe.persistence.v1.ScheduledCommandService.ListCommands:input_type -> wfe.persistence.v1.ListCommandsRequest
-	6,  // 23: wfe.persistence.v1.ScheduledCommandService.ScheduleCommand:output_type -> wfe.persistence.v1.ScheduleCommandResponse
-	8,  // 24: wfe.persistence.v1.ScheduledCommandService.ClaimCommands:output_type -> wfe.persistence.v1.ClaimCommandsResponse
-	10, // 25: wfe.persistence.v1.ScheduledCommandService.CompleteCommands:output_type -> wfe.persistence.v1.CompleteCommandsResponse
-	12, // 26: wfe.persistence.v1.ScheduledCommandService.ReleaseCommands:output_type -> wfe.persistence.v1.ReleaseCommandsResponse
-	14, // 27: wfe.persistence.v1.ScheduledCommandService.RenewCommands:output_type -> wfe.persistence.v1.RenewCommandsResponse
-	16, // 28: wfe.persistence.v1.ScheduledCommandService.ListCommands:output_type -> wfe.persistence.v1.ListCommandsResponse
-	23, // [23:29] is the sub-list for method output_type
-	17, // [17:23] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	20, // 12: wfe.persistence.v1.RenewCommandsRequest.lease_duration:type_name -> google.protobuf.Duration
+	19, // 13: wfe.persistence.v1.RenewCommandsResponse.lease_expiry:type_name -> google.protobuf.Timestamp
+	0,  // 14: wfe.persistence.v1.BreakCommandLeaseRequest.command_name:type_name -> wfe.persistence.v1.CommandName
+	3,  // 15: wfe.persistence.v1.BreakCommandLeaseResponse.broken:type_name -> wfe.persistence.v1.CommandLease
+	0,  // 16: wfe.persistence.v1.ListCommandsRequest.command_name:type_name -> wfe.persistence.v1.CommandName
+	19, // 17: wfe.persistence.v1.ListCommandsRequest.due_before:type_name -> google.protobuf.Timestamp
+	4,  // 18: wfe.persistence.v1.ListCommandsResponse.commands:type_name -> wfe.persistence.v1.ListedCommand
+	5,  // 19: wfe.persistence.v1.ScheduledCommandService.ScheduleCommand:input_type -> wfe.persistence.v1.ScheduleCommandRequest
+	7,  // 20: wfe.persistence.v1.ScheduledCommandService.ClaimCommands:input_type -> wfe.persistence.v1.ClaimCommandsRequest
+	9,  // 21: wfe.persistence.v1.ScheduledCommandService.CompleteCommands:input_type -> wfe.persistence.v1.CompleteCommandsRequest
+	11, // 22: wfe.persistence.v1.ScheduledCommandService.ReleaseCommands:input_type -> wfe.persistence.v1.ReleaseCommandsRequest
+	13, // 23: wfe.persistence.v1.ScheduledCommandService.RenewCommands:input_type -> wfe.persistence.v1.RenewCommandsRequest
+	15, // 24: wfe.persistence.v1.ScheduledCommandService.BreakCommandLease:input_type -> wfe.persistence.v1.BreakCommandLeaseRequest
+	17, // 25: wfe.persistence.v1.ScheduledCommandService.ListCommands:input_type -> wfe.persistence.v1.ListCommandsRequest
+	6,  // 26: wfe.persistence.v1.ScheduledCommandService.ScheduleCommand:output_type -> wfe.persistence.v1.ScheduleCommandResponse
+	8,  // 27: wfe.persistence.v1.ScheduledCommandService.ClaimCommands:output_type -> wfe.persistence.v1.ClaimCommandsResponse
+	10, // 28: wfe.persistence.v1.ScheduledCommandService.CompleteCommands:output_type -> wfe.persistence.v1.CompleteCommandsResponse
+	12, // 29: wfe.persistence.v1.ScheduledCommandService.ReleaseCommands:output_type -> wfe.persistence.v1.ReleaseCommandsResponse
+	14, // 30: wfe.persistence.v1.ScheduledCommandService.RenewCommands:output_type -> wfe.persistence.v1.RenewCommandsResponse
+	16, // 31: wfe.persistence.v1.ScheduledCommandService.BreakCommandLease:output_type -> wfe.persistence.v1.BreakCommandLeaseResponse
+	18, // 32: wfe.persistence.v1.ScheduledCommandService.ListCommands:output_type -> wfe.persistence.v1.ListCommandsResponse
+	26, // [26:33] is the sub-list for method output_type
+	19, // [19:26] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_command_proto_init() }
@@ -1150,13 +1277,14 @@ func file_wfe_persistence_v1_command_proto_init() {
 		return
 	}
 	file_wfe_persistence_v1_command_proto_msgTypes[14].OneofWrappers = []any{}
+	file_wfe_persistence_v1_command_proto_msgTypes[16].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wfe_persistence_v1_command_proto_rawDesc), len(file_wfe_persistence_v1_command_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   16,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

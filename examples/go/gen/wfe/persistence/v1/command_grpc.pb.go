@@ -19,12 +19,13 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	ScheduledCommandService_ScheduleCommand_FullMethodName  = "/wfe.persistence.v1.ScheduledCommandService/ScheduleCommand"
-	ScheduledCommandService_ClaimCommands_FullMethodName    = "/wfe.persistence.v1.ScheduledCommandService/ClaimCommands"
-	ScheduledCommandService_CompleteCommands_FullMethodName = "/wfe.persistence.v1.ScheduledCommandService/CompleteCommands"
-	ScheduledCommandService_ReleaseCommands_FullMethodName  = "/wfe.persistence.v1.ScheduledCommandService/ReleaseCommands"
-	ScheduledCommandService_RenewCommands_FullMethodName    = "/wfe.persistence.v1.ScheduledCommandService/RenewCommands"
-	ScheduledCommandService_ListCommands_FullMethodName     = "/wfe.persistence.v1.ScheduledCommandService/ListCommands"
+	ScheduledCommandService_ScheduleCommand_FullMethodName   = "/wfe.persistence.v1.ScheduledCommandService/ScheduleCommand"
+	ScheduledCommandService_ClaimCommands_FullMethodName     = "/wfe.persistence.v1.ScheduledCommandService/ClaimCommands"
+	ScheduledCommandService_CompleteCommands_FullMethodName  = "/wfe.persistence.v1.ScheduledCommandService/CompleteCommands"
+	ScheduledCommandService_ReleaseCommands_FullMethodName   = "/wfe.persistence.v1.ScheduledCommandService/ReleaseCommands"
+	ScheduledCommandService_RenewCommands_FullMethodName     = "/wfe.persistence.v1.ScheduledCommandService/RenewCommands"
+	ScheduledCommandService_BreakCommandLease_FullMethodName = "/wfe.persistence.v1.ScheduledCommandService/BreakCommandLease"
+	ScheduledCommandService_ListCommands_FullMethodName      = "/wfe.persistence.v1.ScheduledCommandService/ListCommands"
 )
 
 // ScheduledCommandServiceClient is the client API for ScheduledCommandService service.
@@ -62,6 +63,13 @@ type ScheduledCommandServiceClient interface {
 	// has claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
 	// (LEASE_LOST); INVALID_ARGUMENT.
 	RenewCommands(ctx context.Context, in *RenewCommandsRequest, opts ...grpc.CallOption) (*RenewCommandsResponse, error)
+	// Ends the lease on a command without its token, for operators: its worker is
+	// gone for good, or must be stopped. The command is due again at its
+	// execute_time; the worker learns of it when it next uses its token, or commits
+	// under it (LEASE_LOST). The server logs who did it. Idempotent: if there is no
+	// such command, or nobody holds it, nothing is changed. Errors:
+	// INVALID_ARGUMENT.
+	BreakCommandLease(ctx context.Context, in *BreakCommandLeaseRequest, opts ...grpc.CallOption) (*BreakCommandLeaseResponse, error)
 	// Lists commands, due or not, under a lease or not, soonest first, in pages,
 	// for inspection by people and tools. It changes nothing and delays no worker.
 	// A page token records execute_time and the order in which commands were first
@@ -131,6 +139,16 @@ func (c *scheduledCommandServiceClient) RenewCommands(ctx context.Context, in *R
 	return out, nil
 }
 
+func (c *scheduledCommandServiceClient) BreakCommandLease(ctx context.Context, in *BreakCommandLeaseRequest, opts ...grpc.CallOption) (*BreakCommandLeaseResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BreakCommandLeaseResponse)
+	err := c.cc.Invoke(ctx, ScheduledCommandService_BreakCommandLease_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *scheduledCommandServiceClient) ListCommands(ctx context.Context, in *ListCommandsRequest, opts ...grpc.CallOption) (*ListCommandsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListCommandsResponse)
@@ -176,6 +194,13 @@ type ScheduledCommandServiceServer interface {
 	// has claimed the command yet. All or nothing. Errors: FAILED_PRECONDITION
 	// (LEASE_LOST); INVALID_ARGUMENT.
 	RenewCommands(context.Context, *RenewCommandsRequest) (*RenewCommandsResponse, error)
+	// Ends the lease on a command without its token, for operators: its worker is
+	// gone for good, or must be stopped. The command is due again at its
+	// execute_time; the worker learns of it when it next uses its token, or commits
+	// under it (LEASE_LOST). The server logs who did it. Idempotent: if there is no
+	// such command, or nobody holds it, nothing is changed. Errors:
+	// INVALID_ARGUMENT.
+	BreakCommandLease(context.Context, *BreakCommandLeaseRequest) (*BreakCommandLeaseResponse, error)
 	// Lists commands, due or not, under a lease or not, soonest first, in pages,
 	// for inspection by people and tools. It changes nothing and delays no worker.
 	// A page token records execute_time and the order in which commands were first
@@ -209,6 +234,9 @@ func (UnimplementedScheduledCommandServiceServer) ReleaseCommands(context.Contex
 }
 func (UnimplementedScheduledCommandServiceServer) RenewCommands(context.Context, *RenewCommandsRequest) (*RenewCommandsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RenewCommands not implemented")
+}
+func (UnimplementedScheduledCommandServiceServer) BreakCommandLease(context.Context, *BreakCommandLeaseRequest) (*BreakCommandLeaseResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method BreakCommandLease not implemented")
 }
 func (UnimplementedScheduledCommandServiceServer) ListCommands(context.Context, *ListCommandsRequest) (*ListCommandsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListCommands not implemented")
@@ -325,6 +353,24 @@ func _ScheduledCommandService_RenewCommands_Handler(srv interface{}, ctx context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ScheduledCommandService_BreakCommandLease_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BreakCommandLeaseRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ScheduledCommandServiceServer).BreakCommandLease(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ScheduledCommandService_BreakCommandLease_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ScheduledCommandServiceServer).BreakCommandLease(ctx, req.(*BreakCommandLeaseRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _ScheduledCommandService_ListCommands_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListCommandsRequest)
 	if err := dec(in); err != nil {
@@ -369,6 +415,10 @@ var ScheduledCommandService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RenewCommands",
 			Handler:    _ScheduledCommandService_RenewCommands_Handler,
+		},
+		{
+			MethodName: "BreakCommandLease",
+			Handler:    _ScheduledCommandService_BreakCommandLease_Handler,
 		},
 		{
 			MethodName: "ListCommands",

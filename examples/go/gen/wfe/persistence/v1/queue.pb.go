@@ -1384,7 +1384,14 @@ type RequeueItemsRequest struct {
 	// for good, or must be stopped. It gets LEASE_LOST when it uses its receipt. The
 	// audit log says who did it. Servers that do not know this field leave such items
 	// alone.
-	BreakLeases   bool `protobuf:"varint,4,opt,name=break_leases,json=breakLeases,proto3" json:"break_leases,omitempty"`
+	BreakLeases bool `protobuf:"varint,4,opt,name=break_leases,json=breakLeases,proto3" json:"break_leases,omitempty"`
+	// The one item of `ids` only if it is under a lease with this epoch, 1 or higher,
+	// as ListQueueItems returned it, even if that has expired: so the next worker's
+	// lease is not broken instead, and what is dead or delayed by now is left alone.
+	// Requires exactly one id; must not be set together with `break_leases`, which
+	// decides if this is absent. Servers that do not know this field leave leased
+	// items alone.
+	BreakEpoch    *int64 `protobuf:"varint,5,opt,name=break_epoch,json=breakEpoch,proto3,oneof" json:"break_epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1445,6 +1452,13 @@ func (x *RequeueItemsRequest) GetBreakLeases() bool {
 		return x.BreakLeases
 	}
 	return false
+}
+
+func (x *RequeueItemsRequest) GetBreakEpoch() int64 {
+	if x != nil && x.BreakEpoch != nil {
+		return *x.BreakEpoch
+	}
+	return 0
 }
 
 // RequeueItemsResponse is the response of RequeueItems.
@@ -1789,12 +1803,15 @@ const file_wfe_persistence_v1_queue_proto_rawDesc = "" +
 	"\adelayed\x18\x05 \x01(\x03R\adelayed\x12\x16\n" +
 	"\x06leased\x18\x06 \x01(\x03R\x06leased\x12\x12\n" +
 	"\x04dead\x18\a \x01(\x03R\x04dead\x12G\n" +
-	"\x12oldest_waiting_age\x18\b \x01(\v2\x19.google.protobuf.DurationR\x10oldestWaitingAge\"{\n" +
+	"\x12oldest_waiting_age\x18\b \x01(\v2\x19.google.protobuf.DurationR\x10oldestWaitingAge\"\xb1\x01\n" +
 	"\x13RequeueItemsRequest\x12\x14\n" +
 	"\x05queue\x18\x01 \x01(\tR\x05queue\x12\x10\n" +
 	"\x03ids\x18\x02 \x03(\tR\x03ids\x12\x19\n" +
 	"\bmax_dead\x18\x03 \x01(\x05R\amaxDead\x12!\n" +
-	"\fbreak_leases\x18\x04 \x01(\bR\vbreakLeases\"2\n" +
+	"\fbreak_leases\x18\x04 \x01(\bR\vbreakLeases\x12$\n" +
+	"\vbreak_epoch\x18\x05 \x01(\x03H\x00R\n" +
+	"breakEpoch\x88\x01\x01B\x0e\n" +
+	"\f_break_epoch\"2\n" +
 	"\x14RequeueItemsResponse\x12\x1a\n" +
 	"\brequeued\x18\x01 \x01(\x05R\brequeued\"W\n" +
 	"\x12DeleteItemsRequest\x12\x14\n" +
@@ -1943,6 +1960,7 @@ func file_wfe_persistence_v1_queue_proto_init() {
 	}
 	file_wfe_persistence_v1_queue_item_proto_init()
 	file_wfe_persistence_v1_workflow_proto_init()
+	file_wfe_persistence_v1_queue_proto_msgTypes[19].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

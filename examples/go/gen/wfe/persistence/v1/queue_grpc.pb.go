@@ -91,9 +91,9 @@ type QueueServiceClient interface {
 	// that of reading all items of the namespace. Errors: INVALID_ARGUMENT.
 	GetQueueStats(ctx context.Context, in *GetQueueStatsRequest, opts ...grpc.CallOption) (*GetQueueStatsResponse, error)
 	// Makes dead and delayed items of a queue visible now, with attempt 0, for
-	// people who have mended what was wrong; with `break_leases`, leased ones too.
-	// Items of other states, and ids of which there is no item, are left alone.
-	// Idempotent, but for `break_leases`. Errors: INVALID_ARGUMENT.
+	// people who have mended what was wrong; with `break_leases` or `break_epoch`,
+	// leased ones too. Items of other states, and ids of which there is no item, are
+	// left alone. Idempotent, but for `break_leases`. Errors: INVALID_ARGUMENT.
 	RequeueItems(ctx context.Context, in *RequeueItemsRequest, opts ...grpc.CallOption) (*RequeueItemsResponse, error)
 	// Deletes items of a queue. A worker that holds one under a lease gets
 	// LEASE_LOST when it acknowledges it. Ids of which there is no item are ignored.
@@ -272,9 +272,9 @@ type QueueServiceServer interface {
 	// that of reading all items of the namespace. Errors: INVALID_ARGUMENT.
 	GetQueueStats(context.Context, *GetQueueStatsRequest) (*GetQueueStatsResponse, error)
 	// Makes dead and delayed items of a queue visible now, with attempt 0, for
-	// people who have mended what was wrong; with `break_leases`, leased ones too.
-	// Items of other states, and ids of which there is no item, are left alone.
-	// Idempotent, but for `break_leases`. Errors: INVALID_ARGUMENT.
+	// people who have mended what was wrong; with `break_leases` or `break_epoch`,
+	// leased ones too. Items of other states, and ids of which there is no item, are
+	// left alone. Idempotent, but for `break_leases`. Errors: INVALID_ARGUMENT.
 	RequeueItems(context.Context, *RequeueItemsRequest) (*RequeueItemsResponse, error)
 	// Deletes items of a queue. A worker that holds one under a lease gets
 	// LEASE_LOST when it acknowledges it. Ids of which there is no item are ignored.

@@ -12,7 +12,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file wfe/persistence/v1/command.proto.
  */
 export const file_wfe_persistence_v1_command: GenFile = /*@__PURE__*/
-  fileDesc("CiB3ZmUvcGVyc2lzdGVuY2UvdjEvY29tbWFuZC5wcm90bxISd2ZlLnBlcnNpc3RlbmNlLnYxIm0KEFNjaGVkdWxlZENvbW1hbmQSNQoMY29tbWFuZF9uYW1lGAEgASgOMh8ud2ZlLnBlcnNpc3RlbmNlLnYxLkNvbW1hbmROYW1lEgwKBGRhdGEYAiABKAkSFAoMZXhlY3V0ZV90aW1lGAMgASgDIp0BCg5DbGFpbWVkQ29tbWFuZBI1Cgdjb21tYW5kGAEgASgLMiQud2ZlLnBlcnNpc3RlbmNlLnYxLlNjaGVkdWxlZENvbW1hbmQSEwoLbGVhc2VfdG9rZW4YAiABKAkSMAoMbGVhc2VfZXhwaXJ5GAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBINCgVlcG9jaBgEIAEoAyJcCgxDb21tYW5kTGVhc2USEQoJd29ya2VyX2lkGAEgASgJEioKBmV4cGlyeRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDQoFZXBvY2gYAyABKAMidwoNTGlzdGVkQ29tbWFuZBI1Cgdjb21tYW5kGAEgASgLMiQud2ZlLnBlcnNpc3RlbmNlLnYxLlNjaGVkdWxlZENvbW1hbmQSLwoFbGVhc2UYAiABKAsyIC53ZmUucGVyc2lzdGVuY2UudjEuQ29tbWFuZExlYXNlIk8KFlNjaGVkdWxlQ29tbWFuZFJlcXVlc3QSNQoHY29tbWFuZBgBIAEoCzIkLndmZS5wZXJzaXN0ZW5jZS52MS5TY2hlZHVsZWRDb21tYW5kIhkKF1NjaGVkdWxlQ29tbWFuZFJlc3BvbnNlIvYBChRDbGFpbUNvbW1hbmRzUmVxdWVzdBIpCgVhc19vZhgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDQoFbGltaXQYAiABKAUSMQoObGVhc2VfZHVyYXRpb24YAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SEQoJd29ya2VyX2lkGAQgASgJEjUKDGNvbW1hbmRfbmFtZRgFIAEoDjIfLndmZS5wZXJzaXN0ZW5jZS52MS5Db21tYW5kTmFtZRInCgR3YWl0GAYgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIk0KFUNsYWltQ29tbWFuZHNSZXNwb25zZRI0Cghjb21tYW5kcxgBIAMoCzIiLndmZS5wZXJzaXN0ZW5jZS52MS5DbGFpbWVkQ29tbWFuZCIvChdDb21wbGV0ZUNvbW1hbmRzUmVxdWVzdBIUCgxsZWFzZV90b2tlbnMYASADKAkiGgoYQ29tcGxldGVDb21tYW5kc1Jlc3BvbnNlIi4KFlJlbGVhc2VDb21tYW5kc1JlcXVlc3QSFAoMbGVhc2VfdG9rZW5zGAEgAygJIhkKF1JlbGVhc2VDb21tYW5kc1Jlc3BvbnNlIl8KFFJlbmV3Q29tbWFuZHNSZXF1ZXN0EhQKDGxlYXNlX3Rva2VucxgBIAMoCRIxCg5sZWFzZV9kdXJhdGlvbhgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiJJChVSZW5ld0NvbW1hbmRzUmVzcG9uc2USMAoMbGVhc2VfZXhwaXJ5GAEgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCLyAQoTTGlzdENvbW1hbmRzUmVxdWVzdBI1Cgxjb21tYW5kX25hbWUYASABKA4yHy53ZmUucGVyc2lzdGVuY2UudjEuQ29tbWFuZE5hbWUSEQoEZGF0YRgCIAEoCUgAiAEBEi4KCmR1ZV9iZWZvcmUYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhMKBmxlYXNlZBgEIAEoCEgBiAEBEhEKCXdvcmtlcl9pZBgFIAEoCRIRCglwYWdlX3NpemUYBiABKAUSEgoKcGFnZV90b2tlbhgHIAEoCUIHCgVfZGF0YUIJCgdfbGVhc2VkImQKFExpc3RDb21tYW5kc1Jlc3BvbnNlEjMKCGNvbW1hbmRzGAEgAygLMiEud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RlZENvbW1hbmQSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJKm4KC0NvbW1hbmROYW1lEhwKGENPTU1BTkRfTkFNRV9VTlNQRUNJRklFRBAAEiEKHUNPTU1BTkRfTkFNRV9QUk9DRVNTX1dPUktGTE9XEAESHgoaQ09NTUFORF9OQU1FX1BST0NFU1NfRVZFTlQQAjKPBQoXU2NoZWR1bGVkQ29tbWFuZFNlcnZpY2USagoPU2NoZWR1bGVDb21tYW5kEioud2ZlLnBlcnNpc3RlbmNlLnYxLlNjaGVkdWxlQ29tbWFuZFJlcXVlc3QaKy53ZmUucGVyc2lzdGVuY2UudjEuU2NoZWR1bGVDb21tYW5kUmVzcG9uc2USZAoNQ2xhaW1Db21tYW5kcxIoLndmZS5wZXJzaXN0ZW5jZS52MS5DbGFpbUNvbW1hbmRzUmVxdWVzdBopLndmZS5wZXJzaXN0ZW5jZS52MS5DbGFpbUNvbW1hbmRzUmVzcG9uc2USbQoQQ29tcGxldGVDb21tYW5kcxIrLndmZS5wZXJzaXN0ZW5jZS52MS5Db21wbGV0ZUNvbW1hbmRzUmVxdWVzdBosLndmZS5wZXJzaXN0ZW5jZS52MS5Db21wbGV0ZUNvbW1hbmRzUmVzcG9uc2USagoPUmVsZWFzZUNvbW1hbmRzEioud2ZlLnBlcnNpc3RlbmNlLnYxLlJlbGVhc2VDb21tYW5kc1JlcXVlc3QaKy53ZmUucGVyc2lzdGVuY2UudjEuUmVsZWFzZUNvbW1hbmRzUmVzcG9uc2USZAoNUmVuZXdDb21tYW5kcxIoLndmZS5wZXJzaXN0ZW5jZS52MS5SZW5ld0NvbW1hbmRzUmVxdWVzdBopLndmZS5wZXJzaXN0ZW5jZS52MS5SZW5ld0NvbW1hbmRzUmVzcG9uc2USYQoMTGlzdENvbW1hbmRzEicud2ZlLnBlcnNpc3RlbmNlLnYxLkxpc3RDb21tYW5kc1JlcXVlc3QaKC53ZmUucGVyc2lzdGVuY2UudjEuTGlzdENvbW1hbmRzUmVzcG9uc2VCTwoSd2ZlLnBlcnNpc3RlbmNlLnYxUAFaN3dmZS1wZXJzaXN0ZW5jZS9nZW4vZ28vd2ZlL3BlcnNpc3RlbmNlL3YxO3BlcnNpc3RlbmNldjFiBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
+  fileDesc("CiB3ZmUvcGVyc2lzdGVuY2UvdjEvY29tbWFuZC5wcm90bxISd2ZlLnBlcnNpc3RlbmNlLnYxIm0KEFNjaGVkdWxlZENvbW1hbmQSNQoMY29tbWFuZF9uYW1lGAEgASgOMh8ud2ZlLnBlcnNpc3RlbmNlLnYxLkNvbW1hbmROYW1lEgwKBGRhdGEYAiABKAkSFAoMZXhlY3V0ZV90aW1lGAMgASgDIp0BCg5DbGFpbWVkQ29tbWFuZBI1Cgdjb21tYW5kGAEgASgLMiQud2ZlLnBlcnNpc3RlbmNlLnYxLlNjaGVkdWxlZENvbW1hbmQSEwoLbGVhc2VfdG9rZW4YAiABKAkSMAoMbGVhc2VfZXhwaXJ5GAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBINCgVlcG9jaBgEIAEoAyJcCgxDb21tYW5kTGVhc2USEQoJd29ya2VyX2lkGAEgASgJEioKBmV4cGlyeRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDQoFZXBvY2gYAyABKAMidwoNTGlzdGVkQ29tbWFuZBI1Cgdjb21tYW5kGAEgASgLMiQud2ZlLnBlcnNpc3RlbmNlLnYxLlNjaGVkdWxlZENvbW1hbmQSLwoFbGVhc2UYAiABKAsyIC53ZmUucGVyc2lzdGVuY2UudjEuQ29tbWFuZExlYXNlIk8KFlNjaGVkdWxlQ29tbWFuZFJlcXVlc3QSNQoHY29tbWFuZBgBIAEoCzIkLndmZS5wZXJzaXN0ZW5jZS52MS5TY2hlZHVsZWRDb21tYW5kIhkKF1NjaGVkdWxlQ29tbWFuZFJlc3BvbnNlIvYBChRDbGFpbUNvbW1hbmRzUmVxdWVzdBIpCgVhc19vZhgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDQoFbGltaXQYAiABKAUSMQoObGVhc2VfZHVyYXRpb24YAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SEQoJd29ya2VyX2lkGAQgASgJEjUKDGNvbW1hbmRfbmFtZRgFIAEoDjIfLndmZS5wZXJzaXN0ZW5jZS52MS5Db21tYW5kTmFtZRInCgR3YWl0GAYgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIk0KFUNsYWltQ29tbWFuZHNSZXNwb25zZRI0Cghjb21tYW5kcxgBIAMoCzIiLndmZS5wZXJzaXN0ZW5jZS52MS5DbGFpbWVkQ29tbWFuZCIvChdDb21wbGV0ZUNvbW1hbmRzUmVxdWVzdBIUCgxsZWFzZV90b2tlbnMYASADKAkiGgoYQ29tcGxldGVDb21tYW5kc1Jlc3BvbnNlIi4KFlJlbGVhc2VDb21tYW5kc1JlcXVlc3QSFAoMbGVhc2VfdG9rZW5zGAEgAygJIhkKF1JlbGVhc2VDb21tYW5kc1Jlc3BvbnNlIl8KFFJlbmV3Q29tbWFuZHNSZXF1ZXN0EhQKDGxlYXNlX3Rva2VucxgBIAMoCRIxCg5sZWFzZV9kdXJhdGlvbhgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiJJChVSZW5ld0NvbW1hbmRzUmVzcG9uc2USMAoMbGVhc2VfZXhwaXJ5GAEgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJ9ChhCcmVha0NvbW1hbmRMZWFzZVJlcXVlc3QSNQoMY29tbWFuZF9uYW1lGAEgASgOMh8ud2ZlLnBlcnNpc3RlbmNlLnYxLkNvbW1hbmROYW1lEgwKBGRhdGEYAiABKAkSEgoFZXBvY2gYAyABKANIAIgBAUIICgZfZXBvY2giTQoZQnJlYWtDb21tYW5kTGVhc2VSZXNwb25zZRIwCgZicm9rZW4YASABKAsyIC53ZmUucGVyc2lzdGVuY2UudjEuQ29tbWFuZExlYXNlIvIBChNMaXN0Q29tbWFuZHNSZXF1ZXN0EjUKDGNvbW1hbmRfbmFtZRgBIAEoDjIfLndmZS5wZXJzaXN0ZW5jZS52MS5Db21tYW5kTmFtZRIRCgRkYXRhGAIgASgJSACIAQESLgoKZHVlX2JlZm9yZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEwoGbGVhc2VkGAQgASgISAGIAQESEQoJd29ya2VyX2lkGAUgASgJEhEKCXBhZ2Vfc2l6ZRgGIAEoBRISCgpwYWdlX3Rva2VuGAcgASgJQgcKBV9kYXRhQgkKB19sZWFzZWQiZAoUTGlzdENvbW1hbmRzUmVzcG9uc2USMwoIY29tbWFuZHMYASADKAsyIS53ZmUucGVyc2lzdGVuY2UudjEuTGlzdGVkQ29tbWFuZBIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkqbgoLQ29tbWFuZE5hbWUSHAoYQ09NTUFORF9OQU1FX1VOU1BFQ0lGSUVEEAASIQodQ09NTUFORF9OQU1FX1BST0NFU1NfV09SS0ZMT1cQARIeChpDT01NQU5EX05BTUVfUFJPQ0VTU19FVkVOVBACMoEGChdTY2hlZHVsZWRDb21tYW5kU2VydmljZRJqCg9TY2hlZHVsZUNvbW1hbmQSKi53ZmUucGVyc2lzdGVuY2UudjEuU2NoZWR1bGVDb21tYW5kUmVxdWVzdBorLndmZS5wZXJzaXN0ZW5jZS52MS5TY2hlZHVsZUNvbW1hbmRSZXNwb25zZRJkCg1DbGFpbUNvbW1hbmRzEigud2ZlLnBlcnNpc3RlbmNlLnYxLkNsYWltQ29tbWFuZHNSZXF1ZXN0Gikud2ZlLnBlcnNpc3RlbmNlLnYxLkNsYWltQ29tbWFuZHNSZXNwb25zZRJtChBDb21wbGV0ZUNvbW1hbmRzEisud2ZlLnBlcnNpc3RlbmNlLnYxLkNvbXBsZXRlQ29tbWFuZHNSZXF1ZXN0Giwud2ZlLnBlcnNpc3RlbmNlLnYxLkNvbXBsZXRlQ29tbWFuZHNSZXNwb25zZRJqCg9SZWxlYXNlQ29tbWFuZHMSKi53ZmUucGVyc2lzdGVuY2UudjEuUmVsZWFzZUNvbW1hbmRzUmVxdWVzdBorLndmZS5wZXJzaXN0ZW5jZS52MS5SZWxlYXNlQ29tbWFuZHNSZXNwb25zZRJkCg1SZW5ld0NvbW1hbmRzEigud2ZlLnBlcnNpc3RlbmNlLnYxLlJlbmV3Q29tbWFuZHNSZXF1ZXN0Gikud2ZlLnBlcnNpc3RlbmNlLnYxLlJlbmV3Q29tbWFuZHNSZXNwb25zZRJwChFCcmVha0NvbW1hbmRMZWFzZRIsLndmZS5wZXJzaXN0ZW5jZS52MS5CcmVha0NvbW1hbmRMZWFzZVJlcXVlc3QaLS53ZmUucGVyc2lzdGVuY2UudjEuQnJlYWtDb21tYW5kTGVhc2VSZXNwb25zZRJhCgxMaXN0Q29tbWFuZHMSJy53ZmUucGVyc2lzdGVuY2UudjEuTGlzdENvbW1hbmRzUmVxdWVzdBooLndmZS5wZXJzaXN0ZW5jZS52MS5MaXN0Q29tbWFuZHNSZXNwb25zZUJPChJ3ZmUucGVyc2lzdGVuY2UudjFQAVo3d2ZlLXBlcnNpc3RlbmNlL2dlbi9nby93ZmUvcGVyc2lzdGVuY2UvdjE7cGVyc2lzdGVuY2V2MWIGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * ScheduledCommand is work to be done at a later time. There is at most one for
@@ -405,6 +405,65 @@ export const RenewCommandsResponseSchema: GenMessage<RenewCommandsResponse> = /*
   messageDesc(file_wfe_persistence_v1_command, 13);
 
 /**
+ * BreakCommandLeaseRequest is the request of BreakCommandLease.
+ *
+ * @generated from message wfe.persistence.v1.BreakCommandLeaseRequest
+ */
+export type BreakCommandLeaseRequest = Message<"wfe.persistence.v1.BreakCommandLeaseRequest"> & {
+  /**
+   * The command's name; required.
+   *
+   * @generated from field: wfe.persistence.v1.CommandName command_name = 1;
+   */
+  commandName: CommandName;
+
+  /**
+   * The command's data, at most 2048 bytes. The empty string is valid data.
+   *
+   * @generated from field: string data = 2;
+   */
+  data: string;
+
+  /**
+   * Only if the lease has this epoch, 1 or higher, as ListCommands returned it, so
+   * that the next worker's is not broken instead; absent: whoever holds it.
+   *
+   * @generated from field: optional int64 epoch = 3;
+   */
+  epoch?: bigint | undefined;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.BreakCommandLeaseRequest.
+ * Use `create(BreakCommandLeaseRequestSchema)` to create a new message.
+ */
+export const BreakCommandLeaseRequestSchema: GenMessage<BreakCommandLeaseRequest> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_command, 14);
+
+/**
+ * BreakCommandLeaseResponse is the response of BreakCommandLease.
+ *
+ * @generated from message wfe.persistence.v1.BreakCommandLeaseResponse
+ */
+export type BreakCommandLeaseResponse = Message<"wfe.persistence.v1.BreakCommandLeaseResponse"> & {
+  /**
+   * The lease that was ended. It may have expired: until another worker claims the
+   * command, its worker could still have completed it. Absent: there was none, or
+   * not with this epoch.
+   *
+   * @generated from field: wfe.persistence.v1.CommandLease broken = 1;
+   */
+  broken?: CommandLease | undefined;
+};
+
+/**
+ * Describes the message wfe.persistence.v1.BreakCommandLeaseResponse.
+ * Use `create(BreakCommandLeaseResponseSchema)` to create a new message.
+ */
+export const BreakCommandLeaseResponseSchema: GenMessage<BreakCommandLeaseResponse> = /*@__PURE__*/
+  messageDesc(file_wfe_persistence_v1_command, 15);
+
+/**
  * ListCommandsRequest is the request of ListCommands. Commands must match every
  * condition given.
  *
@@ -472,7 +531,7 @@ export type ListCommandsRequest = Message<"wfe.persistence.v1.ListCommandsReques
  * Use `create(ListCommandsRequestSchema)` to create a new message.
  */
 export const ListCommandsRequestSchema: GenMessage<ListCommandsRequest> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_command, 14);
+  messageDesc(file_wfe_persistence_v1_command, 16);
 
 /**
  * ListCommandsResponse is the response of ListCommands.
@@ -501,7 +560,7 @@ export type ListCommandsResponse = Message<"wfe.persistence.v1.ListCommandsRespo
  * Use `create(ListCommandsResponseSchema)` to create a new message.
  */
 export const ListCommandsResponseSchema: GenMessage<ListCommandsResponse> = /*@__PURE__*/
-  messageDesc(file_wfe_persistence_v1_command, 15);
+  messageDesc(file_wfe_persistence_v1_command, 17);
 
 /**
  * CommandName is the kind of work that a scheduled command asks the engine to
@@ -612,6 +671,21 @@ export const ScheduledCommandService: GenService<{
     methodKind: "unary";
     input: typeof RenewCommandsRequestSchema;
     output: typeof RenewCommandsResponseSchema;
+  },
+  /**
+   * Ends the lease on a command without its token, for operators: its worker is
+   * gone for good, or must be stopped. The command is due again at its
+   * execute_time; the worker learns of it when it next uses its token, or commits
+   * under it (LEASE_LOST). The server logs who did it. Idempotent: if there is no
+   * such command, or nobody holds it, nothing is changed. Errors:
+   * INVALID_ARGUMENT.
+   *
+   * @generated from rpc wfe.persistence.v1.ScheduledCommandService.BreakCommandLease
+   */
+  breakCommandLease: {
+    methodKind: "unary";
+    input: typeof BreakCommandLeaseRequestSchema;
+    output: typeof BreakCommandLeaseResponseSchema;
   },
   /**
    * Lists commands, due or not, under a lease or not, soonest first, in pages,
