@@ -363,6 +363,42 @@ async def test_query_that_is_not_prepared_uses_its_index(
     await _check_plan(filled, sql, params, indexes, "custom")
 
 
+# One of nine workflows is long, so that what the planner expects of an unknown one is
+# much more than of one that it knows to be short.
+A_LONG_ONE = """
+INSERT INTO wfc.execution_pointers (workflow_id, id, ordinal, step_id, status, event_published,
+        retry_count, children, scope, extension_attributes)
+    SELECT 'w1', 'long' || p, 3 + p, p, 'Complete', FALSE, 0, '[]', '[]', '{}'
+    FROM generate_series(1, 3000) p;
+DELETE FROM wfc.execution_pointers WHERE workflow_id NOT LIKE 'w_';
+ANALYZE wfc.execution_pointers
+"""
+
+
+async def test_loads_and_writes_are_not_planned_anew_each_time(
+    filled: psycopg.AsyncConnection[Any],
+) -> None:
+    loads_and_writes = ("get_workflow", "persist_", "commit_", "patch_")
+    planned = {}
+    async with filled.transaction(force_rollback=True):
+        await filled.execute(A_LONG_ONE.encode())
+        for name, sql, params, _ in CASES:
+            if name.startswith(loads_and_writes):
+                arguments = psycopg.sql.SQL(", ").join(map(psycopg.sql.Literal, params))
+                await filled.execute(f"PREPARE q AS {sql}".encode())
+                for _ in range(8):
+                    await filled.execute(
+                        psycopg.sql.SQL("EXPLAIN EXECUTE q ({})").format(arguments)
+                    )
+                cursor = await filled.execute(
+                    "SELECT custom_plans FROM pg_prepared_statements WHERE name = 'q'"
+                )
+                planned[name] = await cursor.fetchone()
+                await filled.execute("DEALLOCATE q")
+    assert len(planned) > 10
+    assert {name: times for name, times in planned.items() if times != (5,)} == {}
+
+
 async def _check_plan(
     filled: psycopg.AsyncConnection[Any],
     sql: str,

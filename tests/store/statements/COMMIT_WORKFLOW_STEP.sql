@@ -187,7 +187,7 @@ WITH stored AS MATERIALIZED (
                 end_time, event_name, event_key, event_published, event_data::text, step_name,
                 retry_count, children, context_item::text, predecessor_id, outcome::text, scope,
                 extension_attributes::text
-            FROM wfc.execution_pointers WHERE workflow_id = $1
+            FROM wfc.execution_pointers WHERE workflow_id = (SELECT $1::text)
         ) AS changed
     )
     ON CONFLICT (workflow_id, id) DO UPDATE SET

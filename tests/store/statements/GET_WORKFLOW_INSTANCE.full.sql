@@ -5,7 +5,7 @@ SELECT p.id, p.step_id, p.active, p.status, p.sleep_until, p.persistence_data, p
         CASE WHEN p.extension_attributes <> '{}' AND jsonb_typeof(p.extension_attributes) = 'object' THEN
             (SELECT jsonb_object_agg(key, value::text) FROM jsonb_each(p.extension_attributes)) END, p.ordinal, NULL::record
 FROM wfc.execution_pointers p
-WHERE p.workflow_id = $1
+WHERE p.workflow_id = (SELECT $1::text)
 UNION ALL
 SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
         NULL, NULL, NULL, NULL, NULL, NULL,
