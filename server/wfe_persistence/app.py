@@ -202,7 +202,7 @@ class Server:
             self._traces,
         )
         self._server.add_generic_rpc_handlers(
-            [*(boundary.handlers(s) for s in SERVICES), self._health.handlers()]
+            [boundary.handlers(SERVICES), self._health.handlers()]
         )
         if settings.reflection_enabled:
             from wfe_persistence.rpc.reflection import reflection_handlers

@@ -166,7 +166,7 @@ async def held_up(store: Store, database_url: str) -> AsyncIterator[psycopg.Asyn
 async def test_what_has_gone_costs_nothing_while_a_transaction_stays_open(
     store: Store, held_up: psycopg.AsyncConnection[Any]
 ) -> None:
-    ask = dequeue._Ask(store, DequeueRequest(queues=["q"]), 1, 1, 1, Waiters(), None)
+    ask = dequeue._Ask(store, DequeueRequest(queues=["q"]), 1, 1, 1, Waiters())
     store.floors.keep_up(["q"], ask._find_floor)
     await asyncio.gather(*store.floors._tasks)
     floor = floor_param(store.floors.of("q")).decode()

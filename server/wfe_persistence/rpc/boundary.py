@@ -31,6 +31,7 @@ from wfe_persistence.rpc.call_log import CallLog
 from wfe_persistence.rpc.check import Check
 from wfe_persistence.rpc.check.wire import require_few_items
 from wfe_persistence.rpc.failing import Context, Failures, note_outcome
+from wfe_persistence.rpc.grpc_server import Handlers
 from wfe_persistence.rpc.guard import Caller, Guard
 from wfe_persistence.rpc.intake import Intake, Place
 from wfe_persistence.rpc.limits import Limits
@@ -71,16 +72,15 @@ class Boundary:
         self._traces = traces
         self._failures = Failures(env, intake.deadlines)
 
-    def handlers(self, service: Service) -> grpc.GenericRpcHandler:
-        """gRPC's handlers for a service."""
-        servicer = service.servicer()
-        return grpc.method_handlers_generic_handler(
-            service.name,
-            {
-                method.name: self._handler(method, getattr(servicer, method.name))
-                for method in service.methods
-            },
-        )
+    def handlers(self, services: Iterable[Service]) -> grpc.GenericRpcHandler:
+        """gRPC's handlers for all these services."""
+        handlers = {}
+        for service in services:
+            servicer = service.servicer()
+            for method in service.methods:
+                function = getattr(servicer, method.name)
+                handlers[f"/{service.name}/{method.name}"] = self._handler(method, function)
+        return Handlers(handlers)
 
     def _handler(self, method: Method, function: Any) -> grpc.RpcMethodHandler[bytes, bytes]:
         # From the beginning, so that the first call is seen as an increase.
@@ -107,9 +107,10 @@ class Boundary:
                 metrics.RECEIVED_BYTES.add(method.labels, len(data))
                 with self._intake.deadlines.until(deadline):
                     request, call = await self._open(data, caller, method, entry, place, context)
-                    del data
-                    with NamingAField(request):
-                        response = await function(request, call)
+                    answering = function(request, call)
+                    del data, request  # a call that waits lets go of them
+                    with call.naming:
+                        response = await answering
                     entry.names(response)
                     if offload.has_read_much():
                         await offload.pause_if_large()
@@ -149,7 +150,7 @@ class Boundary:
                     request, call = await self._open(data, caller, method, entry, place, context)
                     del data
                     async with aclosing(function(request, call)) as pages:  # type: ignore[type-var]
-                        with NamingAField(request):
+                        with call.naming:
                             async for page in pages:
                                 messages = deque(map(self._encode, page))
                                 del page
@@ -221,7 +222,8 @@ class Boundary:
                 data: bytes | None = await place.receive()
                 with self._intake.deadlines.until(deadline):
                     store = await self._namespace(caller, method)
-                call = Call(store, Check(0, 0), self._env, caller, place, store.database)
+                naming = NamingAField(method.request_class())
+                call = Call(store, Check(0, 0), self._env, caller, place, naming, store.database)
                 identified = loop.time()
                 async with function(call) as handle:
                     while data is not None:
@@ -332,7 +334,8 @@ class Boundary:
                 at = reading.position_for_replica(method, context)
             else:
                 store = reading.store_to_read(store, database.replicas, method, context)
-        return request, Call(store, check, self._env, caller, place, database, at)
+        call = Call(store, check, self._env, caller, place, NamingAField(request), database, at)
+        return request, call
 
     def _decode(self, data: bytes, method: Method) -> tuple[Message, Check]:
         """The request, and what is wrong with it so far."""

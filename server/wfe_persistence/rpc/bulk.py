@@ -19,7 +19,7 @@ from wfe_persistence import metrics, offload
 from wfe_persistence.errors import PersistenceError, shutting_down
 from wfe_persistence.rpc.call import Call
 from wfe_persistence.rpc.check import Check
-from wfe_persistence.rpc.named_field import naming_a_field
+from wfe_persistence.rpc.named_field import NamingAField
 from wfe_persistence.rpc.status import (
     MAX_MESSAGE_BYTES,
     MAX_PATH_BYTES,
@@ -101,7 +101,7 @@ async def answer(
         result = answer.results.add()
         outcome = refused.get(n) or next(outcomes)
         if isinstance(outcome, PersistenceError):
-            refused[n] = error = naming_a_field(outcome, item)
+            refused[n] = error = NamingAField(item).named(outcome)
             result.error.CopyFrom(item_error(error, room))
         else:
             created(result.created, item, outcome)

@@ -15,6 +15,7 @@ from wfe_persistence.rpc.calls import BulkStreams
 from wfe_persistence.rpc.check import Check
 from wfe_persistence.rpc.guard import Caller
 from wfe_persistence.rpc.intake import Place
+from wfe_persistence.rpc.named_field import NamingAField
 from wfe_persistence.store.feeds import Feeds
 from wfe_persistence.store.moving.mover import Mover
 from wfe_persistence.store.namespace import Namespaces
@@ -74,7 +75,9 @@ class Waiting:
 
     __slots__ = ("_measured", "_place", "_rests", "_seconds")
 
-    def __init__(self, place: Place, seconds: float) -> None:
+    def __init__(self, place: Place, naming: NamingAField, seconds: float) -> None:
+        if seconds:
+            naming.let_go()
         self._place = place
         self._seconds = seconds
         self._rests = False
@@ -106,6 +109,8 @@ class Call:
     env: Environment
     caller: Caller
     place: Place
+    naming: NamingAField
+    """Has the errors of the request name a field."""
     database: Database
     """Where the namespace was when the call began; it may be moved meanwhile."""
     replica_at: str | None = None
@@ -119,7 +124,7 @@ class Call:
         Gives the time at which to stop, on the event loop's clock: early enough for an answer
         before the deadline.
         """
-        return Waiting(self.place, seconds)
+        return Waiting(self.place, self.naming, seconds)
 
     def written(
         self,

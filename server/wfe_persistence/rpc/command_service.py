@@ -38,13 +38,11 @@ class ScheduledCommandService:
         check = call.check
         check.time("", "as_of", request.as_of)
         limit = check.page_size(request.limit, "limit")
-        lease_ms = check.lease_ms(
-            "lease_duration", request.lease_duration, given=request.HasField("lease_duration")
-        )
+        lease_ms = check.lease_ms(request, "lease_duration")
         check.key("", "worker_id", request.worker_id)
         if request.command_name:
             check.enum("", "command_name", request.command_name, COMMAND_NAME)
-        wait = check.wait_seconds(request.wait)
+        wait = check.wait_seconds(request)
         if request.HasField("wait") and request.HasField("as_of"):
             check.add(
                 "",
@@ -65,7 +63,9 @@ class ScheduledCommandService:
         )
         with call.waiting(wait) as until:
             lines = command.command_lines(call.store, request.command_name)
-            claimed = await call.env.waiters.take(call.store, lines, claim, until)
+            claiming = call.env.waiters.take(call.store, lines, claim, until)
+            del request, lines  # ten thousand may wait here
+            claimed = await claiming
         return pb.ClaimCommandsResponse(commands=claimed)
 
     async def CompleteCommands(
@@ -97,9 +97,7 @@ class ScheduledCommandService:
         """Extend leases."""
         check = call.check
         check.lease_tokens("lease_tokens", request.lease_tokens)
-        lease_ms = check.lease_ms(
-            "lease_duration", request.lease_duration, given=request.HasField("lease_duration")
-        )
+        lease_ms = check.lease_ms(request, "lease_duration")
         check.done()
         return await command.renew_commands(call.store, request.lease_tokens, lease_ms)
 

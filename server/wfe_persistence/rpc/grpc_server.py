@@ -3,6 +3,7 @@ are beyond those of `intake.py`, which give a reason."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import grpc
@@ -33,6 +34,19 @@ _OPTIONS: Final = (
     ("grpc.server.max_pending_requests", 8000),
     ("grpc.server.max_pending_requests_hard_limit", 12_000),
 )
+
+
+class Handlers(grpc.GenericRpcHandler):
+    """Those of all services, because gRPC asks one after the other, for each call."""
+
+    def __init__(self, handlers: Mapping[str, grpc.RpcMethodHandler[bytes, bytes]]) -> None:
+        self._handlers = handlers
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[bytes, bytes] | None:
+        """That of a method; None: there is no such method."""
+        return self._handlers.get(handler_call_details.method)
 
 
 def largest_request(settings: Settings) -> int:

@@ -22,18 +22,20 @@ class LockService:
         check = call.check
         check.id("", "resource", request.resource)
         check.key("", "owner", request.owner)
-        ttl_ms = check.lease_ms("ttl", request.ttl, given=request.HasField("ttl"))
-        wait = check.wait_seconds(request.wait)
+        ttl_ms = check.lease_ms(request, "ttl")
+        wait = check.wait_seconds(request)
         check.request_id(request.request_id)
         check.done()
         with call.waiting(wait) as until:
-            return await lock.acquire_lock(call.store, request, ttl_ms, until, call.env.waiters)
+            acquiring = lock.acquire_lock(call.store, request, ttl_ms, until, call.env.waiters)
+            del request  # ten thousand may wait here
+            return await acquiring
 
     async def RenewLocks(self, request: pb.RenewLocksRequest, call: Call) -> pb.RenewLocksResponse:
         """Extend locks."""
         check = call.check
         check.lease_tokens("tokens", request.tokens)
-        ttl_ms = check.lease_ms("ttl", request.ttl, given=request.HasField("ttl"))
+        ttl_ms = check.lease_ms(request, "ttl")
         check.done()
         return await lock.renew_locks(call.store, request.tokens, ttl_ms)
 

@@ -36,20 +36,21 @@ class QueueService:
         check = call.check
         check.dequeue(request)
         max_items = check.count("max_items", request.max_items, default=1)
-        lease_ms = check.lease_ms(
-            "lease_duration", request.lease_duration, given=request.HasField("lease_duration")
-        )
-        wait = check.wait_seconds(request.wait)
+        lease_ms = check.lease_ms(request, "lease_duration")
+        wait = check.wait_seconds(request)
         view = check.view(request.view)
         check.done()
         # All that the answer has besides items and workflows.
         receipts = sum(len(each.receipt) + 4 for each in request.acknowledge if each.confirmed)
         room = call.env.max_message_bytes - receipts
+        include_workflow = request.include_workflow
         with call.waiting(wait) as until:
-            response = await dequeue.dequeue(
+            dequeueing = dequeue.dequeue(
                 call.store, request, max_items, lease_ms, room, until, call.env.waiters
             )
-        if request.include_workflow:
+            del request  # ten thousand may wait here
+            response = await dequeueing
+        if include_workflow:
             room = call.env.max_message_bytes - response.ByteSize()
             await _add_workflows(call.store, response.items, view, room)
         return response
@@ -78,9 +79,7 @@ class QueueService:
         """Extend leases."""
         check = call.check
         check.lease_tokens("receipts", request.receipts)
-        lease_ms = check.lease_ms(
-            "lease_duration", request.lease_duration, given=request.HasField("lease_duration")
-        )
+        lease_ms = check.lease_ms(request, "lease_duration")
         check.done()
         return await queue.renew_items(call.store, request.receipts, lease_ms)
 

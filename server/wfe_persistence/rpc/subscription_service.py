@@ -83,11 +83,13 @@ class SubscriptionService:
         check.id("", "id", request.id)
         check.id("", "token", request.token)
         check.key("", "worker_id", request.worker_id)
-        check.time("", "expiry", request.expiry)
+        expires = request.HasField("expiry")
+        if expires:
+            check.time("", "expiry", request.expiry)
         duration_ms = None
         if request.HasField("duration"):
-            duration_ms = check.lease_ms("duration", request.duration, given=True)
-            if request.HasField("expiry"):
+            duration_ms = check.lease_ms(request, "duration")
+            if expires:
                 check.add(
                     "",
                     "duration",
@@ -101,7 +103,7 @@ class SubscriptionService:
             request.id,
             request.token,
             request.worker_id,
-            expiry=request.expiry if request.HasField("expiry") else None,
+            expiry=request.expiry if expires else None,
             duration_ms=duration_ms,
             epoch=epoch,
         )
@@ -126,9 +128,7 @@ class SubscriptionService:
         check.id("", "id", request.id)
         check.id("", "token", request.token)
         epoch = check.revision(request, "epoch")
-        duration_ms = check.lease_ms(
-            "duration", request.duration, given=request.HasField("duration")
-        )
+        duration_ms = check.lease_ms(request, "duration")
         check.done()
         return await subscription.renew_subscription_token(
             call.store, request.id, request.token, epoch, duration_ms

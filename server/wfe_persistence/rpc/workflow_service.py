@@ -140,16 +140,18 @@ class WorkflowService:
         check = call.check
         check.id("", "id", request.id)
         check.statuses("", request.statuses)
-        wait = check.wait_seconds(request.wait)
+        wait = check.wait_seconds(request)
         check.done()
         with call.waiting(wait) as until:
-            instance = await workflow_waiting.wait_for_workflow(
+            waiting = workflow_waiting.wait_for_workflow(
                 call.store,
                 request.id,
                 frozenset(request.statuses or purge.ENDED),
                 until,
                 call.env.waiters,
             )
+            del request  # ten thousand may wait here
+            instance = await waiting
         return pb.WaitForWorkflowResponse(instance=instance)
 
     async def GetWorkflowInstances(

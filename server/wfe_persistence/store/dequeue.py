@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Sequence
 from typing import Final
 
 from wfe.persistence.v1.queue_pb2 import DequeueRequest, DequeueResponse
@@ -109,7 +108,7 @@ ORDER BY visible_time, n
 _COUNT_OF_DEAD: Final = CLAIM_COLUMNS
 
 
-async def dequeue(
+def dequeue(
     store: Store,
     request: DequeueRequest,
     max_items: int,
@@ -117,28 +116,15 @@ async def dequeue(
     answer_bytes: int,
     until: float,
     waiters: Waiters,
-) -> DequeueResponse:
+) -> Awaitable[DequeueResponse]:
     """Settle items handed out before, then hand out others, in one transaction; if there are none,
     wait for some until this time of the event loop.
 
     No more are handed out than fit into an answer of `answer_bytes`, but at least one. A call that
-    waits goes on waiting while the database is away.
+    waits goes on waiting while the database is away. It does so without the request, so that the
+    caller can let go of it.
     """
-    ask = _Ask(store, request, max_items, lease_ms, answer_bytes, waiters)
-    if request.acknowledge or request.return_items:
-        ask.settlement = Settlement(request.acknowledge, request.return_items)
-    try:
-        items = await waiters.take(
-            store, (queue_line(store, name) for name in request.queues), ask.claim, until
-        )
-    except PersistenceError:
-        # What was settled must be told, whatever becomes of the rest, or it would seem lost.
-        if ask.returned is None:
-            raise
-        items = []
-    response = DequeueResponse.FromString(b"".join(items))
-    response.returned_receipts.extend(ask.returned or ())
-    return response
+    return _Ask(store, request, max_items, lease_ms, answer_bytes, waiters).run(until)
 
 
 # The first item of a queue that is visible, or withheld by a lock, from $2 on. A transaction may
@@ -153,39 +139,72 @@ SELECT least(now() - interval '250 milliseconds', (
 """
 
 
-@dataclass(slots=True)
 class _Ask:
-    """What one call asks for."""
+    """What one call asks for. Nothing else of its request is kept, except for what is settled
+    first."""
 
-    store: Store
-    request: DequeueRequest
-    max_items: int
-    lease_ms: int
-    answer_bytes: int
-    waiters: Waiters
-    settlement: Settlement | None = None
-    """What the first look settles before."""
-    returned: list[str] | None = None
-    """The receipts that were not confirmed; None: nothing has been settled."""
+    __slots__ = (
+        "_answer_bytes", "_lease_ms", "_max_items", "_queues", "_returned", "_settlement",
+        "_store", "_waiters", "_worker_id",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        store: Store,
+        request: DequeueRequest,
+        max_items: int,
+        lease_ms: int,
+        answer_bytes: int,
+        waiters: Waiters,
+    ) -> None:
+        self._store = store
+        self._queues = tuple(request.queues)
+        self._worker_id = request.worker_id
+        self._max_items = max_items
+        self._lease_ms = lease_ms
+        self._answer_bytes = answer_bytes
+        self._waiters = waiters
+        # What the first look settles before.
+        self._settlement: Settlement | None = None
+        if request.acknowledge or request.return_items:
+            self._settlement = Settlement(request.acknowledge, request.return_items)
+        # The receipts that were not confirmed; None: nothing has been settled.
+        self._returned: list[str] | None = None
+
+    async def run(self, until: float) -> DequeueResponse:
+        """The answer."""
+        try:
+            items = await self._waiters.take(
+                self._store,
+                (queue_line(self._store, name) for name in self._queues),
+                self.claim,
+                until,
+            )
+        except PersistenceError:
+            # What was settled must be told, whatever becomes of the rest, or it would seem lost.
+            if self._returned is None:
+                raise
+            items = []
+        response = DequeueResponse.FromString(b"".join(items))
+        response.returned_receipts.extend(self._returned or ())
+        return response
 
     async def claim(self) -> list[bytes]:
         """A look: the items, encoded."""
-        queues, floors = self.request.queues, self.store.floors
-        items = await self._claim()
+        queues, floors = self._queues, self._store.floors
+        items = await self._claim_visible()
         if not items and floors.may_hide(queues):
             for queue in queues:
                 floors.lower(queue)
-            items = await self._claim()
+            items = await self._claim_visible()
         floors.keep_up(queues, self._find_floor)
         return items
 
-    async def _claim(self) -> list[bytes]:
-        if self.max_items == 1:
-            settlement = self.settlement or Settlement()
-            want = queue_groups.Want(settlement, self.request.worker_id, self.lease_ms)
-            taken = await queue_groups.dequeue_one(
-                self.store, self.request.queues, want, self.waiters
-            )
+    async def _claim_visible(self) -> list[bytes]:
+        if self._max_items == 1:
+            settlement = self._settlement or Settlement()
+            want = queue_groups.Want(settlement, self._worker_id, self._lease_ms)
+            taken = await queue_groups.dequeue_one(self._store, self._queues, want, self._waiters)
             if taken is not None:
                 self._settled(taken.returned)
                 if not taken.look_again:
@@ -193,41 +212,41 @@ class _Ask:
         return await self._claim_alone()
 
     def _settled(self, returned: list[str]) -> None:
-        if self.settlement is not None:
-            self.returned, self.settlement = returned, None
+        if self._settlement is not None:
+            self._returned, self._settlement = returned, None
 
     async def _claim_alone(self) -> list[bytes]:
         lease_id = new_lease_id()
         dequeue = DEQUEUE, self._params(lease_id)
-        if self.settlement is not None and self.settlement.is_plain:
-            removed, rows = await self.store.write_all(
-                (REMOVE_ITEMS, (self.settlement.removal(),)), dequeue
+        if self._settlement is not None and self._settlement.is_plain:
+            removed, rows = await self._store.write_all(
+                (REMOVE_ITEMS, (self._settlement.removal(),)), dequeue
             )
             if is_removed(removed):
                 self._settled([])
                 return self._items(rows, lease_id) or await self._behind_dead(rows)
-        if self.settlement is None:
-            [rows] = await self.store.write_all(dequeue)
+        if self._settlement is None:
+            [rows] = await self._store.write_all(dequeue)
         else:
-            settled, rows = await self.store.write_all(
-                (SETTLE_ITEMS, (self.settlement.document(),)), dequeue
+            settled, rows = await self._store.write_all(
+                (SETTLE_ITEMS, (self._settlement.document(),)), dequeue
             )
-            self._settled(self.settlement.outcome(settled, self.store, self.waiters))
+            self._settled(self._settlement.outcome(settled, self._store, self._waiters))
         return self._items(rows, lease_id) or await self._behind_dead(rows)
 
     async def _find_floor(self, queue: str, start: int | None) -> int:
-        row = await self.store.read(QUEUE_FLOOR, text(queue), floor_param(start))
+        row = await self._store.read(QUEUE_FLOOR, text(queue), floor_param(start))
         return read_int8(row.get_value(0, 0))
 
     def _params(self, lease_id: str) -> Sequence[Param]:
         return (
-            text_array(self.request.queues),
-            integer(self.max_items),
-            integer(self.lease_ms),
+            text_array(self._queues),
+            integer(self._max_items),
+            integer(self._lease_ms),
             text(lease_id),
-            text(self.request.worker_id),
-            integer(self.answer_bytes),
-            floor_array(map(self.store.floors.of, self.request.queues)),
+            text(self._worker_id),
+            integer(self._answer_bytes),
+            floor_array(map(self._store.floors.of, self._queues)),
         )
 
     def _items(self, rows: PGresult, lease_id: str) -> list[bytes]:

@@ -7,8 +7,8 @@ that expires meanwhile goes to the next holder only after that write, and never 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Awaitable, Iterator, Sequence
+from typing import Final, NamedTuple, Self
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.lock_pb2 import (
@@ -90,52 +90,71 @@ FROM (
 """
 
 
-async def acquire_lock(
+def acquire_lock(
     store: Store, request: AcquireLockRequest, ttl_ms: int, until: float, waiters: Waiters
-) -> AcquireLockResponse:
+) -> Awaitable[AcquireLockResponse]:
     """Take a lock that nobody holds; while it is held, wait until this time of the event loop.
 
     Of those who wait here for a resource, only the first asks the database: when it becomes the
-    first, and when it is woken. A call that waits goes on waiting while the database is away.
+    first, and when it is woken. A call that waits goes on waiting while the database is away. It
+    does so without the request, so that the caller can let go of it.
     """
+    return _acquire(store, _Wanted.by(request, ttl_ms), until, waiters)
+
+
+class _Wanted(NamedTuple):
+    """What a call wants."""
+
+    resource: str
+    owner: str
+    ttl_ms: int
+    request_id: str
+
+    @classmethod
+    def by(cls, request: AcquireLockRequest, ttl_ms: int) -> Self:
+        """What a request is for."""
+        return cls(request.resource, request.owner, ttl_ms, request.request_id)
+
+
+async def _acquire(
+    store: Store, wanted: _Wanted, until: float, waiters: Waiters
+) -> AcquireLockResponse:
     now = asyncio.get_running_loop().time
     if until <= now():
-        return await _attempt(store, request, ttl_ms)
-    line = lock_line(store, request.resource)
-    response = AcquireLockResponse()
+        return await _attempt(store, wanted)
+    line = lock_line(store, wanted.resource)
     with waiters.join(store, line) as waiter:
-        is_last = False
-        while not is_last:
+        while True:
             is_last = until <= now()
             if waiter.is_first or is_last:
                 try:
-                    response = await _attempt(store, request, ttl_ms)
+                    response = await _attempt(store, wanted)
+                    if response.acquired or is_last:
+                        break
+                    del response
                 except PersistenceError as exc:
-                    if not _may_be_repeated(exc, request) or is_last:
+                    if not _may_be_repeated(exc, wanted) or is_last:
                         raise
-                if response.acquired:
-                    break
-            if not is_last:
-                await waiter.pause(until)
+            await waiter.pause(until)
     if response.acquired:
         waiters.look(line)  # when it expires is what the others wait for now
     return response
 
 
-def _may_be_repeated(exc: PersistenceError, request: AcquireLockRequest) -> bool:
+def _may_be_repeated(exc: PersistenceError, wanted: _Wanted) -> bool:
     """Whether an attempt may be made again: it has not acquired the lock, or will be recognized."""
     lost = exc.reason == ErrorReason.ERROR_REASON_COMMIT_OUTCOME_UNKNOWN
-    return is_passing(exc) or (lost and bool(request.request_id))
+    return is_passing(exc) or (lost and bool(wanted.request_id))
 
 
-async def _attempt(store: Store, request: AcquireLockRequest, ttl_ms: int) -> AcquireLockResponse:
-    resource = text(request.resource)
+async def _attempt(store: Store, wanted: _Wanted) -> AcquireLockResponse:
+    resource = text(wanted.resource)
     params = (
         resource,
-        text(request.owner),
+        text(wanted.owner),
         text(new_lease_id()),
-        integer(ttl_ms),
-        text(request.request_id) if request.request_id else None,
+        integer(wanted.ttl_ms),
+        text(wanted.request_id) if wanted.request_id else None,
     )
     for _ in range(MAX_ATTEMPTS):
         _, row = await store.write_all((ADD_LOCK, (resource,)), (ACQUIRE_LOCK, params))

@@ -116,7 +116,7 @@ class QueueRules(Scalars):
         if not self._receipts("return_items", [each.receipt for each in values]):
             return False
         for i, item in enumerate(values):
-            self.lease_ms(f"return_items[{i}].delay", item.delay, given=item.HasField("delay"))
+            self.lease_ms(item, "delay", path=f"return_items[{i}]")
         return True
 
     def _receipts(self, field: str, receipts: Sequence[str]) -> bool:

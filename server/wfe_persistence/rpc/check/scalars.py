@@ -342,21 +342,25 @@ class Scalars:
             self.distinct("", field, "", values)
 
     def lease_ms(
-        self, field: str, value: Duration, default: int = DEFAULT_LEASE_MS, *, given: bool
+        self, message: Message, field: str, default: int = DEFAULT_LEASE_MS, path: str = ""
     ) -> int:
-        """A lease's duration in milliseconds."""
-        if not given:
+        """A lease's duration in milliseconds, of a message's field."""
+        if not message.HasField(field):  # (To look at it would make one.)
             return default
+        value: Duration = getattr(message, field)
         ms = value.seconds * 1000 + value.nanos // 1_000_000
         if not (0 <= value.nanos < 10**9 and 1 <= ms <= MAX_LEASE_SECONDS * 1000):
-            self.add("", field, R.FIELD_VIOLATION_REASON_TIME_RANGE, "must be from 1 ms to 24 h")
+            self.add(path, field, R.FIELD_VIOLATION_REASON_TIME_RANGE, "must be from 1 ms to 24 h")
         return ms
 
-    def wait_seconds(self, value: Duration, field: str = "wait") -> float:
+    def wait_seconds(self, request: Message) -> float:
         """How long a call may wait for what others do, in seconds."""
+        if not request.HasField("wait"):
+            return 0.0
+        value: Duration = getattr(request, "wait")  # noqa: B009
         seconds = value.seconds + value.nanos / 1e9
         if not (0 <= value.nanos < 10**9 and 0 <= seconds <= MAX_WAIT_SECONDS):
-            self.add("", field, R.FIELD_VIOLATION_REASON_TIME_RANGE, "must be from 0 to 60 s")
+            self.add("", "wait", R.FIELD_VIOLATION_REASON_TIME_RANGE, "must be from 0 to 60 s")
         return seconds
 
     def ages(self, message: Message, path: str, *fields: str) -> None:
