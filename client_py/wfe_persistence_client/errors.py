@@ -6,6 +6,8 @@ message text. A call that gRPC itself or a proxy ends has none; `transport` name
 reason. Arguments that cannot be sent at
 all (a naive datetime, NaN in JSON, a number that does not fit) raise ValueError or
 TypeError before anything is sent.
+
+(Longer than 450 lines, as it is a catalogue: a class for each reason.)
 """
 
 # ruff: noqa: N818 - named after the statuses and reasons that they represent

@@ -1,4 +1,7 @@
-"""Operations on workflows: create, persist, commit, delete and purge; reading adds the reads."""
+"""Operations on workflows: create, persist, commit, delete and purge; reading adds the reads.
+
+(Longer than 450 lines, as it is one method for each RPC, with its arguments and their meaning.)
+"""
 
 from collections.abc import (
     AsyncIterable,

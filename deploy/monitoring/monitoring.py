@@ -1,6 +1,8 @@
 """The Grafana dashboard, the alert rules for Prometheus, and docs/monitoring.md about both.
 
 All are generated, so that a metric has one name in them, and a panel shows what an alert is about.
+
+(Longer than 450 lines, as it is a catalogue: panels, alerts, and what to do about them.)
 """
 
 from __future__ import annotations

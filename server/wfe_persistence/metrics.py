@@ -6,6 +6,8 @@ belong to the process: the numbers of several processes are to be added.
 
 Names and units follow the rules of Prometheus. The labels of a metric have few values: the methods,
 the codes, the statements; never anything that a caller chooses.
+
+(Longer than 450 lines, as it is a catalogue: each metric once, with its help.)
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 A request is received only once there is room for it. Until then its bytes stay with the client,
 apart from the window of HTTP/2 (64 kB per call).
+
+(Longer than 450 lines, as places for calls and room for bytes are given and given back together.)
 """
 
 from __future__ import annotations

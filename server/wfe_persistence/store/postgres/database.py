@@ -1,4 +1,7 @@
-"""A database and the pool of connections to it: retries, and cancellation of abandoned calls."""
+"""A database and the pool of connections to it: retries, and cancellation of abandoned calls.
+
+(Longer than 450 lines, as it is one class: a batch, a stream, their turns and how either ends.)
+"""
 
 from __future__ import annotations
 
