@@ -30,11 +30,13 @@ from wfe_persistence_client.model import (
 from wfe_persistence_client.provider import PersistenceProvider
 from wfe_persistence_client.sets.bulk import SetBulk
 from wfe_persistence_client.sets.members import SetMembers, found, tagging
-from wfe_persistence_client.sets.merging import all_of, together
+from wfe_persistence_client.sets.merging import all_of, by_time, together
 from wfe_persistence_client.sets.racing import SetTaking
 from wfe_persistence_client.sets.routing import home_of, member_of, tag
 
 _MOST_COMMANDS: Final = 100
+
+_OLDEST_FIRST: Final = by_time(lambda subscription: subscription.subscribe_as_of)
 
 
 class SetEvents(SetMembers):
@@ -80,9 +82,7 @@ class SetEvents(SetMembers):
         self, as_at: datetime | None = None, *, page_size: int = 0
     ) -> AsyncIterator[str]:
         """As of a single namespace, in the order of all members."""
-        return _ids(
-            self._merged(lambda member: member._keyed_runnable_events(as_at, page_size), _id_order)
-        )
+        return self._merged_ids(lambda member: member._keyed_runnable_events(as_at, page_size))
 
     def iter_events(
         self,
@@ -94,12 +94,9 @@ class SetEvents(SetMembers):
         page_size: int = 0,
     ) -> AsyncIterator[str]:
         """As of a single namespace, in the order of all members."""
-        return _ids(
-            self._merged(
-                lambda member: member._keyed_events(
-                    event_name, event_key, as_of, event_time_from, page_size
-                ),
-                _id_order,
+        return self._merged_ids(
+            lambda member: member._keyed_events(
+                event_name, event_key, as_of, event_time_from, page_size
             )
         )
 
@@ -125,7 +122,7 @@ class SetEvents(SetMembers):
                 order=order,
                 page_size=page_size,
             ),
-            lambda event: (event.event_time, event.id.encode()),
+            by_time(lambda event: event.event_time),
             descending=order is ListOrder.NEWEST_FIRST,
         )
 
@@ -218,7 +215,7 @@ class SetSubscriptions(SetMembers):
             lambda member: member.iter_subscriptions(
                 event_name, event_key, as_of, page_size=page_size
             ),
-            _oldest_first,
+            _OLDEST_FIRST,
         )
 
     async def get_first_open_subscription(
@@ -228,7 +225,7 @@ class SetSubscriptions(SetMembers):
         firsts = await self._each(
             lambda member: member.get_first_open_subscription(event_name, event_key, as_of)
         )
-        return min(filter(None, firsts), key=_oldest_first, default=None)
+        return min(filter(None, firsts), key=_OLDEST_FIRST, default=None)
 
     def iter_all_subscriptions(
         self,
@@ -353,16 +350,3 @@ class SetCommands(SetTaking):
             ),
             lambda listed: listed.command.execute_time,
         )
-
-
-def _oldest_first(subscription: EventSubscription) -> tuple[datetime, bytes]:
-    return subscription.subscribe_as_of, subscription.id.encode()
-
-
-def _id_order(keyed: tuple[int, str]) -> tuple[int, bytes]:
-    return keyed[0], keyed[1].encode()
-
-
-async def _ids(keyed: AsyncGenerator[tuple[int, str], None]) -> AsyncGenerator[str, None]:
-    async for _, id_ in keyed:
-        yield id_

@@ -12,7 +12,7 @@ from typing import Any
 from wfe.persistence.v1 import lifecycle_pb2, workflow_pb2
 from wfe_persistence_client import convert
 from wfe_persistence_client.calls import DEFAULT_HEARTBEAT
-from wfe_persistence_client.errors import CursorExpired
+from wfe_persistence_client.errors import CursorExpired, PersistenceError
 from wfe_persistence_client.misfit import FieldValueError, build
 from wfe_persistence_client.model import (
     LifecycleEvent,
@@ -21,7 +21,7 @@ from wfe_persistence_client.model import (
     WorkflowStatus,
 )
 from wfe_persistence_client.provider import PersistenceProvider
-from wfe_persistence_client.sets.members import SetMembers
+from wfe_persistence_client.sets.members import SetMembers, naming
 from wfe_persistence_client.sets.routing import member_of
 
 
@@ -125,7 +125,9 @@ class SetFeeds(SetMembers):
                 oldest = [*cursors]
                 oldest[index] = error.metadata.get("oldest_cursor", "")
                 error.metadata = {**error.metadata, "oldest_cursor": _cursor(oldest)}
-                await arrived.put((index, error))
+                await arrived.put((index, naming(error, member._namespace)))
+            except PersistenceError as error:
+                await arrived.put((index, naming(error, member._namespace)))
             except Exception as error:
                 await arrived.put((index, error))
 

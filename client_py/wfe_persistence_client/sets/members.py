@@ -3,14 +3,31 @@
 import functools
 import inspect
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Sequence,
+)
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
-from wfe_persistence_client.errors import LeaseLost, MembersDiffer, NotFound, NotOverASet
+from wfe_persistence_client.calls import Calls, RetryPolicy
+from wfe_persistence_client.deadline import Deadline
+from wfe_persistence_client.errors import (
+    LeaseLost,
+    MembersDiffer,
+    NotFound,
+    NotOverASet,
+    PersistenceError,
+)
 from wfe_persistence_client.misfit import FieldValueError
 from wfe_persistence_client.provider import PersistenceProvider
-from wfe_persistence_client.sets.merging import merged, together
+from wfe_persistence_client.sets.merging import by_number, merged, together
 from wfe_persistence_client.sets.routing import home_of, member_of, tag, untag
 
 _P = ParamSpec("_P")
@@ -41,6 +58,51 @@ class SetState:
                 self.names.popitem(last=False)
 
 
+def naming(error: PersistenceError, member: str | None) -> PersistenceError:
+    """The error of a call in a member, which it names: the others may well be there."""
+    if member is not None and error.metadata.get("namespace") != member:
+        error.metadata = {**error.metadata, "namespace": member}
+        said = error.args[0] if error.args else ""
+        error.args = (f"{said} (in {member}, a member of the namespace set)",)
+    return error
+
+
+class _MemberCalls(Calls):
+    """Makes calls in one member."""
+
+    #: Not the provider itself, which would be a cycle.
+    member: str | None = None
+
+    async def _with_retries(
+        self,
+        request: Any,
+        attempt: Callable[[float, Any], Awaitable[_T]],
+        deadline: Deadline | None,
+    ) -> _T:
+        try:
+            return await super()._with_retries(request, attempt, deadline)
+        except PersistenceError as error:
+            naming(error, self.member)
+            raise
+
+
+class _Member(PersistenceProvider):
+    """The provider of one member, whose errors name it."""
+
+    def _bind(self, namespace: str | None, timeout: float, retry: RetryPolicy) -> None:
+        super()._bind(namespace, timeout, retry)
+        plain = self._calls
+        calls = _MemberCalls(
+            self._link,
+            timeout=timeout,
+            retry=retry,
+            metadata=plain._metadata,
+            reading=plain.reading,
+        )
+        calls.member = namespace
+        self._calls = calls
+
+
 class SetMembers(PersistenceProvider):
     """The provider of a set: each call goes to the members that it concerns."""
 
@@ -63,8 +125,10 @@ class SetMembers(PersistenceProvider):
         """
         return self._plain(namespace)
 
-    def _plain(self, namespace: str | None) -> PersistenceProvider:
-        other = PersistenceProvider.__new__(PersistenceProvider)
+    def _plain(
+        self, namespace: str | None, kind: type[PersistenceProvider] = PersistenceProvider
+    ) -> PersistenceProvider:
+        other = kind.__new__(kind)
         other.__dict__.update(self.__dict__)
         for own in ("_set", "_providers"):
             other.__dict__.pop(own, None)
@@ -88,7 +152,7 @@ class SetMembers(PersistenceProvider):
             if self._set.members is None:
                 found = await self._plain(None).get_namespace_set(self._set.name)
                 self._set.members = tuple(found.members)
-            self._providers = [self._plain(member) for member in self._set.members]
+            self._providers = [self._plain(member, _Member) for member in self._set.members]
         return self._providers
 
     async def _of(self, key: object) -> PersistenceProvider:
@@ -139,8 +203,17 @@ class SetMembers(PersistenceProvider):
     ) -> AsyncGenerator[_T, None]:
         """The lists of all members as one."""
         sources = [open_(member) for member in await self._members()]
-        async for item in merged(sources, key, descending=descending):
-            yield item
+        async with aclosing(merged(sources, key, descending=descending)) as items:
+            async for item in items:
+                yield item
+
+    async def _merged_ids(
+        self, open_: Callable[[PersistenceProvider], AsyncIterator[tuple[int, str]]]
+    ) -> AsyncGenerator[str, None]:
+        """Lists of ids, of which the members tell by what number they are in order, as one."""
+        async with aclosing(self._merged(open_, by_number)) as keyed:
+            async for _, id_ in keyed:
+                yield id_
 
     async def _one_after_another(
         self, open_: Callable[[PersistenceProvider], AsyncIterator[_T]]

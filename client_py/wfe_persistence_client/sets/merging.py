@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
+from datetime import datetime
 from heapq import heapify, heappop, heappush
 from typing import Any, Generic, TypeVar
 
@@ -27,6 +28,16 @@ class _Head(Generic[_T]):
         if self.key == other.key:
             return self.at < other.at
         return bool(other.key < self.key if self.descending else self.key < other.key)
+
+
+def by_time(time: Callable[[Any], datetime]) -> Callable[[Any], tuple[datetime, bytes]]:
+    """The key of lists by a time of theirs; at the same time by id, as the servers compare ids."""
+    return lambda item: (time(item), item.id.encode())
+
+
+def by_number(keyed: tuple[int, str]) -> tuple[int, bytes]:
+    """The key of ids with the numbers that the servers list them by."""
+    return keyed[0], keyed[1].encode()
 
 
 async def merged(

@@ -88,7 +88,8 @@ class SetNames(SetMembers):
                 raise _taken()
 
     async def _is_abandoned(self, holder: NameHolder, name: str) -> bool:
-        """Whether a name can be taken over: its holder neither has it nor can get it any more."""
+        """Whether a name can be taken over: its holder neither has it nor can get it any more,
+        under the claim that was read before."""
         if not holder.claim_id:
             return False
         # A replica might have neither yet.
@@ -131,9 +132,13 @@ class SetNames(SetMembers):
         await member.delete_workflow(workflow_id, expected_revision=expected_revision)
 
     async def _give_up(self, name: str, workflow_id: str) -> None:
+        """Gives a name up that a workflow had, unless it has been created again meanwhile, or is
+        being: the same conditions as for taking it over, under the claim that was read first."""
         keeper = await self._of(name)
-        holder = await keeper.get_name_holder(name)
-        if holder is not None and holder.workflow_id == workflow_id:
+        holder = await keeper.with_reads("primary").get_name_holder(name)
+        if holder is None or holder.workflow_id != workflow_id:
+            return
+        if await self._is_abandoned(holder, name):
             await keeper.set_name_holder(name, "", expected_claim_id=holder.claim_id)
 
     def _without_known_name(self, instance: WorkflowInstance) -> WorkflowInstance:

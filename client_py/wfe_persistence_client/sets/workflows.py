@@ -51,7 +51,7 @@ from wfe_persistence_client.model import (
 from wfe_persistence_client.provider import PersistenceProvider
 from wfe_persistence_client.sets.bulk import SetBulk
 from wfe_persistence_client.sets.members import members_differ, routed, tagging
-from wfe_persistence_client.sets.merging import together
+from wfe_persistence_client.sets.merging import by_time, together
 from wfe_persistence_client.sets.names import SetNames
 from wfe_persistence_client.sets.routing import home_of, member_of, tag, untag
 from wfe_persistence_client.step import Step
@@ -402,11 +402,8 @@ class SetWorkflows(SetNames):
     ) -> AsyncIterator[str]:
         """As of a single namespace, in the order of all members."""
         definitions = list(workflow_definition_ids)
-        return _ids(
-            self._merged(
-                lambda member: member._keyed_runnable_instances(as_at, definitions, page_size),
-                _id_order,
-            )
+        return self._merged_ids(
+            lambda member: member._keyed_runnable_instances(as_at, definitions, page_size)
         )
 
     def iter_execution_pointers(
@@ -447,7 +444,7 @@ class SetWorkflows(SetNames):
             lambda member: member.iter_workflows(
                 filter, order=order, view=view, page_size=page_size
             ),
-            lambda instance: (instance.create_time, instance.id.encode()),
+            by_time(lambda instance: instance.create_time),
             descending=order is ListOrder.NEWEST_FIRST,
         )
 
@@ -491,12 +488,3 @@ def _with_id(thing: Any, index: int) -> Any:
 
 def _tagged(receipts: Iterable[str], index: int) -> list[str]:
     return [tag(receipt, index) for receipt in receipts]
-
-
-def _id_order(keyed: tuple[int, str]) -> tuple[int, bytes]:
-    return keyed[0], keyed[1].encode()
-
-
-async def _ids(keyed: AsyncGenerator[tuple[int, str], None]) -> AsyncGenerator[str, None]:
-    async for _, id_ in keyed:
-        yield id_

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from wfe_persistence_client import (
     NameTaken,
     PersistenceError,
     PersistenceProvider,
+    RevisionMismatch,
     WorkflowNotFound,
     WorkflowPatch,
     connect,
@@ -317,3 +319,57 @@ async def test_hosts_that_die_and_are_late_at_random(set_server: ServerProcess) 
         assert isinstance(provider, NamespaceSetProvider)
         for name in names:
             assert len(await having(provider, name)) <= 1, name
+
+
+@pytest.mark.parametrize("when", ["it is there", "it is being created"])
+async def test_a_workflow_that_is_created_again_while_it_is_deleted(
+    orders: NamespaceSetProvider,
+    other: NamespaceSetProvider,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+) -> None:
+    """The name is the new one's: whoever has deleted the first must not give it up."""
+    name = name_in(0)
+    first = workflow(new_id(1), name=name)
+    await orders.create_new_workflow(first)
+    create, delete = PersistenceProvider.create_new_workflow, PersistenceProvider.delete_workflow
+    claimed, given_up = asyncio.Event(), asyncio.Event()
+
+    async def create_slowly(self: PersistenceProvider, *args: Any, **kwargs: Any) -> str:
+        claimed.set()
+        if when == "it is being created":
+            await given_up.wait()
+        return await create(self, *args, **kwargs)
+
+    tasks: list[asyncio.Task[str]] = []
+
+    async def delete_and_lose(self: PersistenceProvider, *args: Any, **kwargs: Any) -> None:
+        await delete(self, *args, **kwargs)
+        again = workflow(first.id, name=name, data={"again": True})
+        tasks.append(asyncio.create_task(other.create_new_workflow(again)))
+        await claimed.wait()
+        if when == "it is there":
+            await tasks[0]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PersistenceProvider, "create_new_workflow", create_slowly)
+        patched.setattr(PersistenceProvider, "delete_workflow", delete_and_lose)
+        await orders.delete_workflow(first.id)
+    given_up.set()
+    assert await tasks[0] == first.id
+    assert await orders.get_name_holder(name) is not None
+    for index in (0, 2):
+        with pytest.raises(NameTaken):
+            await orders.create_new_workflow(workflow(new_id(index), name=name))
+    assert await having(orders, name) == [first.id]
+
+
+async def test_a_delete_that_fails_leaves_the_name(orders: NamespaceSetProvider) -> None:
+    name = name_in(0)
+    first = workflow(new_id(1), name=name)
+    await orders.create_new_workflow(first)
+    with pytest.raises(RevisionMismatch):
+        await orders.delete_workflow(first.id, expected_revision=first.revision + 1)
+    with pytest.raises(NameTaken):
+        await orders.create_new_workflow(workflow(new_id(2), name=name))
+    assert await having(orders, name) == [first.id]
