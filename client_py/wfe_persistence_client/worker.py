@@ -145,7 +145,7 @@ class WorkerHooks:
 
 
 @dataclass(slots=True)
-class _Settled:
+class Settled:
     """What became of the item that a slot has handled last, and is to be sent."""
 
     work: Work | None = None
@@ -209,7 +209,7 @@ class Worker:
         self._stopping.set()
 
     async def _slot(self) -> None:
-        settled = _Settled()
+        settled = Settled()
         outages = 0
         while not self._stopping.is_set():
             try:
@@ -218,7 +218,7 @@ class Worker:
                 # Nothing was handed out. If it was applied before, nothing was lost either.
                 if settled.work is not None and not settled.uncertain:
                     self._on_lost(settled.work)
-                settled = _Settled()
+                settled = Settled()
             except _LASTING as error:
                 self._failure = self._failure or error
                 self.stop()
@@ -231,7 +231,7 @@ class Worker:
                 await self._rest(pause * random.uniform(0.5, 1))
             else:
                 outages = 0
-                settled = _Settled()
+                settled = Settled()
                 if work is None:
                     await self._rest(_WAIT_PAUSE)
                 else:
@@ -242,7 +242,7 @@ class Worker:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
 
-    async def _take(self, settled: _Settled) -> Work | None:
+    async def _take(self, settled: Settled) -> Work | None:
         options = self._options
         dequeued = await self._provider.dequeue(
             [options.queue],
@@ -259,7 +259,7 @@ class Worker:
         [item] = dequeued.items
         return Work(self._provider, item, item.workflow)
 
-    async def _handle(self, work: Work) -> _Settled:
+    async def _handle(self, work: Work) -> Settled:
         """Has an item handled; returns what is to be said of it."""
         running = asyncio.ensure_future(self._call(work))
         renewing = asyncio.create_task(self._renew(work, running))
@@ -269,7 +269,7 @@ class Worker:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
             if not (work._committed or work.lost):
-                returned = _Settled(work, return_items=[ReturnedItem(receipt=work.item.receipt)])
+                returned = Settled(work, return_items=[ReturnedItem(receipt=work.item.receipt)])
                 await self._settle(returned)
             raise
         finally:
@@ -278,19 +278,19 @@ class Worker:
         error = None if running.cancelled() else running.exception()
         if work.lost:
             self._on_lost(work)
-            return _Settled()
+            return Settled()
         if isinstance(error, Exception):
             self._on_error(work, error)
         elif error is not None:
             raise error
         if work._committed:
-            return _Settled()
+            return Settled()
         receipt = work.item.receipt
         if error is None and not running.cancelled():
             acknowledgement = Acknowledgement(receipt=receipt, confirmed=self._options.confirmed)
-            return _Settled(work, acknowledge=[acknowledgement])
+            return Settled(work, acknowledge=[acknowledgement])
         delay = min(_FIRST_DELAY * 2 ** min(work.item.attempt - 1, 10), _LONGEST_DELAY)
-        returned = _Settled(work, return_items=[ReturnedItem(receipt=receipt, delay=delay)])
+        returned = Settled(work, return_items=[ReturnedItem(receipt=receipt, delay=delay)])
         # A commit whose outcome is not known may have acknowledged it.
         returned.uncertain = isinstance(error, PersistenceError) and error.maybe_written
         return returned
@@ -334,7 +334,7 @@ class Worker:
             running.cancel()
             return
 
-    async def _settle(self, settled: _Settled) -> None:
+    async def _settle(self, settled: Settled) -> None:
         """Says what became of the last item; otherwise it comes back when its lease expires."""
         try:
             for acknowledged in settled.acknowledge:
@@ -376,6 +376,9 @@ def _name(work: Work) -> str:
 
 class Workers(Workflows, Queues):
     """Workers on queues."""
+
+    #: That of a namespace set is another one.
+    _worker_type: type[Worker] = Worker
 
     def worker(
         self,
@@ -444,4 +447,4 @@ class Workers(Workflows, Queues):
             worker_id=worker_id,
             hooks=hooks or WorkerHooks(),
         )
-        return Worker(self, handler, options)
+        return self._worker_type(self, handler, options)

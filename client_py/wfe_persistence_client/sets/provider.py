@@ -5,6 +5,7 @@ from wfe_persistence_client.sets.feeds import SetFeeds
 from wfe_persistence_client.sets.paging import SetPages
 from wfe_persistence_client.sets.queues import SetLocks, SetQueues
 from wfe_persistence_client.sets.stores import SetStores
+from wfe_persistence_client.sets.work import SetWorker
 
 
 class NamespaceSetProvider(
@@ -45,3 +46,5 @@ class NamespaceSetProvider(
       commits within each member.
     - Exports and imports raise `NotOverASet`.
     """
+
+    _worker_type = SetWorker

@@ -73,21 +73,22 @@ class SetTaking(SetMembers):
         most: int,
         end: Deadline,
     ) -> list[_T]:
-        """Waits in all members at the same time, until one has something."""
+        """Waits in all members at the same time, until one has something; or until the wait is
+        over in all but those that are away."""
         left = timedelta(seconds=max(end.remaining(), 0.001))
         tasks = [
             asyncio.ensure_future(take(member, index, most, left))
             for index, member in enumerate(members)
         ]
         taken: list[_T] = []
-        failure: BaseException | None = None
+        failures: list[BaseException] = []
         waiting = set(tasks)
         try:
             while waiting and not taken:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     if (error := task.exception()) is not None:
-                        failure = error
+                        failures.append(error)
                     else:
                         taken += task.result()
         finally:
@@ -97,8 +98,12 @@ class SetTaking(SetMembers):
             for result in await asyncio.gather(*waiting, return_exceptions=True):
                 if isinstance(result, list):
                     taken += result
-        if not taken and failure is not None:
-            raise failure
+        if not taken:
+            for failure in failures:
+                if not isinstance(failure, PersistenceError) or not passes(failure):
+                    raise failure
+            if len(failures) == len(tasks):
+                raise failures[0]
         if len(taken) > most:
             # Otherwise it comes back when the leases expire.
             with suppress(PersistenceError):
