@@ -386,7 +386,8 @@ class Namespaces:
         async with store.database.lane.turn(schema.name):
             self.forget(name)
             try:
-                await namespace_drop.drop(store, force=force)
+                is_reserved = placement is not None and not placement.is_there
+                await namespace_drop.drop(store, force=force, is_reserved=is_reserved)
             except PersistenceError as exc:
                 if exc.reason != ErrorReason.ERROR_REASON_NAMESPACE_NOT_FOUND:
                     raise

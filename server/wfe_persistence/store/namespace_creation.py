@@ -244,7 +244,10 @@ class Creation:
     async def finish(self, store: Store, reserved: Placement) -> None:
         """Make a namespace exist whose store has been created."""
         async with connect(store.database) as connection:
-            done = await placement.set_identity(connection, store, reserved)
+            try:
+                done = await placement.set_identity(connection, store, reserved)
+            except psycopg.errors.UndefinedTable:
+                raise _conflict(reserved.namespace) from None  # deleted meanwhile
         if not done:
             owner.raise_foreign(store.schema, None)
         if reserved.phase == CREATING:

@@ -57,9 +57,13 @@ _CREATED: Final = re.compile(
 )
 
 
-async def drop(store: Store, *, force: bool) -> None:
+async def drop(store: Store, *, force: bool, is_reserved: bool = False) -> None:
     """Drop the store of a namespace, with its schema. Raises NAMESPACE_NOT_EMPTY, unless it is
-    empty or `force` is set, NAMESPACE_NOT_FOUND and STORE_NOT_OWNED."""
+    empty or `force` is set, NAMESPACE_NOT_FOUND and STORE_NOT_OWNED.
+
+    `is_reserved`: the directory keeps the place for the namespace, whose creation has not been
+    finished. What that has left there has no owner yet, and is empty.
+    """
     schema, name = store.schema, store.namespace
     ours = {
         schema.table_prefix + table
@@ -73,14 +77,16 @@ async def drop(store: Store, *, force: bool) -> None:
         if schema.table_prefix + STORE_TABLE not in tables:
             owner.raise_foreign(schema, None)
         try:
-            await _check_deletable(connection, store)
+            await _check_deletable(connection, store, is_reserved=is_reserved)
             await connection.execute(schema.qualify(LOCK_NAMESPACE).encode())
             # Once more: it may have been deleted and created by other servers meanwhile.
-            await _check_deletable(connection, store)
+            is_owned = await _check_deletable(connection, store, is_reserved=is_reserved)
         except psycopg.errors.UndefinedTable:
             raise namespace_not_found(name) from None  # deleted concurrently
         cursor = await connection.execute(schema.qualify(NAMESPACE_HAS_DATA).encode())
         [(has_data,)] = await cursor.fetchall()
+        if not is_owned and (has_data or tables - ours):
+            owner.raise_foreign(schema, None)
         foreign = tables - ours - _HOST_TABLES
         if foreign or ((has_data or tables & _HOST_TABLES) and not force):
             raise PersistenceError(
@@ -115,14 +121,19 @@ def _drop_statements(schema: Schema, tables: list[str]) -> list[str]:
     return [*statements, f'DROP SCHEMA "{schema.name}"']
 
 
-async def _check_deletable(connection: psycopg.AsyncConnection[Any], store: Store) -> None:
+async def _check_deletable(
+    connection: psycopg.AsyncConnection[Any], store: Store, *, is_reserved: bool
+) -> bool:
     """Raise NAMESPACE_NOT_FOUND for the store of other servers. One without an owner may be such a
-    store: STORE_NOT_OWNED."""
+    store: STORE_NOT_OWNED, unless its place is reserved. Whether it has an owner."""
     whose = await migration_history.owner_of(connection, store.schema)
     if whose is None:
-        owner.raise_foreign(store.schema, None)
+        if not is_reserved:
+            owner.raise_foreign(store.schema, None)
+        return False
     if not whose.is_of(store):
         raise namespace_not_found(store.namespace)
+    return True
 
 
 async def is_empty(connection: psycopg.AsyncConnection[Any], store: Store) -> bool:

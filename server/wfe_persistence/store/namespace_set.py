@@ -12,7 +12,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Final
 
@@ -113,7 +113,7 @@ async def create_namespace_set(
         found = await read_set(store, name)
         _check_same(found, wanted)
         if found is None or found.phase == _DELETING:
-            raise _incomplete(wanted)
+            raise _incomplete(found or replace(wanted, phase=_DELETING))
         if found.phase == _CREATING:
             turns = cycle(databases or _all_databases(namespaces))
             places = dict(zip(wanted.members, turns, strict=False))
@@ -238,11 +238,12 @@ def _check_same(found: NamespaceSet | None, wanted: NamespaceSet) -> None:
 
 
 def _incomplete(of: NamespaceSet) -> PersistenceError:
+    begun = "being deleted" if of.phase == _DELETING else "being created"
+    finishes = "DeleteNamespaceSet" if of.phase == _DELETING else "CreateNamespaceSet"
     return PersistenceError(
         ErrorReason.ERROR_REASON_NAMESPACE_SET_INCOMPLETE,
-        "the set is being created or deleted, or that was interrupted; repeating the call finishes "
-        "it",
-        metadata={"namespace_set": of.name},
+        f"the set is {begun}, or that was interrupted: then the same {finishes} again finishes it",
+        metadata={"namespace_set": of.name, "phase": of.phase},
     )
 
 
