@@ -138,8 +138,16 @@ class PostgresServer(_Daemon):
 
     def crash(self) -> None:
         """End it at once, as a loss of power would, and start it again: it recovers."""
+        self.lose()
+        self.recover()
+
+    def lose(self) -> None:
+        """End it at once, as a loss of power would."""
         self._process.send_signal(signal.SIGQUIT)
         self._process.wait(_STOP_SECONDS)
+
+    def recover(self) -> None:
+        """Start it again."""
         self._start(self._arguments)
 
 

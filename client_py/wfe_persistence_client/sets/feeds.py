@@ -124,7 +124,9 @@ class SetFeeds(SetMembers):
             except CursorExpired as error:
                 oldest = [*cursors]
                 oldest[index] = error.metadata.get("oldest_cursor", "")
-                error.metadata = {**error.metadata, "oldest_cursor": _cursor(oldest)}
+                # Before all feeds have begun, nothing has been handed out: from now on, then.
+                cursor = _cursor(oldest) if all(oldest) else ""
+                error.metadata = {**error.metadata, "oldest_cursor": cursor}
                 await arrived.put((index, naming(error, member._namespace)))
             except PersistenceError as error:
                 await arrived.put((index, naming(error, member._namespace)))
