@@ -1,5 +1,5 @@
-"""A server dies while it creates or deletes a namespace set: repeating the call, or deleting the set,
-on another server finishes it, and nothing is left."""
+"""A server dies while it creates or deletes a namespace set: on another server, the same call again
+finishes it, and so does deleting the set, which leaves nothing."""
 
 from __future__ import annotations
 
@@ -55,9 +55,7 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service(
-    postgres_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Service]:
+def service(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     names = ("set_crashes_home", "set_crashes_b")
     with psycopg.connect(postgres_url, autocommit=True) as admin:
         for name in names:

@@ -84,9 +84,7 @@ async def places(provider: NamespaceSetProvider) -> dict[str, str]:
 
 
 def id_in(index: int) -> str:
-    return next(
-        id_ for id_ in iter(make.new_id, None) if member_of(id_, MEMBERS) == index
-    )
+    return next(id_ for id_ in iter(make.new_id, None) if member_of(id_, MEMBERS) == index)
 
 
 def workflow(id_: str, definition: str, **fields: Any) -> WorkflowInstance:
@@ -202,9 +200,14 @@ async def test_members_are_moved_under_the_load_of_the_set(service: Service) -> 
         for name, id_ in load.names.items():
             assert (await provider.get_workflow_instance_by_name(name)).id == id_
             if member_of(name, MEMBERS) in (0, 3, 4):
+                other = workflow(make.new_id(), load.definition, name=name)
                 with pytest.raises(NameTaken):
-                    other = workflow(make.new_id(), load.definition, name=name)
                     await provider.create_new_workflow(other)
+
+
+async def read_to_the_end(feed: AsyncIterator[object]) -> None:
+    async for _ in feed:
+        pass
 
 
 async def test_a_watcher_of_the_set_is_told_which_member_was_moved(service: Service) -> None:
@@ -231,9 +234,7 @@ async def test_a_watcher_of_the_set_is_told_which_member_was_moved(service: Serv
         was = (await places(provider))["orders_1"]
         await moved(provider, "orders_1", "b" if was != "b" else "c")
         with pytest.raises(CursorExpired) as raised:
-            async with asyncio.timeout(60):
-                async for _ in feed:
-                    pass
+            await asyncio.wait_for(read_to_the_end(feed), 60)
         assert raised.value.metadata["namespace"] == "orders_1"
         again = provider.watch_lifecycle(
             workflow_definition_id=definition, after=raised.value.oldest_cursor

@@ -31,7 +31,7 @@ from wfe_persistence_client.provider import PersistenceProvider
 from wfe_persistence_client.sets.bulk import SetBulk
 from wfe_persistence_client.sets.members import SetMembers, found, tagging
 from wfe_persistence_client.sets.merging import all_of, by_time, together
-from wfe_persistence_client.sets.racing import SetTaking
+from wfe_persistence_client.sets.racing import SetTaking, brief
 from wfe_persistence_client.sets.routing import home_of, member_of, tag
 
 _MOST_COMMANDS: Final = 100
@@ -281,16 +281,21 @@ class SetCommands(SetTaking):
             commands = await member.claim_commands(
                 as_of,
                 limit=most,
-                lease_duration=lease_duration,
+                lease_duration=brief(lease_duration, wait),
                 worker_id=worker_id,
                 command_name=command_name,
                 wait=wait,
             )
             return [replace(c, lease_token=tag(c.lease_token, index)) for c in commands]
 
+        async def keep(command: ClaimedCommand) -> ClaimedCommand:
+            expiry = await self.renew_commands([command.lease_token], lease_duration=lease_duration)
+            return replace(command, lease_expiry=expiry or command.lease_expiry)
+
         return await self._take(
             claim,
             lambda commands: self.release_commands([c.lease_token for c in commands]),
+            keep,
             min(limit, LARGEST_PAGE) or _MOST_COMMANDS,
             wait,
         )

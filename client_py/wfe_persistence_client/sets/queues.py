@@ -26,10 +26,10 @@ from wfe_persistence_client.model import (
     WorkflowView,
 )
 from wfe_persistence_client.provider import PersistenceProvider
-from wfe_persistence_client.sets.members import SetMembers, routed, tagging
+from wfe_persistence_client.sets.members import SetMembers, tagging
 from wfe_persistence_client.sets.merging import all_of, together
-from wfe_persistence_client.sets.racing import SetTaking
-from wfe_persistence_client.sets.routing import home_of, member_of, tag, untag
+from wfe_persistence_client.sets.racing import SetTaking, brief
+from wfe_persistence_client.sets.routing import home_of, lock_home, member_of, tag, untag
 
 
 class SetQueues(SetTaking):
@@ -67,7 +67,7 @@ class SetQueues(SetTaking):
             answer = await member.dequeue(
                 queues,
                 max_items=most,
-                lease_duration=lease_duration,
+                lease_duration=brief(lease_duration, wait),
                 worker_id=worker_id,
                 include_workflow=include_workflow,
                 view=view,
@@ -80,9 +80,14 @@ class SetQueues(SetTaking):
                 for item in answer.items
             ]
 
+        async def keep(item: DequeuedItem) -> DequeuedItem:
+            expiry = await self.renew_items([item.receipt], lease_duration=lease_duration)
+            return replace(item, lease_expiry=expiry or item.lease_expiry)
+
         items = await self._take(
             take,
             lambda items: self.return_items([item.receipt for item in items]),
+            keep,
             max(max_items, 1),
             wait,
         )
@@ -254,7 +259,11 @@ def _sum(one: QueueStats, other: QueueStats) -> QueueStats:
 class SetLocks(SetMembers):
     """The operations on locks."""
 
-    break_lock = routed(PersistenceProvider.break_lock)
+    async def break_lock(self, resource: str, *, epoch: int | None = None) -> Lock | None:
+        """As of a single namespace."""
+        members = await self._members()
+        index = lock_home(resource, len(members)) if isinstance(resource, str) else 0
+        return await members[index].break_lock(resource, epoch=epoch)
 
     async def _acquire_lock(
         self,
@@ -266,7 +275,7 @@ class SetLocks(SetMembers):
         request_id: str,
     ) -> lock_pb2.AcquireLockResponse:
         members = await self._members()
-        index = member_of(resource, len(members))
+        index = lock_home(resource, len(members))
         response = await members[index]._acquire_lock(
             resource, owner=owner, ttl=ttl, wait=wait, request_id=request_id
         )

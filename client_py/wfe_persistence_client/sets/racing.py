@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from wfe_persistence_client.calls import RetryPolicy, passes
 from wfe_persistence_client.deadline import Deadline
-from wfe_persistence_client.errors import PersistenceError
+from wfe_persistence_client.errors import LeaseLost, PersistenceError
 from wfe_persistence_client.provider import PersistenceProvider
 from wfe_persistence_client.sets.members import SetMembers
 
@@ -21,6 +21,17 @@ _Take: TypeAlias = Callable[
 
 #: The longest wait that a server accepts, in seconds.
 _LONGEST_WAIT: Final = 60.0
+#: The lease under which a call takes things that waits in one member while others do so in others.
+#: If it is broken off while its answer is on the way, they come again when that is over.
+_BRIEF: Final = timedelta(seconds=5)
+_DEFAULT_LEASE: Final = timedelta(seconds=30)
+
+
+def brief(lease_duration: timedelta | None, wait: timedelta | None) -> timedelta | None:
+    """The lease under which a call takes things: a short one if it waits."""
+    if wait is None:
+        return lease_duration
+    return min(lease_duration or _DEFAULT_LEASE, _BRIEF)
 
 
 class SetTaking(SetMembers):
@@ -32,12 +43,14 @@ class SetTaking(SetMembers):
             [PersistenceProvider, int, int, timedelta | None], Coroutine[Any, Any, list[_T]]
         ],
         give_back: Callable[[list[_T]], Coroutine[Any, Any, None]],
+        keep: Callable[[_T], Coroutine[Any, Any, _T]],
         most: int,
         wait: timedelta | None,
     ) -> list[_T]:
         """At most so many things from any members; `take` asks one of them, with its index.
 
-        A member that is away is passed over, as long as another one answers.
+        A member that is away is passed over, as long as another one answers. What comes of a wait
+        has a `brief` lease, and gets the one that was asked for by `keep`.
         """
         members = await self._members()
         taken: list[_T] = []
@@ -58,10 +71,26 @@ class SetTaking(SetMembers):
             return taken
         if wait is not None and wait > timedelta(0):
             end = Deadline(min(wait.total_seconds(), _LONGEST_WAIT))
-            return await self._race(members, take, give_back, most, end)
+            return await self._kept(await self._race(members, take, give_back, most, end), keep)
         if failure is not None and failed == len(members):
             raise failure
         return []
+
+    async def _kept(
+        self, taken: list[_T], keep: Callable[[_T], Coroutine[Any, Any, _T]]
+    ) -> list[_T]:
+        """What is still held, under its full lease."""
+        kept = []
+        for thing in taken:
+            try:
+                kept.append(await keep(thing))
+            except LeaseLost:
+                continue  # this client was too slow, and it is handed out again
+            except PersistenceError:
+                if not kept:
+                    raise
+                break
+        return kept
 
     async def _race(
         self,

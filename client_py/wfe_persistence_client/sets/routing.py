@@ -8,6 +8,10 @@ from typing import Final
 
 _MASK: Final = 2**64 - 1
 _MARK: Final = "@"
+#: What hosts of the engine in Rust put in front of a workflow's id: for a lock of their own on it,
+#: and for one in the member of each workflow that one of its steps starts.
+_EXECUTION: Final = "workflow-execution."
+_CHILDREN: Final = "children."
 
 
 def member_of(key: str, members: int) -> int:
@@ -39,6 +43,13 @@ def untag(value: str, members: int) -> tuple[str, int | None]:
         if index < members and digits == str(index):
             return bare, index
     return value, None
+
+
+def lock_home(resource: str, members: int) -> int:
+    """The member of a lock; of one on a workflow, that of the workflow."""
+    if resource.startswith(_CHILDREN) and (index := untag(resource, members)[1]) is not None:
+        return index
+    return member_of(resource.removeprefix(_EXECUTION), members)
 
 
 def home_of(id_: str, members: int) -> int:

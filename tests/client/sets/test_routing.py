@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from wfe_persistence_client.sets.routing import home_of, jump, member_of, tag, untag
+from wfe_persistence_client.sets.routing import home_of, jump, lock_home, member_of, tag, untag
 
-VECTORS = json.loads(
+_GIVEN = json.loads(
     (Path(__file__).parents[3] / "protos/wfe/persistence/v1/namespace_sets.json").read_text()
-)["vectors"]
+)
+VECTORS = _GIVEN["vectors"]
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: ascii(vector["key"][:20]))
@@ -18,6 +19,24 @@ def test_the_vectors(vector: dict[str, object]) -> None:
     assert isinstance(key, str)
     assert isinstance(members, dict)
     assert {count: member_of(key, int(count)) for count in members} == members
+
+
+@pytest.mark.parametrize("vector", _GIVEN["locks"], ids=lambda vector: ascii(vector["resource"]))
+def test_the_vectors_of_locks(vector: dict[str, object]) -> None:
+    resource, members = vector["resource"], vector["members"]
+    assert isinstance(resource, str)
+    assert isinstance(members, dict)
+    assert {count: lock_home(resource, int(count)) for count in members} == members
+
+
+def test_locks_of_a_workflow_are_where_it_is() -> None:
+    """A host in Rust takes these, and an operator may have to break them."""
+    for id_ in ("order-1", "order-2", "a@3"):
+        home = member_of(id_, 64)
+        assert lock_home(id_, 64) == lock_home(f"workflow-execution.{id_}", 64) == home
+        # What it starts is withheld where that is.
+        assert lock_home(f"children.{id_}@7", 64) == 7
+    assert lock_home("children.x", 4) == member_of("children.x", 4)
 
 
 def test_jump_as_published() -> None:

@@ -131,10 +131,9 @@ async def test_a_worker_settles_what_was_not_committed(
         await reached.wait()
         while len(await orders.list_queue_items(queue)) != 2:
             await asyncio.sleep(0.02)
-        while (
-            QueueItemState.LEASED
-            in [i.state for i in await orders.list_queue_items(queue, item_id=failing)]
-        ):
+        while QueueItemState.LEASED in [
+            i.state for i in await orders.list_queue_items(queue, item_id=failing)
+        ]:
             await asyncio.sleep(0.02)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -152,7 +151,7 @@ async def test_a_commit_of_a_worker_that_lost_its_item(
 ) -> None:
     [id_, *_] = await started(orders, queue, steps=1)
     lost: list[Work] = []
-    refused: list[tuple[str, ...]] = []
+    refused: list[tuple[tuple[str, ...], ...]] = []
 
     async def handle(work: Work) -> None:
         if work.item.item.id != id_:
@@ -161,8 +160,7 @@ async def test_a_commit_of_a_worker_that_lost_its_item(
         try:
             await count_down(work)
         except LeaseLost as error:
-            refused.append(error.lease_tokens)
-            assert error.lease_tokens == (work.item.receipt,)
+            refused.append((error.lease_tokens, (work.item.receipt,)))
         worker.stop()
 
     worker = orders.worker(
@@ -171,6 +169,7 @@ async def test_a_commit_of_a_worker_that_lost_its_item(
     async with asyncio.timeout(60):
         await worker.run()
     assert len(refused) == len(lost) == 1
+    assert refused[0][0] == refused[0][1]
     assert (await orders.get_workflow_instance(id_)).data == {"left": 1}
 
 
@@ -207,6 +206,30 @@ async def test_who_waits_for_items_is_woken_by_any_member(
     taken = (await orders.dequeue([queue], max_items=10)).items
     assert sorted(one.item.id for one in taken) == sorted(others)
     await orders.acknowledge([item.receipt, *(one.receipt for one in taken)])
+
+
+async def test_items_of_all_members_at_once_are_all_handed_out(
+    orders: NamespaceSetProvider, queue: str
+) -> None:
+    """What comes to all members while one waits in all of them is handed out soon, though the calls
+    that wait in the others are broken off, maybe while their answers are on the way."""
+    for _ in range(5):
+        ids = [new_id(index) for index in range(MEMBERS)]
+        waiting = asyncio.create_task(orders.dequeue([queue], wait=ENDLESS, lease_duration=LONG))
+        # Most of the time it waits by then.
+        await asyncio.wait([waiting], timeout=0.02)
+        await asyncio.gather(*(orders.enqueue([QueueItem(queue=queue, id=id_)]) for id_ in ids))
+        taken = (await waiting).items
+        while len(taken) < MEMBERS:
+            # The lease that was asked for is longer than this wait.
+            more = (await orders.dequeue([queue], wait=ENDLESS, lease_duration=LONG)).items
+            assert more, await orders.list_queue_items(queue)
+            taken += more
+        held = await orders.list_queue_items(queue)
+        assert [item.state for item in held] == [QueueItemState.LEASED] * MEMBERS
+        assert min(i.lease_expiry for i in taken) > datetime.now(UTC) + LONG / 2
+        assert sorted(item.item.id for item in taken) == sorted(ids)
+        await orders.acknowledge(item.receipt for item in taken)
 
 
 @pytest.mark.parametrize("index", [1, 2])
