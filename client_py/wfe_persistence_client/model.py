@@ -451,6 +451,8 @@ class RecordKind(Enum):
     DEFINITION_SEQUENCE = 8
     #: The retention policy.
     RETENTION_POLICY = 9
+    #: The workflows that have names, in a member of a namespace set.
+    NAME_HOLDER = 10
 
 
 class QueueKind(Enum):

@@ -139,6 +139,9 @@ REQUIRED_IDS: Final = {
     "WorkflowSelection.workflow_definition_ids",
     "ExecutionPointersRecord.workflow_id",
     "DefinitionSequenceRecord.definition_id",
+    "NameHolderRecord.name",
+    "NameHolderRecord.workflow_id",
+    "NameHolderRecord.claim_id",
     "LifecycleEvent.workflow_id",
     "LifecycleEvent.workflow_definition_id",
 }
@@ -484,6 +487,7 @@ NO_BAD_VALUE: Final = {
             "execution_pointers",
             "definition_sequence",
             "retention_policy",
+            "name_holder",
         )
     },
 }

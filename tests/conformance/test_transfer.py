@@ -44,8 +44,8 @@ from wfe.persistence.v1.workflow_pb2 import (
 )
 
 EVERYTHING = [
-    "fence", "definition_sequence", "queue", "workflow", "subscription", "event", "error",
-    "command", "queue_item", "retention_policy", "fence",
+    "fence", "definition_sequence", "name_holder", "queue", "workflow", "subscription", "event",
+    "error", "command", "queue_item", "retention_policy", "fence",
 ]  # fmt: skip
 
 

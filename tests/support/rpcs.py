@@ -130,6 +130,7 @@ VARIANTS: Final = {
         "queue_item",
         "definition_sequence",
         "retention_policy",
+        "name_holder",
         "fence",
     ),
 }
@@ -333,6 +334,9 @@ _RECORDS: Final[dict[str, Callable[[], Message]]] = {
         definition_id=make.new_id("definition"), last_number=3
     ),
     "retention_policy": _retention_policy,
+    "name_holder": lambda: transfer_pb2.NameHolderRecord(
+        name=make.new_id("name"), workflow_id=make.new_id("workflow"), claim_id=make.new_id()
+    ),
     "fence": lambda: transfer_pb2.Fence(epoch=1, revision=1),
 }
 

@@ -423,6 +423,9 @@ class Scene:
                 return await self._state_of_queues()
             case "retention_policy":
                 return (await api.get_retention_policy()).policy
+            case "name_holder":
+                request = GetNameHolderRequest(name=record.name_holder.name)
+                return await api.workflows.GetNameHolder(request)
         return None
 
     async def _state_around(self) -> object:

@@ -36,6 +36,7 @@ from wfe.persistence.v1.workflow_pb2 import (
     CreateNewWorkflowRequest,
     DeleteWorkflowRequest,
     NextDefinitionSequenceRequest,
+    SetNameHolderRequest,
     WorkflowStatus,
 )
 
@@ -120,6 +121,9 @@ async def fill(api: Api) -> None:
     await api.store.PersistErrors(PersistErrorsRequest(errors=[*errors, *errors, errors[0]]))
     for data in ("a", "b", "\U0001f469"):
         await api.schedule_command(make.command(data=data, execute_time=-(2**63)))
+    for name in ("invoice", "\u00c5 name"):
+        holder = SetNameHolderRequest(name=name, workflow_id="elsewhere", claim_id="claim")
+        await api.workflows.SetNameHolder(holder)
     await api.queues.ConfigureQueue(
         ConfigureQueueRequest(queue="work", kind=QueueKind.QUEUE_KIND_PLAIN, max_attempts=1)
     )

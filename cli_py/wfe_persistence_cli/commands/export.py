@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 KINDS: Final = (
     "workflow", "subscription", "event", "error", "command", "queue", "queue_item",
-    "definition_sequence", "retention_policy",
+    "definition_sequence", "retention_policy", "name_holder",
 )  # fmt: skip
 STDIO: Final = "-"
 

@@ -7333,7 +7333,7 @@ pub struct Record {
     #[prost(bytes = "vec", tag = "12")]
     pub creation_hash: ::prost::alloc::vec::Vec<u8>,
     /// What it is; required.
-    #[prost(oneof = "record::Record", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "record::Record", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13")]
     pub record: ::core::option::Option<record::Record>,
 }
 /// Nested message and enum types in `Record`.
@@ -7374,6 +7374,9 @@ pub mod record {
         /// The retention policy.
         #[prost(message, tag = "11")]
         RetentionPolicy(super::RetentionPolicy),
+        /// A workflow of a namespace set that has a name.
+        #[prost(message, tag = "13")]
+        NameHolder(super::NameHolderRecord),
     }
 }
 /// Fence is what the claims and revisions of a store must stay above, so that none
@@ -7462,6 +7465,20 @@ pub struct DefinitionSequenceRecord {
     #[prost(int64, tag = "2")]
     pub last_number: i64,
 }
+/// NameHolderRecord is a workflow of a namespace set that has a name, or is being
+/// given it: see SetNameHolder. The workflow may be in another member.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NameHolderRecord {
+    /// The name; required, at most 512 bytes.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// The workflow's id; required, at most 512 bytes.
+    #[prost(string, tag = "2")]
+    pub workflow_id: ::prost::alloc::string::String,
+    /// The claim under which it has the name; required, at most 512 bytes.
+    #[prost(string, tag = "3")]
+    pub claim_id: ::prost::alloc::string::String,
+}
 /// ImportRecordsRequest is a message of the stream of ImportRecords.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ImportRecordsRequest {
@@ -7509,6 +7526,10 @@ pub enum RecordKind {
     DefinitionSequence = 8,
     /// The retention policy.
     RetentionPolicy = 9,
+    /// In a member of a namespace set: the workflows that have names. Servers and
+    /// clients that do not know it refuse such a record, as one that is nothing; a
+    /// namespace that is no member has none.
+    NameHolder = 10,
 }
 impl RecordKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -7527,6 +7548,7 @@ impl RecordKind {
             Self::QueueItem => "RECORD_KIND_QUEUE_ITEM",
             Self::DefinitionSequence => "RECORD_KIND_DEFINITION_SEQUENCE",
             Self::RetentionPolicy => "RECORD_KIND_RETENTION_POLICY",
+            Self::NameHolder => "RECORD_KIND_NAME_HOLDER",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -7542,6 +7564,7 @@ impl RecordKind {
             "RECORD_KIND_QUEUE_ITEM" => Some(Self::QueueItem),
             "RECORD_KIND_DEFINITION_SEQUENCE" => Some(Self::DefinitionSequence),
             "RECORD_KIND_RETENTION_POLICY" => Some(Self::RetentionPolicy),
+            "RECORD_KIND_NAME_HOLDER" => Some(Self::NameHolder),
             _ => None,
         }
     }

@@ -72,6 +72,7 @@ ID_FIELDS: Final = {
     "ExecutionPointersRecord": ("workflow_id",),
     "QueueRecord": ("name",),
     "DefinitionSequenceRecord": ("definition_id",),
+    "NameHolderRecord": ("name", "workflow_id"),
     # What the server has chosen or found.
     "CreateNewWorkflowResponse": ("id",),
     "PersistWorkflowWithSubscriptionsResponse": ("subscription_ids",),

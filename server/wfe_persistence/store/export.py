@@ -27,6 +27,7 @@ from wfe_persistence.store.records import (
     DEFINITION_SEQUENCE,
     ERROR,
     EVENT,
+    NAME_HOLDER,
     POINTER,
     QUEUE,
     QUEUE_ITEM,
@@ -53,6 +54,7 @@ Kind = pb.RecordKind
 
 ORDER: Final = (
     Kind.RECORD_KIND_DEFINITION_SEQUENCE,
+    Kind.RECORD_KIND_NAME_HOLDER,
     Kind.RECORD_KIND_QUEUE,
     Kind.RECORD_KIND_WORKFLOW,
     Kind.RECORD_KIND_SUBSCRIPTION,
@@ -82,6 +84,7 @@ _TABLES: Final = {
     Kind.RECORD_KIND_QUEUE_ITEM: "queue_items",
     Kind.RECORD_KIND_DEFINITION_SEQUENCE: "definition_sequences",
     Kind.RECORD_KIND_RETENTION_POLICY: "retention_rules",
+    Kind.RECORD_KIND_NAME_HOLDER: "name_holders",
 }
 
 # A workflow with more bytes than this is several records, each of at most so many unless it is a
@@ -264,6 +267,7 @@ ORDER BY r.n
 OFFSET $1
 """,
     "definition_sequences": _looked_up("definition_sequences", DEFINITION_SEQUENCE, "TRUE"),
+    "name_holders": _looked_up("name_holders", NAME_HOLDER, "TRUE"),
     "retention_rules": retention.GET_RETENTION_POLICY,
 }
 
@@ -421,4 +425,5 @@ _READERS: Final[dict[pb.RecordKind.ValueType, Reader]] = {
     Kind.RECORD_KIND_QUEUE: _plain(QUEUE, "queue"),
     Kind.RECORD_KIND_QUEUE_ITEM: _queue_item,
     Kind.RECORD_KIND_DEFINITION_SEQUENCE: _plain(DEFINITION_SEQUENCE, "definition_sequence"),
+    Kind.RECORD_KIND_NAME_HOLDER: _plain(NAME_HOLDER, "name_holder"),
 }

@@ -42,6 +42,7 @@ from wfe_persistence.store.records import (
     DEFINITION_SEQUENCE,
     ERROR,
     EVENT,
+    NAME_HOLDER,
     QUEUE,
     QUEUE_ITEM,
     SUBSCRIPTION,
@@ -152,6 +153,7 @@ IMPORT_RECORDS: Final = {
     "command": insert("scheduled_commands", COMMAND, ("command_name", "data")),
     "queue": insert("queues", QUEUE, ("name",)),
     "queue_item": IMPORT_QUEUE_ITEMS,
+    "name_holder": insert("name_holders", NAME_HOLDER, ("name",)),
 }
 
 
@@ -351,4 +353,5 @@ _DOCUMENTS: Final[dict[str, Callable[[int, pb.Record], str]]] = {
     "command": lambda n, r: _document(COMMAND, r.command, at=n),
     "queue": lambda n, r: _document(QUEUE, r.queue, at=n),
     "queue_item": _queue_item,
+    "name_holder": lambda n, r: _document(NAME_HOLDER, r.name_holder, at=n),
 }

@@ -16,7 +16,7 @@ from wfe.persistence.v1.queue_item_pb2 import QueueItem
 from wfe.persistence.v1.queue_pb2 import QueueKind
 from wfe.persistence.v1.store_pb2 import ExecutionError
 from wfe.persistence.v1.subscription_pb2 import EventSubscription
-from wfe.persistence.v1.transfer_pb2 import DefinitionSequenceRecord, QueueRecord
+from wfe.persistence.v1.transfer_pb2 import DefinitionSequenceRecord, NameHolderRecord, QueueRecord
 from wfe.persistence.v1.workflow_pb2 import (
     ExecutionPointer,
     PointerStatus,
@@ -203,6 +203,14 @@ DEFINITION_SEQUENCE: Final = Columns(
     DefinitionSequenceRecord,
     Column("definition_id", TEXT, key=True),
     Column("next_num", INT8, field="last_number"),
+)
+
+# wfc.name_holders. (Only exports and imports use these lists.)
+NAME_HOLDER: Final = Columns(
+    NameHolderRecord,
+    Column("name", TEXT, key=True),
+    Column("workflow_id", TEXT),
+    Column("claim_id", TEXT),
 )
 
 # wfc.lifecycle_events, without their place in the order.

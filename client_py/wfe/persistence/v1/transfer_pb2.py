@@ -33,7 +33,7 @@ from wfe.persistence.v1 import subscription_pb2 as wfe_dot_persistence_dot_v1_do
 from wfe.persistence.v1 import workflow_pb2 as wfe_dot_persistence_dot_v1_dot_workflow__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!wfe/persistence/v1/transfer.proto\x12\x12wfe.persistence.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a wfe/persistence/v1/command.proto\x1a\x1ewfe/persistence/v1/event.proto\x1a\x1ewfe/persistence/v1/queue.proto\x1a#wfe/persistence/v1/queue_item.proto\x1a\x1ewfe/persistence/v1/store.proto\x1a%wfe/persistence/v1/subscription.proto\x1a!wfe/persistence/v1/workflow.proto\"\xe5\x01\n\x11WorkflowSelection\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12\x34\n\x08statuses\x18\x02 \x03(\x0e\x32\".wfe.persistence.v1.WorkflowStatus\x12\x1f\n\x17workflow_definition_ids\x18\x03 \x03(\t\x12\x34\n\x10\x63reate_time_from\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x12\x63reate_time_before\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb7\x01\n\x14\x45xportRecordsRequest\x12-\n\x05kinds\x18\x01 \x03(\x0e\x32\x1e.wfe.persistence.v1.RecordKind\x12\x38\n\tworkflows\x18\x02 \x01(\x0b\x32%.wfe.persistence.v1.WorkflowSelection\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12\'\n\x04hold\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xa2\x01\n\x15\x45xportRecordsResponse\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.wfe.persistence.v1.Record\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x19\n\x11\x65stimated_records\x18\x03 \x01(\x03\x12\x31\n\rsnapshot_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa9\x05\n\x06Record\x12*\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x19.wfe.persistence.v1.FenceH\x00\x12\x36\n\x08workflow\x18\x02 \x01(\x0b\x32\".wfe.persistence.v1.WorkflowRecordH\x00\x12I\n\x12\x65xecution_pointers\x18\x03 \x01(\x0b\x32+.wfe.persistence.v1.ExecutionPointersRecordH\x00\x12=\n\x0csubscription\x18\x04 \x01(\x0b\x32%.wfe.persistence.v1.EventSubscriptionH\x00\x12*\n\x05\x65vent\x18\x05 \x01(\x0b\x32\x19.wfe.persistence.v1.EventH\x00\x12\x30\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x1f.wfe.persistence.v1.ErrorRecordH\x00\x12\x37\n\x07\x63ommand\x18\x07 \x01(\x0b\x32$.wfe.persistence.v1.ScheduledCommandH\x00\x12\x30\n\x05queue\x18\x08 \x01(\x0b\x32\x1f.wfe.persistence.v1.QueueRecordH\x00\x12\x39\n\nqueue_item\x18\t \x01(\x0b\x32#.wfe.persistence.v1.QueueItemRecordH\x00\x12K\n\x13\x64\x65\x66inition_sequence\x18\n \x01(\x0b\x32,.wfe.persistence.v1.DefinitionSequenceRecordH\x00\x12?\n\x10retention_policy\x18\x0b \x01(\x0b\x32#.wfe.persistence.v1.RetentionPolicyH\x00\x12\x15\n\rcreation_hash\x18\x0c \x01(\x0c\x42\x08\n\x06record\"(\n\x05\x46\x65nce\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x10\n\x08revision\x18\x02 \x01(\x03\"v\n\x0eWorkflowRecord\x12\x36\n\x08instance\x18\x01 \x01(\x0b\x32$.wfe.persistence.v1.WorkflowInstance\x12\x16\n\x0e\x66irst_revision\x18\x02 \x01(\x03\x12\x14\n\x0cis_continued\x18\x03 \x01(\x08\"\x86\x01\n\x17\x45xecutionPointersRecord\x12\x13\n\x0bworkflow_id\x18\x01 \x01(\t\x12@\n\x12\x65xecution_pointers\x18\x02 \x03(\x0b\x32$.wfe.persistence.v1.ExecutionPointer\x12\x14\n\x0cis_continued\x18\x03 \x01(\x08\"N\n\x0b\x45rrorRecord\x12\x31\n\x05\x65rror\x18\x01 \x01(\x0b\x32\".wfe.persistence.v1.ExecutionError\x12\x0c\n\x04\x63opy\x18\x02 \x01(\x05\"t\n\x0bQueueRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x04kind\x18\x02 \x01(\x0e\x32\x1d.wfe.persistence.v1.QueueKind\x12\x19\n\x0cmax_attempts\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x0f\n\r_max_attempts\"`\n\x0fQueueItemRecord\x12+\n\x04item\x18\x01 \x01(\x0b\x32\x1d.wfe.persistence.v1.QueueItem\x12\x0f\n\x07is_dead\x18\x02 \x01(\x08\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"F\n\x18\x44\x65\x66initionSequenceRecord\x12\x15\n\rdefinition_id\x18\x01 \x01(\t\x12\x13\n\x0blast_number\x18\x02 \x01(\x03\"|\n\x14ImportRecordsRequest\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.wfe.persistence.v1.Record\x12\x37\n\x0bon_conflict\x18\x02 \x01(\x0e\x32\".wfe.persistence.v1.ConflictPolicy\"K\n\x15ImportRecordsResponse\x12\x0e\n\x06stored\x18\x01 \x01(\x03\x12\x11\n\tunchanged\x18\x02 \x01(\x03\x12\x0f\n\x07skipped\x18\x03 \x01(\x03*\xa2\x02\n\nRecordKind\x12\x1b\n\x17RECORD_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14RECORD_KIND_WORKFLOW\x10\x01\x12\x1c\n\x18RECORD_KIND_SUBSCRIPTION\x10\x02\x12\x15\n\x11RECORD_KIND_EVENT\x10\x03\x12\x15\n\x11RECORD_KIND_ERROR\x10\x04\x12\x17\n\x13RECORD_KIND_COMMAND\x10\x05\x12\x15\n\x11RECORD_KIND_QUEUE\x10\x06\x12\x1a\n\x16RECORD_KIND_QUEUE_ITEM\x10\x07\x12#\n\x1fRECORD_KIND_DEFINITION_SEQUENCE\x10\x08\x12 \n\x1cRECORD_KIND_RETENTION_POLICY\x10\t*g\n\x0e\x43onflictPolicy\x12\x1f\n\x1b\x43ONFLICT_POLICY_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43ONFLICT_POLICY_REFUSE\x10\x01\x12\x18\n\x14\x43ONFLICT_POLICY_SKIP\x10\x02\x32\xe3\x01\n\x0fTransferService\x12\x66\n\rExportRecords\x12(.wfe.persistence.v1.ExportRecordsRequest\x1a).wfe.persistence.v1.ExportRecordsResponse0\x01\x12h\n\rImportRecords\x12(.wfe.persistence.v1.ImportRecordsRequest\x1a).wfe.persistence.v1.ImportRecordsResponse(\x01\x30\x01\x42O\n\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!wfe/persistence/v1/transfer.proto\x12\x12wfe.persistence.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a wfe/persistence/v1/command.proto\x1a\x1ewfe/persistence/v1/event.proto\x1a\x1ewfe/persistence/v1/queue.proto\x1a#wfe/persistence/v1/queue_item.proto\x1a\x1ewfe/persistence/v1/store.proto\x1a%wfe/persistence/v1/subscription.proto\x1a!wfe/persistence/v1/workflow.proto\"\xe5\x01\n\x11WorkflowSelection\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12\x34\n\x08statuses\x18\x02 \x03(\x0e\x32\".wfe.persistence.v1.WorkflowStatus\x12\x1f\n\x17workflow_definition_ids\x18\x03 \x03(\t\x12\x34\n\x10\x63reate_time_from\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x12\x63reate_time_before\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb7\x01\n\x14\x45xportRecordsRequest\x12-\n\x05kinds\x18\x01 \x03(\x0e\x32\x1e.wfe.persistence.v1.RecordKind\x12\x38\n\tworkflows\x18\x02 \x01(\x0b\x32%.wfe.persistence.v1.WorkflowSelection\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12\'\n\x04hold\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xa2\x01\n\x15\x45xportRecordsResponse\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.wfe.persistence.v1.Record\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12\x19\n\x11\x65stimated_records\x18\x03 \x01(\x03\x12\x31\n\rsnapshot_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe6\x05\n\x06Record\x12*\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x19.wfe.persistence.v1.FenceH\x00\x12\x36\n\x08workflow\x18\x02 \x01(\x0b\x32\".wfe.persistence.v1.WorkflowRecordH\x00\x12I\n\x12\x65xecution_pointers\x18\x03 \x01(\x0b\x32+.wfe.persistence.v1.ExecutionPointersRecordH\x00\x12=\n\x0csubscription\x18\x04 \x01(\x0b\x32%.wfe.persistence.v1.EventSubscriptionH\x00\x12*\n\x05\x65vent\x18\x05 \x01(\x0b\x32\x19.wfe.persistence.v1.EventH\x00\x12\x30\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x1f.wfe.persistence.v1.ErrorRecordH\x00\x12\x37\n\x07\x63ommand\x18\x07 \x01(\x0b\x32$.wfe.persistence.v1.ScheduledCommandH\x00\x12\x30\n\x05queue\x18\x08 \x01(\x0b\x32\x1f.wfe.persistence.v1.QueueRecordH\x00\x12\x39\n\nqueue_item\x18\t \x01(\x0b\x32#.wfe.persistence.v1.QueueItemRecordH\x00\x12K\n\x13\x64\x65\x66inition_sequence\x18\n \x01(\x0b\x32,.wfe.persistence.v1.DefinitionSequenceRecordH\x00\x12?\n\x10retention_policy\x18\x0b \x01(\x0b\x32#.wfe.persistence.v1.RetentionPolicyH\x00\x12;\n\x0bname_holder\x18\r \x01(\x0b\x32$.wfe.persistence.v1.NameHolderRecordH\x00\x12\x15\n\rcreation_hash\x18\x0c \x01(\x0c\x42\x08\n\x06record\"(\n\x05\x46\x65nce\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x10\n\x08revision\x18\x02 \x01(\x03\"v\n\x0eWorkflowRecord\x12\x36\n\x08instance\x18\x01 \x01(\x0b\x32$.wfe.persistence.v1.WorkflowInstance\x12\x16\n\x0e\x66irst_revision\x18\x02 \x01(\x03\x12\x14\n\x0cis_continued\x18\x03 \x01(\x08\"\x86\x01\n\x17\x45xecutionPointersRecord\x12\x13\n\x0bworkflow_id\x18\x01 \x01(\t\x12@\n\x12\x65xecution_pointers\x18\x02 \x03(\x0b\x32$.wfe.persistence.v1.ExecutionPointer\x12\x14\n\x0cis_continued\x18\x03 \x01(\x08\"N\n\x0b\x45rrorRecord\x12\x31\n\x05\x65rror\x18\x01 \x01(\x0b\x32\".wfe.persistence.v1.ExecutionError\x12\x0c\n\x04\x63opy\x18\x02 \x01(\x05\"t\n\x0bQueueRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x04kind\x18\x02 \x01(\x0e\x32\x1d.wfe.persistence.v1.QueueKind\x12\x19\n\x0cmax_attempts\x18\x03 \x01(\x05H\x00\x88\x01\x01\x42\x0f\n\r_max_attempts\"`\n\x0fQueueItemRecord\x12+\n\x04item\x18\x01 \x01(\x0b\x32\x1d.wfe.persistence.v1.QueueItem\x12\x0f\n\x07is_dead\x18\x02 \x01(\x08\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"F\n\x18\x44\x65\x66initionSequenceRecord\x12\x15\n\rdefinition_id\x18\x01 \x01(\t\x12\x13\n\x0blast_number\x18\x02 \x01(\x03\"G\n\x10NameHolderRecord\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x10\n\x08\x63laim_id\x18\x03 \x01(\t\"|\n\x14ImportRecordsRequest\x12+\n\x07records\x18\x01 \x03(\x0b\x32\x1a.wfe.persistence.v1.Record\x12\x37\n\x0bon_conflict\x18\x02 \x01(\x0e\x32\".wfe.persistence.v1.ConflictPolicy\"K\n\x15ImportRecordsResponse\x12\x0e\n\x06stored\x18\x01 \x01(\x03\x12\x11\n\tunchanged\x18\x02 \x01(\x03\x12\x0f\n\x07skipped\x18\x03 \x01(\x03*\xbf\x02\n\nRecordKind\x12\x1b\n\x17RECORD_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14RECORD_KIND_WORKFLOW\x10\x01\x12\x1c\n\x18RECORD_KIND_SUBSCRIPTION\x10\x02\x12\x15\n\x11RECORD_KIND_EVENT\x10\x03\x12\x15\n\x11RECORD_KIND_ERROR\x10\x04\x12\x17\n\x13RECORD_KIND_COMMAND\x10\x05\x12\x15\n\x11RECORD_KIND_QUEUE\x10\x06\x12\x1a\n\x16RECORD_KIND_QUEUE_ITEM\x10\x07\x12#\n\x1fRECORD_KIND_DEFINITION_SEQUENCE\x10\x08\x12 \n\x1cRECORD_KIND_RETENTION_POLICY\x10\t\x12\x1b\n\x17RECORD_KIND_NAME_HOLDER\x10\n*g\n\x0e\x43onflictPolicy\x12\x1f\n\x1b\x43ONFLICT_POLICY_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x43ONFLICT_POLICY_REFUSE\x10\x01\x12\x18\n\x14\x43ONFLICT_POLICY_SKIP\x10\x02\x32\xe3\x01\n\x0fTransferService\x12\x66\n\rExportRecords\x12(.wfe.persistence.v1.ExportRecordsRequest\x1a).wfe.persistence.v1.ExportRecordsResponse0\x01\x12h\n\rImportRecords\x12(.wfe.persistence.v1.ImportRecordsRequest\x1a).wfe.persistence.v1.ImportRecordsResponse(\x01\x30\x01\x42O\n\x12wfe.persistence.v1P\x01Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,10 +41,10 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'wfe.persistence.v1.transfer
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\022wfe.persistence.v1P\001Z7wfe-persistence/gen/go/wfe/persistence/v1;persistencev1'
-  _globals['_RECORDKIND']._serialized_start=2501
-  _globals['_RECORDKIND']._serialized_end=2791
-  _globals['_CONFLICTPOLICY']._serialized_start=2793
-  _globals['_CONFLICTPOLICY']._serialized_end=2896
+  _globals['_RECORDKIND']._serialized_start=2635
+  _globals['_RECORDKIND']._serialized_end=2954
+  _globals['_CONFLICTPOLICY']._serialized_start=2956
+  _globals['_CONFLICTPOLICY']._serialized_end=3059
   _globals['_WORKFLOWSELECTION']._serialized_start=364
   _globals['_WORKFLOWSELECTION']._serialized_end=593
   _globals['_EXPORTRECORDSREQUEST']._serialized_start=596
@@ -52,25 +52,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPORTRECORDSRESPONSE']._serialized_start=782
   _globals['_EXPORTRECORDSRESPONSE']._serialized_end=944
   _globals['_RECORD']._serialized_start=947
-  _globals['_RECORD']._serialized_end=1628
-  _globals['_FENCE']._serialized_start=1630
-  _globals['_FENCE']._serialized_end=1670
-  _globals['_WORKFLOWRECORD']._serialized_start=1672
-  _globals['_WORKFLOWRECORD']._serialized_end=1790
-  _globals['_EXECUTIONPOINTERSRECORD']._serialized_start=1793
-  _globals['_EXECUTIONPOINTERSRECORD']._serialized_end=1927
-  _globals['_ERRORRECORD']._serialized_start=1929
-  _globals['_ERRORRECORD']._serialized_end=2007
-  _globals['_QUEUERECORD']._serialized_start=2009
-  _globals['_QUEUERECORD']._serialized_end=2125
-  _globals['_QUEUEITEMRECORD']._serialized_start=2127
-  _globals['_QUEUEITEMRECORD']._serialized_end=2223
-  _globals['_DEFINITIONSEQUENCERECORD']._serialized_start=2225
-  _globals['_DEFINITIONSEQUENCERECORD']._serialized_end=2295
-  _globals['_IMPORTRECORDSREQUEST']._serialized_start=2297
-  _globals['_IMPORTRECORDSREQUEST']._serialized_end=2421
-  _globals['_IMPORTRECORDSRESPONSE']._serialized_start=2423
-  _globals['_IMPORTRECORDSRESPONSE']._serialized_end=2498
-  _globals['_TRANSFERSERVICE']._serialized_start=2899
-  _globals['_TRANSFERSERVICE']._serialized_end=3126
+  _globals['_RECORD']._serialized_end=1689
+  _globals['_FENCE']._serialized_start=1691
+  _globals['_FENCE']._serialized_end=1731
+  _globals['_WORKFLOWRECORD']._serialized_start=1733
+  _globals['_WORKFLOWRECORD']._serialized_end=1851
+  _globals['_EXECUTIONPOINTERSRECORD']._serialized_start=1854
+  _globals['_EXECUTIONPOINTERSRECORD']._serialized_end=1988
+  _globals['_ERRORRECORD']._serialized_start=1990
+  _globals['_ERRORRECORD']._serialized_end=2068
+  _globals['_QUEUERECORD']._serialized_start=2070
+  _globals['_QUEUERECORD']._serialized_end=2186
+  _globals['_QUEUEITEMRECORD']._serialized_start=2188
+  _globals['_QUEUEITEMRECORD']._serialized_end=2284
+  _globals['_DEFINITIONSEQUENCERECORD']._serialized_start=2286
+  _globals['_DEFINITIONSEQUENCERECORD']._serialized_end=2356
+  _globals['_NAMEHOLDERRECORD']._serialized_start=2358
+  _globals['_NAMEHOLDERRECORD']._serialized_end=2429
+  _globals['_IMPORTRECORDSREQUEST']._serialized_start=2431
+  _globals['_IMPORTRECORDSREQUEST']._serialized_end=2555
+  _globals['_IMPORTRECORDSRESPONSE']._serialized_start=2557
+  _globals['_IMPORTRECORDSRESPONSE']._serialized_end=2632
+  _globals['_TRANSFERSERVICE']._serialized_start=3062
+  _globals['_TRANSFERSERVICE']._serialized_end=3289
 # @@protoc_insertion_point(module_scope)

@@ -54,6 +54,11 @@ class _RecordKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     """Sequences of definitions."""
     RECORD_KIND_RETENTION_POLICY: _RecordKind.ValueType  # 9
     """The retention policy."""
+    RECORD_KIND_NAME_HOLDER: _RecordKind.ValueType  # 10
+    """In a member of a namespace set: the workflows that have names. Servers and
+    clients that do not know it refuse such a record, as one that is nothing; a
+    namespace that is no member has none.
+    """
 
 class RecordKind(_RecordKind, metaclass=_RecordKindEnumTypeWrapper):
     """RecordKind is a kind of records."""
@@ -78,6 +83,11 @@ RECORD_KIND_DEFINITION_SEQUENCE: RecordKind.ValueType  # 8
 """Sequences of definitions."""
 RECORD_KIND_RETENTION_POLICY: RecordKind.ValueType  # 9
 """The retention policy."""
+RECORD_KIND_NAME_HOLDER: RecordKind.ValueType  # 10
+"""In a member of a namespace set: the workflows that have names. Servers and
+clients that do not know it refuse such a record, as one that is nothing; a
+namespace that is no member has none.
+"""
 Global___RecordKind: typing_extensions.TypeAlias = RecordKind
 
 class _ConflictPolicy:
@@ -250,6 +260,7 @@ class Record(google.protobuf.message.Message):
     QUEUE_ITEM_FIELD_NUMBER: builtins.int
     DEFINITION_SEQUENCE_FIELD_NUMBER: builtins.int
     RETENTION_POLICY_FIELD_NUMBER: builtins.int
+    NAME_HOLDER_FIELD_NUMBER: builtins.int
     CREATION_HASH_FIELD_NUMBER: builtins.int
     creation_hash: builtins.bytes
     """Of a workflow, subscription or event: the hash of what was given when it was
@@ -300,6 +311,10 @@ class Record(google.protobuf.message.Message):
     def retention_policy(self) -> wfe.persistence.v1.store_pb2.RetentionPolicy:
         """The retention policy."""
 
+    @property
+    def name_holder(self) -> Global___NameHolderRecord:
+        """A workflow of a namespace set that has a name."""
+
     def __init__(
         self,
         *,
@@ -314,11 +329,12 @@ class Record(google.protobuf.message.Message):
         queue_item: Global___QueueItemRecord | None = ...,
         definition_sequence: Global___DefinitionSequenceRecord | None = ...,
         retention_policy: wfe.persistence.v1.store_pb2.RetentionPolicy | None = ...,
+        name_holder: Global___NameHolderRecord | None = ...,
         creation_hash: builtins.bytes = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["command", b"command", "definition_sequence", b"definition_sequence", "error", b"error", "event", b"event", "execution_pointers", b"execution_pointers", "fence", b"fence", "queue", b"queue", "queue_item", b"queue_item", "record", b"record", "retention_policy", b"retention_policy", "subscription", b"subscription", "workflow", b"workflow"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["command", b"command", "creation_hash", b"creation_hash", "definition_sequence", b"definition_sequence", "error", b"error", "event", b"event", "execution_pointers", b"execution_pointers", "fence", b"fence", "queue", b"queue", "queue_item", b"queue_item", "record", b"record", "retention_policy", b"retention_policy", "subscription", b"subscription", "workflow", b"workflow"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["record", b"record"]) -> typing.Literal["fence", "workflow", "execution_pointers", "subscription", "event", "error", "command", "queue", "queue_item", "definition_sequence", "retention_policy"] | None: ...
+    def HasField(self, field_name: typing.Literal["command", b"command", "definition_sequence", b"definition_sequence", "error", b"error", "event", b"event", "execution_pointers", b"execution_pointers", "fence", b"fence", "name_holder", b"name_holder", "queue", b"queue", "queue_item", b"queue_item", "record", b"record", "retention_policy", b"retention_policy", "subscription", b"subscription", "workflow", b"workflow"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["command", b"command", "creation_hash", b"creation_hash", "definition_sequence", b"definition_sequence", "error", b"error", "event", b"event", "execution_pointers", b"execution_pointers", "fence", b"fence", "name_holder", b"name_holder", "queue", b"queue", "queue_item", b"queue_item", "record", b"record", "retention_policy", b"retention_policy", "subscription", b"subscription", "workflow", b"workflow"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["record", b"record"]) -> typing.Literal["fence", "workflow", "execution_pointers", "subscription", "event", "error", "command", "queue", "queue_item", "definition_sequence", "retention_policy", "name_holder"] | None: ...
 
 Global___Record: typing_extensions.TypeAlias = Record
 
@@ -511,6 +527,34 @@ class DefinitionSequenceRecord(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["definition_id", b"definition_id", "last_number", b"last_number"]) -> None: ...
 
 Global___DefinitionSequenceRecord: typing_extensions.TypeAlias = DefinitionSequenceRecord
+
+@typing.final
+class NameHolderRecord(google.protobuf.message.Message):
+    """NameHolderRecord is a workflow of a namespace set that has a name, or is being
+    given it: see SetNameHolder. The workflow may be in another member.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    WORKFLOW_ID_FIELD_NUMBER: builtins.int
+    CLAIM_ID_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """The name; required, at most 512 bytes."""
+    workflow_id: builtins.str
+    """The workflow's id; required, at most 512 bytes."""
+    claim_id: builtins.str
+    """The claim under which it has the name; required, at most 512 bytes."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        workflow_id: builtins.str = ...,
+        claim_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["claim_id", b"claim_id", "name", b"name", "workflow_id", b"workflow_id"]) -> None: ...
+
+Global___NameHolderRecord: typing_extensions.TypeAlias = NameHolderRecord
 
 @typing.final
 class ImportRecordsRequest(google.protobuf.message.Message):

@@ -92,7 +92,7 @@ def _key(kind: str, given: Any) -> tuple[str, str]:
         return given.id, "id"
     if kind == "command":
         return f"{given.command_name} {given.data}", "data"
-    if kind == "queue":
+    if kind in ("queue", "name_holder"):
         return given.name, "name"
     if kind == "queue_item":
         return f"{given.item.queue} {given.item.id}", "item.id"
@@ -163,6 +163,11 @@ def _sequence(check: Check, sequence: pb.DefinitionSequenceRecord, path: str) ->
     check.number(path, "last_number", sequence.last_number, 0, MAX_REVISION)
 
 
+def _name_holder(check: Check, holder: pb.NameHolderRecord, path: str) -> None:
+    for field in ("name", "workflow_id", "claim_id"):
+        check.id(path, field, getattr(holder, field))
+
+
 _RULES: Final[dict[str, Callable[[Check, Any, str], None]]] = {
     "fence": _fence,
     "workflow": _workflow,
@@ -175,6 +180,7 @@ _RULES: Final[dict[str, Callable[[Check, Any, str], None]]] = {
     "queue_item": _queue_item,
     "definition_sequence": _sequence,
     "retention_policy": lambda check, policy, path: check.retention_policy(policy, path),
+    "name_holder": _name_holder,
 }
 
 

@@ -47,21 +47,26 @@ const (
 	RecordKind_RECORD_KIND_DEFINITION_SEQUENCE RecordKind = 8
 	// The retention policy.
 	RecordKind_RECORD_KIND_RETENTION_POLICY RecordKind = 9
+	// In a member of a namespace set: the workflows that have names. Servers and
+	// clients that do not know it refuse such a record, as one that is nothing; a
+	// namespace that is no member has none.
+	RecordKind_RECORD_KIND_NAME_HOLDER RecordKind = 10
 )
 
 // Enum value maps for RecordKind.
 var (
 	RecordKind_name = map[int32]string{
-		0: "RECORD_KIND_UNSPECIFIED",
-		1: "RECORD_KIND_WORKFLOW",
-		2: "RECORD_KIND_SUBSCRIPTION",
-		3: "RECORD_KIND_EVENT",
-		4: "RECORD_KIND_ERROR",
-		5: "RECORD_KIND_COMMAND",
-		6: "RECORD_KIND_QUEUE",
-		7: "RECORD_KIND_QUEUE_ITEM",
-		8: "RECORD_KIND_DEFINITION_SEQUENCE",
-		9: "RECORD_KIND_RETENTION_POLICY",
+		0:  "RECORD_KIND_UNSPECIFIED",
+		1:  "RECORD_KIND_WORKFLOW",
+		2:  "RECORD_KIND_SUBSCRIPTION",
+		3:  "RECORD_KIND_EVENT",
+		4:  "RECORD_KIND_ERROR",
+		5:  "RECORD_KIND_COMMAND",
+		6:  "RECORD_KIND_QUEUE",
+		7:  "RECORD_KIND_QUEUE_ITEM",
+		8:  "RECORD_KIND_DEFINITION_SEQUENCE",
+		9:  "RECORD_KIND_RETENTION_POLICY",
+		10: "RECORD_KIND_NAME_HOLDER",
 	}
 	RecordKind_value = map[string]int32{
 		"RECORD_KIND_UNSPECIFIED":         0,
@@ -74,6 +79,7 @@ var (
 		"RECORD_KIND_QUEUE_ITEM":          7,
 		"RECORD_KIND_DEFINITION_SEQUENCE": 8,
 		"RECORD_KIND_RETENTION_POLICY":    9,
+		"RECORD_KIND_NAME_HOLDER":         10,
 	}
 )
 
@@ -409,6 +415,7 @@ type Record struct {
 	//	*Record_QueueItem
 	//	*Record_DefinitionSequence
 	//	*Record_RetentionPolicy
+	//	*Record_NameHolder
 	Record isRecord_Record `protobuf_oneof:"record"`
 	// Of a workflow, subscription or event: the hash of what was given when it was
 	// created, 32 bytes, by which a repeated create is told from another one.
@@ -554,6 +561,15 @@ func (x *Record) GetRetentionPolicy() *RetentionPolicy {
 	return nil
 }
 
+func (x *Record) GetNameHolder() *NameHolderRecord {
+	if x != nil {
+		if x, ok := x.Record.(*Record_NameHolder); ok {
+			return x.NameHolder
+		}
+	}
+	return nil
+}
+
 func (x *Record) GetCreationHash() []byte {
 	if x != nil {
 		return x.CreationHash
@@ -620,6 +636,11 @@ type Record_RetentionPolicy struct {
 	RetentionPolicy *RetentionPolicy `protobuf:"bytes,11,opt,name=retention_policy,json=retentionPolicy,proto3,oneof"`
 }
 
+type Record_NameHolder struct {
+	// A workflow of a namespace set that has a name.
+	NameHolder *NameHolderRecord `protobuf:"bytes,13,opt,name=name_holder,json=nameHolder,proto3,oneof"`
+}
+
 func (*Record_Fence) isRecord_Record() {}
 
 func (*Record_Workflow) isRecord_Record() {}
@@ -641,6 +662,8 @@ func (*Record_QueueItem) isRecord_Record() {}
 func (*Record_DefinitionSequence) isRecord_Record() {}
 
 func (*Record_RetentionPolicy) isRecord_Record() {}
+
+func (*Record_NameHolder) isRecord_Record() {}
 
 // Fence is what the claims and revisions of a store must stay above, so that none
 // comes twice. The first record of an export has the epoch, the last one the
@@ -1067,6 +1090,71 @@ func (x *DefinitionSequenceRecord) GetLastNumber() int64 {
 	return 0
 }
 
+// NameHolderRecord is a workflow of a namespace set that has a name, or is being
+// given it: see SetNameHolder. The workflow may be in another member.
+type NameHolderRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name; required, at most 512 bytes.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The workflow's id; required, at most 512 bytes.
+	WorkflowId string `protobuf:"bytes,2,opt,name=workflow_id,json=workflowId,proto3" json:"workflow_id,omitempty"`
+	// The claim under which it has the name; required, at most 512 bytes.
+	ClaimId       string `protobuf:"bytes,3,opt,name=claim_id,json=claimId,proto3" json:"claim_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NameHolderRecord) Reset() {
+	*x = NameHolderRecord{}
+	mi := &file_wfe_persistence_v1_transfer_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NameHolderRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NameHolderRecord) ProtoMessage() {}
+
+func (x *NameHolderRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_wfe_persistence_v1_transfer_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NameHolderRecord.ProtoReflect.Descriptor instead.
+func (*NameHolderRecord) Descriptor() ([]byte, []int) {
+	return file_wfe_persistence_v1_transfer_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *NameHolderRecord) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *NameHolderRecord) GetWorkflowId() string {
+	if x != nil {
+		return x.WorkflowId
+	}
+	return ""
+}
+
+func (x *NameHolderRecord) GetClaimId() string {
+	if x != nil {
+		return x.ClaimId
+	}
+	return ""
+}
+
 // ImportRecordsRequest is a message of the stream of ImportRecords.
 type ImportRecordsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1080,7 +1168,7 @@ type ImportRecordsRequest struct {
 
 func (x *ImportRecordsRequest) Reset() {
 	*x = ImportRecordsRequest{}
-	mi := &file_wfe_persistence_v1_transfer_proto_msgTypes[11]
+	mi := &file_wfe_persistence_v1_transfer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1092,7 +1180,7 @@ func (x *ImportRecordsRequest) String() string {
 func (*ImportRecordsRequest) ProtoMessage() {}
 
 func (x *ImportRecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_transfer_proto_msgTypes[11]
+	mi := &file_wfe_persistence_v1_transfer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1105,7 +1193,7 @@ func (x *ImportRecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRecordsRequest.ProtoReflect.Descriptor instead.
 func (*ImportRecordsRequest) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_transfer_proto_rawDescGZIP(), []int{11}
+	return file_wfe_persistence_v1_transfer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ImportRecordsRequest) GetRecords() []*Record {
@@ -1137,7 +1225,7 @@ type ImportRecordsResponse struct {
 
 func (x *ImportRecordsResponse) Reset() {
 	*x = ImportRecordsResponse{}
-	mi := &file_wfe_persistence_v1_transfer_proto_msgTypes[12]
+	mi := &file_wfe_persistence_v1_transfer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1149,7 +1237,7 @@ func (x *ImportRecordsResponse) String() string {
 func (*ImportRecordsResponse) ProtoMessage() {}
 
 func (x *ImportRecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_wfe_persistence_v1_transfer_proto_msgTypes[12]
+	mi := &file_wfe_persistence_v1_transfer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1162,7 +1250,7 @@ func (x *ImportRecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRecordsResponse.ProtoReflect.Descriptor instead.
 func (*ImportRecordsResponse) Descriptor() ([]byte, []int) {
-	return file_wfe_persistence_v1_transfer_proto_rawDescGZIP(), []int{12}
+	return file_wfe_persistence_v1_transfer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ImportRecordsResponse) GetStored() int64 {
@@ -1206,7 +1294,7 @@ const file_wfe_persistence_v1_transfer_proto_rawDesc = "" +
 	"\arecords\x18\x01 \x03(\v2\x1a.wfe.persistence.v1.RecordR\arecords\x12\x16\n" +
 	"\x06cursor\x18\x02 \x01(\tR\x06cursor\x12+\n" +
 	"\x11estimated_records\x18\x03 \x01(\x03R\x10estimatedRecords\x12?\n" +
-	"\rsnapshot_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\fsnapshotTime\"\xb7\x06\n" +
+	"\rsnapshot_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\fsnapshotTime\"\x80\a\n" +
 	"\x06Record\x121\n" +
 	"\x05fence\x18\x01 \x01(\v2\x19.wfe.persistence.v1.FenceH\x00R\x05fence\x12@\n" +
 	"\bworkflow\x18\x02 \x01(\v2\".wfe.persistence.v1.WorkflowRecordH\x00R\bworkflow\x12\\\n" +
@@ -1220,7 +1308,9 @@ const file_wfe_persistence_v1_transfer_proto_rawDesc = "" +
 	"queue_item\x18\t \x01(\v2#.wfe.persistence.v1.QueueItemRecordH\x00R\tqueueItem\x12_\n" +
 	"\x13definition_sequence\x18\n" +
 	" \x01(\v2,.wfe.persistence.v1.DefinitionSequenceRecordH\x00R\x12definitionSequence\x12P\n" +
-	"\x10retention_policy\x18\v \x01(\v2#.wfe.persistence.v1.RetentionPolicyH\x00R\x0fretentionPolicy\x12#\n" +
+	"\x10retention_policy\x18\v \x01(\v2#.wfe.persistence.v1.RetentionPolicyH\x00R\x0fretentionPolicy\x12G\n" +
+	"\vname_holder\x18\r \x01(\v2$.wfe.persistence.v1.NameHolderRecordH\x00R\n" +
+	"nameHolder\x12#\n" +
 	"\rcreation_hash\x18\f \x01(\fR\fcreationHashB\b\n" +
 	"\x06record\"9\n" +
 	"\x05Fence\x12\x14\n" +
@@ -1250,7 +1340,12 @@ const file_wfe_persistence_v1_transfer_proto_rawDesc = "" +
 	"\x18DefinitionSequenceRecord\x12#\n" +
 	"\rdefinition_id\x18\x01 \x01(\tR\fdefinitionId\x12\x1f\n" +
 	"\vlast_number\x18\x02 \x01(\x03R\n" +
-	"lastNumber\"\x91\x01\n" +
+	"lastNumber\"b\n" +
+	"\x10NameHolderRecord\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
+	"\vworkflow_id\x18\x02 \x01(\tR\n" +
+	"workflowId\x12\x19\n" +
+	"\bclaim_id\x18\x03 \x01(\tR\aclaimId\"\x91\x01\n" +
 	"\x14ImportRecordsRequest\x124\n" +
 	"\arecords\x18\x01 \x03(\v2\x1a.wfe.persistence.v1.RecordR\arecords\x12C\n" +
 	"\von_conflict\x18\x02 \x01(\x0e2\".wfe.persistence.v1.ConflictPolicyR\n" +
@@ -1258,7 +1353,7 @@ const file_wfe_persistence_v1_transfer_proto_rawDesc = "" +
 	"\x15ImportRecordsResponse\x12\x16\n" +
 	"\x06stored\x18\x01 \x01(\x03R\x06stored\x12\x1c\n" +
 	"\tunchanged\x18\x02 \x01(\x03R\tunchanged\x12\x18\n" +
-	"\askipped\x18\x03 \x01(\x03R\askipped*\xa2\x02\n" +
+	"\askipped\x18\x03 \x01(\x03R\askipped*\xbf\x02\n" +
 	"\n" +
 	"RecordKind\x12\x1b\n" +
 	"\x17RECORD_KIND_UNSPECIFIED\x10\x00\x12\x18\n" +
@@ -1270,7 +1365,9 @@ const file_wfe_persistence_v1_transfer_proto_rawDesc = "" +
 	"\x11RECORD_KIND_QUEUE\x10\x06\x12\x1a\n" +
 	"\x16RECORD_KIND_QUEUE_ITEM\x10\a\x12#\n" +
 	"\x1fRECORD_KIND_DEFINITION_SEQUENCE\x10\b\x12 \n" +
-	"\x1cRECORD_KIND_RETENTION_POLICY\x10\t*g\n" +
+	"\x1cRECORD_KIND_RETENTION_POLICY\x10\t\x12\x1b\n" +
+	"\x17RECORD_KIND_NAME_HOLDER\x10\n" +
+	"*g\n" +
 	"\x0eConflictPolicy\x12\x1f\n" +
 	"\x1bCONFLICT_POLICY_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CONFLICT_POLICY_REFUSE\x10\x01\x12\x18\n" +
@@ -1293,7 +1390,7 @@ func file_wfe_persistence_v1_transfer_proto_rawDescGZIP() []byte {
 }
 
 var file_wfe_persistence_v1_transfer_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_wfe_persistence_v1_transfer_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_wfe_persistence_v1_transfer_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_wfe_persistence_v1_transfer_proto_goTypes = []any{
 	(RecordKind)(0),                  // 0: wfe.persistence.v1.RecordKind
 	(ConflictPolicy)(0),              // 1: wfe.persistence.v1.ConflictPolicy
@@ -1308,57 +1405,59 @@ var file_wfe_persistence_v1_transfer_proto_goTypes = []any{
 	(*QueueRecord)(nil),              // 10: wfe.persistence.v1.QueueRecord
 	(*QueueItemRecord)(nil),          // 11: wfe.persistence.v1.QueueItemRecord
 	(*DefinitionSequenceRecord)(nil), // 12: wfe.persistence.v1.DefinitionSequenceRecord
-	(*ImportRecordsRequest)(nil),     // 13: wfe.persistence.v1.ImportRecordsRequest
-	(*ImportRecordsResponse)(nil),    // 14: wfe.persistence.v1.ImportRecordsResponse
-	(WorkflowStatus)(0),              // 15: wfe.persistence.v1.WorkflowStatus
-	(*timestamppb.Timestamp)(nil),    // 16: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 17: google.protobuf.Duration
-	(*EventSubscription)(nil),        // 18: wfe.persistence.v1.EventSubscription
-	(*Event)(nil),                    // 19: wfe.persistence.v1.Event
-	(*ScheduledCommand)(nil),         // 20: wfe.persistence.v1.ScheduledCommand
-	(*RetentionPolicy)(nil),          // 21: wfe.persistence.v1.RetentionPolicy
-	(*WorkflowInstance)(nil),         // 22: wfe.persistence.v1.WorkflowInstance
-	(*ExecutionPointer)(nil),         // 23: wfe.persistence.v1.ExecutionPointer
-	(*ExecutionError)(nil),           // 24: wfe.persistence.v1.ExecutionError
-	(QueueKind)(0),                   // 25: wfe.persistence.v1.QueueKind
-	(*QueueItem)(nil),                // 26: wfe.persistence.v1.QueueItem
+	(*NameHolderRecord)(nil),         // 13: wfe.persistence.v1.NameHolderRecord
+	(*ImportRecordsRequest)(nil),     // 14: wfe.persistence.v1.ImportRecordsRequest
+	(*ImportRecordsResponse)(nil),    // 15: wfe.persistence.v1.ImportRecordsResponse
+	(WorkflowStatus)(0),              // 16: wfe.persistence.v1.WorkflowStatus
+	(*timestamppb.Timestamp)(nil),    // 17: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 18: google.protobuf.Duration
+	(*EventSubscription)(nil),        // 19: wfe.persistence.v1.EventSubscription
+	(*Event)(nil),                    // 20: wfe.persistence.v1.Event
+	(*ScheduledCommand)(nil),         // 21: wfe.persistence.v1.ScheduledCommand
+	(*RetentionPolicy)(nil),          // 22: wfe.persistence.v1.RetentionPolicy
+	(*WorkflowInstance)(nil),         // 23: wfe.persistence.v1.WorkflowInstance
+	(*ExecutionPointer)(nil),         // 24: wfe.persistence.v1.ExecutionPointer
+	(*ExecutionError)(nil),           // 25: wfe.persistence.v1.ExecutionError
+	(QueueKind)(0),                   // 26: wfe.persistence.v1.QueueKind
+	(*QueueItem)(nil),                // 27: wfe.persistence.v1.QueueItem
 }
 var file_wfe_persistence_v1_transfer_proto_depIdxs = []int32{
-	15, // 0: wfe.persistence.v1.WorkflowSelection.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
-	16, // 1: wfe.persistence.v1.WorkflowSelection.create_time_from:type_name -> google.protobuf.Timestamp
-	16, // 2: wfe.persistence.v1.WorkflowSelection.create_time_before:type_name -> google.protobuf.Timestamp
+	16, // 0: wfe.persistence.v1.WorkflowSelection.statuses:type_name -> wfe.persistence.v1.WorkflowStatus
+	17, // 1: wfe.persistence.v1.WorkflowSelection.create_time_from:type_name -> google.protobuf.Timestamp
+	17, // 2: wfe.persistence.v1.WorkflowSelection.create_time_before:type_name -> google.protobuf.Timestamp
 	0,  // 3: wfe.persistence.v1.ExportRecordsRequest.kinds:type_name -> wfe.persistence.v1.RecordKind
 	2,  // 4: wfe.persistence.v1.ExportRecordsRequest.workflows:type_name -> wfe.persistence.v1.WorkflowSelection
-	17, // 5: wfe.persistence.v1.ExportRecordsRequest.hold:type_name -> google.protobuf.Duration
+	18, // 5: wfe.persistence.v1.ExportRecordsRequest.hold:type_name -> google.protobuf.Duration
 	5,  // 6: wfe.persistence.v1.ExportRecordsResponse.records:type_name -> wfe.persistence.v1.Record
-	16, // 7: wfe.persistence.v1.ExportRecordsResponse.snapshot_time:type_name -> google.protobuf.Timestamp
+	17, // 7: wfe.persistence.v1.ExportRecordsResponse.snapshot_time:type_name -> google.protobuf.Timestamp
 	6,  // 8: wfe.persistence.v1.Record.fence:type_name -> wfe.persistence.v1.Fence
 	7,  // 9: wfe.persistence.v1.Record.workflow:type_name -> wfe.persistence.v1.WorkflowRecord
 	8,  // 10: wfe.persistence.v1.Record.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointersRecord
-	18, // 11: wfe.persistence.v1.Record.subscription:type_name -> wfe.persistence.v1.EventSubscription
-	19, // 12: wfe.persistence.v1.Record.event:type_name -> wfe.persistence.v1.Event
+	19, // 11: wfe.persistence.v1.Record.subscription:type_name -> wfe.persistence.v1.EventSubscription
+	20, // 12: wfe.persistence.v1.Record.event:type_name -> wfe.persistence.v1.Event
 	9,  // 13: wfe.persistence.v1.Record.error:type_name -> wfe.persistence.v1.ErrorRecord
-	20, // 14: wfe.persistence.v1.Record.command:type_name -> wfe.persistence.v1.ScheduledCommand
+	21, // 14: wfe.persistence.v1.Record.command:type_name -> wfe.persistence.v1.ScheduledCommand
 	10, // 15: wfe.persistence.v1.Record.queue:type_name -> wfe.persistence.v1.QueueRecord
 	11, // 16: wfe.persistence.v1.Record.queue_item:type_name -> wfe.persistence.v1.QueueItemRecord
 	12, // 17: wfe.persistence.v1.Record.definition_sequence:type_name -> wfe.persistence.v1.DefinitionSequenceRecord
-	21, // 18: wfe.persistence.v1.Record.retention_policy:type_name -> wfe.persistence.v1.RetentionPolicy
-	22, // 19: wfe.persistence.v1.WorkflowRecord.instance:type_name -> wfe.persistence.v1.WorkflowInstance
-	23, // 20: wfe.persistence.v1.ExecutionPointersRecord.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
-	24, // 21: wfe.persistence.v1.ErrorRecord.error:type_name -> wfe.persistence.v1.ExecutionError
-	25, // 22: wfe.persistence.v1.QueueRecord.kind:type_name -> wfe.persistence.v1.QueueKind
-	26, // 23: wfe.persistence.v1.QueueItemRecord.item:type_name -> wfe.persistence.v1.QueueItem
-	5,  // 24: wfe.persistence.v1.ImportRecordsRequest.records:type_name -> wfe.persistence.v1.Record
-	1,  // 25: wfe.persistence.v1.ImportRecordsRequest.on_conflict:type_name -> wfe.persistence.v1.ConflictPolicy
-	3,  // 26: wfe.persistence.v1.TransferService.ExportRecords:input_type -> wfe.persistence.v1.ExportRecordsRequest
-	13, // 27: wfe.persistence.v1.TransferService.ImportRecords:input_type -> wfe.persistence.v1.ImportRecordsRequest
-	4,  // 28: wfe.persistence.v1.TransferService.ExportRecords:output_type -> wfe.persistence.v1.ExportRecordsResponse
-	14, // 29: wfe.persistence.v1.TransferService.ImportRecords:output_type -> wfe.persistence.v1.ImportRecordsResponse
-	28, // [28:30] is the sub-list for method output_type
-	26, // [26:28] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	22, // 18: wfe.persistence.v1.Record.retention_policy:type_name -> wfe.persistence.v1.RetentionPolicy
+	13, // 19: wfe.persistence.v1.Record.name_holder:type_name -> wfe.persistence.v1.NameHolderRecord
+	23, // 20: wfe.persistence.v1.WorkflowRecord.instance:type_name -> wfe.persistence.v1.WorkflowInstance
+	24, // 21: wfe.persistence.v1.ExecutionPointersRecord.execution_pointers:type_name -> wfe.persistence.v1.ExecutionPointer
+	25, // 22: wfe.persistence.v1.ErrorRecord.error:type_name -> wfe.persistence.v1.ExecutionError
+	26, // 23: wfe.persistence.v1.QueueRecord.kind:type_name -> wfe.persistence.v1.QueueKind
+	27, // 24: wfe.persistence.v1.QueueItemRecord.item:type_name -> wfe.persistence.v1.QueueItem
+	5,  // 25: wfe.persistence.v1.ImportRecordsRequest.records:type_name -> wfe.persistence.v1.Record
+	1,  // 26: wfe.persistence.v1.ImportRecordsRequest.on_conflict:type_name -> wfe.persistence.v1.ConflictPolicy
+	3,  // 27: wfe.persistence.v1.TransferService.ExportRecords:input_type -> wfe.persistence.v1.ExportRecordsRequest
+	14, // 28: wfe.persistence.v1.TransferService.ImportRecords:input_type -> wfe.persistence.v1.ImportRecordsRequest
+	4,  // 29: wfe.persistence.v1.TransferService.ExportRecords:output_type -> wfe.persistence.v1.ExportRecordsResponse
+	15, // 30: wfe.persistence.v1.TransferService.ImportRecords:output_type -> wfe.persistence.v1.ImportRecordsResponse
+	29, // [29:31] is the sub-list for method output_type
+	27, // [27:29] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_wfe_persistence_v1_transfer_proto_init() }
@@ -1385,6 +1484,7 @@ func file_wfe_persistence_v1_transfer_proto_init() {
 		(*Record_QueueItem)(nil),
 		(*Record_DefinitionSequence)(nil),
 		(*Record_RetentionPolicy)(nil),
+		(*Record_NameHolder)(nil),
 	}
 	file_wfe_persistence_v1_transfer_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
@@ -1393,7 +1493,7 @@ func file_wfe_persistence_v1_transfer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wfe_persistence_v1_transfer_proto_rawDesc), len(file_wfe_persistence_v1_transfer_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
