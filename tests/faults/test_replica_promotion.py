@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from tests.faults.test_crashes import status_of
-from tests.faults.test_replicas import MODULE, ask, create, metric, wait_until_usable
+from tests.faults.test_replicas import MODULE, ask, create, wait_until_usable
 from tests.support import binaries, make
 from tests.support.admin import AdminServer
 from tests.support.api import Api, connect
@@ -186,6 +186,76 @@ async def test_a_replica_that_is_promoted_beside_its_primary_is_left_out(
         wait_until_usable(server, usable=0)
 
 
+async def test_positions_of_writes_that_were_lost_with_the_primary(
+    directory: Path, primary: Member, standby: Standby
+) -> None:
+    """No standby had received them, so nobody has them. What is read with their positions has all
+    that is left, and waits for nothing for ever."""
+    with (
+        # (Of the standby, so that it follows where that leads.)
+        Standby(standby, directory / "db3") as follower,
+        AdminServer(
+            directory / "log", "--db-url", either(primary, standby),
+            "--db-read-url", follower.url, "--replica-max-lag", "600",
+        ) as server,
+    ):  # fmt: skip
+        wait_until_usable(server)
+        async with connect(server.address) as channel:
+            api = Api(channel)
+
+            async def get(id_: str, position: str) -> str:
+                request = GetEventRequest(id=id_)
+                metadata = {"wfe_read": "replica", "wfe_lsn": position}
+                answer, told = await ask(api.events.GetEvent, request, **metadata)
+                assert answer.event.id == id_
+                return told["wfe-read"]
+
+            kept, _ = await create(api)
+            end = primary.execute("SELECT pg_current_wal_flush_lsn()")
+            replayed = f"SELECT pg_last_wal_replay_lsn() >= '{end}'"
+            await asyncio.to_thread(wait_for, lambda: standby.execute(replayed))
+            standby.execute("ALTER SYSTEM SET primary_conninfo = ''")
+            standby.execute("SELECT pg_reload_conf()")
+            receivers = "SELECT count(*) FROM pg_stat_wal_receiver"
+            await asyncio.to_thread(wait_for, lambda: standby.execute(receivers) == 0)
+            # Far beyond the place where the new timeline begins.
+            fill = "CREATE TABLE own AS SELECT repeat('x', 1000) FROM generate_series(1, 10000)"
+            primary.execute(fill)
+            lost, at_lost = await create(api)
+            await asyncio.to_thread(primary.crash)
+            await asyncio.to_thread(standby.promote)
+            async with asyncio.timeout(60):
+                while True:
+                    with suppress(grpc.aio.AioRpcError):
+                        new, at_new = await create(api)
+                        break
+                    await asyncio.sleep(0.05)
+            # So clients keep the new one, though its number is lower.
+            assert at_new > at_lost
+            assert at_new.split("/")[2] < at_lost.split("/")[2]
+            await asyncio.to_thread(wait_until_usable, server)
+            assert [await get(each, at_lost) for each in (kept, new)] == ["primary"] * 2
+            with fails("NOT_FOUND", "EVENT_NOT_FOUND"):
+                await get(lost, at_lost)
+            # Once the new timeline has come so far, it is a position as any other.
+            standby.execute(fill)
+            newer, at_newer = await create(api)
+            assert at_newer.split("/")[2] > at_lost.split("/")[2]
+            end = standby.execute("SELECT pg_current_wal_flush_lsn()")
+            replayed = f"SELECT pg_last_wal_replay_lsn() >= '{end}'"
+            await asyncio.to_thread(wait_for, lambda: follower.execute(replayed))
+            await asyncio.to_thread(wait_until_usable, server)
+            assert [await get(each, at_lost) for each in (kept, newer)] == ["replica"] * 2
+        assert "bug" not in server.log(), server.log()
+
+
+LAST_LOOK = """
+SELECT max(query_start) FROM pg_stat_activity
+WHERE application_name = 'wfe-persistence' AND query LIKE '%hot_standby_feedback%'
+"""
+"""When a server has begun its last look at a replica."""
+
+
 async def test_a_replica_of_an_older_timeline_lacks_what_is_on_the_new(
     directory: Path, primary: Member, standby: Standby
 ) -> None:
@@ -216,11 +286,12 @@ async def test_a_replica_of_an_older_timeline_lacks_what_is_on_the_new(
                 id_, position = await create(api)
                 lsn = behind.execute("SELECT pg_last_wal_replay_lsn() - '0/0'::pg_lsn")
                 assert int(position.split("/")[2], 16) < lsn
-                # Long enough for it to be looked at, and to be asked if it were taken for usable.
-                for _ in range(50):
-                    if metric(server, "replica_usable", standby="home/1"):
-                        break
-                    await asyncio.sleep(0.1)
+                # It is looked at, and so would be usable at the next look at the latest.
+                known = 'replica_lag_bytes{standby="home/1"}'
+                await asyncio.to_thread(wait_for, lambda: known in server.get("/metrics").text)
+                for _ in range(2):
+                    seen = behind.execute(LAST_LOOK)
+                    await asyncio.to_thread(wait_for, lambda: behind.execute(LAST_LOOK) != seen)  # noqa: B023
                 for _ in range(20):
                     answer, told = await ask(
                         api.events.GetEvent,

@@ -21,12 +21,13 @@ from tests.support import binaries, make
 from tests.support.admin import AdminServer
 from tests.support.api import Api, connect
 from tests.support.expect import fails, invalid
+from tests.support.raw_http2 import call_with_headers
 from tests.support.replicas import Member, Standby
 from tests.support.rpcs import RPCS, Rpc
 from tests.support.scene import Scene, create_namespace, delete_namespace
 from tests.support.waiting import wait_for
 from wfe.persistence.v1.event_pb2 import CreateEventRequest, GetEventRequest, ListEventsRequest
-from wfe.persistence.v1.transfer_pb2 import ExportRecordsRequest
+from wfe.persistence.v1.transfer_pb2 import ExportRecordsRequest, RecordKind
 from wfe_persistence.rpc.services import READS, Source
 from wfe_persistence_client import Event, EventNotFound
 
@@ -178,15 +179,58 @@ async def test_what_a_position_does_not_tell(own: Api) -> None:
         f"other.{database.partition('.')[2]}/{timeline}/{lsn}",
         f"home.1234567/{timeline}/{lsn}",
         f"{database}/{int(timeline, 16) + 1:08X}/{lsn}",
+        f"{database}/FFFFFFFF/{lsn}",
         f"{database}/{timeline}/{'F' * 16}",
+        f"home.{'9' * 20}/{timeline}/{lsn}",
+        f"{database}/{timeline}/-{lsn[1:]}",
+        f"{database}/{timeline}/{lsn}0",
+        f"{database}/{timeline}/{lsn}".lower().replace("0", "o"),
         "unknown",
         "home/1/2",
+        "-1",
+        "%s'; --",
+        "x" * 6000,
     ):
         request = GetEventRequest(id=id_)
         answer, told = await ask(own.events.GetEvent, request, wfe_read="replica", wfe_lsn=strange)
         assert (answer.event.id, told["wfe-read"]) == (id_, "primary"), strange
-    with invalid("wfe-read", reason="FORMAT"):
-        await ask(own.events.GetEvent, GetEventRequest(id=id_), wfe_read="both")
+        export_request = ExportRecordsRequest(kinds=[RecordKind.RECORD_KIND_EVENT])
+        metadata = as_metadata({"wfe_lsn": strange})
+        exported = own.transfer.ExportRecords(export_request, metadata=metadata, timeout=60)
+        assert id_ in [r.event.id async for each in exported for r in each.records]
+
+
+async def test_metadata_that_are_not_what_they_should_be(server: AdminServer, own: Api) -> None:
+    id_, position = await create(own)
+    get = own.events.GetEvent, GetEventRequest(id=id_)
+    for wrong in ("both", "Replica", "replica,primary", "x" * 6000):
+        with invalid("wfe-read", reason="FORMAT"):
+            await ask(*get, wfe_read=wrong)
+    # Twice the same is the same; of different ones, what is never wrong counts.
+    other = position[:-1] + ("0" if position[-1] != "0" else "1")
+    for metadata, expected in (
+        ([("wfe-lsn", position)] * 2, "replica"),
+        ([("wfe-lsn", other), ("wfe-lsn", position)], "primary"),
+        ([("wfe-read", "primary")], "primary"),
+    ):
+        call = own.events.GetEvent(
+            get[1], metadata=[("wfe-read", "replica"), *metadata], timeout=30
+        )
+        assert (await call).event.id == id_
+        assert dict(await call.trailing_metadata())["wfe-read"] == expected
+    # Too much of it is nothing that the server sees, whatever it is.
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await ask(*get, wfe_lsn="x" * 1_000_000)
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (await ask(*get))[0].event.id == id_
+    # No client library sends bytes that are not ASCII.
+    path = "/wfe.persistence.v1.EventService/ListEvents"
+    for strange in (b"\xc3\xa4", b"home.\xff", b"\x80" * 100, b""):
+        answer = await call_with_headers(server.address, path, (b"wfe-lsn", strange))
+        assert b"wfe-read\x07primary" in answer, answer
+        assert b"grpc-status\x010" in answer, answer
+    answer = await call_with_headers(server.address, path, (b"wfe-read", b"r\xc3\xa9plica"))
+    assert b"grpc-status\x013" in answer, answer  # INVALID_ARGUMENT
 
 
 LASTING = ("Watch", "WatchWorkflows", "ExportRecords")

@@ -2,8 +2,10 @@
 
 `wfe-read`: `replica` or `primary`; otherwise it depends on the RPC (`READS` in `services.py`).
 `wfe-lsn`: with a request, the position that its answer has to contain; with the answer to a write,
-the position up to which that has been written. Answers have metadata only if the database has
-replicas, so that nobody else pays for it.
+the position up to which that has been written. What is no position, is one of another database, or
+differs from another one that was sent, no replica has: it is never an error, since a client only
+hands on what servers have told it. Answers have metadata only if the database has replicas, so that
+nobody else pays for it.
 """
 
 from __future__ import annotations
@@ -41,22 +43,26 @@ class Wish:
         """Raises INVALID_FIELD for a source that there is not."""
         self.position = ""
         self.source = method.reads
+        sources = set()
         for key, value in context.invocation_metadata() or ():
             text = value if isinstance(value, str) else value.decode(errors="replace")
             if key == POSITION_KEY:
-                self.position = text
+                self.position = _UNKNOWN if self.position not in ("", text) else text or _UNKNOWN
             elif key == READ_KEY:
-                self._choose(text)
+                sources.add(text)
+        if sources:
+            self._choose(sources)
 
-    def _choose(self, text: str) -> None:
-        if text not in (_REPLICA, _PRIMARY):
+    def _choose(self, sources: set[str]) -> None:
+        if not sources <= {_REPLICA, _PRIMARY}:
             raise invalid_field(
                 READ_KEY,
                 FieldViolationReason.FIELD_VIOLATION_REASON_FORMAT,
                 "must be replica or primary",
             )
         if self.source is not Source.PRIMARY:
-            self.source = Source.REPLICA if text == _REPLICA else Source.PRIMARY
+            # Of both, the one that is never wrong.
+            self.source = Source.PRIMARY if _PRIMARY in sources else Source.REPLICA
 
 
 def store_to_read(store: Store, replicas: Replicas, method: Method, context: Context) -> Store:
@@ -66,7 +72,7 @@ def store_to_read(store: Store, replicas: Replicas, method: Method, context: Con
     wish = Wish(context, method)
     if wish.source is not Source.REPLICA:
         return store
-    reads = replicas.reader(wish.position)
+    reads = replicas.reader(wish.position, store.found_at)
     return store if reads is None else store.read_from(reads)
 
 

@@ -153,7 +153,7 @@ class Feed(Generic[T]):
         Whether the feed is valid, only the primary knows, which is asked all the time.
         """
         replicas = self._store.database.replicas
-        reads = replicas.reader("") if replicas else None
+        reads = replicas.reader("", self._store.found_at) if replicas else None
         if reads is None:
             return None
         page = await self._source.read_copy(self._store.read_from(reads), after, _PAGE)

@@ -8,7 +8,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import psycopg
 
@@ -24,14 +24,19 @@ from wfe_persistence.store import (
 from wfe_persistence.store.migrate import Migrated
 from wfe_persistence.store.namespace_creation import migrated_store
 from wfe_persistence.store.owner import Owner
-from wfe_persistence.store.placement import SWITCHING, Databases, Placement, Placements
+from wfe_persistence.store.placement import (
+    SWITCHING,
+    Databases,
+    Found,
+    Placement,
+    Placements,
+    put_last,
+)
 from wfe_persistence.store.postgres.database import MAX_ATTEMPTS, Database
 from wfe_persistence.store.schema import DEFAULT_NAMESPACE, HOME, Schema, is_namespace
 from wfe_persistence.store.tables import Store
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _REFUSALS: Final = frozenset(
     {
@@ -96,6 +101,7 @@ class Namespaces:
         self._known: OrderedDict[str, float] = OrderedDict()
         # Where those are that were found in another database, for when the home is away.
         self._placed: OrderedDict[str, Placement] = OrderedDict()
+        self._found = Found(_MAX_KNOWN if len(databases) > 1 else 0)
         self._finding: dict[str, asyncio.Task[Placement | PersistenceError | None]] = {}
         self._migrating: dict[str, asyncio.Task[PersistenceError | None]] = {}
         # Namespaces whose migration failed, the time (of the event loop) of the next attempt, and
@@ -125,8 +131,8 @@ class Namespaces:
                 self._known[name] = next_look  # one call's look will do, the others go on
             if not await self._is_usable(store):
                 return store
-        _remember(self._known, name, next_look, _MAX_KNOWN)
-        _remember(self._bound, name, store, _MAX_BOUND)
+        put_last(self._known, name, next_look, _MAX_KNOWN)
+        put_last(self._bound, name, store, _MAX_BOUND)
         return store
 
     async def _is_usable(self, store: Store) -> bool:
@@ -196,14 +202,20 @@ class Namespaces:
         """The store of a namespace that is where the directory says; None: at home."""
         name = schema.namespace
         if placement is None:
-            return Store(self.databases.home, schema, name, 0, self.look_elsewhere)
+            return self._store(self.databases.home, schema, 0)
         database = self.databases.named(placement.database, name)
-        return Store(database, schema, name, placement.generation, self.look_elsewhere)
+        return self._store(database, schema, placement.generation)
 
     def store_in(self, name: str, database: str) -> Store:
         """The store of a namespace that is known to exist, in this database."""
         schema = self.default.schema.for_namespace(name)
-        return Store(self.databases.named(database, name), schema, name, 0, self.look_elsewhere)
+        return self._store(self.databases.named(database, name), schema, 0)
+
+    def _store(self, database: Database, schema: Schema, generation: int) -> Store:
+        """A store, of which it is known since when it is there."""
+        store = Store(database, schema, schema.namespace, generation, self.look_elsewhere)
+        store.found_at = self._found.at(store)
+        return store
 
     async def look_elsewhere(self, store: Store, missed_in: Database) -> bool:
         """Whether a namespace that was missed in a database is in another one now; its store is set
@@ -226,6 +238,7 @@ class Namespaces:
             else self.databases.named(placement.database, store.namespace)
         )
         store.generation = is_at[1]
+        store.found_at = self._found.at(store)
         log.info("namespace %s: found in the database %s", store.namespace, store.database.name)
         return True
 
@@ -274,7 +287,7 @@ class Namespaces:
 
     def remember(self, placement: Placement) -> None:
         """Know where a namespace is, for when the home is away."""
-        _remember(self._placed, placement.namespace, placement, _MAX_KNOWN)
+        put_last(self._placed, placement.namespace, placement, _MAX_KNOWN)
 
     def _schema(self, name: str) -> Schema:
         if not is_namespace(name):
@@ -435,11 +448,3 @@ def _is_here(store: Store, whose: Owner | None) -> bool:
     if whose is None:
         return store.database.name == HOME
     return whose.is_of(store) and (not store.generation or whose.generation == store.generation)
-
-
-def _remember(cache: OrderedDict[str, T], name: str, value: T, max_size: int) -> None:
-    """Make an entry the most recently used one; evict the least recently used beyond `max_size`."""
-    cache[name] = value
-    cache.move_to_end(name)
-    if len(cache) > max_size:
-        cache.popitem(last=False)

@@ -13,9 +13,11 @@ changed nothing, and it looks here and runs them again (`Store.elsewhere`).
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from time import monotonic
 from typing import Any, Final, Self, TypeVar
 
 import psycopg
@@ -150,6 +152,36 @@ WHERE namespace = $1 AND database = $2 AND generation = $3::bigint
 """
 
 COUNT_PLACEMENTS = "SELECT count(*) FROM wfc.placements WHERE database <> 'home'"
+
+
+def put_last(cache: OrderedDict[str, T], name: str, value: T, max_size: int) -> None:
+    """Make an entry the most recently used one; evict the least recently used beyond `max_size`."""
+    cache[name] = value
+    cache.move_to_end(name)
+    if len(cache) > max_size:
+        cache.popitem(last=False)
+
+
+class Found:
+    """When the directory had first said where a namespace is: of so many it is remembered. 0: there
+    is one database, so nothing is asked."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._known: OrderedDict[str, tuple[str, int, float]] = OrderedDict()
+
+    def at(self, store: Store) -> float:
+        """See `Store.found_at`: now, unless it is remembered, as each move is another generation.
+        (At home namespaces have none that the directory knows.)"""
+        if not self._most:
+            return float("-inf")
+        if not store.generation:
+            return monotonic()
+        place = store.database.name, store.generation
+        known = self._known.get(store.namespace)
+        since = known[2] if known and known[:2] == place else monotonic()
+        put_last(self._known, store.namespace, (*place, since), self._most)
+        return since
 
 
 class Placements:

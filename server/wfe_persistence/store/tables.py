@@ -93,6 +93,9 @@ class Store:
         self.namespace = namespace
         self.generation = generation
         """That of the row in the directory (`placement.py`); 0: there is none."""
+        self.found_at = float("-inf")
+        """When the directory had said where it is, by `time.monotonic`; -inf: it was not asked.
+        A replica that does not have all since may have a copy that was not yet complete."""
         self._elsewhere = elsewhere
         self._reads = reads
         self.floors = Floors()

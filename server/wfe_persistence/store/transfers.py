@@ -128,7 +128,7 @@ class Transfers:
             if server:
                 session = await _open_on(replicas or (), server)
             elif resumed is None and replicas is not None and replica_at is not None:
-                session, server = await _open_replica(replicas, replica_at)
+                session, server = await _open_replica(replicas, replica_at, store.found_at)
             if session is None:
                 session = await Session.open(store.database)
             snapshot = await self._begin(session, id_ or None, server)
@@ -206,10 +206,12 @@ class Transfers:
             self._exports -= 1
 
 
-async def _open_replica(replicas: Replicas, position: str) -> tuple[Session | None, str]:
-    """A connection to a replica that has a position, and which server that is; None: there is none
-    that will do."""
-    replica = replicas.choose(position, long=True)
+async def _open_replica(
+    replicas: Replicas, position: str, since: float
+) -> tuple[Session | None, str]:
+    """A connection to a replica that has a position, and what was committed before a time, and
+    which server that is; None: there is none that will do."""
+    replica = replicas.choose(position, since, long=True)
     if replica is None:
         return None, ""
     try:

@@ -131,7 +131,7 @@ SELECT pg_is_in_recovery()
     AND current_setting('transaction_isolation') = 'read committed'
     AND coalesce(pg_last_wal_replay_lsn() >= $3::pg_lsn, FALSE)
     AND (SELECT system_identifier FROM pg_control_system()) = $1::bigint
-    AND {_TIMELINE} >= $2::integer
+    AND {_TIMELINE} >= $2::bigint
 """,
     "HAS_REPLAYED",
 )

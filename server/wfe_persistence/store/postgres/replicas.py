@@ -306,13 +306,16 @@ class Replicas:
         """Whether reads may use a replica."""
         return not replica.why and self._is_fresh(replica)
 
-    def choose(self, position: str, *, long: bool = False) -> Replica | None:
+    def choose(self, position: str, since: float, *, long: bool = False) -> Replica | None:
         """A replica for a call that relies on a position, a text of `Position`; empty: on none.
-        None: there is none that is known to be good enough. `long`: for a read that takes long."""
+        None: there is none that is known to be good enough. `since`: it must have everything that
+        was committed before this time, by `time.monotonic`. `long`: for a read that takes long."""
         usable = [
             replica
             for replica in self._replicas
-            if self.is_usable(replica) and (replica.keeps_rows or not long)
+            if self.is_usable(replica)
+            and replica.has_all_since >= since
+            and (replica.keeps_rows or not long)
         ]
         if not usable:
             return None
@@ -329,9 +332,10 @@ class Replicas:
         first = self._turn % len(usable)
         return min(usable[first:] + usable[:first], key=lambda replica: replica.database.in_use)
 
-    def reader(self, position: str) -> Reads | None:
-        """What a call reads from that relies on a position; None: from the primary."""
-        replica = self.choose(position)
+    def reader(self, position: str, since: float) -> Reads | None:
+        """What a call reads from that relies on a position, and on what was committed before a
+        time; None: from the primary."""
+        replica = self.choose(position, since)
         if replica is None:
             metrics.REPLICA_READS.add((self._primary.name, "none"))
             return None
