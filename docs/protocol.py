@@ -24,7 +24,7 @@ from google.protobuf.descriptor_pb2 import (
 )
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
-from wfe_persistence.rpc.services import ADDS, LASTS, REQUIRED_ROLE, SERVER_WIDE
+from wfe_persistence.rpc.services import ADDS, LASTS, READS, REQUIRED_ROLE, SERVER_WIDE, Source
 
 PAGES: Final = Path(__file__).with_name("api")
 PROTOS: Final = PAGES.parents[1] / "protos/wfe/persistence/v1"
@@ -68,6 +68,8 @@ clients.
 **For every call:**
 
 - The metadata `wfe-namespace` names the [namespace](../concepts.md#namespaces); without it, that is `default`.
+- Where databases have read replicas, the metadata `wfe-read` and `wfe-lsn` say what is read from, and what the answer
+  must contain: see Database, and [replicas.md](../replicas.md).
 - Its caller needs the role of the RPC, or a higher one, where callers have roles
   ([security.md](../security.md)): `reader`, `host`, `operator`, `admin`.
 - A request has at most `--max-message-bytes` (4 MiB), and takes at most `--max-deadline`.
@@ -226,6 +228,13 @@ def _enum(name: str, enum: EnumDescriptorProto) -> Iterator[str]:
     yield "\n"
 
 
+_READS_NOTES: Final = {
+    Source.REPLICA: "from a replica unless `wfe-read` is `primary`",
+    Source.EITHER: "from a replica if `wfe-read` is `replica`",
+}
+"""Where an RPC reads, if there are replicas."""
+
+
 def _notes(method: MethodDescriptorProto) -> str:
     """What the server's tables say of an RPC."""
     notes = [f"role `{REQUIRED_ROLE[method.name].name.lower()}`"]
@@ -235,6 +244,8 @@ def _notes(method: MethodDescriptorProto) -> str:
         notes.append("a stream without a maximum deadline" if method.name in LASTS else "a stream")
     if method.name in ADDS:
         notes.append("refused when the namespace is full")
+    if note := _READS_NOTES.get(READS.get(method.name, Source.PRIMARY)):
+        notes.append(note)
     return ", ".join(notes)
 
 

@@ -768,6 +768,28 @@ Global___ListNamespacesResponse: typing_extensions.TypeAlias = ListNamespacesRes
 class Database(google.protobuf.message.Message):
     """Database is one of the PostgreSQL databases in which the namespaces of a
     service live.
+
+    It may have read replicas. Then the metadata of a call to a namespace in it
+    say what is read from, by two keys. Without replicas they are ignored and not
+    sent, and those of a request also by RPCs that change something, or that
+    always read from the primary.
+
+    `wfe-read`, with a request: `replica` to read from one, whatever may be stale
+    by a moment, or `primary`; of both, `primary` counts, and anything else is
+    INVALID_ARGUMENT (INVALID_FIELD `wfe-read`, FORMAT). Without it, that depends
+    on the RPC. In the trailing metadata of a read: where it was read.
+
+    `wfe-lsn`, in the trailing metadata of a write: the position in the database's
+    write-ahead log that the write has reached, or `unknown`. With a request: a
+    position that was told; what was written up to there is in the answer,
+    wherever it is read. It is `DATABASE/TIMELINE/LSN`, at most 111 bytes: the name
+    and cluster of the database, `NAME.NUMBER`, then 8 and 16 digits of `0-9A-F`.
+    Of two that begin with the same DATABASE, the one that is greater byte by byte
+    is the later one; others cannot be compared. If the replica has not come so
+    far, the call waits for a moment (`--replica-wait`), also for a position in the
+    future, and is then answered by the primary. The primary answers at once what
+    is sent with `unknown`, a position of another database, different positions,
+    or what is no position at all: none of that is an error.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
