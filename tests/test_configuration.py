@@ -43,7 +43,7 @@ def shown(setting: Setting) -> Any:
     """`other_value` as it is shown."""
     value = other_value(setting)
     if setting.type is list:
-        return ["***"]
+        return ["***"] if setting.about.secret else list(value)
     if setting.type is tuple:
         return {value[0].name: {"url": "***"}}
     return "***" if setting.about.secret else str(value) if setting.type is Path else value

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from wfe_persistence.cli.config import show
 from wfe_persistence.configuration import refusal
-from wfe_persistence.database import databases_from
+from wfe_persistence.database import databases_from, read_sources_from
 from wfe_persistence.processes.channel import Assignment
 from wfe_persistence.rpc.shared_listener import Shared
 from wfe_persistence.settings import NamedDatabase, Settings
@@ -31,6 +31,7 @@ pool-size = 20
 labels = {region = "east", tier = "gold"}
 accepts-new = false
 read-urls = ["postgresql://u:hidden3@east-2/wfe"]
+read-url-files = ["/run/secrets/east-3"]
 
 [databases.home]
 labels = {region = "west"}
@@ -48,7 +49,8 @@ def shown(*arguments: str) -> dict[str, Any]:
 
 def test_the_table_in_the_file(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
-    (tmp_path / "east").write_text("postgresql://east/wfe")
+    for name in ("east", "east-3"):
+        (tmp_path / name).write_text(f"postgresql://{name}/wfe")
     file.write_text(TABLE.replace("/run/secrets/east", str(tmp_path / "east")))
     databases = shown("--config", str(file))["settings"]["databases"]
     assert databases["source"] == "file"
@@ -61,6 +63,7 @@ def test_the_table_in_the_file(tmp_path: Path) -> None:
             "labels": {"region": "east", "tier": "gold"},
             "accepts-new": False,
             "read-urls": ["***"],
+            "read-url-files": [str(tmp_path / "east-3")],
         },
         "home": {"labels": {"region": "west"}},
     }
@@ -90,6 +93,8 @@ def test_options_go_before_the_file(tmp_path: Path) -> None:
         ({"a": {"url": "x", "pool-size": "3"}}, "pool-size must be an integer"),
         ({"a": {"url": "x", "labels": {"region": 3}}}, "labels must be a table"),
         ({"a": {"url": "x", "read-urls": "y"}}, "read-urls must be a list"),
+        ({"a": {"url": "x", "read-url-files": "y"}}, "read-url-files must be a list"),
+        ({"a": {"url": "x", "read-url-files": [3]}}, "read-url-files must be a list"),
         ({"a": {"url": "x", "accepts-new": "no"}}, "accepts-new must be true or false"),
         ({"a": {"url": "x", "password-file": "f", "password-command": "c"}}, "set together"),
         ({"home": "postgresql://h/x"}, "its connection string is that of db-url"),
@@ -136,6 +141,7 @@ def test_a_worker_process_gets_them(tmp_path: Path) -> None:
                     "url-file": "/f",
                     "labels": {"x": "y"},
                     "read-urls": ["postgresql://r/b"],
+                    "read-url-files": ["/r"],
                     "pool-size": 3,
                 },
             }
@@ -156,4 +162,53 @@ def test_the_pools_have_their_sizes() -> None:
     )
     databases = databases_from(settings)
     assert [each.name for each in databases] == ["home", "a", "b"]
+    assert all(each.replicas is None for each in databases)
     assert settings.most_database_connections == 7 + 7 + 20 + 1
+
+
+def test_replicas_of_each_database(tmp_path: Path) -> None:
+    for name in ("home-2", "b-2"):
+        (tmp_path / name).write_text(f"postgresql://file/{name}\n")
+    settings = Settings(
+        db_url="postgresql://h/home",
+        db_read_url=("postgresql://h/home-1",),
+        db_read_url_file=(str(tmp_path / "home-2"),),
+        pool_size=7,
+        databases=from_toml(
+            {
+                "a": "postgresql://h/a",
+                "b": {
+                    "url": "postgresql://h/b",
+                    "pool-size": 20,
+                    "read-urls": ["postgresql://h/b-1"],
+                    "read-url-files": [str(tmp_path / "b-2")],
+                },
+            }
+        ),
+    )
+    described = [each.description() for each in read_sources_from(settings)]
+    assert described == [
+        "host=h dbname=home-1",
+        "host=file dbname=home-2",
+        "host=h dbname=b-1",
+        "host=file dbname=b-2",
+    ]
+    replicas = [
+        [replica.label for replica in each.replicas or ()] for each in databases_from(settings)
+    ]
+    assert replicas == [["home/1", "home/2"], [], ["b/1", "b/2"]]
+    assert settings.most_database_connections == 3 * 7 + 7 + 3 * 20 + 1
+
+
+@pytest.mark.parametrize("name", ["db_read_url", "db_read_url_file"])
+def test_replicas_of_the_home_are_said_in_one_place(name: str) -> None:
+    home = from_toml({"home": {"read-url-files": ["/r"]}})
+    key = name.replace("_", "-")
+    given: dict[str, Any] = {name: ("postgresql://h/x",)}
+    with pytest.raises(ValueError, match=f"{key}: can't be set together with the read-urls"):
+        Settings(databases=home, **given)
+
+
+def test_a_file_of_a_replica_that_is_not_there_is_said_before_the_start() -> None:
+    why = refusal(Settings(db_url="postgresql://h/x", db_read_url_file=("/does/not/exist",)))
+    assert why == "db-read-url-file: /does/not/exist: No such file or directory"

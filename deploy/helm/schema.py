@@ -14,7 +14,7 @@ SCHEMA: Final = CHART / "values.schema.json"
 Schema = dict[str, Any]
 
 _TYPES: Final[dict[type, str]] = {
-    bool: "boolean", int: "integer", float: "number", str: "string", Path: "string",
+    bool: "boolean", int: "integer", float: "number", str: "string", Path: "string", list: "array",
 }  # fmt: skip
 _TEXT: Final[Schema] = {"type": "string"}
 _SWITCH: Final[Schema] = {"type": "boolean"}
@@ -35,6 +35,8 @@ def of_setting(setting: Setting) -> Schema:
     """What a setting may be."""
     about = setting.about
     schema: Schema = {"type": _TYPES[setting.type], "description": about.help}
+    if setting.type is list:
+        schema["items"] = _TEXT
     if about.choices:
         schema["enum"] = list(about.choices)
     for keyword, bound in (

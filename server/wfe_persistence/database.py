@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from wfe_persistence.settings import NamedDatabase, Settings
 from wfe_persistence.store.placement import Databases
@@ -75,11 +76,19 @@ def _replicas(
     settings: Settings, source: ConnectionSource, named: NamedDatabase
 ) -> list[ConnectionSource]:
     """How to connect to the replicas of a database: with its password, where that is apart."""
-    urls = named.read_urls
-    setting = f"databases.{named.name}.read-urls"
-    if named.name == HOME and settings.db_read_url:
-        urls, setting = tuple(settings.db_read_url), "db-read-url"
-    return [replace(source, url=url, url_file=None, setting=setting) for url in urls]
+    key = f"databases.{named.name}.read-url"
+    urls = [(f"{key}s", url) for url in named.read_urls]
+    files = [(f"{key}-files", path) for path in named.read_url_files]
+    if named.name == HOME:
+        urls += [("db-read-url", url) for url in settings.db_read_url]
+        files += [("db-read-url-file", Path(path)) for path in settings.db_read_url_file]
+    return [
+        *(replace(source, url=url, url_file=None, setting=name) for name, url in urls),
+        *(
+            replace(source, url="", url_file=SecretFile(name, path), setting=name)
+            for name, path in files
+        ),
+    ]
 
 
 def _database(settings: Settings, source: ConnectionSource, named: NamedDatabase) -> Database:

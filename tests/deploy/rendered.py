@@ -28,12 +28,17 @@ def rendered(name: str) -> list[Manifest]:
     tool, _, way = name.partition(" ")
     if tool == "helm":
         return helm_template(way)
+    directory = {"shared": "shared", "sidecar": "example-sidecar"}[way]
+    return kustomized(DEPLOY / "kubernetes" / directory)
+
+
+def kustomized(directory: Path) -> list[Manifest]:
+    """What Kustomize makes of a directory; skips the test where it is not to be had."""
     try:
         kustomize = binaries.kustomize()
     except binaries.BinariesError as exc:
         pytest.skip(str(exc))
-    directory = {"shared": "shared", "sidecar": "example-sidecar"}[way]
-    return _manifests(kustomize, "build", str(DEPLOY / "kubernetes" / directory))
+    return _manifests(kustomize, "build", str(directory))
 
 
 def helm(*arguments: str) -> subprocess.CompletedProcess[str]:

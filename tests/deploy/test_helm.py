@@ -6,6 +6,7 @@ What all manifests must be, those of the chart too, is in test_manifests.py.
 from __future__ import annotations
 
 import copy
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -166,10 +167,19 @@ def test_a_setting_becomes_its_variable() -> None:
     assert found.keys() <= {"OTEL_EXPORTER_OTLP_ENDPOINT", *(s.env for s in SETTINGS.values())}
 
 
+def test_a_list_becomes_its_variable_too() -> None:
+    files = [f"/etc/wfe-persistence/db/{key}" for key in ("read-url", "second")]
+    for given in (files[:1], files):
+        found = variables("--set-json", f"settings.db-read-url-file={json.dumps(given)}")
+        assert found["WFE_PERSISTENCE_DB_READ_URL_FILE"].split(" ") == given
+
+
 @pytest.mark.parametrize(
     ("value", "says"),
     [
         ("settings.pool-siz=20", "pool-siz"),
+        ("settings.db-read-url-file=/read-url", "db-read-url-file"),  # not a list
+        ("settings.db-read-url={postgresql://user:secret@host/db}", "db-read-url"),
         ("settings.pool-size=many", "pool-size"),
         ("settings.pool-size=0", "pool-size"),
         ("settings.log-level=loud", "log-level"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -21,6 +22,7 @@ from tests.deploy.rendered import (
     ROOT,
     Manifest,
     containers,
+    kustomized,
     of_kind,
     ours,
     pods,
@@ -159,6 +161,33 @@ def test_a_stop_has_the_time_that_it_may_take(manifests: list[Manifest], tmp_pat
     for manifest in of_kind(manifests, "Deployment"):
         pod = manifest["spec"]["template"]["spec"]
         assert pod.get("terminationGracePeriodSeconds", 30) >= takes
+
+
+@pytest.mark.parametrize("way", ["shared", "example-sidecar"])
+def test_a_replica_is_a_component(way: str, tmp_path: Path) -> None:
+    """All that it adds is the variable; the file is where that of the database is."""
+    kubernetes = os.path.relpath(DEPLOY / "kubernetes", tmp_path)
+    overlay = {"resources": [f"{kubernetes}/{way}"], "components": [f"{kubernetes}/replicas"]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    with_replica = environment(kustomized(tmp_path))
+    read_url = with_replica.pop("WFE_PERSISTENCE_DB_READ_URL_FILE")
+    assert with_replica == environment(kustomized(DEPLOY / "kubernetes" / way))
+    assert Path(read_url).parent == Path(with_replica["WFE_PERSISTENCE_DB_URL_FILE"]).parent
+
+
+@pytest.mark.parametrize("file", ["compose.yaml", "systemd/wfe-persistence.service"])
+def test_what_is_commented_out_would_be_known(file: str, tmp_path: Path) -> None:
+    """The settings of a replica, which not everybody has."""
+    commented = re.findall(
+        r"^ *# ?(?:Environment=)?(WFE_PERSISTENCE_\w+)(?:=|: )(\S+)$",
+        (DEPLOY / file).read_text(), re.MULTILINE,
+    )  # fmt: skip
+    [(name, value)] = commented
+    if name.endswith("_FILE"):
+        (tmp_path / "read-url").write_text("postgresql://wfe@replica/wfe")
+        value = str(tmp_path / "read-url")
+    derived = shown({"WFE_PERSISTENCE_DB_URL": "postgresql://wfe@db/wfe", name: value}, tmp_path)
+    assert derived["derived"]["replicas"] == ["host=replica dbname=wfe user=wfe"]
 
 
 def test_the_policy() -> None:

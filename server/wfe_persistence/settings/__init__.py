@@ -126,8 +126,15 @@ class Settings(
             raise ValueError("workers: more than one need Linux")
         if self.db_url and self.db_url_file:
             raise ValueError("db-url-file: can't be set together with db-url")
-        if self.db_read_url and self.home.read_urls:
-            raise ValueError("db-read-url: can't be set together with databases.home.read-urls")
+        for name, given in (
+            ("db-read-url", self.db_read_url),
+            ("db-read-url-file", self.db_read_url_file),
+        ):
+            if given and (self.home.read_urls or self.home.read_url_files):
+                raise ValueError(
+                    f"{name}: can't be set together with the read-urls or read-url-files of "
+                    "databases.home"
+                )
         if self.db_password_file and self.db_password_command:
             raise ValueError("db-password-command: can't be set together with db-password-file")
         if not self.listen.startswith("unix:"):
@@ -258,9 +265,10 @@ class Settings(
     @property
     def most_database_connections(self) -> int:
         """How many connections the pools of all databases have at most, and what listens."""
-        most = self.pool_size * (1 + len(self.db_read_url or self.home.read_urls))
-        for each in self.other_databases:
-            most += (each.pool_size or self.pool_size) * (1 + len(each.read_urls))
+        most = self.pool_size * (1 + len(self.db_read_url) + len(self.db_read_url_file))
+        for each in (self.home, *self.other_databases):
+            replicas = len(each.read_urls) + len(each.read_url_files)
+            most += (each.pool_size or self.pool_size) * (replicas + (each.name != HOME))
         return most + self.notify
 
     @property

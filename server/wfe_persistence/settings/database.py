@@ -73,6 +73,15 @@ class Database:
             secret=True,
         ),
     ] = field(default=(), repr=False)
+    db_read_url_file: Annotated[
+        Sequence[str],
+        About(
+            "File that contains the connection string of a streaming replica, as --db-read-url; "
+            "repeat it for each. Read again for each connection.",
+            metavar="FILE",
+            default_help="none",
+        ),
+    ] = ()
     data_dir: Annotated[
         Path,
         About(

@@ -43,6 +43,8 @@ class NamedDatabase:
     """Whether namespaces are created there that name no database."""
     read_urls: tuple[str, ...] = field(default=(), repr=False)
     """The connection strings of its read replicas."""
+    read_url_files: tuple[Path, ...] = ()
+    """Files that have one each."""
 
     def __post_init__(self) -> None:
         if not is_database(self.name):
@@ -92,7 +94,7 @@ class NamedDatabase:
     def to_json(self) -> dict[str, Any]:
         """Itself for JSON, secrets included; `from_json` reads it."""
         return {
-            each.name: str(value) if isinstance(value, Path) else value
+            each.name: _text(value)
             for each in fields(self)
             if (value := getattr(self, each.name)) is not None
         }
@@ -117,7 +119,7 @@ class NamedDatabase:
             elif isinstance(value, Mapping):
                 shown[key] = dict(value)
             else:
-                shown[key] = str(value) if isinstance(value, Path) else value
+                shown[key] = _text(value)
         return shown
 
 
@@ -148,7 +150,18 @@ def _converted(given: Mapping[str, Any]) -> dict[str, Any]:
             converted[name] = Path(converted[name])
     if isinstance(converted.get("read_urls"), list):
         converted["read_urls"] = tuple(converted["read_urls"])
+    if isinstance(files := converted.get("read_url_files"), list):
+        converted["read_url_files"] = tuple(
+            Path(each) if isinstance(each, str) else each for each in files
+        )
     return converted
+
+
+def _text(value: Any) -> Any:
+    """A path, or several, as text; anything else as it is."""
+    if isinstance(value, tuple):
+        return [_text(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _check_types(key: str, given: NamedDatabase) -> None:
@@ -182,4 +195,9 @@ def _check_types(key: str, given: NamedDatabase) -> None:
         isinstance(given.read_urls, tuple)
         and all(isinstance(url, str) and url for url in given.read_urls),
         "read-urls", "a list of connection strings",
+    )  # fmt: skip
+    require(
+        isinstance(given.read_url_files, tuple)
+        and all(isinstance(path, Path) for path in given.read_url_files),
+        "read-url-files", "a list of paths",
     )  # fmt: skip

@@ -47,10 +47,12 @@ jwt-jwks-token-file: /var/run/secrets/kubernetes.io/serviceaccount/token
 WFE_PERSISTENCE_{{ . | replace "-" "_" | upper }}
 {{- end }}
 
-{{/* A value as a variable has it: Helm reads large numbers as floats. */}}
+{{/* A value as a variable has it: Helm reads large numbers as floats; of a list, the values. */}}
 {{- define "wfe-persistence.text" -}}
 {{- if and (kindIs "float64" .) (eq . (floor .)) }}
 {{- . | int64 | toString }}
+{{- else if kindIs "slice" . }}
+{{- join " " . }}
 {{- else }}
 {{- . | toString }}
 {{- end }}
