@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::error::Error;
+use crate::positions::Positions;
 use crate::rpc::{Rpc, Safety};
 use crate::token::Authorization;
 
@@ -58,6 +59,7 @@ pub(crate) struct Caller {
     pub(crate) retry: Retry,
     pub(crate) namespace: Option<MetadataValue<Ascii>>,
     pub(crate) authorization: Option<Authorization>,
+    pub(crate) positions: Positions,
 }
 
 impl Caller {
@@ -71,9 +73,10 @@ impl Caller {
         Q: Clone,
         A: Default,
         S: Fn(Request<Q>) -> F,
-        F: Future<Output = Result<A, Status>>,
+        F: Future<Output = Result<Response<A>, Status>>,
     {
         let (safety, done) = rpc.rule();
+        let reads = safety == Safety::Read;
         let deadline = Instant::now() + self.timeout.min(LONGEST);
         let mut maybe_written = false;
         let mut attempts = 0;
@@ -87,12 +90,23 @@ impl Caller {
                 _ if left.is_zero() => Error::no_time_left(),
                 Err(error) => error.clone(),
                 Ok(authorization) => {
-                    let attempt = send(self.attempt(request.clone(), left, authorization.clone()));
-                    match tokio::time::timeout(left, attempt).await {
-                        Ok(Ok(response)) => return Ok(response),
+                    let mut sent = self.addressed(request.clone(), authorization.clone(), reads);
+                    sent.set_timeout(left);
+                    let write = (!reads).then(|| self.positions.write());
+                    let error = match tokio::time::timeout(left, send(sent)).await {
+                        Ok(Ok(response)) => {
+                            if let Some(write) = write {
+                                write.succeeded(response.metadata());
+                            }
+                            return Ok(response.into_inner());
+                        }
                         Ok(Err(status)) => Error::from_status(&status),
                         Err(_) => Error::deadline(),
+                    };
+                    if let Some(write) = write.filter(|_| !error.maybe_written()) {
+                        write.failed();
                     }
+                    error
                 }
             };
             // A server may end a call whose deadline has passed without saying so.
@@ -125,24 +139,18 @@ impl Caller {
         }
     }
 
-    /// The request of one attempt, with its metadata and the time left for it.
-    fn attempt<Q>(
+    /// The request of a stream to read, which lasts until one side ends it.
+    pub(crate) fn endless<Q>(&self, message: Q) -> Result<Request<Q>, Error> {
+        Ok(self.addressed(message, self.authorization()?, true))
+    }
+
+    /// A request with its metadata. `reads`: it changes nothing.
+    fn addressed<Q>(
         &self,
         message: Q,
-        left: Duration,
         authorization: Option<MetadataValue<Ascii>>,
+        reads: bool,
     ) -> Request<Q> {
-        let mut request = self.addressed(message, authorization);
-        request.set_timeout(left);
-        request
-    }
-
-    /// The request of a stream that lasts until one side ends it.
-    pub(crate) fn endless<Q>(&self, message: Q) -> Result<Request<Q>, Error> {
-        Ok(self.addressed(message, self.authorization()?))
-    }
-
-    fn addressed<Q>(&self, message: Q, authorization: Option<MetadataValue<Ascii>>) -> Request<Q> {
         let mut request = Request::new(message);
         let metadata = request.metadata_mut();
         if let Some(namespace) = &self.namespace {
@@ -150,6 +158,9 @@ impl Caller {
         }
         if let Some(authorization) = authorization {
             metadata.insert("authorization", authorization);
+        }
+        if reads {
+            self.positions.add_to(metadata);
         }
         request
     }

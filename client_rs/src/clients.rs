@@ -62,11 +62,11 @@ pub(crate) trait Call: Clone + Send + Sync {
     const RPC: Rpc;
     type Response: Default + Send;
 
-    /// Makes one attempt.
+    /// Makes one attempt. The metadata of the response has the trailing one too.
     fn send(
         clients: &Clients,
         request: Request<Self>,
-    ) -> impl Future<Output = Result<Self::Response, Status>> + Send;
+    ) -> impl Future<Output = Result<Response<Self::Response>, Status>> + Send;
 }
 
 /// Implements [`Call`] for the requests of unary RPCs.
@@ -79,9 +79,9 @@ macro_rules! unary {
             async fn send(
                 clients: &Clients,
                 request: Request<Self>,
-            ) -> Result<Self::Response, Status> {
+            ) -> Result<Response<Self::Response>, Status> {
                 let mut client = clients.$client.clone();
-                client.$method(request).await.map(Response::into_inner)
+                client.$method(request).await
             }
         }
     )*};
@@ -157,13 +157,16 @@ impl Call for v1::GetWorkflowInstancesRequest {
     const RPC: Rpc = Rpc::GetWorkflowInstances;
     type Response = Vec<v1::WorkflowInstance>;
 
-    async fn send(clients: &Clients, request: Request<Self>) -> Result<Self::Response, Status> {
+    async fn send(
+        clients: &Clients,
+        request: Request<Self>,
+    ) -> Result<Response<Self::Response>, Status> {
         let mut client = clients.workflows.clone();
         let mut stream = client.get_workflow_instances(request).await?.into_inner();
         let mut instances = Vec::new();
         while let Some(response) = stream.message().await? {
             instances.extend(response.instance);
         }
-        Ok(instances)
+        Ok(Response::new(instances))
     }
 }

@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::host::HostSettings;
 use crate::namespace_set::GrpcNamespaceSet;
 use crate::pool::Pool;
+use crate::positions::{Positions, Reads};
 use crate::provider::{Claims, GrpcPersistenceProvider, Options};
 use crate::token::{self, Authorization};
 use crate::v1;
@@ -49,6 +50,7 @@ pub struct Builder {
     remember: usize,
     keep_bytes: usize,
     strict: bool,
+    reads: Option<Reads>,
     pub(crate) host: HostSettings,
     #[cfg(feature = "tls")]
     tls: Tls,
@@ -107,6 +109,7 @@ impl Builder {
             remember: 200_000,
             keep_bytes: 64 * 1024 * 1024,
             strict: false,
+            reads: None,
             host: HostSettings::default(),
             retry: Retry::default(),
             claims: Claims {
@@ -303,6 +306,16 @@ impl Builder {
         self
     }
 
+    /// Where the server reads, if its database has replicas: [`Reads::Replica`] for what may be stale
+    /// by a moment. Default, also for `None`: lists, counts and what is behind in feeds from a replica,
+    /// all else from the primary. Whatever this provider and its clones have written, its reads
+    /// contain; what others have written may be missing for up to 2 s, or as the server is set up.
+    /// Not for hosts: what they load to write it should be current.
+    pub fn reads(mut self, reads: impl Into<Option<Reads>>) -> Self {
+        self.reads = reads.into();
+        self
+    }
+
     /// Connects and calls `GetStoreInfo`, so that a wrong address, token or namespace is
     /// reported now. The call is retried like any read, which allows for a server that is
     /// still starting.
@@ -370,6 +383,7 @@ impl Builder {
                 .map(|namespace| metadata("namespace", namespace))
                 .transpose()?,
             authorization: self.authorization()?,
+            positions: Positions::new(self.reads),
         };
         Ok(GrpcPersistenceProvider::from_parts(
             Pool::new(channels, self.max_message_bytes),

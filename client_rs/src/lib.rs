@@ -78,6 +78,13 @@
 //! A call that the server rejects with `UNAUTHENTICATED` is retried once, immediately, if there is
 //! another token by then ([`Builder::token_file`], [`Builder::token_function`]).
 //!
+//! # Reads from replicas
+//!
+//! If the server's database has replicas, lists, counts and the search of hosts are read from them.
+//! Whatever a provider (or a host) and its clones have written, their reads contain, wherever they
+//! are read: the position of each write is kept, and sent with them. [`Builder::reads`] and
+//! [`GrpcPersistenceProvider::with_reads`] have more be read from replicas, or nothing.
+//!
 //! # Patches
 //!
 //! The provider caches the workflows that it loaded or stored last and sends patches: the
@@ -126,6 +133,7 @@ mod host;
 mod namespace_set;
 mod patch;
 mod pool;
+mod positions;
 mod provider;
 mod rpc;
 mod step;
@@ -143,5 +151,6 @@ pub use error::{Error, FieldViolation};
 pub use guard::guarded;
 pub use host::{GrpcHost, Lag};
 pub use namespace_set::GrpcNamespaceSet;
+pub use positions::Reads;
 pub use provider::GrpcPersistenceProvider;
 pub use step::{Committed, Step};

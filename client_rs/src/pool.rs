@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
-use tonic::{Request, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 use crate::clients::{Call, Clients};
@@ -85,7 +85,10 @@ impl Pool {
     }
 
     /// Makes one attempt of a call.
-    pub(crate) async fn send<C: Call>(&self, request: Request<C>) -> Result<C::Response, Status> {
+    pub(crate) async fn send<C: Call>(
+        &self,
+        request: Request<C>,
+    ) -> Result<Response<C::Response>, Status> {
         let connection = self.choose();
         let outcome = C::send(&connection.get().clients, request).await;
         connection.was_used(&outcome);

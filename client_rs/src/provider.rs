@@ -24,6 +24,7 @@ use crate::call::Caller;
 use crate::clients::Call;
 use crate::error::Result;
 use crate::pool::Pool;
+use crate::positions::{Positions, Reads};
 use crate::v1;
 
 /// The maximum page size of the server.
@@ -78,10 +79,30 @@ impl GrpcPersistenceProvider {
         }
     }
 
-    /// The same, for a namespace.
+    /// The same, for a namespace in which it has written nothing yet.
     pub(crate) fn in_namespace(mut self, namespace: MetadataValue<Ascii>) -> Self {
         self.caller.namespace = Some(namespace);
+        self.caller.positions = Positions::new(self.caller.positions.reads);
         self
+    }
+
+    /// A provider on the same connections, whose reads go elsewhere (see
+    /// [`Builder::reads`](crate::Builder::reads)), for a single call or several. Its reads contain
+    /// what this one has written too, and the other way round.
+    ///
+    /// ```no_run
+    /// # async fn example(
+    /// #     store: wfe_persistence_client::GrpcPersistenceProvider,
+    /// # ) -> Result<(), wfe_persistence_client::Error> {
+    /// use wfe_persistence_client::Reads;
+    ///
+    /// let errors = store.with_reads(Reads::Primary).list_errors(None).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn with_reads(&self, reads: impl Into<Option<Reads>>) -> Self {
+        let mut other = self.clone();
+        other.caller.positions.reads = reads.into();
+        other
     }
 
     /// What the server said it supports.

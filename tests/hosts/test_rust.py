@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +18,11 @@ from pathlib import Path
 import pytest
 
 from tests.hosts.pages import ROOT
+from tests.support import binaries
+from tests.support.admin import AdminServer
+from tests.support.replicas import Member, Standby
 from tests.support.server import ServerProcess
+from tests.support.waiting import wait_for
 
 CRATE = ROOT / "client_rs"
 
@@ -30,12 +35,13 @@ pytestmark = pytest.mark.timeout(1800)
 AT_LEAST = {
     "lib": {
         "cache": 2,
-        "call": 15,
+        "call": 17,
         "connect": 5,
         "convert": 11,
         "error": 9,
         "host": 20,
         "patch": 3,
+        "positions": 5,
         "rpc": 1,
         "token": 2,
     },
@@ -156,3 +162,35 @@ def test_the_crates_tests_pass(
     assert modules.keys() >= AT_LEAST[binary].keys(), out
     assert {m: n for m, n in AT_LEAST[binary].items() if modules[m] < n} == {}, modules
     assert "bug" not in server.log(), server.log()
+
+
+def test_the_provider_reads_from_a_replica(cargo_env: dict[str, str]) -> None:
+    """The crate's own test of that, which needs a replica."""
+    with (
+        # (PostgreSQL is another user, if this one is root.)
+        tempfile.TemporaryDirectory(prefix="wfe-") as path,
+        Member(binaries.postgres(18), _open(Path(path)) / "primary") as primary,
+        Standby(primary, Path(path) / "standby") as standby,
+        AdminServer(
+            Path(path) / "log", "--db-url", primary.url, "--db-read-url", standby.url,
+            "--replica-max-lag", "600",
+        ) as server,
+    ):  # fmt: skip
+        usable = 'wfe_persistence_replica_usable{standby="home/1"} 1'
+        wait_for(lambda: usable in server.get("/metrics").text)
+        env = {
+            **cargo_env,
+            "WFE_TEST_REPLICATED": server.address,
+            "WFE_TEST_REPLICA": standby.url.replace("@/", "@localhost/"),
+        }
+        out = _cargo("test", "--locked", *SELECT["all"], "replicas::", cwd=CRATE, env=env)
+        assert "test result: ok. 1 passed" in out, out
+        assert re.search(
+            r'replica_reads_total{outcome="replica",standby="home/1"} [1-9]',
+            server.get("/metrics").text,
+        ), server.get("/metrics").text
+
+
+def _open(directory: Path) -> Path:
+    directory.chmod(0o755)
+    return directory

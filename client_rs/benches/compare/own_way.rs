@@ -115,6 +115,7 @@ async fn create(workflows: &mut WorkflowServiceClient<Channel>, queue: &str, id:
     let request = v1::CreateNewWorkflowRequest {
         instance: Some(instance),
         enqueue: vec![item(queue)],
+        ..Default::default()
     };
     workflows.create_new_workflow(request).await.unwrap();
 }

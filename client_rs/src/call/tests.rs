@@ -15,6 +15,7 @@ fn caller() -> Caller {
         },
         namespace: None,
         authorization: None,
+        positions: Positions::default(),
     }
 }
 
@@ -25,7 +26,7 @@ async fn run(rpc: Rpc, ends: Vec<Result<u32, Status>>) -> (Result<u32, Error>, u
     let result = caller()
         .call(rpc, &(), |_| {
             let end = ends.lock().unwrap().next().expect("one attempt too many");
-            async { end }
+            async { end.map(Response::new) }
         })
         .await;
     let made = all - ends.into_inner().unwrap().count();
@@ -151,7 +152,7 @@ async fn by_default_only_the_timeout_ends_the_attempts() {
                 if away {
                     Err(status(Code::Unavailable, "SHUTTING_DOWN", wait))
                 } else {
-                    Ok(7)
+                    Ok(Response::new(7))
                 }
             }
         })
@@ -215,7 +216,7 @@ async fn what_ends_after_the_deadline_ends_because_of_it() {
 async fn without_time_nothing_is_sent_and_no_timeout_is_too_long() {
     let mut caller = caller();
     caller.timeout = Duration::ZERO;
-    let sent = |_| async { Ok::<u32, Status>(7) };
+    let sent = |_| async { Ok::<_, Status>(Response::new(7)) };
     let error = caller.call(Rpc::CreateEvent, &(), sent).await.unwrap_err();
     assert_eq!(error.reason(), Some(ErrorReason::DeadlineExceeded));
     assert!(!error.maybe_written());
@@ -290,4 +291,77 @@ fn the_waits_are_bounded_and_random() {
     }
     let waits: std::collections::HashSet<_> = (0..9).map(|_| retry.backoff(9)).collect();
     assert!(waits.len() > 5);
+}
+
+/// A call that ends in one attempt; returns the position that this attempt was sent with.
+async fn sent_with(
+    caller: &Caller,
+    rpc: Rpc,
+    end: Result<Option<&'static str>, Status>,
+) -> Option<String> {
+    let sent = Mutex::new(None);
+    let _: Result<u32, Error> = caller
+        .call(rpc, &(), |request: Request<()>| {
+            let position = request.metadata().get("wfe-lsn");
+            *sent.lock().unwrap() = position.map(|value| value.to_str().unwrap().into());
+            let end = end.clone().map(|told| {
+                let mut response = Response::new(7);
+                if let Some(told) = told {
+                    let metadata = response.metadata_mut();
+                    metadata.insert("wfe-lsn", MetadataValue::from_static(told));
+                }
+                response
+            });
+            async { end }
+        })
+        .await;
+    sent.into_inner().unwrap()
+}
+
+const FIRST: &str = "home.1/00000001/0000000000000005";
+const SECOND: &str = "home.1/00000001/0000000000000006";
+
+#[tokio::test]
+async fn reads_are_sent_with_the_position_of_the_last_write() {
+    let caller = caller();
+    let read = |caller| async move { sent_with(caller, Rpc::GetEvent, Ok(Some("x/y"))).await };
+    assert_eq!(read(&caller).await, None);
+    let write = sent_with(&caller, Rpc::CreateEvent, Ok(Some(FIRST))).await;
+    assert_eq!(write, None);
+    assert_eq!(read(&caller).await.as_deref(), Some(FIRST));
+    // Not with writes, and reads tell none.
+    assert_eq!(
+        sent_with(&caller, Rpc::CreateEvent, Ok(Some(SECOND))).await,
+        None
+    );
+    assert_eq!(read(&caller.clone()).await.as_deref(), Some(SECOND));
+    let watch = caller.endless(()).unwrap();
+    assert_eq!(watch.metadata().get("wfe-lsn").unwrap(), SECOND);
+}
+
+#[tokio::test]
+async fn a_write_that_may_have_been_made_is_behind_an_unknown_position() {
+    let mut caller = caller();
+    caller.retry.max_attempts = 1;
+    let read = |caller| async move { sent_with(caller, Rpc::GetEvent, Err(lost())).await };
+    for (end, known) in [
+        (
+            status(Code::AlreadyExists, "EVENT_ALREADY_EXISTS", None),
+            FIRST,
+        ),
+        (lost(), "unknown"),
+    ] {
+        sent_with(&caller, Rpc::CreateEvent, Ok(Some(FIRST))).await;
+        sent_with(&caller, Rpc::CreateEvent, Err(end)).await;
+        assert_eq!(read(&caller).await.as_deref(), Some(known));
+    }
+    // One that is dropped.
+    sent_with(&caller, Rpc::CreateEvent, Ok(Some(FIRST))).await;
+    let call = caller.call(Rpc::CreateEvent, &(), |_| std::future::pending());
+    let ended: Result<Result<u32, _>, _> =
+        tokio::time::timeout(Duration::from_millis(1), call).await;
+    assert!(ended.is_err());
+    assert_eq!(read(&caller).await.as_deref(), Some("unknown"));
+    sent_with(&caller, Rpc::CreateEvent, Ok(Some(SECOND))).await;
+    assert_eq!(read(&caller).await.as_deref(), Some(SECOND));
 }

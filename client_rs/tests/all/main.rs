@@ -12,6 +12,7 @@ mod long;
 mod mixed_fleet;
 mod newer;
 mod persistence;
+mod replicas;
 mod saving;
 mod sets;
 mod stub;

@@ -165,7 +165,7 @@ async fn events_and_subscriptions_are_found_wherever_they_are() {
     let later = Utc::now() + chrono::Duration::seconds(60);
     assert_eq!(
         set.get_events("paid", "k", later).await.unwrap(),
-        [event.id.clone()]
+        std::slice::from_ref(&event.id)
     );
     let waiting = set.get_subscriptions("paid", "k", later).await.unwrap();
     let mut workflows: Vec<_> = waiting.iter().map(|s| s.workflow_id.clone()).collect();
