@@ -17,4 +17,4 @@ def test_typescript_repeats_what_a_broken_connection_lost() -> None:
     install = "" if (example / "node_modules").exists() else "npm ci && "
     printed = run(f"{install}npm test", example)
     assert "# fail 0" in printed
-    assert "# pass 27" in printed
+    assert "# pass 28" in printed
