@@ -117,8 +117,12 @@ async def test_every_write_tells_its_position(own: Api) -> None:
     assert positions == sorted(set(positions))
 
 
-async def test_a_read_with_a_position_contains_what_was_written(own: Api, standby: Standby) -> None:
+async def test_a_read_with_a_position_contains_what_was_written(
+    server: AdminServer, own: Api, standby: Standby
+) -> None:
     id_, position = await create(own)
+    # (On a busy machine it may take longer than reads wait.)
+    await asyncio.to_thread(wait_until_caught_up, server)
     request = GetEventRequest(id=id_)
     answer, told = await ask(own.events.GetEvent, request, wfe_read="replica", wfe_lsn=position)
     assert answer.event.id == id_
@@ -202,6 +206,7 @@ async def test_what_a_position_does_not_tell(own: Api) -> None:
 
 async def test_metadata_that_are_not_what_they_should_be(server: AdminServer, own: Api) -> None:
     id_, position = await create(own)
+    await asyncio.to_thread(wait_until_caught_up, server)
     get = own.events.GetEvent, GetEventRequest(id=id_)
     for wrong in ("both", "Replica", "replica,primary", "x" * 6000):
         with invalid("wfe-read", reason="FORMAT"):
