@@ -6,6 +6,7 @@ What happens to a workflow is what the command line means by the same word, too:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
@@ -22,6 +23,9 @@ from wfe_persistence_console.web import Refusal, Request
 _BY: Final = "the console of wfe-persistence"
 
 Action = Callable[[Caller, Request], Awaitable[Shape]]
+
+LONGEST_SECONDS: Final = 30.0
+"""How long an action may take, with all its calls and their repetitions."""
 
 
 def _number(request: Request, name: str) -> int:
@@ -93,7 +97,15 @@ ACTIONS: Final[dict[str, Action]] = {
 async def act(action: Action, caller: Caller, request: Request) -> Shape:
     """Do it. Raises Refusal."""
     try:
-        return await action(caller, request)
+        async with asyncio.timeout(LONGEST_SECONDS):
+            return await action(caller, request)
+    except TimeoutError as exc:
+        raise Refusal(
+            HTTPStatus.GATEWAY_TIMEOUT,
+            "TIMEOUT",
+            f"the server has not answered within {LONGEST_SECONDS:.0f} s: whether it was done, the "
+            "page shows when it is read again",
+        ) from exc
     except PersistenceError as exc:
         raise refusal(exc) from exc
     except NotChanged as exc:

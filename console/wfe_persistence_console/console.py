@@ -18,6 +18,7 @@ from wfe_persistence_client.administration import EXPLANATIONS
 from wfe_persistence_console.actions import ACTIONS, act
 from wfe_persistence_console.link import Caller, Link
 from wfe_persistence_console.live import watch
+from wfe_persistence_console.parameters import check_names
 from wfe_persistence_console.reads import READS
 from wfe_persistence_console.sessions import Session, Sessions, cookie_in, set_cookie
 from wfe_persistence_console.shapes import Shape
@@ -25,13 +26,17 @@ from wfe_persistence_console.web import Answer, Refusal, Request, json_answer
 
 log = logging.getLogger(__name__)
 
-# How many logins are checked at a time: each is a call in the name of a stranger.
-_MOST_LOGINS: Final = 4
+MOST_LOGINS: Final = 4
+"""How many logins are checked at a time: each is a call in the name of a stranger."""
 _MAX_TOKEN_CHARACTERS: Final = 16_384
 
-MOST_READS: Final = 32
-"""How many reads are answered at a time. With the streams they are fewer than the connections that
-the server keeps, so that there is room for a probe however long the reads take."""
+MOST_READS: Final = 28
+"""How many reads are answered at a time. With streams, logins and actions they are fewer than the
+connections that the server keeps, so that there is room for a probe however long all that takes."""
+
+MOST_ACTIONS: Final = 4
+"""How many changes are made at a time. Of a session it is one: a person makes one after the
+other."""
 
 _NAMESPACE: Final = re.compile("[a-z][a-z0-9_]{0,39}")
 _FILE: Final = re.compile(r"static/((?:pages/)?[a-z]+\.(?:css|js|svg))")
@@ -71,8 +76,10 @@ class Console:
         self._link = Link(channel)
         self._authentication = authentication
         self._write = write
-        self._sessions = Sessions()
+        self.sessions = Sessions()
+        """Who has logged in."""
         self._logins = 0
+        self._actions = 0
         self._reads = 0
         self._files: dict[str, Answer] = {}
 
@@ -135,6 +142,7 @@ class Console:
         caller = self._caller(request, session)
         try:
             if name == "watch":
+                check_names(request, name)
                 stream = watch(caller, request, lambda: self._is_over(session))
                 return Answer(HTTPStatus.OK, b"", "text/event-stream", stream=stream)
             return json_answer(await self._read(name, caller, request))
@@ -147,6 +155,7 @@ class Console:
     async def _read(self, name: str, caller: Caller, request: Request) -> Shape:
         if name not in READS:
             raise Refusal(HTTPStatus.NOT_FOUND, "NOT_FOUND", f"there is no {name[:100]!r}")
+        check_names(request, name)
         if self._reads >= MOST_READS:
             raise Refusal(
                 HTTPStatus.TOO_MANY_REQUESTS, "BUSY", "too many others are just looking: try again"
@@ -162,7 +171,7 @@ class Console:
             return await self._login(request)
         session = self._required_session(request)
         if name == "logout" and self._authentication:
-            self._sessions.end(session)
+            self.sessions.end(session)
             cookie = set_cookie("", encrypted=_is_encrypted(request))
             return json_answer({}, headers={"set-cookie": cookie})
         if name not in ACTIONS:
@@ -172,10 +181,31 @@ class Console:
                 HTTPStatus.FORBIDDEN, "READ_ONLY", "the console was started without --console-write"
             )
         try:
-            return json_answer(await act(ACTIONS[name], self._caller(request, session), request))
+            return json_answer(await self._act(name, session, request))
         except Refusal as exc:
             self._note(session, exc)
             raise
+
+    async def _act(self, name: str, session: Session, request: Request) -> Shape:
+        caller = self._caller(request, session)
+        if session.acting:
+            raise Refusal(
+                HTTPStatus.TOO_MANY_REQUESTS, "BUSY", "your last change is not done yet: try again"
+            )
+        if self._actions >= MOST_ACTIONS:
+            raise Refusal(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                "BUSY",
+                "others are just changing something: try again",
+            )
+        self._actions += 1
+        # Without logins all are of one session, and only their sum is bounded.
+        session.acting = self._authentication
+        try:
+            return await act(ACTIONS[name], caller, request)
+        finally:
+            self._actions -= 1
+            session.acting = False
 
     async def _login(self, request: Request) -> Answer:
         token = request.field("token").strip()
@@ -183,7 +213,7 @@ class Console:
             raise Refusal(HTTPStatus.BAD_REQUEST, "MALFORMED", "this is not a token")
         if len(token) > _MAX_TOKEN_CHARACTERS:
             raise Refusal(HTTPStatus.BAD_REQUEST, "MALFORMED", "the token is too long")
-        if self._logins >= _MOST_LOGINS:
+        if self._logins >= MOST_LOGINS:
             raise Refusal(
                 HTTPStatus.TOO_MANY_REQUESTS, "BUSY", "others are just logging in: try again"
             )
@@ -194,13 +224,13 @@ class Console:
             await caller.call(caller.stubs.store.ListNamespaces, ListNamespacesRequest(page_size=1))
         finally:
             self._logins -= 1
-        cookie = set_cookie(self._sessions.begin(token), encrypted=_is_encrypted(request))
+        cookie = set_cookie(self.sessions.begin(token), encrypted=_is_encrypted(request))
         return json_answer({}, headers={"set-cookie": cookie})
 
     def _session(self, request: Request) -> Session | None:
         if not self._authentication:
             return _ANYBODY
-        return self._sessions.find(cookie_in("; ".join(request.headers.get("cookie", []))))
+        return self.sessions.find(cookie_in("; ".join(request.headers.get("cookie", []))))
 
     def _required_session(self, request: Request) -> Session:
         session = self._session(request)
@@ -209,12 +239,12 @@ class Console:
         return session
 
     def _is_over(self, session: Session) -> bool:
-        return self._authentication and self._sessions.is_over(session)
+        return self._authentication and self.sessions.is_over(session)
 
     def _note(self, session: Session, refusal: Refusal) -> None:
         """A token that the server no longer accepts is of no use to anybody."""
         if refusal.status == HTTPStatus.UNAUTHORIZED and self._authentication:
-            self._sessions.end(session)
+            self.sessions.end(session)
 
     def _caller(self, request: Request, session: Session) -> Caller:
         namespace = request.text("namespace")

@@ -23,6 +23,7 @@ from wfe.persistence.v1.list_order_pb2 import ListOrder
 from wfe_persistence_client.administration import stuck_since
 from wfe_persistence_console import shapes
 from wfe_persistence_console.link import Caller
+from wfe_persistence_console.parameters import given_with
 from wfe_persistence_console.shapes import Shape
 from wfe_persistence_console.web import Refusal, Request
 
@@ -87,9 +88,12 @@ def _ago(request: Request, name: str, now: datetime) -> datetime | None:
 
 
 def _order(request: Request) -> ListOrder.ValueType:
-    if request.text("order") == "oldest":
-        return ListOrder.LIST_ORDER_OLDEST_FIRST
-    return ListOrder.LIST_ORDER_NEWEST_FIRST
+    match request.text("order"):
+        case "" | "newest":
+            return ListOrder.LIST_ORDER_NEWEST_FIRST
+        case "oldest":
+            return ListOrder.LIST_ORDER_OLDEST_FIRST
+    raise _malformed("order", "newest or oldest")
 
 
 def _named(labels: dict[int, str], text: str, name: str) -> int:
@@ -114,11 +118,12 @@ def _filter(request: Request, now: datetime) -> workflow_pb2.WorkflowFilter:
         chosen.version = _whole(request, "version", 0, 2**31 - 1)
     if request.text("reference"):
         chosen.reference = request.text("reference")
-    if chosen.waiting_event_name and request.text("key"):
-        chosen.waiting_event_key = request.text("key")
+    if (key := given_with(request, "key", "event")) is not None:
+        chosen.waiting_event_key = key
     times = (
         ("create_time_from", _ago(request, "younger", now)),
         ("create_time_before", _ago(request, "older", now)),
+        ("complete_time_from", _ago(request, "ended", now)),
         ("error_time_from", _ago(request, "errors", now)),
     )
     since = _ago(request, "stuck", now)
@@ -160,6 +165,8 @@ async def workflow(caller: Caller, request: Request) -> Shape:
     """A workflow, by its id or its name, without its pointers."""
     view = workflow_pb2.WorkflowView.WORKFLOW_VIEW_HEADER
     if (id_ := request.given("id")) is not None:
+        if request.given("name") is not None:
+            raise Refusal(HTTPStatus.BAD_REQUEST, "MALFORMED", "name: is of no use with id")
         found = await caller.call(
             caller.stubs.workflows.GetWorkflowInstance,
             workflow_pb2.GetWorkflowInstanceRequest(id=id_, view=view),
@@ -225,7 +232,7 @@ async def events(caller: Caller, request: Request) -> Shape:
     """A page of events."""
     asked = event_pb2.ListEventsRequest(
         event_name=request.text("event"),
-        event_key=request.given("key") if request.text("event") else None,
+        event_key=given_with(request, "key", "event"),
         is_processed=_truth(request, "processed"),
         order=_order(request),
         page_size=_size(request),
@@ -240,7 +247,7 @@ async def subscriptions(caller: Caller, request: Request) -> Shape:
     asked = subscription_pb2.ListSubscriptionsRequest(
         workflow_id=request.text("workflow"),
         event_name=request.text("event"),
-        event_key=request.given("key") if request.text("event") else None,
+        event_key=given_with(request, "key", "event"),
         held=_truth(request, "held"),
         page_size=_size(request),
         page_token=request.text("cursor"),
@@ -254,7 +261,7 @@ async def subscriptions(caller: Caller, request: Request) -> Shape:
 async def commands(caller: Caller, request: Request) -> Shape:
     """A page of commands, soonest first."""
     asked = command_pb2.ListCommandsRequest(
-        data=request.given("data") if request.text("command") else None,
+        data=given_with(request, "data", "command"),
         leased=_truth(request, "leased"),
         worker_id=request.text("worker"),
         page_size=_size(request),

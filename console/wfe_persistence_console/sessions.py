@@ -30,6 +30,8 @@ class Session:
     began: float
     used: float
     ended: bool = False
+    acting: bool = False
+    """Whether it is just changing something."""
 
 
 class Sessions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 
@@ -150,6 +150,70 @@ def test_filters_are_in_the_address(tab: Tab, shop: AdminServer) -> None:
     assert "4 shown" in tab.text(), "whoever is sent the link sees the same"
     tab.click(".heading button")
     tab.wait("document.body.innerText.includes('4 terminated')")
+
+
+WHOLE = {
+    "workflows": {
+        "status": "runnable", "definition": "order", "version": "3", "reference": "customer-17",
+        "name": "order", "event": "payment.confirmed", "key": "order-1042", "older": "3600",
+        "younger": "604800", "errors": "86400", "order": "oldest",
+    },
+    "workflows?": {"ended": "604800", "stuck": "300", "root": "campaign", "older": "7200"},
+    "events": {
+        "event": "payment.failed", "key": "order-1042", "processed": "false", "order": "oldest",
+    },
+    "commands": {
+        "command": "process_workflow", "data": "order-1042", "leased": "true", "worker": "worker-1",
+    },
+    "errors": {"workflow": "order-1042", "younger": "86400"},
+    "locks": {"resource": "nightly", "owner": "cron"},
+    "queues": {"queue": "mails", "state": "leased", "id": "mail-1"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", WHOLE)
+def test_an_address_can_be_sent_with_all_its_filters(
+    tab: Tab, shop: AdminServer, page: str
+) -> None:
+    """The form shows what the address says, the server is asked for it, and back again."""
+    expected = WHOLE[page]
+    show(tab, shop, f"{page.rstrip('?')}?{urlencode(expected)}")
+    assert not tab.text(".problem")
+    shown = tab.run(
+        "Object.fromEntries([...new FormData(document.querySelector('.filters'))].filter(([, v]) => v))"
+    )
+    kept = {"queue": "mails"} if page == "queues" else {}
+    assert shown | kept == expected
+    asked = [dict(parse_qsl(urlsplit(url).query)) for url in tab.requested if "/api/" in url]
+    assert expected in asked
+    tab.run("document.querySelector('.filters').requestSubmit()")
+    tab.wait(READY)
+    assert dict(parse_qsl(tab.run("location.search")[1:])) == expected
+
+
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        ("workflows?key=x", "needs event"),
+        ("workflows?status=asleep", "is not one of RUNNABLE"),
+        ("workflows?younger=soon", "is not a number"),
+        ("workflows?order=best", "is not newest or oldest"),
+        ("workflows?colour=red", "does not choose by it: colour"),
+        ("workflows?status=complete&status=runnable", "only the first counts: status"),
+        ("events?key=x", "needs event"),
+        ("events?at=2026-01-01", "does not choose by it: at"),
+        ("commands?data=x", "needs command"),
+        ("queues?state=dead", "does not choose by it: state"),
+        ("storage?table=x", "does not choose by it: table"),
+        ("workflow?id=order-1042&tab=pictures", "no such tab: pictures"),
+        ("workflow?id=order-1042&name=x", "does not choose by it: name"),
+    ],
+)
+def test_no_filter_is_ignored_in_silence(tab: Tab, shop: AdminServer, page: str, said: str) -> None:
+    tab.open(base(shop) + page)
+    tab.wait(f"{READY} && document.querySelector('.problem')")
+    assert said in tab.text(".problem")
+    check_accessibility(tab)
 
 
 def test_pages_of_a_list(tab: Tab, shop: AdminServer) -> None:

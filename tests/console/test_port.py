@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import re
 import socket
 import ssl
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
@@ -30,8 +32,9 @@ from wfe_persistence_client import (
     WorkflowStatus,
     connect,
 )
-from wfe_persistence_console import Console
-from wfe_persistence_console.console import MOST_READS, PAGES
+from wfe_persistence_console import Console, actions, live, reads
+from wfe_persistence_console.console import MOST_ACTIONS, MOST_LOGINS, MOST_READS, PAGES
+from wfe_persistence_console.parameters import PARAMETERS
 from wfe_persistence_console.reads import READS
 from wfe_persistence_console.sessions import (
     IDLE_SECONDS,
@@ -188,6 +191,42 @@ def test_filters(shop: AdminServer, parameters: dict[str, object], ids: set[str]
     found = {one["id"] for one in read(shop, "workflows", **parameters)["workflows"]}
     assert {one for one in found if not one.startswith("order-shop")} == ids
     assert sum(read(shop, "count", **parameters)["counts"].values()) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("workflows?key=x", "key: needs event"),
+        ("count?key=x", "key: needs event"),
+        ("events?key=x", "key: needs event"),
+        ("subscriptions?key=x", "key: needs event"),
+        ("commands?data=x", "data: needs command"),
+        ("workflow?id=x&name=y", "name: is of no use with id"),
+        ("workflows?order=best", "order: is not newest or oldest"),
+        ("workflows?statuses=runnable", "statuses: there is no such parameter"),
+        ("workflows?status=complete&status=runnable", "status: is given more than once"),
+        ("watch?workflow=x", "workflow: there is no such parameter"),
+    ],
+)
+def test_what_would_choose_nothing_is_refused(shop: AdminServer, query: str, said: str) -> None:
+    answer = shop.get(f"/console/api/{query}")
+    assert answer.status == 400
+    assert said in answer.text
+
+
+@pytest.mark.parametrize("name", sorted(PARAMETERS))
+def test_each_parameter_is_read(name: str) -> None:
+    """None is taken and then forgotten."""
+    functions: dict[str, Callable[..., object]] = {**READS, "watch": live.watch}
+    function = functions[name]
+    source = inspect.getsource(function)
+    seen = ""
+    while source != seen:  # and what it calls here
+        seen = source
+        for helper in (reads._filter, reads._pointer_page, reads._order, reads._size):
+            if f"{helper.__name__}(" in source and inspect.getsource(helper) not in source:
+                source += inspect.getsource(helper)
+    assert [one for one in PARAMETERS[name] if f'"{one}"' not in source] == []
 
 
 def test_a_list_goes_on_where_its_page_ends(shop: AdminServer) -> None:
@@ -690,28 +729,45 @@ def test_sessions_are_bounded_and_end() -> None:
 
 
 def test_there_is_always_room_for_a_probe() -> None:
-    assert MOST_READS + MAX_STREAMS < MAX_CONNECTIONS
+    assert MOST_READS + MOST_LOGINS + MOST_ACTIONS + MAX_STREAMS < MAX_CONNECTIONS
+
+
+@asynccontextmanager
+async def silent(*, authentication: bool) -> AsyncIterator[Console]:
+    """A console that may change things, whose server does not answer."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        console = Console(
+            lambda: grpc.aio.insecure_channel(address), authentication=authentication, write=True
+        )
+        yield console
+        await console.close()
+
+
+def asked(method: str, path: str, cookie: str = "") -> Request:
+    headers = {
+        "content-type": ["application/json"],
+        "origin": ["http://localhost"],
+        "host": ["localhost"],
+        "cookie": [cookie],
+    }
+    body = {"token": "x", "id": "x", "resource": "x", "revision": "1", "epoch": "1"}
+    return Request(method, path, {}, headers, json.dumps(body).encode())
 
 
 @pytest.mark.parametrize(
     ("authentication", "path", "most"),
-    [(True, "api/login", 4), (False, "api/workflows", MOST_READS)],
-    ids=["logins", "reads"],
+    [
+        (True, "api/login", MOST_LOGINS),
+        (False, "api/workflows", MOST_READS),
+        (False, "api/delete", MOST_ACTIONS),
+    ],
+    ids=["logins", "reads", "actions"],
 )
 async def test_calls_at_a_time_are_few(authentication: bool, path: str, most: int) -> None:
     """A console whose server does not answer: those who ask do not pile up calls."""
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        address = f"127.0.0.1:{silent.getsockname()[1]}"
-        console = Console(
-            lambda: grpc.aio.insecure_channel(address), authentication=authentication, write=False
-        )
-        headers = {
-            "content-type": ["application/json"],
-            "origin": ["http://localhost"],
-            "host": ["localhost"],
-        }
-        method = "POST" if path == "api/login" else "GET"
-        request = Request(method, path, {}, headers, b'{"token": "x"}')
+    async with silent(authentication=authentication) as console:
+        request = asked("GET" if path == "api/workflows" else "POST", path)
         tasks = [asyncio.ensure_future(console.answer(request)) for _ in range(most + 20)]
         await asyncio.wait(tasks, timeout=5, return_when="FIRST_COMPLETED")
         await asyncio.sleep(0)
@@ -727,4 +783,34 @@ async def test_calls_at_a_time_are_few(authentication: bool, path: str, most: in
         assert not again.done()
         again.cancel()
         await asyncio.gather(again, return_exceptions=True)
-        await console.close()
+
+
+async def test_a_session_changes_one_thing_at_a_time() -> None:
+    async with silent(authentication=True) as console:
+        mine, others = (f"wfe_console={console.sessions.begin(name)}" for name in ("a", "b"))
+        first = asyncio.ensure_future(console.answer(asked("POST", "api/delete", mine)))
+        await asyncio.sleep(0)
+        for name in ("delete", "suspend", "break-lock"):
+            answer = await console.answer(asked("POST", f"api/{name}", mine))
+            assert answer.status == 429
+            assert b"your last change is not done yet" in answer.body
+        other = asyncio.ensure_future(console.answer(asked("POST", "api/delete", others)))
+        await asyncio.wait([other], timeout=0.2)
+        assert not other.done(), "nobody else waits for it"
+        for task in (first, other):
+            task.cancel()
+        await asyncio.gather(first, other, return_exceptions=True)
+        after = asyncio.ensure_future(console.answer(asked("POST", "api/delete", mine)))
+        await asyncio.wait([after], timeout=0.2)
+        assert not after.done()
+        after.cancel()
+        await asyncio.gather(after, return_exceptions=True)
+
+
+async def test_a_change_that_takes_too_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actions, "LONGEST_SECONDS", 0.1)
+    async with silent(authentication=False) as console:
+        for name in actions.ACTIONS:
+            answer = await console.answer(asked("POST", f"api/{name}"))
+            assert answer.status == 504
+            assert json.loads(answer.body)["error"]["reason"] == "TIMEOUT"

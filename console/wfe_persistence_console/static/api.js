@@ -23,6 +23,9 @@ function url(name, parameters) {
   return `api/${name}?${query}`;
 }
 
+// Longer than the console lets a call or a change take: then the server is away without having hung up.
+const LONGEST_MS = 45000;
+
 async function answer(request) {
   let response;
   try {
@@ -45,7 +48,10 @@ async function answer(request) {
 }
 
 export const get = (name, parameters, signal) =>
-  answer(fetch(url(name, parameters), { signal, credentials: "same-origin" }));
+  answer(fetch(url(name, parameters), {
+    signal: AbortSignal.any([AbortSignal.timeout(LONGEST_MS), ...(signal ? [signal] : [])]),
+    credentials: "same-origin",
+  }));
 
 export const post = (name, body) =>
   answer(fetch(url(name), {
@@ -53,6 +59,7 @@ export const post = (name, body) =>
     credentials: "same-origin",
     headers: { "content-type": "application/json" },
     body: JSON.stringify(body),
+    signal: AbortSignal.timeout(LONGEST_MS),
   }));
 
 /**

@@ -2,17 +2,17 @@
 
 import { ApiError, get, live, namespace, post } from "./api.js";
 import { closeAll, logIn } from "./dialog.js";
-import { address, clean, h, problem, refreshTimes } from "./dom.js";
-import { page as commands } from "./pages/commands.js";
-import { page as errors } from "./pages/errors.js";
-import { page as events } from "./pages/events.js";
-import { page as locks } from "./pages/locks.js";
-import { page as namespaces } from "./pages/namespaces.js";
-import { page as overview } from "./pages/overview.js";
-import { page as queues } from "./pages/queues.js";
-import { page as storage } from "./pages/storage.js";
-import { page as workflow } from "./pages/workflow.js";
-import { page as workflows } from "./pages/workflows.js";
+import { address, clean, h, problem, refreshTimes, theirs } from "./dom.js";
+import * as commands from "./pages/commands.js";
+import * as errors from "./pages/errors.js";
+import * as events from "./pages/events.js";
+import * as locks from "./pages/locks.js";
+import * as namespaces from "./pages/namespaces.js";
+import * as overview from "./pages/overview.js";
+import * as queues from "./pages/queues.js";
+import * as storage from "./pages/storage.js";
+import * as workflow from "./pages/workflow.js";
+import * as workflows from "./pages/workflows.js";
 
 // All are loaded at once: one that is chosen while the server is away is shown, too.
 const PAGES = {
@@ -171,7 +171,7 @@ async function show() {
   leave = new AbortController();
   const { signal } = leave;
   const name = location.pathname.split("/").pop();
-  const [heading, page, within] = PAGES[name] ?? HIDDEN[name] ?? PAGES[""];
+  const [heading, shown, within] = PAGES[name] ?? HIDDEN[name] ?? PAGES[""];
   document.title = `${heading} – wfe-persistence`;
   nav.replaceChildren(...Object.entries(PAGES).map(([page, [text]]) =>
     h("a", { href: address(page), "aria-current": page === (within ?? name) ? "page" : null }, text)));
@@ -182,14 +182,30 @@ async function show() {
   main.replaceChildren(root);
   main.dataset.page = name || "overview";
   delete main.dataset.ready;
+  root.append(...ignored(shown));
   try {
-    await page(context(root, signal));
+    await shown.page(context(root, signal));
   } catch (error) {
     if (error.name === "AbortError" || signal.aborted) return;
     root.append(h("h1", {}, heading), problem(error));
     if (!(error instanceof ApiError)) console.error(error);
   }
   if (!signal.aborted) main.dataset.ready = "yes";
+}
+
+/** What is said of parameters of the address with which the page does nothing. */
+function ignored({ parameters }) {
+  const given = new URLSearchParams(location.search);
+  const known = ["namespace", ...(typeof parameters === "function" ? parameters(given) : parameters)];
+  const names = new Set(given.keys());
+  const unknown = [...names].filter((name) => !known.includes(name));
+  const twice = [...names].filter((name) => known.includes(name) && given.getAll(name).length > 1);
+  return [
+    [unknown, "This page has no such filter, so it does not choose by it: "],
+    [twice, "Given more than once, of which only the first counts: "],
+  ].filter(([which]) => which.length).map(([which, text]) =>
+    h("div", { class: "problem ignored", role: "alert" },
+      h("p", {}, text, which.flatMap((name, at) => [at ? ", " : "", theirs(name)]))));
 }
 
 function go(where) {

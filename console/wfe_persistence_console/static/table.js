@@ -2,7 +2,7 @@
 // address, so that it can be shared.
 
 import { get } from "./api.js";
-import { address, count, h, problem } from "./dom.js";
+import { address, count, duration, h, problem } from "./dom.js";
 
 /** A table. `columns`: [heading, cell of an item, class]. */
 export function table(columns, items, { caption, empty = "Nothing here.", key } = {}) {
@@ -16,9 +16,19 @@ export function table(columns, items, { caption, empty = "Nothing here.", key } 
     items.length ? null : h("p", { class: "muted" }, empty));
 }
 
-/** A field of a form: `[name, label, kind, options]`; kind: text, number, select or seconds. */
+/** Where a list goes on; with ages, also the moment from which they count. */
+const places = (fields) => (fields.some(([name]) => name === "younger") ? ["cursor", "at"] : ["cursor"]);
+
+/** The parameters of the address of a list with these filters. */
+export const parametersOf = (fields) => [...fields.map(([name]) => name), ...places(fields)];
+
+/** A field of a form: `[name, label, kind, options]`; kind: text, number or select. */
 function field([name, label, kind = "text", options], value) {
   const id = `filter-${name}`;
+  // What an address says is shown, also if it is none of the choices: the server refuses what has no meaning.
+  if (kind === "select" && !options.some(([option]) => option === value)) {
+    options = [...options, [value, /^\d{1,10}$/.test(value) ? duration(value * 1000) : value]];
+  }
   const control = kind === "select"
     ? h("select", { id, name }, options.map(([option, text]) => h("option", { value: option, selected: option === value }, text)))
     : h("input", { id, name, type: kind === "number" ? "number" : "text", min: kind === "number" ? "0" : null, value, autocomplete: "off", spellcheck: "false" });
@@ -50,7 +60,7 @@ export async function list(ctx, { page, api, name, fields = [], fixed = {}, kept
     const value = ctx.parameters.get(field);
     if (value !== null && value !== "") asked[field] = value;
   }
-  for (const field of ["cursor", "at"]) if (ctx.parameters.get(field)) asked[field] = ctx.parameters.get(field);
+  for (const field of places(fields)) if (ctx.parameters.get(field)) asked[field] = ctx.parameters.get(field);
   const place = h("div", { class: "list" });
   target.append(filters(ctx, page, fields, kept) ?? "", place);
 

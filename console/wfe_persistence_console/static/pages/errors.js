@@ -1,13 +1,16 @@
 // The log of errors.
 
 import { h, id, theirs, time, workflowLink } from "../dom.js";
-import { list } from "../table.js";
+import { list, parametersOf } from "../table.js";
+
+const FIELDS = [["workflow", "Workflow"], ["younger", "Within", "select", [["", "any time"], ["3600", "1 hour"], ["86400", "1 day"], ["604800", "7 days"]]]];
+export const parameters = parametersOf(FIELDS);
 
 export async function page(ctx) {
   ctx.root.append(h("h1", {}, "Errors"));
   const read = await list(ctx, {
     page: "errors", api: "errors", name: "errors", caption: "Errors", empty: "No error is logged.",
-    fields: [["workflow", "Workflow"], ["younger", "Within", "select", [["", "any time"], ["3600", "1 hour"], ["86400", "1 day"], ["604800", "7 days"]]]],
+    fields: FIELDS,
     columns: [
       ["When", (e) => time(e.time)],
       ["Workflow", (e) => workflowLink(e.workflow)],

@@ -4,11 +4,14 @@ import { get, post } from "../api.js";
 import { confirm, open, where } from "../dialog.js";
 import { address, badge, h, id, link, moment, muted, problem, theirs, time, workflowLink } from "../dom.js";
 import { json } from "../json.js";
-import { list, table } from "../table.js";
+import { list, parametersOf, table } from "../table.js";
 
 const document_ = (text, heading) => (text
   ? h("button", { type: "button", class: "quiet", onclick: () => open(heading, json(text), { kind: "wide" }) }, "Show")
   : muted("–"));
+
+/** A key leads to what has it; an empty one can't be a filter. */
+const keyOf = (event, key) => (key ? link("events", { event, key }, id(key)) : muted("(empty)"));
 
 /** A button that takes a claim from its worker. */
 export function forceRelease(one, done) {
@@ -21,23 +24,25 @@ export function forceRelease(one, done) {
 
 export const columns = [
   ["Event", (s) => link("events", { event: s.event }, id(s.event))],
-  ["Key", (s) => link("events", { event: s.event, key: s.key }, id(s.key || "(empty)"))],
+  ["Key", (s) => keyOf(s.event, s.key)],
   ["Workflow", (s) => workflowLink(s.workflow)],
   ["Since", (s) => time(s.since)],
   ["Claim", (s) => (s.held ? [badge("LEASED"), " ", theirs(s.worker ?? ""), " until ", s.expiry === null ? "released" : time(s.expiry)] : "open")],
   ["Data", (s) => document_(s.data, "Data of the subscription")],
 ];
 
+const FIELDS = [["event", "Event"], ["key", "Key, of an event"], ["processed", "Processed", "select", [["", "any"], ["false", "not yet"], ["true", "processed"]]],
+  ["order", "Order", "select", [["", "newest first"], ["oldest", "oldest first"]]]];
+export const parameters = [...parametersOf(FIELDS), "waiting"];
+
 export async function page(ctx) {
   ctx.root.append(h("h1", {}, "Events and who waits for them"));
-  const fields = [["event", "Event"], ["key", "Event key"], ["processed", "Processed", "select", [["", "any"], ["false", "not yet"], ["true", "processed"]]],
-    ["order", "Order", "select", [["", "newest first"], ["oldest", "oldest first"]]]];
   await list(ctx, {
-    page: "events", api: "events", name: "events", caption: "Events", fields, key: (e) => e.id, empty: "No event matches.",
+    page: "events", api: "events", name: "events", caption: "Events", fields: FIELDS, key: (e) => e.id, empty: "No event matches.",
     columns: [
       ["When", (e) => moment(e.time)],
       ["Event", (e) => link("events", { event: e.name }, id(e.name))],
-      ["Key", (e) => link("events", { event: e.name, key: e.key }, id(e.key || "(empty)"))],
+      ["Key", (e) => keyOf(e.name, e.key)],
       ["Processed", (e) => (e.processed ? "yes" : "not yet")],
       ["Data", (e) => document_(e.data, "Data of the event")],
       ["Id", (e) => id(e.id)],

@@ -3,7 +3,10 @@
 import { post } from "../api.js";
 import { confirm, where } from "../dialog.js";
 import { h, id, theirs, time } from "../dom.js";
-import { list } from "../table.js";
+import { list, parametersOf } from "../table.js";
+
+const FIELDS = [["resource", "Resource begins with"], ["owner", "Holder"]];
+export const parameters = parametersOf(FIELDS);
 
 export async function page(ctx) {
   ctx.root.append(h("h1", {}, "Locks"));
@@ -14,7 +17,7 @@ export async function page(ctx) {
   async () => { await post("break-lock", { resource: lock.resource, epoch: lock.epoch }); await read(); }) }, "Release");
   read = await list(ctx, {
     page: "locks", api: "locks", name: "locks", caption: "Locks", empty: "No lock is held.",
-    fields: [["resource", "Resource begins with"], ["owner", "Holder"]],
+    fields: FIELDS,
     columns: [
       ["Resource", (l) => id(l.resource)],
       ["Holder", (l) => theirs(l.owner || "(no name)", { class: "id" })],

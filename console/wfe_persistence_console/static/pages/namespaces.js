@@ -1,7 +1,9 @@
 // The namespaces in which whoever looks has a role.
 
 import { count, h, link } from "../dom.js";
-import { list } from "../table.js";
+import { list, parametersOf } from "../table.js";
+
+export const parameters = parametersOf([]);
 
 export async function page(ctx) {
   ctx.root.append(h("h1", {}, "Namespaces"));

@@ -20,6 +20,8 @@ function remember(name, value) {
 const card = (heading, figure, note, plot) =>
   h("section", { class: "card" }, h("h2", {}, heading), h("p", { class: "figure" }, figure), h("p", { class: "muted" }, note), plot);
 
+export const parameters = [];
+
 export async function page(ctx) {
   const cards = h("div", { class: "cards" });
   const slow = h("div", { class: "cards" });

@@ -3,7 +3,10 @@
 import { badge, count, duration, h, id, link, muted, theirs, time, words, workflowLink } from "../dom.js";
 import { open } from "../dialog.js";
 import { json } from "../json.js";
-import { list } from "../table.js";
+import { list, parametersOf } from "../table.js";
+
+const FIELDS = [["state", "State", "select", [["", "any"], ...["waiting", "delayed", "leased", "dead"].map((s) => [s, s])]], ["id", "Id"]];
+export const parameters = (given) => (given.get("queue") ? ["queue", ...parametersOf(FIELDS)] : parametersOf([]));
 
 export async function page(ctx) {
   const queue = ctx.parameters.get("queue");
@@ -34,7 +37,7 @@ async function items(ctx, queue) {
   const read = await list(ctx, {
     page: "queues", api: "queue-items", name: "items", caption: `Items of ${queue}`, empty: "No item matches.",
     fixed: { queue }, kept: { queue },
-    fields: [["state", "State", "select", [["", "any"], ...["waiting", "delayed", "leased", "dead"].map((s) => [s, s])]], ["id", "Id"]],
+    fields: FIELDS,
     columns: [
       ["State", (i) => badge(i.state)],
       ["Id", (i) => [id(i.id), " ", h("span", { class: "small" }, workflowLink(i.id, "open"))]],

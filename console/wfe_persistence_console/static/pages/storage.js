@@ -6,6 +6,8 @@ import { table } from "../table.js";
 
 const age = (seconds) => (seconds === null ? "never" : `after ${duration(seconds * 1000)}`);
 
+export const parameters = [];
+
 export async function page(ctx) {
   const found = await ctx.load((signal) => get("storage", {}, signal));
   const { policy, info, freed } = found;

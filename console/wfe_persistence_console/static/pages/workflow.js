@@ -114,6 +114,8 @@ async function tree(ctx, panel, workflow) {
   await below(workflow, own);
 }
 
+export const parameters = (given) => [given.has("id") ? "id" : "name", "tab"];
+
 export async function page(ctx) {
   const by = ctx.parameters.get("id");
   // Together with the workflow; if it fails, it is asked for again, and then it is said why.
@@ -206,6 +208,10 @@ export async function page(ctx) {
     ctx.rename(address("workflow", { id: workflowId, tab: name === "graph" ? null : name }));
   });
   ctx.root.append(parts.element);
+  const asked = ctx.parameters.get("tab");
+  if (asked && !parts.panel(asked)) {
+    parts.element.before(h("div", { class: "problem ignored", role: "alert" }, h("p", {}, "There is no such tab: ", theirs(asked))));
+  }
   parts.begin();
 
   function showPointers(all, complete) {

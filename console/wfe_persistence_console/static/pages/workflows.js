@@ -2,7 +2,7 @@
 
 import { get } from "../api.js";
 import { badge, count, h, id, theirs, time, words, workflowLink } from "../dom.js";
-import { list, seldom } from "../table.js";
+import { list, parametersOf, seldom } from "../table.js";
 
 const AGES = [["", "any"], ["300", "5 minutes"], ["3600", "1 hour"], ["86400", "1 day"], ["604800", "7 days"], ["2592000", "30 days"]];
 
@@ -19,17 +19,21 @@ export const columns = [
 const FIELDS = [
   ["status", "Status", "select", [["", "any"], ...["runnable", "suspended", "complete", "terminated"].map((s) => [s, words(s)])]],
   ["definition", "Definition"],
+  ["version", "Version", "number"],
   ["reference", "Reference"],
   ["name", "Name begins with"],
   ["event", "Waits for event"],
-  ["key", "Event key"],
+  ["key", "Key of that event"],
   ["younger", "Created within", "select", AGES],
   ["older", "Older than", "select", AGES],
+  ["ended", "Ended within", "select", AGES],
   ["errors", "With errors within", "select", AGES],
   ["stuck", "Stuck for", "select", [["", "–"], ["0", "due now"], ...AGES.slice(1)]],
   ["root", "Below workflow"],
   ["order", "Order", "select", [["", "newest first"], ["oldest", "oldest first"]]],
 ];
+
+export const parameters = parametersOf(FIELDS);
 
 export async function page(ctx) {
   const total = h("span", { class: "muted", role: "status" });
@@ -38,7 +42,8 @@ export async function page(ctx) {
   const counting = h("button", { type: "button", onclick: async () => {
     total.textContent = "Counting…";
     try {
-      const found = await ctx.load((signal) => get("count", { ...asked, at }, signal));
+      const { order, ...chosen } = asked;
+      const found = await ctx.load((signal) => get("count", { ...chosen, at }, signal));
       const parts = Object.entries(found.counts).map(([status, n]) => `${count(n)} ${words(status)}`);
       total.textContent = parts.join(", ") || "none";
     } catch (error) {
