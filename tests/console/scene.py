@@ -36,6 +36,9 @@ ROOT: Final = Path(__file__).parents[2]
 
 LARGE_POINTERS: Final = 10_000
 
+SHOP: Final = "shop"
+"""The namespace of which pictures are taken: tests write nothing to it."""
+
 SCRIPT: Final = (
     "<script>document.title='harmed'</script><img src=x onerror=\"document.title='harmed'\">"
 )
@@ -315,13 +318,19 @@ def run_orders(target: str, directory: Path) -> None:
 
 
 async def make(target: str, directory: Path, *, everything: bool = True) -> None:
-    """The shop; and with `everything` what is large and hostile."""
+    """The shop, in a namespace of its own; and with `everything` also in the default one, with what
+    is large and hostile."""
+    async with connect(target) as store:
+        await store.create_namespace(SHOP)
+    async with connect(target, namespace=SHOP) as store:
+        await make_shop(store)
+    if not everything:
+        return
     await asyncio.to_thread(run_orders, target, directory)
     async with connect(target) as store:
         await make_shop(store)
-        if everything:
-            await make_hostile(store)
-            await _create(store, [large(datetime.now(UTC))])
+        await make_hostile(store)
+        await _create(store, [large(datetime.now(UTC))])
 
 
 if __name__ == "__main__":

@@ -8,57 +8,11 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 
-from tests.console import scene
-from tests.console.pictures import PICTURES, take
+from tests.console import pictures, scene
+from tests.console.pages import PAGES, SHOWN
 from tests.console.viewing import READY, base, check_accessibility, show
 from tests.support.admin import AdminServer
 from tests.support.browser import Browser, Tab
-
-ORDER = {"id": "order-1042"}
-PAGES = {
-    "overview": "",
-    "workflows": "workflows",
-    "workflows-filtered": "workflows?status=runnable&stuck=300&definition=invoice",
-    "workflow": "workflow?" + urlencode(ORDER),
-    "timeline": "workflow?" + urlencode(ORDER | {"tab": "timeline"}),
-    "data": "workflow?" + urlencode(ORDER | {"tab": "data"}),
-    "workflow-errors": "workflow?" + urlencode(ORDER | {"tab": "errors"}),
-    "subscriptions": "workflow?" + urlencode(ORDER | {"tab": "subscriptions"}),
-    "workflow-commands": "workflow?" + urlencode(ORDER | {"tab": "commands"}),
-    "tree": "workflow?" + urlencode({"id": "campaign-north", "tab": "tree"}),
-    "errors": "errors",
-    "events": "events",
-    "commands": "commands",
-    "queues": "queues",
-    "queue": "queues?queue=mails",
-    "locks": "locks",
-    "namespaces": "namespaces",
-    "storage": "storage",
-    "nothing": "workflow?id=none",
-}
-# What is in the text of each page, if it works.
-SHOWN = {
-    "overview": ["Backlog", "invoice-2026-2", "2 h 3", "mails", "the bank did not answer"],
-    "workflows": ["mail-0", "Waits for event", "complete"],
-    "workflows-filtered": ["invoice-2026-1", "3 shown"],
-    "workflow": ["await payment", "waits for payment.confirmed", "customer-17", "Graph (8)"],
-    "timeline": ["reserve stock", "payment.confirmed / ord", "sleeping", "3.5 s"],
-    "data": ["12345678901234567890123", "42.95", "[ 2 items ]"],
-    "workflow-errors": ["the bank did not answer"],
-    "subscriptions": ["payment.confirmed", "open"],
-    "workflow-commands": ["process workflow"],
-    "tree": ["campaign-north-1", "campaign-north-2"],
-    "errors": ["no price for article"],
-    "events": ["stock.arrived", "Waiting", "worker-7"],
-    "commands": ["process workflow", "worker-1"],
-    "queues": ["orders", "mails"],
-    "queue": ["mail-3", "worker-3", "delayed"],
-    "locks": ["nightly-report", "cron"],
-    "namespaces": ["default"],
-    "storage": ["execution_pointers", "All other workflows, complete", "after 30 d"],
-    "nothing": ["WORKFLOW_NOT_FOUND"],
-}
-
 
 # ----- every page -----
 
@@ -73,18 +27,60 @@ def test_every_page(tab: Tab, shop: AdminServer, page: str) -> None:
     assert {url for url in tab.requested if not url.startswith(base(shop))} <= {"about:blank"}
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
-def test_accessible_in_any_colours_and_width(
-    browser: Browser, shop: AdminServer, width: int, dark: bool
+@pytest.mark.parametrize("view", pictures.VIEWS)
+def test_accessible_and_as_pictured_in_any_colours_and_width(
+    browser: Browser, shop: AdminServer, tmp_path: Path, view: str
 ) -> None:
-    tab = browser.tab(width=width, dark=dark)
-    for page in PAGES.values():
-        show(tab, shop, page)
-        check_accessibility(tab)
-        assert tab.run("document.documentElement.scrollWidth") <= width, page
-    assert tab.problems == []
-    tab.close()
+    taken = {}
+    with pictures.camera(browser, view) as camera:
+        for name in PAGES:
+            pictures.see(camera.tab, shop, name)
+            check_accessibility(camera.tab)
+            assert camera.tab.run("document.documentElement.scrollWidth") <= camera.width, name
+            taken[name] = camera.take()
+    found = broken(differences_of(browser, view, taken))
+    for name in found:
+        (tmp_path / f"{name}.png").write_bytes(taken[name])
+    assert not found, (
+        f"these differ from {pictures.SEEN / view}; as they are now, they are in {tmp_path}; if that "
+        "is right: python -m tests.console.pictures"
+    )
+
+
+STYLE = (scene.ROOT / "console/wfe_persistence_console/static/style.css").read_text()
+BREAKAGES = {
+    "no style sheet": (None, "locks"),
+    "cards that overlap": (
+        STYLE.replace("gap: .9rem; margin-bottom: .9rem; }", "gap: .9rem; margin-bottom: -6rem; }"),
+        "overview",
+    ),
+    "a column over its neighbour": (STYLE + "td { position: relative; left: 6rem; }", "commands"),
+    "filters below each other": (
+        STYLE.replace(".filters { display: flex;", ".filters { display: block;"), "locks"
+    ),
+    "steps on top of each other": (STYLE + ".node { left: 16px !important; }", "workflow"),
+    "the header over the page": (STYLE + "main { margin-top: -2rem; }", "locks"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES)
+def test_a_breakage_is_seen(browser: Browser, shop: AdminServer, breakage: str) -> None:
+    style, name = BREAKAGES[breakage]
+    assert style != STYLE, "the style sheet has changed: break it anew"
+    with pictures.camera(browser, "light-1280") as camera:
+        camera.tab.replace("static/style.css", style, "text/css")
+        pictures.see(camera.tab, shop, name)
+        taken = {name: camera.take()}
+    assert broken(differences_of(browser, "light-1280", taken))
+
+
+def differences_of(browser: Browser, view: str, taken: dict[str, bytes]) -> dict[str, float]:
+    known = {name: (pictures.SEEN / view / f"{name}.png").read_bytes() for name in taken}
+    return pictures.differences(browser, {name: (known[name], taken[name]) for name in taken})
+
+
+def broken(found: dict[str, float]) -> dict[str, float]:
+    return {name: part for name, part in found.items() if part > pictures.MOST_DIFFERENT}
 
 
 def test_dialogs_are_accessible(tab: Tab, shop: AdminServer) -> None:
@@ -191,28 +187,29 @@ def test_an_address_can_be_sent_with_all_its_filters(
     assert dict(parse_qsl(tab.run("location.search")[1:])) == expected
 
 
-@pytest.mark.parametrize(
-    ("page", "said"),
-    [
-        ("workflows?key=x", "needs event"),
-        ("workflows?status=asleep", "is not one of RUNNABLE"),
-        ("workflows?younger=soon", "is not a number"),
-        ("workflows?order=best", "is not newest or oldest"),
-        ("workflows?colour=red", "does not choose by it: colour"),
-        ("workflows?status=complete&status=runnable", "only the first counts: status"),
-        ("events?key=x", "needs event"),
-        ("events?at=2026-01-01", "does not choose by it: at"),
-        ("commands?data=x", "needs command"),
-        ("queues?state=dead", "does not choose by it: state"),
-        ("storage?table=x", "does not choose by it: table"),
-        ("workflow?id=order-1042&tab=pictures", "no such tab: pictures"),
-        ("workflow?id=order-1042&name=x", "does not choose by it: name"),
-    ],
-)
-def test_no_filter_is_ignored_in_silence(tab: Tab, shop: AdminServer, page: str, said: str) -> None:
-    tab.open(base(shop) + page)
-    tab.wait(f"{READY} && document.querySelector('.problem')")
-    assert said in tab.text(".problem")
+IGNORED = [
+    ("workflows?key=x", "needs event"),
+    ("workflows?status=asleep", "is not one of RUNNABLE"),
+    ("workflows?younger=soon", "is not a number"),
+    ("workflows?order=best", "is not newest or oldest"),
+    ("workflows?colour=red", "does not choose by it: colour"),
+    ("workflows?status=complete&status=runnable", "only the first counts: status"),
+    ("events?key=x", "needs event"),
+    ("events?at=2026-01-01", "does not choose by it: at"),
+    ("commands?data=x", "needs command"),
+    ("queues?state=dead", "does not choose by it: state"),
+    ("storage?table=x", "does not choose by it: table"),
+    ("workflow?id=order-1042&tab=pictures", "no such tab: pictures"),
+    ("workflow?id=order-1042&name=x", "does not choose by it: name"),
+]
+
+
+def test_no_filter_is_ignored_in_silence(tab: Tab, shop: AdminServer) -> None:
+    for page, said in IGNORED:
+        tab.open("about:blank")
+        tab.open(base(shop) + page)
+        tab.wait(f"{READY} && document.querySelector('.problem')")
+        assert said in tab.text(".problem"), page
     check_accessibility(tab)
 
 
@@ -282,11 +279,13 @@ def test_with_the_keyboard_alone(tab: Tab, shop: AdminServer) -> None:
 # ----- the docs -----
 
 
-def test_the_pictures_of_the_docs_can_be_taken_again(shop: AdminServer, tmp_path: Path) -> None:
-    take(shop, tmp_path / "profile", tmp_path)
+def test_the_pictures_of_the_docs_can_be_taken_again(
+    browser: Browser, shop: AdminServer, tmp_path: Path
+) -> None:
+    pictures.take_docs(browser, shop, tmp_path)
     docs = scene.ROOT / "docs"
     page = (docs / "console.md").read_text()
-    for name in PICTURES:
+    for name in pictures.DOCS:
         new, old = (folder / f"console-{name}.png" for folder in (tmp_path, docs))
         # Width and height: the first of what a PNG says. (How long ago something was differs.)
         assert new.read_bytes()[:24] == old.read_bytes()[:24], "python -m tests.console.pictures"

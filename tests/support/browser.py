@@ -202,6 +202,28 @@ class Tab:
         elif method == "Network.requestWillBeSent":
             self.requested.append(event["request"]["url"])
 
+    def replace(self, end: str, body: str | None, content_type: str = "text/javascript") -> None:
+        """From now on, what has a URL with this end is `body`; None: there is no such thing."""
+
+        def answer(request: str) -> None:
+            headers = [{"name": "content-type", "value": content_type}]
+            with suppress(AssertionError):  # a tab that was closed meanwhile
+                self.call(
+                    "Fetch.fulfillRequest",
+                    requestId=request, responseCode=404 if body is None else 200,
+                    responseHeaders=headers,
+                    body=base64.b64encode((body or "").encode()).decode(),
+                )  # fmt: skip
+
+        def note(message: dict[str, Any]) -> None:
+            if message.get("sessionId") == self._session and message["method"] == _PAUSED:
+                # Not here: whoever listens is who reads the answer.
+                request = message["params"]["requestId"]
+                threading.Thread(target=answer, args=(request,), daemon=True).start()
+
+        self._browser.listen(note)
+        self.call("Fetch.enable", patterns=[{"urlPattern": f"*{end}"}])
+
     def open(self, url: str) -> None:
         """Go there."""
         self.call("Page.navigate", url=url)
@@ -272,6 +294,7 @@ class Tab:
         return file
 
 
+_PAUSED: Final = "Fetch.requestPaused"
 _KEYS: Final = {
     "Tab": 9, "Enter": 13, "Escape": 27, "End": 35, "Home": 36, "PageDown": 34,
     "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40,

@@ -3,7 +3,7 @@
 import { clean, count, duration, glyph, h, s, tone, words } from "./dom.js";
 import { layout } from "./layout.js";
 
-const WIDTH = 208;
+const WIDTH = 256;
 const HEIGHT = 56;
 const GAP_X = 24;
 const GAP_Y = 34;

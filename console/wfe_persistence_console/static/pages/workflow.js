@@ -177,8 +177,9 @@ export async function page(ctx) {
     const read = async (panel) => {
       try {
         const found = await ctx.load((signal) => get(api, { ...asked, size: 100 }, signal));
-        panel.replaceChildren(table(columns(() => read(panel)), found[name], { caption, empty }),
+        panel.draw = () => panel.replaceChildren(table(columns(() => read(panel)), found[name], { caption, empty }),
           found.next ? h("p", { class: "muted" }, "These are the first hundred.") : "");
+        panel.draw();
       } catch (error) {
         if (error.name !== "AbortError") panel.replaceChildren(problem(error));
       }
@@ -219,6 +220,7 @@ export async function page(ctx) {
     parts.label("graph", `Graph (${count(all.length)}${complete ? "" : "…"})`);
     if (parts.panel("graph").begun) drawing.update(all);
     if (parts.panel("timeline").begun) times.update(all);
+    parts.panel("errors").draw?.(); // which names the steps
   }
   await readPointers(ctx, workflowId, showPointers, early);
 
