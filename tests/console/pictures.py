@@ -7,6 +7,9 @@ page has the same layout wherever it is drawn, and it hardly matters which time 
 The pictures are a quarter as large as the page. They differ if the average colour of squares of 32
 pixels of the page does, so what counts is that something is elsewhere, missing, on top of something
 else or in other colours; not how a browser smoothes its lines.
+
+(The font has one glyph, a box of 0.58 em, for all letters, punctuation, arrows and signs, and a
+space of 0.32 em. It was made with the FontBuilder of fontTools, and is as free as this file.)
 """
 
 from __future__ import annotations

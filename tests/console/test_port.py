@@ -23,6 +23,7 @@ import pytest
 from tests.console import scene
 from tests.support.admin import AdminServer, Answer
 from tests.support.authority import Authority
+from tests.support.server import ServerProcess
 from wfe_persistence.access import tokens
 from wfe_persistence.http.server import MAX_BODY_BYTES, MAX_CONNECTIONS, MAX_STREAMS
 from wfe_persistence.settings import Settings
@@ -89,7 +90,7 @@ def test_off_by_default() -> None:
                 "tls_cert": Path("x"),
                 "tls_key": Path("x"),
             },
-            "has no client certificate",
+            "one more server on the same database.*log in with tokens",
         ),
     ],
 )
@@ -678,6 +679,38 @@ def test_a_new_certificate_is_trusted(tmp_path: Path, database_url: str) -> None
         while secured.get("workflows", cookie).status != 200:
             assert time.monotonic() < deadline
             time.sleep(0.2)
+
+
+async def test_beside_a_server_that_wants_certificates(tmp_path: Path, database_url: str) -> None:
+    """As docs/console.md says: one more server on the same database, for the console alone."""
+    authority = Authority(tmp_path / "clients")
+    pair = authority.issue("server", "127.0.0.1")
+    (tmp_path / "hosts.toml").write_text(
+        '[[grant]]\nprincipals = ["cert:host"]\nrole = "host"\nnamespaces = ["*"]\n'
+    )
+    main = ServerProcess(
+        tmp_path / "main.log", "--db-url", database_url, "--policy-file",
+        str(tmp_path / "hosts.toml"), "--tls-cert", str(pair.cert), "--tls-key", str(pair.key),
+        "--tls-client-ca", str(authority.ca_file),
+    )  # fmt: skip
+    main.credentials = authority.channel_credentials(
+        authority.issue("host", "host.example", common_name="host")
+    )
+    audit = tmp_path / "audit"
+    secured = Secured(tmp_path, database_url, "--audit-log", str(audit))
+    with main, secured.server as server:
+        async with connect(main.address, credentials=main.credentials) as store:
+            id_ = await store.create_new_workflow(
+                WorkflowInstance(workflow_definition_id="x", version=1, data={})
+            )
+            cookie = secured.log_in("operator")
+            seen = json.loads(secured.get(f"workflow?id={id_}", cookie).text)["workflow"]
+            asked = {"id": id_, "revision": seen["revision"]}
+            changed = post(server, "suspend", asked, cookie=cookie)
+            assert changed.status == 200, changed
+            workflow = await store.get_workflow_instance(id_)
+            assert workflow.status is WorkflowStatus.SUSPENDED
+    assert "token:operator" in audit.read_text()
 
 
 def test_several_processes(tmp_path: Path, database_url: str) -> None:

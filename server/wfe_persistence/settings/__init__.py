@@ -154,8 +154,10 @@ class Settings(
             raise ValueError("console-write: needs console")
         if self.console and self.tls_client_ca:
             raise ValueError(
-                "console: is not possible with tls-client-ca: it calls the server with the token "
-                "of whoever uses it, and has no client certificate"
+                "console: is not possible with tls-client-ca: a browser's certificate proves who "
+                "uses it to the admin port, but the console can't call the server with it. Start "
+                "one more server on the same database, for the console alone, to which people log "
+                "in with tokens: docs/console.md, With client certificates"
             )
 
     def require_protection(self) -> None:
