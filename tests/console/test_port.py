@@ -33,6 +33,7 @@ from wfe_persistence_client import (
     WorkflowStatus,
     connect,
 )
+from wfe_persistence_client.administration import EXPLANATIONS
 from wfe_persistence_console import Console, actions, live, reads
 from wfe_persistence_console.console import MOST_ACTIONS, MOST_LOGINS, MOST_READS, PAGES
 from wfe_persistence_console.parameters import PARAMETERS
@@ -612,6 +613,7 @@ async def test_nobody_sees_anything_without_a_session(secured: Secured) -> None:
         "authentication": True,
         "signed_in": False,
         "write": True,
+        "explanations": EXPLANATIONS,
     }
     for name in (*READS, "watch", "nothing"):
         for cookie in ("", "wfe_console=", "wfe_console=x", "other=x; wfe_console=a=b"):
