@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -23,6 +24,7 @@ from tests.support.server import ServerProcess
 from wfe.persistence.v1 import store_pb2 as pb
 from wfe.persistence.v1.event_pb2 import CreateEventRequest
 from wfe.persistence.v1.lock_pb2 import AcquireLockRequest, RenewLocksRequest
+from wfe.persistence.v1.transfer_pb2 import ImportRecordsRequest, Record
 from wfe.persistence.v1.workflow_pb2 import (
     CommitWorkflowRequest,
     CreateNewWorkflowRequest,
@@ -162,6 +164,22 @@ async def test_watchers_of_before_are_told_that_their_cursors_have_expired(
                 await anext(responses)
 
 
+async def test_an_import_does_not_follow_and_can_be_begun_again(moving: Service) -> None:
+    events = [make.event() for _ in range(2)]
+    imported = [ImportRecordsRequest(records=[Record(event=each)]) for each in events]
+    async with calls(moving, "imported") as (api, inside):
+        call: Any = api.transfer.ImportRecords(metadata=inside)
+        await call.write(imported[0])
+        assert (await call.read()).stored == 1
+        await move(api, "imported", "b")
+        await call.write(imported[1])
+        with fails("UNAVAILABLE", "DATABASE_UNAVAILABLE") as failure:
+            await call.read()
+        assert "moved" in failure.message
+        answers = api.transfer.ImportRecords(iter(imported), metadata=inside)
+        assert [answer.stored async for answer in answers] == [0, 1]
+
+
 async def test_what_can_not_be_moved(moving: Service) -> None:
     async with calls(moving, "still") as (api, _):
         with fails("NOT_FOUND", "DATABASE_NOT_FOUND"):
@@ -255,16 +273,35 @@ async def test_no_log_has_the_password_that_the_subscriber_connects_with(data_di
         assert "logical replication apply worker" in (target.directory / "log").read_text()
 
 
+def line(of: Service, *arguments: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "wfe_persistence", "namespace", "move", *arguments),
+        *("--target", of.server.address),
+    ]
+
+
 def command(of: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "wfe_persistence", "namespace", "move", *arguments,
-         "--target", of.server.address],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        line(of, *arguments), capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def interrupt(of: Service, *arguments: str) -> tuple[int, str]:
+    """Ctrl-C while it copies: its exit status, and what it says of that."""
+    with subprocess.Popen(
+        line(of, *arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        for said in process.stderr:
+            if said.startswith("copying"):
+                break
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        return process.returncode, said
 
 
 async def test_the_command_says_what_it_will_do_and_does_it(moving: Service) -> None:
-    async with calls(moving, "told") as (api, _):
+    async with calls(moving, "told") as (api, inside):
         ran = await asyncio.to_thread(command, moving, "told", "--to", "b", "--dry-run")
         assert ran.returncode == 0, ran.stderr
         assert "told will be moved to b by logical replication" in ran.stdout
@@ -272,6 +309,15 @@ async def test_the_command_says_what_it_will_do_and_does_it(moving: Service) -> 
         ran = await asyncio.to_thread(command, moving, "told", "--to", "b", "--way", "copy")
         assert ran.returncode == 2
         assert "--yes" in ran.stderr
+        # The move waits for this transaction, until it is interrupted: then nobody drives it.
+        with psycopg.connect(moving.home.url) as open_:
+            open_.execute("CREATE TABLE interrupted (n int)")
+            status, said = await asyncio.to_thread(interrupt, moving, "told", "--to", "b")
+        assert status == 130
+        assert "told stays in use where it is, and the move waits" in said
+        assert await database_of(api, "told") == "home"
+        await api.events.CreateEvent(CreateEventRequest(event=make.event()), metadata=inside)
+        # The same command goes on with it.
         ran = await asyncio.to_thread(command, moving, "told", "--to", "b")
         assert ran.returncode == 0, ran.stderr
         assert "moved; writes waited for" in ran.stdout

@@ -6,12 +6,14 @@ and nothing that was acknowledged is lost. `./run moves` is the long form.
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
+from tests.faults.moves.callers import calling
 from tests.faults.moves.load import Load
-from tests.faults.moves.stage import PLACES, PLACES_OF_COPY, check, stage
+from tests.faults.moves.stage import NAMESPACE, PLACES, check, stage
 
 _AROUND_THE_FENCE = ("held", "switching", "fenced", "activated")
 
@@ -21,9 +23,9 @@ _AROUND_THE_FENCE = ("held", "switching", "fenced", "activated")
     ("way", "victim", "places"),
     [
         ("logical", "mover", PLACES),
-        ("copy", "mover", PLACES_OF_COPY[-7:]),
-        ("logical", "source", ("subscribed", *_AROUND_THE_FENCE)),
-        ("logical", "target", ("subscribed", *_AROUND_THE_FENCE)),
+        ("copy", "mover", ("copied", *_AROUND_THE_FENCE)),
+        ("logical", "source", ("subscribed", "held", "fenced")),
+        ("logical", "target", ("subscribed", "switching", "activated")),
         ("copy", "source", ("switching", "fenced")),
         ("copy", "target", ("switching", "fenced")),
     ],
@@ -54,3 +56,21 @@ async def test_a_move_is_aborted_before_its_fence_and_not_behind_it(data_dir: Pa
                 assert not await on.begin_and_abort("logical", place), place
                 await on.move("logical")
         await check(on, load)
+
+
+@pytest.mark.timeout(600)
+async def test_callers_of_servers_that_are_killed_lose_nothing(data_dir: Path) -> None:
+    async with stage(data_dir, real=2) as on:
+        addresses = [server.address for server in on.real]
+        async with calling(addresses, NAMESPACE, writers=2) as callers:
+            # One server dies while calls wait for the switch, and one while the other moves it.
+            await on.move("logical", "fenced", "server")
+            await on.move_by_server("logical", "server", 0.2)
+            calls = callers.calls
+            while callers.calls < calls + 50:
+                await asyncio.sleep(0.01)
+        found = [*await callers.judge(on.servers[on.at].url), *on.left()]
+        assert not found, found
+        assert callers.created
+        assert callers.received
+        assert callers.expired

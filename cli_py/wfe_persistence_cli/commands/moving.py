@@ -45,8 +45,9 @@ def move(
 ) -> None:
     """Move a namespace to another database while it is used.
 
-    Says beforehand how, and for how long writes will be held. If it is interrupted, the same
-    command goes on with it, and --abort gives it up.
+    Says beforehand how, and for how long writes will be held. If it is interrupted, the namespace
+    stays in use where it is and the move waits: the same command goes on with it, and --abort
+    gives it up.
 
     \b
     Examples:
@@ -123,46 +124,60 @@ def _follow(call: Caller, request: MoveNamespaceRequest) -> None:
 
     said = _Said()
     lost = 0
-    while True:
-        try:
-            with call.channel() as channel:
-                stub = StoreServiceStub(channel)
-                for response in stub.MoveNamespace(request, metadata=call.metadata):
-                    said.at(response)
-                    lost = 0
-        except KeyboardInterrupt:
-            click.echo(
-                f"interrupted: the namespace stays usable where it is; go on with `namespace move "
-                f"{request.name} --to {request.database}`, or give it up with `--abort`",
-                err=True,
-            )
-            sys.exit(INTERRUPTED)
-        except grpc.RpcError as exc:
-            error: Any = exc
-            lost += 1
-            if error.code() is not grpc.StatusCode.UNAVAILABLE or lost == _ATTEMPTS:
-                raise
-            click.echo(f"{error.details()}; going on", err=True)
-            time.sleep(_AGAIN_SECONDS)
-            continue
-        return
+    try:
+        while True:
+            try:
+                with call.channel() as channel:
+                    stub = StoreServiceStub(channel)
+                    for response in stub.MoveNamespace(request, metadata=call.metadata):
+                        said.at(response)
+                        lost = 0
+            except grpc.RpcError as exc:
+                error: Any = exc
+                lost += 1
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or lost == _ATTEMPTS:
+                    raise
+                click.echo(f"{error.details()}; going on", err=True)
+                time.sleep(_AGAIN_SECONDS)
+                continue
+            return
+    except KeyboardInterrupt:
+        click.echo(_left(said.phase, request), err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _left(phase: int, request: MoveNamespaceRequest) -> str:
+    """What becomes of a move that its caller leaves in a phase."""
+    from wfe.persistence.v1 import store_pb2
+
+    again = f"`namespace move {request.name} --to {request.database}`"
+    if phase >= store_pb2.MOVE_PHASE_SWITCHING:
+        return (
+            "interrupted: the servers finish the switch, unless it had not really begun; "
+            f"{again} says which, and goes on"
+        )
+    return (
+        f"interrupted: {request.name} stays in use where it is, and the move waits. Go on with "
+        f"{again}, or give it up with `--abort`: until then the old database keeps its write-ahead "
+        "log"
+    )
 
 
 class _Said:
     """Says how far a move is: each phase, and within it once in a while."""
 
     def __init__(self) -> None:
-        self._phase = 0
+        self.phase = 0
         self._time = 0.0
 
     def at(self, now: MoveNamespaceResponse) -> None:
         """It is so far."""
         from wfe.persistence.v1 import store_pb2
 
-        if now.phase == self._phase and time.monotonic() < self._time + _LINE_SECONDS:
+        if now.phase == self.phase and time.monotonic() < self._time + _LINE_SECONDS:
             return
-        is_new = now.phase != self._phase
-        self._phase, self._time = now.phase, time.monotonic()
+        is_new = now.phase != self.phase
+        self.phase, self._time = now.phase, time.monotonic()
         if now.phase == store_pb2.MOVE_PHASE_COPYING:
             copied, total = _size(now.copied_bytes), _size(now.total_bytes)
             click.echo(

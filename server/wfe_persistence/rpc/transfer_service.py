@@ -14,7 +14,7 @@ from hashlib import blake2b
 from typing import Final
 
 from wfe.persistence.v1 import transfer_pb2 as pb
-from wfe.persistence.v1.error_reason_pb2 import FieldViolationReason
+from wfe.persistence.v1.error_reason_pb2 import ErrorReason, FieldViolationReason
 from wfe_persistence import offload
 from wfe_persistence.errors import PersistenceError, invalid_field
 from wfe_persistence.rpc.call import Call
@@ -23,6 +23,7 @@ from wfe_persistence.rpc.check.transfer import check_export, check_import
 from wfe_persistence.store import workflow_waiting
 from wfe_persistence.store.export import Plan, Position, estimate, export_records
 from wfe_persistence.store.importing import Import
+from wfe_persistence.store.postgres.database import Database
 from wfe_persistence.store.transfers import snapshot_gone
 
 # A response is sent before it becomes larger than this, unless a single record is.
@@ -83,6 +84,7 @@ class TransferService:
     async def ImportRecords(self, call: Call) -> AsyncIterator[Answer]:
         """Store the records of each request."""
         await call.env.namespaces.make_sure(call.store)
+        begun_in = call.store.database
         async with call.env.transfers.importing(call.store) as session:
             into = Import(call.store, session)
 
@@ -91,7 +93,10 @@ class TransferService:
             ) -> pb.ImportRecordsResponse:
                 await offload.run(check_import, request, check)
                 skip = request.on_conflict == pb.CONFLICT_POLICY_SKIP
-                response = await into.store_records(request.records, skip=skip)
+                try:
+                    response = await into.store_records(request.records, skip=skip)
+                except PersistenceError as exc:
+                    raise await _explained(exc, call, begun_in) from exc
                 if response.stored:
                     call.written([r.queue_item.item for r in request.records if _is_item(r)])
                     workflow_waiting.stir_purged(call.store, call.env.waiters)
@@ -99,6 +104,19 @@ class TransferService:
                 return response
 
             yield answer
+
+
+async def _explained(error: PersistenceError, call: Call, begun_in: Database) -> PersistenceError:
+    """The error of an import: its connection can't follow a namespace that moves."""
+    if error.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED:
+        await call.env.namespaces.make_sure(call.store)
+        if call.store.database is not begun_in:
+            return PersistenceError(
+                ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
+                "the namespace has moved to another database meanwhile: begin the import again",
+                retry_after=0.1,
+            )
+    return error
 
 
 def _is_item(record: pb.Record) -> bool:

@@ -22,7 +22,7 @@ from wfe_persistence.store import (
     owner,
 )
 from wfe_persistence.store.migrate import Migrated
-from wfe_persistence.store.namespace_creation import migrated_store
+from wfe_persistence.store.namespace_creation import is_being_moved, migrated_store
 from wfe_persistence.store.owner import Owner
 from wfe_persistence.store.placement import (
     SWITCHING,
@@ -277,11 +277,11 @@ class Namespaces:
                 )
             await asyncio.sleep(pause)
             pause = min(2 * pause, longest)
+        if placement is not None and not placement.is_there:
+            return namespace_not_found(name)
         if placement is None or placement.database == HOME:
             self._placed.pop(name, None)
             return placement
-        if not placement.is_there:
-            return namespace_not_found(name)
         self.remember(placement)
         return placement
 
@@ -389,12 +389,7 @@ class Namespaces:
         schema = self._schema_to_change(name)
         placement = await self.placements.read(name)
         if placement is not None and placement.phase and placement.is_there:
-            raise PersistenceError(
-                ErrorReason.ERROR_REASON_ADMINISTRATION_BUSY,
-                "the namespace is being moved to another database",
-                metadata={"namespace": name},
-                retry_after=5.0,
-            )
+            raise is_being_moved(name)
         store = self.store_at(schema, placement)
         async with store.database.lane.turn(schema.name):
             self.forget(name)

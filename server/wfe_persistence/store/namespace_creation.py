@@ -29,7 +29,7 @@ from wfe_persistence.store import (
 from wfe_persistence.store.administration import connect
 from wfe_persistence.store.migrate import Migrated
 from wfe_persistence.store.owner import Owner
-from wfe_persistence.store.placement import CREATING, Databases, Placement, Placements
+from wfe_persistence.store.placement import CREATING, DELETED, Databases, Placement, Placements
 from wfe_persistence.store.postgres.database import MAX_ATTEMPTS, Database
 from wfe_persistence.store.rows import read_int8
 from wfe_persistence.store.schema import HOME
@@ -72,9 +72,11 @@ class Creation:
         """Where a namespace is, or where it is to be created; None: at home. `at_home`: the store
         that it would have there. `name` of the database, and `labels`: see `create_namespace`."""
         wanted = self._wanted(name, labels)
-        if len(self._databases) == 1:
-            return None
         namespace = at_home.namespace
+        if len(self._databases) == 1:
+            found = await self._placements.read(namespace)
+            if found is None or found.phase != DELETED:
+                return None
         for _ in range(MAX_ATTEMPTS):
             found = await self._placements.read(namespace)
             if found is not None and found.is_there:
@@ -83,14 +85,18 @@ class Creation:
             if found is None and await _exists(at_home):
                 _require(HOME, wanted, namespace)
                 return None
-            if found is not None and found.database in _names(wanted):
+            was_deleted = found is not None and found.phase == DELETED
+            if found is not None and not was_deleted and found.database in _names(wanted):
                 return found
             chosen = await self._choose(wanted)
-            if chosen is not self._databases.home:
+            if chosen is not self._databases.home or was_deleted:
+                # The row of one that was deleted has what remains of it, so it is used again.
                 if reserved := await self._reserve(at_home, chosen, found):
                     return reserved
-            elif found is None or await self._placements.remove(found):
+            elif found is None:
                 return None
+            else:
+                await self._placements.remove(found)
         raise _conflict(namespace)
 
     def _wanted(self, name: str, labels: Mapping[str, str]) -> Sequence[Database]:
@@ -168,7 +174,7 @@ class Creation:
             )
             if await cursor.fetchone() == (True,) and await _exists(at_home):
                 return None
-            if found is None:
+            if found is None or found.phase == DELETED:
                 await self._require_room(connection)
             await placement.reserve(connection, default, reserved)
         return reserved
@@ -179,11 +185,11 @@ class Creation:
         await connection.execute(LOCK_CREATION, [default.schema.name])
         if await _has_directory(connection, default):
             found = await placement.read_for_update(connection, default, namespace)
-            if found is not None and found.database != HOME:
+            if found is not None and (found.database != HOME or not found.is_there):
                 self._databases.named(found.database, namespace)
                 raise _conflict(namespace)
             if found is not None and found.phase:
-                raise _is_being_moved(namespace)
+                raise is_being_moved(namespace)
         await self._require_room(connection)
 
     async def admit_placed(self, seen: Placement) -> None:
@@ -194,7 +200,7 @@ class Creation:
         """
         found = await self._placements.read(seen.namespace)
         if found is not None and found.is_there and found.phase:
-            raise _is_being_moved(seen.namespace)
+            raise is_being_moved(seen.namespace)
         if found is None or (found.database, found.generation, found.phase) != (
             seen.database,
             seen.generation,
@@ -306,7 +312,8 @@ def _conflict(namespace: str) -> PersistenceError:
     )
 
 
-def _is_being_moved(namespace: str) -> PersistenceError:
+def is_being_moved(namespace: str) -> PersistenceError:
+    """The error of what can't be done to a namespace while it is moved."""
     return PersistenceError(
         ErrorReason.ERROR_REASON_ADMINISTRATION_BUSY,
         "the namespace is being moved to another database",

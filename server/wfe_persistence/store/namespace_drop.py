@@ -12,6 +12,7 @@ from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError, namespace_not_found
 from wfe_persistence.store import migration_files, migration_history, owner
 from wfe_persistence.store.administration import connect
+from wfe_persistence.store.moving import guard
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import (
     MIGRATIONS_TABLE,
@@ -98,9 +99,12 @@ async def drop(store: Store, *, force: bool, is_reserved: bool = False) -> None:
                 else "the namespace has the migrations of a host that uses wfe-postgres",
                 metadata={"namespace": name},
             )
-        for statement in _drop_statements(schema, sorted(tables)):
+        drop_tables, *drop_others = _drop_statements(schema, sorted(tables))
+        for statement in (drop_tables, *drop_others):
             try:
                 await connection.execute(statement.encode())
+                if statement is drop_tables:
+                    await guard.drop_what_is_left(connection, schema)
             except psycopg.errors.DependentObjectsStillExist as exc:
                 log.warning("namespace %s: not deleted: %s", name, exc)
                 raise PersistenceError(

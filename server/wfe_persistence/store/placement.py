@@ -41,6 +41,10 @@ T = TypeVar("T")
 CREATING: Final = "creating"
 """The phase of a namespace whose store is not there yet: there is no such namespace."""
 
+DELETED: Final = "deleted"
+"""The phase of a namespace that was deleted, and of which something remains that is to be dropped:
+what its moves have left in other databases. There is no such namespace."""
+
 SWITCHING: Final = "switching"
 """The phase of a namespace between two databases: those who call it wait."""
 
@@ -121,7 +125,7 @@ class Placement:
     @property
     def is_there(self) -> bool:
         """Whether the namespace exists."""
-        return self.phase != CREATING
+        return self.phase not in (CREATING, DELETED)
 
 
 _COLUMNS: Final = "namespace, database, generation, moving_to, move_phase, move_detail"
@@ -140,18 +144,38 @@ ON CONFLICT DO NOTHING
 
 CHANGE_PLACEMENT = """
 UPDATE wfc.placements SET database = $2, generation = $3::bigint, moving_to = $4, move_phase = $5,
-    move_detail = $6::jsonb, changed = now()
+    move_detail = coalesce($6::jsonb, move_detail), changed = now()
 WHERE namespace = $1 AND database = $7 AND generation = $8::bigint
     AND move_phase IS NOT DISTINCT FROM $9
 """
 
-REMOVE_PLACEMENT = """
-DELETE FROM wfc.placements
-WHERE namespace = $1 AND database = $2 AND generation = $3::bigint
-    AND move_phase IS NOT DISTINCT FROM $4
+# What remains of moves is dropped at once, whatever its grace was: it has the data, too.
+REMOVE_PLACEMENT = f"""
+WITH seen AS (
+    SELECT namespace, coalesce(jsonb_array_length(move_detail -> 'remains'), 0) > 0 AS remains
+    FROM wfc.placements
+    WHERE namespace = $1 AND database = $2 AND generation = $3::bigint
+        AND move_phase IS NOT DISTINCT FROM $4
+    FOR UPDATE
+), kept AS (
+    UPDATE wfc.placements p
+    SET move_phase = '{DELETED}', moving_to = NULL, generation = generation + 1, changed = now(),
+        move_detail = jsonb_build_object('remains', (
+            SELECT jsonb_agg(r || '{{"until": 0}}')
+            FROM jsonb_array_elements(move_detail -> 'remains') r))
+    FROM seen WHERE p.namespace = seen.namespace AND remains
+    RETURNING 1
+), removed AS (
+    DELETE FROM wfc.placements p USING seen WHERE p.namespace = seen.namespace AND NOT remains
+    RETURNING 1
+)
+SELECT 1 FROM kept UNION ALL SELECT 1 FROM removed
 """
 
-COUNT_PLACEMENTS = "SELECT count(*) FROM wfc.placements WHERE database <> 'home'"
+COUNT_PLACEMENTS = f"""
+SELECT count(*) FROM wfc.placements
+WHERE database <> 'home' AND move_phase IS DISTINCT FROM '{DELETED}'
+"""
 
 
 def put_last(cache: OrderedDict[str, T], name: str, value: T, max_size: int) -> None:
@@ -219,11 +243,12 @@ class Placements:
         return changed if done.command_tuples else None
 
     async def remove(self, seen: Placement) -> bool:
-        """Remove a row, under the same condition."""
+        """Remove a row, under the same condition; if something remains of moves, it is kept as that
+        of a namespace that was deleted, until that is dropped (`moving/mover.py`)."""
         done = await self._default.write_once(
             REMOVE_PLACEMENT, *_params(seen)[:3], _optional(seen.phase)
         )
-        return bool(done.command_tuples)
+        return bool(done.ntuples)
 
 
 READ_FOR_UPDATE = f"SELECT {_COLUMNS} FROM wfc.placements WHERE namespace = %s FOR UPDATE"
@@ -232,7 +257,7 @@ RESERVE_PLACEMENT = """
 INSERT INTO wfc.placements (namespace, database, generation, move_phase)
 VALUES (%s, %s, %s, 'creating')
 ON CONFLICT (namespace) DO UPDATE SET database = excluded.database,
-    generation = excluded.generation, changed = now()
+    generation = excluded.generation, move_phase = excluded.move_phase, changed = now()
 """
 
 
@@ -276,8 +301,8 @@ SET_IDENTITY = """
 INSERT INTO wfc.wfe_store AS o (owner_schema, namespace, database, generation, state)
 VALUES (%s, %s, %s, %s, 'active')
 ON CONFLICT (only_row) DO UPDATE SET generation = excluded.generation, state = 'active'
-    WHERE (o.owner_schema, o.namespace, o.database)
-        = (excluded.owner_schema, excluded.namespace, excluded.database)
+    WHERE (o.owner_schema, o.namespace, o.database, o.state)
+        = (excluded.owner_schema, excluded.namespace, excluded.database, 'active')
 """
 
 

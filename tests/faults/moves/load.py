@@ -136,8 +136,13 @@ class Load:
         while not self._stopping:
 
             async def step(store: Store, at: int = at) -> int:
-                rows = await store.write(STEP, text(instance.id), integer(at))
-                return read_int8(rows.get_value(0, 0)) if rows.ntuples else 0
+                while True:
+                    rows = await store.write(STEP, text(instance.id), integer(at))
+                    written = read_int8(rows.get_value(0, 0)) if rows.ntuples else 0
+                    # It may have waited for a step whose answer was lost, which its snapshot does
+                    # not show.
+                    if written != at:
+                        return written
 
             at += 1
             if (written := await self._timed(router, step)) != at:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import grpc
 import psycopg
 
 from tests.faults.moves.load import Load, Router
-from tests.support import binaries
+from tests.support import binaries, ports
 from tests.support.postgres import PostgresServer
+from tests.support.server import ServerProcess
+from wfe.persistence.v1 import store_pb2 as pb
+from wfe.persistence.v1.store_pb2_grpc import StoreServiceStub
 from wfe_persistence.database import databases_from
 from wfe_persistence.settings import NamedDatabase, Settings
 from wfe_persistence.store.migrate import migrate
@@ -31,7 +35,8 @@ PLACES: Final = (
 
 PLACES_OF_COPY: Final = tuple(place for place in PLACES if place not in ("published", "subscribed"))
 
-VICTIMS: Final = ("mover", "source", "target")
+VICTIMS: Final = ("mover", "source", "target", "server")
+"""Whoever drives the move, either PostgreSQL, and one of the servers, if there are any."""
 
 _SECONDS: Final = 120.0
 """After this time an operator loses patience, and tries again."""
@@ -49,33 +54,65 @@ class Moved:
 class Stage:
     """A home and another database, `b`."""
 
-    def __init__(self, servers: dict[str, PostgresServer], routers: list[Router]) -> None:
+    def __init__(
+        self,
+        servers: dict[str, PostgresServer],
+        routers: list[Router],
+        real: Sequence[ServerProcess] = (),
+    ) -> None:
         self.servers = servers
         self.routers = routers
+        self.real = real
+        """Servers in processes of their own."""
         self.at = "home"
         """Where the namespace is."""
+        self.has_crashed = False
+        """Whether a PostgreSQL breaks down in this move."""
+        self._spare: asyncio.subprocess.Process | None = None
+        self.said: list[str] = []
+        """How the attempts at the latest move have ended."""
+
+    @property
+    def other(self) -> str:
+        """Where the namespace is not."""
+        return "b" if self.at == "home" else "home"
 
     async def driver(self, to: str, way: str, place: str) -> asyncio.subprocess.Process:
         """A process that drives a move to its end, or to a place."""
+        driver = self._spare or await self._started()
+        self._spare = await self._started()
+        assert driver.stdin is not None
+        driver.stdin.write(f"{to}\t{way}\t{place}\n".encode())
+        return driver
+
+    async def _started(self) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.faults.moves.driver",
-            self.servers["home"].url, self.servers["b"].url, NAMESPACE, to, way, place,
+            self.servers["home"].url, self.servers["b"].url, NAMESPACE,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
 
+    async def close(self) -> None:
+        """End the process that is ready for the next move."""
+        if self._spare is not None:
+            self._spare.kill()
+            await self._spare.wait()
+
     async def move(self, way: str, place: str = "", victim: str = "") -> Moved:
         """Move the namespace to the other database; at a place, somebody is killed. It is tried
         until it is done, as an operator would."""
-        to = "b" if self.at == "home" else "home"
+        to = self.other
         attempts = 0
+        self.said = []
         while True:
             attempts += 1
             said = await self._attempt(to, way, place if attempts == 1 else "", victim)
-            self.check_one_writable()
+            self.said.append(said)
+            await self.check_one_writable()
             if said.startswith("done"):
                 break
-            assert attempts < 20, said
+            assert attempts < 20, self.said
             await asyncio.sleep(0.2)
         self.at = to
         pause = float(said.removeprefix("done "))
@@ -83,12 +120,11 @@ class Stage:
 
     async def begin_and_abort(self, way: str, place: str) -> bool:
         """Begin a move, kill who drives it at a place, and abort it; False: it was too late."""
-        to = "b" if self.at == "home" else "home"
-        await self._attempt(to, way, place, "mover")
+        await self._attempt(self.other, way, place, "mover")
         said = ""
         for _ in range(10):
             said = await self._attempt("abort", way, "", "")
-            self.check_one_writable()
+            await self.check_one_writable()
             if said.startswith("done") or "in use already" in said:
                 break
         return said == "done True"
@@ -102,26 +138,79 @@ class Stage:
                 said = (await driver.stdout.readline()).decode().strip()
                 if not said.startswith("at "):
                     return said
-                self.check_one_writable()
+                await self.check_one_writable()
                 if victim == "mover":
                     driver.kill()
                     return "killed"
-                other = "b" if self.at == "home" else "home"
-                killed = self.servers[self.at if victim == "source" else other]
-                await asyncio.to_thread(killed.crash)
+                await asyncio.to_thread(self._kill, victim)
                 driver.stdin.write(b"\n")
                 return (await driver.stdout.readline()).decode().strip()
         except TimeoutError:
-            return "it takes too long"
+            return f"it takes too long; {await asyncio.to_thread(self._going_on)}"
         finally:
             with suppress(ProcessLookupError):
                 driver.kill()
             await driver.wait()
 
-    def check_one_writable(self) -> None:
+    async def move_by_server(self, way: str, victim: str, after: float) -> Moved:
+        """Have a server move the namespace, and kill somebody after so many seconds (`mover`: this
+        server), wherever the move is then. It is tried, at one server after the other, until it is
+        done."""
+        to, attempts = self.other, 0
+        self.said = []
+        killing = asyncio.create_task(self._kill_later(victim, after))
+        try:
+            while True:
+                server = self.real[attempts % len(self.real)]
+                attempts += 1
+                said = await _ask(server.address, to, way)
+                self.said.append(said)
+                await self.check_one_writable()
+                if said.startswith("done"):
+                    break
+                assert attempts < 40, self.said
+                await asyncio.sleep(0.5)
+        finally:
+            await killing
+        self.at = to
+        return Moved(attempts, float(said.removeprefix("done ")) or None)
+
+    async def _kill_later(self, victim: str, after: float) -> None:
+        source, target = self.at, self.other
+        await asyncio.sleep(after)
+        await asyncio.to_thread(self._kill, victim, source, target)
+
+    def _kill(self, victim: str, source: str = "", target: str = "") -> None:
+        """SIGKILL, or for a PostgreSQL a crash, and start it again."""
+        if victim in ("server", "mover"):
+            if self.real:
+                server = self.real[0 if victim == "mover" else -1]
+                server.kill()
+                server.start()
+        else:
+            name = (source or self.at) if victim == "source" else (target or self.other)
+            self.servers[name].crash()
+
+    def _going_on(self) -> list[object]:
+        """What the databases do, for whoever wants to know why nothing goes on."""
+        found: list[object] = list(self.said)
+        for name, server in self.servers.items():
+            with psycopg.connect(server.url, connect_timeout=10) as connection:
+                found += (
+                    (name, *row)
+                    for query in _GOING_ON
+                    for row in connection.execute(query.encode()).fetchall()
+                )
+        return found
+
+    async def check_one_writable(self) -> None:
         """At most one database has a schema of the namespace that can be written."""
-        writable = [name for name, server in self.servers.items() if _is_writable(server.url)]
-        assert len(writable) <= 1, f"the namespace can be written in {writable}"
+        first, second = (server.url for server in self.servers.values())
+        # The first one twice: a switch may come between two looks.
+        for url in (first, second, first):
+            if not await asyncio.to_thread(_is_writable, url):
+                return
+        raise AssertionError("the namespace can be written in both databases")
 
     def left(self) -> list[str]:
         """What of moves is left in the databases."""
@@ -142,10 +231,35 @@ _LEFT: Final = {
     " AND obj_description(oid, 'pg_namespace') LIKE '%: incoming%'",
 }
 
+_GOING_ON: Final = (
+    """SELECT pid, state, wait_event, now() - state_change, left(query, 80) FROM pg_stat_activity
+        WHERE state <> 'idle' AND pid <> pg_backend_pid()""",
+    "SELECT slot_name, active, wal_status, confirmed_flush_lsn FROM pg_replication_slots",
+    "SELECT subname, subenabled FROM pg_subscription",
+    "SELECT srrelid::regclass::text, srsubstate FROM pg_subscription_rel WHERE srsubstate <> 'r'",
+    """SELECT query_to_xml('SELECT * FROM wfc.placements', TRUE, FALSE, '')::text
+        WHERE to_regclass('wfc.placements') IS NOT NULL""",
+)
+
 _WRITABLE: Final = """
 SELECT count(*) FROM pg_namespace
 WHERE nspname = 'wfc_moved' AND obj_description(oid, 'pg_namespace') IS NULL
 """
+
+
+async def _ask(address: str, to: str, way: str) -> str:
+    """Have a server move the namespace; `done PAUSE`, or why not."""
+    ways = {"logical": pb.MOVE_WAY_LOGICAL_REPLICATION, "copy": pb.MOVE_WAY_COPY}
+    request = pb.MoveNamespaceRequest(name=NAMESPACE, database=to, way=ways[way])
+    async with grpc.aio.insecure_channel(address) as channel:
+        try:
+            seconds = 0.0
+            stream = StoreServiceStub(channel).MoveNamespace(request, timeout=_SECONDS)
+            async for response in stream:
+                seconds = response.pause.ToMilliseconds() / 1000
+        except grpc.aio.AioRpcError as exc:
+            return f"failed {exc.code().name} {exc.details()}"
+    return f"done {seconds:.4f}"
 
 
 def _is_writable(url: str) -> bool:
@@ -154,16 +268,30 @@ def _is_writable(url: str) -> bool:
             return connection.execute(_WRITABLE.encode()).fetchone() == (1,)
 
 
-@asynccontextmanager
-async def stage(directory: Path, **settings: str) -> AsyncIterator[Stage]:
-    """Two PostgreSQLs, with a namespace at home."""
-    options = {"wal_level": "logical", "max_replication_slots": "20", **settings}
+@contextmanager
+def databases(directory: Path, **settings: str) -> Iterator[dict[str, PostgresServer]]:
+    """Two PostgreSQLs, between which namespaces can be moved."""
+    options = {
+        "wal_level": "logical",
+        "max_replication_slots": "20",
+        "max_worker_processes": "16",
+        "max_logical_replication_workers": "8",
+        "max_sync_workers_per_subscription": "6",
+        **settings,
+    }
     program = binaries.postgres(18)
     with (
         PostgresServer(program, directory / "home", options) as home,
         PostgresServer(program, directory / "b", options) as b,
     ):
-        config = settings_of(home.url, b.url)
+        yield {"home": home, "b": b}
+
+
+@asynccontextmanager
+async def stage(directory: Path, real: int = 0, **settings: str) -> AsyncIterator[Stage]:
+    """Two PostgreSQLs, with a namespace at home; `real`: how many servers there are."""
+    with databases(directory, **settings) as servers:
+        config = settings_of(servers["home"].url, b=servers["b"].url)
         async with databases_from(config) as first, databases_from(config) as second:
             schema = Schema()
             await migrate(first.home.source, schema)
@@ -175,12 +303,30 @@ async def stage(directory: Path, **settings: str) -> AsyncIterator[Stage]:
                 )
                 for databases in (first, second)
             ]
-            yield Stage({"home": home, "b": b}, routers)
+            with ExitStack() as stack:
+                started = [
+                    stack.enter_context(
+                        ServerProcess(
+                            directory / f"server-{n}.log",
+                            *("--listen", f"127.0.0.1:{ports.free_port()}"),
+                            *("--db-url", servers["home"].url),
+                            *("--database", f"b={servers['b'].url}"),
+                            *("--pool-size", "4", "--move-grace", "0"),
+                        )
+                    )
+                    for n in range(real)
+                ]
+                on = Stage(servers, routers, started)
+                try:
+                    yield on
+                finally:
+                    await on.close()
 
 
-def settings_of(home: str, b: str) -> Settings:
-    """The settings of a server with two databases."""
-    return Settings(db_url=home, databases=(NamedDatabase(name="b", url=b),), pool_size=6)
+def settings_of(home: str, **others: str) -> Settings:
+    """The settings of a server with several databases."""
+    named = tuple(NamedDatabase(name=name, url=url) for name, url in others.items())
+    return Settings(db_url=home, databases=named, pool_size=6)
 
 
 async def check(on: Stage, load: Load) -> None:

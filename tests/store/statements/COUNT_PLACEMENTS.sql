@@ -1,1 +1,2 @@
-SELECT count(*) FROM wfc.placements WHERE database <> 'home';
+SELECT count(*) FROM wfc.placements
+WHERE database <> 'home' AND move_phase IS DISTINCT FROM 'deleted';

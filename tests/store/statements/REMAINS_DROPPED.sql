@@ -1,5 +1,5 @@
 UPDATE wfc.placements
 SET move_detail = jsonb_set(move_detail, '{remains}', coalesce((
         SELECT jsonb_agg(r) FROM jsonb_array_elements(move_detail -> 'remains') r
-        WHERE r ->> 'schema' <> $2), '[]'))
+        WHERE coalesce(r ->> 'schema', r ->> 'guard') <> $2), '[]'))
 WHERE namespace = $1;

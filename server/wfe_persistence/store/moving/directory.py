@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
+from wfe_persistence.store.placement import DELETED
 from wfe_persistence.store.postgres.prepared import Statement
 from wfe_persistence.store.postgres.session import Session
 from wfe_persistence.store.rows import (
@@ -51,7 +52,7 @@ class Entry:
     """`copying`: the source is in use, and writable. `switching`: the source says whether it is
     still. `cleaning`: the target is in use, and there is something left on the source.
     `aborting`: the source is in use, and there is something left on the target. None: nobody
-    moves it."""
+    moves it. (Those of `placement.py` are of namespaces that do not exist.)"""
     detail: dict[str, Any] = field(default_factory=dict)
     is_stale: bool = False
     """Whether nobody drives it any more."""
@@ -68,9 +69,19 @@ class Entry:
 
     @property
     def remains(self) -> list[dict[str, Any]]:
-        """The schemas that were moved away and not dropped yet: `database`, `schema`, and
-        `until`, the time (seconds since 1970) from which on they may be dropped."""
+        """What is still to be dropped: see `moved_away` and `guarded`."""
         return list(self.detail.get("remains", []))
+
+
+def moved_away(database: str, schema: str, until: float) -> dict[str, Any]:
+    """What remains of a move where the namespace was: its schema, to be dropped from a time on
+    (seconds since 1970)."""
+    return {"database": database, "schema": schema, "until": until}
+
+
+def guarded(database: str, guard: str, until: float) -> dict[str, Any]:
+    """What remains where it is: the guard that was opened."""
+    return {"database": database, "guard": guard, "until": until}
 
 
 _COLUMNS: Final = "namespace, database, generation, moving_to, move_phase, move_detail"
@@ -88,9 +99,12 @@ SELECT {_COLUMNS}, {_is_stale("$2")} FROM wfc.placements WHERE namespace = $1
 UNFINISHED_MOVES = f"""
 SELECT {_COLUMNS}, {_is_stale("$1")} FROM wfc.placements
 WHERE (move_phase IN ('{SWITCHING}', '{CLEANING}', '{ABORTING}') AND {_is_stale("$1")})
+    OR move_phase = '{DELETED}'
     OR EXISTS (SELECT FROM jsonb_array_elements(move_detail -> 'remains') r
         WHERE (r ->> 'until')::float8 < extract(epoch FROM now()))
-ORDER BY move_phase IS DISTINCT FROM '{SWITCHING}', move_phase IS NULL, changed LIMIT 100
+ORDER BY move_phase IS DISTINCT FROM '{SWITCHING}',
+    coalesce(move_phase, '{DELETED}') = '{DELETED}', changed
+LIMIT 100
 """
 
 BEGIN_MOVE = f"""
@@ -135,8 +149,15 @@ REMAINS_DROPPED = """
 UPDATE wfc.placements
 SET move_detail = jsonb_set(move_detail, '{remains}', coalesce((
         SELECT jsonb_agg(r) FROM jsonb_array_elements(move_detail -> 'remains') r
-        WHERE r ->> 'schema' <> $2), '[]'))
+        WHERE coalesce(r ->> 'schema', r ->> 'guard') <> $2), '[]'))
 WHERE namespace = $1
+"""
+
+
+FORGET_DELETED = f"""
+DELETE FROM wfc.placements
+WHERE namespace = $1 AND move_phase = '{DELETED}'
+    AND coalesce(jsonb_array_length(move_detail -> 'remains'), 0) = 0
 """
 
 
@@ -221,9 +242,13 @@ class Directory:
         )
         return _entry(rows)
 
-    async def dropped(self, namespace: str, schema: str) -> None:
-        """A schema that was moved away has been dropped."""
-        await self.home.write_once(REMAINS_DROPPED, text(namespace), text(schema))
+    async def dropped(self, namespace: str, name: str) -> None:
+        """What remained by this name, a schema or a guard, has been dropped."""
+        await self.home.write_once(REMAINS_DROPPED, text(namespace), text(name))
+
+    async def forget(self, namespace: str) -> None:
+        """Of a namespace that was deleted, nothing remains any more."""
+        await self.home.write_once(FORGET_DELETED, text(namespace))
 
 
 def _entry(rows: PGresult) -> Entry | None:

@@ -19,10 +19,19 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import psycopg
+
 from wfe_persistence.errors import PersistenceError
-from wfe_persistence.store import migrate
 from wfe_persistence.store.administration import INDEPENDENT
-from wfe_persistence.store.moving import copying, directory, logical, prerequisites, sides, switch
+from wfe_persistence.store.moving import (
+    copying,
+    directory,
+    guard,
+    logical,
+    prerequisites,
+    sides,
+    switch,
+)
 from wfe_persistence.store.moving.directory import Directory, Entry
 from wfe_persistence.store.moving.failures import explained
 from wfe_persistence.store.moving.prerequisites import NotPossible, Plan, Way
@@ -42,6 +51,9 @@ _APPLY_SECONDS: Final = 5.0
 # move, since its last beat: so they find nobody who could still commit a fence.
 _HOLD_SECONDS: Final = 0.7 * directory.STALE_SECONDS
 _COPY_SECONDS: Final = 600.0
+
+GUARD_SECONDS: Final = 5.0
+"""For how long users of the tables are waited for, to remove a guard that is open."""
 
 # What is done to its end even if nobody waits for it.
 _tasks: set[asyncio.Task[Any]] = set()
@@ -160,7 +172,7 @@ class Drive:
         except (GeneratorExit, asyncio.CancelledError):
             if not self.is_final:
                 task.cancel()
-            await asyncio.wait({task})
+            await self._end_of(task)
             raise
 
     async def _copy(self) -> AsyncGenerator[Progress, None]:
@@ -210,9 +222,7 @@ class Drive:
         if await sides.comment(there, target.schema.name) is not None:
             raise NotPossible(f"{target.name} has another schema {target.schema.name} by now")
         await self._at("target empty")
-        await sides.create_incoming(there, target.schema, move)
-        await migrate.migrate(target.database, target.schema)
-        await sides.set_identity(there, target.schema, target.name, 0, sides.INCOMING)
+        await sides.create_incoming(there, target.schema, target.name, move)
         await prerequisites.check_same_columns(here, there, source, target)
         await self._at("target created")
         # Not for somebody who has taken it over, or aborted it, meanwhile.
@@ -267,7 +277,9 @@ class Drive:
                 )
             if self.way is Way.COPY:
                 await self._copy_all(holder, there)
-            elif not await logical.wait_until_applied(here, move, _APPLY_SECONDS, 0.002):
+            elif not await logical.wait_until_applied(
+                here, move, _APPLY_SECONDS, 0.002, durably=True
+            ):
                 raise NotPossible(
                     f"the target did not follow within {_APPLY_SECONDS:g} s; the move can be taken "
                     "up again"
@@ -287,7 +299,7 @@ class Drive:
         def report(done: int) -> None:
             self.copied = done
 
-        async with there.transaction():
+        async with guard.passing(there, self.target.schema, self.move):
             await there.execute(INDEPENDENT)
             for table in self.target.tables().values():
                 await there.execute(sides.sql(f"DELETE FROM {table}"))
@@ -308,19 +320,20 @@ class Drive:
 
     async def _write_switched(self) -> None:
         entry = self.entry
-        until = time.time() + self._grace
-        left = {"database": self.source.name, "schema": self.archive, "until": until}
+        now, target = time.time(), self.target
+        archive = directory.moved_away(self.source.name, self.archive, now + self._grace)
+        open_guard = directory.guarded(target.name, guard.name_of(target.schema, self.move), now)
         self.entry = await self._directory.change(
             entry,
             phase=directory.CLEANING,
             was=directory.SWITCHING,
-            database=self.target.name,
+            database=target.name,
             generation=int(entry.detail["generation"]) + 1,
-            detail={"remains": [*entry.remains, left], "pause": self.pause},
+            detail={"remains": [*entry.remains, archive, open_guard], "pause": self.pause},
         )
         log.info(
             "namespace %s: moved from %s to %s; writes were held for %.2f s",
-            entry.namespace, self.source.name, self.target.name, self.pause,
+            entry.namespace, self.source.name, target.name, self.pause,
         )  # fmt: skip
         await self._at("switched")
 
@@ -350,6 +363,7 @@ class Drive:
                         )
                         if self.way is Way.COPY:
                             await self._analyze(there)
+                        await self._remove_guard(there)
                 else:
                     await logical.drop_slots(here, self.move)
                     await self._at("slot dropped")
@@ -360,10 +374,19 @@ class Drive:
         await self._at("cleaned")
         self.entry = await self._directory.change(self.entry, phase=None)
 
+    async def _remove_guard(self, there: AsyncConnection) -> None:
+        """Remove the guard that was opened; later, if somebody uses the tables for long."""
+        name = guard.name_of(self.target.schema, self.move)
+        with suppress(TimeoutError, psycopg.Error):
+            async with asyncio.timeout(GUARD_SECONDS):
+                await guard.remove(there, self.target.schema, name)
+            await self._directory.dropped(self.entry.namespace, name)
+
     async def _analyze(self, there: AsyncConnection) -> None:
         """Have plans go by what is in the tables: their statistics are those of empty ones."""
-        for table in self.target.tables().values():
-            await there.execute(sides.sql(f"ANALYZE {table}"))
+        async with guard.passing(there, self.target.schema, self.move):
+            for table in self.target.tables().values():
+                await there.execute(sides.sql(f"ANALYZE {table}"))
 
     @asynccontextmanager
     async def _apart(self) -> AsyncIterator[Session]:
@@ -405,13 +428,22 @@ class Drive:
                     await self._to_its_end(self._directory.touch(self.entry, {"released": True}))
 
     async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do work to its end, even if the caller is cancelled meanwhile."""
+        """Do work to its end, however often the caller is cancelled meanwhile."""
         task = asyncio.create_task(work)
         _tasks.add(task)
         task.add_done_callback(_tasks.discard)
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
-            with suppress(Exception):
-                await task
+            await self._end_of(task)
             raise
+
+    async def _end_of(self, task: asyncio.Task[Any]) -> None:
+        """Wait for the end of what must not be left halfway, whose error nobody will be told."""
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            log.warning(
+                "namespace %s: left while %s: %s", self.entry.namespace, self.entry.phase, exc
+            )

@@ -8,7 +8,6 @@ is kept out of the target's log as well: it is no part of a statement's text.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -79,10 +78,24 @@ async def subscribe(connection: AsyncConnection, source: Side, move: str) -> Non
         await _create(connection, source, name, name, f"''{name}''", "TRUE")
 
 
+_CHECK: Final = "wfe_move_check_"
+
+# Those of checks whose sessions have ended, as one does whose server was killed.
+CHECKS_LEFT = f"""
+SELECT pubname FROM pg_publication
+WHERE starts_with(pubname, '{_CHECK}') AND (pubname = %s OR NOT EXISTS (
+    SELECT FROM pg_stat_activity WHERE pubname = '{_CHECK}' || pid))
+"""
+
+
 async def try_subscription(here: AsyncConnection, there: AsyncConnection, source: Side) -> None:
     """Raise psycopg.Error if the target could not subscribe: it is done, and rolled back."""
     # An empty one. Without any there would be a warning, and in its context the statement.
-    name = f"wfe_move_check_{secrets.token_hex(4)}"
+    row = await (await here.execute("SELECT pg_backend_pid()")).fetchone()
+    assert row is not None
+    name = f"{_CHECK}{row[0]}"
+    for (left,) in await (await here.execute(CHECKS_LEFT, [name])).fetchall():
+        await here.execute(sql(f'DROP PUBLICATION IF EXISTS "{left}"'))
     await here.execute(sql(f'CREATE PUBLICATION "{name}"'))
     try:
         await there.execute("BEGIN")
@@ -163,21 +176,28 @@ async def state(here: AsyncConnection, there: AsyncConnection, move: str) -> Sta
 EMIT_MARK = "SELECT pg_logical_emit_message(TRUE, 'wfe-persistence', '')"
 WAL_POSITION = "SELECT pg_current_wal_insert_lsn()::text"
 
-# Not every role may see the first, which is sooner: the second is what is on disk there.
+# What was replayed need not be on disk: the target applies without waiting for that. Not every role
+# may see the first, which is sooner.
 HAS_APPLIED = """
 SELECT EXISTS (SELECT FROM pg_stat_replication
-        WHERE application_name = m.name AND replay_lsn >= m.lsn)
+        WHERE application_name = m.name
+            AND CASE WHEN m.is_durable THEN flush_lsn ELSE replay_lsn END >= m.lsn)
     OR EXISTS (SELECT FROM pg_replication_slots
         WHERE slot_name = m.name AND confirmed_flush_lsn >= m.lsn)
-FROM (SELECT %s::text AS name, %s::pg_lsn AS lsn) m
+FROM (SELECT %s::text AS name, %s::pg_lsn AS lsn, %s::boolean AS is_durable) m
 """
 
 
 async def wait_until_applied(
-    connection: AsyncConnection, move: str, seconds: float, pause: float = 0.01
+    connection: AsyncConnection,
+    move: str,
+    seconds: float,
+    pause: float = 0.01,
+    *,
+    durably: bool = False,
 ) -> bool:
-    """Wait until the target has applied all that is committed in the source now; False: it has not
-    within this time."""
+    """Wait until the target has all that is committed in the source now, `durably`: on disk; False:
+    it has not within this time."""
     await connection.execute("SET synchronous_commit = on")
     await connection.execute(EMIT_MARK)
     row = await (await connection.execute(WAL_POSITION)).fetchone()
@@ -185,7 +205,7 @@ async def wait_until_applied(
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             while True:
-                cursor = await connection.execute(HAS_APPLIED, [name_of(move), row[0]])
+                cursor = await connection.execute(HAS_APPLIED, [name_of(move), row[0], durably])
                 if await cursor.fetchone() == (True,):
                     return True
                 await asyncio.sleep(pause)

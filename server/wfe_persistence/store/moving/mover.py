@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 import secrets
@@ -10,14 +11,14 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError, namespace_not_found
 from wfe_persistence.recurring import RecurringWarnings
-from wfe_persistence.store.moving import directory, logical, prerequisites, sides
+from wfe_persistence.store.moving import directory, guard, logical, prerequisites, sides
 from wfe_persistence.store.moving.directory import Directory, Entry
-from wfe_persistence.store.moving.drive import REPORT_SECONDS, At, Drive, Progress
+from wfe_persistence.store.moving.drive import GUARD_SECONDS, REPORT_SECONDS, At, Drive, Progress
 from wfe_persistence.store.moving.failures import (
     explained,
     in_progress,
@@ -25,14 +26,16 @@ from wfe_persistence.store.moving.failures import (
     past_the_fence,
 )
 from wfe_persistence.store.moving.prerequisites import Plan, Way
-from wfe_persistence.store.moving.sides import Side
-from wfe_persistence.store.placement import CREATING, Databases
+from wfe_persistence.store.moving.sides import AsyncConnection, Side
+from wfe_persistence.store.placement import CREATING, DELETED, Databases
 from wfe_persistence.store.schema import DEFAULT_NAMESPACE, HOME
 
 log = logging.getLogger(__name__)
 warnings = RecurringWarnings(log)
 
 _FINISH_SECONDS: Final = 5.0
+# For how long what is in the same databases waits for one namespace.
+_FINISH_EACH_SECONDS: Final = 60.0
 _PHASES: Final = (
     directory.COPYING, directory.SWITCHING, directory.CLEANING, directory.ABORTING
 )  # fmt: skip
@@ -61,6 +64,8 @@ class Mover:
         self._databases = databases
         self._grace = grace
         self._at = at
+        # What `finish` does at the moment, by namespace.
+        self._finishing: dict[str, asyncio.Task[None]] = {}
 
     async def look(self, namespace: str, to: str, way: Way | None) -> Progress:
         """What a move would be like, or how far it is. Changes nothing. Raises as `move` does."""
@@ -150,24 +155,59 @@ class Mover:
 
     async def finish(self) -> None:
         """Finish what nobody drives and can't be left for the next call: moves that have come to
-        their switch, and schemas whose grace is over. To be called once in a while by each server.
+        their switch, and what remains of them. To be called once in a while by each server.
+
+        A database that does not answer holds up only what is in it.
         """
+        parts: dict[frozenset[str], list[Entry]] = {}
         for entry in await self._directory.unfinished():
+            parts.setdefault(_databases_of(entry), []).append(entry)
+        await asyncio.gather(*map(self._finish_each, parts.values()))
+
+    async def _finish_each(self, entries: list[Entry]) -> None:
+        """Finish what is in the same databases, one after the other."""
+        for entry in entries:
+            namespace = entry.namespace
+            if namespace in self._finishing:
+                continue  # since an earlier call: it did not end when it was called off
+            task = asyncio.create_task(self._finish(entry))
+            self._finishing[namespace] = task
+            task.add_done_callback(functools.partial(self._finished, namespace))
             try:
-                if entry.phase in (directory.SWITCHING, directory.CLEANING, directory.ABORTING):
-                    taken = await self._directory.take(entry)
-                    if taken is not None:
-                        log.warning(
-                            "namespace %s: finishing its move, which nobody drives", entry.namespace
-                        )
-                        async for _ in self._drive(taken).run(only_from_switch=True):
-                            pass
-                elif entry.phase is None:
-                    await self._drop_remains(entry)
-            except PersistenceError as exc:
-                log.warning(
-                    "namespace %s: its move can't be finished yet: %s", entry.namespace, exc.in_full
+                await asyncio.wait({task}, timeout=_FINISH_EACH_SECONDS)
+            except asyncio.CancelledError:
+                task.cancel()
+                await asyncio.wait({task})
+                raise
+            if not task.done():
+                task.cancel()
+                warnings.warn_each(
+                    "hangs",
+                    namespace,
+                    f"namespace {namespace}: its move can't be finished yet: a database does not "
+                    f"answer within {_FINISH_EACH_SECONDS:g} s",
                 )
+                return
+
+    def _finished(self, namespace: str, _: asyncio.Task[None]) -> None:
+        del self._finishing[namespace]
+
+    async def _finish(self, entry: Entry) -> None:
+        namespace = entry.namespace
+        try:
+            if entry.phase in (directory.SWITCHING, directory.CLEANING, directory.ABORTING):
+                taken = await self._directory.take(entry)
+                if taken is not None:
+                    log.warning("namespace %s: finishing its move, which nobody drives", namespace)
+                    async for _ in self._drive(taken).run(only_from_switch=True):
+                        pass
+            elif entry.phase in (None, DELETED):
+                await self._drop_remains(entry)
+        except Exception as exc:  # whatever it is, the others are not to blame
+            why = exc.in_full if isinstance(exc, PersistenceError) else repr(exc)
+            warnings.warn_each(
+                "finish", namespace, f"namespace {namespace}: its move can't be finished yet: {why}"
+            )
 
     # Driving
 
@@ -211,15 +251,32 @@ class Mover:
             entry = found
 
     async def _drop_remains(self, entry: Entry) -> None:
+        """Drop what remains of moves and whose time has come. Raises the last error."""
+        failed: PersistenceError | None = None
         for left in entry.remains:
             if left["until"] >= time.time():
                 continue
-            side = self._side(entry.namespace, left["database"])
-            with explained():
-                async with side.connect() as connection:
-                    await sides.drop_archive(connection, left["schema"])
-            await self._directory.dropped(entry.namespace, left["schema"])
-            log.info("namespace %s: dropped %s in %s", entry.namespace, left["schema"], side.name)
+            try:
+                await self._drop(entry.namespace, left)
+            except PersistenceError as exc:
+                failed = exc
+        if failed is not None:
+            raise failed
+        if entry.phase == DELETED:
+            await self._directory.forget(entry.namespace)
+
+    async def _drop(self, namespace: str, left: dict[str, Any]) -> None:
+        side = self._side(namespace, left["database"])
+        with explained():
+            async with side.connect() as connection:
+                if "guard" in left:
+                    name = left["guard"]
+                    await _removed_soon(connection, side, name)
+                else:
+                    name = left["schema"]
+                    await sides.drop_archive(connection, name)
+        await self._directory.dropped(namespace, name)
+        log.info("namespace %s: dropped %s in %s", namespace, name, side.name)
 
     # Small things
 
@@ -235,7 +292,7 @@ class Mover:
                 "the namespace default has the directory of all others: it stays at home"
             )
         found = await self._directory.read(namespace)
-        if found is not None and found.phase == CREATING:
+        if found is not None and found.phase in (CREATING, DELETED):
             raise namespace_not_found(namespace)
         return found or Entry(namespace, HOME, 0, None, None)
 
@@ -259,3 +316,22 @@ class Mover:
     def _side(self, namespace: str, name: str) -> Side:
         database = self._databases.named(name, namespace)
         return Side(name, database, self._directory.home.schema.for_namespace(namespace))
+
+
+async def _removed_soon(connection: AsyncConnection, side: Side, name: str) -> None:
+    """Remove a guard. Raises PersistenceError if somebody uses the tables for long."""
+    try:
+        async with asyncio.timeout(GUARD_SECONDS):
+            await guard.remove(connection, side.schema, name)
+    except TimeoutError:
+        raise not_possible(
+            f"indexes that are of no use any more can't be dropped in {side.name}: a transaction "
+            "uses the tables for long, see pg_locks"
+        ) from None
+
+
+def _databases_of(entry: Entry) -> frozenset[str]:
+    """The databases that it takes to finish something."""
+    if entry.phase in (None, DELETED):
+        return frozenset(left["database"] for left in entry.remains)
+    return frozenset({str(entry.detail.get("from", "")), entry.moving_to or entry.database})

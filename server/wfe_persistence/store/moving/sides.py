@@ -8,7 +8,9 @@ from typing import Any, Final
 
 import psycopg
 
-from wfe_persistence.store.administration import connect
+from wfe_persistence.store import migrate
+from wfe_persistence.store.administration import INDEPENDENT, connect
+from wfe_persistence.store.moving import guard
 from wfe_persistence.store.postgres.database import Database
 from wfe_persistence.store.schema import MAX_IDENTIFIER_BYTES, Schema
 from wfe_persistence.store.tables import TABLES
@@ -70,11 +72,18 @@ async def is_moved_away(connection: AsyncConnection, archive: str, move: str) ->
     return await comment(connection, archive) == _MOVED + move
 
 
-async def create_incoming(connection: AsyncConnection, schema: Schema, move: str) -> None:
-    """Create the schema of a move. Its mark comes with it, so that it never looks like a store."""
+async def create_incoming(
+    connection: AsyncConnection, schema: Schema, database: str, move: str
+) -> None:
+    """Create the store of a move, empty. Its mark and its guard come with it, in one transaction,
+    so that to nobody it ever looks like one that is in use."""
     async with connection.transaction():
+        await connection.execute(INDEPENDENT)
         await connection.execute(sql(f'CREATE SCHEMA "{schema.name}"'))
         await connection.execute(sql(_commented(schema.name, _INCOMING + move)))
+        await connection.execute(sql(migrate.script(schema)))
+        await set_identity(connection, schema, database, 0, INCOMING)
+        await guard.close(connection, schema, move)
 
 
 async def drop_incoming(connection: AsyncConnection, schema: Schema, move: str) -> None:

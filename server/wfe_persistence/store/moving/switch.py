@@ -16,7 +16,7 @@ from typing import Final
 import psycopg
 
 from wfe_persistence.store.administration import INDEPENDENT
-from wfe_persistence.store.moving import logical, sides
+from wfe_persistence.store.moving import guard, logical, sides
 from wfe_persistence.store.moving.prerequisites import NotPossible
 from wfe_persistence.store.moving.sides import AsyncConnection, Side, sql
 from wfe_persistence.store.owner import ACTIVE
@@ -144,7 +144,7 @@ async def activate(
 ) -> bool:
     """Put the target into use, once the source is out of it. False: it is already."""
     schema = target.schema
-    async with connection.transaction():
+    async with guard.passing(connection, schema, move):
         await connection.execute(INDEPENDENT)
         await connection.execute(sides.LOCK_ACTIVATION, [schema.name])
         if not await sides.is_incoming(connection, schema, move):
@@ -159,4 +159,5 @@ async def activate(
             await connection.execute(sql(schema.qualify(statement)))
         await sides.set_identity(connection, schema, target.name, generation, ACTIVE)
         await connection.execute(sql(sides.activated(schema.name)))
+        await guard.open_(connection, schema, move)
     return True
