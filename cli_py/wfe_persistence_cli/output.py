@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import wraps
+from importlib.util import find_spec
 from typing import Any, Final, TypeVar
 
 import click
@@ -12,6 +13,7 @@ from wfe_persistence_cli.screen import Screen, tell
 from wfe_persistence_cli.table import Column, Table
 
 FORMS: Final = ("table", "wide", "json", "yaml")
+COLORS: Final = {"auto": None, "always": True, "never": False}
 
 # So many rows decide how wide columns are; those of a longer list may become wider later.
 _ROWS: Final = 1000
@@ -22,9 +24,9 @@ RowT = TypeVar("RowT")
 class Output:
     """stdout, and the form in which things are shown there."""
 
-    def __init__(self, form: str) -> None:
+    def __init__(self, form: str, color: bool | None = None) -> None:
         self._form = form
-        self.screen = Screen()
+        self.screen = Screen(color)
 
     @property
     def is_data(self) -> bool:
@@ -136,12 +138,21 @@ def page_size(limit: int) -> int:
 
 
 def output_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the option `-o`; it takes it as the argument `output`."""
+    """Give a command the options `-o` and `--color`; it takes them as the argument `output`."""
 
     @wraps(command)
-    def with_output(output: str, **arguments: Any) -> None:
-        command(output=Output(output), **arguments)
+    def with_output(output: str, color: str, **arguments: Any) -> None:
+        if color == "always" and find_spec("rich") is None:
+            raise click.UsageError("--color always needs the package rich")
+        command(output=Output(output, COLORS[color]), **arguments)
 
+    with_output = click.option(
+        "--color",
+        type=click.Choice(list(COLORS)),
+        default="auto",
+        show_default=True,
+        help="Whether in colour: `auto` is for terminals, if NO_COLOR is not set.",
+    )(with_output)
     return click.option(
         "-o",
         "--output",

@@ -1,8 +1,8 @@
 """Where a command writes: stdout, as wide as it is, in colour if it is a terminal that likes it.
 
 What is written is the same with and without `rich`, which only adds the colours: without it, or
-where stdout is no terminal, or `NO_COLOR` is set, it is plain text. What is no terminal gets
-everything in full, because it may be `grep` that reads it.
+where stdout is no terminal, or `NO_COLOR` is set, it is plain text, unless `--color` says
+otherwise. What is no terminal gets everything in full, because it may be `grep` that reads it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import textwrap
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -19,7 +18,7 @@ from typing import Any, Final
 
 import click
 
-from wfe_persistence_cli.text import cut, harmless, isolated, width_of
+from wfe_persistence_cli.text import cut, harmless, isolated, width_of, wrapped
 
 STYLES: Final = {
     "title": "bold",
@@ -74,9 +73,10 @@ def status_cell(name: str) -> Cell:
 
 
 class Screen:
-    """stdout."""
+    """stdout. `color`: whether in colour; None: if it is a terminal that likes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, color: bool | None = None) -> None:
+        self._color = color
         self.is_terminal = sys.stdout.isatty()
         if isinstance(sys.stdout, TextIOWrapper):
             # Who has an encoding that lacks a character sees its number.
@@ -89,16 +89,22 @@ class Screen:
 
     @cached_property
     def _colours(self) -> Any:
-        if (
-            not self.is_terminal
-            or os.environ.get("NO_COLOR")
-            or os.environ.get("TERM") == "dumb"
-            or not find_spec("rich")
-        ):
+        wanted = self._color
+        if wanted is None:
+            is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+            wanted = self.is_terminal and not is_plain
+        if not wanted or not find_spec("rich"):
             return None
         from rich.console import Console
 
-        console = Console(highlight=False, markup=False, emoji=False)
+        console = Console(
+            highlight=False,
+            markup=False,
+            emoji=False,
+            force_terminal=self._color,
+            color_system="standard" if self._color else "auto",
+            no_color=False if self._color else None,
+        )
         return console if console.color_system else None
 
     def line(self, *parts: Cell | str, width: int | None = None) -> None:
@@ -107,11 +113,11 @@ class Screen:
         texts = [cell.shown for cell in cells]
         if width is not None:
             texts = _cut(texts, width)
-        if not self.is_terminal:
-            self.raw("".join(texts).rstrip())
-            return
         if self._colours is None:
-            click.echo("".join(map(isolated, texts)).rstrip())
+            if self.is_terminal:
+                click.echo("".join(map(isolated, texts)).rstrip())
+            else:
+                self.raw("".join(texts).rstrip())
             return
         from rich.text import Text
 
@@ -125,7 +131,7 @@ class Screen:
         """Write a text on as many lines as it takes."""
         lines = [harmless(text)]
         if self.width is not None:
-            lines = textwrap.wrap(lines[0], max(self.width - indent - 2, 20)) or [""]
+            lines = wrapped(lines[0], max(self.width - indent - 2, 20))
         for i, line in enumerate(lines):
             self.line(" " * (indent + 2 * bool(i)), Cell(line, style))
 

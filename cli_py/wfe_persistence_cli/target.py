@@ -24,6 +24,7 @@ from wfe_persistence_cli.contexts import FILE_VARIABLE, KEYS, PATHS, ContextErro
 
 if TYPE_CHECKING:
     import grpc
+    from click.shell_completion import CompletionItem
 
     from wfe_persistence_client import PersistenceProvider, Tls
 
@@ -164,6 +165,14 @@ def _complete_context(_: click.Context, __: click.Parameter, begun: str) -> list
         return []
 
 
+def _complete_namespace(
+    context: click.Context, parameter: click.Parameter, begun: str
+) -> list[CompletionItem]:
+    from wfe_persistence_cli.names import namespaces  # which needs this module
+
+    return namespaces(context, parameter, begun)
+
+
 def _read_config_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:
     """Take `listen` and `tls-cert` from a server's file of settings."""
     if path is None:
@@ -193,6 +202,7 @@ SERVER_OPTIONS: Final = (
     _option(
         "--namespace",
         metavar="NAME",
+        shell_complete=_complete_namespace,
         help="Namespace to use.",
         show_default="that of the context, else `default`",
     ),
@@ -282,6 +292,12 @@ def target_options(command: Callable[..., None], *, timeout: float = 10.0) -> Ca
         show_default=True,
         help="Maximum time to wait for the response (seconds).",
     )(with_target)
+
+
+def resolve_begun(context: click.Context) -> Target:
+    """The server that a command line names which is still being typed. Raises UsageError."""
+    values = {name: context.params.get(name) for name in _NAMES}
+    return resolve(context, values | {"listen": values["listen"] or DEFAULT_LISTEN})
 
 
 def resolve(context: click.Context, values: dict[str, Any]) -> Target:

@@ -106,6 +106,26 @@ def cut(text: str, width: int) -> str:
     return "".join(taken) + ELLIPSIS if width > 0 else ""
 
 
+def wrapped(text: str, width: int) -> list[str]:
+    """The text on lines of at most so many cells, broken between words, or within one that is
+    longer than a line."""
+    lines: list[str] = []
+    line, cells = "", 0
+    for word in text.split():
+        rest = f" {word}" if line else word
+        if cells + width_of(rest) > width and line:
+            lines.append(line)
+            line, cells, rest = "", 0, word
+        for character in rest:
+            of_it = _cells(character)
+            if cells + of_it > width and line:
+                lines.append(line)
+                line, cells = "", 0
+            line += character
+            cells += of_it
+    return [*lines, line]
+
+
 def counted(number: int, one: str, many: str = "") -> str:
     """`1 workflow`, `2,000 workflows`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"

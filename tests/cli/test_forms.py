@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.cli.scene import NOON, workflows
 from wfe_persistence_cli.data import json_lines, one_line, plain, yaml_item, yaml_lines
-from wfe_persistence_cli.text import cut, harmless, isolated, width_of
+from wfe_persistence_cli.text import cut, harmless, isolated, width_of, wrapped
 from wfe_persistence_cli.times import Age, Since, ago, brief, from_ms, stamp
 from wfe_persistence_client import ABSENT, LEFT_OUT, WorkflowStatus
 
@@ -74,6 +74,16 @@ def test_wide_and_combining_characters_are_measured() -> None:
     assert width_of("注文") == 4
     assert width_of("e\u0301") == 1
     assert cut("注文注文", 5) == "注文…"
+
+
+@settings(max_examples=200)
+@given(st.text(alphabet="ab 漢é\u0301😀", max_size=40), st.integers(2, 12))
+def test_a_text_is_broken_between_words_into_lines_of_so_many_cells(text: str, width: int) -> None:
+    lines = wrapped(text, width)
+    assert all(width_of(line) <= width for line in lines)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    if all(width_of(word) <= width for word in text.split()):
+        assert " ".join(lines).split() == text.split()
 
 
 def test_what_is_written_from_right_to_left_is_isolated() -> None:

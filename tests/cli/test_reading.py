@@ -293,8 +293,16 @@ def test_colours_are_for_terminals_that_like_them(shop: Shop) -> None:
     for off in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
         assert "\x1b" not in on_terminal(["list"], {**shop.env, **off})[1]
     assert "\x1b" not in shop.says("list")
+    assert "\x1b" not in on_terminal(["list", "--color", "never"], shop.env)[1]
     without_rich = [sys.executable, "-c", WITHOUT_RICH]
     assert "\x1b" not in on_terminal(["list"], shop.env, program=without_rich)[1]
+    always = ["list", "--color", "always"]
+    code, printed = on_terminal(always, shop.env, program=without_rich)
+    assert (code, "needs the package rich" in printed) == (2, True)
+    # For a pager, whatever the environment says; of the table nothing else is different.
+    colourful = run(always, {**shop.env, "NO_COLOR": "1", "TERM": "dumb"}).stdout
+    assert "\x1b[36mRUNNABLE" in colourful
+    assert re.sub(r"\x1b\[[0-9;]*m", "", colourful) == run(["list"], shop.env).stdout
 
 
 WITHOUT_RICH = (

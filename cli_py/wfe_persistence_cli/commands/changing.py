@@ -10,12 +10,12 @@ import socket
 import sys
 from collections.abc import Callable
 from datetime import timedelta
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from wfe_persistence_cli import times
+from wfe_persistence_cli import names, times
 from wfe_persistence_cli.calling import Caller, calls_server, confirm
 from wfe_persistence_cli.finding import find, title_of
 from wfe_persistence_cli.screen import tell
@@ -28,9 +28,13 @@ if TYPE_CHECKING:
     from wfe_persistence_client.administration import Administration
 
 
-def _changes_workflows(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the workflows that it changes, and how."""
+def _changes_workflows(*statuses: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the workflows that it changes, and how. `statuses`: of those that a shell
+    offers; none: any."""
+    return partial(_with_workflows, offered=names.workflows(*statuses))
 
+
+def _with_workflows(command: Callable[..., None], offered: names.Complete) -> Callable[..., None]:
     @wraps(command)
     def with_arguments(**arguments: Any) -> None:
         command(**arguments)
@@ -50,16 +54,16 @@ def _changes_workflows(command: Callable[..., None]) -> Callable[..., None]:
         ),
     ):
         with_arguments = option(with_arguments)
-    return click.argument("workflows", nargs=-1, required=True, metavar="WORKFLOW…")(
-        calls_server(with_arguments)
-    )
+    return click.argument(
+        "workflows", nargs=-1, required=True, metavar="WORKFLOW…", shell_complete=offered
+    )(calls_server(with_arguments))
 
 
 _yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 
 
 @click.command(cls=ClientCommand, epilog=EPILOG, short_help="Suspend workflows.")
-@_changes_workflows
+@_changes_workflows("RUNNABLE")
 def suspend(call: Caller, *, workflows: tuple[str, ...], force: bool, wait: float) -> None:
     """Suspend workflows (ids or names), so that no host runs them until they are resumed.
 
@@ -70,7 +74,7 @@ def suspend(call: Caller, *, workflows: tuple[str, ...], force: bool, wait: floa
 
 
 @click.command(cls=ClientCommand, epilog=EPILOG, short_help="Resume suspended workflows.")
-@_changes_workflows
+@_changes_workflows("SUSPENDED")
 def resume(call: Caller, *, workflows: tuple[str, ...], force: bool, wait: float) -> None:
     """Resume suspended workflows (ids or names): hosts go on with them.
 
@@ -84,7 +88,7 @@ def resume(call: Caller, *, workflows: tuple[str, ...], force: bool, wait: float
 
 
 @click.command(cls=ClientCommand, epilog=EPILOG, short_help="End workflows for good.")
-@_changes_workflows
+@_changes_workflows("RUNNABLE", "SUSPENDED")
 @_yes_option
 def terminate(
     call: Caller, *, workflows: tuple[str, ...], force: bool, wait: float, yes: bool
@@ -100,7 +104,7 @@ def terminate(
 
 
 @click.command(cls=ClientCommand, epilog=EPILOG, short_help="Delete workflows.")
-@_changes_workflows
+@_changes_workflows()
 @_yes_option
 def delete(
     call: Caller, *, workflows: tuple[str, ...], force: bool, wait: float, yes: bool
@@ -125,21 +129,21 @@ def delete(
 
 
 async def _find_all(
-    provider: PersistenceProvider, names: tuple[str, ...] | list[str]
+    provider: PersistenceProvider, given: tuple[str, ...] | list[str]
 ) -> list[WorkflowInstance]:
     """The workflows, each once. Raises WorkflowNotFound before anything is changed."""
     found = {}
-    for name in names:
+    for name in given:
         instance = await find(provider, name)
         found[instance.id] = instance
     return list(found.values())
 
 
-def _asked(call: Caller, verb: str, names: tuple[str, ...], *, yes: bool) -> list[WorkflowInstance]:
+def _asked(call: Caller, verb: str, given: tuple[str, ...], *, yes: bool) -> list[WorkflowInstance]:
     """The workflows, of which a person has said that they may be changed so."""
     from wfe_persistence_client.administration import EXPLANATIONS
 
-    found: list[WorkflowInstance] = call.run(lambda provider: _find_all(provider, names))
+    found: list[WorkflowInstance] = call.run(lambda provider: _find_all(provider, given))
     # The first few by their names, with their statuses.
     few = ", ".join(f"{title_of(each)}, which is {each.status.name}" for each in found[:3])
     named = few if len(found) <= 3 else f"{counted(len(found), 'workflow')}: {few}, …"
@@ -148,7 +152,7 @@ def _asked(call: Caller, verb: str, names: tuple[str, ...], *, yes: bool) -> lis
 
 
 def _change(
-    call: Caller, verb: str, names: tuple[str, ...] | list[str], *, force: bool, wait: float
+    call: Caller, verb: str, given: tuple[str, ...] | list[str], *, force: bool, wait: float
 ) -> None:
     """Have workflows suspended, resumed or terminated."""
 
@@ -159,7 +163,7 @@ def _change(
         return f"is {change.status.name} already"
 
     async def body(provider: PersistenceProvider) -> None:
-        await _each(provider, await _find_all(provider, names), one, force=force, wait=wait)
+        await _each(provider, await _find_all(provider, given), one, force=force, wait=wait)
 
     call.run(body)
 

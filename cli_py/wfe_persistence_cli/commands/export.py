@@ -194,7 +194,8 @@ def export(
         click.echo(str(exc), err=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        click.echo("interrupted: nothing was written", err=True)
+        said = "what was written is not complete" if file == STDIO else "nothing was written"
+        click.echo(f"interrupted: {said}", err=True)
         sys.exit(INTERRUPTED)
     click.echo(f"exported {count} records in {seconds:.1f} s", err=True)
 

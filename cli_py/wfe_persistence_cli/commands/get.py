@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wfe_persistence_cli import names, times
 from wfe_persistence_cli import pointers as shown_pointers
-from wfe_persistence_cli import times
 from wfe_persistence_cli.calling import Caller, calls_server
 from wfe_persistence_cli.diagnosis import Circumstances, look, reasons
 from wfe_persistence_cli.finding import find
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.command(
     cls=ClientCommand, epilog=EPILOG, short_help="Show one workflow, and why it does not go on."
 )
-@click.argument("workflow")
+@click.argument("workflow", shell_complete=names.workflows())
 @calls_server
 @click.option("--data", is_flag=True, help="Show its data in full, and the pointers' as well.")
 @click.option("--all", "everything", is_flag=True, help="Fold no pointers, however many.")

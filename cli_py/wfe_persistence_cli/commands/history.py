@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from wfe_persistence_cli import names
 from wfe_persistence_cli.calling import Caller, calls_server
 from wfe_persistence_cli.finding import find
 from wfe_persistence_cli.output import (
@@ -38,7 +39,7 @@ class Happening:
 
 
 @click.command(cls=ClientCommand, epilog=EPILOG, short_help="Show what happened to a workflow.")
-@click.argument("workflow")
+@click.argument("workflow", shell_complete=names.workflows())
 @calls_server
 @limit_options
 @output_option

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from wfe_persistence_cli import times
+from wfe_persistence_cli import names, times
 from wfe_persistence_cli.calling import Caller, calls_server
 from wfe_persistence_cli.data_text import folded
 from wfe_persistence_cli.finding import find
@@ -42,7 +42,7 @@ COMMANDS: Final = ("process_workflow", "process_event")
 
 
 @click.command(cls=ClientCommand, epilog=EPILOG, short_help="List errors, the latest first.")
-@click.argument("workflow", required=False)
+@click.argument("workflow", required=False, shell_complete=names.workflows())
 @calls_server
 @click.option("--from", "from_", type=Since(), help="Only those that occurred then or later.")
 @click.option("--before", type=Since(), help="Only those that occurred before then.")
@@ -300,7 +300,7 @@ def _epoch(lease: Any) -> str:
 
 
 @click.command(cls=ClientCommand, epilog=EPILOG, short_help="List queues, or the items of one.")
-@click.argument("queue", required=False)
+@click.argument("queue", required=False, shell_complete=names.queues)
 @calls_server
 @click.option(
     "--state",

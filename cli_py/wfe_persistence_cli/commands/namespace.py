@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from wfe_persistence_cli import names
 from wfe_persistence_cli.calling import Caller, calls_server
 from wfe_persistence_cli.commands.moving import move
 from wfe_persistence_cli.output import Output, aiter_of, output_option
@@ -107,7 +108,7 @@ def create(call: Caller, *, name: str, database: str, labels: tuple[str, ...]) -
 
 
 @namespace.command(cls=ClientCommand, epilog=EPILOG)
-@click.argument("name")
+@click.argument("name", shell_complete=names.namespaces)
 @calls_server
 @click.option("--force", is_flag=True, help="Also if it is not empty.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")

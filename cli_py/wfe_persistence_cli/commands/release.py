@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wfe_persistence_cli import times
+from wfe_persistence_cli import names, times
 from wfe_persistence_cli.calling import Caller, calls_server, confirm
 from wfe_persistence_cli.commands.lists import COMMANDS, holder
 from wfe_persistence_cli.screen import tell
@@ -42,7 +42,7 @@ _yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 
 
 @release.command(cls=ClientCommand, epilog=EPILOG)
-@click.argument("resource")
+@click.argument("resource", shell_complete=names.locks)
 @calls_server
 @click.option(
     "--epoch",
@@ -83,7 +83,7 @@ def lock(call: Caller, *, resource: str, epoch: int | None, yes: bool) -> None:
 
 
 @release.command(cls=ClientCommand, epilog=EPILOG)
-@click.argument("id_", metavar="ID")
+@click.argument("id_", metavar="ID", shell_complete=names.held_subscriptions)
 @calls_server
 @_yes_option
 def subscription(call: Caller, *, id_: str, yes: bool) -> None:
@@ -110,8 +110,8 @@ def subscription(call: Caller, *, id_: str, yes: bool) -> None:
 
 
 @release.command(cls=ClientCommand, epilog=EPILOG)
-@click.argument("queue")
-@click.argument("id_", metavar="ID")
+@click.argument("queue", shell_complete=names.queues)
+@click.argument("id_", metavar="ID", shell_complete=names.items("LEASED"))
 @calls_server
 @_yes_option
 def item(call: Caller, *, queue: str, id_: str, yes: bool) -> None:
@@ -147,7 +147,7 @@ def item(call: Caller, *, queue: str, id_: str, yes: bool) -> None:
 
 @release.command(cls=ClientCommand, epilog=EPILOG)
 @click.argument("name", type=click.Choice(COMMANDS, case_sensitive=False))
-@click.argument("data", metavar="ID")
+@click.argument("data", metavar="ID", shell_complete=names.leased_commands)
 @calls_server
 @_yes_option
 def command(call: Caller, *, name: str, data: str, yes: bool) -> None:

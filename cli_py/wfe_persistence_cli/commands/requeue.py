@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from wfe_persistence_cli import names
 from wfe_persistence_cli.calling import Caller, calls_server, confirm
 from wfe_persistence_cli.progress import Progress
 from wfe_persistence_cli.screen import tell
@@ -24,8 +25,8 @@ _MOST = 1000
 @click.command(
     cls=ClientCommand, epilog=EPILOG, short_help="Have dead or delayed items tried again."
 )
-@click.argument("queue")
-@click.argument("ids", nargs=-1, metavar="[ID]…")
+@click.argument("queue", shell_complete=names.queues)
+@click.argument("ids", nargs=-1, metavar="[ID]…", shell_complete=names.items("DEAD", "DELAYED"))
 @calls_server
 @click.option("--dead", is_flag=True, help="All dead items of the queue.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")

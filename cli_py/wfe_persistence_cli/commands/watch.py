@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+import logging
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from wfe_persistence_cli import times
+from wfe_persistence_cli import names, times
 from wfe_persistence_cli.calling import Caller, calls_server
 from wfe_persistence_cli.commands.get import show
 from wfe_persistence_cli.diagnosis import look
@@ -30,7 +32,7 @@ _EVENT_STYLES = {
 
 
 @click.command(cls=ClientCommand, epilog=EPILOG, short_help="Show changes as they come.")
-@click.argument("workflow", required=False)
+@click.argument("workflow", required=False, shell_complete=names.workflows())
 @calls_server
 @click.option(
     "--status",
@@ -64,8 +66,8 @@ def watch(
     """Show workflows as they are written or deleted, a line each, until Ctrl-C; with WORKFLOW (an
     id or a name) only that one, on a terminal as `get` shows it, until it has ended.
 
-    If the connection breaks, it goes on where it was. With `-o json`, a change is a line; its
-    `cursor` is what --after takes.
+    If the connection breaks, that is said, and it goes on where it was, however long the server is
+    away. With `-o json`, a change is a line; its `cursor` is what --after takes.
 
     \b
     Examples:
@@ -82,6 +84,8 @@ def watch(
     async def body(provider: PersistenceProvider) -> None:
         from wfe_persistence_client import WorkflowStatus
 
+        # However long a server is away, what happened meanwhile is not missed.
+        provider = provider.with_timeout(math.inf)
         id_ = "" if workflow is None else (await find(provider, workflow)).id
         if events:
             stream: AsyncIterator[Any] = provider.watch_lifecycle(
@@ -112,7 +116,31 @@ def watch(
     if workflow is None:
         # A server that is not there is said at once; later one may be away for a while.
         call.run(lambda provider: provider.get_store_info())
-    call.run(body, patient=True)
+    with _outages_told():
+        call.run(body, patient=True)
+
+
+class _Outages(logging.Handler):
+    """Says what the client knows of its connection: that it is lost, and why, and that it is
+    back."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it."""
+        if record.module == "link":
+            tell(record.getMessage())
+
+
+@contextmanager
+def _outages_told() -> Iterator[None]:
+    log = logging.getLogger("wfe_persistence_client")
+    handler, level = _Outages(), log.level
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 async def _changes(
