@@ -15,6 +15,14 @@ _LINE_SECONDS: Final = 5.0
 _BAR_SECONDS: Final = 0.1
 
 
+progress_option: Final = click.option(
+    "--progress/--no-progress",
+    default=None,
+    help="Show how far it has come, on stderr.  [default: on a terminal]",
+)
+"""Gives a long command the argument `progress`, for `Progress(shown=…)`."""
+
+
 class Progress:
     """Shows how many things of how many have been done (0: nobody knows of how many).
 
@@ -45,7 +53,9 @@ class Progress:
         traceback: TracebackType | None,
     ) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done)
+            # (What was interrupted, or failed, is not done.)
+            total = self._done if kind is None else self._total or None
+            self._bar.update(self._task, completed=self._done, total=total)
             self._bar.stop()
 
     @property
@@ -53,23 +63,25 @@ class Progress:
         """How long it has taken so far."""
         return time.monotonic() - self._begun
 
-    def at(self, done: int, total: int | None = None) -> None:
+    def at(self, done: int, of: int | None = None) -> None:
         """So many have been done."""
         self._done = done
-        if total is not None:
-            self._total = total
+        if of is not None:
+            self._total = of
         if not self._is_shown:
             return
         now = time.monotonic()
         if self._bar is not None:
             if now >= self._said + _BAR_SECONDS:
                 self._said = now
-                self._bar.update(self._task, completed=done, total=max(self._total, done) or None)
+                # (Of nobody knows how many, the bar only moves: a full one says that it is done.)
+                total = max(self._total, done) if self._total else None
+                self._bar.update(self._task, completed=done, total=total)
         elif now >= self._said + _LINE_SECONDS:
             self._said = now
-            of = f" of about {self._total}" if self._total >= done else ""
+            about = f" of about {self._total}" if self._total >= done else ""
             rate = done / max(self.seconds, 0.001)
-            click.echo(f"{self._doing}: {done}{of} {self._what}, {rate:.0f} a second", err=True)
+            click.echo(f"{self._doing}: {done}{about} {self._what}, {rate:.0f} a second", err=True)
 
     def _begin_bar(self) -> None:
         from rich.console import Console

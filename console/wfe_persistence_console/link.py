@@ -11,17 +11,9 @@ from typing import Any, Final, Protocol, TypeVar
 import grpc
 import grpc.aio
 
-from wfe.persistence.v1 import (
-    command_pb2_grpc,
-    event_pb2_grpc,
-    lock_pb2_grpc,
-    queue_pb2_grpc,
-    store_pb2_grpc,
-    subscription_pb2_grpc,
-    workflow_pb2_grpc,
-)
 from wfe_persistence_client import PersistenceError, PersistenceProvider, RetryPolicy
 from wfe_persistence_client.errors import from_rpc_error
+from wfe_persistence_client.link import Stubs
 from wfe_persistence_console.web import Refusal
 
 _CALL_SECONDS: Final = 20.0
@@ -54,25 +46,6 @@ class _Unary(Protocol[_RequestT, _ResponseT]):
     def __call__(
         self, request: _RequestT, *, timeout: float, metadata: Any
     ) -> grpc.aio.UnaryUnaryCall[Any, _ResponseT]: ...
-
-
-class Stubs:
-    """The services of the server that the console calls."""
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.workflows: workflow_pb2_grpc.WorkflowServiceAsyncStub = (
-            workflow_pb2_grpc.WorkflowServiceStub(channel)
-        )
-        self.events: event_pb2_grpc.EventServiceAsyncStub = event_pb2_grpc.EventServiceStub(channel)
-        self.subscriptions: subscription_pb2_grpc.SubscriptionServiceAsyncStub = (
-            subscription_pb2_grpc.SubscriptionServiceStub(channel)
-        )
-        self.commands: command_pb2_grpc.ScheduledCommandServiceAsyncStub = (
-            command_pb2_grpc.ScheduledCommandServiceStub(channel)
-        )
-        self.locks: lock_pb2_grpc.LockServiceAsyncStub = lock_pb2_grpc.LockServiceStub(channel)
-        self.queues: queue_pb2_grpc.QueueServiceAsyncStub = queue_pb2_grpc.QueueServiceStub(channel)
-        self.store: store_pb2_grpc.StoreServiceAsyncStub = store_pb2_grpc.StoreServiceStub(channel)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import click
 
 from wfe_persistence_cli.calling import Caller, calls_server
 from wfe_persistence_cli.output import Output, aiter_of, output_option
-from wfe_persistence_cli.progress import Progress
+from wfe_persistence_cli.progress import Progress, progress_option
 from wfe_persistence_cli.screen import tell
 from wfe_persistence_cli.status import EPILOG, INTERRUPTED
 from wfe_persistence_cli.table import Column
@@ -52,11 +52,7 @@ DEFINITION = "wfe-persistence-bench"
     show_default=True,
     help="How many execution pointers a workflow has.",
 )
-@click.option(
-    "--progress/--no-progress",
-    default=None,
-    help="Show how far it has come, on stderr.  [default: on a terminal]",
-)
+@progress_option
 @output_option
 def bench(
     call: Caller,

@@ -16,7 +16,7 @@ import click
 
 from wfe_persistence_cli.calling import Caller, calls_server
 from wfe_persistence_cli.filters import STATUSES
-from wfe_persistence_cli.progress import Progress
+from wfe_persistence_cli.progress import Progress, progress_option
 from wfe_persistence_cli.status import EPILOG, INTERRUPTED
 from wfe_persistence_cli.target import ClientCommand
 from wfe_persistence_cli.times import Since
@@ -133,11 +133,7 @@ class _Output:
     type=Since(),
     help="Only workflows created before then.",
 )
-@click.option(
-    "--progress/--no-progress",
-    default=None,
-    help="Show how far it has come, on stderr.  [default: on a terminal]",
-)
+@progress_option
 def export(
     call: Caller,
     *,

@@ -19,7 +19,7 @@ import click
 
 from wfe_persistence_cli.calling import Caller, calls_server
 from wfe_persistence_cli.commands.export import STDIO, FileError, is_passing, one_line, reason
-from wfe_persistence_cli.progress import Progress
+from wfe_persistence_cli.progress import Progress, progress_option
 from wfe_persistence_cli.status import CONFLICT, EPILOG, INTERRUPTED
 from wfe_persistence_cli.target import ClientCommand
 
@@ -84,11 +84,7 @@ class _Counts:
     help="Begin at this line: where a broken import said that it can go on.",
 )
 @click.option("--create-namespace", is_flag=True, help="Create the namespace if it is not there.")
-@click.option(
-    "--progress/--no-progress",
-    default=None,
-    help="Show how far it has come, on stderr.  [default: on a terminal]",
-)
+@progress_option
 def import_(
     call: Caller,
     *,

@@ -12,7 +12,7 @@ import click
 
 from wfe_persistence_cli.calling import Caller, calls_server, confirm
 from wfe_persistence_cli.output import Output, output_option
-from wfe_persistence_cli.progress import Progress
+from wfe_persistence_cli.progress import Progress, progress_option
 from wfe_persistence_cli.screen import tell
 from wfe_persistence_cli.status import EPILOG, INTERRUPTED
 from wfe_persistence_cli.target import ClientCommand
@@ -54,11 +54,7 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="Only count, and delete nothing.")
 @click.option("-y", "--yes", is_flag=True, help="Do not count first, and do not ask.")
-@click.option(
-    "--progress/--no-progress",
-    default=None,
-    help="Show how far it has come, on stderr.  [default: on a terminal]",
-)
+@progress_option
 @output_option
 def purge(
     call: Caller,
