@@ -13,7 +13,8 @@ PostgreSQL; `--waiting` calls that wait, ten thousand on one server too; `--purg
 load; `--start` starts, and idle servers; `--storage` disk usage; `--moves` moves of a namespace;
 `--growth` statements on a store
 that has grown for long; `--export` an export and its import; `--bulk` creates in bulk beside single
-ones.
+ones; `--limits` the capacity of three PostgreSQLs and two servers beside one of each; `--spread`
+very many namespaces over three databases.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from benchmarks import (
     databases,
     driver,
     growth,
+    limits,
     metrics,
     moves,
     namespaces,
@@ -43,6 +45,7 @@ from benchmarks import (
     queue_statements,
     queues,
     rpcs,
+    spread,
     start,
     storage,
     strangers,
@@ -186,6 +189,20 @@ def main() -> None:
         "million rows)",
     )
     parser.add_argument(
+        "--limits",
+        action="store_true",
+        help="measure three PostgreSQLs and two servers beside one of each, in --rounds of "
+        "--seconds for each case",
+    )
+    parser.add_argument(
+        "--spread",
+        type=int,
+        metavar="N",
+        nargs="?",
+        const=10_000,
+        help="measure this many namespaces over three databases (default 10000)",
+    )
+    parser.add_argument(
         "--json",
         type=Path,
         metavar="FILE",
@@ -262,6 +279,12 @@ def main() -> None:
         elif arguments.moves:
             figures = moves.measure(arguments.moves)
             print(moves.table(figures))
+        elif arguments.limits:
+            figures = limits.measure(arguments.seconds, arguments.rounds)
+            print(limits.table(figures))
+        elif arguments.spread:
+            figures = spread.measure(arguments.spread)
+            print(spread.table(figures))
         elif arguments.storage:
             figures = asyncio.run(storage.measure(postgres.url, arguments.storage))
             print(storage.table(figures))
@@ -311,6 +334,10 @@ def main() -> None:
         if arguments.start
         else "moves.json"
         if arguments.moves
+        else "limits.json"
+        if arguments.limits
+        else "spread.json"
+        if arguments.spread
         else "storage.json"
         if arguments.storage
         else "growth.json"

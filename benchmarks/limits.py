@@ -1,0 +1,452 @@
+"""What three PostgreSQLs and two servers can do, beside one of each: the same load, by turns.
+
+The load is callers in twelve namespaces, which are all in the one PostgreSQL, or four in each of
+the three; half of the callers of each namespace call either of two servers. All share this machine
+with each other and with the callers, so what counts is not how many calls there were, but how much
+of the processor's time each PostgreSQL and each server took for them: each on a machine of its own,
+they could go on until the busiest has used up its own. Cases: one of each, twice, which shows the
+noise of the machine; three PostgreSQLs with one server; and with two. Each case has servers of its
+own. Those of one kind are different databases in the same PostgreSQLs, of which only one is called
+at a time; what all do while nobody calls is told, too.
+
+Then, with three and two: namespaces of one caller each, alone and while many callers overload one
+of the databases through one namespace. That PostgreSQL and those callers let everything else on
+this machine go first, as if they had machines of their own. At last, what all take of memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import psutil
+import psycopg
+
+from benchmarks.accounting import Accounted
+from benchmarks.limits_load import LoadProcess
+from benchmarks.timing import cpu_seconds, percentile
+from tests.support.api import Api, connect
+from tests.support.server import ServerProcess
+from wfe.persistence.v1 import store_pb2 as st
+from wfe_persistence.embedded import EmbeddedPostgres
+from wfe_persistence.store.schema import Schema
+
+Figures = list[dict[str, Any]]
+
+CALLERS: Final = 96
+LOADS: Final = ("steps", "turns", "mixed")
+FIRST: Final = "one and one"
+AGAIN: Final = "one and one, again"
+DATABASES: Final = "three and one"
+BOTH: Final = "three and two"
+
+_HOME: Final = "home"
+_NAMES: Final = (_HOME, "a", "b")
+_NAMESPACES: Final = [f"n{number}" for number in range(12)]
+_FLOODED: Final = "a"
+_FLOOD: Final = "flood"
+_FLOOD_CALLERS: Final = 100
+_COUNTED: Final = 200_000
+_IDLE_SECONDS: Final = 10.0
+_WARM_SECONDS: Final = 12.0
+
+# What takes the database long to count.
+_FILL: Final = """
+INSERT INTO wfc.workflows (id, name, definition_id, version, status, data, create_time)
+SELECT 'w' || i, 'w' || i, 'order', 1, 'Runnable', '{}', now() FROM generate_series(1, %s::int) i
+"""
+
+# How many PostgreSQLs and servers there are.
+_CASES: Final = {FIRST: (1, 1), AGAIN: (1, 1), DATABASES: (3, 1), BOTH: (3, 2)}
+
+
+@dataclass
+class _Case:
+    """A service, and its load."""
+
+    postgres: Sequence[EmbeddedPostgres]
+    accounted: Sequence[Accounted]
+    servers: Sequence[ServerProcess]
+    loads: Sequence[LoadProcess]
+    urls: Sequence[str]
+
+    @property
+    def processes(self) -> list[psutil.Process]:
+        """The servers."""
+        return [psutil.Process(server.process.pid) for server in self.servers]
+
+    def used(self) -> tuple[list[float], list[float]]:
+        """The processor's time of each PostgreSQL and of each server so far."""
+        return [each.cpu_seconds() for each in self.accounted], list(
+            map(cpu_seconds, self.processes)
+        )
+
+    async def all_do(self, **wanted: Any) -> list[dict[str, Any]]:
+        """Have all loads do the same."""
+        return await asyncio.gather(*(load.do(**wanted) for load in self.loads))
+
+
+def database_of(name: str, count: int) -> str:
+    """The database of a namespace, of so many."""
+    return _NAMES[_NAMESPACES.index(name) % count]
+
+
+def measure(seconds: float, rounds: int) -> Figures:
+    """All cases with each load in each round, each round beginning with another case."""
+    with tempfile.TemporaryDirectory(prefix="wfe-limits-") as directory:
+        Path(directory).chmod(0o711)
+        return asyncio.run(_measure(Path(directory), seconds, rounds))
+
+
+async def _measure(directory: Path, seconds: float, rounds: int) -> Figures:
+    async with AsyncExitStack() as stack:
+        started = {
+            name: stack.enter_context(EmbeddedPostgres(directory / name))
+            for name in ("single", *_NAMES)
+        }
+        cases = {
+            case: await stack.enter_async_context(_case(number, count, servers, started, directory))
+            for number, (case, (count, servers)) in enumerate(_CASES.items())
+        }
+        figures: Figures = [
+            {"part": "idle"} | await _idle(list(started), list(map(Accounted.at, _urls(started))))
+        ]
+        names = list(cases)
+        for round_ in range(rounds):
+            first = round_ % len(names)
+            for load in LOADS:
+                for name in names[first:] + names[:first]:
+                    figure = await _one(cases[name], load, seconds)
+                    figures.append(
+                        {"part": "capacity", "load": load, "case": name, "round": round_} | figure
+                    )
+            print(".", end="", flush=True, file=sys.stderr)
+        print(file=sys.stderr)
+        figures += [_memory(name, case) for name, case in cases.items()]
+        figures += await _overload(cases[BOTH], seconds, rounds)
+    return figures
+
+
+def _urls(started: dict[str, EmbeddedPostgres]) -> list[str]:
+    return [each.url for each in started.values()]
+
+
+@asynccontextmanager
+async def _case(
+    number: int,
+    count: int,
+    servers: int,
+    started: dict[str, EmbeddedPostgres],
+    directory: Path,
+) -> AsyncIterator[_Case]:
+    """A service with so many PostgreSQLs and servers, warm."""
+    used = [started["single"]] if count == 1 else [started[name] for name in _NAMES]
+    urls = []
+    for postgres in used:
+        with psycopg.connect(postgres.url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE case_{number}".encode())
+        urls.append(postgres.url.replace("/postgres?", f"/case_{number}?"))
+    options = ["--db-url", urls[0], "--max-namespaces", "1000"]
+    for name, url in zip(_NAMES[1:count], urls[1:], strict=True):
+        options += ["--database", f"{name}={url}"]
+    async with AsyncExitStack() as stack:
+        running = [
+            stack.enter_context(ServerProcess(directory / f"log-{number}-{each}", *options))
+            for each in range(servers)
+        ]
+        async with connect(running[0].address) as channel:
+            store = Api(channel).store
+            for name in _NAMESPACES:
+                await store.CreateNamespace(
+                    st.CreateNamespaceRequest(name=name, database=database_of(name, count))
+                )
+        loads = []
+        for server in running:
+            loads.append(await LoadProcess.start(server.address))
+            stack.push_async_callback(loads[-1].stop)
+        case = _Case(used, [Accounted.at(each.url) for each in used], running, loads, urls)
+        # Twice as many items as callers could have at once.
+        await case.all_do(
+            prepare=_NAMESPACES, workflows=2 * CALLERS // len(_NAMESPACES) // servers + 2
+        )
+        # Until nearly all connections have what they need: PostgreSQL plans the first five
+        # executions of a prepared statement one by one.
+        for load in LOADS:
+            await _one(case, load, _WARM_SECONDS)
+        yield case
+
+
+async def _idle(names: list[str], accounted: list[Accounted]) -> dict[str, Any]:
+    """What the PostgreSQLs take while nobody calls, each of a second."""
+    before = [each.cpu_seconds() for each in accounted]
+    await asyncio.sleep(_IDLE_SECONDS)
+    return {
+        name: (each.cpu_seconds() - at) / _IDLE_SECONDS
+        for name, each, at in zip(names, accounted, before, strict=True)
+    }
+
+
+async def _one(case: _Case, load: str, seconds: float) -> dict[str, Any]:
+    """A load for so long."""
+    wal = _wal(case)
+    before = case.used()
+    answers = await case.all_do(
+        load=load,
+        namespaces=_NAMESPACES,
+        callers=CALLERS // len(_NAMESPACES) // len(case.loads),
+        seconds=seconds,
+    )
+    after = case.used()
+    postgres, servers = (
+        [now - then for now, then in zip(*pair, strict=True)]
+        for pair in zip(after, before, strict=True)
+    )
+    done, failed = _added(answers, "done"), _added(answers, "failed")
+    return {
+        "done": done.total(),
+        "failed": failed,
+        "seconds": max(answer["seconds"] for answer in answers),
+        "postgres_cpu": postgres,
+        "server_cpu": servers,
+        "wal": _wal(case) - wal,
+        "namespaces": done,
+        "p50_ms": median(found[0] for answer in answers for found in answer["ms"].values()),
+    }
+
+
+def _added(answers: Sequence[dict[str, Any]], key: str) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for answer in answers:
+        total.update(answer[key])
+    return total
+
+
+def _wal(case: _Case) -> float:
+    """How many bytes of WAL all its PostgreSQLs have written so far."""
+    total = 0.0
+    for postgres in case.postgres:
+        with psycopg.connect(postgres.url, autocommit=True) as connection:
+            row = connection.execute(
+                "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::float8"
+            ).fetchone()
+        assert row
+        total += row[0]
+    return total
+
+
+def _memory(name: str, case: _Case) -> dict[str, Any]:
+    found = [process.memory_full_info() for process in case.processes]
+    figure: dict[str, Any] = {"part": "memory", "case": name}
+    for kind in ("rss", "pss", "uss"):
+        figure[f"server_{kind}_mb"] = [getattr(each, kind) / 1e6 for each in found]
+    figure["postgres_connections"] = _connections(case)
+    for key in ("processes", "pss", "uss"):
+        figure[f"postgres_{key}"] = [getattr(each.memory(), key) for each in case.accounted]
+    return figure
+
+
+def _connections(case: _Case) -> list[int]:
+    """How many the servers of the case have, to each database."""
+    found = []
+    for url in case.urls:
+        with psycopg.connect(url, autocommit=True) as connection:
+            row = connection.execute(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            ).fetchone()
+        assert row
+        found.append(row[0])
+    return found
+
+
+# ----- one namespace overloads one database -----
+
+
+async def _overload(case: _Case, seconds: float, rounds: int) -> Figures:
+    """What one caller in each namespace gets done, alone and beside the flood, by turns."""
+    address = case.servers[0].address
+    async with connect(address) as channel:
+        await Api(channel).store.CreateNamespace(
+            st.CreateNamespaceRequest(name=_FLOOD, database=_FLOODED)
+        )
+    at = _NAMES.index(_FLOODED)
+    with psycopg.connect(case.urls[at], autocommit=True) as connection:
+        fill = Schema().for_namespace(_FLOOD).qualify(_FILL)
+        connection.execute(fill.encode(), [_COUNTED])
+        connection.execute(b"VACUUM ANALYZE")
+    case.accounted[at].give_way()
+    figures: Figures = []
+    async with AsyncExitStack() as stack:
+        floods = []
+        for server in case.servers:
+            floods.append(await LoadProcess.start(server.address))
+            stack.push_async_callback(floods[-1].stop)
+            psutil.Process(floods[-1].pid).nice(19)
+        for round_ in range(rounds):
+            for flooded in (False, True):
+                figures.append(
+                    {"part": "overload", "flooded": flooded, "round": round_}
+                    | await _flooded(case, floods if flooded else [], seconds)
+                )
+            print(".", end="", flush=True, file=sys.stderr)
+    print(file=sys.stderr)
+    return figures
+
+
+async def _flooded(case: _Case, floods: list[LoadProcess], seconds: float) -> dict[str, Any]:
+    flood = [
+        asyncio.create_task(
+            each.do(load="counts", namespaces=[_FLOOD], callers=_FLOOD_CALLERS, seconds=seconds + 1)
+        )
+        for each in floods
+    ]
+    if floods:
+        await asyncio.sleep(1)  # until all of them wait
+    before = case.used()
+    begun = time.perf_counter()
+    answers = await case.all_do(load="mixed", namespaces=_NAMESPACES, callers=1, seconds=seconds)
+    elapsed = time.perf_counter() - begun
+    after = case.used()
+    flooding = await asyncio.gather(*flood)
+    figure: dict[str, Any] = {
+        "seconds": elapsed,
+        "server_cpu": [now - then for now, then in zip(after[1], before[1], strict=True)],
+        "flood_done": _added(flooding, "done").total(),
+        "flood_failed": _added(flooding, "failed"),
+        "failed": _added(answers, "failed"),
+        "namespaces": _added(answers, "done"),
+    }
+    for database in _NAMES:
+        found = [
+            ms
+            for answer in answers
+            for name, ms in answer["ms"].items()
+            if database_of(name, len(_NAMES)) == database
+        ]
+        figure[database] = {
+            "done": sum(
+                done
+                for name, done in figure["namespaces"].items()
+                if database_of(name, len(_NAMES)) == database
+            ),
+            "p50_ms": median(each[0] for each in found) if found else None,
+            "p99_ms": median(each[1] for each in found) if found else None,
+        }
+    return figure
+
+
+# ----- the tables -----
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What all rounds of a case and a load have taken, per operation, and what that means."""
+
+    done: int
+    postgres_ms: float
+    """The processor's time for an operation, of all PostgreSQLs."""
+    server_ms: float
+    """The same of all servers."""
+    databases: float
+    """How many operations the PostgreSQLs can do until the busiest has used up a second of its
+    own, in proportion to the first case."""
+    servers: float
+    """The same of the servers."""
+    databases_quartiles: tuple[float, float]
+    """Of the rounds one by one."""
+    fairness: float
+    """What the slowest namespace got done, in proportion to the fastest."""
+    failed: int
+    wal: float
+    """Bytes for each operation."""
+
+
+def capacities(figures: Figures) -> dict[tuple[str, str], Capacity]:
+    """By load and case."""
+    of = [figure for figure in figures if figure["part"] == "capacity"]
+    found = {}
+    for load in dict.fromkeys(figure["load"] for figure in of):
+        first = [f for f in of if f["load"] == load and f["case"] == FIRST]
+        for case in dict.fromkeys(figure["case"] for figure in of):
+            rounds = [f for f in of if f["load"] == load and f["case"] == case]
+            done = sum(f["done"] for f in rounds)
+            single = [
+                _rate([f], "postgres_cpu") / _rate([one], "postgres_cpu")
+                for f, one in zip(rounds, first, strict=True)
+            ]
+            namespaces = _added(rounds, "namespaces").values()
+            found[load, case] = Capacity(
+                done=done,
+                postgres_ms=sum(sum(f["postgres_cpu"]) for f in rounds) / done * 1e3,
+                server_ms=sum(sum(f["server_cpu"]) for f in rounds) / done * 1e3,
+                databases=_rate(rounds, "postgres_cpu") / _rate(first, "postgres_cpu"),
+                servers=_rate(rounds, "server_cpu") / _rate(first, "server_cpu"),
+                databases_quartiles=(percentile(single, 25), percentile(single, 75)),
+                fairness=min(namespaces) / max(namespaces),
+                failed=_added(rounds, "failed").total(),
+                wal=sum(f["wal"] for f in rounds) / done,
+            )
+    return found
+
+
+def _rate(rounds: Figures, kind: str) -> float:
+    """Operations for each second of the one that was used most."""
+    used = [sum(each) for each in zip(*(f[kind] for f in rounds), strict=True)]
+    rate: float = sum(f["done"] for f in rounds) / max(used)
+    return rate
+
+
+def table(figures: Figures) -> str:
+    """The figures as text."""
+    heads = f"{'load':8}{'PostgreSQLs and servers':25}{'PostgreSQL ms':>14}{'server ms':>11}"
+    heads += f"{'databases x':>13}{'(quartiles)':>16}{'servers x':>11}{'slowest/fastest':>17}"
+    lines = [f"{heads}{'WAL B':>8}{'failed':>8}"]
+    for (load, case), found in capacities(figures).items():
+        low, high = found.databases_quartiles
+        lines.append(
+            f"{load:8}{case:25}{found.postgres_ms:>14.3f}{found.server_ms:>11.3f}"
+            f"{found.databases:>13.2f}{f'({low:.2f} to {high:.2f})':>16}{found.servers:>11.2f}"
+            f"{found.fairness:>17.2f}{found.wal:>8.0f}{found.failed:>8}"
+        )
+    lines += ["", "idle: CPU of a second", *(
+        f"  {name:10}{used:>8.4f}"
+        for figure in figures if figure["part"] == "idle"
+        for name, used in figure.items() if name != "part"
+    ), "", "memory, MB"]  # fmt: skip
+    for figure in figures:
+        if figure["part"] == "memory":
+            lines.append(f"  {figure['case']}: " + ", ".join(
+                f"{key} {[round(each, 1) for each in values]}"
+                for key, values in figure.items() if isinstance(values, list)
+            ))  # fmt: skip
+    lines += ["", f"{'':26}{'operations/s':>14}{'x':>7}{'p50 ms':>9}{'p99 ms':>9}"]
+    for database in _NAMES:
+        alone = overload(figures, database, flooded=False)
+        for flooded in (False, True):
+            found_ = overload(figures, database, flooded=flooded)
+            lines.append(
+                f"{database:8}{'beside the flood' if flooded else 'alone':18}"
+                f"{found_['rate']:>14.1f}{found_['rate'] / alone['rate']:>7.2f}"
+                f"{found_['p50_ms']:>9.1f}{found_['p99_ms']:>9.1f}"
+            )
+    return "\n".join(lines)
+
+
+def overload(figures: Figures, database: str, *, flooded: bool) -> dict[str, float]:
+    """What the namespaces of a database got done beside the flood, or alone."""
+    rounds = [f for f in figures if f["part"] == "overload" and f["flooded"] == flooded]
+    slow = [f[database] for f in rounds if f[database]["p50_ms"] is not None]
+    return {
+        "rate": sum(f[database]["done"] for f in rounds) / sum(f["seconds"] for f in rounds),
+        "p50_ms": median(each["p50_ms"] for each in slow),
+        "p99_ms": median(each["p99_ms"] for each in slow),
+    }
