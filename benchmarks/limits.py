@@ -20,7 +20,6 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -32,26 +31,33 @@ import psutil
 import psycopg
 
 from benchmarks.accounting import Accounted
+from benchmarks.limits_figures import (
+    FIRST,
+    NAMES,
+    NAMESPACES,
+    Figures,
+    added,
+    capacities,
+    database_of,
+    overloads,
+    table,
+)
 from benchmarks.limits_load import LoadProcess
-from benchmarks.timing import cpu_seconds, percentile
+from benchmarks.timing import cpu_seconds
 from tests.support.api import Api, connect
 from tests.support.server import ServerProcess
 from wfe.persistence.v1 import store_pb2 as st
 from wfe_persistence.embedded import EmbeddedPostgres
 from wfe_persistence.store.schema import Schema
 
-Figures = list[dict[str, Any]]
+__all__ = ["measure", "table"]
 
 CALLERS: Final = 96
 LOADS: Final = ("steps", "turns", "mixed")
-FIRST: Final = "one and one"
 AGAIN: Final = "one and one, again"
 DATABASES: Final = "three and one"
 BOTH: Final = "three and two"
 
-_HOME: Final = "home"
-_NAMES: Final = (_HOME, "a", "b")
-_NAMESPACES: Final = [f"n{number}" for number in range(12)]
 _FLOODED: Final = "a"
 _FLOOD: Final = "flood"
 _FLOOD_CALLERS: Final = 100
@@ -95,11 +101,6 @@ class _Case:
         return await asyncio.gather(*(load.do(**wanted) for load in self.loads))
 
 
-def database_of(name: str, count: int) -> str:
-    """The database of a namespace, of so many."""
-    return _NAMES[_NAMESPACES.index(name) % count]
-
-
 def measure(seconds: float, rounds: int) -> Figures:
     """All cases with each load in each round, each round beginning with another case."""
     with tempfile.TemporaryDirectory(prefix="wfe-limits-") as directory:
@@ -111,7 +112,7 @@ async def _measure(directory: Path, seconds: float, rounds: int) -> Figures:
     async with AsyncExitStack() as stack:
         started = {
             name: stack.enter_context(EmbeddedPostgres(directory / name))
-            for name in ("single", *_NAMES)
+            for name in ("single", *NAMES)
         }
         cases = {
             case: await stack.enter_async_context(_case(number, count, servers, started, directory))
@@ -133,7 +134,7 @@ async def _measure(directory: Path, seconds: float, rounds: int) -> Figures:
         print(file=sys.stderr)
         figures += [_memory(name, case) for name, case in cases.items()]
         figures += await _overload(cases[BOTH], seconds, rounds)
-    return figures
+    return [*capacities(figures), *overloads(figures), *figures]
 
 
 def _urls(started: dict[str, EmbeddedPostgres]) -> list[str]:
@@ -149,14 +150,14 @@ async def _case(
     directory: Path,
 ) -> AsyncIterator[_Case]:
     """A service with so many PostgreSQLs and servers, warm."""
-    used = [started["single"]] if count == 1 else [started[name] for name in _NAMES]
+    used = [started["single"]] if count == 1 else [started[name] for name in NAMES]
     urls = []
     for postgres in used:
         with psycopg.connect(postgres.url, autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE case_{number}".encode())
         urls.append(postgres.url.replace("/postgres?", f"/case_{number}?"))
     options = ["--db-url", urls[0], "--max-namespaces", "1000"]
-    for name, url in zip(_NAMES[1:count], urls[1:], strict=True):
+    for name, url in zip(NAMES[1:count], urls[1:], strict=True):
         options += ["--database", f"{name}={url}"]
     async with AsyncExitStack() as stack:
         running = [
@@ -165,7 +166,7 @@ async def _case(
         ]
         async with connect(running[0].address) as channel:
             store = Api(channel).store
-            for name in _NAMESPACES:
+            for name in NAMESPACES:
                 await store.CreateNamespace(
                     st.CreateNamespaceRequest(name=name, database=database_of(name, count))
                 )
@@ -176,7 +177,7 @@ async def _case(
         case = _Case(used, [Accounted.at(each.url) for each in used], running, loads, urls)
         # Twice as many items as callers could have at once.
         await case.all_do(
-            prepare=_NAMESPACES, workflows=2 * CALLERS // len(_NAMESPACES) // servers + 2
+            prepare=NAMESPACES, workflows=2 * CALLERS // len(NAMESPACES) // servers + 2
         )
         # Until nearly all connections have what they need: PostgreSQL plans the first five
         # executions of a prepared statement one by one.
@@ -201,8 +202,8 @@ async def _one(case: _Case, load: str, seconds: float) -> dict[str, Any]:
     before = case.used()
     answers = await case.all_do(
         load=load,
-        namespaces=_NAMESPACES,
-        callers=CALLERS // len(_NAMESPACES) // len(case.loads),
+        namespaces=NAMESPACES,
+        callers=CALLERS // len(NAMESPACES) // len(case.loads),
         seconds=seconds,
     )
     after = case.used()
@@ -210,7 +211,7 @@ async def _one(case: _Case, load: str, seconds: float) -> dict[str, Any]:
         [now - then for now, then in zip(*pair, strict=True)]
         for pair in zip(after, before, strict=True)
     )
-    done, failed = _added(answers, "done"), _added(answers, "failed")
+    done, failed = added(answers, "done"), added(answers, "failed")
     return {
         "done": done.total(),
         "failed": failed,
@@ -221,13 +222,6 @@ async def _one(case: _Case, load: str, seconds: float) -> dict[str, Any]:
         "namespaces": done,
         "p50_ms": median(found[0] for answer in answers for found in answer["ms"].values()),
     }
-
-
-def _added(answers: Sequence[dict[str, Any]], key: str) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for answer in answers:
-        total.update(answer[key])
-    return total
 
 
 def _wal(case: _Case) -> float:
@@ -278,7 +272,7 @@ async def _overload(case: _Case, seconds: float, rounds: int) -> Figures:
         await Api(channel).store.CreateNamespace(
             st.CreateNamespaceRequest(name=_FLOOD, database=_FLOODED)
         )
-    at = _NAMES.index(_FLOODED)
+    at = NAMES.index(_FLOODED)
     with psycopg.connect(case.urls[at], autocommit=True) as connection:
         fill = Schema().for_namespace(_FLOOD).qualify(_FILL)
         connection.execute(fill.encode(), [_COUNTED])
@@ -313,140 +307,32 @@ async def _flooded(case: _Case, floods: list[LoadProcess], seconds: float) -> di
         await asyncio.sleep(1)  # until all of them wait
     before = case.used()
     begun = time.perf_counter()
-    answers = await case.all_do(load="mixed", namespaces=_NAMESPACES, callers=1, seconds=seconds)
+    answers = await case.all_do(load="mixed", namespaces=NAMESPACES, callers=1, seconds=seconds)
     elapsed = time.perf_counter() - begun
     after = case.used()
     flooding = await asyncio.gather(*flood)
     figure: dict[str, Any] = {
         "seconds": elapsed,
         "server_cpu": [now - then for now, then in zip(after[1], before[1], strict=True)],
-        "flood_done": _added(flooding, "done").total(),
-        "flood_failed": _added(flooding, "failed"),
-        "failed": _added(answers, "failed"),
-        "namespaces": _added(answers, "done"),
+        "flood_done": added(flooding, "done").total(),
+        "flood_failed": added(flooding, "failed"),
+        "failed": added(answers, "failed"),
+        "namespaces": added(answers, "done"),
     }
-    for database in _NAMES:
+    for database in NAMES:
         found = [
             ms
             for answer in answers
             for name, ms in answer["ms"].items()
-            if database_of(name, len(_NAMES)) == database
+            if database_of(name, len(NAMES)) == database
         ]
         figure[database] = {
             "done": sum(
                 done
                 for name, done in figure["namespaces"].items()
-                if database_of(name, len(_NAMES)) == database
+                if database_of(name, len(NAMES)) == database
             ),
             "p50_ms": median(each[0] for each in found) if found else None,
             "p99_ms": median(each[1] for each in found) if found else None,
         }
     return figure
-
-
-# ----- the tables -----
-
-
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """What all rounds of a case and a load have taken, per operation, and what that means."""
-
-    done: int
-    postgres_ms: float
-    """The processor's time for an operation, of all PostgreSQLs."""
-    server_ms: float
-    """The same of all servers."""
-    databases: float
-    """How many operations the PostgreSQLs can do until the busiest has used up a second of its
-    own, in proportion to the first case."""
-    servers: float
-    """The same of the servers."""
-    databases_quartiles: tuple[float, float]
-    """Of the rounds one by one."""
-    fairness: float
-    """What the slowest namespace got done, in proportion to the fastest."""
-    failed: int
-    wal: float
-    """Bytes for each operation."""
-
-
-def capacities(figures: Figures) -> dict[tuple[str, str], Capacity]:
-    """By load and case."""
-    of = [figure for figure in figures if figure["part"] == "capacity"]
-    found = {}
-    for load in dict.fromkeys(figure["load"] for figure in of):
-        first = [f for f in of if f["load"] == load and f["case"] == FIRST]
-        for case in dict.fromkeys(figure["case"] for figure in of):
-            rounds = [f for f in of if f["load"] == load and f["case"] == case]
-            done = sum(f["done"] for f in rounds)
-            single = [
-                _rate([f], "postgres_cpu") / _rate([one], "postgres_cpu")
-                for f, one in zip(rounds, first, strict=True)
-            ]
-            namespaces = _added(rounds, "namespaces").values()
-            found[load, case] = Capacity(
-                done=done,
-                postgres_ms=sum(sum(f["postgres_cpu"]) for f in rounds) / done * 1e3,
-                server_ms=sum(sum(f["server_cpu"]) for f in rounds) / done * 1e3,
-                databases=_rate(rounds, "postgres_cpu") / _rate(first, "postgres_cpu"),
-                servers=_rate(rounds, "server_cpu") / _rate(first, "server_cpu"),
-                databases_quartiles=(percentile(single, 25), percentile(single, 75)),
-                fairness=min(namespaces) / max(namespaces),
-                failed=_added(rounds, "failed").total(),
-                wal=sum(f["wal"] for f in rounds) / done,
-            )
-    return found
-
-
-def _rate(rounds: Figures, kind: str) -> float:
-    """Operations for each second of the one that was used most."""
-    used = [sum(each) for each in zip(*(f[kind] for f in rounds), strict=True)]
-    rate: float = sum(f["done"] for f in rounds) / max(used)
-    return rate
-
-
-def table(figures: Figures) -> str:
-    """The figures as text."""
-    heads = f"{'load':8}{'PostgreSQLs and servers':25}{'PostgreSQL ms':>14}{'server ms':>11}"
-    heads += f"{'databases x':>13}{'(quartiles)':>16}{'servers x':>11}{'slowest/fastest':>17}"
-    lines = [f"{heads}{'WAL B':>8}{'failed':>8}"]
-    for (load, case), found in capacities(figures).items():
-        low, high = found.databases_quartiles
-        lines.append(
-            f"{load:8}{case:25}{found.postgres_ms:>14.3f}{found.server_ms:>11.3f}"
-            f"{found.databases:>13.2f}{f'({low:.2f} to {high:.2f})':>16}{found.servers:>11.2f}"
-            f"{found.fairness:>17.2f}{found.wal:>8.0f}{found.failed:>8}"
-        )
-    lines += ["", "idle: CPU of a second", *(
-        f"  {name:10}{used:>8.4f}"
-        for figure in figures if figure["part"] == "idle"
-        for name, used in figure.items() if name != "part"
-    ), "", "memory, MB"]  # fmt: skip
-    for figure in figures:
-        if figure["part"] == "memory":
-            lines.append(f"  {figure['case']}: " + ", ".join(
-                f"{key} {[round(each, 1) for each in values]}"
-                for key, values in figure.items() if isinstance(values, list)
-            ))  # fmt: skip
-    lines += ["", f"{'':26}{'operations/s':>14}{'x':>7}{'p50 ms':>9}{'p99 ms':>9}"]
-    for database in _NAMES:
-        alone = overload(figures, database, flooded=False)
-        for flooded in (False, True):
-            found_ = overload(figures, database, flooded=flooded)
-            lines.append(
-                f"{database:8}{'beside the flood' if flooded else 'alone':18}"
-                f"{found_['rate']:>14.1f}{found_['rate'] / alone['rate']:>7.2f}"
-                f"{found_['p50_ms']:>9.1f}{found_['p99_ms']:>9.1f}"
-            )
-    return "\n".join(lines)
-
-
-def overload(figures: Figures, database: str, *, flooded: bool) -> dict[str, float]:
-    """What the namespaces of a database got done beside the flood, or alone."""
-    rounds = [f for f in figures if f["part"] == "overload" and f["flooded"] == flooded]
-    slow = [f[database] for f in rounds if f[database]["p50_ms"] is not None]
-    return {
-        "rate": sum(f[database]["done"] for f in rounds) / sum(f["seconds"] for f in rounds),
-        "p50_ms": median(each["p50_ms"] for each in slow),
-        "p99_ms": median(each["p99_ms"] for each in slow),
-    }

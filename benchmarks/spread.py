@@ -6,9 +6,10 @@ only some: the first, the last, and between them, which is measured. The others 
 as `pg_dump` describes one that the server has created.
 
 What servers do in the background is run in this process, on the same databases, as a server does
-it: a look at the retention policies of all namespaces; the deletion of old lifecycle events and
-changes in all of them, once an hour; the sweep, where it is switched on; and a look at the whole
-directory, once a minute. Memory is that of the whole process, or of all processes of a PostgreSQL.
+it: a look for retention policies, and one into each namespace, as it was done before; a look for
+queues to sweep, where that is switched on; the deletion of old lifecycle events and changes in all
+of them, once an hour; and a look at the whole directory, once a minute. Memory is that of the whole
+process, or of all processes of a PostgreSQL.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,11 +42,13 @@ from wfe.persistence.v1 import store_pb2 as st
 from wfe_persistence.database import databases_from
 from wfe_persistence.embedded import EmbeddedPostgres
 from wfe_persistence.settings import NamedDatabase, Settings
-from wfe_persistence.store import learning
+from wfe_persistence.store import feeds, learning
 from wfe_persistence.store.feeds import Feeds
 from wfe_persistence.store.lifecycle import LifecycleEvents
 from wfe_persistence.store.namespace import Namespaces
+from wfe_persistence.store.occupied import occupied_stores
 from wfe_persistence.store.placement import side_by_side
+from wfe_persistence.store.retention import RULES_TABLE
 from wfe_persistence.store.retention_runner import Retention
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.sweep import Sweeper
@@ -62,7 +64,7 @@ _CALLERS: Final = 16
 _IDLE_SECONDS: Final = 30.0
 
 # How many are created by a server, in so many parts: the first, the last, and between them.
-_CREATED: Final = 300
+_CREATED: Final = 120
 _PARTS: Final = 4
 
 SIZES: Final = """
@@ -316,6 +318,7 @@ async def _background(spread: _Spread, names: list[str]) -> None:
         changes = Feeds(
             WorkflowChanges(settings.max_message_bytes), namespaces, 3600, waiters, Kind("changes")
         )
+        feeds._SWEEP_PAUSE_SECONDS = 0.0  # type: ignore[misc]  # between two namespaces
         retention = Retention(namespaces, 300, 1000, lambda _: None)
         sweeper = Sweeper(namespaces, waiters, 60)
         with spread.measured("the directory, all", number=len(names)):
@@ -323,18 +326,22 @@ async def _background(spread: _Spread, names: list[str]) -> None:
         with spread.measured("the directory, one by one", number=len(names)):
             for name in names:
                 await namespaces.placements.read(name)
+        with spread.measured("list of all", number=len(names)):
+            await namespaces.all_stores()
+        for what in ("policies, first look", "policies"):
+            with spread.measured(what, number=len(names)):
+                stores = await occupied_stores(namespaces, RULES_TABLE)
+                await side_by_side(stores, retention._apply)
+        with spread.measured("queues to sweep", number=len(names)):
+            await side_by_side(await occupied_stores(namespaces, "queues"), sweeper._sweep)
         passes: dict[str, Callable[[Any], Awaitable[Any]]] = {
-            "retention": retention._apply,
+            "policies, each namespace": retention._apply,
             "old lifecycle events": lifecycle._sweep,
             "old changes": changes._sweep,
-            "sweep": sweeper._sweep,
         }
         for what, work in passes.items():
-            with spread.measured(what, number=len(names)) as figure:
-                with spread.measured("list of all"):
-                    stores = await namespaces.all_stores()
-                await side_by_side(stores, partial(work))
-                figure["stores"] = len(stores)
+            with spread.measured(what, number=len(names)):
+                await side_by_side(await namespaces.all_stores(), work)
             spread.postgres_memory(what)
 
 

@@ -11,9 +11,9 @@ from typing import Final
 
 from deploy.helm import schema
 from deploy.monitoring import monitoring
-from docs import configuration, errors, metrics, protocol
+from docs import configuration, errors, limits, metrics, protocol
 
-MADE_BY: Final = (configuration, errors, metrics, monitoring, protocol, schema)
+MADE_BY: Final = (configuration, errors, limits, metrics, monitoring, protocol, schema)
 
 FILES: Final = {path: text for module in MADE_BY for path, text in module.FILES.items()}
 

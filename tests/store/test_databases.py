@@ -18,7 +18,8 @@ from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.database import databases_from
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.settings import NamedDatabase, Settings
-from wfe_persistence.store import event, namespace_list
+from wfe_persistence.store import database_size, event, namespace_list
+from wfe_persistence.store.database_list import list_databases
 from wfe_persistence.store.migrate import migrate
 from wfe_persistence.store.migrate_all import migrate_all
 from wfe_persistence.store.migration_files import latest_version
@@ -398,3 +399,20 @@ async def test_what_migrate_up_can_not_reach_fails_and_nothing_else(
     )
     assert down.returncode == 1
     assert "can't be reached" in down.stdout + down.stderr
+
+
+async def test_a_size_that_takes_long_to_tell_is_estimated(
+    namespaces: Namespaces, database_urls: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_size, "DATABASE_BYTES", "SELECT 1::bigint FROM pg_sleep(600)")
+    monkeypatch.setattr(database_size, "_SECONDS", 0.05)
+    await execute(
+        database_urls["a"],
+        "CREATE TABLE large AS SELECT repeat('x', 2000) AS x FROM generate_series(1, 2000)",
+        "ANALYZE large",
+    )
+    listed = {each.name: each for each in await list_databases(namespaces)}
+    assert all(each.reachable for each in listed.values())
+    assert 4_000_000 < listed["a"].size_bytes - listed["b"].size_bytes < 8_000_000
+    created = [(await namespaces.create_namespace(name))[1] for name in ("x", "y")]
+    assert "a" not in created

@@ -11,8 +11,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def copy_generated(to: Path) -> None:
-    """The pages and files, their scripts, and the error reasons, at the same paths there."""
-    for directory in ("docs", "deploy/helm", "deploy/monitoring", "protos/wfe/persistence/v1"):
+    """The pages and files, their scripts, and what they are made from, at the same paths there."""
+    for directory in (
+        "docs",
+        "benchmarks/results",
+        "deploy/helm",
+        "deploy/monitoring",
+        "protos/wfe/persistence/v1",
+    ):
         shutil.copytree(ROOT / directory, to / directory)
 
 

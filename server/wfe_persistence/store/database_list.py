@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Final
 
 from wfe.persistence.v1.store_pb2 import Database as Listed
 from wfe_persistence.errors import PersistenceError
+from wfe_persistence.store.database_size import database_size
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.postgres.database import Database
-from wfe_persistence.store.rows import read_int8, read_text
+from wfe_persistence.store.rows import read_text
 from wfe_persistence.store.tables import Store
 
 _ANSWER_SECONDS: Final = 2.0
 
 LIST_DATABASES = """
-SELECT pg_database_size(current_database()), current_setting('server_version')
+SELECT current_setting('server_version')
 """
 
 
@@ -36,8 +38,9 @@ async def list_databases(namespaces: Namespaces) -> list[Listed]:
         except (PersistenceError, TimeoutError):
             return listed
         listed.reachable = True
-        listed.size_bytes = read_int8(row.get_value(0, 0))
-        listed.postgres_version = read_text(row.get_value(0, 1)).split()[0]
+        listed.postgres_version = read_text(row.get_value(0, 0)).split()[0]
+        with suppress(PersistenceError, TimeoutError):
+            listed.size_bytes = (await database_size(store)).bytes
         return listed
 
     return await asyncio.gather(*map(describe, namespaces.databases))

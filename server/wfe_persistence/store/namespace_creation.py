@@ -27,20 +27,20 @@ from wfe_persistence.store import (
     placement,
 )
 from wfe_persistence.store.administration import connect
+from wfe_persistence.store.database_size import database_size
 from wfe_persistence.store.migrate import Migrated
 from wfe_persistence.store.owner import Owner
 from wfe_persistence.store.placement import CREATING, DELETED, Databases, Placement, Placements
 from wfe_persistence.store.postgres.database import MAX_ATTEMPTS, Database
-from wfe_persistence.store.rows import read_int8
 from wfe_persistence.store.schema import HOME
 from wfe_persistence.store.tables import MIGRATIONS_TABLE, PLACEMENTS_TABLE, STORE_TABLE, Store
 
 log = logging.getLogger(__name__)
 
-# How long (seconds) the size of a database is believed, how long it may take to tell it, and by how
-# many bytes it grows with a namespace meanwhile.
+# How long (seconds) the size of a database is believed, how long one that was only estimated, and
+# by how many bytes it grows with a namespace meanwhile.
 _SIZE_SECONDS: Final = 5.0
-_ANSWER_SECONDS: Final = 2.0
+_ESTIMATE_SECONDS: Final = 60.0
 _NAMESPACE_BYTES: Final = 1_000_000
 
 # Serializes the transactions that create a namespace of one owner, in all servers: each of them
@@ -51,8 +51,6 @@ SELECT pg_advisory_xact_lock(
 """
 
 TABLE_EXISTS = "SELECT to_regclass(%s) IS NOT NULL"
-
-DATABASE_BYTES = "SELECT pg_database_size(current_database())"
 
 
 class Creation:
@@ -141,13 +139,12 @@ class Creation:
             return size
         store = Store(database, self._default.schema, self._default.namespace)
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                rows = await store.read_once(DATABASE_BYTES)
+            found = await database_size(store)
         except (PersistenceError, TimeoutError):
             return -1
-        size = read_int8(rows.get_value(0, 0))
-        self._sizes[database.name] = now + _SIZE_SECONDS, size
-        return size
+        seconds = _ESTIMATE_SECONDS if found.is_estimated else _SIZE_SECONDS
+        self._sizes[database.name] = now + seconds, found.bytes
+        return found.bytes
 
     async def _reserve(
         self, at_home: Store, database: Database, seen: Placement | None

@@ -53,6 +53,8 @@ _COMMAND: Final = "Command"
 _StoredRule = tuple[str, str, int | None]
 """Its kind, its definition, and its age in µs; None: for ever."""
 
+RULES_TABLE: Final = "retention_rules"
+
 FORGET_RETENTION_RULES = "DELETE FROM wfc.retention_rules"
 
 # $1: arrays of kind, definition and age. A concurrent one inserts the same key, which is retried.

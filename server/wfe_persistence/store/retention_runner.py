@@ -15,8 +15,9 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.recurring import RecurringWarnings
 from wfe_persistence.store.feed import PASSING
 from wfe_persistence.store.namespace import Namespaces
+from wfe_persistence.store.occupied import occupied_stores
 from wfe_persistence.store.placement import side_by_side
-from wfe_persistence.store.retention import DELETED_KINDS, Rule, batch, rules
+from wfe_persistence.store.retention import DELETED_KINDS, RULES_TABLE, Rule, batch, rules
 from wfe_persistence.store.rows import text
 from wfe_persistence.store.tables import Store
 
@@ -84,10 +85,10 @@ class Retention:
             if loop.time() >= next_look:
                 next_look = loop.time() + self._pause()
                 try:
-                    for store in await self._namespaces.all_stores():
+                    for store in await occupied_stores(self._namespaces, RULES_TABLE):
                         stores.setdefault(store.namespace, store)
                 except Exception as exc:  # whatever it is, the next look may succeed
-                    warnings.warn("list", f"retention can't list namespaces: {exc or repr(exc)}")
+                    warnings.warn("list", f"retention can't find policies: {exc or repr(exc)}")
             done = await side_by_side(stores.values(), self._apply)
             unfinished = [store for store, is_finished in done if not is_finished]
 

@@ -24,6 +24,7 @@ from wfe_persistence.errors import PersistenceError
 from wfe_persistence.recurring import RecurringWarnings
 from wfe_persistence.store.feed import PASSING
 from wfe_persistence.store.namespace import Namespaces
+from wfe_persistence.store.occupied import occupied_stores
 from wfe_persistence.store.placement import side_by_side
 from wfe_persistence.store.queue import wake_queues
 from wfe_persistence.store.rows import boolean, integer, read_int8, read_text
@@ -160,7 +161,9 @@ class Sweeper:
             # often than is needed, as others may have had the last turn.
             await asyncio.sleep(self._seconds / 2 * random.uniform(0.75, 1.25))
             try:
-                await side_by_side(await self._namespaces.all_stores(), self._sweep)
+                # Where there is no queue, nothing is to be enqueued.
+                stores = await occupied_stores(self._namespaces, "queues")
+                await side_by_side(stores, self._sweep)
             except Exception as exc:  # whatever it is, the next turn may succeed
                 warnings.warn("sweep", f"can't look for work in no queue: {exc or repr(exc)}")
 

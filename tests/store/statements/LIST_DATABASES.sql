@@ -1,1 +1,1 @@
-SELECT pg_database_size(current_database()), current_setting('server_version');
+SELECT current_setting('server_version');
