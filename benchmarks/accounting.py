@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import psutil
@@ -68,6 +70,9 @@ class Accounted:
                 process.nice(19)
             except psutil.Error:
                 continue
+        # Where Linux shares the processor out among sessions first, each PostgreSQL is one.
+        with suppress(OSError):
+            Path(f"/proc/{self._postmaster.pid}/autogroup").write_text("19")
 
     def _processes(self) -> Iterator[psutil.Process]:
         yield self._postmaster

@@ -155,6 +155,11 @@ async def _measure(spread: _Spread, names: list[str]) -> None:
                     await _copy(spread.urls, model, rest)
             spread.postgres_memory("created")
             await _listed(spread, api, process, len(names))
+    await _used(spread, names)
+
+
+async def _used(spread: _Spread, names: list[str]) -> None:
+    """A new server on all of them, and what servers do in the background."""
     _sizes(spread)
     with ExitStack() as stack:
         with spread.measured("start") as figure:
