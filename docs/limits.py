@@ -218,6 +218,8 @@ def spread() -> str:
                  "ms")  # fmt: skip
     for what, said in SPREAD.items():
         found = [row for row in figures if row.get("what") == what]
+        if not found:
+            continue  # of a run that ended before
         row = found[-1]
         per_call = "call" in what or "one by one" in what
         of = row["number"] / 1e3 if per_call else 1.0

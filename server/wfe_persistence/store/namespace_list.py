@@ -16,16 +16,18 @@ from wfe_persistence.store.paging import Cursor, Page
 from wfe_persistence.store.placement import Placement
 from wfe_persistence.store.postgres.database import MAX_ATTEMPTS
 from wfe_persistence.store.rows import (
+    Param,
     integer,
     read_bool,
     read_int4,
     read_int8,
     read_text,
     text,
+    text_array,
     text_list,
 )
 from wfe_persistence.store.schema import DEFAULT_NAMESPACE, HOME, Schema, is_namespace
-from wfe_persistence.store.tables import MIGRATIONS_TABLE, STORE_TABLE, Store
+from wfe_persistence.store.tables import MIGRATIONS_TABLE, STORE_TABLE, TABLES, Store
 
 if TYPE_CHECKING:
     from wfe_persistence.store.namespace import Namespaces
@@ -49,10 +51,12 @@ def everything(_: str) -> bool:
 
 
 # A namespace is a schema with a table of migrations. The number of rows is PostgreSQL's estimate.
+# The tables are looked up by their names ($6), as PostgreSQL has no index of what is in a schema:
+# it would look at the tables of all namespaces for each of them.
 LIST_NAMESPACES = """
 SELECT n.nspname,
     (SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint FROM pg_class c
-        WHERE c.relnamespace = n.oid AND c.relkind = 'r' AND c.relname NOT IN ($1, $2)),
+        WHERE c.relnamespace = n.oid AND c.relname = ANY ($6::name[]) AND c.relkind = 'r'),
     EXISTS (SELECT FROM pg_class o WHERE o.relnamespace = n.oid AND o.relname = $2)
 FROM pg_namespace n JOIN pg_class m ON m.relnamespace = n.oid AND m.relname = $1
 WHERE (n.nspname = $3 OR starts_with(n.nspname, $3 || '_')) AND n.nspname > $4
@@ -82,6 +86,11 @@ async def list_namespaces(
         last = chunk.last
 
 
+def _tables(base: Schema) -> Param:
+    """The names of the tables whose rows are counted, as a parameter."""
+    return text_array(base.table_prefix + table for table in TABLES)
+
+
 @dataclass(frozen=True, slots=True)
 class _Chunk:
     """A part of the schemas that may be namespaces: the namespaces in it, and its last schema."""
@@ -104,6 +113,7 @@ async def _own_of_chunk(
             text(base.name),
             text(after),
             integer(size + 1),
+            _tables(base),
         )
         last = ""
         candidates: dict[str, tuple[Namespace, bool]] = {}
@@ -209,7 +219,7 @@ async def count_at_most(store: Store, most: int) -> int:
 DESCRIBE_NAMESPACES = """
 SELECT n.nspname,
     (SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint FROM pg_class c
-        WHERE c.relnamespace = n.oid AND c.relkind = 'r' AND c.relname NOT IN ($1, $2))
+        WHERE c.relnamespace = n.oid AND c.relname = ANY ($1::name[]) AND c.relkind = 'r')
 FROM pg_namespace n JOIN pg_class m ON m.relnamespace = n.oid AND m.relname = $2
 WHERE n.nspname IN (SELECT jsonb_array_elements_text($3::jsonb))
 """
@@ -320,7 +330,7 @@ async def _described(store: Store, names: list[str]) -> list[Namespace]:
     for _ in range(MAX_ATTEMPTS):
         rows = await store.read_once(
             DESCRIBE_NAMESPACES,
-            text(base.table_prefix + MIGRATIONS_TABLE),
+            _tables(base),
             text(base.table_prefix + STORE_TABLE),
             text_list(by_schema),
         )
