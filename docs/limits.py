@@ -243,8 +243,10 @@ SPREAD: Final = {
     "idle": "30 s in which nobody calls",
     "the directory, all": "the directory is read (each minute)",
     "the directory, one by one": "the place of one is looked up, each",
-    "policies": "a look for retention policies (every 150 s)",
-    "policies, each namespace": "the same as it was before, in each namespace",
+    "policies, first look": "the first look for retention policies of a server",
+    "policies": "each look after that (every 150 s)",
+    "list of all": "as it was before: a list of all namespaces",
+    "policies, each namespace": "and a look into each",
     "old lifecycle events": "old lifecycle events are deleted (once an hour)",
     "old changes": "old changes are deleted (once an hour)",
 }
